@@ -1,0 +1,41 @@
+"""Time as the rest of the program sees it: integer microseconds UTC for the record, monotonic seconds for waiting.
+
+Whatever needs the time takes a `Clock`, so that tests can hold it still.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+SECOND_US = 1_000_000
+
+
+class Clock(Protocol):
+    def now_us(self) -> int:
+        """Wall-clock time in microseconds since the epoch, UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back; only differences mean anything."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    @staticmethod
+    def now_us() -> int:
+        return time.time_ns() // 1000
+
+    @staticmethod
+    def monotonic() -> float:
+        return time.monotonic()
+
+
+def format_us(time_us: int) -> str:
+    """The slides' history format, `10-03-2018 19:04:00.143928`, in UTC.
+
+    >>> format_us(1538593440143928)
+    '10-03-2018 19:04:00.143928'
+    """
+    seconds, micros = divmod(time_us, SECOND_US)
+    return f"{time.strftime('%m-%d-%Y %H:%M:%S', time.gmtime(seconds))}.{micros:06d}"

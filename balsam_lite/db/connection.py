@@ -1,0 +1,276 @@
+"""The one way to the SQLite file: read and write transactions, on a local disk and on a shared file system.
+
+*local*: ordinary WAL; each thread keeps a connection, and many processes work at once.
+*shared*: sessions. WAL shares memory between processes, which hosts cannot; so each session takes a lock file, opens the
+file for itself alone, closes it, and releases. Reading takes a session too.
+
+Code that uses a `Database` does not know which of the two it has. Nothing here knows a table but `lease`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from typing import Iterator
+from urllib.parse import quote
+
+from ..errors import (
+    BalsamError,
+    DatabaseBusy,
+    DatabaseError,
+    DatabaseFull,
+    DatabaseReadOnly,
+    NotABalsamDB,
+    UnsafeFilesystem,
+)
+from . import filesystem, migrations
+
+FILE_NAME = "balsam.sqlite3"
+
+#: Pages; 16 MB of WAL. A larger one makes reading slower, a smaller one makes a launcher wait for the disk more often.
+_CHECKPOINT_PAGES = 4000
+
+#: Connections of a parent process, seen after a fork. Closing them here would drop the parent's locks, so they are kept.
+_of_the_parent: list[sqlite3.Connection] = []
+
+
+class _ThreadState(threading.local):
+    """What one thread has open."""
+
+    connection: sqlite3.Connection | None = None
+    process = 0
+    transaction = ""  # "", "read" or "write"
+    sessions = 0
+
+
+class Database:
+    """The database of one directory, whichever way it must be opened.
+
+    Safe to share between threads, each of which gets its own connection, and across a fork, after which the child opens
+    anew. All methods raise DatabaseError or one of its kinds where SQLite fails.
+    """
+
+    def __init__(self, directory: str, access: str, *, busy_timeout_s: float = 60.0, expiry_s: float = 120.0) -> None:
+        self.directory = os.path.abspath(directory)
+        self.path = os.path.join(self.directory, FILE_NAME)
+        self.access = access
+        self.busy_timeout_s = busy_timeout_s
+        self._expiry_s = expiry_s
+        self._thread = _ThreadState()
+        self._seen_version = -1
+        self._keeps_checkpoints: bool | None = None
+        if not os.path.isfile(self.path):
+            raise NotABalsamDB(f"There is no Balsam DB in {self.directory}", hint="`balsam init PATH` creates one.")
+        if access == filesystem.LOCAL:
+            mount = filesystem.mount_of(self.directory)
+            if mount.access != filesystem.LOCAL:
+                raise UnsafeFilesystem(
+                    f"The DB {self.directory} was created for a local disk, but lies on a {mount}.",
+                    hint="Opened this way from several hosts it would lose jobs. `balsam init --access shared "
+                    f"{self.directory}` sets it up for a shared file system.",
+                )
+
+    # --- transactions -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection inside a read transaction: all queries see one moment. Joins a transaction that is open already."""
+        thread = self._thread
+        if thread.transaction:
+            assert thread.connection is not None
+            yield thread.connection
+            return
+        with self.session(), _translated(self.directory):
+            cx = self._connection()
+            self._begin(cx, "BEGIN")
+            thread.transaction = "read"
+            try:
+                yield cx
+            finally:
+                thread.transaction = ""
+                cx.execute("ROLLBACK")
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A connection inside a write transaction: committed at the end of the block, rolled back by any exception.
+
+        Keep the block short and free of anything slow; everybody else waits. Joins a write transaction that is open.
+        """
+        thread = self._thread
+        if thread.transaction == "write":
+            assert thread.connection is not None
+            yield thread.connection
+            return
+        if thread.transaction:
+            raise RuntimeError("a write transaction cannot start inside a read transaction")
+        with self.session(), _translated(self.directory):
+            cx = self._connection()
+            self._begin(cx, "BEGIN IMMEDIATE")
+            thread.transaction = "write"
+            try:
+                yield cx
+                cx.execute("COMMIT")
+            except BaseException:
+                if cx.in_transaction:  # a full disk makes SQLite roll back by itself
+                    cx.execute("ROLLBACK")
+                raise
+            finally:
+                thread.transaction = ""
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Several transactions in one go. It costs nothing on a local disk; on a shared one it is one opening of the file."""
+        thread = self._thread
+        if self.access == filesystem.LOCAL or thread.sessions:
+            yield
+            return
+        from .session import SessionLock
+
+        with SessionLock(self.directory, self.busy_timeout_s, self._expiry_s):
+            thread.sessions += 1
+            try:
+                yield
+            finally:
+                thread.sessions -= 1
+                self.close()
+
+    def changed(self) -> bool:
+        """Whether somebody else may have written since the last call: certain and cheap on a local disk.
+
+        On a shared file system nobody can tell without opening the file, so the answer is always True.
+        """
+        if self.access != filesystem.LOCAL:
+            return True
+        with _translated(self.directory):
+            version = int(self._connection().execute("PRAGMA data_version").fetchone()[0])
+        changed, self._seen_version = version != self._seen_version, version
+        return changed
+
+    def keep_checkpoints(self, mine: bool) -> None:
+        """Say whether this process moves the WAL into the database file. Others leave it to the launcher or the service.
+
+        SQLite before 3.51.3 has a rare fault when two connections write and checkpoint at one instant
+        (https://sqlite.org/wal.html#walresetbug), so as few as possible do it.
+        """
+        self._keeps_checkpoints = mine
+        if self.access == filesystem.LOCAL:
+            self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
+
+    def close(self) -> None:
+        """Close this thread's connection. The database can be used again afterwards."""
+        thread = self._thread
+        if thread.connection is not None and thread.process == os.getpid():
+            thread.connection.close()
+        thread.connection = None
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def _connection(self) -> sqlite3.Connection:
+        thread = self._thread
+        if thread.connection is not None and thread.process != os.getpid():
+            _of_the_parent.append(thread.connection)
+            thread.connection = None
+        if thread.connection is None:
+            thread.connection = self._open()
+            thread.process = os.getpid()
+        return thread.connection
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            cx = sqlite3.connect(f"file:{quote(self.path)}?mode=rw", uri=True, timeout=0, isolation_level=None)
+        except sqlite3.Error as exc:
+            raise _translation(exc, self.directory) from exc
+        try:
+            self._patiently(lambda: self._prepare(cx))
+        except BaseException:
+            cx.close()
+            raise
+        return cx
+
+    def _prepare(self, cx: sqlite3.Connection) -> None:
+        if self.access != filesystem.LOCAL:
+            cx.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first access: then WAL needs no shared memory
+        cx.execute("PRAGMA synchronous = NORMAL")
+        version = migrations.version_of(cx)
+        migrations.refuse_newer(version)
+        if version and self.access == filesystem.LOCAL:
+            self._choose_checkpoints(cx)
+
+    def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
+        mine = self._keeps_checkpoints
+        if mine is None:
+            query = "SELECT 1 FROM lease WHERE closed IS NULL LIMIT 1"
+            mine = cx.execute(query).fetchone() is None
+        cx.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
+
+    def _begin(self, cx: sqlite3.Connection, statement: str) -> None:
+        def begin() -> None:
+            cx.execute(statement)
+            if statement == "BEGIN":
+                try:
+                    cx.execute("PRAGMA schema_version").fetchone()  # takes the read lock, which may be busy for a moment
+                except sqlite3.Error:
+                    cx.execute("ROLLBACK")
+                    raise
+
+        self._patiently(begin)
+
+    def _patiently(self, action):  # type: ignore[no-untyped-def]
+        """Retry while the file is busy. SQLite's own waiting is unfair, so wait a random, slowly growing time."""
+        started = time.monotonic()
+        pause = 0.001
+        while True:
+            try:
+                return action()
+            except sqlite3.OperationalError as exc:
+                if not _is_busy(exc):
+                    raise
+                waited = time.monotonic() - started
+                if waited > self.busy_timeout_s:
+                    raise DatabaseBusy(
+                        f"The DB {self.directory} was kept busy by another process for {waited:.0f} s.",
+                        hint="Try again; BALSAM_BUSY_TIMEOUT_S sets how long to wait.",
+                    ) from exc
+            time.sleep(random.uniform(0, pause))
+            pause = min(pause * 1.5, 0.02)
+
+
+# --- SQLite's errors, in our words ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _translated(directory: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        raise _translation(exc, directory) from exc
+    except sqlite3.DatabaseError as exc:
+        if isinstance(exc, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+            raise
+        raise _translation(exc, directory) from exc
+
+
+def _is_busy(exc: sqlite3.Error) -> bool:
+    return "locked" in str(exc)
+
+
+def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:
+    text = str(exc)
+    if _is_busy(exc):
+        return DatabaseBusy(f"The DB {directory} is busy: {text}", hint="Try again.")
+    if "full" in text:
+        return DatabaseFull(f"The disk of {directory} is full; nothing was written.", hint="Free some space, try again.")
+    if "readonly" in text or "read-only" in text:
+        return DatabaseReadOnly(f"The DB {directory} cannot be written: {text}", hint="See the directory's permissions.")
+    if "unable to open" in text:
+        return DatabaseError(
+            f"The DB {directory} cannot be opened: {text}",
+            hint="The directory and the files in it must be readable and writable for you.",
+        )
+    if "not a database" in text or "malformed" in text:
+        return NotABalsamDB(f"{os.path.join(directory, FILE_NAME)} is damaged or no database: {text}")
+    return DatabaseError(f"The DB {directory}: {text}")

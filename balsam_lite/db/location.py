@@ -1,0 +1,187 @@
+"""Where a Balsam DB lies, what its directory holds, and which DBs this user has."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Mapping
+
+from ..errors import BalsamError, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
+from ..settings import Settings, home
+from . import connection, filesystem
+from .connection import Database
+
+DB_VARIABLE = "BALSAM_DB_PATH"
+MARKER = "balsam.json"  # how the database file must be opened
+DATA, LOG, QSUBMIT = "data", "log", "qsubmit"
+KNOWN = "databases.json"
+
+
+def is_db(directory: str) -> bool:
+    """Whether a Balsam DB lies in that very directory."""
+    return os.path.isfile(os.path.join(directory, connection.FILE_NAME))
+
+
+def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+    """The active DB's directory: `explicit`, else BALSAM_DB_PATH, else the DB that contains the current directory.
+
+    Raises:
+        NotABalsamDB: the one that was named is none. NoDatabase: none was named and none contains the current directory.
+    """
+    for named, source in ((explicit, "--db"), (environ.get(DB_VARIABLE), DB_VARIABLE)):
+        if named:
+            directory = os.path.abspath(os.path.expanduser(named))
+            if is_db(directory):
+                return directory
+            what = "is a file, not a directory" if os.path.isfile(directory) else "holds no Balsam DB"
+            raise NotABalsamDB(f"{directory} {what} (from {source})", hint="`balsam init PATH` creates one.")
+    directory = os.getcwd()
+    while not is_db(directory):
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            raise NoDatabase("No Balsam DB is active.", hint=_advice())
+        directory = parent
+    return directory
+
+
+def _advice() -> str:
+    known = "".join(f"\n    {path}" for path in known_paths())
+    listed = f"\n  Your DBs:{known}" if known else "\n  You have none yet: `balsam init PATH` creates one."
+    return (
+        "  Use `source balsamactivate NAME_OR_PATH` to activate one,\n"
+        "  or `balsam --db PATH …`, or go to a directory inside one;\n"
+        f"  `balsam which --list` shows the known ones.{listed}"
+    )
+
+
+def open_database(directory: str, settings: Settings | None = None) -> Database:
+    """Open the DB of that directory the way it was set up for.
+
+    Raises:
+        NotABalsamDB, UnsafeFilesystem, SettingsError; the file itself is opened at the first transaction.
+    """
+    settings = settings or Settings.load(directory)
+    if not is_db(directory):
+        raise NotABalsamDB(f"There is no Balsam DB in {directory}", hint="`balsam init PATH` creates one.")
+    return Database(
+        directory, _access(directory), busy_timeout_s=settings.BUSY_TIMEOUT_S, expiry_s=settings.LEASE_EXPIRY_S
+    )
+
+
+def _access(directory: str) -> str:
+    path = os.path.join(directory, MARKER)
+    try:
+        with open(path, encoding="utf-8") as file:
+            access = json.load(file)["access"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise DatabaseError(f"{path} cannot be read: {exc}", hint=f"`balsam init {directory}` writes it anew.") from exc
+    if access not in (filesystem.LOCAL, filesystem.SHARED):
+        raise DatabaseError(f"{path}: access must be local or shared, not {access!r}")
+    return str(access)
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+
+
+def create(directory: str, access: str | None = None) -> Database:
+    """Create a DB in `directory`, or bring the one that is there up to date, and remember it as known.
+
+    `access` is "local" or "shared"; None asks the file system. Opens its own write transaction.
+
+    Raises:
+        InputError: the path is a file. DatabaseError: the directory cannot be created or written.
+    """
+    import sqlite3
+
+    from . import migrations
+
+    directory = os.path.abspath(os.path.expanduser(directory))
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        raise InputError(f"{directory} is not a directory")
+    try:
+        for folder in ("", DATA, LOG, QSUBMIT):
+            os.makedirs(os.path.join(directory, folder), exist_ok=True)
+        if access is None and is_db(directory) and os.path.exists(os.path.join(directory, MARKER)):
+            access = _access(directory)
+        access = access or filesystem.mount_of(directory).access
+        _write_json(os.path.join(directory, MARKER), {"access": access})
+    except OSError as exc:
+        raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
+    path = os.path.join(directory, connection.FILE_NAME)
+    try:
+        if not is_db(directory):
+            # WAL is a property of the file and cannot be set inside a transaction.
+            fresh = sqlite3.connect(path, timeout=60, isolation_level=None)
+            fresh.execute("PRAGMA locking_mode = EXCLUSIVE")
+            fresh.execute("PRAGMA journal_mode = WAL")
+            fresh.close()
+        database = Database(directory, access)
+        with database.write() as cx:
+            migrations.migrate(cx)
+    except sqlite3.Error as exc:
+        raise connection._translation(exc, directory) from exc
+    remember(directory)
+    return database
+
+
+# --- the DBs that this user knows -------------------------------------------------------------------------------------
+
+
+def known_paths() -> list[str]:
+    """The directories of the DBs this user has created or activated, without those that are gone."""
+    try:
+        with open(os.path.join(home(), KNOWN), encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return []
+    return [path for path in found if isinstance(path, str) and is_db(path)] if isinstance(found, list) else []
+
+
+def remember(directory: str) -> None:
+    """Add a DB to the known ones. Safe when several processes do it at once."""
+    from filelock import FileLock
+
+    try:
+        os.makedirs(home(), exist_ok=True)
+        with FileLock(os.path.join(home(), KNOWN + ".lock"), timeout=10):
+            paths = known_paths()
+            if directory not in paths:
+                _write_json(os.path.join(home(), KNOWN), [*paths, directory])
+    except OSError as exc:
+        raise BalsamError(f"{home()} cannot be written: {exc}") from exc
+
+
+def resolve(name: str) -> str:
+    """The directory of a known DB: its path, or a part of it that only one has; its last component wins.
+
+    Raises:
+        NotFound, InputError (ambiguous): with the candidates.
+    """
+    path = os.path.abspath(os.path.expanduser(name))
+    if is_db(path):
+        return path
+    if os.path.isdir(path) and os.sep in name:
+        raise NotABalsamDB(f"No Balsam DB found in dir {path}", hint=f"`balsam init {name}` creates one.")
+    known = known_paths()
+    matches = [p for p in known if os.path.basename(p) == name] or [p for p in known if name in p]
+    if len(matches) == 1:
+        return matches[0]
+    listed = "\n".join(f"    {path}" for path in matches or known) or "    (none)"
+    if matches:
+        raise InputError(f"DB name {name} is too ambiguous; multiple matches:", hint=f"{listed}\n  Give more of it.")
+    raise NotFound(f"No DB matching {name} is cached.", hint=f"  The known ones are:\n{listed}")
+
+
+def _write_json(path: str, value: object) -> None:
+    """Write a file so that readers see the old or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=os.path.basename(path))
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=4)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,46 @@
+"""From one schema version to the next: an ordered list of steps, each in the transaction that records it.
+
+To change the schema: raise `schema.VERSION`, append to `STEPS` the statements that lead there from the version before, and
+keep `schema` as the picture of the newest version. A test compares a migrated file with a fresh one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ..errors import SchemaMismatch
+from . import schema
+
+#: STEPS[n] leads from version n + 1 to version n + 2.
+STEPS: tuple[tuple[str, ...], ...] = ()
+
+
+def version_of(cx: sqlite3.Connection) -> int:
+    """The schema version of an open file; 0 for an empty one."""
+    return int(cx.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(cx: sqlite3.Connection) -> None:
+    """Bring the file to this program's schema version. Runs inside the caller's write transaction.
+
+    Raises:
+        SchemaMismatch: a newer balsam_lite has written the file.
+    """
+    version = version_of(cx)
+    refuse_newer(version)
+    if version == 0:
+        statements = schema.STATEMENTS
+    else:
+        statements = tuple(statement for step in STEPS[version - 1 :] for statement in step)
+    for statement in statements:
+        cx.execute(statement)
+    cx.execute(f"PRAGMA user_version = {schema.VERSION}")
+
+
+def refuse_newer(version: int) -> None:
+    """Raise SchemaMismatch if this program is too old for a file of that version."""
+    if version > schema.VERSION:
+        raise SchemaMismatch(
+            f"The DB has schema version {version}; this balsam_lite knows versions up to {schema.VERSION}.",
+            hint="Use the balsam_lite that wrote it, or a newer one.",
+        )

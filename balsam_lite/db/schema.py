@@ -1,0 +1,142 @@
+"""The tables and indexes of schema version 1, as SQLite reads them.
+
+Every index serves a query that is named beside it; a test asks SQLite for the plan of each. Only SQL that SQLite 3.31
+understands (no RETURNING, no STRICT).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import spec, states
+
+VERSION = 1
+
+_SQL_TYPE = {"count": "INTEGER", "count0": "INTEGER", "integer": "INTEGER", "flag": "INTEGER", "id": "INTEGER"}
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+
+
+def _columns(fields: tuple[spec.Field, ...]) -> str:
+    lines = []
+    for field in fields:
+        # gpus_per_rank has no type, so that a whole number costs no byte; SQLite compares 1 and 1.0 alike.
+        kind = "" if field.kind == "amount" else _SQL_TYPE.get(field.kind, "TEXT")
+        rule = "" if field.default is None else f"NOT NULL DEFAULT {_literal(field.default)}"
+        lines.append(f"    {field.name} {kind} {rule}".rstrip())
+    return ",\n".join(lines)
+
+
+def sql_list(words: tuple[str, ...]) -> str:
+    """`'A', 'B'`, for an `IN (…)` of constants. Partial indexes are used only where the query repeats their words."""
+    return ", ".join(map(_literal, words))
+
+
+#: A job that a launcher may take: nobody holds it, and nothing but the launcher's work is missing.
+STARTABLE = f"lease IS NULL AND state IN ({sql_list(states.STARTABLE_STATES)})"
+#: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
+UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"
+
+_SHAPE = ", ".join(spec.SHAPE_FIELDS)
+
+TABLES = (
+    f"""CREATE TABLE job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL,
+{_columns(spec.JOB_FIELDS)}
+)""",
+    f"""CREATE TABLE app (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+{_columns(spec.APP_FIELDS)},
+    data TEXT NOT NULL DEFAULT '{{}}'
+)""",
+    """CREATE TABLE dependency (
+    parent INTEGER NOT NULL,
+    child INTEGER NOT NULL,
+    PRIMARY KEY (parent, child)
+) WITHOUT ROWID""",
+    # Append-only. A job's creation is no row here but the columns `created` and `origin` of the job: see `history`.
+    """CREATE TABLE event (
+    id INTEGER PRIMARY KEY,
+    job INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    from_state TEXT NOT NULL,
+    to_state TEXT NOT NULL,
+    message TEXT NOT NULL DEFAULT '',
+    data TEXT
+)""",
+    """CREATE VIEW history AS
+    SELECT id AS job, 0 AS id, created AS time, '' AS from_state, 'CREATED' AS to_state, origin AS message, NULL AS data
+    FROM job
+    UNION ALL SELECT job, id, time, from_state, to_state, message, data FROM event""",
+    # One row per launcher or service, for ever; AUTOINCREMENT, so that no number is used twice.
+    """CREATE TABLE lease (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    host TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    scheduler_id TEXT NOT NULL DEFAULT '',
+    opened INTEGER NOT NULL,
+    heartbeat INTEGER NOT NULL,
+    closed INTEGER,
+    end_reason TEXT NOT NULL DEFAULT ''
+)""",
+    # The first columns are the ones that `submit-launch` prints.
+    """CREATE TABLE batch_job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    scheduler_id TEXT NOT NULL DEFAULT '',
+    project TEXT NOT NULL DEFAULT '',
+    queue TEXT NOT NULL DEFAULT '',
+    nodes INTEGER NOT NULL DEFAULT 0,
+    wall_minutes INTEGER NOT NULL DEFAULT 0,
+    job_mode TEXT NOT NULL DEFAULT '',
+    wf_filter TEXT NOT NULL DEFAULT '',
+    filter_tags TEXT NOT NULL DEFAULT '{}',
+    sched_flags TEXT NOT NULL DEFAULT '',
+    command TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL DEFAULT 'pending-submission',
+    reason TEXT NOT NULL DEFAULT '',
+    prescheduled_only INTEGER NOT NULL DEFAULT 0,
+    from_balsam INTEGER NOT NULL DEFAULT 1,
+    created INTEGER NOT NULL DEFAULT 0,
+    started INTEGER,
+    ended INTEGER,
+    exit_code INTEGER,
+    log TEXT NOT NULL DEFAULT ''
+)""",
+    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store` keeps them, in the transaction
+    # that changes a state; triggers would do it too, but cost 40 % of the rate of inserts.
+    "CREATE TABLE state_count (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
+)
+
+INDEXES = (
+    # A prefix of a job id. Unique, so that the short id names one job and one working directory.
+    "CREATE UNIQUE INDEX job_short_id ON job (substr(job_id, 1, 8))",
+    # claim: the next job of a shape. Holds waiting jobs only, so that finished ones cost it nothing.
+    f"CREATE INDEX job_startable ON job ({_SHAPE}, priority DESC, wall_time_minutes DESC) WHERE {STARTABLE}",
+    # claim with a workflow filter.
+    f"""CREATE INDEX job_startable_of_workflow
+    ON job (workflow, {_SHAPE}, priority DESC, wall_time_minutes DESC) WHERE {STARTABLE}""",
+    f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
+    # what a launcher holds: kills, reaping.
+    "CREATE INDEX job_lease ON job (lease) WHERE lease IS NOT NULL",
+    "CREATE INDEX job_state ON job (state)",
+    "CREATE INDEX job_workflow ON job (workflow)",
+    "CREATE INDEX job_queued_launch ON job (queued_launch_id) WHERE queued_launch_id IS NOT NULL",
+    "CREATE INDEX job_tagged ON job (id) WHERE tags <> '{}'",
+    "CREATE UNIQUE INDEX app_name ON app (name)",
+    "CREATE INDEX dependency_child ON dependency (child, parent)",
+    "CREATE INDEX event_job ON event (job)",
+    "CREATE INDEX lease_open ON lease (id) WHERE closed IS NULL",
+    "CREATE INDEX batch_job_scheduler_id ON batch_job (scheduler_id)",
+)
+
+ROWS = (f"INSERT INTO state_count VALUES {', '.join(f'({_literal(s)}, 0)' for s in states.STATES)}",)
+
+STATEMENTS = TABLES + INDEXES + ROWS

@@ -1,0 +1,190 @@
+"""Every error that balsam_lite raises on purpose.
+
+A message says what happened, with which values; `hint` says what to do next. Only the command line turns these into
+exit codes and text (`exit_code`, `str(error)`); the library raises and never prints.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+
+class BalsamError(Exception):
+    """Something went wrong in balsam_lite."""
+
+    exit_code = 1
+
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        self.message = message or (self.__doc__ or "").splitlines()[0]
+        self.hint = hint
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+# --- what the user gave -----------------------------------------------------------------------------------------------
+
+
+class InputError(BalsamError, ValueError):
+    """The input cannot be used."""
+
+    exit_code = 2
+
+
+class InvalidSpec(InputError):
+    """A job or an application is described by values that make no sense."""
+
+
+class InvalidStateError(InputError):
+    """There is no such state."""
+
+
+class UnknownField(InputError):
+    """There is no such field."""
+
+
+class NotFound(BalsamError, LookupError):
+    """Nothing matches."""
+
+    exit_code = 3
+
+
+class UnknownApp(NotFound):
+    """No application of that name is registered in this DB."""
+
+
+class UnknownJob(NotFound):
+    """No job matches."""
+
+
+class UnknownBatchJob(NotFound):
+    """No batch job matches."""
+
+
+class AmbiguousJobId(InputError):
+    """More than one job matches."""
+
+
+class DuplicateApp(InputError):
+    """An application of that name exists already."""
+
+
+class DuplicateDependency(InputError):
+    """That dependency exists already."""
+
+
+class DependencyCycle(InputError):
+    """The dependency would close a cycle."""
+
+
+class SettingsError(InputError):
+    """The settings cannot be used."""
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+class StateError(BalsamError):
+    """The job's state does not allow this."""
+
+
+class IllegalTransition(StateError):
+    """The state table has no such edge for this actor."""
+
+
+class LostLease(StateError):
+    """The lease was taken away; what it held belongs to somebody else now."""
+
+
+class ParentInUse(StateError):
+    """Other jobs depend on this one."""
+
+
+# --- the database -----------------------------------------------------------------------------------------------------
+
+
+class DatabaseError(BalsamError):
+    """The Balsam DB cannot be used."""
+
+
+class NoDatabase(DatabaseError):
+    """No Balsam DB is active."""
+
+
+class NotABalsamDB(DatabaseError):
+    """There is no Balsam DB at that path."""
+
+
+class SchemaMismatch(DatabaseError):
+    """The DB was written by a newer balsam_lite."""
+
+
+class UnsafeFilesystem(DatabaseError):
+    """The DB lies on a file system that it was not set up for."""
+
+
+class DatabaseBusy(DatabaseError):
+    """Another process kept the DB busy for too long."""
+
+    exit_code = 75  # EX_TEMPFAIL: the same command may well pass a minute later
+
+
+class DatabaseFull(DatabaseError):
+    """The disk is full; nothing was written."""
+
+
+class DatabaseReadOnly(DatabaseError):
+    """The DB cannot be written."""
+
+
+# --- the batch scheduler ----------------------------------------------------------------------------------------------
+
+
+class SchedulerError(BalsamError):
+    """The batch scheduler's command failed."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        argv: Sequence[str] = (),
+        returncode: int | None = None,
+        stdout: str = "",
+        stderr: str = "",
+        hint: str = "",
+    ) -> None:
+        self.argv, self.returncode, self.stdout, self.stderr = list(argv), returncode, stdout, stderr
+        blocks = [message or (self.__doc__ or "")]
+        if argv:
+            blocks.append(f"command: {' '.join(argv)}")
+            blocks.append(f"exit code: {'<none>' if returncode is None else returncode}")
+            blocks += [f"{name}: {text.strip() or '<empty>'}" for name, text in (("stdout", stdout), ("stderr", stderr))]
+        super().__init__("\n".join(blocks), hint=hint)
+
+
+class SubmitFailed(SchedulerError):
+    """The batch job was not accepted."""
+
+
+class PollFailed(SchedulerError):
+    """The scheduler did not answer; nothing is known about its jobs."""
+
+
+class CancelFailed(SchedulerError):
+    """The batch job was not cancelled."""
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+class LaunchError(BalsamError):
+    """The launcher cannot do this."""
+
+
+class NoNodes(LaunchError):
+    """The launcher has no node to run on."""
+
+
+class SpawnFailed(LaunchError):
+    """A program could not be started."""

@@ -1,0 +1,71 @@
+"""Who is this process, and is that other one provably dead?
+
+A process is named by its host, its pid namespace, its pid and its start. Two containers may share a host name and two
+hosts a boot id, so a pid means something only where host name *and* pid namespace are the same. Reads /proc on Linux;
+elsewhere asks psutil.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+_LINUX = sys.platform.startswith("linux")
+
+
+class Holder(NamedTuple):
+    """A process that holds something, for as long as it lives."""
+
+    host: str
+    pid_namespace: str
+    pid: int
+    started: str  # opaque; equal for the same process, different for a recycled pid
+
+    @classmethod
+    def current(cls) -> Holder:
+        """This very process."""
+        return cls(os.uname().nodename, _pid_namespace(), os.getpid(), start_of(os.getpid()))
+
+    def is_here(self) -> bool:
+        """Whether this process can see that one's pid."""
+        return self.host == os.uname().nodename and self.pid_namespace == _pid_namespace()
+
+    def is_provably_dead(self) -> bool:
+        """True only on proof: same host and pid namespace, and no such process, or another one under its pid."""
+        if not self.is_here():
+            return False
+        started = start_of(self.pid)
+        return started == "" or (self.started != "" and started != self.started)
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux, or /proc is hidden: one namespace is all that can be assumed
+        return ""
+
+
+def start_of(pid: int) -> str:
+    """An opaque token for the start of process `pid`; "" when there is no such living process (a zombie is dead)."""
+    if not _LINUX:
+        return _start_by_psutil(pid)
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return ""
+    # proc_pid_stat(5): the 2nd field is the command in parentheses and may itself hold blanks and parentheses, so count
+    # from behind it: state is the 3rd field, starttime (clock ticks since boot) the 22nd.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return "" if fields[0] in b"ZX" else fields[19].decode()
+
+
+def _start_by_psutil(pid: int) -> str:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,132 @@
+"""Settings: built-in defaults, overridden by ~/.balsam/settings.json, by settings.json in the DB, by the environment.
+
+This module reads files and never writes one. An unknown key is a warning (a newer or older version may know it), a
+missing key takes its default, a broken file is an error that names file, line and reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from typing import Any, Mapping, NamedTuple
+
+from .errors import SettingsError
+
+FILE_NAME = "settings.json"
+HOME_VARIABLE = "BALSAM_HOME"
+ENVIRONMENT_PREFIX = "BALSAM_"
+
+
+class SettingsWarning(UserWarning):
+    """A settings file holds something that is not used."""
+
+
+class Settings(NamedTuple):
+    """Every setting with its default. The names are the keys of settings.json, and of the environment with BALSAM_ before."""
+
+    SCHEDULER_CLASS: str = ""  # "" is: the first scheduler whose commands are on PATH, else LocalScheduler
+    SCHEDULER_SUBMIT_EXE: str = ""  # "" is: the scheduler's own command, found on PATH
+    SCHEDULER_STATUS_EXE: str = ""
+    DEFAULT_PROJECT: str = "datascience"
+    SERVICE_PERIOD: int = 1  # seconds between two turns of the service
+    NUM_TRANSITION_THREADS: int = 5  # pre- and postprocess scripts that a launcher runs at once
+    MAX_CONCURRENT_MPIRUNS: int = 1000
+    LOG_HANDLER_LEVEL: str = "INFO"
+    LOG_BACKUP_COUNT: int = 5
+    LOG_FILE_SIZE_LIMIT: int = 100 * 1024 * 1024  # bytes
+    QUEUE_POLICY: str = "policy.ini"  # relative to the directory of the settings file
+    JOB_TEMPLATE: str = ""  # relative to the DB or ~/.balsam; "" is the scheduler's own template
+    CPUS_PER_NODE: int = 0  # 0 is: ask the machine
+    GPUS_PER_NODE: int = -1  # -1 is: ask the machine
+    MAX_LOCAL_LAUNCHES: int = 1  # batch jobs that the local scheduler runs at once
+    HOOK_TIME_LIMIT_S: int = 300
+    KILL_GRACE_S: float = 10.0  # between SIGTERM and SIGKILL
+    IDLE_TTL_S: float = 10.0  # a launcher without work leaves after this long
+    HEARTBEAT_S: float = 10.0
+    LEASE_EXPIRY_S: float = 120.0  # a holder on another host counts as dead after this long without a heartbeat
+    BUSY_TIMEOUT_S: float = 60.0
+    ERROR_TAIL_LINES: int = 16
+
+    @classmethod
+    def load(cls, db_directory: str | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the settings that hold for `db_directory` (None: outside of any DB).
+
+        Raises:
+            SettingsError: a file is broken or holds a value of the wrong kind; nothing is replaced or repaired.
+        """
+        values: dict[str, Any] = {}
+        for directory in (home(environ), db_directory):
+            if directory is not None:
+                values.update(_read(os.path.join(directory, FILE_NAME)))
+        for key in cls._fields:
+            variable = ENVIRONMENT_PREFIX + key
+            if variable in environ:
+                values[key] = _from_text(key, environ[variable], f"the environment variable {variable}")
+        return cls(**values)
+
+
+_DEFAULTS = Settings()
+#: Counts and times that make no sense at or below zero.
+_POSITIVE = {
+    "SERVICE_PERIOD", "NUM_TRANSITION_THREADS", "MAX_CONCURRENT_MPIRUNS", "MAX_LOCAL_LAUNCHES", "HOOK_TIME_LIMIT_S",
+    "HEARTBEAT_S", "LEASE_EXPIRY_S", "BUSY_TIMEOUT_S", "LOG_FILE_SIZE_LIMIT",
+}  # fmt: skip
+
+
+def home(environ: Mapping[str, str] = os.environ) -> str:
+    """The user's own settings directory, ~/.balsam (BALSAM_HOME says otherwise). It may not exist."""
+    return environ.get(HOME_VARIABLE) or os.path.expanduser("~/.balsam")
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path} cannot be read: {exc}") from exc
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise SettingsError(
+            f"{path}, line {exc.lineno}, column {exc.colno}: {exc.msg}",
+            hint="Mend the file, or move it away to go on with the defaults.",
+        ) from exc
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path}, line 1: expected an object {{…}}, found {type(found).__name__}")
+    unknown = sorted(set(found) - set(Settings._fields))
+    if unknown:
+        warnings.warn(f"{path}: unknown settings are ignored: {', '.join(unknown)}", SettingsWarning, stacklevel=3)
+    return {key: _checked(key, value, path, text) for key, value in found.items() if key in Settings._fields}
+
+
+def _checked(key: str, value: Any, path: str, text: str) -> Any:
+    default = getattr(_DEFAULTS, key)
+    wanted = type(default)
+    where = f"{path}, line {text[: max(text.find(json.dumps(key)), 0)].count(chr(10)) + 1}: {key}"
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise SettingsError(f"{where} must be {_KIND[wanted]}, not {value!r}")
+    return _in_range(key, value, where)
+
+
+def _in_range(key: str, value: Any, where: str) -> Any:
+    if key in _POSITIVE and not 0 < value < float("inf"):
+        raise SettingsError(f"{where} must be greater than 0, not {value!r}")
+    return value
+
+
+def _from_text(key: str, text: str, where: str) -> Any:
+    wanted = type(getattr(_DEFAULTS, key))
+    try:
+        return _in_range(key, wanted(text), where)
+    except ValueError as exc:
+        if isinstance(exc, SettingsError):
+            raise
+        raise SettingsError(f"{where} must be {_KIND[wanted]}, not {text!r}") from exc
+
+
+_KIND = {int: "a whole number", float: "a number", str: "text"}

@@ -1,0 +1,439 @@
+"""What a job and an application are: every field with its kind and default, and the checks on what a user gives.
+
+`JOB_FIELDS` is the one list of a job's columns; the schema, the models, `--json` and the printed forms follow it. All
+values leave here in the form in which SQLite stores them (JSON objects as text, truth values as 0 and 1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
+
+from . import states
+from .errors import InvalidSpec, UnknownField
+
+
+class Field(NamedTuple):
+    """A column of the job or app table."""
+
+    name: str
+    kind: str  # a key of _CHECKS
+    default: Any
+    settable: bool = True  # by users; the others belong to the store
+
+
+JOB_FIELDS = (
+    # In the order in which the printed form lists them.
+    Field("workflow", "label", ""),
+    Field("name", "label", ""),
+    Field("description", "text", ""),
+    Field("lease", "id", None, settable=False),
+    Field("input_files", "text", "*"),
+    Field("stage_in_url", "text", ""),
+    Field("stage_out_files", "text", ""),
+    Field("stage_out_url", "text", ""),
+    Field("wall_time_minutes", "count", 1),
+    Field("num_nodes", "count", 1),
+    Field("coschedule_num_nodes", "count0", 0),
+    Field("ranks_per_node", "count", 1),
+    Field("cpu_affinity", "affinity", "none"),
+    Field("threads_per_rank", "count", 1),
+    Field("threads_per_core", "count", 1),
+    Field("node_packing_count", "count", 1),
+    Field("environ_vars", "environ", "{}"),
+    Field("application", "label", ""),
+    Field("args", "command", ""),
+    Field("user_workdir", "path", ""),
+    Field("wait_for_parents", "flag", 1),
+    Field("post_error_handler", "flag", 0),
+    Field("post_timeout_handler", "flag", 0),
+    Field("auto_timeout_retry", "flag", 1),
+    Field("state", "state", states.CREATED, settable=False),
+    Field("queued_launch_id", "id", None),
+    Field("data", "object", "{}"),
+    # What the slides do not print.
+    Field("tags", "tags", "{}"),
+    Field("parameters", "object", "{}"),
+    Field("gpus_per_rank", "amount", 0),
+    Field("priority", "integer", 0),
+    Field("restart_limit", "count0", 10),
+    Field("workdir", "text", "", settable=False),
+    Field("return_code", "id", None, settable=False),
+    Field("attempt", "count0", 0, settable=False),
+    Field("restarts", "count0", 0, settable=False),
+    Field("unfinished_parents", "count0", 0, settable=False),
+    Field("created", "count0", 0, settable=False),
+    Field("origin", "text", "", settable=False),
+)
+
+APP_FIELDS = (
+    Field("name", "label", ""),
+    Field("description", "text", ""),
+    Field("executable", "command", ""),
+    Field("preprocess", "command", ""),
+    Field("envscript", "path", ""),
+    Field("postprocess", "command", ""),
+)
+
+JOB_FIELD = {field.name: field for field in JOB_FIELDS}
+APP_FIELD = {field.name: field for field in APP_FIELDS}
+
+#: Other names under which users know a field.
+ALIASES = {"queued_launch": "queued_launch_id", "lock": "lease"}
+
+#: What a job costs a node; launchers group waiting jobs by these. One index of the schema starts with them.
+SHAPE_FIELDS = ("num_nodes", "ranks_per_node", "node_packing_count", "gpus_per_rank")
+
+#: SQLite keeps 64-bit integers; a count has no business near that.
+_LARGEST = 2**53
+_LARGEST_TEXT = 1_000_000
+_LONGEST_NAME = 255  # bytes, of one component of a path
+
+
+# --- kinds of values --------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if not isinstance(value, str):
+            raise ValueError(f"must be text, not {value!r}")
+    if "\0" in value:
+        raise ValueError("must not hold a NUL byte")
+    if len(value) > _LARGEST_TEXT:
+        raise ValueError(f"must not be longer than {_LARGEST_TEXT} characters, it has {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"must be valid Unicode, not {value!r}") from None
+    return value
+
+
+def _label(value: Any) -> str:
+    value = _text(value)
+    if not value.isprintable():
+        raise ValueError(f"must be one line of printable characters, not {value!r}")
+    return value
+
+
+_QUOTING = re.compile(r"['\"\\\\]")
+
+
+def _command(value: Any) -> str:
+    value = _text(value)
+    if not _QUOTING.search(value):
+        return value
+    try:
+        split_command(value)
+    except ValueError as exc:
+        raise ValueError(f"cannot be split into words ({exc}): {value}") from None
+    return value
+
+
+def _path(value: Any) -> str:
+    return os.path.expanduser(_text(value))
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        try:
+            whole = int(value)
+            if isinstance(value, bool) or whole != (float(value) if isinstance(value, str) else value):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"must be a whole number, not {value!r}") from None
+        value = whole
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"is out of range: {value}")
+    return value
+
+
+def _count(value: Any) -> int:
+    value = _integer(value)
+    if value < 1:
+        raise ValueError(f"must be 1 or more, not {value}")
+    return value
+
+
+def _count0(value: Any) -> int:
+    value = _integer(value)
+    if value < 0:
+        raise ValueError(f"must be 0 or more, not {value}")
+    return value
+
+
+def _amount(value: Any) -> float:
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"must be a number, not {value!r}") from None
+    if not (math.isfinite(value) and 0 <= value <= _LARGEST):
+        raise ValueError(f"must be a number of 0 or more, not {value}")
+    return int(value) if value == int(value) else value
+
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def _flag(value: Any) -> int:
+    if isinstance(value, bool) or value in (0, 1):
+        return int(value)
+    if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
+        return int(value.lower() in _TRUE)
+    raise ValueError(f"must be True or False, not {value!r}")
+
+
+def _affinity(value: Any) -> str:
+    if value not in ("none", "depth"):
+        raise ValueError(f"must be none or depth, not {value!r}")
+    return str(value)
+
+
+def _object(value: Any) -> str:
+    """A JSON object as text; `value` is a mapping or such text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as exc:
+            raise ValueError(f"must be a JSON object; {exc}: {value!r}") from None
+    if value is None:
+        return "{}"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a JSON object, not {value!r}")
+    if not value:
+        return "{}"
+    try:
+        return _text(json.dumps(dict(value), allow_nan=False, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"cannot be written as JSON ({exc}): {value!r}") from None
+
+
+def _tags(value: Any) -> str:
+    text = _object(value)
+    for key, word in json.loads(text).items():
+        if not isinstance(word, str) or not key:
+            raise ValueError(f"must map text to text, not {key!r} to {word!r}")
+    return text
+
+
+_VARIABLE = re.compile(r"[^=\0]+\Z")
+
+
+def _environ(value: Any) -> str:
+    """Environment variables as a JSON object of text; `value` is a mapping, such text, or the slides' VAR1=a:VAR2=b.
+
+    In the slides' form a colon separates two variables only where a name and `=` follow, so `PATH=/a:/b` stays whole.
+    """
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        value = parse_environ(value)
+    pairs = json.loads(_object(value))
+    for name, word in pairs.items():
+        if not _VARIABLE.match(name):
+            raise ValueError(f"has an impossible variable name: {name!r}")
+        if not isinstance(word, str):
+            pairs[name] = str(word)
+        if "\0" in pairs[name]:
+            raise ValueError(f"must not hold a NUL byte: {name}={word!r}")
+    return json.dumps(pairs, ensure_ascii=False) if pairs else "{}"
+
+
+def parse_environ(text: str) -> dict[str, str]:
+    """Read the slides' `VAR1=a:VAR2=b`.
+
+    >>> parse_environ("OMP_NUM_THREADS=1:PATH=/a:/b")
+    {'OMP_NUM_THREADS': '1', 'PATH': '/a:/b'}
+    """
+    pairs: dict[str, str] = {}
+    for part in re.split(r":(?=[A-Za-z_][A-Za-z0-9_]*=)", text) if text else []:
+        name, equals, word = part.partition("=")
+        if not equals or not name:
+            raise ValueError(f"must look like VAR=VALUE, not {part!r}")
+        pairs[name] = word
+    return pairs
+
+
+def _state(value: Any) -> str:
+    return states.check_state(value)
+
+
+def _id(value: Any) -> int | None:
+    return None if value is None else _integer(value)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "text": _text, "label": _label, "command": _command, "path": _path, "integer": _integer, "count": _count,
+    "count0": _count0, "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object, "tags": _tags,
+    "environ": _environ, "state": _state, "id": _id,
+}  # fmt: skip
+
+#: Kinds whose stored form is JSON text; the models hand them out as dicts.
+JSON_KINDS = ("object", "tags", "environ")
+
+
+# --- jobs and apps ----------------------------------------------------------------------------------------------------
+
+
+def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = "job") -> Field:
+    """The field of that name; UnknownField names the nearest one."""
+    name = ALIASES.get(name, name)
+    if name in fields:
+        return fields[name]
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, fields, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise UnknownField(f"A {what} has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(fields)}")
+
+
+def checked(field: Field, value: Any, what: str = "job") -> Any:
+    """`value` as `field` stores it; InvalidSpec says what is wrong with it."""
+    try:
+        return _CHECKS[field.kind](value)
+    except ValueError as exc:
+        if isinstance(exc, InvalidSpec):
+            raise
+        raise InvalidSpec(f"{what} {field.name} {exc}") from None
+
+
+def _own_field(name: str, fields: Mapping[str, Field], what: str) -> Field:
+    field = known_field(name, fields, what)
+    if not field.settable:
+        raise InvalidSpec(f"{what} {field.name} is kept by balsam_lite and cannot be set")
+    return field
+
+
+def check_job(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The given fields of one job, each in its stored form.
+
+    Raises:
+        UnknownField, InvalidSpec: with the field and the value; both are ValueErrors.
+    """
+    return dict(zip(*job_columns(tuple(values))(values)))
+
+
+def job_columns(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[tuple[str, ...], list[Any]]]:
+    """A function that checks many jobs given by the same `names`: values -> (columns, stored values).
+
+    What depends on the names alone is done once, here; `bulk_create` calls the result a million times.
+    """
+    plan = []
+    for name in names:
+        field = _own_field(name, JOB_FIELD, "job")
+        plan.append((name, field, _CHECKS[field.kind]))
+    columns = tuple(field.name for _, field, _ in plan)
+    if len(set(columns)) < len(columns):
+        raise InvalidSpec(f"a job field is given twice, under two names: {', '.join(names)}")
+
+    def check(values: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Any]]:
+        try:
+            stored = [check(values[name]) for name, _, check in plan]
+        except ValueError:
+            for name, field, _ in plan:
+                checked(field, values[name])  # raises, with the field's name
+            raise
+        return columns, stored
+
+    return check
+
+
+def check_app(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The given fields of one application, each in its stored form; its executable may be a script (see `as_program`)."""
+    stored = {}
+    for name, value in values.items():
+        field = _own_field(name, APP_FIELD, "app")
+        stored[field.name] = checked(field, value, "app")
+    if "name" in stored and not stored["name"].strip():
+        raise InvalidSpec("app name must not be empty")
+    return stored
+
+
+def new_job_id() -> str:
+    """A random UUID4 as text. Its first 8 characters are the short id; the schema keeps those unique within a DB."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
+
+
+#: RFC 9562: the 17th hexadecimal digit of a version 4 UUID starts with the bits 10. `uuid.uuid4` takes five times as long.
+_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+
+
+_UNSAFE = re.compile(r"[\s/\0]+")
+
+
+def workdir_name(workflow: str, name: str, job_id: str) -> str:
+    """The working directory of a job below `data/`: `<workflow>/<name>_<id8>`, without a way out of it.
+
+    Blanks and slashes become `_`; a name too long for the file system is cut (the short id keeps it unique).
+
+    >>> workdir_name("test", "my run", "7df86c8b-f94b-4349-8ab6-a8afc85d8a9f")
+    'test/my_run_7df86c8b'
+    >>> workdir_name("../etc", "a/b", "7df86c8b-f94b-4349-8ab6-a8afc85d8a9f")
+    '.._etc/a_b_7df86c8b'
+    """
+    leaf = f"{_component(name, _LONGEST_NAME - 40)}_{job_id[:8]}" if name.strip() else job_id[:8]
+    folder = _component(workflow, _LONGEST_NAME)
+    return f"{folder}/{leaf}" if folder else leaf
+
+
+def output_name(name: str) -> str:
+    """The file in the working directory that takes the program's output: `<name>.out`.
+
+    >>> output_name("my/run 1")
+    'my_run 1.out'
+    """
+    safe = name.strip().replace("/", "_").encode()[: _LONGEST_NAME - 20].decode(errors="ignore")
+    return f"{safe}.out" if safe else "job.out"
+
+
+def _component(text: str, longest: int) -> str:
+    if text.isalnum() and len(text) < 64:
+        return text
+    text = _UNSAFE.sub("_", text.strip())
+    if text in (".", ".."):
+        text = text.replace(".", "_")
+    return text.encode()[:longest].decode(errors="ignore")
+
+
+# --- command lines ----------------------------------------------------------------------------------------------------
+
+
+def split_command(line: str) -> list[str]:
+    """The words of a command line, by the shell's quoting rules and nothing else of the shell; `~` opens a home path.
+
+    >>> split_command("echo 'a  b' c")
+    ['echo', 'a  b', 'c']
+    """
+    if not line:
+        return []
+    return [os.path.expanduser(word) if word[:1] == "~" else word for word in shlex.split(line)]
+
+
+def as_program(line: str, python: str, directory: str) -> str:
+    """The command line to store for what a user typed: a Python script gets its interpreter and its absolute path.
+
+    Source: Balsam 0.3.8, `balsam app`: only where the first word ends in `.py`.
+    """
+    words = split_command(line)
+    if not words or not words[0].endswith(".py"):
+        return line
+    rest = line[len(line) - len(_after_first_word(line)) :]
+    return f"{shlex.join([python, os.path.normpath(os.path.join(directory, words[0]))])}{rest}"
+
+
+def _after_first_word(line: str) -> str:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="")
+    lexer.whitespace_split, lexer.commenters = True, ""
+    lexer.get_token()
+    rest = lexer.instream.read()
+    return f" {rest.lstrip()}" if rest.strip() else ""
+
+
+def rows_with_defaults(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Each row of given fields, filled up with the defaults of the others (for printing a job that is not stored yet)."""
+    for row in rows:
+        yield {field.name: row.get(field.name, field.default) for field in JOB_FIELDS}

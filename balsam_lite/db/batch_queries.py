@@ -1,0 +1,44 @@
+"""Every read of the table `batch_job`. Rows are dicts of all columns; times are microseconds since the epoch.
+
+All functions run inside the caller's transaction, on its connection `cx`. The table grows by one row per launch, so it is
+scanned: an index would cost more than it saves.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Iterable
+
+BatchRow = dict[str, Any]
+
+
+def get(cx: sqlite3.Connection, number: int) -> BatchRow | None:
+    """The batch job with that number of ours."""
+    return next(iter(_rows(cx, "WHERE id = ?", (number,))), None)
+
+
+def by_scheduler_id(cx: sqlite3.Connection, scheduler_id: str) -> BatchRow | None:
+    """The newest batch job with that id of the scheduler's: some begin to count anew."""
+    return next(iter(_rows(cx, "WHERE scheduler_id = ? ORDER BY id DESC LIMIT 1", (scheduler_id,))), None)
+
+
+def open_rows(cx: sqlite3.Connection) -> list[BatchRow]:
+    """Those that may still change, oldest first."""
+    return _rows(cx, "WHERE ended IS NULL ORDER BY id")
+
+
+def all_rows(cx: sqlite3.Connection, limit: int | None = None) -> list[BatchRow]:
+    """The newest `limit` (None: all), oldest first."""
+    return _rows(cx, "ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,))[::-1]
+
+
+def next_number(cx: sqlite3.Connection) -> int:
+    """The number that the next batch job will get, if nobody else is faster."""
+    found = cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch_job'").fetchone()
+    return int(found[0]) + 1 if found else 1
+
+
+def _rows(cx: sqlite3.Connection, rest: str, parameters: Iterable[Any] = ()) -> list[BatchRow]:
+    cursor = cx.execute(f"SELECT * FROM batch_job {rest}", tuple(parameters))
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row)) for row in cursor]

@@ -1,0 +1,241 @@
+"""All reads of jobs, applications and leases but those that users put together through `models`.
+
+Every function takes a connection inside a transaction (`Database.read()`), and none of them imports peewee, so that a
+command costs no more than SQLite does. Hot queries have an index each; a test asks for their plans.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+
+from .. import spec
+from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
+from .schema import STARTABLE
+
+#: Every column of a job: its number and its UUID, then the fields in the order in which they are printed.
+JOB_COLUMNS = ("id", "job_id", *spec.JOB_FIELD)
+APP_COLUMNS = ("id", *spec.APP_FIELD)
+SHORT_ID = 8
+
+#: So many candidates are listed where an id is ambiguous.
+_CANDIDATES = 10
+
+
+class JobFilter(NamedTuple):
+    """Which jobs to list; what is given must hold all at once. Texts match anywhere and whatever the case."""
+
+    name: str = ""
+    id_prefix: str = ""
+    states: tuple[str, ...] = ()
+    workflow: str = ""
+    exact_workflow: str | None = None
+    application: str = ""
+    tags: Mapping[str, str] = {}  # noqa: RUF012  (never changed)
+
+    def where(self) -> tuple[str, list[Any]]:
+        """A condition on table job, without the word WHERE, and its parameters."""
+        terms: list[str] = []
+        parameters: list[Any] = []
+        for column, text in (("name", self.name), ("workflow", self.workflow), ("application", self.application)):
+            if text:
+                terms.append(f"{column} LIKE ? ESCAPE '\\'")
+                parameters.append(f"%{_escaped(text)}%")
+        if self.exact_workflow is not None:
+            terms.append("workflow = ?")
+            parameters.append(self.exact_workflow)
+        if self.id_prefix:
+            term, values = _id_condition(self.id_prefix)
+            terms.append(term)
+            parameters += values
+        if self.states:
+            terms.append(f"state IN ({', '.join('?' * len(self.states))})")
+            parameters += self.states
+        for key, value in self.tags.items():
+            terms.append("tags <> '{}' AND json_extract(tags, ?) = ?")
+            parameters += [f"$.{json.dumps(key, ensure_ascii=False)}", value]
+        return " AND ".join(terms) or "1", parameters
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _id_condition(prefix: str) -> tuple[str, list[str]]:
+    """By the index on the short id, whatever the length of the prefix."""
+    short = prefix.lower()[:SHORT_ID]
+    if len(prefix) < SHORT_ID:
+        return "substr(job_id, 1, 8) >= ? AND substr(job_id, 1, 8) < ?", [short, short + "~"]
+    return "substr(job_id, 1, 8) = ? AND substr(job_id, 1, ?) = ?", [short, len(prefix), prefix.lower()]  # type: ignore[list-item]
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def check_columns(names: Iterable[str]) -> list[str]:
+    """The columns of table job that go by these names.
+
+    Raises:
+        UnknownField: with the nearest one.
+    """
+    columns = []
+    for name in names:
+        if name in ("id", "job_id", "pk"):
+            columns.append("id" if name == "id" else "job_id")
+        else:
+            columns.append(spec.known_field(name).name)
+    return columns
+
+
+def jobs(
+    cx: sqlite3.Connection,
+    only: JobFilter = JobFilter(),
+    columns: Sequence[str] = JOB_COLUMNS,
+    order: str = "id",
+    limit: int | None = None,
+) -> list[tuple[Any, ...]]:
+    """Rows of the jobs that match, with these columns. `order` is a column, with `-` before it the other way round."""
+    return list(iterate_jobs(cx, only, columns, order, limit))
+
+
+def iterate_jobs(
+    cx: sqlite3.Connection,
+    only: JobFilter = JobFilter(),
+    columns: Sequence[str] = JOB_COLUMNS,
+    order: str = "id",
+    limit: int | None = None,
+) -> Iterator[tuple[Any, ...]]:
+    """As `jobs`, row by row."""
+    where, parameters = only.where()
+    column = check_columns([order.lstrip("-")])[0]
+    direction = "DESC" if order.startswith("-") else "ASC"
+    sql = f"SELECT {', '.join(columns)} FROM job WHERE {where} ORDER BY {column} {direction}, id LIMIT ?"
+    yield from cx.execute(sql, [*parameters, -1 if limit is None else limit])
+
+
+def count_jobs(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> int:
+    """How many jobs match. Without a filter but states it reads the counters, whatever the number of jobs."""
+    if only == JobFilter(states=only.states):
+        counts = state_counts(cx)
+        return sum(counts.get(state, 0) for state in only.states or counts)
+    where, parameters = only.where()
+    return int(cx.execute(f"SELECT count(*) FROM job WHERE {where}", parameters).fetchone()[0])
+
+
+def state_counts(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> dict[str, int]:
+    """State -> number of jobs, of the states that have any."""
+    if only == JobFilter():
+        return dict(cx.execute("SELECT state, jobs FROM state_count WHERE jobs > 0"))
+    where, parameters = only.where()
+    return dict(cx.execute(f"SELECT state, count(*) FROM job WHERE {where} GROUP BY state", parameters))
+
+
+def job_ids(cx: sqlite3.Connection, only: JobFilter) -> list[int]:
+    """The numbers of the jobs that match."""
+    return [row[0] for row in iterate_jobs(cx, only, ("id",))]
+
+
+def find_job(cx: sqlite3.Connection, prefix: str) -> int:
+    """The number of the one job whose UUID starts with `prefix`.
+
+    Raises:
+        UnknownJob: none does. AmbiguousJobId: several do; they are listed.
+    """
+    prefix = prefix.strip()
+    if not prefix:
+        raise UnknownJob("An empty job id matches nothing.", hint="`balsam ls` shows the ids; any unique prefix will do.")
+    columns = ("id", "job_id", "name", "workflow", "state")
+    rows = jobs(cx, JobFilter(id_prefix=prefix), columns, limit=_CANDIDATES + 1)
+    if len(rows) == 1:
+        return int(rows[0][0])
+    if not rows:
+        raise UnknownJob(f"No job in local DB matched {prefix}", hint="`balsam ls` shows the ids.")
+    listed = "\n".join(f"    {job_id}  {name}  {workflow}  {state}" for _, job_id, name, workflow, state in rows)
+    more = "\n    …" if len(rows) > _CANDIDATES else ""
+    raise AmbiguousJobId(f"More than one ID matched {prefix}:", hint=f"{listed}{more}\n  Give more of the id.")
+
+
+def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
+    """One job's columns by name, in their stored form.
+
+    Raises:
+        UnknownJob: it is not there (any more).
+    """
+    row = cx.execute(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE id = ?", (number,)).fetchone()
+    if row is None:
+        raise UnknownJob(f"There is no job number {number} in this DB (any more).")
+    return dict(zip(JOB_COLUMNS, row))
+
+
+def history(cx: sqlite3.Connection, number: int) -> list[tuple[int, str, str, str]]:
+    """A job's events from its creation on: (time in µs UTC, state left, state entered, message)."""
+    sql = "SELECT time, from_state, to_state, message, data, id FROM history WHERE job = ? ORDER BY id"
+    return [(time, old, new, message or _said(new)) for time, old, new, message, _, _ in cx.execute(sql, (number,))]
+
+
+def _said(state: str) -> str:
+    # What Balsam 0.3.8 wrote there. Storing it in each of a million rows would only cost space.
+    return "Not scheduled by Balsam service" if state == "RUNNING" else ""
+
+
+def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]]:
+    """The UUIDs of a job's parents and of its children."""
+    parents = "SELECT job_id FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
+    children = "SELECT job_id FROM dependency JOIN job ON job.id = child WHERE parent = ? ORDER BY child"
+    return tuple([row[0] for row in cx.execute(sql, (number,))] for sql in (parents, children))  # type: ignore[return-value]
+
+
+def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
+    """All dependencies as (parent, child)."""
+    return cx.execute("SELECT parent, child FROM dependency ORDER BY parent, child").fetchall()
+
+
+def workflows(cx: sqlite3.Connection) -> list[str]:
+    """The distinct workflow names: one seek each, however many jobs there are."""
+    sql = """WITH RECURSIVE step (name) AS (
+            SELECT min(workflow) FROM job
+            UNION ALL SELECT (SELECT min(workflow) FROM job WHERE workflow > step.name) FROM step WHERE name IS NOT NULL)
+        SELECT name FROM step WHERE name IS NOT NULL"""
+    return [row[0] for row in cx.execute(sql)]
+
+
+def startable_exists(cx: sqlite3.Connection) -> bool:
+    """Whether any job waits for a launcher."""
+    return cx.execute(f"SELECT 1 FROM job INDEXED BY job_startable WHERE {STARTABLE} LIMIT 1").fetchone() is not None
+
+
+# --- applications -----------------------------------------------------------------------------------------------------
+
+
+def apps(cx: sqlite3.Connection, name: str = "", number: int | None = None) -> list[dict[str, Any]]:
+    """Applications by number, those whose name contains `name`."""
+    where, parameters = "name LIKE ? ESCAPE '\\'", [f"%{_escaped(name)}%"]
+    if number is not None:
+        where, parameters = f"{where} AND id = ?", [*parameters, number]  # type: ignore[list-item]
+    rows = cx.execute(f"SELECT {', '.join(APP_COLUMNS)} FROM app WHERE {where} ORDER BY id", parameters)
+    return [dict(zip(APP_COLUMNS, row)) for row in rows]
+
+
+def app(cx: sqlite3.Connection, name: str) -> dict[str, Any]:
+    """The application of exactly that name.
+
+    Raises:
+        UnknownApp: there is none; the registered ones are listed.
+    """
+    row = cx.execute(f"SELECT {', '.join(APP_COLUMNS)} FROM app WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        known = ", ".join(entry["name"] for entry in apps(cx)) or "none"
+        raise UnknownApp(f"App {name} not registered in local DB", hint=f"Registered are: {known}")
+    return dict(zip(APP_COLUMNS, row))
+
+
+def app_of_job(cx: sqlite3.Connection, number: int) -> dict[str, Any] | None:
+    """The application of a job; None when there is no such application (any more)."""
+    found = job(cx, number)
+    try:
+        return app(cx, found["application"])
+    except UnknownApp:
+        return None
+
+

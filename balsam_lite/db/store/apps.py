@@ -1,0 +1,55 @@
+"""Writing applications. Each function runs inside the caller's write transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Mapping
+
+from ... import spec
+from ...errors import DuplicateApp, InvalidSpec, NotFound, UnknownApp
+
+
+def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
+    """Register an application given by its fields; returns its number.
+
+    Raises:
+        UnknownField, InvalidSpec; DuplicateApp: the name is taken.
+    """
+    stored = spec.check_app(values)
+    if not stored.get("name"):
+        raise InvalidSpec("app name must not be empty")
+    try:
+        cursor = cx.execute(
+            f"INSERT INTO app ({', '.join(stored)}) VALUES ({', '.join('?' * len(stored))})", tuple(stored.values())
+        )
+    except sqlite3.IntegrityError as exc:
+        raise DuplicateApp(
+            f"An application named {stored['name']} already exists",
+            hint="Choose another name, or change the one that exists: `balsam modify --type apps NAME executable …`",
+        ) from exc
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> None:
+    """Change fields of the application of that name; launchers take note at the next job they start.
+
+    Raises:
+        UnknownField, InvalidSpec, DuplicateApp; UnknownApp: there is none.
+    """
+    stored = spec.check_app(values)
+    changes = ", ".join(f"{column} = ?" for column in stored)
+    try:
+        changed = cx.execute(f"UPDATE app SET {changes} WHERE name = ?", (*stored.values(), name)).rowcount
+    except sqlite3.IntegrityError as exc:
+        raise DuplicateApp(f"An application named {stored['name']} already exists") from exc
+    if not changed:
+        raise UnknownApp(f"App {name} not registered in local DB")
+
+
+def delete_apps(cx: sqlite3.Connection, ids: list[int]) -> int:
+    """Remove applications. Jobs that name one keep the name, and fail with the reason when a launcher takes them."""
+    removed = sum(cx.execute("DELETE FROM app WHERE id = ?", (app,)).rowcount for app in ids)
+    if not removed:
+        raise NotFound("No apps match")
+    return removed

@@ -1,0 +1,96 @@
+"""Leases: the right of one launcher or service to hold jobs, kept alive by one heartbeat row per process.
+
+A holder on this host is dead on proof; one on another host when its heartbeat is too old. `reap` frees what a dead one
+held. All functions run inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import NamedTuple
+
+from ... import states
+from ...errors import LostLease
+from ...identity import Holder
+from . import graph, outcomes
+from .moves import Move, move
+
+_FACTS = ", ".join(("id", *outcomes.JobFacts._fields[1:]))
+
+
+class Lease(NamedTuple):
+    """One row: who it is and when it was last heard of."""
+
+    id: int
+    kind: str
+    holder: Holder
+    scheduler_id: str
+    heartbeat_us: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id} (pid {self.holder.pid} on {self.holder.host})"
+
+
+def open_lease(cx: sqlite3.Connection, kind: str, holder: Holder, scheduler_id: str, now_us: int) -> int:
+    """Start a lease for a launcher or a service; returns its number, which is never used again."""
+    cursor = cx.execute(
+        """INSERT INTO lease (kind, host, pid_namespace, pid, started, scheduler_id, opened, heartbeat)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+        (kind, *holder, scheduler_id, now_us, now_us),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int) -> None:
+    """Say that the holder lives.
+
+    Raises:
+        LostLease: somebody took the holder for dead; whatever it still runs must be stopped.
+    """
+    changed = cx.execute("UPDATE lease SET heartbeat = ? WHERE id = ? AND closed IS NULL", (now_us, lease)).rowcount
+    if not changed:
+        raise LostLease(f"Lease {lease} was taken away; its jobs belong to somebody else now.")
+
+
+def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str) -> None:
+    """End a lease that holds no job any more. Closing it twice does nothing."""
+    cx.execute(
+        "UPDATE lease SET closed = ?, end_reason = ? WHERE id = ? AND closed IS NULL", (now_us, reason, lease)
+    )
+
+
+def open_leases(cx: sqlite3.Connection) -> list[Lease]:
+    """All leases that are not closed, the oldest first."""
+    rows = cx.execute(
+        """SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat
+        FROM lease WHERE closed IS NULL ORDER BY id"""
+    )
+    return [Lease(row[0], row[1], Holder(*row[2:6]), row[6], row[7]) for row in rows]
+
+
+def is_dead(lease: Lease, now_us: int, expiry_s: float) -> bool:
+    """Whether its holder is provably dead, or was not heard of for `expiry_s` seconds where no proof is possible."""
+    if lease.holder.is_here():
+        return lease.holder.is_provably_dead()
+    return now_us - lease.heartbeat_us > expiry_s * 1e6
+
+
+def reap(cx: sqlite3.Connection, lease: Lease, now_us: int) -> int:
+    """Free what a dead holder held: RUNNING jobs go to RESTART_READY, or FAILED at their restart limit.
+
+    The caller has made sure that no process of those jobs lives on this host. Returns how many jobs were freed.
+    """
+    rows = cx.execute(f"SELECT {_FACTS} FROM job INDEXED BY job_lease WHERE lease = ?", (lease.id,)).fetchall()
+    moves, restarts = [], []
+    for facts in map(outcomes.JobFacts._make, rows):
+        if facts.state == states.RUNNING:
+            outcome = outcomes.after_lost_holder(facts)
+            message = outcome.messages[0] or f"The {lease} is gone"
+            moves.append(Move(facts.job, outcome.path, now_us, (message,)))
+            restarts.append((outcome.restarts,))
+    move(cx, moves, states.REAPER, "lease = NULL, restarts = ?", restarts)
+    cx.execute("UPDATE job SET lease = NULL WHERE lease = ?", (lease.id,))
+    graph.parents_failed(cx, [m.job for m in moves if m.path[-1] == states.FAILED], now_us)
+    close_lease(cx, lease.id, now_us, "dead")
+    return len(rows)

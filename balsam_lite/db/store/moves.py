@@ -1,0 +1,79 @@
+"""The one way to change a state: guarded update, event and counters, for any number of jobs at once.
+
+All functions run inside the caller's write transaction. Whoever calls has read the jobs in that same transaction, so the
+guards in the updates cannot fail; if one does all the same, the transaction is given up rather than the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from typing import Iterable, NamedTuple, Sequence
+
+from ... import states
+from ...errors import IllegalTransition
+
+
+class Move(NamedTuple):
+    """One job's way through one or more states, which become events at `time_us`; the last one is where it stays."""
+
+    job: int
+    path: tuple[str, ...]  # the state it is in, then each state it enters
+    time_us: int
+    messages: tuple[str, ...] = ()  # one for each step; missing ones are empty
+    data: tuple[str | None, ...] = ()  # JSON, likewise
+
+
+def move(cx: sqlite3.Connection, moves: Sequence[Move], actor: str, columns: str = "", values: Iterable = ()) -> None:
+    """Carry out `moves`, all by the same actor, and set further `columns` ("lease = NULL") of each job.
+
+    `values` holds, per move, the parameters of `columns`. Steps before and after the actor's are the program's own (STEP).
+
+    Raises:
+        IllegalTransition: the state table has no such edge.
+    """
+    if not moves:
+        return
+    for path in {m.path for m in moves}:
+        _check(path, actor)
+    columns = f", {columns}" if columns else ""
+    parameters = [(m.path[-1], *extra, m.job, m.path[0]) for m, extra in zip(moves, values or ((),) * len(moves))]
+    changed = cx.executemany(f"UPDATE job SET state = ?{columns} WHERE id = ? AND state = ?", parameters).rowcount
+    if changed != len(moves):
+        raise RuntimeError(f"{len(moves)} jobs were to change their state, {changed} did; nothing was written")
+    cx.executemany(
+        "INSERT INTO event (job, time, from_state, to_state, message, data) VALUES (?, ?, ?, ?, ?, ?)", _events(moves)
+    )
+    count(cx, Counter((m.path[0], m.path[-1]) for m in moves))
+
+
+def _check(path: tuple[str, ...], actor: str) -> None:
+    for source, target in zip(path, path[1:]):
+        if target not in states.targets(source, actor) and target not in states.targets(source, states.STEP):
+            raise IllegalTransition(f"A {actor} cannot move a job from {source} to {target}.")
+
+
+def _events(moves: Iterable[Move]) -> Iterable[tuple[object, ...]]:
+    for job, path, time_us, messages, data in moves:
+        for step, source in enumerate(path[:-1]):
+            message = messages[step] if step < len(messages) else ""
+            yield job, time_us, source, path[step + 1], message, data[step] if step < len(data) else None
+
+
+def count(cx: sqlite3.Connection, moved: Counter[tuple[str | None, str | None]]) -> None:
+    """Keep the number of jobs per state: (source, target) -> how many. None is: from nowhere, to nowhere."""
+    change: Counter[str] = Counter()
+    for (source, target), jobs in moved.items():
+        if source is not None:
+            change[source] -= jobs
+        if target is not None:
+            change[target] += jobs
+    cx.executemany(
+        "UPDATE state_count SET jobs = jobs + ? WHERE state = ?", [(n, state) for state, n in change.items() if n]
+    )
+
+
+def id_list(ids: Iterable[int]) -> str:
+    """Ids as the parameter of `IN (SELECT value FROM json_each(?))`: one statement for any number of them."""
+    return json.dumps(list(ids))

@@ -6,7 +6,7 @@ exit codes and text (`exit_code`, `str(error)`); the library raises and never pr
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 
 class BalsamError(Exception):

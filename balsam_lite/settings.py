@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from .errors import SettingsError
 

@@ -11,7 +11,8 @@ import math
 import os
 import re
 import shlex
-from typing import Any, Callable, Iterable, Mapping, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable, NamedTuple
 
 from . import states
 from .errors import InvalidSpec, UnknownField
@@ -313,32 +314,20 @@ def check_job(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UnknownField, InvalidSpec: with the field and the value; both are ValueErrors.
     """
-    return dict(zip(*job_columns(tuple(values))(values)))
+    columns, _ = job_columns(tuple(values))
+    return {column: checked(JOB_FIELD[column], value) for column, value in zip(columns, values.values())}
 
 
-def job_columns(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[tuple[str, ...], list[Any]]]:
-    """A function that checks many jobs given by the same `names`: values -> (columns, stored values).
+def job_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Callable[[Any], Any]]]:
+    """For jobs given by the fields `names`: the column of each, and the check that turns its value into the stored form.
 
-    What depends on the names alone is done once, here; `bulk_create` calls the result a million times.
+    What depends on the names alone is done once, here; adding jobs calls the checks a million times.
     """
-    plan = []
-    for name in names:
-        field = _own_field(name, JOB_FIELD, "job")
-        plan.append((name, field, _CHECKS[field.kind]))
-    columns = tuple(field.name for _, field, _ in plan)
+    fields = [_own_field(name, JOB_FIELD, "job") for name in names]
+    columns = tuple(field.name for field in fields)
     if len(set(columns)) < len(columns):
         raise InvalidSpec(f"a job field is given twice, under two names: {', '.join(names)}")
-
-    def check(values: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Any]]:
-        try:
-            stored = [check(values[name]) for name, _, check in plan]
-        except ValueError:
-            for name, field, _ in plan:
-                checked(field, values[name])  # raises, with the field's name
-            raise
-        return columns, stored
-
-    return check
+    return columns, [_CHECKS[field.kind] for field in fields]
 
 
 def check_app(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -356,6 +345,17 @@ def new_job_id() -> str:
     """A random UUID4 as text. Its first 8 characters are the short id; the schema keeps those unique within a DB."""
     digits = os.urandom(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
+
+
+_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def checked_job_id(value: Any) -> str:
+    """A UUID as text, of whatever version; InvalidSpec if it is none."""
+    text = str(value).lower()
+    if not _UUID.fullmatch(text):
+        raise InvalidSpec(f"job job_id must be a UUID, not {value!r}")
+    return text
 
 
 #: RFC 9562: the 17th hexadecimal digit of a version 4 UUID starts with the bits 10. `uuid.uuid4` takes five times as long.
@@ -421,16 +421,21 @@ def as_program(line: str, python: str, directory: str) -> str:
     words = split_command(line)
     if not words or not words[0].endswith(".py"):
         return line
-    rest = line[len(line) - len(_after_first_word(line)) :]
-    return f"{shlex.join([python, os.path.normpath(os.path.join(directory, words[0]))])}{rest}"
+    script = os.path.normpath(os.path.join(directory, words[0]))
+    return f"{shlex.join([python, script])}{_behind_first_word(line)}"
 
 
-def _after_first_word(line: str) -> str:
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="")
-    lexer.whitespace_split, lexer.commenters = True, ""
-    lexer.get_token()
-    rest = lexer.instream.read()
-    return f" {rest.lstrip()}" if rest.strip() else ""
+def _behind_first_word(line: str) -> str:
+    """What follows the first word, as it was typed."""
+    for end in range(1, len(line)):
+        if line[end].isspace():
+            try:
+                shlex.split(line[:end])
+            except ValueError:  # the blank is inside quotes
+                continue
+            if line[:end].strip():
+                return line[end:]
+    return ""
 
 
 def rows_with_defaults(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -76,8 +76,8 @@ _EDGES: dict[str, dict[str, tuple[str, ...]]] = {
         RUNNING: (RUN_DONE, RUN_ERROR, RUN_TIMEOUT),
     },
     REAPER: {RUNNING: (RESTART_READY, FAILED)},
-    HOOK: {source: _NOT_RUNNING for source in (RUN_DONE, RUN_ERROR, RUN_TIMEOUT)},
-    USER: {source: _NOT_RUNNING for source in _ANY},
+    HOOK: dict.fromkeys((RUN_DONE, RUN_ERROR, RUN_TIMEOUT), _NOT_RUNNING),
+    USER: dict.fromkeys(_ANY, _NOT_RUNNING),
 }
 
 

@@ -1,13 +1,14 @@
 """Every read of the table `batch_job`. Rows are dicts of all columns; times are microseconds since the epoch.
 
-All functions run inside the caller's transaction, on its connection `cx`. The table grows by one row per launch, so it is
-scanned: an index would cost more than it saves.
+All functions run inside the caller's transaction, on its connection `cx`. The table grows by one row per launch, so it
+is scanned: an index would cost more than it saves.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 BatchRow = dict[str, Any]
 

@@ -14,8 +14,8 @@ import random
 import sqlite3
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Iterator
 from urllib.parse import quote
 
 from ..errors import (
@@ -219,13 +219,14 @@ class Database:
 
         self._patiently(begin)
 
-    def _patiently(self, action):  # type: ignore[no-untyped-def]
+    def _patiently(self, action: Callable[[], None]) -> None:
         """Retry while the file is busy. SQLite's own waiting is unfair, so wait a random, slowly growing time."""
         started = time.monotonic()
         pause = 0.001
         while True:
             try:
-                return action()
+                action()
+                return
             except sqlite3.OperationalError as exc:
                 if not _is_busy(exc):
                     raise

@@ -14,7 +14,25 @@ LOCAL, SHARED = "local", "shared"
 
 #: File systems whose pages all processes that can reach them share. Anything else, known or not, counts as shared.
 _LOCAL_TYPES = frozenset(
-    "ext2 ext3 ext4 xfs btrfs zfs tmpfs ramfs overlay aufs f2fs jfs reiserfs bcachefs apfs hfs ufs".split()
+    [
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "btrfs",
+        "zfs",
+        "tmpfs",
+        "ramfs",
+        "overlay",
+        "aufs",
+        "f2fs",
+        "jfs",
+        "reiserfs",
+        "bcachefs",
+        "apfs",
+        "hfs",
+        "ufs",
+    ]
 )
 
 

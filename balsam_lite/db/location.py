@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from typing import Mapping
+from collections.abc import Mapping
 
 from ..errors import BalsamError, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
 from ..settings import Settings, home
@@ -64,9 +64,7 @@ def open_database(directory: str, settings: Settings | None = None) -> Database:
     settings = settings or Settings.load(directory)
     if not is_db(directory):
         raise NotABalsamDB(f"There is no Balsam DB in {directory}", hint="`balsam init PATH` creates one.")
-    return Database(
-        directory, _access(directory), busy_timeout_s=settings.BUSY_TIMEOUT_S, expiry_s=settings.LEASE_EXPIRY_S
-    )
+    return Database(directory, _access(directory), busy_timeout_s=settings.BUSY_TIMEOUT_S, expiry_s=settings.LEASE_EXPIRY_S)
 
 
 def _access(directory: str) -> str:

@@ -29,7 +29,7 @@ def migrate(cx: sqlite3.Connection) -> None:
     version = version_of(cx)
     refuse_newer(version)
     if version == 0:
-        statements = schema.STATEMENTS
+        statements: tuple[str, ...] = schema.STATEMENTS
     else:
         statements = tuple(statement for step in STEPS[version - 1 :] for statement in step)
     for statement in statements:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from .. import spec
 from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
@@ -32,7 +33,7 @@ class JobFilter(NamedTuple):
     workflow: str = ""
     exact_workflow: str | None = None
     application: str = ""
-    tags: Mapping[str, str] = {}  # noqa: RUF012  (never changed)
+    tags: Mapping[str, str] = {}
 
     def where(self) -> tuple[str, list[Any]]:
         """A condition on table job, without the word WHERE, and its parameters."""
@@ -237,5 +238,3 @@ def app_of_job(cx: sqlite3.Connection, number: int) -> dict[str, Any] | None:
         return app(cx, found["application"])
     except UnknownApp:
         return None
-
-

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from ... import spec
 from ...errors import DuplicateApp, InvalidSpec, NotFound, UnknownApp

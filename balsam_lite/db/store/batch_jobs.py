@@ -1,13 +1,15 @@
 """Every write to the table `batch_job`.
 
-A row is open until `ended` is set, and an ended row never changes again: a scheduler that answers nonsense cannot bring a
-batch job back to life. All functions run inside the caller's write transaction, on its connection `cx`.
+A row is open until `ended` is set, and what a scheduler says of an ended one is not written any more: nonsense in its
+answer cannot bring a batch job back to life. All functions run inside the caller's write transaction, on its
+connection `cx`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 PENDING = "pending-submission"
 SUBMITTED = "submitted"

@@ -6,7 +6,8 @@ One tick of a launcher is one write transaction of `finish`, `settle_abandoned` 
 from __future__ import annotations
 
 import sqlite3
-from typing import Iterable, NamedTuple, Protocol, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ... import spec, states
 from ..schema import STARTABLE, UNSETTLED
@@ -14,6 +15,10 @@ from . import graph, outcomes
 from .moves import Move, id_list, move
 
 _FACTS = ", ".join(("id", *outcomes.JobFacts._fields[1:]))
+
+
+#: A row as SQLite gives it.
+Row = tuple[Any, ...]
 
 
 class Shape(NamedTuple):
@@ -101,7 +106,7 @@ _CANDIDATE = (
 class _Source(NamedTuple):
     """One of the two indexes over startable jobs: of all workflows, or of one."""
 
-    index: str
+    index_name: str
     condition: str
     parameters: tuple[str, ...]
 
@@ -117,7 +122,7 @@ def shapes(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> 
     found: set[Shape] = set()
     for source in _sources(workflows):
         shape = Shape(0, 0, 0, 0)
-        query = f"""SELECT {_SHAPE} FROM job INDEXED BY {source.index}
+        query = f"""SELECT {_SHAPE} FROM job INDEXED BY {source.index_name}
             WHERE {source.condition} AND ({_SHAPE}) > (?, ?, ?, ?) ORDER BY {_SHAPE} LIMIT 1"""
         while True:
             row = cx.execute(query, (*source.parameters, *shape)).fetchone()
@@ -155,21 +160,21 @@ def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: i
     return [_claim(shape, row, place) for shape, row, place in chosen]
 
 
-def _order(candidate: tuple[Shape, tuple]) -> tuple:  # type: ignore[type-arg]
+def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
     shape, row = candidate
     return (-row[-1], -shape.num_nodes, shape.node_packing_count, -row[12], row[0])
 
 
-def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, minutes: float | None) -> list[tuple]:  # type: ignore[type-arg]
+def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, minutes: float | None) -> list[Row]:
     """The first `wanted` candidates of a shape. One range of the index per priority, so that no row is read in vain."""
     where = f"{source.condition} AND ({_SHAPE}) = (?, ?, ?, ?)"
     fixed = (*source.parameters, *shape)
     longest = 2**53 if minutes is None else int(minutes)
-    next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index} WHERE {where} AND priority < ?"
-    best = f"""SELECT {_CANDIDATE} FROM job INDEXED BY {source.index} LEFT JOIN app ON app.name = job.application
+    next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"
+    best = f"""SELECT {_CANDIDATE} FROM job INDEXED BY {source.index_name} LEFT JOIN app ON app.name = job.application
         WHERE {where} AND priority = ? AND wall_time_minutes <= ?
         ORDER BY wall_time_minutes DESC, job.id LIMIT ?"""
-    found: list[tuple] = []  # type: ignore[type-arg]
+    found: list[Row] = []
     priority: int | None = 2**62
     while len(found) < wanted:
         priority = cx.execute(next_priority, (*fixed, priority)).fetchone()[0]
@@ -179,7 +184,7 @@ def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, mi
     return found
 
 
-def _mark_running(cx: sqlite3.Connection, lease: int, rows: Sequence[tuple], now_us: int) -> None:  # type: ignore[type-arg]
+def _mark_running(cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_us: int) -> None:
     holder = (None, f'{{"lease":{lease}}}')
     moves = []
     for row in rows:
@@ -191,9 +196,9 @@ def _mark_running(cx: sqlite3.Connection, lease: int, rows: Sequence[tuple], now
     move(cx, moves, states.LAUNCHER, "lease = ?, attempt = attempt + 1, return_code = NULL", [(lease,)] * len(moves))
 
 
-def _claim(shape: Shape, row: tuple, place: object) -> Claim:  # type: ignore[type-arg]
+def _claim(shape: Shape, row: Row, place: object) -> Claim:
     job, _, job_id, attempt, name, workflow, workdir, args, environ_vars, *rest, _ = row
-    return Claim(job, job_id, attempt + 1, name, workflow, workdir, args, environ_vars, shape, *rest, place)  # type: ignore[arg-type]
+    return Claim._make((job, job_id, attempt + 1, name, workflow, workdir, args, environ_vars, shape, *rest, place))
 
 
 # --- reporting --------------------------------------------------------------------------------------------------------
@@ -271,6 +276,6 @@ def still_running(cx: sqlite3.Connection, lease: int) -> set[int]:
     return {row[0] for row in cx.execute(query, (lease,))}
 
 
-def _facts(cx: sqlite3.Connection, where: str, parameters: tuple, hint: str = "") -> list[outcomes.JobFacts]:  # type: ignore[type-arg]
+def _facts(cx: sqlite3.Connection, where: str, parameters: Row, hint: str = "") -> list[outcomes.JobFacts]:
     rows = cx.execute(f"SELECT {_FACTS} FROM job {hint} WHERE {where}", parameters)
     return [outcomes.JobFacts._make(row) for row in rows]

@@ -8,7 +8,7 @@ transaction.
 from __future__ import annotations
 
 import sqlite3
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from ... import states
 from ...errors import DependencyCycle, DuplicateDependency, StateError

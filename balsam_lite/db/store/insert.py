@@ -11,7 +11,8 @@ import os
 import sqlite3
 import tempfile
 from collections import Counter
-from typing import IO, Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, Callable, NamedTuple
 
 from ... import spec, states
 from ...clock import SystemClock
@@ -26,14 +27,14 @@ Progress = Callable[[int], None]
 
 
 class Added(NamedTuple):
-    """The jobs that were added: `count` of them, with the ids from `first` on."""
+    """The jobs that were added: `number` of them, with the ids from `first` on."""
 
     first: int
-    count: int
+    number: int
 
     @property
     def ids(self) -> range:
-        return range(self.first, self.first + self.count)
+        return range(self.first, self.first + self.number)
 
 
 class _Chunk(NamedTuple):
@@ -89,7 +90,7 @@ def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None) -> It
                 columns, check = _row_maker(given, now)
         try:
             rows.append(check(job))
-            if "parents" in job and job["parents"]:
+            if job.get("parents"):
                 parents[len(rows) - 1] = list(job["parents"])
         except ValueError as exc:
             raise type(exc)(f"Job number {number}: {exc}") from exc
@@ -120,7 +121,7 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
         job_id = spec.checked_job_id(job["job_id"]) if own_id else new_id()
         workdir = workdir_name(job.get("workflow", ""), job.get("name", ""), job_id)
         if own_workdir:
-            workdir = job["user_workdir"] and os.path.abspath(os.path.expanduser(job["user_workdir"])) or workdir
+            workdir = (job["user_workdir"] and os.path.abspath(os.path.expanduser(job["user_workdir"]))) or workdir
         return (job_id, workdir, str(job["origin"]) if origin else "", now, *values)
 
     return ("job_id", "workdir", "origin", "created", *columns), row
@@ -194,9 +195,9 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, progress: Progress | None) ->
         edges += [(parent, first + n) for n, parents in chunk.parents.items() for parent in parents]
         _report(progress, len(chunk.rows))
     added = Added(before + 1, _last_id(cx) - before)
-    if added.count != spool.rows:
-        raise RuntimeError(f"{spool.rows} jobs were to be added, {added.count} were")
-    moves.count(cx, Counter({(None, states.CREATED): added.count}))
+    if added.number != spool.rows:
+        raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
+    moves.count(cx, Counter({(None, states.CREATED): added.number}))
     if edges:
         _check_parents(cx, {parent for parent, _ in edges})
         graph.add_edges(cx, edges, SystemClock.now_us())
@@ -238,7 +239,8 @@ class _Counted:
         self._rows = rows
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        for self.given in range(self.given + 1, len(self._rows) + 1):
+        while self.given < len(self._rows):
+            self.given += 1
             yield self._rows[self.given - 1]
 
 

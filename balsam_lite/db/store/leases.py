@@ -55,9 +55,7 @@ def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int) -> None:
 
 def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str) -> None:
     """End a lease that holds no job any more. Closing it twice does nothing."""
-    cx.execute(
-        "UPDATE lease SET closed = ?, end_reason = ? WHERE id = ? AND closed IS NULL", (now_us, reason, lease)
-    )
+    cx.execute("UPDATE lease SET closed = ?, end_reason = ? WHERE id = ? AND closed IS NULL", (now_us, reason, lease))
 
 
 def open_leases(cx: sqlite3.Connection) -> list[Lease]:

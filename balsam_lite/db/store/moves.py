@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from typing import Iterable, NamedTuple, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from ... import states
 from ...errors import IllegalTransition
@@ -25,7 +26,9 @@ class Move(NamedTuple):
     data: tuple[str | None, ...] = ()  # JSON, likewise
 
 
-def move(cx: sqlite3.Connection, moves: Sequence[Move], actor: str, columns: str = "", values: Iterable = ()) -> None:
+def move(
+    cx: sqlite3.Connection, moves: Sequence[Move], actor: str, columns: str = "", values: Iterable[tuple[object, ...]] = ()
+) -> None:
     """Carry out `moves`, all by the same actor, and set further `columns` ("lease = NULL") of each job.
 
     `values` holds, per move, the parameters of `columns`. Steps before and after the actor's are the program's own (STEP).
@@ -69,9 +72,7 @@ def count(cx: sqlite3.Connection, moved: Counter[tuple[str | None, str | None]])
             change[source] -= jobs
         if target is not None:
             change[target] += jobs
-    cx.executemany(
-        "UPDATE state_count SET jobs = jobs + ? WHERE state = ?", [(n, state) for state, n in change.items() if n]
-    )
+    cx.executemany("UPDATE state_count SET jobs = jobs + ? WHERE state = ?", [(n, state) for state, n in change.items() if n])
 
 
 def id_list(ids: Iterable[int]) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import Counter
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ... import spec, states
 from ...clock import SystemClock
@@ -160,11 +161,10 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False) -> int:
         for piece in pieces:
             cx.execute("INSERT OR IGNORE INTO doomed SELECT value FROM json_each(?)", (id_list(piece),))
         _leave_children(cx, force)
-        gone = Counter(
-            {(row[0], None): row[1] for row in cx.execute(
-                "SELECT state, count(*) FROM job WHERE id IN (SELECT id FROM doomed) GROUP BY state"
-            )}
-        )  # fmt: skip
+        states_of_doomed = "SELECT state, count(*) FROM job WHERE id IN (SELECT id FROM doomed) GROUP BY state"
+        gone: Counter[tuple[str | None, str | None]] = Counter()
+        for state, jobs in cx.execute(states_of_doomed):
+            gone[state, None] = jobs
         cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
         cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
         count(cx, gone)

@@ -42,7 +42,8 @@ class Settings(NamedTuple):
     GPUS_PER_NODE: int = -1  # -1 is: ask the machine
     MAX_LOCAL_LAUNCHES: int = 1  # batch jobs that the local scheduler runs at once
     HOOK_TIME_LIMIT_S: int = 300
-    KILL_GRACE_S: float = 10.0  # between SIGTERM and SIGKILL
+    KILL_GRACE_S: float = 10.0  # between SIGTERM and SIGKILL when a launcher ends
+    USER_KILL_GRACE_S: float = 0.7  # the same when the user kills a job
     IDLE_TTL_S: float = 10.0  # a launcher without work leaves after this long
     HEARTBEAT_S: float = 10.0
     LEASE_EXPIRY_S: float = 120.0  # a holder on another host counts as dead after this long without a heartbeat

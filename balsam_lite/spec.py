@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Callable, NamedTuple
 
 from . import states
@@ -195,6 +196,10 @@ def _affinity(value: Any) -> str:
     return str(value)
 
 
+#: Made once: `json.dumps` makes a new encoder at each call that asks for anything special.
+_as_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
+
+
 def _object(value: Any) -> str:
     """A JSON object as text; `value` is a mapping or such text."""
     if isinstance(value, str):
@@ -209,7 +214,7 @@ def _object(value: Any) -> str:
     if not value:
         return "{}"
     try:
-        return _text(json.dumps(dict(value), allow_nan=False, ensure_ascii=False))
+        return _text(_as_json(dict(value)))
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"cannot be written as JSON ({exc}): {value!r}") from None
 
@@ -230,8 +235,16 @@ def _environ(value: Any) -> str:
 
     In the slides' form a colon separates two variables only where a name and `=` follow, so `PATH=/a:/b` stays whole.
     """
-    if isinstance(value, str) and not value.lstrip().startswith("{"):
-        value = parse_environ(value)
+    return _environ_of_text(value) if isinstance(value, str) else _environ_of(value)
+
+
+@lru_cache(maxsize=64)
+def _environ_of_text(text: str) -> str:
+    """The jobs of one campaign have a few environments, written as text a million times."""
+    return _environ_of(text if text.lstrip().startswith("{") else parse_environ(text))
+
+
+def _environ_of(value: Any) -> str:
     pairs = json.loads(_object(value))
     for name, word in pairs.items():
         if not _VARIABLE.match(name):
@@ -240,7 +253,7 @@ def _environ(value: Any) -> str:
             pairs[name] = str(word)
         if "\0" in pairs[name]:
             raise ValueError(f"must not hold a NUL byte: {name}={word!r}")
-    return json.dumps(pairs, ensure_ascii=False) if pairs else "{}"
+    return _as_json(pairs) if pairs else "{}"
 
 
 def parse_environ(text: str) -> dict[str, str]:

@@ -10,13 +10,11 @@ Code that uses a `Database` does not know which of the two it has. Nothing here 
 from __future__ import annotations
 
 import os
-import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import quote
 
 from ..errors import (
     BalsamError,
@@ -180,8 +178,9 @@ class Database:
         return thread.connection
 
     def _open(self) -> sqlite3.Connection:
+        path = _quoted(self.path)
         try:
-            cx = sqlite3.connect(f"file:{quote(self.path)}?mode=rw", uri=True, timeout=0, isolation_level=None)
+            cx = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0, isolation_level=None)
         except sqlite3.Error as exc:
             raise _translation(exc, self.directory) from exc
         try:
@@ -236,8 +235,15 @@ class Database:
                         f"The DB {self.directory} was kept busy by another process for {waited:.0f} s.",
                         hint="Try again; BALSAM_BUSY_TIMEOUT_S sets how long to wait.",
                     ) from exc
-            time.sleep(random.uniform(0, pause))
+            from random import uniform  # here, not above: most commands never wait
+
+            time.sleep(uniform(0, pause))
             pause = min(pause * 1.5, 0.02)
+
+
+def _quoted(path: str) -> str:
+    """`path` for a file: URI (https://sqlite.org/uri.html). `urllib.parse` would take long to import."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 # --- SQLite's errors, in our words ------------------------------------------------------------------------------------

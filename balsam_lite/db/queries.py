@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .. import spec
+from .. import spec, states
 from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
 from .schema import STARTABLE
 
@@ -19,6 +19,9 @@ from .schema import STARTABLE
 JOB_COLUMNS = ("id", "job_id", *spec.JOB_FIELD)
 APP_COLUMNS = ("id", *spec.APP_FIELD)
 SHORT_ID = 8
+
+#: Not yet running, and not at an end.
+WAITING_STATES = (*states.STARTABLE_STATES, states.AWAITING_PARENTS)
 
 #: So many candidates are listed where an id is ambiguous.
 _CANDIDATES = 10

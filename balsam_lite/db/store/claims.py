@@ -5,9 +5,11 @@ One tick of a launcher is one write transaction of `finish`, `settle_abandoned` 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, Protocol, cast
 
 from ... import spec, states
 from ..schema import STARTABLE, UNSETTLED
@@ -59,6 +61,7 @@ class Claim(NamedTuple):
     stage_in_url: str
     stage_out_url: str
     stage_out_files: str
+    parent_ids: str  # JSON list of UUIDs
     place: object  # what `Room.reserve` gave
 
 
@@ -99,7 +102,9 @@ _CANDIDATE = (
     "job.id, job.state, job.job_id, job.attempt, job.name, job.workflow, job.workdir, job.args, job.environ_vars, "
     "job.threads_per_rank, job.threads_per_core, job.cpu_affinity, job.wall_time_minutes, job.application, "
     "app.executable, app.envscript, app.preprocess, app.postprocess, "
-    "job.stage_in_url, job.stage_out_url, job.stage_out_files, job.priority"
+    "job.stage_in_url, job.stage_out_url, job.stage_out_files, "
+    "(SELECT json_group_array(parent.job_id) FROM dependency JOIN job AS parent ON parent.id = dependency.parent "
+    "WHERE dependency.child = job.id), job.priority"
 )
 
 
@@ -131,6 +136,34 @@ def shapes(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> 
             shape = Shape(*row)
             found.add(shape)
     return sorted(found)
+
+
+def waiting(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> list[tuple[Shape, int, int]]:
+    """The startable jobs by shape: (shape, how many, the shortest estimate in minutes). Reads them all: not for a loop."""
+    where, parameters = STARTABLE, cast("tuple[str, ...]", ())
+    if workflows is not None:
+        where, parameters = f"{STARTABLE} AND workflow IN (SELECT value FROM json_each(?))", (json.dumps(workflows),)
+    rows = cx.execute(
+        f"""SELECT {_SHAPE}, count(*), min(wall_time_minutes) FROM job INDEXED BY job_startable
+            WHERE {where} GROUP BY {_SHAPE}""",
+        parameters,
+    )
+    return [(Shape(*row[:-2]), row[-2], row[-1]) for row in rows]
+
+
+def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
+    """The workflows with startable jobs whose name is `pattern`, or matches it as a glob if it holds `*`, `?` or `[`."""
+    if not set(pattern) & set("*?["):
+        return (pattern,)
+    query = f"""SELECT min(workflow) FROM job INDEXED BY job_startable_of_workflow
+        WHERE {STARTABLE} AND workflow > ?"""
+    found = []
+    name = cx.execute(query.replace("> ?", ">= ?"), ("",)).fetchone()[0]
+    while name is not None:
+        if fnmatchcase(name, pattern):
+            found.append(name)
+        name = cx.execute(query, (name,)).fetchone()[0]
+    return tuple(found)
 
 
 def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: int) -> list[Claim]:

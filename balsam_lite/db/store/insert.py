@@ -22,6 +22,8 @@ from . import graph, moves
 
 #: Rows that are kept in memory, and rows in one piece of the file.
 _CHUNK = 5000
+#: Bytes of the number that says how long such a piece is.
+_LENGTH = 8
 
 Progress = Callable[[int], None]
 
@@ -31,6 +33,7 @@ class Added(NamedTuple):
 
     first: int
     number: int
+    renamed: dict[int, str] = {}  # id -> UUID, of those whose given UUID had a short id that was taken
 
     @property
     def ids(self) -> range:
@@ -111,6 +114,7 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
     own_id, origin = "job_id" in names, "origin" in names
     new_id, workdir_name = spec.new_job_id, spec.workdir_name
     own_workdir = "user_workdir" in columns
+    workflow_at, name_at = (columns.index(name) if name in columns else -1 for name in ("workflow", "name"))
 
     def row(job: Mapping[str, Any]) -> tuple[Any, ...]:
         try:
@@ -119,7 +123,7 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
             spec.check_job({name: job[name] for name, _ in pairs})  # says which field it was
             raise
         job_id = spec.checked_job_id(job["job_id"]) if own_id else new_id()
-        workdir = workdir_name(job.get("workflow", ""), job.get("name", ""), job_id)
+        workdir = workdir_name(values[workflow_at] if workflow_at >= 0 else "", values[name_at] if name_at >= 0 else "", job_id)
         if own_workdir:
             workdir = (job["user_workdir"] and os.path.abspath(os.path.expanduser(job["user_workdir"]))) or workdir
         return (job_id, workdir, str(job["origin"]) if origin else "", now, *values)
@@ -158,7 +162,9 @@ class _Spool:
             return
         try:
             self._file = self._file or tempfile.TemporaryFile(prefix="balsam-")
-            marshal.dump(tuple(chunk), self._file)
+            # As one block with its length before it: `marshal.load` would read the file value by value, ten times slower.
+            block = marshal.dumps(tuple(chunk))
+            self._file.write(len(block).to_bytes(_LENGTH, "big") + block)
         except OSError as exc:
             raise DatabaseError(f"The jobs cannot be put aside in {tempfile.gettempdir()}: {exc}") from exc
 
@@ -166,11 +172,8 @@ class _Spool:
         yield from self._in_memory
         if self._file:
             self._file.seek(0)
-            while True:
-                try:
-                    yield _Chunk(*marshal.load(self._file))
-                except EOFError:
-                    return
+            while length := self._file.read(_LENGTH):
+                yield _Chunk(*marshal.loads(self._file.read(int.from_bytes(length, "big"))))
 
 
 # --- inserting --------------------------------------------------------------------------------------------------------
@@ -189,12 +192,13 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, progress: Progress | None) ->
         cx.execute("PRAGMA cache_size = -65536")  # KiB: the random short ids touch the whole index
     before = _last_id(cx)
     edges: list[tuple[int, int]] = []
+    renamed: dict[int, str] = {}
     for chunk in spool.chunks():
         first = _last_id(cx) + 1
-        _insert_rows(cx, chunk.columns, chunk.rows)
+        renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk.columns, chunk.rows).items())
         edges += [(parent, first + n) for n, parents in chunk.parents.items() for parent in parents]
         _report(progress, len(chunk.rows))
-    added = Added(before + 1, _last_id(cx) - before)
+    added = Added(before + 1, _last_id(cx) - before, renamed)
     if added.number != spool.rows:
         raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
     moves.count(cx, Counter({(None, states.CREATED): added.number}))
@@ -215,20 +219,27 @@ def _check_parents(cx: sqlite3.Connection, parents: set[int]) -> None:
         raise UnknownJob("A parent does not exist in this DB; nothing was added.")
 
 
-def _insert_rows(cx: sqlite3.Connection, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows whose first two columns are job_id and workdir. A short id that is taken already is drawn anew."""
+def _insert_rows(cx: sqlite3.Connection, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> dict[int, str]:
+    """Insert rows whose first two columns are job_id and workdir. A short id that is taken already is drawn anew.
+
+    Returns the UUIDs that were drawn anew, by the row's position.
+    """
     sql = f"INSERT INTO job ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
     done = 0
+    renamed: dict[int, str] = {}
     while done < len(rows):
         counted = _Counted(rows, done)
         try:
             cx.executemany(sql, counted)
-            return
+            return renamed
         except sqlite3.IntegrityError as exc:
             if "job_short_id" not in str(exc):
                 raise InvalidSpec(f"The job cannot be stored: {exc}") from exc
             done = counted.given
-            cx.execute(sql, _with_new_id(cx, rows[done - 1]))
+            row = _with_new_id(cx, rows[done - 1])
+            cx.execute(sql, row)
+            renamed[done - 1] = row[0]
+    return renamed
 
 
 class _Counted:

@@ -1,0 +1,197 @@
+"""Commands that change what is in the DB: `modify`, `rm`, `killjob`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from .. import spec, states
+from ..db import queries
+from ..db.connection import Database
+from ..db.store import apps as app_store
+from ..db.store import user
+from ..errors import NotFound, StateError, UnknownApp
+from . import layout
+from .apps import PROGRAMS, as_program, warn_if_missing
+from .common import confirm, open_db
+from .group import BalsamCommand, SeparateOption, option
+
+_STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
+
+
+@click.command(cls=BalsamCommand, epilog=_STATES, context_settings={"ignore_unknown_options": True})
+@click.argument("id")
+@click.argument("attr")
+@click.argument("value")
+@option("--type", "kind", type=click.Choice(["jobs", "apps"]), default="jobs", show_default=True, help="What ID is.")
+def modify(id: str, attr: str, value: str, kind: str) -> None:
+    """Set the field ATTR of a job or of an application to VALUE.
+
+    ID is as much of a job's id as only one job has, or the name or number of an application. Objects are given as JSON.
+
+    \b
+    Examples:
+        balsam modify fab5 state RESTART_READY
+        balsam modify fab5 auto_timeout_retry False
+        balsam modify fab5 data '{"step": 2}'
+        balsam modify --type apps say-hello executable "echo Hi,"
+    """
+    db = open_db()
+    if kind == "apps":
+        shown = _modify_app(db, id, attr, value)
+    elif attr == "state":
+        shown = _set_state(db, id, value)
+    else:
+        shown = _modify_job(db, id, attr, value)
+    click.echo(f"{kind[:-1]} {attr} changed to:  {layout.many_lines(shown)}")
+
+
+def _set_state(db: Database, prefix: str, state: str) -> str:
+    states.check_state(state)
+    with db.read() as cx:
+        job = queries.job(cx, queries.find_job(cx, prefix))
+    changed = user.set_state(db, [job["id"]], state, user.USER_CHANGED)
+    if not changed and job["state"] != state:
+        raise StateError(f"Job {layout.cute_id(job['name'], job['job_id'])} is {job['state']} already, and stays so.")
+    return state
+
+
+def _modify_job(db: Database, prefix: str, attr: str, value: str) -> str:
+    field = spec.known_field(attr)
+    with db.read() as cx:
+        number = queries.find_job(cx, prefix)
+    user.update_fields(db, [number], {field.name: value})
+    with db.read() as cx:
+        return _shown(field, queries.job(cx, number)[field.name])
+
+
+def _modify_app(db: Database, name: str, attr: str, value: str) -> str:
+    field = spec.known_field(attr, spec.APP_FIELD, "app")
+    if field.name in PROGRAMS:
+        value = as_program(spec.checked(field, value, "app"))
+        warn_if_missing(field.name, value)
+    with db.write() as cx:
+        found = _find_app(queries.apps(cx), name)
+        app_store.update_app(cx, found["name"], {field.name: value})
+        (changed,) = queries.apps(cx, number=found["id"])
+    return str(changed[field.name])
+
+
+def _find_app(apps: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The application of that name, or else of that number."""
+    for key in ("name", "id"):
+        for app in apps:
+            if str(app[key]) == name:
+                return app
+    known = ", ".join(app["name"] for app in apps) or "none"
+    raise UnknownApp(f"App {name} not registered in local DB", hint=f"Registered are: {known}")
+
+
+def _shown(field: spec.Field, value: Any) -> str:
+    return str(bool(value)) if field.kind == "flag" else str(value)
+
+
+# --- rm ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("what", type=click.Choice(["jobs", "apps"]))
+@option("--name", metavar="TEXT", help="All with TEXT in their name.")
+@option("--id", metavar="ID", help="The one with that id (jobs: as much of it as only one has; apps: the number).")
+@option("--all", "everything", is_flag=True, help="All of them.")
+@option("--force", is_flag=True, help="Do not ask; remove jobs that others wait for, too.")
+def rm(what: str, name: str | None, id: str | None, everything: bool, force: bool) -> None:
+    """Remove jobs or applications, with the jobs' history. Their working directories stay.
+
+    A launcher that runs a removed job stops it.
+
+    \b
+    Examples:
+        balsam rm jobs --name test
+        balsam rm jobs --id 7df8 --force
+        balsam rm apps --all
+    """
+    if sum((name is not None, id is not None, everything)) != 1:
+        raise click.UsageError("Exactly one of --name, --id and --all is needed.")
+    if name == "" or (id is not None and not id.strip()):
+        raise click.UsageError("An empty text would match everything; use --all for that.")
+    db = open_db()
+    numbers = _doomed_jobs(db, name, id) if what == "jobs" else _doomed_apps(db, name, id)
+    if not numbers:
+        click.echo(f"There are no {what} to remove.")
+        return
+    if not force and not confirm(_question(what, len(numbers), name, id), "--force"):
+        click.echo("Delete aborted")
+        click.get_current_context().exit(1)
+    if what == "jobs":
+        user.delete(db, numbers, force=force)
+    else:
+        with db.write() as cx:
+            app_store.delete_apps(cx, numbers)
+    click.echo("Deleted.")
+
+
+def _question(what: str, number: int, name: str | None, id: str | None) -> str:
+    if name is not None:
+        return f"PERMANENTLY remove {number} {what} matching name {name}?"
+    return f"PERMANENTLY remove {what[:-1]} with ID matching {id}?" if id is not None else f"PERMANENTLY remove ALL {what}?"
+
+
+def _doomed_jobs(db: Database, name: str | None, prefix: str | None) -> list[int]:
+    with db.read() as cx:
+        if prefix is not None:
+            return [queries.find_job(cx, prefix)]
+        numbers = queries.job_ids(cx, queries.JobFilter(name=name or ""))
+    if name is not None and not numbers:
+        raise NotFound(f"No jobs match name {name}")
+    return numbers
+
+
+def _doomed_apps(db: Database, name: str | None, number: str | None) -> list[int]:
+    with db.read() as cx:
+        apps = queries.apps(cx, name or "")
+    if number is not None:
+        apps = [_find_app(apps, number)]
+    if name is not None and not apps:
+        raise NotFound(f"No apps match name {name}")
+    return [app["id"] for app in apps]
+
+
+# --- kill -------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@option(
+    "--id", "ids", cls=SeparateOption, multiple=True, required=True, metavar="ID...",
+    help="The job's id, or as much of it as only one job has; several may be given.",
+)  # fmt: skip
+@option("--recursive", is_flag=True, help="All jobs below it, too.")
+@option("--yes", is_flag=True, help="Do not ask.")
+def killjob(ids: Sequence[str], recursive: bool, yes: bool) -> None:
+    """Kill jobs: they become USER_KILLED and stay so. The launcher that runs one stops its processes.
+
+    \b
+    Examples:
+        balsam killjob --id 7df8
+        balsam killjob --id 7df8 ab58 --recursive --yes
+    """
+    db = open_db()
+    with db.read() as cx:
+        jobs = [queries.job(cx, number) for number in dict.fromkeys(queries.find_job(cx, prefix) for prefix in ids)]
+    for job in jobs:
+        question = f"Really kill job {layout.one_line(job['name'])} {layout.cute_id(job['name'], job['job_id'])} ??"
+        if not yes and not confirm(question, "--yes"):
+            click.echo("Kill aborted")
+            click.get_current_context().exit(1)
+    result = user.kill(db, [job["id"] for job in jobs], recursive=recursive)
+    click.echo(_killed(result.killed))
+    if result.running:
+        click.echo(f"{result.running} of them still run; a launcher stops them.")
+
+
+def _killed(number: int) -> str:
+    if number == 0:
+        return "No job killed: there was nothing left to kill"
+    return "Job killed" if number == 1 else f"{number} jobs killed"

@@ -1,0 +1,90 @@
+"""What several commands share: opening the DB, asking the user, kinds of options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from ..db import location
+from ..db.connection import Database
+from ..errors import InvalidSpec
+
+#: No count that a user gives has a business beyond what SQLite and JSON can hold exactly.
+_LARGEST = 2**53
+
+
+def open_db() -> Database:
+    """The active DB, or the one that `--db` names."""
+    context = click.get_current_context().find_root()
+    db = location.open_database(location.find(context.obj))
+    context.call_on_close(db.close)
+    return db
+
+
+def say(text: str) -> None:
+    """Words for the user, on stderr."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A warning, on stderr."""
+    say(f"Warning: {text}")
+
+
+def confirm(question: str, option: str) -> bool:
+    """Ask until the answer is y or n. Without a terminal there is nobody to ask: then `option` must have been given.
+
+    The end of the input counts as n.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise click.UsageError(f"This needs a confirmation, and there is no terminal to ask for it. Use {option}.")
+    while True:
+        click.echo(f"{question} [y/n]: ", nl=False)
+        answer = sys.stdin.readline()
+        if not answer:
+            click.echo()
+            return False
+        if answer.strip().lower() in ("y", "n"):
+            return answer.strip().lower() == "y"
+
+
+def pairs(words: Iterable[str], option: str) -> dict[str, str]:
+    """The mapping that K=V words make; the last value of a key wins.
+
+    Raises:
+        InvalidSpec: a word is no such pair.
+    """
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InvalidSpec(f"{option} must look like NAME=VALUE, not {word!r}")
+        found[key] = value
+    return found
+
+
+def count(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    """A callback for options and arguments: a whole number of 1 or more, or none at all."""
+    if value is not None and not 1 <= value <= _LARGEST:
+        raise click.BadParameter(f"{value} is not in the range from 1 to {_LARGEST}.", ctx, parameter)
+    return value
+
+
+def count0(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    """As `count`, but 0 will do."""
+    return value if value == 0 else count(ctx, parameter, value)
+
+
+def number(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A callback for options: a number that is finite and not negative."""
+    if not 0 <= value < float("inf"):
+        raise click.BadParameter(f"{value} is not a number of 0 or more.", ctx, parameter)
+    return value
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were on the command line."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,102 @@
+"""Commands about whole DBs: `init`, `which`, `server`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from ..db import connection, location
+from ..errors import BalsamError
+from . import layout
+from .common import say
+from .group import PathCommand, option
+
+
+@click.command(cls=PathCommand)
+@click.argument("path")
+@option(
+    "--access", type=click.Choice(["local", "shared"]),
+    help="How to open the DB: local (one host) or shared (several hosts). By default as the file system demands.",
+)  # fmt: skip
+def init(path: str, access: str | None) -> None:
+    """Create a Balsam DB in the directory PATH, or bring the one that is there up to date.
+
+    \b
+    Example:
+        balsam init ~/my-db
+        source balsamactivate my-db
+    """
+    directory = os.path.abspath(os.path.expanduser(path))
+    is_new = not location.is_db(directory)
+    db = location.create(directory, access)
+    said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
+    shown = layout.one_line(db.directory)
+    lines = [f"{said} {shown}", f"Use `source balsamactivate {os.path.basename(shown) or shown}` to begin working."]
+    stars = "*" * max(map(len, lines))
+    click.echo("\n".join([stars, *lines, stars]))
+
+
+@click.command(cls=PathCommand)
+@option("--list", "listed", is_flag=True, help="List the known DBs, one path per line.")
+@option("--name", metavar="NAME", help="Print the path of the DB of that name: its path, or any part that only one has.")
+@option("--json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def which(ctx: click.Context, listed: bool, name: str | None, json: bool) -> None:
+    """Show the active Balsam DB, list the known ones, or find one by name.
+
+    \b
+    Examples:
+        balsam which
+        balsam which --list
+        cd "$(balsam which --name my-db)"
+    """
+    if name is not None:
+        paths = [location.resolve(name)]
+        _remember(paths[0])
+    elif listed:
+        paths = location.known_paths()
+    else:
+        paths = [location.find(ctx.find_root().obj)]
+    if json:
+        layout.write_json(({"path": path, "access": location.open_database(path).access} for path in paths), sys.stdout)
+    elif name is not None or listed:
+        sys.stdout.write("".join(f"{path}\n" for path in paths))
+    else:
+        _describe(paths[0])
+
+
+def _remember(path: str) -> None:
+    """Whoever activates a DB by its path may call it by its name the next time."""
+    if path in location.known_paths():
+        return
+    try:
+        location.remember(path)
+    except BalsamError as exc:  # finding it is what was asked for
+        say(f"Warning: {exc}")
+
+
+def _describe(path: str) -> None:
+    db = location.open_database(path)
+    size = os.path.getsize(os.path.join(path, connection.FILE_NAME))
+    click.echo(f"Current Balsam DB: {layout.one_line(path)}")
+    click.echo(f"    file:   {layout.one_line(db.path)} ({size} bytes)")
+    click.echo(f"    access: {db.access}")
+
+
+@click.command(cls=PathCommand)
+@option("--connect", is_flag=True, help="Nothing to connect to.")
+@option("--reset", is_flag=True, help="Nothing to stop or start.")
+@option("--list-active-connections", is_flag=True, help="Nothing to list.")
+@option("--list-users", is_flag=True, help="Access is what the directory's permissions say.")
+@option("--add-user", metavar="USER", help="Change the directory's permissions instead.")
+@option("--drop-user", metavar="USER", help="Change the directory's permissions instead.")
+def server(**options: object) -> None:
+    """Kept for old scripts, which call it: there is no server.
+
+    \b
+    Example:
+        balsam server --connect
+    """
+    click.echo("no server: this DB is a file")

@@ -1,0 +1,266 @@
+"""The table of commands, each imported when it is called for, and the old spellings of options.
+
+Balsam 0.3 parsed with argparse, so that its users type `--hist` for `--history` and several words behind `--args`. Those
+are rewritten here into what click reads; a command only says which of its options take several words.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+
+class Entry(NamedTuple):
+    """Where a command lives: a module of this package and its attribute."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "init": Entry("databases", "init", "create a new Balsam DB directory"),
+    "app": Entry("apps", "app", "add a new application definition"),
+    "job": Entry("jobs", "job", "add a new job"),
+    "dep": Entry("jobs", "dep", "add a dependency between two existing jobs"),
+    "ls": Entry("ls", "ls", "list jobs, applications, workflows, or launches in the queue"),
+    "modify": Entry("change", "modify", "alter a job or an application"),
+    "rm": Entry("change", "rm", "remove jobs or applications from the database"),
+    "killjob": Entry("change", "killjob", "kill jobs without removing them from the database"),
+    "launcher": Entry("launches", "launcher", "run jobs here, in this terminal or batch job"),
+    "submit-launch": Entry("launches", "submit_launch", "submit a launcher to the batch queue"),
+    "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
+    "which": Entry("databases", "which", "show the active DB, or find another one"),
+    "log": Entry("logs", "log", "follow the logs of the DB"),
+    "server": Entry("databases", "server", "(nothing to do: there is no server)"),
+}
+
+
+class Option(click.Option):
+    """An option whose help text is one line. click would import `inspect` to take the indentation off it."""
+
+    def __init__(self, *names: Any, help: str | None = None, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self.help = help
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def option(*names: str, **attributes: Any) -> Callable[[_Function], _Function]:
+    """As `click.option`, but an `Option`."""
+    attributes.setdefault("cls", Option)
+    return click.option(*names, **attributes)
+
+
+class _Helpful(click.Command):
+    """A command with -h and --help."""
+
+    _own_help: Option | None = None
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        if self._own_help is None:
+            self._own_help = Option(
+                ["-h", "--help"], is_flag=True, is_eager=True, expose_value=False, callback=_show_help,
+                help="Show this message and exit.",
+            )  # fmt: skip
+        return self._own_help
+
+
+def _show_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+class LazyGroup(_Helpful, click.Group):
+    """`balsam` itself: knows the names of its commands, and imports one when it is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        entry = COMMANDS.get(name) or COMMANDS.get(name.replace("-", "_")) or COMMANDS.get(name.replace("_", "-"))
+        if entry is None:
+            return None
+        module = f"{__package__}.{entry.module}"
+        __import__(module)
+        command: click.Command = getattr(sys.modules[module], entry.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+def _show_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from .main import print_version
+
+        print_version()
+        ctx.exit()
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@option("--db", metavar="PATH", help="The Balsam DB to use; by default BALSAM_DB_PATH, or the one around this directory.")
+@option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version.")
+@click.pass_context
+def balsam(ctx: click.Context, db: str | None) -> None:
+    """Run very many jobs from one SQLite file, on a laptop or a supercomputer.
+
+    \b
+    A first job:
+        balsam init ~/my-db
+        source balsamactivate my-db
+        balsam app --name say-hello --executable "echo Hello,"
+        balsam job --name test1 --workflow test --application say-hello --args "world!" --yes
+        balsam submit-launch -n 1 -t 5 --job-mode=serial
+        balsam ls --history
+
+    Each command explains itself: balsam COMMAND --help
+    """
+    ctx.obj = db
+
+
+# --- options as Balsam 0.3 took them ----------------------------------------------------------------------------------
+
+#: What several words behind one option become: the values that click gets to see.
+_SEPARATE, _SENTENCE, _COMMAND_LINE = "separate", "sentence", "command line"
+
+
+class WordsOption(Option):
+    """An option that takes all words up to the next option. One word is kept as it was typed."""
+
+    manner = _COMMAND_LINE
+
+    def gathered(self, words: Sequence[str]) -> list[str]:
+        """The values that click reads instead of `words`."""
+        if self.manner == _SEPARATE:
+            return list(words)
+        if len(words) == 1:
+            return [words[0]]
+        return [" ".join(words if self.manner == _SENTENCE else map(_quoted, words))]
+
+
+class SentenceOption(WordsOption):
+    """Several words make a sentence, not a command line: no quotes are put in."""
+
+    manner = _SENTENCE
+
+
+class SeparateOption(WordsOption):
+    """Several words are several values of an option with `multiple=True`."""
+
+    manner = _SEPARATE
+
+
+class FieldOption(Option):
+    """The value may begin with a dash, as `-name` does, and is not an option then."""
+
+
+def _quoted(word: str) -> str:
+    """`word` so that splitting the line by the shell's quoting rules gives it back. Nothing else of the shell matters."""
+    if word and not re.search(r"[\s'\"\\]", word):
+        return word
+    return "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+class BalsamCommand(_Helpful):
+    """A command that understands abbreviated options, one dash before a long one, and options of several words."""
+
+    #: Paths need not be UTF-8; everything else ends in the database.
+    takes_any_bytes = False
+
+    def invoke(self, ctx: click.Context) -> Any:
+        gc.enable()
+        return super().invoke(ctx)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not self.takes_any_bytes:
+            _refuse_broken_text(ctx, args)
+        return super().parse_args(ctx, _Rewriter(ctx, self.get_params(ctx)).rewritten(args))
+
+
+class PathCommand(BalsamCommand):
+    """A command whose arguments are paths."""
+
+    takes_any_bytes = True
+
+
+def _refuse_broken_text(ctx: click.Context, words: Sequence[str]) -> None:
+    for word in words:
+        if not word.isascii() and any("\udc80" <= character <= "\udcff" for character in word):
+            raise click.UsageError(f"This argument is not valid UTF-8: {word!a}", ctx)
+
+
+class _Rewriter:
+    """Turns a command's words, as argparse took them, into those that click takes."""
+
+    def __init__(self, ctx: click.Context, parameters: Sequence[click.Parameter]) -> None:
+        self._ctx = ctx
+        self._options: dict[str, click.Option] = {}
+        for parameter in parameters:
+            if isinstance(parameter, click.Option):
+                self._options.update(dict.fromkeys((*parameter.opts, *parameter.secondary_opts), parameter))
+
+    def rewritten(self, words: Sequence[str]) -> list[str]:
+        done: list[str] = []
+        rest = list(words)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                return [*done, word, *rest]
+            name, equals, value = word.partition("=")
+            found = self._find(name)
+            if found is None:
+                done.append(word)
+            elif equals:
+                done.append(f"{found}={value}")
+            else:
+                done += self._with_value(found, rest)
+        return done
+
+    def _with_value(self, name: str, rest: list[str]) -> list[str]:
+        """The option `name` and what belongs to it, which is taken from `rest`."""
+        option = self._options[name]
+        if option.is_flag or option.count:
+            return [name]
+        if isinstance(option, WordsOption):
+            words = []
+            while rest and not self._looks_like_option(rest[0]):
+                words.append(rest.pop(0))
+            return [f"{name}={value}" for value in option.gathered(words)]
+        if not rest:
+            return [name]
+        if not isinstance(option, FieldOption) and self._find(rest[0].partition("=")[0]):
+            raise click.BadOptionUsage(name, f"Option {name!r} requires an argument, not {rest[0]!r}.", self._ctx)
+        value = rest.pop(0)
+        return [f"{name}={value}"] if name.startswith("--") else [name, value]
+
+    @staticmethod
+    def _looks_like_option(word: str) -> bool:
+        if not word.startswith("-") or len(word) == 1 or " " in word:
+            return False
+        return not re.fullmatch(r"-\d+|-\d*\.\d+", word)
+
+    def _find(self, word: str) -> str | None:
+        """The whole name of the option that `word` stands for; None if it stands for none."""
+        if not word.startswith("-") or len(word) < 2:
+            return None
+        if word in self._options:
+            return word
+        long = word if word.startswith("--") else f"-{word}"
+        if len(long) < (3 if long is word else 5):
+            return None
+        names = [long] if long in self._options else [name for name in self._options if name.startswith(long)]
+        if len({id(self._options[name]) for name in names}) > 1:
+            if long is not word:
+                return None
+            listed = ", ".join(sorted(names))
+            raise click.UsageError(f"Option {word} is ambiguous; it could be: {listed}", self._ctx)
+        return names[0] if names else None

@@ -1,0 +1,188 @@
+"""Commands that put work into the DB: `job`, `dep`, `make_dummies`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import spec
+from ..clock import SystemClock
+from ..db import queries
+from ..db.connection import Database
+from ..db.store import apps, graph, insert
+from ..errors import DuplicateApp, InvalidSpec
+from . import layout
+from .common import confirm, count, given, open_db, pairs
+from .group import BalsamCommand, SentenceOption, SeparateOption, WordsOption, option
+from .ls import form
+
+if TYPE_CHECKING:
+    import sqlite3
+
+
+@click.command(cls=BalsamCommand)
+@option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
+@option("--workflow", required=True, help="A label that jobs share; also a directory level.")
+@option("--application", required=True, help="The application to run (`balsam ls apps`).")
+@option("--wall-time-minutes", metavar="N", help="How long it will take at most. [default: 1]")
+@option("--num-nodes", metavar="N", help="Nodes it runs on. [default: 1]")
+@option("--coschedule-num-nodes", metavar="N", help="Nodes left beside it for its own children. [default: 0]")
+@option("--node-packing-count", metavar="N", help="So many such jobs share a node. [default: 1]")
+@option("--ranks-per-node", metavar="N", help="MPI ranks on each node. [default: 1]")
+@option("--threads-per-rank", metavar="N", help="As `aprun -d`. [default: 1]")
+@option("--threads-per-core", metavar="N", help="As `aprun -j`. [default: 1]")
+@option("--gpus-per-rank", metavar="N", help="GPUs of each rank; a fraction shares one. [default: 0]")
+@option("--cpu-affinity", metavar="none|depth", help="As `aprun -cc`. [default: none]")
+@option("--description", cls=SentenceOption, metavar="WORDS...", help="What it is for.")
+@option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments. One word is kept as it is, quotes and all.")
+@option("--post_handle_error", "--post-handle-error", is_flag=True, help="Let the postprocess script handle an error.")
+@option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle the end of the time.")
+@option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Give up when time is up.")
+@option("--restart-limit", metavar="N", help="So many automatic restarts, then FAILED. [default: 10]")
+@option("--input-files", cls=WordsOption, metavar="GLOBS...", help="What to take from the parents. [default: *]")
+@option("--url-in", metavar="URL", help="What to copy in before it starts.")
+@option("--url-out", metavar="URL", help="Where to copy results.")
+@option("--stage-out-files", cls=WordsOption, metavar="GLOBS...", help="Which results to copy.")
+@option("--env", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
+@option("--tag", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
+@option("--data", metavar="JSON", help="An object that the job carries along.")
+@option("--priority", metavar="N", help="Higher ones start first. [default: 0]")
+@option("--user-workdir", metavar="DIR", help="Run there and not in a directory of its own.")
+@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="ID...", help="Jobs to wait for.")
+@option("--no-wait-for-parents", is_flag=True, help="Take the parents' files without waiting for them.")
+@option("--yes", is_flag=True, help="Do not ask.")
+def job(env: Sequence[str], tag: Sequence[str], parents: Sequence[str], yes: bool, **options: Any) -> None:
+    """Add a job: one planned run of an application.
+
+    \b
+    Examples:
+        balsam job --name test1 --workflow test --application say-hello --args "world!"
+        balsam job --name big --workflow test --application sim --num-nodes 2 --ranks-per-node 8 \\
+            --env OMP_NUM_THREADS=4 --tag size=big --parent 7df8 --yes
+    """
+    values = _values(options)
+    values.update({"environ_vars": pairs(env, "--env"), "tags": pairs(tag, "--tag")})
+    stored = spec.check_job(values)
+    db = open_db()
+    with db.read() as cx:
+        executable = queries.app(cx, stored["application"])["executable"]
+        numbers = list(dict.fromkeys(queries.find_job(cx, parent) for parent in parents))
+        ids = [queries.job(cx, number)["job_id"] for number in numbers]
+        job_id = _unused_id(cx)
+    click.echo(form(db, _preview(stored, job_id), ids, executable))
+    if not yes and not confirm("Confirm adding job to DB", "--yes"):
+        click.echo("Add job aborted")
+        click.get_current_context().exit(1)
+    insert.add_jobs(db, [{**stored, "job_id": job_id, "parents": numbers}])
+    click.echo("Added job to database")
+
+
+def _values(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the job, from options of other names and other senses."""
+    values = given(options)
+    for given_as, field in (("url_in", "stage_in_url"), ("url_out", "stage_out_url")):
+        if given_as in values:
+            values[field] = values.pop(given_as)
+    values["post_error_handler"] = values.pop("post_handle_error")
+    values["post_timeout_handler"] = values.pop("post_handle_timeout")
+    values["auto_timeout_retry"] = not values.pop("disable_auto_timeout_retry")
+    values["wait_for_parents"] = not values.pop("no_wait_for_parents")
+    if not values["application"]:
+        raise InvalidSpec("job application must not be empty")
+    return values
+
+
+def _preview(stored: dict[str, Any], job_id: str) -> dict[str, Any]:
+    """The job as it will stand in the DB."""
+    (row,) = spec.rows_with_defaults([stored])
+    own = row["user_workdir"] and os.path.abspath(row["user_workdir"])
+    return {**row, "job_id": job_id, "workdir": own or spec.workdir_name(row["workflow"], row["name"], job_id)}
+
+
+def _unused_id(cx: sqlite3.Connection) -> str:
+    """A new id. The store draws another one where its first 8 characters are taken, and then the form would be wrong."""
+    while True:
+        job_id = spec.new_job_id()
+        if not queries.jobs(cx, queries.JobFilter(id_prefix=job_id[: queries.SHORT_ID]), ("id",), limit=1):
+            return job_id
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("parent")
+@click.argument("child")
+def dep(parent: str, child: str) -> None:
+    """Let the job CHILD wait until the job PARENT is finished.
+
+    Both are ids, or as much of an id as only one job has.
+
+    \b
+    Example:
+        balsam dep 7df8 ab58
+    """
+    with open_db().write() as cx:
+        above, below = (queries.job(cx, queries.find_job(cx, prefix)) for prefix in (parent, child))
+        graph.add_dependency(cx, above["id"], below["id"], SystemClock.now_us())
+    names = (layout.cute_id(found["name"], found["job_id"]) for found in (above, below))
+    click.echo(f"Created link {' --> '.join(names)}")
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+_DUMMY_APP = {"name": "dummy", "executable": "echo", "description": "Added by balsam make_dummies"}
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("num", type=int, callback=count)
+def make_dummies(num: int) -> None:
+    """Add NUM jobs that print "hello", to see how fast everything is.
+
+    \b
+    Example:
+        balsam make_dummies 1000
+    """
+    db = open_db()
+    _ensure_dummy_app(db)
+    progress = _Progress(2 * num) if sys.stderr.isatty() else None
+    insert.add_jobs(db, _dummies(num), progress.add if progress else None)
+    if progress:
+        progress.clear()
+    click.echo(f"Added {num} dummy jobs to the DB")
+
+
+def _ensure_dummy_app(db: Database) -> None:
+    with db.read() as cx:
+        if any(found["name"] == "dummy" for found in queries.apps(cx, "dummy")):
+            return
+    try:
+        with db.write() as cx:
+            apps.add_app(cx, _DUMMY_APP)
+    except DuplicateApp:  # somebody else was faster
+        pass
+
+
+def _dummies(num: int) -> Iterator[dict[str, Any]]:
+    for n in range(num):
+        yield {
+            "name": f"dummy{n}", "workflow": "dummy", "application": "dummy", "args": "hello", "node_packing_count": 64,
+            "description": "Added by balsam make_dummies",
+        }  # fmt: skip
+
+
+class _Progress:
+    """One line on the terminal that says how far it is. A job counts twice: once read, once inserted."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+
+    def add(self, number: int) -> None:
+        self._done += number
+        sys.stderr.write(f"\r{self._done * 100 // self._total:3} %")
+        sys.stderr.flush()
+
+    @staticmethod
+    def clear() -> None:
+        sys.stderr.write("\r     \r")

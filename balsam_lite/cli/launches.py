@@ -1,0 +1,129 @@
+"""Commands that get jobs to run: `launcher` and `submit-launch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+from .. import states
+from ..db import location, queries
+from ..db.connection import Database
+from .common import count, count0, number, open_db, pairs, warn
+from .group import BalsamCommand, WordsOption, option
+
+#: States of jobs for which a launcher has, or will have, something to do.
+_WAITING = tuple(state for state in states.STATES if state not in (*states.END_STATES, states.RUNNING))
+
+
+@click.command(cls=BalsamCommand)
+@option("--consume-all", is_flag=True, help="Run all jobs.")
+@option("--wf-filter", metavar="TEXT", help="Run only jobs with TEXT in the name of their workflow.")
+@option("--job-mode", type=click.Choice(["mpi", "serial"]), required=True, help="How jobs are started.")
+@option(
+    "--time-limit-minutes", type=float, default=0, callback=number, metavar="MINUTES",
+    help="End after that time. 0: as long as the batch job lasts, if this is one.",
+)  # fmt: skip
+@option(
+    "--nodes",
+    type=int,
+    callback=count,
+    metavar="N",
+    help="Without a batch job: make N nodes of this host. [default: its cores]",
+)
+@option("--gpus-per-node", type=int, callback=count0, metavar="N", help="By default as the settings or the host say.")
+@option("--persistent", is_flag=True, help="Stay when there is nothing to do.")
+@option("--num-transition-threads", type=int, callback=count0, default=0, metavar="N", help="0: as the settings say.")
+@click.pass_context
+def launcher(
+    ctx: click.Context,
+    *,
+    consume_all: bool,
+    wf_filter: str | None,
+    job_mode: str,
+    time_limit_minutes: float,
+    nodes: int | None,
+    gpus_per_node: int | None,
+    persistent: bool,
+    num_transition_threads: int,
+) -> int:
+    """Run jobs from here until none is left or the time is up.
+
+    \b
+    Examples:
+        balsam launcher --consume-all --job-mode serial
+        balsam launcher --wf-filter test --job-mode serial --nodes 2 --time-limit-minutes 10
+    """
+    if consume_all == (wf_filter is not None):
+        raise click.UsageError("Exactly one of --consume-all and --wf-filter is needed.")
+    directory = location.find(ctx.find_root().obj)
+    from ..launcher.main import LauncherOptions, run_launcher
+
+    options = LauncherOptions(
+        job_mode=job_mode,
+        workflow_filter=wf_filter,
+        time_limit_minutes=time_limit_minutes,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        persistent=persistent,
+        transition_threads=num_transition_threads,
+    )
+    return run_launcher(directory, options)
+
+
+@click.command("submit-launch", cls=BalsamCommand)
+@option("-n", "--nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
+@option("-t", "--time-minutes", type=int, callback=count, required=True, metavar="MINUTES", help="For how long.")
+@option("-q", "--queue", default="", help="The queue.")
+@option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
+@option("--job-mode", type=click.Choice(["serial", "mpi"]), required=True, help="How jobs are started.")
+@option("--wf-filter", default="", metavar="TEXT", help="Run only jobs with TEXT in the name of their workflow.")
+@option("--tag", multiple=True, metavar="KEY=VALUE", help="Run only jobs with that tag; may be repeated.")
+@option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="More flags for the scheduler's command.")
+@option("--dry-run", is_flag=True, help="Print the job script and submit nothing.")
+def submit_launch(
+    *,
+    nodes: int,
+    time_minutes: int,
+    queue: str,
+    project: str,
+    job_mode: str,
+    wf_filter: str,
+    tag: Sequence[str],
+    sched_flags: str,
+    dry_run: bool,
+) -> None:
+    """Submit a launcher to the batch queue. On a machine without one it runs in the background here.
+
+    \b
+    Examples:
+        balsam submit-launch -n 2 -t 5 -q debug -A myproject --job-mode=serial
+        balsam submit-launch -n 1 -t 60 --job-mode=mpi --wf-filter test --dry-run
+    """
+    from ..db import batch_queries
+    from ..schedulers import submission
+    from ..settings import Settings
+
+    db = open_db()
+    settings = Settings.load(db.directory)
+    tags = pairs(tag, "--tag")
+    request = submission.LaunchRequest(
+        nodes, time_minutes, queue, project, job_mode, wf_filter=wf_filter, filter_tags=tags, sched_flags=sched_flags
+    )
+    if dry_run:
+        with db.read() as cx:
+            upcoming = batch_queries.next_number(cx)
+        click.echo(submission.render_script(db, settings, request, upcoming), nl=False)
+        return
+    row = submission.submit_launch(db, settings, request)
+    from pprint import pformat
+
+    click.echo(f"Submit OK: Qlaunch {pformat(submission.legacy_form(row), indent=4)}")
+    _warn_if_idle(db, wf_filter, tags)
+
+
+def _warn_if_idle(db: Database, wf_filter: str, tags: Mapping[str, str]) -> None:
+    only = queries.JobFilter(states=_WAITING, workflow=wf_filter, tags=tags)
+    with db.read() as cx:
+        if not queries.jobs(cx, only, ("id",), limit=1):
+            warn("No job waits that this launcher could run.")

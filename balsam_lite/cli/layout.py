@@ -1,0 +1,122 @@
+"""Rows as text: tables, histories, JSON. Knows neither click nor the DB.
+
+Text that came from a program or another user may hold anything; what would steer a terminal is shown as an escape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import IO, Any
+
+from .. import spec
+from ..clock import format_us
+
+_HISTORY_DASHES = "-" * 48
+
+
+def one_line(text: str) -> str:
+    """`text` for a cell of a table.
+
+    >>> one_line("two\\nlines")
+    'two\\\\nlines'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def many_lines(text: str) -> str:
+    """`text` for a terminal, with its line breaks and tabs and nothing else that is not printable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def basenames(line: str) -> str:
+    """A command line with the basename of each word instead of its path.
+
+    >>> basenames("/usr/bin/python /home/me/run.py -v")
+    'python run.py -v'
+    """
+    if "/" not in line:
+        return line
+    return " ".join(os.path.basename(word) or word for word in line.split())
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _width(text: str) -> int:
+    """Columns that `text` takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a table: header cells to the right, data cells to the left, each column as wide as its widest cell."""
+    cells = [["" if value is None else one_line(str(value)) for value in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(header, *cells)]
+    top = " | ".join(" " * (width - _width(cell)) + cell for cell, width in zip(header, widths))
+    return [top, "-" * len(top), *(" | ".join(map(_left, row, widths)).rstrip() for row in cells)]
+
+
+def _left(cell: str, width: int) -> str:
+    return cell + " " * (width - _width(cell))
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def cute_id(name: str, job_id: str) -> str:
+    """`[name | id8]`, as messages name a job.
+
+    >>> cute_id("test1", "7df86c8b-f94b-4349-8ab6-a8afc85d8a9f")
+    '[test1 | 7df86c8b]'
+    """
+    return f"[{one_line(name)} | {job_id[:8]}]" if name else f"[{job_id[:8]}]"
+
+
+def history(name: str, job_id: str, events: Iterable[tuple[int, str, str, str]]) -> str:
+    """A job's history: one line for each event, further lines of its message indented."""
+    lines = [f"Job {one_line(name)} [{job_id}]", _HISTORY_DASHES]
+    for time_us, _, state, message in events:
+        text = many_lines(message).rstrip().replace("\n", "\n    ")
+        lines.append(f"[{format_us(time_us)} {state}] {text}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+#: So many objects are written at once.
+_BATCH = 200
+
+
+def objects(names: Sequence[str], kinds: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Rows as JSON knows them: flags as true or false, JSON columns as objects. `kinds` are those of `spec.Field`."""
+    flags = [name for name in names if kinds.get(name) == "flag"]
+    parsed = [name for name in names if kinds.get(name) in spec.JSON_KINDS]
+    for row in rows:
+        found = dict(zip(names, row))
+        for name in flags:
+            found[name] = found[name] != 0
+        for name in parsed:
+            found[name] = {} if found[name] == "{}" else json.loads(found[name])
+        yield found
+
+
+def write_json(objects: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
+    """A list of objects, one per line, written as they come."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    before = "[\n"
+    lines = (encode(found) for found in objects)
+    for first in lines:
+        file.write(before + ",\n".join([first, *islice(lines, _BATCH - 1)]))
+        before = ",\n"
+    file.write("[]\n" if before == "[\n" else "\n]\n")

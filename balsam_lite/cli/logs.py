@@ -1,0 +1,111 @@
+"""`balsam log`: show what launchers and commands have written into the DB's log directory, and go on showing it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Callable, NamedTuple
+
+import click
+
+from ..db import location
+from . import layout
+from .common import count0, say
+from .group import BalsamCommand, option
+
+_PAUSE_S = 0.25
+_PIECE = 1 << 16
+
+
+@click.command(cls=BalsamCommand)
+@option("-n", "lines", type=int, callback=count0, default=10, show_default=True, metavar="LINES", help="So far back.")
+@option("--no-follow", is_flag=True, help="Show the last lines of each file and end.")
+@click.pass_context
+def log(ctx: click.Context, lines: int, no_follow: bool) -> None:
+    """Follow all *.log files of the DB, those to come included, until Ctrl-C.
+
+    \b
+    Examples:
+        balsam log
+        balsam log --no-follow -n 100
+    """
+    folder = os.path.join(location.find(ctx.find_root().obj), location.LOG)
+    show = _Shower()
+    places = {path: _last_lines(path, lines, show) for path in log_files(folder)}
+    if no_follow:
+        if not places:
+            say(f"There are no logs in {folder}")
+        return
+    sys.stdout.flush()
+    while True:
+        time.sleep(_PAUSE_S)
+        follow_once(folder, places, show)
+
+
+class Place(NamedTuple):
+    """How far a file has been shown."""
+
+    inode: int
+    offset: int
+
+
+def log_files(folder: str) -> list[str]:
+    """The logs in `folder`, by name."""
+    try:
+        return sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(".log") and entry.is_file())
+    except OSError:
+        return []
+
+
+def follow_once(folder: str, places: dict[str, Place], show: Callable[[str, bytes], None]) -> None:
+    """Show what was written since the last time. A file that was replaced or cut is shown from its beginning."""
+    for path in log_files(folder):
+        places[path] = _news(path, places.get(path, Place(0, 0)), show)
+    sys.stdout.flush()
+
+
+def _news(path: str, place: Place, show: Callable[[str, bytes], None]) -> Place:
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            offset = place.offset if found.st_ino == place.inode and found.st_size >= place.offset else 0
+            file.seek(offset)
+            while True:
+                piece = file.read(_PIECE)
+                if not piece:
+                    return Place(found.st_ino, offset)
+                show(path, piece)
+                offset += len(piece)
+    except OSError:  # rotated away between two looks
+        return place
+
+
+def _last_lines(path: str, lines: int, show: Callable[[str, bytes], None]) -> Place:
+    try:
+        with open(path, "rb") as file:
+            inode, end = os.fstat(file.fileno()).st_ino, file.seek(0, os.SEEK_END)
+            start, tail = end, b""
+            while start > 0 and tail.count(b"\n") <= lines:
+                start = max(0, start - _PIECE)
+                file.seek(start)
+                tail = file.read(end - start)
+    except OSError:
+        return Place(0, 0)
+    last = tail.splitlines(keepends=True)[-lines:] if lines else []
+    if last:
+        show(path, b"".join(last))
+    return Place(inode, end)
+
+
+class _Shower:
+    """Prints pieces of files, with the file's name wherever another one goes on."""
+
+    def __init__(self) -> None:
+        self._path = ""
+
+    def __call__(self, path: str, piece: bytes) -> None:
+        if path != self._path:
+            sys.stdout.write(f"{chr(10) if self._path else ''}==> {layout.one_line(os.path.basename(path))} <==\n")
+            self._path = path
+        sys.stdout.write(layout.many_lines(piece.decode(errors="replace")))

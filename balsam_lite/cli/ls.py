@@ -1,0 +1,422 @@
+"""`balsam ls`: what is in the DB. The command that is typed most, so it imports no more than reading needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import click
+
+from .. import spec, states
+from ..db import queries
+from ..db.connection import Database
+from ..errors import UnknownField
+from . import layout
+from .common import count, open_db, pairs, warn
+from .group import BalsamCommand, FieldOption, option
+
+if TYPE_CHECKING:
+    import sqlite3
+
+LIMIT_VARIABLE, FIELDS_VARIABLE = "BALSAM_LS_LIMIT", "BALSAM_LS_FIELDS"
+DEFAULT_LIMIT = 5000
+JOB_TABLE = ("job_id", "name", "workflow", "application", "state")
+APP_TABLE = ("id", "name", "executable", "description")
+QUEUE_TABLE = ("scheduler_id", "project", "queue", "nodes", "wall_minutes", "state", "job_mode", "command", "from_balsam")
+QUEUE_HEADER = (*QUEUE_TABLE[:-2], "Command", "Submitted from Balsam?")
+NO_JOBS = "No jobs found matching query"
+
+
+class Wanted(SimpleNamespace):
+    """The options of one `ls`. (Making a NamedTuple of so many fields takes milliseconds.)"""
+
+    name: str
+    id: str
+    state: str | None
+    wf: str
+    app: str
+    tag: tuple[str, ...]
+    history: bool
+    by_states: bool
+    tree: bool
+    verbose: bool
+    all_queues: bool
+    sort: str
+    limit: int | None
+    json: bool
+
+    def only(self) -> queries.JobFilter:
+        """Which jobs are meant."""
+        return queries.JobFilter(
+            name=self.name,
+            id_prefix=self.id.strip(),
+            states=(states.check_state(self.state),) if self.state is not None else (),
+            workflow=self.wf,
+            application=self.app,
+            tags=pairs(self.tag, "--tag"),
+        )
+
+    def rows(self) -> int:
+        """How many rows to show at most."""
+        return self.limit or limit_from(os.environ)
+
+
+def limit_from(environ: Mapping[str, str]) -> int:
+    """BALSAM_LS_LIMIT, or its default with a warning where it is no count."""
+    text = environ.get(LIMIT_VARIABLE, "")
+    if text.isascii() and text.isdigit() and 0 < len(text) < 16 and int(text) > 0:
+        return int(text)
+    if text:
+        warn(f"{LIMIT_VARIABLE} must be a whole number of 1 or more, not {text!r}; {DEFAULT_LIMIT} is used")
+    return DEFAULT_LIMIT
+
+
+def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns of the table of jobs: the usual ones and those of BALSAM_LS_FIELDS."""
+    extra = [name.strip() for name in environ.get(FIELDS_VARIABLE, "").split(":") if name.strip()]
+    try:
+        return tuple(dict.fromkeys((*JOB_TABLE, *queries.check_columns(extra))))
+    except UnknownField as exc:
+        raise UnknownField(f"{FIELDS_VARIABLE}: {exc.message}", hint=exc.hint) from None
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("what", type=click.Choice(["jobs", "apps", "wf", "queues"]), default="jobs")
+@option("--name", default="", metavar="TEXT", help="Only what has TEXT in its name.")
+@option("--id", default="", metavar="PREFIX", help="Only what has an id that starts so.")
+@option("--state", metavar="STATE", help="Only jobs in that state.")
+@option("--wf", "--workflow", default="", metavar="TEXT", help="Only jobs whose workflow has TEXT in its name.")
+@option("--app", "--application", default="", metavar="TEXT", help="Only jobs whose application has TEXT in its name.")
+@option("--tag", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")
+@option("--history", is_flag=True, help="Show when each job entered each state.")
+@option("--by-states", is_flag=True, help="Show the jobs state by state, with their numbers.")
+@option("--tree", is_flag=True, help="Show the jobs below their parents.")
+@option("--verbose", is_flag=True, help="Show every field.")
+@option("--all", "all_queues", is_flag=True, help="With queues: the launches that have ended, too.")
+@option("--sort", cls=FieldOption, default="id", metavar="FIELD", help="Order by that field; -FIELD: from the end.")
+@option(
+    "--limit",
+    type=int,
+    callback=count,
+    metavar="N",
+    help=f"Show N rows at most. [default: {LIMIT_VARIABLE} or {DEFAULT_LIMIT}]",
+)
+@option("--json", is_flag=True, help="Print a list of objects, whose keys are the names of the fields.")
+def ls(what: str, **options: Any) -> None:
+    """List jobs, apps, workflows (wf) or the launches in the queue (queues).
+
+    All conditions must hold at once. BALSAM_LS_FIELDS=FIELD:FIELD adds columns. JSON holds all
+    that match, unless --limit is given.
+
+    \b
+    Examples:
+        balsam ls --state FAILED --history
+        balsam ls --wf test --sort -priority --limit 20
+        balsam ls --by-states
+        balsam ls apps --verbose
+        balsam ls --json --tag run=7
+    """
+    wanted = Wanted(**options)
+    {"jobs": _jobs, "apps": _apps, "wf": _workflows, "queues": _queues}[what](open_db(), wanted)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def _jobs(db: Database, wanted: Wanted) -> None:
+    only = wanted.only()
+    queries.check_columns([wanted.sort.lstrip("-")])
+    if wanted.history:
+        _histories(db, wanted, only)
+    elif wanted.tree:
+        _tree(db, wanted, only)
+    elif wanted.by_states:
+        _by_states(db, wanted, only)
+    elif wanted.json:
+        _all_fields(db, wanted, only)
+    elif wanted.verbose:
+        _forms(db, wanted, only)
+    else:
+        _table(db, wanted, only)
+
+
+def _few(db: Database, wanted: Wanted, only: queries.JobFilter, columns: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
+    """As many rows as may be shown, and how many more there are."""
+    limit = wanted.rows()
+    with db.read() as cx:
+        rows = queries.jobs(cx, only, columns, wanted.sort, limit)
+        more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
+    return rows, more
+
+
+def _more(number: int) -> list[str]:
+    return [f"({number} more BalsamJobs not shown...)"] if number > 0 else []
+
+
+def _print(lines: Sequence[str]) -> None:
+    sys.stdout.write("\n".join([*lines, ""]))
+
+
+def _table(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    columns = columns_from(os.environ)
+    rows, more = _few(db, wanted, only, columns)
+    _print([*_job_table(columns, rows), *_more(more)] if rows else [NO_JOBS])
+
+
+def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    place = columns.index("application")
+    return layout.table(columns, [(*row[:place], layout.basenames(row[place]), *row[place + 1 :]) for row in rows])
+
+
+def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    limit = wanted.rows()
+    texts = []
+    with db.read() as cx:
+        programs = {app["name"]: app["executable"] for app in queries.apps(cx)}
+        rows = queries.jobs(cx, only, queries.JOB_COLUMNS, wanted.sort, limit)
+        for row in rows:
+            job = dict(zip(queries.JOB_COLUMNS, row))
+            parents, _ = queries.relatives(cx, job["id"])
+            texts.append(form(db, job, parents, programs.get(job["application"])) + "\n")
+        more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
+    _print([*texts, *_more(more)] or [NO_JOBS])
+
+
+def form(db: Database, job: Mapping[str, Any], parents: Sequence[str], executable: str | None) -> str:
+    """One job as the slides print it."""
+    from ..db import forms, location
+
+    return layout.many_lines(forms.job_form(job, parents, executable, os.path.join(db.directory, location.DATA)))
+
+
+def _all_fields(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    columns = queries.JOB_COLUMNS
+    kinds = {name: field.kind for name, field in spec.JOB_FIELD.items()}
+    with db.read() as cx, _Unhurried(db) as file:
+        rows = queries.iterate_jobs(cx, only, columns, wanted.sort, wanted.limit)
+        with closing(cast(Any, rows)):  # whoever reads us may leave; the query must not outlive its connection
+            layout.write_json(layout.objects(columns, kinds, rows), file)
+
+
+class _Unhurried:
+    """Where to write what is being read. Nobody knows how slow the reader at the other end of a pipe is.
+
+    On a local disk a reader keeps nobody from the DB. On a shared one it does, so the text is put aside first.
+    """
+
+    def __init__(self, db: Database) -> None:
+        from ..db.filesystem import LOCAL
+
+        self._aside: IO[str] | None = None
+        if db.access != LOCAL:
+            import tempfile
+
+            self._aside = tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass")
+
+    def __enter__(self) -> IO[str]:
+        return self._aside or sys.stdout
+
+    def __exit__(self, *exc: object) -> None:
+        if self._aside:
+            click.get_current_context().call_on_close(self._pass_on)
+
+    def _pass_on(self) -> None:
+        assert self._aside is not None
+        with self._aside as file:
+            file.seek(0)
+            while True:
+                piece = file.read(1 << 20)
+                if not piece:
+                    return
+                sys.stdout.write(piece)
+
+
+def _histories(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    columns = ("id", "job_id", "name")
+    limit = wanted.limit if wanted.json else wanted.rows()
+    with db.read() as cx:
+        rows = queries.jobs(cx, only, columns, wanted.sort, limit)
+        more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
+        if wanted.json:
+            with _Unhurried(db) as file:
+                layout.write_json(_history_objects(cx, rows), file)
+            return
+        texts = [layout.history(name, job_id, queries.history(cx, number)) for number, job_id, name in rows]
+    _print([*texts, *_more(more)] or [NO_JOBS])
+
+
+def _history_objects(cx: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    keys = ("time", "from_state", "to_state", "message")
+    for number, job_id, name in rows:
+        events = [dict(zip(keys, event)) for event in queries.history(cx, number)]
+        yield {"job_id": job_id, "name": name, "history": events}
+
+
+def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    columns = columns_from(os.environ)
+    limit = wanted.rows()
+    found: dict[str, tuple[int, list[tuple[Any, ...]]]] = {}
+    with db.read() as cx:
+        counts = queries.state_counts(cx, only)
+        # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
+        for state in sorted(counts, key=lambda name: name.replace("_", "")):
+            rows = [] if wanted.json else queries.jobs(cx, only._replace(states=(state,)), columns, wanted.sort, limit)
+            found[state] = (counts[state], rows)
+    if wanted.json:
+        layout.write_json(({"state": state, "jobs": number} for state, (number, _) in found.items()), sys.stdout)
+        return
+    lines: list[str] = []
+    for state, (number, rows) in found.items():
+        heading = f"{state} ({number} BalsamJobs)"
+        lines += [heading, "-" * len(heading), *_job_table(columns, rows), *_more(number - len(rows)), ""]
+    _print(lines or [NO_JOBS])
+
+
+# --- jobs below their parents -----------------------------------------------------------------------------------------
+
+
+def _tree(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    with db.read() as cx:
+        matching = queries.job_ids(cx, only) if wanted.sort == "id" else _sorted_ids(cx, only, wanted.sort)
+        edges = queries.edges(cx)
+        forest = _Forest(cx, edges)
+        if wanted.json:
+            with _Unhurried(db) as file:
+                layout.write_json(forest.objects(matching[: wanted.limit]), file)
+            return
+        lines, omitted = forest.lines(matching, wanted.rows())
+    _print([*lines, *([f"(Omitted {omitted} jobs from display...)"] if omitted else [])] or [NO_JOBS])
+
+
+def _sorted_ids(cx: sqlite3.Connection, only: queries.JobFilter, order: str) -> list[int]:
+    return [row[0] for row in queries.iterate_jobs(cx, only, ("id",), order)]
+
+
+class _Forest:
+    """Jobs and their children; a job with several parents stands below each of them, its own children only once."""
+
+    def __init__(self, cx: sqlite3.Connection, edges: Sequence[tuple[int, int]]) -> None:
+        self._cx = cx
+        self._children: dict[int, list[int]] = {}
+        self._parents: dict[int, list[int]] = {}
+        for parent, child in edges:
+            self._children.setdefault(parent, []).append(child)
+            self._parents.setdefault(child, []).append(parent)
+
+    def lines(self, matching: Sequence[int], limit: int) -> tuple[list[str], int]:
+        """At most `limit` lines, and the number of matching jobs that are not among them."""
+        listed = set(matching)
+        roots = [job for job in matching if listed.isdisjoint(self._parents.get(job, ()))]
+        lines: list[str] = []
+        shown: set[int] = set()
+        waiting = [(job, 0) for job in reversed(roots)]
+        while waiting and len(lines) < limit:
+            number, depth = waiting.pop()
+            job = queries.job(self._cx, number)
+            children = self._children.get(number, ())
+            known = " (its children: see above)" if number in shown and children else ""
+            name = layout.one_line(job["name"])
+            lines.append(f"{'|     ' * depth}{name:10} {layout.cute_id(job['name'], job['job_id'])}{known}")
+            if number not in shown:
+                waiting += [(child, depth + 1) for child in reversed(children)]
+            shown.add(number)
+        return lines, len(listed - shown)
+
+    def objects(self, matching: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Each job with the ids of its parents and children."""
+        for number in matching:
+            job = queries.job(self._cx, number)
+            parents, children = queries.relatives(self._cx, number)
+            yield {**{name: job[name] for name in JOB_TABLE}, "parents": parents, "children": children}
+
+
+# --- apps, workflows, queues ------------------------------------------------------------------------------------------
+
+
+def _apps(db: Database, wanted: Wanted) -> None:
+    if wanted.id and not (wanted.id.isascii() and wanted.id.isdigit() and len(wanted.id) < 16):
+        raise click.BadParameter(f"an application has a number, not {wanted.id!r}.", param_hint="'--id'")
+    with db.read() as cx:
+        apps = queries.apps(cx, wanted.name, int(wanted.id) if wanted.id else None)[: wanted.limit]
+    if wanted.json:
+        layout.write_json(apps, sys.stdout)
+    elif not apps:
+        _print(["No apps found matching query"])
+    elif wanted.verbose:
+        from ..db import forms
+
+        _print([layout.many_lines(forms.app_form(app)) + "\n" for app in apps])
+    else:
+        rows = [(app["id"], app["name"], layout.basenames(app["executable"]), app["description"]) for app in apps]
+        _print(layout.table(APP_TABLE, rows))
+
+
+def _workflows(db: Database, wanted: Wanted) -> None:
+    exact = wanted.wf or wanted.name
+    with db.read() as cx:
+        names = [name for name in queries.workflows(cx) if name or not exact]
+        if exact:
+            names = [name for name in names if name == exact] or [name for name in names if exact.lower() in name.lower()]
+    if wanted.json:
+        layout.write_json(({"workflow": name} for name in names), sys.stdout)
+        return
+    if not names:
+        _print([f"No workflow matching {exact}" if exact else "No workflows found"])
+        return
+    expanded = wanted.tree or wanted.verbose or names == [exact]
+    if not expanded:
+        _print(["Workflows", "-" * 9, *map(layout.one_line, names)])
+        return
+    for name in names:
+        heading = layout.one_line(name)
+        _print([heading, "-" * len(heading)])
+        only = queries.JobFilter(exact_workflow=name)
+        (_tree if wanted.tree else _forms if wanted.verbose else _table)(db, wanted, only)
+        _print([])
+
+
+def _queues(db: Database, wanted: Wanted) -> None:
+    rows = _launches(db, wanted)
+    if wanted.json:
+        layout.write_json(map(_plain_launch, rows), sys.stdout)
+    elif not rows:
+        _print(["No queued jobs detected"])
+    elif wanted.verbose:
+        from pprint import pformat
+
+        _print([f"Qlaunch {pformat(_plain_launch(row), indent=4)}\n" for row in rows])
+    else:
+        _print(_launch_table(rows, wanted.all_queues))
+
+
+def _launches(db: Database, wanted: Wanted) -> list[dict[str, Any]]:
+    """The launches as they are now, if the scheduler answers; else as they were when it last did."""
+    from ..db import batch_queries
+    from ..errors import SchedulerError
+    from ..schedulers import base, submission
+    from ..settings import Settings
+
+    try:
+        submission.refresh(db, base.select(Settings.load(db.directory)))
+    except SchedulerError as exc:
+        warn(f"Scheduler is not reachable: {exc}")
+    with db.read() as cx:
+        rows = batch_queries.all_rows(cx) if wanted.all_queues else batch_queries.open_rows(cx)
+    return rows[: wanted.limit]
+
+
+def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
+    more = ("exit_code", "reason", "log") if ended else ()
+    shown = [{**row, "command": os.path.basename(row["command"]), "from_balsam": bool(row["from_balsam"])} for row in rows]
+    return layout.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
+
+
+_LAUNCH_KINDS = {"filter_tags": "tags", "prescheduled_only": "flag", "from_balsam": "flag"}
+
+
+def _plain_launch(row: Mapping[str, Any]) -> dict[str, Any]:
+    return next(layout.objects(tuple(row), _LAUNCH_KINDS, [tuple(row.values())]))

@@ -1,0 +1,204 @@
+"""One command line, from its words to its exit code.
+
+Whatever goes wrong ends here: errors become text on stderr and an exit code, the unexpected ones a file with the whole
+traceback. Nothing below this module exits or prints an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from ..errors import BalsamError
+from ..settings import SettingsWarning, home
+
+TRACEBACK_VARIABLE = "BALSAM_TRACEBACK"
+_COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
+#: What a shell reports of a program that SIGPIPE ended.
+_BROKEN_PIPE = 141
+_INTERRUPTED = 130
+#: What writing to stdout may fail with; an error with a file has a `filename`.
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
+
+
+def run(words: Sequence[str]) -> int:
+    """Carry out `balsam` followed by `words`; returns the exit code and raises nothing but SystemExit."""
+    _postpone("inspect")  # a third of what click costs, for the indentation of help texts
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", SettingsWarning)
+        warnings.showwarning = _shower(warnings.showwarning)
+        code = _guarded(list(words))
+    return _flushed(code)
+
+
+def _guarded(words: list[str]) -> int:
+    import click
+
+    try:
+        return _invoke(words)
+    except (BalsamError, click.ClickException, click.exceptions.Exit) as exc:
+        if isinstance(exc, BalsamError):
+            _tell(exc)
+        elif isinstance(exc, click.ClickException):
+            exc.show()
+        return exc.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return _cannot_write(_BROKEN_PIPE)
+    except Exception as exc:  # noqa: BLE001  # the last resort: a traceback is for a file, not for a user's terminal
+        return _unexpected(exc, words)
+
+
+def _invoke(words: list[str]) -> int:
+    from .group import balsam
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if _COMPLETION_VARIABLE in os.environ:
+        balsam.main(words, prog_name="balsam")
+    with balsam.make_context("balsam", words or ["--help"]) as context:
+        result = balsam.invoke(context)
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _cannot_write(_BROKEN_PIPE)
+    except OSError as exc:
+        return _cannot_write(1, exc)
+    return code
+
+
+def _cannot_write(code: int, exc: OSError | None = None) -> int:
+    """Let what is still to be written go nowhere; Python flushes once more when it ends, and would complain."""
+    if exc:
+        _say(f"Error: The output cannot be written: {exc.strerror}")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):  # a stream without a file, in tests
+        pass
+    finally:
+        os.close(nowhere)
+    return code
+
+
+# --- telling the user -------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # nobody listens
+        pass
+
+
+def _shower(otherwise: Callable[..., None]) -> Callable[..., None]:
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, SettingsWarning):
+            _say(f"Warning: {message}")
+        else:
+            otherwise(message, category, *rest, **more)
+
+    return show
+
+
+def _tell(exc: BalsamError) -> None:
+    _say(f"Error: {exc}")
+    if os.environ.get(TRACEBACK_VARIABLE):
+        import traceback
+
+        _say("".join(traceback.format_exception(type(exc), exc, exc.__traceback__)))
+
+
+def _unexpected(exc: Exception, words: Sequence[str]) -> int:
+    import shlex
+    import traceback
+
+    if isinstance(exc, OSError) and exc.errno in _OUTPUT_ERRORS and exc.filename is None:
+        return _cannot_write(1, exc)
+    text = f"balsam {shlex.join(words)}\n{''.join(traceback.format_exception(type(exc), exc, exc.__traceback__))}"
+    path = _keep(text, words)
+    summary = f"Error: unexpected {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else '(no message)'}"
+    if os.environ.get(TRACEBACK_VARIABLE) or not path:
+        _say(text)
+        _say(summary)
+    else:
+        _say(f"{summary}  (traceback in {path}; {TRACEBACK_VARIABLE}=1 shows it)")
+    return 1
+
+
+def _keep(text: str, words: Sequence[str]) -> str:
+    """Write a traceback into the log directory of the DB, or of the user if there is none; "" where neither can be written."""
+    import time
+
+    name = time.strftime(f"command-%Y%m%d-%H%M%S-{os.getpid()}.log", time.gmtime())
+    for folder in (_db_log(words), os.path.join(home(), "log")):
+        if not folder:
+            continue
+        path = os.path.join(folder, name)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:
+            continue
+        return path
+    return ""
+
+
+def _db_log(words: Sequence[str]) -> str:
+    from ..db import location
+
+    named = words[1] if words[:1] == ["--db"] and len(words) > 1 else None
+    for word in words[:1]:
+        named = word[5:] if word.startswith("--db=") else named
+    try:
+        return os.path.join(location.find(named), location.LOG)
+    except (BalsamError, OSError):
+        return ""
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def leave(code: int) -> int:
+    """End the process now. Python would first take apart every object there is, for a tenth of what `balsam ls` costs.
+
+    Only where nothing can depend on that: returns if a launcher or another thread was at work.
+    """
+    if f"{__package__.rpartition('.')[0]}.launcher" in sys.modules or threading.active_count() > 1:
+        return code
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class _Postponed(ModuleType):
+    """Stands for a module of the standard library until somebody wants something of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        __import__(self.__name__)
+        self.__dict__.update(vars(sys.modules[self.__name__]))
+        return getattr(sys.modules[self.__name__], name)
+
+
+def _postpone(name: str) -> None:
+    """Import that module only when it is used. (importlib's LazyLoader loads at the second `import` already.)"""
+    if name not in sys.modules:
+        sys.modules[name] = _Postponed(name)

@@ -1,0 +1,69 @@
+"""The printed forms of a job and of an application, as the slides show them. Pure: rows in, text out.
+
+Here rather than with the commands because `repr(job)` prints the same form. Escaping what would steer a terminal is left
+to whoever prints to one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .. import spec
+
+#: Width of the labels of a job's and of an application's form, and the lines below their headings.
+_JOB_LABEL, _APP_LABEL = 32, 15
+_JOB_DASHES, _APP_DASHES = "-" * 46, "-" * 23
+
+#: The job form ends with this field; those behind it are shown where they differ from their defaults.
+_LAST_FIELD = "data"
+_LABELS = {"lease": "lock"}
+
+
+def executed_command(executable: str, args: str) -> str:
+    """The command line of a job, as it was typed."""
+    return " ".join(filter(None, (executable, args)))
+
+
+def job_form(job: Mapping[str, Any], parents: Sequence[str], executable: str | None, data_directory: str) -> str:
+    """All of one job.
+
+    Args:
+        job: its columns in stored form. parents: UUIDs. executable: the application's, None if there is none such.
+    """
+    missing = f"NO APPLICATION MATCHING {job['application']}"
+    command = missing if executable is None else executed_command(executable, job["args"])
+    lines = [f"BalsamJob {job['job_id']}", _JOB_DASHES]
+    lines += [f"{label + ':':{_JOB_LABEL}}{value}".rstrip() for label, value in _job_values(job, parents)]
+    lines.append(f"{'  *** Executed command:':{_JOB_LABEL}}{command}".rstrip())
+    lines.append(f"{'  *** Working directory:':{_JOB_LABEL}}{os.path.join(data_directory, job['workdir'])}")
+    return "\n".join(lines)
+
+
+def _job_values(job: Mapping[str, Any], parents: Sequence[str]) -> Iterable[tuple[str, str]]:
+    in_form = True
+    for field in spec.JOB_FIELDS:
+        value = job[field.name]
+        if in_form or (field.settable and value != field.default):
+            yield _LABELS.get(field.name, field.name), _job_value(field, value)
+        if field.name == "lease":
+            yield "parents", json.dumps(list(parents))
+        in_form = in_form and field.name != _LAST_FIELD
+
+
+def _job_value(field: spec.Field, value: Any) -> str:
+    if field.kind == "flag":
+        return str(bool(value))
+    if field.kind == "environ":
+        return ":".join(f"{name}={word}" for name, word in json.loads(value).items())
+    return "" if value is None and field.name == "lease" else str(value)
+
+
+def app_form(app: Mapping[str, Any]) -> str:
+    """All of one application; its envscript only if it has one, as the slides do not know it."""
+    names = ["name", "description", "executable", "preprocess", "postprocess"]
+    names += [name for name in ("envscript",) if app[name]]
+    lines = [f"{name.capitalize() + ':':{_APP_LABEL}}{app[name]}".rstrip() for name in names]
+    return "\n".join([f"Application {app['id']}:", _APP_DASHES, *lines])

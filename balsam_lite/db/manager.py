@@ -1,0 +1,411 @@
+"""Query sets: `BalsamJob.objects.filter(state="FAILED").order_by("-num_nodes")[:10]`, lazily, in Django's words.
+
+A query set is immutable: each method returns another one. peewee builds the SQL, `Database` runs it, so that all that a
+`Database` takes care of (both ways of opening the file, threads, forks, a busy file) holds here too. Rows are fetched
+whole before the transaction ends; no transaction is open while a user's code runs. All writing is left to `db.store`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar, overload
+
+import peewee
+from peewee import SQL, Expression
+
+from ..errors import InvalidSpec
+from . import location, lookups
+from .connection import Database
+
+#: Rows that `iterator` fetches at once, and objects that `repr` shows.
+_PAGE, _SHOWN = 2000, 20
+
+Record = TypeVar("Record", bound=Any)
+
+
+# --- which database ---------------------------------------------------------------------------------------------------
+
+_chosen: list[Database] = []
+_found: dict[str, Database] = {}
+
+
+class use:
+    """Make `database` the active one, from now on or for a `with` block; for tests, and for code with several DBs.
+
+    It holds for all threads of the process. Objects remember the DB that they came from.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        _chosen.append(database)
+
+    def __enter__(self) -> Database:
+        return self._database
+
+    def __exit__(self, *exc: object) -> None:
+        _chosen.remove(self._database)
+
+
+def active() -> Database:
+    """The DB that query sets and new objects use: what `use` says, else the one that `location.find` finds.
+
+    It is looked for once per process and value of BALSAM_DB_PATH, at first use.
+
+    Raises:
+        NoDatabase, NotABalsamDB, UnsafeFilesystem, SettingsError.
+    """
+    if _chosen:
+        return _chosen[-1]
+    named = os.environ.get(location.DB_VARIABLE, "")
+    if named not in _found:
+        _found[named] = location.open_database(location.find())
+    return _found[named]
+
+
+# --- query sets -------------------------------------------------------------------------------------------------------
+
+
+class _Plan(NamedTuple):
+    """What a query set asks for."""
+
+    where: Any = None  # a peewee expression
+    order: tuple[str, ...] = ()
+    start: int = 0
+    stop: int | None = None
+    columns: tuple[str, ...] = ()  # () is: whole objects
+    shape: str = "object"  # or: dict, tuple, flat
+    distinct: bool = False
+    nothing: bool = False
+
+    @property
+    def is_cut(self) -> bool:
+        return self.start > 0 or self.stop is not None
+
+
+class QuerySet(Generic[Record]):
+    """Jobs or applications that match, in a defined order (by number, distinct rows by value, if nothing else is said).
+
+    A read opens a read transaction of its own, or joins the open one. What was fetched is kept: iterate twice, query once.
+    All raise UnknownField, InvalidSpec or InvalidStateError (each a ValueError) for lookups that mean nothing.
+    """
+
+    def __init__(self, model: type[Record], database: Database | None = None, plan: _Plan = _Plan()) -> None:
+        self.model = model
+        self._database = database
+        self._plan = plan
+        self._fetched: list[Any] | None = None
+
+    def _with(self, **changes: Any) -> QuerySet[Record]:
+        return type(self)(self.model, self._database, self._plan._replace(**changes))
+
+    @property
+    def database(self) -> Database:
+        """The DB that this query set asks: the one it was bound to, or the active one."""
+        return self._database or active()
+
+    # --- narrowing ----------------------------------------------------------------------------------------------------
+
+    def using(self, database: Database) -> QuerySet[Record]:
+        """The same question to that DB."""
+        return type(self)(self.model, database, self._plan)
+
+    def all(self) -> QuerySet[Record]:
+        """A fresh copy, which asks the DB again."""
+        return self._with()
+
+    def none(self) -> QuerySet[Record]:
+        """A query set without anything in it."""
+        return self._with(nothing=True)
+
+    def filter(self, **conditions: Any) -> QuerySet[Record]:
+        """Those for which all conditions hold. Of a slice, those of the slice."""
+        return self._narrowed([lookups.condition(self.model, name, value) for name, value in conditions.items()])
+
+    def exclude(self, **conditions: Any) -> QuerySet[Record]:
+        """Those for which not all conditions hold."""
+        asked = [lookups.condition(self.model, name, value) for name, value in conditions.items()]
+        return self._narrowed([lookups.negated(_all_of(asked))] if asked else [])
+
+    def _narrowed(self, conditions: list[Any]) -> QuerySet[Record]:
+        plan = self._plan
+        if not conditions:
+            return self._with()
+        if plan.is_cut:
+            inside = Expression(self._number, "IN", self._select([self._number]))
+            return self._with(where=_all_of([inside, *conditions]), start=0, stop=None)
+        return self._with(where=_all_of([*([] if plan.where is None else [plan.where]), *conditions]))
+
+    def order_by(self, *names: str) -> QuerySet[Record]:
+        """Sorted by these fields, `-` before one for the other way round; equal ones by their number."""
+        for name in names:
+            lookups.column(self.model, name.lstrip("-"))
+        if self._plan.is_cut:
+            raise InvalidSpec("A slice cannot be sorted any more: sort first, then cut.")
+        return self._with(order=names)
+
+    def reverse(self) -> QuerySet[Record]:
+        """In the opposite order."""
+        order = self._plan.order or ("id",)
+        return self.order_by(*(name[1:] if name.startswith("-") else f"-{name}" for name in order))
+
+    def distinct(self) -> QuerySet[Record]:
+        """Without repeated rows; of use together with `values` and `values_list`."""
+        return self._with(distinct=True)
+
+    def values(self, *names: str) -> QuerySet[Record]:
+        """Dicts of these fields (all, if none is named) instead of objects."""
+        return self._with(columns=self._checked_columns(names), shape="dict")
+
+    def values_list(self, *names: str, flat: bool = False) -> QuerySet[Record]:
+        """Tuples of these fields, with `flat` the values of the one field."""
+        if flat and len(names) != 1:
+            raise InvalidSpec("values_list(flat=True) takes exactly one field.")
+        return self._with(columns=self._checked_columns(names), shape="flat" if flat else "tuple")
+
+    def _checked_columns(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        names = names or tuple(lookups.fields_of(self.model))
+        for name in names:
+            lookups.column(self.model, name)
+        return names
+
+    # --- SQL ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _number(self) -> Any:
+        return self.model._meta.primary_key
+
+    def _select(self, nodes: Sequence[Any]) -> Any:
+        plan = self._plan
+        query = self.model.select(*nodes)
+        if plan.where is not None:
+            query = query.where(plan.where)
+        if plan.distinct:
+            query = query.distinct()
+        query = query.order_by(*self._order())
+        if plan.stop is not None or plan.start:
+            query = query.limit(-1 if plan.stop is None else max(plan.stop - plan.start, 0))
+        return query.offset(plan.start) if plan.start else query
+
+    def _order(self) -> Iterator[Any]:
+        for name in self._plan.order:
+            node = lookups.column(self.model, name.lstrip("-")).node
+            yield peewee.Desc(node) if name.startswith("-") else peewee.Asc(node)
+        if self._plan.distinct and self._plan.columns:  # rows, which have no number
+            yield from (column.node for column in self._columns())
+        else:
+            last = self._plan.order[-1] if self._plan.order else ""
+            yield peewee.Desc(self._number) if last.startswith("-") else peewee.Asc(self._number)
+
+    def _run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self.database.read() as cx:
+            return _execute(cx, sql, parameters)
+
+    # --- fetching -----------------------------------------------------------------------------------------------------
+
+    def _columns(self) -> list[lookups.Column]:
+        return [lookups.column(self.model, name) for name in self._plan.columns or self.model._COLUMNS]
+
+    def _fetch(self) -> list[Any]:
+        if self._fetched is None:
+            if self._plan.nothing:
+                self._fetched = []
+            else:
+                columns = self._columns()
+                rows = self._run(*self._select([lookups.as_json(column) for column in columns]).sql())
+                self._fetched = list(self._shaped(rows, columns))
+        return self._fetched
+
+    def _shaped(self, rows: Iterable[tuple[Any, ...]], columns: list[lookups.Column]) -> Iterator[Any]:
+        names, shape = self._plan.columns, self._plan.shape
+        if shape == "object":
+            database = self.database
+            load = self.model._load
+            return (load(row, database) for row in rows)
+        readers = [(place, read) for place, one in enumerate(columns) if (read := lookups.as_value(one.kind))]
+        if readers:
+            rows = (_read(row, readers) for row in rows)
+        if shape == "dict":
+            return (dict(zip(names, row)) for row in rows)
+        return (row[0] for row in rows) if shape == "flat" else iter(rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._fetch())
+
+    def iterator(self, chunk_size: int = _PAGE) -> Iterator[Any]:
+        """One after the other, in memory for `chunk_size` of them and 8 bytes for each of the others.
+
+        Which ones is settled at the beginning. No transaction is open between two pages, so the loop may write; an object
+        shows what its row held when its page was read, and what was deleted until then is left out.
+        """
+        if self._plan.nothing:
+            return
+        if self._plan.distinct and self._plan.columns:
+            yield from self._with()
+            return
+        numbers = self.numbers()
+        columns = self._columns()
+        page_of = self.model.select(self._number, *(lookups.as_json(column) for column in columns))
+        while page := list(islice(numbers, chunk_size)):
+            listed = lookups.condition(self.model, "id__in", page)
+            found = {row[0]: row[1:] for row in self._run(*page_of.where(listed).sql())}
+            yield from self._shaped((found[number] for number in page if number in found), columns)
+
+    def numbers(self) -> Iterator[int]:
+        """The numbers (`id`) of the objects, in order."""
+        if self._plan.nothing:
+            return iter(())
+        return iter(array("q", (row[0] for row in self._run(*self._with(distinct=False)._select([self._number]).sql()))))
+
+    def count(self) -> int:
+        """How many there are."""
+        if self._fetched is not None or self._plan.nothing:
+            return len(self._fetched or ())
+        nodes = [one.node for one in self._columns()] if self._plan.distinct and self._plan.columns else [SQL("1")]
+        sql, parameters = self._select(nodes).order_by().sql()
+        return int(self._run(f"SELECT count(*) FROM ({sql})", parameters)[0][0])
+
+    def exists(self) -> bool:
+        """Whether there is any."""
+        if self._fetched is not None or self._plan.nothing:
+            return bool(self._fetched)
+        sql, parameters = self._select([SQL("1")]).sql()
+        return bool(self._run(f"SELECT EXISTS (SELECT 1 FROM ({sql}))", parameters)[0][0])
+
+    def get(self, **conditions: Any) -> Any:
+        """The one that matches.
+
+        Raises:
+            the model's DoesNotExist or MultipleObjectsReturned.
+        """
+        found = self.filter(**conditions)._cut(0, 2)._fetch()
+        if len(found) == 1:
+            return found[0]
+        asked = ", ".join(f"{name}={value!r}" for name, value in conditions.items())
+        if found:
+            raise self.model.MultipleObjectsReturned(f"More than one {self.model._what} matches {asked or 'the query'}.")
+        raise self.model.DoesNotExist(f"No {self.model._what} matches {asked or 'the query'}.")
+
+    def first(self) -> Any:
+        """The first one, None if there is none."""
+        return next(iter(self._cut(0, 1)._fetch()), None)
+
+    def last(self) -> Any:
+        """The last one, None if there is none."""
+        if self._plan.is_cut:
+            return next(reversed(self._fetch()), None)
+        return self.reverse().first()
+
+    def __len__(self) -> int:
+        return len(self._fetch())
+
+    def __bool__(self) -> bool:
+        return self.exists()
+
+    @overload
+    def __getitem__(self, place: int) -> Any: ...
+    @overload
+    def __getitem__(self, place: slice) -> Any: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        """The one at that place, or a query set (with a step: a list) of those in that range."""
+        if isinstance(place, slice):
+            return self._sliced(place)
+        if self._fetched is not None:
+            return self._fetched[place]
+        if place < 0:
+            place += self.count()
+        found = self._cut(place, place + 1)._fetch() if place >= 0 else []
+        if not found:
+            raise IndexError("There are not that many.")
+        return found[0]
+
+    def _sliced(self, place: slice) -> Any:
+        if place.step is not None:
+            return self._fetch()[place]
+        start, stop = place.start or 0, place.stop
+        if start < 0 or (stop or 0) < 0:
+            start, stop, _ = place.indices(self.count())
+        cut = self._cut(start, stop)
+        if self._fetched is not None:
+            cut._fetched = self._fetched[place]
+        return cut
+
+    def _cut(self, start: int, stop: int | None) -> QuerySet[Record]:
+        plan = self._plan
+        end = None if stop is None else plan.start + max(stop, start)
+        if plan.stop is not None:
+            end = plan.stop if end is None else min(end, plan.stop)
+        return self._with(start=plan.start + start, stop=end)
+
+    def __repr__(self) -> str:
+        shown = self._fetched[: _SHOWN + 1] if self._fetched is not None else self._cut(0, _SHOWN + 1)._fetch()
+        names = [one.cute_id if hasattr(one, "cute_id") else repr(one) for one in shown[:_SHOWN]]
+        more = ", …" if len(shown) > _SHOWN else ""
+        return f"<QuerySet [{', '.join(names)}{more}]>"
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def create(self, **fields: Any) -> Any:
+        """Add one with these fields; see the model's `save`."""
+        made = self.model(**fields)
+        made._database = self.database
+        made.save()
+        return made
+
+    def get_or_create(self, defaults: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Any, bool]:
+        """The one with these fields, and whether it had to be added (with `defaults` besides). One write transaction."""
+        with self.database.write():
+            try:
+                return self.get(**fields), False
+            except self.model.DoesNotExist:
+                given = {name: value for name, value in fields.items() if "__" not in name}
+                return self.create(**{**given, **(defaults or {})}), True
+
+    def update(self, **fields: Any) -> int:
+        """Set these fields in all that match; returns how many that are. One write transaction, all or nothing.
+
+        A job's `state` is changed as the user's doing: recorded in its history, children promoted or failed.
+
+        Raises:
+            UnknownField, InvalidSpec, InvalidStateError; StateError: a launcher holds one of the jobs.
+        """
+        with self.database.write():
+            numbers = list(self.numbers())
+            self.model._change(self.database, numbers, fields)
+        self._fetched = None
+        return len(numbers)
+
+    def delete(self, force: bool = False) -> int:
+        """Remove all that match; returns how many. One write transaction.
+
+        Raises:
+            ParentInUse: other jobs wait for one of these, and `force` is not set.
+        """
+        with self.database.write():
+            removed = int(self.model._remove(self.database, list(self.numbers()), force))
+        self._fetched = None
+        return removed
+
+
+def _all_of(conditions: Sequence[Any]) -> Any:
+    together = conditions[0]
+    for one in conditions[1:]:
+        together = together & one
+    return together
+
+
+def _read(row: tuple[Any, ...], readers: list[tuple[int, Any]]) -> tuple[Any, ...]:
+    values = list(row)
+    for place, read in readers:
+        values[place] = read(values[place])
+    return tuple(values)
+
+
+def _execute(cx: sqlite3.Connection, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    for name, (arguments, function) in lookups.FUNCTIONS.items():
+        if name in sql:
+            cx.create_function(name, arguments, function, deterministic=True)
+    return cx.execute(sql, parameters).fetchall()

@@ -1,0 +1,768 @@
+"""What users hold: BalsamJob and ApplicationDefinition, each with `objects` (see `manager`).
+
+peewee is the model layer and the builder of queries, and never opens the database: rows are read through `Database` and
+written through `db.store`. An object is a copy of a row as it was when it was read. `save` writes what was changed since
+then and nothing else, so two writers of different fields do not undo each other; a job's state and its holder are never
+written by `save` at all.
+
+Attributes take what `spec` takes and give Python's own values: dicts for JSON, bool for flags. Ids are text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import peewee
+
+from .. import spec, states
+from ..clock import SECOND_US, SystemClock, format_us
+from ..errors import AmbiguousJobId, InputError, InvalidSpec, InvalidStateError, NotFound, StateError, UnknownApp, UnknownJob
+from . import batch_queries, forms, location, queries
+from .connection import Database
+from .manager import QuerySet, active, use
+from .store import apps, graph, insert, user
+
+__all__ = ["ApplicationDefinition", "BalsamJob", "InvalidStateError", "JobSet", "active", "use"]
+
+#: Used for its SQL dialect only; it has no file and is never connected.
+_dialect = peewee.SqliteDatabase(None)
+
+#: What the history says of a change that came from Python without a message.
+_BY_PYTHON = "User mutated state from Python"
+
+_UUID_LENGTH = 36
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+# --- attributes -------------------------------------------------------------------------------------------------------
+
+
+class _Accessor(peewee.FieldAccessor):
+    """An attribute that is a column. What was not given has its default, so that new objects hold only what was."""
+
+    def __get__(self, instance: Any, instance_type: Any = None) -> Any:
+        if instance is None:
+            return self.field
+        return instance.__data__.get(self.name, self.field.default)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance._settle()
+        instance.__data__[self.name] = value
+        instance._dirty.add(self.name)
+
+
+class _KeptAccessor(_Accessor):
+    """A column that the store fills: an object that was added in a batch reads it when it is first asked for."""
+
+    def __get__(self, instance: Any, instance_type: Any = None) -> Any:
+        if instance is None:
+            return self.field
+        if self.name not in instance.__data__ and instance.id is not None:
+            instance._follow()
+        return instance.__data__.get(self.name, self.field.default)
+
+
+class _FlagAccessor(_Accessor):
+    def __get__(self, instance: Any, instance_type: Any = None) -> Any:
+        if instance is None:
+            return self.field
+        value = instance.__data__.get(self.name, self.field.default)
+        return bool(value if isinstance(value, int) else spec.checked(instance._FIELDS[self.name], value))
+
+
+class _JSONAccessor(_Accessor):
+    """A dict that may be edited in place: `_live` remembers which ones were handed out, for `save` to look at."""
+
+    def __get__(self, instance: Any, instance_type: Any = None) -> Any:
+        if instance is None:
+            return self.field
+        instance._settle()
+        if self.name not in instance._live:
+            value = instance.__data__.get(self.name, self.field.default)
+            if not isinstance(value, dict):
+                value = json.loads(spec.checked(instance._FIELDS[self.name], value))
+            instance._live = {**instance._live, self.name: value}
+        return instance._live[self.name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        super().__set__(instance, value)
+        instance._live = {name: live for name, live in instance._live.items() if name != self.name}
+
+
+class _NumberAccessor(_Accessor):
+    """The integer primary key: None until the object is in the DB."""
+
+    def __get__(self, instance: Any, instance_type: Any = None) -> Any:
+        if instance is None:
+            return self.field
+        instance._settle()
+        return instance.__data__.get(self.name)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        raise AttributeError(f"The {self.name} of a {instance._what} is given by the DB and cannot be set.")
+
+
+class _JobIdAccessor(_NumberAccessor):
+    """The UUID as text. Drawn when it is first asked for."""
+
+    def __get__(self, instance: Any, instance_type: Any = None) -> Any:
+        if instance is None:
+            return self.field
+        instance._settle()
+        return instance._drawn_id()
+
+
+class _Number(peewee.AutoField):
+    accessor_class = _NumberAccessor
+
+
+class _JobId(peewee.Field):
+    accessor_class = _JobIdAccessor
+
+
+class _Plain(peewee.Field):
+    accessor_class = _Accessor
+
+
+class _Kept(peewee.Field):
+    accessor_class = _KeptAccessor
+
+
+class _Flag(peewee.Field):
+    accessor_class = _FlagAccessor
+
+
+class _JSON(peewee.Field):
+    accessor_class = _JSONAccessor
+
+
+def _peewee_field(field: spec.Field) -> peewee.Field:
+    kind = _Flag if field.kind == "flag" else _JSON if field.kind in spec.JSON_KINDS else _Plain
+    if not field.settable:
+        kind = _Kept
+    return kind(null=field.default is None, default=field.default)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+class _Record:
+    """What jobs and applications have in common.
+
+    `__data__` holds a row in its stored form, and over it, where `_dirty` says so, what the user gave.
+    """
+
+    _FIELDS: ClassVar[Mapping[str, spec.Field]]
+    _COLUMNS: ClassVar[tuple[str, ...]]
+    _GIVEN: ClassVar[frozenset[str]]  # names that the constructor takes
+    _what: ClassVar[str]
+    _database: Database | None = None
+    _live: Mapping[str, Any] = {}
+    __data__: dict[str, Any]
+    _dirty: set[str]
+    id: int | None
+    DoesNotExist: ClassVar[type[NotFound]]
+    MultipleObjectsReturned: ClassVar[type[InputError]]
+    objects: ClassVar[Any]
+
+    def __init__(self, **fields: Any) -> None:
+        if not self._GIVEN.issuperset(fields):
+            fields = {spec.known_field(name, self._FIELDS, self._what).name: value for name, value in fields.items()}
+        self.__data__ = fields
+        self._dirty = set(fields)
+
+    @classmethod
+    def _load(cls, row: tuple[Any, ...], database: Database) -> Any:
+        """An object for a row of `_COLUMNS`."""
+        made = cls.__new__(cls)
+        made.__data__ = dict(zip(cls._COLUMNS, row))
+        made._dirty = set()
+        made._database = database
+        return made
+
+    def _settle(self) -> None:
+        """Take over what has become known about this object since it was added."""
+
+    def _given(self) -> dict[str, Any]:
+        """What was given or changed, for the store to check."""
+        given = {name: self.__data__[name] for name in self._dirty}
+        for name, live in self._live.items():
+            if name in self._dirty or self._is_edited(name, live):
+                given[name] = live
+        return given
+
+    def _is_edited(self, name: str, live: Any) -> bool:
+        field = self._FIELDS[name]
+        return bool(spec.checked(field, live) != spec.checked(field, self.__data__.get(name, field.default)))
+
+    def _saved(self, given: Mapping[str, Any]) -> None:
+        """`given` is in the DB now."""
+        live = {name: value for name, value in given.items() if isinstance(value, dict) and name in self._FIELDS}
+        self._live = {**self._live, **live}
+        self.__data__.update(self._in_stored_form(given))
+        self._dirty = set()
+
+    def _in_stored_form(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        fields = self._FIELDS
+        return {name: spec.checked(fields[name], value) if name in fields else value for name, value in given.items()}
+
+    def _number(self) -> int:
+        """The id; UnknownJob or UnknownApp for an object that is not in the DB yet."""
+        if self.id is None:
+            raise type(self).DoesNotExist(f"This {self._what} is not in the DB yet: `save()` adds it.")
+        return self.id
+
+    @property
+    def _home(self) -> Database:
+        return self._database or active()
+
+    def refresh_from_db(self) -> None:
+        """Read the row anew and forget what was not saved.
+
+        Raises:
+            the model's DoesNotExist: the row is gone.
+        """
+        found = type(self).objects.using(self._home).get(id=self._number())
+        self.__data__, self._dirty, self._live = found.__data__, set(), {}
+        self._database = self._home
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as Python values that can be written as JSON."""
+        return {name: getattr(self, name) for name in self._COLUMNS}
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+class _Objects:
+    """`objects`: a query set of everything, fresh at each access, and of the class only."""
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is not None:
+            raise AttributeError(f"objects belongs to the class: {owner.__name__}.objects")
+        return owner._QUERY_SET(owner)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+class _Batch:
+    """Jobs that are being added together: an object finds its number here afterwards, without anybody holding them all."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.added: insert.Added | None = None
+
+
+class JobSet(QuerySet["BalsamJob"]):
+    """A query set of jobs."""
+
+    def bulk_create(self, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
+        """Add BalsamJob objects or dicts of fields, from any iterable, in constant memory and one write transaction.
+
+        All of them or none. Objects know their `id` afterwards. A dict may also give `job_id` and `parents` (jobs or ids
+        of jobs that exist already). The iterable is used up before the transaction begins. Returns a query set of the new
+        jobs, in the order in which they came.
+
+        Raises:
+            UnknownField, InvalidSpec (with the number of the job), UnknownApp, UnknownJob.
+        """
+        batch = _Batch(self.database)
+        batch.added = insert.add_jobs(batch.database, _rows_of(jobs, batch))
+        if not batch.added.number:
+            return self.using(batch.database).none()  # type: ignore[return-value]
+        first, last = batch.added.first, batch.added.first + batch.added.number - 1
+        whole = type(self)(self.model, batch.database)
+        return whole.filter(id__range=(first, last))  # type: ignore[return-value]
+
+
+def _rows_of(jobs: Iterable[BalsamJob | Mapping[str, Any]], batch: _Batch) -> Iterator[Mapping[str, Any]]:
+    for place, job in enumerate(jobs):
+        if isinstance(job, BalsamJob):
+            yield job._row_for(batch, place)
+        elif isinstance(job, Mapping):
+            yield {**job, "parents": _numbers_of(job["parents"])} if "parents" in job else job
+        else:
+            raise InvalidSpec(f"Job number {place + 1}: must be a BalsamJob or a dict, not {job!r}")
+
+
+def _numbers_of(jobs: Iterable[BalsamJob | int]) -> list[int]:
+    return [job._number() if isinstance(job, BalsamJob) else job for job in jobs]
+
+
+class BalsamJob(_Record, peewee.Model):
+    """A job: one planned run of an application.
+
+    `BalsamJob(name=…, application=…)` makes one that `save()` or `objects.bulk_create` adds to the DB, where its values are
+    checked. Two objects are equal if they stand for the same job.
+
+    Raises:
+        UnknownField: (a ValueError) there is no field of that name; the nearest one is named.
+    """
+
+    _FIELDS = {**spec.JOB_FIELD, "job_id": spec.Field("job_id", "text", "")}
+    _COLUMNS = queries.JOB_COLUMNS
+    _GIVEN = frozenset(("job_id", *spec.JOB_FIELD))
+    _QUERY_SET = JobSet
+    _what = "job"
+    _batch: tuple[_Batch, int] | None = None
+    _parents: tuple[int, ...] = ()
+    MultipleObjectsReturned = AmbiguousJobId
+    objects: ClassVar[JobSet] = _Objects()  # type: ignore[assignment]
+
+    if TYPE_CHECKING:  # the attributes that `_add_fields` makes
+        job_id: str
+        workflow: str
+        name: str
+        description: str
+        lease: int | None
+        input_files: str
+        stage_in_url: str
+        stage_out_files: str
+        stage_out_url: str
+        wall_time_minutes: int
+        num_nodes: int
+        coschedule_num_nodes: int
+        ranks_per_node: int
+        cpu_affinity: str
+        threads_per_rank: int
+        threads_per_core: int
+        node_packing_count: int
+        environ_vars: dict[str, str]
+        application: str
+        args: str
+        user_workdir: str
+        wait_for_parents: bool
+        post_error_handler: bool
+        post_timeout_handler: bool
+        auto_timeout_retry: bool
+        state: str
+        queued_launch_id: int | None
+        data: dict[str, Any]
+        tags: dict[str, str]
+        parameters: dict[str, Any]
+        gpus_per_rank: float
+        priority: int
+        restart_limit: int
+        workdir: str
+        return_code: int | None
+        attempt: int
+        restarts: int
+        unfinished_parents: int
+        created: int
+        origin: str
+
+    id = _Number()
+
+    class Meta:
+        database = _dialect
+        table_name = "job"
+
+    # --- adding and saving --------------------------------------------------------------------------------------------
+
+    def _row_for(self, batch: _Batch, place: int) -> dict[str, Any]:
+        """What is to be inserted; from now on the object finds out in `batch` what became of it."""
+        if self._batch is not None and self._batch[0] is batch:
+            raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is given twice")
+        if self.id is not None:
+            raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is in the DB already")
+        data = self.__data__
+        self._drawn_id()
+        self._batch = (batch, place)
+        if not (self._live or self._parents or "state" in data):
+            return data
+        row = {**data, **self._live}
+        if row.get("state") == states.CREATED:
+            del row["state"]
+        if self._parents:
+            row["parents"] = self._parents
+        return row
+
+    def _drawn_id(self) -> str:
+        """The UUID in its stored form, drawn if there is none yet."""
+        job_id = self.__data__.get("job_id")
+        if type(job_id) is not str or len(job_id) != _UUID_LENGTH:
+            job_id = self.__data__["job_id"] = spec.new_job_id() if job_id is None else spec.checked_job_id(job_id)
+        return job_id
+
+    def _settle(self) -> None:
+        batch = self._batch
+        if batch is None or batch[0].added is None:
+            return
+        self._batch = None
+        group, place = batch
+        assert group.added is not None
+        number = group.added.first + place
+        self._database = group.database
+        self._saved({**self.__data__, **self._live})
+        self.__data__.update(id=number, job_id=group.added.renamed.get(number, self.__data__["job_id"]))
+        if not self._parents:
+            self.__data__["state"] = states.CREATED
+
+    def save(self) -> None:  # type: ignore[override]
+        """Add a new job to the DB, or write the fields that were changed since it was read, edits in a dict included.
+
+        One write transaction; none if nothing was changed.
+
+        Raises:
+            InvalidSpec, UnknownApp; UnknownJob: the job is gone. StateError: `state` was assigned; only `update_state`
+            and `objects.update` change it, because a state has a history and children.
+        """
+        if self.id is None:
+            self._add()
+            return
+        given = self._given()
+        if "state" in given:
+            raise StateError(
+                f"save() does not write the state of job {self.cute_id}; nothing was saved.",
+                hint=f"Use job.update_state({given['state']!r}); job.refresh_from_db() forgets what was assigned.",
+            )
+        if not given:
+            return
+        if not user.update_fields(self._home, [self.id], given):
+            raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
+        self._saved(given)
+        if "user_workdir" in given:  # then the store has chosen another working directory
+            self.refresh_from_db()
+
+    def _add(self) -> None:
+        batch = _Batch(self._home)
+        try:
+            batch.added = insert.add_jobs(batch.database, [self._row_for(batch, 0)])
+        except InputError as exc:
+            if isinstance(exc.__cause__, InputError):  # without the number of the job, where there is only one
+                raise exc.__cause__ from None
+            raise
+        self._settle()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Read anew what the store has just decided, and keep what the user has not saved."""
+        found = type(self).objects.using(self._home).get(id=self._number())
+        self.__data__ = {**found.__data__, **{name: self.__data__[name] for name in self._dirty if name != "state"}}
+        self._dirty.discard("state")
+
+    def delete(self, force: bool = False) -> None:  # type: ignore[override]
+        """Remove the job with its history; its working directory stays. A launcher that runs it stops it.
+
+        Raises:
+            ParentInUse: jobs wait for it and `force` is not set. UnknownJob: it is not there.
+        """
+        if not user.delete(self._home, [self._number()], force=force):
+            raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
+
+    @classmethod
+    def _change(cls, database: Database, numbers: list[int], fields: Mapping[str, Any]) -> None:
+        """The store's part of `update`; inside the caller's write transaction."""
+        rest = {name: getattr(value, "id", value) for name, value in fields.items() if name != "state"}
+        if rest or "state" not in fields:
+            user.update_fields(database, numbers, rest)
+        if "state" in fields:
+            user.set_state(database, numbers, fields["state"], _BY_PYTHON)
+
+    @classmethod
+    def _remove(cls, database: Database, numbers: list[int], force: bool) -> int:
+        return user.delete(database, numbers, force=force)
+
+    # --- the state ----------------------------------------------------------------------------------------------------
+
+    def update_state(self, new_state: str, message: str = "") -> None:
+        """Put the job into that state as the user's doing, at once: history, children and this object follow.
+
+        Raises:
+            InvalidStateError; UnknownJob: it is not in the DB. StateError: a launcher holds it (USER_KILLED is possible).
+        """
+        number = self._number()
+        with self._home.write():
+            user.set_state(self._home, [number], new_state, message or _BY_PYTHON)
+            self._follow()
+
+    @classmethod
+    def batch_update_state(cls, ids: Iterable[Any], new_state: str, message: str = "") -> int:
+        """Put the jobs with these UUIDs into that state, but for those that the user killed. Returns how many."""
+        chosen = cls.objects.filter(job_id__in=ids).exclude(state=states.USER_KILLED)
+        with chosen.database.write():
+            return user.set_state(chosen.database, list(chosen.numbers()), new_state, message or _BY_PYTHON)
+
+    def _events(self) -> list[tuple[int, str, str, str]]:
+        with self._home.read() as cx:
+            return queries.history(cx, self._number())
+
+    @property
+    def state_history(self) -> str:
+        """One line `[MM-DD-YYYY HH:MM:SS.ffffff STATE] message` for each state it has been in, in UTC."""
+        return "\n".join(f"[{format_us(time)} {state}] {message}".rstrip() for time, _, state, message in self._events())
+
+    def get_recent_state_str(self) -> str:
+        """The last line of its history."""
+        time, _, state, message = self._events()[-1]
+        return f"[{format_us(time)} {state}] {message}".rstrip()
+
+    def get_state_times(self) -> dict[str, datetime]:
+        """When it last entered each state it has been in, in UTC."""
+        return {state: _EPOCH + timedelta(microseconds=time) for time, _, state, _ in self._events()}
+
+    @property
+    def runtime_seconds(self) -> float | None:
+        """From its last RUNNING to the RUN_DONE after that; None if there is none."""
+        times = {state: time for time, _, state, _ in self._events()}
+        started, ended = times.get(states.RUNNING), times.get(states.RUN_DONE)
+        return None if started is None or ended is None or ended < started else (ended - started) / SECOND_US
+
+    # --- relatives ----------------------------------------------------------------------------------------------------
+
+    def _related(self, mine: str, theirs: str) -> JobSet:
+        linked = peewee.SQL(f"(SELECT {theirs} FROM dependency WHERE {mine} = ?)", [self._number()])
+        related = peewee.Expression(type(self)._meta.primary_key, "IN", linked)
+        return type(self).objects.using(self._home)._narrowed([related])  # type: ignore[return-value]
+
+    def get_parents(self) -> JobSet:
+        """The jobs it waits for."""
+        return self._related("child", "parent")
+
+    def get_children(self) -> JobSet:
+        """The jobs that wait for it."""
+        return self._related("parent", "child")
+
+    def get_parents_by_id(self) -> list[str]:
+        """The UUIDs of the jobs it waits for."""
+        return list(self.get_parents().values_list("job_id", flat=True))
+
+    def get_children_by_id(self) -> list[str]:
+        """The UUIDs of the jobs that wait for it."""
+        return list(self.get_children().values_list("job_id", flat=True))
+
+    def get_child_by_name(self, name: str) -> BalsamJob:
+        """Its one child of that name; InputError (a ValueError) if it has none or several."""
+        found = list(self.get_children().filter(name=name)[:2])
+        if len(found) != 1:
+            raise InputError(f"Job {self.cute_id} has {'more than one child' if found else 'no child'} named {name!r}.")
+        return found[0]
+
+    def set_parents(self, parents: Iterable[BalsamJob | str]) -> None:
+        """Let the job wait for `parents`; those it waits for already must be among them. One write transaction.
+
+        Raises:
+            UnknownJob, DependencyCycle; StateError: it has started already. InvalidSpec: a parent would have to be dropped.
+        """
+        with self._home.write() as cx:
+            wanted = [one._number() if isinstance(one, BalsamJob) else queries.find_job(cx, str(one)) for one in parents]
+            present = set(self.get_parents().numbers())
+            if not present.issubset(wanted):
+                raise InvalidSpec(f"Job {self.cute_id} waits for other jobs already; a dependency cannot be removed.")
+            for parent in dict.fromkeys(wanted):
+                queries.job(cx, parent)
+                if parent not in present:
+                    graph.add_dependency(cx, parent, self._number(), SystemClock.now_us())
+            self._follow()
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def pk(self) -> str:
+        """Its UUID, as in Balsam 0.3; the integer is `id`."""
+        return self.job_id
+
+    @property
+    def cute_id(self) -> str:
+        """`[name | id8]`."""
+        short = self.job_id[: queries.SHORT_ID]
+        return f"[{self.name} | {short}]" if self.name else f"[{short}]"
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks on all nodes together."""
+        return self.num_nodes * self.ranks_per_node
+
+    @property
+    def lock(self) -> str:
+        """`host:pid` of the launcher that holds it, "" if none does."""
+        if self.lease is None:
+            return ""
+        with self._home.read() as cx:
+            row = cx.execute("SELECT host, pid FROM lease WHERE id = ?", (self.lease,)).fetchone()
+        return f"{row[0]}:{row[1]}" if row else str(self.lease)
+
+    @property
+    def queued_launch(self) -> SimpleNamespace | None:
+        """The batch job it is reserved for, with the columns of table batch_job as attributes."""
+        if self.queued_launch_id is None:
+            return None
+        with self._home.read() as cx:
+            found = batch_queries.get(cx, self.queued_launch_id)
+        return SimpleNamespace(**found, pk=found["id"]) if found else None
+
+    @queued_launch.setter
+    def queued_launch(self, launch: Any) -> None:
+        self.queued_launch_id = getattr(launch, "id", launch)
+
+    @property
+    def working_directory(self) -> str:
+        """Where it runs: below the DB's `data`, or its `user_workdir`. It may not exist yet."""
+        return os.path.join(self._home.directory, location.DATA, self._stored_row()["workdir"])
+
+    @property
+    def app_cmd(self) -> str:
+        """Its command line, with the quotes that were typed. UnknownApp if its application is not registered."""
+        return forms.executed_command(self.get_application().executable, self.args)
+
+    def get_application(self) -> ApplicationDefinition:
+        """Its application, as it is defined now.
+
+        Raises:
+            UnknownApp: there is none of that name; the registered ones are listed.
+        """
+        with self._home.read() as cx:
+            found = queries.app(cx, self.application)
+        return ApplicationDefinition._load(tuple(found.values()), self._home)
+
+    def read_file_in_workdir(self, fname: str) -> str:
+        """The text of a file in its working directory; bytes that are no UTF-8 are replaced.
+
+        Raises:
+            InputError: (a ValueError) there is no such file, or `fname` leads out of the directory.
+        """
+        inside = os.path.normpath(os.path.join(os.sep, fname)).lstrip(os.sep)
+        if os.path.isabs(fname) or os.path.normpath(fname) != inside:
+            raise InputError(f"{fname} does not lie in the working directory of job {self.cute_id}.")
+        path = os.path.join(self.working_directory, inside)
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except (OSError, ValueError) as exc:
+            raise InputError(f"{path} cannot be read: {exc}") from exc
+
+    def _stored_row(self) -> dict[str, Any]:
+        """All columns in stored form, with what was changed and not saved; also of a job that is not in the DB yet."""
+        given = {**self.__data__, **self._live}
+        row = {field.name: field.default for field in spec.JOB_FIELDS}
+        row.update(self._in_stored_form(given), job_id=self.job_id)
+        if self.id is not None:
+            row["workdir"] = self.workdir
+        else:
+            default = spec.workdir_name(row["workflow"], row["name"], row["job_id"])
+            row["workdir"] = (row["user_workdir"] and os.path.abspath(row["user_workdir"])) or default
+        return row
+
+    def __repr__(self) -> str:
+        home = self._database or (active() if self.id is not None else None)
+        parents: list[str] = []
+        executable = None
+        if home is not None:
+            with home.read() as cx:
+                parents = queries.relatives(cx, self.id)[0] if self.id is not None else []
+                found = cx.execute("SELECT executable FROM app WHERE name = ?", (self.application,)).fetchone()
+                executable = found[0] if found else None
+        data_directory = os.path.join(home.directory, location.DATA) if home else location.DATA
+        return forms.job_form(self._stored_row(), parents, executable, data_directory)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, BalsamJob) and self.job_id == other.job_id)
+
+    def __hash__(self) -> int:
+        return hash(self.job_id)
+
+
+# --- applications -----------------------------------------------------------------------------------------------------
+
+
+class ApplicationDefinition(_Record, peewee.Model):
+    """An application: an executable under a name, with the scripts that belong to it."""
+
+    _FIELDS = spec.APP_FIELD
+    _COLUMNS = queries.APP_COLUMNS
+    _GIVEN = frozenset(spec.APP_FIELD)
+    _QUERY_SET = QuerySet
+    _what = "app"
+    MultipleObjectsReturned = InputError
+    objects: ClassVar[QuerySet[ApplicationDefinition]] = _Objects()  # type: ignore[assignment]
+
+    if TYPE_CHECKING:
+        name: str
+        description: str
+        executable: str
+        preprocess: str
+        envscript: str
+        postprocess: str
+
+    id = _Number()
+
+    class Meta:
+        database = _dialect
+        table_name = "app"
+
+    def save(self) -> None:  # type: ignore[override]
+        """Register a new application, or write the fields that were changed. One write transaction.
+
+        Raises:
+            InvalidSpec, DuplicateApp; UnknownApp: it is not there any more.
+        """
+        given = self._given()
+        with self._home.write() as cx:
+            if self.id is None:
+                self.__data__["id"] = apps.add_app(cx, given)
+            elif given:
+                self._change_one(cx, self.id, given)
+        self._database = self._home
+        self._saved(given)
+
+    @staticmethod
+    def _change_one(cx: Any, number: int, fields: Mapping[str, Any]) -> None:
+        found = queries.apps(cx, number=number)
+        if not found:
+            raise UnknownApp("The application is not in the DB any more.")
+        apps.update_app(cx, found[0]["name"], fields)
+
+    def delete(self) -> None:  # type: ignore[override]
+        """Remove the application. Jobs that name it keep the name, and fail with the reason when they are run."""
+        with self._home.write() as cx:
+            apps.delete_apps(cx, [self._number()])
+
+    @classmethod
+    def _change(cls, database: Database, numbers: list[int], fields: Mapping[str, Any]) -> None:
+        with database.write() as cx:
+            for number in numbers:
+                cls._change_one(cx, number, fields)
+
+    @classmethod
+    def _remove(cls, database: Database, numbers: list[int], force: bool) -> int:
+        with database.write() as cx:
+            return apps.delete_apps(cx, numbers) if numbers else 0
+
+    @property
+    def pk(self) -> int | None:
+        """Its number."""
+        return self.id
+
+    def __repr__(self) -> str:
+        return forms.app_form({field.name: self.__data__.get(field.name, "") for field in spec.APP_FIELDS} | {"id": self.id})
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, ApplicationDefinition) and self.name == other.name)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+def _add_fields() -> None:
+    """Give the models their fields, from the lists in `spec`, and this program's own exceptions."""
+    BalsamJob._meta.add_field("job_id", _JobId())
+    for model, fields in ((BalsamJob, spec.JOB_FIELDS), (ApplicationDefinition, spec.APP_FIELDS)):
+        for field in fields:
+            model._meta.add_field(field.name, _peewee_field(field))
+    BalsamJob.DoesNotExist = UnknownJob
+    ApplicationDefinition.DoesNotExist = UnknownApp
+
+
+_add_fields()

@@ -1,0 +1,101 @@
+"""From a claimed job to what the operating system is told: the program's words and its environment. Pure."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .. import spec
+from ..db.store.claims import Claim
+from ..errors import SpawnFailed
+from ..processes import RUN_VARIABLE
+from .nodes import Place
+
+#: What says which job, run or launcher a process belongs to. A launcher that runs inside a job must not pass these on.
+OWN_VARIABLES = (
+    "BALSAM_JOB_ID",
+    "BALSAM_ATTEMPT",
+    RUN_VARIABLE,
+    "BALSAM_PARENT_IDS",
+    "BALSAM_JOB_TIMEOUT",
+    "BALSAM_JOB_ERROR",
+    "BALSAM_LAUNCHER_NODES",
+    "BALSAM_JOB_MODE",
+)
+
+
+class Context(NamedTuple):
+    """What is the same for all jobs of a launcher."""
+
+    db_directory: str
+    data_directory: str
+    lease: int
+    launcher_nodes: int
+    job_mode: str
+    environ: dict[bytes, bytes]  # what every job inherits, without OWN_VARIABLES
+
+
+def inherited(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The launcher's environment without what belongs to the launcher itself."""
+    own = {name.encode() for name in OWN_VARIABLES}
+    return {name: value for name, value in environ.items() if name not in own}
+
+
+def argv(claim: Claim) -> list[str]:
+    """The words of the job's command line: the executable's, then the arguments'; no shell reads them.
+
+    An envscript is sourced by bash, which then becomes the program.
+
+    Raises:
+        SpawnFailed: the application is gone, empty, or cannot be split into words.
+    """
+    if claim.executable is None:
+        raise SpawnFailed(f"No application named {claim.application!r} is registered in this DB.")
+    try:
+        words = spec.split_command(claim.executable) + spec.split_command(claim.args)
+    except ValueError as exc:
+        raise SpawnFailed(f"The command line cannot be split into words ({exc}): {claim.executable} {claim.args}") from exc
+    if not words:
+        raise SpawnFailed(f"The application {claim.application!r} has no executable.")
+    if claim.envscript:
+        return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
+    return words
+
+
+def environment(claim: Claim, place: Place, context: Context) -> dict[bytes, bytes]:
+    """The job's whole environment. What the job itself asks for wins over what is inherited, the BALSAM_ ones over both."""
+    environ = dict(context.environ)
+    if claim.threads_per_rank > 1:
+        environ[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
+    gpus = [gpu for of_node in place.gpus for gpu in of_node]
+    if gpus:
+        environ[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"
+        environ[b"CUDA_VISIBLE_DEVICES"] = ",".join(gpus).encode()
+    if claim.environ_vars != "{}":
+        for name, value in json.loads(claim.environ_vars).items():
+            environ[name.encode()] = value.encode()
+    environ[b"BALSAM_JOB_ID"] = claim.job_id.encode()
+    environ[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
+    environ[b"BALSAM_DB_PATH"] = os.fsencode(context.db_directory)
+    environ[b"BALSAM_LAUNCHER_NODES"] = b"%d" % context.launcher_nodes
+    environ[b"BALSAM_JOB_MODE"] = context.job_mode.encode()
+    environ[b"BALSAM_PARENT_IDS"] = claim.parent_ids.encode()
+    environ[RUN_VARIABLE.encode()] = run_mark(context.db_directory, context.lease, claim.job, claim.attempt)
+    return environ
+
+
+def run_mark(db_directory: str, lease: int, job: int, attempt: int) -> bytes:
+    """The value of BALSAM_RUN; see `lease_mark`."""
+    return lease_mark(db_directory, lease) + b"%d:%d" % (job, attempt)
+
+
+def lease_mark(db_directory: str, lease: int) -> bytes:
+    """With what the BALSAM_RUN of everything that was started under that lease begins."""
+    return os.fsencode(os.path.realpath(db_directory)) + b":%d:" % lease
+
+
+def workdir(claim: Claim, context: Context) -> str:
+    """The job's working directory, absolute."""
+    return os.path.join(context.data_directory, claim.workdir)

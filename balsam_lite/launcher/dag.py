@@ -1,0 +1,252 @@
+"""The Python interface that users import: add jobs and applications, link jobs, kill them, look at the current one.
+
+`current_job`, `parents`, `children`, `JOB_ID`, `TIMEOUT`, `ERROR` and `LAUNCHER_NODES` are found when they are first used,
+so importing this module works outside of any DB, costs little and does nothing. `current_job` stays the same object.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Union
+
+from ..errors import AmbiguousJobId, InputError, NotFound, UnknownJob
+
+if TYPE_CHECKING:
+    import sqlite3
+    from uuid import UUID
+
+    from ..db.connection import Database
+    from ..db.models import ApplicationDefinition, BalsamJob, JobSet
+
+    #: A job: the object, its UUID or a unique beginning of that, its number, or a query set with one job in it.
+    JobLike = Union[BalsamJob, UUID, str, int, JobSet]
+
+__all__ = [  # noqa: F822  (`__getattr__` finds what is not defined here)
+    "ERROR", "JOB_ID", "LAUNCHER_NODES", "TIMEOUT", "BalsamJob", "add_app", "add_dependency", "add_job", "children",
+    "current_job", "kill", "parents",
+]  # fmt: skip
+
+
+# --- adding -----------------------------------------------------------------------------------------------------------
+
+
+def add_job(
+    name: str,
+    workflow: str = "",
+    application: str = "",
+    description: str = "",
+    args: str = "",
+    num_nodes: int = 1,
+    ranks_per_node: int = 1,
+    cpu_affinity: str = "none",
+    threads_per_rank: int = 1,
+    threads_per_core: int = 1,
+    environ_vars: Mapping[str, Any] | str = "",
+    data: Mapping[str, Any] | None = None,
+    save: bool = True,
+    *,
+    parents: Iterable[JobLike] = (),
+    **fields: Any,
+) -> BalsamJob:
+    """Add a job to the DB, together with its edges to `parents`, in one write transaction; returns it.
+
+    `fields` are any other fields of a job. With `save=False` it is checked just so, but not added: its `save()` does that.
+    A job that is added by a running job shares that one's reservation, unless told otherwise. For many jobs at once
+    `BalsamJob.objects.bulk_create` is a hundred times faster.
+
+    Raises:
+        UnknownField (a ValueError; names the nearest one), InvalidSpec, UnknownApp; UnknownJob: a parent does not exist.
+    """
+    from .. import spec
+    from ..db import models, queries
+
+    given = {
+        "name": name, "workflow": workflow, "application": application, "description": description, "args": args,
+        "num_nodes": num_nodes, "ranks_per_node": ranks_per_node, "cpu_affinity": cpu_affinity,
+        "threads_per_rank": threads_per_rank, "threads_per_core": threads_per_core, "environ_vars": environ_vars,
+        "data": data,
+    }  # fmt: skip
+    given = {key: value for key, value in given.items() if value is not None and value != ""}
+    job = models.BalsamJob(**given, **fields)
+    database = models.active()
+    spec.check_job({key: value for key, value in job.__data__.items() if key != "job_id"})
+    with database.session():
+        if "queued_launch_id" not in job.__data__ and (current := _current_job()) is not None:
+            job.queued_launch_id = current.queued_launch_id
+        with database.read() as cx:
+            queries.app(cx, application)
+            job._parents = tuple(dict.fromkeys(_number(cx, one) for one in parents))
+        job._database = database
+        if save:
+            job.save()
+    return job
+
+
+def add_app(
+    name: str,
+    executable: str,
+    description: str = "",
+    envscript: str = "",
+    preprocess: str = "",
+    postprocess: str = "",
+    checkexe: bool = False,
+) -> ApplicationDefinition:
+    """Register an application, or overwrite all fields of the one of that name, and say which. One write transaction.
+
+    `checkexe` demands that the first word of `executable` is a program that can be found and run.
+
+    Raises:
+        InvalidSpec; NotFound: `checkexe`, and there is no such program.
+    """
+    from ..db.models import ApplicationDefinition, active
+
+    if checkexe:
+        _check_executable(executable)
+    fields = {
+        "executable": executable, "description": description, "envscript": envscript, "preprocess": preprocess,
+        "postprocess": postprocess,
+    }  # fmt: skip
+    with active().write():
+        app, is_new = ApplicationDefinition.objects.get_or_create(name=name, defaults=fields)
+        if not is_new:
+            for field, value in fields.items():
+                setattr(app, field, value)
+            app.save()
+    sys.stdout.write(f"{'Created new' if is_new else 'Updated existing'} app\n")
+    return app
+
+
+def _check_executable(line: str) -> None:
+    import shutil
+
+    from .. import spec
+
+    words = spec.split_command(line)
+    if not words or shutil.which(words[0]) is None:
+        raise NotFound(f"{words[0] if words else 'An empty command'} is not on PATH, or cannot be run.")
+
+
+# --- linking and killing ----------------------------------------------------------------------------------------------
+
+
+def add_dependency(parent: JobLike, child: JobLike) -> None:
+    """Let `child` wait until `parent` is JOB_FINISHED. One write transaction.
+
+    Raises:
+        UnknownJob, AmbiguousJobId, DuplicateDependency, DependencyCycle; StateError: the child has started already.
+    """
+    from ..clock import SystemClock
+    from ..db import models
+    from ..db.store import graph
+
+    with _database_of(parent, child).write() as cx:
+        graph.add_dependency(cx, _number(cx, parent), _number(cx, child), SystemClock.now_us())
+        for job in (parent, child):
+            if isinstance(job, models.BalsamJob):
+                job._follow()
+
+
+def kill(job: JobLike, recursive: bool = True) -> int:
+    """Make a job USER_KILLED, with `recursive` all jobs below it too; returns how many were not at their end already.
+
+    The launcher that runs one stops its processes. One write transaction.
+
+    Raises:
+        UnknownJob, AmbiguousJobId.
+    """
+    from ..db import models
+    from ..db.store import user
+
+    database = _database_of(job)
+    with database.write() as cx:
+        killed = user.kill(database, [_number(cx, job)], recursive=recursive).killed
+        if isinstance(job, models.BalsamJob):
+            job._follow()
+    return killed
+
+
+def _database_of(*jobs: Any) -> Database:
+    """Where these jobs are; objects know it, for anything else it is the active DB."""
+    from ..db import models
+
+    known = {job._home for job in jobs if isinstance(job, models.BalsamJob)}
+    if len(known) > 1:
+        raise InputError(f"These jobs are in different DBs: {', '.join(sorted(home.directory for home in known))}")
+    return known.pop() if known else models.active()
+
+
+def _number(cx: sqlite3.Connection, job: Any) -> int:
+    """The number of the one job that is meant; it exists."""
+    from ..db import models, queries
+
+    if isinstance(job, models.JobSet):
+        numbers = list(job[:2].numbers())
+        if len(numbers) != 1:
+            error = AmbiguousJobId if numbers else UnknownJob
+            raise error("The query must match exactly one job; it matches " + ("more." if numbers else "none."))
+        return numbers[0]
+    if isinstance(job, (int, models.BalsamJob)):
+        number = job if isinstance(job, int) else job._number()
+        queries.job(cx, number)
+        return number
+    return queries.find_job(cx, str(job))
+
+
+# --- where this code runs ---------------------------------------------------------------------------------------------
+
+#: (BALSAM_JOB_ID, DB directory) -> the job.
+_current: dict[tuple[str, str], BalsamJob] = {}
+
+
+def _current_job() -> BalsamJob | None:
+    """The job whose program or script this process belongs to; None outside of any."""
+    job_id = os.environ.get("BALSAM_JOB_ID", "")
+    if not job_id:
+        return None
+    from ..db.models import BalsamJob, active
+
+    place = (job_id, active().directory)
+    if place not in _current:
+        try:
+            _current[place] = BalsamJob.objects.get(job_id=job_id)
+        except UnknownJob as exc:
+            raise UnknownJob(
+                f"BALSAM_JOB_ID is {job_id}, and there is no such job in the DB {place[1]}.",
+                hint="If this is no running job, `unset BALSAM_JOB_ID`.",
+            ) from exc
+    return _current[place]
+
+
+def _launcher_nodes() -> int:
+    text = os.environ.get("BALSAM_LAUNCHER_NODES") or "0"
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"BALSAM_LAUNCHER_NODES must be a whole number, not {text!r}") from None
+
+
+def _find(name: str) -> Any:
+    if name == "JOB_ID":
+        return os.environ.get("BALSAM_JOB_ID", "")
+    if name in ("TIMEOUT", "ERROR"):
+        return os.environ.get(f"BALSAM_JOB_{name}") == "TRUE"
+    if name == "LAUNCHER_NODES":
+        return _launcher_nodes()
+    if name in ("current_job", "parents", "children"):
+        job = _current_job()
+        return job if name == "current_job" or job is None else getattr(job, f"get_{name}")()
+    from ..db import models
+
+    return models.BalsamJob
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return _find(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,379 @@
+"""The launcher's one loop: hear who ended, make one transaction of it and of what to take next, start that.
+
+Intent is committed before the effect: a job is RUNNING in the database before its program starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .. import states
+from ..clock import Clock
+from ..db import queries
+from ..db.connection import Database
+from ..db.store import claims, leases
+from ..db.store.claims import Claim, Exit, Filter, Shape
+from ..errors import DatabaseError, LostLease
+from ..settings import Settings
+from .failpoints import failpoint
+from .nodes import Place, Pool
+from .reaper import reap_dead
+from .runner import STOP_PERIOD_S, LocalRunner
+
+log = logging.getLogger("balsam_lite.launcher")
+
+#: How often to ask whether somebody else wrote, in seconds: kills and new jobs are noticed so fast.
+_LOOK_PERIOD_S = 0.02
+#: Ends are recorded after this long at the latest, in seconds, also when nothing new can start.
+_RECORD_PERIOD_S = 0.1
+#: On a shared file system every look costs a session: keep its share of the time below one part in so many.
+_SHARED_SPACING = 20
+#: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
+_MOST_AHEAD = 256
+
+#: A claimed job that waits for a place.
+_AHEAD = object()
+
+
+class Limits(NamedTuple):
+    """When the launcher ends, and which jobs it takes."""
+
+    workflow: str | None  # exact name or glob; None: all
+    serial_only: bool
+    ends_at: float | None  # on the monotonic clock
+    idle_ttl_s: float | None  # None: stay
+
+
+class Tally(NamedTuple):
+    """What the launcher has done so far, for the progress line and the log."""
+
+    done: int = 0
+    failed: int = 0
+    timed_out: int = 0
+
+    def plus(self, result: str) -> Tally:
+        """Count one more end."""
+        return Tally(
+            self.done + (result == states.RUN_DONE),
+            self.failed + (result == states.RUN_ERROR),
+            self.timed_out + (result == states.RUN_TIMEOUT),
+        )
+
+
+class Launcher:
+    """Runs the jobs of one DB on the nodes of one pool until the work or the time is used up, or it is told to stop.
+
+    Args:
+        lease: opened by the caller, who also closes it.
+        wait: sleeps for so many seconds, less if a child ends or a signal comes.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        settings: Settings,
+        lease: int,
+        pool: Pool,
+        runner: LocalRunner,
+        limits: Limits,
+        clock: Clock,
+        wait: Callable[[float], None],
+    ) -> None:
+        self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
+        self._pool, self._runner, self._limits = pool, runner, limits
+        self._ahead: deque[Claim] = deque()  # claimed, RUNNING in the database, waiting for a place
+        self._exits: list[Exit] = []  # ended, not yet in the database
+        self._rate = _Rate()
+        self.tally = Tally()
+        self.stop_reason = ""
+        now = clock.monotonic()
+        self._last_tick = self._last_heartbeat = self._last_reap = now
+        self._tick_cost = 0.001
+        self._idle_since: float | None = None
+        self._failing_since: float | None = None
+        self._look_at = 0.0
+        self._news = True  # somebody wrote, or a place became free, since the last tick
+        self._workflows: tuple[str, ...] | None = None
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Loop until there is a reason to stop, then end what still runs and hand everything back."""
+        while not self.stop_reason:
+            self.turn()
+        log.info("Stopping: %s", self.stop_reason)
+        self._shut_down()
+
+    def stop(self, reason: str) -> None:
+        """Make `run` end in good order; the second time, without any grace. May be called by a signal handler."""
+        if self.stop_reason:
+            self._runner.kill_now()
+        self.stop_reason = self.stop_reason or reason
+
+    def turn(self) -> None:
+        """One turn: everything that is due now, then sleep until something happens."""
+        self._collect()
+        self._start_those_ahead()
+        self._look()
+        now = self._clock.monotonic()
+        if now >= self._due(now):
+            self.tick()
+            self._start_those_ahead()
+        self._check_the_end()
+        if not self.stop_reason:
+            self._wait(self._pause())
+
+    def tick(self) -> None:
+        """Record ends, take jobs, hear of kills: one write transaction. A failing database is retried, not fatal."""
+        started = self._clock.monotonic()
+        exits, news = self._exits, self._news
+        room = _Room(self._pool, self._rate.expected(self._tick_period()) - len(self._ahead))
+        try:
+            with self._db.session():
+                self._reap_sometimes(started)
+                claimed, running = self._transaction(exits, room, news)
+        except DatabaseError as exc:
+            room.undo()
+            self._database_failed(exc, started)
+            return
+        except BaseException:
+            room.undo()
+            raise
+        self._exits = self._exits[len(exits) :]
+        self._failing_since, self._news = None, False
+        self._last_tick = self._clock.monotonic()
+        self._tick_cost = self._last_tick - started
+        failpoint("after-claim")
+        if running is not None:
+            self._stop_killed(running)
+        for claim in claimed:
+            if claim.place is _AHEAD:
+                self._ahead.append(claim)
+            else:
+                self._runner.start(claim, claim.place)  # type: ignore[arg-type]
+        if claimed:
+            self._idle_since = None
+
+    def _transaction(self, exits: list[Exit], room: _Room, news: bool) -> tuple[list[Claim], set[int] | None]:
+        now_us = self._clock.now_us()
+        running = None
+        with self._db.write() as cx:
+            if self._clock.monotonic() - self._last_heartbeat >= self._settings.HEARTBEAT_S:
+                leases.heartbeat(cx, self._lease, now_us)
+                self._last_heartbeat = self._clock.monotonic()
+            lost = claims.finish(cx, self._lease, exits, now_us)
+            if news:
+                claims.settle_abandoned(cx, now_us)
+                running = claims.still_running(cx, self._lease)
+            claimed = [] if self.stop_reason else claims.take(cx, self._lease, room, self._filter(), now_us)
+            failpoint("before-commit")
+        for job in lost:
+            log.warning("Job number %d is not this launcher's any more; its end was not recorded.", job)
+        return claimed, running
+
+    # --- parts of a turn ----------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        for finished in self._runner.poll():
+            self._pool.release(finished.place)
+            self._exits.append(finished.exit)
+            self._rate.add(finished.exit)
+            self.tally = self.tally.plus(finished.exit.result)
+            if finished.exit.result != states.RUN_DONE:
+                first_line = finished.exit.message.partition("\n")[0]
+                log.info("Job number %d: %s %s", finished.exit.job, finished.exit.result, first_line)
+
+    def _start_those_ahead(self) -> None:
+        for _ in range(len(self._ahead)):
+            place = self._pool.reserve(self._ahead[0].shape)
+            if place is None:
+                return
+            self._runner.start(self._ahead.popleft(), place)
+
+    def _look(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_PERIOD_S
+        try:
+            self._news = self._db.changed() or self._news
+        except DatabaseError as exc:
+            self._database_failed(exc, now)
+
+    def _due(self, now: float) -> float:
+        """When the next transaction should be, on the monotonic clock."""
+        soon = self._last_tick + (self._tick_cost if self._db.access == "local" else _SHARED_SPACING * self._tick_cost)
+        if self._failing_since is not None:
+            return self._last_tick + 1.0
+        if self._exits:
+            # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
+            starving = not self._ahead and any(node.used < 1.0 for node in self._pool.nodes)
+            return soon if starving else max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
+        if self._news:
+            return soon
+        return self._last_heartbeat + self._settings.HEARTBEAT_S
+
+    def _pause(self) -> float:
+        if self._runner.is_stopping:
+            return STOP_PERIOD_S
+        now = self._clock.monotonic()
+        wakes = [self._look_at, self._due(now)]
+        if self._limits.ends_at is not None:
+            wakes.append(self._limits.ends_at)
+        return min(wakes) - now
+
+    def _tick_period(self) -> float:
+        return max(_RECORD_PERIOD_S, 2 * self._tick_cost)
+
+    def _filter(self) -> Filter:
+        minutes = None
+        if self._limits.ends_at is not None:
+            minutes = (self._limits.ends_at - self._clock.monotonic()) / 60
+        return Filter(self._workflows, self._limits.serial_only, minutes)
+
+    def _reap_sometimes(self, now: float) -> None:
+        """Look after other launchers' dead now and then, and read what only changes when somebody else writes."""
+        if self._limits.workflow is not None and self._news:
+            with self._db.read() as cx:
+                self._workflows = claims.matching_workflows(cx, self._limits.workflow)
+        if now - self._last_reap >= self._settings.HEARTBEAT_S:
+            self._last_reap = now
+            freed = reap_dead(self._db, self._settings, self._clock)
+            if freed:
+                log.info("Freed %d job(s) of dead launchers.", freed)
+                self._news = True
+
+    def _stop_killed(self, running: set[int]) -> None:
+        gone = self._runner.jobs - running
+        if gone:
+            log.info("Killed by the user: %d job(s).", len(gone))
+            self._runner.stop(gone, states.RUN_ERROR, self._settings.USER_KILL_GRACE_S)
+        never_started = [claim for claim in self._ahead if claim.job not in running]
+        if never_started:
+            self._ahead = deque(claim for claim in self._ahead if claim.job in running)
+            self._exits += [_unstarted(claim, self._clock.now_us()) for claim in never_started]
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _check_the_end(self) -> None:
+        now = self._clock.monotonic()
+        if self._limits.ends_at is not None and now >= self._limits.ends_at:
+            self.stop("the time is up")
+        elif len(self._runner) or self._ahead or self._exits or self._news:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
+            self.stop("there is nothing left to do")
+
+    def _shut_down(self) -> None:
+        """TERM to all, grace, KILL, and everything recorded; only then return."""
+        self._runner.stop(self._runner.jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
+        unstarted = [claim.job for claim in self._ahead]
+        self._ahead.clear()
+        deadline = self._clock.monotonic() + self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
+        while len(self._runner) or self._exits or unstarted:
+            self._collect()
+            try:
+                with self._db.write() as cx:
+                    claims.finish(cx, self._lease, self._exits, self._clock.now_us())
+                    claims.give_back(cx, self._lease, unstarted, self._clock.now_us())
+                self._exits, unstarted = [], []
+            except DatabaseError as exc:
+                log.error("The DB cannot be written: %s", exc)
+                if not len(self._runner) and self._clock.monotonic() > deadline:
+                    raise
+            if len(self._runner):
+                self._wait(STOP_PERIOD_S)
+
+    def why_nothing_runs(self) -> list[str]:
+        """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""
+        reasons = []
+        only = self._filter()
+        with self._db.read() as cx:
+            for shape, jobs, shortest in claims.waiting(cx, only.workflows):
+                reason = self._why_not(shape, shortest, only)
+                reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
+            counts = queries.state_counts(cx)
+        if counts.get(states.AWAITING_PARENTS):
+            reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
+        return reasons
+
+    def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
+        never = self._pool.never_fits(shape)
+        if only.serial_only and not shape.is_serial:
+            return "needs --job-mode=mpi"
+        if never:
+            return never
+        if only.minutes_left is not None and shortest > only.minutes_left:
+            return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
+        return "waits for a free place"
+
+    def _database_failed(self, exc: DatabaseError, now: float) -> None:
+        self._last_tick = self._clock.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+            log.error("The DB cannot be used, trying on: %s", exc)
+        elif now - self._failing_since > self._settings.LEASE_EXPIRY_S:
+            raise LostLease(f"The DB could not be used for {now - self._failing_since:.0f} s: {exc}")
+
+
+def _described(shape: Shape) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
+
+
+def _unstarted(claim: Claim, now_us: int) -> Exit:
+    return Exit(claim.job, claim.attempt, states.RUN_ERROR, None, "", None, now_us)
+
+
+class _Room:
+    """What one tick offers: the free places, and so many claims ahead of places that will be free soon."""
+
+    def __init__(self, pool: Pool, ahead: int) -> None:
+        self._pool, self._ahead = pool, max(0, ahead)
+        self._reserved: list[Place] = []
+
+    def count(self, shape: Shape) -> int:
+        if self._pool.never_fits(shape):
+            return 0
+        return self._pool.count(shape) + self._ahead
+
+    def reserve(self, shape: Shape) -> object:
+        place = self._pool.reserve(shape)
+        if place is not None:
+            self._reserved.append(place)
+            return place
+        if self._ahead > 0:
+            self._ahead -= 1
+            return _AHEAD
+        return None
+
+    def undo(self) -> None:
+        """The transaction failed: nothing was claimed."""
+        for place in self._reserved:
+            self._pool.release(place)
+
+
+class _Rate:
+    """How many runs end per second, from the recent ones; short tasks are claimed ahead by it, long ones never."""
+
+    _MEMORY_S = 2.0
+
+    def __init__(self) -> None:
+        self._ends: deque[int] = deque(maxlen=2048)
+
+    def add(self, ended: Exit) -> None:
+        self._ends.append(ended.ended_us)
+
+    def expected(self, seconds: float) -> int:
+        """How many will probably end within `seconds`."""
+        if len(self._ends) < 2:
+            return 0
+        newest = self._ends[-1]
+        while self._ends and newest - self._ends[0] > self._MEMORY_S * 1e6:
+            self._ends.popleft()
+        span_s = max((newest - self._ends[0]) / 1e6, 0.01)
+        return min(int(len(self._ends) / span_s * seconds), _MOST_AHEAD)

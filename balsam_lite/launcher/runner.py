@@ -1,0 +1,179 @@
+"""Runs claimed jobs on this host: start, hear of their end, stop. Knows nothing of the database.
+
+A run that is being stopped keeps its place until its whole process tree is gone.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from .. import spec, states
+from ..clock import Clock
+from ..db.store.claims import Claim, Exit
+from ..errors import SpawnFailed
+from ..processes import RUN_VARIABLE, Process, descendants, living, signal_all
+from . import commands, process
+from .failpoints import failpoint
+from .nodes import Place
+
+#: A tree that is being stopped is looked at this often, in seconds.
+STOP_PERIOD_S = 0.02
+
+
+class _Run:
+    """A live process of one attempt."""
+
+    __slots__ = ("claim", "ended", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result")
+
+    def __init__(self, claim: Claim, place: Place, pid: int, mark: bytes, started_us: int) -> None:
+        self.claim, self.place, self.pid, self.mark, self.started_us = claim, place, pid, mark, started_us
+        self.ended: process.Ended | None = None
+        # While it is being stopped:
+        self.stop_result = ""  # what a run that did not end by itself counts as
+        self.kill_at = 0.0
+        self.members: list[Process] = []
+
+
+class Finished(NamedTuple):
+    """A run that is over, and the place that is free again."""
+
+    exit: Exit
+    place: Place
+
+
+class LocalRunner:
+    """One process tree per job, on this host.
+
+    Args:
+        context: what all jobs share.
+        tail_lines: so many lines of a failed job's output go into its history.
+    """
+
+    def __init__(self, context: commands.Context, clock: Clock, tail_lines: int) -> None:
+        self._context, self._clock, self._tail_lines = context, clock, tail_lines
+        self._runs: dict[int, _Run] = {}  # by pid
+        self._stopping: dict[int, _Run] = {}  # by pid
+        self._failed: list[Finished] = []  # never started
+
+    @property
+    def jobs(self) -> set[int]:
+        """The jobs that hold a place here and are not being stopped."""
+        return {run.claim.job for run in self._runs.values() if run.pid not in self._stopping}
+
+    def __len__(self) -> int:
+        return len(self._runs) + len(self._failed)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a tree is being stopped, so that `poll` should be called again soon."""
+        return bool(self._stopping)
+
+    def start(self, claim: Claim, place: Place) -> None:
+        """Start a job at its place. One that cannot be started is reported by the next `poll` as a RUN_ERROR."""
+        started = self._clock.now_us()
+        try:
+            environ = commands.environment(claim, place, self._context)
+            output = spec.output_name(claim.name)
+            process.make_and_enter(commands.workdir(claim, self._context))
+            if claim.attempt > 1:
+                process.keep_output(output, claim.attempt)
+            pid = process.spawn(commands.argv(claim), environ, output)
+        except SpawnFailed as exc:
+            message = f"The job could not be started: {exc}"
+            ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
+            self._failed.append(Finished(ended, place))
+            return
+        failpoint("after-spawn")
+        mark = environ[RUN_VARIABLE.encode()]
+        self._runs[pid] = _Run(claim, place, pid, mark, started)
+
+    def poll(self) -> list[Finished]:
+        """The runs that ended since the last call, with true start and end times."""
+        finished, self._failed = self._failed, []
+        for ended in process.reap():
+            run = self._runs.get(ended.pid)
+            if run is not None:
+                run.ended = ended
+                if run.pid not in self._stopping:
+                    finished.append(self._finish(run))
+        if self._stopping:
+            finished += self._go_on_stopping()
+        return finished
+
+    def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
+        """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
+
+        `result` is what a run counts as that does not exit with 0.
+        """
+        runs = [run for run in self._runs.values() if run.claim.job in jobs and run.pid not in self._stopping]
+        if not runs:
+            return
+        everything = descendants([run.pid for run in runs], [run.mark for run in runs])
+        for run in runs:
+            run.members = [p for p in everything if run.pid in (p.pid, p.session, p.group)]
+            run.stop_result, run.kill_at = result, self._clock.monotonic() + grace_s
+            self._stopping[run.pid] = run
+        # Whoever opened a session of its own cannot be told apart by run here, and need not be: all are to end.
+        signal_all(everything, signal.SIGTERM)
+        strays = [p for p in everything if not any(p in run.members for run in runs)]
+        runs[0].members += strays
+
+    def kill_now(self) -> None:
+        """Let the grace of all trees that are being stopped be over."""
+        for run in self._stopping.values():
+            run.kill_at = 0.0
+
+    def _go_on_stopping(self) -> list[Finished]:
+        now = self._clock.monotonic()
+        overdue = [run for run in self._stopping.values() if now >= run.kill_at]
+        if overdue:
+            self._kill(overdue)
+        finished = []
+        for run in list(self._stopping.values()):
+            if run.ended and not living(run.members) and not (now < run.kill_at and self._left_behind(run)):
+                del self._stopping[run.pid]
+                finished.append(self._finish(run))
+        return finished
+
+    def _left_behind(self, run: _Run) -> bool:
+        """Whether processes of the run live that were not there when it was stopped; they become members."""
+        run.members = descendants([], [run.mark])
+        return bool(run.members)
+
+    def _kill(self, runs: Iterable[_Run]) -> None:
+        for run in runs:
+            leaders = [] if run.ended else [run.pid]
+            found = [*living(run.members), *descendants(leaders, [run.mark])]
+            signal_all(found, signal.SIGKILL)
+            run.members = found
+
+    def _finish(self, run: _Run) -> Finished:
+        del self._runs[run.pid]
+        assert run.ended is not None
+        failpoint("after-exit")
+        code = run.ended.returncode
+        if code == 0:
+            result, message = states.RUN_DONE, ""
+        else:
+            result, message = run.stop_result or states.RUN_ERROR, self._reason(run, code)
+        claim = run.claim
+        ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us)
+        return Finished(ended, run.place)
+
+    def _reason(self, run: _Run, code: int) -> str:
+        if code < 0:
+            reason = f"killed by signal {-code} ({_signal_name(-code)})"
+        else:
+            reason = f"nonzero return {code}"
+        path = f"{commands.workdir(run.claim, self._context)}/{spec.output_name(run.claim.name)}"
+        output = process.tail(path, self._tail_lines)
+        return f"{reason}: {output}" if output else reason
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

@@ -1,0 +1,161 @@
+"""Which processes of this host belong together: by session, by descent, by a mark in their environment.
+
+Looks and signals; keeps nothing. A pid is believed only together with the process's start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from .identity import Holder, start_of
+
+#: Names the run that a process belongs to. Children inherit it, whatever session they open.
+RUN_VARIABLE = "BALSAM_RUN"
+
+_MARK = RUN_VARIABLE.encode() + b"="
+_LINUX = sys.platform.startswith("linux")
+
+
+class Process(NamedTuple):
+    """A living process (a zombie is none)."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    started: str  # as identity.start_of has it
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended or its pid is another process's now."""
+        if start_of(self.pid) == self.started:
+            try:
+                os.kill(self.pid, number)
+            except (ProcessLookupError, PermissionError):  # it has ended; or it became another user's, who looks after it
+                pass
+
+
+def family(leader: Holder, seen: Iterable[Process] = ()) -> list[Process]:
+    """The living processes of the session that `leader` opened, their descendants, and those of `seen` that still live.
+
+    A leader that is dead leaves its session behind; a stranger that got its pid is recognised by its start.
+    """
+    table = {process.pid: process for process in _table()}
+    found = {process.pid for process in seen if table.get(process.pid, process).started == process.started} & set(table)
+    stranger = leader.pid in table and table[leader.pid].started != leader.started
+    if not stranger:
+        found |= {p.pid for p in table.values() if leader.pid in (p.pid, p.session, p.group)}
+    return [table[pid] for pid in _with_descendants(found, table.values()) - {os.getpid()}]
+
+
+def _with_descendants(pids: set[int], table: Iterable[Process]) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for process in table:
+        children.setdefault(process.parent, []).append(process.pid)
+    found, to_visit = set(pids), list(pids)
+    while to_visit:
+        fresh = [pid for pid in children.get(to_visit.pop(), ()) if pid not in found]
+        found.update(fresh)
+        to_visit += fresh
+    return found
+
+
+def descendants(leaders: Iterable[int], marks: Iterable[bytes]) -> list[Process]:
+    """All living processes below or in the sessions of `leaders`, and those whose run mark is one of `marks`.
+
+    `leaders` are children of this process that have not been waited for, so that their pids are nobody else's.
+    """
+    wanted = set(leaders)
+    table = {process.pid: process for process in _table()}
+    found = {p.pid for p in table.values() if wanted & {p.pid, p.session, p.group}}
+    exact = set(marks)
+    if exact:
+        found |= {pid for pid in table if _mark_of(pid) in exact}
+    return [table[pid] for pid in _with_descendants(found, table.values()) - {os.getpid()}]
+
+
+def with_mark(prefix: bytes) -> list[Process]:
+    """All living processes whose run mark starts with `prefix`."""
+    return [p for p in _table() if p.pid != os.getpid() and (_mark_of(p.pid) or b"").startswith(prefix)]
+
+
+def signal_all(processes: Iterable[Process], number: int) -> None:
+    """Send a signal to each that still lives."""
+    for process in processes:
+        process.signal(number)
+
+
+def terminate_session(leader: Holder, members: Iterable[Process]) -> None:
+    """SIGTERM, once, to each member of the leader's session. Other sessions belong to whoever opened them."""
+    signal_all([p for p in members if leader.pid in (p.session, p.group)], signal.SIGTERM)
+
+
+def living(processes: Iterable[Process]) -> list[Process]:
+    """Those that have not ended."""
+    return [process for process in processes if start_of(process.pid) == process.started]
+
+
+def _mark_of(pid: int) -> bytes | None:
+    """The value of BALSAM_RUN in the environment with which the process was started."""
+    if not _LINUX:
+        return _mark_by_psutil(pid)
+    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
+        if entry.startswith(_MARK):
+            return entry[len(_MARK) :]
+    return None
+
+
+def _mark_by_psutil(pid: int) -> bytes | None:
+    import psutil
+
+    try:
+        mark = psutil.Process(pid).environ().get(RUN_VARIABLE)
+    except psutil.Error:
+        return None
+    return None if mark is None else os.fsencode(mark)
+
+
+def _table() -> Iterator[Process]:
+    if not _LINUX:
+        yield from _table_by_psutil()
+        return
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            process = _parse(int(name), _read(f"/proc/{name}/stat"))
+            if process:
+                yield process
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:  # it has just ended
+        return b""
+
+
+def _parse(pid: int, stat: bytes) -> Process | None:
+    """Read a line of /proc/PID/stat, proc_pid_stat(5); None for a zombie and for anything unreadable.
+
+    >>> _parse(7, b"7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0")
+    Process(pid=7, parent=1, group=7, session=7, started='4711')
+    """
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    if len(fields) < 20 or fields[0] in b"ZX":
+        return None
+    return Process(pid, int(fields[1]), int(fields[2]), int(fields[3]), fields[19].decode())
+
+
+def _table_by_psutil() -> Iterator[Process]:
+    import psutil
+
+    for found in psutil.process_iter(["pid", "ppid", "status", "create_time"]):
+        pid, info = found.info["pid"], found.info
+        try:
+            if info["status"] != psutil.STATUS_ZOMBIE:
+                yield Process(pid, info["ppid"], os.getpgid(pid), os.getsid(pid), str(info["create_time"]))
+        except OSError:  # it has ended, or is none of ours
+            continue

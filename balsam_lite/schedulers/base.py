@@ -1,0 +1,231 @@
+"""What a batch scheduler is to the rest of the program, and the one way to run its commands.
+
+A scheduler with commands (Slurm, Cobalt, PBS) is an `Adapter`: data and pure functions, driven by `CommandScheduler`.
+What other programs print is untrusted: it is decoded whatever it is, and a parser that cannot read it says so. This
+module knows no particular scheduler and imports none before it is selected.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, Protocol, cast
+
+from ..errors import CancelFailed, PollFailed, SettingsError, SubmitFailed
+from ..settings import Settings
+
+QUEUED = "queued"
+RUNNING = "running"
+FINISHED = "finished"  # exit code 0
+FAILED = "failed"  # another exit code, a signal, or not started at all
+TIMED_OUT = "timeout"
+CANCELLED = "cancelled"
+ENDED = "ended"  # how, nobody knows
+GONE = "gone"  # the scheduler does not know it (any more)
+
+ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
+
+#: Seconds; a loaded head node may take half a minute to answer.
+COMMAND_TIMEOUT_S = 60.0
+
+
+class Submission(NamedTuple):
+    """A script on its way to a scheduler."""
+
+    name: str  # for people; together with `script` it tells the batch job from all others
+    script: str  # absolute path
+    output: str  # absolute path of the file for its stdout and stderr
+    directory: str  # where it starts
+    nodes: int
+    minutes: int
+    queue: str = ""
+    project: str = ""
+    flags: tuple[str, ...] = ()  # the user's own, passed on word by word
+
+
+class BatchStatus(NamedTuple):
+    """What a scheduler says of one batch job. Times are microseconds since the epoch, None where it does not say."""
+
+    native_id: str
+    state: str  # one of the constants above
+    reason: str = ""  # a sentence for people
+    exit_code: int | None = None  # as a shell has it: 128 + n after signal n; None is: unknown, or not ended
+    started_us: int | None = None
+    ended_us: int | None = None
+    name: str = ""
+    command: str = ""  # path of the script; "" where the scheduler does not tell
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state in ENDED_STATES
+
+
+class Scheduler(Protocol):
+    """A batch scheduler. Ids are text and mean nothing to anybody else."""
+
+    name: str  # as in Settings.SCHEDULER_CLASS
+    template: str  # file name of its job script's template
+
+    def submit(self, submission: Submission) -> str:
+        """Hand the script over and return the batch job's id. Raises SubmitFailed."""
+
+    def poll(self, ids: Collection[str]) -> dict[str, BatchStatus]:
+        """What is known of those batch jobs, by id. An id that is absent from the answer is gone.
+
+        Raises:
+            PollFailed: there was no answer. Nothing is known, so nothing may change.
+        """
+
+    def cancel(self, native_id: str) -> None:
+        """Ask for the batch job's end; it may take a moment. Raises CancelFailed."""
+
+    def find(self, submission: Submission, since_us: int) -> str | None:
+        """The id of the batch job that came from this script, submitted at `since_us` or later. Raises PollFailed."""
+
+
+# --- schedulers with commands -----------------------------------------------------------------------------------------
+
+
+class Completed(NamedTuple):
+    """How a command ended."""
+
+    argv: list[str]
+    returncode: int | None  # None: it did not start, or was killed because it took too long; stderr says which
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.returncode == 0
+
+
+def run(
+    argv: list[str],
+    *,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+    environ: Mapping[str, str] | None = None,
+    directory: str | None = None,
+) -> Completed:
+    """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
+
+    It gets no stdin, a process group of its own, and `environ` (None: this process's) as its whole environment.
+    """
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environ,
+            cwd=directory,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
+        return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            stdout, stderr = _killed(process)
+            return Completed(argv, None, _text(stdout), f"{_text(stderr)}\nno answer within {timeout_s:g} s".strip())
+    return Completed(argv, process.returncode, _text(stdout), _text(stderr))
+
+
+def _killed(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        return process.communicate(timeout=1)
+    except subprocess.TimeoutExpired as exc:  # a descendant outside of the group holds the pipes
+        return exc.stdout or b"", exc.stderr or b""
+
+
+def _text(output: bytes) -> str:
+    return output.decode("utf-8", "replace")
+
+
+class Adapter(Protocol):
+    """A scheduler with commands, as data and pure functions. No function here runs anything or raises on odd text."""
+
+    name: str
+    template: str
+
+    def submit_argv(self, submission: Submission) -> list[str]: ...
+
+    def parse_id(self, stdout: str) -> str:
+        """The new batch job's id; "" where there is none."""
+
+    def status_argv(self, ids: Collection[str]) -> list[str]:
+        """The command that tells of those batch jobs; of all of this user's where `ids` is empty."""
+
+    def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
+        """Every batch job in the answer, by id. None where the answer says nothing about any."""
+
+    def cancel_argv(self, native_id: str) -> list[str]: ...
+
+
+class CommandScheduler:
+    """A `Scheduler` made of an `Adapter` and this machine's commands."""
+
+    def __init__(self, adapter: Adapter, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        self.name, self.template = adapter.name, adapter.template
+        self._adapter, self._timeout_s = adapter, timeout_s
+
+    def submit(self, submission: Submission) -> str:
+        answer = run(self._adapter.submit_argv(submission), timeout_s=self._timeout_s, directory=submission.directory)
+        native_id = self._adapter.parse_id(answer.stdout) if answer.ok else ""
+        if not native_id:
+            what = "printed no batch job id" if answer.ok else "refused the batch job"
+            raise SubmitFailed(f"{self.name} {what}.", **answer._asdict())
+        return native_id
+
+    def poll(self, ids: Collection[str]) -> dict[str, BatchStatus]:
+        if not ids:
+            return {}
+        statuses = self._statuses(ids)
+        return {native_id: statuses[native_id] for native_id in ids if native_id in statuses}
+
+    def cancel(self, native_id: str) -> None:
+        answer = run(self._adapter.cancel_argv(native_id), timeout_s=self._timeout_s)
+        if not answer.ok:
+            raise CancelFailed(f"{self.name} did not cancel batch job {native_id}.", **answer._asdict())
+
+    def find(self, submission: Submission, since_us: int) -> str | None:
+        for status in self._statuses(()).values():
+            if status.name == submission.name and status.command in ("", submission.script):
+                return status.native_id
+        return None
+
+    def _statuses(self, ids: Collection[str]) -> dict[str, BatchStatus]:
+        answer = run(self._adapter.status_argv(ids), timeout_s=self._timeout_s)
+        statuses = None if answer.returncode is None else self._adapter.parse_statuses(answer)
+        if statuses is None:
+            raise PollFailed(f"{self.name} did not tell the state of its batch jobs.", **answer._asdict())
+        return statuses
+
+
+# --- which scheduler --------------------------------------------------------------------------------------------------
+
+#: Class name (Settings.SCHEDULER_CLASS): module of this package.
+_MODULES = {"LocalScheduler": "local"}
+_DEFAULT = "LocalScheduler"
+
+
+def select(settings: Settings) -> Scheduler:
+    """The scheduler that the settings ask for. Loads its module.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    name = settings.SCHEDULER_CLASS or _DEFAULT
+    if name not in _MODULES:
+        raise SettingsError(
+            f"SCHEDULER_CLASS: there is no scheduler {name!r}", hint=f"There are: {', '.join(sorted(_MODULES))}."
+        )
+    module = importlib.import_module(f".{_MODULES[name]}", __package__)
+    return cast(Scheduler, getattr(module, name)(settings))

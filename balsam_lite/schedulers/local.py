@@ -1,0 +1,111 @@
+"""A batch scheduler on this machine, without a daemon: the default where there is no other.
+
+It queues scripts, runs them one after the other (or `MAX_LOCAL_LAUNCHES` at once), detached, with a time limit, and
+remembers how they ended. This is its face; `local_queue` is the queue on disk, `shepherd` the process beside each
+script. Any queue and project name is accepted and means nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+
+from ..clock import SystemClock
+from ..errors import CancelFailed, PollFailed, SubmitFailed
+from ..settings import Settings, home
+from . import base
+from .base import BatchStatus, Submission
+from .local_queue import LocalQueue
+
+#: Set for jobs, hooks and launchers; a script that is submitted from inside one of them is not inside it.
+_NOT_INHERITED = frozenset((
+    "BALSAM_JOB_ID", "BALSAM_ATTEMPT", "BALSAM_LEASE_ID", "BALSAM_PARENT_IDS", "BALSAM_JOB_TIMEOUT", "BALSAM_JOB_ERROR",
+    "BALSAM_LAUNCHER_NODES", "BALSAM_JOB_MODE", "BALSAM_LOCAL_JOBID", "BALSAM_LOCAL_NODES", "BALSAM_LOCAL_ENDTIME",
+))  # fmt: skip
+
+
+class LocalScheduler:
+    """See `base.Scheduler`. `environ` is this process's environment, which scripts inherit."""
+
+    name = "LocalScheduler"
+    template = "local.tmpl"
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        self._limit = settings.MAX_LOCAL_LAUNCHES
+        self._grace_s = 2 * settings.KILL_GRACE_S  # a launcher gives its jobs half of it, and then has to write it down
+        self._environ = environ
+        self._queue = LocalQueue(os.path.join(home(environ), "local-scheduler"))
+
+    def submit(self, submission: Submission) -> str:
+        inherited = {key: value for key, value in self._environ.items() if key not in _NOT_INHERITED}
+        try:
+            self._queue.create()
+            with self._queue.locked():
+                record = self._queue.add(submission, self._limit, self._grace_s, inherited)
+        except OSError as exc:
+            raise SubmitFailed(
+                f"The local scheduler cannot keep {submission.name} in {self._queue.directory}: {exc}",
+                hint="BALSAM_HOME names another directory for it.",
+            ) from exc
+        # From here on it is in the queue. Should this fail, whoever looks at the queue next does it.
+        failure = self._heal_if_possible().get(record.id)
+        if failure:
+            self._withdraw(record.id, failure)
+            raise SubmitFailed(f"The local scheduler could not start a process for {submission.name}: {failure}")
+        return record.id
+
+    def _withdraw(self, native_id: str, reason: str) -> None:
+        with self._queue.locked():
+            record = self._queue.read(native_id)
+            if record and record.state == base.QUEUED:
+                self._queue.write(record.ended(base.FAILED, reason))
+
+    def poll(self, ids: Collection[str]) -> dict[str, BatchStatus]:
+        if ids and not os.path.isdir(self._queue.directory):
+            raise PollFailed(
+                f"There is no local queue in {self._queue.directory}, so nothing is known of its batch jobs.",
+                hint="They may be another user's, or were submitted with another BALSAM_HOME.",
+            )
+        try:
+            self._heal_if_possible()
+            records = [self._queue.read(native_id) for native_id in ids]
+        except OSError as exc:
+            raise PollFailed(f"The local scheduler cannot read {self._queue.directory}: {exc}") from exc
+        return {record.id: record.status() for record in records if record}
+
+    def _heal_if_possible(self) -> dict[str, str]:
+        try:
+            return self._queue.heal() if os.path.isdir(self._queue.directory) else {}
+        except OSError:  # a full disk does not hide what is there to read
+            return {}
+
+    def cancel(self, native_id: str) -> None:
+        try:
+            with self._queue.locked():
+                record = self._queue.read(native_id)
+                if record is None:
+                    raise CancelFailed(f"The local scheduler knows no batch job {native_id}.")
+                if record.ended_us is not None:
+                    raise CancelFailed(f"The local batch job {native_id} has ended already ({record.state}).")
+                if not record.submitter.is_here():
+                    raise CancelFailed(f"The local batch job {native_id} belongs to {record.submitter.host}; go there.")
+                if record.state == base.QUEUED:
+                    self._queue.write(record.ended(base.CANCELLED, "cancelled before it started"))
+                elif record.cancelled_us is None:
+                    self._queue.write(record._replace(cancelled_us=SystemClock.now_us()))
+            self._queue.heal()
+        except OSError as exc:
+            raise CancelFailed(f"The local scheduler cannot write {self._queue.directory}: {exc}") from exc
+
+    def find(self, submission: Submission, since_us: int) -> str | None:
+        if not os.path.isdir(self._queue.directory):
+            return None
+        try:
+            for record in self._queue.newest_first():
+                if record.submitted_us < since_us:
+                    return None
+                if record.submission.script == submission.script:
+                    return record.id
+        except OSError as exc:
+            raise PollFailed(f"The local scheduler cannot read {self._queue.directory}: {exc}") from exc
+        return None

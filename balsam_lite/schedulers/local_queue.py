@@ -1,0 +1,303 @@
+"""The local queue on disk: one small file per batch job, and the rules of whose turn it is.
+
+    <home>/local-scheduler/active/ID.json      queued and running ones
+                           active/ID.environ   the script's environment, until it ends
+                           ended/ID.json       those that are over, the newest thousand
+                           lock, shepherd.log
+
+There is no daemon. Each running batch job has a shepherd (a process, see `shepherd`), and so has the first one that
+waits. Whoever looks at the queue (a command, any shepherd) starts the shepherds that are missing: see `heal`. This
+module never runs or ends a script.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from .. import processes
+from ..clock import SECOND_US, SystemClock
+from ..identity import Holder
+from . import base
+from .base import BatchStatus, Submission
+
+#: A shepherd that was sent for has so long to appear, microseconds. Python starts within a second on a busy machine.
+_SPAWN_PATIENCE_US = 10 * SECOND_US
+_LOCK_PATIENCE_S = 20.0
+_KEEP_ENDED = 1000
+
+_now_us = SystemClock.now_us
+
+
+class Record(NamedTuple):
+    """All that is known of one local batch job. Times are microseconds since the epoch."""
+
+    id: str
+    submission: Submission
+    limit: int  # it starts only where fewer than that many run
+    grace_s: float  # between SIGTERM and SIGKILL
+    submitter: Holder
+    submitted_us: int
+    spawned_us: int = 0  # when a shepherd was sent for; 0 once it has come
+    shepherd: Holder | None = None
+    runner: Holder | None = None  # the process that became the script
+    started_us: int | None = None
+    cancelled_us: int | None = None  # when the user asked for its end
+    stopping: str = ""  # why its processes are being ended
+    stopping_us: int = 0
+    state: str = base.QUEUED
+    reason: str = ""
+    exit_code: int | None = None
+    ended_us: int | None = None
+
+    @property
+    def deadline_us(self) -> int:
+        return (self.started_us or 0) + self.submission.minutes * 60 * SECOND_US
+
+    def ended(self, state: str, reason: str, exit_code: int | None = None) -> Record:
+        return self._replace(state=state, reason=reason, exit_code=exit_code, ended_us=_now_us())
+
+    def status(self) -> BatchStatus:
+        name, script = self.submission.name, self.submission.script
+        return BatchStatus(self.id, self.state, self.reason, self.exit_code, self.started_us, self.ended_us, name, script)
+
+    def to_json(self) -> str:
+        return json.dumps({**self._asdict(), "submission": self.submission._asdict()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Raises ValueError, TypeError or LookupError for what `to_json` did not write. Unknown keys are left out."""
+        values = {key: value for key, value in json.loads(text).items() if key in cls._fields}
+        submission = values["submission"]
+        submission["flags"] = tuple(submission["flags"])
+        values["submission"] = Submission(**submission)
+        for key in ("submitter", "shepherd", "runner"):
+            values[key] = Holder(*values[key]) if values.get(key) else None
+        return cls(**values)
+
+
+def outcome(record: Record, wait_status: int | None) -> Record:
+    """The record of a script that is over. `wait_status` is os.waitpid's, None if nobody waited for it."""
+    exit_code, how = None, "exit code unknown: its shepherd process was killed while the script ran"
+    if wait_status is not None and os.WIFSIGNALED(wait_status):
+        exit_code, how = 128 + os.WTERMSIG(wait_status), f"killed by signal {os.WTERMSIG(wait_status)}"
+    elif wait_status is not None:
+        exit_code = os.WEXITSTATUS(wait_status)
+        how = f"exit code {exit_code}" if exit_code else ""
+    if record.stopping == base.CANCELLED:
+        return record.ended(base.CANCELLED, f"cancelled; {how}".rstrip("; "), exit_code)
+    if record.stopping == base.TIMED_OUT:
+        limit = f"time limit of {record.submission.minutes} min reached; {how}".rstrip("; ")
+        return record.ended(base.TIMED_OUT, limit, exit_code)
+    state = base.ENDED if exit_code is None else base.FAILED if exit_code else base.FINISHED
+    return record.ended(state, how, exit_code)
+
+
+class LocalQueue:
+    """The queue in one directory. Methods raise OSError where the directory cannot be read or written.
+
+    All writes happen inside `locked()`, so that no two processes change one record from what they read before.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self._active, self._ended = (os.path.join(directory, folder) for folder in ("active", "ended"))
+
+    def create(self) -> None:
+        """Create the directory. Nobody else may read it: it holds the environment of scripts."""
+        for path in (self.directory, self._active, self._ended):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the files. The lock dies with its process. Not reentrant; never fork inside."""
+        handle = os.open(os.path.join(self.directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _flock(handle, self.directory)
+            yield
+        finally:
+            os.close(handle)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, native_id: str) -> Record | None:
+        """The record of that id; None if there is none (any more) or it is unreadable."""
+        if not (native_id.isascii() and native_id.isdigit()):
+            return None
+        # In this order: a record appears among the ended ones before it leaves the active ones.
+        return self._load(self._active, native_id) or self._load(self._ended, native_id)
+
+    def newest_first(self) -> Iterator[Record]:
+        """All records, ended or not."""
+        for native_id in sorted({*_ids(self._active), *_ids(self._ended)}, reverse=True):
+            record = self.read(str(native_id))
+            if record:
+                yield record
+
+    def environ(self, native_id: str) -> dict[str, str]:
+        """The environment that the script is to get."""
+        with open(os.path.join(self._active, f"{native_id}.environ"), encoding="ascii") as file:
+            found = json.load(file)
+        return {str(key): str(value) for key, value in found.items()}
+
+    def front(self) -> list[Record]:
+        """This host's running batch jobs and the first of the waiting ones, in the order of their ids.
+
+        Those start strictly in that order, so nothing behind the first waiting one has to be read.
+        """
+        found = []
+        for native_id in sorted(_ids(self._active)):
+            record = self._load(self._active, str(native_id))
+            if record is None or not record.submitter.is_here():
+                continue
+            found.append(record)
+            if record.state == base.QUEUED:
+                break
+        return found
+
+    def is_turn_of(self, record: Record) -> bool:
+        """Whether that waiting batch job may start now. Certain only inside `locked()`."""
+        front = self.front()
+        return bool(front) and front[-1].id == record.id and len(front) - 1 < record.limit
+
+    # --- writing: inside `locked()` -----------------------------------------------------------------------------------
+
+    def add(self, submission: Submission, limit: int, grace_s: float, environ: Mapping[str, str]) -> Record:
+        """Put a script at the end of the queue, under a number that no other has had."""
+        ended = sorted(_ids(self._ended))
+        number = max([0, *ended[-1:], *_ids(self._active)]) + 1
+        record = Record(str(number), submission, limit, grace_s, Holder.current(), _now_us())
+        # JSON keeps bytes that are no UTF-8 as lone surrogates, in ASCII.
+        variables = os.path.join(self._active, f"{number}.environ")
+        _write_new(variables, json.dumps(dict(environ)))
+        try:
+            self.write(record)
+        except OSError:
+            _remove(variables)
+            raise
+        for old in ended[: -_KEEP_ENDED or None]:
+            _remove(self._path(self._ended, str(old)))
+        return record
+
+    def write(self, record: Record) -> None:
+        """Replace the record, whole; one that has ended leaves the queue."""
+        folder = self._active if record.ended_us is None else self._ended
+        path = self._path(folder, record.id)
+        _write_new(path + ".new", record.to_json())
+        os.replace(path + ".new", path)
+        if folder is self._ended:
+            _remove(self._path(self._active, record.id))
+            _remove(os.path.join(self._active, f"{record.id}.environ"))
+
+    # --- missing shepherds --------------------------------------------------------------------------------------------
+
+    def heal(self) -> dict[str, str]:
+        """Start the shepherds that are missing; record the end of scripts that ended without one. Takes the lock.
+
+        A shepherd is missing when it is provably dead, or was sent for and has not come. To send for one too many does
+        no harm: the second sees the first and leaves. Returns why it failed, by id, where it did.
+        """
+        with self.locked():
+            missing = [record for record in self.front() if self._needs_shepherd(record)]
+            for record in missing:
+                self.write(record._replace(spawned_us=_now_us()))
+        failures = {record.id: self._spawn_shepherd(record.id) for record in missing}
+        return {native_id: reason for native_id, reason in failures.items() if reason}
+
+    def _needs_shepherd(self, record: Record) -> bool:
+        if record.shepherd and not record.shepherd.is_provably_dead():
+            return False
+        if record.spawned_us and abs(_now_us() - record.spawned_us) < _SPAWN_PATIENCE_US:
+            return False
+        ended = self._load(self._ended, record.id)
+        if ended:  # its shepherd died between recording the end and taking it off the queue
+            self.write(ended)
+            return False
+        if record.runner and not processes.family(record.runner):
+            self.write(outcome(record, None))
+            return False
+        return True
+
+    def _spawn_shepherd(self, native_id: str) -> str:
+        """Start one, detached. Returns why that failed, or ""."""
+        package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        inherited = os.environ.get("PYTHONPATH")
+        environ = {**os.environ, "PYTHONPATH": f"{package_root}:{inherited}" if inherited else package_root}
+        argv = [sys.executable, "-m", f"{__package__}.shepherd", self.directory, native_id]
+        answer = base.run(argv, environ=environ, directory="/")
+        return "" if answer.ok else f"exit code {answer.returncode}: {answer.stderr.strip() or '<no output>'}"
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _load(self, folder: str, native_id: str) -> Record | None:
+        try:
+            with open(self._path(folder, native_id), encoding="ascii") as file:
+                return Record.from_json(file.read())
+        except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
+            return None
+
+    @staticmethod
+    def _path(folder: str, native_id: str) -> str:
+        return os.path.join(folder, f"{native_id}.json")
+
+
+def _flock(handle: int, directory: str) -> None:
+    """Wait for the lock, but not for ever: on a broken network file system it would never come."""
+    give_up = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{directory} has been locked for {_LOCK_PATIENCE_S:g} s") from None
+        time.sleep(random.uniform(0.001, 0.01))
+
+
+def _ids(folder: str) -> Iterator[int]:
+    for name in os.listdir(folder):
+        stem, _, ending = name.partition(".")
+        if ending == "json" and stem.isascii() and stem.isdigit():
+            yield int(stem)
+
+
+def _write_new(path: str, text: str) -> None:
+    """Write a file that nobody reads yet, whole or not at all."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError:
+        _remove(path)
+        raise
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def open_output(path: str) -> int:
+    """Open a script's output file for appending, as a descriptor. Follows no link and waits for nobody.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    import stat
+
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is no regular file")
+    os.set_blocking(handle, True)
+    return handle

@@ -1,0 +1,248 @@
+"""The process that looks after one local batch job: waits for its turn, starts it, ends it at its limit, records how.
+
+    python -m balsam_lite.schedulers.shepherd DIRECTORY ID
+
+It may be killed at any moment. Everything it decides is on disk before it takes effect, and another shepherd goes on
+from there. A script is started once: the process that becomes it claims the record first, under the queue's lock, and
+does so only while the shepherd that forked it is still the recorded one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+from .. import processes
+from ..clock import SECOND_US, SystemClock
+from ..identity import Holder
+from . import base, environ
+from .local_queue import LocalQueue, Record, open_output, outcome
+
+_PAUSE_S = 0.4  # between two looks at the queue; a child's end is noticed at once
+_HEAL_S = 2.0  # between two looks after other shepherds
+_LEFTOVERS = "leftovers"  # Record.stopping: the script is over, what it left in the background is not
+
+_now_us = SystemClock.now_us
+
+
+class Shepherd:
+    """Looks after batch job `native_id`. `tick` does one turn, `run` all of them."""
+
+    def __init__(self, queue: LocalQueue, native_id: str) -> None:
+        self._queue, self._id = queue, native_id
+        self._me = Holder.current()
+        self._child = 0  # what it forked and has not waited for
+        self._exit = (0, 0)  # pid and wait status of the last child
+        self._next_fork = 0.0
+        self._seen: list[processes.Process] = []
+        self._next_heal = 0.0
+
+    def run(self) -> None:
+        alarm = _wake_on_child_exit()
+        if not self._claim():
+            return
+        while True:
+            try:
+                if not self.tick():
+                    return
+                pause = _PAUSE_S
+            except OSError:  # a full disk, a network file system that is away: it may come back, the script goes on
+                traceback.print_exc()
+                pause = 10 * _PAUSE_S
+            _sleep(alarm, pause)
+
+    def _claim(self) -> bool:
+        """Become the recorded shepherd, unless another one lives or nothing is left to do."""
+        with self._queue.locked():
+            record = self._queue.read(self._id)
+            if record is None or record.ended_us is not None or not record.submitter.is_here():
+                return False
+            if record.shepherd and not record.shepherd.is_provably_dead():
+                return False
+            self._queue.write(record._replace(shepherd=self._me, spawned_us=0))
+            return True
+
+    def tick(self) -> bool:
+        """One turn. Returns whether there is another one."""
+        self._reap()
+        record = self._queue.read(self._id)
+        if record is None or record.ended_us is not None or record.shepherd != self._me:
+            return False
+        if record.state == base.QUEUED:
+            if not self._child and time.monotonic() >= self._next_fork and self._queue.is_turn_of(record):
+                self._fork()
+        elif not self._watch(record):
+            return False
+        self._heal_others()
+        return True
+
+    def _heal_others(self) -> None:
+        if time.monotonic() >= self._next_heal:
+            self._next_heal = time.monotonic() + _HEAL_S
+            for native_id, reason in self._queue.heal().items():
+                sys.stderr.write(f"no shepherd for batch job {native_id}: {reason}\n")
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def _fork(self) -> None:
+        self._child = os.fork()
+        if self._child:
+            self._next_fork = time.monotonic() + _HEAL_S  # should the child fail, it will fail again a moment later
+            self._next_heal = 0.0  # the next in the queue is first now and wants a shepherd
+            return
+        try:
+            self._become_script()
+        finally:
+            traceback.print_exc()
+            os._exit(126)  # whatever happened, this process must not go on as a second shepherd
+
+    def _become_script(self) -> NoReturn:
+        """In the child: claim the record as this very process, then become the script."""
+        os.setsid()
+        with self._queue.locked():
+            record = self._queue.read(self._id)
+            if record is None or record.state != base.QUEUED or record.shepherd != self._me:
+                os._exit(0)  # cancelled meanwhile, or a new shepherd has taken over from a dead one
+            if not self._queue.is_turn_of(record):
+                os._exit(0)
+            try:
+                variables = self._queue.environ(self._id)
+                output = open_output(record.submission.output)
+                os.chdir(record.submission.directory)
+            except (OSError, ValueError) as exc:
+                self._queue.write(record.ended(base.FAILED, f"not started: {exc}"))
+                os._exit(0)
+            record = record._replace(state=base.RUNNING, runner=Holder.current(), started_us=_now_us())
+            self._queue.write(record)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        _execute(record, variables)
+
+    # --- running and ending -------------------------------------------------------------------------------------------
+
+    def _watch(self, record: Record) -> bool:
+        """Look after a script that some shepherd started. Returns whether anything of it is still there."""
+        assert record.runner is not None
+        over = self._is_over(record.runner)
+        if not over and not record.stopping:
+            self._stop_if_due(record)
+            return True
+        members = processes.family(record.runner, self._seen)
+        if over and not members:
+            self._finish(record)
+            return False
+        if not record.stopping:
+            self._stop(record, _LEFTOVERS)
+        elif _now_us() - record.stopping_us > record.grace_s * SECOND_US:
+            processes.signal_all(members, signal.SIGKILL)
+        return True
+
+    def _is_over(self, runner: Holder) -> bool:
+        """Whether the script has ended. Its own child has when it was waited for, an adopted one when it is dead."""
+        if runner.pid in (self._child, self._exit[0]):
+            return self._child == 0
+        return runner.is_provably_dead()
+
+    def _reap(self) -> None:
+        if self._child:
+            pid, status = os.waitpid(self._child, os.WNOHANG)
+            if pid:
+                self._child, self._exit = 0, (pid, status)
+
+    def _stop_if_due(self, record: Record) -> None:
+        if record.cancelled_us is not None:
+            self._stop(record, base.CANCELLED)
+        elif _now_us() >= record.deadline_us:
+            self._stop(record, base.TIMED_OUT)
+
+    def _stop(self, record: Record, why: str) -> None:
+        """Record that and why the script's processes are being ended, then ask them to."""
+        assert record.runner is not None
+        with self._queue.locked():
+            self._queue.write(record._replace(stopping=why, stopping_us=_now_us()))
+        self._seen = processes.family(record.runner)
+        processes.terminate_session(record.runner, self._seen)
+
+    def _finish(self, record: Record) -> None:
+        assert record.runner is not None
+        pid, status = self._exit
+        with self._queue.locked():
+            self._queue.write(outcome(record, status if pid == record.runner.pid else None))
+        self._next_heal = 0.0
+        self._heal_others()
+
+
+def _execute(record: Record, variables: dict[str, str]) -> NoReturn:
+    """Become the script, with every signal as a fresh process has it (Python ignores SIGPIPE, nohup ignores SIGHUP)."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        try:
+            signal.signal(number, signal.SIG_DFL)
+        except (OSError, ValueError):  # the C library keeps two of them for itself
+            pass
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    variables[environ.LOCAL_JOBID] = record.id
+    variables[environ.LOCAL_NODES] = str(record.submission.nodes)
+    variables[environ.LOCAL_ENDTIME] = str(record.deadline_us // SECOND_US)
+    script = record.submission.script
+    try:
+        try:
+            os.execve(script, [script], variables)
+        except OSError as exc:
+            if exc.errno != errno.ENOEXEC:
+                raise
+            os.execve("/bin/sh", ["/bin/sh", script], variables)  # it has no #! line: what a shell would do
+    except (OSError, ValueError) as exc:
+        os.write(2, f"{script} could not be started: {exc}\n".encode("utf-8", "replace"))
+    os._exit(127)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def _wake_on_child_exit() -> int:
+    """A descriptor that becomes readable when a child ends."""
+    readable, writable = os.pipe()
+    os.set_blocking(readable, False)
+    os.set_blocking(writable, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    return readable
+
+
+def _sleep(alarm: int, seconds: float) -> None:
+    if select.select([alarm], [], [], seconds)[0]:
+        os.read(alarm, 4096)
+
+
+def _detach(directory: str) -> None:
+    """Leave the one who sent for us: he waits for the process that he started, which ends here."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    try:
+        log = os.open(os.path.join(directory, "shepherd.log"), flags, 0o600)
+    except OSError:
+        log = nothing
+    for source, target in ((nothing, 0), (nothing, 1), (log, 2)):
+        os.dup2(source, target)
+    for handle in {nothing, log}:
+        os.close(handle)
+
+
+def main(argv: list[str]) -> None:
+    """Look after the batch job `argv[1]` of the queue in the directory `argv[0]`."""
+    directory, native_id = argv
+    _detach(directory)
+    Shepherd(LocalQueue(directory), native_id).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

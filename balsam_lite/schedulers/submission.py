@@ -1,0 +1,380 @@
+"""The one road from a launch request to a batch job, and what became of it; for the command line, `dag`, the service.
+
+Intent before effect: the row is in the DB before the scheduler hears of it, so a crash in between is found again by the
+script's name at the next `refresh`. Nothing slow happens inside a transaction. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..clock import SECOND_US, SystemClock
+from ..db import batch_queries, location
+from ..db.batch_queries import BatchRow
+from ..db.connection import Database
+from ..db.store import batch_jobs
+from ..errors import CancelFailed, InvalidSpec, SettingsError, SubmitFailed, UnknownBatchJob
+from ..settings import Settings, home
+from .base import GONE, BatchStatus, Scheduler, Submission, select
+
+if TYPE_CHECKING:
+    import jinja2
+
+JOB_MODES = ("serial", "mpi")
+
+#: A row may be on its way to the scheduler for so long: twice what its command is given.
+SUBMISSION_PATIENCE_S = 120
+
+_LARGEST_COUNT = 10**7
+_TEMPLATES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "templates")
+
+
+class LaunchRequest(NamedTuple):
+    """What a user or the service asks for: one launcher on `nodes` nodes for `wall_minutes` minutes."""
+
+    nodes: int
+    wall_minutes: int
+    queue: str = ""
+    project: str = ""  # "" is Settings.DEFAULT_PROJECT
+    job_mode: str = "serial"
+    wf_filter: str = ""  # "" is: any workflow
+    filter_tags: Mapping[str, str] = {}
+    sched_flags: str = ""  # as typed; split like a shell does before the scheduler's command gets them
+    prescheduled_only: bool = False
+
+
+# --- submitting -------------------------------------------------------------------------------------------------------
+
+
+def submit_launch(db: Database, settings: Settings, request: LaunchRequest, scheduler: Scheduler | None = None) -> BatchRow:
+    """Submit a launcher and return its row. Opens two short write transactions, before and after.
+
+    Raises:
+        InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason.
+    """
+    scheduler = scheduler or select(settings)
+    request = validated(request, settings)
+    _render(db, settings, scheduler, request, 0)  # a template that is broken costs no row
+    row = _add_row(db, request)
+    try:
+        script = _render(db, settings, scheduler, request, row["id"])
+        _write_script(row["command"], script)
+        native_id = scheduler.submit(_submission(db, row))
+    except (OSError, SubmitFailed) as exc:
+        reason = exc.message if isinstance(exc, SubmitFailed) else str(exc)
+        with db.write() as cx:
+            batch_jobs.mark_failed(cx, row["id"], reason, SystemClock.now_us())
+        if isinstance(exc, SubmitFailed):
+            raise
+        raise SubmitFailed(f"The job script {row['command']} cannot be written: {exc}") from exc
+    with db.write() as cx:
+        batch_jobs.mark_submitted(cx, row["id"], native_id)
+        return _get(batch_queries.get(cx, row["id"]), row["id"])
+
+
+def render_script(db: Database, settings: Settings, request: LaunchRequest, number: int) -> str:
+    """The job script that `submit_launch` would submit as `qlaunch<number>`. Writes nothing.
+
+    Raises:
+        InvalidSpec. SettingsError: the template is missing or broken, with file, line and reason.
+    """
+    return _render(db, settings, select(settings), validated(request, settings), number)
+
+
+def validated(request: LaunchRequest, settings: Settings) -> LaunchRequest:
+    """The request with its defaults filled in.
+
+    Raises:
+        InvalidSpec: a value makes no sense, or would break out of its line in a job script.
+    """
+    for field in ("nodes", "wall_minutes"):
+        value = getattr(request, field)
+        if type(value) is not int or not 1 <= value <= _LARGEST_COUNT:
+            raise InvalidSpec(f"{field} must be a whole number from 1 to {_LARGEST_COUNT}, not {value!r}")
+    if request.job_mode not in JOB_MODES:
+        raise InvalidSpec(f"job_mode must be {' or '.join(JOB_MODES)}, not {request.job_mode!r}")
+    for field in ("queue", "project", "wf_filter", "sched_flags"):
+        _check_line(field, getattr(request, field))
+    for key, value in request.filter_tags.items():
+        _check_line("filter_tags", key)
+        _check_line(f"filter_tags: {key}", value)
+    try:
+        shlex.split(request.sched_flags)
+    except ValueError as exc:
+        raise InvalidSpec(f"sched_flags cannot be split into words ({exc}): {request.sched_flags}") from None
+    return request._replace(project=request.project or settings.DEFAULT_PROJECT)
+
+
+def _check_line(field: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.isprintable():
+        raise InvalidSpec(f"{field} must be one line of printable characters, not {value!r}")
+
+
+def _add_row(db: Database, request: LaunchRequest) -> BatchRow:
+    values = {
+        **request._asdict(),
+        "filter_tags": json.dumps(dict(request.filter_tags), sort_keys=True),
+        "prescheduled_only": int(request.prescheduled_only),
+    }
+    with db.write() as cx:
+        number = batch_jobs.add(cx, values, SystemClock.now_us())
+        stem = os.path.join(db.directory, location.QSUBMIT, f"qlaunch{number}")
+        batch_jobs.set_paths(cx, number, stem + ".sh", stem + ".out")
+        return _get(batch_queries.get(cx, number), number)
+
+
+def _get(row: BatchRow | None, number: int) -> BatchRow:
+    if row is None:
+        raise UnknownBatchJob(f"There is no qlaunch{number} in this DB.")
+    return row
+
+
+def _submission(db: Database, row: BatchRow) -> Submission:
+    return Submission(
+        name=f"qlaunch{row['id']}",
+        script=row["command"],
+        output=row["log"],
+        directory=os.path.join(db.directory, location.QSUBMIT),
+        nodes=row["nodes"],
+        minutes=row["wall_minutes"],
+        queue=row["queue"],
+        project=row["project"],
+        flags=tuple(shlex.split(row["sched_flags"])),
+    )
+
+
+def _write_script(path: str, text: str) -> None:
+    """Write an executable file, whole or not at all. A link in its place is refused, not followed and not replaced."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink(path):
+        raise FileExistsError(f"{path} is a link")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(path + ".new", flags, 0o755)
+    try:
+        with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+            os.fchmod(handle, os.fstat(handle).st_mode | 0o500)
+            file.write(text)
+        os.replace(path + ".new", path)
+    except OSError:
+        os.unlink(path + ".new")
+        raise
+
+
+# --- the job script ---------------------------------------------------------------------------------------------------
+
+
+class _ShellText(str):
+    """Text that is one shell word as it stands; `raw` is what the shell makes of it.
+
+    Users' templates, written for Balsam 0.3, put values into command lines bare.
+    """
+
+    raw: str
+
+    def __new__(cls, raw: str, prefix: str = "") -> _ShellText:
+        text = super().__new__(cls, prefix + (shlex.quote(raw) if raw else raw))
+        text.raw = prefix + raw
+        return text
+
+
+def _quoted(value: Any) -> str:
+    """The template filter `q`: any value as one shell word."""
+    return shlex.quote(value.raw if isinstance(value, _ShellText) else str(value))
+
+
+def _render(db: Database, settings: Settings, scheduler: Scheduler, request: LaunchRequest, number: int) -> str:
+    import jinja2
+
+    path = _template_path(db, settings, scheduler)
+    try:
+        return _load_template(path, db).render(_variables(db, request, number))
+    except jinja2.TemplateSyntaxError as exc:
+        raise SettingsError(f"{exc.filename or path}, line {exc.lineno}: {exc.message}") from exc
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as exc:
+        raise SettingsError(f"{path}{_line_of(exc, path)}: {exc}", hint=_hint(exc)) from exc
+
+
+def _template_path(db: Database, settings: Settings, scheduler: Scheduler) -> str:
+    """Where the template lies: in the DB, else among the user's settings, else in this package."""
+    name = settings.JOB_TEMPLATE or scheduler.template
+    places = [os.path.join(folder, os.path.expanduser(name)) for folder in (db.directory, home(), _TEMPLATES)]
+    for path in places:
+        if os.path.isfile(path):
+            return path
+    looked = "".join(f"\n    {path}" for path in dict.fromkeys(places))
+    raise SettingsError(f"JOB_TEMPLATE: there is no file {name}", hint=f"  Looked for:{looked}")
+
+
+def _load_template(path: str, db: Database) -> jinja2.Template:
+    import jinja2
+
+    folder, name = os.path.split(path)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, db.directory, home(), _TEMPLATES]),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["q"] = _quoted
+    return environment.get_template(name)
+
+
+def _variables(db: Database, request: LaunchRequest, number: int) -> dict[str, Any]:
+    """The variables of a job template. `project` to `pg_bin` are those of Balsam 0.3; text can be put in bare."""
+    balsam_bin = _ShellText(_balsam_bin())
+    filters = _ShellText(request.wf_filter, "wf-filter=") if request.wf_filter else _ShellText("consume-all")
+    return {
+        "project": _ShellText(request.project),
+        "queue": _ShellText(request.queue),
+        "nodes": request.nodes,
+        "time_minutes": request.wall_minutes,
+        "job_mode": _ShellText(request.job_mode),
+        "wf_filter": filters,
+        "balsam_bin": balsam_bin,
+        "balsam_db_path": _ShellText(db.directory),
+        "pg_bin": balsam_bin,  # PostgreSQL's commands, once; templates put it on PATH
+        "name": _ShellText(f"qlaunch{number}"),
+        "filter_tags": [_ShellText(f"{key}={value}") for key, value in sorted(request.filter_tags.items())],
+        "sched_flags": request.sched_flags,
+    }
+
+
+def _balsam_bin() -> str:
+    """The directory of the `balsam` command that belongs to this process."""
+    candidates = [os.path.abspath(sys.argv[0])] if os.path.basename(sys.argv[0]) == "balsam" else []
+    candidates += [os.path.join(os.path.dirname(sys.executable), "balsam"), shutil.which("balsam") or ""]
+    for path in candidates:
+        if os.path.isfile(path):
+            return os.path.dirname(path)
+    return os.path.dirname(sys.executable)
+
+
+def _line_of(exc: BaseException, path: str) -> str:
+    """`, line N` of the template, from the traceback: jinja2 puts the template's lines there."""
+    line, traceback = 0, exc.__traceback__
+    while traceback:
+        if traceback.tb_frame.f_code.co_filename == path:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return f", line {line}" if line else ""
+
+
+def _hint(exc: BaseException) -> str:
+    import jinja2
+
+    if isinstance(exc, jinja2.UndefinedError):
+        return (
+            "A job template may use: project queue nodes time_minutes job_mode wf_filter balsam_bin balsam_db_path"
+            " pg_bin name filter_tags sched_flags, and the filter q."
+        )
+    return ""
+
+
+# --- afterwards -------------------------------------------------------------------------------------------------------
+
+
+def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> list[BatchRow]:
+    """Ask the scheduler about every batch job that has not ended and write down what changed. Returns those rows.
+
+    Opens its own transactions; a write one only where something changed. `now_us` is for tests.
+
+    Raises:
+        PollFailed: nothing is known, so nothing was changed.
+    """
+    now_us = SystemClock.now_us() if now_us is None else now_us
+    with db.read() as cx:
+        rows = batch_queries.open_rows(cx)
+    found = {row["id"]: scheduler.find(_submission(db, row), row["created"]) for row in rows if _is_pending(row)}
+    ids = {row["id"]: row["scheduler_id"] or found.get(row["id"]) or "" for row in rows}
+    asked = [native_id for native_id in ids.values() if native_id]
+    statuses = scheduler.poll(asked) if asked else {}
+    changes = [row for row in rows if _differs(row, ids[row["id"]], statuses, now_us)]
+    if not changes:
+        return rows
+    with db.write() as cx:
+        for row in changes:
+            native_id = ids[row["id"]]
+            if not native_id:
+                batch_jobs.mark_failed(cx, row["id"], "the process that was submitting it died before it had", now_us)
+                continue
+            if _is_pending(row):
+                batch_jobs.mark_submitted(cx, row["id"], native_id)
+            batch_jobs.record(cx, row["id"], **_columns(statuses.get(native_id), row, now_us))
+        fresh = [batch_queries.get(cx, row["id"]) for row in rows]
+    return [row for row in fresh if row]
+
+
+def _is_pending(row: BatchRow) -> bool:
+    return str(row["state"]) == batch_jobs.PENDING
+
+
+def _differs(row: BatchRow, native_id: str, statuses: Mapping[str, BatchStatus], now_us: int) -> bool:
+    if not native_id:
+        return now_us - int(row["created"]) > SUBMISSION_PATIENCE_S * SECOND_US
+    if _is_pending(row):
+        return True
+    status = statuses.get(native_id)
+    if status and status.command not in ("", row["command"]):
+        return False  # the same number in another user's or host's queue: of this row nothing is known
+    columns = _columns(status, row, now_us)
+    return any(columns[name] != row[name] for name in columns)
+
+
+def _columns(status: BatchStatus | None, row: BatchRow, now_us: int) -> dict[str, Any]:
+    """A status as columns of the table. Gone is not success: it is said, with the time at which it was noticed."""
+    if status is None:
+        reason = "the scheduler does not know it any more; the launcher's log may tell how it ended"
+        return {"state": GONE, "reason": reason, "exit_code": None, "started": row["started"], "ended": now_us}
+    return {
+        "state": status.state,
+        "reason": status.reason,
+        "exit_code": status.exit_code,
+        "started": row["started"] if status.started_us is None else status.started_us,
+        "ended": (now_us if status.ended_us is None else status.ended_us) if status.is_ended else None,
+    }
+
+
+def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
+    """Cancel the batch job with that number of ours and return its row, refreshed. Its end may take a moment longer.
+
+    Raises:
+        UnknownBatchJob. CancelFailed: it has ended, was never submitted, or the scheduler refused. PollFailed.
+    """
+    with db.read() as cx:
+        row = _get(batch_queries.get(cx, number), number)
+    if _is_pending(row):
+        refresh(db, scheduler)
+        with db.read() as cx:
+            row = _get(batch_queries.get(cx, number), number)
+    if row["ended"] is not None:
+        raise CancelFailed(f"qlaunch{number} has ended already ({row['state']}).")
+    if not row["scheduler_id"]:
+        raise CancelFailed(f"qlaunch{number} is just being submitted.", hint="Try again in a moment.")
+    scheduler.cancel(row["scheduler_id"])
+    refresh(db, scheduler)
+    with db.read() as cx:
+        return _get(batch_queries.get(cx, number), number)
+
+
+def legacy_form(row: BatchRow) -> dict[str, Any]:
+    """A row as Balsam 0.3 printed it: these keys, in this order, and the scheduler's id as a number if it is one."""
+    scheduler_id = row["scheduler_id"]
+    return {
+        "command": row["command"],
+        "from_balsam": bool(row["from_balsam"]),
+        "id": row["id"],
+        "job_mode": row["job_mode"],
+        "nodes": row["nodes"],
+        "prescheduled_only": bool(row["prescheduled_only"]),
+        "project": row["project"],
+        "queue": row["queue"],
+        "scheduler_id": int(scheduler_id) if scheduler_id.isascii() and scheduler_id.isdigit() else scheduler_id,
+        "state": row["state"],
+        "wall_minutes": row["wall_minutes"],
+        "wf_filter": row["wf_filter"],
+    }

@@ -1,0 +1,155 @@
+"""What all schedulers share: running commands, three-valued polls, which one is meant, which batch job this is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed
+from balsam_lite.identity import Holder, start_of
+from balsam_lite import processes
+from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, run, select
+from balsam_lite.schedulers.environ import Allocation, allocation
+from balsam_lite.settings import Settings
+
+SUBMISSION = Submission("qlaunch1", "/db/qlaunch1.sh", "/db/qlaunch1.out", "/", 2, 5)
+
+
+class ShellAdapter:
+    """An adapter whose commands are shell text."""
+
+    name, template = "ShellScheduler", "local.tmpl"
+
+    def __init__(self, submit="echo 12.host", status="", cancel="true"):
+        self._submit, self._status, self._cancel = submit, status, cancel
+
+    def submit_argv(self, submission):
+        return ["sh", "-c", self._submit, submission.name]
+
+    def parse_id(self, stdout):
+        return stdout.strip()
+
+    def status_argv(self, ids):
+        return ["sh", "-c", self._status]
+
+    def parse_statuses(self, answer):
+        if not answer.ok:
+            return None
+        lines = [line.split() for line in answer.stdout.splitlines()]
+        return {words[0]: BatchStatus(words[0], words[1], name=words[2]) for words in lines if len(words) == 3}
+
+    def cancel_argv(self, native_id):
+        return ["sh", "-c", self._cancel, native_id]
+
+
+def scheduler(**commands):
+    return CommandScheduler(ShellAdapter(**commands), timeout_s=1)
+
+
+def test_that_whatever_a_command_prints_comes_back_as_text():
+    answer = run(["sh", "-c", "printf 'a\\377\\0b'; echo bad >&2; exit 5"])
+    assert answer[1:] == (5, "a\ufffd\0b", "bad\n")
+    assert not answer.ok
+
+
+def test_that_a_command_that_is_missing_or_impossible_is_an_answer():
+    assert run(["/nonexistent/qsub"]).returncode is None
+    assert "/nonexistent/qsub could not be started" in run(["/nonexistent/qsub"]).stderr
+    assert "could not be started" in run(["echo", "a\0b"]).stderr
+
+
+def test_that_a_command_that_takes_too_long_is_killed_with_its_children():
+    started = time.monotonic()
+    answer = run(["sh", "-c", "echo early; sleep 100 & echo $!; wait"], timeout_s=0.5)
+    assert time.monotonic() - started < 10
+    assert answer.returncode is None
+    assert "no answer within 0.5 s" in answer.stderr
+    early, child = answer.stdout.split()
+    assert early == "early"
+    assert not start_of(int(child))
+
+
+def test_that_a_refused_submission_and_one_without_an_id_carry_the_commands_words():
+    assert scheduler().submit(SUBMISSION) == "12.host"
+    with pytest.raises(SubmitFailed, match="queue closed") as caught:
+        scheduler(submit="echo queue closed >&2; exit 2").submit(SUBMISSION)
+    assert caught.value.returncode == 2
+    with pytest.raises(SubmitFailed, match="printed no batch job id"):
+        scheduler(submit="true").submit(SUBMISSION)
+
+
+def test_that_a_poll_knows_known_gone_and_unknown_apart():
+    polled = scheduler(status="echo 1 running a; echo; echo strange line of words; echo 3 queued c").poll(["1", "2"])
+    assert polled == {"1": BatchStatus("1", "running", name="a")}
+    with pytest.raises(PollFailed, match="qstat is down"):
+        scheduler(status="echo qstat is down >&2; exit 1").poll(["1"])
+    with pytest.raises(PollFailed, match="no answer within"):
+        scheduler(status="sleep 100").poll(["1"])
+    assert scheduler(status="exit 1").poll([]) == {}
+
+
+def test_that_a_batch_job_is_found_by_its_name_and_a_refused_cancel_says_so():
+    assert scheduler(status="echo 7 queued qlaunch1").find(SUBMISSION, 0) == "7"
+    assert scheduler(status="echo 7 queued qlaunch11").find(SUBMISSION, 0) is None
+    scheduler().cancel("7")
+    with pytest.raises(CancelFailed, match="not yours"):
+        scheduler(cancel="echo not yours >&2; exit 1").cancel("7")
+
+
+def test_that_the_scheduler_is_the_one_of_the_settings_and_an_unknown_one_lists_those_there_are():
+    assert select(Settings()).name == "LocalScheduler"
+    assert select(Settings(SCHEDULER_CLASS="LocalScheduler")).name == "LocalScheduler"
+    with pytest.raises(SettingsError, match="LocalScheduler") as caught:
+        select(Settings(SCHEDULER_CLASS="CobaltSheduler"))
+    assert "'CobaltSheduler'" in str(caught.value)
+
+
+def test_that_importing_the_schedulers_loads_no_adapter_and_no_template_engine():
+    code = (
+        "import sys, balsam_lite.schedulers.submission as s, balsam_lite.schedulers.environ\n"
+        "print([m for m in sys.modules if m in ('jinja2', 'psutil', 'balsam_lite.schedulers.local')])"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_that_an_environment_tells_its_batch_job():
+    assert allocation({"BALSAM_JOB_ID": "x"}) is None
+    environ = {"BALSAM_LOCAL_JOBID": "7", "BALSAM_LOCAL_NODES": "2", "BALSAM_LOCAL_ENDTIME": "1795321296"}
+    assert allocation(environ) == Allocation("LocalScheduler", "7", 2, (), 1795321296_000000)
+    assert allocation({"BALSAM_LOCAL_JOBID": "7"}) == Allocation("LocalScheduler", "7", 1, (), None)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("JOBID", ""), ("JOBID", "x"), ("JOBID", "²"), ("NODES", ""), ("NODES", "0"), ("NODES", "1.5"), ("NODES", "nan"),
+        ("ENDTIME", "soon"), ("ENDTIME", "inf"), ("ENDTIME", "-5"),
+    ],
+)  # fmt: skip
+def test_that_garbage_in_the_environment_is_an_error_with_variable_and_value(variable, value):
+    environ = {"BALSAM_LOCAL_JOBID": "7", "BALSAM_LOCAL_NODES": "2", f"BALSAM_LOCAL_{variable}": value}
+    with pytest.raises(BalsamError) as caught:
+        allocation(environ)
+    assert f"BALSAM_LOCAL_{variable}" in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_that_a_stranger_under_a_dead_leaders_pid_is_not_family():
+    with subprocess.Popen(["sh", "-c", "sleep 100 & wait"], start_new_session=True) as process:
+        try:
+            leader = Holder.current()._replace(pid=process.pid, started=start_of(process.pid))
+            assert process.pid in [member.pid for member in processes.family(leader)]
+            assert processes.family(leader._replace(started="1")) == []
+        finally:
+            os.killpg(process.pid, 9)
+
+
+@pytest.mark.parametrize("stat", [b"", b"7 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711", b"7 (x) S 1", b")"])
+def test_that_a_zombie_or_an_unreadable_line_is_no_process(stat):
+    assert processes._parse(7, stat) is None

@@ -1,0 +1,474 @@
+"""From a launch request to a batch job: the row, the script, the scheduler's answer, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pprint
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+
+from balsam_lite.db import batch_queries, location
+from balsam_lite.errors import (
+    CancelFailed,
+    InvalidSpec,
+    PollFailed,
+    SettingsError,
+    SubmitFailed,
+    UnknownBatchJob,
+)
+from balsam_lite.schedulers import submission
+from balsam_lite.schedulers.base import BatchStatus
+from balsam_lite.schedulers.local import LocalScheduler
+from balsam_lite.schedulers.submission import LaunchRequest, cancel, legacy_form, refresh, render_script, submit_launch
+from balsam_lite.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES = ROOT / "balsam_lite" / "templates"
+REQUEST = LaunchRequest(2, 5, queue="training", project="SDL_Workshop")
+
+#: Stands for the command: says where the DB is, and notes how it was called as a launcher.
+FAKE_BALSAM = """#!/bin/sh
+if [ "$1" = which ]; then printf '%s\\n' "$3"; exit 0; fi
+if [ "$1" = launcher ]; then
+    for word in "$@"; do printf '%s\\0' "$word"; done > "$BALSAM_DB_PATH/argv"
+    echo "launcher of $BALSAM_DB_PATH"
+    exit ${FAKE_EXIT:-0}
+fi
+exit 9
+"""
+
+
+class FakeScheduler:
+    """Answers what the test says."""
+
+    name, template = "FakeScheduler", "local.tmpl"
+
+    def __init__(self) -> None:
+        self.submitted, self.statuses, self.cancelled = [], {}, []
+        self.refuses, self.silent, self.finds = "", False, None
+
+    def submit(self, what):
+        if self.refuses:
+            raise SubmitFailed(self.refuses)
+        self.submitted.append(what)
+        return "278079"
+
+    def poll(self, ids):
+        if self.silent:
+            raise PollFailed("no answer")
+        return {key: value for key, value in self.statuses.items() if key in ids}
+
+    def cancel(self, native_id):
+        self.cancelled.append(native_id)
+
+    def find(self, what, since_us):
+        return self.finds
+
+
+@pytest.fixture
+def db(tmp_path, monkeypatch):
+    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
+    database = location.create(str(tmp_path / "my 'own' db"))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def balsam_bin(tmp_path, monkeypatch):
+    """A directory with the commands that job scripts call, where submission looks for them."""
+    folder = tmp_path / "bin with blank"
+    folder.mkdir()
+    (folder / "balsam").write_text(FAKE_BALSAM)
+    (folder / "balsam").chmod(0o755)
+    for name in ("balsamactivate", "balsamdeactivate"):
+        (folder / name).symlink_to(TEMPLATES / name)
+    monkeypatch.setattr("sys.argv", [str(folder / "balsam")])
+    return folder
+
+
+@pytest.fixture
+def local(db):
+    scheduler = LocalScheduler(Settings())
+    yield scheduler
+    for row in rows(db):
+        if row["scheduler_id"] and scheduler.poll([row["scheduler_id"]])[row["scheduler_id"]].ended_us is None:
+            scheduler.cancel(row["scheduler_id"])
+            wait_until(lambda row=row: scheduler.poll([row["scheduler_id"]])[row["scheduler_id"]].ended_us)
+
+
+def rows(db):
+    with db.read() as cx:
+        return batch_queries.all_rows(cx)
+
+
+def template(db, text, name="mine.tmpl"):
+    Path(db.directory, name).write_text(text)
+    return Settings(JOB_TEMPLATE=name)
+
+
+def argv_of_launcher(db):
+    return Path(db.directory, "argv").read_bytes().decode().split("\0")[:-1]
+
+
+def run_script(text, **environ):
+    return subprocess.run(
+        ["bash", "-c", text], capture_output=True, text=True, timeout=30,
+        env={"PATH": os.environ["PATH"], "HOME": "/", **environ},
+    )  # fmt: skip
+
+
+# --- the whole road ---------------------------------------------------------------------------------------------------
+
+
+def test_that_a_launch_goes_through_the_local_scheduler_to_its_end(db, balsam_bin, local):
+    row = submit_launch(db, Settings(), REQUEST, local)
+    assert (row["state"], row["scheduler_id"]) == ("submitted", "1")
+    wait_until(lambda: refresh(db, local) == [])
+    ended = rows(db)[0]
+    assert (ended["state"], ended["exit_code"], ended["reason"]) == ("finished", 0, "")
+    assert row["created"] <= ended["started"] <= ended["ended"]
+    assert argv_of_launcher(db) == ["launcher", "--consume-all", "--job-mode=serial"]
+    assert Path(ended["log"]).read_text() == f"launcher of {db.directory}\n"
+
+
+def test_that_the_launchers_exit_code_is_the_batch_jobs(db, balsam_bin, local, monkeypatch):
+    monkeypatch.setenv("FAKE_EXIT", "4")
+    submit_launch(db, Settings(), REQUEST, LocalScheduler(Settings()))
+    wait_until(lambda: refresh(db, local) == [])
+    assert [(row["state"], row["exit_code"]) for row in rows(db)] == [("failed", 4)]
+
+
+def test_that_the_launcher_itself_gets_the_signal_when_it_is_cancelled(db, balsam_bin, local):
+    (balsam_bin / "balsam").write_text(
+        '#!/bin/sh\nif [ "$1" = which ]; then echo "$3"; exit; fi\n'
+        'trap \'echo TERM >> "$BALSAM_DB_PATH/log/signals"; exit 0\' TERM\ntouch "$BALSAM_DB_PATH/log/up"\n'
+        "while :; do sleep 0.05; done\n"
+    )
+    row = submit_launch(db, Settings(), REQUEST, local)
+    wait_until(Path(db.directory, "log", "up").exists)
+    assert refresh(db, local)[0]["state"] == "running"
+    cancel(db, local, row["id"])
+    wait_until(lambda: refresh(db, local) == [])
+    assert Path(db.directory, "log", "signals").read_text() == "TERM\n"
+    assert [(row["state"], row["exit_code"]) for row in rows(db)] == [("cancelled", 0)]
+
+
+def test_that_the_row_prints_as_on_the_slides(db):
+    form = legacy_form(submit_launch(db, Settings(), REQUEST, FakeScheduler()))
+    assert form == {
+        "command": os.path.join(db.directory, "qsubmit", "qlaunch1.sh"), "from_balsam": True, "id": 1,
+        "job_mode": "serial", "nodes": 2, "prescheduled_only": False, "project": "SDL_Workshop", "queue": "training",
+        "scheduler_id": 278079, "state": "submitted", "wall_minutes": 5, "wf_filter": "",
+    }  # fmt: skip
+    assert pprint.pformat(form, indent=4).startswith("{   'command': ")
+    assert legacy_form({**form, "scheduler_id": "12.host", "from_balsam": 1})["scheduler_id"] == "12.host"
+
+
+def test_that_the_scheduler_gets_an_executable_script_and_the_flags_word_by_word(db):
+    scheduler = FakeScheduler()
+    submit_launch(db, Settings(), REQUEST._replace(sched_flags="--mail 'a b'"), scheduler)
+    what = scheduler.submitted[0]
+    assert (what.name, what.nodes, what.minutes, what.queue, what.project) == ("qlaunch1", 2, 5, "training", "SDL_Workshop")
+    assert what.flags == ("--mail", "a b")
+    assert what.directory == os.path.join(db.directory, "qsubmit")
+    assert os.access(what.script, os.X_OK)
+    assert os.listdir(what.directory) == ["qlaunch1.sh"]
+
+
+def test_that_the_project_is_the_one_of_the_settings_where_none_is_given(db):
+    row = submit_launch(db, Settings(DEFAULT_PROJECT="mine"), LaunchRequest(1, 1), FakeScheduler())
+    assert row["project"] == "mine"
+
+
+# --- what goes wrong on the way ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nodes": 0}, {"nodes": -1}, {"nodes": 1.5}, {"nodes": True}, {"nodes": 10**12}, {"wall_minutes": 0},
+        {"job_mode": "both"}, {"queue": "a\nb"}, {"project": "a\rb"}, {"wf_filter": "\x1b[2J"}, {"queue": None},
+        {"sched_flags": "'open"}, {"filter_tags": {"a": "b\n"}}, {"filter_tags": {"a\n": "b"}},
+    ],
+)  # fmt: skip
+def test_that_a_request_that_makes_no_sense_leaves_no_row(db, change):
+    with pytest.raises(InvalidSpec, match=next(iter(change))):
+        submit_launch(db, Settings(), REQUEST._replace(**change), FakeScheduler())
+    assert rows(db) == []
+
+
+def test_that_a_refused_submission_stays_with_the_schedulers_words(db):
+    scheduler = FakeScheduler()
+    scheduler.refuses = "queue training is closed"
+    with pytest.raises(SubmitFailed, match="closed"):
+        submit_launch(db, Settings(), REQUEST, scheduler)
+    row = rows(db)[0]
+    assert (row["state"], row["reason"], row["scheduler_id"]) == ("submission-failed", "queue training is closed", "")
+    assert row["ended"] is not None
+    assert refresh(db, scheduler) == []
+
+
+def test_that_a_script_is_not_written_through_a_link(db, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("qlaunch1.sh", "qlaunch2.sh.new"):
+        Path(db.directory, "qsubmit", name).symlink_to(victim)
+        scheduler = FakeScheduler()
+        with pytest.raises(SubmitFailed, match="link"):
+            submit_launch(db, Settings(), REQUEST, scheduler)
+        assert scheduler.submitted == []
+    assert victim.read_text() == "precious"
+    assert {row["state"] for row in rows(db)} == {"submission-failed"}
+
+
+def test_that_qsubmit_is_created_again_where_somebody_removed_it(db):
+    os.rmdir(os.path.join(db.directory, "qsubmit"))
+    assert os.path.exists(submit_launch(db, Settings(), REQUEST, FakeScheduler())["command"])
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+def test_that_a_crash_after_submitting_is_found_again_by_its_script(db, balsam_bin, local, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(submission.batch_jobs, "mark_submitted", lambda *args: (_ for _ in ()).throw(Crash()))
+        with pytest.raises(Crash):
+            submit_launch(db, Settings(), REQUEST, local)
+    row = rows(db)[0]
+    assert (row["state"], row["scheduler_id"]) == ("pending-submission", "")
+    wait_until(lambda: refresh(db, local) == [])
+    row = rows(db)[0]
+    assert (row["state"], row["scheduler_id"]) == ("finished", "1")
+    assert list(local.poll(["1", "2"])) == ["1"]  # and it was submitted once
+
+
+def test_that_a_crash_before_submitting_is_given_up_after_the_patience_and_not_before(db, local, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "submit", lambda what: (_ for _ in ()).throw(Crash()))
+        with pytest.raises(Crash):
+            submit_launch(db, Settings(), REQUEST, local)
+    created = rows(db)[0]["created"]
+    patience_us = submission.SUBMISSION_PATIENCE_S * 1_000_000
+    assert refresh(db, local, now_us=created + patience_us)[0]["state"] == "pending-submission"
+    row = refresh(db, local, now_us=created + patience_us + 1)[0]
+    assert (row["state"], row["ended"]) == ("submission-failed", created + patience_us + 1)
+    assert "died" in row["reason"]
+
+
+def test_that_a_slow_submitter_that_was_given_up_for_dead_is_believed_in_the_end(db):
+    scheduler = FakeScheduler()
+    slow_submit = scheduler.submit
+
+    def submit(what):
+        refresh(db, scheduler, now_us=time.time_ns() // 1000 + 10**12)
+        assert rows(db)[0]["state"] == "submission-failed"
+        return slow_submit(what)
+
+    scheduler.submit = submit
+    row = submit_launch(db, Settings(), REQUEST, scheduler)
+    assert (row["state"], row["scheduler_id"], row["reason"], row["ended"]) == ("submitted", "278079", "", None)
+
+
+# --- afterwards -------------------------------------------------------------------------------------------------------
+
+
+def test_that_a_failed_poll_changes_nothing(db):
+    scheduler = FakeScheduler()
+    before = submit_launch(db, Settings(), REQUEST, scheduler)
+    scheduler.silent = True
+    with pytest.raises(PollFailed):
+        refresh(db, scheduler)
+    assert rows(db) == [before]
+
+
+def test_that_a_batch_job_which_the_scheduler_does_not_know_is_gone_and_not_finished(db):
+    scheduler = FakeScheduler()
+    submit_launch(db, Settings(), REQUEST, scheduler)
+    row = refresh(db, scheduler, now_us=77)[0]
+    assert (row["state"], row["ended"], row["exit_code"]) == ("gone", 77, None)
+    assert "does not know it" in row["reason"]
+
+
+def test_that_a_batch_job_of_the_same_number_in_another_queue_says_nothing_of_ours(db):
+    scheduler = FakeScheduler()
+    before = submit_launch(db, Settings(), REQUEST, scheduler)
+    scheduler.statuses = {"278079": BatchStatus("278079", "finished", command="/another/db/qsubmit/qlaunch1.sh")}
+    assert refresh(db, scheduler) == [before]
+
+
+def test_that_an_ended_batch_job_does_not_come_back(db):
+    scheduler = FakeScheduler()
+    submit_launch(db, Settings(), REQUEST, scheduler)
+    scheduler.statuses = {"278079": BatchStatus("278079", "failed", "node down", 1, 10, 20)}
+    ended = refresh(db, scheduler)[0]
+    assert (ended["state"], ended["started"], ended["ended"], ended["exit_code"]) == ("failed", 10, 20, 1)
+    scheduler.statuses = {"278079": BatchStatus("278079", "running", "", None, 10)}
+    assert refresh(db, scheduler) == []
+    assert rows(db) == [ended]
+
+
+def test_that_a_refresh_without_news_writes_nothing(db):
+    scheduler = FakeScheduler()
+    submit_launch(db, Settings(), REQUEST, scheduler)
+    scheduler.statuses = {"278079": BatchStatus("278079", "running", "", None, 10)}
+    refresh(db, scheduler)
+    other = location.open_database(db.directory)
+    other.changed()
+    assert refresh(db, scheduler)[0]["state"] == "running"
+    assert not other.changed()
+    other.close()
+
+
+def test_that_cancelling_says_why_it_cannot_be_done(db):
+    scheduler = FakeScheduler()
+    with pytest.raises(UnknownBatchJob, match="qlaunch7"):
+        cancel(db, scheduler, 7)
+    number = submit_launch(db, Settings(), REQUEST, scheduler)["id"]
+    scheduler.statuses = {"278079": BatchStatus("278079", "running")}
+    assert cancel(db, scheduler, number)["state"] == "running"
+    assert scheduler.cancelled == ["278079"]
+    scheduler.statuses = {}
+    refresh(db, scheduler)
+    with pytest.raises(CancelFailed, match="ended already"):
+        cancel(db, scheduler, number)
+
+
+def test_that_batch_jobs_are_found_by_number_by_the_schedulers_id_and_by_what_comes_next(db):
+    with db.read() as cx:
+        assert batch_queries.next_number(cx) == 1
+    for _ in range(3):
+        submit_launch(db, Settings(), REQUEST, FakeScheduler())
+    with db.read() as cx:
+        assert batch_queries.next_number(cx) == 4
+        assert batch_queries.by_scheduler_id(cx, "278079")["id"] == 3
+        assert batch_queries.by_scheduler_id(cx, "1") is None
+        assert [row["id"] for row in batch_queries.all_rows(cx, limit=2)] == [2, 3]
+        assert [row["id"] for row in batch_queries.open_rows(cx)] == [1, 2, 3]
+
+
+# --- the job script ---------------------------------------------------------------------------------------------------
+
+LEGACY = """#!/bin/bash -x
+#COBALT -A {{ project }}
+#COBALT -n {{ nodes }}
+#COBALT -q {{ queue }}
+#COBALT -t {{ time_minutes }}
+export PATH={{ balsam_bin }}:{{ pg_bin }}:$PATH
+
+source balsamactivate {{ balsam_db_path }}
+
+balsam launcher --{{ wf_filter }} --job-mode={{ job_mode }} --time-limit-minutes={{ time_minutes-2 }}
+source balsamdeactivate
+"""
+
+ODD_NAMES = ["plain", "two words", "it's", 'say "hi"', "$(touch pwned)", "`id`", "a;b|c&d", "*", "über", "-dash", "a\\b"]
+
+
+@pytest.mark.parametrize("workflow", ODD_NAMES)
+def test_that_a_users_old_template_runs_the_launcher_with_the_workflow_as_typed(db, balsam_bin, workflow):
+    request = LaunchRequest(2, 1, wf_filter=workflow)
+    done = run_script(render_script(db, template(db, LEGACY), request, 1))
+    assert done.returncode == 0, done.stderr
+    assert argv_of_launcher(db) == [
+        "launcher", f"--wf-filter={workflow}", "--job-mode=serial", "--time-limit-minutes=-1"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("workflow", ODD_NAMES)
+def test_that_our_template_runs_the_launcher_with_workflow_and_tags_as_typed(db, balsam_bin, workflow):
+    request = LaunchRequest(2, 1, wf_filter=workflow, filter_tags={"b": workflow, "a": "1"}, job_mode="mpi")
+    done = run_script(render_script(db, Settings(), request, 1))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert argv_of_launcher(db) == [
+        "launcher", f"--wf-filter={workflow}", "--job-mode=mpi", "--tag", "a=1", "--tag", f"b={workflow}"
+    ]  # fmt: skip
+
+
+def test_that_the_users_path_stays_in_front_where_it_finds_this_balsam_anyway(db, balsam_bin):
+    text = render_script(db, Settings(), REQUEST, 1).replace("exec balsam", 'echo "$PATH"; exec balsam')
+    path = f"/usr/bin:/bin:{balsam_bin}"
+    assert run_script(text, PATH=path).stdout.splitlines()[0] == path
+    assert run_script(text, PATH="/usr/bin:/bin").stdout.splitlines()[0] == f"{balsam_bin}:/usr/bin:/bin"
+
+
+def test_that_a_launch_in_a_db_that_is_gone_fails_and_does_not_run_elsewhere(db, balsam_bin):
+    (balsam_bin / "balsam").write_text("#!/bin/sh\n[ $1 = launcher ] && touch ran; exit 1\n")
+    assert run_script(render_script(db, Settings(), REQUEST, 1)).returncode == 1
+
+
+def test_that_templates_are_looked_for_in_the_db_then_at_home_then_in_the_package(db):
+    home = Path(os.environ["BALSAM_HOME"])
+    home.mkdir(exist_ok=True)
+    settings = Settings(JOB_TEMPLATE="local.tmpl")
+    assert "balsam launcher" in render_script(db, settings, REQUEST, 1)
+    (home / "local.tmpl").write_text("home {{ name }}")
+    assert render_script(db, settings, REQUEST, 1) == "home qlaunch1"
+    Path(db.directory, "local.tmpl").write_text("db {{ name }}")
+    assert render_script(db, settings, REQUEST, 1) == "db qlaunch1"
+
+
+def test_that_every_variable_of_old_and_new_templates_is_there_and_can_be_quoted(db, balsam_bin):
+    text = (
+        "{{ project }} {{ queue }} {{ nodes + 1 }} {{ time_minutes - 2 }} {{ job_mode }} {{ wf_filter | q }} "
+        "{{ balsam_bin | q }} {{ balsam_db_path | q }} {{ name }} {{ filter_tags | length }} {{ sched_flags }}"
+    )
+    request = LaunchRequest(3, 9, "my queue", "p", "mpi", "a b", sched_flags="-x")
+    words = shlex.split(render_script(db, template(db, text), request, 5))
+    assert words == [
+        "p", "my queue", "4", "7", "mpi", "wf-filter=a b", str(balsam_bin), db.directory, "qlaunch5", "0", "-x"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("one\ntwo {{ nodse }}\n", ["line 2", "'nodse' is undefined", "balsam_db_path"]),
+        ("one\n\n{% if %}\n", ["line 3", "Expected an expression"]),
+        ("{{ nodes + queue }}", ["line 1", "unsupported operand"]),
+        ("\n{{ nodes // 0 }}", ["line 2", "zero"]),
+        ("{% include 'none.tmpl' %}", ["line 1", "none.tmpl"]),
+    ],
+)
+def test_that_a_broken_template_is_an_error_with_file_line_and_reason_and_leaves_no_row(db, text, words):
+    settings = template(db, text)
+    with pytest.raises(SettingsError) as caught:
+        submit_launch(db, settings, REQUEST, FakeScheduler())
+    for word in ["mine.tmpl", *words]:
+        assert word in str(caught.value)
+    assert rows(db) == []
+
+
+def test_that_a_template_that_is_no_text_or_is_missing_is_an_error_that_names_it(db):
+    Path(db.directory, "binary.tmpl").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"binary\.tmpl"):
+        render_script(db, Settings(JOB_TEMPLATE="binary.tmpl"), REQUEST, 1)
+    with pytest.raises(SettingsError, match="Looked for") as caught:
+        render_script(db, Settings(JOB_TEMPLATE="none.tmpl"), REQUEST, 1)
+    assert os.path.join(db.directory, "none.tmpl") in str(caught.value)
+
+
+def test_that_filter_tags_are_kept_as_json(db):
+    row = submit_launch(db, Settings(), REQUEST._replace(filter_tags={"b": "2", "a": "é"}), FakeScheduler())
+    assert json.loads(row["filter_tags"]) == {"a": "é", "b": "2"}
+
+
+def test_that_no_signal_is_lost_on_the_launcher_when_only_the_script_is_signalled(db, balsam_bin, tmp_path):
+    """Cobalt and PBS signal the script's shell and not its children."""
+    (balsam_bin / "balsam").write_text(
+        '#!/bin/sh\nif [ "$1" = which ]; then echo "$3"; exit; fi\n'
+        'trap "exit 42" TERM\ntouch up\nwhile :; do sleep 0.05; done\n'
+    )
+    script = tmp_path / "script.sh"
+    script.write_text(render_script(db, Settings(), REQUEST, 1))
+    with subprocess.Popen(["bash", str(script)], cwd=tmp_path) as process:
+        wait_until((tmp_path / "up").exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 42

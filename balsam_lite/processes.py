@@ -88,6 +88,14 @@ def signal_all(processes: Iterable[Process], number: int) -> None:
         process.signal(number)
 
 
+def signal_group(leader: int, number: int) -> None:
+    """Send a signal to the whole process group of a child that has not been waited for."""
+    try:
+        os.killpg(leader, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
 def terminate_session(leader: Holder, members: Iterable[Process]) -> None:
     """SIGTERM, once, to each member of the leader's session. Other sessions belong to whoever opened them."""
     signal_all([p for p in members if leader.pid in (p.session, p.group)], signal.SIGTERM)

@@ -100,6 +100,8 @@ _LONGEST_NAME = 255  # bytes, of one component of a path
 
 
 def _text(value: Any) -> str:
+    if type(value) is str and value.isascii() and len(value) <= _LARGEST_TEXT and "\0" not in value:
+        return value  # nearly always; adding a million jobs comes here ten million times
     if type(value) is not str:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
@@ -117,6 +119,8 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
+    if type(value) is str and value.isprintable() and len(value) <= _LARGEST_TEXT:
+        return value  # NUL and surrogates are not printable
     value = _text(value)
     if not value.isprintable():
         raise ValueError(f"must be one line of printable characters, not {value!r}")
@@ -415,14 +419,17 @@ def _component(text: str, longest: int) -> str:
 # --- command lines ----------------------------------------------------------------------------------------------------
 
 
+_SHELL_SPECIAL = re.compile(r"['\"\\~]|[^ -\x7e]")
+
+
 def split_command(line: str) -> list[str]:
     """The words of a command line, by the shell's quoting rules and nothing else of the shell; `~` opens a home path.
 
     >>> split_command("echo 'a  b' c")
     ['echo', 'a  b', 'c']
     """
-    if not line:
-        return []
+    if not _SHELL_SPECIAL.search(line):
+        return line.split()
     return [os.path.expanduser(word) if word[:1] == "~" else word for word in shlex.split(line)]
 
 

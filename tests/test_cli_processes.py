@@ -26,6 +26,7 @@ BALSAM = [sys.executable, "-c", "import sys; from balsam_lite.cli.main import ma
 def environ(tmp_path: Path) -> dict[str, str]:
     """The environment of a shell in which a DB is active; the DB holds the app `say`."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(("BALSAM_", "_BALSAM"))}
+    found.pop("PYTHONUNBUFFERED", None)  # Python does not notice then that a pipe took only a part
     found.update(BALSAM_HOME=str(tmp_path / "home"), BALSAM_DB_PATH=str(tmp_path / "db"), PYTHONPATH=str(ROOT))
     for words in (["init", str(tmp_path / "db")], ["app", "--name", "say", "--executable", "echo"]):
         subprocess.run([*BALSAM, *words], check=True, env=found, stdout=subprocess.DEVNULL)
@@ -142,6 +143,16 @@ def test_that_output_which_cannot_be_written_is_an_error(environ: dict[str, str]
     assert done.stderr == "Error: The output cannot be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_that_closed_standard_streams_are_no_trouble(environ: dict[str, str], closed: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *BALSAM]
+    for words in (["ls"], ["make_dummies", "2"], ["modify", "zz", "name", "x"], ["--version"]):
+        done = subprocess.run([*shell, *words], env=environ, capture_output=True, text=True)
+        assert done.returncode == (3 if "zz" in words else 0), done.stderr
+        assert "Traceback" not in done.stderr
+    assert len(json.loads(balsam(environ, "ls", "--json")[1])) == 2
+
+
 def test_that_a_terminal_without_unicode_gets_escapes(environ: dict[str, str]) -> None:
     balsam(environ, "job", "--name", "é🎉", "--workflow", "w", "--application", "say", "--yes")
     code, out, _ = balsam({**environ, "PYTHONIOENCODING": "ascii"}, "ls")
@@ -204,6 +215,11 @@ def test_that_log_follows_files_that_come_later_until_it_is_interrupted(environ:
         assert process.stderr.read() == b""
 
 
+def append(log: Path, text: str) -> None:
+    with log.open("a") as file:
+        file.write(text)
+
+
 def test_that_a_log_that_was_rotated_is_shown_from_its_beginning(tmp_path: Path) -> None:
     shown: list[tuple[str, bytes]] = []
 
@@ -215,10 +231,10 @@ def test_that_a_log_that_was_rotated_is_shown_from_its_beginning(tmp_path: Path)
     for action in (
         lambda: log.write_text("one\n"),
         lambda: None,
-        lambda: log.open("a").write("two\n"),
+        lambda: append(log, "two\n"),
         lambda: (log.rename(tmp_path / "x.log.1"), log.write_text("three\n")),
         lambda: log.write_text("4\n"),
-        lambda: log.unlink(),
+        log.unlink,
     ):
         action()
         logs.follow_once(str(tmp_path), places, show)

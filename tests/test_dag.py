@@ -77,8 +77,8 @@ def run_as(db: Database, code: str, **environ: str) -> subprocess.CompletedProce
 
 
 def test_that_the_slides_diamond_is_built(db):
-    from balsam_lite.launcher.dag import (
-        add_job, add_dependency)  # fmt: skip  # isort: skip
+    from balsam_lite.launcher.dag import (  # noqa: I001
+        add_job, add_dependency)  # fmt: skip
 
     A = add_job(name="A", application="generate")
     B,C,D = [
@@ -140,7 +140,8 @@ def test_that_a_plain_job_has_the_defaults_of_every_field(db):
         ({"wall_time_minute": 5}, UnknownField, "wall_time_minutes"), ({"procs_per_node": 4}, UnknownField, "procs_per_node"),
         ({"num_nodes": 0}, InvalidSpec, "num_nodes"), ({"environ_vars": "nonsense"}, InvalidSpec, "environ_vars"),
         ({"application": "simulat"}, UnknownApp, "simulate"), ({"application": ""}, UnknownApp, "registered"),
-        ({"state": "READY"}, InvalidSpec, "state"), ({"parents": ["abc"]}, UnknownJob, "abc"), ({"parents": [99]}, UnknownJob, "99"),
+        ({"state": "READY"}, InvalidSpec, "state"), ({"parents": ["abc"]}, UnknownJob, "abc"),
+        ({"parents": [99]}, UnknownJob, "99"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("save", [True, False])
@@ -189,8 +190,10 @@ def test_that_a_bad_dependency_is_refused_and_leaves_nothing(db):
     BalsamJob.objects.filter(name="y").delete()
     every, none = BalsamJob.objects.all(), BalsamJob.objects.filter(name="nosuch")
     for parent, child, error in (
-        (a, b, DuplicateDependency), (c, a, DependencyCycle), (a, a, DependencyCycle), (a, unsaved, UnknownJob), (gone, a, UnknownJob),
-        (a, gone, UnknownJob), (every, a, AmbiguousJobId), (none, a, UnknownJob), ("", a, UnknownJob), (str(uuid.uuid4()), a, UnknownJob),
+        (a, b, DuplicateDependency), (c, a, DependencyCycle), (a, a, DependencyCycle), (a, unsaved, UnknownJob),
+        (gone, a, UnknownJob),
+        (a, gone, UnknownJob), (every, a, AmbiguousJobId), (none, a, UnknownJob), ("", a, UnknownJob),
+        (str(uuid.uuid4()), a, UnknownJob),
     ):  # fmt: skip
         with pytest.raises(error):
             dag.add_dependency(parent, child)
@@ -275,9 +278,11 @@ def test_that_a_job_sees_itself_its_relatives_and_why_it_was_called(db, monkeypa
     for variable, value in (("JOB_ID", b.pk), ("JOB_TIMEOUT", "TRUE"), ("LAUNCHER_NODES", "4")):
         monkeypatch.setenv(f"BALSAM_{variable}", value)
     assert dag.current_job == b
-    assert dag.current_job is dag.current_job
+    again = dag.current_job
+    assert again is dag.current_job
     assert (list(dag.parents), list(dag.children)) == ([a], [c])
-    assert (dag.JOB_ID, dag.TIMEOUT, dag.ERROR, dag.LAUNCHER_NODES) == (b.pk, True, False, 4)
+    found = (dag.JOB_ID, dag.TIMEOUT, dag.ERROR, dag.LAUNCHER_NODES)
+    assert found == (b.pk, True, False, 4)
     monkeypatch.setenv("BALSAM_LAUNCHER_NODES", "four")
     with pytest.raises(InputError, match="four"):
         dag.LAUNCHER_NODES  # noqa: B018

@@ -1,4 +1,4 @@
-"""The command line. Only here are click and tabulate imported, and nothing here can do what the library cannot.
+"""The command line. Only here is click imported, and nothing here can do what the library cannot.
 
 main    the entry point; answers `--version` before anything is imported
 run     one command line from its words to its exit code: errors, warnings, Ctrl-C, closed pipes

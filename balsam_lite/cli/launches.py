@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import click
 
 from .. import states
 from ..db import location, queries
 from ..db.connection import Database
-from .common import count, count0, number, open_db, pairs, warn
+from .common import count, count0, number, open_db, warn
 from .group import BalsamCommand, WordsOption, option
+
+_FILTER = "Run only jobs of that workflow; in quotes, * and ? match anything."
 
 #: States of jobs for which a launcher has, or will have, something to do.
 _WAITING = tuple(state for state in states.STATES if state not in (*states.END_STATES, states.RUNNING))
@@ -18,7 +20,7 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 
 @click.command(cls=BalsamCommand)
 @option("--consume-all", is_flag=True, help="Run all jobs.")
-@option("--wf-filter", metavar="TEXT", help="Run only jobs with TEXT in the name of their workflow.")
+@option("--wf-filter", metavar="NAME", help=_FILTER)
 @option("--job-mode", type=click.Choice(["mpi", "serial"]), required=True, help="How jobs are started.")
 @option(
     "--time-limit-minutes", type=float, default=0, callback=number, metavar="MINUTES",
@@ -77,8 +79,7 @@ def launcher(
 @option("-q", "--queue", default="", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option("--job-mode", type=click.Choice(["serial", "mpi"]), required=True, help="How jobs are started.")
-@option("--wf-filter", default="", metavar="TEXT", help="Run only jobs with TEXT in the name of their workflow.")
-@option("--tag", multiple=True, metavar="KEY=VALUE", help="Run only jobs with that tag; may be repeated.")
+@option("--wf-filter", default="", metavar="NAME", help=_FILTER)
 @option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="More flags for the scheduler's command.")
 @option("--dry-run", is_flag=True, help="Print the job script and submit nothing.")
 def submit_launch(
@@ -89,7 +90,6 @@ def submit_launch(
     project: str,
     job_mode: str,
     wf_filter: str,
-    tag: Sequence[str],
     sched_flags: str,
     dry_run: bool,
 ) -> None:
@@ -106,9 +106,8 @@ def submit_launch(
 
     db = open_db()
     settings = Settings.load(db.directory)
-    tags = pairs(tag, "--tag")
     request = submission.LaunchRequest(
-        nodes, time_minutes, queue, project, job_mode, wf_filter=wf_filter, filter_tags=tags, sched_flags=sched_flags
+        nodes, time_minutes, queue, project, job_mode, wf_filter=wf_filter, sched_flags=sched_flags
     )
     if dry_run:
         with db.read() as cx:
@@ -119,11 +118,14 @@ def submit_launch(
     from pprint import pformat
 
     click.echo(f"Submit OK: Qlaunch {pformat(submission.legacy_form(row), indent=4)}")
-    _warn_if_idle(db, wf_filter, tags)
+    _warn_if_idle(db, wf_filter)
 
 
-def _warn_if_idle(db: Database, wf_filter: str, tags: Mapping[str, str]) -> None:
-    only = queries.JobFilter(states=_WAITING, workflow=wf_filter, tags=tags)
+def _warn_if_idle(db: Database, wf_filter: str) -> None:
+    only = queries.JobFilter(states=_WAITING)
     with db.read() as cx:
-        if not queries.jobs(cx, only, ("id",), limit=1):
+        names: list[str | None] = [None]
+        if wf_filter:
+            names = [name for name in queries.workflows(cx) if name == wf_filter or fnmatchcase(name, wf_filter)]
+        if not any(queries.jobs(cx, only._replace(exact_workflow=name), ("id",), limit=1) for name in names):
             warn("No job waits that this launcher could run.")

@@ -28,4 +28,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 def print_version() -> None:
     """One line on stdout."""
-    sys.stdout.write(f"balsam {__version__}\n")
+    if sys.stdout is not None:  # the caller may have closed it
+        sys.stdout.write(f"balsam {__version__}\n")

@@ -29,12 +29,25 @@ _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBI
 
 def run(words: Sequence[str]) -> int:
     """Carry out `balsam` followed by `words`; returns the exit code and raises nothing but SystemExit."""
+    _replace_closed_streams()
     _postpone("inspect")  # a third of what click costs, for the indentation of help texts
     with warnings.catch_warnings():
         warnings.simplefilter("default", SettingsWarning)
         warnings.showwarning = _shower(warnings.showwarning)
         code = _guarded(list(words))
     return _flushed(code)
+
+
+def _replace_closed_streams() -> None:
+    """Let /dev/null stand for closed standard streams; the next file to be opened would take their place."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    number = 0
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
 
 
 def _guarded(words: list[str]) -> int:

@@ -330,11 +330,12 @@ def _stored(found: Column, value: Any, ordered: bool = False) -> Any:
 
 
 def _plain(value: Any, kind: str) -> Any:
-    """Jobs, apps and batch jobs stand for their id."""
-    meta = getattr(value, "_meta", None)
-    if meta is None:
-        return value.id if kind == "id" and hasattr(value, "id") else value
-    return value.job_id if kind == "uuid" else value.id
+    """Jobs and batch jobs stand for their id, an application for its name."""
+    if kind == "id":
+        return getattr(value, "id", value)
+    if not hasattr(value, "_meta"):
+        return value
+    return value.job_id if kind == "uuid" else value.name
 
 
 def _are_numbers(value: Any) -> bool:

@@ -256,9 +256,14 @@ class QuerySet(Generic[Record]):
 
     def numbers(self) -> Iterator[int]:
         """The numbers (`id`) of the objects, in order."""
-        if self._plan.nothing:
+        plan = self._plan
+        if plan.nothing:
             return iter(())
-        return iter(array("q", (row[0] for row in self._run(*self._with(distinct=False)._select([self._number]).sql()))))
+        query = self._with(distinct=False)._select([self._number])
+        if plan.order or plan.is_cut:
+            return iter(array("q", (row[0] for row in self._run(*query.sql()))))
+        # Sorting here lets SQLite read an index, which is a tenth of the table.
+        return iter(array("q", sorted(row[0] for row in self._run(*query.order_by().sql()))))
 
     def count(self) -> int:
         """How many there are."""

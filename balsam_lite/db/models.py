@@ -142,7 +142,7 @@ class _JSON(peewee.Field):
 
 
 def _peewee_field(field: spec.Field) -> peewee.Field:
-    kind = _Flag if field.kind == "flag" else _JSON if field.kind in spec.JSON_KINDS else _Plain
+    kind: type[peewee.Field[Any]] = _Flag if field.kind == "flag" else _JSON if field.kind in spec.JSON_KINDS else _Plain
     if not field.settable:
         kind = _Kept
     return kind(null=field.default is None, default=field.default)
@@ -172,9 +172,19 @@ class _Record:
 
     def __init__(self, **fields: Any) -> None:
         if not self._GIVEN.issuperset(fields):
-            fields = {spec.known_field(name, self._FIELDS, self._what).name: value for name, value in fields.items()}
+            fields = self._by_field(fields)
         self.__data__ = fields
         self._dirty = set(fields)
+
+    def _by_field(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Aliases replaced by the fields they stand for, and objects by their id."""
+        names = {name: spec.known_field(name, self._FIELDS, self._what).name for name in given}
+        return {names[name]: value if name in self._FIELDS else getattr(value, "id", value) for name, value in given.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: without the DB; where it is unpickled, the active one is used."""
+        self._settle()
+        return {name: value for name, value in self.__dict__.items() if name != "_database"}
 
     @classmethod
     def _load(cls, row: tuple[Any, ...], database: Database) -> Any:
@@ -494,7 +504,10 @@ class BalsamJob(_Record, peewee.Model):
 
     def _events(self) -> list[tuple[int, str, str, str]]:
         with self._home.read() as cx:
-            return queries.history(cx, self._number())
+            found = queries.history(cx, self._number())
+        if not found:
+            raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
+        return found
 
     @property
     def state_history(self) -> str:

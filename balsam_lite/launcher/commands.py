@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from .. import spec
+from ..db import location
 from ..db.store.claims import Claim
 from ..errors import SpawnFailed
 from ..processes import RUN_VARIABLE
@@ -26,21 +27,25 @@ OWN_VARIABLES = (
 )
 
 
+_RUN = RUN_VARIABLE.encode()
+
+
 class Context(NamedTuple):
-    """What is the same for all jobs of a launcher."""
+    """What is the same for all jobs of a launcher; `make_context` makes one."""
 
-    db_directory: str
     data_directory: str
-    lease: int
-    launcher_nodes: int
-    job_mode: str
-    environ: dict[bytes, bytes]  # what every job inherits, without OWN_VARIABLES
+    environ: dict[bytes, bytes]  # what every job inherits, with the BALSAM_ variables that are the same for all
+    mark: bytes  # with what the BALSAM_RUN of all its runs begins
 
 
-def inherited(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The launcher's environment without what belongs to the launcher itself."""
+def make_context(db_directory: str, lease: int, nodes: int, job_mode: str, environ: Mapping[bytes, bytes]) -> Context:
+    """The context of the launcher with that lease, which itself runs in `environ`."""
     own = {name.encode() for name in OWN_VARIABLES}
-    return {name: value for name, value in environ.items() if name not in own}
+    common = {name: value for name, value in environ.items() if name not in own}
+    common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
+    common[b"BALSAM_LAUNCHER_NODES"] = b"%d" % nodes
+    common[b"BALSAM_JOB_MODE"] = job_mode.encode()
+    return Context(os.path.join(db_directory, location.DATA), common, lease_mark(db_directory, lease))
 
 
 def argv(claim: Claim) -> list[str]:
@@ -66,11 +71,11 @@ def argv(claim: Claim) -> list[str]:
 
 def environment(claim: Claim, place: Place, context: Context) -> dict[bytes, bytes]:
     """The job's whole environment. What the job itself asks for wins over what is inherited, the BALSAM_ ones over both."""
-    environ = dict(context.environ)
+    environ = context.environ.copy()
     if claim.threads_per_rank > 1:
         environ[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
-    gpus = [gpu for of_node in place.gpus for gpu in of_node]
-    if gpus:
+    if claim.shape.gpus_per_rank:
+        gpus = [gpu for of_node in place.gpus for gpu in of_node]
         environ[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"
         environ[b"CUDA_VISIBLE_DEVICES"] = ",".join(gpus).encode()
     if claim.environ_vars != "{}":
@@ -78,24 +83,17 @@ def environment(claim: Claim, place: Place, context: Context) -> dict[bytes, byt
             environ[name.encode()] = value.encode()
     environ[b"BALSAM_JOB_ID"] = claim.job_id.encode()
     environ[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
-    environ[b"BALSAM_DB_PATH"] = os.fsencode(context.db_directory)
-    environ[b"BALSAM_LAUNCHER_NODES"] = b"%d" % context.launcher_nodes
-    environ[b"BALSAM_JOB_MODE"] = context.job_mode.encode()
     environ[b"BALSAM_PARENT_IDS"] = claim.parent_ids.encode()
-    environ[RUN_VARIABLE.encode()] = run_mark(context.db_directory, context.lease, claim.job, claim.attempt)
+    environ[_RUN] = context.mark + b"%d:%d" % (claim.job, claim.attempt)
     return environ
 
 
-def run_mark(db_directory: str, lease: int, job: int, attempt: int) -> bytes:
-    """The value of BALSAM_RUN; see `lease_mark`."""
-    return lease_mark(db_directory, lease) + b"%d:%d" % (job, attempt)
-
-
 def lease_mark(db_directory: str, lease: int) -> bytes:
-    """With what the BALSAM_RUN of everything that was started under that lease begins."""
+    """With what the BALSAM_RUN of everything begins that was started under that lease; the job and the attempt follow."""
     return os.fsencode(os.path.realpath(db_directory)) + b":%d:" % lease
 
 
 def workdir(claim: Claim, context: Context) -> str:
     """The job's working directory, absolute."""
-    return os.path.join(context.data_directory, claim.workdir)
+    path = claim.workdir
+    return path if path[:1] == "/" else f"{context.data_directory}/{path}"

@@ -88,10 +88,7 @@ def _run(
     lease: int,
     clock: Clock,
 ) -> int:
-    context = commands.Context(
-        db.directory, os.path.join(db.directory, location.DATA), lease, len(pool.nodes), options.job_mode,
-        commands.inherited(os.environb),
-    )  # fmt: skip
+    context = commands.make_context(db.directory, lease, len(pool.nodes), options.job_mode, os.environb)
     runner = LocalRunner(context, clock, settings.ERROR_TAIL_LINES)
     limits = Limits(
         options.workflow_filter,

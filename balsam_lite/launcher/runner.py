@@ -13,10 +13,12 @@ from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
 from ..errors import SpawnFailed
-from ..processes import RUN_VARIABLE, Process, descendants, living, signal_all
+from ..processes import RUN_VARIABLE, Process, descendants, living, signal_all, signal_group
 from . import commands, process
 from .failpoints import failpoint
 from .nodes import Place
+
+_RUN = RUN_VARIABLE.encode()
 
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
@@ -86,7 +88,7 @@ class LocalRunner:
             self._failed.append(Finished(ended, place))
             return
         failpoint("after-spawn")
-        mark = environ[RUN_VARIABLE.encode()]
+        mark = environ[_RUN]
         self._runs[pid] = _Run(claim, place, pid, mark, started)
 
     def poll(self) -> list[Finished]:
@@ -115,10 +117,13 @@ class LocalRunner:
             run.members = [p for p in everything if run.pid in (p.pid, p.session, p.group)]
             run.stop_result, run.kill_at = result, self._clock.monotonic() + grace_s
             self._stopping[run.pid] = run
+            # The group in one go: a shell that outlived its child by a moment would start the next command.
+            signal_group(run.pid, signal.SIGTERM)
+        groups = {run.pid for run in runs}
+        others = [p for p in everything if p.group not in groups]
+        signal_all(others, signal.SIGTERM)
         # Whoever opened a session of its own cannot be told apart by run here, and need not be: all are to end.
-        signal_all(everything, signal.SIGTERM)
-        strays = [p for p in everything if not any(p in run.members for run in runs)]
-        runs[0].members += strays
+        runs[0].members += [p for p in others if p.session not in groups]
 
     def kill_now(self) -> None:
         """Let the grace of all trees that are being stopped be over."""

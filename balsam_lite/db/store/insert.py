@@ -12,6 +12,7 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import length_hint
 from typing import IO, Any, Callable, NamedTuple
 
 from ... import spec, states
@@ -228,31 +229,18 @@ def _insert_rows(cx: sqlite3.Connection, columns: tuple[str, ...], rows: Sequenc
     done = 0
     renamed: dict[int, str] = {}
     while done < len(rows):
-        counted = _Counted(rows, done)
+        given = iter(rows[done:] if done else rows)
         try:
-            cx.executemany(sql, counted)
+            cx.executemany(sql, given)
             return renamed
         except sqlite3.IntegrityError as exc:
             if "job_short_id" not in str(exc):
                 raise InvalidSpec(f"The job cannot be stored: {exc}") from exc
-            done = counted.given
+            done = len(rows) - length_hint(given)  # SQLite has refused the last one that it was given
             row = _with_new_id(cx, rows[done - 1])
             cx.execute(sql, row)
             renamed[done - 1] = row[0]
     return renamed
-
-
-class _Counted:
-    """An iterator that knows how many rows it gave, and so which one SQLite refused."""
-
-    def __init__(self, rows: Sequence[tuple[Any, ...]], start: int) -> None:
-        self.given = start
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        while self.given < len(self._rows):
-            self.given += 1
-            yield self._rows[self.given - 1]
 
 
 def _with_new_id(cx: sqlite3.Connection, row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,0 +1,50 @@
+# Every verb is one line of `make help`. PYTHON is the interpreter that the virtual environment is made of.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What an installation depends on. The installation points at the checkout, so that code needs no other one.
+PACKAGING := setup.cfg setup.py balsam_lite/templates/balsamactivate balsam_lite/templates/balsamdeactivate
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+venv: $(VENV)/.installed ## make .venv and install balsam in it
+
+demo: $(VENV)/.installed ## run ten jobs in a temporary DB and show their histories
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/hello/demo.sh
+
+test: $(VENV)/.installed-test ## run the tests; ARGS='-k name' picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy (needs Python 3.10 or newer)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## let ruff sort the imports and lay out the code
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed ## measure; prints one JSON line per script
+	@for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
+
+clean: ## remove .venv and all that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(PACKAGING)
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.made $(PACKAGING)
+	$(INSTALL) '.[$*]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,372 @@
+"""What the benchmarks share: a scratch directory, the machine, whole commands with their time, CPU and memory.
+
+Every benchmark prints one JSON line on stdout; what it is doing goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import select
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from balsam_lite.db import filesystem, location
+from balsam_lite.db.connection import FILE_NAME, Database
+from balsam_lite.db.store import apps, insert
+
+#: A launcher that finds nothing more to do waits so long before it ends; taken off its whole time.
+IDLE_TTL_S = 1.0
+TRUE = shutil.which("true") or "/bin/true"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+# --- the command line, the result -------------------------------------------------------------------------------------
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have; `--help` shows the script's docstring."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--dir", help="where to work (default: a tmpfs, /dev/shm, if there is one, else the temp directory)")
+    made.add_argument("--balsam", help="the `balsam` to time (default: the one beside this Python, else on PATH)")
+    return made
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number of `least` or more, for argparse."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {value}")
+        return value
+
+    return whole_number
+
+
+def say(text: str) -> None:
+    """What goes on, for who watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(name: str, figures: dict[str, Any], machine: dict[str, Any]) -> None:
+    """The one line of the result."""
+    print(json.dumps({"benchmark": name, **_rounded(figures), "machine": machine}), flush=True)
+
+
+def _rounded(value: Any) -> Any:
+    """Four significant digits are more than any of these figures has."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def machine_at(directory: str) -> dict[str, Any]:
+    """What the figures depend on. Call it before the work: it holds the load average."""
+    return {
+        "cores": cores(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "kernel": f"{platform.system()} {platform.release()}",
+        "file_system": filesystem.mount_of(directory).kind,
+        "load_before": list(os.getloadavg()),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+@contextmanager
+def scratch(wanted: str | None) -> Iterator[str]:
+    """A new directory that is removed at the very end, and not a part of it sooner.
+
+    Deleting large trees makes the next `mkdir` on ext4 many times slower. The user's own settings and list of DBs are kept
+    out of it.
+    """
+    base = wanted or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+    os.makedirs(base, exist_ok=True)
+    made = tempfile.mkdtemp(prefix="balsam-bench-", dir=base)
+    for variable in [name for name in os.environ if name.startswith("BALSAM_")]:
+        del os.environ[variable]
+    os.environ["BALSAM_HOME"] = os.path.join(made, "home")
+    os.environ["BALSAM_IDLE_TTL_S"] = str(IDLE_TTL_S)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+# --- a DB -------------------------------------------------------------------------------------------------------------
+
+
+def job_dicts(count: int, application: str = "task", **fields: Any) -> Iterator[dict[str, Any]]:
+    """Jobs as a user's script makes them: a name, a workflow, an application, arguments, and `fields`."""
+    for number in range(count):
+        yield {"name": f"task-{number:07d}", "workflow": "bench", "application": application, "args": str(number), **fields}
+
+
+def make_db(directory: str, command: str) -> Database:
+    """A new DB whose application `task` is `command`."""
+    database = location.create(directory)
+    with database.write() as cx:
+        apps.add_app(cx, {"name": "task", "executable": command})
+    return database
+
+
+def make_db_with_jobs(directory: str, command: str, jobs: Iterable[dict[str, Any]]) -> None:
+    """The same with jobs, in a child: its memory would count as that of the launchers which this process starts."""
+
+    def fill() -> None:
+        database = make_db(directory, command)
+        insert.add_jobs(database, jobs)
+        database.close()
+
+    in_child(fill)
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Do it in a forked process; RuntimeError if it fails there."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:  # noqa: BLE001  # a child must not go on as a second benchmark
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise RuntimeError("the preparation failed, see above")
+
+
+def file_bytes(directory: str) -> int:
+    """The size of the database file with everything that was in the WAL. Nobody else may have it open."""
+    cx = sqlite3.connect(os.path.join(directory, FILE_NAME))
+    cx.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    cx.close()
+    return os.path.getsize(os.path.join(directory, FILE_NAME))
+
+
+class Span(NamedTuple):
+    """What the history of a DB says of a run, in seconds since the epoch."""
+
+    first_running: float
+    last_finished: float
+    finished: int
+
+    @property
+    def seconds(self) -> float:
+        return self.last_finished - self.first_running
+
+
+def span_of(directory: str) -> Span:
+    """First RUNNING and last JOB_FINISHED of all events."""
+    cx = sqlite3.connect(os.path.join(directory, FILE_NAME))
+    try:
+        started = cx.execute("SELECT min(time) FROM event WHERE to_state = 'RUNNING'").fetchone()[0]
+        ended, count = cx.execute("SELECT max(time), count(*) FROM event WHERE to_state = 'JOB_FINISHED'").fetchone()
+    finally:
+        cx.close()
+    return Span((started or 0) / 1e6, (ended or 0) / 1e6, count)
+
+
+# --- whole commands ---------------------------------------------------------------------------------------------------
+
+
+class Commands(NamedTuple):
+    """How to call what is timed."""
+
+    balsam: list[str]
+    python: str  # the one that `balsam` runs on
+
+    @classmethod
+    def find(cls, named: str | None) -> Commands:
+        """The `balsam` named, else the one beside this Python, else on PATH, else the package that this Python sees."""
+        beside = os.path.join(os.path.dirname(sys.executable), "balsam")
+        path = named or (beside if os.path.exists(beside) else shutil.which("balsam"))
+        if path is None:
+            code = "import sys; from balsam_lite.cli.main import main; sys.exit(main())"
+            return cls([sys.executable, "-c", code], sys.executable)
+        with open(path, "rb") as file:
+            words = file.readline().decode(errors="replace").rstrip().split()
+        is_script = len(words) == 1 and words[0].startswith("#!/")
+        return cls([path], words[0][2:] if is_script else sys.executable)
+
+
+class Ended(NamedTuple):
+    """A process that is over."""
+
+    code: int
+    seconds: float
+    own_cpu_s: float
+    children_cpu_s: float  # of the children that it waited for
+    max_rss_mb: float  # ru_maxrss; Linux never gives less than its parent had when it was started
+    peak_rss_mb: float  # the highest VmHWM that was seen, which is its own; 0 where there is none
+
+
+class Running:
+    """A child process whose end is waited for with everything that the system knows about it."""
+
+    def __init__(self, argv: Sequence[str], output: str = os.devnull) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        actions = ((os.POSIX_SPAWN_OPEN, 1, output, flags, 0o666), (os.POSIX_SPAWN_DUP2, 1, 2))
+        self.argv, self._output, self._peak = list(argv), output, 0.0
+        self.started_at = time.time()
+        self._started = time.monotonic()
+        self.pid = os.posix_spawn(argv[0], list(argv), os.environ, file_actions=actions)
+
+    def sample_memory(self) -> None:
+        """Remember the process's peak so far. At its end it is too late to ask."""
+        try:
+            with open(f"/proc/{self.pid}/status", encoding="ascii", errors="replace") as file:
+                found = [line.split()[1] for line in file if line.startswith("VmHWM:")]
+        except OSError:
+            return
+        self._peak = max([self._peak, *(int(kib) / 1024 for kib in found)])
+
+    def wait(self, limit_s: float, sample_every_s: float = 0.25) -> Ended:
+        """Wait for the end; at `limit_s` kill it and raise RuntimeError, also if its exit code is not 0."""
+        handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        try:
+            while not self._has_ended(handle, sample_every_s):
+                self.sample_memory()
+                if time.monotonic() - self._started > limit_s:
+                    os.kill(self.pid, 9)
+                    os.waitpid(self.pid, 0)
+                    raise RuntimeError(f"{self.argv} did not end within {limit_s:.0f} s\n{self._said()}")
+        finally:
+            if handle is not None:
+                os.close(handle)
+        seconds = time.monotonic() - self._started
+        ended = self._reaped(seconds)
+        if ended.code:
+            raise RuntimeError(f"{self.argv} ended with code {ended.code}\n{self._said()}")
+        return ended
+
+    def _has_ended(self, handle: int | None, patience_s: float) -> bool:
+        if handle is not None:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            return bool(poll.poll(patience_s * 1000))
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+            return True
+        time.sleep(min(patience_s, 0.005))
+        return False
+
+    def _reaped(self, seconds: float) -> Ended:
+        # A zombie still has its times, its own and its children's apart; after wait4 only the sum is left.
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b") ")[2].split()
+            times = [int(ticks) / _TICKS for ticks in fields[11:15]]  # utime stime cutime cstime
+        except OSError:
+            times = []
+        _, status, used = os.wait4(self.pid, 0)
+        if not times:
+            times = [used.ru_utime, used.ru_stime, 0.0, 0.0]
+        unit = 1024 if sys.platform.startswith("linux") else 1024 * 1024
+        code = os.waitstatus_to_exitcode(status)
+        return Ended(code, seconds, sum(times[:2]), sum(times[2:]), used.ru_maxrss / unit, self._peak)
+
+    def _said(self) -> str:
+        try:
+            with open(self._output, encoding="utf-8", errors="replace") as file:
+                return file.read()[-2000:]
+        except OSError:
+            return ""
+
+
+def seconds_of(argv: Sequence[str]) -> float:
+    """The wall time of a command, from before it is started to after it has ended, output thrown away."""
+    actions = tuple((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3))
+    started = time.perf_counter()
+    pid = os.posix_spawn(argv[0], list(argv), os.environ, file_actions=actions)
+    _, status = os.waitpid(pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        raise RuntimeError(f"{list(argv)} failed with status {status}")
+    return seconds
+
+
+def alternating(commands: dict[str, list[str]], times: int) -> dict[str, dict[str, float]]:
+    """Run each of the commands in turn, `times` rounds, after one round that does not count: {name: median_ms, min_ms}."""
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for turn in range(times + 1):
+        for name, argv in commands.items():
+            seconds = seconds_of(argv)
+            if turn:
+                taken[name].append(seconds * 1000)
+    return {name: {"median_ms": statistics.median(ms), "min_ms": min(ms)} for name, ms in taken.items()}
+
+
+def ratios(measured: dict[str, dict[str, float]], over: str) -> dict[str, dict[str, float]]:
+    """Each command's median and minimum over those of the command `over`."""
+    base = measured[over]
+    return {
+        name: {"median": one["median_ms"] / base["median_ms"], "min": one["min_ms"] / base["min_ms"]}
+        for name, one in measured.items()
+        if name != over
+    }
+
+
+def launcher_argv(commands: Commands, directory: str, nodes: int) -> list[str]:
+    """`balsam launcher` for all jobs of a DB."""
+    options = ["--consume-all", "--job-mode", "serial", "--nodes", str(nodes)]
+    return [*commands.balsam, "--db", directory, "launcher", *options]
+
+
+def run_launcher(commands: Commands, directory: str, nodes: int, jobs: int, limit_s: float) -> tuple[Ended, Span]:
+    """Let a launcher do all of the jobs; RuntimeError unless all of them finished."""
+    ended = Running(launcher_argv(commands, directory, nodes), f"{directory}.launcher").wait(limit_s)
+    span = span_of(directory)
+    if span.finished != jobs:
+        raise RuntimeError(f"{span.finished} of {jobs} jobs finished; see {directory}")
+    return ended, span
+
+
+def own_rss_mb() -> float:
+    """The memory that this process has now, below which no `max_rss_mb` of a child can be."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024 / 1024
+    except OSError:
+        return 0.0
+
+
+class Bench:
+    """One run of a benchmark in a scratch directory: the machine before it, the commands to time, a place for each DB."""
+
+    def __init__(self, place: str, balsam: str | None) -> None:
+        self.machine = machine_at(place)
+        self.commands = Commands.find(balsam)
+        self.place = place
+        self._made = 0
+        empty = self.new_directory()
+        make_db_with_jobs(empty, TRUE, ())
+        self.empty_bytes = file_bytes(empty)
+
+    def new_directory(self) -> str:
+        """A path for one more DB."""
+        self._made += 1
+        return os.path.join(self.place, f"db_{self._made}")

@@ -1,0 +1,97 @@
+"""What holds for every test: an environment of its own, no skipping in CI, and where the `balsam` command is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+CI = "BALSAM_CI"
+IN_CI = CI in os.environ
+
+#: Reasons to skip that are the user's, not the machine's: nothing could be installed against them.
+_ALLOWED_REASONS = ("root ",)
+
+# `from helpers import …`, as well as `from .helpers import …`
+if str(TESTS) not in sys.path:
+    sys.path.insert(0, str(TESTS))
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+
+_homes = count()
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No BALSAM_ variable of the developer reaches a test, and no test touches ~/.balsam."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in list(os.environ):
+            if variable.startswith(("BALSAM_", "_BALSAM")) and variable != CI:
+                patch.delenv(variable)
+        patch.setenv("BALSAM_HOME", str(tmp_path_factory.getbasetemp() / f"balsam-home-{next(_homes)}"))
+        yield
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def balsam_argv() -> list[str]:
+    """The words that start the command: that of the running interpreter, or its module if it is not installed."""
+    found = Path(sys.executable).parent / "balsam"
+    return [str(found)] if found.exists() else [sys.executable, "-m", "balsam_lite.cli"]
+
+
+@pytest.fixture(scope="session")
+def balsam_bin(balsam_argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory for the front of PATH: with `balsam`, `python` and the two scripts to be sourced."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name, words in (("balsam", balsam_argv), ("python", [sys.executable])):
+        command = folder / name
+        command.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.join(words)} "$@"\n')
+        command.chmod(0o755)
+    for name in ("balsamactivate", "balsamdeactivate"):
+        shutil.copy(ROOT / "balsam_lite" / "templates" / name, folder)
+    return str(folder)
+
+
+# --- skipping ---------------------------------------------------------------------------------------------------------
+
+
+def _must_run(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why this report is a failure in CI; "" if it is none."""
+    if not IN_CI or not report.skipped or hasattr(report, "wasxfail"):
+        return ""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if reason.removeprefix("Skipped: ").startswith(_ALLOWED_REASONS):
+        return ""
+    return f"{CI} is set, and there nothing may be skipped: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    _turn_into_failure(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    outcome = yield
+    _turn_into_failure(outcome.get_result())
+
+
+def _turn_into_failure(report: pytest.TestReport | pytest.CollectReport) -> None:
+    trouble = _must_run(report)
+    if trouble:
+        report.outcome = "failed"
+        report.longrepr = trouble

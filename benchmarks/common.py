@@ -37,7 +37,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have; `--help` shows the script's docstring."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--dir", help="where to work (default: a tmpfs, /dev/shm, if there is one, else the temp directory)")
-    made.add_argument("--balsam", help="the `balsam` to time (default: the one beside this Python, else on PATH)")
+    made.add_argument("--balsam", metavar="PATH", help="the `balsam` to time (default: beside this Python, else on PATH)")
     return made
 
 
@@ -343,6 +343,17 @@ def run_launcher(commands: Commands, directory: str, nodes: int, jobs: int, limi
     if span.finished != jobs:
         raise RuntimeError(f"{span.finished} of {jobs} jobs finished; see {directory}")
     return ended, span
+
+
+def own_peak_rss_mb() -> float:
+    """The most memory that this process has had."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM:"))
+    except OSError:  # macOS: in bytes, and with what the parent had
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / 1024
 
 
 def own_rss_mb() -> float:

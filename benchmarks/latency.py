@@ -14,10 +14,11 @@ import statistics
 from typing import Any
 
 import common
+from limit import Limit
+
 from balsam_lite.clock import SystemClock
 from balsam_lite.db.connection import FILE_NAME
 from balsam_lite.db.store import graph, insert
-from limit import Limit
 
 
 def make_chain(directory: str, hops: int) -> None:

@@ -98,10 +98,10 @@ def sleep_round(bench: common.Bench, limit: Limit, jobs: int) -> dict[str, Any]:
 def main() -> None:
     """Both parts, one line."""
     parser = common.parser(__doc__)
-    parser.add_argument("jobs", nargs="?", type=common.at_least(10), default=2000, metavar="N", help="/bin/true so often (2000)")
+    parser.add_argument("jobs", nargs="?", type=common.at_least(10), default=2000, metavar="N", help="how many true (2000)")
     parser.add_argument("--slots-per-node", type=common.at_least(1), nargs="+", default=[2, 8], metavar="K", help="(2 8)")
     parser.add_argument("--repeat", type=common.at_least(1), default=1, metavar="R", help="rounds of each K (1)")
-    parser.add_argument("--sleeps", type=common.at_least(0), default=640, metavar="N", help="`sleep 0.1` so often (640); 0: not")
+    parser.add_argument("--sleeps", type=common.at_least(0), default=640, metavar="N", help="how many sleeps, or 0 (640)")
     arguments = parser.parse_args()
     with common.scratch(arguments.dir) as place:
         bench = common.Bench(place, arguments.balsam)

@@ -195,7 +195,7 @@ def test_that_gpus_are_given_to_one_job_at_a_time_and_an_impossible_wish_is_expl
 
 
 def test_that_sigterm_leaves_no_running_row_and_no_process_and_a_new_launcher_finishes(bench):
-    bench.shell("long", "echo $$ > pid; [ $BALSAM_ATTEMPT = 1 ] && exec sleep 60; true")
+    bench.shell("long", "echo $$ > pid; [ -e $BALSAM_DB_PATH/go ] || exec sleep 60")
     jobs = bench.add([{"application": "long"} for _ in range(3)])
     launcher = bench.launch("--nodes", "2")
     wait_until(lambda: sum(bench.path(job, "pid").exists() for job in jobs) == 2, 20)
@@ -205,6 +205,7 @@ def test_that_sigterm_leaves_no_running_row_and_no_process_and_a_new_launcher_fi
     started = [int(bench.path(job, "pid").read_text()) for job in jobs[:2]]
     assert not any(alive(pid) for pid in started)
     assert states_of(bench, jobs[0])[-2:] == ["RUN_TIMEOUT", "RESTART_READY"]
+    Path(bench.directory, "go").touch()
     assert bench.run() == 0
     assert bench.states() == {"JOB_FINISHED": 3}
     assert bench.job(jobs[0])["attempt"] == 2

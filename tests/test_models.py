@@ -182,11 +182,12 @@ def test_that_a_saved_job_reads_back_as_it_was_given(db):
 
 def test_that_a_bad_value_is_refused_when_the_job_is_saved_and_nothing_is_added(db):
     for fields, word in (
+        ({"name": "two\nlines"}, "printable"), ({"name": "\ud800"}, "Unicode"), ({"args": "a\0b"}, "NUL"),
         ({"node_packing_count": 0}, "node_packing_count"), ({"num_nodes": -1}, "num_nodes"), ({"data": [1]}, "data"),
         ({"state": "READY"}, "state"), ({"attempt": 3}, "attempt"), ({"job_id": "x"}, "UUID"),
     ):  # fmt: skip
         with pytest.raises(InvalidSpec, match=word) as caught:
-            BalsamJob(name="a", **fields).save()
+            BalsamJob(**{"name": "a", **fields}).save()
         assert "Job number" not in str(caught.value)
     with pytest.raises(UnknownApp, match="nosuch"):
         BalsamJob(application="nosuch").save()

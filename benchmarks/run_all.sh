@@ -1,0 +1,27 @@
+#!/bin/sh
+# All benchmarks, one JSON line each on stdout (`make bench`). Modest sizes, some minutes; FULL=1 takes those of the goals,
+# half an hour or so on a quiet machine. PYTHON is an interpreter that has balsam_lite installed; DIR is where to work.
+set -eu
+here=$(dirname "$0")
+python=${PYTHON:-python3}
+
+if [ "${FULL:-0}" = 1 ]; then
+    spawns=10000 true="10000 --repeat 3 --sleeps 6400" hops="200 --repeat 5" jobs=1200000
+else
+    spawns=2000 true="2000 --sleeps 640" hops="100" jobs=50000
+fi
+
+run() {
+    script=$1
+    shift
+    "$python" "$here/$script" "$@" ${DIR:+--dir "$DIR"}
+}
+
+# shellcheck disable=SC2086  # several words are meant
+{
+    run limit.py $spawns
+    run startup.py
+    run latency.py --hops $hops
+    run throughput.py $true
+    run scale.py --jobs $jobs
+}

@@ -1,0 +1,513 @@
+"""The store: who may hold a job, which edges exist, what the plans of hot queries are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from balsam_lite import states
+from balsam_lite.db import location, queries
+from balsam_lite.db.store import apps, claims, graph, insert, leases, user
+from balsam_lite.errors import (
+    DependencyCycle,
+    DuplicateApp,
+    DuplicateDependency,
+    InvalidSpec,
+    LostLease,
+    ParentInUse,
+    StateError,
+    UnknownApp,
+    UnknownField,
+    UnknownJob,
+)
+from balsam_lite.identity import Holder
+
+
+@pytest.fixture
+def db(tmp_path):
+    made = location.create(str(tmp_path / "db"))
+    with made.write() as cx:
+        apps.add_app(cx, {"name": "a", "executable": "true"})
+    yield made
+    made.close()
+
+
+class Slots:
+    """A Room with so many places for whatever comes."""
+
+    def __init__(self, free):
+        self.free = free
+
+    def count(self, shape):
+        return self.free
+
+    def reserve(self, shape):
+        self.free -= 1
+        return object() if self.free >= 0 else None
+
+
+def add(db, *jobs):
+    return list(insert.add_jobs(db, [{"application": "a", **job} for job in jobs]).ids)
+
+
+def open_lease(db, pid=1):
+    with db.write() as cx:
+        return leases.open_lease(cx, "launcher", Holder("host", "ns", pid, "1"), "", 1)
+
+
+def take(db, lease, free=100, **only):
+    with db.write() as cx:
+        return claims.take(cx, lease, Slots(free), claims.Filter(**only), 2)
+
+
+def finish(db, lease, claim, result=states.RUN_DONE, code=0):
+    with db.write() as cx:
+        return claims.finish(cx, lease, [claims.Exit(claim.job, claim.attempt, result, code, "", 3, 4)], 5)
+
+
+def state(db, job):
+    with db.read() as cx:
+        return queries.job(cx, job)["state"]
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def test_that_claims_come_by_priority_then_size_then_length_then_age(db):
+    jobs = add(
+        db,
+        {"name": "old"},
+        {"name": "new"},
+        {"name": "long", "wall_time_minutes": 9},
+        {"name": "small", "node_packing_count": 8},
+        {"name": "urgent", "priority": 1, "node_packing_count": 8},
+        {"name": "low", "priority": -1},
+    )
+    taken = take(db, open_lease(db))
+    assert [claim.name for claim in taken] == ["urgent", "long", "old", "new", "small", "low"]
+    assert {claim.job for claim in taken} == set(jobs)
+    assert all(claim.attempt == 1 for claim in taken)
+
+
+def test_that_a_job_longer_than_the_time_left_is_passed_over_and_a_shorter_one_taken(db):
+    add(db, {"name": "long", "wall_time_minutes": 30, "priority": 5}, {"name": "short", "wall_time_minutes": 4})
+    lease = open_lease(db)
+    assert [claim.name for claim in take(db, lease, minutes_left=29.9)] == ["short"]
+    assert [claim.name for claim in take(db, lease, minutes_left=30)] == ["long"]
+
+
+def test_that_serial_mode_leaves_jobs_of_many_ranks_alone(db):
+    add(db, {"ranks_per_node": 2}, {"num_nodes": 2}, {"name": "serial"})
+    assert [claim.name for claim in take(db, open_lease(db))] == ["serial"]
+
+
+def test_that_a_claim_is_running_with_one_holder_before_anything_starts(db):
+    (job,) = add(db, {})
+    lease = open_lease(db)
+    take(db, lease)
+    with db.read() as cx:
+        row = queries.job(cx, job)
+    assert (row["state"], row["lease"], row["attempt"]) == ("RUNNING", lease, 1)
+    assert take(db, open_lease(db)) == []
+
+
+def test_that_a_launcher_that_was_reaped_cannot_finish_its_job(db):
+    (job,) = add(db, {})
+    zombie, heir = open_lease(db), open_lease(db, 2)
+    (old,) = take(db, zombie)
+    with db.write() as cx:
+        (lease,) = [found for found in leases.open_leases(cx) if found.id == zombie]
+        assert leases.reap(cx, lease, 9) == 1
+    (new,) = take(db, heir)
+    assert finish(db, zombie, old) == [job]
+    assert state(db, job) == "RUNNING"
+    assert finish(db, heir, old) == [job]  # the right lease, but the attempt of another
+    assert finish(db, heir, new) == []
+    assert state(db, job) == "JOB_FINISHED"
+    with db.write() as cx, pytest.raises(LostLease):
+        leases.heartbeat(cx, zombie, 10)
+
+
+def test_that_a_committed_result_stays_when_its_launcher_is_reaped_afterwards(db):
+    (job,) = add(db, {})
+    number = open_lease(db)
+    (claim,) = take(db, number)
+    finish(db, number, claim)
+    with db.write() as cx:
+        leases.reap(cx, leases.open_leases(cx)[0], 9)
+    assert state(db, job) == "JOB_FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("fields", "result", "end"),
+    [
+        ({}, "RUN_DONE", "JOB_FINISHED"),
+        ({}, "RUN_ERROR", "FAILED"),
+        ({}, "RUN_TIMEOUT", "RESTART_READY"),
+        ({"auto_timeout_retry": False}, "RUN_TIMEOUT", "FAILED"),
+        ({"restart_limit": 0}, "RUN_TIMEOUT", "FAILED"),
+    ],
+)
+def test_that_a_result_leads_where_the_table_says(db, fields, result, end):
+    (job,) = add(db, fields)
+    lease = open_lease(db)
+    (claim,) = take(db, lease)
+    finish(db, lease, claim, result, 0 if result == "RUN_DONE" else 1)
+    assert state(db, job) == end
+
+
+def test_that_a_result_left_by_a_dead_holder_is_settled(db):
+    jobs = add(db, {}, {}, {})
+    for job, left in zip(jobs, ("RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT")):
+        user.set_state(db, [job], left)
+    with db.write() as cx:
+        assert claims.settle_abandoned(cx, 5) == 3
+    assert [state(db, job) for job in jobs] == ["JOB_FINISHED", "FAILED", "RESTART_READY"]
+
+
+def test_that_a_kill_is_sticky_whatever_the_run_reports(db):
+    (job,) = add(db, {})
+    lease = open_lease(db)
+    (claim,) = take(db, lease)
+    assert user.kill(db, [job]) == (1, 1)
+    assert finish(db, lease, claim, "RUN_ERROR", 1) == []
+    with db.read() as cx:
+        row = queries.job(cx, job)
+    assert (row["state"], row["lease"]) == ("USER_KILLED", None)
+
+
+def test_that_claims_given_back_are_restarted_without_costing_a_restart(db):
+    (job,) = add(db, {})
+    lease = open_lease(db)
+    take(db, lease)
+    with db.write() as cx:
+        claims.give_back(cx, lease, [job], 5)
+        row = queries.job(cx, job)
+    assert (row["state"], row["lease"], row["restarts"]) == ("RESTART_READY", None, 0)
+
+
+# --- the user ---------------------------------------------------------------------------------------------------------
+
+
+def test_that_a_running_jobs_state_can_be_killed_but_not_set(db):
+    (job,) = add(db, {})
+    take(db, open_lease(db))
+    with pytest.raises(StateError, match="held by launcher"):
+        user.set_state(db, [job], "RESTART_READY")
+    with pytest.raises(StateError, match="Only a launcher"):
+        user.set_state(db, [job], "RUNNING")
+
+
+def test_that_a_failed_parent_started_again_revives_the_children_that_failed_only_because_of_it(db):
+    a, b, c, d = add(db, {"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"})
+    with db.write() as cx:
+        for parent, child in ((a, b), (b, c), (a, d)):
+            graph.add_dependency(cx, parent, child, 1)
+    user.set_state(db, [d], "FAILED")  # by the user, not because of its parent
+    user.set_state(db, [a], "FAILED")
+    assert [state(db, job) for job in (b, c, d)] == ["FAILED"] * 3
+    user.set_state(db, [a], "RESTART_READY")
+    assert [state(db, job) for job in (b, c, d)] == ["AWAITING_PARENTS", "AWAITING_PARENTS", "FAILED"]
+    lease = open_lease(db)
+    for job in (a, b, c):
+        (claim,) = take(db, lease)
+        assert claim.job == job
+        finish(db, lease, claim)
+    assert state(db, c) == "JOB_FINISHED"
+
+
+def test_that_created_makes_a_job_wait_for_its_parents_again(db):
+    a, b = add(db, {}, {})
+    with db.write() as cx:
+        graph.add_dependency(cx, a, b, 1)
+    user.set_state(db, [b], "CREATED")
+    assert state(db, b) == "AWAITING_PARENTS"
+
+
+def test_that_cycles_duplicates_and_late_parents_are_refused_and_nothing_is_written(db):
+    a, b, c, late = add(db, {}, {}, {}, {})
+    with db.write() as cx:
+        graph.add_dependency(cx, a, b, 1)
+        graph.add_dependency(cx, b, c, 1)
+    for error, parent, child in (
+        (DependencyCycle, c, a),
+        (DependencyCycle, a, a),
+        (DuplicateDependency, a, b),
+    ):
+        with pytest.raises(error), db.write() as cx:
+            graph.add_dependency(cx, parent, child, 1)
+    user.set_state(db, [a], "JOB_FINISHED")
+    with pytest.raises(StateError, match="already started"), db.write() as cx:
+        graph.add_dependency(cx, late, a, 1)
+    with db.read() as cx:
+        assert queries.edges(cx) == [(a, b), (b, c)]
+
+
+def test_that_the_cycle_check_is_linear_on_a_deep_diamond(db):
+    jobs = add(db, *[{} for _ in range(300)])
+    with db.write() as cx:
+        edges = [(jobs[i], jobs[i + k]) for i in range(0, 297) for k in (1, 2, 3)]
+        graph.add_edges(cx, edges, 1)  # 3 ** 100 paths
+        with pytest.raises(DependencyCycle):
+            graph.add_dependency(cx, jobs[-1], jobs[0], 1)
+
+
+def test_that_a_parent_others_wait_for_is_removed_only_by_force_and_its_children_fail_with_the_reason(db):
+    a, b = add(db, {}, {})
+    with db.write() as cx:
+        graph.add_dependency(cx, a, b, 1)
+    with pytest.raises(ParentInUse):
+        user.delete(db, [a])
+    assert user.delete(db, [a], force=True) == 1
+    with db.read() as cx:
+        assert queries.history(cx, b)[-1][2:] == ("FAILED", "A parent job was removed from the DB")
+        assert queries.edges(cx) == []
+        assert cx.execute("SELECT count(*) FROM event WHERE job = ?", (a,)).fetchone() == (0,)
+
+
+def test_that_killing_ten_thousand_waiting_jobs_is_one_transaction(db):
+    jobs = add(db, *[{} for _ in range(10_000)])
+    statements = []
+    with db.read() as cx:
+        cx.set_trace_callback(lambda sql: statements.append(sql) if sql.startswith(("BEGIN", "COMMIT")) else None)
+    assert user.kill(db, jobs).killed == 10_000
+    assert [sql.split()[0] for sql in statements] == ["BEGIN", "COMMIT"]
+    with db.read() as cx:
+        assert queries.state_counts(cx) == {"USER_KILLED": 10_000}
+
+
+# --- adding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "words"),
+    [
+        ({"nodes": 3}, UnknownField, "node_packing_count|num_nodes"),
+        ({"num_nodes": 0}, InvalidSpec, "num_nodes must be 1 or more"),
+        ({"application": "b"}, UnknownApp, "App b"),
+        ({"state": "RUNNING"}, InvalidSpec, "cannot be set"),
+        ({"parents": [99]}, UnknownJob, "parent"),
+        ({"name": "a\nb"}, InvalidSpec, "one line"),
+        ({"data": {"x": float("nan")}}, InvalidSpec, "JSON"),
+        ({"args": "'"}, InvalidSpec, "closing quotation"),
+    ],
+)
+def test_that_one_bad_job_among_many_adds_none(db, job, error, words):
+    many = [{"application": "a"} for _ in range(30)] + [{"application": "a", **job}]
+    with pytest.raises(error, match=words):
+        insert.add_jobs(db, many)
+    with db.read() as cx:
+        assert queries.count_jobs(cx) == 0
+        assert cx.execute("SELECT count(*) FROM job").fetchone() == (0,)
+
+
+def test_that_a_generator_may_use_the_db_and_may_fail_half_way(db):
+    def jobs():
+        for number in range(12_000):
+            if number == 5:
+                add(db, {"name": "inner"})
+            if number == 11_999:
+                raise KeyError("broken generator")
+            yield {"application": "a", "name": str(number)}
+
+    with pytest.raises(KeyError):
+        insert.add_jobs(db, jobs())
+    with db.read() as cx:
+        assert [row[0] for row in queries.jobs(cx, columns=("name",))] == ["inner"]
+
+
+def test_that_a_short_id_that_is_taken_is_drawn_anew_with_its_workdir(db, monkeypatch):
+    same = ["00000000-0000-4000-8000-00000000000" + str(n) for n in range(3)]
+    fresh = iter([*same, "11111111-0000-4000-8000-000000000000", same[0], "22222222-0000-4000-8000-000000000000"])
+    monkeypatch.setattr("balsam_lite.spec.new_job_id", lambda: next(fresh))
+    add(db, {"name": "x"}, {"name": "x"}, {"name": "x"})
+    with db.read() as cx:
+        rows = queries.jobs(cx, columns=("job_id", "workdir"))
+    assert len({row[0][:8] for row in rows}) == 3
+    assert all(row[1] == f"x_{row[0][:8]}" for row in rows)
+
+
+def test_that_an_app_name_is_taken_once(db):
+    with pytest.raises(DuplicateApp), db.write() as cx:
+        apps.add_app(cx, {"name": "a", "executable": "other"})
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def plan(cx, sql, parameters=()):
+    return " / ".join(row[3] for row in cx.execute(f"EXPLAIN QUERY PLAN {sql}", parameters))
+
+
+def test_that_hot_queries_seek_in_their_index_and_sort_nothing(db):
+    add(db, *[{"workflow": f"w{n % 3}", "priority": n % 2} for n in range(50)])
+    add(db, {"name": "child", "parents": [1]})
+    seen = []
+    with db.read() as cx:
+        cx.execute("ROLLBACK")
+        cx.execute("ANALYZE")  # statistics must not talk the planner out of the index
+        cx.execute("BEGIN")
+        cx.set_trace_callback(seen.append)
+        claims.shapes(cx)
+        for workflows in (None, ("w1",)):
+            for source in claims._sources(workflows):
+                claims._best(cx, source, claims.Shape(1, 1, 1, 0), 5, 10.0)
+        claims.still_running(cx, 1)
+        claims._facts(cx, f"{claims.UNSETTLED} LIMIT 5", (), "INDEXED BY job_unsettled")
+        queries.jobs(cx, queries.JobFilter(states=("FAILED",)), limit=5)
+        queries.jobs(cx, queries.JobFilter(id_prefix="fab5"), limit=5)
+        queries.jobs(cx, queries.JobFilter(exact_workflow="w1"), limit=5)
+        queries.jobs(cx, limit=5)
+        queries.workflows(cx)
+        queries.state_counts(cx)
+        queries.history(cx, 1)
+        cx.set_trace_callback(None)
+        plans = {sql: plan(cx, sql) for sql in seen if sql.lstrip().startswith(("SELECT", "WITH"))}
+    assert len(plans) > 10
+    for sql, found in plans.items():
+        assert "TEMP B-TREE" not in found or "substr(job_id" in sql or "history" in sql, (sql, found)
+        listing = "ORDER BY id" in sql and "WHERE 1" in sql
+        assert "SCAN job" not in found.replace("SCAN job USING COVERING INDEX", "") or listing, (sql, found)
+
+
+# --- property ---------------------------------------------------------------------------------------------------------
+
+JOBS = st.integers(min_value=0, max_value=9)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Launchers, their deaths, users and dependencies in any order."""
+
+    @initialize()
+    def start(self):
+        import tempfile
+
+        self.directory = tempfile.TemporaryDirectory()
+        self.db = location.create(self.directory.name + "/db")
+        with self.db.write() as cx:
+            apps.add_app(cx, {"name": "a", "executable": "true"})
+        self.jobs: list[int] = []
+        self.leases: list[int] = []
+        self.held: dict[tuple[int, int], claims.Claim] = {}  # (lease, job)
+        self.now = 1
+
+    def teardown(self):
+        if hasattr(self, "db"):
+            self.db.close()
+            self.directory.cleanup()
+
+    def job(self, number):
+        return self.jobs[number % len(self.jobs)]
+
+    @rule(packing=st.sampled_from([1, 2]), limit=st.integers(0, 2), retry=st.booleans(), parents=st.lists(JOBS, max_size=2))
+    def add(self, packing, limit, retry, parents):
+        chosen = sorted({self.job(n) for n in parents}) if self.jobs else []
+        fields = {"node_packing_count": packing, "restart_limit": limit, "auto_timeout_retry": retry, "parents": chosen}
+        self.jobs += add(self.db, fields)
+
+    @rule()
+    def launch(self):
+        self.leases.append(open_lease(self.db, len(self.leases) + 1))
+
+    @precondition(lambda self: self.leases)
+    @rule(lease=JOBS, free=st.integers(1, 3))
+    def claim(self, lease, free):
+        lease = self.leases[lease % len(self.leases)]
+        for claim in take(self.db, lease, free):
+            assert not [key for key in self.held if key[1] == claim.job], "two holders"
+            self.held[lease, claim.job] = claim
+
+    @precondition(lambda self: self.held)
+    @rule(which=JOBS, result=st.sampled_from(["RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT"]))
+    def end(self, which, result):
+        key = sorted(self.held)[which % len(self.held)]
+        lost = finish(self.db, key[0], self.held.pop(key), result)
+        assert lost in ([], [key[1]])
+        if lost:
+            with self.db.read() as cx, pytest.raises(UnknownJob):
+                queries.job(cx, key[1])
+
+    @precondition(lambda self: self.leases)
+    @rule(lease=JOBS)
+    def die(self, lease):
+        dead = self.leases.pop(lease % len(self.leases))
+        with self.db.write() as cx:
+            (found,) = [one for one in leases.open_leases(cx) if one.id == dead]
+            leases.reap(cx, found, 5)
+        zombies = [claim for (holder, _), claim in self.held.items() if holder == dead]
+        self.held = {key: claim for key, claim in self.held.items() if key[0] != dead}
+        for claim in zombies:
+            before = self.snapshot()
+            assert finish(self.db, dead, claim) == [claim.job]
+            assert self.snapshot() == before
+
+    @precondition(lambda self: self.jobs)
+    @rule(job=JOBS, wanted=st.sampled_from(states.STATES))
+    def set_state(self, job, wanted):
+        before = self.snapshot()
+        try:
+            user.set_state(self.db, [self.job(job)], wanted)
+        except StateError:
+            assert self.snapshot() == before
+
+    @precondition(lambda self: self.jobs)
+    @rule(job=JOBS, recursive=st.booleans())
+    def kill(self, job, recursive):
+        user.kill(self.db, [self.job(job)], recursive=recursive)
+
+    @precondition(lambda self: len(self.jobs) > 1)
+    @rule(job=JOBS, force=st.booleans())
+    def delete(self, job, force):
+        chosen = self.job(job)
+        try:
+            user.delete(self.db, [chosen], force=force)
+        except ParentInUse:
+            return
+        self.jobs.remove(chosen)
+
+    @precondition(lambda self: len(self.jobs) > 1)
+    @rule(parent=JOBS, child=JOBS)
+    def depend(self, parent, child):
+        try:
+            with self.db.write() as cx:
+                graph.add_dependency(cx, self.job(parent), self.job(child), 1)
+        except (DependencyCycle, DuplicateDependency, StateError):
+            pass
+
+    @rule()
+    def settle(self):
+        with self.db.write() as cx:
+            claims.settle_abandoned(cx, 7)
+
+    def snapshot(self):
+        with self.db.read() as cx:
+            return cx.execute("SELECT id, state, lease, attempt, restarts FROM job ORDER BY id").fetchall()
+
+    @invariant()
+    def the_rows_tell_one_story(self):
+        if not hasattr(self, "db"):
+            return
+        with self.db.read() as cx:
+            for job, now, lease, attempt, _ in self.snapshot():
+                events = cx.execute("SELECT from_state, to_state FROM event WHERE job = ? ORDER BY id", (job,)).fetchall()
+                chain = ["CREATED", *[new for _, new in events]]
+                assert [old for old, _ in events] == chain[:-1]
+                assert chain[-1] == now
+                assert all(states.is_edge(old, new) for old, new in events), events
+                assert (now == "RUNNING") <= (lease is not None)
+                assert sum(new == "RUNNING" for _, new in events) == attempt
+            counted = dict(cx.execute("SELECT state, count(*) FROM job GROUP BY state"))
+            assert queries.state_counts(cx) == counted
+            unfinished = cx.execute(
+                """SELECT job.id, unfinished_parents, (SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
+                    WHERE d.child = job.id AND p.state <> 'JOB_FINISHED') FROM job"""
+            ).fetchall()
+            assert all(kept == true for _, kept, true in unfinished), unfinished
+
+
+StoreMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestStoreMachine = StoreMachine.TestCase

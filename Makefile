@@ -30,8 +30,8 @@ format: $(VENV)/.installed-dev ## let ruff sort the imports and lay out the code
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## measure; prints one JSON line per script
-	@for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
+bench: $(VENV)/.installed ## measure; one JSON line for each benchmark; FULL=1 for the sizes of the goals
+	@PYTHON="$(CURDIR)/$(BIN)/python" sh benchmarks/run_all.sh
 
 clean: ## remove .venv and all that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -117,7 +117,7 @@ class NotABalsamDB(DatabaseError):
 
 
 class SchemaMismatch(DatabaseError):
-    """The DB was written by a newer balsam_lite."""
+    """The DB was written by another version of balsam_lite."""
 
 
 class UnsafeFilesystem(DatabaseError):

@@ -69,16 +69,23 @@ class Settings(NamedTuple):
 
 
 _DEFAULTS = Settings()
-#: Counts and times that make no sense at or below zero.
+#: Settings that make no sense at zero.
 _POSITIVE = {
     "SERVICE_PERIOD", "NUM_TRANSITION_THREADS", "MAX_CONCURRENT_MPIRUNS", "MAX_LOCAL_LAUNCHES", "HOOK_TIME_LIMIT_S",
     "HEARTBEAT_S", "LEASE_EXPIRY_S", "BUSY_TIMEOUT_S", "LOG_FILE_SIZE_LIMIT",
 }  # fmt: skip
+#: Settings below zero: there -1 has a meaning.
+_LOWEST = {"GPUS_PER_NODE": -1}
+#: Thirty years in seconds. Python's own waiting fails at a few centuries.
+_LARGEST = 10**9
 
 
 def home(environ: Mapping[str, str] = os.environ) -> str:
     """The user's own settings directory, ~/.balsam (BALSAM_HOME says otherwise). It may not exist."""
     return environ.get(HOME_VARIABLE) or os.path.expanduser("~/.balsam")
+
+
+_MEND = "Mend the file, or move it away to go on with the defaults."
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -92,10 +99,9 @@ def _read(path: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as exc:
-        raise SettingsError(
-            f"{path}, line {exc.lineno}, column {exc.colno}: {exc.msg}",
-            hint="Mend the file, or move it away to go on with the defaults.",
-        ) from exc
+        raise SettingsError(f"{path}, line {exc.lineno}, column {exc.colno}: {exc.msg}", hint=_MEND) from exc
+    except (ValueError, RecursionError) as exc:  # a number of thousands of digits, a thousand brackets
+        raise SettingsError(f"{path} cannot be read: {exc}", hint=_MEND) from exc
     if not isinstance(found, dict):
         raise SettingsError(f"{path}, line 1: expected an object {{…}}, found {type(found).__name__}")
     unknown = sorted(set(found) - set(Settings._fields))
@@ -109,15 +115,22 @@ def _checked(key: str, value: Any, path: str, text: str) -> Any:
     wanted = type(default)
     where = f"{path}, line {text[: max(text.find(json.dumps(key)), 0)].count(chr(10)) + 1}: {key}"
     if wanted is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= _LARGEST else float("inf")
     if type(value) is not wanted:
         raise SettingsError(f"{where} must be {_KIND[wanted]}, not {value!r}")
     return _in_range(key, value, where)
 
 
 def _in_range(key: str, value: Any, where: str) -> Any:
-    if key in _POSITIVE and not 0 < value < float("inf"):
-        raise SettingsError(f"{where} must be greater than 0, not {value!r}")
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise SettingsError(f"{where} must be valid text without NUL, not {value!a}")
+        return value
+    if key in _POSITIVE:
+        if not 0 < value <= _LARGEST:
+            raise SettingsError(f"{where} must be greater than 0 and at most {_LARGEST}, not {value!r}")
+    elif not _LOWEST.get(key, 0) <= value <= _LARGEST:  # NaN is not
+        raise SettingsError(f"{where} must be from {_LOWEST.get(key, 0)} to {_LARGEST}, not {value!r}")
     return value
 
 

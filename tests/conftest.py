@@ -20,7 +20,7 @@ IN_CI = CI in os.environ
 #: Reasons to skip that are the user's, not the machine's: nothing could be installed against them.
 _ALLOWED_REASONS = ("root ",)
 
-# `from helpers import …`, as well as `from .helpers import …`
+# `from helpers import …`, wherever pytest is started and whatever part of the tests is run.
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 

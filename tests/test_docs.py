@@ -39,12 +39,6 @@ def section(title: str) -> str:
     return found[1]
 
 
-def table(title: str) -> dict[str, str]:
-    """The first two cells of the rows of all tables in a section, without the quotes of code."""
-    rows = re.findall(r"^(\S+(?: \S+)*)  ?(?! )\s*(.*)$", section(title), re.MULTILINE)
-    return {key.strip("`"): rest for key, rest in rows}
-
-
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +72,7 @@ def test_that_options_in_the_readme_exist() -> None:
 
 
 def test_that_the_table_of_states_is_that_of_the_program() -> None:
-    rows = re.findall(r"^([A-Z_]+) +(\S.*)$", section("How states work"), re.MULTILINE)
+    rows = re.findall(r"^([A-Z_]{2,}) +(\S.*)$", section("How states work"), re.MULTILINE)
     assert rows == list(states.DESCRIPTIONS.items())
 
 
@@ -89,8 +83,8 @@ def test_that_the_table_of_settings_has_each_key_with_its_default() -> None:
     assert len(rows) == len(found)
 
 
-#: Made for tests, and never of any use to users.
-SECRET = {"BALSAM_FAILPOINT"}
+#: Of no use to users: for tests; set by nobody.
+SECRET = {"BALSAM_FAILPOINT", "BALSAM_LEASE_ID"}
 
 
 def test_that_the_readme_names_each_environment_variable_of_the_program() -> None:
@@ -99,7 +93,7 @@ def test_that_the_readme_names_each_environment_variable_of_the_program() -> Non
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)):
                 text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
-                used.update(re.fullmatch(r"_?BALSAM_[A-Z_]*[A-Z]", text) and [text] or [])
+                used |= {text} if re.fullmatch(r"_?BALSAM_[A-Z_]*[A-Z]", text) else set()
     assert "BALSAM_DB_PATH" in used
     assert {name for name in used - SECRET if name not in README} == set()
 

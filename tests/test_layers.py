@@ -126,7 +126,9 @@ def ids(source: Source) -> str:
 
 
 def test_that_the_reader_of_imports_sees_each_way_to_write_one() -> None:
-    text = "import peewee, os\nfrom . import moves\nfrom ..schema import X\nfrom ... import states, spec\ndef f():\n    import click"
+    text = (
+        "import peewee, os\nfrom . import moves\nfrom ..schema import X\nfrom ... import states, spec\ndef f():\n import click"
+    )
     source = Source("db.store.claims", False, ast.parse(text))
     assert set(imports(source)) == {
         "peewee", "os", "click", "balsam_lite.db.store.moves", "balsam_lite.db.schema", "balsam_lite.states",

@@ -18,6 +18,14 @@ TIME = r"\d\d-\d\d-\d{4} \d\d:\d\d:\d\d\.\d{6}"
 
 pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 
+#: In the order in which the slides print them.
+FIELDS = (
+    "workflow", "name", "description", "lock", "parents", "input_files", "stage_in_url", "stage_out_files", "stage_out_url",
+    "wall_time_minutes", "num_nodes", "coschedule_num_nodes", "ranks_per_node", "cpu_affinity", "threads_per_rank",
+    "threads_per_core", "node_packing_count", "environ_vars", "application", "args", "user_workdir", "wait_for_parents",
+    "post_error_handler", "post_timeout_handler", "auto_timeout_retry", "state", "queued_launch_id", "data",
+)  # fmt: skip
+
 
 class Terminal:
     """A user's shell and home; each `type` is a fresh bash in which the DB is active."""
@@ -46,15 +54,22 @@ class Terminal:
     def jobs(self) -> dict[str, dict[str, str]]:
         return {job["name"]: job for job in json.loads(self.type("balsam ls --json"))}
 
+    def shortest_id(self, name: str) -> str:
+        """Four characters of the job's id, as on the slides, or what it takes to tell it from the others."""
+        ids = {job["name"]: job["job_id"] for job in self.jobs().values()}
+        return next(
+            ids[name][:length] for length in range(4, 37) if sum(i.startswith(ids[name][:length]) for i in ids.values()) == 1
+        )
+
     def queue(self) -> list[dict[str, str]]:
         return json.loads(self.type("balsam ls queues --json"))
 
     def launch(self) -> str:
         """As on the slides, with the option -q twice; returns when every job has come to its end and the launcher too."""
-        said = self.type(
-            "balsam submit-launch -n 2 -t 5 -q debug-cache-quad \\\n-A SDL_Workshop -q training --job-mode=serial"
+        said = self.type("balsam submit-launch -n 2 -t 5 -q debug-cache-quad \\\n-A SDL_Workshop -q training --job-mode=serial")
+        wait_until(
+            lambda: all(job["state"] in ("JOB_FINISHED", "FAILED") for job in self.jobs().values()), timeout=60, pause=0.2
         )
-        wait_until(lambda: all(job["state"] in ("JOB_FINISHED", "FAILED") for job in self.jobs().values()), timeout=60, pause=0.2)
         wait_until(lambda: self.queue() == [], timeout=60, pause=0.2)
         return said
 
@@ -80,8 +95,7 @@ def hello(terminal: Terminal) -> Said:
     said["app"] = terminal.type('balsam app --name say-hello --executable "echo Hello,"')
     said["job"] = terminal.type('balsam job --name test1 --workflow test \\\n--app say-hello --args "world!" --yes')
     terminal.type(
-        "for i in {2..10}\ndo\nbalsam job --name test${i} --workflow test --app say-hello \\\n"
-        '--args "world ${i}!" --yes\ndone'
+        'for i in {2..10}\ndo\nbalsam job --name test${i} --workflow test --app say-hello \\\n--args "world ${i}!" --yes\ndone'
     )
     said["ls before"] = terminal.type("balsam ls")
     said["submit"] = terminal.launch()
@@ -109,7 +123,7 @@ def failed(terminal: Terminal, hello: Said) -> Said:
 @pytest.fixture(scope="module")
 def restarted(terminal: Terminal, failed: Said) -> Said:
     """Modifying Tasks: one from the command line, ten from Python, and all of them run again."""
-    short = terminal.jobs()["testfail"]["job_id"][:8]
+    short = terminal.shortest_id("testfail")
     said = {"modify": terminal.type(f"balsam modify {short} state RESTART_READY")}
     said["python"] = terminal.type(
         "python - << 'EOF'\n"
@@ -170,11 +184,7 @@ def test_that_job_shows_every_field_of_the_slides_in_their_order(terminal: Termi
     job_id = re.fullmatch(rf"BalsamJob ({UUID})", first)[1]
     assert dashes == "-" * len(first)
     fields = dict(re.fullmatch(r"(?:\*\*\* )?([A-Za-z_ ]+):\s*(.*)", line.strip()).groups() for line in lines if ":" in line)
-    assert list(fields) == """workflow name description lock parents input_files stage_in_url stage_out_files stage_out_url
-        wall_time_minutes num_nodes coschedule_num_nodes ranks_per_node cpu_affinity threads_per_rank threads_per_core
-        node_packing_count environ_vars application args user_workdir wait_for_parents post_error_handler
-        post_timeout_handler auto_timeout_retry state queued_launch_id data""".split() + [
-        "Executed command", "Working directory"]  # fmt: skip
+    assert list(fields) == [*FIELDS, "Executed command", "Working directory"]
     assert fields["args"] == "world!"
     assert fields["parents"] == "[]"
     assert (fields["state"], fields["queued_launch_id"], fields["data"]) == ("CREATED", "None", "{}")

@@ -40,9 +40,17 @@ class _ThreadState(threading.local):
     """What one thread has open."""
 
     connection: sqlite3.Connection | None = None
-    process = 0
     transaction = ""  # "", "read" or "write"
     sessions = 0
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def after_fork(self) -> None:
+        """Forget what is the parent's: its connection, its transaction, its session."""
+        if self.connection is not None:
+            _of_the_parent.append(self.connection)
+        self.connection, self.transaction, self.sessions, self.process = None, "", 0, os.getpid()
 
 
 class Database:
@@ -58,26 +66,21 @@ class Database:
         self.access = access
         self.busy_timeout_s = busy_timeout_s
         self._expiry_s = expiry_s
-        self._thread = _ThreadState()
+        self._state = _ThreadState()
         self._seen_version = -1
         self._keeps_checkpoints: bool | None = None
+        self._is_upgrading = False
         if not os.path.isfile(self.path):
             raise NotABalsamDB(f"There is no Balsam DB in {self.directory}", hint="`balsam init PATH` creates one.")
         if access == filesystem.LOCAL:
-            mount = filesystem.mount_of(self.directory)
-            if mount.access != filesystem.LOCAL:
-                raise UnsafeFilesystem(
-                    f"The DB {self.directory} was created for a local disk, but lies on a {mount}.",
-                    hint="Opened this way from several hosts it would lose jobs. `balsam init --access shared "
-                    f"{self.directory}` sets it up for a shared file system.",
-                )
+            refuse_unsafe(self.directory)
 
     # --- transactions -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection inside a read transaction: all queries see one moment. Joins a transaction that is open already."""
-        thread = self._thread
+        thread = self._thread()
         if thread.transaction:
             assert thread.connection is not None
             yield thread.connection
@@ -98,7 +101,7 @@ class Database:
 
         Keep the block short and free of anything slow; everybody else waits. Joins a write transaction that is open.
         """
-        thread = self._thread
+        thread = self._thread()
         if thread.transaction == "write":
             assert thread.connection is not None
             yield thread.connection
@@ -122,7 +125,7 @@ class Database:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Several transactions in one go. It costs nothing on a local disk; on a shared one it is one opening of the file."""
-        thread = self._thread
+        thread = self._thread()
         if self.access == filesystem.LOCAL or thread.sessions:
             yield
             return
@@ -158,23 +161,44 @@ class Database:
         if self.access == filesystem.LOCAL:
             self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
+    def upgrade(self) -> None:
+        """Make an empty file a database, and bring an older one to this program's schema version."""
+        self.close()
+        self._is_upgrading = True
+        try:
+            with self.session(), _translated(self.directory):
+                cx = self._connection()
+                self._patiently(lambda: self._use_wal(cx))
+                with self.write():
+                    migrations.migrate(cx)
+        finally:
+            self._is_upgrading = False
+            self.close()
+
+    def _use_wal(self, cx: sqlite3.Connection) -> None:
+        # WAL is a property of the file and cannot be set inside a transaction.
+        mode = cx.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise DatabaseError(f"The DB {self.directory} cannot use SQLite's WAL; its journal mode is {mode}.")
+
     def close(self) -> None:
         """Close this thread's connection. The database can be used again afterwards."""
-        thread = self._thread
-        if thread.connection is not None and thread.process == os.getpid():
+        thread = self._thread()
+        if thread.connection is not None:
             thread.connection.close()
         thread.connection = None
 
     # --- connections --------------------------------------------------------------------------------------------------
 
+    def _thread(self) -> _ThreadState:
+        if self._state.process != os.getpid():
+            self._state.after_fork()
+        return self._state
+
     def _connection(self) -> sqlite3.Connection:
-        thread = self._thread
-        if thread.connection is not None and thread.process != os.getpid():
-            _of_the_parent.append(thread.connection)
-            thread.connection = None
+        thread = self._thread()
         if thread.connection is None:
             thread.connection = self._open()
-            thread.process = os.getpid()
         return thread.connection
 
     def _open(self) -> sqlite3.Connection:
@@ -194,9 +218,10 @@ class Database:
         if self.access != filesystem.LOCAL:
             cx.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first access: then WAL needs no shared memory
         cx.execute("PRAGMA synchronous = NORMAL")
-        version = migrations.version_of(cx)
-        migrations.refuse_newer(version)
-        if version and self.access == filesystem.LOCAL:
+        if self._is_upgrading:
+            return
+        migrations.refuse_unready(migrations.version_of(cx), self.directory)
+        if self.access == filesystem.LOCAL:
             self._choose_checkpoints(cx)
 
     def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
@@ -239,6 +264,17 @@ class Database:
 
             time.sleep(uniform(0, pause))
             pause = min(pause * 1.5, 0.02)
+
+
+def refuse_unsafe(directory: str) -> None:
+    """Raise UnsafeFilesystem if a DB in that directory must not be opened as on a local disk."""
+    mount = filesystem.mount_of(directory)
+    if mount.access != filesystem.LOCAL:
+        raise UnsafeFilesystem(
+            f"The DB {directory} is to be opened as on a local disk, but lies on a {mount}.",
+            hint="Opened this way from several hosts it would lose jobs. `balsam init --access shared "
+            f"{directory}` sets it up for a shared file system.",
+        )
 
 
 def _quoted(path: str) -> str:

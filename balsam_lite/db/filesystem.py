@@ -66,7 +66,7 @@ def mount_of(directory: str, table: str | None = None) -> Mount:
             return Mount("/", "apfs", "?")
     path = os.path.realpath(directory)
     best = Mount("/", "unknown", "?")
-    for line in table.splitlines():
+    for line in table.split("\n"):  # not splitlines: a mount point may hold a form feed
         mount = _parse(line)
         if mount and _is_below(path, mount.point) and len(mount.point) >= len(best.point):
             best = mount

@@ -87,39 +87,41 @@ def create(directory: str, access: str | None = None) -> Database:
     `access` is "local" or "shared"; None asks the file system. Opens its own write transaction.
 
     Raises:
-        InputError: the path is a file. DatabaseError: the directory cannot be created or written.
+        InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
     """
-    import sqlite3
-
-    from . import migrations
-
     directory = os.path.abspath(os.path.expanduser(directory))
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise InputError(f"{directory} is not a directory")
     try:
         for folder in ("", DATA, LOG, QSUBMIT):
             os.makedirs(os.path.join(directory, folder), exist_ok=True)
-        if access is None and is_db(directory) and os.path.exists(os.path.join(directory, MARKER)):
-            access = _access(directory)
-        access = access or filesystem.mount_of(directory).access
+        access = access or _recorded_access(directory) or filesystem.mount_of(directory).access
+        if access == filesystem.LOCAL:
+            connection.refuse_unsafe(directory)
         _write_json(os.path.join(directory, MARKER), {"access": access})
+        _create_empty(os.path.join(directory, connection.FILE_NAME))
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
-    path = os.path.join(directory, connection.FILE_NAME)
-    try:
-        if not is_db(directory):
-            # WAL is a property of the file and cannot be set inside a transaction.
-            fresh = sqlite3.connect(path, timeout=60, isolation_level=None)
-            fresh.execute("PRAGMA locking_mode = EXCLUSIVE")
-            fresh.execute("PRAGMA journal_mode = WAL")
-            fresh.close()
-        database = Database(directory, access)
-        with database.write() as cx:
-            migrations.migrate(cx)
-    except sqlite3.Error as exc:
-        raise connection._translation(exc, directory) from exc
+    database = Database(directory, access)
+    database.upgrade()
     remember(directory)
     return database
+
+
+def _recorded_access(directory: str) -> str | None:
+    """How the DB that is there was set up; None if there is none, or nobody can tell any more."""
+    try:
+        return _access(directory) if is_db(directory) else None
+    except DatabaseError:
+        return None
+
+
+def _create_empty(path: str) -> None:
+    try:
+        # Only a file that nobody has open yet: closing it would drop the locks of SQLite's own connections.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+    except FileExistsError:
+        pass
 
 
 # --- the DBs that this user knows -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from ..errors import SchemaMismatch
+from ..errors import NotABalsamDB, SchemaMismatch
 from . import schema
 
 #: STEPS[n] leads from version n + 1 to version n + 2.
@@ -35,6 +35,18 @@ def migrate(cx: sqlite3.Connection) -> None:
     for statement in statements:
         cx.execute(statement)
     cx.execute(f"PRAGMA user_version = {schema.VERSION}")
+
+
+def refuse_unready(version: int, directory: str) -> None:
+    """Raise unless a file of that version can be used as it is: NotABalsamDB if it is empty, else SchemaMismatch."""
+    refuse_newer(version)
+    if version == 0:
+        raise NotABalsamDB(f"The DB in {directory} has no tables.", hint=f"`balsam init {directory}` creates them.")
+    if version < schema.VERSION:
+        raise SchemaMismatch(
+            f"The DB has schema version {version}; this balsam_lite works with version {schema.VERSION}.",
+            hint=f"`balsam init {directory}` brings it up to date.",
+        )
 
 
 def refuse_newer(version: int) -> None:

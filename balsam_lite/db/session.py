@@ -6,6 +6,7 @@ is recognised by filelock; one on another host by a lock file that nobody touche
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -14,7 +15,7 @@ from types import TracebackType
 
 from filelock import SoftFileLock, Timeout
 
-from ..errors import DatabaseBusy, DatabaseReadOnly
+from ..errors import DatabaseBusy, DatabaseFull, DatabaseReadOnly
 
 FILE_NAME = "session.lock"
 
@@ -68,6 +69,8 @@ class SessionLock:
                 return False
             raise DatabaseReadOnly(f"The DB {self._directory} cannot be locked: {exc}") from exc
         except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DatabaseFull(f"The disk of {self._directory} is full; nothing was written.") from exc
             raise DatabaseReadOnly(f"The DB {self._directory} cannot be locked: {exc}") from exc
 
     def _touch(self) -> None:

@@ -5,6 +5,7 @@ The only place of the launcher that looks at the environment, the machine and th
 
 from __future__ import annotations
 
+import gc
 import logging
 import logging.handlers
 import os
@@ -104,6 +105,9 @@ def _run(
         def stop(number: int, _: FrameType | None) -> None:
             launcher.stop(f"signal {signal.Signals(number).name}")
 
+        # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
+        gc.collect()
+        gc.freeze()
         for number in _STOP_SIGNALS:
             signal.signal(number, stop)
         try:

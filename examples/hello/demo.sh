@@ -12,7 +12,7 @@ leave() {
     code=$?
     # The launcher still writes there until it is done.
     for _ in {1..100}; do
-        balsam ls queues 2> /dev/null | grep -qE 'queued|running|submitted' || break
+        balsam ls queues --json 2> /dev/null | grep -q '"id"' || break
         sleep 0.1
     done
     rm -rf "$place"

@@ -1,0 +1,83 @@
+"""Placement as properties: nothing is ever oversubscribed, and what is given back can be taken again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balsam_lite.db.store.claims import Shape
+from balsam_lite.launcher.nodes import Node, Pool, cost_of, divide_host
+
+SHAPES = st.builds(
+    Shape,
+    num_nodes=st.sampled_from([1, 1, 1, 2]),
+    ranks_per_node=st.sampled_from([1, 2]),
+    node_packing_count=st.sampled_from([1, 2, 3, 7, 64]),
+    gpus_per_rank=st.sampled_from([0, 0.25, 1 / 3, 0.5, 1, 2]),
+)
+
+
+@given(st.integers(1, 3), st.integers(0, 4), st.lists(st.tuples(SHAPES, st.integers(0, 9)), max_size=60))
+def test_that_no_node_and_no_gpu_is_oversubscribed_and_a_freed_pool_is_as_new(nodes, gpus, steps):
+    pool = Pool([Node(4, [str(n) for n in range(gpus)]) for _ in range(nodes)])
+    places = []
+    for shape, action in steps:
+        if action < 6:
+            room = pool.count(shape)
+            place = pool.reserve(shape)
+            assert (place is not None) == (room > 0)
+            if place:
+                assert len(set(place.nodes)) == shape.num_nodes
+                places.append(place)
+        elif places:
+            pool.release(places.pop(action % len(places)))
+        for number, node in enumerate(pool.nodes):
+            here = [(p, gpu) for p in places for n, gpu in zip(p.nodes, p.gpus) if n == number]
+            assert sum(cost_of(p.shape).share for p, _ in here) <= 1 + 1e-5
+            for gpu in node.gpu_load:
+                assert sum(min(cost_of(p.shape).gpus, 1) for p, taken in here if gpu in taken) <= 1 + 1e-5
+    for place in places:
+        pool.release(place)
+    assert all(node.used == 0 and not any(node.gpu_load.values()) for node in pool.nodes)
+
+
+def test_that_whole_gpus_go_to_one_job_each_and_the_next_waits():
+    pool = Pool([Node(8, ["0", "1", "2", "3"])])
+    shape = Shape(1, 1, 8, 1)
+    assert [pool.reserve(shape).gpus for _ in range(4)] == [(("0",),), (("1",),), (("2",),), (("3",),)]
+    assert pool.reserve(shape) is None
+
+
+def test_that_halves_share_a_gpu_and_leave_the_others_free():
+    pool = Pool([Node(8, ["0", "1"])])
+    assert [pool.reserve(Shape(1, 1, 8, 0.5)).gpus[0] for _ in range(2)] == [("0",), ("0",)]
+    assert pool.reserve(Shape(1, 1, 8, 1)).gpus[0] == ("1",)
+
+
+def test_that_a_job_of_two_nodes_takes_both_whole():
+    pool = Pool(divide_host(2, 4, []))
+    place = pool.reserve(Shape(2, 4, 8, 0))
+    assert place.nodes == (0, 1)
+    assert pool.reserve(Shape(1, 1, 64, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (Shape(3, 1, 1, 0), "needs 3 nodes, this launcher has 2"),
+        (Shape(1, 2, 1, 1), "needs 2 GPUs per node, the nodes of this launcher have 1"),
+        (Shape(2, 1, 1, 1), ""),
+    ],
+)
+def test_that_what_can_never_fit_is_told_with_the_numbers(shape, reason):
+    assert Pool(divide_host(2, 2, ["0", "1"])).never_fits(shape) == reason
+
+
+def test_that_jobs_fill_a_thousand_nodes_without_looking_at_the_full_ones_again():
+    pool = Pool([Node(64) for _ in range(1000)])
+    shape = Shape(1, 1, 4, 0)
+    places = [pool.reserve(shape) for _ in range(4000)]
+    assert [place.nodes[0] for place in places] == [n // 4 for n in range(4000)]
+    pool.release(places[400])
+    assert pool.reserve(shape).nodes == (100,)

@@ -48,7 +48,7 @@ exit 9
 class FakeScheduler:
     """Answers what the test says."""
 
-    name, template = "FakeScheduler", "local.tmpl"
+    name, template, domain = "FakeScheduler", "local.tmpl", "fake"
 
     def __init__(self) -> None:
         self.submitted, self.statuses, self.cancelled = [], {}, []

@@ -23,9 +23,9 @@ def by_scheduler_id(cx: sqlite3.Connection, scheduler_id: str) -> BatchRow | Non
     return next(iter(_rows(cx, "WHERE scheduler_id = ? ORDER BY id DESC LIMIT 1", (scheduler_id,))), None)
 
 
-def open_rows(cx: sqlite3.Connection) -> list[BatchRow]:
-    """Those that may still change, oldest first."""
-    return _rows(cx, "WHERE ended IS NULL ORDER BY id")
+def open_rows(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:
+    """Those of one scheduler (its `domain`) that may still change, oldest first."""
+    return _rows(cx, "WHERE ended IS NULL AND scheduler = ? ORDER BY id", (scheduler,))
 
 
 def all_rows(cx: sqlite3.Connection, limit: int | None = None) -> list[BatchRow]:

@@ -219,6 +219,7 @@ class Database:
             cx.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first access: then WAL needs no shared memory
         cx.execute("PRAGMA synchronous = NORMAL")
         if self._is_upgrading:
+            cx.execute("PRAGMA wal_autocheckpoint = 0")  # a launcher may be at it
             return
         migrations.refuse_unready(migrations.version_of(cx), self.directory)
         if self.access == filesystem.LOCAL:

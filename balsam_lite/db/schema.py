@@ -91,6 +91,7 @@ TABLES = (
     """CREATE TABLE batch_job (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     scheduler_id TEXT NOT NULL DEFAULT '',
+    scheduler TEXT NOT NULL DEFAULT '',
     project TEXT NOT NULL DEFAULT '',
     queue TEXT NOT NULL DEFAULT '',
     nodes INTEGER NOT NULL DEFAULT 0,

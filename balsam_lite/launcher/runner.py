@@ -14,7 +14,7 @@ from ..clock import Clock
 from ..db.store.claims import Claim, Exit
 from ..errors import SpawnFailed
 from ..processes import RUN_VARIABLE, Process, descendants, living, signal_all, signal_group
-from . import commands, process
+from . import commands, process, steps
 from .failpoints import failpoint
 from .nodes import Place
 
@@ -76,6 +76,7 @@ class LocalRunner:
         """Start a job at its place. One that cannot be started is reported by the next `poll` as a RUN_ERROR."""
         started = self._clock.now_us()
         try:
+            self._refuse_steps(claim)
             environ = commands.environment(claim, place, self._context)
             output = spec.output_name(claim.name)
             process.make_and_enter(commands.workdir(claim, self._context))
@@ -90,6 +91,12 @@ class LocalRunner:
         failpoint("after-spawn")
         mark = environ[_RUN]
         self._runs[pid] = _Run(claim, place, pid, mark, started)
+
+    @staticmethod
+    def _refuse_steps(claim: Claim) -> None:
+        wanted = steps.needed(claim)
+        if wanted:
+            raise SpawnFailed(f"this version of balsam_lite does not do {' and '.join(wanted)}")
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""

@@ -68,6 +68,7 @@ class Scheduler(Protocol):
 
     name: str  # as in Settings.SCHEDULER_CLASS
     template: str  # file name of its job script's template
+    domain: str  # where its ids mean something: two schedulers of one name may both have a batch job 1
 
     def submit(self, submission: Submission) -> str:
         """Hand the script over and return the batch job's id. Raises SubmitFailed."""
@@ -174,6 +175,7 @@ class CommandScheduler:
 
     def __init__(self, adapter: Adapter, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         self.name, self.template = adapter.name, adapter.template
+        self.domain = adapter.name
         self._adapter, self._timeout_s = adapter, timeout_s
 
     def submit(self, submission: Submission) -> str:

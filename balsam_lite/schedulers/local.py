@@ -34,6 +34,7 @@ class LocalScheduler:
         self._limit = settings.MAX_LOCAL_LAUNCHES
         self._grace_s = 2 * settings.KILL_GRACE_S  # a launcher gives its jobs half of it, and then has to write it down
         self._environ = environ
+        self.domain = f"{self.name}@{os.uname().nodename}:{os.path.join(home(environ), 'local-scheduler')}"
         self._queue = LocalQueue(os.path.join(home(environ), "local-scheduler"))
 
     def submit(self, submission: Submission) -> str:

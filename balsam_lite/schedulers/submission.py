@@ -61,7 +61,7 @@ def submit_launch(db: Database, settings: Settings, request: LaunchRequest, sche
     scheduler = scheduler or select(settings)
     request = validated(request, settings)
     _render(db, settings, scheduler, request, 0)  # a template that is broken costs no row
-    row = _add_row(db, request)
+    row = _add_row(db, request, scheduler.domain)
     try:
         script = _render(db, settings, scheduler, request, row["id"])
         _write_script(row["command"], script)
@@ -116,9 +116,10 @@ def _check_line(field: str, value: Any) -> None:
         raise InvalidSpec(f"{field} must be one line of printable characters, not {value!r}")
 
 
-def _add_row(db: Database, request: LaunchRequest) -> BatchRow:
+def _add_row(db: Database, request: LaunchRequest, domain: str) -> BatchRow:
     values = {
         **request._asdict(),
+        "scheduler": domain,
         "filter_tags": json.dumps(dict(request.filter_tags), sort_keys=True),
         "prescheduled_only": int(request.prescheduled_only),
     }
@@ -279,7 +280,7 @@ def _hint(exc: BaseException) -> str:
 
 
 def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> list[BatchRow]:
-    """Ask the scheduler about every batch job that has not ended and write down what changed. Returns those rows.
+    """Ask the scheduler about every batch job of its own that has not ended and write down what changed. Returns those rows.
 
     Opens its own transactions; a write one only where something changed. `now_us` is for tests.
 
@@ -288,7 +289,7 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> li
     """
     now_us = SystemClock.now_us() if now_us is None else now_us
     with db.read() as cx:
-        rows = batch_queries.open_rows(cx)
+        rows = batch_queries.open_rows(cx, scheduler.domain)
     found = {row["id"]: scheduler.find(_submission(db, row), row["created"]) for row in rows if _is_pending(row)}
     ids = {row["id"]: row["scheduler_id"] or found.get(row["id"]) or "" for row in rows}
     asked = [native_id for native_id in ids.values() if native_id]

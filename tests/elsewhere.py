@@ -1,0 +1,86 @@
+"""Other processes, and small file systems, for tests of the database."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BALSAM = [sys.executable, "-m", "balsam_lite.cli"]
+
+_PREAMBLE = """
+import os, sys, time
+from balsam_lite.db import location
+from balsam_lite.db.connection import Database
+db = location.open_database(sys.argv[1])
+def add_one():
+    with db.write() as cx:
+        n = cx.execute("SELECT n FROM counter").fetchone()[0]
+        cx.execute("UPDATE counter SET n = ?", (n + 1,))
+def say(text):
+    print(text, flush=True)
+"""
+
+
+def environment() -> dict[str, str]:
+    """Ours, and where `balsam_lite` is found."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def python(code: str, directory: str, **environ: str) -> subprocess.Popen[str]:
+    """A process that runs `code` with `db`, `add_one` and `say` at hand."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{_PREAMBLE}\n{code}", directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment(), **environ},
+    )
+
+
+def balsam(directory: Path | str | None, *words: str, timeout: float = 60, **environ: str) -> tuple[int, str, str]:
+    """A command line; its exit code, stdout and stderr. Without a directory: no `--db`."""
+    options = [] if directory is None else ["--db", str(directory)]
+    done = subprocess.run(
+        [*BALSAM, *options, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=timeout,
+        env={**environment(), **environ},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@contextmanager
+def small_disk(point: Path, size: str = "1m") -> Iterator[Path]:
+    """A file system of that size in the memory of this host. Only root may mount one."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    point.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(point)], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr!r}")
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "--lazy", str(point)], check=True)
+
+
+def fill(directory: Path) -> Path:
+    """Leave no free block on the file system of `directory`; returns the file that takes them."""
+    filler = directory / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            pass
+    return filler

@@ -351,7 +351,7 @@ def test_that_batch_jobs_are_found_by_number_by_the_schedulers_id_and_by_what_co
         assert batch_queries.by_scheduler_id(cx, "278079")["id"] == 3
         assert batch_queries.by_scheduler_id(cx, "1") is None
         assert [row["id"] for row in batch_queries.all_rows(cx, limit=2)] == [2, 3]
-        assert [row["id"] for row in batch_queries.open_rows(cx)] == [1, 2, 3]
+        assert [row["id"] for row in batch_queries.unended_rows(cx)] == [1, 2, 3]
 
 
 # --- the job script ---------------------------------------------------------------------------------------------------

@@ -405,7 +405,7 @@ def _launches(db: Database, wanted: Wanted) -> list[dict[str, Any]]:
     except SchedulerError as exc:
         warn(f"Scheduler is not reachable: {exc}")
     with db.read() as cx:
-        rows = batch_queries.all_rows(cx) if wanted.all_queues else batch_queries.open_rows(cx)
+        rows = batch_queries.all_rows(cx) if wanted.all_queues else batch_queries.unended_rows(cx)
     return rows[: wanted.limit]
 
 

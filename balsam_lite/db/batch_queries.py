@@ -28,6 +28,11 @@ def open_rows(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:
     return _rows(cx, "WHERE ended IS NULL AND scheduler = ? ORDER BY id", (scheduler,))
 
 
+def unended_rows(cx: sqlite3.Connection) -> list[BatchRow]:
+    """Those of any scheduler that may still change, oldest first."""
+    return _rows(cx, "WHERE ended IS NULL ORDER BY id")
+
+
 def all_rows(cx: sqlite3.Connection, limit: int | None = None) -> list[BatchRow]:
     """The newest `limit` (None: all), oldest first."""
     return _rows(cx, "ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,))[::-1]

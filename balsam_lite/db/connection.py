@@ -308,7 +308,8 @@ def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:
         return DatabaseBusy(f"The DB {directory} is busy: {text}", hint="Try again.")
     if "full" in text:
         return DatabaseFull(f"The disk of {directory} is full; nothing was written.", hint="Free some space, try again.")
-    if "readonly" in text or "read-only" in text:
+    unwritable = "unable to open" in text and os.path.isdir(directory) and not os.access(directory, os.W_OK)
+    if unwritable or "readonly" in text or "read-only" in text:
         return DatabaseReadOnly(f"The DB {directory} cannot be written: {text}", hint="See the directory's permissions.")
     if "unable to open" in text:
         return DatabaseError(

@@ -71,10 +71,10 @@ def _access(directory: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             access = json.load(file)["access"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        if access not in (filesystem.LOCAL, filesystem.SHARED):
+            raise ValueError(f"access must be local or shared, not {access!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise DatabaseError(f"{path} cannot be read: {exc}", hint=f"`balsam init {directory}` writes it anew.") from exc
-    if access not in (filesystem.LOCAL, filesystem.SHARED):
-        raise DatabaseError(f"{path}: access must be local or shared, not {access!r}")
     return str(access)
 
 

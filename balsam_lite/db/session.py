@@ -15,16 +15,18 @@ from types import TracebackType
 
 from filelock import SoftFileLock, Timeout
 
-from ..errors import DatabaseBusy, DatabaseFull, DatabaseReadOnly
+from ..errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseReadOnly
 
 FILE_NAME = "session.lock"
+#: So often the lock file may be refused without being there, before it is the directory that refuses.
+_MOST_REFUSALS = 20
 
 
 class SessionLock:
     """Held inside a `with` block. Not reentrant: `Database.session` counts.
 
     Args:
-        patience_s: wait so long for the lock, then DatabaseBusy.
+        patience_s: wait so long for the lock, then DatabaseBusy; longer for a holder that seems to be dead.
         expiry_s: a lock file unchanged for so long, by this host's clock, is a dead holder's. Holders touch theirs four
             times as often.
     """
@@ -35,19 +37,20 @@ class SessionLock:
         self._patience_s, self._expiry_s = patience_s, expiry_s
         self._lock = SoftFileLock(self._path, thread_local=False)
         self._released = threading.Event()
-        self._seen: tuple[object, float] = (None, 0.0)
+        self._seen: tuple[object, float] = (None, time.monotonic())
+        self._refusals = 0
 
     def __enter__(self) -> SessionLock:
         started = time.monotonic()
         pause = 0.002
         while not self._try():
+            self._break_if_expired()
             waited = time.monotonic() - started
-            if waited > self._patience_s:
+            if waited > self._patience_s and not self._seems_dead():
                 raise DatabaseBusy(
                     f"{self._path} was held by another process for {waited:.0f} s.",
                     hint="Try again; BALSAM_BUSY_TIMEOUT_S sets how long to wait.",
                 )
-            self._break_if_expired()
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 1.5, 0.1)
         threading.Thread(target=self._touch, daemon=True).start()
@@ -58,14 +61,17 @@ class SessionLock:
         self._lock.release()
 
     def _try(self) -> bool:
+        if not os.path.isdir(self._directory):  # filelock would make it
+            raise DatabaseError(f"The DB {self._directory} is not there any more.")
         try:
             self._lock.acquire(timeout=0)
             return True
         except Timeout:
             return False
         except PermissionError as exc:
-            # sshfs answers EPERM, not EEXIST, to the loser of an O_EXCL race.
-            if os.path.lexists(self._path):
+            # sshfs answers EPERM, not EEXIST, to the loser of an O_EXCL race. The winner may have left meanwhile.
+            self._refusals = 0 if os.path.lexists(self._path) else self._refusals + 1
+            if self._refusals == 0 or (self._refusals < _MOST_REFUSALS and os.access(self._directory, os.W_OK)):
                 return False
             raise DatabaseReadOnly(f"The DB {self._directory} cannot be locked: {exc}") from exc
         except OSError as exc:
@@ -90,6 +96,10 @@ class SessionLock:
             self._seen = (marker, time.monotonic())
         elif time.monotonic() - self._seen[1] > self._expiry_s:
             self._take_away(marker)
+
+    def _seems_dead(self) -> bool:
+        """Whether the holder has missed a touch. Who went away now would never see the lock expire."""
+        return self._expiry_s / 3 < time.monotonic() - self._seen[1] <= 2 * self._expiry_s
 
     def _take_away(self, marker: tuple[int, int]) -> None:
         """Remove the dead holder's file, and no other: rename it, look at what came along, put back what is alive."""

@@ -210,7 +210,7 @@ class Launcher:
             return self._last_tick + 1.0
         if self._exits:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
-            starving = not self._ahead and any(node.used < 1.0 for node in self._pool.nodes)
+            starving = not self._ahead and self._pool.has_room
             return soon if starving else max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
         if self._news:
             return soon

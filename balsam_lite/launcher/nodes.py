@@ -104,6 +104,11 @@ class Pool:
         """How many jobs have a place (a job of two nodes counts twice)."""
         return sum(node.jobs for node in self.nodes)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a part of any node is free."""
+        return any(node.used < 1.0 - _EPSILON for node in self.nodes)
+
     def count(self, shape: Shape) -> int:
         """How many jobs of that shape fit now."""
         cost = cost_of(shape)

@@ -123,19 +123,31 @@ def _sources(workflows: tuple[str, ...] | None) -> list[_Source]:
 
 
 def shapes(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> list[Shape]:
-    """The distinct shapes of startable jobs: one seek in the index for each, however many jobs there are."""
+    """The distinct shapes of startable jobs: a few seeks in the index for each, however many jobs there are."""
     found: set[Shape] = set()
     for source in _sources(workflows):
-        shape = Shape(0, 0, 0, 0)
-        query = f"""SELECT {_SHAPE} FROM job INDEXED BY {source.index_name}
-            WHERE {source.condition} AND ({_SHAPE}) > (?, ?, ?, ?) ORDER BY {_SHAPE} LIMIT 1"""
-        while True:
-            row = cx.execute(query, (*source.parameters, *shape)).fetchone()
-            if row is None:
-                break
-            shape = Shape(*row)
+        shape = _next_shape(cx, source, None)
+        while shape is not None:
             found.add(shape)
+            shape = _next_shape(cx, source, shape)
     return sorted(found)
+
+
+def _next_shape(cx: sqlite3.Connection, source: _Source, last: Shape | None) -> Shape | None:
+    """The smallest shape beyond `last`.
+
+    SQLite compares row values by reading every entry that is equal in the first column, so the seeks are spelled out:
+    equal in the first n columns and greater in the next, for the longest n that finds one.
+    """
+    for equal in (0,) if last is None else range(len(spec.SHAPE_FIELDS) - 1, -1, -1):
+        terms = [f"{field} = ?" for field in spec.SHAPE_FIELDS[:equal]]
+        terms += [] if last is None else [f"{spec.SHAPE_FIELDS[equal]} > ?"]
+        query = f"""SELECT {_SHAPE} FROM job INDEXED BY {source.index_name}
+            WHERE {" AND ".join([source.condition, *terms])} ORDER BY {_SHAPE} LIMIT 1"""
+        row = cx.execute(query, (*source.parameters, *(() if last is None else last[: equal + 1]))).fetchone()
+        if row is not None:
+            return Shape(*row)
+    return None
 
 
 def waiting(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> list[tuple[Shape, int, int]]:
@@ -200,7 +212,7 @@ def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
 
 def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, minutes: float | None) -> list[Row]:
     """The first `wanted` candidates of a shape. One range of the index per priority, so that no row is read in vain."""
-    where = f"{source.condition} AND ({_SHAPE}) = (?, ?, ?, ?)"
+    where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in spec.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
     longest = 2**53 if minutes is None else int(minutes)
     next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"

@@ -209,7 +209,7 @@ def _object(value: Any) -> str:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ValueError(f"must be a JSON object; {exc}: {value!r}") from None
     if value is None:
         return "{}"

@@ -62,7 +62,9 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 def test_that_eight_processes_lose_no_write(db: Database) -> None:
     workers = [python("for _ in range(50): add_one()", db.directory) for _ in range(8)]
-    assert [worker.wait(120) for worker in workers] == [0] * 8
+    for worker in workers:
+        worker.communicate(timeout=120)
+    assert [worker.returncode for worker in workers] == [0] * 8
     assert counter(db) == 400
     assert no_lock_is_left(db)
 

@@ -28,9 +28,8 @@ def init(path: str, access: str | None) -> None:
         balsam init ~/my-db
         source balsamactivate my-db
     """
-    directory = os.path.abspath(os.path.expanduser(path))
-    is_new = not location.is_db(directory)
-    db = location.create(directory, access)
+    is_new = not location.is_db(os.path.expanduser(path))
+    db = location.create(path, access)
     said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
     shown = layout.one_line(db.directory)
     lines = [f"{said} {shown}", f"Use `source balsamactivate {os.path.basename(shown) or shown}` to begin working."]

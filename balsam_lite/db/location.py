@@ -28,20 +28,29 @@ def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -
     Raises:
         NotABalsamDB: the one that was named is none. NoDatabase: none was named and none contains the current directory.
     """
+    if explicit == "":  # an unset variable of a script; taking another DB instead could cost the user that one
+        raise NotABalsamDB("The path of the DB is empty (from --db)", hint="`balsam which --list` shows the known ones.")
     for named, source in ((explicit, "--db"), (environ.get(DB_VARIABLE), DB_VARIABLE)):
         if named:
-            directory = os.path.abspath(os.path.expanduser(named))
+            directory = _absolute(named)
             if is_db(directory):
                 return directory
             what = "is a file, not a directory" if os.path.isfile(directory) else "holds no Balsam DB"
             raise NotABalsamDB(f"{directory} {what} (from {source})", hint="`balsam init PATH` creates one.")
-    directory = os.getcwd()
+    directory = _absolute(".")
     while not is_db(directory):
         parent = os.path.dirname(directory)
         if parent == directory:
             raise NoDatabase("No Balsam DB is active.", hint=_advice())
         directory = parent
     return directory
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(os.path.expanduser(path))
+    except FileNotFoundError as exc:
+        raise NoDatabase("The current directory does not exist any more.", hint="Go to another one: `cd`.") from exc
 
 
 def _advice() -> str:
@@ -89,7 +98,9 @@ def create(directory: str, access: str | None = None) -> Database:
     Raises:
         InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
     """
-    directory = os.path.abspath(os.path.expanduser(directory))
+    if not directory:
+        raise InputError("The path of the new DB is empty")
+    directory = _absolute(directory)
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise InputError(f"{directory} is not a directory")
     try:
@@ -157,7 +168,7 @@ def resolve(name: str) -> str:
     Raises:
         NotFound, InputError (ambiguous): with the candidates.
     """
-    path = os.path.abspath(os.path.expanduser(name))
+    path = _absolute(name)
     if is_db(path):
         return path
     if os.path.isdir(path) and os.sep in name:

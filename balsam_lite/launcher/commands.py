@@ -84,8 +84,13 @@ def environment(claim: Claim, place: Place, context: Context) -> dict[bytes, byt
     environ[b"BALSAM_JOB_ID"] = claim.job_id.encode()
     environ[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
     environ[b"BALSAM_PARENT_IDS"] = claim.parent_ids.encode()
-    environ[_RUN] = context.mark + b"%d:%d" % (claim.job, claim.attempt)
+    environ[_RUN] = mark(claim, context)
     return environ
+
+
+def mark(claim: Claim, context: Context) -> bytes:
+    """The run mark: the value of BALSAM_RUN, by which all processes of the run are found, whatever sessions they open."""
+    return context.mark + b"%d:%d" % (claim.job, claim.attempt)
 
 
 def lease_mark(db_directory: str, lease: int) -> bytes:

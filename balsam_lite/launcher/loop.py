@@ -149,13 +149,8 @@ class Launcher:
         failpoint("after-claim")
         if running is not None:
             self._stop_killed(running)
-        for claim in claimed:
-            if claim.place is _AHEAD:
-                self._ahead.append(claim)
-            else:
-                self._runner.start(claim, claim.place)  # type: ignore[arg-type]
-        if claimed:
-            self._idle_since = None
+        self._ahead.extend(claim for claim in claimed if claim.place is _AHEAD)
+        self._runner.start([(claim, claim.place) for claim in claimed if isinstance(claim.place, Place)])
 
     def _transaction(self, exits: list[Exit], room: _Room, news: bool) -> tuple[list[Claim], set[int] | None]:
         now_us = self._clock.now_us()
@@ -187,11 +182,14 @@ class Launcher:
                 log.info("Job number %d: %s %s", finished.exit.job, finished.exit.result, first_line)
 
     def _start_those_ahead(self) -> None:
-        for _ in range(len(self._ahead)):
+        placed = []
+        while self._ahead:
             place = self._pool.reserve(self._ahead[0].shape)
             if place is None:
-                return
-            self._runner.start(self._ahead.popleft(), place)
+                break
+            placed.append((self._ahead.popleft(), place))
+        if placed:
+            self._runner.start(placed)
 
     def _look(self) -> None:
         now = self._clock.monotonic()

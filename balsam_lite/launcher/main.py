@@ -38,6 +38,8 @@ _LOG_DATE = "%d-%b-%Y %H:%M:%S"
 
 #: After the grace for the jobs, so many seconds of the batch job are kept for the last transaction.
 _MARGIN_S = 5.0
+#: Nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
+_MOST_PARTS = 100_000
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -150,9 +152,11 @@ def _say(line: str) -> None:
 def _pool(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> Pool:
     cpus = machine.cpus()
     nodes = options.nodes or (batch.num_nodes if batch else cpus)
-    if nodes < 1:
-        raise InputError(f"The number of nodes must be 1 or more, not {nodes}")
+    if not 1 <= nodes <= _MOST_PARTS:
+        raise InputError(f"The number of nodes must be from 1 to {_MOST_PARTS}, not {nodes}")
     per_node = settings.GPUS_PER_NODE if options.gpus_per_node is None else options.gpus_per_node
+    if per_node * nodes > _MOST_PARTS:
+        raise InputError(f"The number of GPUs must be at most {_MOST_PARTS}, not {per_node * nodes}")
     gpus = machine.gpus() if per_node < 0 else tuple(str(number) for number in range(per_node * nodes))
     if settings.CPUS_PER_NODE:
         cpus = settings.CPUS_PER_NODE * nodes

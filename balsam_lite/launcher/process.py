@@ -1,11 +1,10 @@
-"""User code as processes: start them, hear of their end, stop whole trees. The only place that does.
+"""User code as processes: what is needed before they start (`spawner` starts them), hearing of their end, stopping trees.
 
-One thread only: starting changes the current directory, and `reap` collects every child that this process has.
+`reap` collects every child that this process has.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import shutil
@@ -18,10 +17,6 @@ from ..clock import SystemClock
 from ..errors import SpawnFailed
 from ..processes import Process, signal_all, with_mark
 
-#: Python ignores SIGPIPE and SIGXFSZ, and programs inherit what is ignored; these get the system's default back.
-_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
-_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-
 
 class Ended(NamedTuple):
     """A child that ended."""
@@ -31,89 +26,52 @@ class Ended(NamedTuple):
     ended_us: int
 
 
-# --- starting ---------------------------------------------------------------------------------------------------------
+# --- before the start -------------------------------------------------------------------------------------------------
 
 _found_programs: dict[tuple[str, bytes], str] = {}
 
 
-def spawn(argv: list[str], environ: Mapping[bytes, bytes], output: str) -> int:
-    """Start a program in the current directory and a session of its own, stdout and stderr in file `output`; returns its pid.
-
-    `output` is written anew and never through a link. No shell is involved.
+def find_program(name: str, environ: Mapping[bytes, bytes], directory: str) -> str:
+    """The path of a program, found as a shell in `directory` with that environment would.
 
     Raises:
-        SpawnFailed: with the reason in words; nothing runs then.
+        SpawnFailed: there is none.
     """
-    program = _program(argv[0], environ)
-    actions = (
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, output, _OUTPUT_FLAGS, 0o666),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-    )
-    try:
-        return os.posix_spawn(
-            program, argv, environ, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
-        )
-    except OSError as exc:
-        _found_programs.clear()
-        raise _failure(exc, program, output) from exc
-    except ValueError as exc:  # a NUL byte
-        raise SpawnFailed(f"{argv[0]} cannot be started: {exc}") from exc
+    if "/" in name:
+        return name
+    path = environ.get(b"PATH", os.defpath.encode())
+    found = _found_programs.get((name, path))
+    if found is None or not os.access(found, os.X_OK):
+        found = shutil.which(name, path=os.fsdecode(path))
+        if found is None:
+            raise SpawnFailed(f"{name}: command not found (PATH is {os.fsdecode(path)})")
+        if not os.path.isabs(found):
+            return os.path.join(directory, found)
+        _found_programs[name, path] = found
+    return found
 
 
-def make_and_enter(directory: str) -> None:
-    """Make a working directory, which is probably new, with the directories above it; then be there.
+def make_directory(path: str) -> None:
+    """Make a working directory, which is probably new, with the directories above it.
 
     Raises:
         SpawnFailed: with the reason.
     """
     try:
-        os.mkdir(directory)
-    except OSError:  # it is there already, or what is above it is not: the next lines know
+        os.mkdir(path)
+    except FileExistsError:
         pass
-    try:
-        os.chdir(directory)
-    except FileNotFoundError:
+    except OSError:
         try:
-            os.makedirs(directory, exist_ok=True)
-            os.chdir(directory)
+            os.makedirs(path, exist_ok=True)
         except OSError as exc:
-            raise SpawnFailed(f"The working directory cannot be made: {exc}") from exc
-    except OSError as exc:
-        raise SpawnFailed(f"The working directory cannot be entered: {exc}") from exc
+            raise SpawnFailed(f"the working directory cannot be made: {exc}") from exc
 
 
-def _program(name: str, environ: Mapping[bytes, bytes]) -> str:
-    if "/" in name:
-        return name
-    path = environ.get(b"PATH", os.defpath.encode())
-    found = _found_programs.get((name, path))
-    if found is None:
-        found = shutil.which(name, path=os.fsdecode(path))
-        if found is None:
-            raise SpawnFailed(f"{name}: command not found (PATH is {os.fsdecode(path)})")
-        if os.path.isabs(found):
-            _found_programs[name, path] = found
-    return found
-
-
-def _failure(exc: OSError, program: str, output: str) -> SpawnFailed:
-    # posix_spawn says what failed, not where: look whether it was the output file.
+def keep_output(path: str, attempt: int) -> None:
+    """Put the output of an earlier attempt aside as `<path>.<its number>`."""
     try:
-        os.close(os.open(output, _OUTPUT_FLAGS | os.O_CLOEXEC, 0o666))
-    except OSError as at_output:
-        return SpawnFailed(f"The output file {output} cannot be written: {at_output.strerror}")
-    if exc.errno == errno.ENOEXEC:
-        return SpawnFailed(f"{program} cannot be executed: it is no program, and its first line is no #! line")
-    if exc.errno == errno.ENOENT and os.path.exists(program):
-        return SpawnFailed(f"{program} cannot be executed: the interpreter in its #! line does not exist")
-    return SpawnFailed(f"{program} cannot be executed: {exc.strerror}")
-
-
-def keep_output(output: str, attempt: int) -> None:
-    """Put the output of an earlier attempt aside as `<output>.<its number>`, in the current directory."""
-    try:
-        os.rename(output, f"{output}.{attempt - 1}")
+        os.rename(path, f"{path}.{attempt - 1}")
     except OSError:  # it has none
         pass
 

@@ -5,20 +5,20 @@ A run that is being stopped keeps its place until its whole process tree is gone
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
 from ..errors import SpawnFailed
-from ..processes import RUN_VARIABLE, Process, descendants, living, signal_all, signal_group
-from . import commands, process, steps
+from ..processes import Process, descendants, living, signal_all, signal_group
+from . import commands, machine, process, steps
 from .failpoints import failpoint
 from .nodes import Place
-
-_RUN = RUN_VARIABLE.encode()
+from .spawner import Request, Spawner
 
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
@@ -54,6 +54,7 @@ class LocalRunner:
     """
 
     def __init__(self, context: commands.Context, clock: Clock, tail_lines: int) -> None:
+        self._spawner = Spawner(machine.cpus())
         self._context, self._clock, self._tail_lines = context, clock, tail_lines
         self._runs: dict[int, _Run] = {}  # by pid
         self._stopping: dict[int, _Run] = {}  # by pid
@@ -72,31 +73,41 @@ class LocalRunner:
         """Whether a tree is being stopped, so that `poll` should be called again soon."""
         return bool(self._stopping)
 
-    def start(self, claim: Claim, place: Place) -> None:
-        """Start a job at its place. One that cannot be started is reported by the next `poll` as a RUN_ERROR."""
+    def start(self, placed: Sequence[tuple[Claim, Place]]) -> None:
+        """Start jobs at their places. One that cannot be started is reported by the next `poll` as a RUN_ERROR."""
+        ready, requests = [], []
+        for claim, place in placed:
+            try:
+                requests.append(self._request(claim, place))
+                ready.append((claim, place))
+            except SpawnFailed as exc:
+                self._refuse(claim, place, exc)
         started = self._clock.now_us()
-        try:
-            self._refuse_steps(claim)
-            environ = commands.environment(claim, place, self._context)
-            output = spec.output_name(claim.name)
-            process.make_and_enter(commands.workdir(claim, self._context))
-            if claim.attempt > 1:
-                process.keep_output(output, claim.attempt)
-            pid = process.spawn(commands.argv(claim), environ, output)
-        except SpawnFailed as exc:
-            message = f"The job could not be started: {exc}"
-            ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
-            self._failed.append(Finished(ended, place))
-            return
-        failpoint("after-spawn")
-        mark = environ[_RUN]
-        self._runs[pid] = _Run(claim, place, pid, mark, started)
+        for (claim, place), pid in zip(ready, self._spawner.start_all(requests)):
+            if isinstance(pid, SpawnFailed):
+                self._refuse(claim, place, pid)
+            else:
+                self._runs[pid] = _Run(claim, place, pid, commands.mark(claim, self._context), started)
+                failpoint("after-spawn")
 
-    @staticmethod
-    def _refuse_steps(claim: Claim) -> None:
+    def _request(self, claim: Claim, place: Place) -> Request:
         wanted = steps.needed(claim)
         if wanted:
             raise SpawnFailed(f"this version of balsam_lite does not do {' and '.join(wanted)}")
+        argv = commands.argv(claim)
+        environ = commands.environment(claim, place, self._context)
+        directory, output = commands.workdir(claim, self._context), spec.output_name(claim.name)
+        program = process.find_program(argv[0], environ, directory)
+        process.make_directory(directory)
+        if claim.attempt > 1:
+            process.keep_output(f"{directory}/{output}", claim.attempt)
+        variables = [b"%b=%b" % variable for variable in environ.items()]
+        return Request(program, [os.fsencode(word) for word in argv], variables, directory, output)
+
+    def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:
+        message = f"The job could not be started: {exc}"
+        ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
+        self._failed.append(Finished(ended, place))
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""

@@ -15,6 +15,17 @@ from .identity import Holder, start_of
 
 #: Names the run that a process belongs to. Children inherit it, whatever session they open.
 RUN_VARIABLE = "BALSAM_RUN"
+#: What says to which job, run or launcher a process belongs. Whoever starts something that is no part of it leaves them out.
+JOB_VARIABLES = (
+    RUN_VARIABLE,
+    "BALSAM_JOB_ID",
+    "BALSAM_ATTEMPT",
+    "BALSAM_PARENT_IDS",
+    "BALSAM_JOB_TIMEOUT",
+    "BALSAM_JOB_ERROR",
+    "BALSAM_LAUNCHER_NODES",
+    "BALSAM_JOB_MODE",
+)
 
 _MARK = RUN_VARIABLE.encode() + b"="
 _LINUX = sys.platform.startswith("linux")

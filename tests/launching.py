@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from helpers import wait_until
+
 from balsam_lite.db import location, queries
 from balsam_lite.db.store import apps, graph, insert
 from balsam_lite.settings import Settings
-
-from helpers import wait_until
 
 PYTHON = sys.executable
 

@@ -10,22 +10,37 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from elsewhere import BALSAM, balsam, environment
+from helpers import wait_until
 
 from balsam_lite.db import location, queries
 from balsam_lite.db.connection import Database
+from balsam_lite.db.store import apps, insert
 
-from elsewhere import BALSAM, balsam, environment
-from helpers import wait_until
+
+def make_db(directory: Path) -> str:
+    """A DB with the apps `say` and `dummy`, and two jobs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BALSAM_HOME", str(directory / "home"))
+        db = location.create(str(directory / "db"))
+    with db.write() as cx:
+        for name in ("say", "dummy"):
+            apps.add_app(cx, {"name": name, "executable": "echo"})
+    insert.add_jobs(db, [{"name": name, "application": "say"} for name in ("one", "two")])
+    db.close()
+    return db.directory
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> str:
-    """A DB with the app `say` and two jobs."""
-    db = location.create(str(tmp_path / "db"))
-    db.close()
-    assert balsam(db.directory, "app", "--name", "say", "--executable", "echo")[0] == 0
-    assert balsam(db.directory, "make_dummies", "2")[0] == 0
-    return db.directory
+    """A DB of the test's own."""
+    return make_db(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A DB for tests that change nothing in it."""
+    return make_db(tmp_path_factory.mktemp("untouched"))
 
 
 def open_db(directory: str) -> Database:
@@ -127,14 +142,14 @@ _JOB = ["job", "--name", "j", "--workflow", "w", "--application", "say", "--yes"
     ],
 )
 def test_that_nonsense_is_refused_with_a_word_about_it_and_changes_nothing(
-    directory: str, words: list[str], code: int, said: str
+    untouched: str, words: list[str], code: int, said: str
 ) -> None:
-    before = contents(directory)
-    found, out, err = balsam(directory, *words, timeout=20)
+    before = contents(untouched)
+    found, out, err = balsam(untouched, *words, timeout=20)
     assert (found, "Traceback" in err, "unexpected" in err) == (code, False, False), err
     assert said in err
     assert code == 0 or (out == "" and err.strip())
-    assert contents(directory) == before
+    assert contents(untouched) == before
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "tab\there", "esc\x1b[31m", "\u2028", "rtl\u202e"])
@@ -169,7 +184,17 @@ def test_that_an_odd_name_is_kept_as_typed_and_found_again(directory: str, name:
 
 @pytest.mark.parametrize(
     "name",
-    ["with blank", "quote's\"", "ünïcödé 🚀", "new\nline", "100%?x=1&y#z", "-dash", "$(touch x)`id`;", "\udcff\udcfe", "file:x"],
+    [
+        "with blank",
+        "quote's\"",
+        "ünïcödé 🚀",
+        "new\nline",
+        "100%?x=1&y#z",
+        "-dash",
+        "$(touch x)`id`;",
+        "\udcff\udcfe",
+        "file:x",
+    ],
 )
 def test_that_a_db_in_an_odd_directory_works_from_init_to_the_end(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name / "db")
@@ -205,7 +230,8 @@ def test_that_an_empty_variable_is_as_good_as_none(directory: str) -> None:
 
 
 def test_that_a_current_directory_that_is_gone_is_told(tmp_path: Path, directory: str) -> None:
-    script = f'mkdir gone; cd gone; rmdir ../gone; for words in ls "--db x ls" "init x"; do {" ".join(BALSAM)} $words; echo $?; done'
+    each = f'for words in ls "--db x ls" "init x"; do {" ".join(BALSAM)} $words; echo $?; done'
+    script = f"mkdir gone; cd gone; rmdir ../gone; {each}"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment())
     assert done.stdout == "1\n1\n1\n"
     assert done.stderr.count("The current directory does not exist any more") == 3
@@ -299,7 +325,7 @@ def test_that_a_shared_db_is_free_again_after_a_command_was_stopped(tmp_path: Pa
     db = location.create(str(tmp_path / "db"), "shared")
     process = start("--db", db.directory, "make_dummies", "60000")
     holders = [0, 0, 0]
-    wait_until(lambda: holders.append(inode_of(lock_of(db))) or holders[-1] and len(set(holders[-3:])) == 1, 60, 0.1)
+    wait_until(lambda: holders.append(inode_of(lock_of(db))) or (holders[-1] and len(set(holders[-3:])) == 1), 60, 0.1)
     process.send_signal(number)
     assert ends([process])[0][0] != 0
     code, out, err = balsam(db.directory, "ls", BALSAM_BUSY_TIMEOUT_S="20", BALSAM_LEASE_EXPIRY_S="2")

@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from elsewhere import python
 
 from balsam_lite.db import location
 from balsam_lite.db.store import apps, insert
-
-from elsewhere import python
 
 _CLAIMER = """
 import json

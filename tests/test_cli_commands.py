@@ -629,7 +629,7 @@ def test_that_rm_removes_apps_by_name_number_and_all(balsam: Balsam) -> None:
 class FakeScheduler:
     """Accepts everything and remembers it."""
 
-    template = "local.tmpl"
+    template, domain = "local.tmpl", "fake"
 
     def __init__(self) -> None:
         self.submitted: list[base.Submission] = []

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elsewhere import balsam, fill, python, small_disk
+from helpers import wait_until
+from launching import Bench
 
 from balsam_lite.db import connection, filesystem, location, migrations, queries, schema
 from balsam_lite.db.connection import Database
@@ -28,10 +31,6 @@ from balsam_lite.errors import (
     SchemaMismatch,
     UnsafeFilesystem,
 )
-
-from elsewhere import balsam, fill, python, small_disk
-from helpers import wait_until
-from launching import Bench
 
 # A child of a test forks while other tests' threads may live; it only uses what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -81,7 +80,7 @@ def test_that_a_write_is_there_for_others_when_its_block_ends(db: Database) -> N
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_that_any_exception_takes_the_whole_write_back(db: Database, error: type[BaseException]) -> None:
-    with pytest.raises(error), db.write() as cx:
+    with pytest.raises(error), db.write() as cx:  # noqa: PT012
         cx.execute("UPDATE counter SET n = 7")
         raise error
     assert counter(db) == 0
@@ -90,7 +89,7 @@ def test_that_any_exception_takes_the_whole_write_back(db: Database, error: type
 
 
 def test_that_a_write_inside_a_write_joins_it_and_falls_with_it(db: Database) -> None:
-    with pytest.raises(ValueError), db.write() as outer:
+    with pytest.raises(ValueError), db.write() as outer:  # noqa: PT012
         with db.write() as inner:
             assert inner is outer
             inner.execute("UPDATE counter SET n = 7")
@@ -127,7 +126,7 @@ def test_that_a_read_writes_nothing_even_if_it_tries(db: Database) -> None:
 def test_that_transactions_of_one_session_are_separate(db: Database) -> None:
     with db.session():
         add_one(db)
-        with pytest.raises(ValueError), db.write() as cx:
+        with pytest.raises(ValueError), db.write() as cx:  # noqa: PT012
             cx.execute("UPDATE counter SET n = 7")
             raise ValueError
         with db.session():
@@ -302,7 +301,7 @@ def test_that_on_a_shared_file_system_a_change_is_always_possible(tmp_path: Path
 def test_that_a_path_that_is_a_file_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
-    with pytest.raises(NotABalsamDB, match="is a file, not a directory .from --db"):
+    with pytest.raises(NotABalsamDB, match=r"is a file, not a directory \(from --db"):
         location.find(str(path))
     with pytest.raises(InputError, match="is not a directory"):
         location.create(str(path))
@@ -317,7 +316,7 @@ def test_that_a_db_below_a_file_cannot_be_created(tmp_path: Path) -> None:
 
 def test_that_a_directory_without_a_db_is_told_so_and_stays_as_it_is(tmp_path: Path) -> None:
     for source, environ in (("--db", {}), ("BALSAM_DB_PATH", {"BALSAM_DB_PATH": str(tmp_path)})):
-        with pytest.raises(NotABalsamDB, match=f"holds no Balsam DB .from {source}"):
+        with pytest.raises(NotABalsamDB, match=rf"holds no Balsam DB \(from {source}"):
             location.find(str(tmp_path) if source == "--db" else None, environ)
     with pytest.raises(NotABalsamDB):
         location.open_database(str(tmp_path))
@@ -340,7 +339,7 @@ def test_that_a_missing_or_broken_marker_is_named_and_init_mends_it(local: Datab
     marker.unlink()
     if text is not None:
         marker.write_text(text)
-    with pytest.raises(DatabaseError, match="balsam.json") as caught:
+    with pytest.raises(DatabaseError, match=r"balsam\.json") as caught:
         location.open_database(local.directory)
     assert f"balsam init {local.directory}" in str(caught.value)
     location.create(local.directory).close()
@@ -381,6 +380,13 @@ def test_that_an_empty_file_is_told_so_and_made_a_db_in_wal_mode_by_init(tmp_pat
         assert cx.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert queries.state_counts(cx) == {}
     db.close()
+
+
+def test_that_a_file_that_cannot_have_a_wal_is_no_db(local: Database) -> None:
+    memory = sqlite3.connect(":memory:")
+    with pytest.raises(DatabaseError, match="journal mode is memory"):
+        local._use_wal(memory)
+    memory.close()
 
 
 def test_that_a_db_that_is_removed_while_open_is_an_error_and_not_made_anew(db: Database) -> None:
@@ -670,9 +676,7 @@ def test_that_init_asks_the_file_system(nfs: str, tmp_path: Path) -> None:
     assert location.create(str(tmp_path / "here")).access == "local"
 
 
-def test_that_a_local_db_moved_to_a_network_is_refused_with_the_mounts_name_until_init(
-    nfs: str, tmp_path: Path
-) -> None:
+def test_that_a_local_db_moved_to_a_network_is_refused_with_the_mounts_name_until_init(nfs: str, tmp_path: Path) -> None:
     made = location.create(str(tmp_path / "here"))
     insert.add_jobs(made, [{"name": "kept"}])
     made.close()

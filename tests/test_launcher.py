@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import wait_until
+from launching import PYTHON, Bench, alive
 
 from balsam_lite.db.store import user
-
-from helpers import wait_until
-from launching import Bench, alive
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_that_a_plain_job_has_exactly_the_history_of_the_slides_and_its_output_i
 
 def test_that_the_program_sees_its_job_its_attempt_and_its_own_environment_unmangled(bench):
     bench.script("env", "import json, os; json.dump(dict(os.environ), open('env.json', 'w'))")
-    values = {"PATHS": "/a:/b:c=d", "EMPTY": "", "QUOTED": "it's \"x\" $HOME", "UNI": "ü€"}
+    values = {"PATHS": "/a:/b:c=d", "EMPTY": "", "QUOTED": 'it\'s "x" $HOME', "UNI": "ü€"}
     parent, child = bench.add([{"application": "env"}, {"application": "env", "environ_vars": values}])
     bench.depend(parent, child)
     assert bench.run("--nodes", "3", BALSAM_JOB_ID="stale", BALSAM_JOB_ERROR="TRUE") == 0
@@ -223,7 +222,8 @@ def test_that_sigterm_leaves_no_running_row_and_no_process_and_a_new_launcher_fi
 
 
 def test_that_a_program_that_exits_0_in_the_grace_is_done(bench):
-    bench.script("graceful", "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\nopen('up', 'w')\ntime.sleep(60)")
+    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\nopen('up', 'w')\ntime.sleep(60)"
+    bench.script("graceful", code)
     (job,) = bench.add([{"application": "graceful"}])
     launcher = bench.launch()
     wait_until(bench.path(job, "up").exists, 20)
@@ -243,7 +243,7 @@ def test_that_a_program_that_ignores_sigterm_is_killed_after_the_grace(bench):
 
 
 def test_that_the_time_limit_ends_the_launcher_and_what_is_too_long_is_not_started(bench):
-    bench.app("sleep", "sleep 60")
+    bench.app("sleep", "sleep 200")
     long, endless = bench.add([{"application": "sleep", "wall_time_minutes": 30}, {"application": "sleep"}])
     started = time.monotonic()
     assert bench.run("--time-limit-minutes", "1.02", BALSAM_KILL_GRACE_S="1", timeout=90) == 0
@@ -314,6 +314,21 @@ def test_that_a_workflow_filter_takes_exactly_that_workflow_or_a_glob(bench):
     assert [bench.job(job)["state"] for job in jobs] == ["JOB_FINISHED", "CREATED", "JOB_FINISHED"]
 
 
+def test_that_a_launch_submitted_from_inside_a_job_outlives_that_job(bench):
+    options = "-n 1 -t 5 -q q -A a --job-mode serial --wf-filter other"
+    bench.shell("submit", f"{PYTHON} -m balsam_lite.cli submit-launch {options}; sleep 60")
+    bench.shell("other", "echo $$ > pid; while [ ! -e $BALSAM_DB_PATH/go ]; do sleep 0.05; done")
+    (submitter,) = bench.add([{"application": "submit", "workflow": "first"}])
+    (other,) = bench.add([{"application": "other", "workflow": "other"}])
+    bench.launch("--wf-filter", "first")
+    wait_until(lambda: bench.path(other, "pid").exists(), 40)
+    user.kill(bench.db, [submitter])
+    wait_until(lambda: bench.job(submitter)["lease"] is None, 20)
+    Path(bench.directory, "go").touch()
+    bench.wait_for(other, "JOB_FINISHED")
+    assert bench.job(other)["attempt"] == 1
+
+
 # --- unclean deaths ---------------------------------------------------------------------------------------------------
 
 
@@ -334,7 +349,8 @@ def test_that_a_launcher_killed_anywhere_loses_nothing_and_the_attempt_tells_the
 
 def test_that_orphans_of_a_killed_launcher_are_dead_before_their_jobs_start_again(bench):
     code = """
-        for other in $(cat pids 2>/dev/null); do grep -q '^[0-9]* (.*) [RSD]' /proc/$other/stat 2>/dev/null && echo overlap >> overlap; done
+        for other in $(cat pids 2>/dev/null); do
+            grep -q '^[0-9]* (.*) [RSD]' /proc/$other/stat 2>/dev/null && echo overlap >> overlap; done
         setsid sleep 30 & echo $! >> pids
         echo $$ >> pids; touch up.$BALSAM_ATTEMPT; [ $BALSAM_ATTEMPT = 2 ] || sleep 30; kill $!"""
     bench.shell("orphan", code)
@@ -368,9 +384,7 @@ def test_that_two_launchers_and_ten_commands_at_once_run_each_job_once(bench):
     argv = [sys.executable, "-m", "balsam_lite.cli", "--db", bench.directory]
     commands = [subprocess.Popen([*argv, "ls", "--by-states"], stdout=subprocess.DEVNULL) for _ in range(5)]
     commands += [
-        subprocess.Popen(
-            [*argv, "job", "--name", "x", "--workflow", "w", "--app", "once", "--yes"], stdout=subprocess.DEVNULL
-        )
+        subprocess.Popen([*argv, "job", "--name", "x", "--workflow", "w", "--app", "once", "--yes"], stdout=subprocess.DEVNULL)
         for _ in range(5)
     ]
     assert [command.wait(60) for command in commands] == [0] * 10

@@ -143,7 +143,8 @@ def test_that_the_script_gets_the_submitters_environment_without_the_job_it_came
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_that_a_script_starts_with_no_signal_ignored_or_blocked(bed):
     bed.ended(bed.submit("signals", "exec grep -E 'SigIgn|SigBlk' /proc/self/status"))
-    assert [int(line.split()[1], 16) for line in bed.read("signals.out").splitlines()] == [0, 0]
+    threading = 0b11 << 31  # signals 32 and 33 are glibc's own; a make that started us may have left them ignored
+    assert [int(line.split()[1], 16) & ~threading for line in bed.read("signals.out").splitlines()] == [0, 0]
 
 
 def test_that_batch_jobs_start_in_order_and_no_more_at_once_than_the_limit(bed):

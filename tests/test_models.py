@@ -334,7 +334,7 @@ def test_that_a_job_knows_its_command_ranks_directory_and_batch_job(db):
     assert list(BalsamJob.objects.values_list("queued_launch__nodes", flat=True)) == [2]
     assert names(BalsamJob.objects.filter(queued_launch__isnull=True)) == []
     with pytest.raises(UnknownField, match="scheduler"):
-        BalsamJob.objects.filter(queued_launch__scheduler=1)
+        BalsamJob.objects.filter(queued_launch__schedule=1)
 
 
 def test_that_a_user_workdir_is_where_the_job_runs(db, tmp_path):

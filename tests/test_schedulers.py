@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from balsam_lite import processes
 from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed
 from balsam_lite.identity import Holder, start_of
-from balsam_lite import processes
 from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, run, select
 from balsam_lite.schedulers.environ import Allocation, allocation
 from balsam_lite.settings import Settings

@@ -182,7 +182,7 @@ def test_that_a_broken_file_at_home_is_an_error_inside_a_db_too(places: Places) 
 
 def test_that_a_directory_in_the_files_place_is_an_error(places: Places) -> None:
     places.db.mkdir()
-    with pytest.raises(SettingsError, match="settings.json cannot be read"):
+    with pytest.raises(SettingsError, match=r"settings\.json cannot be read"):
         places.load()
 
 
@@ -190,7 +190,7 @@ def test_that_a_directory_in_the_files_place_is_an_error(places: Places) -> None
 def test_that_an_unreadable_file_is_an_error(places: Places) -> None:
     places.db.write_text("{}")
     places.db.chmod(0)
-    with pytest.raises(SettingsError, match="cannot be read.*Permission denied"):
+    with pytest.raises(SettingsError, match=r"cannot be read.*Permission denied"):
         places.load()
 
 

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elsewhere import balsam, python
+from helpers import wait_until
+from launching import Bench
 
 from balsam_lite.db import location, queries, session
 from balsam_lite.db.connection import Database
 from balsam_lite.db.session import SessionLock
 from balsam_lite.errors import DatabaseBusy, DatabaseReadOnly
-
-from elsewhere import balsam, python
-from helpers import wait_until
-from launching import Bench
 
 #: From here on filelock sees that a holder on this host is dead.
 _PROVES_DEATH = tuple(map(int, version("filelock").split(".")[:2])) >= (3, 29)
@@ -83,6 +82,14 @@ def test_that_nobody_sees_half_of_a_session(db: Database) -> None:
     assert seen == [2]
 
 
+def test_that_a_session_shares_no_memory(db: Database) -> None:
+    """Memory is what two hosts do not share: https://sqlite.org/wal.html#noshm."""
+    with db.session(), db.write() as cx:
+        cx.execute("UPDATE counter SET n = 1")
+        assert os.path.exists(f"{db.path}-wal")
+        assert not os.path.exists(f"{db.path}-shm")
+
+
 def test_that_two_launchers_and_commands_run_each_job_once(tmp_path: Path) -> None:
     location.create(str(tmp_path / "db"), "shared").close()
     bench = Bench(tmp_path)
@@ -109,7 +116,7 @@ def test_that_an_idle_launcher_leaves_a_shared_db(tmp_path: Path) -> None:
     try:
         bench.app("quick", "true")
         bench.add([{"application": "quick"}])
-        assert bench.run(timeout=20) == 0
+        assert bench.run(timeout=8) == 0
         assert bench.states() == {"JOB_FINISHED": 1}
     finally:
         bench.close()
@@ -119,8 +126,8 @@ def test_that_an_idle_launcher_leaves_a_shared_db(tmp_path: Path) -> None:
 
 
 def test_that_a_holder_killed_in_the_middle_is_succeeded_and_its_half_write_is_gone(db: Database) -> None:
-    code = "with db.session():\n add_one()\n with db.write() as cx:\n  cx.execute('UPDATE counter SET n = 99')\n  say('in'); time.sleep(60)"
-    with python(code, db.directory) as other:
+    half = "with db.write() as cx:\n  cx.execute('UPDATE counter SET n = 99')\n  say('in'); time.sleep(60)"
+    with python(f"with db.session():\n add_one()\n {half}", db.directory) as other:
         assert line_of(other) == "in"
         other.kill()
     successor = Database(db.directory, "shared", busy_timeout_s=20, expiry_s=120 if _PROVES_DEATH else 1)
@@ -177,9 +184,7 @@ def test_that_a_holder_on_another_host_that_still_touches_its_lock_keeps_it(db: 
         toucher.join()
 
 
-def test_that_a_dead_holder_is_waited_for_even_if_the_expiry_is_longer_than_the_patience(
-    db: Database, lock_file: Path
-) -> None:
+def test_that_a_dead_holder_is_waited_for_even_if_the_expiry_is_longer_than_the_patience(db: Database, lock_file: Path) -> None:
     """As it is by default. Else each command would give up before, and the next begin to wait anew."""
     lock_file.write_text("4242\nanother-host\n")
     assert counter(Database(db.directory, "shared", busy_timeout_s=0.6, expiry_s=1.2)) == 0

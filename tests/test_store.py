@@ -248,7 +248,7 @@ def test_that_cycles_duplicates_and_late_parents_are_refused_and_nothing_is_writ
 def test_that_the_cycle_check_is_linear_on_a_deep_diamond(db):
     jobs = add(db, *[{} for _ in range(300)])
     with db.write() as cx:
-        edges = [(jobs[i], jobs[i + k]) for i in range(0, 297) for k in (1, 2, 3)]
+        edges = [(jobs[i], jobs[i + k]) for i in range(297) for k in (1, 2, 3)]
         graph.add_edges(cx, edges, 1)  # 3 ** 100 paths
         with pytest.raises(DependencyCycle):
             graph.add_dependency(cx, jobs[-1], jobs[0], 1)

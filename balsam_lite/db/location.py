@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 
 from ..errors import BalsamError, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
-from ..settings import Settings, home
+from ..settings import Settings, SettingsWarning, home
 from . import connection, filesystem
 from .connection import Database
 
@@ -115,7 +116,10 @@ def create(directory: str, access: str | None = None) -> Database:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
     database = Database(directory, access)
     database.upgrade()
-    remember(directory)
+    try:
+        remember(directory)
+    except BalsamError as exc:  # the DB is there all the same, and can be named by its path
+        warnings.warn(f"The DB cannot be added to the known ones: {exc}", SettingsWarning, stacklevel=2)
     return database
 
 

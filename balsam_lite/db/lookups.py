@@ -36,7 +36,8 @@ _OF_APPS = {**spec.APP_FIELD, "id": spec.Field("id", "id", None)}
 _NUMBERS = ("integer", "count", "count0", "flag", "id", "amount")
 #: The columns of a batch job, by which its reserved jobs can be found: `queued_launch__scheduler_id`.
 LAUNCH_KINDS = {
-    "id": "id", "scheduler_id": "text", "project": "text", "queue": "text", "nodes": "count", "wall_minutes": "count",
+    "id": "id", "scheduler_id": "text", "scheduler": "text", "project": "text",
+    "queue": "text", "nodes": "count", "wall_minutes": "count",
     "job_mode": "text", "wf_filter": "text", "filter_tags": "text", "sched_flags": "text", "command": "text",
     "state": "text", "reason": "text", "prescheduled_only": "flag", "from_balsam": "flag", "created": "time",
     "started": "time", "ended": "time", "exit_code": "id", "log": "text",

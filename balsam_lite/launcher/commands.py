@@ -11,21 +11,8 @@ from .. import spec
 from ..db import location
 from ..db.store.claims import Claim
 from ..errors import SpawnFailed
-from ..processes import RUN_VARIABLE
+from ..processes import JOB_VARIABLES, RUN_VARIABLE
 from .nodes import Place
-
-#: What says which job, run or launcher a process belongs to. A launcher that runs inside a job must not pass these on.
-OWN_VARIABLES = (
-    "BALSAM_JOB_ID",
-    "BALSAM_ATTEMPT",
-    RUN_VARIABLE,
-    "BALSAM_PARENT_IDS",
-    "BALSAM_JOB_TIMEOUT",
-    "BALSAM_JOB_ERROR",
-    "BALSAM_LAUNCHER_NODES",
-    "BALSAM_JOB_MODE",
-)
-
 
 _RUN = RUN_VARIABLE.encode()
 
@@ -40,7 +27,7 @@ class Context(NamedTuple):
 
 def make_context(db_directory: str, lease: int, nodes: int, job_mode: str, environ: Mapping[bytes, bytes]) -> Context:
     """The context of the launcher with that lease, which itself runs in `environ`."""
-    own = {name.encode() for name in OWN_VARIABLES}
+    own = {name.encode() for name in JOB_VARIABLES}
     common = {name: value for name, value in environ.items() if name not in own}
     common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
     common[b"BALSAM_LAUNCHER_NODES"] = b"%d" % nodes

@@ -142,7 +142,11 @@ class Launcher:
         except BaseException:
             room.undo()
             raise
-        self._exits = self._exits[len(exits) :]
+        self._exits = []
+        if exits or claimed:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = started
         self._failing_since, self._news = None, False
         self._last_tick = self._clock.monotonic()
         self._tick_cost = self._last_tick - started
@@ -210,7 +214,7 @@ class Launcher:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
             starving = not self._ahead and self._pool.has_room
             return soon if starving else max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
-        if self._news:
+        if self._news or (self._idle_since is None and not len(self._runner)):
             return soon
         return self._last_heartbeat + self._settings.HEARTBEAT_S
 
@@ -260,10 +264,8 @@ class Launcher:
         now = self._clock.monotonic()
         if self._limits.ends_at is not None and now >= self._limits.ends_at:
             self.stop("the time is up")
-        elif len(self._runner) or self._ahead or self._exits or self._news:
-            self._idle_since = None
-        elif self._idle_since is None:
-            self._idle_since = now
+        elif len(self._runner) or self._ahead or self._exits or self._idle_since is None:
+            return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
             self.stop("there is nothing left to do")
 
@@ -275,17 +277,22 @@ class Launcher:
         deadline = self._clock.monotonic() + self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
         while len(self._runner) or self._exits or unstarted:
             self._collect()
-            try:
-                with self._db.write() as cx:
-                    claims.finish(cx, self._lease, self._exits, self._clock.now_us())
-                    claims.give_back(cx, self._lease, unstarted, self._clock.now_us())
-                self._exits, unstarted = [], []
-            except DatabaseError as exc:
-                log.error("The DB cannot be written: %s", exc)
-                if not len(self._runner) and self._clock.monotonic() > deadline:
-                    raise
-            if len(self._runner):
+            if self._exits or unstarted:
+                try:
+                    self._hand_back(unstarted)
+                    unstarted = []
+                except DatabaseError as exc:
+                    log.error("The DB cannot be written: %s", exc)
+                    if not len(self._runner) and self._clock.monotonic() > deadline:
+                        raise
+            if len(self._runner) or self._exits:
                 self._wait(STOP_PERIOD_S)
+
+    def _hand_back(self, unstarted: list[int]) -> None:
+        with self._db.write() as cx:
+            claims.finish(cx, self._lease, self._exits, self._clock.now_us())
+            claims.give_back(cx, self._lease, unstarted, self._clock.now_us())
+        self._exits = []
 
     def why_nothing_runs(self) -> list[str]:
         """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""

@@ -12,16 +12,15 @@ from collections.abc import Collection, Mapping
 
 from ..clock import SystemClock
 from ..errors import CancelFailed, PollFailed, SubmitFailed
+from ..processes import JOB_VARIABLES
 from ..settings import Settings, home
 from . import base
 from .base import BatchStatus, Submission
+from .environ import LOCAL_ENDTIME, LOCAL_JOBID, LOCAL_NODES
 from .local_queue import LocalQueue
 
-#: Set for jobs, hooks and launchers; a script that is submitted from inside one of them is not inside it.
-_NOT_INHERITED = frozenset((
-    "BALSAM_JOB_ID", "BALSAM_ATTEMPT", "BALSAM_LEASE_ID", "BALSAM_PARENT_IDS", "BALSAM_JOB_TIMEOUT", "BALSAM_JOB_ERROR",
-    "BALSAM_LAUNCHER_NODES", "BALSAM_JOB_MODE", "BALSAM_LOCAL_JOBID", "BALSAM_LOCAL_NODES", "BALSAM_LOCAL_ENDTIME",
-))  # fmt: skip
+#: A script that is submitted from inside a job or another batch job is not inside it.
+_NOT_INHERITED = frozenset((*JOB_VARIABLES, LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME))
 
 
 class LocalScheduler:

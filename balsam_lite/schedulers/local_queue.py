@@ -229,7 +229,9 @@ class LocalQueue:
         """Start one, detached. Returns why that failed, or ""."""
         package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         inherited = os.environ.get("PYTHONPATH")
-        environ = {**os.environ, "PYTHONPATH": f"{package_root}:{inherited}" if inherited else package_root}
+        # It may be sent for from inside a job; it must not die with that job.
+        own = {key: value for key, value in os.environ.items() if key not in processes.JOB_VARIABLES}
+        environ = {**own, "PYTHONPATH": f"{package_root}:{inherited}" if inherited else package_root}
         argv = [sys.executable, "-m", f"{__package__}.shepherd", self.directory, native_id]
         answer = base.run(argv, environ=environ, directory="/")
         return "" if answer.ok else f"exit code {answer.returncode}: {answer.stderr.strip() or '<no output>'}"

@@ -154,7 +154,9 @@ class Launcher:
         if running is not None:
             self._stop_killed(running)
         self._ahead.extend(claim for claim in claimed if claim.place is _AHEAD)
-        self._runner.start([(claim, claim.place) for claim in claimed if isinstance(claim.place, Place)])
+        for claim in claimed:
+            if isinstance(claim.place, Place):
+                self._runner.start(claim, claim.place)
 
     def _transaction(self, exits: list[Exit], room: _Room, news: bool) -> tuple[list[Claim], set[int] | None]:
         now_us = self._clock.now_us()
@@ -186,14 +188,11 @@ class Launcher:
                 log.info("Job number %d: %s %s", finished.exit.job, finished.exit.result, first_line)
 
     def _start_those_ahead(self) -> None:
-        placed = []
         while self._ahead:
             place = self._pool.reserve(self._ahead[0].shape)
             if place is None:
-                break
-            placed.append((self._ahead.popleft(), place))
-        if placed:
-            self._runner.start(placed)
+                return
+            self._runner.start(self._ahead.popleft(), place)
 
     def _look(self) -> None:
         now = self._clock.monotonic()

@@ -5,9 +5,8 @@ A run that is being stopped keeps its place until its whole process tree is gone
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from .. import spec, states
@@ -15,10 +14,9 @@ from ..clock import Clock
 from ..db.store.claims import Claim, Exit
 from ..errors import SpawnFailed
 from ..processes import Process, descendants, living, signal_all, signal_group
-from . import commands, machine, process, steps
+from . import commands, process, steps
 from .failpoints import failpoint
 from .nodes import Place
-from .spawner import Request, Spawner
 
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
@@ -54,7 +52,6 @@ class LocalRunner:
     """
 
     def __init__(self, context: commands.Context, clock: Clock, tail_lines: int) -> None:
-        self._spawner = Spawner(machine.cpus())
         self._context, self._clock, self._tail_lines = context, clock, tail_lines
         self._runs: dict[int, _Run] = {}  # by pid
         self._stopping: dict[int, _Run] = {}  # by pid
@@ -73,24 +70,20 @@ class LocalRunner:
         """Whether a tree is being stopped, so that `poll` should be called again soon."""
         return bool(self._stopping)
 
-    def start(self, placed: Sequence[tuple[Claim, Place]]) -> None:
-        """Start jobs at their places. One that cannot be started is reported by the next `poll` as a RUN_ERROR."""
-        ready, requests = [], []
-        for claim, place in placed:
-            try:
-                requests.append(self._request(claim, place))
-                ready.append((claim, place))
-            except SpawnFailed as exc:
-                self._refuse(claim, place, exc)
+    def start(self, claim: Claim, place: Place) -> None:
+        """Start a job at its place. One that cannot be started is reported by the next `poll` as a RUN_ERROR."""
         started = self._clock.now_us()
-        for (claim, place), pid in zip(ready, self._spawner.start_all(requests)):
-            if isinstance(pid, SpawnFailed):
-                self._refuse(claim, place, pid)
-            else:
-                self._runs[pid] = _Run(claim, place, pid, commands.mark(claim, self._context), started)
-                failpoint("after-spawn")
+        try:
+            pid = self._spawn(claim, place)
+        except SpawnFailed as exc:
+            message = f"The job could not be started: {exc}"
+            ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
+            self._failed.append(Finished(ended, place))
+            return
+        self._runs[pid] = _Run(claim, place, pid, commands.mark(claim, self._context), started)
+        failpoint("after-spawn")
 
-    def _request(self, claim: Claim, place: Place) -> Request:
+    def _spawn(self, claim: Claim, place: Place) -> int:
         wanted = steps.needed(claim)
         if wanted:
             raise SpawnFailed(f"this version of balsam_lite does not do {' and '.join(wanted)}")
@@ -101,13 +94,7 @@ class LocalRunner:
         process.make_directory(directory)
         if claim.attempt > 1:
             process.keep_output(f"{directory}/{output}", claim.attempt)
-        variables = [b"%b=%b" % variable for variable in environ.items()]
-        return Request(program, [os.fsencode(word) for word in argv], variables, directory, output)
-
-    def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:
-        message = f"The job could not be started: {exc}"
-        ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
-        self._failed.append(Finished(ended, place))
+        return process.spawn(program, argv, environ, directory, output)
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""

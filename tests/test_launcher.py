@@ -244,7 +244,9 @@ def test_that_a_program_that_ignores_sigterm_is_killed_after_the_grace(bench):
 
 def test_that_the_time_limit_ends_the_launcher_and_what_is_too_long_is_not_started(bench):
     bench.app("sleep", "sleep 200")
-    long, endless = bench.add([{"application": "sleep", "wall_time_minutes": 30}, {"application": "sleep"}])
+    long, endless = bench.add(
+        [{"application": "sleep", "wall_time_minutes": 30, "node_packing_count": 2}, {"application": "sleep"}]
+    )
     started = time.monotonic()
     assert bench.run("--time-limit-minutes", "1.02", BALSAM_KILL_GRACE_S="1", timeout=90) == 0
     assert 55 < time.monotonic() - started < 75

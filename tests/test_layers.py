@@ -33,7 +33,7 @@ ROOMS = (
     Room(2, "schedulers", ("schedulers",)),
     Room(
         3, "what the launcher is made of",
-        tuple(f"launcher.{name}" for name in ("process", "nodes", "commands", "machine", "failpoints", "mpirun")),
+        tuple(f"launcher.{name}" for name in ("process", "spawner", "nodes", "commands", "machine", "failpoints", "mpirun")),
     ),
     Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "ensemble", "reaper", "loop"))),
     Room(4, "service", ("service",)),
@@ -50,7 +50,8 @@ RESERVED = {
     "peewee": ("db",),
     "playhouse": ("db",),
     "sqlite3": ("db", "launcher.dag", "cli.ls", "cli.jobs"),  # above db only for annotations
-    "subprocess": ("schedulers.base",),
+    "subprocess": ("schedulers.base", "launcher.spawner"),
+    "ctypes": ("launcher.spawner",),
     "multiprocessing": (),
     "asyncio": (),
     "click": ("cli",),
@@ -60,7 +61,7 @@ RESERVED = {
 
 #: Calls that make processes, and who may make them. Everybody else asks these.
 PROCESS_CALLS = {
-    "posix_spawn": ("launcher.process",),
+    "posix_spawn": ("launcher.spawner",),
     "posix_spawnp": (),
     "fork": ("schedulers.shepherd",),
     "execve": ("schedulers.shepherd",),

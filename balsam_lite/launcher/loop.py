@@ -218,7 +218,7 @@ class Launcher:
         return self._last_heartbeat + self._settings.HEARTBEAT_S
 
     def _pause(self) -> float:
-        if self._runner.is_stopping:
+        if self._runner.is_busy:
             return STOP_PERIOD_S
         now = self._clock.monotonic()
         wakes = [self._look_at, self._due(now)]

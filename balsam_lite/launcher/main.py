@@ -113,21 +113,23 @@ def _run(
         for number in _STOP_SIGNALS:
             signal.signal(number, stop)
         try:
-            return _guarded(launcher, db, lease, settings, clock)
+            return _guarded(launcher, runner, db, lease, settings, clock)
         finally:
             progress.clear()
 
 
-def _guarded(launcher: Launcher, db: Database, lease: int, settings: Settings, clock: Clock) -> int:
+def _guarded(launcher: Launcher, runner: LocalRunner, db: Database, lease: int, settings: Settings, clock: Clock) -> int:
     """Run it, and whatever happens leave no process behind."""
     try:
         launcher.run()
     except LostLease as exc:
         log.error("%s", exc)
+        runner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         return 1
     except BaseException:
         log.exception("The launcher stops because of an error of its own.")
+        runner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         raise
     for reason in launcher.why_nothing_runs():

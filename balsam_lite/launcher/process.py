@@ -1,11 +1,10 @@
-"""User code as processes: start them, hear of their end, stop whole trees. The only place that does.
+"""User code as processes: what must be there before they start (`spawner` starts them), their end, stopping whole trees.
 
-One thread only: starting changes the current directory, and `reap` collects every child that this process has.
+`reap` collects every child that this process has.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import shutil
@@ -17,11 +16,6 @@ from typing import NamedTuple
 from ..clock import SystemClock
 from ..errors import SpawnFailed
 from ..processes import Process, signal_all, with_mark
-
-
-#: Python ignores SIGPIPE and SIGXFSZ, and programs inherit what is ignored; these get the system's default back.
-_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
-_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
 
 
 class Ended(NamedTuple):
@@ -80,51 +74,6 @@ def keep_output(path: str, attempt: int) -> None:
         os.rename(path, f"{path}.{attempt - 1}")
     except OSError:  # it has none
         pass
-
-
-def spawn(program: str, argv: list[str], environ: Mapping[bytes, bytes], directory: str, output: str) -> int:
-    """Start a program in `directory` and a session of its own, stdout and stderr in file `output` there; returns its pid.
-
-    `output` is written anew and never through a link. No shell is involved.
-
-    Raises:
-        SpawnFailed: with the reason in words; nothing runs then.
-    """
-    actions = (
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, output, _OUTPUT_FLAGS, 0o666),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-    )
-    try:
-        os.chdir(directory)
-    except OSError as exc:
-        raise SpawnFailed(f"the working directory cannot be entered: {exc}") from exc
-    try:
-        return os.posix_spawn(
-            program, argv, environ, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
-        )
-    except OSError as exc:
-        raise _failure(exc, program, output) from exc
-    except ValueError as exc:  # a NUL byte
-        raise SpawnFailed(f"{program} cannot be started: {exc}") from exc
-
-
-def leave_directory() -> None:
-    """Go where nobody minds: a launcher that stays in a job's directory keeps its file system busy."""
-    os.chdir("/")
-
-
-def _failure(exc: OSError, program: str, output: str) -> SpawnFailed:
-    # posix_spawn says what failed, not where: look whether it was the output file.
-    try:
-        os.close(os.open(output, _OUTPUT_FLAGS | os.O_CLOEXEC, 0o666))
-    except OSError as at_output:
-        return SpawnFailed(f"the output file {output} cannot be written: {at_output.strerror}")
-    if exc.errno == errno.ENOEXEC:
-        return SpawnFailed(f"{program} cannot be executed: it is no program, and its first line is no #! line")
-    if exc.errno == errno.ENOENT and os.path.exists(program):
-        return SpawnFailed(f"{program} cannot be executed: the interpreter in its #! line does not exist")
-    return SpawnFailed(f"{program} cannot be executed: {exc.strerror}")
 
 
 def tail(path: str, lines: int, limit: int = 16_384) -> str:

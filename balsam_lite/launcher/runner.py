@@ -5,6 +5,7 @@ A run that is being stopped keeps its place until its whole process tree is gone
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from ..processes import Process, descendants, living, signal_all, signal_group
 from . import commands, process, steps
 from .failpoints import failpoint
 from .nodes import Place
+from .spawner import Request, Spawner
 
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
@@ -53,37 +55,37 @@ class LocalRunner:
 
     def __init__(self, context: commands.Context, clock: Clock, tail_lines: int) -> None:
         self._context, self._clock, self._tail_lines = context, clock, tail_lines
+        self._spawner = Spawner(clock.now_us)
+        self._starting: dict[int, tuple[Claim, Place]] = {}  # by job
         self._runs: dict[int, _Run] = {}  # by pid
+        self._ended_early: dict[int, process.Ended] = {}  # by pid: before the spawner said that they were started
         self._stopping: dict[int, _Run] = {}  # by pid
+        self._stop_at_once: dict[int, tuple[str, float]] = {}  # by job: what to do when it is started
         self._failed: list[Finished] = []  # never started
 
     @property
     def jobs(self) -> set[int]:
         """The jobs that hold a place here and are not being stopped."""
-        return {run.claim.job for run in self._runs.values() if run.pid not in self._stopping}
+        running = {run.claim.job for run in self._runs.values() if run.pid not in self._stopping}
+        return running | (self._starting.keys() - self._stop_at_once.keys())
 
     def __len__(self) -> int:
-        return len(self._runs) + len(self._failed)
+        return len(self._starting) + len(self._runs) + len(self._failed)
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether a tree is being stopped, so that `poll` should be called again soon."""
-        return bool(self._stopping)
+    def is_busy(self) -> bool:
+        """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
+        return bool(self._stopping or self._stop_at_once or self._failed)
 
     def start(self, claim: Claim, place: Place) -> None:
-        """Start a job at its place. One that cannot be started is reported by the next `poll` as a RUN_ERROR."""
-        started = self._clock.now_us()
+        """Start a job at its place. One that cannot be started is reported by `poll` as a RUN_ERROR."""
         try:
-            pid = self._spawn(claim, place)
+            self._spawner.start(self._request(claim, place))
+            self._starting[claim.job] = (claim, place)
         except SpawnFailed as exc:
-            message = f"The job could not be started: {exc}"
-            ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
-            self._failed.append(Finished(ended, place))
-            return
-        self._runs[pid] = _Run(claim, place, pid, commands.mark(claim, self._context), started)
-        failpoint("after-spawn")
+            self._refuse(claim, place, exc)
 
-    def _spawn(self, claim: Claim, place: Place) -> int:
+    def _request(self, claim: Claim, place: Place) -> Request:
         wanted = steps.needed(claim)
         if wanted:
             raise SpawnFailed(f"this version of balsam_lite does not do {' and '.join(wanted)}")
@@ -94,26 +96,51 @@ class LocalRunner:
         process.make_directory(directory)
         if claim.attempt > 1:
             process.keep_output(f"{directory}/{output}", claim.attempt)
-        return process.spawn(program, argv, environ, directory, output)
+        variables = [b"%b=%b" % variable for variable in environ.items()]
+        return Request(claim.job, program, [os.fsencode(word) for word in argv], variables, directory, output)
+
+    def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:
+        message = f"The job could not be started: {exc}"
+        ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
+        self._failed.append(Finished(ended, place))
+
+    def abandon(self) -> None:
+        """Start nothing more, also of what was to be started."""
+        self._spawner.abandon()
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""
-        finished, self._failed = self._failed, []
         for ended in process.reap():
-            run = self._runs.get(ended.pid)
-            if run is not None:
-                run.ended = ended
-                if run.pid not in self._stopping:
-                    finished.append(self._finish(run))
+            self._ended_early[ended.pid] = ended
+        self._hear_of_starts()
+        finished, self._failed = self._failed, []
+        for pid in self._ended_early.keys() & self._runs.keys():
+            run = self._runs[pid]
+            run.ended = self._ended_early.pop(pid)
+            if pid not in self._stopping:
+                finished.append(self._finish(run))
         if self._stopping:
             finished += self._go_on_stopping()
         return finished
+
+    def _hear_of_starts(self) -> None:
+        for job, pid, started_us in self._spawner.answers():
+            claim, place = self._starting.pop(job)
+            to_stop = self._stop_at_once.pop(job, None)
+            if isinstance(pid, SpawnFailed):
+                self._refuse(claim, place, pid)
+                continue
+            self._runs[pid] = _Run(claim, place, pid, commands.mark(claim, self._context), started_us)
+            failpoint("after-spawn")
+            if to_stop:
+                self.stop([job], *to_stop)
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
         `result` is what a run counts as that does not exit with 0.
         """
+        self._stop_at_once.update(dict.fromkeys(self._starting.keys() & set(jobs), (result, grace_s)))
         runs = [run for run in self._runs.values() if run.claim.job in jobs and run.pid not in self._stopping]
         if not runs:
             return

@@ -1,0 +1,196 @@
+"""Starting programs while the launcher goes on with other things.
+
+Starting one means waiting until the new process has become the program: half a millisecond in which the launcher could
+read, decide and write. So a thread does the waiting. Python's own os.posix_spawn and subprocess hold the interpreter
+meanwhile; on Linux the C library's posix_spawn is called through ctypes, which does not, and which can also set the
+directory of the child alone. Elsewhere subprocess has to do.
+
+The thread knows nothing but `Request`s; what they mean, and everything else, stays with the one that asks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from ..errors import SpawnFailed
+
+#: Python ignores SIGPIPE and SIGXFSZ, and programs inherit what is ignored; these get the system's default back.
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
+_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+
+#: The thread that has started a program must not wait 5 ms, Python's default, until the other one lets it go on.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class Request(NamedTuple):
+    """A program to start: in `directory`, in a session of its own, stdout and stderr in file `output` there."""
+
+    key: int  # the caller's, given back with the answer
+    program: str  # a path
+    argv: list[bytes]
+    environ: list[bytes]  # NAME=value
+    directory: str
+    output: str  # written anew, never through a link
+
+
+class Answer(NamedTuple):
+    """What became of a request."""
+
+    key: int
+    pid: int | SpawnFailed
+    started_us: int
+
+
+class Spawner:
+    """Starts programs one after the other in a thread of its own. `now_us` is called there."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self._now_us = now_us
+        self._requests: SimpleQueue[Request] = SimpleQueue()
+        self._answers: deque[Answer] = deque()
+        self._spawn = _PosixSpawn() if sys.platform.startswith("linux") else _spawn_by_subprocess
+        self._thread: threading.Thread | None = None
+        self._abandoned = False
+
+    def start(self, request: Request) -> None:
+        """Have a program started soon; `answers` tells of it."""
+        if self._thread is None:
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
+            self._thread = threading.Thread(target=self._work, name="spawner", daemon=True)
+            self._thread.start()
+        self._requests.put(request)
+
+    def answers(self) -> list[Answer]:
+        """What became of requests since the last call, in their order."""
+        return [self._answers.popleft() for _ in range(len(self._answers))]
+
+    def abandon(self) -> None:
+        """Start nothing more."""
+        self._abandoned = True
+
+    def _work(self) -> None:
+        while True:
+            request = self._requests.get()
+            started = self._now_us()
+            pid: int | SpawnFailed
+            if self._abandoned:
+                pid = SpawnFailed("the launcher has given up")
+            else:
+                try:
+                    pid = self._spawn(request)
+                except (OSError, ValueError) as exc:
+                    pid = _failure(exc, request)
+            self._answers.append(Answer(request.key, pid, started))
+
+
+# --- the C library ----------------------------------------------------------------------------------------------------
+
+# From <spawn.h> of glibc (2.29 and newer) and musl (1.1.24 and newer), the same numbers in both.
+_SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
+#: Bytes that are enough for posix_spawnattr_t, posix_spawn_file_actions_t and sigset_t of either, on any machine.
+_ROOM = 1024
+
+
+class _PosixSpawn:
+    """posix_spawn(3), for `Request`s."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.PyDLL(None)  # keeps the interpreter: these calls take no time
+        self._posix_spawn = ctypes.CDLL(None).posix_spawn  # lets go of it
+        self._attributes = ctypes.create_string_buffer(_ROOM)
+        no_signals, defaults = ctypes.create_string_buffer(_ROOM), ctypes.create_string_buffer(_ROOM)
+        for signals in (no_signals, defaults):
+            self._call("sigemptyset", signals)
+        for number in _DEFAULT_SIGNALS:
+            self._call("sigaddset", defaults, int(number))
+        self._call("posix_spawnattr_init", self._attributes)
+        self._call("posix_spawnattr_setsigmask", self._attributes, no_signals)
+        self._call("posix_spawnattr_setsigdefault", self._attributes, defaults)
+        flags = ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID)
+        self._call("posix_spawnattr_setflags", self._attributes, flags)
+
+    def __call__(self, request: Request) -> int:
+        actions = ctypes.create_string_buffer(_ROOM)
+        self._call("posix_spawn_file_actions_init", actions)
+        try:
+            self._call("posix_spawn_file_actions_addchdir_np", actions, os.fsencode(request.directory))
+            self._call("posix_spawn_file_actions_addopen", actions, 0, b"/dev/null", os.O_RDONLY, 0)
+            self._call("posix_spawn_file_actions_addopen", actions, 1, os.fsencode(request.output), _OUTPUT_FLAGS, 0o666)
+            self._call("posix_spawn_file_actions_adddup2", actions, 1, 2)
+            pid = ctypes.c_int()
+            program = os.fsencode(request.program)
+            argv, environ = _strings(request.argv), _strings(request.environ)
+            _check(self._posix_spawn(ctypes.byref(pid), program, actions, self._attributes, argv, environ))
+            return pid.value
+        finally:
+            self._call("posix_spawn_file_actions_destroy", actions)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        _check(getattr(self._libc, name)(*arguments))
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+
+
+def _strings(words: list[bytes]) -> ctypes.Array[Any]:
+    return (ctypes.c_char_p * (len(words) + 1))(*words)
+
+
+# --- without it -------------------------------------------------------------------------------------------------------
+
+
+def _spawn_by_subprocess(request: Request) -> int:
+    environ = dict(word.split(b"=", 1) for word in request.environ)
+    directory = os.open(request.directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        output = os.open(request.output, _OUTPUT_FLAGS, 0o666, dir_fd=directory)
+    finally:
+        os.close(directory)
+    try:
+        child = subprocess.Popen(
+            request.argv,
+            executable=request.program,
+            cwd=request.directory,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    finally:
+        os.close(output)
+    child.returncode = 0  # `process.reap` waits for it, not this object
+    return child.pid
+
+
+# --- what went wrong --------------------------------------------------------------------------------------------------
+
+
+def _failure(exc: OSError | ValueError, request: Request) -> SpawnFailed:
+    if not isinstance(exc, OSError):
+        return SpawnFailed(f"{request.program} cannot be started: {exc}")
+    # posix_spawn says what failed, not where: look whether it was the directory or the output file.
+    path = os.path.join(request.directory, request.output)
+    if not os.path.isdir(request.directory):
+        return SpawnFailed(f"the working directory {request.directory} cannot be entered: {exc.strerror}")
+    try:
+        os.close(os.open(path, _OUTPUT_FLAGS | os.O_CLOEXEC, 0o666))
+    except OSError as at_output:
+        return SpawnFailed(f"the output file {path} cannot be written: {at_output.strerror}")
+    if exc.errno == errno.ENOEXEC:
+        return SpawnFailed(f"{request.program} cannot be executed: it is no program, and its first line is no #! line")
+    if exc.errno == errno.ENOENT and os.path.exists(os.path.join(request.directory, request.program)):
+        return SpawnFailed(f"{request.program} cannot be executed: the interpreter in its #! line does not exist")
+    return SpawnFailed(f"{request.program} cannot be executed: {exc.strerror}")

@@ -18,6 +18,9 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back; only differences mean anything."""
 
+    def sleep(self, seconds: float) -> None:
+        """Let that much time pass, signals or not."""
+
 
 class SystemClock:
     """The machine's own clocks."""
@@ -29,6 +32,10 @@ class SystemClock:
     @staticmethod
     def monotonic() -> float:
         return time.monotonic()
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
 
 
 def format_us(time_us: int) -> str:

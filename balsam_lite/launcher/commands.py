@@ -15,6 +15,8 @@ from ..processes import JOB_VARIABLES, RUN_VARIABLE
 from .nodes import Place
 
 _RUN = RUN_VARIABLE.encode()
+#: Variables of the context that a job cannot change.
+_FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
 
 class Context(NamedTuple):
@@ -22,6 +24,7 @@ class Context(NamedTuple):
 
     data_directory: str
     environ: dict[bytes, bytes]  # what every job inherits, with the BALSAM_ variables that are the same for all
+    variables: list[bytes]  # the same as NAME=value
     mark: bytes  # with what the BALSAM_RUN of all its runs begins
 
 
@@ -32,7 +35,8 @@ def make_context(db_directory: str, lease: int, nodes: int, job_mode: str, envir
     common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
     common[b"BALSAM_LAUNCHER_NODES"] = b"%d" % nodes
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
-    return Context(os.path.join(db_directory, location.DATA), common, lease_mark(db_directory, lease))
+    variables = [b"%b=%b" % variable for variable in common.items()]
+    return Context(os.path.join(db_directory, location.DATA), common, variables, lease_mark(db_directory, lease))
 
 
 def argv(claim: Claim) -> list[str]:
@@ -57,22 +61,33 @@ def argv(claim: Claim) -> list[str]:
 
 
 def environment(claim: Claim, place: Place, context: Context) -> dict[bytes, bytes]:
-    """The job's whole environment. What the job itself asks for wins over what is inherited, the BALSAM_ ones over both."""
-    environ = context.environ.copy()
+    """What the job's environment has beyond `context.environ`, or instead of it.
+
+    What the job itself asks for wins over what is inherited, the BALSAM_ variables win over both.
+    """
+    own: dict[bytes, bytes] = {}
     if claim.threads_per_rank > 1:
-        environ[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
+        own[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
     if claim.shape.gpus_per_rank:
         gpus = [gpu for of_node in place.gpus for gpu in of_node]
-        environ[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"
-        environ[b"CUDA_VISIBLE_DEVICES"] = ",".join(gpus).encode()
+        own[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"
+        own[b"CUDA_VISIBLE_DEVICES"] = ",".join(gpus).encode()
     if claim.environ_vars != "{}":
         for name, value in json.loads(claim.environ_vars).items():
-            environ[name.encode()] = value.encode()
-    environ[b"BALSAM_JOB_ID"] = claim.job_id.encode()
-    environ[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
-    environ[b"BALSAM_PARENT_IDS"] = claim.parent_ids.encode()
-    environ[_RUN] = mark(claim, context)
-    return environ
+            own[name.encode()] = value.encode()
+        own.update({name: context.environ[name] for name in own.keys() & _FIXED})
+    own[b"BALSAM_JOB_ID"] = claim.job_id.encode()
+    own[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
+    own[b"BALSAM_PARENT_IDS"] = claim.parent_ids.encode()
+    own[_RUN] = mark(claim, context)
+    return own
+
+
+def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
+    """The whole environment as the operating system takes it: NAME=value."""
+    if own.keys() & context.environ.keys():
+        return [b"%b=%b" % variable for variable in {**context.environ, **own}.items()]
+    return [*context.variables, *[b"%b=%b" % variable for variable in own.items()]]
 
 
 def mark(claim: Claim, context: Context) -> bytes:

@@ -29,6 +29,8 @@ log = logging.getLogger("balsam_lite.launcher")
 _LOOK_PERIOD_S = 0.02
 #: Ends are recorded after this long at the latest, in seconds, also when nothing new can start.
 _RECORD_PERIOD_S = 0.1
+#: So many runs at once are a crowd, which is looked after every so many seconds if its runs are short.
+_CROWD, _BREATH_S = 8, 0.002
 #: On a shared file system every look costs a session: keep its share of the time below one part in so many.
 _SHARED_SPACING = 20
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
@@ -124,6 +126,7 @@ class Launcher:
             self._start_those_ahead()
         self._check_the_end()
         if not self.stop_reason:
+            self._breathe()
             self._wait(self._pause())
 
     def tick(self) -> None:
@@ -216,6 +219,11 @@ class Launcher:
         if self._news or (self._idle_since is None and not len(self._runner)):
             return soon
         return self._last_heartbeat + self._settings.HEARTBEAT_S
+
+    def _breathe(self) -> None:
+        """With many short runs let a few end before looking: one turn for each would cost more than the runs do."""
+        if len(self._runner) >= _CROWD and self._rate.expected(_BREATH_S) > 1:
+            self._clock.sleep(_BREATH_S)
 
     def _pause(self) -> float:
         if self._runner.is_busy:

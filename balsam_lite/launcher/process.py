@@ -10,7 +10,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..clock import SystemClock
@@ -31,15 +31,15 @@ class Ended(NamedTuple):
 _found_programs: dict[tuple[str, bytes], str] = {}
 
 
-def find_program(name: str, environ: Mapping[bytes, bytes], directory: str) -> str:
-    """The path of a program, found as a shell in `directory` with that environment would.
+def find_program(name: str, search: bytes | None, directory: str) -> str:
+    """The path of a program, found as a shell in `directory` would whose PATH is `search` (None: not set).
 
     Raises:
         SpawnFailed: there is none.
     """
     if "/" in name:
         return name
-    path = environ.get(b"PATH", os.defpath.encode())
+    path = os.defpath.encode() if search is None else search
     found = _found_programs.get((name, path))
     if found is None or not os.access(found, os.X_OK):
         found = shutil.which(name, path=os.fsdecode(path))

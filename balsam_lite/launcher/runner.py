@@ -90,13 +90,14 @@ class LocalRunner:
         if wanted:
             raise SpawnFailed(f"this version of balsam_lite does not do {' and '.join(wanted)}")
         argv = commands.argv(claim)
-        environ = commands.environment(claim, place, self._context)
+        own = commands.environment(claim, place, self._context)
         directory, output = commands.workdir(claim, self._context), spec.output_name(claim.name)
-        program = process.find_program(argv[0], environ, directory)
+        search = own.get(b"PATH") or self._context.environ.get(b"PATH")
+        program = process.find_program(argv[0], search, directory)
         process.make_directory(directory)
         if claim.attempt > 1:
             process.keep_output(f"{directory}/{output}", claim.attempt)
-        variables = [b"%b=%b" % variable for variable in environ.items()]
+        variables = commands.as_variables(own, self._context)
         return Request(claim.job, program, [os.fsencode(word) for word in argv], variables, directory, output)
 
     def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:

@@ -1,11 +1,11 @@
 """Starting programs while the launcher goes on with other things.
 
 Starting one means waiting until the new process has become the program: half a millisecond in which the launcher could
-read, decide and write. So a thread does the waiting. Python's own os.posix_spawn and subprocess hold the interpreter
-meanwhile; on Linux the C library's posix_spawn is called through ctypes, which does not, and which can also set the
-directory of the child alone. Elsewhere subprocess has to do.
+read, decide and write. So threads do the waiting, several of them, as what one waits for is mostly another CPU. Python's own
+os.posix_spawn and subprocess hold the interpreter meanwhile; on Linux the C library's posix_spawn is called through ctypes,
+which does not, and which can also set the directory of the child alone. Elsewhere subprocess has to do.
 
-The thread knows nothing but `Request`s; what they mean, and everything else, stays with the one that asks.
+The threads know nothing but `Request`s; what they mean, and everything else, stays with the one that asks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from ..errors import SpawnFailed
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 _OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
 
-#: The thread that has started a program must not wait 5 ms, Python's default, until the other one lets it go on.
-_SWITCH_INTERVAL_S = 0.0005
+#: So many programs are being started at once, at most.
+_THREADS = 3
+#: A program that has not started after so many seconds hangs in the file system and will not be waited for.
+_ABANDON_S = 5.0
 
 
 class Request(NamedTuple):
@@ -52,35 +54,41 @@ class Answer(NamedTuple):
 
 
 class Spawner:
-    """Starts programs one after the other in a thread of its own. `now_us` is called there."""
+    """Starts programs, in the order of the requests or nearly so, in threads of its own. `now_us` is called there."""
 
     def __init__(self, now_us: Callable[[], int]) -> None:
         self._now_us = now_us
-        self._requests: SimpleQueue[Request] = SimpleQueue()
+        self._requests: SimpleQueue[Request | None] = SimpleQueue()  # None: no more
         self._answers: deque[Answer] = deque()
         self._spawn = _PosixSpawn() if sys.platform.startswith("linux") else _spawn_by_subprocess
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._abandoned = False
 
     def start(self, request: Request) -> None:
         """Have a program started soon; `answers` tells of it."""
-        if self._thread is None:
-            sys.setswitchinterval(_SWITCH_INTERVAL_S)
-            self._thread = threading.Thread(target=self._work, name="spawner", daemon=True)
-            self._thread.start()
+        if not self._threads:
+            self._threads = [threading.Thread(target=self._work, name="spawner", daemon=True) for _ in range(_THREADS)]
+            for thread in self._threads:
+                thread.start()
         self._requests.put(request)
 
     def answers(self) -> list[Answer]:
-        """What became of requests since the last call, in their order."""
+        """What became of requests since the last call."""
         return [self._answers.popleft() for _ in range(len(self._answers))]
 
     def abandon(self) -> None:
-        """Start nothing more."""
+        """Start nothing more; on return nothing is being started, either."""
         self._abandoned = True
+        for _ in self._threads:
+            self._requests.put(None)
+        for thread in self._threads:
+            thread.join(_ABANDON_S)
 
     def _work(self) -> None:
         while True:
             request = self._requests.get()
+            if request is None:
+                return
             started = self._now_us()
             pid: int | SpawnFailed
             if self._abandoned:

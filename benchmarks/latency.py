@@ -26,7 +26,7 @@ def make_chain(directory: str, hops: int) -> None:
 
     def fill() -> None:
         database = common.make_db(directory, common.TRUE)
-        ids = insert.add_jobs(database, common.job_dicts(hops)).ids
+        ids = insert.add_jobs(database, common.job_dicts(hops, args="")).ids
         with database.write() as cx:
             graph.add_edges(cx, list(zip(ids, ids[1:])), SystemClock.now_us())
         database.close()

@@ -7,6 +7,7 @@ exit codes and text (`exit_code`, `str(error)`); the library raises and never pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class BalsamError(Exception):
@@ -78,6 +79,10 @@ class DependencyCycle(InputError):
     """The dependency would close a cycle."""
 
 
+class InvalidParentsError(InputError):
+    """These jobs cannot be its parents."""
+
+
 class SettingsError(InputError):
     """The settings cannot be used."""
 
@@ -99,6 +104,10 @@ class LostLease(StateError):
 
 class ParentInUse(StateError):
     """Other jobs depend on this one."""
+
+
+class NoCurrentJob(StateError, RuntimeError):
+    """This process belongs to no job."""
 
 
 # --- the database -----------------------------------------------------------------------------------------------------
@@ -188,3 +197,24 @@ class NoNodes(LaunchError):
 
 class SpawnFailed(LaunchError):
     """A program could not be started."""
+
+
+# --- waiting for jobs -------------------------------------------------------------------------------------------------
+
+
+class TaskFailed(BalsamError):
+    """A job that was waited for did not finish: it FAILED, or it was deleted."""
+
+
+class RemoteError(BalsamError):
+    """What went wrong where a job ran cannot be shown as the exception that it was; the message holds it as text."""
+
+
+class WaitTimeout(BalsamError, TimeoutError):
+    """The time for waiting was over first. It is Python's own TimeoutError; `partial` says what was known until then."""
+
+    partial: Any = None
+
+
+class StagingFailed(LaunchError):
+    """Files could not be linked or copied for a job."""

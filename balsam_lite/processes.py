@@ -15,9 +15,12 @@ from .identity import Holder, start_of
 
 #: Names the run that a process belongs to. Children inherit it, whatever session they open.
 RUN_VARIABLE = "BALSAM_RUN"
+#: Set for a job's own scripts, which may move their job while the launcher holds it: "preprocess" or "postprocess".
+HOOK_VARIABLE = "BALSAM_HOOK"
 #: What says to which job, run or launcher a process belongs. Whoever starts something that is no part of it leaves them out.
 JOB_VARIABLES = (
     RUN_VARIABLE,
+    HOOK_VARIABLE,
     "BALSAM_JOB_ID",
     "BALSAM_ATTEMPT",
     "BALSAM_PARENT_IDS",

@@ -70,6 +70,10 @@ JOB_FIELDS = (
     Field("unfinished_parents", "count0", 0, settable=False),
     Field("created", "count0", 0, settable=False),
     Field("origin", "text", "", settable=False),
+    # Since schema version 2; new columns come last, where ALTER TABLE puts them.
+    Field("max_retries", "count0", 0),
+    Field("retry_codes", "codes", ""),
+    Field("retries", "count0", 0, settable=False),
 )
 
 APP_FIELDS = (
@@ -194,6 +198,18 @@ def _flag(value: Any) -> int:
     raise ValueError(f"must be True or False, not {value!r}")
 
 
+def _codes(value: Any) -> str:
+    """Return codes, separated by spaces or commas, or in a list; negative ones are signals. Kept as words in order."""
+    words = _text(value).replace(",", " ").split() if isinstance(value, (str, os.PathLike)) else list(value)
+    try:
+        codes = sorted({int(word) for word in words})
+    except (TypeError, ValueError):
+        raise ValueError(f"must be return codes such as 1 75, not {value!r}") from None
+    if codes and not -255 <= codes[0] <= codes[-1] <= 255:
+        raise ValueError(f"must be return codes from -255 to 255, not {value!r}")
+    return " ".join(map(str, codes))
+
+
 def _affinity(value: Any) -> str:
     if value not in ("none", "depth"):
         raise ValueError(f"must be none or depth, not {value!r}")
@@ -286,7 +302,7 @@ def _id(value: Any) -> int | None:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "text": _text, "label": _label, "command": _command, "path": _path, "integer": _integer, "count": _count,
     "count0": _count0, "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object, "tags": _tags,
-    "environ": _environ, "state": _state, "id": _id,
+    "environ": _environ, "codes": _codes, "state": _state, "id": _id,
 }  # fmt: skip
 
 #: Kinds whose stored form is JSON text; the models hand them out as dicts.

@@ -47,8 +47,8 @@ RUNNABLE_STATES = (PREPROCESSED, RESTART_READY)
 END_STATES = (JOB_FINISHED, FAILED, USER_KILLED)
 PROCESSABLE_STATES = tuple(s for s in STATES if s not in ACTIVE_STATES + RUNNABLE_STATES + END_STATES)
 
-#: A job without a holder in one of these can be taken by a launcher, which prepares what is still to be prepared.
-STARTABLE_STATES = (CREATED, READY, STAGED_IN, PREPROCESSED, RESTART_READY)
+#: A job without a holder in one of these can be taken by a launcher, which first prepares what is to be prepared.
+UNPREPARED_STATES = (CREATED, READY, STAGED_IN)
 #: The program has ended, but somebody has to look at the result.
 UNSETTLED_STATES = (RUN_DONE, POSTPROCESSED, RUN_ERROR, RUN_TIMEOUT)
 
@@ -66,7 +66,7 @@ _EDGES: dict[str, dict[str, tuple[str, ...]]] = {
         READY: (STAGED_IN, PREPROCESSED, FAILED),
         STAGED_IN: (PREPROCESSED, FAILED),
         RUN_DONE: (POSTPROCESSED, JOB_FINISHED, FAILED),
-        RUN_ERROR: (FAILED,),
+        RUN_ERROR: (RESTART_READY, FAILED),
         RUN_TIMEOUT: (RESTART_READY, FAILED),
         POSTPROCESSED: (JOB_FINISHED, FAILED),
     },
@@ -76,7 +76,7 @@ _EDGES: dict[str, dict[str, tuple[str, ...]]] = {
         RUNNING: (RUN_DONE, RUN_ERROR, RUN_TIMEOUT),
     },
     REAPER: {RUNNING: (RESTART_READY, FAILED)},
-    HOOK: dict.fromkeys((RUN_DONE, RUN_ERROR, RUN_TIMEOUT), _NOT_RUNNING),
+    HOOK: dict.fromkeys((*UNPREPARED_STATES, RUN_DONE, RUN_ERROR, RUN_TIMEOUT), _NOT_RUNNING),
     USER: dict.fromkeys(_ANY, _NOT_RUNNING),
 }
 

@@ -229,6 +229,11 @@ class _Room:
     def __init__(self, places: int) -> None:
         self._places = places
 
+    preparations = 0
+
+    def fits(self, shape: claims.Shape) -> bool:
+        return True
+
     def count(self, shape: claims.Shape) -> int:
         return self._places
 
@@ -255,7 +260,7 @@ class Claimer:
         started = time.perf_counter()
         with self._database.write() as cx:
             claims.finish(cx, self._lease, self._exits, now_us)
-            taken = claims.take(cx, self._lease, _Room(self._batch), claims.Filter(), now_us)
+            taken = claims.take(cx, self._lease, _Room(self._batch), claims.Filter(), now_us).to_run
         self.seconds.append(time.perf_counter() - started)
         self._exits = [claims.Exit(one.job, one.attempt, "RUN_DONE", 0, "", now_us, now_us + 1) for one in taken]
         return len(taken)

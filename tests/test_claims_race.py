@@ -18,8 +18,11 @@ from balsam_lite.db.store import claims, leases
 from balsam_lite.identity import Holder
 
 class Slots:
+    preparations = 0
     def __init__(self, free):
         self.free = free
+    def fits(self, shape):
+        return True
     def count(self, shape):
         return self.free
     def reserve(self, shape):
@@ -33,7 +36,7 @@ sys.stdin.readline()
 mine = []
 while True:
     with db.write() as cx:
-        taken = claims.take(cx, lease, Slots(7), claims.Filter(), 2)
+        taken = claims.take(cx, lease, Slots(7), claims.Filter(), 2).to_run
     if not taken:
         break
     mine += [[claim.job, claim.attempt] for claim in taken]

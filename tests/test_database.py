@@ -434,7 +434,7 @@ def test_that_an_upgraded_file_equals_a_fresh_one_and_keeps_its_jobs(
     insert.add_jobs(old, [{"name": "kept"}])
     old.close()
     request.getfixturevalue("next_version")
-    with pytest.raises(SchemaMismatch, match="schema version 1") as caught, same_way(old).read():
+    with pytest.raises(SchemaMismatch, match=f"schema version {schema.VERSION - 1};") as caught, same_way(old).read():
         pass
     assert f"balsam init {old.directory}" in caught.value.hint
     upgraded = location.create(old.directory)
@@ -444,13 +444,27 @@ def test_that_an_upgraded_file_equals_a_fresh_one_and_keeps_its_jobs(
     assert picture(upgraded) == picture(location.create(str(tmp_path / "fresh"), access))
 
 
+def test_that_a_file_of_the_first_version_becomes_what_a_fresh_one_is(tmp_path: Path) -> None:
+    old = location.create(str(tmp_path / "old"))
+    old.close()
+    os.unlink(old.path)
+    with sqlite3.connect(old.path) as cx:
+        cx.executescript((Path(__file__).parent / "data" / "schema_1.sql").read_text())
+        cx.execute("INSERT INTO job (job_id, name) VALUES ('fab5', 'kept')")
+    cx.close()
+    upgraded = location.create(old.directory)
+    with upgraded.write() as db:
+        assert db.execute("SELECT name, max_retries, retry_codes FROM job").fetchall() == [("kept", 0, "")]
+    assert picture(upgraded) == picture(location.create(str(tmp_path / "fresh")))
+
+
 def test_that_a_step_that_fails_leaves_the_old_version_whole(local: Database, next_version: list[str]) -> None:
     local.close()
     next_version.append("CREATE INDEX job_shape ON job (no_such_column)")
     with pytest.raises(DatabaseError, match="no_such_column"):
         location.create(local.directory)
     other = sqlite3.connect(local.path)
-    assert other.execute("PRAGMA user_version").fetchone() == (1,)
+    assert other.execute("PRAGMA user_version").fetchone() == (schema.VERSION - 1,)
     assert "colour" not in [row[1] for row in other.execute("PRAGMA table_info(job)")]
     other.close()
 

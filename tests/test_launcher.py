@@ -149,17 +149,6 @@ def test_that_an_envscript_is_sourced_before_the_program_runs(bench, tmp_path):
     assert bench.job(bad)["state"] == "FAILED"
 
 
-def test_that_a_job_that_asks_for_steps_is_failed_with_a_sentence_and_not_run_without_them(bench):
-    bench.app("hooked", "touch ran", postprocess="check.sh")
-    bench.app("plain", "touch ran")
-    jobs = bench.add([{"application": "hooked"}, {"application": "plain", "stage_in_url": "/data/x"}])
-    bench.run()
-    reasons = [dict(bench.history(job))["RUN_ERROR"] for job in jobs]
-    assert "does not do the postprocess script check.sh" in reasons[0]
-    assert "does not do stage-in from /data/x" in reasons[1]
-    assert not any(bench.path(job, "ran").exists() for job in jobs)
-
-
 def test_that_children_run_after_their_parents_and_fail_with_them(bench):
     bench.app("ok", "true")
     bench.app("bad", "false")

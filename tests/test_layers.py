@@ -33,12 +33,18 @@ ROOMS = (
     Room(2, "schedulers", ("schedulers",)),
     Room(
         3, "what the launcher is made of",
-        tuple(f"launcher.{name}" for name in ("process", "spawner", "nodes", "commands", "machine", "failpoints", "mpirun")),
+        tuple(
+            f"launcher.{name}"
+            for name in ("process", "spawner", "nodes", "staging", "commands", "machine", "failpoints", "mpirun")
+        ),
     ),
     Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "ensemble", "reaper", "loop"))),
     Room(4, "service", ("service",)),
     Room(5, "wiring of the launcher", ("launcher.main",)),
-    Room(5, "Python interface", ("launcher.dag", "launcher.futures", "api", "analytics", "sites")),
+    Room(
+        5, "Python interface",
+        ("launcher.dag", "launcher.futures", "launcher.executor", "launcher.call", "api", "analytics", "sites"),
+    ),
     Room(6, "command line", ("cli",)),
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from balsam_lite import states
 from balsam_lite.db import location, queries
-from balsam_lite.db.store import apps, claims, graph, insert, leases, user
+from balsam_lite.db.store import apps, claims, graph, insert, leases, steps, user
 from balsam_lite.errors import (
     DependencyCycle,
     DuplicateApp,
@@ -35,10 +35,13 @@ def db(tmp_path):
 
 
 class Slots:
-    """A Room with so many places for whatever comes."""
+    """A Room with so many places for whatever comes, and for so many preparations."""
 
-    def __init__(self, free):
-        self.free = free
+    def __init__(self, free, preparations=0):
+        self.free, self.preparations = free, preparations
+
+    def fits(self, shape):
+        return True
 
     def count(self, shape):
         return self.free
@@ -59,12 +62,12 @@ def open_lease(db, pid=1):
 
 def take(db, lease, free=100, **only):
     with db.write() as cx:
-        return claims.take(cx, lease, Slots(free), claims.Filter(**only), 2)
+        return claims.take(cx, lease, Slots(free), claims.Filter(**only), 2).to_run
 
 
 def finish(db, lease, claim, result=states.RUN_DONE, code=0):
     with db.write() as cx:
-        return claims.finish(cx, lease, [claims.Exit(claim.job, claim.attempt, result, code, "", 3, 4)], 5)
+        return claims.finish(cx, lease, [claims.Exit(claim.job, claim.attempt, result, code, "", 3, 4)], 5).lost
 
 
 def state(db, job):
@@ -163,7 +166,7 @@ def test_that_a_result_left_by_a_dead_holder_is_settled(db):
     for job, left in zip(jobs, ("RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT")):
         user.set_state(db, [job], left)
     with db.write() as cx:
-        assert claims.settle_abandoned(cx, 5) == 3
+        assert steps.settle_abandoned(cx, 1, 0, 5) == []
     assert [state(db, job) for job in jobs] == ["JOB_FINISHED", "FAILED", "RESTART_READY"]
 
 
@@ -339,13 +342,14 @@ def test_that_an_app_name_is_taken_once(db):
 
 def hot_queries(cx):
     """Each query that a launcher's tick or a listing asks, by name."""
+    within = claims.Filter(minutes_left=10.0)
     yield "shapes", lambda: claims.shapes(cx)
     yield "shapes of a workflow", lambda: claims.shapes(cx, ("w1",))
     for workflows in (None, ("w1",)):
         for source in claims._sources(workflows):
-            yield f"best of {workflows}", lambda source=source: claims._best(cx, source, claims.Shape(1, 1, 1, 0), 5, 10.0)
-    yield "still running", lambda: claims.still_running(cx, 1)
-    yield "unsettled", lambda: claims._facts(cx, f"{claims.UNSETTLED} LIMIT 5", (), "INDEXED BY job_unsettled")
+            yield f"best of {workflows}", lambda source=source: claims._best(cx, source, claims.Shape(1, 1, 1, 0), 5, within)
+    yield "still held", lambda: claims.still_held(cx, 1)
+    yield "unsettled", lambda: steps.settle_abandoned(cx, 1, 5, 1)
     yield "ls --state", lambda: queries.jobs(cx, queries.JobFilter(states=("JOB_FINISHED",)), limit=5)
     yield "ls --id", lambda: queries.jobs(cx, queries.JobFilter(id_prefix="fab50000"), limit=5)
     yield "ls --wf", lambda: queries.jobs(cx, queries.JobFilter(exact_workflow="w1"), limit=5)
@@ -494,7 +498,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def settle(self):
         with self.db.write() as cx:
-            claims.settle_abandoned(cx, 7)
+            steps.settle_abandoned(cx, 1, 0, 7)
 
     def snapshot(self):
         with self.db.read() as cx:

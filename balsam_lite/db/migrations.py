@@ -12,7 +12,16 @@ from ..errors import NotABalsamDB, SchemaMismatch
 from . import schema
 
 #: STEPS[n] leads from version n + 1 to version n + 2.
-STEPS: tuple[tuple[str, ...], ...] = ()
+STEPS: tuple[tuple[str, ...], ...] = (
+    (  # retries; jobs that are to be prepared have an index of their own
+        "ALTER TABLE job ADD COLUMN max_retries INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN retry_codes TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE job ADD COLUMN retries INTEGER NOT NULL DEFAULT 0",
+        "DROP INDEX job_startable",
+        "DROP INDEX job_startable_of_workflow",
+        *(index for index in schema.INDEXES if "_runnable" in index or "_unprepared" in index),
+    ),
+)
 
 
 def version_of(cx: sqlite3.Connection) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import spec, states
 
-VERSION = 1
+VERSION = 2
 
 _SQL_TYPE = {"count": "INTEGER", "count0": "INTEGER", "integer": "INTEGER", "flag": "INTEGER", "id": "INTEGER"}
 
@@ -36,12 +36,14 @@ def sql_list(words: tuple[str, ...]) -> str:
     return ", ".join(map(_literal, words))
 
 
-#: A job that a launcher may take: nobody holds it, and nothing but the launcher's work is missing.
-STARTABLE = f"lease IS NULL AND state IN ({sql_list(states.STARTABLE_STATES)})"
+#: A job that a launcher may start: nobody holds it, and it is prepared.
+RUNNABLE = f"lease IS NULL AND state IN ({sql_list(states.RUNNABLE_STATES)})"
+#: A job that a launcher may prepare, and start at once if there is nothing to prepare.
+UNPREPARED = f"lease IS NULL AND state IN ({sql_list(states.UNPREPARED_STATES)})"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
 UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"
 
-_SHAPE = ", ".join(spec.SHAPE_FIELDS)
+_ORDER = f"{', '.join(spec.SHAPE_FIELDS)}, priority DESC, wall_time_minutes DESC"
 
 TABLES = (
     f"""CREATE TABLE job (
@@ -119,11 +121,12 @@ TABLES = (
 INDEXES = (
     # A prefix of a job id. Unique, so that the short id names one job and one working directory.
     "CREATE UNIQUE INDEX job_short_id ON job (substr(job_id, 1, 8))",
-    # claim: the next job of a shape. Holds waiting jobs only, so that finished ones cost it nothing.
-    f"CREATE INDEX job_startable ON job ({_SHAPE}, priority DESC, wall_time_minutes DESC) WHERE {STARTABLE}",
-    # claim with a workflow filter.
-    f"""CREATE INDEX job_startable_of_workflow
-    ON job (workflow, {_SHAPE}, priority DESC, wall_time_minutes DESC) WHERE {STARTABLE}""",
+    # claim: the next job of a shape, and the same with a workflow filter. They hold waiting jobs only, so that finished ones
+    # cost them nothing, and keep the prepared ones apart, so that these are found behind a million that are not.
+    f"CREATE INDEX job_unprepared ON job ({_ORDER}) WHERE {UNPREPARED}",
+    f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_ORDER}) WHERE {UNPREPARED}",
+    f"CREATE INDEX job_runnable ON job ({_ORDER}) WHERE {RUNNABLE}",
+    f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_ORDER}) WHERE {RUNNABLE}",
     f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
     # what a launcher holds: kills, reaping.
     "CREATE INDEX job_lease ON job (lease) WHERE lease IS NOT NULL",

@@ -7,14 +7,17 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .. import spec
+from .. import spec, states
 from ..db import location
 from ..db.store.claims import Claim
 from ..errors import SpawnFailed
-from ..processes import JOB_VARIABLES, RUN_VARIABLE
+from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from .nodes import Place
+from .staging import Parent
 
 _RUN = RUN_VARIABLE.encode()
+#: Linux takes at most 128 KiB for one variable.
+_LONGEST_VARIABLE = 120_000
 #: Variables of the context that a job cannot change.
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
@@ -60,15 +63,15 @@ def argv(claim: Claim) -> list[str]:
     return words
 
 
-def environment(claim: Claim, place: Place, context: Context) -> dict[bytes, bytes]:
-    """What the job's environment has beyond `context.environ`, or instead of it.
+def environment(claim: Claim, place: Place | None, context: Context) -> dict[bytes, bytes]:
+    """What the job's environment has beyond `context.environ`, or instead of it. Without a place it has no GPUs.
 
     What the job itself asks for wins over what is inherited, the BALSAM_ variables win over both.
     """
     own: dict[bytes, bytes] = {}
     if claim.threads_per_rank > 1:
         own[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
-    if claim.shape.gpus_per_rank:
+    if claim.shape.gpus_per_rank and place is not None:
         gpus = [gpu for of_node in place.gpus for gpu in of_node]
         own[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"
         own[b"CUDA_VISIBLE_DEVICES"] = ",".join(gpus).encode()
@@ -78,9 +81,31 @@ def environment(claim: Claim, place: Place, context: Context) -> dict[bytes, byt
         own.update({name: context.environ[name] for name in own.keys() & _FIXED})
     own[b"BALSAM_JOB_ID"] = claim.job_id.encode()
     own[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
-    own[b"BALSAM_PARENT_IDS"] = claim.parent_ids.encode()
+    own[b"BALSAM_PARENT_IDS"] = _parent_ids(claim)
     own[_RUN] = mark(claim, context)
     return own
+
+
+def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes, bytes]:
+    """The same for the job's preprocess or postprocess script: with the reason why it is called."""
+    own = environment(claim, None, context)
+    own[HOOK_VARIABLE.encode()] = script.encode()
+    for name, state in ((b"BALSAM_JOB_TIMEOUT", states.RUN_TIMEOUT), (b"BALSAM_JOB_ERROR", states.RUN_ERROR)):
+        own[name] = b"TRUE" if claim.state == state else b"FALSE"
+    return own
+
+
+def parents(claim: Claim, context: Context) -> list[Parent]:
+    """Whose files it may want."""
+    return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory in json.loads(claim.parents)]
+
+
+def _parent_ids(claim: Claim) -> bytes:
+    """A JSON list of UUIDs; an empty one also where it would be longer than what a program can be given (E2BIG)."""
+    if claim.parents == "[]":
+        return b"[]"
+    text = json.dumps([parent[0] for parent in json.loads(claim.parents)]).encode()
+    return text if len(text) <= _LONGEST_VARIABLE else b"[]"
 
 
 def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
@@ -88,6 +113,11 @@ def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
     if own.keys() & context.environ.keys():
         return [b"%b=%b" % variable for variable in {**context.environ, **own}.items()]
     return [*context.variables, *[b"%b=%b" % variable for variable in own.items()]]
+
+
+def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:
+    """The environment of a program that is this launcher's own doing, for a job: it can be found, and that is all."""
+    return {_RUN: mark(claim, context)}
 
 
 def mark(claim: Claim, context: Context) -> bytes:
@@ -102,5 +132,8 @@ def lease_mark(db_directory: str, lease: int) -> bytes:
 
 def workdir(claim: Claim, context: Context) -> str:
     """The job's working directory, absolute."""
-    path = claim.workdir
+    return _absolute(claim.workdir, context)
+
+
+def _absolute(path: str, context: Context) -> str:
     return path if path[:1] == "/" else f"{context.data_directory}/{path}"

@@ -15,13 +15,16 @@ from ..clock import Clock
 from ..db import queries
 from ..db.connection import Database
 from ..db.store import claims, leases
+from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
+from ..db.store.steps import StepEnd
 from ..errors import DatabaseError, LostLease
 from ..settings import Settings
 from .failpoints import failpoint
 from .nodes import Place, Pool
 from .reaper import reap_dead
 from .runner import STOP_PERIOD_S, LocalRunner
+from .steps import Steps
 
 log = logging.getLogger("balsam_lite.launcher")
 
@@ -47,6 +50,7 @@ class Limits(NamedTuple):
     serial_only: bool
     ends_at: float | None  # on the monotonic clock
     idle_ttl_s: float | None  # None: stay
+    tags: tuple[tuple[str, str], ...] = ()  # all of these
 
 
 class Tally(NamedTuple):
@@ -80,14 +84,16 @@ class Launcher:
         lease: int,
         pool: Pool,
         runner: LocalRunner,
+        steps: Steps,
         limits: Limits,
         clock: Clock,
         wait: Callable[[float], None],
     ) -> None:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
-        self._pool, self._runner, self._limits = pool, runner, limits
+        self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
         self._ahead: deque[Claim] = deque()  # claimed, RUNNING in the database, waiting for a place
         self._exits: list[Exit] = []  # ended, not yet in the database
+        self._step_ends: list[StepEnd] = []  # likewise
         self._rate = _Rate()
         self.tally = Tally()
         self.stop_reason = ""
@@ -97,7 +103,7 @@ class Launcher:
         self._idle_since: float | None = None
         self._failing_since: float | None = None
         self._look_at = 0.0
-        self._news = True  # somebody wrote, or a place became free, since the last tick
+        self._news = True  # somebody wrote since the last tick
         self._workflows: tuple[str, ...] | None = None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -132,12 +138,12 @@ class Launcher:
     def tick(self) -> None:
         """Record ends, take jobs, hear of kills: one write transaction. A failing database is retried, not fatal."""
         started = self._clock.monotonic()
-        exits, news = self._exits, self._news
-        room = _Room(self._pool, self._rate.expected(self._tick_period()) - len(self._ahead))
+        work = _Work(self._exits, self._step_ends, self._news)
+        room = _Room(self._pool, self._rate.expected(self._tick_period()) - len(self._ahead), self._steps.room)
         try:
             with self._db.session():
                 self._reap_sometimes(started)
-                claimed, running = self._transaction(exits, room, news)
+                given = self._transaction(work, room)
         except DatabaseError as exc:
             room.undo()
             self._database_failed(exc, started)
@@ -145,8 +151,8 @@ class Launcher:
         except BaseException:
             room.undo()
             raise
-        self._exits = []
-        if exits or claimed:
+        self._exits, self._step_ends = [], []
+        if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = started
@@ -154,33 +160,46 @@ class Launcher:
         self._last_tick = self._clock.monotonic()
         self._tick_cost = self._last_tick - started
         failpoint("after-claim")
-        if running is not None:
-            self._stop_killed(running)
-        self._ahead.extend(claim for claim in claimed if claim.place is _AHEAD)
-        for claim in claimed:
+        if given.held is not None:
+            self._stop_killed(given.held)
+        for claim in given.steps:
+            self._steps.start(claim)
+        self._ahead.extend(claim for claim in given.to_run if claim.place is _AHEAD)
+        for claim in given.to_run:
             if isinstance(claim.place, Place):
                 self._runner.start(claim, claim.place)
 
-    def _transaction(self, exits: list[Exit], room: _Room, news: bool) -> tuple[list[Claim], set[int] | None]:
+    def _transaction(self, work: _Work, room: _Room) -> _Given:
         now_us = self._clock.now_us()
-        running = None
+        held: set[int] | None = None
+        to_run: list[Claim] = []
+        steps: list[Claim] = []
+        goes_on = not self.stop_reason
         with self._db.write() as cx:
             if self._clock.monotonic() - self._last_heartbeat >= self._settings.HEARTBEAT_S:
                 leases.heartbeat(cx, self._lease, now_us)
                 self._last_heartbeat = self._clock.monotonic()
-            lost = claims.finish(cx, self._lease, exits, now_us)
-            if news:
-                claims.settle_abandoned(cx, now_us)
-                running = claims.still_running(cx, self._lease)
-            claimed = [] if self.stop_reason else claims.take(cx, self._lease, room, self._filter(), now_us)
+            reported = claims.finish(cx, self._lease, work.exits, now_us, settles=goes_on)
+            step_store.finish(cx, self._lease, work.step_ends, now_us)
+            steps += reported.to_settle
+            if goes_on and (work.news or work.step_ends):
+                room.preparations -= len(steps)
+                steps += step_store.settle_abandoned(cx, self._lease, max(0, room.preparations), now_us)
+            if work.news:
+                held = claims.still_held(cx, self._lease)
+            if goes_on:
+                room.preparations = max(0, self._steps.room - len(steps))
+                to_run, to_prepare = claims.take(cx, self._lease, room, self._filter(), now_us)
+                steps += to_prepare
             failpoint("before-commit")
-        for job in lost:
+        for job in reported.lost:
             log.warning("Job number %d is not this launcher's any more; its end was not recorded.", job)
-        return claimed, running
+        return _Given(to_run, steps, held)
 
     # --- parts of a turn ----------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
+        self._collect_steps()
         for finished in self._runner.poll():
             self._pool.release(finished.place)
             self._exits.append(finished.exit)
@@ -189,6 +208,12 @@ class Launcher:
             if finished.exit.result != states.RUN_DONE:
                 first_line = finished.exit.message.partition("\n")[0]
                 log.info("Job number %d: %s %s", finished.exit.job, finished.exit.result, first_line)
+
+    def _collect_steps(self) -> None:
+        for end in self._steps.poll():
+            self._step_ends.append(end)
+            if end.failure:
+                log.info("Job number %d: %s step failed: %s", end.claim.job, end.claim.state, end.failure.partition("\n")[0])
 
     def _start_those_ahead(self) -> None:
         while self._ahead:
@@ -212,6 +237,8 @@ class Launcher:
         soon = self._last_tick + (self._tick_cost if self._db.access == "local" else _SHARED_SPACING * self._tick_cost)
         if self._failing_since is not None:
             return self._last_tick + 1.0
+        if self._step_ends:
+            return soon
         if self._exits:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
             starving = not self._ahead and self._pool.has_room
@@ -241,7 +268,7 @@ class Launcher:
         minutes = None
         if self._limits.ends_at is not None:
             minutes = (self._limits.ends_at - self._clock.monotonic()) / 60
-        return Filter(self._workflows, self._limits.serial_only, minutes)
+        return Filter(self._workflows, self._limits.serial_only, minutes, self._limits.tags)
 
     def _reap_sometimes(self, now: float) -> None:
         """Look after other launchers' dead now and then, and read what only changes when somebody else writes."""
@@ -255,14 +282,15 @@ class Launcher:
                 log.info("Freed %d job(s) of dead launchers.", freed)
                 self._news = True
 
-    def _stop_killed(self, running: set[int]) -> None:
-        gone = self._runner.jobs - running
+    def _stop_killed(self, held: set[int]) -> None:
+        self._steps.stop(self._steps.jobs - held, self._settings.USER_KILL_GRACE_S)
+        gone = self._runner.jobs - held
         if gone:
             log.info("Killed by the user: %d job(s).", len(gone))
             self._runner.stop(gone, states.RUN_ERROR, self._settings.USER_KILL_GRACE_S)
-        never_started = [claim for claim in self._ahead if claim.job not in running]
+        never_started = [claim for claim in self._ahead if claim.job not in held]
         if never_started:
-            self._ahead = deque(claim for claim in self._ahead if claim.job in running)
+            self._ahead = deque(claim for claim in self._ahead if claim.job in held)
             self._exits += [_unstarted(claim, self._clock.now_us()) for claim in never_started]
 
     # --- the end ------------------------------------------------------------------------------------------------------
@@ -271,7 +299,7 @@ class Launcher:
         now = self._clock.monotonic()
         if self._limits.ends_at is not None and now >= self._limits.ends_at:
             self.stop("the time is up")
-        elif len(self._runner) or self._ahead or self._exits or self._idle_since is None:
+        elif len(self._runner) or len(self._steps) or self._ahead or self._has_ends or self._idle_since is None:
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
             self.stop("there is nothing left to do")
@@ -279,12 +307,13 @@ class Launcher:
     def _shut_down(self) -> None:
         """TERM to all, grace, KILL, and everything recorded; only then return."""
         self._runner.stop(self._runner.jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
+        self._steps.stop(self._steps.jobs, self._settings.KILL_GRACE_S)
         unstarted = [claim.job for claim in self._ahead]
         self._ahead.clear()
         deadline = self._clock.monotonic() + self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
-        while len(self._runner) or self._exits or unstarted:
+        while len(self._runner) or len(self._steps) or self._has_ends or unstarted:
             self._collect()
-            if self._exits or unstarted:
+            if self._has_ends or unstarted:
                 try:
                     self._hand_back(unstarted)
                     unstarted = []
@@ -292,14 +321,28 @@ class Launcher:
                     log.error("The DB cannot be written: %s", exc)
                     if not len(self._runner) and self._clock.monotonic() > deadline:
                         raise
-            if len(self._runner) or self._exits:
+            if not len(self._runner) and not self._has_ends and self._clock.monotonic() > deadline:
+                self._leave_steps()
+                return
+            if len(self._runner) or len(self._steps) or self._has_ends:
                 self._wait(STOP_PERIOD_S)
+
+    @property
+    def _has_ends(self) -> bool:
+        return bool(self._exits or self._step_ends)
+
+    def _leave_steps(self) -> None:
+        """A thread hangs in a file system. It ends with this process, so its job is free."""
+        with self._db.write() as cx:
+            claims.release(cx, self._lease, self._steps.jobs)
 
     def _hand_back(self, unstarted: list[int]) -> None:
         with self._db.write() as cx:
-            claims.finish(cx, self._lease, self._exits, self._clock.now_us())
-            claims.give_back(cx, self._lease, unstarted, self._clock.now_us())
-        self._exits = []
+            now_us = self._clock.now_us()
+            claims.finish(cx, self._lease, self._exits, now_us, settles=False)
+            step_store.finish(cx, self._lease, self._step_ends, now_us)
+            claims.give_back(cx, self._lease, unstarted, now_us)
+        self._exits, self._step_ends = [], []
 
     def why_nothing_runs(self) -> list[str]:
         """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""
@@ -341,16 +384,33 @@ def _unstarted(claim: Claim, now_us: int) -> Exit:
     return Exit(claim.job, claim.attempt, states.RUN_ERROR, None, "", None, now_us)
 
 
+class _Work(NamedTuple):
+    """What one tick has to write down."""
+
+    exits: list[Exit]
+    step_ends: list[StepEnd]
+    news: bool  # somebody else wrote
+
+
+class _Given(NamedTuple):
+    """What one tick brought."""
+
+    to_run: list[Claim]
+    steps: list[Claim]
+    held: set[int] | None  # the jobs that are still this launcher's; None: nobody asked
+
+
 class _Room:
     """What one tick offers: the free places, and so many claims ahead of places that will be free soon."""
 
-    def __init__(self, pool: Pool, ahead: int) -> None:
-        self._pool, self._ahead = pool, max(0, ahead)
+    def __init__(self, pool: Pool, ahead: int, preparations: int) -> None:
+        self._pool, self._ahead, self.preparations = pool, max(0, ahead), preparations
         self._reserved: list[Place] = []
 
+    def fits(self, shape: Shape) -> bool:
+        return not self._pool.never_fits(shape)
+
     def count(self, shape: Shape) -> int:
-        if self._pool.never_fits(shape):
-            return 0
         return self._pool.count(shape) + self._ahead
 
     def reserve(self, shape: Shape) -> object:

@@ -27,9 +27,11 @@ from ..settings import Settings
 from . import commands, failpoints, machine
 from .loop import Launcher, Limits
 from .nodes import Pool, divide_host
-from .process import Alarm, end_orphans
+from .process import Alarm, Children, end_orphans
 from .reaper import reap_dead
 from .runner import LocalRunner
+from .spawner import Spawner
+from .steps import Steps
 
 log = logging.getLogger("balsam_lite.launcher")
 
@@ -92,7 +94,8 @@ def _run(
     clock: Clock,
 ) -> int:
     context = commands.make_context(db.directory, lease, len(pool.nodes), options.job_mode, os.environb)
-    runner = LocalRunner(context, clock, settings.ERROR_TAIL_LINES)
+    spawner, children = Spawner(clock.now_us), Children()
+    runner = LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, children)
     limits = Limits(
         options.workflow_filter,
         True,  # many ranks need an MPI starter
@@ -101,7 +104,16 @@ def _run(
     )
     with Alarm() as alarm:
         progress = _Progress(db)
-        launcher = Launcher(db, settings, lease, pool, runner, limits, clock, progress.around(alarm.wait))
+        steps = Steps(
+            context,
+            spawner,
+            children,
+            options.transition_threads or settings.NUM_TRANSITION_THREADS,
+            settings.HOOK_TIME_LIMIT_S,
+            settings.USER_KILL_GRACE_S,
+            alarm.wake,
+        )
+        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, progress.around(alarm.wait))
         progress.watch(launcher, runner)
 
         def stop(number: int, _: FrameType | None) -> None:
@@ -113,23 +125,23 @@ def _run(
         for number in _STOP_SIGNALS:
             signal.signal(number, stop)
         try:
-            return _guarded(launcher, runner, db, lease, settings, clock)
+            return _guarded(launcher, spawner, db, lease, settings, clock)
         finally:
             progress.clear()
 
 
-def _guarded(launcher: Launcher, runner: LocalRunner, db: Database, lease: int, settings: Settings, clock: Clock) -> int:
+def _guarded(launcher: Launcher, spawner: Spawner, db: Database, lease: int, settings: Settings, clock: Clock) -> int:
     """Run it, and whatever happens leave no process behind."""
     try:
         launcher.run()
     except LostLease as exc:
         log.error("%s", exc)
-        runner.abandon()
+        spawner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         return 1
     except BaseException:
         log.exception("The launcher stops because of an error of its own.")
-        runner.abandon()
+        spawner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         raise
     for reason in launcher.why_nothing_runs():

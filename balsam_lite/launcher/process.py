@@ -10,7 +10,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from ..clock import SystemClock
@@ -68,6 +68,17 @@ def make_directory(path: str) -> None:
             raise SpawnFailed(f"the working directory cannot be made: {exc}") from exc
 
 
+def keep_log(path: str) -> None:
+    """Put an earlier log aside as `<path>.1`, or with the next number that is free."""
+    number = 1
+    while os.path.lexists(f"{path}.{number}"):
+        number += 1
+    try:
+        os.rename(path, f"{path}.{number}")
+    except FileNotFoundError:
+        pass
+
+
 def keep_output(path: str, attempt: int) -> None:
     """Put the output of an earlier attempt aside as `<path>.<its number>`."""
     try:
@@ -89,6 +100,21 @@ def tail(path: str, lines: int, limit: int = 16_384) -> str:
     return "\n".join(kept)
 
 
+def reason(code: int) -> str:
+    """Why a program with that return code is said to have failed.
+
+    >>> reason(3), reason(-9)
+    ('nonzero return 3', 'killed by signal 9 (SIGKILL)')
+    """
+    if code >= 0:
+        return f"nonzero return {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    return f"killed by signal {-code} ({name})"
+
+
 # --- hearing of the end -----------------------------------------------------------------------------------------------
 
 
@@ -102,6 +128,18 @@ def reap() -> Iterator[Ended]:
         if pid == 0:
             return
         yield Ended(pid, os.waitstatus_to_exitcode(status), SystemClock.now_us())
+
+
+class Children:
+    """The ends of this process's children, kept until whoever started them asks. For one thread."""
+
+    def __init__(self) -> None:
+        self._ended: dict[int, Ended] = {}
+
+    def take(self, pids: Set[int]) -> list[Ended]:
+        """Those of `pids` that have ended, once each. A pid may be asked for after its process has ended."""
+        self._ended.update((ended.pid, ended) for ended in reap())
+        return [self._ended.pop(pid) for pid in self._ended.keys() & pids] if self._ended else []
 
 
 class Alarm:
@@ -121,6 +159,13 @@ class Alarm:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._read)
         os.close(self._write)
+
+    def wake(self) -> None:
+        """End the sleep, or the next one. Any thread may call it."""
+        try:
+            os.write(self._write, b"\0")
+        except BlockingIOError:  # it is full of such calls
+            pass
 
     def wait(self, seconds: float) -> None:
         """Return after `seconds`, or at once when a signal has come since the last call."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
-from ..errors import SpawnFailed
+from ..errors import LaunchError, SpawnFailed
 from ..processes import Process, descendants, living, signal_all, signal_group
 from . import commands, process, steps
 from .failpoints import failpoint
@@ -53,12 +53,13 @@ class LocalRunner:
         tail_lines: so many lines of a failed job's output go into its history.
     """
 
-    def __init__(self, context: commands.Context, clock: Clock, tail_lines: int) -> None:
+    def __init__(
+        self, context: commands.Context, clock: Clock, tail_lines: int, spawner: Spawner, children: process.Children
+    ) -> None:
         self._context, self._clock, self._tail_lines = context, clock, tail_lines
-        self._spawner = Spawner(clock.now_us)
+        self._spawner, self._children = spawner, children
         self._starting: dict[int, tuple[Claim, Place]] = {}  # by job
         self._runs: dict[int, _Run] = {}  # by pid
-        self._ended_early: dict[int, process.Ended] = {}  # by pid: before the spawner said that they were started
         self._stopping: dict[int, _Run] = {}  # by pid
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # by job: what to do when it is started
         self._failed: list[Finished] = []  # never started
@@ -86,9 +87,6 @@ class LocalRunner:
             self._refuse(claim, place, exc)
 
     def _request(self, claim: Claim, place: Place) -> Request:
-        wanted = steps.needed(claim)
-        if wanted:
-            raise SpawnFailed(f"this version of balsam_lite does not do {' and '.join(wanted)}")
         argv = commands.argv(claim)
         own = commands.environment(claim, place, self._context)
         directory, output = commands.workdir(claim, self._context), spec.output_name(claim.name)
@@ -98,27 +96,35 @@ class LocalRunner:
         if claim.attempt > 1:
             process.keep_output(f"{directory}/{output}", claim.attempt)
         variables = commands.as_variables(own, self._context)
-        return Request(claim.job, program, [os.fsencode(word) for word in argv], variables, directory, output)
+        words = [os.fsencode(word) for word in argv]
+        return Request(claim.job, program, words, variables, directory, output, self._links(claim))
+
+    def _links(self, claim: Claim) -> Callable[[], None] | None:
+        """What makes its links, if it is prepared only now."""
+        if claim.parents == "[]" or claim.state not in states.UNPREPARED_STATES:
+            return None
+
+        def link() -> None:
+            try:
+                steps.link_inputs(claim, self._context)
+            except LaunchError as exc:
+                raise SpawnFailed(str(exc)) from exc
+
+        return link
 
     def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:
         message = f"The job could not be started: {exc}"
         ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
         self._failed.append(Finished(ended, place))
 
-    def abandon(self) -> None:
-        """Start nothing more, also of what was to be started."""
-        self._spawner.abandon()
-
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""
-        for ended in process.reap():
-            self._ended_early[ended.pid] = ended
         self._hear_of_starts()
         finished, self._failed = self._failed, []
-        for pid in self._ended_early.keys() & self._runs.keys():
-            run = self._runs[pid]
-            run.ended = self._ended_early.pop(pid)
-            if pid not in self._stopping:
+        for ended in self._children.take(self._runs.keys()):
+            run = self._runs[ended.pid]
+            run.ended = ended
+            if ended.pid not in self._stopping:
                 finished.append(self._finish(run))
         if self._stopping:
             finished += self._go_on_stopping()
@@ -201,17 +207,7 @@ class LocalRunner:
         return Finished(ended, run.place)
 
     def _reason(self, run: _Run, code: int) -> str:
-        if code < 0:
-            reason = f"killed by signal {-code} ({_signal_name(-code)})"
-        else:
-            reason = f"nonzero return {code}"
+        reason = process.reason(code)
         path = f"{commands.workdir(run.claim, self._context)}/{spec.output_name(run.claim.name)}"
         output = process.tail(path, self._tail_lines)
         return f"{reason}: {output}" if output else reason
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"

@@ -26,7 +26,7 @@ from ..errors import SpawnFailed
 
 #: Python ignores SIGPIPE and SIGXFSZ, and programs inherit what is ignored; these get the system's default back.
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
-_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
 
 #: So many programs are being started at once, at most.
 _THREADS = 3
@@ -42,7 +42,9 @@ class Request(NamedTuple):
     argv: list[bytes]
     environ: list[bytes]  # NAME=value
     directory: str
-    output: str  # written anew, never through a link
+    output: str  # never through a link
+    prepare: Callable[[], object] | None = None  # called before, in the thread that starts the program; may raise SpawnFailed
+    appends: bool = False  # to the output; else it is written anew
 
 
 class Answer(NamedTuple):
@@ -72,6 +74,21 @@ class Spawner:
                 thread.start()
         self._requests.put(request)
 
+    def spawn(self, request: Request) -> int:
+        """Start a program now, in the thread of the caller; returns its pid.
+
+        Raises:
+            SpawnFailed: with the reason.
+        """
+        if self._abandoned:
+            raise SpawnFailed("the launcher has given up")
+        try:
+            if request.prepare:
+                request.prepare()
+            return self._spawn(request)
+        except (OSError, ValueError) as exc:
+            raise _failure(exc, request) from exc
+
     def answers(self) -> list[Answer]:
         """What became of requests since the last call."""
         return [self._answers.popleft() for _ in range(len(self._answers))]
@@ -91,13 +108,12 @@ class Spawner:
                 return
             started = self._now_us()
             pid: int | SpawnFailed
-            if self._abandoned:
-                pid = SpawnFailed("the launcher has given up")
-            else:
-                try:
-                    pid = self._spawn(request)
-                except (OSError, ValueError) as exc:
-                    pid = _failure(exc, request)
+            try:
+                pid = self.spawn(request)
+            except SpawnFailed as exc:
+                pid = exc
+            except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the thread goes on
+                pid = SpawnFailed(f"unexpected {type(exc).__name__}: {exc}")
             self._answers.append(Answer(request.key, pid, started))
 
 
@@ -133,7 +149,8 @@ class _PosixSpawn:
         try:
             self._call("posix_spawn_file_actions_addchdir_np", actions, os.fsencode(request.directory))
             self._call("posix_spawn_file_actions_addopen", actions, 0, b"/dev/null", os.O_RDONLY, 0)
-            self._call("posix_spawn_file_actions_addopen", actions, 1, os.fsencode(request.output), _OUTPUT_FLAGS, 0o666)
+            output, flags = os.fsencode(request.output), _output_flags(request)
+            self._call("posix_spawn_file_actions_addopen", actions, 1, output, flags, 0o666)
             self._call("posix_spawn_file_actions_adddup2", actions, 1, 2)
             pid = ctypes.c_int()
             program = os.fsencode(request.program)
@@ -145,6 +162,10 @@ class _PosixSpawn:
 
     def _call(self, name: str, *arguments: Any) -> None:
         _check(getattr(self._libc, name)(*arguments))
+
+
+def _output_flags(request: Request) -> int:
+    return _OUTPUT_FLAGS | (os.O_APPEND if request.appends else os.O_TRUNC)
 
 
 def _check(failed: int) -> None:
@@ -163,7 +184,7 @@ def _spawn_by_subprocess(request: Request) -> int:
     environ = dict(word.split(b"=", 1) for word in request.environ)
     directory = os.open(request.directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        output = os.open(request.output, _OUTPUT_FLAGS, 0o666, dir_fd=directory)
+        output = os.open(request.output, _output_flags(request), 0o666, dir_fd=directory)
     finally:
         os.close(directory)
     try:

@@ -1,29 +1,271 @@
-"""What has to be done for a job before and after its program runs: stage in, preprocess, postprocess, stage out.
+"""What is done for a job before and after its program: links and stage-in, preprocess, postprocess, stage-out.
 
-A job that needs none of it passes from CREATED to RUNNING, and from RUN_DONE to JOB_FINISHED, in the transaction that
-claims or ends it (`db.store.claims`). The others must not run as if they needed nothing.
+Steps take time, so each runs in one of a few threads while the launcher's loop goes on; the job is held meanwhile and keeps
+its state. What a step needs is known when it starts; what it gave goes into the loop's next transaction. A step that is cut
+short leaves nothing half-done behind that could hurt when it is done again.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, NoReturn
+
+from .. import spec, states
 from ..db.store.claims import Claim
+from ..db.store.steps import StepEnd
+from ..errors import LaunchError
+from . import commands, process, staging
+from .failpoints import failpoint
+from .spawner import Request, Spawner
+
+log = logging.getLogger("balsam_lite.launcher")
+
+#: What goes into the history of a failed script: so many lines of its output.
+_TAIL_LINES = 30
+_TRANSFER_LOG = ".balsam-part-transfer.log"
+#: Scripts of such a job tell it that something went wrong, and decide what becomes of it.
+_TROUBLE = (states.RUN_ERROR, states.RUN_TIMEOUT)
 
 
-def needed(claim: Claim) -> list[str]:
-    """The steps that this job asks for, in words.
+class _Interrupted(Exception):
+    """The step is to stop, and to be done again later."""
 
-    >>> from types import SimpleNamespace
-    >>> fields = dict(stage_in_url="/data/x", stage_out_url="", stage_out_files="", preprocess="", postprocess="check.sh")
-    >>> needed(SimpleNamespace(**fields))
-    ['stage-in from /data/x', 'the postprocess script check.sh']
+
+class _Failed(LaunchError):
+    """The step failed; the words are for the job's history."""
+
+
+class _Stop(NamedTuple):
+    """A message to a step: end your processes, TERM first and KILL after the grace."""
+
+    grace_s: float
+
+
+class _Task:
+    """One job's step. Its inbox gets the ends of its processes, and orders to stop."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.inbox: SimpleQueue[process.Ended | _Stop] = SimpleQueue()
+        self.reached: list[str] = []
+        self.stop: _Stop | None = None
+
+
+class Steps:
+    """Carries out steps, up to `threads` at once; the others queue.
+
+    Args:
+        context: what all jobs share.
+        children: where the ends of processes are found.
+        time_limit_s: for a script; one that takes longer is stopped and has failed.
+        wake: called in a thread when a step has ended, so that `poll` is called.
     """
-    steps = []
-    if claim.stage_in_url:
-        steps.append(f"stage-in from {claim.stage_in_url}")
-    if claim.preprocess:
-        steps.append(f"the preprocess script {claim.preprocess}")
-    if claim.postprocess:
-        steps.append(f"the postprocess script {claim.postprocess}")
-    if claim.stage_out_url and claim.stage_out_files:
-        steps.append(f"stage-out to {claim.stage_out_url}")
-    return steps
+
+    def __init__(
+        self,
+        context: commands.Context,
+        spawner: Spawner,
+        children: process.Children,
+        threads: int,
+        time_limit_s: float,
+        kill_grace_s: float,
+        wake: Callable[[], None],
+    ) -> None:
+        self._context, self._spawner, self._children = context, spawner, children
+        self._time_limit_s, self._kill_grace_s, self._wake = time_limit_s, kill_grace_s, wake
+        self._most = max(1, threads)
+        self._queue: SimpleQueue[_Task] = SimpleQueue()
+        self._threads = 0
+        self._tasks: dict[int, _Task] = {}  # by job
+        self._by_pid: dict[int, _Task] = {}
+        self._ended: deque[StepEnd] = deque()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def jobs(self) -> set[int]:
+        """The jobs that have a step here and are not being stopped."""
+        return {job for job, task in self._tasks.items() if task.stop is None}
+
+    @property
+    def room(self) -> int:
+        """So many more may be started, so that the threads have something to do until the next transaction."""
+        return max(0, 4 * self._most - len(self._tasks))
+
+    def start(self, claim: Claim) -> None:
+        """Do what the job needs in its state. `poll` tells of the end."""
+        task = self._tasks[claim.job] = _Task(claim)
+        self._queue.put(task)
+        if self._threads < min(self._most, len(self._tasks)):
+            self._threads += 1
+            threading.Thread(target=self._work, name="step", daemon=True).start()
+
+    def poll(self) -> list[StepEnd]:
+        """The steps that have ended since the last call."""
+        if not self._tasks:
+            return []
+        for ended in self._children.take(self._by_pid.keys()):
+            self._by_pid.pop(ended.pid).inbox.put(ended)
+        found = [self._ended.popleft() for _ in range(len(self._ended))]
+        for end in found:
+            del self._tasks[end.claim.job]
+        return found
+
+    def stop(self, jobs: Collection[int], grace_s: float) -> None:
+        """Interrupt the steps of those jobs: TERM to their processes, KILL after the grace. Returns at once."""
+        for job in jobs:
+            task = self._tasks.get(job)
+            if task is not None and task.stop is None:
+                task.stop = _Stop(grace_s)
+                task.inbox.put(task.stop)
+
+    # --- in the threads -----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            task = self._queue.get()
+            self._ended.append(self._end_of(task))
+            self._wake()
+
+    def _end_of(self, task: _Task) -> StepEnd:
+        failure, interrupted = "", False
+        try:
+            if task.stop:
+                raise _Interrupted
+            if task.claim.state in states.UNPREPARED_STATES:
+                self._prepare(task)
+            else:
+                self._settle(task)
+            failpoint("after-step")
+        except _Interrupted:
+            interrupted = True
+        except LaunchError as exc:
+            failure, interrupted = str(exc), task.stop is not None
+        except Exception as exc:  # one bad job fails alone
+            log.exception("Job number %d: unexpected error in its %s step.", task.claim.job, task.claim.state)
+            failure = f"Unexpected {type(exc).__name__}: {exc}"
+        return StepEnd(task.claim, tuple(task.reached), failure, interrupted)
+
+    def _prepare(self, task: _Task) -> None:
+        claim = task.claim
+        directory = commands.workdir(claim, self._context)
+        process.make_directory(directory)
+        link_inputs(claim, self._context)
+        if claim.stage_in_url:
+            staging.stage_in(claim.stage_in_url, directory, self._runner_of(task), lambda: task.stop is not None)
+            task.reached.append(states.STAGED_IN)
+        if claim.preprocess:
+            self._script(task, "preprocess", claim.preprocess)
+        task.reached.append(states.PREPROCESSED)
+
+    def _settle(self, task: _Task) -> None:
+        claim = task.claim
+        stages_out = claim.stage_out_url and claim.stage_out_files
+        if claim.postprocess and claim.state != states.POSTPROCESSED:
+            self._script(task, "postprocess", claim.postprocess)
+            if claim.state in _TROUBLE:
+                return
+            task.reached.append(states.POSTPROCESSED)
+            if stages_out:
+                return  # a step of its own: the script may have moved the job
+        if stages_out:
+            directory = commands.workdir(claim, self._context)
+            run, is_cancelled = self._runner_of(task), lambda: task.stop is not None
+            staging.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)
+        task.reached.append(states.JOB_FINISHED)
+
+    def _script(self, task: _Task, kind: str, command: str) -> None:
+        """Run a script of the job's application, and raise unless it exits with 0."""
+        directory, output = commands.workdir(task.claim, self._context), f"{kind}.log"
+        try:
+            argv = spec.split_command(command)
+        except ValueError as exc:
+            raise _Failed(f"The {kind} script cannot be split into words ({exc}): {command}") from exc
+        if not argv:
+            raise _Failed(f"The {kind} script is empty.")
+        process.make_directory(directory)
+        _begin_log(f"{directory}/{output}", kind, command, task.claim.state)
+        own = commands.hook_environment(task.claim, kind, self._context)
+        try:
+            code = self._run(task, argv, directory, output, own, self._time_limit_s)
+        except LaunchError as exc:
+            raise _Failed(f"The {kind} script {command}: {exc}") from exc
+        if code:
+            words = process.tail(f"{directory}/{output}", _TAIL_LINES)
+            raise _Failed(f"The {kind} script {command}: {process.reason(code)}: {words}")
+
+    def _runner_of(self, task: _Task) -> staging.Run:
+        """How `staging` starts a program for that task."""
+
+        def run(argv: Sequence[str], directory: str) -> tuple[int, str]:
+            path = os.path.join(directory, _TRANSFER_LOG)
+            own = commands.mark_alone(task.claim, self._context)
+            try:
+                code = self._run(task, list(argv), directory, _TRANSFER_LOG, own, None)
+                return code, process.tail(path, _TAIL_LINES)
+            finally:
+                if os.path.lexists(path):
+                    os.unlink(path)
+
+        return run
+
+    def _run(
+        self, task: _Task, argv: list[str], directory: str, output: str, own: dict[bytes, bytes], limit_s: float | None
+    ) -> int:
+        search = own.get(b"PATH") or self._context.environ.get(b"PATH")
+        program = process.find_program(argv[0], search, directory)
+        words = [os.fsencode(word) for word in argv]
+        variables = commands.as_variables(own, self._context)
+        pid = self._spawner.spawn(Request(task.claim.job, program, words, variables, directory, output, appends=True))
+        self._by_pid[pid] = task
+        self._wake()  # it may have ended before anybody knew its pid
+        failpoint("in-step")
+        try:
+            heard = task.inbox.get(timeout=limit_s)
+        except Empty:
+            self._end_processes(task, self._kill_grace_s)
+            raise _Failed(f"it did not end within {limit_s:g} s and was stopped") from None
+        if isinstance(heard, _Stop):
+            self._end_processes(task, heard.grace_s)
+            raise _Interrupted
+        return heard.returncode
+
+    def _end_processes(self, task: _Task, grace_s: float) -> None:
+        process.end_orphans(commands.mark(task.claim, self._context), grace_s)
+        while not isinstance(task.inbox.get(), process.Ended):
+            pass
+
+
+def link_inputs(claim: Claim, context: commands.Context) -> None:
+    """Link the files that the job wants of its parents into its working directory.
+
+    Raises:
+        LaunchError: with the reason.
+    """
+    if claim.input_files and claim.parents != "[]":
+        directory = commands.workdir(claim, context)
+        staging.link_inputs(directory, claim.name, commands.parents(claim, context), claim.input_files)
+
+
+def _begin_log(path: str, kind: str, command: str, state: str) -> None:
+    """Keep what earlier calls wrote, and say at the top of a new log what is called and why."""
+    lines = [f"# Balsam {kind.capitalize()}or: {command}"]
+    if state in _TROUBLE:
+        lines.append(f"# Invoked to handle {state}")
+    try:
+        process.keep_log(path)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write("\n".join([*lines, ""]))
+    except OSError as exc:
+        _cannot_write(path, exc)
+
+
+def _cannot_write(path: str, exc: OSError) -> NoReturn:
+    raise _Failed(f"{path} cannot be written: {exc.strerror}") from exc

@@ -1,6 +1,7 @@
 """A launcher's dealings with the store: take jobs, report how they ended, hear which were killed.
 
-One tick of a launcher is one write transaction of `finish`, `settle_abandoned` and `take`; all functions run inside it.
+One tick of a launcher is one write transaction of `finish`, `steps.finish`, `steps.settle_abandoned` and `take`; all
+functions run inside it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,9 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol, cast
 
 from ... import spec, states
-from ..schema import STARTABLE, UNSETTLED
+from ..schema import RUNNABLE, UNPREPARED
 from . import graph, outcomes
 from .moves import Move, id_list, move
-
-_FACTS = ", ".join(("id", *outcomes.JobFacts._fields[1:]))
-
 
 #: A row as SQLite gives it.
 Row = tuple[Any, ...]
@@ -38,9 +36,13 @@ class Shape(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A job that now belongs to the launcher, with all that is needed to run it. It is RUNNING in the database already."""
+    """A job that now belongs to the launcher, with all that is needed to run it, prepare it or deal with its result.
+
+    One that is to be run is RUNNING in the database already; `state` is what it was before.
+    """
 
     job: int
+    state: str
     job_id: str
     attempt: int
     name: str
@@ -61,8 +63,9 @@ class Claim(NamedTuple):
     stage_in_url: str
     stage_out_url: str
     stage_out_files: str
-    parent_ids: str  # JSON list of UUIDs
-    place: object  # what `Room.reserve` gave
+    input_files: str
+    parents: str  # JSON list of [UUID, name, workdir]
+    place: object = None  # what `Room.reserve` gave
 
 
 class Exit(NamedTuple):
@@ -77,8 +80,21 @@ class Exit(NamedTuple):
     ended_us: int
 
 
+class Taken(NamedTuple):
+    """What `take` gave, in the order in which it should be started."""
+
+    to_run: list[Claim]
+    to_prepare: list[Claim]
+
+
 class Room(Protocol):
     """What a launcher has to offer; asked inside the transaction, so it only computes."""
+
+    #: So many jobs more it would prepare.
+    preparations: int
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether it takes jobs of that shape at all."""
 
     def count(self, shape: Shape) -> int:
         """How many jobs of that shape it would take, at most."""
@@ -93,33 +109,45 @@ class Filter(NamedTuple):
     workflows: tuple[str, ...] | None = None  # exact names; None: all
     serial_only: bool = True
     minutes_left: float | None = None  # None: no limit
+    tags: tuple[tuple[str, str], ...] = ()  # all of these
 
 
 # --- taking jobs ------------------------------------------------------------------------------------------------------
 
 _SHAPE = ", ".join(spec.SHAPE_FIELDS)
+_SHAPE_OF_JOB = ", ".join(f"job.{field}" for field in spec.SHAPE_FIELDS)
 _CANDIDATE = (
     "job.id, job.state, job.job_id, job.attempt, job.name, job.workflow, job.workdir, job.args, job.environ_vars, "
     "job.threads_per_rank, job.threads_per_core, job.cpu_affinity, job.wall_time_minutes, job.application, "
     "app.executable, app.envscript, app.preprocess, app.postprocess, "
-    "job.stage_in_url, job.stage_out_url, job.stage_out_files, "
-    "(SELECT json_group_array(parent.job_id) FROM dependency JOIN job AS parent ON parent.id = dependency.parent "
-    "WHERE dependency.child = job.id), job.priority"
+    "job.stage_in_url, job.stage_out_url, job.stage_out_files, job.input_files, "
+    "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir)) "
+    "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), job.priority"
 )
+#: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
+_PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"
+#: When no more jobs can be prepared, plain ones are looked for among so many of the first.
+_LOOK_BEYOND = 2000
 
 
 class _Source(NamedTuple):
-    """One of the two indexes over startable jobs: of all workflows, or of one."""
+    """An index over jobs that can be started: the prepared or the unprepared ones, of all workflows or of one."""
 
     index_name: str
     condition: str
     parameters: tuple[str, ...]
+    is_prepared: bool
 
 
 def _sources(workflows: tuple[str, ...] | None) -> list[_Source]:
+    kinds = (("job_runnable", RUNNABLE, True), ("job_unprepared", UNPREPARED, False))
     if workflows is None:
-        return [_Source("job_startable", STARTABLE, ())]
-    return [_Source("job_startable_of_workflow", f"{STARTABLE} AND workflow = ?", (name,)) for name in workflows]
+        return [_Source(name, condition, (), is_prepared) for name, condition, is_prepared in kinds]
+    return [
+        _Source(f"{name}_of_workflow", f"{condition} AND workflow = ?", (workflow,), is_prepared)
+        for name, condition, is_prepared in kinds
+        for workflow in workflows
+    ]
 
 
 def shapes(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> list[Shape]:
@@ -152,57 +180,90 @@ def _next_shape(cx: sqlite3.Connection, source: _Source, last: Shape | None) -> 
 
 def waiting(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> list[tuple[Shape, int, int]]:
     """The startable jobs by shape: (shape, how many, the shortest estimate in minutes). Reads them all: not for a loop."""
-    where, parameters = STARTABLE, cast("tuple[str, ...]", ())
-    if workflows is not None:
-        where, parameters = f"{STARTABLE} AND workflow IN (SELECT value FROM json_each(?))", (json.dumps(workflows),)
-    rows = cx.execute(
-        f"""SELECT {_SHAPE}, count(*), min(wall_time_minutes) FROM job INDEXED BY job_startable
-            WHERE {where} GROUP BY {_SHAPE}""",
-        parameters,
-    )
-    return [(Shape(*row[:-2]), row[-2], row[-1]) for row in rows]
+    found: dict[Shape, tuple[int, int]] = {}
+    for name, condition in (("job_runnable", RUNNABLE), ("job_unprepared", UNPREPARED)):
+        where, parameters = condition, cast("tuple[str, ...]", ())
+        if workflows is not None:
+            where, parameters = f"{condition} AND workflow IN (SELECT value FROM json_each(?))", (json.dumps(workflows),)
+        rows = cx.execute(
+            f"SELECT {_SHAPE}, count(*), min(wall_time_minutes) FROM job INDEXED BY {name} WHERE {where} GROUP BY {_SHAPE}",
+            parameters,
+        )
+        for *values, jobs, shortest in rows:
+            before = found.get(Shape(*values), (0, shortest))
+            found[Shape(*values)] = (before[0] + jobs, min(before[1], shortest))
+    return [(shape, jobs, shortest) for shape, (jobs, shortest) in sorted(found.items())]
 
 
 def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
     """The workflows with startable jobs whose name is `pattern`, or matches it as a glob if it holds `*`, `?` or `[`."""
     if not set(pattern) & set("*?["):
         return (pattern,)
-    query = f"""SELECT min(workflow) FROM job INDEXED BY job_startable_of_workflow
-        WHERE {STARTABLE} AND workflow > ?"""
-    found = []
-    name = cx.execute(query.replace("> ?", ">= ?"), ("",)).fetchone()[0]
-    while name is not None:
-        if fnmatchcase(name, pattern):
-            found.append(name)
-        name = cx.execute(query, (name,)).fetchone()[0]
-    return tuple(found)
+    found = set()
+    for index_name, condition in (("job_runnable_of_workflow", RUNNABLE), ("job_unprepared_of_workflow", UNPREPARED)):
+        query = f"SELECT min(workflow) FROM job INDEXED BY {index_name} WHERE {condition} AND workflow > ?"
+        name = cx.execute(query.replace("> ?", ">= ?"), ("",)).fetchone()[0]
+        while name is not None:
+            if fnmatchcase(name, pattern):
+                found.add(name)
+            name = cx.execute(query, (name,)).fetchone()[0]
+    return tuple(sorted(found))
 
 
-def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: int) -> list[Claim]:
+def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: int) -> Taken:
     """Claim the jobs to start next: by priority, then the larger, then the longer ones, then the older.
 
     A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone. What has nothing to be prepared
-    passes from CREATED to RUNNING at once. Returns claims in the order in which they should start; none is normal.
+    passes from CREATED to RUNNING at once; the others are claimed in the state in which they are, as many as the room has
+    preparations. None is normal.
     """
     candidates = []
     for shape in shapes(cx, only.workflows):
-        if only.serial_only and not shape.is_serial:
+        if not room.fits(shape) or (only.serial_only and not shape.is_serial):
             continue
         wanted = room.count(shape)
-        if wanted > 0:
-            for source in _sources(only.workflows):
-                candidates += [(shape, row) for row in _best(cx, source, shape, wanted, only.minutes_left)]
+        for source in _sources(only.workflows):
+            candidates += [(shape, row) for row in _candidates(cx, source, shape, wanted, room.preparations, only)]
     candidates.sort(key=_order)
-    chosen, full = [], set()
+    chosen: list[tuple[Shape, Row, object]] = []
+    to_prepare: list[tuple[Shape, Row]] = []
+    full: set[Shape] = set()
     for shape, row in candidates:
-        if shape not in full:
+        if _has_to_be_prepared(row):
+            if len(to_prepare) < room.preparations:
+                to_prepare.append((shape, row))
+        elif shape not in full:
             place = room.reserve(shape)
             if place is None:
                 full.add(shape)
             else:
                 chosen.append((shape, row, place))
     _mark_running(cx, lease, [row for _, row, _ in chosen], now_us)
-    return [_claim(shape, row, place) for shape, row, place in chosen]
+    hold(cx, lease, [row[0] for _, row in to_prepare])
+    return Taken([_claim(*one) for one in chosen], [_claim(shape, row) for shape, row in to_prepare])
+
+
+def hold(cx: sqlite3.Connection, lease: int, jobs: Iterable[int]) -> None:
+    """Claim jobs without changing their state."""
+    cx.executemany("UPDATE job SET lease = ? WHERE id = ? AND lease IS NULL", [(lease, job) for job in jobs])
+
+
+def _has_to_be_prepared(row: Row) -> bool:
+    return row[1] in states.UNPREPARED_STATES and bool(row[16] or row[18])  # preprocess, stage_in_url
+
+
+def _candidates(
+    cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, preparations: int, only: Filter
+) -> list[Row]:
+    """Rows of which up to `wanted` can be started and up to `preparations` are to be prepared first."""
+    limit = wanted if source.is_prepared else wanted + preparations
+    found = _best(cx, source, shape, limit, only) if limit > 0 else []
+    plain = sum(not _has_to_be_prepared(row) for row in found)
+    if source.is_prepared or plain >= wanted or len(found) < limit:
+        return found
+    # Jobs that have to be prepared must not keep the places empty that others behind them could use.
+    known = {row[0] for row in found}
+    return found + [row for row in _best(cx, source, shape, wanted - plain, only, _LOOK_BEYOND) if row[0] not in known]
 
 
 def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
@@ -210,22 +271,32 @@ def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
     return (-row[-1], -shape.num_nodes, shape.node_packing_count, -row[12], row[0])
 
 
-def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, minutes: float | None) -> list[Row]:
-    """The first `wanted` candidates of a shape. One range of the index per priority, so that no row is read in vain."""
+def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, only: Filter, plain_among: int = 0) -> list[Row]:
+    """The first `wanted` candidates of a shape; with `plain_among`, the plain ones among so many of the first.
+
+    One range of the index per priority, so that no row is read in vain.
+    """
     where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in spec.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
-    longest = 2**53 if minutes is None else int(minutes)
+    longest = 2**53 if only.minutes_left is None else int(only.minutes_left)
     next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"
-    best = f"""SELECT {_CANDIDATE} FROM job INDEXED BY {source.index_name} LEFT JOIN app ON app.name = job.application
-        WHERE {where} AND priority = ? AND wall_time_minutes <= ?
-        ORDER BY wall_time_minutes DESC, job.id LIMIT ?"""
+    tagged = "".join(" AND EXISTS (SELECT 1 FROM json_each(job.tags) WHERE key = ? AND value = ?)" for _ in only.tags)
+    tags = [word for pair in only.tags for word in pair]
+    app, order = "LEFT JOIN app ON app.name = job.application", "ORDER BY wall_time_minutes DESC, job.id LIMIT ?"
+    table = f"job INDEXED BY {source.index_name}"
+    these = f"WHERE {where} AND priority = ? AND wall_time_minutes <= ?{tagged}"
+    best = f"SELECT {_CANDIDATE} FROM {table} {app} {these} {order}"
+    if plain_among:
+        first = f"(SELECT job.id FROM {table} {these} {order}) AS first CROSS JOIN job ON job.id = first.id"
+        best = f"SELECT {_CANDIDATE} FROM {first} {app} WHERE {_PLAIN} LIMIT {wanted:d}"
     found: list[Row] = []
     priority: int | None = 2**62
     while len(found) < wanted:
         priority = cx.execute(next_priority, (*fixed, priority)).fetchone()[0]
         if priority is None:
             break
-        found += cx.execute(best, (*fixed, priority, longest, wanted - len(found))).fetchall()
+        limit = plain_among or wanted - len(found)
+        found += cx.execute(best, (*fixed, priority, longest, *tags, limit)).fetchall()
     return found
 
 
@@ -241,36 +312,59 @@ def _mark_running(cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_u
     move(cx, moves, states.LAUNCHER, "lease = ?, attempt = attempt + 1, return_code = NULL", [(lease,)] * len(moves))
 
 
-def _claim(shape: Shape, row: Row, place: object) -> Claim:
-    job, _, job_id, attempt, name, workflow, workdir, args, environ_vars, *rest, _ = row
-    return Claim._make((job, job_id, attempt + 1, name, workflow, workdir, args, environ_vars, shape, *rest, place))
+def _claim(shape: Shape, row: Row, place: object = None) -> Claim:
+    job, state, job_id, attempt, name, workflow, workdir, args, environ_vars, *rest, _ = row
+    number = attempt if place is None else attempt + 1
+    return Claim._make((job, state, job_id, number, name, workflow, workdir, args, environ_vars, shape, *rest, place))
+
+
+def claims_of(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[Claim]:
+    """What is needed to deal with the results of jobs that this launcher holds."""
+    rows = cx.execute(
+        f"""SELECT {_SHAPE_OF_JOB}, {_CANDIDATE} FROM job LEFT JOIN app ON app.name = job.application
+            WHERE job.id IN (SELECT value FROM json_each(?))""",
+        (id_list(jobs),),
+    )
+    width = len(spec.SHAPE_FIELDS)
+    return [_claim(Shape(*row[:width]), row[width:]) for row in rows]
 
 
 # --- reporting --------------------------------------------------------------------------------------------------------
 
 
-def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: int) -> list[int]:
+class Reported(NamedTuple):
+    """What `finish` found."""
+
+    lost: list[int]  # jobs that are not this lease's any more; nothing was written for those
+    to_settle: list[Claim]  # still held, in a result state: a script or a copy has to decide what becomes of them
+
+
+def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: int, settles: bool = True) -> Reported:
     """Record how runs ended, release the jobs, promote or fail their children.
 
-    A job that was killed meanwhile is released and stays USER_KILLED. Returns the jobs that are not this lease's any more
-    (deleted, or reaped by somebody who took this launcher for dead); nothing was written for those.
+    A job that was killed meanwhile is released and stays USER_KILLED. One that is not this lease's any more was deleted, or
+    reaped by somebody who took this launcher for dead. With `settles` the launcher keeps jobs that need a step after their
+    program; else they are left to whoever comes next.
     """
     ended = {e.job: e for e in exits}
     if not ended:
-        return []
-    facts = _facts(cx, f"id IN (SELECT value FROM json_each(?)) AND lease = {lease:d}", (id_list(ended),))
+        return Reported([], [])
+    facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(ended),))
     mine = {f.job: f for f in facts if f.attempt == ended[f.job].attempt}
-    moves, columns = [], []
+    moves, columns, kept = [], [], []
     for job, fact in mine.items():
         if fact.state == states.RUNNING:
-            outcome = outcomes.after_run(fact, ended[job].result)
+            outcome = outcomes.after_run(fact, ended[job].result, ended[job].return_code)
             moves.append(_finished(ended[job], outcome))
-            columns.append((ended[job].return_code, outcome.restarts))
-    move(cx, moves, states.LAUNCHER, "lease = NULL, return_code = ?, restarts = ?", columns)
+            keep = settles and outcome.needs_step
+            columns.append((lease if keep else None, ended[job].return_code, outcome.restarts, outcome.retries))
+            if keep:
+                kept.append(job)
+    move(cx, moves, states.LAUNCHER, "lease = ?, return_code = ?, restarts = ?, retries = ?", columns)
     killed = [job for job, fact in mine.items() if fact.state != states.RUNNING]
     release(cx, lease, killed)
-    _tell_children(cx, moves, now_us)
-    return [job for job in ended if job not in mine]
+    tell_children(cx, moves, now_us)
+    return Reported([job for job in ended if job not in mine], claims_of(cx, kept) if kept else [])
 
 
 def _finished(ended: Exit, outcome: outcomes.Outcome) -> Move:
@@ -280,17 +374,8 @@ def _finished(ended: Exit, outcome: outcomes.Outcome) -> Move:
     return Move(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data)
 
 
-def settle_abandoned(cx: sqlite3.Connection, now_us: int, limit: int = 1000) -> int:
-    """Decide about jobs whose program ended but whose holder left before deciding. Returns how many there were."""
-    facts = _facts(cx, f"{UNSETTLED} LIMIT ?", (limit,), "INDEXED BY job_unsettled")
-    found = [(fact.job, outcomes.settle(fact, fact.state)) for fact in facts]
-    moves = [Move(job, outcome.path, now_us, outcome.messages) for job, outcome in found]
-    move(cx, moves, states.STEP, "restarts = ?", [(outcome.restarts,) for _, outcome in found])
-    _tell_children(cx, moves, now_us)
-    return len(moves)
-
-
-def _tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now_us: int) -> None:
+def tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now_us: int) -> None:
+    """Release or fail the children of jobs that have just come to an end."""
     ends: dict[str, list[int]] = {}
     for m in moves:
         ends.setdefault(m.path[-1], []).append(m.job)
@@ -302,7 +387,7 @@ def _tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now_us: int) -
 
 def give_back(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
     """Return claims that were never started, without counting a restart."""
-    facts = _facts(cx, f"id IN (SELECT value FROM json_each(?)) AND lease = {lease:d}", (id_list(jobs),))
+    facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(jobs),))
     path = (states.RUNNING, states.RESTART_READY)
     note = ("Not started before the launcher's end",)
     moves = [Move(f.job, path, now_us, note) for f in facts if f.state == path[0]]
@@ -315,12 +400,13 @@ def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int]) -> None:
     cx.executemany("UPDATE job SET lease = NULL WHERE id = ? AND lease = ?", [(job, lease) for job in jobs])
 
 
-def still_running(cx: sqlite3.Connection, lease: int) -> set[int]:
-    """The jobs that this lease is meant to run. What a launcher runs beyond these was killed or deleted."""
-    query = f"SELECT id FROM job INDEXED BY job_lease WHERE lease = ? AND state = '{states.RUNNING}'"
+def still_held(cx: sqlite3.Connection, lease: int) -> set[int]:
+    """The jobs that this lease is meant to look after. What a launcher has beyond these was killed or deleted."""
+    query = f"SELECT id FROM job INDEXED BY job_lease WHERE lease = ? AND state <> '{states.USER_KILLED}'"
     return {row[0] for row in cx.execute(query, (lease,))}
 
 
-def _facts(cx: sqlite3.Connection, where: str, parameters: Row, hint: str = "") -> list[outcomes.JobFacts]:
-    rows = cx.execute(f"SELECT {_FACTS} FROM job {hint} WHERE {where}", parameters)
-    return [outcomes.JobFacts._make(row) for row in rows]
+def facts_of(cx: sqlite3.Connection, where: str, parameters: Row, hint: str = "") -> list[outcomes.JobFacts]:
+    """The facts about the jobs for which `where` holds."""
+    sql = f"SELECT {outcomes.FACTS} FROM job {hint} LEFT JOIN app ON app.name = job.application WHERE {where}"
+    return [outcomes.JobFacts._make(row) for row in cx.execute(sql, parameters)]

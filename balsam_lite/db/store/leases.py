@@ -12,10 +12,8 @@ from typing import NamedTuple
 from ... import states
 from ...errors import LostLease
 from ...identity import Holder
-from . import graph, outcomes
+from . import claims, graph, outcomes
 from .moves import Move, move
-
-_FACTS = ", ".join(("id", *outcomes.JobFacts._fields[1:]))
 
 
 class Lease(NamedTuple):
@@ -79,9 +77,9 @@ def reap(cx: sqlite3.Connection, lease: Lease, now_us: int) -> int:
 
     The caller has made sure that no process of those jobs lives on this host. Returns how many jobs were freed.
     """
-    rows = cx.execute(f"SELECT {_FACTS} FROM job INDEXED BY job_lease WHERE lease = ?", (lease.id,)).fetchall()
+    rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
     moves, restarts = [], []
-    for facts in map(outcomes.JobFacts._make, rows):
+    for facts in rows:
         if facts.state == states.RUNNING:
             outcome = outcomes.after_lost_holder(facts)
             message = outcome.messages[0] or f"The {lease} is gone"

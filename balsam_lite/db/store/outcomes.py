@@ -1,6 +1,6 @@
 """What becomes of a job when its program has ended: pure rules, the table of spec 3.3.
 
-Nothing here touches the database; `claims`, `leases` and the steps of the launcher ask.
+Nothing here touches the database; `claims`, `steps` and `leases` ask.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ... import states
+
+UNHANDLED = "Error handling didn't fix job state: marking FAILED"
 
 
 class JobFacts(NamedTuple):
@@ -20,37 +22,80 @@ class JobFacts(NamedTuple):
     restarts: int
     restart_limit: int
     auto_timeout_retry: int
+    return_code: int | None
+    max_retries: int
+    retry_codes: str  # as `spec` stores them; "": any
+    retries: int
+    post_error_handler: int
+    post_timeout_handler: int
+    stages_out: int
+    has_postprocess: int
+
+
+#: The columns of `job`, with `app` joined to it, that make a `JobFacts`.
+FACTS = (
+    "job.id, job.state, job.lease, job.attempt, job.restarts, job.restart_limit, job.auto_timeout_retry, job.return_code, "
+    "job.max_retries, job.retry_codes, job.retries, job.post_error_handler, job.post_timeout_handler, "
+    "job.stage_out_url <> '' AND job.stage_out_files <> '', coalesce(app.postprocess, '') <> ''"
+)
 
 
 class Outcome(NamedTuple):
-    """The states that follow, with a message for each, and how many automatic restarts the job has used up then."""
+    """The states that follow, with a message for each, and the restarts and retries that the job has used up then."""
 
     path: tuple[str, ...]
     messages: tuple[str, ...]
     restarts: int
+    retries: int
+    needs_step: bool = False  # a script or a copy has to decide what comes after the last state of the path
 
 
-def after_run(facts: JobFacts, result: str) -> Outcome:
+def after_run(facts: JobFacts, result: str, return_code: int | None) -> Outcome:
     """The way from RUNNING through `result` (RUN_DONE, RUN_ERROR or RUN_TIMEOUT) to where the job stays."""
-    follow = settle(facts, result)
+    follow = settle(facts._replace(return_code=return_code), result)
     return follow._replace(path=(states.RUNNING, *follow.path))
 
 
 def settle(facts: JobFacts, result: str) -> Outcome:
-    """The way from a result, in which somebody left the job, to where it stays."""
-    if result == states.RUN_TIMEOUT and facts.auto_timeout_retry:
-        return _restart(facts, (states.RUN_TIMEOUT,))
-    end = states.FAILED if result in (states.RUN_ERROR, states.RUN_TIMEOUT) else states.JOB_FINISHED
-    return Outcome((result, end), ("",), facts.restarts)
+    """The way from a result, in which somebody left the job, to where it stays; `result` is the first state of the path."""
+    if result == states.RUN_DONE:
+        return _settled(facts, result, states.JOB_FINISHED, facts.has_postprocess or facts.stages_out)
+    if result == states.POSTPROCESSED:
+        return _settled(facts, result, states.JOB_FINISHED, facts.stages_out)
+    if result == states.RUN_ERROR:
+        return _after_error(facts)
+    handled = facts.post_timeout_handler and facts.has_postprocess
+    if facts.auto_timeout_retry and not handled:
+        return restart(facts, (result,))
+    return _settled(facts, result, states.FAILED, handled)
+
+
+def _after_error(facts: JobFacts) -> Outcome:
+    """Retries come first: a script is asked when they are used up."""
+    if _is_retried(facts):
+        note = f"Retry {facts.retries + 1} of {facts.max_retries}"
+        return Outcome((states.RUN_ERROR, states.RESTART_READY), (note,), facts.restarts, facts.retries + 1)
+    return _settled(facts, states.RUN_ERROR, states.FAILED, facts.post_error_handler and facts.has_postprocess)
+
+
+def _settled(facts: JobFacts, result: str, end: str, needs_step: object) -> Outcome:
+    path = (result,) if needs_step else (result, end)
+    return Outcome(path, ("",), facts.restarts, facts.retries, bool(needs_step))
+
+
+def _is_retried(facts: JobFacts) -> bool:
+    codes = facts.retry_codes.split()
+    return facts.retries < facts.max_retries and (not codes or str(facts.return_code) in codes)
 
 
 def after_lost_holder(facts: JobFacts) -> Outcome:
     """The way of a RUNNING job whose launcher died."""
-    return _restart(facts, (states.RUNNING,))
+    return restart(facts, (states.RUNNING,))
 
 
-def _restart(facts: JobFacts, path: tuple[str, ...]) -> Outcome:
+def restart(facts: JobFacts, path: tuple[str, ...]) -> Outcome:
+    """`path`, which is one state, and then RESTART_READY, which counts as one restart, or FAILED at the job's limit."""
     if facts.restarts >= facts.restart_limit:
         reason = f"Restarted {facts.restarts} times already; its restart_limit is {facts.restart_limit}"
-        return Outcome((*path, states.FAILED), (reason,), facts.restarts)
-    return Outcome((*path, states.RESTART_READY), ("",), facts.restarts + 1)
+        return Outcome((*path, states.FAILED), (reason,), facts.restarts, facts.retries)
+    return Outcome((*path, states.RESTART_READY), ("",), facts.restarts + 1, facts.retries)

@@ -1,0 +1,77 @@
+"""Steps in the store: preparations and the dealing with results, which take time and so hold a job between transactions.
+
+A job that is held for a step keeps its state until the step has ended; then `finish` moves it on, unless the job's own
+script or the user has done so. All functions run inside the caller's write transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ... import states
+from ..schema import UNSETTLED
+from . import claims, outcomes
+from .claims import Claim
+from .moves import Move, id_list, move
+
+
+class StepEnd(NamedTuple):
+    """How a step ended."""
+
+    claim: Claim
+    reached: tuple[str, ...]  # the states that it has earned the job: STAGED_IN, PREPROCESSED, POSTPROCESSED, JOB_FINISHED
+    failure: str = ""  # why it failed
+    interrupted: bool = False  # it is to be done again by whoever comes next
+
+
+def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> None:
+    """Move jobs on whose step has ended, and release them.
+
+    A job in another state than at the step's start was moved by its script or the user, and stays where it is.
+    """
+    ends = {end.claim.job: end for end in ended}
+    if not ends:
+        return
+    query = "SELECT id, state FROM job WHERE lease = ? AND id IN (SELECT value FROM json_each(?))"
+    held = dict(cx.execute(query, (lease, id_list(ends))).fetchall())
+    moves = []
+    for job, state in held.items():
+        end = ends[job]
+        if state == end.claim.state and not end.interrupted:
+            moves.append(_move(end, now_us))
+    move(cx, moves, states.STEP, "lease = NULL")
+    claims.release(cx, lease, held)
+    claims.tell_children(cx, moves, now_us)
+
+
+def _move(end: StepEnd, now_us: int) -> Move:
+    path = (end.claim.state, *end.reached)
+    if not end.failure and path[-1] in (states.RUN_ERROR, states.RUN_TIMEOUT):
+        end = end._replace(failure=outcomes.UNHANDLED)
+    if end.failure:
+        # A job cannot fail from where it is ready to run, but it never got there.
+        path = (*(state for state in path if state != states.PREPROCESSED), states.FAILED)
+    return Move(end.claim.job, path, now_us, (*[""] * (len(path) - 2), end.failure))
+
+
+def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: int) -> list[Claim]:
+    """Decide about jobs whose program ended but whose holder left before deciding.
+
+    Those that need a step for it are taken, up to `capacity` of them, and returned.
+    """
+    limit = 1000 + capacity
+    facts = claims.facts_of(cx, f"{_UNSETTLED_JOB} LIMIT ?", (limit,), "INDEXED BY job_unsettled")
+    found = [(fact.job, outcomes.settle(fact, fact.state)) for fact in facts]
+    settled = [(job, outcome) for job, outcome in found if not outcome.needs_step]
+    moves = [Move(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]
+    used_up = [(outcome.restarts, outcome.retries) for _, outcome in settled]
+    move(cx, moves, states.STEP, "restarts = ?, retries = ?", used_up)
+    claims.tell_children(cx, moves, now_us)
+    taken = [job for job, outcome in found if outcome.needs_step][:capacity]
+    claims.hold(cx, lease, taken)
+    return claims.claims_of(cx, taken) if taken else []
+
+
+_UNSETTLED_JOB = UNSETTLED.replace("lease", "job.lease").replace("state IN", "job.state IN")

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from balsam_lite.cli import common
 from balsam_lite.cli.main import main
 from balsam_lite.db import location, queries
 from balsam_lite.db.connection import Database
+from balsam_lite.db.store import graph, insert, user
 from balsam_lite.schedulers import base, submission
 
 Balsam = Callable[..., "tuple[int, str, str]"]
@@ -290,7 +292,7 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
     words = (
         "--wall-time-minutes 7 --num-nodes 2 --coschedule-num-nodes 1 --node-packing-count 3 --ranks-per-node 4"
         " --threads-per-rank 5 --threads-per-core 6 --gpus-per-rank 0.5 --cpu-affinity depth"
-        " --post_handle_error --post_handle_timeout --disable_auto_timeout_retry --restart-limit 0"
+        " --post_handle_error --post_handle_timeout --disable_auto_timeout_retry --restart-limit 0 --max-retries 2"
         " --url-in host:/in --url-out host:/out --env A=1 --env B=x:y=z --tag k=v --tag t=a=b --priority -3 --user-workdir wd"
         f" --parent {first} --parent {second[:9]} --no-wait-for-parents"
     ).split()
@@ -298,6 +300,9 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
         "--input-files",
         "*.in",
         "a b",
+        "--retry-codes",
+        "75",
+        "-9",
         "--stage-out-files",
         "*.out",
         "--data",
@@ -314,6 +319,7 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
         "stage_out_url": "host:/out", "environ_vars": {"A": "1", "B": "x:y=z"}, "tags": {"k": "v", "t": "a=b"}, "priority": -3,
         "user_workdir": "wd", "workdir": str(tmp_path / "wd"), "wait_for_parents": False, "input_files": "*.in 'a b'",
         "stage_out_files": "*.out", "data": {"x": [1]}, "description": "one job", "state": "CREATED", "unfinished_parents": 2,
+        "max_retries": 2, "retry_codes": "-9 75",
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     parents = f'parents:                        ["{first}", "{second}"]\n'
@@ -569,6 +575,135 @@ def test_that_killjob_of_nothing_is_not_found_and_kills_none(balsam: Balsam, say
     assert job(balsam, job_id)["state"] == states.CREATED
 
 
+# --- mkchild ----------------------------------------------------------------------------------------------------------
+
+
+def test_that_mkchild_adds_a_child_of_the_job_that_calls_it(
+    balsam: Balsam, db: Database, say: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = add(balsam, "p")
+    user.update_fields(db, [1], {"queued_launch_id": 3})
+    monkeypatch.setenv("BALSAM_JOB_ID", parent)
+    code, out, err = balsam("mkchild", "--name", "c", "--application", "say", "--args=-x", "--max-retries", "2", "--yes")
+    child = out.split()[1]
+    assert (code, err) == (0, "")
+    assert out.endswith(f"Added job to database\nCreated link [p | {parent[:8]}] --> [c | {child[:8]}]\n")
+    found = job(balsam, child)
+    expected = {"workflow": "w", "state": "AWAITING_PARENTS", "queued_launch_id": 3, "args": "-x", "max_retries": 2}
+    assert {name: found[name] for name in expected} == expected
+    assert f'parents:                        ["{parent}"]' in out
+    assert f"spawned by [p | {parent[:8]}]" in balsam("ls", "--id", child, "--history")[1]
+
+
+def test_that_mkchild_takes_another_parent_and_needs_one(balsam: Balsam, say: str, answers: Callable[..., None]) -> None:
+    parent = add(balsam, "p")
+    words = ("mkchild", "--name", "c", "--application", "say")
+    code, _, err = balsam(*words, "--yes")
+    assert (code, "BALSAM_JOB_ID" in err) == (2, True)
+    assert balsam(*words, "--parent", "0000", "--yes")[0] == 3
+    answers("n")
+    assert balsam(*words, "--parent", parent[:8])[1].endswith("[y/n]: Add job aborted\n")
+    assert len(jobs(balsam)) == 1
+    assert balsam(*words, "--parent", parent[:8], "--yes")[0] == 0
+    assert balsam(*words, "--workflow", "w", "--parent", parent[:8], "--yes")[0] == 2
+    assert [found["unfinished_parents"] for found in jobs(balsam)] == [0, 1]
+
+
+# --- rerun ------------------------------------------------------------------------------------------------------------
+
+
+def test_that_rerun_puts_jobs_back_with_changed_fields(balsam: Balsam, db: Database, say: str) -> None:
+    ran, fresh, held, other = (add(balsam, name) for name in ("ran", "fresh", "held", "other"))
+    child = add(balsam, "child", "--parent", ran)
+    user.set_state(db, [1, 2, 3], states.FAILED)
+    with db.write() as cx:
+        cx.execute("UPDATE job SET attempt = 2, restarts = 3, retries = 1 WHERE id = 1")
+        cx.execute("UPDATE job SET lease = 7 WHERE id = 3")
+    assert job(balsam, child)["state"] == "FAILED"
+    words = ("rerun", "--state", "FAILED", "--set", "wall_time_minutes=30", "--set", 'data={"a": 1}', "--yes")
+    assert balsam(*words) == (0, "3 jobs run again\n1 left alone: a launcher holds them\n", "")
+    fields = ("name", "state", "wall_time_minutes", "restarts", "retries")
+    assert [tuple(found[name] for name in fields) for found in jobs(balsam)] == [
+        ("ran", "RESTART_READY", 30, 0, 0), ("fresh", "CREATED", 30, 0, 0), ("held", "FAILED", 1, 0, 0),
+        ("other", "CREATED", 1, 0, 0), ("child", "AWAITING_PARENTS", 30, 0, 0),
+    ]  # fmt: skip
+    assert job(balsam, ran)["data"] == {"a": 1}
+    assert balsam("rerun", "--id", ran[:8], "--to", "CREATED", "--yes")[1] == "1 job runs again\n"
+    assert job(balsam, ran)["state"] == "CREATED"
+    assert "Put back by balsam rerun" in balsam("ls", "--history", "--id", ran)[1]
+    assert fresh != held != other
+
+
+def test_that_rerun_chooses_as_ls_does(balsam: Balsam, say: str) -> None:
+    add(balsam, "a", "--tag", "k=v")
+    add(balsam, "b")
+    for words in (("--tag", "k=v"), ("--name", "A"), ("--name", "a", "--wf", "w", "--app", "SAY", "--state", "CREATED")):
+        assert balsam("rerun", *words, "--yes")[1] == "1 job runs again\n"
+    assert balsam("rerun", "--wf", "w", "--yes")[1] == "2 jobs run again\n"
+    assert balsam("rerun", "--state", "CREATED", "--state", "FAILED", "--yes")[1] == "2 jobs run again\n"
+
+
+def test_that_rerun_asks_first_and_needs_a_condition(
+    balsam: Balsam, db: Database, say: str, answers: Callable[..., None]
+) -> None:
+    add(balsam, "a")
+    user.set_state(db, [1], states.USER_KILLED)
+    for words in ((), ("--yes",), ("--name", "", "--yes"), ("--to", "CREATED", "--yes")):
+        code, _, err = balsam("rerun", *words)
+        assert (code, "at least one" in err) == (2, True)
+    code, _, err = balsam("rerun", "--name", "a")
+    assert (code, "--yes" in err) == (2, True)
+    answers("n")
+    assert balsam("rerun", "--name", "a") == (1, "Run 1 job once more? [y/n]: Rerun aborted\n", "")
+    assert jobs(balsam)[0]["state"] == "USER_KILLED"
+    answers("y")
+    assert balsam("rerun", "--name", "a")[0] == 0
+    assert jobs(balsam)[0]["state"] == "CREATED"
+    assert balsam("rerun", "--name", "nosuch", "--yes")[0] == 3
+
+
+@pytest.mark.parametrize("change", ["state=READY", "nam=x", "num_nodes=0", "application=no", "num_nodes"])
+def test_that_rerun_with_a_change_that_makes_no_sense_changes_nothing(
+    balsam: Balsam, db: Database, say: str, change: str
+) -> None:
+    add(balsam, "a")
+    user.set_state(db, [1], states.FAILED)
+    code, out, err = balsam("rerun", "--name", "a", "--set", change, "--yes")
+    assert (code in (2, 3), out) == (True, "")
+    assert change.partition("=")[0] in err or "no" in err
+    assert jobs(balsam)[0]["state"] == "FAILED"
+
+
+# --- trees ------------------------------------------------------------------------------------------------------------
+
+
+def test_that_a_tree_of_ten_thousand_jobs_takes_less_than_a_second_and_the_same_few_queries(
+    balsam: Balsam, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    plain = sqlite3.connect
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        cx = plain(*args, **options)
+        cx.set_trace_callback(lambda sql: asked.append(sql) if "SELECT" in sql and "FROM" in sql else None)
+        return cx
+
+    insert.add_jobs(db, ({"name": f"j{n}"} for n in range(10_000)))
+    with db.write() as cx:
+        graph.add_edges(cx, [(max(n // 3, 1), n) for n in range(2, 10_001)], 1)
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    for words in (("--limit", "10000"), ("--json",)):
+        asked.clear()
+        started = time.perf_counter()
+        code, out, _ = balsam("ls", "--tree", *words)
+        assert time.perf_counter() - started < 1
+        assert (code, out.count(" [j") if words[0] == "--limit" else len(json.loads(out))) == (0, 10_000)
+        assert len([sql for sql in asked if "lease" not in sql]) <= 4
+
+
+# --- rm ---------------------------------------------------------------------------------------------------------------
+
+
 def test_that_rm_removes_what_matches_after_a_yes(balsam: Balsam, say: str, answers: Callable[..., None]) -> None:
     ids = [add(balsam, name) for name in ("alpha", "beta", "alphabet")]
     for words, question in (
@@ -612,6 +747,7 @@ def test_that_rm_keeps_a_parent_that_others_wait_for_unless_forced(
     assert "--force" in err
     assert balsam("rm", "jobs", "--id", parent, "--force")[0] == 0
     assert job(balsam, child)["state"] == states.FAILED
+    assert "FAILED] A parent job was removed from the DB" in balsam("ls", "--history", "--id", child)[1]
 
 
 def test_that_rm_removes_apps_by_name_number_and_all(balsam: Balsam) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -20,8 +21,10 @@ from balsam_lite.db.models import ApplicationDefinition, BalsamJob, use
 from balsam_lite.db.store import apps, batch_jobs, graph, insert, user
 from balsam_lite.errors import (
     AmbiguousJobId,
+    DependencyCycle,
     DuplicateApp,
     InputError,
+    InvalidParentsError,
     InvalidSpec,
     InvalidStateError,
     NoDatabase,
@@ -232,6 +235,53 @@ def test_that_a_dict_edited_after_it_was_assigned_and_saved_is_saved_again(db):
     assert seen(db, "SELECT data FROM job") == [('{"n": 4}',)]
 
 
+@pytest.mark.parametrize("assigned", [False, True])
+def test_that_two_writers_of_different_keys_of_a_dict_undo_nothing(db, assigned):
+    (job,) = add("a", data={"mine": 1, "both": 1, "theirs": 1, "dropped": 1, "gone": 1}, tags={"t": "1"})
+    ours, theirs = (BalsamJob.objects.get(name="a") for _ in range(2))
+    held = ours.data
+    if assigned:
+        ours.data = {"mine": 2, "both": 2, "theirs": 1, "gone": 1}
+    else:
+        held.update(mine=2, both=2)
+        del held["dropped"]
+    theirs.data.update(both=3, theirs=3, dropped=3, new=[1])
+    del theirs.data["gone"]
+    theirs.save()
+    ours.save()
+    merged = {"mine": 2, "both": 2, "theirs": 3, "new": [1]}
+    assert json.loads(seen(db, "SELECT data FROM job")[0][0]) == merged
+    assert ours.data == merged
+    assert (ours.data is held) is not assigned
+    ours.data["again"] = True
+    ours.save()
+    theirs.refresh_from_db()
+    assert theirs.data == {**merged, "again": True}
+
+
+def test_that_a_change_of_state_keeps_edits_that_are_not_saved_and_takes_over_the_others(db):
+    (job,) = add("a", data={"x": 1})
+    other = BalsamJob.objects.get(name="a")
+    job.data["mine"], other.data["theirs"] = 1, 1
+    looked_at = job.tags
+    other.tags["t"] = "1"
+    other.save()
+    job.update_state("READY")
+    assert (job.data, looked_at) == ({"x": 1, "mine": 1, "theirs": 1}, {"t": "1"})
+    job.save()
+    assert seen(db, "SELECT tags FROM job") == [('{"t": "1"}',)]
+    assert json.loads(seen(db, "SELECT data FROM job")[0][0]) == {"x": 1, "mine": 1, "theirs": 1}
+
+
+def test_that_the_same_change_by_two_writers_is_one(db):
+    add("a")
+    first, second = (BalsamJob.objects.get(name="a") for _ in range(2))
+    for job in (first, second):
+        job.data["x"] = 1
+        job.save()
+    assert seen(db, "SELECT data FROM job") == [('{"x": 1}',)]
+
+
 def test_that_save_without_a_change_opens_no_transaction(db, monkeypatch):
     (job,) = add("a")
     assert job.data == {}
@@ -404,16 +454,19 @@ def test_that_relatives_are_found(db):
     assert f'parents:                        ["{a.pk}"]' in repr(b)
 
 
-def test_that_set_parents_adds_the_missing_edges_or_nothing(db):
+def test_that_set_parents_replaces_the_edges_or_does_nothing(db):
     a, b, c = add("a", "b", "c")
     c.set_parents([a])
     c.set_parents([a, b.pk])
-    assert (c.get_parents_by_id(), c.state) == ([a.pk, b.pk], "AWAITING_PARENTS")
-    with pytest.raises(InvalidSpec, match="removed"):
-        c.set_parents([b])
-    with pytest.raises(ValueError, match="circular"):
-        a.set_parents([c])
-    assert seen(db, "SELECT count(*) FROM dependency") == [(2,)]
+    assert (c.get_parents_by_id(), c.state, c.unfinished_parents) == ([a.pk, b.pk], "AWAITING_PARENTS", 2)
+    c.set_parents([b.id])
+    assert (c.get_parents_by_id(), c.unfinished_parents) == ([b.pk], 1)
+    for job, parents, error in ((b, [c], DependencyCycle), (b, [a, b], DependencyCycle), (c, ["0123"], InvalidParentsError)):
+        with pytest.raises(error):
+            job.set_parents(parents)
+    assert seen(db, "SELECT parent, child FROM dependency") == [(b.id, c.id)]
+    c.set_parents([])
+    assert (c.get_parents_by_id(), c.state) == ([], "READY")
 
 
 def test_that_a_parent_is_not_deleted_from_under_its_children_unless_forced(db):
@@ -425,6 +478,55 @@ def test_that_a_parent_is_not_deleted_from_under_its_children_unless_forced(db):
     assert seen(db, "SELECT count(*) FROM job") == [(2,)]
     a.delete(force=True)
     assert seen(db, "SELECT name, state FROM job") == [("b", "FAILED")]
+
+
+def test_that_a_job_travels_as_json(db):
+    (job,) = add("a", data={"k": [1]}, environ_vars={"A": "b"}, num_nodes=3)
+    again = BalsamJob.deserialize(job.serialize())
+    assert (again, again.id, again.to_dict()) == (job, job.id, job.to_dict())
+    again.save()  # nothing was changed
+    again.data["x"] = 1
+    again.save()
+    job.refresh_from_db()
+    assert job.data == {"k": [1], "x": 1}
+    fresh = BalsamJob.from_dict({**job.to_dict(), "id": None, "job_id": spec.new_job_id(), "name": "b"})
+    fresh.save()
+    assert (fresh.num_nodes, fresh.environ_vars, BalsamJob.objects.count()) == (3, {"A": "b"}, 2)
+    with pytest.raises(UnknownField, match="num_nodes"):
+        BalsamJob.from_dict({"num_node": 1})
+
+
+def test_that_the_variables_of_a_job_are_known(db):
+    a, b = add("a", "b", environ_vars={"X": "1", "BALSAM_JOB_ID": "no"}, threads_per_rank=4)
+    b.set_parents([a])
+    expected = {
+        "OMP_NUM_THREADS": "4", "X": "1", "BALSAM_DB_PATH": db.directory, "BALSAM_JOB_ID": b.pk, "BALSAM_ATTEMPT": "0",
+        "BALSAM_PARENT_IDS": f'["{a.pk}"]',
+    }  # fmt: skip
+    assert b.get_envs() == expected
+    assert b.get_envs(timeout=True) == {**expected, "BALSAM_JOB_TIMEOUT": "TRUE"}
+    assert b.get_envs(error=True) == {**expected, "BALSAM_JOB_ERROR": "TRUE"}
+
+
+def test_that_the_old_job_source_asks_and_locks_nothing(db, monkeypatch):
+    add("big", num_nodes=4, wall_time_minutes=60)
+    add("mpi", num_nodes=2, workflow="w1")
+    add("serial", workflow="w1", wall_time_minutes=5)
+    add("done")[0].update_state("JOB_FINISHED")
+    source = BalsamJob.source
+    assert names(source.by_states("JOB_FINISHED")) == ["done"]
+    assert names(source.by_states(["CREATED", "JOB_FINISHED"])) == ["big", "mpi", "serial", "done"]
+    assert names(source.get_runnable(2, order_by="-name")) == ["serial", "mpi"]
+    assert names(source.get_runnable(9, remaining_minutes=4)) == ["mpi"]
+    assert names(source.get_runnable(9, mpi_only=True)) == ["big", "mpi"]
+    assert names(source.get_runnable(9, serial_only=True, order_by=["name"])) == ["serial"]
+    monkeypatch.setattr(source, "workflow", "w1")
+    assert names(source.get_runnable(9)) == ["mpi", "serial"]
+    for call in (source.acquire, source.release):
+        with pytest.raises(StateError, match="lease"):
+            call([])
+    with pytest.raises(InvalidSpec):
+        source.get_runnable(1, mpi_only=True, serial_only=True)
 
 
 def test_that_a_pickled_job_is_the_same_job(db):
@@ -944,6 +1046,23 @@ def _add_in_child(number):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_that_threads_save_different_keys_of_one_dict(db):
+    add("a")
+
+    def work(number):
+        for n in range(10):
+            job = BalsamJob.objects.get(name="a")
+            job.data[f"{number}-{n}"] = n
+            job.save()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(json.loads(seen(db, "SELECT data FROM job")[0][0])) == 40
+
+
 def test_that_forked_processes_go_on_with_the_same_models(db):
     add("parent")
     context = multiprocessing.get_context("fork")

@@ -371,3 +371,28 @@ def test_that_a_postprocess_script_adds_children_that_run_in_the_same_launcher(b
     bench.add([{"application": "a"}])
     bench.run()
     assert bench.states()["JOB_FINISHED"] == 4
+
+
+# --- which jobs -------------------------------------------------------------------------------------------------------
+
+
+def test_that_a_launcher_with_tags_takes_only_jobs_that_have_all_of_them(bench):
+    bench.app("a", "true")
+    wanted, half, none = bench.add(
+        [
+            {"application": "a", "tags": {"run": "7", "kind": "x'y"}},
+            {"application": "a", "tags": {"run": "7"}},
+            {"application": "a"},
+        ]
+    )
+    assert bench.run("--tag", "run=7", "--tag", "kind=x'y") == 0
+    assert [bench.job(job)["state"] for job in (wanted, half, none)] == ["JOB_FINISHED", "CREATED", "CREATED"]
+
+
+def test_that_a_glob_of_workflows_sees_one_whose_jobs_become_ready_later(bench):
+    bench.app("a", "true")
+    (parent,) = bench.add([{"application": "a", "workflow": "x1"}])
+    (child,) = bench.add([{"application": "a", "workflow": "x2", "parents": [parent]}])
+    (other,) = bench.add([{"application": "a", "workflow": "y"}])
+    bench.run("--wf-filter", "x*")
+    assert [bench.job(job)["state"] for job in (parent, child, other)] == ["JOB_FINISHED", "JOB_FINISHED", "CREATED"]

@@ -52,7 +52,7 @@ def _set_state(db: Database, prefix: str, state: str) -> str:
     states.check_state(state)
     with db.read() as cx:
         job = queries.job(cx, queries.find_job(cx, prefix))
-    changed = user.set_state(db, [job["id"]], state, user.USER_CHANGED)
+    changed = user.set_state(db, [job["id"]], state, by=user.USER_CHANGED)
     if not changed and job["state"] != state:
         raise StateError(f"Job {layout.cute_id(job['name'], job['job_id'])} is {job['state']} already, and stays so.")
     return state

@@ -1,11 +1,11 @@
-"""Commands that put work into the DB: `job`, `dep`, `make_dummies`."""
+"""Commands that put work into the DB: `job`, `mkchild`, `dep`, `make_dummies`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -24,38 +24,54 @@ if TYPE_CHECKING:
     import sqlite3
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+#: What can be said of any new job, in the order of the help text.
+_OPTIONS = (
+    option("--application", required=True, help="The application to run (`balsam ls apps`)."),
+    option("--wall-time-minutes", metavar="N", help="How long it will take at most. [default: 1]"),
+    option("--num-nodes", metavar="N", help="Nodes it runs on. [default: 1]"),
+    option("--coschedule-num-nodes", metavar="N", help="Nodes left beside it for its own children. [default: 0]"),
+    option("--node-packing-count", metavar="N", help="So many such jobs share a node. [default: 1]"),
+    option("--ranks-per-node", metavar="N", help="MPI ranks on each node. [default: 1]"),
+    option("--threads-per-rank", metavar="N", help="As `aprun -d`. [default: 1]"),
+    option("--threads-per-core", metavar="N", help="As `aprun -j`. [default: 1]"),
+    option("--gpus-per-rank", metavar="N", help="GPUs of each rank; a fraction shares one. [default: 0]"),
+    option("--cpu-affinity", metavar="none|depth", help="As `aprun -cc`. [default: none]"),
+    option("--description", cls=SentenceOption, metavar="WORDS...", help="What it is for."),
+    option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments. One word is kept as it is, quotes and all."),
+    option("--post_handle_error", "--post-handle-error", is_flag=True, help="Let the postprocess script handle an error."),
+    option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle the end of the time."),
+    option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Give up when time is up."),
+    option("--restart-limit", metavar="N", help="So many automatic restarts, then FAILED. [default: 10]"),
+    option("--max-retries", metavar="N", help="Run it again so often after an error. [default: 0]"),
+    option("--retry-codes", cls=WordsOption, metavar="CODES...", help="Only after these; a signal is negative."),
+    option("--input-files", cls=WordsOption, metavar="GLOBS...", help="What to take from the parents. [default: *]"),
+    option("--url-in", metavar="URL", help="What to copy in before it starts."),
+    option("--url-out", metavar="URL", help="Where to copy results."),
+    option("--stage-out-files", cls=WordsOption, metavar="GLOBS...", help="Which results to copy."),
+    option("--env", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated."),
+    option("--tag", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated."),
+    option("--data", metavar="JSON", help="An object that the job carries along."),
+    option("--priority", metavar="N", help="Higher ones start first. [default: 0]"),
+    option("--user-workdir", metavar="DIR", help="Run there and not in a directory of its own."),
+    option("--no-wait-for-parents", is_flag=True, help="Take the parents' files without waiting for them."),
+    option("--yes", is_flag=True, help="Do not ask."),
+)
+
+
+def _describing_options(command: _Function) -> _Function:
+    for decorate in reversed(_OPTIONS):
+        command = decorate(command)
+    return command
+
+
 @click.command(cls=BalsamCommand)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
 @option("--workflow", required=True, help="A label that jobs share; also a directory level.")
-@option("--application", required=True, help="The application to run (`balsam ls apps`).")
-@option("--wall-time-minutes", metavar="N", help="How long it will take at most. [default: 1]")
-@option("--num-nodes", metavar="N", help="Nodes it runs on. [default: 1]")
-@option("--coschedule-num-nodes", metavar="N", help="Nodes left beside it for its own children. [default: 0]")
-@option("--node-packing-count", metavar="N", help="So many such jobs share a node. [default: 1]")
-@option("--ranks-per-node", metavar="N", help="MPI ranks on each node. [default: 1]")
-@option("--threads-per-rank", metavar="N", help="As `aprun -d`. [default: 1]")
-@option("--threads-per-core", metavar="N", help="As `aprun -j`. [default: 1]")
-@option("--gpus-per-rank", metavar="N", help="GPUs of each rank; a fraction shares one. [default: 0]")
-@option("--cpu-affinity", metavar="none|depth", help="As `aprun -cc`. [default: none]")
-@option("--description", cls=SentenceOption, metavar="WORDS...", help="What it is for.")
-@option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments. One word is kept as it is, quotes and all.")
-@option("--post_handle_error", "--post-handle-error", is_flag=True, help="Let the postprocess script handle an error.")
-@option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle the end of the time.")
-@option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Give up when time is up.")
-@option("--restart-limit", metavar="N", help="So many automatic restarts, then FAILED. [default: 10]")
-@option("--input-files", cls=WordsOption, metavar="GLOBS...", help="What to take from the parents. [default: *]")
-@option("--url-in", metavar="URL", help="What to copy in before it starts.")
-@option("--url-out", metavar="URL", help="Where to copy results.")
-@option("--stage-out-files", cls=WordsOption, metavar="GLOBS...", help="Which results to copy.")
-@option("--env", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
-@option("--tag", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
-@option("--data", metavar="JSON", help="An object that the job carries along.")
-@option("--priority", metavar="N", help="Higher ones start first. [default: 0]")
-@option("--user-workdir", metavar="DIR", help="Run there and not in a directory of its own.")
 @option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="ID...", help="Jobs to wait for.")
-@option("--no-wait-for-parents", is_flag=True, help="Take the parents' files without waiting for them.")
-@option("--yes", is_flag=True, help="Do not ask.")
-def job(env: Sequence[str], tag: Sequence[str], parents: Sequence[str], yes: bool, **options: Any) -> None:
+@_describing_options
+def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
     """Add a job: one planned run of an application.
 
     \b
@@ -64,26 +80,57 @@ def job(env: Sequence[str], tag: Sequence[str], parents: Sequence[str], yes: boo
         balsam job --name big --workflow test --application sim --num-nodes 2 --ranks-per-node 8 \\
             --env OMP_NUM_THREADS=4 --tag size=big --parent 7df8 --yes
     """
-    values = _values(options)
-    values.update({"environ_vars": pairs(env, "--env"), "tags": pairs(tag, "--tag")})
-    stored = spec.check_job(values)
+    stored = spec.check_job(_values(options))
     db = open_db()
     with db.read() as cx:
-        executable = queries.app(cx, stored["application"])["executable"]
         numbers = list(dict.fromkeys(queries.find_job(cx, parent) for parent in parents))
-        ids = [queries.job(cx, number)["job_id"] for number in numbers]
+        above = [queries.job(cx, number) for number in numbers]
+    _add(db, stored, above, yes)
+
+
+@click.command(cls=BalsamCommand)
+@option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
+@option("--parent", metavar="ID", help="The job to wait for. [default: the one that calls this]")
+@_describing_options
+def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
+    """Add a job that waits for the one whose program or script calls this, in the same workflow.
+
+    \b
+    Examples:
+        balsam mkchild --name check --application verify --yes
+        balsam mkchild --parent 7df8 --name check --application verify
+    """
+    caller = os.environ.get("BALSAM_JOB_ID", "")
+    if not (parent or caller):
+        raise click.UsageError("This is called by no job: BALSAM_JOB_ID is not set. Use --parent.")
+    stored = spec.check_job(_values(options))
+    db = open_db()
+    with db.read() as cx:
+        above = queries.job(cx, queries.find_job(cx, parent or caller))
+    stored.update(workflow=above["workflow"], queued_launch_id=above["queued_launch_id"])
+    job_id = _add(db, stored, [above], yes, f"spawned by {layout.cute_id(above['name'], above['job_id'])}")
+    _say_linked(above, {**stored, "job_id": job_id})
+
+
+def _add(db: Database, stored: dict[str, Any], parents: Sequence[Mapping[str, Any]], yes: bool, origin: str = "") -> str:
+    """Show the job, ask, and add it with its edges; returns its UUID, or leaves the command if the answer is no."""
+    with db.read() as cx:
+        executable = queries.app(cx, stored["application"])["executable"]
         job_id = _unused_id(cx)
-    click.echo(form(db, _preview(stored, job_id), ids, executable))
+    click.echo(form(db, _preview(stored, job_id), [parent["job_id"] for parent in parents], executable))
     if not yes and not confirm("Confirm adding job to DB", "--yes"):
         click.echo("Add job aborted")
         click.get_current_context().exit(1)
-    insert.add_jobs(db, [{**stored, "job_id": job_id, "parents": numbers}])
+    numbers = [parent["id"] for parent in parents]
+    insert.add_jobs(db, [{**stored, "job_id": job_id, "parents": numbers, "origin": origin}])
     click.echo("Added job to database")
+    return job_id
 
 
 def _values(options: dict[str, Any]) -> dict[str, Any]:
     """The fields of the job, from options of other names and other senses."""
     values = given(options)
+    values.update({"environ_vars": pairs(values.pop("env"), "--env"), "tags": pairs(values.pop("tag"), "--tag")})
     for given_as, field in (("url_in", "stage_in_url"), ("url_out", "stage_out_url")):
         if given_as in values:
             values[field] = values.pop(given_as)
@@ -126,8 +173,11 @@ def dep(parent: str, child: str) -> None:
     with open_db().write() as cx:
         above, below = (queries.job(cx, queries.find_job(cx, prefix)) for prefix in (parent, child))
         graph.add_dependency(cx, above["id"], below["id"], SystemClock.now_us())
-    names = (layout.cute_id(found["name"], found["job_id"]) for found in (above, below))
-    click.echo(f"Created link {' --> '.join(names)}")
+    _say_linked(above, below)
+
+
+def _say_linked(*jobs: Mapping[str, Any]) -> None:
+    click.echo(f"Created link {' --> '.join(layout.cute_id(job['name'], job['job_id']) for job in jobs)}")
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------

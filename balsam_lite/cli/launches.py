@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import click
@@ -9,10 +10,12 @@ import click
 from .. import states
 from ..db import location, queries
 from ..db.connection import Database
-from .common import count, count0, number, open_db, warn
+from .common import count, count0, number, open_db, pairs, warn
 from .group import BalsamCommand, WordsOption, option
 
 _FILTER = "Run only jobs of that workflow; in quotes, * and ? match anything."
+
+_TAG = "Run only jobs with that tag; may be repeated, all must be there."
 
 #: States of jobs for which a launcher has, or will have, something to do.
 _WAITING = tuple(state for state in states.STATES if state not in (*states.END_STATES, states.RUNNING))
@@ -36,6 +39,7 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 @option("--gpus-per-node", type=int, callback=count0, metavar="N", help="By default as the settings or the host say.")
 @option("--persistent", is_flag=True, help="Stay when there is nothing to do.")
 @option("--num-transition-threads", type=int, callback=count0, default=0, metavar="N", help="0: as the settings say.")
+@option("--tag", multiple=True, metavar="KEY=VALUE", help=_TAG)
 @click.pass_context
 def launcher(
     ctx: click.Context,
@@ -48,6 +52,7 @@ def launcher(
     gpus_per_node: int | None,
     persistent: bool,
     num_transition_threads: int,
+    tag: Sequence[str],
 ) -> int:
     """Run jobs from here until none is left or the time is up.
 
@@ -58,6 +63,7 @@ def launcher(
     """
     if consume_all == (wf_filter is not None):
         raise click.UsageError("Exactly one of --consume-all and --wf-filter is needed.")
+    tags = pairs(tag, "--tag")
     directory = location.find(ctx.find_root().obj)
     from ..launcher.main import LauncherOptions, run_launcher
 
@@ -69,6 +75,7 @@ def launcher(
         gpus_per_node=gpus_per_node,
         persistent=persistent,
         transition_threads=num_transition_threads,
+        tags=tuple(tags.items()),
     )
     return run_launcher(directory, options)
 
@@ -80,6 +87,7 @@ def launcher(
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option("--job-mode", type=click.Choice(["serial", "mpi"]), required=True, help="How jobs are started.")
 @option("--wf-filter", default="", metavar="NAME", help=_FILTER)
+@option("--tag", multiple=True, metavar="KEY=VALUE", help=_TAG)
 @option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="More flags for the scheduler's command.")
 @option("--dry-run", is_flag=True, help="Print the job script and submit nothing.")
 def submit_launch(
@@ -90,6 +98,7 @@ def submit_launch(
     project: str,
     job_mode: str,
     wf_filter: str,
+    tag: Sequence[str],
     sched_flags: str,
     dry_run: bool,
 ) -> None:
@@ -107,7 +116,14 @@ def submit_launch(
     db = open_db()
     settings = Settings.load(db.directory)
     request = submission.LaunchRequest(
-        nodes, time_minutes, queue, project, job_mode, wf_filter=wf_filter, sched_flags=sched_flags
+        nodes,
+        time_minutes,
+        queue,
+        project,
+        job_mode,
+        wf_filter=wf_filter,
+        filter_tags=pairs(tag, "--tag"),
+        sched_flags=sched_flags,
     )
     if dry_run:
         with db.read() as cx:
@@ -118,11 +134,11 @@ def submit_launch(
     from pprint import pformat
 
     click.echo(f"Submit OK: Qlaunch {pformat(submission.legacy_form(row), indent=4)}")
-    _warn_if_idle(db, wf_filter)
+    _warn_if_idle(db, wf_filter, request.filter_tags)
 
 
-def _warn_if_idle(db: Database, wf_filter: str) -> None:
-    only = queries.JobFilter(states=_WAITING)
+def _warn_if_idle(db: Database, wf_filter: str, tags: Mapping[str, str]) -> None:
+    only = queries.JobFilter(states=_WAITING, tags=dict(tags))
     with db.read() as cx:
         names: list[str | None] = [None]
         if wf_filter:

@@ -280,58 +280,59 @@ def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
 
 
 def _tree(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    if wanted.json:
+        _tree_objects(db, wanted, only)
+        return
     with db.read() as cx:
-        matching = queries.job_ids(cx, only) if wanted.sort == "id" else _sorted_ids(cx, only, wanted.sort)
-        edges = queries.edges(cx)
-        forest = _Forest(cx, edges)
-        if wanted.json:
-            with _Unhurried(db) as file:
-                layout.write_json(forest.objects(matching[: wanted.limit]), file)
-            return
-        lines, omitted = forest.lines(matching, wanted.rows())
-    _print([*lines, *([f"(Omitted {omitted} jobs from display...)"] if omitted else [])] or [NO_JOBS])
+        matching = [row[0] for row in queries.iterate_jobs(cx, only, ("id",), wanted.sort)]
+        places, omitted = _Forest(queries.edges(cx)).places(matching, wanted.rows())
+        names = queries.columns_of(cx, {job for job, _, _ in places}, ("name", "job_id"))
+    more = [f"(Omitted {omitted} jobs from display...)"] if omitted else []
+    _print([*(_branch(depth, is_known, *names[job]) for job, depth, is_known in places), *more] or [NO_JOBS])
 
 
-def _sorted_ids(cx: sqlite3.Connection, only: queries.JobFilter, order: str) -> list[int]:
-    return [row[0] for row in queries.iterate_jobs(cx, only, ("id",), order)]
+def _tree_objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    names, kinds = (*JOB_TABLE, "parents", "children"), {"parents": "object", "children": "object"}
+    with db.read() as cx, _Unhurried(db) as file:
+        rows = queries.iterate_jobs(cx, only, (*JOB_TABLE, *queries.RELATIVES), wanted.sort, wanted.limit)
+        with closing(cast(Any, rows)):
+            layout.write_json(layout.objects(names, kinds, rows), file)
+
+
+def _branch(depth: int, is_known: bool, name: str, job_id: str) -> str:
+    known = " (its children: see above)" if is_known else ""
+    return f"{'|     ' * depth}{layout.one_line(name):10} {layout.cute_id(name, job_id)}{known}"
+
+
+#: Where a job stands in the picture: its number, its depth, and whether its children stand further up.
+_Place = tuple[int, int, bool]
 
 
 class _Forest:
     """Jobs and their children; a job with several parents stands below each of them, its own children only once."""
 
-    def __init__(self, cx: sqlite3.Connection, edges: Sequence[tuple[int, int]]) -> None:
-        self._cx = cx
+    def __init__(self, edges: Sequence[tuple[int, int]]) -> None:
         self._children: dict[int, list[int]] = {}
         self._parents: dict[int, list[int]] = {}
         for parent, child in edges:
             self._children.setdefault(parent, []).append(child)
             self._parents.setdefault(child, []).append(parent)
 
-    def lines(self, matching: Sequence[int], limit: int) -> tuple[list[str], int]:
-        """At most `limit` lines, and the number of matching jobs that are not among them."""
+    def places(self, matching: Sequence[int], limit: int) -> tuple[list[_Place], int]:
+        """At most `limit` places, and the number of matching jobs that have none."""
         listed = set(matching)
         roots = [job for job in matching if listed.isdisjoint(self._parents.get(job, ()))]
-        lines: list[str] = []
+        found: list[_Place] = []
         shown: set[int] = set()
         waiting = [(job, 0) for job in reversed(roots)]
-        while waiting and len(lines) < limit:
-            number, depth = waiting.pop()
-            job = queries.job(self._cx, number)
-            children = self._children.get(number, ())
-            known = " (its children: see above)" if number in shown and children else ""
-            name = layout.one_line(job["name"])
-            lines.append(f"{'|     ' * depth}{name:10} {layout.cute_id(job['name'], job['job_id'])}{known}")
-            if number not in shown:
+        while waiting and len(found) < limit:
+            job, depth = waiting.pop()
+            children = self._children.get(job, ())
+            found.append((job, depth, job in shown and bool(children)))
+            if job not in shown:
                 waiting += [(child, depth + 1) for child in reversed(children)]
-            shown.add(number)
-        return lines, len(listed - shown)
-
-    def objects(self, matching: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Each job with the ids of its parents and children."""
-        for number in matching:
-            job = queries.job(self._cx, number)
-            parents, children = queries.relatives(self._cx, number)
-            yield {**{name: job[name] for name in JOB_TABLE}, "parents": parents, "children": children}
+            shown.add(job)
+        return found, len(listed - shown)
 
 
 # --- apps, workflows, queues ------------------------------------------------------------------------------------------

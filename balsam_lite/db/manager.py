@@ -12,12 +12,13 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
 
 import peewee
 from peewee import SQL, Expression
 
-from ..errors import InvalidSpec
+from .. import states
+from ..errors import InvalidSpec, StateError
 from . import location, lookups
 from .connection import Database
 
@@ -393,6 +394,52 @@ class QuerySet(Generic[Record]):
             removed = int(self.model._remove(self.database, list(self.numbers()), force))
         self._fetched = None
         return removed
+
+
+class JobSource:
+    """`BalsamJob.source` of Balsam 0.3: asks for jobs as its launchers did. The launchers of today claim jobs by a lease.
+
+    With `workflow` set only jobs whose workflow has that text in its name are meant.
+    """
+
+    def __init__(self, model: type[Any]) -> None:
+        self._model = model
+        self.workflow = ""
+
+    def by_states(self, names: str | Iterable[str]) -> QuerySet[Any]:
+        """The jobs in these states."""
+        asked = self._model.objects.filter(state__in=[names] if isinstance(names, str) else list(names))
+        return asked.filter(workflow__contains=self.workflow) if self.workflow else asked
+
+    def get_runnable(
+        self,
+        max_nodes: int,
+        remaining_minutes: float | None = None,
+        mpi_only: bool = False,
+        serial_only: bool = False,
+        order_by: str | Iterable[str] | None = None,
+    ) -> QuerySet[Any]:
+        """The jobs that a launcher with so many nodes and minutes may take now. Serial is: one rank on one node."""
+        if mpi_only and serial_only:
+            raise InvalidSpec("mpi_only and serial_only exclude each other.")
+        free = self.by_states((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES)).filter(lease=None)
+        found = free.filter(num_nodes__lte=max_nodes)
+        if remaining_minutes is not None:
+            found = found.filter(wall_time_minutes__lte=int(remaining_minutes))
+        serial = {"num_nodes": 1, "ranks_per_node": 1}
+        found = found.filter(**serial) if serial_only else found.exclude(**serial) if mpi_only else found
+        names = (order_by,) if isinstance(order_by, str) else tuple(order_by or ())
+        return found.order_by(*names)
+
+    def acquire(self, ids: Iterable[Any]) -> NoReturn:
+        """StateError: jobs are claimed by launchers only."""
+        raise StateError("Jobs cannot be locked by hand any more.", hint="Launchers claim them by a lease now.")
+
+    def release(self, ids: Iterable[Any] = ()) -> NoReturn:
+        """StateError: there is nothing that could be released."""
+        self.acquire(ids)
+
+    release_all_owned = start_tick = clear_stale_locks = release
 
 
 def _all_of(conditions: Sequence[Any]) -> Any:

@@ -21,13 +21,26 @@ import peewee
 
 from .. import spec, states
 from ..clock import SECOND_US, SystemClock, format_us
-from ..errors import AmbiguousJobId, InputError, InvalidSpec, InvalidStateError, NotFound, StateError, UnknownApp, UnknownJob
+from ..errors import (
+    AmbiguousJobId,
+    InputError,
+    InvalidParentsError,
+    InvalidSpec,
+    InvalidStateError,
+    NotFound,
+    StateError,
+    UnknownApp,
+    UnknownJob,
+)
 from . import batch_queries, forms, location, queries
 from .connection import Database
-from .manager import QuerySet, active, use
+from .manager import JobSource, QuerySet, active, use
 from .store import apps, graph, insert, user
 
-__all__ = ["ApplicationDefinition", "BalsamJob", "InvalidStateError", "JobSet", "active", "use"]
+if TYPE_CHECKING:
+    from uuid import UUID
+
+__all__ = ["ApplicationDefinition", "BalsamJob", "InvalidParentsError", "InvalidStateError", "JobSet", "active", "use"]
 
 #: Used for its SQL dialect only; it has no file and is never connected.
 _dialect = peewee.SqliteDatabase(None)
@@ -90,6 +103,9 @@ class _JSONAccessor(_Accessor):
         return instance._live[self.name]
 
     def __set__(self, instance: Any, value: Any) -> None:
+        instance._settle()
+        if self.name not in instance._dirty:
+            instance._base = {**instance._base, self.name: instance.__data__.get(self.name, self.field.default)}
         super().__set__(instance, value)
         instance._live = {name: live for name, live in instance._live.items() if name != self.name}
 
@@ -163,6 +179,7 @@ class _Record:
     _what: ClassVar[str]
     _database: Database | None = None
     _live: Mapping[str, Any] = {}
+    _base: Mapping[str, str] = {}  # what was read of those dicts that were assigned since
     __data__: dict[str, Any]
     _dirty: set[str]
     id: int | None
@@ -216,6 +233,27 @@ class _Record:
         self._live = {**self._live, **live}
         self.__data__.update(self._in_stored_form(given))
         self._dirty = set()
+        self._base = {}
+
+    def _rebase(self, stored: Mapping[str, str]) -> None:
+        """Take over what others did to dicts since they were read; `stored` holds them as they are in the DB now.
+
+        Key by key: what was changed here stays so, the others are the DB's.
+        """
+        for name, text in stored.items():
+            base = self._base.get(name) if name in self._dirty else self.__data__.get(name, self._FIELDS[name].default)
+            if base is None or base == text:
+                continue
+            live = getattr(self, name)
+            mine = json.loads(spec.checked(self._FIELDS[name], live))
+            merged = _merged(json.loads(base), mine, json.loads(text))
+            if name in self._dirty:  # what was assigned belongs to the user; it may stand in other jobs, too
+                self._live = {**self._live, name: merged}
+                self._dirty.discard(name)
+            else:
+                live.clear()
+                live.update(merged)
+            self.__data__[name] = text
 
     def _in_stored_form(self, given: Mapping[str, Any]) -> dict[str, Any]:
         fields = self._FIELDS
@@ -238,7 +276,7 @@ class _Record:
             the model's DoesNotExist: the row is gone.
         """
         found = type(self).objects.using(self._home).get(id=self._number())
-        self.__data__, self._dirty, self._live = found.__data__, set(), {}
+        self.__data__, self._dirty, self._live, self._base = found.__data__, set(), {}, {}
         self._database = self._home
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,6 +288,12 @@ class _Record:
 
     def __ne__(self, other: object) -> bool:
         return not self == other
+
+
+def _merged(base: Mapping[str, Any], mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """`theirs`, and over it whatever became of `base` in `mine`; all of them as JSON gives them."""
+    kept = {key: value for key, value in theirs.items() if key in mine or key not in base}
+    return {**kept, **{key: value for key, value in mine.items() if key not in base or repr(base[key]) != repr(value)}}
 
 
 class _Objects:
@@ -325,8 +369,10 @@ class BalsamJob(_Record, peewee.Model):
     _what = "job"
     _batch: tuple[_Batch, int] | None = None
     _parents: tuple[int, ...] = ()
+    _origin = ""  # what the history says of its creation
     MultipleObjectsReturned = AmbiguousJobId
     objects: ClassVar[JobSet] = _Objects()  # type: ignore[assignment]
+    source: ClassVar[JobSource]
 
     if TYPE_CHECKING:  # the attributes that `_add_fields` makes
         job_id: str
@@ -362,6 +408,9 @@ class BalsamJob(_Record, peewee.Model):
         gpus_per_rank: float
         priority: int
         restart_limit: int
+        max_retries: int
+        retry_codes: str
+        retries: int
         workdir: str
         return_code: int | None
         attempt: int
@@ -387,13 +436,15 @@ class BalsamJob(_Record, peewee.Model):
         data = self.__data__
         self._drawn_id()
         self._batch = (batch, place)
-        if not (self._live or self._parents or "state" in data):
+        if not (self._live or self._parents or self._origin or "state" in data):
             return data
         row = {**data, **self._live}
         if row.get("state") == states.CREATED:
             del row["state"]
         if self._parents:
             row["parents"] = self._parents
+        if self._origin:
+            row["origin"] = self._origin
         return row
 
     def _drawn_id(self) -> str:
@@ -420,7 +471,8 @@ class BalsamJob(_Record, peewee.Model):
     def save(self) -> None:  # type: ignore[override]
         """Add a new job to the DB, or write the fields that were changed since it was read, edits in a dict included.
 
-        One write transaction; none if nothing was changed.
+        Where somebody else has changed another key of the same dict meanwhile, both changes stay. One write transaction;
+        none if nothing was changed.
 
         Raises:
             InvalidSpec, UnknownApp; UnknownJob: the job is gone. StateError: `state` was assigned; only `update_state`
@@ -437,8 +489,15 @@ class BalsamJob(_Record, peewee.Model):
             )
         if not given:
             return
-        if not user.update_fields(self._home, [self.id], given):
-            raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
+        dicts = [name for name in given if self._FIELDS[name].kind in spec.JSON_KINDS]
+        with self._home.write() as cx:
+            row = cx.execute(f"SELECT {', '.join(['id', *dicts])} FROM job WHERE id = ?", (self.id,)).fetchone()
+            if row is None:
+                raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
+            self._rebase(dict(zip(dicts, row[1:])))
+            given = self._given()
+            if given:
+                user.update_fields(self._home, [self.id], given)
         self._saved(given)
         if "user_workdir" in given:  # then the store has chosen another working directory
             self.refresh_from_db()
@@ -457,6 +516,7 @@ class BalsamJob(_Record, peewee.Model):
     def _follow(self) -> None:
         """Read anew what the store has just decided, and keep what the user has not saved."""
         found = type(self).objects.using(self._home).get(id=self._number())
+        self._rebase({name: found.__data__[name] for name in {*self._live, *self._base}})
         self.__data__ = {**found.__data__, **{name: self.__data__[name] for name in self._dirty if name != "state"}}
         self._dirty.discard("state")
 
@@ -476,7 +536,7 @@ class BalsamJob(_Record, peewee.Model):
         if rest or "state" not in fields:
             user.update_fields(database, numbers, rest)
         if "state" in fields:
-            user.set_state(database, numbers, fields["state"], _BY_PYTHON)
+            user.set_state(database, numbers, fields["state"], by=_BY_PYTHON)
 
     @classmethod
     def _remove(cls, database: Database, numbers: list[int], force: bool) -> int:
@@ -487,12 +547,14 @@ class BalsamJob(_Record, peewee.Model):
     def update_state(self, new_state: str, message: str = "") -> None:
         """Put the job into that state as the user's doing, at once: history, children and this object follow.
 
+        The job's own pre- or postprocess script may do so while the launcher holds the job. One write transaction.
+
         Raises:
             InvalidStateError; UnknownJob: it is not in the DB. StateError: a launcher holds it (USER_KILLED is possible).
         """
         number = self._number()
         with self._home.write():
-            user.set_state(self._home, [number], new_state, message or _BY_PYTHON)
+            user.set_state(self._home, [number], new_state, message, by=_BY_PYTHON)
             self._follow()
 
     @classmethod
@@ -500,7 +562,7 @@ class BalsamJob(_Record, peewee.Model):
         """Put the jobs with these UUIDs into that state, but for those that the user killed. Returns how many."""
         chosen = cls.objects.filter(job_id__in=ids).exclude(state=states.USER_KILLED)
         with chosen.database.write():
-            return user.set_state(chosen.database, list(chosen.numbers()), new_state, message or _BY_PYTHON)
+            return user.set_state(chosen.database, list(chosen.numbers()), new_state, message, by=_BY_PYTHON)
 
     def _events(self) -> list[tuple[int, str, str, str]]:
         with self._home.read() as cx:
@@ -560,22 +622,32 @@ class BalsamJob(_Record, peewee.Model):
             raise InputError(f"Job {self.cute_id} has {'more than one child' if found else 'no child'} named {name!r}.")
         return found[0]
 
-    def set_parents(self, parents: Iterable[BalsamJob | str]) -> None:
-        """Let the job wait for `parents`; those it waits for already must be among them. One write transaction.
+    def set_parents(self, parents: Iterable[BalsamJob | UUID | str | int]) -> None:
+        """Let the job wait for `parents` (jobs, ids or numbers) and for no others. One write transaction.
+
+        A job that failed only because of a parent waits again, or goes on if nothing is left to wait for.
 
         Raises:
-            UnknownJob, DependencyCycle; StateError: it has started already. InvalidSpec: a parent would have to be dropped.
+            InvalidParentsError: one is not in the DB; DependencyCycle; StateError: the job has started, or a launcher
+            prepares it. Nothing is changed.
         """
         with self._home.write() as cx:
-            wanted = [one._number() if isinstance(one, BalsamJob) else queries.find_job(cx, str(one)) for one in parents]
-            present = set(self.get_parents().numbers())
-            if not present.issubset(wanted):
-                raise InvalidSpec(f"Job {self.cute_id} waits for other jobs already; a dependency cannot be removed.")
-            for parent in dict.fromkeys(wanted):
-                queries.job(cx, parent)
-                if parent not in present:
-                    graph.add_dependency(cx, parent, self._number(), SystemClock.now_us())
+            queries.job(cx, self._number())
+            try:
+                wanted = [self._number_of(cx, one) for one in parents]
+            except (UnknownJob, AmbiguousJobId) as exc:
+                text = f"Job {self.cute_id} cannot have that parent: {exc.message}"
+                raise InvalidParentsError(text, hint=exc.hint) from exc
+            graph.set_parents(cx, self._number(), wanted, SystemClock.now_us())
             self._follow()
+
+    @staticmethod
+    def _number_of(cx: Any, job: BalsamJob | UUID | str | int) -> int:
+        if isinstance(job, (BalsamJob, int)):
+            number = job if isinstance(job, int) else job._number()
+            queries.job(cx, number)
+            return number
+        return queries.find_job(cx, str(job))
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -627,6 +699,25 @@ class BalsamJob(_Record, peewee.Model):
         """Its command line, with the quotes that were typed. UnknownApp if its application is not registered."""
         return forms.executed_command(self.get_application().executable, self.args)
 
+    def get_envs(self, timeout: bool = False, error: bool = False) -> dict[str, str]:
+        """The variables that its program or script finds beside those that are inherited from the launcher.
+
+        `timeout` and `error` are: as its postprocess script that handles that. One read transaction.
+        """
+        with self._home.read() as cx:
+            parents = queries.relatives(cx, self._number())[0]
+        own = {"OMP_NUM_THREADS": str(self.threads_per_rank)} if self.threads_per_rank > 1 else {}
+        flags = {"BALSAM_JOB_TIMEOUT": timeout, "BALSAM_JOB_ERROR": error}
+        return {
+            **own,
+            **json.loads(spec.checked(self._FIELDS["environ_vars"], self.environ_vars)),
+            location.DB_VARIABLE: self._home.directory,
+            "BALSAM_JOB_ID": self.job_id,
+            "BALSAM_ATTEMPT": str(self.attempt),
+            "BALSAM_PARENT_IDS": json.dumps(parents),
+            **{name: "TRUE" for name, wanted in flags.items() if wanted},
+        }
+
     def get_application(self) -> ApplicationDefinition:
         """Its application, as it is defined now.
 
@@ -652,6 +743,47 @@ class BalsamJob(_Record, peewee.Model):
                 return file.read()
         except (OSError, ValueError) as exc:
             raise InputError(f"{path} cannot be read: {exc}") from exc
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def serialize(self) -> str:
+        """All fields as JSON text, for `deserialize` in another process."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def deserialize(cls, text: str | bytes) -> BalsamJob:
+        """The job that `serialize` wrote; see `from_dict`."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> BalsamJob:
+        """The job of which `to_dict` made this. With an `id` it is that row of the active DB as it was; else a new job.
+
+        A new job takes what users may set, and its `job_id` if there is one.
+
+        Raises:
+            UnknownField, InvalidSpec.
+        """
+        known = {name: spec.known_field(name, cls._FIELDS).name if name != "id" else name for name in fields}
+        given = {known[name]: value for name, value in fields.items()}
+        if given.get("id") is None:
+            return cls(**{name: value for name, value in given.items() if name != "id" and cls._FIELDS[name].settable})
+        defaults = {field.name: field.default for field in spec.JOB_FIELDS}
+        made = cls.__new__(cls)
+        made.__data__ = {**defaults, **made._in_stored_form(given)}
+        made._dirty = set()
+        return made
+
+    def _copy(self, changes: Mapping[str, Any]) -> BalsamJob:
+        """A new job with what users may set of this one, its working directory excepted, and `changes` over that."""
+        changed = self._by_field(changes)
+        row = self._stored_row()
+        copied = [field for field in spec.JOB_FIELDS if field.settable and field.name != "user_workdir"]
+        kept = {field.name: row[field.name] for field in copied if row[field.name] != field.default}
+        made = type(self)(**{**kept, **changed})
+        made._database = self._home
+        spec.check_job({name: value for name, value in made.__data__.items() if name != "job_id"})
+        return made
 
     def _stored_row(self) -> dict[str, Any]:
         """All columns in stored form, with what was changed and not saved; also of a job that is not in the DB yet."""
@@ -779,3 +911,4 @@ def _add_fields() -> None:
 
 
 _add_fields()
+BalsamJob.source = JobSource(BalsamJob)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from .. import spec, states
 from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
-from .schema import STARTABLE
 
 #: Every column of a job: its number and its UUID, then the fields in the order in which they are printed.
 JOB_COLUMNS = ("id", "job_id", *spec.JOB_FIELD)
@@ -21,7 +20,7 @@ APP_COLUMNS = ("id", *spec.APP_FIELD)
 SHORT_ID = 8
 
 #: Not yet running, and not at an end.
-WAITING_STATES = (*states.STARTABLE_STATES, states.AWAITING_PARENTS)
+WAITING_STATES = (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES, states.AWAITING_PARENTS)
 
 #: So many candidates are listed where an id is ambiguous.
 _CANDIDATES = 10
@@ -193,9 +192,31 @@ def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]
     return tuple([row[0] for row in cx.execute(sql, (number,))] for sql in (parents, children))  # type: ignore[return-value]
 
 
+def _relatives_of_each(theirs: str, mine: str) -> str:
+    inner = f"SELECT r.job_id FROM dependency d JOIN job r ON r.id = d.{theirs} WHERE d.{mine} = job.id ORDER BY r.id"
+    return f"(SELECT json_group_array(job_id) FROM ({inner}))"
+
+
+#: As columns for `jobs`: the UUIDs of a job's parents and of its children, each as a JSON list.
+RELATIVES = (_relatives_of_each("parent", "child"), _relatives_of_each("child", "parent"))
+
+
 def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
     """All dependencies as (parent, child)."""
     return cx.execute("SELECT parent, child FROM dependency ORDER BY parent, child").fetchall()
+
+
+def edges_within(cx: sqlite3.Connection, workflow: str) -> list[tuple[int, int]]:
+    """The dependencies between jobs of that very workflow, as (parent, child)."""
+    sql = """SELECT d.parent, d.child FROM job c JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent
+        WHERE c.workflow = ? AND p.workflow = c.workflow ORDER BY d.parent, d.child"""
+    return cx.execute(sql, (workflow,)).fetchall()
+
+
+def columns_of(cx: sqlite3.Connection, numbers: Iterable[int], columns: Sequence[str]) -> dict[int, tuple[Any, ...]]:
+    """These columns of many jobs by number, in one query."""
+    sql = f"SELECT id, {', '.join(columns)} FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    return {number: tuple(row) for number, *row in cx.execute(sql, (json.dumps(list(numbers)),))}
 
 
 def workflows(cx: sqlite3.Connection) -> list[str]:
@@ -207,9 +228,60 @@ def workflows(cx: sqlite3.Connection) -> list[str]:
     return [row[0] for row in cx.execute(sql)]
 
 
-def startable_exists(cx: sqlite3.Connection) -> bool:
-    """Whether any job waits for a launcher."""
-    return cx.execute(f"SELECT 1 FROM job INDEXED BY job_startable WHERE {STARTABLE} LIMIT 1").fetchone() is not None
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def mark(cx: sqlite3.Connection) -> tuple[int, int]:
+    """(the newest event, how many jobs were ever deleted): what to remember so as to ask later what has happened since.
+
+    A deletion leaves no event, and frees the numbers of events; the numbers of jobs are used once only.
+    """
+    deleted = "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job'), 0) - (SELECT sum(jobs) FROM state_count)"
+    event, gone = cx.execute(f"SELECT coalesce((SELECT max(id) FROM event), 0), {deleted}").fetchone()
+    return event, gone
+
+
+def entered_since(cx: sqlite3.Connection, event: int) -> list[tuple[int, str]]:
+    """(job, state entered) of all events after that one, in order."""
+    return cx.execute("SELECT job, to_state FROM event WHERE id > ? ORDER BY id", (event,)).fetchall()
+
+
+def states_of(cx: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str]:
+    """The states of those jobs of them that exist."""
+    listed = json.dumps(list(numbers))
+    return dict(cx.execute("SELECT id, state FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)))
+
+
+def unstarted(cx: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
+    """Those of these jobs that wait for a launcher or for their parents, and that nobody holds."""
+    sql = f"""SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?)) AND lease IS NULL
+        AND state IN ({", ".join("?" * len(WAITING_STATES))}) ORDER BY id"""
+    return [row[0] for row in cx.execute(sql, (json.dumps(list(numbers)), *WAITING_STATES))]
+
+
+def workdirs(cx: sqlite3.Connection, first: int, last: int) -> dict[int, str]:
+    """The working directories, as they are stored, of the jobs in that range of numbers."""
+    return dict(cx.execute("SELECT id, workdir FROM job WHERE id BETWEEN ? AND ?", (first, last)))
+
+
+class End(NamedTuple):
+    """A job, how it ended, and why."""
+
+    name: str
+    job_id: str
+    state: str
+    message: str  # the last one in its history that says anything
+    parent: int | None  # the parent with which it failed
+
+
+def end_of(cx: sqlite3.Connection, number: int) -> End | None:
+    """How the job ended, or where it is; None if there is no such job (any more)."""
+    sql = """SELECT name, job_id, state,
+            coalesce((SELECT message FROM event WHERE event.job = job.id AND message <> '' ORDER BY id DESC LIMIT 1), ''),
+            (SELECT json_extract(data, '$.parent') FROM event WHERE event.job = job.id ORDER BY id DESC LIMIT 1)
+        FROM job WHERE id = ?"""
+    row = cx.execute(sql, (number,)).fetchone()
+    return End(*row) if row else None
 
 
 # --- applications -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The Python interface that users import: add jobs and applications, link jobs, kill them, look at the current one.
+"""The Python interface that users import: add, copy, link and kill jobs, add applications, look at the current job.
 
 `current_job`, `parents`, `children`, `JOB_ID`, `TIMEOUT`, `ERROR` and `LAUNCHER_NODES` are found when they are first used,
 so importing this module works outside of any DB, costs little and does nothing. `current_job` stays the same object.
@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
-from ..errors import AmbiguousJobId, InputError, NotFound, UnknownJob
+from ..errors import AmbiguousJobId, InputError, NoCurrentJob, NotFound, UnknownJob
 
 if TYPE_CHECKING:
     import sqlite3
     from uuid import UUID
 
     from ..db.connection import Database
+    from ..db.manager import QuerySet
     from ..db.models import ApplicationDefinition, BalsamJob, JobSet
 
     #: A job: the object, its UUID or a unique beginning of that, its number, or a query set with one job in it.
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [  # noqa: F822  (`__getattr__` finds what is not defined here)
     "ERROR", "JOB_ID", "LAUNCHER_NODES", "TIMEOUT", "BalsamJob", "add_app", "add_dependency", "add_job", "children",
-    "current_job", "kill", "parents",
+    "clone", "current_job", "detect_circular", "get_active_database", "get_apps", "get_database_paths", "kill", "parents",
+    "spawn_child", "submit", "wf_from_template",
 ]  # fmt: skip
 
 
@@ -128,6 +130,97 @@ def _check_executable(line: str) -> None:
         raise NotFound(f"{words[0] if words else 'An empty command'} is not on PATH, or cannot be run.")
 
 
+def get_apps() -> QuerySet[ApplicationDefinition]:
+    """All applications that are registered in the active DB; reads it when it is looked into."""
+    from ..db.models import ApplicationDefinition
+
+    return ApplicationDefinition.objects.all()
+
+
+# --- copying ----------------------------------------------------------------------------------------------------------
+
+
+def clone(job: JobLike, **fields: Any) -> BalsamJob:
+    """A copy of a job that is not in the DB yet (`save()` adds it), with these fields instead of the job's own.
+
+    It has no parents, no history and a working directory of its own.
+
+    Raises:
+        UnknownField (a ValueError; names the nearest one), InvalidSpec; UnknownJob, AmbiguousJobId.
+    """
+    from ..db import models
+
+    if isinstance(job, models.BalsamJob):
+        return job._copy(fields)
+    database = _database_of(job)
+    with database.read() as cx:
+        found: BalsamJob = models.BalsamJob.objects.using(database).get(id=_number(cx, job))
+    return found._copy(fields)
+
+
+def spawn_child(**fields: Any) -> BalsamJob:
+    """Add a clone of the current job, with these fields instead, that waits for the current job and for its parents.
+
+    One write transaction.
+
+    Raises:
+        NoCurrentJob (a RuntimeError): this process belongs to no job. UnknownField, InvalidSpec, UnknownApp.
+    """
+    current = _current_job()
+    if current is None:
+        raise NoCurrentJob("spawn_child() copies the current job, but this is no job's process: BALSAM_JOB_ID is not set.")
+    fields.pop("clone", None)  # Balsam 0.3 did not always copy
+    child = clone(current, **fields)
+    child._origin = f"spawned by {current.cute_id}"
+    with current._home.write():
+        child._parents = (*current.get_parents().numbers(), current._number())
+        child.save()
+    return child
+
+
+def wf_from_template(source_wf: str, new_wf: str, **changes: Mapping[str, Any]) -> JobSet:
+    """Copy all jobs of the workflow `source_wf`, with the edges between them, as the workflow `new_wf`; returns the copies.
+
+    `changes` are fields to be set in the copy of the job of that name, as in `wf_from_template("a", "b", run={"args": "2"})`.
+    Reservations are not copied. One write transaction.
+
+    Raises:
+        NotFound: there is no job in `source_wf`. InputError: `new_wf` has jobs already, two jobs of `source_wf` have one
+        name, or `changes` names none of them. UnknownField, InvalidSpec, UnknownApp. Nothing is added.
+    """
+    from ..clock import SystemClock
+    from ..db import models, queries
+    from ..db.store import graph
+
+    database = models.active()
+    with database.write() as cx:
+        sources = list(models.BalsamJob.objects.filter(workflow=source_wf))
+        _check_template(source_wf, [job.name for job in sources], changes)
+        if models.BalsamJob.objects.filter(workflow=new_wf).exists():
+            raise InputError(f"The workflow {new_wf!r} exists already.")
+        copies = []
+        for job in sources:
+            copy = job._copy({"queued_launch_id": None, **changes.get(job.name, {}), "workflow": new_wf})
+            copy._origin = f"Copied from template workflow {source_wf}"
+            copies.append(copy)
+        added = models.JobSet(models.BalsamJob, database).bulk_create(copies)
+        copy_of = {job._number(): copy._number() for job, copy in zip(sources, copies)}
+        inner = [(copy_of[one], copy_of[other]) for one, other in queries.edges_within(cx, source_wf)]
+        graph.add_edges(cx, inner, SystemClock.now_us())
+        return added
+
+
+def _check_template(workflow: str, names: list[str], changes: Mapping[str, Any]) -> None:
+    if not names:
+        raise NotFound(f"No workflow matching {workflow}")
+    double = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if double:
+        raise InputError(f"The names of the jobs in a template must be unique; {double[0]!r} is not.")
+    unknown = sorted(set(changes) - set(names))
+    if unknown:
+        raise InputError(f"The workflow {workflow!r} has no job named {unknown[0]!r}.")
+
+
 # --- linking and killing ----------------------------------------------------------------------------------------------
 
 
@@ -135,7 +228,8 @@ def add_dependency(parent: JobLike, child: JobLike) -> None:
     """Let `child` wait until `parent` is JOB_FINISHED. One write transaction.
 
     Raises:
-        UnknownJob, AmbiguousJobId, DuplicateDependency, DependencyCycle; StateError: the child has started already.
+        UnknownJob, AmbiguousJobId, DuplicateDependency, DependencyCycle; StateError: the child has started already, or a
+        launcher prepares it.
     """
     from ..clock import SystemClock
     from ..db import models
@@ -167,6 +261,22 @@ def kill(job: JobLike, recursive: bool = True) -> int:
     return killed
 
 
+def detect_circular(job: JobLike | None = None) -> list[str]:
+    """The ids of the jobs on a circle of dependencies: of any, or of one above `job`. [], which is false, if there is none.
+
+    `add_dependency` refuses what would close one. One read transaction; linear in the number of dependencies.
+
+    Raises:
+        UnknownJob, AmbiguousJobId.
+    """
+    from ..db import queries
+    from ..db.store import graph
+
+    with _database_of(job).read() as cx:
+        found = graph.find_cycle(queries.edges(cx), None if job is None else _number(cx, job))
+        return [queries.job(cx, number)["job_id"] for number in found]
+
+
 def _database_of(*jobs: Any) -> Database:
     """Where these jobs are; objects know it, for anything else it is the active DB."""
     from ..db import models
@@ -192,6 +302,60 @@ def _number(cx: sqlite3.Connection, job: Any) -> int:
         queries.job(cx, number)
         return number
     return queries.find_job(cx, str(job))
+
+
+# --- batch jobs and DBs -----------------------------------------------------------------------------------------------
+
+
+def submit(
+    project: str = "",
+    queue: str = "",
+    nodes: int = 1,
+    wall_minutes: int = 30,
+    job_mode: str = "mpi",
+    wf_filter: str = "",
+    sched_flags: str = "",
+) -> dict[str, Any]:
+    """Submit a launcher to the batch queue, as `balsam submit-launch` does; returns what that prints.
+
+    `project` and `queue` are by default those of the settings. Two short write transactions.
+
+    Raises:
+        InvalidSpec, SettingsError, SubmitFailed.
+    """
+    from ..db import models
+    from ..schedulers import submission
+    from ..settings import Settings
+
+    database = models.active()
+    request = submission.LaunchRequest(
+        nodes, wall_minutes, queue, project, job_mode, wf_filter=wf_filter, sched_flags=sched_flags
+    )
+    return submission.legacy_form(submission.submit_launch(database, Settings.load(database.directory), request))
+
+
+def get_database_paths(verbose: bool = True) -> list[str]:
+    """The directories of the DBs that this user has created or activated; `verbose` prints them, one per line."""
+    from ..db import location
+
+    return _told(location.known_paths(), verbose)
+
+
+def get_active_database(verbose: bool = True) -> str:
+    """The directory of the active DB; `verbose` prints it.
+
+    Raises:
+        NoDatabase, NotABalsamDB.
+    """
+    from ..db import models
+
+    return _told([models.active().directory], verbose)[0]
+
+
+def _told(paths: list[str], verbose: bool) -> list[str]:
+    if verbose:
+        sys.stdout.write("".join(f"{path}\n" for path in paths))
+    return paths
 
 
 # --- where this code runs ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import states
 from ..clock import Clock
@@ -25,6 +25,9 @@ from .nodes import Place, Pool
 from .reaper import reap_dead
 from .runner import STOP_PERIOD_S, LocalRunner
 from .steps import Steps
+
+if TYPE_CHECKING:
+    import sqlite3
 
 log = logging.getLogger("balsam_lite.launcher")
 
@@ -171,30 +174,30 @@ class Launcher:
 
     def _transaction(self, work: _Work, room: _Room) -> _Given:
         now_us = self._clock.now_us()
-        held: set[int] | None = None
-        to_run: list[Claim] = []
-        steps: list[Claim] = []
-        goes_on = not self.stop_reason
         with self._db.write() as cx:
             if self._clock.monotonic() - self._last_heartbeat >= self._settings.HEARTBEAT_S:
                 leases.heartbeat(cx, self._lease, now_us)
                 self._last_heartbeat = self._clock.monotonic()
-            reported = claims.finish(cx, self._lease, work.exits, now_us, settles=goes_on)
+            reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             step_store.finish(cx, self._lease, work.step_ends, now_us)
-            steps += reported.to_settle
-            if goes_on and (work.news or work.step_ends):
-                room.preparations -= len(steps)
-                steps += step_store.settle_abandoned(cx, self._lease, max(0, room.preparations), now_us)
-            if work.news:
-                held = claims.still_held(cx, self._lease)
-            if goes_on:
-                room.preparations = max(0, self._steps.room - len(steps))
-                to_run, to_prepare = claims.take(cx, self._lease, room, self._filter(), now_us)
-                steps += to_prepare
+            held = claims.still_held(cx, self._lease) if work.news else None
+            room.preparations = max(0, room.preparations - len(reported.to_settle))
+            to_run, steps = ([], []) if self.stop_reason else self._take(cx, work, room, now_us)
             failpoint("before-commit")
         for job in reported.lost:
             log.warning("Job number %d is not this launcher's any more; its end was not recorded.", job)
-        return _Given(to_run, steps, held)
+        return _Given(to_run, [*reported.to_settle, *steps], held)
+
+    def _take(self, cx: sqlite3.Connection, work: _Work, room: _Room, now_us: int) -> tuple[list[Claim], list[Claim]]:
+        """Jobs to run, and jobs that need a step."""
+        abandoned: list[Claim] = []
+        if work.news or work.step_ends:
+            abandoned = step_store.settle_abandoned(cx, self._lease, room.preparations, now_us)
+            room.preparations = max(0, room.preparations - len(abandoned))
+        if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
+            self._workflows = claims.matching_workflows(cx, self._limits.workflow)
+        to_run, to_prepare = claims.take(cx, self._lease, room, self._filter(), now_us)
+        return to_run, [*abandoned, *to_prepare]
 
     # --- parts of a turn ----------------------------------------------------------------------------------------------
 
@@ -271,10 +274,7 @@ class Launcher:
         return Filter(self._workflows, self._limits.serial_only, minutes, self._limits.tags)
 
     def _reap_sometimes(self, now: float) -> None:
-        """Look after other launchers' dead now and then, and read what only changes when somebody else writes."""
-        if self._limits.workflow is not None and self._news:
-            with self._db.read() as cx:
-                self._workflows = claims.matching_workflows(cx, self._limits.workflow)
+        """Look after other launchers' dead now and then."""
         if now - self._last_reap >= self._settings.HEARTBEAT_S:
             self._last_reap = now
             freed = reap_dead(self._db, self._settings, self._clock)
@@ -349,7 +349,7 @@ class Launcher:
         reasons = []
         only = self._filter()
         with self._db.read() as cx:
-            for shape, jobs, shortest in claims.waiting(cx, only.workflows):
+            for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = self._why_not(shape, shortest, only)
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
             counts = queries.state_counts(cx)

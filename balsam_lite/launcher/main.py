@@ -54,7 +54,8 @@ class LauncherOptions(NamedTuple):
     nodes: int | None = None  # virtual nodes; None: what the batch job has, else one per core
     gpus_per_node: int | None = None
     persistent: bool = False
-    transition_threads: int = 0
+    transition_threads: int = 0  # 0: as the settings say
+    tags: tuple[tuple[str, str], ...] = ()  # only jobs that have all of them
 
 
 def run_launcher(db_directory: str, options: LauncherOptions) -> int:
@@ -101,6 +102,7 @@ def _run(
         True,  # many ranks need an MPI starter
         _end(options, batch, settings, clock),
         None if options.persistent else settings.IDLE_TTL_S,
+        options.tags,
     )
     with Alarm() as alarm:
         progress = _Progress(db)

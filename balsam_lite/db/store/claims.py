@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 from ... import spec, states
 from ..schema import RUNNABLE, UNPREPARED
@@ -178,15 +178,17 @@ def _next_shape(cx: sqlite3.Connection, source: _Source, last: Shape | None) -> 
     return None
 
 
-def waiting(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> list[tuple[Shape, int, int]]:
+def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]]:
     """The startable jobs by shape: (shape, how many, the shortest estimate in minutes). Reads them all: not for a loop."""
     found: dict[Shape, tuple[int, int]] = {}
+    tagged, parameters = _tagged(only)
+    if only.workflows is not None:
+        tagged += " AND workflow IN (SELECT value FROM json_each(?))"
+        parameters.append(json.dumps(only.workflows))
     for name, condition in (("job_runnable", RUNNABLE), ("job_unprepared", UNPREPARED)):
-        where, parameters = condition, cast("tuple[str, ...]", ())
-        if workflows is not None:
-            where, parameters = f"{condition} AND workflow IN (SELECT value FROM json_each(?))", (json.dumps(workflows),)
         rows = cx.execute(
-            f"SELECT {_SHAPE}, count(*), min(wall_time_minutes) FROM job INDEXED BY {name} WHERE {where} GROUP BY {_SHAPE}",
+            f"""SELECT {_SHAPE}, count(*), min(wall_time_minutes) FROM job INDEXED BY {name}
+                WHERE {condition}{tagged} GROUP BY {_SHAPE}""",
             parameters,
         )
         for *values, jobs, shortest in rows:
@@ -280,8 +282,7 @@ def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, on
     fixed = (*source.parameters, *shape)
     longest = 2**53 if only.minutes_left is None else int(only.minutes_left)
     next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"
-    tagged = "".join(" AND EXISTS (SELECT 1 FROM json_each(job.tags) WHERE key = ? AND value = ?)" for _ in only.tags)
-    tags = [word for pair in only.tags for word in pair]
+    tagged, tags = _tagged(only)
     app, order = "LEFT JOIN app ON app.name = job.application", "ORDER BY wall_time_minutes DESC, job.id LIMIT ?"
     table = f"job INDEXED BY {source.index_name}"
     these = f"WHERE {where} AND priority = ? AND wall_time_minutes <= ?{tagged}"
@@ -298,6 +299,12 @@ def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, on
         limit = plain_among or wanted - len(found)
         found += cx.execute(best, (*fixed, priority, longest, *tags, limit)).fetchall()
     return found
+
+
+def _tagged(only: Filter) -> tuple[str, list[str]]:
+    """The condition that a job has all the tags, and its parameters."""
+    condition = " AND EXISTS (SELECT 1 FROM json_each(job.tags) WHERE key = ? AND value = ?)"
+    return condition * len(only.tags), [word for pair in only.tags for word in pair]
 
 
 def _mark_running(cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_us: int) -> None:

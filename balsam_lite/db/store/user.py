@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from ... import spec, states
 from ...clock import SystemClock
-from ...errors import InvalidSpec, ParentInUse, StateError
+from ...errors import InvalidSpec, LostLease, ParentInUse, StateError
 from ..connection import Database
 from ..schema import sql_list
-from . import graph
+from . import graph, outcomes
 from .moves import Move, count, id_list, move
 
 USER_CHANGED = "User mutated state from command line"
@@ -29,40 +29,94 @@ def _pieces(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         yield ids[start : start + _PIECE]
 
 
-def set_state(db: Database, ids: Iterable[int], state: str, message: str = "") -> int:
+class Hook(NamedTuple):
+    """The pre- or postprocess script that this process belongs to. A launcher holds the job for as long as it runs."""
+
+    kind: str  # preprocess or postprocess
+    job_id: str
+    job: int
+    lease: int
+    attempt: int
+
+
+def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> Hook | None:
+    """What the environment says about the script that calls; None outside of any, and in one of another DB's job."""
+    from ...processes import HOOK_VARIABLE, RUN_VARIABLE  # here, not above: most commands change no state
+
+    kind = environ.get(HOOK_VARIABLE, "")
+    directory, *numbers = environ.get(RUN_VARIABLE, "").rsplit(":", 3)
+    if not kind or len(numbers) != 3 or not all(map(str.isdecimal, numbers)) or directory != os.path.realpath(db.directory):
+        return None
+    lease, job, attempt = map(int, numbers)
+    return Hook(kind, environ.get("BALSAM_JOB_ID", ""), job, lease, attempt)
+
+
+def set_state(db: Database, ids: Iterable[int], state: str, message: str = "", *, by: str = "") -> int:
     """Put jobs into `state` as the user's doing, children included that failed only because of them. Returns how many.
 
     Setting CREATED repeats everything, so such a job waits for its parents again. A new start has a new restart budget.
+    A job's own script may set its state too, although a launcher holds it; RESTART_READY then counts as a restart. `by` is
+    what the history says where there is no `message` and no script.
 
     Raises:
-        InvalidStateError. StateError: a job is RUNNING or held by a launcher; then none is changed.
+        InvalidStateError. StateError: a job is RUNNING or held by a launcher, or it was killed and its own script would
+        revive it; LostLease: its own script is that of an attempt that was given up. None is changed then.
     """
     states.check_state(state)
     if state == states.USER_KILLED:
-        return kill(db, ids, message=message).killed
+        return kill(db, ids, message=message or by).killed
     if state == states.RUNNING:
         raise StateError("Only a launcher makes a job RUNNING.", hint="Set RESTART_READY to let one run it.")
+    hook = own_hook(db)
     with db.write() as cx:
-        return sum(_set_state(cx, piece, state, message) for piece in _pieces(list(ids)))
+        return sum(_set_state(cx, piece, state, message, by, hook) for piece in _pieces(list(ids)))
 
 
-def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, message: str) -> int:
+def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, message: str, by: str, hook: Hook | None) -> int:
     now = SystemClock.now_us()
-    rows = cx.execute(
-        "SELECT id, state, lease, job_id, name FROM job WHERE id IN (SELECT value FROM json_each(?))", (id_list(ids),)
-    ).fetchall()
-    for _, old, lease, job_id, name in rows:
+    query = "SELECT id, state, lease, attempt, job_id, name FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    rows = cx.execute(query, (id_list(ids),)).fetchall()
+    own = [row for row in rows if hook and row[0] == hook.job and row[4] == hook.job_id]
+    others = [row for row in rows if row not in own] if own else rows
+    for _, old, lease, _, job_id, name in others:
         if lease is not None or old == states.RUNNING:
             raise StateError(
                 f"Job {name} [{job_id[:8]}] is {old} and held by launcher {lease}; its state cannot be changed now.",
                 hint="`balsam killjob` stops it; wait until it has ended to do anything else with it.",
             )
-    moves = [Move(job, (old, state), now, (message,)) for job, old, *_ in rows if old != state]
-    move(cx, moves, states.USER, "restarts = 0" if state not in states.END_STATES else "")
+    moves = [Move(row[0], (row[1], state), now, (message or by,)) for row in others if row[1] != state]
+    move(cx, moves, states.USER, "restarts = 0, retries = 0" if state not in states.END_STATES else "")
     _tell_children(cx, moves, now)
     if state in (states.CREATED, states.AWAITING_PARENTS):
         graph.wait_for_parents(cx, [m.job for m in moves], now)
-    return len(moves)
+    return len(moves) + sum(_set_own_state(cx, row, state, message, hook, now) for row in own if hook)
+
+
+def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, message: str, hook: Hook, now: int) -> int:
+    """A script's own job. It stays held: the launcher lets go of it when the script has ended."""
+    job, old, lease, attempt, job_id, name = row
+    if (lease, attempt) != (hook.lease, hook.attempt):
+        raise LostLease(f"This {hook.kind} script belongs to an attempt of job {name} [{job_id[:8]}] that was given up.")
+    if old == state:
+        return 0
+    if state not in states.targets(old, states.HOOK):
+        raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
+    moves, column = [Move(job, (old, state), now, (message or f"Set by the {hook.kind} script",))], ""
+    if state == states.RESTART_READY:
+        outcome = outcomes.restart(_facts(cx, job), (old,))
+        column = f"restarts = {outcome.restarts:d}"
+        if outcome.path[-1] != state:
+            moves = [Move(job, outcome.path, now, outcome.messages)]
+    move(cx, moves, states.HOOK, column)
+    _tell_children(cx, moves, now)
+    if state in (states.CREATED, states.AWAITING_PARENTS):
+        graph.wait_for_parents(cx, [job], now, held=True)
+    return 1
+
+
+def _facts(cx: sqlite3.Connection, job: int) -> outcomes.JobFacts:
+    sql = f"SELECT {outcomes.FACTS} FROM job LEFT JOIN app ON app.name = job.application WHERE job.id = ?"
+    return outcomes.JobFacts._make(cx.execute(sql, (job,)).fetchone())
 
 
 def _tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now: int) -> None:
@@ -141,6 +195,49 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any]) -
 
             _check_apps(cx, {stored["application"]})
         return sum(cx.execute(sql, (*stored.values(), id_list(piece))).rowcount for piece in _pieces(list(ids)))
+
+
+# --- rerun ------------------------------------------------------------------------------------------------------------
+
+
+class Rerun(NamedTuple):
+    """What putting jobs back did."""
+
+    jobs: int
+    held: int  # left alone, because a launcher has them
+
+
+def rerun(db: Database, ids: Iterable[int], target: str | None = None, values: Mapping[str, Any] = {}) -> Rerun:
+    """Put jobs back to be run once more, with the fields in `values` changed, in one transaction.
+
+    `target` is RESTART_READY or CREATED; None chooses the first for jobs that have run, the second for the others. Jobs
+    that a launcher holds are left alone.
+
+    Raises:
+        UnknownField, InvalidSpec, UnknownApp: nothing is changed.
+    """
+    with db.write() as cx:
+        free: list[int] = []
+        asked = list(ids)
+        for piece in _pieces(asked):
+            query = f"SELECT id FROM job WHERE {_FREE} AND id IN (SELECT value FROM json_each(?))"
+            free += [row[0] for row in cx.execute(query, (id_list(piece),))]
+        if values:
+            update_fields(db, free, values)
+        for piece in _pieces(free):
+            _put_back(cx, piece, target)
+        return Rerun(len(free), len(asked) - len(free))
+
+
+_FREE = f"lease IS NULL AND state <> '{states.RUNNING}'"
+
+
+def _put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
+    """What has run first: that revives children that failed only because of it, and they have nothing left to be done."""
+    chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
+    for state, condition in chosen.items() if target is None else ((target, "1"),):
+        query = f"SELECT id FROM job WHERE {condition} AND id IN (SELECT value FROM json_each(?))"
+        _set_state(cx, [row[0] for row in cx.execute(query, (id_list(jobs),))], state, "Put back by balsam rerun", "", None)
 
 
 # --- delete -----------------------------------------------------------------------------------------------------------

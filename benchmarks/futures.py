@@ -2,8 +2,8 @@
 
 Another process ends `--ends` of the jobs, a `--batch` in each transaction, 10 transactions in a second, as a busy launcher
 does. `notice_ms` is the time from right before the transaction to when `as_completed` hands out the future. `cpu_percent` is
-the share of one core that waiting takes meanwhile, `idle_cpu_percent` that of waiting while nobody writes; `start_ms` is what
-`wait` does before it sleeps for the first time.
+the share of one core that waiting takes meanwhile, `idle_cpu_percent` that of waiting while nobody writes, without the call's
+beginning and end. `first_ms` and `again_ms` are those: what `wait` takes that need not sleep.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import common
@@ -21,7 +22,7 @@ from balsam_lite.db.store import insert, user
 from balsam_lite.errors import WaitTimeout
 from balsam_lite.launcher.futures import FutureTask, as_completed, wait
 
-_PERIOD_S = 0.1
+_PERIOD_S, _IDLE_S = 0.1, 3.0
 
 
 def end_jobs(directory: str, numbers: list[int], batch: int) -> None:
@@ -39,10 +40,8 @@ def measure(directory: str, futures: int, ends: int, batch: int) -> dict[str, An
     insert.add_jobs(database, common.job_dicts(futures))
     with use(database):
         tasks = [FutureTask(job) for job in BalsamJob.objects.all()]
-        started = time.perf_counter()
-        expect_timeout(tasks, 0)
-        start_ms = (time.perf_counter() - started) * 1000
-        idle = cpu_share(lambda: expect_timeout(tasks, 3.0))
+        first, again = (cpu_s(lambda: expect_timeout(tasks, 0)) for _ in range(2))
+        idle = 100 * (cpu_s(lambda: expect_timeout(tasks, _IDLE_S)) - again) / _IDLE_S
         noticed: dict[int, float] = {}
         chosen = [task.job.id for task in tasks[:: max(1, futures // ends)]][:ends]
         pid = os.fork()
@@ -51,7 +50,9 @@ def measure(directory: str, futures: int, ends: int, batch: int) -> dict[str, An
                 end_jobs(directory, chosen, batch)
             finally:
                 os._exit(0)
-        busy = cpu_share(lambda: notice(tasks, noticed, len(chosen)))
+        started = time.perf_counter()
+        busy_s = cpu_s(lambda: notice(tasks, noticed, len(chosen)))
+        busy = 100 * busy_s / (time.perf_counter() - started)
         os.waitpid(pid, 0)
         with database.read() as cx:
             ended = dict(cx.execute("SELECT job, time FROM event WHERE to_state = 'JOB_FINISHED'"))
@@ -63,7 +64,8 @@ def measure(directory: str, futures: int, ends: int, batch: int) -> dict[str, An
         "notice_ms": {"median": statistics.median(ms), "p95": ms[int(0.95 * len(ms))], "max": ms[-1]},
         "cpu_percent": busy,
         "idle_cpu_percent": idle,
-        "start_ms": start_ms,
+        "first_ms": first * 1000,
+        "again_ms": again * 1000,
     }
 
 
@@ -85,11 +87,11 @@ def notice(tasks: list[FutureTask], noticed: dict[int, float], count: int) -> No
             return
 
 
-def cpu_share(work: Any) -> float:
-    """What it takes of a core, in percent."""
-    cpu, wall = time.process_time(), time.perf_counter()
+def cpu_s(work: Callable[[], None]) -> float:
+    """The processor time that it takes."""
+    before = time.process_time()
     work()
-    return 100 * (time.process_time() - cpu) / (time.perf_counter() - wall)
+    return time.process_time() - before
 
 
 def main() -> None:

@@ -396,3 +396,21 @@ def test_that_a_glob_of_workflows_sees_one_whose_jobs_become_ready_later(bench):
     (other,) = bench.add([{"application": "a", "workflow": "y"}])
     bench.run("--wf-filter", "x*")
     assert [bench.job(job)["state"] for job in (parent, child, other)] == ["JOB_FINISHED", "JOB_FINISHED", "CREATED"]
+
+
+def test_that_a_launcher_that_waits_for_a_script_does_not_work_meanwhile(bench):
+    bench.app("a", "true", preprocess=shell(bench, "slow", "touch started; sleep 1.5"))
+    (job,) = bench.add([{"application": "a"}])
+    launcher = bench.launch()
+    wait_until(lambda: bench.path(job, "started").exists())
+    before = cpu_s(launcher.pid)
+    bench.wait_for(job, "RUN_DONE", "JOB_FINISHED")
+    assert cpu_s(launcher.pid) - before < 0.4
+    launcher.wait(30)
+
+
+def cpu_s(pid):
+    """CPU seconds that a process itself has used."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

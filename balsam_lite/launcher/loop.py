@@ -246,7 +246,7 @@ class Launcher:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
             starving = not self._ahead and self._pool.has_room
             return soon if starving else max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
-        if self._news or (self._idle_since is None and not len(self._runner)):
+        if self._news or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
         return self._last_heartbeat + self._settings.HEARTBEAT_S
 

@@ -355,6 +355,9 @@ class Launcher:
             counts = queries.state_counts(cx)
         if counts.get(states.AWAITING_PARENTS):
             reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
+        unsettled = sum(counts.get(state, 0) for state in states.UNSETTLED_STATES)
+        if unsettled:
+            reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
         return reasons
 
     def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from helpers import wait_until
@@ -359,7 +360,7 @@ def test_that_a_launcher_that_is_told_to_stop_leaves_its_steps_to_the_next_one(b
     assert launcher.wait(10) == 0
     assert (bench.job(job)["state"], bench.job(job)["lease"]) == ("RUN_DONE", None)
     assert not alive(int(bench.path(job, "pid").read_text()))
-    assert "Left: 1 job(s) have run and wait for their postprocess script" in open(f"{bench.directory}/log/stderr").read()
+    assert "Left: 1 job(s) have run and wait for their postprocess script" in Path(bench.directory, "log", "stderr").read_text()
     (bench.path(job).parent / "go").touch()
     bench.run()
     assert passed(bench, job)[-3:] == ["RUN_DONE", "POSTPROCESSED", "JOB_FINISHED"]

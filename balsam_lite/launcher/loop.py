@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from .. import states
 from ..clock import Clock
 from ..db import queries
-from ..db.connection import Database
+from ..db.connection import Connection, Database
 from ..db.store import claims, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
@@ -25,9 +25,6 @@ from .nodes import Place, Pool
 from .reaper import reap_dead
 from .runner import STOP_PERIOD_S, LocalRunner
 from .steps import Steps
-
-if TYPE_CHECKING:
-    import sqlite3
 
 log = logging.getLogger("balsam_lite.launcher")
 
@@ -188,7 +185,7 @@ class Launcher:
             log.warning("Job number %d is not this launcher's any more; its end was not recorded.", job)
         return _Given(to_run, [*reported.to_settle, *steps], held)
 
-    def _take(self, cx: sqlite3.Connection, work: _Work, room: _Room, now_us: int) -> tuple[list[Claim], list[Claim]]:
+    def _take(self, cx: Connection, work: _Work, room: _Room, now_us: int) -> tuple[list[Claim], list[Claim]]:
         """Jobs to run, and jobs that need a step."""
         abandoned: list[Claim] = []
         if work.news or work.step_ends:

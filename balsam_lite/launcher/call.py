@@ -1,0 +1,134 @@
+"""The program of a job of a BalsamExecutor: `python -m balsam_lite.launcher.call CALL` runs one Python call.
+
+CALL is a file (see `Call`). What becomes of it is in `result.pkl` in the working directory (see `Outcome`), which appears
+there whole. The exit code is 1, and the traceback is printed, if the call raised. Nothing of Balsam is imported here but the
+errors, so that starting costs little more than Python itself.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+RESULT = "result.pkl"
+
+#: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run.
+MAIN = "__balsam_main__"
+
+
+class Call(NamedTuple):
+    """What is to be called; as a plain tuple in the file, because this module has another name when it is the program."""
+
+    path: list[str]  # sys.path of the submitting process
+    main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
+    call: bytes  # (function, args, kwargs), pickled
+    parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file with the result to be put there
+
+
+class Outcome(NamedTuple):
+    """What became of a call; likewise."""
+
+    good: bool
+    value: bytes | None  # the result or the exception, pickled; None for an exception that cannot be
+    trace: str = ""
+
+
+def write(path: str, value: tuple[Any, ...]) -> None:
+    """Write it so that readers see the whole file or none."""
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "wb") as file:
+        pickle.dump(tuple(value), file, protocol=4)
+    os.replace(temporary, path)
+
+
+def read_outcome(path: str) -> Outcome:
+    """Raises OSError, and whatever pickle does."""
+    with open(path, "rb") as file:
+        return Outcome(*pickle.load(file))
+
+
+def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Several calls in one job: the chunks of `map`."""
+    return [function(*one) for one in arguments]
+
+
+# --- in the job -------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Run the call that the command line names; the exit code."""
+    try:
+        os.unlink(RESULT)  # of an earlier attempt
+    except OSError:
+        pass
+    try:
+        with open(sys.argv[1], "rb") as file:
+            call = Call(*pickle.load(file))
+    except OSError as exc:
+        sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
+    outcome = run(call)
+    write(RESULT, outcome)
+    sys.stderr.write(outcome.trace)
+    return 0 if outcome.good else 1
+
+
+def run(call: Call) -> Outcome:
+    """Do it."""
+    try:
+        sys.path += [entry for entry in call.path if entry not in sys.path]
+        if call.main:
+            _load_main(*call.main)
+        function, args, kwargs = pickle.loads(call.call)
+        args = _with_parents(args, kwargs, call.parents)
+        value = function(*args, **kwargs)
+    except BaseException as exc:  # noqa: BLE001  # SystemExit included, as in Python's own executors
+        return _failure(exc)
+    try:
+        return Outcome(True, pickle.dumps(value, protocol=4))
+    except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
+        from ..errors import RemoteError
+
+        text = f"The result of the call is of type {type(value).__qualname__} and cannot be serialised: {exc}"
+        error = RemoteError(text)
+        error.__cause__ = exc
+        return _failure(error)
+
+
+def _load_main(kind: str, which: str) -> None:
+    """Import the submitting script under another name. Source: `multiprocessing.spawn`, which does the same."""
+    import runpy
+    import types
+
+    module = types.ModuleType(MAIN)
+    run_it: Callable[..., Mapping[str, Any]] = runpy.run_path if kind == "path" else runpy.run_module
+    module.__dict__.update(run_it(which, run_name=MAIN))
+    sys.modules["__main__"] = sys.modules[MAIN] = module
+
+
+def _with_parents(args: tuple[Any, ...], kwargs: dict[str, Any], parents: Mapping[Any, str]) -> list[Any]:
+    positional = list(args)
+    for place, path in parents.items():
+        outcome = read_outcome(path)
+        assert outcome.value is not None
+        target: Any = positional if isinstance(place, int) else kwargs
+        target[place] = pickle.loads(outcome.value)
+    return positional
+
+
+def _failure(exc: BaseException) -> Outcome:
+    import traceback
+
+    trace = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    try:
+        value = pickle.dumps(exc, protocol=4)
+        pickle.loads(value)  # there are exceptions that can only be written
+    except Exception:  # noqa: BLE001
+        return Outcome(False, None, trace)
+    return Outcome(False, value, trace)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,466 @@
+"""`BalsamExecutor`: Python's `concurrent.futures.Executor` whose calls are jobs.
+
+A call is a file below `data/<workflow>/.calls` of the DB and a job of the application `balsam-call`, whose argument is that
+file (`call` is the program). The result is `result.pkl` in the job's working directory. The file of the call is removed when
+the call has succeeded or was cancelled; that of one that failed stays, so that the job can be rerun.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import os
+import pickle
+import shlex
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from .. import spec, states
+from ..db import location, models, queries
+from ..db.connection import Database
+from ..db.store import apps, insert, user
+from ..errors import DatabaseBusy, InputError, RemoteError, TaskFailed, UnknownApp
+from . import call, dag
+from .futures import GONE, GROWTH, SHORTEST_S, Fate, Watch, fate_of, watch_of, why_failed
+
+APP = "balsam-call"
+WORKFLOW = "executor"
+_CALLS = ".calls"
+
+#: The thread stays so long when nothing is pending, in seconds: the next call may come at once.
+_LINGER_S = 2.0
+
+#: Fields of a job that the executor itself fills.
+_OWN_FIELDS = ("args", "job_id", "origin", "parents")
+
+
+class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
+    """The future of one call; `job` is its BalsamJob, `number` that one's number, `path` the file where the result will be."""
+
+    def __init__(self, task: _Task, executor: BalsamExecutor) -> None:
+        super().__init__()
+        self._task = task
+        self._executor = executor
+        self._fate: Fate | None = None
+        self.number = 0
+        self.path = ""
+
+    @property
+    def job(self) -> models.BalsamJob:
+        """The job as it is now; UnknownJob if it was deleted."""
+        found: models.BalsamJob = models.BalsamJob.objects.using(self._executor.database).get(id=self.number)
+        return found
+
+    def running(self) -> bool:
+        """Whether the job runs, or has run and what became of it is still to be settled."""
+        state = self._fate.state if self._fate else states.CREATED
+        return not self.done() and state in (states.RUNNING, *states.UNSETTLED_STATES)
+
+    def cancel(self) -> bool:
+        """Kill the job if it has not started; whether it is cancelled. Jobs that wait for it fail."""
+        return self.cancelled() or bool(self._executor._cancel([self]))
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a BalsamFuture can be an argument itself, but not be inside of one")
+
+
+class _Task(NamedTuple):
+    """A call on its way into the DB."""
+
+    name: str
+    args: str
+    parents: list[int]
+    file: str = ""  # that of the call; "" for an application
+
+
+class BalsamExecutor(concurrent.futures.Executor):
+    """Runs calls as jobs of the active DB; a launcher must run them. They outlive this process, the futures do not.
+
+    `submit(fn, …)` calls a function that can be imported by name, in this or any module; results and exceptions come back
+    by pickle. With an `application`, `submit(*words)` runs that with those arguments and its result is the text of its
+    output. A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that one's: it starts when
+    that is done, and gets its result; an application gets the path of the file with it.
+
+    Args:
+        workflow: of the jobs; by default that of the job in which this code runs, else `executor`.
+        python: the interpreter; it must have balsam_lite.
+        job_fields: other fields of the jobs (`num_nodes=`, `node_packing_count=`, `wall_time_minutes=`, …).
+
+    Raises:
+        UnknownApp; UnknownField, InvalidSpec, InputError: a field that jobs do not have, or that is not free here.
+    """
+
+    def __init__(
+        self, application: str | None = None, *, workflow: str | None = None, python: str = sys.executable, **job_fields: Any
+    ) -> None:
+        own = [*_OWN_FIELDS, *(() if application else ("user_workdir",))]  # calls would overwrite each other's results
+        taken = [name for name in own if name in job_fields]
+        if taken:
+            raise InputError(f"A BalsamExecutor chooses the {taken[0]} of its jobs itself.")
+        current = dag.current_job
+        if current is not None and "queued_launch" not in job_fields:
+            job_fields.setdefault("queued_launch_id", current.queued_launch_id)
+        if workflow is None:
+            workflow = current.workflow if current else WORKFLOW
+        if application is None:
+            job_fields.setdefault("input_files", "")  # results are read where they are
+        spec.check_job({"workflow": workflow, **job_fields})
+        self.database: Database = models.active()
+        self._fields = {"workflow": workflow, **job_fields}
+        self._application = application
+        self._python = python
+        self._app = application or ""
+        if application is not None:
+            with self.database.read() as cx:
+                queries.app(cx, application)
+        self._lock = threading.Lock()  # held for moments, never while the DB is asked or a callback is called
+        self._is_shut = False
+        self._pending: dict[int, BalsamFuture] = {}  # by job: whoever takes one out decides what becomes of it
+        self._added: deque[BalsamFuture] = deque()  # not followed yet
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> BalsamFuture:
+        """Add the job of one call; returns its future. One write transaction.
+
+        Raises:
+            InputError: the function or an argument cannot be sent to another process. RuntimeError: after `shutdown`.
+        """
+        return self._add(self._task(fn, args, kwargs) for _ in (0,))[0]
+
+    def map(self, fn: Any, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[Any]:
+        """As the built-in `map`: results in order. All jobs are added in one transaction, before this returns.
+
+        With an application `fn` is its first word. A job does `chunksize` calls; with more than one, futures cannot be among
+        the arguments. What has not started is cancelled when a call raises or the iterator is closed.
+
+        Raises:
+            as `submit`; while iterating: TimeoutError, what a call raised.
+        """
+        if chunksize < 1:
+            raise InputError(f"chunksize must be 1 or more, not {chunksize}")
+        calls = zip(*iterables)
+        if self._application is not None or chunksize == 1:
+            return self._results(self._add(self._task(fn, args, {}) for args in calls), timeout)
+        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        _pickled(fn, [], {})
+        futures = self._add(self._task(call.each, (fn, chunk), {})._replace(name=_name_of(fn)) for chunk in chunks)
+        return itertools.chain.from_iterable(self._results(futures, timeout))
+
+    def _results(self, futures: list[BalsamFuture], timeout: float | None) -> Iterator[Any]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+
+        def results() -> Iterator[Any]:
+            waiting = deque(futures)
+            try:
+                while waiting:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    value = waiting[0].result(left)
+                    waiting.popleft()
+                    yield value
+            finally:
+                self._cancel(waiting)
+
+        return results()
+
+    def _task(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        parents = {place: one for place, one in given.items() if isinstance(one, BalsamFuture)}
+        if self._application is not None:
+            return self._words((fn, *args), kwargs)
+        numbers = self._numbers(parents.values())
+        plain = [None if place in parents else one for place, one in enumerate(args)]
+        pickled = _pickled(fn, plain, {name: one for name, one in kwargs.items() if name not in parents})
+        paths = {place: one.path for place, one in parents.items()}
+        file = self._write(call.Call(_search_path(), _main_of(pickled), pickled, paths))
+        return _Task(_name_of(fn), shlex.quote(file), numbers, file)
+
+    def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
+        if kwargs:
+            raise InputError(f"An application takes words, not {', '.join(kwargs)}=…")
+        numbers = self._numbers(word for word in words if isinstance(word, BalsamFuture))
+        line = shlex.join(word.path if isinstance(word, BalsamFuture) else str(word) for word in words)
+        return _Task(self._app, line, numbers)
+
+    def _numbers(self, parents: Iterable[BalsamFuture]) -> list[int]:
+        numbers = []
+        for one in parents:
+            if one._executor.database.directory != self.database.directory:
+                raise InputError(f"The future of job number {one.number} is in another DB, {one._executor.database.directory}.")
+            numbers.append(one.number)
+        return list(dict.fromkeys(numbers))
+
+    def _write(self, what: call.Call) -> str:
+        job_id = spec.new_job_id()
+        folder = os.path.join(location.DATA, os.path.dirname(spec.workdir_name(self._fields["workflow"], "", job_id)), _CALLS)
+        folder = os.path.join(self.database.directory, folder)
+        path = os.path.join(folder, f"{job_id}.pkl")
+        try:
+            call.write(path, what)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            call.write(path, what)
+        return path
+
+    def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
+        if self._is_shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        futures: list[BalsamFuture] = []
+        self._app = self._app or self._register()
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for task in tasks:
+                futures.append(BalsamFuture(task, self))
+                own = {"application": self._app, "args": task.args, "parents": task.parents}
+                yield {"name": task.name, **self._fields, **own}
+
+        try:
+            added = insert.add_jobs(self.database, rows())
+        except BaseException:
+            for future in futures:
+                _remove(future._task.file)
+            raise
+        self._take_over(futures, added.ids)
+        return futures
+
+    def _take_over(self, futures: list[BalsamFuture], numbers: range) -> None:
+        if not futures:
+            return
+        with self.database.read() as cx:
+            workdirs = queries.workdirs(cx, numbers[0], numbers[-1])
+        data = os.path.join(self.database.directory, location.DATA)
+        for number, future in zip(numbers, futures):
+            name = str(self._fields.get("name", future._task.name))
+            output = call.RESULT if self._application is None else spec.output_name(name)
+            future.path = os.path.join(data, workdirs.get(number, ""), output)
+            future.number = number
+            future._fate = fate_of(self.database, number)
+        with self._lock:
+            self._pending.update(zip(numbers, futures))
+            self._added.extend(futures)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._follow, name="balsam-executor", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def _register(self) -> str:
+        """The name of the application that runs calls with this Python; it is registered when there is none."""
+        line = f"{shlex.quote(self._python)} -m balsam_lite.launcher.call"
+        with self.database.read() as cx:
+            name = _app_for(cx, line, may_add=False)
+        if not name:
+            with self.database.write() as cx:
+                name = _app_for(cx, line, may_add=True)
+        return name
+
+    # --- the end of jobs ----------------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """The thread: hear of the end of jobs, and give their futures what became of them, until nothing is pending."""
+        try:
+            while self._goes_on():
+                try:
+                    self._follow_these()
+                except DatabaseBusy:
+                    continue  # it was tried for a minute; the jobs go on meanwhile
+                except Exception as exc:  # noqa: BLE001  # nobody else would hear of it
+                    self._give_up(exc)
+        finally:
+            self.database.close()  # this thread's connection
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            if not self._pending:
+                self._thread = None
+            return bool(self._pending)
+
+    def _follow_these(self) -> None:
+        watch = watch_of(self.database)
+        pause, seen = SHORTEST_S, len(watch.ended)
+        with self._lock:  # after a failure: everything anew
+            self._added = deque(self._pending.values())
+        while self._pending or (not self._is_shut and self._wake.wait(_LINGER_S)):
+            self._wake.clear()
+            watch.look()
+            known, had_more = self._follow_added(watch)
+            ended = watch.ended[seen:] + known
+            seen = len(watch.ended)
+            for number in ended:
+                self._settle(number)
+            pause = SHORTEST_S if had_more else min(GROWTH * pause, watch.longest_pause_s)
+            if self._pending:
+                self._wake.wait(pause)
+
+    def _follow_added(self, watch: Watch) -> tuple[list[int], bool]:
+        """Follow what was submitted in the meantime: the jobs among it that have ended already, and whether there was any."""
+        with self._lock:
+            new, self._added = list(self._added), deque()
+        watch.follow(future._fate for future in new if future._fate is not None)
+        return [future.number for future in new if future._fate is not None and future._fate.ended], bool(new)
+
+    def _settle(self, number: int, is_killed: bool = False) -> None:
+        """Give the future of an ended job its result, unless somebody else has done so."""
+        with self._lock:
+            future = self._pending.pop(number, None)
+        if future is None or future._fate is None:
+            return
+        if is_killed or future._fate.state == states.USER_KILLED:
+            concurrent.futures.Future.cancel(future)
+            future.set_running_or_notify_cancel()  # this is what `concurrent.futures.wait` hears of
+            _remove(future._task.file)
+            return
+        try:
+            value = self._outcome(future, future._fate.state)
+        except BaseException as exc:  # noqa: BLE001  # that of the call; SystemExit too
+            future.set_exception(exc)
+        else:
+            _remove(future._task.file)
+            future.set_result(value)
+
+    def _outcome(self, future: BalsamFuture, state: str) -> Any:
+        """The result of a call; raises what it raised."""
+        if self._application is not None:
+            if state != states.JOB_FINISHED:
+                raise self._failed(future)
+            with open(future.path, encoding="utf-8", errors="replace") as file:
+                return file.read()
+        try:
+            outcome = None if state == GONE else call.read_outcome(future.path)
+        except OSError as exc:
+            if state == states.JOB_FINISHED:
+                raise RemoteError(f"The result of job number {future.number} is gone: {exc}") from exc
+            outcome = None
+        if outcome is None or outcome.good != (state == states.JOB_FINISHED):
+            raise self._failed(future)
+        value = _unpickled(outcome)
+        if outcome.good:
+            return value
+        raise value from RemoteError(outcome.trace)
+
+    def _failed(self, future: BalsamFuture) -> TaskFailed:
+        return TaskFailed(why_failed(self.database, future.number, f"number {future.number}"))
+
+    def _give_up(self, exc: Exception) -> None:
+        with self._lock:
+            futures = list(self._pending.values())
+            self._pending.clear()
+        for future in futures:
+            future.set_exception(exc)
+
+    # --- cancelling, the end ------------------------------------------------------------------------------------------
+
+    def _cancel(self, futures: Iterable[BalsamFuture]) -> list[BalsamFuture]:
+        """Kill the jobs that have not started; their futures, which are cancelled then. One write transaction."""
+        wanted = {one.number: one for one in futures if not one.done()}
+        if not wanted:
+            return []
+        with self.database.write() as cx:
+            idle = queries.unstarted(cx, wanted)
+            user.kill(self.database, idle, message="Cancelled by its executor")
+        for number in idle:
+            concurrent.futures.Future.cancel(wanted[number])  # perhaps the thread has done so by now
+            self._settle(number, is_killed=True)
+        return [wanted[number] for number in idle]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; with `wait` return when all are over, with `cancel_futures` kill those that have not started."""
+        with self._lock:
+            self._is_shut = True
+            futures, thread = list(self._pending.values()), self._thread
+        if cancel_futures:
+            self._cancel(futures)
+        self._wake.set()
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _remove(path: str) -> None:
+    if path:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+
+
+def _app_for(cx: Any, line: str, may_add: bool) -> str:
+    """The application with that command line: balsam-call, or balsam-call-2 … if that has another one. "" if none has."""
+    for number in itertools.count(1):
+        name = APP if number == 1 else f"{APP}-{number}"
+        try:
+            if queries.app(cx, name)["executable"] == line:
+                return name
+        except UnknownApp:
+            if not may_add:
+                return ""
+            apps.add_app(cx, {"name": name, "executable": line, "description": "Calls of BalsamExecutor"})
+            return name
+    raise AssertionError("unreachable")
+
+
+def _name_of(fn: Any) -> str:
+    """What the job is called."""
+    inner = getattr(fn, "func", fn)  # of a functools.partial
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+def _pickled(fn: Any, args: list[Any], kwargs: dict[str, Any]) -> bytes:
+    """The call as bytes; pickle itself makes sure that functions and classes are found by their names.
+
+    Raises:
+        InputError: it cannot be sent, and which part of it.
+    """
+    if not callable(fn):
+        raise InputError(f"{fn!r} cannot be called. To run an application, make the executor with application=…")
+    try:
+        return pickle.dumps((fn, args, kwargs), protocol=4)
+    except Exception as exc:
+        try:
+            pickle.dumps(fn, protocol=4)
+        except Exception:  # noqa: BLE001
+            raise InputError(
+                f"{getattr(fn, '__qualname__', fn)!r} cannot be imported by name in another process: {exc}",
+                hint="Define it at the top level of a module; lambdas and functions inside of functions have no such name.",
+            ) from exc
+        raise InputError(f"An argument of {_name_of(fn)} cannot be serialised: {exc}") from exc
+
+
+def _search_path() -> list[str]:
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
+def _main_of(pickled: bytes) -> tuple[str, str] | None:
+    """Where the job finds the script that runs here, if the call uses what is defined there.
+
+    Raises:
+        InputError: it is not in any file.
+    """
+    if b"__main__" not in pickled:
+        return None
+    main = sys.modules["__main__"]
+    sys.modules.setdefault(call.MAIN, main)  # what comes back may be of a class that is called so there
+    named = getattr(main, "__spec__", None)
+    if named is not None:
+        return "module", named.name
+    path = getattr(main, "__file__", None) or ""
+    if not os.path.isfile(path):
+        raise InputError("What is defined in an interactive session cannot be sent to a job.", hint="Put it into a module.")
+    return "path", os.path.abspath(path)
+
+
+def _unpickled(outcome: call.Outcome) -> Any:
+    if outcome.value is None:
+        return RemoteError(outcome.trace)
+    try:
+        return pickle.loads(outcome.value)
+    except Exception as exc:
+        what = "result" if outcome.good else "exception"
+        raise RemoteError(f"The call's {what} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc

@@ -877,6 +877,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         gpus_per_node: int | None
         persistent: bool
         transition_threads: int
+        tags: tuple[tuple[str, str], ...]
 
     module = ModuleType("balsam_lite.launcher.main")
     module.LauncherOptions = LauncherOptions  # type: ignore[attr-defined]
@@ -890,10 +891,10 @@ def test_that_launcher_hands_its_options_on_and_exits_with_its_code(
 ) -> None:
     assert balsam("launcher", "--consume", "--job-mode", "serial")[0] == 7
     words = "launcher --wf-filter=w --job-mode=mpi --time-limit-minutes=2.5 --nodes 3 --gpus-per-node 0 --persistent"
-    assert balsam(*words.split(), "--num-tr", "2")[0] == 7
+    assert balsam(*words.split(), "--num-tr", "2", "--tag", "k=v")[0] == 7
     assert [directory for directory, _ in launched] == [str(tmp_path / "db")] * 2
     assert [tuple(options) for _, options in launched] == [
-        ("serial", None, 0, None, None, False, 0), ("mpi", "w", 2.5, 3, 0, True, 2),
+        ("serial", None, 0, None, None, False, 0, ()), ("mpi", "w", 2.5, 3, 0, True, 2, (("k", "v"),)),
     ]  # fmt: skip
 
 
@@ -903,7 +904,7 @@ def test_that_launcher_hands_its_options_on_and_exits_with_its_code(
         [], ["--consume-all", "--wf-filter", "x"], ["--consume-all", "--time-limit-minutes", "nan"],
         ["--consume-all", "--time-limit-minutes", "-1"], ["--consume-all", "--time-limit-minutes", "inf"],
         ["--consume-all", "--nodes", "0"], ["--consume-all", "--gpus-per-node", "-1"],
-        ["--consume-all", "--num-transition-threads", "-1"],
+        ["--consume-all", "--num-transition-threads", "-1"], ["--consume-all", "--tag", "no-pair"],
     ],
 )  # fmt: skip
 def test_that_launcher_refuses_what_makes_no_sense(balsam: Balsam, launched: list[tuple[str, Any]], words: list[str]) -> None:

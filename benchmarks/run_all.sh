@@ -7,8 +7,10 @@ python=${PYTHON:-python3}
 
 if [ "${FULL:-0}" = 1 ]; then
     spawns=10000 true="10000 --repeat 3 --sleeps 6400" hops="200 --repeat 5" jobs=1200000
+    flow="--repeat 5"
 else
     spawns=2000 true="2000 --sleeps 640" hops="100" jobs=50000
+    flow="--hops 50 --crowd 300 --waiting 20000 --idle 5"
 fi
 
 run() {
@@ -22,6 +24,7 @@ run() {
     run limit.py $spawns
     run startup.py
     run latency.py --hops $hops
+    run dataflow.py $flow
     run throughput.py $true
     run scale.py --jobs $jobs
 }

@@ -237,8 +237,8 @@ def test_that_the_time_limit_ends_the_launcher_and_what_is_too_long_is_not_start
         [{"application": "sleep", "wall_time_minutes": 30, "node_packing_count": 2}, {"application": "sleep"}]
     )
     started = time.monotonic()
-    assert bench.run("--time-limit-minutes", "1.02", BALSAM_KILL_GRACE_S="1", timeout=90) == 0
-    assert 55 < time.monotonic() - started < 75
+    assert bench.run("--time-limit-minutes", "0.05", BALSAM_KILL_GRACE_S="1") == 0
+    assert 2.5 < time.monotonic() - started < 15
     assert bench.job(long)["attempt"] == 0
     assert states_of(bench, endless)[-2:] == ["RUN_TIMEOUT", "RESTART_READY"]
     assert "wall_time_minutes is 30" in Path(bench.directory, "log", "stderr").read_text()

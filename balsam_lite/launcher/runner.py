@@ -202,6 +202,8 @@ class LocalRunner:
             result, message = states.RUN_DONE, ""
         else:
             result, message = run.stop_result or states.RUN_ERROR, self._reason(run, code)
+            if result == states.RUN_TIMEOUT:
+                message = f"Stopped at the end of the launcher: {message}"
         claim = run.claim
         ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us)
         return Finished(ended, run.place)

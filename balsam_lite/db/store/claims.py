@@ -126,6 +126,8 @@ _CANDIDATE = (
 )
 #: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"
+#: The smallest estimate, in minutes, and the default. It says that a job is short, not how long it takes: it may always start.
+_SHORT = 1
 #: When no more jobs can be prepared, plain ones are looked for among so many of the first.
 _LOOK_BEYOND = 2000
 
@@ -215,7 +217,7 @@ def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
 def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: int) -> Taken:
     """Claim the jobs to start next: by priority, then the larger, then the longer ones, then the older.
 
-    A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone. What has nothing to be prepared
+    A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone, unless it is the smallest. What has nothing to be prepared
     passes from CREATED to RUNNING at once; the others are claimed in the state in which they are, as many as the room has
     preparations. None is normal.
     """
@@ -280,7 +282,7 @@ def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, on
     """
     where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in spec.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
-    longest = 2**53 if only.minutes_left is None else int(only.minutes_left)
+    longest = 2**53 if only.minutes_left is None else max(_SHORT, int(only.minutes_left))
     next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"
     tagged, tags = _tagged(only)
     app, order = "LEFT JOIN app ON app.name = job.application", "ORDER BY wall_time_minutes DESC, job.id LIMIT ?"

@@ -3,6 +3,9 @@
 `job.unfinished_parents` is the number of parents that are not JOB_FINISHED. It is kept here and nowhere else, so that a
 parent's end costs its children a subtraction and a waiting job costs nothing. All functions run inside the caller's write
 transaction.
+
+`CROSS JOIN` is SQLite's way to fix the order of a join: from the few edges to their jobs. Left to itself it reads all jobs
+in the state that is asked for, of which there may be a million.
 """
 
 from __future__ import annotations
@@ -185,7 +188,7 @@ def parents_finished(cx: sqlite3.Connection, parents: Iterable[int], now_us: int
     listed = id_list(parents)
     _adjust(cx, listed, -1)
     rows = cx.execute(
-        f"""SELECT DISTINCT job.id FROM dependency JOIN job ON job.id = dependency.child
+        f"""SELECT DISTINCT job.id FROM dependency CROSS JOIN job ON job.id = dependency.child
             WHERE dependency.parent IN (SELECT value FROM json_each(?))
                 AND job.state = '{states.AWAITING_PARENTS}' AND job.unfinished_parents = 0""",
         (listed,),
@@ -214,7 +217,7 @@ def parents_failed(cx: sqlite3.Connection, parents: Iterable[int], now_us: int, 
     failed = list(parents)
     while failed:
         rows = cx.execute(
-            f"""SELECT job.id, min(dependency.parent) FROM dependency JOIN job ON job.id = dependency.child
+            f"""SELECT job.id, min(dependency.parent) FROM dependency CROSS JOIN job ON job.id = dependency.child
                 WHERE dependency.parent IN (SELECT value FROM json_each(?)) AND job.state = '{states.AWAITING_PARENTS}'
                 GROUP BY job.id""",
             (id_list(failed),),
@@ -231,7 +234,7 @@ def revive_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: int)
     revived = list(parents)
     while revived:
         rows = cx.execute(
-            f"""SELECT DISTINCT job.id FROM dependency JOIN job ON job.id = dependency.child
+            f"""SELECT DISTINCT job.id FROM dependency CROSS JOIN job ON job.id = dependency.child
                 WHERE dependency.parent IN (SELECT value FROM json_each(?)) AND {_FAILED_WITH_PARENT}
                     AND NOT EXISTS (
                         SELECT 1 FROM dependency d JOIN job p ON p.id = d.parent

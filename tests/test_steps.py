@@ -416,3 +416,20 @@ def cpu_s(pid):
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize(
+    "state", ["CREATED", "READY", "STAGED_IN", "PREPROCESSED", "RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT", "POSTPROCESSED"]
+)
+def test_that_a_job_goes_on_from_any_state_into_which_the_user_puts_it(bench, tmp_path, state):
+    (tmp_path / "in.txt").write_text("data")
+    hook = shell(bench, "hook", "true")
+    bench.app("a", "true", preprocess=hook, postprocess=hook)
+    fields = {"stage_in_url": str(tmp_path / "in.txt"), "stage_out_url": str(tmp_path / "out"), "stage_out_files": "*.log"}
+    handlers = {"post_error_handler": True, "post_timeout_handler": True}
+    (job,) = bench.add([{"application": "a", **fields, **handlers}])
+    user.set_state(bench.db, [job], state)
+    assert bench.run() == 0
+    unhandled = state in ("RUN_ERROR", "RUN_TIMEOUT")
+    assert bench.job(job)["state"] == ("FAILED" if unhandled else "JOB_FINISHED")
+    assert bench.path(job, "in.txt").exists() == (state in ("CREATED", "READY"))

@@ -157,7 +157,7 @@ class Steps:
         directory = commands.workdir(claim, self._context)
         process.make_directory(directory)
         link_inputs(claim, self._context)
-        if claim.stage_in_url:
+        if claim.stage_in_url and claim.state != states.STAGED_IN:
             staging.stage_in(claim.stage_in_url, directory, self._runner_of(task), lambda: task.stop is not None)
             task.reached.append(states.STAGED_IN)
         if claim.preprocess:

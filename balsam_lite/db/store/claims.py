@@ -217,9 +217,9 @@ def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
 def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: int) -> Taken:
     """Claim the jobs to start next: by priority, then the larger, then the longer ones, then the older.
 
-    A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone, unless it is the smallest. What has nothing to be prepared
-    passes from CREATED to RUNNING at once; the others are claimed in the state in which they are, as many as the room has
-    preparations. None is normal.
+    A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone, unless it is the smallest there is.
+    What has nothing to be prepared passes from CREATED to RUNNING at once; the others are claimed in the state in which they
+    are, as many as the room has preparations. None is normal.
     """
     candidates = []
     for shape in shapes(cx, only.workflows):

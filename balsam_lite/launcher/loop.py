@@ -28,8 +28,9 @@ from .steps import Steps
 
 log = logging.getLogger("balsam_lite.launcher")
 
-#: How often to ask whether somebody else wrote, in seconds: kills and new jobs are noticed so fast.
-_LOOK_PERIOD_S = 0.02
+#: How often to ask whether somebody else wrote, in seconds: kills and new jobs are noticed so fast, the latter also while
+#: nothing runs.
+_LOOK_PERIOD_S, _IDLE_LOOK_PERIOD_S = 0.02, 0.05
 #: Ends are recorded after this long at the latest, in seconds, also when nothing new can start.
 _RECORD_PERIOD_S = 0.1
 #: So many runs at once are a crowd, which is looked after every so many seconds if its runs are short.
@@ -226,7 +227,7 @@ class Launcher:
         now = self._clock.monotonic()
         if now < self._look_at:
             return
-        self._look_at = now + _LOOK_PERIOD_S
+        self._look_at = now + (_LOOK_PERIOD_S if len(self._runner) or len(self._steps) else _IDLE_LOOK_PERIOD_S)
         try:
             self._news = self._db.changed() or self._news
         except DatabaseError as exc:

@@ -95,8 +95,7 @@ def _run(
     clock: Clock,
 ) -> int:
     context = commands.make_context(db.directory, lease, len(pool.nodes), options.job_mode, os.environb)
-    spawner, children = Spawner(clock.now_us), Children()
-    runner = LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, children)
+    children = Children()
     limits = Limits(
         options.workflow_filter,
         True,  # many ranks need an MPI starter
@@ -105,6 +104,13 @@ def _run(
         options.tags,
     )
     with Alarm() as alarm:
+
+        def hear_of_quick_ends() -> None:
+            if children.has_unclaimed:
+                alarm.wake()
+
+        spawner = Spawner(clock.now_us, hear_of_quick_ends)
+        runner = LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, children)
         progress = _Progress(db)
         steps = Steps(
             context,

@@ -136,6 +136,11 @@ class Children:
     def __init__(self) -> None:
         self._ended: dict[int, Ended] = {}
 
+    @property
+    def has_unclaimed(self) -> bool:
+        """Whether one has ended whose starter does not know its pid yet. Any thread may ask."""
+        return bool(self._ended)
+
     def take(self, pids: Set[int]) -> list[Ended]:
         """Those of `pids` that have ended, once each. A pid may be asked for after its process has ended."""
         self._ended.update((ended.pid, ended) for ended in reap())

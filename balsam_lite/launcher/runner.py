@@ -120,8 +120,14 @@ class LocalRunner:
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""
         self._hear_of_starts()
+        ends = self._children.take(self._runs.keys())
+        # A program can be over before its starter has said that it was started. Asked in this order, and with the starter
+        # looking the other way round (`main`), neither can miss the other.
+        while self._children.has_unclaimed and self._spawner.has_answers:
+            self._hear_of_starts()
+            ends += self._children.take(self._runs.keys())
         finished, self._failed = self._failed, []
-        for ended in self._children.take(self._runs.keys()):
+        for ended in ends:
             run = self._runs[ended.pid]
             run.ended = ended
             if ended.pid not in self._stopping:

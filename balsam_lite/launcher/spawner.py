@@ -56,10 +56,13 @@ class Answer(NamedTuple):
 
 
 class Spawner:
-    """Starts programs, in the order of the requests or nearly so, in threads of its own. `now_us` is called there."""
+    """Starts programs, in the order of the requests or nearly so, in threads of its own.
 
-    def __init__(self, now_us: Callable[[], int]) -> None:
-        self._now_us = now_us
+    `now_us` is called there, and `on_answer` after each answer.
+    """
+
+    def __init__(self, now_us: Callable[[], int], on_answer: Callable[[], object]) -> None:
+        self._now_us, self._on_answer = now_us, on_answer
         self._requests: SimpleQueue[Request | None] = SimpleQueue()  # None: no more
         self._answers: deque[Answer] = deque()
         self._spawn = _PosixSpawn() if sys.platform.startswith("linux") else _spawn_by_subprocess
@@ -89,6 +92,11 @@ class Spawner:
         except (OSError, ValueError) as exc:
             raise _failure(exc, request) from exc
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether `answers` has something to tell."""
+        return bool(self._answers)
+
     def answers(self) -> list[Answer]:
         """What became of requests since the last call."""
         return [self._answers.popleft() for _ in range(len(self._answers))]
@@ -115,6 +123,7 @@ class Spawner:
             except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the thread goes on
                 pid = SpawnFailed(f"unexpected {type(exc).__name__}: {exc}")
             self._answers.append(Answer(request.key, pid, started))
+            self._on_answer()
 
 
 # --- the C library ----------------------------------------------------------------------------------------------------

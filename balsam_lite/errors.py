@@ -199,6 +199,10 @@ class SpawnFailed(LaunchError):
     """A program could not be started."""
 
 
+class StagingFailed(LaunchError):
+    """Files could not be linked or copied for a job."""
+
+
 # --- waiting for jobs -------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +218,3 @@ class WaitTimeout(BalsamError, TimeoutError):
     """The time for waiting was over first. It is Python's own TimeoutError; `partial` says what was known until then."""
 
     partial: Any = None
-
-
-class StagingFailed(LaunchError):
-    """Files could not be linked or copied for a job."""

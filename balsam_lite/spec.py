@@ -200,8 +200,8 @@ def _flag(value: Any) -> int:
 
 def _codes(value: Any) -> str:
     """Return codes, separated by spaces or commas, or in a list; negative ones are signals. Kept as words in order."""
-    words = _text(value).replace(",", " ").split() if isinstance(value, (str, os.PathLike)) else list(value)
     try:
+        words = _text(value).replace(",", " ").split() if isinstance(value, str) else value
         codes = sorted({int(word) for word in words})
     except (TypeError, ValueError):
         raise ValueError(f"must be return codes such as 1 75, not {value!r}") from None

@@ -1103,3 +1103,9 @@ def test_that_every_state_can_be_asked_for(db):
     assert [BalsamJob.objects.filter(state=state).count() for state in states.STATES] == [0] * 14
     with pytest.raises(InputError):
         BalsamJob.objects.filter(state__ne="X")
+
+
+@pytest.mark.parametrize("codes", [75, "x", [None], 1.5, "999"])
+def test_that_retry_codes_that_are_none_are_refused_with_the_fields_name(codes: object) -> None:
+    with pytest.raises(InvalidSpec, match="retry_codes"):
+        spec.check_job({"retry_codes": codes})

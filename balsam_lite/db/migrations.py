@@ -11,7 +11,11 @@ import sqlite3
 from ..errors import NotABalsamDB, SchemaMismatch
 from . import schema
 
-#: STEPS[n] leads from version n + 1 to version n + 2.
+_BY_SHAPE = "num_nodes, ranks_per_node, node_packing_count, gpus_per_rank, priority DESC, wall_time_minutes DESC"
+_UNPREPARED = "lease IS NULL AND state IN ('CREATED', 'READY', 'STAGED_IN')"
+_RUNNABLE = "lease IS NULL AND state IN ('PREPROCESSED', 'RESTART_READY')"
+
+#: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` goes on, these stay as they were.
 STEPS: tuple[tuple[str, ...], ...] = (
     (  # retries; jobs that are to be prepared have an index of their own
         "ALTER TABLE job ADD COLUMN max_retries INTEGER NOT NULL DEFAULT 0",
@@ -19,7 +23,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE job ADD COLUMN retries INTEGER NOT NULL DEFAULT 0",
         "DROP INDEX job_startable",
         "DROP INDEX job_startable_of_workflow",
-        *(index for index in schema.INDEXES if "_runnable" in index or "_unprepared" in index),
+        f"CREATE INDEX job_unprepared ON job ({_BY_SHAPE}) WHERE {_UNPREPARED}",
+        f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_UNPREPARED}",
+        f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_RUNNABLE}",
+        f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_RUNNABLE}",
     ),
 )
 

@@ -289,7 +289,7 @@ def _database_of(*jobs: Any) -> Database:
 
 def _number(cx: sqlite3.Connection, job: Any) -> int:
     """The number of the one job that is meant; it exists."""
-    from ..db import models, queries
+    from ..db import models
 
     if isinstance(job, models.JobSet):
         numbers = list(job[:2].numbers())
@@ -297,11 +297,7 @@ def _number(cx: sqlite3.Connection, job: Any) -> int:
             error = AmbiguousJobId if numbers else UnknownJob
             raise error("The query must match exactly one job; it matches " + ("more." if numbers else "none."))
         return numbers[0]
-    if isinstance(job, (int, models.BalsamJob)):
-        number = job if isinstance(job, int) else job._number()
-        queries.job(cx, number)
-        return number
-    return queries.find_job(cx, str(job))
+    return models.BalsamJob._number_of(cx, job)
 
 
 # --- batch jobs and DBs -----------------------------------------------------------------------------------------------

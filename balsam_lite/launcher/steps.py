@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from .. import spec, states
 from ..db.store.claims import Claim
@@ -264,8 +264,4 @@ def _begin_log(path: str, kind: str, command: str, state: str) -> None:
         with open(handle, "w", encoding="utf-8") as file:
             file.write("\n".join([*lines, ""]))
     except OSError as exc:
-        _cannot_write(path, exc)
-
-
-def _cannot_write(path: str, exc: OSError) -> NoReturn:
-    raise _Failed(f"{path} cannot be written: {exc.strerror}") from exc
+        raise _Failed(f"{path} cannot be written: {exc.strerror}") from exc

@@ -1,4 +1,4 @@
-"""What becomes of a job when its program has ended: pure rules, the table of spec 3.3.
+"""What becomes of a job when its program has ended: pure rules.
 
 Nothing here touches the database; `claims`, `steps` and `leases` ask.
 """

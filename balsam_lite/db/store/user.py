@@ -16,7 +16,7 @@ from ...clock import SystemClock
 from ...errors import InvalidSpec, LostLease, ParentInUse, StateError
 from ..connection import Database
 from ..schema import sql_list
-from . import graph, outcomes
+from . import claims, graph, outcomes
 from .moves import Move, count, id_list, move
 
 USER_CHANGED = "User mutated state from command line"
@@ -103,7 +103,8 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, messa
         raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
     moves, column = [Move(job, (old, state), now, (message or f"Set by the {hook.kind} script",))], ""
     if state == states.RESTART_READY:
-        outcome = outcomes.restart(_facts(cx, job), (old,))
+        (facts,) = claims.facts_of(cx, "job.id = ?", (job,))
+        outcome = outcomes.restart(facts, (old,))
         column = f"restarts = {outcome.restarts:d}"
         if outcome.path[-1] != state:
             moves = [Move(job, outcome.path, now, outcome.messages)]
@@ -112,11 +113,6 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, messa
     if state in (states.CREATED, states.AWAITING_PARENTS):
         graph.wait_for_parents(cx, [job], now, held=True)
     return 1
-
-
-def _facts(cx: sqlite3.Connection, job: int) -> outcomes.JobFacts:
-    sql = f"SELECT {outcomes.FACTS} FROM job LEFT JOIN app ON app.name = job.application WHERE job.id = ?"
-    return outcomes.JobFacts._make(cx.execute(sql, (job,)).fetchone())
 
 
 def _tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now: int) -> None:

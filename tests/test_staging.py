@@ -14,7 +14,9 @@ from elsewhere import fill, small_disk
 from sshd import HOST, Remote, remote_host
 
 from balsam_lite.errors import SpawnFailed, StagingFailed
-from balsam_lite.launcher.staging import PART, Parent, link_inputs, stage_in, stage_out
+from balsam_lite.launcher.staging.files import PART
+from balsam_lite.launcher.staging.links import Parent, link_inputs
+from balsam_lite.launcher.staging.transfers import stage_in, stage_out
 
 ODD_NAMES = ["ünï €.dat", "two words", 'it\'s "q" $HOME `x`', "a\nb", "-rf", "a[1].x", "back\\slash", "a:b", "{1,2}"]
 

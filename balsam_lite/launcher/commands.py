@@ -13,7 +13,7 @@ from ..db.store.claims import Claim
 from ..errors import SpawnFailed
 from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from .nodes import Place
-from .staging import Parent
+from .staging.links import Parent
 
 _RUN = RUN_VARIABLE.encode()
 #: Linux takes at most 128 KiB for one variable.

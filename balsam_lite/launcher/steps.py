@@ -19,9 +19,11 @@ from .. import spec, states
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..errors import LaunchError
-from . import commands, process, staging
+from . import commands, process
 from .failpoints import failpoint
 from .spawner import Request, Spawner
+from .staging import links, transfers
+from .staging.remote import Run
 
 log = logging.getLogger("balsam_lite.launcher")
 
@@ -158,7 +160,7 @@ class Steps:
         process.make_directory(directory)
         link_inputs(claim, self._context)
         if claim.stage_in_url and claim.state != states.STAGED_IN:
-            staging.stage_in(claim.stage_in_url, directory, self._runner_of(task), lambda: task.stop is not None)
+            transfers.stage_in(claim.stage_in_url, directory, self._runner_of(task), lambda: task.stop is not None)
             task.reached.append(states.STAGED_IN)
         if claim.preprocess:
             self._script(task, "preprocess", claim.preprocess)
@@ -177,7 +179,7 @@ class Steps:
         if stages_out:
             directory = commands.workdir(claim, self._context)
             run, is_cancelled = self._runner_of(task), lambda: task.stop is not None
-            staging.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)
+            transfers.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)
         task.reached.append(states.JOB_FINISHED)
 
     def _script(self, task: _Task, kind: str, command: str) -> None:
@@ -200,7 +202,7 @@ class Steps:
             words = process.tail(f"{directory}/{output}", _TAIL_LINES)
             raise _Failed(f"The {kind} script {command}: {process.reason(code)}: {words}")
 
-    def _runner_of(self, task: _Task) -> staging.Run:
+    def _runner_of(self, task: _Task) -> Run:
         """How `staging` starts a program for that task."""
 
         def run(argv: Sequence[str], directory: str) -> tuple[int, str]:
@@ -250,7 +252,7 @@ def link_inputs(claim: Claim, context: commands.Context) -> None:
     """
     if claim.input_files and claim.parents != "[]":
         directory = commands.workdir(claim, context)
-        staging.link_inputs(directory, claim.name, commands.parents(claim, context), claim.input_files)
+        links.link_inputs(directory, claim.name, commands.parents(claim, context), claim.input_files)
 
 
 def _begin_log(path: str, kind: str, command: str, state: str) -> None:

@@ -1,0 +1,148 @@
+"""Looking at files, and copying them so that they get their final names only when they are complete.
+
+`explained` makes one sentence, a StagingFailed, of whatever goes wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Callable
+
+from ...errors import StagingFailed
+
+#: Whether to stop; asked between files.
+Cancelled = Callable[[], bool]
+
+#: What is not complete has a name that starts so; nothing ever matches it.
+PART = ".balsam-part-"
+
+
+def copy_all(sources: dict[str, str], directory: str, cancelled: Cancelled) -> int:
+    """Copy into a directory, under these names. Returns how many."""
+    with part_of(directory) as part:
+        for name, source in sources.items():
+            _copy(source, os.path.join(part, name), cancelled)
+        return publish_all(part, directory)
+
+
+def _copy(source: str, target: str, cancelled: Cancelled) -> None:
+    """Copy a file or a directory, or what a link leads to, with modes and times; links inside of it stay links."""
+    stop_if(cancelled)
+    if os.path.isdir(source):
+        os.mkdir(target)
+        for name in os.listdir(source):
+            inner, copy = os.path.join(source, name), os.path.join(target, name)
+            if os.path.islink(inner):
+                os.symlink(os.readlink(inner), copy)
+            elif not name.startswith(PART):
+                _copy(inner, copy, cancelled)
+        shutil.copystat(source, target)
+    elif os.path.isfile(source):
+        shutil.copy2(source, target)
+    else:  # a pipe would wait for ever, a device might have no end
+        raise StagingFailed(f"{shown(source)} is neither a file nor a directory, or has just been removed")
+
+
+@contextmanager
+def part_of(directory: str) -> Iterator[str]:
+    """A hidden directory in `directory`, for what is not complete; removed in the end with all that is still there."""
+    path = os.path.join(directory, part_name())
+    os.mkdir(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+def part_name() -> str:
+    return f"{PART}{os.urandom(8).hex()}"
+
+
+def publish_all(part: str, directory: str) -> int:
+    """Give everything in `part` its name in `directory`. Returns how many."""
+    names = os.listdir(part)
+    for name in names:
+        _publish(os.path.join(part, name), os.path.join(directory, name))
+    return len(names)
+
+
+def _publish(source: str, target: str) -> None:
+    """Rename over a file or link; a directory that is there already gets what `source` holds."""
+    if not is_directory(source):
+        os.replace(source, target)
+        return
+    if os.path.islink(target):
+        os.unlink(target)  # as a file; what it leads to may be a parent's
+    mode = stat.S_IMODE(os.stat(source).st_mode)
+    os.chmod(source, mode | stat.S_IRWXU)  # a directory that cannot be written cannot be moved, either
+    try:
+        os.rename(source, target)
+    except OSError:
+        if not is_directory(target):
+            raise
+        publish_all(source, target)
+    else:
+        os.chmod(target, mode)
+
+
+def _remove(directory: str) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    if os.path.exists(directory):  # it holds directories that cannot be written
+        for folder, _, _ in os.walk(directory):
+            os.chmod(folder, stat.S_IRWXU)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+# --- looking, and saying what is wrong --------------------------------------------------------------------------------
+
+
+def is_directory(path: str) -> bool:
+    """Whether it is a directory, and no link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether both are there and are one file or directory."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def contains(directory: str, path: str) -> bool:
+    """Whether `path` is `directory` or below it."""
+    root = os.path.join(os.path.realpath(directory), "")
+    return os.path.join(os.path.realpath(path), "").startswith(root)
+
+
+def stop_if(cancelled: Cancelled) -> None:
+    if cancelled():
+        raise StagingFailed("it was interrupted")
+
+
+@contextmanager
+def explained(task: str) -> Iterator[None]:
+    """Turn every error into a sentence that starts with the task."""
+    try:
+        yield
+    except StagingFailed as exc:
+        raise StagingFailed(f"{task}: {exc.message}") from exc.__cause__
+    except OSError as exc:
+        paths = " to ".join(
+            shown(os.fsdecode(path)) for path in (exc.filename, exc.filename2) if isinstance(path, (str, bytes))
+        )
+        reason = exc.strerror or str(exc)
+        raise StagingFailed(f"{task}: {reason}: {paths}" if paths else f"{task}: {reason}") from exc
+
+
+def shown(text: str) -> str:
+    """The text, or its repr if it holds newlines or what is no valid Unicode.
+
+    >>> shown("a b"), shown("a" + chr(10))
+    ('a b', "'a\\\\n'")
+    """
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,148 @@
+"""Copies of files into a job's working directory and out of it.
+
+Everything here may run in any thread: it knows only what it is given, never changes the process's directory, and starts
+programs (`scp`, `rsync`, `ssh`) through the caller's `Run`. What is copied gets its final name only when it is complete.
+
+Places are written as
+
+- `/path`, `~/path` or `path`, with or without `local:` before it; a relative one starts at the job's working directory;
+- `file:///path`, percent-decoded;
+- `scp:[user@]host:path` and `rsync:[user@]host:path`; a relative path starts at the user's home there;
+- `scp://[user@]host[:port]/path` and `rsync://…` likewise (over ssh, never a daemon), percent-decoded. The path is absolute
+  however many slashes follow the host; `/~/path` starts at the home.
+
+Links that are given or matched themselves are followed. Those inside a directory stay links in local copies; scp and rsync
+follow them, and fail at one that leads nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from urllib.parse import unquote
+
+from ...errors import StagingFailed
+from . import remote
+from .files import Cancelled, contains, copy_all, explained, is_same, part_of, publish_all, shown, stop_if
+from .patterns import MAGIC, globs, matching, parts_of
+from .remote import Remote, Run
+
+
+def stage_in(url: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
+    """Copy what `url` names, which may hold globs, into the working directory; mode and times are kept.
+
+    A directory arrives as one, `/dir/*` brings what is in it. A file of the same name is replaced, directories are merged.
+
+    Returns:
+        How many files and directories arrived.
+
+    Raises:
+        StagingFailed: nothing matches, or it cannot be copied; or `cancelled()`. Nothing incomplete is left.
+    """
+    with explained(f"stage-in from {shown(url)} failed"):
+        place = _place_of(url, workdir)
+        if isinstance(place, str):
+            return copy_all(_by_name(_local_sources(place, workdir)), workdir, cancelled)
+        if place.path in ("/", "./"):
+            raise StagingFailed("it names no file or directory")
+        with part_of(workdir) as part:
+            remote.call(place.download(part), workdir, run, cancelled)
+            stop_if(cancelled)
+            return publish_all(part, workdir)
+
+
+def _local_sources(path: str, workdir: str) -> Iterator[str]:
+    """The files and directories that a path with globs names."""
+    found = _expand_path(path)
+    for source in found:
+        if not os.path.exists(source):
+            raise StagingFailed(f"{shown(source)} is a link that leads nowhere")
+        if contains(source, workdir):
+            raise StagingFailed(f"{shown(source)} cannot be copied into itself: the working directory is {shown(workdir)}")
+        yield source
+    if not found:
+        raise StagingFailed(f"nothing matches {shown(path)}" if MAGIC.search(path) else f"there is no {shown(path)}")
+
+
+def _expand_path(path: str) -> list[str]:
+    if os.path.lexists(path):  # whatever is in its name
+        return [os.path.normpath(path)]
+    return [os.path.join("/", found) for found in matching("/", parts_of(path))]
+
+
+# --- taking away ------------------------------------------------------------------------------------------------------
+
+
+def stage_out(url: str, patterns: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
+    """Copy the files and directories that match in the working directory to the directory `url`, which is made if missing.
+
+    They get their basenames there. A file of the same name is replaced, directories are merged. Links that lead nowhere,
+    and what is at the destination already, are left out.
+
+    Returns:
+        How many were copied; matching nothing is fine.
+
+    Raises:
+        StagingFailed: two matches have one name, or they cannot be copied; or `cancelled()`. Nothing incomplete is left.
+    """
+    with explained(f"stage-out to {shown(url)} failed"):
+        place = _place_of(url, workdir)
+        matches = dict.fromkeys(path for glob in globs(patterns) for path in glob.expand(workdir))
+        sources = [path for path in (os.path.join(workdir, match) for match in matches) if os.path.exists(path)]
+        if isinstance(place, Remote):
+            named = _by_name(sources)
+            if named:
+                remote.upload_all(list(named.values()), place, workdir, run, cancelled)
+            return len(named)
+        named = _by_name(path for path in sources if not (contains(path, place) or _is_at(path, place)))
+        if named:
+            os.makedirs(place, exist_ok=True)
+        return copy_all(named, place, cancelled) if named else 0
+
+
+def _is_at(path: str, place: str) -> bool:
+    """Whether its copy in directory `place` would be the file itself."""
+    return is_same(path, os.path.join(place, os.path.basename(path)))
+
+
+def _by_name(paths: Iterable[str]) -> dict[str, str]:
+    """The paths under their basenames.
+
+    Raises:
+        StagingFailed: two have the same.
+    """
+    named: dict[str, str] = {}
+    for path in paths:
+        other = named.setdefault(os.path.basename(path), path)
+        if other != path:
+            raise StagingFailed(f"{shown(other)} and {shown(path)} have the same name, and only one can have it")
+    return named
+
+
+# --- how a place is written -------------------------------------------------------------------------------------------
+
+
+_FORMS = "a path, local:PATH, file:///PATH, scp:[USER@]HOST:PATH or rsync:[USER@]HOST:PATH"
+
+
+def _place_of(url: str, workdir: str) -> str | Remote:
+    """The local path, absolute, or the remote one.
+
+    Raises:
+        StagingFailed: it is written in no known way.
+    """
+    scheme, colon, rest = url.partition(":")
+    if colon and scheme in ("scp", "rsync"):
+        return remote.parse(scheme, rest)
+    if colon and scheme == "file":
+        path = unquote(re.sub(r"\A//(localhost(?=/))?(?=/)", "", rest), errors="surrogateescape")
+        if not path.startswith("/") or (path == rest and rest.startswith("//")):
+            raise StagingFailed("a file: place is written file:///PATH")
+    elif scheme != "local" and re.match(r"gsiftp:|[A-Za-z][\w+.-]*://", url):
+        raise StagingFailed(f"{scheme}: is not supported; write {_FORMS}")
+    else:
+        path = url.removeprefix("local:")
+    if not path or "\0" in path:
+        raise StagingFailed(f"it names no path; write {_FORMS}")
+    return os.path.join(os.path.abspath(workdir), os.path.expanduser(path))

@@ -29,10 +29,15 @@ class Settings(NamedTuple):
     SCHEDULER_CLASS: str = ""  # "" is: the first scheduler whose commands are on PATH, else LocalScheduler
     SCHEDULER_SUBMIT_EXE: str = ""  # "" is: the scheduler's own command, found on PATH
     SCHEDULER_STATUS_EXE: str = ""
+    SCHEDULER_CANCEL_EXE: str = ""
+    SCHEDULER_TIMEOUT_S: float = 60.0  # a command of the scheduler that takes longer has failed
     DEFAULT_PROJECT: str = "datascience"
-    SERVICE_PERIOD: int = 1  # seconds between two turns of the service
+    SERVICE_PERIOD: int = 10  # seconds between two turns of the service
     NUM_TRANSITION_THREADS: int = 5  # pre- and postprocess scripts that a launcher runs at once
     MAX_CONCURRENT_MPIRUNS: int = 1000
+    MPI_FLAVOUR: str = ""  # aprun, mpich, intel, openmpi, srun, pals or jsrun; "" is: what is found on PATH
+    MPI_RUN_EXE: str = ""  # "" is: the flavour's own command, found on PATH
+    MPI_RUN_TEMPLATE: str = ""  # a command line (jinja2) for any other; wins over the flavour
     LOG_HANDLER_LEVEL: str = "INFO"
     LOG_BACKUP_COUNT: int = 5
     LOG_FILE_SIZE_LIMIT: int = 100 * 1024 * 1024  # bytes
@@ -72,7 +77,7 @@ _DEFAULTS = Settings()
 #: Settings that make no sense at zero.
 _POSITIVE = {
     "SERVICE_PERIOD", "NUM_TRANSITION_THREADS", "MAX_CONCURRENT_MPIRUNS", "MAX_LOCAL_LAUNCHES", "HOOK_TIME_LIMIT_S",
-    "HEARTBEAT_S", "LEASE_EXPIRY_S", "BUSY_TIMEOUT_S", "LOG_FILE_SIZE_LIMIT",
+    "HEARTBEAT_S", "LEASE_EXPIRY_S", "BUSY_TIMEOUT_S", "LOG_FILE_SIZE_LIMIT", "SCHEDULER_TIMEOUT_S",
 }  # fmt: skip
 #: Settings below zero: there -1 has a meaning.
 _LOWEST = {"GPUS_PER_NODE": -1}

@@ -74,6 +74,8 @@ JOB_FIELDS = (
     Field("max_retries", "count0", 0),
     Field("retry_codes", "codes", ""),
     Field("retries", "count0", 0, settable=False),
+    # Since schema version 3.
+    Field("mpi_flags", "command", ""),
 )
 
 APP_FIELDS = (

@@ -45,6 +45,18 @@ class ShellAdapter:
     def cancel_argv(self, native_id):
         return ["sh", "-c", self._cancel, native_id]
 
+    def environ(self):
+        return {}
+
+    def past_argv(self, ids):
+        return []
+
+    def parse_past(self, answer):
+        return {}
+
+    def read_past(self, native_id, output):
+        return None
+
 
 def scheduler(**commands):
     return CommandScheduler(ShellAdapter(**commands), timeout_s=1)
@@ -83,13 +95,13 @@ def test_that_a_refused_submission_and_one_without_an_id_carry_the_commands_word
 
 
 def test_that_a_poll_knows_known_gone_and_unknown_apart():
-    polled = scheduler(status="echo 1 running a; echo; echo strange line of words; echo 3 queued c").poll(["1", "2"])
+    polled = scheduler(status="echo 1 running a; echo; echo strange line of words; echo 3 queued c").poll({"1": "", "2": ""})
     assert polled == {"1": BatchStatus("1", "running", name="a")}
     with pytest.raises(PollFailed, match="qstat is down"):
-        scheduler(status="echo qstat is down >&2; exit 1").poll(["1"])
+        scheduler(status="echo qstat is down >&2; exit 1").poll({"1": ""})
     with pytest.raises(PollFailed, match="no answer within"):
-        scheduler(status="sleep 100").poll(["1"])
-    assert scheduler(status="exit 1").poll([]) == {}
+        scheduler(status="sleep 100").poll({"1": ""})
+    assert scheduler(status="exit 1").poll({}) == {}
 
 
 def test_that_a_batch_job_is_found_by_its_name_and_a_refused_cancel_says_so():

@@ -31,6 +31,8 @@ from balsam_lite.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "balsam_lite" / "templates"
+#: Whatever batch system this machine has.
+LOCAL = Settings(SCHEDULER_CLASS="LocalScheduler")
 REQUEST = LaunchRequest(2, 5, queue="training", project="SDL_Workshop")
 
 #: Stands for the command: says where the DB is, and notes how it was called as a launcher.
@@ -95,7 +97,7 @@ def balsam_bin(tmp_path, monkeypatch):
 
 @pytest.fixture
 def local(db):
-    scheduler = LocalScheduler(Settings())
+    scheduler = LocalScheduler(LOCAL)
     yield scheduler
     for row in rows(db):
         if row["scheduler_id"] and scheduler.poll([row["scheduler_id"]])[row["scheduler_id"]].ended_us is None:
@@ -110,7 +112,7 @@ def rows(db):
 
 def template(db, text, name="mine.tmpl"):
     Path(db.directory, name).write_text(text)
-    return Settings(JOB_TEMPLATE=name)
+    return Settings(SCHEDULER_CLASS="LocalScheduler", JOB_TEMPLATE=name)
 
 
 def argv_of_launcher(db):
@@ -128,7 +130,7 @@ def run_script(text, **environ):
 
 
 def test_that_a_launch_goes_through_the_local_scheduler_to_its_end(db, balsam_bin, local):
-    row = submit_launch(db, Settings(), REQUEST, local)
+    row = submit_launch(db, LOCAL, REQUEST, local)
     assert (row["state"], row["scheduler_id"]) == ("submitted", "1")
     wait_until(lambda: refresh(db, local) == [])
     ended = rows(db)[0]
@@ -140,7 +142,7 @@ def test_that_a_launch_goes_through_the_local_scheduler_to_its_end(db, balsam_bi
 
 def test_that_the_launchers_exit_code_is_the_batch_jobs(db, balsam_bin, local, monkeypatch):
     monkeypatch.setenv("FAKE_EXIT", "4")
-    submit_launch(db, Settings(), REQUEST, LocalScheduler(Settings()))
+    submit_launch(db, LOCAL, REQUEST, LocalScheduler(LOCAL))
     wait_until(lambda: refresh(db, local) == [])
     assert [(row["state"], row["exit_code"]) for row in rows(db)] == [("failed", 4)]
 
@@ -151,7 +153,7 @@ def test_that_the_launcher_itself_gets_the_signal_when_it_is_cancelled(db, balsa
         'trap \'echo TERM >> "$BALSAM_DB_PATH/log/signals"; exit 0\' TERM\ntouch "$BALSAM_DB_PATH/log/up"\n'
         "while :; do sleep 0.05; done\n"
     )
-    row = submit_launch(db, Settings(), REQUEST, local)
+    row = submit_launch(db, LOCAL, REQUEST, local)
     wait_until(Path(db.directory, "log", "up").exists)
     assert refresh(db, local)[0]["state"] == "running"
     cancel(db, local, row["id"])
@@ -161,7 +163,7 @@ def test_that_the_launcher_itself_gets_the_signal_when_it_is_cancelled(db, balsa
 
 
 def test_that_the_row_prints_as_on_the_slides(db):
-    form = legacy_form(submit_launch(db, Settings(), REQUEST, FakeScheduler()))
+    form = legacy_form(submit_launch(db, LOCAL, REQUEST, FakeScheduler()))
     assert form == {
         "command": os.path.join(db.directory, "qsubmit", "qlaunch1.sh"), "from_balsam": True, "id": 1,
         "job_mode": "serial", "nodes": 2, "prescheduled_only": False, "project": "SDL_Workshop", "queue": "training",
@@ -173,7 +175,7 @@ def test_that_the_row_prints_as_on_the_slides(db):
 
 def test_that_the_scheduler_gets_an_executable_script_and_the_flags_word_by_word(db):
     scheduler = FakeScheduler()
-    submit_launch(db, Settings(), REQUEST._replace(sched_flags="--mail 'a b'"), scheduler)
+    submit_launch(db, LOCAL, REQUEST._replace(sched_flags="--mail 'a b'"), scheduler)
     what = scheduler.submitted[0]
     assert (what.name, what.nodes, what.minutes, what.queue, what.project) == ("qlaunch1", 2, 5, "training", "SDL_Workshop")
     assert what.flags == ("--mail", "a b")
@@ -183,7 +185,7 @@ def test_that_the_scheduler_gets_an_executable_script_and_the_flags_word_by_word
 
 
 def test_that_the_project_is_the_one_of_the_settings_where_none_is_given(db):
-    row = submit_launch(db, Settings(DEFAULT_PROJECT="mine"), LaunchRequest(1, 1), FakeScheduler())
+    row = submit_launch(db, LOCAL._replace(DEFAULT_PROJECT="mine"), LaunchRequest(1, 1), FakeScheduler())
     assert row["project"] == "mine"
 
 
@@ -200,7 +202,7 @@ def test_that_the_project_is_the_one_of_the_settings_where_none_is_given(db):
 )  # fmt: skip
 def test_that_a_request_that_makes_no_sense_leaves_no_row(db, change):
     with pytest.raises(InvalidSpec, match=next(iter(change))):
-        submit_launch(db, Settings(), REQUEST._replace(**change), FakeScheduler())
+        submit_launch(db, LOCAL, REQUEST._replace(**change), FakeScheduler())
     assert rows(db) == []
 
 
@@ -208,7 +210,7 @@ def test_that_a_refused_submission_stays_with_the_schedulers_words(db):
     scheduler = FakeScheduler()
     scheduler.refuses = "queue training is closed"
     with pytest.raises(SubmitFailed, match="closed"):
-        submit_launch(db, Settings(), REQUEST, scheduler)
+        submit_launch(db, LOCAL, REQUEST, scheduler)
     row = rows(db)[0]
     assert (row["state"], row["reason"], row["scheduler_id"]) == ("submission-failed", "queue training is closed", "")
     assert row["ended"] is not None
@@ -222,7 +224,7 @@ def test_that_a_script_is_not_written_through_a_link(db, tmp_path):
         Path(db.directory, "qsubmit", name).symlink_to(victim)
         scheduler = FakeScheduler()
         with pytest.raises(SubmitFailed, match="link"):
-            submit_launch(db, Settings(), REQUEST, scheduler)
+            submit_launch(db, LOCAL, REQUEST, scheduler)
         assert scheduler.submitted == []
     assert victim.read_text() == "precious"
     assert {row["state"] for row in rows(db)} == {"submission-failed"}
@@ -230,7 +232,7 @@ def test_that_a_script_is_not_written_through_a_link(db, tmp_path):
 
 def test_that_qsubmit_is_created_again_where_somebody_removed_it(db):
     os.rmdir(os.path.join(db.directory, "qsubmit"))
-    assert os.path.exists(submit_launch(db, Settings(), REQUEST, FakeScheduler())["command"])
+    assert os.path.exists(submit_launch(db, LOCAL, REQUEST, FakeScheduler())["command"])
 
 
 class Crash(BaseException):
@@ -241,7 +243,7 @@ def test_that_a_crash_after_submitting_is_found_again_by_its_script(db, balsam_b
     with monkeypatch.context() as patch:
         patch.setattr(submission.batch_jobs, "mark_submitted", lambda *args: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
-            submit_launch(db, Settings(), REQUEST, local)
+            submit_launch(db, LOCAL, REQUEST, local)
     row = rows(db)[0]
     assert (row["state"], row["scheduler_id"]) == ("pending-submission", "")
     wait_until(lambda: refresh(db, local) == [])
@@ -254,7 +256,7 @@ def test_that_a_crash_before_submitting_is_given_up_after_the_patience_and_not_b
     with monkeypatch.context() as patch:
         patch.setattr(local, "submit", lambda what: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
-            submit_launch(db, Settings(), REQUEST, local)
+            submit_launch(db, LOCAL, REQUEST, local)
     created = rows(db)[0]["created"]
     patience_us = submission.SUBMISSION_PATIENCE_S * 1_000_000
     assert refresh(db, local, now_us=created + patience_us)[0]["state"] == "pending-submission"
@@ -273,7 +275,7 @@ def test_that_a_slow_submitter_that_was_given_up_for_dead_is_believed_in_the_end
         return slow_submit(what)
 
     scheduler.submit = submit
-    row = submit_launch(db, Settings(), REQUEST, scheduler)
+    row = submit_launch(db, LOCAL, REQUEST, scheduler)
     assert (row["state"], row["scheduler_id"], row["reason"], row["ended"]) == ("submitted", "278079", "", None)
 
 
@@ -282,7 +284,7 @@ def test_that_a_slow_submitter_that_was_given_up_for_dead_is_believed_in_the_end
 
 def test_that_a_failed_poll_changes_nothing(db):
     scheduler = FakeScheduler()
-    before = submit_launch(db, Settings(), REQUEST, scheduler)
+    before = submit_launch(db, LOCAL, REQUEST, scheduler)
     scheduler.silent = True
     with pytest.raises(PollFailed):
         refresh(db, scheduler)
@@ -291,7 +293,7 @@ def test_that_a_failed_poll_changes_nothing(db):
 
 def test_that_a_batch_job_which_the_scheduler_does_not_know_is_gone_and_not_finished(db):
     scheduler = FakeScheduler()
-    submit_launch(db, Settings(), REQUEST, scheduler)
+    submit_launch(db, LOCAL, REQUEST, scheduler)
     row = refresh(db, scheduler, now_us=77)[0]
     assert (row["state"], row["ended"], row["exit_code"]) == ("gone", 77, None)
     assert "does not know it" in row["reason"]
@@ -299,14 +301,14 @@ def test_that_a_batch_job_which_the_scheduler_does_not_know_is_gone_and_not_fini
 
 def test_that_a_batch_job_of_the_same_number_in_another_queue_says_nothing_of_ours(db):
     scheduler = FakeScheduler()
-    before = submit_launch(db, Settings(), REQUEST, scheduler)
+    before = submit_launch(db, LOCAL, REQUEST, scheduler)
     scheduler.statuses = {"278079": BatchStatus("278079", "finished", command="/another/db/qsubmit/qlaunch1.sh")}
     assert refresh(db, scheduler) == [before]
 
 
 def test_that_an_ended_batch_job_does_not_come_back(db):
     scheduler = FakeScheduler()
-    submit_launch(db, Settings(), REQUEST, scheduler)
+    submit_launch(db, LOCAL, REQUEST, scheduler)
     scheduler.statuses = {"278079": BatchStatus("278079", "failed", "node down", 1, 10, 20)}
     ended = refresh(db, scheduler)[0]
     assert (ended["state"], ended["started"], ended["ended"], ended["exit_code"]) == ("failed", 10, 20, 1)
@@ -317,7 +319,7 @@ def test_that_an_ended_batch_job_does_not_come_back(db):
 
 def test_that_a_refresh_without_news_writes_nothing(db):
     scheduler = FakeScheduler()
-    submit_launch(db, Settings(), REQUEST, scheduler)
+    submit_launch(db, LOCAL, REQUEST, scheduler)
     scheduler.statuses = {"278079": BatchStatus("278079", "running", "", None, 10)}
     refresh(db, scheduler)
     other = location.open_database(db.directory)
@@ -331,7 +333,7 @@ def test_that_cancelling_says_why_it_cannot_be_done(db):
     scheduler = FakeScheduler()
     with pytest.raises(UnknownBatchJob, match="qlaunch7"):
         cancel(db, scheduler, 7)
-    number = submit_launch(db, Settings(), REQUEST, scheduler)["id"]
+    number = submit_launch(db, LOCAL, REQUEST, scheduler)["id"]
     scheduler.statuses = {"278079": BatchStatus("278079", "running")}
     assert cancel(db, scheduler, number)["state"] == "running"
     assert scheduler.cancelled == ["278079"]
@@ -345,7 +347,7 @@ def test_that_batch_jobs_are_found_by_number_by_the_schedulers_id_and_by_what_co
     with db.read() as cx:
         assert batch_queries.next_number(cx) == 1
     for _ in range(3):
-        submit_launch(db, Settings(), REQUEST, FakeScheduler())
+        submit_launch(db, LOCAL, REQUEST, FakeScheduler())
     with db.read() as cx:
         assert batch_queries.next_number(cx) == 4
         assert batch_queries.by_scheduler_id(cx, "278079")["id"] == 3
@@ -385,7 +387,7 @@ def test_that_a_users_old_template_runs_the_launcher_with_the_workflow_as_typed(
 @pytest.mark.parametrize("workflow", ODD_NAMES)
 def test_that_our_template_runs_the_launcher_with_workflow_and_tags_as_typed(db, balsam_bin, workflow):
     request = LaunchRequest(2, 1, wf_filter=workflow, filter_tags={"b": workflow, "a": "1"}, job_mode="mpi")
-    done = run_script(render_script(db, Settings(), request, 1))
+    done = run_script(render_script(db, LOCAL, request, 1))
     assert (done.returncode, done.stderr) == (0, "")
     assert argv_of_launcher(db) == [
         "launcher", f"--wf-filter={workflow}", "--job-mode=mpi", "--tag", "a=1", "--tag", f"b={workflow}"
@@ -393,7 +395,7 @@ def test_that_our_template_runs_the_launcher_with_workflow_and_tags_as_typed(db,
 
 
 def test_that_the_users_path_stays_in_front_where_it_finds_this_balsam_anyway(db, balsam_bin):
-    text = render_script(db, Settings(), REQUEST, 1).replace("exec balsam", 'echo "$PATH"; exec balsam')
+    text = render_script(db, LOCAL, REQUEST, 1).replace("exec balsam", 'echo "$PATH"; exec balsam')
     path = f"/usr/bin:/bin:{balsam_bin}"
     assert run_script(text, PATH=path).stdout.splitlines()[0] == path
     assert run_script(text, PATH="/usr/bin:/bin").stdout.splitlines()[0] == f"{balsam_bin}:/usr/bin:/bin"
@@ -401,13 +403,13 @@ def test_that_the_users_path_stays_in_front_where_it_finds_this_balsam_anyway(db
 
 def test_that_a_launch_in_a_db_that_is_gone_fails_and_does_not_run_elsewhere(db, balsam_bin):
     (balsam_bin / "balsam").write_text("#!/bin/sh\n[ $1 = launcher ] && touch ran; exit 1\n")
-    assert run_script(render_script(db, Settings(), REQUEST, 1)).returncode == 1
+    assert run_script(render_script(db, LOCAL, REQUEST, 1)).returncode == 1
 
 
 def test_that_templates_are_looked_for_in_the_db_then_at_home_then_in_the_package(db):
     home = Path(os.environ["BALSAM_HOME"])
     home.mkdir(exist_ok=True)
-    settings = Settings(JOB_TEMPLATE="local.tmpl")
+    settings = Settings(SCHEDULER_CLASS="LocalScheduler", JOB_TEMPLATE="local.tmpl")
     assert "balsam launcher" in render_script(db, settings, REQUEST, 1)
     (home / "local.tmpl").write_text("home {{ name }}")
     assert render_script(db, settings, REQUEST, 1) == "home qlaunch1"
@@ -449,14 +451,14 @@ def test_that_a_broken_template_is_an_error_with_file_line_and_reason_and_leaves
 def test_that_a_template_that_is_no_text_or_is_missing_is_an_error_that_names_it(db):
     Path(db.directory, "binary.tmpl").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match=r"binary\.tmpl"):
-        render_script(db, Settings(JOB_TEMPLATE="binary.tmpl"), REQUEST, 1)
+        render_script(db, Settings(SCHEDULER_CLASS="LocalScheduler", JOB_TEMPLATE="binary.tmpl"), REQUEST, 1)
     with pytest.raises(SettingsError, match="Looked for") as caught:
-        render_script(db, Settings(JOB_TEMPLATE="none.tmpl"), REQUEST, 1)
+        render_script(db, Settings(SCHEDULER_CLASS="LocalScheduler", JOB_TEMPLATE="none.tmpl"), REQUEST, 1)
     assert os.path.join(db.directory, "none.tmpl") in str(caught.value)
 
 
 def test_that_filter_tags_are_kept_as_json(db):
-    row = submit_launch(db, Settings(), REQUEST._replace(filter_tags={"b": "2", "a": "é"}), FakeScheduler())
+    row = submit_launch(db, LOCAL, REQUEST._replace(filter_tags={"b": "2", "a": "é"}), FakeScheduler())
     assert json.loads(row["filter_tags"]) == {"a": "é", "b": "2"}
 
 
@@ -467,7 +469,7 @@ def test_that_no_signal_is_lost_on_the_launcher_when_only_the_script_is_signalle
         'trap "exit 42" TERM\ntouch up\nwhile :; do sleep 0.05; done\n'
     )
     script = tmp_path / "script.sh"
-    script.write_text(render_script(db, Settings(), REQUEST, 1))
+    script.write_text(render_script(db, LOCAL, REQUEST, 1))
     with subprocess.Popen(["bash", str(script)], cwd=tmp_path) as process:
         wait_until((tmp_path / "up").exists)
         process.send_signal(signal.SIGTERM)

@@ -46,6 +46,7 @@ _OPTIONS = (
     option("--restart-limit", metavar="N", help="So many automatic restarts, then FAILED. [default: 10]"),
     option("--max-retries", metavar="N", help="Run it again so often after an error. [default: 0]"),
     option("--retry-codes", cls=WordsOption, metavar="CODES...", help="Only after these; a signal is negative."),
+    option("--mpi-flags", cls=WordsOption, metavar="FLAGS", help="More flags for the MPI start command."),
     option("--input-files", cls=WordsOption, metavar="GLOBS...", help="What to take from the parents. [default: *]"),
     option("--url-in", metavar="URL", help="What to copy in before it starts."),
     option("--url-out", metavar="URL", help="Where to copy results."),

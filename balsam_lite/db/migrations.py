@@ -14,6 +14,7 @@ from . import schema
 _BY_SHAPE = "num_nodes, ranks_per_node, node_packing_count, gpus_per_rank, priority DESC, wall_time_minutes DESC"
 _UNPREPARED = "lease IS NULL AND state IN ('CREATED', 'READY', 'STAGED_IN')"
 _RUNNABLE = "lease IS NULL AND state IN ('PREPROCESSED', 'RESTART_READY')"
+_RESERVED = "queued_launch_id IS NOT NULL"
 
 #: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` goes on, these stay as they were.
 STEPS: tuple[tuple[str, ...], ...] = (
@@ -27,6 +28,12 @@ STEPS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_UNPREPARED}",
         f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_RUNNABLE}",
         f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_RUNNABLE}",
+    ),
+    (  # flags for the MPI start command; jobs planned for a launch; what the service says of itself
+        "ALTER TABLE job ADD COLUMN mpi_flags TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE lease ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+        f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_UNPREPARED} AND {_RESERVED}",
+        f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_RUNNABLE} AND {_RESERVED}",
     ),
 )
 

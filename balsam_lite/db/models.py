@@ -163,6 +163,7 @@ class BalsamJob(Record, peewee.Model):
         attempt: int
         restarts: int
         unfinished_parents: int
+        mpi_flags: str
         created: int
         origin: str
 

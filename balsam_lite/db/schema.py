@@ -1,4 +1,4 @@
-"""The tables and indexes of schema version 1, as SQLite reads them.
+"""The tables and indexes of the newest schema version, as SQLite reads them.
 
 Every index serves a query that is named beside it; a test asks SQLite for the plan of each. Only SQL that SQLite 3.31
 understands (no RETURNING, no STRICT).
@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import spec, states
 
-VERSION = 2
+VERSION = 3
 
 _SQL_TYPE = {"count": "INTEGER", "count0": "INTEGER", "integer": "INTEGER", "flag": "INTEGER", "id": "INTEGER"}
 
@@ -42,6 +42,8 @@ RUNNABLE = f"lease IS NULL AND state IN ({sql_list(states.RUNNABLE_STATES)})"
 UNPREPARED = f"lease IS NULL AND state IN ({sql_list(states.UNPREPARED_STATES)})"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
 UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"
+#: A job that is planned for a launch.
+RESERVED = "queued_launch_id IS NOT NULL"
 
 _ORDER = f"{', '.join(spec.SHAPE_FIELDS)}, priority DESC, wall_time_minutes DESC"
 
@@ -87,7 +89,8 @@ TABLES = (
     opened INTEGER NOT NULL,
     heartbeat INTEGER NOT NULL,
     closed INTEGER,
-    end_reason TEXT NOT NULL DEFAULT ''
+    end_reason TEXT NOT NULL DEFAULT '',
+    note TEXT NOT NULL DEFAULT ''
 )""",
     # The first columns are the ones that `submit-launch` prints.
     """CREATE TABLE batch_job (
@@ -127,6 +130,9 @@ INDEXES = (
     f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_ORDER}) WHERE {UNPREPARED}",
     f"CREATE INDEX job_runnable ON job ({_ORDER}) WHERE {RUNNABLE}",
     f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_ORDER}) WHERE {RUNNABLE}",
+    # the same for the jobs that the service has planned for a launch, which that launch takes first.
+    f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {UNPREPARED} AND {RESERVED}",
+    f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {RUNNABLE} AND {RESERVED}",
     f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
     # what a launcher holds: kills, reaping.
     "CREATE INDEX job_lease ON job (lease) WHERE lease IS NOT NULL",

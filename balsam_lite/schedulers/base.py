@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Mapping
@@ -73,8 +74,11 @@ class Scheduler(Protocol):
     def submit(self, submission: Submission) -> str:
         """Hand the script over and return the batch job's id. Raises SubmitFailed."""
 
-    def poll(self, ids: Collection[str]) -> dict[str, BatchStatus]:
+    def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
         """What is known of those batch jobs, by id. An id that is absent from the answer is gone.
+
+        Args:
+            outputs: by id, the path of the batch job's output; some schedulers leave a record of the end beside it.
 
         Raises:
             PollFailed: there was no answer. Nothing is known, so nothing may change.
@@ -158,6 +162,9 @@ class Adapter(Protocol):
 
     def submit_argv(self, submission: Submission) -> list[str]: ...
 
+    def environ(self) -> Mapping[str, str]:
+        """What its commands find in their environment beyond this process's own, such as the format of their answers."""
+
     def parse_id(self, stdout: str) -> str:
         """The new batch job's id; "" where there is none."""
 
@@ -166,6 +173,15 @@ class Adapter(Protocol):
 
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
         """Every batch job in the answer, by id. None where the answer says nothing about any."""
+
+    def past_argv(self, ids: Collection[str]) -> list[str]:
+        """The command that tells of batch jobs that `status_argv` does not list any more; [] where there is none."""
+
+    def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
+        """Every ended batch job in the answer, by id; {} where it says nothing."""
+
+    def read_past(self, native_id: str, output: str) -> BatchStatus | None:
+        """How a batch job ended, from a file that the scheduler left beside its output; None where there is none."""
 
     def cancel_argv(self, native_id: str) -> list[str]: ...
 
@@ -179,21 +195,38 @@ class CommandScheduler:
         self._adapter, self._timeout_s = adapter, timeout_s
 
     def submit(self, submission: Submission) -> str:
-        answer = run(self._adapter.submit_argv(submission), timeout_s=self._timeout_s, directory=submission.directory)
+        answer = self._run(self._adapter.submit_argv(submission), submission.directory)
         native_id = self._adapter.parse_id(answer.stdout) if answer.ok else ""
         if not native_id:
             what = "printed no batch job id" if answer.ok else "refused the batch job"
             raise SubmitFailed(f"{self.name} {what}.", **answer._asdict())
         return native_id
 
-    def poll(self, ids: Collection[str]) -> dict[str, BatchStatus]:
-        if not ids:
+    def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
+        if not outputs:
             return {}
-        statuses = self._statuses(ids)
-        return {native_id: statuses[native_id] for native_id in ids if native_id in statuses}
+        statuses = self._statuses(outputs)
+        found = {native_id: statuses[native_id] for native_id in outputs if native_id in statuses}
+        return {**self._past({native_id: outputs[native_id] for native_id in outputs if native_id not in found}), **found}
+
+    def _past(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
+        """The same of batch jobs that the scheduler lists no more. What it does not tell is not known; that is no failure."""
+        found = {}
+        argv = self._adapter.past_argv(outputs) if outputs else []
+        if argv:
+            found = self._adapter.parse_past(self._run(argv))
+        for native_id, output in outputs.items():
+            read = None if native_id in found else self._adapter.read_past(native_id, output)
+            if read is not None:
+                found[native_id] = read
+        return {native_id: status for native_id, status in found.items() if native_id in outputs and status.is_ended}
+
+    def _run(self, argv: list[str], directory: str | None = None) -> Completed:
+        environ = {**os.environ, **self._adapter.environ()}
+        return run(argv, timeout_s=self._timeout_s, environ=environ, directory=directory)
 
     def cancel(self, native_id: str) -> None:
-        answer = run(self._adapter.cancel_argv(native_id), timeout_s=self._timeout_s)
+        answer = self._run(self._adapter.cancel_argv(native_id))
         if not answer.ok:
             raise CancelFailed(f"{self.name} did not cancel batch job {native_id}.", **answer._asdict())
 
@@ -204,7 +237,7 @@ class CommandScheduler:
         return None
 
     def _statuses(self, ids: Collection[str]) -> dict[str, BatchStatus]:
-        answer = run(self._adapter.status_argv(ids), timeout_s=self._timeout_s)
+        answer = self._run(self._adapter.status_argv(ids))
         statuses = None if answer.returncode is None else self._adapter.parse_statuses(answer)
         if statuses is None:
             raise PollFailed(f"{self.name} did not tell the state of its batch jobs.", **answer._asdict())
@@ -213,9 +246,22 @@ class CommandScheduler:
 
 # --- which scheduler --------------------------------------------------------------------------------------------------
 
-#: Class name (Settings.SCHEDULER_CLASS): module of this package.
-_MODULES = {"LocalScheduler": "local"}
-_DEFAULT = "LocalScheduler"
+
+class _Entry(NamedTuple):
+    """A module of this package, and the commands by which its scheduler is recognised."""
+
+    module: str
+    commands: tuple[str, ...]
+
+
+#: By class name (Settings.SCHEDULER_CLASS), in the order in which they are looked for. Slurm comes first, because it has
+#: wrappers with the names of PBS's commands; Cobalt before PBS, because only cqwait tells the two apart.
+_SCHEDULERS = {
+    "SlurmScheduler": _Entry("slurm", ("sbatch", "squeue")),
+    "CobaltScheduler": _Entry("cobalt", ("qsub", "qstat", "cqwait")),
+    "PBSScheduler": _Entry("pbs", ("qsub", "qstat")),
+    "LocalScheduler": _Entry("local", ()),
+}
 
 
 def select(settings: Settings) -> Scheduler:
@@ -224,10 +270,15 @@ def select(settings: Settings) -> Scheduler:
     Raises:
         SettingsError: there is none of that name.
     """
-    name = settings.SCHEDULER_CLASS or _DEFAULT
-    if name not in _MODULES:
+    name = settings.SCHEDULER_CLASS or _first_on_path()
+    if name not in _SCHEDULERS:
         raise SettingsError(
-            f"SCHEDULER_CLASS: there is no scheduler {name!r}", hint=f"There are: {', '.join(sorted(_MODULES))}."
+            f"SCHEDULER_CLASS: there is no scheduler {name!r}", hint=f"There are: {', '.join(sorted(_SCHEDULERS))}."
         )
-    module = importlib.import_module(f".{_MODULES[name]}", __package__)
+    module = importlib.import_module(f".{_SCHEDULERS[name].module}", __package__)
     return cast(Scheduler, getattr(module, name)(settings))
+
+
+def _first_on_path() -> str:
+    """The first scheduler all of whose commands are there; LocalScheduler has none."""
+    return next(name for name, entry in _SCHEDULERS.items() if all(map(shutil.which, entry.commands)))

@@ -24,6 +24,9 @@ class Allocation(NamedTuple):
     num_nodes: int
     node_names: tuple[str, ...] = ()  # () is: virtual nodes, shares of this host
     ends_us: int | None = None  # microseconds since the epoch; None is: the environment does not say
+    cpus_per_node: int = 0  # 0 is: the environment does not say
+    gpus_per_node: int | None = None  # None is: likewise
+    runs_on_node: bool = True  # False where the script runs on a service node, as on a Cray with aprun
 
 
 def allocation(environ: Mapping[str, str] = os.environ) -> Allocation | None:

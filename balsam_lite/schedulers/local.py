@@ -8,7 +8,7 @@ script. Any queue and project name is accepted and means nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from ..clock import SystemClock
 from ..errors import CancelFailed, PollFailed, SubmitFailed
@@ -60,15 +60,15 @@ class LocalScheduler:
             if record and record.state == base.QUEUED:
                 self._queue.write(record.ended(base.FAILED, reason))
 
-    def poll(self, ids: Collection[str]) -> dict[str, BatchStatus]:
-        if ids and not os.path.isdir(self._queue.directory):
+    def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
+        if outputs and not os.path.isdir(self._queue.directory):
             raise PollFailed(
                 f"There is no local queue in {self._queue.directory}, so nothing is known of its batch jobs.",
                 hint="They may be another user's, or were submitted with another BALSAM_HOME.",
             )
         try:
             self._heal_if_possible()
-            records = [self._queue.read(native_id) for native_id in ids]
+            records = [self._queue.read(native_id) for native_id in outputs]
         except OSError as exc:
             raise PollFailed(f"The local scheduler cannot read {self._queue.directory}: {exc}") from exc
         return {record.id: record.status() for record in records if record}

@@ -292,7 +292,7 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> li
         rows = batch_queries.open_rows(cx, scheduler.domain)
     found = {row["id"]: scheduler.find(_submission(db, row), row["created"]) for row in rows if _is_pending(row)}
     ids = {row["id"]: row["scheduler_id"] or found.get(row["id"]) or "" for row in rows}
-    asked = [native_id for native_id in ids.values() if native_id]
+    asked = {ids[row["id"]]: row["log"] for row in rows if ids[row["id"]]}
     statuses = scheduler.poll(asked) if asked else {}
     changes = [row for row in rows if _differs(row, ids[row["id"]], statuses, now_us)]
     if not changes:

@@ -6,6 +6,7 @@ set -euo pipefail
 place=$(mktemp -d)
 export BALSAM_HOME="$place/home"     # instead of ~/.balsam
 export BALSAM_IDLE_TTL_S=1           # the launcher leaves one second after the last job
+export BALSAM_SCHEDULER_CLASS=LocalScheduler    # also where there is a batch system: this is to run here and now
 unset BALSAM_DB_PATH
 
 # Until the launch has left the queue, half a minute at most.

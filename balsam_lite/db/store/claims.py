@@ -65,6 +65,7 @@ class Claim(NamedTuple):
     stage_out_files: str
     input_files: str
     parents: str  # JSON list of [UUID, name, workdir]
+    mpi_flags: str = ""  # as typed, for the MPI start command
     place: object = None  # what `Room.reserve` gave
 
 
@@ -122,7 +123,8 @@ _CANDIDATE = (
     "app.executable, app.envscript, app.preprocess, app.postprocess, "
     "job.stage_in_url, job.stage_out_url, job.stage_out_files, job.input_files, "
     "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir)) "
-    "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), job.priority"
+    "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), "
+    "job.mpi_flags, job.priority"
 )
 #: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balsam_lite.db.store.claims import Shape
-from balsam_lite.launcher.nodes import Node, Pool, cost_of, divide_host
+from balsam_lite.launcher.nodes import MpiRules, Node, Pool, cost_of, divide_host
 
 SHAPES = st.builds(
     Shape,
@@ -81,3 +81,44 @@ def test_that_jobs_fill_a_thousand_nodes_without_looking_at_the_full_ones_again(
     assert [place.nodes[0] for place in places] == [n // 4 for n in range(4000)]
     pool.release(places[400])
     assert pool.reserve(shape).nodes == (100,)
+
+
+def test_that_a_large_job_gets_its_nodes_while_small_ones_wait_for_them():
+    pool = Pool([Node(4, name=f"n{number}") for number in range(4)])
+    small, large = Shape(1, 1, 2, 0), Shape(2, 1, 1, 0)
+    places = [pool.reserve(small) for _ in range(8)]
+    assert pool.reserve(large) is None
+    pool.keep_for(large)
+    for place in [place for place in places if place.nodes[0] < 2]:
+        pool.release(place)
+        assert pool.reserve(small) is None
+        assert pool.count(small) == 0
+    assert pool.reserve(large).nodes == (0, 1)
+    pool.release(places[-1])
+    assert pool.reserve(small).nodes == (3,)
+
+
+def test_that_a_lost_node_takes_no_job_and_counts_no_more():
+    pool = Pool([Node(4, ["0"]), Node(4)])
+    assert pool.never_fits(Shape(1, 1, 1, 1)) == ""
+    pool.close(0)
+    assert pool.reserve(Shape(1, 1, 1, 0)).nodes == (1,)
+    assert pool.reserve(Shape(1, 1, 1, 0)) is None
+    assert pool.never_fits(Shape(1, 1, 1, 1)) == "needs 1 GPUs per node, the nodes of this launcher have 1"
+    assert pool.never_fits(Shape(2, 1, 1, 0)) == "needs 2 nodes, this launcher has 1"
+
+
+def test_that_named_nodes_take_no_more_ranks_than_they_have_cpus():
+    pool = Pool([Node(4, name="n1")])
+    shape = Shape(1, 2, 8, 0)
+    assert pool.count(shape) == 2
+    assert [bool(pool.reserve(shape)) for _ in range(3)] == [True, True, False]
+    assert pool.never_fits(Shape(1, 5, 1, 0)) == "needs 5 ranks per node, the nodes of this launcher have 4 CPUs"
+    assert Pool(divide_host(1, 2, [])).never_fits(Shape(1, 64, 1, 0)) == ""
+
+
+def test_that_runs_of_the_mpi_command_are_limited_and_alone_where_it_must_be():
+    pool = Pool([Node(4, name=f"n{number}") for number in range(3)], MpiRules(starts_all=False, shares_nodes=False, most=2))
+    assert [pool.reserve(Shape(1, 2, 4, 0)).nodes for _ in range(2)] == [(0,), (1,)]
+    assert pool.reserve(Shape(1, 2, 4, 0)) is None  # two run already
+    assert [pool.reserve(Shape(1, 1, 4, 0)).nodes for _ in range(2)] == [(2,), (2,)]

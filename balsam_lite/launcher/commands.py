@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from .. import spec, states
@@ -22,6 +22,10 @@ _LONGEST_VARIABLE = 120_000
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
 
+#: What stands before a job's own words: those of the MPI start command, or nothing where it needs no MPI.
+MpiWords = Callable[[Claim, Place], list[str]]
+
+
 class Context(NamedTuple):
     """What is the same for all jobs of a launcher; `make_context` makes one."""
 
@@ -29,26 +33,40 @@ class Context(NamedTuple):
     environ: dict[bytes, bytes]  # what every job inherits, with the BALSAM_ variables that are the same for all
     variables: list[bytes]  # the same as NAME=value
     mark: bytes  # with what the BALSAM_RUN of all its runs begins
+    mpi_words: MpiWords
 
 
-def make_context(db_directory: str, lease: int, nodes: int, job_mode: str, environ: Mapping[bytes, bytes]) -> Context:
-    """The context of the launcher with that lease, which itself runs in `environ`."""
+def no_mpi(claim: Claim, place: Place) -> list[str]:
+    """Programs are started as they are."""
+    return []
+
+
+def make_context(
+    db_directory: str,
+    lease: int,
+    nodes: int,
+    job_mode: str,
+    environ: Mapping[bytes, bytes],
+    mpi_words: MpiWords = no_mpi,
+) -> Context:
+    """The context of the launcher with that lease, whose jobs inherit `environ`."""
     own = {name.encode() for name in JOB_VARIABLES}
     common = {name: value for name, value in environ.items() if name not in own}
     common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
     common[b"BALSAM_LAUNCHER_NODES"] = b"%d" % nodes
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
     variables = [b"%b=%b" % variable for variable in common.items()]
-    return Context(os.path.join(db_directory, location.DATA), common, variables, lease_mark(db_directory, lease))
+    data = os.path.join(db_directory, location.DATA)
+    return Context(data, common, variables, lease_mark(db_directory, lease), mpi_words)
 
 
-def argv(claim: Claim) -> list[str]:
-    """The words of the job's command line: the executable's, then the arguments'; no shell reads them.
+def argv(claim: Claim, place: Place, context: Context) -> list[str]:
+    """The words of the job's command line: the MPI start command's, the executable's, the arguments'; no shell reads them.
 
     An envscript is sourced by bash, which then becomes the program.
 
     Raises:
-        SpawnFailed: the application is gone, empty, or cannot be split into words.
+        SpawnFailed: the application is gone, empty, or cannot be split into words; the MPI command has no way to run it.
     """
     if claim.executable is None:
         raise SpawnFailed(f"No application named {claim.application!r} is registered in this DB.")
@@ -58,6 +76,7 @@ def argv(claim: Claim) -> list[str]:
         raise SpawnFailed(f"The command line cannot be split into words ({exc}): {claim.executable} {claim.args}") from exc
     if not words:
         raise SpawnFailed(f"The application {claim.application!r} has no executable.")
+    words = [*context.mpi_words(claim, place), *words]
     if claim.envscript:
         return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
     return words
@@ -72,7 +91,8 @@ def environment(claim: Claim, place: Place | None, context: Context) -> dict[byt
     if claim.threads_per_rank > 1:
         own[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
     if claim.shape.gpus_per_rank and place is not None:
-        gpus = [gpu for of_node in place.gpus for gpu in of_node]
+        # Shares of one host have GPUs of their own, nodes of a cluster the same ones each.
+        gpus = dict.fromkeys(gpu for of_node in place.gpus for gpu in of_node)
         own[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"
         own[b"CUDA_VISIBLE_DEVICES"] = ",".join(gpus).encode()
     if claim.environ_vars != "{}":

@@ -23,7 +23,7 @@ from ..settings import Settings
 from .failpoints import failpoint
 from .nodes import Place, Pool
 from .reaper import reap_dead
-from .runner import STOP_PERIOD_S, LocalRunner
+from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
 
 log = logging.getLogger("balsam_lite.launcher")
@@ -37,6 +37,8 @@ _RECORD_PERIOD_S = 0.1
 _CROWD, _BREATH_S = 8, 0.002
 #: On a shared file system every look costs a session: keep its share of the time below one part in so many.
 _SHARED_SPACING = 20
+#: What waits and why is said this often at most, in seconds.
+_EXPLAIN_PERIOD_S = 10.0
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
 _MOST_AHEAD = 256
 
@@ -52,6 +54,7 @@ class Limits(NamedTuple):
     ends_at: float | None  # on the monotonic clock
     idle_ttl_s: float | None  # None: stay
     tags: tuple[tuple[str, str], ...] = ()  # all of these
+    no_mpi: str = "needs --job-mode=mpi"  # why with `serial_only` jobs of many ranks are left
 
 
 class Tally(NamedTuple):
@@ -84,7 +87,7 @@ class Launcher:
         settings: Settings,
         lease: int,
         pool: Pool,
-        runner: LocalRunner,
+        runner: Runner,
         steps: Steps,
         limits: Limits,
         clock: Clock,
@@ -103,7 +106,8 @@ class Launcher:
         self._tick_cost = 0.001
         self._idle_since: float | None = None
         self._failing_since: float | None = None
-        self._look_at = 0.0
+        self._look_at = self._explain_at = 0.0
+        self._explained: list[str] = []
         self._news = True  # somebody wrote since the last tick
         self._workflows: tuple[str, ...] | None = None
 
@@ -157,6 +161,7 @@ class Launcher:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = started
+            self._explain_idleness(started)
         self._failing_since, self._news = None, False
         self._last_tick = self._clock.monotonic()
         self._tick_cost = self._last_tick - started
@@ -195,6 +200,8 @@ class Launcher:
         if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
             self._workflows = claims.matching_workflows(cx, self._limits.workflow)
         to_run, to_prepare = claims.take(cx, self._lease, room, self._filter(), now_us)
+        if not room.keeps_nodes:
+            self._pool.keep_for(None)
         return to_run, [*abandoned, *to_prepare]
 
     # --- parts of a turn ----------------------------------------------------------------------------------------------
@@ -217,11 +224,17 @@ class Launcher:
                 log.info("Job number %d: %s step failed: %s", end.claim.job, end.claim.state, end.failure.partition("\n")[0])
 
     def _start_those_ahead(self) -> None:
-        while self._ahead:
-            place = self._pool.reserve(self._ahead[0].shape)
-            if place is None:
+        full: set[Shape] = set()
+        for _ in range(len(self._ahead)):
+            claim = self._ahead[0]
+            place = None if claim.shape in full else self._pool.reserve(claim.shape)
+            if place is not None:
+                self._runner.start(self._ahead.popleft(), place)
+            elif not full and not self._pool.has_room:
                 return
-            self._runner.start(self._ahead.popleft(), place)
+            else:  # those behind it may be of another shape
+                full.add(claim.shape)
+                self._ahead.rotate(-1)
 
     def _look(self) -> None:
         now = self._clock.monotonic()
@@ -279,6 +292,20 @@ class Launcher:
             if freed:
                 log.info("Freed %d job(s) of dead launchers.", freed)
                 self._news = True
+
+    def _explain_idleness(self, now: float) -> None:
+        """Into the log, when there is nothing to start: what waits, and why. It reads all that waits, so not too often."""
+        if now < self._explain_at:
+            return
+        self._explain_at = now + _EXPLAIN_PERIOD_S
+        try:
+            reasons = self.why_nothing_runs()
+        except DatabaseError:  # the next tick will say so
+            return
+        if reasons != self._explained:
+            for reason in reasons:
+                log.info("Nothing to start: %s", reason)
+        self._explained = reasons
 
     def _stop_killed(self, held: set[int]) -> None:
         self._steps.stop(self._steps.jobs - held, self._settings.USER_KILL_GRACE_S)
@@ -361,7 +388,7 @@ class Launcher:
     def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
         never = self._pool.never_fits(shape)
         if only.serial_only and not shape.is_serial:
-            return "needs --job-mode=mpi"
+            return self._limits.no_mpi
         if never:
             return never
         if only.minutes_left is not None and shortest > only.minutes_left:
@@ -407,21 +434,25 @@ class _Room:
     def __init__(self, pool: Pool, ahead: int, preparations: int) -> None:
         self._pool, self._ahead, self.preparations = pool, max(0, ahead), preparations
         self._reserved: list[Place] = []
+        self.keeps_nodes = False  # for a job that found no place
 
     def fits(self, shape: Shape) -> bool:
         return not self._pool.never_fits(shape)
 
     def count(self, shape: Shape) -> int:
-        return self._pool.count(shape) + self._ahead
+        return self._pool.count(shape) + (self._ahead if shape.num_nodes == 1 else 0)
 
     def reserve(self, shape: Shape) -> object:
         place = self._pool.reserve(shape)
         if place is not None:
             self._reserved.append(place)
             return place
-        if self._ahead > 0:
+        if self._ahead > 0 and shape.num_nodes == 1 and not self._pool.is_keeping:
             self._ahead -= 1
             return _AHEAD
+        if not self.keeps_nodes:
+            self.keeps_nodes = True
+            self._pool.keep_for(shape)
         return None
 
     def undo(self) -> None:

@@ -1,14 +1,14 @@
 """Placement: nodes with CPUs, GPUs and occupancy in, places out. Pure; no process, no file, no clock.
 
-A node takes `node_packing_count` jobs of a kind at once; kinds mix as long as their shares add up to one node. A GPU belongs
-to its jobs from start to end and is shared only where fractions say so.
+A node takes `node_packing_count` jobs of a kind at once; kinds mix as long as their shares add up to one node. A job of
+several nodes takes them whole. A GPU belongs to its jobs from start to end and is shared only where fractions say so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from heapq import nsmallest
 from typing import NamedTuple
 
 from ..db.store.claims import Shape
@@ -30,34 +30,54 @@ class Cost(NamedTuple):
 
     share: float  # of the node
     gpus: float  # below 1: a part of one GPU; else whole ones
+    cpus: int = 0  # 0: whatever its share of the node has
 
 
-@lru_cache(maxsize=1024)
-def cost_of(shape: Shape) -> Cost:
+class MpiRules(NamedTuple):
+    """What the machine's MPI start command allows."""
+
+    starts_all: bool = False  # it also starts jobs of one rank
+    shares_nodes: bool = True  # several of its runs may be on one node
+    most: int = 1000  # runs at once
+
+    def starts(self, shape: Shape) -> bool:
+        """Whether jobs of that shape are started by the MPI command."""
+        return self.starts_all or not shape.is_serial
+
+
+def cost_of(shape: Shape, mpi: MpiRules | None = None) -> Cost:
     """A job of several nodes takes them whole; packing is for what fits on one.
 
     >>> cost_of(Shape(1, 1, 4, 0.5))
-    Cost(share=0.25, gpus=0.5)
+    Cost(share=0.25, gpus=0.5, cpus=0)
+    >>> cost_of(Shape(1, 8, 4, 0), MpiRules(shares_nodes=False))
+    Cost(share=1.0, gpus=0, cpus=8)
     """
     gpus = shape.gpus_per_rank * shape.ranks_per_node
-    share = 1.0 if shape.num_nodes > 1 else 1.0 / shape.node_packing_count
-    return Cost(share, gpus if gpus < 1 else float(math.ceil(gpus - _EPSILON)))
+    alone = shape.num_nodes > 1 or (mpi is not None and mpi.starts(shape) and not mpi.shares_nodes)
+    share = 1.0 if alone else 1.0 / shape.node_packing_count
+    cpus = shape.ranks_per_node if shape.ranks_per_node > 1 else 0
+    return Cost(share, gpus if gpus < 1 else float(math.ceil(gpus - _EPSILON)), cpus)
 
 
 class Node:
-    """One node, or a share of this host that stands for one."""
+    """One node. Without a name it is a share of this host, where ranks may be more than CPUs."""
 
-    __slots__ = ("cpus", "gpu_load", "jobs", "used")
+    __slots__ = ("cpus", "cpus_used", "gpu_load", "is_closed", "jobs", "name", "used")
 
-    def __init__(self, cpus: int, gpus: Sequence[str] = ()) -> None:
-        self.cpus = cpus
+    def __init__(self, cpus: int, gpus: Sequence[str] = (), name: str = "") -> None:
+        self.cpus, self.name = cpus, name
         self.gpu_load = dict.fromkeys(gpus, 0.0)
         self.used = 0.0
+        self.cpus_used = 0
         self.jobs = 0
+        self.is_closed = False
 
     def room_for(self, cost: Cost) -> int:
         """How many more jobs of that cost fit."""
-        room = int((1.0 - self.used + _EPSILON) / cost.share)
+        room = 0 if self.is_closed else int((1.0 - self.used + _EPSILON) / cost.share)
+        if cost.cpus and self.name:
+            room = min(room, (self.cpus - self.cpus_used) // cost.cpus)
         if room <= 0 or not cost.gpus:
             return room
         if cost.gpus < 1:
@@ -69,6 +89,7 @@ class Node:
     def add(self, cost: Cost) -> tuple[str, ...]:
         """Take a job for which there is room; returns its GPUs."""
         self.used += cost.share
+        self.cpus_used += cost.cpus
         self.jobs += 1
         if not cost.gpus:
             return ()
@@ -87,17 +108,28 @@ class Node:
         """Give back what `add` took."""
         self.jobs -= 1
         self.used = self.used - cost.share if self.jobs else 0.0
+        self.cpus_used -= cost.cpus
         for gpu in gpus:
             left = self.gpu_load[gpu] - cost.gpus
             self.gpu_load[gpu] = left if left > _EPSILON else 0.0
 
 
 class Pool:
-    """The nodes of a launcher."""
+    """The nodes of a launcher.
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    Args:
+        mpi: what holds for jobs that the MPI command starts; None where there is no such command.
+    """
+
+    def __init__(self, nodes: Iterable[Node], mpi: MpiRules | None = None) -> None:
         self.nodes = list(nodes)
+        self._mpi = mpi
+        self._mpi_runs = 0
+        self._costs: dict[Shape, Cost] = {}
+        self._never: dict[Shape, str] = {}  # why such jobs cannot run here
         self._start: dict[Shape, int] = {}  # the nodes before it are full for that shape
+        self._kept: frozenset[int] = frozenset()
+        self._kept_for: Shape | None = None
 
     @property
     def jobs(self) -> int:
@@ -107,49 +139,116 @@ class Pool:
     @property
     def has_room(self) -> bool:
         """Whether a part of any node is free."""
-        return any(node.used < 1.0 - _EPSILON for node in self.nodes)
+        return any(node.used < 1.0 - _EPSILON and not node.is_closed for node in self.nodes)
+
+    @property
+    def is_keeping(self) -> bool:
+        """Whether nodes are kept for a job that found no place."""
+        return self._kept_for is not None
 
     def count(self, shape: Shape) -> int:
         """How many jobs of that shape fit now."""
-        cost = cost_of(shape)
-        return sum(node.room_for(cost) for node in self.nodes) // shape.num_nodes
+        cost = self._cost_of(shape)
+        kept = self._kept if shape != self._kept_for else ()
+        free = sum(node.room_for(cost) for number, node in enumerate(self.nodes) if number not in kept)
+        return min(free // shape.num_nodes, self._mpi_room(shape))
 
     def reserve(self, shape: Shape) -> Place | None:
         """The first nodes that have room, taken; None when there are not enough."""
         start = self._start.get(shape, 0)
-        if start == len(self.nodes):
+        if start == len(self.nodes) or self._mpi_room(shape) <= 0:
             return None
-        cost = cost_of(shape)
+        cost = self._cost_of(shape)
+        kept = self._kept if shape != self._kept_for else ()
         chosen: list[int] = []
         for number in range(start, len(self.nodes)):
-            if self.nodes[number].room_for(cost) > 0:
+            if self.nodes[number].room_for(cost) > 0 and number not in kept:
                 chosen.append(number)
                 if len(chosen) == shape.num_nodes:
                     break
         self._start[shape] = chosen[0] if chosen else len(self.nodes)
         if len(chosen) < shape.num_nodes:
             return None
+        if shape == self._kept_for:
+            self.keep_for(None)
+        if self._is_mpi(shape):
+            self._mpi_runs += 1
         return Place(tuple(chosen), tuple([self.nodes[number].add(cost) for number in chosen]), shape)
 
     def release(self, place: Place) -> None:
         """Give a place back."""
-        cost = cost_of(place.shape)
+        cost = self._cost_of(place.shape)
         for number, gpus in zip(place.nodes, place.gpus):
             self.nodes[number].remove(cost, gpus)
+        if self._is_mpi(place.shape):
+            self._mpi_runs -= 1
         first = place.nodes[0]
         for shape, start in self._start.items():
             if start > first:
                 self._start[shape] = first
 
+    def keep_for(self, shape: Shape | None) -> None:
+        """Let no job of another shape start on as many nodes as one of this shape needs, the emptiest ones, until it has them.
+
+        Otherwise a large job would never find its nodes free at one time while small ones wait. None: for none any more.
+        """
+        if shape == self._kept_for:
+            return
+        self._kept_for = shape
+        self._start.clear()
+        if shape is None:
+            self._kept = frozenset()
+            return
+        fitting = [n for n, node in enumerate(self.nodes) if not (node.is_closed or self._why_never(node, shape))]
+        self._kept = frozenset(nsmallest(shape.num_nodes, fitting, key=lambda number: self.nodes[number].used))
+
+    def close(self, number: int) -> None:
+        """A node is lost: nothing starts on it any more. Its jobs are released as usual."""
+        self.nodes[number].is_closed = True
+        self._never.clear()
+        if number in self._kept:
+            self.keep_for(None)
+
     def never_fits(self, shape: Shape) -> str:
         """Why a job of that shape cannot run here even when all is free; "" when it can."""
-        if shape.num_nodes > len(self.nodes):
-            return f"needs {shape.num_nodes} nodes, this launcher has {len(self.nodes)}"
-        need = cost_of(shape).gpus
-        most = max(len(node.gpu_load) for node in self.nodes)
-        if need > most + _EPSILON:
-            return f"needs {need:g} GPUs per node, the nodes of this launcher have {most}"
+        reason = self._never.get(shape)
+        if reason is None:
+            reason = self._never[shape] = self._find_obstacle(shape)
+        return reason
+
+    def _find_obstacle(self, shape: Shape) -> str:
+        reasons = [self._why_never(node, shape) for node in self.nodes if not node.is_closed]
+        if shape.num_nodes > len(reasons):
+            return f"needs {shape.num_nodes} nodes, this launcher has {len(reasons)}"
+        fitting = reasons.count("")
+        if 0 < fitting < shape.num_nodes:
+            return f"{max(reasons)}, and only {fitting} of {len(reasons)} have enough, it needs {shape.num_nodes}"
+        return "" if fitting else max(reasons)
+
+    def _why_never(self, node: Node, shape: Shape) -> str:
+        cost = self._cost_of(shape)
+        if cost.gpus > len(node.gpu_load) + _EPSILON:
+            most = max(len(other.gpu_load) for other in self.nodes)
+            return f"needs {cost.gpus:g} GPUs per node, the nodes of this launcher have {most}"
+        if node.name and cost.cpus > node.cpus:
+            most = max(other.cpus for other in self.nodes)
+            return f"needs {cost.cpus} ranks per node, the nodes of this launcher have {most} CPUs"
         return ""
+
+    def _cost_of(self, shape: Shape) -> Cost:
+        cost = self._costs.get(shape)
+        if cost is None:
+            cost = self._costs[shape] = cost_of(shape, self._mpi)
+        return cost
+
+    def _is_mpi(self, shape: Shape) -> bool:
+        return self._mpi is not None and self._mpi.starts(shape)
+
+    def _mpi_room(self, shape: Shape) -> int:
+        """How many more runs of the MPI command there may be for such jobs."""
+        if self._mpi is None or not self._mpi.starts(shape):
+            return len(self.nodes) * shape.node_packing_count
+        return self._mpi.most - self._mpi_runs
 
 
 def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .. import spec, states
 from ..clock import Clock
@@ -45,8 +45,38 @@ class Finished(NamedTuple):
     place: Place
 
 
+class Runner(Protocol):
+    """What the loop asks of whoever runs jobs: `LocalRunner` on this host, the ensemble's on many."""
+
+    @property
+    def jobs(self) -> set[int]:
+        """The jobs that hold a place here and are not being stopped."""
+
+    def __len__(self) -> int:
+        """How many hold a place."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
+
+    def start(self, claim: Claim, place: Place) -> None:
+        """Start a job at its place. One that cannot be started is reported by `poll` as a RUN_ERROR."""
+
+    def poll(self) -> list[Finished]:
+        """The runs that ended since the last call, with true start and end times."""
+
+    def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
+        """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
+
+        `result` is what a run counts as that does not exit with 0.
+        """
+
+    def kill_now(self) -> None:
+        """Let the grace of all trees that are being stopped be over."""
+
+
 class LocalRunner:
-    """One process tree per job, on this host.
+    """One process tree per job, on this host; that of a job of many nodes has the MPI command at its root.
 
     Args:
         context: what all jobs share.
@@ -87,7 +117,7 @@ class LocalRunner:
             self._refuse(claim, place, exc)
 
     def _request(self, claim: Claim, place: Place) -> Request:
-        argv = commands.argv(claim)
+        argv = commands.argv(claim, place, self._context)
         own = commands.environment(claim, place, self._context)
         directory, output = commands.workdir(claim, self._context), spec.output_name(claim.name)
         search = own.get(b"PATH") or self._context.environ.get(b"PATH")

@@ -224,10 +224,11 @@ def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: i
     are, as many as the room has preparations. None is normal.
     """
     candidates = []
-    for shape in shapes(cx, only.workflows):
-        if not room.fits(shape) or (only.serial_only and not shape.is_serial):
-            continue
-        wanted = room.count(shape)
+    fitting = [s for s in shapes(cx, only.workflows) if room.fits(s) and (s.is_serial or not only.serial_only)]
+    # Of several shapes one job each, also where there is no place: for the first of those the room may keep one.
+    fewest = int(len(fitting) > 1)
+    for shape in fitting:
+        wanted = max(room.count(shape), fewest)
         for source in _sources(only.workflows):
             candidates += [(shape, row) for row in _candidates(cx, source, shape, wanted, room.preparations, only)]
     candidates.sort(key=_order)

@@ -874,6 +874,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         workflow_filter: str | None
         time_limit_minutes: float
         nodes: int | None
+        limit_nodes: int | None
+        offset_nodes: int
         gpus_per_node: int | None
         persistent: bool
         transition_threads: int
@@ -891,10 +893,11 @@ def test_that_launcher_hands_its_options_on_and_exits_with_its_code(
 ) -> None:
     assert balsam("launcher", "--consume", "--job-mode", "serial")[0] == 7
     words = "launcher --wf-filter=w --job-mode=mpi --time-limit-minutes=2.5 --nodes 3 --gpus-per-node 0 --persistent"
+    words += " --limit-nodes 2 --offset-nodes 1"
     assert balsam(*words.split(), "--num-tr", "2", "--tag", "k=v")[0] == 7
     assert [directory for directory, _ in launched] == [str(tmp_path / "db")] * 2
     assert [tuple(options) for _, options in launched] == [
-        ("serial", None, 0, None, None, False, 0, ()), ("mpi", "w", 2.5, 3, 0, True, 2, (("k", "v"),)),
+        ("serial", None, 0, None, None, 0, None, False, 0, ()), ("mpi", "w", 2.5, 3, 2, 1, 0, True, 2, (("k", "v"),)),
     ]  # fmt: skip
 
 

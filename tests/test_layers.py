@@ -40,7 +40,7 @@ ROOMS = (
     ),
     Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "ensemble", "reaper", "loop"))),
     Room(4, "service", ("service",)),
-    Room(5, "wiring of the launcher", ("launcher.main",)),
+    Room(5, "wiring of the launcher", tuple(f"launcher.{name}" for name in ("main", "resources", "logs", "progress"))),
     Room(
         5, "Python interface",
         ("launcher.dag", "launcher.futures", "launcher.executor", "launcher.call", "api", "analytics", "sites"),

@@ -17,6 +17,9 @@ _FILTER = "Run only jobs of that workflow; in quotes, * and ? match anything."
 
 _TAG = "Run only jobs with that tag; may be repeated, all must be there."
 
+_JOB_MODES = ["serial", "mpi", "mixed"]
+_MODE = "serial: programs of one rank; mpi: all by the MPI start command; mixed: those of many ranks by it."
+
 #: States of jobs for which a launcher has, or will have, something to do.
 _WAITING = tuple(state for state in states.STATES if state not in (*states.END_STATES, states.RUNNING))
 
@@ -24,10 +27,10 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 @click.command(cls=BalsamCommand)
 @option("--consume-all", is_flag=True, help="Run all jobs.")
 @option("--wf-filter", metavar="NAME", help=_FILTER)
-@option("--job-mode", type=click.Choice(["mpi", "serial"]), required=True, help="How jobs are started.")
+@option("--job-mode", type=click.Choice(_JOB_MODES), required=True, help=_MODE)
 @option(
     "--time-limit-minutes", type=float, default=0, callback=number, metavar="MINUTES",
-    help="End after that time. 0: as long as the batch job lasts, if this is one.",
+    help="End after that time. 0: a little before the batch job does, if this is one.",
 )  # fmt: skip
 @option(
     "--nodes",
@@ -36,6 +39,8 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
     metavar="N",
     help="Without a batch job: make N nodes of this host. [default: its cores]",
 )
+@option("--limit-nodes", type=int, callback=count, metavar="N", help="Use only N of the nodes.")
+@option("--offset-nodes", type=int, callback=count0, default=0, metavar="N", help="Leave out the first N nodes.")
 @option("--gpus-per-node", type=int, callback=count0, metavar="N", help="By default as the settings or the host say.")
 @option("--persistent", is_flag=True, help="Stay when there is nothing to do.")
 @option("--num-transition-threads", type=int, callback=count0, default=0, metavar="N", help="0: as the settings say.")
@@ -49,6 +54,8 @@ def launcher(
     job_mode: str,
     time_limit_minutes: float,
     nodes: int | None,
+    limit_nodes: int | None,
+    offset_nodes: int,
     gpus_per_node: int | None,
     persistent: bool,
     num_transition_threads: int,
@@ -72,6 +79,8 @@ def launcher(
         workflow_filter=wf_filter,
         time_limit_minutes=time_limit_minutes,
         nodes=nodes,
+        limit_nodes=limit_nodes,
+        offset_nodes=offset_nodes,
         gpus_per_node=gpus_per_node,
         persistent=persistent,
         transition_threads=num_transition_threads,
@@ -85,7 +94,7 @@ def launcher(
 @option("-t", "--time-minutes", type=int, callback=count, required=True, metavar="MINUTES", help="For how long.")
 @option("-q", "--queue", default="", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
-@option("--job-mode", type=click.Choice(["serial", "mpi"]), required=True, help="How jobs are started.")
+@option("--job-mode", type=click.Choice(_JOB_MODES), required=True, help=_MODE)
 @option("--wf-filter", default="", metavar="NAME", help=_FILTER)
 @option("--tag", multiple=True, metavar="KEY=VALUE", help=_TAG)
 @option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="More flags for the scheduler's command.")

@@ -1,0 +1,49 @@
+"""The launcher's log: a file of its own for each, turned over when it grows; and what the user sees of it."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+import time
+
+from ..db import location
+from ..errors import BalsamError
+from ..settings import Settings
+
+_FORMAT = "%(asctime)s|%(process)d|%(levelname)8s|%(name)s:%(lineno)s] %(message)s"
+_DATE = "%d-%b-%Y %H:%M:%S"
+
+
+def set_up(db_directory: str, settings: Settings, kind: str = "launcher") -> str:
+    """Open a log file for this process and return its path; on a plain stderr the same lines appear there too.
+
+    Raises:
+        BalsamError: the file cannot be written.
+    """
+    stamp = time.strftime("%Y-%m-%d_%H%M%S")
+    path = os.path.join(db_directory, location.LOG, f"{kind}_{stamp}_{os.getpid()}.log")
+    formatter = logging.Formatter(_FORMAT, _DATE)
+    root = logging.getLogger("balsam_lite")
+    root.setLevel(_level(settings.LOG_HANDLER_LEVEL))
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        file = logging.handlers.RotatingFileHandler(
+            path, maxBytes=settings.LOG_FILE_SIZE_LIMIT, backupCount=max(settings.LOG_BACKUP_COUNT, 1), encoding="utf-8"
+        )
+    except OSError as exc:
+        raise BalsamError(f"The log {path} cannot be written: {exc}") from exc
+    handlers: list[logging.Handler] = [file]
+    if not sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    logging.raiseExceptions = False  # a full disk under the log must not stop the launcher
+    return path
+
+
+def _level(name: str) -> int:
+    level = logging.getLevelName(name.upper())
+    return level if isinstance(level, int) else logging.INFO

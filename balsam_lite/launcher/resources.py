@@ -1,0 +1,131 @@
+"""What a launcher has: nodes, how MPI jobs are started on them, and until when. From options, settings, batch job, machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from ..clock import Clock
+from ..errors import InputError
+from ..schedulers.environ import Allocation
+from ..settings import Settings
+from . import machine, mpirun
+from .commands import MpiWords, no_mpi
+from .nodes import MpiRules, Node, divide_host
+
+JOB_MODES = ("serial", "mpi", "mixed")
+
+#: After the grace for the jobs, so many seconds of the batch job are kept for the last transaction.
+_MARGIN_S = 5.0
+#: Nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
+_MOST_PARTS = 100_000
+
+T = TypeVar("T")
+
+
+class LauncherOptions(NamedTuple):
+    """What the command line of `balsam launcher` says."""
+
+    job_mode: str = "serial"  # serial, mpi or mixed
+    workflow_filter: str | None = None  # exact name or glob; None: all jobs
+    time_limit_minutes: float = 0.0  # <= 0: ask the batch job, else no limit
+    nodes: int | None = None  # virtual nodes of this host; None: what the batch job has, else one per core
+    limit_nodes: int | None = None  # of the batch job's nodes only so many, None: all …
+    offset_nodes: int = 0  # … without so many of the first
+    gpus_per_node: int | None = None
+    persistent: bool = False
+    transition_threads: int = 0  # 0: as the settings say
+    tags: tuple[tuple[str, str], ...] = ()  # only jobs that have all of them
+
+
+class Resources(NamedTuple):
+    """What `survey` found."""
+
+    nodes: list[Node]
+    batch: Allocation | None
+    mpi_rules: MpiRules | None  # None: no MPI jobs
+    no_mpi: str  # why not
+    mpi_words: MpiWords
+
+    @property
+    def are_elsewhere(self) -> bool:
+        """Whether there is a node that is not this host, so that programs cannot simply be started here."""
+        if self.batch is None or not self.nodes[0].name:
+            return False
+        here = self.batch.node_names[0] if self.batch.runs_on_node else None
+        return any(node.name != here for node in self.nodes)
+
+
+def survey(options: LauncherOptions, settings: Settings, batch: Allocation | None, environ: Mapping[str, str]) -> Resources:
+    """Look at the batch job and the machine. Runs the MPI command once, where it is needed, to hear what it is.
+
+    Raises:
+        InputError: the options leave no node. SettingsError: the MPI settings make no sense.
+    """
+    if batch and batch.node_names and not options.nodes:
+        nodes = _named(options, settings, batch)
+    else:
+        nodes = _virtual(options, settings, batch)
+    if options.job_mode == "serial":
+        return Resources(nodes, batch, None, "needs --job-mode=mpi or mixed", no_mpi)
+    found = mpirun.find(settings, environ)
+    if isinstance(found, str):
+        return Resources(nodes, batch, None, f"needs an MPI start command: {found}", no_mpi)
+    rules = MpiRules(options.job_mode == "mpi", found.shares_nodes, settings.MAX_CONCURRENT_MPIRUNS)
+    return Resources(nodes, batch, rules, "", mpirun.words_for(found, nodes, rules))
+
+
+def _named(options: LauncherOptions, settings: Settings, batch: Allocation) -> list[Node]:
+    names = _chosen(batch.node_names, options)
+    cpus = settings.CPUS_PER_NODE or batch.cpus_per_node or machine.cpus()
+    per_node = _gpus_per_node(options, settings)
+    if per_node is None:
+        per_node = batch.gpus_per_node
+    gpus = machine.gpus() if per_node is None else tuple(map(str, range(per_node)))
+    _refuse_too_many(len(names), len(gpus) * len(names))
+    return [Node(cpus, gpus, name) for name in names]
+
+
+def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:
+    cpus = machine.cpus()
+    number = options.nodes or (batch.num_nodes if batch else cpus)
+    per_node = _gpus_per_node(options, settings)
+    _refuse_too_many(number, (per_node or 0) * number)
+    gpus = machine.gpus() if per_node is None else tuple(map(str, range(per_node * number)))
+    return _chosen(divide_host(number, settings.CPUS_PER_NODE * number or cpus, gpus), options)
+
+
+def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:
+    """Those that --limit-nodes and --offset-nodes leave."""
+    first, most = options.offset_nodes, options.limit_nodes
+    chosen = list(nodes[first : None if most is None else first + most])
+    if not chosen:
+        raise InputError(
+            f"--offset-nodes {first} and --limit-nodes {'(none)' if most is None else most} leave no node of {len(nodes)}"
+        )
+    return chosen
+
+
+def _gpus_per_node(options: LauncherOptions, settings: Settings) -> int | None:
+    """What the user says; None: nothing."""
+    if options.gpus_per_node is not None:
+        return options.gpus_per_node
+    return settings.GPUS_PER_NODE if settings.GPUS_PER_NODE >= 0 else None
+
+
+def _refuse_too_many(nodes: int, gpus: int) -> None:
+    if not 1 <= nodes <= _MOST_PARTS:
+        raise InputError(f"The number of nodes must be from 1 to {_MOST_PARTS}, not {nodes}")
+    if gpus > _MOST_PARTS:
+        raise InputError(f"The number of GPUs must be at most {_MOST_PARTS}, not {gpus}")
+
+
+def end(options: LauncherOptions, batch: Allocation | None, settings: Settings, clock: Clock) -> float | None:
+    """When to stop, on the monotonic clock: what the user said, or what the batch job has left, whichever is first."""
+    ends = []
+    if options.time_limit_minutes > 0:
+        ends.append(60 * options.time_limit_minutes)
+    if batch and batch.ends_us is not None:
+        left_s = (batch.ends_us - clock.now_us()) / 1e6
+        ends.append(max(left_s - min(settings.KILL_GRACE_S + _MARGIN_S, left_s / 4), 0))
+    return clock.monotonic() + min(ends) if ends else None

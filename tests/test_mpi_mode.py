@@ -50,6 +50,13 @@ def ranks(bench: Bench, job: int) -> list[tuple[int, int]]:
     return sorted((int(rank), int(size)) for rank, size in re.findall(r"rank (\d+) of (\d+)", output(bench, job)))
 
 
+def ranks_of(bench: Bench, job: int) -> list[int]:
+    """The pids of the two ranks of a stubborn job."""
+    files = [bench.path(job, f"pid{rank}") for rank in (0, 1)]
+    wait_until(lambda: all(file.exists() for file in files))
+    return [int(file.read_text()) for file in files]
+
+
 def test_that_a_job_of_two_nodes_and_two_ranks_each_is_one_mpi_program(bench: Bench) -> None:
     bench.script("who", WHO)
     (job,) = bench.add(
@@ -90,10 +97,7 @@ def test_that_a_kill_ends_ranks_that_ignore_it(bench: Bench) -> None:
     (job,) = bench.add([{"name": "j", "application": "stubborn", "ranks_per_node": 2}])
     launcher = bench.launch("--job-mode", "mpi", "--nodes", "1", BALSAM_USER_KILL_GRACE_S="0.5")
     bench.wait_for(job, "RUNNING")
-    pids = [
-        int(wait_until(lambda: bench.path(job, f"pid{rank}").exists() and bench.path(job, f"pid{rank}").read_text()))
-        for rank in (0, 1)
-    ]
+    pids = ranks_of(bench, job)
     from balsam_lite.db.store import user
 
     with bench.db.write() as cx:
@@ -108,10 +112,7 @@ def test_that_the_end_of_the_time_ends_all_ranks_and_the_job_can_start_again(ben
     (job,) = bench.add([{"name": "j", "application": "stubborn", "ranks_per_node": 2}])
     launcher = bench.launch("--job-mode", "mpi", "--nodes", "1", BALSAM_KILL_GRACE_S="0.5")
     bench.wait_for(job, "RUNNING")
-    pids = [
-        int(wait_until(lambda: bench.path(job, f"pid{rank}").exists() and bench.path(job, f"pid{rank}").read_text()))
-        for rank in (0, 1)
-    ]
+    pids = ranks_of(bench, job)
     launcher.terminate()
     assert launcher.wait(30) == 0
     assert not any(map(alive, pids))

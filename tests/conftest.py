@@ -24,6 +24,8 @@ _ALLOWED_REASONS = ("root ",)
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
+import slurm_cluster  # noqa: E402 - found only now
+
 
 # --- the environment --------------------------------------------------------------------------------------------------
 
@@ -65,6 +67,19 @@ def balsam_bin(balsam_argv: list[str], tmp_path_factory: pytest.TempPathFactory)
     for name in ("balsamactivate", "balsamdeactivate"):
         shutil.copy(ROOT / "balsam_lite" / "templates" / name, folder)
     return str(folder)
+
+
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[slurm_cluster.Cluster]:
+    """A real Slurm of four nodes, one for all tests; `slurm.use(monkeypatch)` makes it this test's scheduler."""
+    reason = slurm_cluster.why_not()
+    if reason:
+        pytest.skip(reason)
+    with slurm_cluster.running() as cluster:
+        yield cluster
 
 
 # --- skipping ---------------------------------------------------------------------------------------------------------

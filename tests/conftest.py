@@ -26,7 +26,6 @@ if str(TESTS) not in sys.path:
 
 import slurm_cluster  # noqa: E402 - found only now
 
-
 # --- the environment --------------------------------------------------------------------------------------------------
 
 

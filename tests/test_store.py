@@ -344,9 +344,9 @@ def hot_queries(cx):
     """Each query that a launcher's tick or a listing asks, by name."""
     within = claims.Filter(minutes_left=10.0)
     yield "shapes", lambda: claims.shapes(cx)
-    yield "shapes of a workflow", lambda: claims.shapes(cx, ("w1",))
+    yield "shapes of a workflow", lambda: claims.shapes(cx, claims.sources(("w1",)))
     for workflows in (None, ("w1",)):
-        for source in claims._sources(workflows):
+        for source in claims.sources(workflows):
             yield f"best of {workflows}", lambda source=source: claims._best(cx, source, claims.Shape(1, 1, 1, 0), 5, within)
     yield "still held", lambda: claims.still_held(cx, 1)
     yield "unsettled", lambda: steps.settle_abandoned(cx, 1, 5, 1)

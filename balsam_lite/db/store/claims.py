@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol
 
@@ -111,6 +111,8 @@ class Filter(NamedTuple):
     serial_only: bool = True
     minutes_left: float | None = None  # None: no limit
     tags: tuple[tuple[str, str], ...] = ()  # all of these
+    launch: int | None = None  # the number of its batch job: jobs that are planned for it come first …
+    launch_only: bool = False  # … and no others
 
 
 # --- taking jobs ------------------------------------------------------------------------------------------------------
@@ -134,30 +136,46 @@ _SHORT = 1
 _LOOK_BEYOND = 2000
 
 
-class _Source(NamedTuple):
-    """An index over jobs that can be started: the prepared or the unprepared ones, of all workflows or of one."""
+class Source(NamedTuple):
+    """An index over jobs that can be started: the prepared or the unprepared ones; of all, of one workflow, of one launch."""
 
     index_name: str
     condition: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str | int, ...]
     is_prepared: bool
 
 
-def _sources(workflows: tuple[str, ...] | None) -> list[_Source]:
-    kinds = (("job_runnable", RUNNABLE, True), ("job_unprepared", UNPREPARED, False))
+_KINDS = (("job_runnable", RUNNABLE, True), ("job_unprepared", UNPREPARED, False))
+
+
+def sources(workflows: tuple[str, ...] | None = None) -> list[Source]:
+    """Where the startable jobs of these workflows are; None: all of them."""
     if workflows is None:
-        return [_Source(name, condition, (), is_prepared) for name, condition, is_prepared in kinds]
+        return [Source(name, condition, (), is_prepared) for name, condition, is_prepared in _KINDS]
     return [
-        _Source(f"{name}_of_workflow", f"{condition} AND workflow = ?", (workflow,), is_prepared)
-        for name, condition, is_prepared in kinds
+        Source(f"{name}_of_workflow", f"{condition} AND workflow = ?", (workflow,), is_prepared)
+        for name, condition, is_prepared in _KINDS
         for workflow in workflows
     ]
 
 
-def shapes(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> list[Shape]:
+def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> list[Source]:
+    """Where those are that are planned for a launch. Workflows are looked at row by row: a launch has thousands at most."""
+    planned = "queued_launch_id = ?"
+    parameters: list[str | int] = [launch]
+    if workflows is not None:
+        planned += " AND workflow IN (SELECT value FROM json_each(?))"
+        parameters.append(json.dumps(workflows))
+    return [
+        Source(f"{name}_of_launch", f"{condition} AND {planned}", tuple(parameters), is_prepared)
+        for name, condition, is_prepared in _KINDS
+    ]
+
+
+def shapes(cx: sqlite3.Connection, among: Sequence[Source] | None = None) -> list[Shape]:
     """The distinct shapes of startable jobs: a few seeks in the index for each, however many jobs there are."""
     found: set[Shape] = set()
-    for source in _sources(workflows):
+    for source in sources() if among is None else among:
         shape = _next_shape(cx, source, None)
         while shape is not None:
             found.add(shape)
@@ -165,7 +183,7 @@ def shapes(cx: sqlite3.Connection, workflows: tuple[str, ...] | None = None) -> 
     return sorted(found)
 
 
-def _next_shape(cx: sqlite3.Connection, source: _Source, last: Shape | None) -> Shape | None:
+def _next_shape(cx: sqlite3.Connection, source: Source, last: Shape | None) -> Shape | None:
     """The smallest shape beyond `last`.
 
     SQLite compares row values by reading every entry that is equal in the first column, so the seeks are spelled out:
@@ -189,7 +207,10 @@ def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]
     if only.workflows is not None:
         tagged += " AND workflow IN (SELECT value FROM json_each(?))"
         parameters.append(json.dumps(only.workflows))
-    for name, condition in (("job_runnable", RUNNABLE), ("job_unprepared", UNPREPARED)):
+    if only.launch_only:
+        tagged += " AND queued_launch_id = ?"
+        parameters.append(only.launch)
+    for name, condition, _ in _KINDS:
         rows = cx.execute(
             f"""SELECT {_SHAPE}, count(*), min(wall_time_minutes) FROM job INDEXED BY {name}
                 WHERE {condition}{tagged} GROUP BY {_SHAPE}""",
@@ -222,14 +243,34 @@ def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: i
     A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone, unless it is the smallest there is.
     What has nothing to be prepared passes from CREATED to RUNNING at once; the others are claimed in the state in which they
     are, as many as the room has preparations. None is normal.
+
+    What is planned for the launcher's own launch comes before all others. These may be planned for another launch: work does
+    not lie about because of a plan.
     """
+    taken = Taken([], [])
+    for among in _rounds(only):
+        more = _take_among(cx, lease, room, only, among, now_us)
+        room.preparations -= len(more.to_prepare)
+        taken = Taken(taken.to_run + more.to_run, taken.to_prepare + more.to_prepare)
+    return taken
+
+
+def _rounds(only: Filter) -> Iterator[list[Source]]:
+    """Where to look for jobs, one place after the other."""
+    if only.launch is not None:
+        yield sources_of_launch(only.launch, only.workflows)
+    if not only.launch_only:
+        yield sources(only.workflows)
+
+
+def _take_among(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, among: Sequence[Source], now_us: int) -> Taken:
     candidates = []
-    fitting = [s for s in shapes(cx, only.workflows) if room.fits(s) and (s.is_serial or not only.serial_only)]
+    fitting = [s for s in shapes(cx, among) if room.fits(s) and (s.is_serial or not only.serial_only)]
     # Of several shapes one job each, also where there is no place: for the first of those the room may keep one.
     fewest = int(len(fitting) > 1)
     for shape in fitting:
         wanted = max(room.count(shape), fewest)
-        for source in _sources(only.workflows):
+        for source in among:
             candidates += [(shape, row) for row in _candidates(cx, source, shape, wanted, room.preparations, only)]
     candidates.sort(key=_order)
     chosen: list[tuple[Shape, Row, object]] = []
@@ -260,7 +301,7 @@ def _has_to_be_prepared(row: Row) -> bool:
 
 
 def _candidates(
-    cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, preparations: int, only: Filter
+    cx: sqlite3.Connection, source: Source, shape: Shape, wanted: int, preparations: int, only: Filter
 ) -> list[Row]:
     """Rows of which up to `wanted` can be started and up to `preparations` are to be prepared first."""
     limit = wanted if source.is_prepared else wanted + preparations
@@ -278,7 +319,7 @@ def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
     return (-row[-1], -shape.num_nodes, shape.node_packing_count, -row[12], row[0])
 
 
-def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, only: Filter, plain_among: int = 0) -> list[Row]:
+def _best(cx: sqlite3.Connection, source: Source, shape: Shape, wanted: int, only: Filter, plain_among: int = 0) -> list[Row]:
     """The first `wanted` candidates of a shape; with `plain_among`, the plain ones among so many of the first.
 
     One range of the index per priority, so that no row is read in vain.
@@ -306,7 +347,7 @@ def _best(cx: sqlite3.Connection, source: _Source, shape: Shape, wanted: int, on
     return found
 
 
-def _tagged(only: Filter) -> tuple[str, list[str]]:
+def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:
     """The condition that a job has all the tags, and its parameters."""
     condition = " AND EXISTS (SELECT 1 FROM json_each(job.tags) WHERE key = ? AND value = ?)"
     return condition * len(only.tags), [word for pair in only.tags for word in pair]

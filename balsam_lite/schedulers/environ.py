@@ -1,17 +1,23 @@
 """In which batch job does this process run? The environment that the scheduler gave it says so.
 
-To teach it a scheduler: write a detector and append it to the table.
+Variables and the files they name are all that is read: no command is run (`remaining` does that) and no host name looked
+at. What decides where jobs go, and until when, must be readable, else it is an error; what the machine itself can tell as
+well, CPUs and GPUs, counts as not said where it makes no sense.
+
+To teach it a scheduler: write a detector and a reader of its nodes, and append both to the table.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Callable, NamedTuple
 
 from ..clock import SECOND_US
-from ..errors import LaunchError
+from ..errors import LaunchError, NoNodes
+from . import hostlist
 
 LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME = "BALSAM_LOCAL_JOBID", "BALSAM_LOCAL_NODES", "BALSAM_LOCAL_ENDTIME"
 
@@ -29,55 +35,260 @@ class Allocation(NamedTuple):
     runs_on_node: bool = True  # False where the script runs on a service node, as on a Cray with aprun
 
 
-def allocation(environ: Mapping[str, str] = os.environ) -> Allocation | None:
+_Environ = Mapping[str, str]
+
+
+def allocation(environ: _Environ = os.environ, *, node_names: Sequence[str] | None = None) -> Allocation | None:
     """The batch job that this environment belongs to; None outside of any.
+
+    Args:
+        node_names: what to take for its nodes, whatever the environment says of them; that is not looked at then.
 
     Raises:
         LaunchError: a variable of the scheduler holds something that it never writes there.
+        NoNodes: its nodes are not to be found out.
     """
-    for detect in _DETECTORS:
+    for detect, nodes in _DETECTORS:
         found = detect(environ)
         if found is not None:
-            return found
+            num_nodes, names = nodes(environ) if node_names is None else _given(node_names)
+            return found._replace(num_nodes=num_nodes, node_names=names)
     return None
 
 
-def _local(environ: Mapping[str, str]) -> Allocation | None:
-    batch_id = environ.get(LOCAL_JOBID)
-    if batch_id is None:
+#: How many nodes, and their names.
+_Nodes = tuple[int, tuple[str, ...]]
+
+
+def _given(names: Sequence[str]) -> _Nodes:
+    folded = tuple(dict.fromkeys(names))
+    return max(len(folded), 1), folded
+
+
+# --- local ------------------------------------------------------------------------------------------------------------
+
+
+def _local(environ: _Environ) -> Allocation | None:
+    if LOCAL_JOBID not in environ:
         return None
-    if not (batch_id.isascii() and batch_id.isdigit()):
-        raise _nonsense(LOCAL_JOBID, batch_id, "the number of a local batch job")
-    ends_us = None
-    if LOCAL_ENDTIME in environ:
-        ends_us = int(_number(environ, LOCAL_ENDTIME, "a time in seconds since 1970") * SECOND_US)
-    num_nodes = int(_number(environ, LOCAL_NODES, "a number of nodes")) if LOCAL_NODES in environ else 1
-    return Allocation("LocalScheduler", batch_id, num_nodes, ends_us=ends_us)
+    return Allocation("LocalScheduler", _batch_id(environ, LOCAL_JOBID), 1, ends_us=_time_us(environ, LOCAL_ENDTIME))
 
 
-def _number(environ: Mapping[str, str], variable: str, what: str) -> float:
-    """A finite number of at least 1.
-
-    >>> _number({"N": "2"}, "N", "a number")
-    2.0
-    """
-    text = environ[variable]
-    try:
-        number = float(text)
-    except ValueError:
-        raise _nonsense(variable, text, what) from None
-    if not 1 <= number < math.inf or (variable.endswith("NODES") and number != int(number)):
-        raise _nonsense(variable, text, what)
-    return number
+def _local_nodes(environ: _Environ) -> _Nodes:
+    return (_count(environ, LOCAL_NODES) if LOCAL_NODES in environ else 1), ()
 
 
-def _nonsense(variable: str, text: str, what: str) -> LaunchError:
-    return LaunchError(
-        f"The environment variable {variable} should hold {what}, not {text!r}",
-        hint=f"Outside of a batch job, `unset {variable}` helps.",
+# --- Slurm: sbatch(1), "output environment variables", version 22.05 --------------------------------------------------
+
+
+def _slurm(environ: _Environ) -> Allocation | None:
+    """In a batch script, in a step, or in the shell of salloc. The last runs where salloc was called, not on a node, so it
+    has no SLURMD_NODENAME: slurmd sets that for what it starts."""
+    if "SLURM_JOB_ID" not in environ:
+        return None
+    return Allocation(
+        "SlurmScheduler",
+        _batch_id(environ, "SLURM_JOB_ID"),
+        1,
+        ends_us=_time_us(environ, "SLURM_JOB_END_TIME"),  # since version 23.02
+        cpus_per_node=_first(_fewest_cpus, environ, ("SLURM_JOB_CPUS_PER_NODE", "SLURM_CPUS_ON_NODE")) or 0,
+        gpus_per_node=_slurm_gpus(environ),
+        runs_on_node="SLURMD_NODENAME" in environ,
     )
 
 
-#: Asked in this order; the first that answers wins. Local is first: a local batch job may run inside another
-#: scheduler's allocation, never the other way round.
-_DETECTORS: tuple[Callable[[Mapping[str, str]], Allocation | None], ...] = (_local,)
+def _slurm_nodes(environ: _Environ) -> _Nodes:
+    """Those of the batch job, in a step too. SLURM_NODELIST is the name of old versions for the same."""
+    variables = ("SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    filled = next((variable for variable in variables if environ.get(variable)), variables[0])
+    return _NodeSource(environ, "SLURM_JOB_ID", variables).in_list(filled, hostlist.expand)
+
+
+def _slurm_gpus(environ: _Environ) -> int | None:
+    found = _first(_total_gpus, environ, ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"))
+    if found is None and environ.get("SLURM_JOB_GPUS"):  # the numbers of those on the batch script's node
+        try:
+            return len(hostlist.expand_numbers(environ["SLURM_JOB_GPUS"]))
+        except ValueError:
+            return None
+    return found
+
+
+def _fewest_cpus(text: str) -> int | None:
+    """The smallest of the counts in SLURM_JOB_CPUS_PER_NODE; None where that is not what the text is.
+
+    >>> _fewest_cpus("72(x2),36"), _fewest_cpus("4"), _fewest_cpus("many")
+    (36, 4, None)
+    """
+    counts = [re.fullmatch(r"([0-9]{1,9})(?:\(x[0-9]{1,9}\))?", part) for part in text.split(",")]
+    return min(int(count[1]) if count else 0 for count in counts) or None
+
+
+def _total_gpus(text: str) -> int | None:
+    """The GPUs of a node as --gpus-per-node has them; None where that is not what the text is.
+
+    >>> _total_gpus("4"), _total_gpus("a100:3,v100:1"), _total_gpus("all")
+    (4, 4, None)
+    """
+    counts = [re.fullmatch(r"(?:[^,:]+:)*([0-9]{1,9})", part) for part in text.split(",")]
+    return sum(int(count[1]) for count in counts if count) if all(counts) else None
+
+
+# --- Cobalt 1.0.33, as its queue manager and the forkers of scripts set them ------------------------------------------
+
+
+def _cobalt(environ: _Environ) -> Allocation | None:
+    """On a cluster the script starts on its first node and has a file of their names. On a Cray it starts on a service
+    node and has the numbers of its nodes, for aprun."""
+    if "COBALT_JOBID" not in environ:
+        return None
+    batch_id, ends_us = _batch_id(environ, "COBALT_JOBID"), _time_us(environ, "COBALT_ENDTIME")
+    return Allocation("CobaltScheduler", batch_id, 1, ends_us=ends_us, runs_on_node="COBALT_NODEFILE" in environ)
+
+
+def _cobalt_nodes(environ: _Environ) -> _Nodes:
+    source = _NodeSource(environ, "COBALT_JOBID", ("COBALT_NODEFILE", "COBALT_PARTNAME", "COBALT_PARTSIZE"))
+    if "COBALT_NODEFILE" in environ:
+        return source.in_file("COBALT_NODEFILE")
+    return source.in_list("COBALT_PARTNAME", hostlist.expand_numbers)
+
+
+# --- PBS: qsub(1B) of OpenPBS 23.06 and of Torque 6.1 -----------------------------------------------------------------
+
+
+def _pbs(environ: _Environ) -> Allocation | None:
+    """PBS does not say when the job ends. Its two counts of CPUs are what was asked for, and 1 where nobody asked."""
+    if "PBS_JOBID" not in environ:
+        return None
+    cpus = _first(_fewest_cpus, environ, ("PBS_NUM_PPN", "NCPUS")) or 0
+    return Allocation("PBSScheduler", _batch_id(environ, "PBS_JOBID", _PBS_ID), 1, cpus_per_node=cpus if cpus > 1 else 0)
+
+
+def _pbs_nodes(environ: _Environ) -> _Nodes:
+    """A node has a line for each of its slots."""
+    return _NodeSource(environ, "PBS_JOBID", ("PBS_NODEFILE",)).in_file("PBS_NODEFILE")
+
+
+# --- reading variables ------------------------------------------------------------------------------------------------
+
+_ID = re.compile(r"[0-9]{1,18}")
+#: With the index in an array, and the server: 123[7].server.domain (pbs_job_attributes(7B)).
+_PBS_ID = re.compile(r"[0-9]{1,18}(\[[0-9]{0,9}\])?(\.[A-Za-z0-9_.-]{1,255})?")
+#: The year 5138; beyond, microseconds do not fit into what counts them elsewhere.
+_LATEST_S = 10**11
+
+
+def _batch_id(environ: _Environ, variable: str, pattern: re.Pattern[str] = _ID) -> str:
+    text = environ[variable]
+    if not pattern.fullmatch(text):
+        raise _nonsense(variable, text, "the id of a batch job", f"Outside of a batch job, `unset {variable}` helps.")
+    return text
+
+
+def _time_us(environ: _Environ, variable: str) -> int | None:
+    """Seconds since 1970, as microseconds. Nothing, or 0 as for a batch job without limit, is None."""
+    text = environ.get(variable, "0")
+    found = re.fullmatch(r"([0-9]{1,12})(\.[0-9]*)?", text)
+    if not found or int(found[1]) > _LATEST_S:
+        raise _nonsense(
+            variable, text, "a time in seconds since 1970", f"`unset {variable}`; an option of the launcher says it too."
+        )
+    return int(found[1]) * SECOND_US or None
+
+
+def _count(environ: _Environ, variable: str) -> int:
+    text = environ[variable]
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise _nonsense(variable, text, "a number of nodes", f"`unset {variable}`; an option of the launcher says it too.")
+    return int(text)
+
+
+def _first(read: Callable[[str], int | None], environ: _Environ, variables: Sequence[str]) -> int | None:
+    """What the first of the variables says that says anything."""
+    found = (read(environ[variable]) for variable in variables if variable in environ)
+    return next((number for number in found if number is not None), None)
+
+
+def _nonsense(variable: str, text: str, what: str, hint: str) -> LaunchError:
+    return LaunchError(f"The environment variable {variable} should hold {what}, not {_shown(text)}", hint=hint)
+
+
+# --- reading nodes ----------------------------------------------------------------------------------------------------
+
+#: Ten thousand nodes with a hundred slots each are a third of it.
+_LARGEST_FILE_BYTES = 64 * 1024 * 1024
+_NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class _NodeSource(NamedTuple):
+    """Where a scheduler says which nodes there are."""
+
+    environ: _Environ
+    identity: str  # the variable with the id of the batch job
+    variables: tuple[str, ...]  # those with the nodes, the most important one first
+
+    def in_list(self, variable: str, expand: Callable[[str], tuple[str, ...]]) -> _Nodes:
+        """What `expand` makes of the variable."""
+        if not self.environ.get(variable):
+            raise self._trouble("The list is missing or empty")
+        try:
+            names = expand(self.environ[variable])
+        except ValueError as exc:
+            raise self._trouble(f"{variable} is no such list: {exc}") from exc
+        return self._checked(names)
+
+    def in_file(self, variable: str) -> _Nodes:
+        """The names in the file at that path, between blanks, line ends and commas."""
+        try:
+            text = _read(self.environ.get(variable, ""))
+        except (OSError, ValueError) as exc:
+            raise self._trouble(f"The file of nodes cannot be read: {exc}") from exc
+        names: dict[str, None] = {}
+        for found in re.finditer(r"[^\s,]+", text):
+            names[found[0]] = None
+            if len(names) > hostlist.MOST_NAMES:
+                raise self._trouble(f"The file has more than {hostlist.MOST_NAMES} names")
+        if not names:
+            raise self._trouble("The file of nodes is empty")
+        return self._checked(names)
+
+    def _checked(self, names: Iterable[str]) -> _Nodes:
+        """Each name once. They go into command lines, between commas, so odd ones are refused."""
+        folded = tuple(dict.fromkeys(names))
+        odd = next((name for name in folded if len(name) > hostlist.LONGEST_NAME or not _NODE_NAME.fullmatch(name)), None)
+        if odd is not None:
+            raise self._trouble(f"{_shown(odd)} is no name of a node")
+        return len(folded), folded
+
+    def _trouble(self, what: str) -> NoNodes:
+        environ, names = self.environ, (self.identity, *self.variables)
+        seen = ", ".join(f"{name}={_shown(environ[name])}" if name in environ else f"no {name}" for name in names)
+        return NoNodes(
+            f"The environment is that of a batch job, but its nodes are not to be found out. {what}.\nSeen: {seen}",
+            hint=f"Set {self.variables[0]} to what it should be, or `unset {self.identity}` to use this host alone.",
+        )
+
+
+def _read(path: str) -> str:
+    """The file's text. Raises OSError and ValueError; does not wait, as one who opens a pipe would."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path!r} is no plain file")
+        content = file.read(_LARGEST_FILE_BYTES + 1)
+    if len(content) > _LARGEST_FILE_BYTES:
+        raise ValueError(f"it is larger than {_LARGEST_FILE_BYTES} bytes")
+    return content.decode("ascii")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")
+
+
+#: Asked in this order; the first that answers wins. Local is first: a local batch job may run inside another scheduler's
+#: allocation, never the other way round. Slurm can give its jobs the variables of PBS, so it comes before.
+_DETECTORS: tuple[tuple[Callable[[_Environ], Allocation | None], Callable[[_Environ], _Nodes]], ...] = (
+    (_local, _local_nodes),
+    (_slurm, _slurm_nodes),
+    (_cobalt, _cobalt_nodes),
+    (_pbs, _pbs_nodes),
+)

@@ -139,6 +139,10 @@ class DatabaseBusy(DatabaseError):
     exit_code = 75  # EX_TEMPFAIL: the same command may well pass a minute later
 
 
+class LostSession(DatabaseBusy):
+    """Others took this process for dead while it had the DB open alone; nothing was written."""
+
+
 class DatabaseFull(DatabaseError):
     """The disk is full; nothing was written."""
 
@@ -168,12 +172,24 @@ class SchedulerError(BalsamError):
         if argv:
             blocks.append(f"command: {' '.join(argv)}")
             blocks.append(f"exit code: {'<none>' if returncode is None else returncode}")
-            blocks += [f"{name}: {text.strip() or '<empty>'}" for name, text in (("stdout", stdout), ("stderr", stderr))]
+            blocks += [f"{name}: {_shortened(text) or '<empty>'}" for name, text in (("stdout", stdout), ("stderr", stderr))]
         super().__init__("\n".join(blocks), hint=hint)
+
+
+def _shortened(text: str, limit: int = 4000) -> str:
+    """A command may have printed megabytes: the first and the last of them are shown."""
+    text = text.strip()
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n… ({len(text) - limit} characters left out) …\n{text[-limit // 2 :]}"
 
 
 class SubmitFailed(SchedulerError):
     """The batch job was not accepted."""
+
+
+class SubmitUncertain(SubmitFailed):
+    """Nobody knows whether the batch job was accepted: the scheduler's command was killed on its way."""
 
 
 class PollFailed(SchedulerError):

@@ -105,7 +105,7 @@ def test_that_init_prints_the_slides_lines_between_asterisks(balsam: Balsam, tmp
     assert set(stars) == set(last) == {"*"}
     assert created == f"Successfully created Balsam DB at: {tmp_path}/new db"
     assert use == "Use `source balsamactivate new db` to begin working."
-    assert sorted(p.name for p in (tmp_path / "new db").iterdir() if p.is_dir()) == ["data", "log", "qsubmit"]
+    assert sorted(p.name for p in (tmp_path / "new db").iterdir() if p.is_dir()) == ["data", "job-templates", "log", "qsubmit"]
 
 
 def test_that_init_makes_every_directory_above_and_expands_home(

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from balsam_lite import processes
-from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed
+from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
 from balsam_lite.identity import Holder, start_of
-from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, run, select
+from balsam_lite.schedulers.base import LARGEST_OUTPUT_BYTES, BatchStatus, CommandScheduler, Submission, run, select
 from balsam_lite.schedulers.environ import Allocation, allocation
 from balsam_lite.settings import Settings
 
@@ -85,6 +85,25 @@ def test_that_a_command_that_takes_too_long_is_killed_with_its_children():
     assert not start_of(int(child))
 
 
+def test_that_a_command_that_prints_without_end_is_killed_and_its_words_are_bounded():
+    started = time.monotonic()
+    answer = run(["yes", "x" * 1000], timeout_s=60)
+    assert time.monotonic() - started < 20
+    assert answer.returncode is None
+    assert answer.was_killed
+    assert "it printed more than 16 MiB, so it was killed" in answer.stderr
+    assert LARGEST_OUTPUT_BYTES < len(answer.stdout) < LARGEST_OUTPUT_BYTES + 10**6
+    assert len(str(PollFailed("?", **answer._asdict()))) < 10_000
+
+
+def test_that_a_submission_whose_command_was_killed_is_uncertain_and_not_refused():
+    with pytest.raises(SubmitUncertain, match="did not say whether"):
+        scheduler(submit="echo 12.host; sleep 100").submit(SUBMISSION)
+    with pytest.raises(SubmitFailed) as caught:
+        CommandScheduler(ShellAdapter(), timeout_s=1).submit(SUBMISSION._replace(directory="/nonexistent"))
+    assert not isinstance(caught.value, SubmitUncertain)
+
+
 def test_that_a_refused_submission_and_one_without_an_id_carry_the_commands_words():
     assert scheduler().submit(SUBMISSION) == "12.host"
     with pytest.raises(SubmitFailed, match="queue closed") as caught:
@@ -112,7 +131,8 @@ def test_that_a_batch_job_is_found_by_its_name_and_a_refused_cancel_says_so():
         scheduler(cancel="echo not yours >&2; exit 1").cancel("7")
 
 
-def test_that_the_scheduler_is_the_one_of_the_settings_and_an_unknown_one_lists_those_there_are():
+def test_that_the_scheduler_is_the_one_of_the_settings_and_an_unknown_one_lists_those_there_are(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
     assert select(Settings()).name == "LocalScheduler"
     assert select(Settings(SCHEDULER_CLASS="LocalScheduler")).name == "LocalScheduler"
     with pytest.raises(SettingsError, match="LocalScheduler") as caught:

@@ -10,7 +10,7 @@ import click
 from ..db import connection, location
 from ..errors import BalsamError
 from . import layout
-from .common import say
+from .common import say, warn
 from .group import PathCommand, option
 
 
@@ -30,11 +30,25 @@ def init(path: str, access: str | None) -> None:
     """
     is_new = not location.is_db(os.path.expanduser(path))
     db = location.create(path, access)
+    _copy_template(db)
     said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
     shown = layout.one_line(db.directory)
     lines = [f"{said} {shown}", f"Use `source balsamactivate {os.path.basename(shown) or shown}` to begin working."]
     stars = "*" * max(map(len, lines))
     click.echo("\n".join([stars, *lines, stars]))
+
+
+def _copy_template(db: connection.Database) -> None:
+    """The job script of the scheduler in use, for the user to edit. Without one the DB is as good."""
+    from ..schedulers import submission
+    from ..settings import Settings
+
+    try:
+        submission.copy_template(db, Settings.load(db.directory))
+    except ImportError:
+        pass
+    except (BalsamError, OSError) as exc:
+        warn(f"The job template cannot be copied into the DB: {exc}")
 
 
 @click.command(cls=PathCommand)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import selectors
 import shutil
 import signal
 import subprocess
-from collections.abc import Collection, Mapping
-from typing import NamedTuple, Protocol, cast
+import time
+from collections.abc import Collection, Iterable, Mapping
+from typing import IO, NamedTuple, Protocol, cast
 
-from ..errors import CancelFailed, PollFailed, SettingsError, SubmitFailed
+from ..clock import SECOND_US
+from ..errors import CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
 from ..settings import Settings
 
 QUEUED = "queued"
@@ -31,6 +34,12 @@ ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
 
 #: Seconds; a loaded head node may take half a minute to answer.
 COMMAND_TIMEOUT_S = 60.0
+#: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
+LARGEST_OUTPUT_BYTES = 16 * 1024 * 1024
+
+_KILLED = "so it was killed"
+#: The clocks of a scheduler's host and of this one may differ by so much; and some schedulers tell whole seconds only.
+CLOCK_SLACK_US = 60 * SECOND_US
 
 
 class Submission(NamedTuple):
@@ -58,10 +67,36 @@ class BatchStatus(NamedTuple):
     ended_us: int | None = None
     name: str = ""
     command: str = ""  # path of the script; "" where the scheduler does not tell
+    output: str = ""  # path of its output; likewise
+    submitted_us: int | None = None
 
     @property
     def is_ended(self) -> bool:
         return self.state in ENDED_STATES
+
+    def may_be(self, script: str, output: str) -> bool:
+        """False where this is certainly a batch job of another script: a number or a name can be another's too."""
+        return self.command in ("", script) and self.output in ("", output)
+
+    def is_submission(self, submission: Submission, since_us: int) -> bool:
+        """Whether this is what became of that submission, made at `since_us` or later."""
+        if self.name != submission.name or not self.may_be(submission.script, submission.output):
+            return False
+        return self.submitted_us is None or self.submitted_us >= since_us - CLOCK_SLACK_US
+
+
+def by_id(statuses: Iterable[BatchStatus]) -> dict[str, BatchStatus]:
+    """The statuses by id. Of one that was told twice the first counts, unless only the other says that it still lives.
+
+    >>> sorted(by_id([BatchStatus("7", FAILED), BatchStatus("7", RUNNING), BatchStatus("8", RUNNING)]).items())[0][1].state
+    'running'
+    """
+    found: dict[str, BatchStatus] = {}
+    for status in statuses:
+        known = found.get(status.native_id)
+        if known is None or (known.is_ended and not status.is_ended):
+            found[status.native_id] = status
+    return found
 
 
 class Scheduler(Protocol):
@@ -72,7 +107,11 @@ class Scheduler(Protocol):
     domain: str  # where its ids mean something: two schedulers of one name may both have a batch job 1
 
     def submit(self, submission: Submission) -> str:
-        """Hand the script over and return the batch job's id. Raises SubmitFailed."""
+        """Hand the script over and return the batch job's id.
+
+        Raises:
+            SubmitFailed: it was not accepted. SubmitUncertain: nobody knows; `find` may tell later.
+        """
 
     def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
         """What is known of those batch jobs, by id. An id that is absent from the answer is gone.
@@ -98,13 +137,18 @@ class Completed(NamedTuple):
     """How a command ended."""
 
     argv: list[str]
-    returncode: int | None  # None: it did not start, or was killed because it took too long; stderr says which
+    returncode: int | None  # None: it did not start, or was killed (too slow, too much output); stderr says which
     stdout: str
     stderr: str
 
     @property
     def ok(self) -> bool:
         return self.returncode == 0
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it had begun, and what it did until it was killed is unknown."""
+        return self.returncode is None and self.stderr.endswith(_KILLED)
 
 
 def run(
@@ -116,7 +160,8 @@ def run(
 ) -> Completed:
     """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
 
-    It gets no stdin, a process group of its own, and `environ` (None: this process's) as its whole environment.
+    It gets no stdin, a session of its own, and `environ` (None: this process's) as its whole environment. One that prints
+    more than LARGEST_OUTPUT_BYTES is killed: no scheduler has so much to say, and it may never end.
     """
     try:
         process = subprocess.Popen(
@@ -130,28 +175,72 @@ def run(
         )
     except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
         return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
-    with process:
+    assert process.stdout is not None and process.stderr is not None
+    output, errors = bytearray(), bytearray()
+    with process.stdout as stdout, process.stderr as stderr:
         try:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            stdout, stderr = _killed(process)
-            return Completed(argv, None, _text(stdout), f"{_text(stderr)}\nno answer within {timeout_s:g} s".strip())
-    return Completed(argv, process.returncode, _text(stdout), _text(stderr))
+            trouble = _collect(process, {stdout: output, stderr: errors}, timeout_s)
+        except BaseException:
+            _kill(process)
+            raise
+        if trouble:
+            _kill(process)
+            return Completed(argv, None, _text(output), f"{_text(errors)}\n{trouble}, {_KILLED}".strip())
+    return Completed(argv, process.returncode, _text(output), _text(errors))
 
 
-def _killed(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+def _collect(process: subprocess.Popen[bytes], pipes: Mapping[IO[bytes], bytearray], timeout_s: float) -> str:
+    """Read the pipes to their ends and wait for the command. Returns why it must be killed, or ""."""
+    give_up = time.monotonic() + timeout_s
+    with selectors.DefaultSelector() as selector:
+        for pipe, kept in pipes.items():
+            selector.register(pipe, selectors.EVENT_READ, kept)
+        while selector.get_map():
+            left_s = give_up - time.monotonic()
+            if left_s <= 0:
+                return _late(timeout_s)
+            for key, _ in selector.select(left_s):
+                data = os.read(key.fd, 65536)
+                key.data.extend(data)
+                if not data:
+                    selector.unregister(key.fileobj)
+                elif len(key.data) > LARGEST_OUTPUT_BYTES:
+                    return f"it printed more than {LARGEST_OUTPUT_BYTES // 1024**2} MiB"
+    try:
+        process.wait(max(give_up - time.monotonic(), 0.001))
+    except subprocess.TimeoutExpired:
+        return _late(timeout_s)
+    return ""
+
+
+def _late(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:g} s"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the command and its children. One that hangs in the kernel, on a dead file system, is left behind."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     try:
-        return process.communicate(timeout=1)
-    except subprocess.TimeoutExpired as exc:  # a descendant outside of the group holds the pipes
-        return exc.stdout or b"", exc.stderr or b""
+        process.wait(1)
+    except subprocess.TimeoutExpired:
+        pass
 
 
-def _text(output: bytes) -> str:
+def _text(output: bytearray) -> str:
     return output.decode("utf-8", "replace")
+
+
+def user_name() -> str:
+    """This process's user, by the name that the system has for him, whatever his environment says."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, say
+        return os.environ.get("USER", "") or str(os.getuid())
 
 
 class Adapter(Protocol):
@@ -196,6 +285,9 @@ class CommandScheduler:
 
     def submit(self, submission: Submission) -> str:
         answer = self._run(self._adapter.submit_argv(submission), submission.directory)
+        if answer.was_killed:
+            hint = "`balsam ls queues` shows in a moment whether it was accepted."
+            raise SubmitUncertain(f"{self.name} did not say whether it has {submission.name}.", **answer._asdict(), hint=hint)
         native_id = self._adapter.parse_id(answer.stdout) if answer.ok else ""
         if not native_id:
             what = "printed no batch job id" if answer.ok else "refused the batch job"
@@ -231,10 +323,11 @@ class CommandScheduler:
             raise CancelFailed(f"{self.name} did not cancel batch job {native_id}.", **answer._asdict())
 
     def find(self, submission: Submission, since_us: int) -> str | None:
-        for status in self._statuses(()).values():
-            if status.name == submission.name and status.command in ("", submission.script):
-                return status.native_id
-        return None
+        return self._pick(self._statuses(()).values(), submission, since_us)
+
+    @staticmethod
+    def _pick(statuses: Iterable[BatchStatus], submission: Submission, since_us: int) -> str | None:
+        return next((status.native_id for status in statuses if status.is_submission(submission, since_us)), None)
 
     def _statuses(self, ids: Collection[str]) -> dict[str, BatchStatus]:
         answer = self._run(self._adapter.status_argv(ids))

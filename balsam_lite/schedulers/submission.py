@@ -19,20 +19,32 @@ from ..db import batch_queries, location
 from ..db.batch_queries import BatchRow
 from ..db.connection import Database
 from ..db.store import batch_jobs
-from ..errors import CancelFailed, InvalidSpec, SettingsError, SubmitFailed, UnknownBatchJob
-from ..settings import Settings, home
+from ..errors import (
+    AmbiguousJobId,
+    CancelFailed,
+    InvalidSpec,
+    SettingsError,
+    SubmitFailed,
+    SubmitUncertain,
+    UnknownBatchJob,
+)
+from ..settings import HOME_VARIABLE, Settings, home
 from .base import GONE, BatchStatus, Scheduler, Submission, select
 
 if TYPE_CHECKING:
     import jinja2
 
-JOB_MODES = ("serial", "mpi")
+JOB_MODES = ("serial", "mpi", "mixed")
 
 #: A row may be on its way to the scheduler for so long: twice what its command is given.
 SUBMISSION_PATIENCE_S = 120
 
+#: With our number behind it: what a batch job is called, by the scheduler and by users.
+_NAME = "qlaunch"
 _LARGEST_COUNT = 10**7
-_TEMPLATES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "templates")
+#: Where templates lie in the DB and among the user's settings; those of Balsam 0.3 did so too.
+TEMPLATES = "job-templates"
+_PACKAGED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "templates")
 
 
 class LaunchRequest(NamedTuple):
@@ -56,7 +68,8 @@ def submit_launch(db: Database, settings: Settings, request: LaunchRequest, sche
     """Submit a launcher and return its row. Opens two short write transactions, before and after.
 
     Raises:
-        InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason.
+        InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason. SubmitUncertain: it
+            stays as it was before; `refresh` finds the batch job by its name, or gives it up.
     """
     scheduler = scheduler or select(settings)
     request = validated(request, settings)
@@ -66,6 +79,8 @@ def submit_launch(db: Database, settings: Settings, request: LaunchRequest, sche
         script = _render(db, settings, scheduler, request, row["id"])
         _write_script(row["command"], script)
         native_id = scheduler.submit(_submission(db, row))
+    except SubmitUncertain:
+        raise
     except (OSError, SubmitFailed) as exc:
         reason = exc.message if isinstance(exc, SubmitFailed) else str(exc)
         with db.write() as cx:
@@ -98,7 +113,7 @@ def validated(request: LaunchRequest, settings: Settings) -> LaunchRequest:
         if type(value) is not int or not 1 <= value <= _LARGEST_COUNT:
             raise InvalidSpec(f"{field} must be a whole number from 1 to {_LARGEST_COUNT}, not {value!r}")
     if request.job_mode not in JOB_MODES:
-        raise InvalidSpec(f"job_mode must be {' or '.join(JOB_MODES)}, not {request.job_mode!r}")
+        raise InvalidSpec(f"job_mode must be one of {', '.join(JOB_MODES)}, not {request.job_mode!r}")
     for field in ("queue", "project", "wf_filter", "sched_flags"):
         _check_line(field, getattr(request, field))
     for key, value in request.filter_tags.items():
@@ -125,7 +140,7 @@ def _add_row(db: Database, request: LaunchRequest, domain: str) -> BatchRow:
     }
     with db.write() as cx:
         number = batch_jobs.add(cx, values, SystemClock.now_us())
-        stem = os.path.join(db.directory, location.QSUBMIT, f"qlaunch{number}")
+        stem = os.path.join(db.directory, location.QSUBMIT, f"{_NAME}{number}")
         batch_jobs.set_paths(cx, number, stem + ".sh", stem + ".out")
         return _get(batch_queries.get(cx, number), number)
 
@@ -138,7 +153,7 @@ def _get(row: BatchRow | None, number: int) -> BatchRow:
 
 def _submission(db: Database, row: BatchRow) -> Submission:
     return Submission(
-        name=f"qlaunch{row['id']}",
+        name=f"{_NAME}{row['id']}",
         script=row["command"],
         output=row["log"],
         directory=os.path.join(db.directory, location.QSUBMIT),
@@ -203,8 +218,8 @@ def _render(db: Database, settings: Settings, scheduler: Scheduler, request: Lau
 
 def _template_path(db: Database, settings: Settings, scheduler: Scheduler) -> str:
     """Where the template lies: in the DB, else among the user's settings, else in this package."""
-    name = settings.JOB_TEMPLATE or scheduler.template
-    places = [os.path.join(folder, os.path.expanduser(name)) for folder in (db.directory, home(), _TEMPLATES)]
+    name = os.path.expanduser(settings.JOB_TEMPLATE or scheduler.template)
+    places = [os.path.join(folder, name) for folder in _template_folders(db)]
     for path in places:
         if os.path.isfile(path):
             return path
@@ -212,12 +227,51 @@ def _template_path(db: Database, settings: Settings, scheduler: Scheduler) -> st
     raise SettingsError(f"JOB_TEMPLATE: there is no file {name}", hint=f"  Looked for:{looked}")
 
 
+def _template_folders(db: Database) -> list[str]:
+    own = [os.path.join(folder, below) for folder in (db.directory, home()) for below in ("", TEMPLATES)]
+    return [*own, _PACKAGED]
+
+
+def copy_template(db: Database, settings: Settings, scheduler: Scheduler | None = None) -> str:
+    """Copy the template in use into the DB, for the user to edit, unless one lies there. Returns the path that is in use.
+
+    A file that is there is never replaced. Opens no transaction.
+
+    Raises:
+        SettingsError: there is no such scheduler or template. OSError: the copy cannot be written.
+    """
+    scheduler = scheduler or select(settings)
+    source = _template_path(db, settings, scheduler)
+    if not settings.JOB_TEMPLATE and not source.startswith(os.path.join(db.directory, "")):
+        target = os.path.join(db.directory, TEMPLATES, scheduler.template)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _copy_new(source, target)
+        return target
+    return source
+
+
+def _copy_new(source: str, target: str) -> None:
+    """Copy a file to where none is."""
+    with open(source, "rb") as file:
+        content = file.read()
+    try:
+        copy = open(target, "xb")
+    except FileExistsError:  # somebody else was faster
+        return
+    try:
+        with copy:
+            copy.write(content)
+    except OSError:
+        os.unlink(target)
+        raise
+
+
 def _load_template(path: str, db: Database) -> jinja2.Template:
     import jinja2
 
     folder, name = os.path.split(path)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, db.directory, home(), _TEMPLATES]),
+        loader=jinja2.FileSystemLoader([folder, *_template_folders(db)]),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
@@ -238,8 +292,9 @@ def _variables(db: Database, request: LaunchRequest, number: int) -> dict[str, A
         "wf_filter": filters,
         "balsam_bin": balsam_bin,
         "balsam_db_path": _ShellText(db.directory),
+        "balsam_home": _ShellText(home() if HOME_VARIABLE in os.environ else ""),
         "pg_bin": balsam_bin,  # PostgreSQL's commands, once; templates put it on PATH
-        "name": _ShellText(f"qlaunch{number}"),
+        "name": _ShellText(f"{_NAME}{number}"),
         "filter_tags": [_ShellText(f"{key}={value}") for key, value in sorted(request.filter_tags.items())],
         "sched_flags": request.sched_flags,
     }
@@ -271,7 +326,7 @@ def _hint(exc: BaseException) -> str:
     if isinstance(exc, jinja2.UndefinedError):
         return (
             "A job template may use: project queue nodes time_minutes job_mode wf_filter balsam_bin balsam_db_path"
-            " pg_bin name filter_tags sched_flags, and the filter q."
+            " balsam_home pg_bin name filter_tags sched_flags, and the filter q."
         )
     return ""
 
@@ -320,7 +375,7 @@ def _differs(row: BatchRow, native_id: str, statuses: Mapping[str, BatchStatus],
     if _is_pending(row):
         return True
     status = statuses.get(native_id)
-    if status and status.command not in ("", row["command"]):
+    if status and not status.may_be(row["command"], row["log"]):
         return False  # the same number in another user's or host's queue: of this row nothing is known
     columns = _columns(status, row, now_us)
     return any(columns[name] != row[name] for name in columns)
@@ -346,20 +401,52 @@ def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
     Raises:
         UnknownBatchJob. CancelFailed: it has ended, was never submitted, or the scheduler refused. PollFailed.
     """
-    with db.read() as cx:
-        row = _get(batch_queries.get(cx, number), number)
+    row = _read(db, number)
     if _is_pending(row):
         refresh(db, scheduler)
-        with db.read() as cx:
-            row = _get(batch_queries.get(cx, number), number)
+        row = _read(db, number)
     if row["ended"] is not None:
-        raise CancelFailed(f"qlaunch{number} has ended already ({row['state']}).")
+        raise CancelFailed(f"{_NAME}{number} has ended already ({row['state']}).")
+    if row["scheduler"] != scheduler.domain:
+        raise CancelFailed(
+            f"{_NAME}{number} belongs to another scheduler: {row['scheduler']}, not {scheduler.domain}.",
+            hint="SCHEDULER_CLASS of the settings says which scheduler is in use; or go to the host that has that one.",
+        )
     if not row["scheduler_id"]:
-        raise CancelFailed(f"qlaunch{number} is just being submitted.", hint="Try again in a moment.")
+        raise CancelFailed(f"{_NAME}{number} is just being submitted.", hint="Try again in a moment.")
     scheduler.cancel(row["scheduler_id"])
     refresh(db, scheduler)
+    return _read(db, number)
+
+
+def _read(db: Database, number: int) -> BatchRow:
     with db.read() as cx:
         return _get(batch_queries.get(cx, number), number)
+
+
+def resolve(db: Database, word: str) -> BatchRow:
+    """The batch job that a user means by `qlaunch7`, by our number 7 or by the scheduler's id.
+
+    Of several with one id of the scheduler's the newest is meant: some schedulers begin to count anew.
+
+    Raises:
+        UnknownBatchJob. AmbiguousJobId: one batch job has this number of ours, and another one this id.
+    """
+    named = word.startswith(_NAME)
+    digits = word[len(_NAME) :] if named else word
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 16 else 0
+    with db.read() as cx:
+        ours = batch_queries.get(cx, number)
+        theirs = None if named or not word else batch_queries.by_scheduler_id(cx, word)
+    if ours and theirs and ours["id"] != theirs["id"]:
+        raise AmbiguousJobId(
+            f"{word} could be {_NAME}{ours['id']} or {_NAME}{theirs['id']}, which the scheduler calls {word}.",
+            hint=f"Say {_NAME}{ours['id']} or {_NAME}{theirs['id']}.",
+        )
+    row = ours or theirs
+    if row is None:
+        raise UnknownBatchJob(f"There is no batch job {word} in this DB.", hint="`balsam ls queues --all` lists them.")
+    return row
 
 
 def legacy_form(row: BatchRow) -> dict[str, Any]:

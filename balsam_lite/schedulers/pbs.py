@@ -1,0 +1,348 @@
+"""PBS: OpenPBS and PBS Pro; also Torque, and the wrappers with PBS's names that come with Slurm, as far as they go.
+
+Facts are from the manual pages of OpenPBS 23.06 (qsub(1B), qstat(1B), pbs_job_attributes(7B)), the PBS Professional 2022.1
+guides ("Job Exit Status Codes"), the manual pages of Torque 6.1, and contribs/torque/qstat.pl of Slurm 22.05. Nodes, time,
+queue and project are lines of the job script, `#PBS …`: the command line would win over what a user has written there.
+
+Statuses come from one `qstat -x -f -F json`, which tells of ended batch jobs too. Where that is not understood (Torque, old
+versions) or its JSON is broken (an odd variable in the environment of a batch job did that in some versions), the same is
+read from the text of `qstat -f`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..clock import SECOND_US
+from ..errors import PollFailed
+from ..settings import Settings
+from . import base
+from .base import BatchStatus, CommandScheduler, Completed, Submission
+
+_Attributes = Mapping[str, str]
+
+#: The letters of job_state, pbs_job_attributes(7B), and what they mean here. C is Torque's and Slurm's for F.
+_STATES = {
+    "Q": (base.QUEUED, ""),
+    "H": (base.QUEUED, "held"),
+    "W": (base.QUEUED, "it waits for its time, or for files"),
+    "T": (base.QUEUED, "it is on its way to another queue"),
+    "M": (base.QUEUED, "it was moved to another server"),
+    "S": (base.QUEUED, "suspended"),
+    "U": (base.QUEUED, "suspended while somebody uses the host"),
+    "R": (base.RUNNING, ""),
+    "B": (base.RUNNING, ""),
+    "E": (base.RUNNING, "it has ended and is being cleaned up"),
+}
+_ENDED = frozenset("FXC")
+
+#: substate of a batch job that was deleted; pbs_job_attributes(7B).
+_SUBSTATE_DELETED = "91"
+#: Exit_status of one that ran into its time limit; PBS Professional 2022.1, table "Job Exit Status Codes".
+_EXIT_WALL_TIME = -29
+#: Above, Exit_status is that plus the number of the signal that killed the script; likewise.
+_EXIT_SIGNAL = 256
+
+#: Exit codes of qstat where a batch job is unknown, or over (PBSE_UNKJOBID and PBSE_HISTJOBID modulo 256, pbs_error.h), and
+#: what it says then. Other complaints mean that it could not tell.
+_UNKNOWN_CODES = (153, 35)
+_UNKNOWN = re.compile(r"Unknown Job Id|Job has finished", re.IGNORECASE)
+
+_ID = re.compile(r"(\d+(?:\[\d*\])?)(?:\.[\w.-]+)?", re.ASCII)
+
+
+class PBSScheduler(CommandScheduler):
+    """See `base.Scheduler`. Asks for JSON until it learns that this PBS has none."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._commands = Commands(
+            settings.SCHEDULER_SUBMIT_EXE or "qsub",
+            settings.SCHEDULER_STATUS_EXE or "qstat",
+            settings.SCHEDULER_CANCEL_EXE or "qdel",
+        )
+        super().__init__(PBSAdapter(self._commands, base.user_name()), timeout_s=settings.SCHEDULER_TIMEOUT_S)
+        self._text = PBSAdapter(self._commands, base.user_name(), form=TEXT)
+
+    def find(self, submission: Submission, since_us: int) -> str | None:
+        """Two commands: the list of this user's batch jobs has no paths, so those of that name are asked for."""
+        listed = self._run(self._adapter.status_argv(()))
+        if _is_misunderstood(listed):
+            self._adapter = self._text
+            listed = self._run(self._adapter.status_argv(()))
+        if not listed.ok:
+            raise PollFailed(f"{self.name} did not list this user's batch jobs.", **listed._asdict())
+        ids = parse_list(listed.stdout, submission.name)
+        return self._pick(self._statuses(ids).values(), submission, since_us) if ids else None
+
+    def _statuses(self, ids: Collection[str]) -> dict[str, BatchStatus]:
+        answer = self._run(self._adapter.status_argv(ids))
+        if self._adapter is not self._text:
+            if _is_misunderstood(answer):
+                self._adapter = self._text
+            if self._adapter is self._text or (answer.ok and _load(answer.stdout) is None):
+                answer = self._run(self._text.status_argv(ids))
+        statuses = None if answer.returncode is None else self._adapter.parse_statuses(answer)
+        if statuses is None:
+            raise PollFailed(f"{self.name} did not tell the state of its batch jobs.", **answer._asdict())
+        return statuses
+
+
+class Commands(NamedTuple):
+    """The programs, by name or path."""
+
+    submit: str = "qsub"
+    status: str = "qstat"
+    cancel: str = "qdel"
+
+
+#: What qstat is asked for: with history in JSON, or the text that all have. Torque's -x is XML, so not that.
+JSON, TEXT = ("-x", "-f", "-F", "json"), ("-f",)
+
+
+class PBSAdapter:
+    """See `base.Adapter`. `form` is JSON or TEXT."""
+
+    name = "PBSScheduler"
+    template = "pbs.tmpl"
+
+    def __init__(self, commands: Commands, user: str, *, form: tuple[str, ...] = JSON) -> None:
+        self._commands, self._user, self._form = commands, user, form
+
+    def submit_argv(self, submission: Submission) -> list[str]:
+        return [
+            self._commands.submit,
+            *("-N", submission.name, "-o", submission.output, "-j", "oe"),
+            *submission.flags,
+            submission.script,
+        ]
+
+    def environ(self) -> Mapping[str, str]:
+        return {}
+
+    def parse_id(self, stdout: str) -> str:
+        """qsub prints the id on a line of its own, with the server's name behind it; Slurm's wrapper without.
+
+        >>> PBSAdapter(Commands(), "me").parse_id("Welcome\\n412020.polaris-pbs-01.example.org\\n")
+        '412020.polaris-pbs-01.example.org'
+        """
+        lines = [line.strip() for line in stdout.splitlines()]
+        return next((line for line in reversed(lines) if _ID.fullmatch(line)), "")
+
+    def status_argv(self, ids: Collection[str]) -> list[str]:
+        if ids:
+            return [self._commands.status, *self._form, *ids]
+        history = ["-x"] if self._form == JSON else []
+        return [self._commands.status, *history, "-u", self._user]
+
+    def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
+        """Of the ids in the command line, or of all that were told where there are none.
+
+        JSON and text are told apart by what they look like. An id that is not mentioned is gone only if qstat does not
+        complain of anything else.
+        """
+        if not _is_believable(answer):
+            return None
+        jobs = _load(answer.stdout)
+        found = base.by_id(status_of(native_id, values) for native_id, values in jobs or parse_text(answer.stdout))
+        if not found and jobs is None and answer.ok:
+            return None
+        asked = {_number(word): word for word in answer.argv[1:] if _ID.fullmatch(word)}
+        named = ((asked.get(_number(native_id), native_id), status) for native_id, status in found.items())
+        return {native_id: status._replace(native_id=native_id) for native_id, status in named}
+
+    def past_argv(self, ids: Collection[str]) -> list[str]:
+        return []  # `status_argv` tells of those too, where the server keeps a history
+
+    def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
+        return {}
+
+    def read_past(self, native_id: str, output: str) -> BatchStatus | None:
+        return None
+
+    def cancel_argv(self, native_id: str) -> list[str]:
+        return [self._commands.cancel, native_id]
+
+
+def _number(native_id: str) -> str:
+    """An id without its server: `12` and `12.host` are the same batch job."""
+    return native_id.partition(".")[0]
+
+
+# --- what qstat prints ------------------------------------------------------------------------------------------------
+
+
+def _is_misunderstood(answer: Completed) -> bool:
+    """Whether this qstat does not know the options of JSON. Torque takes -x for XML; all others print their usage."""
+    if answer.stdout.startswith("<"):
+        return True
+    text = (answer.stderr + answer.stdout[:1000]).lower()
+    words = ("usage", "illegal", "invalid option", "unknown option")
+    return answer.returncode in (1, 2) and any(word in text for word in words)
+
+
+def _is_believable(answer: Completed) -> bool:
+    if answer.ok:
+        return True
+    complaints = [line for line in answer.stderr.splitlines() if line.startswith("qstat:")]
+    return answer.returncode in _UNKNOWN_CODES and all(map(_UNKNOWN.search, complaints))
+
+
+def _load(text: str) -> list[tuple[str, _Attributes]] | None:
+    """The batch jobs in qstat's JSON, with their attributes; None where it is none.
+
+    Keys may come twice, so objects are read as pairs.
+    """
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return None
+    members = [value for key, value in pairs if key == "Jobs" and isinstance(value, tuple)]
+    return [(job[0], dict(_flat(job[1]))) for jobs in members for job in jobs if isinstance(job[1], tuple)]
+
+
+def _flat(pairs: Iterable[tuple[str, Any]], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested objects as the text form has them: Resource_List.walltime."""
+    for key, value in pairs:
+        if isinstance(value, tuple):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield prefix + key, str(value)
+
+
+def parse_text(text: str) -> Iterator[tuple[str, _Attributes]]:
+    """The batch jobs in the text of `qstat -f`, with their attributes.
+
+    An attribute has a line `    name = value`, and further ones that begin with a tab and are joined without a blank.
+    Slurm's wrapper indents the attributes themselves by a tab, and has no further lines.
+    """
+    for block in re.split(r"^Job Id:", text, flags=re.MULTILINE)[1:]:
+        first, *lines = block.splitlines() or [""]
+        found = _ID.match(first.strip())
+        if found:
+            yield found[0], dict(_attributes(lines))
+
+
+def _attributes(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    name, value, indent = "", "", ""
+    for line in lines:
+        found = re.match(r"(\s+)([\w.]+) = (.*)$", line)
+        if found and (not name or found[1] == indent):
+            if name:
+                yield name, value
+            indent, name, value = found[1], found[2], found[3]
+        elif line.startswith("\t"):
+            value += line[1:]
+    if name:
+        yield name, value
+
+
+def parse_list(text: str, name: str) -> list[str]:
+    """The ids in the lines of `qstat -u USER` that may be of batch jobs of that name; names may be cut short there.
+
+    >>> parse_list("12.host  me  workq  qlaunch12*  --  1\\n13.host  me  workq  other  --  1\\n", "qlaunch123")
+    ['12.host']
+    """
+    rows = (line.split() for line in text.splitlines())
+    return [row[0].rstrip("*") for row in rows if row and row[0][:1].isdigit() and any(_may_be(name, word) for word in row[1:])]
+
+
+def _may_be(name: str, word: str) -> bool:
+    return word == name or (len(word) > 8 and name.startswith(word.rstrip("*")))
+
+
+# --- what it means ----------------------------------------------------------------------------------------------------
+
+
+def status_of(native_id: str, values: _Attributes) -> BatchStatus:
+    """What a batch job's attributes say."""
+    letter = values.get("job_state", "")
+    state, reason, exit_code = _outcome(values) if letter in _ENDED else (*_living(letter, values), None)
+    output = values.get("Output_Path", "")
+    return BatchStatus(
+        native_id,
+        state,
+        reason,
+        exit_code,
+        started_us=_date_us(values, "stime", "start_time"),
+        ended_us=_date_us(values, "obittime", "comp_time", "mtime") if letter in _ENDED else None,
+        name=values.get("Job_Name", ""),
+        output=output[output.find(":/") + 1 :] if ":/" in output else output if output.startswith("/") else "",
+        submitted_us=_date_us(values, "qtime", "ctime"),
+    )
+
+
+def _living(letter: str, values: _Attributes) -> tuple[str, str]:
+    state, reason = _STATES.get(letter, (base.QUEUED, f"state {letter or 'unknown'}"))
+    comment = values.get("comment", "") if state == base.QUEUED else ""
+    return state, comment or reason
+
+
+def _outcome(values: _Attributes) -> tuple[str, str, int | None]:
+    """State, reason and exit code as a shell has it. The scheduler's comment goes along where something went wrong."""
+    code = _whole(values.get("Exit_status", values.get("exit_status", "")))
+    comment = values.get("comment", "")
+    killed = code is not None and code > _EXIT_SIGNAL
+    exit_code = None if code is None or code < 0 else 128 + code - _EXIT_SIGNAL if killed else code
+    how = "" if not code else f"exit code {code}" if not killed else f"killed by {_signal_name(code - _EXIT_SIGNAL)}"
+    if code == _EXIT_WALL_TIME or (exit_code is not None and exit_code > 128 and _time_is_up(values)):
+        return base.TIMED_OUT, _joined("its time limit was reached", how if code != _EXIT_WALL_TIME else ""), exit_code
+    if values.get("substate") == _SUBSTATE_DELETED:
+        return base.CANCELLED, _joined("cancelled", how), exit_code
+    if code is None:
+        return base.ENDED, _joined("PBS does not tell its exit code", comment), None
+    if code < 0:
+        return base.FAILED, _joined(f"PBS could not run it (its code {code})", comment), None
+    return (base.FAILED if code else base.FINISHED), how, exit_code
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def _time_is_up(values: _Attributes) -> bool:
+    used, limit = (duration_s(values.get(f"{of}.walltime", "")) for of in ("resources_used", "Resource_List"))
+    return used is not None and limit is not None and used >= limit
+
+
+def duration_s(text: str) -> int | None:
+    """Seconds in `[[HH:]MM:]SS`, pbs_resources(7B); there may be hundreds of hours. None for anything else.
+
+    >>> duration_s("100:00:01"), duration_s("90"), duration_s("soon")
+    (360001, 90, None)
+    """
+    if not re.fullmatch(r"\d{1,9}(:\d{1,2}){0,3}(\.\d*)?", text, re.ASCII):
+        return None
+    seconds = 0
+    for part, factor in zip(reversed(text.partition(".")[0].split(":")), (1, 60, 3600, 86400)):
+        seconds += int(part) * factor
+    return seconds
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.ASCII) else None
+
+
+def _date_us(values: _Attributes, *names: str) -> int | None:
+    """The first of those attributes that is there, as microseconds since the epoch: ctime(3) in the server's time zone,
+    which is taken to be this host's, or seconds since the epoch."""
+    text = next((values[name] for name in names if name in values), "")
+    if re.fullmatch(r"\d{1,11}", text, re.ASCII):
+        return int(text) * SECOND_US
+    try:
+        return int(time.mktime(time.strptime(text, "%a %b %d %H:%M:%S %Y"))) * SECOND_US
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,99 @@
+"""Reservations: which jobs are planned for which launch (`job.queued_launch_id`, the number of the batch job's row).
+
+A reservation is a plan, not a lock: the launch's own launcher takes these jobs first, any other takes them as well. It ends
+with the job, and with the launch: then jobs that have not ended are given back. All functions open their own write
+transactions, short ones, so that launchers do not wait for ten thousand jobs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ... import spec, states
+from ..connection import Database
+from ..schema import sql_list
+from . import claims
+from .claims import Shape, Source
+
+#: Jobs in one transaction; so many take some milliseconds.
+_BATCH = 1000
+#: Jobs of an ended launch whose history is looked at for whether the launch did anything.
+_SAMPLE = 100
+
+_OF_LAUNCH = "FROM job INDEXED BY job_queued_launch WHERE queued_launch_id = ?"
+_ENDS = sql_list(states.END_STATES)
+
+
+class Returned(NamedTuple):
+    """What an ended launch gave back."""
+
+    jobs: int  # how many
+    was_idle: bool  # it had reservations, and no launcher has run any of these jobs since
+
+
+def reserve(db: Database, launch: int, shape: Shape, longest_minutes: int, jobs: int) -> int:
+    """Plan up to `jobs` jobs of a shape for a launch, in the order of claiming; returns how many there were.
+
+    Only startable ones that are planned for no other launch, with an estimate of `longest_minutes` or less.
+    """
+    with db.read() as cx:
+        ids = [job for source in claims.sources() for job in _unplanned(cx, source, shape, longest_minutes, jobs)][:jobs]
+    free = "queued_launch_id IS NULL AND lease IS NULL"
+    return _in_batches(db, ids, f"UPDATE job SET queued_launch_id = {launch:d} WHERE id = ? AND {free}")
+
+
+def _unplanned(cx: sqlite3.Connection, source: Source, shape: Shape, longest_minutes: int, most: int) -> list[int]:
+    fields = " AND ".join(f"{field} = ?" for field in spec.SHAPE_FIELDS)
+    query = f"""SELECT id FROM job INDEXED BY {source.index_name}
+        WHERE {source.condition} AND {fields} AND wall_time_minutes <= ? AND queued_launch_id IS NULL
+        ORDER BY priority DESC, wall_time_minutes DESC, id LIMIT ?"""
+    return [row[0] for row in cx.execute(query, (*source.parameters, *shape, longest_minutes, most))]
+
+
+def _in_batches(db: Database, ids: Sequence[int], update: str) -> int:
+    """Carry out `update` for each job, in several transactions; returns how many rows changed."""
+    changed = 0
+    for start in range(0, len(ids), _BATCH):
+        with db.write() as cx:
+            changed += cx.executemany(update, [(job,) for job in ids[start : start + _BATCH]]).rowcount
+    return changed
+
+
+def orphaned(cx: sqlite3.Connection, open_launches: Iterable[int]) -> list[int]:
+    """Launches that are not open and still have startable jobs planned for them. Inside the caller's transaction."""
+    is_open = set(open_launches)
+    found = set()
+    for source in claims.sources():
+        query = f"""SELECT min(queued_launch_id) FROM job INDEXED BY {source.index_name}_of_launch
+            WHERE {source.condition} AND queued_launch_id > ?"""
+        launch = cx.execute(query, (-(2**63),)).fetchone()[0]
+        while launch is not None:
+            found.add(launch)
+            launch = cx.execute(query, (launch,)).fetchone()[0]
+    return sorted(found - is_open)
+
+
+def give_back(db: Database, launch: int) -> Returned:
+    """End the reservations of a launch that is over, on all jobs that have not ended. Doing it twice does nothing more."""
+    with db.read() as cx:
+        was_idle = _was_idle(cx, launch)
+        ids = [row[0] for row in cx.execute(f"SELECT id {_OF_LAUNCH} AND state NOT IN ({_ENDS})", (launch,))]
+    update = f"UPDATE job SET queued_launch_id = NULL WHERE id = ? AND queued_launch_id = {launch:d}"
+    return Returned(_in_batches(db, ids, update), was_idle)
+
+
+def _was_idle(cx: sqlite3.Connection, launch: int) -> bool:
+    """Whether no job that was planned for the launch has been run since the launch was made."""
+    row = cx.execute("SELECT created FROM batch_job WHERE id = ?", (launch,)).fetchone()
+    planned = cx.execute(f"SELECT 1 {_OF_LAUNCH} LIMIT 1", (launch,)).fetchone()
+    begun = cx.execute(f"SELECT 1 {_OF_LAUNCH} AND (lease IS NOT NULL OR state IN ({_ENDS})) LIMIT 1", (launch,)).fetchone()
+    if row is None or planned is None or begun is not None:
+        return False
+    run = cx.execute(
+        f"""SELECT 1 FROM (SELECT id {_OF_LAUNCH} LIMIT ?) AS planned JOIN event ON event.job = planned.id
+            WHERE event.time >= ? AND event.to_state = '{states.RUNNING}' LIMIT 1""",
+        (launch, _SAMPLE, row[0]),
+    ).fetchone()
+    return run is None

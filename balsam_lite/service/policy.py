@@ -1,0 +1,206 @@
+"""The queue policy: which launches the service may submit to which queue. An INI file, one section per queue.
+
+    [debug-flat-quad]
+    submit-jobs = on
+    max-queued = 1
+    policy = [{"min-nodes": 1, "max-nodes": 16, "min-time": 0, "max-time": 1}]
+
+Node ranges are inclusive, times are in hours (source: Balsam 0.3.8, its theta_policy.ini). Everything is checked when it is
+loaded; an error names the file, the section and the key.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from ..errors import SettingsError
+from ..settings import Settings, SettingsWarning, home
+
+TEMPLATE = "policy.ini"
+
+_SUBMIT, _MOST, _POLICY = "submit-jobs", "max-queued", "policy"
+_KEYS = (_SUBMIT, _MOST, _POLICY)
+_NODES, _TIMES = ("min-nodes", "max-nodes"), ("min-time", "max-time")
+_WORDS = configparser.ConfigParser.BOOLEAN_STATES
+#: What a launch request may ask for at most, nodes or minutes.
+_LARGEST = 10**7
+_HEADER = re.compile(r"\[[^\[\]{}\",]+\]\s*$")
+#: [DEFAULT] is a queue like any other.
+_NO_DEFAULTS = "\n"
+_MEND = "Mend the file; the service does not start with a policy that it cannot read."
+
+
+class Range(NamedTuple):
+    """Launches of so many nodes may last so long; both ends are allowed."""
+
+    min_nodes: int
+    max_nodes: int
+    min_minutes: int
+    max_minutes: int
+
+
+class Queue(NamedTuple):
+    """What the service may do in one queue."""
+
+    name: str
+    is_on: bool
+    max_queued: int  # launches at once, queued and running together, whoever submitted them
+    ranges: tuple[Range, ...]  # by nodes, without overlap
+
+
+def load(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[Queue, ...]:
+    """Read the policy that holds for that DB: every queue of the file, also those that are off. Unknown keys are a warning.
+
+    Raises:
+        SettingsError: there is no such file, or it is broken.
+    """
+    path = find(db_directory, settings, environ)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return parse(file.read(), path)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path} cannot be read: {exc}", hint=_MEND) from exc
+
+
+def find(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
+    """Where the file lies that QUEUE_POLICY names: in the DB, else in ~/.balsam. Raises SettingsError: nowhere."""
+    name = os.path.expanduser(settings.QUEUE_POLICY)
+    places = list(dict.fromkeys(os.path.join(folder, name) for folder in (db_directory, home(environ))))
+    for path in places:
+        if name and os.path.isfile(path):
+            return path
+    looked = "".join(f"\n    {path}" for path in places)
+    raise SettingsError(
+        f"QUEUE_POLICY: there is no file {settings.QUEUE_POLICY!r}",
+        hint=f"  Looked for:{looked}\n  `balsam init {db_directory}` puts one there that you can edit.",
+    )
+
+
+def parse(text: str, path: str) -> tuple[Queue, ...]:
+    """The queues of a policy, in the order of the file. `path` is for messages. Raises SettingsError."""
+    reader = configparser.RawConfigParser(default_section=_NO_DEFAULTS, delimiters=("=",))
+    try:
+        reader.read_string("\n".join(_indented(text)), path)
+    except configparser.Error as exc:
+        raise SettingsError(f"{path}: {_one_line(exc)}", hint=_MEND) from exc
+    if not reader.sections():
+        raise SettingsError(f"{path} has no section; each queue needs one, such as [default]", hint=_MEND)
+    return tuple(_queue(reader[name], f"{path}, [{name}]") for name in reader.sections())
+
+
+def _indented(text: str) -> Iterator[str]:
+    """The lines, those inside a JSON value indented: configparser ends a value at the first line that is not."""
+    depth = 0
+    for line in text.splitlines():
+        if _HEADER.match(line):
+            depth = 0
+        yield f" {line}" if depth > 0 else line
+        if not line.lstrip().startswith(("#", ";")):
+            bare = re.sub(r'"[^"]*"', "", line)
+            depth = max(0, depth + sum(map(bare.count, "[{")) - sum(map(bare.count, "]}")))
+
+
+def _one_line(exc: configparser.Error) -> str:
+    if isinstance(exc, configparser.MissingSectionHeaderError):
+        return f"line {exc.lineno}: expected a section such as [default] before {exc.line!r}"
+    if isinstance(exc, configparser.ParsingError):
+        return "; ".join(f"line {number}: expected KEY = VALUE, found {line}" for number, line in exc.errors)
+    if isinstance(exc, configparser.DuplicateOptionError):
+        return f"line {exc.lineno}, [{exc.section}]: {exc.option} is given twice"
+    if isinstance(exc, configparser.DuplicateSectionError):
+        return f"line {exc.lineno}: there are two sections [{exc.section}]"
+    return exc.message
+
+
+# --- one section ------------------------------------------------------------------------------------------------------
+
+
+def _queue(section: Mapping[str, str], where: str) -> Queue:
+    for key in _KEYS:
+        if key not in section:
+            raise SettingsError(f"{where}: {key} is missing", hint=f"Each section needs: {', '.join(_KEYS)}.")
+    _warn_of_unknown(section, _KEYS, where)
+    name = where.rpartition("[")[2][:-1]
+    if not name.isprintable() or name != name.strip():
+        raise SettingsError(f"{where}: the name of a queue is printable and does not begin or end with a blank")
+    is_on = _WORDS.get(section[_SUBMIT].lower())
+    if is_on is None:
+        _refuse(where, _SUBMIT, section[_SUBMIT], "on or off")
+    most = section[_MOST]
+    if not (most.isascii() and most.isdigit() and len(most) < 10 and int(most) > 0):
+        _refuse(where, _MOST, most, "a whole number of 1 or more", f"`{_SUBMIT} = off` closes a queue to the service.")
+    ranges = sorted(_ranges(section[_POLICY], f"{where}, {_POLICY}"))
+    for lower, upper in zip(ranges, ranges[1:]):
+        if upper.min_nodes <= lower.max_nodes:
+            raise SettingsError(
+                f"{where}, {_POLICY}: the node ranges {lower.min_nodes} to {lower.max_nodes} and {upper.min_nodes} to"
+                f" {upper.max_nodes} overlap",
+                hint="Each number of nodes may be in one range only.",
+            )
+    return Queue(name, is_on, int(most), tuple(ranges))
+
+
+def _refuse(where: str, key: str, value: object, wanted: str, hint: str = "") -> NoReturn:
+    raise SettingsError(f"{where}: {key} must be {wanted}, not {value!r}", hint=hint)
+
+
+def _warn_of_unknown(found: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        warnings.warn(f"{where}: unknown keys are ignored: {', '.join(unknown)}", SettingsWarning, stacklevel=2)
+
+
+def _ranges(text: str, where: str) -> list[Range]:
+    try:
+        found = json.loads(text, object_pairs_hook=_without_twins)
+    except json.JSONDecodeError as exc:
+        place = f"line {exc.lineno}, column {exc.colno} of the value"
+        raise SettingsError(f"{where}: {exc.msg} ({place})", hint="The value is a JSON list of objects.") from exc
+    except (ValueError, RecursionError) as exc:
+        raise SettingsError(f"{where}: {exc}", hint="The value is a JSON list of objects.") from exc
+    if not isinstance(found, list) or not found or not all(isinstance(item, dict) for item in found):
+        raise SettingsError(f"{where} must be a JSON list of one or more objects, not {text!r:.100}")
+    return [_range(item, f"{where}, object {number}") for number, item in enumerate(found, 1)]
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"a key is given twice in {json.dumps(dict(pairs))}")
+    return found
+
+
+def _range(item: Mapping[str, Any], where: str) -> Range:
+    for key in (*_NODES, *_TIMES):
+        if key not in item:
+            raise SettingsError(f"{where}: {key} is missing", hint=f"Each needs: {', '.join((*_NODES, *_TIMES))}.")
+    _warn_of_unknown(item, (*_NODES, *_TIMES), where)
+    nodes = [_whole_nodes(item[key], key, where) for key in _NODES]
+    hours = [_hours(item[key], key, where) for key in _TIMES]
+    for (low, high), values in ((_NODES, nodes), (_TIMES, hours)):
+        if values[0] > values[1]:
+            raise SettingsError(f"{where}: {low} is {values[0]} and {high} is {values[1]}; the range is reversed")
+    # A schedule knows whole minutes; 0.1 h are 6 of them, whatever binary fractions make of it.
+    shortest, longest = max(1, math.ceil(60 * hours[0] - 1e-6)), math.floor(60 * hours[1] + 1e-6)
+    if shortest > longest:
+        raise SettingsError(f"{where}: there is no whole minute from min-time {hours[0]} to max-time {hours[1]} hours")
+    return Range(nodes[0], nodes[1], shortest, longest)
+
+
+def _whole_nodes(value: Any, key: str, where: str) -> int:
+    if type(value) is not int or not 1 <= value <= _LARGEST:
+        _refuse(where, key, value, f"a whole number from 1 to {_LARGEST}")
+    return value
+
+
+def _hours(value: Any, key: str, where: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= _LARGEST / 60:  # NaN is not
+        _refuse(where, key, value, f"a number of hours from 0 to {_LARGEST // 60}")
+    return float(value)

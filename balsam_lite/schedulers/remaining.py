@@ -6,11 +6,10 @@ Nothing here raises on what a command prints or does not print: what is not unde
 from __future__ import annotations
 
 import os
-import re
-import time
 from collections.abc import Mapping
 
 from ..clock import SECOND_US, Clock, SystemClock
+from . import pbs
 from .base import run
 from .environ import Allocation
 
@@ -44,69 +43,52 @@ def ask_end_us(
         return None
     clock = clock or SystemClock()
     left_s = ask(batch.batch_id, command, timeout_s, environ, clock)
-    return None if left_s is None else clock.now_us() + int(left_s * SECOND_US)
+    return None if left_s is None or left_s > _LONGEST_S else clock.now_us() + int(left_s * SECOND_US)
 
 
 def _ask_slurm(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
-    """%L is the time left, or a word (squeue(1), version 22.05). The SQUEUE_ variables of the user could hide the job."""
+    """The SQUEUE_ variables of the user could hide the job."""
     plain = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
     answer = run([command or "squeue", "-h", "-j", batch_id, "-o", "%L"], timeout_s=timeout_s, environ=plain)
-    return seconds_of(answer.stdout.strip()) if answer.ok else None
+    return time_left_slurm(answer.stdout) if answer.ok else None
 
 
 def _ask_pbs(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
     """Without an answer, PBS_WALLTIME: the whole of what was asked for, so at most that is left (Torque 6.1)."""
     answer = run([command or "qstat", "-f", batch_id], timeout_s=timeout_s, environ=environ)
     left_s = time_left_pbs(answer.stdout, clock.now_us() / SECOND_US) if answer.ok else None
-    return seconds_of(environ.get("PBS_WALLTIME", "")) if left_s is None else left_s
+    return pbs.duration_s(environ.get("PBS_WALLTIME", "")) if left_s is None else left_s
 
 
 _QUESTIONS = {"SlurmScheduler": _ask_slurm, "PBSScheduler": _ask_pbs}
 
 
-#: Slurm's days-hours:minutes:seconds, Torque's days:hours:minutes:seconds, everybody's hours:minutes:seconds, and less.
-_SPAN = re.compile(r"([0-9]{1,9}[-:][0-9]{1,9}:[0-9]{1,9}:[0-9]{1,9}|([0-9]{1,9}:){0,2}[0-9]{1,9})")
+def time_left_slurm(text: str) -> int | None:
+    """Seconds that are left by `squeue -o %L`: days-hours:minutes:seconds, or a word (squeue(1), version 22.05).
 
-
-def seconds_of(text: str) -> int | None:
-    """A span of time as schedulers print it, in seconds; None for everything else.
-
-    >>> seconds_of("1-02:03:04"), seconds_of("26:03:04"), seconds_of("5:00"), seconds_of("3600"), seconds_of("UNLIMITED")
-    (93784, 93784, 300, 3600, None)
+    >>> time_left_slurm("1-02:03:04"), time_left_slurm("5:00"), time_left_slurm("UNLIMITED")
+    (93784, 300, None)
     """
-    if not _SPAN.fullmatch(text):
-        return None
-    fields = reversed(re.split("[-:]", text))
-    seconds = sum(int(field) * unit for field, unit in zip(fields, (1, 60, 3600, 86400)))
-    return seconds if seconds <= _LONGEST_S else None
+    return pbs.duration_s(text.strip().replace("-", ":", 1))  # with a colon it is as Torque writes it
 
 
 def time_left_pbs(text: str, now_s: float) -> float | None:
-    """Seconds that are left to the batch job in the output of `qstat -f`; None where it does not say.
+    """Seconds that are left to the batch job in the text of `qstat -f`; None where it does not say.
 
-    Torque says it (`Walltime.Remaining`). OpenPBS says when the job started, in local time, and how long it may take; else
-    how much of that it has used, which is up to some minutes old (qstat(1B), pbs_job_attributes(7B), version 23.06).
+    Torque says it (`Walltime.Remaining`). OpenPBS says when the job started and how long it may take; else how much of that
+    it has used, which is up to some minutes old (qstat(1B), pbs_job_attributes(7B), version 23.06).
 
     >>> time_left_pbs("Job Id: 7.s\\n    Walltime.Remaining = 60\\n", 0)
     60
     """
-    fields: dict[str, str] = {}
-    for name, value in re.findall(r"^[ \t]*([A-Za-z_.]+) = (.*)$", text, re.MULTILINE):
-        fields.setdefault(name, value.strip())
-    left_s = seconds_of(fields.get("Walltime.Remaining", ""))
-    limit_s = seconds_of(fields.get("Resource_List.walltime", ""))
+    job = next(pbs.parse_text(text), None)
+    if job is None:
+        return None
+    names = ("Walltime.Remaining", "Resource_List.walltime", "resources_used.walltime")
+    left_s, limit_s, used_s = (pbs.duration_s(job[1].get(name, "")) for name in names)
     if left_s is not None or limit_s is None:
         return left_s
-    started_s = _local_time(fields.get("stime", ""))
-    if started_s is not None:
-        return max(started_s + limit_s - now_s, 0)
-    used_s = seconds_of(fields.get("resources_used.walltime", ""))
+    started_us = pbs.status_of(*job).started_us
+    if started_us is not None:
+        return max(started_us / SECOND_US + limit_s - now_s, 0)
     return None if used_s is None else max(limit_s - used_s, 0)
-
-
-def _local_time(text: str) -> float | None:
-    """Seconds since the epoch of a time as ctime(3) writes it; None for everything else."""
-    try:
-        return time.mktime(time.strptime(text, "%a %b %d %H:%M:%S %Y"))
-    except (ValueError, OverflowError):
-        return None

@@ -1,0 +1,352 @@
+"""Slurm: sbatch, squeue and scancel, and sacct where the site keeps accounts.
+
+Facts are from the manuals sbatch(1), squeue(1), scancel(1) and sacct(1) of Slurm 22.05, and were tried on that version;
+the outputs in the doctests are its own. Slurm lists a batch job for some minutes after its end (slurm.conf(5): MinJobAge,
+300 s by default), with its exit code. After that only the accounting knows it, and many sites have none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
+
+from ..clock import SECOND_US
+from ..processes import JOB_VARIABLES
+from ..settings import Settings
+from . import base
+from .base import BatchStatus, CommandScheduler, Completed, Submission
+
+#: Stands between the fields of an answer. No queue, path or name that was typed has it.
+_SEPARATOR = "\x1f"
+
+#: What squeue and sacct are asked for, in this order. What may hold any text comes last.
+_SQUEUE_FIELDS = ("JobID", "State", "exit_code", "Reason", "SubmitTime", "StartTime", "EndTime", "Name", "Command")
+_SACCT_FIELDS = ("JobIDRaw", "State", "ExitCode", "Submit", "Start", "End", "JobName")
+
+#: Times as seconds since 1970 in every answer, whatever the time zone and the user's taste.
+_EPOCH_TIMES = "SLURM_TIME_FORMAT=%s"
+
+#: Linux refuses a longer argument (MAX_ARG_STRLEN is 128 KiB).
+_LONGEST_ARGUMENT = 100_000
+#: So far back are batch jobs looked for when they are too many to be named.
+_HISTORY_S = 30 * 86400
+
+
+class _Meaning(NamedTuple):
+    """What a state of Slurm is here, and what there is to say about it."""
+
+    state: str
+    words: str = ""
+
+
+#: Every state that squeue and sacct show; "JOB STATE CODES" in their manuals.
+_STATES = {
+    "PENDING": _Meaning(base.QUEUED),
+    "CONFIGURING": _Meaning(base.QUEUED, "its nodes are being made ready"),
+    "REQUEUED": _Meaning(base.QUEUED, "it was put back into the queue"),
+    "REQUEUE_FED": _Meaning(base.QUEUED, "it was put back into the queue"),
+    "REQUEUE_HOLD": _Meaning(base.QUEUED, "it was put back into the queue, and is held"),
+    "RESV_DEL_HOLD": _Meaning(base.QUEUED, "held, because its reservation was deleted"),
+    "SPECIAL_EXIT": _Meaning(base.QUEUED, "it was put back into the queue, and is held"),
+    "RUNNING": _Meaning(base.RUNNING),
+    "COMPLETING": _Meaning(base.RUNNING, "it is ending"),
+    "RESIZING": _Meaning(base.RUNNING, "its size is being changed"),
+    "SIGNALING": _Meaning(base.RUNNING, "it is getting a signal"),
+    "STAGE_OUT": _Meaning(base.RUNNING, "its files are being copied"),
+    "STOPPED": _Meaning(base.RUNNING, "stopped; it keeps its nodes"),
+    "SUSPENDED": _Meaning(base.RUNNING, "suspended by Slurm"),
+    "COMPLETED": _Meaning(base.FINISHED),
+    "FAILED": _Meaning(base.FAILED),
+    "CANCELLED": _Meaning(base.CANCELLED, "cancelled"),
+    "TIMEOUT": _Meaning(base.TIMED_OUT, "it reached its time limit"),
+    "DEADLINE": _Meaning(base.FAILED, "it could not be done before its deadline"),
+    "NODE_FAIL": _Meaning(base.FAILED, "a node failed"),
+    "BOOT_FAIL": _Meaning(base.FAILED, "its nodes could not be booted"),
+    "LAUNCH_FAILED": _Meaning(base.FAILED, "its script could not be started"),
+    "RECONFIG_FAIL": _Meaning(base.FAILED, "its nodes could not be set up"),
+    "OUT_OF_MEMORY": _Meaning(base.FAILED, "it used more memory than it had"),
+    "PREEMPTED": _Meaning(base.CANCELLED, "it had to make room for a job of higher priority"),
+    "REVOKED": _Meaning(base.ENDED, "it runs on another cluster of the federation"),
+}
+
+#: Why a batch job waits, in words; "JOB REASON CODES" in squeue(1). A code that is not here speaks for itself.
+_REASONS = {
+    "Resources": "it waits for nodes to become free",
+    "Priority": "others in the queue come first",
+    "Dependency": "it waits for another batch job",
+    "DependencyNeverSatisfied": "what it waits for can never happen",
+    "BeginTime": "its time to start has not come",
+    "JobHeldUser": "held by its owner",
+    "JobHeldAdmin": "held by the administrators",
+    "Licenses": "it waits for a licence",
+    "PartitionConfig": "the queue does not have what it asks for",
+    "PartitionDown": "the queue is closed",
+    "PartitionInactive": "the queue is closed",
+    "PartitionNodeLimit": "it asks for more nodes than the queue allows",
+    "PartitionTimeLimit": "it asks for more time than the queue allows",
+    "ReqNodeNotAvail": "a node that it asks for is not available",
+}
+#: Reasons that say nothing more than the state, or the exit code.
+_MUTE_REASONS = frozenset(("", "None", "(null)", "NonZeroExitCode", "TimeLimit"))
+
+#: The user's own defaults for squeue; those for which there is no option would hide batch jobs from the answer.
+_SQUEUE_VARIABLES = "SQUEUE_"
+#: What a batch job has of these describes that one. A batch job that is submitted from inside it shall not inherit them,
+#: and would: srun takes its defaults from them.
+_INSIDE = ("SLURM_", "SLURMD_")
+_NOT_OF_A_JOB = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"))
+
+#: Where slurm.conf lies; in the second place slurmd keeps what it got from the controller ("configless" Slurm).
+_PLACES_OF_CONFIGURATION = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
+_MOST_CONFIGURATION = 1024 * 1024  # characters
+
+
+class SlurmScheduler(CommandScheduler):
+    """See `base.Scheduler`. Reads the first part of Slurm's configuration file, to tell this cluster from another."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        commands = (settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE)
+        super().__init__(SlurmAdapter(os.getuid(), *commands, environ=environ), timeout_s=settings.SCHEDULER_TIMEOUT_S)
+        self.domain = "@".join(filter(None, (self.name, _cluster(environ))))
+
+
+class SlurmAdapter:
+    """See `base.Adapter`. The commands may be given by their paths; "" is: by name, found on PATH.
+
+    A project is passed on unless it is the built-in default of the settings, which is a project of another machine's.
+    """
+
+    name = "SlurmScheduler"
+    template = "slurm.tmpl"
+
+    def __init__(
+        self, user: int, submit: str = "", status: str = "", cancel: str = "", *, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._user, self._environ = user, environ
+        self._submit, self._status, self._cancel = submit or "sbatch", status or "squeue", cancel or "scancel"
+
+    def submit_argv(self, submission: Submission) -> list[str]:
+        output = _literal_path(submission.output)
+        has_project = submission.project not in ("", Settings().DEFAULT_PROJECT)
+        return [
+            *self._without(_inherited(self._environ)),
+            *(self._submit, "--parsable", f"--job-name={submission.name}", f"--chdir={submission.directory}"),
+            *(f"--output={output}", f"--error={output}", "--open-mode=append"),  # one file, kept when Slurm starts it again
+            *(f"--nodes={submission.nodes}", f"--time={submission.minutes}"),
+            *([f"--partition={submission.queue}"] if submission.queue else []),
+            *([f"--account={submission.project}"] if has_project else []),
+            *submission.flags,
+            submission.script,
+        ]
+
+    def environ(self) -> Mapping[str, str]:
+        return {}
+
+    def parse_id(self, stdout: str) -> str:
+        """The number that --parsable prints; behind it stands the cluster, if there are several. Sites may add lines.
+
+        >>> [SlurmAdapter(0).parse_id(text) for text in ("278079\\n", "Welcome!\\n17;red\\n", "Submitted batch job 5\\n", "x1")]
+        ['278079', '17', '5', '']
+        """
+        found = re.findall(r"^(?:Submitted batch job )?([0-9]+)(?:;.*| on cluster .*)?$", stdout, re.MULTILINE)
+        return found[-1] if found else ""
+
+    def status_argv(self, ids: Collection[str]) -> list[str]:
+        # Always all of the user's: one unknown number makes an error of the answer, and many make no command line.
+        # A size of 0 is: as long as the field is; what follows it is put behind the field.
+        fields = f":0{_SEPARATOR},".join(_SQUEUE_FIELDS) + ":0"
+        options = ("--noheader", "--all", "--states=all", f"--user={self._user}", f"--Format={fields}")
+        unwanted = [name for name in self._environ if name.startswith(_SQUEUE_VARIABLES)]
+        return [*self._without(unwanted, _EPOCH_TIMES), self._status, *options]
+
+    def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
+        return parse_squeue(answer.stdout) if answer.ok else None
+
+    def past_argv(self, ids: Collection[str]) -> list[str]:
+        which = f"--jobs={','.join(ids)}"
+        options = ["--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations"]
+        options.append(f"--format={','.join(_SACCT_FIELDS)}")
+        if len(which) > _LONGEST_ARGUMENT:
+            since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - _HISTORY_S))
+            return [*self._without((), _EPOCH_TIMES), self._sacct, *options, f"--user={self._user}", f"--starttime={since}"]
+        return [*self._without((), _EPOCH_TIMES), self._sacct, *options, which]
+
+    @property
+    def _sacct(self) -> str:
+        """It lies beside squeue."""
+        return os.path.join(os.path.dirname(self._status), "sacct")
+
+    def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
+        return parse_sacct(answer.stdout) if answer.ok else {}
+
+    def read_past(self, native_id: str, output: str) -> BatchStatus | None:
+        return None
+
+    def cancel_argv(self, native_id: str) -> list[str]:
+        return [self._cancel, native_id]
+
+    @staticmethod
+    def _without(variables: Collection[str], *assignments: str) -> list[str]:
+        """The words before a command that shall not see those variables, and shall see others; none if there is none."""
+        words = [*(f"--unset={name}" for name in sorted(variables)), *assignments]
+        return ["env", *words] if words else []
+
+
+# --- what Slurm prints ------------------------------------------------------------------------------------------------
+
+
+def parse_squeue(text: str) -> dict[str, BatchStatus] | None:
+    """The batch jobs of an answer of squeue, by id; None where it is cut off, or not one line of it is an answer.
+
+    >>> line = _SEPARATOR.join("2 FAILED 768 NonZeroExitCode 1795342663 1795342664 1795342665 qlaunch1 /a.sh".split())
+    >>> parse_squeue(line + "\\n")["2"].exit_code
+    3
+    >>> parse_squeue(line), parse_squeue("Segmentation fault\\n"), parse_squeue("")
+    (None, None, {})
+    """
+    return _parse(text, len(_SQUEUE_FIELDS), _squeue_status)
+
+
+def parse_sacct(text: str) -> dict[str, BatchStatus]:
+    """The batch jobs of an answer of `sacct --allocations`, by id.
+
+    >>> line = _SEPARATOR.join("2|CANCELLED by 0|0:15|1795342663|1795342664|1795342665|qlaunch1".split("|"))
+    >>> status = parse_sacct(line + "\\n")["2"]
+    >>> status.state, status.exit_code, status.reason
+    ('cancelled', 143, 'cancelled')
+    """
+    return _parse(text, len(_SACCT_FIELDS), _sacct_status) or {}
+
+
+def _parse(text: str, count: int, make: Callable[[list[str]], BatchStatus]) -> dict[str, BatchStatus] | None:
+    if text and not text.endswith("\n"):
+        return None
+    # Not splitlines: paths may hold what that takes for the end of a line.
+    lines = [line for line in text.split("\n") if line.strip() and not line.startswith("CLUSTER:")]
+    rows = [line.split(_SEPARATOR) for line in lines]
+    found = base.by_id(make(row) for row in rows if len(row) == count and _is_id(row[0]) and row[1].strip())
+    return found if found or not lines else None
+
+
+def _is_id(text: str) -> bool:
+    """Whether this is the number of a batch job; parts of one (`12+1`, `12_[3-4]`) are not ours."""
+    return text.isascii() and text.isdigit()
+
+
+def _squeue_status(row: list[str]) -> BatchStatus:
+    native_id, state, code, reason, submitted, started, ended, name, command = row
+    return _status(native_id, state, reason, _wait_status(code), started, ended)._replace(
+        name=name, command=_known(command), submitted_us=_time_us(submitted)
+    )
+
+
+def _sacct_status(row: list[str]) -> BatchStatus:
+    native_id, state, code, submitted, started, ended, name = row
+    status = _status(native_id, state, "", _exit_and_signal(code), started, ended)
+    return status._replace(name=name, submitted_us=_time_us(submitted))
+
+
+def _status(native_id: str, state: str, reason: str, code: int | None, started: str, ended: str) -> BatchStatus:
+    word = state.split(maxsplit=1)[0]  # sacct: "CANCELLED by 1000"
+    began_us, ended_us = _time_us(started), _time_us(ended)
+    # What this module has not heard of lives: only Slurm's own word for an end is one.
+    meaning = _STATES.get(word, _Meaning(base.QUEUED, f"Slurm calls it {word}"))
+    if meaning.state not in base.ENDED_STATES:
+        # The times of one that waits are plans, and so is the end of one that runs.
+        running = meaning.state == base.RUNNING
+        return BatchStatus(native_id, meaning.state, _sentence(meaning, reason), None, began_us if running else None)
+    if meaning.state == base.CANCELLED and began_us == ended_us:  # before it started
+        began_us = code = None
+    return BatchStatus(native_id, meaning.state, _sentence(meaning, reason), code, began_us, ended_us)
+
+
+def _sentence(meaning: _Meaning, reason: str) -> str:
+    """The state and Slurm's reason in words, with the reason's own name for those who look it up.
+
+    >>> _sentence(_Meaning(base.QUEUED), "Resources")
+    'it waits for nodes to become free (Resources)'
+    >>> _sentence(_Meaning(base.QUEUED), "QOSMaxCpuPerUserLimit"), _sentence(_Meaning(base.TIMED_OUT, "too long"), "TimeLimit")
+    ('QOSMaxCpuPerUserLimit', 'too long')
+    """
+    if reason in _MUTE_REASONS:
+        return meaning.words
+    if meaning.state in base.ENDED_STATES and meaning.words:  # why it waited, once
+        return meaning.words
+    words = meaning.words or _REASONS.get(reason, "")
+    return f"{words} ({reason})" if words else reason
+
+
+def _wait_status(text: str) -> int | None:
+    """squeue's exit_code, the status of wait(2), as a shell has it. Other versions print it as sacct does.
+
+    >>> [_wait_status(text) for text in ("0", "768", "9", "36608", "0:15", "?", "")]
+    [0, 3, 137, 143, 143, None, None]
+    """
+    if not _is_id(text):
+        return _exit_and_signal(text)
+    return 128 + (int(text) & 0x7F) if int(text) & 0x7F else int(text) >> 8 & 0xFF
+
+
+def _exit_and_signal(text: str) -> int | None:
+    """sacct's ExitCode, as a shell has it.
+
+    >>> [_exit_and_signal(text) for text in ("3:0", "0:9", "1:15", "", "1")]
+    [3, 137, 143, None, None]
+    """
+    found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", text)
+    if found is None:
+        return None
+    return 128 + int(found[2]) if int(found[2]) else int(found[1])
+
+
+def _time_us(text: str) -> int | None:
+    """Seconds since 1970 as microseconds; None for "N/A", "Unknown", and for 0, which Slurm has for never."""
+    return int(text) * SECOND_US or None if _is_id(text) and len(text) < 12 else None
+
+
+def _known(text: str) -> str:
+    """A path; "" where Slurm has none, as for `sbatch --wrap`."""
+    return text if text.startswith("/") else ""
+
+
+# --- what Slurm is told -----------------------------------------------------------------------------------------------
+
+
+def _literal_path(path: str) -> str:
+    """A path in which sbatch expands nothing; "filename pattern" in sbatch(1).
+
+    >>> _literal_path("/db 100%j/qsubmit/qlaunch1.out")
+    '/db 100%%j/qsubmit/qlaunch1.out'
+    """
+    return path.replace("%", "%%")
+
+
+def _inherited(environ: Mapping[str, str]) -> list[str]:
+    """The variables that a new batch job shall not inherit from the job, or batch job, that submits it."""
+    own = [name for name in JOB_VARIABLES if name in environ]
+    if "SLURM_JOB_ID" not in environ:
+        return own
+    return own + [name for name in environ if name.startswith(_INSIDE) and name not in _NOT_OF_A_JOB]
+
+
+def _cluster(environ: Mapping[str, str]) -> str:
+    """The name of the cluster that Slurm's commands talk to; "" where no file says it.
+
+    SLURM_CLUSTERS says which, if there are several (sbatch(1)); else ClusterName in slurm.conf, which SLURM_CONF names.
+    """
+    chosen = environ.get("SLURM_CLUSTERS", "")
+    if chosen:
+        return chosen
+    places = [environ["SLURM_CONF"]] if environ.get("SLURM_CONF") else _PLACES_OF_CONFIGURATION
+    for path in places:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found = re.search(r"^\s*ClusterName\s*=\s*(\S+)", file.read(_MOST_CONFIGURATION), re.MULTILINE | re.IGNORECASE)
+        except (OSError, ValueError):  # ValueError: a NUL in the path
+            continue
+        if found:
+            return found[1]
+    return ""

@@ -215,6 +215,10 @@ class SpawnFailed(LaunchError):
     """A program could not be started."""
 
 
+class AnotherService(LaunchError):
+    """Another service is currently running on this Balsam DB"""
+
+
 class StagingFailed(LaunchError):
     """Files could not be linked or copied for a job."""
 

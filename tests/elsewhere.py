@@ -33,10 +33,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+def python_argv(code: str, directory: str) -> list[str]:
+    """The words of `python`, to be run elsewhere."""
+    return [sys.executable, "-c", f"{_PREAMBLE}\n{code}", directory]
+
+
 def python(code: str, directory: str, **environ: str) -> subprocess.Popen[str]:
     """A process that runs `code` with `db`, `add_one` and `say` at hand."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"{_PREAMBLE}\n{code}", directory],
+        python_argv(code, directory),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

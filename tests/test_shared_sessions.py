@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from elsewhere import balsam, python
+from elsewhere import balsam, environment, python, python_argv
 from helpers import wait_until
 from launching import Bench
+from mounts import Host, hosts
 
 from balsam_lite.db import location, queries, session
 from balsam_lite.db.connection import Database
-from balsam_lite.db.session import SessionLock
+from balsam_lite.db.session import LockFile, SessionLock
 from balsam_lite.errors import DatabaseBusy, DatabaseReadOnly
-
-#: From here on filelock sees that a holder on this host is dead.
-_PROVES_DEATH = tuple(map(int, version("filelock").split(".")[:2])) >= (3, 29)
 
 
 @pytest.fixture
@@ -130,7 +128,7 @@ def test_that_a_holder_killed_in_the_middle_is_succeeded_and_its_half_write_is_g
     with python(f"with db.session():\n add_one()\n {half}", db.directory) as other:
         assert line_of(other) == "in"
         other.kill()
-    successor = Database(db.directory, "shared", busy_timeout_s=20, expiry_s=120 if _PROVES_DEATH else 1)
+    successor = Database(db.directory, "shared", busy_timeout_s=20)
     started = time.monotonic()
     assert counter(successor) == 1
     assert time.monotonic() - started < 10
@@ -149,7 +147,7 @@ def test_that_many_killed_holders_leave_the_file_whole(db: Database) -> None:
             other.kill()
             assert other.stdout is not None
             told += other.stdout.read().count("one")
-    successor = Database(db.directory, "shared", busy_timeout_s=20, expiry_s=120 if _PROVES_DEATH else 1)
+    successor = Database(db.directory, "shared", busy_timeout_s=20)
     assert told <= counter(successor) <= told + 6
 
 
@@ -163,6 +161,13 @@ def test_that_a_dead_holder_on_another_host_is_succeeded_after_the_expiry_and_no
     assert counter(patient) == 0
     assert 1 <= time.monotonic() - started < 5
     assert no_lock_is_left(db)
+
+
+def test_that_a_holder_killed_before_it_could_say_its_name_is_succeeded_soon(db: Database, lock_file: Path) -> None:
+    lock_file.touch()
+    started = time.monotonic()
+    assert counter(Database(db.directory, "shared", busy_timeout_s=30, expiry_s=120)) == 0
+    assert 2 < time.monotonic() - started < 10
 
 
 def test_that_a_holder_on_another_host_that_still_touches_its_lock_keeps_it(db: Database, lock_file: Path) -> None:
@@ -199,12 +204,204 @@ def test_that_a_long_session_is_not_taken_for_dead(db: Database) -> None:
         wait_until(lambda: touched.add(os.lstat(lock).st_mtime_ns) or len(touched) >= 4, 10)
 
 
-def test_that_the_lock_of_the_living_is_put_back(db: Database, lock_file: Path) -> None:
+def test_that_a_lock_that_changed_hands_is_not_taken_away(db: Database, lock_file: Path) -> None:
     """Between the look and the taking away, the dead holder's file was replaced by a living one's."""
     lock_file.write_text("4242\nanother-host\n")
-    SessionLock(db.directory, 0, 1)._take_away((1, 1))
-    assert lock_file.read_text() == "4242\nanother-host\n"
+    lock = SessionLock(db.directory, 0, 1)
+    stale = lock._lock.look()
+    lock_file.write_text("4343\na-third-host\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock._lock, "dead", lambda: stale)
+        assert not lock._free_from_the_dead()
+    assert lock_file.read_text() == "4343\na-third-host\n"
     assert [name for name in os.listdir(db.directory) if "lock" in name] == [session.FILE_NAME]
+
+
+def test_that_one_at_a_time_takes_a_dead_holders_lock_away(db: Database, lock_file: Path) -> None:
+    lock_file.write_text("4242\nanother-host\n")
+    breaker = LockFile(f"{lock_file}.break", 120)
+    assert breaker.take()
+    try:
+        with pytest.raises(DatabaseBusy):
+            counter(Database(db.directory, "shared", busy_timeout_s=0.5, expiry_s=0.2))
+    finally:
+        breaker.release()
+    assert counter(Database(db.directory, "shared", busy_timeout_s=5, expiry_s=0.2)) == 0
+
+
+def test_that_who_died_while_taking_a_lock_away_is_no_obstacle(db: Database, lock_file: Path) -> None:
+    lock_file.write_text("4242\nanother-host\n")
+    Path(f"{lock_file}.break").write_text("4343\na-third-host\n")
+    assert counter(Database(db.directory, "shared", busy_timeout_s=10, expiry_s=0.5)) == 0
+    assert no_lock_is_left(db)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"[" * 4000,
+        b'["a", "b"]',
+        b'["h", "n", "x", "s", "t"]',
+        b"9" * 10000,
+        b"[1, 2, 1e999, null, {}]",
+        b"null",
+    ],
+)
+def test_that_garbage_in_the_lock_file_is_waited_for_like_a_stranger(db: Database, lock_file: Path, content: bytes) -> None:
+    lock_file.write_bytes(content)
+    assert counter(Database(db.directory, "shared", busy_timeout_s=20, expiry_s=0.5)) == 0
+
+
+def test_that_the_one_who_holds_the_lock_is_named(db: Database) -> None:
+    with python("with db.session():\n say('in'); sys.stdin.readline()", db.directory) as other:
+        assert line_of(other) == "in"
+        with pytest.raises(DatabaseBusy, match=f"held by pid {other.pid} on {os.uname().nodename} for"):
+            counter(Database(db.directory, "shared", busy_timeout_s=0.2))
+        other.communicate("\n")
+
+
+def test_that_a_forked_child_leaves_its_parents_lock_alone(db: Database, lock_file: Path) -> None:
+    code = """
+with db.session():
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        say(os.path.exists(os.path.join(db.directory, 'session.lock')))
+"""
+    with python(code, db.directory) as other:
+        assert line_of(other) == "True"
+    assert no_lock_is_left(db)
+
+
+# --- the sleepers -----------------------------------------------------------------------------------------------------
+
+
+SLEEPER = """
+from balsam_lite.errors import LostSession
+def sleep_in_the_middle(kind):
+    with getattr(db, kind)() as cx:
+        found = cx.execute('SELECT n FROM counter').fetchone()[0]
+        if kind == 'write':
+            cx.execute('UPDATE counter SET n = ?', (found + 100,))
+        say('in')
+        sys.stdin.readline()
+def told(kind):
+    try:
+        sleep_in_the_middle(kind)
+        say('done')
+    except LostSession as exc:
+        say(f'lost: {exc.message}')
+"""
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_that_a_holder_that_slept_too_long_neither_commits_nor_believes_what_it_read(tmp_path: Path, kind: str) -> None:
+    """Each host has locks of its own, so that nothing but the look at the lock file can stop it."""
+    with hosts(2, tmp_path, locks=False) as (first, second):
+        directory = shared_db(first)
+        code = f"{SLEEPER}\ntold('{kind}')\nadd_one()\nsay('went on')"
+        sleeper = first.start(*python_argv(code, directory), stdin=subprocess.PIPE, env=environment())
+        assert line_of(sleeper) == "in"
+        sleeper.signal_inside(signal.SIGSTOP)
+        assert on(second, "for _ in range(5): add_one()", directory, BALSAM_LEASE_EXPIRY_S="1") == ""
+        sleeper.signal_inside(signal.SIGCONT)
+        assert sleeper.stdin is not None
+        sleeper.stdin.write("\n")
+        sleeper.stdin.flush()
+        assert line_of(sleeper).startswith("lost: The DB")
+        assert line_of(sleeper) == "went on"
+        assert sleeper.wait(20) == 0
+        assert on(second, COUNTED, directory) == "6 ok"
+
+
+def test_that_a_holder_that_slept_before_it_closed_writes_nothing_into_the_file(tmp_path: Path) -> None:
+    """SQLite copies the log into the file when it closes: an old log into a file that others have written since."""
+    with hosts(2, tmp_path, locks=False) as (first, second):
+        directory = shared_db(first)
+        code = "with db.session():\n add_one()\n say('in')\n sys.stdin.readline()\nsay('out')"
+        sleeper = first.start(*python_argv(code, directory), stdin=subprocess.PIPE, env=environment())
+        assert line_of(sleeper) == "in"
+        sleeper.signal_inside(signal.SIGSTOP)
+        assert on(second, "for _ in range(5): add_one()", directory, BALSAM_LEASE_EXPIRY_S="1") == ""
+        sleeper.signal_inside(signal.SIGCONT)
+        sleeper.communicate("\n", timeout=20)
+        assert sleeper.returncode == 0
+        assert on(second, COUNTED, directory) == "6 ok"
+
+
+def test_that_a_sleeper_whose_lock_on_the_file_reaches_all_hosts_is_waited_for(tmp_path: Path) -> None:
+    """There its successor cannot open the file before it wakes up; then it goes out of the way."""
+    with hosts(2, tmp_path) as (first, second):
+        directory = shared_db(first)
+        code = f"{SLEEPER}\ntold('write')"
+        sleeper = first.start(*python_argv(code, directory), stdin=subprocess.PIPE, env=environment())
+        assert line_of(sleeper) == "in"
+        sleeper.signal_inside(signal.SIGSTOP)
+        short = {"BALSAM_LEASE_EXPIRY_S": "0.5", "BALSAM_BUSY_TIMEOUT_S": "2"}
+        refused = second.run(*python_argv("add_one()", directory), **{**environment(), **short})
+        assert "DatabaseBusy" in refused.stderr
+        sleeper.signal_inside(signal.SIGCONT)
+        said, _ = sleeper.communicate("\n", timeout=20)
+        assert said.startswith("lost: ")
+        assert on(second, f"add_one()\n{COUNTED}", directory) == "1 ok"
+
+
+def test_that_pids_of_another_host_prove_nothing(tmp_path: Path) -> None:
+    """Two hosts have the same pids and the same boot id. One's process is not dead because the other has none of that pid."""
+    with hosts(2, tmp_path) as (first, second):
+        directory = shared_db(first)
+        holder = first.start(*python_argv("with db.session():\n say('in'); time.sleep(60)", directory), env=environment())
+        assert line_of(holder) == "in"
+        impatient = {**environment(), "BALSAM_BUSY_TIMEOUT_S": "0.5"}
+        assert "held by pid" in second.run(*python_argv("add_one()", directory), **impatient).stderr
+        holder.signal_inside(signal.SIGKILL)
+        holder.wait(20)
+        started = time.monotonic()
+        assert "DatabaseBusy" in second.run(*python_argv("add_one()", directory), **impatient).stderr
+        assert on(first, COUNTED, directory) == "0 ok"  # its own host sees at once that it is dead
+        assert time.monotonic() - started < 20
+
+
+def test_that_hosts_lose_no_write(tmp_path: Path) -> None:
+    with hosts(3, tmp_path, locks=False) as everybody:
+        directory = shared_db(everybody[0])
+        code = "for _ in range(40): add_one()"
+        workers = [host.start(*python_argv(code, directory), env=environment()) for host in everybody for _ in range(2)]
+        for worker in workers:
+            worker.communicate(timeout=120)
+        assert [worker.returncode for worker in workers] == [0] * 6
+        assert on(everybody[0], COUNTED, directory) == "240 ok"
+
+
+COUNTED = """
+with db.read() as cx:
+    print(cx.execute('SELECT n FROM counter').fetchone()[0], cx.execute('PRAGMA integrity_check').fetchone()[0])
+"""
+
+
+def shared_db(host: Host) -> str:
+    """A DB with a counter on what all hosts share."""
+    directory = str(host.point / "db")
+    code = """
+import sys
+from balsam_lite.db import location
+db = location.create(sys.argv[1])
+assert db.access == 'shared'
+with db.write() as cx:
+    cx.execute('CREATE TABLE counter (n INTEGER)')
+    cx.execute('INSERT INTO counter VALUES (0)')
+"""
+    done = host.run(sys.executable, "-c", code, directory, **environment())
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def on(host: Host, code: str, directory: str, **environ: str) -> str:
+    """What `code` printed on that host."""
+    done = host.run(*python_argv(code, directory), **{**environment(), **environ})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 # --- file systems with answers of their own ---------------------------------------------------------------------------

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..errors import (
     BalsamError,
@@ -22,10 +24,14 @@ from ..errors import (
     DatabaseError,
     DatabaseFull,
     DatabaseReadOnly,
+    LostSession,
     NotABalsamDB,
     UnsafeFilesystem,
 )
 from . import filesystem, migrations
+
+if TYPE_CHECKING:
+    from .session import SessionLock
 
 FILE_NAME = "balsam.sqlite3"
 
@@ -44,7 +50,7 @@ class _ThreadState(threading.local):
 
     connection: sqlite3.Connection | None = None
     transaction = ""  # "", "read" or "write"
-    sessions = 0
+    lock: SessionLock | None = None  # of the session that is open on a shared file system
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -53,7 +59,7 @@ class _ThreadState(threading.local):
         """Forget what is the parent's: its connection, its transaction, its session."""
         if self.connection is not None:
             _of_the_parent.append(self.connection)
-        self.connection, self.transaction, self.sessions, self.process = None, "", 0, os.getpid()
+        self.connection, self.transaction, self.lock, self.process = None, "", None, os.getpid()
 
 
 class Database:
@@ -94,6 +100,7 @@ class Database:
             thread.transaction = "read"
             try:
                 yield cx
+                self._refuse_if_lost()
             finally:
                 thread.transaction = ""
                 cx.execute("ROLLBACK")
@@ -117,6 +124,7 @@ class Database:
             thread.transaction = "write"
             try:
                 yield cx
+                self._refuse_if_lost()
                 cx.execute("COMMIT")
             except BaseException:
                 if cx.in_transaction:  # a full disk makes SQLite roll back by itself
@@ -127,20 +135,41 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Several transactions in one go. It costs nothing on a local disk; on a shared one it is one opening of the file."""
+        """Several transactions in one go. It costs nothing on a local disk; on a shared one it is one opening of the file.
+
+        Raises:
+            LostSession: others took this process for dead, because it slept in the middle. What was committed before
+                stays; nothing was written since, and what was read since cannot be trusted.
+        """
         thread = self._thread()
-        if self.access == filesystem.LOCAL or thread.sessions:
+        if self.access == filesystem.LOCAL or thread.lock is not None:
             yield
             return
         from .session import SessionLock
 
-        with SessionLock(self.directory, self.busy_timeout_s, self._expiry_s):
-            thread.sessions += 1
+        with SessionLock(self.directory, self.busy_timeout_s, self._expiry_s) as lock:
+            thread.lock = lock
             try:
                 yield
+            except DatabaseError:
+                self._refuse_if_lost()  # then that is why
+                raise
             finally:
-                thread.sessions -= 1
+                if lock.is_lost():
+                    self._abandon()
+                thread.lock = None
                 self.close()
+
+    def run_alone(self, statement: str) -> list[tuple[object, ...]]:
+        """Run a statement that SQLite refuses inside a transaction, such as VACUUM; returns its rows."""
+        if self._thread().transaction:
+            raise RuntimeError(f"{statement} cannot run inside a transaction")
+        rows: list[tuple[object, ...]] = []
+        with self.session(), _translated(self.directory):
+            cx = self._connection()
+            self._refuse_if_lost()
+            self._patiently(lambda: rows.extend(cx.execute(statement)))
+        return rows
 
     def changed(self) -> bool:
         """Whether somebody else may have written since the last call: certain and cheap on a local disk.
@@ -193,6 +222,28 @@ class Database:
 
     # --- connections --------------------------------------------------------------------------------------------------
 
+    def _refuse_if_lost(self) -> None:
+        lock = self._thread().lock
+        if lock is not None and lock.is_lost():
+            raise LostSession(
+                f"The DB {self.directory} was given to another process, because this one did nothing for too long "
+                "while it had it. Nothing was written.",
+                hint="Try again. LEASE_EXPIRY_S says how long is too long; it must be the same on all hosts.",
+            )
+
+    def _abandon(self) -> None:
+        """Close without touching the file, which is somebody else's: no checkpoint, as SQLite makes one when it closes."""
+        cx = self._thread().connection
+        if cx is None:
+            return
+        if cx.in_transaction:
+            cx.execute("ROLLBACK")
+        if sys.version_info >= (3, 12):
+            cx.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+        else:
+            cx.interrupt()  # a checkpoint looks for it at every page, and only the next statement forgets it
+        self.close()
+
     def _thread(self) -> _ThreadState:
         if self._state.process != os.getpid():
             self._state.after_fork()
@@ -220,7 +271,8 @@ class Database:
     def _prepare(self, cx: sqlite3.Connection) -> None:
         if self.access != filesystem.LOCAL:
             cx.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first access: then WAL needs no shared memory
-        cx.execute("PRAGMA synchronous = NORMAL")
+        # Another host may open the file after any commit, so there each has to be in the file, not in this host's memory.
+        cx.execute(f"PRAGMA synchronous = {'NORMAL' if self.access == filesystem.LOCAL else 'FULL'}")
         if self._is_upgrading:
             cx.execute("PRAGMA wal_autocheckpoint = 0")  # a launcher may be at it
             return

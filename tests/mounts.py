@@ -1,0 +1,140 @@
+"""Hosts made of namespaces, each with its own mount of one directory: a parallel file system, as far as SQLite can tell.
+
+Such a host has its own name, pids and mount table. The directory is mounted in each by a bindfs of its own, so that
+memory maps and caches of one know nothing of the other's, while names, O_EXCL and file contents are shared: what two hosts
+have of NFS or Lustre. Starts in a fifth of a second. All share one kernel, boot id, network and user.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import wait_until
+
+
+def bindfs(back: Path | str, point: Path | str, *, locks: bool = True) -> str:
+    """The shell command that mounts `back` at `point`.
+
+    With `locks`, those of fcntl reach `back` and so all hosts, as on NFS or on Lustre with -o flock; without, each host has
+    its own, as on sshfs or on NFS with -o nolock.
+    """
+    options = "--enable-lock-forwarding --multithreaded " if locks else ""
+    return f"bindfs {options}{shlex.quote(str(back))} {shlex.quote(str(point))}"
+
+
+def need(*programs: str) -> None:
+    """Skip where hosts cannot be made."""
+    if os.geteuid() != 0:
+        pytest.skip("namespaces and mounts need root")
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"not installed here: {' '.join(missing)}")
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse here")
+
+
+class Process(subprocess.Popen[str]):
+    """A process on a `Host`. What `Popen` holds is nsenter, which ends with it and as it."""
+
+    @property
+    def inner(self) -> int:
+        """The pid of the process itself, as this side of the wall counts."""
+        return wait_until(lambda: _child_of(self.pid) or (self.poll() is not None and -1))
+
+    def signal_inside(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself; nsenter would not pass it on."""
+        if self.inner > 0:
+            os.kill(self.inner, number)
+        if number == signal.SIGCONT:  # nsenter stops when its child does, but does not go on when that does
+            os.kill(self.pid, number)
+
+
+class Host:
+    """One virtual host; `point` is where the shared directory is mounted, the same path on all hosts."""
+
+    def __init__(self, name: str, point: Path, init: int) -> None:
+        self.name, self.point = name, point
+        self._started: list[Process] = []
+        self._prefix = ["nsenter", f"--target={init}", "--uts", "--pid", "--mount", "--ipc", "--"]
+
+    def argv(self, *words: str) -> list[str]:
+        """The words that run a command on this host."""
+        return [*self._prefix, *words]
+
+    def start(self, *words: str, **options: Any) -> Process:
+        """Start a program on this host, in a process group of its own; it is gone when the host is."""
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, **options}
+        self._started.append(Process(self.argv(*words), start_new_session=True, **options))
+        return self._started[-1]
+
+    def run(self, *words: str, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run a program on this host to its end."""
+        return subprocess.run(
+            self.argv(*words),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **environ},
+        )
+
+    def forget(self) -> None:
+        """Take leave of all that was started, once the host is gone."""
+        for process in self._started:
+            process.communicate(timeout=20)
+
+
+@contextmanager
+def hosts(number: int, directory: Path, *, locks: bool = True) -> Iterator[list[Host]]:
+    """So many hosts, named host1, host2, …, which share `directory`/shared, with their `locks` or without.
+
+    They are gone with all their processes and mounts at the end.
+    """
+    need("unshare", "nsenter", "bindfs", "fusermount3")
+    back, point = directory / "back", directory / "shared"
+    back.mkdir(exist_ok=True)
+    point.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        yield [stack.enter_context(_host(f"host{n + 1}", point, bindfs(back, point, locks=locks))) for n in range(number)]
+
+
+@contextmanager
+def _host(name: str, point: Path, mounting: str) -> Iterator[Host]:
+    # bash stays as pid 1, so that orphans are reaped and signals have their usual meaning for everybody else.
+    script = f"hostname {name} && {mounting} && mountpoint -q {shlex.quote(str(point))} && echo ready && read -r never"
+    flags = ["--uts", "--pid", "--mount", "--ipc", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+    with subprocess.Popen(
+        ["unshare", *flags, "bash", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as keeper:
+        host = None
+        try:
+            assert keeper.stdout is not None
+            said = keeper.stdout.readline()
+            if said != "ready\n":
+                pytest.skip(f"no host can be made here: {said}{keeper.stdout.read()}")
+            host = Host(name, point, _child_of(keeper.pid))
+            yield host
+        finally:
+            keeper.kill()
+            if host is not None:
+                host.forget()
+
+
+def _child_of(pid: int) -> int:
+    try:
+        return int((Path(f"/proc/{pid}/task/{pid}/children").read_text() or "0").split()[0])
+    except OSError:
+        return 0

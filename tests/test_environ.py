@@ -181,6 +181,11 @@ def test_that_slurm_tells_the_gpus_of_a_node(variables, gpus):
     assert allocation({"SLURM_JOB_ID": "1", "SLURM_NODELIST": "a", **variables}).gpus_per_node == gpus
 
 
+def test_that_a_node_that_is_named_twice_counts_once():
+    found = allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "b,a[1-2],b,a1"})
+    assert (found.num_nodes, found.node_names) == (3, ("b", "a1", "a2"))
+
+
 @pytest.mark.parametrize(("ends", "ends_us"), [("1795321296", 1795321296_000000), ("0", None)])
 def test_that_newer_slurms_tell_the_end(ends, ends_us):
     assert allocation({**SLURM, "SLURM_JOB_END_TIME": ends}).ends_us == ends_us
@@ -293,7 +298,7 @@ def test_that_an_id_that_is_none_is_an_error_before_anything_else_is_read(variab
     assert f"`unset {variable}`" in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["", "soon", "-5", "nan", "inf", "1e9", "1" * 13, "１", "1_0"])
+@pytest.mark.parametrize("value", ["", "soon", "-5", "nan", "inf", "1e9", "1" * 13, "100000000001", "１", "1_0"])
 def test_that_an_end_that_is_no_time_is_an_error(value):
     with pytest.raises(LaunchError, match="COBALT_ENDTIME should hold a time in seconds") as caught:
         allocation({**CRAY, "COBALT_ENDTIME": value})

@@ -1,0 +1,100 @@
+"""A runner that waits a moment before it believes a failure: the batch job may be ending.
+
+A scheduler that ends a batch job sends SIGTERM to everything in it at once, the users' programs as well as the launcher.
+Slurm does (scancel(1); tried with version 22.05, where the signal reached the jobs first), and on many nodes it takes a
+moment to reach them all. A job that dies of it must not count as failed: it has run out of time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from typing import NamedTuple
+
+from .. import states
+from ..clock import Clock
+from ..db.store.claims import Claim
+from .nodes import Place
+from .runner import Finished, Runner
+
+#: So long may the launcher's own SIGTERM come after its jobs', in seconds.
+PATIENCE_S = 0.5
+
+
+class _Failure(NamedTuple):
+    """A run that failed, and when to believe it, on the monotonic clock."""
+
+    finished: Finished
+    until: float
+
+
+class PatientRunner:
+    """See `Runner`. What ends well is reported at once; what fails keeps its place for `patience_s` seconds.
+
+    If the launcher stops within that time, the run has ended because of the same reason, and is a RUN_TIMEOUT.
+    """
+
+    def __init__(self, runner: Runner, clock: Clock, patience_s: float = PATIENCE_S) -> None:
+        self._runner, self._clock, self._patience_s = runner, clock, patience_s
+        self._failures: deque[_Failure] = deque()  # oldest first
+        self._settled: list[Finished] = []
+        self._stopped: set[int] = set()  # jobs whose end was asked for
+
+    @property
+    def jobs(self) -> set[int]:
+        """The jobs that hold a place and are not being stopped, those in doubt among them."""
+        return self._runner.jobs | {failure.finished.exit.job for failure in self._failures}
+
+    def __len__(self) -> int:
+        return len(self._runner) + len(self._failures) + len(self._settled)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether `poll` should be called again soon."""
+        return bool(self._runner.is_busy or self._failures or self._settled)
+
+    def start(self, claim: Claim, place: Place) -> None:
+        """Start a job at its place."""
+        self._runner.start(claim, place)
+
+    def poll(self) -> list[Finished]:
+        """The runs that ended, but those that failed just now."""
+        ends, self._settled = self._settled, []
+        now = self._clock.monotonic()
+        while self._failures and now >= self._failures[0].until:
+            ends.append(self._failures.popleft().finished)
+        for finished in self._runner.poll():
+            if self._is_doubtful(finished):
+                self._failures.append(_Failure(finished, now + self._patience_s))
+            else:
+                self._stopped.discard(finished.exit.job)
+                ends.append(finished)
+        return ends
+
+    def _is_doubtful(self, finished: Finished) -> bool:
+        """Whether it may have been somebody else's doing: it ran, and nobody here asked for its end."""
+        ended = finished.exit
+        return ended.result == states.RUN_ERROR and ended.started_us is not None and ended.job not in self._stopped
+
+    def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
+        """End those jobs; what has failed a moment ago is reported as `result`, too."""
+        kept: deque[_Failure] = deque()
+        for failure in self._failures:
+            if failure.finished.exit.job in jobs:
+                self._settled.append(_settled(failure.finished, result))
+            else:
+                kept.append(failure)
+        self._failures = kept
+        self._stopped |= self._runner.jobs & set(jobs)
+        self._runner.stop(jobs, result, grace_s)
+
+    def kill_now(self) -> None:
+        """Let the grace of all that are being stopped be over."""
+        self._runner.kill_now()
+
+
+def _settled(finished: Finished, result: str) -> Finished:
+    ended = finished.exit
+    if result == states.RUN_TIMEOUT:
+        ended = ended._replace(result=result, message=f"Ended just before the launcher: {ended.message}")
+    return finished._replace(exit=ended)

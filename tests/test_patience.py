@@ -1,0 +1,107 @@
+"""A failure is not believed at once where the batch job may be ending."""
+
+from __future__ import annotations
+
+import pytest
+
+from balsam_lite import states
+from balsam_lite.db.store.claims import Exit
+from balsam_lite.launcher.patience import PatientRunner
+from balsam_lite.launcher.runner import Finished
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+class Runs:
+    """A runner whose runs end when the test says so."""
+
+    is_busy = False
+
+    def __init__(self, *jobs):
+        self.jobs, self.ends, self.stops = set(jobs), [], []
+
+    def __len__(self):
+        return len(self.jobs)
+
+    def end(self, job, result=states.RUN_ERROR, started_us=1):
+        self.ends.append(Finished(Exit(job, 1, result, 3, "nonzero return 3", started_us, 2), f"place of {job}"))
+
+    def poll(self):
+        ends, self.ends = self.ends, []
+        self.jobs -= {finished.exit.job for finished in ends}
+        return ends
+
+    def stop(self, jobs, result, grace_s):
+        self.stops.append((set(jobs), result, grace_s))
+
+    def start(self, claim, place):
+        self.jobs.add(claim)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def results(runner):
+    return [(finished.exit.job, finished.exit.result) for finished in runner.poll()]
+
+
+def test_that_a_failure_is_reported_when_no_stop_came_in_time(clock):
+    runs = Runs(1, 2)
+    runner = PatientRunner(runs, clock, 0.5)
+    runs.end(1)
+    assert results(runner) == []
+    assert (runner.jobs, len(runner), runner.is_busy) == ({1, 2}, 2, True)
+    clock.now += 0.4
+    runs.end(2)
+    assert results(runner) == []
+    clock.now += 0.1
+    assert results(runner) == [(1, states.RUN_ERROR)]
+    assert runner.jobs == {2}
+    clock.now += 0.4
+    assert results(runner) == [(2, states.RUN_ERROR)]
+    assert (runner.jobs, len(runner), runner.is_busy) == (set(), 0, False)
+
+
+def test_that_a_failure_just_before_the_stop_is_a_timeout(clock):
+    runs = Runs(1, 2)
+    runner = PatientRunner(runs, clock)
+    runs.end(1)
+    assert results(runner) == []
+    runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
+    assert (len(runner), runner.is_busy) == (2, True)
+    runs.end(2, states.RUN_TIMEOUT)
+    first, second = runner.poll()
+    assert first.exit[:5] == (1, 1, states.RUN_TIMEOUT, 3, "Ended just before the launcher: nonzero return 3")
+    assert first.place == "place of 1"
+    assert (second.exit.job, second.exit.result) == (2, states.RUN_TIMEOUT)
+
+
+def test_that_ends_that_leave_no_doubt_are_reported_at_once(clock):
+    runs = Runs(1, 2, 3, 4)
+    runner = PatientRunner(runs, clock)
+    runs.end(1, states.RUN_DONE)
+    runs.end(2, started_us=None)
+    runs.end(4, states.RESTART_READY)
+    assert results(runner) == [(1, states.RUN_DONE), (2, states.RUN_ERROR), (4, states.RESTART_READY)]
+
+
+def test_that_a_job_killed_by_the_user_is_reported_at_once(clock):
+    runs = Runs(1, 2)
+    runner = PatientRunner(runs, clock)
+    runs.end(2)
+    assert results(runner) == []
+    runner.stop({1, 2}, states.RUN_ERROR, 0.7)
+    assert runs.stops == [({1, 2}, states.RUN_ERROR, 0.7)]
+    runs.end(1)
+    assert results(runner) == [(2, states.RUN_ERROR), (1, states.RUN_ERROR)]
+    runner.start(1, "again")
+    runs.end(1)
+    assert results(runner) == []

@@ -30,7 +30,7 @@ def init(path: str, access: str | None) -> None:
     """
     is_new = not location.is_db(os.path.expanduser(path))
     db = location.create(path, access)
-    _copy_template(db)
+    _copy_templates(db)
     said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
     shown = layout.one_line(db.directory)
     lines = [f"{said} {shown}", f"Use `source balsamactivate {os.path.basename(shown) or shown}` to begin working."]
@@ -38,17 +38,18 @@ def init(path: str, access: str | None) -> None:
     click.echo("\n".join([stars, *lines, stars]))
 
 
-def _copy_template(db: connection.Database) -> None:
-    """The job script of the scheduler in use, for the user to edit. Without one the DB is as good."""
+def _copy_templates(db: connection.Database) -> None:
+    """The job script of the scheduler in use and a queue policy, for the user to edit. Without them the DB is as good."""
     from ..schedulers import submission
+    from ..service import policy
     from ..settings import Settings
 
     try:
-        submission.copy_template(db, Settings.load(db.directory))
-    except ImportError:
-        pass
+        settings = Settings.load(db.directory)
+        policy.copy_template(db.directory, settings)
+        submission.copy_template(db, settings)
     except (BalsamError, OSError) as exc:
-        warn(f"The job template cannot be copied into the DB: {exc}")
+        warn(f"The templates cannot be copied into the DB: {exc}")
 
 
 @click.command(cls=PathCommand)

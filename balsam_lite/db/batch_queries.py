@@ -23,6 +23,15 @@ def by_scheduler_id(cx: sqlite3.Connection, scheduler_id: str) -> BatchRow | Non
     return next(iter(_rows(cx, "WHERE scheduler_id = ? ORDER BY id DESC LIMIT 1", (scheduler_id,))), None)
 
 
+def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str) -> BatchRow | None:
+    """The batch job in which a launcher runs: of a scheduler (as in Settings.SCHEDULER_CLASS), with that id of its.
+
+    None where Balsam did not submit it, or the one who did has not written the id yet.
+    """
+    where = "WHERE scheduler_id = ? AND scheduler LIKE ? || '%' ORDER BY id DESC LIMIT 1"
+    return next(iter(_rows(cx, where, (scheduler_id, scheduler))), None)
+
+
 def open_rows(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:
     """Those of one scheduler (its `domain`) that may still change, oldest first."""
     return _rows(cx, "WHERE ended IS NULL AND scheduler = ? ORDER BY id", (scheduler,))

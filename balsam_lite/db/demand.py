@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .. import spec, states
+from ..clock import SECOND_US
 from . import queries
 from .schema import UNSETTLED
 from .store import claims
@@ -36,13 +37,6 @@ class Work(NamedTuple):
     shape: Shape
     minutes: int  # the estimate of each
     jobs: int
-
-
-class Held(NamedTuple):
-    """What a launcher has in hand."""
-
-    jobs: int
-    node_minutes: float  # until they end, if their estimates are right
 
 
 def startable(cx: sqlite3.Connection) -> list[Work]:
@@ -71,24 +65,27 @@ def has_unsettled(cx: sqlite3.Connection) -> bool:
     return cx.execute(f"SELECT 1 FROM job INDEXED BY job_unsettled WHERE {UNSETTLED} LIMIT 1").fetchone() is not None
 
 
-def held(cx: sqlite3.Connection, leases: Iterable[int], now_us: int) -> Held:
-    """What those launchers run now. The beginnings of some of their runs are looked up, the others taken to be like them."""
-    jobs, node_minutes = 0, 0.0
-    for lease in leases:
-        number = cx.execute("SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?", (lease,)).fetchone()[0]
-        sample = cx.execute(
-            f"""SELECT num_nodes, node_packing_count, wall_time_minutes,
-                (SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}')
-                FROM job INDEXED BY job_lease WHERE lease = ? LIMIT ?""",
-            (lease, _SAMPLE),
-        ).fetchall()
-        left = sum(
-            width(nodes, packing) * max(0.0, minutes - (now_us - (began or now_us)) / 60e6)
-            for nodes, packing, minutes, began in sample
-        )
-        jobs += number
-        node_minutes += left * number / max(len(sample), 1)
-    return Held(jobs, node_minutes)
+def held_node_minutes(cx: sqlite3.Connection, leases: Iterable[int], now_us: int) -> float:
+    """How many node-minutes these launchers' jobs still take, if the estimates are right.
+
+    The beginnings of some of their runs are looked up; the others are taken to be like them.
+    """
+    return sum(_held_by(cx, lease, now_us) for lease in leases)
+
+
+def _held_by(cx: sqlite3.Connection, lease: int, now_us: int) -> float:
+    jobs = cx.execute("SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?", (lease,)).fetchone()[0]
+    sample = cx.execute(
+        f"""SELECT num_nodes, node_packing_count, wall_time_minutes,
+            (SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}')
+            FROM job INDEXED BY job_lease WHERE lease = ? LIMIT ?""",
+        (lease, _SAMPLE),
+    ).fetchall()
+    left = sum(
+        width(nodes, packing) * max(0.0, minutes - (now_us - (began or now_us)) / (60 * SECOND_US))
+        for nodes, packing, minutes, began in sample
+    )
+    return left * jobs / max(len(sample), 1)
 
 
 def width(num_nodes: int, node_packing_count: int) -> float:

@@ -16,8 +16,10 @@ _FORMAT = "%(asctime)s|%(process)d|%(levelname)8s|%(name)s:%(lineno)s] %(message
 _DATE = "%d-%b-%Y %H:%M:%S"
 
 
-def set_up(db_directory: str, settings: Settings, kind: str = "launcher") -> str:
-    """Open a log file for this process and return its path; on a plain stderr the same lines appear there too.
+def set_up(db_directory: str, settings: Settings, kind: str = "launcher", echo: bool | None = None) -> str:
+    """Open a log file for this process and return its path.
+
+    With `echo` the same lines appear on stderr; by default they do where that is no terminal.
 
     Raises:
         BalsamError: the file cannot be written.
@@ -35,7 +37,7 @@ def set_up(db_directory: str, settings: Settings, kind: str = "launcher") -> str
     except OSError as exc:
         raise BalsamError(f"The log {path} cannot be written: {exc}") from exc
     handlers: list[logging.Handler] = [file]
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() if echo is None else echo:
         handlers.append(logging.StreamHandler())
     for handler in handlers:
         handler.setFormatter(formatter)

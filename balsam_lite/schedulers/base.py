@@ -13,12 +13,14 @@ import selectors
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import IO, NamedTuple, Protocol, cast
 
 from ..clock import SECOND_US
 from ..errors import CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
+from ..processes import JOB_VARIABLES
 from ..settings import Settings
 
 QUEUED = "queued"
@@ -187,6 +189,17 @@ def run(
             _kill(process)
             return Completed(argv, None, _text(output), f"{_text(errors)}\n{trouble}, {_KILLED}".strip())
     return Completed(argv, process.returncode, _text(output), _text(errors))
+
+
+def run_module(module: str, *words: str) -> Completed:
+    """Run a module with this Python and this package, until it ends or has left this process (see `daemon`).
+
+    It may be sent for from inside a job, and must not end with that job.
+    """
+    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
+    return run([sys.executable, "-m", module, *words], environ={**own, "PYTHONPATH": ":".join(path)}, directory="/")
 
 
 def _collect(process: subprocess.Popen[bytes], pipes: Mapping[IO[bytes], bytearray], timeout_s: float) -> str:

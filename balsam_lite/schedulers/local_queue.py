@@ -16,7 +16,6 @@ import fcntl
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -227,13 +226,7 @@ class LocalQueue:
 
     def _spawn_shepherd(self, native_id: str) -> str:
         """Start one, detached. Returns why that failed, or ""."""
-        package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        inherited = os.environ.get("PYTHONPATH")
-        # It may be sent for from inside a job; it must not die with that job.
-        own = {key: value for key, value in os.environ.items() if key not in processes.JOB_VARIABLES}
-        environ = {**own, "PYTHONPATH": f"{package_root}:{inherited}" if inherited else package_root}
-        argv = [sys.executable, "-m", f"{__package__}.shepherd", self.directory, native_id]
-        answer = base.run(argv, environ=environ, directory="/")
+        answer = base.run_module(f"{__package__}.shepherd", self.directory, native_id)
         return "" if answer.ok else f"exit code {answer.returncode}: {answer.stderr.strip() or '<no output>'}"
 
     # --- files --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import NoReturn
 
-from .. import processes
+from .. import daemon, processes
 from ..clock import SECOND_US, SystemClock
 from ..identity import Holder
 from . import base, environ
@@ -220,27 +220,10 @@ def _sleep(alarm: int, seconds: float) -> None:
         os.read(alarm, 4096)
 
 
-def _detach(directory: str) -> None:
-    """Leave the one who sent for us: he waits for the process that he started, which ends here."""
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-    try:
-        log = os.open(os.path.join(directory, "shepherd.log"), flags, 0o600)
-    except OSError:
-        log = nothing
-    for source, target in ((nothing, 0), (nothing, 1), (log, 2)):
-        os.dup2(source, target)
-    for handle in {nothing, log}:
-        os.close(handle)
-
-
 def main(argv: list[str]) -> None:
     """Look after the batch job `argv[1]` of the queue in the directory `argv[0]`."""
     directory, native_id = argv
-    _detach(directory)
+    daemon.detach()("", os.path.join(directory, "shepherd.log"))
     Shepherd(LocalQueue(directory), native_id).run()
 
 

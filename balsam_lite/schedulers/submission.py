@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..clock import SECOND_US, SystemClock
@@ -44,7 +44,8 @@ _NAME = "qlaunch"
 _LARGEST_COUNT = 10**7
 #: Where templates lie in the DB and among the user's settings; those of Balsam 0.3 did so too.
 TEMPLATES = "job-templates"
-_PACKAGED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "templates")
+#: The templates of this package.
+PACKAGED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "templates")
 
 
 class LaunchRequest(NamedTuple):
@@ -64,8 +65,16 @@ class LaunchRequest(NamedTuple):
 # --- submitting -------------------------------------------------------------------------------------------------------
 
 
-def submit_launch(db: Database, settings: Settings, request: LaunchRequest, scheduler: Scheduler | None = None) -> BatchRow:
+def submit_launch(
+    db: Database,
+    settings: Settings,
+    request: LaunchRequest,
+    scheduler: Scheduler | None = None,
+    before: Callable[[BatchRow], None] | None = None,
+) -> BatchRow:
     """Submit a launcher and return its row. Opens two short write transactions, before and after.
+
+    `before` is called with the new row, when it is in the DB and the scheduler has not heard of it yet.
 
     Raises:
         InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason. SubmitUncertain: it
@@ -75,6 +84,8 @@ def submit_launch(db: Database, settings: Settings, request: LaunchRequest, sche
     request = validated(request, settings)
     _render(db, settings, scheduler, request, 0)  # a template that is broken costs no row
     row = _add_row(db, request, scheduler.domain)
+    if before:
+        before(row)
     try:
         script = _render(db, settings, scheduler, request, row["id"])
         _write_script(row["command"], script)
@@ -229,7 +240,7 @@ def _template_path(db: Database, settings: Settings, scheduler: Scheduler) -> st
 
 def _template_folders(db: Database) -> list[str]:
     own = [os.path.join(folder, below) for folder in (db.directory, home()) for below in ("", TEMPLATES)]
-    return [*own, _PACKAGED]
+    return [*own, PACKAGED]
 
 
 def copy_template(db: Database, settings: Settings, scheduler: Scheduler | None = None) -> str:
@@ -245,13 +256,13 @@ def copy_template(db: Database, settings: Settings, scheduler: Scheduler | None 
     if not settings.JOB_TEMPLATE and not source.startswith(os.path.join(db.directory, "")):
         target = os.path.join(db.directory, TEMPLATES, scheduler.template)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        _copy_new(source, target)
+        copy_new(source, target)
         return target
     return source
 
 
-def _copy_new(source: str, target: str) -> None:
-    """Copy a file to where none is."""
+def copy_new(source: str, target: str) -> None:
+    """Copy a file to where none is; one that is there stays. Raises OSError."""
     with open(source, "rb") as file:
         content = file.read()
     try:

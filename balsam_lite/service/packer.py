@@ -99,9 +99,9 @@ def _without(left: Sequence[Work], supply: Supply) -> list[Work]:
     rest = []
     for work in left:
         if supply.fits(work):
-            done = min(work.jobs, _whole(capacity / _cost(work)))
+            done = min(work.jobs, _whole(capacity / cost(work)))
             done = done if takes is None else min(done, takes[work[:2]])
-            capacity -= done * _cost(work)
+            capacity -= done * cost(work)
             work = work._replace(jobs=work.jobs - done)
         if work.jobs:
             rest.append(work)
@@ -116,7 +116,8 @@ def _width(work: Work) -> float:
     return width(work.shape.num_nodes, work.shape.node_packing_count)
 
 
-def _cost(work: Work) -> float:
+def cost(work: Work) -> float:
+    """Node-minutes of one of these jobs."""
     return _width(work) * work.minutes
 
 
@@ -165,8 +166,8 @@ def _misfit(on: Sequence[Queue], work: Work, margin: int) -> str:
     longest = max(limits.max_minutes for limits in wide)
     if work.minutes + margin > longest:
         return (
-            f"needs {work.minutes} minutes, and {margin} for the launch itself;"
-            f" the policy allows {longest} at most for {nodes} node(s)"
+            f"wall_time_minutes is above {max(0, longest - margin)}: the policy allows {longest} minutes at most"
+            f" for {nodes} node(s), and {margin} are for the launch itself"
         )
     return ""
 
@@ -206,7 +207,7 @@ def _candidates(queue: str, limits: Range, left: Sequence[Work], margin: int) ->
             some = [work for work in fitting if work.shape.num_nodes <= largest and work.minutes <= longest]
             for nodes in _sizes(limits, some):
                 height, planned = _packed(some, nodes, most)
-                done = sum(work.jobs * _cost(work) for work in planned)
+                done = sum(work.jobs * cost(work) for work in planned)
                 yield _Candidate(queue, nodes, max(limits.min_minutes, height + margin), planned, done)
 
 

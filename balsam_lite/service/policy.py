@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import SettingsError
+from ..schedulers.submission import PACKAGED, copy_new
 from ..settings import Settings, SettingsWarning, home
 
 TEMPLATE = "policy.ini"
@@ -81,6 +82,16 @@ def find(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.
         f"QUEUE_POLICY: there is no file {settings.QUEUE_POLICY!r}",
         hint=f"  Looked for:{looked}\n  `balsam init {db_directory}` puts one there that you can edit.",
     )
+
+
+def copy_template(db_directory: str, settings: Settings) -> None:
+    """Put a policy to be edited into the DB, unless there is one, here or in ~/.balsam. Raises OSError."""
+    name = settings.QUEUE_POLICY
+    try:
+        find(db_directory, settings)
+    except SettingsError:
+        if name and name == os.path.basename(name):
+            copy_new(os.path.join(PACKAGED, TEMPLATE), os.path.join(db_directory, name))
 
 
 def parse(text: str, path: str) -> tuple[Queue, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from ... import spec, states
 from ..connection import Database
@@ -24,13 +23,6 @@ _SAMPLE = 100
 
 _OF_LAUNCH = "FROM job INDEXED BY job_queued_launch WHERE queued_launch_id = ?"
 _ENDS = sql_list(states.END_STATES)
-
-
-class Returned(NamedTuple):
-    """What an ended launch gave back."""
-
-    jobs: int  # how many
-    was_idle: bool  # it had reservations, and no launcher has run any of these jobs since
 
 
 def reserve(db: Database, launch: int, shape: Shape, longest_minutes: int, jobs: int) -> int:
@@ -75,17 +67,19 @@ def orphaned(cx: sqlite3.Connection, open_launches: Iterable[int]) -> list[int]:
     return sorted(found - is_open)
 
 
-def give_back(db: Database, launch: int) -> Returned:
-    """End the reservations of a launch that is over, on all jobs that have not ended. Doing it twice does nothing more."""
+def give_back(db: Database, launch: int) -> int:
+    """End the reservations of a launch that is over, on all jobs that have not ended; returns how many these are."""
     with db.read() as cx:
-        was_idle = _was_idle(cx, launch)
         ids = [row[0] for row in cx.execute(f"SELECT id {_OF_LAUNCH} AND state NOT IN ({_ENDS})", (launch,))]
     update = f"UPDATE job SET queued_launch_id = NULL WHERE id = ? AND queued_launch_id = {launch:d}"
-    return Returned(_in_batches(db, ids, update), was_idle)
+    return _in_batches(db, ids, update)
 
 
-def _was_idle(cx: sqlite3.Connection, launch: int) -> bool:
-    """Whether no job that was planned for the launch has been run since the launch was made."""
+def was_idle(cx: sqlite3.Connection, launch: int) -> bool:
+    """Whether no job that is planned for the launch has been run since that was made. Inside the caller's transaction.
+
+    False for a launch without reservations, so ask before `give_back`.
+    """
     row = cx.execute("SELECT created FROM batch_job WHERE id = ?", (launch,)).fetchone()
     planned = cx.execute(f"SELECT 1 {_OF_LAUNCH} LIMIT 1", (launch,)).fetchone()
     begun = cx.execute(f"SELECT 1 {_OF_LAUNCH} AND (lease IS NOT NULL OR state IN ({_ENDS})) LIMIT 1", (launch,)).fetchone()

@@ -1,0 +1,130 @@
+"""`balsam service`: submit launchers as the queue policy allows, here or as a daemon."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from ..db import location
+from . import layout
+from .common import say
+from .group import BalsamCommand, option
+
+_ACTIONS = ("start", "stop", "status")
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("action", required=False, type=click.Choice(_ACTIONS), metavar="[start|stop|status]")
+@option("--dry-run", is_flag=True, help="Print what would be submitted now and why, and change nothing.")
+@option("--json", is_flag=True, help="Print an object (for status and --dry-run).")
+@click.pass_context
+def service(ctx: click.Context, action: str | None, *, dry_run: bool, json: bool) -> int:
+    """Watch this DB and submit launchers for its jobs, as the policy in policy.ini allows.
+
+    Without a further word it runs here, until Ctrl-C. `start` runs it in the background, where it survives the terminal.
+
+    \b
+    Examples:
+        balsam service --dry-run
+        balsam service start
+        balsam service status
+    """
+    if dry_run and action:
+        raise click.UsageError(f"--dry-run does not go with {action}.")
+    if json and action != "status" and not dry_run:
+        raise click.UsageError("--json goes with status and --dry-run.")
+    directory = location.find(ctx.find_root().obj)
+    if dry_run:
+        return _rehearse(directory, json)
+    from ..service import main
+
+    if action == "status":
+        return _status(main.status(directory), json)
+    if action == "stop":
+        say(main.stop(directory))
+        return 0
+    if action == "start":
+        started = main.start(directory)
+        click.echo(f"Starting Balsam service [{started.pid}], log in {layout.one_line(started.log)}")
+        return 0
+    return main.run_service(directory)
+
+
+# --- what it would do -------------------------------------------------------------------------------------------------
+
+
+def _rehearse(directory: str, as_json: bool) -> int:
+    from ..clock import SystemClock
+    from ..schedulers.base import select
+    from ..service import loop, policy
+    from ..settings import Settings
+
+    settings = Settings.load(directory)
+    db = location.open_database(directory, settings)
+    queues = policy.load(directory, settings)
+    found = loop.rehearse(db, settings, queues, select(settings).domain, SystemClock.now_us())
+    if as_json:
+        _print_object(_as_object(found, policy.find(directory, settings)))
+        return 0
+    click.echo(f"Policy: {layout.one_line(policy.find(directory, settings))}")
+    for launch in found.launches:
+        click.echo(f"Would submit: {layout.one_line(loop.described(launch))}")
+    if not found.launches:
+        click.echo("Would submit nothing" + ("." if found.waits or found.misfits else ": no job waits without a launch."))
+    for what, lefts in (("Waits", found.waits), ("Fits nowhere", found.misfits)):
+        for line in loop.reasons(lefts):
+            click.echo(f"{what}: {layout.one_line(line)}")
+    return 0
+
+
+def _print_object(found: dict[str, Any]) -> None:
+    import json
+
+    click.echo(json.dumps(found, ensure_ascii=False))
+
+
+def _as_object(found: Any, policy: str) -> dict[str, Any]:
+    return {
+        "policy": policy,
+        "launches": [{**launch._asdict(), "planned": [_work(work) for work in launch.planned]} for launch in found.launches],
+        "waits": [{**_work(left.work), "reason": left.reason} for left in found.waits],
+        "misfits": [{**_work(left.work), "reason": left.reason} for left in found.misfits],
+    }
+
+
+def _work(work: Any) -> dict[str, Any]:
+    return {**work.shape._asdict(), "wall_time_minutes": work.minutes, "jobs": work.jobs}
+
+
+# --- what it does -----------------------------------------------------------------------------------------------------
+
+
+def _status(found: dict[str, Any], as_json: bool) -> int:
+    """Print the status; exit code 0 only if a service is running."""
+    if as_json:
+        _print_object(found)
+    elif found["state"] == "none":
+        click.echo("No service has run on this Balsam DB.")
+    else:
+        for line in _described(found):
+            click.echo(layout.one_line(line))
+    return 0 if found["state"] == "running" else 1
+
+
+def _described(found: dict[str, Any]) -> list[str]:
+    lines = [f"Service: {found['state']}" + (f" ({found['end_reason']})" if found["state"] == "stopped" else "")]
+    lines.append(f"    process:     {found['pid']} on {found['host']}")
+    lines.append(f"    heartbeat:   {found['heartbeat_age_s']:.0f} s ago")
+    for key in ("action", "error"):
+        if found[f"last_{key}"]:
+            first = found[f"last_{key}"].replace("\n", "; ")
+            lines.append(f"    last {key}:{' ' * (8 - len(key))}{first} ({_when(found[f'last_{key}_at'])})")
+    lines += [f"    not submitted: {reason}" for reason in found["reasons"]]
+    lines.append(f"    log:         {found['log']}")
+    return lines
+
+
+def _when(seconds: float | None) -> str:
+    return "at an unknown time" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

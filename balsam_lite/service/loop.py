@@ -1,0 +1,360 @@
+"""The service's turns: hear what became of its launches, see what waits, submit the next launch.
+
+A launch's row is in the DB before the scheduler hears of it, so that a crash between the two is found again by its name and
+neither loses nor doubles a submission. What a scheduler does not tell is unknown, and nothing is submitted on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..clock import SECOND_US, Clock
+from ..db import batch_queries, demand
+from ..db.batch_queries import BatchRow
+from ..db.connection import Connection, Database
+from ..db.demand import Work
+from ..db.store import batch_jobs, leases, reservations
+from ..db.store.claims import Shape
+from ..db.store.leases import Lease
+from ..errors import DatabaseError, InputError, LostLease, PollFailed, SchedulerError
+from ..launcher.reaper import reap_dead
+from ..schedulers import submission
+from ..schedulers.base import Scheduler
+from ..schedulers.submission import LaunchRequest
+from ..settings import Settings
+from . import packer
+from .packer import Choice, Launch, Left, Supply
+from .policy import Queue
+
+log = logging.getLogger("balsam_lite.service")
+
+KIND = "service"
+#: Jobs that are planned for one launch. It does more if it can; beyond this a plan only costs time.
+_MOST_PLANNED = 5000
+#: A queue that fails is left alone for longer each time, at most so many seconds.
+_LONGEST_PAUSE_S = 600.0
+#: A launch needs this long to start, and its launcher leaves so many seconds before the batch job's end, beside the grace.
+_START_MIN, _END_S = 1, 5.0
+#: Finishing what a dead launcher left takes no time, but a launcher.
+_TIDYING = Work(Shape(1, 1, 1, 0), 1, 1)
+#: Lines of reasons that `status` keeps.
+_MOST_REASONS = 20
+
+
+class Survey(NamedTuple):
+    """What there is at one moment."""
+
+    left: list[Work]  # neither planned for a launch nor within what the open ones will do
+    launches: Counter[str]  # open ones, by queue
+
+
+class Pause(NamedTuple):
+    """Why, and until when, nothing is submitted to a queue."""
+
+    failures: int
+    until: float  # on the monotonic clock
+    reason: str
+
+
+def margin_minutes(settings: Settings) -> int:
+    """The minutes of a launch that no job can use: for its start, and for its end before the scheduler's."""
+    return _START_MIN + math.ceil((settings.KILL_GRACE_S + _END_S) / 60)
+
+
+def survey(cx: Connection, rows: Sequence[BatchRow], margin: int, now_us: int) -> Survey:
+    """What waits without a launch, with these launches open. Reads only."""
+    planned = {row["id"]: demand.of_launch(cx, row["id"]) for row in rows}
+    holders = leases.open_leases(cx)
+    waiting = demand.startable(cx) + ([_TIDYING] if demand.has_unsettled(cx) else [])
+    supplies = [_supply(cx, row, planned[row["id"]], holders, margin, now_us) for row in rows]
+    all_planned = [work for works in planned.values() for work in works]
+    return Survey(packer.uncovered(waiting, all_planned, supplies), Counter(str(row["queue"]) for row in rows))
+
+
+def _supply(
+    cx: Connection, row: BatchRow, planned: Iterable[Work], holders: Iterable[Lease], margin: int, now_us: int
+) -> Supply:
+    minutes = float(row["wall_minutes"] - margin)
+    promised = sum(packer.cost(work) * work.jobs for work in planned)
+    if row["started"] is not None:
+        minutes = row["wall_minutes"] - (now_us - row["started"]) / (60 * SECOND_US)
+        own = [lease.id for lease in holders if lease.scheduler_id == row["scheduler_id"] != ""]
+        promised += demand.held_node_minutes(cx, own, now_us)
+    return Supply(row["nodes"], max(0.0, minutes), promised, row["job_mode"] == "serial", _taken_by(cx, row))
+
+
+def _taken_by(cx: Connection, row: BatchRow) -> tuple[Work, ...] | None:
+    """The jobs that a launch takes beside those planned for it; None: all. Tags cannot be counted, so there it is none."""
+    if row["prescheduled_only"] or row["filter_tags"] != "{}":
+        return ()
+    return tuple(demand.of_workflows(cx, row["wf_filter"])) if row["wf_filter"] else None
+
+
+def full(queues: Iterable[Queue], launches: Mapping[str, int]) -> dict[str, str]:
+    """The queues that have all the launches that the policy allows, with that reason."""
+    return {
+        queue.name: f"{launches[queue.name]} of {queue.max_queued} launches are queued or running"
+        for queue in queues
+        if launches.get(queue.name, 0) >= queue.max_queued
+    }
+
+
+class Rehearsal(NamedTuple):
+    """What the service would do."""
+
+    launches: list[Launch]
+    misfits: tuple[Left, ...]
+    waits: tuple[Left, ...]
+
+
+def rehearse(db: Database, settings: Settings, queues: Sequence[Queue], domain: str, now_us: int) -> Rehearsal:
+    """Which launches the service would submit now, one after the other, and why no more. Changes nothing and asks nobody."""
+    margin = margin_minutes(settings)
+    with db.read() as cx:
+        left, launches = survey(cx, batch_queries.open_rows(cx, domain), margin, now_us)
+    chosen: list[Launch] = []
+    while True:
+        choice = packer.choose(queues, full(queues, launches), left, margin)
+        if choice.launch is None:
+            return Rehearsal(chosen, choice.misfits, choice.waits)
+        chosen.append(choice.launch)
+        launches[choice.launch.queue] += 1
+        supply = Supply(choice.launch.nodes, choice.launch.minutes - margin, 0.0, choice.launch.job_mode == "serial")
+        left = packer.uncovered(left, (), [supply])
+
+
+class Service:
+    """Takes turns until it is told to stop. The caller has opened its lease, and closes it.
+
+    Args:
+        log_path: for `status`.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        settings: Settings,
+        queues: Sequence[Queue],
+        scheduler: Scheduler,
+        lease: int,
+        clock: Clock,
+        log_path: str = "",
+    ) -> None:
+        self._db, self._settings, self._scheduler = db, settings, scheduler
+        self._queues, self._lease, self._clock = queues, lease, clock
+        self._margin = margin_minutes(settings)
+        self._pauses: dict[str, Pause] = {}
+        self._open: dict[int, BatchRow] = {}  # the launches that were open a turn ago
+        self._said: set[str] = set()
+        self._note: dict[str, Any] = {"log": log_path}
+        self._noted, self._last_heartbeat = "", -math.inf
+        self._failing_since: float | None = None
+        self.stop_reason = ""
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, wait: Callable[[float], object]) -> None:
+        """Take turns until there is a reason to stop. `wait` sleeps for so many seconds, or less."""
+        while not self.stop_reason:
+            if not self._guarded_turn():
+                self._rest(wait)
+        self._finish_note()
+
+    def stop(self, reason: str) -> None:
+        """Make `run` end after the step that it is in. May be called by a signal handler."""
+        self.stop_reason = self.stop_reason or reason
+
+    def _rest(self, wait: Callable[[float], object]) -> None:
+        end = self._clock.monotonic() + self._settings.SERVICE_PERIOD
+        while not self.stop_reason and self._clock.monotonic() < end:
+            wait(min(end - self._clock.monotonic(), self._settings.HEARTBEAT_S))
+            try:
+                self.beat()
+            except DatabaseError as exc:
+                self._database_failed(exc)
+
+    def _guarded_turn(self) -> bool:
+        try:
+            again = self.turn()
+        except DatabaseError as exc:
+            self._database_failed(exc)
+            return False
+        self._failing_since = None
+        return again
+
+    def _database_failed(self, exc: DatabaseError) -> None:
+        now = self._clock.monotonic()
+        self._failed(f"The DB cannot be used, trying on: {exc.message}")
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if now - self._failing_since > self._settings.LEASE_EXPIRY_S:
+            raise LostLease(f"The DB could not be used for {now - self._failing_since:.0f} s: {exc.message}")
+
+    def turn(self) -> bool:
+        """One turn. Returns whether a launch was submitted, so that the next turn may be at once.
+
+        Raises:
+            LostLease: another service may be at work. DatabaseError.
+        """
+        self.beat()
+        answered = self.refresh()
+        self.reap()
+        self.give_back()
+        if not answered or self.stop_reason:
+            return False
+        choice = self.choose()
+        self.report(choice)
+        submitted = choice.launch is not None and self.submit(choice.launch)
+        self.beat()
+        return submitted
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def beat(self, even_if_early: bool = False) -> None:
+        """Show that the service lives, and what it has done. A write transaction when it is time, or there is news."""
+        now, note = self._clock.monotonic(), json.dumps(self._note)
+        if even_if_early or note != self._noted or now - self._last_heartbeat >= self._settings.HEARTBEAT_S:
+            with self._db.write() as cx:
+                leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
+            self._noted, self._last_heartbeat = note, now
+
+    def refresh(self) -> bool:
+        """Hear what became of the launches. Returns False where the scheduler did not say: then nothing has changed."""
+        try:
+            rows = submission.refresh(self._db, self._scheduler, self._clock.now_us())
+        except PollFailed as exc:
+            self._failed(exc.message)
+            return False
+        now_open = {row["id"]: row for row in rows if row["ended"] is None}
+        for number in self._open.keys() - now_open.keys():
+            self._ended(number)
+        self._open = now_open
+        return True
+
+    def _ended(self, number: int) -> None:
+        """Leave the queue alone for a while if that launch did nothing: the next one would do nothing either."""
+        with self._db.read() as cx:
+            row = batch_queries.get(cx, number)
+            was_idle = reservations.was_idle(cx, number)
+        if row is None or row["state"] == batch_jobs.SUBMISSION_FAILED:
+            return
+        log.info("qlaunch%d in %s has ended (%s). %s", number, row["queue"], row["state"], row["reason"])
+        if was_idle:
+            self._pause(row["queue"], f"qlaunch{number} ended without a run of any job planned for it; see {row['log']}")
+        else:
+            self._pauses.pop(row["queue"], None)
+
+    def reap(self) -> None:
+        """Free the jobs of launchers that died."""
+        freed = reap_dead(self._db, self._settings, self._clock)
+        if freed:
+            self._did(f"freed {freed} job(s) of dead launchers")
+
+    def give_back(self) -> None:
+        """End the reservations of launches that are over."""
+        with self._db.read() as cx:
+            numbers = reservations.orphaned(cx, (row["id"] for row in batch_queries.unended_rows(cx)))
+        for number in numbers:
+            jobs = reservations.give_back(self._db, number)
+            self._did(f"gave back {jobs} job(s) that were planned for qlaunch{number}")
+
+    def choose(self) -> Choice:
+        """The launch to submit next, if any. Reads only."""
+        now = self._clock.monotonic()
+        with self._db.read() as cx:
+            rows = batch_queries.open_rows(cx, self._scheduler.domain)
+            left, launches = survey(cx, rows, self._margin, self._clock.now_us())
+        paused = {name: pause.reason for name, pause in self._pauses.items() if pause.until > now}
+        return packer.choose(self._queues, {**paused, **full(self._queues, launches)}, left, self._margin)
+
+    def report(self, choice: Choice) -> None:
+        """Say what has no launch and why: once, and again when it is different."""
+        kinds = ((logging.WARNING, "no launch is allowed", choice.misfits), (logging.INFO, "wait for a launch", choice.waits))
+        said = {}
+        for level, what, lefts in kinds:
+            for line in reasons(lefts):
+                said[f"{what}: {line}"] = level
+        for line, level in said.items():
+            if line not in self._said:
+                log.log(level, "%s", line)
+        if choice.launch is None:
+            self._said = set(said)
+        self._note["reasons"] = list(said)[:_MOST_REASONS]
+
+    def submit(self, launch: Launch) -> bool:
+        """Plan jobs for the launch and submit it. Returns False, with the queue left alone for a while, if that failed."""
+        request = LaunchRequest(launch.nodes, launch.minutes, queue=launch.queue, job_mode=launch.job_mode)
+        try:
+            row = submission.submit_launch(
+                self._db, self._settings, request, self._scheduler, lambda row: self._plan(row["id"], launch)
+            )
+        except (SchedulerError, InputError) as exc:
+            self._pause(launch.queue, f"a launch could not be submitted: {exc.message}")
+            return False
+        self._open[row["id"]] = row
+        self._did(f"submitted qlaunch{row['id']}, the scheduler's {row['scheduler_id']}, {described(launch)}")
+        return True
+
+    def _plan(self, number: int, launch: Launch) -> None:
+        self.beat(even_if_early=True)  # another service may have taken over while this one was suspended
+        rest, planned = _MOST_PLANNED, 0
+        for shape, minutes, jobs in _by_shape(launch.planned):
+            planned += reservations.reserve(self._db, number, shape, minutes, min(jobs, rest - planned))
+        log.info("Planned %d job(s) for qlaunch%d.", planned, number)
+
+    # --- what is remembered -------------------------------------------------------------------------------------------
+
+    def _pause(self, queue: str, reason: str) -> None:
+        failures = self._pauses[queue].failures + 1 if queue in self._pauses else 1
+        seconds = min(_LONGEST_PAUSE_S, self._settings.SERVICE_PERIOD * 2.0**failures)
+        first = reason.partition("\n")[0]
+        self._pauses[queue] = Pause(failures, self._clock.monotonic() + seconds, f"after {failures} failure(s), {first}")
+        self._failed(f"{queue}: {reason}\nThe next try in this queue is in {seconds:.0f} s.")
+
+    def _did(self, what: str) -> None:
+        log.info("%s", what[:1].upper() + what[1:])
+        self._note.update(action=what, action_us=self._clock.now_us())
+
+    def _failed(self, what: str) -> None:
+        if what != self._note.get("error"):
+            log.error("%s", what)
+        self._note.update(error=what, error_us=self._clock.now_us())
+
+    def _finish_note(self) -> None:
+        self._note.update(reasons=[])
+        self.beat(even_if_early=True)
+
+
+def _by_shape(planned: Iterable[Work]) -> list[Work]:
+    """One entry for each shape, with its longest estimate."""
+    found: dict[Shape, Work] = {}
+    for work in planned:
+        known = found.get(work.shape, work._replace(jobs=0))
+        found[work.shape] = Work(work.shape, max(work.minutes, known.minutes), work.jobs + known.jobs)
+    return list(found.values())
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def reasons(lefts: Iterable[Left]) -> list[str]:
+    """A line for each shape and reason."""
+    return list(dict.fromkeys(f"{_like(left.work.shape)}: {left.reason}" for left in lefts))
+
+
+def _like(shape: Shape) -> str:
+    return "jobs like " + " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
+
+
+def described(launch: Launch) -> str:
+    """A launch in words.
+
+    >>> described(Launch("debug", 2, 60, "serial", (Work(Shape(1, 1, 1, 0), 10, 9),)))
+    '2 node(s) for 60 minutes in queue debug, serial mode, for 9 job(s)'
+    """
+    where = f"in queue {launch.queue}, {launch.job_mode} mode"
+    return f"{launch.nodes} node(s) for {launch.minutes} minutes {where}, for {launch.jobs} job(s)"

@@ -1,0 +1,264 @@
+"""Wiring of the service: one for each DB, its log, its lease and its signals; in the foreground or as a daemon.
+
+    python -m balsam_lite.service.main DIRECTORY
+
+runs it as a daemon; `start` does that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple
+
+from .. import daemon
+from ..clock import SECOND_US, SystemClock
+from ..daemon import Ready
+from ..db import location
+from ..db.connection import Database
+from ..db.store import leases
+from ..db.store.leases import Record
+from ..errors import AnotherService, BalsamError, LaunchError, LostLease
+from ..identity import Holder
+from ..launcher import logs
+from ..launcher.process import Alarm
+from ..launcher.reaper import reap_dead
+from ..schedulers import base
+from ..settings import Settings
+from . import policy
+from .loop import KIND, Service
+
+log = logging.getLogger("balsam_lite.service")
+
+LOCK = "service.lock"
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: `stop` waits so long, seconds, beyond what one command of the scheduler may take.
+_STOP_PATIENCE_S = 10.0
+
+
+def run_service(db_directory: str, ready: Ready | None = None) -> int:
+    """Run the service of a DB on this host until a signal comes. Returns the exit code: 1 if its lease was lost.
+
+    `ready` is called when it has begun, with its pid and its log as JSON, and with a file for its stderr.
+
+    Raises:
+        AnotherService. SettingsError: the policy is missing or broken. DatabaseError. BalsamError: no log can be written.
+    """
+    settings = Settings.load(db_directory)
+    db = location.open_database(db_directory, settings)
+    queues = policy.load(db.directory, settings)
+    scheduler = base.select(settings)
+    clock = SystemClock()
+    with _alone(db.directory):
+        lease = _open_lease(db, settings, clock)
+        log_path = logs.set_up(db.directory, settings, KIND, echo=ready is None)
+        on = [queue.name for queue in queues if queue.is_on]
+        log.info("Lease %d: the service for %s, %s, queues: %s", lease, db.directory, scheduler.name, ", ".join(on) or "none")
+        if ready:
+            ready(json.dumps({"pid": os.getpid(), "log": log_path}), "")
+        service = Service(db, settings, queues, scheduler, lease, clock, log_path)
+        try:
+            return _run(service)
+        finally:
+            with db.write() as cx:
+                leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an error of its own; see the log")
+
+
+def _run(service: Service) -> int:
+    def stop(number: int, _: FrameType | None) -> None:
+        service.stop(f"signal {signal.Signals(number).name}")
+
+    with Alarm() as alarm:
+        before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+        try:
+            service.run(alarm.wait)
+        except LostLease as exc:
+            log.error("%s", exc.message)
+            return 1
+        except BaseException:
+            log.exception("The service stops because of an error of its own.")
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    log.info("The service ends: %s", service.stop_reason)
+    return 0
+
+
+@contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """Hold the service's lock file, which dies with its process.
+
+    Where the file system has no locks, the lease alone keeps a second service out.
+    """
+    import fcntl
+
+    handle = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AnotherService(hint="`balsam service status` shows it, `balsam service stop` ends it.") from None
+        except OSError as exc:
+            log.debug("no lock file: %s", exc)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:
+    """A lease for this process; of two that come at the same moment one is refused."""
+    reap_dead(db, settings, clock)
+    with db.write() as cx:
+        for other in leases.open_leases(cx):
+            if other.kind == KIND and not leases.is_dead(other, clock.now_us(), settings.LEASE_EXPIRY_S):
+                where = f"It is process {other.holder.pid} on {other.holder.host}."
+                raise AnotherService(hint=f"{where} `balsam service stop` ends it.")
+        lease = leases.open_lease(cx, KIND, Holder.current(), "", clock.now_us())
+        eldest = leases.open_leases(cx)[0].id == lease
+    db.keep_checkpoints(eldest)
+    return lease
+
+
+# --- as a daemon ------------------------------------------------------------------------------------------------------
+
+
+class Started(NamedTuple):
+    """A service that has begun."""
+
+    pid: int
+    log: str
+
+
+def start(db_directory: str) -> Started:
+    """Start the service as a daemon, which outlives this process and its terminal. Returns when it has begun.
+
+    Raises:
+        AnotherService. LaunchError: it did not begin; the message says what it said.
+    """
+    answer = base.run_module(__name__, os.path.abspath(db_directory))
+    if answer.returncode == _ANOTHER:
+        raise AnotherService(hint="`balsam service status` shows it, `balsam service stop` ends it.")
+    if not answer.ok:
+        said = answer.stderr.strip().removeprefix("Error: ")
+        raise LaunchError(said or f"The service ended at once with exit code {answer.returncode}.")
+    return Started(**json.loads(answer.stdout))
+
+
+#: The daemon's exit code when there is another one.
+_ANOTHER = 17
+
+
+def main(argv: list[str]) -> int:
+    """Become a daemon and run the service of the DB `argv[0]`; errors are told before that is done."""
+    ready = daemon.detach()
+    try:
+        return run_service(argv[0], ready)
+    except AnotherService:
+        return _ANOTHER
+    except BalsamError as exc:
+        sys.stderr.write(f"Error: {exc}\n")
+        return 1
+
+
+def stop(db_directory: str) -> str:
+    """End the DB's service, and wait for its end if it is on this host. Returns what was done, in words.
+
+    On another host it loses its lease, which it notices at its next heartbeat.
+
+    Raises:
+        LaunchError: it is still busy; it will end when it is done.
+    """
+    settings = Settings.load(db_directory)
+    db = location.open_database(db_directory, settings)
+    record = _latest(db)
+    if record is None or record.closed_us is not None:
+        return "No service is running on this Balsam DB."
+    holder = record.lease.holder
+    if holder.is_provably_dead():
+        reap_dead(db, settings, SystemClock())
+        return f"The service was dead already (pid {holder.pid})."
+    if not holder.is_here():
+        with db.write() as cx:
+            leases.close_lease(cx, record.lease.id, SystemClock.now_us(), "stopped by the user")
+        return f"The service on {holder.host} (pid {holder.pid}) is to end; it hears of it within {settings.HEARTBEAT_S:g} s."
+    _terminate(holder)
+    give_up = time.monotonic() + settings.SCHEDULER_TIMEOUT_S + _STOP_PATIENCE_S
+    while not holder.is_provably_dead():
+        if time.monotonic() > give_up:
+            raise LaunchError(f"The service (pid {holder.pid}) is still busy; it ends when it is done with that.")
+        time.sleep(0.05)
+    return f"Stopped the service (pid {holder.pid})."
+
+
+def _terminate(holder: Holder) -> None:
+    try:
+        os.kill(holder.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except PermissionError as exc:
+        raise LaunchError(f"The service (pid {holder.pid}) is another user's: {exc.strerror}.") from exc
+
+
+def _latest(db: Database) -> Record | None:
+    with db.read() as cx:
+        return leases.latest(cx, KIND)
+
+
+# --- what it is doing -------------------------------------------------------------------------------------------------
+
+
+def status(db_directory: str) -> dict[str, Any]:
+    """What there is to tell of the DB's service, for people and `--json`. Times are seconds since the epoch or None.
+
+    `state` is running, dead (it ended without a word, or was not heard of for too long), stopped, or none: there never was one.
+    """
+    settings = Settings.load(db_directory)
+    db = location.open_database(db_directory, settings)
+    record = _latest(db)
+    if record is None:
+        return {"state": "none"}
+    now_us = SystemClock.now_us()
+    lease, note = record.lease, _note(record)
+    if record.closed_us is not None:
+        state = "dead" if record.end_reason == "dead" else "stopped"
+    else:
+        state = "dead" if leases.is_dead(lease, now_us, settings.LEASE_EXPIRY_S) else "running"
+    return {
+        "state": state,
+        "host": lease.holder.host,
+        "pid": lease.holder.pid,
+        "started": record.opened_us / SECOND_US,
+        "ended": None if record.closed_us is None else record.closed_us / SECOND_US,
+        "end_reason": record.end_reason,
+        "heartbeat_age_s": (now_us - lease.heartbeat_us) / SECOND_US,
+        "last_action": note.get("action", ""),
+        "last_action_at": _seconds(note.get("action_us")),
+        "last_error": note.get("error", ""),
+        "last_error_at": _seconds(note.get("error_us")),
+        "reasons": note.get("reasons", []),
+        "log": note.get("log", ""),
+    }
+
+
+def _note(record: Record) -> dict[str, Any]:
+    try:
+        found = json.loads(record.note or "{}")
+    except ValueError:  # written by another version, or by hand
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _seconds(time_us: int | None) -> float | None:
+    return None if time_us is None else time_us / SECOND_US
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""The MPI start commands of the world: how each is told what a `RankLayout` says. Data and pure functions.
+
+Each function has its source beside it; "tried" means: with that version, on a real machine, by the tests or for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from .layout import RankLayout
+
+#: The name by which a host knows itself.
+_THIS_HOST = "localhost"
+
+
+def _nothing(layout: RankLayout) -> dict[str, str]:
+    return {}
+
+
+class Flavour(NamedTuple):
+    """One kind of MPI start command."""
+
+    name: str  # as in Settings.MPI_FLAVOUR
+    commands: tuple[str, ...]  # to look for on PATH, the first that is there
+    words: Callable[[RankLayout], list[str]]  # behind the command, before the user's flags and the program
+    one_per_host: Callable[[RankLayout], list[str]]  # the same for our own ranks, each with all of its host's CPUs
+    #: For the command's own environment.
+    variables: Callable[[RankLayout], Mapping[str, str]] = _nothing
+    #: Whether a host takes several of its programs at once, or one beside programs that it did not start.
+    shares_nodes: bool = True
+    #: Whether it replaces CUDA_VISIBLE_DEVICES by what its scheduler gave to the whole job.
+    chooses_gpus: bool = False
+
+
+# --- MPICH and its kin ------------------------------------------------------------------------------------------------
+
+
+def _hydra_ranks(layout: RankLayout) -> list[str]:
+    """How many, and where. Inside a batch job Hydra takes the batch job's hosts if it is not told otherwise, so it is.
+
+    Source: mpiexec -help of MPICH 5.0.2; tried, also inside Slurm 22.05.
+    """
+    hosts = ["-hosts", ",".join(layout.hosts)] if layout.hosts else ["-hosts", _THIS_HOST, "-bootstrap", "fork"]
+    return ["-n", str(layout.ranks), "-ppn", str(layout.ranks_per_host), *hosts]
+
+
+def _mpich(layout: RankLayout) -> list[str]:
+    """MPICH does not bind unless told; said all the same, as HYDRA_BINDING may say otherwise. Tried with 5.0.2."""
+    return [*_hydra_ranks(layout), "-bind-to", f"core:{layout.cores_per_rank}" if layout.is_bound else "none"]
+
+
+def _mpich_one_per_host(layout: RankLayout) -> list[str]:
+    """The others survive a rank that exits; not one that a signal ends, whatever is said here (tried with 5.0.2)."""
+    return [*_hydra_ranks(layout), "-bind-to", "none", "-disable-auto-cleanup"]
+
+
+def _intel(layout: RankLayout) -> list[str]:
+    """Source: Intel MPI Library Developer Reference 2021.15, "Global Hydra Options"."""
+    return _hydra_ranks(layout)
+
+
+def _intel_variables(layout: RankLayout) -> dict[str, str]:
+    """Intel MPI binds by variables, and by default. Inside a batch job it ignores -ppn unless it is told not to.
+
+    Source: Intel MPI Library Developer Reference 2021.15, "Environment Variables for Process Pinning", "Hydra Environment
+    Variables" (I_MPI_JOB_RESPECT_PROCESS_PLACEMENT).
+    """
+    found = {"I_MPI_JOB_RESPECT_PROCESS_PLACEMENT": "disable", "I_MPI_PIN": "enable" if layout.is_bound else "disable"}
+    if layout.is_bound:
+        found["I_MPI_PIN_DOMAIN"] = f"{layout.threads_per_rank}:compact"
+    return found
+
+
+# --- Open MPI ---------------------------------------------------------------------------------------------------------
+
+
+def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
+    """-npernode is deprecated in 4 and leaves 5, `ppr` is understood by both. More ranks than slots are refused unless
+    OVERSUBSCRIBE is said; with enough slots it changes nothing.
+
+    Source: mpirun(1) of Open MPI 4.1 and 5.0; tried with 4.1.8 and 5.0.11, also inside Slurm 22.05.
+    """
+    hosts = ",".join(f"{host}:{layout.ranks_per_host}" for host in layout.hosts or (_THIS_HOST,))
+    by = f"ppr:{layout.ranks_per_host}:node{width}:OVERSUBSCRIBE"
+    return ["-n", str(layout.ranks), "--host", hosts, "--map-by", by]
+
+
+def _openmpi(layout: RankLayout) -> list[str]:
+    """Open MPI binds by default: the only rank of each of many packed programs to the first core."""
+    if layout.is_bound:
+        return [*_openmpi_ranks(layout, f":PE={layout.cores_per_rank}"), "--bind-to", "core"]
+    return [*_openmpi_ranks(layout), "--bind-to", "none"]
+
+
+def _openmpi_one_per_host(layout: RankLayout) -> list[str]:
+    """The others survive a rank, however it ends. Tried with 4.1.8 and 5.0.11."""
+    return [*_openmpi_ranks(layout), "--bind-to", "none", "--enable-recovery"]
+
+
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+
+
+def _srun_ranks(layout: RankLayout) -> list[str]:
+    """Steps with --overlap never wait for one another: who runs where is the launcher's business, not Slurm's.
+
+    Source: srun(1) of Slurm 22.05; tried with 22.05.8.
+    """
+    nodes = [f"--nodes={len(layout.hosts) or 1}", *([f"--nodelist={','.join(layout.hosts)}"] if layout.hosts else [])]
+    ranks = [f"--ntasks={layout.ranks}", f"--ntasks-per-node={layout.ranks_per_host}", "--distribution=block"]
+    return [*nodes, *ranks, "--overlap"]
+
+
+def _srun(layout: RankLayout) -> list[str]:
+    """Without --cpus-per-task, which implies --exact, a step has all CPUs of its nodes. A rank that fails ends the others,
+    as everywhere else. Which PMI it speaks is the site's (MpiDefault) or the user's (SLURM_MPI_TYPE) choice.
+    """
+    words = [*_srun_ranks(layout), "--kill-on-bad-exit=1"]
+    if layout.is_bound:
+        return [*words, f"--cpus-per-task={layout.threads_per_rank}", "--cpu-bind=cores"]
+    more = ["--overcommit"] if 0 < layout.cpus_per_host < layout.ranks_per_host else []
+    return [*words, *more, "--cpu-bind=none"]
+
+
+def _srun_one_per_host(layout: RankLayout) -> list[str]:
+    """stdin goes to rank 0 alone (by default to all), and the others go on without a rank or a node."""
+    return [*_srun_ranks(layout), "--cpu-bind=none", "--input=0", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
+
+
+# --- Cray, IBM --------------------------------------------------------------------------------------------------------
+
+
+def _aprun_ranks(layout: RankLayout) -> list[str]:
+    hosts = ["-L", ",".join(layout.hosts)] if layout.hosts else []
+    return ["-n", str(layout.ranks), "-N", str(layout.ranks_per_host), *hosts]
+
+
+def _aprun(layout: RankLayout) -> list[str]:
+    """Source: aprun(1), CLE 4.1 and later; the same words as Balsam 0.7's ThetaAprun. Whole nodes, one program each."""
+    affinity = "depth" if layout.cpu_affinity == "depth" else "none"
+    threads = ["-d", str(layout.threads_per_rank), "-j", str(layout.threads_per_core)]
+    return [*_aprun_ranks(layout), "-cc", affinity, *threads]
+
+
+def _aprun_one_per_host(layout: RankLayout) -> list[str]:
+    return [*_aprun_ranks(layout), "-cc", "none"]
+
+
+def _pals_ranks(layout: RankLayout) -> list[str]:
+    hosts = ["--hosts", ",".join(layout.hosts)] if layout.hosts else []
+    return ["-np", str(layout.ranks), "-ppn", str(layout.ranks_per_host), *hosts, "--envall"]
+
+
+def _pals(layout: RankLayout) -> list[str]:
+    """Source: mpiexec(1) of HPE Cray PALS 1.2; the same words as Balsam 0.7's AuroraRun."""
+    return [*_pals_ranks(layout), "--cpu-bind", "depth" if layout.is_bound else "none", "-d", str(layout.threads_per_rank)]
+
+
+def _pals_one_per_host(layout: RankLayout) -> list[str]:
+    return [*_pals_ranks(layout), "--cpu-bind", "none"]
+
+
+def _jsrun(layout: RankLayout) -> list[str]:
+    """One resource set per rank. jsrun counts cores, and chooses the hosts itself among those with free cores and GPUs.
+
+    Source: jsrun(1) of IBM Job Step Manager 10.3; the same words as Balsam 0.7's SummitJsrun.
+    """
+    cpus = layout.cores_per_rank
+    words = ["--nrs", str(layout.ranks), "--tasks_per_rs", "1", "--rs_per_host", str(layout.ranks_per_host)]
+    gpus = ["--gpu_per_rs", str(math.ceil(layout.gpus_per_rank))]
+    return [*words, "--cpu_per_rs", str(cpus), *gpus, "--bind", f"packed:{cpus}" if layout.is_bound else "rs"]
+
+
+def _jsrun_one_per_host(layout: RankLayout) -> list[str]:
+    words = ["--nrs", str(layout.ranks), "--tasks_per_rs", "1", "--rs_per_host", "1"]
+    return [*words, "--cpu_per_rs", "ALL_CPUS", "--gpu_per_rs", "ALL_GPUS", "--bind", "none"]
+
+
+FLAVOURS = {
+    flavour.name: flavour
+    for flavour in (
+        Flavour("aprun", ("aprun",), _aprun, _aprun_one_per_host, shares_nodes=False),
+        Flavour("mpich", ("mpiexec", "mpirun", "mpiexec.hydra"), _mpich, _mpich_one_per_host),
+        Flavour("intel", ("mpiexec.hydra", "mpiexec", "mpirun"), _intel, _intel, _intel_variables),
+        Flavour("openmpi", ("mpiexec", "mpirun"), _openmpi, _openmpi_one_per_host),
+        Flavour("srun", ("srun",), _srun, _srun_one_per_host, chooses_gpus=True),
+        Flavour("pals", ("mpiexec",), _pals, _pals_one_per_host),
+        Flavour("jsrun", ("jsrun",), _jsrun, _jsrun_one_per_host),
+    )
+}

@@ -1,0 +1,102 @@
+"""This machine's MPI start command, ready for use: what stands before a job's words, and before our own ranks'. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ... import spec
+from ...db.store.claims import Claim
+from ...errors import SettingsError, SpawnFailed
+from ..nodes import MpiRules, Node, Place
+from .flavours import Flavour
+from .layout import RankLayout
+from .template import Render
+
+_GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+class Starter(NamedTuple):
+    """The command that `detect` has found."""
+
+    argv: tuple[str, ...]  # its path, with words of the user's that are for all jobs
+    flavour: Flavour
+    this_host: str = ""  # how it calls this host; "" is: not at all
+    template: Render | None = None  # what the user writes instead of the flavour's words
+    evidence: str = ""  # for the log: why it is taken for that flavour
+
+    @property
+    def shares_nodes(self) -> bool:
+        """Whether a node takes several of its programs at once, or one beside programs that it did not start."""
+        return self.flavour.shares_nodes
+
+    def prefix(self, layout: RankLayout, flags: Sequence[str] = ()) -> list[str]:
+        """All that stands before a program's words; the user's flags come last.
+
+        Raises:
+            SettingsError: the template fails for this layout.
+        """
+        layout = self._placed(layout)
+        if self.template is not None:
+            return [*self._environment(layout), *self.template(layout, flags)]
+        return [*self._environment(layout), *self.argv, *self.flavour.words(layout), *flags]
+
+    def one_per_host(self, hosts: Sequence[str]) -> list[str]:
+        """The same for one rank on each host, with all of its CPUs, and stdin for rank 0."""
+        layout = self._placed(RankLayout(tuple(hosts), num_nodes=len(hosts)))
+        if self.template is not None:
+            return self.prefix(layout)
+        return [*self._environment(layout), *self.argv, *self.flavour.one_per_host(layout)]
+
+    def _placed(self, layout: RankLayout) -> RankLayout:
+        return layout if layout.hosts or not self.this_host else layout._replace(hosts=(self.this_host,))
+
+    def _environment(self, layout: RankLayout) -> list[str]:
+        variables = self.flavour.variables(layout)
+        return ["env", *[f"{name}={value}" for name, value in variables.items()]] if variables else []
+
+
+def words_for(starter: Starter, nodes: Sequence[Node], rules: MpiRules) -> Callable[[Claim, Place], list[str]]:
+    """What gives the words before a job's own: those of the MPI command, or none where the job needs no MPI.
+
+    That function raises SpawnFailed where the job's flags cannot be split into words, or the template fails for it.
+    """
+
+    def words(claim: Claim, place: Place) -> list[str]:
+        if not rules.starts(claim.shape):
+            return []
+        try:
+            prefix = starter.prefix(_layout(claim, place, nodes, rules), spec.split_command(claim.mpi_flags))
+        except SettingsError as exc:
+            raise SpawnFailed(str(exc)) from exc
+        except ValueError as exc:
+            raise SpawnFailed(f"The MPI flags cannot be split into words ({exc}): {claim.mpi_flags}") from exc
+        return [*prefix, *_gpus(starter, claim, place)]
+
+    return words
+
+
+def _layout(claim: Claim, place: Place, nodes: Sequence[Node], rules: MpiRules) -> RankLayout:
+    shape, taken = claim.shape, [nodes[number] for number in place.nodes]
+    hosts = tuple(node.name for node in taken if node.name)
+    packed = shape.node_packing_count if shape.num_nodes == 1 and rules.shares_nodes else 1
+    return RankLayout(
+        hosts,
+        shape.num_nodes,
+        shape.ranks_per_node,
+        claim.threads_per_rank,
+        claim.threads_per_core,
+        claim.cpu_affinity,
+        shape.gpus_per_rank,
+        max(1, min(node.cpus for node in taken) // packed),
+        packed > 1 or (not hosts and len(nodes) > len(taken)),
+    )
+
+
+def _gpus(starter: Starter, claim: Claim, place: Place) -> list[str]:
+    """What gives the ranks the GPUs of the job's place, where the MPI command has put others into their environment."""
+    if not (starter.flavour.chooses_gpus and claim.shape.gpus_per_rank):
+        return []
+    placed = ",".join(dict.fromkeys(gpu for of_node in place.gpus for gpu in of_node))
+    return ["env", f"{_GPUS}={json.loads(claim.environ_vars).get(_GPUS, placed)}"]

@@ -78,12 +78,19 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
 def _named(options: LauncherOptions, settings: Settings, batch: Allocation) -> list[Node]:
     names = _chosen(batch.node_names, options)
     cpus = settings.CPUS_PER_NODE or batch.cpus_per_node or machine.cpus()
-    per_node = _gpus_per_node(options, settings)
-    if per_node is None:
-        per_node = batch.gpus_per_node
-    gpus = machine.gpus() if per_node is None else tuple(map(str, range(per_node)))
+    gpus = _gpus_of_named(options, settings, batch)
     _refuse_too_many(len(names), len(gpus) * len(names))
     return [Node(cpus, gpus, name) for name in names]
+
+
+def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocation) -> tuple[str, ...]:
+    """The GPUs of each node. What this one may use says more than a number: another batch job may have the first two."""
+    per_node = _gpus_per_node(options, settings)
+    if per_node is None and batch.runs_on_node:
+        found = machine.gpus()
+        if found or batch.gpus_per_node is None:
+            return found
+    return tuple(map(str, range((batch.gpus_per_node or 0) if per_node is None else per_node)))
 
 
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:

@@ -90,8 +90,8 @@ def test_that_outside_of_a_batch_job_there_is_no_allocation():
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        (SLURM, Allocation("SlurmScheduler", "17", 2, ("node1", "node2"), None, 4, 4)),
-        (STEP, Allocation("SlurmScheduler", "4", 3, ("node1", "node2", "node3"), None, 4)),
+        (SLURM, Allocation("SlurmScheduler", "17", 2, ("node1", "node2"), None, 4, 4, this_node="node1")),
+        (STEP, Allocation("SlurmScheduler", "4", 3, ("node1", "node2", "node3"), None, 4, this_node="node2")),
         (SALLOC, Allocation("SlurmScheduler", "3", 2, ("node1", "node2"), None, 1, runs_on_node=False)),
         (CRAY, Allocation("CobaltScheduler", "104321", 6, ("1001", "1002", "1003", "1004", "1005", "1030"),
                           1795321296_000000, runs_on_node=False)),

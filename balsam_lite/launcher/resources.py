@@ -7,7 +7,8 @@ from typing import NamedTuple, TypeVar
 
 from ..clock import Clock
 from ..errors import InputError
-from ..schedulers.environ import Allocation
+from ..schedulers.environ import Allocation, allocation
+from ..schedulers.remaining import ask_end_us
 from ..settings import Settings
 from . import machine, mpirun
 from .commands import MpiWords, no_mpi
@@ -17,6 +18,8 @@ JOB_MODES = ("serial", "mpi", "mixed")
 
 #: After the grace for the jobs, so many seconds of the batch job are kept for the last transaction.
 _MARGIN_S = 5.0
+#: So long may the scheduler take to say when the batch job ends, in seconds.
+_ASK_S = 20.0
 #: Nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
 _MOST_PARTS = 100_000
 
@@ -52,8 +55,22 @@ class Resources(NamedTuple):
         """Whether there is a node that is not this host, so that programs cannot simply be started here."""
         if self.batch is None or not self.nodes[0].name:
             return False
-        here = self.batch.node_names[0] if self.batch.runs_on_node else None
+        here = (self.batch.this_node or self.batch.node_names[0]) if self.batch.runs_on_node else None
         return any(node.name != here for node in self.nodes)
+
+
+def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[str, str]) -> Allocation | None:
+    """The batch job that this process belongs to, with its end; None outside of any. May ask the scheduler, once.
+
+    Raises:
+        LaunchError: its nodes are not to be found out, and --nodes does not say that shares of this host will do.
+    """
+    batch = allocation(environ, node_names=() if options.nodes else None)
+    if batch is None:
+        return None
+    command = settings.SCHEDULER_STATUS_EXE if settings.SCHEDULER_CLASS in ("", batch.scheduler) else ""
+    timeout_s = min(_ASK_S, settings.SCHEDULER_TIMEOUT_S)
+    return batch._replace(ends_us=ask_end_us(batch, command=command, timeout_s=timeout_s, environ=environ))
 
 
 def survey(options: LauncherOptions, settings: Settings, batch: Allocation | None, environ: Mapping[str, str]) -> Resources:

@@ -33,6 +33,7 @@ class Allocation(NamedTuple):
     cpus_per_node: int = 0  # 0 is: the environment does not say
     gpus_per_node: int | None = None  # None is: likewise
     runs_on_node: bool = True  # False where the script runs on a service node, as on a Cray with aprun
+    this_node: str = ""  # the one on which this process runs; "" is: not said, so the first of them if it is one of them
 
 
 _Environ = Mapping[str, str]
@@ -94,6 +95,7 @@ def _slurm(environ: _Environ) -> Allocation | None:
         cpus_per_node=_first(_fewest_cpus, environ, ("SLURM_JOB_CPUS_PER_NODE", "SLURM_CPUS_ON_NODE")) or 0,
         gpus_per_node=_slurm_gpus(environ),
         runs_on_node="SLURMD_NODENAME" in environ,
+        this_node=environ.get("SLURMD_NODENAME", ""),
     )
 
 

@@ -91,8 +91,8 @@ def descendants(leaders: Iterable[int], marks: Iterable[bytes]) -> list[Process]
     return [table[pid] for pid in _with_descendants(found, table.values()) - {os.getpid()}]
 
 
-def with_mark(prefix: bytes) -> list[Process]:
-    """All living processes whose run mark starts with `prefix`."""
+def with_mark(prefix: bytes | tuple[bytes, ...]) -> list[Process]:
+    """All living processes whose run mark starts with `prefix`, or with one of these."""
     return [p for p in _table() if p.pid != os.getpid() and (_mark_of(p.pid) or b"").startswith(prefix)]
 
 

@@ -28,19 +28,21 @@ class Room(NamedTuple):
 
 
 ROOMS = (
-    Room(0, "ground floor", ("errors", "states", "clock", "settings", "spec", "identity", "processes")),
+    Room(0, "ground floor", ("errors", "states", "clock", "settings", "spec", "identity", "processes", "daemon")),
     Room(1, "database", ("db",)),
     Room(2, "schedulers", ("schedulers",)),
     Room(
         3, "what the launcher is made of",
         tuple(
             f"launcher.{name}"
-            for name in ("process", "spawner", "nodes", "staging", "commands", "machine", "failpoints", "mpirun")
+            for name in (
+                "process", "spawner", "nodes", "staging", "commands", "machine", "failpoints", "mpirun", "logs", "reaper",
+            )
         ),
     ),
-    Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "ensemble", "reaper", "loop"))),
+    Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "patience", "ensemble", "loop"))),
     Room(4, "service", ("service",)),
-    Room(5, "wiring of the launcher", tuple(f"launcher.{name}" for name in ("main", "resources", "logs", "progress"))),
+    Room(5, "wiring of the launcher", tuple(f"launcher.{name}" for name in ("main", "supervisor", "rank", "resources", "progress"))),
     Room(
         5, "Python interface",
         ("launcher.dag", "launcher.futures", "launcher.executor", "launcher.call", "api", "analytics", "sites"),
@@ -69,7 +71,7 @@ RESERVED = {
 PROCESS_CALLS = {
     "posix_spawn": ("launcher.spawner",),
     "posix_spawnp": (),
-    "fork": ("schedulers.shepherd",),
+    "fork": ("daemon", "schedulers.shepherd"),
     "execve": ("schedulers.shepherd",),
     "system": (),
     "popen": (),

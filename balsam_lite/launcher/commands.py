@@ -11,6 +11,7 @@ from .. import spec, states
 from ..db import location
 from ..db.store.claims import Claim
 from ..errors import SpawnFailed
+from ..identity import Holder
 from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from .nodes import Place
 from .staging.links import Parent
@@ -148,6 +149,11 @@ def mark(claim: Claim, context: Context) -> bytes:
 def lease_mark(db_directory: str, lease: int) -> bytes:
     """With what the BALSAM_RUN of everything begins that was started under that lease; the job and the attempt follow."""
     return os.fsencode(os.path.realpath(db_directory)) + b":%d:" % lease
+
+
+def ensemble_mark(db_directory: str, supervisor: Holder) -> bytes:
+    """The BALSAM_RUN of the MPI program that is a launcher over many nodes; its jobs have that of the lease."""
+    return os.fsencode(f"{os.path.realpath(db_directory)}:ensemble:{':'.join(map(str, supervisor))}")
 
 
 def workdir(claim: Claim, context: Context) -> str:

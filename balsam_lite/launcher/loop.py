@@ -91,7 +91,7 @@ class Launcher:
         steps: Steps,
         limits: Limits,
         clock: Clock,
-        wait: Callable[[float], None],
+        wait: Callable[[float], object],
     ) -> None:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Protocol
 
 from ..clock import Clock, SystemClock
 from ..db import location
@@ -19,12 +20,12 @@ from ..db.connection import Database
 from ..db.store import leases
 from ..errors import LostLease
 from ..identity import Holder
-from ..schedulers.environ import allocation
 from ..settings import Settings
 from . import commands, failpoints, logs, mpirun, resources
 from .commands import Context
 from .loop import Launcher, Limits
 from .nodes import Pool
+from .patience import PatientRunner
 from .process import Alarm, Children, end_orphans
 from .progress import Progress
 from .reaper import reap_dead
@@ -32,13 +33,48 @@ from .resources import LauncherOptions, Resources
 from .runner import LocalRunner, Runner
 from .spawner import Spawner
 from .steps import Steps
+from .supervisor import supervise
 
 log = logging.getLogger("balsam_lite.launcher")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-#: Makes what runs the jobs, of a runner for those that run on this host.
-MakeRunner = Callable[[LocalRunner], Runner]
+#: A batch system tells every process of a batch job, and whoever started this one passes it on: one signal, heard twice.
+_SAME_SIGNAL_S = 1.0
+
+
+class Company(Protocol):
+    """The other nodes on which this launcher runs jobs."""
+
+    def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
+        """Make sure that nothing of dead launchers, which have these run marks, runs on any node; have them get ready."""
+
+    def runner(self, local: LocalRunner, pool: Pool) -> Runner:
+        """What runs jobs on all nodes, given what does on this one."""
+
+    def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
+        """What sleeps until a node says something, or `nap` is woken."""
+
+    def abandon(self) -> None:
+        """Have the nodes end everything at once."""
+
+
+class OneHost:
+    """Nobody else."""
+
+    def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
+        """The reaper does it."""
+
+    def runner(self, local: LocalRunner, pool: Pool) -> Runner:
+        """The same."""
+        return local
+
+    def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
+        """The same."""
+        return nap
+
+    def abandon(self) -> None:
+        """Nothing."""
 
 
 def run_launcher(db_directory: str, options: LauncherOptions) -> int:
@@ -50,27 +86,33 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
         InputError, SettingsError, DatabaseError, LaunchError: it could not start; nothing was taken.
     """
     settings = Settings.load(db_directory)
-    found = resources.survey(options, settings, allocation(), os.environ)
-    return run_on(found, db_directory, settings, options, lambda local: local)
+    batch = resources.where_am_i(options, settings, os.environ)
+    found = resources.survey(options, settings, batch, os.environ)
+    if found.are_elsewhere and options.job_mode != "mpi":
+        return supervise(found, db_directory, settings, options)
+    return run_on(found, db_directory, settings, options, OneHost())
 
 
-def run_on(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions, make_runner: MakeRunner) -> int:
-    """The same on these resources, with a runner of the caller's."""
+def run_on(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions, company: Company) -> int:
+    """The same on these resources, of which this host is one."""
     db = location.open_database(db_directory, settings)
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     clock = SystemClock()
     log_path = logs.set_up(db.directory, settings)
     _say(f"Started Balsam launcher [{os.getpid()}], log in {log_path}")
-    freed = reap_dead(db, settings, clock)
-    if freed:
-        log.info("Freed %d job(s) of dead launchers.", freed)
     batch_id = found.batch.batch_id if found.batch else ""
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
         eldest = leases.open_leases(cx)[0].id == lease
+        dead = leases.dead(cx, clock.now_us(), settings.LEASE_EXPIRY_S)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
-    return _run(db, settings, options, found, lease, clock, make_runner)
+    context = _context(db, lease, options, found)
+    company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db.directory, one) for one in dead))
+    freed = reap_dead(db, settings, clock)
+    if freed:
+        log.info("Freed %d job(s) of dead launchers.", freed)
+    return _run(db, settings, options, found, lease, clock, context, company)
 
 
 def _run(
@@ -80,18 +122,16 @@ def _run(
     found: Resources,
     lease: int,
     clock: Clock,
-    make_runner: MakeRunner,
+    context: Context,
+    company: Company,
 ) -> int:
-    context = _context(db, lease, options, found)
     children = Children()
+    pool, limits = Pool(found.nodes, found.mpi_rules), _limits(options, found, settings, clock)
     with Alarm() as alarm:
-
-        def hear_of_quick_ends() -> None:
-            if children.has_unclaimed:
-                alarm.wake()
-
-        spawner = Spawner(clock.now_us, hear_of_quick_ends)
-        runner = make_runner(LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, children))
+        spawner, local = make_runner(context, clock, settings.ERROR_TAIL_LINES, alarm, children)
+        runner = company.runner(local, pool)
+        if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
+            runner = PatientRunner(runner, clock)
         progress = Progress(db)
         steps = Steps(
             context,
@@ -102,12 +142,17 @@ def _run(
             settings.USER_KILL_GRACE_S,
             alarm.wake,
         )
-        pool, limits = Pool(found.nodes, found.mpi_rules), _limits(options, found, settings, clock)
-        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, progress.around(alarm.wait))
+        wait = progress.around(company.waiter(alarm.wait))
+        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait)
         progress.watch(launcher, runner)
 
+        heard_at = float("-inf")
+
         def stop(number: int, _: FrameType | None) -> None:
-            launcher.stop(f"signal {signal.Signals(number).name}")
+            nonlocal heard_at
+            if clock.monotonic() - heard_at > _SAME_SIGNAL_S:
+                launcher.stop(f"signal {signal.Signals(number).name}")
+            heard_at = clock.monotonic()
 
         # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
         gc.collect()
@@ -115,9 +160,22 @@ def _run(
         for number in _STOP_SIGNALS:
             signal.signal(number, stop)
         try:
-            return _guarded(launcher, spawner, db, lease, settings, clock)
+            return _guarded(launcher, spawner, company, db, lease, settings, clock)
         finally:
             progress.clear()
+
+
+def make_runner(
+    context: Context, clock: Clock, tail_lines: int, alarm: Alarm, children: Children
+) -> tuple[Spawner, LocalRunner]:
+    """What starts programs on this host, and what runs jobs by it."""
+
+    def hear_of_quick_ends() -> None:
+        if children.has_unclaimed:
+            alarm.wake()
+
+    spawner = Spawner(clock.now_us, hear_of_quick_ends)
+    return spawner, LocalRunner(context, clock, tail_lines, spawner, children)
 
 
 def _context(db: Database, lease: int, options: LauncherOptions, found: Resources) -> Context:
@@ -137,17 +195,21 @@ def _limits(options: LauncherOptions, found: Resources, settings: Settings, cloc
     )
 
 
-def _guarded(launcher: Launcher, spawner: Spawner, db: Database, lease: int, settings: Settings, clock: Clock) -> int:
+def _guarded(
+    launcher: Launcher, spawner: Spawner, company: Company, db: Database, lease: int, settings: Settings, clock: Clock
+) -> int:
     """Run it, and whatever happens leave no process behind."""
     try:
         launcher.run()
     except LostLease as exc:
         log.error("%s", exc)
+        company.abandon()
         spawner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         return 1
     except BaseException:
         log.exception("The launcher stops because of an error of its own.")
+        company.abandon()
         spawner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         raise

@@ -172,19 +172,21 @@ class Alarm:
         except BlockingIOError:  # it is full of such calls
             pass
 
-    def wait(self, seconds: float) -> None:
-        """Return after `seconds`, or at once when a signal has come since the last call."""
-        if select.select([self._read], [], [], max(0.0, seconds))[0]:
-            try:
-                os.read(self._read, 4096)
-            except BlockingIOError:
-                pass
+    def wait(self, seconds: float) -> bool:
+        """Return after `seconds`, or at once, and True, when a signal has come since the last call."""
+        if not select.select([self._read], [], [], max(0.0, seconds))[0]:
+            return False
+        try:
+            os.read(self._read, 4096)
+        except BlockingIOError:
+            pass
+        return True
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
-def end_orphans(mark: bytes, grace_s: float) -> int:
+def end_orphans(mark: bytes | tuple[bytes, ...], grace_s: float) -> int:
     """Kill every process whose run mark starts with `mark`, and wait until they are gone. Returns how many there were.
 
     For the jobs of a launcher that is provably dead: TERM, grace, KILL.

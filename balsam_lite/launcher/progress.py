@@ -30,7 +30,7 @@ class Progress:
         """Say whom to ask."""
         self._launcher, self._runner = launcher, runner
 
-    def around(self, wait: Callable[[float], None]) -> Callable[[float], None]:
+    def around(self, wait: Callable[[float], object]) -> Callable[[float], object]:
         """`wait`, with a look at the line before."""
         if not self._on:
             return wait

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -124,6 +124,37 @@ class Spawner:
                 pid = SpawnFailed(f"unexpected {type(exc).__name__}: {exc}")
             self._answers.append(Answer(request.key, pid, started))
             self._on_answer()
+
+
+class Piped:
+    """A program in a session of its own, with pipes to its stdin, stdout and stderr.
+
+    The terminal's signals do not reach it; when this process dies, it finds its stdin at the end.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environ, start_new_session=True)
+        except OSError as exc:
+            raise SpawnFailed(f"{argv[0]} cannot be started: {exc.strerror}") from exc
+        assert self._process.stdout is not None and self._process.stderr is not None
+        self.stdout, self.stderr = self._process.stdout.fileno(), self._process.stderr.fileno()
+
+    def tell(self, line: bytes) -> None:
+        """Write to its stdin, if it still reads."""
+        assert self._process.stdin is not None
+        try:
+            os.write(self._process.stdin.fileno(), line)
+        except OSError:
+            pass
+
+    def returncode(self) -> int | None:
+        """None while it runs; negative: the signal that killed it."""
+        return self._process.poll()
 
 
 # --- the C library ----------------------------------------------------------------------------------------------------

@@ -74,11 +74,19 @@ class Exit(NamedTuple):
 
     job: int
     attempt: int
-    result: str  # RUN_DONE, RUN_ERROR or RUN_TIMEOUT
+    result: str  # RUN_DONE, RUN_ERROR or RUN_TIMEOUT; RESTART_READY: nobody knows, its node is lost
     return_code: int | None
     message: str
     started_us: int | None  # None: it never started
     ended_us: int
+
+
+class Lost(NamedTuple):
+    """A RUNNING job that nobody runs any more."""
+
+    facts: outcomes.JobFacts
+    message: str
+    has_started: bool = True
 
 
 class Taken(NamedTuple):
@@ -404,9 +412,13 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
         return Reported([], [])
     facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(ended),))
     mine = {f.job: f for f in facts if f.attempt == ended[f.job].attempt}
-    moves, columns, kept = [], [], []
+    moves, columns, kept, lost = [], [], [], []
     for job, fact in mine.items():
-        if fact.state == states.RUNNING:
+        if fact.state != states.RUNNING:
+            continue
+        if ended[job].result == states.RESTART_READY:
+            lost.append(Lost(fact, ended[job].message, ended[job].started_us is not None))
+        else:
             outcome = outcomes.after_run(fact, ended[job].result, ended[job].return_code)
             moves.append(_finished(ended[job], outcome))
             keep = settles and outcome.needs_step
@@ -414,6 +426,7 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
             if keep:
                 kept.append(job)
     move(cx, moves, states.LAUNCHER, "lease = ?, return_code = ?, restarts = ?, retries = ?", columns)
+    free_lost(cx, lost, now_us)
     killed = [job for job, fact in mine.items() if fact.state != states.RUNNING]
     release(cx, lease, killed)
     tell_children(cx, moves, now_us)
@@ -441,11 +454,22 @@ def tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now_us: int) ->
 def give_back(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
     """Return claims that were never started, without counting a restart."""
     facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(jobs),))
-    path = (states.RUNNING, states.RESTART_READY)
-    note = ("Not started before the launcher's end",)
-    moves = [Move(f.job, path, now_us, note) for f in facts if f.state == path[0]]
-    move(cx, moves, states.REAPER, "lease = NULL")
+    note = "Not started before the launcher's end"
+    free_lost(cx, [Lost(f, note, has_started=False) for f in facts if f.state == states.RUNNING], now_us)
     release(cx, lease, [f.job for f in facts if f.state != states.RUNNING])
+
+
+def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None:
+    """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children."""
+    if not lost:
+        return
+    moves, restarts = [], []
+    for facts, message, has_started in lost:
+        outcome = outcomes.after_lost_holder(facts, has_started)
+        moves.append(Move(facts.job, outcome.path, now_us, (outcome.messages[0] or message,)))
+        restarts.append((outcome.restarts,))
+    move(cx, moves, states.REAPER, "lease = NULL, restarts = ?", restarts)
+    graph.parents_failed(cx, [m.job for m in moves if m.path[-1] == states.FAILED], now_us)
 
 
 def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int]) -> None:

@@ -7,13 +7,13 @@ held. All functions run inside the caller's transaction.
 from __future__ import annotations
 
 import sqlite3
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ... import states
 from ...errors import LostLease
 from ...identity import Holder
-from . import claims, graph, outcomes
-from .moves import Move, move
+from . import claims
 
 
 class Lease(NamedTuple):
@@ -40,13 +40,14 @@ def open_lease(cx: sqlite3.Connection, kind: str, holder: Holder, scheduler_id: 
     return cursor.lastrowid
 
 
-def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int) -> None:
-    """Say that the holder lives.
+def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int, note: str | None = None) -> None:
+    """Say that the holder lives, and with `note` what it has done lately, as JSON.
 
     Raises:
         LostLease: somebody took the holder for dead; whatever it still runs must be stopped.
     """
-    changed = cx.execute("UPDATE lease SET heartbeat = ? WHERE id = ? AND closed IS NULL", (now_us, lease)).rowcount
+    query = "UPDATE lease SET heartbeat = ?, note = coalesce(?, note) WHERE id = ? AND closed IS NULL"
+    changed = cx.execute(query, (now_us, note, lease)).rowcount
     if not changed:
         raise LostLease(f"Lease {lease} was taken away; its jobs belong to somebody else now.")
 
@@ -62,7 +63,31 @@ def open_leases(cx: sqlite3.Connection) -> list[Lease]:
         """SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat
         FROM lease WHERE closed IS NULL ORDER BY id"""
     )
-    return [Lease(row[0], row[1], Holder(*row[2:6]), row[6], row[7]) for row in rows]
+    return [_lease(row) for row in rows]
+
+
+def _lease(row: Sequence[Any]) -> Lease:
+    return Lease(row[0], row[1], Holder(*row[2:6]), row[6], row[7])
+
+
+class Record(NamedTuple):
+    """What there is to tell of a lease, open or closed. Times are microseconds since the epoch."""
+
+    lease: Lease
+    opened_us: int
+    closed_us: int | None
+    end_reason: str
+    note: str  # JSON, or ""
+
+
+def latest(cx: sqlite3.Connection, kind: str) -> Record | None:
+    """The newest lease of that kind."""
+    row = cx.execute(
+        """SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat, opened, closed, end_reason, note
+        FROM lease WHERE kind = ? ORDER BY id DESC LIMIT 1""",
+        (kind,),
+    ).fetchone()
+    return None if row is None else Record(_lease(row[:8]), *row[8:])
 
 
 def is_dead(lease: Lease, now_us: int, expiry_s: float) -> bool:
@@ -72,21 +97,20 @@ def is_dead(lease: Lease, now_us: int, expiry_s: float) -> bool:
     return now_us - lease.heartbeat_us > expiry_s * 1e6
 
 
+def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[int]:
+    """The leases whose holders are dead, also those that were reaped: their processes may still run on other hosts."""
+    reaped = [row[0] for row in cx.execute("SELECT id FROM lease WHERE end_reason = 'dead'")]
+    return reaped + [lease.id for lease in open_leases(cx) if is_dead(lease, now_us, expiry_s)]
+
+
 def reap(cx: sqlite3.Connection, lease: Lease, now_us: int) -> int:
     """Free what a dead holder held: RUNNING jobs go to RESTART_READY, or FAILED at their restart limit.
 
     The caller has made sure that no process of those jobs lives on this host. Returns how many jobs were freed.
     """
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
-    moves, restarts = [], []
-    for facts in rows:
-        if facts.state == states.RUNNING:
-            outcome = outcomes.after_lost_holder(facts)
-            message = outcome.messages[0] or f"The {lease} is gone"
-            moves.append(Move(facts.job, outcome.path, now_us, (message,)))
-            restarts.append((outcome.restarts,))
-    move(cx, moves, states.REAPER, "lease = NULL, restarts = ?", restarts)
+    lost = [claims.Lost(facts, f"The {lease} is gone") for facts in rows if facts.state == states.RUNNING]
+    claims.free_lost(cx, lost, now_us)
     cx.execute("UPDATE job SET lease = NULL WHERE lease = ?", (lease.id,))
-    graph.parents_failed(cx, [m.job for m in moves if m.path[-1] == states.FAILED], now_us)
     close_lease(cx, lease.id, now_us, "dead")
     return len(rows)

@@ -88,8 +88,10 @@ def _is_retried(facts: JobFacts) -> bool:
     return facts.retries < facts.max_retries and (not codes or str(facts.return_code) in codes)
 
 
-def after_lost_holder(facts: JobFacts) -> Outcome:
-    """The way of a RUNNING job whose launcher died."""
+def after_lost_holder(facts: JobFacts, has_started: bool = True) -> Outcome:
+    """The way of a RUNNING job whose launcher died, or the node that it was given to."""
+    if not has_started:
+        return Outcome((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
     return restart(facts, (states.RUNNING,))
 
 

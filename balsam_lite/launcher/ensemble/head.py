@@ -1,0 +1,283 @@
+"""Rank 0's side: the other ranks as one crew, and a runner that gives jobs to them.
+
+Only this rank has the DB. What becomes of a job whose node is lost is said by `poll` like any other end.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from ... import states
+from ...clock import Clock
+from ...db.store.claims import Claim, Exit
+from ..nodes import Place
+from ..runner import Finished, Runner
+from . import words
+from .link import Link
+from .post import MOST_BYTES, Post, Words
+
+log = logging.getLogger("balsam_lite.launcher")
+
+#: So long it may take until all nodes have started Python from a file system that they all read at once, in seconds.
+_HELLO_LIMIT_S = 120.0
+#: At the end nodes only have to say that they have heard of it.
+_BYE_LIMIT_S = 10.0
+#: A node that is silent for so many heartbeats is lost. A lease has to expire before somebody else may have its jobs, as
+#: nobody can ask its holder; a rank is asked, and it ends its jobs itself when it does not hear from rank 0 for less than this.
+LOST_AFTER_HEARTBEATS = 3.0
+#: Whoever has nothing to say for so many heartbeats says that it lives.
+ALIVE_HEARTBEATS = 0.5
+#: Silence is looked for so often, in seconds.
+_SILENCE_PERIOD_S = 0.5
+
+
+class Crew:
+    """The other ranks, from their first word to their last.
+
+    Args:
+        heartbeat_s: all limits of silence are multiples of it.
+    """
+
+    def __init__(self, link: Link, clock: Clock, heartbeat_s: float) -> None:
+        self._clock = clock
+        self.size = link.size
+        self._others = range(1, link.size)
+        self.post = Post(link, self._others, clock, ALIVE_HEARTBEATS * heartbeat_s)
+        self._lost_after_s = LOST_AFTER_HEARTBEATS * heartbeat_s
+        self.members: dict[int, words.Hello] = {}  # as they said themselves
+        self.left_out: dict[int, str] = {}  # why: it never answered, was lost, or cannot run jobs
+        self._newly_left_out: dict[int, str] = {}
+        self._look_at = 0.0
+        self.post.show_life()
+
+    def gather(self, limit_s: float = _HELLO_LIMIT_S) -> None:
+        """Wait until all have said who they are; who has not within the limit is left out."""
+        self._wait_for(words.HELLO, self._greet, limit_s)
+
+    def begin(self, orders: words.Begin, limit_s: float = _HELLO_LIMIT_S) -> None:
+        """Have them end what dead launchers left on their nodes, and get ready to run jobs. Waits until they are."""
+        for rank in self.members:
+            self.post.say(rank, words.BEGIN, tuple(orders))
+        self._wait_for(words.READY, self._note_readiness, limit_s + orders.grace_s)
+
+    def _wait_for(self, kind: str, act: Callable[..., None], limit_s: float) -> None:
+        missing = {rank for rank in self._others if rank not in self.left_out}
+        deadline = self._clock.monotonic() + limit_s
+        while self._is_waiting_for(missing, deadline):
+            for rank, said in self.post.hear():
+                if said[0] == kind:
+                    act(rank, *said[1:])
+                    missing.discard(rank)
+                else:
+                    self.note(rank, said)
+            missing -= self.newly_left_out().keys()
+        for rank in missing:
+            self.leave_out(rank, f"it did not say {kind!r} within {limit_s:.0f} s")
+
+    def _is_waiting_for(self, missing: set[int], deadline: float) -> bool:
+        """Sleep until something is heard, unless nobody is missing any more or it is too late."""
+        left_s = deadline - self._clock.monotonic()
+        if not missing or left_s <= 0:
+            return False
+        self.post.wait(min(left_s, _SILENCE_PERIOD_S), self._nap)
+        return True
+
+    def _nap(self, seconds: float) -> bool:
+        self._clock.sleep(seconds)
+        return False
+
+    def _greet(self, rank: int, said: tuple[object, ...]) -> None:
+        hello = words.Hello._make(said)
+        if hello.version == words.VERSION:
+            self.members[rank] = hello
+        else:
+            self.leave_out(rank, f"on {hello.host} runs {hello.version} instead of {words.VERSION}")
+
+    def _note_readiness(self, rank: int, trouble: str) -> None:
+        if trouble:
+            self.leave_out(rank, trouble)
+
+    def note(self, rank: int, said: Words) -> None:
+        """Act on what is about the rank itself, not about a job."""
+        if said[0] == words.LOG:
+            log.log(said[1], "%s: %s", self.name(rank), said[2])
+        elif said[0] == words.GONE:
+            self.leave_out(rank, said[1])
+
+    def name(self, rank: int) -> str:
+        """For messages."""
+        member = self.members.get(rank)
+        return f"node {rank} ({member.host})" if member else f"node {rank}"
+
+    def leave_out(self, rank: int, reason: str) -> None:
+        """Use it no more. If it still hears, it ends what it runs."""
+        if rank not in self.left_out:
+            self.left_out[rank] = self._newly_left_out[rank] = reason
+            log.warning("Lost %s: %s", self.name(rank), reason)
+            self.post.say_first(rank, words.ABANDON)
+
+    def newly_left_out(self) -> dict[int, str]:
+        """Who was left out since the last call, and why; looks for those that are silent."""
+        now = self._clock.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _SILENCE_PERIOD_S
+            for rank in self._others:
+                self._judge(rank, self.post.silent_s(rank))
+        lost, self._newly_left_out = self._newly_left_out, {}
+        return lost
+
+    def _judge(self, rank: int, silent_s: float) -> None:
+        if silent_s > self._lost_after_s:
+            self.leave_out(rank, "MPI says that it is gone" if math.isinf(silent_s) else f"it was silent for {silent_s:.0f} s")
+
+    def abandon(self) -> None:
+        """Have all end what they run at once; nothing is heard of it any more."""
+        for rank in self._others:
+            self.post.say_first(rank, words.ABANDON)
+        self.post.send()
+
+    def dismiss(self, in_good_order: bool) -> bool:
+        """Send all away; returns whether they all heard of it, so that MPI can be left together."""
+        together = in_good_order and not self.left_out
+        missing = {rank for rank in self._others if rank not in self.left_out}
+        if not in_good_order:
+            self.abandon()
+        for rank in self._others:
+            self.post.say_first(rank, words.LEAVE, together)
+        deadline = self._clock.monotonic() + _BYE_LIMIT_S
+        while self._is_waiting_for(missing, deadline):
+            missing -= {rank for rank, said in self.post.hear() if said[0] in (words.BYE, words.GONE)}
+            missing -= self.newly_left_out().keys()
+        self.post.close()
+        return together and not missing
+
+
+class EnsembleRunner:
+    """Runs jobs where their place is: on this node by a runner of its own, elsewhere by telling the rank there.
+
+    The number of a node is the number of its rank.
+
+    Args:
+        is_own: says which jobs are run from here wherever their place is, because the MPI command takes them there.
+        on_lost: called with the number of a node that is lost.
+    """
+
+    def __init__(
+        self, local: Runner, crew: Crew, clock: Clock, is_own: Callable[[Claim], bool], on_lost: Callable[[int], object]
+    ) -> None:
+        self._local, self._crew, self._clock, self._is_own, self._on_lost = local, crew, clock, is_own, on_lost
+        self._post = crew.post
+        self._away: dict[int, _Away] = {}  # by job
+        self._stopping: set[int] = set()  # of those
+        self._finished: list[Finished] = []
+        self._is_in_a_hurry = False
+
+    @property
+    def jobs(self) -> set[int]:
+        """The jobs that hold a place here and are not being stopped."""
+        return self._local.jobs | (self._away.keys() - self._stopping)
+
+    def __len__(self) -> int:
+        return len(self._local) + len(self._away) + len(self._finished)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is going on that no signal and no message tells of."""
+        return self._local.is_busy or bool(self._finished)
+
+    def start(self, claim: Claim, place: Place) -> None:
+        """Start a job at its place. One that cannot be started is reported by `poll` as a RUN_ERROR."""
+        rank = place.nodes[0]
+        if rank == 0 or self._is_own(claim):
+            self._local.start(claim, place)
+            return
+        self._away[claim.job] = _Away(claim.attempt, place, self._clock.now_us())
+        if rank in self._crew.left_out:
+            self._give_up({claim.job}, "")
+            return
+        size = self._post.say(rank, *words.start(claim, place), about=claim.job)
+        if size > MOST_BYTES:
+            message = f"The job could not be started: what is to be told to its node has {size} bytes, more than {MOST_BYTES}"
+            self._end(claim.job, states.RUN_ERROR, message, None)
+
+    def poll(self) -> list[Finished]:
+        """The runs that ended since the last call, with true start and end times."""
+        if self._is_in_a_hurry:
+            self._hurry()
+        for rank, said in self._post.hear():
+            if said[0] == words.ENDED:
+                self._hear_of_end(rank, words.read_ended(said[1]))
+            else:
+                self._crew.note(rank, said)
+        for rank, reason in self._crew.newly_left_out().items():
+            self._lose(rank, reason)
+        finished, self._finished = self._finished, []
+        return [*self._local.poll(), *finished]
+
+    def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
+        """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end."""
+        self._local.stop(jobs, result, grace_s)
+        by_rank: dict[int, list[int]] = {}
+        for job in self._away.keys() & set(jobs) - self._stopping:
+            by_rank.setdefault(self._away[job].place.nodes[0], []).append(job)
+        for rank, its in by_rank.items():
+            unsent = self._post.withdraw(rank, set(its))
+            self._give_up(unsent, "Stopped before it was started")
+            started = [job for job in its if job not in unsent]
+            if started:
+                self._stopping.update(started)
+                self._post.say_first(rank, words.STOP, started, result, grace_s)
+        self._post.send()
+
+    def kill_now(self) -> None:
+        """Let the grace of all trees that are being stopped be over. May be called by a signal handler."""
+        self._local.kill_now()
+        self._is_in_a_hurry = True
+
+    def _hurry(self) -> None:
+        self._is_in_a_hurry = False
+        for rank in {self._away[job].place.nodes[0] for job in self._stopping}:
+            self._post.say_first(rank, words.HURRY)
+
+    def wait(self, seconds: float, nap: Callable[[float], bool]) -> None:
+        """Sleep until a node says something, the time is up, or `nap` was woken."""
+        self._post.wait(seconds, nap)
+
+    # --- the end of a job ---------------------------------------------------------------------------------------------
+
+    def _hear_of_end(self, rank: int, run: Exit) -> None:
+        away = self._away.get(run.job)
+        # A node that was given up may come back with the end of a run that was given to another one meanwhile.
+        if away is not None and away.attempt == run.attempt and away.place.nodes[0] == rank:
+            self._settle(run)
+
+    def _end(self, job: int, result: str, message: str, started_us: int | None) -> None:
+        self._settle(Exit(job, self._away[job].attempt, result, None, message, started_us, self._clock.now_us()))
+
+    def _settle(self, run: Exit) -> None:
+        self._stopping.discard(run.job)
+        self._finished.append(Finished(run, self._away.pop(run.job).place))
+
+    def _give_up(self, jobs: Collection[int], message: str) -> None:
+        """Those were never told to anybody."""
+        for job in jobs:
+            self._end(job, states.RESTART_READY, message, None)
+
+    def _lose(self, rank: int, reason: str) -> None:
+        self._on_lost(rank)
+        here = {job for job, away in self._away.items() if away.place.nodes[0] == rank}
+        unsent = self._post.withdraw(rank, here)
+        self._give_up(unsent, "")
+        for job in here - unsent:
+            self._end(job, states.RESTART_READY, f"Lost {self._crew.name(rank)}: {reason}", self._away[job].told_us)
+
+
+class _Away(NamedTuple):
+    """A job on another node."""
+
+    attempt: int
+    place: Place
+    told_us: int  # when the node was told to start it

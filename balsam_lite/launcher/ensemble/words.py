@@ -1,0 +1,64 @@
+"""What ranks say to one another, in tuples that marshal knows. All ranks run one installation; `VERSION` makes sure.
+
+Head to node: BEGIN, START, STOP, HURRY, ABANDON, LEAVE. Node to head: HELLO, READY, ENDED, LOG, GONE, BYE.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+from ... import __version__
+from ...db.store.claims import Claim, Exit, Shape
+from ..nodes import Place
+
+#: marshal's format is the interpreter's own.
+VERSION = (__version__, sys.version_info[:2])
+
+BEGIN, START, STOP, HURRY, ABANDON, LEAVE = "begin", "start", "stop", "hurry", "abandon", "leave"
+HELLO, READY, ENDED, LOG, GONE, BYE = "hello", "ready", "ended", "log", "gone", "bye"
+
+
+class Hello(NamedTuple):
+    """The first thing that a node says."""
+
+    version: tuple[Any, ...]
+    host: str
+    cpus: int
+    gpus: tuple[str, ...]
+
+
+class Begin(NamedTuple):
+    """What a node needs to know to run jobs."""
+
+    db_directory: str
+    lease: int
+    nodes: int
+    job_mode: str
+    environ: dict[bytes, bytes]  # what jobs inherit; where the node has such a variable too, the node's own counts
+    tail_lines: int
+    grace_s: float  # between TERM and KILL for what nobody looks after
+    dead_marks: tuple[bytes, ...]  # run marks of dead launchers, whose processes are to end first
+
+
+def start(claim: Claim, place: Place) -> tuple[Any, ...]:
+    """The words for a job that is to start."""
+    return START, tuple(claim._replace(shape=None, place=None)), tuple(claim.shape), place.nodes, place.gpus  # type: ignore[arg-type]
+
+
+def read_start(
+    claim: tuple[Any, ...], shape: tuple[Any, ...], nodes: tuple[int, ...], gpus: tuple[tuple[str, ...], ...]
+) -> tuple[Claim, Place]:
+    """The opposite of `start`, without START."""
+    made = Shape._make(shape)
+    return Claim._make(claim)._replace(shape=made), Place(nodes, gpus, made)
+
+
+def ended(run: Exit) -> tuple[Any, ...]:
+    """The words for a run that is over."""
+    return ENDED, tuple(run)
+
+
+def read_ended(run: tuple[Any, ...]) -> Exit:
+    """The opposite of `ended`, without ENDED."""
+    return Exit._make(run)

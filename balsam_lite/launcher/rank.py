@@ -1,0 +1,250 @@
+"""The program that MPI starts once on each node: `python -m balsam_lite.launcher.rank PLAN`.
+
+Rank 0 is the launcher, on the first node; the others run what it tells them. Whoever started it all (`supervisor`) hears from
+rank 0 through its stdout and speaks to it through its stdin, which MPI start commands forward.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from ..clock import Clock, SystemClock
+from ..db.store.claims import Claim
+from ..errors import BalsamError, LaunchError
+from ..settings import Settings
+from . import commands, machine, main, mpirun, resources
+from .commands import Context
+from .ensemble import words
+from .ensemble.head import ALIVE_HEARTBEATS, Crew, EnsembleRunner
+from .ensemble.link import MpiLink, connect
+from .ensemble.node import HEAD, Gone, NodeServer
+from .ensemble.post import Post
+from .nodes import Node, Pool
+from .process import Alarm, Children, end_orphans
+from .resources import LauncherOptions, Resources
+from .runner import LocalRunner, Runner
+from .supervisor import Plan, report
+
+log = logging.getLogger("balsam_lite.launcher")
+
+#: What the batch system sends to every process of a batch job; and MPICH to all ranks when one has died.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def run(text: str) -> int:
+    """Be one rank; returns the exit code. Does not return where the ranks cannot leave together."""
+    plan = Plan.from_text(text)
+    for number in _IGNORED:
+        # Not SIG_IGN: the programs that are started would inherit that.
+        signal.signal(number, lambda *_: None)
+    try:
+        link = connect(plan.ranks)
+    except LaunchError as exc:
+        report(error=str(exc))
+        return 1
+    if link.rank == HEAD:
+        return _be_head(link, plan)
+    return _be_node(link, plan)
+
+
+def _leave(link: MpiLink, together: bool, code: int) -> int:
+    """End this process: with all the others where that can be, else at once."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not together:
+        os._exit(code)
+    link.close()
+    return code
+
+
+# --- rank 0 -----------------------------------------------------------------------------------------------------------
+
+
+def _be_head(link: MpiLink, plan: Plan) -> int:
+    settings = Settings.load(plan.db_directory)
+    clock = SystemClock()
+    crew = Crew(link, clock, plan.heartbeat_s)
+    code, error = 1, ""
+    try:
+        _listen_to_supervisor()
+        crew.gather()
+        found = resources.survey(plan.options, settings, plan.batch, os.environ)
+        found = found._replace(nodes=_nodes(found, {HEAD: _hello(), **crew.members}, settings, plan.options))
+        code = main.run_on(found, plan.db_directory, settings, plan.options, _Company(crew, found, clock))
+    except BalsamError as exc:
+        error = str(exc)
+    except Exception as exc:  # said by the supervisor; the traceback is in the log
+        log.exception("Rank 0 stops because of an error of its own.")
+        error = f"Unexpected {type(exc).__name__}: {exc}"
+    together = crew.dismiss(in_good_order=code == 0)
+    if error:
+        report(error=error)
+    else:
+        report(ended=code)
+    return _leave(link, together, code)
+
+
+def _listen_to_supervisor() -> None:
+    """Turn what comes through stdin into signals: `stop SIGTERM`; and into SIGHUP the end of whoever could write there."""
+
+    def listen() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as file:
+            while True:
+                line = file.readline()
+                if not line:
+                    break
+                verb, _, name = line.decode(errors="replace").strip().partition(" ")
+                if verb == "stop" and name in signal.Signals.__members__:
+                    os.kill(os.getpid(), signal.Signals[name])
+        # Nobody reads what is written any more, and the MPI command could die of that.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    threading.Thread(target=listen, name="supervisor", daemon=True).start()
+
+
+def _nodes(found: Resources, hellos: dict[int, words.Hello], settings: Settings, options: LauncherOptions) -> list[Node]:
+    """The batch job's nodes in the order of the ranks, with what each has found on itself where nobody says what it has."""
+    says_cpus = settings.CPUS_PER_NODE or (found.batch and found.batch.cpus_per_node)
+    says_gpus = options.gpus_per_node is not None or settings.GPUS_PER_NODE >= 0
+    names = names_by_rank([node.name for node in found.nodes], {rank: hello.host for rank, hello in hellos.items()})
+    made = []
+    for rank, (name, node) in enumerate(zip(names, found.nodes)):
+        hello = hellos.get(rank)
+        cpus = node.cpus if says_cpus or hello is None else hello.cpus
+        gpus = tuple(node.gpu_load) if says_gpus or hello is None else hello.gpus or tuple(node.gpu_load)
+        made.append(Node(cpus, gpus, name))
+        made[-1].is_closed = hello is None
+    return made
+
+
+def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:
+    """Which of the batch job's nodes each rank is on; in their order, unless all the hosts tell another one.
+
+    >>> names_by_rank(["n1", "n2"], {0: "n2.site.edu", 1: "n1"})
+    ['n2', 'n1']
+    >>> names_by_rank(["1001", "1002"], {0: "nid01001", 1: "nid01002"})
+    ['1001', '1002']
+    """
+    by_label = {name.partition(".")[0]: name for name in names}
+    found = [by_label.get(hosts.get(rank, "").partition(".")[0]) for rank in range(len(names))]
+    told = [name for name in found if name is not None]
+    return told if len(set(told)) == len(names) else list(names)
+
+
+class _Company:
+    """The other nodes, as `main` deals with them."""
+
+    def __init__(self, crew: Crew, found: Resources, clock: Clock) -> None:
+        self._crew, self._found, self._clock = crew, found, clock
+        self._runner: EnsembleRunner | None = None
+
+    def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
+        """Make sure that nothing of dead launchers runs on any node, and have the nodes get ready."""
+        report(lease=lease)
+        orders = words.Begin(
+            os.fsdecode(context.environ[b"BALSAM_DB_PATH"]),
+            lease,
+            len(self._found.nodes),
+            job_mode,
+            context.environ,
+            settings.ERROR_TAIL_LINES,
+            settings.USER_KILL_GRACE_S,
+            dead_marks,
+        )
+        end_orphans(dead_marks, settings.USER_KILL_GRACE_S)
+        self._crew.begin(orders)
+
+    def runner(self, local: LocalRunner, pool: Pool) -> Runner:
+        """What runs jobs on all nodes, given what does on this one."""
+        for rank in self._crew.left_out:
+            pool.close(rank)
+        rules = self._found.mpi_rules
+
+        def is_own(claim: Claim) -> bool:
+            return rules is not None and rules.starts(claim.shape)
+
+        self._runner = EnsembleRunner(local, self._crew, self._clock, is_own, pool.close)
+        return self._runner
+
+    def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
+        """What sleeps until a node says something or `nap` is woken."""
+
+        def wait(seconds: float) -> None:
+            assert self._runner is not None
+            self._runner.wait(seconds, nap)
+
+        return wait
+
+    def abandon(self) -> None:
+        """Have the nodes end everything at once."""
+        self._crew.abandon()
+
+
+# --- the other ranks --------------------------------------------------------------------------------------------------
+
+
+def _be_node(link: MpiLink, plan: Plan) -> int:
+    clock = SystemClock()
+    post = Post(link, (HEAD,), clock, ALIVE_HEARTBEATS * plan.heartbeat_s)
+    post.show_life()
+    _log_through(post)
+    with Alarm() as alarm:
+        server = NodeServer(post, clock, plan.heartbeat_s, lambda orders: _Hands(orders, clock, alarm), alarm.wait)
+        try:
+            together = server.serve(_hello())
+        except Gone as exc:
+            sys.stderr.write(f"balsam launcher on {os.uname().nodename}: {exc}\n")
+            together = False
+    post.close()
+    return _leave(link, together, 0)
+
+
+def _hello() -> words.Hello:
+    return words.Hello(words.VERSION, os.uname().nodename, machine.cpus(), machine.gpus())
+
+
+class _Hands:
+    """What runs programs on this node."""
+
+    def __init__(self, orders: words.Begin, clock: Clock, alarm: Alarm) -> None:
+        end_orphans(orders.dead_marks, orders.grace_s)
+        environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
+        context = commands.make_context(orders.db_directory, orders.lease, orders.nodes, orders.job_mode, environ)
+        if not os.path.isdir(context.data_directory):
+            raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
+        self._mark, self._grace_s = context.mark, orders.grace_s
+        self._spawner, self.runner = main.make_runner(context, clock, orders.tail_lines, alarm, Children())
+
+    def abandon(self) -> None:
+        """End whatever runs, and start nothing more."""
+        self._spawner.abandon()
+        end_orphans(self._mark, self._grace_s)
+
+
+class _ToHead(logging.Handler):
+    """Sends what is logged to rank 0, which has a log."""
+
+    def __init__(self, post: Post) -> None:
+        super().__init__()
+        self._post = post
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._post.say(HEAD, words.LOG, record.levelno, self.format(record))
+
+
+def _log_through(post: Post) -> None:
+    logger = logging.getLogger("balsam_lite")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_ToHead(post))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1]))

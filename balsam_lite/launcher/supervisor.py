@@ -1,0 +1,243 @@
+"""What `balsam launcher` is where jobs run on many nodes: it starts one MPI program over them, and stays with it to the end.
+
+Rank 0 of that program is the launcher (`rank`). This process has neither DB nor lease. It hands signals on as lines to
+rank 0's stdin, because the MPI commands make different things of a signal of their own: Open MPI 5 kills the ranks half a
+second later, MPICH 5 leaves that to the ranks (tried). And whatever becomes of the program, nothing of it is left on this host.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+from ..errors import LaunchError
+from ..identity import Holder
+from ..processes import RUN_VARIABLE
+from ..schedulers.environ import Allocation
+from ..settings import Settings
+from . import logs, mpirun
+from .commands import ensemble_mark, lease_mark
+from .ensemble.link import INSTALL
+from .process import end_orphans, reason
+from .resources import LauncherOptions, Resources
+from .spawner import Piped
+
+log = logging.getLogger("balsam_lite.launcher")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+#: Before what rank 0 tells us on its stdout.
+_TOKEN = "@balsam "
+#: So many lines of the MPI program's output are shown when it breaks down.
+_LAST_WORDS, _LAST_WORDS_BYTES = 12, 4096
+#: When rank 0 has said that it is over, the MPI command still has so long, in seconds.
+_END_LIMIT_S = 20.0
+#: After a signal rank 0 needs the jobs' grace and the DB; beyond that and so many seconds it hangs.
+_STOP_LIMIT_S = 30.0
+#: What is left of a broken program is asked to end, and killed after so many seconds beyond the jobs' grace.
+_LEFTOVER_GRACE_S = 5.0
+#: A second try needs so many minutes before the limit to be worth it.
+_LEAST_MINUTES = 1.0
+#: The output of a program that is over is read for so long, in seconds.
+_PIPES_LIMIT_S = 1.0
+_PERIOD_S = 0.2
+
+
+# --- what the two tell one another ------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """What all ranks are told by their command line."""
+
+    db_directory: str
+    ranks: int
+    heartbeat_s: float
+    options: LauncherOptions
+    batch: Allocation | None
+
+    def as_text(self) -> str:
+        """For `from_text`."""
+        options = self.options._replace(tags=tuple(self.options.tags))
+        batch = self.batch and self.batch._asdict()
+        return json.dumps({**self._asdict(), "options": options._asdict(), "batch": batch})
+
+    @classmethod
+    def from_text(cls, text: str) -> Plan:
+        """The opposite of `as_text`."""
+        found = json.loads(text)
+        options = LauncherOptions(**found["options"])
+        options = options._replace(tags=tuple((name, value) for name, value in options.tags))
+        batch = found["batch"] and Allocation(**found["batch"])
+        if batch:
+            batch = batch._replace(node_names=tuple(batch.node_names))
+        return cls(found["db_directory"], found["ranks"], found["heartbeat_s"], options, batch)
+
+
+def report(**news: object) -> None:
+    """In a rank: tell the supervisor something. Rank 0 says `lease=`, and at the end `ended=` or `error=`."""
+    os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
+
+
+# --- the supervisor ---------------------------------------------------------------------------------------------------
+
+
+def supervise(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions) -> int:
+    """Run the launcher as an MPI program, one rank on each node. Returns its exit code; 1 if it broke down.
+
+    A program that breaks down when it has run already is started a second time: the batch job's other nodes may well go on.
+
+    Raises:
+        LaunchError: it could not start: no mpi4py, no MPI start command, or whatever rank 0 said.
+    """
+    if importlib.util.find_spec("mpi4py") is None:
+        raise LaunchError(f"Jobs on {len(found.nodes)} nodes need mpi4py, which {sys.executable} does not have.", hint=INSTALL)
+    starter = mpirun.one_rank_per_node([node.name for node in found.nodes], settings, os.environ)
+    if isinstance(starter, str):
+        raise LaunchError(f"Jobs on {len(found.nodes)} nodes need an MPI start command: {starter}")
+    logs.set_up(db_directory, settings, "supervisor")
+    deadline = time.monotonic() + 60 * options.time_limit_minutes if options.time_limit_minutes > 0 else None
+    wishes = _Wishes()
+    for is_last in (False, True):
+        if deadline is not None:
+            options = options._replace(time_limit_minutes=max((deadline - time.monotonic()) / 60, 0.001))
+        plan = Plan(db_directory, len(found.nodes), settings.HEARTBEAT_S, options, found.batch)
+        program = _Program(starter, plan, settings, wishes)
+        code = program.run()
+        if code is not None:
+            return code
+        too_late = deadline is not None and deadline - time.monotonic() < 60 * _LEAST_MINUTES
+        if is_last or wishes.stop or too_late or program.lease is None:
+            break
+        log.warning("It is started once more.")
+    log.error("What was running will be RESTART_READY as soon as the next launcher starts.")
+    return 1
+
+
+class _Wishes:
+    """What signals say. Takes them over for the rest of the process."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._names: deque[str] = deque()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.stop = True
+        self._names.append(signal.Signals(number).name)
+
+    def take(self) -> list[str]:
+        """The signals that came since the last call."""
+        return [self._names.popleft() for _ in range(len(self._names))]
+
+
+class _Program:
+    """The MPI program, once."""
+
+    def __init__(self, starter: Sequence[str], plan: Plan, settings: Settings, wishes: _Wishes) -> None:
+        self._plan, self._settings, self._wishes = plan, settings, wishes
+        self._mark = ensemble_mark(plan.db_directory, Holder.current())
+        log.info("Starting %d ranks: %s -m balsam_lite.launcher.rank", plan.ranks, " ".join([*starter, sys.executable]))
+        environ = {**os.environ, RUN_VARIABLE: os.fsdecode(self._mark)}
+        argv = [*starter, sys.executable, "-m", "balsam_lite.launcher.rank", plan.as_text()]
+        self._process = Piped(argv, environ)
+        self._unread = b""
+        self._last_words = b""
+        self._give_up_at: float | None = None
+        self._ended: int | None = None
+        self._error: str | None = None
+        self.lease: int | None = None
+
+    def run(self) -> int | None:
+        """Until it is over, and nothing of it is left on this host. Its exit code; None if it broke down.
+
+        Raises:
+            LaunchError: a rank said what is wrong.
+        """
+        try:
+            self._attend()
+        finally:
+            self._clean_up()
+        if self._error is not None:
+            raise LaunchError(self._error)
+        if self._ended is None:
+            self._tell_how_it_died()
+        return self._ended
+
+    def _attend(self) -> None:
+        listeners = {self._process.stdout: self._listen, self._process.stderr: self._pass_on}
+        while listeners or self._process.returncode() is None:
+            for pipe in select.select(list(listeners), [], [], _PERIOD_S)[0]:
+                data = os.read(pipe, 65536)
+                listeners[pipe](data)
+                if not data:
+                    del listeners[pipe]
+            for name in self._wishes.take():
+                self._process.tell(f"stop {name}\n".encode())
+                grace_s = self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
+                self._allow(grace_s + _STOP_LIMIT_S)
+            if self._process.returncode() is not None:
+                self._allow(_PIPES_LIMIT_S)  # a rank that was left over may hold the pipes
+            if self._give_up_at is not None and time.monotonic() > self._give_up_at:
+                return
+
+    def _allow(self, seconds: float) -> None:
+        """Give up after so many seconds, if not sooner."""
+        at = time.monotonic() + seconds
+        self._give_up_at = at if self._give_up_at is None else min(at, self._give_up_at)
+
+    def _listen(self, data: bytes) -> None:
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        if not data:
+            lines, self._unread = [*lines, self._unread], b""
+        for line in lines:
+            before, token, news = line.decode(errors="replace").partition(_TOKEN)
+            if token:
+                self._note(news)
+            elif before.strip():
+                self._pass_on(line + b"\n")
+
+    def _note(self, text: str) -> None:
+        try:
+            news: dict[str, Any] = json.loads(text)
+        except ValueError:  # somebody else's line in between
+            return
+        self.lease = news.get("lease", self.lease)
+        self._ended = news.get("ended", self._ended)
+        self._error = self._error or news.get("error")
+        if "ended" in news or "error" in news:
+            self._allow(_END_LIMIT_S)
+
+    def _pass_on(self, data: bytes) -> None:
+        self._last_words = (self._last_words + data)[-_LAST_WORDS_BYTES:]
+        try:
+            os.write(2, data)
+        except OSError:  # nobody reads it
+            pass
+
+    def _tell_how_it_died(self) -> None:
+        code = self._process.returncode()
+        how = "it did not end and was killed" if code is None else reason(code)
+        lines = [line for line in self._last_words.decode(errors="replace").splitlines() if line.strip()]
+        words = "".join(f"\n  {line}" for line in lines[-_LAST_WORDS:])
+        log.error("The MPI program of the launcher broke down (%s).%s", how, words and f" Its last words:{words}")
+
+    def _clean_up(self) -> None:
+        left = end_orphans(self._mark, self._settings.KILL_GRACE_S + _LEFTOVER_GRACE_S)
+        if left:
+            log.warning("%d process(es) of the MPI program were left on this host and have been ended.", left)
+        if self.lease is not None and self._ended is None:
+            end_orphans(lease_mark(self._plan.db_directory, self.lease), self._settings.USER_KILL_GRACE_S)
+
+
+__all__ = ["Plan", "report", "supervise"]

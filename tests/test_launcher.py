@@ -14,7 +14,7 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
 
-from balsam_lite.db.store import user
+from balsam_lite.db.store import batch_jobs, user
 
 
 @pytest.fixture
@@ -394,3 +394,27 @@ def test_that_earlier_output_is_kept_when_a_job_runs_again(bench):
     bench.run()
     assert bench.path(job, "j.out").read_text() == "attempt 2\n"
     assert bench.path(job, "j.out.1").read_text() == "attempt 1\n"
+
+
+def test_that_a_launch_takes_what_is_planned_for_it_first_and_a_prescheduled_one_nothing_else(bench):
+    bench.app("true", "true")
+    other, planned = bench.add([{"name": "a", "application": "true"}, {"name": "b", "application": "true"}])
+    with bench.db.write() as cx:
+        values = {"scheduler": "LocalScheduler@host", "nodes": 1, "wall_minutes": 5, "prescheduled_only": 1}
+        number = batch_jobs.add(cx, values, 1)
+        batch_jobs.mark_submitted(cx, number, "17")
+    user.update_fields(bench.db, [planned], {"queued_launch_id": number})
+    batch = {"BALSAM_LOCAL_JOBID": "17", "BALSAM_LOCAL_NODES": "1"}
+    assert bench.run(**batch) == 0
+    assert (bench.job(planned)["state"], bench.job(other)["state"]) == ("JOB_FINISHED", "CREATED")
+    with bench.db.write() as cx:
+        cx.execute("UPDATE batch_job SET prescheduled_only = 0")
+    (late,) = bench.add([{"name": "c", "application": "true", "queued_launch_id": number}])
+    assert bench.run(**batch) == 0
+    starts = [bench.history(job)[2][0] for job in (late, other)]
+    assert starts == ["RUNNING", "RUNNING"]
+    with bench.db.read() as cx:
+        first = cx.execute(
+            "SELECT job FROM event WHERE to_state = 'RUNNING' AND job IN (?, ?) ORDER BY id", (late, other)
+        ).fetchall()
+    assert first == [(late,), (other,)]

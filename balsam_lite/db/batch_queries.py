@@ -28,8 +28,14 @@ def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str) -> Batc
 
     None where Balsam did not submit it, or the one who did has not written the id yet.
     """
-    where = "WHERE scheduler_id = ? AND scheduler LIKE ? || '%' ORDER BY id DESC LIMIT 1"
-    return next(iter(_rows(cx, where, (scheduler_id, scheduler))), None)
+    # PBS tells a batch job its id with the server behind a dot, which submission leaves out.
+    where = "WHERE scheduler_id IN (?, ?) AND scheduler LIKE ? || '%' ORDER BY id DESC LIMIT 1"
+    return next(iter(_rows(cx, where, (scheduler_id, scheduler_id.partition(".")[0], scheduler))), None)
+
+
+def has_pending(cx: sqlite3.Connection, scheduler: str) -> bool:
+    """Whether somebody is about to submit a batch job to that scheduler, or died while doing so."""
+    return bool(_rows(cx, "WHERE ended IS NULL AND scheduler_id = '' AND scheduler LIKE ? || '%' LIMIT 1", (scheduler,)))
 
 
 def open_rows(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:

@@ -54,6 +54,8 @@ class Limits(NamedTuple):
     ends_at: float | None  # on the monotonic clock
     idle_ttl_s: float | None  # None: stay
     tags: tuple[tuple[str, str], ...] = ()  # all of these
+    launch: int | None = None  # the batch job in which it runs: what is planned for that comes first …
+    launch_only: bool = False  # … and nothing else is taken
     no_mpi: str = "needs --job-mode=mpi"  # why with `serial_only` jobs of many ranks are left
 
 
@@ -282,7 +284,8 @@ class Launcher:
         minutes = None
         if self._limits.ends_at is not None:
             minutes = (self._limits.ends_at - self._clock.monotonic()) / 60
-        return Filter(self._workflows, self._limits.serial_only, minutes, self._limits.tags)
+        limits = self._limits
+        return Filter(self._workflows, limits.serial_only, minutes, limits.tags, limits.launch, limits.launch_only)
 
     def _reap_sometimes(self, now: float) -> None:
         """Look after other launchers' dead now and then."""

@@ -15,11 +15,13 @@ from types import FrameType
 from typing import Protocol
 
 from ..clock import Clock, SystemClock
-from ..db import location
+from ..db import batch_queries, location
+from ..db.batch_queries import BatchRow
 from ..db.connection import Database
 from ..db.store import leases
 from ..errors import LostLease
 from ..identity import Holder
+from ..schedulers.environ import Allocation
 from ..settings import Settings
 from . import commands, failpoints, logs, mpirun, resources
 from .commands import Context
@@ -37,6 +39,8 @@ from .supervisor import supervise
 
 log = logging.getLogger("balsam_lite.launcher")
 
+#: So long may the submitter of this batch job need to write down its id, in seconds.
+_SUBMITTER_S = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 #: A batch system tells every process of a batch job, and whoever started this one passes it on: one signal, heard twice.
@@ -126,7 +130,7 @@ def _run(
     company: Company,
 ) -> int:
     children = Children()
-    pool, limits = Pool(found.nodes, found.mpi_rules), _limits(options, found, settings, clock)
+    pool, limits = Pool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
     with Alarm() as alarm:
         spawner, local = make_runner(context, clock, settings.ERROR_TAIL_LINES, alarm, children)
         runner = company.runner(local, pool)
@@ -184,7 +188,8 @@ def _context(db: Database, lease: int, options: LauncherOptions, found: Resource
     return commands.make_context(db.directory, lease, len(found.nodes), options.job_mode, environ, found.mpi_words)
 
 
-def _limits(options: LauncherOptions, found: Resources, settings: Settings, clock: Clock) -> Limits:
+def _limits(db: Database, options: LauncherOptions, found: Resources, settings: Settings, clock: Clock) -> Limits:
+    launch = _launch(db, found.batch, clock) if found.batch else None
     return Limits(
         workflow=options.workflow_filter,
         serial_only=found.mpi_rules is None,
@@ -192,7 +197,21 @@ def _limits(options: LauncherOptions, found: Resources, settings: Settings, cloc
         idle_ttl_s=None if options.persistent else settings.IDLE_TTL_S,
         tags=options.tags,
         no_mpi=found.no_mpi,
+        launch=launch["id"] if launch else None,
+        launch_only=bool(launch and launch["prescheduled_only"]),
     )
+
+
+def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:
+    """The row of the batch job in which this is. Whoever submits it may not have come round to writing down its id."""
+    give_up_at = clock.monotonic() + _SUBMITTER_S
+    while True:
+        with db.read() as cx:
+            found = batch_queries.launch_of(cx, batch.scheduler, batch.batch_id)
+            is_known = found is not None or not batch_queries.has_pending(cx, batch.scheduler)
+        if is_known or clock.monotonic() > give_up_at:
+            return found
+        clock.sleep(0.2)
 
 
 def _guarded(

@@ -16,7 +16,7 @@ from ..db.store.claims import Shape
 from .policy import Queue, Range
 
 #: Node-minutes that stay idle count against a launch, so much for each that does work.
-_PRICE_OF_IDLENESS = 0.5
+_PRICE_OF_IDLENESS = 0.25
 #: A launch may cost so many times what the cheapest does for the same work, if it is over sooner.
 _HASTE = 1.25
 #: Estimates of one shape that are looked at; more are rounded up to these.

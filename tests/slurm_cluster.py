@@ -225,7 +225,7 @@ def why_not(pbs: bool = False) -> str:
     tried = subprocess.run(["unshare", "--uts", "--pid", "--mount", "--ipc", "--fork", "true"], capture_output=True, text=True)
     if tried.returncode:
         return f"no namespaces for virtual nodes: {tried.stderr.strip()}"
-    if pbs and not (PBS_WRAPPERS / "usr" / "bin" / "qsub").exists():
+    if pbs and not _qsub(PBS_WRAPPERS).exists():
         return f"no PBS wrappers in {PBS_WRAPPERS}: python tests/slurm_cluster.py pbs-wrappers"
     return ""
 
@@ -372,6 +372,10 @@ def fetch_pbs_wrappers(folder: Path = PBS_WRAPPERS) -> None:
             subprocess.run(["dpkg", "-x", str(package), str(folder)], check=True)
 
 
+def _qsub(folder: Path) -> Path:
+    return folder / "usr" / "bin" / "qsub"
+
+
 def _pbs_environ(folder: Path) -> dict[str, str]:
     """A directory with commands that call the wrappers, which look for Slurm's commands beside themselves."""
     commands, wrappers = folder / "bin", folder / "pbs"
@@ -468,12 +472,16 @@ def main() -> int:
     stop.add_argument("dir", type=Path)
     wrappers = verbs.add_parser("pbs-wrappers", help="download PBS's commands for Slurm into DIR")
     wrappers.add_argument("dir", type=Path, nargs="?", default=PBS_WRAPPERS)
+    wrappers.add_argument("--where", action="store_true", help="only print where qsub would be")
     asked = parser.parse_args()
     if asked.verb == "start":
         return _Keeper(asked.dir.absolute()).start(asked.nodes, asked.node_command, asked.pbs)
     if asked.verb == "stop":
         return _Keeper(asked.dir.absolute()).stop()
-    fetch_pbs_wrappers(asked.dir)
+    if asked.where:
+        print(_qsub(asked.dir))
+    else:
+        fetch_pbs_wrappers(asked.dir)
     return 0
 
 

@@ -418,15 +418,16 @@ def test_that_a_submission_whose_submitter_died_is_found_again_and_not_another_d
 # --- launchers in it --------------------------------------------------------------------------------------------------
 
 
-def test_that_the_slides_lines_run_ten_jobs(slurm, tmp_path, monkeypatch, balsam_bin):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_that_the_slides_lines_run_ten_jobs(slurm, tmp_path, monkeypatch, balsam_bin, nodes):
     slurm.use(monkeypatch)
     monkeypatch.setenv("PATH", f"{balsam_bin}:{os.environ['PATH']}")
     monkeypatch.setenv("BALSAM_IDLE_TTL_S", "0.3")
-    lines = """
+    lines = f"""
         balsam init test-db; source balsamactivate test-db
         balsam app --name say-hello --executable "echo hello,"
-        for i in {1..10}; do balsam job --name hi-$i --workflow test --app say-hello --args "world!" --yes; done
-        balsam submit-launch -n 1 -t 5 -q debug -A x --job-mode=serial
+        for i in {{1..10}}; do balsam job --name hi-$i --workflow test --app say-hello --args "world!" --yes; done
+        balsam submit-launch -n {nodes} -t 5 -q debug -A x --job-mode=serial
         balsam ls queues
         while balsam ls queues | grep -q qlaunch1; do sleep 0.2; done
         balsam ls; balsam ls queues --all
@@ -435,7 +436,7 @@ def test_that_the_slides_lines_run_ten_jobs(slurm, tmp_path, monkeypatch, balsam
     assert done.returncode == 0, done.stderr
     assert "Submit OK: Qlaunch {   'command': " in done.stdout
     assert done.stdout.count("JOB_FINISHED") == 10
-    assert re.search(r"\| debug +\| 1 +\| 5 +\| finished +\| serial", done.stdout)
+    assert re.search(rf"\| debug +\| {nodes} +\| 5 +\| finished +\| serial", done.stdout)
     output = next(tmp_path.glob("test-db/data/test/hi-1_*/hi-1.out")).read_text()
     assert output == "hello, world!\n"
 
@@ -471,11 +472,12 @@ def test_that_a_launcher_that_cannot_start_is_a_failed_batch_job_with_its_words_
     assert "BALSAM_KILL_GRACE_S" in Path(ended["log"]).read_text()
 
 
-def test_that_jobs_of_a_cancelled_launch_have_run_out_of_time_and_the_next_launch_finishes_them(site):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_that_jobs_of_a_cancelled_launch_have_run_out_of_time_and_the_next_launch_finishes_them(site, nodes):
     # Slurm's SIGTERM reaches the programs first, and they end with a code that looks like a failure.
     site.shell("twice", '[ "$BALSAM_ATTEMPT" = 2 ] && exit\nfor i in 1 2 3 4 5 6; do sleep 60 & done; wait; exit 3')
-    ids = site.jobs(40, "twice", node_packing_count=40)
-    row = site.launch()
+    ids = site.jobs(40, "twice", node_packing_count=40 // nodes)
+    row = site.launch(nodes)
     wait_until(lambda: site.bench.states() == {"RUNNING": 40})
     submission.cancel(site.db, site.scheduler, row["id"])
     ended = site.ended(row)

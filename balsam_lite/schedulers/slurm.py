@@ -166,7 +166,7 @@ class SlurmAdapter:
         return parse_squeue(answer.stdout) if answer.ok else None
 
     def past_argv(self, ids: Collection[str]) -> list[str]:
-        which = f"--jobs={','.join(ids)}"
+        which = f"--jobs={','.join(filter(_is_id, ids))}"  # of one odd id it would say nothing of any
         options = ["--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations"]
         options.append(f"--format={','.join(_SACCT_FIELDS)}")
         if len(which) > _LONGEST_ARGUMENT:

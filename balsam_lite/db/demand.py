@@ -77,12 +77,12 @@ def _held_by(cx: sqlite3.Connection, lease: int, now_us: int) -> float:
     jobs = cx.execute("SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?", (lease,)).fetchone()[0]
     sample = cx.execute(
         f"""SELECT num_nodes, node_packing_count, wall_time_minutes,
-            (SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}')
+            coalesce((SELECT max(time) FROM event WHERE event.job = job.id AND to_state = '{states.RUNNING}'), ?)
             FROM job INDEXED BY job_lease WHERE lease = ? LIMIT ?""",
-        (lease, _SAMPLE),
+        (now_us, lease, _SAMPLE),
     ).fetchall()
     left = sum(
-        width(nodes, packing) * max(0.0, minutes - (now_us - (began or now_us)) / (60 * SECOND_US))
+        width(nodes, packing) * max(0.0, minutes - (now_us - began) / (60 * SECOND_US))
         for nodes, packing, minutes, began in sample
     )
     return left * jobs / max(len(sample), 1)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ..clock import SECOND_US
+from ..errors import SubmitFailed
 from ..settings import Settings
 from . import base
 from .base import BatchStatus, CommandScheduler, Completed, Submission
@@ -58,6 +60,15 @@ class CobaltScheduler(CommandScheduler):
         commands = (settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE)
         super().__init__(CobaltAdapter(base.user_name(), *commands), timeout_s=settings.SCHEDULER_TIMEOUT_S)
         self.domain = "@".join(filter(None, (self.name, _service(environ))))
+
+    def submit(self, submission: Submission) -> str:
+        # The script is started by a login shell with -c "exec SCRIPT" (lib/ProcessGroup.py), in which nothing is quoted.
+        if shlex.quote(submission.script) != submission.script:
+            raise SubmitFailed(
+                f"Cobalt cannot start {submission.script}: there is a character in its path that means something to shells.",
+                hint="Move the DB to a path of plain letters and digits.",
+            )
+        return super().submit(submission)
 
     def find(self, submission: Submission, since_us: int) -> str | None:
         """Also one that has ended: qsub writes the id into the log."""

@@ -1,0 +1,213 @@
+"""A batch system in a directory, for the fakes of Cobalt's and PBS's commands. It really runs the scripts.
+
+FAKE_BATCH names the directory. There is no daemon: each batch job has a process from its submission to its end, which waits
+for free nodes, runs the script, ends it at its limit or when it is deleted, and leaves when the directory has gone. The
+commands themselves are in `fake_cobalt` and `fake_pbs`; this holds what has no dialect.
+
+FAKE_BATCH_NODES      how many nodes there are [4]
+FAKE_BATCH_MINUTE_S   how many seconds a minute of wall time takes [60]
+FAKE_BATCH_KILL_S     seconds between SIGTERM and SIGKILL [5]
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
+
+QUEUED, HELD, STARTING, RUNNING, KILLING, ENDED = "queued", "held", "starting", "running", "killing", "ended"
+#: Why a batch job is being ended.
+DELETED, TIME_IS_UP = "deleted", "time is up"
+
+_PAUSE_S = 0.05
+_LONGEST_LIFE_S = 600.0  # whatever a test has forgotten
+
+Job = dict[str, Any]
+
+
+def user() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def shell() -> str:
+    """The user's login shell; where he has none that could run a script, bash."""
+    found = pwd.getpwuid(os.getuid()).pw_shell
+    return found if os.path.basename(found) in ("sh", "bash", "dash", "zsh") else "/bin/bash"
+
+
+def home() -> str:
+    """Where login shells look for their files: the tester's own are none of the test's business."""
+    return os.environ.get("FAKE_BATCH_HOME", os.environ["FAKE_BATCH"])
+
+
+def number_from(variable: str, default: float) -> float:
+    return float(os.environ.get(variable, default))
+
+
+class Queue:
+    """The batch jobs, a JSON file each."""
+
+    def __init__(self) -> None:
+        self.directory = Path(os.environ["FAKE_BATCH"])
+        self.nodes = [f"node{number}" for number in range(1, int(number_from("FAKE_BATCH_NODES", 4)) + 1)]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def all(self) -> list[Job]:
+        paths = sorted(self.directory.glob("*.json"), key=lambda path: int(path.stem))
+        return [json.loads(path.read_text()) for path in paths]
+
+    def get(self, number: int) -> Job | None:
+        try:
+            found: Job = json.loads((self.directory / f"{number}.json").read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def write(self, job: Job) -> None:
+        path = self.directory / f"{job['id']}.json"
+        path.with_suffix(".new").write_text(json.dumps(job))
+        path.with_suffix(".new").rename(path)
+
+    def change(self, number: int, **values: Any) -> Job:
+        with self.locked():
+            job = self.get(number)
+            assert job is not None
+            self.write({**job, **values})
+        return {**job, **values}
+
+    def add(self, job: Job) -> Job:
+        """Give it a number, and its process."""
+        with self.locked():
+            number = int((self.directory / "next").read_text()) if (self.directory / "next").exists() else 1001
+            (self.directory / "next").write_text(str(number + 1))
+            state = HELD if job["held"] else QUEUED
+            job = {**job, "id": number, "user": user(), "state": state, "submitted": time.time(), "hosts": []}
+            job.update(started=None, ended=None, stopping="", exit=None, signal=None)
+            self.write(job)
+        return job
+
+    def start_runner(self, job: Job) -> None:
+        """The process that looks after it, detached: `python fake_….py run ID`."""
+        log = open(self.directory / "runner.log", "ab")
+        subprocess.Popen(
+            [sys.executable, sys.modules[job["dialect"]].__file__ or "", "run", str(job["id"])],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+        )  # fmt: skip
+        log.close()
+
+    def delete(self, number: int) -> None:
+        """What qdel asks for; its process does it."""
+        with self.locked():
+            job = self.get(number)
+            if job and job["state"] != ENDED and not job["stopping"]:
+                self.write({**job, "stopping": DELETED})
+
+
+class Runner:
+    """The process of one batch job. `argv` and `environ` say how its script is started, `note` hears of what happens."""
+
+    def __init__(self, number: int, start: Callable[[Job], tuple[list[str], dict[str, str]]], note: Callable[[Job, str], None]):
+        self._queue, self._id = Queue(), number
+        self._start, self._note = start, note
+        self._give_up = time.monotonic() + _LONGEST_LIFE_S
+
+    def run(self) -> None:
+        try:
+            job = self._wait_for_nodes()
+            if job["state"] != ENDED:
+                self._run(job)
+        except FileNotFoundError:  # the test is over, and the directory gone
+            pass
+
+    def _job(self) -> Job:
+        if time.monotonic() > self._give_up:
+            raise FileNotFoundError
+        job = self._queue.get(self._id)
+        if job is None:
+            raise FileNotFoundError
+        return job
+
+    def _wait_for_nodes(self) -> Job:
+        while True:
+            with self._queue.locked():
+                job = self._job()
+                if job["stopping"]:
+                    job.update(state=ENDED, ended=time.time())
+                elif job["state"] == QUEUED and self._is_turn(job):
+                    job.update(state=STARTING, hosts=self._free()[: job["nodes"]])
+                self._queue.write(job)
+            if job["state"] in (STARTING, ENDED):
+                if job["state"] == ENDED:
+                    self._note(job, "deleted in the queue")
+                return job
+            time.sleep(_PAUSE_S)
+
+    def _free(self) -> list[str]:
+        busy = {host for job in self._queue.all() if job["state"] not in (QUEUED, HELD, ENDED) for host in job["hosts"]}
+        return [node for node in self._queue.nodes if node not in busy]
+
+    def _is_turn(self, job: Job) -> bool:
+        before = [other for other in self._queue.all() if other["state"] == QUEUED and other["id"] < job["id"]]
+        return not before and len(self._free()) >= job["nodes"]
+
+    def _run(self, job: Job) -> None:
+        started = time.time()
+        seconds = job["minutes"] * number_from("FAKE_BATCH_MINUTE_S", 60)
+        job = self._queue.change(self._id, state=RUNNING, started=started, ends=started + seconds)
+        argv, environ = self._start(job)
+        self._note(job, "started")
+        with open(job["output"], "ab") as output, open(job["error"] or job["output"], "ab") as error:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=error, env=environ, cwd=job["cwd"],
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._watch(process, started + seconds)
+        finally:
+            _signal(process, signal.SIGKILL)  # whatever the script has left behind
+        code = process.wait()
+        job = self._queue.get(self._id) or job
+        job.update(exit=code if code >= 0 else None, signal=-code if code < 0 else None)
+        self._note(job, "ended")
+        self._queue.change(self._id, state=ENDED, ended=time.time(), exit=job["exit"], signal=job["signal"])
+
+    def _watch(self, process: subprocess.Popen[bytes], ends: float) -> None:
+        kill_at = None
+        while process.poll() is None:
+            job = self._job()
+            if kill_at is None and (job["stopping"] or time.time() >= ends):
+                kill_at = time.monotonic() + number_from("FAKE_BATCH_KILL_S", 5)
+                job = self._queue.change(self._id, state=KILLING, stopping=job["stopping"] or TIME_IS_UP)
+                self._note(job, job["stopping"])
+                _signal(process, signal.SIGTERM)
+            elif kill_at is not None and time.monotonic() > kill_at:
+                _signal(process, signal.SIGKILL)
+            time.sleep(_PAUSE_S)
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    """To the whole process group, as both systems do."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def host() -> str:
+    return socket.gethostname()

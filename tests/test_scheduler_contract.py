@@ -1,0 +1,273 @@
+"""What the program expects of every scheduler, tried on all of them: the local queue, a real Slurm, and the fakes of Cobalt
+(as on a cluster and as on a Cray), of OpenPBS and of Torque."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from sites import SITES, Kind, Site
+
+from balsam_lite.db import batch_queries, location
+from balsam_lite.errors import PollFailed, SubmitFailed, SubmitUncertain
+from balsam_lite.schedulers import base, submission
+from balsam_lite.schedulers.submission import LaunchRequest, cancel, refresh, submit_launch
+
+WITH_COMMANDS = tuple(kind for kind in SITES if kind.status_command)
+
+
+@pytest.fixture(params=SITES, ids=lambda kind: kind.name)
+def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    kind: Kind = request.param
+    with contextmanager(kind.enter)(tmp_path, request, monkeypatch):
+        monkeypatch.setenv("BALSAM_SCHEDULER_CLASS", kind.scheduler)
+        yield Site(kind, tmp_path)
+
+
+with_commands = pytest.mark.parametrize("site", WITH_COMMANDS, indirect=True, ids=lambda kind: kind.name)
+
+
+# --- a batch job's life -----------------------------------------------------------------------------------------------
+
+
+def test_that_a_batch_job_is_followed_from_its_submission_to_its_end(site: Site) -> None:
+    waiting = site.waiting()
+    native_id = site.submit(waiting)
+    assert isinstance(native_id, str)
+    assert native_id
+    first = site.status(waiting, native_id)
+    assert first is not None
+    assert first.state in (base.QUEUED, base.RUNNING)
+    site.wait_until_up()
+    wait_until(lambda: site.status(waiting, native_id).state == base.RUNNING, 30, 0.1)
+    site.release()
+    ended = site.ended(waiting, native_id)
+    assert (ended.native_id, ended.state in (base.FINISHED, base.ENDED)) == (native_id, True)
+    assert ended.exit_code == (0 if site.kind.tells_exit_code else None)
+    if site.kind.tells_exit_code:
+        assert (ended.state, ended.reason) == (base.FINISHED, "")
+        assert abs(ended.started_us / 1e6 - time.time()) < 300
+        assert ended.started_us <= ended.ended_us + 1_000_000
+
+
+def test_that_an_exit_code_and_the_output_come_back(site: Site) -> None:
+    failing = site.script("fail", "echo out; echo err >&2; exit 3")
+    native_id = site.submit(failing)
+    ended = site.ended(failing, native_id)
+    if site.kind.tells_exit_code:
+        assert (ended.state, ended.exit_code) == (base.FAILED, 3)
+        assert ended.reason in ("", "exit code 3")
+    wait_until(lambda: os.path.exists(failing.output) and "err" in Path(failing.output).read_text(), 20)
+    assert sorted(Path(failing.output).read_text().split()) == ["err", "out"]
+
+
+def test_that_a_running_and_a_queued_batch_job_can_be_cancelled(site: Site) -> None:
+    body = "trap 'echo got TERM; exit 0' TERM; touch wait.up; while :; do sleep 0.1; done"
+    running = site.script("running", body, nodes=site.kind.nodes)
+    queued = site.script("queued", "touch never", nodes=site.kind.nodes)
+    ids = [site.submit(each) for each in (running, queued)]
+    site.wait_until_up()
+    assert site.status(queued, ids[1]).state == base.QUEUED
+    for native_id in reversed(ids):
+        site.scheduler().cancel(native_id)
+    states = [site.ended(each, native_id).state for each, native_id in zip((running, queued), ids)]
+    assert states[1] == base.CANCELLED
+    if site.kind.tells_cancelled:
+        assert states[0] == base.CANCELLED
+    assert not (site.folder / "never").exists()
+    wait_until(lambda: "got TERM" in Path(running.output).read_text(), 20)
+
+
+def test_that_an_id_which_the_scheduler_does_not_know_is_gone_and_hides_no_other(site: Site) -> None:
+    waiting = site.waiting()
+    native_id = site.submit(waiting)
+    unknown = native_id.replace(native_id.partition(".")[0], "999999")
+    polled = site.scheduler().poll({unknown: str(site.folder / "unknown.out"), native_id: waiting.output})
+    assert list(polled) == [native_id]
+    assert site.scheduler().poll({unknown: str(site.folder / "unknown.out")}) == {}
+
+
+def test_that_a_wall_time_of_more_than_a_day_is_nothing_special(site: Site) -> None:
+    waiting = site.waiting(minutes=25 * 60 + 5)
+    native_id = site.submit(waiting)
+    site.wait_until_up()
+    wait_until(lambda: site.status(waiting, native_id).state == base.RUNNING, 30, 0.1)
+    site.release()
+    assert site.ended(waiting, native_id).is_ended
+
+
+@with_commands
+def test_that_a_script_which_the_scheduler_refuses_is_refused_with_its_words(site: Site) -> None:
+    nothing = site.script("nothing", "true")._replace(script=str(site.folder / "none.sh"))
+    with pytest.raises(SubmitFailed) as caught:
+        site.scheduler().submit(nothing)
+    assert not isinstance(caught.value, SubmitUncertain)
+    assert "stderr: " in str(caught.value)
+    assert caught.value.stderr.strip()
+
+
+# --- rows of the DB ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db(site: Site) -> Iterator[location.Database]:
+    database = location.create(str(site.folder / "db"))
+    header = "\n".join(site.header("{{ nodes }}", "{{ time_minutes }}"))
+    body = f"cd {site.folder}\ntouch launch.up\nwhile [ ! -e launch.go ]; do sleep 0.1; done"
+    Path(database.directory, "contract.tmpl").write_text(f"#!/bin/bash\n{header}\n{body}\n")
+    site.settings = site.settings._replace(JOB_TEMPLATE="contract.tmpl")
+    yield database
+    database.close()
+
+
+def request(site: Site) -> LaunchRequest:
+    return LaunchRequest(1, 5, queue=site.kind.queue)
+
+
+def rows(db: location.Database) -> list[batch_queries.BatchRow]:
+    with db.read() as cx:
+        return batch_queries.all_rows(cx)
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+def test_that_a_crash_after_the_submission_is_found_again_by_its_name_and_submits_nothing_twice(
+    site: Site, db: location.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = site.scheduler()
+    with monkeypatch.context() as patch:
+        patch.setattr(submission.batch_jobs, "mark_submitted", lambda *args: (_ for _ in ()).throw(Crash()))
+        with pytest.raises(Crash):
+            submit_launch(db, site.settings, request(site), scheduler)
+    assert [(row["state"], row["scheduler_id"]) for row in rows(db)] == [("pending-submission", "")]
+    site.wait_until_up("launch")
+    row = wait_until(
+        lambda: next((row for row in refresh(db, site.scheduler()) if row["state"] == base.RUNNING), None), 30, 0.2
+    )
+    assert row["scheduler_id"]
+    site.release("launch")
+    wait_until(lambda: refresh(db, site.scheduler()) == [], 60, 0.2)
+    assert rows(db)[0]["state"] == (base.FINISHED if site.kind.tells_exit_code else base.ENDED)
+
+
+def test_that_cancelling_a_row_ends_its_batch_job(site: Site, db: location.Database) -> None:
+    row = submit_launch(db, site.settings, request(site), site.scheduler())
+    site.wait_until_up("launch")
+    cancel(db, site.scheduler(), row["id"])
+    wait_until(lambda: refresh(db, site.scheduler()) == [], 60, 0.2)
+    if site.kind.tells_cancelled:
+        assert rows(db)[0]["state"] == base.CANCELLED
+        assert "cancelled" in rows(db)[0]["reason"]
+
+
+TROUBLE = {
+    "hangs": "sleep 1000",
+    "fails": "echo 'cannot connect to server' >&2; exit 1",
+    "dies": "kill -9 $$",
+    "prints garbage": "head -c 100000 /dev/urandom; echo; echo 1001 what 7.server running; exit 0",
+    "prints nothing": "exit 0",
+    "prints 100 MB": "head -c 100000000 /dev/zero | tr '\\0' '7'",
+    "is not there": "",
+}
+
+
+@with_commands
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_that_a_status_command_in_trouble_changes_nothing(site: Site, db: location.Database, trouble: str) -> None:
+    submit_launch(db, site.settings, request(site), site.scheduler())
+    before = rows(db)
+    command = site.command("trouble", TROUBLE[trouble]) if TROUBLE[trouble] else "/nonexistent/status"
+    started = time.monotonic()
+    troubled = site.scheduler(SCHEDULER_STATUS_EXE=command, SCHEDULER_TIMEOUT_S=2.0)
+    if trouble == "prints nothing" and site.kind.name == "slurm":
+        # squeue without a heading says so where there is nothing; its past is asked for, and then it is gone
+        troubled.poll({"999999": ""})
+        return
+    with pytest.raises(PollFailed) as caught:
+        refresh(db, troubled)
+    assert time.monotonic() - started < 15
+    assert len(str(caught.value)) < 20_000
+    assert rows(db) == before
+
+
+@with_commands
+def test_that_an_id_that_is_told_twice_is_one_batch_job(site: Site) -> None:
+    waiting = site.waiting()
+    native_id = site.submit(waiting)
+    site.wait_until_up()
+    wait_until(lambda: site.status(waiting, native_id).state == base.RUNNING, 30, 0.1)
+    plain = site.status(waiting, native_id)
+    script = site.folder / "twice.py"
+    script.write_text(f"import json, sys\ntext = sys.stdin.read()\n{site.kind.doubled}\n")
+    command = site.command("twice", f'set -o pipefail; {site.kind.status_command} "$@" | {sys.executable} {script}')
+    assert site.scheduler(SCHEDULER_STATUS_EXE=command).poll({native_id: waiting.output}) == {native_id: plain}
+
+
+@with_commands
+def test_that_flags_reach_the_command_word_by_word_and_before_the_script(site: Site, db: location.Database) -> None:
+    command = site.command("submit", f'printf "%s\\0" "$@" > {site.folder}/argv; echo 4711')
+    flags = "--comment 'two words' -x \"it's\" '' 'é*$HOME'"
+    row = submit_launch(
+        db, site.settings, request(site)._replace(sched_flags=flags), site.scheduler(SCHEDULER_SUBMIT_EXE=command)
+    )
+    words = (site.folder / "argv").read_text().split("\0")[:-1]
+    assert words[-7:] == ["--comment", "two words", "-x", "it's", "", "é*$HOME", row["command"]]
+    assert (row["scheduler_id"], row["state"]) == ("4711", "submitted")
+
+
+@with_commands
+def test_that_a_submission_whose_command_hangs_after_it_was_accepted_is_found_by_its_name(
+    site: Site, db: location.Database
+) -> None:
+    command = site.command("submit", f'{site.kind.submit_command} "$@" > {site.folder}/said; sleep 1000')
+    with pytest.raises(SubmitUncertain, match="killed"):
+        submit_launch(db, site.settings, request(site), site.scheduler(SCHEDULER_SUBMIT_EXE=command, SCHEDULER_TIMEOUT_S=3.0))
+    assert rows(db)[0]["state"] == "pending-submission"
+    site.wait_until_up("launch")
+    refresh(db, site.scheduler())
+    assert rows(db)[0]["scheduler_id"] == (site.folder / "said").read_text().strip()
+
+
+# --- the slides -------------------------------------------------------------------------------------------------------
+
+
+def test_that_the_slides_submit_launch_runs_the_jobs(site: Site, balsam_bin: str) -> None:
+    environ = {**os.environ, "PATH": f"{balsam_bin}:{os.environ['PATH']}"}
+    home = Path(environ["BALSAM_HOME"])
+    home.mkdir(exist_ok=True)
+    (home / "settings.json").write_text(json.dumps({"IDLE_TTL_S": 1}))
+
+    def type_in(line: str) -> str:
+        before = "source balsamactivate test-db > /dev/null\n" if "init" not in line else ""
+        done = subprocess.run(
+            ["bash", "--norc", "-c", before + line], cwd=site.folder, env=environ, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def states() -> list[str]:
+        return [job["state"] for job in json.loads(type_in("balsam ls --json"))]
+
+    type_in("balsam init test-db")
+    type_in('balsam app --name say-hello --executable "echo Hello,"')
+    type_in('for i in 1 2 3; do balsam job --name test$i --workflow test --application say-hello --args "world!" --yes; done')
+    queue = site.kind.queue
+    said = type_in(f"balsam submit-launch -n 1 -t 5 -q {queue} --job-mode=serial")
+    assert said.startswith("Submit OK: Qlaunch {   'command': ")
+    assert "'state': 'submitted'" in said
+    wait_until(lambda: states() == ["JOB_FINISHED"] * 3, 90, 0.5)
+    wait_until(lambda: json.loads(type_in("balsam ls queues --json")) == [], 60, 0.5)
+    (ended,) = json.loads(type_in("balsam ls queues --all --json"))
+    assert ended["state"] == (base.FINISHED if site.kind.tells_exit_code else base.ENDED), ended
+    outputs = [path.read_text() for path in sorted((site.folder / "test-db" / "data").rglob("*.out"))]
+    assert outputs == ["Hello, world!\n"] * 3

@@ -69,8 +69,11 @@ class Remote(NamedTuple):
 
 
 @contextmanager
-def remote_host(folder: Path) -> Iterator[Remote]:
-    """Start the server with keys and configuration of its own in `folder`; end it afterwards."""
+def remote_host(folder: Path, prefix: Sequence[str] = ()) -> Iterator[Remote]:
+    """Start the server with keys and configuration of its own in `folder`; end it afterwards.
+
+    The words of `prefix` before its command line put it elsewhere, such as into a virtual host.
+    """
     for program in (SSHD, "ssh", "scp", "rsync", "ssh-keygen"):
         if not shutil.which(program):
             pytest.skip(f"{program} is not installed")
@@ -84,7 +87,7 @@ def remote_host(folder: Path) -> Iterator[Remote]:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists
     with open(folder / "sshd.log", "wb") as log:
-        words = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
+        words = [*prefix, SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
         server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
     try:
         wait_until(lambda: _answers(port) or server.poll() is not None)

@@ -39,6 +39,7 @@ COMMANDS = {
     "service": Entry("service", "service", "submit launchers for the jobs that wait, as the queue policy allows"),
     "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
     "which": Entry("databases", "which", "show the active DB, or find another one"),
+    "db": Entry("db", "db", "check, back up, shrink or describe the database"),
     "log": Entry("logs", "log", "follow the logs of the DB"),
     "server": Entry("databases", "server", "(nothing to do: there is no server)"),
 }
@@ -187,6 +188,10 @@ class BalsamCommand(_Helpful):
         if not self.takes_any_bytes:
             _refuse_broken_text(ctx, args)
         return super().parse_args(ctx, _Rewriter(ctx, self.get_params(ctx)).rewritten(args))
+
+
+class CommandGroup(_Helpful, click.Group):
+    """A command made of commands, such as `balsam db`."""
 
 
 class PathCommand(BalsamCommand):

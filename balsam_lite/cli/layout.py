@@ -46,6 +46,21 @@ def basenames(line: str) -> str:
     return " ".join(os.path.basename(word) or word for word in line.split())
 
 
+def size(number: int) -> str:
+    """A number of bytes for people.
+
+    >>> size(999), size(1500), size(2_000_000_000)
+    ('999 bytes', '1.5 kB', '2.0 GB')
+    """
+    if number < 1000:
+        return f"{number} bytes"
+    value, units = number / 1000, iter(("kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 999.95 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.1f} {unit}"
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 

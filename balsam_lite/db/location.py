@@ -99,6 +99,16 @@ def create(directory: str, access: str | None = None) -> Database:
     Raises:
         InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
     """
+    database = set_up(directory, access)
+    try:
+        remember(database.directory)
+    except BalsamError as exc:  # the DB is there all the same, and can be named by its path
+        warnings.warn(f"The DB cannot be added to the known ones: {exc}", SettingsWarning, stacklevel=2)
+    return database
+
+
+def set_up(directory: str, access: str | None = None) -> Database:
+    """As `create`, but nobody remembers it."""
     if not directory:
         raise InputError("The path of the new DB is empty")
     directory = _absolute(directory)
@@ -116,10 +126,6 @@ def create(directory: str, access: str | None = None) -> Database:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
     database = Database(directory, access)
     database.upgrade()
-    try:
-        remember(directory)
-    except BalsamError as exc:  # the DB is there all the same, and can be named by its path
-        warnings.warn(f"The DB cannot be added to the known ones: {exc}", SettingsWarning, stacklevel=2)
     return database
 
 

@@ -1,0 +1,138 @@
+"""Is everything in order with a DB: where it lies, its file, and whether its rows agree with each other?
+
+Finds, and mends nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .. import states
+from ..errors import BalsamError
+from . import filesystem, maintenance, migrations
+from .connection import Database
+from .store import leases
+
+OK, NOTE, WRONG = "ok", "note", "wrong"
+
+#: The first version of SQLite without https://sqlite.org/wal.html#walresetbug.
+_WAL_RESET_MENDED = (3, 51, 3)
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    topic: str
+    level: str  # OK, NOTE (worth knowing) or WRONG (worth mending)
+    text: str
+
+
+class Rule(NamedTuple):
+    """Rows that should not be there."""
+
+    query: str  # counts them
+    text: str  # what they are and what to do; {} is how many
+    level: str = WRONG
+
+
+_HELD = "job.lease IS NOT NULL"
+_RULES = (
+    Rule(
+        f"SELECT count(*) FROM job WHERE {_HELD} AND lease NOT IN (SELECT id FROM lease WHERE closed IS NULL)",
+        "{} job(s) belong to a launcher that has ended without freeing them. That is a fault of balsam; please report it.",
+    ),
+    Rule(
+        f"SELECT count(*) FROM job WHERE state = '{states.RUNNING}' AND lease IS NULL",
+        "{} job(s) are RUNNING, but no launcher has them. `balsam killjob` and then `balsam rerun` put them back.",
+    ),
+    Rule(
+        f"""SELECT count(*) FROM job WHERE state = '{states.AWAITING_PARENTS}' AND NOT EXISTS (
+            SELECT 1 FROM dependency JOIN job AS parent ON parent.id = dependency.parent
+            WHERE dependency.child = job.id AND parent.state <> '{states.JOB_FINISHED}')""",
+        "{} job(s) wait for parents that are all finished. `balsam killjob` and then `balsam rerun` put them back.",
+    ),
+    Rule(
+        "SELECT count(*) FROM dependency WHERE parent NOT IN (SELECT id FROM job) OR child NOT IN (SELECT id FROM job)",
+        "{} dependencies name jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
+        "SELECT count(*) FROM event WHERE job NOT IN (SELECT id FROM job)",
+        "{} event(s) are of jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
+        """SELECT count(*) FROM (
+            SELECT state, jobs FROM state_count WHERE jobs <> 0 EXCEPT SELECT state, count(*) FROM job GROUP BY state
+            UNION ALL
+            SELECT * FROM (SELECT state, count(*) FROM job GROUP BY state
+                           EXCEPT SELECT state, jobs FROM state_count WHERE jobs <> 0))""",
+        "the number of jobs is wrong for {} state(s) in `balsam ls --by-states`.",
+    ),
+)
+
+
+def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False) -> Iterator[Finding]:
+    """Each thing in turn. An unreadable file is a finding, not an exception. Opens read transactions of its own."""
+    yield _mount(db)
+    yield _sqlite()
+    faults = maintenance.damage(db, quick=quick)
+    yield Finding("file", WRONG, "; ".join(faults)) if faults else Finding("file", OK, _sound(quick))
+    if faults:
+        return
+    with db.read() as cx:
+        yield Finding("schema", OK, f"version {migrations.version_of(cx)}")
+        broken = list(_broken_rules(cx))
+        yield from broken or [Finding("rows", OK, "jobs, dependencies, events and counts agree")]
+        yield from _leases(cx, now_us, expiry_s)
+
+
+def _mount(db: Database) -> Finding:
+    mount = filesystem.mount_of(db.directory)
+    how = "as on a local disk" if db.access == filesystem.LOCAL else "in sessions, by one process at a time"
+    text = f"{mount}, opened {how}"
+    if db.access == filesystem.SHARED and mount.access == filesystem.LOCAL:
+        return Finding("access", NOTE, f"{text}: needed only if other hosts reach this directory too, and slower if not")
+    if db.access != mount.access:
+        return Finding("access", WRONG, f"{text}, which would lose jobs; `balsam init --access shared` changes that")
+    return Finding("access", OK, text)
+
+
+def _sqlite() -> Finding:
+    version = sqlite3.sqlite_version
+    if sqlite3.sqlite_version_info >= _WAL_RESET_MENDED:
+        return Finding("sqlite", OK, f"version {version}")
+    return Finding(
+        "sqlite",
+        NOTE,
+        f"version {version} has a rare fault where two processes write and checkpoint at one moment (mended in 3.51.3, see "
+        "https://sqlite.org/wal.html#walresetbug); balsam leaves checkpoints to one process, which avoids it",
+    )
+
+
+def _sound(quick: bool) -> str:
+    return "looks sound (quick check)" if quick else "sound, and its indexes agree with its tables"
+
+
+def _broken_rules(cx: sqlite3.Connection) -> Iterator[Finding]:
+    for rule in _RULES:
+        rows = cx.execute(rule.query).fetchone()[0]
+        if rows:
+            yield Finding("rows", rule.level, rule.text.format(rows))
+
+
+def _leases(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> Iterator[Finding]:
+    for lease in leases.open_leases(cx):
+        jobs = cx.execute("SELECT count(*) FROM job WHERE lease = ?", (lease.id,)).fetchone()[0]
+        text = f"{lease} has {jobs} job(s), last heard of {(now_us - lease.heartbeat_us) / 1e6:.0f} s ago"
+        if leases.is_dead(lease, now_us, expiry_s):
+            yield Finding("lease", NOTE, f"{text}: it is dead, and the next launcher will free its jobs")
+        else:
+            yield Finding("lease", OK, text)
+
+
+def refused(exc: BalsamError) -> Finding:
+    """What to say of a DB that cannot even be opened."""
+    return Finding("access", WRONG, str(exc).replace("\n", " "))

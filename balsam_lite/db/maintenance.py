@@ -1,0 +1,202 @@
+"""Looking after the database file: a copy of it, giving back what it does not need, how large it is.
+
+Nothing here reads or copies the file itself: whoever opens and closes it beside SQLite drops SQLite's locks
+(https://sqlite.org/howtocorrupt.html, 2.2), and a copy without its WAL lacks what was committed last.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import BalsamError, DatabaseBusy, DatabaseError, DatabaseFull, InputError
+from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
+from . import connection, filesystem, migrations, queries
+from .connection import Database
+from .store import leases
+
+# --- a copy -----------------------------------------------------------------------------------------------------------
+
+
+def backup(db: Database, path: str, *, force: bool = False) -> int:
+    """Copy the database, as it is at one moment, to the file `path`; returns its size in bytes.
+
+    The copy has another name until it is complete, checked and on the disk. On a local disk others go on meanwhile; on a
+    shared file system they wait until it is read. Opens its own read transaction.
+
+    Raises:
+        InputError: `path` exists and `force` is not given, is a directory, lies in none, or belongs to the DB.
+        DatabaseFull, DatabaseError: it cannot be written.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    _refuse_path(db, path, force)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:100]}.", dir=os.path.dirname(path))
+        os.close(handle)
+    except OSError as exc:
+        raise DatabaseError(f"The backup {path} cannot be written: {exc}") from exc
+    try:
+        _copy(db, temporary, path)
+        os.chmod(temporary, os.stat(db.path).st_mode & 0o777)
+        _sync(temporary)
+        _refuse_path(db, path, force)  # somebody may have made it meanwhile
+        os.replace(temporary, path)
+        _sync(os.path.dirname(path))
+    except OSError as exc:
+        raise DatabaseError(f"The backup {path} cannot be written: {exc}") from exc
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+    return os.stat(path).st_size
+
+
+def _refuse_path(db: Database, path: str, force: bool) -> None:
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a directory; give the name of a file.")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise InputError(f"There is no directory {os.path.dirname(path)} for the backup.")
+    is_of_db = os.path.basename(path).startswith(connection.FILE_NAME) and os.path.samefile(os.path.dirname(path), db.directory)
+    if is_of_db or (os.path.exists(path) and os.path.samefile(path, db.path)):
+        raise InputError(f"{path} belongs to the DB itself; give another name for the backup.")
+    if os.path.lexists(path) and not force:
+        raise InputError(f"{path} exists already.", hint="Give another name, or --force to replace it.")
+
+
+def _copy(db: Database, temporary: str, path: str) -> None:
+    target = sqlite3.connect(temporary, isolation_level=None)
+    try:
+        # Wherever it lies: alone, and in one file.
+        target.execute("PRAGMA locking_mode = EXCLUSIVE")
+        with db.read() as cx:
+            cx.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")
+        found = target.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as exc:
+        kind = DatabaseFull if "full" in str(exc) else DatabaseError
+        raise kind(f"The backup {path} cannot be written: {exc}") from exc
+    finally:
+        target.close()
+    if found != "ok":
+        raise DatabaseError(f"The DB {db.directory} is damaged, and so would be its backup: {found}", hint=_SEE_CHECK)
+
+
+_SEE_CHECK = "`balsam db check` says more."
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- vacuum -----------------------------------------------------------------------------------------------------------
+
+
+def vacuum(db: Database, *, now_us: int, expiry_s: float, force: bool = False) -> tuple[int, int]:
+    """Write the database anew without its free pages; returns its size in bytes before and after.
+
+    Nobody else can write meanwhile, a launcher not even its heartbeat: after a long while others would take it for dead.
+    So it is refused while a launcher or a service is at work, unless `force` says that it will be short. The directory and
+    SQLite's temporary directory (SQLITE_TMPDIR, /var/tmp) each need room for another copy.
+
+    Raises:
+        DatabaseBusy: somebody is at work. DatabaseFull.
+    """
+    with db.session():
+        with db.read() as cx:
+            living = [str(lease) for lease in leases.open_leases(cx) if not leases.is_dead(lease, now_us, expiry_s)]
+        if living and not force:
+            raise DatabaseBusy(
+                f"The DB {db.directory} is in use: {', '.join(living)}. While it is written anew they could not show that "
+                "they live.",
+                hint="Try again when they have ended. A small DB takes a second or so; then --force does no harm.",
+            )
+        before = _bytes(db)
+        db.run_alone("VACUUM")
+        if db.access == filesystem.LOCAL:
+            db.run_alone("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before, _bytes(db)
+
+
+def _bytes(db: Database) -> int:
+    with db.read() as cx:
+        return _pragma(cx, "page_count") * _pragma(cx, "page_size")
+
+
+def _pragma(cx: sqlite3.Connection, name: str) -> int:
+    return int(cx.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+
+def info(db: Database, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """How the DB is opened, how large it is, what it holds and which settings hold for it. Opens a read transaction."""
+    with db.session(), db.read() as cx:
+        pages, free, size = (_pragma(cx, name) for name in ("page_count", "freelist_count", "page_size"))
+        found = {
+            "directory": db.directory,
+            "access": db.access,
+            "file_system": str(filesystem.mount_of(db.directory)),
+            "schema_version": migrations.version_of(cx),
+            "sqlite_version": sqlite3.sqlite_version,
+            "bytes": pages * size,
+            "free_bytes": free * size,
+            "page_bytes": size,
+            "pages": pages,
+            "free_pages": free,
+            "wal_bytes": _size_of(f"{db.path}-wal"),
+            **_counts(cx),
+        }
+    return {**found, "settings": settings_in_force(db.directory, environ)}
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _counts(cx: sqlite3.Connection) -> dict[str, Any]:
+    states = queries.state_counts(cx)
+    tables = {
+        "applications": "app",
+        "events": "event",
+        "dependencies": "dependency",
+        "leases": "lease",
+        "batch_jobs": "batch_job",
+    }
+    counts = {name: cx.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for name, table in tables.items()}
+    open_leases = cx.execute("SELECT count(*) FROM lease WHERE closed IS NULL").fetchone()[0]
+    return {"jobs": sum(states.values()), "states": states, **counts, "open_leases": open_leases}
+
+
+def settings_in_force(directory: str, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The files and environment variables that change a setting for this DB; of two for one setting the last one wins."""
+    files = [os.path.join(folder, FILE_NAME) for folder in (home(environ), directory)]
+    variables = [ENVIRONMENT_PREFIX + key for key in Settings._fields]
+    return [path for path in files if os.path.isfile(path)] + [name for name in variables if name in environ]
+
+
+# --- integrity --------------------------------------------------------------------------------------------------------
+
+#: So many faults of a damaged file are told.
+_MOST_FAULTS = 20
+
+
+def damage(db: Database, *, quick: bool = False) -> list[str]:
+    """What SQLite finds wrong with the file; [] if nothing. `quick` leaves out whether the indexes agree with the tables.
+
+    On a shared file system everybody else waits meanwhile. Needs a few seconds for a million jobs.
+    """
+    try:
+        rows = db.run_alone(f"PRAGMA {'quick' if quick else 'integrity'}_check({_MOST_FAULTS})")
+    except BalsamError as exc:
+        return [str(exc)]
+    return [] if rows == [("ok",)] else [line for row in rows for line in str(row[0]).splitlines()]

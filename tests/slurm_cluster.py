@@ -203,6 +203,8 @@ def running(
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         names = [f"node{number}" for number in range(1, nodes + 1)]
         _write_files(folder, names, node_command, "\n".join([conf, "JobSubmitPlugins=pbs" if pbs else ""]))
+        if pbs:
+            (folder / "etc" / "plugstack.conf").write_text("required spank_pbs.so\n")  # sets jobs' PBS_ variables
         environ = {"SLURM_CONF": str(folder / "etc" / "slurm.conf")}
         _start(stack, folder, "munged", [*_munged(folder)], environ)
         _wait_until((folder / "run" / "munge.socket").exists, "munged has its socket", folder)

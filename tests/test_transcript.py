@@ -35,7 +35,7 @@ class Terminal:
         self.db = place / "test-db"
         (place / "balsam-home").mkdir()
         # A launcher leaves a second after its last job, so that the next one can start.
-        (place / "balsam-home" / "settings.json").write_text(json.dumps({"IDLE_TTL_S": 1}))
+        (place / "balsam-home" / "settings.json").write_text(json.dumps({"IDLE_TTL_S": 1, "SCHEDULER_CLASS": "LocalScheduler"}))
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith(("BALSAM_", "_BALSAM"))}
         self.environ.update(
             HOME=str(place), BALSAM_HOME=str(place / "balsam-home"), PATH=f"{balsam_bin}:{self.environ['PATH']}"

@@ -204,11 +204,11 @@ class Service:
         answered = self.refresh()
         self.reap()
         self.give_back()
-        if not answered or self.stop_reason:
-            return False
-        choice = self.choose()
-        self.report(choice)
-        submitted = choice.launch is not None and self.submit(choice.launch)
+        submitted = False
+        if answered and not self.stop_reason:
+            choice = self.choose()
+            self.report(choice)
+            submitted = choice.launch is not None and self.submit(choice.launch)
         self.beat()
         return submitted
 

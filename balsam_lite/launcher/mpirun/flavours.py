@@ -52,7 +52,7 @@ def _mpich(layout: RankLayout) -> list[str]:
 
 
 def _mpich_one_per_host(layout: RankLayout) -> list[str]:
-    """The others survive a rank that exits; not one that a signal ends, whatever is said here (tried with 5.0.2)."""
+    """The others survive a rank that exits; one that a signal ends only for a moment (tried with 5.0.2)."""
     return [*_hydra_ranks(layout), "-bind-to", "none", "-disable-auto-cleanup"]
 
 
@@ -88,7 +88,11 @@ def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
 
 
 def _openmpi(layout: RankLayout) -> list[str]:
-    """Open MPI binds by default: the only rank of each of many packed programs to the first core."""
+    """Open MPI binds by default: the only rank of each of many packed programs to the first core.
+
+    Version 5 also reads options that stand behind the program's name; a program's own --bind-to or --map-by suffers (tried
+    with 5.0.11), and no order of words helps.
+    """
     if layout.is_bound:
         return [*_openmpi_ranks(layout, f":PE={layout.cores_per_rank}"), "--bind-to", "core"]
     return [*_openmpi_ranks(layout), "--bind-to", "none"]

@@ -27,4 +27,5 @@ run() {
     run dataflow.py $flow
     run throughput.py $true
     run scale.py --jobs $jobs
+    run service.py --jobs $jobs
 }

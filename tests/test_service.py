@@ -274,6 +274,13 @@ def test_that_what_fits_nowhere_is_said_once_and_again_when_the_reason_is_anothe
     assert len(caplog.records) == 2
 
 
+def test_that_a_reason_is_not_said_again_with_each_launch(desk, caplog):
+    desk.add(1, num_nodes=99)
+    desk.add(1000, wall_time_minutes=50)
+    assert desk.turns() == 2
+    assert ["needs 99 nodes" in record.message for record in caplog.records] == [True]
+
+
 def test_that_a_turn_with_nothing_new_writes_nothing_but_heartbeats(desk):
     desk.add(2)
     desk.turns()

@@ -281,8 +281,8 @@ class Service:
         for line, level in said.items():
             if line not in self._said:
                 log.log(level, "%s", line)
-        if choice.launch is None:
-            self._said = set(said)
+        # While launches are submitted, what waits is not all looked at; only then is a reason over when it is not given.
+        self._said = set(said) | (self._said if choice.launch else set())
         self._note["reasons"] = list(said)[:_MOST_REASONS]
 
     def submit(self, launch: Launch) -> bool:

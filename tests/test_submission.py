@@ -16,17 +16,28 @@ from helpers import wait_until
 
 from balsam_lite.db import batch_queries, location
 from balsam_lite.errors import (
+    AmbiguousJobId,
     CancelFailed,
     InvalidSpec,
     PollFailed,
     SettingsError,
     SubmitFailed,
+    SubmitUncertain,
     UnknownBatchJob,
 )
 from balsam_lite.schedulers import submission
 from balsam_lite.schedulers.base import BatchStatus
 from balsam_lite.schedulers.local import LocalScheduler
-from balsam_lite.schedulers.submission import LaunchRequest, cancel, legacy_form, refresh, render_script, submit_launch
+from balsam_lite.schedulers.submission import (
+    LaunchRequest,
+    cancel,
+    copy_template,
+    legacy_form,
+    refresh,
+    render_script,
+    resolve,
+    submit_launch,
+)
 from balsam_lite.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,6 +228,20 @@ def test_that_a_refused_submission_stays_with_the_schedulers_words(db):
     assert refresh(db, scheduler) == []
 
 
+def test_that_a_submission_nobody_knows_the_end_of_waits_to_be_found(db):
+    scheduler = FakeScheduler()
+
+    def submit(what):
+        raise SubmitUncertain("qsub was killed")
+
+    scheduler.submit = submit
+    with pytest.raises(SubmitUncertain):
+        submit_launch(db, LOCAL, REQUEST, scheduler)
+    assert [(row["state"], row["ended"]) for row in rows(db)] == [("pending-submission", None)]
+    scheduler.finds, scheduler.statuses = "77", {"77": BatchStatus("77", "running")}
+    assert [(row["state"], row["scheduler_id"]) for row in refresh(db, scheduler)] == [("running", "77")]
+
+
 def test_that_a_script_is_not_written_through_a_link(db, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -302,8 +327,9 @@ def test_that_a_batch_job_which_the_scheduler_does_not_know_is_gone_and_not_fini
 def test_that_a_batch_job_of_the_same_number_in_another_queue_says_nothing_of_ours(db):
     scheduler = FakeScheduler()
     before = submit_launch(db, LOCAL, REQUEST, scheduler)
-    scheduler.statuses = {"278079": BatchStatus("278079", "finished", command="/another/db/qsubmit/qlaunch1.sh")}
-    assert refresh(db, scheduler) == [before]
+    for other in ({"command": "/another/db/qsubmit/qlaunch1.sh"}, {"output": "/another/db/qsubmit/qlaunch1.out"}):
+        scheduler.statuses = {"278079": BatchStatus("278079", "finished", **other)}
+        assert refresh(db, scheduler) == [before]
 
 
 def test_that_an_ended_batch_job_does_not_come_back(db):
@@ -341,6 +367,28 @@ def test_that_cancelling_says_why_it_cannot_be_done(db):
     refresh(db, scheduler)
     with pytest.raises(CancelFailed, match="ended already"):
         cancel(db, scheduler, number)
+
+
+def test_that_the_batch_job_of_another_scheduler_is_not_cancelled_here(db):
+    scheduler, other = FakeScheduler(), FakeScheduler()
+    number = submit_launch(db, LOCAL, REQUEST, scheduler)["id"]
+    other.domain = "fake@elsewhere"
+    with pytest.raises(CancelFailed, match="fake, not fake@elsewhere"):
+        cancel(db, other, number)
+    assert other.cancelled == []
+
+
+def test_that_users_name_a_batch_job_as_they_like(db):
+    scheduler = FakeScheduler()
+    scheduler.submit = lambda what: {"qlaunch1": "12.host", "qlaunch2": "1", "qlaunch3": "12.host"}[what.name]
+    for _ in range(3):
+        submit_launch(db, LOCAL, REQUEST, scheduler)
+    assert [resolve(db, word)["id"] for word in ("qlaunch1", "2", "3", "12.host", "qlaunch02")] == [1, 2, 3, 3, 2]
+    with pytest.raises(AmbiguousJobId, match="qlaunch1 or qlaunch2, which the scheduler calls 1"):
+        resolve(db, "1")
+    for word in ("", "4", "0", "-1", "qlaunch", "qlaunch4", "12", "12.hos", "9" * 30, "²", "1; DROP TABLE batch_job", "%"):
+        with pytest.raises(UnknownBatchJob):
+            resolve(db, word)
 
 
 def test_that_batch_jobs_are_found_by_number_by_the_schedulers_id_and_by_what_comes_next(db):
@@ -417,6 +465,57 @@ def test_that_templates_are_looked_for_in_the_db_then_at_home_then_in_the_packag
     assert render_script(db, settings, REQUEST, 1) == "db qlaunch1"
 
 
+def test_that_the_template_in_use_is_copied_into_the_db_and_the_copy_is_used(db):
+    copied = Path(copy_template(db, LOCAL))
+    assert copied == Path(db.directory, "job-templates", "local.tmpl")
+    assert copied.read_text() == (TEMPLATES / "local.tmpl").read_text()
+    copied.write_text("mine {{ name }}")
+    assert render_script(db, LOCAL, REQUEST, 1) == "mine qlaunch1"
+    assert copy_template(db, LOCAL) == str(copied)
+    assert copied.read_text() == "mine {{ name }}"
+
+
+def test_that_the_users_own_template_is_the_one_that_is_copied_and_a_chosen_one_is_left_where_it_is(db):
+    home = Path(os.environ["BALSAM_HOME"], "job-templates")
+    home.mkdir(parents=True)
+    (home / "local.tmpl").write_text("home {{ name }}")
+    assert copy_template(db, LOCAL._replace(JOB_TEMPLATE="job-templates/local.tmpl")) == str(home / "local.tmpl")
+    assert not Path(db.directory, "job-templates").exists()
+    assert Path(copy_template(db, LOCAL)).read_text() == "home {{ name }}"
+    Path(db.directory, "local.tmpl").write_text("beside the database")
+    assert render_script(db, LOCAL, REQUEST, 1) == "beside the database"
+    with pytest.raises(SettingsError, match="JOB_TEMPLATE"):
+        copy_template(db, LOCAL._replace(JOB_TEMPLATE="none.tmpl"))
+
+
+def test_that_a_template_may_take_in_others_that_lie_beside_it_or_at_home(db):
+    home = Path(os.environ["BALSAM_HOME"], "job-templates")
+    home.mkdir(parents=True)
+    (home / "modules.sh").write_text("module load conda\n")
+    assert render_script(db, template(db, "{% include 'modules.sh' %}"), REQUEST, 1) == "module load conda\n"
+
+
+def test_that_the_settings_directory_goes_along_where_the_environment_does_not(db, monkeypatch):
+    monkeypatch.setenv("BALSAM_HOME", "/my own/settings")
+    for scheduler in ("CobaltScheduler", "PBSScheduler"):
+        settings = Settings(SCHEDULER_CLASS=scheduler)
+        assert "export BALSAM_HOME='/my own/settings'\n" in render_script(db, settings, REQUEST, 1)
+        with monkeypatch.context() as patch:
+            patch.delenv("BALSAM_HOME")
+            assert "BALSAM_HOME" not in render_script(db, settings, REQUEST, 1)
+
+
+@pytest.mark.parametrize("scheduler", ["CobaltScheduler", "PBSScheduler", "SlurmScheduler"])
+@pytest.mark.parametrize("workflow", ODD_NAMES)
+def test_that_every_schedulers_template_runs_the_launcher_with_workflow_and_tags_as_typed(db, balsam_bin, scheduler, workflow):
+    request = LaunchRequest(2, 1, wf_filter=workflow, filter_tags={"b": workflow}, job_mode="mixed")
+    done = run_script(render_script(db, Settings(SCHEDULER_CLASS=scheduler), request, 1))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert argv_of_launcher(db) == [
+        "launcher", f"--wf-filter={workflow}", "--job-mode=mixed", "--tag", f"b={workflow}"
+    ]  # fmt: skip
+
+
 def test_that_every_variable_of_old_and_new_templates_is_there_and_can_be_quoted(db, balsam_bin):
     text = (
         "{{ project }} {{ queue }} {{ nodes + 1 }} {{ time_minutes - 2 }} {{ job_mode }} {{ wf_filter | q }} "
@@ -462,14 +561,15 @@ def test_that_filter_tags_are_kept_as_json(db):
     assert json.loads(row["filter_tags"]) == {"a": "é", "b": "2"}
 
 
-def test_that_no_signal_is_lost_on_the_launcher_when_only_the_script_is_signalled(db, balsam_bin, tmp_path):
+@pytest.mark.parametrize("scheduler", ["LocalScheduler", "CobaltScheduler", "PBSScheduler", "SlurmScheduler"])
+def test_that_no_signal_is_lost_on_the_launcher_when_only_the_script_is_signalled(db, balsam_bin, tmp_path, scheduler):
     """Cobalt and PBS signal the script's shell and not its children."""
     (balsam_bin / "balsam").write_text(
         '#!/bin/sh\nif [ "$1" = which ]; then echo "$3"; exit; fi\n'
         'trap "exit 42" TERM\ntouch up\nwhile :; do sleep 0.05; done\n'
     )
     script = tmp_path / "script.sh"
-    script.write_text(render_script(db, LOCAL, REQUEST, 1))
+    script.write_text(render_script(db, Settings(SCHEDULER_CLASS=scheduler), REQUEST, 1))
     with subprocess.Popen(["bash", str(script)], cwd=tmp_path) as process:
         wait_until((tmp_path / "up").exists)
         process.send_signal(signal.SIGTERM)

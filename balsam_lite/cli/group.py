@@ -36,6 +36,7 @@ COMMANDS = {
     "killjob": Entry("change", "killjob", "kill jobs without removing them from the database"),
     "launcher": Entry("launches", "launcher", "run jobs here, in this terminal or batch job"),
     "submit-launch": Entry("launches", "submit_launch", "submit a launcher to the batch queue"),
+    "queue": Entry("queue", "queue", "list the launches in the batch queue, or cancel them"),
     "service": Entry("service", "service", "submit launchers for the jobs that wait, as the queue policy allows"),
     "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
     "which": Entry("databases", "which", "show the active DB, or find another one"),

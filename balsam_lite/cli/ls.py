@@ -29,6 +29,7 @@ APP_TABLE = ("id", "name", "executable", "description")
 QUEUE_TABLE = ("scheduler_id", "project", "queue", "nodes", "wall_minutes", "state", "job_mode", "command", "from_balsam")
 QUEUE_HEADER = (*QUEUE_TABLE[:-2], "Command", "Submitted from Balsam?")
 NO_JOBS = "No jobs found matching query"
+LIMIT_HELP = f"Show N rows at most. [default: {LIMIT_VARIABLE} or {DEFAULT_LIMIT}]"
 
 
 class Wanted(SimpleNamespace):
@@ -98,13 +99,7 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 @option("--verbose", is_flag=True, help="Show every field.")
 @option("--all", "all_queues", is_flag=True, help="With queues: the launches that have ended, too.")
 @option("--sort", cls=FieldOption, default="id", metavar="FIELD", help="Order by that field; -FIELD: from the end.")
-@option(
-    "--limit",
-    type=int,
-    callback=count,
-    metavar="N",
-    help=f"Show N rows at most. [default: {LIMIT_VARIABLE} or {DEFAULT_LIMIT}]",
-)
+@option("--limit", type=int, callback=count, metavar="N", help=LIMIT_HELP)
 @option("--json", is_flag=True, help="Print a list of objects, whose keys are the names of the fields.")
 def ls(what: str, **options: Any) -> None:
     """List jobs, apps, workflows (wf) or the launches in the queue (queues).
@@ -121,7 +116,7 @@ def ls(what: str, **options: Any) -> None:
         balsam ls --json --tag run=7
     """
     wanted = Wanted(**options)
-    {"jobs": _jobs, "apps": _apps, "wf": _workflows, "queues": _queues}[what](open_db(), wanted)
+    {"jobs": _jobs, "apps": _apps, "wf": _workflows, "queues": list_queues}[what](open_db(), wanted)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -380,7 +375,8 @@ def _workflows(db: Database, wanted: Wanted) -> None:
         _print([])
 
 
-def _queues(db: Database, wanted: Wanted) -> None:
+def list_queues(db: Database, wanted: Wanted) -> None:
+    """The launches. Asks the scheduler, once for all of them."""
     rows = _launches(db, wanted)
     if wanted.json:
         layout.write_json(map(_plain_launch, rows), sys.stdout)
@@ -406,12 +402,12 @@ def _launches(db: Database, wanted: Wanted) -> list[dict[str, Any]]:
     except SchedulerError as exc:
         warn(f"Scheduler is not reachable: {exc}")
     with db.read() as cx:
-        rows = batch_queries.all_rows(cx) if wanted.all_queues else batch_queries.unended_rows(cx)
+        rows = batch_queries.all_rows(cx, wanted.limit) if wanted.all_queues else batch_queries.unended_rows(cx)
     return rows[: wanted.limit]
 
 
 def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
-    more = ("exit_code", "reason", "log") if ended else ()
+    more = ("exit_code", "reason", "log") if ended else ("reason",) if any(row["reason"] for row in rows) else ()
     shown = [{**row, "command": os.path.basename(row["command"]), "from_balsam": bool(row["from_balsam"])} for row in rows]
     return layout.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
 

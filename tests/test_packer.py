@@ -215,6 +215,7 @@ def test_that_a_launch_is_within_the_policy_and_can_do_what_is_planned(
         assert sum(work.jobs for work in made.planned if work.shape == shape) <= there
 
 
+@settings(deadline=None)
 @given(WORKS, st.lists(st.builds(Supply, st.integers(1, 300), st.floats(0, 2000), st.floats(0, 1e5), st.booleans())))
 def test_that_open_launches_never_cover_more_than_they_can_do(waiting: list[Work], supplies: list[Supply]) -> None:
     before = sum(work.jobs * cost(work) for work in waiting)

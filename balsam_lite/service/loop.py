@@ -343,7 +343,8 @@ def _by_shape(planned: Iterable[Work]) -> list[Work]:
 
 def reasons(lefts: Iterable[Left]) -> list[str]:
     """A line for each shape and reason."""
-    return list(dict.fromkeys(f"{_like(left.work.shape)}: {left.reason}" for left in lefts))
+    different = dict.fromkeys((left.work.shape, left.reason) for left in lefts)
+    return [f"{_like(shape)}: {reason}" for shape, reason in different]
 
 
 def _like(shape: Shape) -> str:

@@ -96,8 +96,10 @@ def uncovered(waiting: Iterable[Work], planned: Iterable[Work], supplies: Iterab
 def _without(left: Sequence[Work], supply: Supply) -> list[Work]:
     capacity = supply.nodes * supply.minutes - supply.promised
     takes = None if supply.only is None else Counter({work[:2]: work.jobs for work in supply.only})
-    rest = []
-    for work in left:
+    rest: list[Work] = []
+    for place, work in enumerate(left):
+        if capacity < _TINY:
+            return [*rest, *left[place:]]
         if supply.fits(work):
             done = min(work.jobs, _whole(capacity / cost(work)))
             done = done if takes is None else min(done, takes[work[:2]])

@@ -84,6 +84,15 @@ def test_that_a_failure_just_before_the_stop_is_a_timeout(clock):
     assert (second.exit.job, second.exit.result) == (2, states.RUN_TIMEOUT)
 
 
+def test_that_a_failure_that_crosses_the_stop_on_its_way_is_a_timeout(clock):
+    runs = Runs(1, 2, 3)
+    runner = PatientRunner(runs, clock)
+    runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
+    for job, result in ((1, states.RUN_ERROR), (2, states.RUN_DONE), (3, states.RESTART_READY)):
+        runs.end(job, result)
+    assert results(runner) == [(1, states.RUN_TIMEOUT), (2, states.RUN_DONE), (3, states.RESTART_READY)]
+
+
 def test_that_ends_that_leave_no_doubt_are_reported_at_once(clock):
     runs = Runs(1, 2, 3, 4)
     runner = PatientRunner(runs, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -418,7 +419,11 @@ def test_that_a_submission_whose_submitter_died_is_found_again_and_not_another_d
 # --- launchers in it --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="many nodes need mpi4py")
+one_node_and_two = pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=needs_mpi)])
+
+
+@one_node_and_two
 def test_that_the_slides_lines_run_ten_jobs(slurm, tmp_path, monkeypatch, balsam_bin, nodes):
     slurm.use(monkeypatch)
     monkeypatch.setenv("PATH", f"{balsam_bin}:{os.environ['PATH']}")
@@ -472,7 +477,7 @@ def test_that_a_launcher_that_cannot_start_is_a_failed_batch_job_with_its_words_
     assert "BALSAM_KILL_GRACE_S" in Path(ended["log"]).read_text()
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@one_node_and_two
 def test_that_jobs_of_a_cancelled_launch_have_run_out_of_time_and_the_next_launch_finishes_them(site, nodes):
     # Slurm's SIGTERM reaches the programs first, and they end with a code that looks like a failure.
     site.shell("twice", '[ "$BALSAM_ATTEMPT" = 2 ] && exit\nfor i in 1 2 3 4 5 6; do sleep 60 & done; wait; exit 3')
@@ -527,8 +532,8 @@ def test_that_jobs_of_a_killed_launcher_are_finished_by_one_on_another_node(site
     assert site.bench.states() == {"JOB_FINISHED": 3}
 
 
+@needs_mpi
 def test_that_one_launcher_runs_serial_jobs_on_two_nodes(site):
-    pytest.importorskip("mpi4py", reason="many nodes need mpi4py")
     runs = site.directory / "runs"
     site.shell("note", f"echo $(hostname) >> {runs}; sleep 1")
     site.jobs(16, "note", node_packing_count=4)

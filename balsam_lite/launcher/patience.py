@@ -38,7 +38,7 @@ class PatientRunner:
         self._runner, self._clock, self._patience_s = runner, clock, patience_s
         self._failures: deque[_Failure] = deque()  # oldest first
         self._settled: list[Finished] = []
-        self._stopped: set[int] = set()  # jobs whose end was asked for
+        self._asked: dict[int, str] = {}  # jobs whose end was asked for, and what it counts as
 
     @property
     def jobs(self) -> set[int]:
@@ -64,17 +64,14 @@ class PatientRunner:
         while self._failures and now >= self._failures[0].until:
             ends.append(self._failures.popleft().finished)
         for finished in self._runner.poll():
-            if self._is_doubtful(finished):
+            asked = self._asked.pop(finished.exit.job, "")
+            if asked:  # on another node it may have ended before it was asked to
+                ends.append(_settled(finished, asked))
+            elif _failed(finished):
                 self._failures.append(_Failure(finished, now + self._patience_s))
             else:
-                self._stopped.discard(finished.exit.job)
                 ends.append(finished)
         return ends
-
-    def _is_doubtful(self, finished: Finished) -> bool:
-        """Whether it may have been somebody else's doing: it ran, and nobody here asked for its end."""
-        ended = finished.exit
-        return ended.result == states.RUN_ERROR and ended.started_us is not None and ended.job not in self._stopped
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End those jobs; what has failed a moment ago is reported as `result`, too."""
@@ -85,7 +82,7 @@ class PatientRunner:
             else:
                 kept.append(failure)
         self._failures = kept
-        self._stopped |= self._runner.jobs & set(jobs)
+        self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), result))
         self._runner.stop(jobs, result, grace_s)
 
     def kill_now(self) -> None:
@@ -93,8 +90,14 @@ class PatientRunner:
         self._runner.kill_now()
 
 
+def _failed(finished: Finished) -> bool:
+    """Whether it ran, and ended badly."""
+    return finished.exit.result == states.RUN_ERROR and finished.exit.started_us is not None
+
+
 def _settled(finished: Finished, result: str) -> Finished:
+    """The end of a run that was asked for, with that result if it ended badly."""
     ended = finished.exit
-    if result == states.RUN_TIMEOUT:
+    if _failed(finished) and result == states.RUN_TIMEOUT:
         ended = ended._replace(result=result, message=f"Ended just before the launcher: {ended.message}")
     return finished._replace(exit=ended)

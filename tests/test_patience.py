@@ -72,7 +72,7 @@ def test_that_a_failure_is_reported_when_no_stop_came_in_time(clock):
 
 def test_that_a_failure_just_before_the_stop_is_a_timeout(clock):
     runs = Runs(1, 2)
-    runner = PatientRunner(runs, clock)
+    runner = PatientRunner(runs, clock, 0.5)
     runs.end(1)
     assert results(runner) == []
     runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
@@ -86,7 +86,7 @@ def test_that_a_failure_just_before_the_stop_is_a_timeout(clock):
 
 def test_that_a_failure_that_crosses_the_stop_on_its_way_is_a_timeout(clock):
     runs = Runs(1, 2, 3)
-    runner = PatientRunner(runs, clock)
+    runner = PatientRunner(runs, clock, 0.5)
     runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
     for job, result in ((1, states.RUN_ERROR), (2, states.RUN_DONE), (3, states.RESTART_READY)):
         runs.end(job, result)
@@ -95,7 +95,7 @@ def test_that_a_failure_that_crosses_the_stop_on_its_way_is_a_timeout(clock):
 
 def test_that_ends_that_leave_no_doubt_are_reported_at_once(clock):
     runs = Runs(1, 2, 3, 4)
-    runner = PatientRunner(runs, clock)
+    runner = PatientRunner(runs, clock, 0.5)
     runs.end(1, states.RUN_DONE)
     runs.end(2, started_us=None)
     runs.end(4, states.RESTART_READY)
@@ -104,7 +104,7 @@ def test_that_ends_that_leave_no_doubt_are_reported_at_once(clock):
 
 def test_that_a_job_killed_by_the_user_is_reported_at_once(clock):
     runs = Runs(1, 2)
-    runner = PatientRunner(runs, clock)
+    runner = PatientRunner(runs, clock, 0.5)
     runs.end(2)
     assert results(runner) == []
     runner.stop({1, 2}, states.RUN_ERROR, 0.7)

@@ -27,7 +27,7 @@ from . import commands, failpoints, logs, mpirun, resources
 from .commands import Context
 from .loop import Launcher, Limits
 from .nodes import Pool
-from .patience import PatientRunner
+from .patience import PatientRunner, patience_s
 from .process import Alarm, Children, end_orphans
 from .progress import Progress
 from .reaper import reap_dead
@@ -135,7 +135,7 @@ def _run(
         spawner, local = make_runner(context, clock, settings.ERROR_TAIL_LINES, alarm, children)
         runner = company.runner(local, pool)
         if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
-            runner = PatientRunner(runner, clock)
+            runner = PatientRunner(runner, clock, patience_s(len(found.nodes)))
         progress = Progress(db)
         steps = Steps(
             context,

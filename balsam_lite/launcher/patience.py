@@ -17,8 +17,13 @@ from ..db.store.claims import Claim
 from .nodes import Place
 from .runner import Finished, Runner
 
-#: So long may the launcher's own SIGTERM come after its jobs', in seconds.
-PATIENCE_S = 0.5
+#: So long may the launcher's own SIGTERM come after its jobs', in seconds: on one node; and where each is told on its own.
+_PATIENCE_S, _PATIENCE_ON_MANY_NODES_S = 0.5, 2.0
+
+
+def patience_s(nodes: int) -> float:
+    """How long to doubt a failure in a batch job of so many nodes, in seconds."""
+    return _PATIENCE_S if nodes == 1 else _PATIENCE_ON_MANY_NODES_S
 
 
 class _Failure(NamedTuple):
@@ -29,12 +34,13 @@ class _Failure(NamedTuple):
 
 
 class PatientRunner:
-    """See `Runner`. What ends well is reported at once; what fails keeps its place for `patience_s` seconds.
+    """See `Runner`. What ends well is reported at once; what fails keeps its place for `patience_s` seconds, in which
+    on a node that breaks everything no more jobs are broken.
 
     If the launcher stops within that time, the run has ended because of the same reason, and is a RUN_TIMEOUT.
     """
 
-    def __init__(self, runner: Runner, clock: Clock, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, runner: Runner, clock: Clock, patience_s: float) -> None:
         self._runner, self._clock, self._patience_s = runner, clock, patience_s
         self._failures: deque[_Failure] = deque()  # oldest first
         self._settled: list[Finished] = []

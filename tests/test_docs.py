@@ -32,6 +32,13 @@ def command(name: str) -> click.Command:
     return found
 
 
+def every_parameter() -> list[click.Parameter]:
+    """Of all commands, and of those below them."""
+    found = [command(name) for name in group.COMMANDS]
+    below = [inner for outer in found if isinstance(outer, click.Group) for inner in outer.commands.values()]
+    return [parameter for one in (*found, *below) for parameter in one.params]
+
+
 def section(title: str) -> str:
     """The README's text below that heading, up to the next one of its rank."""
     found = re.search(rf"^{re.escape(title)}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", README, re.DOTALL | re.MULTILINE)
@@ -62,7 +69,7 @@ def test_that_the_readme_lists_no_command_that_does_not_exist() -> None:
 
 
 def test_that_options_in_the_readme_exist() -> None:
-    known = {word for name in group.COMMANDS for p in command(name).params for word in (*p.opts, *p.secondary_opts)}
+    known = {word for p in every_parameter() for word in (*p.opts, *p.secondary_opts)}
     known |= {word for parameter in group.balsam.params for word in parameter.opts} | {"--help", "--x", "--hist"}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
     assert {word for word in used if not any(other.startswith(word) for other in known)} == set()

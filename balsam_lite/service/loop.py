@@ -35,7 +35,7 @@ log = logging.getLogger("balsam_lite.service")
 
 KIND = "service"
 #: Jobs that are planned for one launch. It does more if it can; beyond this a plan only costs time.
-_MOST_PLANNED = 5000
+_MOST_PLANNED = 2000
 #: A queue that fails is left alone for longer each time, at most so many seconds.
 _LONGEST_PAUSE_S = 600.0
 #: A launch needs this long to start, and its launcher leaves so many seconds before the batch job's end, beside the grace.
@@ -242,7 +242,8 @@ class Service:
             was_idle = reservations.was_idle(cx, number)
         if row is None or row["state"] == batch_jobs.SUBMISSION_FAILED:
             return
-        log.info("qlaunch%d in %s has ended (%s). %s", number, row["queue"], row["state"], row["reason"])
+        how = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
+        log.info("qlaunch%d in queue %s has ended (%s).", number, row["queue"], how)
         if was_idle:
             self._pause(row["queue"], f"qlaunch{number} ended without a run of any job planned for it; see {row['log']}")
         else:

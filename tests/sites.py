@@ -163,6 +163,14 @@ def _slurm(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     cluster.cancel_all()
 
 
+def _wrappers(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    cluster: slurm_cluster.Cluster = request.getfixturevalue("slurm_with_wrappers")
+    for name, value in cluster.environ.items():
+        monkeypatch.setenv(name, value)
+    yield
+    cluster.cancel_all()
+
+
 _COBALT_HEADER = ("#COBALT -n {nodes}", "#COBALT -t {minutes}", "#COBALT -q training")
 _PBS_HEADER = ("#PBS -l select={nodes}", "#PBS -l walltime={minutes}:00", "#PBS -q training")
 
@@ -184,5 +192,9 @@ SITES = (
     Kind(
         "slurm", "SlurmScheduler", ("#SBATCH --nodes={nodes}", "#SBATCH --time={minutes}"), "squeue", "sbatch", _TWICE,
         _slurm,
+    ),
+    Kind(
+        "wrappers", "PBSScheduler", ("#PBS -l nodes={nodes}", "#PBS -l walltime={minutes}:00"), "qstat", "qsub", _TWICE,
+        _wrappers, tells_cancelled=False, tells_exit_code=False,
     ),
 )  # fmt: skip

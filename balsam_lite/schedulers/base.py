@@ -340,7 +340,9 @@ class CommandScheduler:
 
     @staticmethod
     def _pick(statuses: Iterable[BatchStatus], submission: Submission, since_us: int) -> str | None:
-        return next((status.native_id for status in statuses if status.is_submission(submission, since_us)), None)
+        """Of several that it could be, the one submitted last: not all schedulers tell a script or an output."""
+        found = [status for status in statuses if status.is_submission(submission, since_us)]
+        return max(found, key=lambda status: status.submitted_us or 0).native_id if found else None
 
     def _statuses(self, ids: Collection[str]) -> dict[str, BatchStatus]:
         answer = self._run(self._adapter.status_argv(ids))

@@ -91,9 +91,10 @@ def descendants(leaders: Iterable[int], marks: Iterable[bytes]) -> list[Process]
     return [table[pid] for pid in _with_descendants(found, table.values()) - {os.getpid()}]
 
 
-def with_mark(prefix: bytes | tuple[bytes, ...]) -> list[Process]:
-    """All living processes whose run mark starts with `prefix`, or with one of these."""
-    return [p for p in _table() if p.pid != os.getpid() and (_mark_of(p.pid) or b"").startswith(prefix)]
+def with_mark(prefix: bytes | tuple[bytes, ...], suffix: bytes = b"") -> list[Process]:
+    """All living processes whose run mark starts with `prefix`, or with one of these, and ends with `suffix`."""
+    found = ((process, _mark_of(process.pid) or b"") for process in _table() if process.pid != os.getpid())
+    return [process for process, mark in found if mark.startswith(prefix) and mark.endswith(suffix)]
 
 
 def signal_all(processes: Iterable[Process], number: int) -> None:

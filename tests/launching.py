@@ -27,6 +27,7 @@ class Bench:
         self.db = location.create(self.directory)
         self.environ = {**os.environ, "BALSAM_IDLE_TTL_S": "0.3", "BALSAM_KILL_GRACE_S": "2", **settings}
         self.launchers: list[subprocess.Popen[bytes]] = []
+        self.python = PYTHON  # of the launchers
 
     def app(self, name: str, executable: str, **fields: str) -> None:
         with self.db.write() as cx:
@@ -52,7 +53,7 @@ class Bench:
             graph.add_dependency(cx, parent, child, 1)
 
     def launch(self, *options: str, **environ: str) -> subprocess.Popen[bytes]:
-        argv = [PYTHON, "-m", "balsam_lite.cli", "--db", self.directory, "launcher", "--job-mode", "serial", *options]
+        argv = [self.python, "-m", "balsam_lite.cli", "--db", self.directory, "launcher", "--job-mode", "serial", *options]
         if "--wf-filter" not in options:
             argv.append("--consume-all")
         log = open(f"{self.directory}/log/stderr", "ab")

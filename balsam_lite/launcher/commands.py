@@ -35,6 +35,7 @@ class Context(NamedTuple):
     variables: list[bytes]  # the same as NAME=value
     mark: bytes  # with what the BALSAM_RUN of all its runs begins
     mpi_words: MpiWords
+    node_mark: bytes = b""  # with what it ends
 
 
 def no_mpi(claim: Claim, place: Place) -> list[str]:
@@ -49,8 +50,9 @@ def make_context(
     job_mode: str,
     environ: Mapping[bytes, bytes],
     mpi_words: MpiWords = no_mpi,
+    rank: int = 0,
 ) -> Context:
-    """The context of the launcher with that lease, whose jobs inherit `environ`."""
+    """The context of the launcher with that lease, or of another rank of it; its jobs inherit `environ`."""
     own = {name.encode() for name in JOB_VARIABLES}
     common = {name: value for name, value in environ.items() if name not in own}
     common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
@@ -58,7 +60,7 @@ def make_context(
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
     variables = [b"%b=%b" % variable for variable in common.items()]
     data = os.path.join(db_directory, location.DATA)
-    return Context(data, common, variables, lease_mark(db_directory, lease), mpi_words)
+    return Context(data, common, variables, lease_mark(db_directory, lease), mpi_words, node_mark(rank))
 
 
 def argv(claim: Claim, place: Place, context: Context) -> list[str]:
@@ -143,7 +145,12 @@ def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:
 
 def mark(claim: Claim, context: Context) -> bytes:
     """The run mark: the value of BALSAM_RUN, by which all processes of the run are found, whatever sessions they open."""
-    return context.mark + b"%d:%d" % (claim.job, claim.attempt)
+    return b"%b%d:%d%b" % (context.mark, claim.job, claim.attempt, context.node_mark)
+
+
+def node_mark(rank: int) -> bytes:
+    """With what the run marks of all runs end that this rank has started; those of rank 0, the launcher, need none."""
+    return b"@%d" % rank if rank else b""
 
 
 def lease_mark(db_directory: str, lease: int) -> bytes:

@@ -186,16 +186,17 @@ class Alarm:
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
-def end_orphans(mark: bytes | tuple[bytes, ...], grace_s: float) -> int:
+def end_orphans(mark: bytes | tuple[bytes, ...], grace_s: float, node: bytes = b"") -> int:
     """Kill every process whose run mark starts with `mark`, and wait until they are gone. Returns how many there were.
 
+    With `node`, which is what `commands.node_mark` gives, only those that were started by that node's rank.
     For the jobs of a launcher that is provably dead: TERM, grace, KILL.
     """
     deadline = time.monotonic() + grace_s
     found: set[Process] = set()
     number = signal.SIGTERM
     while True:
-        members = with_mark(mark)
+        members = with_mark(mark, node)
         if not members:
             return len(found)
         if number == signal.SIGKILL or not set(members) <= found:

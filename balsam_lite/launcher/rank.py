@@ -20,6 +20,7 @@ from ..settings import Settings
 from . import commands, machine, main, mpirun, resources
 from .commands import Context
 from .ensemble import words
+from .ensemble.guard import Guard
 from .ensemble.head import ALIVE_HEARTBEATS, Crew, EnsembleRunner
 from .ensemble.link import MpiLink, connect
 from .ensemble.node import HEAD, Gone, NodeServer
@@ -39,23 +40,39 @@ _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 def run(text: str) -> int:
     """Be one rank; returns the exit code. Does not return where the ranks cannot leave together."""
     plan = Plan.from_text(text)
-    for number in _IGNORED:
-        # Not SIG_IGN: the programs that are started would inherit that.
-        signal.signal(number, lambda *_: None)
     try:
         link = connect(plan.ranks)
     except LaunchError as exc:
         report(error=str(exc))
         return 1
+    for number in _IGNORED:
+        # Not SIG_IGN: the programs that are started would inherit that.
+        signal.signal(number, lambda *_: None)
+    _keep_files_to_ourselves()
     if link.rank == HEAD:
         return _be_head(link, plan)
     return _be_node(link, plan)
+
+
+def _keep_files_to_ourselves() -> None:
+    """Let no program that is started inherit what MPI has opened.
+
+    MPICH takes a rank for one that has gone astray, and kills all others, if it dies and a job still holds its PMI socket
+    (tried with 5.0.2).
+    """
+    for name in os.listdir("/dev/fd"):
+        try:
+            os.set_inheritable(int(name), int(name) <= 2)
+        except OSError:  # it was the directory's own
+            pass
 
 
 def _leave(link: MpiLink, together: bool, code: int) -> int:
     """End this process: with all the others where that can be, else at once."""
     sys.stdout.flush()
     sys.stderr.flush()
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)  # Python puts an end to handlers before its own
     if not together:
         os._exit(code)
     link.close()
@@ -197,12 +214,14 @@ def _be_node(link: MpiLink, plan: Plan) -> int:
     post.show_life()
     _log_through(post)
     with Alarm() as alarm:
-        server = NodeServer(post, clock, plan.heartbeat_s, lambda orders: _Hands(orders, clock, alarm), alarm.wait)
+        hands = _Hands(link.rank, clock, alarm)
+        server = NodeServer(post, clock, plan.heartbeat_s, hands, alarm.wait)
         try:
             together = server.serve(_hello())
         except Gone as exc:
             sys.stderr.write(f"balsam launcher on {os.uname().nodename}: {exc}\n")
             together = False
+        hands.dismiss_guard()
     post.close()
     return _leave(link, together, 0)
 
@@ -214,19 +233,35 @@ def _hello() -> words.Hello:
 class _Hands:
     """What runs programs on this node."""
 
-    def __init__(self, orders: words.Begin, clock: Clock, alarm: Alarm) -> None:
+    def __init__(self, rank: int, clock: Clock, alarm: Alarm) -> None:
+        self._rank, self._clock, self._alarm = rank, clock, alarm
+        self._orders: words.Begin | None = None
+        self._guard: Guard | None = None
+
+    def begin(self, orders: words.Begin) -> Runner:
+        """End what dead launchers left here, and get ready. OSError, SpawnFailed: no jobs can run here."""
         end_orphans(orders.dead_marks, orders.grace_s)
         environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
-        context = commands.make_context(orders.db_directory, orders.lease, orders.nodes, orders.job_mode, environ)
+        context = commands.make_context(
+            orders.db_directory, orders.lease, orders.nodes, orders.job_mode, environ, rank=self._rank
+        )
         if not os.path.isdir(context.data_directory):
             raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
-        self._mark, self._grace_s = context.mark, orders.grace_s
-        self._spawner, self.runner = main.make_runner(context, clock, orders.tail_lines, alarm, Children())
+        self._guard = Guard(context, orders.grace_s)
+        self._orders, self._context = orders, context
+        self._spawner, runner = main.make_runner(context, self._clock, orders.tail_lines, self._alarm, Children())
+        return runner
 
     def abandon(self) -> None:
         """End whatever runs, and start nothing more."""
-        self._spawner.abandon()
-        end_orphans(self._mark, self._grace_s)
+        if self._orders is not None:
+            self._spawner.abandon()
+            end_orphans(self._context.mark, self._orders.grace_s, self._context.node_mark)
+
+    def dismiss_guard(self) -> None:
+        """This process is about to leave in good order."""
+        if self._guard is not None:
+            self._guard.dismiss()
 
 
 class _ToHead(logging.Handler):

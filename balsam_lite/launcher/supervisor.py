@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import LaunchError
 from ..identity import Holder
@@ -42,14 +42,14 @@ _TOKEN = "@balsam "
 _LAST_WORDS, _LAST_WORDS_BYTES = 12, 4096
 #: When rank 0 has said that it is over, the MPI command still has so long, in seconds.
 _END_LIMIT_S = 20.0
-#: After a signal rank 0 needs the jobs' grace and the DB; beyond that and so many seconds it hangs.
-_STOP_LIMIT_S = 30.0
+#: After a signal rank 0 needs the jobs' grace and the DB, if it has taken any job; beyond that and so many seconds it hangs.
+_STOP_LIMIT_S = 15.0
 #: What is left of a broken program is asked to end, and killed after so many seconds beyond the jobs' grace.
 _LEFTOVER_GRACE_S = 5.0
-#: A second try needs so many minutes before the limit to be worth it.
-_LEAST_MINUTES = 1.0
 #: The output of a program that is over is read for so long, in seconds.
 _PIPES_LIMIT_S = 1.0
+#: A second try needs so many minutes before the limit to be worth it.
+_LEAST_MINUTES = 1.0
 _PERIOD_S = 0.2
 
 
@@ -153,7 +153,8 @@ class _Program:
         self._process = Piped(argv, environ)
         self._unread = b""
         self._last_words = b""
-        self._give_up_at: float | None = None
+        self._times: dict[str, float] = {}  # of: "stop" (it was told to), "told" (it says that it is over), "end" (it is)
+        self._is_hanging = False
         self._ended: int | None = None
         self._error: str | None = None
         self.lease: int | None = None
@@ -184,17 +185,19 @@ class _Program:
                     del listeners[pipe]
             for name in self._wishes.take():
                 self._process.tell(f"stop {name}\n".encode())
-                grace_s = self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
-                self._allow(grace_s + _STOP_LIMIT_S)
+                self._times.setdefault("stop", time.monotonic())
             if self._process.returncode() is not None:
-                self._allow(_PIPES_LIMIT_S)  # a rank that was left over may hold the pipes
-            if self._give_up_at is not None and time.monotonic() > self._give_up_at:
+                self._times.setdefault("end", time.monotonic())
+            if self._hangs():
+                self._is_hanging = "end" not in self._times
                 return
 
-    def _allow(self, seconds: float) -> None:
-        """Give up after so many seconds, if not sooner."""
-        at = time.monotonic() + seconds
-        self._give_up_at = at if self._give_up_at is None else min(at, self._give_up_at)
+    def _hangs(self) -> bool:
+        limits = {"told": _END_LIMIT_S, "end": _PIPES_LIMIT_S, "stop": _STOP_LIMIT_S}
+        if self.lease is not None:
+            limits["stop"] += self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
+        now = time.monotonic()
+        return any(now - since > limits[what] for what, since in self._times.items())
 
     def _listen(self, data: bytes) -> None:
         *lines, self._unread = (self._unread + data).split(b"\n")
@@ -209,14 +212,17 @@ class _Program:
 
     def _note(self, text: str) -> None:
         try:
-            news: dict[str, Any] = json.loads(text)
-        except ValueError:  # somebody else's line in between
+            (what, value), *_ = json.loads(text).items()
+        except (ValueError, AttributeError):  # somebody else's line in between
             return
-        self.lease = news.get("lease", self.lease)
-        self._ended = news.get("ended", self._ended)
-        self._error = self._error or news.get("error")
-        if "ended" in news or "error" in news:
-            self._allow(_END_LIMIT_S)
+        if what == "lease":
+            self.lease = int(value)
+            return
+        if what == "ended":
+            self._ended = int(value)
+        elif what == "error":
+            self._error = self._error or str(value)
+        self._times.setdefault("told", time.monotonic())
 
     def _pass_on(self, data: bytes) -> None:
         self._last_words = (self._last_words + data)[-_LAST_WORDS_BYTES:]
@@ -227,7 +233,7 @@ class _Program:
 
     def _tell_how_it_died(self) -> None:
         code = self._process.returncode()
-        how = "it did not end and was killed" if code is None else reason(code)
+        how = "it did not end and was killed" if self._is_hanging or code is None else reason(code)
         lines = [line for line in self._last_words.decode(errors="replace").splitlines() if line.strip()]
         words = "".join(f"\n  {line}" for line in lines[-_LAST_WORDS:])
         log.error("The MPI program of the launcher broke down (%s).%s", how, words and f" Its last words:{words}")

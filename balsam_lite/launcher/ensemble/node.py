@@ -30,9 +30,8 @@ _IDLE_PERIOD_S = 0.5
 class Hands(Protocol):
     """What runs programs on this node."""
 
-    @property
-    def runner(self) -> Runner:
-        """Whatever it is."""
+    def begin(self, orders: words.Begin) -> Runner:
+        """Get ready; what is raised says why no jobs can run here."""
 
     def abandon(self) -> None:
         """End whatever runs, and start nothing more."""
@@ -46,7 +45,6 @@ class NodeServer:
     """One node's rank.
 
     Args:
-        make_hands: called when rank 0 has said what there is to know. OSError: this node cannot run jobs.
         nap: sleeps for so many seconds; returns at once, and True, when a child of this process has ended.
     """
 
@@ -55,13 +53,13 @@ class NodeServer:
         post: Post,
         clock: Clock,
         heartbeat_s: float,
-        make_hands: Callable[[words.Begin], Hands],
+        hands: Hands,
         nap: Callable[[float], bool],
     ) -> None:
-        self._post, self._clock, self._make_hands, self._nap = post, clock, make_hands, nap
+        self._post, self._clock, self._hands, self._nap = post, clock, hands, nap
         self._alone_after_s = ALONE_AFTER_HEARTBEATS * heartbeat_s
         self._parent = os.getppid()
-        self._hands: Hands | None = None
+        self._runner: Runner | None = None
         self._to_start: deque[tuple[Claim, Place]] = deque()
         self._is_broken = False
         self._look_at = 0.0
@@ -75,54 +73,52 @@ class NodeServer:
         """
         self._post.say(HEAD, words.HELLO, tuple(hello))
         try:
-            while not self._is_leaving:
+            while not self.is_over:
                 self._turn()
-            self._say_goodbye()
         except Gone:
             self._abandon()
             raise
         return self.leaves_together
 
-    def _say_goodbye(self) -> None:
-        """Until everything that was said has been heard."""
-        self._post.say(HEAD, words.BYE)
-        while self._post.has_unheard(HEAD):
-            self._post.wait(_IDLE_PERIOD_S, self._nap)
-            self._post.hear()
-            self._look_around()
+    @property
+    def is_over(self) -> bool:
+        """Whether rank 0 has said that it is over, and has heard everything that was to be said."""
+        return self._is_leaving and not self._post.has_unheard(HEAD)
 
     def _turn(self) -> None:
-        for _, said in self._post.hear():
-            self._obey(said)
+        heard = self._post.hear()
         try:
+            for _, said in heard:
+                self._obey(said)
             self._work()
         except Exception as exc:  # noqa: BLE001  # the other nodes go on
             self._break_down(exc)
         self._look_around()
-        if not self._is_leaving:
+        if not self.is_over:
             self._post.wait(self._pause(), self._nap)
 
     def _obey(self, said: Words) -> None:
         kind, *rest = said
         if kind == words.LEAVE:
             self._is_leaving, self.leaves_together = True, rest[0]
+            self._post.say(HEAD, words.BYE)
         elif kind == words.ABANDON:
             self._abandon()
         elif kind == words.BEGIN:
             self._begin(words.Begin._make(rest[0]))
-        elif self._hands is None or self._is_broken:
+        elif self._runner is None or self._is_broken:
             return
         elif kind == words.START:
             self._to_start.append(words.read_start(*rest))
         elif kind == words.STOP:
             self._stop(*rest)
         elif kind == words.HURRY:
-            self._hands.runner.kill_now()
+            self._runner.kill_now()
 
     def _begin(self, orders: words.Begin) -> None:
         trouble = ""
         try:
-            self._hands = self._make_hands(orders)
+            self._runner = self._hands.begin(orders)
         except Exception as exc:  # noqa: BLE001  # this node cannot be used, the others can
             trouble = f"{type(exc).__name__}: {exc}"
         self._post.say(HEAD, words.READY, trouble)
@@ -130,27 +126,27 @@ class NodeServer:
     # --- work ---------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        if self._hands is None or self._is_broken:
+        if self._runner is None or self._is_broken:
             return
         until = self._clock.monotonic() + _STARTING_S
         while self._to_start and self._clock.monotonic() < until:
             claim, place = self._to_start.popleft()
             try:
-                self._hands.runner.start(claim, place)
+                self._runner.start(claim, place)
             except Exception as exc:  # one bad job fails alone
                 log.exception("Job number %d: unexpected error at its start.", claim.job)
                 self._refuse(claim, states.RUN_ERROR, f"The job could not be started: unexpected {type(exc).__name__}: {exc}")
-        for finished in self._hands.runner.poll():
+        for finished in self._runner.poll():
             self._post.say(HEAD, *words.ended(finished.exit))
 
     def _stop(self, jobs: list[int], result: str, grace_s: float) -> None:
-        assert self._hands is not None
+        assert self._runner is not None
         wanted = set(jobs)
         for claim, _ in self._to_start:
             if claim.job in wanted:
                 self._refuse(claim, states.RESTART_READY, "Stopped before it was started")
         self._to_start = deque(one for one in self._to_start if one[0].job not in wanted)
-        self._hands.runner.stop(wanted, result, grace_s)
+        self._runner.stop(wanted, result, grace_s)
 
     def _refuse(self, claim: Claim, result: str, message: str) -> None:
         run = Exit(claim.job, claim.attempt, result, None, message, None, self._clock.now_us())
@@ -159,7 +155,7 @@ class NodeServer:
     def _pause(self) -> float:
         if self._to_start:
             return 0.0
-        if self._hands is not None and self._hands.runner.is_busy:
+        if self._runner is not None and self._runner.is_busy:
             return STOP_PERIOD_S
         return _IDLE_PERIOD_S
 
@@ -187,5 +183,4 @@ class NodeServer:
     def _abandon(self) -> None:
         self._is_broken = True
         self._to_start.clear()
-        if self._hands is not None:
-            self._hands.abandon()
+        self._hands.abandon()

@@ -18,7 +18,7 @@ from .link import Link
 #: A message: its kind and what belongs to it, of what marshal knows.
 Words = tuple[Any, ...]
 
-#: A batch is not filled further than this.
+#: A batch is not larger than this, unless it is a single thing.
 BATCH_BYTES = 1 << 20
 #: The largest thing that can be said. MPI counts in 31 bits, and no program could be started with words that long.
 MOST_BYTES = 256 << 20
@@ -54,9 +54,11 @@ class _Channel:
     def _next_batch(self) -> list[bytes]:
         batch: list[bytes] = []
         room = BATCH_BYTES
-        while room > 0 and (self.urgent or self.waiting):
+        while self.urgent or self.waiting:
+            room -= len(self.urgent[0] if self.urgent else self.waiting[0][1])
+            if batch and room < 0:
+                break
             batch.append(self.urgent.popleft() if self.urgent else self.waiting.popleft()[1])
-            room -= len(batch[-1])
         return batch
 
     def hear(self, frame: bytes, now: float) -> list[Words]:

@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from helpers import wait_until
 
 
@@ -31,15 +30,26 @@ def bindfs(back: Path | str, point: Path | str, *, locks: bool = True) -> str:
     return f"bindfs {options}{shlex.quote(str(back))} {shlex.quote(str(point))}"
 
 
-def need(*programs: str) -> None:
-    """Skip where hosts cannot be made."""
-    if os.geteuid() != 0:
-        pytest.skip("namespaces and mounts need root")
-    missing = [program for program in programs if shutil.which(program) is None]
+PROGRAMS = ("unshare", "nsenter", "bindfs", "fusermount3")
+
+
+def why_not() -> str:
+    """Why there can be no such hosts here; "" if there can."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
-        pytest.skip(f"not installed here: {' '.join(missing)}")
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("there is no /dev/fuse here")
+        return f"not installed here: {' '.join(missing)} (util-linux, bindfs, fuse3)"
+    if os.geteuid() != 0:
+        return "hosts with mounts of their own need root"
+    return "" if os.path.exists("/dev/fuse") else "there is no /dev/fuse here"
+
+
+def need() -> None:
+    """Skip a test where there can be no such hosts."""
+    import pytest  # here, not above: benchmarks use this module, too
+
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
 
 
 class Process(subprocess.Popen[str]):
@@ -97,9 +107,8 @@ class Host:
 def hosts(number: int, directory: Path, *, locks: bool = True) -> Iterator[list[Host]]:
     """So many hosts, named host1, host2, …, which share `directory`/shared, with their `locks` or without.
 
-    They are gone with all their processes and mounts at the end.
+    They are gone with all their processes and mounts at the end. In a test, say `need()` before.
     """
-    need("unshare", "nsenter", "bindfs", "fusermount3")
     back, point = directory / "back", directory / "shared"
     back.mkdir(exist_ok=True)
     point.mkdir(exist_ok=True)
@@ -124,7 +133,7 @@ def _host(name: str, point: Path, mounting: str) -> Iterator[Host]:
             assert keeper.stdout is not None
             said = keeper.stdout.readline()
             if said != "ready\n":
-                pytest.skip(f"no host can be made here: {said}{keeper.stdout.read()}")
+                raise RuntimeError(f"no host can be made here: {said}{keeper.stdout.read()}")
             host = Host(name, point, _child_of(keeper.pid))
             yield host
         finally:

@@ -18,7 +18,7 @@ import sshd
 from elsewhere import balsam, environment, python, python_argv, small_disk
 from helpers import wait_until
 from launching import Bench
-from mounts import hosts
+from mounts import hosts, need
 from sshd import remote_host
 
 from balsam_lite.cli import selftest as runner
@@ -168,6 +168,7 @@ def test_that_the_test_takes_a_reasonable_time(db: Database, seconds: str) -> No
 
 
 def test_that_two_hosts_are_tested_over_ssh_and_nothing_is_lost(tmp_path: Path) -> None:
+    need()
     with hosts(2, tmp_path, locks=False) as (first, second):
         directory = str(first.point / "db")
         words = [sys.executable, "-m", "balsam_lite.cli"]
@@ -243,6 +244,7 @@ try:
 except BaseException as exc:
     say('failed')
 """
+    need()
     with hosts(2, tmp_path, locks=False) as both:
         made = location.create(str(tmp_path / "back" / "db"), "shared")
         with selftest.scratch(made) as directory:

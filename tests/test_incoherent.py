@@ -131,7 +131,7 @@ def _outer(namespace: str, pid: int) -> int:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    need("bindfs", "fusermount3")
+    need()
     reason = slurm_cluster.why_not()
     if reason:
         pytest.skip(reason)

@@ -16,7 +16,7 @@ import pytest
 from elsewhere import balsam, environment, python, python_argv
 from helpers import wait_until
 from launching import Bench
-from mounts import Host, hosts
+from mounts import Host, hosts, need
 
 from balsam_lite.db import location, queries, session
 from balsam_lite.db.connection import Database
@@ -298,6 +298,7 @@ def told(kind):
 @pytest.mark.parametrize("kind", ["read", "write"])
 def test_that_a_holder_that_slept_too_long_neither_commits_nor_believes_what_it_read(tmp_path: Path, kind: str) -> None:
     """Each host has locks of its own, so that nothing but the look at the lock file can stop it."""
+    need()
     with hosts(2, tmp_path, locks=False) as (first, second):
         directory = shared_db(first)
         code = f"{SLEEPER}\ntold('{kind}')\nadd_one()\nsay('went on')"
@@ -317,6 +318,7 @@ def test_that_a_holder_that_slept_too_long_neither_commits_nor_believes_what_it_
 
 def test_that_a_holder_that_slept_before_it_closed_writes_nothing_into_the_file(tmp_path: Path) -> None:
     """SQLite copies the log into the file when it closes: an old log into a file that others have written since."""
+    need()
     with hosts(2, tmp_path, locks=False) as (first, second):
         directory = shared_db(first)
         code = "with db.session():\n add_one()\n say('in')\n sys.stdin.readline()\nsay('out')"
@@ -332,6 +334,7 @@ def test_that_a_holder_that_slept_before_it_closed_writes_nothing_into_the_file(
 
 def test_that_a_sleeper_whose_lock_on_the_file_reaches_all_hosts_is_waited_for(tmp_path: Path) -> None:
     """There its successor cannot open the file before it wakes up; then it goes out of the way."""
+    need()
     with hosts(2, tmp_path) as (first, second):
         directory = shared_db(first)
         code = f"{SLEEPER}\ntold('write')"
@@ -349,6 +352,7 @@ def test_that_a_sleeper_whose_lock_on_the_file_reaches_all_hosts_is_waited_for(t
 
 def test_that_pids_of_another_host_prove_nothing(tmp_path: Path) -> None:
     """Two hosts have the same pids and the same boot id. One's process is not dead because the other has none of that pid."""
+    need()
     with hosts(2, tmp_path) as (first, second):
         directory = shared_db(first)
         holder = first.start(*python_argv("with db.session():\n say('in'); time.sleep(60)", directory), env=environment())
@@ -364,6 +368,7 @@ def test_that_pids_of_another_host_prove_nothing(tmp_path: Path) -> None:
 
 
 def test_that_hosts_lose_no_write(tmp_path: Path) -> None:
+    need()
     with hosts(3, tmp_path, locks=False) as everybody:
         directory = shared_db(everybody[0])
         code = "for _ in range(40): add_one()"

@@ -35,8 +35,9 @@ _LOOK_PERIOD_S, _IDLE_LOOK_PERIOD_S = 0.02, 0.05
 _RECORD_PERIOD_S = 0.1
 #: So many runs at once are a crowd, which is looked after every so many seconds if its runs are short.
 _CROWD, _BREATH_S = 8, 0.002
-#: On a shared file system every look costs a session: keep its share of the time below one part in so many.
-_SHARED_SPACING = 20
+#: On a shared file system every look costs a session, in which all others wait: keep its share of the time below one part
+#: in so many, the second while places are free. That is for the first of many short runs; then they are claimed ahead.
+_SHARED_SPACING, _STARVING_SPACING = 20, 5
 #: What waits and why is said this often at most, in seconds.
 _EXPLAIN_PERIOD_S = 10.0
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
@@ -105,7 +106,7 @@ class Launcher:
         self.stop_reason = ""
         now = clock.monotonic()
         self._last_tick = self._last_heartbeat = self._last_reap = now
-        self._tick_cost = 0.001
+        self._tick_costs = deque([0.001], maxlen=5)
         self._idle_since: float | None = None
         self._failing_since: float | None = None
         self._look_at = self._explain_at = 0.0
@@ -166,7 +167,7 @@ class Launcher:
             self._explain_idleness(started)
         self._failing_since, self._news = None, False
         self._last_tick = self._clock.monotonic()
-        self._tick_cost = self._last_tick - started
+        self._tick_costs.append(self._last_tick - started)
         failpoint("after-claim")
         if given.held is not None:
             self._stop_killed(given.held)
@@ -250,15 +251,16 @@ class Launcher:
 
     def _due(self, now: float) -> float:
         """When the next transaction should be, on the monotonic clock."""
-        soon = self._last_tick + (self._tick_cost if self._db.access == "local" else _SHARED_SPACING * self._tick_cost)
+        soon = self._last_tick + self._spacing()
         if self._failing_since is not None:
             return self._last_tick + 1.0
         if self._step_ends:
             return soon
         if self._exits:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
-            starving = not self._ahead and self._pool.has_room
-            return soon if starving else max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
+            if not self._ahead and self._pool.has_room:
+                return self._last_tick + self._spacing(_STARVING_SPACING)
+            return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
         if self._news or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
         return self._last_heartbeat + self._settings.HEARTBEAT_S
@@ -277,8 +279,15 @@ class Launcher:
             wakes.append(self._limits.ends_at)
         return min(wakes) - now
 
+    def _spacing(self, shared: int = _SHARED_SPACING) -> float:
+        """How long to leave the DB to others between two ticks; `shared` times what one costs on a shared file system.
+
+        There the cheapest of the last ones counts: others' sessions, which one may have waited for, are no cost of ours.
+        """
+        return self._tick_costs[-1] if self._db.access == "local" else shared * min(self._tick_costs)
+
     def _tick_period(self) -> float:
-        return max(_RECORD_PERIOD_S, 2 * self._tick_cost)
+        return max(_RECORD_PERIOD_S, 2 * self._spacing())
 
     def _filter(self) -> Filter:
         minutes = None
@@ -470,17 +479,19 @@ class _Rate:
     _MEMORY_S = 2.0
 
     def __init__(self) -> None:
-        self._ends: deque[int] = deque(maxlen=2048)
+        self._ends: deque[tuple[int, int]] = deque(maxlen=2048)  # start and end
 
     def add(self, ended: Exit) -> None:
-        self._ends.append(ended.ended_us)
+        self._ends.append((ended.ended_us if ended.started_us is None else ended.started_us, ended.ended_us))
 
     def expected(self, seconds: float) -> int:
         """How many will probably end within `seconds`."""
         if len(self._ends) < 2:
             return 0
-        newest = self._ends[-1]
-        while self._ends and newest - self._ends[0] > self._MEMORY_S * 1e6:
+        newest = self._ends[-1][1]
+        while newest - self._ends[0][1] > self._MEMORY_S * 1e6:
             self._ends.popleft()
-        span_s = max((newest - self._ends[0]) / 1e6, 0.01)
+        started, ended = self._ends[0]
+        # Runs that began together end together; their rate is so many in the time that one takes.
+        span_s = max((newest - ended) / 1e6, (ended - started) / 1e6, 0.01)
         return min(int(len(self._ends) / span_s * seconds), _MOST_AHEAD)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import slurm_cluster
@@ -255,33 +256,66 @@ def test_that_a_submission_whose_command_hangs_after_it_was_accepted_is_found_by
 # --- the slides -------------------------------------------------------------------------------------------------------
 
 
-def test_that_the_slides_submit_launch_runs_the_jobs(site: Site, balsam_bin: str) -> None:
-    environ = {**os.environ, "PATH": f"{balsam_bin}:{os.environ['PATH']}"}
-    home = Path(environ["BALSAM_HOME"])
-    home.mkdir(exist_ok=True)
-    (home / "settings.json").write_text(json.dumps({"IDLE_TTL_S": 1}))
+class Terminal:
+    """A user's shell at a site. Its launchers leave a second after their last job."""
 
-    def type_in(line: str) -> str:
-        before = "source balsamactivate test-db > /dev/null\n" if "init" not in line else ""
-        done = subprocess.run(
-            ["bash", "--norc", "-c", before + line], cwd=site.folder, env=environ, capture_output=True, text=True, timeout=60
-        )
+    def __init__(self, site: Site, balsam_bin: str) -> None:
+        self._place = site.folder
+        self._environ = {**os.environ, "PATH": f"{balsam_bin}:{os.environ['PATH']}"}
+        home = Path(self._environ["BALSAM_HOME"])
+        home.mkdir(exist_ok=True)
+        (home / "settings.json").write_text(json.dumps({"IDLE_TTL_S": 1, "KILL_GRACE_S": 2}))
+
+    def type(self, line: str, active: bool = True) -> str:
+        """What the line prints on stdout; it must succeed."""
+        before = "source balsamactivate test-db > /dev/null\n" if active else ""
+        argv = ["bash", "--norc", "-c", before + line]
+        done = subprocess.run(argv, cwd=self._place, env=self._environ, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def states() -> list[str]:
-        return [job["state"] for job in json.loads(type_in("balsam ls --json"))]
+    def states(self) -> list[str]:
+        return [job["state"] for job in json.loads(self.type("balsam ls --json"))]
 
-    type_in("balsam init test-db")
-    type_in('balsam app --name say-hello --executable "echo Hello,"')
-    type_in('for i in 1 2 3; do balsam job --name test$i --workflow test --application say-hello --args "world!" --yes; done')
-    queue = site.kind.queue
-    said = type_in(f"balsam submit-launch -n 1 -t 5 -q {queue} --job-mode=serial")
+    def launches(self, *options: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.type(" ".join(["balsam ls queues --json", *options])))
+        return found
+
+
+def test_that_the_slides_submit_launch_runs_the_jobs(site: Site, balsam_bin: str) -> None:
+    terminal = Terminal(site, balsam_bin)
+    terminal.type("balsam init test-db", active=False)
+    terminal.type('balsam app --name say-hello --executable "echo Hello,"')
+    job = 'balsam job --name test$i --workflow test --application say-hello --args "world!" --yes'
+    terminal.type(f"for i in 1 2 3; do {job}; done")
+    said = terminal.type(f"balsam submit-launch -n 1 -t 5 -q {site.kind.queue} --job-mode=serial")
     assert said.startswith("Submit OK: Qlaunch {   'command': ")
     assert "'state': 'submitted'" in said
-    wait_until(lambda: states() == ["JOB_FINISHED"] * 3, 90, 0.5)
-    wait_until(lambda: json.loads(type_in("balsam ls queues --json")) == [], 60, 0.5)
-    (ended,) = json.loads(type_in("balsam ls queues --all --json"))
+    wait_until(lambda: terminal.states() == ["JOB_FINISHED"] * 3, 90, 0.5)
+    wait_until(lambda: terminal.launches() == [], 60, 0.5)
+    (ended,) = terminal.launches("--all")
     assert ended["state"] == (base.FINISHED if site.kind.tells_exit_code else base.ENDED), ended
     outputs = [path.read_text() for path in sorted((site.folder / "test-db" / "data").rglob("*.out"))]
     assert outputs == ["Hello, world!\n"] * 3
+
+
+@pytest.mark.parametrize(
+    "site", [kind for kind in SITES if kind.name in ("cobalt", "pbs", "slurm")], indirect=True, ids=lambda kind: kind.name
+)
+def test_that_a_cancelled_launcher_hands_its_job_back_and_the_next_one_finishes_it(site: Site, balsam_bin: str) -> None:
+    terminal = Terminal(site, balsam_bin)
+    terminal.type("balsam init test-db", active=False)
+    wait = site.folder / "wait.sh"
+    wait.write_text(f"#!/bin/sh\ntouch {site.folder}/job.up\nwhile [ ! -e {site.folder}/job.go ]; do sleep 0.1; done\n")
+    wait.chmod(0o755)
+    terminal.type(f"balsam app --name wait --executable {wait}; balsam job --name j --workflow w --application wait --yes")
+    launch = f"balsam submit-launch -n 1 -t 5 -q {site.kind.queue} --job-mode=serial"
+    terminal.type(launch)
+    site.wait_until_up("job")
+    terminal.type("balsam queue rm qlaunch1")
+    wait_until(lambda: terminal.launches() == [], 60, 0.5)
+    assert terminal.launches("--all")[0]["state"] == base.CANCELLED
+    assert terminal.states() == ["RESTART_READY"]
+    site.release("job")
+    terminal.type(launch)
+    wait_until(lambda: terminal.states() == ["JOB_FINISHED"], 60, 0.5)

@@ -195,7 +195,7 @@ class SessionLock:
     def _busy(self, waited_s: float) -> DatabaseBusy:
         seen = self._lock.look()
         holder = seen and seen.holder()
-        who = f"pid {holder.pid} on {holder.host}" if holder else "another process"
+        who = f"another process (pid {holder.pid} on {holder.host})" if holder else "another process"
         return DatabaseBusy(
             f"{self._lock.path} was held by {who} for {waited_s:.0f} s.",
             hint="Try again; BALSAM_BUSY_TIMEOUT_S sets how long to wait.",

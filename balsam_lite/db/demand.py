@@ -20,9 +20,9 @@ from .store import claims
 from .store.claims import Shape, Source
 
 #: Entries of an index that are counted one by one, of equal jobs and in all. A hundred thousand take 10 ms.
-_MOST_EQUAL, _MOST = 100_000, 400_000
+_MOST_EQUAL, _MOST = 100_000, 200_000
 #: Different priorities and estimates that are counted, in all, and of each shape at least. A thousand take 20 ms.
-_MOST_RUNS, _FEWEST_RUNS = 3000, 10
+_MOST_RUNS, _FEWEST_RUNS = 1500, 10
 #: No priority or estimate is as large.
 _BEYOND = 2**62
 #: A launcher's running jobs that are looked at; the others are taken to be like them.

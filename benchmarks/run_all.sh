@@ -28,4 +28,5 @@ run() {
     run throughput.py $true
     run scale.py --jobs $jobs
     run service.py --jobs $jobs
+    run shared.py
 }

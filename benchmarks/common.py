@@ -330,15 +330,17 @@ def ratios(measured: dict[str, dict[str, float]], over: str) -> dict[str, dict[s
     }
 
 
-def launcher_argv(commands: Commands, directory: str, nodes: int) -> list[str]:
+def launcher_argv(commands: Commands, directory: str, nodes: int, job_mode: str = "serial") -> list[str]:
     """`balsam launcher` for all jobs of a DB."""
-    options = ["--consume-all", "--job-mode", "serial", "--nodes", str(nodes)]
+    options = ["--consume-all", "--job-mode", job_mode, "--nodes", str(nodes)]
     return [*commands.balsam, "--db", directory, "launcher", *options]
 
 
-def run_launcher(commands: Commands, directory: str, nodes: int, jobs: int, limit_s: float) -> tuple[Ended, Span]:
+def run_launcher(
+    commands: Commands, directory: str, nodes: int, jobs: int, limit_s: float, job_mode: str = "serial"
+) -> tuple[Ended, Span]:
     """Let a launcher do all of the jobs; RuntimeError unless all of them finished."""
-    ended = Running(launcher_argv(commands, directory, nodes), f"{directory}.launcher").wait(limit_s)
+    ended = Running(launcher_argv(commands, directory, nodes, job_mode), f"{directory}.launcher").wait(limit_s)
     span = span_of(directory)
     if span.finished != jobs:
         raise RuntimeError(f"{span.finished} of {jobs} jobs finished; see {directory}")

@@ -29,4 +29,5 @@ run() {
     run scale.py --jobs $jobs
     run service.py --jobs $jobs
     run shared.py
+    if command -v mpiexec > /dev/null; then run mpi.py; fi
 }

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import slurm_cluster
 from helpers import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import PYTHON, alive
+from launching import PYTHON, Bench, alive
 from mpi import mpiexec, openmpi
 
 from balsam_lite.db.store.claims import Claim, Shape
@@ -653,3 +654,118 @@ def test_that_ranks_of_open_mpi_outlive_a_killed_mpiexec_and_can_be_found_by_the
         assert program.living
         environs = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in program.living]
         assert all(b"MARK=x" in environ for environ in environs)
+
+
+# --- in a real Slurm --------------------------------------------------------------------------------------------------
+
+HERE, THERE = "node1", "node2"
+WHERE = {
+    (HERE, THERE): [(0, 4, HERE), (1, 4, HERE), (2, 4, THERE), (3, 4, THERE)],
+    (THERE,): [(0, 2, THERE), (1, 2, THERE)],
+    (): [(rank, 6, HERE) for rank in range(6)],
+}
+
+
+class Batch:
+    """Batch jobs on two nodes, with both MPIs."""
+
+    def __init__(self, cluster: slurm_cluster.Cluster, folder: Path) -> None:
+        mpich, open_mpi = real_mpi("mpich"), real_mpi("openmpi")
+        self._cluster, self._folder = cluster, folder
+        self._environ = {**open_mpi.environ, "PATH": mpich.environ["PATH"]}
+        del self._environ["OMPI_MCA_btl"]  # between nodes it needs TCP
+        self.ways = [
+            f"srun=srun+pmi2={mpich.python}",
+            f"mpich={mpich.starter.argv[0]}={mpich.python}",
+            f"openmpi={open_mpi.starter.argv[0]}={open_mpi.python}",
+        ]
+
+    def run(self, script: str, timeout_s: float = 120, **environ: str) -> str:
+        """A script to its end; what it printed."""
+        output = self._folder / "output"
+        path = self._folder / "script.sh"
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        words = ["sbatch", "--wait", "--nodes=2", f"--nodelist={HERE},{THERE}", "--gres=gpu:4", f"--output={output}", str(path)]
+        self._cluster.run(words, timeout_s=timeout_s, **{**self._environ, **environ})
+        return output.read_text()
+
+
+@pytest.fixture
+def batch(slurm: slurm_cluster.Cluster, tmp_path: Path) -> Iterator[Batch]:
+    yield Batch(slurm, tmp_path)
+    slurm.cancel_all()
+
+
+@pytest.mark.parametrize("outer", ["batch", "srun", "mpich", "openmpi"])
+def test_that_programs_start_on_the_nodes_of_a_slurm_job_wherever_the_launcher_is(batch: Batch, outer: str) -> None:
+    """In the batch script, or in the first rank of a program that runs over all nodes."""
+    name_of = {way.split("=")[0]: way for way in batch.ways}
+    ways, programs = shlex.join(batch.ways), PROGRAMS / "ways.py"
+    if outer == "batch":
+        line = f"{PYTHON} {programs} batch {ways}"
+    else:
+        name, command, python = name_of[outer].split("=")
+        starter = Starter(tuple(command.replace("+", " --mpi=").split()), FLAVOURS[name])
+        line = shlex.join([*starter.one_per_host([HERE, THERE]), python, str(programs), "step", *batch.ways])
+    output = batch.run(line)
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
+    assert len(found) == len(batch.ways) * (3 if outer == "batch" else 2), output
+    for _, hosts, who, trouble in found:
+        assert [tuple(one) for one in who] == WHERE[tuple(hosts)], (hosts, trouble)
+
+
+def test_that_steps_run_side_by_side_on_one_node(batch: Batch) -> None:
+    """Six programs of two ranks on four CPUs, each as long as it takes, by srun and by an mpiexec that uses srun itself."""
+    layout = RankLayout((THERE,), 1, 2, shares_nodes=True)
+    lines = []
+    for way in batch.ways[:2]:
+        name, command, _ = way.split("=")
+        starter = Starter(tuple(command.replace("+", " --mpi=").split()), FLAVOURS[name])
+        lines += [
+            "begun=$(date +%s%N)",
+            f"for n in 1 2 3 4 5 6; do {shlex.join(starter.prefix(layout))} sleep 4 & done; wait",
+            f"echo took {name} $(( ($(date +%s%N) - begun) / 1000000 ))",
+        ]
+    output = batch.run("\n".join(["export SLURM_OVERLAP=1", *lines]))
+    took = {line.split()[1]: int(line.split()[2]) for line in output.splitlines() if line.startswith("took ")}
+    assert took.keys() == {"srun", "mpich"}, output
+    assert all(4000 <= milliseconds < 8000 for milliseconds in took.values()), took
+
+
+def test_that_srun_leaves_the_ranks_their_own_gpus(batch: Batch) -> None:
+    nodes, shape = [Node(4, ["0", "1", "2", "3"], HERE)], Shape(1, 2, 1, 1.0)
+    nodes[0].gpu_load["0"] = 1.0
+    command = job_words(nodes, shape, name="srun")
+    output = batch.run(f"export CUDA_VISIBLE_DEVICES=1,2\n{command} sh -c 'echo gpus $CUDA_VISIBLE_DEVICES'")
+    assert output.splitlines().count("gpus 1,2") == 2, output
+
+
+@pytest.mark.parametrize("way", ["srun", "mpich"])
+def test_that_a_launcher_in_a_slurm_job_runs_a_job_of_two_nodes_with_four_ranks_each(
+    batch: Batch, tmp_path: Path, way: str
+) -> None:
+    bench = Bench(tmp_path)
+    try:
+        bench.app("who", f"{PYTHON} {WHO}")
+        wide, *narrow = bench.add(
+            [
+                {"name": "wide", "application": "who", "num_nodes": 2, "ranks_per_node": 4},
+                *({"name": f"n{n}", "application": "who", "ranks_per_node": 2, "node_packing_count": 2} for n in range(4)),
+            ]
+        )
+        settings = {"BALSAM_IDLE_TTL_S": "0.5"}
+        if way == "srun":
+            settings |= {"BALSAM_MPI_FLAVOUR": "srun", "BALSAM_MPI_RUN_EXE": "srun --mpi=pmi2"}
+        words = [PYTHON, "-m", "balsam_lite.cli", "--db", bench.directory, "launcher", "--consume-all", "--job-mode", "mpi"]
+        output = batch.run(shlex.join(words), **settings)
+        assert bench.states().get("JOB_FINISHED") == 5, output
+        who = facts(bench.path(wide, "wide.out").read_text())
+        assert [(one["rank"], one["size"], one["host"]) for one in who] == [
+            (rank, 8, HERE if rank < 4 else THERE) for rank in range(8)
+        ]
+        for number, job in enumerate(narrow):
+            who = facts(bench.path(job, f"n{number}.out").read_text())
+            assert [(one["rank"], one["size"]) for one in who] == [(0, 2), (1, 2)]
+            assert len({one["host"] for one in who}) == 1
+    finally:
+        bench.close()

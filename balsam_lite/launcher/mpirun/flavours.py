@@ -123,7 +123,7 @@ def _srun(layout: RankLayout) -> list[str]:
     words = [*_srun_ranks(layout), "--kill-on-bad-exit=1"]
     if layout.is_bound:
         return [*words, f"--cpus-per-task={layout.threads_per_rank}", "--cpu-bind=cores"]
-    more = ["--overcommit"] if 0 < layout.cpus_per_host < layout.ranks_per_host else []
+    more = ["--overcommit"] if layout.cpus_per_host < layout.ranks_per_host else []
     return [*words, *more, "--cpu-bind=none"]
 
 

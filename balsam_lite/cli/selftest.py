@@ -62,7 +62,7 @@ def _here(words: list[str]) -> Callable[[], base.Completed]:
 
 
 def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -> Callable[[], base.Completed]:
-    command = [sys.executable, "-m", _MODULE, *words]
+    command = ["env", f"PYTHONPATH={base.python_path()}", sys.executable, "-m", _MODULE, *words]
     argv = [word.replace("{host}", peer).replace("{command}", shlex.join(command)) for word in prefix]
     if not any("{command}" in word for word in prefix):
         argv += command

@@ -196,10 +196,14 @@ def run_module(module: str, *words: str) -> Completed:
 
     It may be sent for from inside a job, and must not end with that job.
     """
-    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
-    return run([sys.executable, "-m", module, *words], environ={**own, "PYTHONPATH": ":".join(path)}, directory="/")
+    return run([sys.executable, "-m", module, *words], environ={**own, "PYTHONPATH": python_path()}, directory="/")
+
+
+def python_path() -> str:
+    """A PYTHONPATH with which this Python finds this package, installed or not."""
+    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return ":".join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _collect(process: subprocess.Popen[bytes], pipes: Mapping[IO[bytes], bytearray], timeout_s: float) -> str:

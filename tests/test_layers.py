@@ -42,7 +42,10 @@ ROOMS = (
     ),
     Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "patience", "ensemble", "loop"))),
     Room(4, "service", ("service",)),
-    Room(5, "wiring of the launcher", tuple(f"launcher.{name}" for name in ("main", "supervisor", "rank", "resources", "progress"))),
+    Room(
+        5, "wiring of the launcher",
+        tuple(f"launcher.{name}" for name in ("main", "supervisor", "rank", "resources", "progress")),
+    ),
     Room(
         5, "Python interface",
         ("launcher.dag", "launcher.futures", "launcher.executor", "launcher.call", "api", "analytics", "sites"),

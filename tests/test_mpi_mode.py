@@ -179,3 +179,18 @@ def test_that_limits_and_offsets_that_leave_no_node_are_refused(bench: Bench) ->
     assert bench.run("--nodes", "2", "--offset-nodes", "2") == 2
     assert "leave no node of 2" in Path(bench.directory, "log", "stderr").read_text()
     assert os.path.exists(bench.directory)
+
+
+def test_that_mixed_mode_is_refused_where_the_mpi_command_shares_no_node(bench: Bench, tmp_path: Path) -> None:
+    aprun = tmp_path / "bin" / "aprun"
+    aprun.parent.mkdir()
+    aprun.write_text("#!/bin/sh\nexit 1\n")
+    aprun.chmod(0o755)
+    cray = {"COBALT_JOBID": "7", "COBALT_PARTNAME": "1001-1002", "PATH": f"{aprun.parent}:{bench.environ['PATH']}"}
+    bench.app("true", "true")
+    (job,) = bench.add([{"name": "j", "application": "true"}])
+    assert bench.run("--job-mode", "mixed", BALSAM_MPI_FLAVOUR="aprun", **cray) == 1
+    log = Path(bench.directory, "log", "stderr").read_text()
+    assert "aprun runs one program at a time on a node" in log
+    assert "--limit-nodes" in log
+    assert bench.job(job)["state"] == "CREATED"

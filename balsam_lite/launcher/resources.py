@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from ..clock import Clock
-from ..errors import InputError
+from ..errors import InputError, LaunchError
 from ..schedulers.environ import Allocation, allocation
 from ..schedulers.remaining import ask_end_us
 from ..settings import Settings
@@ -77,7 +77,8 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
     """Look at the batch job and the machine. Runs the MPI command once, where it is needed, to hear what it is.
 
     Raises:
-        InputError: the options leave no node. SettingsError: the MPI settings make no sense.
+        InputError: the options leave no node. SettingsError: the MPI settings make no sense. LaunchError: the machine's MPI
+        start command cannot do what the job mode needs.
     """
     if batch and batch.node_names and not options.nodes:
         nodes = _named(options, settings, batch)
@@ -89,7 +90,15 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
     if isinstance(found, str):
         return Resources(nodes, batch, None, f"needs an MPI start command: {found}", no_mpi)
     rules = MpiRules(options.job_mode == "mpi", found.shares_nodes, settings.MAX_CONCURRENT_MPIRUNS)
-    return Resources(nodes, batch, rules, "", mpirun.words_for(found, nodes, rules))
+    resources = Resources(nodes, batch, rules, "", mpirun.words_for(found, nodes, rules))
+    if options.job_mode == "mixed" and resources.are_elsewhere and not found.shares_nodes:
+        raise LaunchError(
+            f"--job-mode=mixed is not possible here: {found.flavour.name} runs one program at a time on a node, and what runs"
+            " the serial jobs would be one on every node.",
+            hint="--job-mode=mpi runs all jobs; or start two launchers in one job script, each on its part of the nodes: one"
+            " serial with --limit-nodes N, one mpi with --offset-nodes N.",
+        )
+    return resources
 
 
 def _named(options: LauncherOptions, settings: Settings, batch: Allocation) -> list[Node]:

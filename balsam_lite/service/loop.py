@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from ..db.store import batch_jobs, leases, reservations
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
 from ..errors import DatabaseError, InputError, LostLease, PollFailed, SchedulerError
+from ..launcher import mpirun
 from ..launcher.reaper import reap_dead
 from ..schedulers import submission
 from ..schedulers.base import Scheduler
@@ -288,7 +290,8 @@ class Service:
 
     def submit(self, launch: Launch) -> bool:
         """Plan jobs for the launch and submit it. Returns False, with the queue left alone for a while, if that failed."""
-        request = LaunchRequest(launch.nodes, launch.minutes, queue=launch.queue, job_mode=launch.job_mode)
+        mode = "mpi" if launch.job_mode == "mixed" and not self._may_mix() else launch.job_mode
+        request = LaunchRequest(launch.nodes, launch.minutes, queue=launch.queue, job_mode=mode)
         try:
             row = submission.submit_launch(
                 self._db, self._settings, request, self._scheduler, lambda row: self._plan(row["id"], launch)
@@ -299,6 +302,11 @@ class Service:
         self._open[row["id"]] = row
         self._did(f"submitted qlaunch{row['id']}, the scheduler's {row['scheduler_id']}, {described(launch)}")
         return True
+
+    def _may_mix(self) -> bool:
+        """Whether a mixed launcher is possible, as far as can be told from here; with aprun it is not."""
+        starter = mpirun.find(self._settings, os.environ)
+        return isinstance(starter, str) or starter.shares_nodes
 
     def _plan(self, number: int, launch: Launch) -> None:
         self.beat(even_if_early=True)  # another service may have taken over while this one was suspended

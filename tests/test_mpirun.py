@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import slurm_cluster
 from helpers import wait_until
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from launching import PYTHON, Bench, alive
 from mpi import mpiexec, openmpi
 
+from balsam_lite.db.store import user
 from balsam_lite.db.store.claims import Claim, Shape
 from balsam_lite.errors import SettingsError, SpawnFailed
 from balsam_lite.launcher.mpirun import detect, find, one_rank_per_node, scrubbed, words_for
@@ -685,8 +687,11 @@ class Batch:
         output = self._folder / "output"
         path = self._folder / "script.sh"
         path.write_text(f"#!/bin/bash\n{script}\n")
-        words = ["sbatch", "--wait", "--nodes=2", f"--nodelist={HERE},{THERE}", "--gres=gpu:4", f"--output={output}", str(path)]
-        self._cluster.run(words, timeout_s=timeout_s, **{**self._environ, **environ})
+        options = ["--nodes=2", f"--nodelist={HERE},{THERE}", "--gres=gpu:4", f"--output={output}", str(path)]
+        submitted = self._cluster.run(["sbatch", "--parsable", *options], **{**self._environ, **environ})
+        job = submitted.stdout.strip()
+        assert job, submitted.stderr
+        wait_until(lambda: self._cluster.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), timeout_s, 0.2)
         return output.read_text()
 
 
@@ -769,3 +774,35 @@ def test_that_a_launcher_in_a_slurm_job_runs_a_job_of_two_nodes_with_four_ranks_
             assert len({one["host"] for one in who}) == 1
     finally:
         bench.close()
+
+
+# --- killed under a launcher ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["the job", "mpiexec"])
+def test_that_nothing_of_an_mpi_job_is_left_when_it_is_killed(mpi: Mpi, tmp_path: Path, what: str) -> None:
+    """By the user, or when its MPI command dies of SIGKILL, whatever that leaves behind."""
+    bench = Bench(tmp_path, BALSAM_USER_KILL_GRACE_S="0.5")
+    bench.environ = {**bench.environ, **{name: mpi.environ[name] for name in mpi.environ.keys() - {"PYTHONPATH"}}}
+    program = tmp_path / "stubborn.py"
+    program.write_text(STUBBORN)
+    pids: list[int] = []
+    try:
+        bench.app("stubborn", f"{mpi.python} {program} .")
+        (job,) = bench.add([{"name": "j", "application": "stubborn", "ranks_per_node": 2}])
+        launcher = bench.launch("--job-mode", "mpi", "--nodes", "1")
+        files = [bench.path(job, f"pid{rank}") for rank in (0, 1)]
+        wait_until(lambda: all(file.exists() for file in files), 40)
+        pids = [int(file.read_text()) for file in files]
+        if what == "the job":
+            user.kill(bench.db, [job])
+        else:
+            (command,) = psutil.Process(launcher.pid).children()
+            command.kill()
+        wait_until(lambda: not any(map(alive, pids)), 10)
+        assert launcher.wait(30) == 0
+        assert bench.job(job)["state"] == ("USER_KILLED" if what == "the job" else "FAILED")
+    finally:
+        bench.close()
+        for pid in filter(alive, pids):
+            os.kill(pid, 9)

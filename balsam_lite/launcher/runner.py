@@ -160,7 +160,12 @@ class LocalRunner:
         for ended in ends:
             run = self._runs[ended.pid]
             run.ended = ended
-            if ended.pid not in self._stopping:
+            if ended.pid in self._stopping:
+                continue
+            # A program that a signal has killed could not end its own: Open MPI's ranks outlive their mpiexec.
+            if ended.returncode < 0 and self._left_behind(run):
+                self._stopping[run.pid] = run
+            else:
                 finished.append(self._finish(run))
         if self._stopping:
             finished += self._go_on_stopping()
@@ -218,7 +223,7 @@ class LocalRunner:
         return finished
 
     def _left_behind(self, run: _Run) -> bool:
-        """Whether processes of the run live that were not there when it was stopped; they become members."""
+        """Whether processes of the run live that nobody knows of yet; they become members."""
         run.members = descendants([], [run.mark])
         return bool(run.members)
 

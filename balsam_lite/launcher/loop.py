@@ -42,6 +42,9 @@ _SHARED_SPACING, _STARVING_SPACING = 20, 5
 _EXPLAIN_PERIOD_S = 10.0
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
 _MOST_AHEAD = 256
+#: One transaction records at most so many ends and takes at most so many jobs, so that others wait for a fraction of a second,
+#: and that the first of many thousand places is filled before the last one is asked for.
+_MOST_AT_ONCE = 1024
 
 #: A claimed job that waits for a place.
 _AHEAD = object()
@@ -112,6 +115,7 @@ class Launcher:
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
         self._news = True  # somebody wrote since the last tick
+        self._wants_more = False  # the last tick took all that one may
         self._workflows: tuple[str, ...] | None = None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ class Launcher:
     def tick(self) -> None:
         """Record ends, take jobs, hear of kills: one write transaction. A failing database is retried, not fatal."""
         started = self._clock.monotonic()
-        work = _Work(self._exits, self._step_ends, self._news)
+        work = _Work(self._exits[:_MOST_AT_ONCE], self._step_ends, self._news)
         room = _Room(self._pool, self._rate.expected(self._tick_period()) - len(self._ahead), self._steps.room)
         try:
             with self._db.session():
@@ -159,13 +163,13 @@ class Launcher:
         except BaseException:
             room.undo()
             raise
-        self._exits, self._step_ends = [], []
+        self._exits, self._step_ends = self._exits[len(work.exits) :], []
         if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = started
             self._explain_idleness(started)
-        self._failing_since, self._news = None, False
+        self._failing_since, self._news, self._wants_more = None, False, room.is_used_up
         self._last_tick = self._clock.monotonic()
         self._tick_costs.append(self._last_tick - started)
         failpoint("after-claim")
@@ -203,7 +207,7 @@ class Launcher:
         if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
             self._workflows = claims.matching_workflows(cx, self._limits.workflow)
         to_run, to_prepare = claims.take(cx, self._lease, room, self._filter(), now_us)
-        if not room.keeps_nodes:
+        if not room.keeps_nodes and not room.is_used_up:
             self._pool.keep_for(None)
         return to_run, [*abandoned, *to_prepare]
 
@@ -261,7 +265,7 @@ class Launcher:
             if not self._ahead and self._pool.has_room:
                 return self._last_tick + self._spacing(_STARVING_SPACING)
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
-        if self._news or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
+        if self._news or self._wants_more or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
         return self._last_heartbeat + self._settings.HEARTBEAT_S
 
@@ -446,21 +450,31 @@ class _Room:
     def __init__(self, pool: Pool, ahead: int, preparations: int) -> None:
         self._pool, self._ahead, self.preparations = pool, max(0, ahead), preparations
         self._reserved: list[Place] = []
+        self._left = _MOST_AT_ONCE
         self.keeps_nodes = False  # for a job that found no place
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether there may be more for the next tick."""
+        return self._left <= 0
 
     def fits(self, shape: Shape) -> bool:
         return not self._pool.never_fits(shape)
 
     def count(self, shape: Shape) -> int:
-        return self._pool.count(shape) + (self._ahead if shape.num_nodes == 1 else 0)
+        return min(self._pool.count(shape) + (self._ahead if shape.num_nodes == 1 else 0), self._left)
 
     def reserve(self, shape: Shape) -> object:
+        if self.is_used_up:
+            return None
         place = self._pool.reserve(shape)
         if place is not None:
             self._reserved.append(place)
+            self._left -= 1
             return place
         if self._ahead > 0 and shape.num_nodes == 1 and not self._pool.is_keeping:
             self._ahead -= 1
+            self._left -= 1
             return _AHEAD
         if not self.keeps_nodes:
             self.keeps_nodes = True

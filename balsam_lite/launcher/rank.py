@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..clock import Clock, SystemClock
 from ..db.store.claims import Claim
 from ..errors import BalsamError, LaunchError
+from ..identity import Holder
 from ..settings import Settings
 from . import commands, machine, main, mpirun, resources
 from .commands import Context
@@ -88,6 +89,7 @@ def _be_head(link: MpiLink, plan: Plan) -> int:
     crew = Crew(link, clock, plan.heartbeat_s)
     code, error = 1, ""
     try:
+        report(head=Holder.current())
         _listen_to_supervisor()
         crew.gather()
         found = resources.survey(plan.options, settings, plan.batch, os.environ)

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import LaunchError
 from ..identity import Holder
@@ -46,6 +46,8 @@ _END_LIMIT_S = 20.0
 _STOP_LIMIT_S = 15.0
 #: What is left of a broken program is asked to end, and killed after so many seconds beyond the jobs' grace.
 _LEFTOVER_GRACE_S = 5.0
+#: What a dead rank 0 has said is still under way for so long, in seconds, where the MPI command does not end with it.
+_LAST_NEWS_LIMIT_S = 2.0
 #: The output of a program that is over is read for so long, in seconds.
 _PIPES_LIMIT_S = 1.0
 #: A second try needs so many minutes before the limit to be worth it.
@@ -84,7 +86,7 @@ class Plan(NamedTuple):
 
 
 def report(**news: object) -> None:
-    """In a rank: tell the supervisor something. Rank 0 says `lease=`, and at the end `ended=` or `error=`."""
+    """In a rank: tell the supervisor something. Rank 0 says `head=`, `lease=`, and at the end `ended=` or `error=`."""
     os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
 
 
@@ -153,8 +155,10 @@ class _Program:
         self._process = Piped(argv, environ)
         self._unread = b""
         self._last_words = b""
-        self._times: dict[str, float] = {}  # of: "stop" (it was told to), "told" (it says that it is over), "end" (it is)
-        self._is_hanging = False
+        #: When it was told to "stop", "told" us that it is over, rank 0 was seen "dead", the MPI command came to its "end".
+        self._times: dict[str, float] = {}
+        self._how = ""  # it came to its end, if it did not do so itself
+        self._head: Holder | None = None  # rank 0
         self._ended: int | None = None
         self._error: str | None = None
         self.lease: int | None = None
@@ -188,12 +192,15 @@ class _Program:
                 self._times.setdefault("stop", time.monotonic())
             if self._process.returncode() is not None:
                 self._times.setdefault("end", time.monotonic())
-            if self._hangs():
-                self._is_hanging = "end" not in self._times
+            if self._head is not None and "told" not in self._times and self._head.is_provably_dead():
+                self._times.setdefault("dead", time.monotonic())
+            if self._is_late():
+                if "end" not in self._times:
+                    self._how = "rank 0 has died" if "dead" in self._times else "it did not end and was killed"
                 return
 
-    def _hangs(self) -> bool:
-        limits = {"told": _END_LIMIT_S, "end": _PIPES_LIMIT_S, "stop": _STOP_LIMIT_S}
+    def _is_late(self) -> bool:
+        limits = {"told": _END_LIMIT_S, "end": _PIPES_LIMIT_S, "stop": _STOP_LIMIT_S, "dead": _LAST_NEWS_LIMIT_S}
         if self.lease is not None:
             limits["stop"] += self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
         now = time.monotonic()
@@ -213,10 +220,16 @@ class _Program:
     def _note(self, text: str) -> None:
         try:
             (what, value), *_ = json.loads(text).items()
-        except (ValueError, AttributeError):  # somebody else's line in between
+            self._note_one(what, value)
+        except (ValueError, TypeError, AttributeError):  # somebody else's line in between
             return
+
+    def _note_one(self, what: str, value: Any) -> None:
         if what == "lease":
             self.lease = int(value)
+            return
+        if what == "head":
+            self._head = Holder(*value)
             return
         if what == "ended":
             self._ended = int(value)
@@ -233,7 +246,7 @@ class _Program:
 
     def _tell_how_it_died(self) -> None:
         code = self._process.returncode()
-        how = "it did not end and was killed" if self._is_hanging or code is None else reason(code)
+        how = self._how or ("" if code is None else reason(code))
         lines = [line for line in self._last_words.decode(errors="replace").splitlines() if line.strip()]
         words = "".join(f"\n  {line}" for line in lines[-_LAST_WORDS:])
         log.error("The MPI program of the launcher broke down (%s).%s", how, words and f" Its last words:{words}")

@@ -187,6 +187,26 @@ def test_that_whoever_did_not_listen_does_not_take_others_for_silent() -> None:
     assert head.silent_s(1) >= 35
 
 
+def test_that_after_a_death_only_those_are_told_something_who_have_spoken_since() -> None:
+    clock = Clock()
+    wire = Wire(3)
+    links = wire.links()
+    head = Post(links[0], [1, 2], clock, 5.0)
+    node = Post(links[1], [0], clock, 5.0)
+    Post(links[2], [0], clock, 5.0).say(0, "x")
+    head.note_death()
+    head.say(1, "a"), head.say(2, "b")
+    for _ in range(20):
+        clock.now += 1
+        head.hear()
+    assert not [frame for sender, _, frame in wire.sent if sender == 0]
+    node.say(0, "here")
+    node.send()
+    assert said(head) == ["here"]
+    assert said(node) == ["a"]
+    assert not [frame for sender, peer, frame in wire.sent if (sender, peer) == (0, 2)]
+
+
 def test_that_waiting_ends_with_a_message_or_when_woken_and_naps_grow() -> None:
     clock = Clock()
     _, head, node = posts(clock)

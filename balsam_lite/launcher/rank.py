@@ -34,8 +34,10 @@ from .supervisor import Plan, report
 
 log = logging.getLogger("balsam_lite.launcher")
 
-#: What the batch system sends to every process of a batch job; and MPICH to all ranks when one has died.
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+#: What MPICH's mpiexec sends to all ranks when one has died (tried with 5.0.2).
+_SOMEBODY_DIED = signal.SIGUSR1
+#: That, and what the batch system sends to every process of a batch job.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, _SOMEBODY_DIED)
 
 
 def run(text: str) -> int:
@@ -87,6 +89,7 @@ def _be_head(link: MpiLink, plan: Plan) -> int:
     settings = Settings.load(plan.db_directory)
     clock = SystemClock()
     crew = Crew(link, clock, plan.heartbeat_s)
+    signal.signal(_SOMEBODY_DIED, lambda *_: crew.post.note_death())
     code, error = 1, ""
     try:
         report(head=Holder.current())

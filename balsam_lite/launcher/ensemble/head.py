@@ -118,6 +118,8 @@ class Crew:
             self.left_out[rank] = self._newly_left_out[rank] = reason
             log.warning("Lost %s: %s", self.name(rank), reason)
             self.post.say_first(rank, words.ABANDON)
+            if self.post.silent_s(rank) > self._lost_after_s:
+                self.post.doubt(rank)
 
     def newly_left_out(self) -> dict[int, str]:
         """Who was left out since the last call, and why; looks for those that are silent."""

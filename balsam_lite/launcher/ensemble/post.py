@@ -33,13 +33,13 @@ _NO_NEWS = marshal.dumps((False, []))
 class _Channel:
     """One conversation, this side."""
 
-    __slots__ = ("heard_at", "is_unanswered", "owes_answer", "spoke_at", "urgent", "waiting")
+    __slots__ = ("heard_at", "is_in_doubt", "is_unanswered", "owes_answer", "spoke_at", "urgent", "waiting")
 
     def __init__(self, now: float) -> None:
         self.heard_at = self.spoke_at = now
         self.urgent: deque[bytes] = deque()
         self.waiting: deque[tuple[int, bytes]] = deque()  # with the job that it is about, or 0
-        self.is_unanswered = self.owes_answer = False
+        self.is_unanswered = self.owes_answer = self.is_in_doubt = False
 
     def next_frame(self, now: float) -> bytes | None:
         """What can be sent now; None: nothing."""
@@ -64,7 +64,7 @@ class _Channel:
     def hear(self, frame: bytes, now: float) -> list[Words]:
         """What the other side said."""
         is_answer, batch = marshal.loads(frame)
-        self.heard_at = now
+        self.heard_at, self.is_in_doubt = now, False
         self.is_unanswered &= not is_answer
         self.owes_answer |= bool(batch)
         return [marshal.loads(words) for words in batch]
@@ -86,6 +86,7 @@ class Post:
         self._nap_s = _SHORTEST_NAP_S
         self._heard_at = now  # when anything was looked for
         self._is_over = threading.Event()
+        self._somebody_died = False
 
     # --- speaking -----------------------------------------------------------------------------------------------------
 
@@ -120,13 +121,17 @@ class Post:
 
     def send(self) -> None:
         """Send what can be sent now."""
+        if self._somebody_died:
+            return
         now = self._clock.monotonic()
         for peer in self._to_send:
+            if self._channels[peer].is_in_doubt:
+                continue
             frame = self._channels[peer].next_frame(now)
             if frame is not None:
                 self._link.send(peer, frame)
                 self._nap_s = _SHORTEST_NAP_S
-        self._to_send.clear()  # whoever has not been answered yet comes back with the answer
+        self._to_send.clear()  # whoever has not been answered, or is in doubt, comes back with what it says next
         if not self._link.is_for_threads:
             self._show_life()
 
@@ -146,8 +151,23 @@ class Post:
                     self._to_send.add(peer)
         else:
             heard = []
+        if self._somebody_died:
+            self.doubt(*self._channels)
+            self._somebody_died = False
         self.send()
         return heard
+
+    def note_death(self) -> None:
+        """Some peer has died, nobody knows which: tell nothing to any until it has said something.
+
+        May be called by a signal handler. MPICH crashes when it is to send to the dead over a network (tried with 5.0.2).
+        """
+        self._somebody_died = True
+
+    def doubt(self, *peers: int) -> None:
+        """Tell those nothing until they have said something."""
+        for peer in peers:
+            self._channels[peer].is_in_doubt = True
 
     def _look(self) -> None:
         now = self._clock.monotonic()
@@ -201,6 +221,8 @@ class Post:
     def _show_life(self) -> None:
         now = self._clock.monotonic()
         for peer, channel in self._channels.items():
-            if now - channel.spoke_at >= self._alive_s:
+            if self._somebody_died:
+                return
+            if now - channel.spoke_at >= self._alive_s and not channel.is_in_doubt:
                 channel.spoke_at = now
                 self._link.send(peer, _NO_NEWS)

@@ -18,6 +18,8 @@ VERSION = (__version__, sys.version_info[:2])
 BEGIN, START, STOP, HURRY, ABANDON, LEAVE = "begin", "start", "stop", "hurry", "abandon", "leave"
 HELLO, READY, ENDED, LOG, GONE, BYE = "hello", "ready", "ended", "log", "gone", "bye"
 
+_SHAPE, _PLACE = Claim._fields.index("shape"), Claim._fields.index("place")
+
 
 class Hello(NamedTuple):
     """The first thing that a node says."""
@@ -43,11 +45,13 @@ class Begin(NamedTuple):
 
 def start(claim: Claim, place: Place) -> tuple[Any, ...]:
     """The words for a job that is to start."""
-    return START, tuple(claim._replace(shape=None, place=None)), tuple(claim.shape), place.nodes, place.gpus  # type: ignore[arg-type]
+    plain = list(claim)
+    plain[_SHAPE] = plain[_PLACE] = None
+    return START, plain, tuple(claim.shape), place.nodes, place.gpus
 
 
 def read_start(
-    claim: tuple[Any, ...], shape: tuple[Any, ...], nodes: tuple[int, ...], gpus: tuple[tuple[str, ...], ...]
+    claim: list[Any], shape: tuple[Any, ...], nodes: tuple[int, ...], gpus: tuple[tuple[str, ...], ...]
 ) -> tuple[Claim, Place]:
     """The opposite of `start`, without START."""
     made = Shape._make(shape)

@@ -103,6 +103,14 @@ def signal_all(processes: Iterable[Process], number: int) -> None:
         process.signal(number)
 
 
+def signal_child(pid: int, number: int) -> None:
+    """Send a signal to a child that has not been waited for, alone."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
 def signal_group(leader: int, number: int) -> None:
     """Send a signal to the whole process group of a child that has not been waited for."""
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
-from mpi import with_mpi
+from mpi import openmpi, with_mpi
 
 from balsam_lite.db.store import user
 
@@ -194,3 +194,39 @@ def test_that_mixed_mode_is_refused_where_the_mpi_command_shares_no_node(bench: 
     assert "aprun runs one program at a time on a node" in log
     assert "--limit-nodes" in log
     assert bench.job(job)["state"] == "CREATED"
+
+
+#: Takes a second to save its work when it is asked to end.
+CAREFUL = """
+import os, signal, time
+from mpi4py import MPI
+rank, asked = MPI.COMM_WORLD.rank, 0
+def end(*_):
+    global asked
+    asked += 1
+signal.signal(signal.SIGTERM, end)
+open(f"pid{rank}", "w").write(str(os.getpid()))
+while not asked:
+    time.sleep(0.05)
+time.sleep(1)
+open(f"saved{rank}", "w").write(str(asked))
+"""
+
+
+@pytest.mark.parametrize("mpi", ["mpich", "openmpi"])
+def test_that_ranks_have_the_grace_to_save_their_work(bench: Bench, tmp_path: Path, mpi: str) -> None:
+    if mpi == "openmpi":  # its mpiexec kills ranks soon after a SIGTERM of its own
+        folder = openmpi()
+        bench.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+        bench.environ["PATH"] = f"{folder}:{bench.environ['PATH']}"
+        (tmp_path / "careful.py").write_text(CAREFUL)
+        bench.app("careful", f"{folder / 'python'} {tmp_path / 'careful.py'}")
+    else:
+        bench.script("careful", CAREFUL)
+    (job,) = bench.add([{"name": "j", "application": "careful", "ranks_per_node": 2}])
+    launcher = bench.launch("--job-mode", "mpi", "--nodes", "1", BALSAM_KILL_GRACE_S="15")
+    ranks_of(bench, job)
+    launcher.terminate()
+    assert launcher.wait(60) == 0
+    assert [bench.path(job, f"saved{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+    assert bench.job(job)["state"] in ("RUN_DONE", "JOB_FINISHED")

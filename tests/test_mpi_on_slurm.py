@@ -37,6 +37,21 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
 open(f"rank{MPI.COMM_WORLD.rank}", "w").write(socket.gethostname())
 time.sleep(600)
 """
+#: Takes a second to save its work when it is asked to end.
+CAREFUL = """
+import os, signal, socket, sys, time
+from mpi4py import MPI
+rank, asked = MPI.COMM_WORLD.rank, 0
+def end(*_):
+    global asked
+    asked += 1
+signal.signal(signal.SIGTERM, end)
+open(f"rank{rank}", "w").write(socket.gethostname())
+while not asked:
+    time.sleep(0.05)
+time.sleep(1)
+open(f"saved{rank}", "w").write(str(asked))
+"""
 
 
 class Site:
@@ -150,6 +165,22 @@ def test_that_a_kill_ends_stubborn_ranks_on_all_nodes(site: Site, monkeypatch: p
     wait_until(lambda: site.processes(job) == 0, 20, 0.2)
     assert site.ended(row)["state"] == "finished"
     assert site.bench.job(job)["state"] == "USER_KILLED"
+
+
+@FLAVOURS
+def test_that_ranks_on_all_nodes_get_the_grace_to_save_their_work(
+    site: Site, monkeypatch: pytest.MonkeyPatch, flavour: str
+) -> None:
+    use(flavour, monkeypatch)
+    monkeypatch.setenv("BALSAM_USER_KILL_GRACE_S", "15")
+    site.bench.script("careful", CAREFUL)
+    (job,) = site.bench.add([{"name": "j", "application": "careful", "num_nodes": 2, "ranks_per_node": 2}])
+    row = site.launch(2, "mpi")
+    wait_until(lambda: all(site.bench.path(job, f"rank{rank}").exists() for rank in range(4)), 60)
+    user.kill(site.bench.db, [job])
+    assert site.ended(row)["state"] == "finished"
+    saved = [site.bench.path(job, f"saved{rank}").read_text() for rank in range(4)]
+    assert saved == ["1"] * 4, "each was asked once"
 
 
 @FLAVOURS

@@ -24,7 +24,7 @@ from mpi import mpiexec, openmpi
 from balsam_lite.db.store import user
 from balsam_lite.db.store.claims import Claim, Shape
 from balsam_lite.errors import SettingsError, SpawnFailed
-from balsam_lite.launcher.mpirun import detect, find, one_rank_per_node, scrubbed, words_for
+from balsam_lite.launcher.mpirun import detect, find, one_rank_per_node, scrubbed, use
 from balsam_lite.launcher.mpirun.flavours import FLAVOURS
 from balsam_lite.launcher.mpirun.layout import RankLayout
 from balsam_lite.launcher.mpirun.starter import Starter
@@ -160,7 +160,7 @@ def job_words(nodes: list[Node], shape: Shape, *, name: str = "mpich", starts_al
     rules = MpiRules(starts_all, starter.shares_nodes)
     place = Pool(nodes, rules).reserve(shape)
     assert place is not None
-    return shlex.join(words_for(starter, nodes, rules)(claim(shape, **fields), place))
+    return shlex.join(use(starter, nodes, rules).words(claim(shape, **fields), place))
 
 
 def test_that_a_job_goes_to_the_hosts_of_its_place() -> None:
@@ -265,7 +265,7 @@ def test_that_a_template_that_fails_for_one_job_fails_that_job_alone() -> None:
     place = Pool(nodes, rules).reserve(Shape(1, 3, 1, 0))
     assert place is not None
     with pytest.raises(SpawnFailed, match=r"MPI_RUN_TEMPLATE: .*by zero"):
-        words_for(starter, nodes, rules)(claim(place.shape), place)
+        use(starter, nodes, rules).words(claim(place.shape), place)
 
 
 def test_that_a_template_takes_what_else_is_known_from_the_flavour() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .. import spec, states
@@ -23,8 +23,22 @@ _LONGEST_VARIABLE = 120_000
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
 
-#: What stands before a job's own words: those of the MPI start command, or nothing where it needs no MPI.
-MpiWords = Callable[[Claim, Place], list[str]]
+#: What an MPI command makes of SIGTERM: it passes it on to its ranks; it kills them at once; nobody knows.
+PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
+
+
+class MpiUse(NamedTuple):
+    """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
+
+    #: What stands before a job's own words; nothing where it needs no MPI.
+    words: Callable[[Claim, Place], list[str]]
+    #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
+    at_term: Callable[[Claim], str]
+    #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
+    end_words: Callable[[Sequence[Claim]], list[str]]
+
+
+NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])
 
 
 class Context(NamedTuple):
@@ -34,13 +48,8 @@ class Context(NamedTuple):
     environ: dict[bytes, bytes]  # what every job inherits, with the BALSAM_ variables that are the same for all
     variables: list[bytes]  # the same as NAME=value
     mark: bytes  # with what the BALSAM_RUN of all its runs begins
-    mpi_words: MpiWords
+    mpi: MpiUse
     node_mark: bytes = b""  # with what it ends
-
-
-def no_mpi(claim: Claim, place: Place) -> list[str]:
-    """Programs are started as they are."""
-    return []
 
 
 def make_context(
@@ -49,7 +58,7 @@ def make_context(
     nodes: int,
     job_mode: str,
     environ: Mapping[bytes, bytes],
-    mpi_words: MpiWords = no_mpi,
+    mpi: MpiUse = NO_MPI,
     rank: int = 0,
 ) -> Context:
     """The context of the launcher with that lease, or of another rank of it; its jobs inherit `environ`."""
@@ -60,7 +69,7 @@ def make_context(
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
     variables = [b"%b=%b" % variable for variable in common.items()]
     data = os.path.join(db_directory, location.DATA)
-    return Context(data, common, variables, lease_mark(db_directory, lease), mpi_words, node_mark(rank))
+    return Context(data, common, variables, lease_mark(db_directory, lease), mpi, node_mark(rank))
 
 
 def argv(claim: Claim, place: Place, context: Context) -> list[str]:
@@ -79,7 +88,7 @@ def argv(claim: Claim, place: Place, context: Context) -> list[str]:
         raise SpawnFailed(f"The command line cannot be split into words ({exc}): {claim.executable} {claim.args}") from exc
     if not words:
         raise SpawnFailed(f"The application {claim.application!r} has no executable.")
-    words = [*context.mpi_words(claim, place), *words]
+    words = [*context.mpi.words(claim, place), *words]
     if claim.envscript:
         return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
     return words

@@ -185,7 +185,7 @@ def make_runner(
 def _context(db: Database, lease: int, options: LauncherOptions, found: Resources) -> Context:
     # A launcher may itself have been started by MPI. Its variables would tell a job that it is one of the launcher's ranks.
     environ = mpirun.scrubbed(os.environb)
-    return commands.make_context(db.directory, lease, len(found.nodes), options.job_mode, environ, found.mpi_words)
+    return commands.make_context(db.directory, lease, len(found.nodes), options.job_mode, environ, found.mpi)
 
 
 def _limits(db: Database, options: LauncherOptions, found: Resources, settings: Settings, clock: Clock) -> Limits:

@@ -11,7 +11,7 @@ from ..schedulers.environ import Allocation, allocation
 from ..schedulers.remaining import ask_end_us
 from ..settings import Settings
 from . import machine, mpirun
-from .commands import MpiWords, no_mpi
+from .commands import NO_MPI, MpiUse
 from .nodes import MpiRules, Node, divide_host
 
 JOB_MODES = ("serial", "mpi", "mixed")
@@ -48,7 +48,7 @@ class Resources(NamedTuple):
     batch: Allocation | None
     mpi_rules: MpiRules | None  # None: no MPI jobs
     no_mpi: str  # why not
-    mpi_words: MpiWords
+    mpi: MpiUse
 
     @property
     def are_elsewhere(self) -> bool:
@@ -85,12 +85,12 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
     else:
         nodes = _virtual(options, settings, batch)
     if options.job_mode == "serial":
-        return Resources(nodes, batch, None, "needs --job-mode=mpi or mixed", no_mpi)
+        return Resources(nodes, batch, None, "needs --job-mode=mpi or mixed", NO_MPI)
     found = mpirun.find(settings, environ)
     if isinstance(found, str):
-        return Resources(nodes, batch, None, f"needs an MPI start command: {found}", no_mpi)
+        return Resources(nodes, batch, None, f"needs an MPI start command: {found}", NO_MPI)
     rules = MpiRules(options.job_mode == "mpi", found.shares_nodes, settings.MAX_CONCURRENT_MPIRUNS)
-    resources = Resources(nodes, batch, rules, "", mpirun.words_for(found, nodes, rules))
+    resources = Resources(nodes, batch, rules, "", mpirun.use(found, nodes, rules))
     if options.job_mode == "mixed" and resources.are_elsewhere and not found.shares_nodes:
         raise LaunchError(
             f"--job-mode=mixed is not possible here: {found.flavour.name} runs one program at a time on a node, and what runs"

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
 from ..errors import LaunchError, SpawnFailed
-from ..processes import Process, descendants, living, signal_all, signal_group
+from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
 from . import commands, process, steps
 from .failpoints import failpoint
 from .nodes import Place
 from .spawner import Request, Spawner
 
+#: A command that kills its ranks when it is told to end has so many seconds to do that.
+_LAST_S = 3.0
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
 
@@ -27,7 +29,7 @@ STOP_PERIOD_S = 0.02
 class _Run:
     """A live process of one attempt."""
 
-    __slots__ = ("claim", "ended", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result")
+    __slots__ = ("claim", "ended", "is_spared", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result")
 
     def __init__(self, claim: Claim, place: Place, pid: int, mark: bytes, started_us: int) -> None:
         self.claim, self.place, self.pid, self.mark, self.started_us = claim, place, pid, mark, started_us
@@ -36,6 +38,7 @@ class _Run:
         self.stop_result = ""  # what a run that did not end by itself counts as
         self.kill_at = 0.0
         self.members: list[Process] = []
+        self.is_spared = False  # its MPI command has not been told, as that would kill the ranks at once
 
 
 class Finished(NamedTuple):
@@ -92,6 +95,7 @@ class LocalRunner:
         self._runs: dict[int, _Run] = {}  # by pid
         self._stopping: dict[int, _Run] = {}  # by pid
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # by job: what to do when it is started
+        self._asking: set[int] = set()  # pids of programs that ask ranks to end
         self._failed: list[Finished] = []  # never started
 
     @property
@@ -169,6 +173,8 @@ class LocalRunner:
                 finished.append(self._finish(run))
         if self._stopping:
             finished += self._go_on_stopping()
+        if self._asking:
+            self._asking -= {ended.pid for ended in self._children.take(self._asking)}
         return finished
 
     def _hear_of_starts(self) -> None:
@@ -192,13 +198,45 @@ class LocalRunner:
         runs = [run for run in self._runs.values() if run.claim.job in jobs and run.pid not in self._stopping]
         if not runs:
             return
+        for run in runs:
+            run.stop_result, run.kill_at = result, self._clock.monotonic() + grace_s
+            self._stopping[run.pid] = run
+        by_manner: dict[str, list[_Run]] = {}
+        for run in runs:
+            by_manner.setdefault(self._context.mpi.at_term(run.claim), []).append(run)
+        for run in by_manner.get(commands.PASSES_ON, ()):
+            # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
+            signal_child(run.pid, signal.SIGTERM)
+        spared = by_manner.get(commands.KILLS, [])
+        for run in spared:
+            run.is_spared = True
+        if not self._ask_to_end([run.claim for run in spared]):
+            self._terminate(spared)
+        self._terminate(by_manner.get(commands.UNKNOWN, []))
+
+    def _ask_to_end(self, claims: Sequence[Claim]) -> bool:
+        """Have the ranks of those jobs told to end, wherever they run. Returns False where that cannot be done."""
+        words = self._context.mpi.end_words(claims) if claims else []
+        if not words:
+            return False
+        argv = [os.fsencode(word) for word in words]
+        try:
+            program = process.find_program(words[0], self._context.environ.get(b"PATH"), "/")
+            self._asking.add(self._spawner.spawn(Request(0, program, argv, self._context.variables, "/", os.devnull)))
+        except SpawnFailed:
+            return False
+        return True
+
+    def _terminate(self, runs: Sequence[_Run]) -> None:
+        """SIGTERM to all processes of those runs on this host, but to the command of one that is spared."""
+        if not runs:
+            return
         everything = descendants([run.pid for run in runs], [run.mark for run in runs])
         for run in runs:
             run.members = [p for p in everything if run.pid in (p.pid, p.session, p.group)]
-            run.stop_result, run.kill_at = result, self._clock.monotonic() + grace_s
-            self._stopping[run.pid] = run
             # The group in one go: a shell that outlived its child by a moment would start the next command.
-            signal_group(run.pid, signal.SIGTERM)
+            if not run.is_spared:
+                signal_group(run.pid, signal.SIGTERM)
         groups = {run.pid for run in runs}
         others = [p for p in everything if p.group not in groups]
         signal_all(others, signal.SIGTERM)
@@ -229,6 +267,12 @@ class LocalRunner:
 
     def _kill(self, runs: Iterable[_Run]) -> None:
         for run in runs:
+            if run.is_spared and not run.ended:
+                # Killed itself, it would leave its ranks on other nodes behind.
+                run.is_spared = False
+                run.kill_at = self._clock.monotonic() + _LAST_S
+                signal_group(run.pid, signal.SIGTERM)
+                continue
             leaders = [] if run.ended else [run.pid]
             found = [*living(run.members), *descendants(leaders, [run.mark])]
             signal_all(found, signal.SIGKILL)

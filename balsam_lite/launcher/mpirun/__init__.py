@@ -7,6 +7,6 @@ environment of a launcher that MPI or Slurm has started itself.
 
 from .detect import find, one_rank_per_node
 from .inherited import scrubbed
-from .starter import words_for
+from .starter import use
 
-__all__ = ["find", "one_rank_per_node", "scrubbed", "words_for"]
+__all__ = ["find", "one_rank_per_node", "scrubbed", "use"]

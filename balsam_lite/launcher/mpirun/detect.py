@@ -11,6 +11,7 @@ from ... import spec
 from ...errors import SettingsError
 from ...schedulers.base import run
 from ...settings import Settings
+from ..commands import UNKNOWN
 from .flavours import FLAVOURS, Flavour
 from .starter import Starter
 from .template import make_render
@@ -73,7 +74,7 @@ def one_rank_per_node(names: Sequence[str], settings: Settings, environ: Mapping
 # --- what the settings say --------------------------------------------------------------------------------------------
 
 #: What a template starts when nobody says which flavour it is.
-_UNKNOWN = Flavour("template", (), lambda layout: [], lambda layout: [])
+_UNKNOWN = Flavour("template", (), lambda layout: [], lambda layout: [], at_term=UNKNOWN)
 
 
 def _named(name: str) -> Flavour:

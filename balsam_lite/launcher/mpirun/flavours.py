@@ -6,9 +6,10 @@ Each function has its source beside it; "tried" means: with that version, on a r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from ..commands import KILLS, PASSES_ON
 from .layout import RankLayout
 
 #: The name by which a host knows itself.
@@ -30,6 +31,11 @@ class Flavour(NamedTuple):
     variables: Callable[[RankLayout], Mapping[str, str]] = _nothing
     #: Whether a host takes several of its programs at once, or one beside programs that it did not start.
     shares_nodes: bool = True
+    #: What it makes of SIGTERM.
+    at_term: str = PASSES_ON
+    #: Words that give a run a name, and a program that asks the ranks of the runs with those names to end.
+    name_words: Callable[[str], list[str]] = lambda name: []
+    end_words: Callable[[Sequence[str]], list[str]] = lambda names: []
     #: Whether it replaces CUDA_VISIBLE_DEVICES by what its scheduler gave to the whole job.
     chooses_gpus: bool = False
 
@@ -127,6 +133,23 @@ def _srun(layout: RankLayout) -> list[str]:
     return [*words, *more, "--cpu-bind=none"]
 
 
+#: Asks the steps of this batch job by the names $1, $2 … to end. Source: squeue(1), scancel(1) of Slurm 22.05; tried.
+_END_STEPS = """
+for name in "$@"; do echo "$name"; done | awk '
+    NR == FNR { wanted[$1]; next }
+    $2 in wanted { print $1 }
+' - <(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format="%i %j") | xargs -r scancel --signal=TERM
+"""
+
+
+def _srun_name(name: str) -> list[str]:
+    return [f"--job-name={name}"]
+
+
+def _srun_end(names: Sequence[str]) -> list[str]:
+    return ["bash", "-c", _END_STEPS, "bash", *names]
+
+
 def _srun_one_per_host(layout: RankLayout) -> list[str]:
     """stdin goes to rank 0 alone (by default to all), and the others go on without a rank or a node."""
     return [*_srun_ranks(layout), "--cpu-bind=none", "--input=0", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
@@ -187,8 +210,17 @@ FLAVOURS = {
         Flavour("aprun", ("aprun",), _aprun, _aprun_one_per_host, shares_nodes=False),
         Flavour("mpich", ("mpiexec", "mpirun", "mpiexec.hydra"), _mpich, _mpich_one_per_host),
         Flavour("intel", ("mpiexec.hydra", "mpiexec", "mpirun"), _intel, _intel, _intel_variables),
-        Flavour("openmpi", ("mpiexec", "mpirun"), _openmpi, _openmpi_one_per_host),
-        Flavour("srun", ("srun",), _srun, _srun_one_per_host, chooses_gpus=True),
+        Flavour("openmpi", ("mpiexec", "mpirun"), _openmpi, _openmpi_one_per_host, at_term=KILLS),
+        Flavour(
+            "srun",
+            ("srun",),
+            _srun,
+            _srun_one_per_host,
+            chooses_gpus=True,
+            at_term=KILLS,
+            name_words=_srun_name,
+            end_words=_srun_end,
+        ),
         Flavour("pals", ("mpiexec",), _pals, _pals_one_per_host),
         Flavour("jsrun", ("jsrun",), _jsrun, _jsrun_one_per_host),
     )

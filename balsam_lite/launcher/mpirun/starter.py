@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ... import spec
 from ...db.store.claims import Claim
 from ...errors import SettingsError, SpawnFailed
+from ..commands import UNKNOWN, MpiUse
 from ..nodes import MpiRules, Node, Place
 from .flavours import Flavour
 from .layout import RankLayout
@@ -57,24 +58,37 @@ class Starter(NamedTuple):
         return ["env", *[f"{name}={value}" for name, value in variables.items()]] if variables else []
 
 
-def words_for(starter: Starter, nodes: Sequence[Node], rules: MpiRules) -> Callable[[Claim, Place], list[str]]:
-    """What gives the words before a job's own: those of the MPI command, or none where the job needs no MPI.
+def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules) -> MpiUse:
+    """How jobs of that placement are started and asked to end by that command.
 
-    That function raises SpawnFailed where the job's flags cannot be split into words, or the template fails for it.
+    `words` raises SpawnFailed where the job's flags cannot be split into words, or the template fails for it.
     """
+    flavour = starter.flavour
 
     def words(claim: Claim, place: Place) -> list[str]:
         if not rules.starts(claim.shape):
             return []
         try:
-            prefix = starter.prefix(_layout(claim, place, nodes, rules), spec.split_command(claim.mpi_flags))
+            name = [] if starter.template else flavour.name_words(_run_name(claim))
+            prefix = starter.prefix(_layout(claim, place, nodes, rules), [*name, *spec.split_command(claim.mpi_flags)])
         except SettingsError as exc:
             raise SpawnFailed(str(exc)) from exc
         except ValueError as exc:
             raise SpawnFailed(f"The MPI flags cannot be split into words ({exc}): {claim.mpi_flags}") from exc
         return [*prefix, *_gpus(starter, claim, place)]
 
-    return words
+    def at_term(claim: Claim) -> str:
+        return flavour.at_term if rules.starts(claim.shape) else UNKNOWN
+
+    def end_words(claims: Sequence[Claim]) -> list[str]:
+        return flavour.end_words([_run_name(claim) for claim in claims])
+
+    return MpiUse(words, at_term, end_words)
+
+
+def _run_name(claim: Claim) -> str:
+    """What no other run in the batch job is called."""
+    return f"balsam-{claim.job_id[:8]}-{claim.attempt}"
 
 
 def _layout(claim: Claim, place: Place, nodes: Sequence[Node], rules: MpiRules) -> RankLayout:

@@ -6,10 +6,10 @@ here=$(dirname "$0")
 python=${PYTHON:-python3}
 
 if [ "${FULL:-0}" = 1 ]; then
-    spawns=10000 true="10000 --repeat 3 --sleeps 6400" hops="200 --repeat 5" jobs=1200000
+    spawns=10000 true="10000 --repeat 3 --sleeps 6400" hops="200 --repeat 5" jobs=1200000 scaling=""
     flow="--repeat 5"
 else
-    spawns=2000 true="2000 --sleeps 640" hops="100" jobs=50000
+    spawns=2000 true="2000 --sleeps 640" hops="100" jobs=50000 scaling="--nodes 32 256 --short 20000"
     flow="--hops 50 --crowd 300 --waiting 20000 --idle 5"
 fi
 
@@ -30,4 +30,6 @@ run() {
     run service.py --jobs $jobs
     run shared.py
     if command -v mpiexec > /dev/null; then run mpi.py; fi
+    if [ -x "$(dirname "$(command -v "$python")")/mpiexec" ]; then run ensemble.py $spawns; fi
+    run weak_scaling.py $scaling
 }

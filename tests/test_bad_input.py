@@ -258,7 +258,8 @@ def test_that_inits_at_once_make_one_good_db(tmp_path: Path, access: str) -> Non
     path = tmp_path / "db"
     found = ends([start("init", str(path), "--access", access) for _ in range(8)])
     assert found == [(0, "")] * 8
-    assert sorted(os.listdir(path)) == ["balsam.json", "balsam.sqlite3", "data", "log", "qsubmit"]
+    expected = ["balsam.json", "balsam.sqlite3", "data", "job-templates", "log", "policy.ini", "qsubmit"]
+    assert sorted(os.listdir(path)) == expected
     db = open_db(str(path))
     assert db.access == access
     with db.read() as cx:

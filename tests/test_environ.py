@@ -550,7 +550,9 @@ def test_that_a_batch_script_under_slurm_knows_its_nodes_end_cpus_and_gpus(slurm
     words = ["-N", "3", "-t", "5", "--gres=gpu:4", "--wrap", f"scontrol show hostnames | xargs; {look}"]
     job_id, (names, line) = run_job(slurm, tmp_path, *words)
     found, ends_us, gpus = seen(line)
-    assert found._replace(ends_us=None) == Allocation("SlurmScheduler", job_id, 3, tuple(names.split()), None, 4, 4)
+    assert found._replace(ends_us=None) == Allocation(
+        "SlurmScheduler", job_id, 3, tuple(names.split()), None, 4, 4, this_node=names.split()[0]
+    )  # fmt: skip
     assert gpus == ("0", "1", "2", "3")
     started = time.mktime(time.strptime(slurm.job(job_id)["StartTime"], "%Y-%m-%dT%H:%M:%S"))
     assert abs(ends_us / 1e6 - (started + 300)) < 3

@@ -58,11 +58,7 @@ def run(text: str) -> int:
 
 
 def _keep_files_to_ourselves() -> None:
-    """Let no program that is started inherit what MPI has opened.
-
-    MPICH takes a rank for one that has gone astray, and kills all others, if it dies and a job still holds its PMI socket
-    (tried with 5.0.2).
-    """
+    """Let no program that is started inherit what MPI has opened: its sockets are no business of a job."""
     for name in os.listdir("/dev/fd"):
         try:
             os.set_inheritable(int(name), int(name) <= 2)

@@ -40,6 +40,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TOKEN = "@balsam "
 #: So many lines of the MPI program's output are shown when it breaks down.
 _LAST_WORDS, _LAST_WORDS_BYTES = 12, 4096
+#: Starting Python on thousands of nodes takes minutes. What has not begun after so many seconds never will.
+_START_LIMIT_S = 300.0
 #: When rank 0 has said that it is over, the MPI command still has so long, in seconds.
 _END_LIMIT_S = 20.0
 #: After a signal rank 0 needs the jobs' grace and the DB, if it has taken any job; beyond that and so many seconds it hangs.
@@ -150,13 +152,16 @@ class _Program:
         self._plan, self._settings, self._wishes = plan, settings, wishes
         self._mark = ensemble_mark(plan.db_directory, Holder.current())
         log.info("Starting %d ranks: %s -m balsam_lite.launcher.rank", plan.ranks, " ".join([*starter, sys.executable]))
-        environ = {**os.environ, RUN_VARIABLE: os.fsdecode(self._mark)}
+        # Scrubbed: in Slurm a second program would otherwise wait for what is left of the first.
+        inherited = {os.fsdecode(name): os.fsdecode(value) for name, value in mpirun.scrubbed(os.environb).items()}
+        environ = {**inherited, RUN_VARIABLE: os.fsdecode(self._mark)}
         argv = [*starter, sys.executable, "-m", "balsam_lite.launcher.rank", plan.as_text()]
         self._process = Piped(argv, environ)
         self._unread = b""
         self._last_words = b""
-        #: When it was told to "stop", "told" us that it is over, rank 0 was seen "dead", the MPI command came to its "end".
-        self._times: dict[str, float] = {}
+        #: When it was "start"ed, if rank 0 has not begun; told to "stop"; "told" us that it is over; when rank 0 was seen
+        #: "dead", and the MPI command came to its "end".
+        self._times: dict[str, float] = {"start": time.monotonic()}
         self._how = ""  # it came to its end, if it did not do so itself
         self._head: Holder | None = None  # rank 0
         self._ended: int | None = None
@@ -175,6 +180,8 @@ class _Program:
             self._clean_up()
         if self._error is not None:
             raise LaunchError(self._error)
+        if self._ended is None and self.lease is not None and self._process.returncode() == 0:
+            self._ended = 0  # all ranks left in good order; Open MPI now and then loses the last line of one
         if self._ended is None:
             self._tell_how_it_died()
         return self._ended
@@ -196,11 +203,24 @@ class _Program:
                 self._times.setdefault("dead", time.monotonic())
             if self._is_late():
                 if "end" not in self._times:
-                    self._how = "rank 0 has died" if "dead" in self._times else "it did not end and was killed"
+                    self._how = self._what_hung()
                 return
 
+    def _what_hung(self) -> str:
+        if "dead" in self._times:
+            return "rank 0 has died"
+        if "start" in self._times and "stop" not in self._times:
+            return f"rank 0 did not begin within {_START_LIMIT_S:g} s"
+        return "it did not end and was killed"
+
     def _is_late(self) -> bool:
-        limits = {"told": _END_LIMIT_S, "end": _PIPES_LIMIT_S, "stop": _STOP_LIMIT_S, "dead": _LAST_NEWS_LIMIT_S}
+        limits = {
+            "start": _START_LIMIT_S,
+            "told": _END_LIMIT_S,
+            "end": _PIPES_LIMIT_S,
+            "stop": _STOP_LIMIT_S,
+            "dead": _LAST_NEWS_LIMIT_S,
+        }
         if self.lease is not None:
             limits["stop"] += self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
         now = time.monotonic()
@@ -230,6 +250,7 @@ class _Program:
             return
         if what == "head":
             self._head = Holder(*value)
+            self._times.pop("start", None)
             return
         if what == "ended":
             self._ended = int(value)

@@ -58,7 +58,7 @@ def _mpich(layout: RankLayout) -> list[str]:
 
 
 def _mpich_one_per_host(layout: RankLayout) -> list[str]:
-    """The others survive a rank that exits; one that a signal ends only for a moment (tried with 5.0.2)."""
+    """The others survive a rank that exits. One that a signal ends takes those on its own host along (tried with 5.0.2)."""
     return [*_hydra_ranks(layout), "-bind-to", "none", "-disable-auto-cleanup"]
 
 

@@ -1,6 +1,6 @@
 """MPI jobs through the real launcher: a real mpiexec, and a thousand that only sleep.
 
-1. N jobs of two ranks of /bin/true by the machine's own MPI command, `--at-once` of them packed on one node, by `balsam
+1. N jobs of two ranks of `sleep 0.01` by the machine's own MPI command, `--at-once` of them packed on one node, by `balsam
    launcher --job-mode mpi` in a process of its own. `ratio` is jobs per second from the first RUNNING to the last
    JOB_FINISHED event over the mean rate of a bare loop, right before and right after, that starts the same command lines, as
    many at once, and records nothing.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import statistics
 import time
@@ -29,6 +30,8 @@ from balsam_lite.launcher.mpirun.starter import Starter
 from balsam_lite.settings import Settings
 
 _RANKS = 2
+#: MPICH's mpiexec dies of SIGPIPE in one of a hundred runs of programs that end at once, such as true, in a shell as well.
+_NAP = (shutil.which("sleep") or "/bin/sleep", "0.01")
 _MARGIN_S = 15.0  # for starting the sleepers
 _LOOK_S = 5.0
 
@@ -36,10 +39,9 @@ _LOOK_S = 5.0
 def real_round(bench: common.Bench, limit: Limit, starter: Starter, jobs: int, at_once: int) -> dict[str, Any]:
     """Jobs by a real mpiexec, the bare loop before and after."""
     directory = bench.new_directory()
-    # MPICH's mpiexec dies of SIGPIPE in one of a hundred runs of programs that are so short, in a shell as well.
-    fields = {"ranks_per_node": _RANKS, "node_packing_count": at_once, "args": "", "max_retries": 5}
-    common.make_db_with_jobs(directory, common.TRUE, ({**job, **fields} for job in common.job_dicts(jobs)))
-    words = [*starter.prefix(RankLayout(ranks_per_node=_RANKS)), common.TRUE]
+    fields = {"ranks_per_node": _RANKS, "node_packing_count": at_once, "args": _NAP[1]}
+    common.make_db_with_jobs(directory, _NAP[0], ({**job, **fields} for job in common.job_dicts(jobs)))
+    words = [*starter.prefix(RankLayout(ranks_per_node=_RANKS)), *_NAP]
 
     def bare() -> float:
         return limit.measure(jobs, 1, at_once, words).spawns_per_s

@@ -12,6 +12,22 @@ from pathlib import Path
 
 import pytest
 
+#: A program that takes a second to save its work when it is asked to end.
+CAREFUL = """
+import os, signal, time
+from mpi4py import MPI
+rank, asked = MPI.COMM_WORLD.rank, 0
+def end(*_):
+    global asked
+    asked += 1
+signal.signal(signal.SIGTERM, end)
+open(f"pid{rank}", "w").write(str(os.getpid()))
+while not asked:
+    time.sleep(0.05)
+time.sleep(1)
+open(f"saved{rank}", "w").write(str(asked))
+"""
+
 
 def mpiexec() -> str:
     """The path of an mpiexec that mpi4py works with; the test is skipped where there is none."""

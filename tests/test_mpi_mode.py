@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
-from mpi import openmpi, with_mpi
+from mpi import CAREFUL, openmpi, with_mpi
 
 from balsam_lite.db.store import user
 
@@ -194,23 +194,6 @@ def test_that_mixed_mode_is_refused_where_the_mpi_command_shares_no_node(bench: 
     assert "aprun runs one program at a time on a node" in log
     assert "--limit-nodes" in log
     assert bench.job(job)["state"] == "CREATED"
-
-
-#: Takes a second to save its work when it is asked to end.
-CAREFUL = """
-import os, signal, time
-from mpi4py import MPI
-rank, asked = MPI.COMM_WORLD.rank, 0
-def end(*_):
-    global asked
-    asked += 1
-signal.signal(signal.SIGTERM, end)
-open(f"pid{rank}", "w").write(str(os.getpid()))
-while not asked:
-    time.sleep(0.05)
-time.sleep(1)
-open(f"saved{rank}", "w").write(str(asked))
-"""
 
 
 @pytest.mark.parametrize("mpi", ["mpich", "openmpi"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers import wait_until
 from launching import Bench
-from mpi import with_mpi
+from mpi import CAREFUL, with_mpi
 from slurm_cluster import Cluster
 
 from balsam_lite.db import batch_queries
@@ -36,21 +36,6 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 open(f"rank{MPI.COMM_WORLD.rank}", "w").write(socket.gethostname())
 time.sleep(600)
-"""
-#: Takes a second to save its work when it is asked to end.
-CAREFUL = """
-import os, signal, socket, sys, time
-from mpi4py import MPI
-rank, asked = MPI.COMM_WORLD.rank, 0
-def end(*_):
-    global asked
-    asked += 1
-signal.signal(signal.SIGTERM, end)
-open(f"rank{rank}", "w").write(socket.gethostname())
-while not asked:
-    time.sleep(0.05)
-time.sleep(1)
-open(f"saved{rank}", "w").write(str(asked))
 """
 
 
@@ -176,7 +161,7 @@ def test_that_ranks_on_all_nodes_get_the_grace_to_save_their_work(
     site.bench.script("careful", CAREFUL)
     (job,) = site.bench.add([{"name": "j", "application": "careful", "num_nodes": 2, "ranks_per_node": 2}])
     row = site.launch(2, "mpi")
-    wait_until(lambda: all(site.bench.path(job, f"rank{rank}").exists() for rank in range(4)), 60)
+    wait_until(lambda: all(site.bench.path(job, f"pid{rank}").exists() for rank in range(4)), 60)
     user.kill(site.bench.db, [job])
     assert site.ended(row)["state"] == "finished"
     saved = [site.bench.path(job, f"saved{rank}").read_text() for rank in range(4)]

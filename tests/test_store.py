@@ -133,6 +133,17 @@ def test_that_a_launcher_that_was_reaped_cannot_finish_its_job(db):
         leases.heartbeat(cx, zombie, 10)
 
 
+def test_that_the_eldest_lease_is_the_oldest_of_those_that_are_open_and_not_dead(db):
+    silent, closed, eldest, young = (open_lease(db, pid) for pid in (1, 2, 3, 4))
+    with db.write() as cx:
+        leases.close_lease(cx, closed, 2, "idle")
+        for lease in (eldest, young):
+            leases.heartbeat(cx, lease, 60_000_000)
+    with db.read() as cx:
+        assert [leases.is_eldest(cx, one, 61_000_000, 30) for one in (silent, closed, eldest, young)] == [0, 0, 1, 0]
+        assert leases.is_eldest(cx, silent, 2, 30)
+
+
 def test_that_a_committed_result_stays_when_its_launcher_is_reaped_afterwards(db):
     (job,) = add(db, {})
     number = open_lease(db)

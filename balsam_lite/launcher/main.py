@@ -107,7 +107,7 @@ def run_on(found: Resources, db_directory: str, settings: Settings, options: Lau
     batch_id = found.batch.batch_id if found.batch else ""
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
-        eldest = leases.open_leases(cx)[0].id == lease
+        eldest = leases.is_eldest(cx, lease, clock.now_us(), settings.LEASE_EXPIRY_S)
         dead = leases.dead(cx, clock.now_us(), settings.LEASE_EXPIRY_S)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)

@@ -97,6 +97,11 @@ def is_dead(lease: Lease, now_us: int, expiry_s: float) -> bool:
     return now_us - lease.heartbeat_us > expiry_s * 1e6
 
 
+def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) -> bool:
+    """Whether of all open leases whose holders are not dead this one is the oldest."""
+    return next((one.id for one in open_leases(cx) if not is_dead(one, now_us, expiry_s)), None) == lease
+
+
 def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[int]:
     """The leases whose holders are dead, also those that were reaped: their processes may still run on other hosts."""
     reaped = [row[0] for row in cx.execute("SELECT id FROM lease WHERE end_reason = 'dead'")]

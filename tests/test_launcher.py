@@ -418,3 +418,67 @@ def test_that_a_launch_takes_what_is_planned_for_it_first_and_a_prescheduled_one
             "SELECT job FROM event WHERE to_state = 'RUNNING' AND job IN (?, ?) ORDER BY id", (late, other)
         ).fetchall()
     assert first == [(late,), (other,)]
+
+
+# --- what waits behind what ---------------------------------------------------------------------------------------------
+
+
+def test_that_a_large_job_of_high_priority_starts_beside_a_stream_of_short_ones(bench):
+    bench.app("short", "sleep 0.05")
+    bench.app("true", "true")
+    bench.add({"name": f"s{n}", "application": "short", "node_packing_count": 8} for n in range(600))
+    bench.launch("--nodes", "1")
+    wait_until(lambda: bench.states().get("JOB_FINISHED", 0) > 30)
+    (large,) = bench.add([{"name": "large", "application": "true", "priority": 10}])
+    bench.wait_for(large, "JOB_FINISHED")
+    assert bench.states()["JOB_FINISHED"] < 500
+
+
+def test_that_long_jobs_behind_short_ones_are_not_claimed_without_a_place(bench):
+    bench.app("short", "true")
+    bench.app("long", "sleep 60")
+    bench.add({"name": f"s{n}", "application": "short", "node_packing_count": 4} for n in range(300))
+    bench.add({"name": f"l{n}", "application": "long", "node_packing_count": 4} for n in range(60))
+    bench.launch("--nodes", "1")
+    wait_until(lambda: bench.states().get("JOB_FINISHED", 0) == 300, 60)
+    wait_until(lambda: bench.states()["RUNNING"] == 4, 6)
+
+
+def test_that_a_place_is_not_kept_for_a_job_that_was_killed(bench):
+    bench.app("long", "sleep 60")
+    bench.app("true", "true")
+    first, large = bench.add(
+        [
+            {"name": "first", "application": "long", "node_packing_count": 2, "priority": 5},
+            {"name": "large", "application": "true"},
+        ]
+    )
+    bench.launch("--nodes", "1", BALSAM_HEARTBEAT_S="60")
+    bench.wait_for(first, "RUNNING")
+    (small,) = bench.add([{"name": "small", "application": "true", "node_packing_count": 2}])
+    time.sleep(0.5)  # nothing should happen
+    assert bench.job(small)["state"] == "CREATED"
+    user.kill(bench.db, [large])
+    bench.wait_for(small, "JOB_FINISHED", timeout=5)
+
+
+def test_that_an_output_that_nobody_reads_fails_its_job_alone(bench):
+    bench.app("true", "true")
+    jobs = bench.add({"name": f"j{n}", "application": "true"} for n in range(5))
+    for job in jobs[:3]:
+        bench.path(job).mkdir(parents=True)
+        os.mkfifo(bench.path(job, f"{bench.job(job)['name']}.out"))
+    assert bench.run() == 0
+    assert [bench.job(job)["state"] for job in jobs] == ["FAILED"] * 3 + ["JOB_FINISHED"] * 2
+    assert "the output file" in bench.history(jobs[0])[-2][1]
+
+
+def test_that_the_step_of_a_job_whose_launcher_died_is_done_by_one_that_is_there_already(bench):
+    bench.app("true", "true", postprocess="sleep 3")
+    (job,) = bench.add([{"name": "j", "application": "true"}])
+    first = bench.launch("--persistent")
+    bench.wait_for(job, "RUN_DONE")
+    bench.launch("--persistent", BALSAM_HEARTBEAT_S="0.5")
+    wait_until(lambda: len(list(Path(bench.directory, "log").glob("launcher_*.log"))) == 2)
+    first.kill()
+    bench.wait_for(job, "JOB_FINISHED", timeout=15)

@@ -122,3 +122,23 @@ def test_that_runs_of_the_mpi_command_are_limited_and_alone_where_it_must_be():
     assert [pool.reserve(Shape(1, 2, 4, 0)).nodes for _ in range(2)] == [(0,), (1,)]
     assert pool.reserve(Shape(1, 2, 4, 0)) is None  # two run already
     assert [pool.reserve(Shape(1, 1, 4, 0)).nodes for _ in range(2)] == [(2,), (2,)]
+
+
+def test_that_a_job_that_waits_for_a_gpu_keeps_the_gpu_and_not_the_whole_node():
+    pool = Pool([Node(64, ["0"])])
+    with_gpu, without, other = Shape(1, 1, 64, 1), Shape(1, 1, 64, 0), Shape(1, 1, 32, 0.5)
+    running = pool.reserve(with_gpu)
+    pool.keep_for(with_gpu)
+    assert pool.count(without) == 62  # one share runs, one is kept
+    assert all(pool.reserve(without) for _ in range(62))
+    assert pool.reserve(without) is None
+    pool.release(running)
+    assert pool.reserve(other) is None
+    assert pool.reserve(with_gpu).gpus == (("0",),)
+
+
+def test_that_no_node_is_kept_for_a_job_that_waits_for_another_mpi_run():
+    pool = Pool([Node(4), Node(4)], MpiRules(most=1))
+    assert pool.reserve(Shape(1, 2, 1, 0))
+    pool.keep_for(Shape(1, 2, 1, 0))
+    assert not pool.is_keeping

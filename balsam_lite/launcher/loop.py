@@ -42,6 +42,8 @@ _SHARED_SPACING, _STARVING_SPACING = 20, 5
 _EXPLAIN_PERIOD_S = 10.0
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
 _MOST_AHEAD = 256
+#: What was claimed ahead is given back if none of it has found a place for so long, in seconds.
+_AHEAD_PATIENCE_S = 1.5
 #: One transaction records at most so many ends and takes at most so many jobs, so that others wait for a fraction of a second,
 #: and that the first of many thousand places is filled before the last one is asked for.
 _MOST_AT_ONCE = 1024
@@ -104,6 +106,11 @@ class Launcher:
         self._ahead: deque[Claim] = deque()  # claimed, RUNNING in the database, waiting for a place
         self._exits: list[Exit] = []  # ended, not yet in the database
         self._step_ends: list[StepEnd] = []  # likewise
+        # Others may take its jobs when its last heartbeat is so old: by then they must be stopped. One more try may take as
+        # long as the DB may be busy.
+        db.busy_timeout_s = min(db.busy_timeout_s, settings.LEASE_EXPIRY_S / 6)
+        self._silence_s = settings.LEASE_EXPIRY_S - db.busy_timeout_s - min(settings.KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
+        self._ahead_moved = 0.0  # when one of them found a place
         self._rate = _Rate()
         self.tally = Tally()
         self.stop_reason = ""
@@ -150,11 +157,11 @@ class Launcher:
     def tick(self) -> None:
         """Record ends, take jobs, hear of kills: one write transaction. A failing database is retried, not fatal."""
         started = self._clock.monotonic()
-        work = _Work(self._exits[:_MOST_AT_ONCE], self._step_ends, self._news)
-        room = _Room(self._pool, self._rate.expected(self._tick_period()) - len(self._ahead), self._steps.room)
+        room = _Room(self._pool, self._may_take_ahead, self._steps.room)
         try:
             with self._db.session():
                 self._reap_sometimes(started)
+                work = _Work(self._exits[:_MOST_AT_ONCE], self._step_ends, self._news, self._stranded(started))
                 given = self._transaction(work, room)
         except DatabaseError as exc:
             room.undo()
@@ -177,6 +184,10 @@ class Launcher:
             self._stop_killed(given.held)
         for claim in given.steps:
             self._steps.start(claim)
+        if work.stranded:
+            self._ahead.clear()
+        if not self._ahead:
+            self._ahead_moved = self._last_tick
         self._ahead.extend(claim for claim in given.to_run if claim.place is _AHEAD)
         for claim in given.to_run:
             if isinstance(claim.place, Place):
@@ -185,18 +196,40 @@ class Launcher:
     def _transaction(self, work: _Work, room: _Room) -> _Given:
         now_us = self._clock.now_us()
         with self._db.write() as cx:
-            if self._clock.monotonic() - self._last_heartbeat >= self._settings.HEARTBEAT_S:
-                leases.heartbeat(cx, self._lease, now_us)
-                self._last_heartbeat = self._clock.monotonic()
+            beat_at = self._beat(cx, now_us)
+            claims.give_back(cx, self._lease, work.stranded, now_us, "No place became free for it")
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             step_store.finish(cx, self._lease, work.step_ends, now_us)
             held = claims.still_held(cx, self._lease) if work.news else None
             room.preparations = max(0, room.preparations - len(reported.to_settle))
             to_run, steps = ([], []) if self.stop_reason else self._take(cx, work, room, now_us)
             failpoint("before-commit")
+        self._last_heartbeat = beat_at
         for job in reported.lost:
             log.warning("Job number %d is not this launcher's any more; its end was not recorded.", job)
         return _Given(to_run, [*reported.to_settle, *steps], held)
+
+    def _beat(self, cx: Connection, now_us: int) -> float:
+        """Say that this launcher lives, if it is time; returns when it was said last, on the monotonic clock."""
+        now = self._clock.monotonic()
+        if now - self._last_heartbeat < self._settings.HEARTBEAT_S:
+            return self._last_heartbeat
+        leases.heartbeat(cx, self._lease, now_us)
+        self._db.keep_checkpoints(leases.is_eldest(cx, self._lease, now_us, self._settings.LEASE_EXPIRY_S))
+        return now
+
+    def _may_take_ahead(self, shape: Shape) -> int:
+        """How many jobs of that shape to claim beyond the free places, as they will have one before the next transaction."""
+        if shape.num_nodes > 1 or self._pool.is_keeping:
+            return 0
+        waiting = sum(claim.shape == shape for claim in self._ahead)
+        return self._rate.expected(self._tick_period(), self._clock.now_us(), shape) - waiting
+
+    def _stranded(self, now: float) -> list[int]:
+        """The jobs claimed ahead, if none of them has found a place for long: somebody else may have one."""
+        if not self._ahead or now - self._ahead_moved < _AHEAD_PATIENCE_S:
+            return []
+        return [claim.job for claim in self._ahead]
 
     def _take(self, cx: Connection, work: _Work, room: _Room, now_us: int) -> tuple[list[Claim], list[Claim]]:
         """Jobs to run, and jobs that need a step."""
@@ -206,9 +239,8 @@ class Launcher:
             room.preparations = max(0, room.preparations - len(abandoned))
         if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
             self._workflows = claims.matching_workflows(cx, self._limits.workflow)
+        self._pool.keep_for(None)  # `take` says anew for which job, if for any
         to_run, to_prepare = claims.take(cx, self._lease, room, self._filter(), now_us)
-        if not room.keeps_nodes and not room.is_used_up:
-            self._pool.keep_for(None)
         return to_run, [*abandoned, *to_prepare]
 
     # --- parts of a turn ----------------------------------------------------------------------------------------------
@@ -218,7 +250,7 @@ class Launcher:
         for finished in self._runner.poll():
             self._pool.release(finished.place)
             self._exits.append(finished.exit)
-            self._rate.add(finished.exit)
+            self._rate.add(finished.exit, finished.place.shape)
             self.tally = self.tally.plus(finished.exit.result)
             if finished.exit.result != states.RUN_DONE:
                 first_line = finished.exit.message.partition("\n")[0]
@@ -237,6 +269,7 @@ class Launcher:
             place = None if claim.shape in full else self._pool.reserve(claim.shape)
             if place is not None:
                 self._runner.start(self._ahead.popleft(), place)
+                self._ahead_moved = self._clock.monotonic()
             elif not full and not self._pool.has_room:
                 return
             else:  # those behind it may be of another shape
@@ -267,11 +300,12 @@ class Launcher:
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
         if self._news or self._wants_more or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
-        return self._last_heartbeat + self._settings.HEARTBEAT_S
+        beat = self._last_heartbeat + self._settings.HEARTBEAT_S
+        return min(beat, self._ahead_moved + _AHEAD_PATIENCE_S) if self._ahead else beat
 
     def _breathe(self) -> None:
         """With many short runs let a few end before looking: one turn for each would cost more than the runs do."""
-        if len(self._runner) >= _CROWD and self._rate.expected(_BREATH_S) > 1:
+        if len(self._runner) >= _CROWD and self._rate.expected(_BREATH_S, self._clock.now_us()) > 1:
             self._clock.sleep(_BREATH_S)
 
     def _pause(self) -> float:
@@ -416,8 +450,9 @@ class Launcher:
         if self._failing_since is None:
             self._failing_since = now
             log.error("The DB cannot be used, trying on: %s", exc)
-        elif now - self._failing_since > self._settings.LEASE_EXPIRY_S:
-            raise LostLease(f"The DB could not be used for {now - self._failing_since:.0f} s: {exc}")
+        silent_s = self._last_tick - self._last_heartbeat
+        if silent_s > self._silence_s:
+            raise LostLease(f"The DB could not be used for {self._last_tick - self._failing_since:.0f} s: {exc}")
 
 
 def _described(shape: Shape) -> str:
@@ -434,6 +469,7 @@ class _Work(NamedTuple):
     exits: list[Exit]
     step_ends: list[StepEnd]
     news: bool  # somebody else wrote
+    stranded: list[int]  # jobs claimed ahead, to be given back
 
 
 class _Given(NamedTuple):
@@ -447,8 +483,9 @@ class _Given(NamedTuple):
 class _Room:
     """What one tick offers: the free places, and so many claims ahead of places that will be free soon."""
 
-    def __init__(self, pool: Pool, ahead: int, preparations: int) -> None:
-        self._pool, self._ahead, self.preparations = pool, max(0, ahead), preparations
+    def __init__(self, pool: Pool, ahead_of: Callable[[Shape], int], preparations: int) -> None:
+        self._pool, self._ahead_of, self.preparations = pool, ahead_of, preparations
+        self._ahead: dict[Shape, int] = {}
         self._reserved: list[Place] = []
         self._left = _MOST_AT_ONCE
         self.keeps_nodes = False  # for a job that found no place
@@ -462,7 +499,9 @@ class _Room:
         return not self._pool.never_fits(shape)
 
     def count(self, shape: Shape) -> int:
-        return min(self._pool.count(shape) + (self._ahead if shape.num_nodes == 1 else 0), self._left)
+        if shape not in self._ahead:
+            self._ahead[shape] = max(0, self._ahead_of(shape))
+        return min(self._pool.count(shape) + self._ahead[shape], self._left)
 
     def reserve(self, shape: Shape) -> object:
         if self.is_used_up:
@@ -472,8 +511,8 @@ class _Room:
             self._reserved.append(place)
             self._left -= 1
             return place
-        if self._ahead > 0 and shape.num_nodes == 1 and not self._pool.is_keeping:
-            self._ahead -= 1
+        if self._ahead.get(shape, 0) > 0 and not self._pool.is_keeping:
+            self._ahead[shape] -= 1
             self._left -= 1
             return _AHEAD
         if not self.keeps_nodes:
@@ -491,21 +530,22 @@ class _Rate:
     """How many runs end per second, from the recent ones; short tasks are claimed ahead by it, long ones never."""
 
     _MEMORY_S = 2.0
+    _SILENCE_S = 1.0  # who has not ended for so long may be long ones
 
     def __init__(self) -> None:
-        self._ends: deque[tuple[int, int]] = deque(maxlen=2048)  # start and end
+        self._ends: deque[tuple[int, int, Shape]] = deque(maxlen=2048)  # start, end, and what it was
 
-    def add(self, ended: Exit) -> None:
-        self._ends.append((ended.ended_us if ended.started_us is None else ended.started_us, ended.ended_us))
+    def add(self, ended: Exit, shape: Shape) -> None:
+        self._ends.append((ended.ended_us if ended.started_us is None else ended.started_us, ended.ended_us, shape))
 
-    def expected(self, seconds: float) -> int:
-        """How many will probably end within `seconds`."""
-        if len(self._ends) < 2:
-            return 0
-        newest = self._ends[-1][1]
-        while newest - self._ends[0][1] > self._MEMORY_S * 1e6:
+    def expected(self, seconds: float, now_us: int, shape: Shape | None = None) -> int:
+        """How many, of that shape or of all, will probably end within `seconds`."""
+        while self._ends and now_us - self._ends[0][1] > self._MEMORY_S * 1e6:
             self._ends.popleft()
-        started, ended = self._ends[0]
+        ends = self._ends if shape is None else [end for end in self._ends if end[2] == shape]
+        if len(ends) < 2 or now_us - ends[-1][1] > self._SILENCE_S * 1e6:
+            return 0
+        started, ended, _ = ends[0]
         # Runs that began together end together; their rate is so many in the time that one takes.
-        span_s = max((newest - ended) / 1e6, (ended - started) / 1e6, 0.01)
-        return min(int(len(self._ends) / span_s * seconds), _MOST_AHEAD)
+        span_s = max((ends[-1][1] - ended) / 1e6, (ended - started) / 1e6, 0.01)
+        return min(int(len(ends) / span_s * seconds), _MOST_AHEAD)

@@ -33,6 +33,9 @@ class Cost(NamedTuple):
     cpus: int = 0  # 0: whatever its share of the node has
 
 
+_NOTHING = Cost(0.0, 0.0)
+
+
 class MpiRules(NamedTuple):
     """What the machine's MPI start command allows."""
 
@@ -73,13 +76,15 @@ class Node:
         self.jobs = 0
         self.is_closed = False
 
-    def room_for(self, cost: Cost) -> int:
-        """How many more jobs of that cost fit."""
-        room = 0 if self.is_closed else int((1.0 - self.used + _EPSILON) / cost.share)
+    def room_for(self, cost: Cost, beside: Cost = _NOTHING) -> int:
+        """How many more jobs of that cost fit, `beside` one that is still to come."""
+        room = 0 if self.is_closed else int((1.0 - beside.share - self.used + _EPSILON) / cost.share)
         if cost.cpus and self.name:
-            room = min(room, (self.cpus - self.cpus_used) // cost.cpus)
+            room = min(room, (self.cpus - beside.cpus - self.cpus_used) // cost.cpus)
+        if cost.gpus and beside.gpus:
+            return 0
         if room <= 0 or not cost.gpus:
-            return room
+            return max(room, 0)
         if cost.gpus < 1:
             by_gpu = sum(int((1.0 - load + _EPSILON) / cost.gpus) for load in self.gpu_load.values())
         else:
@@ -149,8 +154,7 @@ class Pool:
     def count(self, shape: Shape) -> int:
         """How many jobs of that shape fit now."""
         cost = self._cost_of(shape)
-        kept = self._kept if shape != self._kept_for else ()
-        free = sum(node.room_for(cost) for number, node in enumerate(self.nodes) if number not in kept)
+        free = sum(self._room(number, shape, cost) for number in range(len(self.nodes)))
         return min(free // shape.num_nodes, self._mpi_room(shape))
 
     def reserve(self, shape: Shape) -> Place | None:
@@ -159,10 +163,9 @@ class Pool:
         if start == len(self.nodes) or self._mpi_room(shape) <= 0:
             return None
         cost = self._cost_of(shape)
-        kept = self._kept if shape != self._kept_for else ()
         chosen: list[int] = []
         for number in range(start, len(self.nodes)):
-            if self.nodes[number].room_for(cost) > 0 and number not in kept:
+            if self._room(number, shape, cost) > 0:
                 chosen.append(number)
                 if len(chosen) == shape.num_nodes:
                     break
@@ -174,6 +177,12 @@ class Pool:
         if self._is_mpi(shape):
             self._mpi_runs += 1
         return Place(tuple(chosen), tuple([self.nodes[number].add(cost) for number in chosen]), shape)
+
+    def _room(self, number: int, shape: Shape, cost: Cost) -> int:
+        """How many more jobs of that shape a node takes, without what it is kept for."""
+        if self._kept_for is None or number not in self._kept or shape == self._kept_for:
+            return self.nodes[number].room_for(cost)
+        return self.nodes[number].room_for(cost, self._cost_of(self._kept_for))
 
     def release(self, place: Place) -> None:
         """Give a place back."""
@@ -192,6 +201,8 @@ class Pool:
 
         Otherwise a large job would never find its nodes free at one time while small ones wait. None: for none any more.
         """
+        if shape is not None and self._mpi_room(shape) <= 0:
+            return  # it waits for the end of another MPI run, wherever that is
         if shape == self._kept_for:
             return
         self._kept_for = shape

@@ -26,7 +26,7 @@ from ..errors import SpawnFailed
 
 #: Python ignores SIGPIPE and SIGXFSZ, and programs inherit what is ignored; these get the system's default back.
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
-_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 #: So many programs are being started at once, at most.
 _THREADS = 3

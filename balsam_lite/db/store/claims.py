@@ -275,7 +275,7 @@ def _take_among(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, am
     candidates = []
     fitting = [s for s in shapes(cx, among) if room.fits(s) and (s.is_serial or not only.serial_only)]
     # Of several shapes one job each, also where there is no place: for the first of those the room may keep one.
-    fewest = int(len(fitting) > 1)
+    fewest = int(len(fitting) > 1 or only.launch is not None)
     for shape in fitting:
         wanted = max(room.count(shape), fewest)
         for source in among:
@@ -451,10 +451,17 @@ def tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now_us: int) ->
         graph.parents_failed(cx, ends[states.FAILED], now_us)
 
 
-def give_back(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
+def give_back(
+    cx: sqlite3.Connection,
+    lease: int,
+    jobs: Sequence[int],
+    now_us: int,
+    note: str = "Not started before the launcher's end",
+) -> None:
     """Return claims that were never started, without counting a restart."""
+    if not jobs:
+        return
     facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(jobs),))
-    note = "Not started before the launcher's end"
     free_lost(cx, [Lost(f, note, has_started=False) for f in facts if f.state == states.RUNNING], now_us)
     release(cx, lease, [f.job for f in facts if f.state != states.RUNNING])
 

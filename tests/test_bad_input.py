@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from elsewhere import BALSAM, balsam, environment
 from helpers import wait_until
+from launching import Bench
 
+from balsam_lite import states
 from balsam_lite.db import location, queries
 from balsam_lite.db.connection import Database
 from balsam_lite.db.store import apps, insert
@@ -210,6 +212,19 @@ def test_that_a_db_in_an_odd_directory_works_from_init_to_the_end(tmp_path: Path
     with open(output, "rb") as file:
         assert file.read() == os.fsencode(os.path.dirname(os.path.realpath(output))) + b"\n"
     assert sorted(os.listdir(tmp_path)) == [name]
+
+
+def test_that_a_name_that_the_locale_cannot_write_fails_its_job_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="utf-8")
+    bench.app("say", "echo")
+    bad, good = bench.add({"name": name, "application": "say"} for name in ("日本", "plain"))
+    try:
+        assert bench.run() == 0
+        assert bench.job(good)["state"] == states.JOB_FINISHED
+        assert bench.job(bad)["state"] == states.FAILED
+        assert "could not be started: unexpected UnicodeEncodeError: " in dict(bench.history(bad))[states.RUN_ERROR]
+    finally:
+        bench.close()
 
 
 def test_that_an_empty_path_names_no_db_not_the_one_around(directory: str) -> None:

@@ -119,6 +119,8 @@ class LocalRunner:
             self._starting[claim.job] = (claim, place)
         except SpawnFailed as exc:
             self._refuse(claim, place, exc)
+        except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the launcher goes on
+            self._refuse(claim, place, SpawnFailed(f"unexpected {type(exc).__name__}: {exc}"))
 
     def _request(self, claim: Claim, place: Place) -> Request:
         argv = commands.argv(claim, place, self._context)

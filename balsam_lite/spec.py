@@ -98,6 +98,8 @@ SHAPE_FIELDS = ("num_nodes", "ranks_per_node", "node_packing_count", "gpus_per_r
 
 #: SQLite keeps 64-bit integers; a count has no business near that.
 _LARGEST = 2**53
+#: Of an amount that is more than nothing. Nobody wants a smaller part of a GPU, and shares of it could not be counted.
+_LEAST_AMOUNT = 0.001
 _LARGEST_TEXT = 1_000_000
 _LONGEST_NAME = 255  # bytes, of one component of a path
 
@@ -186,6 +188,8 @@ def _amount(value: Any) -> float:
         raise ValueError(f"must be a number, not {value!r}") from None
     if not (math.isfinite(value) and 0 <= value <= _LARGEST):
         raise ValueError(f"must be a number of 0 or more, not {value}")
+    if 0 < value < _LEAST_AMOUNT:
+        raise ValueError(f"must be 0 or at least {_LEAST_AMOUNT}, not {value}")
     return int(value) if value == int(value) else value
 
 

@@ -122,6 +122,7 @@ _JOB = ["job", "--name", "j", "--workflow", "w", "--application", "say", "--yes"
         ([*_JOB, "--gpus-per-rank", "nan"], 2, "gpus_per_rank"),
         ([*_JOB, "--gpus-per-rank", "-0.5"], 2, "gpus_per_rank"),
         ([*_JOB, "--gpus-per-rank", "1e400"], 2, "gpus_per_rank"),
+        ([*_JOB, "--gpus-per-rank", "1e-309"], 2, "gpus_per_rank must be 0 or at least 0.001, not 1e-309"),
         ([*_JOB, "--priority", "1.5"], 2, "priority"),
         ([*_JOB, "--restart-limit", "-1"], 2, "restart_limit"),
         ([*_JOB, "--wall-time-minutes", "0"], 2, "wall_time_minutes"),

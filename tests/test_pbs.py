@@ -333,6 +333,28 @@ def test_that_broken_json_is_read_as_text_and_json_is_asked_for_again(site: Site
     assert ["json" in line for line in asked] == [True, False, True, False]
 
 
+BROKEN_JSON = '{"Jobs": {"7.pbs": {"ODD": "\\x"}}}\n'
+UNKNOWN = "qstat: Unknown Job Id 9.pbs\n"
+
+
+def test_that_broken_json_is_read_as_text_also_where_one_of_the_ids_is_unknown(tmp_path: Path) -> None:
+    command = tmp_path / "qstat"
+    (tmp_path / "json").write_text(BROKEN_JSON)
+    (tmp_path / "text").write_text(LONG_FORM)
+    command.write_text(
+        f'#!/bin/sh\necho "{UNKNOWN.strip()}" >&2\n'
+        f'case "$*" in *json*) cat {tmp_path}/json;; *) cat {tmp_path}/text;; esac\nexit 153\n'
+    )
+    command.chmod(0o755)
+    scheduler = PBSScheduler(Settings(SCHEDULER_STATUS_EXE=str(command)))
+    assert set(scheduler.poll({"7.pbs": "", "8.pbs": "", "9.pbs": ""})) == {"7.pbs", "8.pbs"}
+
+
+def test_that_an_answer_that_cannot_be_read_is_none_also_where_one_of_the_ids_is_unknown() -> None:
+    assert ADAPTER.parse_statuses(Completed(["qstat", "7.pbs", "9.pbs"], 153, BROKEN_JSON, UNKNOWN)) is None
+    assert ADAPTER.parse_statuses(Completed(["qstat", "9.pbs"], 153, "", UNKNOWN)) == {}
+
+
 @pytest.mark.parametrize("site", ["torque"], indirect=True)
 def test_that_an_old_qstat_is_asked_for_json_once(site: Site) -> None:
     waiting = site.waiting()

@@ -179,6 +179,30 @@ def test_that_a_batch_job_inherits_nothing_from_the_job_that_submits_it():
     assert inside[:6] == ["env", *unset, "sbatch"]
 
 
+def command(path, text):
+    """A command that prints that text."""
+    path.with_name(f"{path.name}.text").write_text(text)
+    path.write_text(f"#!/bin/sh\nexec cat {path}.text\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_that_a_batch_job_that_only_sacct_has_and_calls_running_lives(tmp_path):
+    status = command(tmp_path / "squeue", squeue_line("8"))
+    command(tmp_path / "sacct", line("7", "RUNNING", "0:0", "1795342663", "1795342664", "Unknown", "qlaunch1"))
+    scheduler = SlurmScheduler(SLURM._replace(SCHEDULER_STATUS_EXE=status))
+    assert scheduler.poll({"7": ""})["7"].state == base.RUNNING
+
+
+def test_that_a_line_that_cannot_be_read_does_not_make_its_batch_job_absent(tmp_path):
+    status = command(tmp_path / "squeue", squeue_line("8") + line("7", "RUNNING", "0"))
+    command(tmp_path / "sacct", "")
+    scheduler = SlurmScheduler(SLURM._replace(SCHEDULER_STATUS_EXE=status))
+    with pytest.raises(PollFailed):
+        scheduler.poll({"7": "", "8": ""})
+    assert set(scheduler.poll({"8": ""})) == {"8"}
+
+
 def test_that_the_settings_name_the_commands_and_sacct_lies_beside_squeue():
     adapter = SlurmAdapter(1000, "/s/sbatch", "/q/squeue", "/c/scancel", environ={})
     assert adapter.submit_argv(SUBMISSION)[0] == "/s/sbatch"

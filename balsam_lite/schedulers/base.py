@@ -284,7 +284,7 @@ class Adapter(Protocol):
         """The command that tells of batch jobs that `status_argv` does not list any more; [] where there is none."""
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
-        """Every ended batch job in the answer, by id; {} where it says nothing."""
+        """Every batch job in the answer, by id, also one that lives; {} where it says nothing."""
 
     def read_past(self, native_id: str, output: str) -> BatchStatus | None:
         """How a batch job ended, from a file that the scheduler left beside its output; None where there is none."""
@@ -328,7 +328,7 @@ class CommandScheduler:
             read = None if native_id in found else self._adapter.read_past(native_id, output)
             if read is not None:
                 found[native_id] = read
-        return {native_id: status for native_id, status in found.items() if native_id in outputs and status.is_ended}
+        return {native_id: status for native_id, status in found.items() if native_id in outputs}
 
     def _run(self, argv: list[str], directory: str | None = None) -> Completed:
         environ = {**os.environ, **self._adapter.environ()}
@@ -350,10 +350,14 @@ class CommandScheduler:
 
     def _statuses(self, ids: Collection[str]) -> dict[str, BatchStatus]:
         answer = self._run(self._adapter.status_argv(ids))
-        statuses = None if answer.returncode is None else self._adapter.parse_statuses(answer)
+        statuses = None if answer.returncode is None else self._parse(answer, ids)
         if statuses is None:
             raise PollFailed(f"{self.name} did not tell the state of its batch jobs.", **answer._asdict())
         return statuses
+
+    def _parse(self, answer: Completed, ids: Collection[str]) -> dict[str, BatchStatus] | None:
+        """Every batch job in the answer to a question about `ids`; None where it does not tell of all of them."""
+        return self._adapter.parse_statuses(answer)
 
 
 # --- which scheduler --------------------------------------------------------------------------------------------------

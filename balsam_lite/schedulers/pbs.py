@@ -84,7 +84,7 @@ class PBSScheduler(CommandScheduler):
         if self._adapter is not self._text:
             if _is_misunderstood(answer):
                 self._adapter = self._text
-            if self._adapter is self._text or (answer.ok and _load(answer.stdout) is None):
+            if self._adapter is self._text or _is_broken(answer):
                 answer = self._run(self._text.status_argv(ids))
         statuses = None if answer.returncode is None else self._adapter.parse_statuses(answer)
         if statuses is None:
@@ -149,7 +149,7 @@ class PBSAdapter:
             return None
         jobs = _load(answer.stdout)
         found = base.by_id(status_of(native_id, values) for native_id, values in jobs or parse_text(answer.stdout))
-        if not found and jobs is None and answer.ok:
+        if not found and _is_broken(answer):
             return None
         asked = {_number(word): word for word in answer.argv[1:] if _ID.fullmatch(word)}
         named = ((asked.get(_number(native_id), native_id), status) for native_id, status in found.items())
@@ -190,6 +190,12 @@ def _is_believable(answer: Completed) -> bool:
         return True
     complaints = [line for line in answer.stderr.splitlines() if line.startswith("qstat:")]
     return answer.returncode in _UNKNOWN_CODES and all(map(_UNKNOWN.search, complaints))
+
+
+def _is_broken(answer: Completed) -> bool:
+    """Whether this is no JSON, and more than the complaint that none of the batch jobs is known."""
+    said_something = answer.ok or (answer.returncode in _UNKNOWN_CODES and bool(answer.stdout.strip()))
+    return said_something and _load(answer.stdout) is None
 
 
 def _load(text: str) -> list[tuple[str, _Attributes]] | None:

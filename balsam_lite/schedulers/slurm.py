@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ..clock import SECOND_US
@@ -112,6 +112,11 @@ class SlurmScheduler(CommandScheduler):
         super().__init__(SlurmAdapter(os.getuid(), *commands, environ=environ), timeout_s=settings.SCHEDULER_TIMEOUT_S)
         self.domain = "@".join(filter(None, (self.name, _cluster(environ))))
 
+    def _parse(self, answer: Completed, ids: Collection[str]) -> dict[str, BatchStatus] | None:
+        found = super()._parse(answer, ids)
+        garbled = set(ids) & unreadable(answer.stdout)  # those of others do not matter
+        return None if found is None or garbled - found.keys() else found
+
 
 class SlurmAdapter:
     """See `base.Adapter`. The commands may be given by their paths; "" is: by name, found on PATH.
@@ -210,6 +215,20 @@ def parse_squeue(text: str) -> dict[str, BatchStatus] | None:
     return _parse(text, len(_SQUEUE_FIELDS), _squeue_status)
 
 
+def unreadable(text: str) -> set[str]:
+    """The ids at the beginning of lines of squeue that cannot be read further; whether they live is unknown.
+
+    >>> unreadable(f"7{_SEPARATOR}RUNNING\\n"), unreadable("8 is what it says\\n")
+    ({'7'}, set())
+    """
+    rows = [line.split(_SEPARATOR) for line in text.split("\n")]
+    return {row[0] for row in rows if _is_id(row[0]) and not _is_whole(row, len(_SQUEUE_FIELDS))}
+
+
+def _is_whole(row: Sequence[str], count: int) -> bool:
+    return len(row) == count and _is_id(row[0]) and bool(row[1].strip())
+
+
 def parse_sacct(text: str) -> dict[str, BatchStatus]:
     """The batch jobs of an answer of `sacct --allocations`, by id.
 
@@ -227,7 +246,7 @@ def _parse(text: str, count: int, make: Callable[[list[str]], BatchStatus]) -> d
     # Not splitlines: paths may hold what that takes for the end of a line.
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("CLUSTER:")]
     rows = [line.split(_SEPARATOR) for line in lines]
-    found = base.by_id(make(row) for row in rows if len(row) == count and _is_id(row[0]) and row[1].strip())
+    found = base.by_id(make(row) for row in rows if _is_whole(row, count))
     return found if found or not lines else None
 
 

@@ -98,7 +98,11 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
 
 
 def run_on(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions, company: Company) -> int:
-    """The same on these resources, of which this host is one."""
+    """The same on these resources, of which this host is one.
+
+    Raises:
+        LostLease: somebody took this launcher for dead while it got ready; nothing was taken.
+    """
     db = location.open_database(db_directory, settings)
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     clock = SystemClock()
@@ -113,10 +117,17 @@ def run_on(found: Resources, db_directory: str, settings: Settings, options: Lau
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
     context = _context(db, lease, options, found)
     company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db.directory, one) for one in dead))
+    _beat(db, lease, clock)  # the nodes may have taken minutes
     freed = reap_dead(db, settings, clock)
     if freed:
         log.info("Freed %d job(s) of dead launchers.", freed)
+    _beat(db, lease, clock)  # and what had to end first, too
     return _run(db, settings, options, found, lease, clock, context, company)
+
+
+def _beat(db: Database, lease: int, clock: Clock) -> None:
+    with db.write() as cx:
+        leases.heartbeat(cx, lease, clock.now_us())
 
 
 def _run(

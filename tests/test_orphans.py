@@ -1,0 +1,63 @@
+"""What dead launchers leave behind, and what a launcher does before it takes jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balsam_lite.clock import SystemClock
+from balsam_lite.db import location
+from balsam_lite.db.connection import Database
+from balsam_lite.db.store import leases
+from balsam_lite.launcher import logs, main
+from balsam_lite.launcher.commands import NO_MPI
+from balsam_lite.launcher.nodes import Node
+from balsam_lite.launcher.resources import LauncherOptions, Resources
+from balsam_lite.settings import Settings
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    made = location.create(str(tmp_path / "db"))
+    yield made
+    made.close()
+
+
+class SlowNodes(main.OneHost):
+    """Nodes that need longer than a lease lasts."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def begin(self, *_: Any) -> None:
+        with self._db.write() as cx:
+            cx.execute("UPDATE lease SET heartbeat = 1")
+
+
+def test_that_a_launcher_is_heard_of_again_when_its_nodes_are_ready_and_before_it_reaps(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    opened: set[Database] = set()
+
+    def look(its: Database, *_: Any) -> int:
+        opened.add(its)
+        with db.read() as cx:
+            heard.extend(lease.heartbeat_us for lease in leases.open_leases(cx))
+        with db.write() as cx:
+            cx.execute("UPDATE lease SET heartbeat = 1")
+        return 0
+
+    monkeypatch.setattr(logs, "set_up", lambda *_: "no log")
+    monkeypatch.setattr(main, "reap_dead", look)
+    monkeypatch.setattr(main, "_run", look)
+    began_us = SystemClock.now_us()
+    found = Resources([Node(1)], None, None, "", NO_MPI)
+    assert main.run_on(found, db.directory, Settings.load(db.directory), LauncherOptions(), SlowNodes(db)) == 0
+    for its in opened:
+        its.close()
+    assert len(heard) == 2
+    assert min(heard) >= began_us

@@ -403,14 +403,54 @@ def test_that_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_
     assert stage.results(stage.go()) == {5: (states.RESTART_READY, "")}
 
 
-def test_that_a_rank_that_mpi_calls_dead_is_lost_at_once() -> None:
+def test_that_a_rank_that_mpi_calls_dead_is_lost_only_after_its_guard_has_had_time_to_end_its_jobs() -> None:
     stage = Stage()
     stage.runner.start(claim(1), place(1))
     stage.go()
     stage.frozen.add(1)
     stage.crew.post._link.broken.add(1)
-    ended = stage.results(stage.go(2, 1.0))
-    assert ended == {1: (states.RESTART_READY, "Lost node 1 (host1): MPI says that it is gone")}
+    assert stage.go(1, 1.0) == []
+    stage.runner.start(claim(2), place(1))
+    assert stage.go(6, 0.5) == []  # the grace is 0.7 s
+    lost = {one.exit.job: one.exit for one in stage.go(2, 1.0)}
+    assert lost[1].message == "Lost node 1 (host1): MPI says that it is gone"
+    assert {one.result for one in lost.values()} == {states.RESTART_READY}
+    assert lost[2].started_us is None  # it was not even told
+    assert stage.pool.nodes[1].is_closed
+
+
+def test_that_a_rank_that_dies_before_it_has_jobs_is_lost_at_once() -> None:
+    stage = Stage(begins=False)
+    stage.frozen.add(1)
+    stage.crew.post._link.broken.add(1)
+    began = stage.clock.now
+    stage.crew.gather()
+    assert stage.crew.left_out == {1: "MPI says that it is gone"}
+    assert stage.clock.now - began < 2
+
+
+def test_that_nobody_leaves_together_with_a_rank_that_has_just_died() -> None:
+    stage = Stage()
+    stage.frozen.add(1)
+    stage.crew.post._link.broken.add(1)
+    assert not stage.crew.dismiss(in_good_order=True)
+    assert not stage.servers[2].leaves_together
+
+
+def test_that_a_node_whose_mpi_process_is_gone_ends_its_jobs_before_it_says_so() -> None:
+    stage = Stage()
+    stage.go()
+    server, hands, sent = stage.servers[1], stage.hands[1], stage.wire.sent
+    server._parent = -1
+    before = len(sent)
+    told: list[int] = []
+    hands.abandon = lambda: told.append(len(sent) - before)  # type: ignore[method-assign]
+    stage.clock.now += 1
+    with pytest.raises(Gone, match="on this node is gone"):
+        server._look_around()
+    assert told == [0]
+    stage.runner.poll()
+    assert stage.crew.left_out == {1: "the process that started it is gone"}
 
 
 def test_that_a_node_that_hears_nothing_of_rank_0_ends_its_jobs_before_they_are_given_away() -> None:

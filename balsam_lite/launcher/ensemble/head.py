@@ -30,6 +30,8 @@ _BYE_LIMIT_S = 10.0
 LOST_AFTER_HEARTBEATS = 3.0
 #: Whoever has nothing to say for so many heartbeats says that it lives.
 ALIVE_HEARTBEATS = 0.5
+#: The guard of a dead rank ends the jobs within their grace; after so many more seconds none of them runs any more.
+_GUARD_S = 3.0
 #: Silence is looked for so often, in seconds.
 _SILENCE_PERIOD_S = 0.5
 
@@ -50,6 +52,8 @@ class Crew:
         self.members: dict[int, words.Hello] = {}  # as they said themselves
         self.left_out: dict[int, str] = {}  # why: it never answered, was lost, or cannot run jobs
         self._newly_left_out: dict[int, str] = {}
+        self._broken_since: dict[int, float] = {}  # whom MPI calls gone
+        self._ending_s = 0.0  # so long the jobs of such a rank may still run
         self._look_at = 0.0
         self.post.show_life()
 
@@ -59,6 +63,7 @@ class Crew:
 
     def begin(self, orders: words.Begin, limit_s: float = _HELLO_LIMIT_S) -> None:
         """Have them end what dead launchers left on their nodes, and get ready to run jobs. Waits until they are."""
+        self._ending_s = orders.grace_s + _GUARD_S
         for rank in self.members:
             self.post.say(rank, words.BEGIN, tuple(orders))
         self._wait_for(words.READY, self._note_readiness, limit_s + orders.grace_s)
@@ -127,13 +132,23 @@ class Crew:
         if now >= self._look_at:
             self._look_at = now + _SILENCE_PERIOD_S
             for rank in self._others:
-                self._judge(rank, self.post.silent_s(rank))
+                self._judge(rank, self.post.silent_s(rank), now)
         lost, self._newly_left_out = self._newly_left_out, {}
         return lost
 
-    def _judge(self, rank: int, silent_s: float) -> None:
-        if silent_s > self._lost_after_s:
-            self.leave_out(rank, "MPI says that it is gone" if math.isinf(silent_s) else f"it was silent for {silent_s:.0f} s")
+    def _judge(self, rank: int, silent_s: float, now: float) -> None:
+        if math.isinf(silent_s):
+            self._wait_for_its_guard(rank, now)
+        elif silent_s > self._lost_after_s:
+            self.leave_out(rank, f"it was silent for {silent_s:.0f} s")
+
+    def _wait_for_its_guard(self, rank: int, now: float) -> None:
+        """Leave out a rank that is gone, but not before its jobs are: nobody else may have them until then."""
+        if rank not in self._broken_since:
+            self._broken_since[rank] = now
+            self.post.doubt(rank)  # what it is told now was never begun
+        if now - self._broken_since[rank] >= self._ending_s:
+            self.leave_out(rank, "MPI says that it is gone")
 
     def abandon(self) -> None:
         """Have all end what they run at once; nothing is heard of it any more."""
@@ -143,8 +158,8 @@ class Crew:
 
     def dismiss(self, in_good_order: bool) -> bool:
         """Send all away; returns whether they all heard of it, so that MPI can be left together."""
-        together = in_good_order and not self.left_out
-        missing = {rank for rank in self._others if rank not in self.left_out}
+        missing = {rank for rank in self._others if rank not in self.left_out and not math.isinf(self.post.silent_s(rank))}
+        together = in_good_order and len(missing) == len(self._others)
         if not in_good_order:
             self.abandon()
         for rank in self._others:
@@ -154,7 +169,7 @@ class Crew:
             missing -= {rank for rank, said in self.post.hear() if said[0] in (words.BYE, words.GONE)}
             missing -= self.newly_left_out().keys()
         self.post.close()
-        return together and not missing
+        return together and not missing and not self.left_out
 
 
 class EnsembleRunner:

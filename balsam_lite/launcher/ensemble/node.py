@@ -167,6 +167,7 @@ class NodeServer:
             return
         self._look_at = now + _IDLE_PERIOD_S
         if os.getppid() != self._parent:
+            self._abandon()  # before rank 0 hears of it, and gives the jobs to others
             self._post.say_first(HEAD, words.GONE, "the process that started it is gone")
             self._post.send()
             raise Gone("the MPI command's own process on this node is gone")

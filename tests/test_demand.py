@@ -192,7 +192,26 @@ def test_that_a_launch_was_idle_only_if_nobody_ran_any_of_its_jobs(db):
         lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
         (claim,) = claims.take(cx, lease, Slots(1), Filter(launch=retried, launch_only=True), 2).to_run
         claims.give_back(cx, lease, [claim.job], 3)
-    assert [was_idle(number) for number in (without, idle, used, retried, 99)] == [False, True, False, False, False]
+    assert [was_idle(number) for number in (without, idle, used, retried, 99)] == [True, True, False, False, False]
+
+
+def test_that_the_last_of_many_planned_jobs_shows_that_a_launch_was_not_idle(db):
+    number = launch(db)
+    jobs = add(db, *[{"queued_launch_id": number} for _ in range(150)])
+    with db.write() as cx:
+        cx.execute("INSERT INTO event (job, time, from_state, to_state) VALUES (?, ?, '', 'RUNNING')", (jobs[-1], 10**18))
+        assert not reservations.was_idle(cx, number)
+
+
+def test_that_a_launch_with_nothing_planned_was_idle_unless_a_launcher_began_in_it(db):
+    number = launch(db)
+    with db.write() as cx:
+        cx.execute("UPDATE batch_job SET scheduler_id = '12.host', created = 100 WHERE id = ?", (number,))
+        for kind, scheduler_id, opened in (("launcher", "12", 99), ("service", "12", 101), ("launcher", "13", 101)):
+            leases.open_lease(cx, kind, identity.Holder.current(), scheduler_id, opened)
+        assert reservations.was_idle(cx, number)
+        leases.open_lease(cx, "launcher", identity.Holder.current(), "12", 101)
+        assert not reservations.was_idle(cx, number)
 
 
 # --- taking -----------------------------------------------------------------------------------------------------------

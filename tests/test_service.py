@@ -23,7 +23,7 @@ from balsam_lite.identity import Holder
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus
 from balsam_lite.schedulers.submission import SUBMISSION_PATIENCE_S, LaunchRequest
-from balsam_lite.service import loop, main
+from balsam_lite.service import loop, main, packer
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import Queue, Range
 from balsam_lite.settings import Settings
@@ -368,6 +368,50 @@ def test_that_a_launch_that_did_something_ends_the_pauses(desk):
     with desk.db.write() as cx:
         leases.close_lease(cx, lease, 1, "")
     assert desk.turns() == 1
+
+
+def test_that_launches_that_do_not_even_tidy_up_are_not_repeated_without_end(desk):
+    desk.add(1)
+    user.set_state(desk.db, [1], "RUN_DONE")
+    submitted = 0
+    for _ in range(120):
+        submitted += desk.turns()
+        desk.scheduler.statuses = {key: BatchStatus(key, base.FAILED) for key in desk.scheduler.statuses}
+        desk.clock.sleep(1)
+    assert submitted == 3
+    assert desk.planned() == {}
+
+
+def test_that_a_launch_that_tidied_up_ends_the_pauses(desk):
+    desk.add(1)
+    user.set_state(desk.db, [1], "RUN_DONE")
+    assert desk.turns() == 1
+    desk.run_some(0, "1001.host")
+    desk.scheduler.says("1001", base.FINISHED)
+    assert desk.turns() == 1, "it is not left alone, though the work is still there"
+
+
+def test_that_pauses_stay_as_long_as_they_are_after_a_thousand_failures(desk):
+    for _ in range(1100):
+        desk.service._pause("debug", "it fails")
+    assert desk.service._pauses["debug"].until == desk.clock.monotonic() + 600
+
+
+def test_that_a_setting_that_turns_out_wrong_at_submission_is_a_pause_and_not_the_end(desk, monkeypatch):
+    monkeypatch.setattr(desk.service, "_may_mix", lambda: (_ for _ in ()).throw(SettingsError("MPIRUN makes no sense")))
+    launch = packer.Launch("debug", 2, 30, "mixed", ())
+    assert not desk.service.submit(launch)
+    assert "MPIRUN makes no sense" in desk.service._note["error"]
+
+
+def test_that_a_launch_that_is_queued_again_has_all_its_time(desk):
+    desk.add(4, wall_time_minutes=25)
+    assert desk.turns() == 1
+    with desk.db.read() as cx:
+        (row,) = batch_queries.open_rows(cx, "fake")
+        row.update(state=base.QUEUED, started=desk.clock.now_us() - 20 * 60 * SECOND_US)
+        supply = loop._supply(cx, row, [], [], 2, desk.clock.now_us())
+    assert supply.minutes == row["wall_minutes"] - 2
 
 
 def test_that_a_vanished_launch_gives_its_jobs_back_once_and_they_get_another(desk):

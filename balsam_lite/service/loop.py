@@ -25,7 +25,7 @@ from ..db.store.leases import Lease
 from ..errors import DatabaseError, InputError, LostLease, PollFailed, SchedulerError
 from ..launcher import mpirun
 from ..launcher.reaper import reap_dead
-from ..schedulers import submission
+from ..schedulers import base, submission
 from ..schedulers.base import Scheduler
 from ..schedulers.submission import LaunchRequest
 from ..settings import Settings
@@ -40,6 +40,8 @@ KIND = "service"
 _MOST_PLANNED = 2000
 #: A queue that fails is left alone for longer each time, at most so many seconds.
 _LONGEST_PAUSE_S = 600.0
+#: Beyond these even the shortest period has become that; 2.0**1024 is no number.
+_MOST_DOUBLINGS = 20
 #: A launch needs this long to start, and its launcher leaves so many seconds before the batch job's end, beside the grace.
 _START_MIN, _END_S = 1, 5.0
 #: Finishing what a dead launcher left takes no time, but a launcher.
@@ -83,7 +85,7 @@ def _supply(
 ) -> Supply:
     minutes = float(row["wall_minutes"] - margin)
     promised = sum(packer.cost(work) * work.jobs for work in planned)
-    if row["started"] is not None:
+    if row["state"] == base.RUNNING and row["started"] is not None:  # one that is queued again has all its time
         minutes = row["wall_minutes"] - (now_us - row["started"]) / (60 * SECOND_US)
         own = [lease.id for lease in holders if lease.scheduler_id == row["scheduler_id"] != ""]
         promised += demand.held_node_minutes(cx, own, now_us)
@@ -290,9 +292,9 @@ class Service:
 
     def submit(self, launch: Launch) -> bool:
         """Plan jobs for the launch and submit it. Returns False, with the queue left alone for a while, if that failed."""
-        mode = "mpi" if launch.job_mode == "mixed" and not self._may_mix() else launch.job_mode
-        request = LaunchRequest(launch.nodes, launch.minutes, queue=launch.queue, job_mode=mode)
         try:
+            mode = "mpi" if launch.job_mode == "mixed" and not self._may_mix() else launch.job_mode
+            request = LaunchRequest(launch.nodes, launch.minutes, queue=launch.queue, job_mode=mode)
             row = submission.submit_launch(
                 self._db, self._settings, request, self._scheduler, lambda row: self._plan(row["id"], launch)
             )
@@ -319,7 +321,7 @@ class Service:
 
     def _pause(self, queue: str, reason: str) -> None:
         failures = self._pauses[queue].failures + 1 if queue in self._pauses else 1
-        seconds = min(_LONGEST_PAUSE_S, self._settings.SERVICE_PERIOD * 2.0**failures)
+        seconds = min(_LONGEST_PAUSE_S, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MOST_DOUBLINGS))
         first = reason.partition("\n")[0]
         self._pauses[queue] = Pause(failures, self._clock.monotonic() + seconds, f"after {failures} failure(s), {first}")
         self._failed(f"{queue}: {reason}\nThe next try in this queue is in {seconds:.0f} s.")

@@ -18,8 +18,6 @@ from .claims import Shape, Source
 
 #: Jobs in one transaction; so many take some milliseconds.
 _BATCH = 1000
-#: Jobs of an ended launch whose history is looked at for whether the launch did anything.
-_SAMPLE = 100
 
 _OF_LAUNCH = "FROM job INDEXED BY job_queued_launch WHERE queued_launch_id = ?"
 _ENDS = sql_list(states.END_STATES)
@@ -78,16 +76,25 @@ def give_back(db: Database, launch: int) -> int:
 def was_idle(cx: sqlite3.Connection, launch: int) -> bool:
     """Whether no job that is planned for the launch has been run since that was made. Inside the caller's transaction.
 
-    False for a launch without reservations, so ask before `give_back`.
+    Where none is planned: whether no launcher has begun in it. So ask before `give_back`.
     """
-    row = cx.execute("SELECT created FROM batch_job WHERE id = ?", (launch,)).fetchone()
+    row = cx.execute("SELECT created, scheduler_id FROM batch_job WHERE id = ?", (launch,)).fetchone()
     planned = cx.execute(f"SELECT 1 {_OF_LAUNCH} LIMIT 1", (launch,)).fetchone()
     begun = cx.execute(f"SELECT 1 {_OF_LAUNCH} AND (lease IS NOT NULL OR state IN ({_ENDS})) LIMIT 1", (launch,)).fetchone()
-    if row is None or planned is None or begun is not None:
+    if row is None or begun is not None:
         return False
+    if planned is None:
+        return not _had_launcher(cx, *row)
     run = cx.execute(
-        f"""SELECT 1 FROM (SELECT id {_OF_LAUNCH} LIMIT ?) AS planned JOIN event ON event.job = planned.id
+        f"""SELECT 1 FROM (SELECT id {_OF_LAUNCH}) AS planned JOIN event ON event.job = planned.id
             WHERE event.time >= ? AND event.to_state = '{states.RUNNING}' LIMIT 1""",
-        (launch, _SAMPLE, row[0]),
+        (launch, row[0]),
     ).fetchone()
     return run is None
+
+
+def _had_launcher(cx: sqlite3.Connection, created_us: int, scheduler_id: str) -> bool:
+    """Whether a launcher has begun in the batch job of that id. PBS leaves the server behind the dot out, or does not."""
+    found = cx.execute("SELECT scheduler_id FROM lease WHERE kind = 'launcher' AND opened >= ?", (created_us,))
+    number = scheduler_id.partition(".")[0]
+    return number != "" and any(row[0].partition(".")[0] == number for row in found)

@@ -445,6 +445,7 @@ def test_that_settings_without_sense_are_errors(machine: Machine, settings: Sett
 # --- what is inherited ------------------------------------------------------------------------------------------------
 
 OF_RANKS = [
+    "GFORTRAN_UNBUFFERED_PRECONNECTED",
     "HYDI_CONTROL_FD", "MPI_LOCALNRANKS", "MPI_LOCALRANKID", "PMI_FD", "PMI_HOSTNAME", "PMI_RANK", "PMI_SIZE", "PMI2_X",
     "PMIX_NAMESPACE", "PMIX_RANK", "PMIX_SERVER_URI41", "OMPI_COMM_WORLD_RANK", "OMPI_UNIVERSE_SIZE", "OMPI_COMMAND",
     "OMPI_MCA_initial_wdir", "OMPI_MCA_ess", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_hnp_uri", "OMPI_MCA_pmix",

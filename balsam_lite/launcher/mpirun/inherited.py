@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping
 
 #: Source: the environment of a rank, compared with that of its mpiexec, of MPICH 5.0.2, Open MPI 4.1.8 and 5.0.11, and of a
-#: task of Slurm 22.05.8 (tried); intro_pmi(3) of Cray MPI and aprun(1); jsrun(1); Slurm's "OUTPUT ENVIRONMENT VARIABLES".
+#: task of Slurm 22.05.8 (tried; gfortran's variable is set by Hydra); intro_pmi(3) of Cray MPI and aprun(1); jsrun(1);
+#: Slurm's "OUTPUT ENVIRONMENT VARIABLES".
 _OF_RANKS = re.compile(
     rb"""
     PMI_ | PMI2_ | PMIX_ | HYDI_ | MPI_LOCAL | PALS_ | ALPS_APP_ | JSM_
     | OMPI_ | OPAL_USER_PARAMS_GIVEN$ | PRTE_
+    | GFORTRAN_UNBUFFERED_PRECONNECTED$
     | MPIRUN_(RANK|NPROCS|ID)$ | MV2_COMM_WORLD_ | I_MPI_INFO_
     | SLURM_( PROCID$ | LOCALID$ | NODEID$ | GTIDS$ | TASK_PID$ | NPROCS$ | NTASKS | STEP | SRUN_COMM | LAUNCH_NODE_IPADDR$
             | TOPOLOGY_ADDR | DISTRIBUTION$ | UMASK$ | CPU_BIND | MEM_BIND | CPUS_PER_TASK$ | PMI | TRES_PER_TASK$

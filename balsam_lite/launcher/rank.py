@@ -132,12 +132,13 @@ def _nodes(found: Resources, hellos: dict[int, words.Hello], settings: Settings,
     """The batch job's nodes in the order of the ranks, with what each has found on itself where nobody says what it has."""
     says_cpus = settings.CPUS_PER_NODE or (found.batch and found.batch.cpus_per_node)
     says_gpus = options.gpus_per_node is not None or settings.GPUS_PER_NODE >= 0
+    of_batch = tuple(map(str, range((found.batch and found.batch.gpus_per_node) or 0)))
     names = names_by_rank([node.name for node in found.nodes], {rank: hello.host for rank, hello in hellos.items()})
     made = []
     for rank, (name, node) in enumerate(zip(names, found.nodes)):
         hello = hellos.get(rank)
         cpus = node.cpus if says_cpus or hello is None else hello.cpus
-        gpus = tuple(node.gpu_load) if says_gpus or hello is None else hello.gpus or tuple(node.gpu_load)
+        gpus = tuple(node.gpu_load) if says_gpus or hello is None else hello.gpus or of_batch
         made.append(Node(cpus, gpus, name))
         made[-1].is_closed = hello is None
     return made

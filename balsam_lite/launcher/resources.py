@@ -106,7 +106,8 @@ def _named(options: LauncherOptions, settings: Settings, batch: Allocation) -> l
     cpus = settings.CPUS_PER_NODE or batch.cpus_per_node or machine.cpus()
     gpus = _gpus_of_named(options, settings, batch)
     _refuse_too_many(len(names), len(gpus) * len(names))
-    return [Node(cpus, gpus, name) for name in names]
+    here, elsewhere = batch.this_node or batch.node_names[0], _on_another_node(gpus)
+    return [Node(cpus, gpus if name == here else elsewhere, name) for name in names]
 
 
 def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocation) -> tuple[str, ...]:
@@ -117,6 +118,17 @@ def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocati
         if found or batch.gpus_per_node is None:
             return found
     return tuple(map(str, range((batch.gpus_per_node or 0) if per_node is None else per_node)))
+
+
+def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
+    """The same GPUs of a node that is like this one; a UUID names a GPU of this one and no other.
+
+    >>> _on_another_node(("2", "3")), _on_another_node(("0.0", "0.1")), _on_another_node(("GPU-8932f937", "GPU-5ad1"))
+    (('2', '3'), ('0.0', '0.1'), ('0', '1'))
+    """
+    if all(gpu.replace(".", "").isdigit() for gpu in gpus):
+        return gpus
+    return tuple(map(str, range(len(gpus))))
 
 
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:

@@ -36,7 +36,7 @@ WIDE = Queue("wide", True, 1, (Range(8, 64, 30, 180),))
 class FakeScheduler:
     """Answers what the test says."""
 
-    name, template, domain = "FakeScheduler", "local.tmpl", "fake"
+    name, template, domain, timeout_s = "FakeScheduler", "local.tmpl", "fake", 60.0
 
     def __init__(self):
         self.submitted, self.statuses, self.asked = [], {}, 0
@@ -523,7 +523,7 @@ from balsam_lite.settings import Settings
 directory, queue, moment = sys.argv[1:]
 
 class Scheduler:
-    name, template, domain = "FakeScheduler", "local.tmpl", "fake"
+    name, template, domain, timeout_s = "FakeScheduler", "local.tmpl", "fake", 60.0
     def submit(self, what):
         if moment == "before": os.kill(os.getpid(), 9)
         with open(os.path.join(queue, what.name), "x"): pass

@@ -26,7 +26,7 @@ from balsam_lite.errors import (
     UnknownBatchJob,
 )
 from balsam_lite.schedulers import submission
-from balsam_lite.schedulers.base import BatchStatus
+from balsam_lite.schedulers.base import BatchStatus, select
 from balsam_lite.schedulers.local import LocalScheduler
 from balsam_lite.schedulers.submission import (
     LaunchRequest,
@@ -61,7 +61,7 @@ exit 9
 class FakeScheduler:
     """Answers what the test says."""
 
-    name, template, domain = "FakeScheduler", "local.tmpl", "fake"
+    name, template, domain, timeout_s = "FakeScheduler", "local.tmpl", "fake", 60.0
 
     def __init__(self) -> None:
         self.submitted, self.statuses, self.cancelled = [], {}, []
@@ -324,12 +324,56 @@ def test_that_a_batch_job_which_the_scheduler_does_not_know_is_gone_and_not_fini
     assert "does not know it" in row["reason"]
 
 
-def test_that_a_batch_job_of_the_same_number_in_another_queue_says_nothing_of_ours(db):
+ANOTHERS = [{"command": "/another/db/qsubmit/qlaunch1.sh"}, {"output": "/another/db/qsubmit/qlaunch1.out"}]
+
+
+@pytest.mark.parametrize("other", ANOTHERS)
+def test_that_ours_is_gone_when_its_number_is_another_batch_jobs(db, other):
     scheduler = FakeScheduler()
-    before = submit_launch(db, LOCAL, REQUEST, scheduler)
-    for other in ({"command": "/another/db/qsubmit/qlaunch1.sh"}, {"output": "/another/db/qsubmit/qlaunch1.out"}):
-        scheduler.statuses = {"278079": BatchStatus("278079", "finished", **other)}
-        assert refresh(db, scheduler) == [before]
+    submit_launch(db, LOCAL, REQUEST, scheduler)
+    scheduler.statuses = {"278079": BatchStatus("278079", "finished", exit_code=0, **other)}
+    row = refresh(db, scheduler, now_us=77)[0]
+    assert (row["state"], row["ended"], row["exit_code"]) == ("gone", 77, None)
+    assert "another batch job of that number" in row["reason"]
+
+
+@pytest.mark.parametrize("other", ANOTHERS)
+def test_that_another_batch_job_under_our_number_is_not_cancelled(db, other):
+    scheduler = FakeScheduler()
+    number = submit_launch(db, LOCAL, REQUEST, scheduler)["id"]
+    scheduler.statuses = {"278079": BatchStatus("278079", "running", **other)}
+    with pytest.raises(CancelFailed, match=r"another one now.*/another/db"):
+        cancel(db, scheduler, number)
+    assert scheduler.cancelled == []
+    assert rows(db)[0]["state"] == "gone"
+
+
+def test_that_an_output_that_the_users_flags_may_have_moved_proves_nothing(db):
+    scheduler = FakeScheduler()
+    before = submit_launch(db, LOCAL, REQUEST._replace(sched_flags="-o /elsewhere"), scheduler)
+    scheduler.statuses = {"278079": BatchStatus("278079", "running", output="/elsewhere")}
+    assert refresh(db, scheduler) == [before]
+
+
+def test_that_a_slow_scheduler_is_given_twice_its_time_to_accept_a_submission(db):
+    scheduler = FakeScheduler()
+    scheduler.timeout_s = 300.0
+    scheduler.submit = lambda what: (_ for _ in ()).throw(SubmitUncertain("qsub was killed"))
+    with pytest.raises(SubmitUncertain):
+        submit_launch(db, LOCAL, REQUEST, scheduler)
+    created = rows(db)[0]["created"]
+    assert refresh(db, scheduler, now_us=created + 600_000_000)[0]["state"] == "pending-submission"
+    assert refresh(db, scheduler, now_us=created + 600_000_001)[0]["state"] == "submission-failed"
+    local = Settings(SCHEDULER_CLASS="LocalScheduler", SCHEDULER_TIMEOUT_S=300)
+    assert {select(local._replace(SCHEDULER_CLASS=f"{name}Scheduler")).timeout_s for name in ("Local", "Slurm", "PBS")} == {300}
+
+
+def test_that_a_db_that_was_removed_does_not_come_back_with_a_script(db):
+    row = submit_launch(db, LOCAL, REQUEST, FakeScheduler())
+    os.rename(db.directory, f"{db.directory}.removed")
+    with pytest.raises(FileNotFoundError):
+        submission._write_script(row["command"], "")
+    assert not os.path.exists(db.directory)
 
 
 def test_that_an_ended_batch_job_does_not_come_back(db):

@@ -107,6 +107,7 @@ class Scheduler(Protocol):
     name: str  # as in Settings.SCHEDULER_CLASS
     template: str  # file name of its job script's template
     domain: str  # where its ids mean something: two schedulers of one name may both have a batch job 1
+    timeout_s: float  # what one of its commands is given
 
     def submit(self, submission: Submission) -> str:
         """Hand the script over and return the batch job's id.
@@ -298,7 +299,7 @@ class CommandScheduler:
     def __init__(self, adapter: Adapter, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         self.name, self.template = adapter.name, adapter.template
         self.domain = adapter.name
-        self._adapter, self._timeout_s = adapter, timeout_s
+        self._adapter, self.timeout_s = adapter, timeout_s
 
     def submit(self, submission: Submission) -> str:
         answer = self._run(self._adapter.submit_argv(submission), submission.directory)
@@ -332,7 +333,7 @@ class CommandScheduler:
 
     def _run(self, argv: list[str], directory: str | None = None) -> Completed:
         environ = {**os.environ, **self._adapter.environ()}
-        return run(argv, timeout_s=self._timeout_s, environ=environ, directory=directory)
+        return run(argv, timeout_s=self.timeout_s, environ=environ, directory=directory)
 
     def cancel(self, native_id: str) -> None:
         answer = self._run(self._adapter.cancel_argv(native_id))

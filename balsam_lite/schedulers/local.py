@@ -30,6 +30,7 @@ class LocalScheduler:
     template = "local.tmpl"
 
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        self.timeout_s = settings.SCHEDULER_TIMEOUT_S
         self._limit = settings.MAX_LOCAL_LAUNCHES
         self._grace_s = 2 * settings.KILL_GRACE_S  # a launcher gives its jobs half of it, and then has to write it down
         self._environ = environ

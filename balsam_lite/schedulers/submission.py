@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 JOB_MODES = ("serial", "mpi", "mixed")
 
-#: A row may be on its way to the scheduler for so long: twice what its command is given.
+#: A row may be on its way to the scheduler for so long, or for twice what its command is given if that is longer.
 SUBMISSION_PATIENCE_S = 120
 
 #: With our number behind it: what a batch job is called, by the scheduler and by users.
@@ -178,7 +178,10 @@ def _submission(db: Database, row: BatchRow) -> Submission:
 
 def _write_script(path: str, text: str) -> None:
     """Write an executable file, whole or not at all. A link in its place is refused, not followed and not replaced."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.mkdir(os.path.dirname(path))  # and not what is above it: that would bring back a DB which somebody has removed
+    except FileExistsError:
+        pass
     if os.path.islink(path):
         raise FileExistsError(f"{path} is a link")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -360,7 +363,8 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> li
     ids = {row["id"]: row["scheduler_id"] or found.get(row["id"]) or "" for row in rows}
     asked = {ids[row["id"]]: row["log"] for row in rows if ids[row["id"]]}
     statuses = scheduler.poll(asked) if asked else {}
-    changes = [row for row in rows if _differs(row, ids[row["id"]], statuses, now_us)]
+    late_us = now_us - _patience_us(scheduler) if "" in ids.values() else 0
+    changes = [row for row in rows if _differs(row, ids[row["id"]], statuses, now_us, late_us)]
     if not changes:
         return rows
     with db.write() as cx:
@@ -380,22 +384,27 @@ def _is_pending(row: BatchRow) -> bool:
     return str(row["state"]) == batch_jobs.PENDING
 
 
-def _differs(row: BatchRow, native_id: str, statuses: Mapping[str, BatchStatus], now_us: int) -> bool:
+def _patience_us(scheduler: Scheduler) -> int:
+    return int(max(SUBMISSION_PATIENCE_S, 2 * scheduler.timeout_s) * SECOND_US)
+
+
+def _differs(row: BatchRow, native_id: str, statuses: Mapping[str, BatchStatus], now_us: int, late_us: int) -> bool:
     if not native_id:
-        return now_us - int(row["created"]) > SUBMISSION_PATIENCE_S * SECOND_US
+        return int(row["created"]) < late_us
     if _is_pending(row):
         return True
     status = statuses.get(native_id)
     if status and not status.may_be(row["command"], row["log"]):
-        return False  # the same number in another user's or host's queue: of this row nothing is known
+        return _is_anothers(status, row)
     columns = _columns(status, row, now_us)
     return any(columns[name] != row[name] for name in columns)
 
 
 def _columns(status: BatchStatus | None, row: BatchRow, now_us: int) -> dict[str, Any]:
     """A status as columns of the table. Gone is not success: it is said, with the time at which it was noticed."""
-    if status is None:
-        reason = "the scheduler does not know it any more; the launcher's log may tell how it ended"
+    if status is None or _is_anothers(status, row):
+        what = "does not know it any more" if status is None else "has another batch job of that number now"
+        reason = f"the scheduler {what}; the launcher's log may tell how it ended"
         return {"state": GONE, "reason": reason, "exit_code": None, "started": row["started"], "ended": now_us}
     return {
         "state": status.state,
@@ -404,6 +413,13 @@ def _columns(status: BatchStatus | None, row: BatchRow, now_us: int) -> dict[str
         "started": row["started"] if status.started_us is None else status.started_us,
         "ended": (now_us if status.ended_us is None else status.ended_us) if status.is_ended else None,
     }
+
+
+def _is_anothers(status: BatchStatus, row: BatchRow) -> bool:
+    """Whether this is certainly another batch job, under a number that was this row's. The user's flags may move the output."""
+    if status.may_be(row["command"], row["log"]):
+        return False
+    return status.command not in ("", row["command"]) or not row["sched_flags"]
 
 
 def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
@@ -425,6 +441,11 @@ def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
         )
     if not row["scheduler_id"]:
         raise CancelFailed(f"{_NAME}{number} is just being submitted.", hint="Try again in a moment.")
+    status = scheduler.poll({row["scheduler_id"]: row["log"]}).get(row["scheduler_id"])
+    if status and not status.may_be(row["command"], row["log"]):
+        refresh(db, scheduler)
+        what = f"which runs {status.command or '?'} and prints to {status.output or '?'}"
+        raise CancelFailed(f"{_NAME}{number} was batch job {row['scheduler_id']}; that is another one now, {what}.")
     scheduler.cancel(row["scheduler_id"])
     refresh(db, scheduler)
     return _read(db, number)

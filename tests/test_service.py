@@ -18,7 +18,15 @@ from balsam_lite.clock import SECOND_US
 from balsam_lite.db import batch_queries, demand, location
 from balsam_lite.db.store import apps, claims, insert, leases, user
 from balsam_lite.db.store.claims import Filter, Shape
-from balsam_lite.errors import AnotherService, LostLease, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
+from balsam_lite.errors import (
+    AnotherService,
+    DatabaseReadOnly,
+    LostLease,
+    PollFailed,
+    SettingsError,
+    SubmitFailed,
+    SubmitUncertain,
+)
 from balsam_lite.identity import Holder
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus
@@ -488,6 +496,62 @@ def test_that_the_service_ends_when_the_db_is_gone_for_long(desk, monkeypatch):
     with pytest.raises(LostLease, match="could not be used"):
         desk.service.run(desk.clock.sleep)
     assert SETTINGS.LEASE_EXPIRY_S <= desk.clock.now - started < SETTINGS.LEASE_EXPIRY_S + 30
+
+
+def test_that_the_service_stops_when_the_db_was_removed(desk):
+    desk.add(1)
+    os.rename(desk.db.directory, f"{desk.db.directory}.removed")
+    with pytest.raises(LostLease, match="removed"):
+        desk.service.turn()
+    assert not os.path.exists(desk.db.directory)
+    assert desk.scheduler.submitted == []
+
+
+def test_that_the_service_stops_when_another_db_lies_there_and_leaves_that_ones_leases_alone(desk):
+    os.rename(desk.db.directory, f"{desk.db.directory}.removed")
+    other = location.create(desk.db.directory)
+    with other.write() as cx:
+        assert leases.open_lease(cx, "launcher", Holder("elsewhere", "", 1, "1"), "", 1) == desk.lease
+    with pytest.raises(LostLease, match="replaced"):
+        desk.service.turn()
+    assert main._run(desk.service) == 1
+    assert not desk.service.holds_lease
+    with other.read() as cx:
+        assert [lease.heartbeat_us for lease in leases.open_leases(cx)] == [1]
+    other.close()
+
+
+def test_that_a_db_that_only_has_another_number_is_used_on(desk):
+    copy = f"{desk.db.path}.copy"
+    desk.db.close()
+    Path(copy).write_bytes(Path(desk.db.path).read_bytes())
+    os.replace(copy, desk.db.path)
+    desk.add(1)
+    assert desk.turns() == 1
+
+
+def test_that_the_eldest_living_one_keeps_the_checkpoints(desk, monkeypatch):
+    kept = []
+    monkeypatch.setattr(desk.db, "keep_checkpoints", kept.append)
+    with desk.db.write() as cx:
+        cx.execute("UPDATE lease SET id = 9")
+        elder = leases.open_lease(cx, "launcher", Holder.current(), "", desk.clock.now_us())
+        cx.execute("UPDATE lease SET id = 5 WHERE id = ?", (elder,))
+    desk.service._lease = 9
+    desk.service.beat(even_if_early=True)
+    with desk.db.write() as cx:
+        leases.close_lease(cx, 5, desk.clock.now_us(), "")
+    desk.service.beat(even_if_early=True)
+    assert kept == [False, True]
+
+
+def test_that_a_lock_file_that_cannot_be_made_is_a_db_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DatabaseReadOnly), main._alone(str(tmp_path)):
+        pass
 
 
 def test_that_it_rests_between_turns_and_beats_meanwhile(desk):

@@ -23,6 +23,7 @@ from ..db.store import batch_jobs, leases, reservations
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
 from ..errors import DatabaseError, InputError, LostLease, PollFailed, SchedulerError
+from ..identity import Holder
 from ..launcher import mpirun
 from ..launcher.reaper import reap_dead
 from ..schedulers import base, submission
@@ -158,6 +159,8 @@ class Service:
         self._note: dict[str, Any] = {"log": log_path}
         self._noted, self._last_heartbeat = "", -math.inf
         self._failing_since: float | None = None
+        self._file = _file_at(db.path)
+        self.holds_lease = True
         self.stop_reason = ""
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -202,8 +205,9 @@ class Service:
         """One turn. Returns whether a launch was submitted, so that the next turn may be at once.
 
         Raises:
-            LostLease: another service may be at work. DatabaseError.
+            LostLease: another service may be at work, or the DB is not there any more. DatabaseError.
         """
+        self.refuse_other_db()
         self.beat()
         answered = self.refresh()
         self.reap()
@@ -216,6 +220,23 @@ class Service:
         self.beat()
         return submitted
 
+    def refuse_other_db(self) -> None:
+        """Raise LostLease where the DB was removed, or another one lies in its place: what is open here nobody else sees.
+
+        Some network file systems give a file a new number now and then, so it is the lease that tells.
+        """
+        file = _file_at(self._db.path)
+        if file == self._file:
+            return
+        if file is None:
+            raise LostLease(f"The DB {self._db.directory} was removed.")
+        self._db.close()
+        with self._db.read() as cx:
+            is_ours = any(lease.id == self._lease and lease.holder == Holder.current() for lease in leases.open_leases(cx))
+        if not is_ours:
+            raise LostLease(f"The DB {self._db.directory} was replaced by another one.")
+        self._file = file
+
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def beat(self, even_if_early: bool = False) -> None:
@@ -224,6 +245,8 @@ class Service:
         if even_if_early or note != self._noted or now - self._last_heartbeat >= self._settings.HEARTBEAT_S:
             with self._db.write() as cx:
                 leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
+                eldest = leases.is_eldest(cx, self._lease, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)
+            self._db.keep_checkpoints(eldest)
             self._noted, self._last_heartbeat = note, now
 
     def refresh(self) -> bool:
@@ -338,6 +361,17 @@ class Service:
     def _finish_note(self) -> None:
         self._note.update(reasons=[])
         self.beat(even_if_early=True)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """What tells a file from another one that gets its name; None where there is none. Raises DatabaseError."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise DatabaseError(f"{path} cannot be looked at: {exc}") from exc
+    return found.st_dev, found.st_ino
 
 
 def _by_shape(planned: Iterable[Work]) -> list[Work]:

@@ -25,7 +25,7 @@ from ..db import location
 from ..db.connection import Database
 from ..db.store import leases
 from ..db.store.leases import Record
-from ..errors import AnotherService, BalsamError, LaunchError, LostLease
+from ..errors import AnotherService, BalsamError, DatabaseReadOnly, LaunchError, LostLease
 from ..identity import Holder
 from ..launcher import logs
 from ..launcher.process import Alarm
@@ -67,8 +67,9 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
         try:
             return _run(service)
         finally:
-            with db.write() as cx:
-                leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an error of its own; see the log")
+            if service.holds_lease:  # else its number may be another's, in another DB at this place
+                with db.write() as cx:
+                    leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an error of its own; see the log")
 
 
 def _run(service: Service) -> int:
@@ -80,6 +81,7 @@ def _run(service: Service) -> int:
         try:
             service.run(alarm.wait)
         except LostLease as exc:
+            service.holds_lease = False
             log.error("%s", exc.message)
             return 1
         except BaseException:
@@ -100,7 +102,11 @@ def _alone(directory: str) -> Iterator[None]:
     """
     import fcntl
 
-    handle = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = os.path.join(directory, LOCK)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise DatabaseReadOnly(f"{path} cannot be written: {exc.strerror}", hint="The service needs a DB of your own.") from exc
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +128,7 @@ def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:
                 where = f"It is process {other.holder.pid} on {other.holder.host}."
                 raise AnotherService(hint=f"{where} `balsam service stop` ends it.")
         lease = leases.open_lease(cx, KIND, Holder.current(), "", clock.now_us())
-        eldest = leases.open_leases(cx)[0].id == lease
+        eldest = leases.is_eldest(cx, lease, clock.now_us(), settings.LEASE_EXPIRY_S)
     db.keep_checkpoints(eldest)
     return lease
 

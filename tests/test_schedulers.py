@@ -10,10 +10,14 @@ import time
 import pytest
 
 from balsam_lite import processes
+from balsam_lite.clock import SECOND_US, SystemClock
 from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
 from balsam_lite.identity import Holder, start_of
+from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import LARGEST_OUTPUT_BYTES, BatchStatus, CommandScheduler, Submission, run, select
 from balsam_lite.schedulers.environ import Allocation, allocation
+from balsam_lite.schedulers.local import LocalScheduler
+from balsam_lite.schedulers.local_queue import LocalQueue
 from balsam_lite.settings import Settings
 
 SUBMISSION = Submission("qlaunch1", "/db/qlaunch1.sh", "/db/qlaunch1.out", "/", 2, 5)
@@ -185,3 +189,41 @@ def test_that_a_stranger_under_a_dead_leaders_pid_is_not_family():
 @pytest.mark.parametrize("stat", [b"", b"7 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711", b"7 (x) S 1", b")"])
 def test_that_a_zombie_or_an_unreadable_line_is_no_process(stat):
     assert processes._parse(7, stat) is None
+
+
+# --- local batch jobs of a container that is gone ---------------------------------------------------------------------
+
+
+def of_a_container(home, state, **values):
+    """The local scheduler, with a batch job that a container with this host's name had."""
+    scheduler = LocalScheduler(Settings(KILL_GRACE_S=5), {"BALSAM_HOME": str(home)})
+    queue = LocalQueue(str(home / "local-scheduler"))
+    queue.create()
+    with queue.locked():
+        record = queue.add(SUBMISSION, 1, 10.0, {})
+        submitter = record.submitter._replace(pid_namespace="pid:[1]")
+        queue.write(record._replace(submitter=submitter, state=state, **values))
+    return scheduler
+
+
+@pytest.mark.parametrize(("late_s", "state"), [(60, base.RUNNING), (100, base.ENDED)])
+def test_that_a_local_batch_job_whose_container_is_gone_ends_some_time_after_its_limit(tmp_path, late_s, state):
+    started_us = SystemClock.now_us() - (SUBMISSION.minutes * 60 + late_s) * SECOND_US
+    status = of_a_container(tmp_path, base.RUNNING, started_us=started_us).poll({"1": ""})["1"]
+    assert status.state == state
+    if state == base.ENDED:
+        assert status.reason == "its host or container is gone"
+        assert status.ended_us == started_us + SUBMISSION.minutes * 60 * SECOND_US
+
+
+def test_that_a_local_batch_job_that_waits_for_a_container_that_is_gone_can_be_cancelled(tmp_path):
+    scheduler = of_a_container(tmp_path, base.QUEUED)
+    assert scheduler.poll({"1": ""})["1"].state == base.QUEUED
+    scheduler.cancel("1")
+    assert scheduler.poll({"1": ""})["1"].state == base.CANCELLED
+
+
+def test_that_a_running_local_batch_job_of_another_host_is_cancelled_there(tmp_path):
+    scheduler = of_a_container(tmp_path, base.RUNNING, started_us=SystemClock.now_us())
+    with pytest.raises(CancelFailed, match="go there"):
+        scheduler.cancel("1")

@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ..clock import SystemClock
+from ..clock import SECOND_US, SystemClock
 from ..errors import CancelFailed, PollFailed, SubmitFailed
 from ..processes import JOB_VARIABLES
 from ..settings import Settings, home
 from . import base
 from .base import BatchStatus, Submission
 from .environ import LOCAL_ENDTIME, LOCAL_JOBID, LOCAL_NODES
-from .local_queue import LocalQueue
+from .local_queue import LocalQueue, Record
+
+#: Beside the time that a script has to end, seconds; the clocks of two hosts differ.
+_SLACK_S = 60.0
 
 #: A script that is submitted from inside a job or another batch job is not inside it.
 _NOT_INHERITED = frozenset((*JOB_VARIABLES, LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME))
@@ -72,7 +75,7 @@ class LocalScheduler:
             records = [self._queue.read(native_id) for native_id in outputs]
         except OSError as exc:
             raise PollFailed(f"The local scheduler cannot read {self._queue.directory}: {exc}") from exc
-        return {record.id: record.status() for record in records if record}
+        return {record.id: _believable(record).status() for record in records if record}
 
     def _heal_if_possible(self) -> dict[str, str]:
         try:
@@ -88,10 +91,10 @@ class LocalScheduler:
                     raise CancelFailed(f"The local scheduler knows no batch job {native_id}.")
                 if record.ended_us is not None:
                     raise CancelFailed(f"The local batch job {native_id} has ended already ({record.state}).")
-                if not record.submitter.is_here():
-                    raise CancelFailed(f"The local batch job {native_id} belongs to {record.submitter.host}; go there.")
-                if record.state == base.QUEUED:
+                if record.state == base.QUEUED:  # also another host's: it looks into this file before it starts
                     self._queue.write(record.ended(base.CANCELLED, "cancelled before it started"))
+                elif not record.submitter.is_here():
+                    raise CancelFailed(f"The local batch job {native_id} belongs to {record.submitter.host}; go there.")
                 elif record.cancelled_us is None:
                     self._queue.write(record._replace(cancelled_us=SystemClock.now_us()))
             self._queue.heal()
@@ -110,3 +113,13 @@ class LocalScheduler:
         except OSError as exc:
             raise PollFailed(f"The local scheduler cannot read {self._queue.directory}: {exc}") from exc
         return None
+
+
+def _believable(record: Record) -> Record:
+    """The record; as ended where it is long past its time limit, and nobody who could see to it is left to write that."""
+    if record.started_us is None or record.ended_us is not None or record.submitter.is_here():
+        return record
+    last_us = record.deadline_us + int((2 * record.grace_s + _SLACK_S) * SECOND_US)
+    if SystemClock.now_us() <= last_us:
+        return record
+    return record._replace(state=base.ENDED, reason="its host or container is gone", ended_us=record.deadline_us)

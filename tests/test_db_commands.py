@@ -53,6 +53,11 @@ def change(db: Database, *statements: str) -> None:
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
+def test_that_the_db_is_free_while_a_finding_is_told(db: Database) -> None:
+    for _ in checkup.look_over(db, now_us=NOW_US, expiry_s=120):
+        change(db, "UPDATE lease SET note = ''")
+
+
 def test_that_a_sound_db_passes_and_leaves_nothing_behind(db: Database) -> None:
     before = sorted(os.listdir(db.directory))
     code, out, err = balsam(db.directory, "db", "check", "--seconds", "0.3")

@@ -190,3 +190,8 @@ def test_that_the_template_is_copied_once_and_not_where_the_user_has_a_policy(tm
     (db / "policy.ini").rename(tmp_path / "policy.ini")
     policy.copy_template(str(db), Settings())
     assert list(db.iterdir()) == []
+
+
+def test_that_a_bracket_in_a_queues_name_is_part_of_it() -> None:
+    text = section([{"min-nodes": 1, "max-nodes": 1, "min-time": 0, "max-time": 1}], name="a[b")
+    assert [queue.name for queue in policy.parse(text, "p")] == ["a[b"]

@@ -52,7 +52,7 @@ class Queue(NamedTuple):
 
     name: str
     is_on: bool
-    max_queued: int  # launches at once, queued and running together, whoever submitted them
+    max_queued: int  # launches at once, queued and running together, whoever submitted them to this queue by its name
     ranges: tuple[Range, ...]  # by nodes, without overlap
 
 
@@ -103,7 +103,7 @@ def parse(text: str, path: str) -> tuple[Queue, ...]:
         raise SettingsError(f"{path}: {_one_line(exc)}", hint=_MEND) from exc
     if not reader.sections():
         raise SettingsError(f"{path} has no section; each queue needs one, such as [default]", hint=_MEND)
-    return tuple(_queue(reader[name], f"{path}, [{name}]") for name in reader.sections())
+    return tuple(_queue(name, reader[name], f"{path}, [{name}]") for name in reader.sections())
 
 
 def _indented(text: str) -> Iterator[str]:
@@ -133,12 +133,11 @@ def _one_line(exc: configparser.Error) -> str:
 # --- one section ------------------------------------------------------------------------------------------------------
 
 
-def _queue(section: Mapping[str, str], where: str) -> Queue:
+def _queue(name: str, section: Mapping[str, str], where: str) -> Queue:
     for key in _KEYS:
         if key not in section:
             raise SettingsError(f"{where}: {key} is missing", hint=f"Each section needs: {', '.join(_KEYS)}.")
     _warn_of_unknown(section, _KEYS, where)
-    name = where.rpartition("[")[2][:-1]
     if not name.isprintable() or name != name.strip():
         raise SettingsError(f"{where}: the name of a queue is printable and does not begin or end with a blank")
     is_on = _WORDS.get(section[_SUBMIT].lower())

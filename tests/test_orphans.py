@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import wait_until
 
 from balsam_lite.clock import SystemClock
 from balsam_lite.db import location
 from balsam_lite.db.connection import Database
 from balsam_lite.db.store import leases
-from balsam_lite.launcher import logs, main
-from balsam_lite.launcher.commands import NO_MPI
+from balsam_lite.identity import Holder
+from balsam_lite.launcher import logs, main, process
+from balsam_lite.launcher.commands import NO_MPI, lease_mark
 from balsam_lite.launcher.nodes import Node
+from balsam_lite.launcher.reaper import reap_dead
 from balsam_lite.launcher.resources import LauncherOptions, Resources
+from balsam_lite.processes import RUN_VARIABLE, with_mark
 from balsam_lite.settings import Settings
 
 
@@ -61,3 +68,35 @@ def test_that_a_launcher_is_heard_of_again_when_its_nodes_are_ready_and_before_i
         its.close()
     assert len(heard) == 2
     assert min(heard) >= began_us
+
+
+def test_that_an_orphan_that_cannot_be_killed_keeps_the_jobs_of_its_launcher_alone(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(USER_KILL_GRACE_S=0.1)
+    dead = Holder.current()._replace(started="another process's")
+    with db.write() as cx:
+        held, _ = (leases.open_lease(cx, "launcher", dead, "", 1) for _ in range(2))
+    mark = os.fsdecode(lease_mark(db.directory, held))
+    orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_VARIABLE: mark})
+
+    def reap() -> list[int]:
+        reap_dead(db, settings, SystemClock())
+        with db.read() as cx:
+            return [lease.id for lease in leases.open_leases(cx)]
+
+    try:
+        wait_until(lambda: with_mark(os.fsencode(mark)))
+        with monkeypatch.context() as patch, caplog.at_level("WARNING", "balsam_lite.launcher"):
+            patch.setattr(process, "signal_all", lambda *_: None)  # as if it waited for a file system
+            patch.setattr(process, "_UNKILLABLE_S", 0.2)
+            assert reap() == [held]
+            assert f"process(es) {orphan.pid}" in caplog.text
+            patch.setattr(process, "_UNKILLABLE_S", 60)
+            began = time.monotonic()
+            assert reap() == [held]
+            assert time.monotonic() - began < 10  # it is not waited for again
+    finally:
+        orphan.kill()
+        orphan.wait()
+    assert reap() == []

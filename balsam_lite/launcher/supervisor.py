@@ -273,9 +273,9 @@ class _Program:
         log.error("The MPI program of the launcher broke down (%s).%s", how, words and f" Its last words:{words}")
 
     def _clean_up(self) -> None:
-        left = end_orphans(self._mark, self._settings.KILL_GRACE_S + _LEFTOVER_GRACE_S)
+        left = end_orphans(self._mark, self._settings.KILL_GRACE_S + _LEFTOVER_GRACE_S).number
         if left:
-            log.warning("%d process(es) of the MPI program were left on this host and have been ended.", left)
+            log.warning("%d process(es) of the MPI program were left on this host and have been told to end.", left)
         if self.lease is not None and self._ended is None:
             end_orphans(lease_mark(self._plan.db_directory, self.lease), self._settings.USER_KILL_GRACE_S)
 

@@ -657,7 +657,8 @@ def test_that_a_lost_run_restarts_counts_and_fails_at_the_limit_and_one_that_nev
 ONCE = """
 import os, pathlib, sys, time
 attempt = int(os.environ["BALSAM_ATTEMPT"])
-pathlib.Path(f"pid.{attempt}").write_text(str(os.getpid()))
+pathlib.Path("new").write_text(str(os.getpid()))
+os.rename("new", f"pid.{attempt}")  # whole or not at all: an empty one would lead to /proc/stat
 for earlier in range(1, attempt):
     path = pathlib.Path(f"pid.{earlier}")
     if path.exists() and pathlib.Path("/proc", path.read_text(), "stat").exists():

@@ -55,6 +55,11 @@ class Settings(NamedTuple):
     BUSY_TIMEOUT_S: float = 60.0
     ERROR_TAIL_LINES: int = 16
 
+    @property
+    def end_margin_s(self) -> float:
+        """So long before the end of its batch job a launcher stops: the grace for its jobs, and the last transaction."""
+        return self.KILL_GRACE_S + 5.0
+
     @classmethod
     def load(cls, db_directory: str | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings that hold for `db_directory` (None: outside of any DB).

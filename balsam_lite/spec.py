@@ -93,6 +93,9 @@ APP_FIELD = {field.name: field for field in APP_FIELDS}
 #: Other names under which users know a field.
 ALIASES = {"queued_launch": "queued_launch_id", "lock": "lease"}
 
+#: How a launcher starts jobs; see `balsam launcher --help`.
+JOB_MODES = ("serial", "mpi", "mixed")
+
 #: What a job costs a node; launchers group waiting jobs by these. One index of the schema starts with them.
 SHAPE_FIELDS = ("num_nodes", "ranks_per_node", "node_packing_count", "gpus_per_rank")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from helpers import Slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,23 +17,6 @@ from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, reser
 from balsam_lite.db.store.claims import Filter, Shape
 
 SERIAL = Shape(1, 1, 1, 0)
-
-
-class Slots:
-    """Room for so many jobs of any shape."""
-
-    def __init__(self, free):
-        self.free, self.preparations = free, 5
-
-    def fits(self, shape):
-        return True
-
-    def count(self, shape):
-        return self.free
-
-    def reserve(self, shape):
-        self.free -= 1
-        return object() if self.free >= 0 else None
 
 
 @pytest.fixture
@@ -61,7 +45,7 @@ def launch(db, **values):
 def take(db, free=1, **only):
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
-        taken = claims.take(cx, lease, Slots(free), Filter(**only), 2)
+        taken = claims.take(cx, lease, Slots(free, 5), Filter(**only), 2)
     return [claim.job for claim in (*taken.to_run, *taken.to_prepare)]
 
 
@@ -128,7 +112,7 @@ def test_that_what_a_launcher_has_in_hand_shrinks_as_its_jobs_run(db):
     add(db, {"wall_time_minutes": 60, "node_packing_count": 2}, {"wall_time_minutes": 10, "num_nodes": 3})
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
-        claims.take(cx, lease, Slots(9), Filter(serial_only=False), 0)
+        claims.take(cx, lease, Slots(9, 5), Filter(serial_only=False), 0)
         assert demand.held_node_minutes(cx, [lease], 0) == 60 / 2 + 10 * 3
         assert demand.held_node_minutes(cx, [lease], 20 * 60 * SECOND_US) == 40 / 2
         assert demand.held_node_minutes(cx, [lease, 99], 10**15) == 0
@@ -190,7 +174,7 @@ def test_that_a_launch_was_idle_only_if_nobody_ran_any_of_its_jobs(db):
     take(db, 1, launch=used, launch_only=True)
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
-        (claim,) = claims.take(cx, lease, Slots(1), Filter(launch=retried, launch_only=True), 2).to_run
+        (claim,) = claims.take(cx, lease, Slots(1, 5), Filter(launch=retried, launch_only=True), 2).to_run
         claims.give_back(cx, lease, [claim.job], 3)
     assert [was_idle(number) for number in (without, idle, used, retried, 99)] == [True, True, False, False, False]
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import Slots, wait_until
 from launching import Bench
 
 from balsam_lite.clock import SECOND_US
@@ -139,24 +139,10 @@ class Desk:
     def run_some(self, number, scheduler_id, minutes_ago=0.0):
         """Let a launcher inside that batch job take jobs."""
 
-        class Room:
-            preparations = 0
-            places = number
-
-            def fits(self, shape):
-                return True
-
-            def count(self, shape):
-                return self.places
-
-            def reserve(self, shape):
-                self.places -= 1
-                return object() if self.places >= 0 else None
-
         with self.db.write() as cx:
             lease = leases.open_lease(cx, "launcher", Holder.current(), scheduler_id, self.clock.now_us())
             began = self.clock.now_us() - int(minutes_ago * 60 * SECOND_US)
-            return lease, claims.take(cx, lease, Room(), Filter(serial_only=False), began).to_run
+            return lease, claims.take(cx, lease, Slots(number), Filter(serial_only=False), began).to_run
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers import Slots
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -32,23 +33,6 @@ def db(tmp_path):
         apps.add_app(cx, {"name": "a", "executable": "true"})
     yield made
     made.close()
-
-
-class Slots:
-    """A Room with so many places for whatever comes, and for so many preparations."""
-
-    def __init__(self, free, preparations=0):
-        self.free, self.preparations = free, preparations
-
-    def fits(self, shape):
-        return True
-
-    def count(self, shape):
-        return self.free
-
-    def reserve(self, shape):
-        self.free -= 1
-        return object() if self.free >= 0 else None
 
 
 def add(db, *jobs):

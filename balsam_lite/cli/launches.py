@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import click
 
-from .. import states
+from .. import spec, states
 from ..db import location, queries
 from ..db.connection import Database
 from .common import count, count0, number, open_db, pairs, warn
@@ -17,7 +17,6 @@ _FILTER = "Run only jobs of that workflow; in quotes, * and ? match anything."
 
 _TAG = "Run only jobs with that tag; may be repeated, all must be there."
 
-_JOB_MODES = ["serial", "mpi", "mixed"]
 _MODE = "serial: programs of one rank; mpi: all by the MPI start command; mixed: those of many ranks by it."
 
 #: States of jobs for which a launcher has, or will have, something to do.
@@ -27,7 +26,7 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 @click.command(cls=BalsamCommand)
 @option("--consume-all", is_flag=True, help="Run all jobs.")
 @option("--wf-filter", metavar="NAME", help=_FILTER)
-@option("--job-mode", type=click.Choice(_JOB_MODES), required=True, help=_MODE)
+@option("--job-mode", type=click.Choice(spec.JOB_MODES), required=True, help=_MODE)
 @option(
     "--time-limit-minutes", type=float, default=0, callback=number, metavar="MINUTES",
     help="End after that time. 0: a little before the batch job does, if this is one.",
@@ -94,7 +93,7 @@ def launcher(
 @option("-t", "--time-minutes", type=int, callback=count, required=True, metavar="MINUTES", help="For how long.")
 @option("-q", "--queue", default="", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
-@option("--job-mode", type=click.Choice(_JOB_MODES), required=True, help=_MODE)
+@option("--job-mode", type=click.Choice(spec.JOB_MODES), required=True, help=_MODE)
 @option("--wf-filter", default="", metavar="NAME", help=_FILTER)
 @option("--tag", multiple=True, metavar="KEY=VALUE", help=_TAG)
 @option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="More flags for the scheduler's command.")

@@ -14,10 +14,6 @@ from . import machine, mpirun
 from .commands import NO_MPI, MpiUse
 from .nodes import MpiRules, Node, divide_host
 
-JOB_MODES = ("serial", "mpi", "mixed")
-
-#: After the grace for the jobs, so many seconds of the batch job are kept for the last transaction.
-_MARGIN_S = 5.0
 #: So long may the scheduler take to say when the batch job ends, in seconds.
 _ASK_S = 20.0
 #: Nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
@@ -172,5 +168,5 @@ def end(options: LauncherOptions, batch: Allocation | None, settings: Settings, 
         ends.append(60 * options.time_limit_minutes)
     if batch and batch.ends_us is not None:
         left_s = (batch.ends_us - clock.now_us()) / 1e6
-        ends.append(max(left_s - min(settings.KILL_GRACE_S + _MARGIN_S, left_s / 4), 0))
+        ends.append(max(left_s - min(settings.end_margin_s, left_s / 4), 0))
     return clock.monotonic() + min(ends) if ends else None

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import spec
 from ..clock import SECOND_US, SystemClock
 from ..db import batch_queries, location
 from ..db.batch_queries import BatchRow
@@ -34,7 +35,6 @@ from .base import GONE, BatchStatus, Scheduler, Submission, select
 if TYPE_CHECKING:
     import jinja2
 
-JOB_MODES = ("serial", "mpi", "mixed")
 
 #: A row may be on its way to the scheduler for so long, or for twice what its command is given if that is longer.
 SUBMISSION_PATIENCE_S = 120
@@ -123,8 +123,8 @@ def validated(request: LaunchRequest, settings: Settings) -> LaunchRequest:
         value = getattr(request, field)
         if type(value) is not int or not 1 <= value <= _LARGEST_COUNT:
             raise InvalidSpec(f"{field} must be a whole number from 1 to {_LARGEST_COUNT}, not {value!r}")
-    if request.job_mode not in JOB_MODES:
-        raise InvalidSpec(f"job_mode must be one of {', '.join(JOB_MODES)}, not {request.job_mode!r}")
+    if request.job_mode not in spec.JOB_MODES:
+        raise InvalidSpec(f"job_mode must be one of {', '.join(spec.JOB_MODES)}, not {request.job_mode!r}")
     for field in ("queue", "project", "wf_filter", "sched_flags"):
         _check_line(field, getattr(request, field))
     for key, value in request.filter_tags.items():

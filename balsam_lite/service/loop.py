@@ -43,8 +43,8 @@ _MOST_PLANNED = 2000
 _LONGEST_PAUSE_S = 600.0
 #: Beyond these even the shortest period has become that; 2.0**1024 is no number.
 _MOST_DOUBLINGS = 20
-#: A launch needs this long to start, and its launcher leaves so many seconds before the batch job's end, beside the grace.
-_START_MIN, _END_S = 1, 5.0
+#: A launch needs so many minutes to start.
+_START_MIN = 1
 #: Finishing what a dead launcher left takes no time, but a launcher.
 _TIDYING = Work(Shape(1, 1, 1, 0), 1, 1)
 #: Lines of reasons that `status` keeps.
@@ -68,7 +68,7 @@ class Pause(NamedTuple):
 
 def margin_minutes(settings: Settings) -> int:
     """The minutes of a launch that no job can use: for its start, and for its end before the scheduler's."""
-    return _START_MIN + math.ceil((settings.KILL_GRACE_S + _END_S) / 60)
+    return _START_MIN + math.ceil(settings.end_margin_s / 60)
 
 
 def survey(cx: Connection, rows: Sequence[BatchRow], margin: int, now_us: int) -> Survey:

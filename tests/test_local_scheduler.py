@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import wait_until
 
@@ -369,7 +370,9 @@ def test_that_a_child_forked_by_a_shepherd_that_was_replaced_does_not_become_the
     first, second = bed.submit("first", UNTIL_RELEASED), bed.submit("second", "echo once >> log")
     bed.running(first)
     shepherd = bed.shepherd_of(second)
-    os.kill(shepherd, signal.SIGSTOP)  # the second one's turn comes, and nobody takes it
+    with bed.queue.locked():  # so that it is not stopped while it holds the lock itself
+        os.kill(shepherd, signal.SIGSTOP)  # the second one's turn comes, and nobody takes it
+        wait_until(lambda: psutil.Process(shepherd).status() == psutil.STATUS_STOPPED)
     (bed.work / "release").touch()
     assert bed.ended(first).state == "finished"
     code = (

@@ -15,8 +15,9 @@ from sites import SITES, Site
 
 from balsam_lite.db import batch_queries, location
 from balsam_lite.errors import SettingsError, SubmitFailed
+from balsam_lite.programs import Completed
 from balsam_lite.schedulers import base, cobalt, submission
-from balsam_lite.schedulers.base import BatchStatus, Completed, Submission
+from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.cobalt import CobaltAdapter, CobaltScheduler, parse_log, parse_submission, parse_table
 from balsam_lite.schedulers.submission import LaunchRequest, refresh, submit_launch
 from balsam_lite.settings import Settings

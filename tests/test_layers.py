@@ -28,7 +28,7 @@ class Room(NamedTuple):
 
 
 ROOMS = (
-    Room(0, "ground floor", ("errors", "states", "clock", "settings", "spec", "identity", "processes", "daemon")),
+    Room(0, "ground floor", ("errors", "states", "clock", "settings", "spec", "identity", "processes", "programs", "daemon")),
     Room(1, "database", ("db",)),
     Room(2, "schedulers", ("schedulers",)),
     Room(
@@ -61,7 +61,7 @@ RESERVED = {
     "peewee": ("db",),
     "playhouse": ("db",),
     "sqlite3": ("db", "launcher.dag", "cli.ls", "cli.jobs"),  # above db only for annotations
-    "subprocess": ("schedulers.base", "launcher.spawner"),
+    "subprocess": ("programs", "launcher.spawner"),
     "ctypes": ("launcher.spawner",),
     "multiprocessing": (),
     "asyncio": (),

@@ -16,8 +16,9 @@ from sites import SITES, Site
 
 from balsam_lite.db import location
 from balsam_lite.errors import PollFailed
+from balsam_lite.programs import Completed
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.base import BatchStatus, Completed, Submission
+from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.pbs import TEXT, Commands, PBSAdapter, PBSScheduler, parse_list, parse_text, status_of
 from balsam_lite.schedulers.submission import LaunchRequest
 from balsam_lite.settings import Settings

@@ -13,8 +13,9 @@ from balsam_lite import processes
 from balsam_lite.clock import SECOND_US, SystemClock
 from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
 from balsam_lite.identity import Holder, start_of
+from balsam_lite.programs import LARGEST_OUTPUT_BYTES, run
 from balsam_lite.schedulers import base
-from balsam_lite.schedulers.base import LARGEST_OUTPUT_BYTES, BatchStatus, CommandScheduler, Submission, run, select
+from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, select
 from balsam_lite.schedulers.environ import Allocation, allocation
 from balsam_lite.schedulers.local import LocalScheduler
 from balsam_lite.schedulers.local_queue import LocalQueue

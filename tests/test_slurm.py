@@ -20,8 +20,9 @@ from launching import Bench
 
 from balsam_lite.db import batch_queries
 from balsam_lite.errors import CancelFailed, PollFailed, SubmitFailed
+from balsam_lite.programs import Completed
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.base import BatchStatus, Completed, Submission
+from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.slurm import SlurmAdapter, SlurmScheduler, parse_sacct, parse_squeue
 from balsam_lite.schedulers.submission import LaunchRequest
 from balsam_lite.settings import Settings

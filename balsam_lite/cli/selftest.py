@@ -7,13 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .. import spec
+from .. import programs, spec
 from ..db import checkup, selftest
 from ..db.checkup import Finding
 from ..db.connection import Database
 from ..db.selftest import Tally
 from ..errors import InputError
-from ..schedulers import base
 
 #: ssh(1): its words go through the shell of the other host, and it must not ask for a password.
 PEER_COMMAND = "ssh -o BatchMode=yes -o ConnectTimeout=15 {host} {command}"
@@ -36,7 +35,7 @@ def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -
     prefix = _split(peer_command)
     places = ["", *peers] if peers else ["", ""]
     with selftest.scratch(db) as scratch:
-        jobs: list[Callable[[], base.Completed]] = []
+        jobs: list[Callable[[], programs.Completed]] = []
         for number, peer in enumerate(places):
             words = ["db", "count", scratch, f"tester{number + 1}", str(len(places)), str(seconds)]
             jobs.append(_elsewhere(prefix, peer, words, seconds) if peer else _here(words))
@@ -57,26 +56,26 @@ def _split(peer_command: str) -> list[str]:
     return words
 
 
-def _here(words: list[str]) -> Callable[[], base.Completed]:
-    return lambda: base.run_module(_MODULE, *words)
+def _here(words: list[str]) -> Callable[[], programs.Completed]:
+    return lambda: programs.run_module(_MODULE, *words)
 
 
-def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -> Callable[[], base.Completed]:
-    command = ["env", f"PYTHONPATH={base.python_path()}", sys.executable, "-m", _MODULE, *words]
+def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -> Callable[[], programs.Completed]:
+    command = ["env", f"PYTHONPATH={programs.python_path()}", sys.executable, "-m", _MODULE, *words]
     argv = [word.replace("{host}", peer).replace("{command}", shlex.join(command)) for word in prefix]
     if not any("{command}" in word for word in prefix):
         argv += command
-    return lambda: base.run(argv, timeout_s=selftest.GATHERING_S + seconds + _SLACK_S)
+    return lambda: programs.run(argv, timeout_s=selftest.GATHERING_S + seconds + _SLACK_S)
 
 
 class _Failed(NamedTuple):
     """The first tester that did not do its part."""
 
     number: int
-    answer: base.Completed
+    answer: programs.Completed
 
 
-def _at_once(jobs: Sequence[Callable[[], base.Completed]], scratch: str) -> list[Tally] | _Failed:
+def _at_once(jobs: Sequence[Callable[[], programs.Completed]], scratch: str) -> list[Tally] | _Failed:
     """What the testers say, in order. Where one fails, the others need not wait for it."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -108,6 +107,6 @@ def _judged(scratch: str, tallies: list[Tally], has_peers: bool) -> Finding:
     return Finding(_TOPIC, checkup.OK, text)
 
 
-def _why(answer: base.Completed) -> str:
+def _why(answer: programs.Completed) -> str:
     said = answer.stderr.strip().splitlines() or answer.stdout.strip().splitlines()
     return f"exit code {answer.returncode}, {said[-1][:300]}" if said else f"exit code {answer.returncode}"

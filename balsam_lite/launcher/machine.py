@@ -34,7 +34,7 @@ def gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         return tuple(map(str, range(int(on_node))))
     if shutil.which("nvidia-smi") is None:
         return ()
-    from ..schedulers.base import run
+    from ..programs import run
 
     return parse_gpu_list(run(["nvidia-smi", "-L"], timeout_s=20).stdout)
 

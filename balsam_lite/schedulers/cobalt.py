@@ -16,9 +16,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ..clock import SECOND_US
 from ..errors import SubmitFailed
+from ..programs import Completed
 from ..settings import Settings
 from . import base
-from .base import BatchStatus, CommandScheduler, Completed, Submission
+from .base import BatchStatus, CommandScheduler, Submission
 
 #: What is asked for. Without blanks first, so that an odd text at the end of a line does no harm to them.
 _COLUMNS = ("JobID", "State", "StartTime", "JobName", "Command")

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from .. import processes
+from .. import processes, programs
 from ..clock import SECOND_US, SystemClock
 from ..identity import Holder
 from . import base
@@ -226,7 +226,7 @@ class LocalQueue:
 
     def _spawn_shepherd(self, native_id: str) -> str:
         """Start one, detached. Returns why that failed, or ""."""
-        answer = base.run_module(f"{__package__}.shepherd", self.directory, native_id)
+        answer = programs.run_module(f"{__package__}.shepherd", self.directory, native_id)
         return "" if answer.ok else f"exit code {answer.returncode}: {answer.stderr.strip() or '<no output>'}"
 
     # --- files --------------------------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from ..clock import SECOND_US
 from ..errors import PollFailed
+from ..programs import Completed
 from ..settings import Settings
 from . import base
-from .base import BatchStatus, CommandScheduler, Completed, Submission
+from .base import BatchStatus, CommandScheduler, Submission
 
 _Attributes = Mapping[str, str]
 

@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 
 from ..clock import SECOND_US, Clock, SystemClock
+from ..programs import run
 from . import pbs
-from .base import run
 from .environ import Allocation
 
 #: Thirty years in seconds. What lies beyond is no limit.

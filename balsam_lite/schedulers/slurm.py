@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from ..clock import SECOND_US
 from ..processes import JOB_VARIABLES
+from ..programs import Completed
 from ..settings import Settings
 from . import base
-from .base import BatchStatus, CommandScheduler, Completed, Submission
+from .base import BatchStatus, CommandScheduler, Submission
 
 #: Stands between the fields of an answer. No queue, path or name that was typed has it.
 _SEPARATOR = "\x1f"

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
-from .. import daemon
+from .. import daemon, programs
 from ..clock import SECOND_US, SystemClock
 from ..daemon import Ready
 from ..db import location
@@ -149,7 +149,7 @@ def start(db_directory: str) -> Started:
     Raises:
         AnotherService. LaunchError: it did not begin; the message says what it said.
     """
-    answer = base.run_module(__name__, os.path.abspath(db_directory))
+    answer = programs.run_module(__name__, os.path.abspath(db_directory))
     if answer.returncode == _ANOTHER:
         raise AnotherService(hint="`balsam service status` shows it, `balsam service stop` ends it.")
     if not answer.ok:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ... import spec
 from ...errors import SettingsError
-from ...schedulers.base import run
+from ...programs import run
 from ...settings import Settings
 from ..commands import UNKNOWN
 from .flavours import FLAVOURS, Flavour

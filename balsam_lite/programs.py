@@ -1,0 +1,153 @@
+"""Run another program to its end: bounded in time and output, whatever it does. Not for users' jobs; those are `spawner`'s."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, NamedTuple
+
+from .processes import JOB_VARIABLES
+
+#: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
+LARGEST_OUTPUT_BYTES = 16 * 1024 * 1024
+
+_KILLED = "so it was killed"
+
+
+class Completed(NamedTuple):
+    """How a command ended."""
+
+    argv: list[str]
+    returncode: int | None  # None: it did not start, or was killed (too slow, too much output); stderr says which
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.returncode == 0
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it had begun, and what it did until it was killed is unknown."""
+        return self.returncode is None and self.stderr.endswith(_KILLED)
+
+
+def run(
+    argv: list[str],
+    *,
+    timeout_s: float = 60.0,
+    environ: Mapping[str, str] | None = None,
+    directory: str | None = None,
+    stdin: bytes = b"",
+    largest_bytes: int = LARGEST_OUTPUT_BYTES,
+) -> Completed:
+    """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
+
+    It gets `stdin`, a session of its own, and `environ` (None: this process's) as its whole environment. One that prints
+    more than `largest_bytes` is killed: nobody asked here has so much to say, and it may never end.
+    """
+    try:
+        with _readable(stdin) as given:
+            process = subprocess.Popen(
+                argv,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environ,
+                cwd=directory,
+                start_new_session=True,
+            )
+    except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
+        return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
+    assert process.stdout is not None and process.stderr is not None
+    output, errors = bytearray(), bytearray()
+    with process.stdout as stdout, process.stderr as stderr:
+        try:
+            trouble = _collect(process, {stdout: output, stderr: errors}, timeout_s, largest_bytes)
+        except BaseException:
+            _kill(process)
+            raise
+        if trouble:
+            _kill(process)
+            return Completed(argv, None, _text(output), f"{_text(errors)}\n{trouble}, {_KILLED}".strip())
+    return Completed(argv, process.returncode, _text(output), _text(errors))
+
+
+def run_module(module: str, *words: str) -> Completed:
+    """Run a module with this Python and this package, until it ends or has left this process (see `daemon`).
+
+    It may be sent for from inside a job, and must not end with that job.
+    """
+    own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
+    return run([sys.executable, "-m", module, *words], environ={**own, "PYTHONPATH": python_path()}, directory="/")
+
+
+def python_path() -> str:
+    """A PYTHONPATH with which this Python finds this package, installed or not."""
+    package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return ":".join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@contextmanager
+def _readable(data: bytes) -> Iterator[int]:
+    """A descriptor from which `data` can be read. A file without a name: a pipe would have to be fed meanwhile."""
+    if not data:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile(prefix="balsam-") as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
+
+
+def _collect(
+    process: subprocess.Popen[bytes], pipes: Mapping[IO[bytes], bytearray], timeout_s: float, largest_bytes: int
+) -> str:
+    """Read the pipes to their ends and wait for the command. Returns why it must be killed, or ""."""
+    give_up = time.monotonic() + timeout_s
+    with selectors.DefaultSelector() as selector:
+        for pipe, kept in pipes.items():
+            selector.register(pipe, selectors.EVENT_READ, kept)
+        while selector.get_map():
+            left_s = give_up - time.monotonic()
+            if left_s <= 0:
+                return _late(timeout_s)
+            for key, _ in selector.select(left_s):
+                data = os.read(key.fd, 65536)
+                key.data.extend(data)
+                if not data:
+                    selector.unregister(key.fileobj)
+                elif len(key.data) > largest_bytes:
+                    return f"it printed more than {largest_bytes // 1024**2} MiB"
+    try:
+        process.wait(max(give_up - time.monotonic(), 0.001))
+    except subprocess.TimeoutExpired:
+        return _late(timeout_s)
+    return ""
+
+
+def _late(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:g} s"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the command and its children. One that hangs in the kernel, on a dead file system, is left behind."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        process.wait(1)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def _text(output: bytearray) -> str:
+    return output.decode("utf-8", "replace")

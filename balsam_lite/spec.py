@@ -85,6 +85,13 @@ APP_FIELDS = (
     Field("preprocess", "command", ""),
     Field("envscript", "path", ""),
     Field("postprocess", "command", ""),
+    # Since schema version 4: what an application has that is a Python class.
+    Field("definition", "object", "{}"),  # where the class is: see `launcher.application`
+    Field("command_template", "text", ""),  # jinja2; a job's parameters make a command line of it
+    Field("parameters", "object", "{}"),  # name -> {required, default, help}
+    Field("environ_vars", "environ", "{}"),
+    Field("handle_error", "command", ""),  # scripts that are asked after RUN_ERROR and RUN_TIMEOUT
+    Field("handle_timeout", "command", ""),
 )
 
 JOB_FIELD = {field.name: field for field in JOB_FIELDS}

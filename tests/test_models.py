@@ -136,7 +136,7 @@ def test_that_the_fields_are_the_columns_of_the_tables(db):
     columns = [row[1] for row in seen(db, "PRAGMA table_info(job)")]
     assert list(BalsamJob._meta.sorted_field_names) == columns == list(queries.JOB_COLUMNS)
     columns = [row[1] for row in seen(db, "PRAGMA table_info(app)")]
-    assert list(ApplicationDefinition._meta.sorted_field_names) == columns[:-1] == list(queries.APP_COLUMNS)
+    assert list(ApplicationDefinition._meta.sorted_field_names) == columns == list(queries.APP_COLUMNS)
     assert list(lookups.LAUNCH_KINDS) == [row[1] for row in seen(db, "PRAGMA table_info(batch_job)")]
 
 
@@ -846,7 +846,8 @@ def test_that_a_lookup_without_a_meaning_is_refused(db, lookup, value, error, wo
         ({"job_id__startswith": "ab"}, "job_short_id"), ({"state": "FAILED"}, "job_state"),
         ({"state__in": ["FAILED"]}, "job_state"),
         ({"workflow": "w"}, "job_workflow"), ({"workflow__startswith": "w"}, "job_workflow"), ({"id__in": [3]}, "PRIMARY KEY"),
-        ({"queued_launch__scheduler_id": "3"}, "job_queued_launch"), ({"tags__k": "v"}, "job_tagged"),
+        ({"queued_launch__scheduler_id": "3"}, "job_queued_launch"), ({"tags__k": "v"}, "job_tag"),
+        ({"tags__k__startswith": "v"}, "job_tag"),
         ({"id__range": (3, 4)}, "PRIMARY KEY"),
     ],
 )  # fmt: skip

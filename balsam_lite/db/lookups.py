@@ -25,6 +25,7 @@ from .. import spec, states
 from ..clock import SECOND_US
 from ..errors import InvalidSpec, UnknownField
 from .queries import SHORT_ID
+from .store.tags import JOBS_WITH
 
 _COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 _TEXTS = ("contains", "startswith", "endswith", "regex")
@@ -40,7 +41,7 @@ LAUNCH_KINDS = {
     "queue": "text", "nodes": "count", "wall_minutes": "count",
     "job_mode": "text", "wf_filter": "text", "filter_tags": "text", "sched_flags": "text", "command": "text",
     "state": "text", "reason": "text", "prescheduled_only": "flag", "from_balsam": "flag", "created": "time",
-    "started": "time", "ended": "time", "exit_code": "id", "log": "text",
+    "started": "time", "ended": "time", "exit_code": "id", "log": "text", "partitions": "text", "optional_params": "text",
 }  # fmt: skip
 
 
@@ -78,6 +79,8 @@ def condition(model: Any, name: str, value: Any) -> Any:
     column, lookup = _column(model, parts, name)
     if parts[0] == "lock" and lookup == "exact" and value in ("", None):
         return model.lease.is_null()
+    if column.guard is not None and lookup == "exact" and isinstance(value, str):
+        return Expression(model.id, "IN", SQL(f"({JOBS_WITH})", [parts[1], value]))
     found = _compare(column, lookup, value)
     return found if column.guard is None or _holds_for_missing(lookup, value) else column.guard & found
 
@@ -105,11 +108,17 @@ def _column(model: Any, parts: list[str], name: str, may_look_up: bool = True) -
     node = getattr(model, field.name)
     if field.kind in spec.JSON_KINDS and rest and (len(rest) > 1 or rest[0] not in LOOKUPS):
         lookup = rest.pop() if may_look_up and len(rest) > 1 and rest[-1] in LOOKUPS else "exact"
-        tagged = Expression(node, "<>", SQL("'{}'")) if field.name == "tags" else None
+        tagged = _with_key(model, rest[0]) if field.name == "tags" and len(rest) == 1 else None
         return Column(_json_value(node, rest), "json" if field.kind == "object" else "word", guard=tagged), lookup
     if not may_look_up and rest:
         raise UnknownField(f"A {model._what} has no field {name!r}.")
     return Column(node, "time" if field.name == "created" else field.kind, plain=True), _lookup(rest, name)
+
+
+def _with_key(model: Any, key: str) -> Any:
+    """That a job has a tag of that key: what an index can find."""
+    jobs = "(SELECT job FROM tag CROSS JOIN job_tag ON job_tag.tag = tag.id WHERE tag.key = ?)"
+    return Expression(model.id, "IN", SQL(jobs, [key]))
 
 
 def _lookup(rest: list[str], name: str) -> str:

@@ -35,6 +35,24 @@ STEPS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_UNPREPARED} AND {_RESERVED}",
         f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_RUNNABLE} AND {_RESERVED}",
     ),
+    (  # applications that are Python classes; batch jobs in parts; tags that can be looked up
+        "ALTER TABLE app RENAME COLUMN data TO definition",  # nobody used it
+        "ALTER TABLE app ADD COLUMN command_template TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE app ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE app ADD COLUMN environ_vars TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE app ADD COLUMN handle_error TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE app ADD COLUMN handle_timeout TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE batch_job ADD COLUMN partitions TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE batch_job ADD COLUMN optional_params TEXT NOT NULL DEFAULT '{}'",
+        "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
+        "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
+        """INSERT INTO tag (key, value)
+            SELECT DISTINCT t.key, t.value FROM job, json_each(job.tags) AS t WHERE job.tags <> '{}'""",
+        """INSERT INTO job_tag (tag, job)
+            SELECT tag.id, job.id FROM job, json_each(job.tags) AS t JOIN tag ON tag.key = t.key AND tag.value = t.value
+            WHERE job.tags <> '{}'""",
+        "DROP INDEX job_tagged",
+    ),
 )
 
 

@@ -585,6 +585,12 @@ class ApplicationDefinition(Record, peewee.Model):
         preprocess: str
         envscript: str
         postprocess: str
+        definition: dict[str, Any]
+        command_template: str
+        parameters: dict[str, Any]
+        environ_vars: dict[str, str]
+        handle_error: str
+        handle_timeout: str
 
     id = Number()
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from .. import spec, states
 from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
+from .store.tags import has_all
 
 #: Every column of a job: its number and its UUID, then the fields in the order in which they are printed.
 JOB_COLUMNS = ("id", "job_id", *spec.JOB_FIELD)
@@ -55,9 +56,10 @@ class JobFilter(NamedTuple):
         if self.states:
             terms.append(f"state IN ({', '.join('?' * len(self.states))})")
             parameters += self.states
-        for key, value in self.tags.items():
-            terms.append("tags <> '{}' AND json_extract(tags, ?) = ?")
-            parameters += [f"$.{json.dumps(key, ensure_ascii=False)}", value]
+        if self.tags:
+            term, pairs = has_all(self.tags.items())
+            terms.append(term)
+            parameters += pairs
         return " AND ".join(terms) or "1", parameters
 
 

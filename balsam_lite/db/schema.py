@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import spec, states
 
-VERSION = 3
+VERSION = 4
 
 _SQL_TYPE = {"count": "INTEGER", "count0": "INTEGER", "integer": "INTEGER", "flag": "INTEGER", "id": "INTEGER"}
 
@@ -55,8 +55,7 @@ TABLES = (
 )""",
     f"""CREATE TABLE app (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-{_columns(spec.APP_FIELDS)},
-    data TEXT NOT NULL DEFAULT '{{}}'
+{_columns(spec.APP_FIELDS)}
 )""",
     """CREATE TABLE dependency (
     parent INTEGER NOT NULL,
@@ -114,8 +113,13 @@ TABLES = (
     started INTEGER,
     ended INTEGER,
     exit_code INTEGER,
-    log TEXT NOT NULL DEFAULT ''
+    log TEXT NOT NULL DEFAULT '',
+    partitions TEXT NOT NULL DEFAULT '[]',
+    optional_params TEXT NOT NULL DEFAULT '{}'
 )""",
+    # The tags of all jobs once more, so that they can be looked up; `store.tags` keeps them like the column of the job.
+    "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
+    "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
     # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store` keeps them, in the transaction
     # that changes a state; triggers would do it too, but cost 40 % of the rate of inserts.
     "CREATE TABLE state_count (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
@@ -139,7 +143,6 @@ INDEXES = (
     "CREATE INDEX job_state ON job (state)",
     "CREATE INDEX job_workflow ON job (workflow)",
     "CREATE INDEX job_queued_launch ON job (queued_launch_id) WHERE queued_launch_id IS NOT NULL",
-    "CREATE INDEX job_tagged ON job (id) WHERE tags <> '{}'",
     "CREATE UNIQUE INDEX app_name ON app (name)",
     "CREATE INDEX dependency_child ON dependency (child, parent)",
     "CREATE INDEX event_job ON event (job)",

@@ -66,6 +66,13 @@ class Claim(NamedTuple):
     input_files: str
     parents: str  # JSON list of [UUID, name, workdir]
     mpi_flags: str = ""  # as typed, for the MPI start command
+    parameters: str = "{}"  # JSON, for the application's command template or function
+    definition: str | None = "{}"  # JSON, of an application that is a Python class; see `spec.APP_FIELDS` for these six
+    command_template: str | None = ""
+    app_parameters: str | None = "{}"
+    app_environ: str | None = "{}"
+    handle_error: str | None = ""
+    handle_timeout: str | None = ""
     place: object = None  # what `Room.reserve` gave
 
 
@@ -134,7 +141,8 @@ _CANDIDATE = (
     "job.stage_in_url, job.stage_out_url, job.stage_out_files, job.input_files, "
     "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir)) "
     "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), "
-    "job.mpi_flags, job.priority"
+    "job.mpi_flags, job.parameters, app.definition, app.command_template, app.parameters, app.environ_vars, "
+    "app.handle_error, app.handle_timeout, job.priority"
 )
 #: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"

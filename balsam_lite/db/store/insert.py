@@ -20,6 +20,7 @@ from ...clock import SystemClock
 from ...errors import DatabaseError, InvalidSpec, UnknownApp, UnknownJob
 from ..connection import Database
 from . import graph, moves
+from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
 _CHUNK = 5000
@@ -194,10 +195,14 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, progress: Progress | None) ->
     before = _last_id(cx)
     edges: list[tuple[int, int]] = []
     renamed: dict[int, str] = {}
+    tagger = Tagger(cx)
     for chunk in spool.chunks():
         first = _last_id(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk.columns, chunk.rows).items())
         edges += [(parent, first + n) for n, parents in chunk.parents.items() for parent in parents]
+        if "tags" in chunk.columns:
+            place = chunk.columns.index("tags")
+            tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))
         _report(progress, len(chunk.rows))
     added = Added(before + 1, _last_id(cx) - before, renamed)
     if added.number != spool.rows:

@@ -16,7 +16,7 @@ from ...clock import SystemClock
 from ...errors import InvalidSpec, LostLease, ParentInUse, StateError
 from ..connection import Database
 from ..schema import sql_list
-from . import claims, graph, outcomes
+from . import claims, graph, outcomes, tags
 from .moves import Move, count, id_list, move
 
 USER_CHANGED = "User mutated state from command line"
@@ -190,7 +190,16 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any]) -
             from .insert import _check_apps
 
             _check_apps(cx, {stored["application"]})
-        return sum(cx.execute(sql, (*stored.values(), id_list(piece))).rowcount for piece in _pieces(list(ids)))
+        return sum(_update(cx, sql, stored, piece) for piece in _pieces(list(ids)))
+
+
+def _update(cx: sqlite3.Connection, sql: str, stored: Mapping[str, Any], jobs: Sequence[int]) -> int:
+    listed = id_list(jobs)
+    if "tags" in stored:
+        tags.remove(cx, "job.id IN (SELECT value FROM json_each(?))", (listed,))
+        known = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)).fetchall()
+        tags.Tagger(cx).add((number, stored["tags"]) for (number,) in known)
+    return cx.execute(sql, (*stored.values(), listed)).rowcount
 
 
 # --- rerun ------------------------------------------------------------------------------------------------------------
@@ -258,6 +267,7 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False) -> int:
         gone: Counter[tuple[str | None, str | None]] = Counter()
         for state, jobs in cx.execute(states_of_doomed):
             gone[state, None] = jobs
+        tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
         cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
         cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
         count(cx, gone)

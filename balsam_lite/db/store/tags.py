@@ -1,0 +1,56 @@
+"""The tags of jobs, a second time: `tag` holds each pair once, `job_tag` which jobs have it, so that jobs are found by tags.
+
+The column `job.tags` is what jobs show; whoever writes it calls one of these, inside the same write transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+
+#: The jobs that have a pair; two parameters. In a query that is sorted by something else, SQLite still starts from here.
+JOBS_WITH = "SELECT job FROM job_tag WHERE tag = (SELECT id FROM tag WHERE key = ? AND value = ?)"
+
+_PAIRS_OF = """SELECT tag.id, job.id FROM job, json_each(job.tags) AS t JOIN tag ON tag.key = t.key AND tag.value = t.value
+    WHERE job.tags <> '{}' AND"""
+
+
+class Tagger:
+    """Adds the tags of new jobs; use one for many, as it remembers the pairs that it has met."""
+
+    def __init__(self, cx: sqlite3.Connection) -> None:
+        self._cx = cx
+        self._by_text: dict[str, list[int]] = {}
+
+    def add(self, jobs: Iterable[tuple[int, str]]) -> None:
+        """Note what jobs have: (its number, its tags as they are stored)."""
+        rows = [(tag, job) for job, tags in jobs if tags != "{}" for tag in self._tags_of(tags)]
+        self._cx.executemany("INSERT OR IGNORE INTO job_tag (tag, job) VALUES (?, ?)", rows)
+
+    def _tags_of(self, text: str) -> list[int]:
+        found = self._by_text.get(text)
+        if found is None:
+            if len(self._by_text) > 10_000:  # every job has tags of its own: nothing to remember
+                self._by_text.clear()
+            found = self._by_text[text] = [self._number(key, value) for key, value in json.loads(text).items()]
+        return found
+
+    def _number(self, key: str, value: str) -> int:
+        self._cx.execute("INSERT OR IGNORE INTO tag (key, value) VALUES (?, ?)", (key, value))
+        number: int = self._cx.execute("SELECT id FROM tag WHERE key = ? AND value = ?", (key, value)).fetchone()[0]
+        return number
+
+
+def remove(cx: sqlite3.Connection, which: str, parameters: tuple[str, ...] = ()) -> None:
+    """Forget the tags of jobs that are about to lose them or to be deleted; `which` is a condition on table job."""
+    pairs = cx.execute(f"{_PAIRS_OF} {which}", parameters).fetchall()
+    cx.executemany("DELETE FROM job_tag WHERE tag = ? AND job = ?", pairs)
+    unused = "DELETE FROM tag WHERE id = ? AND NOT EXISTS (SELECT 1 FROM job_tag WHERE tag = tag.id)"
+    cx.executemany(unused, [(tag,) for tag in {tag for tag, _ in pairs}])
+
+
+def has_all(tags: Iterable[tuple[str, str]], column: str = "id") -> tuple[str, list[str]]:
+    """A condition on table job, that a job has all these pairs, and its parameters."""
+    pairs = list(tags)
+    return " AND ".join([f"{column} IN ({JOBS_WITH})"] * len(pairs)) or "1", [word for pair in pairs for word in pair]

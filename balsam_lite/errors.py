@@ -37,6 +37,10 @@ class InvalidSpec(InputError):
     """A job or an application is described by values that make no sense."""
 
 
+class TemplateError(InvalidSpec):
+    """The command template of an application cannot be made a command line of."""
+
+
 class InvalidStateError(InputError):
     """There is no such state."""
 
@@ -61,6 +65,18 @@ class UnknownJob(NotFound):
 
 class UnknownBatchJob(NotFound):
     """No batch job matches."""
+
+
+class UnknownSite(NotFound):
+    """No site matches."""
+
+
+class AmbiguousSite(InputError):
+    """More than one site matches."""
+
+
+class DuplicateSite(InputError):
+    """A site of that name exists already."""
 
 
 class AmbiguousJobId(InputError):
@@ -219,8 +235,19 @@ class AnotherService(LaunchError):
     """Another service is currently running on this Balsam DB"""
 
 
+class ApplicationLost(LaunchError):
+    """The Python class of an application is not to be found where it was defined."""
+
+
 class StagingFailed(LaunchError):
     """Files could not be linked or copied for a job."""
+
+
+# --- sites on other hosts ---------------------------------------------------------------------------------------------
+
+
+class SiteUnreachable(BalsamError):
+    """A site on another host did not answer."""
 
 
 # --- waiting for jobs -------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawner", "nodes", "staging", "commands", "machine", "failpoints", "mpirun", "logs", "reaper",
+                "process", "spawner", "nodes", "staging", "commands", "template", "machine", "failpoints", "mpirun", "logs",
+                "reaper",
             )
         ),
     ),
@@ -48,7 +49,10 @@ ROOMS = (
     ),
     Room(
         5, "Python interface",
-        ("launcher.dag", "launcher.futures", "launcher.executor", "launcher.call", "api", "analytics", "sites"),
+        (
+            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "hook", "function")),
+            *("sites", "api", "analytics", "plots"),
+        ),
     ),
     Room(6, "command line", ("cli",)),
 )  # fmt: skip

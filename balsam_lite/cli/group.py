@@ -26,7 +26,13 @@ class Entry(NamedTuple):
 COMMANDS = {
     "init": Entry("databases", "init", "create a new Balsam DB directory"),
     "app": Entry("apps", "app", "add a new application definition"),
+    "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
+    "app rm": Entry("site_apps", "rm", "remove applications and their jobs"),
     "job": Entry("jobs", "job", "add a new job"),
+    "job create": Entry("site_jobs", "create", "add a job to a site, with the parameters of its application"),
+    "job ls": Entry("site_jobs", "ls", "list jobs of one or more sites"),
+    "job modify": Entry("site_jobs", "modify", "put jobs into another state"),
+    "job rm": Entry("site_jobs", "rm", "remove jobs"),
     "mkchild": Entry("jobs", "mkchild", "add a job that waits for the one that calls"),
     "dep": Entry("jobs", "dep", "add a dependency between two existing jobs"),
     "ls": Entry("ls", "ls", "list jobs, applications, workflows, or launches in the queue"),
@@ -42,6 +48,10 @@ COMMANDS = {
     "which": Entry("databases", "which", "show the active DB, or find another one"),
     "db": Entry("db", "db", "check, back up, shrink or describe the database"),
     "log": Entry("logs", "log", "follow the logs of the DB"),
+    "site": Entry("site", "site", "make, list and change sites: Balsam DBs with a name, here or behind ssh"),
+    "plot": Entry("plot", "plot", "draw throughput, utilization, states or a timeline of jobs"),
+    "answer": Entry("answer", "answer", "(answer the balsam of another host; its `--site` runs this through ssh)"),
+    "login": Entry("databases", "login", "(nothing to do: there is no account)"),
     "server": Entry("databases", "server", "(nothing to do: there is no server)"),
 }
 
@@ -84,7 +94,16 @@ def _show_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> 
 
 
 class LazyGroup(_Helpful, click.Group):
-    """`balsam` itself: knows the names of its commands, and imports one when it is wanted."""
+    """`balsam` itself: knows the names of its commands, and imports one when it is wanted.
+
+    Some names have two words, such as `job create`, beside a command `job` of old that is not followed by a word.
+    """
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = " ".join(args[:2])
+        if len(args) > 1 and name in COMMANDS:
+            return name, self.get_command(ctx, name), args[2:]
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -180,6 +199,13 @@ class BalsamCommand(_Helpful):
 
     #: Paths need not be UTF-8; everything else ends in the database.
     takes_any_bytes = False
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        beside = [(name, entry.summary) for name, entry in COMMANDS.items() if name.startswith(f"{ctx.info_name} ")]
+        if beside:
+            with formatter.section("Commands"):
+                formatter.write_dl(beside)
 
     def invoke(self, ctx: click.Context) -> Any:
         gc.enable()

@@ -8,14 +8,13 @@ import warnings
 from collections.abc import Mapping
 
 from ..errors import BalsamError, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
-from ..settings import Settings, SettingsWarning, home
+from ..settings import Settings, SettingsWarning
 from . import connection, filesystem
 from .connection import Database
 
 DB_VARIABLE = "BALSAM_DB_PATH"
 MARKER = "balsam.json"  # how the database file must be opened
 DATA, LOG, QSUBMIT = "data", "log", "qsubmit"
-KNOWN = "databases.json"
 
 
 def is_db(directory: str) -> bool:
@@ -120,7 +119,7 @@ def set_up(directory: str, access: str | None = None) -> Database:
         access = access or _recorded_access(directory) or filesystem.mount_of(directory).access
         if access == filesystem.LOCAL:
             connection.refuse_unsafe(directory)
-        _write_json(os.path.join(directory, MARKER), {"access": access})
+        write_json(os.path.join(directory, MARKER), {"access": access})
         _create_empty(os.path.join(directory, connection.FILE_NAME))
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
@@ -149,42 +148,35 @@ def _create_empty(path: str) -> None:
 
 
 def known_paths() -> list[str]:
-    """The directories of the DBs this user has created or activated, without those that are gone."""
-    try:
-        with open(os.path.join(home(), KNOWN), encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return []
-    return [path for path in found if isinstance(path, str) and is_db(path)] if isinstance(found, list) else []
+    """The directories of the DBs on this host that this user has created or activated, without those that are gone."""
+    from . import registry
+
+    return [entry.path for entry in registry.known() if not entry.is_remote]
 
 
 def remember(directory: str) -> None:
     """Add a DB to the known ones. Safe when several processes do it at once."""
-    from filelock import FileLock
+    from . import registry
 
-    try:
-        os.makedirs(home(), exist_ok=True)
-        with FileLock(os.path.join(home(), KNOWN + ".lock"), timeout=10):
-            paths = known_paths()
-            if directory not in paths:
-                _write_json(os.path.join(home(), KNOWN), [*paths, directory])
-    except OSError as exc:
-        raise BalsamError(f"{home()} cannot be written: {exc}") from exc
+    registry.add(directory)
 
 
 def resolve(name: str) -> str:
-    """The directory of a known DB: its path, or a part of it that only one has; its last component wins.
+    """The directory of a known DB: its path, its name, or a part of its path that only one has; the last component wins.
 
     Raises:
         NotFound, InputError (ambiguous): with the candidates.
     """
+    from . import registry
+
     path = _absolute(name)
     if is_db(path):
         return path
     if os.path.isdir(path) and os.sep in name:
         raise NotABalsamDB(f"No Balsam DB found in dir {path}", hint=f"`balsam init {name}` creates one.")
     known = known_paths()
-    matches = [p for p in known if os.path.basename(p) == name] or [p for p in known if name in p]
+    by_name = [entry.path for entry in registry.known() if entry.name == name and not entry.is_remote]
+    matches = by_name or [p for p in known if os.path.basename(p) == name] or [p for p in known if name in p]
     if len(matches) == 1:
         return matches[0]
     listed = "\n".join(f"    {path}" for path in matches or known) or "    (none)"
@@ -193,7 +185,7 @@ def resolve(name: str) -> str:
     raise NotFound(f"No DB matching {name} is cached.", hint=f"  The known ones are:\n{listed}")
 
 
-def _write_json(path: str, value: object) -> None:
+def write_json(path: str, value: object) -> None:
     """Write a file so that readers see the old or the new one, never a part."""
     import tempfile  # here, not above: importing it takes a fifth of the time of `balsam ls`
 

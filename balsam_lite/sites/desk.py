@@ -1,0 +1,93 @@
+"""What can be asked of a site, in plain data: one protocol, whether its DB lies here or behind ssh.
+
+`local.LocalDesk` asks the DB, `remote.RemoteDesk` has `balsam answer` do that on the site's host. Rows are dicts that JSON
+knows: numbers are those of that DB, times are microseconds since the epoch (UTC), state names are text. The words are those
+of the workshop's interface (Balsam 0.7), whatever the columns of our tables are called.
+
+Kinds of rows and their fields:
+
+job
+    id, job_id (UUID), name, workflow, workdir (below `data/`), app_id (None: gone), app (its name), tags, parameters, data,
+    return_code, num_nodes, ranks_per_node, threads_per_rank, threads_per_core, gpus_per_rank, node_packing_count,
+    wall_time_min, launch_params, parent_ids (sorted list), state, last_update, batch_job_id (in which it last ran), and
+    under the names of `spec.JOB_FIELDS` what the workshop does not know: description, args, environ_vars, priority,
+    restart_limit, max_retries, retry_codes, attempt, cpu_affinity, mpi_flags, input_files, stage_in_url, …
+app
+    id, name, description, parameters, kind ("command", "template", "function"), executable, command_template, definition,
+    environ_vars, preprocess, postprocess, envscript, handle_error, handle_timeout
+batch_job
+    id, scheduler_id, project, queue, num_nodes, wall_time_min, job_mode, filter_tags, partitions, optional_params, state,
+    status_info ({"error", "submit_script", "log", …}), start_time, end_time
+event
+    id, job_id (the job's number), timestamp, from_state, to_state, data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ..db.registry import Entry
+
+Row = dict[str, Any]
+
+KINDS = ("job", "app", "batch_job", "event")
+
+
+class Desk(Protocol):
+    """One site. Every method opens its own transactions; every error is a BalsamError."""
+
+    entry: Entry
+
+    def about(self) -> Row:
+        """version (of balsam_lite there), path, is_active (a service's heartbeat is younger than two minutes), jobs."""
+
+    def select(
+        self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
+    ) -> list[Row]:
+        """The rows that match, in order (a field, `-` before it the other way round; "" is by id, of events newest first).
+
+        Conditions are `db.selection`'s; all must hold.
+
+        Raises:
+            UnknownField, InvalidSpec, InvalidStateError.
+        """
+
+    def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
+        """How many match."""
+
+    def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
+        """Add jobs, applications or batch jobs; all or none. Returns them as they are in the DB then, in order.
+
+        A batch job is submitted at once. An app that exists under that name is changed.
+
+        Raises:
+            UnknownField, InvalidSpec (with the number of the row), UnknownApp, UnknownJob, SubmitFailed.
+        """
+
+    def update(self, kind: str, changes: Sequence[Row]) -> int:
+        """Change rows one by one: each change has the `id` and the new values. Of a job `state`, with `state_data`, too.
+
+        All or none. Returns how many there were.
+
+        Raises:
+            UnknownField, InvalidSpec, InvalidStateError, StateError, NotFound.
+        """
+
+    def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """The same changes for all that match. Returns how many."""
+
+    def delete(self, kind: str, where: Mapping[str, Any], force: bool = False) -> Row:
+        """Remove all that match: {"deleted": n, "held": jobs that were left alone because a launcher has them}.
+
+        An app goes with its jobs. A batch job is cancelled, and its row stays.
+
+        Raises:
+            ParentInUse: jobs wait for one of these, and `force` is not set.
+        """
+
+    def result(self, job: int) -> Row:
+        """What became of a job: state, message, and of a function's job `outcome`: the bytes of its result file as base64."""
+
+    def service(self, verb: str) -> Row:
+        """`start`, `stop` or `status` of the site's service: {"said": lines for people, …}."""

@@ -24,8 +24,7 @@ from peewee import SQL, Expression, fn
 from .. import spec, states
 from ..clock import SECOND_US
 from ..errors import InvalidSpec, UnknownField
-from .queries import SHORT_ID
-from .store.tags import JOBS_WITH
+from .queries import JOBS_WITH, SHORT_ID
 
 _COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 _TEXTS = ("contains", "startswith", "endswith", "regex")

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from .. import spec, states
 from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
-from .store.tags import has_all
 
 #: Every column of a job: its number and its UUID, then the fields in the order in which they are printed.
 JOB_COLUMNS = ("id", "job_id", *spec.JOB_FIELD)
@@ -25,6 +24,9 @@ WAITING_STATES = (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES, states.AWA
 
 #: So many candidates are listed where an id is ambiguous.
 _CANDIDATES = 10
+
+#: The jobs that have a pair; two parameters. In a query that is sorted by something else, SQLite still starts from here.
+JOBS_WITH = "SELECT job FROM job_tag WHERE tag = (SELECT id FROM tag WHERE key = ? AND value = ?)"
 
 
 class JobFilter(NamedTuple):
@@ -61,6 +63,12 @@ class JobFilter(NamedTuple):
             terms.append(term)
             parameters += pairs
         return " AND ".join(terms) or "1", parameters
+
+
+def has_all(tags: Iterable[tuple[str, str]], column: str = "id") -> tuple[str, list[str]]:
+    """A condition on table job, that a job has all these pairs, and its parameters."""
+    pairs = list(tags)
+    return " AND ".join([f"{column} IN ({JOBS_WITH})"] * len(pairs)) or "1", [word for pair in pairs for word in pair]
 
 
 def _escaped(text: str) -> str:

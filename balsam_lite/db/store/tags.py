@@ -9,9 +9,6 @@ import json
 import sqlite3
 from collections.abc import Iterable
 
-#: The jobs that have a pair; two parameters. In a query that is sorted by something else, SQLite still starts from here.
-JOBS_WITH = "SELECT job FROM job_tag WHERE tag = (SELECT id FROM tag WHERE key = ? AND value = ?)"
-
 _PAIRS_OF = """SELECT tag.id, job.id FROM job, json_each(job.tags) AS t JOIN tag ON tag.key = t.key AND tag.value = t.value
     WHERE job.tags <> '{}' AND"""
 
@@ -48,9 +45,3 @@ def remove(cx: sqlite3.Connection, which: str, parameters: tuple[str, ...] = ())
     cx.executemany("DELETE FROM job_tag WHERE tag = ? AND job = ?", pairs)
     unused = "DELETE FROM tag WHERE id = ? AND NOT EXISTS (SELECT 1 FROM job_tag WHERE tag = tag.id)"
     cx.executemany(unused, [(tag,) for tag in {tag for tag, _ in pairs}])
-
-
-def has_all(tags: Iterable[tuple[str, str]], column: str = "id") -> tuple[str, list[str]]:
-    """A condition on table job, that a job has all these pairs, and its parameters."""
-    pairs = list(tags)
-    return " AND ".join([f"{column} IN ({JOBS_WITH})"] * len(pairs)) or "1", [word for pair in pairs for word in pair]

@@ -1,5 +1,7 @@
 # Every verb is one line of `make help`. PYTHON is the interpreter that the virtual environment is made of.
 PYTHON ?= python3
+# So many tests run at once; most of them wait for something.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -18,8 +20,8 @@ venv: $(VENV)/.installed ## make .venv and install balsam in it
 demo: $(VENV)/.installed ## run ten jobs in a temporary DB and show their histories
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/hello/demo.sh
 
-test: $(VENV)/.installed-test ## run the tests; ARGS='-k name' picks some
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-test ## run the tests; ARGS='-k name' picks some, WORKERS=0 runs one after the other
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy (needs Python 3.10 or newer)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from itertools import count
@@ -66,6 +67,15 @@ def balsam_bin(balsam_argv: list[str], tmp_path_factory: pytest.TempPathFactory)
     for name in ("balsamactivate", "balsamdeactivate"):
         shutil.copy(ROOT / "balsam_lite" / "templates" / name, folder)
     return str(folder)
+
+
+# --- several workers --------------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist's workers ignore SIGINT, and so would every command that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- Slurm ------------------------------------------------------------------------------------------------------------

@@ -167,9 +167,9 @@ def test_that_no_garbage_makes_the_parsers_fail() -> None:
 
 def test_that_a_large_table_is_read_in_a_moment() -> None:
     rows = "".join(f"{number}  running  N/A  job  /x\n" for number in range(200_000))
-    started = time.monotonic()
+    started = time.process_time()
     assert len(parse_table("".join(TABLE.splitlines(True)[:2]) + rows)) == 200_000
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------

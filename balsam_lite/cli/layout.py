@@ -1,4 +1,4 @@
-"""Rows as text: tables, histories, JSON. Knows neither click nor the DB.
+"""Rows as text: tables, histories, YAML, JSON. Knows neither click nor the DB.
 
 Text that came from a program or another user may hold anything; what would steer a terminal is shown as an escape.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import IO, Any
 
 from .. import spec
@@ -75,10 +75,26 @@ def _width(text: str) -> int:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """The lines of a table: header cells to the right, data cells to the left, each column as wide as its widest cell."""
-    cells = [["" if value is None else one_line(str(value)) for value in row] for row in rows]
+    cells = [_cells(row) for row in rows]
     widths = [max(map(_width, column)) for column in zip(header, *cells)]
     top = " | ".join(" " * (width - _width(cell)) + cell for cell, width in zip(header, widths))
     return [top, "-" * len(top), *(" | ".join(map(_left, row, widths)).rstrip() for row in cells)]
+
+
+def padded(header: Sequence[str], rows: Iterable[Sequence[Any]], ahead: int = 5000) -> Iterator[str]:
+    """The lines of a table of the workshop's style: cells to the left, each column two blanks wider than its widest cell.
+
+    Source: Balsam 0.7, `job ls`. Widths are those of the first `ahead` rows, so that a long table is printed as it comes.
+    """
+    source = iter(rows)
+    first = [header, *(_cells(row) for row in islice(source, ahead))]
+    widths = [max(map(_width, column)) + 2 for column in zip(*first)]
+    for row in chain(first, map(_cells, source)):
+        yield " ".join(map(_left, row, widths))
+
+
+def _cells(row: Sequence[Any]) -> list[str]:
+    return ["" if value is None else one_line(str(value)) for value in row]
 
 
 def _left(cell: str, width: int) -> str:
@@ -104,6 +120,59 @@ def history(name: str, job_id: str, events: Iterable[tuple[int, str, str, str]])
         text = many_lines(message).rstrip().replace("\n", "\n    ")
         lines.append(f"[{format_us(time_us)} {state}] {text}".rstrip())
     return "\n".join(lines) + "\n"
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+def yaml_lines(mapping: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+    """The lines of a mapping of JSON's values as YAML, inner ones below their keys with an indentation of four blanks.
+
+    Text that YAML could take for something else, or that is not printable, is in double quotes.
+
+    >>> list(yaml_lines({"id": 1, "tags": {"k": "1", "run": "a b"}, "parent_ids": [3], "data": {}}))
+    ['id: 1', 'tags:', '    k: "1"', '    run: a b', 'parent_ids:', '- 3', 'data: {}']
+    """
+    before = " " * 4 * depth
+    for key, value in mapping.items():
+        start = f"{before}{_yaml_text(key)}:"
+        if isinstance(value, Mapping) and value:
+            yield start
+            yield from yaml_lines(value, depth + 1)
+        elif isinstance(value, (list, tuple)) and value:
+            yield start
+            yield from (f"{before}- {_yaml_scalar(item)}" for item in value)
+        else:
+            yield f"{start} {_yaml_scalar(value)}"
+
+
+def _yaml_scalar(value: Any) -> str:
+    if isinstance(value, str):
+        return _yaml_text(value)
+    return json.dumps(value, ensure_ascii=False)  # YAML knows what JSON does
+
+
+#: Words that YAML 1.1 reads as truth values or nothing.
+_YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
+
+
+def _yaml_text(text: str) -> str:
+    if (
+        text.isprintable()
+        and (text[:1].isalpha() or text[:1] in ("/", "_", "$"))
+        and text.lower() not in _YAML_WORDS
+        and not text.endswith((" ", ":"))
+        and ": " not in text
+        and " #" not in text
+    ):
+        return text
+    return '"' + "".join(map(_yaml_character, text)) + '"'
+
+
+def _yaml_character(c: str) -> str:
+    if c in '"\\':
+        return "\\" + c
+    return c if c.isprintable() else c.encode("unicode_escape").decode()
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import click
 from ..db import connection, location
 from ..errors import BalsamError
 from . import layout
-from .common import say, warn
+from .common import warn
 from .group import PathCommand, option
 
 
@@ -83,12 +83,11 @@ def which(ctx: click.Context, listed: bool, name: str | None, json: bool) -> Non
 
 def _remember(path: str) -> None:
     """Whoever activates a DB by its path may call it by its name the next time."""
-    if path in location.known_paths():
-        return
     try:
-        location.remember(path)
+        if path not in location.known_paths():
+            location.remember(path)
     except BalsamError as exc:  # finding it is what was asked for
-        say(f"Warning: {exc}")
+        warn(str(exc))
 
 
 def _describe(path: str) -> None:

@@ -13,6 +13,7 @@ from . import connection, filesystem
 from .connection import Database
 
 DB_VARIABLE = "BALSAM_DB_PATH"
+SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
 MARKER = "balsam.json"  # how the database file must be opened
 DATA, LOG, QSUBMIT = "data", "log", "qsubmit"
 
@@ -23,14 +24,14 @@ def is_db(directory: str) -> bool:
 
 
 def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
-    """The active DB's directory: `explicit`, else BALSAM_DB_PATH, else the DB that contains the current directory.
+    """The active DB's directory: `explicit`, else that of BALSAM_DB_PATH or BALSAM_SITE_PATH, else the one around the cwd.
 
     Raises:
         NotABalsamDB: the one that was named is none. NoDatabase: none was named and none contains the current directory.
     """
     if explicit == "":  # an unset variable of a script; taking another DB instead could cost the user that one
         raise NotABalsamDB("The path of the DB is empty (from --db)", hint="`balsam which --list` shows the known ones.")
-    for named, source in ((explicit, "--db"), (environ.get(DB_VARIABLE), DB_VARIABLE)):
+    for named, source in ((explicit, "--db"), *((environ.get(name), name) for name in (DB_VARIABLE, SITE_VARIABLE))):
         if named:
             directory = _absolute(named)
             if is_db(directory):
@@ -54,8 +55,11 @@ def _absolute(path: str) -> str:
 
 
 def _advice() -> str:
-    known = "".join(f"\n    {path}" for path in known_paths())
-    listed = f"\n  Your DBs:{known}" if known else "\n  You have none yet: `balsam init PATH` creates one."
+    try:
+        known = "".join(f"\n    {path}" for path in known_paths())
+        listed = f"\n  Your DBs:{known}" if known else "\n  You have none yet: `balsam init PATH` creates one."
+    except BalsamError as exc:
+        listed = f"\n  {exc.message}"
     return (
         "  Use `source balsamactivate NAME_OR_PATH` to activate one,\n"
         "  or `balsam --db PATH …`, or go to a directory inside one;\n"
@@ -148,7 +152,11 @@ def _create_empty(path: str) -> None:
 
 
 def known_paths() -> list[str]:
-    """The directories of the DBs on this host that this user has created or activated, without those that are gone."""
+    """The directories of the DBs on this host that this user has created or activated, without those that are gone.
+
+    Raises:
+        BalsamError: the registry cannot be read.
+    """
     from . import registry
 
     return [entry.path for entry in registry.known() if not entry.is_remote]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
-from ..errors import BalsamError, DuplicateSite, InvalidSpec, UnknownSite
+from ..errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, UnknownSite
 from ..settings import home
 from . import connection
+
+_T = TypeVar("_T")
 
 FILE_NAME = "databases.json"
 #: How long to wait for others that change the file, in seconds.
@@ -49,20 +51,29 @@ class Entry(NamedTuple):
 
 
 def known(*, gone: bool = False) -> list[Entry]:
-    """The sites by number; with `gone` also those whose directory is not there any more. [] where the file is broken."""
-    try:
-        entries = _read().entries
-    except BalsamError:
-        return []
-    return [entry for entry in entries if gone or entry.is_there]
+    """The sites by number; with `gone` also those whose directory is not there any more.
+
+    Raises:
+        BalsamError: the file cannot be read.
+    """
+    return [entry for entry in _read().entries if gone or entry.is_there]
 
 
 def at(path: str) -> Entry:
-    """The site in that directory of this host; one that is not registered has the number 0 and its directory's name."""
+    """The site in that directory of this host; one that is not registered has the number 0 and its directory's name.
+
+    A directory may be reached on several ways. A registry that cannot be read counts as empty: the DB is there all the same.
+    """
     directory = os.path.abspath(os.path.expanduser(path))
-    for entry in known():
-        if not entry.is_remote and entry.path == directory:
-            return entry
+    try:
+        entries = [entry for entry in known(gone=True) if not entry.is_remote]
+    except BalsamError:
+        entries = []
+    real = os.path.realpath(directory)
+    for same in (lambda entry: entry.path == directory, lambda entry: os.path.realpath(entry.path) == real):
+        found = next(filter(same, entries), None)
+        if found:
+            return found
     return Entry(0, os.path.basename(directory) or directory, directory)
 
 
@@ -70,14 +81,23 @@ def named(name: str) -> Entry:
     """The site of exactly that name, or with that number.
 
     Raises:
-        UnknownSite: there is none; the known ones are listed.
+        UnknownSite: there is none; the known ones are listed. AmbiguousSite: a file from elsewhere has two of that name.
+        BalsamError: the file cannot be read.
     """
     entries = known(gone=True)
-    for entry in entries:
-        if entry.name == name or (name.isdecimal() and entry.number == int(name)):
-            return entry
-    listed = ", ".join(entry.name for entry in entries) or "none yet: `balsam site init -n NAME DIR` makes one"
-    raise UnknownSite(f"There is no site {name!r}.", hint=f"Known are: {listed}")
+    found = [entry for entry in entries if entry.name == name or (name.isdecimal() and entry.number == int(name))]
+    if len(found) > 1:
+        listed = "\n".join(f"    {entry.number}  {entry.address}" for entry in found)
+        raise AmbiguousSite(f"{len(found)} sites have the name {name!r}; the number names one of them:", hint=listed)
+    if found:
+        return found[0]
+    raise UnknownSite(f"There is no site {name!r}.", hint=hint())
+
+
+def hint() -> str:
+    """What to say to somebody who named no site, or one that there is not. Raises BalsamError."""
+    names = ", ".join(entry.name for entry in known(gone=True))
+    return f"Known are: {names}" if names else "None is known yet: `balsam site init -n NAME DIR` makes one."
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
@@ -153,10 +173,11 @@ def _free_name(wanted: str, others: list[Entry]) -> str:
 
 
 class _File:
-    """What the file holds."""
+    """What the file holds; also what a newer version has put there, which is kept."""
 
-    def __init__(self, entries: list[Entry], last: int) -> None:
+    def __init__(self, entries: list[Entry], last: int, more: dict[str, Any], more_of: dict[int, dict[str, Any]]) -> None:
         self.entries, self.last = entries, last
+        self._more, self._more_of = more, more_of
 
     def next_number(self) -> int:
         self.last += 1
@@ -173,6 +194,11 @@ class _File:
                 return made
         raise UnknownSite(f"There is no site with the number {number} (any more).")
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        sites = [{**self._more_of.get(entry.number, {}), **_plain(entry)} for entry in self.entries]
+        return {**self._more, "last": self.last, "sites": sites}
+
 
 def _path() -> str:
     return os.path.join(home(), FILE_NAME)
@@ -182,37 +208,44 @@ def _read() -> _File:
     try:
         with open(_path(), encoding="utf-8") as file:
             found = json.load(file)
+        return _of_paths(found) if isinstance(found, list) else _of_sites(found)
     except FileNotFoundError:
-        return _File([], 0)
-    except (OSError, ValueError, RecursionError) as exc:
-        raise BalsamError(f"{_path()} cannot be read: {exc}", hint="Mend the file, or move it away.") from exc
-    entries = list(_entries(found))
-    last = found.get("last", 0) if isinstance(found, dict) else 0
-    return _File(entries, max([last if isinstance(last, int) else 0, *(entry.number for entry in entries)]))
+        return _File([], 0, {}, {})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
+        said = f"there is no {exc}" if isinstance(exc, KeyError) else exc
+        raise BalsamError(
+            f"{_path()} cannot be read: {said}", hint="Mend the file, or move it away and `balsam init` its DBs again."
+        ) from exc
 
 
-def _entries(found: Any) -> Iterator[Entry]:
-    """Whatever in the file makes sense."""
-    listed = found.get("sites", []) if isinstance(found, dict) else found
-    seen: list[Entry] = []
-    for place, one in enumerate(listed if isinstance(listed, list) else [], 1):
-        if isinstance(one, str):
-            seen.append(Entry(place, _free_name(os.path.basename(one), seen), one))
-        elif isinstance(one, dict):
-            try:
-                seen.append(Entry(int(one["id"]), str(one["name"]), str(one["path"]), *_where(one)))
-            except (KeyError, TypeError, ValueError):
-                continue
-        else:
-            continue
-        yield seen[-1]
+def _of_paths(found: list[Any]) -> _File:
+    """The list of older versions."""
+    entries: list[Entry] = []
+    for number, path in enumerate(found, 1):
+        if not isinstance(path, str) or not path:
+            raise ValueError(f"{path!r} is no path")
+        entries.append(Entry(number, _free_name(os.path.basename(path), entries), path))
+    return _File(entries, len(entries), {}, {})
 
 
-def _where(one: dict[str, Any]) -> tuple[str, str]:
-    return str(one.get("host", "")), str(one.get("balsam", "balsam"))
+_KEYS = ("id", "name", "path", "host", "balsam")
 
 
-def _changed(change: Callable[[_File], Any]) -> Any:
+def _of_sites(found: dict[str, Any]) -> _File:
+    if not isinstance(found, dict) or not isinstance(found["sites"], list):
+        raise ValueError("it holds no sites")
+    entries, more_of = [], {}
+    for one in found["sites"]:
+        entry = Entry(one["id"], one["name"], one["path"], one.get("host", ""), one.get("balsam", "balsam"))
+        if type(entry.number) is not int or not all(isinstance(text, str) for text in entry[1:]) or entry.number in more_of:
+            raise ValueError(f"{one!r} is no site")
+        entries.append(entry)
+        more_of[entry.number] = {key: value for key, value in one.items() if key not in _KEYS}
+    more = {key: value for key, value in found.items() if key not in ("last", "sites")}
+    return _File(sorted(entries), max([int(found.get("last", 0)), *more_of]), more, more_of)
+
+
+def _changed(change: Callable[[_File], _T]) -> _T:
     """Let `change` change what the file holds, alone; returns what that returns."""
     from filelock import FileLock, Timeout
 
@@ -222,13 +255,15 @@ def _changed(change: Callable[[_File], Any]) -> Any:
         os.makedirs(home(), exist_ok=True)
         with FileLock(_path() + ".lock", timeout=_PATIENCE_S):
             found = _read()
-            before = (list(found.entries), found.last)
+            before = found.plain()
             answer = change(found)
-            if (found.entries, found.last) != before:
-                write_json(_path(), {"last": found.last, "sites": [_plain(entry) for entry in found.entries]})
+            if found.plain() != before:
+                write_json(_path(), found.plain())
             return answer
     except Timeout as exc:
         raise BalsamError(f"{_path()} is locked by another process for more than {_PATIENCE_S} s.") from exc
+    except NotImplementedError as exc:  # filelock's word for a file system without locks
+        raise BalsamError(f"{home()} lies on a file system without locks.", hint="Set BALSAM_HOME to another place.") from exc
     except OSError as exc:
         raise BalsamError(f"{home()} cannot be written: {exc}") from exc
 

@@ -1,0 +1,124 @@
+"""Ask several sites at once: those of this host in turn, those behind ssh in a thread each meanwhile."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from ..db.registry import Entry
+from ..errors import BalsamError, NotABalsamDB, SiteUnreachable
+from ..settings import SettingsWarning
+from .desk import Desk
+
+T = TypeVar("T")
+
+#: A look at all sites waits so long for those behind ssh, in seconds: with the start of a command it stays below five.
+LOOK_S = 4.0
+#: So much longer than its desk may take a thread is waited for, in seconds.
+_SLACK_S = 0.3
+
+
+class SiteWarning(SettingsWarning):
+    """One of several sites could not be read; the others were."""
+
+
+class Answers(NamedTuple):
+    """What several sites said, in the order in which they were asked."""
+
+    found: list[tuple[Entry, Any]]
+    failed: list[tuple[Entry, BalsamError]]
+
+
+def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
+    """Where the site is asked. One behind ssh fails after `patience_s` seconds without an answer (None: its own limits).
+
+    Raises:
+        NotABalsamDB: its directory is gone.
+    """
+    if entry.is_remote:
+        from .remote import RemoteDesk
+
+        return RemoteDesk(entry) if patience_s is None else RemoteDesk(entry, timeout_s=patience_s)
+    if not entry.is_there:
+        raise NotABalsamDB(
+            f"No Balsam DB is in {entry.path} any more", hint=f"`balsam site rm --force {entry.number}` forgets it."
+        )
+    from .local import LocalDesk
+
+    return LocalDesk(entry)
+
+
+def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: float | None = None) -> Answers:
+    """Put a question to each site; whoever raises a BalsamError has failed, and the others answer all the same.
+
+    With `patience_s` a site behind ssh that has not answered by then counts as unreachable; without, the limits of its desk
+    hold, so that one that cannot be reached is given up soon, and one that is slow may take its time. The question is called
+    in several threads at once.
+    """
+    entries = list(entries)
+    distant = [entry for entry in entries if entry.is_remote]
+    came: queue.SimpleQueue[tuple[Entry, Any]] = queue.SimpleQueue()
+    give_up = None if patience_s is None else time.monotonic() + patience_s + _SLACK_S
+    for entry in distant:
+        # A daemon, unlike those of concurrent.futures: one that hangs must not keep this process from ending.
+        threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
+    outcomes = {entry: _outcome(entry, question, None) for entry in entries if not entry.is_remote}
+    for _ in distant:
+        try:
+            entry, outcome = came.get(timeout=None if give_up is None else max(give_up - time.monotonic(), 0.001))
+        except queue.Empty:
+            break
+        outcomes[entry] = outcome
+    return _sorted_out(entries, outcomes, patience_s)
+
+
+def _put(
+    came: queue.SimpleQueue[tuple[Entry, Any]], entry: Entry, question: Callable[[Desk], T], patience_s: float | None
+) -> None:
+    came.put((entry, _outcome(entry, question, patience_s)))
+
+
+class _Raised(NamedTuple):
+    error: BaseException
+
+
+def _outcome(entry: Entry, question: Callable[[Desk], T], patience_s: float | None) -> T | _Raised:
+    try:
+        return question(desk_of(entry, patience_s))
+    except BaseException as exc:  # it is raised again, but in the thread that asked
+        if not entry.is_remote and not isinstance(exc, BalsamError):
+            raise
+        return _Raised(exc)
+
+
+def _sorted_out(entries: list[Entry], outcomes: dict[Entry, Any], patience_s: float | None) -> Answers:
+    answers = Answers([], [])
+    for entry in entries:
+        late = _Raised(SiteUnreachable(f"{entry.host} did not answer within {patience_s or 0:g} s"))
+        outcome = outcomes.get(entry, late)
+        if not isinstance(outcome, _Raised):
+            answers.found.append((entry, outcome))
+        elif isinstance(outcome.error, BalsamError):
+            answers.failed.append((entry, outcome.error))
+        else:
+            raise outcome.error
+    return answers
+
+
+def reason(exc: BalsamError) -> str:
+    """An error as a part of one line."""
+    return "; ".join(line.strip() for line in exc.message.splitlines() if line.strip())
+
+
+def failure(entry: Entry, exc: BalsamError) -> str:
+    """What to tell about a site that failed, in one line."""
+    return f"site {entry.name} could not be read: {reason(exc)}"
+
+
+def warn_of(entry: Entry, exc: BalsamError) -> None:
+    """A SiteWarning about a site that failed."""
+    warnings.warn(failure(entry, exc), SiteWarning, stacklevel=3)

@@ -1,0 +1,141 @@
+"""Which sites are meant: the words of `--site`, and of arguments that name one site.
+
+Everything here raises BalsamError only, and opens no transaction; `active` alone asks the sites themselves.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..db import location, registry
+from ..db.registry import Entry
+from ..errors import AmbiguousSite, NoDatabase, UnknownSite
+
+_ALL, _ACTIVE, _THIS = "all", "active", "this"
+
+
+def choose(text: str = "", db: str | None = None) -> list[Entry]:
+    """The sites that `--site TEXT` means, by number, none of them twice.
+
+    Several are separated by commas. Each is `all`, `active` (a service runs there), `this` (the active DB), a number, a name,
+    the directory of a DB, or else a part of the names or directories of all that are meant. "" is the active DB (`db` if it is
+    given), and where there is none all known sites.
+
+    Raises:
+        UnknownSite: one of them means nothing. AmbiguousSite: two sites have that name. NoDatabase, NotABalsamDB: `this`, or
+        "", and there is no such DB. BalsamError: the registry cannot be read.
+    """
+    if not text.strip():
+        return _default(db)
+    if is_directory(text):  # whole: a directory's name may have a comma
+        return [registry.at(text)]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UnknownSite(f"There is no site {text!r}.", hint=registry.hint())
+    found = {(entry.host, entry.path): entry for part in parts for entry in _meant(part, db)}
+    return sorted(found.values())
+
+
+def choose_one(text: str = "", db: str | None = None) -> Entry:
+    """The one site that `--site TEXT` means, where something is to be done at one place.
+
+    Raises:
+        UnknownSite, NoDatabase: none. AmbiguousSite: more than one. Else as `choose`.
+    """
+    if not text.strip():
+        return _this(db, "No site is named, and this is outside of any.")
+    return _only(choose(text, db), text)
+
+
+def find(word: str) -> Entry:
+    """The one site that an argument names: a directory, a name, a number, or a part that only one has.
+
+    Raises:
+        UnknownSite, AmbiguousSite. BalsamError: the registry cannot be read.
+    """
+    return _only(_named(word), word)
+
+
+def is_directory(word: str) -> bool:
+    """Whether `word` is the directory of a DB on this host, and of no known site the name."""
+    if not location.is_db(os.path.abspath(os.path.expanduser(word))):
+        return False
+    return all(entry.name != word for entry in registry.known(gone=True))
+
+
+def _default(db: str | None) -> list[Entry]:
+    try:
+        return [registry.at(location.find(db))]
+    except NoDatabase:
+        everything = registry.known(gone=True)
+        if not everything:
+            raise
+        return everything
+
+
+def _this(db: str | None, otherwise: str) -> Entry:
+    try:
+        return registry.at(location.find(db))
+    except NoDatabase as exc:
+        advice = "Go to a site's directory, or set BALSAM_SITE_PATH, or name a site with --site."
+        raise NoDatabase(otherwise, hint=f"{advice}\n{registry.hint()}") from exc
+
+
+def _meant(part: str, db: str | None) -> list[Entry]:
+    """What one part of `--site` means: at least one site."""
+    if part == _ACTIVE:
+        return _active()
+    if part == _THIS:
+        return [_this(db, "Cannot use --site=this outside of a site.")]
+    found = registry.known(gone=True) if part == _ALL else _named(part)
+    if not found:
+        raise UnknownSite(f"No site matches --site {part}", hint=registry.hint())
+    return found
+
+
+def _named(word: str) -> list[Entry]:
+    """The sites of that number, name or directory, or else those with `word` in one of both."""
+    known = registry.known(gone=True)
+    if word.isdecimal():
+        found = [entry for entry in known if entry.number == int(word)]
+        if found:
+            return found
+    exact = [entry for entry in known if entry.name == word or entry.address == word]
+    if len(exact) > 1:
+        raise AmbiguousSite(f"{len(exact)} sites have the name {word!r}:", hint=_choices(exact))
+    if exact:
+        return exact
+    directory = os.path.abspath(os.path.expanduser(word))
+    if location.is_db(directory):
+        return [registry.at(directory)]
+    gone = [entry for entry in known if not entry.is_remote and entry.path == directory]
+    return gone or [entry for entry in known if word in entry.name or word in entry.address]
+
+
+def _only(found: list[Entry], word: str) -> Entry:
+    if not found:
+        raise UnknownSite(f"There is no site {word!r}.", hint=registry.hint())
+    if len(found) > 1:
+        raise AmbiguousSite(f"More than one site is meant by {word!r}:", hint=_choices(found))
+    return found[0]
+
+
+def _choices(entries: list[Entry]) -> str:
+    lines = [f"    {entry.number}  {entry.name}  {entry.address}" for entry in entries]
+    return "\n".join([*lines, "  The number names one of them."])
+
+
+def _active() -> list[Entry]:
+    """The sites where a service was heard of in the last two minutes; one that does not answer gets a warning."""
+    from . import many
+
+    answers = many.ask(registry.known(gone=True), lambda desk: bool(desk.about()["is_active"]), patience_s=many.LOOK_S)
+    for entry, exc in answers.failed:
+        many.warn_of(entry, exc)
+    found = [entry for entry, is_active in answers.found if is_active]
+    if not found:
+        raise UnknownSite(
+            "No site is active: nowhere did a service run in the last two minutes.",
+            hint=registry.hint(),
+        )
+    return found

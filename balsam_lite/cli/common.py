@@ -1,16 +1,24 @@
-"""What several commands share: opening the DB, asking the user, kinds of options."""
+"""What several commands share: opening the DB, asking one or several sites, asking the user, kinds of options."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..db import location
 from ..db.connection import Database
-from ..errors import InvalidSpec
+from ..errors import BalsamError, InvalidSpec
+from .group import option
+
+if TYPE_CHECKING:
+    from ..db.registry import Entry
+    from ..sites.desk import Desk
+
+_T = TypeVar("_T")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: No count that a user gives has a business beyond what SQLite and JSON can hold exactly.
 _LARGEST = 2**53
@@ -22,6 +30,60 @@ def open_db() -> Database:
     db = location.open_database(location.find(context.obj))
     context.call_on_close(db.close)
     return db
+
+
+# --- sites ------------------------------------------------------------------------------------------------------------
+
+_SITE_HELP = "Which sites: a name, a number, a path or a part of one, `all`, `active`, `this`, or several with commas."
+
+
+def site_option(function: _Function) -> _Function:
+    """Gives a command `-s/--site`, whose value is its parameter `site`; "" is the active DB, or without one all sites."""
+    return option("-s", "--site", "site", default="", metavar="SITES", help=_SITE_HELP)(function)
+
+
+def long_site_option(function: _Function) -> _Function:
+    """As `site_option`, for commands whose `-s` is something else."""
+    return option("--site", "site", default="", metavar="SITES", help=_SITE_HELP)(function)
+
+
+def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T]]:
+    """What each of the sites that `--site` means says to a question. Those that fail get a line on stderr each.
+
+    Raises:
+        UnknownSite, AmbiguousSite, NoDatabase: nothing is meant. BalsamError: every site failed; the error of one that was
+        asked alone.
+    """
+    from ..sites import many, selector
+
+    answers = many.ask(selector.choose(site, _named_db()), question)
+    if len(answers.failed) == 1 and not answers.found:
+        raise answers.failed[0][1]
+    for entry, exc in answers.failed:
+        warn(many.failure(entry, exc))
+    if not answers.found:
+        raise BalsamError(f"None of the {len(answers.failed)} sites could be read.")
+    return answers.found
+
+
+def one_site(site: str) -> Desk:
+    """The one site that `--site` means, where something is to be done at one place; "" is the active DB.
+
+    Raises:
+        UnknownSite, AmbiguousSite, NoDatabase: it does not mean exactly one. NotABalsamDB: its directory is gone.
+    """
+    from ..sites import many, selector
+
+    return many.desk_of(selector.choose_one(site, _named_db()))
+
+
+def _named_db() -> str | None:
+    """What the option --db of `balsam` itself says."""
+    named: str | None = click.get_current_context().find_root().obj
+    return named
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def say(text: str) -> None:
@@ -49,6 +111,9 @@ def confirm(question: str, option: str) -> bool:
             return False
         if answer.strip().lower() in ("y", "n"):
             return answer.strip().lower() == "y"
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
 
 
 def pairs(words: Iterable[str], option: str) -> dict[str, str]:

@@ -28,7 +28,13 @@ class Room(NamedTuple):
 
 
 ROOMS = (
-    Room(0, "ground floor", ("errors", "states", "clock", "settings", "spec", "identity", "processes", "programs", "daemon")),
+    Room(
+        0, "ground floor",
+        (
+            "errors", "states", "clock", "settings", "spec", "identity", "processes", "programs", "daemon", "partitions",
+            "loading",
+        ),
+    ),
     Room(1, "database", ("db",)),
     Room(2, "schedulers", ("schedulers",)),
     Room(
@@ -36,8 +42,8 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawner", "nodes", "staging", "commands", "template", "machine", "failpoints", "mpirun", "logs",
-                "reaper",
+                "process", "spawner", "nodes", "staging", "commands", "template", "order", "machine", "failpoints", "mpirun",
+                "logs", "reaper",
             )
         ),
     ),
@@ -50,7 +56,7 @@ ROOMS = (
     Room(
         5, "Python interface",
         (
-            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "hook", "function")),
+            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "application", "hook", "function")),
             *("sites", "api", "analytics", "plots"),
         ),
     ),

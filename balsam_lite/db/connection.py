@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .. import loading
 from ..errors import (
     BalsamError,
     DatabaseBusy,
@@ -118,6 +119,7 @@ class Database:
             return
         if thread.transaction:
             raise RuntimeError("a write transaction cannot start inside a read transaction")
+        loading.refuse()
         with self.session(), _translated(self.directory):
             cx = self._connection()
             self._begin(cx, "BEGIN IMMEDIATE")

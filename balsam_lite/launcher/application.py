@@ -1,0 +1,152 @@
+"""The Python class of an application, found again by importing its file once more.
+
+An application is stored as a file and the name of a class in it (see `Source`), so what the file says today is what runs.
+It is often the very script that went on to `sync()`, to add jobs and to submit a batch job. While it is imported for its class,
+`sync()` does nothing, and the first other write ends its execution there (`balsam_lite.loading`). Needs no DB.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from .. import loading
+from ..errors import ApplicationLost, InvalidSpec
+from .call import MAIN
+
+#: For the writers of `api`: raises if nothing may be written now.
+refuse_while_loading = loading.refuse
+
+
+class Source(NamedTuple):
+    """Where a class is; as a JSON object it is the `definition` of an application."""
+
+    file: str  # absolute
+    name: str  # of the class, at the top level of the file
+    module: str = ""  # under which it was imported; "__main__": it was a script
+    path: tuple[str, ...] = ()  # what its sys.path had beyond a plain interpreter's
+    python: str = ""  # the interpreter
+    is_open: bool = False  # its `run` takes whatever parameters a job has (**kwargs)
+    has_preamble: bool = False  # it says what a shell shall do before the program starts
+
+
+_KEYS = {"name": "class", "is_open": "open", "has_preamble": "preamble"}
+
+
+def write(source: Source) -> dict[str, Any]:
+    """The `definition` of an application whose class is there."""
+    return {_KEYS.get(field, field): value for field, value in source._asdict().items()}
+
+
+@lru_cache(maxsize=64)
+def read(definition: str) -> Source:
+    """The opposite of `write`, from JSON text.
+
+    Raises:
+        InvalidSpec: it is no such object.
+    """
+    try:
+        found = json.loads(definition)
+        known = {field: found[_KEYS.get(field, field)] for field in Source._fields if _KEYS.get(field, field) in found}
+        source = Source(**known)
+        return source._replace(path=tuple(map(str, source.path)))
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise InvalidSpec(f"That is no definition of an application ({exc}): {definition}") from None
+
+
+# --- finding the class ------------------------------------------------------------------------------------------------
+
+
+def load(source: Source, as_main: bool = False) -> type[Any]:
+    """The class. Imports its module unless that has been done, and puts what it needs on sys.path.
+
+    With `as_main` a module that was a script becomes this process's `__main__`, so that objects of its classes which were
+    pickled there can be read here.
+
+    Raises:
+        ApplicationLost: the file or the class is gone, or the file raises; with file, class and reason.
+    """
+    if not os.path.isfile(source.file):
+        raise _lost(source, "there is no such file any more", "Was it moved? `sync()` it where it is now.")
+    sys.path += [entry for entry in source.path if entry not in sys.path]
+    module, stopped = _module(source, as_main)
+    found = vars(module).get(source.name)
+    if isinstance(found, type):
+        return found
+    if stopped:
+        raise _lost(
+            source,
+            "the file adds jobs, or changes something else, before it comes to this class",
+            'Put what shall happen only when the file is run under `if __name__ == "__main__":`.',
+        )
+    raise _lost(source, "the file has no class of that name at its top level", "`balsam app rm` forgets the application.")
+
+
+def _lost(source: Source, reason: str, hint: str = "") -> ApplicationLost:
+    return ApplicationLost(f"The class {source.name} of {source.file} cannot be used: {reason}.", hint=hint)
+
+
+def _module(source: Source, as_main: bool) -> tuple[ModuleType, bool]:
+    """The module with the class, and whether it was stopped at something that it wanted to write."""
+    spec = _spec_by_name(source)
+    if spec is not None and spec.name in sys.modules:
+        return sys.modules[spec.name], False
+    if spec is None:
+        main = sys.modules.get("__main__")
+        if main is not None and _is_file(getattr(main, "__file__", None), source.file):
+            return main, False
+        name = MAIN if as_main and source.module == "__main__" else f"{MAIN}{crc32(os.path.realpath(source.file).encode()):08x}"
+        if name in sys.modules:
+            return sys.modules[name], False
+        spec = importlib.util.spec_from_file_location(name, source.file)
+    if spec is None or spec.loader is None:
+        raise _lost(source, "it is no Python file")
+    return _executed(source, spec, as_main and spec.name == MAIN)
+
+
+def _spec_by_name(source: Source) -> Any:
+    """How the module is imported by its name; None if that is not this file (any more)."""
+    if source.module in ("", "__main__"):
+        return None
+    try:
+        with loading.going_on():
+            spec = importlib.util.find_spec(source.module)  # imports the packages around it
+    except (Exception, loading.StopLoading):  # noqa: BLE001  # whatever a package does; the file itself is still there
+        return None
+    return spec if spec is not None and _is_file(spec.origin, source.file) else None
+
+
+def _is_file(path: str | None, file: str) -> bool:
+    return bool(path) and os.path.realpath(str(path)) == os.path.realpath(file)
+
+
+def _executed(source: Source, spec: Any, is_main: bool) -> tuple[ModuleType, bool]:
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    if is_main:
+        sys.modules["__main__"] = module
+    try:
+        with loading.going_on():
+            spec.loader.exec_module(module)
+    except loading.StopLoading:
+        return module, True
+    except BaseException as exc:  # SystemExit and KeyboardInterrupt too
+        del sys.modules[spec.name]
+        if isinstance(exc, KeyboardInterrupt):
+            raise
+        raise _lost(source, f"importing the file raises {type(exc).__name__}: {exc}{_where(exc, source.file)}") from exc
+    return module, False
+
+
+def _where(exc: BaseException, file: str) -> str:
+    """The last line of the user's file that took part, for a message."""
+    import traceback
+
+    lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if _is_file(frame.filename, file)]
+    return f" (line {lines[-1]})" if lines else ""

@@ -67,6 +67,11 @@ def active() -> Database:
     return _found[named]
 
 
+def chosen_directory() -> str:
+    """The directory of the DB that `use` says; "" if it says none."""
+    return _chosen[-1].directory if _chosen else ""
+
+
 # --- query sets -------------------------------------------------------------------------------------------------------
 
 

@@ -10,13 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, NamedTuple
 
 from .processes import JOB_VARIABLES
 
 #: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
 LARGEST_OUTPUT_BYTES = 16 * 1024 * 1024
+
+#: What is read of a file that stands for stderr.
+_END_BYTES = 64 * 1024
 
 _KILLED = "so it was killed"
 
@@ -47,37 +50,43 @@ def run(
     directory: str | None = None,
     stdin: bytes = b"",
     largest_bytes: int = LARGEST_OUTPUT_BYTES,
+    leaves_some: bool = False,
 ) -> Completed:
     """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
 
     It gets `stdin`, a session of its own, and `environ` (None: this process's) as its whole environment. One that prints
-    more than `largest_bytes` is killed: nobody asked here has so much to say, and it may never end.
+    more than `largest_bytes` is killed: nobody asked here has so much to say, and it may never end. If it `leaves_some` of its
+    processes behind, which keep its stderr open, that is a file: the end of a pipe would have to be waited for.
     """
-    try:
-        with _readable(stdin) as given:
-            process = subprocess.Popen(
-                argv,
-                stdin=given,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environ,
-                cwd=directory,
-                start_new_session=True,
-            )
-    except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
-        return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
-    assert process.stdout is not None and process.stderr is not None
-    output, errors = bytearray(), bytearray()
-    with process.stdout as stdout, process.stderr as stderr:
+    with ExitStack() as opened:
+        file = opened.enter_context(tempfile.TemporaryFile(prefix="balsam-")) if leaves_some else None
         try:
-            trouble = _collect(process, {stdout: output, stderr: errors}, timeout_s, largest_bytes)
+            with _readable(stdin) as given:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=given,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE if file is None else file,
+                    env=environ,
+                    cwd=directory,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
+            return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
+        output, errors = bytearray(), bytearray()
+        pipes = {opened.enter_context(pipe): kept for pipe, kept in _pipes(process, output, errors)}
+        try:
+            trouble = _collect(process, pipes, timeout_s, largest_bytes)
         except BaseException:
             _kill(process)
             raise
         if trouble:
             _kill(process)
+        if file is not None:
+            errors += _end_of(file.fileno())
+        if trouble:
             return Completed(argv, None, _text(output), f"{_text(errors)}\n{trouble}, {_KILLED}".strip())
-    return Completed(argv, process.returncode, _text(output), _text(errors))
+        return Completed(argv, process.returncode, _text(output), _text(errors))
 
 
 def run_module(module: str, *words: str) -> Completed:
@@ -105,6 +114,18 @@ def _readable(data: bytes) -> Iterator[int]:
         file.write(data)
         file.seek(0)
         yield file.fileno()
+
+
+def _pipes(process: subprocess.Popen[bytes], output: bytearray, errors: bytearray) -> Iterator[tuple[IO[bytes], bytearray]]:
+    """The pipes from the command, each with what is to keep what comes out of it."""
+    for pipe, kept in ((process.stdout, output), (process.stderr, errors)):
+        if pipe is not None:
+            yield pipe, kept
+
+
+def _end_of(handle: int) -> bytes:
+    """The last of what was written into that file."""
+    return os.pread(handle, _END_BYTES, max(os.fstat(handle).st_size - _END_BYTES, 0))
 
 
 def _collect(

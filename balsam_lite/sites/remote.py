@@ -1,0 +1,140 @@
+"""A site on another host: each question is a `balsam answer` there, run through the user's own ssh."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import __version__, programs
+from ..db.registry import Entry
+from ..errors import BalsamError, NotABalsamDB, RemoteError, SiteUnreachable
+from . import silence, ssh, wire
+from .desk import Row
+
+#: So long connecting may take, in seconds.
+CONNECT_S = 4
+#: So long a whole question may take, in seconds. Whoever looks at all sites waits for each of them; changes may be large.
+LIMITS_S = {"about": 4.5, "select": 120.0, "count": 120.0, "result": 120.0}
+LONGEST_S = 900.0
+#: A hundred thousand jobs with long descriptions are a tenth of it.
+LARGEST_ANSWER_BYTES = 2 * 1024**3
+
+_CHANGING = ("create", "update", "update_where", "delete")
+
+
+class RemoteDesk:
+    """A `desk.Desk` of a site that ssh reaches.
+
+    Errors that are raised there are raised here, as the same class with the same words; their cause names the site. All else
+    is SiteUnreachable, which says whether a change may have been made all the same. Both hosts must have the same version of
+    balsam_lite, exactly: nothing is done otherwise.
+    """
+
+    def __init__(self, entry: Entry, timeout_s: float | None = None) -> None:
+        """`timeout_s`: how long each question may take, connecting included; None: what suits the method (`LIMITS_S`).
+
+        Raises:
+            InvalidSpec, InputError: the entry's host or command is none.
+        """
+        self.entry = entry
+        self._timeout_s = timeout_s
+        self._host = ssh.parse_host(entry.host)
+        self._line = ssh.shell_line(entry.balsam)
+
+    # --- the protocol -------------------------------------------------------------------------------------------------
+
+    def about(self) -> Row:
+        """Version, path, whether it is active, and so on."""
+        return self._row("about")
+
+    def select(
+        self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
+    ) -> list[Row]:
+        """The rows that match."""
+        return self._rows("select", kind=kind, where=where, order=order, start=start, stop=stop)
+
+    def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
+        """How many match."""
+        return int(self._ask("count", kind=kind, where=where))
+
+    def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
+        """Add rows; all or none."""
+        return self._rows("create", kind=kind, rows=list(rows))
+
+    def update(self, kind: str, changes: Sequence[Row]) -> int:
+        """Change rows one by one; all or none."""
+        return int(self._ask("update", kind=kind, changes=list(changes)))
+
+    def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """The same changes for all that match."""
+        return int(self._ask("update_where", kind=kind, where=where, changes=changes))
+
+    def delete(self, kind: str, where: Mapping[str, Any], force: bool = False) -> Row:
+        """Remove all that match."""
+        return self._row("delete", kind=kind, where=where, force=force)
+
+    def result(self, job: int) -> Row:
+        """What became of a job."""
+        return self._row("result", job=job)
+
+    def service(self, verb: str) -> Row:
+        """`start`, `stop` or `status`."""
+        return self._row("service", verb=verb)
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def _row(self, method: str, **arguments: Any) -> Row:
+        return dict(self._ask(method, **arguments))
+
+    def _rows(self, method: str, **arguments: Any) -> list[Row]:
+        return list(self._ask(method, **arguments))
+
+    def _ask(self, method: str, **arguments: Any) -> Any:
+        marker = wire.new_marker()
+        db = ssh.path_there(self.entry.path)
+        request = wire.write_request(wire.Request(method, arguments, db, marker=marker))
+        done = self._run(request, self._timeout_s or LIMITS_S.get(method, LONGEST_S))
+        reply = wire.find_answer(done.stdout, marker)
+        if reply is None:
+            changing = method in _CHANGING or (method == "service" and arguments["verb"] != "status")
+            if done.was_killed:
+                ssh.drop(self._host)
+            raise silence.explained(self.entry, self._host, done, changing)
+        if reply.version != __version__:
+            raise self._other_version(reply.version)
+        if reply.error is not None:
+            raise self._own(reply.error) from RemoteError(
+                f"raised by balsam_lite at {self.entry.address}\n{done.stderr}".strip()
+            )
+        return reply.answer
+
+    def _run(self, request: bytes, timeout_s: float) -> programs.Completed:
+        # A little is left for ssh to say why it could not connect.
+        connect_s = max(int(min(CONNECT_S, timeout_s - 0.5)), 1)
+        return programs.run(
+            ssh.command(self._host, self._line, connect_s),
+            timeout_s=timeout_s,
+            stdin=request,
+            largest_bytes=LARGEST_ANSWER_BYTES,
+            leaves_some=True,  # the connection that is kept
+        )
+
+    # --- what came back -----------------------------------------------------------------------------------------------
+
+    def _other_version(self, theirs: str) -> SiteUnreachable:
+        return SiteUnreachable(
+            f"{self.entry.address}: balsam_lite is {theirs} there and {__version__} here; both must be the same.",
+            hint="Install the same version on both, or name another command there: "
+            f"balsam site add {shlex.quote(self.entry.name)} {shlex.quote(self.entry.address)} --balsam /path/to/bin/balsam",
+        )
+
+    def _own(self, error: BalsamError) -> BalsamError:
+        """The error to raise here for the one that was raised there."""
+        if not isinstance(error, NotABalsamDB):
+            return error
+        there, name = shlex.quote(ssh.path_there(self.entry.path)), shlex.quote(self.entry.name)
+        return SiteUnreachable(
+            f"{self.entry.address}: there is no Balsam DB at that path ({error.message}).",
+            hint=f"`balsam init {there}` on that host makes one; `balsam site rm {name}` forgets the site.",
+        )

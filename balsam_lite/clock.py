@@ -46,3 +46,13 @@ def format_us(time_us: int) -> str:
     """
     seconds, micros = divmod(time_us, SECOND_US)
     return f"{time.strftime('%m-%d-%Y %H:%M:%S', time.gmtime(seconds))}.{micros:06d}"
+
+
+def iso_us(time_us: int) -> str:
+    """The same as ISO 8601 has it.
+
+    >>> iso_us(1538593440143928)
+    '2018-10-03T19:04:00.143928Z'
+    """
+    seconds, micros = divmod(time_us, SECOND_US)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06d}Z"

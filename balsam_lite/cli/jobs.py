@@ -13,6 +13,7 @@ from .. import spec
 from ..clock import SystemClock
 from ..db import queries
 from ..db.connection import Database
+from ..db.forms import program_of
 from ..db.store import apps, graph, insert
 from ..errors import DuplicateApp, InvalidSpec
 from . import layout
@@ -116,7 +117,7 @@ def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
 def _add(db: Database, stored: dict[str, Any], parents: Sequence[Mapping[str, Any]], yes: bool, origin: str = "") -> str:
     """Show the job, ask, and add it with its edges; returns its UUID, or leaves the command if the answer is no."""
     with db.read() as cx:
-        executable = queries.app(cx, stored["application"])["executable"]
+        executable = program_of(queries.app(cx, stored["application"]))
         job_id = _unused_id(cx)
     click.echo(form(db, _preview(stored, job_id), [parent["job_id"] for parent in parents], executable))
     if not yes and not confirm("Confirm adding job to DB", "--yes"):

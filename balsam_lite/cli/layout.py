@@ -77,8 +77,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """The lines of a table: header cells to the right, data cells to the left, each column as wide as its widest cell."""
     cells = [_cells(row) for row in rows]
     widths = [max(map(_width, column)) for column in zip(header, *cells)]
-    top = " | ".join(" " * (width - _width(cell)) + cell for cell, width in zip(header, widths))
-    return [top, "-" * len(top), *(" | ".join(map(_left, row, widths)).rstrip() for row in cells)]
+    top = " | ".join(map(right, header, widths))
+    return [top, "-" * len(top), *(" | ".join(map(left, row, widths)).rstrip() for row in cells)]
 
 
 def padded(header: Sequence[str], rows: Iterable[Sequence[Any]], ahead: int = 5000) -> Iterator[str]:
@@ -90,15 +90,21 @@ def padded(header: Sequence[str], rows: Iterable[Sequence[Any]], ahead: int = 50
     first = [header, *(_cells(row) for row in islice(source, ahead))]
     widths = [max(map(_width, column)) + 2 for column in zip(*first)]
     for row in chain(first, map(_cells, source)):
-        yield " ".join(map(_left, row, widths))
+        yield " ".join(map(left, row, widths))
 
 
 def _cells(row: Sequence[Any]) -> list[str]:
     return ["" if value is None else one_line(str(value)) for value in row]
 
 
-def _left(cell: str, width: int) -> str:
+def left(cell: str, width: int) -> str:
+    """`cell` with blanks behind it."""
     return cell + " " * (width - _width(cell))
+
+
+def right(cell: str, width: int) -> str:
+    """`cell` with blanks before it."""
+    return " " * (width - _width(cell)) + cell
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------

@@ -168,10 +168,12 @@ def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[
 
 
 def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+    from ..db.forms import program_of
+
     limit = wanted.rows()
     texts = []
     with db.read() as cx:
-        programs = {app["name"]: app["executable"] for app in queries.apps(cx)}
+        programs = {app["name"]: program_of(app) for app in queries.apps(cx)}
         rows = queries.jobs(cx, only, queries.JOB_COLUMNS, wanted.sort, limit)
         for row in rows:
             job = dict(zip(queries.JOB_COLUMNS, row))
@@ -339,16 +341,28 @@ def _apps(db: Database, wanted: Wanted) -> None:
     with db.read() as cx:
         apps = queries.apps(cx, wanted.name, int(wanted.id) if wanted.id else None)[: wanted.limit]
     if wanted.json:
-        layout.write_json(apps, sys.stdout)
+        kinds = {name: field.kind for name, field in spec.APP_FIELD.items()}
+        rows = (tuple(app.values()) for app in apps)
+        layout.write_json(layout.objects(queries.APP_COLUMNS, kinds, rows), sys.stdout)
     elif not apps:
         _print(["No apps found matching query"])
-    elif wanted.verbose:
-        from ..db import forms
-
-        _print([layout.many_lines(forms.app_form(app)) + "\n" for app in apps])
     else:
-        rows = [(app["id"], app["name"], layout.basenames(app["executable"]), app["description"]) for app in apps]
-        _print(layout.table(APP_TABLE, rows))
+        _print(_app_forms(apps) if wanted.verbose else _app_table(apps))
+
+
+def _app_forms(apps: Sequence[Mapping[str, Any]]) -> list[str]:
+    from ..db import forms
+
+    return [layout.many_lines(forms.app_form(app)) + "\n" for app in apps]
+
+
+def _app_table(apps: Sequence[Mapping[str, Any]]) -> list[str]:
+    from ..db.forms import program_of
+
+    # A template is no list of paths.
+    programs = [app["command_template"] or layout.basenames(program_of(app)) for app in apps]
+    rows = [(app["id"], app["name"], program, app["description"]) for app, program in zip(apps, programs)]
+    return layout.table(APP_TABLE, rows)
 
 
 def _workflows(db: Database, wanted: Wanted) -> None:

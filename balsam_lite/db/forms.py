@@ -22,6 +22,17 @@ _LAST_FIELD = "data"
 _LABELS = {"lease": "lock"}
 
 
+def source_of(definition: str | Mapping[str, Any]) -> str:
+    """`FILE:CLASS`, where the Python class of an application is; "" if it has none."""
+    found = json.loads(definition or "{}") if isinstance(definition, str) else definition
+    return f"{found.get('file', '')}:{found.get('class', '')}" if found else ""
+
+
+def program_of(app: Mapping[str, Any]) -> str:
+    """What an application runs: its command line, the template of one, or the class whose `run` is called."""
+    return str(app["executable"] or app["command_template"] or source_of(app["definition"]))
+
+
 def executed_command(executable: str, args: str) -> str:
     """The command line of a job, as it was typed."""
     return " ".join(filter(None, (executable, args)))
@@ -31,7 +42,7 @@ def job_form(job: Mapping[str, Any], parents: Sequence[str], executable: str | N
     """All of one job.
 
     Args:
-        job: its columns in stored form. parents: UUIDs. executable: the application's, None if there is none such.
+        job: its columns in stored form. parents: UUIDs. executable: the `program_of` its application, None if there is none.
     """
     missing = f"NO APPLICATION MATCHING {job['application']}"
     command = missing if executable is None else executed_command(executable, job["args"])
@@ -62,8 +73,12 @@ def _job_value(field: spec.Field, value: Any) -> str:
 
 
 def app_form(app: Mapping[str, Any]) -> str:
-    """All of one application; its envscript only if it has one, as the slides do not know it."""
-    names = ["name", "description", "executable", "preprocess", "postprocess"]
-    names += [name for name in ("envscript",) if app[name]]
-    lines = [f"{name.capitalize() + ':':{_APP_LABEL}}{app[name]}".rstrip() for name in names]
+    """All of one application; what the slides do not know, only if it has it."""
+    values = [("Name", app["name"]), ("Description", app["description"]), ("Executable", app["executable"])]
+    values += [("Template", app["command_template"])] if app["command_template"] else []
+    source = source_of(app["definition"])
+    values += [("Python class", source)] if source else []
+    values += [("Preprocess", app["preprocess"]), ("Postprocess", app["postprocess"])]
+    values += [("Envscript", app["envscript"])] if app["envscript"] else []
+    lines = [f"{label + ':':{_APP_LABEL}}{value}".rstrip() for label, value in values]
     return "\n".join([f"Application {app['id']}:", _APP_DASHES, *lines])

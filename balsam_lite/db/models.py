@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -445,7 +446,7 @@ class BalsamJob(Record, peewee.Model):
     @property
     def app_cmd(self) -> str:
         """Its command line, with the quotes that were typed. UnknownApp if its application is not registered."""
-        return forms.executed_command(self.get_application().executable, self.args)
+        return forms.executed_command(forms.program_of(self.get_application()._row()), self.args)
 
     def get_envs(self, timeout: bool = False, error: bool = False) -> dict[str, str]:
         """The variables that its program or script finds beside those that are inherited from the launcher.
@@ -552,8 +553,8 @@ class BalsamJob(Record, peewee.Model):
         if home is not None:
             with home.read() as cx:
                 parents = queries.relatives(cx, self.id)[0] if self.id is not None else []
-                found = cx.execute("SELECT executable FROM app WHERE name = ?", (self.application,)).fetchone()
-                executable = found[0] if found else None
+                with suppress(UnknownApp):
+                    executable = forms.program_of(queries.app(cx, self.application))
         data_directory = os.path.join(home.directory, location.DATA) if home else location.DATA
         return forms.job_form(self._stored_row(), parents, executable, data_directory)
 
@@ -641,8 +642,11 @@ class ApplicationDefinition(Record, peewee.Model):
         """Its number."""
         return self.id
 
+    def _row(self) -> dict[str, Any]:
+        return {field.name: self.__data__.get(field.name, "") for field in spec.APP_FIELDS} | {"id": self.id}
+
     def __repr__(self) -> str:
-        return forms.app_form({field.name: self.__data__.get(field.name, "") for field in spec.APP_FIELDS} | {"id": self.id})
+        return forms.app_form(self._row())
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ApplicationDefinition) and self.name == other.name)

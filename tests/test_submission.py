@@ -28,10 +28,10 @@ from balsam_lite.errors import (
 from balsam_lite.schedulers import submission
 from balsam_lite.schedulers.base import BatchStatus, select
 from balsam_lite.schedulers.local import LocalScheduler
+from balsam_lite.schedulers.script import copy_template
 from balsam_lite.schedulers.submission import (
     LaunchRequest,
     cancel,
-    copy_template,
     legacy_form,
     refresh,
     render_script,
@@ -405,7 +405,8 @@ def test_that_cancelling_says_why_it_cannot_be_done(db):
         cancel(db, scheduler, 7)
     number = submit_launch(db, LOCAL, REQUEST, scheduler)["id"]
     scheduler.statuses = {"278079": BatchStatus("278079", "running")}
-    assert cancel(db, scheduler, number)["state"] == "running"
+    assert cancel(db, scheduler, number)["state"] == "cancelling"
+    assert [row["state"] for row in refresh(db, scheduler)] == ["cancelling"]  # until the scheduler says how it ended
     assert scheduler.cancelled == ["278079"]
     scheduler.statuses = {}
     refresh(db, scheduler)

@@ -40,14 +40,14 @@ def init(path: str, access: str | None) -> None:
 
 def _copy_templates(db: connection.Database) -> None:
     """The job script of the scheduler in use and a queue policy, for the user to edit. Without them the DB is as good."""
-    from ..schedulers import submission
+    from ..schedulers import script
     from ..service import policy
     from ..settings import Settings
 
     try:
         settings = Settings.load(db.directory)
         policy.copy_template(db.directory, settings)
-        submission.copy_template(db, settings)
+        script.copy_template(db, settings)
     except (BalsamError, OSError) as exc:
         warn(f"The templates cannot be copied into the DB: {exc}")
 

@@ -84,7 +84,7 @@ def survey(cx: Connection, rows: Sequence[BatchRow], margin: int, now_us: int) -
 def _supply(
     cx: Connection, row: BatchRow, planned: Iterable[Work], holders: Iterable[Lease], margin: int, now_us: int
 ) -> Supply:
-    minutes = float(row["wall_minutes"] - margin)
+    minutes = 0.0 if row["state"] == batch_jobs.CANCELLING else float(row["wall_minutes"] - margin)
     promised = sum(packer.cost(work) * work.jobs for work in planned)
     if row["state"] == base.RUNNING and row["started"] is not None:  # one that is queued again has all its time
         minutes = row["wall_minutes"] - (now_us - row["started"]) / (60 * SECOND_US)
@@ -95,7 +95,7 @@ def _supply(
 
 def _taken_by(cx: Connection, row: BatchRow) -> tuple[Work, ...] | None:
     """The jobs that a launch takes beside those planned for it; None: all. Tags cannot be counted, so there it is none."""
-    if row["prescheduled_only"] or row["filter_tags"] != "{}":
+    if row["prescheduled_only"] or row["filter_tags"] != "{}" or row["partitions"] != "[]":
         return ()
     return tuple(demand.of_workflows(cx, row["wf_filter"])) if row["wf_filter"] else None
 

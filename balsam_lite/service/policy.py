@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import SettingsError
-from ..schedulers.submission import PACKAGED, copy_new
+from ..schedulers.script import PACKAGED, copy_new
 from ..settings import Settings, SettingsWarning, home
 
 TEMPLATE = "policy.ini"

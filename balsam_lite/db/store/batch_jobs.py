@@ -14,6 +14,8 @@ from typing import Any
 PENDING = "pending-submission"
 SUBMITTED = "submitted"
 SUBMISSION_FAILED = "submission-failed"
+#: Its end was asked for, and the scheduler has not said yet that it came.
+CANCELLING = "cancelling"
 
 
 def add(cx: sqlite3.Connection, values: Mapping[str, Any], now_us: int) -> int:
@@ -51,6 +53,11 @@ def mark_failed(cx: sqlite3.Connection, number: int, reason: str, now_us: int) -
         (SUBMISSION_FAILED, reason, now_us, number, PENDING),
     )
     return changed.rowcount == 1
+
+
+def mark_cancelling(cx: sqlite3.Connection, number: int) -> None:
+    """Note that the scheduler was asked to end it, unless it has ended."""
+    cx.execute("UPDATE batch_job SET state = ? WHERE id = ? AND ended IS NULL", (CANCELLING, number))
 
 
 def record(

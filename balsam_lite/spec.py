@@ -112,6 +112,7 @@ _LARGEST = 2**53
 _LEAST_AMOUNT = 0.001
 _LARGEST_TEXT = 1_000_000
 _LONGEST_NAME = 255  # bytes, of one component of a path
+_LONGEST_PATH = 3000  # bytes; Linux takes 4095, of which the DB's own path has a part
 
 
 # --- kinds of values --------------------------------------------------------------------------------------------------
@@ -427,6 +428,36 @@ def workdir_name(workflow: str, name: str, job_id: str) -> str:
     leaf = f"{_component(name, _LONGEST_NAME - 40)}_{job_id[:8]}" if name.strip() else job_id[:8]
     folder = _component(workflow, _LONGEST_NAME)
     return f"{folder}/{leaf}" if folder else leaf
+
+
+_PLAIN_WORKDIR = re.compile(r"\w(?:[\w.-]|/(?=\w)){0,199}")
+
+
+def checked_workdir(value: Any) -> str:
+    """A working directory that a user has chosen: a path below `data/`, without detours.
+
+    >>> checked_workdir("demo//hello/./1/")
+    'demo/hello/1'
+
+    Raises:
+        InvalidSpec: it is absolute, leaves `data/`, or cannot be the name of a directory.
+    """
+    if type(value) is str and _PLAIN_WORKDIR.fullmatch(value):
+        return value
+    try:
+        text = _text(value)
+    except ValueError as exc:
+        raise InvalidSpec(f"job workdir {exc}") from None
+    if text.startswith("/"):
+        raise InvalidSpec(f"job workdir must be below the data directory of its site. Cannot use absolute path: {text}")
+    path = os.path.normpath(text) if text else ""
+    if not path or not path.isprintable():
+        raise InvalidSpec(f"job workdir must be a path of printable characters, not {text!r}")
+    if path == os.curdir or path.split("/")[0] == os.pardir:
+        raise InvalidSpec(f"job workdir must be a directory below the data directory of its site, which {text} is not")
+    if any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")) or len(path.encode()) > _LONGEST_PATH:
+        raise InvalidSpec(f"job workdir is too long for a file system: {text[:80]}…")
+    return path
 
 
 def output_name(name: str) -> str:

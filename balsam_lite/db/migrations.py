@@ -35,7 +35,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_UNPREPARED} AND {_RESERVED}",
         f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_RUNNABLE} AND {_RESERVED}",
     ),
-    (  # applications that are Python classes; batch jobs in parts; tags that can be looked up
+    (  # applications that are Python classes; batch jobs in parts; tags and moments that can be looked up
         "ALTER TABLE app RENAME COLUMN data TO definition",  # nobody used it
         "ALTER TABLE app ADD COLUMN command_template TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE app ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}'",
@@ -52,6 +52,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             SELECT tag.id, job.id FROM job, json_each(job.tags) AS t JOIN tag ON tag.key = t.key AND tag.value = t.value
             WHERE job.tags <> '{}'""",
         "DROP INDEX job_tagged",
+        "CREATE INDEX event_time ON event (time)",
     ),
 )
 

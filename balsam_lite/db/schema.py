@@ -146,6 +146,8 @@ INDEXES = (
     "CREATE UNIQUE INDEX app_name ON app (name)",
     "CREATE INDEX dependency_child ON dependency (child, parent)",
     "CREATE INDEX event_job ON event (job)",
+    # the newest events, and those since a moment; in pages.
+    "CREATE INDEX event_time ON event (time)",
     "CREATE INDEX lease_open ON lease (id) WHERE closed IS NULL",
     "CREATE INDEX batch_job_scheduler_id ON batch_job (scheduler_id)",
 )

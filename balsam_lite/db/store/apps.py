@@ -48,6 +48,16 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
         raise UnknownApp(f"App {name} not registered in local DB")
 
 
+def rename_app(cx: sqlite3.Connection, name: str, new_name: str) -> None:
+    """Give an application another name; its jobs keep it. Looks at every job.
+
+    Raises:
+        InvalidSpec, DuplicateApp, UnknownApp.
+    """
+    update_app(cx, name, {"name": new_name})
+    cx.execute("UPDATE job SET application = ? WHERE application = ?", (new_name, name))
+
+
 def delete_apps(cx: sqlite3.Connection, ids: list[int]) -> int:
     """Remove applications. Jobs that name one keep the name, and fail with the reason when a launcher takes them."""
     removed = sum(cx.execute("DELETE FROM app WHERE id = ?", (app,)).rowcount for app in ids)

@@ -53,9 +53,9 @@ class _Chunk(NamedTuple):
 def add_jobs(db: Database, jobs: Iterable[Mapping[str, Any]], progress: Progress | None = None) -> Added:
     """Add jobs given by their fields (see `spec.JOB_FIELDS`); the fields not given take their defaults.
 
-    Besides the fields a job may give `job_id` (a UUID), `origin` (a word on where it comes from, shown in its history) and
-    `parents` (ids of jobs that exist already). Opens its own write transaction, after `jobs` is used up. `progress` hears
-    how many jobs were read or inserted since it was last called.
+    Besides the fields a job may give `job_id` (a UUID), `workdir` (below `data/`; several jobs may share one), `origin` (a
+    word on where it comes from, shown in its history) and `parents` (ids of jobs that exist already). Opens its own write
+    transaction, after `jobs` is used up. `progress` hears how many jobs were read or inserted since it was last called.
 
     Raises:
         UnknownField, InvalidSpec: with the number of the job, counted from 1. UnknownApp, UnknownJob. Nothing is added.
@@ -73,7 +73,7 @@ def add_jobs(db: Database, jobs: Iterable[Mapping[str, Any]], progress: Progress
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 #: Given beside the fields: not checked as a field is.
-_EXTRA = ("job_id", "origin", "parents")
+_EXTRA = ("job_id", "workdir", "origin", "parents")
 
 
 def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None) -> Iterator[_Chunk]:
@@ -113,8 +113,8 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
     """For jobs given by the fields `names`: the columns to store, and how a job becomes a row of those."""
     columns, checks = spec.job_columns(tuple(name for name in names if name not in _EXTRA))
     pairs = tuple(zip((name for name in names if name not in _EXTRA), checks))
-    own_id, origin = "job_id" in names, "origin" in names
-    new_id, workdir_name = spec.new_job_id, spec.workdir_name
+    own_id, origin, given_workdir = "job_id" in names, "origin" in names, "workdir" in names
+    new_id, workdir_name, checked_workdir = spec.new_job_id, spec.workdir_name, spec.checked_workdir
     own_workdir = "user_workdir" in columns
     workflow_at, name_at = (columns.index(name) if name in columns else -1 for name in ("workflow", "name"))
 
@@ -125,7 +125,11 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
             spec.check_job({name: job[name] for name, _ in pairs})  # says which field it was
             raise
         job_id = spec.checked_job_id(job["job_id"]) if own_id else new_id()
-        workdir = workdir_name(values[workflow_at] if workflow_at >= 0 else "", values[name_at] if name_at >= 0 else "", job_id)
+        if given_workdir:
+            workdir = checked_workdir(job["workdir"])
+        else:
+            label, name = values[workflow_at] if workflow_at >= 0 else "", values[name_at] if name_at >= 0 else ""
+            workdir = workdir_name(label, name, job_id)
         if own_workdir:
             workdir = (job["user_workdir"] and os.path.abspath(os.path.expanduser(job["user_workdir"]))) or workdir
         return (job_id, workdir, str(job["origin"]) if origin else "", now, *values)

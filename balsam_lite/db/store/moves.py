@@ -9,11 +9,19 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ... import states
+from ... import spec, states
 from ...errors import IllegalTransition
+
+#: The key of an event's data under which is what a user or a hook said with the change of state.
+PAYLOAD = "payload"
+
+
+def with_payload(said: Mapping[str, Any]) -> str | None:
+    """An event's data that says this, as JSON; None for nothing. Raises InvalidSpec: it is no JSON object."""
+    return f'{{"{PAYLOAD}":{spec.checked(spec.JOB_FIELD["data"], said)}}}' if said else None
 
 
 class Move(NamedTuple):

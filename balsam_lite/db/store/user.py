@@ -17,7 +17,7 @@ from ...errors import InvalidSpec, LostLease, ParentInUse, StateError
 from ..connection import Database
 from ..schema import sql_list
 from . import claims, graph, outcomes, tags
-from .moves import Move, count, id_list, move
+from .moves import Move, count, id_list, move, with_payload
 
 USER_CHANGED = "User mutated state from command line"
 
@@ -51,29 +51,47 @@ def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> Hook | No
     return Hook(kind, environ.get("BALSAM_JOB_ID", ""), job, lease, attempt)
 
 
-def set_state(db: Database, ids: Iterable[int], state: str, message: str = "", *, by: str = "") -> int:
+class Said(NamedTuple):
+    """What a user says with a change of state."""
+
+    message: str = ""
+    by: str = ""  # what the history says where there is no message, and no script that would be named
+    data: str | None = None  # JSON; see `moves.with_payload`
+    time_us: int | None = None  # None: now
+
+
+def set_state(
+    db: Database,
+    ids: Iterable[int],
+    state: str,
+    message: str = "",
+    *,
+    by: str = "",
+    data: Mapping[str, Any] = {},
+    time_us: int | None = None,
+) -> int:
     """Put jobs into `state` as the user's doing, children included that failed only because of them. Returns how many.
 
     Setting CREATED repeats everything, so such a job waits for its parents again. A new start has a new restart budget.
     A job's own script may set its state too, although a launcher holds it; RESTART_READY then counts as a restart. `by` is
-    what the history says where there is no `message` and no script.
+    what the history says where there is no `message` and no script. `data` and `time_us` become those of the event.
 
     Raises:
-        InvalidStateError. StateError: a job is RUNNING or held by a launcher, or it was killed and its own script would
-        revive it; LostLease: its own script is that of an attempt that was given up. None is changed then.
+        InvalidStateError, InvalidSpec. StateError: a job is RUNNING or held by a launcher, or it was killed and its own
+        script would revive it; LostLease: its own script is that of an attempt that was given up. None is changed then.
     """
     states.check_state(state)
     if state == states.USER_KILLED:
         return kill(db, ids, message=message or by).killed
     if state == states.RUNNING:
         raise StateError("Only a launcher makes a job RUNNING.", hint="Set RESTART_READY to let one run it.")
-    hook = own_hook(db)
+    hook, said = own_hook(db), Said(message, by, with_payload(data), time_us)
     with db.write() as cx:
-        return sum(_set_state(cx, piece, state, message, by, hook) for piece in _pieces(list(ids)))
+        return sum(_set_state(cx, piece, state, said, hook) for piece in _pieces(list(ids)))
 
 
-def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, message: str, by: str, hook: Hook | None) -> int:
-    now = SystemClock.now_us()
+def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Said, hook: Hook | None) -> int:
+    now = SystemClock.now_us() if said.time_us is None else said.time_us
     query = "SELECT id, state, lease, attempt, job_id, name FROM job WHERE id IN (SELECT value FROM json_each(?))"
     rows = cx.execute(query, (id_list(ids),)).fetchall()
     own = [row for row in rows if hook and row[0] == hook.job and row[4] == hook.job_id]
@@ -84,15 +102,15 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, message: 
                 f"Job {name} [{job_id[:8]}] is {old} and held by launcher {lease}; its state cannot be changed now.",
                 hint="`balsam killjob` stops it; wait until it has ended to do anything else with it.",
             )
-    moves = [Move(row[0], (row[1], state), now, (message or by,)) for row in others if row[1] != state]
+    moves = [Move(row[0], (row[1], state), now, (said.message or said.by,), (said.data,)) for row in others if row[1] != state]
     move(cx, moves, states.USER, "restarts = 0, retries = 0" if state not in states.END_STATES else "")
     _tell_children(cx, moves, now)
     if state in (states.CREATED, states.AWAITING_PARENTS):
         graph.wait_for_parents(cx, [m.job for m in moves], now)
-    return len(moves) + sum(_set_own_state(cx, row, state, message, hook, now) for row in own if hook)
+    return len(moves) + sum(_set_own_state(cx, row, state, said, hook, now) for row in own if hook)
 
 
-def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, message: str, hook: Hook, now: int) -> int:
+def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said: Said, hook: Hook, now: int) -> int:
     """A script's own job. It stays held: the launcher lets go of it when the script has ended."""
     job, old, lease, attempt, job_id, name = row
     if (lease, attempt) != (hook.lease, hook.attempt):
@@ -101,13 +119,14 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, messa
         return 0
     if state not in states.targets(old, states.HOOK):
         raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
-    moves, column = [Move(job, (old, state), now, (message or f"Set by the {hook.kind} script",))], ""
+    message = said.message or f"Set by the {hook.kind} script"
+    moves, column = [Move(job, (old, state), now, (message,), (said.data,))], ""
     if state == states.RESTART_READY:
         (facts,) = claims.facts_of(cx, "job.id = ?", (job,))
         outcome = outcomes.restart(facts, (old,))
         column = f"restarts = {outcome.restarts:d}"
         if outcome.path[-1] != state:
-            moves = [Move(job, outcome.path, now, outcome.messages)]
+            moves = [Move(job, outcome.path, now, outcome.messages, (said.data,))]
     move(cx, moves, states.HOOK, column)
     _tell_children(cx, moves, now)
     if state in (states.CREATED, states.AWAITING_PARENTS):
@@ -169,16 +188,18 @@ def kill(db: Database, ids: Iterable[int], *, recursive: bool = False, message: 
 # --- edit -------------------------------------------------------------------------------------------------------------
 
 
-def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any]) -> int:
+def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *, workdir: str | None = None) -> int:
     """Set fields other than the state, in all jobs alike. Returns how many jobs there were.
 
     A running job takes note at its next attempt. The working directory of a job stays where it is when its name or its
-    workflow changes.
+    workflow changes; `workdir` (below `data/`) says where it is from now on.
 
     Raises:
         UnknownField, InvalidSpec, UnknownApp: nothing is changed.
     """
     stored = spec.check_job(values)
+    if workdir is not None:
+        stored["workdir"] = spec.checked_workdir(workdir)
     if not stored:
         raise InvalidSpec("There is nothing to change.")
     if stored.get("user_workdir"):
@@ -242,7 +263,7 @@ def _put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -
     chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
     for state, condition in chosen.items() if target is None else ((target, "1"),):
         query = f"SELECT id FROM job WHERE {condition} AND id IN (SELECT value FROM json_each(?))"
-        _set_state(cx, [row[0] for row in cx.execute(query, (id_list(jobs),))], state, "Put back by balsam rerun", "", None)
+        _set_state(cx, [row[0] for row in cx.execute(query, (id_list(jobs),))], state, Said("Put back by balsam rerun"), None)
 
 
 # --- delete -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,373 @@
+"""What can be asked of jobs and applications in the workshop's words (Balsam 0.7), as SQL, and the answers as rows.
+
+A *condition* is a name and a value, such as `state__ne: "FAILED"`; `sites.desk` says what the rows hold, the tables below
+which conditions there are. All that are given must hold; one that is None is none; an empty list matches nothing.
+
+Every function runs inside the caller's transaction, on its connection `cx`, and imports no peewee. Where jobs are given by
+number, tags or parents, SQLite starts from those: the other columns get a `+`, which keeps it from using their indexes, since
+without statistics it takes a state for rarer than a tag. A test asks for the plans.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .. import spec, states
+from ..errors import InvalidSpec, UnknownField
+from . import launch_params, queries
+
+Row = dict[str, Any]
+Where = Mapping[str, Any]
+
+
+class Term(NamedTuple):
+    """A condition in SQL, and its parameters."""
+
+    sql: str
+    parameters: Sequence[Any]
+
+
+#: Makes a term of a condition's value. Its second argument is put before columns whose index is not to be used.
+Maker = Callable[[Any, str], Term]
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def listed(value: Any) -> list[Any]:
+    """One value or several, as a list."""
+    return list(value) if isinstance(value, (list, tuple, set, frozenset, range)) else [value]
+
+
+def numbers(value: Any) -> str:
+    """One number or several, as the JSON list that is one parameter of SQL, however many they are."""
+    found = listed(value)
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
+        raise InvalidSpec(f"must be a whole number or a list of such, not {value!r}")
+    return json.dumps(found)
+
+
+def texts(value: Any) -> str:
+    """One text or several, likewise."""
+    found = listed(value)
+    if not all(isinstance(one, str) for one in found):
+        raise InvalidSpec(f"must be text or a list of texts, not {value!r}")
+    return json.dumps(found)
+
+
+def time_us(value: Any) -> int:
+    """A point in time, in microseconds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidSpec(f"must be a time in microseconds since the epoch, not {value!r}")
+    return value
+
+
+def pairs(value: Any) -> list[tuple[str, str]]:
+    """Tags to be looked for: a mapping, "k:v", or a list of such."""
+    if isinstance(value, Mapping):
+        found = list(value.items())
+    else:
+        found = [_pair(one) for one in listed(value)]
+    if not all(isinstance(key, str) and isinstance(word, str) for key, word in found):
+        raise InvalidSpec(f"must map text to text, not {value!r}")
+    return found
+
+
+def _pair(text: Any) -> tuple[str, str]:
+    key, colon, word = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not colon:
+        raise InvalidSpec(f"must be a mapping or look like KEY:VALUE, not {text!r}")
+    return key, word
+
+
+def one_of(column: str, check: Callable[[Any], str], negated: str = "") -> Maker:
+    """The condition that a column is one of the values."""
+    return lambda value, plain: Term(f"{plain}{column} {negated}IN (SELECT value FROM json_each(?))", [check(value)])
+
+
+def compared(expression: str, operator: str, check: Callable[[Any], Any]) -> Maker:
+    """The condition that an expression compares so with the value."""
+    return lambda value, plain: Term(f"{expression} {operator} ?", [check(value)])
+
+
+def state_names(value: Any) -> str:
+    """One state or several, as a JSON list. Raises InvalidStateError."""
+    return json.dumps([str(states.check_state(one)) for one in listed(value)])
+
+
+def _plain_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidSpec(f"must be text, not {value!r}")
+    return value
+
+
+# --- conditions on jobs -----------------------------------------------------------------------------------------------
+
+_BEFORE_DOT = "substr({0}, 1, instr({0} || '.', '.') - 1)".format("holder.scheduler_id")
+#: The batch jobs in which launchers ran: lease -> batch job. PBS tells an id with its server, which submission leaves out.
+_LAUNCHES = f"""lease AS holder CROSS JOIN batch_job AS launch
+    ON launch.scheduler_id <> '' AND launch.scheduler_id IN (holder.scheduler_id, {_BEFORE_DOT})"""
+_LEASE_OF_EVENT = "json_extract(event.data, '$.lease')"
+_LAST_LEASE = f"""(SELECT {_LEASE_OF_EVENT} FROM event WHERE event.job = job.id AND event.to_state = '{states.RUNNING}'
+    ORDER BY event.id DESC LIMIT 1)"""
+
+#: The batch job in which a job last ran, else the one for which it is planned; some schedulers begin to count anew.
+BATCH_JOB = f"""coalesce(CASE WHEN job.attempt > 0 THEN (SELECT launch.id FROM {_LAUNCHES} WHERE holder.id = {_LAST_LEASE}
+    ORDER BY launch.id DESC LIMIT 1) END, job.queued_launch_id)"""
+LAST_UPDATE = "coalesce((SELECT time FROM event WHERE event.job = job.id ORDER BY event.id DESC LIMIT 1), job.created)"
+
+#: The jobs that may have run in one of some batch jobs, or wait for one: by the time in which their launchers lived.
+_MAYBE_IN_BATCH_JOBS = f"""SELECT event.job FROM {_LAUNCHES}
+        CROSS JOIN event ON event.time BETWEEN holder.opened AND coalesce(holder.closed, {2**62})
+    WHERE launch.id IN (SELECT value FROM json_each(?))
+        AND event.to_state = '{states.RUNNING}' AND {_LEASE_OF_EVENT} = holder.id
+    UNION ALL SELECT id FROM job WHERE queued_launch_id IN (SELECT value FROM json_each(?))"""
+
+
+def _in_batch_jobs(value: Any, plain: str) -> Term:
+    wanted = numbers(value)
+    sql = f"job.id IN ({_MAYBE_IN_BATCH_JOBS}) AND {BATCH_JOB} IN (SELECT value FROM json_each(?))"
+    return Term(sql, [wanted, wanted, wanted])
+
+
+def _tagged(value: Any, plain: str) -> Term:
+    sql, words = queries.has_all(pairs(value), "job.id")
+    return Term(sql, words)
+
+
+def _of_uuid(value: Any, plain: str) -> Term:
+    """By the UUID or the beginning of one."""
+    prefixes = json.loads(texts(value))
+    if not all(prefixes):
+        raise InvalidSpec("must not be empty")
+    found = [queries.id_condition(prefix) for prefix in prefixes]
+    return Term(" OR ".join(f"({sql})" for sql, _ in found) or "0", [word for _, words in found for word in words])
+
+
+def _of_app(value: Any, plain: str) -> Term:
+    names = "SELECT name FROM app WHERE id IN (SELECT value FROM json_each(?))"
+    return Term(f"job.application IN ({names})", [numbers(value)])
+
+
+def _of_parent(value: Any, plain: str) -> Term:
+    children = "SELECT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?))"
+    return Term(f"job.id IN ({children})", [numbers(value)])
+
+
+JOB_CONDITIONS: dict[str, Maker] = {
+    "id": one_of("job.id", numbers),
+    "parent_id": _of_parent,
+    "tags": _tagged,
+    "uuid": _of_uuid,
+    "batch_job_id": _in_batch_jobs,
+    "app_id": _of_app,
+    "app": one_of("job.application", texts),
+    "state": one_of("job.state", state_names),
+    "state__ne": one_of("job.state", state_names, "NOT "),
+    "name": one_of("job.name", texts),
+    "workflow": one_of("job.workflow", texts),
+    "workdir": one_of("job.workdir", texts),
+    "workdir__contains": lambda value, plain: Term("instr(job.workdir, ?) > 0", [_plain_text(value)]),
+    "last_update_before": compared(LAST_UPDATE, "<=", time_us),
+    "last_update_after": compared(LAST_UPDATE, ">=", time_us),
+}
+
+APP_CONDITIONS: dict[str, Maker] = {"id": one_of("app.id", numbers), "name": one_of("app.name", texts)}
+
+#: From these SQLite is to start.
+_SELECTIVE = frozenset({"id", "parent_id", "tags", "uuid", "batch_job_id"})
+
+
+def given(where: Where) -> Row:
+    """The conditions that say something."""
+    return {name: value for name, value in where.items() if value is not None and not (name == "tags" and not value)}
+
+
+def selection(what: str, conditions: Mapping[str, Maker], where: Where) -> Term:
+    """All conditions of `where` as one.
+
+    Raises:
+        UnknownField: there is no such condition; the nearest one is named. InvalidSpec, InvalidStateError: with the value.
+    """
+    terms: list[str] = []
+    parameters: list[Any] = []
+    asked = given(where)
+    is_driven = not _SELECTIVE.isdisjoint(asked)
+    for name, value in asked.items():
+        if name not in conditions:
+            raise _unknown(f"{what}s cannot be selected by {name!r}.", name, conditions)
+        try:
+            sql, values = conditions[name](value, "+" if is_driven and name not in _SELECTIVE else "")
+        except InvalidSpec as exc:
+            raise InvalidSpec(f"{what} condition {name} {exc.message}") from None
+        terms.append(f"({sql})")
+        parameters += values
+    return Term(" AND ".join(terms) or "1", parameters)
+
+
+def _unknown(said: str, name: str, known: Iterable[str]) -> UnknownField:
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return UnknownField(f"{said}{meant}", hint=f"Possible are: {', '.join(known)}")
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class Column(NamedTuple):
+    """What a row has under one name: an expression of SQL, and how its value is made the row's."""
+
+    sql: str
+    read: Callable[[Any], Any] | None = None
+    is_sorted_by: bool = True
+
+
+def _object(text: str) -> Any:
+    return {} if text == "{}" else json.loads(text)
+
+
+def _parents(text: str | None) -> list[int]:
+    return sorted(map(int, text.split(","))) if text else []
+
+
+def _launch_params(text: str) -> dict[str, str]:
+    """Of the MPI flags with the affinity before them, as one text."""
+    affinity, _, flags = text.partition(" ")
+    return launch_params.from_fields(flags, affinity) if flags or affinity != "none" else {}
+
+
+#: Fields that the workshop calls otherwise.
+WORKSHOP_NAMES = {"application": "app", "wall_time_minutes": "wall_time_min"}
+#: The same the other way round.
+OUR_NAMES = {theirs: ours for ours, theirs in WORKSHOP_NAMES.items()}
+
+
+def _field_column(table: str, field: spec.Field) -> Column:
+    read = _object if field.kind in spec.JSON_KINDS else bool if field.kind == "flag" else None
+    return Column(f"{table}.{field.name}", read, field.kind not in spec.JSON_KINDS)
+
+
+JOB_COLUMNS: dict[str, Column] = {
+    "id": Column("job.id"),
+    "job_id": Column("job.job_id"),
+    "workdir": Column("job.workdir"),
+    "app_id": Column("(SELECT app.id FROM app WHERE app.name = job.application)", None, False),
+    **{WORKSHOP_NAMES.get(field.name, field.name): _field_column("job", field) for field in spec.JOB_FIELDS},
+    "launch_params": Column("job.cpu_affinity || ' ' || job.mpi_flags", _launch_params, False),
+    "parent_ids": Column("(SELECT group_concat(parent) FROM dependency WHERE child = job.id)", _parents, False),
+    "last_update": Column(LAST_UPDATE),
+    "batch_job_id": Column(BATCH_JOB, None, False),
+}
+
+#: What an application is: a command line, a template of one, or a Python function.
+_KIND = "CASE WHEN app.command_template <> '' THEN 'template' WHEN app.definition <> '{}' THEN 'function' ELSE 'command' END"
+
+APP_COLUMNS: dict[str, Column] = {
+    "id": Column("app.id"),
+    **{field.name: _field_column("app", field) for field in spec.APP_FIELDS},
+    "kind": Column(_KIND),
+}
+
+
+def sorting(what: str, columns: Mapping[str, Column], table: str, order: str) -> str:
+    """The ORDER BY of an order such as "-state"; rows that are equal in it come by number.
+
+    Raises:
+        UnknownField: rows cannot be sorted by that; the nearest one is named.
+    """
+    name = order.lstrip("-") or "id"
+    sortable = [name for name, column in columns.items() if column.is_sorted_by]
+    if name not in sortable:
+        raise _unknown(f"{what}s cannot be sorted by {name!r}.", name, sortable)
+    direction = "DESC" if order.startswith("-") else "ASC"
+    return f"{table}.id {direction}" if name == "id" else f"{columns[name].sql} {direction}, {table}.id"
+
+
+def limits(start: int, stop: int | None) -> tuple[int, int]:
+    """The parameters of LIMIT and OFFSET for the rows from `start` to before `stop`. Raises InvalidSpec."""
+    for place in (start, stop):
+        if place is not None and (not isinstance(place, int) or isinstance(place, bool) or place < 0):
+            raise InvalidSpec(f"A place among the rows must be a whole number of 0 or more, not {place!r}.")
+    return (-1 if stop is None else max(stop - start, 0)), start
+
+
+def read_rows(cursor: Iterable[tuple[Any, ...]], columns: Mapping[str, Column]) -> Iterator[Row]:
+    """The rows of a cursor over exactly these columns, as dicts."""
+    names = tuple(columns)
+    readers = [(name, column.read) for name, column in columns.items() if column.read]
+    for values in cursor:
+        row = dict(zip(names, values))
+        for name, read in readers:
+            row[name] = read(row[name])
+        yield row
+
+
+def columns_sql(columns: Mapping[str, Column]) -> str:
+    """What stands between SELECT and FROM."""
+    return ", ".join(column.sql for column in columns.values())
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def jobs_statement(where: Where, order: str = "", start: int = 0, stop: int | None = None, columns: str = "*") -> Term:
+    """The query for jobs."""
+    sql, parameters = selection("job", JOB_CONDITIONS, where)
+    by = sorting("job", JOB_COLUMNS, "job", order)
+    # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
+    hint = "NOT INDEXED" if sql == "1" and by.startswith("job.id ") else ""
+    return Term(
+        f"SELECT {columns} FROM job {hint} WHERE {sql} ORDER BY {by} LIMIT ? OFFSET ?", [*parameters, *limits(start, stop)]
+    )
+
+
+def jobs(
+    cx: sqlite3.Connection, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
+) -> list[Row]:
+    """The jobs that match. Raises UnknownField, InvalidSpec, InvalidStateError."""
+    statement = jobs_statement(where, order, start, stop, columns_sql(JOB_COLUMNS))
+    return list(read_rows(cx.execute(*statement), JOB_COLUMNS))
+
+
+def jobs_between(cx: sqlite3.Connection, first: int, last: int) -> list[Row]:
+    """The jobs in that range of numbers, in order."""
+    sql = f"SELECT {columns_sql(JOB_COLUMNS)} FROM job WHERE job.id BETWEEN ? AND ? ORDER BY job.id"
+    return list(read_rows(cx.execute(sql, (first, last)), JOB_COLUMNS))
+
+
+def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> list[int]:
+    """The numbers of the jobs that match, in order."""
+    return [row[0] for row in cx.execute(*jobs_statement(where, columns="job.id"))]
+
+
+def count_jobs(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
+    """How many match. By states alone it reads the counters, whatever the number of jobs."""
+    sql, parameters = selection("job", JOB_CONDITIONS, where)
+    if given(where).keys() <= {"state"}:
+        counts = queries.state_counts(cx)
+        wanted = json.loads(parameters[0]) if parameters else counts
+        return sum(counts.get(state, 0) for state in set(wanted))
+    return int(cx.execute(f"SELECT count(*) FROM job WHERE {sql}", parameters).fetchone()[0])
+
+
+# --- applications -----------------------------------------------------------------------------------------------------
+
+
+def apps(
+    cx: sqlite3.Connection, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
+) -> list[Row]:
+    """The applications that match. Raises UnknownField, InvalidSpec."""
+    sql, parameters = selection("app", APP_CONDITIONS, where)
+    by = sorting("app", APP_COLUMNS, "app", order)
+    statement = f"SELECT {columns_sql(APP_COLUMNS)} FROM app WHERE {sql} ORDER BY {by} LIMIT ? OFFSET ?"
+    return list(read_rows(cx.execute(statement, (*parameters, *limits(start, stop))), APP_COLUMNS))
+
+
+def count_apps(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
+    """How many match."""
+    sql, parameters = selection("app", APP_CONDITIONS, where)
+    return int(cx.execute(f"SELECT count(*) FROM app WHERE {sql}", parameters).fetchone()[0])

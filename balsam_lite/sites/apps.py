@@ -1,0 +1,104 @@
+"""Registering, changing and removing the applications of a site in the workshop's words: for `local.LocalDesk`.
+
+Functions with a `db` open their own write transaction, and write everything or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..db import selection
+from ..db.connection import Connection, Database
+from ..db.store import apps
+from ..errors import BalsamError, InvalidSpec, NotFound, UnknownApp
+from . import jobs
+from .desk import Row
+
+
+def create(db: Database, rows: Sequence[Row]) -> list[Row]:
+    """Register applications; one that exists under that name is changed. Returns them as they are then, in order.
+
+    With `rename_from` the application of that name, if there is one, gets the new name; its number and its jobs stay.
+
+    Raises:
+        UnknownField, InvalidSpec, DuplicateApp: with the number of the row if there are several.
+    """
+    with db.write() as cx:
+        return [_put(cx, row, number if len(rows) > 1 else 0) for number, row in enumerate(rows, 1)]
+
+
+def _put(cx: Connection, row: Row, number: int) -> Row:
+    values = {name: value for name, value in row.items() if name != "rename_from"}
+    try:
+        name, before = values.get("name"), row.get("rename_from")
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidSpec(f"An App needs a name, not {name!r}")
+        if before and before != name:
+            _rename(cx, before, name)
+        if selection.count_apps(cx, {"name": name}):
+            apps.update_app(cx, name, values)
+        else:
+            apps.add_app(cx, values)
+    except BalsamError as exc:
+        if number:
+            raise type(exc)(f"App number {number}: {exc.message}", hint=exc.hint) from exc
+        raise
+    return selection.apps(cx, {"name": name})[0]
+
+
+def _rename(cx: Connection, before: str, name: str) -> None:
+    """Rename it unless that was done already, as when a script that does so runs once more."""
+    if selection.count_apps(cx, {"name": before}):
+        apps.rename_app(cx, before, name)
+    elif not selection.count_apps(cx, {"name": name}):
+        raise UnknownApp(f"There is no App {before!r} to be renamed to {name!r}.")
+
+
+def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
+    """Change applications, each by its `id`; under a new name it keeps its jobs. Returns how many there were.
+
+    Raises:
+        UnknownField, InvalidSpec, DuplicateApp, NotFound.
+    """
+    with db.write() as cx:
+        for change in changes:
+            found = selection.apps(cx, {"id": change.get("id", [])})
+            if not found:
+                raise NotFound(f"There is no App with the id {change.get('id')!r} at this site (any more).")
+            values = {name: value for name, value in change.items() if name != "id"}
+            name = found[0]["name"]
+            if values.get("name", name) != name:
+                apps.rename_app(cx, name, values["name"])
+                name = values["name"]
+            if values:
+                apps.update_app(cx, name, values)
+    return len(changes)
+
+
+def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+    """The same change for all that match. Returns how many. Raises as `update`."""
+    with db.write() as cx:
+        return update(db, [{**values, "id": row["id"]} for row in selection.apps(cx, where)])
+
+
+def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
+    """Remove the applications that match, with their jobs.
+
+    {"deleted": how many, "jobs": how many jobs went with them, "held": how many of their jobs a launcher holds}; an
+    application with such a job stays.
+
+    Raises:
+        UnknownField, InvalidSpec; ParentInUse: other jobs wait for one of these, and `force` is not set.
+    """
+    with db.write() as cx:
+        found = selection.apps(cx, where)
+        gone = {row["id"]: jobs.delete(db, {"app": row["name"]}, force) for row in found}
+        free = [number for number, done in gone.items() if not done["held"]]
+        if free:
+            apps.delete_apps(cx, free)
+    return {
+        "deleted": len(free),
+        "jobs": sum(done["deleted"] for done in gone.values()),
+        "held": sum(done["held"] for done in gone.values()),
+    }

@@ -1,0 +1,296 @@
+"""Jobs in the workshop's words made jobs in ours, and what is checked before they are created or changed.
+
+What depends on the names of a row's fields alone is done once per set of names, since adding jobs comes here a million times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .. import spec
+from ..db import launch_params, selection
+from ..errors import BalsamError, InvalidSpec, UnknownApp
+from .desk import Row
+
+#: Fields that the DB keeps; given when a job is created, they may be empty.
+_KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_data", "state_timestamp")
+#: Given beside the fields, when a job is created.
+_EXTRA = ("workdir", "job_id", "origin")
+_APP_NAMES = ("app_id", "app", "application")
+
+#: All parameters of a job, as they are stored.
+LARGEST_PARAMETERS_BYTES = 512_000
+_SMALL = 4096  # of texts in them: then nobody has to count
+#: Under these keys are parameters that JSON does not know, and their names; see `api.parameters`.
+_PICKLED, _NAMES = "__pickled__", "names"
+
+
+class App(NamedTuple):
+    """What a job has to know of its application."""
+
+    name: str
+    kind: str
+    required: frozenset[str]
+    known: frozenset[str]
+    is_open: bool  # takes parameters of any name
+
+
+def app_of(row: Row) -> App:
+    """The application of a row of `selection.apps`."""
+    parameters = row["parameters"]
+    required = frozenset(name for name, about in parameters.items() if isinstance(about, dict) and about.get("required"))
+    is_open = row["kind"] == "command" or bool(row["definition"].get("open"))
+    return App(row["name"], row["kind"], required, frozenset(parameters), is_open)
+
+
+class Apps:
+    """The applications of a DB by name and by number."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._found: dict[Any, App] = {}
+        for row in rows:
+            self._found[row["id"]] = self._found[row["name"]] = app_of(row)
+        self._good: set[tuple[str, tuple[str, ...]]] = set()
+
+    def find(self, key: Any) -> App:
+        """Raises UnknownApp: the registered ones are listed."""
+        try:
+            return self._found[key]
+        except (KeyError, TypeError):
+            names = ", ".join(str(name) for name in self._found if isinstance(name, str)) or "none"
+            raise UnknownApp(f"There is no App {key!r} at this site.", hint=f"Registered are: {names}") from None
+
+    def check_parameters(self, app: App, parameters: Any) -> None:
+        """Raises InvalidSpec: some are missing, extraneous or too large."""
+        if not isinstance(parameters, Mapping):
+            raise InvalidSpec(f"job parameters must map names to values, not {parameters!r}")
+        names = tuple(parameters[_NAMES]) if _PICKLED in parameters else tuple(parameters)
+        if (app.name, names) not in self._good:
+            _check_names(app, names)
+            if len(self._good) < 10_000:
+                self._good.add((app.name, names))
+        _check_size(parameters)
+
+
+def _check_names(app: App, names: Sequence[str]) -> None:
+    if app.kind == "command":
+        return
+    missing = app.required.difference(names)
+    if missing:
+        raise InvalidSpec(f"Missing required parameters: {_set(missing)}", hint=f"The App {app.name} needs them.")
+    extra = set(names) - app.known
+    if extra and not app.is_open:
+        known = f"are: {', '.join(sorted(app.known))}" if app.known else "are none"
+        raise InvalidSpec(f"Extraneous parameters: {_set(extra)}", hint=f"Those of the App {app.name} {known}")
+
+
+def _set(names: Iterable[str]) -> str:
+    """As Python prints a set, in order."""
+    return "{" + ", ".join(map(repr, sorted(names))) + "}"
+
+
+def _check_size(parameters: Mapping[str, Any]) -> None:
+    if len(parameters) < _SMALL // 64 and _length_of_texts(parameters.values()) < _SMALL:
+        return
+    try:
+        counted = parameters[_PICKLED] if _PICKLED in parameters else json.dumps(parameters, ensure_ascii=False)
+        size = len(str(counted).encode(errors="replace"))
+    except (TypeError, ValueError, RecursionError):
+        return  # whoever stores them says what is wrong
+    if size > LARGEST_PARAMETERS_BYTES:
+        raise InvalidSpec(
+            f"The parameters of a job must not be larger than {LARGEST_PARAMETERS_BYTES} bytes in all, these are {size}",
+            hint="Write large values to a file, and give the job its path.",
+        )
+
+
+def _length_of_texts(values: Iterable[Any]) -> float:
+    """Of all together; infinite where there is something else among them that may be large."""
+    length = 0
+    for value in values:
+        if isinstance(value, str):
+            length += len(value)
+        elif not isinstance(value, (int, float)):
+            return float("inf")
+    return length
+
+
+def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> None:
+    """Raises InvalidSpec if a job asks for more GPUs than a node has. Without knowledge of the nodes (-1) it never does."""
+    if gpus_per_node < 0 or not gpus_per_rank:
+        return
+    wanted = spec.checked(spec.JOB_FIELD["gpus_per_rank"], gpus_per_rank)
+    wanted *= spec.checked(spec.JOB_FIELD["ranks_per_node"], ranks_per_node)
+    if wanted > gpus_per_node:
+        raise InvalidSpec(
+            f"The job asks for {wanted:g} GPUs on each node (gpus_per_rank {gpus_per_rank} x ranks_per_node {ranks_per_node}), "
+            f"but a node has {gpus_per_node}",
+            hint="GPUS_PER_NODE in settings.json says how many GPUs a node has.",
+        )
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+
+
+class NewJobs:
+    """Rows on their way to `insert.add_jobs`; iterate over it once."""
+
+    def __init__(self, rows: Sequence[Row], apps: Apps, gpus_per_node: int) -> None:
+        self._rows, self._apps, self._gpus_per_node = rows, apps, gpus_per_node
+        self.parents: dict[int, int] = {}  # the parents that were named -> number of the first row that did
+        self._workdirs: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Row]:
+        names: tuple[str, ...] | None = None
+        make: Callable[[Row], Row] = dict
+        for number, row in enumerate(self._rows, 1):
+            try:
+                if tuple(row) != names:
+                    names = tuple(row)
+                    make = self._maker(names)
+                job = make(row)
+                self._note(number, job)
+            except BalsamError as exc:
+                raise self.numbered(exc, number) from exc
+            yield job
+
+    def numbered(self, exc: BalsamError, number: int) -> BalsamError:
+        """The error with the number of its row, if there are several."""
+        return exc if len(self._rows) == 1 else type(exc)(f"Job number {number}: {exc.message}", hint=exc.hint)
+
+    def _maker(self, names: tuple[str, ...]) -> Callable[[Row], Row]:
+        """What makes a job of a row with these fields."""
+        if "workdir" not in names:
+            raise InvalidSpec("A job needs a workdir, a path below the data directory of its site.")
+        app_names = [name for name in names if name in _APP_NAMES]
+        if not app_names:
+            raise InvalidSpec("A job needs an app_id: the number or the name of an App.")
+        copied = [(name, selection.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
+        for _, field in copied:
+            if field not in _EXTRA:
+                spec.known_field(field)
+        kept = [name for name in names if name in _KEPT]
+        has_parameters, has_launch_params, has_parents = (
+            name in names for name in ("parameters", "launch_params", "parent_ids")
+        )
+        looks_at_gpus = self._gpus_per_node >= 0 and "gpus_per_rank" in names
+        has_time = "wall_time_min" in names
+        app_name = app_names[0]
+        find, check_parameters = self._apps.find, self._apps.check_parameters
+
+        def make(row: Row) -> Row:
+            job = {field: row[name] for name, field in copied}
+            for name in kept:
+                if row[name] is not None:
+                    raise InvalidSpec(f"Cannot set {name} when creating Job")
+            app = find(row[app_name])
+            job["application"] = app.name
+            check_parameters(app, row["parameters"] if has_parameters else {})
+            if has_time and job["wall_time_minutes"] == 0:
+                job["wall_time_minutes"] = 1  # the workshop's "unknown"; our least
+            if has_launch_params and row["launch_params"]:
+                _set_flags(job, row["launch_params"])
+            if has_parents and row["parent_ids"]:
+                job["parents"] = _parents(row["parent_ids"])
+            if looks_at_gpus:
+                refuse_gpus(row["gpus_per_rank"], row.get("ranks_per_node", 1), self._gpus_per_node)
+            return job
+
+        return make
+
+    def _note(self, number: int, job: Row) -> None:
+        path = spec.checked_workdir(job["workdir"])
+        other = self._workdirs.setdefault(path, number)
+        if other != number:
+            raise InvalidSpec(
+                f"Workdirs must be unique for each call to bulk-create Jobs. Job number {other} has this one too: {path}"
+            )
+        for parent in job.get("parents", ()):
+            self.parents.setdefault(parent, number)
+
+
+def _is_copied(name: str) -> bool:
+    return name not in _KEPT and name not in _APP_NAMES and name not in ("launch_params", "parent_ids")
+
+
+def _set_flags(job: Row, params: Any) -> None:
+    for field, value in launch_params.as_fields(params).items():
+        if job.get(field):
+            raise InvalidSpec(f"A job's launch_params and {field} say the same; give one of them.")
+        job[field] = value
+
+
+def _parents(value: Any) -> list[int]:
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise InvalidSpec(f"job parent_ids must be a list of job ids, not {value!r}")
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+        raise InvalidSpec(f"job parent_ids must be whole numbers, not {value!r}")
+    return sorted(value)
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+#: Of a job that exists.
+_FIXED = ("id", "app_id", "app", "application", "parent_ids", "job_id", "origin", "last_update", "batch_job_id")
+_STATE_FIELDS = ("state", "state_data", "state_timestamp")
+
+
+class Change(NamedTuple):
+    """What shall become of some jobs."""
+
+    fields: Row  # in our words
+    workdir: str | None  # None: it stays
+    state: str | None  # likewise
+    data: Mapping[str, Any]  # of the event
+    time_us: int | None  # likewise; None: now
+
+
+def change_of(values: Mapping[str, Any]) -> Change:
+    """A change in our words.
+
+    Raises:
+        UnknownField, InvalidSpec.
+    """
+    fields: Row = {}
+    for name, value in values.items():
+        if name in _FIXED:
+            raise InvalidSpec(f"Cannot set {name} when updating Job")
+        if name == "launch_params":
+            _set_flags(fields, value or {})
+        elif name not in ("workdir", *_STATE_FIELDS):
+            fields[selection.OUR_NAMES.get(name, name)] = value
+    if fields.get("wall_time_minutes") == 0:
+        fields["wall_time_minutes"] = 1
+    state, data, time_us = (values.get(name) for name in _STATE_FIELDS)
+    if state is None and not (data is None and time_us is None):
+        raise InvalidSpec("state_data and state_timestamp go with a new state")
+    if not isinstance(data or {}, Mapping) or not isinstance(time_us or 0, int):
+        raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
+    workdir = spec.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
+    return Change(spec.check_job(fields), workdir, state, data or {}, time_us)
+
+
+def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:
+    """Changes that say the same put together: (numbers of the jobs, what they say).
+
+    Raises:
+        InvalidSpec: one has no id, or two have the same. UnknownField.
+    """
+    groups: dict[str, tuple[list[int], Row]] = {}
+    seen: set[int] = set()
+    for change in changes:
+        number = change.get("id")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InvalidSpec(f"A change needs the id of what is to be changed, not {number!r}")
+        if number in seen:
+            raise InvalidSpec(f"There are two changes for the id {number}")
+        seen.add(number)
+        rest = {name: value for name, value in change.items() if name != "id"}
+        try:
+            key = json.dumps(rest)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InvalidSpec(f"The change of {number} cannot be written as JSON: {exc}") from None
+        groups.setdefault(key, ([], rest))[0].append(number)
+    return list(groups.values())

@@ -1,0 +1,148 @@
+"""A site whose DB lies on this host: `desk.Desk` answered by the DB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .. import __version__
+from ..clock import SystemClock
+from ..db import events, location, queries, selection
+from ..db.connection import Database
+from ..db.registry import Entry
+from ..db.store import leases
+from ..errors import InvalidSpec
+from .desk import KINDS, Row
+
+#: A service that was not heard of for so long is not active, in seconds. Source: Balsam 0.7.
+_ACTIVE_S = 120
+#: The kind of a service's lease. Source: `service.loop`, whose import takes long.
+_SERVICE = "service"
+
+#: What reads the rows of a kind, and counts them.
+_READERS: dict[str, tuple[Callable[..., list[Row]], Callable[..., int]]] = {
+    "job": (selection.jobs, selection.count_jobs),
+    "app": (selection.apps, selection.count_apps),
+    "event": (events.events, events.count_events),
+}
+
+
+class LocalDesk:
+    """The desk of a site of this host. Nothing is opened before the first question."""
+
+    def __init__(self, entry: Entry, database: Database | None = None) -> None:
+        self.entry = entry
+        self._database = database
+
+    @property
+    def database(self) -> Database:
+        """The site's DB. Raises NotABalsamDB, DatabaseError, SettingsError."""
+        if self._database is None:
+            self._database = location.open_database(self.entry.path)
+        return self._database
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def about(self) -> Row:
+        """Version, path, whether a service is active, number of jobs."""
+        with self.database.read() as cx:
+            jobs, service = queries.count_jobs(cx), leases.latest(cx, _SERVICE)
+        is_active = (
+            service is not None
+            and service.closed_us is None
+            and SystemClock.now_us() - service.lease.heartbeat_us <= _ACTIVE_S * 1e6
+            and not service.lease.holder.is_provably_dead()
+        )
+        return {"version": __version__, "path": self.database.directory, "is_active": is_active, "jobs": jobs}
+
+    def select(
+        self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
+    ) -> list[Row]:
+        """The rows that match, in order."""
+        if kind in _READERS:
+            with self.database.read() as cx:
+                return _READERS[kind][0](cx, where, order, start, stop)
+        rows: list[Row] = _keeper(kind).select(self.database, where, order, start, stop)
+        return rows
+
+    def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
+        """How many match."""
+        if kind in _READERS:
+            with self.database.read() as cx:
+                return _READERS[kind][1](cx, where)
+        return int(_keeper(kind).count(self.database, where))
+
+    def result(self, job: int) -> Row:
+        """What became of a job."""
+        from . import jobs
+
+        return jobs.result(self.database, job)
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
+        """Add rows; all or none."""
+        made: list[Row] = _keeper(kind).create(self.database, rows) if rows else []
+        return made
+
+    def update(self, kind: str, changes: Sequence[Row]) -> int:
+        """Change rows one by one; all or none."""
+        return int(_keeper(kind).update(self.database, changes)) if changes else 0
+
+    def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """The same changes for all that match."""
+        if kind == "batch_job":
+            return self.update(kind, [{**changes, "id": row["id"]} for row in self.select(kind, where)])
+        return int(_keeper(kind).update_where(self.database, where, changes))
+
+    def delete(self, kind: str, where: Mapping[str, Any], force: bool = False) -> Row:
+        """Remove all that match."""
+        keeper = _keeper(kind)
+        done: Row = keeper.delete(self.database, where) if kind == "batch_job" else keeper.delete(self.database, where, force)
+        return done
+
+    # --- the service --------------------------------------------------------------------------------------------------
+
+    def service(self, verb: str) -> Row:
+        """`start`, `stop` or `status` of the site's service."""
+        from ..service import main
+
+        directory = self.database.directory
+        if verb == "start":
+            started = main.start(directory)
+            return {"said": [f"Started Balsam site daemon [pid {started.pid}], log in {started.log}"], **started._asdict()}
+        if verb == "stop":
+            return {"said": [main.stop(directory)]}
+        if verb == "status":
+            found = main.status(directory)
+            return {"said": [_described(found)], **found}
+        raise InvalidSpec(f"A service can be asked for start, stop and status, not {verb!r}.")
+
+
+def _described(status: Row) -> str:
+    if status["state"] == "none":
+        return "No service has run at this site."
+    return f"The service is {status['state']} (pid {status['pid']} on {status['host']})."
+
+
+def _keeper(kind: str) -> Any:
+    """The module with what is done to rows of that kind.
+
+    Raises:
+        InvalidSpec: there is no such kind, or nobody can change its rows.
+    """
+    if kind == "job":
+        from . import jobs
+
+        return jobs
+    if kind == "app":
+        from . import apps
+
+        return apps
+    if kind == "batch_job":
+        from . import batch
+
+        return batch
+    if kind in KINDS:
+        raise InvalidSpec("Events are what happened; they are read and cannot be changed.")
+    raise InvalidSpec(f"There is no kind of rows {kind!r}.", hint=f"There are: {', '.join(KINDS)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 from .. import __version__
@@ -45,6 +44,8 @@ def _desk(directory: str) -> Desk:
 
 
 def _unexpected(exc: Exception) -> BalsamError:
+    import traceback
+
     place = traceback.extract_tb(exc.__traceback__)[-1]
     return BalsamError(
         f"unexpected {type(exc).__name__}: {exc}  ({place.filename}, line {place.lineno}, in {place.name})",

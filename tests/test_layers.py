@@ -42,8 +42,8 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawner", "nodes", "staging", "commands", "template", "order", "machine", "failpoints", "mpirun",
-                "logs", "reaper",
+                "process", "spawner", "nodes", "staging", "commands", "template", "shell", "order", "machine", "failpoints",
+                "mpirun", "logs", "reaper",
             )
         ),
     ),
@@ -51,7 +51,7 @@ ROOMS = (
     Room(4, "service", ("service",)),
     Room(
         5, "wiring of the launcher",
-        tuple(f"launcher.{name}" for name in ("main", "supervisor", "rank", "resources", "progress")),
+        tuple(f"launcher.{name}" for name in ("main", "supervisor", "rank", "resources", "progress", "parts")),
     ),
     Room(
         5, "Python interface",

@@ -1,0 +1,419 @@
+"""How bash reads a command line that has holes in it, into which values are to go, each as one word. Pure.
+
+`plan` walks once through the text around the holes. What fills a hole later is always quoted, so it cannot change how the
+rest is read; that is why one walk is enough for all the jobs of an application.
+
+Source: bash(1), "QUOTING", "EXPANSION", "REDIRECTION", "COMMENTS", "SHELL GRAMMAR"; tried with bash 5.2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple, Union
+
+from ..errors import TemplateError
+
+#: Stands for a value in a text; neither a program's words nor a shell's text can hold it.
+HOLE = "\0"
+
+#: A word that needs no shell: pieces of text, and numbers of holes.
+Word = tuple[Union[str, int], ...]
+
+#: Where a hole is.
+UNQUOTED, IN_DOUBLE, IN_SINGLE = "unquoted", "in double quotes", "in single quotes"
+#: What stands around a value there. Double quotes are closed for it, so that nothing in it means anything.
+_AROUND = {UNQUOTED: ("'", "'"), IN_DOUBLE: ("\"'", "'\""), IN_SINGLE: ("", "")}
+
+
+class Plan(NamedTuple):
+    """What is done with a line."""
+
+    words: tuple[Word, ...] | None  # to be started without a shell; None: it needs one
+    holes: tuple[str, ...]  # for a shell: where each hole is
+
+
+@lru_cache(maxsize=512)
+def plan(fixed: tuple[str, ...]) -> Plan:
+    """How to fill the holes between these texts.
+
+    Raises:
+        TemplateError: no value can stand at one of them as a single word; or a quote or bracket is not closed.
+    """
+    text = HOLE.join(fixed)
+    words = _plain_words(text)
+    if words is not None:
+        return Plan(words, ())
+    try:
+        return Plan(None, tuple(_Walk(text).holes()))
+    except RecursionError:
+        raise TemplateError("The command line is nested too deeply.") from None
+
+
+def filled(fixed: Sequence[str], holes: Sequence[str], values: Sequence[str]) -> str:
+    """The text for a shell."""
+    parts = [fixed[0]]
+    for where, value, text in zip(holes, values, fixed[1:]):
+        before, behind = _AROUND[where]
+        parts += (before, value.replace("'", "'\"'\"'") if "'" in value else value, behind, text)
+    return "".join(parts)
+
+
+def joined(words: Sequence[Word], values: Sequence[str]) -> list[str]:
+    """The words for a program."""
+    return ["".join([piece if isinstance(piece, str) else values[piece] for piece in word]) for word in words]
+
+
+# --- without a shell --------------------------------------------------------------------------------------------------
+
+#: bash's reserved words, and those of its builtin commands that no program does as well.
+_SHELL_WORDS = frozenset((
+    "!", "[[", "{", "}", "(", ")", "if", "then", "elif", "else", "fi", "case", "esac", "for", "select", "while", "until",
+    "do", "done", "in", "function", "time", "coproc", ".", ":", "alias", "bg", "bind", "break", "builtin", "caller",
+    "cd", "command", "compgen", "complete", "compopt", "continue", "declare", "dirs", "disown", "enable", "eval", "exec",
+    "exit", "export", "fc", "fg", "getopts", "hash", "help", "history", "jobs", "let", "local", "logout", "mapfile",
+    "popd", "pushd", "read", "readarray", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "times",
+    "trap", "type", "typeset", "ulimit", "umask", "unalias", "unset", "wait",
+))  # fmt: skip
+_PLAIN = re.compile(r"[^\s\0'\"\\$`|&;<>()*?\[\]{}~#]+")
+_BLANKS = " \t"
+
+
+def _plain_words(text: str) -> tuple[Word, ...] | None:
+    """The words of a line in which nothing but quotes means anything to a shell; None if there is more."""
+    words: list[Word] = []
+    word: list[str | int] | None = None
+    at, hole = 0, 0
+    while at < len(text):
+        char = text[at]
+        if char in _BLANKS:
+            if word is not None:
+                words.append(tuple(word))
+            word, at = None, at + 1
+            continue
+        word = [] if word is None else word
+        plain = _PLAIN.match(text, at)
+        if plain:
+            word.append(plain[0])
+            at = plain.end()
+        elif char == HOLE:
+            word.append(hole)
+            hole, at = hole + 1, at + 1
+        elif char in "'\"":
+            end = _end_of_plain_quote(text, at)
+            if end is None:
+                return None
+            pieces = re.split(HOLE, text[at + 1 : end - 1])
+            word.append(pieces[0])
+            for piece in pieces[1:]:
+                word += [hole, piece]
+                hole += 1
+            at = end
+        else:
+            return None
+    if word is not None:
+        words.append(tuple(word))
+    return tuple(words) if not words or _is_program(words[0]) else None
+
+
+def _end_of_plain_quote(text: str, at: int) -> int | None:
+    """Where the quotes are over that open there; None if they hold something that is more than text."""
+    end = text.find(text[at], at + 1)
+    inner = text[at + 1 : end]
+    return None if end < 0 or (text[at] == '"' and set(inner) & set("$`\\")) else end + 1
+
+
+def _is_program(word: Word) -> bool:
+    literal = "".join([piece for piece in word if isinstance(piece, str)])
+    return "=" not in literal and (len(word) != 1 or literal not in _SHELL_WORDS)
+
+
+# --- for a shell ------------------------------------------------------------------------------------------------------
+
+_VARIABLE_FIRST = "Put it into a variable first: VALUE={{ name }}; … $VALUE"
+_SEPARATORS = " \t\n;&|()<>"
+#: What `$` takes as a whole with it.
+_SPECIAL_PARAMETERS = "$#?!@*-0123456789"
+_CASE = re.compile(r"case\s")
+
+
+class _Walk:
+    """One way through a text, as bash reads it."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
+        self._found: list[str] = []
+        self._refusals: list[tuple[str, str]] = []  # why no value can stand here, and what to do about it
+        self._documents: list[tuple[str, bool]] = []  # here-documents that begin in the next line: end mark, tabs dropped
+
+    def holes(self) -> list[str]:
+        """Where each hole is."""
+        self._commands("")
+        return self._found
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _peek(self, ahead: int = 0) -> str:
+        return self._text[self._at + ahead : self._at + ahead + 1]
+
+    def _open(self, length: int, what: str) -> str:
+        """Step over what opens something, which must be closed later; returns what to say if it is not."""
+        self._at += length
+        return f"{what} is not closed: {self._excerpt()}"
+
+    def _take(self, unclosed: str) -> str:
+        """The next character."""
+        char = self._peek()
+        if not char:
+            raise TemplateError(unclosed)
+        self._at += 1
+        return char
+
+    def _excerpt(self) -> str:
+        before, behind = self._text[max(0, self._at - 40) : self._at], self._text[self._at : self._at + 20]
+        return f"{before}{behind}".replace(HOLE, "{{…}}").strip()
+
+    @contextmanager
+    def _refusing(self, why: str, instead: str) -> Iterator[None]:
+        self._refusals.append((why, instead))
+        yield
+        self._refusals.pop()
+
+    def _hole(self, where: str) -> None:
+        self._at += 1
+        if self._refusals:
+            self._refuse(*self._refusals[-1])
+        self._found.append(where)
+
+    def _refuse(self, why: str, instead: str) -> None:
+        raise TemplateError(f"A value cannot stand {why}: {self._excerpt()}", hint=instead)
+
+    def _lose_track(self, where: str) -> None:
+        """From here on nobody knows how bash reads the rest, so no value can be quoted for it."""
+        self._refusals.insert(0, (f"behind {where}", "Put that part of the command into a script."))
+
+    def _backslash(self) -> None:
+        if self._peek(1) == HOLE:
+            self._refuse("right behind a backslash", "Values are quoted already: take the backslash away.")
+        self._at += 2
+
+    # --- the parts of a command line ----------------------------------------------------------------------------------
+
+    def _commands(self, closer: str, unclosed: str = "") -> None:
+        """Commands up to `closer`, which is ) or the end of the text."""
+        begins_word = True
+        while self._at < len(self._text):
+            char, began = self._peek(), begins_word
+            begins_word = char in _SEPARATORS
+            if char == "\\":
+                begins_word = began and self._peek(1) == "\n"
+                self._backslash()
+            elif char == "#" and began:
+                self._comment()
+            elif char == ")":
+                self._at += 1
+                if closer:
+                    if self._documents:
+                        self._lose_track("a here-document in $(…)")
+                    return
+            else:
+                if closer and began and _CASE.match(self._text, self._at):
+                    self._lose_track("a case … esac in $(…) or (…)")
+                self._piece(char)
+        if closer:
+            raise TemplateError(unclosed)
+
+    def _piece(self, char: str) -> None:
+        if char == HOLE:
+            self._hole(UNQUOTED)
+        elif char in "'\"$`":
+            self._quoted_or_expanded()
+        elif char == "(":
+            self._bracket()
+        elif self._text.startswith("<<", self._at):
+            self._redirection()
+        else:
+            self._at += 1
+            if char == "\n":
+                self._here_documents()
+
+    def _quoted_or_expanded(self) -> None:
+        char = self._peek()
+        if char == "'":
+            self._single()
+        elif char == '"':
+            self._double()
+        elif char == "$":
+            self._dollar(in_double=False)
+        else:
+            self._backquoted()
+
+    def _single(self) -> None:
+        unclosed = self._open(1, "A single quote")
+        while self._peek() != "'":
+            if self._peek() == HOLE:
+                self._hole(IN_SINGLE)
+            else:
+                self._take(unclosed)
+        self._at += 1
+
+    def _double(self) -> None:
+        unclosed = self._open(1, "A double quote")
+        while self._peek() != '"':
+            char = self._peek()
+            if char == HOLE:
+                self._hole(IN_DOUBLE)
+            elif char == "\\":
+                self._backslash()
+            elif char == "$":
+                self._dollar(in_double=True)
+            elif char == "`":
+                self._backquoted()
+            else:
+                self._take(unclosed)
+        self._at += 1
+
+    def _dollar(self, in_double: bool) -> None:
+        behind = self._peek(1)
+        if behind == HOLE:
+            self._at += 1
+            self._refuse("right behind a $", "Write \\$ for a dollar sign.")
+        elif behind == "(":
+            self._at += 1
+            self._bracket()
+        elif behind == "{":
+            self._parameter(in_double)
+        elif behind == "[":
+            self._old_arithmetic()
+        elif behind == "'" and not in_double:
+            self._ansi_quoted()
+        else:  # $" is a double quote, and $NAME ends where the name ends
+            self._at += 2 if behind and behind in _SPECIAL_PARAMETERS else 1
+
+    def _bracket(self) -> None:
+        """From the first bracket on: (…), $(…), ((…)) or $((…))."""
+        if self._peek(1) == "(":
+            self._arithmetic()
+        else:
+            unclosed = self._open(1, "A bracket (")
+            self._commands(")", unclosed)
+
+    def _arithmetic(self) -> None:
+        unclosed = self._open(2, "Arithmetic ((…))")
+        depth = 2
+        with self._refusing("in arithmetic ((…))", _VARIABLE_FIRST):
+            while depth > 1:
+                char = self._peek()
+                if char == HOLE:
+                    self._hole(UNQUOTED)
+                elif char == "\\":
+                    self._backslash()
+                elif char and char in "'\"$`":
+                    self._quoted_or_expanded()
+                else:
+                    depth += {"(": 1, ")": -1}.get(self._take(unclosed), 0)
+        if self._peek() == ")":
+            self._at += 1
+        else:  # it was a bracket inside of a bracket, and its inside was not read as that
+            self._lose_track("two brackets (( that are no arithmetic; write ( (")
+            self._commands(")", unclosed)
+
+    def _old_arithmetic(self) -> None:
+        unclosed = self._open(2, "Arithmetic $[…]")
+        with self._refusing("in arithmetic $[…]", _VARIABLE_FIRST):
+            while self._peek() != "]":
+                if self._peek() == HOLE:
+                    self._hole(UNQUOTED)
+                self._take(unclosed)
+        self._at += 1
+        self._lose_track("$[…]")
+
+    def _parameter(self, in_double: bool) -> None:
+        unclosed = self._open(2, "A ${")
+        with self._refusing("in ${…}", _VARIABLE_FIRST):
+            while self._peek() != "}":
+                char = self._peek()
+                if char == HOLE:
+                    self._hole(UNQUOTED)
+                elif char == "\\":
+                    self._backslash()
+                elif char == "'" and in_double:
+                    self._lose_track('a single quote in "${…}"')  # it means one thing in ${x#'…'} and another in ${x:-'…'}
+                    self._at += 1
+                elif char == "$":
+                    self._dollar(in_double)
+                elif char and char in "'\"`":
+                    self._quoted_or_expanded()
+                else:
+                    self._take(unclosed)
+        self._at += 1
+
+    def _ansi_quoted(self) -> None:
+        unclosed = self._open(2, "A quote $'")
+        with self._refusing("in $'…'", "Close the quotes before it."):
+            while self._peek() != "'":
+                if self._peek() == HOLE:
+                    self._hole(IN_SINGLE)
+                elif self._take(unclosed) == "\\":
+                    self._take(unclosed)
+        self._at += 1
+
+    def _backquoted(self) -> None:
+        unclosed = self._open(1, "A backquote")
+        with self._refusing("in backquotes", "Write $(…) instead of `…`."):
+            while self._peek() != "`":
+                if self._peek() == HOLE:
+                    self._hole(UNQUOTED)
+                elif self._take(unclosed) == "\\":
+                    self._take(unclosed)
+        self._at += 1
+
+    def _comment(self) -> None:
+        end = self._text.find("\n", self._at)
+        end = len(self._text) if end < 0 else end
+        if HOLE in self._text[self._at : end]:
+            self._at = self._text.index(HOLE, self._at)
+            self._refuse("in a comment", "A line break in it would end the comment: take it out.")
+        self._at = end
+
+    # --- here-documents -----------------------------------------------------------------------------------------------
+
+    def _redirection(self) -> None:
+        """<<, <<- or <<<; for the first two, note the word that ends the document."""
+        if self._peek(2) == "<":
+            self._at += 3
+            return
+        self._at += 2
+        drops_tabs = self._peek() == "-"
+        self._at += drops_tabs
+        while self._peek() and self._peek() in _BLANKS:
+            self._at += 1
+        begin = self._at
+        with self._refusing("in the end mark of a here-document", "Choose a word for it."):
+            while self._peek() and self._peek() not in _SEPARATORS:
+                if self._peek() == HOLE:
+                    self._hole(UNQUOTED)
+                elif self._peek() == "\\":
+                    self._backslash()
+                elif self._peek() in "'\"":
+                    self._quoted_or_expanded()
+                else:
+                    self._at += 1
+        mark = re.sub(r"\\(.)|['\"]", r"\1", self._text[begin : self._at])
+        self._documents.append((mark, drops_tabs))
+
+    def _here_documents(self) -> None:
+        for mark, drops_tabs in self._documents:
+            while self._at < len(self._text):
+                end = self._text.find("\n", self._at)
+                end = len(self._text) if end < 0 else end
+                line = self._text[self._at : end]
+                if HOLE in line:
+                    self._at = self._text.index(HOLE, self._at)
+                    self._refuse("in a here-document", "Write: printf '%s\\n' {{ name }} | program")
+                self._at = min(end + 1, len(self._text))
+                if (line.lstrip("\t") if drops_tabs else line) == mark:
+                    break
+        self._documents.clear()

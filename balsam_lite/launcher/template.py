@@ -1,0 +1,140 @@
+"""Command templates of applications: jinja2 text in which every value becomes one word of the command line. Pure.
+
+jinja2 gives the text with each value between two marks that neither a value nor a template can hold; `shell` says how what
+stands around them is read, and so how they are quoted. jinja2 is imported when the first template is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import TemplateError
+from . import shell
+
+if TYPE_CHECKING:
+    import jinja2
+
+_MARK = shell.HOLE
+_HALF_OPEN = re.compile(r"(?<![{$])\{\s*[A-Za-z_]\w*\s*\}\}")
+_INSIDE_A_VALUE = (
+    "A value holds a NUL character, or the template prints what it has captured with a macro, a call or a set block."
+)
+
+
+class Command(NamedTuple):
+    """What a template gives for a job: one of the two."""
+
+    argv: list[str]  # the words of a program, without a shell
+    text: str  # for `bash -c`
+
+
+class _Compiled(NamedTuple):
+    template: jinja2.Template
+    variables: frozenset[str]
+
+
+def render(text: str, values: Mapping[str, Any]) -> Command:
+    """The command of a job with these values, each of which is one word of it; more than the template needs are no harm.
+
+    Values that are no text are written as `str` does. The line break at the end and the blanks around the line are dropped.
+
+    Raises:
+        TemplateError: a value is missing, or cannot be one word where it stands; the template fails for these values.
+    """
+    compiled = _compiled(text)
+    if not compiled.variables <= values.keys():
+        missing = compiled.variables - values.keys()
+        raise TemplateError(f"Missing required args: {listed(missing)} (only got: {listed(values)})")
+    try:
+        line = compiled.template.render(values)
+    except TemplateError:
+        raise
+    except Exception as exc:  # whatever the expressions of a template raise
+        raise _broken(text, exc) from exc
+    return _command(line)
+
+
+def check(text: str) -> list[str]:
+    """The names of the values that a template needs, sorted.
+
+    Raises:
+        TemplateError: it cannot be read, gives no command, or has a value where none can stand.
+    """
+    compiled = _compiled(text)
+    try:
+        line = _environment(strict=False).from_string(text).render()
+    except TemplateError:
+        raise
+    except Exception:  # noqa: BLE001  # it computes with values, of which there are none yet
+        return sorted(compiled.variables)
+    _command(line)
+    return sorted(compiled.variables)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as Python prints a set, in order.
+
+    >>> listed(["b", "a"])
+    "{'a', 'b'}"
+    """
+    return f"{{{', '.join(map(repr, sorted(names)))}}}"
+
+
+# --- jinja2 -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _compiled(text: str) -> _Compiled:
+    import jinja2.meta
+
+    if _MARK in text:
+        raise TemplateError("A command template must not hold a NUL character.")
+    half_open = _HALF_OPEN.search(text)
+    if half_open:  # jinja2 takes it for text, and the value would never arrive
+        line = text.count("\n", 0, half_open.start()) + 1
+        raise TemplateError(f"The command template lacks a brace {{ (line {line}): {half_open[0]}")
+    environment = _environment(strict=True)
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(text))
+        return _Compiled(environment.from_string(text), frozenset(variables - environment.globals.keys()))
+    except (jinja2.TemplateError, RecursionError) as exc:
+        raise _broken(text, exc) from exc
+
+
+@lru_cache(maxsize=2)
+def _environment(strict: bool) -> jinja2.Environment:
+    import jinja2
+
+    undefined = jinja2.StrictUndefined if strict else jinja2.ChainableUndefined
+    return jinja2.Environment(undefined=undefined, finalize=_marked, autoescape=False)
+
+
+def _marked(value: Any) -> str:
+    """What jinja2 puts into the text for a value."""
+    text = str(value)
+    if _MARK in text:
+        raise TemplateError(_INSIDE_A_VALUE)
+    return f"{_MARK}{text}{_MARK}"
+
+
+def _command(line: str) -> Command:
+    parts = line.split(_MARK)
+    values = parts[1::2]
+    fixed = parts[::2]
+    fixed[0], fixed[-1] = fixed[0].lstrip(), fixed[-1].rstrip()
+    words, holes = shell.plan(tuple(fixed))
+    if words is None:
+        return Command([], shell.filled(fixed, holes, values))
+    argv = shell.joined(words, values)
+    if not argv:
+        raise TemplateError("The command template gives an empty command line.")
+    return Command(argv, "")
+
+
+def _broken(text: str, exc: Exception) -> TemplateError:
+    line = getattr(exc, "lineno", None)
+    where = f" (line {line})" if line else ""
+    return TemplateError(f"The command template cannot be used: {exc}{where}\n    {text.strip()}")

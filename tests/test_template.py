@@ -1,0 +1,209 @@
+"""Command templates: every value is one word, whatever it holds and wherever it stands; real bash says so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from balsam_lite.errors import TemplateError
+from balsam_lite.launcher import template
+
+HELLO = "echo Hello, {{ say_hello_to }}! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
+ARGV = "import json, sys; print(json.dumps(sys.argv[1:]))"
+
+NASTY = [
+    "", " ", "'", '"', "`id`", "$(id)", "$HOME", "${HOME}", "a b", "a\nb", "a\n", ";id", "| id", "&", "> f", "#", "*", "~",
+    "\\", "\\\\", "a\\", "-n", "--", "!", "!!", "é ☃", "'\"'\"'", "\t", "\r", "A=b", "if", "1", "a,b", "1..3", "$'x'", "))",
+    "}", "EOF", "%s", "x[$(id)]", "{{ a }}", "\x7f", "\x01",
+]  # fmt: skip
+
+
+def text_of(command):
+    assert not command.argv
+    return command.text
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_that_the_workshops_template_gives_the_workshops_line():
+    command = template.render(HELLO, {"say_hello_to": "world 1!", "other": 1})
+    assert text_of(command) == "echo Hello, 'world 1!'! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
+    assert template.check(HELLO) == ["say_hello_to"]
+
+
+@pytest.mark.parametrize(
+    ("text", "argv"),
+    [
+        ("  prog --name {{ a }} -n {{ n }}\n", ["prog", "--name", "x; y", "-n", "3"]),
+        ("prog a{{ a }}b '{{ a }} {{ n }}' \"{{ a }}\"", ["prog", "ax; yb", "x; y 3", "x; y"]),
+        ("prog '' 'a  b' \"c;d\" 5%, a@b! x=y", ["prog", "", "a  b", "c;d", "5%,", "a@b!", "x=y"]),
+        ("{{ a }} '$HOME'", ["x; y", "$HOME"]),
+        ("p {% for f in files %} -f {{ f }}{% endfor %}", ["p", "-f", "1 2", "-f", "3"]),
+        ("p {% if n %}-v{% endif %} {{ n * 2 }} {{ a | upper }} {{ none }}", ["p", "-v", "6", "X; Y", "None"]),
+        ("p {# a note #} {{ 'c d' }}", ["p", "c d"]),
+    ],
+)
+def test_that_a_line_without_shell_syntax_needs_no_shell(text, argv):
+    command = template.render(text, {"a": "x; y", "n": 3, "files": ["1 2", "3"], "none": None})
+    assert command == template.Command(argv, "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cd x && p", "export A=1", "A=1 p", "source f", ". f", "if x; then y; fi", "for i in 1; do p; done", "! p", "time p",
+        "p $A", 'p "$A"', "p `x`", "p > f", "p | q", "p; q", "p & q", "(p)", "p *.c", "p ?", "p [a]", "p {a,b}", "p ~/x",
+        "p # x", "p\nq", "p \\$x", "p 2>&1", "{{ a }}=1", "p 'it", 'p "a\\"b"', "[[ -e f ]]", "exec p", "p $'x'",
+    ],
+)  # fmt: skip
+def test_that_whatever_a_shell_would_read_is_left_to_a_shell(line):
+    try:
+        assert text_of(template.render(line, {"a": "v"})) == line.replace("{{ a }}", "'v'")
+    except TemplateError as exc:
+        assert line == "p 'it" and "not closed" in str(exc)
+
+
+def test_that_inner_line_breaks_stay_and_outer_blanks_go():
+    assert text_of(template.render("\n  p \\\n  -a {{ a }}\nq\n\n", {"a": " v "})) == "p \\\n  -a ' v '\nq"
+    assert template.render(" {{ a }} ", {"a": " v "}).argv == [" v "]
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("p {{ a", "(line 1)"),
+        ("p\nq {{ a }", "(line 2)"),
+        ("p { a }}", "lacks a brace"),
+        ("p {{ a | nofilter }}", "nofilter"),
+        ("p {% if a %}", "endif"),
+        ("", "empty command line"),
+        ("  \n", "empty command line"),
+        ("p \0", "NUL"),
+        ("p 'a {{ a }}", "single quote is not closed"),
+        ('p "a {{ a }}', "double quote is not closed"),
+        ("p $(x {{ a }}", "not closed"),
+        ("p `x {{ a }}`", "Write $(…)"),
+        ('p "`x {{ a }}`"', "Write $(…)"),
+        ("p ${X:-{{ a }}}", "variable first"),
+        ('p "${X:-{{ a }}}"', "variable first"),
+        ("p $(( {{ a }} + 1 ))", "arithmetic"),
+        ("(( {{ a }} > 1 )) && p", "arithmetic"),
+        ("p $[ {{ a }} ]", "arithmetic"),
+        ("cat <<EOF\n{{ a }}\nEOF", "here-document"),
+        ("cat <<-'EOF' | p $(q\n)\n\t{{ a }}\n\tEOF", "here-document"),
+        ("cat <<{{ a }}\nx\n", "end mark"),
+        ("p # {{ a }}", "comment"),
+        ("p\\\n # '\nq # {{ a }}", "comment"),
+        ("p \\{{ a }}", "backslash"),
+        ('p "\\{{ a }}"', "backslash"),
+        ("p ${{ a }}", "dollar"),
+        ('p "${{ a }}"', "dollar"),
+        ("p $'{{ a }}'", "Close the quotes"),
+        ("p $(case x in x) q {{ a }};; esac)", "case"),
+        ("p \"${x#'}'}\" {{ a }}", "single quote in"),
+        ("((p) ; (q)) {{ a }}", "write ( ("),
+        ("{% macro m(x) %}{{ x }}{% endmacro %}p {{ m(a) }}", "macro"),
+        ("p " + "$(" * 10_000, "deeply"),
+    ],
+)
+def test_that_a_template_that_cannot_be_filled_is_refused_with_the_reason_and_the_way_out(text, words):
+    with pytest.raises(TemplateError) as caught:
+        template.check(text)
+    assert words in str(caught.value)
+
+
+def test_that_missing_values_are_named_beside_those_that_are_there():
+    with pytest.raises(TemplateError) as caught:
+        template.render("p {{ b }} {{ a }} {{ c }}", {"c": 1, "z": 2})
+    assert str(caught.value) == "Missing required args: {'a', 'b'} (only got: {'c', 'z'})"
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "words"),
+    [
+        ("p {{ a }}", {"a": "x\0y"}, "NUL"),
+        ("p {{ a.b }}", {"a": "x"}, "no attribute 'b'"),
+        ("p {{ 1 / a }}", {"a": 0}, "division by zero"),
+        ("{% if a %}p {% endif %}", {"a": 0}, "empty command line"),
+        ("p {% if a %}`{% endif %} {{ a }}`", {"a": 1}, "backquotes"),
+    ],
+)
+def test_that_values_with_which_a_template_fails_are_told(text, values, words):
+    with pytest.raises(TemplateError) as caught:
+        template.render(text, values)
+    assert words in str(caught.value)
+
+
+# --- real shells ------------------------------------------------------------------------------------------------------
+
+#: Each way in which a value can stand in a line for a shell, with what the program gets beside it.
+PLACES = [
+    ("show {{ a }};", ["{}"]),
+    ("show x{{ a }}y z;", ["x{}y", "z"]),
+    ('show "{{ a }}" "x {{ a }}$NONE y";', ["{}", "x {} y"]),
+    ('show "$ONE{{ a }}" $ONE{{ a }} "${ONE}{{ a }}" $1{{ a }}', ["1{}", "1{}", "1{}", "{}"]),
+    ("show 'x {{ a }} y' '{{ a }}';", ["x {} y", "{}"]),
+    ("show \"it's {{ a }}\" 'say \"{{ a }}\"';", ["it's {}", 'say "{}"']),
+    ('show "$(printf %s. {{ a }})";', ["{}."]),
+    ('show "$(printf %s. "{{ a }}" | cat)" {{ a }};', ["{}.", "{}"]),
+    ("V={{ a }}; show \"$V\"; # don't\nV=\"{{ a }}\" eval 'show \"$V\"'", ["{}", "{}"]),
+    ("for v in {{ a }} 'b c'; do show \"$v\"; done", ["{}", "b c"]),
+    ("(show {{ a }}; { show \"{{ a }}\"; }) | cat; show end", ["{}", "{}", "end"]),
+    ("if [ {{ a }} = {{ a }} ]; then show {{ a }} 2>/dev/null; fi", ["{}"]),
+    ("case {{ a }} in 'no'*) ;; *) show {{ a }};; esac", ["{}"]),
+    ("show {x,{{ a }}} {{ a }}>/dev/stdout;", ["x", "{}", "{}"]),
+    ("cat <<E >/dev/null; show {{ a }}\nit's\nE\nshow '{{ a }}'", ["{}", "{}"]),
+    ("show $((1 + (2))) ${NONE:-'}'} `echo \"'\"` \"${NONE:-$(echo x)}\" {{ a }}", ["3", "}", "'", "x", "{}"]),
+    ("show \\\n  -a {{ a }} \\' a#b $# $'\\'' {{ a }}", ["-a", "{}", "'", "a#b", "0", "'", "{}"]),
+    ("cat <<<{{ a }} >/dev/null; f() { show \"$@\"; }; f {{ a }} \"{{ a }}\"", ["{}", "{}"]),
+]  # fmt: skip
+
+
+def shown(lines):
+    """What a program is given by each of these lines, which one bash reads; it would lose track after a wrong quote."""
+    script = ["show() { printf '%s\\0' \"$@\"; }; ONE=1"]
+    script += [f"printf '\\1\\1n{number}\\1\\1'\n{line}" for number, line in enumerate(lines)]
+    done = subprocess.run(["bash", "-c", "\n".join(script)], capture_output=True, timeout=30)
+    parts = done.stdout.decode().split("\1\1")
+    return [words.split("\0")[:-1] for words in parts[2::2]], done.stderr.decode()
+
+
+VALUE = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(st.sampled_from("'\"\\$`(){}[]<>|&;#!*?~=\n\t -ab1é☃"), max_size=8),
+    st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\1"), max_size=6),
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example([value for value in NASTY if "\x01" not in value])
+@given(st.lists(VALUE, min_size=8, max_size=20))
+def test_that_bash_takes_every_value_as_one_word_wherever_it_stands(values):
+    cases = [(text, expected, value) for value in values for text, expected in PLACES]
+    said, stderr = shown([text_of(template.render(text, {"a": value})) for text, _, value in cases])
+    assert len(said) == len(cases)
+    for words, (text, expected, value) in zip(said, cases):
+        # A value at the end of $(…) keeps its line breaks: there is a point behind it.
+        assert words == [word.replace("{}", value) for word in expected], (text, value)
+    assert stderr == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["{python} -c {{ code }} {{ a }} '{{ a }}' \"{{ a }}\"", "{python} -c {{ code }} {{ a }} '{{ a }}' \"{{ a }}\";"]
+)
+def test_that_a_program_is_given_the_same_words_with_a_shell_and_without(text):
+    text = text.replace("{python}", sys.executable)
+    for value in ("a 'b'\n\"c\" $(id) `id` \\; ☃ ", "-x", ""):
+        command = template.render(text, {"code": ARGV, "a": value})
+        assert bool(command.text) == text.endswith(";")
+        done = subprocess.run(command.argv or ["bash", "-c", command.text], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == [value] * 3

@@ -49,7 +49,7 @@ _INTERNAL = ("lease", "started", "return_code", PAYLOAD)
 
 #: So many jobs are few.
 _FEW_JOBS = 10_000
-#: Events that `event_tuples` reads in one transaction.
+#: Events in a page of tuples.
 _PAGE = 50_000
 
 
@@ -172,7 +172,7 @@ def events(
     """
     rest = {name: value for name, value in where.items() if name != "after"}
     condition = selection("event", CONDITIONS, rest)
-    table = f"event {_hint(cx, rest, condition, order)}"
+    table = f"event {_hint(cx, rest, order)}"
     limit, offset = limits(start, stop)
     found: list[Row] = []
     for sql, parameters in _behind(where.get("after"), order):
@@ -203,7 +203,7 @@ def _behind(place: Any, order: str) -> list[Term]:
     return [Term(f"event.time = ? AND event.id {sign} ?", [time, number]), Term(f"event.time {sign} ?", [time])]
 
 
-def _hint(cx: sqlite3.Connection, where: Where, condition: Term, order: str) -> str:
+def _hint(cx: sqlite3.Connection, where: Where, order: str) -> str:
     """Which index to use."""
     asked = given(where)
     if "id" in asked:
@@ -235,37 +235,41 @@ def count_events(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
 
 # --- a million of them ------------------------------------------------------------------------------------------------
 
+#: [timestamp in microseconds, state left, state entered, number of the job, nodes of an event to RUNNING else None]
+EventTuple = Sequence[Any]
 
-#: (timestamp in microseconds, state left, state entered, number of the job, nodes of an event to RUNNING and else None)
-EventTuple = tuple[int, str, str, int, Any]
+
+def page_of_tuples(
+    cx: sqlite3.Connection, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()
+) -> list[list[Any]]:
+    """Some thousands of the events that match, by number from behind `after` on: as `EventTuple`, and the number.
+
+    With `touching` those that leave or enter one of these states.
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError.
+    """
+    sql, parameters = selection("event", CONDITIONS, where)
+    if touching:
+        listed_states = state_names(list(touching))
+        either = (f"event.{side}_state IN (SELECT value FROM json_each(?))" for side in ("from", "to"))
+        sql, parameters = f"{sql} AND ({' OR '.join(either)})", [*parameters, listed_states, listed_states]
+    statement = f"""SELECT event.time, event.from_state, event.to_state, event.job, {_WEIGHT}, event.id
+        FROM event {_hint(cx, where, "id")} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {_PAGE}"""
+    return list(map(list, cx.execute(statement, (*parameters, time_us(after)))))
 
 
 def event_tuples(db: Database, where: Mapping[str, Any] = {}, touching: Sequence[str] = ()) -> Iterator[EventTuple]:
-    """The events that match in the order in which they were noted, which is nearly that of time; see `EventTuple`.
+    """All of them, in the order in which they were noted, which is nearly that of time.
 
-    With `touching` those that leave or enter one of these states. Opens a read transaction for each page, so that it keeps
-    nobody from anything while its user works; memory is that of a page.
-
-    Raises:
-        UnknownField, InvalidSpec, InvalidStateError: at the first step.
+    Opens a read transaction for each page, so that it keeps nobody from anything while its user works; memory is that of a
+    page.
     """
-    condition = selection("event", CONDITIONS, where)
-    states_list = state_names(list(touching))
-    either = " OR ".join(f"event.{side}_state IN (SELECT value FROM json_each(?))" for side in ("from", "to"))
-    sql, parameters = condition
-    if touching:
-        sql, parameters = f"({sql}) AND ({either})", [*parameters, states_list, states_list]
-    with db.read() as cx:
-        by_job = {name: value for name, value in given(where).items() if name in _BY_JOB}
-        hint = "INDEXED BY event_job" if by_job and _are_few(cx, by_job) else "" if "id" in given(where) else "NOT INDEXED"
-    statement = f"""SELECT event.time, event.from_state, event.to_state, event.job, {_WEIGHT}, event.id FROM event {hint}
-        WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {_PAGE}"""
     last = 0
     while True:
         with db.read() as cx:
-            page = cx.execute(statement, (*parameters, last)).fetchall()
-        for row in page:
-            yield row[:5]
+            page = page_of_tuples(cx, where, last, touching)
+        yield from page
         if len(page) < _PAGE:
             return
         last = page[-1][5]

@@ -346,12 +346,21 @@ def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> list[int]:
 
 def count_jobs(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
     """How many match. By states alone it reads the counters, whatever the number of jobs."""
-    sql, parameters = selection("job", JOB_CONDITIONS, where)
     if given(where).keys() <= {"state"}:
-        counts = queries.state_counts(cx)
-        wanted = json.loads(parameters[0]) if parameters else counts
-        return sum(counts.get(state, 0) for state in set(wanted))
+        return sum(count_states(cx, where).values())
+    sql, parameters = selection("job", JOB_CONDITIONS, where)
     return int(cx.execute(f"SELECT count(*) FROM job WHERE {sql}", parameters).fetchone()[0])
+
+
+def count_states(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> dict[str, int]:
+    """State -> number of the jobs that match, of the states that have any; by the counters where those know it."""
+    sql, parameters = selection("job", JOB_CONDITIONS, where)
+    if not parameters:
+        return queries.state_counts(cx)
+    if given(where).keys() == {"state"}:
+        wanted = json.loads(parameters[0])
+        return {state: jobs for state, jobs in queries.state_counts(cx).items() if state in wanted}
+    return dict(cx.execute(f"SELECT job.state, count(*) FROM job WHERE {sql} GROUP BY +job.state", parameters))
 
 
 # --- applications -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,24 @@ batch_job
     status_info ({"error", "submit_script", "log", …}), start_time, end_time
 event
     id, job_id (the job's number), timestamp, from_state, to_state, data
+
+Conditions (all that are given must hold; None is none; an empty list matches nothing, tags {} is no constraint):
+
+job
+    id, parent_id, app_id, batch_job_id (a number or a list); state, state__ne, app, name, workflow, workdir (a text or a list);
+    uuid (the UUID or its beginning, or a list); workdir__contains; tags (a mapping, "k:v", or a list of such);
+    last_update_before (<=), last_update_after (>=)
+app
+    id, name (one or a list)
+batch_job
+    id, scheduler_id, state, queue (one or a list), filter_tags, start_time_before, …_after, end_time_before, …_after
+event
+    id, job_id, batch_job_id, scheduler_id (one or a list), tags, data (a mapping, "k:v", or a list of such),
+    timestamp_before (<=), timestamp_after (>=), from_state, to_state (one or a list), after (see below)
+
+Events are read in pages by the place of the last row, not by `start`: `after` is [timestamp, id] of the last row of the page
+before, in the orders "" (newest first), "timestamp" and "-timestamp". Each page costs the same, wherever it is; of 10 000 rows
+and more it costs little but its rows. Whoever needs no more of them than analytics does takes `event_tuples`.
 """
 
 from __future__ import annotations
@@ -55,6 +73,16 @@ class Desk(Protocol):
 
     def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
         """How many match."""
+
+    def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
+        """State -> number of the jobs that match and are in it; of the states that have any."""
+
+    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[list[Any]]:
+        """A page of events as short lists: [timestamp, from_state, to_state, job, nodes of an event to RUNNING else None, id].
+
+        They come in the order in which they were noted, which is nearly that of time. The next page is that `after` the id in
+        the last row; an empty one is the end. With `touching` those that leave or enter one of these states.
+        """
 
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
         """Add jobs, applications or batch jobs; all or none. Returns them as they are in the DB then, in order.

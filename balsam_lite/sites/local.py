@@ -72,6 +72,16 @@ class LocalDesk:
                 return _READERS[kind][1](cx, where)
         return int(_keeper(kind).count(self.database, where))
 
+    def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
+        """State -> number of the jobs that match."""
+        with self.database.read() as cx:
+            return selection.count_states(cx, where)
+
+    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[list[Any]]:
+        """A page of events as short lists."""
+        with self.database.read() as cx:
+            return events.page_of_tuples(cx, where, after, touching)
+
     def result(self, job: int) -> Row:
         """What became of a job."""
         from . import jobs

@@ -15,7 +15,7 @@ from .desk import Row
 #: So long connecting may take, in seconds.
 CONNECT_S = 4
 #: So long a whole question may take, in seconds. Whoever looks at all sites waits for each of them; changes may be large.
-LIMITS_S = {"about": 4.5, "select": 120.0, "count": 120.0, "result": 120.0}
+LIMITS_S = {"about": 4.5, "select": 120.0, "count": 120.0, "count_states": 120.0, "event_tuples": 120.0, "result": 120.0}
 LONGEST_S = 900.0
 #: A hundred thousand jobs with long descriptions are a tenth of it.
 LARGEST_ANSWER_BYTES = 2 * 1024**3
@@ -57,6 +57,14 @@ class RemoteDesk:
     def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
         """How many match."""
         return int(self._ask("count", kind=kind, where=where))
+
+    def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
+        """State -> number of the jobs that match."""
+        return dict(self._ask("count_states", where=where))
+
+    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[list[Any]]:
+        """A page of events as short lists."""
+        return list(self._ask("event_tuples", where=where, after=after, touching=list(touching)))
 
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
         """Add rows; all or none."""

@@ -20,7 +20,10 @@ from .. import __version__, errors
 from ..errors import BalsamError, InvalidSpec
 
 #: What may be asked: the methods of `desk.Desk`.
-METHODS = ("about", "select", "count", "create", "update", "update_where", "delete", "result", "service")
+METHODS = (
+    "about", "select", "count", "count_states", "event_tuples", "create", "update", "update_where", "delete", "result",
+    "service",
+)  # fmt: skip
 
 
 class Request(NamedTuple):

@@ -1,4 +1,4 @@
-"""Commands about whole DBs: `init`, `which`, `server`."""
+"""Commands about whole DBs: `init`, `which`, and two that have nothing to do: `login`, `server`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..db import connection, location
 from ..errors import BalsamError
 from . import layout
 from .common import warn
-from .group import PathCommand, option
+from .group import BalsamCommand, PathCommand, option
 
 
 @click.command(cls=PathCommand)
@@ -30,7 +30,7 @@ def init(path: str, access: str | None) -> None:
     """
     is_new = not location.is_db(os.path.expanduser(path))
     db = location.create(path, access)
-    _copy_templates(db)
+    copy_templates(db)
     said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
     shown = layout.one_line(db.directory)
     lines = [f"{said} {shown}", f"Use `source balsamactivate {os.path.basename(shown) or shown}` to begin working."]
@@ -38,7 +38,7 @@ def init(path: str, access: str | None) -> None:
     click.echo("\n".join([stars, *lines, stars]))
 
 
-def _copy_templates(db: connection.Database) -> None:
+def copy_templates(db: connection.Database) -> None:
     """The job script of the scheduler in use and a queue policy, for the user to edit. Without them the DB is as good."""
     from ..schedulers import script
     from ..service import policy
@@ -113,3 +113,16 @@ def server(**options: object) -> None:
         balsam server --connect
     """
     click.echo("no server: this DB is a file")
+
+
+@click.command(cls=BalsamCommand)
+@option("-u", "--url", metavar="URL", help="There is no server to log in to.")
+@option("-f", "--force", is_flag=True, help="There is no login to renew.")
+def login(**options: object) -> None:
+    """Kept for old scripts, which call it: there is no account, and no login is needed.
+
+    \b
+    Example:
+        balsam login
+    """
+    click.echo("no login needed: there is no server, and each site is a file")

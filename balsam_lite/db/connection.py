@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .session import SessionLock
 
 FILE_NAME = "balsam.sqlite3"
+#: The database file and what SQLite puts beside it (https://sqlite.org/tempfiles.html).
+FILES = tuple(FILE_NAME + ending for ending in ("", "-wal", "-shm", "-journal"))
 
 #: What `read` and `write` give, for those above this room to name: they hand it on and do not look into it.
 Connection = sqlite3.Connection

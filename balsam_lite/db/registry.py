@@ -85,7 +85,8 @@ def named(name: str) -> Entry:
         BalsamError: the file cannot be read.
     """
     entries = known(gone=True)
-    found = [entry for entry in entries if entry.name == name or (name.isdecimal() and entry.number == int(name))]
+    number = int(name) if name.isdecimal() and len(name) < 20 else 0
+    found = [entry for entry in entries if entry.name == name or entry.number == number > 0]
     if len(found) > 1:
         listed = "\n".join(f"    {entry.number}  {entry.address}" for entry in found)
         raise AmbiguousSite(f"{len(found)} sites have the name {name!r}; the number names one of them:", hint=listed)
@@ -123,6 +124,11 @@ def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> En
         return made
 
     return _changed(change)
+
+
+def check_new(name: str, path: str, host: str) -> None:
+    """Raise DuplicateSite or InvalidSpec if `add` would, before much is done for it. Raises BalsamError."""
+    _checked(name, [entry for entry in known(gone=True) if (entry.host, entry.path) != (host, path)])
 
 
 def rename(number: int, name: str) -> Entry:

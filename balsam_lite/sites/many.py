@@ -44,9 +44,7 @@ def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
 
         return RemoteDesk(entry) if patience_s is None else RemoteDesk(entry, timeout_s=patience_s)
     if not entry.is_there:
-        raise NotABalsamDB(
-            f"No Balsam DB is in {entry.path} any more", hint=f"`balsam site rm --force {entry.number}` forgets it."
-        )
+        raise NotABalsamDB(f"No Balsam DB is in {entry.path} any more", hint=f"`balsam site forget {entry.name}` forgets it.")
     from .local import LocalDesk
 
     return LocalDesk(entry)

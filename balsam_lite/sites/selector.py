@@ -27,7 +27,7 @@ def choose(text: str = "", db: str | None = None) -> list[Entry]:
     """
     if not text.strip():
         return _default(db)
-    if is_directory(text):  # whole: a directory's name may have a comma
+    if "," in text and location.is_db(_absolute(text)):  # a directory's name may have one
         return [registry.at(text)]
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -48,19 +48,12 @@ def choose_one(text: str = "", db: str | None = None) -> Entry:
 
 
 def find(word: str) -> Entry:
-    """The one site that an argument names: a directory, a name, a number, or a part that only one has.
+    """The one site that an argument names: a directory, a name, a number or an address. A part will not do: it may be removed.
 
     Raises:
         UnknownSite, AmbiguousSite. BalsamError: the registry cannot be read.
     """
-    return _only(_named(word), word)
-
-
-def is_directory(word: str) -> bool:
-    """Whether `word` is the directory of a DB on this host, and of no known site the name."""
-    if not location.is_db(os.path.abspath(os.path.expanduser(word))):
-        return False
-    return all(entry.name != word for entry in registry.known(gone=True))
+    return _only(_exactly(word), word)
 
 
 def _default(db: str | None) -> list[Entry]:
@@ -94,22 +87,29 @@ def _meant(part: str, db: str | None) -> list[Entry]:
 
 
 def _named(word: str) -> list[Entry]:
-    """The sites of that number, name or directory, or else those with `word` in one of both."""
+    """The sites of that number, name or directory, or else those with `word` in the name or the address."""
+    found = _exactly(word)
+    if found or word.isdecimal():
+        return found
+    return [entry for entry in registry.known(gone=True) if word in entry.name or word in entry.address]
+
+
+def _exactly(word: str) -> list[Entry]:
     known = registry.known(gone=True)
-    if word.isdecimal():
-        found = [entry for entry in known if entry.number == int(word)]
-        if found:
-            return found
-    exact = [entry for entry in known if entry.name == word or entry.address == word]
-    if len(exact) > 1:
-        raise AmbiguousSite(f"{len(exact)} sites have the name {word!r}:", hint=_choices(exact))
-    if exact:
-        return exact
-    directory = os.path.abspath(os.path.expanduser(word))
+    number = int(word) if word.isdecimal() and len(word) < 20 else 0
+    found = [entry for entry in known if word in (entry.name, entry.address) or entry.number == number > 0]
+    if len(found) > 1:
+        raise AmbiguousSite(f"{len(found)} sites have the name {word!r}:", hint=_choices(found))
+    if found:
+        return found
+    directory = _absolute(word)
     if location.is_db(directory):
         return [registry.at(directory)]
-    gone = [entry for entry in known if not entry.is_remote and entry.path == directory]
-    return gone or [entry for entry in known if word in entry.name or word in entry.address]
+    return [entry for entry in known if not entry.is_remote and entry.path == directory]
+
+
+def _absolute(word: str) -> str:
+    return os.path.abspath(os.path.expanduser(word))
 
 
 def _only(found: list[Entry], word: str) -> Entry:

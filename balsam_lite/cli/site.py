@@ -1,0 +1,398 @@
+"""`balsam site`: sites are Balsam DBs with a name, here or on a host that ssh reaches."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import BalsamError, NotABalsamDB
+from . import layout
+from .common import confirm, say, warn
+from .group import BalsamCommand, CommandGroup, PathCommand, option
+
+if TYPE_CHECKING:
+    from ..db.registry import Entry
+
+
+@click.group(cls=CommandGroup)
+def site() -> None:
+    """Make, list and change sites: Balsam DBs with a name, in a directory here or on a host that ssh reaches.
+
+    \b
+    Examples:
+        balsam site init -n my-site ~/my-site
+        balsam site start my-site
+        balsam site add cluster ssh://me@login.example.org/home/me/my-db
+        balsam site ls
+    """
+
+
+# --- making -----------------------------------------------------------------------------------------------------------
+
+
+@site.command(cls=PathCommand, short_help="make a new site")
+@click.argument("path")
+@option("-n", "--name", metavar="NAME", help="What to call it; by default as its directory.")
+@option(
+    "--access", type=click.Choice(["local", "shared"]),
+    help="How to open the DB: local (one host) or shared (several hosts). By default as the file system demands.",
+)  # fmt: skip
+def init(path: str, name: str | None, access: str | None) -> None:
+    """Create a Balsam DB in the directory PATH and give it a name, by which it is found from anywhere.
+
+    \b
+    Example:
+        balsam site init -n my-site ~/my-site
+    """
+    from ..sites import manage
+    from .databases import copy_templates
+
+    entry, db = manage.create(path, name or _asked_name(path), access)
+    copy_templates(db)
+    click.echo(f"New Balsam site set up at {layout.one_line(entry.path)}")
+
+
+def _asked_name(path: str) -> str:
+    """The name that the user gives if there is somebody to ask, else that of the directory."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return os.path.basename(os.path.abspath(os.path.expanduser(path)))
+    import socket
+
+    answer: str = click.prompt("Enter Site Name", default=socket.gethostname())
+    return answer
+
+
+@site.command(cls=BalsamCommand, short_help="register a site on another host")
+@click.argument("name")
+@click.argument("address", metavar="ssh://[USER@]HOST[:PORT]/PATH")
+@option("--balsam", default="balsam", metavar="COMMAND", help="The command there, where it is not on the PATH.")
+@option("--force", is_flag=True, help="Register it even if it cannot be reached now.")
+def add(name: str, address: str, balsam: str, *, force: bool) -> None:
+    """Register a DB on another host, which is reached through your own ssh: its configuration, keys and agent.
+
+    It is tried at once. ssh cannot ask for a password meanwhile; if it must, set up a key or a shared connection first. The
+    same version of balsam_lite has to be there.
+
+    \b
+    Examples:
+        balsam site add cluster ssh://me@login.example.org/home/me/my-db
+        balsam site add cluster ssh://cluster/~/my-db --balsam /opt/balsam/bin/balsam
+    """
+    from ..db import registry
+    from ..sites import ssh
+
+    host, path = ssh.parse_address(address)
+    ssh.shell_line(balsam)  # or say that it cannot be one
+    registry.check_new(name, path, host)
+    try:
+        there = _about(registry.Entry(0, name, path, host, balsam), patience_s=30.0)
+    except BalsamError as exc:
+        if not force:
+            raise
+        warn(f"{exc.message}\n{exc.hint}".strip())
+        there = None
+    entry = registry.add(path, name, host, balsam)
+    found = f" (balsam_lite {there['version']}, {_jobs(there['jobs'])})" if there else " (not reached yet)"
+    click.echo(f"Added site {entry.number}, {layout.one_line(name)}: {layout.one_line(entry.address)}{found}")
+
+
+def _about(entry: Entry, patience_s: float) -> dict[str, Any]:
+    from ..sites import many
+
+    answers = many.ask([entry], lambda desk: desk.about(), patience_s)
+    for _, exc in answers.failed:
+        raise exc
+    found: dict[str, Any] = answers.found[0][1]
+    return found
+
+
+def _jobs(number: int) -> str:
+    return "1 job" if number == 1 else f"{number} jobs"
+
+
+# --- the service ------------------------------------------------------------------------------------------------------
+
+
+@site.command(cls=PathCommand, short_help="start a site's service")
+@click.argument("site", required=False, metavar="[SITE]")
+@click.pass_context
+def start(ctx: click.Context, site: str | None) -> None:
+    """Start the service of a site, which submits launchers as the queue policy allows, in the background.
+
+    SITE is its directory, its name or its number; by default it is the active DB.
+
+    \b
+    Examples:
+        balsam site start
+        balsam site start my-site
+    """
+    entry = _meant(ctx, site)
+    say(f"Starting Balsam site at {layout.one_line(entry.address)}")
+    _serve(entry, "start")
+
+
+@site.command(cls=PathCommand, short_help="stop a site's service")
+@click.argument("site", required=False, metavar="[SITE]")
+@click.pass_context
+def stop(ctx: click.Context, site: str | None) -> None:
+    """Stop the service of a site. What it has submitted stays in the queue.
+
+    SITE is its directory, its name or its number; by default it is the active DB.
+
+    \b
+    Examples:
+        balsam site stop
+        balsam site stop my-site
+    """
+    entry = _meant(ctx, site)
+    say(f"Waiting for site {layout.one_line(entry.address)} to shutdown...")
+    _serve(entry, "stop")
+
+
+def _meant(ctx: click.Context, word: str | None) -> Entry:
+    from ..sites import selector
+
+    return selector.choose_one("", ctx.find_root().obj) if word is None else selector.find(word)
+
+
+def _serve(entry: Entry, verb: str) -> None:
+    from ..sites import many
+
+    for line in _lines(many.desk_of(entry).service(verb)["said"]):
+        click.echo(layout.one_line(line))
+
+
+def _lines(said: Any) -> list[str]:
+    return said.splitlines() if isinstance(said, str) else list(said)
+
+
+# --- listing ----------------------------------------------------------------------------------------------------------
+
+
+@site.command("ls", cls=BalsamCommand, short_help="list the sites that you have")
+@option("-v", "--verbose", is_flag=True, help="Show all there is to tell of each.")
+@option("--json", is_flag=True, help="Print a list of objects.")
+def list_(*, verbose: bool, json: bool) -> None:
+    """List the sites that you have, and where a service is running: Active.
+
+    That is Yes if a service was heard of in the last two minutes, ? if the site cannot be asked, and gone if its directory is
+    not there any more.
+
+    \b
+    Examples:
+        balsam site ls
+        balsam site ls --json
+    """
+    found = list(_found_sites())
+    if json:
+        layout.write_json(found, sys.stdout)
+    elif verbose:
+        for one in found:
+            click.echo("\n".join(layout.yaml_lines(one)) + "\n---")
+    else:
+        click.echo(_row("ID", "Name", "Path", "Active"))
+        for one in found:
+            click.echo(_row(str(one["id"]), one["name"], _shortened(one["path"]), _ACTIVE[one["active"]]))
+
+
+#: How the column Active shows it.
+_ACTIVE = {"yes": "Yes", "no": "No", "unknown": "?", "gone": "gone"}
+
+
+def _found_sites() -> Iterator[dict[str, Any]]:
+    """Each known site as an object; those that cannot be asked get a warning, too."""
+    from ..db import registry
+    from ..sites import many
+
+    entries = registry.known(gone=True)
+    answers = many.ask([entry for entry in entries if entry.is_there], lambda desk: desk.about(), many.LOOK_S)
+    found, failed = dict(answers.found), dict(answers.failed)
+    for entry in entries:
+        one: dict[str, Any] = {"id": entry.number, "name": entry.name, "path": entry.address, "active": "gone"}
+        if entry in found:
+            one["active"] = "yes" if found[entry]["is_active"] else "no"
+            one.update({key: found[entry].get(key) for key in ("jobs", "version")})
+        elif entry in failed:
+            warn(many.failure(entry, failed[entry]))
+            one.update(active="unknown", error=many.reason(failed[entry]))
+        yield one
+
+
+_LONGEST_PATH = 37
+
+
+def _shortened(path: str) -> str:
+    path = layout.one_line(path)
+    return path if len(path) <= _LONGEST_PATH else f"...{path[-_LONGEST_PATH:]}"
+
+
+def _row(number: str, name: str, path: str, active: str) -> str:
+    """A line of the workshop's table. Source: Balsam 0.7, `site ls`."""
+    return "   ".join([f"{number:<5}", layout.left(layout.one_line(name), 26), layout.left(path, 40), f"{active:<4}"]).rstrip()
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+
+@site.command(cls=PathCommand, short_help="give a site another name")
+@click.argument("site")
+@click.argument("name")
+def rename(site: str, name: str) -> None:
+    """Give a site another name. SITE is its directory, its name or its number.
+
+    \b
+    Example:
+        balsam site rename my-site tutorial
+    """
+    from ..db import registry
+    from ..sites import selector
+
+    entry = selector.find(site)
+    renamed = registry.rename(entry.number, name) if entry.number else registry.add(entry.path, name)
+    click.echo(f"Renamed site {renamed.number} to {layout.one_line(renamed.name)}")
+
+
+@site.command(cls=PathCommand, short_help="move a site to another directory")
+@click.argument("site")
+@click.argument("destination")
+def mv(site: str, destination: str) -> None:
+    """Move a site with all that lies in its directory. SITE is its directory, its name or its number.
+
+    Nothing may run there meanwhile. DESTINATION must not exist yet; it is the new path of the directory itself.
+
+    \b
+    Example:
+        balsam site mv my-site /big/disk/my-site
+    """
+    from ..sites import moving, selector
+
+    moved = moving.move(selector.find(site), destination)
+    click.echo(f"Moved site to new path {layout.one_line(moved.entry.path)}")
+    if moved.apps:
+        names = ", ".join(map(layout.one_line, moved.apps))
+        warn(f"These applications name the old directory: {names}. `balsam modify` changes them.")
+
+
+@site.command(cls=PathCommand, short_help="remove a site with all its jobs")
+@click.argument("site")
+@option("-f", "--force", is_flag=True, help="Ask nothing; and forget a site whose directory is gone already.")
+@option("-y", "--yes", is_flag=True, help="Ask nothing.")
+def rm(site: str, *, force: bool, yes: bool) -> None:
+    """Remove a site: its DB, its jobs and their working directories. SITE is its directory, its name or its number.
+
+    Other files in its directory are left. A site on another host is only forgotten here; nothing happens there.
+
+    \b
+    Examples:
+        balsam site rm my-site
+        balsam site rm --force my-site
+    """
+    from ..db import registry
+    from ..sites import manage, selector
+
+    entry = selector.find(site)
+    if entry.is_remote:
+        registry.forget(entry.number)
+        click.echo(f"Forgot site {layout.one_line(entry.name)}; nothing was changed on {entry.host}.")
+        return
+    if not entry.is_there:
+        _forget_gone(entry, force)
+        return
+    manage.refuse_busy(entry.path, "removed")
+    jobs = _jobs(manage.jobs_in(entry.path))
+    question = f"Do you really want to destroy {layout.one_line(entry.name)}? This will wipe out {jobs} inside!"
+    if not (force or yes or confirm(question, "--yes")):
+        return
+    left = manage.remove(entry)
+    click.echo(f"Deleted site {layout.one_line(entry.path)}")
+    if left:
+        say(f"Left there, because it is not Balsam's: {', '.join(map(layout.one_line, left))}")
+
+
+def _forget_gone(entry: Entry, force: bool) -> None:
+    from ..db import registry
+
+    if not force:
+        raise NotABalsamDB(f"No Balsam DB is in {entry.path} any more", hint="--force forgets the site.")
+    registry.forget(entry.number)
+    click.echo(f"Forgot site {layout.one_line(entry.name)}, of which no DB is in {layout.one_line(entry.path)} any more.")
+
+
+@site.command(cls=PathCommand, short_help="forget a site and leave its DB as it is")
+@click.argument("sites", nargs=-1, metavar="SITE...")
+@option("--gone", is_flag=True, help="All whose directories are not there any more.")
+def forget(sites: tuple[str, ...], *, gone: bool) -> None:
+    """Forget sites, and leave their DBs as they are. SITE is a directory, a name or a number.
+
+    \b
+    Examples:
+        balsam site forget cluster
+        balsam site forget --gone
+    """
+    from ..db import registry
+    from ..sites import selector
+
+    entries = [selector.find(word) for word in sites]
+    if gone:
+        entries += [entry for entry in registry.known(gone=True) if not entry.is_there]
+    elif not sites:
+        raise click.UsageError("Name a site, or give --gone.")
+    for entry in entries:
+        registry.forget(entry.number)
+        click.echo(f"Forgot site {layout.one_line(entry.name)}")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@site.command(cls=PathCommand, short_help="check a site's settings and let its service use them")
+@click.argument("site", required=False, metavar="[SITE]")
+@click.pass_context
+def sync(ctx: click.Context, site: str | None) -> None:
+    """Check the settings and the queue policy of a site, and restart its service if one is running.
+
+    All other commands read the settings whenever they start. SITE is its directory, its name or its number; by default it is
+    the active DB.
+
+    \b
+    Example:
+        balsam site sync my-site
+    """
+    from ..sites import many
+
+    entry = _meant(ctx, site)
+    desk = many.desk_of(entry)
+    if not entry.is_remote:
+        _check_settings(entry.path)
+    is_running = desk.about()["is_active"]
+    click.echo("Updated site.")
+    if is_running:
+        say(f"Restarting Site {layout.one_line(entry.address)}")
+        desk.service("stop")
+        _serve(entry, "start")
+
+
+def _check_settings(directory: str) -> None:
+    from ..service import policy
+    from ..settings import Settings
+
+    policy.load(directory, Settings.load(directory))
+
+
+@site.command("sample-settings", cls=BalsamCommand, short_help="print a settings file with all keys")
+def sample_settings() -> None:
+    """Print a settings.json with all keys and their defaults; the README explains them.
+
+    \b
+    Example:
+        balsam site sample-settings > ~/my-site/settings.json
+    """
+    import json
+
+    from ..settings import Settings
+
+    click.echo(json.dumps(Settings()._asdict(), indent=4))

@@ -1,0 +1,133 @@
+"""Make and remove whole sites: the DB's directory and its line in the registry, both or neither."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from ..clock import SystemClock
+from ..db import batch_queries, connection, location, queries, registry, session
+from ..db.connection import Database
+from ..db.registry import Entry
+from ..db.store import leases
+from ..errors import DatabaseBusy, DatabaseError, InputError, NotABalsamDB
+from ..schedulers import base, script, submission
+from ..service import main as service
+from ..service import policy
+from ..settings import FILE_NAME as SETTINGS_FILE
+from ..settings import Settings
+
+# --- making -----------------------------------------------------------------------------------------------------------
+
+
+def create(path: str, name: str, access: str | None = None) -> tuple[Entry, Database]:
+    """A new DB in a directory that holds none yet, known by that name.
+
+    The name is taken first, so that of two at once one is refused; if the DB cannot be made, it is free again.
+
+    Raises:
+        InputError: a DB is there already, or the path is a file. DuplicateSite, InvalidSpec: the name. Else as
+        `location.create`.
+    """
+    directory = os.path.abspath(os.path.expanduser(path))
+    if location.is_db(directory):
+        raise InputError(f"{directory} already exists", hint=f"`balsam site rename {path} NAME` gives that DB another name.")
+    before = {entry.number: entry for entry in registry.known(gone=True)}
+    entry = registry.add(directory, name)
+    try:
+        return entry, location.set_up(directory, access)
+    except BaseException:
+        if entry.number in before:  # one that was gone, whose place it is
+            registry.rename(entry.number, before[entry.number].name)
+        else:
+            registry.forget(entry.number)
+        raise
+
+
+# --- what is there -----------------------------------------------------------------------------------------------------
+
+
+def jobs_in(directory: str) -> int:
+    """How many jobs a DB holds. Opens a read transaction."""
+    db = location.open_database(directory)
+    with db.session(), db.read() as cx:
+        found = sum(queries.state_counts(cx).values())
+    db.close()
+    return found
+
+
+def refuse_busy(directory: str, what: str) -> None:
+    """Raise DatabaseBusy if a launcher, a service or a batch job of that DB is alive; `what` cannot be done then.
+
+    Raises:
+        DatabaseBusy, DatabaseError. PollFailed: it has batch jobs, and their scheduler does not answer.
+    """
+    settings = Settings.load(directory)
+    db = location.open_database(directory, settings)
+    now_us = SystemClock.now_us()
+    with db.session(), db.read() as cx:
+        found = [str(one) for one in leases.open_leases(cx) if not leases.is_dead(one, now_us, settings.LEASE_EXPIRY_S)]
+        waits = bool(batch_queries.unended_rows(cx))
+    if waits:  # as far as anybody has noticed
+        submission.refresh(db, base.select(settings))
+        with db.read() as cx:
+            found += [f"batch job {row['id']} ({row['state']})" for row in batch_queries.unended_rows(cx)]
+    db.close()
+    if found:
+        raise DatabaseBusy(
+            f"The site in {directory} is in use and cannot be {what}: {', '.join(found)}.",
+            hint="`balsam site stop` ends its service, `balsam queue rm` its batch jobs; a launcher ends with Ctrl-C.",
+        )
+
+
+def directory_of(entry: Entry, what: str) -> str:
+    """The directory of a site of this host; `what` is to be done with it.
+
+    Raises:
+        InputError: it is on another host. NotABalsamDB: it is gone.
+    """
+    if entry.is_remote:
+        raise InputError(f"Site {entry.name} lies on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
+    if not location.is_db(entry.path):
+        raise NotABalsamDB(
+            f"No Balsam DB is in {entry.path}", hint=f"`balsam site forget {entry.name!r}` if it is gone for good."
+        )
+    return entry.path
+
+
+# --- removing ---------------------------------------------------------------------------------------------------------
+
+#: What belongs to a DB, the file itself last: until then the directory is still known for one.
+_FOLDERS = (location.DATA, location.LOG, location.QSUBMIT, script.TEMPLATES)
+_FILES = (SETTINGS_FILE, policy.TEMPLATE, service.LOCK, session.FILE_NAME, location.MARKER, *reversed(connection.FILES))
+
+
+def remove(entry: Entry) -> list[str]:
+    """Remove a DB of this host with all its jobs and their working directories, and forget it.
+
+    Whatever else lies in its directory, such as the user's own scripts, is left; returns the names of that.
+
+    Raises:
+        InputError: it is on another host. NotABalsamDB, DatabaseBusy: nothing was removed. DatabaseError: not all of it.
+    """
+    directory = directory_of(entry, "removed")
+    refuse_busy(directory, "removed")
+    try:
+        for name in (*_FOLDERS, *_FILES):
+            _remove(os.path.join(directory, name))
+        left = sorted(os.listdir(directory))
+        if not left:
+            os.rmdir(directory)
+    except OSError as exc:
+        raise DatabaseError(f"{directory} cannot be removed entirely: {exc}", hint="Mend that, and try again.") from exc
+    if entry.number:
+        registry.forget(entry.number)
+    return left
+
+
+def _remove(path: str) -> None:
+    """Remove a file, or a directory with all that it holds; of a link, the link."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)

@@ -1,0 +1,814 @@
+"""Sites: their registry, which ones a word means, asking several at once, and `balsam site`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from elsewhere import environment
+
+from balsam_lite.cli import common, group
+from balsam_lite.cli.main import main
+from balsam_lite.clock import SystemClock
+from balsam_lite.db import location, registry
+from balsam_lite.db.registry import Entry
+from balsam_lite.db.store import batch_jobs, leases
+from balsam_lite.errors import (
+    AmbiguousSite,
+    BalsamError,
+    DuplicateSite,
+    InvalidSpec,
+    NoDatabase,
+    NotABalsamDB,
+    SiteUnreachable,
+    UnknownSite,
+)
+from balsam_lite.identity import Holder
+from balsam_lite.settings import Settings, SettingsWarning
+from balsam_lite.sites import many, remote, selector
+
+Balsam = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home and a current directory that belong to no DB."""
+    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def balsam(capsys: pytest.CaptureFixture[str]) -> Balsam:
+    """Calls a command; gives back its exit code, stdout and stderr."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(list(words))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def make(path: Path, name: str = "") -> Entry:
+    """A site."""
+    location.set_up(str(path)).close()
+    return registry.add(str(path), name)
+
+
+def registry_file() -> Path:
+    return Path(os.environ["BALSAM_HOME"]) / "databases.json"
+
+
+def names(entries: list[Entry]) -> list[str]:
+    return [entry.name for entry in entries]
+
+
+class Far:
+    """Stands for RemoteDesk: what the host `h` says of itself; `dead` does not answer, `slow` takes its time."""
+
+    asked: list[str] = []
+
+    def __init__(self, entry: Entry, timeout_s: float | None = None) -> None:
+        self.entry = entry
+
+    def about(self) -> dict[str, Any]:
+        self.asked.append(self.entry.host)
+        if self.entry.host == "dead":
+            raise SiteUnreachable("dead did not answer", hint="Is it up?")
+        if self.entry.host == "hangs":
+            threading.Event().wait(30)
+        if self.entry.host == "breaks":
+            raise ZeroDivisionError
+        return {"version": "1.2.3", "path": self.entry.path, "is_active": True, "jobs": 7}
+
+    def service(self, verb: str) -> dict[str, Any]:
+        return {"said": [f"{verb} on {self.entry.host}"]}
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> type[Far]:
+    """Sites on other hosts without other hosts."""
+    monkeypatch.setattr(remote, "RemoteDesk", Far)
+    monkeypatch.setattr(Far, "asked", [])
+    return Far
+
+
+# --- the registry -----------------------------------------------------------------------------------------------------
+
+
+def test_that_a_registry_of_old_is_read_and_keeps_its_order(tmp_path: Path) -> None:
+    for folder in ("a/db", "b/db", "c d"):
+        location.set_up(str(tmp_path / folder)).close()
+    registry_file().parent.mkdir()
+    paths = [str(tmp_path / folder) for folder in ("a/db", "b/db", "c d")]
+    registry_file().write_text(json.dumps([*paths, "/gone"]))
+    assert [(one.number, one.name, one.path) for one in registry.known()] == [
+        (1, "db", paths[0]), (2, "db-2", paths[1]), (3, "c_d", paths[2])
+    ]  # fmt: skip
+    assert names(registry.known(gone=True))[3] == "gone"
+    registry.rename(2, "other")
+    assert [(one.number, one.name) for one in registry.known(gone=True)] == [(1, "db"), (2, "other"), (3, "c_d"), (4, "gone")]
+    assert registry.add("/new").number == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '"text"', "[1]", '[""]', "{}", '{"sites": 3}', '{"sites": [{"id": 1, "name": "x"}]}', "[" * 100_000,
+     '{"sites": [{"id": "1", "name": "x", "path": "/x"}]}', '{"sites": ["x"]}', '{"last": "x", "sites": []}',
+     '{"sites": [{"id": 1, "name": "x", "path": "/x"}, {"id": 1, "name": "y", "path": "/y"}]}'],
+)  # fmt: skip
+def test_that_a_broken_registry_is_named_and_left_as_it_is(balsam: Balsam, text: str, tmp_path: Path) -> None:
+    registry_file().parent.mkdir()
+    registry_file().write_text(text)
+    for words in (["site", "ls"], ["which", "--list"], ["site", "init", "-n", "new", "new"]):
+        code, out, err = balsam(*words)
+        assert (code, out) == (1, "")
+        assert str(registry_file()) in err
+        assert "unexpected" not in err
+    assert registry_file().read_text() == text
+    assert not (tmp_path / "new").exists()
+
+
+def test_that_a_db_can_be_used_and_made_with_a_broken_registry(balsam: Balsam, tmp_path: Path) -> None:
+    registry_file().parent.mkdir()
+    registry_file().write_text("{")
+    code, out, err = balsam("init", "db")
+    assert code == 0
+    assert str(registry_file()) in err
+    assert balsam("which", "--name", "db")[:2] == (0, f"{tmp_path / 'db'}\n")
+    assert names(selector.choose(db=str(tmp_path / "db"))) == ["db"]
+    assert "databases.json" in balsam("ls")[2]  # outside of any DB the known ones would be listed
+
+
+def test_that_what_a_newer_version_wrote_is_kept(tmp_path: Path) -> None:
+    registry_file().parent.mkdir()
+    site = {"id": 4, "name": "x", "path": "/x", "colour": "red"}
+    registry_file().write_text(json.dumps({"last": 6, "sites": [site], "theme": "dark"}))
+    registry.rename(4, "y")
+    assert registry.add("/z").number == 7
+    found = json.loads(registry_file().read_text())
+    assert found["theme"] == "dark"
+    assert found["sites"][0] == {**site, "name": "y"}
+
+
+def test_that_a_number_is_never_used_twice(tmp_path: Path) -> None:
+    first = registry.add("/a")
+    registry.forget(first.number)
+    assert registry.add("/a").number == first.number + 1
+
+
+@pytest.mark.parametrize("name", ["", " ", "a,b", "a/b", "12", "all", "this", "active", "a\nb", "\x1b[1m", " a", "x" * 256])
+def test_that_a_name_that_the_selector_could_not_find_is_refused(balsam: Balsam, name: str, tmp_path: Path) -> None:
+    site = make(tmp_path / "db")
+    with pytest.raises(InvalidSpec):
+        registry.rename(site.number, name)
+    if name:
+        assert balsam("site", "init", "-n", name, "new")[0] == 2
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["Übung", "two words", "サイト", "a.b-c_d", "x" * 255, "it's", '"', "-n"])
+def test_that_a_name_of_any_language_finds_its_site(name: str, tmp_path: Path) -> None:
+    site = make(tmp_path / "db", name)
+    make(tmp_path / "other")
+    assert selector.choose(name) == [site]
+    assert registry.named(name) == site
+
+
+def test_that_names_are_unique(tmp_path: Path) -> None:
+    make(tmp_path / "a", "one")
+    second = make(tmp_path / "b", "two")
+    with pytest.raises(DuplicateSite, match="one"):
+        registry.rename(second.number, "one")
+    with pytest.raises(DuplicateSite):
+        registry.add("/c", "two")
+    assert make(tmp_path / "sub" / "a").name == "a"
+    assert make(tmp_path / "sub2" / "a").name == "a-2"
+    assert make(tmp_path / "all").name == "all-2"  # the word means something else
+
+
+#: Registers and forgets, as fast as it can.
+WRITER = """
+import sys
+from balsam_lite.db import registry
+who = sys.argv[1]
+for number in range(8):
+    registry.add(f"/p/{who}-{number}", f"{who}-{number}")
+    gone = registry.add(f"/q/{who}-{number}")
+    registry.forget(gone.number)
+    assert registry.rename(registry.named(f"{who}-{number}").number, f"{who}.{number}").path == f"/p/{who}-{number}"
+"""
+
+
+def test_that_of_concurrent_writers_none_loses_anything() -> None:
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, who], env=environment()) for who in "abcd"]
+    while any(writer.poll() is None for writer in writers):
+        registry.known(gone=True)  # a reader never sees half a file
+        time.sleep(0.002)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    found = registry.known(gone=True)
+    assert sorted(names(found)) == [f"{who}.{number}" for who in "abcd" for number in range(8)]
+    assert len({entry.number for entry in found}) == 32
+    assert max(entry.number for entry in found) <= 64
+
+
+def test_that_of_two_that_want_a_name_at_once_one_gets_it(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "balsam_lite.cli", "site", "init", "-n", "wanted"]
+    both = [
+        subprocess.Popen([*words, f"db{n}"], env=environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    ends = [(one.communicate()[1], one.returncode) for one in both]
+    assert sorted(code for _, code in ends) == [0, 2]
+    assert any("A site with this name already exists: wanted" in err for err, _ in ends)
+    assert [location.is_db(str(tmp_path / f"db{n}")) for n in range(2)] == [code == 0 for _, code in ends]
+
+
+def test_that_a_directory_is_found_through_a_link(tmp_path: Path) -> None:
+    site = make(tmp_path / "db", "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "db")
+    assert registry.at(str(tmp_path / "link")) == site
+    assert selector.choose("link") == [site]
+
+
+# --- which sites are meant --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Entry]:
+    """Sites 1 to 3."""
+    return [make(tmp_path / "x" / "alpha", "theta"), make(tmp_path / "x" / "beta", "thetagpu"), make(tmp_path / "gamma")]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("all", [1, 2, 3]), ("theta", [1]), ("thetagpu", [2]), ("thet", [1, 2]), ("2", [2]), ("3,1", [1, 3]),
+        (" 3 , thetagpu,gamma ", [2, 3]),
+        ("x/alpha", [1]), ("./x/beta", [2]), ("/x/", [1, 2]), ("alpha", [1]), ("all,1", [1, 2, 3]),
+    ],
+)  # fmt: skip
+def test_that_the_words_of_site_mean(three: list[Entry], text: str, found: list[int]) -> None:
+    assert [entry.number for entry in selector.choose(text)] == found
+
+
+@pytest.mark.parametrize("text", ["nowhere", "4", "1,nowhere", ",", "this,nowhere"])
+def test_that_a_word_that_means_nothing_is_an_error_that_lists_the_known(three: list[Entry], text: str) -> None:
+    os.environ["BALSAM_DB_PATH"] = three[0].path
+    with pytest.raises(UnknownSite) as caught:
+        selector.choose(text)
+    assert caught.value.hint == "Known are: theta, thetagpu, gamma"
+    del os.environ["BALSAM_DB_PATH"]
+
+
+def test_that_the_active_db_is_meant_where_nothing_is_said(
+    three: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert selector.choose() == three
+    monkeypatch.chdir(three[1].path)
+    assert selector.choose() == selector.choose("this") == [three[1]] == [selector.choose_one()]
+    monkeypatch.setenv("BALSAM_SITE_PATH", three[2].path)
+    assert selector.choose() == [three[2]]
+    monkeypatch.setenv("BALSAM_DB_PATH", three[0].path)
+    assert selector.choose() == [three[0]]
+    assert selector.choose(db=three[1].path) == [three[1]]
+    with pytest.raises(NotABalsamDB):
+        selector.choose(db=str(tmp_path / "none"))
+
+
+def test_that_outside_of_any_site_one_must_be_named(three: list[Entry]) -> None:
+    for ask in (lambda: selector.choose("this"), selector.choose_one):
+        with pytest.raises(NoDatabase) as caught:
+            ask()
+        assert "BALSAM_SITE_PATH" in caught.value.hint
+    with pytest.raises(AmbiguousSite) as ambiguous:
+        selector.choose_one("thet")
+    assert "thetagpu" in ambiguous.value.hint
+    assert selector.choose_one("gpu") == three[1]
+
+
+def test_that_without_any_site_there_is_advice() -> None:
+    with pytest.raises(NoDatabase, match="No Balsam DB is active"):
+        selector.choose()
+    with pytest.raises(UnknownSite) as caught:
+        selector.choose("all")
+    assert "balsam site init" in caught.value.hint
+
+
+def test_that_an_unregistered_db_is_meant_by_its_path(tmp_path: Path) -> None:
+    location.set_up(str(tmp_path / "a,b")).close()
+    assert selector.choose("a,b") == [Entry(0, "a,b", str(tmp_path / "a,b"))]
+
+
+def test_that_two_sites_of_one_name_are_told_apart_by_number() -> None:
+    registry_file().parent.mkdir()
+    sites = [{"id": n, "name": "same", "path": f"/p{n}"} for n in (1, 2)]
+    registry_file().write_text(json.dumps({"last": 2, "sites": sites}))
+    for find in (selector.choose, selector.find, registry.named):
+        with pytest.raises(AmbiguousSite, match="same") as caught:
+            find("same")
+        assert "/p2" in caught.value.hint
+    assert [entry.path for entry in selector.choose("2")] == ["/p2"]
+
+
+def test_that_an_argument_is_no_part_of_a_name(three: list[Entry]) -> None:
+    assert selector.find("theta") == selector.find("1") == selector.find("x/alpha") == three[0]
+    with pytest.raises(UnknownSite):
+        selector.find("thet")
+
+
+def test_that_active_asks_all_and_warns_of_those_that_do_not_answer(three: list[Entry], far: type[Far]) -> None:
+    with pytest.raises(UnknownSite, match="No site is active"):
+        selector.choose("active")
+    there = registry.add("/far", "far", "h")
+    registry.add("/far", "silent", "dead")
+    beats(three[1], age_s=60)
+    with pytest.warns(SettingsWarning, match="site silent could not be read: dead did not answer"):
+        assert selector.choose("active") == [three[1], there]
+
+
+def beats(site: Entry, age_s: float) -> None:
+    """A service somewhere else was heard of so long ago."""
+    lease(site, "service", age_s, Holder("elsewhere", "ns", 1, "1"))
+
+
+def lease(site: Entry, kind: str, age_s: float, holder: Holder) -> None:
+    db = location.open_database(site.path)
+    with db.write() as cx:
+        leases.open_lease(cx, kind, holder, "", SystemClock.now_us() - int(age_s * 1e6))
+    db.close()
+
+
+# --- asking several ---------------------------------------------------------------------------------------------------
+
+
+def test_that_sites_are_asked_at_once_and_answer_in_order(three: list[Entry], far: type[Far]) -> None:
+    entries = [Entry(9, "b", "/b", "h"), three[2], Entry(8, "bad", "/x", "dead"), three[0]]
+    answers = many.ask(entries, lambda desk: desk.about()["path"])
+    assert answers.found == [(entries[0], "/b"), (three[2], three[2].path), (three[0], three[0].path)]
+    assert [(entry.name, str(exc)) for entry, exc in answers.failed] == [("bad", "dead did not answer\nIs it up?")]
+
+
+def test_that_one_that_hangs_is_given_up_and_the_others_answer(three: list[Entry], far: type[Far]) -> None:
+    began = time.monotonic()
+    answers = many.ask([Entry(9, "b", "/b", "hangs"), three[0]], lambda desk: desk.about()["jobs"], patience_s=0.2)
+    assert time.monotonic() - began < 2
+    assert answers.found == [(three[0], 0)]
+    assert "hangs did not answer within 0.2 s" in str(answers.failed[0][1])
+
+
+#: Its last thread would go on for half a minute.
+HANGING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from balsam_lite.db.registry import Entry
+from balsam_lite.sites import many, remote
+from test_sites import Far
+remote.RemoteDesk = Far
+assert many.ask([Entry(1, "x", "/x", "hangs")], lambda desk: desk.about(), 0.1).failed
+"""
+
+
+def test_that_one_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    words = [sys.executable, "-c", HANGING, str(Path(__file__).parent)]
+    assert subprocess.run(words, env=environment(), timeout=15).returncode == 0
+
+
+def test_that_an_error_of_the_program_is_not_taken_for_the_sites(three: list[Entry], far: type[Far]) -> None:
+    for entry in (Entry(9, "b", "/b", "breaks"), three[0]):
+        with pytest.raises(ZeroDivisionError):
+            many.ask([entry], lambda desk: 1 // (0 if not desk.entry.is_remote else desk.about()["jobs"]))
+
+
+def test_that_a_site_whose_directory_is_gone_is_an_error_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(NotABalsamDB) as caught:
+        many.desk_of(Entry(5, "x", str(tmp_path / "none")))
+    assert "balsam site forget x" in caught.value.hint
+
+
+@click.command(cls=group.BalsamCommand)
+@common.site_option
+def number_of_jobs(site: str) -> None:
+    for entry, jobs in common.ask_sites(site, lambda desk: int(desk.about()["jobs"])):
+        click.echo(f"{entry.name} {jobs}")
+
+
+@pytest.fixture
+def asking(balsam: Balsam, monkeypatch: pytest.MonkeyPatch) -> Balsam:
+    """The command above as a part of `balsam`."""
+    monkeypatch.setattr(group.LazyGroup, "get_command", lambda *_: number_of_jobs)
+    return lambda *words: balsam("probe", *words)
+
+
+def test_that_a_command_says_which_sites_could_not_be_read(asking: Balsam, three: list[Entry], far: type[Far]) -> None:
+    registry.add("/far", "far", "h")
+    registry.add("/far", "silent", "dead")
+    registry.add("/nowhere/at/all", "lost")
+    code, out, err = asking("--site", "all")
+    assert (code, out) == (0, "theta 0\nthetagpu 0\ngamma 0\nfar 7\n")
+    assert err.splitlines() == [
+        "Warning: site silent could not be read: dead did not answer",
+        "Warning: site lost could not be read: No Balsam DB is in /nowhere/at/all any more",
+    ]
+
+
+def test_that_a_command_fails_where_no_site_could_be_read(asking: Balsam, far: type[Far]) -> None:
+    registry.add("/far", "silent", "dead")
+    assert asking("-s", "silent") == (1, "", "Error: dead did not answer\nIs it up?\n")
+    registry.add("/gone", "lost")
+    code, out, err = asking("-s", "all")
+    assert (code, out) == (1, "")
+    assert err.count("Warning: ") == 2
+    assert err.endswith("Error: None of the 2 sites could be read.\n")
+
+
+def test_that_the_db_of_the_command_line_is_the_default(balsam: Balsam, asking: Balsam, three: list[Entry]) -> None:
+    assert balsam("--db", three[1].path, "probe") == (0, "thetagpu 0\n", "")
+    assert balsam("--db", three[1].path, "probe", "-s", "theta")[1] == "theta 0\n"
+
+
+# --- balsam site: making ----------------------------------------------------------------------------------------------
+
+
+def test_that_init_makes_a_site_with_a_name(balsam: Balsam, tmp_path: Path) -> None:
+    assert balsam("site", "init", "-n", "tutorial", "thetagpu") == (
+        0,
+        f"New Balsam site set up at {tmp_path / 'thetagpu'}\n",
+        "",
+    )
+    assert registry.known() == [Entry(1, "tutorial", str(tmp_path / "thetagpu"))]
+    assert {"policy.ini", "job-templates"} <= set(os.listdir("thetagpu"))
+    code, out, err = balsam("site", "init", "-n", "other", "thetagpu")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'thetagpu'} already exists" in err
+    assert names(registry.known()) == ["tutorial"]
+
+
+def test_that_init_without_a_terminal_takes_the_directory_for_the_name(balsam: Balsam) -> None:
+    assert balsam("site", "init", "some/where/mine")[0] == 0
+    assert names(registry.known()) == ["mine"]
+
+
+def test_that_a_name_that_is_taken_makes_nothing(balsam: Balsam, tmp_path: Path) -> None:
+    make(tmp_path / "a", "one")
+    code, out, err = balsam("site", "init", "-n", "one", "b")
+    assert (code, out) == (2, "")
+    assert "A site with this name already exists: one" in err
+    assert not (tmp_path / "b").exists()
+
+
+def test_that_a_site_that_cannot_be_made_leaves_its_name_free(balsam: Balsam, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert balsam("site", "init", "-n", "one", "file/db")[0] == 1
+    assert registry.known(gone=True) == []
+    lost = registry.add(str(tmp_path / "file"), "lost")
+    assert balsam("site", "init", "-n", "one", "file")[0] == 2
+    assert registry.known(gone=True) == [lost]
+
+
+def test_that_init_of_old_registers_under_the_name_of_the_directory(balsam: Balsam, tmp_path: Path) -> None:
+    for folder in ("a/db", "b/db"):
+        assert balsam("init", folder)[0] == 0
+    assert names(registry.known()) == ["db", "db-2"]
+    balsam("site", "rename", "a/db", "first")
+    assert balsam("init", "a/db")[0] == 0  # brings it up to date, and leaves its name
+    assert names(registry.known()) == ["first", "db-2"]
+    assert balsam("which", "--name", "first")[:2] == (0, f"{tmp_path / 'a/db'}\n")
+    assert json.loads(balsam("which", "--list", "--json")[1])[1] == {"path": str(tmp_path / "b/db"), "access": "local"}
+
+
+# --- balsam site ls ---------------------------------------------------------------------------------------------------
+
+
+def test_that_ls_prints_the_table_of_the_workshop(balsam: Balsam, tmp_path: Path, far: type[Far]) -> None:
+    one, two = make(tmp_path / "one"), make(tmp_path / "two", "サ")
+    beats(one, age_s=119)
+    beats(two, age_s=121)
+    registry.add("/" + "long/" * 10 + "path", "x" * 30, "h")
+    registry.add("/far", "silent", "dead")
+    registry.add("/gone", "lost")
+    code, out, err = balsam("site", "ls")
+    assert code == 0
+    assert err == "Warning: site silent could not be read: dead did not answer\n"
+
+    def shown(path: str) -> str:
+        return f"{path if len(path) <= 37 else '...' + path[-37:]:<40}"
+
+    assert out.splitlines() == [
+        f"ID      Name{' ' * 22}   Path{' ' * 36}   Active",
+        f"1       one{' ' * 23}   {shown(one.path)}   Yes",
+        f"2       サ{' ' * 24}   {shown(two.path)}   No",
+        f"3       {'x' * 30}   {shown('ssh://h/' + 'long/' * 10 + 'path')}   Yes",
+        f"4       silent{' ' * 20}   {shown('ssh://dead/far')}   ?",
+        f"5       lost{' ' * 22}   {shown('/gone')}   gone",
+    ]
+
+
+def test_that_ls_as_json_has_all_of_it(balsam: Balsam, tmp_path: Path, far: type[Far]) -> None:
+    make(tmp_path / "one")
+    registry.add("/far", "far", "h")
+    registry.add("/far", "silent", "dead")
+    registry.add("/gone", "lost")
+    from balsam_lite import __version__
+
+    assert json.loads(balsam("site", "ls", "--json")[1]) == [
+        {"id": 1, "name": "one", "path": str(tmp_path / "one"), "active": "no", "jobs": 0, "version": __version__},
+        {"id": 2, "name": "far", "path": "ssh://h/far", "active": "yes", "jobs": 7, "version": "1.2.3"},
+        {"id": 3, "name": "silent", "path": "ssh://dead/far", "active": "unknown", "error": "dead did not answer"},
+        {"id": 4, "name": "lost", "path": "/gone", "active": "gone"},
+    ]
+    out = balsam("site", "ls", "-v")[1]
+    assert 'name: far\npath: ssh://h/far\nactive: "yes"\njobs: 7\n' in out
+    assert out.count("\n---\n") == 4
+
+
+def test_that_ls_does_not_wait_for_one_that_hangs(
+    balsam: Balsam, tmp_path: Path, far: type[Far], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "one")
+    registry.add("/far", "silent", "hangs")
+    assert many.LOOK_S <= 4
+    monkeypatch.setattr(many, "LOOK_S", 0.2)
+    began = time.monotonic()
+    code, out, err = balsam("site", "ls")
+    assert time.monotonic() - began < 2
+    assert (code, [line.split()[-1] for line in out.splitlines()[1:]]) == (0, ["No", "?"])
+    assert "hangs did not answer" in err
+
+
+def test_that_a_db_that_cannot_be_read_does_not_hide_the_others(balsam: Balsam, tmp_path: Path) -> None:
+    make(tmp_path / "one")
+    make(tmp_path / "two")
+    (tmp_path / "one" / "balsam.sqlite3").write_text("not a database, but long enough to be taken for one " * 100)
+    code, out, err = balsam("site", "ls")
+    assert (code, [line.split()[-1] for line in out.splitlines()[1:]]) == (0, ["?", "No"])
+    assert "Warning: site one could not be read: " in err
+
+
+# --- balsam site: changing --------------------------------------------------------------------------------------------
+
+
+def test_that_a_site_is_renamed_by_path_name_or_number(balsam: Balsam, tmp_path: Path) -> None:
+    make(tmp_path / "db")
+    for word, name in (("db", "b"), (str(tmp_path / "db"), "two words"), ("two words", "d"), ("1", "e")):
+        assert balsam("site", "rename", word, name) == (0, f"Renamed site 1 to {name}\n", "")
+    assert balsam("site", "rename", "none", "x")[0] == 3
+    location.set_up(str(tmp_path / "unknown")).close()
+    assert balsam("site", "rename", "unknown", "known")[0] == 0
+    assert names(registry.known()) == ["e", "known"]
+
+
+def add_job(balsam: Balsam, site: Path, *words: str) -> dict[str, Any]:
+    """A job of an app that is made for it; its row."""
+    balsam("--db", str(site), "app", "--name", "say", "--executable", f"{site}/run.sh")
+    balsam("--db", str(site), "job", "--name", "j", "--workflow", "w", "--application", "say", *words, "--yes")
+    found: dict[str, Any] = json.loads(balsam("--db", str(site), "ls", "--json")[1])[-1]
+    return found
+
+
+def test_that_a_site_that_is_moved_takes_its_jobs_along(balsam: Balsam, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new place"
+    make(old, "mine")
+    row = add_job(balsam, old, "--user-workdir", str(old / "own"))
+    assert row["user_workdir"] == str(old / "own")
+    (old / "run.sh").write_text("mine")
+    (old / "data" / "w").mkdir()
+    (old / "data" / "w" / "inside").symlink_to(old / "data" / "target")
+    (old / "data" / "w" / "outside").symlink_to("/etc/passwd")
+    code, out, err = balsam("site", "mv", "mine", str(new))
+    assert (code, out) == (0, f"Moved site to new path {new}\n")
+    assert err == "Warning: These applications name the old directory: say. `balsam modify` changes them.\n"
+    assert not old.exists()
+    assert registry.known(gone=True) == [Entry(1, "mine", str(new))]
+    moved = json.loads(balsam("--db", str(new), "ls", "--json")[1])[0]
+    assert (moved["job_id"], moved["user_workdir"]) == (row["job_id"], str(new / "own"))
+    assert os.readlink(new / "data" / "w" / "inside") == str(new / "data" / "target")
+    assert os.readlink(new / "data" / "w" / "outside") == "/etc/passwd"
+    assert (new / "run.sh").read_text() == "mine"
+
+
+def test_that_a_move_over_file_systems_copies_everything(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "old")
+    add_job(balsam, tmp_path / "old")
+    rename, refused = os.rename, []
+
+    def other_device(source: str, target: str) -> None:
+        if not refused:
+            refused.append(source)
+            raise OSError(18, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", other_device)
+    assert balsam("site", "mv", "old", "new")[0] == 0
+    assert refused == [str(tmp_path / "old")]
+    assert len(json.loads(balsam("--db", "new", "ls", "--json")[1])) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "new"]
+
+
+def test_that_a_move_that_fails_leaves_all_as_it_was(balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "old")
+    row = add_job(balsam, tmp_path / "old", "--user-workdir", str(tmp_path / "old" / "own"))
+    (tmp_path / "there").mkdir()
+    for target in ("there", "old/inside", "no/such/place"):
+        assert balsam("site", "mv", "old", target)[0] != 0
+    registry_file().with_suffix(".json.lock").unlink(missing_ok=True)
+
+    def full(*_: object) -> None:
+        raise BalsamError("the disk is full")
+
+    monkeypatch.setattr(registry, "move", full)
+    assert "the disk is full" in balsam("site", "mv", "old", "new")[2]
+    assert registry.known() == [Entry(1, "old", str(tmp_path / "old"))]
+    assert json.loads(balsam("--db", "old", "ls", "--json")[1]) == [row]
+    assert not (tmp_path / "new").exists()
+
+
+def test_that_a_site_in_use_is_neither_moved_nor_removed(balsam: Balsam, tmp_path: Path) -> None:
+    site = make(tmp_path / "db")
+    lease(site, "launcher", 0, Holder.current())
+    for words in (["mv", "db", "new"], ["rm", "-f", "db"]):
+        code, out, err = balsam("site", *words)
+        assert (code, out) == (75, "")
+        assert f"launcher 1 (pid {os.getpid()} on " in err
+    assert location.is_db(site.path)
+    assert not (tmp_path / "new").exists()
+
+
+def test_that_a_launcher_that_is_dead_keeps_no_site(balsam: Balsam, tmp_path: Path) -> None:
+    lease(make(tmp_path / "db"), "launcher", 0, Holder.current()._replace(started="0"))
+    assert balsam("site", "rm", "-f", "db")[0] == 0
+
+
+def test_that_a_batch_job_in_the_queue_keeps_its_site(balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make(tmp_path / "db")
+    db = location.open_database(site.path)
+    with db.write() as cx:
+        batch_jobs.add(cx, {"scheduler": "another scheduler"}, SystemClock.now_us())
+    db.close()
+    code, _, err = balsam("site", "mv", "db", "new")
+    assert code == 75
+    assert "batch job 1 (" in err
+
+
+def test_that_rm_asks_and_removes_what_is_balsams(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "db", "mine")
+    add_job(balsam, tmp_path / "db")
+    balsam("init", str(tmp_path / "db"))  # a policy and templates
+    (tmp_path / "db" / "settings.json").write_text("{}")
+    (tmp_path / "db" / "run.sh").write_text("")
+    code, out, err = balsam("site", "rm", "mine")
+    assert code == 2
+    assert "--yes" in err
+    asked: list[str] = []
+    monkeypatch.setattr(common, "confirm", lambda question, _: asked.append(question))
+    monkeypatch.setattr("balsam_lite.cli.site.confirm", lambda question, _: asked.append(question))
+    assert balsam("site", "rm", "mine") == (0, "", "")
+    assert asked == ["Do you really want to destroy mine? This will wipe out 1 job inside!"]
+    assert location.is_db(str(tmp_path / "db"))
+    code, out, err = balsam("site", "rm", "--yes", "mine")
+    assert (code, out) == (0, f"Deleted site {tmp_path / 'db'}\n")
+    assert err == "Left there, because it is not Balsam's: run.sh\n"
+    assert os.listdir(tmp_path / "db") == ["run.sh"]
+    assert registry.known(gone=True) == []
+
+
+def test_that_rm_takes_the_directory_where_nothing_else_is_in_it(balsam: Balsam, tmp_path: Path) -> None:
+    make(tmp_path / "db")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("")
+    (tmp_path / "db" / "data" / "link").symlink_to(tmp_path / "precious")
+    assert balsam("site", "rm", "-f", "db") == (0, f"Deleted site {tmp_path / 'db'}\n", "")
+    assert not (tmp_path / "db").exists()
+    assert (tmp_path / "precious" / "file").exists()
+
+
+def test_that_rm_takes_nothing_that_is_no_db(balsam: Balsam, tmp_path: Path) -> None:
+    (tmp_path / "precious" / "data").mkdir(parents=True)
+    assert balsam("site", "rm", "-f", "precious")[0] == 3
+    assert balsam("site", "rm", "-f", "preci")[0] == 3
+    site = registry.add(str(tmp_path / "precious"), "gone")
+    code, _, err = balsam("site", "rm", "--yes", "gone")
+    assert code == 1
+    assert "--force forgets the site" in err
+    assert registry.known(gone=True) == [site]
+    assert balsam("site", "rm", "--force", "gone")[0] == 0
+    assert registry.known(gone=True) == []
+    assert (tmp_path / "precious" / "data").exists()
+
+
+def test_that_sites_can_be_forgotten_without_harm(balsam: Balsam, tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b")
+    registry.add("/gone/1")
+    registry.add("/gone/2")
+    assert balsam("site", "forget", "a", "none")[0] == 3
+    assert balsam("site", "forget")[0] == 2
+    assert balsam("site", "forget", "a") == (0, "Forgot site a\n", "")
+    assert balsam("site", "forget", "--gone") == (0, "Forgot site 1-2\nForgot site 2-2\n", "")
+    assert names(registry.known(gone=True)) == ["b"]
+    assert location.is_db(str(tmp_path / "a"))
+
+
+# --- other hosts ------------------------------------------------------------------------------------------------------
+
+
+def test_that_add_tries_a_host_before_it_is_registered(balsam: Balsam, far: type[Far]) -> None:
+    added = balsam("site", "add", "cluster", "ssh://h/home/me/db", "--balsam", "/opt/balsam")
+    assert added == (0, "Added site 1, cluster: ssh://h/home/me/db (balsam_lite 1.2.3, 7 jobs)\n", "")
+    assert registry.known() == [Entry(1, "cluster", "/home/me/db", "h", "/opt/balsam")]
+    assert balsam("site", "add", "other", "ssh://dead/db") == (1, "", "Error: dead did not answer\nIs it up?\n")
+    assert len(registry.known()) == 1
+    code, out, err = balsam("site", "add", "other", "ssh://dead/db", "--force")
+    assert (code, out) == (0, "Added site 2, other: ssh://dead/db (not reached yet)\n")
+    assert "dead did not answer" in err
+
+
+def test_that_a_name_or_an_address_that_cannot_be_is_refused_before_anybody_is_asked(
+    balsam: Balsam, far: type[Far], tmp_path: Path
+) -> None:
+    make(tmp_path / "db", "taken")
+    for name, address in (("taken", "ssh://h/db"), ("all", "ssh://h/db"), ("x", "ssh://-oProxyCommand=true/db"), ("x", "/db")):
+        assert balsam("site", "add", name, address, "--force")[0] == 2
+    assert far.asked == []
+    assert len(registry.known()) == 1
+
+
+def test_that_a_site_on_another_host_is_only_forgotten(balsam: Balsam, far: type[Far]) -> None:
+    registry.add("/db", "cluster", "h")
+    assert balsam("site", "mv", "cluster", "/new")[0] == 2
+    assert balsam("site", "rm", "ssh://h/db") == (0, "Forgot site cluster; nothing was changed on h.\n", "")
+    assert registry.known() == []
+
+
+def test_that_the_service_of_another_host_is_started_there(balsam: Balsam, far: type[Far]) -> None:
+    registry.add("/db", "cluster", "h")
+    for verb in ("start", "stop"):
+        code, out, err = balsam("site", verb, "cluster")
+        assert (code, out) == (0, f"{verb} on h\n")
+        assert "ssh://h/db" in err
+    assert balsam("site", "sync", "cluster")[:2] == (0, "Updated site.\nstart on h\n")
+
+
+# --- the service, settings, login -------------------------------------------------------------------------------------
+
+
+def test_that_a_site_is_active_from_start_to_stop(balsam: Balsam, tmp_path: Path) -> None:
+    balsam("site", "init", "-n", "mine", "db")
+
+    def active() -> str:
+        return str(json.loads(balsam("site", "ls", "--json")[1])[0]["active"])
+
+    try:
+        code, out, err = balsam("site", "start", "mine")
+        assert (code, err) == (0, f"Starting Balsam site at {tmp_path / 'db'}\n")
+        started = re.match(r"Started Balsam site daemon \[pid (\d+)\] on \S+\n", out)
+        assert started
+        assert active() == "yes"
+        code, _, err = balsam("site", "start", "db")
+        assert code == 1
+        assert f"[PID {started[1]}]" in err
+        assert balsam("site", "mv", "mine", "new")[0] == 75
+        code, out, err = balsam("site", "sync", "mine")
+        assert (code, err) == (0, f"Restarting Site {tmp_path / 'db'}\n")
+        again = re.match(r"Updated site.\nStarted Balsam site daemon \[pid (\d+)\] on \S+\n", out)
+        assert again
+        assert again[1] != started[1]
+    finally:
+        code, out, err = balsam("site", "stop", "mine")
+    assert code == 0
+    assert "Site daemon shutdown OK" in out
+    assert active() == "no"
+
+
+def test_that_sync_names_what_is_wrong_with_the_settings(balsam: Balsam, tmp_path: Path) -> None:
+    balsam("site", "init", "db")
+    (tmp_path / "db" / "settings.json").write_text('{"SERVICE_PERIOD": "x"}')
+    code, out, err = balsam("site", "sync", "db")
+    assert (code, out) == (2, "")
+    assert "SERVICE_PERIOD must be a whole number" in err
+
+
+def test_that_the_sample_of_settings_can_be_used_and_changes_nothing(balsam: Balsam, tmp_path: Path) -> None:
+    sample = balsam("site", "sample-settings")[1]
+    (tmp_path / "settings.json").write_text(sample)
+    assert Settings.load(str(tmp_path), {"BALSAM_HOME": "/nowhere"}) == Settings()
+
+
+@pytest.mark.parametrize("words", [[], ["-f"], ["--force", "--url", "https://example.org"], ["-u", "x"]])
+def test_that_login_answers_that_none_is_needed(balsam: Balsam, words: list[str]) -> None:
+    assert balsam("login", *words) == (0, "no login needed: there is no server, and each site is a file\n", "")

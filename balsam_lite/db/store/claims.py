@@ -10,11 +10,13 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from ... import spec, states
 from ..schema import RUNNABLE, UNPREPARED
-from . import graph, outcomes
+from . import few, graph, outcomes
+from .few import Few
 from .moves import Move, id_list, move
 
 #: A row as SQLite gives it.
@@ -188,10 +190,13 @@ def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> 
     ]
 
 
-def shapes(cx: sqlite3.Connection, among: Sequence[Source] | None = None) -> list[Shape]:
+def shapes(cx: sqlite3.Connection, among: Sequence[Source | Few] | None = None) -> list[Shape]:
     """The distinct shapes of startable jobs: a few seeks in the index for each, however many jobs there are."""
     found: set[Shape] = set()
     for source in sources() if among is None else among:
+        if isinstance(source, Few):
+            found.update(Shape._make(entry.shape) for entry in source.entries)
+            continue
         shape = _next_shape(cx, source, None)
         while shape is not None:
             found.add(shape)
@@ -219,6 +224,12 @@ def _next_shape(cx: sqlite3.Connection, source: Source, last: Shape | None) -> S
 def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]]:
     """The startable jobs by shape: (shape, how many, the shortest estimate in minutes). Reads them all: not for a loop."""
     found: dict[Shape, tuple[int, int]] = {}
+    listed = None if only.launch_only else _with_rare_tag(cx, only)
+    if listed is not None:
+        for entry in chain.from_iterable(source.entries for source in listed):
+            before = found.get(Shape._make(entry.shape), (0, entry.minutes))
+            found[Shape._make(entry.shape)] = (before[0] + 1, min(before[1], entry.minutes))
+        return [(shape, jobs, shortest) for shape, (jobs, shortest) in sorted(found.items())]
     tagged, parameters = _tagged(only)
     if only.workflows is not None:
         tagged += " AND workflow IN (SELECT value FROM json_each(?))"
@@ -264,22 +275,31 @@ def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: i
     not lie about because of a plan.
     """
     taken = Taken([], [])
-    for among in _rounds(only):
+    for among in _rounds(cx, only):
         more = _take_among(cx, lease, room, only, among, now_us)
         room.preparations -= len(more.to_prepare)
         taken = Taken(taken.to_run + more.to_run, taken.to_prepare + more.to_prepare)
     return taken
 
 
-def _rounds(only: Filter) -> Iterator[list[Source]]:
+def _rounds(cx: sqlite3.Connection, only: Filter) -> Iterator[Sequence[Source | Few]]:
     """Where to look for jobs, one place after the other."""
     if only.launch is not None:
         yield sources_of_launch(only.launch, only.workflows)
     if not only.launch_only:
-        yield sources(only.workflows)
+        listed = _with_rare_tag(cx, only)
+        yield sources(only.workflows) if listed is None else listed
 
 
-def _take_among(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, among: Sequence[Source], now_us: int) -> Taken:
+def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[Few] | None:
+    """The startable jobs that have all the tags, if one of these is rare; else None."""
+    tag = few.rarest(cx, only.tags) if only.tags else None
+    return None if tag is None else few.read(cx, tag, _PLAIN, *_tagged(only), only.workflows)
+
+
+def _take_among(
+    cx: sqlite3.Connection, lease: int, room: Room, only: Filter, among: Sequence[Source | Few], now_us: int
+) -> Taken:
     candidates = []
     fitting = [s for s in shapes(cx, among) if room.fits(s) and (s.is_serial or not only.serial_only)]
     # Of several shapes one job each, also where there is no place: for the first of those the room may keep one.
@@ -317,7 +337,7 @@ def _has_to_be_prepared(row: Row) -> bool:
 
 
 def _candidates(
-    cx: sqlite3.Connection, source: Source, shape: Shape, wanted: int, preparations: int, only: Filter
+    cx: sqlite3.Connection, source: Source | Few, shape: Shape, wanted: int, preparations: int, only: Filter
 ) -> list[Row]:
     """Rows of which up to `wanted` can be started and up to `preparations` are to be prepared first."""
     limit = wanted if source.is_prepared else wanted + preparations
@@ -335,14 +355,18 @@ def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
     return (-row[-1], -shape.num_nodes, shape.node_packing_count, -row[12], row[0])
 
 
-def _best(cx: sqlite3.Connection, source: Source, shape: Shape, wanted: int, only: Filter, plain_among: int = 0) -> list[Row]:
+def _best(
+    cx: sqlite3.Connection, source: Source | Few, shape: Shape, wanted: int, only: Filter, plain_among: int = 0
+) -> list[Row]:
     """The first `wanted` candidates of a shape; with `plain_among`, the plain ones among so many of the first.
 
     One range of the index per priority, so that no row is read in vain.
     """
+    if isinstance(source, Few):
+        return _listed(cx, source.best(shape, wanted, _longest(only), plain_among > 0))
     where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in spec.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
-    longest = 2**53 if only.minutes_left is None else max(_SHORT, int(only.minutes_left))
+    longest = _longest(only)
     next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"
     tagged, tags = _tagged(only)
     app, order = "LEFT JOIN app ON app.name = job.application", "ORDER BY wall_time_minutes DESC, job.id LIMIT ?"
@@ -361,6 +385,24 @@ def _best(cx: sqlite3.Connection, source: Source, shape: Shape, wanted: int, onl
         limit = plain_among or wanted - len(found)
         found += cx.execute(best, (*fixed, priority, longest, *tags, limit)).fetchall()
     return found
+
+
+def _listed(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[Row]:
+    """Those candidates, in that order."""
+    if not jobs:
+        return []
+    rows = cx.execute(
+        f"""SELECT {_CANDIDATE} FROM job LEFT JOIN app ON app.name = job.application
+            WHERE job.id IN (SELECT value FROM json_each(?))""",
+        (id_list(jobs),),
+    )
+    by_number = {row[0]: row for row in rows}
+    return [by_number[job] for job in jobs]
+
+
+def _longest(only: Filter) -> int:
+    """The largest estimate that a job may have."""
+    return 2**53 if only.minutes_left is None else max(_SHORT, int(only.minutes_left))
 
 
 def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:

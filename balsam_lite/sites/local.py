@@ -115,24 +115,12 @@ class LocalDesk:
 
     def service(self, verb: str) -> Row:
         """`start`, `stop` or `status` of the site's service."""
-        from ..service import main
+        from . import daemon
 
-        directory = self.database.directory
-        if verb == "start":
-            started = main.start(directory)
-            return {"said": [f"Started Balsam site daemon [pid {started.pid}], log in {started.log}"], **started._asdict()}
-        if verb == "stop":
-            return {"said": [main.stop(directory)]}
-        if verb == "status":
-            found = main.status(directory)
-            return {"said": [_described(found)], **found}
-        raise InvalidSpec(f"A service can be asked for start, stop and status, not {verb!r}.")
-
-
-def _described(status: Row) -> str:
-    if status["state"] == "none":
-        return "No service has run at this site."
-    return f"The service is {status['state']} (pid {status['pid']} on {status['host']})."
+        verbs = {"start": daemon.start, "stop": daemon.stop, "status": daemon.status}
+        if verb not in verbs:
+            raise InvalidSpec(f"A service can be asked for start, stop and status, not {verb!r}.")
+        return verbs[verb](self.database.directory)
 
 
 def _keeper(kind: str) -> Any:

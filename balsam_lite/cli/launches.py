@@ -26,7 +26,7 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 @click.command(cls=BalsamCommand)
 @option("--consume-all", is_flag=True, help="Run all jobs.")
 @option("--wf-filter", metavar="NAME", help=_FILTER)
-@option("--job-mode", type=click.Choice(spec.JOB_MODES), required=True, help=_MODE)
+@option("--job-mode", type=click.Choice(spec.JOB_MODES), help=f"{_MODE} Needed, unless each --part says it.")
 @option(
     "--time-limit-minutes", type=float, default=0, callback=number, metavar="MINUTES",
     help="End after that time. 0: a little before the batch job does, if this is one.",
@@ -44,13 +44,17 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 @option("--persistent", is_flag=True, help="Stay when there is nothing to do.")
 @option("--num-transition-threads", type=int, callback=count0, default=0, metavar="N", help="0: as the settings say.")
 @option("--tag", multiple=True, metavar="KEY=VALUE", help=_TAG)
+@option(
+    "-p", "--part", "parts", multiple=True, metavar="MODE:NUM_NODES[:KEY=VALUE...]",
+    help="A launcher of its own for so many of the nodes, in their order; may be repeated, until all nodes have one.",
+)  # fmt: skip
 @click.pass_context
 def launcher(
     ctx: click.Context,
     *,
     consume_all: bool,
     wf_filter: str | None,
-    job_mode: str,
+    job_mode: str | None,
     time_limit_minutes: float,
     nodes: int | None,
     limit_nodes: int | None,
@@ -59,6 +63,7 @@ def launcher(
     persistent: bool,
     num_transition_threads: int,
     tag: Sequence[str],
+    parts: Sequence[str],
 ) -> int:
     """Run jobs from here until none is left or the time is up.
 
@@ -66,15 +71,20 @@ def launcher(
     Examples:
         balsam launcher --consume-all --job-mode serial
         balsam launcher --wf-filter test --job-mode serial --nodes 2 --time-limit-minutes 10
+        balsam launcher --consume-all --part mpi:3:kind=large --part serial:1:kind=small
     """
     if consume_all == (wf_filter is not None):
         raise click.UsageError("Exactly one of --consume-all and --wf-filter is needed.")
+    if job_mode is None and not parts:
+        raise click.MissingParameter(ctx=ctx, param=next(one for one in ctx.command.params if one.name == "job_mode"))
+    if parts and (limit_nodes is not None or offset_nodes):
+        raise click.UsageError("--part divides all nodes; it cannot be combined with --limit-nodes or --offset-nodes.")
     tags = pairs(tag, "--tag")
     directory = location.find(ctx.find_root().obj)
     from ..launcher.main import LauncherOptions, run_launcher
 
     options = LauncherOptions(
-        job_mode=job_mode,
+        job_mode=job_mode or "serial",
         workflow_filter=wf_filter,
         time_limit_minutes=time_limit_minutes,
         nodes=nodes,
@@ -85,6 +95,11 @@ def launcher(
         transition_threads=num_transition_threads,
         tags=tuple(tags.items()),
     )
+    if parts:
+        from ..launcher.parts import run_parts
+        from ..partitions import Partition
+
+        return run_parts(directory, options, [Partition.parse(part) for part in parts])
     return run_launcher(directory, options)
 
 

@@ -97,6 +97,13 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
     return resources
 
 
+def count_nodes(options: LauncherOptions, batch: Allocation | None) -> int | None:
+    """How many nodes `survey` will find before --limit-nodes and --offset-nodes; None where nobody has said so."""
+    if options.nodes or batch is None:
+        return options.nodes
+    return len(batch.node_names) or batch.num_nodes
+
+
 def _named(options: LauncherOptions, settings: Settings, batch: Allocation) -> list[Node]:
     names = _chosen(batch.node_names, options)
     cpus = settings.CPUS_PER_NODE or batch.cpus_per_node or machine.cpus()

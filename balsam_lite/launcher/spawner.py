@@ -157,6 +157,30 @@ class Piped:
         return self._process.poll()
 
 
+class Companion:
+    """A program in this process's own group and session, with its stdout and stderr, and nothing to read.
+
+    Whoever signals the group, the terminal or a batch system, reaches both.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        try:
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environ)
+        except OSError as exc:
+            raise SpawnFailed(f"{argv[0]} cannot be started: {exc.strerror}") from exc
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it lives."""
+        self._process.send_signal(number)
+
+    def returncode(self) -> int | None:
+        """None while it runs; negative: the signal that killed it."""
+        return self._process.poll()
+
+
 # --- the C library ----------------------------------------------------------------------------------------------------
 
 # From <spawn.h> of glibc (2.29 and newer) and musl (1.1.24 and newer), the same numbers in both.

@@ -42,7 +42,7 @@ COMMANDS = {
     "killjob": Entry("change", "killjob", "kill jobs without removing them from the database"),
     "launcher": Entry("launches", "launcher", "run jobs here, in this terminal or batch job"),
     "submit-launch": Entry("launches", "submit_launch", "submit a launcher to the batch queue"),
-    "queue": Entry("queue", "queue", "list the launches in the batch queue, or cancel them"),
+    "queue": Entry("queue", "queue", "submit launches to the batch queue, list or cancel them"),
     "service": Entry("service", "service", "submit launchers for the jobs that wait, as the queue policy allows"),
     "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
     "which": Entry("databases", "which", "show the active DB, or find another one"),
@@ -76,12 +76,13 @@ def option(*names: str, **attributes: Any) -> Callable[[_Function], _Function]:
 class _Helpful(click.Command):
     """A command with -h and --help."""
 
+    help_names: tuple[str, ...] = ("-h", "--help")
     _own_help: Option | None = None
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         if self._own_help is None:
             self._own_help = Option(
-                ["-h", "--help"], is_flag=True, is_eager=True, expose_value=False, callback=_show_help,
+                self.help_names, is_flag=True, is_eager=True, expose_value=False, callback=_show_help,
                 help="Show this message and exit.",
             )  # fmt: skip
         return self._own_help

@@ -1,42 +1,221 @@
-"""`balsam queue`: the launches in the batch queue."""
+"""`balsam queue`: the batch jobs of one or more sites, in the words of the workshop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 
-from ..errors import BalsamError
-from .common import count, open_db, say
+from .. import spec
+from ..db.registry import Entry
+from ..errors import AmbiguousJobId, BalsamError, UnknownBatchJob
+from . import layout
+from .common import ask_sites, count, count0, long_site_option, one_site, open_db, pairs, say, warn
 from .group import BalsamCommand, CommandGroup, option
-from .ls import LIMIT_HELP, Wanted, list_queues
+
+_Row = dict[str, Any]
+
+_COLUMNS = (
+    "id", "site", "scheduler_id", "state", "filter_tags", "project", "queue", "num_nodes", "wall_time_min", "job_mode"
+)  # fmt: skip
+_NONE_ACTIVE = "No active batch jobs.  Use --history option to list completed batch jobs."
 
 
 @click.group(cls=CommandGroup)
 def queue() -> None:
-    """List the launches in the batch queue, or cancel them.
+    """Submit launches to the batch queue, list them, or cancel them.
 
     \b
     Examples:
-        balsam queue ls --all
+        balsam queue submit -n 1 -t 10 -q debug -A myproject --tag workflow=hello --job-mode mpi
+        balsam queue ls
         balsam queue rm qlaunch7
     """
 
 
-@queue.command("ls", cls=BalsamCommand, short_help="list the launches, as `balsam ls queues` does")
-@option("--all", "all_queues", is_flag=True, help="The launches that have ended, too.")
-@option("--verbose", is_flag=True, help="Show every field.")
-@option("--limit", type=int, callback=count, metavar="N", help=LIMIT_HELP)
-@option("--json", is_flag=True, help="Print a list of objects, whose keys are the names of the fields.")
-def list_(*, all_queues: bool, verbose: bool, limit: int | None, json: bool) -> None:
-    """List the launches, as `balsam ls queues` does, with their states as the scheduler tells them now.
+# --- submit -----------------------------------------------------------------------------------------------------------
+
+
+@queue.command("submit", cls=BalsamCommand, short_help="submit a launch, at once")
+@option("-n", "--num-nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
+@option("-t", "--wall-time-min", type=int, callback=count, required=True, metavar="MINUTES", help="For how long.")
+@option("-q", "--queue", "queue_name", default="", metavar="NAME", help="The queue.")
+@option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
+@option(
+    "-j", "--job-mode", type=click.Choice(spec.JOB_MODES), required=True,
+    help="serial: programs of one rank; mpi: all by the MPI start command; mixed: those of many ranks by it.",
+)  # fmt: skip
+@option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Run only jobs with that tag; may be repeated.")
+@option(
+    "-p", "--part", "parts", multiple=True, metavar="MODE:NUM_NODES[:KEY=VALUE...]",
+    help="A launcher of its own for so many of the nodes; may be repeated, until all nodes have one.",
+)  # fmt: skip
+@option("-x", "--extra-param", "extra", multiple=True, metavar="KEY=VALUE", help="A value for the job template; likewise.")
+@long_site_option
+def submit(
+    *,
+    num_nodes: int,
+    wall_time_min: int,
+    queue_name: str,
+    project: str,
+    job_mode: str,
+    tags: Sequence[str],
+    parts: Sequence[str],
+    extra: Sequence[str],
+    site: str,
+) -> None:
+    """Submit a launcher to the batch queue of a site. On a machine without one it runs in the background there.
+
+    \b
+    Examples:
+        balsam queue submit -n 1 -t 10 -q debug -A myproject --tag workflow=hello --job-mode mpi
+        balsam queue submit -n 4 -t 60 -j mpi -p mpi:3:kind=large -p serial:1:kind=small
+    """
+    from ..partitions import Partition
+
+    row = {
+        "num_nodes": num_nodes,
+        "wall_time_min": wall_time_min,
+        "job_mode": job_mode,
+        "queue": queue_name,
+        "project": project,
+        "filter_tags": pairs(tags, "--tag"),
+        "partitions": [Partition.parse(part).as_fields() for part in parts],
+        "optional_params": pairs(extra, "--extra-param"),
+    }
+    desk = one_site(site)
+    made = desk.create("batch_job", [row])[0]
+    doubts = made["status_info"].pop("doubts", [])
+    _print(layout.yaml_lines(_shown(made, desk.entry)))
+    for doubt in doubts:
+        warn(doubt)
+
+
+def _shown(row: _Row, entry: Entry) -> _Row:
+    """The fields in the order in which Balsam 0.7 printed them."""
+    names = ("num_nodes", "wall_time_min", "job_mode", "optional_params", "filter_tags", "partitions", "id")
+    more = ("scheduler_id", "project", "queue", "state", "status_info", "start_time", "end_time")
+    return {**{name: row[name] for name in names}, "site_id": entry.number or None, **{name: row[name] for name in more}}
+
+
+# --- ls ---------------------------------------------------------------------------------------------------------------
+
+
+class _ListCommand(BalsamCommand):
+    """`-h` is --history here, as in Balsam 0.7."""
+
+    help_names = ("--help",)
+
+
+@queue.command("ls", cls=_ListCommand, short_help="list the launches, with their states as the scheduler tells them now")
+@option("-n", "--num", type=int, callback=count0, default=0, metavar="N", help="The last N launches, whatever their state.")
+@option("-h", "--history", is_flag=True, help="The launches that have ended, too.")
+@option("--all", "all_queues", is_flag=True, help="The same.")
+@option("--limit", type=int, callback=count, metavar="N", help="Show at most N, the newest ones.")
+@option("--scheduler_id", "--scheduler-id", metavar="ID", help="Only the launch which the scheduler calls that.")
+@option("-v", "--verbose", is_flag=True, help="Show every field, also why a launch waits or failed.")
+@option("--json", is_flag=True, help="Print a list of objects with every field; times are microseconds since 1970 (UTC).")
+@long_site_option
+def list_(
+    *,
+    num: int,
+    history: bool,
+    all_queues: bool,
+    limit: int | None,
+    scheduler_id: str | None,
+    verbose: bool,
+    json: bool,
+    site: str,
+) -> None:
+    """List the launches of one or more sites, with their states as the schedulers tell them now.
+
+    States: pending_submission, queued, running, pending_deletion; and finished, submit_failed.
 
     \b
     Examples:
         balsam queue ls
-        balsam queue ls --all --limit 5
+        balsam queue ls --history --site all
     """
-    list_queues(open_db(), Wanted(all_queues=all_queues, verbose=verbose, limit=limit, json=json))
+    where: _Row = {"scheduler_id": scheduler_id}
+    if not (history or all_queues or num or scheduler_id):
+        where["state"] = ["pending_submission", "queued", "running", "pending_deletion"]
+    most = num or limit
+    answers = ask_sites(site, lambda desk: desk.select("batch_job", where, "-id", 0, most))
+    rows = [{**row, "site": entry.name} for entry, found in answers for row in reversed(found)]
+    if json:
+        layout.write_json(rows, sys.stdout)
+        return
+    if num:
+        _print([f"Displaying records for last {num} Batch Jobs"])
+    elif not rows and "state" in where:
+        _print([_NONE_ACTIVE])
+    if verbose:
+        _print(layout.one_line(str(row)) for row in rows)
+    else:
+        _print(_table(rows))
+
+
+def _table(rows: Iterable[_Row]) -> list[str]:
+    """Each column to the right, one blank wider than its widest cell; joined by a blank (source: Balsam 0.7)."""
+    cells = [_COLUMNS, *([layout.one_line(_cell(row[name])) for name in _COLUMNS] for row in rows)]
+    widths = [max(map(len, column)) + 1 for column in zip(*cells)]
+    return [" ".join(map(layout.right, row, widths)) for row in cells]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+# --- term, rm ---------------------------------------------------------------------------------------------------------
+
+
+@queue.command("term", cls=BalsamCommand, short_help="cancel one launch")
+@click.argument("id", metavar="ID")
+@long_site_option
+def term(id: str, site: str) -> None:
+    """Cancel a launch that waits or runs. A launcher that runs hands its jobs back first, for the next one.
+
+    ID is the scheduler's, or ours: 7 or qlaunch7.
+
+    \b
+    Examples:
+        balsam queue term 278079
+        balsam queue term qlaunch7 --site laptop
+    """
+    entry, row = _find(id, site)
+    if row["state"] not in ("pending_submission", "queued", "running", "pending_deletion"):
+        say("BatchJob is not queued or running")
+        return
+    one_site(str(entry.number) if entry.number else entry.path).update(
+        "batch_job", [{"id": row["id"], "state": "pending_deletion"}]
+    )
+    click.echo("Marked BatchJob for deletion")
+
+
+def _find(word: str, site: str) -> tuple[Entry, _Row]:
+    """The launch that a user means.
+
+    Raises:
+        UnknownBatchJob, AmbiguousJobId.
+    """
+    found = []
+    for entry, rows in ask_sites(site, lambda desk: desk.select("batch_job", {}, "-id")):
+        theirs = next((row for row in rows if str(row["scheduler_id"]) == word), None)  # the newest
+        ours = next((row for row in rows if word in (str(row["id"]), f"qlaunch{row['id']}")), None)
+        found += [(entry, row) for row in ([ours] if ours is theirs else [theirs, ours]) if row]
+    if not found:
+        raise UnknownBatchJob(f"There is no batch job {word}.", hint="`balsam queue ls --history` lists them.")
+    if len(found) > 1:
+        listed = ", ".join(f"qlaunch{row['id']} of {entry.name}" for entry, row in found)
+        raise AmbiguousJobId(f"{word} could be {listed}.", hint="Say qlaunchN, and with --site which site.")
+    return found[0]
 
 
 @queue.command("rm", cls=BalsamCommand, short_help="cancel launches")

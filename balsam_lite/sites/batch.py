@@ -21,6 +21,7 @@ from ..schedulers import base, submission
 from ..schedulers.request import LaunchRequest, validated
 from ..schedulers.submission import render_script, submit_launch
 from ..settings import Settings, SettingsWarning
+from .doubts import doubts
 
 Row = dict[str, Any]
 
@@ -147,6 +148,8 @@ def _ordered(rows: list[Row], order: str) -> list[Row]:
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:
     """Submit these, at once. All are checked, and their job scripts rendered, before the first one is.
 
+    Of one that will probably run nothing, `status_info` has the reasons as `doubts`; they are not kept.
+
     Raises:
         UnknownField, InvalidSpec, SettingsError: nothing was submitted. SubmitFailed: this one was refused, those before it
         are in the queue.
@@ -161,7 +164,16 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
             raise InvalidSpec(
                 f"Batch job {number + 1} of {len(rows)}: {exc.message}" if len(rows) > 1 else exc.message
             ) from exc
-    return [_as_row(submit_launch(db, settings, request)) for request in requests]
+    return [_submitted(db, settings, request) for request in requests]
+
+
+def _submitted(db: Database, settings: Settings, request: LaunchRequest) -> Row:
+    scheduler = base.select(settings)
+    found = doubts(db, settings, request, scheduler.name)  # before the launcher can have taken anything
+    row = _as_row(submit_launch(db, settings, request, scheduler))
+    if found:
+        row["status_info"]["doubts"] = found
+    return row
 
 
 def _request(row: Row) -> LaunchRequest:

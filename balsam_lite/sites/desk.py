@@ -84,6 +84,15 @@ class Desk(Protocol):
         the last row; an empty one is the end. With `touching` those that leave or enter one of these states.
         """
 
+    def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
+        """By number the first `size` of the jobs that match and have a number above `after`, with these fields, or () for all.
+
+        So that a list of a million jobs can be printed as it comes; a page costs the same wherever it is.
+
+        Raises:
+            UnknownField, InvalidSpec, InvalidStateError.
+        """
+
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
         """Add jobs, applications or batch jobs; all or none. Returns them as they are in the DB then, in order.
 

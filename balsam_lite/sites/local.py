@@ -82,6 +82,11 @@ class LocalDesk:
         with self.database.read() as cx:
             return events.page_of_tuples(cx, where, after, touching)
 
+    def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
+        """A part of the jobs that match."""
+        with self.database.read() as cx:
+            return selection.jobs_page(cx, where, fields, after, size)
+
     def result(self, job: int) -> Row:
         """What became of a job."""
         from . import jobs

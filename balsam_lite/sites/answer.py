@@ -33,14 +33,14 @@ def _carried_out(request: wire.Request, db: str | None) -> Any:
         raise SiteUnreachable(f"This is balsam_lite {__version__}; it was asked by balsam_lite {request.version}.")
     if request.method not in wire.METHODS:
         raise InvalidSpec(f"There is no method {request.method!r}.", hint=f"There are: {', '.join(wire.METHODS)}")
-    desk = _desk(location.find(db))
-    return getattr(desk, request.method)(**request.arguments)
-
-
-def _desk(directory: str) -> Desk:
     from .local import LocalDesk
 
-    return LocalDesk(registry.at(directory))
+    database = location.open_database(location.find(db))
+    try:
+        desk: Desk = LocalDesk(registry.at(database.directory), database)
+        return getattr(desk, request.method)(**request.arguments)
+    finally:
+        database.close()
 
 
 def _unexpected(exc: Exception) -> BalsamError:

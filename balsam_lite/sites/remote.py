@@ -14,9 +14,8 @@ from .desk import Row
 
 #: So long connecting may take, in seconds.
 CONNECT_S = 4
-#: So long a whole question may take, in seconds. Whoever looks at all sites waits for each of them; changes may be large.
-LIMITS_S = {"about": 4.5, "select": 120.0, "count": 120.0, "count_states": 120.0, "event_tuples": 120.0, "result": 120.0}
-LONGEST_S = 900.0
+#: So long a whole question may take, in seconds: the one that is put to all sites, what only reads, and changes.
+ABOUT_S, READING_S, CHANGING_S = 4.5, 120.0, 900.0
 #: A hundred thousand jobs with long descriptions are a tenth of it.
 LARGEST_ANSWER_BYTES = 2 * 1024**3
 
@@ -32,7 +31,7 @@ class RemoteDesk:
     """
 
     def __init__(self, entry: Entry, timeout_s: float | None = None) -> None:
-        """`timeout_s`: how long each question may take, connecting included; None: what suits the method (`LIMITS_S`).
+        """`timeout_s`: how long each question may take, connecting included; None: what suits it.
 
         Raises:
             InvalidSpec, InputError: the entry's host or command is none.
@@ -60,11 +59,15 @@ class RemoteDesk:
 
     def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
         """State -> number of the jobs that match."""
-        return dict(self._ask("count_states", where=where))
+        return self._row("count_states", where=where)
 
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[list[Any]]:
         """A page of events as short lists."""
         return list(self._ask("event_tuples", where=where, after=after, touching=list(touching)))
+
+    def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
+        """By number the first jobs above `after`."""
+        return self._rows("page", where=where, fields=list(fields), after=after, size=size)
 
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
         """Add rows; all or none."""
@@ -102,10 +105,11 @@ class RemoteDesk:
         marker = wire.new_marker()
         db = ssh.path_there(self.entry.path)
         request = wire.write_request(wire.Request(method, arguments, db, marker=marker))
-        done = self._run(request, self._timeout_s or LIMITS_S.get(method, LONGEST_S))
+        changing = method in _CHANGING or arguments.get("verb") in ("start", "stop")
+        limit_s = CHANGING_S if changing else ABOUT_S if method == "about" else READING_S
+        done = self._run(request, self._timeout_s or limit_s)
         reply = wire.find_answer(done.stdout, marker)
         if reply is None:
-            changing = method in _CHANGING or (method == "service" and arguments["verb"] != "status")
             if done.was_killed:
                 ssh.drop(self._host)
             raise silence.explained(self.entry, self._host, done, changing)

@@ -18,12 +18,10 @@ from typing import Any, NamedTuple
 
 from .. import __version__, errors
 from ..errors import BalsamError, InvalidSpec
+from .desk import Desk
 
-#: What may be asked: the methods of `desk.Desk`.
-METHODS = (
-    "about", "select", "count", "count_states", "event_tuples", "create", "update", "update_where", "delete", "result",
-    "service",
-)  # fmt: skip
+#: What may be asked, and nothing else.
+METHODS = tuple(name for name in vars(Desk) if not name.startswith("_"))
 
 
 class Request(NamedTuple):

@@ -1,0 +1,207 @@
+"""What events and batch jobs add up to: throughput, nodes in use, nodes available, errors over time.
+
+Pure functions over any iterable of objects with the attributes of an event (`timestamp from_state to_state job_id data`) or a
+batch job (`start_time end_time num_nodes`), whatever their order. A query of events is read as plain tuples, which is many
+times faster than objects. Two lists of one length come back, times first, for `plt.step(times, values, where="post")`.
+
+A time without a zone is UTC. The times in a report are as those of the events are; where some have a zone and some have
+none, all get one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any
+
+from .errors import InvalidSpec
+from .states import JOB_FINISHED, RUN_ERROR, RUNNING
+
+#: timestamp (integer microseconds since the epoch, or a datetime), state left, state entered, job, nodes that the job takes.
+Event = tuple[Any, str, str, Any, Any]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
+#: Sums of fractions of nodes are rounded to so many digits, so that an empty machine has exactly 0 nodes in use.
+_DIGITS = 9
+#: Numbers of jobs that one query gets.
+_PAGE = 10_000
+
+
+# --- events and batch jobs --------------------------------------------------------------------------------------------
+
+
+def throughput_report(events: Iterable[Any], to_state: str = JOB_FINISHED) -> tuple[list[datetime], list[int]]:
+    """When the first, second, third, … event entered that state: (times, [1, 2, 3, …]). No such event: ([], [])."""
+    wanted = _text(to_state)
+    times = _datetimes(_sorted([(event[0],) for event in _tuples(events) if event[2] == wanted]))
+    return times, list(range(1, len(times) + 1))
+
+
+def utilization_report(events: Iterable[Any], node_weighting: bool = True) -> tuple[list[datetime], list[float]]:
+    """Nodes in use from each of these times on; without `node_weighting`, running jobs. No run at all: ([], []).
+
+    A run takes as many nodes as `num_nodes` in the data of its event says, else one. Changes are in the order (time, change):
+    at equal times ends come before starts. The end of a run whose start is not among the events changes nothing, and a job
+    that still runs is in use to the end.
+    """
+    starts, ends = [], []
+    for event in _tuples(events):
+        if event[2] == RUNNING:
+            if event[1] != RUNNING:
+                starts.append(event)
+        elif event[1] == RUNNING:
+            ends.append(event)
+    return _totals(_changes(_sorted(ends + starts), node_weighting))
+
+
+def available_nodes(batch_jobs: Iterable[Any]) -> tuple[list[datetime], list[float]]:
+    """How many nodes all batch jobs together had from each of these times on. Nothing to count: ([], []).
+
+    One that has not begun or not ended is left out, with a warning (RuntimeWarning) that says how many were.
+    """
+    changes: list[tuple[Any, float]] = []
+    left_out = 0
+    for one in batch_jobs:
+        if one.start_time is None or one.end_time is None:
+            left_out += 1
+        else:
+            changes += [(one.start_time, one.num_nodes), (one.end_time, -one.num_nodes)]
+    if left_out:
+        import warnings
+
+        text = f"{left_out} batch jobs have not begun, or have not ended; they are left out of the available nodes."
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return _totals(_sorted(changes))
+
+
+def _tuples(events: Iterable[Any]) -> Iterable[Event]:
+    """The events as tuples: those that a query has ready, else made from attributes."""
+    ready = getattr(events, "tuples", None)
+    return ready() if callable(ready) else _from_attributes(events)
+
+
+def _from_attributes(events: Iterable[Any]) -> Iterator[Event]:
+    for event in events:
+        weight = event.data.get("num_nodes") if event.data else None
+        yield event.timestamp, _text(event.from_state), _text(event.to_state), event.job_id, weight
+
+
+def _text(state: Any) -> str:
+    """The name of a state, which may be given as a member of an enum."""
+    return state if isinstance(state, str) else str(getattr(state, "value", state))
+
+
+def _changes(moves: Iterable[Event], weighting: bool) -> list[tuple[Any, float]]:
+    """(time, change) of the runs from moves out of and into RUNNING, which are in order of time, ends first."""
+    found: list[tuple[Any, float]] = []
+    running: dict[Any, float] = {}
+    ended: dict[Any, Any] = {}  # job -> when it left RUNNING, without being known to run
+    for move in moves:
+        when, job = move[0], move[3]
+        if move[2] == RUNNING:
+            weight = move[4]
+            nodes = float(weight) if weighting and weight is not None else 1.0
+            found.append((when, nodes))
+            if ended and ended.pop(job, None) == when:  # this run began and ended at one time
+                found.append((when, -nodes))
+            else:
+                running[job] = nodes
+        elif job in running:
+            found.append((when, -running.pop(job)))
+        else:
+            ended[job] = when
+    return found
+
+
+def _totals(changes: list[tuple[Any, float]]) -> tuple[list[datetime], list[float]]:
+    """The times of the changes, and how much there is from each of them on."""
+    changes.sort()
+    return _datetimes(changes), [round(total, _DIGITS) for total in accumulate(change for _, change in changes)]
+
+
+# --- histories, as Balsam 0.3 reported them ---------------------------------------------------------------------------
+
+
+def process_job_times(jobs: Any = None) -> dict[str, list[datetime]]:
+    """When jobs entered each state: state -> times in order, in UTC, with their zone. States never entered are left out.
+
+    Reads the DB of `jobs` in transactions of its own: of a query set (`BalsamJob.objects.filter(…)`), of a list of jobs of the
+    active DB, or of all the jobs there.
+
+    Raises:
+        NoDatabase: none is active.
+    """
+    from .db import queries
+    from .db.models import BalsamJob
+
+    if jobs is None:
+        jobs = BalsamJob.objects.all()
+    elif not hasattr(jobs, "numbers"):
+        jobs = BalsamJob.objects.filter(job_id__in=[job.job_id for job in jobs])
+    found: dict[str, list[int]] = {}
+    numbers = list(jobs.numbers())
+    for start in range(0, len(numbers), _PAGE):
+        with jobs.database.read() as cx:
+            for time_us, state in queries.entries(cx, numbers[start : start + _PAGE]):
+                found.setdefault(state, []).append(time_us)
+    return {state: [_EPOCH + timedelta(microseconds=time) for time in sorted(times)] for state, times in found.items()}
+
+
+def error_report(time_data: Any = None, bin_s: float = 60) -> tuple[list[datetime], list[int]]:
+    """How many runs ended in RUN_ERROR in each minute: (N + 1 edges of bins, N counts). No error: ([], []).
+
+    `time_data` is what `process_job_times` returns, or events; by default the histories of all jobs of the active DB.
+
+    Raises:
+        InvalidSpec: `bin_s` is not more than 0.
+    """
+    if not bin_s > 0 or math.isinf(bin_s):
+        raise InvalidSpec(f"bin_s must be more than 0 seconds, not {bin_s!r}.")
+    if time_data is None:
+        time_data = process_job_times()
+    if isinstance(time_data, Mapping):
+        times = _datetimes(_sorted([(time,) for time in time_data.get(RUN_ERROR, ())]))
+    else:
+        times, _ = throughput_report(time_data, RUN_ERROR)
+    if not times:
+        return [], []
+    width = timedelta(seconds=bin_s)
+    counts = [0] * ((times[-1] - times[0]) // width + 1)
+    for time in times:
+        counts[(time - times[0]) // width] += 1
+    return [times[0] + number * width for number in range(len(counts) + 1)], counts
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+def _sorted(rows: list[Any]) -> list[Any]:
+    """The rows by time, their first item; those of one time stay in order."""
+    try:
+        return sorted(rows, key=itemgetter(0))
+    except TypeError:  # times with and without a zone
+        return sorted(((_with_zone(row[0]), *row[1:]) for row in rows), key=itemgetter(0))
+
+
+def _with_zone(time: datetime) -> datetime:
+    return time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time
+
+
+def _datetimes(rows: Sequence[tuple[Any, ...]]) -> list[datetime]:
+    """The first items of the rows as datetimes; microseconds become UTC without a zone, as the timestamps of events are."""
+    if rows and isinstance(rows[0][0], int):
+        return [_NAIVE_EPOCH + timedelta(microseconds=row[0]) for row in rows]
+    return [row[0] for row in rows]
+
+
+def microseconds(time: datetime) -> int:
+    """Since the epoch, UTC.
+
+    >>> microseconds(datetime(1970, 1, 1, 0, 0, 1))
+    1000000
+    """
+    return (_with_zone(time) - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,77 @@
+"""What the plots need of a site, read through its desk in pages: a million events are never in memory as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..sites.desk import Desk
+from ..states import CREATED, JOB_FINISHED, RUNNING
+from .timeline import Changes
+
+#: Rows of jobs in a page.
+_PAGE = 20_000
+#: So many jobs are named in the question for events; of more, the others' events are left out here.
+_FEW_JOBS = 10_000
+#: Conditions on jobs that can be put to events as they are, and their names there.
+_OF_EVENTS = {"id": "job_id", "tags": "tags"}
+
+#: Which events a plot needs: those that leave or enter one of these states; () is all of them.
+TOUCHING: dict[str, tuple[str, ...]] = {
+    "throughput": (RUNNING, JOB_FINISHED),
+    "utilization": (RUNNING,),
+    "gantt": (RUNNING,),
+    "states": (),
+}
+
+
+class Found(NamedTuple):
+    """What was read of one site."""
+
+    changes: Changes
+    batch_jobs: list[tuple[int | None, int | None, int]]  # start, end, nodes
+
+
+def read(desk: Desk, kind: str, where: Mapping[str, Any]) -> Found:
+    """What that kind of plot needs of the jobs that match, and for a utilization of the site's batch jobs.
+
+    Opens a transaction for each page. Jobs that are added meanwhile are left out.
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError; SiteUnreachable and DatabaseError.
+    """
+    changes = Changes()
+    by_event = {_OF_EVENTS[name]: value for name, value in where.items() if name in _OF_EVENTS}
+    wanted: set[int] | None = None
+    if kind == "states" or len(by_event) < len(where):
+        wanted = set()
+        for page in _jobs(desk, where):
+            wanted.update(row["id"] for row in page)
+            if kind == "states":
+                changes.add((row["created"], "", CREATED, row["id"], None) for row in page)
+        if len(wanted) <= _FEW_JOBS:
+            by_event = {"job_id": sorted(wanted)}
+    for events in _events(desk, by_event, TOUCHING[kind]):
+        changes.add(event[:5] for event in events if wanted is None or event[3] in wanted)
+    batch_jobs = desk.select("batch_job") if kind == "utilization" else []
+    return Found(changes, [(row["start_time"], row["end_time"], row["num_nodes"]) for row in batch_jobs])
+
+
+def _jobs(desk: Desk, where: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    last = 0
+    while True:
+        page = desk.page(where, ("id", "created"), last, _PAGE)
+        yield page
+        if len(page) < _PAGE:
+            return
+        last = page[-1]["id"]
+
+
+def _events(desk: Desk, where: Mapping[str, Any], touching: Sequence[str]) -> Iterator[list[list[Any]]]:
+    last = 0
+    while True:
+        page = desk.event_tuples(where, last, touching)
+        if not page:
+            return
+        yield page
+        last = page[-1][5]

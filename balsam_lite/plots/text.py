@@ -1,0 +1,189 @@
+"""The plots as lines of text for a terminal: block characters, or plain ASCII where the terminal has no others."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+from . import timeline
+from .timeline import Counts, Curve, Runs
+
+#: Rows of a chart, and rows of lanes at most.
+_HEIGHT, _MOST_LANES = 15, 24
+#: Characters in front of a chart, with its axis.
+_MARGIN = 10
+#: Numbers on the scale of a chart.
+_STEPS = 3
+_LEAST_WIDTH = 30
+
+#: How a run that ended in this state is drawn, where another than RUN_DONE covers most of a cell.
+_LETTERS = {"RUNNING": ">", "RUN_ERROR": "E", "RUN_TIMEOUT": "T", "RESTART_READY": "R", "USER_KILLED": "K", "FAILED": "F"}
+_DONE, _OTHER = "RUN_DONE", "o"
+
+
+class Style:
+    """The characters of a terminal that is so wide."""
+
+    def __init__(self, width: int = 80, blocks: bool = True) -> None:
+        self.width = max(width, _LEAST_WIDTH)
+        self.levels = " ▁▂▃▄▅▆▇█" if blocks else " .:=#"  # how much of a cell is filled from below
+        self.shades = " ░▒▓█" if blocks else " .:=#"
+        self.bar, self.line, self.corner, self.limit = "│─└╌" if blocks else "|-+-"
+
+    @property
+    def columns(self) -> int:
+        """Of a chart without its axis."""
+        return self.width - _MARGIN
+
+    def level(self, part: float) -> str:
+        """The character for a cell of which that part is filled; a little is never nothing."""
+        steps = len(self.levels) - 1
+        return self.levels[max(min(round(part * steps), steps), 1 if part > 0 else 0)]
+
+
+def throughput(done: Curve, since: int, title: str, style: Style) -> list[str]:
+    """Jobs done over time, since that time."""
+    span = since, done.times[-1]
+    edges = _edges(span, style.columns)[1:]
+    values = [bisect_right(done.times, edge) for edge in edges]
+    return [title, *_chart(values, [], style, "jobs done"), *_clock(span, style)]
+
+
+def utilization(used: Curve, available: Curve, title: str, style: Style) -> list[str]:
+    """Nodes in use over time, the mean of each column, below a line of the nodes that were available."""
+    span = min([used.times[0], *available.times[:1]]), max([used.times[-1], *available.times[-1:]])
+    values, limits = (_means(curve, span, style.columns) for curve in (used, available))
+    label = f"nodes in use, {style.limit} available" if available.times else "nodes in use"
+    return [title, *_chart(values, limits if available.times else [], style, label), *_clock(span, style)]
+
+
+def states(counts: Counts, title: str, style: Style) -> list[str]:
+    """For each state a line of how many jobs were in it, as a part of the most that ever were."""
+    span = counts.times[0], counts.times[-1]
+    name_width = max(map(len, counts.by_state))
+    columns = max(style.width - name_width - 24, 10)
+    edges = _edges(span, columns)[1:]
+    lines = [title, f"{'':{name_width}} {'':{columns}} {'at most':>11} {'at last':>11}"]
+    for state, values in counts.by_state.items():
+        most = max(values)
+        shown = [values[max(bisect_right(counts.times, edge) - 1, 0)] for edge in edges]
+        drawn = "".join(style.level(value / most) for value in shown)
+        lines.append(f"{state:{name_width}} {drawn} {most:>11,} {values[-1]:>11,}")
+    return [*lines, *_clock(span, style, name_width + 1, columns)]
+
+
+def gantt(runs: Runs, title: str, style: Style) -> list[str]:
+    """The runs in lanes; where there are many, several lanes share a row, and its characters say how busy they were."""
+    span = runs.starts[0], runs.until
+    lanes = timeline.lanes(runs)
+    count = max(lanes) + 1
+    rows = min(count, _MOST_LANES)
+    covered = _covered(runs, array("q", (lane * rows // count for lane in lanes)), rows, _edges(span, style.columns))
+    lines = [title]
+    for row in reversed(range(rows)):
+        first = -(-row * count // rows)
+        in_row = -(-(row + 1) * count // rows) - first
+        cells = "".join(_cell(covered[row][column], in_row, style) for column in range(style.columns))
+        lines.append(f"{first:>{_MARGIN - 2},} {style.bar}{cells}".rstrip())
+    shown = {timeline.state_name(code) for code in set(runs.codes)}
+    marks = [f"{style.shades[-1]} {_DONE}"] if _DONE in shown else []
+    marks += [f"{_LETTERS.get(state, _OTHER)} {state}" for state in sorted(shown - {_DONE})]
+    return [*lines, *_clock(span, style), " " * _MARGIN + "Lanes of runs that ended in:  " + "   ".join(marks)]
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def _chart(values: Sequence[float], limits: Sequence[float], style: Style, label: str) -> list[str]:
+    """Columns from the bottom, a line at each column's limit, and the scale on the left."""
+    step = _step(max([*values, *limits]) / _STEPS)
+    per_row = step * _STEPS / _HEIGHT
+    lines = []
+    for row in reversed(range(_HEIGHT)):
+        cells = [style.level(min(max(value / per_row - row, 0), 1)) for value in values]
+        for column, limit in enumerate(limits):
+            if limit and cells[column] == " " and min(int(limit / per_row), _HEIGHT - 1) == row:
+                cells[column] = style.limit
+        steps, between = divmod((row + 1) * _STEPS, _HEIGHT)
+        scale = "" if between else f"{steps * step:,.10g}"
+        lines.append(f"{scale:>{_MARGIN - 2}} {style.bar}{''.join(cells)}".rstrip())
+    return [f"{'':{_MARGIN}}{label}", *lines]
+
+
+def _step(least: float) -> float:
+    """The next round number that is not less; a whole one from 1 on."""
+    magnitude = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
+    rounds = (factor * magnitude for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 20))
+    return next(step for step in rounds if step >= least * (1 - 1e-9) and (step < 1 or step == int(step)))
+
+
+def _clock(span: tuple[int, int], style: Style, margin: int = _MARGIN, columns: int = 0) -> list[str]:
+    """The axis of time with its numbers, and what they mean."""
+    columns = columns or style.columns
+    name, unit_us = timeline.unit(span[1] - span[0])
+    numbers = [" "] * columns
+    for part in range(4):
+        text = f"{(span[1] - span[0]) * part / 4 / unit_us:.3g}"
+        place = columns * part // 4
+        numbers[place : place + len(text)] = text
+    last = f"{(span[1] - span[0]) / unit_us:.3g}"
+    numbers[columns - len(last) :] = last
+    axis = " " * (margin - 1) + style.corner + style.line * columns
+    return [axis, " " * margin + "".join(numbers), f"{'':{margin}}Time since {timeline.moment(span[0])} ({name})"]
+
+
+def _edges(span: tuple[int, int], columns: int) -> list[int]:
+    """Where columns begin, and the last one ends, in time."""
+    first, last = span
+    return [first + (last - first) * column // columns for column in range(columns + 1)]
+
+
+def _means(curve: Curve, span: tuple[int, int], columns: int) -> list[float]:
+    """The mean of the curve in each column; at one moment, where there are none, its highest value."""
+    if span[0] == span[1]:
+        return [max(curve.values, default=0.0)] * columns
+    edges = _edges(span, columns)
+    sums = [0.0] * columns
+    for begin, end, value in zip(curve.times, curve.times[1:], curve.values):
+        for column, part in _spread(begin, end, edges):
+            sums[column] += part * value
+    return [total / max(end - begin, 1) for total, begin, end in zip(sums, edges, edges[1:])]
+
+
+def _spread(start: int, end: int, edges: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(column, time in it) of a span of time."""
+    last = len(edges) - 2
+    column = min(bisect_right(edges, start) - 1, last)
+    while start < end:
+        until = end if column == last else min(end, edges[column + 1])
+        yield column, until - start
+        start = until
+        column += 1
+
+
+# --- lanes ------------------------------------------------------------------------------------------------------------
+
+
+def _covered(runs: Runs, row_of: Sequence[int], rows: int, edges: Sequence[int]) -> list[list[dict[int, float]]]:
+    """How much of each cell the runs cover: [row][column] -> code of a state -> part of the cell."""
+    width = max((edges[-1] - edges[0]) / (len(edges) - 1), 1e-9)
+    covered: list[list[dict[int, float]]] = [[{} for _ in edges[1:]] for _ in range(rows)]
+    for start, end, code, row in zip(runs.starts, runs.ends, runs.codes, row_of):
+        # A run without length is seen all the same.
+        for column, part in _spread(start, max(end, start + 1), edges):
+            cell = covered[row][column]
+            cell[code] = cell.get(code, 0.0) + part / width
+    return covered
+
+
+def _cell(parts: dict[int, float], lanes: int, style: Style) -> str:
+    """The character for a cell of so many lanes."""
+    if not parts:
+        return " "
+    state = timeline.state_name(max(parts, key=parts.__getitem__))
+    if state != _DONE:
+        return _LETTERS.get(state, _OTHER)
+    share = min(sum(parts.values()) / lanes, 1.0)
+    return style.shades[max(round(share * (len(style.shades) - 1)), 1)]

@@ -1,0 +1,280 @@
+"""What the plots show, in plain numbers: curves over time, jobs by state, runs in lanes. Needs nothing but Python.
+
+A million state changes are kept packed, 26 bytes each, and every curve leaves here with some thousand points at most, which
+still show each of its peaks and gaps. Times are microseconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
+from operator import le
+from typing import Any, NamedTuple
+
+from .. import states
+from ..clock import SECOND_US
+
+#: Curves are cut into so many pieces, of which each keeps up to four points.
+PIECES = 600
+#: What a job has before it is created, and whatever a newer balsam_lite may call a state.
+_NOWHERE = len(states.STATES)
+_CODES = {state: code for code, state in enumerate(states.STATES)}
+_RUNNING = _CODES[states.RUNNING]
+
+
+class Curve(NamedTuple):
+    """A quantity that has `values[i]` from `times[i]` on."""
+
+    times: Sequence[int]
+    values: Sequence[float]
+
+
+class Window(NamedTuple):
+    """The span of time that is shown; what happened outside of it is known all the same."""
+
+    start: int = 0
+    end: int = 2**62
+
+    def holds(self, time_us: int) -> bool:
+        """Whether that time is shown."""
+        return self.start <= time_us <= self.end
+
+
+ALL = Window()
+
+
+class Changes:
+    """State changes of jobs, packed. Jobs of several sites are told apart by `site`, a small number."""
+
+    def __init__(self) -> None:
+        self.times = array("q")
+        self.left = array("b")
+        self.entered = array("b")
+        self._jobs = array("q")
+        self._nodes = array("d")
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def add(self, events: Iterable[Sequence[Any]], site: int = 0) -> None:
+        """Append (time, state left, state entered, job, nodes) of that site, in any order of time."""
+        times, left, entered, jobs, nodes = self.times, self.left, self.entered, self._jobs, self._nodes
+        for time_us, from_state, to_state, job, weight in events:
+            times.append(time_us)
+            left.append(_CODES.get(from_state, _NOWHERE))
+            entered.append(_CODES.get(to_state, _NOWHERE))
+            jobs.append(site << 48 | job)
+            nodes.append(1.0 if weight is None else weight)
+
+    def extend(self, other: Changes, site: int) -> None:
+        """Append all that the other one, whose site is 0, has of that site."""
+        self.times.extend(other.times)
+        self.left.extend(other.left)
+        self.entered.extend(other.entered)
+        self._jobs.extend(site << 48 | job for job in other._jobs)
+        self._nodes.extend(other._nodes)
+
+    def in_order(self) -> Iterator[tuple[int, int, int, int, float]]:
+        """(time, code of the state left, of the one entered, job, nodes) by time; a job's own changes in their sequence."""
+        columns = (self.times, self.left, self.entered, self._jobs, self._nodes)
+        if all(map(le, self.times, islice(self.times, 1, None))):
+            return zip(*columns)
+        order = sorted(range(len(self)), key=self.times.__getitem__)
+        return zip(*(map(column.__getitem__, order) for column in columns))
+
+
+class Runs(NamedTuple):
+    """The runs of jobs by their start, each with the nodes that it took and the code of the state in which it ended."""
+
+    starts: array[int]
+    ends: array[int]
+    codes: array[int]
+    nodes: array[float]
+
+    @property
+    def until(self) -> int:
+        """The last end of all."""
+        return max(self.ends)
+
+
+def state_name(code: int) -> str:
+    """The state with that code."""
+    return states.STATES[code]
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def finished(changes: Changes, window: Window = ALL, state: str = states.JOB_FINISHED) -> Curve:
+    """How many times that state has been entered so far in the window."""
+    code = _CODES[state]
+    pairs = zip(changes.times, changes.entered)
+    times = sorted(time for time, entered in pairs if entered == code and window.holds(time))
+    return Curve(times, range(1, len(times) + 1))
+
+
+def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
+    """The runs whose start is known, cut to the window. One that has not ended lasts until `now_us`, in the state RUNNING."""
+    open_runs: dict[int, tuple[int, float]] = {}
+    ended: dict[int, tuple[int, int]] = {}  # job -> when and to what it left RUNNING without being known to run
+    found: list[tuple[int, int, int, float]] = []
+    for time, left, entered, job, nodes in changes.in_order():
+        if entered == _RUNNING:
+            if job in ended and ended[job][0] == time:  # a run without length, whose end came first
+                found.append((time, time, ended.pop(job)[1], nodes))
+            else:
+                open_runs[job] = time, nodes
+        elif left == _RUNNING:
+            if job in open_runs:
+                start, its_nodes = open_runs.pop(job)
+                found.append((start, time, entered, its_nodes))
+            else:
+                ended[job] = time, entered
+    found += [(start, max(start, now_us), _RUNNING, nodes) for start, nodes in open_runs.values()]
+    shown = [run for run in found if run[0] <= window.end and run[1] >= window.start]
+    cut = sorted((max(start, window.start), min(end, window.end), code, nodes) for start, end, code, nodes in shown)
+    starts, ends, codes, weights = zip(*cut) if cut else ((), (), (), ())
+    return Runs(array("q", starts), array("q", ends), array("b", codes), array("d", weights))
+
+
+def in_use(of: Runs) -> Curve:
+    """How many nodes the runs took."""
+    return _summed([*zip(of.starts, of.nodes), *zip(of.ends, (-nodes for nodes in of.nodes))])
+
+
+def available(batch_jobs: Iterable[tuple[int | None, int | None, int]], now_us: int, window: Window = ALL) -> Curve:
+    """How many nodes batch jobs had, from (start, end, nodes) of each; one that has not ended has them until `now_us`."""
+    changes: list[tuple[int, float]] = []
+    for start, end, nodes in batch_jobs:
+        last = now_us if end is None else end
+        if start is not None and start <= window.end and last >= window.start:
+            first = max(start, window.start)
+            changes += [(first, nodes), (max(first, min(last, window.end)), -nodes)]
+    return _summed(changes)
+
+
+def _summed(changes: list[tuple[int, float]]) -> Curve:
+    """The running sum of (time, change), one point per time."""
+    changes.sort()
+    times: list[int] = []
+    values: list[float] = []
+    for (time, _), total in zip(changes, accumulate(change for _, change in changes)):
+        if times and times[-1] == time:
+            values[-1] = round(total, 9)
+        else:
+            times.append(time)
+            values.append(round(total, 9))
+    return Curve(times, values)
+
+
+def mean(curve: Curve, start: int, end: int) -> float:
+    """The mean of the curve over that span of time."""
+    total = 0.0
+    for time, until, value in zip(curve.times, [*curve.times[1:], end], curve.values):
+        total += value * max(0, min(until, end) - max(time, start))
+    return total / (end - start) if end > start else 0.0
+
+
+def thinned(curve: Curve, pieces: int = PIECES) -> Curve:
+    """The curve with at most four points in each of so many pieces of time: the first, lowest, highest and last one."""
+    if len(curve.times) <= 4 * pieces:
+        return curve
+    first = curve.times[0]
+    width = (curve.times[-1] - first) // pieces + 1
+    kept: list[int] = []
+    begin = 0
+    for piece in range(1, pieces + 1):
+        end = bisect_right(curve.times, first + piece * width - 1, begin)
+        if end > begin:
+            inside = range(begin, end)
+            kept += sorted(
+                {begin, min(inside, key=curve.values.__getitem__), max(inside, key=curve.values.__getitem__), end - 1}
+            )
+        begin = end
+    return Curve([curve.times[index] for index in kept], [curve.values[index] for index in kept])
+
+
+# --- jobs by state ----------------------------------------------------------------------------------------------------
+
+
+class Counts(NamedTuple):
+    """How many jobs were in each state at (and after) each of these times; only states that had a job then."""
+
+    times: list[int]
+    by_state: dict[str, list[int]]  # in the order of the states
+
+
+def counts(changes: Changes, window: Window = ALL, pieces: int = PIECES) -> Counts:
+    """Jobs by state over time, from all their changes, their creation being one."""
+    marks = _marks([time for time in changes.times if window.holds(time)], pieces)
+    grid = [[0] * (len(marks) + 1) for _ in range(_NOWHERE + 1)]  # the last column: after all marks
+    for time, left, entered in zip(changes.times, changes.left, changes.entered):
+        place = bisect_left(marks, time)  # the first mark that sees this change
+        grid[left][place] -= 1
+        grid[entered][place] += 1
+    found = {}
+    for code, state in enumerate(states.STATES):
+        values = [max(0, value) for value in islice(accumulate(grid[code]), len(marks))]
+        if any(values):
+            found[state] = values
+    return Counts(marks, found)
+
+
+def _marks(times: Sequence[int], pieces: int) -> list[int]:
+    """The times themselves if they are few, else so many equal steps from the first to the last one."""
+    if len(times) <= 4 * pieces or max(times) - min(times) <= pieces:
+        return sorted(set(times))
+    first, last = min(times), max(times)
+    return [first + (last - first) * piece // pieces for piece in range(pieces + 1)]
+
+
+# --- lanes ------------------------------------------------------------------------------------------------------------
+
+
+def lanes(of: Runs) -> array[int]:
+    """For each run the lowest lane in which it overlaps no other."""
+    free: list[int] = []
+    busy: list[tuple[int, int]] = []  # (end, lane)
+    found = array("q")
+    count = 0
+    for start, end in zip(of.starts, of.ends):
+        while busy and busy[0][0] <= start:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        if free:
+            lane = heapq.heappop(free)
+        else:
+            lane, count = count, count + 1
+        found.append(lane)
+        heapq.heappush(busy, (end, lane))
+    return found
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+_UNITS = (("seconds", 1, 180), ("minutes", 60, 180), ("hours", 3600, 72), ("days", 86400, 0))
+
+
+def unit(span_us: float) -> tuple[str, int]:
+    """The unit in which so long a time is read best: its name, and its length in microseconds.
+
+    >>> unit(90e6), unit(3600e6)
+    (('seconds', 1000000), ('minutes', 60000000))
+    """
+    for name, seconds, most in _UNITS:
+        if span_us <= most * seconds * SECOND_US:
+            return name, seconds * SECOND_US
+    return name, seconds * SECOND_US
+
+
+def moment(time_us: int) -> str:
+    """A time for people, to the second, in UTC.
+
+    >>> moment(1538593440143928)
+    '2018-10-03 19:04:00 UTC'
+    """
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_us // SECOND_US))

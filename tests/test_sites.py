@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from elsewhere import environment
+from elsewhere import ROOT, environment
+from sshd import HOST, remote_host
 
+from balsam_lite import __version__
 from balsam_lite.cli import common, group
 from balsam_lite.cli.main import main
 from balsam_lite.clock import SystemClock
@@ -520,8 +525,6 @@ def test_that_ls_as_json_has_all_of_it(balsam: Balsam, tmp_path: Path, far: type
     registry.add("/far", "far", "h")
     registry.add("/far", "silent", "dead")
     registry.add("/gone", "lost")
-    from balsam_lite import __version__
-
     assert json.loads(balsam("site", "ls", "--json")[1]) == [
         {"id": 1, "name": "one", "path": str(tmp_path / "one"), "active": "no", "jobs": 0, "version": __version__},
         {"id": 2, "name": "far", "path": "ssh://h/far", "active": "yes", "jobs": 7, "version": "1.2.3"},
@@ -755,6 +758,14 @@ def test_that_a_site_on_another_host_is_only_forgotten(balsam: Balsam, far: type
     assert registry.known() == []
 
 
+def test_that_a_site_on_another_host_cannot_be_activated(balsam: Balsam) -> None:
+    registry.add("/db", "cluster", "h")
+    assert balsam("which", "--name", "cluster") == (
+        2, "", "Error: cluster lies on h and cannot be the active DB here.\nUse it with --site cluster.\n"
+    )  # fmt: skip
+    assert balsam("which", "--list")[1] == ""
+
+
 def test_that_the_service_of_another_host_is_started_there(balsam: Balsam, far: type[Far]) -> None:
     registry.add("/db", "cluster", "h")
     for verb in ("start", "stop"):
@@ -762,6 +773,42 @@ def test_that_the_service_of_another_host_is_started_there(balsam: Balsam, far: 
         assert (code, out) == (0, f"{verb} on h\n")
         assert "ssh://h/db" in err
     assert balsam("site", "sync", "cluster")[:2] == (0, "Updated site.\nstart on h\n")
+
+
+@pytest.fixture
+def real_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An sshd on this host; gives the command `balsam` there, which has a home of its own."""
+    with remote_host(tmp_path) as there, tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as sockets:
+        monkeypatch.setenv("PATH", there.path)
+        monkeypatch.setattr(tempfile, "tempdir", sockets)
+        command = tmp_path / "balsam there"
+        home = shlex.quote(str(tmp_path / "home there"))
+        line = f"BALSAM_HOME={home} PYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m balsam_lite.cli"
+        command.write_text(f'#!/bin/sh\n{line} "$@"\n')
+        command.chmod(0o755)
+        yield str(command)
+        for path in Path(sockets).glob("balsam-ssh-*/*"):
+            subprocess.run(["ssh", "-o", f"ControlPath={path}", "-O", "exit", "x"], capture_output=True, timeout=10)
+
+
+def test_that_sites_behind_a_real_ssh_are_listed_within_five_seconds_of_one_that_is_silent(
+    balsam: Balsam, tmp_path: Path, real_host: str
+) -> None:
+    make(tmp_path / "here")
+    location.set_up(str(tmp_path / "far db")).close()
+    code, out, err = balsam("site", "add", "far", f"ssh://{HOST}{tmp_path}/far db", "--balsam", real_host)
+    assert (code, err) == (0, "")
+    assert out == f"Added site 2, far: ssh://{HOST}{tmp_path}/far db (balsam_lite {__version__}, 0 jobs)\n"
+    assert balsam("site", "add", "none", f"ssh://{HOST}{tmp_path}/none", "--balsam", real_host)[0] == 1
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        registry.add("/db", "silent", f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        code, out, err = balsam("site", "ls")
+        assert time.monotonic() - began < 5
+    assert (code, [line.split()[-1] for line in out.splitlines()[1:]]) == (0, ["No", "No", "?"])
+    assert err.startswith("Warning: site silent could not be read: ")
 
 
 # --- the service, settings, login -------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def resolve(name: str) -> str:
     """The directory of a known DB: its path, its name, or a part of its path that only one has; the last component wins.
 
     Raises:
-        NotFound, InputError (ambiguous): with the candidates.
+        NotFound, InputError (ambiguous): with the candidates. InputError: it is on another host.
     """
     from . import registry
 
@@ -182,8 +182,12 @@ def resolve(name: str) -> str:
         return path
     if os.path.isdir(path) and os.sep in name:
         raise NotABalsamDB(f"No Balsam DB found in dir {path}", hint=f"`balsam init {name}` creates one.")
-    known = known_paths()
-    by_name = [entry.path for entry in registry.known() if entry.name == name and not entry.is_remote]
+    sites = registry.known()
+    known = [entry.path for entry in sites if not entry.is_remote]
+    by_name = [entry.path for entry in sites if entry.name == name and not entry.is_remote]
+    distant = next((entry for entry in sites if entry.name == name and entry.is_remote), None)
+    if distant and not by_name:
+        raise InputError(f"{name} lies on {distant.host} and cannot be the active DB here.", hint=f"Use it with --site {name}.")
     matches = by_name or [p for p in known if os.path.basename(p) == name] or [p for p in known if name in p]
     if len(matches) == 1:
         return matches[0]

@@ -10,7 +10,6 @@ from ..clock import SystemClock
 from ..db import events, location, queries, selection
 from ..db.connection import Database
 from ..db.registry import Entry
-from ..db.store import leases
 from ..errors import InvalidSpec
 from .desk import KINDS, Row
 
@@ -45,6 +44,8 @@ class LocalDesk:
 
     def about(self) -> Row:
         """Version, path, whether a service is active, number of jobs."""
+        from ..db.store import leases  # here, not above: it takes as long to import as all the rest
+
         with self.database.read() as cx:
             jobs, service = queries.count_jobs(cx), leases.latest(cx, _SERVICE)
         is_active = (

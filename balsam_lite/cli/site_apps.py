@@ -1,0 +1,157 @@
+"""`balsam app ls|rm`: the applications of any site that is known, be they command lines or Python classes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from ..db import forms
+from ..db.registry import Entry
+from ..errors import AmbiguousSite, UnknownApp
+from ..sites.desk import Row
+from . import layout
+from .common import ask_sites, confirm, say, site_option, warn
+from .group import BalsamCommand, option
+
+if TYPE_CHECKING:
+    from ..sites.desk import Desk
+
+#: An application, and the site that has it.
+_Found = tuple[Entry, Row]
+
+_KEYS_OF_OTHERS = ("preprocess", "postprocess", "envscript", "handle_error", "handle_timeout")
+
+
+# --- ls ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@site_option
+@option("-v", "--verbose", is_flag=True, help="Show every field, the template or where the Python class is among them.")
+@option("--json", "as_json", is_flag=True, help="Print a list of objects with every field.")
+def ls(site: str, verbose: bool, as_json: bool) -> None:
+    """List the applications of one or more sites: those of `balsam app` and those in Python alike.
+
+    \b
+    Examples:
+        balsam app ls
+        balsam app ls --site all --verbose
+    """
+    answers = ask_sites(site, lambda desk: desk.select("app"))
+    found = [(entry, app) for entry, apps in answers for app in apps]
+    if as_json:
+        layout.write_json(({"site": entry.name, **app} for entry, app in found), sys.stdout)
+    elif found:
+        sys.stdout.writelines(f"{line}\n" for line in (_forms if verbose else _table)(found))
+    else:
+        say(f"No application is on {', '.join(entry.name for entry, _ in answers)}.")
+
+
+def _table(found: Iterable[_Found]) -> Iterator[str]:
+    """Source: Balsam 0.7, whose columns have fixed widths."""
+    for cells in (("ID", "Name", "Site"), *((str(app["id"]), app["name"], entry.name) for entry, app in found)):
+        number, name, site = map(layout.one_line, cells)
+        yield f"{layout.right(number, 5)}   {layout.right(name, 18)}   {layout.left(site, 20)}"
+
+
+def _forms(found: Iterable[_Found]) -> Iterator[str]:
+    for entry, app in found:
+        shown = {"id": app["id"], "name": app["name"], "site": entry.name, "description": app["description"]}
+        shown.update({"kind": app["kind"], **_program(app), "parameters": app["parameters"]})
+        shown.update({"environment_variables": app["environ_vars"]} if app["environ_vars"] else {})
+        shown.update({name: app[name] for name in _KEYS_OF_OTHERS if app[name]})
+        yield from layout.yaml_lines(shown)
+        yield "----"
+
+
+def _program(app: Row) -> Row:
+    """What it runs, and where its Python class is, if it is one."""
+    kind = app["kind"]
+    runs = {"executable": app["executable"]} if kind == "command" else {}
+    runs.update({"command_template": app["command_template"]} if kind == "template" else {})
+    return {**runs, **({"source": forms.source_of(app["definition"])} if app["definition"] else {})}
+
+
+# --- rm ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@option("-n", "--name", default="", metavar="NAME", help="The application of exactly that name.")
+@option("-a", "--all", "everything", is_flag=True, help="All applications of the sites that --site names.")
+@site_option
+@option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rm(name: str, everything: bool, site: str, yes: bool) -> None:
+    """Remove applications and all of their jobs. Jobs that a launcher has stay, and so does their application.
+
+    \b
+    Examples:
+        balsam app rm --name Hello
+        balsam app rm --all --site thetagpu_tutorial
+    """
+    if name and everything:
+        raise click.UsageError("Specify app name or --all, but not both")
+    if not (name or everything):
+        raise click.UsageError("Specify app name with -n or specify --all")
+    if everything and not site:
+        raise click.UsageError("balsam app rm --all requires that you specify --site to remove jobs")
+    if everything:
+        _remove_all(site, yes)
+    else:
+        _remove_one(name, site, yes)
+
+
+def _remove_one(name: str, site: str, yes: bool) -> None:
+    entry, (app, jobs) = _the_one(name, ask_sites(site, lambda desk: _with_jobs(desk, name)))
+    shown = f"App(id={app['id']}, name={layout.one_line(name)}, site={entry.name})"
+    if jobs and not yes and not confirm(f"Really Delete {shown}?? There are {jobs} Jobs that will be ERASED!", "--yes"):
+        return
+    held = _remove(entry, [app["id"]])
+    if held:
+        warn(f"{shown} stays: a launcher has {held} of its jobs. The others are deleted.")
+    else:
+        click.echo(f"Deleted {shown}: there were {jobs or 'no'} associated jobs.")
+
+
+def _with_jobs(desk: Desk, name: str) -> list[tuple[Row, int]]:
+    return [(app, desk.count("job", {"app_id": app["id"]})) for app in desk.select("app", {"name": name})]
+
+
+def _the_one(name: str, answers: list[tuple[Entry, list[tuple[Row, int]]]]) -> tuple[Entry, tuple[Row, int]]:
+    found = [(entry, one) for entry, some in answers for one in some]
+    if not found:
+        sites = ", ".join(entry.name for entry, _ in answers)
+        raise UnknownApp(f"No App matching criteria {{'name': {name!r}}} on {sites}", hint="`balsam app ls` lists them.")
+    if len(found) > 1:
+        sites = ", ".join(entry.name for entry, _ in found)
+        raise AmbiguousSite(f"More than one site has an App {name}: {sites}", hint="Say with --site which one is meant.")
+    return found[0]
+
+
+def _remove_all(site: str, yes: bool) -> None:
+    answers = ask_sites(site, lambda desk: ([app["id"] for app in desk.select("app")], desk.count("job")))
+    apps, jobs = sum(len(numbers) for _, (numbers, _) in answers), sum(number for _, (_, number) in answers)
+    if not apps:
+        click.echo("There are no Apps to delete.")
+        return
+    say("THIS WILL DELETE ALL APPS IN SITE! CAUTION!")
+    names = ", ".join(entry.name for entry, _ in answers)
+    if not yes and not confirm(
+        f"Really delete all {apps} Apps of {names}? There are {jobs} Jobs that will be ERASED!", "--yes"
+    ):
+        return
+    for entry, (numbers, _) in answers:
+        held = _remove(entry, numbers) if numbers else 0
+        if held:
+            warn(f"A launcher has {held} jobs of {entry.name}; they and their applications stay.")
+    click.echo(f"Deleted the Apps of {names}.")
+
+
+def _remove(entry: Entry, numbers: list[int]) -> int:
+    """Remove applications with their jobs; returns how many of those were left alone."""
+    from ..sites import many
+
+    held: int = many.desk_of(entry).delete("app", {"id": numbers}, force=True)["held"]
+    return held

@@ -1,0 +1,268 @@
+"""`balsam job create|ls|modify|rm`: jobs in the words of the workshop, on any site that is known."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, Callable, TypeVar
+
+import click
+
+from .. import states
+from ..db.registry import Entry
+from ..errors import AmbiguousSite
+from . import job_listing, layout
+from .common import ask_sites, confirm, count, count0, long_site_option, number, one_site, pairs, say, warn
+from .group import BalsamCommand, option
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# --- which jobs -------------------------------------------------------------------------------------------------------
+
+_FILTERS = (
+    option("-i", "--id", "ids", multiple=True, type=int, metavar="N", help="Only the job of that number; may be repeated."),
+    option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated."),
+    option("-s", "--state", "wanted", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated."),
+    option("-ns", "--exclude-state", "unwanted", multiple=True, metavar="STATE", help="Only jobs in other states."),
+    option("-w", "--workdir", default="", metavar="TEXT", help="Only jobs with TEXT in the path of their directory."),
+    option("-a", "--app", default="", metavar="NAME", help="Only jobs of that application."),
+)
+
+
+def _choosing_options(command: _Function) -> _Function:
+    for decorate in reversed(_FILTERS):
+        command = decorate(command)
+    return command
+
+
+def _where(
+    ids: Sequence[int], tags: Sequence[str], wanted: Sequence[str], unwanted: Sequence[str], workdir: str, app: str
+) -> dict[str, Any]:
+    """The conditions of `db.selection`; all that are given must hold.
+
+    Raises:
+        InvalidSpec: a tag without `=`. InvalidStateError.
+    """
+    terms = {
+        "id": list(ids),
+        "tags": pairs(tags, "--tag"),
+        "state": [states.check_state(state) for state in wanted],
+        "state__ne": [states.check_state(state) for state in unwanted],
+        "workdir__contains": workdir,
+        **_named(app, "app"),
+    }
+    return {name: value for name, value in terms.items() if value}
+
+
+def _named(app: str, by_name: str) -> dict[str, Any]:
+    """An application is meant by its number, if that is one, or else by its name."""
+    return {"app_id": int(app)} if app.isdecimal() else {by_name: app}
+
+
+# --- create -----------------------------------------------------------------------------------------------------------
+
+
+def _count(*names: str, help: str, check: Callable[..., Any] = count) -> Callable[[_Function], _Function]:
+    """An option for a whole number that is 1 if it is not given."""
+    return option(*names, type=int, callback=check, default=1, metavar="N", help=f"{help} [default: 1]")
+
+
+@click.command(cls=BalsamCommand)
+@option("-w", "--workdir", required=True, metavar="PATH", help="Where it runs, below the site's directory data/.")
+@option("-a", "--app", required=True, metavar="NAME", help="The application to run, by its name or number.")
+@option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
+@option("-p", "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
+@_count("-n", "--num-nodes", help="Nodes it runs on.")
+@_count("-rpn", "--ranks-per-node", help="MPI ranks on each of them.")
+@_count("-tpr", "--threads-per-rank", help="Threads of each rank.")
+@_count("-tpc", "--threads-per-core", help="Threads on each core.")
+@option(
+    "-g", "--gpus-per-rank", type=float, callback=number, default=0, metavar="N", help="A fraction shares one. [default: 0]"
+)
+@_count("-npc", "--node-packing-count", help="So many such jobs share a node.")
+@option("-lp", "--launch-param", "launch_params", multiple=True, metavar="NAME=VALUE", help="For the MPI start command.")
+@_count("-t", "--wall-time-min", check=count0, help="So many minutes it will take.")
+@option("-pid", "--parent-id", "parent_ids", multiple=True, type=int, metavar="N", help="A job to wait for; may be repeated.")
+@option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
+@option("--workflow", default="", help="A label that jobs share.")
+@option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
+@option("--priority", type=int, default=0, metavar="N", help="Higher ones start first. [default: 0]")
+@long_site_option
+@option("-y", "--yes", is_flag=True, help="Do not ask.")
+def create(site: str, app: str, yes: bool, **values: Any) -> None:
+    """Add a job to a site: one planned run of an application with these parameters.
+
+    \b
+    Examples:
+        balsam job create --app Hello --workdir demo/hello --param say_hello_to=world --yes
+        balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 -tag run=7 -pid 5 --site theta
+    """
+    from . import job_create
+
+    desk = one_site(site)
+    job, application = job_create.checked(desk, app, values)
+    sys.stdout.writelines(f"{line}\n" for line in job_create.preview(desk.entry, job, application))
+    if yes or confirm("Do you want to create this Job?", "--yes"):
+        (made,) = desk.create("job", [job])
+        click.echo(f"Added Job id={made['id']}")
+
+
+# --- ls ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@_choosing_options
+@long_site_option
+@option("--by-state", is_flag=True, help="Count the jobs of each state. With -v: of those without jobs, too.")
+@option("--history", is_flag=True, help="Show when each job entered each state.")
+@option("-v", "--verbose", is_flag=True, help="Show every field.")
+@option("--json", "as_json", is_flag=True, help="Print a list of objects with every field.")
+@option("--limit", type=int, callback=count, metavar="N", help="Show N jobs at most.")
+def ls(site: str, by_state: bool, history: bool, verbose: bool, as_json: bool, limit: int | None, **filters: Any) -> None:
+    """List jobs of one or more sites.
+
+    All conditions must hold at once; of several --state one must.
+
+    \b
+    Examples:
+        balsam job ls --tag workflow=hello
+        balsam job ls --site all --by-state
+        balsam job ls --app Hello --state FAILED --history
+    """
+    where = _where(**filters)
+    if by_state:
+        _count_states(site, where, verbose, as_json)
+        return
+    fields: tuple[str, ...] = () if verbose or as_json else job_listing.TABLE_FIELDS
+    fields = job_listing.HISTORY_FIELDS if history else fields
+    size = min(job_listing.HISTORY_PAGE if history else job_listing.PAGE, limit or job_listing.PAGE)
+    answers = ask_sites(site, lambda desk: desk.page(where, fields, size=size))
+    found = islice(job_listing.every(answers, where, fields, size), limit)
+    if as_json:
+        layout.write_json(job_listing.history_objects(found) if history else job_listing.objects(found), sys.stdout)
+        return
+    first = next(found, None)
+    if first is None:
+        _say_none([entry for entry, _ in answers])
+        return
+    show = job_listing.histories if history else job_listing.forms if verbose else job_listing.table
+    show(chain((first,), found))
+
+
+def _count_states(site: str, where: Mapping[str, Any], everything: bool, as_json: bool) -> None:
+    answers = ask_sites(site, lambda desk: desk.count_states(where))
+    found = dict.fromkeys(states.STATES, 0) if everything else {}
+    for _, numbers in answers:
+        for state, jobs in numbers.items():
+            found[state] = found.get(state, 0) + jobs
+    if as_json:
+        rows = ({"state": state, "jobs": found[state]} for state in states.STATES if state in found)
+        layout.write_json(rows, sys.stdout)
+    elif found:
+        job_listing.counts(found)
+    else:
+        _say_none([entry for entry, _ in answers])
+
+
+def _say_none(entries: Iterable[Entry]) -> None:
+    say(f"No job matches on {', '.join(entry.name for entry in entries)}.")
+
+
+# --- modify and rm ----------------------------------------------------------------------------------------------------
+
+_NOTHING_CHOSEN = "Provide either list of Job ids or tags to"
+
+
+@click.command(cls=BalsamCommand)
+@option("-i", "--id", "ids", multiple=True, type=int, metavar="N", help="The job of that number; may be repeated.")
+@option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="All jobs with that tag; may be repeated.")
+@option("-s", "--state", required=True, metavar="STATE", help="The state to put them into.")
+@long_site_option
+def modify(ids: Sequence[int], tags: Sequence[str], state: str, site: str) -> None:
+    """Put jobs into another state, RESTART_READY most of the time.
+
+    What waits for them, or failed because of them, goes on accordingly. A job that a launcher holds is left alone, and so
+    are all others of its site then.
+
+    \b
+    Examples:
+        balsam job modify --id 5 --id 6 --state RESTART_READY
+        balsam job modify --tag workflow=hello --state RESTART_READY --site all
+    """
+    from ..db.store.user import USER_CHANGED
+    from ..sites import many
+
+    if not ids and not tags:
+        raise click.UsageError(f"{_NOTHING_CHOSEN} modify")
+    states.check_state(state)
+    where = _where(ids, tags, (), (), "", "")
+    matching = _matching(site, where)
+    if not matching:
+        say("No jobs match modification query")
+    changes = {"state": state, "state_data": {"message": USER_CHANGED}}
+    for entry, _ in matching:
+        changed = many.desk_of(entry).update_where("job", where, changes)
+        say(f"{changed} {_jobs(changed)} of {entry.name} put into {state}.")
+
+
+def _matching(site: str, where: Mapping[str, Any]) -> list[tuple[Entry, int]]:
+    """The sites with jobs that match, and how many those are.
+
+    Raises:
+        AmbiguousSite: jobs are meant by numbers, which several sites have.
+    """
+    found = [(entry, jobs) for entry, jobs in ask_sites(site, lambda desk: desk.count("job", where)) if jobs]
+    if "id" in where and len(found) > 1:
+        names = ", ".join(entry.name for entry, _ in found)
+        raise AmbiguousSite(
+            f"More than one site has jobs of these numbers: {names}", hint="Say with --site which one is meant."
+        )
+    return found
+
+
+def _jobs(number: int) -> str:
+    return "job" if number == 1 else "jobs"
+
+
+@click.command(cls=BalsamCommand)
+@_choosing_options
+@long_site_option
+@option("--all", "everything", is_flag=True, help="All jobs.")
+@option("-y", "--yes", is_flag=True, help="Do not ask.")
+@option("--force", is_flag=True, help="Remove jobs that others wait for, too; those become FAILED.")
+def rm(site: str, everything: bool, yes: bool, force: bool, **filters: Any) -> None:
+    """Remove jobs with their history. Their working directories stay.
+
+    All conditions must hold at once. --site alone means all jobs of that site. Jobs that a launcher has are left alone.
+
+    \b
+    Examples:
+        balsam job rm --id 5 --id 6
+        balsam job rm --tag workflow=hello --state FAILED --yes
+        balsam job rm --site thetagpu_tutorial --all
+    """
+    from ..sites import many
+
+    where = _where(**filters)
+    if where and everything:
+        raise click.UsageError("--all leaves nothing to choose; give it or conditions, but not both.")
+    if not (where or everything or site):
+        raise click.UsageError(f"{_NOTHING_CHOSEN} delete")
+    if everything:
+        say("THIS WILL DELETE ALL JOBS! CAUTION!")
+    matching = _matching(site, where)
+    total = sum(jobs for _, jobs in matching)
+    if not total:
+        click.echo("No jobs match deletion query")
+        return
+    if len(matching) > 1:
+        say("These are: " + ", ".join(f"{jobs} of {entry.name}" for entry, jobs in matching))
+    if not yes and not confirm(f"Really delete {total} {_jobs(total)}?", "--yes"):
+        return
+    for entry, _ in matching:
+        gone = many.desk_of(entry).delete("job", where, force=force)
+        say(f"{gone['deleted']} {_jobs(gone['deleted'])} of {entry.name} deleted.")
+        if gone["held"]:
+            them = "it" if gone["held"] == 1 else "them"
+            warn(f"{gone['held']} {_jobs(gone['held'])} of {entry.name} left alone, because a launcher has {them}.")

@@ -28,6 +28,7 @@ from balsam_lite.cli.main import main
 from balsam_lite.db import location
 from balsam_lite.db.registry import Entry
 from balsam_lite.errors import BalsamError, InputError, InvalidSpec, SiteUnreachable, StateError
+from balsam_lite.processes import JOB_VARIABLES
 from balsam_lite.programs import Completed
 from balsam_lite.settings import SettingsWarning
 from balsam_lite.sites import many, silence, ssh, wire
@@ -325,7 +326,8 @@ class Far(NamedTuple):
         )
         command = folder / "balsam"
         home = shlex.quote(str(self.folder / "home"))
-        line = f'BALSAM_HOME={home} {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"'
+        variables = f"BALSAM_HOME={home} BALSAM_SCHEDULER_CLASS=LocalScheduler"
+        line = f'{variables} {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"'
         command.write_text(f"#!/bin/sh\n{before}\n{line}\n{after}\n")
         command.chmod(0o755)
         return str(command)
@@ -408,6 +410,22 @@ def test_that_a_connection_is_kept_for_the_next_questions(far: Far, stub_there: 
     desk.about()
     desk.about()
     assert far.connections() == before
+
+
+def test_that_a_kept_connection_is_no_part_of_the_job_that_asked(
+    far: Far, stub_there: str, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in JOB_VARIABLES:
+        monkeypatch.setenv(variable, "42")
+    _disconnect(tempfile.gettempdir())
+    RemoteDesk(Entry(1, "far", db, HOST, stub_there)).about()
+    [path] = Path(tempfile.gettempdir()).glob("balsam-ssh-*/*")
+    told = subprocess.run(["ssh", "-o", f"ControlPath={path}", "-O", "check", "x"], capture_output=True, text=True)
+    master = int(told.stderr.partition("pid=")[2].partition(")")[0])
+    environ = Path(f"/proc/{master}/environ").read_bytes().split(b"\0")
+    assert {word.partition(b"=")[0].decode() for word in environ}.isdisjoint(JOB_VARIABLES)
+    assert os.getsid(master) != os.getsid(0)
+    assert {os.readlink(f"/proc/{master}/fd/{number}") for number in (0, 1)} == {os.devnull}
 
 
 def test_that_two_sites_of_one_host_are_two(far: Far, stub_there: str, tmp_path: Path) -> None:
@@ -569,3 +587,14 @@ def test_that_a_db_behind_ssh_keeps_what_it_is_told(far: Far, db: str) -> None:
     [there] = many.desk_of(Entry(1, "here", db)).select("job", {"tags": {"ü": "'$(x)'"}})
     assert there == made
     assert desk.result(made["id"])["state"] == made["state"]
+
+
+def test_that_a_service_started_through_ssh_goes_on_without_it(far: Far, db: str) -> None:
+    assert main(["init", db]) == 0  # with a policy
+    desk = RemoteDesk(Entry(1, "far", db, HOST, far.balsam()))
+    try:
+        assert desk.service("start")["said"]
+        assert wait_until(lambda: many.desk_of(Entry(1, "here", db)).about()["is_active"])
+    finally:
+        desk.service("stop")
+    assert many.desk_of(Entry(1, "here", db)).about()["is_active"] is False

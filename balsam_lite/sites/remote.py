@@ -127,6 +127,7 @@ class RemoteDesk:
         return programs.run(
             ssh.command(self._host, self._line, connect_s),
             timeout_s=timeout_s,
+            environ=ssh.environ(),
             stdin=request,
             largest_bytes=LARGEST_ANSWER_BYTES,
             leaves_some=True,  # the connection that is kept

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .. import programs
 from ..errors import InputError, InvalidSpec
+from ..processes import JOB_VARIABLES
 
 #: So long an unused connection is kept for the next command, in seconds.
 KEPT_S = 60
@@ -97,6 +98,11 @@ def command(host: Host, words: str, connect_s: int) -> list[str]:
     return ["ssh", "-T", "-x", *options, *host.options, "--", host.destination, words]
 
 
+def environ() -> dict[str, str]:
+    """The environment for ssh: the connection that is kept must not be taken for a part of the job that asks."""
+    return {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
+
+
 def shell_line(balsam: str) -> str:
     """`exec BALSAM answer` for whatever shell the user has there: sh, csh or fish. Only a ~/ in front is left to it.
 
@@ -117,7 +123,7 @@ def drop(host: Host) -> None:
     if sharing:
         path = [word for word in sharing if word.startswith("ControlPath=")]
         options = ["-o", path[0], *host.options]
-        programs.run(["ssh", "-O", "stop", *options, "--", host.destination], timeout_s=0.5, leaves_some=True)
+        programs.run(["ssh", "-O", "stop", *options, "--", host.destination], timeout_s=0.5)
 
 
 # --- one connection for many commands ---------------------------------------------------------------------------------

@@ -520,6 +520,13 @@ def test_that_ls_prints_the_table_of_the_workshop(balsam: Balsam, tmp_path: Path
     ]
 
 
+def test_that_ls_without_any_site_says_how_to_make_one(balsam: Balsam) -> None:
+    code, out, err = balsam("site", "ls")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "balsam site init -n NAME DIR" in err
+    assert balsam("site", "ls", "--json") == (0, "[]\n", "")
+
+
 def test_that_ls_as_json_has_all_of_it(balsam: Balsam, tmp_path: Path, far: type[Far]) -> None:
     make(tmp_path / "one")
     registry.add("/far", "far", "h")
@@ -648,6 +655,19 @@ def test_that_a_site_in_use_is_neither_moved_nor_removed(balsam: Balsam, tmp_pat
         assert f"launcher 1 (pid {os.getpid()} on " in err
     assert location.is_db(site.path)
     assert not (tmp_path / "new").exists()
+
+
+def test_that_a_site_behind_a_link_is_not_taken_apart(balsam: Balsam, tmp_path: Path) -> None:
+    location.set_up(str(tmp_path / "real")).close()
+    (tmp_path / "link").symlink_to("real")
+    registry.add(str(tmp_path / "link"), "mine")
+    for words in (["rm", "-f", "mine"], ["mv", "mine", "new"], ["rm", "-f", "real"]):
+        code, _, err = balsam("site", *words)
+        assert code == 2
+        assert f"is a link to {tmp_path / 'real'}" in err
+    balsam("site", "forget", "mine")
+    assert balsam("site", "mv", "real", "new")[0] == 0
+    assert names(registry.known()) == ["new"]
 
 
 def test_that_a_launcher_that_is_dead_keeps_no_site(balsam: Balsam, tmp_path: Path) -> None:

@@ -59,11 +59,19 @@ def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T
     answers = many.ask(selector.choose(site, _named_db()), question)
     if len(answers.failed) == 1 and not answers.found:
         raise answers.failed[0][1]
-    for entry, exc in answers.failed:
-        warn(many.failure(entry, exc))
+    warn_of_sites(answers.failed)
     if not answers.found:
         raise BalsamError(f"None of the {len(answers.failed)} sites could be read.")
     return answers.found
+
+
+def warn_of_sites(failed: Iterable[tuple[Entry, BalsamError]]) -> None:
+    """A line on stderr for each site that could not be read."""
+    from ..sites import many
+    from . import layout
+
+    for entry, exc in failed:
+        warn(layout.one_line(many.failure(entry, exc)))
 
 
 def one_site(site: str) -> Desk:

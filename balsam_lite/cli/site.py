@@ -11,7 +11,7 @@ import click
 
 from ..errors import BalsamError, NotABalsamDB
 from . import layout
-from .common import confirm, say, warn
+from .common import confirm, say, warn, warn_of_sites
 from .group import BalsamCommand, CommandGroup, PathCommand, option
 
 if TYPE_CHECKING:
@@ -195,6 +195,10 @@ def list_(*, verbose: bool, json: bool) -> None:
             click.echo("\n".join(layout.yaml_lines(one)) + "\n---")
     else:
         click.echo(_row("ID", "Name", "Path", "Active"))
+        if not found:
+            from ..db import registry
+
+            say(registry.hint())
         for one in found:
             click.echo(_row(str(one["id"]), one["name"], _shortened(one["path"]), _ACTIVE[one["active"]]))
 
@@ -210,6 +214,7 @@ def _found_sites() -> Iterator[dict[str, Any]]:
 
     entries = registry.known(gone=True)
     answers = many.ask([entry for entry in entries if entry.is_there], lambda desk: desk.about(), many.LOOK_S)
+    warn_of_sites(answers.failed)
     found, failed = dict(answers.found), dict(answers.failed)
     for entry in entries:
         one: dict[str, Any] = {"id": entry.number, "name": entry.name, "path": entry.address, "active": "gone"}
@@ -217,7 +222,6 @@ def _found_sites() -> Iterator[dict[str, Any]]:
             one["active"] = "yes" if found[entry]["is_active"] else "no"
             one.update({key: found[entry].get(key) for key in ("jobs", "version")})
         elif entry in failed:
-            warn(many.failure(entry, failed[entry]))
             one.update(active="unknown", error=many.reason(failed[entry]))
         yield one
 

@@ -84,13 +84,18 @@ def directory_of(entry: Entry, what: str) -> str:
     """The directory of a site of this host; `what` is to be done with it.
 
     Raises:
-        InputError: it is on another host. NotABalsamDB: it is gone.
+        InputError: it is on another host, or reached through a link. NotABalsamDB: it is gone.
     """
     if entry.is_remote:
         raise InputError(f"Site {entry.name} lies on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
     if not location.is_db(entry.path):
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path}", hint=f"`balsam site forget {entry.name!r}` if it is gone for good."
+        )
+    if os.path.islink(entry.path):
+        raise InputError(
+            f"{entry.path} is a link to {os.path.realpath(entry.path)}, and only the directory itself can be {what}.",
+            hint=f"`balsam site forget {entry.number}`, and then name the directory.",
         )
     return entry.path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from balsam_lite import __version__
 from balsam_lite.cli import common, group
 from balsam_lite.cli.main import main
 from balsam_lite.clock import SystemClock
-from balsam_lite.db import location, registry
+from balsam_lite.db import location, maintenance, registry
 from balsam_lite.db.registry import Entry
 from balsam_lite.db.store import batch_jobs, leases
 from balsam_lite.errors import (
@@ -608,42 +609,64 @@ def test_that_a_site_that_is_moved_takes_its_jobs_along(balsam: Balsam, tmp_path
     assert (new / "run.sh").read_text() == "mine"
 
 
-def test_that_a_move_over_file_systems_copies_everything(
-    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(tmp_path / "old")
-    add_job(balsam, tmp_path / "old")
+@pytest.fixture
+def other_device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The first directory that is to be renamed would have to go to another file system; which one that was."""
     rename, refused = os.rename, []
 
-    def other_device(source: str, target: str) -> None:
+    def refuse(source: str, target: str) -> None:
         if not refused:
             refused.append(source)
-            raise OSError(18, "Invalid cross-device link")
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", other_device)
+    monkeypatch.setattr(os, "rename", refuse)
+    return refused
+
+
+def test_that_a_move_over_file_systems_copies_everything(balsam: Balsam, tmp_path: Path, other_device: list[str]) -> None:
+    make(tmp_path / "old")
+    add_job(balsam, tmp_path / "old", "--user-workdir", str(tmp_path / "old" / "own"))
+    (tmp_path / "old" / "data" / "file").write_text("mine")
     assert balsam("site", "mv", "old", "new")[0] == 0
-    assert refused == [str(tmp_path / "old")]
-    assert len(json.loads(balsam("--db", "new", "ls", "--json")[1])) == 1
+    assert other_device == [str(tmp_path / "old")]
+    [job] = json.loads(balsam("--db", "new", "ls", "--json")[1])
+    assert job["user_workdir"] == str(tmp_path / "new" / "own")
+    assert (tmp_path / "new" / "data" / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "new"]
+
+
+def fail(*_: object) -> None:
+    raise BalsamError("the disk is full")
 
 
 def test_that_a_move_that_fails_leaves_all_as_it_was(balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "old")
     row = add_job(balsam, tmp_path / "old", "--user-workdir", str(tmp_path / "old" / "own"))
+    (tmp_path / "old" / "data" / "link").symlink_to(tmp_path / "old" / "data" / "target")
     (tmp_path / "there").mkdir()
     for target in ("there", "old/inside", "no/such/place"):
         assert balsam("site", "mv", "old", target)[0] != 0
-    registry_file().with_suffix(".json.lock").unlink(missing_ok=True)
-
-    def full(*_: object) -> None:
-        raise BalsamError("the disk is full")
-
-    monkeypatch.setattr(registry, "move", full)
+    monkeypatch.setattr(registry, "move", fail)
     assert "the disk is full" in balsam("site", "mv", "old", "new")[2]
     assert registry.known() == [Entry(1, "old", str(tmp_path / "old"))]
     assert json.loads(balsam("--db", "old", "ls", "--json")[1]) == [row]
+    assert os.readlink(tmp_path / "old" / "data" / "link") == str(tmp_path / "old" / "data" / "target")
     assert not (tmp_path / "new").exists()
+
+
+def test_that_a_copy_that_fails_leaves_all_as_it_was(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_device: list[str]
+) -> None:
+    make(tmp_path / "old")
+    row = add_job(balsam, tmp_path / "old", "--user-workdir", str(tmp_path / "old" / "own"))
+    for module, name in ((registry, "move"), (maintenance, "backup")):
+        other_device.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            assert "the disk is full" in balsam("site", "mv", "old", "new")[2]
+        assert json.loads(balsam("--db", "old", "ls", "--json")[1]) == [row]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "old"]
 
 
 def test_that_a_site_in_use_is_neither_moved_nor_removed(balsam: Balsam, tmp_path: Path) -> None:

@@ -274,11 +274,14 @@ def mv(site: str, destination: str) -> None:
     """
     from ..sites import moving, selector
 
-    moved = moving.move(selector.find(site), destination)
+    entry = selector.find(site)
+    moved = moving.move(entry, destination)
     click.echo(f"Moved site to new path {layout.one_line(moved.entry.path)}")
     if moved.apps:
         names = ", ".join(map(layout.one_line, moved.apps))
         warn(f"These applications name the old directory: {names}. `balsam modify` changes them.")
+    if moved.is_left:
+        warn(f"The site was copied, and not all of its old directory could be removed: {layout.one_line(entry.path)}")
 
 
 @site.command(cls=PathCommand, short_help="remove a site with all its jobs")

@@ -21,6 +21,7 @@ class Moved(NamedTuple):
     entry: Entry
     links: int  # between jobs, which were mended
     apps: list[str]  # whose commands name the old directory
+    is_left: bool  # something of the old directory could not be removed
 
 
 def move(entry: Entry, destination: str) -> Moved:
@@ -39,16 +40,22 @@ def move(entry: Entry, destination: str) -> Moved:
         raise InputError(f"{target} lies inside the site itself")
     manage.refuse_busy(source, "moved")
     _refuse_unsafe(source, target)
-    _rename(source, target)
+    data = os.path.join(target, location.DATA)
+    _put(source, target)
     try:
-        apps = _change_paths(source, target)
-        links = _mend_links(os.path.join(target, location.DATA), source, target)
+        apps = _change_paths(target, source, target)
+        links = _mend_links(data, source, target)
         moved = registry.move(entry.number, target) if entry.number else registry.add(target)
     except BaseException:
-        _change_paths(target, source, in_directory=target)
-        _rename(target, source)
+        if os.path.lexists(source):  # that was a copy
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            _mend_links(data, target, source)
+            _change_paths(target, target, source)
+            os.rename(target, source)
         raise
-    return Moved(moved, links, apps)
+    shutil.rmtree(source, ignore_errors=True)  # of a copy
+    return Moved(moved, links, apps, os.path.lexists(source))
 
 
 def _refuse_unsafe(source: str, target: str) -> None:
@@ -60,7 +67,8 @@ def _refuse_unsafe(source: str, target: str) -> None:
         )
 
 
-def _rename(source: str, target: str) -> None:
+def _put(source: str, target: str) -> None:
+    """Rename the directory; where that is impossible, make a copy of it."""
     try:
         try:
             os.rename(source, target)
@@ -68,7 +76,6 @@ def _rename(source: str, target: str) -> None:
             if exc.errno != errno.EXDEV:
                 raise
             _copy(source, target)
-            shutil.rmtree(source)
     except OSError as exc:
         raise DatabaseError(f"{source} cannot be moved to {target}: {exc.strerror or exc}") from exc
 
@@ -87,9 +94,9 @@ def _copy(source: str, target: str) -> None:
         raise
 
 
-def _change_paths(old: str, new: str, in_directory: str = "") -> list[str]:
-    """Change what the DB, which lies in `new` already unless it is said, knows of its place. Returns apps that name `old`."""
-    db = location.open_database(in_directory or new)
+def _change_paths(directory: str, old: str, new: str) -> list[str]:
+    """Change what the DB in that directory knows of its place. Returns the apps that name `old`."""
+    db = location.open_database(directory)
     with db.session(), db.write() as cx:
         relocate.relocate(cx, old, new)
         apps = relocate.apps_with(cx, old)

@@ -42,7 +42,7 @@ _FAINTEST = 0.0005
 
 
 def check_path(path: str) -> None:
-    """See before any work that a figure can be written there: raise InvalidSpec for its suffix, BalsamError for its directory."""
+    """Raise InvalidSpec unless a figure can have that suffix, BalsamError unless its directory can be written."""
     if os.path.splitext(path)[1].lower() not in SUFFIXES:
         raise InvalidSpec(
             f"{path} has none of the suffixes that a figure can have.", hint=f"Possible are: {', '.join(SUFFIXES)}"

@@ -356,6 +356,17 @@ def lease(site: Entry, kind: str, age_s: float, holder: Holder) -> None:
     db.close()
 
 
+#: What takes long to import, or what costs more than finding a site may.
+HEAVY = {"peewee", "jinja2", "psutil", "logging", "pathlib", "dataclasses", "subprocess", "filelock", "tempfile"}
+
+
+def test_that_finding_a_site_imports_nothing_that_takes_long() -> None:
+    code = f"import sys, balsam_lite.sites.selector, balsam_lite.sites.many; print({HEAVY} & set(sys.modules))"
+    words = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(words, env={**environment(), "PYTHONNOUSERSITE": "1"}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
 # --- asking several ---------------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,7 @@ class Settings(NamedTuple):
     JOB_TEMPLATE: str = ""  # relative to the DB or ~/.balsam; "" is the scheduler's own template
     CPUS_PER_NODE: int = 0  # 0 is: ask the machine
     GPUS_PER_NODE: int = -1  # -1 is: ask the machine
+    GPU_VARIABLES: str = "CUDA_VISIBLE_DEVICES"  # which tell a job its GPUs, with blanks or commas between them
     MAX_LOCAL_LAUNCHES: int = 1  # batch jobs that the local scheduler runs at once
     HOOK_TIME_LIMIT_S: int = 300
     KILL_GRACE_S: float = 10.0  # between SIGTERM and SIGKILL when a launcher ends

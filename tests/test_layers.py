@@ -43,7 +43,7 @@ ROOMS = (
             f"launcher.{name}"
             for name in (
                 "process", "spawner", "nodes", "staging", "commands", "template", "shell", "order", "machine", "failpoints",
-                "mpirun", "logs", "reaper",
+                "mpirun", "logs", "reaper", "gpus", "pinning",
             )
         ),
     ),

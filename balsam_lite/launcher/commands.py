@@ -13,12 +13,15 @@ from ..db.store.claims import Claim
 from ..errors import SpawnFailed
 from ..identity import Holder
 from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
+from . import gpus
 from .nodes import Place
 from .staging.links import Parent
 
 _RUN = RUN_VARIABLE.encode()
 #: Linux takes at most 128 KiB for one variable.
 _LONGEST_VARIABLE = 120_000
+#: The value of a variable that a job shall not have, though the launcher has it. No real value holds a NUL.
+UNSET = b"\0"
 #: Variables of the context that a job cannot change.
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
@@ -50,6 +53,8 @@ class Context(NamedTuple):
     mark: bytes  # with what the BALSAM_RUN of all its runs begins
     mpi: MpiUse
     node_mark: bytes = b""  # with what it ends
+    gpu_variables: tuple[str, ...] = gpus.DEFAULT  # these tell a job its GPUs
+    shares_host: bool = True  # the nodes are shares of one host
 
 
 def make_context(
@@ -60,6 +65,8 @@ def make_context(
     environ: Mapping[bytes, bytes],
     mpi: MpiUse = NO_MPI,
     rank: int = 0,
+    gpu_variables: Sequence[str] = gpus.DEFAULT,
+    shares_host: bool = True,
 ) -> Context:
     """The context of the launcher with that lease, or of another rank of it; its jobs inherit `environ`."""
     own = {name.encode() for name in JOB_VARIABLES}
@@ -69,7 +76,8 @@ def make_context(
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
     variables = [b"%b=%b" % variable for variable in common.items()]
     data = os.path.join(db_directory, location.DATA)
-    return Context(data, common, variables, lease_mark(db_directory, lease), mpi, node_mark(rank))
+    lease_begin, names = lease_mark(db_directory, lease), tuple(gpu_variables)
+    return Context(data, common, variables, lease_begin, mpi, node_mark(rank), names, shares_host)
 
 
 def argv(claim: Claim, place: Place, context: Context) -> list[str]:
@@ -103,10 +111,7 @@ def environment(claim: Claim, place: Place | None, context: Context) -> dict[byt
     if claim.threads_per_rank > 1:
         own[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
     if claim.shape.gpus_per_rank and place is not None:
-        # Shares of one host have GPUs of their own, nodes of a cluster the same ones each.
-        gpus = dict.fromkeys(gpu for of_node in place.gpus for gpu in of_node)
-        own[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"
-        own[b"CUDA_VISIBLE_DEVICES"] = ",".join(gpus).encode()
+        own.update(_gpu_variables(place, context))
     if claim.environ_vars != "{}":
         for name, value in json.loads(claim.environ_vars).items():
             own[name.encode()] = value.encode()
@@ -116,6 +121,13 @@ def environment(claim: Claim, place: Place | None, context: Context) -> dict[byt
     own[b"BALSAM_PARENT_IDS"] = _parent_ids(claim)
     own[_RUN] = mark(claim, context)
     return own
+
+
+def _gpu_variables(place: Place, context: Context) -> dict[bytes, bytes]:
+    found = gpus.visible(place, context.shares_host)
+    if found is None:  # whoever has whole nodes may use all that is there, and what this node calls its own is wrong elsewhere
+        return dict.fromkeys((name.encode() for name in context.gpu_variables), UNSET)
+    return {name.encode(): value.encode() for name, value in gpus.variables(context.gpu_variables, found).items()}
 
 
 def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes, bytes]:
@@ -143,8 +155,8 @@ def _parent_ids(claim: Claim) -> bytes:
 def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
     """The whole environment as the operating system takes it: NAME=value."""
     if own.keys() & context.environ.keys():
-        return [b"%b=%b" % variable for variable in {**context.environ, **own}.items()]
-    return [*context.variables, *[b"%b=%b" % variable for variable in own.items()]]
+        return [b"%b=%b" % variable for variable in {**context.environ, **own}.items() if variable[1] != UNSET]
+    return [*context.variables, *[b"%b=%b" % variable for variable in own.items() if variable[1] != UNSET]]
 
 
 def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:

@@ -9,11 +9,16 @@ from collections.abc import Mapping
 
 
 def cpus() -> int:
-    """The CPUs that this process may run on."""
+    """How many CPUs this process may run on."""
+    return len(cpu_numbers()) or os.cpu_count() or 1
+
+
+def cpu_numbers() -> tuple[int, ...]:
+    """Which ones; none where a process cannot be pinned to any (macOS)."""
     try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
+        return tuple(sorted(os.sched_getaffinity(0)))
+    except AttributeError:
+        return ()
 
 
 #: Which GPUs a process may use: of CUDA, of ROCm, of HIP on top of it, of oneAPI's Level Zero. Slurm sets the first two at

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from ..errors import LostLease
 from ..identity import Holder
 from ..schedulers.environ import Allocation
 from ..settings import Settings
-from . import commands, failpoints, logs, mpirun, resources
+from . import commands, failpoints, gpus, logs, mpirun, resources
 from .commands import Context
 from .loop import Launcher, Limits
 from .nodes import Pool
@@ -115,7 +115,7 @@ def run_on(found: Resources, db_directory: str, settings: Settings, options: Lau
         dead = leases.dead(cx, clock.now_us(), settings.LEASE_EXPIRY_S)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
-    context = _context(db, lease, options, found)
+    context = _context(db, lease, options, found, gpus.names(settings.GPU_VARIABLES))
     company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db.directory, one) for one in dead))
     _beat(db, lease, clock)  # the nodes may have taken minutes
     freed = reap_dead(db, settings, clock)
@@ -143,7 +143,7 @@ def _run(
     children = Children()
     pool, limits = Pool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
     with Alarm() as alarm:
-        spawner, local = make_runner(context, clock, settings.ERROR_TAIL_LINES, alarm, children)
+        spawner, local = make_runner(context, clock, settings.ERROR_TAIL_LINES, alarm, children, found.cpus)
         runner = company.runner(local, pool)
         if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
             runner = PatientRunner(runner, clock, patience_s(len(found.nodes)))
@@ -181,22 +181,31 @@ def _run(
 
 
 def make_runner(
-    context: Context, clock: Clock, tail_lines: int, alarm: Alarm, children: Children
+    context: Context, clock: Clock, tail_lines: int, alarm: Alarm, children: Children, cpus: Sequence[int]
 ) -> tuple[Spawner, LocalRunner]:
-    """What starts programs on this host, and what runs jobs by it."""
+    """What starts programs on this host, and what runs jobs by it, of which some want to be pinned to some of its CPUs."""
 
     def hear_of_quick_ends() -> None:
         if children.has_unclaimed:
             alarm.wake()
 
     spawner = Spawner(clock.now_us, hear_of_quick_ends)
-    return spawner, LocalRunner(context, clock, tail_lines, spawner, children)
+    return spawner, LocalRunner(context, clock, tail_lines, spawner, children, cpus)
 
 
-def _context(db: Database, lease: int, options: LauncherOptions, found: Resources) -> Context:
+def _context(db: Database, lease: int, options: LauncherOptions, found: Resources, gpu_variables: Sequence[str]) -> Context:
     # A launcher may itself have been started by MPI. Its variables would tell a job that it is one of the launcher's ranks.
     environ = mpirun.scrubbed(os.environb)
-    return commands.make_context(db.directory, lease, len(found.nodes), options.job_mode, environ, found.mpi)
+    return commands.make_context(
+        db.directory,
+        lease,
+        len(found.nodes),
+        options.job_mode,
+        environ,
+        found.mpi,
+        gpu_variables=gpu_variables,
+        shares_host=found.are_shares,
+    )
 
 
 def _limits(db: Database, options: LauncherOptions, found: Resources, settings: Settings, clock: Clock) -> Limits:

@@ -177,6 +177,7 @@ class _Company:
             settings.ERROR_TAIL_LINES,
             settings.USER_KILL_GRACE_S,
             dead_marks,
+            context.gpu_variables,
         )
         end_orphans(dead_marks, settings.USER_KILL_GRACE_S)
         self._crew.begin(orders)
@@ -245,13 +246,21 @@ class _Hands:
         end_orphans(orders.dead_marks, orders.grace_s)
         environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
         context = commands.make_context(
-            orders.db_directory, orders.lease, orders.nodes, orders.job_mode, environ, rank=self._rank
+            orders.db_directory,
+            orders.lease,
+            orders.nodes,
+            orders.job_mode,
+            environ,
+            rank=self._rank,
+            gpu_variables=orders.gpu_variables,
+            shares_host=False,
         )
         if not os.path.isdir(context.data_directory):
             raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
         self._guard = Guard(context, orders.grace_s)
         self._orders, self._context = orders, context
-        self._spawner, runner = main.make_runner(context, self._clock, orders.tail_lines, self._alarm, Children())
+        cpus = machine.cpu_numbers()
+        self._spawner, runner = main.make_runner(context, self._clock, orders.tail_lines, self._alarm, Children(), cpus)
         return runner
 
     def abandon(self) -> None:

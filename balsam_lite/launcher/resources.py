@@ -10,9 +10,10 @@ from ..errors import InputError, LaunchError
 from ..schedulers.environ import Allocation, allocation
 from ..schedulers.remaining import ask_end_us
 from ..settings import Settings
-from . import machine, mpirun
+from . import gpus, machine, mpirun
 from .commands import NO_MPI, MpiUse
 from .nodes import MpiRules, Node, divide_host
+from .pinning import dealt
 
 #: So long may the scheduler take to say when the batch job ends, in seconds.
 _ASK_S = 20.0
@@ -45,6 +46,12 @@ class Resources(NamedTuple):
     mpi_rules: MpiRules | None  # None: no MPI jobs
     no_mpi: str  # why not
     mpi: MpiUse
+    cpus: tuple[int, ...] = ()  # of this host, which jobs may be pinned to
+
+    @property
+    def are_shares(self) -> bool:
+        """Whether the nodes are shares of this host."""
+        return not self.nodes[0].name
 
     @property
     def are_elsewhere(self) -> bool:
@@ -77,16 +84,17 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
         start command cannot do what the job mode needs.
     """
     if batch and batch.node_names and not options.nodes:
-        nodes = _named(options, settings, batch)
+        nodes, cpus = _named(options, settings, batch), machine.cpu_numbers()
     else:
-        nodes = _virtual(options, settings, batch)
+        nodes, cpus = _virtual(options, settings, batch), _cpus_of_shares(options, batch)
     if options.job_mode == "serial":
-        return Resources(nodes, batch, None, "needs --job-mode=mpi or mixed", NO_MPI)
+        return Resources(nodes, batch, None, "needs --job-mode=mpi or mixed", NO_MPI, cpus)
     found = mpirun.find(settings, environ)
     if isinstance(found, str):
-        return Resources(nodes, batch, None, f"needs an MPI start command: {found}", NO_MPI)
+        return Resources(nodes, batch, None, f"needs an MPI start command: {found}", NO_MPI, cpus)
     rules = MpiRules(options.job_mode == "mpi", found.shares_nodes, settings.MAX_CONCURRENT_MPIRUNS)
-    resources = Resources(nodes, batch, rules, "", mpirun.use(found, nodes, rules))
+    use = mpirun.use(found, nodes, rules, gpus.names(settings.GPU_VARIABLES))
+    resources = Resources(nodes, batch, rules, "", use, cpus)
     if options.job_mode == "mixed" and resources.are_elsewhere and not found.shares_nodes:
         raise LaunchError(
             f"--job-mode=mixed is not possible here: {found.flavour.name} runs one program at a time on a node, and what runs"
@@ -135,12 +143,21 @@ def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:
-    cpus = machine.cpus()
-    number = options.nodes or (batch.num_nodes if batch else cpus)
+    number, cpus = _number_of_shares(options, batch), machine.cpus()
     per_node = _gpus_per_node(options, settings)
     _refuse_too_many(number, (per_node or 0) * number)
-    gpus = machine.gpus() if per_node is None else tuple(map(str, range(per_node * number)))
-    return _chosen(divide_host(number, settings.CPUS_PER_NODE * number or cpus, gpus), options)
+    found = machine.gpus() if per_node is None else tuple(map(str, range(per_node * number)))
+    return _chosen(divide_host(number, settings.CPUS_PER_NODE * number or cpus, found), options)
+
+
+def _cpus_of_shares(options: LauncherOptions, batch: Allocation | None) -> tuple[int, ...]:
+    """Those of the nodes that this launcher has: another one on this host, with others, has other CPUs."""
+    shares = _chosen(dealt(machine.cpu_numbers(), _number_of_shares(options, batch)), options)
+    return tuple(dict.fromkeys(cpu for share in shares for cpu in share))
+
+
+def _number_of_shares(options: LauncherOptions, batch: Allocation | None) -> int:
+    return options.nodes or (batch.num_nodes if batch else machine.cpus())
 
 
 def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:

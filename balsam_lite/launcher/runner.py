@@ -14,10 +14,18 @@ from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
 from ..errors import LaunchError, SpawnFailed
-from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
-from . import commands, process, steps
+from ..processes import (
+    Process,
+    descendants,
+    living,
+    signal_all,
+    signal_child,
+    signal_group,
+)
+from . import commands, pinning, process, steps
 from .failpoints import failpoint
 from .nodes import Place
+from .pinning import CpuSet
 from .spawner import Request, Spawner
 
 #: A command that kills its ranks when it is told to end has so many seconds to do that.
@@ -84,10 +92,17 @@ class LocalRunner:
     Args:
         context: what all jobs share.
         tail_lines: so many lines of a failed job's output go into its history.
+        cpus: of this host, for jobs that want to be pinned to some.
     """
 
     def __init__(
-        self, context: commands.Context, clock: Clock, tail_lines: int, spawner: Spawner, children: process.Children
+        self,
+        context: commands.Context,
+        clock: Clock,
+        tail_lines: int,
+        spawner: Spawner,
+        children: process.Children,
+        cpus: Sequence[int] = (),
     ) -> None:
         self._context, self._clock, self._tail_lines = context, clock, tail_lines
         self._spawner, self._children = spawner, children
@@ -97,6 +112,8 @@ class LocalRunner:
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # by job: what to do when it is started
         self._asking: set[int] = set()  # pids of programs that ask ranks to end
         self._failed: list[Finished] = []  # never started
+        self._cpus = CpuSet(cpus)
+        self._pinned: dict[int, tuple[int, ...]] = {}  # by job
 
     @property
     def jobs(self) -> set[int]:
@@ -133,7 +150,8 @@ class LocalRunner:
             process.keep_output(f"{directory}/{output}", claim.attempt)
         variables = commands.as_variables(own, self._context)
         words = [os.fsencode(word) for word in argv]
-        return Request(claim.job, program, words, variables, directory, output, self._links(claim))
+        prepare, cpus = self._links(claim), self._pin(claim, place)
+        return Request(claim.job, program, words, variables, directory, output, prepare, cpus=cpus)
 
     def _links(self, claim: Claim) -> Callable[[], None] | None:
         """What makes its links, if it is prepared only now."""
@@ -148,7 +166,20 @@ class LocalRunner:
 
         return link
 
+    def _pin(self, claim: Claim, place: Place) -> tuple[int, ...]:
+        """The CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
+        number = pinning.wanted(claim)
+        if not number or self._context.mpi.words(claim, place):
+            return ()
+        self._pinned[claim.job] = self._cpus.take(number)
+        return self._pinned[claim.job]
+
+    def _unpin(self, claim: Claim) -> None:
+        if self._pinned:
+            self._cpus.give_back(self._pinned.pop(claim.job, ()))
+
     def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:
+        self._unpin(claim)
         message = f"The job could not be started: {exc}"
         ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
         self._failed.append(Finished(ended, place))
@@ -282,6 +313,7 @@ class LocalRunner:
 
     def _finish(self, run: _Run) -> Finished:
         del self._runs[run.pid]
+        self._unpin(run.claim)
         assert run.ended is not None
         failpoint("after-exit")
         code = run.ended.returncode

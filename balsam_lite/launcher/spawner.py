@@ -45,6 +45,7 @@ class Request(NamedTuple):
     output: str  # never through a link
     prepare: Callable[[], object] | None = None  # called before, in the thread that starts the program; may raise SpawnFailed
     appends: bool = False  # to the output; else it is written anew
+    cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
 
 
 class Answer(NamedTuple):
@@ -88,9 +89,22 @@ class Spawner:
         try:
             if request.prepare:
                 request.prepare()
-            return self._spawn(request)
+            return self._spawn_on_its_cpus(request) if request.cpus else self._spawn(request)
         except (OSError, ValueError) as exc:
             raise _failure(exc, request) from exc
+
+    def _spawn_on_its_cpus(self, request: Request) -> int:
+        """A child inherits the affinity of the thread that starts it; on Linux each thread has its own."""
+        before = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, request.cpus)
+        except OSError as exc:
+            listed = ", ".join(map(str, request.cpus))
+            raise SpawnFailed(f"it cannot be pinned to CPU {listed}: {exc.strerror}") from exc
+        try:
+            return self._spawn(request)
+        finally:
+            os.sched_setaffinity(0, before)
 
     @property
     def has_answers(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...db.store.claims import Claim, Exit, Shape
+from ..gpus import DEFAULT
 from ..nodes import Place
 
 #: marshal's format is the interpreter's own.
@@ -41,6 +42,7 @@ class Begin(NamedTuple):
     tail_lines: int
     grace_s: float  # between TERM and KILL for what nobody looks after
     dead_marks: tuple[bytes, ...]  # run marks of dead launchers, whose processes are to end first
+    gpu_variables: tuple[str, ...] = DEFAULT  # these tell jobs their GPUs
 
 
 def start(claim: Claim, place: Place) -> tuple[Any, ...]:

@@ -9,13 +9,12 @@ from typing import NamedTuple
 from ... import spec
 from ...db.store.claims import Claim
 from ...errors import SettingsError, SpawnFailed
+from .. import gpus
 from ..commands import UNKNOWN, MpiUse
 from ..nodes import MpiRules, Node, Place
 from .flavours import Flavour
 from .layout import RankLayout
 from .template import Render
-
-_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class Starter(NamedTuple):
@@ -58,12 +57,12 @@ class Starter(NamedTuple):
         return ["env", *[f"{name}={value}" for name, value in variables.items()]] if variables else []
 
 
-def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules) -> MpiUse:
+def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables: Sequence[str] = gpus.DEFAULT) -> MpiUse:
     """How jobs of that placement are started and asked to end by that command.
 
     `words` raises SpawnFailed where the job's flags cannot be split into words, or the template fails for it.
     """
-    flavour = starter.flavour
+    flavour, shares_host = starter.flavour, not nodes[0].name
 
     def words(claim: Claim, place: Place) -> list[str]:
         if not rules.starts(claim.shape):
@@ -75,7 +74,7 @@ def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules) -> MpiUse:
             raise SpawnFailed(str(exc)) from exc
         except ValueError as exc:
             raise SpawnFailed(f"The MPI flags cannot be split into words ({exc}): {claim.mpi_flags}") from exc
-        return [*prefix, *_gpus(starter, claim, place)]
+        return [*prefix, *(_gpus(claim, place, gpu_variables, shares_host) if flavour.chooses_gpus else [])]
 
     def at_term(claim: Claim) -> str:
         return flavour.at_term if rules.starts(claim.shape) else UNKNOWN
@@ -108,9 +107,11 @@ def _layout(claim: Claim, place: Place, nodes: Sequence[Node], rules: MpiRules) 
     )
 
 
-def _gpus(starter: Starter, claim: Claim, place: Place) -> list[str]:
+def _gpus(claim: Claim, place: Place, names: Sequence[str], shares_host: bool) -> list[str]:
     """What gives the ranks the GPUs of the job's place, where the MPI command has put others into their environment."""
-    if not (starter.flavour.chooses_gpus and claim.shape.gpus_per_rank):
+    placed = gpus.visible(place, shares_host) if claim.shape.gpus_per_rank else None
+    if placed is None:
         return []
-    placed = ",".join(dict.fromkeys(gpu for of_node in place.gpus for gpu in of_node))
-    return ["env", f"{_GPUS}={json.loads(claim.environ_vars).get(_GPUS, placed)}"]
+    own = json.loads(claim.environ_vars)
+    values = {name: own.get(name, value) for name, value in gpus.variables(names, placed).items() if name in names}
+    return ["env", *[f"{name}={value}" for name, value in values.items()]] if values else []

@@ -41,6 +41,14 @@ class TemplateError(InvalidSpec):
     """The command template of an application cannot be made a command line of."""
 
 
+class InvalidApplication(InvalidSpec, AttributeError):
+    """The class of an application cannot be used."""
+
+
+class InvalidRun(InvalidSpec, TypeError):
+    """The `run` function of an application cannot be called as one."""
+
+
 class InvalidStateError(InputError):
     """There is no such state."""
 

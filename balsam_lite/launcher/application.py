@@ -1,6 +1,6 @@
 """The Python class of an application, found again by importing its file once more.
 
-An application is stored as a file and the name of a class in it (see `Source`), so what the file says today is what runs.
+An application is stored as a file and the name of a class in it (see `order.Source`), so what the file says today is what runs.
 It is often the very script that went on to `sync()`, to add jobs and to submit a batch job. While it is imported for its class,
 `sync()` does nothing, and the first other write ends its execution there (`balsam_lite.loading`). Needs no DB.
 """
@@ -8,56 +8,21 @@ It is often the very script that went on to `sync()`, to add jobs and to submit 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 from .. import loading
-from ..errors import ApplicationLost, InvalidSpec
+from ..errors import ApplicationLost
 from .call import MAIN
+from .order import Source
 
 #: For the writers of `api`: raises if nothing may be written now.
 refuse_while_loading = loading.refuse
-
-
-class Source(NamedTuple):
-    """Where a class is; as a JSON object it is the `definition` of an application."""
-
-    file: str  # absolute
-    name: str  # of the class, at the top level of the file
-    module: str = ""  # under which it was imported; "__main__": it was a script
-    path: tuple[str, ...] = ()  # what its sys.path had beyond a plain interpreter's
-    python: str = ""  # the interpreter
-    is_open: bool = False  # its `run` takes whatever parameters a job has (**kwargs)
-    has_preamble: bool = False  # it says what a shell shall do before the program starts
-
-
-_KEYS = {"name": "class", "is_open": "open", "has_preamble": "preamble"}
-
-
-def write(source: Source) -> dict[str, Any]:
-    """The `definition` of an application whose class is there."""
-    return {_KEYS.get(field, field): value for field, value in source._asdict().items()}
-
-
-@lru_cache(maxsize=64)
-def read(definition: str) -> Source:
-    """The opposite of `write`, from JSON text.
-
-    Raises:
-        InvalidSpec: it is no such object.
-    """
-    try:
-        found = json.loads(definition)
-        known = {field: found[_KEYS.get(field, field)] for field in Source._fields if _KEYS.get(field, field) in found}
-        source = Source(**known)
-        return source._replace(path=tuple(map(str, source.path)))
-    except (TypeError, ValueError, AttributeError) as exc:
-        raise InvalidSpec(f"That is no definition of an application ({exc}): {definition}") from None
 
 
 # --- finding the class ------------------------------------------------------------------------------------------------
@@ -66,18 +31,20 @@ def read(definition: str) -> Source:
 def load(source: Source, as_main: bool = False) -> type[Any]:
     """The class. Imports its module unless that has been done, and puts what it needs on sys.path.
 
-    With `as_main` a module that was a script becomes this process's `__main__`, so that objects of its classes which were
-    pickled there can be read here.
+    With `as_main` this is a process of our own for that class: a module that was a script becomes its `__main__`, so that
+    objects of its classes which were pickled there can be read here.
 
     Raises:
         ApplicationLost: the file or the class is gone, or the file raises; with file, class and reason.
     """
     if not os.path.isfile(source.file):
         raise _lost(source, "there is no such file any more", "Was it moved? `sync()` it where it is now.")
+    if as_main and sys.path and os.path.realpath(sys.path[0] or ".") == os.path.realpath("."):
+        del sys.path[0]  # `python -m` has put the job's directory there; its files are data
     sys.path += [entry for entry in source.path if entry not in sys.path]
     module, stopped = _module(source, as_main)
     found = vars(module).get(source.name)
-    if isinstance(found, type):
+    if isinstance(found, type) and hasattr(found, "sync"):
         return found
     if stopped:
         raise _lost(
@@ -85,7 +52,7 @@ def load(source: Source, as_main: bool = False) -> type[Any]:
             "the file adds jobs, or changes something else, before it comes to this class",
             'Put what shall happen only when the file is run under `if __name__ == "__main__":`.',
         )
-    raise _lost(source, "the file has no class of that name at its top level", "`balsam app rm` forgets the application.")
+    raise _lost(source, "the file has no application of that name at its top level", "`balsam app rm` forgets the application.")
 
 
 def _lost(source: Source, reason: str, hint: str = "") -> ApplicationLost:
@@ -132,7 +99,7 @@ def _executed(source: Source, spec: Any, is_main: bool) -> tuple[ModuleType, boo
     if is_main:
         sys.modules["__main__"] = module
     try:
-        with loading.going_on():
+        with loading.going_on(), _arguments_of(source.file):
             spec.loader.exec_module(module)
     except loading.StopLoading:
         return module, True
@@ -142,6 +109,16 @@ def _executed(source: Source, spec: Any, is_main: bool) -> tuple[ModuleType, boo
             raise
         raise _lost(source, f"importing the file raises {type(exc).__name__}: {exc}{_where(exc, source.file)}") from exc
     return module, False
+
+
+@contextmanager
+def _arguments_of(file: str) -> Iterator[None]:
+    """The script does not see the arguments of the program that imports it."""
+    before, sys.argv = sys.argv, [file]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _where(exc: BaseException, file: str) -> str:

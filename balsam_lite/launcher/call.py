@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-RESULT = "result.pkl"
+RESULT = "result.pkl"  # `order` has the same, so that neither has to import the other
 
 #: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run.
 MAIN = "__balsam_main__"
@@ -77,24 +77,41 @@ def main() -> int:
 
 def run(call: Call) -> Outcome:
     """Do it."""
-    try:
+
+    def do() -> Any:
         sys.path += [entry for entry in call.path if entry not in sys.path]
         if call.main:
             _load_main(*call.main)
         function, args, kwargs = pickle.loads(call.call)
-        args = _with_parents(args, kwargs, call.parents)
-        value = function(*args, **kwargs)
-    except BaseException as exc:  # noqa: BLE001  # SystemExit included, as in Python's own executors
-        return _failure(exc)
-    try:
-        return Outcome(True, pickle.dumps(value, protocol=4))
-    except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
-        from ..errors import RemoteError
+        return function(*_with_parents(args, kwargs, call.parents), **kwargs)
 
-        text = f"The result of the call is of type {type(value).__qualname__} and cannot be serialised: {exc}"
-        error = RemoteError(text)
-        error.__cause__ = exc
-        return _failure(error)
+    return outcome_of(do)
+
+
+def outcome_of(do: Callable[[], Any], largest_bytes: int | None = None) -> Outcome:
+    """What becomes of a call. A result that pickle cannot write, or that is larger then, makes it a failure."""
+    try:
+        value = do()
+    except BaseException as exc:  # noqa: BLE001  # SystemExit included, as in Python's own executors
+        return failure(exc)
+    what = f"The result of the call is of type {type(value).__qualname__}"
+    try:
+        pickled = pickle.dumps(value, protocol=4)
+    except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
+        return _no_result(f"{what} and cannot be serialised: {exc}", exc)
+    if largest_bytes is not None and len(pickled) > largest_bytes:
+        return _no_result(
+            f"{what} and takes {len(pickled)} bytes; {largest_bytes} is the most. Write it to a file, and return its name."
+        )
+    return Outcome(True, pickled)
+
+
+def _no_result(text: str, cause: Exception | None = None) -> Outcome:
+    from ..errors import RemoteError
+
+    error = RemoteError(text)
+    error.__cause__ = cause
+    return failure(error)
 
 
 def _load_main(kind: str, which: str) -> None:
@@ -118,7 +135,8 @@ def _with_parents(args: tuple[Any, ...], kwargs: dict[str, Any], parents: Mappin
     return positional
 
 
-def _failure(exc: BaseException) -> Outcome:
+def failure(exc: BaseException) -> Outcome:
+    """The outcome of a call that raised this."""
     import traceback
 
     trace = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))

@@ -12,6 +12,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from .. import spec, states
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..errors import LaunchError
-from . import commands, process
+from . import commands, order, process
 from .failpoints import failpoint
 from .spawner import Request, Spawner
 from .staging import links, transfers
@@ -29,6 +30,13 @@ log = logging.getLogger("balsam_lite.launcher")
 
 #: What goes into the history of a failed script: so many lines of its output.
 _TAIL_LINES = 30
+#: Scripts of an application, and what their logs are headed.
+_TITLES = {
+    "preprocess": "Preprocessor",
+    "postprocess": "Postprocessor",
+    "handle_error": "Error handler",
+    "handle_timeout": "Timeout handler",
+}
 _TRANSFER_LOG = ".balsam-part-transfer.log"
 #: Scripts of such a job tell it that something went wrong, and decide what becomes of it.
 _TROUBLE = (states.RUN_ERROR, states.RUN_TIMEOUT)
@@ -169,10 +177,11 @@ class Steps:
     def _settle(self, task: _Task) -> None:
         claim = task.claim
         stages_out = claim.stage_out_url and claim.stage_out_files
+        if claim.state in _TROUBLE:
+            self._script(task, *_handler(claim))
+            return
         if claim.postprocess and claim.state != states.POSTPROCESSED:
             self._script(task, "postprocess", claim.postprocess)
-            if claim.state in _TROUBLE:
-                return
             task.reached.append(states.POSTPROCESSED)
             if stages_out:
                 return  # a step of its own: the script may have moved the job
@@ -255,9 +264,32 @@ def link_inputs(claim: Claim, context: commands.Context) -> None:
         links.link_inputs(directory, claim.name, commands.parents(claim, context), claim.input_files)
 
 
+def give_order(claim: Claim, context: commands.Context, path: str) -> None:
+    """Write what its program needs to know that runs the job's Python class; what an earlier attempt returned goes.
+
+    Raises:
+        LaunchError: with the reason.
+    """
+    try:
+        if not claim.command_template:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(os.path.dirname(path), order.RESULT))
+        order.write(path, commands.make_order(claim, context))
+    except OSError as exc:
+        raise LaunchError(f"{path} cannot be written: {exc.strerror}") from exc
+
+
+def _handler(claim: Claim) -> tuple[str, str]:
+    """The script that decides about a job in trouble, and its command."""
+    own = claim.handle_error if claim.state == states.RUN_ERROR else claim.handle_timeout
+    if own:
+        return ("handle_error" if claim.state == states.RUN_ERROR else "handle_timeout"), own
+    return "postprocess", claim.postprocess or ""
+
+
 def _begin_log(path: str, kind: str, command: str, state: str) -> None:
     """Keep what earlier calls wrote, and say at the top of a new log what is called and why."""
-    lines = [f"# Balsam {kind.capitalize()}or: {command}"]
+    lines = [f"# Balsam {_TITLES[kind]}: {command}"]
     if state in _TROUBLE:
         lines.append(f"# Invoked to handle {state}")
     try:

@@ -30,13 +30,16 @@ class JobFacts(NamedTuple):
     post_timeout_handler: int
     stages_out: int
     has_postprocess: int
+    has_handle_error: int = 0
+    has_handle_timeout: int = 0
 
 
 #: The columns of `job`, with `app` joined to it, that make a `JobFacts`.
 FACTS = (
     "job.id, job.state, job.lease, job.attempt, job.restarts, job.restart_limit, job.auto_timeout_retry, job.return_code, "
     "job.max_retries, job.retry_codes, job.retries, job.post_error_handler, job.post_timeout_handler, "
-    "job.stage_out_url <> '' AND job.stage_out_files <> '', coalesce(app.postprocess, '') <> ''"
+    "job.stage_out_url <> '' AND job.stage_out_files <> '', coalesce(app.postprocess, '') <> '', "
+    "coalesce(app.handle_error, '') <> '', coalesce(app.handle_timeout, '') <> ''"
 )
 
 
@@ -64,18 +67,22 @@ def settle(facts: JobFacts, result: str) -> Outcome:
         return _settled(facts, result, states.JOB_FINISHED, facts.stages_out)
     if result == states.RUN_ERROR:
         return _after_error(facts)
-    handled = facts.post_timeout_handler and facts.has_postprocess
+    handled = facts.has_handle_timeout or (facts.post_timeout_handler and facts.has_postprocess)
     if facts.auto_timeout_retry and not handled:
         return restart(facts, (result,))
     return _settled(facts, result, states.FAILED, handled)
 
 
 def _after_error(facts: JobFacts) -> Outcome:
-    """Retries come first: a script is asked when they are used up."""
+    """Retries come first: a script is asked when they are used up.
+
+    An application's own handle_error and handle_timeout are always asked, its postprocess only where the job's flags say so.
+    """
     if _is_retried(facts):
         note = f"Retry {facts.retries + 1} of {facts.max_retries}"
         return Outcome((states.RUN_ERROR, states.RESTART_READY), (note,), facts.restarts, facts.retries + 1)
-    return _settled(facts, states.RUN_ERROR, states.FAILED, facts.post_error_handler and facts.has_postprocess)
+    handled = facts.has_handle_error or (facts.post_error_handler and facts.has_postprocess)
+    return _settled(facts, states.RUN_ERROR, states.FAILED, handled)
 
 
 def _settled(facts: JobFacts, result: str, end: str, needs_step: object) -> Outcome:

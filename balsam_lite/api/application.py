@@ -1,0 +1,358 @@
+"""`ApplicationDefinition`: an application of a site as a Python class, with a command template or a function to run.
+
+What is stored at the site is where the class is, not the class: launchers import its file again (`launcher.application`). So a
+change of the code counts from the next job on, and a change of what `sync()` stores from the next `sync()` on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NoReturn
+
+from .. import loading
+from ..db.registry import Entry
+from ..errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
+from ..launcher import application, call, order
+from . import scope
+from .scope import Home, home_of
+
+_HOOK = "balsam_lite.launcher.hook"
+_FUNCTION = "balsam_lite.launcher.function"
+#: The hooks that run as scripts around a job; the columns of an application that have their command lines.
+_SCRIPTS = ("preprocess", "postprocess", "handle_error", "handle_timeout")
+
+
+class ApplicationDefinition:
+    """The base of all applications. A subclass says `site`, and either `command_template` or a function `run`.
+
+    Attributes:
+        site: the name or the number of the site, or the Site itself.
+        command_template: a jinja2 template of a command line. Each value is one word, whatever it holds; $VAR is the shell's.
+        parameters: name -> {"required": bool, "default": str, "help": str}. Names that only the template has are required.
+        environment_variables: for the program; those of a job win.
+        python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs here.
+
+    Objects are made by the launcher; they have the job as `job`. Hooks may assign `self.job.state`.
+    """
+
+    site: ClassVar[Any]
+    command_template: ClassVar[str | None] = None
+    parameters: ClassVar[dict[str, dict[str, Any]]] = {}
+    environment_variables: ClassVar[dict[str, str]] = {}
+    python_exe: ClassVar[str] = ""
+    transfers: ClassVar[dict[str, Any]] = {}
+    cleanup_files: ClassVar[list[str]] = []
+    run: ClassVar[Callable[..., Any]]
+
+    _is_synced: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._is_synced = False
+        cls.site = _checked_site(cls)
+        _check_kind(cls)
+        cls.parameters = _parameters(cls)
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    # --- what subclasses may override ---------------------------------------------------------------------------------
+
+    def preprocess(self) -> None:
+        """Before the first run; then the job is PREPROCESSED."""
+
+    def postprocess(self) -> None:
+        """After a run that succeeded; then the job is POSTPROCESSED, and finished."""
+
+    def handle_error(self) -> None:
+        """After a run that failed; then the job is FAILED."""
+
+    def handle_timeout(self) -> None:
+        """After a run that was stopped at the end of the launcher's time; then the job is RESTART_READY."""
+
+    def shell_preamble(self) -> list[str] | str:
+        """What a shell shall do before each run: a list of commands, or a text to be sourced."""
+        return []
+
+    # --- storing and loading ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def sync(cls, rename_from: str | None = None) -> None:
+        """Register the application at its site, or change what is registered there. One write transaction.
+
+        With `rename_from` the application of that name gets this class's, and keeps its number and its jobs. Does nothing while
+        a launcher imports the file.
+
+        Raises:
+            UnknownSite, InvalidSpec; InvalidApplication: it has functions, and lies in no file that could be imported.
+        """
+        if loading.is_going_on():
+            return
+        home = cls._home()
+        row = _row(cls, home.entry)
+        if rename_from:
+            row["rename_from"] = rename_from
+        home.desk.create("app", [row])
+        cls._is_synced = True
+
+    @classmethod
+    def submit(
+        cls,
+        workdir: str | os.PathLike[str],
+        tags: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
+        num_nodes: int = 1,
+        ranks_per_node: int = 1,
+        threads_per_rank: int = 1,
+        threads_per_core: int = 1,
+        launch_params: Mapping[str, str] | None = None,
+        gpus_per_rank: float = 0,
+        node_packing_count: int = 1,
+        wall_time_min: int = 0,
+        parent_ids: Any = (),
+        save: bool = True,
+        **app_params: Any,
+    ) -> Any:
+        """Add a job of this application, whose parameters are `app_params`; returns the Job.
+
+        The first call in a process does a `sync()`. With `save=False` the job is made, but not added.
+
+        Raises:
+            as `Job.save` and `sync`.
+        """
+        from .jobs import Job
+
+        loading.refuse()
+        if not cls._is_synced:
+            cls.sync()
+        job = Job(
+            workdir=workdir, app_id=cls, tags=dict(tags or {}), parameters=app_params, data=dict(data or {}),
+            num_nodes=num_nodes, ranks_per_node=ranks_per_node, threads_per_rank=threads_per_rank,
+            threads_per_core=threads_per_core, launch_params=dict(launch_params or {}), gpus_per_rank=gpus_per_rank,
+            node_packing_count=node_packing_count, wall_time_min=wall_time_min, parent_ids=parent_ids,
+        )  # fmt: skip
+        if save:
+            job.save()
+        return job
+
+    @classmethod
+    def load_by_site(cls, site: Any) -> dict[str, type[ApplicationDefinition]]:
+        """The classes of a site's applications by name; applications that are plain command lines have none.
+
+        Raises:
+            UnknownSite, ApplicationLost.
+        """
+        home = _home(site)
+        rows = [row for row in home.desk.select("app", order="name") if row["kind"] != "command"]
+        return {row["name"]: _loaded(row, home) for row in rows}
+
+    @classmethod
+    def load_by_name(cls, app_name: str, site_name: str | None = None) -> type[ApplicationDefinition]:
+        """The class of the application of that name, at the active DB or the only known site that has one.
+
+        Raises:
+            UnknownSite, UnknownApp, ApplicationLost. MultipleObjectsReturned: several sites have one.
+        """
+        from .apps import App
+
+        where = {"name": app_name, **({"site_name": site_name} if site_name else {})}
+        return _of_record(App.objects, where, f"{app_name!r}")
+
+    @classmethod
+    def load_by_id(cls, app_id: int) -> type[ApplicationDefinition]:
+        """The class of the application with that number. Raises as `load_by_name`."""
+        from .apps import App
+
+        return _of_record(App.objects, {"id": app_id}, f"number {app_id}")
+
+    @classmethod
+    def _home(cls) -> Home:
+        return _home(cls.site)
+
+
+# --- checking a class -------------------------------------------------------------------------------------------------
+
+
+def _invalid(cls: type, words: str, hint: str = "") -> NoReturn:
+    raise InvalidApplication(f"The ApplicationDefinition {cls.__name__} {words}", hint=hint)
+
+
+def _checked_site(cls: type[ApplicationDefinition]) -> Any:
+    site = getattr(cls, "site", None)
+    name = getattr(site, "name", site)
+    if isinstance(site, Entry):
+        return site
+    if not name or isinstance(name, bool) or not isinstance(name, (str, int)):
+        _invalid(cls, "must contain the `site` attribute, set to a site id, name, or Site object")
+    return name
+
+
+def _check_kind(cls: type[ApplicationDefinition]) -> None:
+    run = getattr(cls, "run", None)
+    if run is not None and cls.command_template is not None:
+        _invalid(cls, "must not define both a `run` function and a `command_template`")
+    if run is None and cls.command_template is None:
+        _invalid(cls, "must define either a `run` function or a `command_template`")
+    if cls.command_template is not None and not isinstance(cls.command_template, str):
+        _invalid(cls, f"has a command_template that is no text: {cls.command_template!r}")
+    for name in ("transfers", "cleanup_files"):
+        if getattr(cls, name):
+            _invalid(
+                cls,
+                f"sets {name}, which belongs to Balsam's servers.",
+                "Files are copied by a job's stage_in_url and stage_out_url, and linked from its parents by input_files.",
+            )
+
+
+def _parameters(cls: type[ApplicationDefinition]) -> dict[str, dict[str, Any]]:
+    """What the class says about its parameters, and what the template or the function says beyond that."""
+    given = cls.parameters
+    if not isinstance(given, dict):
+        _invalid(cls, f"has `parameters` that are no dictionary: {given!r}")
+    if not all(isinstance(name, str) and name.isidentifier() for name in given):
+        _invalid(
+            cls, f"has odd names in `parameters`; command_template parameters must be valid Python identifiers: {[*given]}"
+        )
+    if cls.command_template is not None:
+        from ..launcher import template
+
+        found = {name: {"required": True} for name in template.check(cls.command_template)}
+        takes_more = False
+    else:
+        found, takes_more = _signature(cls)
+    extra = [] if takes_more else sorted(given.keys() - found.keys())
+    if extra:
+        _invalid(cls, f"has extraneous keys in the `parameters` dictionary: {', '.join(extra)}")
+    for name, one in given.items():
+        _check_parameter(cls, name, one, found.get(name, {}))
+    return {**found, **{name: dict(one) for name, one in given.items()}}
+
+
+def _check_parameter(cls: type, name: str, one: Any, found: Mapping[str, Any]) -> None:
+    if not isinstance(one, dict) or not isinstance(one.get("required"), bool):
+        _invalid(cls, f"is wrong: parameter {name} must set 'required' key as True/False")
+    has_own = found.get("required") is False
+    if not one["required"] and not isinstance(one.get("default"), str) and not (has_own and "default" not in one):
+        _invalid(cls, f"is wrong: optional parameter {name} must set a 'default' str value")
+    odd = sorted(one.keys() - {"required", "default", "help"})
+    if odd:
+        _invalid(cls, f"is wrong: parameter {name} has unknown keys: {', '.join(map(str, odd))}")
+
+
+def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, Any]], bool]:
+    """The parameters of `run`, and whether it takes any others."""
+    plain = inspect.getattr_static(cls, "run")
+    if isinstance(plain, (staticmethod, classmethod)) or not callable(plain):
+        raise InvalidRun(f"{cls.__name__}.run must be a plain function of the class, with `self`.")
+    first, *rest = [*inspect.signature(plain).parameters.values(), None]
+    if first is None or first.name != "self":
+        listed = ", ".join(inspect.signature(plain).parameters)
+        raise InvalidRun(f"{cls.__name__}.run({listed}) is missing the `self` argument")
+    found: dict[str, dict[str, Any]] = {}
+    for one in rest[:-1]:
+        assert one is not None
+        if one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL):
+            raise InvalidRun(f"{cls.__name__}.run takes {one.name} by position; the parameters of a job have names.")
+        if one.kind != one.VAR_KEYWORD:
+            found[one.name] = {"required": one.default is one.empty}
+    return found, any(one is not None and one.kind == one.VAR_KEYWORD for one in rest)
+
+
+# --- what is stored ---------------------------------------------------------------------------------------------------
+
+
+def _row(cls: type[ApplicationDefinition], entry: Entry) -> dict[str, Any]:
+    """The application as the site is told it; every field, so that what was there before goes."""
+    python = _python(cls, entry)
+    own = [name for name in _SCRIPTS if getattr(cls, name) is not getattr(ApplicationDefinition, name)]
+    has_preamble = cls.shell_preamble is not ApplicationDefinition.shell_preamble
+    source = _source(cls, python, has_preamble, needs_file=bool(own) or has_preamble or cls.command_template is None)
+    return {
+        "name": cls.__name__,
+        "description": inspect.cleandoc(cls.__doc__ or ""),
+        "command_template": cls.command_template or "",
+        "executable": "" if cls.command_template is not None else shlex.join([python, "-m", _FUNCTION]),
+        "parameters": cls.parameters,
+        "environ_vars": cls.environment_variables,
+        "definition": {} if source is None else order.definition_of(source),
+        "envscript": "",
+        **{name: shlex.join([python, "-m", _HOOK, name]) if name in own else "" for name in _SCRIPTS},
+    }
+
+
+def _python(cls: type[ApplicationDefinition], entry: Entry) -> str:
+    """The interpreter on the site's host; beside the `balsam` there, if it is known where that is."""
+    if cls.python_exe or not entry.is_remote:
+        return cls.python_exe or sys.executable
+    folder = os.path.dirname(entry.balsam)
+    return os.path.join(folder, "python") if folder else "python3"
+
+
+def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> order.Source | None:
+    """Where the class is; None if it is in no file, and need not be."""
+    module = sys.modules.get(cls.__module__)
+    file = os.path.abspath(getattr(module, "__file__", None) or "")
+    trouble = ""
+    if not getattr(module, "__file__", None) or not os.path.isfile(file):
+        trouble = "is defined in an interactive session, and launchers could not import it."
+    elif "." in cls.__qualname__:
+        trouble = f"is defined inside of something else ({cls.__qualname__}), and launchers could not import it."
+    if trouble and needs_file:
+        _invalid(cls, trouble, "Put it at the top level of a file. (One with a command_template alone need not be there.)")
+    if trouble:
+        return None
+    if cls.__module__ == "__main__":
+        sys.modules.setdefault(call.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
+    named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
+    is_open = cls.command_template is None and _signature(cls)[1]
+    return order.Source(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
+
+
+def _own_path() -> tuple[str, ...]:
+    """What is on sys.path that is not the interpreter's own."""
+    own = tuple({os.path.join(os.path.abspath(prefix), "") for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)})
+    entries = [os.path.abspath(entry) for entry in sys.path]
+    return tuple(dict.fromkeys(entry for entry in entries if os.path.isdir(entry) and not entry.startswith(own)))
+
+
+# --- finding classes --------------------------------------------------------------------------------------------------
+
+
+def _home(site: Any) -> Home:
+    return home_of(scope.named(getattr(site, "name", site) if not isinstance(site, Entry) else site))
+
+
+def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[ApplicationDefinition]:
+    from .apps import App
+
+    try:
+        found = apps.get(**where)
+    except App.DoesNotExist as exc:
+        raise UnknownApp(f"No site has an application {title}.") from exc
+    return _loaded(found._row, found._site)
+
+
+def _loaded(row: Mapping[str, Any], home: Home) -> type[ApplicationDefinition]:
+    """The class of an application."""
+    if row["kind"] == "command":
+        raise NotFound(f"The application {row['name']} is a command line and has no class: {row['executable']}")
+    if row["definition"].get("file"):
+        import json
+
+        found = application.load(order.source_of(json.dumps(row["definition"])))
+        if not issubclass(found, ApplicationDefinition):
+            raise ApplicationLost(f"{row['name']} of {row['definition']['file']} is no ApplicationDefinition (any more).")
+        return found
+    fields = {
+        "site": home.entry,
+        "command_template": row["command_template"],
+        "parameters": {name: one for name, one in row["parameters"].items() if not one.get("required", True) or "help" in one},
+        "environment_variables": row["environ_vars"],
+        "__doc__": row["description"],
+        "__module__": __name__,
+    }
+    return type(row["name"], (ApplicationDefinition,), fields)

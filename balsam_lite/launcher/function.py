@@ -1,0 +1,117 @@
+"""The program of a job that is a Python function: `python -m balsam_lite.launcher.function ORDER` calls the `run` of a class.
+
+ORDER is the file that the launcher has written (see `order`). Under MPI every rank calls it; what rank 0 returns is the
+result, in `result.pkl` beside ORDER (see `call.Outcome`). A rank that raises ends all, and its exception is the result. Opens
+no DB: only the launcher's head does, never a compute rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .. import states
+from ..errors import BalsamError
+from . import application, call, order
+
+#: Of a pickled result: whoever asks for it may sit behind ssh. Just below what `sites.jobs` hands over, file and all.
+LARGEST_RESULT_BYTES = 16 * 1024 * 1024 - 1024
+
+#: What tells a process its rank, by the start commands that `mpirun.flavours` knows. Sources: PMI 1 and 2 (MPICH, Hydra, Intel
+#: MPI, PALS), Open MPI's mpirun(1), PMIx, srun(1), aprun(1), jsrun(1).
+_RANK_VARIABLES = (
+    "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "ALPS_APP_PE", "JSM_NAMESPACE_RANK", "MV2_COMM_WORLD_RANK",
+    "SLURM_PROCID",
+)  # fmt: skip
+
+
+class JobView(SimpleNamespace):
+    """`self.job` of a class whose function runs: what the launcher knows of the job. A change of it changes nothing."""
+
+    workdir: Path  # absolute
+
+    def resolve_workdir(self, data_path: str | os.PathLike[str]) -> Path:
+        """Its working directory, asked for as of the api's Job."""
+        return Path(data_path) / self.workdir
+
+    def get_parameters(self) -> dict[str, Any]:
+        """The parameters with which `run` is called."""
+        return dict(self.parameters)
+
+
+def main() -> int:
+    """Run the job whose order the command line names; the exit code."""
+    path = sys.argv[1]
+    given = order.read(path)
+    rank = _rank(given, os.environ)
+    outcome = _outcome(given, keeps_result=rank == 0)
+    _report(os.path.join(os.path.dirname(path), call.RESULT), rank, outcome)
+    sys.stderr.write(outcome.trace)
+    sys.stderr.flush()
+    if not outcome.good and given.ranks > 1:
+        _end_all_ranks()
+    return 0 if outcome.good else 1
+
+
+def _outcome(given: order.Order, keeps_result: bool) -> call.Outcome:
+    try:
+        instance = instance_of(given, as_main=True)
+    except BalsamError as exc:
+        return call.failure(exc)._replace(trace=f"{exc}\n")  # where in our code that was found helps nobody
+
+    def run() -> Any:
+        value = instance.run(**{**_defaults(type(instance)), **instance.job.parameters})
+        return value if keeps_result else None
+
+    return call.outcome_of(run, LARGEST_RESULT_BYTES)
+
+
+def instance_of(given: order.Order, as_main: bool = False) -> Any:
+    """An object of the job's class, with a view of the job.
+
+    Raises:
+        ApplicationLost. RemoteError: the job's parameters cannot be unpickled here.
+    """
+    made = application.load(order.source_of(given.definition), as_main)
+    from ..api.parameters import decoded  # behind that, because they may be objects of the module's classes
+
+    known = {**given.job, "workdir": Path(given.job["workdir"]), "state": states.RUNNING}
+    return made(JobView(**known, parameters=decoded(json.loads(given.parameters))))
+
+
+def _defaults(made: type[Any]) -> dict[str, Any]:
+    """What the class says for parameters that are not given. The function's own defaults are the function's business."""
+    return {name: one["default"] for name, one in made.parameters.items() if not one["required"] and "default" in one}
+
+
+def _rank(given: order.Order, environ: Mapping[str, str]) -> int:
+    """This process's rank; 0 for a program of one rank, whatever program of many has started the launcher."""
+    if given.ranks == 1:
+        return 0
+    for name in _RANK_VARIABLES:
+        if environ.get(name, "").isdecimal():
+            return int(environ[name])
+    sys.exit(f"This is one of {given.ranks} ranks, and no variable says which: {' '.join(_RANK_VARIABLES)}")
+
+
+def _report(path: str, rank: int, outcome: call.Outcome) -> None:
+    """Rank 0 has the result; but what another rank raised is what everybody wants to know."""
+    if not outcome.good or (rank == 0 and not os.path.exists(path)):
+        call.write(path, outcome)
+
+
+def _end_all_ranks() -> None:
+    """Else this one would wait at its end, in MPI_Finalize, for others that wait for it. Only where the function used MPI."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        sys.stdout.flush()
+        mpi.COMM_WORLD.Abort(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

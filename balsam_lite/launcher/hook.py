@@ -1,0 +1,104 @@
+"""What a class of an application does around its jobs: `python -m balsam_lite.launcher.hook WHAT`.
+
+preprocess, postprocess, handle_error, handle_timeout
+    run as an application's scripts do, in the working directory of a job that the launcher holds. The class's function may
+    set `self.job.state`; else the job goes where it would go without it, after handle_timeout to RESTART_READY. What it raises
+    fails the job.
+launch ORDER WORD …
+    runs instead of the job's own program: the commands of `shell_preamble()`, in a shell which then becomes that program.
+    Needs no DB, because it runs on whatever node the program is started on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .. import states
+from ..errors import BalsamError, InvalidSpec, NoCurrentJob
+from ..processes import RUN_VARIABLE
+from . import application, commands, order
+
+#: The file into which a preamble goes that is more than a list of commands.
+PREAMBLE_FILE = "preamble.sh"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the command line says; the exit code."""
+    what, *rest = argv
+    try:
+        if what == "launch":
+            _launch(*rest)
+        else:
+            _decide(what)
+    except BalsamError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 1
+    return 0
+
+
+# --- hooks ------------------------------------------------------------------------------------------------------------
+
+
+def _decide(hook: str) -> None:
+    """Call that function of the class for the job to which this process belongs."""
+    job = _current_job()
+    before = job.state
+    (app,) = job._site.desk.select("app", {"name": job._row["app"]})
+    made = application.load(order.source_of(json.dumps(app["definition"])), as_main=True)
+    getattr(made(job), hook)()
+    job.save()
+    if hook == "handle_timeout" and job.state == before:
+        job.state = states.RESTART_READY
+        job.save()
+
+
+def _current_job() -> Any:
+    """The api's Job that the launcher's variables name."""
+    from ..api.jobs import Job
+    from ..api.scope import home_of
+    from ..db import registry
+
+    directory, *numbers = os.environ.get(RUN_VARIABLE, "").rsplit(":", 3)
+    if len(numbers) != 3:
+        raise NoCurrentJob("A hook of an application is run by the launcher, for one of its jobs.")
+    home = home_of(registry.at(directory))
+    return Job.objects.get(id=home.id(int(numbers[1])))
+
+
+# --- the preamble -----------------------------------------------------------------------------------------------------
+
+
+def _launch(path: str, *words: str) -> None:
+    """Become a shell that does what the preamble says, and then becomes the program."""
+    from .function import instance_of
+
+    given = order.read(path)
+    commands_before = _script(instance_of(given).shell_preamble())
+    if len(words) == 3 and words[:2] == commands.BASH:
+        script, words = f"{commands_before}{words[2]}", ()  # its variables and functions are there for that text
+    else:
+        script = f'{commands_before}exec "$@"'
+    sys.stdout.flush()
+    os.execvp("bash", ["bash", "-c", script, "bash", *words])
+
+
+def _script(preamble: Any) -> str:
+    """Commands for bash, which ends if one of them fails. Raises InvalidSpec."""
+    if preamble is None or len(preamble) == 0:
+        return ""
+    if isinstance(preamble, str):
+        with open(PREAMBLE_FILE, "w", encoding="utf-8") as file:
+            file.write(f"{preamble}\n")
+        return f"source ./{PREAMBLE_FILE} || exit\n"
+    if not isinstance(preamble, (list, tuple)) or not all(isinstance(line, str) for line in preamble):
+        raise InvalidSpec(f"shell_preamble() must return a list of commands or a text, not {preamble!r}")
+    joined = " &&\n".join(preamble)
+    return f"{{\n{joined}\n}} || exit\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -399,7 +399,7 @@ def test_that_an_error_over_there_is_raised_here_and_its_cause_names_the_site(fa
 
 
 def test_that_a_hundred_thousand_rows_go_there_and_come_back(far: Far, stub_there: str, db: str) -> None:
-    rows = [{"id": number, "name": f"job{number}", "tags": {"system": "H2O", "n": "x" * 100}} for number in range(100_000)]
+    rows = [{"id": number, "tags": {"system": "H2O"}} for number in range(100_000)] + [{"text": "x" * 2**24}]
     assert RemoteDesk(Entry(1, "far", db, HOST, stub_there)).create("job", rows) == rows
 
 
@@ -504,12 +504,13 @@ def test_that_a_port_where_nobody_listens_is_told_at_once_and_a_silent_one_withi
         silent.listen()
         with pytest.raises(SiteUnreachable, match=r"timed out|no answer within 1\.5 s"):
             RemoteDesk(Entry(1, "far", "/db", f"127.0.0.1:{port}"), timeout_s=1.5).about()
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 10
     assert CONNECT_S < ABOUT_S < 5
 
 
 def test_that_nobody_knows_what_became_of_a_change_that_was_cut(far: Far, stub_there: str, db: str) -> None:
     desk = RemoteDesk(Entry(1, "far", db, HOST, stub_there), timeout_s=1)
+    RemoteDesk(desk.entry).about()  # so that there is a connection
     with pytest.raises(SiteUnreachable, match=r"no answer within 1 s\. Nobody knows whether it was done there"):
         desk.create("slow", [{}])
     assert RemoteDesk(desk.entry).about()["path"] == db  # through a new connection

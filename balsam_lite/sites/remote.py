@@ -15,7 +15,7 @@ from .desk import Row
 #: So long connecting may take, in seconds.
 CONNECT_S = 4
 #: So long a whole question may take, in seconds: the one that is put to all sites, what only reads, and changes.
-ABOUT_S, READING_S, CHANGING_S = 4.5, 120.0, 900.0
+ABOUT_S, READING_S, CHANGING_S = 4.5, 300.0, 900.0
 #: A hundred thousand jobs with long descriptions are a tenth of it.
 LARGEST_ANSWER_BYTES = 2 * 1024**3
 
@@ -61,7 +61,7 @@ class RemoteDesk:
         """State -> number of the jobs that match."""
         return self._row("count_states", where=where)
 
-    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[list[Any]]:
+    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """A page of events as short lists."""
         return list(self._ask("event_tuples", where=where, after=after, touching=list(touching)))
 

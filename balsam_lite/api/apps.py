@@ -1,0 +1,54 @@
+"""`App` and `App.objects`: what is stored of applications, be they command lines, templates or Python functions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ..errors import DuplicateApp
+from . import placing
+from .fields import json_object, known, of_job, site_id, site_name, text, words
+from .query import Manager
+from .records import Record
+
+
+class App(Record):
+    """An application of a site. Those with a Python class are made by `ApplicationDefinition.sync()`."""
+
+    __slots__ = ()
+
+    name: str = text("")
+    site_id: int | None = site_id()
+    site_name: str | None = site_name()
+    description: str = of_job("", "description")
+    kind: str = known()
+    parameters: dict[str, Any] = json_object()
+    command_template: str = of_job("", "description")
+    executable: str = of_job("", "args")
+    environ_vars: dict[str, str] = words()
+    preprocess: str = of_job("", "args")
+    postprocess: str = of_job("", "args")
+    envscript: str = of_job("", "description")
+    handle_error: str = of_job("", "args")
+    handle_timeout: str = of_job("", "args")
+    definition: dict[str, Any] = known(default={})
+
+    _KIND = "app"
+    _REQUIRED = ("name",)
+    _CONDITIONS = {"id": "ids", "name": "words", "site_id": "site", "site_name": "site", "site_path": "text"}
+    _ORDERS = ("id", "name")
+
+    objects: ClassVar[Manager[App]]
+
+    def _create(self) -> None:
+        given = self._changed
+        home = placing.one_site(given)
+        if home.desk.count("app", {"name": given["name"]}):
+            raise DuplicateApp(f"The site {home.entry.name} has an App {given['name']!r} already.")
+        self._created(home.desk.create("app", [placing.without_site(given)])[0], home)
+
+    def delete(self) -> None:
+        """Remove it with all its jobs. Raises DoesNotExist, StateError: a launcher holds one of them; ParentInUse."""
+        super().delete()
+
+
+App.objects = Manager(App)

@@ -1,0 +1,102 @@
+"""`BatchJob` and `BatchJob.objects`: launchers in the queues of schedulers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from ..partitions import Partition
+from . import placing
+from .enums import BatchJobState, JobMode
+from .fields import AT_CREATION, Field, count, json_object, known, moment, site_id, site_name, state, text, word, words
+from .query import Manager, Query
+from .records import Record
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+#: A part of a batch job's nodes: BatchJobPartition(job_mode=…, num_nodes=…, filter_tags={}).
+BatchJobPartition = Partition
+
+
+def _partitions(value: Any) -> list[dict[str, Any]] | None:
+    """Partitions, or dicts with their fields."""
+    if value is None:
+        return None
+    try:
+        parts = [one if isinstance(one, Partition) else Partition.from_fields(one) for one in value]
+    except TypeError:
+        raise ValueError(f"must be a list of BatchJobPartition, not {value!r}") from None
+    return [Partition.from_fields(part.as_fields()).as_fields() for part in parts]
+
+
+def _shown_partitions(value: list[dict[str, Any]] | None) -> list[Partition] | None:
+    return None if value is None else [Partition.from_fields(one) for one in value]
+
+
+class BatchJob(Record):
+    """A batch job of a site. `save()` and `objects.create` submit it at once."""
+
+    __slots__ = ()
+
+    num_nodes: int = count(when=AT_CREATION)
+    wall_time_min: int = count(when=AT_CREATION)
+    job_mode: JobMode = word(JobMode, AT_CREATION)
+    site_id: int | None = site_id()
+    site_name: str | None = site_name()
+    project: str = text("", AT_CREATION)
+    queue: str = text("", AT_CREATION)
+    optional_params: dict[str, Any] = json_object(AT_CREATION)
+    filter_tags: dict[str, str] = words(AT_CREATION)
+    partitions: list[BatchJobPartition] | None = Field(  # type: ignore[assignment]
+        _partitions, None, AT_CREATION, _shown_partitions
+    )
+    scheduler_id: Any = known()
+    state: BatchJobState | None = state(BatchJobState)  # it can be set to pending_deletion, which cancels
+    status_info: dict[str, Any] = known(default={})
+    start_time: datetime | None = moment()
+    end_time: datetime | None = moment()
+
+    _KIND = "batch_job"
+    _REQUIRED = ("num_nodes", "wall_time_min", "job_mode")
+    _CONDITIONS = {
+        "id": "ids", "site_id": "site", "site_name": "site", "state": "words", "scheduler_id": "plain", "queue": "words",
+        "filter_tags": "tags", "start_time_before": "time", "start_time_after": "time", "end_time_before": "time",
+        "end_time_after": "time",
+    }  # fmt: skip
+    _ORDERS = ("start_time", "end_time", "id", "state", "queue", "num_nodes", "wall_time_min")
+
+    objects: ClassVar[BatchJobManager]
+
+    def _create(self) -> None:
+        home = placing.one_site(self._changed)
+        self._created(home.desk.create("batch_job", [placing.without_site(self._changed)])[0], home)
+
+    def delete(self) -> None:
+        """Cancel it; the row stays, and says how it ended. One that has ended stays as it is.
+
+        Raises:
+            DoesNotExist: it was never submitted. CancelFailed, PollFailed: the scheduler does not do it.
+        """
+        home = self._site
+        home.desk.delete("batch_job", {"id": self._row["id"]})
+        self.refresh_from_db()
+
+
+class BatchJobQuery(Query[BatchJob]):
+    """A query of batch jobs."""
+
+    def delete(self, force: bool = False) -> NoReturn:
+        """Raises NotImplementedError."""
+        raise NotImplementedError(
+            'Batch jobs are not deleted by query: cancel them with update(state="pending_deletion"), or one with its delete().'
+        )
+
+
+class BatchJobManager(Manager[BatchJob]):
+    """`BatchJob.objects`."""
+
+    def __init__(self) -> None:
+        super().__init__(BatchJob, BatchJobQuery)
+
+
+BatchJob.objects = BatchJobManager()

@@ -1,0 +1,149 @@
+"""`EventLog` and `EventLog.objects`: what happened to jobs, a million events in pages."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from . import scope
+from .fields import NumberField, known, moment
+from .query import Manager, Query
+from .records import Record
+from .scope import Home, Question
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+#: Events that the first query reads, as often only the newest are wanted; and what that grows to.
+_FIRST_PAGE, _LARGEST_PAGE = 500, 16_000
+
+_READ_ONLY = "EventLog is read-only"
+
+
+class EventLog(Record):
+    """A change of a job's state. Read-only."""
+
+    __slots__ = ()
+
+    job_id: int = NumberField(int, None, "never")  # type: ignore[assignment]
+    timestamp: datetime = moment()  # UTC, without a time zone
+    from_state: str = known()
+    to_state: str = known()
+    data: dict[str, Any] = known(default={})
+
+    _KIND = "event"
+    _CONDITIONS = {
+        "id": "ids", "job_id": "ids", "batch_job_id": "ids", "site_id": "site", "site_name": "site", "scheduler_id": "plain",
+        "tags": "tags", "data": "plain", "timestamp_before": "time", "timestamp_after": "time", "from_state": "words",
+        "to_state": "words",
+    }  # fmt: skip
+    _ORDERS = ("timestamp",)
+
+    objects: ClassVar[EventManager]
+
+    def _assign(self, field: Any, value: Any) -> NoReturn:
+        raise AttributeError(_READ_ONLY)
+
+    def save(self) -> NoReturn:
+        """Raises AttributeError."""
+        raise AttributeError(_READ_ONLY)
+
+    def delete(self) -> NoReturn:
+        """Raises AttributeError: an event is deleted with its job."""
+        raise AttributeError(_READ_ONLY)
+
+
+class EventQuery(Query[EventLog]):
+    """A query of events: newest first, of several sites in order of time.
+
+    It is read in pages each time it is walked through, so that memory stays constant, and keeps nothing; `len` counts.
+    """
+
+    def __iter__(self) -> Iterator[EventLog]:
+        return self._between(self._start, self._stop)
+
+    def _between(self, start: int, stop: int | None) -> Iterator[EventLog]:
+        make = EventLog._of
+        return (make(row, home) for home, row in islice(self._in_order(stop), start, stop))
+
+    def _read(self, start: int, stop: int | None) -> list[EventLog]:
+        return list(self._between(start, stop))
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def _all(self) -> list[EventLog]:
+        return list(iter(self))
+
+    def _in_order(self, stop: int | None) -> Iterator[tuple[Home, dict[str, Any]]]:
+        """All that match, of all sites; of which not more than `stop` are wanted."""
+        asked = self._questions()
+        if len(asked) == 1:
+            return self._pages(asked[0], stop)
+        reachable = {home for home, _ in scope.ask(asked, lambda desk, where: desk.about())} if asked else set()
+        sign = 1 if self._order == "timestamp" else -1
+        pages = [self._pages(one, stop) for one in asked if one.home in reachable]
+        return heapq.merge(*pages, key=lambda pair: sign * int(pair[1]["timestamp"]))
+
+    def _pages(self, asked: Question, stop: int | None) -> Iterator[tuple[Home, dict[str, Any]]]:
+        home, where = asked
+        size = _FIRST_PAGE if stop is None else min(_FIRST_PAGE, stop)
+        while size:
+            rows = home.desk.select("event", where, self._order, 0, size)
+            for row in rows:
+                yield home, row
+            if len(rows) < size:
+                return
+            where = {**where, "after": [rows[-1]["timestamp"], rows[-1]["id"]]}
+            size = min(2 * size, _LARGEST_PAGE)
+
+    def tuples(self) -> Iterator[tuple[int, str, str, int, float | None]]:
+        """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes).
+
+        The timestamp is in microseconds since the epoch (UTC); `num_nodes` is what an event to RUNNING has in its data.
+        """
+        if self._is_cut:
+            for home, row in islice(self._in_order(self._stop), self._start, self._stop):
+                job = home.id(row["job_id"])
+                yield row["timestamp"], row["from_state"], row["to_state"], job, row["data"].get("num_nodes")
+            return
+        asked = self._questions()
+        for home, where in asked:
+            number = int if len(asked) == 1 else home.id  # jobs of several sites have the same numbers
+            for time, old, new, job, nodes, _ in _pages_of_tuples(home, where):
+                yield time, old, new, number(job), nodes
+
+    def update(self, **fields: Any) -> NoReturn:
+        """Raises AttributeError."""
+        raise AttributeError(_READ_ONLY)
+
+    def delete(self, force: bool = False) -> NoReturn:
+        """Raises AttributeError."""
+        raise AttributeError(_READ_ONLY)
+
+
+def _pages_of_tuples(home: Home, where: dict[str, Any]) -> Iterator[Sequence[Any]]:
+    after = 0
+    while page := home.desk.event_tuples(where, after):
+        yield from page
+        after = page[-1][-1]
+
+
+class EventManager(Manager[EventLog]):
+    """`EventLog.objects`."""
+
+    def __init__(self) -> None:
+        super().__init__(EventLog, EventQuery)
+
+    def create(self, **fields: Any) -> NoReturn:
+        """Raises AttributeError."""
+        raise AttributeError(_READ_ONLY)
+
+    def bulk_update(self, objects: Any) -> NoReturn:
+        """Raises AttributeError."""
+        raise AttributeError(_READ_ONLY)
+
+
+EventLog.objects = EventManager()

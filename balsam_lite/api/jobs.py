@@ -1,0 +1,338 @@
+"""`Job` and `Job.objects`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .. import spec, states
+from ..errors import BalsamError, InvalidSpec
+from . import parameters as stored_parameters
+from . import placing, scope, times, waiting
+from .enums import JobState
+from .fields import (
+    AT_CREATION,
+    Field,
+    NumberField,
+    amount_of_time,
+    checked_object,
+    flag,
+    json_object,
+    known,
+    listed,
+    moment,
+    of_job,
+    site_id,
+    site_name,
+    state,
+    words,
+)
+from .query import Manager, Query, of_kind
+from .records import Record, _refuse_while_loading
+from .scope import Home
+from .waiting import NoResult, WaitResult
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+# --- what the fields take ---------------------------------------------------------------------------------------------
+
+
+def _path(value: str | None) -> Path | None:
+    from pathlib import Path
+
+    return None if value is None else Path(value)
+
+
+def _app(value: Any) -> Any:
+    """A number, a name, or a class."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, type) and hasattr(value, "site"):
+        return value
+    raise ValueError(f"must be the number or the name of an application, or an ApplicationDefinition, not {value!r}")
+
+
+def _parents(value: Any) -> list[int]:
+    if value is None:
+        return []
+    try:
+        numbers = list(value)
+    except TypeError:
+        raise ValueError(f"must be a list of numbers, not {value!r}") from None
+    for one in numbers:
+        if one is None:
+            raise ValueError("hold None: save the parents first")
+        if not isinstance(one, int) or isinstance(one, bool):
+            raise ValueError(f"must be numbers of jobs, not {one!r}")
+    return sorted(dict.fromkeys(numbers))
+
+
+class _ParentField(Field):
+    """Numbers of jobs of the same site; as a set that cannot be edited, because parents cannot be changed later."""
+
+    __slots__ = ()
+
+    def __get__(self, record: Record | None, owner: type | None = None) -> Any:
+        if record is None:
+            return self
+        numbers = record._read(self) or ()
+        return frozenset(numbers if record._home is None else map(record._home.id, numbers))
+
+
+# --- the job ----------------------------------------------------------------------------------------------------------
+
+
+class Job(Record):
+    """A job: one planned run of an application at a site.
+
+    `Job(app_id=…, workdir=…, …)` makes one that `save()`, `objects.create` or `objects.bulk_create` adds. `app_id` is the
+    number or the name of an application, or its ApplicationDefinition; `site_name` says where, if the application does not.
+    """
+
+    __slots__ = ()
+
+    workdir: Path = Field(spec.checked_workdir, None, show=_path)  # type: ignore[assignment]
+    app_id: Any = NumberField(_app, None, AT_CREATION)
+    site_id: int | None = site_id()
+    site_name: str | None = site_name()
+    tags: dict[str, str] = words()
+    parameters: Any = Field(
+        stored_parameters.encoded, {}, AT_CREATION, is_hidden=True, instead=": use get_parameters() and set_parameters()"
+    )
+    data: dict[str, Any] = json_object()
+    return_code: int | None = known()
+    num_nodes: int = of_job(1)
+    ranks_per_node: int = of_job(1)
+    threads_per_rank: int = of_job(1)
+    threads_per_core: int = of_job(1)
+    gpus_per_rank: float = of_job(0)
+    node_packing_count: int = of_job(1)
+    wall_time_min: int = amount_of_time(0)
+    launch_params: dict[str, str] = words()
+    parent_ids: frozenset[int] = _ParentField(_parents, (), AT_CREATION)  # type: ignore[assignment]
+    state: JobState | None = state(JobState)
+    last_update: datetime | None = moment(times.aware)
+    batch_job_id: int | None = NumberField(int, None, "never")  # type: ignore[assignment]
+    state_data: Any = Field(checked_object, None, is_hidden=True)
+    state_timestamp: Any = Field(lambda value: times.to_us(value, "state_timestamp"), None, is_hidden=True)
+    # What Balsam 0.7 does not have.
+    name: str = of_job("")
+    workflow: str = of_job("")
+    description: str = of_job("")
+    args: str = of_job("")
+    environ_vars: dict[str, str] = words()
+    priority: int = of_job(0)
+    cpu_affinity: str = of_job("none")
+    mpi_flags: str = of_job("")
+    restart_limit: int = of_job(10)
+    max_retries: int = of_job(0)
+    retry_codes: str = of_job("")
+    input_files: str = of_job("*")
+    stage_in_url: str = of_job("")
+    stage_out_url: str = of_job("")
+    stage_out_files: str = of_job("")
+    wait_for_parents: bool = flag(True)
+    auto_timeout_retry: bool = flag(True)
+    post_error_handler: bool = flag(False)
+    post_timeout_handler: bool = flag(False)
+    job_id: str | None = known()
+    attempt: int = known(default=0)
+
+    _KIND = "job"
+    _REQUIRED = ("workdir", "app_id")
+    _CONDITIONS = {
+        "id": "ids", "parent_id": "ids", "app_id": "ids", "app": "words", "site_id": "site", "site_name": "site",
+        "batch_job_id": "ids", "last_update_before": "time", "last_update_after": "time", "workdir": "paths",
+        "workdir__contains": "text", "state": "words", "state__ne": "words", "tags": "tags", "name": "words",
+        "workflow": "words", "uuid": "words",
+    }  # fmt: skip
+    _ORDERS = ("id", "state", "workdir", "last_update", "name", "workflow", "priority")
+
+    NoResult: ClassVar[type[NoResult]] = NoResult
+    objects: ClassVar[JobManager]
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    def _new_row(self) -> dict[str, Any]:
+        """What is known of a job that was not saved yet."""
+        if self._is_saved:
+            raise InvalidSpec(f"{self._title()} is saved already; make a new Job to run it once more.")
+        return self._changed
+
+    def _as_new(self) -> dict[str, Any]:
+        given = {name: value for name, value in super()._as_new().items() if name not in _NOT_AS_NEW}
+        return {**given, "app_id": self.app_id, "parent_ids": sorted(self.parent_ids)}
+
+    def _create(self) -> None:
+        home, row = placing.Placer().place(self._new_row())
+        self._created(home.desk.create("job", [row])[0], home)
+
+    # --- parameters, places, relatives --------------------------------------------------------------------------------
+
+    def get_parameters(self) -> dict[str, Any]:
+        """The parameters for its application; a copy.
+
+        Raises:
+            RemoteError: values that had to be pickled cannot be read here.
+        """
+        return stored_parameters.decoded(self._changed.get("parameters", self._row.get("parameters", {})))
+
+    def set_parameters(self, values: dict[str, Any]) -> None:
+        """Replace all parameters; `save()` writes them. Raises InvalidSpec."""
+        self._changed = {**self._changed, "parameters": stored_parameters.encoded(values)}
+
+    def resolve_workdir(self, data_path: str | Path) -> Path:
+        """Its working directory, where `data_path` is the site's `data` directory."""
+        from pathlib import Path
+
+        return Path(data_path) / self.workdir
+
+    @property
+    def app(self) -> Any:
+        """The class of its application (an ApplicationDefinition). Raises as `ApplicationDefinition.load_by_id`."""
+        from .application import ApplicationDefinition
+
+        if isinstance(self.app_id, type):
+            return self.app_id
+        home = self._site
+        return ApplicationDefinition.load_by_name(self._row["app"], home.entry.name)
+
+    def parent_query(self) -> Query[Job]:
+        """Its parents."""
+        return type(self).objects.filter(id=sorted(self.parent_ids))
+
+    # --- what becomes of it -------------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Whether it is over: JOB_FINISHED, FAILED or USER_KILLED. Reads it anew."""
+        self.refresh_from_db()
+        return self._row["state"] in states.END_STATES
+
+    def result_nowait(self) -> Any:
+        """What its function returned; None for a job that is no function's. What the function raised is raised here.
+
+        Raises:
+            NoResult: it is not over yet. TaskFailed: it did not finish; with the reason. RemoteError: the result cannot be
+            read here.
+        """
+        return waiting.result_nowait(self)
+
+    def result(self, timeout: float | None = None, poll_interval: float = 1.0) -> Any:
+        """Wait until it is over, and do as `result_nowait`.
+
+        Raises:
+            concurrent.futures.TimeoutError: it is not over after `timeout` seconds.
+        """
+        return waiting.result(self, timeout, poll_interval)
+
+
+#: What a job begins without, and what its launch_params say as well.
+_NOT_AS_NEW = ("state", "mpi_flags", "cpu_affinity")
+
+
+class JobQuery(Query[Job]):
+    """A query of jobs."""
+
+    def filter(self, **conditions: Any) -> JobQuery:
+        """As `Query.filter`; `app_id` may be a name or an ApplicationDefinition, too."""
+        if "app_id" in conditions:
+            conditions = {**conditions, **_application(conditions["app_id"])}
+        return super().filter(**conditions)
+
+
+def _application(app: Any) -> dict[str, Any]:
+    """The conditions for jobs of an application, which is given by number, name or class."""
+    if isinstance(app, type) and hasattr(app, "site"):
+        return {"app_id": None, "app": app.__name__, "site_id": scope.named(app.site).number}
+    several = listed(app)
+    if several and all(isinstance(one, str) for one in several):
+        return {"app_id": None, "app": several}
+    return {"app_id": app, "app": None} if app is not None else {"app_id": None}
+
+
+class JobManager(Manager[Job]):
+    """`Job.objects`."""
+
+    def __init__(self) -> None:
+        super().__init__(Job, JobQuery)
+
+    def bulk_create(self, jobs: list[Job]) -> list[Job]:
+        """Add many jobs; returns new objects in the same order, and leaves those that were given as they are.
+
+        At each site all or none, in one write transaction. Where the jobs go to several sites, those must all answer before
+        the first one is written to; if a later one refuses, the error says what was created before.
+
+        Raises:
+            TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
+        """
+        _refuse_while_loading()
+        of_kind(jobs, Job, "bulk_create")
+        rows, places = _by_site(jobs)
+        made: list[Any] = [None] * len(jobs)
+        for home, created in placing.create(rows, "job").items():
+            for place, row in zip(places[home], created):
+                made[place] = Job._of(row, home)
+        return made
+
+    def bulk_refresh(self, jobs: Iterable[Job]) -> None:
+        """Read all of them anew, with one query for each site. Raises DoesNotExist: some are gone, or were never saved."""
+        waiting.bulk_refresh(list(jobs))
+
+    def wait(
+        self,
+        jobs: Iterable[Job],
+        timeout: float | None = None,
+        poll_interval: float = 1.0,
+        return_when: str = waiting.ALL_COMPLETED,
+    ) -> WaitResult:
+        """Wait until all jobs are over, or the first one; (done, not_done) after `timeout` seconds at the latest.
+
+        Over is what is JOB_FINISHED, FAILED, USER_KILLED or deleted. The objects of those that are over are read anew.
+
+        Args:
+            poll_interval: the longest pause between two looks, in seconds; each look is one query for each site.
+            return_when: "ALL_COMPLETED" or "FIRST_COMPLETED".
+        """
+        return waiting.wait(list(jobs), timeout, poll_interval, return_when)
+
+    def as_completed(self, jobs: Iterable[Job], timeout: float | None = None, poll_interval: float = 1.0) -> Iterator[Job]:
+        """Each job as soon as it is over.
+
+        Raises:
+            concurrent.futures.TimeoutError: some are not, `timeout` seconds after the first was asked for.
+        """
+        return waiting.as_completed(list(jobs), timeout, poll_interval)
+
+
+def _by_site(jobs: list[Job]) -> tuple[dict[Home, list[dict[str, Any]]], dict[Home, list[int]]]:
+    """The rows to create, and the places of their jobs in the list, for each site."""
+    placer = placing.Placer()
+    rows: dict[Home, list[dict[str, Any]]] = {}
+    places: dict[Home, list[int]] = {}
+    for place, job in enumerate(jobs):
+        try:
+            home, row = placer.place(job._new_row())
+        except BalsamError as exc:
+            exc.message = f"Job number {place + 1}: {exc.message}"
+            raise
+        rows.setdefault(home, []).append(row)
+        places.setdefault(home, []).append(place)
+    for of_site in rows.values():
+        _check_workdirs(of_site)
+    return rows, places
+
+
+def _check_workdirs(rows: list[dict[str, Any]]) -> None:
+    seen: set[str] = set()
+    for row in rows:
+        workdir = row["workdir"]
+        if workdir in seen:
+            raise InvalidSpec(f"Workdirs must be unique for each call to bulk-create Jobs. Given twice is {workdir!r}.")
+        seen.add(workdir)
+
+
+Job.objects = JobManager()

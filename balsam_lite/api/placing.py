@@ -1,0 +1,143 @@
+"""To which site new objects go, and what that site is told to create."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..db import registry
+from ..errors import BalsamError, InvalidSpec, UnknownApp
+from ..sites import selector
+from . import scope
+from .ids import Id, is_same_site
+from .scope import Home, Question, home_of
+
+_SITE = ("site_id", "site_name")
+
+
+def site_of(given: Mapping[str, Any]) -> Home | None:
+    """The site that `site_id` or `site_name` says; None if neither does.
+
+    Raises:
+        UnknownSite. InvalidSpec: they mean two sites.
+    """
+    named = [scope.named(given[key]) for key in _SITE if given.get(key) is not None]
+    if len(named) == 2 and named[0] != named[1]:
+        raise InvalidSpec(f"site_id={given['site_id']} and site_name={given['site_name']!r} are two different sites.")
+    return home_of(named[0]) if named else None
+
+
+def without_site(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the site itself is told."""
+    return {name: value for name, value in given.items() if name not in _SITE}
+
+
+class Placer:
+    """Finds the sites of new jobs; each combination of names is looked up once, so one serves for many jobs.
+
+    The site is the one that `site_name`, `site_id` or the class of the application says, or that of an Id (of the application
+    or a parent). Else it is the one with that application: the active DB, or the only one of the known sites.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Any, tuple[Home, dict[str, Any]]] = {}
+
+    def place(self, given: Mapping[str, Any]) -> tuple[Home, dict[str, Any]]:
+        """The site of a job with these fields, and the row to create there.
+
+        Raises:
+            UnknownSite, UnknownApp. InvalidSpec: several sites could be meant, or parents are at another site.
+        """
+        app, parents = given["app_id"], given.get("parent_ids") or ()
+        near = next((one.site for one in parents if isinstance(one, Id)), None)
+        key = (given.get("site_id"), given.get("site_name"), type(app), app, near)
+        if key not in self._found:
+            self._found[key] = self._look_up(given, app, near)
+        home, app_row = self._found[key]
+        row = {name: value for name, value in given.items() if name not in _JOB_ONLY}
+        row.update(app_row)
+        if parents:
+            row["parent_ids"] = [_number_at(home, one) for one in parents]
+        return home, row
+
+    def _look_up(self, given: Mapping[str, Any], app: Any, near: Any) -> tuple[Home, dict[str, Any]]:
+        home = site_of(given)
+        if isinstance(app, type):  # an ApplicationDefinition
+            own = home_of(scope.named(app.site))  # type: ignore[attr-defined]
+            if home not in (None, own):
+                raise InvalidSpec(f"The application {app.__name__} belongs to the site {own.entry.name}.")
+            return own, {"app": app.__name__}
+        if home is None and isinstance(app, Id):
+            home = home_of(app.site)
+        if home is None and near is not None:
+            home = home_of(near)
+        if isinstance(app, str):
+            return home or _home_with({"name": app}, f"{app!r}"), {"app": app}
+        home = home or _home_with({"id": app}, f"number {app}")
+        return home, {"app_id": _number_at(home, app)}
+
+
+_JOB_ONLY = (*_SITE, "app_id", "parent_ids")
+
+
+def _number_at(home: Home, number: int) -> int:
+    if isinstance(number, Id) and not is_same_site(number.site, home.entry):
+        raise InvalidSpec(f"{int(number)} is a number of the site {number.site.name}, and the job is for {home.entry.name}.")
+    return int(number)
+
+
+def _home_with(where: dict[str, Any], title: str) -> Home:
+    """The active DB if it has such an application, else the only known site that has."""
+    here = scope.active()
+    if here is not None and home_of(here).desk.count("app", where):
+        return home_of(here)
+    others = [entry for entry in registry.known() if entry != here]
+    found = [home for home, number in _counts(others, where) if number]
+    if len(found) == 1:
+        return found[0]
+    asked = ", ".join(entry.name for entry in ([here] if here else []) + others) or "none"
+    if not found:
+        raise UnknownApp(f"No site has an application {title}.", hint=f"Asked were: {asked}")
+    names = ", ".join(home.entry.name for home in found)
+    raise InvalidSpec(f"Several sites have an application {title}: {names}", hint="Say which one with site_name.")
+
+
+def _counts(entries: Iterable[Any], where: dict[str, Any]) -> list[tuple[Home, int]]:
+    asked = [Question(home_of(entry), where) for entry in entries]
+    return scope.ask(asked, lambda desk, where: desk.count("app", where)) if asked else []
+
+
+def create(rows: Mapping[Home, list[dict[str, Any]]], kind: str) -> dict[Home, list[dict[str, Any]]]:
+    """Create rows at each site, site after site; at each all or none. Before the first, all sites must answer.
+
+    Raises:
+        BalsamError: of the first site that refuses; then the message says at which ones the rows were created before.
+    """
+    if len(rows) > 1:
+        for home in rows:
+            home.desk.count("app")
+    made: dict[Home, list[dict[str, Any]]] = {}
+    for home, of_site in rows.items():
+        try:
+            made[home] = home.desk.create(kind, of_site)
+        except BalsamError as exc:
+            if len(rows) > 1:
+                exc.message = f"At the site {home.entry.name}: {exc.message}"
+            if made:
+                before = ", ".join(f"{len(created)} at {other.entry.name}" for other, created in made.items())
+                exc.message += f"\nCreated were: {before}"
+            raise
+    return made
+
+
+def one_site(given: Mapping[str, Any]) -> Home:
+    """The site that is named, else the active DB's.
+
+    Raises:
+        UnknownSite, InvalidSpec; NoDatabase: there is no active DB.
+    """
+    home = site_of(given)
+    if home is None:
+        here = scope.active()
+        home = home_of(selector.choose_one() if here is None else here)
+    return home

@@ -1,0 +1,376 @@
+"""`Model.objects`, and the queries that it makes: lazy, over one site or several, with the rules of Balsam 0.7.
+
+Conditions have kinds: "ids" (numbers, one or several), "time", "words" (text or Enum members, one or several), "tags", "site",
+"text", and "plain" (handed on as they are).
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from typing import Any, Generic, TypeVar, overload
+
+from ..errors import InputError, InvalidSpec, UnknownField
+from . import scope, times
+from .fields import listed
+from .records import Record, _refuse_while_loading
+from .scope import Home, Question
+
+R = TypeVar("R", bound=Record)
+Q = TypeVar("Q", bound="Query[Any]")
+
+
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+def checked_conditions(model: type[Record], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions as a site is told them; those that are None stay, as they take back what was said before.
+
+    Raises:
+        UnknownField: there is no such condition; the nearest one is named. InvalidSpec: a value makes no sense.
+    """
+    found = {}
+    for name, value in given.items():
+        kind = model._CONDITIONS.get(name)
+        if kind is None:
+            near = get_close_matches(name, model._CONDITIONS, n=1, cutoff=0.5)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise UnknownField(
+                f"{model.__name__}.objects cannot be filtered by {name!r}.{meant}",
+                hint=f"Possible are: {', '.join(model._CONDITIONS)}",
+            )
+        found[name] = None if value is None else _KINDS[kind](value, name)
+    return found
+
+
+def _ids(value: Any, name: str) -> Any:
+    numbers = listed(value)
+    for one in numbers:
+        if not isinstance(one, int) or isinstance(one, bool):
+            raise InvalidSpec(f"{name} must be a number or a list of numbers, not {one!r}")
+    return value if isinstance(value, int) else numbers
+
+
+def _time(value: Any, name: str) -> int:
+    return times.to_us(value, name)
+
+
+def _words(value: Any, name: str) -> Any:
+    found = [getattr(one, "value", one) for one in listed(value)]
+    for one in found:
+        if not isinstance(one, str):
+            raise InvalidSpec(f"{name} must be text or a list of texts, not {one!r}")
+    return found[0] if len(found) == 1 else found
+
+
+def _tags(value: Any, name: str) -> dict[str, str]:
+    """A dict, "k:v", or several of the latter."""
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        pairs = [_pair(one, name) for one in listed(value)]
+    found: dict[str, str] = {}
+    for key, word in pairs:
+        if not isinstance(key, str) or not isinstance(word, str) or found.setdefault(key, word) != word:
+            raise InvalidSpec(f"{name} must map each of some texts to one text, not {value!r}")
+    return found
+
+
+def _pair(text: Any, name: str) -> tuple[str, str]:
+    key, colon, word = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not colon:
+        raise InvalidSpec(f'{name} must be a dict, "KEY:VALUE" or a list of such texts, not {text!r}')
+    return key, word
+
+
+def _paths(value: Any, name: str) -> Any:
+    return _words([os.fspath(one) if isinstance(one, os.PathLike) else one for one in listed(value)], name)
+
+
+def _text(value: Any, name: str) -> str:
+    return str(value)
+
+
+def _plain(value: Any, name: str) -> Any:
+    return value
+
+
+_KINDS: dict[str, Callable[[Any, str], Any]] = {
+    "ids": _ids, "time": _time, "words": _words, "tags": _tags, "text": _text, "plain": _plain,
+    "paths": _paths,     "site": lambda value, name: listed(value),
+}  # fmt: skip
+
+
+# --- queries ----------------------------------------------------------------------------------------------------------
+
+
+class Query(Generic[R]):
+    """Rows of a kind that match some conditions. They are read when they are first needed, and kept then.
+
+    Without a condition that says which site is meant, the active DB is asked, or where there is none all known sites. One of
+    several that cannot be read costs a warning. Rows of several sites come site by site, or in the order of `order_by`.
+    """
+
+    def __init__(
+        self, model: type[R], where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
+    ) -> None:
+        self.model, self._where, self._order, self._start, self._stop = model, where, order, start, stop
+        self._rows: list[R] | None = None
+
+    @property
+    def _is_cut(self) -> bool:
+        return self._start > 0 or self._stop is not None
+
+    def _refuse_cut(self, what: str) -> None:
+        if self._is_cut:
+            raise AttributeError(f"Cannot {what} a query that was sliced; slice it last.")
+
+    # --- more of it ---------------------------------------------------------------------------------------------------
+
+    def all(self: Q) -> Q:
+        """The same, to be read anew."""
+        return type(self)(self.model, self._where, self._order, self._start, self._stop)
+
+    def filter(self: Q, **conditions: Any) -> Q:
+        """Those that match these conditions, too; one that was given before is replaced, and taken back by None.
+
+        Raises:
+            AttributeError: after a slice. UnknownField, InvalidSpec.
+        """
+        self._refuse_cut("filter")
+        return type(self)(self.model, {**self._where, **checked_conditions(self.model, conditions)}, self._order)
+
+    def order_by(self: Q, field: str) -> Q:
+        """Sorted by a field, `-` before it: the other way round.
+
+        Raises:
+            AttributeError: after a slice. UnknownField: there is no sorting by that.
+        """
+        self._refuse_cut("order")
+        if not isinstance(field, str) or field.removeprefix("-") not in self.model._ORDERS:
+            possible = ", ".join(self.model._ORDERS) or "nothing"
+            raise UnknownField(f"{self.model.__name__}.objects cannot be sorted by {field!r}.", hint=f"Possible is: {possible}")
+        return type(self)(self.model, self._where, field)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _questions(self) -> list[Question]:
+        """Whom to ask what."""
+        where = {name: value for name, value in self._where.items() if value is not None}
+        if any(value == [] for value in where.values()):
+            return []
+        kinds = self.model._CONDITIONS
+        return scope.questions(where, [name for name in where if kinds[name] == "ids" and name not in scope.SITE_KEYS])
+
+    def _read(self, start: int, stop: int | None) -> list[R]:
+        """The rows at these places among all that match."""
+        asked = self._questions()
+        if not asked or (stop is not None and stop <= start):
+            return []
+        kind, order, make = self.model._KIND, self._order, self.model._of
+        first = start if len(asked) == 1 else 0
+        found = scope.ask(asked, lambda desk, where: desk.select(kind, where, order, first, stop))
+        if len(asked) == 1:
+            return [make(row, home) for home, rows in found for row in rows]
+        return [make(row, home) for home, row in islice(self._merged(found), start, stop)]
+
+    def _merged(self, found: Iterable[tuple[Home, list[dict[str, Any]]]]) -> Iterator[tuple[Home, dict[str, Any]]]:
+        """The rows of several sites, each sorted already, in order."""
+        pairs = [[(home, row) for row in rows] for home, rows in found]
+        if not self._order:
+            return (pair for of_site in pairs for pair in of_site)
+        field, reverse = self._order.lstrip("-"), self._order.startswith("-")
+
+        def key(pair: tuple[Home, dict[str, Any]]) -> tuple[bool, Any]:
+            value = pair[1][field]
+            return (value is None) != reverse, 0 if value is None else value  # what has none comes last, whichever way
+
+        return heapq.merge(*pairs, key=key, reverse=reverse)
+
+    def _all(self) -> list[R]:
+        if self._rows is None:
+            self._rows = self._read(self._start, self._stop)
+        return self._rows
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __bool__(self) -> bool:
+        return bool(self._rows) if self._rows is not None else bool(self._one_from(0))
+
+    @overload
+    def __getitem__(self, place: int) -> R: ...
+
+    @overload
+    def __getitem__(self: Q, place: slice) -> Q: ...
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return self._slice(place)
+        if place < 0:
+            raise InputError("Queries cannot be counted from their end; use order_by, or list(query).")
+        if self._rows is not None:
+            return self._rows[place]
+        found = self._one_from(place)
+        if not found:
+            raise IndexError(f"{self.model.__name__}.objects: there is no row number {place}")
+        return found[0]
+
+    def _one_from(self, place: int) -> list[R]:
+        at = self._start + place
+        return [] if self._stop is not None and at >= self._stop else self._read(at, at + 1)
+
+    def _slice(self, place: slice) -> Any:
+        start, stop = place.start or 0, place.stop
+        if start < 0 or (stop is not None and stop < 0):
+            raise InputError("Queries cannot be counted from their end; use order_by, or list(query).")
+        if place.step not in (None, 1):
+            return self._all()[place]
+        ends = [end for end in (self._stop, None if stop is None else self._start + stop) if end is not None]
+        cut = type(self)(self.model, self._where, self._order, self._start + start, min(ends, default=None))
+        if self._rows is not None:
+            cut._rows = self._rows[place]
+        return cut
+
+    def first(self) -> R:
+        """The first one. Raises IndexError: there is none."""
+        return self[0]
+
+    def get(self, **conditions: Any) -> R:
+        """The only one that matches these conditions, too.
+
+        Raises:
+            the model's DoesNotExist and MultipleObjectsReturned.
+        """
+        query = self.filter(**conditions) if conditions else self
+        found = query._rows if query._rows is not None else query._read(query._start, _least(query._start + 2, query._stop))
+        if len(found) == 1:
+            return found[0]
+        name, said = self.model.__name__, ", ".join(f"{key}={value!r}" for key, value in query._where.items())
+        if not found:
+            raise self.model.DoesNotExist(f"No {name} matches {said or 'at all'}.")
+        raise self.model.MultipleObjectsReturned(f"More than one {name} matches {said or '(no condition was given)'}.")
+
+    def count(self) -> int:
+        """How many there are; counted by the sites."""
+        if self._rows is not None:
+            return len(self._rows)
+        kind = self.model._KIND
+        asked = self._questions()
+        number = sum(found for _, found in scope.ask(asked, lambda desk, where: desk.count(kind, where))) if asked else 0
+        return max(_least(number, self._stop) - self._start, 0)
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def update(self, **fields: Any) -> int:
+        """Change all that match, whatever was sliced; how many. One write transaction for each site.
+
+        Nothing is changed unless all sites can be read.
+
+        Raises:
+            TypeError, InvalidSpec, InvalidStateError, StateError.
+        """
+        _refuse_while_loading()
+        changes = self.model._checked(fields)
+        asked = self._questions()
+        kind = self.model._KIND
+        return sum(scope.write(asked, kind, lambda desk, where: desk.update_where(kind, where, changes))) if changes else 0
+
+    def delete(self, force: bool = False) -> int:
+        """Delete all that match, whatever was sliced; how many. Those that a launcher holds stay, with a warning.
+
+        Raises:
+            ParentInUse: other jobs wait for one of these, and `force` is not set. Then nothing is deleted at that site.
+        """
+        _refuse_while_loading()
+        asked = self._questions()
+        kind = self.model._KIND
+        done = scope.write(asked, kind, lambda desk, where: desk.delete(kind, where, force))
+        held = sum(one.get("held", 0) for one in done)
+        if held:
+            warnings.warn(f"{held} of them are held by launchers and were not deleted.", stacklevel=2)
+        return sum(one.get("deleted", 0) for one in done)
+
+    def __repr__(self) -> str:
+        shown = self._all()[:20]
+        more = ", …" if len(self._all()) > len(shown) else ""
+        return f"<{type(self).__name__} [{', '.join(map(repr, shown))}{more}]>"
+
+
+def _least(number: int, limit: int | None) -> int:
+    return number if limit is None else min(number, limit)
+
+
+# --- managers ---------------------------------------------------------------------------------------------------------
+
+
+class Manager(Generic[R]):
+    """`Model.objects`: all of them."""
+
+    def __init__(self, model: type[R], query: type[Query[R]] = Query) -> None:
+        self.model, self._query = model, query
+
+    def all(self) -> Query[R]:
+        """Whatever there is, as a query."""
+        return self._query(self.model)
+
+    def filter(self, **conditions: Any) -> Query[R]:
+        """Those that match all conditions; see `Query.filter`."""
+        return self.all().filter(**conditions)
+
+    def order_by(self, field: str) -> Query[R]:
+        """All, sorted; see `Query.order_by`."""
+        return self.all().order_by(field)
+
+    def get(self, **conditions: Any) -> R:
+        """The only one that matches; see `Query.get`."""
+        return self.all().get(**conditions)
+
+    def first(self) -> R:
+        """The first one. Raises IndexError: there is none."""
+        return self.all().first()
+
+    def count(self) -> int:
+        """How many there are."""
+        return self.all().count()
+
+    def create(self, **fields: Any) -> R:
+        """Make one and save it. Raises what the model and its `save` raise."""
+        made = self.model(**fields)
+        made.save()
+        return made
+
+    def bulk_update(self, objects: list[R]) -> None:
+        """Write what was changed in each of these, all or none of each site, in one write transaction there.
+
+        Raises:
+            TypeError: it is no list. DoesNotExist: one of them was never saved.
+        """
+        _refuse_while_loading()
+        of_kind(objects, self.model, "bulk_update")
+        changes: dict[Home, list[tuple[R, dict[str, Any]]]] = {}
+        for one in objects:
+            changed = one._changes()
+            home = one._site
+            if changed:
+                changes.setdefault(home, []).append((one, changed))
+        for home, of_site in changes.items():
+            home.desk.update(self.model._KIND, [{"id": one._row["id"], **changed} for one, changed in of_site])
+            for one, changed in of_site:
+                one._saved(changed)
+
+
+def of_kind(objects: Any, model: type[Record], what: str) -> None:
+    """Raises TypeError: it is no list of such objects."""
+    if not isinstance(objects, list):
+        raise TypeError(f"{what} takes a list, not {objects!r:.200}")
+    for place, one in enumerate(objects, 1):
+        if not isinstance(one, model):
+            raise TypeError(f"{what}: number {place} is no {model.__name__}, but {one!r:.200}")

@@ -1,0 +1,305 @@
+"""What users hold: copies of rows, which know their site, what was changed since they were read, and how to save that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar, TypeVar
+
+from .. import loading
+from ..errors import InputError, InvalidSpec, NotFound, StateError
+from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
+from .ids import Id
+from .scope import Home, home_of
+
+R = TypeVar("R", bound="Record")
+
+_NOTHING: dict[str, Any] = {}  # stands for an empty dict in a million objects; replaced, never changed
+
+
+class Record:
+    """A row of a site, or one that shall become one.
+
+    Two objects are equal if they hold the same and neither was changed since it was read. Saved ones can be put into sets.
+
+    Raises:
+        TypeError: the constructor is given what is no field; the nearest one is named. InvalidSpec: (a ValueError) a value
+            makes no sense.
+    """
+
+    __slots__ = ("_changed", "_home", "_row", "_seen")
+
+    _KIND: ClassVar[str]  # as `sites.desk` calls it
+    _REQUIRED: ClassVar[tuple[str, ...]] = ()
+    _CONDITIONS: ClassVar[Mapping[str, str]]  # of `filter` -> their kind, see `query`
+    _ORDERS: ClassVar[tuple[str, ...]] = ()  # fields by which `order_by` sorts
+    _FIELDS: ClassVar[dict[str, Field]]
+    _CHECKS: ClassVar[dict[str, Any]]  # field that the constructor takes -> its check
+
+    DoesNotExist: ClassVar[type[NotFound]]
+    MultipleObjectsReturned: ClassVar[type[InputError]]
+
+    _home: Home | None
+    _row: dict[str, Any]  # as the site tells it; without an id until it is saved
+    _changed: dict[str, Any]  # assigned since then, checked
+    _seen: dict[str, str]  # of those dicts that a user got hold of: what they were, as JSON
+
+    def __init_subclass__(cls) -> None:
+        cls._FIELDS = {name: field for name, field in vars(cls).items() if isinstance(field, Field)}
+        cls._CHECKS = {name: field.check_new for name, field in cls._FIELDS.items() if field.when != NEVER}
+        cls.DoesNotExist = _error(cls, "DoesNotExist", NotFound)
+        cls.MultipleObjectsReturned = _error(cls, "MultipleObjectsReturned", InputError)
+
+    def __init__(self, **fields: Any) -> None:
+        self._home, self._row, self._seen = None, _NOTHING, _NOTHING
+        checks = self._CHECKS
+        try:
+            self._changed = {name: checks[name](value) for name, value in fields.items()}
+        except (KeyError, ValueError):
+            self._checked(fields)  # says which one is wrong
+            raise
+        for name in self._REQUIRED:
+            if name not in fields:
+                raise InvalidSpec(f"A {self._what()} needs a value for {name!r}.")
+
+    @classmethod
+    def _what(cls) -> str:
+        return cls._KIND.replace("_", " ")
+
+    @classmethod
+    def _checked(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Each value as the site is told it. Raises TypeError, InvalidSpec: with the name of the field."""
+        for name in fields:
+            if name not in cls._CHECKS:
+                raise TypeError(_no_such(name, cls))
+        return {name: cls._FIELDS[name].checked(value, cls._what()) for name, value in fields.items()}
+
+    @classmethod
+    def _of(cls: type[R], row: dict[str, Any], home: Home) -> R:
+        """The object for a row of that site."""
+        made = cls.__new__(cls)
+        made._home, made._row, made._changed, made._seen = home, row, _NOTHING, _NOTHING
+        return made
+
+    # --- attributes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> Id | None:
+        """Its number, which knows its site; None until it is saved."""
+        number = self._row.get("id")
+        return None if number is None or self._home is None else self._home.id(number)
+
+    @id.setter
+    def id(self, value: Any) -> None:
+        raise InvalidSpec(f"Cannot set id when {'updating' if self._is_saved else 'creating'} {type(self).__name__}")
+
+    @property
+    def _is_saved(self) -> bool:
+        return self._row.get("id") is not None
+
+    def _read(self, field: Field) -> Any:
+        name = field.name
+        if field.is_hidden:
+            raise AttributeError(f"{type(self).__name__}.{name} cannot be read{field.instead}")
+        if name in self._changed:
+            value = self._changed[name]
+        elif field.is_live:
+            value = self._handed_out(field)
+        else:
+            value = self._row.get(name, field.default)
+        return field.show(value) if field.show else value
+
+    def _handed_out(self, field: Field) -> Any:
+        """A dict that the user may edit from now on."""
+        name = field.name
+        if name not in self._row:
+            value: dict[str, Any] = {}
+            if not self._is_saved:
+                self._changed = {**self._changed, name: value}
+                return value
+            self._row[name] = value
+        if name not in self._seen:
+            self._seen = {**self._seen, name: object_text(self._row[name])}
+        return self._row[name]
+
+    def _assign(self, field: Field, value: Any) -> None:
+        if field.when == NEVER:
+            raise AttributeError(f"{type(self).__name__}.{field.name} is kept by the site and cannot be set")
+        if field.when == AT_CREATION and self._is_saved:
+            raise InvalidSpec(f"Cannot set {field.name} when updating {type(self).__name__}")
+        self._changed = {**self._changed, field.name: field.checked(value, self._what())}
+
+    def _changes(self) -> dict[str, Any]:
+        """What is to be saved: what was assigned, and dicts that were edited in place."""
+        found = {name: value for name, value in self._changed.items() if not self._is_as_it_was(name, value)}
+        for name, before in self._seen.items():
+            if name not in found:
+                value = self._FIELDS[name].checked(self._row[name], self._what())
+                if object_text(value) != before:
+                    found[name] = value
+        return found
+
+    def _is_as_it_was(self, name: str, value: Any) -> bool:
+        """Whether the site holds that value already; of a state, which others change, nobody knows."""
+        if not self._is_saved or name not in self._row or self._FIELDS[name].is_live or name == "state":
+            return False
+        return type(value) is type(self._row[name]) and bool(value == self._row[name])
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _site(self) -> Home:
+        if self._home is None or not self._is_saved:
+            raise type(self).DoesNotExist(f"This {self._what()} is not saved yet: `save()` does that.")
+        return self._home
+
+    def save(self) -> None:
+        """Add a new one to its site, or write what was changed since it was read, edits in a dict included.
+
+        One write transaction; none if nothing was changed.
+
+        Raises:
+            InvalidSpec and others of `sites.desk.Desk.create` and `update`; NotFound: it is gone.
+        """
+        _refuse_while_loading()
+        if not self._is_saved:
+            self._create()
+            return
+        changes = self._changes()
+        if changes:
+            self._site.desk.update(self._KIND, [{"id": self._row["id"], **changes}])
+        self._saved(changes)
+        if "state" in changes:  # which others follow
+            self.refresh_from_db()
+
+    def _create(self) -> None:
+        raise NotImplementedError
+
+    def _created(self, row: dict[str, Any], home: Home) -> None:
+        """It is in the DB now, as `row`. Dicts that were given stay those that are edited."""
+        live = {name: value for name, value in self._changed.items() if self._FIELDS[name].is_live}
+        self._home, self._changed, self._row = home, _NOTHING, row
+        self._keep(live)
+
+    def _saved(self, changes: Mapping[str, Any]) -> None:
+        """`changes` are in the DB now."""
+        changes = {**self._changed, **changes}
+        self._changed = _NOTHING
+        self._row.update(changes)
+        self._keep({name: value for name, value in changes.items() if self._FIELDS[name].is_live})
+
+    def _keep(self, live: Mapping[str, Any]) -> None:
+        """These dicts are the user's as well as ours, and are saved as they are now."""
+        self._row.update(live)
+        self._seen = {**self._seen, **{name: object_text(value) for name, value in live.items()}}
+
+    def refresh_from_db(self) -> None:
+        """Read the row anew, and forget what was not saved.
+
+        Raises:
+            DoesNotExist: it was never saved, or is gone.
+        """
+        home = self._site
+        rows = home.desk.select(self._KIND, {"id": self._row["id"]})
+        if not rows:
+            raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
+        self._renewed(rows[0])
+
+    def _renewed(self, row: dict[str, Any]) -> None:
+        """This is what the site tells now; what was not saved is forgotten."""
+        self._row, self._changed, self._seen = row, _NOTHING, _NOTHING
+
+    def _title(self) -> str:
+        """For messages."""
+        site = self._home.entry.name if self._home else ""
+        return f"{type(self).__name__} {self._row.get('id')} of site {site}"
+
+    def delete(self) -> None:
+        """Remove it; the object stays, as one that was never saved.
+
+        Raises:
+            DoesNotExist: it is not there (any more). StateError: a launcher holds it. ParentInUse: other jobs wait for it.
+        """
+        _refuse_while_loading()
+        done = self._site.desk.delete(self._KIND, {"id": self._row["id"]})
+        if done.get("held"):
+            raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam kill` ends it.")
+        if not done.get("deleted"):
+            raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
+        self._changed = self._as_new()
+        self._row, self._seen, self._home = _NOTHING, _NOTHING, None
+
+    def _as_new(self) -> dict[str, Any]:
+        """What a new one like it is given."""
+        return {name: self._row[name] for name in self._CHECKS if name in self._row}
+
+    # --- as Python sees it --------------------------------------------------------------------------------------------
+
+    def display_dict(self) -> dict[str, Any]:
+        """All fields as JSON knows them, in the order of the documentation."""
+        shown = {"id": None if self.id is None else int(self.id)}
+        for name, field in self._FIELDS.items():
+            if not field.is_hidden:
+                shown[name] = _plain(getattr(self, name))
+        return shown
+
+    def __repr__(self) -> str:
+        defaults = {name: _plain(field.default) for name, field in self._FIELDS.items()}
+        shown = self.display_dict()
+        parts = [f"{name}={value!r}" for name, value in shown.items() if name == "id" or value not in (defaults[name], None)]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Record) or type(self) is not type(other):
+            return NotImplemented
+        return (
+            self._home is other._home
+            and self._is_saved
+            and self._row == other._row
+            and not (self._changes() or other._changes())
+        )
+
+    def __hash__(self) -> int:
+        if not self._is_saved:
+            raise TypeError(f"A {self._what()} that was not saved yet cannot be put into a set, or be the key of a dict.")
+        return hash((type(self), self._row["id"]))
+
+    def __getstate__(self) -> Any:
+        return self._home and self._home.entry, self._row, self._changed, self._seen
+
+    def __setstate__(self, state: Any) -> None:
+        entry, self._row, self._changed, self._seen = state
+        self._home = entry and home_of(entry)
+
+
+def _error(cls: type, name: str, base: type[Exception]) -> Any:
+    return type(name, (base,), {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{name}"})
+
+
+def _no_such(name: str, cls: type[Record]) -> str:
+    """What to say to a name that is no field."""
+    settable = [one for one, field in cls._FIELDS.items() if field.when in (ALWAYS, AT_CREATION)]
+    near = get_close_matches(name, settable, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else f" Its fields are: {', '.join(settable)}"
+    return f"{cls.__name__} has no field {name!r} that can be set.{meant}"
+
+
+def _plain(value: Any) -> Any:
+    """An attribute's value as JSON knows it."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, (set, frozenset)):
+        return sorted(int(one) for one in value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, (int, str)):
+        return int(value) if isinstance(value, int) else str(value)
+    if isinstance(value, (dict, list, float)):
+        return value
+    return str(value)
+
+
+#: Nothing is written while the file of an application is imported for its class; here, too, because of sites behind ssh.
+_refuse_while_loading = loading.refuse

@@ -1,0 +1,193 @@
+"""`Site` and `Site.objects`: the Balsam DBs that this user knows; and `site_config`, the one where this process is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
+
+from ..db import location, registry
+from ..db.registry import Entry
+from . import scope, times
+from .fields import AT_CREATION, Field, column_check, known, text
+from .query import Manager, Query
+from .records import Record
+from .scope import home_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from ..settings import Settings
+
+
+def _path(value: str | None) -> Path | None:
+    from pathlib import Path
+
+    return None if value is None else Path(value)
+
+
+class Site(Record):
+    """A Balsam DB with a name and a number, on this host or another one that ssh reaches."""
+
+    __slots__ = ()
+
+    name: str = text(None)
+    path: Path = Field(column_check("user_workdir"), None, AT_CREATION, _path)  # type: ignore[assignment]
+    host: str = known(default="")
+
+    _KIND = "site"
+    _REQUIRED = ("name", "path")
+    _CONDITIONS = {"id": "ids", "name": "words", "path": "text", "host": "words"}
+    _ORDERS = ("id", "name", "path")
+
+    objects: ClassVar[SiteManager]
+
+    @property  # type: ignore[misc]
+    def id(self) -> int | None:  # type: ignore[override]
+        """Its number, which commands and `site_id` take; 0 is a DB that is not registered; None: it is not saved yet."""
+        return self._row.get("id")
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a service runs there: it was heard of in the last two minutes. Asks the site."""
+        return bool(self._site.desk.about()["is_active"])
+
+    @property
+    def last_refresh(self) -> datetime | None:
+        """When a service was last heard of there, in UTC; None: none ever was. Asks the site."""
+        return times.naive(self._site.desk.about().get("last_refresh"))
+
+    def save(self) -> None:
+        """Register it, which makes a DB in its directory if there is none; or give it its new name.
+
+        Raises:
+            DuplicateSite, InvalidSpec, UnknownSite; DatabaseError: there cannot be a DB.
+        """
+        from .. import loading
+
+        loading.refuse()
+        if not self._is_saved:
+            self._create()
+        elif "name" in self._changes():
+            self._adopt(registry.rename(self._row["id"], self._changed["name"]))
+
+    def _create(self) -> None:
+        directory = location.set_up(self._changed["path"]).directory
+        self._adopt(registry.add(directory, self._changed["name"]))
+
+    def _adopt(self, entry: Entry) -> None:
+        self._home = home_of(entry)
+        self._renewed(_row(entry))
+
+    def refresh_from_db(self) -> None:
+        """Read it anew. Raises DoesNotExist: it is not known any more."""
+        number = self._site.entry.number
+        self._adopt(next((entry for entry in _entries() if entry.number == number), None) or self._gone())
+
+    def _gone(self) -> NoReturn:
+        raise Site.DoesNotExist(f"{self._title()} is not known any more.")
+
+    def delete(self) -> None:
+        """Forget it: nothing finds it by name or number any more. Its directory stays, with all jobs."""
+        registry.forget(self._site.entry.number)
+        self._changed = {name: self._row[name] for name in ("name", "path")}
+        self._row, self._home = {}, None
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.number, "name": entry.name, "path": entry.path, "host": entry.host}
+
+
+def _entries() -> list[Entry]:
+    """The known sites, and the active DB if it is none of them."""
+    found = registry.known()
+    here = scope.active()
+    return found if here is None or here in found else [here, *found]
+
+
+class SiteQuery(Query[Site]):
+    """A query of sites; it reads the registry alone."""
+
+    def _read(self, start: int, stop: int | None) -> list[Site]:
+        found = [entry for entry in _entries() if self._matches(entry)]
+        field = {"name": "name", "path": "path"}.get(self._order.lstrip("-"), "number")
+        found.sort(key=lambda entry: str(getattr(entry, field)) if field != "number" else entry.number)
+        if self._order.startswith("-"):
+            found.reverse()
+        return [Site._of(_row(entry), home_of(entry)) for entry in found[start:stop]]
+
+    def _matches(self, entry: Entry) -> bool:
+        has = {"id": entry.number, "name": entry.name, "host": entry.host}
+        for name, wanted in self._where.items():
+            if wanted is None:
+                continue
+            if name == "path":
+                if wanted not in entry.path:
+                    return False
+            elif has[name] not in (wanted if isinstance(wanted, list) else [wanted]):
+                return False
+        return True
+
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._all())
+
+    def update(self, **fields: Any) -> NoReturn:
+        """Raises NotImplementedError."""
+        raise NotImplementedError("Sites are changed one by one: site.name = …; site.save()")
+
+    def delete(self, force: bool = False) -> NoReturn:
+        """Raises NotImplementedError."""
+        raise NotImplementedError("Sites are deleted one by one: site.delete()")
+
+
+class SiteManager(Manager[Site]):
+    """`Site.objects`."""
+
+    def __init__(self) -> None:
+        super().__init__(Site, SiteQuery)
+
+    def get(self, name: str | None = None, **conditions: Any) -> Site:
+        """The one of that name, or with these conditions. Raises DoesNotExist (the known ones are listed)."""
+        try:
+            return super().get(**conditions, **({} if name is None else {"name": name}))
+        except Site.DoesNotExist as exc:
+            exc.hint = f"Known are: {', '.join(entry.name for entry in _entries()) or 'none'}"
+            raise
+
+
+Site.objects = SiteManager()
+
+
+# --- where this process is --------------------------------------------------------------------------------------------
+
+
+class SiteConfig(NamedTuple):
+    """The site of the active DB."""
+
+    site_id: int
+    name: str
+    site_path: Path
+    settings: Settings
+
+    @property
+    def data_path(self) -> Path:
+        """Below it are the working directories of jobs."""
+        return self.site_path / location.DATA
+
+    @property
+    def log_path(self) -> Path:
+        """Here are the logs of launchers and the service."""
+        return self.site_path / location.LOG
+
+
+def site_config() -> SiteConfig | None:
+    """That of the active DB; None where none is active.
+
+    Raises:
+        NotABalsamDB: BALSAM_DB_PATH names no DB. SettingsError.
+    """
+    from ..settings import Settings
+
+    here = scope.active()
+    path = _path(here.path) if here else None
+    return None if here is None or path is None else SiteConfig(here.number, here.name, path, Settings.load(here.path))

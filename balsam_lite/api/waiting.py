@@ -1,0 +1,225 @@
+"""Waiting for jobs, and their results."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import states
+from ..errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
+from . import scope
+from .scope import Home, Question
+
+if TYPE_CHECKING:
+    from .jobs import Job
+
+ALL_COMPLETED, FIRST_COMPLETED = "ALL_COMPLETED", "FIRST_COMPLETED"
+
+#: The pauses between two looks: the first, in seconds, and by what they grow. A look at few jobs takes a quarter of a ms.
+_SHORTEST_S, _GROWTH = 0.02, 1.5
+#: A pause is so many times as long as the look before it at least, or else a hundred thousand jobs would keep a core busy.
+_LAZINESS = 5
+#: A look in so many asks whether jobs were deleted.
+_COUNT_EACH = 8
+#: So many looks in turn may fail before waiting does.
+_PATIENCE = 5
+
+
+class NoResult(BalsamError):
+    """The job is not over yet."""
+
+
+class WaitResult(NamedTuple):
+    """Jobs that are over, and those that are not, each in the order in which they were given."""
+
+    done: list[Job]
+    not_done: list[Job]
+
+
+# --- one job ----------------------------------------------------------------------------------------------------------
+
+
+def result_nowait(job: Job) -> Any:
+    """See `Job.result_nowait`."""
+    if not job.done():
+        raise NoResult(f"{job._title()} is still {job.state}.")
+    return _result(job)
+
+
+def result(job: Job, timeout: float | None, poll_interval: float) -> Any:
+    """See `Job.result`."""
+    if not wait([job], timeout, poll_interval, ALL_COMPLETED).done:
+        from concurrent.futures import TimeoutError as Overdue
+
+        raise Overdue(f"Job is still {job.state} after {timeout or 0:g} sec timeout")
+    if not job.done():  # it was made to run once more meanwhile
+        return result(job, timeout, poll_interval)
+    return _result(job)
+
+
+def _result(job: Job) -> Any:
+    """Of a job that is over."""
+    found = job._site.desk.result(job._row["id"])
+    is_good = found["state"] == states.JOB_FINISHED
+    if found.get("outcome") is None:
+        if is_good:
+            return None
+        raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or 'no reason is known'}")
+    outcome = _read_outcome(found["outcome"])
+    if outcome.good != is_good:  # the function did well and a hook did not; or it is an earlier attempt's
+        raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or outcome.trace or 'no reason is known'}")
+    value = _unpickled(outcome)
+    if is_good:
+        return value
+    raise value from RemoteError(outcome.trace)
+
+
+def _read_outcome(text: str) -> Any:
+    import base64
+    import pickle
+
+    from ..launcher import call
+
+    try:
+        return call.Outcome(*pickle.loads(base64.b64decode(text)))
+    except Exception as exc:
+        raise RemoteError(f"The file with the job's result cannot be read: {exc!r}") from exc
+
+
+def _unpickled(outcome: Any) -> Any:
+    import pickle
+
+    if outcome.value is None:
+        return RemoteError(outcome.trace)
+    try:
+        return pickle.loads(outcome.value)
+    except Exception as exc:
+        what = "result" if outcome.good else "exception"
+        raise RemoteError(f"The function's {what} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
+
+
+# --- many jobs --------------------------------------------------------------------------------------------------------
+
+
+def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, return_when: str) -> WaitResult:
+    """See `JobManager.wait`."""
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
+        raise InvalidSpec(f"return_when must be {ALL_COMPLETED} or {FIRST_COMPLETED}, not {return_when!r}")
+    pending = _Pending(jobs)
+    for _ in pending.ends(timeout, poll_interval):
+        if return_when == FIRST_COMPLETED:
+            break
+    over = pending.over
+    return WaitResult([job for job in jobs if _place(job) in over], [job for job in jobs if _place(job) not in over])
+
+
+def as_completed(jobs: Sequence[Job], timeout: float | None, poll_interval: float) -> Iterator[Job]:
+    """See `JobManager.as_completed`."""
+    pending = _Pending(jobs)
+    for ended in pending.ends(timeout, poll_interval):
+        yield from ended
+    if len(pending):
+        from concurrent.futures import TimeoutError as Overdue
+
+        raise Overdue(f"{len(pending)} Jobs are still pending after {timeout or 0:g} sec timeout.")
+
+
+def bulk_refresh(jobs: Sequence[Job]) -> None:
+    """See `JobManager.bulk_refresh`."""
+    wanted = _by_place(jobs)
+    homes = list(dict.fromkeys(home for home, _ in wanted))
+    found = {}
+    for home in homes:
+        numbers = [number for at, number in wanted if at is home]
+        found.update({(home, row["id"]): row for row in home.desk.select("job", {"id": numbers})})
+    missing = [number for home, number in wanted if (home, number) not in found]
+    if missing:
+        listed = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+        raise type(jobs[0]).DoesNotExist(f"{len(missing)} of the jobs are not in the DB any more: {listed}")
+    for place, of_place in wanted.items():
+        for job in of_place:
+            job._renewed(dict(found[place]))
+
+
+def _place(job: Job) -> tuple[Home, int]:
+    return job._site, job._row["id"]
+
+
+def _by_place(jobs: Sequence[Job]) -> dict[tuple[Home, int], list[Job]]:
+    """Jobs by site and number; the same one may be there as several objects."""
+    found: dict[tuple[Home, int], list[Job]] = {}
+    for job in jobs:
+        found.setdefault(_place(job), []).append(job)
+    return found
+
+
+class _Pending:
+    """Jobs that are not known to be over."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = _by_place(jobs)
+        self._looks = self._failures = 0
+        self.over: set[tuple[Home, int]] = set()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def ends(self, timeout: float | None, poll_interval: float) -> Iterator[list[Job]]:
+        """Those that are over by now, again and again; ends when all are, or after `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = min(_SHORTEST_S, poll_interval)
+        while self._jobs:
+            began = time.monotonic()
+            is_last = deadline is not None and began >= deadline
+            ended = self._look()
+            looked_s = time.monotonic() - began
+            if ended:
+                yield ended
+            if is_last:
+                return
+            if self._jobs:
+                rest = max(pause, looked_s * _LAZINESS)
+                time.sleep(rest if deadline is None else max(0.0, min(rest, deadline - time.monotonic())))
+                pause = min(_GROWTH * pause, poll_interval)
+
+    def _look(self) -> list[Job]:
+        """Those that have ended since the last look, as they are now."""
+        self._looks += 1
+        numbers: dict[Home, list[int]] = {}
+        for home, number in self._jobs:
+            numbers.setdefault(home, []).append(number)
+        try:
+            places = self._ended(numbers)
+            if self._looks % _COUNT_EACH == 0:
+                places += self._gone(numbers)
+        except (SiteUnreachable, DatabaseBusy) as exc:
+            self._failures += 1
+            if self._failures >= _PATIENCE:
+                raise
+            warnings.warn(f"The jobs could not be looked at, once more soon: {exc.message}", stacklevel=2)
+            return []
+        self._failures = 0
+        self.over.update(places)
+        return [job for place in places for job in self._jobs.pop(place, ())]
+
+    def _ended(self, numbers: dict[Home, list[int]]) -> list[tuple[Home, int]]:
+        asked = [Question(home, {"id": of_site, "state": list(states.END_STATES)}) for home, of_site in numbers.items()]
+        places = []
+        for home, rows in scope.ask(asked, lambda desk, where: desk.select("job", where)):
+            for row in rows:
+                places.append((home, row["id"]))
+                for job in self._jobs.get(places[-1], ()):
+                    job._renewed(dict(row))
+        return places
+
+    def _gone(self, numbers: dict[Home, list[int]]) -> list[tuple[Home, int]]:
+        """Those that were deleted: nothing more will become of them."""
+        asked = [Question(home, {"id": of_site}) for home, of_site in numbers.items()]
+        places: list[tuple[Home, int]] = []
+        for home, number in scope.ask(asked, lambda desk, where: desk.count("job", where)):
+            if number < len(numbers[home]):
+                there = {row["id"] for row in home.desk.select("job", {"id": numbers[home]})}
+                places += [(home, one) for one in numbers[home] if one not in there]
+        return places

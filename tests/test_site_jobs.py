@@ -17,7 +17,7 @@ from balsam_lite.cli import job_listing, layout
 from balsam_lite.cli.main import main
 from balsam_lite.db import location, registry
 from balsam_lite.db.connection import Database
-from balsam_lite.db.store import apps
+from balsam_lite.db.store import apps, insert
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -655,12 +655,33 @@ def test_that_listing_imports_nothing_that_reading_does_not_need(balsam: Balsam,
     assert not imported & heavy
 
 
-def test_that_a_listing_by_tags_reads_the_jobs_with_that_tag_alone(alpha: Database) -> None:
+@pytest.mark.parametrize("tags", [{"k": "v"}, {"common": "1", "k": "v"}, {"k": "v", "common": "1"}])
+def test_that_a_page_of_jobs_with_tags_is_read_by_the_rarest_tag(alpha: Database, tags: dict[str, str]) -> None:
     """What makes it fast, however many jobs there are."""
-    from balsam_lite.db import selection
+    from balsam_lite.db import paging
 
-    sql, parameters = selection.page_statement({"tags": {"k": "v"}}, 5, 10, "job.id")
+    common = [{"application": "say", "workdir": f"w{n}", "tags": {"common": "1"}} for n in range(9)]
+    insert.add_jobs(alpha, [{**job, "tags": {"common": "1", "k": "v"}} for job in common[:2]] + common[2:])
     with alpha.read() as cx:
+        assert [row["id"] for row in paging.jobs_page(cx, {"tags": tags}, ["id"], 1, 5)] == [2]
+        sql, parameters = paging.page_statement(cx, {"tags": tags, "state": "CREATED"}, 0, "job.id")
         plan = [row[3] for row in cx.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
-    assert plan[0] == "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)"
-    assert any("SEARCH job_tag" in step for step in plan)
+    assert tuple(parameters[:2]) == ("k", "v")
+    assert plan[0].startswith("SEARCH given USING PRIMARY KEY (tag=? AND job>?)")
+    assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in plan
+    assert not any("TEMP B-TREE" in step for step in plan)
+
+
+@pytest.mark.parametrize(
+    "where", [{}, {"state": "CREATED"}, {"state": ["CREATED", "FAILED"]}, {"app": "say", "state": ["CREATED"]}]
+)
+def test_that_no_page_but_the_first_needs_sorting(alpha: Database, where: dict[str, Any]) -> None:
+    from balsam_lite.db import paging
+
+    insert.add_jobs(alpha, [{"application": "say", "workdir": f"w{n}"} for n in range(9)])
+    with alpha.read() as cx:
+        assert [row["id"] for row in paging.jobs_page(cx, where, ["id"], 4, 3)] == [5, 6, 7]
+        sql, parameters = paging.page_statement(cx, where, 4, "job.id")
+        plan = [row[3] for row in cx.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    assert "rowid>?" in plan[0]
+    assert not any("TEMP B-TREE" in step for step in plan)

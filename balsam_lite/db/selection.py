@@ -30,6 +30,9 @@ class Term(NamedTuple):
     parameters: Sequence[Any]
 
 
+#: Beyond that nobody counts how many jobs have a tag.
+_MANY = 5000
+
 #: Makes a term of a condition's value. Its second argument is put before columns whose index is not to be used.
 Maker = Callable[[Any, str], Term]
 
@@ -76,6 +79,8 @@ def pairs(value: Any) -> list[tuple[str, str]]:
 
 
 def _pair(text: Any) -> tuple[str, str]:
+    if isinstance(text, tuple) and len(text) == 2:
+        return text
     key, colon, word = text.partition(":") if isinstance(text, str) else ("", "", "")
     if not colon:
         raise InvalidSpec(f"must be a mapping or look like KEY:VALUE, not {text!r}")
@@ -83,8 +88,15 @@ def _pair(text: Any) -> tuple[str, str]:
 
 
 def one_of(column: str, check: Callable[[Any], str], negated: str = "") -> Maker:
-    """The condition that a column is one of the values."""
-    return lambda value, plain: Term(f"{plain}{column} {negated}IN (SELECT value FROM json_each(?))", [check(value)])
+    """The condition that a column is one of the values. Of a single one SQLite's index gives the rows in order."""
+
+    def make(value: Any, plain: str) -> Term:
+        found = check(value)
+        of_one = f"{plain}{column} = json_extract(?, '$[0]')"
+        is_single = not negated and len(listed(value)) == 1
+        return Term(of_one if is_single else f"{plain}{column} {negated}IN (SELECT value FROM json_each(?))", [found])
+
+    return make
 
 
 def compared(expression: str, operator: str, check: Callable[[Any], Any]) -> Maker:
@@ -132,9 +144,24 @@ def _in_batch_jobs(value: Any, plain: str) -> Term:
     return Term(sql, [wanted, wanted, wanted])
 
 
-def _tagged(value: Any, plain: str) -> Term:
-    sql, words = queries.has_all(pairs(value), "job.id")
-    return Term(sql, words)
+def tagged(column: str) -> Maker:
+    """The condition that the job with the number in that column has all these tags. SQLite starts from those with the first."""
+
+    def term(value: Any, plain: str) -> Term:
+        found = pairs(value)
+        first, words = queries.has_all(found[:1], column)
+        terms = [first, *[f"EXISTS ({queries.JOBS_WITH} AND job_tag.job = {column})"] * len(found[1:])]
+        return Term(" AND ".join(terms), [*words, *(word for pair in found[1:] for word in pair)])
+
+    return term
+
+
+def rarest_first(cx: sqlite3.Connection, where: Where) -> Where:
+    """The same conditions, of several tags the rarest first. Those that thousands of jobs have count alike."""
+    if not where.get("tags") or len(found := pairs(where["tags"])) < 2:
+        return where
+    query = f"SELECT count(*) FROM ({queries.JOBS_WITH} LIMIT {_MANY})"
+    return {**where, "tags": sorted(found, key=lambda pair: int(cx.execute(query, pair).fetchone()[0]))}
 
 
 def _of_uuid(value: Any, plain: str) -> Term:
@@ -159,7 +186,7 @@ def _of_parent(value: Any, plain: str) -> Term:
 JOB_CONDITIONS: dict[str, Maker] = {
     "id": one_of("job.id", numbers),
     "parent_id": _of_parent,
-    "tags": _tagged,
+    "tags": tagged("job.id"),
     "uuid": _of_uuid,
     "batch_job_id": _in_batch_jobs,
     "app_id": _of_app,
@@ -185,8 +212,8 @@ def given(where: Where) -> Row:
     return {name: value for name, value in where.items() if value is not None and not (name == "tags" and not value)}
 
 
-def selection(what: str, conditions: Mapping[str, Maker], where: Where) -> Term:
-    """All conditions of `where` as one.
+def selection(what: str, conditions: Mapping[str, Maker], where: Where, is_ordered: bool = False) -> Term:
+    """All conditions of `where` as one. If `is_ordered`, the rows are read in some order, which no index is to disturb.
 
     Raises:
         UnknownField: there is no such condition; the nearest one is named. InvalidSpec, InvalidStateError: with the value.
@@ -194,10 +221,10 @@ def selection(what: str, conditions: Mapping[str, Maker], where: Where) -> Term:
     terms: list[str] = []
     parameters: list[Any] = []
     asked = given(where)
-    is_driven = not _SELECTIVE.isdisjoint(asked)
+    is_driven = is_ordered or not _SELECTIVE.isdisjoint(asked)
     for name, value in asked.items():
         if name not in conditions:
-            raise _unknown(f"{what}s cannot be selected by {name!r}.", name, conditions)
+            raise unknown(f"{what}s cannot be selected by {name!r}.", name, conditions)
         try:
             sql, values = conditions[name](value, "+" if is_driven and name not in _SELECTIVE else "")
         except InvalidSpec as exc:
@@ -207,7 +234,8 @@ def selection(what: str, conditions: Mapping[str, Maker], where: Where) -> Term:
     return Term(" AND ".join(terms) or "1", parameters)
 
 
-def _unknown(said: str, name: str, known: Iterable[str]) -> UnknownField:
+def unknown(said: str, name: str, known: Iterable[str]) -> UnknownField:
+    """An error that names the nearest of those that are known."""
     from difflib import get_close_matches
 
     near = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
@@ -286,7 +314,7 @@ def sorting(what: str, columns: Mapping[str, Column], table: str, order: str) ->
     name = order.lstrip("-") or "id"
     sortable = [name for name, column in columns.items() if column.is_sorted_by]
     if name not in sortable:
-        raise _unknown(f"{what}s cannot be sorted by {name!r}.", name, sortable)
+        raise unknown(f"{what}s cannot be sorted by {name!r}.", name, sortable)
     direction = "DESC" if order.startswith("-") else "ASC"
     return f"{table}.id {direction}" if name == "id" else f"{columns[name].sql} {direction}, {table}.id"
 
@@ -318,48 +346,25 @@ def columns_sql(columns: Mapping[str, Column]) -> str:
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def jobs_statement(where: Where, order: str = "", start: int = 0, stop: int | None = None, columns: str = "*") -> Term:
-    """The query for jobs."""
+def jobs_statement(where: Where, order: str = "", start: int = 0, stop: int | None = None) -> Term:
+    """The query for the numbers of jobs, in order."""
     sql, parameters = selection("job", JOB_CONDITIONS, where)
     by = sorting("job", JOB_COLUMNS, "job", order)
     # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
     hint = "NOT INDEXED" if sql == "1" and by.startswith("job.id ") else ""
-    return Term(
-        f"SELECT {columns} FROM job {hint} WHERE {sql} ORDER BY {by} LIMIT ? OFFSET ?", [*parameters, *limits(start, stop)]
-    )
+    statement = f"SELECT job.id FROM job {hint} WHERE {sql} ORDER BY {by} LIMIT ? OFFSET ?"
+    return Term(statement, [*parameters, *limits(start, stop)])
 
 
 def jobs(
     cx: sqlite3.Connection, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
 ) -> list[Row]:
     """The jobs that match. Raises UnknownField, InvalidSpec, InvalidStateError."""
-    statement = jobs_statement(where, order, start, stop, columns_sql(JOB_COLUMNS))
-    return list(read_rows(cx.execute(*statement), JOB_COLUMNS))
-
-
-def jobs_page(cx: sqlite3.Connection, where: Where, fields: Sequence[str], after: int, size: int) -> list[Row]:
-    """By number the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all.
-
-    A page costs the same wherever it is.
-
-    Raises:
-        UnknownField, InvalidSpec, InvalidStateError.
-    """
-    for name in fields:
-        if name not in JOB_COLUMNS:
-            raise _unknown(f"jobs have no field {name!r}.", name, JOB_COLUMNS)
-    columns = {name: JOB_COLUMNS[name] for name in fields} or JOB_COLUMNS
-    statement = page_statement(where, after, size, columns_sql(columns))
-    return list(read_rows(cx.execute(*statement), columns))
-
-
-def page_statement(where: Where, after: int, size: int, columns: str) -> Term:
-    """The query for a page of jobs."""
-    sql, parameters = selection("job", JOB_CONDITIONS, where)
-    plain = "" if _SELECTIVE.isdisjoint(given(where)) else "+"
-    hint = "NOT INDEXED" if sql == "1" else ""
-    statement = f"SELECT {columns} FROM job {hint} WHERE {sql} AND {plain}job.id > ? ORDER BY job.id LIMIT ?"
-    return Term(statement, [*parameters, after, size])
+    numbers, parameters = jobs_statement(rarest_first(cx, where), order, start, stop)
+    # First the numbers, then the rows of those: sorting whole rows would read and keep all that match.
+    sql = f"""SELECT {columns_sql(JOB_COLUMNS)} FROM ({numbers}) AS chosen CROSS JOIN job ON job.id = chosen.id
+        ORDER BY {sorting("job", JOB_COLUMNS, "job", order)}"""
+    return list(read_rows(cx.execute(sql, parameters), JOB_COLUMNS))
 
 
 def jobs_between(cx: sqlite3.Connection, first: int, last: int) -> list[Row]:
@@ -370,20 +375,20 @@ def jobs_between(cx: sqlite3.Connection, first: int, last: int) -> list[Row]:
 
 def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> list[int]:
     """The numbers of the jobs that match, in order."""
-    return [row[0] for row in cx.execute(*jobs_statement(where, columns="job.id"))]
+    return [row[0] for row in cx.execute(*jobs_statement(rarest_first(cx, where)))]
 
 
 def count_jobs(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
     """How many match. By states alone it reads the counters, whatever the number of jobs."""
     if given(where).keys() <= {"state"}:
         return sum(count_states(cx, where).values())
-    sql, parameters = selection("job", JOB_CONDITIONS, where)
+    sql, parameters = selection("job", JOB_CONDITIONS, rarest_first(cx, where))
     return int(cx.execute(f"SELECT count(*) FROM job WHERE {sql}", parameters).fetchone()[0])
 
 
 def count_states(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> dict[str, int]:
     """State -> number of the jobs that match, of the states that have any; by the counters where those know it."""
-    sql, parameters = selection("job", JOB_CONDITIONS, where)
+    sql, parameters = selection("job", JOB_CONDITIONS, rarest_first(cx, where))
     if not parameters:
         return queries.state_counts(cx)
     if given(where).keys() == {"state"}:

@@ -78,15 +78,17 @@ class LocalDesk:
         with self.database.read() as cx:
             return selection.count_states(cx, where)
 
-    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[list[Any]]:
+    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """A page of events as short lists."""
         with self.database.read() as cx:
             return events.page_of_tuples(cx, where, after, touching)
 
     def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
         """A part of the jobs that match."""
+        from ..db import paging
+
         with self.database.read() as cx:
-            return selection.jobs_page(cx, where, fields, after, size)
+            return paging.jobs_page(cx, where, fields, after, size)
 
     def result(self, job: int) -> Row:
         """What became of a job."""

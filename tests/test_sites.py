@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -475,6 +476,28 @@ def test_that_init_makes_a_site_with_a_name(balsam: Balsam, tmp_path: Path) -> N
 def test_that_init_without_a_terminal_takes_the_directory_for_the_name(balsam: Balsam) -> None:
     assert balsam("site", "init", "some/where/mine")[0] == 0
     assert names(registry.known()) == ["mine"]
+
+
+class Terminal(io.StringIO):
+    """Somebody who types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("typed", "name"), [("mine\n", "mine"), ("\n", socket.gethostname())])
+def test_that_init_asks_for_the_name_at_a_terminal(
+    balsam: Balsam, monkeypatch: pytest.MonkeyPatch, typed: str, name: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    assert balsam("site", "init", "db")[0] == 0
+    assert names(registry.known()) == [name]
+
+
+def test_that_no_answer_at_the_terminal_makes_nothing(balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(""))
+    assert balsam("site", "init", "db")[0] != 0
+    assert not (tmp_path / "db").exists()
 
 
 def test_that_a_name_that_is_taken_makes_nothing(balsam: Balsam, tmp_path: Path) -> None:

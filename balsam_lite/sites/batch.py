@@ -161,9 +161,9 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
             requests.append(validated(_request(row), settings))
             render_script(db, settings, requests[-1], 0)
         except InvalidSpec as exc:
-            raise InvalidSpec(
-                f"Batch job {number + 1} of {len(rows)}: {exc.message}" if len(rows) > 1 else exc.message
-            ) from exc
+            if len(rows) == 1:
+                raise
+            raise InvalidSpec(f"Batch job {number + 1} of {len(rows)}: {exc.message}", hint=exc.hint) from exc
     return [_submitted(db, settings, request) for request in requests]
 
 

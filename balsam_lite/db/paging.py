@@ -20,13 +20,11 @@ from .selection import (
     given,
     listed,
     pairs,
+    rarest_first,
     read_rows,
     selection,
     unknown,
 )
-
-#: Tags with more jobs than that are common, and no longer compared.
-_COMMON = 5000
 
 #: By these SQLite finds few jobs.
 _SELECTIVE = frozenset({"id", "parent_id", "uuid", "batch_job_id"})
@@ -49,8 +47,8 @@ def jobs_page(cx: sqlite3.Connection, where: Where, fields: Sequence[str], after
 
 def page_statement(cx: sqlite3.Connection, where: Where, after: int, columns: str) -> Term:
     """The query for a page of jobs, without its end."""
-    asked = given(where)
-    tags = _rarest_first(cx, pairs(asked.pop("tags"))) if "tags" in asked else []
+    asked = given(rarest_first(cx, where))
+    tags = pairs(asked.pop("tags", {}))
     # The index on states gives those of one in order, and would sort those of several for each page. Where there was a full
     # page already, the next one is not far, so that going through the jobs finds it.
     has_one_state = len(listed(asked.get("state", ()))) == 1
@@ -66,10 +64,3 @@ def page_statement(cx: sqlite3.Connection, where: Where, after: int, columns: st
             WHERE given.tag = {_TAG} AND given.job > ?{has_others} AND {sql} ORDER BY given.job""",
         [*first, after, *(word for pair in others for word in pair), *parameters],
     )
-
-
-def _rarest_first(cx: sqlite3.Connection, tags: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    if len(tags) < 2:
-        return tags
-    counting = f"SELECT count(*) FROM (SELECT 1 FROM job_tag WHERE tag = {_TAG} LIMIT {_COMMON})"
-    return sorted(tags, key=lambda pair: int(cx.execute(counting, pair).fetchone()[0]))

@@ -10,7 +10,7 @@ from enum import Enum
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balsam_lite import analytics
@@ -117,6 +117,7 @@ def test_that_sums_of_fractions_end_at_exactly_nothing():
 moves = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.sampled_from([0.125, 0.5, 1, 3]), st.integers(0, 6)))
 
 
+@settings(max_examples=50, deadline=None)
 @given(moves, st.randoms(use_true_random=False))
 def test_that_utilization_is_the_sum_over_the_runs_at_each_time(runs, chance):
     """Each job runs again and again: a pause, a length of time and a weight for each run."""

@@ -119,7 +119,7 @@ def utilization(used: Curve, available: Curve, title: str) -> Figure:
     axes.fill_between(
         clock.read(curve.times), curve.values, label="in use", step="post", color=COLOURS["RUNNING"], alpha=0.85, linewidth=0
     )
-    axes.set_ylim(0, 1.05 * max([*curve.values, *available.values]))
+    axes.set_ylim(0, 1.05 * max([*curve.values, *available.values]) or 1)
     _thousands(axes.yaxis)
     _legend(axes, "Nodes")
     return figure

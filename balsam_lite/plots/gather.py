@@ -67,7 +67,7 @@ def _jobs(desk: Desk, where: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]
         last = page[-1]["id"]
 
 
-def _events(desk: Desk, where: Mapping[str, Any], touching: Sequence[str]) -> Iterator[list[list[Any]]]:
+def _events(desk: Desk, where: Mapping[str, Any], touching: Sequence[str]) -> Iterator[Sequence[Sequence[Any]]]:
     last = 0
     while True:
         page = desk.event_tuples(where, last, touching)

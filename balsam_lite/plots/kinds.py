@@ -46,15 +46,15 @@ def prepared(kind: str, found: Sequence[Found], where: str, now_us: int, window:
     if kind == "gantt":
         runs = _runs(changes, now_us, window)
         return Plot(figures.gantt, text.gantt, (runs,), f"{_counted(len(runs.starts), 'run')} of jobs at {where}")
-    return (_throughput if kind == "throughput" else _states)(changes, where, now_us, window)
+    return (_throughput if kind == "throughput" else _states)(changes, where, window)
 
 
-def _throughput(changes: Changes, where: str, now_us: int, window: Window) -> Plot:
+def _throughput(changes: Changes, where: str, window: Window) -> Plot:
     done = timeline.finished(changes, window)
     if not done.times:
         raise NotFound("No such job was finished (then).")
-    runs = timeline.runs(changes, now_us, window)
-    since = min([done.times[0], *runs.starts[:1]])
+    started = timeline.first_start(changes, window)
+    since = done.times[0] if started is None else min(started, done.times[0])
     title = f"{_counted(len(done.times), 'job')} done at {where}"
     span = done.times[-1] - since
     return Plot(
@@ -74,7 +74,7 @@ def _utilization(runs: Runs, batch_jobs: Sequence[Any], where: str, now_us: int,
     return Plot(figures.utilization, text.utilization, (used, available), title)
 
 
-def _states(changes: Changes, where: str, now_us: int, window: Window) -> Plot:
+def _states(changes: Changes, where: str, window: Window) -> Plot:
     counts = timeline.counts(changes, window)
     if not counts.by_state:
         raise NotFound("No such job changed its state (then).")

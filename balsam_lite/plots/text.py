@@ -48,7 +48,7 @@ def throughput(done: Curve, since: int, title: str, style: Style) -> list[str]:
     span = since, done.times[-1]
     edges = _edges(span, style.columns)[1:]
     values = [bisect_right(done.times, edge) for edge in edges]
-    return [title, *_chart(values, [], style, "jobs done"), *_clock(span, style)]
+    return [title, *_chart(values, [], style, "jobs done", 1), *_clock(span, style)]
 
 
 def utilization(used: Curve, available: Curve, title: str, style: Style) -> list[str]:
@@ -63,7 +63,7 @@ def states(counts: Counts, title: str, style: Style) -> list[str]:
     """For each state a line of how many jobs were in it, as a part of the most that ever were."""
     span = counts.times[0], counts.times[-1]
     name_width = max(map(len, counts.by_state))
-    columns = max(style.width - name_width - 24, 10)
+    columns = max(style.width - name_width - 25, 10)
     edges = _edges(span, columns)[1:]
     lines = [title, f"{'':{name_width}} {'':{columns}} {'at most':>11} {'at last':>11}"]
     for state, values in counts.by_state.items():
@@ -96,9 +96,9 @@ def gantt(runs: Runs, title: str, style: Style) -> list[str]:
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
-def _chart(values: Sequence[float], limits: Sequence[float], style: Style, label: str) -> list[str]:
-    """Columns from the bottom, a line at each column's limit, and the scale on the left."""
-    step = _step(max([*values, *limits]) / _STEPS)
+def _chart(values: Sequence[float], limits: Sequence[float], style: Style, label: str, least_step: float = 0) -> list[str]:
+    """Columns from the bottom, a line at each column's limit, and the scale on the left in steps of `least_step` or more."""
+    step = _step(max([*values, *limits]) / _STEPS, least_step)
     per_row = step * _STEPS / _HEIGHT
     lines = []
     for row in reversed(range(_HEIGHT)):
@@ -112,9 +112,12 @@ def _chart(values: Sequence[float], limits: Sequence[float], style: Style, label
     return [f"{'':{_MARGIN}}{label}", *lines]
 
 
-def _step(least: float) -> float:
-    """The next round number that is not less; a whole one from 1 on."""
-    magnitude = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
+def _step(least: float, floor: float = 0) -> float:
+    """The next round number that is less than neither; a whole one from 1 on."""
+    least = max(least, floor)
+    if least < 1e-9:
+        return 1.0
+    magnitude = 10.0 ** math.floor(math.log10(least))
     rounds = (factor * magnitude for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 20))
     return next(step for step in rounds if step >= least * (1 - 1e-9) and (step < 1 or step == int(step)))
 
@@ -124,12 +127,13 @@ def _clock(span: tuple[int, int], style: Style, margin: int = _MARGIN, columns: 
     columns = columns or style.columns
     name, unit_us = timeline.unit(span[1] - span[0])
     numbers = [" "] * columns
+    last = f"{(span[1] - span[0]) / unit_us:.3g}"
+    numbers[columns - len(last) :] = last
     for part in range(4):
         text = f"{(span[1] - span[0]) * part / 4 / unit_us:.3g}"
         place = columns * part // 4
-        numbers[place : place + len(text)] = text
-    last = f"{(span[1] - span[0]) / unit_us:.3g}"
-    numbers[columns - len(last) :] = last
+        if place + len(text) < columns - len(last):
+            numbers[place : place + len(text)] = text
     axis = " " * (margin - 1) + style.corner + style.line * columns
     return [axis, " " * margin + "".join(numbers), f"{'':{margin}}Time since {timeline.moment(span[0])} ({name})"]
 

@@ -10,7 +10,7 @@ import heapq
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from operator import le
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ PIECES = 600
 _NOWHERE = len(states.STATES)
 _CODES = {state: code for code, state in enumerate(states.STATES)}
 _RUNNING = _CODES[states.RUNNING]
+#: Sums of fractions of nodes are rounded to so many digits, so that nothing in use is exactly 0.
+_DIGITS = 9
 
 
 class Curve(NamedTuple):
@@ -78,11 +80,16 @@ class Changes:
         self._nodes.extend(other._nodes)
 
     def in_order(self) -> Iterator[tuple[int, int, int, int, float]]:
-        """(time, code of the state left, of the one entered, job, nodes) by time; a job's own changes in their sequence."""
+        """(time, code of the state left, of the one entered, job, nodes) by time.
+
+        As they were added, if that was by time. Else, of one time, those that enter RUNNING come last, so that a job leaves it
+        before it enters it again.
+        """
         columns = (self.times, self.left, self.entered, self._jobs, self._nodes)
         if all(map(le, self.times, islice(self.times, 1, None))):
             return zip(*columns)
-        order = sorted(range(len(self)), key=self.times.__getitem__)
+        keys = [2 * time + (entered == _RUNNING) for time, entered in zip(self.times, self.entered)]
+        order = sorted(range(len(self)), key=keys.__getitem__)
         return zip(*(map(column.__getitem__, order) for column in columns))
 
 
@@ -93,6 +100,14 @@ class Runs(NamedTuple):
     ends: array[int]
     codes: array[int]
     nodes: array[float]
+
+    def add(self, window: Window, start: int, end: int, code: int, nodes: float) -> None:
+        """Append what the window shows of that run."""
+        if start <= window.end and end >= window.start:
+            self.starts.append(max(start, window.start))
+            self.ends.append(min(end, window.end))
+            self.codes.append(code)
+            self.nodes.append(nodes)
 
     @property
     def until(self) -> int:
@@ -116,33 +131,61 @@ def finished(changes: Changes, window: Window = ALL, state: str = states.JOB_FIN
     return Curve(times, range(1, len(times) + 1))
 
 
+def first_start(changes: Changes, window: Window = ALL) -> int | None:
+    """When the first job was started in the window, if one was."""
+    pairs = zip(changes.times, changes.entered)
+    return min((time for time, entered in pairs if entered == _RUNNING and window.holds(time)), default=None)
+
+
 def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
     """The runs whose start is known, cut to the window. One that has not ended lasts until `now_us`, in the state RUNNING."""
     open_runs: dict[int, tuple[int, float]] = {}
     ended: dict[int, tuple[int, int]] = {}  # job -> when and to what it left RUNNING without being known to run
-    found: list[tuple[int, int, int, float]] = []
+    found = Runs(array("q"), array("q"), array("b"), array("d"))
     for time, left, entered, job, nodes in changes.in_order():
         if entered == _RUNNING:
             if job in ended and ended[job][0] == time:  # a run without length, whose end came first
-                found.append((time, time, ended.pop(job)[1], nodes))
+                found.add(window, time, time, ended.pop(job)[1], nodes)
             else:
                 open_runs[job] = time, nodes
         elif left == _RUNNING:
             if job in open_runs:
                 start, its_nodes = open_runs.pop(job)
-                found.append((start, time, entered, its_nodes))
+                found.add(window, start, time, entered, its_nodes)
             else:
                 ended[job] = time, entered
-    found += [(start, max(start, now_us), _RUNNING, nodes) for start, nodes in open_runs.values()]
-    shown = [run for run in found if run[0] <= window.end and run[1] >= window.start]
-    cut = sorted((max(start, window.start), min(end, window.end), code, nodes) for start, end, code, nodes in shown)
-    starts, ends, codes, weights = zip(*cut) if cut else ((), (), (), ())
-    return Runs(array("q", starts), array("q", ends), array("b", codes), array("d", weights))
+    for start, its_nodes in open_runs.values():
+        found.add(window, start, max(start, now_us), _RUNNING, its_nodes)
+    order = sorted(range(len(found.starts)), key=found.starts.__getitem__)
+    in_order: Any = (array(column.typecode, map(column.__getitem__, order)) for column in found)
+    return Runs(*in_order)
 
 
 def in_use(of: Runs) -> Curve:
     """How many nodes the runs took."""
-    return _summed([*zip(of.starts, of.nodes), *zip(of.ends, (-nodes for nodes in of.nodes))])
+    times, values = array("q"), array("d")
+    total = 0.0
+
+    def step(time: int, change: float) -> None:
+        nonlocal total
+        total += change
+        if times and times[-1] == time:
+            values[-1] = round(total, _DIGITS)
+        else:
+            times.append(time)
+            values.append(round(total, _DIGITS))
+
+    by_end = iter(sorted(range(len(of.ends)), key=of.ends.__getitem__))
+    first = next(by_end, None)
+    for start, nodes in zip(of.starts, of.nodes):
+        while first is not None and of.ends[first] <= start:
+            step(of.ends[first], -of.nodes[first])
+            first = next(by_end, None)
+        step(start, nodes)
+    while first is not None:
+        step(of.ends[first], -of.nodes[first])
+        first = next(by_end, None)
+    return Curve(times, values)
 
 
 def available(batch_jobs: Iterable[tuple[int | None, int | None, int]], now_us: int, window: Window = ALL) -> Curve:
@@ -163,17 +206,17 @@ def _summed(changes: list[tuple[int, float]]) -> Curve:
     values: list[float] = []
     for (time, _), total in zip(changes, accumulate(change for _, change in changes)):
         if times and times[-1] == time:
-            values[-1] = round(total, 9)
+            values[-1] = round(total, _DIGITS)
         else:
             times.append(time)
-            values.append(round(total, 9))
+            values.append(round(total, _DIGITS))
     return Curve(times, values)
 
 
 def mean(curve: Curve, start: int, end: int) -> float:
     """The mean of the curve over that span of time."""
     total = 0.0
-    for time, until, value in zip(curve.times, [*curve.times[1:], end], curve.values):
+    for time, until, value in zip(curve.times, chain(islice(curve.times, 1, None), [end]), curve.values):
         total += value * max(0, min(until, end) - max(time, start))
     return total / (end - start) if end > start else 0.0
 

@@ -24,6 +24,8 @@ from .order import Source
 #: For the writers of `api`: raises if nothing may be written now.
 refuse_while_loading = loading.refuse
 
+_STOPPED = "__balsam_stopped__"
+
 
 # --- finding the class ------------------------------------------------------------------------------------------------
 
@@ -42,11 +44,11 @@ def load(source: Source, as_main: bool = False) -> type[Any]:
     if as_main and sys.path and os.path.realpath(sys.path[0] or ".") == os.path.realpath("."):
         del sys.path[0]  # `python -m` has put the job's directory there; its files are data
     sys.path += [entry for entry in source.path if entry not in sys.path]
-    module, stopped = _module(source, as_main)
+    module = _module(source, as_main)
     found = vars(module).get(source.name)
     if isinstance(found, type) and hasattr(found, "sync"):
         return found
-    if stopped:
+    if hasattr(module, _STOPPED):
         raise _lost(
             source,
             "the file adds jobs, or changes something else, before it comes to this class",
@@ -59,18 +61,18 @@ def _lost(source: Source, reason: str, hint: str = "") -> ApplicationLost:
     return ApplicationLost(f"The class {source.name} of {source.file} cannot be used: {reason}.", hint=hint)
 
 
-def _module(source: Source, as_main: bool) -> tuple[ModuleType, bool]:
-    """The module with the class, and whether it was stopped at something that it wanted to write."""
+def _module(source: Source, as_main: bool) -> ModuleType:
+    """The module with the class; it has the attribute _STOPPED if it was stopped at something that it wanted to write."""
     spec = _spec_by_name(source)
     if spec is not None and spec.name in sys.modules:
-        return sys.modules[spec.name], False
+        return sys.modules[spec.name]
     if spec is None:
         main = sys.modules.get("__main__")
         if main is not None and _is_file(getattr(main, "__file__", None), source.file):
-            return main, False
+            return main
         name = MAIN if as_main and source.module == "__main__" else f"{MAIN}{crc32(os.path.realpath(source.file).encode()):08x}"
         if name in sys.modules:
-            return sys.modules[name], False
+            return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, source.file)
     if spec is None or spec.loader is None:
         raise _lost(source, "it is no Python file")
@@ -93,7 +95,7 @@ def _is_file(path: str | None, file: str) -> bool:
     return bool(path) and os.path.realpath(str(path)) == os.path.realpath(file)
 
 
-def _executed(source: Source, spec: Any, is_main: bool) -> tuple[ModuleType, bool]:
+def _executed(source: Source, spec: Any, is_main: bool) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     if is_main:
@@ -102,13 +104,13 @@ def _executed(source: Source, spec: Any, is_main: bool) -> tuple[ModuleType, boo
         with loading.going_on(), _arguments_of(source.file):
             spec.loader.exec_module(module)
     except loading.StopLoading:
-        return module, True
+        setattr(module, _STOPPED, True)
     except BaseException as exc:  # SystemExit and KeyboardInterrupt too
         del sys.modules[spec.name]
         if isinstance(exc, KeyboardInterrupt):
             raise
         raise _lost(source, f"importing the file raises {type(exc).__name__}: {exc}{_where(exc, source.file)}") from exc
-    return module, False
+    return module
 
 
 @contextmanager

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from .. import spec, states
 from ..db import location
 from ..db.store.claims import Claim
-from ..errors import SpawnFailed
+from ..errors import SpawnFailed, TemplateError
 from ..identity import Holder
 from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
-from . import gpus
+from . import gpus, order, template
 from .nodes import Place
 from .staging.links import Parent
 
 _RUN = RUN_VARIABLE.encode()
 #: Linux takes at most 128 KiB for one variable.
 _LONGEST_VARIABLE = 120_000
+#: What runs a text; what runs words after a class's preamble, with the order's file and the words behind it.
+BASH = ("bash", "-c")
+PREAMBLE = ("-m", "balsam_lite.launcher.hook", "launch")
+#: Parameters that JSON could not give back as they were. Source: `api.parameters`.
+_PICKLED = "__pickled__"
 #: The value of a variable that a job shall not have, though the launcher has it. No real value holds a NUL.
 UNSET = b"\0"
 #: Variables of the context that a job cannot change.
@@ -83,44 +90,122 @@ def make_context(
 def argv(claim: Claim, place: Place, context: Context) -> list[str]:
     """The words of the job's command line: the MPI start command's, the executable's, the arguments'; no shell reads them.
 
-    An envscript is sourced by bash, which then becomes the program.
+    An envscript is sourced by bash, which then becomes the program. A command template may need a shell, which then runs all.
 
     Raises:
-        SpawnFailed: the application is gone, empty, or cannot be split into words; the MPI command has no way to run it.
+        SpawnFailed: the application is gone, empty, or cannot be split into words; the MPI command has no way to run it; the
+            template cannot be filled with the job's parameters.
     """
     if claim.executable is None:
         raise SpawnFailed(f"No application named {claim.application!r} is registered in this DB.")
+    prefix = context.mpi.words(claim, place)
+    if claim.command_template:
+        words = _of_template(claim, prefix)
+    else:
+        words = [*prefix, *_of_executable(claim)]
+    if claim.definition != "{}":
+        words = _of_class(claim, words, context)
+    if claim.envscript:
+        return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
+    return words
+
+
+def _of_executable(claim: Claim) -> list[str]:
+    assert claim.executable is not None
     try:
         words = spec.split_command(claim.executable) + spec.split_command(claim.args)
     except ValueError as exc:
         raise SpawnFailed(f"The command line cannot be split into words ({exc}): {claim.executable} {claim.args}") from exc
     if not words:
         raise SpawnFailed(f"The application {claim.application!r} has no executable.")
-    words = [*context.mpi.words(claim, place), *words]
-    if claim.envscript:
-        return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
     return words
+
+
+def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
+    """A line for a shell has the MPI command in front of its first command, as in Balsam 0.7."""
+    assert claim.command_template is not None
+    if claim.args.strip():
+        raise SpawnFailed(f"The application {claim.application!r} has a command template, which takes no args: {claim.args}")
+    values = json.loads(claim.parameters)
+    if _PICKLED in values:
+        raise SpawnFailed(f"The command template of {claim.application!r} takes text and numbers; its job has other values.")
+    try:
+        command = template.render(claim.command_template, {**_defaults(claim.app_parameters or "{}"), **values})
+    except TemplateError as exc:
+        raise SpawnFailed(str(exc)) from exc
+    if command.argv:
+        return [*prefix, *command.argv]
+    return [*BASH, f"{shlex.join(prefix)} {command.text}" if prefix else command.text]
+
+
+@lru_cache(maxsize=64)
+def _defaults(parameters: str) -> dict[str, Any]:
+    """The values of parameters that a job need not have."""
+    return {name: one["default"] for name, one in json.loads(parameters).items() if not one.get("required", True)}
+
+
+def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
+    path, source = order_path(claim, context), order.source_of(claim.definition or "{}")
+    if not claim.command_template:
+        words = [*words, path]
+    if not source.has_preamble:
+        return words
+    return [source.python, *PREAMBLE, path, *words]
+
+
+def order_path(claim: Claim, context: Context) -> str:
+    """The file with what the program needs to know of its job, absolute; "" if it needs none."""
+    if claim.definition in ("{}", None):
+        return ""
+    if claim.command_template and not order.source_of(claim.definition).has_preamble:
+        return ""
+    return f"{workdir(claim, context)}/{order.file_name(claim.job_id)}"
+
+
+def make_order(claim: Claim, context: Context) -> order.Order:
+    """What is to be written there."""
+    shape = claim.shape
+    job = {
+        "id": claim.job,
+        "job_id": claim.job_id,
+        "name": claim.name,
+        "workflow": claim.workflow,
+        "app": claim.application,
+        "workdir": workdir(claim, context),
+        "attempt": claim.attempt,
+        "threads_per_rank": claim.threads_per_rank,
+        "threads_per_core": claim.threads_per_core,
+        "wall_time_min": claim.wall_time_minutes,
+        **shape._asdict(),
+    }
+    return order.Order(claim.definition or "{}", claim.parameters, shape.num_nodes * shape.ranks_per_node, job)
 
 
 def environment(claim: Claim, place: Place | None, context: Context) -> dict[bytes, bytes]:
     """What the job's environment has beyond `context.environ`, or instead of it. Without a place it has no GPUs.
 
-    What the job itself asks for wins over what is inherited, the BALSAM_ variables win over both.
+    What the job itself asks for wins over what its place gives, that over what its application says, and that over what is
+    inherited; the BALSAM_ variables win over all.
     """
     own: dict[bytes, bytes] = {}
+    if claim.app_environ not in ("{}", None):
+        own.update(_encoded(claim.app_environ))
     if claim.threads_per_rank > 1:
         own[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
     if claim.shape.gpus_per_rank and place is not None:
         own.update(_gpu_variables(place, context))
     if claim.environ_vars != "{}":
-        for name, value in json.loads(claim.environ_vars).items():
-            own[name.encode()] = value.encode()
-        own.update({name: context.environ[name] for name in own.keys() & _FIXED})
+        own.update(_encoded(claim.environ_vars))
+    own.update({name: context.environ[name] for name in own.keys() & _FIXED})
     own[b"BALSAM_JOB_ID"] = claim.job_id.encode()
     own[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
     own[b"BALSAM_PARENT_IDS"] = _parent_ids(claim)
     own[_RUN] = mark(claim, context)
     return own
+
+
+def _encoded(variables: str) -> dict[bytes, bytes]:
+    return {name.encode(): value.encode() for name, value in json.loads(variables).items()}
 
 
 def _gpu_variables(place: Place, context: Context) -> dict[bytes, bytes]:
@@ -131,7 +216,7 @@ def _gpu_variables(place: Place, context: Context) -> dict[bytes, bytes]:
 
 
 def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes, bytes]:
-    """The same for the job's preprocess or postprocess script: with the reason why it is called."""
+    """The same for a script of its application, such as preprocess: with the reason why it is called."""
     own = environment(claim, None, context)
     own[HOOK_VARIABLE.encode()] = script.encode()
     for name, state in ((b"BALSAM_JOB_TIMEOUT", states.RUN_TIMEOUT), (b"BALSAM_JOB_ERROR", states.RUN_ERROR)):

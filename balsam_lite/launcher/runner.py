@@ -14,14 +14,7 @@ from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
 from ..errors import LaunchError, SpawnFailed
-from ..processes import (
-    Process,
-    descendants,
-    living,
-    signal_all,
-    signal_child,
-    signal_group,
-)
+from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
 from . import commands, pinning, process, steps
 from .failpoints import failpoint
 from .nodes import Place
@@ -150,21 +143,26 @@ class LocalRunner:
             process.keep_output(f"{directory}/{output}", claim.attempt)
         variables = commands.as_variables(own, self._context)
         words = [os.fsencode(word) for word in argv]
-        prepare, cpus = self._links(claim), self._pin(claim, place)
+        prepare, cpus = self._preparation(claim), self._pin(claim, place)
         return Request(claim.job, program, words, variables, directory, output, prepare, cpus=cpus)
 
-    def _links(self, claim: Claim) -> Callable[[], None] | None:
-        """What makes its links, if it is prepared only now."""
-        if claim.parents == "[]" or claim.state not in states.UNPREPARED_STATES:
+    def _preparation(self, claim: Claim) -> Callable[[], None] | None:
+        """What is to be done in its directory just before it starts, if there is something."""
+        links = claim.parents != "[]" and claim.state in states.UNPREPARED_STATES
+        path = commands.order_path(claim, self._context)
+        if not links and not path:
             return None
 
-        def link() -> None:
+        def prepare() -> None:
             try:
-                steps.link_inputs(claim, self._context)
+                if links:
+                    steps.link_inputs(claim, self._context)
+                if path:
+                    steps.give_order(claim, self._context, path)
             except LaunchError as exc:
                 raise SpawnFailed(str(exc)) from exc
 
-        return link
+        return prepare
 
     def _pin(self, claim: Claim, place: Place) -> tuple[int, ...]:
         """The CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""

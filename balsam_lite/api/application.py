@@ -129,6 +129,8 @@ class ApplicationDefinition:
         loading.refuse()
         if not cls._is_synced:
             cls.sync()
+        if cls.command_template is not None:
+            app_params = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in app_params.items()}
         job = Job(
             workdir=workdir, app_id=cls, tags=dict(tags or {}), parameters=app_params, data=dict(data or {}),
             num_nodes=num_nodes, ranks_per_node=ranks_per_node, threads_per_rank=threads_per_rank,

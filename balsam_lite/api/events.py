@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from . import scope
-from .fields import NumberField, known, moment
+from .fields import NEVER, NumberField, known, moment
 from .query import Manager, Query
 from .records import Record
 from .scope import Home, Question
@@ -16,8 +16,9 @@ from .scope import Home, Question
 if TYPE_CHECKING:
     from datetime import datetime
 
-#: Events that the first query reads, as often only the newest are wanted; and what that grows to.
-_FIRST_PAGE, _LARGEST_PAGE = 500, 16_000
+#: Events that the first query reads, as often only the newest are wanted; by what that grows, because each query may have to
+#: find its place among all; and to what.
+_FIRST_PAGE, _GROWTH, _LARGEST_PAGE = 500, 4, 32_000
 
 _READ_ONLY = "EventLog is read-only"
 
@@ -27,7 +28,7 @@ class EventLog(Record):
 
     __slots__ = ()
 
-    job_id: int = NumberField(int, None, "never")  # type: ignore[assignment]
+    job_id: int = NumberField(int, None, NEVER)  # type: ignore[assignment]
     timestamp: datetime = moment()  # UTC, without a time zone
     from_state: str = known()
     to_state: str = known()
@@ -97,7 +98,7 @@ class EventQuery(Query[EventLog]):
             if len(rows) < size:
                 return
             where = {**where, "after": [rows[-1]["timestamp"], rows[-1]["id"]]}
-            size = min(2 * size, _LARGEST_PAGE)
+            size = min(_GROWTH * size, _LARGEST_PAGE)
 
     def tuples(self) -> Iterator[tuple[int, str, str, int, float | None]]:
         """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes).

@@ -182,7 +182,7 @@ def count(default: int | None = None, when: str = ALWAYS) -> Any:
     return Field(column_check("num_nodes"), default, when)
 
 
-def amount_of_time(default: int | None = None, when: str = ALWAYS) -> Any:
+def count0(default: int | None = None, when: str = ALWAYS) -> Any:
     """A whole number of 0 or more."""
     return Field(column_check("restart_limit"), default, when)
 

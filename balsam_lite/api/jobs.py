@@ -12,10 +12,11 @@ from . import placing, scope, times, waiting
 from .enums import JobState
 from .fields import (
     AT_CREATION,
+    NEVER,
     Field,
     NumberField,
-    amount_of_time,
     checked_object,
+    count0,
     flag,
     json_object,
     known,
@@ -111,12 +112,12 @@ class Job(Record):
     threads_per_core: int = of_job(1)
     gpus_per_rank: float = of_job(0)
     node_packing_count: int = of_job(1)
-    wall_time_min: int = amount_of_time(0)
+    wall_time_min: int = count0(0)
     launch_params: dict[str, str] = words()
     parent_ids: frozenset[int] = _ParentField(_parents, (), AT_CREATION)  # type: ignore[assignment]
     state: JobState | None = state(JobState)
     last_update: datetime | None = moment(times.aware)
-    batch_job_id: int | None = NumberField(int, None, "never")  # type: ignore[assignment]
+    batch_job_id: int | None = NumberField(int, None, NEVER)  # type: ignore[assignment]
     state_data: Any = Field(checked_object, None, is_hidden=True)
     state_timestamp: Any = Field(lambda value: times.to_us(value, "state_timestamp"), None, is_hidden=True)
     # What Balsam 0.7 does not have.
@@ -193,13 +194,10 @@ class Job(Record):
 
     @property
     def app(self) -> Any:
-        """The class of its application (an ApplicationDefinition). Raises as `ApplicationDefinition.load_by_id`."""
+        """The class of its application, an ApplicationDefinition. Raises as `ApplicationDefinition.load_by_id`."""
         from .application import ApplicationDefinition
 
-        if isinstance(self.app_id, type):
-            return self.app_id
-        home = self._site
-        return ApplicationDefinition.load_by_name(self._row["app"], home.entry.name)
+        return self.app_id if isinstance(self.app_id, type) else ApplicationDefinition.load_by_id(self.app_id)
 
     def parent_query(self) -> Query[Job]:
         """Its parents."""

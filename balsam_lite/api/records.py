@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from .. import loading
 from ..errors import InputError, InvalidSpec, NotFound, StateError
 from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
-from .ids import Id
+from .ids import Id, is_same_site
 from .scope import Home, home_of
 
 R = TypeVar("R", bound="Record")
@@ -254,12 +254,9 @@ class Record:
             return True
         if not isinstance(other, Record) or type(self) is not type(other):
             return NotImplemented
-        return (
-            self._home is other._home
-            and self._is_saved
-            and self._row == other._row
-            and not (self._changes() or other._changes())
-        )
+        if self._home is None or other._home is None or not is_same_site(self._home.entry, other._home.entry):
+            return False
+        return self._row == other._row and not (self._changes() or other._changes())
 
     def __hash__(self) -> int:
         if not self._is_saved:

@@ -23,8 +23,8 @@ _SHORTEST_S, _GROWTH = 0.02, 1.5
 _LAZINESS = 5
 #: A look in so many asks whether jobs were deleted.
 _COUNT_EACH = 8
-#: So many looks in turn may fail before waiting does.
-_PATIENCE = 5
+#: Looks may fail for so many seconds before waiting does.
+_PATIENCE_S = 60.0
 
 
 class NoResult(BalsamError):
@@ -160,7 +160,8 @@ class _Pending:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = _by_place(jobs)
-        self._looks = self._failures = 0
+        self._looks = 0
+        self._failing_since: float | None = None
         self.over: set[tuple[Home, int]] = set()
 
     def __len__(self) -> int:
@@ -195,14 +196,19 @@ class _Pending:
             if self._looks % _COUNT_EACH == 0:
                 places += self._gone(numbers)
         except (SiteUnreachable, DatabaseBusy) as exc:
-            self._failures += 1
-            if self._failures >= _PATIENCE:
-                raise
-            warnings.warn(f"The jobs could not be looked at, once more soon: {exc.message}", stacklevel=2)
+            self._bear(exc)
             return []
-        self._failures = 0
+        self._failing_since = None
         self.over.update(places)
         return [job for place in places for job in self._jobs.pop(place, ())]
+
+    def _bear(self, exc: BalsamError) -> None:
+        """Warn once, and raise it when it has lasted too long."""
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            warnings.warn(f"The jobs could not be looked at, once more soon: {exc.message}", stacklevel=2)
+        elif time.monotonic() - self._failing_since > _PATIENCE_S:
+            raise exc
 
     def _ended(self, numbers: dict[Home, list[int]]) -> list[tuple[Home, int]]:
         asked = [Question(home, {"id": of_site, "state": list(states.END_STATES)}) for home, of_site in numbers.items()]

@@ -552,7 +552,7 @@ def _ask_everything(desk: Desk) -> Iterator[Any]:
     yield desk.update_where("job", {"tags": {"n": "3"}}, {"tags": {"n": "9"}})
     yield rows(desk.select("event", {"job_id": 1}), "job_id", "from_state", "to_state", "data")
     yield desk.count_states({"id": [1, 2]})
-    yield [event[1:5] for event in desk.event_tuples({"job_id": 1})]
+    yield [list(event[1:5]) for event in desk.event_tuples({"job_id": 1})]
     yield rows(desk.page({}, ["id", "state"], 2, 10), "id", "state")
     yield desk.count("job", {"tags": {"n": "9"}})
     yield desk.result(1)

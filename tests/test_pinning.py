@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import Bench
 
+from balsam_lite.cli.main import main
+from balsam_lite.db import reasons
 from balsam_lite.db.store.claims import Claim, Shape
 from balsam_lite.errors import SettingsError, SpawnFailed
 from balsam_lite.launcher import commands, gpus, machine, pinning
@@ -165,3 +167,36 @@ def test_that_nodes_that_call_their_gpus_otherwise_have_no_variable_in_common() 
     assert commands.environment(claim(shape=place.shape), same, context)[b"CUDA_VISIBLE_DEVICES"] == b"0,1"
     shares = context._replace(shares_host=True)
     assert commands.environment(claim(shape=place.shape), place, shares)[b"CUDA_VISIBLE_DEVICES"] == b"GPU-1,0"
+
+
+# --- nodes without GPUs -----------------------------------------------------------------------------------------------
+
+
+def test_that_a_job_for_a_gpu_that_is_not_there_says_why_it_waits(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.app("true", "true")
+    waiting, *_ = bench.add([{"application": "true", "gpus_per_rank": 1}, {"application": "true"}])
+
+    def shown() -> list[str]:
+        assert main(["--db", bench.directory, "job", "ls", "-v", "--id", str(waiting)]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("waits_for:")]
+
+    assert shown() == []
+    assert bench.run("--gpus-per-node", "0") == 0
+    said = shown()
+    assert len(said) == 1
+    assert "needs 1 GPUs per node, the nodes of this launcher have 0 (launcher 1 on " in said[0]
+    assert bench.run("--gpus-per-node", "1") == 0
+    assert bench.job(waiting)["state"] == "JOB_FINISHED"
+    assert shown() == []
+
+
+def test_that_a_launcher_says_what_jobs_wait_for_while_it_runs(bench: Bench) -> None:
+    bench.app("true", "true")
+    (job,) = bench.add([{"application": "true", "gpus_per_rank": 1}])
+    bench.launch("--gpus-per-node", "0", "--persistent")
+
+    def reason() -> str:
+        with bench.db.read() as cx:
+            return reasons.waits_for(cx, [bench.job(job)]).get(job, "")
+
+    assert wait_until(reason).startswith("needs 1 GPUs per node")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .. import states
 from ..clock import Clock
 from ..db import queries
+from ..db import reasons as notes
 from ..db.connection import Connection, Database
 from ..db.store import claims, leases
 from ..db.store import steps as step_store
@@ -47,6 +48,8 @@ _AHEAD_PATIENCE_S = 1.5
 #: One transaction records at most so many ends and takes at most so many jobs, so that others wait for a fraction of a second,
 #: and that the first of many thousand places is filled before the last one is asked for.
 _MOST_AT_ONCE = 1024
+
+_NO_PLACE = "waits for a free place"
 
 #: A claimed job that waits for a place.
 _AHEAD = object()
@@ -121,6 +124,8 @@ class Launcher:
         self._failing_since: float | None = None
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
+        #: What waits that this launcher will not take, and why, when somebody last asked `why_nothing_runs`.
+        self.obstacles: list[tuple[Shape, str]] = []
         self._news = True  # somebody wrote since the last tick
         self._wants_more = False  # the last tick took all that one may
         self._workflows: tuple[str, ...] | None = None
@@ -350,6 +355,9 @@ class Launcher:
         self._explain_at = now + _EXPLAIN_PERIOD_S
         try:
             reasons = self.why_nothing_runs()
+            if reasons != self._explained:
+                with self._db.write() as cx:
+                    leases.heartbeat(cx, self._lease, self._clock.now_us(), notes.as_note(self.obstacles))
         except DatabaseError:  # the next tick will say so
             return
         if reasons != self._explained:
@@ -423,9 +431,11 @@ class Launcher:
         """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""
         reasons = []
         only = self._filter()
+        self.obstacles = []
         with self._db.read() as cx:
             for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = self._why_not(shape, shortest, only)
+                self.obstacles += [(shape, reason)] * (reason != _NO_PLACE)
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
             counts = queries.state_counts(cx)
         if counts.get(states.AWAITING_PARENTS):
@@ -443,7 +453,7 @@ class Launcher:
             return never
         if only.minutes_left is not None and shortest > only.minutes_left:
             return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
-        return "waits for a free place"
+        return _NO_PLACE
 
     def _database_failed(self, exc: DatabaseError, now: float) -> None:
         self._last_tick = self._clock.monotonic()

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Protocol
 
 from ..clock import Clock, SystemClock
-from ..db import batch_queries, location
+from ..db import batch_queries, location, reasons
 from ..db.batch_queries import BatchRow
 from ..db.connection import Database
 from ..db.store import leases
@@ -255,7 +255,7 @@ def _guarded(
     for reason in launcher.why_nothing_runs():
         _say(f"Left: {reason}")
     with db.write() as cx:
-        leases.close_lease(cx, lease, clock.now_us(), launcher.stop_reason)
+        leases.close_lease(cx, lease, clock.now_us(), launcher.stop_reason, reasons.as_note(launcher.obstacles))
     done, failed, timed_out = launcher.tally
     _say(f"Launcher ends ({launcher.stop_reason}): {done} done, {failed} failed, {timed_out} timed out")
     return 0

@@ -20,7 +20,7 @@ WAITING = tuple(state for state in states.STATES if state not in (*states.END_ST
 
 
 def doubts(db: Database, settings: Settings, request: LaunchRequest, scheduler_name: str) -> list[str]:
-    """A sentence each. Reads what waits in the DB; without GPUS_PER_NODE, where nodes are shares of this host, asks for GPUs."""
+    """A sentence each. Reads what waits; without GPUS_PER_NODE, where nodes are shares of this host, asks for its GPUs."""
     whole = Partition(request.job_mode, request.nodes)
     found: list[str] = []
     matches = False

@@ -84,11 +84,13 @@ class LocalDesk:
             return events.page_of_tuples(cx, where, after, touching)
 
     def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
-        """A part of the jobs that match."""
-        from ..db import paging
+        """A part of the jobs that match; with all fields also what each of them waits for, if a launcher has said so."""
+        from ..db import paging, reasons
 
         with self.database.read() as cx:
-            return paging.jobs_page(cx, where, fields, after, size)
+            rows = paging.jobs_page(cx, where, fields, after, size)
+            waiting = {} if fields else reasons.waits_for(cx, rows)
+        return rows if fields else [{**row, "waits_for": waiting.get(row["id"], "")} for row in rows]
 
     def result(self, job: int) -> Row:
         """What became of a job."""

@@ -52,9 +52,10 @@ def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int, note: str | None 
         raise LostLease(f"Lease {lease} was taken away; its jobs belong to somebody else now.")
 
 
-def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str) -> None:
-    """End a lease that holds no job any more. Closing it twice does nothing."""
-    cx.execute("UPDATE lease SET closed = ?, end_reason = ? WHERE id = ? AND closed IS NULL", (now_us, reason, lease))
+def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str, note: str | None = None) -> None:
+    """End a lease that holds no job any more, with a last note if there is one. Closing it twice does nothing."""
+    query = "UPDATE lease SET closed = ?, end_reason = ?, note = coalesce(?, note) WHERE id = ? AND closed IS NULL"
+    cx.execute(query, (now_us, reason, note, lease))
 
 
 def open_leases(cx: sqlite3.Connection) -> list[Lease]:

@@ -1,0 +1,50 @@
+"""Why jobs wait: what launchers have said of jobs that they could not take, kept in the notes of their leases.
+
+A launcher knows what it has; this is how a user hears of it without reading its log. All functions run inside the caller's
+transaction, on its connection `cx`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .. import spec, states
+from ..clock import format_us
+
+#: So many launchers are asked, the newest ones; and each says so many things.
+_LAUNCHERS, _MOST = 20, 200
+_WAITING = frozenset((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
+
+
+def as_note(obstacles: Iterable[tuple[Sequence[float], str]]) -> str:
+    """The note of a launcher's lease: (a shape, why jobs of that shape are not taken); "" where there is nothing to say."""
+    said = [[list(shape), reason] for shape, reason in obstacles]
+    return json.dumps(said[:_MOST]) if said else ""
+
+
+def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """By number, why jobs that could start do not, as the newest launcher said that met one like it; with when it said so.
+
+    `jobs` have the fields id, state and those of `spec.SHAPE_FIELDS`.
+    """
+    waiting = [job for job in jobs if job["state"] in _WAITING]
+    said = _said(cx) if waiting else {}
+    shapes = {job["id"]: tuple(job[field] for field in spec.SHAPE_FIELDS) for job in waiting} if said else {}
+    return {number: said[shape] for number, shape in shapes.items() if shape in said}
+
+
+def _said(cx: sqlite3.Connection) -> dict[tuple[float, ...], str]:
+    """By shape, what the newest launcher said that said something of it."""
+    rows = cx.execute(
+        """SELECT id, host, coalesce(closed, heartbeat), note FROM lease WHERE kind = 'launcher' AND note <> ''
+        ORDER BY id DESC LIMIT ?""",
+        (_LAUNCHERS,),
+    )
+    found: dict[tuple[float, ...], str] = {}
+    for lease, host, time_us, note in rows:
+        for shape, reason in json.loads(note):
+            found.setdefault(tuple(shape), f"{reason} (launcher {lease} on {host}, {format_us(time_us)})")
+    return found

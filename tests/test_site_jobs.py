@@ -468,6 +468,14 @@ def test_that_rm_without_conditions_or_matches_says_so(balsam: Balsam, some: Non
     assert len(jobs(balsam)) == 4
 
 
+@pytest.mark.parametrize("words", [["-w", ""], ["-a", ""], ["--app", "0"], ["--app", "9" * 5000], ["-i", "9" * 30]])
+def test_that_rm_takes_nothing_odd_for_everything(balsam: Balsam, some: None, words: list[str]) -> None:
+    code, _, err = balsam("job", "rm", "--site", "all", "--yes", *words)
+    assert code in (0, 2)
+    assert "unexpected" not in err
+    assert len(jobs(balsam)) == 4
+
+
 def test_that_rm_leaves_held_jobs_and_says_how_many(balsam: Balsam, alpha: Database) -> None:
     for n in range(3):
         add(balsam, f"w{n}")

@@ -139,6 +139,11 @@ def pairs(words: Iterable[str], option: str) -> dict[str, str]:
     return found
 
 
+def row_number(word: str) -> int | None:
+    """The number that a word is, where rows go by a number or a name; None if it is a name."""
+    return int(word) if word.isascii() and word.isdigit() and len(word) < 16 else None
+
+
 def count(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
     """A callback for options and arguments: a whole number of 1 or more, or none at all."""
     if value is not None and not 1 <= value <= _LARGEST:

@@ -29,7 +29,7 @@ COMMANDS = {
     "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
     "app rm": Entry("site_apps", "rm", "remove applications and their jobs"),
     "job": Entry("jobs", "job", "add a new job"),
-    "job create": Entry("site_jobs", "create", "add a job to a site, with the parameters of its application"),
+    "job create": Entry("job_create", "create", "add a job to a site, with the parameters of its application"),
     "job ls": Entry("site_jobs", "ls", "list jobs of one or more sites"),
     "job modify": Entry("site_jobs", "modify", "put jobs into another state"),
     "job rm": Entry("site_jobs", "rm", "remove jobs"),

@@ -1,16 +1,22 @@
-"""What `balsam job create` checks and shows before it asks. Nothing here writes."""
+"""`balsam job create`: a new job in the words of the workshop, with the parameters of its application."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Callable, TypeVar
+
+import click
 
 from .. import spec
 from ..db.registry import Entry
 from ..errors import InvalidSpec, UnknownApp, UnknownJob
 from ..sites.desk import Desk, Row
 from . import layout
-from .common import pairs
+from .common import confirm, count, count0, long_site_option, number, one_site, pairs, row_number
+from .group import BalsamCommand, option
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: Options of NAME=VALUE words.
 _PAIRS = {"tags": "--tag", "parameters": "--param", "launch_params": "--launch-param", "environ_vars": "--env"}
@@ -23,8 +29,54 @@ _FORM = (
 _BESIDE = ("name", "workflow", "environ_vars", "priority")
 
 
-def checked(desk: Desk, app: str, values: Mapping[str, Any]) -> tuple[Row, Row]:
-    """The job to create, as a desk takes it, and its application.
+def _count(*names: str, help: str, check: Callable[..., Any] = count) -> Callable[[_Function], _Function]:
+    """An option for a whole number that is 1 if it is not given."""
+    return option(*names, type=int, callback=check, default=1, metavar="N", help=f"{help} [default: 1]")
+
+
+@click.command(cls=BalsamCommand)
+@option("-w", "--workdir", required=True, metavar="PATH", help="Where it runs, below the site's directory data/.")
+@option("-a", "--app", required=True, metavar="NAME", help="The application to run, by its name or number.")
+@option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
+@option("-p", "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
+@_count("-n", "--num-nodes", help="Nodes it runs on.")
+@_count("-rpn", "--ranks-per-node", help="MPI ranks on each of them.")
+@_count("-tpr", "--threads-per-rank", help="Threads of each rank.")
+@_count("-tpc", "--threads-per-core", help="Threads on each core.")
+@option(
+    "-g", "--gpus-per-rank", type=float, callback=number, default=0, metavar="N", help="A fraction shares one. [default: 0]"
+)
+@_count("-npc", "--node-packing-count", help="So many such jobs share a node.")
+@option("-lp", "--launch-param", "launch_params", multiple=True, metavar="NAME=VALUE", help="For the MPI start command.")
+@_count("-t", "--wall-time-min", check=count0, help="So many minutes it will take.")
+@option("-pid", "--parent-id", "parent_ids", multiple=True, type=int, metavar="N", help="A job to wait for; may be repeated.")
+@option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
+@option("--workflow", default="", help="A label that jobs share.")
+@option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
+@option("--priority", type=int, default=0, metavar="N", help="Higher ones start first. [default: 0]")
+@long_site_option
+@option("-y", "--yes", is_flag=True, help="Do not ask.")
+def create(site: str, app: str, yes: bool, **values: Any) -> None:
+    """Add a job to a site: one planned run of an application with these parameters.
+
+    \b
+    Examples:
+        balsam job create --app Hello --workdir demo/hello --param say_hello_to=world --yes
+        balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 -tag run=7 -pid 5 --site theta
+    """
+    desk = one_site(site)
+    job = _checked(desk, app, values)
+    sys.stdout.writelines(f"{line}\n" for line in _preview(desk.entry, job))
+    if yes or confirm("Do you want to create this Job?", "--yes"):
+        (made,) = desk.create("job", [job])
+        click.echo(f"Added Job id={made['id']}")
+
+
+# --- checking and showing it, before anything is written --------------------------------------------------------------
+
+
+def _checked(desk: Desk, app: str, values: Mapping[str, Any]) -> Row:
+    """The job to create, as a desk takes it.
 
     Raises:
         InvalidSpec: a word without `=`, a directory outside of `data/`, parameters that are missing or too many. UnknownApp,
@@ -37,10 +89,10 @@ def checked(desk: Desk, app: str, values: Mapping[str, Any]) -> tuple[Row, Row]:
     application = _application(desk, app)
     _check_parameters(application, job["parameters"])
     _check_parents(desk, job["parent_ids"])
-    return {**job, "app_id": application["id"]}, application
+    return {**job, "app_id": application["id"]}
 
 
-def preview(site: Entry, job: Row, application: Row) -> Iterator[str]:
+def _preview(site: Entry, job: Row) -> Iterator[str]:
     """The job as YAML."""
     shown = {"data": {}, "return_code": None, "site_name": site.name, **job}
     yield from layout.yaml_lines({name: shown[name] for name in _FORM})
@@ -57,7 +109,8 @@ def _workdir(workdir: str) -> str:
 
 
 def _application(desk: Desk, app: str) -> Row:
-    where = {"id": int(app)} if app.isdecimal() else {"name": app}
+    by_number = row_number(app)
+    where = {"name": app} if by_number is None else {"id": by_number}
     found = desk.select("app", where)
     if found:
         return found[0]

@@ -1,4 +1,4 @@
-"""`balsam job create|ls|modify|rm`: jobs in the words of the workshop, on any site that is known."""
+"""`balsam job ls|modify|rm`: jobs in the words of the workshop, on any site that is known."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import click
 
 from .. import states
 from ..db.registry import Entry
-from ..errors import AmbiguousSite
+from ..errors import AmbiguousSite, InvalidSpec
 from . import job_listing, layout
-from .common import ask_sites, confirm, count, count0, long_site_option, number, one_site, pairs, say, warn
+from .common import ask_sites, confirm, count, long_site_option, pairs, row_number, say, warn
 from .group import BalsamCommand, option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -25,8 +25,8 @@ _FILTERS = (
     option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated."),
     option("-s", "--state", "wanted", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated."),
     option("-ns", "--exclude-state", "unwanted", multiple=True, metavar="STATE", help="Only jobs in other states."),
-    option("-w", "--workdir", default="", metavar="TEXT", help="Only jobs with TEXT in the path of their directory."),
-    option("-a", "--app", default="", metavar="NAME", help="Only jobs of that application."),
+    option("-w", "--workdir", metavar="TEXT", help="Only jobs with TEXT in the path of their directory."),
+    option("-a", "--app", metavar="NAME", help="Only jobs of that application, by its name or number."),
 )
 
 
@@ -37,75 +37,31 @@ def _choosing_options(command: _Function) -> _Function:
 
 
 def _where(
-    ids: Sequence[int], tags: Sequence[str], wanted: Sequence[str], unwanted: Sequence[str], workdir: str, app: str
+    ids: Sequence[int] = (),
+    tags: Sequence[str] = (),
+    wanted: Sequence[str] = (),
+    unwanted: Sequence[str] = (),
+    workdir: str | None = None,
+    app: str | None = None,
 ) -> dict[str, Any]:
     """The conditions of `db.selection`; all that are given must hold.
 
     Raises:
-        InvalidSpec: a tag without `=`. InvalidStateError.
+        InvalidSpec: a tag without `=`; an empty text, as of an unset variable: it would mean everything. InvalidStateError.
     """
+    if "" in (workdir, app):
+        raise InvalidSpec("--workdir and --app must not be empty; leave them out to mean any.")
+    number = row_number(app or "")
     terms = {
-        "id": list(ids),
-        "tags": pairs(tags, "--tag"),
-        "state": [states.check_state(state) for state in wanted],
-        "state__ne": [states.check_state(state) for state in unwanted],
+        "id": list(ids) or None,
+        "tags": pairs(tags, "--tag") or None,
+        "state": [states.check_state(state) for state in wanted] or None,
+        "state__ne": [states.check_state(state) for state in unwanted] or None,
         "workdir__contains": workdir,
-        **_named(app, "app"),
+        "app_id": number,
+        "app": app if number is None else None,
     }
-    return {name: value for name, value in terms.items() if value}
-
-
-def _named(app: str, by_name: str) -> dict[str, Any]:
-    """An application is meant by its number, if that is one, or else by its name."""
-    return {"app_id": int(app)} if app.isdecimal() else {by_name: app}
-
-
-# --- create -----------------------------------------------------------------------------------------------------------
-
-
-def _count(*names: str, help: str, check: Callable[..., Any] = count) -> Callable[[_Function], _Function]:
-    """An option for a whole number that is 1 if it is not given."""
-    return option(*names, type=int, callback=check, default=1, metavar="N", help=f"{help} [default: 1]")
-
-
-@click.command(cls=BalsamCommand)
-@option("-w", "--workdir", required=True, metavar="PATH", help="Where it runs, below the site's directory data/.")
-@option("-a", "--app", required=True, metavar="NAME", help="The application to run, by its name or number.")
-@option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
-@option("-p", "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
-@_count("-n", "--num-nodes", help="Nodes it runs on.")
-@_count("-rpn", "--ranks-per-node", help="MPI ranks on each of them.")
-@_count("-tpr", "--threads-per-rank", help="Threads of each rank.")
-@_count("-tpc", "--threads-per-core", help="Threads on each core.")
-@option(
-    "-g", "--gpus-per-rank", type=float, callback=number, default=0, metavar="N", help="A fraction shares one. [default: 0]"
-)
-@_count("-npc", "--node-packing-count", help="So many such jobs share a node.")
-@option("-lp", "--launch-param", "launch_params", multiple=True, metavar="NAME=VALUE", help="For the MPI start command.")
-@_count("-t", "--wall-time-min", check=count0, help="So many minutes it will take.")
-@option("-pid", "--parent-id", "parent_ids", multiple=True, type=int, metavar="N", help="A job to wait for; may be repeated.")
-@option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
-@option("--workflow", default="", help="A label that jobs share.")
-@option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
-@option("--priority", type=int, default=0, metavar="N", help="Higher ones start first. [default: 0]")
-@long_site_option
-@option("-y", "--yes", is_flag=True, help="Do not ask.")
-def create(site: str, app: str, yes: bool, **values: Any) -> None:
-    """Add a job to a site: one planned run of an application with these parameters.
-
-    \b
-    Examples:
-        balsam job create --app Hello --workdir demo/hello --param say_hello_to=world --yes
-        balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 -tag run=7 -pid 5 --site theta
-    """
-    from . import job_create
-
-    desk = one_site(site)
-    job, application = job_create.checked(desk, app, values)
-    sys.stdout.writelines(f"{line}\n" for line in job_create.preview(desk.entry, job, application))
-    if yes or confirm("Do you want to create this Job?", "--yes"):
-        (made,) = desk.create("job", [job])
-        click.echo(f"Added Job id={made['id']}")
+    return {name: value for name, value in terms.items() if value is not None}
 
 
 # --- ls ---------------------------------------------------------------------------------------------------------------
@@ -196,7 +152,7 @@ def modify(ids: Sequence[int], tags: Sequence[str], state: str, site: str) -> No
     if not ids and not tags:
         raise click.UsageError(f"{_NOTHING_CHOSEN} modify")
     states.check_state(state)
-    where = _where(ids, tags, (), (), "", "")
+    where = _where(ids, tags)
     matching = _matching(site, where)
     if not matching:
         say("No jobs match modification query")

@@ -66,6 +66,11 @@ class Apps:
         """Raises InvalidSpec: some are missing, extraneous or too large."""
         if not isinstance(parameters, Mapping):
             raise InvalidSpec(f"job parameters must map names to values, not {parameters!r}")
+        if app.kind == "template" and _PICKLED in parameters:
+            raise InvalidSpec(
+                f"The parameters of the command template of {app.name} must be text, numbers, lists or dicts of these.",
+                hint=f"Among {', '.join(parameters[_NAMES])} is something else.",
+            )
         names = tuple(parameters[_NAMES]) if _PICKLED in parameters else tuple(parameters)
         if (app.name, names) not in self._good:
             _check_names(app, names)

@@ -6,10 +6,11 @@ here=$(dirname "$0")
 python=${PYTHON:-python3}
 
 if [ "${FULL:-0}" = 1 ]; then
-    spawns=10000 true="10000 --repeat 3 --sleeps 6400" hops="200 --repeat 5" jobs=1200000 scaling=""
+    spawns=10000 true="10000 --repeat 3 --sleeps 6400" hops="200 --repeat 5" jobs=1200000 scaling="" workshop=""
     flow="--repeat 5"
 else
     spawns=2000 true="2000 --sleeps 640" hops="100" jobs=50000 scaling="--nodes 32 256 --short 20000"
+    workshop="--create 20000 --events 200000"
     flow="--hops 50 --crowd 300 --waiting 20000 --idle 5"
 fi
 
@@ -28,6 +29,7 @@ run() {
     run throughput.py $true
     run scale.py --jobs $jobs
     run service.py --jobs $jobs
+    run workshop.py --jobs $jobs $workshop
     run shared.py
     if command -v mpiexec > /dev/null; then run mpi.py; fi
     if [ -x "$(dirname "$(command -v "$python")")/mpiexec" ]; then run ensemble.py $spawns; fi

@@ -158,7 +158,11 @@ def tagged(column: str) -> Maker:
 
 def rarest_first(cx: sqlite3.Connection, where: Where) -> Where:
     """The same conditions, of several tags the rarest first. Those that thousands of jobs have count alike."""
-    if not where.get("tags") or len(found := pairs(where["tags"])) < 2:
+    try:
+        found = pairs(where.get("tags") or {})
+    except InvalidSpec:  # `selection` says so
+        return where
+    if len(found) < 2:
         return where
     query = f"SELECT count(*) FROM ({queries.JOBS_WITH} LIMIT {_MANY})"
     return {**where, "tags": sorted(found, key=lambda pair: int(cx.execute(query, pair).fetchone()[0]))}

@@ -1,8 +1,8 @@
 """The workshop's interface at size: adding jobs, finding some by a tag, analytics, and a site that does not answer.
 
 - `bulk_create`: `Job.objects.bulk_create` of `--create` jobs of a template, checked and saved: `per_s` (goal 15000), of its
-  CPU time `per_cpu_s`, and `with_objects_per_s`, the making of the Job objects included. `ratio` is to an insert of the same jobs as dicts, which are not
-  checked against their application.
+  CPU time `per_cpu_s`, and `with_objects_per_s`, the making of the Job objects included. `ratio` is to an insert of the same
+  jobs as dicts, which are not checked against their application.
 - `job_ls_ms`: `balsam job ls --tag k=v` where 100 of `--jobs` jobs match, over `python -c pass` (goal 150), median and least.
 - `claim_ms`: a launcher with that `--tag` takes those 100, all jobs waiting, in one transaction; `untagged` takes any 100.
 - `analytics`: seconds for `--events` events (goal 5), from a query of the DB and from tuples in memory.

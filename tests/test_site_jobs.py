@@ -18,6 +18,9 @@ from balsam_lite.cli.main import main
 from balsam_lite.db import location, registry
 from balsam_lite.db.connection import Database
 from balsam_lite.db.store import apps, insert
+from balsam_lite.programs import Completed
+from balsam_lite.sites.answer import respond
+from balsam_lite.sites.remote import RemoteDesk
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -493,6 +496,50 @@ def test_that_a_parent_is_removed_by_force_alone(balsam: Balsam, alpha: Database
     assert "--force" in err
     assert balsam("job", "rm", "-i", "1", "--yes", "--force")[0] == 0
     assert [(job["id"], job["state"]) for job in jobs(balsam)] == [(2, "FAILED")]
+
+
+# --- sites on other hosts ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def omega(alpha: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A site on another host. All but the ssh is real, which has tests of its own."""
+
+    def run(self: RemoteDesk, request: bytes, timeout_s: float) -> Completed:
+        return Completed([], 0, respond(request), "")
+
+    monkeypatch.setattr(RemoteDesk, "_run", run)
+    db = location.set_up(str(tmp_path / "omega"), "local")
+    with db.write() as cx:
+        apps.add_app(cx, HELLO)
+    registry.add(str(tmp_path / "omega"), "omega", host="far")
+    yield db
+    db.close()
+
+
+def test_that_all_commands_work_alike_on_a_site_of_another_host(balsam: Balsam, omega: Database) -> None:
+    add(balsam, "here")
+    code, out, err = balsam(*HELLO_JOB, "-w", "there", "-tag", "k=v", "--site", "omega", "-y")
+    assert (code, err) == (0, "")
+    assert "site_name: omega\n" in out
+    assert out.endswith("Added Job id=1\n")
+    assert "Missing required parameters (-p)" in balsam("job", "create", "-a", "Hello", "-w", "x", "--site", "omega", "-y")[2]
+    listed = balsam("job", "ls")[1].splitlines()
+    assert [line.split()[1:5] for line in listed[1:]] == [
+        ["alpha", "Hello", "here", "CREATED"], ["omega", "Hello", "there", "CREATED"],
+    ]  # fmt: skip
+    assert balsam("job", "modify", "-t", "k=v", "-s", "FAILED")[2] == "1 job of omega put into FAILED.\n"
+    assert balsam("job", "ls", "--by-state")[1].split() == ["State", "Count", "CREATED", "1", "FAILED", "1"]
+    assert " FAILED] User mutated" in balsam("job", "ls", "--history", "--site", "omega")[1]
+    assert "site: omega\nworkdir: there\n" in balsam("job", "ls", "-v", "-t", "k=v")[1]
+    assert [app["site"] for app in json.loads(balsam("app", "ls", "--json")[1])] == ["alpha"] * 3 + ["omega"]
+    hold(omega, 1)
+    assert "left alone" in balsam("job", "rm", "--all", "--yes")[2]
+    assert [job["site"] for job in jobs(balsam)] == ["omega"]
+    assert "stays: a launcher has 1 of its jobs" in balsam("app", "rm", "-n", "Hello", "-s", "omega", "--yes")[2]
+    put(omega, "UPDATE job SET lease = NULL")
+    assert balsam("app", "rm", "-n", "Hello", "-s", "omega", "--yes")[0] == 0
+    assert jobs(balsam) == []
 
 
 # --- apps -------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ _FORM = (
     "last_update", "state",
 )  # fmt: skip
 #: Fields that have their own place, or are of no use to people.
-_ELSEWHERE = (*_FORM, "parameters", "workflow_id", "unfinished_parents")
+_ELSEWHERE = (*_FORM, "parameters", "unfinished_parents")
 _TIMES = ("last_update", "created")
 
 

@@ -12,6 +12,7 @@ else
     temporary=$place
 fi
 export BALSAM_HOME="$place/home"    # instead of ~/.balsam
+export BALSAM_SCHEDULER_CLASS=LocalScheduler    # also where there is a batch system: this is to run here and now
 unset BALSAM_DB_PATH
 here=$(cd "$(dirname "$0")" && pwd)
 sites="thetagpu_tutorial thetaknl_tutorial cooley_tutorial tom_laptop"

@@ -469,3 +469,53 @@ def test_that_moments_are_read_as_people_write_them():
 def test_that_nothing_to_plot_is_no_file():
     with pytest.raises(NotFound):
         plot_of("throughput", Changes())
+
+
+# --- several sites ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far(site, monkeypatch):
+    """The same site once more, behind an ssh that is this process: all goes through the words of the wire."""
+    from balsam_lite.db import registry
+    from balsam_lite.errors import SiteUnreachable
+    from balsam_lite.programs import Completed
+    from balsam_lite.sites.answer import respond
+    from balsam_lite.sites.remote import RemoteDesk
+
+    def run(self, request, timeout_s):
+        if self.entry.name == "gone":
+            raise SiteUnreachable("nobody is there")
+        return Completed([], 0, respond(request), "")
+
+    monkeypatch.setattr(RemoteDesk, "_run", run)
+    registry.add(site, "here")
+    registry.add(site, "there", "far.example.org")
+    registry.add(site, "gone", "gone.example.org")
+
+
+@pytest.mark.parametrize(("kind", "title"), [
+    ("throughput", "4 jobs done at here, there, 4.8 per minute"), ("utilization", "Nodes in use at here, there"),
+    ("states", "6 jobs at here, there by state"), ("gantt", "6 runs of jobs at here, there"),
+])  # fmt: skip
+def test_that_sites_behind_ssh_are_in_the_picture_and_one_that_fails_is_named(site, far, capsys, kind, title):
+    assert balsam("plot", kind, "--site", "all") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == title
+    assert err == "Warning: site gone could not be read: nobody is there\n"
+
+
+def test_that_pages_are_read_to_the_end(site, monkeypatch):
+    from balsam_lite.db import events, registry
+    from balsam_lite.plots import gather
+    from balsam_lite.sites.many import desk_of
+
+    desk = desk_of(registry.at(site))
+    whole = gather.read(desk, "states", {})
+    monkeypatch.setattr(events, "_PAGE", 2)
+    monkeypatch.setattr(gather, "_PAGE", 1)
+    monkeypatch.setattr(gather, "_FEW_JOBS", 1)
+    assert len(whole.changes) == 12
+    for where, number in (({}, 12), ({"workflow": "w"}, 12), ({"name": "j1"}, 4), ({"name": ["j1", "j2"]}, 8)):
+        assert len(gather.read(desk, "states", where).changes) == number
+    assert timeline.counts(gather.read(desk, "states", {}).changes) == timeline.counts(whole.changes)

@@ -173,9 +173,7 @@ class NewJobs:
         if not app_names:
             raise InvalidSpec("A job needs an app_id: the number or the name of an App.")
         copied = [(name, selection.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
-        for _, field in copied:
-            if field not in _EXTRA:
-                spec.known_field(field)
+        spec.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # are there such fields?
         kept = [name for name in names if name in _KEPT]
         has_parameters, has_launch_params, has_parents = (
             name in names for name in ("parameters", "launch_params", "parent_ids")

@@ -13,8 +13,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers import wait_until
 from launching import PYTHON, Bench
-from mpi import with_mpi
+from mpi import CAREFUL, with_mpi
 
 from balsam_lite import loading, states
 from balsam_lite.api import App, ApplicationDefinition, Job
@@ -612,3 +613,16 @@ def test_that_functions_and_lines_run_under_mpi_and_any_rank_may_raise(site, tmp
     assert sorted(site.path(line.id, "my file").read_text().split()) == ["0", "1"]
     assert site.path(line.id, "job.out").read_text() == "done\n"  # as in Balsam 0.7: the first command alone is MPI's
     assert shutil.which("mpiexec", path=site.environ["PATH"])
+
+
+def test_that_ranks_below_a_shell_are_asked_to_end_and_save_their_work(site, tmp_path):
+    site.environ = with_mpi(site.environ)
+    (tmp_path / "careful.py").write_text(CAREFUL)
+    site.app("careful", "", command_template=f"{PYTHON} {{{{ script }}}} > log; echo over")
+    (job,) = site.add([{"application": "careful", "ranks_per_node": 2, "parameters": {"script": str(tmp_path / "careful.py")}}])
+    site.launch("--job-mode", "mpi", BALSAM_USER_KILL_GRACE_S="10")
+    wait_until(lambda: site.path(job, "pid0").exists() and site.path(job, "pid1").exists())
+    user.kill(site.db, [job])
+    wait_until(lambda: site.path(job, "saved0").exists() and site.path(job, "saved1").exists(), timeout=9)
+    wait_until(lambda: site.job(job)["lease"] is None)
+    assert site.path(job, "job.out").read_text() == ""

@@ -74,6 +74,15 @@ def make_directory(path: str) -> None:
             raise SpawnFailed(f"the working directory cannot be made: {exc}") from exc
 
 
+def is_shell(pid: int) -> bool:
+    """Whether a process is a bash still; one with a single command to run becomes that. False where nobody can tell."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+            return file.read().strip() == "bash"
+    except OSError:
+        return False
+
+
 def keep_log(path: str) -> None:
     """Put an earlier log aside as `<path>.1`, or with the next number that is free."""
     number = 1

@@ -237,7 +237,9 @@ class LocalRunner:
             by_manner.setdefault(self._context.mpi.at_term(run.claim), []).append(run)
         for run in by_manner.get(commands.PASSES_ON, ()):
             # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
+            below = _started_by_shell(run)
             signal_child(run.pid, signal.SIGTERM)
+            signal_all(below, signal.SIGTERM)
         spared = by_manner.get(commands.KILLS, [])
         for run in spared:
             run.is_spared = True
@@ -330,3 +332,10 @@ class LocalRunner:
         path = f"{commands.workdir(run.claim, self._context)}/{spec.output_name(run.claim.name)}"
         output = process.tail(path, self._tail_lines)
         return f"{reason}: {output}" if output else reason
+
+
+def _started_by_shell(run: _Run) -> list[Process]:
+    """The MPI command of a line that a shell runs, and what it has started beside it; the shell passes nothing on to them."""
+    if not run.claim.command_template or not process.is_shell(run.pid):
+        return []
+    return [one for one in descendants([run.pid], []) if one.parent == run.pid]

@@ -51,7 +51,7 @@ def lines_of(paths: Iterable[Path]) -> dict[str, list[str]]:
 
 def test_that_each_example_says_what_it_shows_and_how_it_is_run() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()} - {"hello"}
-    assert folders == {"molecules", "fan_in_out", "hyperopt", "rescue"}
+    assert folders == {"molecules", "fan_in_out", "hyperopt", "rescue", "workshop"}
     for folder in folders:
         text = (EXAMPLES / folder / "README.rst").read_text(encoding="utf-8")
         assert "./run.sh" in text
@@ -136,3 +136,21 @@ def test_that_the_plot_says_when_there_is_no_matplotlib(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 3
     assert "pip install 'balsam_lite[plot]'" in done.stderr
+
+
+def test_workshop(run: Run, place: Path) -> None:
+    printed = run("workshop/run.sh", place)
+    site = place / "thetagpu_tutorial" / "data" / "demo"
+    assert (site / "hello" / "job.out").read_text() == "Hello, world! CUDA_VISIBLE_DEVICES=\n"
+    greetings = [(site / f"hello_multi{n}" / "job.out").read_text() for n in range(8)]
+    said = [re.fullmatch(r"Hello, world (\d)!! CUDA_VISIBLE_DEVICES=(\d)\n", text) for text in greetings]
+    assert [found.group(1) for found in said if found] == list("01234567")
+    assert sorted(found.group(2) for found in said if found) == list("01234567")  # eight jobs, eight GPUs
+    chain = [(site / f"hello_deps{n}" / "job.out").stat().st_mtime_ns for n in range(8)]
+    assert chain == sorted(chain)
+    assert "JOB_FINISHED" in printed
+    assert "All jobs of the page have finished.\n" in printed
+    for plot in ("throughput.png", "utilization.png"):
+        assert (place / plot).read_bytes().startswith(b"\x89PNG")
+    for name, folder in (("cooley_tutorial", "cooleylogin2"), ("tom_laptop", "tom_laptop")):
+        assert (place / name / "data" / "multisite" / folder / "job.out").read_text().startswith(f"Hello, {folder}!")

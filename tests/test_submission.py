@@ -25,6 +25,7 @@ from balsam_lite.errors import (
     SubmitUncertain,
     UnknownBatchJob,
 )
+from balsam_lite.partitions import Partition
 from balsam_lite.schedulers import submission
 from balsam_lite.schedulers.base import BatchStatus, select
 from balsam_lite.schedulers.local import LocalScheduler
@@ -553,11 +554,13 @@ def test_that_the_settings_directory_goes_along_where_the_environment_does_not(d
 @pytest.mark.parametrize("scheduler", ["CobaltScheduler", "PBSScheduler", "SlurmScheduler"])
 @pytest.mark.parametrize("workflow", ODD_NAMES)
 def test_that_every_schedulers_template_runs_the_launcher_with_workflow_and_tags_as_typed(db, balsam_bin, scheduler, workflow):
-    request = LaunchRequest(2, 1, wf_filter=workflow, filter_tags={"b": workflow}, job_mode="mixed")
+    parts = [Partition("mpi", 1, {"k": workflow}), Partition("serial", 1)]
+    request = LaunchRequest(2, 1, wf_filter=workflow, filter_tags={"b": workflow}, job_mode="mixed", partitions=parts)
     done = run_script(render_script(db, Settings(SCHEDULER_CLASS=scheduler), request, 1))
     assert (done.returncode, done.stderr) == (0, "")
     assert argv_of_launcher(db) == [
-        "launcher", f"--wf-filter={workflow}", "--job-mode=mixed", "--tag", f"b={workflow}"
+        "launcher", f"--wf-filter={workflow}", "--job-mode=mixed", "--tag", f"b={workflow}", "--part", parts[0].as_text(),
+        "--part", "serial:1",
     ]  # fmt: skip
 
 

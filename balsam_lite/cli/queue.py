@@ -12,7 +12,7 @@ from .. import spec
 from ..db.registry import Entry
 from ..errors import AmbiguousJobId, BalsamError, UnknownBatchJob
 from . import layout
-from .common import ask_sites, count, count0, long_site_option, one_site, open_db, pairs, say, warn
+from .common import ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
 from .group import BalsamCommand, CommandGroup, option
 
 _Row = dict[str, Any]
@@ -20,6 +20,7 @@ _Row = dict[str, Any]
 _COLUMNS = (
     "id", "site", "scheduler_id", "state", "filter_tags", "project", "queue", "num_nodes", "wall_time_min", "job_mode"
 )  # fmt: skip
+_ACTIVE = ("pending_submission", "queued", "running", "pending_deletion")
 _NONE_ACTIVE = "No active batch jobs.  Use --history option to list completed batch jobs."
 
 
@@ -140,7 +141,7 @@ def list_(
     """
     where: _Row = {"scheduler_id": scheduler_id}
     if not (history or all_queues or num or scheduler_id):
-        where["state"] = ["pending_submission", "queued", "running", "pending_deletion"]
+        where["state"] = list(_ACTIVE)
     most = num or limit
     answers = ask_sites(site, lambda desk: desk.select("batch_job", where, "-id", 0, most))
     rows = [{**row, "site": entry.name} for entry, found in answers for row in reversed(found)]
@@ -189,25 +190,59 @@ def term(id: str, site: str) -> None:
         balsam queue term 278079
         balsam queue term qlaunch7 --site laptop
     """
-    entry, row = _find(id, site)
-    if row["state"] not in ("pending_submission", "queued", "running", "pending_deletion"):
+    entry, row = _find(id, _everything(site))
+    if row["state"] in _ACTIVE:
+        _cancel(entry, row)
+        click.echo("Marked BatchJob for deletion")
+    else:
         say("BatchJob is not queued or running")
-        return
-    one_site(str(entry.number) if entry.number else entry.path).update(
-        "batch_job", [{"id": row["id"], "state": "pending_deletion"}]
-    )
-    click.echo("Marked BatchJob for deletion")
 
 
-def _find(word: str, site: str) -> tuple[Entry, _Row]:
-    """The launch that a user means.
+@queue.command("rm", cls=BalsamCommand, short_help="cancel launches")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@long_site_option
+def remove(ids: Sequence[str], site: str) -> int:
+    """Cancel launches that wait or run. A launcher that runs hands its jobs back first, for the next one.
+
+    ID is the scheduler's, or ours: 7 or qlaunch7. If one is unknown, none is cancelled.
+
+    \b
+    Examples:
+        balsam queue rm 278079
+        balsam queue rm qlaunch7 qlaunch8
+    """
+    answers = _everything(site)
+    chosen = {(entry, row["id"]): row for entry, row in (_find(word, answers) for word in ids)}
+    code = 0
+    for (entry, number), row in chosen.items():
+        try:
+            left = _cancel(entry, row)
+        except BalsamError as exc:  # the others are cancelled all the same
+            say(f"Error: {exc}")
+            code = exc.exit_code
+            continue
+        how = "is being cancelled" if left["state"] in _ACTIVE else "is cancelled"
+        click.echo(f"qlaunch{number} ({row['scheduler_id']}) {how}")
+    return code
+
+
+_Answers = Sequence[tuple[Entry, list[_Row]]]
+
+
+def _everything(site: str) -> _Answers:
+    """The launches of the sites, the newest first."""
+    return ask_sites(site, lambda desk: desk.select("batch_job", {}, "-id"))
+
+
+def _find(word: str, answers: _Answers) -> tuple[Entry, _Row]:
+    """The launch that a user means: by our number, or by the scheduler's; of several with that id the newest.
 
     Raises:
         UnknownBatchJob, AmbiguousJobId.
     """
     found = []
-    for entry, rows in ask_sites(site, lambda desk: desk.select("batch_job", {}, "-id")):
-        theirs = next((row for row in rows if str(row["scheduler_id"]) == word), None)  # the newest
+    for entry, rows in answers:
+        theirs = next((row for row in rows if str(row["scheduler_id"]) == word), None)
         ours = next((row for row in rows if word in (str(row["id"]), f"qlaunch{row['id']}")), None)
         found += [(entry, row) for row in ([ours] if ours is theirs else [theirs, ours]) if row]
     if not found:
@@ -218,32 +253,10 @@ def _find(word: str, site: str) -> tuple[Entry, _Row]:
     return found[0]
 
 
-@queue.command("rm", cls=BalsamCommand, short_help="cancel launches")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
-def remove(ids: Sequence[str]) -> int:
-    """Cancel launches that wait or run. A launcher that runs hands its jobs back first, for the next one.
+def _cancel(entry: Entry, row: _Row) -> _Row:
+    """Ask for its end; returns it as it is then. Raises CancelFailed, PollFailed."""
+    from ..sites import many
 
-    ID is the scheduler's, or ours: 7 or qlaunch7. If one is unknown, none is cancelled.
-
-    \b
-    Examples:
-        balsam queue rm 278079
-        balsam queue rm qlaunch7 qlaunch8
-    """
-    from ..schedulers import base, submission
-    from ..settings import Settings
-
-    db = open_db()
-    numbers = dict.fromkeys(submission.resolve(db, word)["id"] for word in ids)
-    scheduler = base.select(Settings.load(db.directory))
-    code = 0
-    for number in numbers:
-        try:
-            row = submission.cancel(db, scheduler, number)
-        except BalsamError as exc:  # the others are cancelled all the same
-            say(f"Error: {exc}")
-            code = exc.exit_code
-            continue
-        how = "is cancelled" if row["ended"] is not None else "is being cancelled"
-        click.echo(f"qlaunch{number} ({row['scheduler_id']}) {how}")
-    return code
+    desk = many.desk_of(entry)
+    desk.update("batch_job", [{"id": row["id"], "state": "pending_deletion"}])
+    return desk.select("batch_job", {"id": row["id"]})[0]

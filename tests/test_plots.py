@@ -254,6 +254,12 @@ def test_that_an_image_of_runs_shows_which_state_covers_most():
     assert picture[rows - 1, columns * 3 // 4, 3] == 0
 
 
+def test_that_a_title_is_taken_as_it_is(tmp_path):
+    title = "tags: price=$x_$ \\frac, 東京"
+    plot_of("gantt", few())._replace(title=title).save(str(tmp_path / "x.svg"))
+    assert title in words_in(tmp_path / "x.svg")
+
+
 def test_that_no_two_states_share_a_colour():
     assert set(figures.COLOURS) == set(timeline.states.STATES)
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)

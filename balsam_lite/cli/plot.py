@@ -14,6 +14,7 @@ from ..clock import SECOND_US, SystemClock
 from ..errors import InvalidSpec
 from .common import ask_sites, long_site_option, pairs, say
 from .group import PathCommand, option
+from .layout import one_line
 
 _KINDS = ("throughput", "utilization", "states", "gantt")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -95,7 +96,7 @@ def _described(where: dict[str, Any]) -> list[str]:
         listed = [f"{key}={word}" for key, word in value.items()] if isinstance(value, dict) else map(str, value)
         words.append(f"{name}: {', '.join(listed)}")
     line = "; ".join(words)
-    return [line if len(line) <= 80 else f"{line[:79]}…"] if line else []
+    return [one_line(line if len(line) <= 80 else f"{line[:79]}…")] if line else []
 
 
 def _style() -> Any:

@@ -7,6 +7,7 @@ is opened, and nothing of matplotlib's global state is touched.
 from __future__ import annotations
 
 import os
+import warnings
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,8 @@ def save(figure: Figure, path: str) -> None:
     settings: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "balsam"}
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     try:
-        with matplotlib.rc_context(settings):
+        with matplotlib.rc_context(settings), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a name may have letters that the font does not
             figure.savefig(unfinished, format=kind, dpi=_DPI, metadata=metadata)
         os.replace(unfinished, path)
     except OSError as exc:
@@ -247,7 +249,7 @@ def _canvas(title: str, clock: _Clock, label: str) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=_SIZE_INCHES, constrained_layout=True)
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel(clock.label)
     axes.set_ylabel(label)
     axes.set_xlim(0, clock.length)

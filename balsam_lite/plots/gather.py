@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..sites.desk import Desk
@@ -42,15 +43,16 @@ def read(desk: Desk, kind: str, where: Mapping[str, Any]) -> Found:
     """
     changes = Changes()
     by_event = {_OF_EVENTS[name]: value for name, value in where.items() if name in _OF_EVENTS}
-    wanted: set[int] | None = None
+    wanted: Container[int] | None = None
     if kind == "states" or len(by_event) < len(where):
-        wanted = set()
+        found = array("q")
         for page in _jobs(desk, where):
-            wanted.update(row["id"] for row in page)
+            found.extend(row["id"] for row in page)
             if kind == "states":
                 changes.add((row["created"], "", CREATED, row["id"], None) for row in page)
-        if len(wanted) <= _FEW_JOBS:
-            by_event = {"job_id": sorted(wanted)}
+        if len(found) <= _FEW_JOBS:
+            by_event = {"job_id": list(found)}
+        wanted = set(found) if where else range(found[-1] + 1 if found else 0)
     for events in _events(desk, by_event, TOUCHING[kind]):
         changes.add(event[:5] for event in events if wanted is None or event[3] in wanted)
     batch_jobs = desk.select("batch_job") if kind == "utilization" else []

@@ -37,9 +37,10 @@ def prepared(kind: str, found: Sequence[Found], where: str, now_us: int, window:
     Raises:
         NotFound: there is nothing to be seen in it.
     """
-    changes = Changes()
-    for site, one in enumerate(found):
-        changes.extend(one.changes, site)
+    changes = found[0].changes if len(found) == 1 else Changes()
+    if len(found) > 1:
+        for site, one in enumerate(found):
+            changes.extend(one.changes, site)
     if kind == "utilization":
         batch_jobs = [batch_job for one in found for batch_job in one.batch_jobs]
         return _utilization(_runs(changes, now_us, window), batch_jobs, where, now_us, window)

@@ -477,13 +477,15 @@ def test_that_bulk_create_takes_a_list_of_jobs_only(site: Site) -> None:
         Job.objects.bulk_create([saved()])
 
 
-def test_that_of_many_jobs_with_a_bad_one_none_is_created_and_it_is_named(site: Site) -> None:
+def test_that_of_many_jobs_with_a_bad_one_none_is_created_and_it_is_named(two: tuple[Site, Site]) -> None:
     given = [job(app_id="Hello", parameters={"to": "x"}) for _ in range(2000)]
     given[1234] = job(app_id="Hello")
     with pytest.raises(errors.InvalidSpec, match=r"Job number 1235: .*Missing"):
         Job.objects.bulk_create(given)
     with pytest.raises(errors.InvalidSpec, match=r"Workdirs must be unique for each call to bulk-create Jobs\..*same/one"):
         Job.objects.bulk_create([job(workdir="same/one"), job(), job(workdir="same/one")])
+    with pytest.raises(errors.InvalidSpec, match=r"Workdirs must be unique .*same/one"):
+        Job.objects.bulk_create([job("b"), job(workdir="same/one"), job(workdir="same/one")])
     with pytest.raises(errors.UnknownApp, match="Job number 2"):
         Job.objects.bulk_create([job(), job(site_name=None, app_id="nothing")])
     assert Job.objects.count() == 0
@@ -823,6 +825,7 @@ def test_that_applications_are_found_and_changed(two: tuple[Site, Site]) -> None
 def test_that_sites_are_found_by_name_first(two: tuple[Site, Site]) -> None:
     assert Site.objects.get("b") == two[1] and Site.objects.get(name="a").id == 1 and Site.objects.get(id=2).name == "b"
     assert type(two[1].id) is int and two[1].is_active is False and two[1].path.is_dir()
+    assert two[1].last_refresh is None
     assert [site.name for site in Site.objects.order_by("-name")] == ["b", "a"] and Site.objects.count() == 2
     assert Site.objects.filter(path="/b").first().name == "b" and len(Site.objects.filter(name=["a", "x"])) == 1
     with pytest.raises(Site.DoesNotExist, match="Known are: a, b"):

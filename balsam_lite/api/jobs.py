@@ -319,8 +319,9 @@ def _by_site(jobs: list[Job]) -> tuple[dict[Home, list[dict[str, Any]]], dict[Ho
             raise
         rows.setdefault(home, []).append(row)
         places.setdefault(home, []).append(place)
-    for of_site in rows.values():
-        _check_workdirs(of_site)
+    if len(rows) > 1:  # one site checks its own; of several the first one would be written to before
+        for of_site in rows.values():
+            _check_workdirs(of_site)
     return rows, places
 
 

@@ -58,7 +58,10 @@ class Desk(Protocol):
     entry: Entry
 
     def about(self) -> Row:
-        """version (of balsam_lite there), path, is_active (a service's heartbeat is younger than two minutes), jobs."""
+        """version (of balsam_lite there), path, is_active (a service's heartbeat is younger than two minutes), jobs, and
+
+        last_refresh: the time of the last heartbeat of a service; None if there never was one.
+        """
 
     def select(
         self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None

@@ -43,7 +43,7 @@ class LocalDesk:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def about(self) -> Row:
-        """Version, path, whether a service is active, number of jobs."""
+        """Version, path, whether a service is active and when it was last heard of, number of jobs."""
         from ..db.store import leases  # here, not above: it takes as long to import as all the rest
 
         with self.database.read() as cx:
@@ -54,7 +54,9 @@ class LocalDesk:
             and SystemClock.now_us() - service.lease.heartbeat_us <= _ACTIVE_S * 1e6
             and not service.lease.holder.is_provably_dead()
         )
-        return {"version": __version__, "path": self.database.directory, "is_active": is_active, "jobs": jobs}
+        last_refresh = service.lease.heartbeat_us if service else None
+        path = self.database.directory
+        return {"version": __version__, "path": path, "is_active": is_active, "last_refresh": last_refresh, "jobs": jobs}
 
     def select(
         self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None

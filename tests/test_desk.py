@@ -432,7 +432,8 @@ def test_that_a_job_without_a_result_says_how_it_ended(desk):
 
 def test_that_a_site_is_active_as_long_as_its_service_is_heard_of(desk):
     assert desk.about() == {
-        "version": desk.about()["version"], "path": desk.database.directory, "is_active": False, "last_refresh": None, "jobs": 0,
+        "version": desk.about()["version"], "path": desk.database.directory, "is_active": False,
+        "last_refresh": None, "jobs": 0,
     }  # fmt: skip
     desk.create("job", [job()])
     now = SystemClock.now_us()
@@ -442,6 +443,7 @@ def test_that_a_site_is_active_as_long_as_its_service_is_heard_of(desk):
         with desk.database.write() as cx:
             lease = leases.open_lease(cx, "service", holder, "", now - age_s * 1_000_000)
         assert (desk.about()["is_active"], desk.about()["jobs"]) == (active, 1)
+        assert desk.about()["last_refresh"] == now - age_s * 1_000_000
         with desk.database.write() as cx:
             leases.close_lease(cx, lease, now, "stopped")
         assert desk.about()["is_active"] is False

@@ -14,6 +14,7 @@ from slurm_cluster import Cluster
 from test_mpi_on_slurm import WHO, Site
 
 from balsam_lite.db.store import user
+from balsam_lite.partitions import Partition
 from balsam_lite.schedulers import base, submission
 
 #: Says where it is, as soon as it is there, and goes on for ever.
@@ -98,3 +99,17 @@ def test_that_a_cancelled_launch_gives_everything_back_and_the_next_one_finishes
     wait_until(lambda: not any(sleepers(site, node) for node in site.slurm.node_names), 5)
     said = site.run(2, "serial")
     assert site.bench.states() == {"JOB_FINISHED": 12}, said
+
+
+def test_that_the_parts_of_a_batch_job_run_their_jobs_on_their_own_nodes(site: Site) -> None:
+    site.bench.shell("where", "hostname; sleep 0.5")
+    site.bench.script("who", WHO)
+    small = {"application": "where", "node_packing_count": 4, "tags": {"kind": "small"}}
+    serial = site.bench.add([{"name": f"j{n}", **small} for n in range(12)])
+    (wide,) = site.bench.add([{"name": "wide", "application": "who", "num_nodes": 2, "tags": {"kind": "wide"}}])
+    parts = [Partition("mpi", 2, {"kind": "wide"}), Partition("serial", 2, {"kind": "small"})]
+    said = site.run(4, "mixed", partitions=parts)
+    assert site.bench.states() == {"JOB_FINISHED": 13}, said
+    of_serial = {site.output(job).strip() for job in serial}
+    assert len(of_serial) == len(set(site.hosts(wide).values())) == 2
+    assert of_serial.isdisjoint(site.hosts(wide).values())

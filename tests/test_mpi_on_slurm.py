@@ -45,8 +45,8 @@ class Site:
     def __init__(self, slurm: Cluster, directory: Path) -> None:
         self.slurm, self.bench = slurm, Bench(directory)
 
-    def launch(self, nodes: int, job_mode: str, **fields: str) -> dict[str, Any]:
-        request = LaunchRequest(nodes, 5, job_mode=job_mode, **fields)  # type: ignore[arg-type]
+    def launch(self, nodes: int, job_mode: str, **fields: Any) -> dict[str, Any]:
+        request = LaunchRequest(nodes, 5, job_mode=job_mode, **fields)
         return submission.submit_launch(self.bench.db, self.bench.settings(), request)
 
     def ended(self, row: dict[str, Any], timeout: float = 90) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Site:
         assert found is not None
         return found
 
-    def run(self, nodes: int, job_mode: str, **fields: str) -> str:
+    def run(self, nodes: int, job_mode: str, **fields: Any) -> str:
         """A launch from start to end; what it said."""
         ended = self.ended(self.launch(nodes, job_mode, **fields))
         said = Path(ended["log"]).read_text(errors="replace")

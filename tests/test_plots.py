@@ -254,6 +254,19 @@ def test_that_an_image_of_runs_shows_which_state_covers_most():
     assert picture[rows - 1, columns * 3 // 4, 3] == 0
 
 
+def test_that_a_few_errors_among_very_many_runs_are_seen():
+    """Each cell has a dozen runs, of which one in ten fails: none fails in most of any cell."""
+    changes = many(20_000, places=20)
+    plot = plot_of("gantt", changes, now=max(changes.times))
+    (image,) = plot.as_figure(*plot.content, "").axes[0].images
+    picture = image.get_array()
+    seen = picture[picture[..., 3] > 0.5][:, :3] * 255
+    red = tuple(bytes.fromhex(figures.COLOURS["RUN_ERROR"][1:]))
+    assert (abs(seen - red).max(axis=1) < 2).mean() == pytest.approx(0.1, abs=0.03)
+    cells = "".join(line[10:] for line in plot.lines(Style(100))[1:-4])
+    assert cells.count("E") / len(cells.replace(" ", "")) == pytest.approx(0.1, abs=0.03)
+
+
 def test_that_a_title_is_taken_as_it_is(tmp_path):
     title = "tags: price=$x_$ \\frac, 東京"
     plot_of("gantt", few())._replace(title=title).save(str(tmp_path / "x.svg"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from . import timeline
 from .timeline import Counts, Curve, Runs
@@ -18,7 +18,7 @@ _MARGIN = 10
 _STEPS = 3
 _LEAST_WIDTH = 30
 
-#: How a run that ended in this state is drawn, where another than RUN_DONE covers most of a cell.
+#: How a run that ended in this state is drawn, where that is not RUN_DONE.
 _LETTERS = {"RUNNING": ">", "RUN_ERROR": "E", "RUN_TIMEOUT": "T", "RESTART_READY": "R", "USER_KILLED": "K", "FAILED": "F"}
 _DONE, _OTHER = "RUN_DONE", "o"
 
@@ -85,7 +85,8 @@ def gantt(runs: Runs, title: str, style: Style) -> list[str]:
     for row in reversed(range(rows)):
         first = -(-row * count // rows)
         in_row = -(-(row + 1) * count // rows) - first
-        cells = "".join(_cell(covered[row][column], in_row, style) for column in range(style.columns))
+        shares = [sum(cell.values()) / in_row for cell in covered[row]]
+        cells = "".join(_character(code, share, style) for code, share in zip(_chosen(covered[row]), shares))
         lines.append(f"{first:>{_MARGIN - 2},} {style.bar}{cells}".rstrip())
     shown = {timeline.state_name(code) for code in set(runs.codes)}
     marks = [f"{style.shades[-1]} {_DONE}"] if _DONE in shown else []
@@ -182,12 +183,27 @@ def _covered(runs: Runs, row_of: Sequence[int], rows: int, edges: Sequence[int])
     return covered
 
 
-def _cell(parts: dict[int, float], lanes: int, style: Style) -> str:
-    """The character for a cell of so many lanes."""
-    if not parts:
+def _chosen(cells: Sequence[Mapping[int, float]]) -> Iterator[int | None]:
+    """For each cell of a row one of the states in it, so that a state has as many cells as it has of the time.
+
+    Where the one that covers most of a cell would hide a tenth of errors altogether, each is owed its part of every cell, and
+    the one that is owed most gets the cell.
+    """
+    owed: dict[int, float] = {}
+    for parts in cells:
+        for code, part in parts.items():
+            owed[code] = owed.get(code, 0.0) + part / sum(parts.values())
+        chosen = max(parts, key=owed.__getitem__, default=None)
+        if chosen is not None:
+            owed[chosen] -= 1
+        yield chosen
+
+
+def _character(code: int | None, share: float, style: Style) -> str:
+    """The character for a cell of which that share is covered."""
+    if code is None:
         return " "
-    state = timeline.state_name(max(parts, key=parts.__getitem__))
+    state = timeline.state_name(code)
     if state != _DONE:
         return _LETTERS.get(state, _OTHER)
-    share = min(sum(parts.values()) / lanes, 1.0)
-    return style.shades[max(round(share * (len(style.shades) - 1)), 1)]
+    return style.shades[max(round(min(share, 1.0) * (len(style.shades) - 1)), 1)]

@@ -308,10 +308,10 @@ def test_that_circles_are_found_in_what_the_store_would_refuse(db: Database) -> 
 
 def test_that_looking_for_circles_is_linear() -> None:
     layers = [(10 * n + i, 10 * (n + 1) + k) for n in range(5_000) for i in range(4) for k in range(4)]  # 4 ** 5000 ways
-    started = time.perf_counter()
+    started = time.process_time()
     assert graph.find_cycle(layers) == []
     assert graph.find_cycle([*layers, (50_000, 0)])
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert graph.find_cycle([(1, 2), (2, 3), (3, 1), (3, 4)], of=4) in ([3, 2, 1], [2, 1, 3], [1, 3, 2])
     assert graph.find_cycle([(1, 1)]) == [1]
 

@@ -95,10 +95,10 @@ def test_that_a_broken_list_is_refused_with_place_and_reason(text, character, wh
     "text", ["n[1-1000000000]", "n[0-999999999999999999]", "n[1-1001][1-1000]", "n[1-600000],m[1-600000]", "n" + "[1-9]" * 90]
 )
 def test_that_a_list_of_more_than_a_million_names_is_refused_at_once(text):
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=f"more than {MOST_NAMES} names"):
         expand(text)
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_that_a_list_of_a_million_names_expands():

@@ -16,6 +16,7 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench
 from mpi import CAREFUL, with_mpi
+from ranks import Ensemble
 
 from balsam_lite import loading, states
 from balsam_lite.api import App, ApplicationDefinition, Job
@@ -613,6 +614,35 @@ def test_that_functions_and_lines_run_under_mpi_and_any_rank_may_raise(site, tmp
     assert sorted(site.path(line.id, "my file").read_text().split()) == ["0", "1"]
     assert site.path(line.id, "job.out").read_text() == "done\n"  # as in Balsam 0.7: the first command alone is MPI's
     assert shutil.which("mpiexec", path=site.environ["PATH"])
+
+
+def test_that_functions_run_on_the_other_nodes_of_an_ensemble_as_well(tmp_path, monkeypatch):
+    bench = Ensemble(tmp_path, 2)
+    registry.add(bench.directory, "here")
+    monkeypatch.setenv("BALSAM_DB_PATH", bench.directory)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    code = """
+        import os, time
+        class Where(ApplicationDefinition):
+            site = "here"
+            def run(self, other):
+                mine = f"../{self.job.id}"
+                open(mine, "w").close()
+                while not os.path.exists(f"../{other}"):
+                    time.sleep(0.02)
+                return os.environ["BALSAM_RUN"].partition("@")[2]
+            def shell_preamble(self):
+                return ["echo here"]
+    """
+    try:
+        made = imported(written(tmp_path, "where", code)).Where
+        jobs = [made.submit(f"w/j{number}", other=3 - number) for number in (1, 2)]
+        assert bench.run() == 0
+        assert sorted(job.result() for job in jobs) == ["", "1"]  # one of them at rank 1
+        assert bench.path(1, "job.out").read_text() == "here\n"
+    finally:
+        sys.modules.pop("where", None)
+        bench.close()
 
 
 def test_that_ranks_below_a_shell_are_asked_to_end_and_save_their_work(site, tmp_path):

@@ -191,7 +191,9 @@ def test_that_bash_takes_every_value_as_one_word_wherever_it_stands(values):
     cases = [(text, expected, value) for value in values for text, expected in PLACES]
     # Every other one is more than text and names, so that jinja2 itself puts the values in.
     ways = ("", "{% if a %}{% endif %}")
-    lines = [template.render(text + ways[at % 2], {"a": value}) for at, (text, _, value) in enumerate(cases)]
+    lines = [
+        template.render(text + ways[(at + at // len(PLACES)) % 2], {"a": value}) for at, (text, _, value) in enumerate(cases)
+    ]
     said, stderr = shown([text_of(line) for line in lines])
     assert len(said) == len(cases)
     for words, (text, expected, value) in zip(said, cases):

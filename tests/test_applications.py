@@ -33,7 +33,7 @@ from balsam_lite.errors import (
     UnknownApp,
     UnknownSite,
 )
-from balsam_lite.launcher import application, call, commands, function, order
+from balsam_lite.launcher import application, call, commands, dag, function, order
 from balsam_lite.launcher.order import Source
 
 HEADER = "from balsam_lite.api import ApplicationDefinition, Job, BatchJob\n"
@@ -164,6 +164,15 @@ def test_that_sync_stores_where_the_class_is_and_changes_what_was_stored_before(
     assert Job.objects.get(id=job.id).app_id == stored.id
     assert ApplicationDefinition.load_by_id(changed.id).run(None) == 1
     assert list(ApplicationDefinition.load_by_site("here")) == ["Howdy"]
+
+
+def test_that_an_application_that_is_overwritten_by_a_command_line_is_no_class_any_more(site, tmp_path):
+    imported(
+        written(tmp_path, "over", "class Over(ApplicationDefinition):\n    site = 'here'\n    command_template = 'false'\n")
+    ).Over.sync()
+    dag.add_app("Over", "true")
+    stored = App.objects.get(name="Over")
+    assert (stored.kind, stored.definition, stored.command_template, stored.executable) == ("command", {}, "", "true")
 
 
 def test_that_submit_refuses_wrong_parameters_and_unknown_sites(site, tmp_path):

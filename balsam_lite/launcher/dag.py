@@ -113,11 +113,17 @@ def add_app(
     with active().write():
         app, is_new = ApplicationDefinition.objects.get_or_create(name=name, defaults=fields)
         if not is_new:
-            for field, value in fields.items():
+            for field, value in {**_OF_CLASSES, **fields}.items():
                 setattr(app, field, value)
             app.save()
     sys.stdout.write(f"{'Created new' if is_new else 'Updated existing'} app\n")
     return app
+
+
+#: What an application has that was a Python class before it was overwritten.
+_OF_CLASSES = {
+    "definition": {}, "command_template": "", "parameters": {}, "environ_vars": {}, "handle_error": "", "handle_timeout": "",
+}  # fmt: skip
 
 
 def _check_executable(line: str) -> None:

@@ -282,6 +282,15 @@ def test_that_a_change_that_cannot_be_leaves_all_jobs_as_they_were(desk, change,
     assert desk.select("job") == made and desk.count("event") == 0
 
 
+def test_that_what_is_said_with_a_kill_is_kept(desk):
+    desk.create("job", [job()])
+    said = {"message": "no use", "by": "me"}
+    desk.update("job", [{"id": 1, "state": "USER_KILLED", "state_data": said, "state_timestamp": 7}])
+    (event,) = desk.select("event")
+    assert (event["data"], event["timestamp"]) == (said, 7)
+    assert desk.result(1)["message"] == "no use"
+
+
 def test_that_changes_need_jobs_that_exist_once(desk):
     desk.create("job", [job()])
     for changes, kind, said in (

@@ -109,7 +109,9 @@ def _carry_out(
         for gpus, ranks in set(queries.columns_of(cx, numbers, ("gpus_per_rank", "ranks_per_node")).values()):
             job_rows.refuse_gpus(gpus, ranks, gpus_per_node)
     if change.state is not None:
-        user.set_state(db, numbers, change.state, data=change.data, time_us=change.time_us)
+        said = change.data.get("message")  # the history shows that one, too
+        message = said if isinstance(said, str) else ""
+        user.set_state(db, numbers, change.state, message, data=change.data, time_us=change.time_us)
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def set_state(
     """
     states.check_state(state)
     if state == states.USER_KILLED:
-        return kill(db, ids, message=message or by).killed
+        return kill(db, ids, message=message or by, data=data, time_us=time_us).killed
     if state == states.RUNNING:
         raise StateError("Only a launcher makes a job RUNNING.", hint="Set RESTART_READY to let one run it.")
     hook, said = own_hook(db), Said(message, by, with_payload(data), time_us)
@@ -160,13 +160,22 @@ class Killed(NamedTuple):
     running: int  # of those, how many a launcher has yet to stop
 
 
-def kill(db: Database, ids: Iterable[int], *, recursive: bool = False, message: str = "") -> Killed:
+def kill(
+    db: Database,
+    ids: Iterable[int],
+    *,
+    recursive: bool = False,
+    message: str = "",
+    data: Mapping[str, Any] = {},
+    time_us: int | None = None,
+) -> Killed:
     """Make jobs USER_KILLED, with `recursive` all jobs below them too; jobs in an end state stay as they are.
 
     The launcher that runs one stops its processes and lets go of it. Children that waited for a killed job become FAILED.
     """
     jobs = list(ids)
-    now = SystemClock.now_us()
+    now = SystemClock.now_us() if time_us is None else time_us
+    said = with_payload(data)
     moves: list[Move] = []
     running = 0
     with db.write() as cx:
@@ -178,7 +187,7 @@ def kill(db: Database, ids: Iterable[int], *, recursive: bool = False, message: 
                     AND state NOT IN ({sql_list(states.END_STATES)})""",
                 (id_list(piece),),
             ).fetchall()
-            moves += [Move(job, (state, states.USER_KILLED), now, (message,)) for job, state, _ in rows]
+            moves += [Move(job, (state, states.USER_KILLED), now, (message,), (said,)) for job, state, _ in rows]
             running += sum(lease is not None for _, _, lease in rows)
         move(cx, moves, states.USER)
         graph.parents_failed(cx, [m.job for m in moves], now)

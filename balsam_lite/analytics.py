@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import Any
 
 from .errors import InvalidSpec
-from .states import JOB_FINISHED, RUN_ERROR, RUNNING
+from .states import JOB_FINISHED, RUN_ERROR, RUNNING, STATES
 
 #: timestamp (integer microseconds since the epoch, or a datetime), state left, state entered, job, nodes that the job takes.
 Event = tuple[Any, str, str, Any, Any]
@@ -37,7 +37,7 @@ _PAGE = 10_000
 def throughput_report(events: Iterable[Any], to_state: str = JOB_FINISHED) -> tuple[list[datetime], list[int]]:
     """When the first, second, third, … event entered that state: (times, [1, 2, 3, …]). No such event: ([], [])."""
     wanted = _text(to_state)
-    times = _datetimes(_sorted([(event[0],) for event in _tuples(events) if event[2] == wanted]))
+    times = _datetimes(_sorted([(event[0],) for event in _tuples(events, wanted) if event[2] == wanted]))
     return times, list(range(1, len(times) + 1))
 
 
@@ -49,7 +49,7 @@ def utilization_report(events: Iterable[Any], node_weighting: bool = True) -> tu
     that still runs is in use to the end.
     """
     starts, ends = [], []
-    for event in _tuples(events):
+    for event in _tuples(events, RUNNING):
         if event[2] == RUNNING:
             if event[1] != RUNNING:
                 starts.append(event)
@@ -78,10 +78,12 @@ def available_nodes(batch_jobs: Iterable[Any]) -> tuple[list[datetime], list[flo
     return _totals(_sorted(changes))
 
 
-def _tuples(events: Iterable[Any]) -> Iterable[Event]:
-    """The events as tuples: those that a query has ready, else made from attributes."""
+def _tuples(events: Iterable[Any], state: str) -> Iterable[Event]:
+    """The events as tuples, at least those that leave or enter that state: from a query, or else made from attributes."""
     ready = getattr(events, "tuples", None)
-    return ready() if callable(ready) else _from_attributes(events)
+    if not callable(ready):
+        return _from_attributes(events)
+    return ready(touching=(state,) if state in STATES else ())
 
 
 def _from_attributes(events: Iterable[Any]) -> Iterator[Event]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from balsam_lite import analytics
 from balsam_lite.analytics import available_nodes, error_report, process_job_times, throughput_report, utilization_report
+from balsam_lite.api import EventLog
 from balsam_lite.db import location
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.store import apps, user
@@ -46,7 +47,7 @@ class Tuples:
     def __init__(self, events):
         self._events = events
 
-    def tuples(self):
+    def tuples(self, touching=()):
         for one in self._events:
             time = analytics.microseconds(one.timestamp)
             yield time, one.from_state, one.to_state, one.job_id, one.data.get("num_nodes")
@@ -76,6 +77,10 @@ def test_that_throughput_counts_the_events_that_enter_the_state(kind):
     assert throughput_report(kind(events), to_state="RUN_DONE") == ([at(2)], [1])
     elapsed = [(time - min(times)).total_seconds() for time in times]
     assert elapsed == [0, 2, 4]
+
+
+def test_that_a_state_that_nobody_knows_is_entered_by_nothing():
+    assert throughput_report([end(1, 1)], "STAGED_OUT") == throughput_report(Tuples([end(1, 1)]), "STAGED_OUT") == ([], [])
 
 
 def test_that_states_may_be_members_of_an_enum():
@@ -209,6 +214,22 @@ def test_that_process_job_times_has_all_that_happened_to_the_jobs(database):
     assert error_report() == ([], [])
 
 
+def test_that_a_query_of_events_gives_the_same_reports_as_its_objects(database):
+    BalsamJob.objects.bulk_create([{"name": f"j{n}", "application": "hello", "node_packing_count": 8} for n in (1, 2)])
+    rows = [
+        (1, 0, "CREATED", "RUNNING"),
+        (2, 1, "CREATED", "RUNNING"),
+        (1, 9, "RUNNING", "RUN_DONE"),
+        (1, 9, "RUN_DONE", "JOB_FINISHED"),
+    ]
+    with database.write() as cx:
+        cx.executemany("INSERT INTO event (job, time, from_state, to_state) VALUES (?, ?, ?, ?)", rows)
+    for report in (utilization_report, throughput_report):
+        assert report(EventLog.objects.all()) == report(list(EventLog.objects.all())) == report(EventLog.objects.all()[:9])
+    assert utilization_report(EventLog.objects.filter(job_id=[1, 2]))[1] == [0.125, 0.25, 0.125]
+    assert throughput_report(EventLog.objects.filter(job_id=[2])) == ([], [])
+
+
 def test_that_error_report_counts_by_the_minute():
     seconds = [0, 1, 59, 60, 200]
     edges, counts = error_report({"RUN_ERROR": [at(s) for s in reversed(seconds)], "RUN_DONE": [at(7)]})
@@ -233,7 +254,7 @@ def test_that_a_report_of_many_events_costs_little():
         begin = chance.randrange(10**12)
         rows += [(begin, "PREPROCESSED", "RUNNING", job, 0.125), (begin + 10**7, "RUNNING", "RUN_DONE", job, None)]
     started = time.process_time()
-    times, totals = utilization_report(SimpleNamespace(tuples=lambda: iter(rows)))
+    times, totals = utilization_report(SimpleNamespace(tuples=lambda touching: iter(rows)))
     assert time.process_time() - started < 3
     assert (len(times), totals[-1]) == (100_000, 0)
 

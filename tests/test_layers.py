@@ -53,14 +53,15 @@ ROOMS = (
         5, "wiring of the launcher",
         tuple(f"launcher.{name}" for name in ("main", "supervisor", "rank", "resources", "progress", "parts")),
     ),
+    Room(5, "sites", ("sites",)),
     Room(
-        5, "Python interface",
+        6, "Python interface",
         (
             *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "application", "hook", "function")),
-            *("sites", "api", "analytics", "plots"),
+            *("api", "analytics", "plots"),
         ),
     ),
-    Room(6, "command line", ("cli",)),
+    Room(7, "command line", ("cli",)),
 )  # fmt: skip
 
 #: Packages whose own __init__ anybody may import: it holds nothing.

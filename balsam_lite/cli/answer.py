@@ -18,6 +18,10 @@ def answer(ctx: click.Context, *, json: bool) -> int:
 
     This is for programs: `--site` of a balsam on another host runs it through ssh. What goes wrong is part of the answer,
     and the exit code 0.
+
+    \b
+    Example:
+        balsam answer < question.json > answer.json
     """
     from ..sites.answer import respond
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import spec, states
@@ -269,11 +271,12 @@ class JobManager(Manager[Job]):
         """
         _refuse_while_loading()
         of_kind(jobs, Job, "bulk_create")
-        rows, places = _by_site(jobs)
         made: list[Any] = [None] * len(jobs)
-        for home, created in placing.create(rows, "job").items():
-            for place, row in zip(places[home], created):
-                made[place] = Job._of(row, home)
+        with _no_collection():
+            rows, places = _by_site(jobs)
+            for home, created in placing.create(rows, "job").items():
+                for place, row in zip(places[home], created):
+                    made[place] = Job._of(row, home)
         return made
 
     def bulk_refresh(self, jobs: Iterable[Job]) -> None:
@@ -304,6 +307,18 @@ class JobManager(Manager[Job]):
             concurrent.futures.TimeoutError: some are not, `timeout` seconds after the first was asked for.
         """
         return waiting.as_completed(list(jobs), timeout, poll_interval)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let Python not look for garbage among a million new objects again and again: it takes a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _by_site(jobs: list[Job]) -> tuple[dict[Home, list[dict[str, Any]]], dict[Home, list[int]]]:

@@ -377,6 +377,54 @@ def jobs_between(cx: sqlite3.Connection, first: int, last: int) -> list[Row]:
     return list(read_rows(cx.execute(sql, (first, last)), JOB_COLUMNS))
 
 
+#: What the DB decides about a new job.
+_OF_NEW = ("id", "job_id", "workdir", "app_id", "app", "state", "created", "last_update")
+
+
+def new_jobs(cx: sqlite3.Connection, first: int, last: int, fields: Iterable[str]) -> list[Row]:
+    """Jobs that were just added, with values for these fields: what cannot differ from its default is not read.
+
+    Where one of them is not as it was added any more (a launcher may be quick), or is planned or has parents, all are read.
+    """
+    shown = {*_OF_NEW, *fields}
+    if "launch_params" in shown:
+        shown |= {"cpu_affinity", "mpi_flags"}
+    if shown.isdisjoint(("parent_ids", "queued_launch_id")):
+        columns = {name: column for name, column in JOB_COLUMNS.items() if name in shown}
+        columns["last_update"] = Column("job.created")
+        sql = f"""SELECT {columns_sql(columns)} FROM job
+            WHERE id BETWEEN ? AND ? AND state = '{states.CREATED}' AND lease IS NULL ORDER BY id"""
+        rows = list(_filled_up(cx.execute(sql, (first, last)), columns))
+        if len(rows) == last - first + 1:
+            return rows
+    return jobs_between(cx, first, last)
+
+
+def _filled_up(cursor: Iterable[tuple[Any, ...]], columns: Mapping[str, Column]) -> Iterator[Row]:
+    """As `read_rows`, with the defaults of the other columns."""
+    names = tuple(columns)
+    readers = [(name, column.read) for name, column in columns.items() if column.read]
+    containers = [(name, type(value)) for name, value in _NEW_JOB.items() if name not in columns and value in ({}, [])]
+    for values in cursor:
+        row = _NEW_JOB.copy()
+        row.update(zip(names, values))
+        for name, read in readers:
+            row[name] = read(row[name])
+        for name, container in containers:  # of its own for each
+            row[name] = container()
+        yield row
+
+
+def _new_job() -> Row:
+    fields = {WORKSHOP_NAMES.get(field.name, field.name): field.default for field in spec.JOB_FIELDS}
+    stored = {**dict.fromkeys(JOB_COLUMNS), **fields, "launch_params": "none ", "parent_ids": None}
+    return {name: column.read(stored[name]) if column.read else stored[name] for name, column in JOB_COLUMNS.items()}
+
+
+#: What a job shows of which nothing was said.
+_NEW_JOB = _new_job()
+
+
 def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> list[int]:
     """The numbers of the jobs that match, in order."""
     return [row[0] for row in cx.execute(*jobs_statement(rarest_first(cx, where)))]

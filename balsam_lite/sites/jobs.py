@@ -47,7 +47,7 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
             raise exc.__cause__ from None  # without the number of the row
         raise
     with db.read() as cx:
-        return selection.jobs_between(cx, added.first, added.first + added.number - 1)
+        return selection.new_jobs(cx, added.first, added.first + added.number - 1, {name for row in rows for name in row})
 
 
 def _with_parents(db: Database, new: job_rows.NewJobs) -> Iterable[Row]:

@@ -342,8 +342,17 @@ _BY_NUMBER = "SEARCH job USING INTEGER PRIMARY KEY"
 def test_that_jobs_with_tags_are_read_from_the_index_of_tags(db, where, order):
     steps = plan(db, lambda cx: selection.jobs(cx, where, order))
     assert _BY_NUMBER in steps
-    assert "SEARCH job_tag USING PRIMARY KEY (tag=?" in steps
+    assert "SEARCH job_tag USING PRIMARY KEY (tag=?" in steps.replace("SEARCH given", "SEARCH job_tag")
     assert "SCAN job" not in steps.replace("SCAN job_tag", "") and "job_state" not in steps and "job_workflow" not in steps
+
+
+@pytest.mark.parametrize("order", ["", "id", "-id"])
+@pytest.mark.parametrize("more", [{}, {"state": "FAILED"}, {"state": ["FAILED", "CREATED"], "workflow": "w1"}])
+def test_that_the_first_jobs_with_a_tag_are_read_without_all_the_others(db, order, more):
+    where = {"tags": {"k": "v", "n": "1"}, **more}
+    steps = plan(db, lambda cx: cx.execute(*selection.jobs_statement(where, order, 0, 5)))
+    assert "SEARCH given USING PRIMARY KEY (tag=?)" in steps and "job_tag USING PRIMARY KEY (tag=? AND job=?)" in steps
+    assert "TEMP B-TREE" not in steps
 
 
 def test_that_of_several_tags_the_rarest_is_read_and_the_others_are_looked_up(db):
@@ -363,6 +372,12 @@ def test_that_of_several_tags_the_rarest_is_read_and_the_others_are_looked_up(db
 def test_that_jobs_that_are_named_are_read_by_number(db, where):
     steps = plan(db, lambda cx: selection.jobs(cx, where))
     assert _BY_NUMBER in steps and "job_state" not in steps and "job_workflow" not in steps
+
+
+def test_that_of_jobs_that_are_named_the_tags_are_looked_up(db):
+    for run in (selection.jobs, selection.count_jobs, selection.count_states):
+        steps = plan(db, lambda cx, run=run: run(cx, {"id": [1, 2], "tags": {"k": "v"}}))
+        assert _BY_NUMBER in steps and "job_tag USING PRIMARY KEY (tag=? AND job=?)" in steps, run
 
 
 def test_that_other_reads_use_their_indexes(db):
@@ -389,6 +404,8 @@ def test_that_events_of_many_jobs_are_walked_without_sorting(db, where, monkeypa
         steps = plan(db, lambda cx, order=order, after=after: events.events(cx, {**where, "after": after}, order, 0, 5))
         assert "event USING INDEX event_time" in steps
         assert "TEMP B-TREE" not in steps
+        if "tags" in where:
+            assert "job_tag USING PRIMARY KEY (tag=? AND job=?)" in steps
     steps = plan(db, lambda cx: events.page_of_tuples(cx, where, 17))
     assert "SEARCH event USING INTEGER PRIMARY KEY (rowid>?)" in steps and "TEMP B-TREE" not in steps
 

@@ -19,6 +19,7 @@ from typing import Any
 from .. import states
 from ..errors import InvalidSpec
 from .connection import Database
+from .queries import JOBS_WITH
 from .selection import (
     JOB_CONDITIONS,
     Column,
@@ -31,6 +32,7 @@ from .selection import (
     given,
     limits,
     listed,
+    looked_up,
     numbers,
     one_of,
     pairs,
@@ -119,6 +121,8 @@ CONDITIONS: dict[str, Maker] = {
     "from_state": one_of("event.from_state", state_names),
     "to_state": one_of("event.to_state", state_names),
 }
+#: The same where the events of very many jobs are walked: whether one has a tag is looked up, and not all that have it.
+_OF_MANY = {**CONDITIONS, "tags": looked_up("event.job")}
 #: By which jobs are chosen.
 _BY_JOB = ("job_id", "batch_job_id", "scheduler_id", "tags")
 
@@ -170,8 +174,7 @@ def events(
         UnknownField, InvalidSpec, InvalidStateError.
     """
     rest = rarest_first(cx, {name: value for name, value in where.items() if name != "after"})
-    condition = selection("event", CONDITIONS, rest)
-    table = f"event {_hint(cx, rest, order)}"
+    table, condition = _source(cx, rest, order)
     limit, offset = limits(start, stop)
     found: list[Row] = []
     for sql, parameters in _behind(where.get("after"), order):
@@ -202,15 +205,17 @@ def _behind(place: Any, order: str) -> list[Term]:
     return [Term(f"event.time = ? AND event.id {sign} ?", [time, number]), Term(f"event.time {sign} ?", [time])]
 
 
-def _hint(cx: sqlite3.Connection, where: Where, order: str) -> str:
-    """Which index to use."""
+def _source(cx: sqlite3.Connection, where: Where, order: str) -> tuple[str, Term]:
+    """The table with the index to use, and the condition of those that match."""
     asked = given(where)
+    condition = selection("event", CONDITIONS, asked)
     if "id" in asked:
-        return ""
+        return "event", condition
     by_job = {name: value for name, value in asked.items() if name in _BY_JOB}
     if by_job and _are_few(cx, by_job):
-        return "INDEXED BY event_job"
-    return "INDEXED BY event_time" if order.lstrip("-") in ("", "timestamp") else "NOT INDEXED"
+        return "event INDEXED BY event_job", condition
+    hint = "INDEXED BY event_time" if order.lstrip("-") in ("", "timestamp") else "NOT INDEXED"
+    return f"event {hint}", selection("event", _OF_MANY, asked)
 
 
 def _are_few(cx: sqlite3.Connection, by_job: Where) -> bool:
@@ -220,9 +225,12 @@ def _are_few(cx: sqlite3.Connection, by_job: Where) -> bool:
     others = {name: value for name, value in by_job.items() if name != "job_id"}
     if not others:
         return False
-    sql, parameters = selection("event", CONDITIONS, others)
-    jobs = f"SELECT 1 FROM (SELECT id AS job FROM job) AS event WHERE {sql} LIMIT {_FEW_JOBS + 1}"
-    return int(cx.execute(f"SELECT count(*) FROM ({jobs})", parameters).fetchone()[0]) <= _FEW_JOBS
+    tags = pairs(others.pop("tags", {}))
+    sql, parameters = selection("event", _OF_MANY, {**others, "tags": tags[1:]})
+    source = JOBS_WITH if tags else "SELECT id AS job FROM job"
+    jobs = f"SELECT 1 FROM ({source}) AS event WHERE {sql} LIMIT {_FEW_JOBS + 1}"
+    words = [word for pair in tags[:1] for word in pair]
+    return int(cx.execute(f"SELECT count(*) FROM ({jobs})", [*words, *parameters]).fetchone()[0]) <= _FEW_JOBS
 
 
 def count_events(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
@@ -249,13 +257,13 @@ def page_of_tuples(
         UnknownField, InvalidSpec, InvalidStateError.
     """
     where = rarest_first(cx, where)
-    sql, parameters = selection("event", CONDITIONS, where)
+    table, (sql, parameters) = _source(cx, where, "id")
     if touching:
         listed_states = state_names(list(touching))
         either = (f"event.{side}_state IN (SELECT value FROM json_each(?))" for side in ("from", "to"))
         sql, parameters = f"{sql} AND ({' OR '.join(either)})", [*parameters, listed_states, listed_states]
     statement = f"""SELECT event.time, event.from_state, event.to_state, event.job, {_WEIGHT}, event.id
-        FROM event {_hint(cx, where, "id")} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {_PAGE}"""
+        FROM {table} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {_PAGE}"""
     return cx.execute(statement, (*parameters, time_us(after))).fetchall()
 
 

@@ -12,23 +12,20 @@ from collections.abc import Sequence
 
 from .selection import (
     JOB_COLUMNS,
-    JOB_CONDITIONS,
     Row,
     Term,
     Where,
+    along_tag,
+    are_named,
     columns_sql,
     given,
     listed,
-    pairs,
+    of_jobs,
     rarest_first,
     read_rows,
-    selection,
+    take_tags,
     unknown,
 )
-
-#: By these SQLite finds few jobs.
-_SELECTIVE = frozenset({"id", "parent_id", "uuid", "batch_job_id"})
-_TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
 
 
 def jobs_page(cx: sqlite3.Connection, where: Where, fields: Sequence[str], after: int, size: int) -> list[Row]:
@@ -48,19 +45,16 @@ def jobs_page(cx: sqlite3.Connection, where: Where, fields: Sequence[str], after
 def page_statement(cx: sqlite3.Connection, where: Where, after: int, columns: str) -> Term:
     """The query for a page of jobs, without its end."""
     asked = given(rarest_first(cx, where))
-    tags = pairs(asked.pop("tags", {}))
+    is_named = are_named(asked)
+    tags = [] if is_named else take_tags(asked)
     # The index on states gives those of one in order, and would sort those of several for each page. Where there was a full
     # page already, the next one is not far, so that going through the jobs finds it.
     has_one_state = len(listed(asked.get("state", ()))) == 1
-    sql, parameters = selection("job", JOB_CONDITIONS, asked, is_ordered=bool(tags or (after and not has_one_state)))
-    if not tags:
-        plain = "" if _SELECTIVE.isdisjoint(asked) else "+"
-        source = "job NOT INDEXED" if sql == "1" else "job"
-        return Term(f"SELECT {columns} FROM {source} WHERE {sql} AND {plain}job.id > ? ORDER BY job.id", [*parameters, after])
-    first, *others = tags
-    has_others = "".join(f" AND EXISTS (SELECT 1 FROM job_tag WHERE tag = {_TAG} AND job = job.id)" for _ in others)
-    return Term(
-        f"""SELECT {columns} FROM job_tag AS given CROSS JOIN job ON job.id = given.job
-            WHERE given.tag = {_TAG} AND given.job > ?{has_others} AND {sql} ORDER BY given.job""",
-        [*first, after, *(word for pair in others for word in pair), *parameters],
-    )
+    condition = of_jobs(asked, is_ordered=bool(tags or (after and not has_one_state)))
+    if tags:
+        source, parameters = along_tag(tags, condition)
+        return Term(f"SELECT {columns} FROM {source} AND given.job > ? ORDER BY given.job", [*parameters, after])
+    sql, parameters = condition
+    plain = "+" if is_named else ""
+    source = "job NOT INDEXED" if sql == "1" else "job"
+    return Term(f"SELECT {columns} FROM {source} WHERE {sql} AND {plain}job.id > ? ORDER BY job.id", [*parameters, after])

@@ -25,8 +25,10 @@ WAITING_STATES = (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES, states.AWA
 #: So many candidates are listed where an id is ambiguous.
 _CANDIDATES = 10
 
-#: The jobs that have a pair; two parameters. In a query that is sorted by something else, SQLite still starts from here.
-JOBS_WITH = "SELECT job FROM job_tag WHERE tag = (SELECT id FROM tag WHERE key = ? AND value = ?)"
+#: The number of a pair; two parameters.
+TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
+#: The jobs that have a pair, likewise. In a query that is sorted by something else, SQLite still starts from here.
+JOBS_WITH = f"SELECT job FROM job_tag WHERE tag = {TAG}"
 
 
 class JobFilter(NamedTuple):

@@ -150,10 +150,41 @@ def tagged(column: str) -> Maker:
     def term(value: Any, plain: str) -> Term:
         found = pairs(value)
         first, words = queries.has_all(found[:1], column)
-        terms = [first, *[f"EXISTS ({queries.JOBS_WITH} AND job_tag.job = {column})"] * len(found[1:])]
-        return Term(" AND ".join(terms), [*words, *(word for pair in found[1:] for word in pair)])
+        others, more = looked_up(column)(found[1:], plain)
+        return Term(f"{first} AND {others}" if others else first, [*words, *more])
 
     return term
+
+
+def looked_up(column: str) -> Maker:
+    """As `tagged`, where SQLite is to start from something else."""
+
+    def term(value: Any, plain: str) -> Term:
+        found = pairs(value)
+        terms = [f"EXISTS ({queries.JOBS_WITH} AND job_tag.job = {column})"] * len(found)
+        return Term(" AND ".join(terms), [word for pair in found for word in pair])
+
+    return term
+
+
+def take_tags(asked: Row) -> list[tuple[str, str]]:
+    """The tags among these conditions on jobs, which are removed from there. Raises InvalidSpec."""
+    try:
+        return pairs(asked.pop("tags", {}))
+    except InvalidSpec as exc:
+        raise InvalidSpec(f"job condition tags {exc.message}") from None
+
+
+def along_tag(tags: Sequence[tuple[str, str]], condition: Term) -> Term:
+    """The FROM and WHERE of the jobs that have all these tags and meet a condition.
+
+    SQLite walks through those of the first tag in the order of their numbers, `given.job`, and leaves out the others.
+    """
+    first, *others = tags
+    has_others = f" AND EXISTS ({queries.JOBS_WITH} AND job_tag.job = given.job)" * len(others)
+    source = f"job_tag AS given CROSS JOIN job ON job.id = given.job WHERE given.tag = {queries.TAG}"
+    words = [*first, *(word for pair in others for word in pair)]
+    return Term(f"{source}{has_others} AND ({condition.sql})", [*words, *condition.parameters])
 
 
 def rarest_first(cx: sqlite3.Connection, where: Where) -> Where:
@@ -207,8 +238,9 @@ JOB_CONDITIONS: dict[str, Maker] = {
 
 APP_CONDITIONS: dict[str, Maker] = {"id": one_of("app.id", numbers), "name": one_of("app.name", texts)}
 
-#: From these SQLite is to start.
+#: From these SQLite is to start; from tags if no others of them are given.
 _SELECTIVE = frozenset({"id", "parent_id", "tags", "uuid", "batch_job_id"})
+_CONDITIONS_OF_NAMED = {**JOB_CONDITIONS, "tags": looked_up("job.id")}
 
 
 def given(where: Where) -> Row:
@@ -350,10 +382,27 @@ def columns_sql(columns: Mapping[str, Column]) -> str:
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
+def are_named(where: Where) -> bool:
+    """Whether SQLite is to start from something else than tags."""
+    return not _SELECTIVE.isdisjoint(given(where).keys() - {"tags"})
+
+
+def of_jobs(where: Where, is_ordered: bool = False) -> Term:
+    """All conditions on jobs as one. Raises as `selection`."""
+    return selection("job", _CONDITIONS_OF_NAMED if are_named(where) else JOB_CONDITIONS, where, is_ordered)
+
+
 def jobs_statement(where: Where, order: str = "", start: int = 0, stop: int | None = None) -> Term:
     """The query for the numbers of jobs, in order."""
-    sql, parameters = selection("job", JOB_CONDITIONS, where)
     by = sorting("job", JOB_COLUMNS, "job", order)
+    asked = given(where)
+    if by.startswith("job.id ") and "tags" in asked and not are_named(asked):
+        # To stop at the limit, even where very many jobs have the tag.
+        tags = take_tags(asked)
+        source, parameters = along_tag(tags, of_jobs(asked, is_ordered=True))
+        statement = f"SELECT job.id FROM {source} ORDER BY {by.replace('job.id', 'given.job')} LIMIT ? OFFSET ?"
+        return Term(statement, [*parameters, *limits(start, stop)])
+    sql, parameters = of_jobs(where)
     # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
     hint = "NOT INDEXED" if sql == "1" and by.startswith("job.id ") else ""
     statement = f"SELECT job.id FROM job {hint} WHERE {sql} ORDER BY {by} LIMIT ? OFFSET ?"
@@ -434,13 +483,13 @@ def count_jobs(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
     """How many match. By states alone it reads the counters, whatever the number of jobs."""
     if given(where).keys() <= {"state"}:
         return sum(count_states(cx, where).values())
-    sql, parameters = selection("job", JOB_CONDITIONS, rarest_first(cx, where))
+    sql, parameters = of_jobs(rarest_first(cx, where))
     return int(cx.execute(f"SELECT count(*) FROM job WHERE {sql}", parameters).fetchone()[0])
 
 
 def count_states(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> dict[str, int]:
     """State -> number of the jobs that match, of the states that have any; by the counters where those know it."""
-    sql, parameters = selection("job", JOB_CONDITIONS, rarest_first(cx, where))
+    sql, parameters = of_jobs(rarest_first(cx, where))
     if not parameters:
         return queries.state_counts(cx)
     if given(where).keys() == {"state"}:

@@ -37,7 +37,7 @@ from balsam_lite.api import (
 from balsam_lite.api.ids import Id, maker
 from balsam_lite.db import location, registry
 from balsam_lite.db.models import use
-from balsam_lite.launcher import call
+from balsam_lite.launcher import call, report
 from balsam_lite.sites import many
 from balsam_lite.sites.local import LocalDesk
 
@@ -494,10 +494,36 @@ def test_that_of_many_jobs_with_a_bad_one_none_is_created_and_it_is_named(two: t
     assert Job.objects.filter(workdir="same/one").count() == 2
 
 
-def test_that_a_site_that_refuses_says_where_jobs_were_created(two: tuple[Site, Site]) -> None:
-    with pytest.raises(errors.BalsamError, match=r"At the site b: .*\nCreated were: 1 at a"):
-        Job.objects.bulk_create([job("a"), job("b", app_id="nothing")])
-    assert (Job.objects.filter(site_name="a").count(), Job.objects.filter(site_name="b").count()) == (1, 0)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"app_id": "nothing"}, "There is no App 'nothing'"),
+        ({"app_id": "Hello"}, "Missing required parameters"),
+        ({"parent_ids": [77]}, "Could not find one or more Jobs set as parents: 77"),
+        ({"launch_params": {"cpu_affinity": "sideways"}}, "sideways"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 2])
+def test_that_no_site_is_written_to_before_all_have_checked_their_jobs(
+    two: tuple[Site, Site], wrong: dict[str, Any], said: str, others: int
+) -> None:
+    given = [job("a"), job("a"), *(job("b") for _ in range(others)), job("b", **wrong)]
+    with pytest.raises(errors.BalsamError) as caught:
+        Job.objects.bulk_create(given)
+    assert caught.value.message.startswith(f"Job number {len(given)}: At the site b: ")
+    assert said in caught.value.message and caught.value.message.endswith("\nNothing was created.")
+    assert Job.objects.count() == 0
+
+
+def test_that_a_site_that_refuses_all_the_same_says_where_jobs_were_created(
+    two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalDesk, "check_jobs", lambda desk, rows: None)  # as if the parent were deleted right now
+    with pytest.raises(errors.UnknownJob) as caught:
+        Job.objects.bulk_create([job("a"), job("b"), job("a"), job("b", parent_ids=[77])])
+    said = "Job number 4: At the site b: Could not find one or more Jobs set as parents: 77\nCreated were: 2 at a"
+    assert str(caught.value) == said
+    assert (Job.objects.filter(site_name="a").count(), Job.objects.filter(site_name="b").count()) == (2, 0)
 
 
 def test_that_bulk_update_writes_what_was_changed(two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -734,7 +760,18 @@ class FarDesk(LocalDesk):
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name not in ("select", "count", "create", "update", "update_where", "delete", "result", "event_tuples", "about"):
+        if name not in (
+            "select",
+            "count",
+            "create",
+            "check_jobs",
+            "update",
+            "update_where",
+            "delete",
+            "result",
+            "event_tuples",
+            "about",
+        ):
             return found
 
         def ask(*args: Any, **kwargs: Any) -> Any:
@@ -1024,16 +1061,25 @@ def test_that_a_result_is_waited_for(site: Site) -> None:
     thread.join()
 
 
+def of_function(site: Site) -> Job:
+    """A job whose program is a function."""
+    app = {"name": "F", "definition": {"file": "/f.py", "class": "F", "open": True}}
+    LocalDesk(registry.at(str(site.path))).create("app", [app])
+    return saved(site.name, app_id="F")
+
+
 def outcome_of(site: Site, one: Job, outcome: call.Outcome) -> None:
     """As if its function had ended so."""
     folder = one.resolve_workdir(site.path / "data")
     folder.mkdir(parents=True)
-    call.write(str(folder / call.RESULT), outcome)
+    name = one._row["job_id"]
+    author = report.Author(name, 0, outcome.good)
+    report.leave(str(folder / report.file_name(name)), author, pickle.dumps(tuple(outcome)))
     put(one, "JOB_FINISHED" if outcome.good else "FAILED")
 
 
 def test_that_a_function_s_value_and_exception_come_back(site: Site) -> None:
-    good, bad = saved(), saved()
+    good, bad = of_function(site), of_function(site)
     outcome_of(site, good, call.Outcome(True, pickle.dumps({"answer": (4, 2)})))
     assert good.result() == good.result_nowait() == {"answer": (4, 2)}
     outcome_of(site, bad, call.Outcome(False, pickle.dumps(ZeroDivisionError("of its own")), "Traceback: there"))
@@ -1044,7 +1090,7 @@ def test_that_a_function_s_value_and_exception_come_back(site: Site) -> None:
 
 @pytest.mark.parametrize("value", [None, b"not a pickle"])
 def test_that_a_result_that_cannot_be_read_says_so(site: Site, value: bytes | None) -> None:
-    one = saved()
+    one = of_function(site)
     outcome_of(site, one, call.Outcome(False, value, "Traceback: there"))
     with pytest.raises(errors.RemoteError, match="Traceback: there"):
         one.result()

@@ -27,7 +27,7 @@ from balsam_lite.errors import (
     UnknownJob,
 )
 from balsam_lite.identity import Holder
-from balsam_lite.launcher import call
+from balsam_lite.launcher import call, report
 from balsam_lite.sites import jobs as job_keeper
 from balsam_lite.sites.desk import KINDS
 from balsam_lite.sites.local import LocalDesk
@@ -111,6 +111,18 @@ def test_that_an_unknown_wall_time_is_our_least(desk):
 def test_that_an_app_is_named_by_number_or_name(desk):
     assert [row["app_id"] for row in desk.create("job", [job(0, app_id=1), job(1, app_id="Hello")])] == [1, 1]
     assert desk.create("job", [{"app": "plain", "workdir": "p"}])[0]["app_id"] == 2
+
+
+def test_that_checking_jobs_writes_nothing_and_says_what_creating_them_would(empty):
+    empty.check_jobs([job(0), job(1)])
+    for rows in ([job(0), job(1, num_nodes=0)], [job(0, priority="x")], [job(0, parent_ids=[5])], [job(0), job(0)], [job(x=1)]):
+        said = []
+        for method in (empty.check_jobs, lambda rows: empty.create("job", rows)):
+            with pytest.raises((InvalidSpec, UnknownField, UnknownJob)) as caught:
+                method(rows)
+            said.append((type(caught.value), str(caught.value)))
+        assert said[0] == said[1]
+    assert empty.count("job") == 0
 
 
 def test_that_parents_make_a_job_wait(desk):
@@ -411,22 +423,22 @@ def test_that_an_app_goes_with_its_jobs_unless_one_is_held(desk):
 
 
 def result_file(desk, number, content):
-    path = os.path.join(desk.database.directory, "data", by_id(desk, number)["workdir"], call.RESULT)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(content)
-    return path
+    one = by_id(desk, number)
+    directory = os.path.join(desk.database.directory, "data", one["workdir"])
+    os.makedirs(directory, exist_ok=True)
+    report.leave(os.path.join(directory, report.file_name(one["job_id"])), report.Author(one["job_id"], 0, True), content)
 
 
 def test_that_a_result_is_handed_over_when_its_function_has_ended(desk, monkeypatch):
-    desk.create("job", [job()])
+    desk.create("app", [{"name": "F", "definition": {"file": "/f.py", "class": "F", "open": True}}])
+    desk.create("job", [job(app_id="F")])
     content = pickle.dumps(tuple(call.Outcome(True, b"value")))
     result_file(desk, 1, content)
-    assert desk.result(1) == {"state": "CREATED", "message": "", "outcome": None}
+    assert desk.result(1) == {"state": "CREATED", "message": "", "is_function": True, "outcome": None}
     desk.update("job", [{"id": 1, "state": "FAILED", "state_data": {"message": "it broke"}}])
     assert desk.result(1)["outcome"] == base64.b64encode(content).decode()
     monkeypatch.setattr(job_keeper, "_LARGEST_RESULT_BYTES", 10)
-    with pytest.raises(RemoteError, match=f"has {len(content)} bytes; more than 10 are not handed over"):
+    with pytest.raises(RemoteError, match=r"has \d+ bytes; more than 10 are not handed over"):
         desk.result(1)
 
 
@@ -434,7 +446,8 @@ def test_that_a_job_without_a_result_says_how_it_ended(desk):
     desk.create("job", [job()])
     desk.create("job", [job(1, parent_ids=[1])])
     desk.update("job", [{"id": 1, "state": "USER_KILLED"}])
-    assert desk.result(2) == {"state": "FAILED", "message": "One or more parent jobs failed", "outcome": None}
+    expected = {"state": "FAILED", "message": "One or more parent jobs failed", "is_function": False, "outcome": None}
+    assert desk.result(2) == expected
     with pytest.raises(UnknownJob, match="no job with the id 5"):
         desk.result(5)
 

@@ -263,8 +263,8 @@ class JobManager(Manager[Job]):
     def bulk_create(self, jobs: list[Job]) -> list[Job]:
         """Add many jobs; returns new objects in the same order, and leaves those that were given as they are.
 
-        At each site all or none, in one write transaction. Where the jobs go to several sites, those must all answer before
-        the first one is written to; if a later one refuses, the error says what was created before.
+        At each site all or none, in one write transaction. Where the jobs go to several sites, each of them checks its jobs
+        before the first one is written to; if a later one refuses all the same, the error says what was created before.
 
         Raises:
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
@@ -273,9 +273,8 @@ class JobManager(Manager[Job]):
         of_kind(jobs, Job, "bulk_create")
         made: list[Any] = [None] * len(jobs)
         with _no_collection():
-            rows, places = _by_site(jobs)
-            for home, created in placing.create(rows, "job").items():
-                for place, row in zip(places[home], created):
+            for home, places, created in placing.create_jobs(_by_site(jobs)):
+                for place, row in zip(places, created):
                     made[place] = Job._of(row, home)
         return made
 
@@ -321,32 +320,34 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _by_site(jobs: list[Job]) -> tuple[dict[Home, list[dict[str, Any]]], dict[Home, list[int]]]:
+def _by_site(jobs: list[Job]) -> dict[Home, placing.JobsOfSite]:
     """The rows to create, and the places of their jobs in the list, for each site."""
     placer = placing.Placer()
-    rows: dict[Home, list[dict[str, Any]]] = {}
-    places: dict[Home, list[int]] = {}
+    found: dict[Home, placing.JobsOfSite] = {}
     for place, job in enumerate(jobs):
         try:
             home, row = placer.place(job._new_row())
         except BalsamError as exc:
             exc.message = f"Job number {place + 1}: {exc.message}"
             raise
-        rows.setdefault(home, []).append(row)
-        places.setdefault(home, []).append(place)
-    if len(rows) > 1:  # one site checks its own; of several the first one would be written to before
-        for of_site in rows.values():
+        of_site = found.get(home) or found.setdefault(home, placing.JobsOfSite([], []))
+        of_site.rows.append(row)
+        of_site.places.append(place)
+    if len(found) > 1:  # one site checks its own, and counts as the user does
+        for of_site in found.values():
             _check_workdirs(of_site)
-    return rows, places
+    return found
 
 
-def _check_workdirs(rows: list[dict[str, Any]]) -> None:
-    seen: set[str] = set()
-    for row in rows:
-        workdir = row["workdir"]
-        if workdir in seen:
-            raise InvalidSpec(f"Workdirs must be unique for each call to bulk-create Jobs. Given twice is {workdir!r}.")
-        seen.add(workdir)
+def _check_workdirs(jobs: placing.JobsOfSite) -> None:
+    seen: dict[str, int] = {}
+    for row, place in zip(*jobs):
+        other = seen.setdefault(row["workdir"], place)
+        if other != place:
+            raise InvalidSpec(
+                f"Job number {place + 1}: Workdirs must be unique for each call to bulk-create Jobs. "
+                f"Job number {other + 1} has this one too: {row['workdir']}"
+            )
 
 
 Job.objects = JobManager()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from ..db import registry
-from ..errors import BalsamError, InvalidSpec, UnknownApp
-from ..sites import selector
+from ..errors import BalsamError, InputError, InvalidSpec, NotFound, UnknownApp
+from ..sites import many, selector
 from . import scope
 from .ids import Id, is_same_site
 from .scope import Home, Question, home_of
@@ -107,27 +108,63 @@ def _counts(entries: Iterable[Any], where: dict[str, Any]) -> list[tuple[Home, i
     return scope.ask(asked, lambda desk, where: desk.count("app", where)) if asked else []
 
 
-def create(rows: Mapping[Home, list[dict[str, Any]]], kind: str) -> dict[Home, list[dict[str, Any]]]:
-    """Create rows at each site, site after site; at each all or none. Before the first, all sites must answer.
+class JobsOfSite(NamedTuple):
+    """Jobs for one site of those that a user wants to create."""
+
+    rows: list[dict[str, Any]]
+    places: list[int]  # of each in the user's list, from 0
+
+
+def create_jobs(jobs: dict[Home, JobsOfSite]) -> Iterator[tuple[Home, list[int], list[dict[str, Any]]]]:
+    """Create them at each site, site after site; at each all or none. Tells the places of what was created, and the rows.
+
+    Where there are several sites, all must find all of their jobs good before the first one is written to. `jobs` is used up,
+    so that what was sent does not take memory beside what comes back.
 
     Raises:
-        BalsamError: of the first site that refuses; then the message says at which ones the rows were created before.
+        BalsamError: with the number of the job in the user's list. If a site refuses after others were written to, the
+        message says how many jobs were created there.
     """
-    if len(rows) > 1:
-        for home in rows:
-            home.desk.count("app")
-    made: dict[Home, list[dict[str, Any]]] = {}
-    for home, of_site in rows.items():
+    are_several = len(jobs) > 1
+    if are_several:
+        _check_jobs(jobs)
+    made: list[str] = []
+    while jobs:
+        home = next(iter(jobs))
+        rows, places = jobs.pop(home)
         try:
-            made[home] = home.desk.create(kind, of_site)
+            created = home.desk.create("job", rows)
         except BalsamError as exc:
-            if len(rows) > 1:
-                exc.message = f"At the site {home.entry.name}: {exc.message}"
-            if made:
-                before = ", ".join(f"{len(created)} at {other.entry.name}" for other, created in made.items())
-                exc.message += f"\nCreated were: {before}"
+            if are_several:
+                _say_which(exc, home, places)
+                exc.message += f"\nCreated were: {', '.join(made)}" if made else ""
             raise
-    return made
+        del rows
+        made.append(f"{len(created)} at {home.entry.name}")
+        yield home, places, created
+
+
+def _check_jobs(jobs: Mapping[Home, JobsOfSite]) -> None:
+    """Let all sites check their jobs."""
+    homes = {home.entry: home for home in jobs}
+    answers = many.ask(homes, lambda desk: desk.check_jobs(jobs[homes[desk.entry]].rows))
+    for entry, exc in answers.failed:
+        home = homes[entry]
+        _say_which(exc, home, jobs[home].places)
+        exc.message += "\nNothing was created."
+        raise exc
+
+
+_NUMBERED = re.compile(r"Job number (\d+): ")
+
+
+def _say_which(exc: BalsamError, home: Home, places: list[int]) -> None:
+    """Let an error of a site tell the number of its job in the user's list, instead of that among the site's, and the site."""
+    found = _NUMBERED.match(exc.message)
+    text = exc.message[found.end() :] if found else exc.message
+    row = int(found[1]) if found else 1 if len(places) == 1 and isinstance(exc, (InputError, NotFound)) else 0
+    job = f"Job number {places[row - 1] + 1}: " if row else ""
+    exc.message = f"{job}At the site {home.entry.name}: {text}"
 
 
 def one_site(given: Mapping[str, Any]) -> Home:

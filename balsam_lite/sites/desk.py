@@ -106,6 +106,9 @@ class Desk(Protocol):
             UnknownField, InvalidSpec (with the number of the row), UnknownApp, UnknownJob, SubmitFailed.
         """
 
+    def check_jobs(self, rows: Sequence[Row]) -> None:
+        """Raise what `create` would for these jobs, and write nothing. For whoever adds jobs to several sites at once."""
+
     def update(self, kind: str, changes: Sequence[Row]) -> int:
         """Change rows one by one: each change has the `id` and the new values. Of a job `state`, with `state_data`, too.
 
@@ -128,7 +131,8 @@ class Desk(Protocol):
         """
 
     def result(self, job: int) -> Row:
-        """What became of a job: state, message, and of a function's job `outcome`: the bytes of its result file as base64."""
+        """What became of a job: state, message, is_function, and of a function `outcome`: what `call.Outcome` says of its last
+        attempt, pickled, as base64; None if that has left nothing."""
 
     def service(self, verb: str) -> Row:
         """`start`, `stop` or `status` of the site's service: {"said": lines for people, …}."""

@@ -6,22 +6,21 @@ Functions with a `db` open their own write transaction, and write everything or 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from .. import states
 from ..db import location, queries, selection
 from ..db.connection import Connection, Database
 from ..db.store import insert, user
-from ..errors import BalsamError, InputError, RemoteError, UnknownJob
+from ..errors import BalsamError, InputError, UnknownJob
 from ..settings import Settings
 from . import job_rows
 from .desk import Row
 
-#: States in which a function has ended, so that the file with its result is the newest.
+#: States in which a function has ended, so that there may be its result.
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
-#: Where a function leaves its result. Source: `launcher.call`.
-_RESULT = "result.pkl"
 _LARGEST_RESULT_BYTES = 16 * 1024 * 1024
 #: So many numbers are named in an error.
 _NAMED = 5
@@ -36,22 +35,35 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
     Raises:
         UnknownField, InvalidSpec, UnknownApp, UnknownJob: with the number of the row if there are several.
     """
-    gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
-    with db.read() as cx:
-        apps = job_rows.Apps(selection.apps(cx))
-    new = job_rows.NewJobs(rows, apps, gpus_per_node)
-    try:
-        added = insert.add_jobs(db, _with_parents(db, new))
-    except InputError as exc:
-        if len(rows) == 1 and isinstance(exc.__cause__, BalsamError):
-            raise exc.__cause__ from None  # without the number of the row
-        raise
+    with _numbered_if_several(rows):
+        added = insert.add_jobs(db, _checked(db, rows))
     with db.read() as cx:
         return selection.new_jobs(cx, added.first, added.first + added.number - 1, {name for row in rows for name in row})
 
 
-def _with_parents(db: Database, new: job_rows.NewJobs) -> Iterable[Row]:
-    """All of them; in the end, before any transaction begins, it is looked whether the parents that they name exist."""
+def check(db: Database, rows: Sequence[Row]) -> None:
+    """Raise what `create` would, and write nothing."""
+    with _numbered_if_several(rows):
+        insert.check_jobs(_checked(db, rows))
+
+
+@contextmanager
+def _numbered_if_several(rows: Sequence[Row]) -> Iterator[None]:
+    """Errors tell the number of their row; not so that of the only one."""
+    try:
+        yield
+    except InputError as exc:
+        if len(rows) == 1 and isinstance(exc.__cause__, BalsamError):
+            raise exc.__cause__ from None
+        raise
+
+
+def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
+    """The jobs in our words; in the end it is looked whether the parents that they name exist. Opens no write transaction."""
+    gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
+    with db.read() as cx:
+        apps = job_rows.Apps(selection.apps(cx))
+    new = job_rows.NewJobs(rows, apps, gpus_per_node)
     yield from new
     if not new.parents:
         return
@@ -59,8 +71,7 @@ def _with_parents(db: Database, new: job_rows.NewJobs) -> Iterable[Row]:
         missing = sorted(set(new.parents) - set(queries.states_of(cx, new.parents)))
     if missing:
         listed = ", ".join(map(str, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
-        text = f"Could not find one or more Jobs set as parents: {listed}"
-        raise new.numbered(UnknownJob(text, hint="Nothing was added."), new.parents[missing[0]])
+        raise new.numbered(UnknownJob(f"Could not find one or more Jobs set as parents: {listed}"), new.parents[missing[0]])
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
@@ -144,26 +155,20 @@ def result(db: Database, number: int) -> Row:
         end = queries.end_of(cx, number)
         if end is None:
             raise UnknownJob(f"There is no job with the id {number} at this site (any more).")
-        workdir = queries.job(cx, number)["workdir"]
-    path = os.path.join(db.directory, location.DATA, workdir, _RESULT)
-    outcome = _encoded(path) if end.state in _ENDED else None
-    return {"state": end.state, "message": end.message, "outcome": outcome}
+        job = queries.job(cx, number)
+        is_function = any(app["kind"] == "function" for app in selection.apps(cx, {"name": job["application"]}))
+    row: Row = {"state": end.state, "message": end.message, "is_function": is_function, "outcome": None}
+    if is_function and end.state in _ENDED:
+        row["outcome"] = _outcome(db, job)
+    return row
 
 
-def _encoded(path: str) -> str | None:
-    """The bytes of a result file as base64; None if there is none."""
+def _outcome(db: Database, job: Mapping[str, Any]) -> str | None:
+    """What the last attempt of a job has left, as base64; None if that is nothing."""
     from base64 import b64encode
 
-    try:
-        size = os.path.getsize(path)
-        if size > _LARGEST_RESULT_BYTES:
-            raise RemoteError(
-                f"The result of the job has {size} bytes; more than {_LARGEST_RESULT_BYTES} are not handed over.",
-                hint=f"It is in {path}. Let the function write a file and return its path.",
-            )
-        with open(path, "rb") as file:
-            return b64encode(file.read()).decode()
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        raise RemoteError(f"The result of the job cannot be read: {exc}") from exc
+    from ..launcher import report
+
+    path = os.path.join(db.directory, location.DATA, job["workdir"], report.file_name(job["job_id"]))
+    found = report.read(path, job["job_id"], job["attempt"], _LARGEST_RESULT_BYTES)
+    return None if found is None else b64encode(found).decode()

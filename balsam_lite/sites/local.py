@@ -107,6 +107,10 @@ class LocalDesk:
         made: list[Row] = _keeper(kind).create(self.database, rows) if rows else []
         return made
 
+    def check_jobs(self, rows: Sequence[Row]) -> None:
+        """Raise what creating these jobs would."""
+        _keeper("job").check(self.database, rows)
+
     def update(self, kind: str, changes: Sequence[Row]) -> int:
         """Change rows one by one; all or none."""
         return int(_keeper(kind).update(self.database, changes)) if changes else 0

@@ -73,6 +73,10 @@ class RemoteDesk:
         """Add rows; all or none."""
         return self._rows("create", kind=kind, rows=list(rows))
 
+    def check_jobs(self, rows: Sequence[Row]) -> None:
+        """Raise what creating these jobs would."""
+        self._ask("check_jobs", rows=list(rows))
+
     def update(self, kind: str, changes: Sequence[Row]) -> int:
         """Change rows one by one; all or none."""
         return int(self._ask("update", kind=kind, changes=list(changes)))

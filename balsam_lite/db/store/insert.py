@@ -70,6 +70,12 @@ def add_jobs(db: Database, jobs: Iterable[Mapping[str, Any]], progress: Progress
             return _insert(cx, spool, progress)
 
 
+def check_jobs(jobs: Iterable[Mapping[str, Any]]) -> None:
+    """Raise what `add_jobs` would for the fields of a job. Whether its parents and its application exist is not looked at."""
+    for _ in _checked(jobs, None):
+        pass
+
+
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 #: Given beside the fields: not checked as a field is.
@@ -226,7 +232,7 @@ def _last_id(cx: sqlite3.Connection) -> int:
 def _check_parents(cx: sqlite3.Connection, parents: set[int]) -> None:
     query = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?))"
     if cx.execute(query, (moves.id_list(parents),)).fetchone()[0] != len(parents):
-        raise UnknownJob("A parent does not exist in this DB; nothing was added.")
+        raise UnknownJob("A parent does not exist in this DB (any more).")
 
 
 def _insert_rows(cx: sqlite3.Connection, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> dict[int, str]:

@@ -85,7 +85,10 @@ def test_that_a_signal_reaches_all_parts_and_the_worst_exit_code_is_told(bench: 
     assert process.wait(20) == 0
     assert [bench.job(job)["state"] for job in jobs] == ["RESTART_READY"] * 2
 
+    more = bench.add([{"application": "long", "tags": {"n": str(n)}} for n in (3, 4)])
     process = bench.launch("--part", "serial:1:n=3", "--part", "serial:1:n=4", "--persistent")
+    for job in more:
+        bench.wait_for(job, "RUNNING")  # from then on both launchers know what to do at a signal
 
     def holders() -> list[int]:
         with bench.db.read() as cx:

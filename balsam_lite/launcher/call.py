@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-RESULT = "result.pkl"  # `order` has the same, so that neither has to import the other
+RESULT = "result.pkl"  # each call of an executor has a directory of its own
 
 #: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run.
 MAIN = "__balsam_main__"

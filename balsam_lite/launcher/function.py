@@ -1,14 +1,15 @@
 """The program of a job that is a Python function: `python -m balsam_lite.launcher.function ORDER` calls the `run` of a class.
 
 ORDER is the file that the launcher has written (see `order`). Under MPI every rank calls it; what rank 0 returns is the
-result, in `result.pkl` beside ORDER (see `call.Outcome`). A rank that raises ends all, and its exception is the result. Opens
-no DB: only the launcher's head does, never a compute rank.
+result, in a file beside ORDER (see `report`). A rank that raises ends all, and the first exception is the result. Opens no DB:
+only the launcher's head does, never a compute rank.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from .. import states
 from ..errors import BalsamError
-from . import application, call, order
+from . import application, call, order, report
 
 #: Of a pickled result: whoever asks for it may sit behind ssh. Just below what `sites.jobs` hands over, file and all.
 LARGEST_RESULT_BYTES = 16 * 1024 * 1024 - 1024
@@ -50,7 +51,8 @@ def main() -> int:
     given = order.read(path)
     rank = _rank(given, os.environ)
     outcome = _outcome(given, keeps_result=rank == 0)
-    _report(os.path.join(os.path.dirname(path), call.RESULT), rank, outcome)
+    if rank == 0 or not outcome.good:
+        _report(os.path.dirname(path), given.job, outcome)
     sys.stderr.write(outcome.trace)
     sys.stderr.flush()
     if not outcome.good and given.ranks > 1:
@@ -99,10 +101,10 @@ def _rank(given: order.Order, environ: Mapping[str, str]) -> int:
     sys.exit(f"This is one of {given.ranks} ranks, and no variable says which: {' '.join(_RANK_VARIABLES)}")
 
 
-def _report(path: str, rank: int, outcome: call.Outcome) -> None:
-    """Rank 0 has the result; but what another rank raised is what everybody wants to know."""
-    if not outcome.good or (rank == 0 and not os.path.exists(path)):
-        call.write(path, outcome)
+def _report(directory: str, job: Mapping[str, Any], outcome: call.Outcome) -> None:
+    path = os.path.join(directory, report.file_name(job["job_id"]))
+    author = report.Author(job["job_id"], job["attempt"], outcome.good)
+    report.leave(path, author, pickle.dumps(tuple(outcome), protocol=4))
 
 
 def _end_all_ranks() -> None:

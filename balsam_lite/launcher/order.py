@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 
 from ..errors import InvalidSpec
 
-#: What a function returned or raised, in the job's working directory. The format is `call`'s.
-RESULT = "result.pkl"
-
 
 class Source(NamedTuple):
     """Where a class is; as a JSON object it is the `definition` of an application."""

@@ -20,7 +20,7 @@ from .. import spec, states
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..errors import LaunchError
-from . import commands, order, process
+from . import commands, order, process, report
 from .failpoints import failpoint
 from .spawner import Request, Spawner
 from .staging import links, transfers
@@ -273,7 +273,7 @@ def give_order(claim: Claim, context: commands.Context, path: str) -> None:
     try:
         if not claim.command_template:
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(os.path.dirname(path), order.RESULT))
+                os.unlink(os.path.join(os.path.dirname(path), report.file_name(claim.job_id)))
         order.write(path, commands.make_order(claim, context))
     except OSError as exc:
         raise LaunchError(f"{path} cannot be written: {exc.strerror}") from exc

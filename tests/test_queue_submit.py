@@ -13,7 +13,15 @@ from balsam_lite.cli.main import main
 from balsam_lite.db import batch_queries, location, registry
 from balsam_lite.db.connection import Database
 from balsam_lite.db.store import apps, insert
-from balsam_lite.errors import CancelFailed, InvalidSpec, PollFailed, SubmitFailed, UnknownBatchJob, UnknownField
+from balsam_lite.errors import (
+    CancelFailed,
+    DatabaseReadOnly,
+    InvalidSpec,
+    PollFailed,
+    SubmitFailed,
+    UnknownBatchJob,
+    UnknownField,
+)
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.sites import batch
@@ -176,6 +184,24 @@ def test_that_a_silent_scheduler_is_a_warning_and_the_list_is_the_last_known(bal
     assert code == 0
     assert " queued " in out
     assert "Scheduler is not reachable: no answer" in err
+
+
+def test_that_a_db_that_can_only_be_read_shows_the_batch_jobs_that_it_knows(
+    db: Database, balsam: Balsam, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balsam(*SUBMIT)
+    scheduler.states["278079"] = base.RUNNING
+
+    def refuse(db: Database) -> None:
+        raise DatabaseReadOnly(f"The DB {db.directory} cannot be written: attempt to write a readonly database")
+
+    monkeypatch.setattr(Database, "write", refuse)
+    code, out, err = balsam("queue", "ls")
+    assert code == 0
+    assert " queued " in out
+    assert "as they were last noted" in err and "cannot be written" in err
+    with pytest.warns(batch.SchedulerWarning, match="cannot be written"):
+        assert batch.count(db, {"scheduler_id": 278079}) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The batch jobs of a site in the workshop's words: for `local.LocalDesk`. Submission and its table are `schedulers`'.
 
 States are those of Balsam 0.7; how exactly one ended is in `status_info`. The scheduler is asked before its batch jobs are
-shown; that it does not answer is a warning, and then they are as they were when it last did.
+shown; that it does not answer, or that its answer cannot be kept, is a warning, and then they are as they were before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..db import batch_queries
 from ..db.batch_queries import BatchRow
 from ..db.connection import Database
 from ..db.store import batch_jobs
-from ..errors import CancelFailed, InvalidSpec, PollFailed, UnknownBatchJob, UnknownField
+from ..errors import CancelFailed, DatabaseError, InvalidSpec, PollFailed, UnknownBatchJob, UnknownField
 from ..partitions import Partition
 from ..schedulers import base, submission
 from ..schedulers.request import LaunchRequest, validated
@@ -49,7 +49,7 @@ _LIMITS: dict[str, Callable[[int, int], bool]] = {
 
 
 class SchedulerWarning(SettingsWarning):
-    """The scheduler did not answer; what is shown of its batch jobs is what it last said."""
+    """The scheduler did not answer, or the DB cannot keep what it said; what is shown of its batch jobs may be old."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -81,6 +81,9 @@ def _refresh(db: Database) -> None:
         submission.refresh(db, base.select(Settings.load(db.directory)))
     except PollFailed as exc:
         warnings.warn(f"Scheduler is not reachable: {exc}", SchedulerWarning, stacklevel=3)
+    except DatabaseError as exc:  # others' DBs can often only be read
+        text = f"The states of batch jobs are as they were last noted, because newer ones cannot be: {exc.message}"
+        warnings.warn(text, SchedulerWarning, stacklevel=3)
 
 
 def _as_row(row: BatchRow) -> Row:

@@ -64,6 +64,8 @@ def _result(job: Job) -> Any:
     found = job._site.desk.result(job._row["id"])
     is_good = found["state"] == states.JOB_FINISHED
     if found.get("outcome") is None:
+        if is_good and found["is_function"]:
+            raise RemoteError(f"{job._title()} left no result: its program ended with exit code 0 before its function did.")
         if is_good:
             return None
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or 'no reason is known'}")

@@ -29,11 +29,12 @@ from balsam_lite.errors import (
     InvalidSpec,
     NotFound,
     RemoteError,
+    TaskFailed,
     TemplateError,
     UnknownApp,
     UnknownSite,
 )
-from balsam_lite.launcher import application, call, commands, dag, function, order
+from balsam_lite.launcher import application, call, commands, dag, function, order, report
 from balsam_lite.launcher.order import Source
 
 HEADER = "from balsam_lite.api import ApplicationDefinition, Job, BatchJob\n"
@@ -572,14 +573,63 @@ def test_that_functions_and_preambles_need_no_db(tmp_path):
     """
     definition = order.definition_of(Source(str(written(tmp_path, "f", code)), "F", "__main__", python=PYTHON))
     path = str(tmp_path / "order.json")
-    order.write(path, order.Order(json.dumps(definition), '{"a": 5}', 1, {"workdir": str(tmp_path), "attempt": 2}))
+    job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 2}
+    order.write(path, order.Order(json.dumps(definition), '{"a": 5}', 1, job))
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
     program = [PYTHON, "-m", "balsam_lite.launcher.function", path]
     words = [PYTHON, *commands.PREAMBLE, path, *program]
     done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "before 2\n", "")
-    outcome = call.read_outcome(str(tmp_path / "result.pkl"))
+    left = report.read(str(tmp_path / ".balsam-12345678.pkl"), "12345678-9", 2, 10_000)
+    outcome = call.Outcome(*pickle.loads(left))
     assert outcome.good and outcome.value is not None and pickle.loads(outcome.value) == (2, 5)
+
+
+def test_that_the_first_failure_of_an_attempt_is_its_report(tmp_path):
+    path = str(tmp_path / report.file_name("j"))
+
+    def leave(attempt, good, content):
+        report.leave(path, report.Author("j", attempt, good), content)
+        return report.read(path, "j", attempt, 1000)
+
+    assert leave(1, True, b"returned") == b"returned"
+    assert leave(1, False, b"rank 1 raised") == b"rank 1 raised"
+    assert leave(1, False, b"rank 0 raised, as rank 1 is gone") == b"rank 1 raised"
+    assert leave(1, True, b"returned") == b"rank 1 raised"
+    assert leave(2, True, b"again") == b"again"
+    assert report.read(path, "j", 1, 1000) is None and report.read(path, "k", 2, 1000) is None
+    assert os.listdir(tmp_path) == [report.file_name("j")]
+
+
+SHARING = """
+    import os
+
+    class Square(ApplicationDefinition):
+        site = "here"
+        def run(self, x):
+            if x == 0:
+                raise ValueError(f"attempt {self.job.attempt}")
+            if x < 0:
+                os._exit(0)
+            return x * x
+"""
+
+
+def test_that_functions_that_share_a_directory_keep_their_results_apart(site, tmp_path):
+    made = imported(written(tmp_path, "sharing", SHARING)).Square
+    jobs = [made.submit("same", x=x) for x in (2, 3, 4)]
+    bad, silent = made.submit("same", x=0), made.submit("same", x=-1)
+    assert site.run() == 0
+    assert [job.result() for job in jobs] == [4, 9, 16]
+    with pytest.raises(ValueError, match="attempt 1"):
+        bad.result()
+    with pytest.raises(RemoteError, match="left no result"):
+        silent.result()
+    assert not list(site.path(silent.id).glob("*.json")), "what the programs had to know is of no use any more"
+    with site.db.write() as cx:
+        cx.execute("UPDATE job SET attempt = 2")  # as if they had been started again, and that had failed
+    with pytest.raises(TaskFailed, match="FAILED"):
+        bad.result()
 
 
 def test_that_a_launcher_without_templates_does_not_import_jinja2():

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
-from ..errors import LaunchError, SpawnFailed
+from ..errors import InvalidSpec, LaunchError, SpawnFailed
 from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
 from . import commands, pinning, process, steps
 from .failpoints import failpoint
@@ -176,8 +177,16 @@ class LocalRunner:
         if self._pinned:
             self._cpus.give_back(self._pinned.pop(claim.job, ()))
 
+    def _forget_order(self, claim: Claim) -> None:
+        """Remove what its program had to know, and has read."""
+        with suppress(OSError, InvalidSpec):
+            path = commands.order_path(claim, self._context)
+            if path:
+                os.unlink(path)
+
     def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:
         self._unpin(claim)
+        self._forget_order(claim)
         message = f"The job could not be started: {exc}"
         ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
         self._failed.append(Finished(ended, place))
@@ -314,6 +323,7 @@ class LocalRunner:
     def _finish(self, run: _Run) -> Finished:
         del self._runs[run.pid]
         self._unpin(run.claim)
+        self._forget_order(run.claim)
         assert run.ended is not None
         failpoint("after-exit")
         code = run.ended.returncode

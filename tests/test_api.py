@@ -814,6 +814,23 @@ def test_that_a_site_on_another_host_is_a_site(far: registry.Entry) -> None:
     assert Site.objects.get("far").host == "elsewhere" and Job.objects.filter(site_name="far").update(num_nodes=2) == 2
 
 
+def test_that_functions_run_with_the_interpreter_that_their_site_names(
+    far: registry.Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = LocalDesk.about
+    monkeypatch.setattr(LocalDesk, "about", lambda desk: {**about(desk), "python": "/there/bin/python3"})
+    body = {"run": lambda self: 1, "preprocess": lambda self: None, "__module__": __name__}
+    for site, more, python in (
+        ("far", {}, "/there/bin/python3"),
+        ("far", {"python_exe": "/mine/python"}, "/mine/python"),
+        ("a", {}, sys.executable),
+    ):
+        type("Function", (api.ApplicationDefinition,), {**body, "site": site, **more}).sync()
+        stored = App.objects.get(site_name=site, name="Function")
+        assert stored.executable == f"{python} -m balsam_lite.launcher.function"
+        assert stored.preprocess == f"{python} -m balsam_lite.launcher.hook preprocess"
+
+
 def test_that_a_site_that_cannot_be_read_is_a_warning_unless_it_was_meant(far: registry.Entry) -> None:
     saved("a")
     put(saved("b"), "FAILED")

@@ -17,9 +17,12 @@ from .. import loading
 from ..db.registry import Entry
 from ..errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
 from ..launcher import application, call, order
+from ..sites import many
 from . import scope
 from .scope import Home, home_of
 
+#: So long a site behind ssh may take to say which interpreter it has, in seconds.
+_PATIENCE_S = 60.0
 _HOOK = "balsam_lite.launcher.hook"
 _FUNCTION = "balsam_lite.launcher.function"
 #: The hooks that run as scripts around a job; the columns of an application that have their command lines.
@@ -34,7 +37,8 @@ class ApplicationDefinition:
         command_template: a jinja2 template of a command line. Each value is one word, whatever it holds; $VAR is the shell's.
         parameters: name -> {"required": bool, "default": str, "help": str}. Names that only the template has are required.
         environment_variables: for the program; those of a job win.
-        python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs here.
+        python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
+            here, or at a site behind ssh the one that runs balsam there.
 
     Objects are made by the launcher; they have the job as `job`. Hooks may assign `self.job.state`.
     """
@@ -93,7 +97,7 @@ class ApplicationDefinition:
         if loading.is_going_on():
             return
         home = cls._home()
-        row = _row(cls, home.entry)
+        row = _row(cls, home)
         if rename_from:
             row["rename_from"] = rename_from
         home.desk.create("app", [row])
@@ -267,9 +271,9 @@ def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, An
 # --- what is stored ---------------------------------------------------------------------------------------------------
 
 
-def _row(cls: type[ApplicationDefinition], entry: Entry) -> dict[str, Any]:
+def _row(cls: type[ApplicationDefinition], home: Home) -> dict[str, Any]:
     """The application as the site is told it; every field, so that what was there before goes."""
-    python = _python(cls, entry)
+    python = _python(cls, home)
     own = [name for name in _SCRIPTS if getattr(cls, name) is not getattr(ApplicationDefinition, name)]
     has_preamble = cls.shell_preamble is not ApplicationDefinition.shell_preamble
     source = _source(cls, python, has_preamble, needs_file=bool(own) or has_preamble or cls.command_template is None)
@@ -286,12 +290,11 @@ def _row(cls: type[ApplicationDefinition], entry: Entry) -> dict[str, Any]:
     }
 
 
-def _python(cls: type[ApplicationDefinition], entry: Entry) -> str:
-    """The interpreter on the site's host; beside the `balsam` there, if it is known where that is."""
-    if cls.python_exe or not entry.is_remote:
+def _python(cls: type[ApplicationDefinition], home: Home) -> str:
+    """The interpreter on the site's host. The site says which: its `balsam` may be a script, or anywhere on its PATH."""
+    if cls.python_exe or not home.entry.is_remote:
         return cls.python_exe or sys.executable
-    folder = os.path.dirname(entry.balsam)
-    return os.path.join(folder, "python") if folder else "python3"
+    return str(many.desk_of(home.entry, _PATIENCE_S).about()["python"])
 
 
 def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> order.Source | None:

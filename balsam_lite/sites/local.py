@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class LocalDesk:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def about(self) -> Row:
-        """Version, path, whether a service is active and when it was last heard of, number of jobs."""
+        """Version, path, interpreter, whether a service is active and when it was last heard of, number of jobs."""
         from ..db.store import leases  # here, not above: it takes as long to import as all the rest
 
         with self.database.read() as cx:
@@ -55,8 +56,14 @@ class LocalDesk:
             and not service.lease.holder.is_provably_dead()
         )
         last_refresh = service.lease.heartbeat_us if service else None
-        path = self.database.directory
-        return {"version": __version__, "path": path, "is_active": is_active, "last_refresh": last_refresh, "jobs": jobs}
+        return {
+            "version": __version__,
+            "path": self.database.directory,
+            "python": sys.executable,
+            "is_active": is_active,
+            "last_refresh": last_refresh,
+            "jobs": jobs,
+        }
 
     def select(
         self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None

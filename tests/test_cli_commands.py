@@ -915,6 +915,17 @@ def test_that_launcher_refuses_what_makes_no_sense(balsam: Balsam, launched: lis
     assert launched == []
 
 
+def test_that_tags_alone_say_which_jobs_a_launcher_runs(balsam: Balsam, launched: list[tuple[str, Any]]) -> None:
+    assert balsam("launcher", "--job-mode", "serial", "--tag", "k=v", "--tag", "n=1")[0] == 7
+    assert (launched[0][1].workflow_filter, launched[0][1].tags) == (None, (("k", "v"), ("n", "1")))
+
+
+def test_that_a_launcher_without_jobs_to_choose_is_told_the_ways_to_choose_them(balsam: Balsam) -> None:
+    code, _, err = balsam("launcher", "--job-mode", "serial")
+    assert code == 2
+    assert all(name in err for name in ("--consume-all", "--wf-filter", "--tag"))
+
+
 # --- a DB that cannot be written --------------------------------------------------------------------------------------
 
 

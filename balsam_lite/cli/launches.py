@@ -24,7 +24,7 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 
 
 @click.command(cls=BalsamCommand)
-@option("--consume-all", is_flag=True, help="Run all jobs.")
+@option("--consume-all", is_flag=True, help="Run all jobs; with --tag, all that have it, as without.")
 @option("--wf-filter", metavar="NAME", help=_FILTER)
 @option("--job-mode", type=click.Choice(spec.JOB_MODES), help=f"{_MODE} Needed, unless each --part says it.")
 @option(
@@ -65,16 +65,19 @@ def launcher(
     tag: Sequence[str],
     parts: Sequence[str],
 ) -> int:
-    """Run jobs from here until none is left or the time is up.
+    """Run jobs from here until none is left or the time is up: all, those of a workflow, or those with some tags.
 
     \b
     Examples:
         balsam launcher --consume-all --job-mode serial
+        balsam launcher --tag kind=large --job-mode mpi
         balsam launcher --wf-filter test --job-mode serial --nodes 2 --time-limit-minutes 10
         balsam launcher --consume-all --part mpi:3:kind=large --part serial:1:kind=small
     """
-    if consume_all == (wf_filter is not None):
-        raise click.UsageError("Exactly one of --consume-all and --wf-filter is needed.")
+    if consume_all and wf_filter is not None:
+        raise click.UsageError("--consume-all means all jobs and --wf-filter some; give one of them.")
+    if not consume_all and wf_filter is None and not tag:
+        raise click.UsageError("Say which jobs to run: --consume-all, --wf-filter NAME or --tag KEY=VALUE.")
     if job_mode is None and not parts:
         raise click.MissingParameter(ctx=ctx, param=next(one for one in ctx.command.params if one.name == "job_mode"))
     if parts and (limit_nodes is not None or offset_nodes):
@@ -126,6 +129,8 @@ def submit_launch(
     dry_run: bool,
 ) -> None:
     """Submit a launcher to the batch queue. On a machine without one it runs in the background here.
+
+    It runs all jobs, unless --wf-filter or --tag say which.
 
     \b
     Examples:

@@ -149,6 +149,10 @@ class NotABalsamDB(DatabaseError):
     """There is no Balsam DB at that path."""
 
 
+class DatabaseGone(NotABalsamDB):
+    """The Balsam DB that was open was removed, moved or replaced."""
+
+
 class SchemaMismatch(DatabaseError):
     """The DB was written by another version of balsam_lite."""
 

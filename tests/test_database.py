@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from balsam_lite.errors import (
     DatabaseBusy,
     DatabaseError,
     DatabaseFull,
+    DatabaseGone,
     DatabaseReadOnly,
     InputError,
     NoDatabase,
@@ -396,6 +397,76 @@ def test_that_a_db_that_is_removed_while_open_is_an_error_and_not_made_anew(db: 
     with pytest.raises(DatabaseError), db.write():
         pass
     assert not os.path.exists(db.directory)
+
+
+def removed(db: Database) -> None:
+    shutil.rmtree(db.directory)
+
+
+def moved(db: Database) -> None:
+    os.rename(db.directory, f"{db.directory}.moved")
+
+
+def replaced(db: Database) -> None:
+    removed(db)
+    location.set_up(db.directory).close()
+
+
+@pytest.mark.parametrize("fate", [removed, moved, replaced])
+def test_that_what_is_open_says_that_the_db_is_gone_and_touches_no_other(local: Database, fate: Any) -> None:
+    insert.add_jobs(local, [{"name": "before"}])
+    fate(local)
+    said = "was replaced by another one" if fate is replaced else "is not there any more"
+    asks: list[Callable[[], Any]] = [local.changed, lambda: local.run_alone("VACUUM")]
+    asks += [lambda: local.read().__enter__(), lambda: local.write().__enter__()]
+    for ask in asks * 2:
+        with pytest.raises(DatabaseGone, match=said):
+            ask()
+    assert os.path.exists(local.path) == (fate is replaced)
+    local.close()
+    if fate is replaced:
+        with local.read() as cx:
+            assert queries.state_counts(cx) == {}
+    else:
+        with pytest.raises(DatabaseGone, match="is not there any more"), local.read():
+            pass
+
+
+def test_that_who_waits_for_the_db_while_it_is_removed_hears_of_it(local: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[BaseException] = []
+    waits = threading.Event()
+    monkeypatch.setattr(connection, "_is_busy", lambda exc: waits.set() or "locked" in str(exc))
+
+    def add() -> None:
+        try:
+            insert.add_jobs(local, [{"name": "late"}])
+        except DatabaseGone as exc:
+            heard.append(exc)
+
+    other = same_way(local)
+    with other.write():
+        thread = threading.Thread(target=add)
+        thread.start()
+        assert waits.wait(10)
+        os.unlink(local.path)
+    thread.join(10)
+    assert len(heard) == 1
+    other.close()
+
+
+def test_that_a_launcher_ends_with_a_sentence_when_its_db_is_gone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, BALSAM_IDLE_TTL_S="60")
+    bench.app("sleep", "sleep 60")
+    [job] = bench.add([{"application": "sleep"}])
+    launcher = bench.launch()
+    bench.wait_for(job, "RUNNING")
+    moved(bench.db)
+    assert launcher.wait(20) == 1
+    log = Path(f"{bench.directory}.moved", "log", "stderr").read_text()
+    assert f"The lease is lost with its DB: The DB {bench.directory} is not there any more." in log
+    assert "Traceback" not in log
+    assert not os.path.exists(bench.directory)
+    bench.close()
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------

@@ -493,6 +493,14 @@ def test_that_the_service_stops_when_the_db_was_removed(desk):
     assert desk.scheduler.submitted == []
 
 
+def test_that_the_service_ends_quietly_when_the_db_is_gone_before_its_last_word(desk):
+    desk.service.stop("signal SIGTERM")
+    desk.add(1)
+    os.rename(desk.db.directory, f"{desk.db.directory}.removed")
+    assert main._run(desk.service) == 1
+    assert not desk.service.holds_lease
+
+
 def test_that_the_service_stops_when_another_db_lies_there_and_leaves_that_ones_leases_alone(desk):
     os.rename(desk.db.directory, f"{desk.db.directory}.removed")
     other = location.create(desk.db.directory)

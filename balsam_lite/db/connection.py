@@ -24,6 +24,7 @@ from ..errors import (
     DatabaseBusy,
     DatabaseError,
     DatabaseFull,
+    DatabaseGone,
     DatabaseReadOnly,
     LostSession,
     NotABalsamDB,
@@ -52,6 +53,7 @@ class _ThreadState(threading.local):
     """What one thread has open."""
 
     connection: sqlite3.Connection | None = None
+    file: tuple[int, int] | None = None  # what the connection has open
     transaction = ""  # "", "read" or "write"
     lock: SessionLock | None = None  # of the session that is open on a shared file system
 
@@ -69,7 +71,8 @@ class Database:
     """The database of one directory, whichever way it must be opened.
 
     Safe to share between threads, each of which gets its own connection, and across a fork, after which the child opens
-    anew. All methods raise DatabaseError or one of its kinds where SQLite fails.
+    anew. All methods raise DatabaseError or one of its kinds where SQLite fails. On a local disk a connection stays open, so
+    each transaction looks whether that file still lies there: DatabaseGone, until `close`, if it does not.
     """
 
     def __init__(self, directory: str, access: str, *, busy_timeout_s: float = 60.0, expiry_s: float = 120.0) -> None:
@@ -172,6 +175,7 @@ class Database:
         with self.session(), _translated(self.directory):
             cx = self._connection()
             self._refuse_if_lost()
+            self._refuse_if_gone()
             self._patiently(lambda: rows.extend(cx.execute(statement)))
         return rows
 
@@ -183,6 +187,7 @@ class Database:
         if self.access != filesystem.LOCAL:
             return True
         with _translated(self.directory):
+            self._refuse_if_gone()
             version = int(self._connection().execute("PRAGMA data_version").fetchone()[0])
         changed, self._seen_version = version != self._seen_version, version
         return changed
@@ -226,6 +231,20 @@ class Database:
 
     # --- connections --------------------------------------------------------------------------------------------------
 
+    def _refuse_if_gone(self) -> None:
+        """Raise DatabaseGone if another file than the open one lies there, or none: nobody would see what is written.
+
+        It is not opened: to close it again would drop SQLite's locks. Network file systems may give a file a new number, but
+        there each session opens it anew.
+        """
+        if self.access != filesystem.LOCAL:
+            return
+        if self._file_there() != self._thread().file:
+            raise DatabaseGone(
+                f"The DB {self.directory} was replaced by another one; the one that this program has open is gone.",
+                hint="Start the program again to use the new one.",
+            )
+
     def _refuse_if_lost(self) -> None:
         lock = self._thread().lock
         if lock is not None and lock.is_lost():
@@ -234,6 +253,15 @@ class Database:
                 "while it had it. Nothing was written.",
                 hint="Try again. LEASE_EXPIRY_S says how long is too long; it must be the same on all hosts.",
             )
+
+    def _file_there(self) -> tuple[int, int]:
+        file = file_at(self.path)
+        if file is None:
+            raise DatabaseGone(
+                f"The DB {self.directory} is not there any more.",
+                hint="It was removed or moved; `balsam site ls` shows the known ones.",
+            )
+        return file
 
     def _abandon(self) -> None:
         """Close without touching the file, which is somebody else's: no checkpoint, as SQLite makes one when it closes."""
@@ -261,6 +289,7 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         path = _quoted(self.path)
+        self._thread().file = self._file_there()
         try:
             cx = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0, isolation_level=None)
         except sqlite3.Error as exc:
@@ -294,12 +323,13 @@ class Database:
     def _begin(self, cx: sqlite3.Connection, statement: str) -> None:
         def begin() -> None:
             cx.execute(statement)
-            if statement == "BEGIN":
-                try:
-                    cx.execute("PRAGMA schema_version").fetchone()  # takes the read lock, which may be busy for a moment
-                except sqlite3.Error:
+            try:
+                self._refuse_if_gone()  # whoever removes it may have held the lock until now
+                cx.execute("PRAGMA schema_version").fetchone()  # takes the read lock, which may be busy for a moment
+            except BaseException:
+                if cx.in_transaction:
                     cx.execute("ROLLBACK")
-                    raise
+                raise
 
         self._patiently(begin)
 
@@ -335,6 +365,17 @@ def refuse_unsafe(directory: str) -> None:
             hint="Opened this way from several hosts it would lose jobs. `balsam init --access shared "
             f"{directory}` sets it up for a shared file system.",
         )
+
+
+def file_at(path: str) -> tuple[int, int] | None:
+    """What tells a file from another one that gets its name; None where there is none. Raises DatabaseError."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise DatabaseError(f"{path} cannot be looked at: {exc}") from exc
+    return found.st_dev, found.st_ino
 
 
 def _quoted(path: str) -> str:

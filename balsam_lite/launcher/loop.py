@@ -19,7 +19,7 @@ from ..db.store import claims, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
-from ..errors import DatabaseError, LostLease
+from ..errors import DatabaseError, DatabaseGone, LostLease
 from ..settings import Settings
 from .failpoints import failpoint
 from .nodes import Place, Pool
@@ -400,6 +400,8 @@ class Launcher:
                 try:
                     self._hand_back(unstarted)
                     unstarted = []
+                except DatabaseGone as exc:
+                    raise _lost(exc) from exc
                 except DatabaseError as exc:
                     log.error("The DB cannot be written: %s", exc)
                     if not len(self._runner) and self._clock.monotonic() > deadline:
@@ -456,6 +458,8 @@ class Launcher:
         return _NO_PLACE
 
     def _database_failed(self, exc: DatabaseError, now: float) -> None:
+        if isinstance(exc, DatabaseGone):
+            raise _lost(exc) from exc
         self._last_tick = self._clock.monotonic()
         if self._failing_since is None:
             self._failing_since = now
@@ -463,6 +467,11 @@ class Launcher:
         silent_s = self._last_tick - self._last_heartbeat
         if silent_s > self._silence_s:
             raise LostLease(f"The DB could not be used for {self._last_tick - self._failing_since:.0f} s: {exc}")
+
+
+def _lost(exc: DatabaseGone) -> LostLease:
+    """Its lease and its jobs went with the DB: there is nothing to wait for."""
+    return LostLease(f"The lease is lost with its DB: {exc.message}")
 
 
 def _described(shape: Shape) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..clock import SECOND_US, Clock
-from ..db import batch_queries, demand
+from ..db import batch_queries, connection, demand
 from ..db.batch_queries import BatchRow
 from ..db.connection import Connection, Database
 from ..db.demand import Work
@@ -159,7 +159,7 @@ class Service:
         self._note: dict[str, Any] = {"log": log_path}
         self._noted, self._last_heartbeat = "", -math.inf
         self._failing_since: float | None = None
-        self._file = _file_at(db.path)
+        self._file = connection.file_at(db.path)
         self.holds_lease = True
         self.stop_reason = ""
 
@@ -225,7 +225,7 @@ class Service:
 
         Some network file systems give a file a new number now and then, so it is the lease that tells.
         """
-        file = _file_at(self._db.path)
+        file = connection.file_at(self._db.path)
         if file == self._file:
             return
         if file is None:
@@ -361,17 +361,6 @@ class Service:
     def _finish_note(self) -> None:
         self._note.update(reasons=[])
         self.beat(even_if_early=True)
-
-
-def _file_at(path: str) -> tuple[int, int] | None:
-    """What tells a file from another one that gets its name; None where there is none. Raises DatabaseError."""
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise DatabaseError(f"{path} cannot be looked at: {exc}") from exc
-    return found.st_dev, found.st_ino
 
 
 def _by_shape(planned: Iterable[Work]) -> list[Work]:

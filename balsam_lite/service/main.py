@@ -25,7 +25,7 @@ from ..db import location
 from ..db.connection import Database
 from ..db.store import leases
 from ..db.store.leases import Record
-from ..errors import AnotherService, BalsamError, DatabaseReadOnly, LaunchError, LostLease
+from ..errors import AnotherService, BalsamError, DatabaseGone, DatabaseReadOnly, LaunchError, LostLease
 from ..identity import Holder
 from ..launcher import logs
 from ..launcher.process import Alarm
@@ -80,7 +80,7 @@ def _run(service: Service) -> int:
         before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
         try:
             service.run(alarm.wait)
-        except LostLease as exc:
+        except (LostLease, DatabaseGone) as exc:
             service.holds_lease = False
             log.error("%s", exc.message)
             return 1

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .identity import Holder, start_of
+from .loading import LOADING_VARIABLE
 
 #: Names the run that a process belongs to. Children inherit it, whatever session they open.
 RUN_VARIABLE = "BALSAM_RUN"
@@ -28,6 +29,7 @@ JOB_VARIABLES = (
     "BALSAM_JOB_ERROR",
     "BALSAM_LAUNCHER_NODES",
     "BALSAM_JOB_MODE",
+    LOADING_VARIABLE,
 )
 
 _MARK = RUN_VARIABLE.encode() + b"="

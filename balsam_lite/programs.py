@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO, NamedTuple
 
+from . import loading
 from .processes import JOB_VARIABLES
 
 #: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
@@ -92,8 +93,9 @@ def run(
 def run_module(module: str, *words: str) -> Completed:
     """Run a module with this Python and this package, until it ends or has left this process (see `daemon`).
 
-    It may be sent for from inside a job, and must not end with that job.
+    It may be sent for from inside a job, and must not end with that job. Not while an application is loaded (`loading`).
     """
+    loading.refuse()
     own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
     return run([sys.executable, "-m", module, *words], environ={**own, "PYTHONPATH": python_path()}, directory="/")
 

@@ -40,6 +40,7 @@ from balsam_lite.db.models import use
 from balsam_lite.launcher import call, report
 from balsam_lite.sites import many
 from balsam_lite.sites.local import LocalDesk
+from balsam_lite.sites.remote import RemoteDesk
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKSHOP = ROOT / "examples" / "workshop"
@@ -1130,7 +1131,7 @@ def test_that_a_job_that_failed_without_a_result_says_why(site: Site) -> None:
 # --- while an application is loaded -----------------------------------------------------------------------------------
 
 
-def test_that_nothing_is_written_while_an_application_is_loaded(far: registry.Entry) -> None:
+def test_that_nothing_is_written_while_an_application_is_loaded(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     one = saved("far", app_id="Far")
     with loading.going_on():
         for write in (
@@ -1161,6 +1162,11 @@ def test_that_the_page_s_scripts_do_what_it_says(tmp_path: Path, capsys: pytest.
     Site(name="thetagpu_tutorial", path=tmp_path / "thetagpu_tutorial").save()
     template = "echo Hello, {{ say_hello_to }}!"
     App(
+    monkeypatch.setenv(loading.LOADING_VARIABLE, "1")  # as in a program that its file starts
+    with pytest.raises(errors.BalsamError, match="imported only for its class"):
+        one.delete()
+    with pytest.raises(errors.BalsamError, match="imported only for its class"):
+        RemoteDesk(far._replace(host="nowhere.invalid")).delete("job", {})
         site_name="thetagpu_tutorial", name="Hello", command_template=template, parameters={"say_hello_to": {"required": True}}
     ).save()
 

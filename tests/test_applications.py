@@ -24,6 +24,7 @@ from balsam_lite.db import registry
 from balsam_lite.db.store import outcomes, user
 from balsam_lite.errors import (
     ApplicationLost,
+    BalsamError,
     InvalidApplication,
     InvalidRun,
     InvalidSpec,
@@ -34,8 +35,10 @@ from balsam_lite.errors import (
     UnknownApp,
     UnknownSite,
 )
-from balsam_lite.launcher import application, call, commands, dag, function, order, report
+from balsam_lite.launcher import application, call, commands, dag, function, order, report, resources
+from balsam_lite.launcher.main import run_launcher
 from balsam_lite.launcher.order import Source
+from balsam_lite.launcher.parts import run_parts
 
 HEADER = "from balsam_lite.api import ApplicationDefinition, Job, BatchJob\n"
 
@@ -245,6 +248,31 @@ def test_that_a_script_is_read_up_to_where_it_writes_and_writes_nothing(site, tm
     assert 'under `if __name__ == "__main__":`' in str(caught.value) and str(path) in str(caught.value)
     assert Job.objects.count() == 0 and App.objects.get(name="Early").kind == "command"
     assert not loading.is_going_on()
+
+
+STARTER = """
+    import subprocess, sys
+    class Early(ApplicationDefinition):
+        site = "here"
+        command_template = "p"
+    words = ["job", "create", "--app", "Early", "--workdir", "x", "--yes"]
+    done = subprocess.run([sys.executable, "-m", "balsam_lite.cli", *words], capture_output=True, text=True)
+"""
+
+
+def test_that_a_command_that_a_file_starts_writes_nothing_while_the_file_is_imported(site, tmp_path, monkeypatch):
+    site.app("Early", "true")
+    made = application.load(Source(str(written(tmp_path, "starter", STARTER)), "Early"))
+    done = sys.modules[made.__module__].done
+    assert done.returncode == 1 and "imported only for its class" in done.stderr
+    assert Job.objects.count() == 0
+    assert not loading.is_going_on(), "what a hook starts after that may write"
+    monkeypatch.setenv(loading.LOADING_VARIABLE, "1")
+    options = resources.LauncherOptions()
+    for start in (lambda: run_launcher(site.directory, options), lambda: run_parts(site.directory, options, [])):
+        with pytest.raises(BalsamError, match="imported only for its class"):
+            start()
+    assert b"BALSAM_LOADING" not in commands.make_context(site.directory, 1, 1, "serial", os.environb).environ
 
 
 def test_that_what_is_lost_is_told_with_file_class_and_reason(site, tmp_path):

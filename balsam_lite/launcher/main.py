@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
 
+from .. import loading
 from ..clock import Clock, SystemClock
 from ..db import batch_queries, location, reasons
 from ..db.batch_queries import BatchRow
@@ -89,6 +90,7 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
     Raises:
         InputError, SettingsError, DatabaseError, LaunchError: it could not start; nothing was taken.
     """
+    loading.refuse()
     settings = Settings.load(db_directory)
     batch = resources.where_am_i(options, settings, os.environ)
     found = resources.survey(options, settings, batch, os.environ)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from .. import loading
 from ..errors import SpawnFailed
 from ..partitions import Partition, check_sum
 from ..programs import python_path
@@ -35,6 +36,7 @@ def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Parti
     Raises:
         InvalidSpec: the parts are not all of the nodes. LaunchError: the nodes are not to be found out. SpawnFailed.
     """
+    loading.refuse()
     total = sum(part.num_nodes for part in parts)
     batch = resources.where_am_i(options, Settings.load(db_directory), os.environ)
     check_sum(parts, resources.count_nodes(options, batch) or total)

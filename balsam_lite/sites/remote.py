@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import __version__, programs
+from .. import __version__, loading, programs
 from ..db.registry import Entry
 from ..errors import BalsamError, NotABalsamDB, RemoteError, SiteUnreachable
 from . import silence, ssh, wire
@@ -110,6 +110,8 @@ class RemoteDesk:
         db = ssh.path_there(self.entry.path)
         request = wire.write_request(wire.Request(method, arguments, db, marker=marker))
         changing = method in _CHANGING or arguments.get("verb") in ("start", "stop")
+        if changing:
+            loading.refuse()
         limit_s = CHANGING_S if changing else ABOUT_S if method == "about" else READING_S
         done = self._run(request, self._timeout_s or limit_s)
         reply = wire.find_answer(done.stdout, marker)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from balsam_lite import states
-from balsam_lite.clock import SystemClock
+from balsam_lite.clock import SECOND_US, SystemClock
 from balsam_lite.db import location, registry
 from balsam_lite.db.store import claims, insert, leases
 from balsam_lite.errors import (
@@ -253,16 +253,28 @@ def test_that_a_function_that_takes_any_parameter_is_given_any(desk):
 
 def test_that_each_change_reaches_its_job(desk):
     one, two, three = ids(desk.create("job", [job(n) for n in range(3)]))
+    moment = SystemClock.now_us() // SECOND_US * SECOND_US
     changes = [
-        {"id": one, "tags": {"k": "ü'\""}, "state": states.JOB_FINISHED, "state_data": {"why": "so"}, "state_timestamp": 99},
+        {
+            "id": one,
+            "tags": {"k": "ü'\""},
+            "state": states.JOB_FINISHED,
+            "state_data": {"why": "so"},
+            "state_timestamp": moment,
+        },
         {"id": two, "num_nodes": 4, "launch_params": {"d": "3"}, "wall_time_min": 0, "workdir": "other/place"},
         {"id": three, "parameters": {"a": "new", "b": "y"}, "data": {"x": 1}},
     ]
     assert desk.update("job", changes) == 3
     assert desk.select("job", {"tags": {"k": "ü'\""}}) == [by_id(desk, one)]
     (event,) = desk.select("event")
-    assert (event["job_id"], event["to_state"], event["data"], event["timestamp"]) == (one, "JOB_FINISHED", {"why": "so"}, 99)
-    assert by_id(desk, one)["last_update"] == 99
+    assert (event["job_id"], event["to_state"], event["data"], event["timestamp"]) == (
+        one,
+        "JOB_FINISHED",
+        {"why": "so"},
+        moment,
+    )
+    assert by_id(desk, one)["last_update"] == moment
     changed = by_id(desk, two)
     assert (changed["num_nodes"], changed["mpi_flags"], changed["wall_time_min"]) == (4, "-d 3", 1)
     assert changed["workdir"] == "other/place"
@@ -277,6 +289,9 @@ def test_that_each_change_reaches_its_job(desk):
     ({"state": "DONE"}, InvalidStateError, "There is no state 'DONE'"),
     ({"state": "RUNNING"}, StateError, "Only a launcher makes a job RUNNING"),
     ({"state_data": {"x": 1}}, InvalidSpec, "state_data and state_timestamp go with a new state"),
+    ({"state": "FAILED", "state_timestamp": 253402300799999999}, InvalidSpec, "in the future, as 9999-12-31 23:59:59 UTC"),
+    ({"state": "USER_KILLED", "state_timestamp": 2**63}, InvalidSpec, "not lie in the future, as 9223372036854775808 µs"),
+    ({"state": "FAILED", "state_timestamp": -62135596800000000}, InvalidSpec, "must not lie before the job was created"),
     ({"state": "FAILED", "state_data": "x"}, InvalidSpec, "state_data must be a mapping"),
     ({"parameters": {}}, InvalidSpec, "Missing required parameters: {'a'}"),
     ({"workdir": "../x"}, InvalidSpec, "below the data directory"),
@@ -297,11 +312,20 @@ def test_that_a_change_that_cannot_be_leaves_all_jobs_as_they_were(desk, change,
 
 def test_that_what_is_said_with_a_kill_is_kept(desk):
     desk.create("job", [job()])
-    said = {"message": "no use", "by": "me"}
-    desk.update("job", [{"id": 1, "state": "USER_KILLED", "state_data": said, "state_timestamp": 7}])
+    said, moment = {"message": "no use", "by": "me"}, SystemClock.now_us() - 1
+    desk.update("job", [{"id": 1, "state": "USER_KILLED", "state_data": said, "state_timestamp": moment}])
     (event,) = desk.select("event")
-    assert (event["data"], event["timestamp"]) == (said, 7)
+    assert (event["data"], event["timestamp"]) == (said, moment)
     assert desk.result(1)["message"] == "no use"
+
+
+def test_that_children_follow_now_whatever_time_is_given_for_their_parent(desk):
+    (parent,) = ids(desk.create("job", [job(0)]))
+    moment = SystemClock.now_us() - 1
+    desk.create("job", [{**job(1), "parent_ids": [parent]}])
+    desk.update("job", [{"id": parent, "state": "FAILED", "state_timestamp": moment}])
+    at, of_child = (event["timestamp"] for event in desk.select("event", {"to_state": "FAILED"}, "timestamp"))
+    assert at == moment < by_id(desk, parent + 1)["created"] < of_child
 
 
 def test_that_changes_need_jobs_that_exist_once(desk):

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import states
+from ..clock import SECOND_US, SystemClock
 from ..db import location, queries, selection
 from ..db.connection import Connection, Database
 from ..db.store import insert, user
-from ..errors import BalsamError, InputError, UnknownJob
+from ..errors import BalsamError, InputError, InvalidSpec, UnknownJob
 from ..settings import Settings
 from . import job_rows
 from .desk import Row
@@ -22,6 +23,8 @@ from .desk import Row
 #: States in which a function has ended, so that there may be its result.
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
 _LARGEST_RESULT_BYTES = 16 * 1024 * 1024
+#: Clocks of hosts differ, and many give a time in whole seconds.
+_CLOCKS_DIFFER_US = 60 * SECOND_US
 #: So many numbers are named in an error.
 _NAMED = 5
 
@@ -122,7 +125,32 @@ def _carry_out(
     if change.state is not None:
         said = change.data.get("message")  # the history shows that one, too
         message = said if isinstance(said, str) else ""
+        if change.time_us is not None:
+            _refuse_time(cx, numbers, change.time_us)
         user.set_state(db, numbers, change.state, message, data=change.data, time_us=change.time_us)
+
+
+def _refuse_time(cx: Connection, numbers: Sequence[int], time_us: int) -> None:
+    """Raises InvalidSpec if a state cannot have been entered at that time: it would spoil histories and plots."""
+    if time_us > SystemClock.now_us() + _CLOCKS_DIFFER_US:
+        raise InvalidSpec(f"state_timestamp must not lie in the future, as {_shown(time_us)} does")
+    created = queries.columns_of(cx, numbers, ("created",))
+    early = [number for number in numbers if time_us < created[number][0] - _CLOCKS_DIFFER_US]
+    if early:
+        raise InvalidSpec(
+            f"state_timestamp must not lie before the job was created: {_shown(time_us)} is, "
+            f"job {early[0]} was created at {_shown(created[early[0]][0])}"
+        )
+
+
+def _shown(time_us: int) -> str:
+    from datetime import datetime, timedelta, timezone
+
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=time_us)
+    except OverflowError:
+        return f"{time_us} µs since 1970"
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------------

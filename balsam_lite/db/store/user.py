@@ -74,7 +74,8 @@ def set_state(
 
     Setting CREATED repeats everything, so such a job waits for its parents again. A new start has a new restart budget.
     A job's own script may set its state too, although a launcher holds it; RESTART_READY then counts as a restart. `by` is
-    what the history says where there is no `message` and no script. `data` and `time_us` become those of the event.
+    what the history says where there is no `message` and no script. `data` and `time_us` become those of the event; what
+    follows for children happens now.
 
     Raises:
         InvalidStateError, InvalidSpec. StateError: a job is RUNNING or held by a launcher, or it was killed and its own
@@ -91,7 +92,8 @@ def set_state(
 
 
 def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Said, hook: Hook | None) -> int:
-    now = SystemClock.now_us() if said.time_us is None else said.time_us
+    now = SystemClock.now_us()
+    when = now if said.time_us is None else said.time_us
     query = "SELECT id, state, lease, attempt, job_id, name FROM job WHERE id IN (SELECT value FROM json_each(?))"
     rows = cx.execute(query, (id_list(ids),)).fetchall()
     own = [row for row in rows if hook and row[0] == hook.job and row[4] == hook.job_id]
@@ -102,12 +104,12 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Sai
                 f"Job {name} [{job_id[:8]}] is {old} and held by launcher {lease}; its state cannot be changed now.",
                 hint="`balsam killjob` stops it; wait until it has ended to do anything else with it.",
             )
-    moves = [Move(row[0], (row[1], state), now, (said.message or said.by,), (said.data,)) for row in others if row[1] != state]
+    moves = [Move(row[0], (row[1], state), when, (said.message or said.by,), (said.data,)) for row in others if row[1] != state]
     move(cx, moves, states.USER, "restarts = 0, retries = 0" if state not in states.END_STATES else "")
     _tell_children(cx, moves, now)
     if state in (states.CREATED, states.AWAITING_PARENTS):
         graph.wait_for_parents(cx, [m.job for m in moves], now)
-    return len(moves) + sum(_set_own_state(cx, row, state, said, hook, now) for row in own if hook)
+    return len(moves) + sum(_set_own_state(cx, row, state, said, hook, when) for row in own if hook)
 
 
 def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said: Said, hook: Hook, now: int) -> int:
@@ -174,7 +176,8 @@ def kill(
     The launcher that runs one stops its processes and lets go of it. Children that waited for a killed job become FAILED.
     """
     jobs = list(ids)
-    now = SystemClock.now_us() if time_us is None else time_us
+    now = SystemClock.now_us()
+    when = now if time_us is None else time_us
     said = with_payload(data)
     moves: list[Move] = []
     running = 0
@@ -187,7 +190,7 @@ def kill(
                     AND state NOT IN ({sql_list(states.END_STATES)})""",
                 (id_list(piece),),
             ).fetchall()
-            moves += [Move(job, (state, states.USER_KILLED), now, (message,), (said,)) for job, state, _ in rows]
+            moves += [Move(job, (state, states.USER_KILLED), when, (message,), (said,)) for job, state, _ in rows]
             running += sum(lease is not None for _, _, lease in rows)
         move(cx, moves, states.USER)
         graph.parents_failed(cx, [m.job for m in moves], now)

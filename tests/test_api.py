@@ -877,6 +877,24 @@ def test_that_applications_are_found_and_changed(two: tuple[Site, Site]) -> None
     assert Job.objects.count() == 0 and App.objects.filter(name="Hello").count() == 1
 
 
+def test_that_an_application_shows_what_its_template_needs(site: Site) -> None:
+    rules = {"b": {"required": False, "default": "x"}}
+    app = App.objects.create(site_name="a", name="new", command_template="echo {{ a }} {{ b }}", parameters=rules)
+    assert app.parameters == {"a": {"required": True}, **rules} and rules.keys() == {"b"}
+    app.command_template = "echo {{ b }} {{ c }}"
+    app.save()
+    assert app.parameters == {**rules, "c": {"required": True}} and app == App.objects.get(name="new")
+    app.command_template, app.executable = "", "true"
+    app.save()
+    assert app.kind == "command"
+    app.command_template = "echo {{"
+    with pytest.raises(errors.InvalidSpec):
+        app.save()
+    with pytest.raises(errors.InvalidSpec, match="needs a command_template or an executable"):
+        App.objects.create(site_name="a", name="nothing")
+    assert App.objects.count() == 3
+
+
 def test_that_sites_are_found_by_name_first(two: tuple[Site, Site]) -> None:
     assert Site.objects.get("b") == two[1] and Site.objects.get(name="a").id == 1 and Site.objects.get(id=2).name == "b"
     assert type(two[1].id) is int and two[1].is_active is False and two[1].path.is_dir()
@@ -1144,6 +1162,11 @@ def test_that_nothing_is_written_while_an_application_is_loaded(far: registry.En
             with pytest.raises(loading.StopLoading):
                 write()
         assert Job.objects.count() == 1
+    monkeypatch.setenv(loading.LOADING_VARIABLE, "1")  # as in a program that its file starts
+    with pytest.raises(errors.BalsamError, match="imported only for its class"):
+        one.delete()
+    with pytest.raises(errors.BalsamError, match="imported only for its class"):
+        RemoteDesk(far._replace(host="nowhere.invalid")).delete("job", {})
 
 
 # --- the workshop's page ----------------------------------------------------------------------------------------------
@@ -1162,11 +1185,6 @@ def test_that_the_page_s_scripts_do_what_it_says(tmp_path: Path, capsys: pytest.
     Site(name="thetagpu_tutorial", path=tmp_path / "thetagpu_tutorial").save()
     template = "echo Hello, {{ say_hello_to }}!"
     App(
-    monkeypatch.setenv(loading.LOADING_VARIABLE, "1")  # as in a program that its file starts
-    with pytest.raises(errors.BalsamError, match="imported only for its class"):
-        one.delete()
-    with pytest.raises(errors.BalsamError, match="imported only for its class"):
-        RemoteDesk(far._replace(host="nowhere.invalid")).delete("job", {})
         site_name="thetagpu_tutorial", name="Hello", command_template=template, parameters={"say_hello_to": {"required": True}}
     ).save()
 

@@ -423,9 +423,54 @@ def test_that_a_renamed_app_keeps_its_number_and_its_jobs(desk):
     assert [app["name"] for app in desk.select("app")] == ["Ho", "plain"]
 
 
+OPTIONAL = {"required": False, "default": "1"}
+APPS_THAT_CANNOT_RUN = [
+    ({}, "needs a command_template or an executable"),
+    ({"command_template": "echo", "executable": "echo"}, "cannot have both a command_template and an executable"),
+    ({"command_template": "echo {{ a"}, "command template cannot be used"),
+    ({"command_template": " "}, "gives an empty command line"),
+    ({"command_template": "echo {{ a }}", "parameters": {"a": OPTIONAL, "b": OPTIONAL}}, "has no b"),
+    ({"command_template": "echo {{ a }}", "parameters": {"a": 5}}, "parameter a must set 'required' to true or false, not 5"),
+    ({"command_template": "echo {{ a }}", "parameters": {"a": {"required": 1}}}, "must set 'required'"),
+    ({"command_template": "echo {{ a }}", "parameters": {"a": {"required": False}}}, "must set a 'default' text"),
+    (
+        {"command_template": "echo {{ a }}", "parameters": {"a": {"required": False, "default": 1}}},
+        "must have text for 'default'",
+    ),
+    ({"executable": "echo", "parameters": {"a b": OPTIONAL}}, "'a b' cannot be a parameter's name"),
+    ({"executable": "echo", "parameters": {"a": {**OPTIONAL, "defualt": "x"}}}, "unknown keys: defualt"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), APPS_THAT_CANNOT_RUN, ids=[said for _, said in APPS_THAT_CANNOT_RUN])
+def test_that_an_app_that_could_not_run_is_refused(empty, fields, said):
+    with pytest.raises(InvalidSpec, match=said):
+        empty.create("app", [{"name": "x", **fields}])
+    with pytest.raises(InvalidSpec):
+        empty.update("app", [{"id": 2, "executable": "", **fields}])
+    assert [app["executable"] for app in empty.select("app")] == ["", "/bin/true"]
+
+
+def test_that_what_a_template_needs_is_among_the_parameters(desk):
+    (made,) = desk.create("app", [{"name": "new", "command_template": "echo {{ a }} {{ b }}", "parameters": {"b": OPTIONAL}}])
+    assert made["parameters"] == {"a": {"required": True}, "b": OPTIONAL}
+    with pytest.raises(InvalidSpec, match=r"Missing required parameters: \{'a'\}"):
+        desk.create("job", [{"app": "new", "workdir": "n", "parameters": {"b": "2"}}])
+    desk.update("app", [{"id": made["id"], "command_template": "echo {{ b }} {{ c }}"}])
+    assert desk.select("app", {"name": "new"})[0]["parameters"] == {"b": OPTIONAL, "c": {"required": True}}
+    desk.update("app", [{"id": made["id"], "command_template": "", "executable": "true"}])
+    assert desk.select("app", {"name": "new"})[0]["kind"] == "command"
+
+
+def test_that_an_odd_app_that_others_stored_can_be_described(desk):
+    with desk.database.write() as cx:
+        cx.execute("INSERT INTO app (name, command_template) VALUES ('odd', 'echo {{')")
+    assert desk.create("app", [{"name": "odd", "description": "mend me"}])[0]["description"] == "mend me"
+
+
 def test_that_apps_that_cannot_be_are_refused_together(desk):
     for rows, kind, said in (
-        ([{"name": "x"}, {"name": ""}], InvalidSpec, "App number 2: An App needs a name, not ''"),
+        ([{"name": "x", "executable": "true"}, {"name": ""}], InvalidSpec, "App number 2: An App needs a name, not ''"),
         ([{"name": "x", "exe": "/bin/true"}], UnknownField, "has no field 'exe'"),
         ([{"executable": "/bin/true"}], InvalidSpec, "An App needs a name, not None"),
     ):

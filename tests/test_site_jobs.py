@@ -186,6 +186,13 @@ def test_that_a_job_that_cannot_be_is_refused_before_anything_is_shown(
     assert jobs(balsam) == []
 
 
+def test_that_odd_rules_that_others_stored_are_no_traceback(balsam: Balsam, alpha: Database) -> None:
+    with alpha.write() as cx:
+        cx.execute("""UPDATE app SET parameters = '{"x": 5}' WHERE name = 'Hello'""")
+    code, _, err = balsam("job", "create", "-a", "Hello", "-w", "x", "-p", "y=1", "--site", "alpha", "-y")
+    assert (code, "Extraneous parameters (-p): {'y'}" in err, "[-p x=…]" in err) == (2, True, True), err
+
+
 def test_that_an_unknown_app_or_parent_is_named_with_what_there_is(balsam: Balsam, alpha: Database) -> None:
     code, out, err = balsam("job", "create", "-a", "Nope", "-w", "x", "--site", "alpha", "-y")
     assert (code, out) == (3, "")

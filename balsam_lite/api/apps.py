@@ -33,6 +33,7 @@ class App(Record):
     definition: dict[str, Any] = known(default={})
 
     _KIND = "app"
+    _LEADING = frozenset({"command_template", "parameters", "executable"})  # these lead to the kind and to more parameters
     _REQUIRED = ("name",)
     _CONDITIONS = {"id": "ids", "name": "words", "site_id": "site", "site_name": "site", "site_path": "text"}
     _ORDERS = ("id", "name")
@@ -44,7 +45,9 @@ class App(Record):
         home = placing.one_site(given)
         if home.desk.count("app", {"name": given["name"]}):
             raise DuplicateApp(f"The site {home.entry.name} has an App {given['name']!r} already.")
-        self._created(home.desk.create("app", [placing.without_site(given)])[0], home)
+        made = home.desk.create("app", [placing.without_site(given)])[0]
+        self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
+        self._created(made, home)
 
     def delete(self) -> None:
         """Remove it with all its jobs. Raises DoesNotExist, StateError: a launcher holds one of them; ParentInUse."""

@@ -33,6 +33,7 @@ class Record:
     _REQUIRED: ClassVar[tuple[str, ...]] = ()
     _CONDITIONS: ClassVar[Mapping[str, str]]  # of `filter` -> their kind, see `query`
     _ORDERS: ClassVar[tuple[str, ...]] = ()  # fields by which `order_by` sorts
+    _LEADING: ClassVar[frozenset[str]] = frozenset({"state"})  # fields that others follow: after a change the row is read anew
     _FIELDS: ClassVar[dict[str, Field]]
     _CHECKS: ClassVar[dict[str, Any]]  # field that the constructor takes -> its check
 
@@ -169,7 +170,7 @@ class Record:
         if changes:
             self._site.desk.update(self._KIND, [{"id": self._row["id"], **changes}])
         self._saved(changes)
-        if "state" in changes:  # which others follow
+        if not self._LEADING.isdisjoint(changes):
             self.refresh_from_db()
 
     def _create(self) -> None:

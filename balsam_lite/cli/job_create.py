@@ -122,12 +122,17 @@ def _check_parameters(application: Row, given: Collection[str]) -> None:
     if application["kind"] == "command":
         return  # a command line without places for parameters; its jobs may carry some for their scripts
     known = application["parameters"]
-    missing = [name for name, rule in known.items() if rule.get("required") and name not in given]
+    missing = [name for name, rule in known.items() if _is_required(rule) and name not in given]
     if missing:
         raise InvalidSpec(f"Missing required parameters (-p): {_set(missing)}", hint=_usage(application))
     extra = [name for name in given if name not in known]
     if extra and not application["definition"].get("open"):  # `run` that takes whatever there is
         raise InvalidSpec(f"Extraneous parameters (-p): {_set(extra)}", hint=_usage(application))
+
+
+def _is_required(rule: Any) -> bool:
+    """Of a rule that others may have stored, without a check."""
+    return isinstance(rule, Mapping) and bool(rule.get("required"))
 
 
 def _set(names: Collection[str]) -> str:
@@ -138,7 +143,7 @@ def _usage(application: Row) -> str:
     words = []
     for name, rule in application["parameters"].items():
         word = f"-p {name}=…"
-        words.append(word if rule.get("required") else f"[{word}]")
+        words.append(word if _is_required(rule) else f"[{word}]")
     return f"{application['name']} takes: {' '.join(words) or 'none'}"
 
 

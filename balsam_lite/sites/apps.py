@@ -12,17 +12,18 @@ from ..db import selection
 from ..db.connection import Connection, Database
 from ..db.store import apps
 from ..errors import BalsamError, InvalidSpec, NotFound, UnknownApp
-from . import jobs
+from . import app_rows, jobs
 from .desk import Row
 
 
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:
     """Register applications; one that exists under that name is changed. Returns them as they are then, in order.
 
-    With `rename_from` the application of that name, if there is one, gets the new name; its number and its jobs stay.
+    Names that a command template has and `parameters` has not are required parameters. With `rename_from` the application
+    of that name, if there is one, gets the new name; its number and its jobs stay.
 
     Raises:
-        UnknownField, InvalidSpec, DuplicateApp: with the number of the row if there are several.
+        UnknownField, InvalidSpec (it could not run), DuplicateApp: with the number of the row if there are several.
     """
     with db.write() as cx:
         return [_put(cx, row, number if len(rows) > 1 else 0) for number, row in enumerate(rows, 1)]
@@ -38,13 +39,25 @@ def _put(cx: Connection, row: Row, number: int) -> Row:
             _rename(cx, before, name)
         if selection.count_apps(cx, {"name": name}):
             apps.update_app(cx, name, values)
+            _settle(cx, name, values)
         else:
             apps.add_app(cx, values)
+            _settle(cx, name, {"executable": "", **values})
     except BalsamError as exc:
         if number:
             raise type(exc)(f"App number {number}: {exc.message}", hint=exc.hint) from exc
         raise
     return selection.apps(cx, {"name": name})[0]
+
+
+def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
+    """Check an application to which these values were just given, and add to its parameters what its template has."""
+    if app_rows.DECISIVE.isdisjoint(values):
+        return
+    (row,) = selection.apps(cx, {"name": name})
+    parameters = app_rows.parameters_of(row, are_given="parameters" in values)
+    if parameters != row["parameters"]:
+        apps.update_app(cx, name, {"parameters": parameters})
 
 
 def _rename(cx: Connection, before: str, name: str) -> None:
@@ -73,6 +86,7 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
                 name = values["name"]
             if values:
                 apps.update_app(cx, name, values)
+                _settle(cx, name, values)
     return len(changes)
 
 

@@ -30,6 +30,30 @@ def test_that_names_of_this_hosts_gpus_are_not_taken_for_those_of_other_nodes(
     assert {node.name: tuple(node.gpu_load) for node in found.nodes} == wanted
 
 
+@pytest.mark.parametrize(
+    ("there", "nodes", "batch", "dealt"),
+    [
+        ((), None, None, [("0", "1"), ("2",)]),  # the host is the node
+        ((), 2, None, [("0", "1", "2"), ("3", "4", "5")]),
+        ((), None, Allocation("LocalScheduler", "7", 2), [("0", "1", "2"), ("3", "4", "5")]),
+        (("4", "5"), None, None, [("4",), ("5",)]),
+        (("4", "5"), 2, None, [("4",), ("5",)]),
+        (("4", "5", "6", "7"), 1, None, [("4", "5", "6")]),
+    ],
+)
+def test_that_shares_of_a_host_have_together_no_more_gpus_than_it_is_said_to_have_or_has(
+    monkeypatch: pytest.MonkeyPatch,
+    there: tuple[str, ...],
+    nodes: int | None,
+    batch: Allocation | None,
+    dealt: list[tuple[str, ...]],
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: there)
+    monkeypatch.setattr(machine, "cpu_numbers", lambda: (0, 1))
+    found = resources.survey(LauncherOptions(nodes=nodes), Settings(GPUS_PER_NODE=3), batch, {})
+    assert [tuple(node.gpu_load) for node in found.nodes] == dealt
+
+
 @pytest.mark.parametrize(("of_batch", "elsewhere"), [(None, ()), (0, ()), (2, ("0", "1"))])
 def test_that_a_node_that_finds_no_gpu_has_what_the_batch_job_says_and_not_those_of_rank_0(
     of_batch: int | None, elsewhere: tuple[str, ...]

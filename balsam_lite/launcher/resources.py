@@ -143,11 +143,22 @@ def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:
+    """Shares of this host. Where nobody has said how many there are, what the user says of a node is said of the host."""
     number, cpus = _number_of_shares(options, batch), machine.cpus()
-    per_node = _gpus_per_node(options, settings)
-    _refuse_too_many(number, (per_node or 0) * number)
-    found = machine.gpus() if per_node is None else tuple(map(str, range(per_node * number)))
+    per_node, asked = _gpus_per_node(options, settings), number if options.nodes or batch else 1
+    _refuse_too_many(number, (per_node or 0) * asked)
+    found = _gpus_of_host(None if per_node is None else per_node * asked)
     return _chosen(divide_host(number, settings.CPUS_PER_NODE * number or cpus, found), options)
+
+
+def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
+    """The GPUs of this host, at most so many. Where it shows none, the user is believed, who may try out a larger machine."""
+    if wanted == 0:
+        return ()
+    found = machine.gpus()
+    if wanted is None:
+        return found
+    return found[:wanted] or tuple(map(str, range(wanted)))
 
 
 def _cpus_of_shares(options: LauncherOptions, batch: Allocation | None) -> tuple[int, ...]:

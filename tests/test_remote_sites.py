@@ -477,9 +477,12 @@ def test_that_a_host_without_balsam_is_told_with_the_option_that_helps(far: Far,
 
 
 def test_that_a_directory_without_a_db_is_told(far: Far, stub_there: str, tmp_path: Path) -> None:
-    with pytest.raises(SiteUnreachable, match="there is no Balsam DB at that path") as caught:
-        RemoteDesk(Entry(1, "far", str(tmp_path), HOST, stub_there)).about()
-    assert f"balsam init {tmp_path}" in caught.value.hint
+    for number, is_known in ((1, True), (0, False)):  # one that is being added cannot be forgotten
+        with pytest.raises(SiteUnreachable) as caught:
+            RemoteDesk(Entry(number, "far", str(tmp_path), HOST, stub_there)).about()
+        assert caught.value.message == f"ssh://{HOST}{tmp_path}: There is no Balsam DB in {tmp_path}"
+        assert f"balsam init {tmp_path}" in caught.value.hint
+        assert ("`balsam site forget far`" in caught.value.hint) == is_known
 
 
 def test_that_who_would_have_to_type_a_password_is_told_so_and_not_asked(far: Far) -> None:

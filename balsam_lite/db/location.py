@@ -33,12 +33,12 @@ def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -
         raise NotABalsamDB("The path of the DB is empty (from --db)", hint="`balsam which --list` shows the known ones.")
     for named, source in ((explicit, "--db"), *((environ.get(name), name) for name in (DB_VARIABLE, SITE_VARIABLE))):
         if named:
-            directory = _absolute(named)
+            directory = absolute(named)
             if is_db(directory):
                 return directory
             what = "is a file, not a directory" if os.path.isfile(directory) else "holds no Balsam DB"
             raise NotABalsamDB(f"{directory} {what} (from {source})", hint="`balsam init PATH` creates one.")
-    directory = _absolute(".")
+    directory = absolute(".")
     while not is_db(directory):
         parent = os.path.dirname(directory)
         if parent == directory:
@@ -47,7 +47,8 @@ def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -
     return directory
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """The path with its `~`, from the root on. Raises NoDatabase: it starts from a directory that is gone."""
     try:
         return os.path.abspath(os.path.expanduser(path))
     except FileNotFoundError as exc:
@@ -114,7 +115,7 @@ def set_up(directory: str, access: str | None = None) -> Database:
     """As `create`, but nobody remembers it."""
     if not directory:
         raise InputError("The path of the new DB is empty")
-    directory = _absolute(directory)
+    directory = absolute(directory)
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise InputError(f"{directory} is not a directory")
     try:
@@ -177,7 +178,7 @@ def resolve(name: str) -> str:
     """
     from . import registry
 
-    path = _absolute(name)
+    path = absolute(name)
     if is_db(path):
         return path
     if os.path.isdir(path) and os.sep in name:

@@ -21,7 +21,7 @@ def respond(line: bytes, db: str | None = None) -> str:
     try:
         request = wire.read_request(line)
         marker = request.marker
-        return wire.write_answer(marker, _carried_out(request, request.db or db))
+        return wire.write_answer(marker, _carried_out(request, db))
     except BalsamError as exc:
         return wire.write_error(marker, exc)
     except Exception as exc:  # noqa: BLE001  # who asks must get an answer; a traceback would not reach anybody
@@ -35,7 +35,7 @@ def _carried_out(request: wire.Request, db: str | None) -> Any:
         raise InvalidSpec(f"There is no method {request.method!r}.", hint=f"There are: {', '.join(wire.METHODS)}")
     from .local import LocalDesk
 
-    database = location.open_database(location.find(db))
+    database = location.open_database(location.absolute(request.db) if request.db else location.find(db))
     try:
         desk: Desk = LocalDesk(registry.at(database.directory), database)
         return getattr(desk, request.method)(**request.arguments)

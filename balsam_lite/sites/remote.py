@@ -152,8 +152,7 @@ class RemoteDesk:
         """The error to raise here for the one that was raised there."""
         if not isinstance(error, NotABalsamDB):
             return error
-        there, name = shlex.quote(ssh.path_there(self.entry.path)), shlex.quote(self.entry.name)
-        return SiteUnreachable(
-            f"{self.entry.address}: there is no Balsam DB at that path ({error.message}).",
-            hint=f"`balsam init {there}` on that host makes one; `balsam site rm {name}` forgets the site.",
-        )
+        hint = f"`balsam init {shlex.quote(ssh.path_there(self.entry.path))}` on that host makes one."
+        if self.entry.number:
+            hint += f" `balsam site forget {shlex.quote(self.entry.name)}` forgets the site."
+        return SiteUnreachable(f"{self.entry.address}: {error.message}", hint=hint)

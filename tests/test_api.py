@@ -895,6 +895,17 @@ def test_that_an_application_shows_what_its_template_needs(site: Site) -> None:
     assert App.objects.count() == 3
 
 
+@pytest.mark.parametrize("name", ["a", "all", "7", "x/y"])
+def test_that_a_site_whose_name_is_refused_leaves_no_db(site: Site, tmp_path: Path, name: str) -> None:
+    with pytest.raises((errors.DuplicateSite, errors.InvalidSpec)):
+        Site(name=name, path=tmp_path / "new").save()
+    assert not (tmp_path / "new").exists() and Site.objects.count() == 1
+    Site(name="b", path=tmp_path / "new").save()
+    site.delete()
+    site.save()  # a DB that is there is registered
+    assert Site.objects.count() == 2 and App.objects.filter(site_name="a").count() == 2
+
+
 def test_that_sites_are_found_by_name_first(two: tuple[Site, Site]) -> None:
     assert Site.objects.get("b") == two[1] and Site.objects.get(name="a").id == 1 and Site.objects.get(id=2).name == "b"
     assert type(two[1].id) is int and two[1].is_active is False and two[1].path.is_dir()

@@ -60,7 +60,7 @@ class Site(Record):
         """Register it, which makes a DB in its directory if there is none; or give it its new name.
 
         Raises:
-            DuplicateSite, InvalidSpec, UnknownSite; DatabaseError: there cannot be a DB.
+            DuplicateSite, InvalidSpec, UnknownSite: no DB was made; InputError, DatabaseError: there cannot be one.
         """
         from .. import loading
 
@@ -71,8 +71,14 @@ class Site(Record):
             self._adopt(registry.rename(self._row["id"], self._changed["name"]))
 
     def _create(self) -> None:
-        directory = location.set_up(self._changed["path"]).directory
-        self._adopt(registry.add(directory, self._changed["name"]))
+        from ..sites import manage
+
+        path, name = self._changed["path"], self._changed["name"]
+        directory = location.absolute(path)
+        if path and not location.is_db(directory):
+            self._adopt(manage.create(directory, name)[0])
+        else:
+            self._adopt(registry.add(location.set_up(path).directory, name))
 
     def _adopt(self, entry: Entry) -> None:
         self._home = home_of(entry)

@@ -895,6 +895,21 @@ def test_that_an_application_shows_what_its_template_needs(site: Site) -> None:
     assert App.objects.count() == 3
 
 
+def test_that_objects_know_their_site_under_its_new_name(two: tuple[Site, Site]) -> None:
+    before, pickled = saved("a"), pickle.dumps(saved("a"))
+    two[0].name = "renamed"
+    two[0].save()
+    assert before.site_name == "renamed" and before.id.site.name == "renamed" and before == Job.objects.get(id=before.id)
+    child = job(None, app_id=before.app_id, parent_ids=[before.id])
+    assert Job.objects.bulk_create([job("renamed"), child])[1].site_name == "renamed"
+    assert pickle.loads(pickled).site_name == "renamed" and before.site_name == "renamed"
+    registry.rename(1, "again")  # by another process
+    assert Job.objects.filter(site_name="again").first() == before and before.site_name == "again"
+    for one in (before, pickle.loads(pickled)):
+        put(one, "FAILED")
+    assert Job.objects.wait([before, *Job.objects.filter(id=before.id)], timeout=0).not_done == []
+
+
 @pytest.mark.parametrize("name", ["a", "all", "7", "x/y"])
 def test_that_a_site_whose_name_is_refused_leaves_no_db(site: Site, tmp_path: Path, name: str) -> None:
     with pytest.raises((errors.DuplicateSite, errors.InvalidSpec)):

@@ -11,7 +11,7 @@ from ..errors import BalsamError, InputError, InvalidSpec, NotFound, UnknownApp
 from ..sites import many, selector
 from . import scope
 from .ids import Id, is_same_site
-from .scope import Home, Question, home_of
+from .scope import Home, Question, home_at, home_of
 
 _SITE = ("site_id", "site_name")
 
@@ -69,9 +69,9 @@ class Placer:
                 raise InvalidSpec(f"The application {app.__name__} belongs to the site {own.entry.name}.")
             return own, {"app": app.__name__}
         if home is None and isinstance(app, Id):
-            home = home_of(app.site)
+            home = home_at(app.site)
         if home is None and near is not None:
-            home = home_of(near)
+            home = home_at(near)
         if isinstance(app, str):
             return home or _home_with({"name": app}, f"{app!r}"), {"app": app}
         home = home or _home_with({"id": app}, f"number {app}")

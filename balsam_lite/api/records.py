@@ -10,7 +10,7 @@ from .. import loading
 from ..errors import InputError, InvalidSpec, NotFound, StateError
 from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
 from .ids import Id, is_same_site
-from .scope import Home, home_of
+from .scope import Home, home_at
 
 R = TypeVar("R", bound="Record")
 
@@ -269,7 +269,7 @@ class Record:
 
     def __setstate__(self, state: Any) -> None:
         entry, self._row, self._changed, self._seen = state
-        self._home = entry and home_of(entry)
+        self._home = entry and home_at(entry)
 
 
 def _error(cls: type, name: str, base: type[Exception]) -> Any:

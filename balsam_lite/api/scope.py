@@ -21,11 +21,15 @@ T = TypeVar("T")
 
 
 class Home:
-    """A site as the objects from there know it."""
+    """A site as the objects from there know it; one for each place, so that they still do after it got another name."""
 
     __slots__ = ("_desk", "entry", "id")
 
     def __init__(self, entry: Entry) -> None:
+        self.know(entry)
+
+    def know(self, entry: Entry) -> None:
+        """This is what the registry says of it now."""
         self.entry = entry
         self.id = maker(entry)
         self._desk: Desk | None = None
@@ -38,15 +42,21 @@ class Home:
         return self._desk
 
 
-_homes: dict[Entry, Home] = {}
+_homes: dict[tuple[str, str], Home] = {}  # by host and path
 
 
 def home_of(entry: Entry) -> Home:
-    """The one Home of a site."""
-    found = _homes.get(entry)
-    if found is None:
-        found = _homes.setdefault(entry, Home(entry))
+    """The one Home of a site, which the registry knows as `entry` now."""
+    found = home_at(entry)
+    if found.entry != entry:
+        found.know(entry)
     return found
+
+
+def home_at(entry: Entry) -> Home:
+    """The same for an entry that may be old: that of an Id, or of what was pickled."""
+    place = entry.host, entry.path
+    return _homes.get(place) or _homes.setdefault(place, Home(entry))
 
 
 # --- sites ------------------------------------------------------------------------------------------------------------
@@ -77,7 +87,7 @@ def named(site: Any) -> Entry:
         UnknownSite.
     """
     if isinstance(site, Entry):
-        return site
+        return home_at(site).entry
     word = str(site)
     try:
         return registry.named(word)
@@ -158,7 +168,7 @@ def _sites_of(given: list[Any]) -> list[Entry]:
     kinds = {type(one) for one in given}
     if not all(issubclass(kind, Id) for kind in kinds):
         return []
-    return sorted({kind.site for kind in kinds})
+    return sorted({home_at(kind.site).entry for kind in kinds})
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

@@ -766,6 +766,7 @@ class FarDesk(LocalDesk):
             "count",
             "create",
             "check_jobs",
+            "page",
             "update",
             "update_where",
             "delete",
@@ -1069,6 +1070,26 @@ def test_that_waiting_ends_when_jobs_are_over(two: tuple[Site, Site]) -> None:
         Job.objects.wait([job()])
 
 
+def test_that_the_first_look_notices_what_was_deleted_or_runs_once_more(
+    two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [saved("a"), saved("b"), saved("b")]
+    Job.objects.get(id=jobs[1].id).delete()
+    assert Job.objects.wait(jobs, timeout=0).done == [jobs[1]]
+    assert next(Job.objects.as_completed(jobs, timeout=0)) is jobs[1]
+    with pytest.raises(Job.DoesNotExist, match="not in the DB any more"):
+        jobs[1].result(timeout=0)
+    put(Job.objects.get(id=jobs[2].id), "FAILED")
+    select = LocalDesk.select
+
+    def run_again(desk: LocalDesk, *args: Any) -> Any:  # between the look and the reading
+        desk.update("job", [{"id": jobs[2].id, "state": "RESTART_READY"}])
+        return select(desk, *args)
+
+    monkeypatch.setattr(LocalDesk, "select", run_again)
+    assert Job.objects.wait([jobs[2]], timeout=0).done == []
+
+
 def test_that_jobs_come_as_they_are_completed(two: tuple[Site, Site]) -> None:
     jobs = [saved("a"), saved("b"), saved("a")]
     coming = Job.objects.as_completed(jobs, timeout=10)
@@ -1083,11 +1104,11 @@ def test_that_jobs_come_as_they_are_completed(two: tuple[Site, Site]) -> None:
 
 def test_that_a_look_at_many_jobs_is_one_query(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Job.objects.bulk_create([job() for _ in range(500)])
-    asked = Writes(monkeypatch, "select", "count")
+    asked = Writes(monkeypatch, "select", "count", "page")
     Job.objects.wait(jobs, timeout=0)
-    assert asked.calls == ["select"]
+    assert asked.calls == ["page"]
     Job.objects.bulk_refresh(jobs)
-    assert asked.calls == ["select"] * 2
+    assert asked.calls == ["page", "select"]
     Job.objects.filter(id=[3, 4]).delete()
     with pytest.raises(Job.DoesNotExist, match="3, 4"):
         Job.objects.bulk_refresh(jobs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import states
 from ..errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
+from ..sites.desk import Desk, Row
 from . import scope
 from .scope import Home, Question
 
@@ -21,8 +22,6 @@ ALL_COMPLETED, FIRST_COMPLETED = "ALL_COMPLETED", "FIRST_COMPLETED"
 _SHORTEST_S, _GROWTH = 0.02, 1.5
 #: A pause is so many times as long as the look before it at least, or else a hundred thousand jobs would keep a core busy.
 _LAZINESS = 5
-#: A look in so many asks whether jobs were deleted.
-_COUNT_EACH = 8
 #: Looks may fail for so many seconds before waiting does.
 _PATIENCE_S = 60.0
 
@@ -157,12 +156,16 @@ def _by_place(jobs: Sequence[Job]) -> dict[tuple[Home, int], list[Job]]:
     return found
 
 
+def _states(desk: Desk, where: dict[str, Any]) -> list[Row]:
+    """Number and state of those of some jobs that are there."""
+    return desk.page(where, ("id", "state"), 0, len(where["id"]))
+
+
 class _Pending:
     """Jobs that are not known to be over."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = _by_place(jobs)
-        self._looks = 0
         self._failing_since: float | None = None
         self.over: set[tuple[Home, int]] = set()
 
@@ -189,14 +192,15 @@ class _Pending:
 
     def _look(self) -> list[Job]:
         """Those that have ended since the last look, as they are now."""
-        self._looks += 1
         numbers: dict[Home, list[int]] = {}
         for home, number in self._jobs:
             numbers.setdefault(home, []).append(number)
+        places: list[tuple[Home, int]] = []
         try:
-            places = self._ended(numbers)
-            if self._looks % _COUNT_EACH == 0:
-                places += self._gone(numbers)
+            for home, rows in scope.ask([Question(home, {"id": of_site}) for home, of_site in numbers.items()], _states):
+                found = {row["id"]: row["state"] for row in rows}
+                places += self._ended(home, found)
+                places += [(home, number) for number in numbers[home] if number not in found]  # deleted: nothing will follow
         except (SiteUnreachable, DatabaseBusy) as exc:
             self._bear(exc)
             return []
@@ -212,22 +216,13 @@ class _Pending:
         elif time.monotonic() - self._failing_since > _PATIENCE_S:
             raise exc
 
-    def _ended(self, numbers: dict[Home, list[int]]) -> list[tuple[Home, int]]:
-        asked = [Question(home, {"id": of_site, "state": list(states.END_STATES)}) for home, of_site in numbers.items()]
+    def _ended(self, home: Home, found: dict[int, str]) -> list[tuple[Home, int]]:
+        """Those of a site's jobs that are over, and read anew; `found` is the state of each that is there."""
+        ended = [number for number, state in found.items() if state in states.END_STATES]
         places = []
-        for home, rows in scope.ask(asked, lambda desk, where: desk.select("job", where)):
-            for row in rows:
-                places.append((home, row["id"]))
-                for job in self._jobs.get(places[-1], ()):
-                    job._renewed(dict(row))
-        return places
-
-    def _gone(self, numbers: dict[Home, list[int]]) -> list[tuple[Home, int]]:
-        """Those that were deleted: nothing more will become of them."""
-        asked = [Question(home, {"id": of_site}) for home, of_site in numbers.items()]
-        places: list[tuple[Home, int]] = []
-        for home, number in scope.ask(asked, lambda desk, where: desk.count("job", where)):
-            if number < len(numbers[home]):
-                there = {row["id"] for row in home.desk.select("job", {"id": numbers[home]})}
-                places += [(home, one) for one in numbers[home] if one not in there]
+        # One that was made to run once more since then is not over.
+        for row in home.desk.select("job", {"id": ended, "state": list(states.END_STATES)}) if ended else ():
+            places.append((home, row["id"]))
+            for job in self._jobs.get(places[-1], ()):
+                job._renewed(dict(row))
         return places

@@ -525,7 +525,7 @@ def test_that_a_job_without_a_result_says_how_it_ended(desk):
 def test_that_a_site_is_active_as_long_as_its_service_is_heard_of(desk):
     assert desk.about() == {
         "version": desk.about()["version"], "path": desk.database.directory, "is_active": False,
-        "python": sys.executable,
+        "python": sys.executable, "db_id": location.identity(desk.database.directory),
         "last_refresh": None, "jobs": 0,
     }  # fmt: skip
     desk.create("job", [job()])

@@ -97,7 +97,7 @@ class Far:
             threading.Event().wait(30)
         if self.entry.host == "breaks":
             raise ZeroDivisionError
-        return {"version": "1.2.3", "path": self.entry.path, "is_active": True, "jobs": 7}
+        return {"version": "1.2.3", "path": self.entry.path, "db_id": "7f", "is_active": True, "jobs": 7}
 
     def service(self, verb: str) -> dict[str, Any]:
         return {"said": [f"{verb} on {self.entry.host}"]}
@@ -816,6 +816,27 @@ def test_that_add_tries_a_host_before_it_is_registered(balsam: Balsam, far: type
     code, out, err = balsam("site", "add", "other", "ssh://dead/db", "--force")
     assert (code, out) == (0, "Added site 2, other: ssh://dead/db (not reached yet)\n")
     assert "dead did not answer" in err
+
+
+def test_that_add_warns_of_a_db_that_is_known_by_another_address(balsam: Balsam, far: type[Far]) -> None:
+    registry.add("/db", "first", "h")
+    registry.add("/other", "silent", "dead")
+    code, out, err = balsam("site", "add", "second", "ssh://alias/db")
+    assert (code, len(registry.known())) == (0, 3)
+    assert "This is the DB of site first (ssh://h/db), or a copy of it" in err and "silent" not in err
+
+
+def test_that_a_db_keeps_what_tells_it_from_others(tmp_path: Path, three: list[Entry]) -> None:
+    found = [location.identity(entry.path) for entry in three]
+    assert all(found) and len(set(found)) == 3
+    location.set_up(three[0].path, "shared").close()
+    assert location.identity(three[0].path) == found[0]
+    os.symlink(three[1].path, tmp_path / "link")
+    assert location.identity(str(tmp_path / "link")) == found[1]
+    Path(three[2].path, location.MARKER).write_text('{"access": "local"}')  # as of older versions
+    assert location.identity(three[2].path) == ""
+    location.set_up(three[2].path).close()
+    assert location.identity(three[2].path)
 
 
 def test_that_a_name_or_an_address_that_cannot_be_is_refused_before_anybody_is_asked(

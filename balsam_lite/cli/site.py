@@ -98,6 +98,22 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
     entry = registry.add(path, name, host, balsam)
     found = f" (balsam_lite {there['version']}, {_jobs(there['jobs'])})" if there else " (not reached yet)"
     click.echo(f"Added site {entry.number}, {layout.one_line(name)}: {layout.one_line(entry.address)}{found}")
+    if there:
+        _warn_if_twice(entry, there.get("db_id", ""))
+
+
+def _warn_if_twice(added: Entry, db_id: str) -> None:
+    """Ask the other sites, as far as they answer, whether they are that DB under another address."""
+    from ..db import registry
+    from ..sites import many
+
+    others = [entry for entry in registry.known() if entry.number != added.number] if db_id else []
+    for entry, about in many.ask(others, lambda desk: desk.about(), many.LOOK_S).found:
+        if about.get("db_id") == db_id:
+            warn(
+                f"This is the DB of site {layout.one_line(entry.name)} ({layout.one_line(entry.address)}), or a copy of it.\n"
+                f"If it is the same, its jobs count twice with --site all; `balsam site forget {added.number}` undoes this."
+            )
 
 
 def _about(entry: Entry, patience_s: float) -> dict[str, Any]:

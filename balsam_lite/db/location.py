@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import BalsamError, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
 from ..settings import Settings, SettingsWarning
@@ -14,7 +15,7 @@ from .connection import Database
 
 DB_VARIABLE = "BALSAM_DB_PATH"
 SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
-MARKER = "balsam.json"  # how the database file must be opened
+MARKER = "balsam.json"  # how the database file must be opened, and what tells this DB from others
 DATA, LOG, QSUBMIT = "data", "log", "qsubmit"
 
 
@@ -80,16 +81,32 @@ def open_database(directory: str, settings: Settings | None = None) -> Database:
     return Database(directory, _access(directory), busy_timeout_s=settings.BUSY_TIMEOUT_S, expiry_s=settings.LEASE_EXPIRY_S)
 
 
+def identity(directory: str) -> str:
+    """A random text that tells this DB from all others but its copies; "" where an older version has made it.
+
+    The same DB may be reached as several directories, and from hosts that call themselves alike.
+    """
+    try:
+        return str(_marked(directory).get("id", ""))
+    except DatabaseError:
+        return ""
+
+
 def _access(directory: str) -> str:
+    return str(_marked(directory)["access"])
+
+
+def _marked(directory: str) -> dict[str, Any]:
+    """What the marker says. Raises DatabaseError."""
     path = os.path.join(directory, MARKER)
     try:
         with open(path, encoding="utf-8") as file:
-            access = json.load(file)["access"]
-        if access not in (filesystem.LOCAL, filesystem.SHARED):
-            raise ValueError(f"access must be local or shared, not {access!r}")
+            found: dict[str, Any] = json.load(file)
+        if found["access"] not in (filesystem.LOCAL, filesystem.SHARED):
+            raise ValueError(f"access must be local or shared, not {found['access']!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise DatabaseError(f"{path} cannot be read: {exc}", hint=f"`balsam init {directory}` writes it anew.") from exc
-    return str(access)
+    return found
 
 
 # --- creating ---------------------------------------------------------------------------------------------------------
@@ -124,7 +141,7 @@ def set_up(directory: str, access: str | None = None) -> Database:
         access = access or _recorded_access(directory) or filesystem.mount_of(directory).access
         if access == filesystem.LOCAL:
             connection.refuse_unsafe(directory)
-        write_json(os.path.join(directory, MARKER), {"access": access})
+        write_json(os.path.join(directory, MARKER), {"access": access, "id": identity(directory) or os.urandom(16).hex()})
         _create_empty(os.path.join(directory, connection.FILE_NAME))
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc

@@ -60,6 +60,7 @@ class Desk(Protocol):
     def about(self) -> Row:
         """version (of balsam_lite there), path, is_active (a service's heartbeat is younger than two minutes), jobs, and
 
+        db_id: a text that this DB has under all its addresses, and that only copies of it have, too; "" if it is an old one;
         python: the interpreter there, which has balsam_lite;
         last_refresh: the time of the last heartbeat of a service; None if there never was one.
         """

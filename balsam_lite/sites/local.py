@@ -44,7 +44,7 @@ class LocalDesk:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def about(self) -> Row:
-        """Version, path, interpreter, whether a service is active and when it was last heard of, number of jobs."""
+        """Version, path, identity, interpreter, whether a service is active and when it was last heard of, number of jobs."""
         from ..db.store import leases  # here, not above: it takes as long to import as all the rest
 
         with self.database.read() as cx:
@@ -59,6 +59,7 @@ class LocalDesk:
         return {
             "version": __version__,
             "path": self.database.directory,
+            "db_id": location.identity(self.database.directory),
             "python": sys.executable,
             "is_active": is_active,
             "last_refresh": last_refresh,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -95,7 +96,7 @@ def test_that_inner_line_breaks_stay_and_outer_blanks_go():
         ('p "`x {{ a }}`"', "Write $(…)"),
         ("p ${X:-{{ a }}}", "variable first"),
         ('p "${X:-{{ a }}}"', "variable first"),
-        ("p $(( {{ a }} + 1 ))", "arithmetic"),
+        ("p $(( {{ a }} + 1 ))", "Compute in jinja: {{ name|int + 1 }}"),
         ("(( {{ a }} > 1 )) && p", "arithmetic"),
         ("p $[ {{ a }} ]", "arithmetic"),
         ("cat <<EOF\n{{ a }}\nEOF", "here-document"),
@@ -119,6 +120,65 @@ def test_that_a_template_that_cannot_be_filled_is_refused_with_the_reason_and_th
     with pytest.raises(TemplateError) as caught:
         template.check(text)
     assert words in str(caught.value)
+
+
+#: Where bash reads a quoted word once more, and with nearly all of these would run the program in one of the values of `EVIL`.
+READ_TWICE = [
+    "echo >&{{ a }}", "echo >& {{ a }}", "echo 2>&1{{ a }}", "echo >&2'x{{ a }}'", "echo >& \\\n \"{{ a }}\"",
+    "[[ {{ a }} -gt 5 ]]", "[[ ( x == x ) && 1 -eq {{ a }} ]] && p", "[[ -v {{ a }} ]]", "[[ 1 -l\\\nt {{ a }} ]]",
+    "(( {{ a }} > 1 ))", "x[{{ a }}]=3", "A=1 x[1 + {{ a }}]=3; p", "if :; then x[{{ a }}]+=3; fi", "x=([{{ a }}]=3)",
+    "exec {x[{{ a }}]}>f", "test -v {{ a }}", "[ x = y -o -v {{ a }} ]", "[ ! -v {{ a }} ]", "[ {{ b }} {{ a }} ]",
+    "[ ! {{ b }} {{ a }} ]", "printf -v {{ a }} x", "printf -v{{ a }} x", "printf {{ c }} x", 'printf "{{ c }}" x; p',
+    "x=(1); unset {{ a }}", "unset >f {{ a }}", "unset &>f {{ a }}", "2>f \\unset {{ a }}", "un'set' {{ a }}",
+    "unset in {{ a }}",
+    "A=1 command -- unset {{ a }}", "time -p ! builtin unset {{ a }}", "f() { unset {{ a }}; }; f",
+    "for i do unset {{ a }}; done",
+    "case x in y) ;; (x) unset {{ a }};; esac", "declare {{ a }}=3", "x=(1); declare x={{ d }}", "f() { local {{ a }}=3; }; f",
+    "typeset '{{ a }}=3'", "export -a x={{ d }}", "readonly -a x={{ d }}", "export {{ a }}=3", "declare -i n; n={{ a }}",
+    "typeset -xn n; n={{ a }}", "read {{ a }} <<<x", "while read -r {{ a }}; do :; done <f", "let {{ a }}", "let 'n={{ a }}+1'",
+    "RANDOM={{ a }} p", "export OPTIND={{ a }}", "PS4={{ a }}; set -x; p", "mapfile -C {{ a }} -c 1 x <f",
+    "p & wait -n -p {{ a }}",
+    "p $(x=([{{ a }}]=1))", "compgen -W {{ a }}",
+]  # fmt: skip
+EVIL = {"a": "a[$(touch evil)]", "b": "-v", "c": "-va[$(touch evil)]", "d": "($(touch evil))"}
+
+
+@pytest.mark.parametrize("text", READ_TWICE)
+def test_that_no_value_can_stand_where_bash_would_read_it_twice(text):
+    with pytest.raises(TemplateError, match="A value cannot stand"):
+        template.check(text)
+
+
+#: Close to those, but harmless; with a program behind some of it.
+READ_ONCE = [
+    "[[ {{ a }} == b || -f {{ a }} || {{ a }} =~ x ]]; p -v {{ a }} -gt", "[ {{ a }} -gt 5 ]", "[ -n {{ a }} ] && p",
+    "if [ {{ a }} = {{ d }} -o ! {{ a }} ]; then :; fi", "[ -f {{ a }}/{{ d }} ]", "test {{ a }}; p", "printf {{ c }}; p",
+    "export A={{ a }} B=\"{{ d }}\"; p $A", "readonly x={{ d }}",
+    "A={{ a }} x=(1 {{ a }} {{ d }}); x[0]={{ a }}; x={{ d }}; p $x",
+    "printf '%s %d' {{ a }} {{ c }} >f", "printf -v x %s {{ a }}", "read x <{{ a }}", "IFS={{ a }} read -r x <<<{{ a }}",
+    "p <{{ a }} >{{ d }} 2>&1 &>>{{ a }} 2>|{{ a }} <>{{ a }}", "p >&2 {{ a }}", "p a[{{ a }}] >f", "p --x=a[1]{{ a }} >f",
+    "command -v {{ a }}", "cd {{ a }} || exec p {{ a }}", "git unset {{ a }} | cat",
+    "for i in {{ b }} {{ a }}; do p \"$i\"; done",
+    "p > >(cat {{ a }}) 2>&1",
+    "shift {{ a }}; umask {{ a }}; ulimit {{ a }}; kill {{ a }}; hash {{ a }}; set {{ a }}; pushd {{ a }}",
+    "f() { return {{ a }}; }; f", "SHLVL={{ a }} LINES={{ a }} COLUMNS={{ a }} HISTSIZE={{ a }} LINENO={{ a }}; p",
+    "for {{ a }} in x; do :; done", "coproc {{ a }}", "function {{ a }} { :; }", "exit {{ a }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", READ_ONCE)
+def test_that_what_is_read_once_is_not_refused_and_runs_nothing(text, tmp_path):
+    line = text_of(template.render(text, EVIL, for_shell=True))
+    subprocess.run(
+        ["bash", "-c", f"p() {{ :; }}\n{line}"], cwd=tmp_path, capture_output=True, timeout=30, stdin=subprocess.DEVNULL
+    )
+    assert "evil" not in os.listdir(tmp_path)
+
+
+def test_that_a_shell_reads_a_plain_line_where_one_is_wanted():
+    assert template.render("p '{{ a }}' {{ a }}", {"a": "x y"}, for_shell=True) == ([], "p 'x y' 'x y'")
+    with pytest.raises(TemplateError, match="empty command line"):
+        template.render("{% if a %}p{% endif %}", {"a": ""}, for_shell=True)
 
 
 def test_that_missing_values_are_named_beside_those_that_are_there():

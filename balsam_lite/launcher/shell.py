@@ -3,6 +3,10 @@
 `plan` walks once through the text around the holes. What fills a hole later is always quoted, so it cannot change how the
 rest is read; that is why one walk is enough for all the jobs of an application.
 
+Quotes do not help where bash reads a word a second time. No value can stand in such places, as far as they can be seen (see
+`evaluation`). What `eval`, `sh -c` or a program make of their words cannot be seen, nor what becomes of a variable: after
+N={{ n }} the value is safe in "$N", but not in $((N)), [[ $N -gt 5 ]] or >&$N.
+
 Source: bash(1), "QUOTING", "EXPANSION", "REDIRECTION", "COMMENTS", "SHELL GRAMMAR"; tried with bash 5.2.
 """
 
@@ -15,9 +19,10 @@ from functools import lru_cache
 from typing import NamedTuple, Union
 
 from ..errors import TemplateError
+from . import evaluation
 
 #: Stands for a value in a text; neither a program's words nor a shell's text can hold it.
-HOLE = "\0"
+HOLE = evaluation.HOLE
 
 #: A word that needs no shell: pieces of text, and numbers of holes.
 Word = tuple[Union[str, int], ...]
@@ -36,15 +41,15 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def plan(fixed: tuple[str, ...]) -> Plan:
-    """How to fill the holes between these texts.
+def plan(fixed: tuple[str, ...], for_shell: bool = False) -> Plan:
+    """How to fill the holes between these texts; `for_shell`: a shell shall read the line though it need not.
 
     Raises:
         TemplateError: no value can stand at one of them as a single word; or a quote or bracket is not closed.
     """
     text = HOLE.join(fixed)
     words = _plain_words(text)
-    if words is not None:
+    if words is not None and not (for_shell and words):
         return Plan(words, ())
     try:
         return Plan(None, tuple(_Walk(text).holes()))
@@ -68,14 +73,14 @@ def joined(words: Sequence[Word], values: Sequence[str]) -> list[str]:
 
 # --- without a shell --------------------------------------------------------------------------------------------------
 
-#: bash's reserved words, and those of its builtin commands that no program does as well.
+#: bash's reserved words, and those of its builtin commands that no program does as well or that read a word twice.
 _SHELL_WORDS = frozenset((
     "!", "[[", "{", "}", "(", ")", "if", "then", "elif", "else", "fi", "case", "esac", "for", "select", "while", "until",
     "do", "done", "in", "function", "time", "coproc", ".", ":", "alias", "bg", "bind", "break", "builtin", "caller",
     "cd", "command", "compgen", "complete", "compopt", "continue", "declare", "dirs", "disown", "enable", "eval", "exec",
     "exit", "export", "fc", "fg", "getopts", "hash", "help", "history", "jobs", "let", "local", "logout", "mapfile",
-    "popd", "pushd", "read", "readarray", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "times",
-    "trap", "type", "typeset", "ulimit", "umask", "unalias", "unset", "wait",
+    "popd", "printf", "pushd", "read", "readarray", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "test",
+    "times", "trap", "type", "typeset", "ulimit", "umask", "unalias", "unset", "wait",
 ))  # fmt: skip
 _PLAIN = re.compile(r"[^\s\0'\"\\$`|&;<>()*?\[\]{}~#]+")
 _BLANKS = " \t"
@@ -127,16 +132,23 @@ def _end_of_plain_quote(text: str, at: int) -> int | None:
 
 def _is_program(word: Word) -> bool:
     literal = "".join([piece for piece in word if isinstance(piece, str)])
-    return "=" not in literal and (len(word) != 1 or literal not in _SHELL_WORDS)
+    has_hole = any(isinstance(piece, int) for piece in word)
+    return "=" not in literal and (has_hole or literal not in _SHELL_WORDS)
 
 
 # --- for a shell ------------------------------------------------------------------------------------------------------
 
-_VARIABLE_FIRST = "Put it into a variable first: VALUE={{ name }}; … $VALUE"
+_VARIABLE_FIRST = "Put it into a variable first: VALUE={{ name }}; … ${X:-$VALUE}. Compute an index or an offset in jinja."
+_COMPUTED = "bash would evaluate it. Compute in jinja: {{ name|int + 1 }}"
 _SEPARATORS = " \t\n;&|()<>"
 #: What `$` takes as a whole with it.
 _SPECIAL_PARAMETERS = "$#?!@*-0123456789"
 _CASE = re.compile(r"case\s")
+#: An element of an array, at the begin of an assignment or for the number of an opened file; in an array's brackets.
+_ELEMENT, _OPENED, _KEY = re.compile(r"[A-Za-z_]\w*\["), re.compile(r"\{[A-Za-z_]\w*\["), re.compile(r"\[")
+#: Its words are files and no arguments. `&>` and `>|` end no command.
+_GAP = re.compile(r"(?:[ \t]|\\\n)*")
+_REDIRECTION = re.compile(r"&>>?|>>|>\||[<>]&|<>|[<>]")
 
 
 class _Walk:
@@ -201,43 +213,104 @@ class _Walk:
 
     # --- the parts of a command line ----------------------------------------------------------------------------------
 
-    def _commands(self, closer: str, unclosed: str = "") -> None:
-        """Commands up to `closer`, which is ) or the end of the text."""
-        begins_word = True
+    def _commands(self, closer: str, unclosed: str = "", is_array: bool = False) -> None:
+        """Commands up to `closer`, which is ) or the end of the text; or the values in the brackets of an array."""
+        begins_word, read = True, evaluation.Commands()
         while self._at < len(self._text):
             char, began = self._peek(), begins_word
             begins_word = char in _SEPARATORS
+            if begins_word:
+                self._judge(read.end_word(self._text, self._at))
+            elif began and char != "#":
+                read.begin_word(self._at)
             if char == "\\":
                 begins_word = began and self._peek(1) == "\n"
                 self._backslash()
             elif char == "#" and began:
                 self._comment()
             elif char == ")":
+                self._judge(read.end_command())
                 self._at += 1
                 if closer:
-                    if self._documents:
-                        self._lose_track("a here-document in $(…)")
+                    self._end_of_bracket(read)
                     return
+            elif began and self._is_element(read.is_at_begin, is_array):
+                self._element()
             else:
                 if closer and began and _CASE.match(self._text, self._at):
                     self._lose_track("a case … esac in $(…) or (…)")
-                self._piece(char)
+                self._piece(char, read)
+        self._judge(read.end_word(self._text, self._at))
+        self._judge(read.end_command())
+        self._judge(read.end_condition(self._text))
         if closer:
             raise TemplateError(unclosed)
 
-    def _piece(self, char: str) -> None:
+    def _end_of_bracket(self, read: evaluation.Commands) -> None:
+        if self._documents:
+            self._lose_track("a here-document in $(…)")
+        self._judge(read.end_condition(self._text[: self._at]))
+
+    def _piece(self, char: str, read: evaluation.Commands) -> None:
         if char == HOLE:
             self._hole(UNQUOTED)
         elif char in "'\"$`":
             self._quoted_or_expanded()
         elif char == "(":
+            read.end_target()
             self._bracket()
-        elif self._text.startswith("<<", self._at):
-            self._redirection()
-        else:
+        elif char not in "<>&" or not self._redirected(read):
             self._at += 1
+            if char in ";&|\n":
+                self._judge(read.end_command())
             if char == "\n":
                 self._here_documents()
+
+    def _judge(self, verdict: evaluation.Verdict | None) -> None:
+        """Act on what `evaluation` says about what has been read."""
+        if verdict is None:
+            return
+        if verdict.is_lasting:
+            self._lose_track(verdict.where)
+        else:
+            self._refuse(verdict.where, verdict.instead)
+
+    def _is_element(self, is_at_begin: bool, is_array: bool) -> bool:
+        known = (_ELEMENT, is_at_begin), (_OPENED, True), (_KEY, is_array)
+        return any(applies and element.match(self._text, self._at) for element, applies in known)
+
+    def _element(self) -> None:
+        """NAME[…], {NAME[…] or […]: what stands in the brackets is arithmetic."""
+        self._at = self._text.index("[", self._at)
+        unclosed, depth = self._open(1, "A bracket ["), 1
+        with self._refusing("in the brackets of an array's element", _COMPUTED):
+            while depth:
+                char = self._peek()
+                if char == HOLE:
+                    self._hole(UNQUOTED)
+                elif char == "\\":
+                    self._backslash()
+                elif char and char in "'\"$`":
+                    self._quoted_or_expanded()
+                else:
+                    depth += {"[": 1, "]": -1}.get(self._take(unclosed), 0)
+
+    def _redirected(self, read: evaluation.Commands) -> bool:
+        """Step over the sign of a redirection, if it is one."""
+        if self._text.startswith("<<", self._at):
+            read.begin_target()
+            self._here_document_or_word(read)
+            return True
+        sign = _REDIRECTION.match(self._text, self._at)
+        if sign is None:
+            return False
+        self._at = sign.end()
+        read.begin_target()
+        if sign[0].endswith("&"):
+            with self._refusing(f"behind {sign[0]}", "bash would read it twice. Write: > {{ name }} 2>&1"):
+                self._target()
+            read.end_target()
+        return True
 
     def _quoted_or_expanded(self) -> None:
         char = self._peek()
@@ -297,13 +370,14 @@ class _Walk:
         if self._peek(1) == "(":
             self._arithmetic()
         else:
+            is_array = self._text[self._at - 1 : self._at] == "="
             unclosed = self._open(1, "A bracket (")
-            self._commands(")", unclosed)
+            self._commands(")", unclosed, is_array)
 
     def _arithmetic(self) -> None:
         unclosed = self._open(2, "Arithmetic ((…))")
         depth = 2
-        with self._refusing("in arithmetic ((…))", _VARIABLE_FIRST):
+        with self._refusing("in arithmetic ((…))", _COMPUTED):
             while depth > 1:
                 char = self._peek()
                 if char == HOLE:
@@ -322,7 +396,7 @@ class _Walk:
 
     def _old_arithmetic(self) -> None:
         unclosed = self._open(2, "Arithmetic $[…]")
-        with self._refusing("in arithmetic $[…]", _VARIABLE_FIRST):
+        with self._refusing("in arithmetic $[…]", _COMPUTED):
             while self._peek() != "]":
                 if self._peek() == HOLE:
                     self._hole(UNQUOTED)
@@ -380,7 +454,7 @@ class _Walk:
 
     # --- here-documents -----------------------------------------------------------------------------------------------
 
-    def _redirection(self) -> None:
+    def _here_document_or_word(self, read: evaluation.Commands) -> None:
         """<<, <<- or <<<; for the first two, note the word that ends the document."""
         if self._peek(2) == "<":
             self._at += 3
@@ -388,21 +462,27 @@ class _Walk:
         self._at += 2
         drops_tabs = self._peek() == "-"
         self._at += drops_tabs
-        while self._peek() and self._peek() in _BLANKS:
-            self._at += 1
-        begin = self._at
         with self._refusing("in the end mark of a here-document", "Choose a word for it."):
-            while self._peek() and self._peek() not in _SEPARATORS:
-                if self._peek() == HOLE:
-                    self._hole(UNQUOTED)
-                elif self._peek() == "\\":
-                    self._backslash()
-                elif self._peek() in "'\"":
-                    self._quoted_or_expanded()
-                else:
-                    self._at += 1
-        mark = re.sub(r"\\(.)|['\"]", r"\1", self._text[begin : self._at])
+            word = self._target()
+        read.end_target()
+        mark = re.sub(r"\\(.)|['\"]", r"\1", word)
         self._documents.append((mark, drops_tabs))
+
+    def _target(self) -> str:
+        """The word behind a redirection's sign, which may have blanks before it."""
+        gap = _GAP.match(self._text, self._at)
+        self._at = gap.end() if gap else self._at
+        begin = self._at
+        while self._peek() and self._peek() not in _SEPARATORS:
+            if self._peek() == HOLE:
+                self._hole(UNQUOTED)
+            elif self._peek() == "\\":
+                self._backslash()
+            elif self._peek() in "'\"$`":
+                self._quoted_or_expanded()
+            else:
+                self._at += 1
+        return self._text[begin : self._at]
 
     def _here_documents(self) -> None:
         for mark, drops_tabs in self._documents:

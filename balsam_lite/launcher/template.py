@@ -38,8 +38,10 @@ class _Compiled(NamedTuple):
     names: tuple[str, ...]  # … in order. Most are, and are filled ten times as fast without jinja2.
 
 
-def render(text: str, values: Mapping[str, Any]) -> Command:
+def render(text: str, values: Mapping[str, Any], for_shell: bool = False) -> Command:
     """The command of a job with these values, each of which is one word of it; more than the template needs are no harm.
+
+    With `for_shell` it is always a text for a shell, which may know functions of that name.
 
     Values that are no text are written as `str` does. The line break at the end and the blanks around the line are dropped.
 
@@ -51,14 +53,14 @@ def render(text: str, values: Mapping[str, Any]) -> Command:
         missing = compiled.variables - values.keys()
         raise TemplateError(f"Missing required args: {listed(missing)} (only got: {listed(values)})")
     if compiled.fixed is not None:
-        return _command(compiled.fixed, [_text(values[name]) for name in compiled.names])
+        return _command(compiled.fixed, [_text(values[name]) for name in compiled.names], for_shell)
     try:
         line = compiled.template.render(values)
     except TemplateError:
         raise
     except Exception as exc:  # whatever the expressions of a template raise
         raise _broken(text, exc) from exc
-    return _command(*_taken_apart(line))
+    return _command(*_taken_apart(line), for_shell)
 
 
 def check(text: str) -> list[str]:
@@ -159,8 +161,8 @@ def _stripped(fixed: list[str]) -> tuple[str, ...]:
     return tuple(fixed)
 
 
-def _command(fixed: tuple[str, ...], values: list[str]) -> Command:
-    words, holes = shell.plan(fixed)
+def _command(fixed: tuple[str, ...], values: list[str], for_shell: bool = False) -> Command:
+    words, holes = shell.plan(fixed, for_shell)
     if words is None:
         return Command([], shell.filled(fixed, holes, values))
     argv = shell.joined(words, values)

@@ -35,7 +35,7 @@ from balsam_lite.errors import (
     UnknownApp,
     UnknownSite,
 )
-from balsam_lite.launcher import application, call, commands, dag, function, order, report, resources
+from balsam_lite.launcher import application, call, commands, dag, function, hook, order, report, resources
 from balsam_lite.launcher.main import run_launcher
 from balsam_lite.launcher.order import Source
 from balsam_lite.launcher.parts import run_parts
@@ -581,6 +581,25 @@ def test_that_a_line_that_cannot_be_made_fails_its_job_alone(site):
     assert "A value cannot stand in arithmetic" in messages[1] and "Compute in jinja" in messages[1]
     assert "takes no args: more" in messages[2]
     assert [site.job(job)["state"] for job in jobs] == ["FAILED"] * 3 + ["JOB_FINISHED"]
+
+
+@pytest.mark.parametrize(
+    ("preamble", "said"),
+    [
+        (["A=1", "", "B=2 # two", "  # done\n\n"], "1,2\n"),
+        (["# nothing"], ",\n"),
+        (["A=1", "false # no", "B=2"], ""),
+        ("A='1\n2'  # it's\nreturn; B=3", "1 2,\n"),
+        ("A=$(cat)", "in,\n"),
+        ("A=1\nfalse\n", ""),
+        ("A=1\nif", ""),
+    ],
+)
+def test_that_a_preamble_goes_to_its_shell_without_a_file(tmp_path, preamble, said):
+    line = f"{hook._script(preamble)}echo $A,$B"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, input="in", capture_output=True, text=True)
+    assert (done.stdout, done.returncode == 0) == (said, bool(said))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("variable", ["PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PALS_RANKID"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +22,6 @@ from .. import states
 from ..errors import BalsamError, InvalidSpec, NoCurrentJob
 from ..processes import RUN_VARIABLE
 from . import application, commands, order
-
-#: The file into which a preamble goes that is more than a list of commands.
-PREAMBLE_FILE = "preamble.sh"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,13 +89,16 @@ def _script(preamble: Any) -> str:
     if preamble is None or len(preamble) == 0:
         return ""
     if isinstance(preamble, str):
-        with open(PREAMBLE_FILE, "w", encoding="utf-8") as file:
-            file.write(f"{preamble}\n")
-        return f"source ./{PREAMBLE_FILE} || exit\n"
+        text = f"{preamble}\n"  # sourced, so that `return` may end it; from no file, which other jobs there would share
+        return f"source <(printf %s {shlex.quote(text)}) || exit\n"
     if not isinstance(preamble, (list, tuple)) or not all(isinstance(line, str) for line in preamble):
         raise InvalidSpec(f"shell_preamble() must return a list of commands or a text, not {preamble!r}")
-    joined = " &&\n".join(preamble)
-    return f"{{\n{joined}\n}} || exit\n"
+    return "".join([f"{{\n{entry}\n}} || exit\n" for entry in preamble if _has_command(entry)])
+
+
+def _has_command(entry: str) -> bool:
+    """Not only blanks and comments, which are no commands to bash."""
+    return any(line.strip() and not line.lstrip().startswith("#") for line in entry.splitlines())
 
 
 if __name__ == "__main__":

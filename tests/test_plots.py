@@ -254,6 +254,26 @@ def test_that_an_image_of_runs_shows_which_state_covers_most():
     assert picture[rows - 1, columns * 3 // 4, 3] == 0
 
 
+def test_that_runs_much_shorter_than_a_pixel_are_seen():
+    """A white rim would cover them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    short = [life(job, 0, (1000 * job, 1000 * job + 1)) for job in range(1, 101)]
+    changes = changes_of(*short, life(101, 0, (110_000, 130_000)))
+    plot = plot_of("gantt", changes, now=max(changes.times))
+    figure = plot.as_figure(*plot.content, "")
+    figure.axes[0].get_legend().remove()
+    (bars,) = figure.axes[0].collections
+    assert list(bars.get_linewidths()) == [0.0] * 100 + [0.4]
+    figure.set_dpi(200)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = memoryview(canvas.buffer_rgba())
+    row = [tuple(picture[picture.shape[0] // 2, column, channel] for channel in range(3)) for column in range(picture.shape[1])]
+    coloured = [max(colour) - min(colour) > 60 for colour in row]
+    assert sum(now and not before for before, now in zip([False, *coloured], coloured)) == 101
+
+
 def test_that_a_few_errors_among_very_many_runs_are_seen():
     """Each cell has a dozen runs, of which one in ten fails: none fails in most of any cell."""
     changes = many(20_000, places=20)

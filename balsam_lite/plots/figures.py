@@ -34,10 +34,11 @@ _DPI = 200
 #: Runs up to so many are drawn one by one; more become an image of so many rows and columns.
 _MOST_BARS = 2000
 _ROWS, _COLUMNS = 400, 1200
-#: More bars than these have a thinner rim.
-_MOST_RIMS = 300
-#: A run is drawn no shorter than this part of the whole time.
-_SHORTEST = 0.001
+#: The axes of a timeline take about so many pixels in width and height, beside a legend and below a title.
+_PIXELS = (1080, 600)
+#: Bars have a white rim if they are so many pixels wide and high; a smaller one would be all rim. It is so thick in points (of
+#: 2.8 pixels), and thinner for bars that have less than 10 pixels.
+_RIMMED, _RIM = 3.0, 0.4
 #: A state with less than this part of the picture is not to be seen there, and not in the legend.
 _FAINTEST = 0.0005
 
@@ -169,15 +170,25 @@ def gantt(runs: Runs, title: str) -> Figure:
 def _bars(axes: Axes, clock: _Clock, runs: Runs, lanes: array[int]) -> None:
     from matplotlib.collections import PolyCollection
 
-    shortest = _SHORTEST * clock.length
-    rim = 0.4 if len(lanes) <= _MOST_RIMS else 0.15
-    corners = []
+    pixel, height = clock.length / _PIXELS[0], _PIXELS[1] / (max(lanes) + 1)
+    gap = 0.08 if height >= _RIMMED else 0.0
+    corners, rims = [], []
     for left, right, lane in zip(clock.read(runs.starts), clock.read(runs.ends), lanes):
-        right = max(right, left + shortest)
-        low, high = lane + 0.08, lane + 0.92
+        right = max(right, left + pixel)
+        low, high = lane + gap, lane + 1 - gap
         corners.append(((left, low), (right, low), (right, high), (left, high)))
+        rims.append(_rim(min((right - left) / pixel, height)))
     colours = [COLOURS[timeline.state_name(code)] for code in runs.codes]
-    axes.add_collection(PolyCollection(corners, facecolors=colours, edgecolors="white", linewidths=rim))
+    axes.add_collection(PolyCollection(corners, facecolors=colours, edgecolors="white", linewidths=rims))
+
+
+def _rim(pixels: float) -> float:
+    """Of a bar whose shorter side has so many.
+
+    >>> _rim(100), _rim(5), _rim(2.9)
+    (0.4, 0.2, 0.0)
+    """
+    return min(_RIM, _RIM * pixels / 10) if pixels >= _RIMMED else 0.0
 
 
 def _image(axes: Axes, clock: _Clock, runs: Runs, lanes: array[int]) -> None:

@@ -32,6 +32,7 @@ from balsam_lite.api import (
     Site,
     models,
     parameters,
+    times,
     waiting,
 )
 from balsam_lite.api.ids import Id, maker
@@ -649,6 +650,37 @@ def test_that_the_same_condition_again_replaces_the_first(jobs_of_all_kinds: Non
 def test_that_a_wrong_condition_is_a_value_error(site: Site, conditions: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         list(Job.objects.filter(**conditions))
+
+
+@pytest.mark.parametrize("are_several", [False, True])
+def test_that_no_slice_is_too_far(two: tuple[Site, Site], are_several: bool) -> None:
+    for one in Job.objects.bulk_create([job(), job(), job()]):
+        put(one, "FAILED")
+    far = 10**30
+    for manager in (Job.objects, EventLog.objects):
+        query = manager.all() if are_several else manager.filter(site_name="a")  # type: ignore[attr-defined]
+        assert [len(query[0:far]), len(query[1:][:far]), len(query[far:]), len(query[1:far][far:][far : 2 * far])] == [
+            3,
+            2,
+            0,
+            0,
+        ]
+        assert query[:far].count() == 3 and len(query[0:far:2]) == 2
+        for place in (far, sys.maxsize - 1, sys.maxsize):
+            with pytest.raises(IndexError):
+                query[1:][place]
+
+
+ENDS = (datetime.min, datetime.max)  # noqa: DTZ901
+
+
+def test_that_the_ends_of_time_have_no_zone(site: Site) -> None:
+    put(saved(), "FAILED")
+    for hours in (-14, 0, 14):
+        first, last = (end.replace(tzinfo=timezone(timedelta(hours=hours))) for end in ENDS)
+        assert EventLog.objects.filter(timestamp_after=first, timestamp_before=last).count() == 1
+        assert Job.objects.filter(last_update_after=last).count() == Job.objects.filter(last_update_before=first).count() == 0
+        assert times.naive(times.to_us(first, "")).year == 1 and times.naive(times.to_us(last, "")).year == 9999  # type: ignore[union-attr]
 
 
 def test_that_sorting_by_nonsense_is_refused(site: Site) -> None:

@@ -24,8 +24,9 @@ from helpers import wait_until
 from sshd import HOST, Remote, remote_host
 
 from balsam_lite import __version__, errors, programs
+from balsam_lite.cli import run
 from balsam_lite.cli.main import main
-from balsam_lite.db import location
+from balsam_lite.db import location, registry
 from balsam_lite.db.registry import Entry
 from balsam_lite.errors import BalsamError, InputError, InvalidSpec, SiteUnreachable, StateError
 from balsam_lite.processes import JOB_VARIABLES
@@ -262,6 +263,29 @@ def test_that_the_command_prints_one_object_and_nothing_else_on_stdout(
     assert json.loads(captured.out) == {"version": __version__, "answer": {"path": db, "name": "ü"}}
     assert captured.out.count("\n") == 1
     assert captured.err == "from a user's module\nWarning: of a setting\n"
+
+
+def test_that_a_closed_stdin_is_no_request(
+    db: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after `<&-`
+    assert main(["--db", db, "answer"]) == 0
+    sys.stdin.close()  # type: ignore[union-attr]
+    assert "This is no request" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_that_a_registry_with_an_endless_number_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BALSAM_HOME", str(tmp_path))
+    (tmp_path / registry.FILE_NAME).write_text('{"last": 1e400, "sites": []}')
+    assert main(["site", "ls"]) == 1
+    assert f"{registry.FILE_NAME} cannot be read: cannot convert float infinity" in capsys.readouterr().err
+
+
+def test_that_where_a_traceback_goes_is_found_whatever_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location, "find", lambda named: 1 // 0)
+    assert run._db_log([]) == ""
 
 
 def test_that_sets_and_ranges_may_be_asked_for_and_what_json_has_not_is_refused() -> None:
@@ -561,7 +585,7 @@ def _ask_everything(desk: Desk) -> Iterator[Any]:
     yield desk.count("job", {"tags": {"n": "9"}})
     yield desk.result(1)
     yield desk.delete("job", {"id": [2, 3]})
-    yield {**desk.about(), "path": ""}
+    yield {**desk.about(), "path": "", "db_id": ""}
     yield desk.service("status")["said"]
     try:
         desk.create("job", [{"app": "nobody", "workdir": "b"}])

@@ -199,6 +199,29 @@ def test_that_what_cannot_be_asked_is_an_error_that_says_why(db, where, kind, sa
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["job", "event"])
+def test_that_half_a_character_is_no_condition(db, kind):
+    half = "x\udce4"
+    count, wheres = {
+        "job": (selection.count_jobs, [{name: half} for name in ("uuid", "name", "app", "workdir", "workdir__contains")]),
+        "event": (
+            events.count_events,
+            [{"scheduler_id": half}, {"data": {half: 1}}, {"data": {"k": half}}, {"data": f"{half}:"}],
+        ),
+    }[kind]
+    for where in (*wheres, {"tags": {half: "v"}}, {"tags": f"k:{half}"}, {"tags": {"k": "v", "l": half}}):
+        with db.read() as cx, pytest.raises(InvalidSpec, match="must be valid Unicode"):
+            count(cx, where)
+
+
+def test_that_numbers_beyond_those_of_sqlite_are_as_good_as_its_last(db):
+    far = 10**30
+    with db.read() as cx:
+        assert len(selection.jobs(cx, {}, "", 1, far)) == JOBS - 1 and selection.jobs(cx, {}, "", far) == []
+        assert selection.count_jobs(cx, {"last_update_after": -far, "last_update_before": far, "state__ne": []}) == JOBS
+        assert selection.count_jobs(cx, {"id": [far, -far, 1]}) == 1
+
+
 def test_that_rows_cannot_be_sorted_or_cut_by_nonsense(db):
     with db.read() as cx:
         with pytest.raises(UnknownField, match=r"jobs cannot be sorted by 'workdirs'.* mean 'workdir'"):

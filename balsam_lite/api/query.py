@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -225,7 +226,8 @@ class Query(Generic[R]):
 
     def _one_from(self, place: int) -> list[R]:
         at = self._start + place
-        return [] if self._stop is not None and at >= self._stop else self._read(at, at + 1)
+        is_outside = at >= _FARTHEST or (self._stop is not None and at >= self._stop)
+        return [] if is_outside else self._read(at, at + 1)
 
     def _slice(self, place: slice) -> Any:
         start, stop = place.start or 0, place.stop
@@ -234,7 +236,8 @@ class Query(Generic[R]):
         if place.step not in (None, 1):
             return self._all()[place]
         ends = [end for end in (self._stop, None if stop is None else self._start + stop) if end is not None]
-        cut = type(self)(self.model, self._where, self._order, self._start + start, min(ends, default=None))
+        first, last = (_least(end, _FARTHEST) for end in (self._start + start, min(ends, default=_FARTHEST)))
+        cut = type(self)(self.model, self._where, self._order, first, last if ends else None)
         if self._rows is not None:
             cut._rows = self._rows[place]
         return cut
@@ -302,6 +305,10 @@ class Query(Generic[R]):
         shown = self._all()[:20]
         more = ", …" if len(self._all()) > len(shown) else ""
         return f"<{type(self).__name__} [{', '.join(map(repr, shown))}{more}]>"
+
+
+#: No row has a place beyond; Python's iterators and SQLite count no further.
+_FARTHEST = sys.maxsize
 
 
 def _least(number: int, limit: int | None) -> int:

@@ -8,11 +8,12 @@ from typing import Any
 from ..errors import InvalidSpec
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # this interface's naive datetimes are UTC
+_FIRST, _LAST = (end - _EPOCH for end in (datetime.min, datetime.max))  # noqa: DTZ901
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def to_us(moment: Any, what: str) -> int:
-    """A datetime in microseconds since the epoch; `what` names it in errors.
+    """A datetime in microseconds since the epoch; `what` names it in errors. What UTC has no year for is the end of time.
 
     Raises:
         InvalidSpec: it is something else, a date or text for example, of which nobody knows the hour or the zone.
@@ -22,9 +23,10 @@ def to_us(moment: Any, what: str) -> int:
             f"{what} must be a datetime.datetime, not {moment!r}",
             hint="One without a time zone is UTC, as datetime.utcnow() gives it; one with a time zone is converted.",
         )
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(timezone.utc).replace(tzinfo=None)
-    return (moment - _EPOCH) // _MICROSECOND
+    plain = moment.replace(tzinfo=None)
+    # The difference of the two, and not `astimezone`, which fails in the first and last hours that a datetime knows.
+    since_epoch = plain - _EPOCH - (moment.utcoffset() or timedelta())
+    return min(max(since_epoch, _FIRST), _LAST) // _MICROSECOND
 
 
 def naive(time_us: int | None) -> datetime | None:

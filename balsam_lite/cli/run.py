@@ -46,6 +46,7 @@ def _replace_closed_streams() -> None:
     while number <= 2:
         number = os.open(os.devnull, os.O_RDWR)
     os.close(number)
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
 
@@ -180,7 +181,7 @@ def _db_log(words: Sequence[str]) -> str:
         named = word[5:] if word.startswith("--db=") else named
     try:
         return os.path.join(location.find(named), location.LOG)
-    except (BalsamError, OSError):
+    except Exception:  # noqa: BLE001  # what went wrong before may go wrong here, too, and is to be told all the same
         return ""
 
 

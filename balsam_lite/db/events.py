@@ -42,6 +42,7 @@ from .selection import (
     state_names,
     tagged,
     time_us,
+    valid_text,
 )
 from .store.moves import PAYLOAD
 
@@ -76,7 +77,7 @@ def _of_jobs(name: str) -> Maker:
 
 
 def _of_scheduler_ids(value: Any, plain: str) -> Term:
-    wanted = [str(one) for one in listed(value)]
+    wanted = [valid_text(str(one)) for one in listed(value)]
     launches = "SELECT json_group_array(id) FROM batch_job WHERE scheduler_id IN (SELECT value FROM json_each(?))"
     sql, parameters = JOB_CONDITIONS["batch_job_id"]([], "")
     sql = sql.replace("json_each(?)", f"json_each(({launches}))")
@@ -96,7 +97,7 @@ _STORED = f"""coalesce((SELECT CAST(value AS TEXT) FROM json_each(event.data, '$
 
 
 def _datum(key: str, value: Any) -> Term:
-    word = str(int(value)) if isinstance(value, bool) else str(value)
+    key, word = valid_text(key), valid_text(str(int(value)) if isinstance(value, bool) else str(value))
     if key == "num_nodes":
         return Term(f"{_WEIGHT} = CAST(? AS REAL)", [word])
     if key == "returncode":

@@ -217,7 +217,7 @@ def _read() -> _File:
         return _of_paths(found) if isinstance(found, list) else _of_sites(found)
     except FileNotFoundError:
         return _File([], 0, {}, {})
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as exc:
         said = f"there is no {exc}" if isinstance(exc, KeyError) else exc
         raise BalsamError(
             f"{_path()} cannot be read: {said}", hint="Mend the file, or move it away and `balsam init` its DBs again."

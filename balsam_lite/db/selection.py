@@ -33,6 +33,9 @@ class Term(NamedTuple):
 #: Beyond that nobody counts how many jobs have a tag.
 _MANY = 5000
 
+#: Of the integers of SQLite.
+_LARGEST = 2**63 - 1
+
 #: Makes a term of a condition's value. Its second argument is put before columns whose index is not to be used.
 Maker = Callable[[Any, str], Term]
 
@@ -57,14 +60,23 @@ def texts(value: Any) -> str:
     found = listed(value)
     if not all(isinstance(one, str) for one in found):
         raise InvalidSpec(f"must be text or a list of texts, not {value!r}")
-    return json.dumps(found)
+    return json.dumps([valid_text(one) for one in found])
+
+
+def valid_text(text: str) -> str:
+    """A text that can be a parameter of SQL. Raises InvalidSpec: it has half of a character, as names of files may have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidSpec(f"must be valid Unicode, not {text!r}") from None
+    return text
 
 
 def time_us(value: Any) -> int:
     """A point in time, in microseconds."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidSpec(f"must be a time in microseconds since the epoch, not {value!r}")
-    return value
+    return min(max(value, -_LARGEST), _LARGEST)
 
 
 def pairs(value: Any) -> list[tuple[str, str]]:
@@ -75,7 +87,7 @@ def pairs(value: Any) -> list[tuple[str, str]]:
         found = [_pair(one) for one in listed(value)]
     if not all(isinstance(key, str) and isinstance(word, str) for key, word in found):
         raise InvalidSpec(f"must map text to text, not {value!r}")
-    return found
+    return [(valid_text(key), valid_text(word)) for key, word in found]
 
 
 def _pair(text: Any) -> tuple[str, str]:
@@ -112,7 +124,7 @@ def state_names(value: Any) -> str:
 def _plain_text(value: Any) -> str:
     if not isinstance(value, str):
         raise InvalidSpec(f"must be text, not {value!r}")
-    return value
+    return valid_text(value)
 
 
 # --- conditions on jobs -----------------------------------------------------------------------------------------------
@@ -360,7 +372,7 @@ def limits(start: int, stop: int | None) -> tuple[int, int]:
     for place in (start, stop):
         if place is not None and (not isinstance(place, int) or isinstance(place, bool) or place < 0):
             raise InvalidSpec(f"A place among the rows must be a whole number of 0 or more, not {place!r}.")
-    return (-1 if stop is None else max(stop - start, 0)), start
+    return (-1 if stop is None else min(max(stop - start, 0), _LARGEST)), min(start, _LARGEST)
 
 
 def read_rows(cursor: Iterable[tuple[Any, ...]], columns: Mapping[str, Column]) -> Iterator[Row]:

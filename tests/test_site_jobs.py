@@ -396,6 +396,22 @@ def test_that_a_site_that_is_gone_leaves_the_others_to_be_listed(balsam: Balsam,
     assert err.startswith("Warning: site beta could not be read: ")
 
 
+@pytest.mark.parametrize("words", [
+    ["job", "modify", "-t", "k=v", "-s", "FAILED"], ["job", "rm", "--all", "-y"], ["app", "rm", "-n", "say", "-y"],
+    ["app", "rm", "--all", "-y"], ["queue", "rm", "7"], ["queue", "term", "7"],
+])  # fmt: skip
+def test_that_nothing_is_changed_where_one_of_several_sites_cannot_be_read(
+    balsam: Balsam, some: None, beta: Database, words: list[str]
+) -> None:
+    before = jobs(balsam, "--site", "alpha"), balsam("app", "ls", "-s", "alpha")
+    beta.close()
+    os.rename(beta.directory, beta.directory + "-away")
+    code, out, err = balsam(*words, "--site", "alpha,beta")
+    assert (code, out) == (1, "")
+    assert "Nothing was changed: site beta could not be read: " in err and "--site" in err
+    assert (jobs(balsam, "--site", "alpha"), balsam("app", "ls", "-s", "alpha")) == before
+
+
 # --- job modify -------------------------------------------------------------------------------------------------------
 
 

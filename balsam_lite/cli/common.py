@@ -65,6 +65,23 @@ def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T
     return answers.found
 
 
+def ask_all_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T]]:
+    """As `ask_sites`, where something is to be changed then: not one of the sites may fail.
+
+    Raises:
+        UnknownSite, AmbiguousSite, NoDatabase: nothing is meant. BalsamError: a site failed; if several were asked it is named.
+    """
+    from ..sites import many, selector
+
+    answers = many.ask(selector.choose(site, _named_db()), question)
+    for entry, exc in answers.failed:
+        if answers.found or len(answers.failed) > 1:
+            exc.message = f"Nothing was changed: {many.failure(entry, exc)}"
+            exc.hint = f"{exc.hint}\nName the sites that answer with --site to do it there alone.".strip()
+        raise exc
+    return answers.found
+
+
 def warn_of_sites(failed: Iterable[tuple[Entry, BalsamError]]) -> None:
     """A line on stderr for each site that could not be read."""
     from ..sites import many

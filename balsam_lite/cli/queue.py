@@ -12,7 +12,7 @@ from .. import spec
 from ..db.registry import Entry
 from ..errors import AmbiguousJobId, BalsamError, UnknownBatchJob
 from . import layout
-from .common import ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
+from .common import ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
 from .group import BalsamCommand, CommandGroup, option
 
 _Row = dict[str, Any]
@@ -230,8 +230,8 @@ _Answers = Sequence[tuple[Entry, list[_Row]]]
 
 
 def _everything(site: str) -> _Answers:
-    """The launches of the sites, the newest first."""
-    return ask_sites(site, lambda desk: desk.select("batch_job", {}, "-id"))
+    """The launches of the sites, the newest first, to cancel some. Raises BalsamError: a site cannot be read."""
+    return ask_all_sites(site, lambda desk: desk.select("batch_job", {}, "-id"))
 
 
 def _find(word: str, answers: _Answers) -> tuple[Entry, _Row]:

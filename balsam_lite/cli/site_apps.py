@@ -13,7 +13,7 @@ from ..db.registry import Entry
 from ..errors import AmbiguousSite, UnknownApp
 from ..sites.desk import Row
 from . import layout
-from .common import ask_sites, confirm, say, site_option, warn
+from .common import ask_all_sites, ask_sites, confirm, say, site_option, warn
 from .group import BalsamCommand, option
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def rm(name: str, everything: bool, site: str, yes: bool) -> None:
 
 
 def _remove_one(name: str, site: str, yes: bool) -> None:
-    entry, (app, jobs) = _the_one(name, ask_sites(site, lambda desk: _with_jobs(desk, name)))
+    entry, (app, jobs) = _the_one(name, ask_all_sites(site, lambda desk: _with_jobs(desk, name)))
     shown = f"App(id={app['id']}, name={layout.one_line(name)}, site={entry.name})"
     if jobs and not yes and not confirm(f"Really Delete {shown}?? There are {jobs} Jobs that will be ERASED!", "--yes"):
         return
@@ -131,7 +131,7 @@ def _the_one(name: str, answers: list[tuple[Entry, list[tuple[Row, int]]]]) -> t
 
 
 def _remove_all(site: str, yes: bool) -> None:
-    answers = ask_sites(site, lambda desk: ([app["id"] for app in desk.select("app")], desk.count("job")))
+    answers = ask_all_sites(site, lambda desk: ([app["id"] for app in desk.select("app")], desk.count("job")))
     apps, jobs = sum(len(numbers) for _, (numbers, _) in answers), sum(number for _, (_, number) in answers)
     if not apps:
         click.echo("There are no Apps to delete.")

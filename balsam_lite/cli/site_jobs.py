@@ -13,7 +13,7 @@ from .. import states
 from ..db.registry import Entry
 from ..errors import AmbiguousSite, InvalidSpec
 from . import job_listing, layout
-from .common import ask_sites, confirm, count, long_site_option, pairs, row_number, say, warn
+from .common import ask_all_sites, ask_sites, confirm, count, long_site_option, pairs, row_number, say, warn
 from .group import BalsamCommand, option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -166,9 +166,9 @@ def _matching(site: str, where: Mapping[str, Any]) -> list[tuple[Entry, int]]:
     """The sites with jobs that match, and how many those are.
 
     Raises:
-        AmbiguousSite: jobs are meant by numbers, which several sites have.
+        AmbiguousSite: jobs are meant by numbers, which several sites have. BalsamError: a site cannot be read.
     """
-    found = [(entry, jobs) for entry, jobs in ask_sites(site, lambda desk: desk.count("job", where)) if jobs]
+    found = [(entry, jobs) for entry, jobs in ask_all_sites(site, lambda desk: desk.count("job", where)) if jobs]
     if "id" in where and len(found) > 1:
         names = ", ".join(entry.name for entry, _ in found)
         raise AmbiguousSite(

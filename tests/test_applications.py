@@ -409,13 +409,28 @@ APPS = """
         def postprocess(self):
             self.job.state = "RUNNING"
 
+    class Says(ApplicationDefinition):
+        site = "here"
+        command_template = "{{ program }}"
+        def preprocess(self): self.job.state_data = {"said": "before"}
+        def postprocess(self): self.job.state_data = {"said": "after"}
+        def handle_error(self): self.job.state_data = {"said": "error"}
+        def handle_timeout(self): self.job.state_data = {"said": "timeout"}
+
+    class Given(ApplicationDefinition):
+        site = "here"
+        def shell_preamble(self):
+            return ["export VALUE=" + str(self.job.parameters["thing"].value)]
+        def run(self, thing):
+            return os.environ["VALUE"]
+
     class Raises(ApplicationDefinition):
         site = "here"
         command_template = "true"
         def preprocess(self):
             raise ValueError("cannot be prepared")
 
-    for one in (Show, Shell, Sourced, NoPreamble, Add, Handled, Unhandled, Wrong, Raises):
+    for one in (Show, Shell, Sourced, NoPreamble, Add, Handled, Unhandled, Wrong, Says, Given, Raises):
         one.sync()
 
     def submit(app, *place, **fields):
@@ -434,6 +449,9 @@ APPS = """
     submit(Unhandled, "it")
     submit(Wrong, "it")
     submit(Raises, "it")
+    for word in ("true", "false", "timeout"):
+        submit(Says, word, program=word.replace("timeout", "true"))
+    submit(Given, "it", thing=Thing(7))
 """
 
 MOVED = """
@@ -458,7 +476,7 @@ def ran(tmp_path_factory):
         for script in (written(folder, "apps", APPS), written(folder, "moved", MOVED)):
             subprocess.run([PYTHON, str(script)], env=bench.environ, check=True, cwd=folder)
         (folder / "moved.py").rename(folder / "elsewhere.py")
-        user.set_state(bench.db, [number(bench, "Handled/timeout")], "RUN_TIMEOUT")
+        user.set_state(bench.db, [number(bench, f"{app}/timeout") for app in ("Handled", "Says")], "RUN_TIMEOUT")
         assert bench.run("--nodes", "3") == 0
         yield bench
         bench.close()
@@ -513,6 +531,35 @@ def test_that_a_preamble_that_fails_keeps_the_program_from_starting(ran):
     assert not ran.path(number(ran, "NoPreamble/it"), "started").exists()
 
 
+def test_that_a_preamble_is_given_parameters_of_the_scripts_own_classes(ran, job):
+    assert job("Given/it").result() == "7"
+
+
+@pytest.mark.parametrize(
+    ("place", "ends", "said"),
+    [
+        (
+            "true",
+            ["RUNNING", "RUN_DONE", "POSTPROCESSED", "JOB_FINISHED"],
+            {"PREPROCESSED": "before", "POSTPROCESSED": "after"},
+        ),
+        ("false", ["RUNNING", "RUN_ERROR", "FAILED"], {"PREPROCESSED": "before", "FAILED": "error"}),
+        (
+            "timeout",
+            ["RUN_TIMEOUT", "RESTART_READY", "RUNNING", "RUN_DONE", "POSTPROCESSED", "JOB_FINISHED"],
+            {"RESTART_READY": "timeout", "POSTPROCESSED": "after"},
+        ),
+    ],
+)
+def test_that_a_hook_which_only_says_something_lets_its_job_go_where_it_would_go(ran, place, ends, said):
+    assert passed(ran, f"Says/{place}")[-len(ends) :] == ends
+    with ran.db.read() as cx:
+        query = "SELECT to_state, json_extract(data, '$.payload.said') FROM event WHERE job = ?"
+        rows = cx.execute(query, (number(ran, f"Says/{place}"),)).fetchall()
+    assert {state: text for state, text in rows if text} == said
+    assert hook._default("postprocess", "RUN_ERROR") == hook._default("handle_error", "RUN_ERROR") == "FAILED"
+
+
 def test_that_a_function_gets_its_arguments_by_value_and_returns_its_result(ran, job):
     done = job("Add/it")
     value, b, more, own_id, name = done.result()
@@ -557,7 +604,7 @@ def test_that_jobs_of_a_file_that_moved_fail_with_that_sentence(ran, job):
 
 
 def test_that_a_script_that_submits_is_not_run_again_by_its_jobs(ran):
-    assert sum(ran.states().values()) == 14
+    assert sum(ran.states().values()) == 18
 
 
 # --- trouble at the start ---------------------------------------------------------------------------------------------

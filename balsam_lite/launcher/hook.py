@@ -48,10 +48,19 @@ def _decide(hook: str) -> None:
     (app,) = job._site.desk.select("app", {"name": job._row["app"]})
     made = application.load(order.source_of(json.dumps(app["definition"])), as_main=True)
     getattr(made(job), hook)()
+    says_more = not job._changed.keys().isdisjoint(("state_data", "state_timestamp"))
+    if job.state == before and (says_more or hook == "handle_timeout"):
+        job.state = _default(hook, before)  # what is said of a change goes with it
     job.save()
-    if hook == "handle_timeout" and job.state == before:
-        job.state = states.RESTART_READY
-        job.save()
+
+
+def _default(hook: str, state: str) -> str:
+    """Where a job goes that its hook does not move."""
+    if hook == "preprocess":
+        return states.PREPROCESSED
+    if hook == "handle_timeout":
+        return states.RESTART_READY
+    return states.POSTPROCESSED if state == states.RUN_DONE else states.FAILED
 
 
 def _current_job() -> Any:
@@ -75,7 +84,7 @@ def _launch(path: str, *words: str) -> None:
     from .function import instance_of
 
     given = order.read(path)
-    commands_before = _script(instance_of(given).shell_preamble())
+    commands_before = _script(instance_of(given, as_main=True).shell_preamble())
     if len(words) == 3 and words[:2] == commands.BASH:
         script, words = f"{commands_before}{words[2]}", ()  # its variables and functions are there for that text
     else:

@@ -1043,6 +1043,30 @@ def test_that_events_come_newest_first_over_several_sites(two: tuple[Site, Site]
     assert sorted(EventLog.objects.all()[:2].tuples()) == rows[4:]
 
 
+def test_that_a_site_slow_to_begin_is_waited_for(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(saved("a"), "FAILED")
+    put(Job.objects.create(app_id="Far", workdir="x"), "FAILED")
+
+    def about(desk: LocalDesk) -> Any:
+        raise errors.SiteUnreachable("no answer within 4.5 s")
+
+    monkeypatch.setattr(LocalDesk, "about", about)
+    assert [event.job_id.site.name for event in EventLog.objects.all()] == ["far", "a"]  # type: ignore[attr-defined]
+
+
+def test_that_a_list_of_few_events_takes_one_query_and_len_counts_anew(
+    two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        put(saved("a"), "FAILED")
+    query = EventLog.objects.filter(site_name="a")
+    asked = Writes(monkeypatch, "select", "count")
+    assert [len(list(one)) for one in (query, query[1:], query[:2], query[1:2], query[7:])] == [3, 2, 2, 1, 0]
+    assert asked.calls == ["select"] * 5
+    put(saved("a"), "FAILED")
+    assert len(query) == query.count() == 4
+
+
 def test_that_events_are_read_only(site: Site) -> None:
     put(saved(), "FAILED")
     event = EventLog.objects.first()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -11,7 +12,7 @@ from . import scope
 from .fields import NEVER, NumberField, known, moment
 from .query import Manager, Query
 from .records import Record
-from .scope import Home, Question
+from .scope import Home
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -59,46 +60,58 @@ class EventLog(Record):
 class EventQuery(Query[EventLog]):
     """A query of events: newest first, of several sites in order of time.
 
-    It is read in pages each time it is walked through, so that memory stays constant, and keeps nothing; `len` counts.
+    It is read in pages each time it is walked through, so that memory stays constant, and keeps nothing; `len` counts. The
+    first pages are read when that begins, of several sites at once; one that does not answer is left out with a warning.
     """
 
+    _walked: int | None = None
+
     def __iter__(self) -> Iterator[EventLog]:
-        return self._between(self._start, self._stop)
-
-    def _between(self, start: int, stop: int | None) -> Iterator[EventLog]:
+        pairs, number = self._begin(self._stop)
+        self._walked = None if number is None else max(number - self._start, 0)
         make = EventLog._of
-        return (make(row, home) for home, row in islice(self._in_order(stop), start, stop))
-
-    def _read(self, start: int, stop: int | None) -> list[EventLog]:
-        return list(self._between(start, stop))
+        return (make(row, home) for home, row in islice(pairs, self._start, self._stop))
 
     def __len__(self) -> int:
-        return self.count()
+        # `list(query)` asks for the length right after it has begun to walk. If all was in the first pages, it is known then;
+        # for once, as there are more events soon.
+        number, self._walked = self._walked, None
+        return self.count() if number is None else number
+
+    def _read(self, start: int, stop: int | None) -> list[EventLog]:
+        return [EventLog._of(row, home) for home, row in islice(self._begin(stop)[0], start, stop)]
 
     def _all(self) -> list[EventLog]:
         return list(iter(self))
 
-    def _in_order(self, stop: int | None) -> Iterator[tuple[Home, dict[str, Any]]]:
-        """All that match, of all sites; of which not more than `stop` are wanted."""
-        asked = self._questions()
-        if len(asked) == 1:
-            return self._pages(asked[0], stop)
-        reachable = {home for home, _ in scope.ask(asked, lambda desk, where: desk.about())} if asked else set()
-        sign = 1 if self._order == "timestamp" else -1
-        pages = [self._pages(one, stop) for one in asked if one.home in reachable]
-        return heapq.merge(*pages, key=lambda pair: sign * int(pair[1]["timestamp"]))
-
-    def _pages(self, asked: Question, stop: int | None) -> Iterator[tuple[Home, dict[str, Any]]]:
-        home, where = asked
+    def _begin(self, stop: int | None) -> tuple[Iterator[tuple[Home, dict[str, Any]]], int | None]:
+        """What matches at all sites, in order, of which not more than `stop` are wanted; and how many there are, if known."""
         size = _FIRST_PAGE if stop is None else min(_FIRST_PAGE, stop)
-        while size:
-            rows = home.desk.select("event", where, self._order, 0, size)
+        asked = self._questions() if size else []
+        if not asked:
+            return iter(()), 0
+        order = self._order
+        found = scope.ask(asked, lambda desk, where: desk.select("event", where, order, 0, size))
+        wheres = dict(asked)
+        sign = 1 if order == "timestamp" else -1
+        pages = [self._pages(home, wheres[home], rows, size) for home, rows in found]
+        merged = heapq.merge(*pages, key=lambda pair: sign * int(pair[1]["timestamp"])) if len(pages) > 1 else pages[0]
+        number, wanted = sum(len(rows) for _, rows in found), sys.maxsize if stop is None else stop
+        is_known = number >= wanted or all(len(rows) < size for _, rows in found)
+        return merged, min(number, wanted) if is_known else None
+
+    def _pages(
+        self, home: Home, where: dict[str, Any], rows: list[dict[str, Any]], size: int
+    ) -> Iterator[tuple[Home, dict[str, Any]]]:
+        """The events of a site in order, of which `rows` are the first `size`."""
+        while True:
             for row in rows:
                 yield home, row
             if len(rows) < size:
                 return
             where = {**where, "after": [rows[-1]["timestamp"], rows[-1]["id"]]}
             size = min(_GROWTH * size, _LARGEST_PAGE)
+            rows = home.desk.select("event", where, self._order, 0, size)
 
     def tuples(self, touching: Sequence[str] = ()) -> Iterator[tuple[int, str, str, int, float | None]]:
         """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes).
@@ -107,7 +120,7 @@ class EventQuery(Query[EventLog]):
         Who needs only those that leave or enter some states names these; others may come as well.
         """
         if self._is_cut:
-            for home, row in islice(self._in_order(self._stop), self._start, self._stop):
+            for home, row in islice(self._begin(self._stop)[0], self._start, self._stop):
                 job = home.id(row["job_id"])
                 yield row["timestamp"], row["from_state"], row["to_state"], job, row["data"].get("num_nodes")
             return

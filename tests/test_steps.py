@@ -195,8 +195,9 @@ def test_that_every_outcome_is_a_way_through_the_table_and_ends_or_needs_a_step(
     assert outcome.restarts <= max(limit, restarts) and outcome.retries <= max(most, retries)
 
 
-def test_that_a_handler_that_restarts_for_ever_meets_the_restart_limit(bench):
-    bench.app("a", "false", postprocess=python(bench, "again", "job.update_state('RESTART_READY')"))
+@pytest.mark.parametrize("state", ["RESTART_READY", "PREPROCESSED", "CREATED"])
+def test_that_a_handler_that_restarts_for_ever_meets_the_restart_limit(bench, state):
+    bench.app("a", "false", postprocess=python(bench, "again", f"job.update_state({state!r})"))
     (job,) = bench.add([{"application": "a", "post_error_handler": True, "restart_limit": 2}])
     bench.run()
     assert passed(bench, job).count("RUNNING") == 3

@@ -21,6 +21,8 @@ from .moves import Move, count, id_list, move, with_payload
 
 USER_CHANGED = "User mutated state from command line"
 
+#: From these a job comes to run, if only later.
+_RUNS_AGAIN = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
 _PIECE = 10_000
 
 
@@ -73,9 +75,9 @@ def set_state(
     """Put jobs into `state` as the user's doing, children included that failed only because of them. Returns how many.
 
     Setting CREATED repeats everything, so such a job waits for its parents again. A new start has a new restart budget.
-    A job's own script may set its state too, although a launcher holds it; RESTART_READY then counts as a restart. `by` is
-    what the history says where there is no `message` and no script. `data` and `time_us` become those of the event; what
-    follows for children happens now.
+    A job's own script may set its state too, although a launcher holds it. RESTART_READY then counts as a restart, and so does
+    what comes before a run in a job that went wrong. `by` is what the history says where there is no `message` and no script.
+    `data` and `time_us` become those of the event; what follows for children happens now.
 
     Raises:
         InvalidStateError, InvalidSpec. StateError: a job is RUNNING or held by a launcher, or it was killed and its own
@@ -123,12 +125,12 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said:
         raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
     message = said.message or f"Set by the {hook.kind} script"
     moves, column = [Move(job, (old, state), now, (message,), (said.data,))], ""
-    if state == states.RESTART_READY:
+    if state == states.RESTART_READY or (state in _RUNS_AGAIN and old in (states.RUN_ERROR, states.RUN_TIMEOUT)):
         (facts,) = claims.facts_of(cx, "job.id = ?", (job,))
         outcome = outcomes.restart(facts, (old,))
         column = f"restarts = {outcome.restarts:d}"
-        if outcome.path[-1] != state:
-            moves = [Move(job, outcome.path, now, outcome.messages, (said.data,))]
+        if outcome.path[-1] == states.FAILED:
+            state, moves = states.FAILED, [Move(job, outcome.path, now, outcome.messages, (said.data,))]
     move(cx, moves, states.HOOK, column)
     _tell_children(cx, moves, now)
     if state in (states.CREATED, states.AWAITING_PARENTS):

@@ -187,6 +187,13 @@ def test_that_every_command_explains_itself_with_an_example(balsam: Balsam, name
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
+@pytest.mark.parametrize("words", [[], *([name] for name in group.COMMANDS), ["queue", "submit"], ["site", "add"]])
+def test_that_examples_fit_into_a_terminal(balsam: Balsam, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = balsam(*words, "--help")[1].splitlines()
+    assert [line for line in lines if line.startswith("      ") and "balsam " in line and len(line) > 80] == []
+
+
 def test_that_the_help_of_modify_lists_all_states(balsam: Balsam) -> None:
     from balsam_lite import states
 

@@ -30,12 +30,13 @@ PROGRAMS = ("executable", "preprocess", "postprocess")
 def app(*, name: str, executable: str, preprocess: str, postprocess: str, envscript: str, description: str) -> None:
     """Register an application: a program that jobs run.
 
-    Of a Python script (*.py) the absolute path and the present interpreter are kept.
+    A Python script (*.py) is kept with its absolute path, and run by the Python that runs this command.
 
     \b
     Examples:
         balsam app --name say-hello --executable "echo Hello,"
-        balsam app --name fit --executable fit.py --postprocess check.py --description fits one curve
+        balsam app --name fit --executable fit.py --postprocess check.py \\
+            --description fits one curve
     """
     values = {"name": name, "executable": executable, "preprocess": preprocess, "postprocess": postprocess}
     values.update(description=description, envscript=os.path.abspath(os.path.expanduser(envscript)) if envscript else "")

@@ -24,25 +24,25 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "init": Entry("databases", "init", "create a new Balsam DB directory"),
-    "app": Entry("apps", "app", "add a new application definition"),
+    "init": Entry("databases", "init", "create a Balsam DB in a directory"),
+    "app": Entry("apps", "app", "register a program as an application"),
     "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
     "app rm": Entry("site_apps", "rm", "remove applications and their jobs"),
-    "job": Entry("jobs", "job", "add a new job"),
-    "job create": Entry("job_create", "create", "add a job to a site, with the parameters of its application"),
+    "job": Entry("jobs", "job", "add a job to this DB: a program with its arguments"),
+    "job create": Entry("job_create", "create", "add a job to any site: an application with its parameters"),
     "job ls": Entry("site_jobs", "ls", "list jobs of one or more sites"),
-    "job modify": Entry("site_jobs", "modify", "put jobs into another state"),
-    "job rm": Entry("site_jobs", "rm", "remove jobs"),
-    "mkchild": Entry("jobs", "mkchild", "add a job that waits for the one that calls"),
-    "dep": Entry("jobs", "dep", "add a dependency between two existing jobs"),
+    "job modify": Entry("site_jobs", "modify", "put jobs of one or more sites into another state"),
+    "job rm": Entry("site_jobs", "rm", "remove jobs of one or more sites"),
+    "mkchild": Entry("jobs", "mkchild", "add a child to a job, from inside its program or script"),
+    "dep": Entry("jobs", "dep", "let a job wait for another one; both exist"),
     "ls": Entry("ls", "ls", "list jobs, applications, workflows, or launches in the queue"),
-    "modify": Entry("change", "modify", "alter a job or an application"),
-    "rerun": Entry("rerun", "rerun", "put jobs back, to be run once more"),
-    "rm": Entry("change", "rm", "remove jobs or applications from the database"),
-    "killjob": Entry("change", "killjob", "kill jobs without removing them from the database"),
+    "modify": Entry("change", "modify", "change a field of a job or an application"),
+    "rerun": Entry("rerun", "rerun", "put jobs that have ended back, to run once more"),
+    "rm": Entry("change", "rm", "remove jobs or applications of this DB"),
+    "killjob": Entry("change", "killjob", "stop jobs for good, but do not remove them"),
     "launcher": Entry("launches", "launcher", "run jobs here, in this terminal or batch job"),
     "submit-launch": Entry("launches", "submit_launch", "submit a launcher to the batch queue"),
-    "queue": Entry("queue", "queue", "submit launches to the batch queue, list or cancel them"),
+    "queue": Entry("queue", "queue", "submit launchers to the batch queue of any site, list or cancel them"),
     "service": Entry("service", "service", "submit launchers for the jobs that wait, as the queue policy allows"),
     "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
     "which": Entry("databases", "which", "show the active DB, or find another one"),
@@ -132,7 +132,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) 
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@option("--db", metavar="PATH", help="The Balsam DB to use; by default BALSAM_DB_PATH, or the one around this directory.")
+@option("--db", metavar="PATH", help="The Balsam DB to use; by default that of BALSAM_DB_PATH, else the one you are in.")
 @option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version.")
 @click.pass_context
 def balsam(ctx: click.Context, db: str | None) -> None:
@@ -143,7 +143,8 @@ def balsam(ctx: click.Context, db: str | None) -> None:
         balsam init ~/my-db
         source balsamactivate my-db
         balsam app --name say-hello --executable "echo Hello,"
-        balsam job --name test1 --workflow test --application say-hello --args "world!" --yes
+        balsam job --name test1 --workflow test --application say-hello \\
+            --args "world!" --yes
         balsam submit-launch -n 1 -t 5 --job-mode=serial
         balsam ls --history
 

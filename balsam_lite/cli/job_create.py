@@ -61,8 +61,10 @@ def create(site: str, app: str, yes: bool, **values: Any) -> None:
 
     \b
     Examples:
-        balsam job create --app Hello --workdir demo/hello --param say_hello_to=world --yes
-        balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 -tag run=7 -pid 5 --site theta
+        balsam job create --app Hello --workdir demo/hello \\
+            --param say_hello_to=world --yes
+        balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 \\
+            -tag run=7 -pid 5 --site theta
     """
     desk = one_site(site)
     job = _checked(desk, app, values)

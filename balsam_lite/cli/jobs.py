@@ -32,29 +32,29 @@ _OPTIONS = (
     option("--application", required=True, help="The application to run (`balsam ls apps`)."),
     option("--wall-time-minutes", metavar="N", help="How long it will take at most. [default: 1]"),
     option("--num-nodes", metavar="N", help="Nodes it runs on. [default: 1]"),
-    option("--coschedule-num-nodes", metavar="N", help="Nodes left beside it for its own children. [default: 0]"),
+    option("--coschedule-num-nodes", metavar="N", help="Is kept, and changes nothing. [default: 0]"),
     option("--node-packing-count", metavar="N", help="So many such jobs share a node. [default: 1]"),
     option("--ranks-per-node", metavar="N", help="MPI ranks on each node. [default: 1]"),
-    option("--threads-per-rank", metavar="N", help="As `aprun -d`. [default: 1]"),
-    option("--threads-per-core", metavar="N", help="As `aprun -j`. [default: 1]"),
+    option("--threads-per-rank", metavar="N", help="Threads of each rank. [default: 1]"),
+    option("--threads-per-core", metavar="N", help="Threads on each core. [default: 1]"),
     option("--gpus-per-rank", metavar="N", help="GPUs of each rank; a fraction shares one. [default: 0]"),
-    option("--cpu-affinity", metavar="none|depth", help="As `aprun -cc`. [default: none]"),
+    option("--cpu-affinity", metavar="none|depth", help="depth: bind each rank to cores of its own. [default: none]"),
     option("--description", cls=SentenceOption, metavar="WORDS...", help="What it is for."),
-    option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments. One word is kept as it is, quotes and all."),
+    option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments of the program, or in quotes a text of them all."),
     option("--post_handle_error", "--post-handle-error", is_flag=True, help="Let the postprocess script handle an error."),
-    option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle the end of the time."),
-    option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Give up when time is up."),
-    option("--restart-limit", metavar="N", help="So many automatic restarts, then FAILED. [default: 10]"),
+    option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle that the time is up."),
+    option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Fail when its time is up."),
+    option("--restart-limit", metavar="N", help="So many restarts after time was up, then FAILED. [default: 10]"),
     option("--max-retries", metavar="N", help="Run it again so often after an error. [default: 0]"),
-    option("--retry-codes", cls=WordsOption, metavar="CODES...", help="Only after these; a signal is negative."),
+    option("--retry-codes", cls=WordsOption, metavar="CODES...", help="Only after these return codes; signal 9 is -9."),
     option("--mpi-flags", cls=WordsOption, metavar="FLAGS", help="More flags for the MPI start command."),
-    option("--input-files", cls=WordsOption, metavar="GLOBS...", help="What to take from the parents. [default: *]"),
-    option("--url-in", metavar="URL", help="What to copy in before it starts."),
-    option("--url-out", metavar="URL", help="Where to copy results."),
-    option("--stage-out-files", cls=WordsOption, metavar="GLOBS...", help="Which results to copy."),
+    option("--input-files", cls=WordsOption, metavar="GLOBS...", help="Which files of its parents it gets. [default: *]"),
+    option("--url-in", metavar="URL", help="Copy what is there to its directory before it starts."),
+    option("--url-out", metavar="URL", help="Copy results to there when it has ended."),
+    option("--stage-out-files", cls=WordsOption, metavar="GLOBS...", help="Which results to copy: patterns of their names."),
     option("--env", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated."),
     option("--tag", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated."),
-    option("--data", metavar="JSON", help="An object that the job carries along."),
+    option("--data", metavar="JSON", help="An object for your own use, which the job carries along."),
     option("--priority", metavar="N", help="Higher ones start first. [default: 0]"),
     option("--user-workdir", metavar="DIR", help="Run there and not in a directory of its own."),
     option("--no-wait-for-parents", is_flag=True, help="Take the parents' files without waiting for them."),
@@ -70,16 +70,20 @@ def _describing_options(command: _Function) -> _Function:
 
 @click.command(cls=BalsamCommand)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
-@option("--workflow", required=True, help="A label that jobs share; also a directory level.")
-@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="ID...", help="Jobs to wait for.")
+@option("--workflow", required=True, help="A label that jobs share; also the directory above theirs.")
+@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="ID...", help="Jobs that it waits for, by their ids.")
 @_describing_options
 def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
-    """Add a job: one planned run of an application.
+    """Add a job: one planned run of an application, whose program gets the job's arguments.
+
+    Of an application with parameters, as those in Python are, `balsam job create` adds one.
 
     \b
     Examples:
-        balsam job --name test1 --workflow test --application say-hello --args "world!"
-        balsam job --name big --workflow test --application sim --num-nodes 2 --ranks-per-node 8 \\
+        balsam job --name test1 --workflow test --application say-hello \\
+            --args "world!"
+        balsam job --name big --workflow test --application sim \\
+            --num-nodes 2 --ranks-per-node 8 \\
             --env OMP_NUM_THREADS=4 --tag size=big --parent 7df8 --yes
     """
     stored = spec.check_job(_values(options))
@@ -92,7 +96,7 @@ def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
 
 @click.command(cls=BalsamCommand)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
-@option("--parent", metavar="ID", help="The job to wait for. [default: the one that calls this]")
+@option("--parent", metavar="ID", help="The job that it waits for. [default: the one that calls this]")
 @_describing_options
 def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
     """Add a job that waits for the one whose program or script calls this, in the same workflow.

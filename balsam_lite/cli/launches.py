@@ -71,8 +71,10 @@ def launcher(
     Examples:
         balsam launcher --consume-all --job-mode serial
         balsam launcher --tag kind=large --job-mode mpi
-        balsam launcher --wf-filter test --job-mode serial --nodes 2 --time-limit-minutes 10
-        balsam launcher --consume-all --part mpi:3:kind=large --part serial:1:kind=small
+        balsam launcher --wf-filter test --job-mode serial --nodes 2 \\
+            --time-limit-minutes 10
+        balsam launcher --consume-all \\
+            --part mpi:3:kind=large --part serial:1:kind=small
     """
     if consume_all and wf_filter is not None:
         raise click.UsageError("--consume-all means all jobs and --wf-filter some; give one of them.")

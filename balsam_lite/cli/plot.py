@@ -31,8 +31,8 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 @option("--name", "names", multiple=True, metavar="NAME", help="Only jobs of that name; may be repeated.")
 @option("--wf", "--workflow", "workflows", multiple=True, metavar="NAME", help="Only jobs of that workflow; may be repeated.")
 @option("-a", "--app", "apps", multiple=True, metavar="NAME", help="Only jobs of that application; may be repeated.")
-@option("--after", metavar="TIME", help="Show what happened from then on: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h for ago.")
-@option("--before", metavar="TIME", help="Show what happened until then.")
+@option("--after", metavar="TIME", help="Only from then on: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h: two hours ago.")
+@option("--before", metavar="TIME", help="Only until then.")
 @long_site_option
 def plot(kind: str, output: str | None, site: str, after: str | None, before: str | None, **filters: Sequence[Any]) -> None:
     """Draw what jobs did.

@@ -26,11 +26,12 @@ _NONE_ACTIVE = "No active batch jobs.  Use --history option to list completed ba
 
 @click.group(cls=CommandGroup)
 def queue() -> None:
-    """Submit launches to the batch queue, list them, or cancel them.
+    """Submit launches to the batch queue, list them, or cancel them. A launch is a batch job in which a launcher runs jobs.
 
     \b
     Examples:
-        balsam queue submit -n 1 -t 10 -q debug -A myproject --tag workflow=hello --job-mode mpi
+        balsam queue submit -n 1 -t 10 -q debug -A myproject \\
+            --tag workflow=hello --job-mode mpi
         balsam queue ls
         balsam queue rm qlaunch7
     """
@@ -39,7 +40,7 @@ def queue() -> None:
 # --- submit -----------------------------------------------------------------------------------------------------------
 
 
-@queue.command("submit", cls=BalsamCommand, short_help="submit a launch, at once")
+@queue.command("submit", cls=BalsamCommand, short_help="submit a launch")
 @option("-n", "--num-nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
 @option("-t", "--wall-time-min", type=int, callback=count, required=True, metavar="MINUTES", help="For how long.")
 @option("-q", "--queue", "queue_name", default="", metavar="NAME", help="The queue.")
@@ -71,8 +72,10 @@ def submit(
 
     \b
     Examples:
-        balsam queue submit -n 1 -t 10 -q debug -A myproject --tag workflow=hello --job-mode mpi
-        balsam queue submit -n 4 -t 60 -j mpi -p mpi:3:kind=large -p serial:1:kind=small
+        balsam queue submit -n 1 -t 10 -q debug -A myproject \\
+            --tag workflow=hello --job-mode mpi
+        balsam queue submit -n 4 -t 60 -j mpi \\
+            -p mpi:3:kind=large -p serial:1:kind=small
     """
     from ..partitions import Partition
 
@@ -110,7 +113,7 @@ class _ListCommand(BalsamCommand):
     help_names = ("--help",)
 
 
-@queue.command("ls", cls=_ListCommand, short_help="list the launches, with their states as the scheduler tells them now")
+@queue.command("ls", cls=_ListCommand, short_help="list launches with their states")
 @option("-n", "--num", type=int, callback=count0, default=0, metavar="N", help="The last N launches, whatever their state.")
 @option("-h", "--history", is_flag=True, help="The launches that have ended, too.")
 @option("--all", "all_queues", is_flag=True, help="The same.")
@@ -198,7 +201,7 @@ def term(id: str, site: str) -> None:
         say("BatchJob is not queued or running")
 
 
-@queue.command("rm", cls=BalsamCommand, short_help="cancel launches")
+@queue.command("rm", cls=BalsamCommand, short_help="cancel one launch or several")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @long_site_option
 def remove(ids: Sequence[str], site: str) -> int:

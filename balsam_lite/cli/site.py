@@ -80,7 +80,8 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
     \b
     Examples:
         balsam site add cluster ssh://me@login.example.org/home/me/my-db
-        balsam site add cluster ssh://cluster/~/my-db --balsam /opt/balsam/bin/balsam
+        balsam site add cluster ssh://cluster/~/my-db \\
+            --balsam /opt/balsam/bin/balsam
     """
     from ..db import registry
     from ..sites import ssh
@@ -133,7 +134,7 @@ def _jobs(number: int) -> str:
 # --- the service ------------------------------------------------------------------------------------------------------
 
 
-@site.command(cls=PathCommand, short_help="start a site's service")
+@site.command(cls=PathCommand, short_help="start a site's service, which submits launchers")
 @click.argument("site", required=False, metavar="[SITE]")
 @click.pass_context
 def start(ctx: click.Context, site: str | None) -> None:
@@ -372,7 +373,7 @@ def forget(sites: tuple[str, ...], *, gone: bool) -> None:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@site.command(cls=PathCommand, short_help="check a site's settings and let its service use them")
+@site.command(cls=PathCommand, short_help="check a site's settings, and restart its service with them")
 @click.argument("site", required=False, metavar="[SITE]")
 @click.pass_context
 def sync(ctx: click.Context, site: str | None) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from balsam_lite.errors import (
     UnknownApp,
     UnknownSite,
 )
-from balsam_lite.launcher import application, call, commands, dag, function, hook, order, report, resources
+from balsam_lite.launcher import application, call, commands, dag, function, hook, interpreter, order, report, resources
 from balsam_lite.launcher.main import run_launcher
 from balsam_lite.launcher.order import Source
 from balsam_lite.launcher.parts import run_parts
@@ -153,8 +154,8 @@ def test_that_sync_stores_where_the_class_is_and_changes_what_was_stored_before(
     assert stored.environ_vars == {"LANG": "C"} and stored.parameters == {"name": {"required": True}}
     assert stored.definition["file"] == str(path) and stored.definition["class"] == "Hello"
     assert str(tmp_path) in stored.definition["path"] and not any(sys.prefix in one for one in stored.definition["path"])
-    assert stored.postprocess == f"{sys.executable} -m balsam_lite.launcher.hook postprocess"
-    assert stored.handle_timeout.endswith("hook handle_timeout")
+    assert shlex.split(stored.postprocess) == interpreter.words(sys.executable, interpreter.HOOK, "postprocess")
+    assert stored.handle_timeout.endswith(" handle_timeout")
     assert (stored.preprocess, stored.handle_error, stored.executable) == ("", "", "")
 
     job = made.submit("a/b", tags={"k": "v"}, name="it", ranks_per_node=2)
@@ -365,9 +366,9 @@ APPS = """
 
     class Sourced(ApplicationDefinition):
         site = "here"
-        command_template = "printenv TEXT"
+        command_template = "show TEXT"
         def shell_preamble(self):
-            return "# it's a text\\nexport TEXT=" + str(self.job.id)
+            return "# it's a text\\nshow() { printenv $1; }\\nexport TEXT=" + str(self.job.id)
 
     class NoPreamble(ApplicationDefinition):
         site = "here"
@@ -477,6 +478,9 @@ def ran(tmp_path_factory):
             subprocess.run([PYTHON, str(script)], env=bench.environ, check=True, cwd=folder)
         (folder / "moved.py").rename(folder / "elsewhere.py")
         user.set_state(bench.db, [number(bench, f"{app}/timeout") for app in ("Handled", "Says")], "RUN_TIMEOUT")
+        for place in ("Says/true", "Given/it"):  # data that is called as a module of Python is
+            bench.path(number(bench, place)).mkdir(parents=True)
+            bench.path(number(bench, place), "json.py").write_text("1 / 0")
         assert bench.run("--nodes", "3") == 0
         yield bench
         bench.close()
@@ -658,7 +662,8 @@ def test_that_a_rank_is_known_by_variables_and_only_where_there_are_several(vari
         function._rank(given, {})
 
 
-def test_that_functions_and_preambles_need_no_db(tmp_path):
+@pytest.mark.parametrize("is_old", [False, True])
+def test_that_functions_and_preambles_need_no_db_and_import_no_data(tmp_path, is_old):
     code = """
         class F(ApplicationDefinition):
             site = "nowhere"
@@ -670,8 +675,13 @@ def test_that_functions_and_preambles_need_no_db(tmp_path):
     job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 2}
     order.write(path, order.Order(json.dumps(definition), '{"a": 5}', 1, job))
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
-    program = [PYTHON, "-m", "balsam_lite.launcher.function", path]
-    words = [PYTHON, *commands.PREAMBLE, path, *program]
+    program = interpreter.words(PYTHON, interpreter.FUNCTION, path)
+    words = interpreter.words(PYTHON, interpreter.HOOK, "launch", path, *program)
+    if is_old:  # as applications have it stored that were synced before
+        old = [[PYTHON, "-m", f"balsam_lite.launcher.{what}"] for what in (interpreter.HOOK, interpreter.FUNCTION)]
+        words = [*old[0], "launch", path, *old[1], path]
+    else:
+        (tmp_path / "json.py").write_text("1 / 0")
     done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "before 2\n", "")
     left = report.read(str(tmp_path / ".balsam-12345678.pkl"), "12345678-9", 2, 10_000)

@@ -42,7 +42,8 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawner", "nodes", "staging", "commands", "template", "shell", "evaluation", "order", "report",
+                "process", "spawner", "nodes", "staging", "commands", "template", "shell", "evaluation", "interpreter",
+                "order", "report",
                 "machine", "failpoints", "mpirun", "logs", "reaper", "gpus", "pinning",
             )
         ),
@@ -58,7 +59,7 @@ ROOMS = (
         6, "Python interface",
         (
             *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "application", "hook", "function")),
-            *("api", "analytics", "plots"),
+            *("launcher.start", "api", "analytics", "plots"),
         ),
     ),
     Room(7, "command line", ("cli",)),

@@ -16,15 +16,13 @@ from typing import Any, ClassVar, NoReturn
 from .. import loading
 from ..db.registry import Entry
 from ..errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
-from ..launcher import application, call, order
+from ..launcher import application, call, interpreter, order
 from ..sites import many
 from . import scope
 from .scope import Home, home_of
 
 #: So long a site behind ssh may take to say which interpreter it has, in seconds.
 _PATIENCE_S = 60.0
-_HOOK = "balsam_lite.launcher.hook"
-_FUNCTION = "balsam_lite.launcher.function"
 #: The hooks that run as scripts around a job; the columns of an application that have their command lines.
 _SCRIPTS = ("preprocess", "postprocess", "handle_error", "handle_timeout")
 
@@ -281,12 +279,12 @@ def _row(cls: type[ApplicationDefinition], home: Home) -> dict[str, Any]:
         "name": cls.__name__,
         "description": inspect.cleandoc(cls.__doc__ or ""),
         "command_template": cls.command_template or "",
-        "executable": "" if cls.command_template is not None else shlex.join([python, "-m", _FUNCTION]),
+        "executable": "" if cls.command_template is not None else shlex.join(interpreter.words(python, interpreter.FUNCTION)),
         "parameters": cls.parameters,
         "environ_vars": cls.environment_variables,
         "definition": {} if source is None else order.definition_of(source),
         "envscript": "",
-        **{name: shlex.join([python, "-m", _HOOK, name]) if name in own else "" for name in _SCRIPTS},
+        **{name: shlex.join(interpreter.words(python, interpreter.HOOK, name)) if name in own else "" for name in _SCRIPTS},
     }
 
 

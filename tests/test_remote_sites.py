@@ -270,7 +270,6 @@ def test_that_a_closed_stdin_is_no_request(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)  # as Python has it after `<&-`
     assert main(["--db", db, "answer"]) == 0
-    sys.stdin.close()  # type: ignore[union-attr]
     assert "This is no request" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 

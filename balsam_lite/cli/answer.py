@@ -25,7 +25,7 @@ def answer(ctx: click.Context, *, json: bool) -> int:
     """
     from ..sites.answer import respond
 
-    line = sys.stdin.buffer.read()
+    line = sys.stdin.buffer.read() if sys.stdin else b""  # it may be closed
     with contextlib.redirect_stdout(sys.stderr):  # stdout is the answer's, whatever users' modules print
         words = respond(line, ctx.find_root().obj)
     click.echo(words)

@@ -42,9 +42,8 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawner", "nodes", "staging", "commands", "template", "shell", "evaluation", "interpreter",
-                "order", "report",
-                "machine", "failpoints", "mpirun", "logs", "reaper", "gpus", "pinning",
+                "process", "spawner", "nodes", "staging", "commands", "template", "shell", "plain", "evaluation",
+                "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "reaper", "gpus", "pinning",
             )
         ),
     ),

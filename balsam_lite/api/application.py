@@ -33,6 +33,7 @@ class ApplicationDefinition:
     Attributes:
         site: the name or the number of the site, or the Site itself.
         command_template: a jinja2 template of a command line. Each value is one word, whatever it holds; $VAR is the shell's.
+            What `eval`, `sh -c` or a program make of that word, and bash of a variable in $((…)), is the template's concern.
         parameters: name -> {"required": bool, "default": str, "help": str}. Names that only the template has are required.
         environment_variables: for the program; those of a job win.
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs

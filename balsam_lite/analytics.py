@@ -98,25 +98,32 @@ def _text(state: Any) -> str:
 
 
 def _changes(moves: Iterable[Event], weighting: bool) -> list[tuple[Any, float]]:
-    """(time, change) of the runs from moves out of and into RUNNING, which are in order of time, ends first."""
+    """(time, change) of the runs from moves out of and into RUNNING, which are in order of time, ends first.
+
+    An end whose start is unknown and a start at the same time are a run without length; but if the job ends once more before it
+    starts again, that start was of another run, and the first end is left out.
+    """
     found: list[tuple[Any, float]] = []
     running: dict[Any, float] = {}
     ended: dict[Any, Any] = {}  # job -> when it left RUNNING, without being known to run
+    brief: dict[Any, tuple[Any, float]] = {}  # job -> the end of a run without length, unless it ends later
     for move in moves:
         when, job = move[0], move[3]
         if move[2] == RUNNING:
             weight = move[4]
             nodes = float(weight) if weighting and weight is not None else 1.0
             found.append((when, nodes))
-            if ended and ended.pop(job, None) == when:  # this run began and ended at one time
-                found.append((when, -nodes))
-            else:
-                running[job] = nodes
+            if job in brief:
+                found.append(brief.pop(job))
+            if ended and ended.pop(job, None) == when:
+                brief[job] = when, -nodes
+            running[job] = nodes
         elif job in running:
+            brief.pop(job, None)
             found.append((when, -running.pop(job)))
         else:
             ended[job] = when
-    return found
+    return found + list(brief.values())
 
 
 def _totals(changes: list[tuple[Any, float]]) -> tuple[list[datetime], list[float]]:

@@ -149,6 +149,13 @@ def test_that_runs_without_length_come_to_nothing_in_whatever_order_they_are_not
         assert totals[-1] == 0
 
 
+def test_that_an_end_without_a_start_takes_nothing_from_the_run_that_begins_then():
+    for events in ([end(5, 1), start(5, 1, 2), end(9, 1)], [start(5, 1, 2), end(9, 1), end(5, 1)]):
+        assert utilization_report(events) == ([at(5), at(9)], [2, 0])
+    brief = [end(5, 1), start(5, 1), start(7, 1, 4), end(9, 1)]
+    assert utilization_report(brief) == ([at(5), at(5), at(7), at(9)], [-1, 0, 4, 0])
+
+
 # --- times ------------------------------------------------------------------------------------------------------------
 
 

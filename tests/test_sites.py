@@ -21,6 +21,7 @@ from typing import Any
 import click
 import pytest
 from elsewhere import ROOT, environment
+from helpers import wait_until
 from sshd import HOST, remote_host
 
 from balsam_lite import __version__
@@ -29,10 +30,11 @@ from balsam_lite.cli.main import main
 from balsam_lite.clock import SystemClock
 from balsam_lite.db import location, maintenance, registry
 from balsam_lite.db.registry import Entry
-from balsam_lite.db.store import batch_jobs, leases
+from balsam_lite.db.store import batch_jobs, insert, leases
 from balsam_lite.errors import (
     AmbiguousSite,
     BalsamError,
+    DatabaseError,
     DuplicateSite,
     InvalidSpec,
     NoDatabase,
@@ -42,7 +44,7 @@ from balsam_lite.errors import (
 )
 from balsam_lite.identity import Holder
 from balsam_lite.settings import Settings, SettingsWarning
-from balsam_lite.sites import many, remote, selector
+from balsam_lite.sites import manage, many, remote, selector
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -668,6 +670,90 @@ def test_that_a_move_over_file_systems_copies_everything(balsam: Balsam, tmp_pat
     assert job["user_workdir"] == str(tmp_path / "new" / "own")
     assert (tmp_path / "new" / "data" / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "new"]
+
+
+class Adder:
+    """Adds jobs to a DB, one after the other, until that is refused."""
+
+    def __init__(self, directory: Path) -> None:
+        self._db = location.open_database(str(directory))
+        self.added, self.refused = 0, ""
+        self._thread = threading.Thread(target=self._add, daemon=True)
+        self._thread.start()
+        wait_until(lambda: self.added > 3, 10)
+
+    def _add(self) -> None:
+        while not self.refused:
+            try:
+                insert.add_jobs(self._db, [{"name": str(self.added)}])
+                self.added += 1
+                time.sleep(0.002)  # the lock of a shared DB is not fair
+            except DatabaseError as exc:
+                self.refused = str(exc)
+        self._db.close()
+
+    def end(self) -> str:
+        """What stopped it."""
+        self._thread.join(20)
+        return self.refused
+
+
+@pytest.mark.parametrize("access", ["local", "shared"])
+@pytest.mark.parametrize("with_copy", [False, True])
+def test_that_no_job_is_lost_that_others_add_during_a_move(
+    balsam: Balsam, tmp_path: Path, access: str, with_copy: bool, request: pytest.FixtureRequest
+) -> None:
+    old = tmp_path / "old"
+    location.create(str(old), access).close()
+    adder = Adder(old)
+    if with_copy:
+        request.getfixturevalue("other_device")
+    assert balsam("site", "mv", "old", "new") == (0, f"Moved site to new path {tmp_path / 'new'}\n", "")
+    assert f"The DB {old} is not there any more" in adder.end()
+    assert len(json.loads(balsam("--db", "new", "ls", "--json")[1])) == adder.added
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "new"]
+    assert not (tmp_path / "new" / "session.lock").exists()
+
+
+@pytest.mark.parametrize("access", ["local", "shared"])
+def test_that_who_adds_jobs_hears_that_the_site_is_removed(balsam: Balsam, tmp_path: Path, access: str) -> None:
+    location.create(str(tmp_path / "db"), access).close()
+    adder = Adder(tmp_path / "db")
+    assert balsam("site", "rm", "-f", "db") == (0, f"Deleted site {tmp_path / 'db'}\n", "")
+    assert f"The DB {tmp_path / 'db'} is not there any more" in adder.end()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+
+
+def test_that_a_launcher_that_begins_after_all_was_found_free_keeps_the_site(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_device: list[str]
+) -> None:
+    lease(make(tmp_path / "db"), "launcher", 0, Holder.current())
+    monkeypatch.setattr(manage, "refuse_busy", lambda *_: None)
+    for words in (["mv", "db", "new"], ["rm", "-f", "db"]):
+        code, out, err = balsam("site", *words)
+        assert (code, out) == (75, "")
+        assert "is in use and cannot be" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "home"]
+    assert (tmp_path / "db" / "data").is_dir()
+
+
+def test_that_an_old_db_that_cannot_be_given_up_stays_the_one(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_device: list[str]
+) -> None:
+    make(tmp_path / "old")
+    unlink = os.unlink
+
+    def refuse(path: Any, **more: Any) -> None:
+        if str(path) == str(tmp_path / "old" / "balsam.sqlite3"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, **more)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    code, _, err = balsam("site", "mv", "old", "new")
+    assert code == 1
+    assert "cannot be removed: Operation not permitted" in err
+    assert registry.known(gone=True) == [Entry(1, "old", str(tmp_path / "old"))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "old"]
 
 
 def fail(*_: object) -> None:

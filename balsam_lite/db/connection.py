@@ -167,6 +167,26 @@ class Database:
                 thread.lock = None
                 self.close()
 
+    @contextmanager
+    def kept_still(self) -> Iterator[Database]:
+        """Nobody else can write while the block lasts, which may remove the files. Gives a Database to read with.
+
+        Those who wait meanwhile get DatabaseGone if the file is not there in the end, else their turn.
+        """
+        if self.access != filesystem.LOCAL:
+            with self.session():
+                yield self
+            return
+        with _translated(self.directory):
+            cx = self._connection()
+            self._begin(cx, "BEGIN IMMEDIATE")
+        reader = Database(self.directory, self.access, busy_timeout_s=self.busy_timeout_s, expiry_s=self._expiry_s)
+        try:
+            yield reader
+        finally:
+            reader.close()
+            cx.execute("ROLLBACK")
+
     def run_alone(self, statement: str) -> list[tuple[object, ...]]:
         """Run a statement that SQLite refuses inside a transaction, such as VACUUM; returns its rows."""
         if self._thread().transaction:

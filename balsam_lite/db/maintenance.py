@@ -109,7 +109,7 @@ def vacuum(db: Database, *, now_us: int, expiry_s: float, force: bool = False) -
     """
     with db.session():
         with db.read() as cx:
-            living = [str(lease) for lease in leases.open_leases(cx) if not leases.is_dead(lease, now_us, expiry_s)]
+            living = [str(lease) for lease in leases.living(cx, now_us, expiry_s)]
         if living and not force:
             raise DatabaseBusy(
                 f"The DB {db.directory} is in use: {', '.join(living)}. While it is written anew they could not show that "

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..clock import SystemClock
 from ..db import batch_queries, connection, location, queries, registry, session
@@ -64,20 +67,44 @@ def refuse_busy(directory: str, what: str) -> None:
     """
     settings = Settings.load(directory)
     db = location.open_database(directory, settings)
-    now_us = SystemClock.now_us()
     with db.session(), db.read() as cx:
-        found = [str(one) for one in leases.open_leases(cx) if not leases.is_dead(one, now_us, settings.LEASE_EXPIRY_S)]
+        found = [str(one) for one in leases.living(cx, SystemClock.now_us(), settings.LEASE_EXPIRY_S)]
         waits = bool(batch_queries.unended_rows(cx))
     if waits:  # as far as anybody has noticed
         submission.refresh(db, base.select(settings))
         with db.read() as cx:
             found += [f"batch job {row['id']} ({row['state']})" for row in batch_queries.unended_rows(cx)]
     db.close()
-    if found:
+    _refuse(found, directory, what)
+
+
+def _refuse(users: list[str], directory: str, what: str) -> None:
+    if users:
         raise DatabaseBusy(
-            f"The site in {directory} is in use and cannot be {what}: {', '.join(found)}.",
+            f"The site in {directory} is in use and cannot be {what}: {', '.join(users)}.",
             hint="`balsam site stop` ends its service, `balsam queue rm` its batch jobs; a launcher ends with Ctrl-C.",
         )
+
+
+@contextmanager
+def kept_still(directory: str, what: str) -> Iterator[Database]:
+    """Let nobody write into a DB while the block lasts, which removes it: else what others write until then would be lost.
+
+    They wait, and then hear that it is gone. Gives a Database to read it with.
+
+    Raises:
+        DatabaseBusy: a launcher or a service has begun, or others did not stop writing. DatabaseError.
+    """
+    settings = Settings.load(directory)
+    db = location.open_database(directory, settings)
+    try:
+        with db.kept_still() as reader:
+            with reader.read() as cx:
+                users = [str(one) for one in leases.living(cx, SystemClock.now_us(), settings.LEASE_EXPIRY_S)]
+            _refuse(users, directory, what)
+            yield reader
+    finally:
+        db.close()
 
 
 def directory_of(entry: Entry, what: str) -> str:
@@ -102,9 +129,10 @@ def directory_of(entry: Entry, what: str) -> str:
 
 # --- removing ---------------------------------------------------------------------------------------------------------
 
-#: What belongs to a DB, the file itself last: until then the directory is still known for one.
+#: What belongs to a DB, in the order in which it goes: until its file is gone, the directory is known for one. What SQLite
+#: has beside the file goes later, as its locks are there, and so does the lock of a session: nobody shall come in between.
 _FOLDERS = (location.DATA, location.LOG, location.QSUBMIT, script.TEMPLATES)
-_FILES = (SETTINGS_FILE, policy.TEMPLATE, service.LOCK, session.FILE_NAME, location.MARKER, *reversed(connection.FILES))
+_FILES = (SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, location.MARKER, session.FILE_NAME)
 
 
 def remove(entry: Entry) -> list[str]:
@@ -118,16 +146,33 @@ def remove(entry: Entry) -> list[str]:
     directory = directory_of(entry, "removed")
     refuse_busy(directory, "removed")
     try:
-        for name in (*_FOLDERS, *_FILES):
-            _remove(os.path.join(directory, name))
-        left = sorted(os.listdir(directory))
-        if not left:
-            os.rmdir(directory)
+        with kept_still(directory, "removed"):
+            for name in (*_FOLDERS, *_FILES):
+                _remove(os.path.join(directory, name))
+            left = sorted({*os.listdir(directory)} - {session.FILE_NAME})
+            if not left and not remove_empty(directory):
+                os.rmdir(directory)  # which says why not
     except OSError as exc:
         raise DatabaseError(f"{directory} cannot be removed entirely: {exc}", hint="Mend that, and try again.") from exc
     if entry.number:
         registry.forget(entry.number)
     return left
+
+
+def remove_empty(directory: str) -> bool:
+    """Remove a directory in which a DB was, if it is empty; returns whether it is gone.
+
+    Those who wait for a shared DB may each make a lock file there once more, before they hear that the DB is gone.
+    """
+    for _ in range(10):
+        try:
+            _remove(os.path.join(directory, session.FILE_NAME))
+            os.rmdir(directory)
+        except OSError:
+            time.sleep(0.005)
+        if not os.path.lexists(directory):
+            return True
+    return False
 
 
 def _remove(path: str) -> None:

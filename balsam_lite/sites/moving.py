@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..db import connection, filesystem, location, maintenance, registry
+from ..db import connection, filesystem, location, maintenance, registry, session
+from ..db.connection import Database
 from ..db.registry import Entry
 from ..db.store import relocate
 from ..errors import DatabaseError, InputError, UnsafeFilesystem
@@ -40,22 +42,47 @@ def move(entry: Entry, destination: str) -> Moved:
         raise InputError(f"{target} lies inside the site itself")
     manage.refuse_busy(source, "moved")
     _refuse_unsafe(source, target)
-    data = os.path.join(target, location.DATA)
-    _put(source, target)
+    with manage.kept_still(source, "moved") as db:
+        if not _is_renamed(source, target):
+            return _move_by_copy(entry, db, source, target)
     try:
-        apps = _change_paths(target, source, target)
-        links = _mend_links(data, source, target)
-        moved = registry.move(entry.number, target) if entry.number else registry.add(target)
+        return _arrive(entry, source, target)
     except BaseException:
-        if os.path.lexists(source):  # that was a copy
-            shutil.rmtree(target, ignore_errors=True)
-        else:
-            _mend_links(data, target, source)
-            _change_paths(target, target, source)
-            os.rename(target, source)
+        _mend_links(os.path.join(target, location.DATA), target, source)
+        _change_paths(target, target, source)
+        os.rename(target, source)
         raise
-    shutil.rmtree(source, ignore_errors=True)  # of a copy
-    return Moved(moved, links, apps, os.path.lexists(source))
+
+
+def _move_by_copy(entry: Entry, db: Database, source: str, target: str) -> Moved:
+    """Inside `kept_still`, as what others wrote into the old DB after the copy would be lost."""
+    _copy(db, source, target)
+    try:
+        moved = _arrive(entry, source, target)
+        _give_up(source, moved.entry)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    shutil.rmtree(source, ignore_errors=True)
+    return moved._replace(is_left=not manage.remove_empty(source))
+
+
+def _arrive(entry: Entry, source: str, target: str) -> Moved:
+    """Let the DB in its new directory, and the registry, know where it is."""
+    apps = _change_paths(target, source, target)
+    links = _mend_links(os.path.join(target, location.DATA), source, target)
+    return Moved(registry.move(entry.number, target) if entry.number else registry.add(target), links, apps, False)
+
+
+def _give_up(source: str, moved: Entry) -> None:
+    """Remove the old file, so that whoever has it open hears of it."""
+    try:
+        os.unlink(os.path.join(source, connection.FILE_NAME))
+    except OSError as exc:
+        registry.move(moved.number, source)
+        raise DatabaseError(
+            f"{source} cannot be removed: {exc.strerror or exc}", hint="Its directory must be writable."
+        ) from exc
 
 
 def _refuse_unsafe(source: str, target: str) -> None:
@@ -67,31 +94,36 @@ def _refuse_unsafe(source: str, target: str) -> None:
         )
 
 
-def _put(source: str, target: str) -> None:
-    """Rename the directory; where that is impossible, make a copy of it."""
+def _is_renamed(source: str, target: str) -> bool:
+    """Rename the directory. False where that is impossible, because the new one would be on another file system."""
     try:
-        try:
-            os.rename(source, target)
-        except OSError as exc:
-            if exc.errno != errno.EXDEV:
-                raise
-            _copy(source, target)
+        os.rename(source, target)
     except OSError as exc:
-        raise DatabaseError(f"{source} cannot be moved to {target}: {exc.strerror or exc}") from exc
+        if exc.errno == errno.EXDEV:
+            return False
+        raise _cannot_move(source, target, exc) from exc
+    with contextlib.suppress(FileNotFoundError):  # the lock of this session came along
+        os.unlink(os.path.join(target, session.FILE_NAME))
+    return True
 
 
-def _copy(source: str, target: str) -> None:
+def _copy(db: Database, source: str, target: str) -> None:
     """A copy of the directory, under its name when it is complete. The file itself is copied by SQLite."""
     part = f"{target}.part"
+    ours = shutil.ignore_patterns(*connection.FILES, f"{session.FILE_NAME}*")
     try:
-        shutil.copytree(source, part, symlinks=True, ignore=shutil.ignore_patterns(*connection.FILES))
-        db = location.open_database(source)
+        shutil.copytree(source, part, symlinks=True, ignore=ours)
         maintenance.backup(db, os.path.join(part, connection.FILE_NAME))
-        db.close()
         os.rename(part, target)
-    except BaseException:
+    except BaseException as exc:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(exc, OSError):
+            raise _cannot_move(source, target, exc) from exc
         raise
+
+
+def _cannot_move(source: str, target: str, exc: OSError) -> DatabaseError:
+    return DatabaseError(f"{source} cannot be moved to {target}: {exc.strerror or exc}")
 
 
 def _change_paths(directory: str, old: str, new: str) -> list[str]:

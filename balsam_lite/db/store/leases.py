@@ -98,9 +98,14 @@ def is_dead(lease: Lease, now_us: int, expiry_s: float) -> bool:
     return now_us - lease.heartbeat_us > expiry_s * 1e6
 
 
+def living(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[Lease]:
+    """The open leases whose holders are not dead, the oldest first."""
+    return [lease for lease in open_leases(cx) if not is_dead(lease, now_us, expiry_s)]
+
+
 def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) -> bool:
     """Whether of all open leases whose holders are not dead this one is the oldest."""
-    return next((one.id for one in open_leases(cx) if not is_dead(one, now_us, expiry_s)), None) == lease
+    return [one.id for one in living(cx, now_us, expiry_s)[:1]] == [lease]
 
 
 def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[int]:

@@ -269,11 +269,13 @@ def _texts_as_json(pairs: Mapping[str, str]) -> str:
 
 def _tags(value: Any) -> str:
     text = _object(value)
-    if _holds_texts(value) and "" not in value:
+    if _holds_texts(value) and "" not in value and "\\u0000" not in text:
         return text
     for key, word in json.loads(text).items():
         if not isinstance(word, str) or not key:
             raise ValueError(f"must map text to text, not {key!r} to {word!r}")
+        if "\0" in key or "\0" in word:  # SQLite's JSON functions end there
+            raise ValueError(f"must not hold a NUL byte: {key!r}: {word!r}")
     return text
 
 

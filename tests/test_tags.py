@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from balsam_lite.api.fields import checked_words
 from balsam_lite.db import location, queries
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.queries import JobFilter
 from balsam_lite.db.store import insert, user
+from balsam_lite.errors import InvalidSpec
 
 
 @pytest.fixture
@@ -74,3 +76,14 @@ def test_that_jobs_with_all_tags_are_found_without_reading_the_others(db):
         where, parameters = wanted.where()
         plan = cx.execute(f"EXPLAIN QUERY PLAN SELECT id FROM job WHERE {where} ORDER BY id LIMIT 5", parameters).fetchall()
     assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in [row[3] for row in plan]
+
+
+@pytest.mark.parametrize("tags", [{"k\0x": "v"}, {"k": "v\0x"}, {"k": "\0"}])
+def test_that_a_tag_with_a_nul_is_refused_which_the_table_could_not_follow(db, tags):
+    for refused in (lambda: insert.add_jobs(db, [{"tags": tags}]), lambda: insert.add_jobs(db, [{"tags": json.dumps(tags)}])):
+        with pytest.raises(InvalidSpec, match="must not hold a NUL byte"):
+            refused()
+    with pytest.raises(ValueError, match="must not hold a NUL byte"):
+        checked_words(tags)
+    insert.add_jobs(db, [{"tags": {"k": "\\u0000"}}])  # these are six plain characters
+    assert as_table(db) == as_columns(db) == [("k", "\\u0000", 1)]

@@ -19,7 +19,7 @@ from launching import Bench
 
 from balsam_lite.db import connection, filesystem, location, migrations, queries, schema
 from balsam_lite.db.connection import Database
-from balsam_lite.db.store import apps, insert
+from balsam_lite.db.store import apps, insert, leases
 from balsam_lite.errors import (
     DatabaseBusy,
     DatabaseError,
@@ -32,6 +32,7 @@ from balsam_lite.errors import (
     SchemaMismatch,
     UnsafeFilesystem,
 )
+from balsam_lite.identity import Holder
 
 # A child of a test forks while other tests' threads may live; it only uses what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -513,6 +514,34 @@ def test_that_an_upgraded_file_equals_a_fresh_one_and_keeps_its_jobs(
         assert cx.execute("SELECT name, colour FROM job").fetchall() == [("kept", "red")]
         cx.execute("UPDATE state_count SET jobs = 0")
     assert picture(upgraded) == picture(location.create(str(tmp_path / "fresh"), access))
+
+
+def test_that_a_db_that_was_upgraded_while_open_is_used_no_more(local: Database) -> None:
+    insert.add_jobs(local, [{"name": "before"}])
+    with sqlite3.connect(local.path) as other:
+        other.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+    other.close()
+    for begin in (local.read, local.write):
+        with pytest.raises(SchemaMismatch, match=f"schema version {schema.VERSION + 1};"), begin():
+            pass
+
+
+def test_that_nobody_at_work_has_his_db_upgraded_below_him(local: Database, request: pytest.FixtureRequest) -> None:
+    with local.write() as cx:
+        number = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
+    local.close()
+    location.create(local.directory).close()  # there is nothing to upgrade
+    request.getfixturevalue("next_version")
+    with pytest.raises(
+        DatabaseBusy, match=rf"of an older version and in use.*launcher {number} \(pid {os.getpid()} on"
+    ) as caught:
+        location.create(local.directory)
+    assert "Stop them" in caught.value.hint
+    with sqlite3.connect(local.path) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (schema.VERSION - 1,)
+        other.execute("UPDATE lease SET closed = 1")
+    other.close()
+    location.create(local.directory).close()
 
 
 def test_that_a_file_of_the_first_version_becomes_what_a_fresh_one_is(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balsam_lite.api.fields import checked_words
-from balsam_lite.db import location, queries
+from balsam_lite.db import checkup, location, maintenance, queries
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.queries import JobFilter
-from balsam_lite.db.store import insert, user
+from balsam_lite.db.store import insert, tags, user
 from balsam_lite.errors import InvalidSpec
 
 
@@ -78,12 +78,34 @@ def test_that_jobs_with_all_tags_are_found_without_reading_the_others(db):
     assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in [row[3] for row in plan]
 
 
-@pytest.mark.parametrize("tags", [{"k\0x": "v"}, {"k": "v\0x"}, {"k": "\0"}])
-def test_that_a_tag_with_a_nul_is_refused_which_the_table_could_not_follow(db, tags):
-    for refused in (lambda: insert.add_jobs(db, [{"tags": tags}]), lambda: insert.add_jobs(db, [{"tags": json.dumps(tags)}])):
+@pytest.mark.parametrize("wrong", [{"k\0x": "v"}, {"k": "v\0x"}, {"k": "\0"}])
+def test_that_a_tag_with_a_nul_is_refused_which_the_table_could_not_follow(db, wrong):
+    for refused in (lambda: insert.add_jobs(db, [{"tags": wrong}]), lambda: insert.add_jobs(db, [{"tags": json.dumps(wrong)}])):
         with pytest.raises(InvalidSpec, match="must not hold a NUL byte"):
             refused()
     with pytest.raises(ValueError, match="must not hold a NUL byte"):
-        checked_words(tags)
+        checked_words(wrong)
     insert.add_jobs(db, [{"tags": {"k": "\\u0000"}}])  # these are six plain characters
     assert as_table(db) == as_columns(db) == [("k", "\\u0000", 1)]
+
+
+_SPOILERS = [
+    "UPDATE job SET tags = '{\"k\": \"other\"}' WHERE id = 1", "DELETE FROM job WHERE id = 1",
+    "DELETE FROM job_tag WHERE job = 1",
+    "UPDATE job SET tags = '{}' WHERE id = 1", "INSERT INTO job_tag SELECT tag, 3 FROM job_tag WHERE job = 1",
+    "UPDATE tag SET value = 'other' WHERE id = (SELECT tag FROM job_tag WHERE job = 1)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoiler", _SPOILERS)
+def test_that_tags_that_were_changed_past_the_table_are_found_and_mended_by_vacuum(db, spoiler):
+    insert.add_jobs(db, [{"tags": {"k": "v", "ü\"'.$": ""}}, {"tags": {"k": "w"}}, {}])
+    with db.write() as cx:
+        assert tags.differing(cx) == 0
+        cx.execute(spoiler)
+        assert tags.differing(cx) == 1
+    found = [finding for finding in checkup.look_over(db, now_us=1, expiry_s=1) if "found by the tags" in finding.text]
+    assert [finding.level for finding in found] == [checkup.WRONG]
+    assert maintenance.vacuum(db, now_us=1, expiry_s=1).mended == 1
+    assert as_table(db) == as_columns(db)
+    assert maintenance.vacuum(db, now_us=1, expiry_s=1).mended == 0

@@ -129,7 +129,7 @@ def backup(path: str, force: bool) -> None:
 @db.command(cls=BalsamCommand)
 @option("--force", is_flag=True, help="Do it though launchers are at work; they wait meanwhile.")
 def vacuum(force: bool) -> None:
-    """Write the database anew, without the room that removed jobs have left.
+    """Write the database anew, without the room that removed jobs have left, and mend the tags by which jobs are found.
 
     Refused while a launcher or the service is at work: it could not show that it lives, and if it took longer than
     LEASE_EXPIRY_S, others would take it for dead. Needs twice the size of the database in free room.
@@ -140,7 +140,9 @@ def vacuum(force: bool) -> None:
     """
     database = open_db()
     expiry_s = Settings.load(database.directory).LEASE_EXPIRY_S
-    before, after = maintenance.vacuum(database, now_us=SystemClock().now_us(), expiry_s=expiry_s, force=force)
+    before, after, mended = maintenance.vacuum(database, now_us=SystemClock().now_us(), expiry_s=expiry_s, force=force)
+    if mended:
+        say(f"The tags of {mended} job(s) were noted wrongly, and are right now.")
     say(f"{layout.size(before)} before, {layout.size(after)} now")
 
 

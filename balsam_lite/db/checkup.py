@@ -13,7 +13,7 @@ from .. import states
 from ..errors import BalsamError
 from . import filesystem, maintenance, migrations
 from .connection import Database
-from .store import leases
+from .store import leases, tags
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
@@ -73,6 +73,11 @@ _RULES = (
     ),
 )
 
+_WRONG_TAGS = (
+    "{} job(s) are not found by the tags that they have, or by ones that they have not. A program of an older version has "
+    "changed them; end all of those, and `balsam db vacuum` mends it."
+)
+
 
 def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False) -> Iterator[Finding]:
     """Each thing in turn. An unreadable file is a finding, not an exception. Opens read transactions of its own."""
@@ -84,7 +89,7 @@ def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False
         return
     with db.read() as cx:  # nothing is told inside: whoever listens may take his time, and others want the DB
         schema = Finding("schema", OK, f"version {migrations.version_of(cx)}")
-        rows = list(_broken_rules(cx)) or [Finding("rows", OK, "jobs, dependencies, events and counts agree")]
+        rows = list(_broken_rules(cx)) or [Finding("rows", OK, "jobs, dependencies, tags, events and counts agree")]
         holders = list(_leases(cx, now_us, expiry_s))
     yield from (schema, *rows, *holders)
 
@@ -121,6 +126,9 @@ def _broken_rules(cx: sqlite3.Connection) -> Iterator[Finding]:
         rows = cx.execute(rule.query).fetchone()[0]
         if rows:
             yield Finding("rows", rule.level, rule.text.format(rows))
+    tagged = tags.differing(cx)
+    if tagged:
+        yield Finding("rows", WRONG, _WRONG_TAGS.format(tagged))
 
 
 def _leases(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ from ..errors import (
     NotABalsamDB,
     UnsafeFilesystem,
 )
-from . import filesystem, migrations
+from . import filesystem, migrations, schema
 
 if TYPE_CHECKING:
     from .session import SessionLock
@@ -222,8 +222,11 @@ class Database:
         if self.access == filesystem.LOCAL:
             self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
-    def upgrade(self) -> None:
-        """Make an empty file a database, and bring an older one to this program's schema version."""
+    def upgrade(self, allow: Callable[[Connection], None] = lambda cx: None) -> None:
+        """Make an empty file a database, and bring an older one to this program's schema version.
+
+        `allow` may raise, if there is an older one. It is called inside the transaction.
+        """
         self.close()
         self._is_upgrading = True
         try:
@@ -231,6 +234,8 @@ class Database:
                 cx = self._connection()
                 self._patiently(lambda: self._use_wal(cx))
                 with self.write():
+                    if 0 < migrations.version_of(cx) < schema.VERSION:
+                        allow(cx)
                     migrations.migrate(cx)
         finally:
             self._is_upgrading = False
@@ -345,7 +350,9 @@ class Database:
             cx.execute(statement)
             try:
                 self._refuse_if_gone()  # whoever removes it may have held the lock until now
-                cx.execute("PRAGMA schema_version").fetchone()  # takes the read lock, which may be busy for a moment
+                version = migrations.version_of(cx)  # takes the read lock, which may be busy for a moment
+                if version != schema.VERSION and not self._is_upgrading:  # somebody has upgraded it meanwhile
+                    migrations.refuse_unready(version, self.directory)
             except BaseException:
                 if cx.in_transaction:
                     cx.execute("ROLLBACK")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import BalsamError, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
+from ..errors import BalsamError, DatabaseBusy, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
 from ..settings import Settings, SettingsWarning
 from . import connection, filesystem
 from .connection import Database
@@ -119,6 +119,7 @@ def create(directory: str, access: str | None = None) -> Database:
 
     Raises:
         InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
+        DatabaseBusy: it is of an older version, and somebody is at work there.
     """
     database = set_up(directory, access)
     try:
@@ -146,8 +147,22 @@ def set_up(directory: str, access: str | None = None) -> Database:
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
     database = Database(directory, access)
-    database.upgrade()
+    database.upgrade(lambda cx: _refuse_living(cx, directory))
     return database
+
+
+def _refuse_living(cx: connection.Connection, directory: str) -> None:
+    """Whoever is at work has the program of before, which knows nothing of what is new in the tables."""
+    from ..clock import SystemClock  # here, not above: they take long, and are hardly ever needed
+    from .store import leases
+
+    living = [str(one) for one in leases.living(cx, SystemClock.now_us(), Settings.load(directory).LEASE_EXPIRY_S)]
+    if living:
+        raise DatabaseBusy(
+            f"The DB {directory} is of an older version and in use, and cannot be brought up to date: {', '.join(living)}.",
+            hint="Stop them (`balsam service stop`; a launcher ends with Ctrl-C) and all programs that have the DB open; then "
+            "try again. One that has died on another host counts as dead after LEASE_EXPIRY_S.",
+        )
 
 
 def _recorded_access(directory: str) -> str | None:

@@ -10,13 +10,13 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BalsamError, DatabaseBusy, DatabaseError, DatabaseFull, InputError
 from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from . import connection, filesystem, migrations, queries
 from .connection import Database
-from .store import leases
+from .store import leases, tags
 
 # --- a copy -----------------------------------------------------------------------------------------------------------
 
@@ -97,8 +97,16 @@ def _sync(path: str) -> None:
 # --- vacuum -----------------------------------------------------------------------------------------------------------
 
 
-def vacuum(db: Database, *, now_us: int, expiry_s: float, force: bool = False) -> tuple[int, int]:
-    """Write the database anew without its free pages; returns its size in bytes before and after.
+class Vacuumed(NamedTuple):
+    """What came of `vacuum`."""
+
+    bytes_before: int
+    bytes_after: int
+    mended: int  # jobs whose tags were noted wrongly
+
+
+def vacuum(db: Database, *, now_us: int, expiry_s: float, force: bool = False) -> Vacuumed:
+    """Write the database anew without its free pages. Tags that are noted wrongly are noted anew before.
 
     Nobody else can write meanwhile, a launcher not even its heartbeat: after a long while others would take it for dead.
     So it is refused while a launcher or a service is at work, unless `force` says that it will be short. The directory and
@@ -117,10 +125,14 @@ def vacuum(db: Database, *, now_us: int, expiry_s: float, force: bool = False) -
                 hint="Try again when they have ended. A small DB takes a second or so; then --force does no harm.",
             )
         before = _bytes(db)
+        with db.write() as cx:
+            mended = tags.differing(cx)
+            if mended:
+                tags.note_anew(cx)
         db.run_alone("VACUUM")
         if db.access == filesystem.LOCAL:
             db.run_alone("PRAGMA wal_checkpoint(TRUNCATE)")
-        return before, _bytes(db)
+        return Vacuumed(before, _bytes(db), mended)
 
 
 def _bytes(db: Database) -> int:

@@ -39,6 +39,37 @@ class Tagger:
         return number
 
 
+def differing(cx: sqlite3.Connection) -> int:
+    """How many jobs, there or not, have other tags in the table than in their column. A program that is too old may do that.
+
+    Read in Python, as SQLite's JSON functions end a text at a NUL byte.
+    """
+    numbers = {(key, value): number for number, key, value in cx.execute("SELECT id, key, value FROM tag")}
+    rows = cx.execute(
+        """WITH noted AS (SELECT job, group_concat(tag) AS numbers FROM job_tag GROUP BY job)
+        SELECT job.tags, noted.numbers FROM job LEFT JOIN noted ON noted.job = job.id
+        WHERE job.tags <> '{}' OR noted.numbers IS NOT NULL"""
+    )
+    known: dict[str, set[int | None]] = {}
+    wrong = 0
+    for text, noted in rows:
+        wanted = known.get(text)
+        if wanted is None:
+            if len(known) > 10_000:
+                known.clear()
+            wanted = known[text] = {numbers.get(pair) for pair in json.loads(text).items()}
+        wrong += wanted != (set(map(int, noted.split(","))) if noted else set())
+    gone = "SELECT count(DISTINCT job) FROM job_tag WHERE job NOT IN (SELECT id FROM job)"
+    return wrong + int(cx.execute(gone).fetchone()[0])
+
+
+def note_anew(cx: sqlite3.Connection) -> None:
+    """Write the table again, from what the columns say."""
+    cx.execute("DELETE FROM job_tag")
+    cx.execute("DELETE FROM tag")
+    Tagger(cx).add(cx.execute("SELECT id, tags FROM job WHERE tags <> '{}'"))
+
+
 def remove(cx: sqlite3.Connection, which: str, parameters: tuple[str, ...] = ()) -> None:
     """Forget the tags of jobs that are about to lose them or to be deleted; `which` is a condition on table job."""
     pairs = cx.execute(f"{_PAIRS_OF} {which}", parameters).fetchall()

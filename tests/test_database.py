@@ -433,6 +433,12 @@ def test_that_what_is_open_says_that_the_db_is_gone_and_touches_no_other(local: 
             pass
 
 
+def test_that_a_db_that_is_open_nowhere_yet_is_not_taken_for_gone(local: Database) -> None:
+    for ask in (local.changed, lambda: local.run_alone("PRAGMA user_version")):
+        local.close()
+        assert ask()
+
+
 def test_that_who_waits_for_the_db_while_it_is_removed_hears_of_it(local: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[BaseException] = []
     waits = threading.Event()

@@ -207,8 +207,9 @@ class Database:
         if self.access != filesystem.LOCAL:
             return True
         with _translated(self.directory):
+            cx = self._connection()
             self._refuse_if_gone()
-            version = int(self._connection().execute("PRAGMA data_version").fetchone()[0])
+            version = int(cx.execute("PRAGMA data_version").fetchone()[0])
         changed, self._seen_version = version != self._seen_version, version
         return changed
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import BalsamError, DatabaseBusy, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
 from ..settings import Settings, SettingsWarning
-from . import connection, filesystem
+from . import connection, filesystem, registry
 from .connection import Database
+from .small_files import write_json
 
 DB_VARIABLE = "BALSAM_DB_PATH"
 SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
@@ -190,15 +191,11 @@ def known_paths() -> list[str]:
     Raises:
         BalsamError: the registry cannot be read.
     """
-    from . import registry
-
     return [entry.path for entry in registry.known() if not entry.is_remote]
 
 
 def remember(directory: str) -> None:
     """Add a DB to the known ones. Safe when several processes do it at once."""
-    from . import registry
-
     registry.add(directory)
 
 
@@ -208,8 +205,6 @@ def resolve(name: str) -> str:
     Raises:
         NotFound, InputError (ambiguous): with the candidates. InputError: it is on another host.
     """
-    from . import registry
-
     path = absolute(name)
     if is_db(path):
         return path
@@ -228,19 +223,3 @@ def resolve(name: str) -> str:
     if matches:
         raise InputError(f"DB name {name} is too ambiguous; multiple matches:", hint=f"{listed}\n  Give more of it.")
     raise NotFound(f"No DB matching {name} is cached.", hint=f"  The known ones are:\n{listed}")
-
-
-def write_json(path: str, value: object) -> None:
-    """Write a file so that readers see the old or the new one, never a part."""
-    import tempfile  # here, not above: importing it takes a fifth of the time of `balsam ls`
-
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=os.path.basename(path))
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=4)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

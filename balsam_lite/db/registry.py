@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, UnknownSite
 from ..settings import home
 from . import connection
+from .small_files import write_json
 
 _T = TypeVar("_T")
 
@@ -254,8 +255,6 @@ def _of_sites(found: dict[str, Any]) -> _File:
 def _changed(change: Callable[[_File], _T]) -> _T:
     """Let `change` change what the file holds, alone; returns what that returns."""
     from filelock import FileLock, Timeout
-
-    from .location import write_json
 
     try:
         os.makedirs(home(), exist_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import states
 from ..errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
+from ..launcher import call
 from ..sites.desk import Desk, Row
 from . import scope
 from .scope import Home, Question
@@ -71,7 +72,7 @@ def _result(job: Job) -> Any:
     outcome = _read_outcome(found["outcome"])
     if outcome.good != is_good:  # the function did well and a hook did not; or it is an earlier attempt's
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or outcome.trace or 'no reason is known'}")
-    value = _unpickled(outcome)
+    value = call.value_of("function", outcome)
     if is_good:
         return value
     raise value from RemoteError(outcome.trace)
@@ -81,24 +82,10 @@ def _read_outcome(text: str) -> Any:
     import base64
     import pickle
 
-    from ..launcher import call
-
     try:
         return call.Outcome(*pickle.loads(base64.b64decode(text)))
     except Exception as exc:
         raise RemoteError(f"The file with the job's result cannot be read: {exc!r}") from exc
-
-
-def _unpickled(outcome: Any) -> Any:
-    import pickle
-
-    if outcome.value is None:
-        return RemoteError(outcome.trace)
-    try:
-        return pickle.loads(outcome.value)
-    except Exception as exc:
-        what = "result" if outcome.good else "exception"
-        raise RemoteError(f"The function's {what} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
 
 
 # --- many jobs --------------------------------------------------------------------------------------------------------

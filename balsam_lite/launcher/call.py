@@ -50,6 +50,23 @@ def read_outcome(path: str) -> Outcome:
         return Outcome(*pickle.load(file))
 
 
+def value_of(what: str, outcome: Outcome) -> Any:
+    """The result, or the exception that was raised; of `what` is said in messages.
+
+    Raises:
+        RemoteError: it cannot be unpickled here.
+    """
+    from ..errors import RemoteError
+
+    if outcome.value is None:
+        return RemoteError(outcome.trace)
+    try:
+        return pickle.loads(outcome.value)
+    except Exception as exc:  # unpickling runs the code of any class
+        kind = "result" if outcome.good else "exception"
+        raise RemoteError(f"The {what}'s {kind} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
+
+
 def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Several calls in one job: the chunks of `map`."""
     return [function(*one) for one in arguments]

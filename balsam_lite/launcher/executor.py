@@ -338,7 +338,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             outcome = None
         if outcome is None or outcome.good != (state == states.JOB_FINISHED):
             raise self._failed(future)
-        value = _unpickled(outcome)
+        value = call.value_of("call", outcome)
         if outcome.good:
             return value
         raise value from RemoteError(outcome.trace)
@@ -454,13 +454,3 @@ def _main_of(pickled: bytes) -> tuple[str, str] | None:
     if not os.path.isfile(path):
         raise InputError("What is defined in an interactive session cannot be sent to a job.", hint="Put it into a module.")
     return "path", os.path.abspath(path)
-
-
-def _unpickled(outcome: call.Outcome) -> Any:
-    if outcome.value is None:
-        return RemoteError(outcome.trace)
-    try:
-        return pickle.loads(outcome.value)
-    except Exception as exc:
-        what = "result" if outcome.good else "exception"
-        raise RemoteError(f"The call's {what} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc

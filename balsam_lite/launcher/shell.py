@@ -357,21 +357,20 @@ class _Walk:
     def _ansi_quoted(self) -> None:
         unclosed = self._open(2, "A quote $'")
         with self._refusing("in $'…'", "Close the quotes before it."):
-            while self._peek() != "'":
-                if self._peek() == HOLE:
-                    self._hole(IN_SINGLE)
-                elif self._take(unclosed) == "\\":
-                    self._take(unclosed)
-        self._at += 1
+            self._up_to("'", unclosed, IN_SINGLE)
 
     def _backquoted(self) -> None:
         unclosed = self._open(1, "A backquote")
         with self._refusing("in backquotes", "Write $(…) instead of `…`."):
-            while self._peek() != "`":
-                if self._peek() == HOLE:
-                    self._hole(UNQUOTED)
-                elif self._take(unclosed) == "\\":
-                    self._take(unclosed)
+            self._up_to("`", unclosed, UNQUOTED)
+
+    def _up_to(self, end: str, unclosed: str, place: str) -> None:
+        """Behind the next `end` that no backslash stands before; holes on the way are in that place."""
+        while self._peek() != end:
+            if self._peek() == HOLE:
+                self._hole(place)
+            elif self._take(unclosed) == "\\":
+                self._take(unclosed)
         self._at += 1
 
     def _comment(self) -> None:

@@ -18,19 +18,14 @@ from typing import Any
 
 from .. import states
 from ..errors import InvalidSpec
-from .connection import Database
-from .queries import JOBS_WITH
-from .selection import (
+from .conditions import (
     JOB_CONDITIONS,
-    Column,
     Maker,
     Row,
     Term,
     Where,
-    columns_sql,
     compared,
     given,
-    limits,
     listed,
     looked_up,
     numbers,
@@ -38,11 +33,18 @@ from .selection import (
     pairs,
     rarest_first,
     selection,
-    sorting,
     state_names,
     tagged,
     time_us,
     valid_text,
+)
+from .connection import Database
+from .queries import JOBS_WITH
+from .selection import (
+    Column,
+    columns_sql,
+    limits,
+    sorting,
 )
 from .store.moves import PAYLOAD
 

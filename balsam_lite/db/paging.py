@@ -10,21 +10,23 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from .selection import (
-    JOB_COLUMNS,
+from .conditions import (
     Row,
     Term,
     Where,
     along_tag,
     are_named,
-    columns_sql,
     given,
     listed,
     of_jobs,
     rarest_first,
-    read_rows,
     take_tags,
     unknown,
+)
+from .selection import (
+    JOB_COLUMNS,
+    columns_sql,
+    read_rows,
 )
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from balsam_lite.db import filesystem, location
 from balsam_lite.db.connection import FILE_NAME, Database
-from balsam_lite.db.store import apps, insert
+from balsam_lite.db.store import apps, claims, insert
 
 #: A launcher that finds nothing more to do waits so long before it ends; taken off its whole time.
 IDLE_TTL_S = 1.0
@@ -139,6 +139,25 @@ def make_db_with_jobs(directory: str, command: str, jobs: Iterable[dict[str, Any
         database.close()
 
     in_child(fill)
+
+
+class Room:
+    """Room for so many jobs of any shape, once."""
+
+    preparations = 0
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+
+    def fits(self, shape: claims.Shape) -> bool:
+        return True
+
+    def count(self, shape: claims.Shape) -> int:
+        return self._places
+
+    def reserve(self, shape: claims.Shape) -> object:
+        self._places -= 1
+        return self if self._places >= 0 else None
 
 
 def in_child(work: Callable[[], None]) -> None:

@@ -223,25 +223,6 @@ def first_starts(bench: common.Bench, small: str, large: str, times: int) -> dic
 # --- claiming ---------------------------------------------------------------------------------------------------------
 
 
-class _Room:
-    """Room for so many jobs of any shape, once."""
-
-    def __init__(self, places: int) -> None:
-        self._places = places
-
-    preparations = 0
-
-    def fits(self, shape: claims.Shape) -> bool:
-        return True
-
-    def count(self, shape: claims.Shape) -> int:
-        return self._places
-
-    def reserve(self, shape: claims.Shape) -> object:
-        self._places -= 1
-        return self if self._places >= 0 else None
-
-
 class Claimer:
     """A launcher's transactions without the launcher: finish what was taken, take the next jobs."""
 
@@ -260,7 +241,7 @@ class Claimer:
         started = time.perf_counter()
         with self._database.write() as cx:
             claims.finish(cx, self._lease, self._exits, now_us)
-            taken = claims.take(cx, self._lease, _Room(self._batch), claims.Filter(), now_us).to_run
+            taken = claims.take(cx, self._lease, common.Room(self._batch), claims.Filter(), now_us).to_run
         self.seconds.append(time.perf_counter() - started)
         self._exits = [claims.Exit(one.job, one.attempt, "RUN_DONE", 0, "", now_us, now_us + 1) for one in taken]
         return len(taken)

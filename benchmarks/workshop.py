@@ -134,25 +134,6 @@ def time_job_ls(bench: common.Bench, directory: str, times: int) -> dict[str, An
     }
 
 
-class _Room:
-    """Room for so many jobs of any shape, once."""
-
-    preparations = 0
-
-    def __init__(self, places: int) -> None:
-        self._places = places
-
-    def fits(self, shape: claims.Shape) -> bool:
-        return True
-
-    def count(self, shape: claims.Shape) -> int:
-        return self._places
-
-    def reserve(self, shape: claims.Shape) -> object:
-        self._places -= 1
-        return self if self._places >= 0 else None
-
-
 def time_claims(directory: str, rare: int) -> dict[str, float]:
     """Milliseconds of a transaction that takes a hundred jobs: of a rare tag, and of all; each once per rare tag, medians."""
     taken: dict[str, list[float]] = {"tagged": [], "untagged": []}
@@ -163,7 +144,7 @@ def time_claims(directory: str, rare: int) -> dict[str, float]:
             for name, only in (("tagged", claims.Filter(tags=(("kind", f"rare{number}"),))), ("untagged", claims.Filter())):
                 started = time.perf_counter()
                 with database.write() as cx:
-                    found = claims.take(cx, lease, _Room(_MATCHES), only, SystemClock.now_us()).to_run
+                    found = claims.take(cx, lease, common.Room(_MATCHES), only, SystemClock.now_us()).to_run
                 taken[name].append(1000 * (time.perf_counter() - started))
                 if not 0 < len(found) <= _MATCHES:
                     raise RuntimeError(f"{len(found)} jobs were claimed instead of {_MATCHES}")

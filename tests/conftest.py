@@ -7,7 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -67,6 +67,25 @@ def balsam_bin(balsam_argv: list[str], tmp_path_factory: pytest.TempPathFactory)
     for name in ("balsamactivate", "balsamdeactivate"):
         shutil.copy(ROOT / "balsam_lite" / "templates" / name, folder)
     return str(folder)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets a terminal answer the questions with these lines, and then end the input."""
+
+    def prepare(*lines: str) -> None:
+        class Terminal:
+            rest = list(lines)
+
+            def isatty(self) -> bool:
+                return True
+
+            def readline(self) -> str:
+                return self.rest.pop(0) + "\n" if self.rest else ""
+
+        monkeypatch.setattr(sys, "stdin", Terminal())
+
+    return prepare
 
 
 # --- several workers --------------------------------------------------------------------------------------------------

@@ -662,8 +662,7 @@ def test_that_a_rank_is_known_by_variables_and_only_where_there_are_several(vari
         function._rank(given, {})
 
 
-@pytest.mark.parametrize("is_old", [False, True])
-def test_that_functions_and_preambles_need_no_db_and_import_no_data(tmp_path, is_old):
+def test_that_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
     code = """
         class F(ApplicationDefinition):
             site = "nowhere"
@@ -677,14 +676,10 @@ def test_that_functions_and_preambles_need_no_db_and_import_no_data(tmp_path, is
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
     program = interpreter.words(PYTHON, interpreter.FUNCTION, path)
     words = interpreter.words(PYTHON, interpreter.HOOK, "launch", path, *program)
-    if is_old:  # as applications have it stored that were synced before
-        old = [[PYTHON, "-m", f"balsam_lite.launcher.{what}"] for what in (interpreter.HOOK, interpreter.FUNCTION)]
-        words = [*old[0], "launch", path, *old[1], path]
-    else:
-        (tmp_path / "json.py").write_text("1 / 0")
+    (tmp_path / "json.py").write_text("1 / 0")
     done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "before 2\n", "")
-    left = report.read(str(tmp_path / ".balsam-12345678.pkl"), "12345678-9", 2, 10_000)
+    left = report.read(str(tmp_path / ".balsam-12345678.pkl"), "12345678-9", 2)
     outcome = call.Outcome(*pickle.loads(left))
     assert outcome.good and outcome.value is not None and pickle.loads(outcome.value) == (2, 5)
 
@@ -694,14 +689,14 @@ def test_that_the_first_failure_of_an_attempt_is_its_report(tmp_path):
 
     def leave(attempt, good, content):
         report.leave(path, report.Author("j", attempt, good), content)
-        return report.read(path, "j", attempt, 1000)
+        return report.read(path, "j", attempt)
 
     assert leave(1, True, b"returned") == b"returned"
     assert leave(1, False, b"rank 1 raised") == b"rank 1 raised"
     assert leave(1, False, b"rank 0 raised, as rank 1 is gone") == b"rank 1 raised"
     assert leave(1, True, b"returned") == b"rank 1 raised"
     assert leave(2, True, b"again") == b"again"
-    assert report.read(path, "j", 1, 1000) is None and report.read(path, "k", 2, 1000) is None
+    assert report.read(path, "j", 1) is None and report.read(path, "k", 2) is None
     assert os.listdir(tmp_path) == [report.file_name("j")]
 
 

@@ -76,25 +76,6 @@ def job(balsam: Balsam, job_id: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets a terminal answer the questions with these lines, and then end the input."""
-
-    def prepare(*lines: str) -> None:
-        class Terminal:
-            rest = list(lines)
-
-            def isatty(self) -> bool:
-                return True
-
-            def readline(self) -> str:
-                return self.rest.pop(0) + "\n" if self.rest else ""
-
-        monkeypatch.setattr(sys, "stdin", Terminal())
-
-    return prepare
-
-
 # --- init, which, server ----------------------------------------------------------------------------------------------
 
 

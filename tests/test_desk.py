@@ -29,7 +29,6 @@ from balsam_lite.errors import (
 )
 from balsam_lite.identity import Holder
 from balsam_lite.launcher import call, report
-from balsam_lite.sites import jobs as job_keeper
 from balsam_lite.sites.desk import KINDS
 from balsam_lite.sites.local import LocalDesk
 
@@ -507,7 +506,7 @@ def test_that_a_result_is_handed_over_when_its_function_has_ended(desk, monkeypa
     assert desk.result(1) == {"state": "CREATED", "message": "", "is_function": True, "outcome": None}
     desk.update("job", [{"id": 1, "state": "FAILED", "state_data": {"message": "it broke"}}])
     assert desk.result(1)["outcome"] == base64.b64encode(content).decode()
-    monkeypatch.setattr(job_keeper, "_LARGEST_RESULT_BYTES", 10)
+    monkeypatch.setattr(report, "LARGEST_BYTES", 10)
     with pytest.raises(RemoteError, match=r"has \d+ bytes; more than 10 are not handed over"):
         desk.result(1)
 

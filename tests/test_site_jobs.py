@@ -79,25 +79,6 @@ def beta(tmp_path: Path, alpha: Database) -> Iterator[Database]:
     db.close()
 
 
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets a terminal answer the questions with these lines, and then end the input."""
-
-    def prepare(*lines: str) -> None:
-        class Terminal:
-            rest = list(lines)
-
-            def isatty(self) -> bool:
-                return True
-
-            def readline(self) -> str:
-                return self.rest.pop(0) + "\n" if self.rest else ""
-
-        monkeypatch.setattr(sys, "stdin", Terminal())
-
-    return prepare
-
-
 HELLO_JOB = ("job", "create", "--app", "Hello", "--param", "say_hello_to=world")
 
 

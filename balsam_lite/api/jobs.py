@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import spec, states
+from .. import loading, spec, states
 from ..errors import BalsamError, InvalidSpec
 from . import parameters as stored_parameters
 from . import placing, scope, times, waiting
@@ -31,7 +31,7 @@ from .fields import (
     words,
 )
 from .query import Manager, Query, of_kind
-from .records import Record, _refuse_while_loading
+from .records import Record
 from .scope import Home
 from .waiting import NoResult, WaitResult
 
@@ -269,7 +269,7 @@ class JobManager(Manager[Job]):
         Raises:
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
         """
-        _refuse_while_loading()
+        loading.refuse()
         of_kind(jobs, Job, "bulk_create")
         made: list[Any] = [None] * len(jobs)
         with _no_collection():

@@ -15,10 +15,11 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
+from .. import loading
 from ..errors import InputError, InvalidSpec, UnknownField
 from . import scope, times
 from .fields import listed
-from .records import Record, _refuse_while_loading
+from .records import Record
 from .scope import Home, Question
 
 R = TypeVar("R", bound=Record)
@@ -280,7 +281,7 @@ class Query(Generic[R]):
         Raises:
             TypeError, InvalidSpec, InvalidStateError, StateError.
         """
-        _refuse_while_loading()
+        loading.refuse()
         changes = self.model._checked(fields)
         asked = self._questions()
         kind = self.model._KIND
@@ -292,7 +293,7 @@ class Query(Generic[R]):
         Raises:
             ParentInUse: other jobs wait for one of these, and `force` is not set. Then nothing is deleted at that site.
         """
-        _refuse_while_loading()
+        loading.refuse()
         asked = self._questions()
         kind = self.model._KIND
         done = scope.write(asked, kind, lambda desk, where: desk.delete(kind, where, force))
@@ -360,7 +361,7 @@ class Manager(Generic[R]):
         Raises:
             TypeError: it is no list. DoesNotExist: one of them was never saved.
         """
-        _refuse_while_loading()
+        loading.refuse()
         of_kind(objects, self.model, "bulk_update")
         changes: dict[Home, list[tuple[R, dict[str, Any]]]] = {}
         for one in objects:

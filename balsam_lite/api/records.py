@@ -162,7 +162,7 @@ class Record:
         Raises:
             InvalidSpec and others of `sites.desk.Desk.create` and `update`; NotFound: it is gone.
         """
-        _refuse_while_loading()
+        loading.refuse()
         if not self._is_saved:
             self._create()
             return
@@ -221,7 +221,7 @@ class Record:
         Raises:
             DoesNotExist: it is not there (any more). StateError: a launcher holds it. ParentInUse: other jobs wait for it.
         """
-        _refuse_while_loading()
+        loading.refuse()
         done = self._site.desk.delete(self._KIND, {"id": self._row["id"]})
         if done.get("held"):
             raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam kill` ends it.")
@@ -300,4 +300,3 @@ def _plain(value: Any) -> Any:
 
 
 #: Nothing is written while the file of an application is imported for its class; here, too, because of sites behind ssh.
-_refuse_while_loading = loading.refuse

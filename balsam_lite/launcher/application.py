@@ -21,9 +21,6 @@ from ..errors import ApplicationLost
 from .call import MAIN
 from .order import Source
 
-#: For the writers of `api`: raises if nothing may be written now.
-refuse_while_loading = loading.refuse
-
 _STOPPED = "__balsam_stopped__"
 
 
@@ -41,8 +38,6 @@ def load(source: Source, as_main: bool = False) -> type[Any]:
     """
     if not os.path.isfile(source.file):
         raise _lost(source, "there is no such file any more", "Was it moved? `sync()` it where it is now.")
-    if as_main and sys.path and os.path.realpath(sys.path[0] or ".") == os.path.realpath("."):
-        del sys.path[0]  # `python -m` has put the job's directory there; its files are data
     sys.path += [entry for entry in source.path if entry not in sys.path]
     module = _module(source, as_main)
     found = vars(module).get(source.name)

@@ -1,4 +1,4 @@
-"""The program of a job that is a Python function: `python -m balsam_lite.launcher.function ORDER` calls the `run` of a class.
+"""The program of a job that is a Python function, started as `interpreter` says with ORDER: it calls the `run` of a class.
 
 ORDER is the file that the launcher has written (see `order`). Under MPI every rank calls it; what rank 0 returns is the
 result, in a file beside ORDER (see `report`). A rank that raises ends all, and the first exception is the result. Opens no DB:
@@ -19,9 +19,6 @@ from typing import Any
 from .. import states
 from ..errors import BalsamError
 from . import application, call, order, report
-
-#: Of a pickled result: whoever asks for it may sit behind ssh. Just below what `sites.jobs` hands over, file and all.
-LARGEST_RESULT_BYTES = 16 * 1024 * 1024 - 1024
 
 #: What tells a process its rank, by the start commands that `mpirun.flavours` knows. Sources: PMI 1 and 2 (MPICH, Hydra, Intel
 #: MPI, PALS), Open MPI's mpirun(1), PMIx, srun(1), aprun(1), jsrun(1).
@@ -70,7 +67,7 @@ def _outcome(given: order.Order, keeps_result: bool) -> call.Outcome:
         value = instance.run(**{**_defaults(type(instance)), **instance.job.parameters})
         return value if keeps_result else None
 
-    return call.outcome_of(run, LARGEST_RESULT_BYTES)
+    return call.outcome_of(run, report.LARGEST_OUTCOME_BYTES)
 
 
 def instance_of(given: order.Order, as_main: bool = False) -> Any:
@@ -113,7 +110,3 @@ def _end_all_ranks() -> None:
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         sys.stdout.flush()
         mpi.COMM_WORLD.Abort(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

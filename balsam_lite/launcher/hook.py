@@ -107,7 +107,3 @@ def _script(preamble: Any) -> str:
 def _has_command(entry: str) -> bool:
     """Not only blanks and comments, which are no commands to bash."""
     return any(line.strip() and not line.lstrip().startswith("#") for line in entry.splitlines())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,8 +5,7 @@ from __future__ import annotations
 #: What can be started: hooks and preambles, and functions.
 HOOK, FUNCTION = "hook", "function"
 #: `python -m` would look for modules in the working directory first, where a `json.py` may lie. `start` takes it off sys.path,
-#: as `-P` does since Python 3.11; `-I` would drop PYTHONPATH and users' packages, too. Applications have this line stored;
-#: `python -m balsam_lite.launcher.hook` and `….function` go on being understood for those that were synced before.
+#: as `-P` does since Python 3.11; `-I` would drop PYTHONPATH and users' packages, too. Applications have this line stored.
 _CODE = "from balsam_lite.launcher.start import {what}; {what}()"
 
 

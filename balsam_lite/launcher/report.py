@@ -14,6 +14,10 @@ from ..errors import RemoteError
 
 #: The first line is no longer than that.
 _LONGEST_LINE = 1000
+#: Of a report, which may have to go through ssh.
+LARGEST_BYTES = 16 * 1024 * 1024
+#: Of the pickled outcome in it.
+LARGEST_OUTCOME_BYTES = LARGEST_BYTES - _LONGEST_LINE
 
 
 class Author(NamedTuple):
@@ -76,11 +80,11 @@ def _first_line(file: BinaryIO) -> Author | None:
         return None
 
 
-def read(path: str, job_id: str, attempt: int, largest_bytes: int) -> bytes | None:
+def read(path: str, job_id: str, attempt: int) -> bytes | None:
     """The pickled outcome of that attempt; None if it has left none.
 
     Raises:
-        RemoteError: it is larger than that, or cannot be read.
+        RemoteError: it is larger than LARGEST_BYTES, or cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -88,9 +92,9 @@ def read(path: str, job_id: str, attempt: int, largest_bytes: int) -> bytes | No
             if author is None or author[:2] != (job_id, attempt):
                 return None
             size = os.fstat(file.fileno()).st_size
-            if size > largest_bytes:
+            if size > LARGEST_BYTES:
                 raise RemoteError(
-                    f"The result of the job has {size} bytes; more than {largest_bytes} are not handed over.",
+                    f"The result of the job has {size} bytes; more than {LARGEST_BYTES} are not handed over.",
                     hint=f"It is in {path}. Let the function write a file and return its path.",
                 )
             return file.read()

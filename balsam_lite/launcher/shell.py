@@ -212,18 +212,23 @@ class _Walk:
     def _element(self) -> None:
         """NAME[…], {NAME[…] or […]: what stands in the brackets is arithmetic."""
         self._at = self._text.index("[", self._at)
-        unclosed, depth = self._open(1, "A bracket ["), 1
+        unclosed = self._open(1, "A bracket [")
         with self._refusing("in the brackets of an array's element", _COMPUTED):
-            while depth:
-                char = self._peek()
-                if char == HOLE:
-                    self._hole(UNQUOTED)
-                elif char == "\\":
-                    self._backslash()
-                elif char and char in "'\"$`":
-                    self._quoted_or_expanded()
-                else:
-                    depth += {"[": 1, "]": -1}.get(self._take(unclosed), 0)
+            self._to_the_bracket_of("[", "]", unclosed)
+
+    def _to_the_bracket_of(self, opening: str, closing: str, unclosed: str) -> None:
+        """Behind the bracket that closes the one just read, past all pairs in between."""
+        depth = 1
+        while depth:
+            char = self._peek()
+            if char == HOLE:
+                self._hole(UNQUOTED)
+            elif char == "\\":
+                self._backslash()
+            elif char and char in "'\"$`":
+                self._quoted_or_expanded()
+            else:
+                depth += {opening: 1, closing: -1}.get(self._take(unclosed), 0)
 
     def _redirected(self, read: evaluation.Commands) -> bool:
         """Step over the sign of a redirection, if it is one."""
@@ -306,18 +311,8 @@ class _Walk:
 
     def _arithmetic(self) -> None:
         unclosed = self._open(2, "Arithmetic ((…))")
-        depth = 2
         with self._refusing("in arithmetic ((…))", _COMPUTED):
-            while depth > 1:
-                char = self._peek()
-                if char == HOLE:
-                    self._hole(UNQUOTED)
-                elif char == "\\":
-                    self._backslash()
-                elif char and char in "'\"$`":
-                    self._quoted_or_expanded()
-                else:
-                    depth += {"(": 1, ")": -1}.get(self._take(unclosed), 0)
+            self._to_the_bracket_of("(", ")", unclosed)
         if self._peek() == ")":
             self._at += 1
         else:  # it was a bracket inside of a bracket, and its inside was not read as that

@@ -22,7 +22,6 @@ from .desk import Row
 
 #: States in which a function has ended, so that there may be its result.
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
-_LARGEST_RESULT_BYTES = 16 * 1024 * 1024
 #: Clocks of hosts differ, and many give a time in whole seconds.
 _CLOCKS_DIFFER_US = 60 * SECOND_US
 #: So many numbers are named in an error.
@@ -198,5 +197,5 @@ def _outcome(db: Database, job: Mapping[str, Any]) -> str | None:
     from ..launcher import report
 
     path = os.path.join(db.directory, location.DATA, job["workdir"], report.file_name(job["job_id"]))
-    found = report.read(path, job["job_id"], job["attempt"], _LARGEST_RESULT_BYTES)
+    found = report.read(path, job["job_id"], job["attempt"])
     return None if found is None else b64encode(found).decode()

@@ -13,7 +13,7 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench
 
-from balsam_lite.db import location
+from balsam_lite.db import location, queries
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.store import apps, user
 from balsam_lite.errors import InputError, TaskFailed, UnknownJob, WaitTimeout
@@ -308,6 +308,38 @@ def test_that_threads_see_the_same(db):
     for thread in threads:
         thread.join(40)
     assert found == [20] * 4
+
+
+def test_that_a_thread_that_read_too_early_does_not_undo_an_end(db, monkeypatch):
+    """Several threads share what is known of a job, and the one that writes it down last may have read it first."""
+    one = task()
+    states_of = queries.states_of
+    read, go_on = threading.Event(), threading.Event()
+
+    def late(cx, numbers):
+        found = states_of(cx, numbers)
+        if threading.current_thread() is thread:
+            read.set()
+            assert go_on.wait(30)
+        return found
+
+    def follow():
+        futures.watch_of(one._database).follow([one._fate])
+        seen.append(one._fate.state)
+
+    monkeypatch.setattr(queries, "states_of", late)
+    seen: list[str] = []
+    thread = threading.Thread(target=follow)
+    thread.start()
+    assert read.wait(30)
+    if db.access == "local":  # a shared DB is this thread's own until it has read
+        end(one)
+        assert wait([one], 30).done == [one]
+    else:
+        one._fate.learn("JOB_FINISHED")
+    go_on.set()
+    thread.join(30)
+    assert (seen, one.done) == (["JOB_FINISHED"], True)
 
 
 def test_that_futures_of_several_dbs_are_waited_for_together(db, tmp_path):

@@ -41,12 +41,20 @@ GONE = ""
 class Fate:
     """What is known of a job. Its end is final here, also if the user lets the job run once more. `fate_of` makes one."""
 
-    __slots__ = ("__weakref__", "number", "state", "watch")
+    __slots__ = ("__weakref__", "_lock", "number", "state", "watch")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.state = states.CREATED
         self.watch: Watch | None = None  # the one that follows it, which so lives as long as somebody wants to know
+        self._lock = threading.Lock()
+
+    def learn(self, state: str) -> bool:
+        """Take that state, which some thread read a moment ago, unless another one saw the end since; whether it ended."""
+        with self._lock:
+            if not self.ended:
+                self.state = state
+            return self.ended
 
     @property
     def ended(self) -> bool:
@@ -101,8 +109,7 @@ class Watch:
             self._catch_up(cx)
             found = queries.states_of(cx, [fate.number for fate in new])
         for fate in new:
-            fate.state = found.get(fate.number, GONE)
-            if not fate.ended:
+            if not fate.learn(found.get(fate.number, GONE)):
                 fate.watch = self
                 self._fates[fate.number] = fate
 
@@ -138,9 +145,7 @@ class Watch:
         fate = self._fates.get(number)
         if fate is None:
             return
-        if not fate.ended:  # another thread's watch may know already
-            fate.state = state
-        if fate.ended:
+        if fate.learn(state):
             fate.watch = None
             del self._fates[number]
             self.ended.append(number)

@@ -100,9 +100,21 @@ def with_mark(prefix: bytes | tuple[bytes, ...], suffix: bytes = b"") -> list[Pr
 
 
 def signal_all(processes: Iterable[Process], number: int) -> None:
-    """Send a signal to each that still lives."""
-    for process in processes:
+    """Send a signal to each that still lives, parents first.
+
+    A shell that outlived its child by a moment would start its next command, or say by itself how it ended.
+    """
+    for process in _parents_first(processes):
         process.signal(number)
+
+
+def _parents_first(processes: Iterable[Process]) -> Iterator[Process]:
+    waiting = {process.pid: process for process in processes}
+    while waiting:
+        line = [waiting.popitem()[1]]
+        while line[-1].parent in waiting:
+            line.append(waiting.pop(line[-1].parent))
+        yield from reversed(line)
 
 
 def signal_child(pid: int, number: int) -> None:

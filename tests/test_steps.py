@@ -204,6 +204,33 @@ def test_that_a_handler_that_restarts_for_ever_meets_the_restart_limit(bench, st
     assert "restart_limit is 2" in reason(bench, job)
 
 
+@pytest.mark.parametrize("state", ["PREPROCESSED", "CREATED"])
+def test_that_a_postprocess_that_repeats_a_good_run_for_ever_meets_the_restart_limit(bench, state):
+    bench.app("a", "true", postprocess=python(bench, "again", f"job.update_state({state!r})"))
+    (job,) = bench.add([{"application": "a", "restart_limit": 1}])
+    bench.run()
+    assert passed(bench, job).count("RUNNING") == 2
+    assert "restart_limit is 1" in reason(bench, job)
+
+
+def test_that_a_preprocess_that_begins_anew_for_ever_meets_the_restart_limit(bench):
+    code = "job.update_state('CREATED' if job.state == 'READY' else 'READY')"
+    bench.app("a", "true", preprocess=python(bench, "again", code))
+    (job,) = bench.add([{"application": "a", "restart_limit": 1}])
+    bench.run()
+    assert passed(bench, job) == ["CREATED", "READY", "CREATED", "READY", "FAILED"]
+    assert "restart_limit is 1" in reason(bench, job)
+
+
+def test_that_handlers_that_send_a_job_to_each_other_do_so_once_in_a_run(bench):
+    code = "job.update_state('RUN_ERROR' if job.state == 'RUN_DONE' else 'RUN_DONE')"
+    bench.app("a", "false", postprocess=python(bench, "swing", code))
+    (job,) = bench.add([{"application": "a", "post_error_handler": True}])
+    bench.run()
+    assert passed(bench, job)[2:] == ["RUNNING", "RUN_ERROR", "RUN_DONE", "FAILED"]
+    assert "was RUN_ERROR already" in reason(bench, job)
+
+
 def test_that_failed_runs_are_retried_as_often_as_asked_and_counted_apart_from_restarts(bench):
     bench.app("a", shell(bench, "a", "exit 75"))
     (always, never, other) = bench.add(

@@ -75,8 +75,8 @@ def set_state(
     """Put jobs into `state` as the user's doing, children included that failed only because of them. Returns how many.
 
     Setting CREATED repeats everything, so such a job waits for its parents again. A new start has a new restart budget.
-    A job's own script may set its state too, although a launcher holds it. RESTART_READY then counts as a restart, and so does
-    what comes before a run in a job that went wrong. `by` is what the history says where there is no `message` and no script.
+    A job's own script may set its state too, although a launcher holds it. What lets the job go again where it has been then
+    counts as a restart; see `_set_own_state`. `by` is what the history says where there is no `message` and no script.
     `data` and `time_us` become those of the event; what follows for children happens now.
 
     Raises:
@@ -115,7 +115,11 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Sai
 
 
 def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said: Said, hook: Hook, now: int) -> int:
-    """A script's own job. It stays held: the launcher lets go of it when the script has ended."""
+    """A script's own job. It stays held: the launcher lets go of it when the script has ended.
+
+    Scripts must not keep a job going for ever: each return to an earlier state counts as a restart, and between handlers, which
+    need no run for that, a job goes to each once.
+    """
     job, old, lease, attempt, job_id, name = row
     if (lease, attempt) != (hook.lease, hook.attempt):
         raise LostLease(f"This {hook.kind} script belongs to an attempt of job {name} [{job_id[:8]}] that was given up.")
@@ -125,17 +129,36 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said:
         raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
     message = said.message or f"Set by the {hook.kind} script"
     moves, column = [Move(job, (old, state), now, (message,), (said.data,))], ""
-    if state == states.RESTART_READY or (state in _RUNS_AGAIN and old in (states.RUN_ERROR, states.RUN_TIMEOUT)):
+    if _goes_back(old, state):
         (facts,) = claims.facts_of(cx, "job.id = ?", (job,))
         outcome = outcomes.restart(facts, (old,))
         column = f"restarts = {outcome.restarts:d}"
         if outcome.path[-1] == states.FAILED:
             state, moves = states.FAILED, [Move(job, outcome.path, now, outcome.messages, (said.data,))]
+    elif state in states.UNSETTLED_STATES and _was_handled(cx, job, state):
+        reason = f"The job was {state} already since it was last to run; the {hook.kind} script made it so once more"
+        state, moves = states.FAILED, [Move(job, (old, states.FAILED), now, (reason,), (said.data,))]
     move(cx, moves, states.HOOK, column)
     _tell_children(cx, moves, now)
     if state in (states.CREATED, states.AWAITING_PARENTS):
         graph.wait_for_parents(cx, [job], now, held=True)
     return 1
+
+
+def _goes_back(old: str, state: str) -> bool:
+    """Whether that takes a job back on its way to a run; RESTART_READY always does."""
+    is_before = states.STATES.index(state) < states.STATES.index(old)
+    return state == states.RESTART_READY or (state in _RUNS_AGAIN and is_before)
+
+
+def _was_handled(cx: sqlite3.Connection, job: int, state: str) -> bool:
+    """Whether the job has been in that state since it last was to run."""
+    for (past,) in cx.execute("SELECT to_state FROM event WHERE job = ? ORDER BY id DESC", (job,)):
+        if past == state:
+            return True
+        if past == states.RUNNING or past in _RUNS_AGAIN:
+            break
+    return False
 
 
 def _tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now: int) -> None:

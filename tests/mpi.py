@@ -22,7 +22,8 @@ def end(*_):
     global asked
     asked += 1
 signal.signal(signal.SIGTERM, end)
-open(f"pid{rank}", "w").write(str(os.getpid()))
+open(f"pid{rank}.new", "w").write(str(os.getpid()))
+os.rename(f"pid{rank}.new", f"pid{rank}")
 while not asked:
     time.sleep(0.05)
 time.sleep(1)

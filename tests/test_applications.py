@@ -814,3 +814,18 @@ def test_that_ranks_below_a_shell_are_asked_to_end_and_save_their_work(site, tmp
     wait_until(lambda: site.path(job, "saved0").exists() and site.path(job, "saved1").exists(), timeout=9)
     wait_until(lambda: site.job(job)["lease"] is None)
     assert site.path(job, "job.out").read_text() == ""
+
+
+def test_that_a_shell_does_not_go_on_when_the_ranks_below_it_were_asked_to_end(site, tmp_path):
+    mpirun = tmp_path / "mpirun"  # its ranks are groups of their own, as those of Open MPI; it is not told of the end itself
+    mpirun.write_text('#!/bin/bash\nset -m\nwhile [ "$1" != sleep ]; do shift; done\ntouch began\n"$@" &\nwait %1\n')
+    mpirun.chmod(0o755)
+    site.app("line", "", command_template="sleep 60; echo over")
+    (job,) = site.add([{"application": "line", "ranks_per_node": 2}])
+    how = {"BALSAM_MPI_FLAVOUR": "openmpi", "BALSAM_MPI_RUN_EXE": str(mpirun), "BALSAM_KILL_GRACE_S": "30"}
+    launcher = site.launch("--job-mode", "mpi", **how)
+    wait_until(lambda: site.path(job, "began").exists())
+    launcher.terminate()
+    assert launcher.wait(25) == 0
+    assert site.job(job)["state"] == states.RESTART_READY
+    assert "over" not in site.path(job, "job.out").read_text()

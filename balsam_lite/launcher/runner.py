@@ -252,6 +252,8 @@ class LocalRunner:
         spared = by_manner.get(commands.KILLS, [])
         for run in spared:
             run.is_spared = True
+            if _is_in_shell(run):  # when the ranks have ended it would go on with the next command of its line
+                signal_child(run.pid, signal.SIGTERM)
         if not self._ask_to_end([run.claim for run in spared]):
             self._terminate(spared)
         self._terminate(by_manner.get(commands.UNKNOWN, []))
@@ -309,14 +311,15 @@ class LocalRunner:
 
     def _kill(self, runs: Iterable[_Run]) -> None:
         for run in runs:
-            if run.is_spared and not run.ended:
+            leaders = [] if run.ended else [run.pid]
+            found = [*living(run.members), *descendants(leaders, [run.mark])]
+            spared = [one for one in found if one.group == run.pid] if run.is_spared else []
+            if spared:
                 # Killed itself, it would leave its ranks on other nodes behind.
                 run.is_spared = False
                 run.kill_at = self._clock.monotonic() + _LAST_S
-                signal_group(run.pid, signal.SIGTERM)
+                signal_all(spared, signal.SIGTERM)
                 continue
-            leaders = [] if run.ended else [run.pid]
-            found = [*living(run.members), *descendants(leaders, [run.mark])]
             signal_all(found, signal.SIGKILL)
             run.members = found
 
@@ -344,8 +347,13 @@ class LocalRunner:
         return f"{reason}: {output}" if output else reason
 
 
+def _is_in_shell(run: _Run) -> bool:
+    """Whether a shell runs its line, and the MPI command in that."""
+    return bool(run.claim.command_template) and process.is_shell(run.pid)
+
+
 def _started_by_shell(run: _Run) -> list[Process]:
     """The MPI command of a line that a shell runs, and what it has started beside it; the shell passes nothing on to them."""
-    if not run.claim.command_template or not process.is_shell(run.pid):
+    if not _is_in_shell(run):
         return []
     return [one for one in descendants([run.pid], []) if one.parent == run.pid]

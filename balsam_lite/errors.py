@@ -259,7 +259,7 @@ class StagingFailed(LaunchError):
 
 
 class SiteUnreachable(BalsamError):
-    """A site on another host did not answer."""
+    """A site on another host did not answer, or the file system of one on this host."""
 
 
 # --- waiting for jobs -------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from balsam_lite import __version__
 from balsam_lite.cli import common, group
 from balsam_lite.cli.main import main
 from balsam_lite.clock import SystemClock
-from balsam_lite.db import location, maintenance, registry
+from balsam_lite.db import filesystem, location, maintenance, reach, registry
 from balsam_lite.db.registry import Entry
 from balsam_lite.db.store import batch_jobs, insert, leases
 from balsam_lite.errors import (
@@ -111,6 +111,62 @@ def far(monkeypatch: pytest.MonkeyPatch) -> type[Far]:
     monkeypatch.setattr(remote, "RemoteDesk", Far)
     monkeypatch.setattr(Far, "asked", [])
     return Far
+
+
+@pytest.fixture
+def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """A site, reached through a link, on a file system that does not answer: its file is one which nobody can open."""
+    make(tmp_path / "good")
+    (tmp_path / "nfs/db").mkdir(parents=True)
+    os.mkfifo(tmp_path / "nfs/db/balsam.sqlite3")
+    (tmp_path / "link").symlink_to("nfs")
+    mounts = {
+        "/": filesystem.Mount("/", "ext4", "x"),
+        str(tmp_path / "nfs"): filesystem.Mount(str(tmp_path / "nfs"), "nfs4", "x"),
+    }
+    monkeypatch.setattr(filesystem, "mount_points", lambda table=None: mounts)
+    monkeypatch.setattr(reach, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(reach, "_found", {})
+    return registry.add(str(tmp_path / "link/db"), "hung")
+
+
+# --- file systems that do not answer ----------------------------------------------------------------------------------
+
+
+def test_that_a_site_on_a_hung_file_system_does_not_keep_the_others_from_answering(balsam: Balsam, hung: Entry) -> None:
+    code, out, err = balsam("site", "ls", "--json")
+    assert (code, [one["active"] for one in json.loads(out)]) == (0, ["no", "unknown"])
+    assert err == f"Warning: site hung could not be read: The file system of {hung.path} does not answer\n"
+    code, out, err = balsam("job", "ls", "--site", "all")
+    assert code == 0 and "does not answer" in err
+
+
+def test_that_a_site_on_a_hung_file_system_is_neither_gone_nor_touched(balsam: Balsam, hung: Entry, tmp_path: Path) -> None:
+    assert balsam("site", "forget", "--gone")[:2] == (0, "")
+    for words in (["rm", "--yes", "hung"], ["mv", "hung", "there"], ["stop", "hung"]):
+        code, _, err = balsam("site", *words)
+        assert code == 1 and "does not answer" in err, words
+    assert registry.at(str(tmp_path / "link/../other")).number == 0
+    assert names(registry.known()) == ["good", "hung"]
+
+
+def test_that_nothing_on_the_way_is_touched_behind_a_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a/b", "nfs/c"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "a/b/link").symlink_to("../../nfs/c")
+    (tmp_path / "circle").symlink_to("circle")
+    mounts = {
+        "/": filesystem.Mount("/", "ext4", "x"),
+        str(tmp_path / "nfs"): filesystem.Mount(str(tmp_path / "nfs"), "nfs4", "x"),
+    }
+    touched, readlink = [], os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path: touched.append(path) or readlink(path))
+    for mount in filesystem.mounts_on_the_way(str(tmp_path / "a/./b/link/d"), mounts):
+        if mount.kind == "nfs4":
+            break
+    assert mount.kind == "nfs4"
+    assert str(tmp_path / "a/b/link") in touched and not any("nfs" in path for path in touched)
+    assert [mount.kind for mount in filesystem.mounts_on_the_way(str(tmp_path / "circle/x"), mounts)] == ["ext4"]
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------

@@ -230,9 +230,9 @@ def _found_sites() -> Iterator[dict[str, Any]]:
     from ..sites import many
 
     entries = registry.known(gone=True)
-    answers = many.ask([entry for entry in entries if entry.is_there], lambda desk: desk.about(), many.LOOK_S)
-    warn_of_sites(answers.failed)
-    found, failed = dict(answers.found), dict(answers.failed)
+    answers = many.ask(entries, lambda desk: desk.about(), many.LOOK_S)
+    found, failed = dict(answers.found), {entry: exc for entry, exc in answers.failed if entry.is_there}
+    warn_of_sites(failed.items())
     for entry in entries:
         one: dict[str, Any] = {"id": entry.number, "name": entry.name, "path": entry.address, "active": "gone"}
         if entry in found:
@@ -326,7 +326,7 @@ def rm(site: str, *, force: bool, yes: bool) -> None:
     if not entry.is_there:
         _forget_gone(entry, force)
         return
-    manage.refuse_busy(entry.path, "removed")
+    manage.refuse_busy(manage.directory_of(entry, "removed"), "removed")
     jobs = _jobs(manage.jobs_in(entry.path))
     question = f"Do you really want to destroy {layout.one_line(entry.name)}? This will wipe out {jobs} inside!"
     if not (force or yes or confirm(question, "--yes")):

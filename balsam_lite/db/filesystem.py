@@ -1,13 +1,14 @@
 """Is a directory on a disk of this host, or on a file system that several hosts share?
 
 WAL keeps its index in shared memory, which only processes of one host have in common: see CONTRIBUTING, "The database".
-Reads the mount table; never touches the directory.
+Reads the mount table; never touches the DB.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 LOCAL, SHARED = "local", "shared"
@@ -58,19 +59,64 @@ def mount_of(directory: str, table: str | None = None) -> Mount:
     `table` is the text of /proc/self/mountinfo (proc_pid_mountinfo(5)); by default it is read. Without one (macOS) the
     file system counts as local.
     """
+    path = os.path.realpath(directory)
+    return max(
+        (mount for mount in mount_points(table).values() if _is_below(path, mount.point)), key=lambda mount: len(mount.point)
+    )
+
+
+def mount_points(table: str | None = None) -> dict[str, Mount]:
+    """What is mounted where; of several at one point the last. There is always something at the root."""
     if table is None:
         try:
             with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
                 table = file.read()
         except OSError:
-            return Mount("/", "apfs", "?")
-    path = os.path.realpath(directory)
-    best = Mount("/", "unknown", "?")
-    for line in table.split("\n"):  # not splitlines: a mount point may hold a form feed
-        mount = _parse(line)
-        if mount and _is_below(path, mount.point) and len(mount.point) >= len(best.point):
-            best = mount
-    return best
+            return {"/": Mount("/", "apfs", "?")}
+    mounts = map(_parse, table.split("\n"))  # not splitlines: a mount point may hold a form feed
+    return {"/": Mount("/", "unknown", "?"), **{mount.point: mount for mount in mounts if mount}}
+
+
+def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]:
+    """The mounts through which an absolute path leads, also by symbolic links; each before anything on it is touched.
+
+    So who goes no further than to one that may not answer is not blocked by it.
+    """
+    here, mount, ahead = "/", points["/"], _parts(path)
+    yield mount
+    for _ in range(_LONGEST_WAY):
+        if not ahead:
+            return
+        name = ahead.pop()
+        place = os.path.dirname(here) if name == ".." else os.path.join(here, name)
+        before, mount = mount, next(points[above] for above in _upwards(place) if above in points)
+        if mount != before:
+            yield mount
+        try:
+            link = os.readlink(place)
+        except OSError:  # no link, or nothing at all
+            here = place
+            continue
+        if link.startswith("/"):
+            here = "/"
+        ahead += _parts(link)
+
+
+#: A circle of links leads nowhere, after so many names.
+_LONGEST_WAY = 1000
+
+
+def _parts(path: str) -> list[str]:
+    """The names in a path, the first one last."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """An absolute path, and all directories above it."""
+    while path != "/":
+        yield path
+        path = os.path.dirname(path)
+    yield path
 
 
 def _parse(line: str) -> Mount | None:

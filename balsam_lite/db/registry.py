@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, UnknownSite
 from ..settings import home
-from . import connection
+from . import connection, reach
 from .small_files import write_json
 
 _T = TypeVar("_T")
@@ -21,6 +21,8 @@ _T = TypeVar("_T")
 FILE_NAME = "databases.json"
 #: How long to wait for others that change the file, in seconds.
 _PATIENCE_S = 10
+#: A DB has a name without it, so file systems that may know one are not waited for for long, in seconds.
+_NAME_PATIENCE_S = 1.0
 
 
 class Entry(NamedTuple):
@@ -44,8 +46,13 @@ class Entry(NamedTuple):
 
     @property
     def is_there(self) -> bool:
-        """Whether a DB lies in its directory; True of one on another host, of which only ssh could tell."""
-        return self.is_remote or os.path.isfile(os.path.join(self.path, connection.FILE_NAME))
+        """Whether a DB lies in its directory; True where nobody can tell: on another host, or as the file system is silent."""
+        return self.is_remote or self.is_silent or os.path.isfile(os.path.join(self.path, connection.FILE_NAME))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it lies on a file system of this host that does not answer; finding that out takes a few seconds."""
+        return not self.is_remote and bool(reach.silent([self.path]))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -57,24 +64,32 @@ def known(*, gone: bool = False) -> list[Entry]:
     Raises:
         BalsamError: the file cannot be read.
     """
-    return [entry for entry in _read().entries if gone or entry.is_there]
+    entries = _read().entries
+    if gone:
+        return entries
+    reach.silent(entry.path for entry in entries if not entry.is_remote)  # all at once; it is kept for `is_there`
+    return [entry for entry in entries if entry.is_there]
 
 
 def at(path: str) -> Entry:
     """The site in that directory of this host; one that is not registered has the number 0 and its directory's name.
 
-    A directory may be reached on several ways. A registry that cannot be read counts as empty: the DB is there all the same.
+    A directory may be reached on several ways. A registry that cannot be read counts as empty: the DB is there all the same,
+    as whoever asks has seen.
     """
     directory = os.path.abspath(os.path.expanduser(path))
+    reach.heard(directory)
     try:
         entries = [entry for entry in known(gone=True) if not entry.is_remote]
     except BalsamError:
         entries = []
-    real = os.path.realpath(directory)
-    for same in (lambda entry: entry.path == directory, lambda entry: os.path.realpath(entry.path) == real):
-        found = next(filter(same, entries), None)
-        if found:
-            return found
+    for entry in entries:
+        if entry.path == directory:
+            return entry
+    real, silent = os.path.realpath(directory), reach.silent((entry.path for entry in entries), _NAME_PATIENCE_S)
+    for entry in entries:
+        if entry.path not in silent and os.path.realpath(entry.path) == real:
+            return entry
     return Entry(0, os.path.basename(directory) or directory, directory)
 
 

@@ -19,6 +19,7 @@ from ..service import main as service
 from ..service import policy
 from ..settings import FILE_NAME as SETTINGS_FILE
 from ..settings import Settings
+from . import many
 
 # --- making -----------------------------------------------------------------------------------------------------------
 
@@ -111,10 +112,12 @@ def directory_of(entry: Entry, what: str) -> str:
     """The directory of a site of this host; `what` is to be done with it.
 
     Raises:
-        InputError: it is on another host, or reached through a link. NotABalsamDB: it is gone.
+        InputError: it is on another host, or reached through a link. NotABalsamDB: it is gone. SiteUnreachable: its file
+        system does not answer.
     """
     if entry.is_remote:
         raise InputError(f"Site {entry.name} lies on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
+    many.refuse_silent(entry)
     if not location.is_db(entry.path):
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path}", hint=f"`balsam site forget {entry.name!r}` if it is gone for good."

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from ..db import reach
 from ..db.registry import Entry
 from ..errors import BalsamError, NotABalsamDB, SiteUnreachable
 from ..settings import SettingsWarning
@@ -37,12 +38,13 @@ def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
     """Where the site is asked. One behind ssh fails after `patience_s` seconds without an answer (None: its own limits).
 
     Raises:
-        NotABalsamDB: its directory is gone.
+        NotABalsamDB: its directory is gone. SiteUnreachable: its file system does not answer.
     """
     if entry.is_remote:
         from .remote import RemoteDesk
 
         return RemoteDesk(entry) if patience_s is None else RemoteDesk(entry, timeout_s=patience_s)
+    refuse_silent(entry)
     if not entry.is_there:
         raise NotABalsamDB(f"No Balsam DB is in {entry.path} any more", hint=f"`balsam site forget {entry.name}` forgets it.")
     from .local import LocalDesk
@@ -50,12 +52,20 @@ def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
     return LocalDesk(entry)
 
 
+def refuse_silent(entry: Entry) -> None:
+    """Raise SiteUnreachable if the site lies on a file system of this host that does not answer: it would block us for ever."""
+    if entry.is_silent:
+        raise SiteUnreachable(
+            f"The file system of {entry.path} does not answer", hint=f"`df {entry.path}` would wait as well. Try again later."
+        )
+
+
 def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: float | None = None) -> Answers:
     """Put a question to each site; whoever raises a BalsamError has failed, and the others answer all the same.
 
     With `patience_s` a site behind ssh that has not answered by then counts as unreachable; without, the limits of its desk
-    hold, so that one that cannot be reached is given up soon, and one that is slow may take its time. The question is called
-    in several threads at once.
+    hold, so that one that cannot be reached is given up soon, and one that is slow may take its time. One on a file system
+    that does not answer is given up as soon as one that cannot be reached. The question is called in several threads at once.
     """
     entries = list(entries)
     distant = [entry for entry in entries if entry.is_remote]
@@ -64,7 +74,9 @@ def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: flo
     for entry in distant:
         # A daemon, unlike those of concurrent.futures: one that hangs must not keep this process from ending.
         threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
-    outcomes = {entry: _outcome(entry, question, None) for entry in entries if not entry.is_remote}
+    near = [entry for entry in entries if not entry.is_remote]
+    reach.silent((entry.path for entry in near), patience_s)  # all at once
+    outcomes = {entry: _outcome(entry, question, None) for entry in near}
     for _ in distant:
         try:
             entry, outcome = came.get(timeout=None if give_up is None else max(give_up - time.monotonic(), 0.001))

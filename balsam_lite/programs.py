@@ -97,7 +97,16 @@ def run_module(module: str, *words: str) -> Completed:
     """
     loading.refuse()
     own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
-    return run([sys.executable, "-m", module, *words], environ={**own, "PYTHONPATH": python_path()}, directory="/")
+    return run(module_words(module, *words), environ={**own, "PYTHONPATH": python_path()}, directory="/")
+
+
+def module_words(module: str, *words: str) -> list[str]:
+    """The command line that runs a module of ours with this Python, as `-m` does, whatever lies in the current directory.
+
+    `-m` would look there first, and take a `balsam_lite.py` for this package. `-P` is Python 3.11's.
+    """
+    code = "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
+    return [sys.executable, "-c", f"{code}runpy.run_module({module!r}, run_name='__main__', alter_sys=True)", *words]
 
 
 def python_path() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ def _here(words: list[str]) -> Callable[[], programs.Completed]:
 
 
 def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -> Callable[[], programs.Completed]:
-    command = ["env", f"PYTHONPATH={programs.python_path()}", sys.executable, "-m", _MODULE, *words]
+    command = ["env", f"PYTHONPATH={programs.python_path()}", *programs.module_words(_MODULE, *words)]
     argv = [word.replace("{host}", peer).replace("{command}", shlex.join(command)) for word in prefix]
     if not any("{command}" in word for word in prefix):
         argv += command

@@ -1,4 +1,4 @@
-"""The program of a job of a BalsamExecutor: `python -m balsam_lite.launcher.call CALL` runs one Python call.
+"""The program of a job of a BalsamExecutor, started as `interpreter` says with CALL: it runs one Python call.
 
 CALL is a file (see `Call`). What becomes of it is in `result.pkl` in the working directory (see `Outcome`), which appears
 there whole. The exit code is 1, and the traceback is printed, if the call raised. Nothing of Balsam is imported here but the
@@ -20,7 +20,7 @@ MAIN = "__balsam_main__"
 
 
 class Call(NamedTuple):
-    """What is to be called; as a plain tuple in the file, because this module has another name when it is the program."""
+    """What is to be called; as a plain tuple in the file."""
 
     path: list[str]  # sys.path of the submitting process
     main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
@@ -163,7 +163,3 @@ def failure(exc: BaseException) -> Outcome:
     except Exception:  # noqa: BLE001
         return Outcome(False, None, trace)
     return Outcome(False, value, trace)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

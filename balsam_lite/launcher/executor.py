@@ -24,7 +24,7 @@ from ..db import location, models, queries
 from ..db.connection import Database
 from ..db.store import apps, insert, user
 from ..errors import DatabaseBusy, InputError, RemoteError, TaskFailed, UnknownApp
-from . import call, dag
+from . import call, dag, interpreter
 from .futures import GONE, GROWTH, SHORTEST_S, Fate, Watch, fate_of, watch_of, why_failed
 
 APP = "balsam-call"
@@ -251,7 +251,7 @@ class BalsamExecutor(concurrent.futures.Executor):
 
     def _register(self) -> str:
         """The name of the application that runs calls with this Python; it is registered when there is none."""
-        line = f"{shlex.quote(self._python)} -m balsam_lite.launcher.call"
+        line = shlex.join(interpreter.words(self._python, interpreter.CALL))
         with self.database.read() as cx:
             name = _app_for(cx, line, may_add=False)
         if not name:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-#: What can be started: hooks and preambles, and functions.
-HOOK, FUNCTION = "hook", "function"
-#: `python -m` would look for modules in the working directory first, where a `json.py` may lie. `start` takes it off sys.path,
-#: as `-P` does since Python 3.11; `-I` would drop PYTHONPATH and users' packages, too. Applications have this line stored.
-_CODE = "from balsam_lite.launcher.start import {what}; {what}()"
+#: What can be started: hooks and preambles, functions of classes, and calls of a BalsamExecutor.
+HOOK, FUNCTION, CALL = "hook", "function", "call"
+#: `python -m` would look for modules in the working directory first, where a `json.py` or a `balsam_lite.py` may lie. So would
+#: `-c`, but here that comes off sys.path before anything is looked for, as `-P` does since Python 3.11; `-I` would drop
+#: PYTHONPATH and users' packages, too. An empty entry of PYTHONPATH (`$PYTHONPATH:/lib`) is the working directory as well.
+#: Applications have this line stored.
+_CODE = (
+    "import os, sys; sys.path[:] = [entry for entry in sys.path if entry and entry != os.getcwd()]; "
+    "from balsam_lite.launcher.start import {what}; {what}()"
+)
 
 
 def words(python: str, what: str, *arguments: str) -> list[str]:
-    """The command line that starts HOOK or FUNCTION with these arguments.
+    """The command line that starts HOOK, FUNCTION or CALL with these arguments.
 
-    >>> words("python3", HOOK, "postprocess")
-    ['python3', '-c', 'from balsam_lite.launcher.start import hook; hook()', 'postprocess']
+    >>> words("python3", HOOK, "postprocess")[0], words("python3", HOOK, "postprocess")[-1]
+    ('python3', 'postprocess')
     """
     return [python, "-c", _CODE.format(what=what), *arguments]

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from types import FrameType
 
 from .. import loading
 from ..errors import SpawnFailed
 from ..partitions import Partition, check_sum
-from ..programs import python_path
+from ..programs import module_words, python_path
 from ..settings import Settings
 from . import resources
 from .process import Alarm
@@ -69,7 +68,7 @@ def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Parti
 
 
 def _start(db_directory: str, options: LauncherOptions, part: Partition, offset: int) -> Companion:
-    argv = [sys.executable, "-m", "balsam_lite.cli", "--db", db_directory, *words(options, part, offset)]
+    argv = module_words("balsam_lite.cli", "--db", db_directory, *words(options, part, offset))
     return Companion(argv, {**os.environ, "PYTHONPATH": python_path()})
 
 

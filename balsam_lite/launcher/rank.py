@@ -1,4 +1,4 @@
-"""The program that MPI starts once on each node: `python -m balsam_lite.launcher.rank PLAN`.
+"""The program that MPI starts once on each node, with a plan (see `supervisor`) as its only word.
 
 Rank 0 is the launcher, on the first node; the others run what it tells them. Whoever started it all (`supervisor`) hears from
 rank 0 through its stdout and speaks to it through its stdin, which MPI start commands forward.

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ..errors import LaunchError
 from ..identity import Holder
 from ..processes import RUN_VARIABLE
+from ..programs import module_words
 from ..schedulers.environ import Allocation
 from ..settings import Settings
 from . import logs, mpirun
@@ -151,11 +152,11 @@ class _Program:
     def __init__(self, starter: Sequence[str], plan: Plan, settings: Settings, wishes: _Wishes) -> None:
         self._plan, self._settings, self._wishes = plan, settings, wishes
         self._mark = ensemble_mark(plan.db_directory, Holder.current())
-        log.info("Starting %d ranks: %s -m balsam_lite.launcher.rank", plan.ranks, " ".join([*starter, sys.executable]))
+        log.info("Starting %d ranks of balsam_lite.launcher.rank: %s", plan.ranks, " ".join([*starter, sys.executable]))
         # Scrubbed: in Slurm a second program would otherwise wait for what is left of the first.
         inherited = {os.fsdecode(name): os.fsdecode(value) for name, value in mpirun.scrubbed(os.environb).items()}
         environ = {**inherited, RUN_VARIABLE: os.fsdecode(self._mark)}
-        argv = [*starter, sys.executable, "-m", "balsam_lite.launcher.rank", plan.as_text()]
+        argv = [*starter, *module_words("balsam_lite.launcher.rank", plan.as_text())]
         self._process = Piped(argv, environ)
         self._unread = b""
         self._last_words = b""

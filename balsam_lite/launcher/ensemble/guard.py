@@ -4,7 +4,7 @@ Jobs have sessions of their own and survive a rank that is killed, on a node tha
 another node when this one is silent for long enough; by then nothing of them may run here. So the rank holds the other end
 of this process's stdin: a line there says that all is well, the end of it alone that nobody can say anything any more.
 
-`python -m balsam_lite.launcher.ensemble.guard MARK NODE GRACE_S`
+Its words are MARK NODE GRACE_S.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 
+from ...programs import module_words
 from ..commands import Context
 from ..process import end_orphans
 from ..spawner import Piped
@@ -29,7 +30,7 @@ class Guard:
 
     def __init__(self, context: Context, grace_s: float) -> None:
         marks = [os.fsdecode(mark) for mark in (context.mark, context.node_mark)]
-        self._process = Piped([sys.executable, "-m", __name__, *marks, str(grace_s)], os.environ)
+        self._process = Piped(module_words(__name__, *marks, str(grace_s)), os.environ)
 
     def dismiss(self) -> None:
         """The jobs of this rank are over or nobody's business any more."""

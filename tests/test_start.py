@@ -1,0 +1,59 @@
+"""How our own programs are started: whatever lies in the current directory is no module of theirs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from balsam_lite import programs
+from balsam_lite.launcher import call, interpreter
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A current directory with files that break what takes them for modules."""
+    for name in ("balsam_lite", "json", "runpy", "click"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('that file is data')")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ended(words, **environ):
+    return subprocess.run(
+        words, env={**os.environ, **environ}, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize("path", [None, ":", ":/nowhere", "/nowhere:"])
+def test_that_data_in_the_working_directory_are_no_modules_of_a_call(trap, path):
+    (trap / "balsam_lite").mkdir()
+    call.write("call.pkl", call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
+    own = {} if path is None else {"PYTHONPATH": path}
+    done = ended(interpreter.words(sys.executable, interpreter.CALL, "call.pkl"), **own)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)
+
+
+@pytest.mark.parametrize("what", [interpreter.HOOK, interpreter.FUNCTION])
+def test_that_a_package_of_our_name_in_the_working_directory_is_data(trap, what):
+    (trap / "balsam_lite").mkdir()
+    (trap / "balsam_lite" / "__init__.py").write_text("raise SystemExit('that file is data')")
+    done = ended(interpreter.words(sys.executable, what, "no-such-thing"))
+    assert done.returncode == 1 and "data" not in done.stderr
+
+
+def test_that_a_module_of_ours_is_run_as_the_program_with_its_words(trap):
+    done = ended(programs.module_words("balsam_lite.cli", "app", "--no-such"))
+    assert done.returncode == 2 and "that file is data" not in done.stderr and "Usage: balsam app" in done.stderr
+
+
+def test_that_no_module_starts_another_in_a_way_that_looks_into_the_current_directory():
+    package = Path(programs.__file__).parent
+    sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert [str(path) for path, text in sources.items() if '"-m"' in text] == []
+    assert sum("module_words(" in text for text in sources.values()) >= 5

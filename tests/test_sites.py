@@ -169,6 +169,21 @@ def test_that_nothing_on_the_way_is_touched_behind_a_mount(tmp_path: Path, monke
     assert [mount.kind for mount in filesystem.mounts_on_the_way(str(tmp_path / "circle/x"), mounts)] == ["ext4"]
 
 
+def test_that_a_look_at_all_sites_waits_for_no_lock_for_long(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("locked", "other"):
+        location.set_up(str(tmp_path / name), "shared").close()
+        registry.add(str(tmp_path / name), name)
+    (tmp_path / "locked/session.lock").write_text(json.dumps([*Holder.current(), "x"]))  # which lives
+    monkeypatch.setattr(many, "LOOK_S", 0.2)
+    began = time.monotonic()
+    code, out, err = balsam("site", "ls", "--json")
+    assert time.monotonic() - began < 20
+    assert (code, [one["active"] for one in json.loads(out)]) == (0, ["unknown", "no"])
+    assert err.startswith("Warning: site locked could not be read:") and "was held by another process" in err
+
+
 # --- the registry -----------------------------------------------------------------------------------------------------
 
 

@@ -9,16 +9,18 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
-from ..db import reach
+from ..db import location, reach
 from ..db.registry import Entry
 from ..errors import BalsamError, NotABalsamDB, SiteUnreachable
-from ..settings import SettingsWarning
+from ..settings import Settings, SettingsWarning
 from .desk import Desk
 
 T = TypeVar("T")
 
 #: A look at all sites waits so long for those behind ssh, in seconds: with the start of a command it stays below five.
 LOOK_S = 4.0
+#: So long, in seconds, a site of this host may always take to get a lock, though others have used up the time for all.
+_LEAST_S = 0.5
 #: So much longer than its desk may take a thread is waited for, in seconds.
 _SLACK_S = 0.3
 
@@ -35,7 +37,7 @@ class Answers(NamedTuple):
 
 
 def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
-    """Where the site is asked. One behind ssh fails after `patience_s` seconds without an answer (None: its own limits).
+    """Where the site is asked. It fails after `patience_s` seconds of waiting for an answer or a lock (None: its own limits).
 
     Raises:
         NotABalsamDB: its directory is gone. SiteUnreachable: its file system does not answer.
@@ -49,7 +51,11 @@ def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
         raise NotABalsamDB(f"No Balsam DB is in {entry.path} any more", hint=f"`balsam site forget {entry.name}` forgets it.")
     from .local import LocalDesk
 
-    return LocalDesk(entry)
+    if patience_s is None:
+        return LocalDesk(entry)
+    settings = Settings.load(entry.path)
+    hasty = settings._replace(BUSY_TIMEOUT_S=min(settings.BUSY_TIMEOUT_S, patience_s))
+    return LocalDesk(entry, location.open_database(entry.path, hasty))
 
 
 def refuse_silent(entry: Entry) -> None:
@@ -63,9 +69,10 @@ def refuse_silent(entry: Entry) -> None:
 def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: float | None = None) -> Answers:
     """Put a question to each site; whoever raises a BalsamError has failed, and the others answer all the same.
 
-    With `patience_s` a site behind ssh that has not answered by then counts as unreachable; without, the limits of its desk
-    hold, so that one that cannot be reached is given up soon, and one that is slow may take its time. One on a file system
-    that does not answer is given up as soon as one that cannot be reached. The question is called in several threads at once.
+    With `patience_s` a site behind ssh that has not answered by then counts as unreachable, and one of this host whose DB
+    somebody else keeps locked has failed, too. Without, the limits of its desk hold, so that one that cannot be reached is
+    given up soon, and one that is slow may take its time. One on a file system that does not answer is given up as soon as
+    one that cannot be reached. The question is called in several threads at once.
     """
     entries = list(entries)
     distant = [entry for entry in entries if entry.is_remote]
@@ -76,7 +83,7 @@ def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: flo
         threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
     near = [entry for entry in entries if not entry.is_remote]
     reach.silent((entry.path for entry in near), patience_s)  # all at once
-    outcomes = {entry: _outcome(entry, question, None) for entry in near}
+    outcomes = {entry: _outcome(entry, question, give_up and max(give_up - time.monotonic(), _LEAST_S)) for entry in near}
     for _ in distant:
         try:
             entry, outcome = came.get(timeout=None if give_up is None else max(give_up - time.monotonic(), 0.001))

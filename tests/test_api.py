@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 from datetime import date, datetime, timedelta, timezone
 from itertools import count
@@ -469,6 +470,37 @@ def test_that_bulk_create_returns_new_objects_in_order_and_leaves_the_others(two
     assert all(one.id is None for one in given) and all(one.id is not None for one in made)
     assert made == [Job.objects.get(id=one.id) for one in made]
     assert Job.objects.bulk_create([]) == []
+
+
+def test_that_a_created_job_shows_all_that_one_read_from_the_db_does(site: Site) -> None:
+    flags, others = {"wall_time_min": 0, "launch_params": {"d": "2"}}, {"num_nodes": 2, "tags": {"a": "b"}, "data": {"x": 1}}
+    for given in ({}, flags, others):
+        (made,) = Job.objects.bulk_create([job(**given)])
+        found = Job.objects.get(id=made.id)
+        assert made.display_dict() == found.display_dict() and repr(made) == repr(found) and made == found == made
+        found.priority = 5
+        found.save()
+        assert made != found
+
+
+def test_that_assigning_a_default_to_a_created_job_changes_nothing(site: Site) -> None:
+    (made,) = Job.objects.bulk_create([job()])
+    Job.objects.filter(id=made.id).update(priority=7)
+    made.priority = 0
+    made.save()
+    assert Job.objects.get(id=made.id).priority == 7
+
+
+def test_that_created_jobs_take_little_memory(site: Site) -> None:
+    given = [job(tags={"workflow": "demo", "part": str(n % 10)}) for n in range(1000)]
+    Job.objects.bulk_create(given[:100])
+    tracemalloc.start()
+    try:
+        made = Job.objects.bulk_create(given)
+        size = tracemalloc.get_traced_memory()[0] / len(made)
+    finally:
+        tracemalloc.stop()
+    assert size < 1300  # bytes; with rows of all fields it was 2900
 
 
 def test_that_bulk_create_takes_a_list_of_jobs_only(site: Site) -> None:

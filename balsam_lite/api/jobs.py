@@ -116,7 +116,7 @@ class Job(Record):
     node_packing_count: int = of_job(1)
     wall_time_min: int = count0(0)
     launch_params: dict[str, str] = words()
-    parent_ids: frozenset[int] = _ParentField(_parents, (), AT_CREATION)  # type: ignore[assignment]
+    parent_ids: frozenset[int] = _ParentField(_parents, [], AT_CREATION)  # type: ignore[assignment]
     state: JobState | None = state(JobState)
     last_update: datetime | None = moment(times.aware)
     batch_job_id: int | None = NumberField(int, None, NEVER)  # type: ignore[assignment]

@@ -41,7 +41,7 @@ class Record:
     MultipleObjectsReturned: ClassVar[type[InputError]]
 
     _home: Home | None
-    _row: dict[str, Any]  # as the site tells it; without an id until it is saved
+    _row: dict[str, Any]  # as the site tells it; what is not in it has its default; without an id until it is saved
     _changed: dict[str, Any]  # assigned since then, checked
     _seen: dict[str, str]  # of those dicts that a user got hold of: what they were, as JSON
 
@@ -107,8 +107,11 @@ class Record:
         elif field.is_live:
             value = self._handed_out(field)
         else:
-            value = self._row.get(name, field.default)
+            value = self._stored(field)
         return field.show(value) if field.show else value
+
+    def _stored(self, field: Field) -> Any:
+        return self._row.get(field.name, field.default)
 
     def _handed_out(self, field: Field) -> Any:
         """A dict that the user may edit from now on."""
@@ -142,9 +145,11 @@ class Record:
 
     def _is_as_it_was(self, name: str, value: Any) -> bool:
         """Whether the site holds that value already; of a state, which others change, nobody knows."""
-        if not self._is_saved or name not in self._row or self._FIELDS[name].is_live or name == "state":
+        field = self._FIELDS[name]
+        if not self._is_saved or field.is_live or name == "state":
             return False
-        return type(value) is type(self._row[name]) and bool(value == self._row[name])
+        stored = self._stored(field)
+        return type(value) is type(stored) and bool(value == stored)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -257,7 +262,14 @@ class Record:
             return NotImplemented
         if self._home is None or other._home is None or not is_same_site(self._home.entry, other._home.entry):
             return False
-        return self._row == other._row and not (self._changes() or other._changes())
+        return self._holds_what(other) and not (self._changes() or other._changes())
+
+    def _holds_what(self, other: Record) -> bool:
+        """Whether the sites tell the same of both, as far as both tell it; fields always, which have defaults."""
+        one, two = self._row, other._row
+        return all(one[name] == two[name] for name in one.keys() & two.keys()) and all(
+            self._stored(field) == other._stored(field) for field in self._FIELDS.values()
+        )
 
     def __hash__(self) -> int:
         if not self._is_saved:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .. import spec, states
@@ -169,52 +171,43 @@ def jobs_between(cx: sqlite3.Connection, first: int, last: int) -> list[Row]:
     return list(read_rows(cx.execute(sql, (first, last)), JOB_COLUMNS))
 
 
-#: What the DB decides about a new job.
-_OF_NEW = ("id", "job_id", "workdir", "app_id", "app", "state", "created", "last_update")
+#: What the DB decides about a new job, and its estimate, which is not what was given where that is 0 or nothing.
+_OF_NEW = ("id", "job_id", "workdir", "app_id", "app", "state", "last_update", "wall_time_min")
 
 
 def new_jobs(cx: sqlite3.Connection, first: int, last: int, fields: Iterable[str]) -> list[Row]:
-    """Jobs that were just added, with values for these fields: what cannot differ from its default is not read.
+    """Jobs that were just added, with values for these fields and for what the DB decides; the others have their defaults.
 
-    Where one of them is not as it was added any more (a launcher may be quick), or is planned or has parents, all are read.
+    A row of all fields would take three times the memory, and twice the time. Where one of the jobs is not as it was added
+    any more (a launcher may be quick), or is planned or has parents, all fields are read nevertheless.
     """
     shown = {*_OF_NEW, *fields}
     if "launch_params" in shown:
         shown |= {"cpu_affinity", "mpi_flags"}
     if shown.isdisjoint(("parent_ids", "queued_launch_id")):
         columns = {name: column for name, column in JOB_COLUMNS.items() if name in shown}
-        columns["last_update"] = Column("job.created")
+        columns.update(_same_for_many(cx, shown))
         sql = f"""SELECT {columns_sql(columns)} FROM job
             WHERE id BETWEEN ? AND ? AND state = '{states.CREATED}' AND lease IS NULL ORDER BY id"""
-        rows = list(_filled_up(cx.execute(sql, (first, last)), columns))
+        rows = list(read_rows(cx.execute(sql, (first, last)), columns))
         if len(rows) == last - first + 1:
             return rows
     return jobs_between(cx, first, last)
 
 
-def _filled_up(cursor: Iterable[tuple[Any, ...]], columns: Mapping[str, Column]) -> Iterator[Row]:
-    """As `read_rows`, with the defaults of the other columns."""
-    names = tuple(columns)
-    readers = [(name, column.read) for name, column in columns.items() if column.read]
-    containers = [(name, type(value)) for name, value in _NEW_JOB.items() if name not in columns and value in ({}, [])]
-    for values in cursor:
-        row = _NEW_JOB.copy()
-        row.update(zip(names, values))
-        for name, read in readers:
-            row[name] = read(row[name])
-        for name, container in containers:  # of its own for each
-            row[name] = container()
-        yield row
-
-
-def _new_job() -> Row:
-    fields = {WORKSHOP_NAMES.get(field.name, field.name): field.default for field in spec.JOB_FIELDS}
-    stored = {**dict.fromkeys(JOB_COLUMNS), **fields, "launch_params": "none ", "parent_ids": None}
-    return {name: column.read(stored[name]) if column.read else stored[name] for name, column in JOB_COLUMNS.items()}
-
-
-#: What a job shows of which nothing was said.
-_NEW_JOB = _new_job()
+def _same_for_many(cx: sqlite3.Connection, shown: Iterable[str]) -> dict[str, Column]:
+    """How those of the shown columns of new jobs are read that hold the same for many of them: each value exists once."""
+    numbers: dict[str, int] = dict(cx.execute("SELECT name, id FROM app"))
+    columns = {
+        "app_id": Column("job.application", numbers.get),
+        "app": Column("job.application", sys.intern),
+        "state": Column("job.state", sys.intern),
+        "last_update": Column("job.created"),
+    }
+    if "tags" in shown:
+        known = lru_cache(maxsize=1000)(_object)
+        columns["tags"] = Column("job.tags", lambda text: known(text).copy())
+    return columns
 
 
 def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> list[int]:

@@ -102,7 +102,8 @@ class Desk(Protocol):
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
         """Add jobs, applications or batch jobs; all or none. Returns them as they are in the DB then, in order.
 
-        A batch job is submitted at once. An app that exists under that name is changed.
+        The row of a job may leave out what none of the jobs was given, and what has its default therefore. A batch job is
+        submitted at once. An app that exists under that name is changed.
 
         Raises:
             UnknownField, InvalidSpec (with the number of the row), UnknownApp, UnknownJob, SubmitFailed.

@@ -217,7 +217,7 @@ class SubmitFailed(SchedulerError):
 
 
 class SubmitUncertain(SubmitFailed):
-    """Nobody knows whether the batch job was accepted: the scheduler's command was killed on its way."""
+    """Nobody knows whether the batch job was accepted: the scheduler's command was killed, or gave no answer."""
 
 
 class PollFailed(SchedulerError):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from launching import Bench
 
 from balsam_lite.db import batch_queries
-from balsam_lite.errors import CancelFailed, PollFailed, SubmitFailed
+from balsam_lite.errors import CancelFailed, PollFailed, SubmitFailed, SubmitUncertain
 from balsam_lite.programs import Completed
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus, Submission
@@ -130,9 +130,9 @@ def test_that_a_state_that_nobody_has_heard_of_is_no_end(word):
 
 def test_that_a_long_answer_is_read_within_seconds():
     text = "".join(squeue_line(str(number)) for number in range(20_000))
-    started = time.monotonic()
+    started = time.process_time()
     assert len(parse_squeue(text)) == 20_000
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_that_sacct_tells_how_forgotten_batch_jobs_ended():
@@ -202,6 +202,18 @@ def test_that_a_line_that_cannot_be_read_does_not_make_its_batch_job_absent(tmp_
     with pytest.raises(PollFailed):
         scheduler.poll({"7": "", "8": ""})
     assert set(scheduler.poll({"8": ""})) == {"8"}
+
+
+@pytest.mark.parametrize(
+    ("says", "is_open"), [("Socket timed out on send/recv operation", True), ("Invalid account specified", False)]
+)
+def test_that_a_controller_that_did_not_answer_may_have_the_batch_job(tmp_path, says, is_open):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\necho 'sbatch: error: Batch job submission failed: {says}' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    with pytest.raises(SubmitFailed, match=says) as caught:
+        SlurmScheduler(SLURM._replace(SCHEDULER_SUBMIT_EXE=str(sbatch))).submit(SUBMISSION._replace(directory="/"))
+    assert isinstance(caught.value, SubmitUncertain) == is_open
 
 
 def test_that_the_settings_name_the_commands_and_sacct_lies_beside_squeue():

@@ -179,14 +179,17 @@ class CommandScheduler:
 
     def submit(self, submission: Submission) -> str:
         answer = self._run(self._adapter.submit_argv(submission), submission.directory)
-        if answer.was_killed:
+        native_id = self._adapter.parse_id(answer.stdout) if answer.ok else ""
+        if native_id:
+            return native_id
+        if self._leaves_doubt(answer):
             hint = "`balsam ls queues` shows in a moment whether it was accepted."
             raise SubmitUncertain(f"{self.name} did not say whether it has {submission.name}.", **answer._asdict(), hint=hint)
-        native_id = self._adapter.parse_id(answer.stdout) if answer.ok else ""
-        if not native_id:
-            what = "printed no batch job id" if answer.ok else "refused the batch job"
-            raise SubmitFailed(f"{self.name} {what}.", **answer._asdict())
-        return native_id
+        raise SubmitFailed(f"{self.name} refused the batch job.", **answer._asdict())
+
+    def _leaves_doubt(self, answer: Completed) -> bool:
+        """Whether a submission that gave no id may have been accepted: only a plain failure says that it was not."""
+        return answer.ok or answer.was_killed or (answer.returncode or 0) < 0
 
     def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
         if not outputs:

@@ -100,6 +100,9 @@ _SQUEUE_VARIABLES = "SQUEUE_"
 _INSIDE = ("SLURM_", "SLURMD_")
 _NOT_OF_A_JOB = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"))
 
+#: What sbatch says, with exit code 1, when the controller is slow: it takes the batch job a moment later (tried with 22.05.8).
+_NO_ANSWER = "Socket timed out"
+
 #: Where slurm.conf lies; in the second place slurmd keeps what it got from the controller ("configless" Slurm).
 _PLACES_OF_CONFIGURATION = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 _MOST_CONFIGURATION = 1024 * 1024  # characters
@@ -112,6 +115,9 @@ class SlurmScheduler(CommandScheduler):
         commands = (settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE)
         super().__init__(SlurmAdapter(os.getuid(), *commands, environ=environ), timeout_s=settings.SCHEDULER_TIMEOUT_S)
         self.domain = "@".join(filter(None, (self.name, _cluster(environ))))
+
+    def _leaves_doubt(self, answer: Completed) -> bool:
+        return super()._leaves_doubt(answer) or _NO_ANSWER in answer.stderr
 
     def _parse(self, answer: Completed, ids: Collection[str]) -> dict[str, BatchStatus] | None:
         found = super()._parse(answer, ids)

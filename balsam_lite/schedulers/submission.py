@@ -31,6 +31,7 @@ from .script import NAME, render
 
 #: A row may be on its way to the scheduler for so long, or for twice what its command is given if that is longer.
 SUBMISSION_PATIENCE_S = 120
+_NEVER_SEEN = "the scheduler does not have it: whoever submitted it died before that, or got no answer"
 
 
 # --- submitting -------------------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> li
         for row in changes:
             native_id = ids[row["id"]]
             if not native_id:
-                batch_jobs.mark_failed(cx, row["id"], "the process that was submitting it died before it had", now_us)
+                batch_jobs.mark_failed(cx, row["id"], _NEVER_SEEN, now_us)
                 continue
             if _is_pending(row):
                 batch_jobs.mark_submitted(cx, row["id"], native_id)

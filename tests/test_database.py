@@ -701,6 +701,27 @@ def test_that_a_launcher_on_a_full_disk_goes_on_and_finishes_when_there_is_space
         bench.close()
 
 
+def test_that_a_launcher_that_ends_on_a_full_disk_says_so_once(disk: Path, tmp_path: Path) -> None:
+    bench = Bench(disk, BALSAM_KILL_GRACE_S="0.2", BALSAM_BUSY_TIMEOUT_S="0.5")
+    shutil.rmtree(f"{bench.directory}/log")
+    (tmp_path / "log").mkdir()
+    os.symlink(tmp_path / "log", f"{bench.directory}/log")
+    bench.app("sleep", "sleep 60")
+    bench.add([{"application": "sleep"}])
+    try:
+        launcher = bench.launch("--nodes", "1")
+        wait_until(lambda: bench.states().get("RUNNING") == 1)
+        fill(disk)
+        launcher.terminate()
+        assert launcher.wait(30) == 1
+        said = (tmp_path / "log" / "stderr").read_text()
+        assert said.count("cannot be written, trying on") == 1
+        assert "the next launcher will free the jobs" in said
+        assert "Traceback" not in said
+    finally:
+        bench.close()
+
+
 # --- where it lies ----------------------------------------------------------------------------------------------------
 
 _MOUNTS = r"""

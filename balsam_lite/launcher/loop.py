@@ -41,6 +41,8 @@ _CROWD, _BREATH_S = 8, 0.002
 _SHARED_SPACING, _STARVING_SPACING = 20, 5
 #: What waits and why is said this often at most, in seconds.
 _EXPLAIN_PERIOD_S = 10.0
+#: At the end, a DB that could not be written is tried again after so many seconds.
+_RETRY_PERIOD_S = 1.0
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
 _MOST_AHEAD = 256
 #: What was claimed ahead is given back if none of it has found a place for so long, in seconds.
@@ -394,22 +396,26 @@ class Launcher:
         unstarted = [claim.job for claim in self._ahead]
         self._ahead.clear()
         deadline = self._clock.monotonic() + self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
+        retry_at, complaint = self._clock.monotonic(), ""
         while len(self._runner) or len(self._steps) or self._has_ends or unstarted:
             self._collect()
-            if self._has_ends or unstarted:
+            now = self._clock.monotonic()
+            if (self._has_ends or unstarted) and now >= retry_at:
                 try:
                     self._hand_back(unstarted)
                     unstarted = []
                 except DatabaseGone as exc:
                     raise _lost(exc) from exc
                 except DatabaseError as exc:
-                    log.error("The DB cannot be written: %s", exc)
-                    if not len(self._runner) and self._clock.monotonic() > deadline:
-                        raise
+                    if not len(self._runner) and now > deadline:
+                        raise LostLease(f"The DB cannot be written, and the next launcher will free the jobs: {exc}") from exc
+                    if str(exc) != complaint:
+                        log.error("The DB cannot be written, trying on: %s", exc)
+                    retry_at, complaint = now + _RETRY_PERIOD_S, str(exc)
             if not len(self._runner) and not self._has_ends and self._clock.monotonic() > deadline:
                 self._leave_steps()
                 return
-            if len(self._runner) or len(self._steps) or self._has_ends:
+            if len(self._runner) or len(self._steps) or self._has_ends or unstarted:
                 self._wait(STOP_PERIOD_S)
 
     @property

@@ -464,15 +464,18 @@ def test_that_ten_thousand_waiting_jobs_are_killed_in_one_transaction_and_less_t
 
 
 def test_that_importing_dag_costs_little() -> None:
-    def fastest(code: str) -> float:
+    def least(code: str) -> float:
+        """CPU seconds, which depend less on what else the machine does."""
         times = []
         for _ in range(5):
-            started = time.perf_counter()
+            before = os.times()
             subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
-            times.append(time.perf_counter() - started)
+            after = os.times()
+            times.append(after.children_user + after.children_system - before.children_user - before.children_system)
         return min(times)
 
-    assert fastest("import balsam_lite.launcher.dag") - fastest("pass") < 0.08
+    bare, with_it = least("pass"), least("import balsam_lite.launcher.dag")
+    assert with_it < 3 * bare, f"{with_it:.3f} s, a bare Python {bare:.3f} s"
 
 
 def test_that_queries_of_relatives_read_many_jobs_at_once(db: Database) -> None:

@@ -258,7 +258,7 @@ def test_that_a_writer_gives_up_after_its_patience_and_says_so(db: Database) -> 
         started = time.monotonic()
         with pytest.raises(DatabaseBusy, match="another process") as caught:
             add_one(impatient)
-        assert 0.2 <= time.monotonic() - started < 5
+        assert 0.2 <= time.monotonic() - started < 30
         other.kill()
     assert caught.value.exit_code == 75
     assert "BALSAM_BUSY_TIMEOUT_S" in caught.value.hint

@@ -36,7 +36,7 @@ def run(tmp_path: Path, balsam_bin: str) -> Run:
         del environ["BALSAM_HOME"]
         done = subprocess.run(
             ["bash", str(EXAMPLES / script), *map(str, arguments)],
-            cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert not (home / ".balsam").exists()

@@ -222,7 +222,9 @@ def test_that_a_launcher_killed_in_a_session_loses_doubles_and_blocks_nothing(si
 
 def test_that_two_launchers_on_two_nodes_run_each_job_once(site: Site) -> None:
     db = SharedDB(site, "twice")
-    db.add("node2", 100, "hostname >> runs\nsleep 0.1", node_packing_count=4)
+    # Whoever comes first waits for the other one, in a directory that both see as it is.
+    met = f"touch {site.back}/met-$(hostname); until [ $(ls -d {site.back}/met-* | wc -l) = 2 ]; do sleep 0.1; done"
+    db.add("node2", 100, f"hostname >> runs\n{met}\nsleep 0.1", node_packing_count=4)
     for node in ("node1", "node2"):
         db.launch(node)
     wait_until(lambda: db.states() == {"JOB_FINISHED": 100}, 100, 1)

@@ -257,7 +257,7 @@ def test_that_a_killed_job_is_dead_within_a_second_with_its_whole_tree_and_its_s
     killed_at = time.monotonic()
     user.kill(bench.db, [job])
     wait_until(lambda: not any(alive(pid) for pid in pids), 10)
-    assert time.monotonic() - killed_at < 1.5
+    assert time.monotonic() - killed_at < 5  # a second where the machine is idle; after the grace it would be 10
     bench.wait_for(waiting, "JOB_FINISHED")
     assert bench.job(job)["state"] == "USER_KILLED"
     assert bench.job(job)["lease"] is None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from balsam_lite.errors import SettingsError
@@ -138,8 +138,10 @@ def test_that_unknown_keys_are_a_warning() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore::balsam_lite.settings.SettingsWarning")  # keys that no queue has
 @settings(deadline=None)
 @given(st.text(max_size=200))
+@example("\x1e0=")
 def test_that_any_text_is_read_or_refused(text: str) -> None:
     for whole in (text, f"[q]\nsubmit-jobs = on\nmax-queued = 1\npolicy = {text}"):
         try:

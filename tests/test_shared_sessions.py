@@ -159,7 +159,7 @@ def test_that_a_dead_holder_on_another_host_is_succeeded_after_the_expiry_and_no
     patient = Database(db.directory, "shared", busy_timeout_s=20, expiry_s=1)
     started = time.monotonic()
     assert counter(patient) == 0
-    assert 1 <= time.monotonic() - started < 5
+    assert 1 <= time.monotonic() - started < 15
     assert no_lock_is_left(db)
 
 

@@ -513,6 +513,30 @@ def test_that_modify_changes_an_app_by_name_or_number(balsam: Balsam, say: str, 
     assert balsam("modify", "--type=apps", "tell", "colour", "x")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("executable", " ", "needs a command_template or an executable"),
+        ("command_template", "echo {{ x }}", "cannot have both"),
+        ("command_template", "echo {{ x ", "cannot"),
+        ("parameters", '{"x": 3}', "must set 'required'"),
+        ("definition", '{"file": "/x.py"}', "no definition of an application"),
+        ("definition", '{"file": 3, "class": "X"}', "no definition of an application"),
+    ],
+)
+def test_that_modify_refuses_an_app_that_could_not_run(balsam: Balsam, say: str, field: str, value: str, words: str) -> None:
+    before = balsam("app", "ls", "--json")
+    code, out, err = balsam("modify", "--type", "apps", "say", field, value)
+    assert (code, out) == (2, "") and words in err
+    assert balsam("app", "ls", "--json") == before
+
+
+def test_that_jobs_stay_with_an_app_that_is_renamed(balsam: Balsam, say: str) -> None:
+    job_id = add(balsam, "j")
+    balsam("modify", "--type", "apps", "say", "name", "tell")
+    assert job(balsam, job_id)["application"] == "tell"
+
+
 # --- killjob and rm ---------------------------------------------------------------------------------------------------
 
 

@@ -235,7 +235,7 @@ def test_that_gpus_are_not_checked_where_nobody_knows_the_nodes(desk, monkeypatc
 
 def test_that_a_command_takes_what_it_is_given_and_pickled_parameters_are_known_by_their_names(desk):
     desk.create("job", [{"app_id": "plain", "workdir": "x", "parameters": {"whatever": 1}}])
-    desk.create("app", [{"name": "F", "definition": {"class": "F"}, "parameters": HELLO["parameters"]}])
+    desk.create("app", [{"name": "F", "definition": {"file": "/f.py", "class": "F"}, "parameters": HELLO["parameters"]}])
     pickled = {"__pickled__": base64.b64encode(pickle.dumps({"a": {1, 2}})).decode()}
     made = desk.create("job", [job(app_id="F", parameters={**pickled, "names": ["a"]})])
     assert made[0]["parameters"] == {**pickled, "names": ["a"]}
@@ -407,7 +407,7 @@ def test_that_a_parent_is_deleted_only_by_force(desk):
 
 
 def test_that_an_app_of_a_known_name_is_changed_and_keeps_its_number(desk):
-    made = desk.create("app", [{**HELLO, "description": "new"}, {"name": "third", "definition": {"class": "C"}}])
+    made = desk.create("app", [{**HELLO, "description": "new"}, {"name": "third", "definition": {"file": "/c.py", "class": "C"}}])
     assert [(app["id"], app["kind"], app["description"]) for app in made] == [(1, "template", "new"), (3, "function", "")]
     assert made[0]["parameters"] == HELLO["parameters"]
     assert desk.count("app") == 3

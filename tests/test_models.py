@@ -952,6 +952,12 @@ def test_that_applications_are_added_changed_found_and_removed(db):
     assert ApplicationDefinition.objects.filter(pk=app.pk).update(executable="false") == 1
     app.refresh_from_db()
     assert app.executable == "false"
+    BalsamJob.objects.create(name="renamed", application="new")
+    app.name = "newer"
+    app.save()
+    assert seen(db, "SELECT application FROM job WHERE name = 'renamed'") == [("newer",)]
+    app.name = "new"
+    app.save()
     with pytest.raises(DuplicateApp):
         ApplicationDefinition.objects.create(name="new", executable="x")
     with pytest.raises(UnknownField, match="executable"):

@@ -13,6 +13,7 @@ from ..db.connection import Database
 from ..db.store import apps as app_store
 from ..db.store import user
 from ..errors import NotFound, StateError, UnknownApp
+from ..sites import apps as site_apps
 from . import layout
 from .apps import PROGRAMS, as_program, warn_if_missing
 from .common import confirm, open_db
@@ -73,9 +74,9 @@ def _modify_app(db: Database, name: str, attr: str, value: str) -> str:
         value = as_program(spec.checked(field, value, "app"))
         warn_if_missing(field.name, value)
     with db.write() as cx:
-        found = _find_app(queries.apps(cx), name)
-        app_store.update_app(cx, found["name"], {field.name: value})
-        (changed,) = queries.apps(cx, number=found["id"])
+        number = _find_app(queries.apps(cx), name)["id"]
+        site_apps.update(db, [{"id": number, field.name: value}])
+        (changed,) = queries.apps(cx, number=number)
     return str(changed[field.name])
 
 

@@ -45,6 +45,8 @@ def source_of(definition: str) -> Source:
         found = json.loads(definition)
         known = {field: found[_KEYS.get(field, field)] for field in Source._fields if _KEYS.get(field, field) in found}
         source = Source(**known)
+        if not all(isinstance(text, str) for text in (source.file, source.name, source.module, source.python)):
+            raise TypeError("its texts are none")
         return source._replace(path=tuple(map(str, source.path)))
     except (TypeError, ValueError, AttributeError) as exc:
         raise InvalidSpec(f"That is no definition of an application ({exc}): {definition}") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidSpec
+from ..launcher.order import source_of
 from .desk import Row
 
 #: The fields that decide whether jobs can run. An application that others stored may be odd, and keeps its other fields.
@@ -45,8 +47,10 @@ def _check_program(app: Row) -> None:
             f"The App {app['name']} cannot have both a command_template and an executable.",
             hint="Give an empty text for the one that it shall not have.",
         )
-    if not (app["command_template"] or app["executable"] or app["definition"]):
+    if not (app["command_template"] or app["executable"].strip() or app["definition"]):
         raise InvalidSpec(f"The App {app['name']} needs a command_template or an executable: the command line that it runs.")
+    if app["definition"]:
+        source_of(json.dumps(app["definition"]))
 
 
 def _check_rule(app: str, name: str, rule: Any, is_filled_in: bool) -> None:

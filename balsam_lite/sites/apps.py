@@ -63,7 +63,7 @@ def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
 def _rename(cx: Connection, before: str, name: str) -> None:
     """Rename it unless that was done already, as when a script that does so runs once more."""
     if selection.count_apps(cx, {"name": before}):
-        apps.rename_app(cx, before, name)
+        apps.update_app(cx, before, {"name": name})
     elif not selection.count_apps(cx, {"name": name}):
         raise UnknownApp(f"There is no App {before!r} to be renamed to {name!r}.")
 
@@ -81,12 +81,9 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
                 raise NotFound(f"There is no App with the id {change.get('id')!r} at this site (any more).")
             values = {name: value for name, value in change.items() if name != "id"}
             name = found[0]["name"]
-            if values.get("name", name) != name:
-                apps.rename_app(cx, name, values["name"])
-                name = values["name"]
             if values:
                 apps.update_app(cx, name, values)
-                _settle(cx, name, values)
+                _settle(cx, str(values.get("name", name)), values)
     return len(changes)
 
 

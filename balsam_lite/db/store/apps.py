@@ -35,6 +35,8 @@ def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
 def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> None:
     """Change fields of the application of that name; launchers take note at the next job they start.
 
+    Under a new name it keeps its jobs; that looks at every job.
+
     Raises:
         UnknownField, InvalidSpec, DuplicateApp; UnknownApp: there is none.
     """
@@ -46,16 +48,8 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
         raise DuplicateApp(f"An application named {stored['name']} already exists") from exc
     if not changed:
         raise UnknownApp(f"App {name} not registered in local DB")
-
-
-def rename_app(cx: sqlite3.Connection, name: str, new_name: str) -> None:
-    """Give an application another name; its jobs keep it. Looks at every job.
-
-    Raises:
-        InvalidSpec, DuplicateApp, UnknownApp.
-    """
-    update_app(cx, name, {"name": new_name})
-    cx.execute("UPDATE job SET application = ? WHERE application = ?", (new_name, name))
+    if stored.get("name", name) != name:
+        cx.execute("UPDATE job SET application = ? WHERE application = ?", (stored["name"], name))
 
 
 def delete_apps(cx: sqlite3.Connection, ids: list[int]) -> int:

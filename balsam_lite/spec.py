@@ -445,7 +445,8 @@ def workdir_name(workflow: str, name: str, job_id: str) -> str:
     return f"{folder}/{leaf}" if folder else leaf
 
 
-_PLAIN_WORKDIR = re.compile(r"\w(?:[\w.-]|/(?=\w)){0,199}")
+_PLAIN_WORKDIR = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
+_SHORT = 200
 
 
 def checked_workdir(value: Any) -> str:
@@ -457,7 +458,7 @@ def checked_workdir(value: Any) -> str:
     Raises:
         InvalidSpec: it is absolute, leaves `data/`, or cannot be the name of a directory.
     """
-    if type(value) is str and _PLAIN_WORKDIR.fullmatch(value):
+    if type(value) is str and len(value) <= _SHORT and _PLAIN_WORKDIR.fullmatch(value):
         return value
     try:
         text = _text(value)

@@ -156,6 +156,7 @@ BAD = {
     "NUL": ({"workdir": "a\0b"}, InvalidSpec, "must not hold a NUL byte"),
     "newline": ({"workdir": "a\nb"}, InvalidSpec, "printable"),
     "long": ({"workdir": "x" * 256}, InvalidSpec, "too long for a file system"),
+    "wide": ({"workdir": "字" * 100}, InvalidSpec, "too long for a file system"),
     "deep": ({"workdir": "x/" * 2000}, InvalidSpec, "too long for a file system"),
     "number": ({"workdir": 3}, InvalidSpec, "workdir must be text, not 3"),
     "no workdir": ({"workdir": None}, InvalidSpec, "must be text, not None"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sqlite3
@@ -351,11 +352,17 @@ def test_that_json_has_every_field_under_its_name(balsam: Balsam, db: Database) 
 
 @pytest.mark.parametrize("number", [0, 1, 199, 200, 201, 401])
 def test_that_json_is_valid_for_any_number_of_objects(number: int) -> None:
-    import io
-
     file = io.StringIO()
     layout.write_json(({"n": n} for n in range(number)), file)
     assert json.loads(file.getvalue()) == [{"n": n} for n in range(number)]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_that_json_is_valid_in_a_terminal_of_any_encoding(encoding: str) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    layout.write_json([{"name": "\xfc \u2603"}], file)
+    file.seek(0)
+    assert json.loads(file.read()) == [{"name": "\xfc \u2603"}]
 
 
 # --- apps, workflows, queues ------------------------------------------------------------------------------------------

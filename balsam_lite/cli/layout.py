@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import IO, Any
 
@@ -201,9 +201,15 @@ def objects(names: Sequence[str], kinds: Mapping[str, str], rows: Iterable[Seque
         yield found
 
 
+def json_encoder(file: IO[str]) -> Callable[[Any], str]:
+    r"""What turns objects into JSON for that file; where it does not take every character, they become \uXXXX."""
+    takes_all = (getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
+    return json.JSONEncoder(ensure_ascii=not takes_all).encode
+
+
 def write_json(objects: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
     """A list of objects, one per line, written as they come."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode
+    encode = json_encoder(file)
     before = "[\n"
     lines = (encode(found) for found in objects)
     for first in lines:

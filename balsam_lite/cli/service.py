@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -80,9 +81,7 @@ def _rehearse(directory: str, as_json: bool) -> int:
 
 
 def _print_object(found: dict[str, Any]) -> None:
-    import json
-
-    click.echo(json.dumps(found, ensure_ascii=False))
+    click.echo(layout.json_encoder(sys.stdout)(found))
 
 
 def _as_object(found: Any, policy: str) -> dict[str, Any]:

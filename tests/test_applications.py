@@ -818,7 +818,7 @@ def test_that_ranks_below_a_shell_are_asked_to_end_and_save_their_work(site, tmp
 
 def test_that_a_shell_does_not_go_on_when_the_ranks_below_it_were_asked_to_end(site, tmp_path):
     mpirun = tmp_path / "mpirun"  # its ranks are groups of their own, as those of Open MPI; it is not told of the end itself
-    mpirun.write_text('#!/bin/bash\nset -m\nwhile [ "$1" != sleep ]; do shift; done\ntouch began\n"$@" &\nwait %1\n')
+    mpirun.write_text('#!/bin/bash\nset -m\nwhile [ "$1" != sleep ]; do shift; done\n"$@" &\ntouch began\nwait %1\n')
     mpirun.chmod(0o755)
     site.app("line", "", command_template="sleep 60; echo over")
     (job,) = site.add([{"application": "line", "ranks_per_node": 2}])

@@ -194,7 +194,7 @@ def test_that_gpus_are_given_to_one_job_at_a_time_and_an_impossible_wish_is_expl
 
 
 def test_that_sigterm_leaves_no_running_row_and_no_process_and_a_new_launcher_finishes(bench):
-    bench.shell("long", "echo $$ > pid; [ -e $BALSAM_DB_PATH/go ] || exec sleep 60")
+    bench.shell("long", "echo $$ > pid.new; mv pid.new pid; [ -e $BALSAM_DB_PATH/go ] || exec sleep 60")
     jobs = bench.add([{"application": "long"} for _ in range(3)])
     launcher = bench.launch("--nodes", "2")
     wait_until(lambda: sum(bench.path(job, "pid").exists() for job in jobs) == 2, 20)
@@ -441,7 +441,7 @@ def test_that_long_jobs_behind_short_ones_are_not_claimed_without_a_place(bench)
     bench.add({"name": f"l{n}", "application": "long", "node_packing_count": 4} for n in range(60))
     bench.launch("--nodes", "1")
     wait_until(lambda: bench.states().get("JOB_FINISHED", 0) == 300, 60)
-    wait_until(lambda: bench.states()["RUNNING"] == 4, 6)
+    wait_until(lambda: bench.states()["RUNNING"] == 4, 20)
 
 
 def test_that_a_place_is_not_kept_for_a_job_that_was_killed(bench):
@@ -459,7 +459,7 @@ def test_that_a_place_is_not_kept_for_a_job_that_was_killed(bench):
     time.sleep(0.5)  # nothing should happen
     assert bench.job(small)["state"] == "CREATED"
     user.kill(bench.db, [large])
-    bench.wait_for(small, "JOB_FINISHED", timeout=5)
+    bench.wait_for(small, "JOB_FINISHED", timeout=20)
 
 
 def test_that_an_output_that_nobody_reads_fails_its_job_alone(bench):

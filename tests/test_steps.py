@@ -353,7 +353,7 @@ def test_that_a_kill_reaches_a_script_and_is_sticky(bench, kind):
     launcher = bench.launch()
     wait_until(lambda: bench.path(job, "pid").exists() and bench.path(job, "pid").read_text())
     user.kill(bench.db, [job])
-    wait_until(lambda: not alive(int(bench.path(job, "pid").read_text())), 3)
+    wait_until(lambda: not alive(int(bench.path(job, "pid").read_text())), 10)
     assert launcher.wait(30) == 0
     assert passed(bench, job)[-1] == "USER_KILLED"
     assert bench.job(job)["lease"] is None

@@ -365,8 +365,8 @@ def forget(sites: tuple[str, ...], *, gone: bool) -> None:
         entries += [entry for entry in registry.known(gone=True) if not entry.is_there]
     elif not sites:
         raise click.UsageError("Name a site, or give --gone.")
+    registry.forget(*(entry.number for entry in entries))
     for entry in entries:
-        registry.forget(entry.number)
         click.echo(f"Forgot site {layout.one_line(entry.name)}")
 
 

@@ -113,8 +113,15 @@ def named(name: str) -> Entry:
 
 def hint() -> str:
     """What to say to somebody who named no site, or one that there is not. Raises BalsamError."""
-    names = ", ".join(entry.name for entry in known(gone=True))
-    return f"Known are: {names}" if names else "None is known yet: `balsam site init -n NAME DIR` makes one."
+    names = [entry.name for entry in known(gone=True)]
+    more = f" and {len(names) - _MOST_NAMES} more: see `balsam site ls`" if len(names) > _MOST_NAMES else ""
+    if names:
+        return f"Known are: {', '.join(names[:_MOST_NAMES])}{more}"
+    return "None is known yet: `balsam site init -n NAME DIR` makes one."
+
+
+#: So many names are a help.
+_MOST_NAMES = 30
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
@@ -157,11 +164,12 @@ def move(number: int, path: str) -> Entry:
     return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(path=path)))
 
 
-def forget(number: int) -> None:
-    """Remove a site from the registry; the DB itself stays. One that is not there is no error. Raises BalsamError."""
+def forget(*numbers: int) -> None:
+    """Remove sites from the registry; the DBs themselves stay. One that is not there is no error. Raises BalsamError."""
+    gone = set(numbers)
 
     def change(found: _File) -> None:
-        found.entries = [entry for entry in found.entries if entry.number != number]
+        found.entries = [entry for entry in found.entries if entry.number not in gone]
 
     _changed(change)
 
@@ -244,10 +252,18 @@ def _of_paths(found: list[Any]) -> _File:
     """The list of older versions."""
     entries: list[Entry] = []
     for number, path in enumerate(found, 1):
-        if not isinstance(path, str) or not path:
+        if not isinstance(path, str) or not _is_path(path):
             raise ValueError(f"{path!r} is no path")
         entries.append(Entry(number, _free_name(os.path.basename(path), entries), path))
     return _File(entries, len(entries), {}, {})
+
+
+def _is_path(text: str) -> bool:
+    """Whether the system could be asked for it."""
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 _KEYS = ("id", "name", "path", "host", "balsam")
@@ -261,6 +277,8 @@ def _of_sites(found: dict[str, Any]) -> _File:
         entry = Entry(one["id"], one["name"], one["path"], one.get("host", ""), one.get("balsam", "balsam"))
         if type(entry.number) is not int or not all(isinstance(text, str) for text in entry[1:]) or entry.number in more_of:
             raise ValueError(f"{one!r} is no site")
+        if not _is_path(entry.path):
+            raise ValueError(f"{entry.path!r} is no path")
         entries.append(entry)
         more_of[entry.number] = {key: value for key, value in one.items() if key not in _KEYS}
     more = {key: value for key, value in found.items() if key not in ("last", "sites")}

@@ -130,6 +130,27 @@ def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     return registry.add(str(tmp_path / "link/db"), "hung")
 
 
+@pytest.mark.parametrize(
+    "words", [["job", "rm", "--all", "--yes"], ["job", "ls"], ["queue", "ls"], ["app", "ls"]], ids=" ".join
+)
+def test_that_an_empty_site_is_no_other(balsam: Balsam, tmp_path: Path, words: list[str]) -> None:
+    make(tmp_path / "a")
+    for empty in ("", " "):
+        code, _, err = balsam(*words, "--site", empty)
+        assert code == 2 and err.startswith("Error: --site must not be empty")
+
+
+def test_that_many_sites_are_forgotten_at_once(balsam: Balsam, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry_file().parent.mkdir()
+    registry_file().write_text(json.dumps([f"/gone/{number}" for number in range(100)]))
+    assert registry.hint().endswith(" 29-2 and 70 more: see `balsam site ls`")
+    written: list[Any] = []
+    write = registry.write_json
+    monkeypatch.setattr(registry, "write_json", lambda path, value: (written.append(value), write(path, value)))
+    code, out, _ = balsam("site", "forget", "--gone")
+    assert (code, len(out.splitlines()), len(written), registry.known(gone=True)) == (0, 100, 1, [])
+
+
 # --- file systems that do not answer ----------------------------------------------------------------------------------
 
 
@@ -206,7 +227,8 @@ def test_that_a_registry_of_old_is_read_and_keeps_its_order(tmp_path: Path) -> N
     "text",
     ["", "{", '"text"', "[1]", '[""]', "{}", '{"sites": 3}', '{"sites": [{"id": 1, "name": "x"}]}', "[" * 100_000,
      '{"sites": [{"id": "1", "name": "x", "path": "/x"}]}', '{"sites": ["x"]}', '{"last": "x", "sites": []}',
-     '{"sites": [{"id": 1, "name": "x", "path": "/x"}, {"id": 1, "name": "y", "path": "/y"}]}'],
+     '{"sites": [{"id": 1, "name": "x", "path": "/x"}, {"id": 1, "name": "y", "path": "/y"}]}', '["/x\\u0000y"]',
+     '{"sites": [{"id": 1, "name": "x", "path": "/x\\u0000y"}]}', '{"sites": [{"id": 1, "name": "x", "path": "/\\ud800"}]}'],
 )  # fmt: skip
 def test_that_a_broken_registry_is_named_and_left_as_it_is(balsam: Balsam, text: str, tmp_path: Path) -> None:
     registry_file().parent.mkdir()

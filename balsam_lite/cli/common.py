@@ -37,14 +37,21 @@ def open_db() -> Database:
 _SITE_HELP = "Which sites: a name, a number, a path or a part of one, `all`, `active`, `this`, or several with commas."
 
 
+def _site(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """A callback for --site. An empty text, as of an unset variable, is refused: it would mean other sites than those named."""
+    if value is not None and not value.strip():
+        raise InvalidSpec("--site must not be empty; leave it out to mean the active DB, or without one all sites.")
+    return value or ""
+
+
 def site_option(function: _Function) -> _Function:
     """Gives a command `-s/--site`, whose value is its parameter `site`; "" is the active DB, or without one all sites."""
-    return option("-s", "--site", "site", default="", metavar="SITES", help=_SITE_HELP)(function)
+    return option("-s", "--site", "site", callback=_site, metavar="SITES", help=_SITE_HELP)(function)
 
 
 def long_site_option(function: _Function) -> _Function:
     """As `site_option`, for commands whose `-s` is something else."""
-    return option("--site", "site", default="", metavar="SITES", help=_SITE_HELP)(function)
+    return option("--site", "site", callback=_site, metavar="SITES", help=_SITE_HELP)(function)
 
 
 def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T]]:

@@ -39,6 +39,13 @@ def test_that_data_in_the_working_directory_are_no_modules_of_a_call(trap, path)
     assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_that_a_call_may_close_its_streams(trap, stream):
+    call.write("call.pkl", call.Call([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {}))))
+    done = ended(interpreter.words(sys.executable, interpreter.CALL, "call.pkl"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("what", [interpreter.HOOK, interpreter.FUNCTION])
 def test_that_a_package_of_our_name_in_the_working_directory_is_data(trap, what):
     (trap / "balsam_lite").mkdir()

@@ -88,8 +88,17 @@ def main() -> int:
         sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
     outcome = run(call)
     write(RESULT, outcome)
-    sys.stderr.write(outcome.trace)
+    tell(outcome.trace)
     return 0 if outcome.good else 1
+
+
+def tell(text: str) -> None:
+    """Print a traceback, if the call has left a stderr."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # AttributeError: it was None all along
+        pass
 
 
 def run(call: Call) -> Outcome:

@@ -50,8 +50,7 @@ def main() -> int:
     outcome = _outcome(given, keeps_result=rank == 0)
     if rank == 0 or not outcome.good:
         _report(os.path.dirname(path), given.job, outcome)
-    sys.stderr.write(outcome.trace)
-    sys.stderr.flush()
+    call.tell(outcome.trace)
     if not outcome.good and given.ranks > 1:
         _end_all_ranks()
     return 0 if outcome.good else 1

@@ -594,7 +594,9 @@ def test_that_handlers_decide_and_have_defaults(ran):
 def test_that_a_hook_that_raises_or_sets_what_it_may_not_fails_its_job_with_the_reason(ran):
     assert passed(ran, "Wrong/it")[-2:] == ["RUN_DONE", "FAILED"] and "RUNNING" in last_message(ran, "Wrong/it")
     assert passed(ran, "Raises/it") == ["CREATED", "FAILED"]
-    assert "ValueError: cannot be prepared" in last_message(ran, "Raises/it")
+    said = last_message(ran, "Raises/it")
+    assert said.startswith("The preprocess script Raises.preprocess: nonzero return 1: # Balsam Prep")
+    assert "ValueError: cannot be prepared" in said
 
 
 def test_that_jobs_of_a_file_that_moved_fail_with_that_sentence(ran, job):

@@ -229,7 +229,7 @@ class Record:
         loading.refuse()
         done = self._site.desk.delete(self._KIND, {"id": self._row["id"]})
         if done.get("held"):
-            raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam kill` ends it.")
+            raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam killjob` ends it.")
         if not done.get("deleted"):
             raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
         self._changed = self._as_new()

@@ -12,6 +12,7 @@ _CODE = (
     "import os, sys; sys.path[:] = [entry for entry in sys.path if entry and entry != os.getcwd()]; "
     "from balsam_lite.launcher.start import {what}; {what}()"
 )
+_HOOKS = "balsam_lite.launcher.start import hook"
 
 
 def words(python: str, what: str, *arguments: str) -> list[str]:
@@ -21,3 +22,8 @@ def words(python: str, what: str, *arguments: str) -> list[str]:
     ('python3', 'postprocess')
     """
     return [python, "-c", _CODE.format(what=what), *arguments]
+
+
+def is_hook(command: str) -> bool:
+    """Whether the command line of a script is one of ours, which tells a user nothing."""
+    return _HOOKS in command

@@ -20,7 +20,7 @@ from .. import spec, states
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..errors import LaunchError
-from . import commands, order, process, report
+from . import commands, interpreter, order, process, report
 from .failpoints import failpoint
 from .spawner import Request, Spawner
 from .staging import links, transfers
@@ -201,15 +201,16 @@ class Steps:
         if not argv:
             raise _Failed(f"The {kind} script is empty.")
         process.make_directory(directory)
-        _begin_log(f"{directory}/{output}", kind, command, task.claim.state)
+        called = f"{task.claim.application}.{kind}" if interpreter.is_hook(command) else command
+        _begin_log(f"{directory}/{output}", kind, called, task.claim.state)
         own = commands.hook_environment(task.claim, kind, self._context)
         try:
             code = self._run(task, argv, directory, output, own, self._time_limit_s)
         except LaunchError as exc:
-            raise _Failed(f"The {kind} script {command}: {exc}") from exc
+            raise _Failed(f"The {kind} script {called}: {exc}") from exc
         if code:
             words = process.tail(f"{directory}/{output}", _TAIL_LINES)
-            raise _Failed(f"The {kind} script {command}: {process.reason(code)}: {words}")
+            raise _Failed(f"The {kind} script {called}: {process.reason(code)}: {words}")
 
     def _runner_of(self, task: _Task) -> Run:
         """How `staging` starts a program for that task."""

@@ -115,6 +115,15 @@ def test_that_what_still_runs_lasts_until_now():
     assert (list(runs.ends), timeline.state_name(runs.codes[0])) == ([T0 + 9 * S], "RUNNING")
 
 
+def test_that_a_run_begins_when_its_program_was_started_and_not_when_it_was_claimed():
+    changes = Changes()
+    changes.add([(T0, "PREPROCESSED", "RUNNING", job, 1.0, None) for job in (1, 2, 3)])
+    changes.add([(T0 + 5 * S, "RUNNING", "RUN_DONE", 1, None, T0 + 2 * S), (T0 + 5 * S, "RUNNING", "RUN_DONE", 2, None, None)])
+    changes.add([(T0 + 5 * S, "RUNNING", "RUN_DONE", 3, None, T0 - 9 * S)])  # a clock that was put right
+    runs = timeline.runs(changes, T0 + 9 * S)
+    assert [(s - T0) // S for s in runs.starts] == [0, 0, 2]
+
+
 def test_that_jobs_of_two_sites_with_one_number_are_two():
     both = [Found(changes_of(life(1, 0, (a, b))), []) for a, b in ((0, 10), (5, 15))]
     (runs,) = kinds.prepared("gantt", both, "", T0 + 99 * S).content

@@ -297,7 +297,25 @@ def test_that_tuples_of_events_are_those_that_a_plain_filter_chooses(db, rows, w
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(events, "_PAGE", size)
-        assert list(events.event_tuples(db, where, touching)) == expected
+        found = list(events.event_tuples(db, where, touching))
+    assert [(*row[:5], row[6]) for row in found] == expected
+
+
+def test_that_the_tuple_of_an_end_tells_when_its_program_was_started(tmp_path):
+    db = location.create(str(tmp_path / "db"))
+    insert.add_jobs(db, [{"name": "one"}])
+    with db.write() as cx:
+        cx.executemany(
+            "INSERT INTO event (job, time, from_state, to_state, data) VALUES (1, 9, ?, ?, ?)",
+            [
+                ("RUNNING", "RUN_DONE", '{"started":1795367015360039}'),
+                ("RUNNING", "RUN_ERROR", '{"started":7,"return_code":3}'),
+                ("RUNNING", "RESTART_READY", None),
+                ("CREATED", "FAILED", '{"lease":4}'),
+            ],
+        )
+    assert [row[5] for row in events.event_tuples(db)] == [1795367015360039, 7, None, None]
+    db.close()
 
 
 def test_that_events_come_newest_first_and_say_what_balsam_07_said(db):

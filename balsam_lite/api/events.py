@@ -127,7 +127,7 @@ class EventQuery(Query[EventLog]):
         asked = self._questions()
         for home, where in asked:
             number = int if len(asked) == 1 else home.id  # jobs of several sites have the same numbers
-            for time, old, new, job, nodes, _ in _pages_of_tuples(home, where, touching):
+            for time, old, new, job, nodes, _, _ in _pages_of_tuples(home, where, touching):
                 yield time, old, new, number(job), nodes
 
     def update(self, **fields: Any) -> NoReturn:

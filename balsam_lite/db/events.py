@@ -52,6 +52,10 @@ from .store.moves import PAYLOAD
 _WEIGHT = f"""CASE WHEN event.to_state = '{states.RUNNING}' THEN
     (SELECT job.num_nodes * 1.0 / job.node_packing_count FROM job WHERE job.id = event.job) END"""
 
+#: When the program of a run that ends was started, which may be later than its event to RUNNING. Like `claims` writes it.
+_BEGAN = f"""CASE WHEN event.from_state = '{states.RUNNING}' AND event.data GLOB '{{"started":[0-9]*' THEN
+    CAST(substr(event.data, {len('{"started":') + 1}) AS INTEGER) END"""
+
 #: Keys of a row's data that are nobody's business, or are shown under other names.
 _INTERNAL = ("lease", "started", "return_code", PAYLOAD)
 
@@ -245,7 +249,8 @@ def count_events(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
 
 # --- a million of them ------------------------------------------------------------------------------------------------
 
-#: (timestamp in microseconds, state left, state entered, number of the job, nodes of an event to RUNNING else None, number)
+#: (timestamp in microseconds, state left, state entered, number of the job, nodes of an event to RUNNING else None, when the
+#: program of a run that ends was started if that is known, number)
 EventTuple = Sequence[Any]
 
 
@@ -265,7 +270,7 @@ def page_of_tuples(
         listed_states = state_names(list(touching))
         either = (f"event.{side}_state IN (SELECT value FROM json_each(?))" for side in ("from", "to"))
         sql, parameters = f"{sql} AND ({' OR '.join(either)})", [*parameters, listed_states, listed_states]
-    statement = f"""SELECT event.time, event.from_state, event.to_state, event.job, {_WEIGHT}, event.id
+    statement = f"""SELECT event.time, event.from_state, event.to_state, event.job, {_WEIGHT}, {_BEGAN}, event.id
         FROM {table} WHERE {sql} AND event.id > ? ORDER BY event.id LIMIT {_PAGE}"""
     return cx.execute(statement, (*parameters, time_us(after))).fetchall()
 
@@ -283,4 +288,4 @@ def event_tuples(db: Database, where: Mapping[str, Any] = {}, touching: Sequence
         yield from page
         if len(page) < _PAGE:
             return
-        last = page[-1][5]
+        last = page[-1][-1]

@@ -54,7 +54,7 @@ def read(desk: Desk, kind: str, where: Mapping[str, Any]) -> Found:
             by_event = {"job_id": list(found)}
         wanted = set(found) if where else range(found[-1] + 1 if found else 0)
     for events in _events(desk, by_event, TOUCHING[kind]):
-        changes.add(event[:5] for event in events if wanted is None or event[3] in wanted)
+        changes.add(event[:6] for event in events if wanted is None or event[3] in wanted)
     batch_jobs = desk.select("batch_job") if kind == "utilization" else []
     return Found(changes, [(row["start_time"], row["end_time"], row["num_nodes"]) for row in batch_jobs])
 
@@ -76,4 +76,4 @@ def _events(desk: Desk, where: Mapping[str, Any], touching: Sequence[str]) -> It
         if not page:
             return
         yield page
-        last = page[-1][5]
+        last = page[-1][-1]

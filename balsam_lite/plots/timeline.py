@@ -1,6 +1,6 @@
 """What the plots show, in plain numbers: curves over time, jobs by state, runs in lanes. Needs nothing but Python.
 
-A million state changes are kept packed, 26 bytes each, and every curve leaves here with some thousand points at most, which
+A million state changes are kept packed, 34 bytes each, and every curve leaves here with some thousand points at most, which
 still show each of its peaks and gaps. Times are microseconds since the epoch, UTC.
 """
 
@@ -57,19 +57,25 @@ class Changes:
         self.entered = array("b")
         self._jobs = array("q")
         self._nodes = array("d")
+        self._began = array("q")
 
     def __len__(self) -> int:
         return len(self.times)
 
     def add(self, events: Iterable[Sequence[Any]], site: int = 0) -> None:
-        """Append (time, state left, state entered, job, nodes) of that site, in any order of time."""
+        """Append (time, state left, state entered, job, nodes) of that site, in any order of time.
+
+        With a further column, that is when the program of a run that ends was started, where it is known: a launcher that
+        claims short jobs ahead makes them RUNNING before.
+        """
         times, left, entered, jobs, nodes = self.times, self.left, self.entered, self._jobs, self._nodes
-        for time_us, from_state, to_state, job, weight in events:
+        for time_us, from_state, to_state, job, weight, *began in events:
             times.append(time_us)
             left.append(_CODES.get(from_state, _NOWHERE))
             entered.append(_CODES.get(to_state, _NOWHERE))
             jobs.append(site << 48 | job)
             nodes.append(1.0 if weight is None else weight)
+            self._began.append(began[0] or 0 if began else 0)
 
     def extend(self, other: Changes, site: int) -> None:
         """Append all that the other one, whose site is 0, has of that site."""
@@ -78,14 +84,15 @@ class Changes:
         self.entered.extend(other.entered)
         self._jobs.extend(site << 48 | job for job in other._jobs)
         self._nodes.extend(other._nodes)
+        self._began.extend(other._began)
 
-    def in_order(self) -> Iterator[tuple[int, int, int, int, float]]:
-        """(time, code of the state left, of the one entered, job, nodes) by time.
+    def in_order(self) -> Iterator[tuple[int, int, int, int, float, int]]:
+        """(time, code of the state left, of the one entered, job, nodes, start of the program or 0) by time.
 
         As they were added, if that was by time. Else, of one time, those that enter RUNNING come last, so that a job leaves it
         before it enters it again.
         """
-        columns = (self.times, self.left, self.entered, self._jobs, self._nodes)
+        columns = (self.times, self.left, self.entered, self._jobs, self._nodes, self._began)
         if all(map(le, self.times, islice(self.times, 1, None))):
             return zip(*columns)
         keys = [2 * time + (entered == _RUNNING) for time, entered in zip(self.times, self.entered)]
@@ -142,7 +149,7 @@ def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
     open_runs: dict[int, tuple[int, float]] = {}
     ended: dict[int, tuple[int, int]] = {}  # job -> when and to what it left RUNNING without being known to run
     found = Runs(array("q"), array("q"), array("b"), array("d"))
-    for time, left, entered, job, nodes in changes.in_order():
+    for time, left, entered, job, nodes, began in changes.in_order():
         if entered == _RUNNING:
             if job in ended and ended[job][0] == time:  # a run without length, whose end came first
                 found.add(window, time, time, ended.pop(job)[1], nodes)
@@ -151,7 +158,7 @@ def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
         elif left == _RUNNING:
             if job in open_runs:
                 start, its_nodes = open_runs.pop(job)
-                found.add(window, start, time, entered, its_nodes)
+                found.add(window, max(start, min(began, time)), time, entered, its_nodes)
             else:
                 ended[job] = time, entered
     for start, its_nodes in open_runs.values():

@@ -480,7 +480,7 @@ def test_that_an_empty_site_says_so_for_each_kind(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
     for kind in kinds.KINDS:
         assert balsam("plot", kind) == 3
-        assert capsys.readouterr().err.startswith("Error: No such job")
+        assert re.match("Error: No such job has .* in the time .* nothing to plot", capsys.readouterr().err)
 
 
 def test_that_without_matplotlib_the_command_says_how_to_install_it(site, capsys, monkeypatch, tmp_path):

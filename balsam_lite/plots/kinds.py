@@ -12,6 +12,8 @@ from .gather import Found
 from .timeline import Changes, Curve, Runs, Window
 
 KINDS = ("throughput", "utilization", "states", "gantt")
+#: The end of a sentence that says of which jobs nothing is known.
+_IN_VAIN = " in the time that is asked for, so there is nothing to plot."
 
 
 class Plot(NamedTuple):
@@ -53,7 +55,7 @@ def prepared(kind: str, found: Sequence[Found], where: str, now_us: int, window:
 def _throughput(changes: Changes, where: str, window: Window) -> Plot:
     done = timeline.finished(changes, window)
     if not done.times:
-        raise NotFound("No such job was finished (then).")
+        raise NotFound(f"No such job has finished{_IN_VAIN}")
     started = timeline.first_start(changes, window)
     since = done.times[0] if started is None else min(started, done.times[0])
     title = f"{_counted(len(done.times), 'job')} done at {where}"
@@ -78,7 +80,7 @@ def _utilization(runs: Runs, batch_jobs: Sequence[Any], where: str, now_us: int,
 def _states(changes: Changes, where: str, window: Window) -> Plot:
     counts = timeline.counts(changes, window)
     if not counts.by_state:
-        raise NotFound("No such job changed its state (then).")
+        raise NotFound(f"No such job has changed its state{_IN_VAIN}")
     most = max(map(sum, zip(*counts.by_state.values())))
     return Plot(figures.states, text.states, (counts,), f"{_counted(most, 'job')} at {where} by state")
 
@@ -86,7 +88,7 @@ def _states(changes: Changes, where: str, window: Window) -> Plot:
 def _runs(changes: Changes, now_us: int, window: Window) -> Runs:
     runs = timeline.runs(changes, now_us, window)
     if not runs.starts:
-        raise NotFound("No such job has run (then).")
+        raise NotFound(f"No such job has run{_IN_VAIN}")
     return runs
 
 

@@ -44,7 +44,7 @@ from balsam_lite.errors import (
 )
 from balsam_lite.identity import Holder
 from balsam_lite.settings import Settings, SettingsWarning
-from balsam_lite.sites import manage, many, remote, selector
+from balsam_lite.sites import manage, many, moving, remote, selector
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -880,6 +880,68 @@ def test_that_a_copy_that_fails_leaves_all_as_it_was(
             assert "the disk is full" in balsam("site", "mv", "old", "new")[2]
         assert json.loads(balsam("--db", "old", "ls", "--json")[1]) == [row]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "old"]
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_that_ctrl_c_leaves_one_whole_db_when_the_copied_one_is_removed(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_device: list[str], is_removed: bool
+) -> None:
+    make(tmp_path / "old")
+    row = add_job(balsam, tmp_path / "old")
+    unlink = os.unlink
+
+    def interrupted(path: str, **more: Any) -> None:
+        if path != str(tmp_path / "old/balsam.sqlite3"):
+            unlink(path, **more)
+            return
+        if is_removed:
+            unlink(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", interrupted)
+        assert balsam("site", "mv", "old", "new")[0] == 130
+    where = tmp_path / ("new" if is_removed else "old")
+    assert registry.known() == [Entry(1, "old", str(where))]
+    assert json.loads(balsam("--db", str(where), "ls", "--json")[1])[0]["job_id"] == row["job_id"]
+
+
+def test_that_a_move_that_was_killed_goes_on_when_it_is_said_again(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "old")
+    add_job(balsam, tmp_path / "old", "--user-workdir", str(tmp_path / "old/own"))
+    (tmp_path / "old/data/link").symlink_to(tmp_path / "old/data/target")
+    rename = moving._is_renamed
+
+    def killed(source: str, target: str) -> bool:
+        rename(source, target)
+        raise SystemExit(137)  # no block that cleans up surrounds it, as if it were SIGKILL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moving, "_is_renamed", killed)
+        with pytest.raises(SystemExit):
+            balsam("site", "mv", "old", "new")
+    assert "goes on when it is said again" in balsam("job", "ls", "--site", "old")[2]
+    assert balsam("site", "mv", "old", "elsewhere")[0] != 0
+    assert balsam("site", "mv", "old", "new")[0] == 0
+    assert registry.known() == [Entry(1, "old", str(tmp_path / "new"))]
+    [job] = json.loads(balsam("--db", "new", "ls", "--json")[1])
+    assert job["user_workdir"] == str(tmp_path / "new/own")
+    assert os.readlink(tmp_path / "new/data/link") == str(tmp_path / "new/data/target")
+    assert not (tmp_path / "new/moving.json").exists()
+
+
+def test_that_a_move_leaves_alone_what_lies_where_it_would_copy(
+    balsam: Balsam, tmp_path: Path, other_device: list[str]
+) -> None:
+    make(tmp_path / "old")
+    (tmp_path / "new.part").mkdir()
+    (tmp_path / "new.part/precious").write_text("mine")
+    code, _, err = balsam("site", "mv", "old", "new")
+    assert code == 2 and f"{tmp_path}/new.part exists" in err
+    assert (tmp_path / "new.part/precious").read_text() == "mine"
+    assert names(registry.known()) == ["old"]
 
 
 def test_that_a_site_in_use_is_neither_moved_nor_removed(balsam: Balsam, tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ def create(path: str, name: str, access: str | None = None) -> tuple[Entry, Data
         raise
 
 
+#: A note in the directory of a DB that is being moved: where it was.
+MOVING = "moving.json"
+
 # --- what is there -----------------------------------------------------------------------------------------------------
 
 
@@ -120,7 +123,9 @@ def directory_of(entry: Entry, what: str) -> str:
     many.refuse_silent(entry)
     if not location.is_db(entry.path):
         raise NotABalsamDB(
-            f"No Balsam DB is in {entry.path}", hint=f"`balsam site forget {entry.name!r}` if it is gone for good."
+            f"No Balsam DB is in {entry.path}",
+            hint=f"`balsam site forget {entry.name!r}` if it is gone for good. If a move was cut short, say it once more: "
+            f"`balsam site mv {entry.name!r} DIRECTORY`.",
         )
     if os.path.islink(entry.path):
         raise InputError(
@@ -135,7 +140,7 @@ def directory_of(entry: Entry, what: str) -> str:
 #: What belongs to a DB, in the order in which it goes: until its file is gone, the directory is known for one. What SQLite
 #: has beside the file goes later, as its locks are there, and so does the lock of a session: nobody shall come in between.
 _FOLDERS = (location.DATA, location.LOG, location.QSUBMIT, script.TEMPLATES)
-_FILES = (SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, location.MARKER, session.FILE_NAME)
+_FILES = (MOVING, SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, location.MARKER, session.FILE_NAME)
 
 
 def remove(entry: Entry) -> list[str]:

@@ -48,7 +48,11 @@ def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
         return RemoteDesk(entry) if patience_s is None else RemoteDesk(entry, timeout_s=patience_s)
     refuse_silent(entry)
     if not entry.is_there:
-        raise NotABalsamDB(f"No Balsam DB is in {entry.path} any more", hint=f"`balsam site forget {entry.name}` forgets it.")
+        raise NotABalsamDB(
+            f"No Balsam DB is in {entry.path} any more",
+            hint=f"`balsam site forget {entry.name}` forgets it; "
+            "a `balsam site mv` that was cut short goes on when it is said again.",
+        )
     from .local import LocalDesk
 
     if patience_s is None:

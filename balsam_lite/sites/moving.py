@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from typing import NamedTuple
 from ..db import connection, filesystem, location, maintenance, registry, session
 from ..db.connection import Database
 from ..db.registry import Entry
+from ..db.small_files import write_json
 from ..db.store import relocate
-from ..errors import DatabaseError, InputError, UnsafeFilesystem
+from ..errors import BalsamError, DatabaseError, InputError, UnsafeFilesystem
 from . import manage
 
 
@@ -30,12 +32,16 @@ def move(entry: Entry, destination: str) -> Moved:
     """Put a DB of this host into another directory, with all that lies there, and note that.
 
     Working directories are relative and move along; paths and links that name the old directory are changed. Across file
-    systems everything is copied first, and removed from its old place when the copy is complete.
+    systems everything is copied first, and removed from its old place when the copy is complete. A move that was killed halfway
+    is brought to its end by the same call once more.
 
     Raises:
         InputError: the destination exists or lies inside. DatabaseBusy. UnsafeFilesystem. DatabaseError.
     """
-    source, target = manage.directory_of(entry, "moved"), os.path.abspath(os.path.expanduser(destination))
+    target = os.path.abspath(os.path.expanduser(destination))
+    if not entry.is_there and _comes_from(target) == entry.path:
+        return _arrive(entry, entry.path, target)
+    source = manage.directory_of(entry, "moved")
     if os.path.lexists(target):
         raise InputError(f"{target} exists", hint="The destination is the new path of the directory itself.")
     if target.startswith(f"{source}/"):
@@ -51,6 +57,7 @@ def move(entry: Entry, destination: str) -> Moved:
         _mend_links(os.path.join(target, location.DATA), target, source)
         _change_paths(target, target, source)
         os.rename(target, source)
+        _forget_where_from(source)
         raise
 
 
@@ -59,30 +66,37 @@ def _move_by_copy(entry: Entry, db: Database, source: str, target: str) -> Moved
     _copy(db, source, target)
     try:
         moved = _arrive(entry, source, target)
-        _give_up(source, moved.entry)
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        _take_back(entry, source, target)
+        raise
+    try:  # so that whoever has the old file open hears of it
+        os.unlink(os.path.join(source, connection.FILE_NAME))
+    except BaseException as exc:
+        if location.is_db(source):  # else the copy is all there is: a Ctrl-C may be heard when it is gone already
+            _take_back(moved.entry, source, target)
+        if isinstance(exc, OSError):
+            text = f"{source} cannot be removed: {exc.strerror or exc}"
+            raise DatabaseError(text, hint="Its directory must be writable.") from exc
         raise
     shutil.rmtree(source, ignore_errors=True)
     return moved._replace(is_left=not manage.remove_empty(source))
+
+
+def _take_back(entry: Entry, source: str, target: str) -> None:
+    """Remove the copy, and let nobody look for the DB there."""
+    if entry.number:
+        with contextlib.suppress(BalsamError):
+            registry.move(entry.number, source)
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def _arrive(entry: Entry, source: str, target: str) -> Moved:
     """Let the DB in its new directory, and the registry, know where it is."""
     apps = _change_paths(target, source, target)
     links = _mend_links(os.path.join(target, location.DATA), source, target)
-    return Moved(registry.move(entry.number, target) if entry.number else registry.add(target), links, apps, False)
-
-
-def _give_up(source: str, moved: Entry) -> None:
-    """Remove the old file, so that whoever has it open hears of it."""
-    try:
-        os.unlink(os.path.join(source, connection.FILE_NAME))
-    except OSError as exc:
-        registry.move(moved.number, source)
-        raise DatabaseError(
-            f"{source} cannot be removed: {exc.strerror or exc}", hint="Its directory must be writable."
-        ) from exc
+    arrived = registry.move(entry.number, target) if entry.number else registry.add(target)
+    _forget_where_from(target)
+    return Moved(arrived, links, apps, False)
 
 
 def _refuse_unsafe(source: str, target: str) -> None:
@@ -95,10 +109,12 @@ def _refuse_unsafe(source: str, target: str) -> None:
 
 
 def _is_renamed(source: str, target: str) -> bool:
-    """Rename the directory. False where that is impossible, because the new one would be on another file system."""
+    """Rename the directory, with a note in it where it was. False where the new one would be on another file system."""
     try:
+        write_json(os.path.join(source, manage.MOVING), source)
         os.rename(source, target)
     except OSError as exc:
+        _forget_where_from(source)
         if exc.errno == errno.EXDEV:
             return False
         raise _cannot_move(source, target, exc) from exc
@@ -107,9 +123,25 @@ def _is_renamed(source: str, target: str) -> bool:
     return True
 
 
+def _comes_from(target: str) -> str:
+    """The directory in which a DB was that has not wholly arrived in `target`; "" if there is none such."""
+    try:
+        with open(os.path.join(target, manage.MOVING), encoding="utf-8") as file:
+            return str(json.load(file)) if location.is_db(target) else ""
+    except (OSError, ValueError, RecursionError):
+        return ""
+
+
+def _forget_where_from(directory: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, manage.MOVING))
+
+
 def _copy(db: Database, source: str, target: str) -> None:
     """A copy of the directory, under its name when it is complete. The file itself is copied by SQLite."""
     part = f"{target}.part"
+    if os.path.lexists(part):  # perhaps somebody else's; it is removed below, whatever goes wrong
+        raise InputError(f"{part} exists", hint="If a move that was killed has left it, remove it and try again.")
     ours = shutil.ignore_patterns(*connection.FILES, f"{session.FILE_NAME}*")
     try:
         shutil.copytree(source, part, symlinks=True, ignore=ours)

@@ -15,7 +15,7 @@ from helpers import Slots, wait_until
 from launching import Bench
 
 from balsam_lite.clock import SECOND_US
-from balsam_lite.db import batch_queries, demand, location
+from balsam_lite.db import batch_queries, demand, location, reasons
 from balsam_lite.db.store import apps, claims, insert, leases, user
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.errors import (
@@ -348,6 +348,29 @@ def test_that_launches_that_do_nothing_are_not_repeated_without_end(desk):
     assert 6 <= submitted <= 12
     assert "ended without a run of any job planned for it" in desk.note()["error"]
     assert desk.planned() in ({}, {submitted: 1})
+
+
+def test_that_jobs_that_no_launcher_can_take_get_few_launches_and_keep_no_others_waiting(desk):
+    desk.add(1, gpus_per_rank=8)
+    note = reasons.as_note([(Shape(1, 1, 1, 8.0), "needs 8 GPUs per node, the nodes of this launcher have 0")])
+
+    def pass_hours(hours):
+        submitted = 0
+        for _ in range(hours * 120):
+            submitted += desk.turns()
+            for number in desk.scheduler.statuses:
+                with desk.db.write() as cx:
+                    lease = leases.open_lease(cx, "launcher", Holder.current(), number, desk.clock.now_us())
+                    leases.close_lease(cx, lease, desk.clock.now_us(), "nothing to do", note)
+            desk.scheduler.statuses = {key: BatchStatus(key, base.FINISHED) for key in desk.scheduler.statuses}
+            desk.clock.sleep(30)
+        return submitted
+
+    assert 4 <= pass_hours(2) <= 9
+    assert "needs 8 GPUs per node" in desk.note()["reasons"][0]
+    desk.add(1)
+    assert desk.turns() == 1
+    assert list(desk.planned().values()) == [1]
 
 
 def test_that_a_launch_that_did_something_ends_the_pauses(desk):

@@ -36,6 +36,16 @@ def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict
     return {number: said[shape] for number, shape in shapes.items() if shape in said}
 
 
+def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tuple[float, ...], str]:
+    """By shape, what launchers said in the batch job of that id, which was submitted at `since_us`."""
+    number = scheduler_id.partition(".")[0]  # PBS leaves the server behind the dot out, or does not
+    rows = cx.execute(
+        "SELECT scheduler_id, note FROM lease WHERE kind = 'launcher' AND note <> '' AND opened >= ? ORDER BY id", (since_us,)
+    )
+    notes = [json.loads(note) for other, note in rows if other.partition(".")[0] == number != ""]
+    return {tuple(shape): reason for note in notes for shape, reason in note}
+
+
 def _said(cx: sqlite3.Connection) -> dict[tuple[float, ...], str]:
     """By shape, what the newest launcher said that said something of it."""
     rows = cx.execute(

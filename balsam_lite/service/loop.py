@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..clock import SECOND_US, Clock
 from ..db import batch_queries, connection, demand
+from ..db import reasons as reasons_of_launchers
 from ..db.batch_queries import BatchRow
 from ..db.connection import Connection, Database
 from ..db.demand import Work
@@ -41,6 +42,8 @@ KIND = "service"
 _MOST_PLANNED = 2000
 #: A queue that fails is left alone for longer each time, at most so many seconds.
 _LONGEST_PAUSE_S = 600.0
+#: The same of jobs that launchers in a queue cannot take, such as those with more GPUs than its nodes have.
+_LONGEST_REFUSAL_S = 6 * 3600.0
 #: Beyond these even the shortest period has become that; 2.0**1024 is no number.
 _MOST_DOUBLINGS = 20
 #: A launch needs so many minutes to start.
@@ -154,6 +157,7 @@ class Service:
         self._queues, self._lease, self._clock = queues, lease, clock
         self._margin = margin_minutes(settings)
         self._pauses: dict[str, Pause] = {}
+        self._refusals: dict[tuple[str, Shape], Pause] = {}  # for jobs of one shape alone
         self._open: dict[int, BatchRow] = {}  # the launches that were open a turn ago
         self._said: set[str] = set()
         self._note: dict[str, Any] = {"log": log_path}
@@ -267,14 +271,26 @@ class Service:
         with self._db.read() as cx:
             row = batch_queries.get(cx, number)
             was_idle = reservations.was_idle(cx, number)
+            planned = {work.shape for work in demand.of_launch(cx, number)}
+            said = row and reasons_of_launchers.said_in(cx, row["scheduler_id"], row["created"])
         if row is None or row["state"] == batch_jobs.SUBMISSION_FAILED:
             return
         how = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
         log.info("qlaunch%d in queue %s has ended (%s).", number, row["queue"], how)
-        if was_idle:
+        if was_idle and said and planned and planned <= said.keys():
+            self._refuse(row["queue"], {shape: said[shape] for shape in planned})
+        elif was_idle:
             self._pause(row["queue"], f"qlaunch{number} ended without a run of any job planned for it; see {row['log']}")
         else:
             self._pauses.pop(row["queue"], None)
+
+    def _refuse(self, queue: str, said: Mapping[Shape, str]) -> None:
+        """Submit no launch for such jobs alone: the launcher of the last one said why it cannot take them. Others may run."""
+        for shape, reason in said.items():
+            known = self._refusals.get((queue, shape))
+            failures = known.failures + 1 if known else 1
+            until = self._clock.monotonic() + self._pause_s(failures, _LONGEST_REFUSAL_S)
+            self._refusals[queue, shape] = Pause(failures, until, f"after {failures} launch(es) in vain, {reason}")
 
     def reap(self) -> None:
         """Free the jobs of launchers that died."""
@@ -297,7 +313,11 @@ class Service:
             rows = batch_queries.open_rows(cx, self._scheduler.domain)
             left, launches = survey(cx, rows, self._margin, self._clock.now_us())
         paused = {name: pause.reason for name, pause in self._pauses.items() if pause.until > now}
-        return packer.choose(self._queues, {**paused, **full(self._queues, launches)}, left, self._margin)
+        refused: dict[str, dict[Shape, str]] = {}
+        for (queue, shape), refusal in self._refusals.items():
+            if refusal.until > now:
+                refused.setdefault(queue, {})[shape] = refusal.reason
+        return packer.choose(self._queues, {**paused, **full(self._queues, launches)}, left, self._margin, refused)
 
     def report(self, choice: Choice) -> None:
         """Say what has no launch and why: once, and again when it is different."""
@@ -344,10 +364,13 @@ class Service:
 
     def _pause(self, queue: str, reason: str) -> None:
         failures = self._pauses[queue].failures + 1 if queue in self._pauses else 1
-        seconds = min(_LONGEST_PAUSE_S, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MOST_DOUBLINGS))
+        seconds = self._pause_s(failures, _LONGEST_PAUSE_S)
         first = reason.partition("\n")[0]
         self._pauses[queue] = Pause(failures, self._clock.monotonic() + seconds, f"after {failures} failure(s), {first}")
         self._failed(f"{queue}: {reason}\nThe next try in this queue is in {seconds:.0f} s.")
+
+    def _pause_s(self, failures: int, longest_s: float) -> float:
+        return min(longest_s, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MOST_DOUBLINGS))
 
     def _did(self, what: str) -> None:
         log.info("%s", what[:1].upper() + what[1:])

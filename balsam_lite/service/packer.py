@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..db.demand import Work, width
@@ -130,13 +131,20 @@ def _whole(amount: float) -> int:
 # --- which launch -----------------------------------------------------------------------------------------------------
 
 
-def choose(queues: Sequence[Queue], closed: Mapping[str, str], left: Sequence[Work], margin: int) -> Choice:
+def choose(
+    queues: Sequence[Queue],
+    closed: Mapping[str, str],
+    left: Sequence[Work],
+    margin: int,
+    refused: Mapping[str, Mapping[Shape, str]] = MappingProxyType({}),
+) -> Choice:
     """The launch that does most of what is left to do without much idleness; the cheapest, or a shorter one at little more.
 
     Args:
         closed: queues that take no launch now, each with the reason.
         left: from `uncovered`.
         margin: minutes of each launch that no job can use: for its start and its end.
+        refused: by queue, the shapes that launches there do not take, each with the reason.
     """
     on = [queue for queue in queues if queue.is_on]
     misfits = [Left(work, reason) for work in left if (reason := _misfit(on, work, margin))]
@@ -146,11 +154,11 @@ def choose(queues: Sequence[Queue], closed: Mapping[str, str], left: Sequence[Wo
         for queue in on
         if queue.name not in closed
         for limits in queue.ranges
-        for candidate in _candidates(queue.name, limits, [work for work in left if work not in unfit], margin)
+        for candidate in _candidates(queue.name, limits, _wanted(left, unfit, refused.get(queue.name, {})), margin)
     ]
     best = max(candidates, key=_Candidate.worth, default=None)
     if best is None:
-        waits = [Left(work, _why_closed(on, closed, work, margin)) for work in left if work not in unfit]
+        waits = [Left(work, _why_closed(on, closed, refused, work, margin)) for work in left if work not in unfit]
         return Choice(None, tuple(misfits), tuple(waits))
     equals = [one for one in candidates if one.done >= best.done - _TINY and one.cost <= _HASTE * best.cost]
     return Choice(min(equals, key=lambda one: (one.minutes, one.nodes)).launch(), tuple(misfits), ())
@@ -174,8 +182,15 @@ def _misfit(on: Sequence[Queue], work: Work, margin: int) -> str:
     return ""
 
 
-def _why_closed(on: Sequence[Queue], closed: Mapping[str, str], work: Work, margin: int) -> str:
-    return "; ".join(f"{queue.name}: {closed[queue.name]}" for queue in on if not _misfit([queue], work, margin))
+def _wanted(left: Iterable[Work], unfit: Collection[Work], refused: Collection[Shape]) -> list[Work]:
+    return [work for work in left if work not in unfit and work.shape not in refused]
+
+
+def _why_closed(
+    on: Sequence[Queue], closed: Mapping[str, str], refused: Mapping[str, Mapping[Shape, str]], work: Work, margin: int
+) -> str:
+    names = [queue.name for queue in on if not _misfit([queue], work, margin)]
+    return "; ".join(f"{name}: {refused.get(name, {}).get(work.shape) or closed[name]}" for name in names)
 
 
 class _Candidate(NamedTuple):

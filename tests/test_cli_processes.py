@@ -177,6 +177,15 @@ def test_that_completion_is_there_for_every_shell(environ: dict[str, str], shell
     assert "submit-launch" in balsam({**environ, **words, "_BALSAM_COMPLETE": f"{shell}_complete"})[1]
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("jo", ["job"]), ("job cr", ["create"]), ("job create --pa", ["--param", "--parent-id"])]
+)
+def test_that_each_word_of_a_command_is_completed_on_its_own(environ: dict[str, str], typed: str, offered: list[str]) -> None:
+    words = f"balsam {typed}"
+    completion = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_BALSAM_COMPLETE": "bash_complete"}
+    assert balsam({**environ, **completion})[1].split() == [f"plain,{word}" for word in offered]
+
+
 # --- balsam log -------------------------------------------------------------------------------------------------------
 
 

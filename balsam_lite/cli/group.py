@@ -118,6 +118,9 @@ class LazyGroup(_Helpful, click.Group):
         command: click.Command = getattr(sys.modules[module], entry.attribute)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        return [found for found in super().shell_complete(ctx, incomplete) if " " not in found.value]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
@@ -204,10 +207,17 @@ class BalsamCommand(_Helpful):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)
-        beside = [(name, entry.summary) for name, entry in COMMANDS.items() if name.startswith(f"{ctx.info_name} ")]
+        beside = _beside(ctx)
         if beside:
             with formatter.section("Commands"):
-                formatter.write_dl(beside)
+                formatter.write_dl([(name, entry.summary) for name, entry in beside.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        words = [(name.split()[1], entry.summary) for name, entry in _beside(ctx).items()]
+        items = [CompletionItem(word, help=summary) for word, summary in words if word.startswith(incomplete)]
+        return items + super().shell_complete(ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
         gc.enable()
@@ -217,6 +227,11 @@ class BalsamCommand(_Helpful):
         if not self.takes_any_bytes:
             _refuse_broken_text(ctx, args)
         return super().parse_args(ctx, _Rewriter(ctx, self.get_params(ctx)).rewritten(args))
+
+
+def _beside(ctx: click.Context) -> dict[str, Entry]:
+    """The commands of two words of which the first is this command."""
+    return {name: entry for name, entry in COMMANDS.items() if name.startswith(f"{ctx.info_name} ")}
 
 
 class CommandGroup(_Helpful, click.Group):

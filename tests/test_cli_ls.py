@@ -418,6 +418,15 @@ def test_that_ls_queues_lists_what_is_in_the_queue(balsam: Balsam, launches: Non
     )
 
 
+def test_that_ls_queues_shows_the_first_line_of_a_long_reason(balsam: Balsam, db: Database, launches: None) -> None:
+    with db.write() as cx:
+        cx.execute("UPDATE batch_job SET reason = 'too slow\nstderr: words' WHERE id = 2")
+    out = balsam("ls", "queues", "--all")[1]
+    assert "too slow … |" in out
+    assert "stderr" not in out
+    assert "stderr: words" in balsam("ls", "queues", "--all", "--verbose")[1]
+
+
 def test_that_ls_queues_all_shows_how_a_launch_ended_and_where_its_log_is(balsam: Balsam, launches: None) -> None:
     row = balsam("ls", "queues", "--all")[1].splitlines()[-1]
     assert [cell.strip() for cell in row.split(" | ")][-3:] == ["9", "too slow", "/q/qlaunch2.out"]

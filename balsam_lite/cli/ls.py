@@ -422,8 +422,22 @@ def _launches(db: Database, wanted: Wanted) -> list[dict[str, Any]]:
 
 def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
     more = ("exit_code", "reason", "log") if ended else ("reason",) if any(row["reason"] for row in rows) else ()
-    shown = [{**row, "command": os.path.basename(row["command"]), "from_balsam": bool(row["from_balsam"])} for row in rows]
+    shown = [
+        {
+            **row,
+            "command": os.path.basename(row["command"]),
+            "from_balsam": bool(row["from_balsam"]),
+            "reason": _first_line(row["reason"]),
+        }
+        for row in rows
+    ]
     return layout.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
+
+
+def _first_line(reason: str | None) -> str:
+    """What a scheduler's program printed can be long; --verbose shows the rest."""
+    first, *more = (reason or "").splitlines() or [""]
+    return f"{first} …" if more else first
 
 
 _LAUNCH_KINDS = {"filter_tags": "tags", "prescheduled_only": "flag", "from_balsam": "flag"}

@@ -246,11 +246,12 @@ def test_that_an_empty_variable_is_as_good_as_none(directory: str) -> None:
 
 
 def test_that_a_current_directory_that_is_gone_is_told(tmp_path: Path, directory: str) -> None:
-    each = f'for words in ls "--db x ls" "init x"; do {" ".join(BALSAM)} $words; echo $?; done'
+    words = f'ls "--db x ls" "init x" "--db {directory} app --name p --executable p.py"'
+    each = f"for words in {words}; do {' '.join(BALSAM)} $words; echo $?; done"
     script = f"mkdir gone; cd gone; rmdir ../gone; {each}"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment())
-    assert done.stdout == "1\n1\n1\n"
-    assert done.stderr.count("The current directory does not exist any more") == 3
+    assert done.stdout == "1\n" * 4
+    assert done.stderr.count("The current directory does not exist any more") == 4
     assert "unexpected" not in done.stderr
 
 

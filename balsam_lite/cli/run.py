@@ -142,6 +142,9 @@ def _unexpected(exc: Exception, words: Sequence[str]) -> int:
 
     if isinstance(exc, OSError) and exc.errno in _OUTPUT_ERRORS and exc.filename is None:
         return _cannot_write(1, exc)
+    if isinstance(exc, FileNotFoundError) and exc.filename is None and _is_nowhere():
+        _say("Error: The current directory does not exist any more.\nGo to another one: `cd`.")
+        return 1
     text = f"balsam {shlex.join(words)}\n{''.join(traceback.format_exception(type(exc), exc, exc.__traceback__))}"
     path = _keep(text, words)
     summary = f"Error: unexpected {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else '(no message)'}"
@@ -151,6 +154,14 @@ def _unexpected(exc: Exception, words: Sequence[str]) -> int:
     else:
         _say(f"{summary}  (traceback in {path}; {TRACEBACK_VARIABLE}=1 shows it)")
     return 1
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _keep(text: str, words: Sequence[str]) -> str:

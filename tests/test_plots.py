@@ -358,7 +358,7 @@ def test_that_a_terminal_shows_runs_in_lanes():
          └─────────────────────────
           0     12.5  25    37.5 50
           Time since 2026-05-31 12:00:10 UTC (seconds)
-          Lanes of runs that ended in:  █ RUN_DONE   E RUN_ERROR""".splitlines()  # fmt: skip
+          Lanes of runs that ended in:  ░▒▓█ RUN_DONE   E RUN_ERROR""".splitlines()  # fmt: skip
 
 
 def test_that_a_terminal_shows_each_state_in_a_line():

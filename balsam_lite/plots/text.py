@@ -89,7 +89,7 @@ def gantt(runs: Runs, title: str, style: Style) -> list[str]:
         cells = "".join(_character(code, share, style) for code, share in zip(_chosen(covered[row]), shares))
         lines.append(f"{first:>{_MARGIN - 2},} {style.bar}{cells}".rstrip())
     shown = {timeline.state_name(code) for code in set(runs.codes)}
-    marks = [f"{style.shades[-1]} {_DONE}"] if _DONE in shown else []
+    marks = [f"{style.shades[1:]} {_DONE}"] if _DONE in shown else []
     marks += [f"{_LETTERS.get(state, _OTHER)} {state}" for state in sorted(shown - {_DONE})]
     return [*lines, *_clock(span, style), " " * _MARGIN + "Lanes of runs that ended in:  " + "   ".join(marks)]
 

@@ -57,6 +57,8 @@ def test_that_a_command_and_each_of_its_options_have_help(name: str) -> None:
     for parameter in found.params:
         if isinstance(parameter, click.Option):
             assert getattr(parameter, "help", None), f"{name} {parameter.opts[0]} is missing its help"
+    for part in getattr(found, "commands", {}).values():
+        assert part.hidden or not part.get_short_help_str(100).endswith("..."), f"{name} {part.name} is cut in the list"
 
 
 @pytest.mark.parametrize("name", group.COMMANDS)

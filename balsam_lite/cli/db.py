@@ -45,7 +45,7 @@ def _test_seconds(ctx: click.Context, parameter: click.Parameter, value: float) 
     return value
 
 
-@db.command(cls=BalsamCommand)
+@db.command(cls=BalsamCommand, short_help="look for faults of the DB, and test the locks of its file system")
 @option("--peer", "peers", metavar="HOST", multiple=True, help="Test the locks against this host too; may be repeated.")
 @option("--peer-command", metavar="WORDS", default=runner.PEER_COMMAND, show_default=True,
         help="How to run a command there. Without {command} the words follow as they are.")  # fmt: skip
@@ -108,7 +108,7 @@ def count_(directory: str, name: str, testers: int, seconds: float) -> None:
 # --- backup, vacuum, info ---------------------------------------------------------------------------------------------
 
 
-@db.command(cls=PathCommand)
+@db.command(cls=PathCommand, short_help="copy the database to a file, while launchers go on")
 @click.argument("path")
 @option("--force", is_flag=True, help="Replace PATH if it exists.")
 def backup(path: str, force: bool) -> None:
@@ -126,7 +126,7 @@ def backup(path: str, force: bool) -> None:
     say(f"{layout.one_line(path)}: {layout.size(size)}")
 
 
-@db.command(cls=BalsamCommand)
+@db.command(cls=BalsamCommand, short_help="write the database anew, without unused room")
 @option("--force", is_flag=True, help="Do it though launchers are at work; they wait meanwhile.")
 def vacuum(force: bool) -> None:
     """Write the database anew, without the room that removed jobs have left, and mend the tags by which jobs are found.
@@ -146,7 +146,7 @@ def vacuum(force: bool) -> None:
     say(f"{layout.size(before)} before, {layout.size(after)} now")
 
 
-@db.command(cls=BalsamCommand)
+@db.command(cls=BalsamCommand, short_help="show how large the DB is, how it is opened and its settings")
 @option("--json", is_flag=True, help="Print a list of one object.")
 def info(json: bool) -> None:
     """Show how large the database is, what it holds, how it is opened and which settings hold.

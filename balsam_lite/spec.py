@@ -168,7 +168,7 @@ def _integer(value: Any) -> int:
     if type(value) is not int:
         try:
             whole = int(value)
-            if isinstance(value, bool) or whole != (float(value) if isinstance(value, str) else value):
+            if isinstance(value, bool) or (whole != value and not isinstance(value, str)):
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"must be a whole number, not {value!r}") from None

@@ -177,6 +177,8 @@ def count(ctx: click.Context, parameter: click.Parameter, value: int | None) -> 
 
 def count0(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
     """As `count`, but 0 will do."""
+    if value is not None and value < 0:
+        raise click.BadParameter(f"{value} is not 0 or more.", ctx, parameter)
     return value if value == 0 else count(ctx, parameter, value)
 
 

@@ -408,7 +408,9 @@ def test_that_a_parent_is_deleted_only_by_force(desk):
 
 
 def test_that_an_app_of_a_known_name_is_changed_and_keeps_its_number(desk):
-    made = desk.create("app", [{**HELLO, "description": "new"}, {"name": "third", "definition": {"file": "/c.py", "class": "C"}}])
+    made = desk.create(
+        "app", [{**HELLO, "description": "new"}, {"name": "third", "definition": {"file": "/c.py", "class": "C"}}]
+    )
     assert [(app["id"], app["kind"], app["description"]) for app in made] == [(1, "template", "new"), (3, "function", "")]
     assert made[0]["parameters"] == HELLO["parameters"]
     assert desk.count("app") == 3
@@ -552,7 +554,7 @@ def test_that_a_site_is_active_as_long_as_its_service_is_heard_of(desk):
 def test_that_the_service_is_asked_through_the_desk(desk):
     assert desk.service("status") == {"said": ["No service has run at this site."], "state": "none"}
     assert desk.service("stop") == {"said": ["No service is running on this Balsam DB."]}
-    with pytest.raises(InvalidSpec, match="start, stop and status, not 'pause'"):
+    with pytest.raises(InvalidSpec, match="start, stop, status and check, not 'pause'"):
         desk.service("pause")
 
 

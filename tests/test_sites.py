@@ -102,6 +102,9 @@ class Far:
         return {"version": "1.2.3", "path": self.entry.path, "db_id": "7f", "is_active": True, "jobs": 7}
 
     def service(self, verb: str) -> dict[str, Any]:
+        self.asked.append(f"{verb} {self.entry.host}")
+        if (verb, self.entry.host) == ("check", "misset"):
+            raise BalsamError("policy.ini is broken")
         return {"said": [f"{verb} on {self.entry.host}"]}
 
 
@@ -1179,6 +1182,13 @@ def test_that_a_site_is_active_from_start_to_stop(balsam: Balsam, tmp_path: Path
     assert code == 0
     assert "Site daemon shutdown OK" in out
     assert active() == "no"
+
+
+def test_that_sync_stops_no_service_on_another_host_that_could_not_start_again(balsam: Balsam, far: type[Far]) -> None:
+    registry.add("/db", "cluster", "misset")
+    code, out, err = balsam("site", "sync", "cluster")
+    assert (code, out) == (1, "") and "policy.ini is broken" in err
+    assert far.asked == ["check misset"]
 
 
 def test_that_sync_names_what_is_wrong_with_the_settings(balsam: Balsam, tmp_path: Path) -> None:

@@ -390,21 +390,13 @@ def sync(ctx: click.Context, site: str | None) -> None:
 
     entry = _meant(ctx, site)
     desk = many.desk_of(entry)
-    if not entry.is_remote:
-        _check_settings(entry.path)
+    desk.service("check")  # before a service is stopped that could not start again
     is_running = desk.about()["is_active"]
     click.echo("Updated site.")
     if is_running:
         say(f"Restarting Site {layout.one_line(entry.address)}")
         desk.service("stop")
         _serve(entry, "start")
-
-
-def _check_settings(directory: str) -> None:
-    from ..service import policy
-    from ..settings import Settings
-
-    policy.load(directory, Settings.load(directory))
 
 
 @site.command("sample-settings", cls=BalsamCommand, short_help="print a settings file with all keys")

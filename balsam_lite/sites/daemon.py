@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..errors import AnotherService
 from ..identity import Holder
-from ..service import main
+from ..service import main, policy
+from ..settings import Settings
 from .desk import Row
 
 
@@ -26,6 +27,12 @@ def start(directory: str) -> Row:
         ) from exc
     host = Holder.current().host
     return {"said": [f"Started Balsam site daemon [pid {started.pid}] on {host}"], "host": host, **started._asdict()}
+
+
+def check(directory: str) -> Row:
+    """Read what a service of that DB would: {"said": []}. Raises SettingsError: it could not start."""
+    policy.load(directory, Settings.load(directory))
+    return {"said": []}
 
 
 def stop(directory: str) -> Row:

@@ -139,4 +139,7 @@ class Desk(Protocol):
         attempt, pickled, as base64; None if that has left nothing."""
 
     def service(self, verb: str) -> Row:
-        """`start`, `stop` or `status` of the site's service: {"said": lines for people, …}."""
+        """`start`, `stop` or `status` of the site's service: {"said": lines for people, …}.
+
+        `check` raises what `start` would about its settings and its queue policy, and does nothing.
+        """

@@ -138,12 +138,12 @@ class LocalDesk:
     # --- the service --------------------------------------------------------------------------------------------------
 
     def service(self, verb: str) -> Row:
-        """`start`, `stop` or `status` of the site's service."""
+        """`start`, `stop`, `status` of the site's service, or a `check` of what it would read."""
         from . import daemon
 
-        verbs = {"start": daemon.start, "stop": daemon.stop, "status": daemon.status}
+        verbs = {"start": daemon.start, "stop": daemon.stop, "status": daemon.status, "check": daemon.check}
         if verb not in verbs:
-            raise InvalidSpec(f"A service can be asked for start, stop and status, not {verb!r}.")
+            raise InvalidSpec(f"A service can be asked for start, stop, status and check, not {verb!r}.")
         return verbs[verb](self.database.directory)
 
 

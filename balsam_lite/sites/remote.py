@@ -94,7 +94,7 @@ class RemoteDesk:
         return self._row("result", job=job)
 
     def service(self, verb: str) -> Row:
-        """`start`, `stop` or `status`."""
+        """`start`, `stop`, `status` or `check`."""
         return self._row("service", verb=verb)
 
     # --- asking -------------------------------------------------------------------------------------------------------

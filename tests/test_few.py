@@ -100,6 +100,26 @@ def test_that_the_cost_of_a_claim_by_a_rare_tag_does_not_grow_with_what_else_wai
     assert cost(4000) < 1.2 * few_others + 10
 
 
+def test_that_a_tag_of_many_finished_jobs_is_not_looked_for_behind_all_that_wait(db, monkeypatch):
+    monkeypatch.setattr(few, "_MOST", 8)
+    monkeypatch.setattr(few, "_AMONG", 50)
+    done = insert.add_jobs(db, [{"application": "plain", "tags": RARE}] * 30).ids
+    user.set_state(db, done, "JOB_FINISHED")
+    others = insert.add_jobs(db, [{"application": "plain", "tags": {"kind": "other"}}] * 200).ids
+    last = insert.add_jobs(db, [{"application": "plain", "priority": n % 2, "tags": RARE} for n in range(8)]).ids
+    only = claims.Filter(tags=tuple(RARE.items()))
+    with db.read() as cx:
+        assert [len(one.entries) for one in claims._with_rare_tag(cx, only)] == [0, 8]
+        assert claims._with_rare_tag(cx, claims.Filter(tags=(("kind", "other"),))) is None  # the first have it
+    found = taken(db, Slots(6), only)
+    assert found[0][0] == [*last[1::2], *last[0:4:2]]
+    user.set_state(db, others[60:], "JOB_FINISHED")
+    insert.add_jobs(db, [{"application": "plain", "priority": -1, "tags": RARE}])
+    with db.read() as cx:
+        assert claims._with_rare_tag(cx, only) is None  # nine can be started, which are not few
+    assert taken(db, Slots(6), only)[0][0] == found[0][0]
+
+
 def test_that_a_common_tag_is_looked_for_row_by_row(db, monkeypatch):
     insert.add_jobs(db, ({"application": "plain", "tags": {**RARE, "n": str(n)}} for n in range(30)))
     with db.read() as cx:

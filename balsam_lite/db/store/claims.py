@@ -293,7 +293,13 @@ def _rounds(cx: sqlite3.Connection, only: Filter) -> Iterator[Sequence[Source | 
 
 def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[Few] | None:
     """The startable jobs that have all the tags, if one of these is rare; else None."""
-    tag = few.rarest(cx, only.tags) if only.tags else None
+    if not only.tags:
+        return None
+    tag = few.rarest(cx, only.tags)
+    if tag is None:
+        tagged = _tagged(only)
+        if not all(few.are_found_soon(cx, *source[:3], *tagged) for source in sources(only.workflows)):
+            tag = few.rarest(cx, only.tags, is_slow=True)
     return None if tag is None else few.read(cx, tag, _PLAIN, *_tagged(only), only.workflows)
 
 

@@ -16,8 +16,11 @@ from typing import NamedTuple
 from ... import spec, states
 from ..schema import sql_list
 
-#: A tag is rare if no more jobs have it, whatever their states. To look at so many takes ten milliseconds.
+#: A tag is rare if no more jobs have it, whatever their states; or no more that can be started, if the first that wait do not
+#: have it. To look at so many takes ten milliseconds.
 _MOST = 10_000
+#: Where so many are found among the first that wait, looking at these row by row finds enough.
+_ENOUGH, _AMONG = 20, 2000
 
 _STARTABLE = sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
 _TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
@@ -52,11 +55,25 @@ class Few(NamedTuple):
         return list(islice(fitting, wanted))
 
 
-def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
-    """The rarest of these tags, if its jobs are fewer than what waits in all, so that it is worth to begin with them."""
-    counts = [(cx.execute(_COUNT, (*tag, _MOST + 1)).fetchone()[0], tag) for tag in tags]
-    fewest, tag = min(counts, default=(_MOST + 1, None))
-    return tag if fewest <= _MOST and fewest <= cx.execute(_WAITING).fetchone()[0] else None
+def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]], is_slow: bool = False) -> tuple[str, str] | None:
+    """The rarest of these tags, if its jobs are fewer than what waits in all, so that it is worth to begin with them.
+
+    They must be few, too, unless looking at what waits row by row `is_slow`.
+    """
+    waiting = cx.execute(_WAITING).fetchone()[0]
+    most = waiting if is_slow else min(_MOST, waiting)
+    counts = [(cx.execute(_COUNT, (*tag, most + 1)).fetchone()[0], tag) for tag in tags]
+    fewest, tag = min(counts, default=(most + 1, None))
+    return tag if fewest <= most else None
+
+
+def are_found_soon(
+    cx: sqlite3.Connection, index: str, where: str, of_index: Sequence[object], tagged: str, tags: Sequence[object]
+) -> bool:
+    """Whether some of the first jobs along an index are `tagged`, or all are among the first."""
+    first = f"SELECT tags FROM job INDEXED BY {index} WHERE {where} LIMIT {_AMONG}"
+    found = cx.execute(f"SELECT 1 FROM ({first}) AS job WHERE 1{tagged} LIMIT {_ENOUGH}", (*of_index, *tags)).fetchall()
+    return len(found) == _ENOUGH or cx.execute(f"SELECT count(*) FROM ({first})", of_index).fetchone()[0] < _AMONG
 
 
 def query(plain: str, condition: str) -> str:
@@ -64,7 +81,8 @@ def query(plain: str, condition: str) -> str:
     return f"""SELECT job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
         {", ".join(f"job.{field}" for field in spec.SHAPE_FIELDS)}
         FROM job_tag CROSS JOIN job NOT INDEXED ON job.id = job_tag.job LEFT JOIN app ON app.name = job.application
-        WHERE job_tag.tag = {_TAG} AND job.lease IS NULL AND job.state IN ({_STARTABLE}){condition}"""
+        WHERE job_tag.tag = {_TAG} AND job.lease IS NULL AND job.state IN ({_STARTABLE}){condition}
+        LIMIT {_MOST + 1}"""
 
 
 def read(
@@ -74,8 +92,8 @@ def read(
     condition: str,
     parameters: Sequence[object],
     workflows: Iterable[str] | None = None,
-) -> list[Few]:
-    """The prepared and the unprepared jobs with that tag, of these workflows (None: of all).
+) -> list[Few] | None:
+    """The prepared and the unprepared jobs with that tag, of these workflows (None: of all); None if they are not few.
 
     `plain` says of a row whether nothing has to be prepared; `condition` must hold besides.
     """
@@ -85,5 +103,7 @@ def read(
         values.append(json.dumps(list(workflows)))
     rows = cx.execute(query(plain, condition), values)
     entries = [Entry(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[5:])) for row in rows]
+    if len(entries) > _MOST:
+        return None
     entries.sort(key=lambda entry: (-entry.priority, -entry.minutes, entry.job))
     return [Few(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]

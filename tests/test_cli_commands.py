@@ -184,7 +184,11 @@ def test_that_a_python_script_gets_its_interpreter_and_absolute_path(balsam: Bal
 
 
 def test_that_an_envscript_is_kept_with_its_absolute_path(balsam: Balsam, tmp_path: Path) -> None:
-    assert f"Envscript:     {tmp_path}/env.sh\n" in balsam("app", "--name", "a", "--exec", "echo", "--envscript", "env.sh")[1]
+    _, out, err = balsam("app", "--name", "a", "--exec", "echo", "--envscript", "env.sh")
+    assert f"Envscript:     {tmp_path}/env.sh\n" in out
+    assert err == f"Warning: envscript: {tmp_path}/env.sh does not exist\n"
+    (tmp_path / "env.sh").touch()
+    assert balsam("app", "--name", "b", "--exec", "echo", "--envscript", "env.sh")[2] == ""
 
 
 def test_that_a_missing_program_is_a_warning(balsam: Balsam, tmp_path: Path) -> None:

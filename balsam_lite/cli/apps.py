@@ -50,6 +50,8 @@ def app(*, name: str, executable: str, preprocess: str, postprocess: str, envscr
         found = queries.app(cx, values["name"])
     for field in PROGRAMS:
         warn_if_missing(field, values[field])
+    if values["envscript"] and not os.path.isfile(values["envscript"]):
+        warn(f"envscript: {layout.one_line(values['envscript'])} does not exist")
     click.echo(f"{layout.many_lines(forms.app_form(found))}\nAdded app to database")
 
 

@@ -46,6 +46,29 @@ def test_that_a_call_may_close_its_streams(trap, stream):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SPAWNING = """
+import multiprocessing
+
+def double(x):
+    return 2 * x
+
+def main():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply_async(double, (21,)).get(5)
+"""
+
+
+def test_that_processes_that_a_call_of_a_script_spawns_find_its_functions(tmp_path):
+    (tmp_path / "script.py").write_text(SPAWNING)
+    pickled = b"c%b\nmain\n)}\x87." % call.MAIN.encode()  # (main, (), {}) of the script
+    call.write(str(tmp_path / "call.pkl"), call.Call([], ("path", str(tmp_path / "script.py")), pickled))
+    words = interpreter.words(sys.executable, interpreter.CALL, "call.pkl")
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    outcome = call.read_outcome(str(tmp_path / call.RESULT))
+    assert outcome.value is not None and pickle.loads(outcome.value) == 42
+
+
 @pytest.mark.parametrize("what", [interpreter.HOOK, interpreter.FUNCTION])
 def test_that_a_package_of_our_name_in_the_working_directory_is_data(trap, what):
     (trap / "balsam_lite").mkdir()

@@ -18,9 +18,10 @@ from zlib import crc32
 
 from .. import loading
 from ..errors import ApplicationLost
-from .call import MAIN
 from .order import Source
 
+#: What the script of a class is called in its job.
+MAIN = "__balsam_main__"
 _STOPPED = "__balsam_stopped__"
 
 

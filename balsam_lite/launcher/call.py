@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 RESULT = "result.pkl"  # each call of an executor has a directory of its own
 
-#: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run.
-MAIN = "__balsam_main__"
+#: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run. Python's own
+#: `multiprocessing` calls it so in processes that it spawns, which therefore find its functions too.
+MAIN = "__mp_main__"
 
 
 class Call(NamedTuple):

@@ -120,6 +120,13 @@ def test_that_make_dummies_shows_its_progress_on_a_terminal_only(environ: dict[s
     assert balsam(environ, "make_dummies", "20") == (0, "Added 20 dummy jobs to the DB\n", "")
 
 
+def test_that_a_launcher_says_how_it_ended_in_a_line_of_its_own_on_any_terminal(environ: dict[str, str]) -> None:
+    terminal = Terminal({**environ, "BALSAM_IDLE_TTL_S": "0"}, "launcher", "--consume-all", "--job-mode", "serial")
+    terminal.read_until("Launcher ends")
+    assert "\x1b" not in terminal.text
+    assert terminal.end() == 0
+
+
 @pytest.mark.parametrize("words", [("ls", "--json"), ("ls",)])
 def test_that_a_reader_who_leaves_is_no_error(environ: dict[str, str], words: tuple[str, ...]) -> None:
     balsam(environ, "make_dummies", "3000")

@@ -54,12 +54,15 @@ class Progress:
         waiting = sum(counts.get(state, 0) for state in (*queries.WAITING_STATES,))
         rate = (done + failed) / max(self._shown_at - self._started, 0.001)
         line = f"{done} done, {len(self._runner)} running, {waiting} waiting, {failed + timed_out} failed, {rate:.1f} jobs/s"
-        width = os.get_terminal_size(2).columns or 80
-        sys.stderr.write(f"\r{line[: width - 1]:<{width - 1}}")
+        sys.stderr.write(f"\r{line[: _width()]:<{_width()}}")
         sys.stderr.flush()
 
     def clear(self) -> None:
         """Leave the line."""
         if self._on:
-            sys.stderr.write("\r\033[K")
+            sys.stderr.write(f"\r{'':{_width()}}\r")  # not every terminal knows escape sequences
             sys.stderr.flush()
+
+
+def _width() -> int:
+    return max((os.get_terminal_size(2).columns or 80) - 1, 1)

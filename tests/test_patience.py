@@ -17,6 +17,9 @@ class Clock:
     def monotonic(self):
         return self.now
 
+    def now_us(self):
+        return int(self.now * 1_000_000)
+
 
 class Runs:
     """A runner whose runs end when the test says so."""
@@ -29,8 +32,9 @@ class Runs:
     def __len__(self):
         return len(self.jobs)
 
-    def end(self, job, result=states.RUN_ERROR, started_us=1):
-        self.ends.append(Finished(Exit(job, 1, result, 3, "nonzero return 3", started_us, 2), f"place of {job}"))
+    def end(self, job, result=states.RUN_ERROR, started_us=1, ended_us=2):
+        code, message = (0, "") if result == states.RUN_DONE else (3, "nonzero return 3")
+        self.ends.append(Finished(Exit(job, 1, result, code, message, started_us, ended_us), f"place of {job}"))
 
     def poll(self):
         ends, self.ends = self.ends, []
@@ -100,6 +104,24 @@ def test_that_ends_that_leave_no_doubt_are_reported_at_once(clock):
     runs.end(2, started_us=None)
     runs.end(4, states.RESTART_READY)
     assert results(runner) == [(1, states.RUN_DONE), (2, states.RUN_ERROR), (4, states.RESTART_READY)]
+
+
+def test_that_a_good_end_of_a_long_run_just_before_the_stop_is_a_timeout(clock):
+    runs = Runs(1, 2, 3, 4, 5)
+    runner = PatientRunner(runs, clock, 0.5)
+    runs.end(1, states.RUN_DONE, ended_us=5 * 10**6)
+    runs.end(2, states.RUN_DONE, ended_us=10**5)
+    assert results(runner) == [(2, states.RUN_DONE)]
+    clock.now += 0.25
+    runs.end(3, states.RUN_DONE, ended_us=90 * 10**6)
+    assert results(runner) == [(1, states.RUN_DONE)]
+    runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
+    runs.end(4, states.RUN_DONE, ended_us=99 * 10**6)  # heard of late, from another node
+    runs.end(5, states.RUN_DONE, ended_us=101 * 10**6)  # it was asked to, and has saved its work
+    end, *others = runner.poll()
+    assert [(other.exit.job, other.exit.result) for other in others] == [(4, states.RUN_TIMEOUT), (5, states.RUN_DONE)]
+    assert (end.exit.job, end.exit.result) == (3, states.RUN_TIMEOUT)
+    assert "exit code 0" in end.exit.message
 
 
 def test_that_a_job_killed_by_the_user_is_reported_at_once(clock):

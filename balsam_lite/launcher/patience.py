@@ -1,94 +1,108 @@
-"""A runner that waits a moment before it believes a failure: the batch job may be ending.
+"""A runner that waits a moment before it believes an end: the batch job may be ending, too.
 
 A scheduler that ends a batch job sends SIGTERM to everything in it at once, the users' programs as well as the launcher.
 Slurm does (scancel(1); tried with version 22.05, where the signal reached the jobs first), and on many nodes it takes a
-moment to reach them all. A job that dies of it must not count as failed: it has run out of time.
+moment to reach them all. A job that dies of it must not count as failed: it has run out of time. Nor may one count as done:
+Slurm tells children before their parents, and a script whose program was ended goes on, to a good end (tried, too).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
 from .. import states
-from ..clock import Clock
+from ..clock import SECOND_US, Clock
 from ..db.store.claims import Claim
 from .nodes import Place
 from .runner import Finished, Runner
 
 #: So long may the launcher's own SIGTERM come after its jobs', in seconds: on one node; and where each is told on its own.
 _PATIENCE_S, _PATIENCE_ON_MANY_NODES_S = 0.5, 2.0
+#: A good end is doubted for this part of the run's time, so that little is lost by it, and not at all if that is less than so
+#: many seconds.
+_DOUBTED_PART, _LEAST_DOUBT_S = 0.04, 0.02
 
 
 def patience_s(nodes: int) -> float:
-    """How long to doubt a failure in a batch job of so many nodes, in seconds."""
+    """How long to doubt an end in a batch job of so many nodes, in seconds."""
     return _PATIENCE_S if nodes == 1 else _PATIENCE_ON_MANY_NODES_S
 
 
-class _Failure(NamedTuple):
-    """A run that failed, and when to believe it, on the monotonic clock."""
+class _Doubt(NamedTuple):
+    """A run that ended, and when to believe it, on the monotonic clock."""
 
     finished: Finished
     until: float
 
 
 class PatientRunner:
-    """See `Runner`. What ends well is reported at once; what fails keeps its place for `patience_s` seconds, in which
-    on a node that breaks everything no more jobs are broken.
+    """See `Runner`. What fails keeps its place for `patience_s` seconds, in which on a node that breaks everything no more
+    jobs are broken; what ends well for a small part of the time that it ran.
 
-    If the launcher stops within that time, the run has ended because of the same reason, and is a RUN_TIMEOUT.
+    If the launcher stops within that time, the run may have ended because of the same reason, and is a RUN_TIMEOUT.
     """
 
     def __init__(self, runner: Runner, clock: Clock, patience_s: float) -> None:
         self._runner, self._clock, self._patience_s = runner, clock, patience_s
-        self._failures: deque[_Failure] = deque()  # oldest first
+        self._doubts: list[_Doubt] = []
         self._settled: list[Finished] = []
-        self._asked: dict[int, str] = {}  # jobs whose end was asked for, and what it counts as
+        self._asked: dict[int, tuple[str, int]] = {}  # jobs whose end was asked for, what it counts as, and when
 
     @property
     def jobs(self) -> set[int]:
         """The jobs that hold a place and are not being stopped, those in doubt among them."""
-        return self._runner.jobs | {failure.finished.exit.job for failure in self._failures}
+        return self._runner.jobs | {doubt.finished.exit.job for doubt in self._doubts}
 
     def __len__(self) -> int:
-        return len(self._runner) + len(self._failures) + len(self._settled)
+        return len(self._runner) + len(self._doubts) + len(self._settled)
 
     @property
     def is_busy(self) -> bool:
         """Whether `poll` should be called again soon."""
-        return bool(self._runner.is_busy or self._failures or self._settled)
+        return bool(self._runner.is_busy or self._doubts or self._settled)
 
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place."""
         self._runner.start(claim, place)
 
     def poll(self) -> list[Finished]:
-        """The runs that ended, but those that failed just now."""
+        """The runs that ended, but those whose end is in doubt."""
         ends, self._settled = self._settled, []
         now = self._clock.monotonic()
-        while self._failures and now >= self._failures[0].until:
-            ends.append(self._failures.popleft().finished)
+        ends += [doubt.finished for doubt in self._doubts if now >= doubt.until]
+        self._doubts = [doubt for doubt in self._doubts if now < doubt.until]
         for finished in self._runner.poll():
-            asked = self._asked.pop(finished.exit.job, "")
+            asked = self._asked.pop(finished.exit.job, None)
             if asked:  # on another node it may have ended before it was asked to
-                ends.append(_settled(finished, asked))
-            elif _failed(finished):
-                self._failures.append(_Failure(finished, now + self._patience_s))
+                result, asked_us = asked
+                is_early = finished.exit.ended_us < asked_us and self._doubt_s(finished) > 0
+                ends.append(_settled(finished, result) if is_early or _failed(finished) else finished)
+            elif doubt_s := self._doubt_s(finished):
+                self._doubts.append(_Doubt(finished, now + doubt_s))
             else:
                 ends.append(finished)
         return ends
 
+    def _doubt_s(self, finished: Finished) -> float:
+        ended = finished.exit
+        if _failed(finished):
+            return self._patience_s
+        if ended.result != states.RUN_DONE or ended.started_us is None:
+            return 0.0
+        seconds = min(self._patience_s, _DOUBTED_PART * (ended.ended_us - ended.started_us) / SECOND_US)
+        return seconds if seconds >= _LEAST_DOUBT_S else 0.0
+
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
-        """End those jobs; what has failed a moment ago is reported as `result`, too."""
-        kept: deque[_Failure] = deque()
-        for failure in self._failures:
-            if failure.finished.exit.job in jobs:
-                self._settled.append(_settled(failure.finished, result))
+        """End those jobs; what has ended a moment ago is reported as `result`, too."""
+        kept = []
+        for doubt in self._doubts:
+            if doubt.finished.exit.job in jobs:
+                self._settled.append(_settled(doubt.finished, result))
             else:
-                kept.append(failure)
-        self._failures = kept
-        self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), result))
+                kept.append(doubt)
+        self._doubts = kept
+        self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), (result, self._clock.now_us())))
         self._runner.stop(jobs, result, grace_s)
 
     def kill_now(self) -> None:
@@ -102,8 +116,9 @@ def _failed(finished: Finished) -> bool:
 
 
 def _settled(finished: Finished, result: str) -> Finished:
-    """The end of a run that was asked for, with that result if it ended badly."""
+    """An end in doubt of a run whose end is asked for now."""
     ended = finished.exit
-    if _failed(finished) and result == states.RUN_TIMEOUT:
-        ended = ended._replace(result=result, message=f"Ended just before the launcher: {ended.message}")
+    if result == states.RUN_TIMEOUT:
+        how = ended.message or "exit code 0, which may be a script's that was interrupted"
+        ended = ended._replace(result=result, message=f"Ended just before the launcher: {how}")
     return finished._replace(exit=ended)

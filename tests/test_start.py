@@ -29,12 +29,12 @@ def ended(words, **environ):
     )
 
 
-@pytest.mark.parametrize("path", [None, ":", ":/nowhere", "/nowhere:"])
+@pytest.mark.parametrize("path", ["{}", ":{}", "{}:", "/nowhere::{}"])
 def test_that_data_in_the_working_directory_are_no_modules_of_a_call(trap, path):
     (trap / "balsam_lite").mkdir()
     call.write("call.pkl", call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
-    own = {} if path is None else {"PYTHONPATH": path}
-    done = ended(interpreter.words(sys.executable, interpreter.CALL, "call.pkl"), **own)
+    words = interpreter.words(sys.executable, interpreter.CALL, "call.pkl")
+    done = ended(words, PYTHONPATH=path.format(Path(programs.__file__).parent.parent))
     assert (done.returncode, done.stderr) == (0, "")
     assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)
 

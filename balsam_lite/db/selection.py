@@ -188,7 +188,7 @@ def new_jobs(cx: sqlite3.Connection, first: int, last: int, fields: Iterable[str
         columns = {name: column for name, column in JOB_COLUMNS.items() if name in shown}
         columns.update(_same_for_many(cx, shown))
         sql = f"""SELECT {columns_sql(columns)} FROM job
-            WHERE id BETWEEN ? AND ? AND state = '{states.CREATED}' AND lease IS NULL ORDER BY id"""
+            WHERE id BETWEEN ? AND ? AND +state = '{states.CREATED}' AND lease IS NULL ORDER BY id"""
         rows = list(read_rows(cx.execute(sql, (first, last)), columns))
         if len(rows) == last - first + 1:
             return rows

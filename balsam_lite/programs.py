@@ -19,8 +19,8 @@ from .processes import JOB_VARIABLES
 #: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
 LARGEST_OUTPUT_BYTES = 16 * 1024 * 1024
 
-#: What is read of a file that stands for stderr.
-_END_BYTES = 64 * 1024
+#: What is read of a file that stands for stderr, how large it may become, and how often that is looked at, in seconds.
+_END_BYTES, _LARGEST_FILE_BYTES, _LOOK_S = 64 * 1024, 256 * 1024 * 1024, 0.5
 
 _KILLED = "so it was killed"
 
@@ -77,7 +77,7 @@ def run(
         output, errors = bytearray(), bytearray()
         pipes = {opened.enter_context(pipe): kept for pipe, kept in _pipes(process, output, errors)}
         try:
-            trouble = _collect(process, pipes, timeout_s, largest_bytes)
+            trouble = _collect(process, pipes, file, timeout_s, largest_bytes)
         except BaseException:
             _kill(process)
             raise
@@ -140,29 +140,45 @@ def _end_of(handle: int) -> bytes:
 
 
 def _collect(
-    process: subprocess.Popen[bytes], pipes: Mapping[IO[bytes], bytearray], timeout_s: float, largest_bytes: int
+    process: subprocess.Popen[bytes],
+    pipes: Mapping[IO[bytes], bytearray],
+    file: IO[bytes] | None,
+    timeout_s: float,
+    largest_bytes: int,
 ) -> str:
     """Read the pipes to their ends and wait for the command. Returns why it must be killed, or ""."""
     give_up = time.monotonic() + timeout_s
     with selectors.DefaultSelector() as selector:
         for pipe, kept in pipes.items():
             selector.register(pipe, selectors.EVENT_READ, kept)
-        while selector.get_map():
+        while selector.get_map() or process.poll() is None:
             left_s = give_up - time.monotonic()
             if left_s <= 0:
                 return _late(timeout_s)
-            for key, _ in selector.select(left_s):
+            if file is not None and os.fstat(file.fileno()).st_size > _LARGEST_FILE_BYTES:
+                return _too_much(_LARGEST_FILE_BYTES)
+            if not selector.get_map():
+                _wait(process, left_s if file is None else min(left_s, _LOOK_S))
+                continue
+            for key, _ in selector.select(left_s if file is None else min(left_s, _LOOK_S)):
                 data = os.read(key.fd, 65536)
                 key.data.extend(data)
                 if not data:
                     selector.unregister(key.fileobj)
                 elif len(key.data) > largest_bytes:
-                    return f"it printed more than {largest_bytes // 1024**2} MiB"
-    try:
-        process.wait(max(give_up - time.monotonic(), 0.001))
-    except subprocess.TimeoutExpired:
-        return _late(timeout_s)
+                    return _too_much(largest_bytes)
     return ""
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def _too_much(largest_bytes: int) -> str:
+    return f"it printed more than {largest_bytes // 1024**2} MiB"
 
 
 def _late(timeout_s: float) -> str:
@@ -175,10 +191,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    try:
-        process.wait(1)
-    except subprocess.TimeoutExpired:
-        pass
+    _wait(process, 1)
 
 
 def _text(output: bytearray) -> str:

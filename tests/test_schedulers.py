@@ -10,7 +10,7 @@ import time
 import pytest
 from helpers import wait_until
 
-from balsam_lite import processes
+from balsam_lite import processes, programs
 from balsam_lite.clock import SECOND_US, SystemClock
 from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
 from balsam_lite.identity import Holder, start_of
@@ -100,6 +100,14 @@ def test_that_a_command_that_prints_without_end_is_killed_and_its_words_are_boun
     assert "it printed more than 16 MiB, so it was killed" in answer.stderr
     assert LARGEST_OUTPUT_BYTES < len(answer.stdout) < LARGEST_OUTPUT_BYTES + 10**6
     assert len(str(PollFailed("?", **answer._asdict()))) < 10_000
+
+
+@pytest.mark.parametrize("line", ["yes {} >&2; true", "exec yes {} >&2"], ids=["stdout-open", "stdout-closed"])
+def test_that_stderr_into_a_file_fills_no_disk(monkeypatch, line):
+    monkeypatch.setattr(programs, "_LARGEST_FILE_BYTES", 10 * 1024**2)
+    answer = run(["sh", "-c", line.format("x" * 1000)], timeout_s=60, leaves_some=True)
+    assert answer.was_killed
+    assert "it printed more than 10 MiB" in answer.stderr
 
 
 def test_that_a_submission_whose_command_was_killed_or_gave_no_id_is_uncertain_and_not_refused():

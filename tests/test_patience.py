@@ -54,7 +54,7 @@ def clock():
 
 
 def results(runner):
-    return [(finished.exit.job, finished.exit.result) for finished in runner.poll()]
+    return [(finished.exit.job, finished.exit.result) for finished in runner.poll() if not finished.is_doubted]
 
 
 def test_that_a_failure_is_reported_when_no_stop_came_in_time(clock):
@@ -104,6 +104,16 @@ def test_that_ends_that_leave_no_doubt_are_reported_at_once(clock):
     runs.end(2, started_us=None)
     runs.end(4, states.RESTART_READY)
     assert results(runner) == [(1, states.RUN_DONE), (2, states.RUN_ERROR), (4, states.RESTART_READY)]
+
+
+def test_that_a_good_end_in_doubt_frees_its_place_at_once_and_only_once(clock):
+    runs = Runs(1, 2)
+    runner = PatientRunner(runs, clock, 0.5)
+    runs.end(1, states.RUN_DONE, ended_us=60 * 10**6)
+    runs.end(2)
+    assert [(end.exit.job, end.place, end.is_doubted) for end in runner.poll()] == [(1, "place of 1", True)]
+    clock.now += 0.6
+    assert [(end.exit.job, end.place, end.is_doubted) for end in runner.poll()] == [(1, None, False), (2, "place of 2", False)]
 
 
 def test_that_a_good_end_of_a_long_run_just_before_the_stop_is_a_timeout(clock):

@@ -255,9 +255,13 @@ class Launcher:
     def _collect(self) -> None:
         self._collect_steps()
         for finished in self._runner.poll():
-            self._pool.release(finished.place)
+            if finished.place is not None:
+                self._pool.release(finished.place)
+                self._rate.add(finished.exit, finished.place.shape)
+            if finished.is_doubted:
+                self._wants_more = True  # no end is to be recorded yet that would bring its place a new job
+                continue
             self._exits.append(finished.exit)
-            self._rate.add(finished.exit, finished.place.shape)
             self.tally = self.tally.plus(finished.exit.result)
             if finished.exit.result != states.RUN_DONE:
                 first_line = finished.exit.message.partition("\n")[0]
@@ -316,10 +320,10 @@ class Launcher:
             self._clock.sleep(_BREATH_S)
 
     def _pause(self) -> float:
-        if self._runner.is_busy:
-            return STOP_PERIOD_S
         now = self._clock.monotonic()
         wakes = [self._look_at, self._due(now)]
+        if self._runner.is_busy:
+            wakes.append(now + STOP_PERIOD_S)
         if self._limits.ends_at is not None:
             wakes.append(self._limits.ends_at)
         return min(wakes) - now

@@ -19,8 +19,8 @@ from .runner import Finished, Runner
 
 #: So long may the launcher's own SIGTERM come after its jobs', in seconds: on one node; and where each is told on its own.
 _PATIENCE_S, _PATIENCE_ON_MANY_NODES_S = 0.5, 2.0
-#: A good end is doubted for this part of the run's time, so that little is lost by it, and not at all if that is less than so
-#: many seconds.
+#: A good end is doubted for this part of the run's time, so that its children wait little for it, and not at all if that is
+#: less than so many seconds.
 _DOUBTED_PART, _LEAST_DOUBT_S = 0.04, 0.02
 
 
@@ -38,7 +38,7 @@ class _Doubt(NamedTuple):
 
 class PatientRunner:
     """See `Runner`. What fails keeps its place for `patience_s` seconds, in which on a node that breaks everything no more
-    jobs are broken; what ends well for a small part of the time that it ran.
+    jobs are broken. What ends well is doubted for a small part of the time that it ran, and its place is free at once.
 
     If the launcher stops within that time, the run may have ended because of the same reason, and is a RUN_TIMEOUT.
     """
@@ -51,7 +51,7 @@ class PatientRunner:
 
     @property
     def jobs(self) -> set[int]:
-        """The jobs that hold a place and are not being stopped, those in doubt among them."""
+        """The jobs that run and are not being stopped, and those in doubt."""
         return self._runner.jobs | {doubt.finished.exit.job for doubt in self._doubts}
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class PatientRunner:
         self._runner.start(claim, place)
 
     def poll(self) -> list[Finished]:
-        """The runs that ended, but those whose end is in doubt."""
+        """The runs that ended, but those whose end is in doubt; of good ones among these that their place is free."""
         ends, self._settled = self._settled, []
         now = self._clock.monotonic()
         ends += [doubt.finished for doubt in self._doubts if now >= doubt.until]
@@ -79,6 +79,9 @@ class PatientRunner:
                 is_early = finished.exit.ended_us < asked_us and self._doubt_s(finished) > 0
                 ends.append(_settled(finished, result) if is_early or _failed(finished) else finished)
             elif doubt_s := self._doubt_s(finished):
+                if not _failed(finished):
+                    ends.append(finished._replace(is_doubted=True))
+                    finished = finished._replace(place=None)
                 self._doubts.append(_Doubt(finished, now + doubt_s))
             else:
                 ends.append(finished)

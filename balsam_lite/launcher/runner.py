@@ -47,7 +47,8 @@ class Finished(NamedTuple):
     """A run that is over, and the place that is free again."""
 
     exit: Exit
-    place: Place
+    place: Place | None  # None: it was reported as free before
+    is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `PatientRunner`
 
 
 class Runner(Protocol):

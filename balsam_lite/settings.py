@@ -87,6 +87,12 @@ _POSITIVE = {
 }  # fmt: skip
 #: Settings below zero: there -1 has a meaning.
 _LOWEST = {"GPUS_PER_NODE": -1}
+#: Settings that are one of a few words; "" leaves it open. Whoever reads them has the same list, which a test compares.
+_CHOICES = {
+    "SCHEDULER_CLASS": ("", "CobaltScheduler", "LocalScheduler", "PBSScheduler", "SlurmScheduler"),
+    "LOG_HANDLER_LEVEL": ("DEBUG", "INFO", "WARNING", "WARN", "ERROR", "CRITICAL"),
+    "MPI_FLAVOUR": ("", "aprun", "intel", "jsrun", "mpich", "openmpi", "pals", "srun"),
+}
 #: Thirty years in seconds. Python's own waiting fails at a few centuries.
 _LARGEST = 10**9
 
@@ -136,6 +142,9 @@ def _in_range(key: str, value: Any, where: str) -> Any:
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise SettingsError(f"{where} must be valid text without NUL, not {value!a}")
+        choices = _CHOICES.get(key)
+        if choices and value.lower() not in map(str.lower, choices):
+            raise SettingsError(f"{where} must be one of {' '.join(filter(None, choices))}, not {value!r}")
         return value
     if key in _POSITIVE:
         if not 0 < value <= _LARGEST:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from balsam_lite import settings
 from balsam_lite.errors import SettingsError
+from balsam_lite.launcher.mpirun.flavours import FLAVOURS
+from balsam_lite.schedulers import base
 from balsam_lite.settings import Settings, SettingsWarning, home
 
 
@@ -73,7 +76,7 @@ def test_that_without_the_variable_home_is_below_the_users_home() -> None:
 
 @pytest.mark.parametrize("key", Settings._fields)
 def test_that_every_setting_is_read_from_a_file_and_from_the_environment_as_its_kind(places: Places, key: str) -> None:
-    value = type(getattr(Settings(), key))(7)
+    value = settings._CHOICES[key][-1] if key in settings._CHOICES else type(getattr(Settings(), key))(7)
     places.db.write_text(json.dumps({key: value}))
     assert places.load() == Settings()._replace(**{key: value})
     places.db.unlink()
@@ -160,6 +163,10 @@ def test_that_a_broken_file_is_an_error_with_file_line_and_reason_and_stays_as_i
         ("CPUS_PER_NODE", "-1", ("from 0", "-1")),
         ("GPUS_PER_NODE", "-2", ("from -1", "-2")),
         ("ERROR_TAIL_LINES", "-3", ("from 0", "-3")),
+        ("LOG_HANDLER_LEVEL", '"LOUD"', ("one of DEBUG INFO", "'LOUD'")),
+        ("LOG_HANDLER_LEVEL", '""', ("one of DEBUG INFO", "''")),
+        ("MPI_FLAVOUR", '"lam"', ("one of aprun intel", "'lam'")),
+        ("SCHEDULER_CLASS", '"Slurm"', ("one of CobaltScheduler LocalScheduler", "'Slurm'")),
     ],
 )
 def test_that_a_value_that_makes_no_sense_is_named_with_its_line(
@@ -192,6 +199,17 @@ def test_that_an_unreadable_file_is_an_error(places: Places) -> None:
     places.db.chmod(0)
     with pytest.raises(SettingsError, match=r"cannot be read.*Permission denied"):
         places.load()
+
+
+def test_that_exactly_the_words_are_allowed_that_something_is_made_of(places: Places) -> None:
+    readers = {"MPI_FLAVOUR": ("", *FLAVOURS), "SCHEDULER_CLASS": ("", *base._SCHEDULERS)}
+    for key, words in readers.items():
+        assert set(settings._CHOICES[key]) == set(words)
+    readers["LOG_HANDLER_LEVEL"] = ("DEBUG", "info", "Warning", "ERROR")
+    for key, words in readers.items():
+        for word in words:
+            places.environ[f"BALSAM_{key}"] = word
+            assert getattr(places.load(), key) == word
 
 
 # --- the environment --------------------------------------------------------------------------------------------------

@@ -686,6 +686,52 @@ def test_that_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
     assert outcome.good and outcome.value is not None and pickle.loads(outcome.value) == (2, 5)
 
 
+SPAWNING = """
+    import multiprocessing, os
+
+    if os.environ.get("SPOILT"):
+        raise ValueError("not here")
+
+    def double(x): return 2 * x
+
+    class F(ApplicationDefinition):
+        site = "nowhere"
+        def run(self, spoilt):
+            os.environ["SPOILT"] = spoilt
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                return pool.map_async(double, [4]).get(9)
+
+    Job(workdir="again", app_id="F").save()
+    open("went on", "x")
+"""
+
+
+@pytest.mark.parametrize("module", ["__main__", "spawning"])
+def test_that_processes_that_a_function_spawns_find_the_functions_of_its_file_and_submit_nothing(tmp_path, module):
+    source = Source(str(written(tmp_path, "spawning", SPAWNING)), "F", module, (str(tmp_path),), python=PYTHON)
+    outcome = result_of(tmp_path, source, spoilt="")
+    assert (outcome.trace, outcome.value) == ("", pickle.dumps([8], protocol=4))
+    assert not (tmp_path / "went on").exists()
+
+
+def test_that_a_file_that_cannot_be_imported_in_a_spawned_process_fails_the_call(tmp_path):
+    outcome = result_of(tmp_path, Source(str(written(tmp_path, "f", SPAWNING)), "F", "__main__", python=PYTHON), spoilt="1")
+    assert not outcome.good
+    assert "importing the file raises ValueError: not here (line 6)" in outcome.trace
+
+
+def result_of(tmp_path, source, **parameters):
+    """What becomes of a function, in a process of its own."""
+    job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 1}
+    order.write(str(tmp_path / "o.json"), order.Order(json.dumps(order.definition_of(source)), json.dumps(parameters), 1, job))
+    environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
+    words = interpreter.words(PYTHON, interpreter.FUNCTION, str(tmp_path / "o.json"))
+    subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, timeout=30)
+    left = report.read(str(tmp_path / report.file_name("12345678-9")), "12345678-9", 1)
+    assert left is not None
+    return call.Outcome(*pickle.loads(left))
+
+
 def test_that_the_first_failure_of_an_attempt_is_its_report(tmp_path):
     path = str(tmp_path / report.file_name("j"))
 

@@ -58,7 +58,7 @@ ROOMS = (
         6, "Python interface",
         (
             *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "application", "hook", "function")),
-            *("launcher.start", "api", "analytics", "plots"),
+            *("launcher.spawned", "launcher.start", "api", "analytics", "plots"),
         ),
     ),
     Room(7, "command line", ("cli",)),

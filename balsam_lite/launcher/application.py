@@ -7,7 +7,9 @@ It is often the very script that went on to `sync()`, to add jobs and to submit 
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -18,10 +20,14 @@ from zlib import crc32
 
 from .. import loading
 from ..errors import ApplicationLost
-from .order import Source
+from .order import Source, definition_of, source_of
 
-#: What the script of a class is called in its job.
-MAIN = "__balsam_main__"
+#: What the script of a class is called in its job, as `multiprocessing` calls it in processes that it spawns.
+MAIN = "__mp_main__"
+#: What those import in place of the script, and the variable that tells it which class.
+_OF_CHILDREN = "balsam_lite.launcher.spawned"
+_CLASS_VARIABLE = "BALSAM_CLASS"
+_BY_FILE = "__balsam_main__"
 _STOPPED = "__balsam_stopped__"
 
 
@@ -40,6 +46,9 @@ def load(source: Source, as_main: bool = False) -> type[Any]:
     if not os.path.isfile(source.file):
         raise _lost(source, "there is no such file any more", "Was it moved? `sync()` it where it is now.")
     sys.path += [entry for entry in source.path if entry not in sys.path]
+    if as_main:
+        os.environ[_CLASS_VARIABLE] = json.dumps(definition_of(source))
+        _tell_children(sys.modules["__main__"])
     module = _module(source, as_main)
     found = vars(module).get(source.name)
     if isinstance(found, type) and hasattr(found, "sync"):
@@ -51,6 +60,22 @@ def load(source: Source, as_main: bool = False) -> type[Any]:
             'Put what shall happen only when the file is run under `if __name__ == "__main__":`.',
         )
     raise _lost(source, "the file has no application of that name at its top level", "`balsam app rm` forgets the application.")
+
+
+def main_of_child() -> dict[str, Any]:
+    """What the main module of a process has that `multiprocessing` has spawned in a job whose class was loaded `as_main`.
+
+    Raises as `load`.
+    """
+    before = sys.modules["__main__"]
+    load(source_of(os.environ[_CLASS_VARIABLE]), as_main=True)
+    main = sys.modules["__main__"]
+    return {} if main is before else vars(main)
+
+
+def _tell_children(main: ModuleType) -> None:
+    """Let processes that `multiprocessing` spawns import `spawned` for this main module. It goes by the name in the spec."""
+    main.__spec__ = importlib.machinery.ModuleSpec(_OF_CHILDREN, None)
 
 
 def _lost(source: Source, reason: str, hint: str = "") -> ApplicationLost:
@@ -66,8 +91,9 @@ def _module(source: Source, as_main: bool) -> ModuleType:
         main = sys.modules.get("__main__")
         if main is not None and _is_file(getattr(main, "__file__", None), source.file):
             return main
-        name = MAIN if as_main and source.module == "__main__" else f"{MAIN}{crc32(os.path.realpath(source.file).encode()):08x}"
-        if name in sys.modules:
+        is_script = as_main and source.module == "__main__"
+        name = MAIN if is_script else f"{_BY_FILE}{crc32(os.path.realpath(source.file).encode()):08x}"
+        if name in sys.modules and not is_script:
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, source.file)
     if spec is None or spec.loader is None:
@@ -96,6 +122,7 @@ def _executed(source: Source, spec: Any, is_main: bool) -> ModuleType:
     sys.modules[spec.name] = module
     if is_main:
         sys.modules["__main__"] = module
+        _tell_children(module)
     try:
         with loading.going_on(), _arguments_of(source.file):
             spec.loader.exec_module(module)

@@ -720,6 +720,27 @@ def test_that_a_file_that_cannot_be_imported_in_a_spawned_process_fails_the_call
     assert "importing the file raises ValueError: not here (line 6)" in outcome.trace
 
 
+FORKING = """
+    import os
+
+    class F(ApplicationDefinition):
+        site = "nowhere"
+        def run(self, fails):
+            pid = os.fork()
+            if pid:
+                os.waitpid(pid, 0)
+            elif fails:
+                raise ValueError("child")
+            return "parent" if pid else "child"
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_that_a_process_that_a_function_forks_leaves_no_result(tmp_path, fails):
+    source = Source(str(written(tmp_path, "f", FORKING)), "F", "__main__", python=PYTHON)
+    assert result_of(tmp_path, source, fails=fails).value == pickle.dumps("parent", protocol=4)
+
+
 def result_of(tmp_path, source, **parameters):
     """What becomes of a function, in a process of its own."""
     job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 1}

@@ -87,8 +87,10 @@ def main() -> int:
             call = Call(*pickle.load(file))
     except OSError as exc:
         sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
+    pid = os.getpid()
     outcome = run(call)
-    write(RESULT, outcome)
+    if os.getpid() == pid:  # else it was forked by the call, and what comes back from it is nobody's result
+        write(RESULT, outcome)
     tell(outcome.trace)
     return 0 if outcome.good else 1
 

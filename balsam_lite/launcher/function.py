@@ -46,8 +46,11 @@ def main() -> int:
     """Run the job whose order the command line names; the exit code."""
     path = sys.argv[1]
     given = order.read(path)
-    rank = _rank(given, os.environ)
+    rank, pid = _rank(given, os.environ), os.getpid()
     outcome = _outcome(given, keeps_result=rank == 0)
+    if os.getpid() != pid:  # forked by the function, and come back from it: what it returns is nobody's result
+        call.tell(outcome.trace)
+        return 0 if outcome.good else 1
     if rank == 0 or not outcome.good:
         _report(os.path.dirname(path), given.job, outcome)
     call.tell(outcome.trace)

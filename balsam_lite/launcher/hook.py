@@ -42,11 +42,13 @@ def main() -> int:
 
 def _decide(hook: str) -> None:
     """Call that function of the class for the job to which this process belongs."""
-    job = _current_job()
+    job, pid = _current_job(), os.getpid()
     before = job.state
     (app,) = job._site.desk.select("app", {"name": job._row["app"]})
     made = application.load(order.source_of(json.dumps(app["definition"])), as_main=True)
     getattr(made(job), hook)()
+    if os.getpid() != pid:  # forked by the hook, and come back from it: what it decides moves nothing
+        return
     says_more = not job._changed.keys().isdisjoint(("state_data", "state_timestamp"))
     if job.state == before and (says_more or hook == "handle_timeout"):
         job.state = _default(hook, before)  # what is said of a change goes with it

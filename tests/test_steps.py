@@ -461,3 +461,16 @@ def test_that_a_job_goes_on_from_any_state_into_which_the_user_puts_it(bench, tm
     unhandled = state in ("RUN_ERROR", "RUN_TIMEOUT")
     assert bench.job(job)["state"] == ("FAILED" if unhandled else "JOB_FINISHED")
     assert bench.path(job, "in.txt").exists() == (state in ("CREATED", "READY"))
+
+
+def test_that_the_launchers_last_line_counts_a_job_that_fails_in_a_step_once_and_not_as_done(bench):
+    bench.app("good", "true")
+    bench.app("bad", "false")
+    bench.app("no-start", "true", preprocess=shell(bench, "one", "exit 1"))
+    bench.app("no-end", "true", postprocess=shell(bench, "two", "exit 1"))
+    bench.app("no-help", "false", postprocess=shell(bench, "three", "exit 1"))
+    names = ("good", "bad", "no-start", "no-end")
+    bench.add([*({"application": name} for name in names), {"application": "no-help", "post_error_handler": True}])
+    assert bench.run() == 0
+    assert bench.states() == {"JOB_FINISHED": 1, "FAILED": 4}
+    assert "1 done, 4 failed, 0 timed out" in Path(bench.directory, "log", "stderr").read_text()

@@ -77,6 +77,13 @@ class Tally(NamedTuple):
     failed: int = 0
     timed_out: int = 0
 
+    def failed_after(self, state: str) -> Tally:
+        """Count a job that failed in a step that began in this state, once: its run may have been counted already."""
+        if state in (states.RUN_ERROR, states.RUN_TIMEOUT):
+            return self
+        took_back = state in (states.RUN_DONE, states.POSTPROCESSED) and self.done > 0
+        return self._replace(done=self.done - took_back, failed=self.failed + 1)
+
     def plus(self, result: str) -> Tally:
         """Count one more end."""
         return Tally(
@@ -219,7 +226,7 @@ class Launcher:
     def _beat(self, cx: Connection, now_us: int) -> float:
         """Say that this launcher lives, if it is time; returns when it was said last, on the monotonic clock."""
         now = self._clock.monotonic()
-        if now - self._last_heartbeat < self._settings.HEARTBEAT_S:
+        if now - self._last_heartbeat < self._settings.beat_s:
             return self._last_heartbeat
         leases.heartbeat(cx, self._lease, now_us)
         self._db.keep_checkpoints(leases.is_eldest(cx, self._lease, now_us, self._settings.LEASE_EXPIRY_S))
@@ -271,6 +278,7 @@ class Launcher:
         for end in self._steps.poll():
             self._step_ends.append(end)
             if end.failure:
+                self.tally = self.tally.failed_after(end.claim.state)
                 log.info("Job number %d: %s step failed: %s", end.claim.job, end.claim.state, end.failure.partition("\n")[0])
 
     def _start_those_ahead(self) -> None:
@@ -311,7 +319,7 @@ class Launcher:
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
         if self._news or self._wants_more or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
-        beat = self._last_heartbeat + self._settings.HEARTBEAT_S
+        beat = self._last_heartbeat + self._settings.beat_s
         return min(beat, self._ahead_moved + _AHEAD_PATIENCE_S) if self._ahead else beat
 
     def _breathe(self) -> None:
@@ -347,7 +355,7 @@ class Launcher:
 
     def _reap_sometimes(self, now: float) -> None:
         """Look after other launchers' dead now and then."""
-        if now - self._last_reap >= self._settings.HEARTBEAT_S:
+        if now - self._last_reap >= self._settings.beat_s:
             self._last_reap = now
             freed = reap_dead(self._db, self._settings, self._clock)
             if freed:

@@ -61,6 +61,11 @@ class Settings(NamedTuple):
         """So long before the end of its batch job a launcher stops: the grace for its jobs, and the last transaction."""
         return self.KILL_GRACE_S + 5.0
 
+    @property
+    def beat_s(self) -> float:
+        """How often holders of leases say that they live: also where few settings are changed, before others give them up."""
+        return min(self.HEARTBEAT_S, self.LEASE_EXPIRY_S / 4)
+
     @classmethod
     def load(cls, db_directory: str | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings that hold for `db_directory` (None: outside of any DB).

@@ -212,6 +212,13 @@ def test_that_exactly_the_words_are_allowed_that_something_is_made_of(places: Pl
             assert getattr(places.load(), key) == word
 
 
+def test_that_holders_say_that_they_live_more_often_than_others_give_them_up() -> None:
+    assert Settings().beat_s == Settings().HEARTBEAT_S
+    assert Settings(LEASE_EXPIRY_S=4).beat_s == 1
+    for reader in ("launcher/loop.py", "service/loop.py"):
+        assert "HEARTBEAT_S" not in Path(settings.__file__).parent.joinpath(reader).read_text()
+
+
 # --- the environment --------------------------------------------------------------------------------------------------
 
 

@@ -183,7 +183,7 @@ class Service:
     def _rest(self, wait: Callable[[float], object]) -> None:
         end = self._clock.monotonic() + self._settings.SERVICE_PERIOD
         while not self.stop_reason and self._clock.monotonic() < end:
-            wait(min(end - self._clock.monotonic(), self._settings.HEARTBEAT_S))
+            wait(min(end - self._clock.monotonic(), self._settings.beat_s))
             try:
                 self.beat()
             except DatabaseError as exc:
@@ -246,7 +246,7 @@ class Service:
     def beat(self, even_if_early: bool = False) -> None:
         """Show that the service lives, and what it has done. A write transaction when it is time, or there is news."""
         now, note = self._clock.monotonic(), json.dumps(self._note)
-        if even_if_early or note != self._noted or now - self._last_heartbeat >= self._settings.HEARTBEAT_S:
+        if even_if_early or note != self._noted or now - self._last_heartbeat >= self._settings.beat_s:
             with self._db.write() as cx:
                 leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
                 eldest = leases.is_eldest(cx, self._lease, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)

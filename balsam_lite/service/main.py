@@ -194,7 +194,7 @@ def stop(db_directory: str) -> str:
     if not holder.is_here():
         with db.write() as cx:
             leases.close_lease(cx, record.lease.id, SystemClock.now_us(), "stopped by the user")
-        return f"The service on {holder.host} (pid {holder.pid}) is to end; it hears of it within {settings.HEARTBEAT_S:g} s."
+        return f"The service on {holder.host} (pid {holder.pid}) is to end; it hears of it within {settings.beat_s:g} s."
     _terminate(holder)
     give_up = time.monotonic() + settings.SCHEDULER_TIMEOUT_S + _STOP_PATIENCE_S
     while not holder.is_provably_dead():

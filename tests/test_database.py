@@ -838,3 +838,12 @@ def test_that_init_for_a_local_disk_is_refused_on_a_network_and_a_shared_db_stay
     with pytest.raises(UnsafeFilesystem):
         location.create(nfs, "local")
     assert location.open_database(nfs).access == "shared"
+
+
+def test_that_no_new_db_has_a_line_break_in_its_path_but_one_that_has_can_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line break"):
+        location.create(f"{tmp_path}/two\nlines/db")
+    assert os.listdir(tmp_path) == []
+    location.create(str(tmp_path / "one"))
+    os.rename(tmp_path / "one", tmp_path / "two\nlines")
+    assert location.create(f"{tmp_path}/two\nlines").directory == f"{tmp_path}/two\nlines"

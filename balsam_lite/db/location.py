@@ -135,6 +135,7 @@ def set_up(directory: str, access: str | None = None) -> Database:
     if not directory:
         raise InputError("The path of the new DB is empty")
     directory = absolute(directory)
+    refuse_name(directory)
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise InputError(f"{directory} is not a directory")
     try:
@@ -150,6 +151,12 @@ def set_up(directory: str, access: str | None = None) -> Database:
     database = Database(directory, access)
     database.upgrade(lambda cx: _refuse_living(cx, directory))
     return database
+
+
+def refuse_name(directory: str) -> None:
+    """Raise InputError if no new DB may be called so: `balsam which --list` and scripts have one path on a line."""
+    if "\n" in directory and not is_db(directory):
+        raise InputError(f"The path of a DB cannot hold a line break: {directory!r}", hint="Choose another one.")
 
 
 def _refuse_living(cx: connection.Connection, directory: str) -> None:

@@ -69,7 +69,13 @@ def test_that_words_which_need_no_quotes_get_none(balsam: Balsam) -> None:
 
 @pytest.mark.parametrize(
     ("words", "stored"),
-    [(["--args=-x"], "-x"), (["--args", "--flag 3"], "--flag 3"), (["--args", "-5", "1"], "-5 1"), (["--args"], "")],
+    [
+        (["--args=-x"], "-x"),
+        (["--args", "--flag 3"], "--flag 3"),
+        (["--args", "-5", "1"], "-5 1"),
+        (["--args"], ""),
+        (["--args", "--flag=3", "x"], "--flag=3 x"),
+    ],
 )
 def test_that_values_with_a_dash_are_taken_where_argparse_took_them(balsam: Balsam, words: list[str], stored: str) -> None:
     assert stored_args(balsam, *words) == stored

@@ -283,7 +283,8 @@ class _Rewriter:
         if option.is_flag or option.count:
             return [name]
         if isinstance(option, WordsOption):
-            words = []
+            # The first word may be another program's option, such as --constraint=gpu behind --sched-flags.
+            words = [rest.pop(0)] if rest and not self._find(rest[0].partition("=")[0]) and rest[0] != "--" else []
             while rest and not self._looks_like_option(rest[0]):
                 words.append(rest.pop(0))
             return [f"{name}={value}" for value in option.gathered(words)]

@@ -413,7 +413,11 @@ APPS = """
     class Says(ApplicationDefinition):
         site = "here"
         command_template = "{{ program }}"
-        def preprocess(self): self.job.state_data = {"said": "before"}
+        def preprocess(self):
+            pid = os.fork()
+            if pid:
+                os.waitpid(pid, 0)
+            self.job.state_data = {"said": "before" if pid else "by a child, which moves nothing"}
         def postprocess(self): self.job.state_data = {"said": "after"}
         def handle_error(self): self.job.state_data = {"said": "error"}
         def handle_timeout(self): self.job.state_data = {"said": "timeout"}
@@ -718,6 +722,12 @@ def test_that_a_file_that_cannot_be_imported_in_a_spawned_process_fails_the_call
     outcome = result_of(tmp_path, Source(str(written(tmp_path, "f", SPAWNING)), "F", "__main__", python=PYTHON), spoilt="1")
     assert not outcome.good
     assert "importing the file raises ValueError: not here (line 6)" in outcome.trace
+
+
+@pytest.mark.parametrize("lines", ["import os; os._exit(0)", "from os import _exit as end, fork; fork() or end(0); end(0)"])
+def test_that_a_file_that_ends_the_process_where_it_is_imported_is_no_success(tmp_path, lines):
+    outcome = result_of(tmp_path, Source(str(written(tmp_path, "f", lines)), "F", "__main__", python=PYTHON))
+    assert not outcome.good and "importing the file raises SystemExit: os._exit(0) (line 2)" in outcome.trace
 
 
 FORKING = """

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from zlib import crc32
 
 from .. import loading
@@ -124,7 +124,7 @@ def _executed(source: Source, spec: Any, is_main: bool) -> ModuleType:
         sys.modules["__main__"] = module
         _tell_children(module)
     try:
-        with loading.going_on(), _arguments_of(source.file):
+        with loading.going_on(), _arguments_of(source.file), _staying_alive():
             spec.loader.exec_module(module)
     except loading.StopLoading:
         setattr(module, _STOPPED, True)
@@ -144,6 +144,23 @@ def _arguments_of(file: str) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _staying_alive() -> Iterator[None]:
+    """`os._exit` raises SystemExit, but in children: a process that ends so with 0 would pass for one that did its work."""
+    end, pid, is_over = os._exit, os.getpid(), False
+
+    def raising(status: int) -> NoReturn:
+        if is_over or os.getpid() != pid:
+            end(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = raising
+    try:
+        yield
+    finally:
+        os._exit, is_over = end, True
 
 
 def _where(exc: BaseException, file: str) -> str:

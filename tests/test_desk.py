@@ -167,6 +167,13 @@ BAD = {
     "extra": ({"parameters": {"a": "", "z": "", "c": ""}}, InvalidSpec, "Extraneous parameters: {'c', 'z'}"),
     "parameters": ({"parameters": "a=1"}, InvalidSpec, "job parameters must map names to values, not 'a=1'"),
     "large": ({"parameters": {"a": "ü" * 300_000}}, InvalidSpec, "must not be larger than 512000 bytes in all, these are 600"),
+    "NUL in a value": ({"parameters": {"a": "x", "b": "y\0"}}, InvalidSpec, "The parameter b holds a NUL character"),
+    "NUL in a list": ({"parameters": {"a": ["x", {"k\0": 1}]}}, InvalidSpec, "The parameter a holds a NUL character"),
+    "long word": (
+        {"parameters": {"a": "ü" * 65_536}},
+        InvalidSpec,
+        "The parameter a is too large: it makes a word of 131072 byt",
+    ),
     "no JSON": ({"parameters": {"a": {1, 2}}}, InvalidSpec, "cannot be written as JSON"),
     "state": ({"state": "READY"}, InvalidSpec, "Cannot set state when creating Job"),
     "id": ({"id": 3}, InvalidSpec, "Cannot set id when creating Job"),
@@ -184,6 +191,20 @@ BAD = {
     "field": ({"numnodes": 3}, UnknownField, "Did you mean 'num_nodes'?"),
     "kept": ({"lease": 3}, InvalidSpec, "is kept by balsam_lite and cannot be set"),
 }
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [("x {{ a }} {{ a }}", ""), ("x -n{{ a }}", "a word of 131073 bytes"), ("{{ a }}; x", "a line for the shell of 1310")],
+)
+def test_that_a_job_may_have_what_a_program_can_be_given_in_one_word(desk, template, said):
+    desk.create("app", [{"name": "Long", "command_template": template}])
+    large = job(app_id="Long", parameters={"a": "x" * 131_071})
+    if said:
+        with pytest.raises(InvalidSpec, match=f"The parameter a is too large: it makes {said}"):
+            desk.create("job", [large])
+    else:
+        desk.create("job", [large])
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -6,6 +6,8 @@ What depends on the names of a row's fields alone is done once per set of names,
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +25,9 @@ _APP_NAMES = ("app_id", "app", "application")
 #: All parameters of a job, as they are stored.
 LARGEST_PARAMETERS_BYTES = 512_000
 _SMALL = 4096  # of texts in them: then nobody has to count
+_BY_FILE = "Write large values to a file, and give the job its path."
+#: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; elsewhere only all together are limited.
+_LONGEST_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else LARGEST_PARAMETERS_BYTES
 #: Under these keys are parameters that JSON does not know, and their names; see `api.parameters`.
 _PICKLED, _NAMES = "__pickled__", "names"
 
@@ -35,14 +40,20 @@ class App(NamedTuple):
     required: frozenset[str]
     known: frozenset[str]
     is_open: bool  # takes parameters of any name
+    template: str  # of its command line, if it has one
+    defaults: dict[str, Any]
+    has_preamble: bool
 
 
 def app_of(row: Row) -> App:
     """The application of a row of `selection.apps`."""
     parameters = row["parameters"]
     required = frozenset(name for name, about in parameters.items() if isinstance(about, dict) and about.get("required"))
-    is_open = row["kind"] == "command" or bool(row["definition"].get("open"))
-    return App(row["name"], row["kind"], required, frozenset(parameters), is_open)
+    definition = row["definition"]
+    is_open = row["kind"] == "command" or bool(definition.get("open"))
+    defaults = {name: one["default"] for name, one in parameters.items() if isinstance(one, dict) and "default" in one}
+    text, has_preamble = row["command_template"] or "", bool(definition.get("preamble"))
+    return App(row["name"], row["kind"], required, frozenset(parameters), is_open, text, defaults, has_preamble)
 
 
 class Apps:
@@ -63,7 +74,7 @@ class Apps:
             raise UnknownApp(f"There is no App {key!r} at this site.", hint=f"Registered are: {names}") from None
 
     def check_parameters(self, app: App, parameters: Any) -> None:
-        """Raises InvalidSpec: some are missing, extraneous or too large."""
+        """Raises InvalidSpec: some are missing, extraneous, too large, or can be in no command line."""
         if not isinstance(parameters, Mapping):
             raise InvalidSpec(f"job parameters must map names to values, not {parameters!r}")
         if app.kind == "template" and _PICKLED in parameters:
@@ -76,7 +87,9 @@ class Apps:
             _check_names(app, names)
             if len(self._good) < 10_000:
                 self._good.add((app.name, names))
-        _check_size(parameters)
+        is_large = _check_size(parameters)
+        if app.kind == "template":
+            _check_words(app, parameters, is_large)
 
 
 def _check_names(app: App, names: Sequence[str]) -> None:
@@ -96,19 +109,54 @@ def _set(names: Iterable[str]) -> str:
     return "{" + ", ".join(map(repr, sorted(names))) + "}"
 
 
-def _check_size(parameters: Mapping[str, Any]) -> None:
+def _check_size(parameters: Mapping[str, Any]) -> bool:
+    """Whether they may be large."""
     if len(parameters) < _SMALL // 64 and _length_of_texts(parameters.values()) < _SMALL:
-        return
+        return False
     try:
         counted = parameters[_PICKLED] if _PICKLED in parameters else json.dumps(parameters, ensure_ascii=False)
         size = len(str(counted).encode(errors="replace"))
     except (TypeError, ValueError, RecursionError):
-        return  # whoever stores them says what is wrong
+        return False  # whoever stores them says what is wrong
     if size > LARGEST_PARAMETERS_BYTES:
         raise InvalidSpec(
             f"The parameters of a job must not be larger than {LARGEST_PARAMETERS_BYTES} bytes in all, these are {size}",
-            hint="Write large values to a file, and give the job its path.",
+            hint=_BY_FILE,
         )
+    return True
+
+
+def _check_words(app: App, parameters: Mapping[str, Any], are_large: bool) -> None:
+    for name, value in parameters.items():
+        if _holds_nul(value):
+            raise InvalidSpec(f"The parameter {name} holds a NUL character, which no command line can hold.")
+    if not are_large:
+        return
+    from ..errors import TemplateError
+    from ..launcher import template
+
+    try:
+        command = template.render(app.template, {**app.defaults, **parameters}, app.has_preamble)
+    except TemplateError:
+        return  # with these values; told by the job, as of small ones
+    longest = max(len(word.encode(errors="replace")) for word in [*command.argv, command.text])
+    if longest > _LONGEST_WORD:
+        name = max(parameters, key=lambda name: len(str(parameters[name])))
+        what = "a word" if command.argv else "a line for the shell"
+        raise InvalidSpec(
+            f"The parameter {name} is too large: it makes {what} of {longest} bytes, and {_LONGEST_WORD} are what a program "
+            "can be given in one word",
+            hint=_BY_FILE,
+        )
+
+
+def _holds_nul(value: Any) -> bool:
+    """Whether it, or something in it, is a text with one."""
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, Mapping):
+        return any(_holds_nul(one) for pair in value.items() for one in pair)
+    return isinstance(value, (list, tuple)) and any(map(_holds_nul, value))
 
 
 def _length_of_texts(values: Iterable[Any]) -> float:

@@ -65,15 +65,46 @@ def main():
 """
 
 
-def test_that_processes_that_a_call_of_a_script_spawns_find_its_functions(tmp_path):
-    (tmp_path / "script.py").write_text(SPAWNING)
-    pickled = b"c%b\nmain\n)}\x87." % call.MAIN.encode()  # (main, (), {}) of the script
+def outcome_of_call(tmp_path, script, function):
+    """What becomes of a call of that function without arguments."""
+    (tmp_path / "script.py").write_text(script)
+    pickled = b"c%b\n%b\n)}\x87." % (call.MAIN.encode(), function.encode())  # (function, (), {}) of the script
     call.write(str(tmp_path / "call.pkl"), call.Call([], ("path", str(tmp_path / "script.py")), pickled))
     words = interpreter.words(sys.executable, interpreter.CALL, "call.pkl")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
     outcome = call.read_outcome(str(tmp_path / call.RESULT))
+    assert done.returncode == (0 if outcome.good else 1), done.stderr
+    return outcome
+
+
+def test_that_processes_that_a_call_of_a_script_spawns_find_its_functions(tmp_path):
+    outcome = outcome_of_call(tmp_path, SPAWNING, "main")
     assert outcome.value is not None and pickle.loads(outcome.value) == 42
+
+
+UNGUARDED = """
+from balsam_lite.launcher.futures import BalsamExecutor
+
+def above():
+    return 42
+
+try:
+    with BalsamExecutor() as executor:
+        print(executor.submit(above).result())
+except Exception:
+    pass
+
+def below():
+    return 43
+"""
+
+
+def test_that_a_call_of_a_script_imports_it_only_up_to_where_it_would_make_its_jobs_again(tmp_path):
+    outcome = outcome_of_call(tmp_path, UNGUARDED, "above")
+    assert outcome.value is not None and pickle.loads(outcome.value) == 42
+    outcome = outcome_of_call(tmp_path, UNGUARDED, "below")
+    assert not outcome.good
+    assert "'below'" in outcome.trace and "only up to line 8" in outcome.trace and "Define it above" in outcome.trace
 
 
 @pytest.mark.parametrize("what", [interpreter.HOOK, interpreter.FUNCTION])

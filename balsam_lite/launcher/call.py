@@ -109,9 +109,13 @@ def run(call: Call) -> Outcome:
 
     def do() -> Any:
         sys.path += [entry for entry in call.path if entry not in sys.path]
-        if call.main:
-            _load_main(*call.main)
-        function, args, kwargs = pickle.loads(call.call)
+        stopped = call.main and _load_main(*call.main)
+        try:
+            function, args, kwargs = pickle.loads(call.call)
+        except AttributeError as exc:
+            if not stopped:
+                raise
+            raise _behind(f"{exc}. The script was imported only up to {stopped}, where it asks Balsam for more.") from exc
         return function(*_with_parents(args, kwargs, call.parents), **kwargs)
 
     return outcome_of(do)
@@ -143,15 +147,37 @@ def _no_result(text: str, cause: Exception | None = None) -> Outcome:
     return failure(error)
 
 
-def _load_main(kind: str, which: str) -> None:
-    """Import the submitting script under another name. Source: `multiprocessing.spawn`, which does the same."""
+def _load_main(kind: str, which: str) -> str:
+    """Import the submitting script under another name. Source: `multiprocessing.spawn`, which does the same.
+
+    A script that has no `if __name__ == "__main__":` would make its jobs once more, and wait for them. So it is imported only
+    up to there: what is called is mostly defined above. Returns where that is, "" if it has been imported whole.
+    """
     import runpy
+    import traceback
     import types
+
+    from .. import loading
 
     module = types.ModuleType(MAIN)
     run_it: Callable[..., Mapping[str, Any]] = runpy.run_path if kind == "path" else runpy.run_module
-    module.__dict__.update(run_it(which, run_name=MAIN))
+    stopped = ""
+    try:
+        with loading.going_on():
+            found = run_it(which, run_name=MAIN)
+    except loading.StopLoading as stop:
+        frames = [(frame.f_globals, line) for frame, line in traceback.walk_tb(stop.__traceback__)]
+        found, line = next((names, line) for names, line in frames if names.get("__name__") == MAIN)
+        stopped = f"line {line}"
+    module.__dict__.update(found)
     sys.modules["__main__"] = sys.modules[MAIN] = module
+    return stopped
+
+
+def _behind(text: str) -> Exception:
+    from ..errors import RemoteError
+
+    return RemoteError(f'{text} Define it above, or put that line under `if __name__ == "__main__":`.')
 
 
 def _with_parents(args: tuple[Any, ...], kwargs: dict[str, Any], parents: Mapping[Any, str]) -> list[Any]:

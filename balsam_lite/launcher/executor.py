@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .. import spec, states
+from .. import loading, spec, states
 from ..db import location, models, queries
 from ..db.connection import Database
 from ..db.store import apps, insert, user
@@ -97,6 +97,7 @@ class BalsamExecutor(concurrent.futures.Executor):
     def __init__(
         self, application: str | None = None, *, workflow: str | None = None, python: str = sys.executable, **job_fields: Any
     ) -> None:
+        loading.refuse()  # in a job that imports the script of its call
         own = [*_OWN_FIELDS, *(() if application else ("user_workdir",))]  # calls would overwrite each other's results
         taken = [name for name in own if name in job_fields]
         if taken:

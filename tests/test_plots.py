@@ -124,6 +124,13 @@ def test_that_a_run_begins_when_its_program_was_started_and_not_when_it_was_clai
     assert [(s - T0) // S for s in runs.starts] == [0, 0, 2]
 
 
+def test_that_a_job_that_was_claimed_and_never_started_has_not_run():
+    changes = Changes()
+    changes.add([(T0, "PREPROCESSED", "RUNNING", job, 1.0, None) for job in (1, 2)])
+    changes.add([(T0 + S, "RUNNING", "RESTART_READY", 1, None, 0), (T0 + S, "RUNNING", "RESTART_READY", 2, None, None)])
+    assert list(timeline.runs(changes, T0 + 9 * S).ends) == [T0 + S]
+
+
 def test_that_jobs_of_two_sites_with_one_number_are_two():
     both = [Found(changes_of(life(1, 0, (a, b))), []) for a, b in ((0, 10), (5, 15))]
     (runs,) = kinds.prepared("gantt", both, "", T0 + 99 * S).content

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from balsam_lite import states
-from balsam_lite.db import location, queries
+from balsam_lite.db import events, location, queries
 from balsam_lite.db.store import apps, claims, graph, insert, leases, steps, user
 from balsam_lite.errors import (
     DependencyCycle,
@@ -183,7 +183,9 @@ def test_that_claims_given_back_are_restarted_without_costing_a_restart(db):
     with db.write() as cx:
         claims.give_back(cx, lease, [job], 5)
         row = queries.job(cx, job)
+        *_, end = events.page_of_tuples(cx)
     assert (row["state"], row["lease"], row["restarts"]) == ("RESTART_READY", None, 0)
+    assert end[1:3] == ("RUNNING", "RESTART_READY") and end[5] == 0, "its program was never started"
 
 
 # --- the user ---------------------------------------------------------------------------------------------------------

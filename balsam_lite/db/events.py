@@ -52,7 +52,8 @@ from .store.moves import PAYLOAD
 _WEIGHT = f"""CASE WHEN event.to_state = '{states.RUNNING}' THEN
     (SELECT job.num_nodes * 1.0 / job.node_packing_count FROM job WHERE job.id = event.job) END"""
 
-#: When the program of a run that ends was started, which may be later than its event to RUNNING. Like `claims` writes it.
+#: When the program of a run that ends was started, which may be later than its event to RUNNING; 0 if it never was. Like
+#: `claims` writes it.
 _BEGAN = f"""CASE WHEN event.from_state = '{states.RUNNING}' AND event.data GLOB '{{"started":[0-9]*' THEN
     CAST(substr(event.data, {len('{"started":') + 1}) AS INTEGER) END"""
 
@@ -250,7 +251,7 @@ def count_events(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
 # --- a million of them ------------------------------------------------------------------------------------------------
 
 #: (timestamp in microseconds, state left, state entered, number of the job, nodes of an event to RUNNING else None, when the
-#: program of a run that ends was started if that is known, number)
+#: program of a run that ends was started if that is known, 0 if it never was, number)
 EventTuple = Sequence[Any]
 
 

@@ -25,6 +25,8 @@ _CODES = {state: code for code, state in enumerate(states.STATES)}
 _RUNNING = _CODES[states.RUNNING]
 #: Sums of fractions of nodes are rounded to so many digits, so that nothing in use is exactly 0.
 _DIGITS = 9
+#: The start of a program that never ran, though its job was RUNNING.
+_NEVER = -1
 
 
 class Curve(NamedTuple):
@@ -66,7 +68,7 @@ class Changes:
         """Append (time, state left, state entered, job, nodes) of that site, in any order of time.
 
         With a further column, that is when the program of a run that ends was started, where it is known: a launcher that
-        claims short jobs ahead makes them RUNNING before.
+        claims short jobs ahead makes them RUNNING before. 0 is: it never was.
         """
         times, left, entered, jobs, nodes = self.times, self.left, self.entered, self._jobs, self._nodes
         for time_us, from_state, to_state, job, weight, *began in events:
@@ -75,7 +77,7 @@ class Changes:
             entered.append(_CODES.get(to_state, _NOWHERE))
             jobs.append(site << 48 | job)
             nodes.append(1.0 if weight is None else weight)
-            self._began.append(began[0] or 0 if began else 0)
+            self._began.append((began[0] or _NEVER) if began and began[0] is not None else 0)
 
     def extend(self, other: Changes, site: int) -> None:
         """Append all that the other one, whose site is 0, has of that site."""
@@ -87,7 +89,7 @@ class Changes:
         self._began.extend(other._began)
 
     def in_order(self) -> Iterator[tuple[int, int, int, int, float, int]]:
-        """(time, code of the state left, of the one entered, job, nodes, start of the program or 0) by time.
+        """(time, code of the state left, of the one entered, job, nodes, start of the program, 0 or _NEVER) by time.
 
         As they were added, if that was by time. Else, of one time, those that enter RUNNING come last, so that a job leaves it
         before it enters it again.
@@ -145,7 +147,8 @@ def first_start(changes: Changes, window: Window = ALL) -> int | None:
 
 
 def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
-    """The runs whose start is known, cut to the window. One that has not ended lasts until `now_us`, in the state RUNNING."""
+    """The runs whose start is known, cut to the window. One that has not ended lasts until `now_us`, in the state RUNNING; a
+    job whose program never ran had none."""
     open_runs: dict[int, tuple[int, float]] = {}
     ended: dict[int, tuple[int, int]] = {}  # job -> when and to what it left RUNNING without being known to run
     found = Runs(array("q"), array("q"), array("b"), array("d"))
@@ -158,8 +161,9 @@ def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
         elif left == _RUNNING:
             if job in open_runs:
                 start, its_nodes = open_runs.pop(job)
-                found.add(window, max(start, min(began, time)), time, entered, its_nodes)
-            else:
+                if began != _NEVER:
+                    found.add(window, max(start, min(began, time)), time, entered, its_nodes)
+            elif began != _NEVER:
                 ended[job] = time, entered
     for start, its_nodes in open_runs.values():
         found.add(window, start, max(start, now_us), _RUNNING, its_nodes)

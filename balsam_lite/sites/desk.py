@@ -84,7 +84,7 @@ class Desk(Protocol):
 
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """A page of events as short rows: [timestamp, from_state, to_state, job, nodes of an event to RUNNING else None, when
-        the program of a run that ends was started or None, id].
+        the program of a run that ends was started, 0 if it never was, or None, id].
 
         They come in the order in which they were noted, which is nearly that of time. The next page is that `after` the id in
         the last row; an empty one is the end. With `touching` those that leave or enter one of these states.

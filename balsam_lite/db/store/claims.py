@@ -522,6 +522,10 @@ def give_back(
     release(cx, lease, [f.job for f in facts if f.state != states.RUNNING])
 
 
+#: In the event that ends a claim whose program never ran.
+_NEVER_STARTED = '{"started":0}'
+
+
 def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None:
     """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children."""
     if not lost:
@@ -529,7 +533,8 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
     moves, restarts = [], []
     for facts, message, has_started in lost:
         outcome = outcomes.after_lost_holder(facts, has_started)
-        moves.append(Move(facts.job, outcome.path, now_us, (outcome.messages[0] or message,)))
+        data = () if has_started else (_NEVER_STARTED,)
+        moves.append(Move(facts.job, outcome.path, now_us, (outcome.messages[0] or message,), data))
         restarts.append((outcome.restarts,))
     move(cx, moves, states.REAPER, "lease = NULL, restarts = ?", restarts)
     graph.parents_failed(cx, [m.job for m in moves if m.path[-1] == states.FAILED], now_us)

@@ -204,6 +204,14 @@ def test_that_the_command_for_a_peer_may_be_one_word_for_a_shell(db: Database) -
     assert "2 processes" in out
 
 
+def test_that_ssh_with_options_needs_no_quotes_for_the_other_hosts_shell(db: Database, tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nshift 3\nexec sh -c "$*"\n')  # as ssh(1): the words are joined by blanks
+    ssh.chmod(0o755)
+    finding = runner.run(db, ["me"], f"{ssh} -p 2222 {{host}}", 0.1)
+    assert finding.text.startswith("2 processes"), finding
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

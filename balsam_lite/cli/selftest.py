@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,7 +27,7 @@ def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -
 
     Args:
         peer_command: starts a command on a peer. {host} is the peer; {command} is the command as one word for a shell, and
-            where it does not occur, the words of the command follow.
+            where it does not occur, the words of the command follow, behind ssh as that shell must get them.
 
     Raises:
         InputError: `peer_command` cannot be split into words.
@@ -63,7 +64,7 @@ def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -
     command = ["env", f"PYTHONPATH={programs.python_path()}", *programs.module_words(_MODULE, *words)]
     argv = [word.replace("{host}", peer).replace("{command}", shlex.join(command)) for word in prefix]
     if not any("{command}" in word for word in prefix):
-        argv += command
+        argv += [shlex.join(command)] if os.path.basename(prefix[0]) == "ssh" else command
     return lambda: programs.run(argv, timeout_s=selftest.GATHERING_S + seconds + _SLACK_S)
 
 

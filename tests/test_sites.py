@@ -856,6 +856,13 @@ def fail(*_: object) -> None:
     raise BalsamError("the disk is full")
 
 
+def test_that_no_site_is_moved_to_a_path_with_a_line_break(balsam: Balsam, tmp_path: Path) -> None:
+    balsam("site", "init", "-n", "here", str(tmp_path / "here"))
+    code, _, err = balsam("site", "mv", "here", f"{tmp_path}/two\nlines")
+    assert code == 2 and "line break" in err
+    assert (tmp_path / "here" / "balsam.sqlite3").exists()
+
+
 def test_that_a_move_that_fails_leaves_all_as_it_was(balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "old")
     row = add_job(balsam, tmp_path / "old", "--user-workdir", str(tmp_path / "old" / "own"))

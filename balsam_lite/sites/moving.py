@@ -42,6 +42,7 @@ def move(entry: Entry, destination: str) -> Moved:
     if not entry.is_there and _comes_from(target) == entry.path:
         return _arrive(entry, entry.path, target)
     source = manage.directory_of(entry, "moved")
+    location.refuse_name(target)
     if os.path.lexists(target):
         raise InputError(f"{target} exists", hint="The destination is the new path of the directory itself.")
     if target.startswith(f"{source}/"):

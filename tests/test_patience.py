@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from balsam_lite import states
-from balsam_lite.db.store.claims import Exit
+from balsam_lite.db.store.claims import Exit, Shape
+from balsam_lite.launcher.loop import Launcher, Limits
+from balsam_lite.launcher.nodes import Node, Pool
 from balsam_lite.launcher.patience import PatientRunner
 from balsam_lite.launcher.runner import Finished
+from balsam_lite.settings import Settings
 
 
 class Clock:
@@ -146,3 +151,22 @@ def test_that_a_job_killed_by_the_user_is_reported_at_once(clock):
     runner.start(1, "again")
     runs.end(1)
     assert results(runner) == []
+
+
+def test_that_a_place_whose_end_is_doubted_is_given_away_as_soon_as_any_other(clock):
+    shape = Shape(1, 1, 1, 0)
+    settings = Settings()
+    for free in (True, False):
+        due = []
+        for is_doubted in (True, False):
+            pool = Pool([Node(1)])
+            ended = Finished(Exit(1, 1, states.RUN_DONE, 0, "", 1, 2), pool.reserve(shape), is_doubted)
+            runner = SimpleNamespace(poll=lambda ended=ended: [ended])
+            db = SimpleNamespace(busy_timeout_s=1.0, access="shared")
+            limits = Limits(None, False, None, None)
+            launcher = Launcher(db, settings, 1, pool, runner, SimpleNamespace(poll=list), limits, clock, clock.monotonic)
+            launcher._collect()
+            if not free:
+                pool.reserve(shape)
+            due.append(launcher._due(clock.now))
+        assert due[0] == due[1] < clock.now + 0.06

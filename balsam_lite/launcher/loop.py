@@ -137,6 +137,7 @@ class Launcher:
         self.obstacles: list[tuple[Shape, str]] = []
         self._news = True  # somebody wrote since the last tick
         self._wants_more = False  # the last tick took all that one may
+        self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
         self._workflows: tuple[str, ...] | None = None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ class Launcher:
         elif self._idle_since is None:
             self._idle_since = started
             self._explain_idleness(started)
-        self._failing_since, self._news, self._wants_more = None, False, room.is_used_up
+        self._failing_since, self._news, self._wants_more, self._has_freed = None, False, room.is_used_up, False
         self._last_tick = self._clock.monotonic()
         self._tick_costs.append(self._last_tick - started)
         failpoint("after-claim")
@@ -266,7 +267,7 @@ class Launcher:
                 self._pool.release(finished.place)
                 self._rate.add(finished.exit, finished.place.shape)
             if finished.is_doubted:
-                self._wants_more = True  # no end is to be recorded yet that would bring its place a new job
+                self._has_freed = True
                 continue
             self._exits.append(finished.exit)
             self.tally = self.tally.plus(finished.exit.result)
@@ -312,7 +313,7 @@ class Launcher:
             return self._last_tick + 1.0
         if self._step_ends:
             return soon
-        if self._exits:
+        if self._exits or self._has_freed:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
             if not self._ahead and self._pool.has_room:
                 return self._last_tick + self._spacing(_STARVING_SPACING)

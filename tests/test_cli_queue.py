@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_that_launches_are_cancelled_by_our_number_and_by_the_schedulers_id(bals
     shown = balsam("queue", "ls")[1].splitlines()
     assert shown[0] == "No active batch jobs.  Use --history option to list completed batch jobs."
     assert len(shown) == 2
+
+
+def test_that_a_submission_for_several_nodes_says_that_mpi4py_is_missing(
+    balsam: Balsam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    for nodes, mode, is_warned in (("2", "mixed", True), ("2", "mpi", False), ("1", "serial", False)):
+        code, _, err = balsam("submit-launch", "-n", nodes, "-t", "5", "-q", "training", "--job-mode", mode)
+        assert code == 0 and ("on several nodes needs mpi4py" in err) == is_warned
 
 
 def test_that_an_unknown_id_cancels_none_and_a_failure_stops_no_other(balsam: Balsam) -> None:

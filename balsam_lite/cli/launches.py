@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -165,6 +166,18 @@ def submit_launch(
 
     click.echo(f"Submit OK: Qlaunch {pformat(submission.legacy_form(row), indent=4)}")
     _warn_if_idle(db, wf_filter, request.filter_tags)
+    if nodes > 1 and job_mode != "mpi" and row["scheduler"] != "LocalScheduler":
+        _warn_without_mpi4py(job_mode)
+
+
+def _warn_without_mpi4py(job_mode: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("mpi4py") is None:
+        warn(
+            f"A {job_mode} launcher on several nodes needs mpi4py, which {sys.executable} does not have here. "
+            "Without it there, it fails at its start: `pip install mpi4py`, or load the module that has it in the job template."
+        )
 
 
 def _warn_if_idle(db: Database, wf_filter: str, tags: Mapping[str, str]) -> None:

@@ -104,11 +104,13 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     Raises:
         LaunchError: it could not start: no mpi4py, no MPI start command, or whatever rank 0 said.
     """
+    names = [node.name for node in found.nodes]
+    where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
     if importlib.util.find_spec("mpi4py") is None:
-        raise LaunchError(f"Jobs on {len(found.nodes)} nodes need mpi4py, which {sys.executable} does not have.", hint=INSTALL)
-    starter = mpirun.one_rank_per_node([node.name for node in found.nodes], settings, os.environ)
+        raise LaunchError(f"Jobs on {where} need mpi4py, which {sys.executable} does not have.", hint=INSTALL)
+    starter = mpirun.one_rank_per_node(names, settings, os.environ)
     if isinstance(starter, str):
-        raise LaunchError(f"Jobs on {len(found.nodes)} nodes need an MPI start command: {starter}")
+        raise LaunchError(f"Jobs on {where} need an MPI start command: {starter}")
     logs.set_up(db_directory, settings, "supervisor")
     deadline = time.monotonic() + 60 * options.time_limit_minutes if options.time_limit_minutes > 0 else None
     wishes = _Wishes()

@@ -11,7 +11,7 @@ from ...errors import LaunchError
 #: For every error that has to do with mpi4py.
 INSTALL = (
     "Install mpi4py for the MPI of this machine, into the Python that runs balsam: `pip install mpi4py`, or the module "
-    "that your site provides. A launcher on one node needs none."
+    "that your site provides. A launcher for its own node alone needs none."
 )
 _TAG = 4711
 #: The end of an MPI program is everybody's together; with somebody missing it would be waited for for ever.

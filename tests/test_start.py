@@ -39,6 +39,17 @@ def test_that_data_in_the_working_directory_are_no_modules_of_a_call(trap, path)
     assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)
 
 
+def test_that_lines_that_older_dbs_have_stored_still_work(trap):
+    call.write("call.pkl", call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
+    os.unlink("balsam_lite.py")
+    done = ended([sys.executable, "-m", "balsam_lite.launcher.call", "call.pkl"], PYTHONPATH=programs.python_path())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)
+    code = "from balsam_lite.launcher.start import hook; hook()"
+    done = ended([sys.executable, "-c", code, "postprocess"], PYTHONPATH=programs.python_path())
+    assert "is run by the launcher" in done.stderr
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_that_a_call_may_close_its_streams(trap, stream):
     call.write("call.pkl", call.Call([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {}))))

@@ -201,3 +201,7 @@ def failure(exc: BaseException) -> Outcome:
     except Exception:  # noqa: BLE001
         return Outcome(False, None, trace)
     return Outcome(False, value, trace)
+
+
+if __name__ == "__main__":  # so older DBs have it stored
+    sys.exit(main())

@@ -5,6 +5,7 @@ import sys
 
 def hook() -> None:
     """Run a hook of a class, or what comes after a preamble: `hook.main`."""
+    sys.path[:] = filter(None, sys.path)  # lines that older DBs have stored do not
     from .hook import main
 
     sys.exit(main())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any
@@ -20,13 +20,16 @@ from typing import Any
 from .errors import InvalidSpec
 from .states import JOB_FINISHED, RUN_ERROR, RUNNING, STATES
 
-#: timestamp (integer microseconds since the epoch, or a datetime), state left, state entered, job, nodes that the job takes.
-Event = tuple[Any, str, str, Any, Any]
+#: timestamp (integer microseconds since the epoch, or a datetime), state left, state entered, job, nodes that the job takes,
+#: when the program of a run that ends was started (microseconds; 0: never) or None.
+Event = tuple[Any, str, str, Any, Any, Any]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
 #: Sums of fractions of nodes are rounded to so many digits, so that an empty machine has exactly 0 nodes in use.
 _DIGITS = 9
+#: In the place of a start that was none.
+_NO_RUN: tuple[Any, float] = None, 0.0
 #: Numbers of jobs that one query gets.
 _PAGE = 10_000
 
@@ -44,9 +47,10 @@ def throughput_report(events: Iterable[Any], to_state: str = JOB_FINISHED) -> tu
 def utilization_report(events: Iterable[Any], node_weighting: bool = True) -> tuple[list[datetime], list[float]]:
     """Nodes in use from each of these times on; without `node_weighting`, running jobs. No run at all: ([], []).
 
-    A run takes as many nodes as `num_nodes` in the data of its event says, else one. Changes are in the order (time, change):
-    at equal times ends come before starts. The end of a run whose start is not among the events changes nothing, and a job
-    that still runs is in use to the end.
+    A run takes as many nodes as `num_nodes` in the data of its event says, else one. It begins with its event to RUNNING, or
+    when `started` in the data of its end says, which is later where a launcher has claimed it ahead; 0 is: it never ran.
+    Changes are in the order (time, change): at equal times ends come before starts. The end of a run whose start is not among
+    the events changes nothing, and a job that still runs is in use to the end.
     """
     starts, ends = [], []
     for event in _tuples(events, RUNNING):
@@ -88,8 +92,9 @@ def _tuples(events: Iterable[Any], state: str) -> Iterable[Event]:
 
 def _from_attributes(events: Iterable[Any]) -> Iterator[Event]:
     for event in events:
-        weight = event.data.get("num_nodes") if event.data else None
-        yield event.timestamp, _text(event.from_state), _text(event.to_state), event.job_id, weight
+        data = event.data or {}
+        weight, began = data.get("num_nodes"), data.get("started")
+        yield event.timestamp, _text(event.from_state), _text(event.to_state), event.job_id, weight, began
 
 
 def _text(state: Any) -> str:
@@ -104,7 +109,8 @@ def _changes(moves: Iterable[Event], weighting: bool) -> list[tuple[Any, float]]
     starts again, that start was of another run, and the first end is left out.
     """
     found: list[tuple[Any, float]] = []
-    running: dict[Any, float] = {}
+    some_never_ran = False
+    running: dict[Any, int] = {}  # job -> where its start is in `found`
     ended: dict[Any, Any] = {}  # job -> when it left RUNNING, without being known to run
     brief: dict[Any, tuple[Any, float]] = {}  # job -> the end of a run without length, unless it ends later
     for move in moves:
@@ -112,18 +118,35 @@ def _changes(moves: Iterable[Event], weighting: bool) -> list[tuple[Any, float]]
         if move[2] == RUNNING:
             weight = move[4]
             nodes = float(weight) if weighting and weight is not None else 1.0
+            place = len(found)
             found.append((when, nodes))
             if job in brief:
                 found.append(brief.pop(job))
             if ended and ended.pop(job, None) == when:
                 brief[job] = when, -nodes
-            running[job] = nodes
+            running[job] = place
         elif job in running:
             brief.pop(job, None)
-            found.append((when, -running.pop(job)))
-        else:
+            place = running.pop(job)
+            claimed, nodes = found[place]
+            began = move[5]
+            if began == 0:
+                found[place], some_never_ran = _NO_RUN, True
+                continue
+            if began is not None:
+                began = began if isinstance(when, int) else _moment(began, when.tzinfo)
+                if began > claimed:
+                    found[place] = (began if began < when else when), nodes  # `when` only if a clock was put right
+            found.append((when, -nodes))
+        elif move[5] != 0:
             ended[job] = when
-    return found + list(brief.values())
+    found += brief.values()
+    return [change for change in found if change is not _NO_RUN] if some_never_ran else found
+
+
+def _moment(time_us: int, zone: tzinfo | None) -> datetime:
+    since = timedelta(microseconds=time_us)
+    return _NAIVE_EPOCH + since if zone is None else (_EPOCH + since).astimezone(zone)
 
 
 def _totals(changes: list[tuple[Any, float]]) -> tuple[list[datetime], list[float]]:

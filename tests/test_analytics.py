@@ -50,7 +50,7 @@ class Tuples:
     def tuples(self, touching=()):
         for one in self._events:
             time = analytics.microseconds(one.timestamp)
-            yield time, one.from_state, one.to_state, one.job_id, one.data.get("num_nodes")
+            yield time, one.from_state, one.to_state, one.job_id, one.data.get("num_nodes"), one.data.get("started")
 
     def __iter__(self):
         raise AssertionError("a million objects were made")
@@ -224,16 +224,26 @@ def test_that_process_job_times_has_all_that_happened_to_the_jobs(database):
 def test_that_a_query_of_events_gives_the_same_reports_as_its_objects(database):
     BalsamJob.objects.bulk_create([{"name": f"j{n}", "application": "hello", "node_packing_count": 8} for n in (1, 2)])
     rows = [
-        (1, 0, "CREATED", "RUNNING"),
-        (2, 1, "CREATED", "RUNNING"),
-        (1, 9, "RUNNING", "RUN_DONE"),
-        (1, 9, "RUN_DONE", "JOB_FINISHED"),
+        (1, 0, "CREATED", "RUNNING", None),
+        (2, 1, "CREATED", "RUNNING", '{"lease":1}'),
+        (1, 9, "RUNNING", "RUN_DONE", '{"started":5}'),
+        (1, 9, "RUN_DONE", "JOB_FINISHED", None),
+        (1, 10, "RESTART_READY", "RUNNING", '{"lease":1}'),
+        (1, 11, "RUNNING", "RESTART_READY", '{"started":0}'),
     ]
     with database.write() as cx:
-        cx.executemany("INSERT INTO event (job, time, from_state, to_state) VALUES (?, ?, ?, ?)", rows)
+        cx.executemany("INSERT INTO event (job, time, from_state, to_state, data) VALUES (?, ?, ?, ?, ?)", rows)
     for report in (utilization_report, throughput_report):
         assert report(EventLog.objects.all()) == report(list(EventLog.objects.all())) == report(EventLog.objects.all()[:9])
-    assert utilization_report(EventLog.objects.filter(job_id=[1, 2]))[1] == [0.125, 0.25, 0.125]
+    times, nodes = utilization_report(EventLog.objects.filter(job_id=[1, 2]))
+    assert [(time - datetime(1970, 1, 1)) // timedelta(microseconds=1) for time in times] == [1, 5, 9]  # noqa: DTZ001
+    zone = timezone(timedelta(hours=3))
+    aware = [
+        event(one.timestamp.replace(tzinfo=timezone.utc).astimezone(zone), one.job_id, one.from_state, one.to_state, **one.data)
+        for one in EventLog.objects.all()
+    ]
+    assert utilization_report(aware)[0] == [time.replace(tzinfo=timezone.utc) for time in times]
+    assert nodes == [0.125, 0.25, 0.125], "job 1 was started at 5, and the second time not at all"
     assert throughput_report(EventLog.objects.filter(job_id=[2])) == ([], [])
 
 
@@ -259,7 +269,8 @@ def test_that_a_report_of_many_events_costs_little():
     rows = []
     for job in range(50_000):
         begin = chance.randrange(10**12)
-        rows += [(begin, "PREPROCESSED", "RUNNING", job, 0.125), (begin + 10**7, "RUNNING", "RUN_DONE", job, None)]
+        rows += [(begin, "PREPROCESSED", "RUNNING", job, 0.125, None)]
+        rows += [(begin + 10**7, "RUNNING", "RUN_DONE", job, None, begin + 10)]
     started = time.process_time()
     times, totals = utilization_report(SimpleNamespace(tuples=lambda touching: iter(rows)))
     assert time.process_time() - started < 3

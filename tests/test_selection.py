@@ -323,7 +323,7 @@ def test_that_events_come_newest_first_and_say_what_balsam_07_said(db):
     assert [(e["timestamp"], e["id"]) for e in found] == sorted([(e["timestamp"], e["id"]) for e in found], reverse=True)
     start = next(e for e in found if e["to_state"] == states.RUNNING and e["job_id"] == 1)
     end = next(e for e in found if e["to_state"] == states.RUN_ERROR and e["job_id"] == 1)
-    assert (start["data"], end["data"]) == ({"num_nodes": 1.0}, {"returncode": 1, "error": "bad 1"})
+    assert (start["data"], end["data"]) == ({"num_nodes": 1.0}, {"returncode": 1, "error": "bad 1", "started": 151})
     assert (end["from_state"], end["timestamp"]) == (states.RUNNING, 201)
 
 

@@ -113,22 +113,25 @@ class EventQuery(Query[EventLog]):
             size = min(_GROWTH * size, _LARGEST_PAGE)
             rows = home.desk.select("event", where, self._order, 0, size)
 
-    def tuples(self, touching: Sequence[str] = ()) -> Iterator[tuple[int, str, str, int, float | None]]:
-        """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes).
+    def tuples(self, touching: Sequence[str] = ()) -> Iterator[tuple[int, str, str, int, float | None, int | None]]:
+        """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes,
+        started).
 
-        The timestamp is in microseconds since the epoch (UTC); `num_nodes` is what an event to RUNNING has in its data.
+        The timestamp is in microseconds since the epoch (UTC); `num_nodes` is what an event to RUNNING has in its data,
+        `started` what the end of a run has.
         Who needs only those that leave or enter some states names these; others may come as well.
         """
         if self._is_cut:
             for home, row in islice(self._begin(self._stop)[0], self._start, self._stop):
                 job = home.id(row["job_id"])
-                yield row["timestamp"], row["from_state"], row["to_state"], job, row["data"].get("num_nodes")
+                data = row["data"]
+                yield row["timestamp"], row["from_state"], row["to_state"], job, data.get("num_nodes"), data.get("started")
             return
         asked = self._questions()
         for home, where in asked:
             number = int if len(asked) == 1 else home.id  # jobs of several sites have the same numbers
-            for time, old, new, job, nodes, _, _ in _pages_of_tuples(home, where, touching):
-                yield time, old, new, number(job), nodes
+            for time, old, new, job, nodes, started, _ in _pages_of_tuples(home, where, touching):
+                yield time, old, new, number(job), nodes, started
 
     def update(self, **fields: Any) -> NoReturn:
         """Raises AttributeError."""

@@ -173,10 +173,14 @@ def _mend_links(folder: str, old: str, new: str) -> int:
     """Let the links below `folder` that lead into `old` lead into `new`. Returns how many did."""
     mended = 0
     for link in _links(folder):
+        if not os.path.islink(link):
+            continue  # it was `fresh` of another one
         goal = os.readlink(link)
         if goal.startswith(f"{old}/"):
-            fresh = f"{link}.moved"
-            os.symlink(new + goal[len(old) :], fresh)
+            fresh, mended_goal = f"{link}.moved", new + goal[len(old) :]
+            if os.path.islink(fresh) and os.readlink(fresh) == mended_goal:  # left by a move that was killed here
+                os.unlink(fresh)
+            os.symlink(mended_goal, fresh)
             os.replace(fresh, link)
             mended += 1
     return mended

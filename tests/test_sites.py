@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -24,7 +25,7 @@ from elsewhere import ROOT, environment
 from helpers import wait_until
 from sshd import HOST, remote_host
 
-from balsam_lite import __version__
+from balsam_lite import __version__, programs
 from balsam_lite.cli import common, group
 from balsam_lite.cli.main import main
 from balsam_lite.clock import SystemClock
@@ -163,6 +164,19 @@ def test_that_a_site_on_a_hung_file_system_does_not_keep_the_others_from_answeri
     assert err == f"Warning: site hung could not be read: The file system of {hung.path} does not answer\n"
     code, out, err = balsam("job", "ls", "--site", "all")
     assert code == 0 and "does not answer" in err
+
+
+def test_that_few_programs_look_at_many_directories(hung: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[list[str]] = []
+
+    def run(argv: list[str], **_: Any) -> Any:
+        looks.append(argv)
+        return SimpleNamespace(was_killed=f"{hung.path}/balsam.sqlite3" in argv)
+
+    monkeypatch.setattr(programs, "run", run)
+    silent = reach.silent([*(str(tmp_path / f"nfs/{number:03}") for number in range(100)), hung.path])
+    assert hung.path in silent and len(silent) <= 4
+    assert len(looks) <= 32 and sum(len(argv) - 3 for argv in looks) == 101
 
 
 def test_that_a_site_on_a_hung_file_system_is_neither_gone_nor_touched(balsam: Balsam, hung: Entry, tmp_path: Path) -> None:
@@ -932,6 +946,7 @@ def test_that_a_move_that_was_killed_goes_on_when_it_is_said_again(
         patch.setattr(moving, "_is_renamed", killed)
         with pytest.raises(SystemExit):
             balsam("site", "mv", "old", "new")
+    (tmp_path / "new/data/link.moved").symlink_to(tmp_path / "new/data/target")  # as a kill between two calls leaves it
     assert "goes on when it is said again" in balsam("job", "ls", "--site", "old")[2]
     assert balsam("site", "mv", "old", "elsewhere")[0] != 0
     assert balsam("site", "mv", "old", "new")[0] == 0
@@ -939,6 +954,7 @@ def test_that_a_move_that_was_killed_goes_on_when_it_is_said_again(
     [job] = json.loads(balsam("--db", "new", "ls", "--json")[1])
     assert job["user_workdir"] == str(tmp_path / "new/own")
     assert os.readlink(tmp_path / "new/data/link") == str(tmp_path / "new/data/target")
+    assert os.listdir(tmp_path / "new/data") == ["link"]
     assert not (tmp_path / "new/moving.json").exists()
 
 

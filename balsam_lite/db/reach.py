@@ -22,6 +22,8 @@ PATIENCE_S = 4.0
 #: How long what was found is believed: an answer in seconds, silence in times of the patience that was had.
 #: Not for less, as each program that hangs stays for as long as the file system does.
 _HEARD_S, _SILENT_TIMES = 5.0, 15.0
+#: So many programs look at once; with more directories each looks at neighbours, which mostly lie on one file system.
+_MOST_PROGRAMS = 32
 
 _NAME = "balsam.sqlite3"  # `connection.FILE_NAME`, whose module this one must not need
 
@@ -65,23 +67,29 @@ def _touch(directories: list[str], patience_s: float) -> None:
     import queue
     import threading
 
-    came: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
-    for directory in directories:
-        threading.Thread(target=_touched, args=(came, directory, patience_s), daemon=True).start()
-    waiting, give_up = set(directories), time.monotonic() + patience_s + 0.1
+    came: queue.SimpleQueue[tuple[tuple[str, ...], bool]] = queue.SimpleQueue()
+    each = -(-len(directories) // _MOST_PROGRAMS)
+    ordered = sorted(directories)
+    waiting = {tuple(ordered[first : first + each]) for first in range(0, len(ordered), each)}
+    for neighbours in waiting:
+        threading.Thread(target=_touched, args=(came, neighbours, patience_s), daemon=True).start()
+    give_up = time.monotonic() + patience_s + 0.1
+    silent_for_s = dict.fromkeys(directories, _SILENT_TIMES * patience_s)
     while waiting:
         try:
-            directory, is_silent = came.get(timeout=max(give_up - time.monotonic(), 0.001))
+            neighbours, is_silent = came.get(timeout=max(give_up - time.monotonic(), 0.001))
         except queue.Empty:
             break
-        waiting.discard(directory)
-        _note(directory, _SILENT_TIMES * patience_s * is_silent)
-    for directory in waiting:
-        _note(directory, _SILENT_TIMES * patience_s)
+        waiting.discard(neighbours)
+        if not is_silent:
+            silent_for_s.update(dict.fromkeys(neighbours, 0.0))
+    for directory, seconds in silent_for_s.items():
+        _note(directory, seconds)
 
 
-def _touched(came: queue.SimpleQueue[tuple[str, bool]], directory: str, patience_s: float) -> None:
+def _touched(came: queue.SimpleQueue[tuple[tuple[str, ...], bool]], directories: tuple[str, ...], patience_s: float) -> None:
     from .. import programs
 
-    done = programs.run(["head", "-c", "1", os.path.join(directory, _NAME)], timeout_s=patience_s, directory="/")
-    came.put((directory, done.was_killed))
+    files = [os.path.join(directory, _NAME) for directory in directories]
+    done = programs.run(["head", "-c", "1", *files], timeout_s=patience_s, directory="/")
+    came.put((directories, done.was_killed))

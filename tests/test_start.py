@@ -41,7 +41,8 @@ def test_that_data_in_the_working_directory_are_no_modules_of_a_call(trap, path)
 
 def test_that_lines_that_older_dbs_have_stored_still_work(trap):
     call.write("call.pkl", call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
-    os.unlink("balsam_lite.py")
+    for name in ("balsam_lite", "runpy"):  # `-m` takes them for modules
+        os.unlink(f"{name}.py")
     done = ended([sys.executable, "-m", "balsam_lite.launcher.call", "call.pkl"], PYTHONPATH=programs.python_path())
     assert (done.returncode, done.stderr) == (0, "")
     assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)

@@ -184,14 +184,22 @@ def test_that_the_template_is_copied_once_and_not_where_the_user_has_a_policy(tm
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path))
     db = tmp_path / "db"
     db.mkdir()
-    policy.copy_template(str(db), Settings())
-    assert policy.load(str(db), Settings())[0].name == "local"
+    policy.copy_template(str(db), Settings(SCHEDULER_CLASS="LocalScheduler"))
+    assert [queue.name for queue in policy.load(str(db), Settings()) if queue.is_on] == ["local"]
     (db / "policy.ini").write_text(SLIDE)
     policy.copy_template(str(db), Settings())
     assert (db / "policy.ini").read_text() == SLIDE
     (db / "policy.ini").rename(tmp_path / "policy.ini")
     policy.copy_template(str(db), Settings())
     assert list(db.iterdir()) == []
+
+
+def test_that_nothing_is_on_in_the_template_of_a_cluster(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
+    policy.copy_template(str(tmp_path), Settings(SCHEDULER_CLASS="SlurmScheduler"))
+    queues = policy.load(str(tmp_path), Settings())
+    assert queues[0].name == "local"
+    assert not any(queue.is_on for queue in queues)
 
 
 def test_that_a_bracket_in_a_queues_name_is_part_of_it() -> None:

@@ -116,22 +116,30 @@ def copy_template(db: Database, settings: Settings, scheduler: Scheduler | None 
     if not settings.JOB_TEMPLATE and not source.startswith(os.path.join(db.directory, "")):
         target = os.path.join(db.directory, TEMPLATES, scheduler.template)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        copy_new(source, target)
+        write_new(_read(source), target)
         return target
     return source
 
 
-def copy_new(source: str, target: str) -> None:
-    """Copy a file to where none is; one that is there stays. Raises OSError."""
-    with open(source, "rb") as file:
-        content = file.read()
+def packaged(name: str) -> bytes:
+    """A template as it came with the package."""
+    return _read(os.path.join(PACKAGED, name))
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write_new(content: bytes, target: str) -> None:
+    """Write a file where none is; one that is there stays. Raises OSError."""
     try:
-        copy = open(target, "xb")
+        made = open(target, "xb")
     except FileExistsError:  # somebody else was faster
         return
     try:
-        with copy:
-            copy.write(content)
+        with made:
+            made.write(content)
     except OSError:
         os.unlink(target)
         raise

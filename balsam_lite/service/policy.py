@@ -21,7 +21,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import SettingsError
-from ..schedulers.script import PACKAGED, copy_new
+from ..schedulers.base import select
+from ..schedulers.script import packaged, write_new
 from ..settings import Settings, SettingsWarning, home
 
 TEMPLATE = "policy.ini"
@@ -85,13 +86,19 @@ def find(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.
 
 
 def copy_template(db_directory: str, settings: Settings) -> None:
-    """Put a policy to be edited into the DB, unless there is one, here or in ~/.balsam. Raises OSError."""
+    """Put a policy to be edited into the DB, unless there is one, here or in ~/.balsam. Raises OSError, SettingsError.
+
+    Where there is a batch system, nothing in it is on: its queues have names that nobody here knows.
+    """
     name = settings.QUEUE_POLICY
     try:
         find(db_directory, settings)
     except SettingsError:
         if name and name == os.path.basename(name):
-            copy_new(os.path.join(PACKAGED, TEMPLATE), os.path.join(db_directory, name))
+            content = packaged(TEMPLATE)
+            if select(settings).name != "LocalScheduler":
+                content = content.replace(b"submit-jobs = on", b"submit-jobs = off")
+            write_new(content, os.path.join(db_directory, name))
 
 
 def parse(text: str, path: str) -> tuple[Queue, ...]:

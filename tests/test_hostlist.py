@@ -98,7 +98,7 @@ def test_that_a_list_of_more_than_a_million_names_is_refused_at_once(text):
     begun = time.process_time()
     with pytest.raises(ValueError, match=f"more than {MOST_NAMES} names"):
         expand(text)
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < 5
 
 
 def test_that_a_list_of_a_million_names_expands():

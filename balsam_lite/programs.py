@@ -157,10 +157,11 @@ def _collect(
                 return _late(timeout_s)
             if file is not None and os.fstat(file.fileno()).st_size > _LARGEST_FILE_BYTES:
                 return _too_much(_LARGEST_FILE_BYTES)
+            pause_s = left_s if file is None else min(left_s, _LOOK_S)
             if not selector.get_map():
-                _wait(process, left_s if file is None else min(left_s, _LOOK_S))
+                _wait(process, pause_s)
                 continue
-            for key, _ in selector.select(left_s if file is None else min(left_s, _LOOK_S)):
+            for key, _ in selector.select(pause_s):
                 data = os.read(key.fd, 65536)
                 key.data.extend(data)
                 if not data:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn
 from .. import loading
 from ..db.registry import Entry
 from ..errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
-from ..launcher import application, interpreter, order
+from ..launcher import application, call, interpreter, order
 from ..sites import many
 from . import scope
 from .scope import Home, home_of
@@ -310,7 +310,7 @@ def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, n
     if trouble:
         return None
     if cls.__module__ == "__main__":
-        sys.modules.setdefault(application.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
+        sys.modules.setdefault(call.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
     named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
     is_open = cls.command_template is None and _signature(cls)[1]
     return order.Source(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..settings import home
-from . import filesystem
+from . import connection, filesystem
 
 if TYPE_CHECKING:
     import queue
@@ -24,8 +24,6 @@ PATIENCE_S = 4.0
 _HEARD_S, _SILENT_TIMES = 5.0, 15.0
 #: So many programs look at once; with more directories each looks at neighbours, which mostly lie on one file system.
 _MOST_PROGRAMS = 32
-
-_NAME = "balsam.sqlite3"  # `connection.FILE_NAME`, whose module this one must not need
 
 #: Directory -> (whether it is silent, until when that is believed).
 _found: dict[str, tuple[bool, float]] = {}
@@ -90,6 +88,6 @@ def _touch(directories: list[str], patience_s: float) -> None:
 def _touched(came: queue.SimpleQueue[tuple[tuple[str, ...], bool]], directories: tuple[str, ...], patience_s: float) -> None:
     from .. import programs
 
-    files = [os.path.join(directory, _NAME) for directory in directories]
+    files = [os.path.join(directory, connection.FILE_NAME) for directory in directories]
     done = programs.run(["head", "-c", "1", *files], timeout_s=patience_s, directory="/")
     came.put((directories, done.was_killed))

@@ -20,11 +20,10 @@ from zlib import crc32
 
 from .. import loading
 from ..errors import ApplicationLost
+from .call import MAIN
 from .order import Source, definition_of, source_of
 
-#: What the script of a class is called in its job, as `multiprocessing` calls it in processes that it spawns.
-MAIN = "__mp_main__"
-#: What those import in place of the script, and the variable that tells it which class.
+#: What processes that `multiprocessing` spawns import in place of the script, and the variable that tells it which class.
 _OF_CHILDREN = "balsam_lite.launcher.spawned"
 _CLASS_VARIABLE = "BALSAM_CLASS"
 _BY_FILE = "__balsam_main__"

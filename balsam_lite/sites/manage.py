@@ -48,9 +48,6 @@ def create(path: str, name: str, access: str | None = None) -> tuple[Entry, Data
         raise
 
 
-#: A note in the directory of a DB that is being moved: where it was.
-MOVING = "moving.json"
-
 # --- what is there -----------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +133,9 @@ def directory_of(entry: Entry, what: str) -> str:
 
 
 # --- removing ---------------------------------------------------------------------------------------------------------
+
+#: A note in the directory of a DB that is being moved: where it was.
+MOVING = "moving.json"
 
 #: What belongs to a DB, in the order in which it goes: until its file is gone, the directory is known for one. What SQLite
 #: has beside the file goes later, as its locks are there, and so does the lock of a session: nobody shall come in between.

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import wait_until
@@ -37,10 +38,20 @@ def test_that_pids_that_were_used_anew_make_no_circle(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
-def test_that_a_shell_is_killed_before_it_could_go_on(tmp_path) -> None:
+def test_that_a_shell_is_killed_before_it_could_go_on(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = os.kill
+
+    def slowly(pid: int, number: int) -> None:
+        """Time enough for a shell that outlives its child to go on; one that is killed first takes none."""
+        kill(pid, number)
+        give_up = time.monotonic() + 5
+        while shell.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.005)
+
     script = "trap '' TERM; sh -c 'while :; do sleep 0.01; done'; touch went-on"
     with subprocess.Popen(["/bin/sh", "-c", script], cwd=tmp_path, start_new_session=True) as shell:
         wait_until(lambda: len(descendants([shell.pid], [])) >= 2)
+        monkeypatch.setattr(os, "kill", slowly)
         signal_all(reversed(descendants([shell.pid], [])), signal.SIGKILL)
         assert shell.wait(20) == -signal.SIGKILL
         wait_until(lambda: not signal_all(left := descendants([shell.pid], []), signal.SIGKILL) and not left)

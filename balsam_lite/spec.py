@@ -76,6 +76,11 @@ JOB_FIELDS = (
     Field("retries", "count0", 0, settable=False),
     # Since schema version 3.
     Field("mpi_flags", "command", ""),
+    # Since schema version 5.
+    Field("run_when", "run_when", "all_finished"),  # which ends of its parents let it run
+    Field("exit_0_is_done_after_stop", "flag", 0),  # a run that was told to stop and exits with 0 is done
+    Field("start_after", "id", None, settable=False),  # microseconds; no launcher takes it before
+    Field("told_to_stop", "id", None, settable=False),  # microseconds; when its launcher told the run to stop
 )
 
 APP_FIELDS = (
@@ -92,6 +97,8 @@ APP_FIELDS = (
     Field("environ_vars", "environ", "{}"),
     Field("handle_error", "command", ""),  # scripts that are asked after RUN_ERROR and RUN_TIMEOUT
     Field("handle_timeout", "command", ""),
+    # Since schema version 5.
+    Field("exit_0_is_done_after_stop", "flag", 0),  # for all its jobs
 )
 
 JOB_FIELD = {field.name: field for field in JOB_FIELDS}
@@ -233,6 +240,24 @@ def _affinity(value: Any) -> str:
     return str(value)
 
 
+#: Which ends of a job's parents let it run, with a sentence for each.
+RUN_WHEN = {
+    "all_finished": "when every parent is JOB_FINISHED; it fails as soon as one is FAILED or USER_KILLED",
+    "all_ended": "when every parent has ended, whether JOB_FINISHED, FAILED, USER_KILLED or removed",
+    "any_finished": "as soon as one parent is JOB_FINISHED; it fails when all have ended and none is",
+}
+
+
+def _run_when(value: Any) -> str:
+    if value in RUN_WHEN:
+        return str(value)
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(value), RUN_WHEN, n=1, cutoff=0.5)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(f"must be one of {', '.join(RUN_WHEN)}, not {value!r}{meant}")
+
+
 #: Made once: `json.dumps` makes a new encoder at each call that asks for anything special.
 _as_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _quoted = json.encoder.encode_basestring
@@ -347,7 +372,7 @@ def _id(value: Any) -> int | None:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "text": _text, "label": _label, "command": _command, "path": _path, "integer": _integer, "count": _count,
     "count0": _count0, "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object, "tags": _tags,
-    "environ": _environ, "codes": _codes, "state": _state, "id": _id,
+    "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when,
 }  # fmt: skip
 
 #: Kinds whose stored form is JSON text; the models hand them out as dicts.

@@ -15,6 +15,27 @@ _BY_SHAPE = "num_nodes, ranks_per_node, node_packing_count, gpus_per_rank, prior
 _UNPREPARED = "lease IS NULL AND state IN ('CREATED', 'READY', 'STAGED_IN')"
 _RUNNABLE = "lease IS NULL AND state IN ('PREPROCESSED', 'RESTART_READY')"
 _RESERVED = "queued_launch_id IS NOT NULL"
+_FREE = "lease IS NULL AND start_after IS NULL AND unfinished_parents = 0"
+_FREE_UNPREPARED = f"{_FREE} AND state IN ('CREATED', 'READY', 'STAGED_IN')"
+_FREE_RUNNABLE = f"{_FREE} AND state IN ('PREPROCESSED', 'RESTART_READY')"
+_WAITED = (
+    "job.lease IS NULL AND job.unfinished_parents > 0 "
+    "AND job.state IN ('CREATED', 'READY', 'STAGED_IN', 'PREPROCESSED', 'RESTART_READY')"
+)
+_NOW = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+#: From version 5 on a parent that is held counts as unfinished, and a child that has not started goes back to wait for a
+#: parent that was put back. Children of failed parents wait, too, until the parent is put back or they are.
+_PARENTS_COUNTED_ANEW = (
+    """UPDATE job SET unfinished_parents = wait_for_parents * (
+            SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
+            WHERE d.child = job.id AND (p.state <> 'JOB_FINISHED' OR p.lease IS NOT NULL))
+        WHERE id IN (SELECT child FROM dependency)""",
+    f"""INSERT INTO event (job, time, from_state, to_state, message)
+        SELECT id, {_NOW}, state, 'AWAITING_PARENTS', 'A parent was put back' FROM job WHERE {_WAITED}""",
+    f"""UPDATE state_count SET jobs = jobs - (SELECT count(*) FROM job WHERE {_WAITED} AND job.state = state_count.state)""",
+    f"""UPDATE state_count SET jobs = jobs + (SELECT count(*) FROM job WHERE {_WAITED}) WHERE state = 'AWAITING_PARENTS'""",
+    f"UPDATE job SET state = 'AWAITING_PARENTS' WHERE {_WAITED}",
+)
 
 #: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` goes on, these stay as they were.
 STEPS: tuple[tuple[str, ...], ...] = (
@@ -53,6 +74,34 @@ STEPS: tuple[tuple[str, ...], ...] = (
             WHERE job.tags <> '{}'""",
         "DROP INDEX job_tagged",
         "CREATE INDEX event_time ON event (time)",
+    ),
+    (  # when a job runs, by its parents' ends; jobs held back; runs told to stop; what is known of batch jobs; the DB's id
+        "ALTER TABLE job ADD COLUMN run_when TEXT NOT NULL DEFAULT 'all_finished'",
+        "ALTER TABLE job ADD COLUMN exit_0_is_done_after_stop INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN start_after INTEGER",
+        "ALTER TABLE job ADD COLUMN told_to_stop INTEGER",
+        "ALTER TABLE app ADD COLUMN exit_0_is_done_after_stop INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE batch_job ADD COLUMN seen INTEGER",
+        "ALTER TABLE batch_job ADD COLUMN cluster TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE batch_job ADD COLUMN tries INTEGER NOT NULL DEFAULT 1",
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        "INSERT INTO meta VALUES ('id', lower(hex(randomblob(16))))",
+        *_PARENTS_COUNTED_ANEW,
+        "DROP INDEX job_unprepared",
+        "DROP INDEX job_unprepared_of_workflow",
+        "DROP INDEX job_runnable",
+        "DROP INDEX job_runnable_of_workflow",
+        "DROP INDEX job_unprepared_of_launch",
+        "DROP INDEX job_runnable_of_launch",
+        f"CREATE INDEX job_unprepared ON job ({_BY_SHAPE}) WHERE {_FREE_UNPREPARED}",
+        f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_FREE_UNPREPARED}",
+        f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_FREE_RUNNABLE}",
+        f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_FREE_RUNNABLE}",
+        f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) "
+        f"WHERE {_FREE_UNPREPARED} AND {_RESERVED}",
+        f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_FREE_RUNNABLE} AND {_RESERVED}",
+        "CREATE INDEX job_start_after ON job (start_after) WHERE start_after IS NOT NULL",
+        "CREATE INDEX job_own_workdir ON job (workdir) WHERE substr(workdir, -8) <> substr(job_id, 1, 8)",
     ),
 )
 

@@ -165,6 +165,10 @@ class BalsamJob(Record, peewee.Model):
         restarts: int
         unfinished_parents: int
         mpi_flags: str
+        run_when: str
+        exit_0_is_done_after_stop: bool
+        start_after: int | None
+        told_to_stop: int | None
         created: int
         origin: str
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import spec, states
 
-VERSION = 4
+VERSION = 5
 
 _SQL_TYPE = {"count": "INTEGER", "count0": "INTEGER", "integer": "INTEGER", "flag": "INTEGER", "id": "INTEGER"}
 
@@ -36,10 +36,16 @@ def sql_list(words: tuple[str, ...]) -> str:
     return ", ".join(map(_literal, words))
 
 
-#: A job that a launcher may start: nobody holds it, and it is prepared.
-RUNNABLE = f"lease IS NULL AND state IN ({sql_list(states.RUNNABLE_STATES)})"
+#: A job that a launcher may take: no launcher holds it, it is not held back (`start_after`), and its `run_when` holds.
+FREE = "lease IS NULL AND start_after IS NULL AND unfinished_parents = 0"
+#: A job that a launcher may start: it is prepared.
+RUNNABLE = f"{FREE} AND state IN ({sql_list(states.RUNNABLE_STATES)})"
 #: A job that a launcher may prepare, and start at once if there is nothing to prepare.
-UNPREPARED = f"lease IS NULL AND state IN ({sql_list(states.UNPREPARED_STATES)})"
+UNPREPARED = f"{FREE} AND state IN ({sql_list(states.UNPREPARED_STATES)})"
+#: A job that is held back until a time.
+HELD_BACK = "start_after IS NOT NULL"
+#: A job whose working directory was chosen by the user, and may be that of other jobs. The name of any other ends in its id.
+OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
 UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"
 #: A job that is planned for a launch.
@@ -115,8 +121,13 @@ TABLES = (
     exit_code INTEGER,
     log TEXT NOT NULL DEFAULT '',
     partitions TEXT NOT NULL DEFAULT '[]',
-    optional_params TEXT NOT NULL DEFAULT '{}'
+    optional_params TEXT NOT NULL DEFAULT '{}',
+    seen INTEGER,
+    cluster TEXT NOT NULL DEFAULT '',
+    tries INTEGER NOT NULL DEFAULT 1
 )""",
+    # Facts about the file itself: `id` is the identity of this DB, which a copy does not share.
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     # The tags of all jobs once more, so that they can be looked up; `store.tags` keeps them like the column of the job.
     "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
     "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
@@ -138,6 +149,10 @@ INDEXES = (
     f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {UNPREPARED} AND {RESERVED}",
     f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {RUNNABLE} AND {RESERVED}",
     f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
+    # the jobs held back whose time has come, and the next time at which one's does.
+    f"CREATE INDEX job_start_after ON job (start_after) WHERE {HELD_BACK}",
+    # jobs that share a working directory.
+    f"CREATE INDEX job_own_workdir ON job (workdir) WHERE {OWN_WORKDIR}",
     # what a launcher holds: kills, reaping.
     "CREATE INDEX job_lease ON job (lease) WHERE lease IS NOT NULL",
     "CREATE INDEX job_state ON job (state)",
@@ -152,6 +167,9 @@ INDEXES = (
     "CREATE INDEX batch_job_scheduler_id ON batch_job (scheduler_id)",
 )
 
-ROWS = (f"INSERT INTO state_count VALUES {', '.join(f'({_literal(s)}, 0)' for s in states.STATES)}",)
+ROWS = (
+    f"INSERT INTO state_count VALUES {', '.join(f'({_literal(s)}, 0)' for s in states.STATES)}",
+    "INSERT INTO meta VALUES ('id', lower(hex(randomblob(16))))",
+)
 
 STATEMENTS = TABLES + INDEXES + ROWS

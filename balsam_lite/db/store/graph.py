@@ -1,8 +1,8 @@
 """Dependencies between jobs: edges, cycles, and what a parent's end means for its children.
 
-`job.unfinished_parents` is the number of parents that are not JOB_FINISHED. It is kept here and nowhere else, so that a
-parent's end costs its children a subtraction and a waiting job costs nothing. All functions run inside the caller's write
-transaction.
+`job.unfinished_parents` is the number of parents that are not JOB_FINISHED; 0 if the job does not
+wait for its parents. It is kept here and nowhere else, so that a parent's end costs its children a subtraction and a
+waiting job costs nothing. All functions run inside the caller's write transaction.
 
 `CROSS JOIN` is SQLite's way to fix the order of a join: from the few edges to their jobs. Left to itself it reads all jobs
 in the state that is asked for, of which there may be a million.
@@ -99,7 +99,7 @@ def add_edges(cx: sqlite3.Connection, edges: Sequence[tuple[int, int]], now_us: 
 def recount(cx: sqlite3.Connection, children: Iterable[int]) -> None:
     """Count the unfinished parents of `children` afresh."""
     cx.execute(
-        f"""UPDATE job SET unfinished_parents = (
+        f"""UPDATE job SET unfinished_parents = wait_for_parents * (
                 SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
                 WHERE d.child = job.id AND p.state <> '{states.JOB_FINISHED}')
             WHERE id IN (SELECT value FROM json_each(?))""",
@@ -208,7 +208,8 @@ def _adjust(cx: sqlite3.Connection, parents: str, by: int) -> None:
         (parents,),
     ).fetchall()
     cx.executemany(
-        f"UPDATE job SET unfinished_parents = unfinished_parents + {by} * ? WHERE id = ?", [(n, job) for job, n in rows]
+        f"UPDATE job SET unfinished_parents = unfinished_parents + {by} * ? WHERE id = ? AND wait_for_parents",
+        [(n, job) for job, n in rows],
     )
 
 

@@ -291,6 +291,29 @@ def test_that_changed_tells_of_others_writes_and_not_of_ones_own(local: Database
     assert not local.changed()
 
 
+def checkpoint_pages(db: Database) -> int:
+    """After how many pages in the WAL a process that opens the DB now writes them into the file; 0: it never does."""
+    other = same_way(db)
+    with other.read() as cx:
+        pages = int(cx.execute("PRAGMA wal_autocheckpoint").fetchone()[0])
+    other.close()
+    return pages
+
+
+def test_that_checkpoints_are_left_to_launchers_and_services_and_to_nobody_else(local: Database) -> None:
+    assert checkpoint_pages(local) > 0
+    with local.write() as cx:
+        leases.open_lease(cx, "wait", Holder.current(), "", 1)
+    assert checkpoint_pages(local) > 0
+    for kind in ("launcher", "service"):
+        with local.write() as cx:
+            lease = leases.open_lease(cx, kind, Holder.current(), "", 1)
+            assert leases.is_eldest(cx, lease, 1, 120)
+        assert checkpoint_pages(local) == 0
+        with local.write() as cx:
+            leases.close_lease(cx, lease, 1, "")
+
+
 def test_that_on_a_shared_file_system_a_change_is_always_possible(tmp_path: Path) -> None:
     db = location.create(str(tmp_path / "db"), "shared")
     assert db.changed()

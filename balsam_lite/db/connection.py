@@ -42,6 +42,9 @@ FILES = tuple(FILE_NAME + ending for ending in ("", "-wal", "-shm", "-journal"))
 #: What `read` and `write` give, for those above this room to name: they hand it on and do not look into it.
 Connection = sqlite3.Connection
 
+#: The leases of programs that work on the DB for long, and of which one moves the WAL into the file. (SQL condition)
+AT_WORK = "kind IN ('launcher', 'service')"
+
 #: Pages; 16 MB of WAL. A larger one makes reading slower, a smaller one makes a launcher wait for the disk more often.
 _CHECKPOINT_PAGES = 4000
 
@@ -342,7 +345,7 @@ class Database:
     def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
         mine = self._keeps_checkpoints
         if mine is None:
-            query = "SELECT 1 FROM lease WHERE closed IS NULL LIMIT 1"
+            query = f"SELECT 1 FROM lease WHERE closed IS NULL AND {AT_WORK} LIMIT 1"
             mine = cx.execute(query).fetchone() is None
         cx.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ... import states
 from ...errors import LostLease
 from ...identity import Holder
+from ..connection import AT_WORK
 from . import claims
 
 
@@ -58,11 +59,11 @@ def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str, no
     cx.execute(query, (now_us, reason, note, lease))
 
 
-def open_leases(cx: sqlite3.Connection) -> list[Lease]:
-    """All leases that are not closed, the oldest first."""
+def open_leases(cx: sqlite3.Connection, where: str = "TRUE") -> list[Lease]:
+    """All leases that are not closed, the oldest first; with `where` those for which that SQL condition holds."""
     rows = cx.execute(
-        """SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat
-        FROM lease WHERE closed IS NULL ORDER BY id"""
+        f"""SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat
+        FROM lease WHERE closed IS NULL AND {where} ORDER BY id"""
     )
     return [_lease(row) for row in rows]
 
@@ -104,8 +105,8 @@ def living(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[Lease]:
 
 
 def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) -> bool:
-    """Whether of all open leases whose holders are not dead this one is the oldest."""
-    return [one.id for one in living(cx, now_us, expiry_s)[:1]] == [lease]
+    """Whether of the launchers and services that are not dead this one is the oldest: it keeps the checkpoints."""
+    return next((one.id for one in open_leases(cx, AT_WORK) if not is_dead(one, now_us, expiry_s)), None) == lease
 
 
 def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[int]:

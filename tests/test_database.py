@@ -573,20 +573,6 @@ def test_that_nobody_at_work_has_his_db_upgraded_below_him(local: Database, requ
     location.create(local.directory).close()
 
 
-def test_that_a_file_of_the_first_version_becomes_what_a_fresh_one_is(tmp_path: Path) -> None:
-    old = location.create(str(tmp_path / "old"))
-    old.close()
-    os.unlink(old.path)
-    with sqlite3.connect(old.path) as cx:
-        cx.executescript((Path(__file__).parent / "data" / "schema_1.sql").read_text())
-        cx.execute("INSERT INTO job (job_id, name) VALUES ('fab5', 'kept')")
-    cx.close()
-    upgraded = location.create(old.directory)
-    with upgraded.write() as db:
-        assert db.execute("SELECT name, max_retries, retry_codes FROM job").fetchall() == [("kept", 0, "")]
-    assert picture(upgraded) == picture(location.create(str(tmp_path / "fresh")))
-
-
 def test_that_a_step_that_fails_leaves_the_old_version_whole(local: Database, next_version: list[str]) -> None:
     local.close()
     next_version.append("CREATE INDEX job_shape ON job (no_such_column)")

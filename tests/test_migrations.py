@@ -1,0 +1,117 @@
+"""DBs that older programs have left, each with a launcher killed at work, become DBs of today and go on (data/make_old.py)."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elsewhere import balsam
+from launching import Bench
+from test_database import picture
+
+from balsam_lite.db import location, queries, schema
+from balsam_lite.states import AWAITING_PARENTS, FAILED, JOB_FINISHED, READY, RESTART_READY, RUNNING, USER_KILLED
+
+VERSIONS = range(1, schema.VERSION)
+#: Children that had not started, or were to start again, when their parent was put back.
+WAIT_AGAIN = {"child-late": READY, "child-timed-out": RESTART_READY}
+TABLES = ("job", "app", "event", "dependency", "lease", "batch_job")
+
+
+def rows(path: str, table: str) -> list[dict[str, Any]]:
+    cx = sqlite3.connect(path)
+    cx.row_factory = sqlite3.Row
+    found = [dict(row) for row in cx.execute(f"SELECT * FROM {table}")]
+    cx.close()
+    return found
+
+
+@pytest.fixture(params=VERSIONS)
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """A DB whose file is of an older version, and launchers of today."""
+    bench = Bench(tmp_path)
+    bench.db.close()
+    os.unlink(bench.db.path)
+    cx = sqlite3.connect(bench.db.path, isolation_level=None)
+    cx.execute("PRAGMA journal_mode = WAL")
+    cx.executescript((Path(__file__).parent / "data" / f"schema_{request.param}.sql").read_text(encoding="utf-8"))
+    assert cx.execute("PRAGMA user_version").fetchone() == (request.param,)
+    cx.close()
+    yield bench
+    bench.close()
+
+
+def test_that_there_is_a_file_of_each_older_version() -> None:
+    found = {path.name for path in (Path(__file__).parent / "data").glob("schema_*.sql")}
+    assert found == {f"schema_{version}.sql" for version in VERSIONS}
+
+
+def test_that_init_makes_of_an_old_file_what_a_fresh_one_is_and_loses_nothing(old: Bench, tmp_path: Path) -> None:
+    before = {table: rows(old.db.path, table) for table in TABLES}
+    code, _, err = balsam(old.directory, "ls")
+    assert code == 1 and f"balsam init {old.directory}" in err
+    code, out, err = balsam(None, "init", old.directory)
+    assert (code, err) == (0, ""), err
+    fresh = picture(location.create(str(tmp_path / "fresh")))
+    counts = sorted(Counter(job["state"] for job in rows(old.db.path, "job")).items())
+    assert [row for row in rows(old.db.path, "state_count") if row["jobs"]] == [{"state": s, "jobs": n} for s, n in counts]
+    assert {**picture(old.db), "counts": fresh["counts"]} == fresh
+    for table in TABLES:
+        after = rows(old.db.path, table)
+        if table == "event":
+            assert len(after) == len(before[table]) + len(WAIT_AGAIN)
+        for was, now in zip(before[table], after):
+            if was.get("name") in WAIT_AGAIN and table == "job":
+                assert (was["state"], now["state"]) == (WAIT_AGAIN[was["name"]], AWAITING_PARENTS)
+                del was["state"]
+            changed = {key for key, value in was.items() if value != now.get(key, "")}
+            assert changed <= ({"unfinished_parents"} if table == "job" else {"data"} if table == "app" else set())
+    with old.db.read() as cx:
+        assert cx.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert [row[0] for row in cx.execute("SELECT name FROM job WHERE NOT wait_for_parents AND unfinished_parents")] == []
+        tagged = cx.execute(
+            "SELECT job.name, tag.key, tag.value FROM job_tag JOIN job ON job.id = job JOIN tag ON tag.id = tag"
+        )
+        assert set(tagged) == {("done", "size", "big"), ("done", "colour", "red"), ("child-late", "size", "small")}
+        for number, name in cx.execute("SELECT id, name FROM job").fetchall():
+            if name in WAIT_AGAIN:
+                last = queries.history(cx, number)[-1]
+                assert last[1:] == (WAIT_AGAIN[name], AWAITING_PARENTS, "A parent was put back")
+    assert balsam(old.directory, "db", "check", "--seconds", "0")[0] == 0
+    code, out, _ = balsam(old.directory, "ls", "--tag", "size=small")
+    assert code == 0 and "child-late" in out
+
+
+def test_that_a_launcher_runs_what_an_old_file_has_left_in_the_order_of_the_graph(old: Bench) -> None:
+    was = {job["name"]: job for job in rows(old.db.path, "job")}
+    for child in WAIT_AGAIN:
+        assert was[child]["unfinished_parents"] == 1  # else the file does not show what this test is about
+    assert balsam(None, "init", old.directory)[0] == 0
+    assert old.run("--nodes", "2", BALSAM_LEASE_EXPIRY_S="1", BALSAM_IDLE_TTL_S="3") == 0
+    now = {job["name"]: job for job in rows(old.db.path, "job")}
+    ended = {name: job["state"] for name, job in now.items() if was[name]["state"] in (JOB_FINISHED, FAILED, USER_KILLED)}
+    assert ended == {name: was[name]["state"] for name in ended}
+    assert {job["state"] for name, job in now.items() if name not in ended} == {JOB_FINISHED}
+    assert [now[f"running{n}"]["attempt"] for n in range(2)] == [2, 2]
+    assert {now[f"running{n}"]["restarts"] for n in range(2)} == {1}
+    at = {name: dict(zip(*times(old, job["id"]))) for name, job in now.items() if name not in ended}
+    for parent, child in (
+        ("done", "child-late"),
+        ("done", "child-timed-out"),
+        ("child-late", "grandchild-late"),
+        ("running0", "child-running"),
+        ("running1", "child-running"),
+    ):
+        assert at[parent][JOB_FINISHED] <= at[child][RUNNING], (parent, child)
+
+
+def times(old: Bench, number: int) -> tuple[list[str], list[int]]:
+    """The states entered and when, the last time of each counts."""
+    with old.db.read() as cx:
+        found = cx.execute("SELECT to_state, time FROM event WHERE job = ? ORDER BY id", (number,)).fetchall()
+    return [row[0] for row in found], [row[1] for row in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from launching import Bench
 from mpi import CAREFUL, with_mpi
 from slurm_cluster import Cluster
 
+import balsam_lite
 from balsam_lite.db import batch_queries
 from balsam_lite.db.store import user
 from balsam_lite.schedulers import base, submission
@@ -48,6 +50,18 @@ class Site:
     def launch(self, nodes: int, job_mode: str, **fields: Any) -> dict[str, Any]:
         request = LaunchRequest(nodes, 5, job_mode=job_mode, **fields)
         return submission.submit_launch(self.bench.db, self.bench.settings(), request)
+
+    def template(self, *directives: str, **variables: str) -> None:
+        """Give launches these #SBATCH lines, and set this process's variables again, whatever those say of them."""
+        folder = Path(self.bench.directory, "job-templates")
+        folder.mkdir(exist_ok=True)
+        text = (Path(balsam_lite.__file__).parent / "templates" / "slurm.tmpl").read_text()
+        own = {name: os.environ[name] for name in os.environ if name.startswith(("BALSAM_", "SLURM_")) or name == "PATH"}
+        exports = [f"export {name}={shlex.quote(value)}\n" for name, value in {**own, **variables}.items()]
+        options = [f"#SBATCH {directive}\n" for directive in directives]
+        for before, lines in (("#SBATCH --nodes", options), ("exec balsam", exports)):
+            text = text.replace(before, f"{''.join(lines)}{before}", 1)
+        (folder / "slurm.tmpl").write_text(text)
 
     def ended(self, row: dict[str, Any], timeout: float = 90) -> dict[str, Any]:
         """The launch, as soon as it has ended."""
@@ -119,6 +133,38 @@ def test_that_a_job_of_two_nodes_and_four_ranks_each_is_one_program_on_both(
     hosts = site.hosts(job)
     assert sorted(hosts) == list(range(8))
     assert sorted(Counter(hosts.values()).values()) == [4, 4]
+
+
+#: What a program is given by its job, its application and its launch.
+TELLS_ITS_ENVIRONMENT = 'echo "own $OWN job $BALSAM_JOB_ID attempt $BALSAM_ATTEMPT of $FROM_LAUNCH path $PATH"'
+#: Options of a batch job that srun inside it would take for its own.
+OPTIONS = ("--export=NONE", "--mem-per-cpu=10", "--hint=nomultithread", "--threads-per-core=1", "--ntasks-per-node=1")
+
+
+def environment_told(site: Site, job: int) -> re.Match[str] | None:
+    return re.search(r"own (\S*) job (\S*) attempt (\d*) of (\S*) path (\S+)", site.output(job))
+
+
+@FLAVOURS
+@pytest.mark.parametrize("job_mode", ["mpi", "serial"])
+def test_that_options_of_the_batch_job_take_nothing_from_the_programs(
+    site: Site, monkeypatch: pytest.MonkeyPatch, flavour: str, job_mode: str
+) -> None:
+    use(flavour, monkeypatch)
+    site.template(*OPTIONS, FROM_LAUNCH="yes", SRUN_CPUS_PER_TASK="2")
+    site.bench.shell("tells", TELLS_ITS_ENVIRONMENT)
+    nodes = 2 if job_mode == "mpi" else 1
+    jobs = site.bench.add(
+        [{"name": f"j{n}", "application": "tells", "environ_vars": {"OWN": "x"}, "num_nodes": nodes} for n in range(2)]
+    )
+    said = site.run(2, job_mode)
+    assert site.bench.states() == {"JOB_FINISHED": 2}, said
+    for job in jobs:
+        told = environment_told(site, job)
+        assert told, site.output(job) + said
+        assert told.groups()[:4] == ("x", site.bench.job(job)["job_id"], "1", "yes")
+        assert os.path.dirname(with_mpi({})["PATH"].split(":")[0]) in told[5]
+        assert site.output(job).count("own x") == nodes
 
 
 @FLAVOURS

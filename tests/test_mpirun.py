@@ -68,28 +68,28 @@ LINES = [
     ("openmpi", VIRTUAL, "openmpi -n 8 --host localhost:8 --map-by ppr:8:node:OVERSUBSCRIBE --bind-to none"),
     (
         "srun", ONE,
-        "srun --nodes=1 --nodelist=h1 --ntasks=1 --ntasks-per-node=1 --distribution=block --overlap --kill-on-bad-exit=1"
-        " --cpu-bind=none",
+        "srun --nodes=1 --nodelist=h1 --ntasks=1 --ntasks-per-node=1 --distribution=block --overlap --export=ALL"
+        " --kill-on-bad-exit=1 --cpu-bind=none",
     ),
     (
         "srun", TWO,
-        "srun --nodes=2 --nodelist=h1,h2 --ntasks=8 --ntasks-per-node=4 --distribution=block --overlap"
+        "srun --nodes=2 --nodelist=h1,h2 --ntasks=8 --ntasks-per-node=4 --distribution=block --overlap --export=ALL"
         " --kill-on-bad-exit=1 --cpu-bind=none",
     ),
     (
         "srun", BOUND,
-        "srun --nodes=2 --nodelist=h1,h2 --ntasks=8 --ntasks-per-node=4 --distribution=block --overlap"
+        "srun --nodes=2 --nodelist=h1,h2 --ntasks=8 --ntasks-per-node=4 --distribution=block --overlap --export=ALL"
         " --kill-on-bad-exit=1 --cpus-per-task=2 --cpu-bind=cores",
     ),
     (
         "srun", CROWDED,
-        "srun --nodes=1 --nodelist=h1 --ntasks=32 --ntasks-per-node=32 --distribution=block --overlap"
+        "srun --nodes=1 --nodelist=h1 --ntasks=32 --ntasks-per-node=32 --distribution=block --overlap --export=ALL"
         " --kill-on-bad-exit=1 --overcommit --cpu-bind=none",
     ),
     (
         "srun", VIRTUAL,
-        "srun --nodes=1 --nodelist=me --ntasks=8 --ntasks-per-node=8 --distribution=block --overlap --kill-on-bad-exit=1"
-        " --overcommit --cpu-bind=none",
+        "srun --nodes=1 --nodelist=me --ntasks=8 --ntasks-per-node=8 --distribution=block --overlap --export=ALL"
+        " --kill-on-bad-exit=1 --overcommit --cpu-bind=none",
     ),
     ("pals", ONE, "pals -np 1 -ppn 1 --hosts h1 --envall --cpu-bind none -d 1"),
     ("pals", TWO, "pals -np 8 -ppn 4 --hosts h1,h2 --envall --cpu-bind none -d 2"),
@@ -108,8 +108,8 @@ ALONE = {
     "mpich": "mpich -n 2 -ppn 1 -hosts h1,h2 -bind-to none -disable-auto-cleanup",
     "intel": PINNED + "disable intel -n 2 -ppn 1 -hosts h1,h2",
     "openmpi": "openmpi -n 2 --host h1:1,h2:1 --map-by ppr:1:node:OVERSUBSCRIBE --bind-to none --enable-recovery",
-    "srun": "srun --nodes=2 --nodelist=h1,h2 --ntasks=2 --ntasks-per-node=1 --distribution=block --overlap --cpu-bind=none"
-    " --input=0 --kill-on-bad-exit=0 --wait=0 --no-kill",
+    "srun": "srun --nodes=2 --nodelist=h1,h2 --ntasks=2 --ntasks-per-node=1 --distribution=block --overlap --export=ALL"
+    " --cpu-bind=none --input=0 --kill-on-bad-exit=0 --wait=0 --no-kill",
     "pals": "pals -np 2 -ppn 1 --hosts h1,h2 --envall --cpu-bind none",
     "jsrun": "jsrun --nrs 2 --tasks_per_rs 1 --rs_per_host 1 --cpu_per_rs ALL_CPUS --gpu_per_rs ALL_GPUS --bind none",
 }
@@ -455,19 +455,29 @@ OF_RANKS = [
     "SLURM_STEP_TASKS_PER_NODE", "SLURM_SRUN_COMM_PORT", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_DISTRIBUTION",
     "SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPUS_PER_TASK", "SLURM_PMIX_MAPPING_SERV",
 ]  # fmt: skip
+#: What sbatch says to srun through the environment, or a user's profile does.
+OF_STEPS = [
+    "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV", "SLURM_GET_USER_ENV", "SRUN_CPUS_PER_TASK", "SLURM_GPUS", "SLURM_GPUS_PER_NODE",
+    "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_CPUS_PER_GPU", "SLURM_GPU_BIND", "SLURM_GPU_FREQ", "SLURM_GRES",
+    "SLURM_STEP_GRES", "SLURM_GRES_FLAGS", "SLURM_NTASKS_PER_GPU", "SLURM_NTASKS_PER_CORE", "SLURM_TRES_PER_TASK",
+    "SLURM_TRES_BIND", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE", "SLURM_HINT", "SLURM_THREADS_PER_CORE",
+    "SLURM_EXACT", "SLURM_EXCLUSIVE", "SLURM_DIST_PLANESIZE", "SLURM_NO_KILL", "SLURM_KILL_BAD_EXIT", "SLURM_WAIT",
+    "SLURM_OVERCOMMIT", "SLURM_REMOTE_CWD", "SLURM_WORKING_DIR", "SLURM_STDOUTMODE", "SLURM_TIMELIMIT", "SLURM_IMMEDIATE",
+]  # fmt: skip
 OF_USERS = [
     "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_btl", "OMPI_MCA_pml", "OMPI_MCA_essential",
     "OMPI_MCA_orte_keep_fqdn_hostnames", "PRTE_MCA_rmaps_default_mapping_policy", "PMIX_MCA_gds",
     "PMI_NO_PREINITIALIZE", "OMPI_CC", "HYDRA_BOOTSTRAP", "I_MPI_FABRICS", "MPICH_GPU_SUPPORT_ENABLED", "FI_PROVIDER",
     "UCX_TLS", "SLURM_CONF", "SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_TASKS_PER_NODE", "SLURM_JOB_ACCOUNT",
-    "SLURM_MPI_TYPE", "SLURM_CLUSTERS", "MPI_HOME", "OPAL_PREFIX", "PATH", "LD_LIBRARY_PATH", "XPMI_RANK",
+    "SLURM_MPI_TYPE", "SLURM_CLUSTERS", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_LABELIO", "SLURM_WORKING_CLUSTER",
+    "MPI_HOME", "OPAL_PREFIX", "PATH", "LD_LIBRARY_PATH", "XPMI_RANK",
 ]  # fmt: skip
 
 
 def test_that_what_makes_a_rank_is_left_out_and_what_users_set_is_kept() -> None:
-    environ = {name.encode(): b"\xff" for name in (*OF_RANKS, *OF_USERS)}
+    environ = {name.encode(): b"\xff" for name in (*OF_RANKS, *OF_STEPS, *OF_USERS)}
     assert sorted(scrubbed(environ)) == sorted(name.encode() for name in OF_USERS)
-    assert len(environ) == len(OF_RANKS) + len(OF_USERS), "what was given is not touched"
+    assert len(environ) == len(OF_RANKS) + len(OF_STEPS) + len(OF_USERS), "what was given is not touched"
 
 
 def test_that_steps_inside_a_slurm_job_do_not_wait_for_one_another() -> None:

@@ -113,13 +113,14 @@ def _openmpi_one_per_host(layout: RankLayout) -> list[str]:
 
 
 def _srun_ranks(layout: RankLayout) -> list[str]:
-    """Steps with --overlap never wait for one another: who runs where is the launcher's business, not Slurm's.
+    """Steps with --overlap never wait for one another: who runs where is the launcher's business, not Slurm's. With
+    --export=ALL they have the whole environment, also where SLURM_EXPORT_ENV or SRUN_EXPORT_ENV asks for less.
 
     Source: srun(1) of Slurm 22.05; tried with 22.05.8.
     """
     nodes = [f"--nodes={len(layout.hosts) or 1}", *([f"--nodelist={','.join(layout.hosts)}"] if layout.hosts else [])]
     ranks = [f"--ntasks={layout.ranks}", f"--ntasks-per-node={layout.ranks_per_host}", "--distribution=block"]
-    return [*nodes, *ranks, "--overlap"]
+    return [*nodes, *ranks, "--overlap", "--export=ALL"]
 
 
 def _srun(layout: RankLayout) -> list[str]:

@@ -20,8 +20,7 @@ _OF_RANKS = re.compile(
     | GFORTRAN_UNBUFFERED_PRECONNECTED$
     | MPIRUN_(RANK|NPROCS|ID)$ | MV2_COMM_WORLD_ | I_MPI_INFO_
     | SLURM_( PROCID$ | LOCALID$ | NODEID$ | GTIDS$ | TASK_PID$ | NPROCS$ | NTASKS | STEP | SRUN_COMM | LAUNCH_NODE_IPADDR$
-            | TOPOLOGY_ADDR | DISTRIBUTION$ | UMASK$ | CPU_BIND | MEM_BIND | CPUS_PER_TASK$ | PMI | TRES_PER_TASK$
-            | OVERCOMMIT$ )
+            | TOPOLOGY_ADDR | DISTRIBUTION$ | UMASK$ | CPU_BIND | MEM_BIND | CPUS_PER_TASK$ | PMI | OVERCOMMIT$ )
     """,
     re.VERBOSE,
 )
@@ -38,16 +37,37 @@ _OF_USERS = re.compile(
     """,
     re.VERBOSE,
 )
+#: Options of the batch job or of its submitter that `srun` reads as its own, ours and the one by which an mpiexec reaches
+#: other nodes. --export=NONE of the batch job would take a program's whole environment, --gpus=4 is refused on a node that
+#: has two of them. sbatch sets them from its own options. Which MPI and network a site uses, and how output is written into
+#: the job's file, stays the user's choice.
+#: Source: srun(1), "INPUT ENVIRONMENT VARIABLES", and sbatch(1), "OUTPUT ENVIRONMENT VARIABLES", Slurm 22.05; tried.
+_OF_STEPS = re.compile(
+    rb"""
+    S(LURM|RUN)_EXPORT_ENV$ | SLURM_GET_USER_ENV$ | SRUN_CPUS_PER_TASK$
+    | SLURM_( GPUS$ | GPUS_PER_(NODE|SOCKET|TASK)$ | CPUS_PER_GPU$ | GPU_(BIND|FREQ)$ | GRES$ | GRES_FLAGS$
+            | TRES_(BIND|PER_TASK)$
+            | MEM_PER_(CPU|GPU|NODE)$ | HINT$ | THREADS_PER_CORE$ | CORE_SPEC$ | THREAD_SPEC$ | EXACT$ | EXCLUSIVE$ | IMMEDIATE$
+            | DIST_PLANESIZE$ | USE_MIN_NODES$ | NO_KILL$ | KILL_BAD_EXIT$ | WAIT$ | TIMELIMIT$ | REMOTE_CWD$ | WORKING_DIR$
+            | STD(IN|OUT|ERR)MODE$ )
+    """,
+    re.VERBOSE,
+)
 _SLURM_JOB, _OVERLAP = b"SLURM_JOB_ID", b"SLURM_OVERLAP"
 
 
 def scrubbed(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The environment without what says that this process is a rank of an MPI program or a task of a Slurm step.
+    """Return the environment without what makes this process a rank of an MPI program or a task of a Slurm step, and
+    without the batch job's options for steps.
 
     Inside a Slurm job it says too that `srun` need not wait for other steps. Otherwise an mpiexec, which starts its ranks
     through srun, and a job's own srun would wait for the end of all steps that run (tried), the launcher's own included.
     """
-    found = {name: value for name, value in environ.items() if not _OF_RANKS.match(name) or _OF_USERS.match(name)}
+    found = {name: value for name, value in environ.items() if _OF_USERS.match(name) or not _is_dropped(name)}
     if _SLURM_JOB in found:
         found.setdefault(_OVERLAP, b"1")
     return found
+
+
+def _is_dropped(name: bytes) -> bool:
+    return bool(_OF_RANKS.match(name) or _OF_STEPS.match(name))

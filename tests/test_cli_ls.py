@@ -407,7 +407,7 @@ def launches(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
             assert batch_jobs.add(cx, values, 0) == number
             batch_jobs.set_paths(cx, number, f"/q/qlaunch{number}.sh", f"/q/qlaunch{number}.out")
             batch_jobs.mark_submitted(cx, number, f"77{number}")
-        batch_jobs.record(cx, 2, state="failed", reason="too slow", exit_code=9, started=1, ended=2)
+        batch_jobs.record(cx, 2, state="failed", reason="too slow", exit_code=9, started=1, ended=2, absent=None)
 
 
 def test_that_ls_queues_lists_what_is_in_the_queue(balsam: Balsam, launches: None) -> None:

@@ -30,7 +30,7 @@ from balsam_lite.errors import (
 from balsam_lite.identity import Holder
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus
-from balsam_lite.schedulers.submission import SUBMISSION_PATIENCE_S, LaunchRequest
+from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_PATIENCE_S, LaunchRequest
 from balsam_lite.service import loop, main, packer
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import Queue, Range
@@ -306,13 +306,13 @@ def test_that_a_refused_launch_is_tried_again_after_longer_and_longer_pauses(des
     desk.add(1)
     times = []
     for _ in range(4000):
-        before = len(desk.rows())
+        before = [row["tries"] for row in desk.rows()]
         desk.turns()
-        if len(desk.rows()) > before:
+        if [row["tries"] for row in desk.rows()] != before:
             times.append(desk.clock.now)
         desk.clock.sleep(1)
     assert [round(b - a) for a, b in zip(times, times[1:])][:8] == [20, 40, 80, 160, 320, 600, 600, 600]
-    assert {row["state"] for row in desk.rows()} == {"submission-failed"}
+    assert [(row["state"], row["tries"]) for row in desk.rows()] == [("submission-failed", len(times))]
     assert desk.planned() == {}
     assert "debug refuses" in desk.note()["error"]
     assert "no such queue" in desk.note()["error"]
@@ -436,9 +436,83 @@ def test_that_a_vanished_launch_gives_its_jobs_back_once_and_they_get_another(de
     assert desk.turns() == 1
     user.set_state(desk.db, [1], "JOB_FINISHED")
     del desk.scheduler.statuses["1001"]
+    assert desk.turns() == 0
+    desk.clock.sleep(ABSENCE_TIMEOUT_S)
     assert desk.turns() == 1
     assert [row["state"] for row in desk.rows()] == ["gone", "queued"]
     assert desk.planned() == {1: 1, 2: 3}
+
+
+ONE = DEBUG._replace(max_queued=1)
+
+
+@pytest.mark.parametrize("listed_after_s", [3, 110])
+def test_that_a_launch_that_the_scheduler_lists_late_is_submitted_once(tmp_path, monkeypatch, listed_after_s):
+    desk = Desk(tmp_path, monkeypatch, (ONE,))
+    desk.add(1000, wall_time_minutes=50)
+    submitted = {}
+    poll = desk.scheduler.poll
+
+    def lagging(ids):
+        for native_id in ids:
+            submitted.setdefault(native_id, desk.clock.now)
+        return {key: it for key, it in poll(ids).items() if desk.clock.now - submitted[key] >= listed_after_s}
+
+    desk.scheduler.poll = lagging
+    for _ in range(40):
+        desk.turns()
+        desk.clock.sleep(8)
+    assert [(row["state"], row["absent"]) for row in desk.rows()] == [("queued", None)]
+
+
+def test_that_a_running_launch_that_one_answer_leaves_out_goes_on_to_count_and_keeps_its_jobs(tmp_path, monkeypatch):
+    desk = Desk(tmp_path, monkeypatch, (ONE,))
+    desk.add(1000, wall_time_minutes=50)
+    assert desk.turns() == 1
+    desk.scheduler.says("1001", base.RUNNING, started_us=desk.clock.now_us())
+    assert desk.turns() == 0
+    planned = desk.planned()
+    status = desk.scheduler.statuses.pop("1001")
+    for _ in range(4):
+        desk.clock.sleep(10)
+        assert desk.turns() == 0
+    assert (desk.rows()[0]["state"], desk.planned()) == ("running", planned)
+    assert "1 of 1 launches are queued or running" in desk.note()["reasons"][0]
+    desk.scheduler.statuses["1001"] = status
+    assert desk.turns() == 0
+    assert [(row["state"], row["ended"], row["absent"]) for row in desk.rows()] == [("running", None, None)]
+    desk.db.close()
+
+
+def test_that_a_launch_that_was_gone_counts_again_when_it_shows_up(tmp_path, monkeypatch):
+    desk = Desk(tmp_path, monkeypatch, (ONE,))
+    desk.add(1000, wall_time_minutes=50)
+    assert desk.turns() == 1
+    desk.run_some(1, "1001")
+    status = desk.scheduler.statuses.pop("1001")
+    desk.turns()
+    desk.clock.sleep(ABSENCE_TIMEOUT_S)
+    assert desk.turns() == 1
+    desk.scheduler.statuses["1001"] = status
+    desk.scheduler.says("1002", base.FINISHED)
+    desk.clock.sleep(300)
+    assert desk.turns() == 0
+    assert [row["state"] for row in desk.rows()] == ["queued", "finished"]
+    desk.db.close()
+
+
+def test_that_a_refused_launch_is_one_row_also_when_it_has_grown_meanwhile(desk):
+    desk.scheduler.refuses = {"debug"}
+    desk.add(1)
+    desk.turns()
+    desk.add(100, wall_time_minutes=50)
+    desk.clock.sleep(60)
+    desk.turns()
+    assert [(row["nodes"], row["tries"]) for row in desk.rows()] == [(4, 2)]
+    desk.scheduler.refuses = set()
+    desk.clock.sleep(60)
+    assert desk.turns() == 2
+    assert [(row["id"], row["tries"]) for row in desk.rows()] == [(1, 3), (2, 1)]
 
 
 def test_that_jobs_of_dead_launchers_are_freed(desk):
@@ -467,6 +541,7 @@ def test_that_a_submission_that_never_arrived_is_given_up_and_made_anew(desk):
     desk.add(4)
     assert desk.turns() == 1
     desk.scheduler.uncertain = False
+    assert desk.turns() == 0
     desk.clock.sleep(SUBMISSION_PATIENCE_S - 1)
     assert desk.turns() == 0
     desk.clock.sleep(2)
@@ -637,9 +712,10 @@ def test_that_kill_9_around_the_submission_neither_loses_nor_doubles_it(desk, tm
     for _ in range(2):
         assert run("never") == 0
         assert len(os.listdir(queue)) == at_once, "what may be on its way is not submitted again"
+    late_us = (SUBMISSION_PATIENCE_S + 1) * SECOND_US
     if moment == "before":  # two minutes later nobody is submitting it any more
         with desk.db.write() as cx:
-            cx.execute("UPDATE batch_job SET created = created - ?", ((SUBMISSION_PATIENCE_S + 1) * SECOND_US,))
+            cx.execute("UPDATE batch_job SET created = created - :us, absent = absent - :us", {"us": late_us})
         assert run("never") == 0
     assert len(os.listdir(queue)) == 1
     assert [row["state"] for row in desk.rows() if row["ended"] is None] == ["queued"] or moment == "before"

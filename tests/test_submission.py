@@ -285,6 +285,7 @@ def test_that_a_crash_before_submitting_is_given_up_after_the_patience_and_not_b
             submit_launch(db, LOCAL, REQUEST, local)
     created = rows(db)[0]["created"]
     patience_us = submission.SUBMISSION_PATIENCE_S * 1_000_000
+    refresh(db, local, now_us=created)
     assert refresh(db, local, now_us=created + patience_us)[0]["state"] == "pending-submission"
     row = refresh(db, local, now_us=created + patience_us + 1)[0]
     assert (row["state"], row["ended"]) == ("submission-failed", created + patience_us + 1)
@@ -296,7 +297,8 @@ def test_that_a_slow_submitter_that_was_given_up_for_dead_is_believed_in_the_end
     slow_submit = scheduler.submit
 
     def submit(what):
-        refresh(db, scheduler, now_us=time.time_ns() // 1000 + 10**12)
+        for wait_us in (0, 10**12):
+            refresh(db, scheduler, now_us=time.time_ns() // 1000 + wait_us)
         assert rows(db)[0]["state"] == "submission-failed"
         return slow_submit(what)
 
@@ -317,12 +319,175 @@ def test_that_a_failed_poll_changes_nothing(db):
     assert rows(db) == [before]
 
 
-def test_that_a_batch_job_which_the_scheduler_does_not_know_is_gone_and_not_finished(db):
+ABSENCE_US = submission.ABSENCE_TIMEOUT_S * 1_000_000
+RUNNING = {"278079": BatchStatus("278079", "running", started_us=5)}
+
+
+def gone(db, scheduler, now_us=1):
+    """Submit, and let the scheduler leave it out for two minutes; it counts as gone at `now_us` + 2 min."""
+    number = submit_launch(db, LOCAL, REQUEST, scheduler)["id"]
+    scheduler.statuses = {}
+    for wait_us in (0, ABSENCE_US):
+        refresh(db, scheduler, now_us=now_us + wait_us)
+    return number
+
+
+def test_that_a_batch_job_is_gone_only_after_two_minutes_of_answers_without_it(db):
     scheduler = FakeScheduler()
     submit_launch(db, LOCAL, REQUEST, scheduler)
-    row = refresh(db, scheduler, now_us=77)[0]
-    assert (row["state"], row["ended"], row["exit_code"]) == ("gone", 77, None)
+    for now_us in (77, 78, 77 + ABSENCE_US - 1):
+        row = refresh(db, scheduler, now_us=now_us)[0]
+        assert (row["state"], row["ended"], row["absent"]) == ("submitted", None, 77)
+        assert "does not list it at the moment" in row["reason"]
+    row = refresh(db, scheduler, now_us=77 + ABSENCE_US)[0]
+    assert (row["state"], row["ended"], row["exit_code"]) == ("gone", 77 + ABSENCE_US, None)
     assert "does not know it" in row["reason"]
+
+
+def test_that_a_sign_of_life_begins_the_two_minutes_anew_and_that_no_answer_does_not_count(db):
+    scheduler = FakeScheduler()
+    submit_launch(db, LOCAL, REQUEST, scheduler)
+    refresh(db, scheduler, now_us=0)
+    scheduler.statuses = RUNNING
+    row = refresh(db, scheduler, now_us=ABSENCE_US)[0]
+    assert (row["state"], row["reason"], row["absent"]) == ("running", "", None)
+    scheduler.silent = True
+    with pytest.raises(PollFailed):
+        refresh(db, scheduler, now_us=9 * ABSENCE_US)
+    scheduler.silent, scheduler.statuses = False, {}
+    assert refresh(db, scheduler, now_us=9 * ABSENCE_US)[0]["state"] == "running"  # once, after hours without a question
+    assert refresh(db, scheduler, now_us=10 * ABSENCE_US)[0]["state"] == "gone"
+
+
+def test_that_one_that_was_gone_is_asked_about_again_and_open_when_it_shows_up(db):
+    scheduler = FakeScheduler()
+    gone(db, scheduler)
+    ended_us = rows(db)[0]["ended"]
+    scheduler.statuses = RUNNING
+    assert refresh(db, scheduler, now_us=ended_us + 10**6) == []  # not at every look
+    row = refresh(db, scheduler, now_us=ended_us + 60 * 10**6)[0]
+    assert (row["state"], row["ended"], row["reason"], row["absent"]) == ("running", None, "", None)
+    assert cancel(db, scheduler, row["id"])["state"] == "cancelling"
+
+
+def test_that_the_end_of_one_that_was_gone_is_learned_later_once_and_for_all(db):
+    scheduler = FakeScheduler()
+    gone(db, scheduler)
+    ended_us = rows(db)[0]["ended"]
+    scheduler.statuses = {"278079": BatchStatus("278079", "timeout", "it reached its time limit", 143, 5, 6)}
+    refresh(db, scheduler, now_us=ended_us + 10**9)
+    row = rows(db)[0]
+    assert (row["state"], row["reason"], row["exit_code"]) == ("timeout", "it reached its time limit", 143)
+    assert (row["started"], row["ended"], row["absent"]) == (5, 6, None)
+    scheduler.statuses = RUNNING
+    assert refresh(db, scheduler, now_us=ended_us + 10**11) == []
+    assert rows(db)[0] == row
+
+
+def test_that_the_questions_about_one_that_is_gone_become_rarer_and_end(db):
+    scheduler, asked = FakeScheduler(), []
+    gone(db, scheduler)
+    ended_us = rows(db)[0]["ended"]
+    scheduler.poll = lambda outputs: asked.append(outputs) or {}
+    for minute in range(24 * 60):
+        refresh(db, scheduler, now_us=ended_us + minute * 60 * 10**6)
+    assert 10 < len(asked) < 60
+    refresh(db, scheduler, now_us=ended_us + (submission.REVIEW_PERIOD_S + 1) * 10**6)
+    count = len(asked)
+    refresh(db, scheduler, now_us=ended_us + 2 * submission.REVIEW_PERIOD_S * 10**6)
+    assert len(asked) == count
+
+
+def test_that_one_that_is_gone_can_be_cancelled_if_it_lives(db):
+    scheduler = FakeScheduler()
+    number = gone(db, scheduler, now_us=time.time_ns() // 1000 - ABSENCE_US)
+    with pytest.raises(CancelFailed, match="ended already"):
+        cancel(db, scheduler, number)
+    scheduler.statuses = RUNNING
+    assert cancel(db, scheduler, number)["state"] == "cancelling"
+    assert scheduler.cancelled == ["278079"]
+
+
+def test_that_an_id_that_a_later_launch_has_now_is_not_taken_for_that_of_one_that_is_gone(db):
+    scheduler = FakeScheduler()
+    gone(db, scheduler)
+    submit_launch(db, LOCAL, REQUEST, scheduler)
+    scheduler.statuses = RUNNING
+    refresh(db, scheduler, now_us=10**12)
+    assert [row["state"] for row in rows(db)] == ["gone", "running"]
+
+
+def test_that_a_submission_given_up_for_lost_is_looked_for_again_and_found(db):
+    scheduler = FakeScheduler()
+    scheduler.submit = lambda what: (_ for _ in ()).throw(SubmitUncertain("qsub was killed"))
+    with pytest.raises(SubmitUncertain):
+        submit_launch(db, LOCAL, REQUEST, scheduler)
+    now_us = rows(db)[0]["created"]
+    for _ in range(2):
+        now_us += ABSENCE_US + 1
+        refresh(db, scheduler, now_us=now_us)
+    assert rows(db)[0]["state"] == "submission-failed"
+    scheduler.finds, scheduler.statuses = "278079", RUNNING
+    row = refresh(db, scheduler, now_us=now_us + 60 * 10**6)[0]
+    assert (row["state"], row["scheduler_id"], row["ended"], row["absent"]) == ("running", "278079", None, None)
+
+
+def test_that_the_cluster_is_kept_with_the_id_and_told_to_the_scheduler(db):
+    scheduler, asked = FakeScheduler(), []
+    scheduler.submit = lambda what: "17;red"
+    scheduler.poll = lambda outputs: asked.append(dict(outputs)) or {"17;red": BatchStatus("17;red", "running")}
+    row = submit_launch(db, LOCAL, REQUEST, scheduler)
+    assert (row["scheduler_id"], row["cluster"]) == ("17", "red")
+    assert refresh(db, scheduler)[0]["state"] == "running"
+    cancel(db, scheduler, row["id"])
+    assert {*asked[0]} == {"17;red"}
+    assert scheduler.cancelled == ["17;red"]
+
+
+# --- tries ------------------------------------------------------------------------------------------------------------
+
+
+def refuse(db, scheduler, request=REQUEST, **more):
+    scheduler.refuses = "qsub: no"
+    with pytest.raises(SubmitFailed):
+        submit_launch(db, LOCAL, request, scheduler, **more)
+    scheduler.refuses = ""
+
+
+def test_that_a_refused_submission_that_is_made_again_is_one_row_with_the_number_of_tries(db):
+    scheduler = FakeScheduler()
+    for _ in range(3):
+        refuse(db, scheduler)
+    (row,) = rows(db)
+    assert (row["state"], row["tries"], row["reason"]) == ("submission-failed", 3, "qsub: no")
+    row = submit_launch(db, LOCAL, REQUEST, scheduler)
+    assert (row["id"], row["state"], row["tries"], row["reason"], row["ended"]) == (1, "submitted", 4, "", None)
+    assert submit_launch(db, LOCAL, REQUEST, scheduler)["tries"] == 1
+    assert [row["id"] for row in rows(db)] == [1, 2]
+
+
+def test_that_another_request_has_a_row_of_its_own_unless_it_says_which_one_it_replaces(db):
+    scheduler = FakeScheduler()
+    refuse(db, scheduler)
+    refuse(db, scheduler, REQUEST._replace(nodes=3))
+    refuse(db, scheduler, REQUEST._replace(nodes=4), again=2)
+    assert [(row["nodes"], row["tries"]) for row in rows(db)] == [(2, 1), (4, 2)]
+
+
+def test_that_a_submission_that_may_still_turn_up_is_not_tried_again_in_its_row(db):
+    scheduler = FakeScheduler()
+    scheduler.submit = lambda what: (_ for _ in ()).throw(SubmitUncertain("qsub was killed"))
+    with pytest.raises(SubmitUncertain):
+        submit_launch(db, LOCAL, REQUEST, scheduler)
+    now_us = rows(db)[0]["created"]
+    for _ in range(2):
+        now_us += ABSENCE_US + 1
+        refresh(db, scheduler, now_us=now_us)
+    del scheduler.submit
+    assert submit_launch(db, LOCAL, REQUEST, scheduler)["id"] == 2
+
+
+# --- what an answer may be of -----------------------------------------------------------------------------------------
 
 
 ANOTHERS = [{"command": "/another/db/qsubmit/qlaunch1.sh"}, {"output": "/another/db/qsubmit/qlaunch1.out"}]
@@ -363,6 +528,7 @@ def test_that_a_slow_scheduler_is_given_twice_its_time_to_accept_a_submission(db
     with pytest.raises(SubmitUncertain):
         submit_launch(db, LOCAL, REQUEST, scheduler)
     created = rows(db)[0]["created"]
+    refresh(db, scheduler, now_us=created)
     assert refresh(db, scheduler, now_us=created + 600_000_000)[0]["state"] == "pending-submission"
     assert refresh(db, scheduler, now_us=created + 600_000_001)[0]["state"] == "submission-failed"
     local = Settings(SCHEDULER_CLASS="LocalScheduler", SCHEDULER_TIMEOUT_S=300)
@@ -409,7 +575,7 @@ def test_that_cancelling_says_why_it_cannot_be_done(db):
     assert cancel(db, scheduler, number)["state"] == "cancelling"
     assert [row["state"] for row in refresh(db, scheduler)] == ["cancelling"]  # until the scheduler says how it ended
     assert scheduler.cancelled == ["278079"]
-    scheduler.statuses = {}
+    scheduler.statuses = {"278079": BatchStatus("278079", "cancelled")}
     refresh(db, scheduler)
     with pytest.raises(CancelFailed, match="ended already"):
         cancel(db, scheduler, number)

@@ -7,7 +7,7 @@ is scanned: an index would cost more than it saves.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 BatchRow = dict[str, Any]
@@ -41,6 +41,23 @@ def has_pending(cx: sqlite3.Connection, scheduler: str) -> bool:
 def open_rows(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:
     """Those of one scheduler (its `domain`) that may still change, oldest first."""
     return _rows(cx, "WHERE ended IS NULL AND scheduler = ? ORDER BY id", (scheduler,))
+
+
+def presumed_over(cx: sqlite3.Connection, scheduler: str, since_us: int) -> list[BatchRow]:
+    """Those of one scheduler that count as over only because it stopped listing them, at `since_us` or later; oldest first.
+
+    Where a later row has the same id of the scheduler's, the scheduler counts anew, and the id is that one's.
+    """
+    newer = """SELECT 1 FROM batch_job AS later WHERE later.id > batch_job.id AND later.scheduler = batch_job.scheduler
+        AND later.scheduler_id = batch_job.scheduler_id AND later.cluster = batch_job.cluster AND later.scheduler_id <> ''"""
+    where = f"WHERE ended >= ? AND absent IS NOT NULL AND scheduler = ? AND NOT EXISTS ({newer}) ORDER BY id"
+    return _rows(cx, where, (since_us, scheduler))
+
+
+def newest(cx: sqlite3.Connection, values: Mapping[str, Any]) -> BatchRow | None:
+    """The newest row with these values in these columns."""
+    where = " AND ".join(f"{name} = ?" for name in values)
+    return next(iter(_rows(cx, f"WHERE {where} ORDER BY id DESC LIMIT 1", values.values())), None)
 
 
 def unended_rows(cx: sqlite3.Connection) -> list[BatchRow]:

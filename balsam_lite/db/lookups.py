@@ -41,7 +41,7 @@ LAUNCH_KINDS = {
     "job_mode": "text", "wf_filter": "text", "filter_tags": "text", "sched_flags": "text", "command": "text",
     "state": "text", "reason": "text", "prescheduled_only": "flag", "from_balsam": "flag", "created": "time",
     "started": "time", "ended": "time", "exit_code": "id", "log": "text", "partitions": "text", "optional_params": "text",
-    "seen": "time", "cluster": "text", "tries": "count",
+    "absent": "time", "cluster": "text", "tries": "count",
 }  # fmt: skip
 
 

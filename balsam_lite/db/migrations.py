@@ -81,7 +81,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE job ADD COLUMN start_after INTEGER",
         "ALTER TABLE job ADD COLUMN told_to_stop INTEGER",
         "ALTER TABLE app ADD COLUMN exit_0_is_done_after_stop INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE batch_job ADD COLUMN seen INTEGER",
+        "ALTER TABLE batch_job ADD COLUMN absent INTEGER",
         "ALTER TABLE batch_job ADD COLUMN cluster TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE batch_job ADD COLUMN tries INTEGER NOT NULL DEFAULT 1",
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

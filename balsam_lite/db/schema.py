@@ -97,7 +97,8 @@ TABLES = (
     end_reason TEXT NOT NULL DEFAULT '',
     note TEXT NOT NULL DEFAULT ''
 )""",
-    # The first columns are the ones that `submit-launch` prints.
+    # The first columns are the ones that `submit-launch` prints. `absent` is when the scheduler's answers began to leave the
+    # batch job out; once it counts as over for that (`ended`), when they last did. NULL where the scheduler knows it.
     """CREATE TABLE batch_job (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     scheduler_id TEXT NOT NULL DEFAULT '',
@@ -122,7 +123,7 @@ TABLES = (
     log TEXT NOT NULL DEFAULT '',
     partitions TEXT NOT NULL DEFAULT '[]',
     optional_params TEXT NOT NULL DEFAULT '{}',
-    seen INTEGER,
+    absent INTEGER,
     cluster TEXT NOT NULL DEFAULT '',
     tries INTEGER NOT NULL DEFAULT 1
 )""",

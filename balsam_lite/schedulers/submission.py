@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ..clock import SECOND_US, SystemClock
@@ -31,7 +31,15 @@ from .script import NAME, render
 
 #: A row may be on its way to the scheduler for so long, or for twice what its command is given if that is longer.
 SUBMISSION_PATIENCE_S = 120
-_NEVER_SEEN = "the scheduler does not have it: whoever submitted it died before that, or got no answer"
+#: A batch job that good answers of the scheduler leave out for this long counts as gone. Listings are incomplete at times:
+#: squeue shows a new batch job seconds after sbatch has returned, and PBS denies one that runs (psij-python #399, #401).
+ABSENCE_TIMEOUT_S = 120
+#: One that counts as gone is asked about again for this long, at least a minute apart, and less and less often.
+REVIEW_PERIOD_S = 7 * 86400
+_REVIEW_INTERVAL_S = 60
+_NOT_LISTED = "the scheduler does not list it at the moment; after two minutes without a sign it counts as gone"
+_SEE_LOG = "the launcher's log may tell how it ended"
+_NEVER_SEEN = "the scheduler does not have it: the process that submitted it died before that, or got no answer"
 
 
 # --- submitting -------------------------------------------------------------------------------------------------------
@@ -43,10 +51,12 @@ def submit_launch(
     request: LaunchRequest,
     scheduler: Scheduler | None = None,
     before: Callable[[BatchRow], None] | None = None,
+    again: int | None = None,
 ) -> BatchRow:
     """Submit a launcher and return its row. Opens two short write transactions, before and after.
 
-    `before` is called with the new row, when it is in the DB and the scheduler has not heard of it yet.
+    A submission that was refused is tried again in the same row, whose `tries` count that: the row `again`, or the newest
+    one of exactly this request. `before` is called with the row, when it is in the DB and the scheduler has not heard of it.
 
     Raises:
         InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason. SubmitUncertain: it
@@ -55,7 +65,7 @@ def submit_launch(
     scheduler = scheduler or select(settings)
     request = validated(request, settings)
     render(db, settings, scheduler, request, 0)  # a template that is broken costs no row
-    row = _add_row(db, request, scheduler.domain)
+    row = _add_row(db, request, scheduler.domain, again)
     if before:
         before(row)
     try:
@@ -72,7 +82,7 @@ def submit_launch(
             raise
         raise SubmitFailed(f"The job script {row['command']} cannot be written: {exc}") from exc
     with db.write() as cx:
-        batch_jobs.mark_submitted(cx, row["id"], native_id)
+        batch_jobs.mark_submitted(cx, row["id"], *_id_and_cluster(native_id))
         return _get(batch_queries.get(cx, row["id"]), row["id"])
 
 
@@ -85,7 +95,7 @@ def render_script(db: Database, settings: Settings, request: LaunchRequest, numb
     return render(db, settings, select(settings), validated(request, settings), number)
 
 
-def _add_row(db: Database, request: LaunchRequest, domain: str) -> BatchRow:
+def _add_row(db: Database, request: LaunchRequest, domain: str, again: int | None) -> BatchRow:
     values = {
         **request._asdict(),
         "scheduler": domain,
@@ -95,7 +105,10 @@ def _add_row(db: Database, request: LaunchRequest, domain: str) -> BatchRow:
         "optional_params": json.dumps(dict(request.optional_params), sort_keys=True),
     }
     with db.write() as cx:
-        number = batch_jobs.add(cx, values, SystemClock.now_us())
+        now_us = SystemClock.now_us()
+        number = again or (batch_queries.newest(cx, values) or {"id": 0})["id"]
+        if not batch_jobs.retry(cx, number, values, now_us):
+            number = batch_jobs.add(cx, values, now_us)
         stem = os.path.join(db.directory, location.QSUBMIT, f"{NAME}{number}")
         batch_jobs.set_paths(cx, number, stem + ".sh", stem + ".out")
         return _get(batch_queries.get(cx, number), number)
@@ -144,10 +157,16 @@ def _write_script(path: str, text: str) -> None:
 # --- afterwards -------------------------------------------------------------------------------------------------------
 
 
-def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> list[BatchRow]:
-    """Ask the scheduler about every batch job of its own that has not ended and write down what changed. Returns those rows.
+def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, number: int | None = None) -> list[BatchRow]:
+    """Ask the scheduler about its batch jobs and write down what changed. Return the rows that had not ended, or have not now.
 
-    Opens its own transactions; a write one only where something changed. `now_us` is for tests.
+    That an answer leaves a batch job out is no end: only after ABSENCE_TIMEOUT_S of such answers it counts as gone. It is
+    asked about again for REVIEW_PERIOD_S, less and less often, and is open again when it is listed, or ends as the
+    scheduler's accounting then says. Opens its own transactions; a write one only where something changed.
+
+    Args:
+        now_us: for tests.
+        number: the row to be asked about in any case.
 
     Raises:
         PollFailed: nothing is known, so nothing was changed.
@@ -155,25 +174,34 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None) -> li
     now_us = SystemClock.now_us() if now_us is None else now_us
     with db.read() as cx:
         rows = batch_queries.open_rows(cx, scheduler.domain)
-    found = {row["id"]: scheduler.find(_submission(db, row), row["created"]) for row in rows if _is_pending(row)}
-    ids = {row["id"]: row["scheduler_id"] or found.get(row["id"]) or "" for row in rows}
+        over = batch_queries.presumed_over(cx, scheduler.domain, now_us - REVIEW_PERIOD_S * SECOND_US)
+    rows += [row for row in over if row["id"] == number or _is_due(row, now_us)]
+    found = {row["id"]: scheduler.find(_submission(db, row), row["created"]) for row in rows if not row["scheduler_id"]}
+    ids = {row["id"]: _native_id(row) or found.get(row["id"]) or "" for row in rows}
     asked = {ids[row["id"]]: row["log"] for row in rows if ids[row["id"]]}
     statuses = scheduler.poll(asked) if asked else {}
-    late_us = now_us - _patience_us(scheduler) if "" in ids.values() else 0
-    changes = [row for row in rows if _differs(row, ids[row["id"]], statuses, now_us, late_us)]
-    if not changes:
-        return rows
-    with db.write() as cx:
-        for row in changes:
-            native_id = ids[row["id"]]
-            if not native_id:
-                batch_jobs.mark_failed(cx, row["id"], _NEVER_SEEN, now_us)
-                continue
-            if _is_pending(row):
-                batch_jobs.mark_submitted(cx, row["id"], native_id)
-            batch_jobs.record(cx, row["id"], **_columns(statuses.get(native_id), row, now_us))
-        fresh = [batch_queries.get(cx, row["id"]) for row in rows]
-    return [row for row in fresh if row]
+    changes = []
+    for row in rows:
+        columns = _columns(statuses.get(ids[row["id"]]), row, now_us, _patience_us(scheduler))
+        is_new = bool(ids[row["id"]]) and not row["scheduler_id"]
+        if is_new or any(columns[name] != row[name] for name in columns):
+            changes.append((row["id"], ids[row["id"]] if is_new else "", columns))
+    if changes:
+        with db.write() as cx:
+            for changed, new_id, columns in changes:
+                if new_id:
+                    batch_jobs.mark_submitted(cx, changed, *_id_and_cluster(new_id))
+                batch_jobs.record(cx, changed, **columns)
+            fresh = [batch_queries.get(cx, row["id"]) for row in rows]
+        pairs = [(row, now) for row, now in zip(rows, fresh) if now]
+    else:
+        pairs = [(row, row) for row in rows]
+    return [now for row, now in pairs if row["ended"] is None or now["ended"] is None]
+
+
+def _is_due(row: BatchRow, now_us: int) -> bool:
+    """Whether a batch job that counts as over is to be asked about again."""
+    return bool(now_us - row["absent"] >= max(_REVIEW_INTERVAL_S * SECOND_US, (row["absent"] - row["ended"]) // 4))
 
 
 def _is_pending(row: BatchRow) -> bool:
@@ -184,24 +212,27 @@ def _patience_us(scheduler: Scheduler) -> int:
     return int(max(SUBMISSION_PATIENCE_S, 2 * scheduler.timeout_s) * SECOND_US)
 
 
-def _differs(row: BatchRow, native_id: str, statuses: Mapping[str, BatchStatus], now_us: int, late_us: int) -> bool:
-    if not native_id:
-        return int(row["created"]) < late_us
-    if _is_pending(row):
-        return True
-    status = statuses.get(native_id)
-    if status and not status.may_be(row["command"], row["log"]):
-        return _is_anothers(status, row)
-    columns = _columns(status, row, now_us)
-    return any(columns[name] != row[name] for name in columns)
+def _native_id(row: BatchRow) -> str:
+    """The id as the scheduler's module knows it; see `Scheduler`."""
+    return ";".join(filter(None, (row["scheduler_id"], row["cluster"])))
 
 
-def _columns(status: BatchStatus | None, row: BatchRow, now_us: int) -> dict[str, Any]:
+def _id_and_cluster(native_id: str) -> tuple[str, str]:
+    scheduler_id, _, cluster = native_id.partition(";")
+    return scheduler_id, cluster
+
+
+def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
     """A status as columns of the table. Gone is not success: it is said, with the time at which it was noticed."""
-    if status is None or _is_anothers(status, row):
-        what = "does not know it any more" if status is None else "has another batch job of that number now"
-        reason = f"the scheduler {what}; the launcher's log may tell how it ended"
-        return {"state": GONE, "reason": reason, "exit_code": None, "started": row["started"], "ended": now_us}
+    columns = {name: row[name] for name in ("state", "reason", "exit_code", "started", "ended", "absent")}
+    if status is None:
+        return {**columns, **_absence(row, now_us, patience_us)}
+    if _is_anothers(status, row):
+        ended = now_us if row["ended"] is None else row["ended"]
+        reason = f"the scheduler has another batch job of that number now; {_SEE_LOG}"
+        return {**columns, "state": GONE, "reason": reason, "exit_code": None, "ended": ended, "absent": None}
+    if not status.may_be(row["command"], row["log"]) and status.name != f"{NAME}{row['id']}":
+        return {**columns, "absent": None if row["ended"] is None else now_us}
     is_cancelling = row["state"] == batch_jobs.CANCELLING and not status.is_ended
     return {
         "state": batch_jobs.CANCELLING if is_cancelling else status.state,
@@ -209,7 +240,24 @@ def _columns(status: BatchStatus | None, row: BatchRow, now_us: int) -> dict[str
         "exit_code": status.exit_code,
         "started": row["started"] if status.started_us is None else status.started_us,
         "ended": (now_us if status.ended_us is None else status.ended_us) if status.is_ended else None,
+        "absent": None,
     }
+
+
+def _absence(row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
+    """The columns that change where a good answer leaves a batch job out: after a time of that it counts as over."""
+    if row["ended"] is not None:
+        return {"absent": now_us}
+    since_us = now_us if row["absent"] is None else row["absent"]
+    is_over = now_us - since_us >= ABSENCE_TIMEOUT_S * SECOND_US
+    over = {"exit_code": None, "ended": now_us, "absent": now_us}
+    if row["scheduler_id"]:
+        if is_over:
+            return {**over, "state": GONE, "reason": f"the scheduler does not know it any more; {_SEE_LOG}"}
+        return {"reason": _NOT_LISTED, "absent": since_us}
+    if is_over and now_us - row["created"] > patience_us:
+        return {**over, "state": batch_jobs.SUBMISSION_FAILED, "reason": _NEVER_SEEN}
+    return {"absent": since_us}
 
 
 def _is_anothers(status: BatchStatus, row: BatchRow) -> bool:
@@ -226,8 +274,8 @@ def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
         UnknownBatchJob. CancelFailed: it has ended, was never submitted, or the scheduler refused. PollFailed.
     """
     row = _read(db, number)
-    if _is_pending(row):
-        refresh(db, scheduler)
+    if _is_pending(row) or (row["absent"] is not None and row["ended"] is not None):
+        refresh(db, scheduler, number=number)
         row = _read(db, number)
     if row["ended"] is not None:
         raise CancelFailed(f"{NAME}{number} has ended already ({row['state']}).")
@@ -238,12 +286,13 @@ def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
         )
     if not row["scheduler_id"]:
         raise CancelFailed(f"{NAME}{number} is just being submitted.", hint="Try again in a moment.")
-    status = scheduler.poll({row["scheduler_id"]: row["log"]}).get(row["scheduler_id"])
+    native_id = _native_id(row)
+    status = scheduler.poll({native_id: row["log"]}).get(native_id)
     if status and not status.may_be(row["command"], row["log"]):
         refresh(db, scheduler)
         what = f"which runs {status.command or '?'} and prints to {status.output or '?'}"
         raise CancelFailed(f"{NAME}{number} was batch job {row['scheduler_id']}; that is another one now, {what}.")
-    scheduler.cancel(row["scheduler_id"])
+    scheduler.cancel(native_id)
     with db.write() as cx:
         batch_jobs.mark_cancelling(cx, number)
     refresh(db, scheduler)
@@ -300,7 +349,9 @@ def legacy_form(row: BatchRow) -> dict[str, Any]:
 
 
 __all__ = [
+    "ABSENCE_TIMEOUT_S",
     "NAME",
+    "REVIEW_PERIOD_S",
     "SUBMISSION_PATIENCE_S",
     "LaunchRequest",
     "cancel",

@@ -159,6 +159,7 @@ class Service:
         self._pauses: dict[str, Pause] = {}
         self._refusals: dict[tuple[str, Shape], Pause] = {}  # for jobs of one shape alone
         self._open: dict[int, BatchRow] = {}  # the launches that were open a turn ago
+        self._refused: dict[str, int] = {}  # by queue, the launch that was refused last; the next try is in its row
         self._said: set[str] = set()
         self._note: dict[str, Any] = {"log": log_path}
         self._noted, self._last_heartbeat = "", -math.inf
@@ -339,8 +340,9 @@ class Service:
             mode = "mpi" if launch.job_mode == "mixed" and not self._may_mix() else launch.job_mode
             request = LaunchRequest(launch.nodes, launch.minutes, queue=launch.queue, job_mode=mode)
             row = submission.submit_launch(
-                self._db, self._settings, request, self._scheduler, lambda row: self._plan(row["id"], launch)
-            )
+                self._db, self._settings, request, self._scheduler, lambda row: self._plan(row["id"], launch),
+                self._refused.get(launch.queue),
+            )  # fmt: skip
         except (SchedulerError, InputError) as exc:
             self._pause(launch.queue, f"a launch could not be submitted: {exc.message}")
             return False
@@ -354,6 +356,7 @@ class Service:
         return isinstance(starter, str) or starter.shares_nodes
 
     def _plan(self, number: int, launch: Launch) -> None:
+        self._refused[launch.queue] = number
         self.beat(even_if_early=True)  # another service may have taken over while this one was suspended
         rest, planned = _MOST_PLANNED, 0
         for shape, minutes, jobs in _by_shape(launch.planned):

@@ -1,8 +1,9 @@
 """Every write to the table `batch_job`.
 
-A row is open until `ended` is set, and what a scheduler says of an ended one is not written any more: nonsense in its
-answer cannot bring a batch job back to life. All functions run inside the caller's write transaction, on its
-connection `cx`.
+A row is open until `ended` is set. What a scheduler reports of an ended one is not written any more, so that nonsense in its
+answer cannot bring a batch job back to life; except where `absent` is set: that end is a guess, made because the
+scheduler stopped listing the batch job, and the scheduler may correct it. All functions run inside the caller's write
+transaction, on its connection `cx`.
 """
 
 from __future__ import annotations
@@ -33,23 +34,41 @@ def set_paths(cx: sqlite3.Connection, number: int, command: str, log: str) -> No
     cx.execute("UPDATE batch_job SET command = ?, log = ? WHERE id = ?", (command, log, number))
 
 
-def mark_submitted(cx: sqlite3.Connection, number: int, scheduler_id: str) -> bool:
-    """Note the scheduler's id for it. Also a row that was given up for lost comes back: its submitter was only slow.
+#: A row whose state may still change.
+_OPEN = "(ended IS NULL OR absent IS NOT NULL)"
 
-    Returns False where the row is gone, or somebody else has found the same batch job by its name already.
+
+def retry(cx: sqlite3.Connection, number: int, values: Mapping[str, Any], now_us: int) -> bool:
+    """Make a row whose submission was refused pending again, with new `values`; count the try.
+
+    Return False where the row is gone, or its submission was not refused (or no longer is).
+    """
+    row = {**values, "state": PENDING, "created": now_us, "reason": "", "ended": None}
+    changed = cx.execute(
+        f"UPDATE batch_job SET tries = tries + 1, {', '.join(f'{name} = ?' for name in row)}"
+        " WHERE id = ? AND state = ? AND scheduler_id = '' AND absent IS NULL",
+        (*row.values(), number, SUBMISSION_FAILED),
+    )
+    return changed.rowcount == 1
+
+
+def mark_submitted(cx: sqlite3.Connection, number: int, scheduler_id: str, cluster: str = "") -> bool:
+    """Store the scheduler's id for it. A row that was given up for lost comes back, too: its submitter was only slow.
+
+    Return False where the row is gone, or another process has already found the same batch job by its name.
     """
     changed = cx.execute(
-        "UPDATE batch_job SET state = ?, scheduler_id = ?, reason = '', ended = NULL"
+        "UPDATE batch_job SET state = ?, scheduler_id = ?, cluster = ?, reason = '', ended = NULL, absent = NULL"
         " WHERE id = ? AND scheduler_id = '' AND state IN (?, ?)",
-        (SUBMITTED, scheduler_id, number, PENDING, SUBMISSION_FAILED),
+        (SUBMITTED, scheduler_id, cluster, number, PENDING, SUBMISSION_FAILED),
     )
     return changed.rowcount == 1
 
 
 def mark_failed(cx: sqlite3.Connection, number: int, reason: str, now_us: int) -> bool:
-    """End a row that did not become a batch job. Returns False where it did, or the row is gone."""
+    """End a row whose submission was refused. Return False where it became a batch job, or the row is gone."""
     changed = cx.execute(
-        "UPDATE batch_job SET state = ?, reason = ?, ended = ? WHERE id = ? AND state = ?",
+        "UPDATE batch_job SET state = ?, reason = ?, ended = ?, absent = NULL WHERE id = ? AND state = ?",
         (SUBMISSION_FAILED, reason, now_us, number, PENDING),
     )
     return changed.rowcount == 1
@@ -69,14 +88,15 @@ def record(
     exit_code: int | None,
     started: int | None,
     ended: int | None,
+    absent: int | None,
 ) -> bool:
-    """Write what the scheduler said. Returns False where the row has ended already, or is gone.
+    """Write what the scheduler reported. Return False where the row has certainly ended, or is gone.
 
     Times are microseconds since the epoch; None for `started` keeps what is known.
     """
     changed = cx.execute(
-        "UPDATE batch_job SET state = ?, reason = ?, exit_code = ?, started = coalesce(?, started), ended = ?"
-        " WHERE id = ? AND ended IS NULL",
-        (state, reason, exit_code, started, ended, number),
+        "UPDATE batch_job SET state = ?, reason = ?, exit_code = ?, started = coalesce(?, started), ended = ?, absent = ?"
+        f" WHERE id = ? AND {_OPEN}",
+        (state, reason, exit_code, started, ended, absent, number),
     )
     return changed.rowcount == 1

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elsewhere import balsam, fill, python, small_disk
+from elsewhere import balsam, environment, fill, python, small_disk
 from helpers import wait_until
 from launching import Bench
 
@@ -596,6 +597,69 @@ def test_that_a_newer_schema_is_refused_by_every_door_and_left_alone(tmp_path: P
     other = sqlite3.connect(db.path)
     assert other.execute("PRAGMA user_version").fetchone() == (999,)
     other.close()
+
+
+# --- the end of a process ----------------------------------------------------------------------------------------------
+
+
+def states_in_the_file_alone(db: Database, tmp_path: Path) -> dict[str, int]:
+    """The jobs of each state in a copy of the one file, as a user makes it."""
+    copy = tmp_path / "copy"
+    copy.unlink(missing_ok=True)
+    shutil.copy(db.path, copy)
+    cx = sqlite3.connect(copy)
+    found = dict(cx.execute("SELECT state, count(*) FROM job GROUP BY state"))
+    cx.close()
+    return found
+
+
+def wal_bytes(db: Database) -> int:
+    return os.stat(f"{db.path}-wal").st_size if os.path.exists(f"{db.path}-wal") else 0
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_that_when_a_launcher_has_ended_the_one_file_holds_everything(tmp_path: Path, others: bool) -> None:
+    bench = Bench(tmp_path)
+    bench.app("true", "true")
+    bench.add([{"application": "true"}] * 20)
+    bench.db.close()
+    if others:  # such as a notebook, which holds the DB open and is not at it
+        bench.states()
+    assert bench.run() == 0
+    assert wal_bytes(bench.db) == 0
+    assert states_in_the_file_alone(bench.db, tmp_path) == {"JOB_FINISHED": 20}
+    bench.close()
+
+
+def test_that_when_a_service_has_ended_the_one_file_holds_everything(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.close()
+    assert balsam(None, "init", bench.directory, BALSAM_SCHEDULER_CLASS="LocalScheduler")[0] == 0  # which makes a policy
+    assert balsam(bench.directory, "service", "start", BALSAM_SCHEDULER_CLASS="LocalScheduler")[0] == 0
+    insert.add_jobs(bench.db, [{}])
+    bench.db.close()
+    assert wal_bytes(bench.db) > 0  # the service is to move them
+    assert balsam(bench.directory, "service", "stop", BALSAM_SCHEDULER_CLASS="LocalScheduler")[0] == 0
+    assert wal_bytes(bench.db) == 0
+    assert states_in_the_file_alone(bench.db, tmp_path) == {"CREATED": 1}
+
+
+def test_that_when_a_users_script_has_ended_the_one_file_holds_everything(local: Database, tmp_path: Path) -> None:
+    script = """
+from balsam_lite.launcher.dag import BalsamJob
+BalsamJob.objects.bulk_create([BalsamJob(name="a"), BalsamJob(name="b")])
+held = BalsamJob.objects.all()
+len(held)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**environment(), "BALSAM_DB_PATH": local.directory})
+    assert not os.path.exists(f"{local.path}-wal")
+    assert states_in_the_file_alone(local, tmp_path) == {"CREATED": 2}
+
+
+@pytest.mark.parametrize("words", [("ls",), ("app", "--name", "a", "--executable", "true"), ("db", "info"), ("ls", "--help")])
+def test_that_a_command_leaves_nothing_beside_the_file(local: Database, words: tuple[str, ...]) -> None:
+    assert balsam(local.directory, *words)[0] == 0
+    assert [name for name in os.listdir(local.directory) if name.startswith("balsam.sqlite3")] == ["balsam.sqlite3"]
 
 
 # --- disks that fail --------------------------------------------------------------------------------------------------

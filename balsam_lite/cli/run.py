@@ -206,6 +206,9 @@ def leave(code: int) -> int:
     if f"{__package__.rpartition('.')[0]}.launcher" in sys.modules or threading.active_count() > 1:
         return code
     sys.stderr.flush()
+    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.connection")
+    if connection is not None:
+        connection.close_all()
     os._exit(code)
 
 

@@ -9,11 +9,13 @@ Code that uses a `Database` does not know which of the two it has. Nothing here 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sqlite3
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -50,6 +52,35 @@ _CHECKPOINT_PAGES = 4000
 
 #: Connections of a parent process, seen after a fork. Closing them here would drop the parent's locks, so they are kept.
 _of_the_parent: list[sqlite3.Connection] = []
+
+
+#: The connections of this process that are open, so that they can be closed at its end.
+_open_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that knows the process and the thread that may close it."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.owner = (os.getpid(), threading.get_ident())
+        _open_connections.add(self)
+
+
+def close_all() -> None:
+    """Close what this thread has open in any DB. The last process to close a local DB moves its WAL into the file.
+
+    Called when the process ends: SQLite does not do it by itself, and then the newest commits are in the WAL alone.
+    """
+    for cx in list(_open_connections):
+        if cx.owner == (os.getpid(), threading.get_ident()):
+            try:
+                cx.close()
+            except sqlite3.Error:  # whoever opens the file next finds everything in the WAL
+                pass
+
+
+atexit.register(close_all)
 
 
 class _ThreadState(threading.local):
@@ -252,11 +283,23 @@ class Database:
             raise DatabaseError(f"The DB {self.directory} cannot use SQLite's WAL; its journal mode is {mode}.")
 
     def close(self) -> None:
-        """Close this thread's connection. The database can be used again afterwards."""
+        """Close this thread's connection. The database can be used again afterwards.
+
+        Who keeps the checkpoints of a local DB moves the WAL into the file before, also if others have it open.
+        """
         thread = self._thread()
         if thread.connection is not None:
+            if self._keeps_checkpoints and self.access == filesystem.LOCAL:
+                self._empty_the_wal(thread.connection)
             thread.connection.close()
         thread.connection = None
+
+    def _empty_the_wal(self, cx: sqlite3.Connection) -> None:
+        try:
+            self._refuse_if_gone()
+            cx.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (BalsamError, sqlite3.Error):  # somebody reads or writes: then that one closes it later
+            pass
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -320,7 +363,7 @@ class Database:
         path = _quoted(self.path)
         self._thread().file = self._file_there()
         try:
-            cx = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0, isolation_level=None)
+            cx = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0, isolation_level=None, factory=_Connection)
         except sqlite3.Error as exc:
             raise _translation(exc, self.directory) from exc
         try:

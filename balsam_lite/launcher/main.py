@@ -106,6 +106,13 @@ def run_on(found: Resources, db_directory: str, settings: Settings, options: Lau
         LostLease: somebody took this launcher for dead while it got ready; nothing was taken.
     """
     db = location.open_database(db_directory, settings)
+    try:
+        return _run_in(db, found, settings, options, company)
+    finally:
+        db.close()  # so that the one file is everything
+
+
+def _run_in(db: Database, found: Resources, settings: Settings, options: LauncherOptions, company: Company) -> int:
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     clock = SystemClock()
     log_path = logs.set_up(db.directory, settings)

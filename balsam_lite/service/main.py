@@ -70,6 +70,7 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
             if service.holds_lease:  # else its number may be another's, in another DB at this place
                 with db.write() as cx:
                     leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an error of its own; see the log")
+            db.close()  # so that the one file is everything
 
 
 def _run(service: Service) -> int:

@@ -347,11 +347,19 @@ def test_that_any_text_in_the_variables_gives_an_allocation_or_a_launch_error(en
 
 
 class StillClock:
-    """A clock that stands."""
+    """A clock that stands, and counts what was slept."""
 
-    @staticmethod
-    def now_us():
+    def __init__(self):
+        self.slept_s = 0.0
+
+    def now_us(self):
         return NOW_US
+
+    def monotonic(self):
+        return time.monotonic()
+
+    def sleep(self, seconds):
+        self.slept_s += seconds
 
 
 @pytest.fixture
@@ -395,6 +403,26 @@ def test_that_squeue_is_asked_once_by_the_id_with_nothing_hidden_from_it(status_
     command = status_command(f'echo "$@" $SQUEUE_STATES $SLURM_CONF >> {tmp_path}/calls; echo 1-00:00:10')
     assert left_s(SLURM_JOB, command, SQUEUE_STATES="PD", SLURM_CONF="here") == 86410
     assert (tmp_path / "calls").read_text() == "-h -j 17 -o %L here\n"
+
+
+@pytest.mark.parametrize(
+    ("batch", "nothing", "answer"),
+    [
+        (SLURM_JOB, "true", "echo 5:00"),
+        (SLURM_JOB, "echo 'slurm_load_jobs error: Socket timed out' >&2; exit 1", "echo 'CLUSTER: red'; echo 5:00"),
+        (PBS_JOB, "echo 'qstat: Unknown Job Id 7.s' >&2; exit 153", "echo 'Job Id: 7.s'; echo '    Walltime.Remaining = 300'"),
+    ],
+)  # fmt: skip
+def test_that_an_answer_without_the_batch_job_is_no_end_without_limit(status_command, tmp_path, batch, nothing, answer):
+    command = status_command(
+        f'echo x >> {tmp_path}/calls; if [ "$(wc -l < {tmp_path}/calls)" -lt 3 ]; then {nothing}; exit; fi\n{answer}'
+    )
+    assert left_s(batch, command) == 300
+
+
+def test_that_squeue_is_asked_for_the_cluster_on_which_the_batch_job_runs(status_command):
+    command = status_command('test "$SLURM_CLUSTERS" = red && echo 5:00')
+    assert left_s(SLURM_JOB, command, SLURM_CLUSTERS="blue,green", SLURM_CLUSTER_NAME="red") == 300
 
 
 def test_that_what_the_environment_said_is_not_asked_again(tmp_path, status_command):

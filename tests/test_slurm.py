@@ -235,12 +235,64 @@ def test_that_many_ids_make_no_command_line_that_is_too_long():
 @pytest.mark.parametrize(
     ("text", "native_id"),
     [
-        ("17\n", "17"), ("17;red\n", "17"), ("Welcome to Red!\n\n17\n", "17"), ("Submitted batch job 17\n", "17"),
-        ("Submitted batch job 17 on cluster red\n", "17"), ("", ""), ("17 jobs\n", ""), ("-17\n", ""), ("\0\n", ""),
+        ("17\n", "17"), ("17;red\n", "17;red"), ("Welcome to Red!\n\n17\n", "17"), ("Submitted batch job 17\n", "17"),
+        ("Submitted batch job 17 on cluster red\n", "17;red"), ("", ""), ("17 jobs\n", ""), ("-17\n", ""), ("\0\n", ""),
     ],
 )  # fmt: skip
 def test_that_the_id_is_found_in_what_sbatch_prints(text, native_id):
     assert SlurmAdapter(0).parse_id(text) == native_id
+
+
+#: Commands of a Slurm with two other clusters; each notes how it was called. sacct hears of red alone.
+CLUSTERS = {
+    "squeue": """case "$*" in
+        *--clusters=red*) cat {0}/red;; *--clusters=*) echo "CLUSTER: blue"; cat {0}/blue;; *) cat {0}/here;; esac""",
+    "sacct": """case "$*" in *--clusters=red*) cat {0}/past;; esac""",
+    "scancel": ":",
+    "sbatch": "echo 'Socket timed out' >&2; exit 1",
+}
+
+
+@pytest.fixture
+def clusters(tmp_path):
+    """Of three clusters, each with a batch job 7 in another state; the settings that name the commands."""
+    for name, text in CLUSTERS.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n{text.format(tmp_path)}\n')
+        (tmp_path / name).chmod(0o755)
+    for name, state in (("here", "PENDING"), ("red", "RUNNING"), ("blue", "FAILED")):
+        (tmp_path / name).write_text(squeue_line("7", state))
+    (tmp_path / "past").write_text(line("8", "TIMEOUT", "0:0", "1795342663", "1795342664", "1795342665", "qlaunch1"))
+    paths = {
+        f"SCHEDULER_{what}_EXE": str(tmp_path / name)
+        for what, name in zip(("SUBMIT", "STATUS", "CANCEL"), ("sbatch", "squeue", "scancel"))
+    }
+    return SLURM._replace(**paths)
+
+
+def test_that_each_cluster_is_asked_for_its_own_batch_jobs(clusters, tmp_path):
+    found = SlurmScheduler(clusters, {}).poll(dict.fromkeys(("7", "7;red", "7;blue", "8;red", "8;blue"), ""))
+    states = {"7": base.QUEUED, "7;red": base.RUNNING, "7;blue": base.FAILED, "8;red": base.TIMED_OUT}
+    assert {native_id: status.state for native_id, status in found.items()} == states
+    assert {status.native_id for status in found.values()} == set(found)
+    SlurmScheduler(clusters, {}).cancel("7;red")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[-1] == "scancel --clusters=red 7"
+    assert [call.endswith("--jobs=8") for call in calls if call.startswith("sacct --clusters=red")] == [True]
+
+
+def test_that_a_line_of_another_cluster_that_cannot_be_read_is_no_absence(clusters, tmp_path):
+    (tmp_path / "red").write_text(line("7", "RUNNING", "0"))
+    with pytest.raises(PollFailed):
+        SlurmScheduler(clusters, {}).poll({"7;red": ""})
+    assert set(SlurmScheduler(clusters, {}).poll({"7;blue": ""})) == {"7;blue"}
+
+
+@pytest.mark.parametrize("environ", [{}, {"SLURM_CLUSTERS": "blue,red"}])
+def test_that_an_uncertain_submission_is_looked_for_on_the_clusters_that_it_named(clusters, environ):
+    flags = () if environ else ("-M", "blue,red")
+    sent = SUBMISSION._replace(name="qlaunch1", script="/db/qlaunch1.sh", flags=flags)
+    found = SlurmScheduler(clusters, environ).find(sent, 0)
+    assert found == "7;blue"
 
 
 def test_that_clusters_are_told_apart_without_a_command(tmp_path):
@@ -429,6 +481,8 @@ def test_that_a_batch_job_that_slurm_does_not_know_is_gone(site):
     with sqlite3.connect(f"{site.bench.directory}/balsam.sqlite3") as cx:
         cx.execute("UPDATE batch_job SET scheduler_id = '999999'")
     cx.close()
+    assert "does not list it at the moment" in site.row(row["id"])["reason"]
+    submission.refresh(site.db, site.scheduler, time.time_ns() // 1000 + submission.ABSENCE_TIMEOUT_S * 10**6)
     ended = site.row(row["id"])
     assert ended["state"] == "gone"
     assert "does not know it any more" in ended["reason"]

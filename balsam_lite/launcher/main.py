@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Protocol
 
 from .. import loading
-from ..clock import Clock, SystemClock
+from ..clock import SECOND_US, Clock, SystemClock
 from ..db import batch_queries, location, reasons
 from ..db.batch_queries import BatchRow
 from ..db.connection import Database
@@ -222,13 +222,20 @@ def _limits(db: Database, options: LauncherOptions, found: Resources, settings: 
     return Limits(
         workflow=options.workflow_filter,
         serial_only=found.mpi_rules is None,
-        ends_at=resources.end(options, found.batch, settings, clock),
+        ends_at=resources.end(options, _with_end(found.batch, launch, clock), settings, clock),
         idle_ttl_s=None if options.persistent else settings.IDLE_TTL_S,
         tags=options.tags,
         no_mpi=found.no_mpi,
         launch=launch["id"] if launch else None,
         launch_only=bool(launch and launch["prescheduled_only"]),
     )
+
+
+def _with_end(batch: Allocation | None, launch: BatchRow | None, clock: Clock) -> Allocation | None:
+    """The batch job with what was asked for as its end, from now on, where neither environment nor scheduler told the end."""
+    if batch is None or launch is None or batch.ends_us is not None:
+        return batch
+    return batch._replace(ends_us=clock.now_us() + launch["wall_minutes"] * 60 * SECOND_US)
 
 
 def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:

@@ -8,6 +8,7 @@ module knows no particular scheduler and imports none before it is selected.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
@@ -31,6 +32,8 @@ ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
 
 #: Seconds; a loaded head node may take half a minute to answer.
 COMMAND_TIMEOUT_S = 60.0
+#: The same of a question about the past, which will be asked again.
+_PAST_TIMEOUT_S = 20.0
 #: The clocks of a scheduler's host and of this one may differ by so much; and some schedulers tell whole seconds only.
 CLOCK_SLACK_US = 60 * SECOND_US
 
@@ -93,7 +96,7 @@ def by_id(statuses: Iterable[BatchStatus]) -> dict[str, BatchStatus]:
 
 
 class Scheduler(Protocol):
-    """A batch scheduler. Ids are text and mean nothing to anybody else."""
+    """A batch scheduler. Ids are text and mean nothing to others, but that a cluster's name may follow a semicolon."""
 
     name: str  # as in Settings.SCHEDULER_CLASS
     template: str  # file name of its job script's template
@@ -108,7 +111,7 @@ class Scheduler(Protocol):
         """
 
     def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
-        """What is known of those batch jobs, by id. An id that is absent from the answer is gone.
+        """What is known of those batch jobs, by id. One that is absent from the answer is not known to the scheduler now.
 
         Args:
             outputs: by id, the path of the batch job's output; some schedulers leave a record of the end beside it.
@@ -203,16 +206,16 @@ class CommandScheduler:
         found = {}
         argv = self._adapter.past_argv(outputs) if outputs else []
         if argv:
-            found = self._adapter.parse_past(self._run(argv))
+            found = self._adapter.parse_past(self._run(argv, timeout_s=_PAST_TIMEOUT_S))
         for native_id, output in outputs.items():
             read = None if native_id in found else self._adapter.read_past(native_id, output)
             if read is not None:
                 found[native_id] = read
         return {native_id: status for native_id, status in found.items() if native_id in outputs}
 
-    def _run(self, argv: list[str], directory: str | None = None) -> Completed:
+    def _run(self, argv: list[str], directory: str | None = None, timeout_s: float = math.inf) -> Completed:
         environ = {**os.environ, **self._adapter.environ()}
-        return run(argv, timeout_s=self.timeout_s, environ=environ, directory=directory)
+        return run(argv, timeout_s=min(timeout_s, self.timeout_s), environ=environ, directory=directory)
 
     def cancel(self, native_id: str) -> None:
         answer = self._run(self._adapter.cancel_argv(native_id))

@@ -1,4 +1,4 @@
-"""How long has this batch job left? Where its environment does not say, one question to the scheduler may tell.
+"""How long has this batch job left? Where its environment does not say, the scheduler may tell.
 
 Nothing here raises on what a command prints or does not print: what is not understood is not known.
 """
@@ -6,7 +6,7 @@ Nothing here raises on what a command prints or does not print: what is not unde
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..clock import SECOND_US, Clock, SystemClock
 from ..programs import run
@@ -15,6 +15,8 @@ from .environ import Allocation
 
 #: Thirty years in seconds. What lies beyond is no limit.
 _LONGEST_S = 10**9
+#: Before each of the questions; squeue may leave out a batch job for seconds.
+_PAUSES_S = (0.0, 1.0, 4.0)
 
 _Environ = Mapping[str, str]
 
@@ -29,12 +31,13 @@ def ask_end_us(
 ) -> int | None:
     """When the batch job ends, in microseconds since the epoch; None where nobody knows, or where it has no limit.
 
-    It runs one command at most, and none where the environment said it. The answer is as of now: a limit may be changed
-    while the batch job runs.
+    It runs no command where the environment said it. An answer that leaves the batch job out, and no answer, are no reason to
+    believe that there is no limit: the question is put again, three times in all. The answer is as of now: a limit may be
+    changed while the batch job runs.
 
     Args:
         command: the scheduler's status command; "" is its own, found on PATH.
-        timeout_s: how long that may take.
+        timeout_s: how long that may take in all.
     """
     if batch.ends_us is not None:
         return batch.ends_us
@@ -47,17 +50,42 @@ def ask_end_us(
 
 
 def _ask_slurm(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
-    """The SQUEUE_ variables of the user could hide the job."""
+    """The SQUEUE_ variables of the user could hide the job, and his SLURM_CLUSTERS may name others than this one."""
     plain = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
-    answer = run([command or "squeue", "-h", "-j", batch_id, "-o", "%L"], timeout_s=timeout_s, environ=plain)
-    return time_left_slurm(answer.stdout) if answer.ok else None
+    if "SLURM_CLUSTERS" in plain and plain.get("SLURM_CLUSTER_NAME"):
+        plain["SLURM_CLUSTERS"] = plain["SLURM_CLUSTER_NAME"]
+    argv = [command or "squeue", "-h", "-j", batch_id, "-o", "%L"]
+    text = _answered(argv, lambda text: _without_heading(text) != "", timeout_s, plain, clock)
+    return time_left_slurm(_without_heading(text))
+
+
+def _without_heading(text: str) -> str:
+    """What squeue prints below the name of the cluster, which it puts above where SLURM_CLUSTERS is set."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("CLUSTER:")).strip()
 
 
 def _ask_pbs(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
     """Without an answer, PBS_WALLTIME: the whole of what was asked for, so at most that is left (Torque 6.1)."""
-    answer = run([command or "qstat", "-f", batch_id], timeout_s=timeout_s, environ=environ)
-    left_s = time_left_pbs(answer.stdout, clock.now_us() / SECOND_US) if answer.ok else None
+    argv = [command or "qstat", "-f", batch_id]
+    text = _answered(argv, lambda text: next(pbs.parse_text(text), None) is not None, timeout_s, environ, clock)
+    left_s = time_left_pbs(text, clock.now_us() / SECOND_US)
     return pbs.duration_s(environ.get("PBS_WALLTIME", "")) if left_s is None else left_s
+
+
+def _answered(argv: list[str], tells: Callable[[str], bool], timeout_s: float, environ: _Environ, clock: Clock) -> str:
+    """What the command prints, as soon as that tells of the batch job; "" where it never does."""
+    give_up_at = clock.monotonic() + timeout_s
+    for pause_s in _PAUSES_S:
+        clock.sleep(pause_s)
+        left_s = give_up_at - clock.monotonic()
+        if left_s <= 0:
+            break
+        answer = run(argv, timeout_s=left_s, environ=environ)
+        if answer.ok and tells(answer.stdout):
+            return answer.stdout
+        if answer.returncode is None and not answer.was_killed:  # there is no such command
+            break
+    return ""
 
 
 _QUESTIONS = {"SlurmScheduler": _ask_slurm, "PBSScheduler": _ask_pbs}

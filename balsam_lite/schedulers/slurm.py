@@ -109,20 +109,72 @@ _MOST_CONFIGURATION = 1024 * 1024  # characters
 
 
 class SlurmScheduler(CommandScheduler):
-    """See `base.Scheduler`. Reads the first part of Slurm's configuration file, to tell this cluster from another."""
+    """See `base.Scheduler`. Reads the first part of Slurm's configuration file, to tell this cluster from another.
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+    The id of a batch job that was submitted to another cluster (`--clusters` of sbatch) is NUMBER;CLUSTER, as sbatch prints it.
+    `cluster` makes this the scheduler of that one; it is asked with commands of its own, since each numbers from 1.
+    """
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ, cluster: str = "") -> None:
         commands = (settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE)
-        super().__init__(SlurmAdapter(os.getuid(), *commands, environ=environ), timeout_s=settings.SCHEDULER_TIMEOUT_S)
+        adapter = SlurmAdapter(os.getuid(), *commands, environ=environ, cluster=cluster)
+        super().__init__(adapter, timeout_s=settings.SCHEDULER_TIMEOUT_S)
         self.domain = "@".join(filter(None, (self.name, _cluster(environ))))
+        self._settings, self._environ, self._cluster = settings, environ, cluster
+
+    def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
+        found: dict[str, BatchStatus] = {}
+        for cluster in sorted({cluster_of(native_id) for native_id in outputs}):
+            own = {native_id: output for native_id, output in outputs.items() if cluster_of(native_id) == cluster}
+            there = self if cluster == self._cluster else SlurmScheduler(self._settings, self._environ, cluster)
+            found.update(super().poll(own) if there is self else there.poll(own))
+        return found
+
+    def find(self, submission: Submission, since_us: int) -> str | None:
+        if self._cluster:
+            return super().find(submission, since_us)
+        clusters = clusters_in(submission.flags) or clusters_in([f"-M{self._environ.get('SLURM_CLUSTERS', '')}"])
+        places = [SlurmScheduler(self._settings, self._environ, cluster) for cluster in clusters]
+        found = [there.find(submission, since_us) for there in places] or [super().find(submission, since_us)]
+        return next(filter(None, found), None)
 
     def _leaves_doubt(self, answer: Completed) -> bool:
         return super()._leaves_doubt(answer) or _NO_ANSWER in answer.stderr
 
     def _parse(self, answer: Completed, ids: Collection[str]) -> dict[str, BatchStatus] | None:
         found = super()._parse(answer, ids)
-        garbled = set(ids) & unreadable(answer.stdout)  # those of others do not matter
-        return None if found is None or garbled - found.keys() else found
+        garbled = {native_id for native_id in ids if _number(native_id) in unreadable(answer.stdout)}
+        return None if found is None or garbled - found.keys() else found  # lines of others do not matter
+
+
+def _number(native_id: str) -> str:
+    return native_id.partition(";")[0]
+
+
+def cluster_of(native_id: str) -> str:
+    """The cluster that numbered a batch job; "" is the one that Slurm's commands speak to by themselves.
+
+    >>> cluster_of("17;red"), cluster_of("17")
+    ('red', '')
+    """
+    return native_id.partition(";")[2]
+
+
+def clusters_in(flags: Sequence[str]) -> list[str]:
+    """The clusters among which the user's flags for sbatch let Slurm choose; [] where they say nothing.
+
+    >>> clusters_in(["-C", "knl", "-M", "red,blue"]), clusters_in(["--clusters=red"]), clusters_in(["-Mred"])
+    (['red', 'blue'], ['red'], ['red'])
+    """
+    chosen = ""
+    for word, following in zip(flags, [*flags[1:], ""]):
+        if word in ("-M", "--clusters", "--cluster"):
+            chosen = following
+        elif word.startswith(("--clusters=", "--cluster=")):
+            chosen = word.partition("=")[2]
+        elif word.startswith("-M"):
+            chosen = word[2:]
+    return [name for name in chosen.split(",") if name not in ("", "all")]
 
 
 class SlurmAdapter:
@@ -135,9 +187,10 @@ class SlurmAdapter:
     template = "slurm.tmpl"
 
     def __init__(
-        self, user: int, submit: str = "", status: str = "", cancel: str = "", *, environ: Mapping[str, str] = os.environ
-    ) -> None:
-        self._user, self._environ = user, environ
+        self, user: int, submit: str = "", status: str = "", cancel: str = "",
+        *, environ: Mapping[str, str] = os.environ, cluster: str = "",
+    ) -> None:  # fmt: skip
+        self._user, self._environ, self._cluster = user, environ, cluster
         self._submit, self._status, self._cancel = submit or "sbatch", status or "squeue", cancel or "scancel"
 
     def submit_argv(self, submission: Submission) -> list[str]:
@@ -158,28 +211,28 @@ class SlurmAdapter:
         return {}
 
     def parse_id(self, stdout: str) -> str:
-        """The number that --parsable prints; behind it stands the cluster, if there are several. Sites may add lines.
+        """The number that --parsable prints, with the cluster where several were to be chosen from. Sites may add lines.
 
         >>> [SlurmAdapter(0).parse_id(text) for text in ("278079\\n", "Welcome!\\n17;red\\n", "Submitted batch job 5\\n", "x1")]
-        ['278079', '17', '5', '']
+        ['278079', '17;red', '5', '']
         """
-        found = re.findall(r"^(?:Submitted batch job )?([0-9]+)(?:;.*| on cluster .*)?$", stdout, re.MULTILINE)
-        return found[-1] if found else ""
+        found = re.findall(r"^(?:Submitted batch job )?([0-9]+)(?:(?:;| on cluster )(.*))?$", stdout, re.MULTILINE)
+        return ";".join(filter(None, found[-1])) if found else ""
 
     def status_argv(self, ids: Collection[str]) -> list[str]:
         # Always all of the user's: one unknown number makes an error of the answer, and many make no command line.
         # A size of 0 is: as long as the field is; what follows it is put behind the field.
         fields = f":0{_SEPARATOR},".join(_SQUEUE_FIELDS) + ":0"
-        options = ("--noheader", "--all", "--states=all", f"--user={self._user}", f"--Format={fields}")
+        options = (*self._where, "--noheader", "--all", "--states=all", f"--user={self._user}", f"--Format={fields}")
         unwanted = [name for name in self._environ if name.startswith(_SQUEUE_VARIABLES)]
         return [*self._without(unwanted, _EPOCH_TIMES), self._status, *options]
 
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
-        return parse_squeue(answer.stdout) if answer.ok else None
+        return self._named(parse_squeue(answer.stdout)) if answer.ok else None
 
     def past_argv(self, ids: Collection[str]) -> list[str]:
-        which = f"--jobs={','.join(filter(_is_id, ids))}"  # of one odd id it would say nothing of any
-        options = ["--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations"]
+        which = f"--jobs={','.join(filter(_is_id, map(_number, ids)))}"  # of one odd id it would say nothing of any
+        options = [*self._where, "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations"]
         options.append(f"--format={','.join(_SACCT_FIELDS)}")
         if len(which) > _LONGEST_ARGUMENT:
             since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - _HISTORY_S))
@@ -187,18 +240,30 @@ class SlurmAdapter:
         return [*self._without((), _EPOCH_TIMES), self._sacct, *options, which]
 
     @property
+    def _where(self) -> list[str]:
+        return [f"--clusters={self._cluster}"] if self._cluster else []
+
+    def _named(self, statuses: dict[str, BatchStatus] | None) -> dict[str, BatchStatus] | None:
+        """The statuses with their cluster in the ids. squeue prints its name on a line above, which says nothing new."""
+        if statuses is None or not self._cluster:
+            return statuses
+        ids = {number: f"{number};{self._cluster}" for number in statuses}
+        return {ids[number]: status._replace(native_id=ids[number]) for number, status in statuses.items()}
+
+    @property
     def _sacct(self) -> str:
         """It lies beside squeue."""
         return os.path.join(os.path.dirname(self._status), "sacct")
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
-        return parse_sacct(answer.stdout) if answer.ok else {}
+        return self._named(parse_sacct(answer.stdout) if answer.ok else {}) or {}
 
     def read_past(self, native_id: str, output: str) -> BatchStatus | None:
         return None
 
     def cancel_argv(self, native_id: str) -> list[str]:
-        return [self._cancel, native_id]
+        number, _, cluster = native_id.partition(";")
+        return [self._cancel, *([f"--clusters={cluster}"] if cluster else []), number]
 
     @staticmethod
     def _without(variables: Collection[str], *assignments: str) -> list[str]:

@@ -26,7 +26,7 @@ USER_KILLED = "USER_KILLED"
 #: One sentence for each state, in the order in which a job meets them.
 DESCRIPTIONS = {
     CREATED: "added; nothing has been done with it yet",
-    AWAITING_PARENTS: "waits until every parent is JOB_FINISHED",
+    AWAITING_PARENTS: "waits until its parents have ended as its run_when says",
     READY: "its parents are finished; its files can be staged in",
     STAGED_IN: "its input files are in its working directory",
     PREPROCESSED: "ready to run",
@@ -63,8 +63,10 @@ _EDGES: dict[str, dict[str, tuple[str, ...]]] = {
     STEP: {
         CREATED: (AWAITING_PARENTS, READY, STAGED_IN, PREPROCESSED, FAILED),
         AWAITING_PARENTS: (READY, FAILED),
-        READY: (STAGED_IN, PREPROCESSED, FAILED),
-        STAGED_IN: (PREPROCESSED, FAILED),
+        READY: (AWAITING_PARENTS, STAGED_IN, PREPROCESSED, FAILED),
+        STAGED_IN: (AWAITING_PARENTS, PREPROCESSED, FAILED),
+        PREPROCESSED: (AWAITING_PARENTS,),
+        RESTART_READY: (AWAITING_PARENTS,),
         RUN_DONE: (POSTPROCESSED, JOB_FINISHED, FAILED),
         RUN_ERROR: (RESTART_READY, FAILED),
         RUN_TIMEOUT: (RESTART_READY, FAILED),

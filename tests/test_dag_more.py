@@ -16,7 +16,7 @@ from balsam_lite import states
 from balsam_lite.db import location, queries
 from balsam_lite.db.connection import Database
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps, batch_jobs, graph, insert, user
+from balsam_lite.db.store import apps, batch_jobs, claims, graph, insert, user
 from balsam_lite.errors import (
     DependencyCycle,
     InputError,
@@ -103,24 +103,59 @@ def test_that_a_script_may_set_its_jobs_state_and_the_launcher_keeps_it(
 ) -> None:
     job = hook(state, "postprocess" if state.startswith("RUN") else "preprocess")
     job.update_state(wanted)
-    expected = "READY" if wanted == "AWAITING_PARENTS" else wanted  # it has none
-    assert (job.state, job.lease) == (expected, 7)
-    if wanted not in (state, "USER_KILLED", "AWAITING_PARENTS"):
+    assert (job.state, job.lease) == (wanted, 7)
+    if wanted not in (state, "USER_KILLED"):
         kind = os.environ["BALSAM_HOOK"]
         assert [event[1:] for event in job._events()][-1] == (state, wanted, f"Set by the {kind} script")
 
 
-def test_that_a_script_says_why_and_its_jobs_children_hear_of_it(db: Database, hook: Hook) -> None:
+def release(db: Database, job: BalsamJob) -> None:
+    """Let the launcher let go of the job, as at the end of the step whose script moved it."""
+    with db.write() as cx:
+        claims.release(cx, 7, [job.id], 1)
+
+
+def test_that_a_script_says_why_and_its_jobs_children_hear_of_it_when_it_has_ended(db: Database, hook: Hook) -> None:
     job = hook("RUN_ERROR")
     child = add("child", parents=[job])
     job.update_state("JOB_FINISHED", "good enough")
     child.refresh_from_db()
-    assert (child.state, job.get_recent_state_str()[28:]) == ("READY", "JOB_FINISHED] good enough")
+    assert (child.state, job.get_recent_state_str()[28:]) == ("AWAITING_PARENTS", "JOB_FINISHED] good enough")
+    release(db, job)
+    child.refresh_from_db()
+    assert child.state == "READY"
     other = add("other")
     below = add("below", parents=[other])
     hook("RUN_DONE", job=other).update_state("FAILED")
     below.refresh_from_db()
+    assert below.state == "AWAITING_PARENTS"
+    release(db, other)
+    below.refresh_from_db()
     assert below.state == "FAILED"
+
+
+def test_that_a_job_whose_script_lets_it_wait_for_no_parents_goes_on_when_the_script_has_ended(
+    db: Database, hook: Hook
+) -> None:
+    job = hook("CREATED", "preprocess")
+    job.update_state("AWAITING_PARENTS")
+    release(db, job)
+    job.refresh_from_db()
+    assert job.state == "READY"
+
+
+def test_that_a_script_may_give_the_children_of_its_finished_job_another_parent(db: Database, hook: Hook) -> None:
+    job = add("own")
+    child = add("child", parents=[job])
+    hook("RUN_DONE", job=job).update_state("JOB_FINISHED")
+    rescue = add("rescue")
+    child.set_parents([rescue])
+    release(db, job)
+    child.refresh_from_db()
+    assert (child.state, child.unfinished_parents) == ("AWAITING_PARENTS", 1)
+    rescue.update_state("JOB_FINISHED")
+    child.refresh_from_db()
+    assert child.state == "READY"
 
 
 def test_that_a_restart_by_a_script_counts_and_ends_at_the_limit(db: Database, hook: Hook) -> None:

@@ -84,7 +84,7 @@ def test_that_the_findings_are_told_as_json(db: Database) -> None:
     [
         ("UPDATE job SET state = 'RUNNING', lease = 77 WHERE id = 1", "1 job(s) belong to a launcher that has ended"),
         ("UPDATE job SET state = 'RUNNING' WHERE id < 3", "2 job(s) are RUNNING, but no launcher has them"),
-        ("UPDATE job SET state = 'AWAITING_PARENTS' WHERE id = 3", "1 job(s) wait for parents that are all finished"),
+        ("UPDATE job SET state = 'AWAITING_PARENTS' WHERE id = 3", "1 job(s) wait for parents, although these have all ended"),
         ("UPDATE state_count SET jobs = 7 WHERE state = 'FAILED'", "wrong for 1 state(s)"),
         ("UPDATE state_count SET jobs = 29 WHERE state = 'CREATED'", "wrong for 2 state(s)"),
         ("DELETE FROM state_count WHERE state = 'CREATED'", "wrong for 1 state(s)"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from unittest import mock
+
 import pytest
 from helpers import Slots
 from hypothesis import HealthCheck, settings
@@ -354,7 +358,9 @@ def hot_queries(cx):
     yield "ls wf", lambda: queries.workflows(cx)
     yield "ls --by-states", lambda: queries.state_counts(cx)
     yield "ls --history", lambda: queries.history(cx, 1)
-    yield "parents finished", lambda: graph.wait_for_parents(cx, [1], 1)
+    yield "settle", lambda: graph.settle(cx, [1], 1)
+    yield "propagate", lambda: graph.propagate(cx, [1], [2], 1)
+    yield "reconsider children", lambda: graph.reconsider_children(cx, [1], 1)
 
 
 def cost(db):
@@ -391,10 +397,15 @@ def test_that_hot_queries_cost_the_same_with_thirty_times_the_jobs_and_after_ana
 # --- property ---------------------------------------------------------------------------------------------------------
 
 JOBS = st.integers(min_value=0, max_value=9)
+RUN_WHEN = st.sampled_from(["all_finished", "all_finished", "all_ended", "any_finished"])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Launchers, their deaths, users and dependencies in any order."""
+    """Launchers, their deaths, scripts, users and dependencies in any order.
+
+    No job may become RUNNING while its `run_when` does not hold, none may be stuck, and what the rows say of parents must be
+    what the rows of the parents say.
+    """
 
     @initialize()
     def start(self):
@@ -404,24 +415,55 @@ class StoreMachine(RuleBasedStateMachine):
         self.db = location.create(self.directory.name + "/db")
         with self.db.write() as cx:
             apps.add_app(cx, {"name": "a", "executable": "true"})
+            apps.add_app(cx, {"name": "scripts", "executable": "true", "preprocess": "true", "postprocess": "true"})
         self.jobs: list[int] = []
         self.leases: list[int] = []
-        self.held: dict[tuple[int, int], claims.Claim] = {}  # (lease, job)
+        self.held: dict[tuple[int, int], claims.Claim] = {}  # (lease, job): those that run …
+        self.steps: dict[tuple[int, int], claims.Claim] = {}  # … and those that are in a step
         self.now = 1
 
     def teardown(self):
-        if hasattr(self, "db"):
-            self.db.close()
-            self.directory.cleanup()
+        if not hasattr(self, "db"):
+            return
+        self.run_to_the_end()
+        self.db.close()
+        self.directory.cleanup()
+
+    def run_to_the_end(self):
+        """With every launcher dead and one more that runs whatever it gets, all jobs come to an end."""
+        while self.leases:
+            self.die(0)
+        lease = open_lease(self.db, 99)
+        for _ in range(200):
+            with self.db.write() as cx:
+                left = steps.settle_abandoned(cx, lease, 10, 7)
+                taken = claims.take(cx, lease, Slots(3, 3), claims.Filter(), 2)
+                ends = [claims.Exit(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
+                left += claims.finish(cx, lease, ends, 5).to_settle
+                steps.finish(cx, lease, [step_end(claim) for claim in (*left, *taken.to_prepare)], 6)
+            if not left and not taken.to_run and not taken.to_prepare:
+                break
+        with self.db.read() as cx:
+            stuck = "SELECT id, state, lease, run_when, unfinished_parents FROM job WHERE state NOT IN (?, ?, ?)"
+            assert cx.execute(stuck, states.END_STATES).fetchall() == []
+        self.the_rows_tell_one_story()
 
     def job(self, number):
         return self.jobs[number % len(self.jobs)]
 
-    @rule(packing=st.sampled_from([1, 2]), limit=st.integers(0, 2), retry=st.booleans(), parents=st.lists(JOBS, max_size=2))
-    def add(self, packing, limit, retry, parents):
+    @rule(
+        packing=st.sampled_from([1, 2]),
+        limit=st.integers(0, 2),
+        retry=st.booleans(),
+        parents=st.lists(JOBS, max_size=3),
+        run_when=RUN_WHEN,
+        waits=st.sampled_from([True, True, True, False]),
+        app=st.sampled_from(["a", "a", "scripts"]),
+    )
+    def add(self, packing, limit, retry, parents, run_when, waits, app):
         chosen = sorted({self.job(n) for n in parents}) if self.jobs else []
         fields = {"node_packing_count": packing, "restart_limit": limit, "auto_timeout_retry": retry, "parents": chosen}
-        self.jobs += add(self.db, fields)
+        self.jobs += add(self.db, {**fields, "run_when": run_when, "wait_for_parents": waits, "application": app})
 
     @rule()
     def launch(self):
@@ -431,19 +473,50 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(lease=JOBS, free=st.integers(1, 3))
     def claim(self, lease, free):
         lease = self.leases[lease % len(self.leases)]
-        for claim in take(self.db, lease, free):
-            assert not [key for key in self.held if key[1] == claim.job], "two holders"
-            self.held[lease, claim.job] = claim
+        holding = self.run_when_holds()
+        with self.db.write() as cx:
+            taken = claims.take(cx, lease, Slots(free, free), claims.Filter(), 2)
+        for claim in (*taken.to_run, *taken.to_prepare):
+            assert not [key for key in (*self.held, *self.steps) if key[1] == claim.job], "two holders"
+            assert holding[claim.job], "it does not hold"
+        self.held.update({(lease, claim.job): claim for claim in taken.to_run})
+        self.steps.update({(lease, claim.job): claim for claim in taken.to_prepare})
 
     @precondition(lambda self: self.held)
-    @rule(which=JOBS, result=st.sampled_from(["RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT"]))
+    @rule(which=JOBS, result=st.sampled_from(["RUN_DONE", "RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT", "RESTART_READY"]))
     def end(self, which, result):
         key = sorted(self.held)[which % len(self.held)]
-        lost = finish(self.db, key[0], self.held.pop(key), result)
-        assert lost in ([], [key[1]])
-        if lost:
+        claim = self.held.pop(key)
+        with self.db.write() as cx:
+            reported = claims.finish(cx, key[0], [claims.Exit(claim.job, claim.attempt, result, 0, "", 3, 4)], 5)
+        assert reported.lost in ([], [key[1]])
+        if reported.lost:
             with self.db.read() as cx, pytest.raises(UnknownJob):
                 queries.job(cx, key[1])
+        self.steps.update({(key[0], kept.job): kept for kept in reported.to_settle})
+
+    @precondition(lambda self: self.steps)
+    @rule(which=JOBS, wanted=st.sampled_from([state for state in states.STATES if state != "RUNNING"]))
+    def script_moves_its_job(self, which, wanted):
+        key = sorted(self.steps)[which % len(self.steps)]
+        with self.db.read() as cx:
+            found = cx.execute("SELECT job_id, lease, attempt FROM job WHERE id = ?", (key[1],)).fetchone()
+        if found is None:
+            return
+        variables = {
+            "BALSAM_HOOK": "postprocess",
+            "BALSAM_JOB_ID": found[0],
+            "BALSAM_RUN": f"{os.path.realpath(self.db.directory)}:{key[0]}:{key[1]}:{found[2]}",
+        }
+        with mock.patch.dict(os.environ, variables), suppress(StateError, LostLease):
+            user.set_state(self.db, [key[1]], wanted)
+
+    @precondition(lambda self: self.steps)
+    @rule(which=JOBS, interrupted=st.booleans())
+    def end_step(self, which, interrupted):
+        key = sorted(self.steps)[which % len(self.steps)]
+        with self.db.write() as cx:
+            steps.finish(cx, key[0], [step_end(self.steps.pop(key))._replace(interrupted=interrupted)], 6)
 
     @precondition(lambda self: self.leases)
     @rule(lease=JOBS)
@@ -454,6 +527,7 @@ class StoreMachine(RuleBasedStateMachine):
             leases.reap(cx, found, 5)
         zombies = [claim for (holder, _), claim in self.held.items() if holder == dead]
         self.held = {key: claim for key, claim in self.held.items() if key[0] != dead}
+        self.steps = {key: claim for key, claim in self.steps.items() if key[0] != dead}
         for claim in zombies:
             before = self.snapshot()
             assert finish(self.db, dead, claim) == [claim.job]
@@ -467,6 +541,16 @@ class StoreMachine(RuleBasedStateMachine):
             user.set_state(self.db, [self.job(job)], wanted)
         except StateError:
             assert self.snapshot() == before
+
+    @precondition(lambda self: self.jobs)
+    @rule(jobs=st.lists(JOBS, min_size=1, max_size=10), values=st.sampled_from([{}, {}, {"run_when": "all_ended"}]))
+    def rerun(self, jobs, values):
+        user.rerun(self.db, sorted({self.job(job) for job in jobs}), values=values)
+
+    @precondition(lambda self: self.jobs)
+    @rule(job=JOBS, run_when=RUN_WHEN, waits=st.booleans())
+    def modify(self, job, run_when, waits):
+        user.update_fields(self.db, [self.job(job)], {"run_when": run_when, "wait_for_parents": waits})
 
     @precondition(lambda self: self.jobs)
     @rule(job=JOBS, recursive=st.booleans())
@@ -492,6 +576,12 @@ class StoreMachine(RuleBasedStateMachine):
         except (DependencyCycle, DuplicateDependency, StateError):
             pass
 
+    @precondition(lambda self: len(self.jobs) > 1)
+    @rule(parents=st.lists(JOBS, max_size=3), child=JOBS)
+    def set_parents(self, parents, child):
+        with suppress(DependencyCycle, StateError), self.db.write() as cx:
+            graph.set_parents(cx, self.job(child), [self.job(parent) for parent in parents], 1)
+
     @rule()
     def settle(self):
         with self.db.write() as cx:
@@ -501,10 +591,20 @@ class StoreMachine(RuleBasedStateMachine):
         with self.db.read() as cx:
             return cx.execute("SELECT id, state, lease, attempt, restarts FROM job ORDER BY id").fetchall()
 
+    def run_when_holds(self) -> dict[int, bool | None]:
+        """Of each job by its parents' rows; None: it can hold no more."""
+        with self.db.read() as cx:
+            jobs = cx.execute("SELECT id, run_when, wait_for_parents FROM job").fetchall()
+            parents: dict[int, list[tuple[str, int | None]]] = {job: [] for job, _, _ in jobs}
+            for child, *parent in cx.execute("SELECT child, state, lease FROM dependency JOIN job ON job.id = parent"):
+                parents[child].append(tuple(parent))
+        return {job: not waits or holds(run_when, parents[job]) for job, run_when, waits in jobs}
+
     @invariant()
     def the_rows_tell_one_story(self):
         if not hasattr(self, "db"):
             return
+        holding = self.run_when_holds()
         with self.db.read() as cx:
             for job, now, lease, attempt, _ in self.snapshot():
                 events = cx.execute("SELECT from_state, to_state FROM event WHERE job = ? ORDER BY id", (job,)).fetchall()
@@ -514,16 +614,41 @@ class StoreMachine(RuleBasedStateMachine):
                 assert all(states.is_edge(old, new) for old, new in events), events
                 assert (now == "RUNNING") <= (lease is not None)
                 assert sum(new == "RUNNING" for _, new in events) == attempt
+                if lease is None:
+                    assert (now == "AWAITING_PARENTS") <= (holding[job] is False), (job, now, events)
+                    assert (now in (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES)) <= (holding[job] is True), (
+                        job,
+                        events,
+                    )
             counted = dict(cx.execute("SELECT state, count(*) FROM job GROUP BY state"))
             assert queries.state_counts(cx) == counted
-            unfinished = cx.execute(
-                """SELECT job.id, unfinished_parents, (SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
-                    WHERE d.child = job.id AND p.state <> 'JOB_FINISHED') FROM job"""
-            ).fetchall()
-            assert all(kept == true for _, kept, true in unfinished), unfinished
+            for job, unfinished in cx.execute("SELECT id, unfinished_parents FROM job"):
+                assert (unfinished == 0) == (holding[job] is True), (job, unfinished)
+            wrong = f"SELECT id FROM job WHERE unfinished_parents <> {graph.UNFINISHED_PARENTS}"
+            assert cx.execute(wrong).fetchall() == []
+
+
+def holds(run_when: str, parents: list[tuple[str, int | None]]) -> bool | None:
+    """Whether parents in these states, with these leases, let a job run; None: they cannot any more."""
+    ended = [state for state, lease in parents if lease is None and state in states.END_STATES]
+    finished = ended.count("JOB_FINISHED")
+    if run_when == "all_finished":
+        return None if len(ended) > finished else finished == len(parents)
+    if run_when == "all_ended" or not parents:
+        return len(ended) == len(parents)
+    return True if finished else None if len(ended) == len(parents) else False
+
+
+def step_end(claim: claims.Claim) -> steps.StepEnd:
+    """How a step ends in which all goes well."""
+    if claim.state in states.UNPREPARED_STATES:
+        return steps.StepEnd(claim, ("PREPROCESSED",))
+    if claim.state in (states.RUN_ERROR, states.RUN_TIMEOUT):
+        return steps.StepEnd(claim, (), "no handler")
+    return steps.StepEnd(claim, ("POSTPROCESSED", "JOB_FINISHED") if claim.state == "RUN_DONE" else ("JOB_FINISHED",))
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStoreMachine = StoreMachine.TestCase

@@ -13,7 +13,8 @@ from .. import states
 from ..errors import BalsamError
 from . import filesystem, maintenance, migrations
 from .connection import Database
-from .store import leases, tags
+from .schema import sql_list
+from .store import graph, leases, tags
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
@@ -48,10 +49,18 @@ _RULES = (
         "{} job(s) are RUNNING, but no launcher has them. `balsam killjob` and then `balsam rerun` put them back.",
     ),
     Rule(
-        f"""SELECT count(*) FROM job WHERE state = '{states.AWAITING_PARENTS}' AND NOT EXISTS (
-            SELECT 1 FROM dependency JOIN job AS parent ON parent.id = dependency.parent
-            WHERE dependency.child = job.id AND parent.state <> '{states.JOB_FINISHED}')""",
-        "{} job(s) wait for parents that are all finished. `balsam killjob` and then `balsam rerun` put them back.",
+        f"SELECT count(*) FROM job WHERE unfinished_parents <> {graph.UNFINISHED_PARENTS}",
+        "{} job(s) count their unfinished parents wrongly. That is a fault of balsam; please report it. "
+        "`balsam killjob` and then `balsam rerun` put them back.",
+    ),
+    Rule(
+        f"SELECT count(*) FROM job WHERE state = '{states.AWAITING_PARENTS}' AND lease IS NULL AND unfinished_parents = 0",
+        "{} job(s) wait for parents, although these have all ended. `balsam killjob` and then `balsam rerun` put them back.",
+    ),
+    Rule(
+        f"""SELECT count(*) FROM job WHERE lease IS NULL AND unfinished_parents > 0
+            AND state IN ({sql_list((*states.UNPREPARED_STATES, *states.RUNNABLE_STATES))})""",
+        "{} job(s) are ready to run, although parents have yet to finish. `balsam rerun` lets them wait.",
     ),
     Rule(
         "SELECT count(*) FROM dependency WHERE parent NOT IN (SELECT id FROM job) OR child NOT IN (SELECT id FROM job)",

@@ -438,7 +438,7 @@ class Launcher:
     def _leave_steps(self) -> None:
         """A thread hangs in a file system. It ends with this process, so its job is free."""
         with self._db.write() as cx:
-            claims.release(cx, self._lease, self._steps.jobs)
+            claims.release(cx, self._lease, self._steps.jobs, self._clock.now_us())
 
     def _hand_back(self, unstarted: list[int]) -> None:
         with self._db.write() as cx:

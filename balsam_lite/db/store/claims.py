@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from ... import spec, states
-from ..schema import RUNNABLE, UNPREPARED
+from ..schema import FREE, RUNNABLE, UNPREPARED
 from . import few, graph, outcomes
 from .few import Few
 from .moves import Move, id_list, move
@@ -426,7 +426,8 @@ def _mark_running(cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_u
             moves.append(Move(job, (state, states.RUNNING), now_us, (), holder[1:]))
         else:
             moves.append(Move(job, (state, states.PREPROCESSED, states.RUNNING), now_us, (), holder))
-    move(cx, moves, states.LAUNCHER, "lease = ?, attempt = attempt + 1, return_code = NULL", [(lease,)] * len(moves))
+    columns = "lease = ?, attempt = attempt + 1, return_code = NULL, told_to_stop = NULL"
+    move(cx, moves, states.LAUNCHER, columns, [(lease,)] * len(moves), only_if=FREE)
 
 
 def _claim(shape: Shape, row: Row, place: object = None) -> Claim:
@@ -469,6 +470,7 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
     facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(ended),))
     mine = {f.job: f for f in facts if f.attempt == ended[f.job].attempt}
     moves, columns, kept, lost = [], [], [], []
+    released_jobs: list[tuple[int, str]] = []
     for job, fact in mine.items():
         if fact.state != states.RUNNING:
             continue
@@ -481,11 +483,12 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
             columns.append((lease if keep else None, ended[job].return_code, outcome.restarts, outcome.retries))
             if keep:
                 kept.append(job)
+            else:
+                released_jobs.append((job, outcome.path[-1]))
     move(cx, moves, states.LAUNCHER, "lease = ?, return_code = ?, restarts = ?, retries = ?", columns)
+    graph.released(cx, released_jobs, now_us)
     free_lost(cx, lost, now_us)
-    killed = [job for job, fact in mine.items() if fact.state != states.RUNNING]
-    release(cx, lease, killed)
-    tell_children(cx, moves, now_us)
+    release(cx, lease, [job for job, fact in mine.items() if fact.state != states.RUNNING], now_us)
     return Reported([job for job in ended if job not in mine], claims_of(cx, kept) if kept else [])
 
 
@@ -494,17 +497,6 @@ def _finished(ended: Exit, outcome: outcomes.Outcome) -> Move:
     known = ",".join(f'"{key}":{value:d}' for key, value in facts.items() if value is not None)
     data = (f"{{{known}}}",) if known else ()
     return Move(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data)
-
-
-def tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now_us: int) -> None:
-    """Release or fail the children of jobs that have just come to an end."""
-    ends: dict[str, list[int]] = {}
-    for m in moves:
-        ends.setdefault(m.path[-1], []).append(m.job)
-    if states.JOB_FINISHED in ends:
-        graph.parents_finished(cx, ends[states.JOB_FINISHED], now_us)
-    if states.FAILED in ends:
-        graph.parents_failed(cx, ends[states.FAILED], now_us)
 
 
 def give_back(
@@ -519,7 +511,7 @@ def give_back(
         return
     facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(jobs),))
     free_lost(cx, [Lost(f, note, has_started=False) for f in facts if f.state == states.RUNNING], now_us)
-    release(cx, lease, [f.job for f in facts if f.state != states.RUNNING])
+    release(cx, lease, [f.job for f in facts if f.state != states.RUNNING], now_us)
 
 
 #: In the event that ends a claim whose program never ran.
@@ -537,12 +529,18 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
         moves.append(Move(facts.job, outcome.path, now_us, (outcome.messages[0] or message,), data))
         restarts.append((outcome.restarts,))
     move(cx, moves, states.REAPER, "lease = NULL, restarts = ?", restarts)
-    graph.parents_failed(cx, [m.job for m in moves if m.path[-1] == states.FAILED], now_us)
+    graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
 
 
-def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int]) -> None:
-    """Let go of jobs without touching their state."""
-    cx.executemany("UPDATE job SET lease = NULL WHERE id = ? AND lease = ?", [(job, lease) for job in jobs])
+def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
+    """Let go of those of `jobs` that the lease holds, in the state in which they are; children of ended ones are told."""
+    listed = id_list(jobs)
+    if listed == "[]":
+        return
+    query = "SELECT id, state FROM job WHERE id IN (SELECT value FROM json_each(?)) AND lease = ?"
+    held = cx.execute(query, (listed, lease)).fetchall()
+    cx.executemany("UPDATE job SET lease = NULL WHERE id = ?", [(job,) for job, _ in held])
+    graph.released(cx, held, now_us)
 
 
 def still_held(cx: sqlite3.Connection, lease: int) -> set[int]:

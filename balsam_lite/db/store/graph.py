@@ -1,8 +1,15 @@
 """Dependencies between jobs: edges, cycles, and what a parent's end means for its children.
 
-`job.unfinished_parents` is the number of parents that are not JOB_FINISHED; 0 if the job does not
-wait for its parents. It is kept here and nowhere else, so that a parent's end costs its children a subtraction and a
-waiting job costs nothing. All functions run inside the caller's write transaction.
+`job.unfinished_parents` counts what the job still waits for; 0 means that its `run_when` holds. It is kept here and nowhere
+else, so that a parent's end costs its children a subtraction and a waiting job costs nothing:
+
+- all_finished: the parents that are not JOB_FINISHED;
+- all_ended: the parents that have not ended;
+- any_finished: 0 if a parent is JOB_FINISHED, else one more than the parents that may still become so. At 1 none can.
+
+A job has ended, for its children, when it is in an end state *and* no launcher holds it: its hook may still run, and its
+program after a kill. The indexes from which launchers claim hold only jobs whose count is 0. A job that waits for nothing
+although it has parents (`wait_for_parents` is off) counts 0, too. All functions run inside the caller's write transaction.
 
 `CROSS JOIN` is SQLite's way to fix the order of a join: from the few edges to their jobs. Left to itself it reads all jobs
 in the state that is asked for, of which there may be a million.
@@ -19,8 +26,30 @@ from ..schema import sql_list
 from .moves import Move, id_list, move
 
 PARENT_FAILED = "One or more parent jobs failed"
+PARENT_UNFINISHED = "A parent has yet to finish"
 
 _UNSTARTED = (states.CREATED, states.AWAITING_PARENTS, states.READY, states.STAGED_IN, states.PREPROCESSED)
+#: A job in one of these goes back to AWAITING_PARENTS when a parent is put back.
+_RECONSIDERED = (*_UNSTARTED, states.RESTART_READY)
+_LOST_STATES = (states.FAILED, states.USER_KILLED)
+
+#: About a parent `p`.
+_HAS_FINISHED = f"(p.state = '{states.JOB_FINISHED}' AND p.lease IS NULL)"
+_HAS_ENDED = f"(p.state IN ({sql_list(states.END_STATES)}) AND p.lease IS NULL)"
+_IS_LOST = f"(p.state IN ({sql_list(_LOST_STATES)}) AND p.lease IS NULL)"
+_PARENTS = "FROM dependency d JOIN job p ON p.id = d.parent WHERE d.child = job.id"
+
+#: What `job.unfinished_parents` should be.
+UNFINISHED_PARENTS = f"""(job.wait_for_parents * CASE job.run_when
+    WHEN 'all_finished' THEN (SELECT count(*) {_PARENTS} AND NOT {_HAS_FINISHED})
+    WHEN 'all_ended' THEN (SELECT count(*) {_PARENTS} AND NOT {_HAS_ENDED})
+    ELSE (SELECT CASE WHEN count(*) = 0 OR max({_HAS_FINISHED}) THEN 0 ELSE 1 + sum(NOT {_HAS_ENDED}) END {_PARENTS}) END)"""
+
+#: A parent because of which the `run_when` of a waiting job can no longer hold; NULL while it can.
+_CAUSE = f"""CASE WHEN job.unfinished_parents = 0 THEN NULL
+    WHEN job.run_when = 'all_finished' THEN (SELECT p.id {_PARENTS} AND {_IS_LOST} LIMIT 1)
+    WHEN job.run_when = 'any_finished' AND job.unfinished_parents = 1 THEN (SELECT min(d.parent) {_PARENTS})
+    END"""
 
 #: A job whose last event says which parent's end made it fail.
 _FAILED_WITH_PARENT = f"""job.state = '{states.FAILED}' AND (
@@ -84,8 +113,8 @@ def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_
     recount(cx, [child])
     if is_lost:
         move(cx, [Move(child, (states.FAILED, states.AWAITING_PARENTS), now_us, ("It has other parents now",))], states.USER)
-        revive_children(cx, [child], now_us)
-    wait_for_parents(cx, [child], now_us)
+        reconsider_children(cx, [child], now_us)
+    settle(cx, [child], now_us)
 
 
 def add_edges(cx: sqlite3.Connection, edges: Sequence[tuple[int, int]], now_us: int) -> None:
@@ -93,17 +122,14 @@ def add_edges(cx: sqlite3.Connection, edges: Sequence[tuple[int, int]], now_us: 
     cx.executemany("INSERT OR IGNORE INTO dependency (parent, child) VALUES (?, ?)", edges)
     children = sorted({child for _, child in edges})
     recount(cx, children)
-    wait_for_parents(cx, children, now_us)
+    settle(cx, children, now_us)
 
 
-def recount(cx: sqlite3.Connection, children: Iterable[int]) -> None:
-    """Count the unfinished parents of `children` afresh."""
+def recount(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
+    """Count afresh what `jobs` still wait for; takes time linear in their parents."""
     cx.execute(
-        f"""UPDATE job SET unfinished_parents = wait_for_parents * (
-                SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
-                WHERE d.child = job.id AND p.state <> '{states.JOB_FINISHED}')
-            WHERE id IN (SELECT value FROM json_each(?))""",
-        (id_list(children),),
+        f"UPDATE job SET unfinished_parents = {UNFINISHED_PARENTS} WHERE id IN (SELECT value FROM json_each(?))",
+        (id_list(jobs),),
     )
 
 
@@ -155,94 +181,135 @@ def find_cycle(edges: Iterable[tuple[int, int]], of: int | None = None) -> list[
 # --- what a parent's end means ----------------------------------------------------------------------------------------
 
 
-def wait_for_parents(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int, *, held: bool = False) -> None:
-    """Let jobs that have not started wait for their parents, or fail with them, or go on, whichever is true now.
-
-    What a launcher holds is left alone, unless `held`.
-    """
+def settle(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int) -> None:
+    """Let jobs that no launcher holds wait for their parents, fail with them, or go on, by what they count now."""
     rows = cx.execute(
-        f"""SELECT id, state, unfinished_parents, (
-                SELECT p.id FROM dependency d JOIN job p ON p.id = d.parent
-                WHERE d.child = job.id AND p.state IN ('{states.FAILED}', '{states.USER_KILLED}') LIMIT 1)
-            FROM job WHERE id IN (SELECT value FROM json_each(?)) AND wait_for_parents AND (lease IS NULL OR ?)
-                AND state IN ({sql_list(_UNSTARTED)})""",
-        (id_list(jobs), held),
+        f"""SELECT id, state, unfinished_parents, {_CAUSE} FROM job
+            WHERE id IN (SELECT value FROM json_each(?)) AND lease IS NULL AND state IN ({sql_list(_RECONSIDERED)})
+                AND (unfinished_parents > 0 OR state = '{states.AWAITING_PARENTS}')""",
+        (id_list(jobs),),
     ).fetchall()
     waits, ready, failed = [], [], []
-    for job, state, unfinished, failed_parent in rows:
-        if failed_parent is not None:
-            failed.append(failed_parent)
-        if unfinished and state != states.AWAITING_PARENTS:
-            waits.append(Move(job, (state, states.AWAITING_PARENTS), now_us))
-        elif not unfinished and state == states.AWAITING_PARENTS:
+    for job, state, unfinished, cause in rows:
+        if not unfinished:
             ready.append(Move(job, (state, states.READY), now_us))
-    # Adding a parent to a job that is prepared already is the user's doing; the steps only ever go from CREATED.
-    move(cx, [m for m in waits if m.path[0] == states.CREATED], states.STEP)
-    move(cx, [m for m in waits if m.path[0] != states.CREATED], states.USER)
+        elif state != states.AWAITING_PARENTS:
+            words = () if state == states.CREATED else (PARENT_UNFINISHED,)
+            waits.append(Move(job, (state, states.AWAITING_PARENTS), now_us, words))
+        if cause is not None:
+            failed.append((job, cause))
+    move(cx, waits, states.STEP)
     move(cx, ready, states.STEP)
-    parents_failed(cx, failed, now_us)
+    fail(cx, failed, now_us)
 
 
-def parents_finished(cx: sqlite3.Connection, parents: Iterable[int], now_us: int) -> int:
-    """Promote the children of jobs that have just become JOB_FINISHED. Returns how many became READY."""
-    listed = id_list(parents)
-    _adjust(cx, listed, -1)
-    rows = cx.execute(
-        f"""SELECT DISTINCT job.id FROM dependency CROSS JOIN job ON job.id = dependency.child
-            WHERE dependency.parent IN (SELECT value FROM json_each(?))
-                AND job.state = '{states.AWAITING_PARENTS}' AND job.unfinished_parents = 0""",
-        (listed,),
-    ).fetchall()
-    move(cx, [Move(row[0], (states.AWAITING_PARENTS, states.READY), now_us) for row in rows], states.STEP)
-    return len(rows)
+def propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> None:
+    """Release or fail the children of jobs that have just ended, and the children of those that fail by it.
+
+    Call it once for each end: when the job is in its end state and no launcher holds it.
+
+    Args:
+        finished: jobs that are JOB_FINISHED now.
+        lost: jobs that are FAILED or USER_KILLED now.
+    """
+    fail(cx, _tell_children(cx, finished, lost, now_us), now_us)
 
 
-def parents_unfinished(cx: sqlite3.Connection, parents: Iterable[int]) -> None:
-    """Take back what `parents_finished` counted: the user lets finished jobs run again."""
-    _adjust(cx, id_list(parents), 1)
+def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int, reason: str = PARENT_FAILED) -> None:
+    """Fail waiting jobs, each because of the parent beside it, and then what cannot run without them."""
+    path = (states.AWAITING_PARENTS, states.FAILED)
+    while failed:
+        moves = [Move(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
+        move(cx, moves, states.STEP)
+        failed, reason = _tell_children(cx, [], [job for job, _ in failed], now_us), PARENT_FAILED
 
 
-def _adjust(cx: sqlite3.Connection, parents: str, by: int) -> None:
+def _tell_children(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> list[tuple[int, int]]:
+    """Count these ends and release the children that waited for no more. Returns those that cannot run now: (job, parent)."""
+    if finished:
+        _subtract_finished(cx, id_list(finished))
+    if lost:
+        _subtract_lost(cx, id_list(lost))
+    if finished or lost:
+        ready = _waiting_children(cx, (*finished, *lost), "job.unfinished_parents = 0")
+        move(cx, [Move(job, (states.AWAITING_PARENTS, states.READY), now_us) for job, _ in ready], states.STEP)
+    doomed = "(job.run_when = 'all_finished' OR job.run_when = 'any_finished' AND job.unfinished_parents = 1)"
+    return _waiting_children(cx, lost, f"job.unfinished_parents > 0 AND {doomed}") if lost else []
+
+
+def _subtract_finished(cx: sqlite3.Connection, finished: str) -> None:
     rows = cx.execute(
         "SELECT child, count(*) FROM dependency WHERE parent IN (SELECT value FROM json_each(?)) GROUP BY child",
-        (parents,),
+        (finished,),
     ).fetchall()
     cx.executemany(
-        f"UPDATE job SET unfinished_parents = unfinished_parents + {by} * ? WHERE id = ? AND wait_for_parents",
+        """UPDATE job SET unfinished_parents = CASE run_when WHEN 'any_finished' THEN 0 ELSE unfinished_parents - ? END
+            WHERE id = ? AND wait_for_parents""",
         [(n, job) for job, n in rows],
     )
 
 
-def parents_failed(cx: sqlite3.Connection, parents: Iterable[int], now_us: int, reason: str = PARENT_FAILED) -> None:
-    """Fail whatever waits, directly or through others, for jobs that are FAILED, USER_KILLED or about to be deleted."""
-    failed = list(parents)
-    while failed:
-        rows = cx.execute(
-            f"""SELECT job.id, min(dependency.parent) FROM dependency CROSS JOIN job ON job.id = dependency.child
-                WHERE dependency.parent IN (SELECT value FROM json_each(?)) AND job.state = '{states.AWAITING_PARENTS}'
-                GROUP BY job.id""",
-            (id_list(failed),),
-        ).fetchall()
-        path = (states.AWAITING_PARENTS, states.FAILED)
-        causes = [(job, f'{{"parent":{parent}}}') for job, parent in rows]
-        move(cx, [Move(job, path, now_us, (reason,), (cause,)) for job, cause in causes], states.STEP)
-        failed = [job for job, _ in rows]
-        reason = PARENT_FAILED
+def _subtract_lost(cx: sqlite3.Connection, lost: str) -> None:
+    """A parent that is lost is one less to wait for, but where all have to finish."""
+    rows = cx.execute(
+        """SELECT child, count(*) FROM dependency CROSS JOIN job ON job.id = dependency.child
+            WHERE dependency.parent IN (SELECT value FROM json_each(?))
+                AND job.run_when <> 'all_finished' AND job.unfinished_parents > 0 GROUP BY child""",
+        (lost,),
+    ).fetchall()
+    cx.executemany("UPDATE job SET unfinished_parents = unfinished_parents - ? WHERE id = ?", [(n, job) for job, n in rows])
 
 
-def revive_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: int) -> None:
-    """Let children that failed only because of `parents` wait for them again, and their children likewise."""
-    revived = list(parents)
-    while revived:
-        rows = cx.execute(
-            f"""SELECT DISTINCT job.id FROM dependency CROSS JOIN job ON job.id = dependency.child
-                WHERE dependency.parent IN (SELECT value FROM json_each(?)) AND {_FAILED_WITH_PARENT}
-                    AND NOT EXISTS (
-                        SELECT 1 FROM dependency d JOIN job p ON p.id = d.parent
-                        WHERE d.child = job.id AND p.state IN ('{states.FAILED}', '{states.USER_KILLED}'))""",
-            (id_list(revived),),
-        ).fetchall()
-        path = (states.FAILED, states.AWAITING_PARENTS)
-        moves = [Move(row[0], path, now_us, ("The failed parent was started again",)) for row in rows]
-        move(cx, moves, states.USER)
-        revived = [row[0] for row in rows]
+def _waiting_children(cx: sqlite3.Connection, parents: Iterable[int], condition: str) -> list[tuple[int, int]]:
+    """The jobs in AWAITING_PARENTS below `parents` for which `condition` holds, each with one of these parents."""
+    return cx.execute(
+        f"""SELECT job.id, min(dependency.parent) FROM dependency CROSS JOIN job ON job.id = dependency.child
+            WHERE dependency.parent IN (SELECT value FROM json_each(?)) AND job.lease IS NULL
+                AND job.state = '{states.AWAITING_PARENTS}' AND {condition} GROUP BY job.id""",
+        (id_list(parents),),
+    ).fetchall()
+
+
+def released(cx: sqlite3.Connection, jobs: Iterable[tuple[int, str]], now_us: int) -> None:
+    """See to what follows when no launcher holds `jobs` any more, each given with the state in which it is now.
+
+    Children of those that have ended are told; those that could start wait for a parent that was put back meanwhile.
+    """
+    by_state: dict[str, list[int]] = {}
+    for job, state in jobs:
+        by_state.setdefault(state, []).append(job)
+    finished = by_state.get(states.JOB_FINISHED, [])
+    propagate(cx, finished, [job for state in _LOST_STATES for job in by_state.get(state, ())], now_us)
+    unstarted = [job for state in _RECONSIDERED for job in by_state.get(state, ())]
+    if unstarted:
+        settle(cx, unstarted, now_us)
+
+
+def reconsider_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: int) -> None:
+    """See to what follows for children of jobs that a user has put into another state, in whatever direction.
+
+    Children that have not started wait again, those that failed only because of these parents do so, too, and their children
+    likewise. Those that run or have run stay as they are.
+    """
+    changed = list(parents)
+    children: set[int] = set()
+    while changed:
+        query = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?))"
+        below = [row[0] for row in cx.execute(query, (id_list(changed),))]
+        recount(cx, below)
+        children.update(below)
+        changed = _revive(cx, below, now_us)
+    if children:
+        settle(cx, children, now_us)
+
+
+def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[int]:
+    """Let those of `jobs` wait again that failed because of a parent which is not lost any more. Returns them."""
+    rows = cx.execute(
+        f"""SELECT job.id FROM job WHERE job.id IN (SELECT value FROM json_each(?)) AND {_FAILED_WITH_PARENT}
+                AND job.lease IS NULL AND {_CAUSE} IS NULL""",
+        (id_list(jobs),),
+    ).fetchall()
+    path = (states.FAILED, states.AWAITING_PARENTS)
+    move(cx, [Move(row[0], path, now_us, ("The failed parent was started again",)) for row in rows], states.USER)
+    return [row[0] for row in rows]

@@ -123,6 +123,6 @@ def reap(cx: sqlite3.Connection, lease: Lease, now_us: int) -> int:
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
     lost = [claims.Lost(facts, f"The {lease} is gone") for facts in rows if facts.state == states.RUNNING]
     claims.free_lost(cx, lost, now_us)
-    cx.execute("UPDATE job SET lease = NULL WHERE lease = ?", (lease.id,))
+    claims.release(cx, lease.id, [facts.job for facts in rows if facts.state != states.RUNNING], now_us)
     close_lease(cx, lease.id, now_us, "dead")
     return len(rows)

@@ -35,11 +35,17 @@ class Move(NamedTuple):
 
 
 def move(
-    cx: sqlite3.Connection, moves: Sequence[Move], actor: str, columns: str = "", values: Iterable[tuple[object, ...]] = ()
+    cx: sqlite3.Connection,
+    moves: Sequence[Move],
+    actor: str,
+    columns: str = "",
+    values: Iterable[tuple[object, ...]] = (),
+    only_if: str = "",
 ) -> None:
     """Carry out `moves`, all by the same actor, and set further `columns` ("lease = NULL") of each job.
 
-    `values` holds, per move, the parameters of `columns`. Steps before and after the actor's are the program's own (STEP).
+    `values` holds, per move, the parameters of `columns`; `only_if` is a condition that each job must meet. Steps before and
+    after the actor's are the program's own (STEP).
 
     Raises:
         IllegalTransition: the state table has no such edge.
@@ -48,9 +54,9 @@ def move(
         return
     for path in {m.path for m in moves}:
         _check(path, actor)
-    columns = f", {columns}" if columns else ""
+    columns, only_if = f", {columns}" if columns else "", f" AND {only_if}" if only_if else ""
     parameters = [(m.path[-1], *extra, m.job, m.path[0]) for m, extra in zip(moves, values or ((),) * len(moves))]
-    changed = cx.executemany(f"UPDATE job SET state = ?{columns} WHERE id = ? AND state = ?", parameters).rowcount
+    changed = cx.executemany(f"UPDATE job SET state = ?{columns} WHERE id = ? AND state = ?{only_if}", parameters).rowcount
     if changed != len(moves):
         raise RuntimeError(f"{len(moves)} jobs were to change their state, {changed} did; nothing was written")
     cx.executemany(

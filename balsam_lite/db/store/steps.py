@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ... import states
 from ..schema import UNSETTLED
-from . import claims, outcomes
+from . import claims, graph, outcomes
 from .claims import Claim
 from .moves import Move, id_list, move
 
@@ -41,9 +41,8 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
         end = ends[job]
         if state == end.claim.state and not end.interrupted:
             moves.append(_move(end, now_us))
-    move(cx, moves, states.STEP, "lease = NULL")
-    claims.release(cx, lease, held)
-    claims.tell_children(cx, moves, now_us)
+    move(cx, moves, states.STEP)
+    claims.release(cx, lease, held, now_us)
 
 
 def _move(end: StepEnd, now_us: int) -> Move:
@@ -68,7 +67,7 @@ def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: 
     moves = [Move(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]
     used_up = [(outcome.restarts, outcome.retries) for _, outcome in settled]
     move(cx, moves, states.STEP, "restarts = ?, retries = ?", used_up)
-    claims.tell_children(cx, moves, now_us)
+    graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
     taken = [job for job, outcome in found if outcome.needs_step][:capacity]
     claims.hold(cx, lease, taken)
     return claims.claims_of(cx, taken) if taken else []

@@ -108,14 +108,15 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Sai
             )
     moves = [Move(row[0], (row[1], state), when, (said.message or said.by,), (said.data,)) for row in others if row[1] != state]
     move(cx, moves, states.USER, "restarts = 0, retries = 0" if state not in states.END_STATES else "")
-    _tell_children(cx, moves, now)
-    if state in (states.CREATED, states.AWAITING_PARENTS):
-        graph.wait_for_parents(cx, [m.job for m in moves], now)
+    changed = [m.job for m in moves]
+    graph.reconsider_children(cx, changed, now)
+    graph.settle(cx, changed, now)
     return len(moves) + sum(_set_own_state(cx, row, state, said, hook, when) for row in own if hook)
 
 
 def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said: Said, hook: Hook, now: int) -> int:
-    """A script's own job. It stays held: the launcher lets go of it when the script has ended.
+    """A script's own job. It stays held: the launcher lets go of it when the script has ended, and only then are its children
+    told, whatever state the script chose.
 
     Scripts must not keep a job going for ever: each return to an earlier state counts as a restart, and between handlers, which
     need no run for that, a job goes to each once.
@@ -139,9 +140,6 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said:
         reason = f"The job was {state} already since it was last to run; the {hook.kind} script made it so once more"
         state, moves = states.FAILED, [Move(job, (old, states.FAILED), now, (reason,), (said.data,))]
     move(cx, moves, states.HOOK, column)
-    _tell_children(cx, moves, now)
-    if state in (states.CREATED, states.AWAITING_PARENTS):
-        graph.wait_for_parents(cx, [job], now, held=True)
     return 1
 
 
@@ -159,22 +157,6 @@ def _was_handled(cx: sqlite3.Connection, job: int, state: str) -> bool:
         if past == states.RUNNING or past in _RUNS_AGAIN:
             break
     return False
-
-
-def _tell_children(cx: sqlite3.Connection, moves: Sequence[Move], now: int) -> None:
-    if not moves:
-        return
-    target = moves[0].path[-1]
-    jobs = [m.job for m in moves]
-    was_finished = [m.job for m in moves if m.path[0] == states.JOB_FINISHED]
-    was_lost = [m.job for m in moves if m.path[0] in (states.FAILED, states.USER_KILLED)]
-    graph.parents_unfinished(cx, was_finished)
-    if target not in (states.FAILED, states.USER_KILLED):
-        graph.revive_children(cx, was_lost, now)
-    if target == states.JOB_FINISHED:
-        graph.parents_finished(cx, jobs, now)
-    elif target in (states.FAILED, states.USER_KILLED):
-        graph.parents_failed(cx, jobs, now)
 
 
 # --- kill -------------------------------------------------------------------------------------------------------------
@@ -198,14 +180,15 @@ def kill(
 ) -> Killed:
     """Make jobs USER_KILLED, with `recursive` all jobs below them too; jobs in an end state stay as they are.
 
-    The launcher that runs one stops its processes and lets go of it. Children that waited for a killed job become FAILED.
+    The launcher that runs one stops its processes and lets go of it. Children that waited for a killed job become FAILED, for
+    one that is held when the launcher has let go of it.
     """
     jobs = list(ids)
     now = SystemClock.now_us()
     when = now if time_us is None else time_us
     said = with_payload(data)
     moves: list[Move] = []
-    running = 0
+    free: list[int] = []
     with db.write() as cx:
         if recursive:
             jobs = list(dict.fromkeys([*jobs, *graph.descendants(cx, jobs)]))
@@ -216,10 +199,10 @@ def kill(
                 (id_list(piece),),
             ).fetchall()
             moves += [Move(job, (state, states.USER_KILLED), when, (message,), (said,)) for job, state, _ in rows]
-            running += sum(lease is not None for _, _, lease in rows)
+            free += [job for job, _, lease in rows if lease is None]
         move(cx, moves, states.USER)
-        graph.parents_failed(cx, [m.job for m in moves], now)
-    return Killed(len(moves), running)
+        graph.reconsider_children(cx, free, now)
+    return Killed(len(moves), len(moves) - len(free))
 
 
 # --- edit -------------------------------------------------------------------------------------------------------------
@@ -257,7 +240,11 @@ def _update(cx: sqlite3.Connection, sql: str, stored: Mapping[str, Any], jobs: S
         tags.remove(cx, "job.id IN (SELECT value FROM json_each(?))", (listed,))
         known = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)).fetchall()
         tags.Tagger(cx).add((number, stored["tags"]) for (number,) in known)
-    return cx.execute(sql, (*stored.values(), listed)).rowcount
+    changed = cx.execute(sql, (*stored.values(), listed)).rowcount
+    if not stored.keys().isdisjoint(("run_when", "wait_for_parents")):
+        graph.recount(cx, jobs)
+        graph.settle(cx, jobs, SystemClock.now_us())
+    return changed
 
 
 # --- rerun ------------------------------------------------------------------------------------------------------------
@@ -309,7 +296,7 @@ def _put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -
 def delete(db: Database, ids: Iterable[int], *, force: bool = False) -> int:
     """Remove jobs with their history and dependencies; the working directories stay. Returns how many there were.
 
-    A launcher that runs one of them stops it. With `force` waiting children of a deleted job become FAILED.
+    A launcher that runs one of them stops it. With `force` a deleted job counts as failed for its waiting children.
 
     Raises:
         ParentInUse: other jobs wait for one of these, and `force` is not set; nothing is removed.
@@ -343,12 +330,20 @@ def _leave_children(cx: sqlite3.Connection, force: bool) -> None:
     if waiting and not force:
         raise ParentInUse(
             f"{waiting[2]} job(s) wait for what is to be removed, for example {waiting[1]} [{waiting[0][:8]}].",
-            hint="Use --force to remove it all the same; those jobs become FAILED.",
+            hint="Use --force to remove it all the same; for those jobs it has then failed.",
         )
     orphans = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT id FROM doomed)"
     children = [row[0] for row in cx.execute(orphans)]
-    if waiting:
-        doomed = [row[0] for row in cx.execute("SELECT id FROM doomed")]
-        graph.parents_failed(cx, doomed, SystemClock.now_us(), "A parent job was removed from the DB")
+    now = SystemClock.now_us()
+    if waiting:  # a removed parent has ended badly
+        others = "SELECT 1 FROM dependency d WHERE d.child = child.id AND d.parent NOT IN (SELECT id FROM doomed)"
+        failed = cx.execute(
+            f"""SELECT child.id, min(dependency.parent) FROM dependency JOIN job AS child ON child.id = dependency.child
+                WHERE dependency.parent IN (SELECT id FROM doomed) AND child.id NOT IN (SELECT id FROM doomed)
+                    AND child.state = '{states.AWAITING_PARENTS}' AND (child.run_when = 'all_finished'
+                        OR child.run_when = 'any_finished' AND NOT EXISTS ({others})) GROUP BY child.id"""
+        ).fetchall()
+        graph.fail(cx, failed, now, "A parent job was removed from the DB")
     cx.execute("DELETE FROM dependency WHERE parent IN (SELECT id FROM doomed) OR child IN (SELECT id FROM doomed)")
     graph.recount(cx, children)
+    graph.settle(cx, children, now)

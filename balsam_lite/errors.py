@@ -243,6 +243,18 @@ class SpawnFailed(LaunchError):
     """A program could not be started."""
 
 
+class MachineTrouble(LaunchError):
+    """The machine, not the job, keeps a program from starting: too few processes, a full disk, a mount that is gone.
+
+    The job goes back uncounted. `scope` names what is affected where other jobs can start meanwhile (a program, a directory,
+    a file system); it is empty where none can.
+    """
+
+    def __init__(self, message: str = "", scope: str = "") -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
 class AnotherService(LaunchError):
     """Another service is currently running on this Balsam DB"""
 

@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     KILL_GRACE_S: float = 10.0  # between SIGTERM and SIGKILL when a launcher ends
     USER_KILL_GRACE_S: float = 0.7  # the same when the user kills a job
     IDLE_TTL_S: float = 10.0  # a launcher without work leaves after this long
+    TROUBLE_TTL_S: float = 600.0  # a launcher that runs nothing, and can start nothing because of the machine, after this long
     HEARTBEAT_S: float = 10.0
     LEASE_EXPIRY_S: float = 120.0  # a holder on another host counts as dead after this long without a heartbeat
     BUSY_TIMEOUT_S: float = 60.0

@@ -6,6 +6,7 @@ Reads the mount table; never touches the DB.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -134,3 +135,55 @@ def _unescape(text: str) -> str:
 
 def _is_below(path: str, point: str) -> bool:
     return point == "/" or path == point or path.startswith(point + "/")
+
+
+# --- full file systems ------------------------------------------------------------------------------------------------
+
+#: What is written to find out whether there is space. A transaction needs a few pages.
+_SAMPLE_BYTES = 64 * 1024
+
+
+def why_unwritable(directory: str) -> str:
+    """Write a small hidden file, remove it, and return why that failed; "" if it did not.
+
+    The reason tells a full disk, a lack of inodes and a quota from each other. A quota of a project or directory may look like
+    a full disk (ext4(5) and xfs_quota(8) report it as ENOSPC).
+    """
+    path = os.path.join(directory, f".balsam-part-{os.urandom(8).hex()}")
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                rest = memoryview(os.urandom(_SAMPLE_BYTES))  # random, as some file systems compress
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+            finally:
+                os.close(handle)  # NFS reports here that a quota is used up
+        finally:
+            os.unlink(path)
+    except OSError as exc:
+        return why_full(directory, exc.errno) or f"{directory} cannot be written: {exc.strerror}"
+    return ""
+
+
+def is_short(directory: str) -> bool:
+    """Whether a file system seems to be full, as far as it tells itself: quotas are not in it. Raises OSError."""
+    found = os.statvfs(directory)
+    free = found.f_bfree if os.geteuid() == 0 else found.f_bavail
+    return free * found.f_frsize < _SAMPLE_BYTES or (found.f_files > 0 and not found.f_favail)
+
+
+def why_full(directory: str, code: int | None) -> str:
+    """Why nothing could be written there, if `code` (an errno) reports a full disk, no inodes or a quota; else ""."""
+    if code == errno.EDQUOT:
+        return f"The quota for {directory} is used up"
+    if code != errno.ENOSPC:
+        return ""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return f"The disk of {directory} is full"
+    if found.f_files and not found.f_favail:
+        return f"The disk of {directory} is out of inodes (it has {found.f_files}, one for each file and directory)"
+    free = found.f_bavail * found.f_frsize
+    return f"The disk of {directory} is full ({free // 1024} KiB of {found.f_blocks * found.f_frsize // 1024**2} MiB are free)"

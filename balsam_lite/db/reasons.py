@@ -19,9 +19,13 @@ _LAUNCHERS, _MOST = 20, 200
 _WAITING = frozenset((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
 
 
-def as_note(obstacles: Iterable[tuple[Sequence[float], str]]) -> str:
-    """The note of a launcher's lease: (a shape, why jobs of that shape are not taken); "" where there is nothing to say."""
-    said = [[list(shape), reason] for shape, reason in obstacles]
+def as_note(obstacles: Iterable[tuple[Sequence[float], str]], trouble: str = "") -> str:
+    """The note of a launcher's lease: (a shape, why jobs of that shape are not taken); "" where there is nothing to say.
+
+    With `trouble` (why the launcher starts no job at all) the first entry has the empty shape, which stands for all.
+    """
+    said: list[list[object]] = [[[], trouble]] if trouble else []
+    said += [[list(shape), reason] for shape, reason in obstacles]
     return json.dumps(said[:_MOST]) if said else ""
 
 
@@ -33,7 +37,8 @@ def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict
     waiting = [job for job in jobs if job["state"] in _WAITING]
     said = _said(cx) if waiting else {}
     shapes = {job["id"]: tuple(job[field] for field in spec.SHAPE_FIELDS) for job in waiting} if said else {}
-    return {number: said[shape] for number, shape in shapes.items() if shape in said}
+    found = {number: said.get(shape) or said.get(()) for number, shape in shapes.items()}
+    return {number: reason for number, reason in found.items() if reason}
 
 
 def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tuple[float, ...], str]:

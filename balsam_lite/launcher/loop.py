@@ -19,13 +19,14 @@ from ..db.store import claims, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
-from ..errors import DatabaseError, DatabaseGone, LostLease
+from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble
 from ..settings import Settings
 from .failpoints import failpoint
 from .nodes import Place, Pool
 from .reaper import reap_dead
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
+from .trouble import Pause
 
 log = logging.getLogger("balsam_lite.launcher")
 
@@ -139,6 +140,9 @@ class Launcher:
         self._wants_more = False  # the last tick took all that one may
         self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
         self._workflows: tuple[str, ...] | None = None
+        self.pause = Pause()  # because of trouble of the machine
+        self._steps_done = 0
+        self._noted_trouble = ""  # what the lease's note says of it
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -158,6 +162,7 @@ class Launcher:
     def turn(self) -> None:
         """One turn: everything that is due now, then sleep until something happens."""
         self._collect()
+        self._look_after_the_machine()
         self._start_those_ahead()
         self._look()
         now = self._clock.monotonic()
@@ -172,7 +177,8 @@ class Launcher:
     def tick(self) -> None:
         """Record ends, take jobs, hear of kills: one write transaction. A failing database is retried, not fatal."""
         started = self._clock.monotonic()
-        room = _Room(self._pool, self._may_take_ahead, self._steps.room)
+        starts = self.pause.allowed(started, _MOST_AT_ONCE)
+        room = _Room(self._pool, self._may_take_ahead, min(self._steps.room, starts), starts)
         try:
             with self._db.session():
                 self._reap_sometimes(started)
@@ -188,10 +194,13 @@ class Launcher:
         self._exits, self._step_ends = self._exits[len(work.exits) :], []
         if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
             self._idle_since = None
-        elif self._idle_since is None:
+        elif self._idle_since is None and starts:
             self._idle_since = started
             self._explain_idleness(started)
-        self._failing_since, self._news, self._wants_more, self._has_freed = None, False, room.is_used_up, False
+        if starts:
+            self.pause.try_again(started, len(given.to_run) + len(given.steps), self._good_starts)
+        self._failing_since, self._has_freed = None, False
+        self._news, self._wants_more = False, room.is_used_up and not self.pause.reason
         self._last_tick = self._clock.monotonic()
         self._tick_costs.append(self._last_tick - started)
         failpoint("after-claim")
@@ -212,12 +221,14 @@ class Launcher:
         now_us = self._clock.now_us()
         with self._db.write() as cx:
             beat_at = self._beat(cx, now_us)
-            claims.give_back(cx, self._lease, work.stranded, now_us, "No place became free for it")
+            self._note_trouble(cx, now_us)
+            why = f"Not started: {self.pause.reason}" if self.pause.reason else "No place became free for it"
+            claims.give_back(cx, self._lease, work.stranded, now_us, why)
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             step_store.finish(cx, self._lease, work.step_ends, now_us)
             held = claims.still_held(cx, self._lease) if work.news else None
             room.preparations = max(0, room.preparations - len(reported.to_settle))
-            to_run, steps = ([], []) if self.stop_reason else self._take(cx, work, room, now_us)
+            to_run, steps = ([], []) if self.stop_reason or not room.starts else self._take(cx, work, room, now_us)
             failpoint("before-commit")
         self._last_heartbeat = beat_at
         for job in reported.lost:
@@ -235,21 +246,21 @@ class Launcher:
 
     def _may_take_ahead(self, shape: Shape) -> int:
         """How many jobs of that shape to claim beyond the free places, as they will have one before the next transaction."""
-        if shape.num_nodes > 1 or self._pool.is_keeping:
+        if shape.num_nodes > 1 or self._pool.is_keeping or self.pause.reason:
             return 0
         waiting = sum(claim.shape == shape for claim in self._ahead)
         return self._rate.expected(self._tick_period(), self._clock.now_us(), shape) - waiting
 
     def _stranded(self, now: float) -> list[int]:
         """The jobs claimed ahead, if none of them has found a place for long: somebody else may have one."""
-        if not self._ahead or now - self._ahead_moved < _AHEAD_PATIENCE_S:
+        if not self._ahead or (now - self._ahead_moved < _AHEAD_PATIENCE_S and not self.pause.reason):
             return []
         return [claim.job for claim in self._ahead]
 
     def _take(self, cx: Connection, work: _Work, room: _Room, now_us: int) -> tuple[list[Claim], list[Claim]]:
         """Jobs to run, and jobs that need a step."""
         abandoned: list[Claim] = []
-        if work.news or work.step_ends:
+        if work.news or work.step_ends or self.pause.reason:
             abandoned = step_store.settle_abandoned(cx, self._lease, room.preparations, now_us)
             room.preparations = max(0, room.preparations - len(abandoned))
         if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
@@ -265,6 +276,12 @@ class Launcher:
         for finished in self._runner.poll():
             if finished.place is not None:
                 self._pool.release(finished.place)
+            if finished.trouble is not None:
+                self._suffer(finished.trouble)
+                self._exits.append(finished.exit)
+                continue
+            self.pause.hasten(self._clock.monotonic())
+            if finished.place is not None:
                 self._rate.add(finished.exit, finished.place.shape)
             if finished.is_doubted:
                 self._has_freed = True
@@ -278,11 +295,41 @@ class Launcher:
     def _collect_steps(self) -> None:
         for end in self._steps.poll():
             self._step_ends.append(end)
+            if end.trouble is not None:
+                self._suffer(end.trouble)
+                continue
+            self._steps_done += 1
             if end.failure:
                 self.tally = self.tally.failed_after(end.claim.state)
                 log.info("Job number %d: %s step failed: %s", end.claim.job, end.claim.state, end.failure.partition("\n")[0])
 
+    # --- the machine's trouble ----------------------------------------------------------------------------------------
+
+    @property
+    def _good_starts(self) -> int:
+        return self._runner.started + self._steps_done
+
+    def _suffer(self, trouble: MachineTrouble) -> None:
+        """A job goes back because of the machine: start nothing for a while."""
+        self.pause.fail(trouble.message, self._clock.monotonic())
+
+    def _look_after_the_machine(self) -> None:
+        """Hear whether a try was good, and say in the log how it stands."""
+        if self.pause.reason:
+            now = self._clock.monotonic()
+            line = self.pause.listen(now, self._good_starts) or self.pause.line(now)
+            if line:
+                log.warning("%s", line)
+
+    def _note_trouble(self, cx: Connection, now_us: int) -> None:
+        """Let the lease's note say why nothing starts, and no longer when it is over."""
+        if self.pause.reason != self._noted_trouble:
+            leases.heartbeat(cx, self._lease, now_us, notes.as_note(self.obstacles, self.pause.reason))
+            self._noted_trouble = self.pause.reason
+
     def _start_those_ahead(self) -> None:
+        if self.pause.reason:  # they go back
+            return
         full: set[Shape] = set()
         for _ in range(len(self._ahead)):
             claim = self._ahead[0]
@@ -310,17 +357,19 @@ class Launcher:
         """When the next transaction should be, on the monotonic clock."""
         soon = self._last_tick + self._spacing()
         if self._failing_since is not None:
-            return self._last_tick + 1.0
-        if self._step_ends:
+            soon = self._last_tick + 1.0
+        if self._failing_since is not None or self._step_ends:
             return soon
         if self._exits or self._has_freed:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
             if not self._ahead and self._pool.has_room:
                 return self._last_tick + self._spacing(_STARVING_SPACING)
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
+        beat = self._last_heartbeat + self._settings.beat_s
+        if self.pause.reason:
+            return soon if self._news or self._ahead else min(beat, max(soon, self.pause.next_try))
         if self._news or self._wants_more or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
-        beat = self._last_heartbeat + self._settings.beat_s
         return min(beat, self._ahead_moved + _AHEAD_PATIENCE_S) if self._ahead else beat
 
     def _breathe(self) -> None:
@@ -372,7 +421,8 @@ class Launcher:
             reasons = self.why_nothing_runs()
             if reasons != self._explained:
                 with self._db.write() as cx:
-                    leases.heartbeat(cx, self._lease, self._clock.now_us(), notes.as_note(self.obstacles))
+                    note = notes.as_note(self.obstacles, self.pause.reason)
+                    leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
         except DatabaseError:  # the next tick will say so
             return
         if reasons != self._explained:
@@ -397,10 +447,17 @@ class Launcher:
         now = self._clock.monotonic()
         if self._limits.ends_at is not None and now >= self._limits.ends_at:
             self.stop("the time is up")
+        elif self.pause.reason and self._is_hopeless(now):
+            self.stop(self.pause.reason)
         elif len(self._runner) or len(self._steps) or self._ahead or self._has_ends or self._idle_since is None:
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
             self.stop("there is nothing left to do")
+
+    def _is_hopeless(self, now: float) -> bool:
+        """Whether nothing runs here, and for long nothing could be started."""
+        is_idle = not (len(self._runner) or len(self._steps) or self._ahead or self._has_ends)
+        return is_idle and self._limits.idle_ttl_s is not None and now - self.pause.last_good >= self._settings.TROUBLE_TTL_S
 
     def _shut_down(self) -> None:
         """TERM to all, grace, KILL, and everything recorded; only then return."""
@@ -456,7 +513,7 @@ class Launcher:
         with self._db.read() as cx:
             for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = self._why_not(shape, shortest, only)
-                self.obstacles += [(shape, reason)] * (reason != _NO_PLACE)
+                self.obstacles += [(shape, reason)] * (reason not in (_NO_PLACE, self.pause.reason))
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
             counts = queries.state_counts(cx)
         if counts.get(states.AWAITING_PARENTS):
@@ -474,7 +531,7 @@ class Launcher:
             return never
         if only.minutes_left is not None and shortest > only.minutes_left:
             return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
-        return _NO_PLACE
+        return self.pause.reason or _NO_PLACE
 
     def _database_failed(self, exc: DatabaseError, now: float) -> None:
         if isinstance(exc, DatabaseGone):
@@ -521,11 +578,11 @@ class _Given(NamedTuple):
 class _Room:
     """What one tick offers: the free places, and so many claims ahead of places that will be free soon."""
 
-    def __init__(self, pool: Pool, ahead_of: Callable[[Shape], int], preparations: int) -> None:
-        self._pool, self._ahead_of, self.preparations = pool, ahead_of, preparations
+    def __init__(self, pool: Pool, ahead_of: Callable[[Shape], int], preparations: int, starts: int = _MOST_AT_ONCE) -> None:
+        self._pool, self._ahead_of, self.preparations, self.starts = pool, ahead_of, preparations, starts
         self._ahead: dict[Shape, int] = {}
         self._reserved: list[Place] = []
-        self._left = _MOST_AT_ONCE
+        self._left = starts
         self.keeps_nodes = False  # for a job that found no place
 
     @property

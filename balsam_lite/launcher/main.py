@@ -85,7 +85,8 @@ class OneHost:
 def run_launcher(db_directory: str, options: LauncherOptions) -> int:
     """Run a launcher on this host until its work or time is used up, or a signal comes. Returns the exit code.
 
-    0 also for a launcher that was told to stop: everything is handed back then. 1 if the lease or the DB was lost.
+    0 also for a launcher that was told to stop: everything is handed back then. 1 if the lease or the DB was lost, or if it
+    ended because the machine was in trouble.
 
     Raises:
         InputError, SettingsError, DatabaseError, LaunchError: it could not start; nothing was taken.
@@ -271,10 +272,12 @@ def _guarded(
     for reason in launcher.why_nothing_runs():
         _say(f"Left: {reason}")
     with db.write() as cx:
-        leases.close_lease(cx, lease, clock.now_us(), launcher.stop_reason, reasons.as_note(launcher.obstacles))
+        leases.close_lease(
+            cx, lease, clock.now_us(), launcher.stop_reason, reasons.as_note(launcher.obstacles, launcher.pause.reason)
+        )
     done, failed, timed_out = launcher.tally
     _say(f"Launcher ends ({launcher.stop_reason}): {done} done, {failed} failed, {timed_out} timed out")
-    return 0
+    return 1 if launcher.stop_reason == launcher.pause.reason else 0
 
 
 def _say(line: str) -> None:

@@ -62,6 +62,11 @@ class PatientRunner:
         """Whether `poll` should be called again soon."""
         return bool(self._runner.is_busy or self._doubts or self._settled)
 
+    @property
+    def started(self) -> int:
+        """How many programs are known to have started so far."""
+        return self._runner.started
+
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place."""
         self._runner.start(claim, place)

@@ -57,8 +57,10 @@ def find_program(name: str, search: bytes | None, directory: str) -> str:
     return found
 
 
-def make_directory(path: str) -> None:
-    """Make a working directory, which is probably new, with the directories above it.
+def make_directory(path: str, root: str) -> None:
+    """Make a working directory, which is probably new, with the directories above it, but never `root` itself.
+
+    `root` is the DB's data/. Where it is missing, its file system is not mounted, and nobody would find the results.
 
     Raises:
         SpawnFailed: with the reason.
@@ -69,6 +71,8 @@ def make_directory(path: str) -> None:
         pass
     except OSError:
         try:
+            if path.startswith(f"{root}/"):
+                os.stat(root)
             os.makedirs(path, exist_ok=True)
         except OSError as exc:
             raise SpawnFailed(f"the working directory cannot be made: {exc}") from exc

@@ -14,13 +14,14 @@ from typing import NamedTuple, Protocol
 from .. import spec, states
 from ..clock import Clock
 from ..db.store.claims import Claim, Exit
-from ..errors import InvalidSpec, LaunchError, SpawnFailed
+from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
 from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
 from . import commands, pinning, process, steps
 from .failpoints import failpoint
 from .nodes import Place
 from .pinning import CpuSet
 from .spawner import Request, Spawner
+from .trouble import Machine
 
 #: A command that kills its ranks when it is told to end has so many seconds to do that.
 _LAST_S = 3.0
@@ -49,6 +50,12 @@ class Finished(NamedTuple):
     exit: Exit
     place: Place | None  # None: it was reported as free before
     is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `PatientRunner`
+    trouble: MachineTrouble | None = None  # why it could not start, or was in vain; the job goes back (`given_back`)
+
+
+def given_back(claim: Claim, trouble: MachineTrouble, now_us: int) -> Exit:
+    """Return the end of a job that the machine kept from starting: it goes back to where it can be taken again."""
+    return Exit(claim.job, claim.attempt, states.RESTART_READY, None, f"Not started: {trouble.message}", None, now_us)
 
 
 class Runner(Protocol):
@@ -65,8 +72,15 @@ class Runner(Protocol):
     def is_busy(self) -> bool:
         """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
 
+    @property
+    def started(self) -> int:
+        """How many programs are known to have started so far."""
+
     def start(self, claim: Claim, place: Place) -> None:
-        """Start a job at its place. One that cannot be started is reported by `poll` as a RUN_ERROR."""
+        """Start a job at its place. One that cannot be started is reported by `poll`.
+
+        As a RUN_ERROR, or, where the machine is to blame, as RESTART_READY and with the trouble.
+        """
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""
@@ -107,6 +121,8 @@ class LocalRunner:
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # by job: what to do when it is started
         self._asking: set[int] = set()  # pids of programs that ask ranks to end
         self._failed: list[Finished] = []  # never started
+        self._machine = Machine(context.data_directory)
+        self.started = 0  # programs, so far
         self._cpus = CpuSet(cpus)
         self._pinned: dict[int, tuple[int, ...]] = {}  # by job
 
@@ -125,14 +141,12 @@ class LocalRunner:
         return bool(self._stopping or self._stop_at_once or self._failed)
 
     def start(self, claim: Claim, place: Place) -> None:
-        """Start a job at its place. One that cannot be started is reported by `poll` as a RUN_ERROR."""
+        """Start a job at its place. One that cannot be started is reported by `poll`."""
         try:
             self._spawner.start(self._request(claim, place))
             self._starting[claim.job] = (claim, place)
-        except SpawnFailed as exc:
-            self._refuse(claim, place, exc)
         except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the launcher goes on
-            self._refuse(claim, place, SpawnFailed(f"unexpected {type(exc).__name__}: {exc}"))
+            self._refuse(claim, place, exc)
 
     def _request(self, claim: Claim, place: Place) -> Request:
         argv = commands.argv(claim, place, self._context)
@@ -140,7 +154,10 @@ class LocalRunner:
         directory, output = commands.workdir(claim, self._context), spec.output_name(claim.name)
         search = own.get(b"PATH") or self._context.environ.get(b"PATH")
         program = process.find_program(argv[0], search, directory)
-        process.make_directory(directory)
+        gone = self._machine.why_data_is_gone()
+        if gone:
+            raise MachineTrouble(gone)
+        process.make_directory(directory, self._context.data_directory)
         if claim.attempt > 1:
             process.keep_output(f"{directory}/{output}", claim.attempt)
         variables = commands.as_variables(own, self._context)
@@ -185,11 +202,17 @@ class LocalRunner:
             if path:
                 os.unlink(path)
 
-    def _refuse(self, claim: Claim, place: Place, exc: SpawnFailed) -> None:
+    def _refuse(self, claim: Claim, place: Place, exc: Exception) -> None:
         self._unpin(claim)
         self._forget_order(claim)
-        message = f"The job could not be started: {exc}"
-        ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, self._clock.now_us())
+        now_us = self._clock.now_us()
+        trouble = self._machine.trouble_behind(exc)
+        if trouble is not None:
+            self._failed.append(Finished(given_back(claim, trouble, now_us), place, trouble=trouble))
+            return
+        reason = str(exc) if isinstance(exc, LaunchError) else f"unexpected {type(exc).__name__}: {exc}"
+        message = f"The job could not be started: {reason}"
+        ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, now_us)
         self._failed.append(Finished(ended, place))
 
     def poll(self) -> list[Finished]:
@@ -222,9 +245,10 @@ class LocalRunner:
         for job, pid, started_us in self._spawner.answers():
             claim, place = self._starting.pop(job)
             to_stop = self._stop_at_once.pop(job, None)
-            if isinstance(pid, SpawnFailed):
+            if isinstance(pid, LaunchError):
                 self._refuse(claim, place, pid)
                 continue
+            self.started += 1
             self._runs[pid] = _Run(claim, place, pid, commands.mark(claim, self._context), started_us)
             failpoint("after-spawn")
             if to_stop:
@@ -337,9 +361,18 @@ class LocalRunner:
             result, message = run.stop_result or states.RUN_ERROR, self._reason(run, code)
             if result == states.RUN_TIMEOUT:
                 message = f"Stopped at the end of the launcher: {message}"
-        claim = run.claim
+        claim, trouble = run.claim, None
+        if result == states.RUN_ERROR and not run.stop_result:
+            trouble = self._trouble_at_the_end()
+            if trouble is not None:  # a restart, which counts: it may be this job that fills the disk
+                result, message = states.RESTART_READY, f"{trouble.message}, and so it ended: {message}"
         ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us)
-        return Finished(ended, run.place)
+        return Finished(ended, run.place, trouble=trouble)
+
+    def _trouble_at_the_end(self) -> MachineTrouble | None:
+        """Return the trouble because of which a run probably failed: nothing can be written where all jobs write."""
+        reason = self._machine.why_data_fails()
+        return MachineTrouble(reason) if reason else None
 
     def _reason(self, run: _Run, code: int) -> str:
         reason = process.reason(code)

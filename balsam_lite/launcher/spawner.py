@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from ..errors import SpawnFailed
+from ..errors import LaunchError, SpawnFailed
 
 #: Python ignores SIGPIPE and SIGXFSZ, and programs inherit what is ignored; these get the system's default back.
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     """What became of a request."""
 
     key: int
-    pid: int | SpawnFailed
+    pid: int | LaunchError
     started_us: int
 
 
@@ -71,12 +71,22 @@ class Spawner:
         self._abandoned = False
 
     def start(self, request: Request) -> None:
-        """Have a program started soon; `answers` tells of it."""
+        """Have a program started soon; `answers` tells of it. Raises RuntimeError if no thread can be started for it."""
         if not self._threads:
-            self._threads = [threading.Thread(target=self._work, name="spawner", daemon=True) for _ in range(_THREADS)]
-            for thread in self._threads:
-                thread.start()
+            self._start_threads()
         self._requests.put(request)
+
+    def _start_threads(self) -> None:
+        """Start as many as the limits of this user allow; one will do."""
+        for _ in range(_THREADS):
+            thread = threading.Thread(target=self._work, name="spawner", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+                return
+            self._threads.append(thread)
 
     def spawn(self, request: Request) -> int:
         """Start a program now, in the thread of the caller; returns its pid.
@@ -129,13 +139,14 @@ class Spawner:
             if request is None:
                 return
             started = self._now_us()
-            pid: int | SpawnFailed
+            pid: int | LaunchError
             try:
                 pid = self.spawn(request)
-            except SpawnFailed as exc:
+            except LaunchError as exc:
                 pid = exc
             except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the thread goes on
                 pid = SpawnFailed(f"unexpected {type(exc).__name__}: {exc}")
+                pid.__cause__ = exc
             self._answers.append(Answer(request.key, pid, started))
             self._on_answer()
 
@@ -290,11 +301,14 @@ def _failure(exc: OSError | ValueError, request: Request) -> SpawnFailed:
         return SpawnFailed(f"{request.program} cannot be started: {exc}")
     # posix_spawn says what failed, not where: look whether it was the directory or the output file.
     path = os.path.join(request.directory, request.output)
+    exc.filename = request.program  # for whoever asks whether the machine is to blame
     if not os.path.isdir(request.directory):
+        exc.filename = request.directory
         return SpawnFailed(f"the working directory {request.directory} cannot be entered: {exc.strerror}")
     try:
         os.close(os.open(path, _OUTPUT_FLAGS | os.O_CLOEXEC, 0o666))
     except OSError as at_output:
+        exc.filename = path
         return SpawnFailed(f"the output file {path} cannot be written: {at_output.strerror}")
     if exc.errno == errno.ENOEXEC:
         return SpawnFailed(f"{request.program} cannot be executed: it is no program, and its first line is no #! line")

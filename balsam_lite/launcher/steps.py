@@ -19,12 +19,13 @@ from typing import NamedTuple
 from .. import spec, states
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
-from ..errors import LaunchError
+from ..errors import LaunchError, MachineTrouble
 from . import commands, interpreter, order, process, report
 from .failpoints import failpoint
 from .spawner import Request, Spawner
 from .staging import links, transfers
 from .staging.remote import Run
+from .trouble import Machine
 
 log = logging.getLogger("balsam_lite.launcher")
 
@@ -94,6 +95,7 @@ class Steps:
         self._tasks: dict[int, _Task] = {}  # by job
         self._by_pid: dict[int, _Task] = {}
         self._ended: deque[StepEnd] = deque()
+        self._machine = Machine(context.data_directory)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -111,10 +113,17 @@ class Steps:
     def start(self, claim: Claim) -> None:
         """Do what the job needs in its state. `poll` tells of the end."""
         task = self._tasks[claim.job] = _Task(claim)
-        self._queue.put(task)
         if self._threads < min(self._most, len(self._tasks)):
-            self._threads += 1
-            threading.Thread(target=self._work, name="step", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name="step", daemon=True).start()
+            except RuntimeError as exc:
+                if not self._threads:
+                    self._ended.append(StepEnd(claim, (), "", True, self._machine.trouble_behind(exc)))
+                    self._wake()
+                    return
+            else:
+                self._threads += 1
+        self._queue.put(task)
 
     def poll(self) -> list[StepEnd]:
         """The steps that have ended since the last call."""
@@ -144,7 +153,7 @@ class Steps:
             self._wake()
 
     def _end_of(self, task: _Task) -> StepEnd:
-        failure, interrupted = "", False
+        failure, interrupted, trouble = "", False, None
         try:
             if task.stop:
                 raise _Interrupted
@@ -155,17 +164,29 @@ class Steps:
             failpoint("after-step")
         except _Interrupted:
             interrupted = True
-        except LaunchError as exc:
-            failure, interrupted = str(exc), task.stop is not None
         except Exception as exc:  # one bad job fails alone
-            log.exception("Job number %d: unexpected error in its %s step.", task.claim.job, task.claim.state)
-            failure = f"Unexpected {type(exc).__name__}: {exc}"
-        return StepEnd(task.claim, tuple(task.reached), failure, interrupted)
+            trouble = self._machine.trouble_behind(exc)
+            if isinstance(exc, LaunchError):
+                failure, interrupted = str(exc), task.stop is not None
+                reason = "" if trouble or interrupted else self._machine.why_data_fails()
+                trouble = MachineTrouble(reason) if reason else trouble
+            elif trouble is None:
+                log.exception("Job number %d: unexpected error in its %s step.", task.claim.job, task.claim.state)
+                failure = f"Unexpected {type(exc).__name__}: {exc}"
+            if trouble is not None:  # the machine's: the step is done again
+                failure, interrupted = "", True
+        return StepEnd(task.claim, tuple(task.reached), failure, interrupted, trouble)
+
+    def _make_directory(self, directory: str) -> None:
+        gone = self._machine.why_data_is_gone()
+        if gone:
+            raise MachineTrouble(gone)
+        process.make_directory(directory, self._context.data_directory)
 
     def _prepare(self, task: _Task) -> None:
         claim = task.claim
         directory = commands.workdir(claim, self._context)
-        process.make_directory(directory)
+        self._make_directory(directory)
         link_inputs(claim, self._context)
         if claim.stage_in_url and claim.state != states.STAGED_IN:
             transfers.stage_in(claim.stage_in_url, directory, self._runner_of(task), lambda: task.stop is not None)
@@ -200,7 +221,7 @@ class Steps:
             raise _Failed(f"The {kind} script cannot be split into words ({exc}): {command}") from exc
         if not argv:
             raise _Failed(f"The {kind} script is empty.")
-        process.make_directory(directory)
+        self._make_directory(directory)
         called = f"{task.claim.application}.{kind}" if interpreter.is_hook(command) else command
         _begin_log(f"{directory}/{output}", kind, called, task.claim.state)
         own = commands.hook_environment(task.claim, kind, self._context)

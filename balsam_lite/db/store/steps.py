@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ... import states
+from ...errors import MachineTrouble
 from ..schema import UNSETTLED
 from . import claims, graph, outcomes
 from .claims import Claim
@@ -24,6 +25,7 @@ class StepEnd(NamedTuple):
     reached: tuple[str, ...]  # the states that it has earned the job: STAGED_IN, PREPROCESSED, POSTPROCESSED, JOB_FINISHED
     failure: str = ""  # why it failed
     interrupted: bool = False  # it is to be done again by whoever comes next
+    trouble: MachineTrouble | None = None  # because of which it was interrupted
 
 
 def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> None:

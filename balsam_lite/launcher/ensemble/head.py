@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ... import states
 from ...clock import Clock
 from ...db.store.claims import Claim, Exit
+from ...errors import MachineTrouble
 from ..nodes import Place
 from ..runner import Finished, Runner
 from . import words
@@ -191,6 +192,7 @@ class EnsembleRunner:
         self._stopping: set[int] = set()  # of those
         self._finished: list[Finished] = []
         self._is_in_a_hurry = False
+        self._started_away = 0
 
     @property
     def jobs(self) -> set[int]:
@@ -205,8 +207,13 @@ class EnsembleRunner:
         """Whether something is going on that no signal and no message tells of."""
         return self._local.is_busy or bool(self._finished)
 
+    @property
+    def started(self) -> int:
+        """How many programs are known to have started so far; of those on other nodes the ones that have ended."""
+        return self._local.started + self._started_away
+
     def start(self, claim: Claim, place: Place) -> None:
-        """Start a job at its place. One that cannot be started is reported by `poll` as a RUN_ERROR."""
+        """Start a job at its place. One that cannot be started is reported by `poll`."""
         rank = place.nodes[0]
         if rank == 0 or self._is_own(claim):
             self._local.start(claim, place)
@@ -226,7 +233,7 @@ class EnsembleRunner:
             self._hurry()
         for rank, said in self._post.hear():
             if said[0] == words.ENDED:
-                self._hear_of_end(rank, words.read_ended(said[1]))
+                self._hear_of_end(rank, *words.read_ended(*said[1:]))
             else:
                 self._crew.note(rank, said)
         for rank, reason in self._crew.newly_left_out().items():
@@ -265,18 +272,21 @@ class EnsembleRunner:
 
     # --- the end of a job ---------------------------------------------------------------------------------------------
 
-    def _hear_of_end(self, rank: int, run: Exit) -> None:
+    def _hear_of_end(self, rank: int, run: Exit, trouble: MachineTrouble | None) -> None:
         away = self._away.get(run.job)
         # A node that was given up may come back with the end of a run that was given to another one meanwhile.
         if away is not None and away.attempt == run.attempt and away.place.nodes[0] == rank:
-            self._settle(run)
+            self._started_away += run.started_us is not None
+            if trouble is not None:
+                trouble = MachineTrouble(f"{self._crew.name(rank)}: {trouble.message}", trouble.scope)
+            self._settle(run, trouble)
 
     def _end(self, job: int, result: str, message: str, started_us: int | None) -> None:
         self._settle(Exit(job, self._away[job].attempt, result, None, message, started_us, self._clock.now_us()))
 
-    def _settle(self, run: Exit) -> None:
+    def _settle(self, run: Exit, trouble: MachineTrouble | None = None) -> None:
         self._stopping.discard(run.job)
-        self._finished.append(Finished(run, self._away.pop(run.job).place))
+        self._finished.append(Finished(run, self._away.pop(run.job).place, trouble=trouble))
 
     def _give_up(self, jobs: Collection[int], message: str) -> None:
         """Those were never told to anybody."""

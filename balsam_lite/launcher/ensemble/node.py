@@ -137,7 +137,7 @@ class NodeServer:
                 log.exception("Job number %d: unexpected error at its start.", claim.job)
                 self._refuse(claim, states.RUN_ERROR, f"The job could not be started: unexpected {type(exc).__name__}: {exc}")
         for finished in self._runner.poll():
-            self._post.say(HEAD, *words.ended(finished.exit))
+            self._post.say(HEAD, *words.ended(finished.exit, finished.trouble))
 
     def _stop(self, jobs: list[int], result: str, grace_s: float) -> None:
         assert self._runner is not None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...db.store.claims import Claim, Exit, Shape
+from ...errors import MachineTrouble
 from ..gpus import DEFAULT
 from ..nodes import Place
 
@@ -60,11 +61,11 @@ def read_start(
     return Claim._make(claim)._replace(shape=made), Place(nodes, gpus, made)
 
 
-def ended(run: Exit) -> tuple[Any, ...]:
-    """The words for a run that is over."""
-    return ENDED, tuple(run)
+def ended(run: Exit, trouble: MachineTrouble | None = None) -> tuple[Any, ...]:
+    """The words for a run that is over, or that the node could not start because of `trouble`."""
+    return ENDED, tuple(run), trouble and (trouble.message, trouble.scope)
 
 
-def read_ended(run: tuple[Any, ...]) -> Exit:
+def read_ended(run: tuple[Any, ...], trouble: tuple[str, str] | None) -> tuple[Exit, MachineTrouble | None]:
     """The opposite of `ended`, without ENDED."""
-    return Exit._make(run)
+    return Exit._make(run), trouble and MachineTrouble(*trouble)

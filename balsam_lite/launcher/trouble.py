@@ -1,0 +1,216 @@
+"""The machine's trouble: failures to start that are not the job's fault, and the launcher's pause because of them.
+
+A job whose start fails for want of processes, memory, files or disk space goes back uncounted. `Machine` tells such a failure
+from one of the job's own (a missing program, too many arguments); `Pause` decides when to try again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+
+from ..db import filesystem
+from ..errors import MachineTrouble
+
+#: No program can start for want of these (fork(2), pthread_create(3), open(2), execve(2) of Linux man-pages 6.03).
+_LACKS = {
+    errno.EAGAIN: "no more processes or threads can be started",
+    errno.ENOMEM: "there is not enough memory",
+    errno.EMFILE: "the launcher has too many files open",
+    errno.ENFILE: "this host has too many files open",
+}
+#: A file system is full, broken or gone; the last four are a network file system's or a FUSE server's.
+_STORAGE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
+    + (errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
+)
+#: Of a copy these are about the file that is written.
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: What was found out about data/ is believed for so long, in seconds: many starts may fail at one moment.
+_BELIEVED_S = 0.5
+
+
+class Machine:
+    """This host and the directory of the jobs' working directories. Any thread may ask."""
+
+    def __init__(self, data_directory: str) -> None:
+        self._data = data_directory
+        self._known: tuple[int, int] | None = None
+        self._looked_at = self._tried_at = float("-inf")
+        self._short = self._unwritable = ""
+        self.why_data_is_gone()
+
+    def trouble_behind(self, exc: BaseException) -> MachineTrouble | None:
+        """Return the machine's trouble because of which something failed; None if the job itself is at fault.
+
+        Looks along the causes of `exc` for an OSError, whose `filename` says where it happened.
+        """
+        error: BaseException | None = exc
+        while error is not None:
+            if isinstance(error, MachineTrouble):
+                return error
+            if isinstance(error, OSError) and error.errno is not None:
+                return self._judge(error, error.errno)
+            if isinstance(error, MemoryError):
+                return MachineTrouble(_lack(errno.ENOMEM))
+            if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+                return MachineTrouble(_lack(errno.EAGAIN))
+            error = error.__cause__
+        return None
+
+    def _judge(self, error: OSError, code: int) -> MachineTrouble | None:
+        if code in _LACKS:
+            return MachineTrouble(_lack(code))
+        name = error.filename2 if code in _WRITING and error.filename2 else error.filename
+        path = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+        if code == errno.ETXTBSY:
+            return MachineTrouble(f"another program has {path} open for writing ({error.strerror})", scope=path)
+        if code in _STORAGE or _is_below(path, self._data):
+            general = self.why_data_fails()
+            if general:
+                return MachineTrouble(general)
+        if code not in _STORAGE:
+            return None
+        place = _existing(path)
+        reason = filesystem.why_full(place, code) or f"{path or place}: {error.strerror}"
+        return MachineTrouble(reason, scope=self._scope(place))
+
+    def _scope(self, place: str) -> str:
+        """Return what else is affected where a path of the job's own fails: its file system, or nothing else."""
+        try:
+            if os.stat(place).st_dev != os.stat(self._data).st_dev:
+                return filesystem.mount_of(place).point
+        except OSError:
+            pass
+        return place
+
+    def why_data_is_gone(self) -> str:
+        """Return why working directories cannot be made, as far as a look at data/ tells; "" if they can. Cheap."""
+        try:
+            found = os.stat(self._data)
+        except OSError as exc:
+            return f"The directory {self._data} is not usable: {exc.strerror}. Is its file system mounted?"
+        if not stat.S_ISDIR(found.st_mode):
+            return f"{self._data} is not a directory"
+        self._known = self._known or (found.st_dev, found.st_ino)
+        # A file system that is mounted again may get another device number, and a file on a FUSE another inode number.
+        if found.st_dev != self._known[0] and found.st_ino != self._known[1]:
+            return (
+                f"The directory {self._data} is not the one that this launcher began with. "
+                "Was its file system mounted or unmounted since?"
+            )
+        return self._why_short()
+
+    def _why_short(self) -> str:
+        now = time.monotonic()
+        if now - self._looked_at > _BELIEVED_S:
+            self._looked_at = now
+            try:  # not all file systems tell the truth about what is free
+                self._short = filesystem.why_unwritable(self._data) if filesystem.is_short(self._data) else ""
+            except OSError:  # the next start shows it
+                self._short = ""
+        return self._short
+
+    def why_data_fails(self) -> str:
+        """Return why nothing can be written to data/; "" if a file can. Writes one, twice a second at most."""
+        now = time.monotonic()
+        if now - self._tried_at > _BELIEVED_S:
+            self._tried_at = now
+            self._unwritable = self.why_data_is_gone() or filesystem.why_unwritable(self._data)
+        return self._unwritable
+
+
+def _lack(code: int) -> str:
+    return f"{_LACKS[code]} ({os.strerror(code)})"
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(f"{directory}/")
+
+
+def _existing(path: str) -> str:
+    """Return the path, or the nearest directory above it that is there."""
+    while path and not os.path.isdir(path):
+        above = os.path.dirname(path)
+        if above == path:
+            break
+        path = above
+    return path or "/"
+
+
+class Pause:
+    """When to try again after trouble that keeps all jobs from starting. Times are seconds on the monotonic clock.
+
+    Each try in vain doubles the interval. A try is one start; after a good one two are allowed at once, then four, until
+    the trouble counts as over.
+    """
+
+    FIRST_S, LONGEST_S = 1.0, 60.0
+    #: A start of which nothing is heard for so long is a good one: nodes report ends, not starts.
+    _SILENCE_S = 3.0
+    #: The trouble is over when so many starts at once were good.
+    _ENOUGH = 64
+    #: The log gets a line about it this often at most.
+    _LINE_PERIOD_S = 60.0
+
+    def __init__(self) -> None:
+        self.reason = ""  # "": there is no trouble
+        self.next_try = 0.0
+        self.last_good = 0.0  # when a start was good, or the trouble began
+        self._interval_s = 0.0
+        self._window = 1
+        self._failed = 0  # starts, since the last line in the log
+        self._tried: tuple[float, int] | None = None  # when, and how many programs had been started by then
+        self._line_at = self._began = 0.0
+        self._is_announced = False
+
+    def fail(self, reason: str, now: float) -> None:
+        """A start failed because of that."""
+        if not self.reason:
+            self._began = self.last_good = now
+            self._interval_s, self._failed, self._is_announced = self.FIRST_S, 0, False
+        elif self._tried is not None:
+            self._interval_s = min(self.LONGEST_S, max(self.FIRST_S, 2 * self._interval_s))
+        self.reason, self._tried, self._window = reason, None, 1
+        self.next_try = now + self._interval_s
+        self._failed += 1
+
+    def allowed(self, now: float, most: int) -> int:
+        """Return how many programs may be started now; `most` where there is no trouble."""
+        if not self.reason:
+            return most
+        return 0 if now < self.next_try else min(self._window, most)
+
+    def try_again(self, now: float, starts: int, started: int) -> None:
+        """So many starts are made now, or there was nothing to start; `started` programs have been started so far."""
+        if not self.reason:
+            return
+        self._tried = (now, started) if starts else None
+        self.next_try = now + (self._SILENCE_S if starts else self._interval_s)
+
+    def listen(self, now: float, started: int) -> str:
+        """Notice that a try was good. Returns a line for the log when the trouble is over, else ""."""
+        if self._tried is None or (started == self._tried[1] and now - self._tried[0] < self._SILENCE_S):
+            return ""
+        self._tried, self._window = None, 2 * self._window
+        self._interval_s, self.next_try, self.last_good = self.FIRST_S / 2, now, now
+        if self._window <= self._ENOUGH:
+            return ""
+        self.reason = ""
+        return f"Jobs can be started again, after {now - self._began:.0f} s." if self._is_announced else ""
+
+    def hasten(self, now: float) -> None:
+        """A run has ended, which may be what was waited for."""
+        if self.reason and self._tried is None:
+            self.next_try = min(self.next_try, now)
+
+    def line(self, now: float) -> str:
+        """Return a line for the log, if it is time for one; else ""."""
+        if not self.reason or now < self._line_at:
+            return ""
+        self._line_at, self._is_announced = now + self._LINE_PERIOD_S, True
+        failed, self._failed = self._failed, 0
+        went_back = f"{failed} start(s) failed, their jobs went back"
+        return f"The machine is in trouble: {self.reason}. {went_back}; next try in {max(0.0, self.next_try - now):.0f} s."

@@ -1,0 +1,327 @@
+"""Trouble of the machine, on real full disks, under real limits: jobs go back uncounted, the launcher pauses and goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from launching import Bench
+
+from balsam_lite.db import filesystem, reasons
+from balsam_lite.errors import LaunchError, MachineTrouble, SpawnFailed
+from balsam_lite.launcher.trouble import Machine, Pause
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+@contextmanager
+def small_disk(point: Path | str, size: str = "1m", inodes: int = 10_000) -> Iterator[Path]:
+    """A file system of its own, mounted there."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    Path(point).mkdir(parents=True, exist_ok=True)
+    options = f"size={size},nr_inodes={inodes}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", str(point)], check=True)
+    try:
+        yield Path(point)
+    finally:
+        subprocess.run(["umount", "--lazy", str(point)], check=True)
+
+
+def fill(directory: Path | str) -> Path:
+    """Take all the space that is left on a file system; returns the file that holds it."""
+    ballast = Path(directory, "ballast")
+    with open(ballast, "wb", buffering=0) as file:
+        size = 1 << 20
+        while size:
+            try:
+                size = size if file.write(b"x" * size) == size else size // 2
+            except OSError as exc:
+                assert exc.errno == errno.ENOSPC
+                size //= 2
+    return ballast
+
+
+def messages_of(bench: Bench) -> list[str]:
+    with bench.db.read() as cx:
+        return [row[0] for row in cx.execute("SELECT message FROM event")]
+
+
+def uncounted(bench: Bench, jobs: list[int]) -> bool:
+    """Whether no job has used up a restart or a retry."""
+    return all(bench.job(job)["restarts"] == bench.job(job)["retries"] == 0 for job in jobs)
+
+
+def log_of(bench: Bench) -> str:
+    return "".join(path.read_text() for path in Path(bench.directory, "log").glob("launcher_*.log"))
+
+
+def note_of(bench: Bench) -> str:
+    with bench.db.read() as cx:
+        return str((cx.execute("SELECT note FROM lease ORDER BY id DESC LIMIT 1").fetchone() or [""])[0])
+
+
+# --- full disks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["blocks", "inodes"])
+def test_that_jobs_wait_while_data_is_full_and_all_finish_when_there_is_space_again(bench, kind):
+    bench.app("hello", "echo hello")
+    with small_disk(f"{bench.directory}/data", inodes=10_000 if kind == "blocks" else 120) as data:
+        if kind == "blocks":
+            ballast = [fill(data)]
+        else:
+            ballast = [data / f"{number}" for number in range(118)]
+            for path in ballast:
+                path.touch()
+        jobs = bench.add([{"name": f"j{number}", "application": "hello", "max_retries": 1} for number in range(50)])
+        launcher = bench.launch("--nodes", "8")
+        wait_until(lambda: bench.states().get("RESTART_READY"))
+        wait_until(lambda: ("inodes" if kind == "inodes" else "is full") in note_of(bench))
+        assert "FAILED" not in bench.states()
+        for path in ballast:
+            path.unlink()
+        if kind == "inodes":
+            subprocess.run(["mount", "-o", "remount,nr_inodes=10000", str(data)], check=True)
+        assert launcher.wait(60) == 0
+        assert bench.states() == {"JOB_FINISHED": 50}
+        assert uncounted(bench, jobs)
+        assert note_of(bench) == ""
+        log = log_of(bench)
+        assert log.count("The machine is in trouble") == 1
+        assert log.count("Jobs can be started again") <= 1
+        assert "RESTART_READY" not in log
+
+
+def test_that_a_launcher_that_can_start_nothing_for_long_ends_with_the_reason_and_says_what_is_left(bench):
+    bench.app("hello", "echo hello")
+    with small_disk(f"{bench.directory}/data") as data:
+        fill(data)
+        bench.add([{"application": "hello"}] * 3)
+        assert bench.run(BALSAM_TROUBLE_TTL_S="1.5") == 1
+        assert bench.states() == {"CREATED": 1, "RESTART_READY": 2}
+        with bench.db.read() as cx:
+            assert "data is full" in cx.execute("SELECT end_reason FROM lease").fetchone()[0]
+            (waiting,) = {*reasons.waits_for(cx, [bench.job(1), bench.job(3)]).values()}
+        assert "data is full" in waiting
+    assert "gpus_per_rank=0: The disk of" in log_of(bench)
+
+
+def test_that_the_steps_of_a_job_are_done_again_when_there_is_space(bench, tmp_path):
+    (tmp_path / "big").write_bytes(b"x" * 100_000)
+    bench.app("hello", "true", preprocess="true", postprocess="cp big copied")
+    with small_disk(f"{bench.directory}/data", size="256k") as data:
+        ballast = fill(data)
+        (job,) = bench.add([{"application": "hello", "stage_in_url": str(tmp_path / "big")}])
+        launcher = bench.launch()
+        wait_until(lambda: "data is full" in note_of(bench))
+        assert bench.job(job)["state"] == "CREATED"
+        ballast.unlink()
+        assert launcher.wait(60) == 0
+        assert [state for state, _ in bench.history(job)][-1] == "JOB_FINISHED"
+        assert bench.path(job, "copied").stat().st_size == 100_000
+
+
+# --- data/ is not there ----------------------------------------------------------------------------------------------
+
+
+def test_that_jobs_wait_while_data_is_away_and_it_is_never_made_anew(bench):
+    bench.app("hello", "echo hello")
+    data = Path(bench.directory, "data")
+    jobs = bench.add([{"application": "hello"}] * 20)
+    data.rename(f"{bench.directory}/elsewhere")
+    launcher = bench.launch()
+    wait_until(lambda: "Is its file system mounted?" in note_of(bench))
+    assert not data.exists()
+    Path(f"{bench.directory}/elsewhere").rename(data)
+    assert launcher.wait(60) == 0
+    assert bench.states() == {"JOB_FINISHED": 20}
+    assert uncounted(bench, jobs)
+
+
+def test_that_nothing_runs_in_the_directory_below_a_mount_that_has_gone(bench):
+    bench.app("hello", "echo hello")
+    data = Path(bench.directory, "data")
+    with small_disk(data):
+        (first,) = bench.add([{"application": "hello"}])
+        launcher = bench.launch("--persistent")
+        bench.wait_for(first, "JOB_FINISHED")
+    (second,) = bench.add([{"application": "hello"}])
+    wait_until(lambda: "not the one that this launcher began with" in note_of(bench))
+    assert bench.job(second)["state"] == "RESTART_READY"
+    assert list(data.iterdir()) == []
+    with small_disk(data):  # another device, the same inode: what a file system that is mounted again looks like
+        bench.wait_for(second, "JOB_FINISHED")
+        launcher.terminate()
+        assert launcher.wait(30) == 0
+
+
+# --- too few processes -----------------------------------------------------------------------------------------------
+
+
+def as_user_with_few_processes(uid: int, processes: int) -> list[str]:
+    """Words that run a command as a user whom, unlike root, the limit of processes holds for. It may still read all files."""
+    may_read = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *may_read]
+    return [*user, "prlimit", f"--nproc={processes}:{processes}"]
+
+
+def test_that_a_limit_of_processes_fails_no_job(bench, balsam_argv):
+    if os.geteuid() != 0:
+        pytest.skip("another user's process needs root")
+    bench.app("nap", "sleep 0.2")
+    jobs = bench.add([{"application": "nap"}] * 60)
+    uid = 50_000 + os.getpid() % 10_000  # the limit counts all processes of a user
+    argv = [*balsam_argv, "--db", bench.directory, "launcher", "--consume-all", "--job-mode", "serial", "--nodes", "40"]
+    launcher = subprocess.run(
+        [*as_user_with_few_processes(uid, 20), *argv], env=bench.environ, capture_output=True, text=True, timeout=120
+    )
+    assert launcher.returncode == 0, launcher.stderr
+    assert bench.states() == {"JOB_FINISHED": 60}
+    assert uncounted(bench, jobs)
+    assert any("no more processes" in message for message in messages_of(bench))
+
+
+def test_that_a_launcher_without_threads_for_starting_gives_its_jobs_back(bench, monkeypatch):
+    from balsam_lite.launcher.spawner import Spawner
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    spawner = Spawner(lambda: 0, lambda: None)
+    with pytest.raises(RuntimeError) as caught:
+        spawner.start(None)
+    assert isinstance(Machine(f"{bench.directory}/data").trouble_behind(caught.value), MachineTrouble)
+
+
+# --- whose fault ------------------------------------------------------------------------------------------------------
+
+
+def caused(code: int, path: str) -> LaunchError:
+    """A failed start with that errno as its cause, as the spawner raises it."""
+    failure = SpawnFailed("it cannot be started")
+    failure.__cause__ = OSError(code, os.strerror(code), path)
+    return failure
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE])
+def test_that_a_lack_of_processes_memory_or_files_keeps_all_jobs_from_starting(bench, code):
+    trouble = Machine(f"{bench.directory}/data").trouble_behind(caused(code, "/bin/true"))
+    assert trouble is not None
+    assert trouble.scope == ""
+    assert os.strerror(code) in trouble.message
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.E2BIG, errno.ENOEXEC, errno.ENAMETOOLONG, errno.ELOOP])
+@pytest.mark.parametrize("path", ["/no/such/program", "data/job/prog"])
+def test_that_what_is_wrong_with_one_program_is_its_jobs_own_fault(bench, code, path):
+    path = os.path.join(bench.directory, path)
+    assert Machine(f"{bench.directory}/data").trouble_behind(caused(code, path)) is None
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_that_one_unusable_directory_keeps_no_other_job_from_starting(bench, code):
+    path = Path(bench.directory, "data", "job")
+    path.mkdir()
+    trouble = Machine(f"{bench.directory}/data").trouble_behind(caused(code, str(path)))
+    assert trouble is not None
+    assert trouble.scope == str(path)
+
+
+def test_that_a_full_disk_of_a_job_s_own_directory_is_told_by_its_mount_point(bench, tmp_path):
+    with small_disk(tmp_path / "scratch") as scratch:
+        trouble = Machine(f"{bench.directory}/data").trouble_behind(caused(errno.ENOSPC, f"{scratch}/a/b"))
+    assert trouble is not None
+    assert trouble.scope == str(scratch)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOENT, errno.EIO])
+def test_that_any_error_in_data_is_the_machines_if_data_itself_is_away(bench, code):
+    data = Path(bench.directory, "data")
+    machine = Machine(str(data))
+    data.rename(tmp := f"{bench.directory}/away")
+    trouble = machine.trouble_behind(caused(code, f"{data}/job"))
+    Path(tmp).rename(data)
+    assert trouble is not None
+    assert trouble.scope == ""
+
+
+def test_that_a_full_disk_a_lack_of_inodes_and_a_quota_are_told_apart(tmp_path):
+    assert filesystem.why_unwritable(str(tmp_path)) == ""
+    assert "quota" in filesystem.why_full(str(tmp_path), errno.EDQUOT)
+    with small_disk(tmp_path / "disk", inodes=20) as disk:
+        for number in range(19):
+            (disk / str(number)).touch()
+        assert "out of inodes (it has 20" in filesystem.why_unwritable(str(disk))
+        (disk / "0").unlink()
+        assert filesystem.why_unwritable(str(disk)) == ""
+        ballast = fill(disk)
+        (disk / "1").unlink()
+        assert "is full (0 KiB of 1 MiB are free)" in filesystem.why_unwritable(str(disk))
+        ballast.unlink()
+
+
+# --- the pause --------------------------------------------------------------------------------------------------------
+
+
+def test_that_the_pause_grows_to_a_minute_and_many_failures_of_one_moment_count_once():
+    pause, now, started = Pause(), 100.0, 0
+    assert pause.allowed(now, 1000) == 1000
+    waits = []
+    for _ in range(9):
+        for _ in range(50):
+            pause.fail("no processes", now)
+        assert pause.allowed(now, 1000) == 0
+        waits.append(pause.next_try - now)
+        now = pause.next_try
+        assert pause.allowed(now, 1000) == 1
+        pause.try_again(now, 1, started)
+        assert pause.listen(now, started) == ""
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_that_starts_double_after_a_good_one_until_the_trouble_is_over():
+    pause, now = Pause(), 100.0
+    pause.fail("no processes", now)
+    assert "no processes" in pause.line(now)
+    now, allowed = pause.next_try, []
+    while pause.reason:
+        allowed.append(pause.allowed(now, 1000))
+        pause.try_again(now, allowed[-1], sum(allowed[:-1]))
+        said = pause.listen(now, sum(allowed))
+    assert allowed == [1, 2, 4, 8, 16, 32, 64]
+    assert said == "Jobs can be started again, after 1 s."
+
+
+def test_that_a_start_of_which_nothing_is_heard_is_good_after_a_while_and_an_end_hastens_the_next_try():
+    pause, now = Pause(), 100.0
+    pause.fail("no processes", now)
+    pause.hasten(now)
+    assert pause.allowed(now, 9) == 1
+    pause.try_again(now, 1, 7)
+    pause.listen(now + 2, 7)
+    assert pause.allowed(now + 2, 9) == 0
+    pause.listen(now + 3, 7)
+    assert pause.allowed(now + 3, 9) == 2
+
+
+def test_that_the_log_has_a_line_a_minute_at_most():
+    pause = Pause()
+    for second in range(300):
+        pause.fail("the disk is full", second)
+        line = pause.line(second)
+        assert bool(line) == (second % 60 == 0)
+        assert not line or f"{1 if second == 0 else 60} start(s)" in line

@@ -15,6 +15,7 @@ from launching import Bench
 from test_database import picture
 
 from balsam_lite.db import location, queries, schema
+from balsam_lite.db.store import user
 from balsam_lite.states import AWAITING_PARENTS, FAILED, JOB_FINISHED, READY, RESTART_READY, RUNNING, USER_KILLED
 
 VERSIONS = range(1, schema.VERSION)
@@ -115,3 +116,23 @@ def times(old: Bench, number: int) -> tuple[list[str], list[int]]:
     with old.db.read() as cx:
         found = cx.execute("SELECT to_state, time FROM event WHERE job = ? ORDER BY id", (number,)).fetchall()
     return [row[0] for row in found], [row[1] for row in found]
+
+
+def test_that_children_that_were_put_back_below_a_failed_parent_fail_with_those_below_them(old: Bench) -> None:
+    cx = sqlite3.connect(old.db.path, isolation_level=None)
+    cx.execute("BEGIN")
+    cx.execute("UPDATE state_count SET jobs = 0")
+    add = "INSERT INTO job (job_id, name, state, unfinished_parents) VALUES (?, ?, ?, ?)"
+    given = (("parent", FAILED, 0), ("child", RESTART_READY, 1), ("grandchild", AWAITING_PARENTS, 1))
+    numbers = [cx.execute(add, (f"{n:08x}-0000-4000-8000-000000000000", *job)).lastrowid for n, job in enumerate(given, 1)]
+    cx.executemany("INSERT INTO dependency VALUES (?, ?)", zip(numbers, numbers[1:]))
+    cx.execute("UPDATE state_count SET jobs = (SELECT count(*) FROM job WHERE job.state = state_count.state)")
+    cx.execute("COMMIT")
+    cx.close()
+    assert balsam(None, "init", old.directory)[0] == 0
+    assert [old.job(number)["state"] for number in numbers] == [FAILED] * 3
+    with old.db.read() as cx:
+        counted = dict(cx.execute("SELECT state, count(*) FROM job GROUP BY state"))
+        assert queries.state_counts(cx) == counted
+    user.rerun(old.db, numbers[:1])
+    assert [old.job(number)["state"] for number in numbers[1:]] == [AWAITING_PARENTS] * 2

@@ -24,7 +24,7 @@ _WAITED = (
 )
 _NOW = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 #: From version 5 on a parent that is held counts as unfinished, and a child that has not started goes back to wait for a
-#: parent that was put back. Children of failed parents wait, too, until the parent is put back or they are.
+#: parent that was put back, or fails with one that has failed.
 _PARENTS_COUNTED_ANEW = (
     """UPDATE job SET unfinished_parents = wait_for_parents * (
             SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
@@ -35,6 +35,21 @@ _PARENTS_COUNTED_ANEW = (
     f"""UPDATE state_count SET jobs = jobs - (SELECT count(*) FROM job WHERE {_WAITED} AND job.state = state_count.state)""",
     f"""UPDATE state_count SET jobs = jobs + (SELECT count(*) FROM job WHERE {_WAITED}) WHERE state = 'AWAITING_PARENTS'""",
     f"UPDATE job SET state = 'AWAITING_PARENTS' WHERE {_WAITED}",
+    """CREATE TEMP TABLE doomed AS
+        WITH RECURSIVE below (id, parent) AS (
+            SELECT job.id, d.parent FROM job JOIN dependency d ON d.child = job.id JOIN job p ON p.id = d.parent
+            WHERE job.state = 'AWAITING_PARENTS' AND job.wait_for_parents
+                AND p.state IN ('FAILED', 'USER_KILLED') AND p.lease IS NULL
+            UNION SELECT job.id, d.parent FROM below JOIN dependency d ON d.parent = below.id JOIN job ON job.id = d.child
+            WHERE job.state = 'AWAITING_PARENTS' AND job.wait_for_parents)
+        SELECT id, min(parent) AS parent FROM below GROUP BY id""",
+    f"""INSERT INTO event (job, time, from_state, to_state, message, data)
+        SELECT id, {_NOW}, 'AWAITING_PARENTS', 'FAILED', 'One or more parent jobs failed', json_object('parent', parent)
+        FROM doomed""",
+    "UPDATE state_count SET jobs = jobs - (SELECT count(*) FROM doomed) WHERE state = 'AWAITING_PARENTS'",
+    "UPDATE state_count SET jobs = jobs + (SELECT count(*) FROM doomed) WHERE state = 'FAILED'",
+    "UPDATE job SET state = 'FAILED' WHERE id IN (SELECT id FROM doomed)",
+    "DROP TABLE doomed",
 )
 
 #: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` goes on, these stay as they were.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import loading, spec, states
+from ..db import transaction
 from ..errors import BalsamError, InvalidSpec
 from . import parameters as stored_parameters
 from . import placing, scope, times, waiting
@@ -171,6 +172,7 @@ class Job(Record):
         return {**given, "app_id": self.app_id, "parent_ids": sorted(self.parent_ids)}
 
     def _create(self) -> None:
+        transaction.refuse("Saving an api.Job")
         home, row = placing.Placer().place(self._new_row())
         self._created(home.desk.create("job", [row])[0], home)
 
@@ -270,6 +272,7 @@ class JobManager(Manager[Job]):
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
         """
         loading.refuse()
+        transaction.refuse("Adding jobs by balsam_lite.api")
         of_kind(jobs, Job, "bulk_create")
         made: list[Any] = [None] * len(jobs)
         with _no_collection():

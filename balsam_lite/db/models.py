@@ -24,6 +24,7 @@ from .. import spec, states
 from ..clock import SECOND_US, SystemClock, format_us
 from ..errors import (
     AmbiguousJobId,
+    BalsamError,
     InputError,
     InvalidParentsError,
     InvalidSpec,
@@ -32,11 +33,12 @@ from ..errors import (
     UnknownApp,
     UnknownJob,
 )
-from . import batch_queries, forms, location, queries
+from . import batch_queries, forms, location, queries, transaction
 from .connection import Database
 from .manager import JobSource, QuerySet, active, use
 from .records import JobId, Number, Objects, Record, peewee_field
 from .store import apps, graph, insert, user
+from .transaction import Batch, JobRef
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -56,28 +58,24 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-class _Batch:
-    """Jobs that are being added together: an object finds its number here afterwards, without anybody holding them all."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.added: insert.Added | None = None
-
-
 class JobSet(QuerySet["BalsamJob"]):
     """A query set of jobs."""
 
     def bulk_create(self, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
         """Add BalsamJob objects or dicts of fields, from any iterable, in constant memory and one write transaction.
 
-        All of them or none. Objects know their `id` afterwards. A dict may also give `job_id` and `parents` (jobs or ids
-        of jobs that exist already). The iterable is used up before the transaction begins. Returns a query set of the new
-        jobs, in the order in which they came.
+        All of them or none, with their dependencies: a whole graph can be one call. Objects know their `id` afterwards. A
+        dict may also give `job_id` and `parents`, a list of jobs: those in the DB by object, number or UUID, those of the
+        same batch by object, UUID or `dag.Position(n)`, counted from 0. The iterable is used up before the transaction
+        begins. Returns a query set of the new jobs, in the order in which they came.
 
         Raises:
-            UnknownField, InvalidSpec (with the number of the job), UnknownApp, UnknownJob.
+            UnknownField, InvalidSpec, UnknownJob, DependencyCycle (with the number of the job, counted from 1); UnknownApp.
         """
-        batch = _Batch(self.database)
+        block = transaction.current()
+        if block is not None:
+            return self._collect(block, jobs)
+        batch = Batch(self.database)
         batch.added = insert.add_jobs(batch.database, _rows_of(jobs, batch))
         if not batch.added.number:
             return self.using(batch.database).none()  # type: ignore[return-value]
@@ -85,19 +83,67 @@ class JobSet(QuerySet["BalsamJob"]):
         whole = type(self)(self.model, batch.database)
         return whole.filter(id__range=(first, last))  # type: ignore[return-value]
 
+    def _collect(self, block: transaction.Transaction, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
+        """Leave the jobs to the end of a `dag.transaction`; all of them or none."""
+        database, mark = block.use(self.database).database, block.mark
+        rows: list[tuple[str, list[insert.Ref]]] = []
+        try:
+            for place, job in enumerate(jobs):
+                try:
+                    rows.append(_collected(job, block, database))
+                except InputError as exc:
+                    raise type(exc)(f"Job number {place + 1}: {exc.message}", hint=exc.hint) from exc
+            job_ids = [job_id for job_id, _ in rows]
+            for place, (job_id, parents) in enumerate(rows):
+                if parents:
+                    at = {one: insert.position(one, len(rows), place) for one in parents if isinstance(one, insert.Position)}
+                    block.set_parents(
+                        job_id, [job_ids[at[one]] if isinstance(one, insert.Position) else one for one in parents]
+                    )
+        except BaseException:
+            block.roll_back(mark)
+            raise
+        return type(self)(self.model, database).filter(job_id__in=job_ids)  # type: ignore[return-value]
 
-def _rows_of(jobs: Iterable[BalsamJob | Mapping[str, Any]], batch: _Batch) -> Iterator[Mapping[str, Any]]:
+    def get_or_create(self, defaults: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Any, bool]:
+        """As `QuerySet.get_or_create`."""
+        transaction.refuse("get_or_create()")  # it would not find what was collected
+        return super().get_or_create(defaults, **fields)
+
+
+def _rows_of(jobs: Iterable[BalsamJob | Mapping[str, Any]], batch: Batch) -> Iterator[Mapping[str, Any]]:
     for place, job in enumerate(jobs):
         if isinstance(job, BalsamJob):
             yield job._row_for(batch, place)
         elif isinstance(job, Mapping):
-            yield {**job, "parents": _numbers_of(job["parents"])} if "parents" in job else job
+            yield {**job, "parents": _refs(job["parents"])} if "parents" in job else job
         else:
             raise InvalidSpec(f"Job number {place + 1}: must be a BalsamJob or a dict, not {job!r}")
 
 
-def _numbers_of(jobs: Iterable[BalsamJob | int]) -> list[int]:
-    return [job._number() if isinstance(job, BalsamJob) else job for job in jobs]
+def _refs(jobs: Any) -> Any:
+    """Jobs as `insert.refs` takes them, which checks them: objects by their number or UUID."""
+    if isinstance(jobs, (str, bytes, Mapping, insert.Position)) or not isinstance(jobs, Iterable):
+        return jobs
+    return [job._ref() if isinstance(job, BalsamJob) else job for job in jobs]
+
+
+def _collected(
+    job: BalsamJob | Mapping[str, Any], block: transaction.Transaction, database: Database
+) -> tuple[str, list[insert.Ref]]:
+    """Leave a new job to the end of a `dag.transaction`; its UUID, and the parents that it is yet to be given there."""
+    if isinstance(job, BalsamJob):
+        if job._is_collected(block):
+            raise InvalidSpec(f"{job.cute_id} is given twice")
+        return job._collect(block, database), []
+    if not isinstance(job, Mapping):
+        raise InvalidSpec(f"must be a BalsamJob or a dict, not {job!r}")
+    row = spec.check_job({name: value for name, value in job.items() if name not in insert.EXTRA})
+    row.update((name, job[name]) for name in insert.EXTRA if name in job and name != "parents")
+    row["job_id"] = spec.checked_job_id(job["job_id"]) if "job_id" in job else spec.new_job_id()
+    parents = [block.find(one) or one if isinstance(one, str) else one for one in insert.refs(_refs(job.get("parents") or ()))]
+    block.add_job(row, ())
+    return row["job_id"], parents
 
 
 class BalsamJob(Record, peewee.Model):
@@ -115,8 +161,8 @@ class BalsamJob(Record, peewee.Model):
     _GIVEN = frozenset(("job_id", *spec.JOB_FIELD))
     _QUERY_SET = JobSet
     _what = "job"
-    _batch: tuple[_Batch, int] | None = None
-    _parents: tuple[int, ...] = ()
+    _batch: tuple[Batch, int] | None = None
+    _parents: tuple[JobRef, ...] = ()
     _origin = ""  # what the history says of its creation
     MultipleObjectsReturned = AmbiguousJobId
     objects: ClassVar[JobSet] = Objects()  # type: ignore[assignment]
@@ -180,15 +226,19 @@ class BalsamJob(Record, peewee.Model):
 
     # --- adding and saving --------------------------------------------------------------------------------------------
 
-    def _row_for(self, batch: _Batch, place: int) -> dict[str, Any]:
+    def _row_for(self, batch: Batch, place: int) -> dict[str, Any]:
         """What is to be inserted; from now on the object finds out in `batch` what became of it."""
         if self._batch is not None and self._batch[0] is batch:
             raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is given twice")
         if self.id is not None:
             raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is in the DB already")
-        data = self.__data__
         self._drawn_id()
         self._batch = (batch, place)
+        return self._new_row()
+
+    def _new_row(self) -> dict[str, Any]:
+        """What is known of a job that is not in the DB yet."""
+        data = self.__data__
         if not (self._live or self._parents or self._origin or "state" in data):
             return data
         row = {**data, **self._live}
@@ -216,9 +266,10 @@ class BalsamJob(Record, peewee.Model):
         assert group.added is not None
         number = group.added.first + place
         self._database = group.database
-        self._saved({**self.__data__, **self._live})
+        if not group.is_block:
+            self._saved({**self.__data__, **self._live})
         self.__data__.update(id=number, job_id=group.added.renamed.get(number, self.__data__["job_id"]))
-        if not self._parents:
+        if not (self._parents or group.is_block):
             self.__data__["state"] = states.CREATED
 
     def save(self) -> None:  # type: ignore[override]
@@ -231,8 +282,12 @@ class BalsamJob(Record, peewee.Model):
             InvalidSpec, UnknownApp; UnknownJob: the job is gone. StateError: `state` was assigned; only `update_state`
             and `objects.update` change it, because a state has a history and children.
         """
+        block = transaction.current()
         if self.id is None:
-            self._add()
+            if block is None:
+                self._add()
+            else:
+                self._collect(block, self._home)
             return
         given = self._given()
         if "state" in given:
@@ -242,6 +297,7 @@ class BalsamJob(Record, peewee.Model):
             )
         if not given:
             return
+        transaction.refuse("save() of a job that is in the DB already")
         dicts = [name for name in given if self._FIELDS[name].kind in spec.JSON_KINDS]
         with self._home.write() as cx:
             row = cx.execute(f"SELECT {', '.join(['id', *dicts])} FROM job WHERE id = ?", (self.id,)).fetchone()
@@ -255,12 +311,32 @@ class BalsamJob(Record, peewee.Model):
         if "user_workdir" in given:  # then the store has chosen another working directory
             self.refresh_from_db()
 
+    def _is_collected(self, block: transaction.Transaction | None) -> bool:
+        return block is not None and self._batch is not None and self._batch[0] is block.batch
+
+    def _collect(self, block: transaction.Transaction, database: Database) -> str:
+        """Leave a new job, as it is now, to the end of a `dag.transaction`. Returns its UUID."""
+        if self.id is not None:
+            raise InvalidSpec(f"{self.cute_id} is in the DB already")
+        batch = block.use(database)
+        job_id = self._drawn_id()
+        row = {name: value for name, value in self._new_row().items() if name not in insert.EXTRA}
+        row = {**spec.check_job(row), "job_id": job_id, "origin": self._origin}
+        if self._is_collected(block):
+            block.replace_job(row)
+        else:
+            self._batch = (batch, block.add_job(row, self._parents))
+            block.on_roll_back(lambda: setattr(self, "_batch", None))
+            self._database = database
+        self._saved({**self.__data__, **self._live})
+        return job_id
+
     def _add(self) -> None:
-        batch = _Batch(self._home)
+        batch = Batch(self._home)
         try:
             batch.added = insert.add_jobs(batch.database, [self._row_for(batch, 0)])
-        except InputError as exc:
-            if isinstance(exc.__cause__, InputError):  # without the number of the job, where there is only one
+        except BalsamError as exc:
+            if isinstance(exc.__cause__, BalsamError):  # without the number of the job, where there is only one
                 raise exc.__cause__ from None
             raise
         self._settle()
@@ -384,6 +460,12 @@ class BalsamJob(Record, peewee.Model):
             InvalidParentsError: one is not in the DB; DependencyCycle; StateError: the job has started, or a launcher
             prepares it. Nothing is changed.
         """
+        block = transaction.current()
+        if block is not None:
+            if not self._is_collected(block):
+                transaction.refuse("set_parents() of a job that is in the DB already")
+            block.set_parents(self.job_id, [self._ref_in(block, self._home, one) for one in parents])
+            return
         with self._home.write() as cx:
             queries.job(cx, self._number())
             try:
@@ -401,6 +483,36 @@ class BalsamJob(Record, peewee.Model):
             queries.job(cx, number)
             return number
         return queries.find_job(cx, str(job))
+
+    def _ref(self) -> JobRef:
+        """Its number, or its UUID until it is in the DB."""
+        return self.job_id if self.id is None else self.id
+
+    @staticmethod
+    def _ref_in(block: transaction.Transaction, database: Database, job: BalsamJob | UUID | str | int) -> JobRef:
+        """The job as a `dag.transaction` names it: by UUID if it was collected there, else by number."""
+        if isinstance(job, BalsamJob):
+            return job.job_id if job._is_collected(block) else job._number()
+        if isinstance(job, int):
+            return job
+        found = block.find(str(job))
+        if found is not None:
+            return found
+        with database.read() as cx:
+            return queries.find_job(cx, str(job))
+
+    def _number(self) -> int:
+        if self.id is None and self._is_collected(transaction.current()):
+            raise UnknownJob(
+                f"Job {self.cute_id} has no number before the end of its `with dag.transaction()`.",
+                hint="Inside the block jobs and dependencies can be added, nothing else. Do this after it.",
+            )
+        return super()._number()
+
+    def _forget_state(self) -> None:
+        """Read the state anew when it is next asked for."""
+        for name in ("state", "unfinished_parents"):
+            self.__data__.pop(name, None)
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -540,6 +652,8 @@ class BalsamJob(Record, peewee.Model):
 
     def _stored_row(self) -> dict[str, Any]:
         """All columns in stored form, with what was changed and not saved; also of a job that is not in the DB yet."""
+        if self.id is not None and "state" not in self.__data__:
+            self._follow()
         given = {**self.__data__, **self._live}
         row = {field.name: field.default for field in spec.JOB_FIELDS}
         row.update(self._in_stored_form(given), job_id=self.job_id)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Union
 
 from ..errors import AmbiguousJobId, InputError, NoCurrentJob, NotFound, UnknownJob
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     JobLike = Union[BalsamJob, UUID, str, int, JobSet]
 
 __all__ = [  # noqa: F822  (`__getattr__` finds what is not defined here)
-    "ERROR", "JOB_ID", "LAUNCHER_NODES", "TIMEOUT", "BalsamJob", "add_app", "add_dependency", "add_job", "children",
-    "clone", "current_job", "detect_circular", "get_active_database", "get_apps", "get_database_paths", "kill", "parents",
-    "spawn_child", "submit", "wf_from_template",
+    "ERROR", "JOB_ID", "LAUNCHER_NODES", "TIMEOUT", "BalsamJob", "Position", "add_app", "add_dependencies", "add_dependency",
+    "add_job", "children", "clone", "current_job", "detect_circular", "get_active_database", "get_apps",
+    "get_database_paths", "kill", "parents", "spawn_child", "submit", "transaction", "wf_from_template",
 ]  # fmt: skip
 
 
@@ -54,7 +55,8 @@ def add_job(
 ) -> BalsamJob:
     """Add a job to the DB, together with its edges to `parents`, in one write transaction; returns it.
 
-    `fields` are any other fields of a job. With `save=False` it is checked just so, but not added: its `save()` does that.
+    `fields` are any other fields of a job. With `save=False` it is checked just so, but not added: its `save()` does that,
+    or a `bulk_create`, in which its parents may be, too. Inside `with transaction()` it is written at the end of the block.
     A job that is added by a running job shares that one's reservation, unless told otherwise. For many jobs at once
     `BalsamJob.objects.bulk_create` is a hundred times faster.
 
@@ -79,7 +81,7 @@ def add_job(
             job.queued_launch_id = current.queued_launch_id
         with database.read() as cx:
             queries.app(cx, application)
-            job._parents = tuple(dict.fromkeys(_number(cx, one) for one in parents))
+            job._parents = tuple(dict.fromkeys(_ref(database, cx, one, may_be_new=not save) for one in parents))
         job._database = database
         if save:
             job.save()
@@ -194,9 +196,7 @@ def wf_from_template(source_wf: str, new_wf: str, **changes: Mapping[str, Any]) 
         NotFound: there is no job in `source_wf`. InputError: `new_wf` has jobs already, two jobs of `source_wf` have one
         name, or `changes` names none of them. UnknownField, InvalidSpec, UnknownApp. Nothing is added.
     """
-    from ..clock import SystemClock
     from ..db import models, queries
-    from ..db.store import graph
 
     database = models.active()
     with database.write() as cx:
@@ -204,16 +204,14 @@ def wf_from_template(source_wf: str, new_wf: str, **changes: Mapping[str, Any]) 
         _check_template(source_wf, [job.name for job in sources], changes)
         if models.BalsamJob.objects.filter(workflow=new_wf).exists():
             raise InputError(f"The workflow {new_wf!r} exists already.")
-        copies = []
+        copies = {}
         for job in sources:
             copy = job._copy({"queued_launch_id": None, **changes.get(job.name, {}), "workflow": new_wf})
             copy._origin = f"Copied from template workflow {source_wf}"
-            copies.append(copy)
-        added = models.JobSet(models.BalsamJob, database).bulk_create(copies)
-        copy_of = {job._number(): copy._number() for job, copy in zip(sources, copies)}
-        inner = [(copy_of[one], copy_of[other]) for one, other in queries.edges_within(cx, source_wf)]
-        graph.add_edges(cx, inner, SystemClock.now_us())
-        return added
+            copies[job._number()] = copy
+        for parent, child in queries.edges_within(cx, source_wf):
+            copies[child]._parents = (*copies[child]._parents, copies[parent].job_id)
+        return models.JobSet(models.BalsamJob, database).bulk_create(copies.values())
 
 
 def _check_template(workflow: str, names: list[str], changes: Mapping[str, Any]) -> None:
@@ -231,7 +229,7 @@ def _check_template(workflow: str, names: list[str], changes: Mapping[str, Any])
 
 
 def add_dependency(parent: JobLike, child: JobLike) -> None:
-    """Let `child` wait until `parent` is JOB_FINISHED. One write transaction.
+    """Let `child` wait until `parent` is JOB_FINISHED. One write transaction; inside `with transaction()` at its end.
 
     Raises:
         UnknownJob, AmbiguousJobId, DuplicateDependency, DependencyCycle; StateError: the child has started already, or a
@@ -241,11 +239,102 @@ def add_dependency(parent: JobLike, child: JobLike) -> None:
     from ..db import models
     from ..db.store import graph
 
+    if _collect([(parent, child)]):
+        return
     with _database_of(parent, child).write() as cx:
         graph.add_dependency(cx, _number(cx, parent), _number(cx, child), SystemClock.now_us())
         for job in (parent, child):
             if isinstance(job, models.BalsamJob):
                 job._follow()
+
+
+def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
+    """Add many dependencies, given as (parent, child): all of them or none, in one write transaction.
+
+    Takes time linear in the number of dependencies: cycles are looked for once.
+
+    Raises:
+        as `add_dependency`.
+    """
+    from ..clock import SystemClock
+    from ..db import models
+    from ..db.store import graph
+
+    wanted = [(parent, child) for parent, child in pairs]
+    if not wanted or _collect(wanted):
+        return
+    with _database_of(*(job for pair in wanted for job in pair)).write() as cx:
+        known: dict[Any, int] = {}
+        for job in (job for pair in wanted for job in pair):
+            if isinstance(job, models.BalsamJob):
+                known[id(job)] = job._number()
+            elif id(job) not in known:
+                known[id(job)] = job if type(job) is int else _number(cx, job)
+        numbers = [(known[id(parent)], known[id(child)]) for parent, child in wanted]
+        graph.add_dependencies(cx, numbers, SystemClock.now_us())
+    for _, child in wanted:
+        if isinstance(child, models.BalsamJob):
+            child._forget_state()
+
+
+def _collect(pairs: list[tuple[JobLike, JobLike]]) -> bool:
+    """Whether this thread is inside `with transaction()`; the dependencies are left to its end then, all or none."""
+    from ..db import models
+    from ..db import transaction as blocks
+
+    block = blocks.current()
+    if block is None:
+        return False
+    mark = block.mark
+    try:
+        database = block.use(_database_of(*(job for pair in pairs for job in pair))).database
+        for parent, child in pairs:
+            block.add_dependency(*(_ref(database, None, job) for job in (parent, child)))
+            if isinstance(child, models.BalsamJob):
+                block.followers.append(child)
+    except BaseException:
+        block.roll_back(mark)
+        raise
+    return True
+
+
+@contextmanager
+def transaction() -> Iterator[None]:
+    """Write all jobs and dependencies that the block adds together, in one short transaction at its end, or none of them.
+
+    `add_job`, `save()` of a new job, `spawn_child`, `bulk_create`, `add_dependency`, `add_dependencies`, and `set_parents` of
+    a new job are collected in memory. Until the end of the block a new job has a `job_id` and no number, and queries do not
+    find it. Applications are registered at once. Any other change of jobs is refused, and so is adding jobs by
+    `balsam_lite.api` or an executor.
+
+    An exception that leaves the block drops what the block has collected. A block inside another one belongs to that: the
+    outermost writes. Each thread has its own block; a process that is forked inside has none.
+
+    Raises (at the end of the outermost block, which writes nothing then):
+        UnknownJob, DependencyCycle, DuplicateDependency; StateError: a child in the DB has started.
+    """
+    from ..db import transaction as blocks
+
+    block = blocks.current()
+    is_outermost = block is None
+    if block is None:
+        block = blocks.Transaction()
+        blocks.set_current(block)
+    mark = block.mark
+    try:
+        yield
+    except BaseException:
+        block.roll_back(mark)
+        raise
+    finally:
+        if is_outermost:
+            blocks.set_current(None)
+    if is_outermost and block.batch is not None and block.process == os.getpid():
+        from ..db.store import insert
+
+        block.batch.added = insert.add_jobs(block.batch.database, block.rows(), dependencies=block.dependencies())
+        for job in block.followers:
+            job._forget_state()
 
 
 def kill(job: JobLike, recursive: bool = True) -> int:
@@ -304,6 +393,26 @@ def _number(cx: sqlite3.Connection, job: Any) -> int:
             raise error("The query must match exactly one job; it matches " + ("more." if numbers else "none."))
         return numbers[0]
     return models.BalsamJob._number_of(cx, job)
+
+
+def _ref(database: Database, cx: sqlite3.Connection | None, job: Any, may_be_new: bool = False) -> int | str:
+    """The job's number; its UUID if this thread's `transaction` has collected it, or if it may be new and is.
+
+    It exists, unless it was given as a number inside a block, whose end looks for it.
+    """
+    from ..db import models
+    from ..db import transaction as blocks
+
+    block = blocks.current()
+    is_new = may_be_new and isinstance(job, models.BalsamJob) and job.id is None
+    if is_new:
+        return str(job.job_id)
+    if block is not None and not isinstance(job, models.JobSet):
+        return models.BalsamJob._ref_in(block, database, job)
+    if cx is not None:
+        return _number(cx, job)
+    with database.read() as connection:
+        return _number(connection, job)
 
 
 # --- batch jobs and DBs -----------------------------------------------------------------------------------------------
@@ -400,6 +509,10 @@ def _find(name: str) -> Any:
         return os.environ.get(f"BALSAM_JOB_{name}") == "TRUE"
     if name == "LAUNCHER_NODES":
         return _launcher_nodes()
+    if name == "Position":
+        from ..db.store.insert import Position
+
+        return Position
     if name in ("current_job", "parents", "children"):
         job = _current_job()
         return job if name == "current_job" or job is None else getattr(job, f"get_{name}")()

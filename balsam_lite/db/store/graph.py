@@ -17,6 +17,7 @@ in the state that is asked for, of which there may be a million.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 
@@ -24,6 +25,9 @@ from ... import states
 from ...errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
 from ..schema import sql_list
 from .moves import Move, id_list, move
+
+#: Jobs on a cycle that an error names.
+_NAMED = 5
 
 PARENT_FAILED = "One or more parent jobs failed"
 PARENT_UNFINISHED = "A parent has yet to finish"
@@ -57,23 +61,54 @@ _FAILED_WITH_PARENT = f"""job.state = '{states.FAILED}' AND (
 
 
 def add_dependency(cx: sqlite3.Connection, parent: int, child: int, now_us: int) -> None:
-    """Make `child` wait for `parent`.
+    """Make `child` wait for `parent`; see `add_dependencies`."""
+    add_dependencies(cx, [(parent, child)], now_us)
 
-    Takes time linear in the edges below `child`.
+
+def add_dependencies(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]], now_us: int) -> None:
+    """Make the child of each (parent, child) pair wait for the parent; all of them or none.
+
+    Takes time linear in the pairs and the edges below their children.
 
     Raises:
-        UnknownJob, DuplicateDependency, DependencyCycle: nothing is written. StateError: the child has started already, or
+        UnknownJob, DuplicateDependency, DependencyCycle: nothing is written. StateError: a child has started already, or
         a launcher prepares it.
     """
-    if parent == child:
-        raise DependencyCycle("A job cannot wait for itself: that would be a circular dependency.")
-    _check_exist(cx, {parent, child})
-    if cx.execute("SELECT 1 FROM dependency WHERE parent = ? AND child = ?", (parent, child)).fetchone():
-        raise DuplicateDependency("Dependency already exists; cannot double-create")
-    if _is_below(cx, child, parent):
-        raise DependencyCycle("Detected circular dependency; not creating link")
-    _check_unstarted(cx, child)
-    add_edges(cx, [(parent, child)], now_us)
+    children = {child for _, child in pairs}
+    for parent, child in pairs:
+        if parent == child:
+            raise DependencyCycle(f"Job number {child} cannot wait for itself: that would be a circular dependency.")
+    _check_exist(cx, children.union(parent for parent, _ in pairs))
+    _refuse_duplicates(cx, pairs)
+    below = descendants(cx, children)
+    cycle = find_cycle([*_edges_from(cx, [*children, *below]), *pairs]) if below or len(pairs) > 1 else []
+    if cycle:
+        named = ", ".join(map(str, cycle[:_NAMED])) + (", …" if len(cycle) > _NAMED else "")
+        raise DependencyCycle(
+            "Detected circular dependency; not creating link",
+            hint=f"{len(cycle)} jobs would wait for each other: numbers {named}.",
+        )
+    for child in children:
+        _check_unstarted(cx, child)
+    add_edges(cx, pairs, now_us)
+
+
+def _refuse_duplicates(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]]) -> None:
+    query = """SELECT d.parent, d.child FROM json_each(?) AS pair CROSS JOIN dependency d
+        ON d.parent = json_extract(pair.value, '$[0]') AND d.child = json_extract(pair.value, '$[1]') LIMIT 1"""
+    found = cx.execute(query, (json.dumps(pairs),)).fetchone()
+    if found is None and len(set(pairs)) < len(pairs):
+        seen: set[tuple[int, int]] = set()
+        found = next(pair for pair in pairs if pair in seen or seen.add(pair))  # type: ignore[func-returns-value]
+    if found is not None:
+        raise DuplicateDependency(
+            "Dependency already exists; cannot double-create", hint="Job number {1} waits for job number {0}.".format(*found)
+        )
+
+
+def _edges_from(cx: sqlite3.Connection, parents: Iterable[int]) -> list[tuple[int, int]]:
+    query = "SELECT parent, child FROM dependency WHERE parent IN (SELECT value FROM json_each(?))"
+    return cx.execute(query, (id_list(parents),)).fetchall()
 
 
 def _check_exist(cx: sqlite3.Connection, jobs: set[int]) -> None:
@@ -131,13 +166,6 @@ def recount(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
         f"UPDATE job SET unfinished_parents = {UNFINISHED_PARENTS} WHERE id IN (SELECT value FROM json_each(?))",
         (id_list(jobs),),
     )
-
-
-def _is_below(cx: sqlite3.Connection, top: int, wanted: int) -> bool:
-    query = """WITH RECURSIVE below (id) AS (
-            SELECT ? UNION SELECT dependency.child FROM dependency JOIN below ON dependency.parent = below.id)
-        SELECT 1 FROM below WHERE id = ?"""
-    return cx.execute(query, (top, wanted)).fetchone() is not None
 
 
 def descendants(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[int]:

@@ -1,7 +1,8 @@
 """Adding jobs, one or ten million, all or nothing.
 
 What the user gives is checked and put aside outside of any transaction (it may come from a slow generator, and may itself
-use the DB); then one transaction inserts it. Memory stays constant: beyond a few thousand rows they wait in a file.
+use the DB); then one transaction inserts it. Memory stays constant: beyond a few thousand rows they wait in a file. Only the
+dependencies are kept in memory.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import length_hint
-from typing import IO, Any, Callable, NamedTuple
+from typing import IO, Any, Callable, NamedTuple, Union
+from uuid import UUID
 
 from ... import spec, states
 from ...clock import SystemClock
-from ...errors import DatabaseError, InvalidSpec, UnknownApp, UnknownJob
+from ...errors import BalsamError, DatabaseError, DependencyCycle, InvalidSpec, UnknownApp, UnknownJob
+from .. import queries, transaction
 from ..connection import Database
 from . import graph, moves
 from .tags import Tagger
@@ -27,7 +30,20 @@ _CHUNK = 5000
 #: Bytes of the number that says how long such a piece is.
 _LENGTH = 8
 
+#: Jobs on a cycle that an error names.
+_NAMED = 5
+
 Progress = Callable[[int], None]
+
+
+class Position(NamedTuple):
+    """A parent given by its position in the same batch, counted from 0. A plain int is the number of a job in the DB."""
+
+    value: int
+
+
+#: How a parent is given: the number of a job in the DB, a UUID (or a unique prefix), or a position in the same batch.
+Ref = Union[int, str, Position]
 
 
 class Added(NamedTuple):
@@ -47,67 +63,92 @@ class _Chunk(NamedTuple):
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
-    parents: dict[int, list[int]]  # position in `rows` -> ids of the parents
 
 
-def add_jobs(db: Database, jobs: Iterable[Mapping[str, Any]], progress: Progress | None = None) -> Added:
+def add_jobs(
+    db: Database,
+    jobs: Iterable[Mapping[str, Any]],
+    progress: Progress | None = None,
+    dependencies: Iterable[tuple[Ref, Ref]] = (),
+) -> Added:
     """Add jobs given by their fields (see `spec.JOB_FIELDS`); the fields not given take their defaults.
 
     Besides the fields a job may give `job_id` (a UUID), `workdir` (below `data/`; several jobs may share one), `origin` (a
-    word on where it comes from, shown in its history) and `parents` (ids of jobs that exist already). Opens its own write
-    transaction, after `jobs` is used up. `progress` hears how many jobs were read or inserted since it was last called.
+    word on where it comes from, shown in its history) and `parents`: numbers or UUIDs of jobs that exist, UUIDs of jobs of
+    this batch, or a `Position` in it. Opens its own write transaction, after `jobs` is used up.
+
+    Args:
+        progress: called with how many jobs were read or inserted since the last call.
+        dependencies: (parent, child) pairs to be added after the jobs; the children are jobs that exist already.
 
     Raises:
-        UnknownField, InvalidSpec: with the number of the job, counted from 1. UnknownApp, UnknownJob. Nothing is added.
+        UnknownField, InvalidSpec, UnknownJob, DependencyCycle: with the number of the job, counted from 1. UnknownApp; for
+        `dependencies` as `graph.add_dependencies`. Nothing is added.
     """
     with _Spool() as spool:
-        for chunk in _checked(jobs, progress):
+        for chunk in _checked(jobs, progress, spool.parents):
             spool.put(chunk)
-        if not spool.rows:
+        linked = list(dependencies)
+        if not spool.rows and not linked:
             return Added(0, 0)
+        edges = _resolved(spool, linked)
+        transaction.refuse("Adding jobs by balsam_lite.api or an executor")
         with db.write() as cx:
             _check_apps(cx, spool.applications)
-            return _insert(cx, spool, progress)
+            return _insert(cx, spool, edges, progress)
 
 
 def check_jobs(jobs: Iterable[Mapping[str, Any]]) -> None:
     """Raise what `add_jobs` would for the fields of a job. Whether its parents and its application exist is not looked at."""
-    for _ in _checked(jobs, None):
+    for _ in _checked(jobs, None, []):
         pass
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 #: Given beside the fields: not checked as a field is.
-_EXTRA = ("job_id", "workdir", "origin", "parents")
+EXTRA = ("job_id", "workdir", "origin", "parents")
 
 
-def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None) -> Iterator[_Chunk]:
+def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, parents: list[tuple[Ref, int]]) -> Iterator[_Chunk]:
+    """Chunks of checked rows; (parent, position of the child) of each dependency is appended to `parents`."""
     now = SystemClock.now_us()
     names: tuple[str, ...] | None = None
     rows: list[tuple[Any, ...]] = []
-    parents: dict[int, list[int]] = {}
     columns: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], tuple[Any, ...]] = tuple
     for number, job in enumerate(jobs, 1):
         given = tuple(job)
         if given != names or len(rows) == _CHUNK:
             if rows:
-                yield _Chunk(columns, rows, parents)
+                yield _Chunk(columns, rows)
                 _report(progress, len(rows))
-                rows, parents = [], {}
+                rows = []
             if given != names:
                 names = given
                 columns, check = _row_maker(given, now)
         try:
             rows.append(check(job))
             if job.get("parents"):
-                parents[len(rows) - 1] = list(job["parents"])
+                parents += [(parent, number - 1) for parent in refs(job["parents"])]
         except ValueError as exc:
             raise type(exc)(f"Job number {number}: {exc}") from exc
     if rows:
-        yield _Chunk(columns, rows, parents)
+        yield _Chunk(columns, rows)
         _report(progress, len(rows))
+
+
+def refs(parents: Any) -> Iterator[Ref]:
+    """Each parent once. Raises InvalidSpec: that is no list of parents."""
+    if isinstance(parents, (str, bytes, Mapping, Position)) or not isinstance(parents, Iterable):
+        raise InvalidSpec(f"parents must be a list of jobs, not {parents!r}")
+    for parent in dict.fromkeys(parents):
+        if isinstance(parent, (str, UUID)):
+            yield str(parent).strip().lower()
+        elif isinstance(parent, (int, Position)) and not isinstance(parent, bool):
+            yield parent
+        else:
+            raise InvalidSpec(f"a parent must be a job, its number, its UUID or a position in the batch, not {parent!r}")
 
 
 def _report(progress: Progress | None, rows: int) -> None:
@@ -117,8 +158,8 @@ def _report(progress: Progress | None, rows: int) -> None:
 
 def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
     """For jobs given by the fields `names`: the columns to store, and how a job becomes a row of those."""
-    columns, checks = spec.job_columns(tuple(name for name in names if name not in _EXTRA))
-    pairs = tuple(zip((name for name in names if name not in _EXTRA), checks))
+    columns, checks = spec.job_columns(tuple(name for name in names if name not in EXTRA))
+    pairs = tuple(zip((name for name in names if name not in EXTRA), checks))
     own_id, origin, given_workdir = "job_id" in names, "origin" in names, "workdir" in names
     new_id, workdir_name, checked_workdir = spec.new_job_id, spec.workdir_name, spec.checked_workdir
     own_workdir = "user_workdir" in columns
@@ -151,6 +192,7 @@ class _Spool:
 
     def __init__(self) -> None:
         self.rows = 0
+        self.parents: list[tuple[Ref, int]] = []  # and the position of the child
         self.applications: set[str] = set()
         self._in_memory: list[_Chunk] = []
         self._file: IO[bytes] | None = None
@@ -187,6 +229,67 @@ class _Spool:
             while length := self._file.read(_LENGTH):
                 yield _Chunk(*marshal.loads(self._file.read(int.from_bytes(length, "big"))))
 
+    def positions(self, job_ids: set[str]) -> dict[str, int]:
+        """The positions of the jobs with these UUIDs, of those that are here."""
+        found: dict[str, int] = {}
+        first = 0
+        for chunk in self.chunks() if job_ids else ():
+            found.update((row[0], first + n) for n, row in enumerate(chunk.rows) if row[0] in job_ids)
+            first += len(chunk.rows)
+        return found
+
+
+# --- dependencies -----------------------------------------------------------------------------------------------------
+
+
+class _Edges(NamedTuple):
+    """(parent, child), sorted by where these are."""
+
+    inner: list[tuple[int, int]]  # positions in the batch
+    outer: list[tuple[int | str, int]]  # a job in the DB, a position
+    added: list[tuple[Ref, int | str]]  # a job in the DB or a position, a job in the DB
+
+
+def _resolved(spool: _Spool, linked: Sequence[tuple[Ref, Ref]]) -> _Edges:
+    """Find the parents that are in the batch, and refuse a cycle in it. Takes time linear in the dependencies."""
+    own = spool.positions({ref for ref, _ in (*spool.parents, *linked) if isinstance(ref, str)})
+    edges = _Edges([], [], [])
+    for parent, child in spool.parents:
+        place = position(parent, spool.rows, child) if isinstance(parent, Position) else own.get(parent)  # type: ignore[arg-type]
+        if place is None:
+            edges.outer.append((parent, child))  # type: ignore[arg-type]
+        else:
+            edges.inner.append((place, child))
+    for parent, linked_child in linked:
+        place = own.get(parent) if isinstance(parent, str) else None
+        edges.added.append((parent if place is None else Position(place), linked_child))  # type: ignore[arg-type]
+    if any(parent >= child for parent, child in edges.inner):
+        _refuse_cycle(edges.inner)
+    return edges
+
+
+def position(parent: Position, rows: int, child: int) -> int:
+    """The position in a batch of `rows` jobs that the job at position `child` names. Raises InvalidSpec: there is none."""
+    index = parent.value
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < rows:
+        raise InvalidSpec(
+            f"Job number {child + 1}: there is no position {index!r} in this batch of {rows} job(s)",
+            hint="Positions are counted from 0, as in a list.",
+        )
+    return index
+
+
+def _refuse_cycle(inner: list[tuple[int, int]]) -> None:
+    cycle = graph.find_cycle(inner)
+    if len(cycle) == 1:
+        raise DependencyCycle(f"Job number {cycle[0] + 1}: a job cannot wait for itself; nothing was added.")
+    if cycle:
+        named = ", ".join(str(job + 1) for job in cycle[:_NAMED]) + (", …" if len(cycle) > _NAMED else "")
+        raise DependencyCycle(
+            f"Job number {cycle[0] + 1}: Detected circular dependency; nothing was added.",
+            hint=f"{len(cycle)} jobs of this batch would wait for each other: numbers {named}.",
+        )
+
 
 # --- inserting --------------------------------------------------------------------------------------------------------
 
@@ -199,17 +302,16 @@ def _check_apps(cx: sqlite3.Connection, names: set[str]) -> None:
         raise UnknownApp(f"App {', '.join(missing[:5])} not registered in local DB", hint=f"Registered are: {listed}")
 
 
-def _insert(cx: sqlite3.Connection, spool: _Spool, progress: Progress | None) -> Added:
+def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Progress | None) -> Added:
+    known = _known(cx, edges)
     if spool.rows > 4 * _CHUNK:
         cx.execute("PRAGMA cache_size = -65536")  # KiB: the random short ids touch the whole index
     before = _last_id(cx)
-    edges: list[tuple[int, int]] = []
     renamed: dict[int, str] = {}
     tagger = Tagger(cx)
     for chunk in spool.chunks():
         first = _last_id(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk.columns, chunk.rows).items())
-        edges += [(parent, first + n) for n, parents in chunk.parents.items() for parent in parents]
         if "tags" in chunk.columns:
             place = chunk.columns.index("tags")
             tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))
@@ -218,9 +320,14 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, progress: Progress | None) ->
     if added.number != spool.rows:
         raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
     moves.count(cx, Counter({(None, states.CREATED): added.number}))
-    if edges:
-        _check_parents(cx, {parent for parent, _ in edges})
-        graph.add_edges(cx, edges, SystemClock.now_us())
+    first = added.first
+    new = [(first + parent, first + child) for parent, child in edges.inner]
+    new += [(known[parent], first + child) for parent, child in edges.outer]
+    if new:
+        graph.add_edges(cx, new, SystemClock.now_us())
+    if edges.added:
+        pairs = [(first + p.value if isinstance(p, Position) else known[p], known[child]) for p, child in edges.added]
+        graph.add_dependencies(cx, pairs, SystemClock.now_us())
     return added
 
 
@@ -229,10 +336,24 @@ def _last_id(cx: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def _check_parents(cx: sqlite3.Connection, parents: set[int]) -> None:
-    query = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?))"
-    if cx.execute(query, (moves.id_list(parents),)).fetchone()[0] != len(parents):
-        raise UnknownJob("A parent does not exist in this DB (any more).")
+def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
+    """The numbers of the jobs in the DB that the edges name."""
+    ends: list[tuple[Any, str]] = [
+        (parent, f"Job number {child + 1} cannot have that parent: ") for parent, child in edges.outer
+    ]
+    ends += [(end, "") for pair in edges.added for end in pair if not isinstance(end, Position)]
+    numbers = [end for end, _ in ends if isinstance(end, int)]
+    query = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    known: dict[int | str, int] = {row[0]: row[0] for row in cx.execute(query, (moves.id_list(numbers),))} if numbers else {}
+    for end, where in ends:
+        if end not in known:
+            try:
+                if isinstance(end, int):
+                    raise UnknownJob(f"There is no job number {end} in this DB (any more).")
+                known[end] = queries.find_job(cx, end)
+            except BalsamError as exc:
+                raise type(exc)(f"{where}{exc.message}", hint=exc.hint) from exc
+    return known
 
 
 def _insert_rows(cx: sqlite3.Connection, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> dict[int, str]:

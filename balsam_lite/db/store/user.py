@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ... import spec, states
 from ...clock import SystemClock
 from ...errors import InvalidSpec, LostLease, ParentInUse, StateError
+from .. import transaction
 from ..connection import Database
 from ..schema import sql_list
 from . import claims, graph, outcomes, tags
@@ -83,6 +84,7 @@ def set_state(
         InvalidStateError, InvalidSpec. StateError: a job is RUNNING or held by a launcher, or it was killed and its own
         script would revive it; LostLease: its own script is that of an attempt that was given up. None is changed then.
     """
+    transaction.refuse("Changing the state of jobs")
     states.check_state(state)
     if state == states.USER_KILLED:
         return kill(db, ids, message=message or by, data=data, time_us=time_us).killed
@@ -183,6 +185,7 @@ def kill(
     The launcher that runs one stops its processes and lets go of it. Children that waited for a killed job become FAILED, for
     one that is held when the launcher has let go of it.
     """
+    transaction.refuse("Killing jobs")
     jobs = list(ids)
     now = SystemClock.now_us()
     when = now if time_us is None else time_us
@@ -217,6 +220,7 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *
     Raises:
         UnknownField, InvalidSpec, UnknownApp: nothing is changed.
     """
+    transaction.refuse("Changing jobs")
     stored = spec.check_job(values)
     if workdir is not None:
         stored["workdir"] = spec.checked_workdir(workdir)
@@ -266,6 +270,7 @@ def rerun(db: Database, ids: Iterable[int], target: str | None = None, values: M
     Raises:
         UnknownField, InvalidSpec, UnknownApp: nothing is changed.
     """
+    transaction.refuse("Running jobs again")
     with db.write() as cx:
         free: list[int] = []
         asked = list(ids)
@@ -301,6 +306,7 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False) -> int:
     Raises:
         ParentInUse: other jobs wait for one of these, and `force` is not set; nothing is removed.
     """
+    transaction.refuse("Removing jobs")
     pieces = list(_pieces(list(ids)))
     with db.write() as cx:
         cx.execute("CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY)")

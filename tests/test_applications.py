@@ -143,6 +143,7 @@ def test_that_sync_stores_where_the_class_is_and_changes_what_was_stored_before(
             site = "here"
             command_template = "echo {{ name }}"
             environment_variables = {"LANG": "C"}
+            exit_0_is_done_after_stop = True
             def postprocess(self): pass
             def handle_timeout(self): pass
         ''',
@@ -151,6 +152,7 @@ def test_that_sync_stores_where_the_class_is_and_changes_what_was_stored_before(
     made.sync()
     stored = App.objects.get(name="Hello")
     assert (stored.kind, stored.description, stored.command_template) == ("template", "Says hello.", "echo {{ name }}")
+    assert stored.exit_0_is_done_after_stop is True
     assert stored.environ_vars == {"LANG": "C"} and stored.parameters == {"name": {"required": True}}
     assert stored.definition["file"] == str(path) and stored.definition["class"] == "Hello"
     assert str(tmp_path) in stored.definition["path"] and not any(sys.prefix in one for one in stored.definition["path"])

@@ -208,6 +208,15 @@ def test_that_a_missing_program_is_a_warning(balsam: Balsam, tmp_path: Path) -> 
         assert trouble in err
 
 
+def test_that_exit_0_after_a_stop_can_be_declared_done_for_an_application(balsam: Balsam, db: Database) -> None:
+    code, out, err = balsam("app", "--name", "saver", "--executable", "echo x", "--exit-0-is-done-after-stop")
+    assert (code, err) == (0, "") and "After a stop:  exit code 0 is done\n" in out
+    with db.read() as cx:
+        assert queries.app(cx, "saver")["exit_0_is_done_after_stop"] == 1
+    assert balsam("modify", "--type", "apps", "saver", "exit_0_is_done_after_stop", "False")[0] == 0
+    assert "After a stop" not in balsam("ls", "apps", "--verbose")[1]
+
+
 def test_that_an_app_of_a_name_that_is_taken_is_refused(balsam: Balsam, say: str) -> None:
     code, out, err = balsam("app", "--name", "say", "--executable", "cat")
     assert (code, out) == (2, "")
@@ -278,6 +287,7 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
         "--wall-time-minutes 7 --num-nodes 2 --coschedule-num-nodes 1 --node-packing-count 3 --ranks-per-node 4"
         " --threads-per-rank 5 --threads-per-core 6 --gpus-per-rank 0.5 --cpu-affinity depth"
         " --post_handle_error --post_handle_timeout --disable_auto_timeout_retry --restart-limit 0 --max-retries 2"
+        " --exit-0-is-done-after-stop"
         " --url-in host:/in --url-out host:/out --env A=1 --env B=x:y=z --tag k=v --tag t=a=b --priority -3 --user-workdir wd"
         f" --parent {first} --parent {second[:9]} --no-wait-for-parents"
     ).split()
@@ -304,7 +314,7 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
         "stage_out_url": "host:/out", "environ_vars": {"A": "1", "B": "x:y=z"}, "tags": {"k": "v", "t": "a=b"}, "priority": -3,
         "user_workdir": "wd", "workdir": str(tmp_path / "wd"), "wait_for_parents": False, "input_files": "*.in 'a b'",
         "stage_out_files": "*.out", "data": {"x": [1]}, "description": "one job", "state": "CREATED", "unfinished_parents": 0,
-        "max_retries": 2, "retry_codes": "-9 75",
+        "max_retries": 2, "retry_codes": "-9 75", "exit_0_is_done_after_stop": True,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     parents = f'parents:                        ["{first}", "{second}"]\n'

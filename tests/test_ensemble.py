@@ -790,14 +790,17 @@ def test_that_a_stop_that_everybody_hears_at_once_still_leaves_the_jobs_their_gr
         "def save(*_): time.sleep(1); print('saved'); sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, save); open('ready', 'w'); time.sleep(600)",
     )
-    jobs = two.add([{"application": "saves"} for _ in range(2)])
+    rows = [{"exit_0_is_done_after_stop": is_done} for is_done in (0, 0, 1, 1)]
+    jobs = two.add([{"application": "saves", "node_packing_count": 2, **row} for row in rows])
     launcher = two.launch()
     wait_until(lambda: all(two.path(job, "ready").exists() for job in jobs))
     for rank in two.ranks(2):
         rank.signal(signal.SIGTERM)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(20) == 0
-    assert two.states() == {"JOB_FINISHED": 2}
+    assert two.states() == {"RESTART_READY": 2, "JOB_FINISHED": 2}
+    assert all("Told to stop at " in dict(two.history(job))["RUN_TIMEOUT"] for job in jobs[:2])
+    assert all(two.path(job, "job.out").read_text() == "saved\n" for job in jobs)
 
 
 def test_that_the_time_limit_ends_jobs_on_all_ranks(two: Ensemble) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
 
-from balsam_lite.db.store import batch_jobs, user
+from balsam_lite import clock
+from balsam_lite.db.store import apps, batch_jobs, user
 
 
 @pytest.fixture
@@ -210,15 +212,91 @@ def test_that_sigterm_leaves_no_running_row_and_no_process_and_a_new_launcher_fi
     assert bench.job(jobs[0])["attempt"] == 2
 
 
-def test_that_a_program_that_exits_0_in_the_grace_is_done(bench):
-    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(0))\nopen('up', 'w')\ntime.sleep(60)"
-    bench.script("graceful", code)
+GRACEFUL = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit({}))\nopen('up', 'w')\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_that_a_run_that_ends_after_it_was_told_to_stop_is_a_timeout_whatever_its_exit_code(bench, code):
+    bench.script("graceful", GRACEFUL.format(code))
     (job,) = bench.add([{"application": "graceful"}])
+    (child,) = bench.add([{"application": "graceful", "parents": [job]}])
+    before = clock.format_us(clock.SystemClock.now_us())
     launcher = bench.launch()
     wait_until(bench.path(job, "up").exists, 20)
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(20)
-    assert states_of(bench, job)[-2:] == ["RUN_DONE", "JOB_FINISHED"]
+    (*_, (state, message), (then, _)) = bench.history(job)
+    assert (state, then) == ("RUN_TIMEOUT", "RESTART_READY")
+    said = re.fullmatch(rf"Told to stop at (\d\d-\d\d-\d{{4}} [\d:.]+), ended with {code}", message)
+    assert said and before < said[1] < clock.format_us(clock.SystemClock.now_us())
+    assert bench.job(child)["state"] == "AWAITING_PARENTS"
+
+
+@pytest.mark.parametrize(
+    ("of_job", "of_app", "code", "ends"),
+    [
+        (True, False, 0, ["RUN_DONE", "JOB_FINISHED"]),
+        (False, True, 0, ["RUN_DONE", "JOB_FINISHED"]),
+        (True, True, 7, ["RUN_TIMEOUT", "RESTART_READY"]),
+    ],
+)
+def test_that_exit_0_after_a_stop_is_done_where_the_job_or_its_application_says_so(bench, of_job, of_app, code, ends):
+    bench.script("graceful", GRACEFUL.format(code))
+    with bench.db.write() as cx:
+        apps.update_app(cx, "graceful", {"exit_0_is_done_after_stop": of_app})
+    (job,) = bench.add([{"application": "graceful", "exit_0_is_done_after_stop": of_job}])
+    launcher = bench.launch()
+    wait_until(bench.path(job, "up").exists, 20)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.wait(20)
+    assert states_of(bench, job)[-2:] == ends
+    assert bench.history(job)[-2][1].startswith("Told to stop at ")
+
+
+def test_that_a_run_whose_exit_could_be_collected_before_it_was_told_ended_by_itself(bench):
+    bench.shell("short", "echo $$ > pid.new; mv pid.new pid; until [ -e go ]; do sleep 0.02; done; exit $1")
+    jobs = bench.add([{"application": "short", "args": str(code)} for code in (0, 3)])
+    launcher = bench.launch("--nodes", "2")
+    wait_until(lambda: all(bench.path(job, "pid").exists() for job in jobs), 20)
+    launcher.send_signal(signal.SIGSTOP)
+    for job in jobs:
+        bench.path(job, "go").touch()
+        pid = int(bench.path(job, "pid").read_text())
+        wait_until(lambda pid=pid: not alive(pid), 20)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGCONT)
+    launcher.wait(20)
+    assert [states_of(bench, job)[-2:] for job in jobs] == [["RUN_DONE", "JOB_FINISHED"], ["RUN_ERROR", "FAILED"]]
+    assert [bench.job(job)["told_to_stop"] for job in jobs] == [None, None]
+
+
+def test_that_a_launcher_killed_while_it_waits_for_what_it_told_to_stop_leaves_the_truth(bench):
+    bench.shell("stubborn", "trap '' TERM; touch up; until [ -e $BALSAM_DB_PATH/go ]; do sleep 0.05; done")
+    (job,) = bench.add([{"application": "stubborn"}])
+    launcher = bench.launch(BALSAM_KILL_GRACE_S="60")
+    wait_until(bench.path(job, "up").exists, 20)
+    launcher.send_signal(signal.SIGTERM)
+    told_us = wait_until(lambda: bench.job(job)["told_to_stop"], 20)
+    assert bench.job(job)["state"] == "RUNNING"
+    launcher.kill()
+    launcher.wait()
+    Path(bench.directory, "go").touch()
+    assert bench.run() == 0
+    assert bench.job(job)["state"] == "JOB_FINISHED"
+    assert bench.job(job)["told_to_stop"] is None
+    (message,) = [message for state, message in bench.history(job) if state == "RESTART_READY"]
+    assert message.endswith(f" is gone; the run had been told to stop at {clock.format_us(told_us)}")
+
+
+def test_that_a_job_killed_by_the_user_is_killed_and_no_timeout(bench):
+    bench.script("graceful", GRACEFUL.format(0))
+    (job,) = bench.add([{"application": "graceful"}])
+    launcher = bench.launch()
+    wait_until(bench.path(job, "up").exists, 20)
+    user.kill(bench.db, [job])
+    assert launcher.wait(20) == 0
+    assert states_of(bench, job)[-2:] == ["RUNNING", "USER_KILLED"]
+    assert bench.job(job)["told_to_stop"] is None
 
 
 def test_that_a_program_that_ignores_sigterm_is_killed_after_the_grace(bench):

@@ -206,7 +206,8 @@ def test_that_ranks_have_the_grace_to_save_their_work(bench: Bench, tmp_path: Pa
         bench.app("careful", f"{folder / 'python'} {tmp_path / 'careful.py'}")
     else:
         bench.script("careful", CAREFUL)
-    (job,) = bench.add([{"name": "j", "application": "careful", "ranks_per_node": 2}])
+    fields = {"name": "j", "application": "careful", "ranks_per_node": 2, "exit_0_is_done_after_stop": True}
+    (job,) = bench.add([fields])
     launcher = bench.launch("--job-mode", "mpi", "--nodes", "1", BALSAM_KILL_GRACE_S="15")
     ranks_of(bench, job)
     launcher.terminate()

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from balsam_lite import states
+from balsam_lite.db.store import outcomes
 from balsam_lite.db.store.claims import Exit, Shape
+from balsam_lite.db.store.outcomes import JobFacts
 from balsam_lite.launcher.loop import Launcher, Limits
 from balsam_lite.launcher.nodes import Node, Pool
 from balsam_lite.launcher.patience import PatientRunner
@@ -37,9 +39,9 @@ class Runs:
     def __len__(self):
         return len(self.jobs)
 
-    def end(self, job, result=states.RUN_ERROR, started_us=1, ended_us=2):
+    def end(self, job, result=states.RUN_ERROR, started_us=1, ended_us=2, told_us=None):
         code, message = (0, "") if result == states.RUN_DONE else (3, "nonzero return 3")
-        self.ends.append(Finished(Exit(job, 1, result, code, message, started_us, ended_us), f"place of {job}"))
+        self.ends.append(Finished(Exit(job, 1, result, code, message, started_us, ended_us, told_us), f"place of {job}"))
 
     def poll(self):
         ends, self.ends = self.ends, []
@@ -59,7 +61,12 @@ def clock():
 
 
 def results(runner):
-    return [(finished.exit.job, finished.exit.result) for finished in runner.poll() if not finished.is_doubted]
+    return [(end.exit.job, result_of(end.exit)) for end in runner.poll() if not end.is_doubted]
+
+
+def result_of(ended, **flags):
+    """What the store makes of it."""
+    return outcomes.result_of(JobFacts(1, "RUNNING", 1, 1, 0, 10, 1, None, 0, "", 0, 0, 0, 0, 0, **flags), ended[2], ended[7])
 
 
 def test_that_a_failure_is_reported_when_no_stop_came_in_time(clock):
@@ -122,7 +129,7 @@ def test_that_a_good_end_in_doubt_frees_its_place_at_once_and_only_once(clock):
 
 
 def test_that_a_good_end_of_a_long_run_just_before_the_stop_is_a_timeout(clock):
-    runs = Runs(1, 2, 3, 4, 5)
+    runs = Runs(1, 2, 3, 4, 5, 6)
     runner = PatientRunner(runs, clock, 0.5)
     runs.end(1, states.RUN_DONE, ended_us=5 * 10**6)
     runs.end(2, states.RUN_DONE, ended_us=10**5)
@@ -131,12 +138,15 @@ def test_that_a_good_end_of_a_long_run_just_before_the_stop_is_a_timeout(clock):
     runs.end(3, states.RUN_DONE, ended_us=90 * 10**6)
     assert results(runner) == [(1, states.RUN_DONE)]
     runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
-    runs.end(4, states.RUN_DONE, ended_us=99 * 10**6)  # heard of late, from another node
-    runs.end(5, states.RUN_DONE, ended_us=101 * 10**6)  # it was asked to, and has saved its work
-    end, *others = runner.poll()
-    assert [(other.exit.job, other.exit.result) for other in others] == [(4, states.RUN_TIMEOUT), (5, states.RUN_DONE)]
-    assert (end.exit.job, end.exit.result) == (3, states.RUN_TIMEOUT)
-    assert "exit code 0" in end.exit.message
+    runs.end(4, states.RUN_DONE, ended_us=101 * 10**6)  # of another node, whose clock is ahead: it had ended when it was told
+    runs.end(5, states.RUN_DONE, ended_us=99 * 10**6, told_us=98 * 10**6)
+    runs.end(6, states.RUN_DONE, ended_us=10**5)  # too short to be in doubt
+    ends = runner.poll()
+    assert [(end.exit.job, result_of(end.exit)) for end in ends] == [
+        (3, states.RUN_TIMEOUT), (4, states.RUN_TIMEOUT), (5, states.RUN_TIMEOUT), (6, states.RUN_DONE),
+    ]  # fmt: skip
+    assert all(result_of(end.exit, exit_0_is_done_after_stop=1) == states.RUN_DONE for end in ends)
+    assert "exit code 0" in ends[0].exit.message
 
 
 def test_that_a_job_killed_by_the_user_is_reported_at_once(clock):

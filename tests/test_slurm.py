@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from launching import Bench
 
 from balsam_lite.db import batch_queries
+from balsam_lite.db.store import apps
 from balsam_lite.errors import CancelFailed, PollFailed, SubmitFailed, SubmitUncertain
 from balsam_lite.programs import Completed
 from balsam_lite.schedulers import base, submission
@@ -582,6 +583,24 @@ def test_that_jobs_of_a_cancelled_launch_have_run_out_of_time_and_the_next_launc
     assert [state for state, _ in site.bench.history(ids[0])][-2:] == ["RUN_TIMEOUT", "RESTART_READY"]
     site.ended(site.launch())
     assert site.bench.states() == {"JOB_FINISHED": 40}
+
+
+def test_that_a_script_that_its_batch_job_ended_is_run_again_by_the_next_launch(site):
+    # Slurm's SIGTERM reaches the script first.
+    go = site.directory / "go"
+    script = site.directory / "pre.sh"
+    script.write_text(f"trap 'exit 3' TERM\n[ -e {go} ] && exit\ntouch up; sleep 60 & wait\n")
+    with site.bench.db.write() as cx:
+        apps.add_app(cx, {"name": "a", "executable": "true", "preprocess": f"bash {script}"})
+    (job,) = site.jobs(1, "a")
+    row = site.launch()
+    wait_until(site.bench.path(job, "up").exists)
+    submission.cancel(site.db, site.scheduler, row["id"])
+    assert site.ended(row)["state"] == "cancelled"
+    assert site.bench.states() == {"CREATED": 1}
+    go.touch()
+    site.ended(site.launch())
+    assert site.bench.states() == {"JOB_FINISHED": 1}
 
 
 def test_that_a_launcher_hears_of_an_end_that_came_nearer(site):

@@ -394,6 +394,36 @@ def test_that_a_launcher_that_is_told_to_stop_leaves_its_steps_to_the_next_one(b
     assert passed(bench, job)[-3:] == ["RUN_DONE", "POSTPROCESSED", "JOB_FINISHED"]
 
 
+@pytest.mark.parametrize(
+    ("in_batch_job", "code", "ends"), [(False, 0, "PREPROCESSED"), (True, 0, "CREATED"), (True, 3, "CREATED")]
+)
+def test_that_a_script_that_ended_just_before_its_launcher_is_believed_only_outside_of_a_batch_job(
+    bench, in_batch_job, code, ends
+):
+    # Schedulers signal scripts before the launcher. A good end is in doubt for 4 % of the time that the script took.
+    host = os.uname().nodename
+    batch = {
+        "SLURMD_NODENAME": host,
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": host,
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_END_TIME": "9999999999",
+    }
+    code = f"sleep 1; echo $$ > pid.new; mv pid.new pid; until [ -e go ]; do sleep 0.02; done; exit {code}"
+    bench.app("a", "true", preprocess=shell(bench, "pre", code))
+    (job,) = bench.add([{"application": "a"}])
+    launcher = bench.launch(**(batch if in_batch_job else {}))
+    wait_until(bench.path(job, "pid").exists)
+    launcher.send_signal(signal.SIGSTOP)
+    bench.path(job, "go").touch()
+    pid = int(bench.path(job, "pid").read_text())
+    wait_until(lambda: not alive(pid))
+    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGCONT)
+    assert launcher.wait(20) == 0
+    assert bench.states() == {ends: 1}
+
+
 def test_that_a_postprocess_script_adds_children_that_run_in_the_same_launcher(bench):
     bench.app("say", "echo hello")
     spawn = python(bench, "spawn", "for n in range(3):\n    dag.add_job(name=f's{n}', application='say', parents=[job])")

@@ -38,6 +38,7 @@ class ApplicationDefinition:
         environment_variables: for the program; those of a job win.
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
             here, or at a site behind ssh the one that runs balsam there.
+        exit_0_is_done_after_stop: a run that exits with 0 after its launcher told it to stop is done, and no timeout.
 
     Objects are made by the launcher; they have the job as `job`. Hooks may assign `self.job.state`.
     """
@@ -47,6 +48,7 @@ class ApplicationDefinition:
     parameters: ClassVar[dict[str, dict[str, Any]]] = {}
     environment_variables: ClassVar[dict[str, str]] = {}
     python_exe: ClassVar[str] = ""
+    exit_0_is_done_after_stop: ClassVar[bool] = False
     transfers: ClassVar[dict[str, Any]] = {}
     cleanup_files: ClassVar[list[str]] = []
     run: ClassVar[Callable[..., Any]]
@@ -283,6 +285,7 @@ def _row(cls: type[ApplicationDefinition], home: Home) -> dict[str, Any]:
         "executable": "" if cls.command_template is not None else shlex.join(interpreter.words(python, interpreter.FUNCTION)),
         "parameters": cls.parameters,
         "environ_vars": cls.environment_variables,
+        "exit_0_is_done_after_stop": cls.exit_0_is_done_after_stop,
         "definition": {} if source is None else order.definition_of(source),
         "envscript": "",
         **{name: shlex.join(interpreter.words(python, interpreter.HOOK, name)) if name in own else "" for name in _SCRIPTS},
@@ -356,6 +359,7 @@ def _loaded(row: Mapping[str, Any], home: Home) -> type[ApplicationDefinition]:
         "command_template": row["command_template"],
         "parameters": {name: one for name, one in row["parameters"].items() if not one.get("required", True) or "help" in one},
         "environment_variables": row["environ_vars"],
+        "exit_0_is_done_after_stop": bool(row["exit_0_is_done_after_stop"]),
         "__doc__": row["description"],
         "__module__": __name__,
     }

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ..errors import DuplicateApp
 from . import placing
-from .fields import json_object, known, of_job, site_id, site_name, text, words
+from .fields import flag, json_object, known, of_job, site_id, site_name, text, words
 from .query import Manager
 from .records import Record
 
@@ -30,6 +30,7 @@ class App(Record):
     envscript: str = of_job("", "description")
     handle_error: str = of_job("", "args")
     handle_timeout: str = of_job("", "args")
+    exit_0_is_done_after_stop: bool = flag(False)
     definition: dict[str, Any] = known(default={})
 
     _KIND = "app"

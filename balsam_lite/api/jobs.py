@@ -141,6 +141,7 @@ class Job(Record):
     stage_out_files: str = of_job("")
     wait_for_parents: bool = flag(True)
     auto_timeout_retry: bool = flag(True)
+    exit_0_is_done_after_stop: bool = flag(False)
     post_error_handler: bool = flag(False)
     post_timeout_handler: bool = flag(False)
     job_id: str | None = known()

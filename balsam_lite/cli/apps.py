@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import Any
 
 import click
 
@@ -26,8 +27,18 @@ PROGRAMS = ("executable", "preprocess", "postprocess")
 @option("--preprocess", default="", metavar="COMMAND", help="Run before each job.")
 @option("--postprocess", default="", metavar="COMMAND", help="Run after each job.")
 @option("--envscript", default="", metavar="FILE", help="A shell script to source before each job.")
+@option("--exit-0-is-done-after-stop", is_flag=True, help="A run that exits with 0 after it was told to stop is done.")
 @option("--description", cls=SentenceOption, default="", metavar="WORDS...", help="What it does.")
-def app(*, name: str, executable: str, preprocess: str, postprocess: str, envscript: str, description: str) -> None:
+def app(
+    *,
+    name: str,
+    executable: str,
+    preprocess: str,
+    postprocess: str,
+    envscript: str,
+    exit_0_is_done_after_stop: bool,
+    description: str,
+) -> None:
     """Register an application: a program that jobs run.
 
     A Python script (*.py) is kept with its absolute path, and run by the Python that runs this command.
@@ -38,7 +49,10 @@ def app(*, name: str, executable: str, preprocess: str, postprocess: str, envscr
         balsam app --name fit --executable fit.py --postprocess check.py \\
             --description fits one curve
     """
-    values = {"name": name, "executable": executable, "preprocess": preprocess, "postprocess": postprocess}
+    values: dict[str, Any] = {
+        "name": name, "executable": executable, "preprocess": preprocess, "postprocess": postprocess,
+        "exit_0_is_done_after_stop": exit_0_is_done_after_stop,
+    }  # fmt: skip
     values.update(description=description, envscript=os.path.abspath(os.path.expanduser(envscript)) if envscript else "")
     if not executable.strip():
         raise InvalidSpec("app executable must not be empty")

@@ -44,6 +44,9 @@ _OPTIONS = (
     option("--post_handle_error", "--post-handle-error", is_flag=True, help="Let the postprocess script handle an error."),
     option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle that the time is up."),
     option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Fail when its time is up."),
+    option(
+        "--exit-0-is-done-after-stop", is_flag=True, help="Done also if it exits with 0 after its launcher told it to stop."
+    ),
     option("--restart-limit", metavar="N", help="So many restarts after time was up, then FAILED. [default: 10]"),
     option("--max-retries", metavar="N", help="Run it again so often after an error. [default: 0]"),
     option("--retry-codes", cls=WordsOption, metavar="CODES...", help="Only after these return codes; signal 9 is -9."),

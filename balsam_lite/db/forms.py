@@ -80,5 +80,6 @@ def app_form(app: Mapping[str, Any]) -> str:
     values += [("Python class", source)] if source else []
     values += [("Preprocess", app["preprocess"]), ("Postprocess", app["postprocess"])]
     values += [("Envscript", app["envscript"])] if app["envscript"] else []
+    values += [("After a stop", "exit code 0 is done")] if app["exit_0_is_done_after_stop"] else []
     lines = [f"{label + ':':{_APP_LABEL}}{value}".rstrip() for label, value in values]
     return "\n".join([f"Application {app['id']}:", _APP_DASHES, *lines])

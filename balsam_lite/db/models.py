@@ -710,6 +710,7 @@ class ApplicationDefinition(Record, peewee.Model):
         environ_vars: dict[str, str]
         handle_error: str
         handle_timeout: str
+        exit_0_is_done_after_stop: bool
 
     id = Number()
 

@@ -96,10 +96,13 @@ def add_app(
     preprocess: str = "",
     postprocess: str = "",
     checkexe: bool = False,
+    *,
+    exit_0_is_done_after_stop: bool = False,
 ) -> ApplicationDefinition:
     """Register an application, or overwrite all fields of the one of that name, and say which. One write transaction.
 
-    `checkexe` demands that the first word of `executable` is a program that can be found and run.
+    `checkexe` demands that the first word of `executable` is a program that can be found and run. With
+    `exit_0_is_done_after_stop` a run that exits with 0 after its launcher told it to stop is done, and no timeout.
 
     Raises:
         InvalidSpec; NotFound: `checkexe`, and there is no such program.
@@ -110,7 +113,7 @@ def add_app(
         _check_executable(executable)
     fields = {
         "executable": executable, "description": description, "envscript": envscript, "preprocess": preprocess,
-        "postprocess": postprocess,
+        "postprocess": postprocess, "exit_0_is_done_after_stop": exit_0_is_done_after_stop,
     }  # fmt: skip
     with active().write():
         app, is_new = ApplicationDefinition.objects.get_or_create(name=name, defaults=fields)

@@ -461,7 +461,8 @@ class Launcher:
 
     def _shut_down(self) -> None:
         """TERM to all, grace, KILL, and everything recorded; only then return."""
-        self._runner.stop(self._runner.jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
+        told, told_us = self._runner.jobs, self._clock.now_us()
+        self._runner.stop(told, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
         self._steps.stop(self._steps.jobs, self._settings.KILL_GRACE_S)
         unstarted = [claim.job for claim in self._ahead]
         self._ahead.clear()
@@ -470,10 +471,10 @@ class Launcher:
         while len(self._runner) or len(self._steps) or self._has_ends or unstarted:
             self._collect()
             now = self._clock.monotonic()
-            if (self._has_ends or unstarted) and now >= retry_at:
+            if (self._has_ends or unstarted or told) and now >= retry_at:
                 try:
-                    self._hand_back(unstarted)
-                    unstarted = []
+                    self._hand_back(unstarted, told, told_us)
+                    unstarted, told = [], set()
                 except DatabaseGone as exc:
                     raise _lost(exc) from exc
                 except DatabaseError as exc:
@@ -497,9 +498,11 @@ class Launcher:
         with self._db.write() as cx:
             claims.release(cx, self._lease, self._steps.jobs, self._clock.now_us())
 
-    def _hand_back(self, unstarted: list[int]) -> None:
+    def _hand_back(self, unstarted: list[int], told: set[int], told_us: int) -> None:
         with self._db.write() as cx:
             now_us = self._clock.now_us()
+            if told:
+                claims.tell_to_stop(cx, self._lease, told, told_us)
             claims.finish(cx, self._lease, self._exits, now_us, settles=False)
             step_store.finish(cx, self._lease, self._step_ends, now_us)
             claims.give_back(cx, self._lease, unstarted, now_us)

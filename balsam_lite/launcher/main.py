@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
@@ -28,7 +29,7 @@ from . import commands, failpoints, gpus, logs, mpirun, resources
 from .commands import Context
 from .loop import Launcher, Limits
 from .nodes import Pool
-from .patience import PatientRunner, patience_s
+from .patience import PatientRunner, doubt_s, patience_s
 from .process import Alarm, Children, end_orphans
 from .progress import Progress
 from .reaper import reap_dead
@@ -155,8 +156,11 @@ def _run(
     with Alarm() as alarm:
         spawner, local = make_runner(context, clock, settings.ERROR_TAIL_LINES, alarm, children, found.cpus)
         runner = company.runner(local, pool)
+        step_doubt_s: Callable[[bool, float], float] | None = None
         if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
-            runner = PatientRunner(runner, clock, patience_s(len(found.nodes)))
+            patience = patience_s(len(found.nodes))
+            runner = PatientRunner(runner, clock, patience)
+            step_doubt_s = partial(doubt_s, patience_s=patience)
         progress = Progress(db)
         steps = Steps(
             context,
@@ -166,6 +170,7 @@ def _run(
             settings.HOOK_TIME_LIMIT_S,
             settings.USER_KILL_GRACE_S,
             alarm.wake,
+            step_doubt_s,
         )
         wait = progress.around(company.waiter(alarm.wait))
         launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait)

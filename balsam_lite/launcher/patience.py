@@ -29,6 +29,14 @@ def patience_s(nodes: int) -> float:
     return _PATIENCE_S if nodes == 1 else _PATIENCE_ON_MANY_NODES_S
 
 
+def doubt_s(has_failed: bool, ran_s: float, patience_s: float) -> float:
+    """For how many seconds to doubt the end of a program that ran for `ran_s`."""
+    if has_failed:
+        return patience_s
+    seconds = min(patience_s, _DOUBTED_PART * ran_s)
+    return seconds if seconds >= _LEAST_DOUBT_S else 0.0
+
+
 class _Doubt(NamedTuple):
     """A run that ended, and when to believe it, on the monotonic clock."""
 
@@ -47,7 +55,7 @@ class PatientRunner:
         self._runner, self._clock, self._patience_s = runner, clock, patience_s
         self._doubts: list[_Doubt] = []
         self._settled: list[Finished] = []
-        self._asked: dict[int, tuple[str, int]] = {}  # jobs whose end was asked for, what it counts as, and when
+        self._asked: dict[int, tuple[str, int]] = {}  # jobs that are to be stopped, what they count as, and since when
 
     @property
     def jobs(self) -> set[int]:
@@ -79,10 +87,10 @@ class PatientRunner:
         self._doubts = [doubt for doubt in self._doubts if now < doubt.until]
         for finished in self._runner.poll():
             asked = self._asked.pop(finished.exit.job, None)
-            if asked:  # on another node it may have ended before it was asked to
-                result, asked_us = asked
-                is_early = finished.exit.ended_us < asked_us and self._doubt_s(finished) > 0
-                ends.append(_settled(finished, result) if is_early or _failed(finished) else finished)
+            if asked:
+                # One that was not told had ended before it could be, on whichever node it was.
+                is_in_doubt = finished.exit.told_us is None and self._doubt_s(finished) > 0
+                ends.append(_settled(finished, *asked) if is_in_doubt else finished)
             elif doubt_s := self._doubt_s(finished):
                 if not _failed(finished):
                     ends.append(finished._replace(is_doubted=True))
@@ -94,23 +102,20 @@ class PatientRunner:
 
     def _doubt_s(self, finished: Finished) -> float:
         ended = finished.exit
-        if _failed(finished):
-            return self._patience_s
-        if ended.result != states.RUN_DONE or ended.started_us is None:
+        if ended.result not in (states.RUN_DONE, states.RUN_ERROR) or ended.started_us is None:
             return 0.0
-        seconds = min(self._patience_s, _DOUBTED_PART * (ended.ended_us - ended.started_us) / SECOND_US)
-        return seconds if seconds >= _LEAST_DOUBT_S else 0.0
+        return doubt_s(_failed(finished), (ended.ended_us - ended.started_us) / SECOND_US, self._patience_s)
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End those jobs; what has ended a moment ago is reported as `result`, too."""
-        kept = []
+        kept, now_us = [], self._clock.now_us()
         for doubt in self._doubts:
             if doubt.finished.exit.job in jobs:
-                self._settled.append(_settled(doubt.finished, result))
+                self._settled.append(_settled(doubt.finished, result, now_us))
             else:
                 kept.append(doubt)
         self._doubts = kept
-        self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), (result, self._clock.now_us())))
+        self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), (result, now_us)))
         self._runner.stop(jobs, result, grace_s)
 
     def kill_now(self) -> None:
@@ -123,10 +128,11 @@ def _failed(finished: Finished) -> bool:
     return finished.exit.result == states.RUN_ERROR and finished.exit.started_us is not None
 
 
-def _settled(finished: Finished, result: str) -> Finished:
-    """An end in doubt of a run whose end is asked for now."""
+def _settled(finished: Finished, result: str, asked_us: int) -> Finished:
+    """An end in doubt of a run that was to be stopped at `asked_us`: it counts as if it had been told to."""
     ended = finished.exit
     if result == states.RUN_TIMEOUT:
         how = ended.message or "exit code 0, which may be a script's that was interrupted"
-        ended = ended._replace(result=result, message=f"Ended just before the launcher: {how}")
+        result = result if ended.return_code else ended.result
+        ended = ended._replace(result=result, message=f"Ended just before the launcher: {how}", told_us=asked_us)
     return finished._replace(exit=ended)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from .. import spec, states
-from ..clock import Clock
+from ..clock import Clock, format_us
 from ..db.store.claims import Claim, Exit
 from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
 from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
@@ -32,13 +32,16 @@ STOP_PERIOD_S = 0.02
 class _Run:
     """A live process of one attempt."""
 
-    __slots__ = ("claim", "ended", "is_spared", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result")
+    __slots__ = (
+        "claim", "ended", "is_spared", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result", "told_us"
+    )  # fmt: skip
 
     def __init__(self, claim: Claim, place: Place, pid: int, mark: bytes, started_us: int) -> None:
         self.claim, self.place, self.pid, self.mark, self.started_us = claim, place, pid, mark, started_us
         self.ended: process.Ended | None = None
         # While it is being stopped:
         self.stop_result = ""  # what a run that did not end by itself counts as
+        self.told_us: int | None = None  # when it was told to stop, because the launcher stops
         self.kill_at = 0.0
         self.members: list[Process] = []
         self.is_spared = False  # its MPI command has not been told, as that would kill the ranks at once
@@ -88,7 +91,8 @@ class Runner(Protocol):
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0.
+        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the Exit says when the run was
+        told; one that had ended before that ended by itself, and is reported so.
         """
 
     def kill_now(self) -> None:
@@ -120,7 +124,7 @@ class LocalRunner:
         self._stopping: dict[int, _Run] = {}  # by pid
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # by job: what to do when it is started
         self._asking: set[int] = set()  # pids of programs that ask ranks to end
-        self._failed: list[Finished] = []  # never started
+        self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
         self._machine = Machine(context.data_directory)
         self.started = 0  # programs, so far
         self._cpus = CpuSet(cpus)
@@ -133,12 +137,12 @@ class LocalRunner:
         return running | (self._starting.keys() - self._stop_at_once.keys())
 
     def __len__(self) -> int:
-        return len(self._starting) + len(self._runs) + len(self._failed)
+        return len(self._starting) + len(self._runs) + len(self._over)
 
     @property
     def is_busy(self) -> bool:
         """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
-        return bool(self._stopping or self._stop_at_once or self._failed)
+        return bool(self._stopping or self._stop_at_once or self._over)
 
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`."""
@@ -208,12 +212,12 @@ class LocalRunner:
         now_us = self._clock.now_us()
         trouble = self._machine.trouble_behind(exc)
         if trouble is not None:
-            self._failed.append(Finished(given_back(claim, trouble, now_us), place, trouble=trouble))
+            self._over.append(Finished(given_back(claim, trouble, now_us), place, trouble=trouble))
             return
         reason = str(exc) if isinstance(exc, LaunchError) else f"unexpected {type(exc).__name__}: {exc}"
         message = f"The job could not be started: {reason}"
         ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, now_us)
-        self._failed.append(Finished(ended, place))
+        self._over.append(Finished(ended, place))
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""
@@ -224,7 +228,15 @@ class LocalRunner:
         while self._children.has_unclaimed and self._spawner.has_answers:
             self._hear_of_starts()
             ends += self._children.take(self._runs.keys())
-        finished, self._failed = self._failed, []
+        self._note_ends(ends)
+        finished, self._over = self._over, []
+        if self._stopping:
+            finished += self._go_on_stopping()
+        if self._asking:
+            self._asking -= {ended.pid for ended in self._children.take(self._asking)}
+        return finished
+
+    def _note_ends(self, ends: Iterable[process.Ended]) -> None:
         for ended in ends:
             run = self._runs[ended.pid]
             run.ended = ended
@@ -234,12 +246,7 @@ class LocalRunner:
             if ended.returncode < 0 and self._left_behind(run):
                 self._stopping[run.pid] = run
             else:
-                finished.append(self._finish(run))
-        if self._stopping:
-            finished += self._go_on_stopping()
-        if self._asking:
-            self._asking -= {ended.pid for ended in self._children.take(self._asking)}
-        return finished
+                self._over.append(self._finish(run))
 
     def _hear_of_starts(self) -> None:
         for job, pid, started_us in self._spawner.answers():
@@ -257,14 +264,18 @@ class LocalRunner:
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0.
+        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the Exit says when the run was
+        told; one that had ended before that ended by itself, and is reported so.
         """
         self._stop_at_once.update(dict.fromkeys(self._starting.keys() & set(jobs), (result, grace_s)))
-        runs = [run for run in self._runs.values() if run.claim.job in jobs and run.pid not in self._stopping]
+        runs = self._without_ended(
+            [run for run in self._runs.values() if run.claim.job in jobs and run.pid not in self._stopping]
+        )
         if not runs:
             return
+        told_us = self._clock.now_us() if result == states.RUN_TIMEOUT else None
         for run in runs:
-            run.stop_result, run.kill_at = result, self._clock.monotonic() + grace_s
+            run.stop_result, run.told_us, run.kill_at = result, told_us, self._clock.monotonic() + grace_s
             self._stopping[run.pid] = run
         by_manner: dict[str, list[_Run]] = {}
         for run in runs:
@@ -282,6 +293,16 @@ class LocalRunner:
         if not self._ask_to_end([run.claim for run in spared]):
             self._terminate(spared)
         self._terminate(by_manner.get(commands.UNKNOWN, []))
+
+    def _without_ended(self, runs: Sequence[_Run]) -> list[_Run]:
+        """Those that have not ended. What can be waited for by now ended by itself, whatever its leader is told next."""
+        ends = self._children.take({run.pid for run in runs})
+        for ended in ends:
+            run = self._runs[ended.pid]
+            run.stop_result, run.told_us, run.kill_at = "", None, 0.0
+            self._stopping.pop(run.pid, None)
+        self._note_ends(ends)
+        return [run for run in runs if run.ended is None] if ends else list(runs)
 
     def _ask_to_end(self, claims: Sequence[Claim]) -> bool:
         """Have the ranks of those jobs told to end, wherever they run. Returns False where that cannot be done."""
@@ -301,6 +322,8 @@ class LocalRunner:
         if not runs:
             return
         everything = descendants([run.pid for run in runs], [run.mark for run in runs])
+        if not runs[0].is_spared:  # the look took milliseconds, and these have not been told yet
+            runs = self._without_ended(runs)
         for run in runs:
             run.members = [p for p in everything if run.pid in (p.pid, p.session, p.group)]
             # The group in one go: a shell that outlived its child by a moment would start the next command.
@@ -310,7 +333,8 @@ class LocalRunner:
         others = [p for p in everything if p.group not in groups]
         signal_all(others, signal.SIGTERM)
         # Whoever opened a session of its own cannot be told apart by run here, and need not be: all are to end.
-        runs[0].members += [p for p in others if p.session not in groups]
+        for run in runs[:1]:
+            run.members += [p for p in others if p.session not in groups]
 
     def kill_now(self) -> None:
         """Let the grace of all trees that are being stopped be over."""
@@ -355,18 +379,18 @@ class LocalRunner:
         assert run.ended is not None
         failpoint("after-exit")
         code = run.ended.returncode
-        if code == 0:
-            result, message = states.RUN_DONE, ""
-        else:
-            result, message = run.stop_result or states.RUN_ERROR, self._reason(run, code)
-            if result == states.RUN_TIMEOUT:
-                message = f"Stopped at the end of the launcher: {message}"
+        result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
+        message = process.reason(code) if code else ""
+        if run.told_us is not None:
+            message = f"Told to stop at {format_us(run.told_us)}, {message if code < 0 else f'ended with {code}'}"
+        output = self._tail(run) if code else ""
+        message = f"{message}: {output}" if output else message
         claim, trouble = run.claim, None
         if result == states.RUN_ERROR and not run.stop_result:
             trouble = self._trouble_at_the_end()
             if trouble is not None:  # a restart, which counts: it may be this job that fills the disk
                 result, message = states.RESTART_READY, f"{trouble.message}, and so it ended: {message}"
-        ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us)
+        ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
         return Finished(ended, run.place, trouble=trouble)
 
     def _trouble_at_the_end(self) -> MachineTrouble | None:
@@ -374,11 +398,9 @@ class LocalRunner:
         reason = self._machine.why_data_fails()
         return MachineTrouble(reason) if reason else None
 
-    def _reason(self, run: _Run, code: int) -> str:
-        reason = process.reason(code)
+    def _tail(self, run: _Run) -> str:
         path = f"{commands.workdir(run.claim, self._context)}/{spec.output_name(run.claim.name)}"
-        output = process.tail(path, self._tail_lines)
-        return f"{reason}: {output}" if output else reason
+        return process.tail(path, self._tail_lines)
 
 
 def _is_in_shell(run: _Run) -> bool:

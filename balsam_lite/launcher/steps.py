@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -65,6 +66,7 @@ class _Task:
         self.inbox: SimpleQueue[process.Ended | _Stop] = SimpleQueue()
         self.reached: list[str] = []
         self.stop: _Stop | None = None
+        self.ran_s = 0.0  # how long its programs ran
 
 
 class Steps:
@@ -75,6 +77,8 @@ class Steps:
         children: where the ends of processes are found.
         time_limit_s: for a script; one that takes longer is stopped and has failed.
         wake: called in a thread when a step has ended, so that `poll` is called.
+        doubt_s: in a batch job, whose scheduler may end its programs just before the launcher: for how long to doubt the end
+            of programs, by whether they failed and for how many seconds they ran. See `patience`.
     """
 
     def __init__(
@@ -86,7 +90,10 @@ class Steps:
         time_limit_s: float,
         kill_grace_s: float,
         wake: Callable[[], None],
+        doubt_s: Callable[[bool, float], float] | None = None,
     ) -> None:
+        self._doubt_s = doubt_s
+        self._doubted: list[tuple[float, StepEnd]] = []  # when to believe it, on the monotonic clock
         self._context, self._spawner, self._children = context, spawner, children
         self._time_limit_s, self._kill_grace_s, self._wake = time_limit_s, kill_grace_s, wake
         self._most = max(1, threads)
@@ -129,15 +136,44 @@ class Steps:
         """The steps that have ended since the last call."""
         if not self._tasks:
             return []
-        for ended in self._children.take(self._by_pid.keys()):
-            self._by_pid.pop(ended.pid).inbox.put(ended)
+        self._hear_of_ends()
         found = [self._ended.popleft() for _ in range(len(self._ended))]
+        if self._doubt_s is not None:
+            found = self._believed(found, self._doubt_s)
         for end in found:
             del self._tasks[end.claim.job]
         return found
 
+    def _hear_of_ends(self) -> None:
+        for ended in self._children.take(self._by_pid.keys()):
+            self._by_pid.pop(ended.pid).inbox.put(ended)
+
+    def _believed(self, ends: Sequence[StepEnd], doubt_s: Callable[[bool, float], float]) -> list[StepEnd]:
+        """Those of these ends, and of earlier ones, that are not in doubt (any more)."""
+        now = time.monotonic()
+        found = []
+        for end in ends:
+            task = self._tasks[end.claim.job]
+            seconds = doubt_s(bool(end.failure), task.ran_s) if task.ran_s else 0.0
+            if seconds and task.stop:
+                found.append(end._replace(interrupted=True))
+            elif seconds:
+                self._doubted.append((now + seconds, end))
+            else:
+                found.append(end)
+        found += [end for until, end in self._doubted if now >= until]
+        self._doubted = [(until, end) for until, end in self._doubted if now < until]
+        return found
+
     def stop(self, jobs: Collection[int], grace_s: float) -> None:
-        """Interrupt the steps of those jobs: TERM to their processes, KILL after the grace. Returns at once."""
+        """Interrupt the steps of those jobs: TERM to their processes, KILL after the grace. Returns at once.
+
+        A program that has ended by now ended by itself, and its step goes on, unless its end is in doubt.
+        """
+        self._hear_of_ends()
+        self._doubted = [
+            (0.0, end._replace(interrupted=True)) if end.claim.job in jobs else (until, end) for until, end in self._doubted
+        ]
         for job in jobs:
             task = self._tasks.get(job)
             if task is not None and task.stop is None:
@@ -259,11 +295,14 @@ class Steps:
         self._by_pid[pid] = task
         self._wake()  # it may have ended before anybody knew its pid
         failpoint("in-step")
+        started = time.monotonic()
         try:
             heard = task.inbox.get(timeout=limit_s)
         except Empty:
             self._end_processes(task, self._kill_grace_s)
             raise _Failed(f"it did not end within {limit_s:g} s and was stopped") from None
+        finally:
+            task.ran_s += time.monotonic() - started
         if isinstance(heard, _Stop):
             self._end_processes(task, heard.grace_s)
             raise _Interrupted

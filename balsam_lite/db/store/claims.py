@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from ... import spec, states
+from ...clock import format_us
 from ..schema import FREE, RUNNABLE, UNPREPARED
 from . import few, graph, outcomes
 from .few import Few
@@ -88,6 +89,7 @@ class Exit(NamedTuple):
     message: str
     started_us: int | None  # None: it never started
     ended_us: int
+    told_us: int | None = None  # when it was told to stop before it ended, because its launcher stops
 
 
 class Lost(NamedTuple):
@@ -477,15 +479,17 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
         if ended[job].result == states.RESTART_READY:
             lost.append(Lost(fact, ended[job].message, ended[job].started_us is not None))
         else:
-            outcome = outcomes.after_run(fact, ended[job].result, ended[job].return_code)
+            result = outcomes.result_of(fact, ended[job].result, ended[job].told_us)
+            outcome = outcomes.after_run(fact, result, ended[job].return_code)
             moves.append(_finished(ended[job], outcome))
             keep = settles and outcome.needs_step
-            columns.append((lease if keep else None, ended[job].return_code, outcome.restarts, outcome.retries))
+            told_us = ended[job].told_us
+            columns.append((lease if keep else None, ended[job].return_code, outcome.restarts, outcome.retries, told_us))
             if keep:
                 kept.append(job)
             else:
                 released_jobs.append((job, outcome.path[-1]))
-    move(cx, moves, states.LAUNCHER, "lease = ?, return_code = ?, restarts = ?, retries = ?", columns)
+    move(cx, moves, states.LAUNCHER, "lease = ?, return_code = ?, restarts = ?, retries = ?, told_to_stop = ?", columns)
     graph.released(cx, released_jobs, now_us)
     free_lost(cx, lost, now_us)
     release(cx, lease, [job for job, fact in mine.items() if fact.state != states.RUNNING], now_us)
@@ -526,6 +530,8 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
     for facts, message, has_started in lost:
         outcome = outcomes.after_lost_holder(facts, has_started)
         data = () if has_started else (_NEVER_STARTED,)
+        if has_started and facts.told_to_stop is not None:
+            message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
         moves.append(Move(facts.job, outcome.path, now_us, (outcome.messages[0] or message,), data))
         restarts.append((outcome.restarts,))
     move(cx, moves, states.REAPER, "lease = NULL, restarts = ?", restarts)
@@ -541,6 +547,15 @@ def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int
     held = cx.execute(query, (listed, lease)).fetchall()
     cx.executemany("UPDATE job SET lease = NULL WHERE id = ?", [(job,) for job, _ in held])
     graph.released(cx, held, now_us)
+
+
+def tell_to_stop(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
+    """Record that the runs of these jobs have just been told to stop, in case their launcher does not live to see the end."""
+    cx.execute(
+        f"""UPDATE job SET told_to_stop = ? WHERE id IN (SELECT value FROM json_each(?)) AND lease = ?
+            AND state = '{states.RUNNING}'""",
+        (now_us, id_list(jobs), lease),
+    )
 
 
 def still_held(cx: sqlite3.Connection, lease: int) -> set[int]:

@@ -32,6 +32,8 @@ class JobFacts(NamedTuple):
     has_postprocess: int
     has_handle_error: int = 0
     has_handle_timeout: int = 0
+    exit_0_is_done_after_stop: int = 0  # as the job or its application says
+    told_to_stop: int | None = None
 
 
 #: The columns of `job`, with `app` joined to it, that make a `JobFacts`.
@@ -39,7 +41,8 @@ FACTS = (
     "job.id, job.state, job.lease, job.attempt, job.restarts, job.restart_limit, job.auto_timeout_retry, job.return_code, "
     "job.max_retries, job.retry_codes, job.retries, job.post_error_handler, job.post_timeout_handler, "
     "job.stage_out_url <> '' AND job.stage_out_files <> '', coalesce(app.postprocess, '') <> '', "
-    "coalesce(app.handle_error, '') <> '', coalesce(app.handle_timeout, '') <> ''"
+    "coalesce(app.handle_error, '') <> '', coalesce(app.handle_timeout, '') <> '', "
+    "job.exit_0_is_done_after_stop OR coalesce(app.exit_0_is_done_after_stop, 0), job.told_to_stop"
 )
 
 
@@ -51,6 +54,16 @@ class Outcome(NamedTuple):
     restarts: int
     retries: int
     needs_step: bool = False  # a script or a copy has to decide what comes after the last state of the path
+
+
+def result_of(facts: JobFacts, result: str, told_us: int | None) -> str:
+    """Return the result of a run that may have been told to stop, at `told_us`.
+
+    A run that was cut short is never taken for a whole one: with exit code 0 too it is a RUN_TIMEOUT, unless the job or
+    its application declares that exit code 0 means done.
+    """
+    is_cut_short = result == states.RUN_DONE and told_us is not None and not facts.exit_0_is_done_after_stop
+    return states.RUN_TIMEOUT if is_cut_short else result
 
 
 def after_run(facts: JobFacts, result: str, return_code: int | None) -> Outcome:

@@ -74,6 +74,26 @@ def test_that_a_failing_job_keeps_its_return_code_and_the_tail_of_its_output_in_
     assert bench.job(job)["return_code"] == 7
 
 
+def test_that_the_log_names_the_module_and_jobs_by_their_name_and_short_id(bench):
+    bench.script("fail", "import sys; sys.exit(7)")
+    bench.app("unprepared", "true", preprocess="false")
+    bench.script("long", "import time; time.sleep(60)")
+    jobs = bench.add([{"name": name, "application": name} for name in ("fail", "unprepared", "long")])
+    launcher = bench.launch("--nodes", "2")
+    log = Path(bench.directory, "log", "stderr")
+    bench.wait_for(jobs[2], "RUNNING")
+    wait_until(lambda: "step failed" in log.read_text())
+    labels = [rf"{bench.job(job)['name']} \[{bench.job(job)['job_id'][:8]}\]" for job in jobs]
+    user.delete(bench.db, [jobs[2]])  # its end can be recorded nowhere
+    assert launcher.wait(60) == 0
+    text = log.read_text()
+    for label, words in zip(labels, (": RUN_ERROR nonzero return 7", ": CREATED step failed", " is not this launcher's any more")):
+        assert re.search(rf"\|balsam_lite\.launcher\.loop:\d+\] Job {label}{words}", text), text
+    assert "balsam_lite.launcher.main:" in text
+    assert "balsam_lite.launcher:" not in text
+    assert "number" not in text
+
+
 @pytest.mark.parametrize(
     ("executable", "reason"),
     [

@@ -28,7 +28,7 @@ from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
 from .trouble import Pause
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 #: How often to ask whether somebody else wrote, in seconds: kills and new jobs are noticed so fast, the latter also while
 #: nothing runs.
@@ -117,6 +117,7 @@ class Launcher:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
         self._ahead: deque[Claim] = deque()  # claimed, RUNNING in the database, waiting for a place
+        self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
         self._exits: list[Exit] = []  # ended, not yet in the database
         self._step_ends: list[StepEnd] = []  # likewise
         # Others may take its jobs when its last heartbeat is so old: by then they must be stopped. One more try may take as
@@ -192,6 +193,9 @@ class Launcher:
             room.undo()
             raise
         self._exits, self._step_ends = self._exits[len(work.exits) :], []
+        for number in (*(run.job for run in work.exits), *work.stranded):
+            self._claims.pop(number, None)
+        self._claims.update((claim.job, claim) for claim in given.to_run)
         if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
             self._idle_since = None
         elif self._idle_since is None and starts:
@@ -232,7 +236,7 @@ class Launcher:
             failpoint("before-commit")
         self._last_heartbeat = beat_at
         for job in reported.lost:
-            log.warning("Job number %d is not this launcher's any more; its end was not recorded.", job)
+            log.warning("Job %s is not this launcher's any more; its end was not recorded.", self._label(job))
         return _Given(to_run, [*reported.to_settle, *steps], held)
 
     def _beat(self, cx: Connection, now_us: int) -> float:
@@ -290,7 +294,7 @@ class Launcher:
             self.tally = self.tally.plus(finished.exit.result)
             if finished.exit.result != states.RUN_DONE:
                 first_line = finished.exit.message.partition("\n")[0]
-                log.info("Job number %d: %s %s", finished.exit.job, finished.exit.result, first_line)
+                log.info("Job %s: %s %s", self._label(finished.exit.job), finished.exit.result, first_line)
 
     def _collect_steps(self) -> None:
         for end in self._steps.poll():
@@ -301,7 +305,12 @@ class Launcher:
             self._steps_done += 1
             if end.failure:
                 self.tally = self.tally.failed_after(end.claim.state)
-                log.info("Job number %d: %s step failed: %s", end.claim.job, end.claim.state, end.failure.partition("\n")[0])
+                log.info("Job %s: %s step failed: %s", end.claim.label, end.claim.state, end.failure.partition("\n")[0])
+
+    def _label(self, number: int) -> str:
+        """A job that was claimed to be run, for the log; `#37` if its end was recorded already."""
+        claim = self._claims.get(number)
+        return claim.label if claim else f"#{number}"
 
     # --- the machine's trouble ----------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from .spawner import Spawner
 from .steps import Steps
 from .supervisor import supervise
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 #: So long may the submitter of this batch job need to write down its id, in seconds.
 _SUBMITTER_S = 5.0

@@ -18,7 +18,7 @@ from ..clock import SystemClock
 from ..errors import SpawnFailed
 from ..processes import Process, signal_all, with_mark
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 #: A process that has not ended so many seconds after SIGKILL waits for a file system, or became another user's.
 _UNKILLABLE_S = 30.0

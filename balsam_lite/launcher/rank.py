@@ -32,7 +32,7 @@ from .resources import LauncherOptions, Resources
 from .runner import LocalRunner, Runner
 from .supervisor import Plan, report
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger("balsam_lite.launcher.rank")  # run as a program, its __name__ is __main__
 
 #: What MPICH's mpiexec sends to all ranks when one has died (tried with 5.0.2).
 _SOMEBODY_DIED = signal.SIGUSR1

@@ -28,7 +28,7 @@ from .staging import links, transfers
 from .staging.remote import Run
 from .trouble import Machine
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 #: What goes into the history of a failed script: so many lines of its output.
 _TAIL_LINES = 30
@@ -207,7 +207,7 @@ class Steps:
                 reason = "" if trouble or interrupted else self._machine.why_data_fails()
                 trouble = MachineTrouble(reason) if reason else trouble
             elif trouble is None:
-                log.exception("Job number %d: unexpected error in its %s step.", task.claim.job, task.claim.state)
+                log.exception("Job %s: unexpected error in its %s step.", task.claim.label, task.claim.state)
                 failure = f"Unexpected {type(exc).__name__}: {exc}"
             if trouble is not None:  # the machine's: the step is done again
                 failure, interrupted = "", True

@@ -33,7 +33,7 @@ from .process import end_orphans, reason
 from .resources import LauncherOptions, Resources
 from .spawner import Piped
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

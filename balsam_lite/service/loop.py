@@ -35,7 +35,7 @@ from . import packer
 from .packer import Choice, Launch, Left, Supply
 from .policy import Queue
 
-log = logging.getLogger("balsam_lite.service")
+log = logging.getLogger(__name__)
 
 KIND = "service"
 #: Jobs that are planned for one launch. It does more if it can; beyond this a plan only costs time.

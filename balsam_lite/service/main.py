@@ -35,7 +35,7 @@ from ..settings import Settings
 from . import policy
 from .loop import KIND, Service
 
-log = logging.getLogger("balsam_lite.service")
+log = logging.getLogger(__name__)
 
 LOCK = "service.lock"
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -78,6 +78,11 @@ class Claim(NamedTuple):
     handle_timeout: str | None = ""
     place: object = None  # what `Room.reserve` gave
 
+    @property
+    def label(self) -> str:
+        """The job's name and short id, as logs name it: `run_7 [7df86c8b]`."""
+        return f"{self.name} [{self.job_id[:8]}]".lstrip()
+
 
 class Exit(NamedTuple):
     """How a run ended."""

@@ -20,7 +20,7 @@ from . import words
 from .link import Link
 from .post import MOST_BYTES, Post, Words
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 #: So long it may take until all nodes have started Python from a file system that they all read at once, in seconds.
 _HELLO_LIMIT_S = 120.0

@@ -16,7 +16,7 @@ from ..runner import STOP_PERIOD_S, Runner
 from . import words
 from .post import Post, Words
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 HEAD = 0
 #: A rank ends its jobs when it has not heard of rank 0 for so many heartbeats: before rank 0 gives them to others.
@@ -134,7 +134,7 @@ class NodeServer:
             try:
                 self._runner.start(claim, place)
             except Exception as exc:  # one bad job fails alone
-                log.exception("Job number %d: unexpected error at its start.", claim.job)
+                log.exception("Job %s: unexpected error at its start.", claim.label)
                 self._refuse(claim, states.RUN_ERROR, f"The job could not be started: unexpected {type(exc).__name__}: {exc}")
         for finished in self._runner.poll():
             self._post.say(HEAD, *words.ended(finished.exit, finished.trouble))

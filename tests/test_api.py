@@ -431,7 +431,7 @@ def test_that_an_application_is_found_by_number_and_name_at_its_site(two: tuple[
     with pytest.raises(errors.InvalidSpec, match="site"):
         Job.objects.create(app_id=app.id, site_name="a", workdir="x")
     App.objects.get(site_name="a", name="Plain").delete()
-    assert Job.objects.create(app_id="Plain", workdir="x").site_name == "b"
+    assert Job.objects.create(app_id="Plain", workdir="y").site_name == "b"
 
 
 def test_that_parents_are_of_the_same_site_and_say_which(two: tuple[Site, Site]) -> None:
@@ -493,7 +493,7 @@ def test_that_assigning_a_default_to_a_created_job_changes_nothing(site: Site) -
 
 def test_that_created_jobs_take_little_memory(site: Site) -> None:
     given = [job(tags={"workflow": "demo", "part": str(n % 10)}) for n in range(1000)]
-    Job.objects.bulk_create(given[:100])
+    Job.objects.bulk_create([job(tags={"workflow": "demo"}) for n in range(100)])
     tracemalloc.start()
     try:
         made = Job.objects.bulk_create(given)
@@ -523,9 +523,23 @@ def test_that_of_many_jobs_with_a_bad_one_none_is_created_and_it_is_named(two: t
     with pytest.raises(errors.UnknownApp, match="Job number 2"):
         Job.objects.bulk_create([job(), job(site_name=None, app_id="nothing")])
     assert Job.objects.count() == 0
-    Job.objects.bulk_create([job(workdir="same/one")])
-    Job.objects.bulk_create([job(workdir="same/one")])
-    assert Job.objects.filter(workdir="same/one").count() == 2
+
+
+def test_that_jobs_share_a_workdir_only_where_that_is_allowed_or_the_other_one_has_ended(two: tuple[Site, Site]) -> None:
+    first = saved("a", workdir="same/one")
+    for again in (
+        lambda: saved("a", workdir="same/one"),
+        lambda: Job.objects.bulk_create([job("a", workdir="same/one")]),
+        lambda: Job.objects.bulk_create([job("b"), job("a", workdir="same/one")]),  # nothing is created at b either
+    ):
+        with pytest.raises(errors.InvalidSpec, match=r"workdir same/one is that of job 1 .*has not ended: it is CREATED"):
+            again()
+    assert Job.objects.count() == 1
+    saved("a", workdir="same/one", allow_shared_workdir=True)
+    Job.objects.bulk_create([job("a", workdir="same/one") for _ in range(2)], allow_shared_workdir=True)
+    Job.objects.filter(workdir="same/one").update(state="FAILED")
+    saved("a", workdir="same/one")
+    assert Job.objects.filter(workdir="same/one").count() == 5 and "allow" not in repr(first)
 
 
 @pytest.mark.parametrize(

@@ -797,8 +797,8 @@ SHARING = """
 
 def test_that_functions_that_share_a_directory_keep_their_results_apart(site, tmp_path):
     made = imported(written(tmp_path, "sharing", SHARING)).Square
-    jobs = [made.submit("same", x=x) for x in (2, 3, 4)]
-    bad, silent = made.submit("same", x=0), made.submit("same", x=-1)
+    jobs = [made.submit("same", x=x, allow_shared_workdir=True) for x in (2, 3, 4)]
+    bad, silent = (made.submit("same", x=x, allow_shared_workdir=True) for x in (0, -1))
     assert site.run() == 0
     assert [job.result() for job in jobs] == [4, 9, 16]
     with pytest.raises(ValueError, match="attempt 1"):

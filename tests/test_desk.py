@@ -139,8 +139,13 @@ def test_that_parents_make_a_job_wait(desk):
     assert ids(desk.select("job", {"parent_id": first})) == [child["id"]]
 
 
-def test_that_jobs_of_two_calls_may_share_a_directory(desk):
-    one, other = desk.create("job", [job()])[0], desk.create("job", [job(workdir="./demo//0/")])[0]
+def test_that_jobs_of_two_calls_may_share_a_directory_where_that_is_allowed(desk):
+    (one,) = desk.create("job", [job()])
+    with pytest.raises(InvalidSpec, match="workdir demo/0 is that of job 1 "):
+        desk.create("job", [job(workdir="./demo//0/")])
+    with pytest.raises(InvalidSpec, match="workdir demo/0 is that of job 1 "):
+        desk.check_jobs([job(workdir="./demo//0/")])
+    (other,) = desk.create("job", [job(workdir="./demo//0/", allow_shared_workdir=True)])
     assert one["workdir"] == other["workdir"] == "demo/0" and one["id"] != other["id"]
 
 
@@ -598,7 +603,7 @@ def test_that_checking_and_reading_back_cost_less_than_storing_jobs(tmp_path):
     desk = LocalDesk(registry.at(str(tmp_path)))
     desk.create("app", [HELLO])
     size = 2000
-    rows = [job(n, tags={"k": "v"}) for n in range(size)]
+    rows = [job(n, tags={"k": "v"}, allow_shared_workdir=True) for n in range(size)]
     plain = [{"application": row["app_id"], **{k: v for k, v in row.items() if k != "app_id"}} for row in rows]
     costs = []
     for _ in range(4):

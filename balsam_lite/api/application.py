@@ -120,6 +120,7 @@ class ApplicationDefinition:
         wall_time_min: int = 0,
         parent_ids: Any = (),
         save: bool = True,
+        allow_shared_workdir: bool = False,
         **app_params: Any,
     ) -> Any:
         """Add a job of this application, whose parameters are `app_params`; returns the Job.
@@ -141,6 +142,7 @@ class ApplicationDefinition:
             num_nodes=num_nodes, ranks_per_node=ranks_per_node, threads_per_rank=threads_per_rank,
             threads_per_core=threads_per_core, launch_params=dict(launch_params or {}), gpus_per_rank=gpus_per_rank,
             node_packing_count=node_packing_count, wall_time_min=wall_time_min, parent_ids=parent_ids,
+            **({"allow_shared_workdir": True} if allow_shared_workdir else {}),
         )  # fmt: skip
         if save:
             job.save()

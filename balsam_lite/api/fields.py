@@ -189,7 +189,11 @@ def count0(default: int | None = None, when: str = ALWAYS) -> Any:
 
 def flag(default: bool, when: str = ALWAYS) -> Any:
     """True or False."""
-    return Field(lambda value: bool(_flag(value)), default, when, bool)
+    return Field(checked_flag, default, when, bool)
+
+
+def checked_flag(value: Any) -> bool:
+    return bool(_flag(value))
 
 
 _flag = column_check("wait_for_parents")

@@ -18,6 +18,7 @@ from .fields import (
     NEVER,
     Field,
     NumberField,
+    checked_flag,
     checked_object,
     count0,
     flag,
@@ -93,13 +94,15 @@ class _ParentField(Field):
 class Job(Record):
     """A job: one planned run of an application at a site.
 
-    `Job(app_id=…, workdir=…, …)` makes one that `save()`, `objects.create` or `objects.bulk_create` adds. `app_id` is the
-    number or the name of an application, or its ApplicationDefinition; `site_name` says where, if the application does not.
+    `Job(app_id=…, workdir=…, …)` makes one that `save()`, `objects.create` or `objects.bulk_create` adds. Its workdir must not
+    be that of another job that has not ended, unless `allow_shared_workdir=True` is given too. `app_id` is the number or the
+    name of an application, or its ApplicationDefinition; `site_name` says where, if the application does not.
     """
 
     __slots__ = ()
 
     workdir: Path = Field(spec.checked_workdir, None, show=_path)  # type: ignore[assignment]
+    allow_shared_workdir: Any = Field(checked_flag, False, AT_CREATION, is_hidden=True)
     app_id: Any = NumberField(_app, None, AT_CREATION)
     site_id: int | None = site_id()
     site_name: str | None = site_name()
@@ -263,11 +266,12 @@ class JobManager(Manager[Job]):
     def __init__(self) -> None:
         super().__init__(Job, JobQuery)
 
-    def bulk_create(self, jobs: list[Job]) -> list[Job]:
+    def bulk_create(self, jobs: list[Job], allow_shared_workdir: bool = False) -> list[Job]:
         """Add many jobs; returns new objects in the same order, and leaves those that were given as they are.
 
-        At each site all or none, in one write transaction. Where the jobs go to several sites, each of them checks its jobs
-        before the first one is written to; if a later one refuses all the same, the error says what was created before.
+        `allow_shared_workdir` lets all of them use a workdir that another job has which has not ended. At each site all or
+        none, in one write transaction. Where the jobs go to several sites, each of them checks its jobs before the first one is
+        written to; if a later one refuses all the same, the error says what was created before.
 
         Raises:
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
@@ -277,7 +281,8 @@ class JobManager(Manager[Job]):
         of_kind(jobs, Job, "bulk_create")
         made: list[Any] = [None] * len(jobs)
         with _no_collection():
-            for home, places, created in placing.create_jobs(_by_site(jobs)):
+            fields = {"allow_shared_workdir": True} if allow_shared_workdir else {}
+            for home, places, created in placing.create_jobs(_by_site(jobs, fields)):
                 for place, row in zip(places, created):
                     made[place] = Job._of(row, home)
         return made
@@ -324,13 +329,13 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _by_site(jobs: list[Job]) -> dict[Home, placing.JobsOfSite]:
-    """The rows to create, and the places of their jobs in the list, for each site."""
+def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[Home, placing.JobsOfSite]:
+    """The rows to create, with these fields besides, and the places of their jobs in the list, for each site."""
     placer = placing.Placer()
     found: dict[Home, placing.JobsOfSite] = {}
     for place, job in enumerate(jobs):
         try:
-            home, row = placer.place(job._new_row())
+            home, row = placer.place({**job._new_row(), **fields} if fields else job._new_row())
         except BalsamError as exc:
             exc.message = f"Job number {place + 1}: {exc.message}"
             raise
@@ -346,6 +351,8 @@ def _by_site(jobs: list[Job]) -> dict[Home, placing.JobsOfSite]:
 def _check_workdirs(jobs: placing.JobsOfSite) -> None:
     seen: dict[str, int] = {}
     for row, place in zip(*jobs):
+        if row.get("allow_shared_workdir"):
+            continue
         other = seen.setdefault(row["workdir"], place)
         if other != place:
             raise InvalidSpec(

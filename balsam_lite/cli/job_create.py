@@ -53,6 +53,7 @@ def _count(*names: str, help: str, check: Callable[..., Any] = count) -> Callabl
 @option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
 @option("--workflow", default="", help="A label that jobs share.")
 @option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
+@option("--allow-shared-workdir", is_flag=True, help="Allow a workdir that another job has which has not ended.")
 @option("--priority", type=int, default=0, metavar="N", help="Higher ones start first. [default: 0]")
 @long_site_option
 @option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import peewee
 
-from .. import spec, states
+from .. import outputs, spec, states
 from ..clock import SECOND_US, SystemClock, format_us
 from ..errors import (
     AmbiguousJobId,
@@ -61,17 +61,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 class JobSet(QuerySet["BalsamJob"]):
     """A query set of jobs."""
 
-    def bulk_create(self, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
+    def bulk_create(self, jobs: Iterable[BalsamJob | Mapping[str, Any]], allow_shared_workdir: bool = False) -> JobSet:
         """Add BalsamJob objects or dicts of fields, from any iterable, in constant memory and one write transaction.
 
         All of them or none, with their dependencies: a whole graph can be one call. Objects know their `id` afterwards. A
-        dict may also give `job_id` and `parents`, a list of jobs: those in the DB by object, number or UUID, those of the
-        same batch by object, UUID or `dag.Position(n)`, counted from 0. The iterable is used up before the transaction
-        begins. Returns a query set of the new jobs, in the order in which they came.
+        dict may also give `job_id`, `workdir` (below `data/`), which no other job that has not ended may have unless
+        `allow_shared_workdir` is set, here or in the dict, and `parents`, a list of jobs: those in the DB by object, number or
+        UUID, those of the same batch by object, UUID or `dag.Position(n)`, counted from 0. The iterable is used up before the
+        transaction begins. Returns a query set of the new jobs, in the order in which they came.
 
         Raises:
             UnknownField, InvalidSpec, UnknownJob, DependencyCycle (with the number of the job, counted from 1); UnknownApp.
         """
+        if allow_shared_workdir:
+            jobs = ({**job, "allow_shared_workdir": True} if isinstance(job, Mapping) else job for job in jobs)
         block = transaction.current()
         if block is not None:
             return self._collect(block, jobs)
@@ -596,13 +599,18 @@ class BalsamJob(Record, peewee.Model):
     def read_file_in_workdir(self, fname: str) -> str:
         """The text of a file in its working directory; bytes that are no UTF-8 are replaced.
 
+        Its own output is found also where another job in the same directory has put it aside.
+
         Raises:
             InputError: (a ValueError) there is no such file, or `fname` leads out of the directory.
         """
         inside = os.path.normpath(os.path.join(os.sep, fname)).lstrip(os.sep)
         if os.path.isabs(fname) or os.path.normpath(fname) != inside:
             raise InputError(f"{fname} does not lie in the working directory of job {self.cute_id}.")
-        path = os.path.join(self.working_directory, inside)
+        directory = self.working_directory
+        path = os.path.join(directory, inside)
+        if inside == spec.output_name(self.name):
+            path = outputs.find(directory, inside, self.job_id, outputs.is_generated(directory, self.job_id))
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 return file.read()

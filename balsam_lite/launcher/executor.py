@@ -329,6 +329,8 @@ class BalsamExecutor(concurrent.futures.Executor):
         if self._application is not None:
             if state != states.JOB_FINISHED:
                 raise self._failed(future)
+            if "user_workdir" in self._fields:  # which its other calls share
+                return future.job.read_file_in_workdir(os.path.basename(future.path))
             with open(future.path, encoding="utf-8", errors="replace") as file:
                 return file.read()
         try:

@@ -57,8 +57,8 @@ def find_program(name: str, search: bytes | None, directory: str) -> str:
     return found
 
 
-def make_directory(path: str, root: str) -> None:
-    """Make a working directory, which is probably new, with the directories above it, but never `root` itself.
+def make_directory(path: str, root: str) -> bool:
+    """Make a working directory and the directories above it, but never `root` itself; return whether it is new.
 
     `root` is the DB's data/. Where it is missing, its file system is not mounted, and nobody would find the results.
 
@@ -68,14 +68,18 @@ def make_directory(path: str, root: str) -> None:
     try:
         os.mkdir(path)
     except FileExistsError:
-        pass
+        return False
     except OSError:
         try:
             if path.startswith(f"{root}/"):
                 os.stat(root)
-            os.makedirs(path, exist_ok=True)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path)
+        except FileExistsError:
+            return False
         except OSError as exc:
             raise SpawnFailed(f"the working directory cannot be made: {exc}") from exc
+    return True
 
 
 def is_shell(pid: int) -> bool:
@@ -85,25 +89,6 @@ def is_shell(pid: int) -> bool:
             return file.read().strip() == "bash"
     except OSError:
         return False
-
-
-def keep_log(path: str) -> None:
-    """Put an earlier log aside as `<path>.1`, or with the next number that is free."""
-    number = 1
-    while os.path.lexists(f"{path}.{number}"):
-        number += 1
-    try:
-        os.rename(path, f"{path}.{number}")
-    except FileNotFoundError:
-        pass
-
-
-def keep_output(path: str, attempt: int) -> None:
-    """Put the output of an earlier attempt aside as `<path>.<its number>`."""
-    try:
-        os.rename(path, f"{path}.{attempt - 1}")
-    except OSError:  # it has none
-        pass
 
 
 def tail(path: str, lines: int, limit: int = 16_384) -> str:

@@ -9,9 +9,10 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, Protocol
 
-from .. import spec, states
+from .. import outputs, spec, states
 from ..clock import Clock, format_us
 from ..db.store.claims import Claim, Exit
 from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
@@ -161,13 +162,16 @@ class LocalRunner:
         gone = self._machine.why_data_is_gone()
         if gone:
             raise MachineTrouble(gone)
-        process.make_directory(directory, self._context.data_directory)
-        if claim.attempt > 1:
-            process.keep_output(f"{directory}/{output}", claim.attempt)
+        is_new = process.make_directory(directory, self._context.data_directory)
+        is_generated = outputs.is_generated(claim.workdir, claim.job_id)
+        renew = partial(outputs.renew, directory, output, claim.job_id, claim.attempt, is_generated)
+        is_rerun = claim.attempt > 1 or not (is_new or is_generated)
         variables = commands.as_variables(own, self._context)
         words = [os.fsencode(word) for word in argv]
         prepare, cpus = self._preparation(claim), self._pin(claim, place)
-        return Request(claim.job, program, words, variables, directory, output, prepare, cpus=cpus)
+        return Request(
+            claim.job, program, words, variables, directory, output, prepare, cpus=cpus, renew=renew, is_rerun=is_rerun
+        )
 
     def _preparation(self, claim: Claim) -> Callable[[], None] | None:
         """What is to be done in its directory just before it starts, if there is something."""
@@ -312,7 +316,9 @@ class LocalRunner:
         argv = [os.fsencode(word) for word in words]
         try:
             program = process.find_program(words[0], self._context.environ.get(b"PATH"), "/")
-            self._asking.add(self._spawner.spawn(Request(0, program, argv, self._context.variables, "/", os.devnull)))
+            self._asking.add(
+                self._spawner.spawn(Request(0, program, argv, self._context.variables, "/", os.devnull, appends=True))
+            )
         except SpawnFailed:
             return False
         return True
@@ -399,7 +405,9 @@ class LocalRunner:
         return MachineTrouble(reason) if reason else None
 
     def _tail(self, run: _Run) -> str:
-        path = f"{commands.workdir(run.claim, self._context)}/{spec.output_name(run.claim.name)}"
+        claim = run.claim
+        directory, is_generated = commands.workdir(claim, self._context), outputs.is_generated(claim.workdir, claim.job_id)
+        path = outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated)
         return process.tail(path, self._tail_lines)
 
 

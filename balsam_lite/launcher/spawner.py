@@ -44,8 +44,16 @@ class Request(NamedTuple):
     directory: str
     output: str  # never through a link
     prepare: Callable[[], object] | None = None  # called before, in the thread that starts the program; may raise SpawnFailed
-    appends: bool = False  # to the output; else it is written anew
+    appends: bool = False  # to the output; else that is made anew, and must not exist
     cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
+    #: Puts what has the output's name aside; returns the name of the file to append to. Called where there is such a file.
+    renew: Callable[[], str] | None = None
+    is_rerun: bool = False  # call `renew` in any case
+
+    def renewed(self) -> Request:
+        """The request for the output that `renew` gives. Raises OSError."""
+        assert self.renew is not None
+        return self._replace(output=self.renew(), appends=True, renew=None)
 
 
 class Answer(NamedTuple):
@@ -99,12 +107,20 @@ class Spawner:
         try:
             if request.prepare:
                 request.prepare()
-            return self._spawn_on_its_cpus(request) if request.cpus else self._spawn(request)
+            if request.is_rerun:
+                request = request.renewed()
+            try:
+                return self._start(request)
+            except FileExistsError:
+                request = request.renewed() if request.renew else request._replace(appends=True)
+                return self._start(request)
         except (OSError, ValueError) as exc:
             raise _failure(exc, request) from exc
 
-    def _spawn_on_its_cpus(self, request: Request) -> int:
+    def _start(self, request: Request) -> int:
         """A child inherits the affinity of the thread that starts it; on Linux each thread has its own."""
+        if not request.cpus:
+            return self._spawn(request)
         before = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, request.cpus)
@@ -254,7 +270,7 @@ class _PosixSpawn:
 
 
 def _output_flags(request: Request) -> int:
-    return _OUTPUT_FLAGS | (os.O_APPEND if request.appends else os.O_TRUNC)
+    return _OUTPUT_FLAGS | os.O_APPEND | (0 if request.appends else os.O_EXCL)
 
 
 def _check(failed: int) -> None:

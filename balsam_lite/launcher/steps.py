@@ -17,7 +17,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from .. import spec, states
+from .. import outputs, spec, states
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..errors import LaunchError, MachineTrouble
@@ -39,7 +39,7 @@ _TITLES = {
     "handle_error": "Error handler",
     "handle_timeout": "Timeout handler",
 }
-_TRANSFER_LOG = ".balsam-part-transfer.log"
+_TRANSFER_LOG = ".balsam-part-{}.log"  # with the short id, as jobs may share the directory
 #: Scripts of such a job tell it that something went wrong, and decide what becomes of it.
 _TROUBLE = (states.RUN_ERROR, states.RUN_TIMEOUT)
 
@@ -250,7 +250,7 @@ class Steps:
 
     def _script(self, task: _Task, kind: str, command: str) -> None:
         """Run a script of the job's application, and raise unless it exits with 0."""
-        directory, output = commands.workdir(task.claim, self._context), f"{kind}.log"
+        directory = commands.workdir(task.claim, self._context)
         try:
             argv = spec.split_command(command)
         except ValueError as exc:
@@ -259,24 +259,29 @@ class Steps:
             raise _Failed(f"The {kind} script is empty.")
         self._make_directory(directory)
         called = f"{task.claim.application}.{kind}" if interpreter.is_hook(command) else command
-        _begin_log(f"{directory}/{output}", kind, called, task.claim.state)
+        output = _begin_log(directory, kind, called, task.claim)
         own = commands.hook_environment(task.claim, kind, self._context)
         try:
             code = self._run(task, argv, directory, output, own, self._time_limit_s)
+            words = process.tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
         except LaunchError as exc:
             raise _Failed(f"The {kind} script {called}: {exc}") from exc
+        finally:
+            if output != f"{kind}.log":
+                with suppress(OSError):
+                    os.unlink(f"{directory}/{output}")
         if code:
-            words = process.tail(f"{directory}/{output}", _TAIL_LINES)
             raise _Failed(f"The {kind} script {called}: {process.reason(code)}: {words}")
 
     def _runner_of(self, task: _Task) -> Run:
         """How `staging` starts a program for that task."""
 
         def run(argv: Sequence[str], directory: str) -> tuple[int, str]:
-            path = os.path.join(directory, _TRANSFER_LOG)
+            log_name = _TRANSFER_LOG.format(task.claim.job_id[:8])
+            path = os.path.join(directory, log_name)
             own = commands.mark_alone(task.claim, self._context)
             try:
-                code = self._run(task, list(argv), directory, _TRANSFER_LOG, own, None)
+                code = self._run(task, list(argv), directory, log_name, own, None)
                 return code, process.tail(path, _TAIL_LINES)
             finally:
                 if os.path.lexists(path):
@@ -348,15 +353,32 @@ def _handler(claim: Claim) -> tuple[str, str]:
     return "postprocess", claim.postprocess or ""
 
 
-def _begin_log(path: str, kind: str, command: str, state: str) -> None:
-    """Keep what earlier calls wrote, and say at the top of a new log what is called and why."""
+def _begin_log(directory: str, kind: str, command: str, claim: Claim) -> str:
+    """Keep what earlier calls wrote, and write at the top of a new log what is called and why; return the log's name.
+
+    Where jobs may share the directory, that is a hidden link: another job may put the log itself aside at any moment.
+    """
+    path, name = f"{directory}/{kind}.log", f"{kind}.log"
     lines = [f"# Balsam {_TITLES[kind]}: {command}"]
-    if state in _TROUBLE:
-        lines.append(f"# Invoked to handle {state}")
+    if claim.state in _TROUBLE:
+        lines.append(f"# Invoked to handle {claim.state}")
     try:
-        process.keep_log(path)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write("\n".join([*lines, ""]))
+        if outputs.is_generated(claim.workdir, claim.job_id):
+            outputs.put_aside(path)
+        else:
+            name = outputs.link_name(claim.job_id, "log")
+            with suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{name}")
+        _write_new(f"{directory}/{name}", lines)
+        if name != f"{kind}.log" and not outputs.give_name(f"{directory}/{name}", path):
+            name = f"{kind}.log"
+            _write_new(path, lines)
     except OSError as exc:
         raise _Failed(f"{path} cannot be written: {exc.strerror}") from exc
+    return name
+
+
+def _write_new(path: str, lines: Sequence[str]) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write("\n".join([*lines, ""]))

@@ -19,7 +19,7 @@ from .desk import Row
 #: Fields that the DB keeps; given when a job is created, they may be empty.
 _KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_data", "state_timestamp")
 #: Given beside the fields, when a job is created.
-_EXTRA = ("workdir", "job_id", "origin")
+_EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin")
 _APP_NAMES = ("app_id", "app", "application")
 
 #: All parameters of a job, as they are stored.
@@ -252,12 +252,14 @@ class NewJobs:
         return make
 
     def _note(self, number: int, job: Row) -> None:
-        path = spec.checked_workdir(job["workdir"])
-        other = self._workdirs.setdefault(path, number)
-        if other != number:
-            raise InvalidSpec(
-                f"Workdirs must be unique for each call to bulk-create Jobs. Job number {other} has this one too: {path}"
-            )
+        if not job.get("allow_shared_workdir"):
+            path = spec.checked_workdir(job["workdir"])
+            other = self._workdirs.setdefault(path, number)
+            if other != number:
+                raise InvalidSpec(
+                    f"Workdirs must be unique for each call to bulk-create Jobs. Job number {other} has this one too: {path}",
+                    hint="allow_shared_workdir=True allows it.",
+                )
         for parent in job.get("parents", ()):
             self.parents.setdefault(parent, number)
 

@@ -46,7 +46,7 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
 def check(db: Database, rows: Sequence[Row]) -> None:
     """Raise what `create` would, and write nothing."""
     with _numbered_if_several(rows):
-        insert.check_jobs(_checked(db, rows))
+        insert.check_jobs(db, _checked(db, rows))
 
 
 @contextmanager

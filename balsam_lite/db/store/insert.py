@@ -7,8 +7,10 @@ dependencies are kept in memory.
 
 from __future__ import annotations
 
+import json
 import marshal
 import os
+import re
 import sqlite3
 import tempfile
 from collections import Counter
@@ -22,6 +24,7 @@ from ...clock import SystemClock
 from ...errors import BalsamError, DatabaseError, DependencyCycle, InvalidSpec, UnknownApp, UnknownJob
 from .. import queries, transaction
 from ..connection import Database
+from ..schema import OWN_WORKDIR, sql_list
 from . import graph, moves
 from .tags import Tagger
 
@@ -63,6 +66,8 @@ class _Chunk(NamedTuple):
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    claimed: list[int]  # positions in `rows` of jobs whose working directory, which was given, must not be another job's
+    number: int  # of the first row, counted from 1 over all chunks
 
 
 def add_jobs(
@@ -73,9 +78,10 @@ def add_jobs(
 ) -> Added:
     """Add jobs given by their fields (see `spec.JOB_FIELDS`); the fields not given take their defaults.
 
-    Besides the fields a job may give `job_id` (a UUID), `workdir` (below `data/`; several jobs may share one), `origin` (a
-    word on where it comes from, shown in its history) and `parents`: numbers or UUIDs of jobs that exist, UUIDs of jobs of
-    this batch, or a `Position` in it. Opens its own write transaction, after `jobs` is used up.
+    Besides the fields a job may give `job_id` (a UUID), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs
+    that have not ended may have that workdir too), `origin` (a word on where it comes from, shown in its history) and
+    `parents`: numbers or UUIDs of jobs that exist, UUIDs of jobs of this batch, or a `Position` in it. Opens its own write
+    transaction, after `jobs` is used up.
 
     Args:
         progress: called with how many jobs were read or inserted since the last call.
@@ -98,16 +104,18 @@ def add_jobs(
             return _insert(cx, spool, edges, progress)
 
 
-def check_jobs(jobs: Iterable[Mapping[str, Any]]) -> None:
+def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:
     """Raise what `add_jobs` would for the fields of a job. Whether its parents and its application exist is not looked at."""
-    for _ in _checked(jobs, None, []):
-        pass
+    for chunk in _checked(jobs, None, []):
+        if chunk.claimed:
+            with db.read() as cx:
+                _refuse_shared(cx, chunk)
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 #: Given beside the fields: not checked as a field is.
-EXTRA = ("job_id", "workdir", "origin", "parents")
+EXTRA = ("job_id", "workdir", "allow_shared_workdir", "origin", "parents")
 
 
 def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, parents: list[tuple[Ref, int]]) -> Iterator[_Chunk]:
@@ -115,26 +123,30 @@ def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, paren
     now = SystemClock.now_us()
     names: tuple[str, ...] | None = None
     rows: list[tuple[Any, ...]] = []
+    claimed: list[int] = []
     columns: tuple[str, ...] = ()
+    has_workdir = False
     check: Callable[[Mapping[str, Any]], tuple[Any, ...]] = tuple
     for number, job in enumerate(jobs, 1):
         given = tuple(job)
         if given != names or len(rows) == _CHUNK:
             if rows:
-                yield _Chunk(columns, rows)
+                yield _Chunk(columns, rows, claimed, number - len(rows))
                 _report(progress, len(rows))
-                rows = []
+                rows, claimed = [], []
             if given != names:
-                names = given
+                names, has_workdir = given, "workdir" in given
                 columns, check = _row_maker(given, now)
         try:
             rows.append(check(job))
             if job.get("parents"):
                 parents += [(parent, number - 1) for parent in refs(job["parents"])]
+            if has_workdir and not (job.get("allow_shared_workdir") or job.get("user_workdir")):
+                claimed.append(len(rows) - 1)
         except ValueError as exc:
             raise type(exc)(f"Job number {number}: {exc}") from exc
     if rows:
-        yield _Chunk(columns, rows)
+        yield _Chunk(columns, rows, claimed, number - len(rows) + 1)
         _report(progress, len(rows))
 
 
@@ -310,6 +322,8 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
     renamed: dict[int, str] = {}
     tagger = Tagger(cx)
     for chunk in spool.chunks():
+        if chunk.claimed:
+            _refuse_shared(cx, chunk)
         first = _last_id(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk.columns, chunk.rows).items())
         if "tags" in chunk.columns:
@@ -329,6 +343,48 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
         pairs = [(first + p.value if isinstance(p, Position) else known[p], known[child]) for p, child in edges.added]
         graph.add_dependencies(cx, pairs, SystemClock.now_us())
     return added
+
+
+#: How a generated working directory ends: in the short id of its job.
+_GENERATED = re.compile(r"(?:\A|[/_])[0-9a-f]{8}\Z")
+_IN_USE = f"job.state NOT IN ({sql_list(states.END_STATES)}) AND job.workdir = given.value AND job.id <> ?"
+_CHOSEN_BY = f"""SELECT job.id, job.job_id, job.state, job.workdir FROM json_each(?) AS given
+    CROSS JOIN job INDEXED BY job_own_workdir WHERE {OWN_WORKDIR} AND {_IN_USE} LIMIT 1"""
+_GENERATED_FOR = f"""SELECT job.id, job.job_id, job.state, job.workdir FROM json_each(?) AS given
+    CROSS JOIN job INDEXED BY job_short_id WHERE substr(job_id, 1, 8) = substr(given.value, -8) AND {_IN_USE} LIMIT 1"""
+
+
+_MAY_SHARE = "Choose another workdir, or allow that both use it: allow_shared_workdir=True, or --allow-shared-workdir."
+
+
+def _refuse_shared(cx: sqlite3.Connection, chunk: _Chunk) -> None:
+    """Raise InvalidSpec if a working directory that was given is that of another job that has not ended."""
+    places: dict[str, int] = {}
+    for place in chunk.claimed:
+        workdir = chunk.rows[place][1]
+        other = places.setdefault(workdir, place)
+        if other != place:
+            text = f"Job number {chunk.number + place}: job number {chunk.number + other} has the workdir {workdir} too."
+            raise InvalidSpec(text, hint=_MAY_SHARE)
+    found = workdir_in_use(cx, list(places))
+    if found:
+        cause = InvalidSpec(found[1], hint=_MAY_SHARE)
+        raise InvalidSpec(f"Job number {chunk.number + places[found[0]]}: {cause.message}", hint=cause.hint) from cause
+
+
+def workdir_in_use(cx: sqlite3.Connection, workdirs: Sequence[str], but: int = 0) -> tuple[str, str] | None:
+    """Return the first of these that a job has which has not ended, with a sentence about that job; None without one.
+
+    The job with the number `but` does not count.
+    """
+    row = cx.execute(_CHOSEN_BY, (json.dumps(workdirs), but)).fetchone()
+    if row is None:
+        like_generated = [workdir for workdir in workdirs if _GENERATED.search(workdir)]
+        row = cx.execute(_GENERATED_FOR, (json.dumps(like_generated), but)).fetchone() if like_generated else None
+    if row is None:
+        return None
+    number, job_id, state, workdir = row
+    return workdir, f"The workdir {workdir} is that of job {number} [{job_id[:8]}], which has not ended: it is {state}."
 
 
 def _last_id(cx: sqlite3.Connection) -> int:

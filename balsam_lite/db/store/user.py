@@ -218,7 +218,7 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *
     workflow changes; `workdir` (below `data/`) says where it is from now on.
 
     Raises:
-        UnknownField, InvalidSpec, UnknownApp: nothing is changed.
+        UnknownField, UnknownApp; InvalidSpec, for a workdir that is another job's too: nothing is changed.
     """
     transaction.refuse("Changing jobs")
     stored = spec.check_job(values)
@@ -235,7 +235,21 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *
             from .insert import _check_apps
 
             _check_apps(cx, {stored["application"]})
+        if workdir is not None:
+            ids = list(ids)
+            _refuse_shared(cx, ids, stored["workdir"])
         return sum(_update(cx, sql, stored, piece) for piece in _pieces(list(ids)))
+
+
+def _refuse_shared(cx: sqlite3.Connection, ids: Sequence[int], workdir: str) -> None:
+    """Raise InvalidSpec if that working directory would be that of several jobs; there is no need to have a job's changed."""
+    from .insert import workdir_in_use
+
+    if len(set(ids)) > 1:
+        raise InvalidSpec(f"The workdir {workdir} would be that of {len(set(ids))} jobs; each needs another one.")
+    found = ids and workdir_in_use(cx, [workdir], but=ids[0])
+    if found:
+        raise InvalidSpec(found[1], hint="Choose another workdir, or wait until that job has ended.")
 
 
 def _update(cx: sqlite3.Connection, sql: str, stored: Mapping[str, Any], jobs: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
+from ... import outputs
 from ...errors import StagingFailed
 from ...spec import output_name
 from .files import explained, is_directory, is_same, part_name, shown
@@ -55,10 +56,18 @@ def _inputs(parent: Parent, glob: Glob) -> dict[str, str]:
     found = {}
     for path in glob.expand(parent.workdir):
         if not (_is_log(path) or (output and _is_attempt(path, output))):
-            target = _without_detour(os.path.join(parent.workdir, path))
+            target = _without_detour(_place_of(parent, path))
             if target is not None:
                 found[path] = target
     return found
+
+
+def _place_of(parent: Parent, path: str) -> str:
+    """Where a file of the parent is; its output may have been put aside by another job in the same directory."""
+    if path == output_name(parent.name):
+        is_generated = outputs.is_generated(parent.workdir, parent.job_id)
+        return outputs.find(parent.workdir, path, parent.job_id, is_generated)
+    return os.path.join(parent.workdir, path)
 
 
 def _check_that_none_is_missing(wanted: list[Glob], parents: Sequence[Parent], matched: set[Glob]) -> None:

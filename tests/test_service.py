@@ -569,17 +569,39 @@ def test_that_a_service_whose_lease_was_taken_submits_nothing(desk):
     assert desk.scheduler.submitted == []
 
 
-def test_that_the_service_ends_when_the_db_is_gone_for_long(desk, monkeypatch):
+def test_that_the_service_ends_when_a_shared_db_is_gone_for_long(desk, monkeypatch):
     from balsam_lite.errors import DatabaseBusy
 
     def broken():
         raise DatabaseBusy("busy")
 
     monkeypatch.setattr(desk.db, "write", broken)
+    monkeypatch.setattr(desk.db, "access", "shared")
     started = desk.clock.now
     with pytest.raises(LostLease, match="could not be used"):
         desk.service.run(desk.clock.sleep)
     assert SETTINGS.LEASE_EXPIRY_S <= desk.clock.now - started < SETTINGS.LEASE_EXPIRY_S + 30
+
+
+def test_that_the_service_goes_on_while_the_disk_of_a_local_db_is_full(desk, monkeypatch):
+    from balsam_lite.errors import DatabaseFull
+
+    def full():
+        raise DatabaseFull("The disk is full")
+
+    write = desk.db.write
+    monkeypatch.setattr(desk.db, "write", full)
+    end = desk.clock.now + 5 * SETTINGS.LEASE_EXPIRY_S
+
+    def wait(seconds):
+        desk.clock.sleep(seconds)
+        if desk.clock.now > end:
+            monkeypatch.setattr(desk.db, "write", write)
+            desk.service.stop("told to")
+
+    desk.service.run(wait)
+    with desk.db.read() as cx:
+        assert "The disk is full" in cx.execute("SELECT note FROM lease").fetchone()[0]
 
 
 def test_that_the_service_stops_when_the_db_was_removed(desk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from helpers import wait_until
-from launching import Bench
+from launching import Bench, alive
 
-from balsam_lite.db import filesystem, reasons
-from balsam_lite.errors import LaunchError, MachineTrouble, SpawnFailed
+from balsam_lite.db import filesystem, location, reasons
+from balsam_lite.errors import DatabaseFull, LaunchError, MachineTrouble, SpawnFailed
 from balsam_lite.launcher.trouble import Machine, Pause
 
 
@@ -132,6 +133,79 @@ def test_that_the_steps_of_a_job_are_done_again_when_there_is_space(bench, tmp_p
         assert launcher.wait(60) == 0
         assert [state for state, _ in bench.history(job)][-1] == "JOB_FINISHED"
         assert bench.path(job, "copied").stat().st_size == 100_000
+
+
+# --- the DB's own disk ------------------------------------------------------------------------------------------------
+
+
+def test_that_runs_outlast_a_full_disk_of_the_db_and_their_ends_are_recorded_when_there_is_space(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        bench = Bench(disk)
+        log = Path(bench.directory, "log")
+        log.rmdir()
+        (tmp_path / "log").mkdir()
+        log.symlink_to(tmp_path / "log")
+        go_on = tmp_path / "go on"
+        bench.shell("long", f"while ! [ -e '{go_on}' ]; do echo >> {tmp_path}/pulse; sleep 0.05; done")
+        (job,) = bench.add([{"application": "long"}])
+        # Elsewhere somebody could take the lease of one that is silent for 1.5 s, so there it gives up after these.
+        launcher = bench.launch(BALSAM_LEASE_EXPIRY_S="3", BALSAM_KILL_GRACE_S="1")
+        bench.wait_for(job, "RUNNING")
+        wait_until((tmp_path / "pulse").exists)
+        ballast = fill(disk)
+        beats = (tmp_path / "pulse").stat().st_size
+        wait_until(lambda: (tmp_path / "pulse").stat().st_size > beats + 60)
+        go_on.touch()
+        wait_until(lambda: "The DB cannot be used" in log_of(bench))
+        assert launcher.poll() is None
+        ballast.unlink()
+        assert launcher.wait(30) == 0
+        assert bench.job(job)["attempt"] == 1
+        assert bench.states() == {"JOB_FINISHED": 1}
+        assert "The DB can be used again" in log_of(bench)
+        assert log_of(bench).count(f"The disk of {bench.directory} is full") == 1
+        bench.close()
+
+
+def test_that_on_a_shared_file_system_a_launcher_stops_its_runs_before_others_may_take_them(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        bench = Bench(disk)
+        bench.db = location.create(bench.directory, "shared")
+        pid = tmp_path / "pid"
+        bench.shell("long", f"echo $$ > {pid}; exec sleep 100")
+        (job,) = bench.add([{"application": "long"}])
+        launcher = bench.launch(BALSAM_LEASE_EXPIRY_S="6", BALSAM_KILL_GRACE_S="1")
+        bench.wait_for(job, "RUNNING")
+        number = int(wait_until(lambda: pid.exists() and pid.read_text()))
+        fill(disk)
+        assert launcher.wait(60) == 1
+        assert not alive(number)
+        bench.close()
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC])
+@pytest.mark.parametrize("text", ["database or disk is full", "disk I/O error", "unable to open database file"])
+def test_that_the_db_says_whether_the_disk_or_the_quota_is_used_up(bench, monkeypatch, code, text):
+    monkeypatch.setattr(filesystem, "try_to_write", lambda directory: OSError(code, os.strerror(code)))
+    with pytest.raises(DatabaseFull, match="quota for" if code == errno.EDQUOT else "nothing was written"):
+        with bench.db.write():
+            raise sqlite3.OperationalError(text)
+
+
+def test_that_a_command_on_a_full_disk_fails_with_the_reason_and_adds_nothing(tmp_path, balsam_argv):
+    with small_disk(tmp_path / "disk", inodes=40) as disk:
+        bench = Bench(disk)
+        bench.app("hello", "echo hello")
+        bench.db.close()
+        words = ["job", "--name", "x", "--workflow", "w", "--application", "hello", "--yes"]
+        ballast = fill(disk)
+        full = subprocess.run([*balsam_argv, "--db", bench.directory, *words], capture_output=True, text=True)
+        ballast.unlink()
+        assert full.returncode == 1
+        assert f"The disk of {bench.directory} is full; nothing was written." in full.stderr
+        assert full.stdout == ""
+        assert bench.states() == {}
+        bench.close()
 
 
 # --- data/ is not there ----------------------------------------------------------------------------------------------
@@ -270,7 +344,7 @@ def test_that_a_full_disk_a_lack_of_inodes_and_a_quota_are_told_apart(tmp_path):
         assert filesystem.why_unwritable(str(disk)) == ""
         ballast = fill(disk)
         (disk / "1").unlink()
-        assert "is full (0 KiB of 1 MiB are free)" in filesystem.why_unwritable(str(disk))
+        assert filesystem.why_unwritable(str(disk)) == f"The disk of {disk} is full"
         ballast.unlink()
 
 

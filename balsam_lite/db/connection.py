@@ -476,12 +476,26 @@ def _is_busy(exc: sqlite3.Error) -> bool:
     return "locked" in str(exc)
 
 
+def _why_full(text: str, directory: str) -> str:
+    """Return what SQLite could not write for want of, if that is why it failed; else "".
+
+    It reports only ENOSPC at a write as SQLITE_FULL; a quota, and a full disk at the start of the WAL's files, are an I/O error
+    or a file that cannot be opened (os_unix.c of SQLite 3.31 to 3.50).
+    """
+    if not any(words in text for words in ("full", "disk I/O", "unable to open")):
+        return ""
+    error = filesystem.try_to_write(directory)
+    reason = filesystem.why_full(directory, error.errno) if error else ""
+    return reason or (f"The disk of {directory} is full" if "full" in text else "")
+
+
 def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:
     text = str(exc)
     if _is_busy(exc):
         return DatabaseBusy(f"The DB {directory} is busy: {text}", hint="Try again.")
-    if "full" in text:
-        return DatabaseFull(f"The disk of {directory} is full; nothing was written.", hint="Free some space, try again.")
+    full = _why_full(text, directory)
+    if full:
+        return DatabaseFull(f"{full}; nothing was written.", hint="Free some space, try again.")
     unwritable = "unable to open" in text and os.path.isdir(directory) and not os.access(directory, os.W_OK)
     if unwritable or "readonly" in text or "read-only" in text:
         return DatabaseReadOnly(f"The DB {directory} cannot be written: {text}", hint="See the directory's permissions.")

@@ -144,11 +144,15 @@ _SAMPLE_BYTES = 64 * 1024
 
 
 def why_unwritable(directory: str) -> str:
-    """Write a small hidden file, remove it, and return why that failed; "" if it did not.
+    """Write a small hidden file, remove it, and return why that failed; "" if it did not."""
+    error = try_to_write(directory)
+    if error is None:
+        return ""
+    return why_full(directory, error.errno) or f"{directory} cannot be written: {error.strerror}"
 
-    The reason tells a full disk, a lack of inodes and a quota from each other. A quota of a project or directory may look like
-    a full disk (ext4(5) and xfs_quota(8) report it as ENOSPC).
-    """
+
+def try_to_write(directory: str) -> OSError | None:
+    """Write a small hidden file and remove it. Returns what went wrong, or None."""
     path = os.path.join(directory, f".balsam-part-{os.urandom(8).hex()}")
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -162,8 +166,8 @@ def why_unwritable(directory: str) -> str:
         finally:
             os.unlink(path)
     except OSError as exc:
-        return why_full(directory, exc.errno) or f"{directory} cannot be written: {exc.strerror}"
-    return ""
+        return exc
+    return None
 
 
 def is_short(directory: str) -> bool:
@@ -174,7 +178,10 @@ def is_short(directory: str) -> bool:
 
 
 def why_full(directory: str, code: int | None) -> str:
-    """Why nothing could be written there, if `code` (an errno) reports a full disk, no inodes or a quota; else ""."""
+    """Return why nothing could be written there, if `code` (an errno) reports a full disk, no inodes or a quota; else "".
+
+    A quota of a project or a directory may look like a full disk: xfs_quota(8) has ENOSPC for it.
+    """
     if code == errno.EDQUOT:
         return f"The quota for {directory} is used up"
     if code != errno.ENOSPC:
@@ -185,5 +192,5 @@ def why_full(directory: str, code: int | None) -> str:
         return f"The disk of {directory} is full"
     if found.f_files and not found.f_favail:
         return f"The disk of {directory} is out of inodes (it has {found.f_files}, one for each file and directory)"
-    free = found.f_bavail * found.f_frsize
-    return f"The disk of {directory} is full ({free // 1024} KiB of {found.f_blocks * found.f_frsize // 1024**2} MiB are free)"
+    free_mib = found.f_bavail * found.f_frsize // 2**20
+    return f"The disk of {directory} is full{f' ({free_mib} MiB are free: is there a quota?)' if free_mib else ''}"

@@ -13,11 +13,13 @@ import os
 import random
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
 from ..errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseReadOnly
 from ..identity import Holder
+from . import filesystem
 
 FILE_NAME = "session.lock"
 #: Who holds this one may take a dead holder's lock file away. One at a time, else the second takes the first one's new lock.
@@ -162,7 +164,8 @@ class SessionLock:
                 raise self._busy(waited)
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 1.5, 0.1)
-        threading.Thread(target=self._keep_touching, daemon=True).start()
+        with suppress(RuntimeError):  # too few threads for this user: a session takes far less time than its lock may
+            threading.Thread(target=self._keep_touching, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -186,8 +189,9 @@ class SessionLock:
             raise self._refused(exc) from exc
 
     def _refused(self, exc: OSError) -> DatabaseError:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DatabaseFull(f"The disk of {self._directory} is full; nothing was written.")
+        full = filesystem.why_full(self._directory, exc.errno)
+        if full:
+            return DatabaseFull(f"{full}; nothing was written.", hint="Free some space, try again.")
         if not os.path.isdir(self._directory):
             return DatabaseError(f"The DB {self._directory} is not there any more.")
         return DatabaseReadOnly(f"The DB {self._directory} cannot be locked: {exc}")

@@ -15,11 +15,12 @@ from ..clock import Clock
 from ..db import queries
 from ..db import reasons as notes
 from ..db.connection import Connection, Database
+from ..db.filesystem import LOCAL
 from ..db.store import claims, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
-from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble
+from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble, NotABalsamDB, SchemaMismatch
 from ..settings import Settings
 from .failpoints import failpoint
 from .nodes import Place, Pool
@@ -42,6 +43,8 @@ _CROWD, _BREATH_S = 8, 0.002
 _SHARED_SPACING, _STARVING_SPACING = 20, 5
 #: What waits and why is said this often at most, in seconds.
 _EXPLAIN_PERIOD_S = 10.0
+#: That the DB cannot be used is said this often at most, in seconds.
+_COMPLAINT_PERIOD_S = 60.0
 #: At the end, a DB that could not be written is tried again after so many seconds.
 _RETRY_PERIOD_S = 1.0
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
@@ -133,6 +136,7 @@ class Launcher:
         self._tick_costs = deque([0.001], maxlen=5)
         self._idle_since: float | None = None
         self._failing_since: float | None = None
+        self._complain_at = 0.0  # once more about the DB
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
         #: What waits that this launcher will not take, and why, when somebody last asked `why_nothing_runs`.
@@ -203,6 +207,8 @@ class Launcher:
             self._explain_idleness(started)
         if starts:
             self.pause.try_again(started, len(given.to_run) + len(given.steps), self._good_starts)
+        if self._failing_since is not None:
+            log.info("The DB can be used again, after %.0f s.", started - self._failing_since)
         self._failing_since, self._has_freed = None, False
         self._news, self._wants_more = False, room.is_used_up and not self.pause.reason
         self._last_tick = self._clock.monotonic()
@@ -550,11 +556,24 @@ class Launcher:
             raise _lost(exc) from exc
         self._last_tick = self._clock.monotonic()
         if self._failing_since is None:
-            self._failing_since = now
-            log.error("The DB cannot be used, trying on: %s", exc)
-        silent_s = self._last_tick - self._last_heartbeat
-        if silent_s > self._silence_s:
-            raise LostLease(f"The DB could not be used for {self._last_tick - self._failing_since:.0f} s: {exc}")
+            self._failing_since = self._complain_at = now
+        failing_s = self._last_tick - self._failing_since
+        if now >= self._complain_at:
+            self._complain_at = now + _COMPLAINT_PERIOD_S
+            log.error("The DB cannot be used%s, trying on: %s", f" for {failing_s:.0f} s" if failing_s >= 1 else "", exc)
+        if self._last_tick - self._last_heartbeat > (float("inf") if self._may_outlast(exc) else self._silence_s):
+            raise LostLease(f"The DB could not be used for {failing_s:.0f} s: {exc}")
+
+    def _may_outlast(self, exc: DatabaseError) -> bool:
+        """Whether to go on with a DB that cannot be used for long: on this host nobody takes the lease of a living process.
+
+        But not for nothing: without a run, a step or an end to record it goes on as long as in other trouble.
+        """
+        if self._db.access != LOCAL or isinstance(exc, (NotABalsamDB, SchemaMismatch)):
+            return False
+        has_work = bool(len(self._runner) or len(self._steps) or self._has_ends)
+        is_short = self._last_tick - self._last_heartbeat < self._settings.TROUBLE_TTL_S
+        return has_work or is_short or self._limits.idle_ttl_s is None
 
 
 def _lost(exc: DatabaseGone) -> LostLease:

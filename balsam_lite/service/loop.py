@@ -20,10 +20,11 @@ from ..db import reasons as reasons_of_launchers
 from ..db.batch_queries import BatchRow
 from ..db.connection import Connection, Database
 from ..db.demand import Work
+from ..db.filesystem import LOCAL
 from ..db.store import batch_jobs, leases, reservations
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
-from ..errors import DatabaseError, InputError, LostLease, PollFailed, SchedulerError
+from ..errors import DatabaseError, InputError, LostLease, NotABalsamDB, PollFailed, SchedulerError, SchemaMismatch
 from ..identity import Holder
 from ..launcher import mpirun
 from ..launcher.reaper import reap_dead
@@ -203,7 +204,9 @@ class Service:
         now = self._clock.monotonic()
         self._failed(f"The DB cannot be used, trying on: {exc.message}")
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if now - self._failing_since > self._settings.LEASE_EXPIRY_S:
+        # On this host nobody takes the lease of a living process.
+        may_pass = self._db.access == LOCAL and not isinstance(exc, (NotABalsamDB, SchemaMismatch))
+        if now - self._failing_since > self._settings.LEASE_EXPIRY_S and not may_pass:
             raise LostLease(f"The DB could not be used for {now - self._failing_since:.0f} s: {exc.message}")
 
     def turn(self) -> bool:

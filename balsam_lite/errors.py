@@ -157,6 +157,10 @@ class SchemaMismatch(DatabaseError):
     """The DB was written by another version of balsam_lite."""
 
 
+class CopiedDatabase(DatabaseError):
+    """The DB is a copy that nobody has made a DB of its own yet."""
+
+
 class UnsafeFilesystem(DatabaseError):
     """The DB lies on a file system that it was not set up for."""
 

@@ -866,7 +866,7 @@ def test_that_an_old_db_that_cannot_be_given_up_stays_the_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "old"]
 
 
-def fail(*_: object) -> None:
+def fail(*_: object, **options: object) -> None:
     raise BalsamError("the disk is full")
 
 

@@ -10,7 +10,7 @@ import click
 from ..db import connection, location
 from ..errors import BalsamError
 from . import layout
-from .common import warn
+from .common import say, warn
 from .group import BalsamCommand, PathCommand, option
 
 
@@ -29,7 +29,7 @@ def init(path: str, access: str | None) -> None:
         source balsamactivate my-db
     """
     is_new = not location.is_db(os.path.expanduser(path))
-    db = location.create(path, access)
+    db = location.create(path, access, say)
     copy_templates(db)
     said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
     shown = layout.one_line(db.directory)

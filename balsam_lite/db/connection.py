@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from .. import loading
 from ..errors import (
     BalsamError,
+    CopiedDatabase,
     DatabaseBusy,
     DatabaseError,
     DatabaseFull,
@@ -32,7 +33,7 @@ from ..errors import (
     NotABalsamDB,
     UnsafeFilesystem,
 )
-from . import filesystem, migrations, schema
+from . import binding, filesystem, migrations, schema
 
 if TYPE_CHECKING:
     from .session import SessionLock
@@ -257,10 +258,12 @@ class Database:
         if self.access == filesystem.LOCAL:
             self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
-    def upgrade(self, allow: Callable[[Connection], None] = lambda cx: None) -> None:
+    def upgrade(
+        self, allow: Callable[[Connection], None] = lambda cx: None, then: Callable[[Connection], None] = lambda cx: None
+    ) -> None:
         """Make an empty file a database, and bring an older one to this program's schema version.
 
-        `allow` may raise, if there is an older one. It is called inside the transaction.
+        Both are called inside the transaction: `allow`, which may raise, if there is an older one, and at the end `then`.
         """
         self.close()
         self._is_upgrading = True
@@ -272,6 +275,7 @@ class Database:
                     if 0 < migrations.version_of(cx) < schema.VERSION:
                         allow(cx)
                     migrations.migrate(cx)
+                    then(cx)
         finally:
             self._is_upgrading = False
             self.close()
@@ -360,7 +364,7 @@ class Database:
         return thread.connection
 
     def _open(self) -> sqlite3.Connection:
-        path = _quoted(self.path)
+        path = quoted(self.path)
         self._thread().file = self._file_there()
         try:
             cx = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0, isolation_level=None, factory=_Connection)
@@ -383,6 +387,12 @@ class Database:
             return
         migrations.refuse_unready(migrations.version_of(cx), self.directory)
         if self.access == filesystem.LOCAL:
+            if binding.judge(cx, self.path) == binding.COPY:
+                raise CopiedDatabase(
+                    f"The DB {self.directory} is a copy: it was {binding.recorded(cx)}.",
+                    hint=f"`balsam init {self.directory}` makes it a DB of its own, and frees the jobs that launchers had.\n"
+                    "Unless it is a backup by `balsam db backup`, it may lack what was written last.",
+                )
             self._choose_checkpoints(cx)
 
     def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
@@ -452,7 +462,7 @@ def file_at(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _quoted(path: str) -> str:
+def quoted(path: str) -> str:
     """`path` for a file: URI (https://sqlite.org/uri.html). `urllib.parse` would take long to import."""
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 

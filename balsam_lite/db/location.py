@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import BalsamError, DatabaseBusy, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
 from ..settings import Settings, SettingsWarning
-from . import connection, filesystem, registry
+from . import binding, connection, filesystem, registry
 from .connection import Database
 from .small_files import write_json
 
@@ -113,16 +113,17 @@ def _marked(directory: str) -> dict[str, Any]:
 # --- creating ---------------------------------------------------------------------------------------------------------
 
 
-def create(directory: str, access: str | None = None) -> Database:
+def create(directory: str, access: str | None = None, say: Callable[[str], None] = lambda text: None) -> Database:
     """Create a DB in `directory`, or bring the one that is there up to date, and remember it as known.
 
-    `access` is "local" or "shared"; None asks the file system. Opens its own write transaction.
+    `access` is "local" or "shared"; None asks the file system. `say` hears what was done with a copy. Opens its own write
+    transaction.
 
     Raises:
         InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
         DatabaseBusy: it is of an older version, and somebody is at work there.
     """
-    database = set_up(directory, access)
+    database = set_up(directory, access, say)
     try:
         remember(database.directory)
     except BalsamError as exc:  # the DB is there all the same, and can be named by its path
@@ -130,7 +131,7 @@ def create(directory: str, access: str | None = None) -> Database:
     return database
 
 
-def set_up(directory: str, access: str | None = None) -> Database:
+def set_up(directory: str, access: str | None = None, say: Callable[[str], None] = lambda text: None) -> Database:
     """As `create`, but nobody remembers it."""
     if not directory:
         raise InputError("The path of the new DB is empty")
@@ -149,7 +150,11 @@ def set_up(directory: str, access: str | None = None) -> Database:
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
     database = Database(directory, access)
-    database.upgrade(lambda cx: _refuse_living(cx, directory))
+    said: list[str] = []
+    database.upgrade(lambda cx: _refuse_living(cx, directory), lambda cx: said.append(_bind(cx, database)))
+    if said[0]:
+        write_json(os.path.join(directory, MARKER), {"access": access, "id": os.urandom(16).hex()})
+        say(said[0])
     return database
 
 
@@ -171,6 +176,47 @@ def _refuse_living(cx: connection.Connection, directory: str) -> None:
             hint="Stop them (`balsam service stop`; a launcher ends with Ctrl-C) and all programs that have the DB open; then "
             "try again. One that has died on another host counts as dead after LEASE_EXPIRY_S.",
         )
+
+
+def _bind(cx: connection.Connection, database: Database) -> str:
+    """Bind the DB to its file, after making a copy a DB of its own. Returns what was done with a copy, in words."""
+    bound, judged = binding.recorded(cx), binding.judge(cx, database.path)
+    said = ""
+    if (
+        bound
+        and judged == binding.COPY
+        and (
+            database.access == filesystem.LOCAL
+            or bound.inode == binding.NO_INODE
+            or _is_second_place(database.directory, bound.path)
+        )
+    ):
+        from ..clock import SystemClock  # here, not above: see _refuse_living
+        from .store import copies
+
+        jobs, launchers, batch_jobs = copies.make_own(cx, SystemClock.now_us())
+        said = (
+            f"It is a copy ({bound}) and has an id of its own now. Freed from the original: {jobs} job(s) of {launchers} "
+            f"launcher(s) or service(s), {batch_jobs} batch job(s)."
+        )
+    if bound is None or judged != binding.SAME:
+        binding.record(cx, database.path)
+    return said
+
+
+def _is_second_place(directory: str, bound_path: str) -> bool:
+    """Whether the DB with the same marker lies in another directory too, in which what is made here does not show up."""
+    import tempfile
+
+    first = os.path.dirname(bound_path)
+    if not is_db(first) or not identity(directory) or identity(first) != identity(directory):
+        return False
+    handle, probe = tempfile.mkstemp(dir=directory, prefix=".balsam-probe-")
+    os.close(handle)
+    try:
+        return not os.path.lexists(os.path.join(first, os.path.basename(probe)))
+    finally:
+        os.unlink(probe)
 
 
 def _recorded_access(directory: str) -> str | None:

@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 
 from ..errors import BalsamError, DatabaseBusy, DatabaseError, DatabaseFull, InputError
 from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
-from . import connection, filesystem, migrations, queries
+from . import binding, connection, filesystem, migrations, queries
 from .connection import Database
 from .store import leases, tags
 
 # --- a copy -----------------------------------------------------------------------------------------------------------
 
 
-def backup(db: Database, path: str, *, force: bool = False) -> int:
+def backup(db: Database, path: str, *, force: bool = False, replaces: bool = False) -> int:
     """Copy the database, as it is at one moment, to the file `path`; returns its size in bytes.
+
+    The copy is marked as one, so that it cannot be used beside the original before `init`; unless it `replaces` that.
 
     The copy has another name until it is complete, checked and on the disk. On a local disk others go on meanwhile; on a
     shared file system they wait until it is read. Opens its own read transaction.
@@ -39,7 +41,7 @@ def backup(db: Database, path: str, *, force: bool = False) -> int:
     except OSError as exc:
         raise DatabaseError(f"The backup {path} cannot be written: {exc}") from exc
     try:
-        _copy(db, temporary, path)
+        _copy(db, temporary, path, replaces)
         os.chmod(temporary, os.stat(db.path).st_mode & 0o777)
         _sync(temporary)
         _refuse_path(db, path, force)  # somebody may have made it meanwhile
@@ -65,13 +67,14 @@ def _refuse_path(db: Database, path: str, force: bool) -> None:
         raise InputError(f"{path} exists already.", hint="Give another name, or --force to replace it.")
 
 
-def _copy(db: Database, temporary: str, path: str) -> None:
+def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
     target = sqlite3.connect(temporary, isolation_level=None)
     try:
         # Wherever it lies: alone, and in one file.
         target.execute("PRAGMA locking_mode = EXCLUSIVE")
         with db.read() as cx:
             cx.backup(target)
+        binding.record(target, temporary if replaces else db.path, None if replaces else binding.NO_INODE)
         target.execute("PRAGMA journal_mode = DELETE")
         found = target.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as exc:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..db import connection, filesystem, location, maintenance, registry, session
+from ..db import binding, connection, filesystem, location, maintenance, registry, session
 from ..db.connection import Database
 from ..db.registry import Entry
 from ..db.small_files import write_json
@@ -146,7 +146,7 @@ def _copy(db: Database, source: str, target: str) -> None:
     ours = shutil.ignore_patterns(*connection.FILES, f"{session.FILE_NAME}*")
     try:
         shutil.copytree(source, part, symlinks=True, ignore=ours)
-        maintenance.backup(db, os.path.join(part, connection.FILE_NAME))
+        maintenance.backup(db, os.path.join(part, connection.FILE_NAME), replaces=True)
         os.rename(part, target)
     except BaseException as exc:
         shutil.rmtree(part, ignore_errors=True)
@@ -165,6 +165,7 @@ def _change_paths(directory: str, old: str, new: str) -> list[str]:
     with db.session(), db.write() as cx:
         relocate.relocate(cx, old, new)
         apps = relocate.apps_with(cx, old)
+        binding.record(cx, db.path)
     db.close()
     return apps
 

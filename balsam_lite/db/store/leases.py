@@ -115,14 +115,15 @@ def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[int]:
     return reaped + [lease.id for lease in open_leases(cx) if is_dead(lease, now_us, expiry_s)]
 
 
-def reap(cx: sqlite3.Connection, lease: Lease, now_us: int) -> int:
+def reap(cx: sqlite3.Connection, lease: Lease, now_us: int, end_reason: str = "dead", counts_restart: bool = True) -> int:
     """Free what a dead holder held: RUNNING jobs go to RESTART_READY, or FAILED at their restart limit.
 
     The caller has made sure that no process of those jobs lives on this host. Returns how many jobs were freed.
     """
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
-    lost = [claims.Lost(facts, f"The {lease} is gone") for facts in rows if facts.state == states.RUNNING]
+    note = f"The {lease} is gone" if end_reason == "dead" else f"Freed from {lease}: {end_reason}"
+    lost = [claims.Lost(facts, note, counts_restart) for facts in rows if facts.state == states.RUNNING]
     claims.free_lost(cx, lost, now_us)
     claims.release(cx, lease.id, [facts.job for facts in rows if facts.state != states.RUNNING], now_us)
-    close_lease(cx, lease.id, now_us, "dead")
+    close_lease(cx, lease.id, now_us, end_reason)
     return len(rows)

@@ -1,0 +1,36 @@
+"""What a copy of a DB must not believe: the launchers and batch jobs of the original are not at work in it."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import NamedTuple
+
+from ... import states
+from .. import binding
+from ..schema import sql_list
+from . import batch_jobs, leases
+
+_REASON = "this DB is a copy, and the original goes on"
+
+
+class Freed(NamedTuple):
+    """What a copy has let go of."""
+
+    jobs: int
+    launchers: int
+    batch_jobs: int
+
+
+def make_own(cx: sqlite3.Connection, now_us: int) -> Freed:
+    """Make a copy a DB of its own: draw a new id, close the leases and batch jobs of the original, free the jobs.
+
+    RUNNING jobs go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
+    """
+    found = leases.open_leases(cx)
+    jobs = sum(leases.reap(cx, lease, now_us, _REASON, counts_restart=False) for lease in found)
+    cx.execute(
+        f"""UPDATE job SET queued_launch_id = NULL
+            WHERE queued_launch_id IS NOT NULL AND state NOT IN ({sql_list(states.END_STATES)})"""
+    )
+    binding.renew_id(cx)
+    return Freed(jobs, len(found), batch_jobs.disown(cx, "it belongs to the DB of which this one is a copy", now_us))

@@ -78,6 +78,12 @@ class Site:
         assert found is not None
         return found
 
+    def turn(self, knob: str, value: object) -> None:
+        """Set a knob of a fake; see `fakebin/batch.py`. "" sets it back."""
+        folder = Path(os.environ["FAKE_BATCH"], "knobs")
+        folder.mkdir(exist_ok=True)
+        (folder / knob).write_text(str(value))
+
     def command(self, name: str, shell_text: str) -> str:
         """A program to be used instead of one of the scheduler's."""
         path = self.folder / name
@@ -100,6 +106,7 @@ class Kind(NamedTuple):
     tells_cancelled: bool = True  # that it was cancelled, of one that ran
     tells_exit_code: bool = True
     queue: str = "debug"
+    is_fake: bool = False  # one that has knobs; see `fakebin/batch.py`
 
 
 _TWICE = "print(text * 2)"
@@ -123,7 +130,7 @@ def _fake(folder: str, **variables: str) -> Callable[..., Iterator[None]]:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         yield
-        for path in batch.glob("*.json"):
+        for path in batch.rglob("*.json"):
             path.unlink()  # their processes see it, end what runs, and leave
         wait_until(lambda: not _processes_of(batch), 20, 0.05)
 
@@ -132,7 +139,7 @@ def _fake(folder: str, **variables: str) -> Callable[..., Iterator[None]]:
 
 def _processes_of(batch: Path) -> list[str]:
     """The processes of the batch jobs in that directory, by their environment."""
-    mark = f"FAKE_BATCH={batch}\0".encode()
+    mark = f"FAKE_BATCH={batch}".encode()
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -172,26 +179,32 @@ def _wrappers(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.M
 
 
 _COBALT_HEADER = ("#COBALT -n {nodes}", "#COBALT -t {minutes}", "#COBALT -q training")
+_SLURM_HEADER = ("#SBATCH --nodes={nodes}", "#SBATCH --time={minutes}")
 _PBS_HEADER = ("#PBS -l select={nodes}", "#PBS -l walltime={minutes}:00", "#PBS -q training")
 
 SITES = (
     Kind("local", "LocalScheduler", (), "", "", "", _local, nodes=1, queue="training"),
     Kind(
         "cobalt", "CobaltScheduler", _COBALT_HEADER, "qstat", "qsub", _TWICE,
-        _fake("cobalt", FAKE_COBALT_MACHINE="cluster"), queue="training",
+        _fake("cobalt", FAKE_COBALT_MACHINE="cluster"), queue="training", is_fake=True,
     ),
     Kind(
         "theta", "CobaltScheduler", _COBALT_HEADER, "qstat", "qsub", _TWICE,
-        _fake("cobalt", FAKE_COBALT_MACHINE="cray"), queue="training",
+        _fake("cobalt", FAKE_COBALT_MACHINE="cray"), queue="training", is_fake=True,
     ),
-    Kind("pbs", "PBSScheduler", _PBS_HEADER, "qstat", "qsub", _JOBS_TWICE, _fake("pbs"), queue="training"),
+    Kind(
+        "pbs", "PBSScheduler", _PBS_HEADER, "qstat", "qsub", _JOBS_TWICE, _fake("pbs"), queue="training", is_fake=True,
+    ),
     Kind(
         "torque", "PBSScheduler", _PBS_HEADER, "qstat", "qsub", _TWICE, _fake("pbs", FAKE_PBS="torque"),
-        tells_cancelled=False, queue="training",
+        tells_cancelled=False, queue="training", is_fake=True,
     ),
     Kind(
-        "slurm", "SlurmScheduler", ("#SBATCH --nodes={nodes}", "#SBATCH --time={minutes}"), "squeue", "sbatch", _TWICE,
-        _slurm,
+        "slurm-fake", "SlurmScheduler", _SLURM_HEADER, "squeue", "sbatch", _TWICE,
+        _fake("slurm", FAKE_SLURM_CLUSTERS="red blue"), is_fake=True,
+    ),
+    Kind(
+        "slurm", "SlurmScheduler", _SLURM_HEADER, "squeue", "sbatch", _TWICE, _slurm,
     ),
     Kind(
         "wrappers", "PBSScheduler", ("#PBS -l nodes={nodes}", "#PBS -l walltime={minutes}:00"), "qstat", "qsub", _TWICE,

@@ -1,5 +1,5 @@
 """What the program expects of every scheduler, tried on all of them: the local queue, a real Slurm, the same through PBS's
-commands, and the fakes of Cobalt (as on a cluster and as on a Cray), of OpenPBS and of Torque."""
+commands, and the fakes of Cobalt (as on a cluster and as on a Cray), of OpenPBS, of Torque and of Slurm."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ import slurm_cluster
 from helpers import wait_until
 from sites import SITES, Kind, Site
 
+from balsam_lite.clock import SystemClock
 from balsam_lite.db import batch_queries, location
+from balsam_lite.db.store import apps, insert, leases
 from balsam_lite.errors import PollFailed, SubmitFailed, SubmitUncertain
+from balsam_lite.identity import Holder
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.submission import LaunchRequest, cancel, refresh, submit_launch
+from balsam_lite.service import loop
+from balsam_lite.service.policy import Queue, Range
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +209,7 @@ def test_that_a_status_command_in_trouble_changes_nothing(site: Site, db: locati
     command = site.command("trouble", TROUBLE[trouble]) if TROUBLE[trouble] else "/nonexistent/status"
     started = time.monotonic()
     troubled = site.scheduler(SCHEDULER_STATUS_EXE=command, SCHEDULER_TIMEOUT_S=2.0)
-    if trouble == "prints nothing" and site.kind.name == "slurm":
+    if trouble == "prints nothing" and site.kind.scheduler == "SlurmScheduler":
         # squeue without a heading says so where there is nothing; its past is asked for, and then it is gone
         troubled.poll({"999999": ""})
         return
@@ -251,6 +256,177 @@ def test_that_a_submission_whose_command_hangs_after_it_was_accepted_is_found_by
     site.wait_until_up("launch")
     refresh(db, site.scheduler())
     assert rows(db)[0]["scheduler_id"] == (site.folder / "said").read_text().strip()
+
+
+# --- a batch system that behaves badly --------------------------------------------------------------------------------
+
+with_knobs = pytest.mark.parametrize(
+    "site", [kind for kind in SITES if kind.is_fake], indirect=True, ids=lambda kind: kind.name
+)
+slurm_fake = pytest.mark.parametrize(
+    "site", [kind for kind in SITES if kind.name == "slurm-fake"], indirect=True, ids=lambda kind: kind.name
+)
+ABSENCE_US = submission.ABSENCE_TIMEOUT_S * 1_000_000
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+@with_knobs
+def test_that_a_batch_job_that_is_listed_late_is_open_all_the_time(site: Site, db: location.Database) -> None:
+    site.turn("LAG", 3)
+    site.turn("FAIL", "sacct")  # where it has the batch job, nothing is missing
+    submit_launch(db, site.settings, request(site), site.scheduler())
+    row = refresh(db, site.scheduler())[0]
+    assert (row["state"], row["ended"], row["absent"] is None) == ("submitted", None, False)
+    row = wait_until(
+        lambda: next((row for row in refresh(db, site.scheduler()) if row["state"] == base.RUNNING), None), 30, 0.2
+    )
+    assert (row["reason"], row["absent"]) == ("", None)
+    site.release("launch")
+    wait_until(lambda: refresh(db, site.scheduler()) == [], 60, 0.2)
+
+
+@with_knobs
+def test_that_a_batch_job_that_one_answer_leaves_out_is_not_gone_and_can_be_cancelled(
+    site: Site, db: location.Database
+) -> None:
+    row = submit_launch(db, site.settings, request(site), site.scheduler())
+    site.wait_until_up("launch")
+    wait_until(lambda: refresh(db, site.scheduler())[0]["state"] == base.RUNNING, 30, 0.2)
+    site.turn("FAIL", "sacct")
+    site.turn("OMIT", 1)
+    (left_out,) = refresh(db, site.scheduler())
+    assert (left_out["state"], left_out["ended"]) == (base.RUNNING, None)
+    assert left_out["absent"] is not None
+    (listed,) = refresh(db, site.scheduler())
+    assert (listed["state"], listed["absent"], listed["reason"]) == (base.RUNNING, None, "")
+    site.turn("OMIT", 1)
+    cancel(db, site.scheduler(), row["id"])
+    site.turn("OMIT", 0)
+    wait_until(lambda: refresh(db, site.scheduler()) == [], 60, 0.2)
+
+
+@with_knobs
+def test_that_one_that_was_left_out_for_two_minutes_comes_back(site: Site, db: location.Database) -> None:
+    row = submit_launch(db, site.settings, request(site), site.scheduler())
+    site.wait_until_up("launch")
+    site.turn("OMIT", f"1000 {row['scheduler_id'].partition('.')[0]}")
+    site.turn("FAIL", "sacct")
+    refresh(db, site.scheduler(), now_us())
+    assert refresh(db, site.scheduler(), now_us() + ABSENCE_US)[0]["state"] == base.GONE
+    site.turn("OMIT", 0)
+    (back,) = refresh(db, site.scheduler(), now_us() + 2 * ABSENCE_US)
+    assert (back["state"], back["ended"]) == (base.RUNNING, None)
+
+
+@with_knobs
+def test_that_a_refused_submission_and_one_too_many_say_why_and_are_one_row_when_tried_again(
+    site: Site, db: location.Database
+) -> None:
+    site.turn("REFUSE", "no allocation for you")
+    for _ in range(2):
+        with pytest.raises(SubmitFailed, match="no allocation for you"):
+            submit_launch(db, site.settings, request(site), site.scheduler())
+    site.turn("REFUSE", "")
+    site.turn("LIMIT", 1)
+    first = submit_launch(db, site.settings, request(site), site.scheduler())
+    with pytest.raises(SubmitFailed, match="limit"):
+        submit_launch(db, site.settings, request(site), site.scheduler())
+    assert [(row["state"], row["tries"]) for row in rows(db)] == [("submitted", 3), ("submission-failed", 1)]
+    assert first["reason"] == ""
+
+
+@with_knobs
+def test_that_a_command_that_hangs_or_finds_no_server_leaves_everything_as_it_was(site: Site, db: location.Database) -> None:
+    row = submit_launch(db, site.settings, request(site), site.scheduler())
+    site.wait_until_up("launch")
+    refresh(db, site.scheduler())
+    before = rows(db)
+    scheduler = site.scheduler(SCHEDULER_TIMEOUT_S=5.0)
+    cancel_command = "scancel" if site.kind.scheduler == "SlurmScheduler" else "qdel"
+    for knob in ("HANG", "FAIL"):
+        site.turn(knob, cancel_command)
+        with pytest.raises(base.CancelFailed):
+            cancel(db, scheduler, row["id"])
+        site.turn(knob, site.kind.status_command)
+        with pytest.raises(PollFailed):
+            refresh(db, scheduler, now_us() + 10 * ABSENCE_US)
+        site.turn(knob, "")
+    assert rows(db) == before
+
+
+@with_knobs
+def test_that_a_service_with_one_launch_at_most_submits_one_whatever_the_listings_leave_out(
+    site: Site, db: location.Database
+) -> None:
+    with db.write() as cx:
+        apps.add_app(cx, {"name": "a", "executable": "true"})
+        lease = leases.open_lease(cx, loop.KIND, Holder.current(), "", now_us())
+    insert.add_jobs(db, [{"application": "a", "wall_time_minutes": 50} for _ in range(100)])
+    site.turn("LAG", 2)
+    site.turn("FAIL", "sacct")
+    queue = Queue(site.kind.queue, True, 1, (Range(1, 1, 1, 60),))
+    service = loop.Service(db, site.settings, (queue,), site.scheduler(), lease, SystemClock())
+    assert service.turn()
+    assert not service.turn()
+    site.wait_until_up("launch")
+    wait_until(lambda: not service.turn() and rows(db)[0]["state"] == base.RUNNING, 30, 0.2)
+    site.turn("OMIT", 3)
+    assert [service.turn() for _ in range(5)] == [False] * 5
+    assert [(row["state"], row["ended"]) for row in rows(db)] == [(base.RUNNING, None)]
+    with db.read() as cx:
+        assert cx.execute("SELECT count(*) FROM job WHERE queued_launch_id = 1").fetchone()[0] >= 1
+
+
+@slurm_fake
+def test_that_the_end_is_learned_from_an_accounting_that_hung_when_it_came(
+    site: Site, db: location.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SLURM_LISTED_S", "0")
+    Path(db.directory, "contract.tmpl").write_text("#!/bin/bash\nexit 3\n")
+    site.turn("HANG", "sacct")
+    submit_launch(db, site.settings, request(site), site.scheduler())
+    scheduler = site.scheduler(SCHEDULER_TIMEOUT_S=5.0)
+    row = wait_until(lambda: next((row for row in refresh(db, scheduler) if row["absent"]), None), 30, 0.2)
+    assert row["ended"] is None
+    refresh(db, scheduler, now_us() + ABSENCE_US)
+    assert rows(db)[0]["state"] == base.GONE
+    site.turn("HANG", "")
+    refresh(db, scheduler, now_us() + 2 * ABSENCE_US)
+    (row,) = rows(db)
+    assert (row["state"], row["exit_code"], row["absent"]) == (base.FAILED, 3, None)
+    assert row["started"] <= row["ended"] <= now_us()
+
+
+@slurm_fake
+def test_that_a_launch_on_another_cluster_is_followed_and_cancelled_there(site: Site, db: location.Database) -> None:
+    here = submit_launch(db, site.settings, request(site), site.scheduler())
+    site.wait_until_up("launch")
+    there = submit_launch(db, site.settings, request(site)._replace(sched_flags="-M red"), site.scheduler())
+    assert (here["scheduler_id"], here["cluster"]) == (there["scheduler_id"], "") == ("1001", "")
+    assert there["cluster"] == "red"
+    wait_until(lambda: {row["state"] for row in refresh(db, site.scheduler())} == {base.RUNNING}, 30, 0.2)
+    cancel(db, site.scheduler(), there["id"])
+    wait_until(lambda: len(refresh(db, site.scheduler())) == 1, 60, 0.2)
+    assert [row["state"] for row in rows(db)] == [base.RUNNING, base.CANCELLED]
+
+
+@slurm_fake
+def test_that_a_submission_to_another_cluster_whose_command_hangs_is_found_there(site: Site, db: location.Database) -> None:
+    site.turn("HANG_AFTER", "sbatch")
+    with pytest.raises(SubmitUncertain):
+        submit_launch(
+            db,
+            site.settings,
+            request(site)._replace(sched_flags="--clusters=blue,red"),
+            site.scheduler(SCHEDULER_TIMEOUT_S=3.0),
+        )
+    site.turn("HANG_AFTER", "")
+    site.wait_until_up("launch")
+    refresh(db, site.scheduler())
+    assert (rows(db)[0]["scheduler_id"], rows(db)[0]["cluster"]) == ("1001", "blue")
 
 
 # --- the slides -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,23 @@
-"""A batch system in a directory, for the fakes of Cobalt's and PBS's commands. It really runs the scripts.
+"""A batch system in a directory, for the fakes of Cobalt's, PBS's and Slurm's commands. It really runs the scripts.
 
 FAKE_BATCH names the directory. There is no daemon: each batch job has a process from its submission to its end, which waits
 for free nodes, runs the script, ends it at its limit or when it is deleted, and leaves when the directory has gone. The
-commands themselves are in `fake_cobalt` and `fake_pbs`; this holds what has no dialect.
+commands themselves are in `fake_cobalt`, `fake_pbs` and `fake_slurm`; this holds what has no dialect.
 
 FAKE_BATCH_NODES      how many nodes there are [4]
 FAKE_BATCH_MINUTE_S   how many seconds a minute of wall time takes [60]
 FAKE_BATCH_KILL_S     seconds between SIGTERM and SIGKILL [5]
+
+Knobs make it behave badly. Each is a file FAKE_BATCH/knobs/NAME, which a test may change at any time, else a variable
+FAKE_BATCH_NAME, and means the same for all dialects:
+
+LAG          a new batch job is listed so many seconds after its submission
+OMIT         "COUNT [ID…]": so many answers leave those batch jobs out, or all; an answer counts the file down
+REFUSE       submissions are refused with this text
+LIMIT        a submission is refused while so many batch jobs have not ended
+HANG         these commands hang and do nothing
+HANG_AFTER   these commands hang when they have done what they were asked to
+FAIL         these commands fail with exit code 1 and say that there is no server
 """
 
 from __future__ import annotations
@@ -20,7 +31,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
@@ -54,6 +65,47 @@ def number_from(variable: str, default: float) -> float:
     return float(os.environ.get(variable, default))
 
 
+# --- knobs ------------------------------------------------------------------------------------------------------------
+
+
+def _knobs() -> Path:
+    return Path(os.environ.get("FAKE_BATCH_KNOBS") or Path(os.environ["FAKE_BATCH"], "knobs"))
+
+
+def knob(name: str) -> str:
+    """What the knob is set to; "" where it is not."""
+    try:
+        return (_knobs() / name).read_text().strip()
+    except FileNotFoundError:
+        return os.environ.get(f"FAKE_BATCH_{name}", "")
+
+
+class Refused(Exception):
+    """The submission is refused with these words; "" where the limit of batch jobs is reached."""
+
+
+def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """A command that hangs or fails as the knobs say."""
+    name = function.__name__
+
+    def run(argv: Sequence[str]) -> int:
+        if name in knob("FAIL").split():
+            print(f"{name}: cannot connect to server", file=sys.stderr)
+            return 1
+        if name in knob("HANG").split():
+            time.sleep(_LONGEST_LIFE_S)
+        code = function(argv)
+        sys.stdout.flush()
+        if name in knob("HANG_AFTER").split():
+            time.sleep(_LONGEST_LIFE_S)
+        return code
+
+    return run
+
+
+# --- the queue --------------------------------------------------------------------------------------------------------
+
+
 class Queue:
     """The batch jobs, a JSON file each."""
 
@@ -71,6 +123,20 @@ class Queue:
     def all(self) -> list[Job]:
         paths = sorted(self.directory.glob("*.json"), key=lambda path: int(path.stem))
         return [json.loads(path.read_text()) for path in paths]
+
+    def listed(self) -> list[Job]:
+        """Those that a status command tells of, in one answer."""
+        words = knob("OMIT").split()
+        if words:
+            with self.locked():
+                file = _knobs() / "OMIT"
+                if file.exists():
+                    file.write_text(" ".join([str(int(words[0]) - 1), *words[1:]]))
+        omits, lag_s = bool(words) and int(words[0]) > 0, float(knob("LAG") or 0)
+        return [
+            job for job in self.all()
+            if time.time() - job["submitted"] >= lag_s and not (omits and (not words[1:] or str(job["id"]) in words[1:]))
+        ]  # fmt: skip
 
     def get(self, number: int) -> Job | None:
         try:
@@ -92,7 +158,11 @@ class Queue:
         return {**job, **values}
 
     def add(self, job: Job) -> Job:
-        """Give it a number, and its process."""
+        """Give it a number. Raises Refused."""
+        if knob("REFUSE"):
+            raise Refused(knob("REFUSE"))
+        if knob("LIMIT") and sum(other["state"] != ENDED for other in self.all()) >= int(knob("LIMIT")):
+            raise Refused("")
         with self.locked():
             number = int((self.directory / "next").read_text()) if (self.directory / "next").exists() else 1001
             (self.directory / "next").write_text(str(number + 1))

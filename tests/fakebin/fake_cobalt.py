@@ -72,6 +72,7 @@ def minutes_of(text: str) -> int:
     return (days * 24 + hours) * 60 + minutes
 
 
+@batch.command
 def qsub(argv: Sequence[str]) -> int:
     parser = _options()
     first = parser.parse_args(list(argv))
@@ -85,7 +86,11 @@ def qsub(argv: Sequence[str]) -> int:
     wanted = parser.parse_args([*directives(script), *argv])
     queue = Queue()
     trouble = _trouble(wanted, len(queue.nodes))
-    return complain(trouble) if trouble else _submitted(queue, wanted, script, argv)
+    try:
+        return complain(trouble) if trouble else _submitted(queue, wanted, script, argv)
+    except batch.Refused as exc:
+        name = wanted.queue or "default"
+        return complain(str(exc) or f"The limit of {batch.knob('LIMIT')} jobs per user in the '{name}' queue has been reached")
 
 
 def _trouble(wanted: argparse.Namespace, nodes: int) -> str:
@@ -166,6 +171,7 @@ def _fields(job: Job, now: float) -> dict[str, str]:
     }  # fmt: skip
 
 
+@batch.command
 def qstat(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="qstat.py", allow_abbrev=False)
     parser.add_argument("-f", "--full", action="store_true")
@@ -176,7 +182,7 @@ def qstat(argv: Sequence[str]) -> int:
     parser.add_argument("-u", "--user")
     parser.add_argument("ids", nargs="*")
     wanted = parser.parse_args(list(argv))
-    live = [job for job in Queue().all() if job["state"] != batch.ENDED and "output" in job]
+    live = [job for job in Queue().listed() if job["state"] != batch.ENDED and "output" in job]
     found = [job for job in live if wanted.user in (None, job["user"])]
     if wanted.ids:
         for word in wanted.ids:
@@ -207,6 +213,7 @@ def _print_table(titles: Sequence[str], jobs: Sequence[Job]) -> None:
 # --- qdel, cqwait -----------------------------------------------------------------------------------------------------
 
 
+@batch.command
 def qdel(argv: Sequence[str]) -> int:
     if not argv:
         return complain("No Jobid(s) given")
@@ -226,6 +233,7 @@ def qdel(argv: Sequence[str]) -> int:
     return 0
 
 
+@batch.command
 def cqwait(argv: Sequence[str]) -> int:
     if not argv:
         return complain("No Jobid(s) given")

@@ -90,6 +90,7 @@ def _seconds(text: str) -> int:
     return seconds
 
 
+@batch.command
 def qsub(argv: Sequence[str]) -> int:
     parser = _options()
     first = parser.parse_args(list(argv))
@@ -107,7 +108,13 @@ def qsub(argv: Sequence[str]) -> int:
         return complain("qsub: Unknown queue", 170)
     if nodes < 1:
         return complain("qsub: Illegal attribute or resource value Resource_List.select", 19)
-    return _submitted(queue, wanted, nodes, resources, argv)
+    try:
+        return _submitted(queue, wanted, nodes, resources, argv)
+    except batch.Refused as exc:
+        name = wanted.q or _QUEUES[0]
+        return complain(
+            f"qsub: {exc}" if str(exc) else f"qsub: would exceed queue {name}'s per-user limit of jobs in 'Q' state", 188
+        )
 
 
 def _submitted(queue: Queue, wanted: argparse.Namespace, nodes: int, resources: dict[str, str], argv: Sequence[str]) -> int:
@@ -226,6 +233,7 @@ def _print_list(jobs: Sequence[Job]) -> None:
         )
 
 
+@batch.command
 def qstat(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="qstat", add_help=False, allow_abbrev=False, usage="qstat [-f] [-x] [-u user] [id…]")
     parser.add_argument("-f", action="store_true")
@@ -235,7 +243,7 @@ def qstat(argv: Sequence[str]) -> int:
         parser.add_argument("-F", choices=["json", "dsv"])
     parser.add_argument("ids", nargs="*")
     wanted = parser.parse_args(list(argv))  # prints the usage and exits with 2, as the real ones do
-    jobs = [job for job in Queue().all() if "output" in job]
+    jobs = [job for job in Queue().listed() if "output" in job]
     if _IS_TORQUE and wanted.x:
         print("<Data>" + "".join(f"<Job><Job_Id>{full_id(job)}</Job_Id></Job>" for job in jobs) + "</Data>")
         return 0
@@ -274,6 +282,7 @@ def _complaint(word: str, jobs: Sequence[Job], shown: Sequence[Job]) -> int:
 # --- qdel, pbsnodes ---------------------------------------------------------------------------------------------------
 
 
+@batch.command
 def qdel(argv: Sequence[str]) -> int:
     queue, code = Queue(), 0
     for word in argv:
@@ -287,6 +296,7 @@ def qdel(argv: Sequence[str]) -> int:
     return code
 
 
+@batch.command
 def pbsnodes(argv: Sequence[str]) -> int:
     queue = Queue()
     for name in queue.nodes:

@@ -803,7 +803,7 @@ def test_that_functions_that_share_a_directory_keep_their_results_apart(site, tm
     assert [job.result() for job in jobs] == [4, 9, 16]
     with pytest.raises(ValueError, match="attempt 1"):
         bad.result()
-    with pytest.raises(RemoteError, match="left no result"):
+    with pytest.raises(TaskFailed, match=r"ended with exit code 0 before its function returned"):
         silent.result()
     assert not list(site.path(silent.id).glob("*.json")), "what the programs had to know is of no use any more"
     with site.db.write() as cx:

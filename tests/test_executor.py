@@ -22,6 +22,20 @@ from balsam_lite.launcher.futures import BalsamExecutor, FutureTask
 MODULE = """
 import os, sys, time
 
+def wander(directory):
+    assert not os.path.exists("result.pkl")
+    for path, text in (("result.pkl", "mine"), (os.path.join(directory, "result.pkl"), "mine too")):
+        with open(path, "w") as file:
+            file.write(text)
+    os.chdir(directory)
+    return "came back"
+
+def vanish():
+    os._exit(0)
+
+def become_another():
+    os.execvp("true", ["true"])
+
 class Odd(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
@@ -367,14 +381,29 @@ def test_that_an_unreadable_call_says_so(bench, calls):
             future.result(30)
 
 
+def test_that_a_call_may_change_its_directory_and_have_a_result_of_its_own(bench, executor, calls, tmp_path):
+    future = executor.submit(calls.wander, str(tmp_path))
+    assert future.result(30) == "came back"
+    own = Path(future.path).with_name("result.pkl")
+    assert (own.read_text(), (tmp_path / "result.pkl").read_text()) == ("mine", "mine too")
+
+
+@pytest.mark.parametrize("how", ["vanish", "become_another"])
+def test_that_a_call_that_ends_without_a_result_has_failed_and_says_why(bench, executor, calls, how):
+    future = executor.submit(getattr(calls, how))
+    with pytest.raises(TaskFailed, match="ended with exit code 0 before its function returned"):
+        future.result(30)
+    assert future.job.state == "FAILED" and future.job.return_code == 0
+
+
 def test_that_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     """What an earlier attempt has left is not taken for the result of a later one."""
     monkeypatch.chdir(tmp_path)
-    call.write("result.pkl", call.Outcome(True, b"old"))
+    call.write(call.RESULT, call.Outcome(True, b"old"))
     outcome = call.run(call.Call([], None, b"nonsense"))
     assert not outcome.good
     assert "UnpicklingError" in outcome.trace
     monkeypatch.setattr(sys, "argv", ["call", "nosuch"])
     with pytest.raises(SystemExit, match="nosuch"):
         call.main()
-    assert not os.path.exists("result.pkl")
+    assert not os.path.exists(call.RESULT)

@@ -87,7 +87,9 @@ def test_that_the_log_names_the_module_and_jobs_by_their_name_and_short_id(bench
     user.delete(bench.db, [jobs[2]])  # its end can be recorded nowhere
     assert launcher.wait(60) == 0
     text = log.read_text()
-    for label, words in zip(labels, (": RUN_ERROR nonzero return 7", ": CREATED step failed", " is not this launcher's any more")):
+    for label, words in zip(
+        labels, (": RUN_ERROR nonzero return 7", ": CREATED step failed", " is not this launcher's any more")
+    ):
         assert re.search(rf"\|balsam_lite\.launcher\.loop:\d+\] Job {label}{words}", text), text
     assert "balsam_lite.launcher.main:" in text
     assert "balsam_lite.launcher:" not in text

@@ -59,10 +59,10 @@ def test_that_a_call_may_close_its_streams(trap, stream):
 
 
 def test_that_a_process_that_a_call_forks_leaves_no_result(trap):
-    code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('result.pkl', 'of-child.pkl'))"
+    code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('.balsam-result.pkl', 'of-child.pkl'))"
     call.write("call.pkl", call.Call([], None, pickle.dumps((exec, (code,), {}))))
     done = ended(interpreter.words(sys.executable, interpreter.CALL, "call.pkl"))
-    assert done.returncode == 1 and "No such file or directory: 'result.pkl'" in done.stderr
+    assert done.returncode == 1 and "No such file or directory: '.balsam-result.pkl'" in done.stderr
 
 
 SPAWNING = """

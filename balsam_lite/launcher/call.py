@@ -1,7 +1,7 @@
 """The program of a job of a BalsamExecutor, started as `interpreter` says with CALL: it runs one Python call.
 
-CALL is a file (see `Call`). What becomes of it is in `result.pkl` in the working directory (see `Outcome`), which appears
-there whole. The exit code is 1, and the traceback is printed, if the call raised. Nothing of Balsam is imported here but the
+CALL is a file (see `Call`). What becomes of it is in `.balsam-result.pkl` in the working directory (see `Outcome`), which
+appears there whole. The exit code is 1, and the traceback is printed, if the call raised. Nothing of Balsam is imported here but the
 errors, so that starting costs little more than Python itself.
 """
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-RESULT = "result.pkl"  # each call of an executor has a directory of its own
+from .interpreter import RESULT
 
 #: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run. Python's own
 #: `multiprocessing` calls it so in processes that it spawns, which therefore find its functions too.
@@ -78,8 +78,9 @@ def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> 
 
 def main() -> int:
     """Run the call that the command line names; the exit code."""
+    path = os.path.abspath(RESULT)  # now: the call may change the directory
     try:
-        os.unlink(RESULT)  # of an earlier attempt
+        os.unlink(path)  # of an earlier attempt
     except OSError:
         pass
     try:
@@ -90,7 +91,7 @@ def main() -> int:
     pid = os.getpid()
     outcome = run(call)
     if os.getpid() == pid:  # else it was forked by the call, and what comes back from it is nobody's result
-        write(RESULT, outcome)
+        write(path, outcome)
     tell(outcome.trace)
     return 0 if outcome.good else 1
 

@@ -15,7 +15,7 @@ from ..db.store.claims import Claim
 from ..errors import SpawnFailed, TemplateError
 from ..identity import Holder
 from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
-from . import gpus, interpreter, order, template
+from . import gpus, interpreter, order, report, template
 from .nodes import Place
 from .staging.links import Parent
 
@@ -167,6 +167,15 @@ def order_path(claim: Claim, context: Context) -> str:
     if claim.command_template and not _has_preamble(claim):
         return ""
     return f"{workdir(claim, context)}/{order.file_name(claim.job_id)}"
+
+
+def result_path(claim: Claim, context: Context) -> str:
+    """Return the file in which a Python function or call leaves its result, absolute; "" for any other program."""
+    if interpreter.starts(claim.executable, interpreter.CALL):
+        return f"{workdir(claim, context)}/{interpreter.RESULT}"
+    if interpreter.starts(claim.executable, interpreter.FUNCTION) and not claim.command_template:
+        return f"{workdir(claim, context)}/{report.file_name(claim.job_id)}"
+    return ""
 
 
 def make_order(claim: Claim, context: Context) -> order.Order:

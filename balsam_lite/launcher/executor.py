@@ -1,8 +1,8 @@
 """`BalsamExecutor`: Python's `concurrent.futures.Executor` whose calls are jobs.
 
 A call is a file below `data/<workflow>/.calls` of the DB and a job of the application `balsam-call`, whose argument is that
-file (`call` is the program). The result is `result.pkl` in the job's working directory. The file of the call is removed when
-the call has succeeded or was cancelled; that of one that failed stays, so that the job can be rerun.
+file (`call` is the program). The result is `.balsam-result.pkl` in the job's working directory. The file of the call is removed
+when the call has succeeded or was cancelled; that of one that failed stays, so that the job can be rerun.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         data = os.path.join(self.database.directory, location.DATA)
         for number, future in zip(numbers, futures):
             name = str(self._fields.get("name", future._task.name))
-            output = call.RESULT if self._application is None else spec.output_name(name)
+            output = interpreter.RESULT if self._application is None else spec.output_name(name)
             future.path = os.path.join(data, workdirs.get(number, ""), output)
             future.number = number
             future._fate = fate_of(self.database, number)

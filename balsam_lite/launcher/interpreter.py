@@ -13,6 +13,8 @@ _CODE = (
     "from balsam_lite.launcher.start import {what}; {what}()"
 )
 _HOOKS = "balsam_lite.launcher.start import hook"
+#: The file with the result of a call, in the job's working directory, which no other job has; hidden from what the call writes.
+RESULT = ".balsam-result.pkl"
 
 
 def words(python: str, what: str, *arguments: str) -> list[str]:
@@ -22,6 +24,11 @@ def words(python: str, what: str, *arguments: str) -> list[str]:
     ('python3', 'postprocess')
     """
     return [python, "-c", _CODE.format(what=what), *arguments]
+
+
+def starts(line: str | None, what: str) -> bool:
+    """Return whether the command line of an application starts FUNCTION or CALL."""
+    return line is not None and f"balsam_lite.launcher.start import {what};" in line
 
 
 def is_hook(command: str) -> bool:

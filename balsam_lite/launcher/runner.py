@@ -28,6 +28,7 @@ from .trouble import Machine
 _LAST_S = 3.0
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
+_NO_RESULT = "The program ended with exit code 0 before its function returned: by os._exit(), or as another program (os.exec…)"
 
 
 class _Run:
@@ -392,12 +393,24 @@ class LocalRunner:
         output = self._tail(run) if code else ""
         message = f"{message}: {output}" if output else message
         claim, trouble = run.claim, None
+        if result == states.RUN_DONE and run.told_us is None and self._has_no_result(claim):
+            result, message = states.RUN_ERROR, _NO_RESULT
         if result == states.RUN_ERROR and not run.stop_result:
             trouble = self._trouble_at_the_end()
             if trouble is not None:  # a restart, which counts: it may be this job that fills the disk
                 result, message = states.RESTART_READY, f"{trouble.message}, and so it ended: {message}"
         ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
         return Finished(ended, run.place, trouble=trouble)
+
+    def _has_no_result(self, claim: Claim) -> bool:
+        """Return whether the program is to leave a result, and has not."""
+        path = commands.result_path(claim, self._context)
+        if not path or os.path.lexists(path):
+            return False
+        try:
+            return os.path.basename(path) not in os.listdir(os.path.dirname(path))  # NFS may remember that it was not there
+        except OSError:
+            return True
 
     def _trouble_at_the_end(self) -> MachineTrouble | None:
         """Return the trouble because of which a run probably failed: nothing can be written where all jobs write."""

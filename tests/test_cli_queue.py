@@ -73,12 +73,19 @@ def test_that_launches_are_cancelled_by_our_number_and_by_the_schedulers_id(bals
     assert len(shown) == 2
 
 
-def test_that_a_submission_for_several_nodes_says_that_mpi4py_is_missing(
-    balsam: Balsam, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scheduler", ["SlurmScheduler", "LocalScheduler"])
+def test_that_a_submission_for_several_hosts_says_that_mpi4py_is_missing(
+    balsam: Balsam, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    for nodes, mode, is_warned in (("2", "mixed", True), ("2", "mpi", False), ("1", "serial", False)):
+    monkeypatch.setenv("BALSAM_SCHEDULER_CLASS", scheduler)
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for nodes, mode, needs_it in (("2", "mixed", True), ("2", "mpi", False), ("1", "serial", False)):
         code, _, err = balsam("submit-launch", "-n", nodes, "-t", "5", "-q", "training", "--job-mode", mode)
+        # The local scheduler's nodes are shares of this host.
+        is_warned = needs_it and scheduler != "LocalScheduler"
         assert code == 0 and ("on several nodes needs mpi4py" in err) == is_warned
 
 

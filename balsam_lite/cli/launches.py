@@ -141,7 +141,7 @@ def submit_launch(
         balsam submit-launch -n 1 -t 60 --job-mode=mpi --wf-filter test --dry-run
     """
     from ..db import batch_queries
-    from ..schedulers import submission
+    from ..schedulers import base, submission
     from ..settings import Settings
 
     db = open_db()
@@ -161,12 +161,13 @@ def submit_launch(
             upcoming = batch_queries.next_number(cx)
         click.echo(submission.render_script(db, settings, request, upcoming), nl=False)
         return
-    row = submission.submit_launch(db, settings, request)
+    scheduler = base.select(settings)
+    row = submission.submit_launch(db, settings, request, scheduler)
     from pprint import pformat
 
     click.echo(f"Submit OK: Qlaunch {pformat(submission.legacy_form(row), indent=4)}")
     _warn_if_idle(db, wf_filter, request.filter_tags)
-    if nodes > 1 and job_mode != "mpi" and row["scheduler"] != "LocalScheduler":
+    if nodes > 1 and job_mode != "mpi" and scheduler.name != "LocalScheduler":
         _warn_without_mpi4py(job_mode)
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 
+from .. import terminal
 from ..db import location
 from ..errors import BalsamError
 from ..settings import Settings
@@ -38,12 +39,22 @@ def set_up(db_directory: str, settings: Settings, kind: str = "launcher", echo: 
         raise BalsamError(f"The log {path} cannot be written: {exc}") from exc
     handlers: list[logging.Handler] = [file]
     if not sys.stderr.isatty() if echo is None else echo:
-        handlers.append(logging.StreamHandler())
+        handlers.append(_ToStderr())
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
     logging.raiseExceptions = False  # a full disk under the log must not stop the launcher
     return path
+
+
+class _ToStderr(logging.Handler):
+    """A handler for a stderr that may go away: a terminal that is closed, a pipe whose reader ends."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            terminal.write_stderr(self.format(record) + "\n")
+        except Exception:  # noqa: BLE001  # as logging's own handlers do
+            self.handleError(record)
 
 
 def _level(name: str) -> int:

@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 from typing import Protocol
 
-from .. import loading
+from .. import loading, terminal
 from ..clock import SECOND_US, Clock, SystemClock
 from ..db import batch_queries, location, reasons
 from ..db.batch_queries import BatchRow
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 #: So long may the submitter of this batch job need to write down its id, in seconds.
 _SUBMITTER_S = 5.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 #: A batch system tells every process of a batch job, and whoever started this one passes it on: one signal, heard twice.
 _SAME_SIGNAL_S = 1.0
@@ -187,8 +186,7 @@ def _run(
         # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
         gc.collect()
         gc.freeze()
-        for number in _STOP_SIGNALS:
-            signal.signal(number, stop)
+        terminal.handle_stop_signals(stop)
         try:
             return _guarded(launcher, spawner, company, db, lease, settings, clock)
         finally:
@@ -289,7 +287,7 @@ def _say(line: str) -> None:
     """Into the log, and on a terminal to the user too; elsewhere stderr has the log anyway."""
     log.info(line)
     if sys.stderr.isatty():
-        sys.stderr.write(line + "\n")
+        terminal.write_stderr(line + "\n")
 
 
 __all__ = ["LauncherOptions", "run_launcher"]

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Sequence
 from types import FrameType
 
-from .. import loading
+from .. import loading, terminal
 from ..errors import SpawnFailed
 from ..partitions import Partition, check_sum
 from ..programs import module_words, python_path
@@ -22,7 +22,6 @@ from .process import Alarm
 from .resources import LauncherOptions
 from .spawner import Companion
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: A child's end wakes this process; should that be missed, it looks after so many seconds.
 _PERIOD_S = 5.0
 
@@ -50,8 +49,7 @@ def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Parti
             for launcher in launchers:
                 launcher.signal(number)
 
-        for number in _STOP_SIGNALS:
-            signal.signal(number, pass_on)
+        terminal.handle_stop_signals(pass_on)
         try:
             offset = 0
             for part in parts:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from .. import terminal
 from ..db import queries
 from ..db.connection import Database
 from ..errors import BalsamError
@@ -36,7 +37,7 @@ class Progress:
             return wait
 
         def wait_and_show(seconds: float) -> None:
-            if time.monotonic() - self._shown_at >= self._PERIOD_S:
+            if self._on and time.monotonic() - self._shown_at >= self._PERIOD_S:
                 self._show()
             wait(seconds)
 
@@ -54,15 +55,18 @@ class Progress:
         waiting = sum(counts.get(state, 0) for state in (*queries.WAITING_STATES,))
         rate = (done + failed) / max(self._shown_at - self._started, 0.001)
         line = f"{done} done, {len(self._runner)} running, {waiting} waiting, {failed + timed_out} failed, {rate:.1f} jobs/s"
-        sys.stderr.write(f"\r{line[: _width()]:<{_width()}}")
-        sys.stderr.flush()
+        width = _width()
+        self._on = terminal.write_stderr(f"\r{line[:width]:<{width}}")  # not once more to a terminal that is closed
 
     def clear(self) -> None:
         """Leave the line."""
         if self._on:
-            sys.stderr.write(f"\r{'':{_width()}}\r")  # not every terminal knows escape sequences
-            sys.stderr.flush()
+            terminal.write_stderr(f"\r{'':{_width()}}\r")  # not every terminal knows escape sequences
 
 
 def _width() -> int:
-    return max((os.get_terminal_size(2).columns or 80) - 1, 1)
+    try:
+        columns = os.get_terminal_size(2).columns
+    except OSError:  # it is closed
+        columns = 0
+    return max((columns or 80) - 1, 1)

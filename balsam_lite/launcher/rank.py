@@ -12,7 +12,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
+from .. import terminal
 from ..clock import Clock, SystemClock
 from ..db.store.claims import Claim
 from ..errors import BalsamError, LaunchError
@@ -68,8 +70,9 @@ def _keep_files_to_ourselves() -> None:
 
 def _leave(link: MpiLink, together: bool, code: int) -> int:
     """End this process: with all the others where that can be, else at once."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # Python puts an end to handlers before its own
     if not together:
@@ -222,7 +225,7 @@ def _be_node(link: MpiLink, plan: Plan) -> int:
         try:
             together = server.serve(_hello())
         except Gone as exc:
-            sys.stderr.write(f"balsam launcher on {os.uname().nodename}: {exc}\n")
+            terminal.write_stderr(f"balsam launcher on {os.uname().nodename}: {exc}\n")
             together = False
         hands.dismiss_guard()
     post.close()

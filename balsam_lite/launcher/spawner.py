@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 from ..errors import LaunchError, SpawnFailed
 
-#: Python ignores SIGPIPE and SIGXFSZ, and programs inherit what is ignored; these get the system's default back.
-_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
+#: Programs inherit what is ignored; these get the system's default back. Python ignores SIGPIPE and SIGXFSZ, nohup and shells
+#: may have ignored SIGHUP and SIGINT for the launcher: a job must not depend on how that was started.
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT)
 _OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 #: So many programs are being started at once, at most.

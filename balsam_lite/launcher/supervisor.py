@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+from .. import terminal
 from ..errors import LaunchError
 from ..identity import Holder
 from ..processes import RUN_VARIABLE
@@ -34,8 +35,6 @@ from .resources import LauncherOptions, Resources
 from .spawner import Piped
 
 log = logging.getLogger(__name__)
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 #: Before what rank 0 tells us on its stdout.
 _TOKEN = "@balsam "
@@ -90,7 +89,10 @@ class Plan(NamedTuple):
 
 def report(**news: object) -> None:
     """In a rank: tell the supervisor something. Rank 0 says `head=`, `lease=`, and at the end `ended=` or `error=`."""
-    os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
+    try:
+        os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
+    except OSError:  # the supervisor is gone; the end of stdin says so too
+        pass
 
 
 # --- the supervisor ---------------------------------------------------------------------------------------------------
@@ -136,8 +138,7 @@ class _Wishes:
     def __init__(self) -> None:
         self.stop = False
         self._names: deque[str] = deque()
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+        terminal.handle_stop_signals(self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.stop = True
@@ -263,10 +264,7 @@ class _Program:
 
     def _pass_on(self, data: bytes) -> None:
         self._last_words = (self._last_words + data)[-_LAST_WORDS_BYTES:]
-        try:
-            os.write(2, data)
-        except OSError:  # nobody reads it
-            pass
+        terminal.write_stderr(data)
 
     def _tell_how_it_died(self) -> None:
         code = self._process.returncode()

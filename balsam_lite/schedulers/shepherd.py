@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import NoReturn
 
-from .. import daemon, processes
+from .. import daemon, processes, terminal
 from ..clock import SECOND_US, SystemClock
 from ..identity import Holder
 from . import base, environ
@@ -53,7 +53,7 @@ class Shepherd:
                     return
                 pause = _PAUSE_S
             except OSError:  # a full disk, a network file system that is away: it may come back, the script goes on
-                traceback.print_exc()
+                terminal.write_stderr(traceback.format_exc())
                 pause = 10 * _PAUSE_S
             _sleep(alarm, pause)
 
@@ -86,7 +86,7 @@ class Shepherd:
         if time.monotonic() >= self._next_heal:
             self._next_heal = time.monotonic() + _HEAL_S
             for native_id, reason in self._queue.heal().items():
-                sys.stderr.write(f"no shepherd for batch job {native_id}: {reason}\n")
+                terminal.write_stderr(f"no shepherd for batch job {native_id}: {reason}\n")
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class Shepherd:
         try:
             self._become_script()
         finally:
-            traceback.print_exc()
+            terminal.write_stderr(traceback.format_exc())
             os._exit(126)  # whatever happened, this process must not go on as a second shepherd
 
     def _become_script(self) -> NoReturn:

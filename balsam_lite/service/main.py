@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
-from .. import daemon, programs
+from .. import daemon, programs, terminal
 from ..clock import SECOND_US, SystemClock
 from ..daemon import Ready
 from ..db import location
@@ -38,7 +38,6 @@ from .loop import KIND, Service
 log = logging.getLogger(__name__)
 
 LOCK = "service.lock"
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: `stop` waits so long, seconds, beyond what one command of the scheduler may take.
 _STOP_PATIENCE_S = 10.0
 
@@ -78,7 +77,7 @@ def _run(service: Service) -> int:
         service.stop(f"signal {signal.Signals(number).name}")
 
     with Alarm() as alarm:
-        before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+        before = terminal.handle_stop_signals(stop)
         try:
             service.run(alarm.wait)
         except (LostLease, DatabaseGone) as exc:

@@ -435,15 +435,48 @@ def test_that_files_and_directories_go_to_a_directory_that_is_made(tmp_path, wor
     for name in ("x.dat", "sub/y.dat", "results/z/w", "other", f"{PART}1"):
         write(work / name)
     target = tmp_path / "far" / "away"
-    assert stage_out(form.format(target), "*.dat 'results' sub/*.dat *.none", str(work), no_program, never) == 3
+    assert stage_out(form.format(target), "*.dat 'results' sub/*.dat *.none", str(work), no_program, never).number == 3
     assert tree(target) == {"x.dat": "x.dat", "y.dat": "y.dat", "results/z/w": "w"}
-    assert stage_out(form.format(target), f"{PART}* .*", str(work), no_program, never) == 0
+    assert stage_out(form.format(target), f"{PART}* .*", str(work), no_program, never).number == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("res[T=300].dat", ["res[T=300].dat"]), ("run[1].dat", ["run[1].dat"]), ("run[2].dat", ["run2.dat"]),
+        ("d[1]/x.dat", ["x.dat"]), ("d[1]/*.dat", ["x.dat"]), ("./run[1].dat", ["run[1].dat"]), ("what?", ["what?"]),
+        ("*", ["*", "d1", "d[1]", "res[T=300].dat", "run1.dat", "run2.dat", "run[1].dat", "what?", "whats"]),
+        ("**/x.dat", ["x.dat"]), ("'run[1].dat'", ["run[1].dat"]),
+    ],
+)  # fmt: skip
+def test_that_a_word_that_names_a_path_exactly_is_that_path_else_a_pattern(tmp_path, work, word, expected):
+    for name in ("res[T=300].dat", "run1.dat", "run2.dat", "run[1].dat", "d[1]/x.dat", "d1/y.dat", "what?", "whats", "*"):
+        write(work / name)
+    assert stage_out(str(tmp_path / "out"), word, str(work), no_program, never) == (len(expected), ())
+    assert sorted(os.listdir(tmp_path / "out")) == expected
+    if "?" not in word and "*" not in word:
+        link_inputs(str(tmp_path), "c", [Parent("1" * 36, "p", str(work))], word)
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_symlink()) == expected
+
+
+def test_that_words_that_match_nothing_are_told(tmp_path, work):
+    write(work / "a.dat")
+    (work / "broken").symlink_to("nowhere")
+    done = stage_out(str(tmp_path / "out"), "*.dat *.none broken 'two words'", str(work), no_program, never)
+    assert done == (1, ("*.none", "broken", "two words"))
+
+
+def test_that_a_directory_with_brackets_in_its_name_is_a_place_to_copy_patterns_from(tmp_path, work):
+    for name in ("in[1]/a.dat", "in1/b.dat"):
+        write(tmp_path / name)
+    assert stage_in(f"{tmp_path}/in[1]/*.dat", str(work), no_program, never) == 1
+    assert tree(work) == {"a.dat": "a.dat"}
 
 
 def test_that_two_stars_find_files_at_any_depth_and_they_arrive_side_by_side(tmp_path, work):
     for name in ("a.dat", "d/b.dat", "d/e/c.dat"):
         write(work / name)
-    assert stage_out(str(tmp_path / "out"), "**/*.dat", str(work), no_program, never) == 3
+    assert stage_out(str(tmp_path / "out"), "**/*.dat", str(work), no_program, never).number == 3
     assert sorted(tree(tmp_path / "out")) == ["a.dat", "b.dat", "c.dat"]
 
 
@@ -451,14 +484,14 @@ def test_that_two_stars_find_files_at_any_depth_and_they_arrive_side_by_side(tmp
 def test_that_where_nothing_matches_nothing_is_done(tmp_path, work, patterns):
     (work / "broken").symlink_to("none")
     for url in (str(tmp_path / "out"), "scp:host:/x", "rsync:host:/x"):
-        assert stage_out(url, patterns, str(work), no_program, never) == 0
+        assert stage_out(url, patterns, str(work), no_program, never).number == 0
     assert not (tmp_path / "out").exists()
 
 
 def test_that_what_a_linked_input_leads_to_is_copied(tmp_path, work):
     (work / "x").symlink_to(write(tmp_path / "parent" / "x"))
     (work / "d").symlink_to(write(tmp_path / "parent" / "d" / "y").parent)
-    assert stage_out(str(tmp_path / "out"), "*", str(work), no_program, never) == 2
+    assert stage_out(str(tmp_path / "out"), "*", str(work), no_program, never).number == 2
     assert tree(tmp_path / "out") == {"x": "x", "d/y": "y"} and not links(tmp_path / "out")
 
 
@@ -467,7 +500,7 @@ def test_that_files_there_are_replaced_and_directories_merged(tmp_path, work):
         write(work / name, "new")
     for name in ("f", "d/old", "d/both", "mine"):
         write(tmp_path / "out" / name, "old")
-    assert stage_out(str(tmp_path / "out"), "*", str(work), no_program, never) == 2
+    assert stage_out(str(tmp_path / "out"), "*", str(work), no_program, never).number == 2
     assert tree(tmp_path / "out") == {"f": "new", "d/new": "new", "d/both": "new", "d/old": "old", "mine": "old"}
 
 
@@ -477,15 +510,15 @@ def test_that_two_files_of_one_name_are_an_error_that_names_both_and_one_matched
     with pytest.raises(StagingFailed, match=r"/a/x and .*/b/x have the same name"):
         stage_out(str(tmp_path / "out"), "*/x", str(work), no_program, never)
     assert not (tmp_path / "out").exists()
-    assert stage_out(str(tmp_path / "out"), "a/x a/*", str(work), no_program, never) == 1
+    assert stage_out(str(tmp_path / "out"), "a/x a/*", str(work), no_program, never).number == 1
 
 
 def test_that_a_destination_inside_of_the_workdir_is_not_copied_into_itself(work):
     write(work / "x")
     for _ in range(2):
-        assert stage_out("out/deep", "*", str(work), no_program, never) == 1
+        assert stage_out("out/deep", "*", str(work), no_program, never).number == 1
     assert tree(work) == {"x": "x", "out/deep/x": "x"}
-    assert stage_out(".", "*", str(work), no_program, never) == 0
+    assert stage_out(".", "*", str(work), no_program, never).number == 0
 
 
 @pytest.mark.parametrize("pattern", ["/etc/passwd", "../x", "'"])
@@ -581,7 +614,7 @@ def test_that_files_come_from_and_go_to_another_machine_by_every_form(tmp_path, 
     assert stat.S_IMODE((work / "d" / "x").stat().st_mode) == 0o640
     assert (work / "d" / "x").stat().st_mtime == 1_000_000
     out = tmp_path / "far" / "away"
-    assert stage_out(place(out), "d d/x", str(work), remote.run, never) == 2
+    assert stage_out(place(out), "d d/x", str(work), remote.run, never).number == 2
     assert tree(out) == {"d/x": "x", "d/sub/y": "y", "x": "x"}
     assert not parts(tmp_path)
 
@@ -594,11 +627,24 @@ def test_that_any_name_comes_and_goes(tmp_path, work, remote, program):
     assert stage_in(f"{program}:{HOST}:{tmp_path}/o'n e $x/in/*", str(work), remote.run, never) == len(ODD_NAMES)
     assert tree(work) == expected
     out = tmp_path / "o'n e $x" / "out\nput ü"
-    assert stage_out(f"{program}:{HOST}:{out}", "*", str(work), remote.run, never) == len(ODD_NAMES)
+    assert stage_out(f"{program}:{HOST}:{out}", "*", str(work), remote.run, never).number == len(ODD_NAMES)
     assert tree(out) == expected
     (work / "two words").unlink()
     assert stage_in(f"{program}:{HOST}:{tmp_path}/o'n e $x/in/two words", str(work), remote.run, never) == 1
     assert tree(work) == expected and not parts(tmp_path)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_that_an_exact_name_there_is_that_file_and_no_pattern(tmp_path, work, remote, program):
+    for name in ("run[1].dat", "run1.dat", "sub[2]/x", "sub2/x"):
+        write(tmp_path / "in" / name)
+    for name in ("run[1].dat", "sub[2]"):
+        assert stage_in(f"{program}:{HOST}:{tmp_path}/in/{name}", str(work), remote.run, never) == 1
+    assert tree(work) == {"run[1].dat": "run[1].dat", "sub[2]/x": "x"}
+    assert stage_in(f"{program}:{HOST}:{tmp_path}/in/run[0-9].dat", str(work), remote.run, never) == 1
+    assert (work / "run1.dat").exists()
+    done = stage_out(f"{program}:{HOST}:{tmp_path}/out", "run[1].dat", str(work), remote.run, never)
+    assert (done.number, tree(tmp_path / "out")) == (1, {"run[1].dat": "run[1].dat"})
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -611,7 +657,7 @@ def test_that_there_files_are_replaced_directories_merged_and_links_followed(tmp
     for name in ("f", "d/old", "d/e/both", "mine"):
         write(out / name, "old")
     write(work / ".hidden", "new")
-    assert stage_out(f"{program}:{HOST}:{out}/", "* .hidden", str(work), remote.run, never) == 5
+    assert stage_out(f"{program}:{HOST}:{out}/", "* .hidden", str(work), remote.run, never).number == 5
     assert tree(out) == {
         "f": "new", "d/new": "new", "d/e/both": "new", "h/.x": "new", "linked": "new", ".hidden": "new",
         "d/old": "old", "mine": "old",
@@ -736,5 +782,5 @@ def test_that_thousands_of_long_paths_go_in_several_commands(work):
             sizes.append(sum(map(len, argv)))
         return 0, ""
 
-    assert stage_out("rsync:h:x", "*", str(work), run, never) == 1000
+    assert stage_out("rsync:h:x", "*", str(work), run, never).number == 1000
     assert len(sizes) > 1 and max(sizes) < 210_000

@@ -303,6 +303,17 @@ def test_that_a_script_that_writes_nonsense_fails_with_the_reason(bench):
     assert "num_nodes must be 1 or more" in reason(bench, job)
 
 
+def test_that_a_stage_out_word_that_matches_nothing_is_told_in_the_history_of_a_finished_job(bench, tmp_path):
+    bench.shell("a", "touch 'res[T=300].dat'")
+    out = {"application": "a", "stage_out_url": str(tmp_path / "out")}
+    jobs = bench.add([{**out, "stage_out_files": "res[T=300].dat *.log"}, {**out, "stage_out_files": "res*"}])
+    bench.run()
+    assert os.listdir(tmp_path / "out") == ["res[T=300].dat"]
+    assert [bench.history(job)[-1] for job in jobs] == [
+        ("JOB_FINISHED", "Nothing to stage out matches *.log"), ("JOB_FINISHED", ""),
+    ]  # fmt: skip
+
+
 def test_that_stage_in_of_nothing_and_stage_out_to_nowhere_are_told(bench, tmp_path):
     bench.app("a", "echo x")
     (tmp_path / "file").touch()

@@ -25,6 +25,7 @@ from . import commands, interpreter, order, process, report
 from .failpoints import failpoint
 from .spawner import Request, Spawner
 from .staging import links, transfers
+from .staging.files import shown
 from .staging.remote import Run
 from .trouble import Machine
 
@@ -65,6 +66,7 @@ class _Task:
         self.claim = claim
         self.inbox: SimpleQueue[process.Ended | _Stop] = SimpleQueue()
         self.reached: list[str] = []
+        self.note = ""  # on its success, for the job's history
         self.stop: _Stop | None = None
         self.ran_s = 0.0  # how long its programs ran
 
@@ -211,7 +213,7 @@ class Steps:
                 failure = f"Unexpected {type(exc).__name__}: {exc}"
             if trouble is not None:  # the machine's: the step is done again
                 failure, interrupted = "", True
-        return StepEnd(task.claim, tuple(task.reached), failure, interrupted, trouble)
+        return StepEnd(task.claim, tuple(task.reached), failure, interrupted, trouble, task.note)
 
     def _make_directory(self, directory: str) -> None:
         gone = self._machine.why_data_is_gone()
@@ -245,7 +247,9 @@ class Steps:
         if stages_out:
             directory = commands.workdir(claim, self._context)
             run, is_cancelled = self._runner_of(task), lambda: task.stop is not None
-            transfers.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)
+            done = transfers.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)
+            if done.unmatched:
+                task.note = f"Nothing to stage out matches {', '.join(map(shown, done.unmatched))}"
         task.reached.append(states.JOB_FINISHED)
 
     def _script(self, task: _Task, kind: str, command: str) -> None:

@@ -26,6 +26,7 @@ class StepEnd(NamedTuple):
     failure: str = ""  # why it failed
     interrupted: bool = False  # it is to be done again by whoever comes next
     trouble: MachineTrouble | None = None  # because of which it was interrupted
+    note: str = ""  # what its success leaves to be said
 
 
 def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> None:
@@ -54,7 +55,7 @@ def _move(end: StepEnd, now_us: int) -> Move:
     if end.failure:
         # A job cannot fail from where it is ready to run, but it never got there.
         path = (*(state for state in path if state != states.PREPROCESSED), states.FAILED)
-    return Move(end.claim.job, path, now_us, (*[""] * (len(path) - 2), end.failure))
+    return Move(end.claim.job, path, now_us, (*[""] * (len(path) - 2), end.failure or end.note))
 
 
 def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: int) -> list[Claim]:

@@ -1,4 +1,4 @@
-"""Patterns for paths in a directory, read as shells do, with `**`."""
+"""Patterns for paths in a directory, read as shells do, with `**`; but what names an existing path exactly is that path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAGIC = re.compile(r"[*?[]")
 
 
 class Glob(NamedTuple):
-    """A pattern for paths in a directory, read as shells do: `**` is any number of directories, `*` no hidden name."""
+    """A path or pattern in a directory, read as shells do: `**` is any number of directories, `*` no hidden name."""
 
     text: str
     parts: tuple[str, ...]
@@ -63,11 +63,14 @@ def parts_of(pattern: str) -> tuple[str, ...]:
 
 
 def matching(directory: str, parts: tuple[str, ...]) -> list[str]:
-    """The paths below `directory` that match, sorted in each directory."""
+    """Return the paths below `directory` that match, sorted in each directory.
+
+    A component such as `res[T=300]` that is there exactly so is that one; else it is a pattern. `*` is always a pattern.
+    """
     part, rest = parts[0], parts[1:]
     if part == "**":
         return _matching_anywhere(directory, rest)
-    if not MAGIC.search(part):
+    if not MAGIC.search(part) or (part != "*" and os.path.lexists(os.path.join(directory, part))):
         names = [part] if rest or os.path.lexists(os.path.join(directory, part)) else []
     else:
         names = [name for name in _visible(directory, part) if fnmatch.fnmatchcase(name, part)]

@@ -27,6 +27,10 @@ class Remote(NamedTuple):
     port: str  # or ""
     path: str  # starts with / or, from the home, with ./: so it is never taken for an option
 
+    def literal(self) -> Remote:
+        """Return the place with each wildcard of its path in brackets, where every glob takes it for itself."""
+        return self._replace(path=re.sub(r"[*?[]", r"[\g<0>]", self.path))
+
     def download(self, directory: str) -> list[str]:
         """The command that copies it into a local directory."""
         path = _escaped(self.path) if self.program == "scp" else self.path
@@ -71,6 +75,15 @@ _PUBLISH = (
     'else mv -f -- "$f" "../$f" || exit; fi; '
     'done; cd .. && rm -rf -- "$1"'
 )
+
+
+def exists(place: Remote, workdir: str, run: Run, cancelled: Cancelled) -> bool:
+    """Return whether the path is there, taken literally. False also where nobody can tell: the copy itself then tells why."""
+    stop_if(cancelled)
+    try:
+        return run(place.ssh("test", "-e", place.path), workdir)[0] == 0
+    except (BalsamError, OSError):
+        return False
 
 
 def upload_all(sources: list[str], place: Remote, workdir: str, run: Run, cancelled: Cancelled) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from ...errors import StagingFailed
@@ -46,6 +47,8 @@ def stage_in(url: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
             return copy_all(_by_name(_local_sources(place, workdir)), workdir, cancelled)
         if place.path in ("/", "./"):
             raise StagingFailed("it names no file or directory")
+        if "[" in place.path and remote.exists(place, workdir, run, cancelled):
+            place = place.literal()
         with part_of(workdir) as part:
             remote.call(place.download(part), workdir, run, cancelled)
             stop_if(cancelled)
@@ -74,31 +77,37 @@ def _expand_path(path: str) -> list[str]:
 # --- taking away ------------------------------------------------------------------------------------------------------
 
 
-def stage_out(url: str, patterns: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
+class StagedOut(NamedTuple):
+    """What a stage-out did."""
+
+    number: int  # of files and directories that were copied
+    unmatched: tuple[str, ...]  # the words that match nothing
+
+
+def stage_out(url: str, patterns: str, workdir: str, run: Run, cancelled: Cancelled) -> StagedOut:
     """Copy the files and directories that match in the working directory to the directory `url`, which is made if missing.
 
     They get their basenames there. A file of the same name is replaced, directories are merged. Links that lead nowhere,
-    and what is at the destination already, are left out.
-
-    Returns:
-        How many were copied; matching nothing is fine.
+    and what is at the destination already, are left out. Matching nothing is no failure.
 
     Raises:
         StagingFailed: two matches have one name, or they cannot be copied; or `cancelled()`. Nothing incomplete is left.
     """
     with explained(f"stage-out to {shown(url)} failed"):
         place = _place_of(url, workdir)
-        matches = dict.fromkeys(path for glob in globs(patterns) for path in glob.expand(workdir))
-        sources = [path for path in (os.path.join(workdir, match) for match in matches) if os.path.exists(path)]
+        found = {glob.text: [os.path.join(workdir, path) for path in glob.expand(workdir)] for glob in globs(patterns)}
+        found = {word: [path for path in paths if os.path.exists(path)] for word, paths in found.items()}
+        unmatched = tuple(word for word, paths in found.items() if not paths)
+        sources = list(dict.fromkeys(path for paths in found.values() for path in paths))
         if isinstance(place, Remote):
             named = _by_name(sources)
             if named:
                 remote.upload_all(list(named.values()), place, workdir, run, cancelled)
-            return len(named)
+            return StagedOut(len(named), unmatched)
         named = _by_name(path for path in sources if not (contains(path, place) or _is_at(path, place)))
         if named:
             os.makedirs(place, exist_ok=True)
-        return copy_all(named, place, cancelled) if named else 0
+        return StagedOut(copy_all(named, place, cancelled) if named else 0, unmatched)
 
 
 def _is_at(path: str, place: str) -> bool:

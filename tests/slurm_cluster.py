@@ -91,7 +91,7 @@ MessageTimeout=60
 SlurmdTimeout=60
 SlurmdParameters=config_overrides
 {more}
-NodeName=DEFAULT CPUs={cpus} RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN
+NodeName=DEFAULT RealMemory=4000 State=UNKNOWN
 {nodes}
 PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE DefaultTime=60 State=UP
 PartitionName=debug Default=YES OverSubscribe=EXCLUSIVE
@@ -180,7 +180,14 @@ class Cluster:
 
 @contextmanager
 def running(
-    folder: Path | None = None, *, nodes: int = 4, node_command: str = "", pbs: bool = False, conf: str = ""
+    folder: Path | None = None,
+    *,
+    nodes: int = 4,
+    node_command: str = "",
+    pbs: bool = False,
+    conf: str = "",
+    gpus: Sequence[int] = (),
+    cpus: Sequence[int] = (),
 ) -> Iterator[Cluster]:
     """Start a cluster, wait until all its nodes are idle, and end it without leaving anything behind.
 
@@ -190,6 +197,7 @@ def running(
         node_command: shell text that each node runs before it takes part, inside its namespaces ($1 is its name).
         pbs: jobs get PBS_ variables, and `environ` has a PATH with PBS's commands.
         conf: more lines for slurm.conf.
+        gpus, cpus: how many each of the first nodes has; the others have four.
 
     Raises:
         RuntimeError: it cannot run here, or does not come up; with the reason, and the ends of the logs.
@@ -202,7 +210,9 @@ def running(
             folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short, for the sake of the socket's path
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         names = [f"node{number}" for number in range(1, nodes + 1)]
-        _write_files(folder, names, node_command, "\n".join([conf, "JobSubmitPlugins=pbs" if pbs else ""]))
+        padded = ([*given, *[usual] * nodes] for given, usual in ((cpus, CPUS_PER_NODE), (gpus, GPUS_PER_NODE)))
+        parts = dict(zip(names, zip(*padded)))
+        _write_files(folder, parts, node_command, "\n".join([conf, "JobSubmitPlugins=pbs" if pbs else ""]))
         if pbs:
             (folder / "etc" / "plugstack.conf").write_text("required spank_pbs.so\n")  # sets jobs' PBS_ variables
         environ = {"SLURM_CONF": str(folder / "etc" / "slurm.conf")}
@@ -235,23 +245,26 @@ def why_not(pbs: bool = False) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write_files(folder: Path, names: Sequence[str], node_command: str, conf: str) -> None:
+def _write_files(folder: Path, parts: Mapping[str, tuple[int, int]], node_command: str, conf: str) -> None:
+    names = list(parts)
     for name in ("etc", "run", "log", "state", "dev", *(f"spool/{name}" for name in names)):
         (folder / name).mkdir(parents=True)
     etc, first_port = folder / "etc", _free_ports(len(names) + 1)
     host = socket.gethostname().partition(".")[0]
     nodes = [
-        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={first_port + 1 + index}"
-        for index, name in enumerate(names)
+        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={first_port + 1 + index} CPUs={cpus}"
+        + (f" Gres=gpu:{gpus}" if gpus else "")
+        for index, (name, (cpus, gpus)) in enumerate(parts.items())
     ]
     (etc / "slurm.conf").write_text(
         _SLURM_CONF.format(
             name=re.sub(r"\W", "", folder.name).lower() or "cluster", host=host, port=first_port, user=getpass.getuser(),
-            folder=folder, kill_wait=KILL_WAIT_S, more=conf, cpus=CPUS_PER_NODE, gpus=GPUS_PER_NODE, nodes="\n".join(nodes),
+            folder=folder, kill_wait=KILL_WAIT_S, more=conf, nodes="\n".join(nodes),
         )
     )  # fmt: skip
     (etc / "cgroup.conf").write_text("CgroupAutomount=no\n")  # it has to be there
-    (etc / "gres.conf").write_text(f"Name=gpu File={folder}/dev/gpu[0-{GPUS_PER_NODE - 1}]\n")
+    lines = [f"NodeName={name} Name=gpu File={folder}/dev/gpu[0-{gpus - 1}]\n" for name, (_, gpus) in parts.items() if gpus]
+    (etc / "gres.conf").write_text("".join(lines))
     for number in range(GPUS_PER_NODE):  # without a device file of each, Slurm drains the node
         os.mknod(folder / "dev" / f"gpu{number}", 0o20666, os.makedev(1, 3))
     (etc / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(names)}\n")

@@ -32,7 +32,7 @@ from balsam_lite.launcher.nodes import Node, Place, Pool
 from balsam_lite.launcher.resources import LauncherOptions
 from balsam_lite.launcher.runner import Finished
 from balsam_lite.launcher.supervisor import Plan
-from balsam_lite.schedulers.environ import Allocation
+from balsam_lite.schedulers.environ import Allocation, NodeGpus
 
 HEARTBEAT_S = 10.0
 SHAPE = Shape(1, 1, 4, 0.0)
@@ -535,6 +535,7 @@ def test_that_all_leave_together_only_if_nobody_is_missing() -> None:
 def test_that_the_plan_survives_the_command_line() -> None:
     options = LauncherOptions("mixed", "wf-*", 1.5, None, 2, 1, 4, True, 3, (("a", 'b"ü'), ("c", "")))
     batch = Allocation("SlurmScheduler", "12", 2, ("n1", "n2"), 5, 4, None, True)
+    batch = batch._replace(node_cpus=(4, 8), node_gpus=NodeGpus({"n1": ("0", "1"), "n2": ()}, True))
     for plan in (Plan("/d b", 2, 10.0, options, batch), Plan("/d", 2, 10.0, LauncherOptions(), None)):
         assert Plan.from_text(plan.as_text()) == plan
 

@@ -92,7 +92,7 @@ def test_that_outside_of_a_batch_job_there_is_no_allocation():
     [
         (SLURM, Allocation("SlurmScheduler", "17", 2, ("node1", "node2"), None, 4, 4, this_node="node1")),
         (STEP, Allocation("SlurmScheduler", "4", 3, ("node1", "node2", "node3"), None, 4, this_node="node2")),
-        (SALLOC, Allocation("SlurmScheduler", "3", 2, ("node1", "node2"), None, 1, runs_on_node=False)),
+        (SALLOC, Allocation("SlurmScheduler", "3", 2, ("node1", "node2"), None, 1, runs_on_node=False, node_cpus=(2, 1))),
         (CRAY, Allocation("CobaltScheduler", "104321", 6, ("1001", "1002", "1003", "1004", "1005", "1030"),
                           1795321296_000000, runs_on_node=False)),
     ],
@@ -563,7 +563,8 @@ def look(tmp_path):
 def seen(text):
     *fields, ends_us, gpus = json.loads(text)
     found = Allocation(*fields)
-    return found._replace(node_names=tuple(found.node_names)), ends_us, tuple(gpus)
+    lists = {"node_names": tuple(found.node_names), "node_cpus": tuple(found.node_cpus)}
+    return found._replace(**lists), ends_us, tuple(gpus)
 
 
 def run_job(slurm, tmp_path, *words):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from balsam_lite.launcher import machine, rank, resources
@@ -9,10 +13,12 @@ from balsam_lite.launcher.commands import NO_MPI
 from balsam_lite.launcher.ensemble import words
 from balsam_lite.launcher.nodes import Node
 from balsam_lite.launcher.resources import LauncherOptions, Resources
-from balsam_lite.schedulers.environ import Allocation
+from balsam_lite.schedulers.environ import Allocation, NodeGpus, allocation
+from balsam_lite.schedulers.node_gpus import ask_gpus
 from balsam_lite.settings import Settings
 
 BATCH = Allocation("SlurmScheduler", "7", 3, ("n1", "n2", "n3"), cpus_per_node=4)
+FENCED = "ConstrainDevices        = yes\n"
 MPI = Settings(MPI_RUN_TEMPLATE="mpiexec -n {{ ranks }}")
 
 
@@ -54,13 +60,97 @@ def test_that_shares_of_a_host_have_together_no_more_gpus_than_it_is_said_to_hav
     assert [tuple(node.gpu_load) for node in found.nodes] == dealt
 
 
-@pytest.mark.parametrize(("of_batch", "elsewhere"), [(None, ()), (0, ()), (2, ("0", "1"))])
-def test_that_a_node_that_finds_no_gpu_has_what_the_batch_job_says_and_not_those_of_rank_0(
-    of_batch: int | None, elsewhere: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("of_batch", [None, 0, 2])
+def test_that_a_node_that_finds_no_gpu_is_dealt_none_of_those_that_others_have(of_batch: int | None) -> None:
     nodes = [Node(4, ("GPU-a",), name) for name in BATCH.node_names]
     found = Resources(nodes, BATCH._replace(gpus_per_node=of_batch), None, "", NO_MPI)
     hellos = {number: words.Hello(words.VERSION, f"n{number + 1}", 4, gpus) for number, gpus in enumerate([("GPU-a",), ()])}
     made = rank._nodes(found, hellos, Settings(), LauncherOptions())
-    assert [tuple(node.gpu_load) for node in made[:2]] == [("GPU-a",), elsewhere]
+    assert [tuple(node.gpu_load) for node in made[:2]] == [("GPU-a",), ()]
     assert [node.is_closed for node in made] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("shown", "settings", "of_batch", "dealt"),
+    [
+        ((("0", "1", "2"), ("0",)), Settings(), None, [("0", "1", "2"), ("0",)]),
+        ((("0", "1", "2"), ("0",)), Settings(GPUS_PER_NODE=2), None, [("0", "1"), ("0",)]),
+        (((), ()), Settings(GPUS_PER_NODE=2), None, [("0", "1"), ("0", "1")]),  # no node can tell: the user is believed
+        (((), ()), Settings(), 1, [("0",), ("0",)]),
+        ((("0",), ("0",)), Settings(GPUS_PER_NODE=0), 1, [(), ()]),
+    ],
+)
+def test_that_what_a_node_does_not_have_is_not_dealt_out_there(
+    shown: tuple[tuple[str, ...], ...], settings: Settings, of_batch: int | None, dealt: list[tuple[str, ...]]
+) -> None:
+    batch = BATCH._replace(num_nodes=2, node_names=("n1", "n2"), gpus_per_node=of_batch)
+    found = Resources([Node(4, ("0", "1", "2", "3"), name) for name in batch.node_names], batch, None, "", NO_MPI)
+    hellos = {number: words.Hello(words.VERSION, f"n{number + 1}", 4, gpus) for number, gpus in enumerate(shown)}
+    made = rank._nodes(found, hellos, settings, LauncherOptions())
+    assert [tuple(node.gpu_load) for node in made] == dealt
+
+
+#: As Slurm 22.05.8 prints it, for `sbatch --nodes=2 --gpus=4` on nodes that others use too.
+SCONTROL = """\
+   JOB_GRES=gpu:4
+     Nodes=n1 CPU_IDs=0 Mem=0 GRES=gpu:3(IDX:0-2)
+     Nodes=n2 CPU_IDs=0 Mem=0 GRES=gpu:1(IDX:{})
+"""
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], dict[str, str]]:
+    """An scontrol that prints these texts of a job and of the configuration, and the environment that finds it."""
+
+    def write(job: str, config: str) -> dict[str, str]:
+        (tmp_path / "job").write_text(job)
+        (tmp_path / "config").write_text(config)
+        program = tmp_path / "scontrol"
+        program.write_text(
+            f'#!/bin/sh\n[ "$*" = "--details show job 7" ] && exec cat {tmp_path}/job\nexec cat {tmp_path}/config\n'
+        )
+        program.chmod(0o755)
+        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("index", "config", "second"),
+    [("0", "", "0"), ("2", "TaskPlugin = task/none\n", "2"), ("2", "ConstrainDevices = no\n", "2"), ("2", FENCED, "0")],
+)
+def test_that_slurm_is_asked_which_gpus_each_node_has(
+    scontrol: Callable[[str, str], dict[str, str]], index: str, config: str, second: str
+) -> None:
+    batch = BATCH._replace(num_nodes=2, node_names=("n1", "n2"), this_node="n1")
+    known = ask_gpus(batch, environ=scontrol(SCONTROL.format(index), config))
+    assert known == NodeGpus({"n1": ("0", "1", "2"), "n2": (second,)}, config == FENCED)
+    assert known.step_gpus(["n1", "n2"]) == ("gres", "gpu:1" if config == FENCED else "none")
+    found = resources.survey(LauncherOptions("mpi", gpus_per_node=2), MPI, batch._replace(node_gpus=known), {})
+    assert [tuple(node.gpu_load) for node in found.nodes] == [("0", "1"), (second,)]
+    if config == FENCED:
+        hellos = {number: words.Hello(words.VERSION, name, 4, ("0",)) for number, name in enumerate(batch.node_names)}
+        made = rank._nodes(found, hellos, Settings(), LauncherOptions())
+        assert [tuple(node.gpu_load) for node in made] == [("0",), ("0",)], "each rank's step was given one"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "slurm_load_jobs error: Invalid job id specified", "Nodes=n1 GRES=", SCONTROL.format("x")[:60]]
+)
+def test_that_a_scheduler_that_does_not_tell_changes_nothing(scontrol: Callable[[str, str], dict[str, str]], text: str) -> None:
+    assert ask_gpus(BATCH, environ=scontrol(text, "")) is None
+    assert ask_gpus(BATCH._replace(scheduler="PBSScheduler"), environ=scontrol(SCONTROL, "")) is None
+    assert ask_gpus(BATCH, environ={"PATH": "/nowhere"}) is None
+
+
+def test_that_nodes_of_a_batch_job_have_their_own_cpus() -> None:
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_CPUS_PER_NODE": "4,8,2", "SLURMD_NODENAME": "n1"}
+    batch = allocation(environ)
+    assert batch is not None
+    found = resources.survey(LauncherOptions("mpi", limit_nodes=2, offset_nodes=1), MPI, batch, {})
+    assert [(node.name, node.cpus) for node in found.nodes] == [("n2", 8), ("n3", 2)]
+    found = resources.survey(LauncherOptions("mpi"), MPI._replace(CPUS_PER_NODE=3), batch, {})
+    assert [node.cpus for node in found.nodes] == [3, 3, 3]
+    other = allocation({**environ, "SLURM_JOB_CPUS_PER_NODE": "4(x2),8(x2)"})  # of more nodes than there are
+    assert other is not None
+    assert (other.node_cpus, other.cpus_per_node) == ((), 4)

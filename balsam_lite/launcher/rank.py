@@ -132,19 +132,37 @@ def _listen_to_supervisor() -> None:
 
 
 def _nodes(found: Resources, hellos: dict[int, words.Hello], settings: Settings, options: LauncherOptions) -> list[Node]:
-    """The batch job's nodes in the order of the ranks, with what each has found on itself where nobody says what it has."""
+    """Return the batch job's nodes in the order of the ranks, with what the scheduler gave to each, else what each found on
+    itself, but no more GPUs than the user wants per node."""
     says_cpus = settings.CPUS_PER_NODE or (found.batch and found.batch.cpus_per_node)
-    says_gpus = options.gpus_per_node is not None or settings.GPUS_PER_NODE >= 0
-    of_batch = tuple(map(str, range((found.batch and found.batch.gpus_per_node) or 0)))
     names = names_by_rank([node.name for node in found.nodes], {rank: hello.host for rank, hello in hellos.items()})
+    by_name = {node.name: node for node in found.nodes}
+    shown = {name: hellos[rank].gpus if rank in hellos else () for rank, name in enumerate(names)}
+    gpus = _gpus(found, shown, resources.gpus_per_node(options, settings))
     made = []
-    for rank, (name, node) in enumerate(zip(names, found.nodes)):
+    for rank, name in enumerate(names):
         hello = hellos.get(rank)
-        cpus = node.cpus if says_cpus or hello is None else hello.cpus
-        gpus = tuple(node.gpu_load) if says_gpus or hello is None else hello.gpus or of_batch
-        made.append(Node(cpus, gpus, name))
+        made.append(Node(by_name[name].cpus if says_cpus or hello is None else hello.cpus, gpus[name], name))
         made[-1].is_closed = hello is None
     return made
+
+
+def _gpus(found: Resources, shown: Mapping[str, tuple[str, ...]], per_node: int | None) -> dict[str, tuple[str, ...]]:
+    """Return the GPUs of each node, by its name, from what each node shows.
+
+    The scheduler's own word comes first. Where no node shows any, the number of the user or of the batch job is believed.
+    """
+    known = found.batch.node_gpus if found.batch else None
+    if known is None and any(shown.values()):
+        return {name: gpus[:per_node] for name, gpus in shown.items()}
+    if known is None:
+        number = per_node if per_node is not None else (found.batch and found.batch.gpus_per_node) or 0
+        return dict.fromkeys(shown, tuple(map(str, range(number))))
+    _, value = known.step_gpus(list(shown))
+    dealt = 0 if value == "none" else int(value.rpartition(":")[2])  # to each rank's step
+    most = dealt if known.are_fenced else None
+    own = {node.name: tuple(node.gpu_load)[:most] for node in found.nodes}
+    return {name: gpus if 0 < dealt == len(gpus) == len(own[name]) else own[name] for name, gpus in shown.items()}
 
 
 def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:

@@ -7,7 +7,8 @@ from typing import NamedTuple, TypeVar
 
 from ..clock import Clock
 from ..errors import InputError, LaunchError
-from ..schedulers.environ import Allocation, allocation
+from ..schedulers.environ import Allocation, NodeGpus, allocation
+from ..schedulers.node_gpus import ask_gpus
 from ..schedulers.remaining import ask_end_us
 from ..settings import Settings
 from . import gpus, machine, mpirun
@@ -63,7 +64,7 @@ class Resources(NamedTuple):
 
 
 def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[str, str]) -> Allocation | None:
-    """The batch job that this process belongs to, with its end; None outside of any. May ask the scheduler, once.
+    """Return the batch job of this process, with its end and its nodes' GPUs; None outside of any. May ask the scheduler.
 
     Raises:
         LaunchError: its nodes are not to be found out, and --nodes does not say that shares of this host will do.
@@ -73,7 +74,10 @@ def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[st
         return None
     command = settings.SCHEDULER_STATUS_EXE if settings.SCHEDULER_CLASS in ("", batch.scheduler) else ""
     timeout_s = min(_ASK_S, settings.SCHEDULER_TIMEOUT_S)
-    return batch._replace(ends_us=ask_end_us(batch, command=command, timeout_s=timeout_s, environ=environ))
+    return batch._replace(
+        ends_us=ask_end_us(batch, command=command, timeout_s=timeout_s, environ=environ),
+        node_gpus=ask_gpus(batch, timeout_s=timeout_s, environ=environ),
+    )
 
 
 def survey(options: LauncherOptions, settings: Settings, batch: Allocation | None, environ: Mapping[str, str]) -> Resources:
@@ -92,6 +96,7 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
     found = mpirun.find(settings, environ)
     if isinstance(found, str):
         return Resources(nodes, batch, None, f"needs an MPI start command: {found}", NO_MPI, cpus)
+    found = found._replace(node_gpus=batch.node_gpus if batch and nodes[0].name else None)
     rules = MpiRules(options.job_mode == "mpi", found.shares_nodes, settings.MAX_CONCURRENT_MPIRUNS)
     use = mpirun.use(found, nodes, rules, gpus.names(settings.GPU_VARIABLES))
     resources = Resources(nodes, batch, rules, "", use, cpus)
@@ -115,15 +120,26 @@ def count_nodes(options: LauncherOptions, batch: Allocation | None) -> int | Non
 def _named(options: LauncherOptions, settings: Settings, batch: Allocation) -> list[Node]:
     names = _chosen(batch.node_names, options)
     cpus = settings.CPUS_PER_NODE or batch.cpus_per_node or machine.cpus()
+    of_each = {} if settings.CPUS_PER_NODE else dict(zip(batch.node_names, batch.node_cpus))
     gpus = _gpus_of_named(options, settings, batch)
     _refuse_too_many(len(names), len(gpus) * len(names))
     here, elsewhere = batch.this_node or batch.node_names[0], _on_another_node(gpus)
-    return [Node(cpus, gpus if name == here else elsewhere, name) for name in names]
+    if batch.node_gpus is None:
+        return [Node(of_each.get(name, cpus), gpus if name == here else elsewhere, name) for name in names]
+    own = {name: gpus_of(batch.node_gpus, name, gpus_per_node(options, settings)) for name in names}
+    if gpus_per_node(options, settings) is None and len(gpus) == len(own.get(here, ())):
+        own[here] = gpus  # by the names that this process was told
+    return [Node(of_each.get(name, cpus), own[name], name) for name in names]
+
+
+def gpus_of(known: NodeGpus, name: str, per_node: int | None) -> tuple[str, ...]:
+    """Return the GPUs that the scheduler gave to the batch job on that node, at most as many as the user wants per node."""
+    return tuple(known.names.get(name, ()))[:per_node]
 
 
 def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocation) -> tuple[str, ...]:
     """The GPUs of each node. What this one may use says more than a number: another batch job may have the first two."""
-    per_node = _gpus_per_node(options, settings)
+    per_node = gpus_per_node(options, settings)
     if per_node is None and batch.runs_on_node:
         found = machine.gpus()
         if found or batch.gpus_per_node is None:
@@ -145,7 +161,7 @@ def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:
     """Shares of this host. Where nobody has said how many there are, what the user says of a node is said of the host."""
     number, cpus = _number_of_shares(options, batch), machine.cpus()
-    per_node, asked = _gpus_per_node(options, settings), number if options.nodes or batch else 1
+    per_node, asked = gpus_per_node(options, settings), number if options.nodes or batch else 1
     _refuse_too_many(number, (per_node or 0) * asked)
     found = _gpus_of_host(None if per_node is None else per_node * asked)
     return _chosen(divide_host(number, settings.CPUS_PER_NODE * number or cpus, found), options)
@@ -182,7 +198,7 @@ def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:
     return chosen
 
 
-def _gpus_per_node(options: LauncherOptions, settings: Settings) -> int | None:
+def gpus_per_node(options: LauncherOptions, settings: Settings) -> int | None:
     """What the user says; None: nothing."""
     if options.gpus_per_node is not None:
         return options.gpus_per_node

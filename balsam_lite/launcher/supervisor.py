@@ -25,7 +25,7 @@ from ..errors import LaunchError
 from ..identity import Holder
 from ..processes import RUN_VARIABLE
 from ..programs import module_words
-from ..schedulers.environ import Allocation
+from ..schedulers.environ import Allocation, NodeGpus
 from ..settings import Settings
 from . import logs, mpirun
 from .commands import ensemble_mark, lease_mark
@@ -83,7 +83,10 @@ class Plan(NamedTuple):
         options = options._replace(tags=tuple((name, value) for name, value in options.tags))
         batch = found["batch"] and Allocation(**found["batch"])
         if batch:
-            batch = batch._replace(node_names=tuple(batch.node_names))
+            gpus = batch.node_gpus
+            if gpus is not None:
+                gpus = NodeGpus({name: tuple(own) for name, own in gpus[0].items()}, gpus[1])
+            batch = batch._replace(node_names=tuple(batch.node_names), node_cpus=tuple(batch.node_cpus), node_gpus=gpus)
         return cls(found["db_directory"], found["ranks"], found["heartbeat_s"], options, batch)
 
 
@@ -110,7 +113,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
     if importlib.util.find_spec("mpi4py") is None:
         raise LaunchError(f"Jobs on {where} need mpi4py, which {sys.executable} does not have.", hint=INSTALL)
-    starter = mpirun.one_rank_per_node(names, settings, os.environ)
+    starter = mpirun.one_rank_per_node(names, settings, os.environ, found.batch and found.batch.node_gpus)
     if isinstance(starter, str):
         raise LaunchError(f"Jobs on {where} need an MPI start command: {starter}")
     logs.set_up(db_directory, settings, "supervisor")

@@ -22,6 +22,34 @@ from . import hostlist
 LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME = "BALSAM_LOCAL_JOBID", "BALSAM_LOCAL_NODES", "BALSAM_LOCAL_ENDTIME"
 
 
+class NodeGpus(NamedTuple):
+    """The GPUs that Slurm gave to a batch job."""
+
+    names: Mapping[str, Sequence[str]]  # by node, as a program there has to call them
+    #: A step can use no others than it asks for (ConstrainDevices), and counts those from 0.
+    are_fenced: bool = False
+
+    def step_gpus(self, hosts: Sequence[str], names_differ: bool = False) -> tuple[str, str]:
+        """Return which GPUs a step on these hosts has to ask for: srun's option, without dashes, and its value.
+
+        A step that asks for nothing wants what was asked for with --gpus of the batch job, and is refused where a node has
+        less. It may ask for as many GPUs per node as the node of the batch job with the fewest has; on one node for more in
+        total. Where nodes differ and nothing is fenced off, it needs none: programs are told theirs by a variable, unless each
+        node names them differently. Source: srun(1) of Slurm 22.05; tried with 22.05.8.
+
+        >>> even, uneven = {"a": ["0", "1"], "b": ["0", "1"]}, {"a": ["0", "1"], "b": ["0"]}
+        >>> NodeGpus(even).step_gpus(["a"]), NodeGpus(uneven).step_gpus(["a"]), NodeGpus(uneven, True).step_gpus(["a"])
+        (('gres', 'gpu:2'), ('gres', 'none'), ('gpus', '2'))
+        """
+        counts, own = [len(found) for found in self.names.values()], [len(self.names.get(host, ())) for host in hosts]
+        is_even = len(set(counts)) == 1
+        if min(own) == 0 or not (is_even or self.are_fenced or names_differ):
+            return "gres", "none"
+        if len(hosts) == 1 and not is_even:
+            return "gpus", str(own[0])
+        return "gres", f"gpu:{min(filter(None, counts))}"
+
+
 class Allocation(NamedTuple):
     """What a batch job was given."""
 
@@ -34,6 +62,8 @@ class Allocation(NamedTuple):
     gpus_per_node: int | None = None  # None is: likewise
     runs_on_node: bool = True  # False where the script runs on a service node, as on a Cray with aprun
     this_node: str = ""  # the one on which this process runs; "" is: not said, so the first of them if it is one of them
+    node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () is: not said, or all have `cpus_per_node`
+    node_gpus: NodeGpus | None = None  # `node_gpus.ask_gpus` tells; None is: the scheduler does not
 
 
 _Environ = Mapping[str, str]
@@ -53,7 +83,8 @@ def allocation(environ: _Environ = os.environ, *, node_names: Sequence[str] | No
         found = detect(environ)
         if found is not None:
             num_nodes, names = nodes(environ) if node_names is None else _given(node_names)
-            return found._replace(num_nodes=num_nodes, node_names=names)
+            node_cpus = found.node_cpus if len(found.node_cpus) == len(names) else ()
+            return found._replace(num_nodes=num_nodes, node_names=names, node_cpus=node_cpus)
     return None
 
 
@@ -96,6 +127,7 @@ def _slurm(environ: _Environ) -> Allocation | None:
         gpus_per_node=_slurm_gpus(environ),
         runs_on_node="SLURMD_NODENAME" in environ,
         this_node=environ.get("SLURMD_NODENAME", ""),
+        node_cpus=_cpus_of_each(environ.get("SLURM_JOB_CPUS_PER_NODE", "")),
     )
 
 
@@ -114,6 +146,23 @@ def _slurm_gpus(environ: _Environ) -> int | None:
         except ValueError:
             return None
     return found
+
+
+def _cpus_of_each(text: str) -> tuple[int, ...]:
+    """Return the CPUs of each node in SLURM_JOB_CPUS_PER_NODE; () where all have the same, or that is not what the text is.
+
+    >>> _cpus_of_each("72(x2),36"), _cpus_of_each("4(x2)"), _cpus_of_each("many,4")
+    ((72, 72, 36), (), ())
+    """
+    parts = [re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part) for part in text.split(",")]
+    counts = [(int(part[1]), int(part[2] or 1)) for part in parts if part]
+    if (
+        len(counts) < len(parts)
+        or len({cpus for cpus, _ in counts}) < 2
+        or sum(times for _, times in counts) > hostlist.MOST_NAMES
+    ):
+        return ()
+    return tuple(cpus for cpus, times in counts for _ in range(times))
 
 
 def _fewest_cpus(text: str) -> int | None:

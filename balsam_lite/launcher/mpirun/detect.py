@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ... import spec
 from ...errors import SettingsError
 from ...programs import run
+from ...schedulers.environ import NodeGpus
 from ...settings import Settings
 from ..commands import UNKNOWN
 from .flavours import FLAVOURS, Flavour
@@ -59,16 +60,21 @@ def find(settings: Settings, environ: Mapping[str, str]) -> Starter | str:
     return _of_machine(environ)
 
 
-def one_rank_per_node(names: Sequence[str], settings: Settings, environ: Mapping[str, str]) -> list[str] | str:
-    """What stands before a program of which one rank shall run on each of those nodes; or why there is nothing.
+def one_rank_per_node(
+    names: Sequence[str], settings: Settings, environ: Mapping[str, str], node_gpus: NodeGpus | None = None
+) -> list[str] | str:
+    """Return what stands before a program of which one rank shall run on each of those nodes; or why there is nothing.
 
     Each rank has all CPUs of its node, stdin goes to rank 0, and the others survive a rank that ends, where the MPI allows it.
+
+    Args:
+        node_gpus: what Slurm gave to the batch job, if it gave any.
 
     Raises:
         SettingsError: as `find`.
     """
     found = find(settings, environ)
-    return found if isinstance(found, str) else found.one_per_host(names)
+    return found if isinstance(found, str) else found._replace(node_gpus=node_gpus).one_per_host(names)
 
 
 # --- what the settings say --------------------------------------------------------------------------------------------

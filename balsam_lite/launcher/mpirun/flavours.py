@@ -38,6 +38,8 @@ class Flavour(NamedTuple):
     end_words: Callable[[Sequence[str]], list[str]] = lambda names: []
     #: Whether it replaces CUDA_VISIBLE_DEVICES by what its scheduler gave to the whole job.
     chooses_gpus: bool = False
+    #: Whether its words say which GPUs a Slurm step has; the srun of another one is told by its environment.
+    says_gpus: bool = False
 
 
 # --- MPICH and its kin ------------------------------------------------------------------------------------------------
@@ -120,7 +122,8 @@ def _srun_ranks(layout: RankLayout) -> list[str]:
     """
     nodes = [f"--nodes={len(layout.hosts) or 1}", *([f"--nodelist={','.join(layout.hosts)}"] if layout.hosts else [])]
     ranks = [f"--ntasks={layout.ranks}", f"--ntasks-per-node={layout.ranks_per_host}", "--distribution=block"]
-    return [*nodes, *ranks, "--overlap", "--export=ALL"]
+    gpus = ["--{}={}".format(*layout.step_gpus)] if layout.step_gpus else []
+    return [*nodes, *ranks, "--overlap", "--export=ALL", *gpus]
 
 
 def _srun(layout: RankLayout) -> list[str]:
@@ -218,6 +221,7 @@ FLAVOURS = {
             _srun,
             _srun_one_per_host,
             chooses_gpus=True,
+            says_gpus=True,
             at_term=KILLS,
             name_words=_srun_name,
             end_words=_srun_end,

@@ -9,12 +9,16 @@ from typing import NamedTuple
 from ... import spec
 from ...db.store.claims import Claim
 from ...errors import SettingsError, SpawnFailed
+from ...schedulers.environ import NodeGpus
 from .. import gpus
 from ..commands import UNKNOWN, MpiUse
 from ..nodes import MpiRules, Node, Place
 from .flavours import Flavour
 from .layout import RankLayout
 from .template import Render
+
+#: With one of these a user says which GPUs a step has.
+_GPU_FLAGS = ("--gres", "--gpus", "-G", "--tres-per-task")
 
 
 class Starter(NamedTuple):
@@ -25,6 +29,7 @@ class Starter(NamedTuple):
     this_host: str = ""  # how it calls this host; "" is: not at all
     template: Render | None = None  # what the user writes instead of the flavour's words
     evidence: str = ""  # for the log: why it is taken for that flavour
+    node_gpus: NodeGpus | None = None  # what Slurm gave to the batch job, if it gave any
 
     @property
     def shares_nodes(self) -> bool:
@@ -45,15 +50,20 @@ class Starter(NamedTuple):
     def one_per_host(self, hosts: Sequence[str]) -> list[str]:
         """The same for one rank on each host, with all of its CPUs, and stdin for rank 0."""
         layout = self._placed(RankLayout(tuple(hosts), num_nodes=len(hosts)))
+        if self.node_gpus is not None:
+            layout = layout._replace(step_gpus=self.node_gpus.step_gpus(hosts))
         if self.template is not None:
-            return self.prefix(layout)
+            return [*self._environment(layout), *self.template(layout, ())]
         return [*self._environment(layout), *self.argv, *self.flavour.one_per_host(layout)]
 
     def _placed(self, layout: RankLayout) -> RankLayout:
         return layout if layout.hosts or not self.this_host else layout._replace(hosts=(self.this_host,))
 
     def _environment(self, layout: RankLayout) -> list[str]:
-        variables = self.flavour.variables(layout)
+        variables = dict(self.flavour.variables(layout))
+        if layout.step_gpus is not None and (self.template is not None or not self.flavour.says_gpus):
+            option, value = layout.step_gpus
+            variables[f"SLURM_{option.upper()}"] = value  # for the srun by which it reaches other nodes
         return ["env", *[f"{name}={value}" for name, value in variables.items()]] if variables else []
 
 
@@ -69,7 +79,11 @@ def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables:
             return []
         try:
             name = [] if starter.template else flavour.name_words(_run_name(claim))
-            prefix = starter.prefix(_layout(claim, place, nodes, rules), [*name, *spec.split_command(claim.mpi_flags)])
+            flags = spec.split_command(claim.mpi_flags)
+            layout = _layout(claim, place, nodes, rules)
+            if starter.node_gpus is not None and layout.hosts and not any(flag.startswith(_GPU_FLAGS) for flag in flags):
+                layout = layout._replace(step_gpus=_step_gpus(claim, place, layout.hosts, starter.node_gpus))
+            prefix = starter.prefix(layout, [*name, *flags])
         except SettingsError as exc:
             raise SpawnFailed(str(exc)) from exc
         except ValueError as exc:
@@ -105,6 +119,12 @@ def _layout(claim: Claim, place: Place, nodes: Sequence[Node], rules: MpiRules) 
         max(1, min(node.cpus for node in taken) // packed),
         packed > 1 or (not hosts and len(nodes) > len(taken)),
     )
+
+
+def _step_gpus(claim: Claim, place: Place, hosts: Sequence[str], known: NodeGpus) -> tuple[str, str]:
+    if not claim.shape.gpus_per_rank:
+        return "gres", "none"
+    return known.step_gpus(hosts, names_differ=gpus.visible(place, shares_host=False) is None)
 
 
 def _gpus(claim: Claim, place: Place, names: Sequence[str], shares_host: bool) -> list[str]:

@@ -35,9 +35,9 @@ JOB_FIELDS = (
     Field("description", "text", ""),
     Field("lease", "id", None, settable=False),
     Field("input_files", "text", "*"),
-    Field("stage_in_url", "text", ""),
+    Field("stage_in_url", "place", ""),
     Field("stage_out_files", "text", ""),
-    Field("stage_out_url", "text", ""),
+    Field("stage_out_url", "place", ""),
     Field("wall_time_minutes", "count", 1),
     Field("num_nodes", "count", 1),
     Field("coschedule_num_nodes", "count0", 0),
@@ -168,7 +168,37 @@ def _command(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    return os.path.expanduser(_text(value))
+    """A path, absolute: what it is relative to is known only where it is given."""
+    path = os.path.expanduser(_text(value))
+    return path if path[:1] in ("", "/") else _absolute(path)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.normpath(os.path.join(os.getcwd(), path))
+    except OSError as exc:
+        raise ValueError(f"is relative, and the current directory cannot be read ({exc.strerror}): {path}") from None
+
+
+#: A place to copy from or to that is relative: a path without `~` or `/` first, and with no `:` before a slash, as URLs have.
+_RELATIVE = re.compile(r"(?P<local>local:(?=[^/~])|(?![^/]*:))(?P<path>[^/~].*)", re.DOTALL)
+
+
+def relative_path_of(place: str) -> str:
+    """Return the relative path that a `stage_in_url` or `stage_out_url` is; "" for anything else.
+
+    >>> relative_path_of("data/*.in"), relative_path_of("local:out"), relative_path_of("scp:host:out"), relative_path_of("/x")
+    ('data/*.in', 'out', '', '')
+    """
+    found = _RELATIVE.fullmatch(place)
+    return found["path"] if found else ""
+
+
+def _place(value: Any) -> str:
+    """A URL or path to copy from or to; a relative path becomes absolute, against the current directory."""
+    place = _text(value)
+    path = place and relative_path_of(place)
+    return f"{place.removesuffix(path)}{_absolute(path)}" if path else place
 
 
 def _integer(value: Any) -> int:
@@ -370,7 +400,7 @@ def _id(value: Any) -> int | None:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "text": _text, "label": _label, "command": _command, "path": _path, "integer": _integer, "count": _count,
+    "text": _text, "label": _label, "command": _command, "path": _path, "place": _place, "integer": _integer, "count": _count,
     "count0": _count0, "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object, "tags": _tags,
     "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when,
 }  # fmt: skip

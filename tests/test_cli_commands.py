@@ -312,7 +312,8 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
         "threads_per_rank": 5, "threads_per_core": 6, "gpus_per_rank": 0.5, "cpu_affinity": "depth", "post_error_handler": True,
         "post_timeout_handler": True, "auto_timeout_retry": False, "restart_limit": 0, "stage_in_url": "host:/in",
         "stage_out_url": "host:/out", "environ_vars": {"A": "1", "B": "x:y=z"}, "tags": {"k": "v", "t": "a=b"}, "priority": -3,
-        "user_workdir": "wd", "workdir": str(tmp_path / "wd"), "wait_for_parents": False, "input_files": "*.in 'a b'",
+        "user_workdir": str(tmp_path / "wd"), "workdir": str(tmp_path / "wd"), "wait_for_parents": False,
+        "input_files": "*.in 'a b'",
         "stage_out_files": "*.out", "data": {"x": [1]}, "description": "one job", "state": "CREATED", "unfinished_parents": 0,
         "max_retries": 2, "retry_codes": "-9 75", "exit_0_is_done_after_stop": True,
     }  # fmt: skip

@@ -737,7 +737,9 @@ def add_job(balsam: Balsam, site: Path, *words: str) -> dict[str, Any]:
 def test_that_a_site_that_is_moved_takes_its_jobs_along(balsam: Balsam, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new place"
     make(old, "mine")
-    row = add_job(balsam, old, "--user-workdir", str(old / "own"))
+    row = add_job(
+        balsam, old, "--user-workdir", str(old / "own"), "--url-in", str(old / "in" / "*"), "--url-out", str(old / "out")
+    )
     assert row["user_workdir"] == str(old / "own")
     (old / "run.sh").write_text("mine")
     (old / "data" / "w").mkdir()
@@ -750,6 +752,7 @@ def test_that_a_site_that_is_moved_takes_its_jobs_along(balsam: Balsam, tmp_path
     assert registry.known(gone=True) == [Entry(1, "mine", str(new))]
     moved = json.loads(balsam("--db", str(new), "ls", "--json")[1])[0]
     assert (moved["job_id"], moved["user_workdir"]) == (row["job_id"], str(new / "own"))
+    assert (moved["stage_in_url"], moved["stage_out_url"]) == (str(new / "in" / "*"), str(new / "out"))
     assert os.readlink(new / "data" / "w" / "inside") == str(new / "data" / "target")
     assert os.readlink(new / "data" / "w" / "outside") == "/etc/passwd"
     assert (new / "run.sh").read_text() == "mine"

@@ -139,8 +139,8 @@ class Job(Record):
     max_retries: int = of_job(0)
     retry_codes: str = of_job("")
     input_files: str = of_job("*")
-    stage_in_url: str = of_job("")
-    stage_out_url: str = of_job("")
+    stage_in_url: str = of_job("", "description")  # a relative path stays so until the site is known
+    stage_out_url: str = of_job("", "description")
     stage_out_files: str = of_job("")
     wait_for_parents: bool = flag(True)
     auto_timeout_retry: bool = flag(True)
@@ -151,6 +151,7 @@ class Job(Record):
     attempt: int = known(default=0)
 
     _KIND = "job"
+    _LEADING = Record._LEADING | {"stage_in_url", "stage_out_url"}
     _REQUIRED = ("workdir", "app_id")
     _CONDITIONS = {
         "id": "ids", "parent_id": "ids", "app_id": "ids", "app": "words", "site_id": "site", "site_name": "site",

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import __version__, loading, programs
+from .. import __version__, loading, programs, spec
 from ..db.registry import Entry
-from ..errors import BalsamError, NotABalsamDB, RemoteError, SiteUnreachable
+from ..errors import BalsamError, InvalidSpec, NotABalsamDB, RemoteError, SiteUnreachable
 from . import silence, ssh, wire
 from .desk import Row
 
@@ -18,6 +18,9 @@ CONNECT_S = 4
 ABOUT_S, READING_S, CHANGING_S = 4.5, 300.0, 900.0
 #: A hundred thousand jobs with long descriptions are a tenth of it.
 LARGEST_ANSWER_BYTES = 2 * 1024**3
+
+#: Fields of jobs and applications that hold a path.
+_PATHS = frozenset({"stage_in_url", "stage_out_url", "envscript"})
 
 _CHANGING = ("create", "update", "update_where", "delete")
 
@@ -71,18 +74,22 @@ class RemoteDesk:
 
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
         """Add rows; all or none."""
+        self._refuse_relative(rows)
         return self._rows("create", kind=kind, rows=list(rows))
 
     def check_jobs(self, rows: Sequence[Row]) -> None:
         """Raise what creating these jobs would."""
+        self._refuse_relative(rows)
         self._ask("check_jobs", rows=list(rows))
 
     def update(self, kind: str, changes: Sequence[Row]) -> int:
         """Change rows one by one; all or none."""
+        self._refuse_relative(changes)
         return int(self._ask("update", kind=kind, changes=list(changes)))
 
     def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
         """The same changes for all that match."""
+        self._refuse_relative([changes])
         return int(self._ask("update_where", kind=kind, where=where, changes=changes))
 
     def delete(self, kind: str, where: Mapping[str, Any], force: bool = False) -> Row:
@@ -96,6 +103,17 @@ class RemoteDesk:
     def service(self, verb: str) -> Row:
         """`start`, `stop`, `status` or `check`."""
         return self._row("service", verb=verb)
+
+    def _refuse_relative(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raise InvalidSpec for a relative path to a file of this host: it would mean another one there."""
+        for row in rows:
+            for name in _PATHS & row.keys():
+                value = row[name]
+                if isinstance(value, str) and spec.relative_path_of(value):
+                    raise InvalidSpec(
+                        f"{name} {value!r} is a relative path, which means nothing at {self.entry.address}, another host.",
+                        hint="Give an absolute path there, or copy from this host: scp:HOST:PATH.",
+                    )
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

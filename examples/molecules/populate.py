@@ -17,7 +17,7 @@ def prep_job(name: str, workflow: str, xyz_path: str) -> BalsamJob:
     )
 
 
-inbox_path = os.path.abspath(sys.argv[1])  # a relative stage_in_url would start at the job's own directory
+inbox_path = sys.argv[1]
 new_jobs = []
 for dirpath, _, filenames in os.walk(inbox_path):
     xyz_files = [f for f in filenames if f.endswith(".xyz")]

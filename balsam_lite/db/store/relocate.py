@@ -5,7 +5,10 @@ from __future__ import annotations
 import sqlite3
 
 #: Columns that may hold an absolute path below the DB's directory. Other text of users is theirs.
-_PATHS = (("job", "user_workdir"), ("job", "workdir"), ("batch_job", "command"), ("batch_job", "log"))
+_PATHS = (
+    ("job", "user_workdir"), ("job", "workdir"), ("job", "stage_in_url"), ("job", "stage_out_url"), ("batch_job", "command"),
+    ("batch_job", "log"),
+)  # fmt: skip
 #: What of an application is run or read, in which a path of the DB's directory may be meant.
 _COMMANDS = ("executable", "preprocess", "postprocess", "envscript", "command_template", "definition")
 

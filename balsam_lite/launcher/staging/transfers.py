@@ -5,7 +5,8 @@ programs (`scp`, `rsync`, `ssh`) through the caller's `Run`. What is copied gets
 
 Places are written as
 
-- `/path`, `~/path` or `path`, with or without `local:` before it; a relative one starts at the job's working directory;
+- `/path` or `~/path`, with or without `local:` before it; where a job is made or changed, `spec` makes relative paths absolute
+  against the current directory (those of older DBs start at the job's working directory);
 - `file:///path`, percent-decoded;
 - `scp:[user@]host:path` and `rsync:[user@]host:path`; a relative path starts at the user's home there;
 - `scp://[user@]host[:port]/path` and `rsync://…` likewise (over ssh, never a daemon), percent-decoded. The path is absolute

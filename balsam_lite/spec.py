@@ -38,7 +38,7 @@ JOB_FIELDS = (
     Field("stage_in_url", "place", ""),
     Field("stage_out_files", "text", ""),
     Field("stage_out_url", "place", ""),
-    Field("wall_time_minutes", "count", 1),
+    Field("wall_time_minutes", "minutes", 1),
     Field("num_nodes", "count", 1),
     Field("coschedule_num_nodes", "count0", 0),
     Field("ranks_per_node", "count", 1),
@@ -229,6 +229,15 @@ def _count0(value: Any) -> int:
     return value
 
 
+def _minutes(value: Any) -> int:
+    """A count of minutes, or a text that `durations` reads."""
+    if type(value) is str and not (value.isascii() and value.isdigit()):
+        from .durations import whole_minutes
+
+        value = whole_minutes(value)
+    return _count(value)
+
+
 def _amount(value: Any) -> float:
     try:
         value = float(value)
@@ -402,7 +411,7 @@ def _id(value: Any) -> int | None:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "text": _text, "label": _label, "command": _command, "path": _path, "place": _place, "integer": _integer, "count": _count,
     "count0": _count0, "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object, "tags": _tags,
-    "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when,
+    "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when, "minutes": _minutes,
 }  # fmt: skip
 
 #: Kinds whose stored form is JSON text; the models hand them out as dicts.

@@ -128,3 +128,14 @@ def test_that_a_list_asks_the_scheduler_once_and_shows_reasons(
     shown = balsam("queue", "ls", "--all", "--limit", "1", "-v")[1]
     assert "submit_failed" in shown
     assert "refused the batch job" in shown
+
+
+def test_that_a_launch_that_was_refused_several_times_is_one_line_with_the_number_of_tries(balsam: Balsam, site: Site) -> None:
+    site.turn("REFUSE", "no")
+    for _ in range(3):
+        assert balsam("submit-launch", "-n", "1", "-t", "5", "-q", "training", "--job-mode", "serial")[0] == 1
+    lines = balsam("queue", "ls", "--history")[1].splitlines()
+    assert len(lines) == 2
+    assert "submit_failed (3 tries)" in lines[1]
+    assert "submission-failed (3 tries)" in balsam("ls", "queues", "--all")[1]
+    assert json.loads(balsam("queue", "ls", "--history", "--json")[1])[0]["status_info"]["tries"] == 3

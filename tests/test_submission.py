@@ -487,6 +487,43 @@ def test_that_a_submission_that_may_still_turn_up_is_not_tried_again_in_its_row(
     assert submit_launch(db, LOCAL, REQUEST, scheduler)["id"] == 2
 
 
+# --- a machine that has the commands of a scheduler, and no scheduler --------------------------------------------------
+
+
+def commands_in(folder, **texts):
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+
+
+REFUSAL = "echo 'fatal: Could not establish a configuration source' >&2; exit 1"
+HOW = "export BALSAM_SCHEDULER_CLASS=LocalScheduler"
+
+
+@pytest.mark.parametrize("names", [("sbatch", "squeue"), ("qsub", "qstat"), ("qsub", "qstat", "cqwait")])
+def test_that_a_refusal_by_commands_that_reach_no_scheduler_ends_with_how_to_run_here(db, tmp_path, monkeypatch, names):
+    commands_in(tmp_path, **dict.fromkeys(names, REFUSAL))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.delenv("BALSAM_SCHEDULER_CLASS")
+    settings = Settings.load(db.directory)
+    with pytest.raises(SubmitFailed, match="Could not establish") as caught:
+        submit_launch(db, settings, REQUEST)
+    assert str(caught.value).splitlines()[-1].endswith(HOW)
+    assert rows(db)[0]["state"] == "submission-failed"
+    assert refresh(db, select(settings)) == []
+    with pytest.raises(SubmitFailed) as chosen:
+        submit_launch(db, settings._replace(SCHEDULER_CLASS=select(settings).name), REQUEST)
+    assert HOW not in str(chosen.value)
+
+
+def test_that_a_refusal_by_a_scheduler_that_answers_says_nothing_of_another_one(db, tmp_path, monkeypatch):
+    commands_in(tmp_path, sbatch="echo 'invalid account' >&2; exit 1", squeue="exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    with pytest.raises(SubmitFailed, match="invalid account") as caught:
+        submit_launch(db, Settings(), REQUEST)
+    assert HOW not in str(caught.value)
+
+
 # --- what an answer may be of -----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from ..partitions import Partition
 from . import placing
 from .enums import BatchJobState, JobMode
-from .fields import AT_CREATION, Field, count, json_object, known, moment, site_id, site_name, state, text, word, words
+from .fields import AT_CREATION, Field, count, json_object, known, minutes, moment, site_id, site_name, state, text, word, words
 from .query import Manager, Query
 from .records import Record
 
@@ -39,7 +39,7 @@ class BatchJob(Record):
     __slots__ = ()
 
     num_nodes: int = count(when=AT_CREATION)
-    wall_time_min: int = count(when=AT_CREATION)
+    wall_time_min: int = minutes(when=AT_CREATION)
     job_mode: JobMode = word(JobMode, AT_CREATION)
     site_id: int | None = site_id()
     site_name: str | None = site_name()

@@ -187,6 +187,16 @@ def count0(default: int | None = None, when: str = ALWAYS) -> Any:
     return Field(column_check("restart_limit"), default, when)
 
 
+def minutes(default: int | None = None, when: str = ALWAYS) -> Any:
+    """Whole minutes, 1 or more; text such as "1h30m" is taken as well."""
+    return Field(column_check("wall_time_minutes"), default, when)
+
+
+def minutes0(default: int | None = None, when: str = ALWAYS) -> Any:
+    """The same, or 0."""
+    return Field(lambda value: 0 if value in (0, "0") else column_check("wall_time_minutes")(value), default, when)
+
+
 def flag(default: bool, when: str = ALWAYS) -> Any:
     """True or False."""
     return Field(checked_flag, default, when, bool)

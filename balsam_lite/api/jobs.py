@@ -20,11 +20,11 @@ from .fields import (
     NumberField,
     checked_flag,
     checked_object,
-    count0,
     flag,
     json_object,
     known,
     listed,
+    minutes0,
     moment,
     of_job,
     site_id,
@@ -118,7 +118,7 @@ class Job(Record):
     threads_per_core: int = of_job(1)
     gpus_per_rank: float = of_job(0)
     node_packing_count: int = of_job(1)
-    wall_time_min: int = count0(0)
+    wall_time_min: int = minutes0(0)
     launch_params: dict[str, str] = words()
     parent_ids: frozenset[int] = _ParentField(_parents, [], AT_CREATION)  # type: ignore[assignment]
     state: JobState | None = state(JobState)

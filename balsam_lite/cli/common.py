@@ -189,6 +189,25 @@ def number(ctx: click.Context, parameter: click.Parameter, value: float) -> floa
     return value
 
 
+class Minutes(click.ParamType):  # type: ignore[type-arg]
+    """The type of an option that takes minutes, or a time such as 1h30m or 01:30:00; `is_whole`: rounded up to minutes."""
+
+    name = "minutes"
+
+    def __init__(self, is_whole: bool = True) -> None:
+        self._is_whole = is_whole
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        from .. import durations
+
+        try:
+            return durations.whole_minutes(value) if self._is_whole else durations.minutes(value)
+        except ValueError as exc:
+            self.fail(f"It {exc}.", param, ctx)
+
+
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were on the command line."""
     return {name: value for name, value in options.items() if value is not None}

@@ -10,10 +10,11 @@ import click
 
 from .. import spec
 from ..db.registry import Entry
+from ..durations import FORMS
 from ..errors import InvalidSpec, UnknownApp, UnknownJob
 from ..sites.desk import Desk, Row
 from . import layout
-from .common import confirm, count, count0, long_site_option, number, one_site, pairs, row_number
+from .common import Minutes, confirm, count, count0, long_site_option, number, one_site, pairs, row_number
 from .group import BalsamCommand, option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -29,9 +30,9 @@ _FORM = (
 _BESIDE = ("name", "workflow", "environ_vars", "priority")
 
 
-def _count(*names: str, help: str, check: Callable[..., Any] = count) -> Callable[[_Function], _Function]:
+def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
     """An option for a whole number that is 1 if it is not given."""
-    return option(*names, type=int, callback=check, default=1, metavar="N", help=f"{help} [default: 1]")
+    return option(*names, type=int, callback=count, default=1, metavar="N", help=f"{help} [default: 1]")
 
 
 @click.command(cls=BalsamCommand)
@@ -48,7 +49,10 @@ def _count(*names: str, help: str, check: Callable[..., Any] = count) -> Callabl
 )
 @_count("-npc", "--node-packing-count", help="So many such jobs share a node.")
 @option("-lp", "--launch-param", "launch_params", multiple=True, metavar="NAME=VALUE", help="For the MPI start command.")
-@_count("-t", "--wall-time-min", check=count0, help="So many minutes it will take.")
+@option(
+    "-t", "--wall-time-min", type=Minutes(), callback=count0, default=1, metavar="TIME",
+    help=f"How long it will take: {FORMS}. [default: 1]",
+)  # fmt: skip
 @option("-pid", "--parent-id", "parent_ids", multiple=True, type=int, metavar="N", help="A job to wait for; may be repeated.")
 @option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
 @option("--workflow", default="", help="A label that jobs share.")

@@ -11,7 +11,8 @@ import click
 from .. import spec, states
 from ..db import location, queries
 from ..db.connection import Database
-from .common import count, count0, number, open_db, pairs, warn
+from ..durations import FORMS
+from .common import Minutes, count, count0, number, open_db, pairs, warn
 from .group import BalsamCommand, WordsOption, option
 
 _FILTER = "Run only jobs of that workflow; in quotes, * and ? match anything."
@@ -29,8 +30,8 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 @option("--wf-filter", metavar="NAME", help=_FILTER)
 @option("--job-mode", type=click.Choice(spec.JOB_MODES), help=f"{_MODE} Needed, unless each --part says it.")
 @option(
-    "--time-limit-minutes", type=float, default=0, callback=number, metavar="MINUTES",
-    help="End after that time. 0: a little before the batch job does, if this is one.",
+    "--time-limit-minutes", type=Minutes(is_whole=False), default=0, callback=number, metavar="TIME",
+    help=f"Stop after this time: {FORMS}. 0: shortly before the batch job's own limit.",
 )  # fmt: skip
 @option(
     "--nodes",
@@ -111,7 +112,7 @@ def launcher(
 
 @click.command("submit-launch", cls=BalsamCommand)
 @option("-n", "--nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
-@option("-t", "--time-minutes", type=int, callback=count, required=True, metavar="MINUTES", help="For how long.")
+@option("-t", "--time-minutes", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"For how long: {FORMS}.")
 @option("-q", "--queue", default="", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option("--job-mode", type=click.Choice(spec.JOB_MODES), required=True, help=_MODE)

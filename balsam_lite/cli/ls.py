@@ -428,6 +428,7 @@ def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
             "command": os.path.basename(row["command"]),
             "from_balsam": bool(row["from_balsam"]),
             "reason": _first_line(row["reason"]),
+            "state": row["state"] if row["tries"] == 1 else f"{row['state']} ({row['tries']} tries)",
         }
         for row in rows
     ]

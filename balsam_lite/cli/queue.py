@@ -10,9 +10,10 @@ import click
 
 from .. import spec
 from ..db.registry import Entry
+from ..durations import FORMS
 from ..errors import AmbiguousJobId, BalsamError, UnknownBatchJob
 from . import layout
-from .common import ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
+from .common import Minutes, ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
 from .group import BalsamCommand, CommandGroup, option
 
 _Row = dict[str, Any]
@@ -42,7 +43,7 @@ def queue() -> None:
 
 @queue.command("submit", cls=BalsamCommand, short_help="submit a launch")
 @option("-n", "--num-nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
-@option("-t", "--wall-time-min", type=int, callback=count, required=True, metavar="MINUTES", help="For how long.")
+@option("-t", "--wall-time-min", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"For how long: {FORMS}.")
 @option("-q", "--queue", "queue_name", default="", metavar="NAME", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option(
@@ -163,12 +164,15 @@ def list_(
 
 def _table(rows: Iterable[_Row]) -> list[str]:
     """Each column to the right, one blank wider than its widest cell; joined by a blank (source: Balsam 0.7)."""
-    cells = [_COLUMNS, *([layout.one_line(_cell(row[name])) for name in _COLUMNS] for row in rows)]
+    cells = [_COLUMNS, *([layout.one_line(_cell(name, row)) for name in _COLUMNS] for row in rows)]
     widths = [max(map(len, column)) + 1 for column in zip(*cells)]
     return [" ".join(map(layout.right, row, widths)) for row in cells]
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, row: _Row) -> str:
+    value = row[name]
+    if name == "state" and "tries" in row["status_info"]:
+        return f"{value} ({row['status_info']['tries']} tries)"
     return "" if value is None else str(value)
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import peewee
 from peewee import SQL, Expression, fn
 
-from .. import spec, states
+from .. import durations, spec, states
 from ..clock import SECOND_US
 from ..errors import InvalidSpec, UnknownField
 from .queries import JOBS_WITH, SHORT_ID
@@ -33,11 +33,11 @@ LOOKUPS = ("exact", "iexact", "ne", *_COMPARISONS, *_TEXTS, *(f"i{name}" for nam
 #: What jobs have besides `spec.JOB_FIELDS`, and kinds of columns that `spec` does not know.
 _OF_JOBS = {**spec.JOB_FIELD, "id": spec.Field("id", "id", None), "job_id": spec.Field("job_id", "uuid", "")}
 _OF_APPS = {**spec.APP_FIELD, "id": spec.Field("id", "id", None)}
-_NUMBERS = ("integer", "count", "count0", "flag", "id", "amount")
+_NUMBERS = ("integer", "count", "count0", "minutes", "flag", "id", "amount")
 #: The columns of a batch job, by which its reserved jobs can be found: `queued_launch__scheduler_id`.
 LAUNCH_KINDS = {
     "id": "id", "scheduler_id": "text", "scheduler": "text", "project": "text",
-    "queue": "text", "nodes": "count", "wall_minutes": "count",
+    "queue": "text", "nodes": "count", "wall_minutes": "minutes",
     "job_mode": "text", "wf_filter": "text", "filter_tags": "text", "sched_flags": "text", "command": "text",
     "state": "text", "reason": "text", "prescheduled_only": "flag", "from_balsam": "flag", "created": "time",
     "started": "time", "ended": "time", "exit_code": "id", "log": "text", "partitions": "text", "optional_params": "text",
@@ -333,6 +333,11 @@ def _stored(found: Column, value: Any, ordered: bool = False) -> Any:
         return states.check_state(value)
     if kind in spec.JSON_KINDS or (kind == "flag" and not ordered):
         return spec.checked(spec.Field("lookup", kind, None), value, "the")
+    if kind == "minutes" and isinstance(value, str):
+        try:
+            value = durations.whole_minutes(value)
+        except ValueError as exc:
+            raise InvalidSpec(f"minutes {exc}") from None
     if kind in _NUMBERS or (kind == "word" and ordered and isinstance(value, (int, float))):
         return _number(value)
     convert: Callable[[Any], Any] = _AS_STORED.get(kind, _text)

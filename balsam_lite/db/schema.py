@@ -12,7 +12,14 @@ from .. import spec, states
 
 VERSION = 5
 
-_SQL_TYPE = {"count": "INTEGER", "count0": "INTEGER", "integer": "INTEGER", "flag": "INTEGER", "id": "INTEGER"}
+_SQL_TYPE = {
+    "count": "INTEGER",
+    "minutes": "INTEGER",
+    "count0": "INTEGER",
+    "integer": "INTEGER",
+    "flag": "INTEGER",
+    "id": "INTEGER",
+}
 
 
 def _literal(value: Any) -> str:

@@ -425,7 +425,7 @@ def submit(
     project: str = "",
     queue: str = "",
     nodes: int = 1,
-    wall_minutes: int = 30,
+    wall_minutes: int | str = 30,
     job_mode: str = "mpi",
     wf_filter: str = "",
     sched_flags: str = "",

@@ -32,8 +32,8 @@ ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
 
 #: Seconds; a loaded head node may take half a minute to answer.
 COMMAND_TIMEOUT_S = 60.0
-#: The same of a question about the past, which will be asked again.
-_PAST_TIMEOUT_S = 20.0
+#: The same of a question that is asked beside another one.
+_SIDE_TIMEOUT_S = 20.0
 #: The clocks of a scheduler's host and of this one may differ by so much; and some schedulers tell whole seconds only.
 CLOCK_SLACK_US = 60 * SECOND_US
 
@@ -102,6 +102,9 @@ class Scheduler(Protocol):
     template: str  # file name of its job script's template
     domain: str  # where its ids mean something: two schedulers of one name may both have a batch job 1
     timeout_s: float  # what one of its commands is given
+
+    def responds(self) -> bool:
+        """Whether the scheduler can be asked anything here. Runs a command, if it has any."""
 
     def submit(self, submission: Submission) -> str:
         """Hand the script over and return the batch job's id.
@@ -180,6 +183,9 @@ class CommandScheduler:
         self.domain = adapter.name
         self._adapter, self.timeout_s = adapter, timeout_s
 
+    def responds(self) -> bool:
+        return self._run(self._adapter.status_argv(()), timeout_s=_SIDE_TIMEOUT_S).ok
+
     def submit(self, submission: Submission) -> str:
         answer = self._run(self._adapter.submit_argv(submission), submission.directory)
         native_id = self._adapter.parse_id(answer.stdout) if answer.ok else ""
@@ -206,7 +212,7 @@ class CommandScheduler:
         found = {}
         argv = self._adapter.past_argv(outputs) if outputs else []
         if argv:
-            found = self._adapter.parse_past(self._run(argv, timeout_s=_PAST_TIMEOUT_S))
+            found = self._adapter.parse_past(self._run(argv, timeout_s=_SIDE_TIMEOUT_S))
         for native_id, output in outputs.items():
             read = None if native_id in found else self._adapter.read_past(native_id, output)
             if read is not None:

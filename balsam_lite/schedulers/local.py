@@ -40,6 +40,9 @@ class LocalScheduler:
         self.domain = f"{self.name}@{os.uname().nodename}:{os.path.join(home(environ), 'local-scheduler')}"
         self._queue = LocalQueue(os.path.join(home(environ), "local-scheduler"))
 
+    def responds(self) -> bool:
+        return True
+
     def submit(self, submission: Submission) -> str:
         inherited = {key: value for key, value in self._environ.items() if key not in _NOT_INHERITED}
         try:

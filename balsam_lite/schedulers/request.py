@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .. import spec
+from .. import durations, spec
 from ..errors import InvalidSpec
 from ..partitions import Partition, check_sum
 from ..settings import Settings
@@ -18,7 +18,7 @@ class LaunchRequest(NamedTuple):
     """What a user or the service asks for: one launcher on `nodes` nodes for `wall_minutes` minutes."""
 
     nodes: int
-    wall_minutes: int
+    wall_minutes: int | str  # text is a time that `durations` reads; `validated` makes minutes of it
     queue: str = ""
     project: str = ""  # "" is Settings.DEFAULT_PROJECT
     job_mode: str = "serial"
@@ -36,6 +36,11 @@ def validated(request: LaunchRequest, settings: Settings) -> LaunchRequest:
     Raises:
         InvalidSpec: a value makes no sense, or would break out of its line in a job script.
     """
+    if isinstance(request.wall_minutes, str):
+        try:
+            request = request._replace(wall_minutes=durations.whole_minutes(request.wall_minutes))
+        except ValueError as exc:
+            raise InvalidSpec(f"wall_minutes {exc}") from None
     for field in ("nodes", "wall_minutes"):
         value = getattr(request, field)
         if type(value) is not int or not 1 <= value <= _LARGEST_COUNT:

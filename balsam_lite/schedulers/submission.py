@@ -38,6 +38,8 @@ ABSENCE_TIMEOUT_S = 120
 REVIEW_PERIOD_S = 7 * 86400
 _REVIEW_INTERVAL_S = 60
 _NOT_LISTED = "the scheduler does not list it at the moment; after two minutes without a sign it counts as gone"
+_NOT_SET_UP = """{0} was chosen because its commands are on PATH, but here they reach no scheduler.
+To run launches on this machine instead: export BALSAM_SCHEDULER_CLASS=LocalScheduler"""
 _SEE_LOG = "the launcher's log may tell how it ended"
 _NEVER_SEEN = "the scheduler does not have it: the process that submitted it died before that, or got no answer"
 
@@ -79,6 +81,8 @@ def submit_launch(
         with db.write() as cx:
             batch_jobs.mark_failed(cx, row["id"], reason, SystemClock.now_us())
         if isinstance(exc, SubmitFailed):
+            if not settings.SCHEDULER_CLASS and not scheduler.responds():
+                exc.hint = _NOT_SET_UP.format(scheduler.name)
             raise
         raise SubmitFailed(f"The job script {row['command']} cannot be written: {exc}") from exc
     with db.write() as cx:

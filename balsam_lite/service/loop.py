@@ -347,7 +347,7 @@ class Service:
                 self._refused.get(launch.queue),
             )  # fmt: skip
         except (SchedulerError, InputError) as exc:
-            self._pause(launch.queue, f"a launch could not be submitted: {exc.message}")
+            self._pause(launch.queue, f"a launch could not be submitted: {exc}")
             return False
         self._open[row["id"]] = row
         self._did(f"submitted qlaunch{row['id']}, the scheduler's {row['scheduler_id']}, {described(launch)}")

@@ -5,8 +5,8 @@
     max-queued = 1
     policy = [{"min-nodes": 1, "max-nodes": 16, "min-time": 0, "max-time": 1}]
 
-Node ranges are inclusive, times are in hours (source: Balsam 0.3.8, its theta_policy.ini). Everything is checked when it is
-loaded; an error names the file, the section and the key.
+Node ranges are inclusive, times are in hours (source: Balsam 0.3.8, its theta_policy.ini) or text such as "90m". Everything is
+checked when it is loaded; an error names the file, the section and the key.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from .. import durations
 from ..errors import SettingsError
 from ..schedulers.base import select
 from ..schedulers.script import packaged, write_new
@@ -218,6 +219,13 @@ def _whole_nodes(value: Any, key: str, where: str) -> int:
 
 
 def _hours(value: Any, key: str, where: str) -> float:
+    if isinstance(value, str):
+        try:
+            if value.strip().replace(".", "", 1).isdigit():
+                raise ValueError(f"must say its unit, or be a number of hours without quotes, not {value!r}")
+            value = durations.minutes(value) / 60
+        except ValueError as exc:
+            raise SettingsError(f"{where}: {key} {exc}") from None
     if type(value) not in (int, float) or not 0 <= value <= _LARGEST / 60:  # NaN is not
         _refuse(where, key, value, f"a number of hours from 0 to {_LARGEST // 60}")
     return float(value)

@@ -113,6 +113,8 @@ def _status_info(row: BatchRow) -> Row:
         "reason": "" if failed else row["reason"],
         "ended_as": row["state"] if row["ended"] is not None and not failed else "",
         "exit_code": row["exit_code"],
+        "tries": row["tries"] if row["tries"] > 1 else None,
+        "cluster": row["cluster"],
         "submit_script": row["command"],
         "log": row["log"],
     }

@@ -1,0 +1,70 @@
+"""How long something takes or may take, as a user writes it: minutes, or a time with units or colons. Pure.
+
+Schedulers read a time of two parts differently: `1:30` is a minute and a half to Slurm (sbatch(1), 22.05: minutes:seconds)
+and PBS (pbs_resources(7B), 23.06: [[HH:]MM:]SS), an hour and a half to Cobalt (qsub 1.0.33: [[DD:]HH:]MM). So it is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+FORMS = "minutes, or a time such as 90m, 1h30m, 01:30:00 or 2-00:00:00"
+#: Of seconds; thirty thousand years, and far from where floating-point numbers lose whole seconds.
+_LARGEST_S = 10**12
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{0,9})?")
+_UNITS = re.compile(
+    r"""(?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:d|days?)\s*)?
+        (?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:h|hrs?|hours?)\s*)?
+        (?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:m|mins?|minutes?)\s*)?
+        (?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:s|secs?|seconds?))?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_DAYS = re.compile(r"([0-9]{1,12})-([0-9]{1,2})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?")
+_COLONS = re.compile(r"(?:([0-9]{1,12}):)?([0-9]{1,12}):([0-9]{1,2}):([0-9]{1,2})")
+_TWO_PARTS = re.compile(r"([0-9]{1,12}):([0-9]{1,12})")
+_PARTS_S = (86400, 3600, 60, 1)
+
+
+def minutes(text: str) -> float:
+    """Return the minutes that a text means. Raise ValueError, with a text that follows the name of the field.
+
+    >>> minutes("90"), minutes("1h30m"), minutes("01:30:00"), minutes("1-00:00:00"), minutes("2d"), minutes("90s")
+    (90.0, 90.0, 90.0, 1440.0, 2880.0, 1.5)
+    """
+    text = text.strip()
+    if _NUMBER.fullmatch(text):
+        return _checked(60 * float(text), text) / 60
+    two = _TWO_PARTS.fullmatch(text)
+    if two:
+        first, second = (int(part) for part in two.groups())
+        raise ValueError(
+            f"must not be {text}: that is {first} h {second} min to some schedulers, and {first} min {second} s to others."
+            f" Write {first}h{second}m or {first}m{second}s"
+        )
+    found = (_UNITS.fullmatch(text) if text else None) or _DAYS.fullmatch(text) or _COLONS.fullmatch(text)
+    if found is None:
+        raise ValueError(f"must be {FORMS}, not {text!r:.60}")
+    parts = [float(part or 0) for part in found.groups()]
+    if found.re is not _UNITS and max(parts[2:]) >= 60:
+        raise ValueError(f"must not be {text}: there are 60 minutes in an hour and 60 seconds in a minute")
+    return _checked(sum(part * unit for part, unit in zip(parts, _PARTS_S)), text) / 60
+
+
+def whole_minutes(text: str) -> int:
+    """Return the same, rounded up to whole minutes, as schedulers count them. Raise ValueError.
+
+    A number without a unit must be a whole one: nobody means half a minute by it.
+
+    >>> whole_minutes("61s"), whole_minutes("01:00:00"), whole_minutes("0.5h")
+    (2, 60, 30)
+    """
+    if _NUMBER.fullmatch(text.strip()) and "." in text:
+        raise ValueError(f"must be a whole number of {FORMS}, not {text!r:.60}")
+    return math.ceil(round(minutes(text), 6))
+
+
+def _checked(seconds: float, text: str) -> float:
+    if seconds > _LARGEST_S:
+        raise ValueError(f"is out of range: {text:.60}")
+    return seconds

@@ -15,9 +15,10 @@ import sqlite3
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from .. import loading
@@ -33,7 +34,8 @@ from ..errors import (
     NotABalsamDB,
     UnsafeFilesystem,
 )
-from . import binding, filesystem, migrations, schema
+from ..settings import SettingsWarning
+from . import binding, filesystem, migrations, readonly, schema
 
 if TYPE_CHECKING:
     from .session import SessionLock
@@ -65,7 +67,15 @@ class _Connection(sqlite3.Connection):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.owner = (os.getpid(), threading.get_ident())
+        self.folder = ""  # of the private copy that it has open, which goes with it
         _open_connections.add(self)
+
+    def close(self) -> None:
+        super().close()
+        if self.folder:
+            import shutil
+
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def close_all() -> None:
@@ -91,6 +101,9 @@ class _ThreadState(threading.local):
     file: tuple[int, int] | None = None  # what the connection has open
     transaction = ""  # "", "read" or "write"
     lock: SessionLock | None = None  # of the session that is open on a shared file system
+    unlocked: DatabaseReadOnly | None = None  # why the session that is open has no lock: it can only read
+    read_as: readonly.State | None = None  # of the file, if the connection sees it as it was then, and no later change
+    is_immutable = False  # and must not be used when the file has changed
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -100,6 +113,7 @@ class _ThreadState(threading.local):
         if self.connection is not None:
             _of_the_parent.append(self.connection)
         self.connection, self.transaction, self.lock, self.process = None, "", None, os.getpid()
+        self.unlocked = self.read_as = None
 
 
 class Database:
@@ -142,6 +156,7 @@ class Database:
             try:
                 yield cx
                 self._refuse_if_lost()
+                self._refuse_if_overtaken()
             finally:
                 thread.transaction = ""
                 cx.execute("ROLLBACK")
@@ -162,6 +177,8 @@ class Database:
         loading.refuse()
         with self.session(), _translated(self.directory):
             cx = self._connection()
+            if thread.read_as or thread.unlocked:
+                raise thread.unlocked or self._read_only("you can only read it")
             self._begin(cx, "BEGIN IMMEDIATE")
             thread.transaction = "write"
             try:
@@ -184,22 +201,27 @@ class Database:
                 stays; nothing was written since, and what was read since cannot be trusted.
         """
         thread = self._thread()
-        if self.access == filesystem.LOCAL or thread.lock is not None:
+        if self.access == filesystem.LOCAL or thread.lock is not None or thread.unlocked is not None:
             yield
             return
         from .session import SessionLock
 
-        with SessionLock(self.directory, self.busy_timeout_s, self._expiry_s) as lock:
-            thread.lock = lock
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(SessionLock(self.directory, self.busy_timeout_s, self._expiry_s))
+            except DatabaseReadOnly as exc:
+                thread.unlocked = exc
+            else:
+                thread.lock = lock
             try:
                 yield
             except DatabaseError:
                 self._refuse_if_lost()  # then that is why
                 raise
             finally:
-                if lock.is_lost():
+                if thread.lock is not None and thread.lock.is_lost():
                     self._abandon()
-                thread.lock = None
+                thread.lock = thread.unlocked = None
                 self.close()
 
     @contextmanager
@@ -244,6 +266,8 @@ class Database:
         with _translated(self.directory):
             cx = self._connection()
             self._refuse_if_gone()
+            if self._thread().read_as:
+                return True
             version = int(cx.execute("PRAGMA data_version").fetchone()[0])
         changed, self._seen_version = version != self._seen_version, version
         return changed
@@ -321,6 +345,20 @@ class Database:
                 hint="Start the program again to use the new one.",
             )
 
+    def _refuse_if_overtaken(self) -> None:
+        thread = self._thread()
+        if thread.is_immutable and thread.read_as != self._state_there():
+            raise DatabaseBusy(f"The DB {self.directory} was written while it was read.", hint="Try again.")
+
+    def _state_there(self) -> readonly.State:
+        try:
+            return readonly.state_of(self.path)
+        except OSError as exc:
+            raise DatabaseError(f"{self.path} cannot be read: {exc.strerror or exc}") from exc
+
+    def _read_only(self, why: str) -> DatabaseReadOnly:
+        return DatabaseReadOnly(f"The DB {self.directory} cannot be written: {why}", hint="See the directory's permissions.")
+
     def _refuse_if_lost(self) -> None:
         lock = self._thread().lock
         if lock is not None and lock.is_lost():
@@ -359,17 +397,44 @@ class Database:
 
     def _connection(self) -> sqlite3.Connection:
         thread = self._thread()
+        if thread.connection is not None and thread.read_as and not thread.unlocked and thread.read_as != self._state_there():
+            self.close()
         if thread.connection is None:
             thread.connection = self._open()
         return thread.connection
 
     def _open(self) -> sqlite3.Connection:
-        path = quoted(self.path)
-        self._thread().file = self._file_there()
+        thread = self._thread()
+        thread.file, thread.read_as, thread.is_immutable = self._file_there(), None, False
+        if thread.unlocked:
+            return self._open_copy()
         try:
-            cx = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0, isolation_level=None, factory=_Connection)
+            return self._open_as(self.path, "mode=rw")
+        except sqlite3.OperationalError as exc:
+            if self._is_upgrading or _is_busy(exc) or not readonly.is_refused(self.directory, self.path):
+                raise
+        state = self._state_there()
+        if state.wal[0]:
+            return self._open_copy()
+        thread.read_as, thread.is_immutable = state, True
+        return self._open_as(self.path, "mode=ro&immutable=1")
+
+    def _open_copy(self) -> sqlite3.Connection:
+        """Open a private copy of the file, which is gone when it is closed."""
+        from . import session
+
+        lock = session.LockFile(os.path.join(self.directory, session.FILE_NAME), self._expiry_s)
+        self._thread().read_as = self._state_there()
+        copy = readonly.private_copy(self.path, lambda: lock.look() is None or lock.dead() is not None, self.busy_timeout_s)
+        return self._open_as(copy, "mode=rw", os.path.dirname(copy))
+
+    def _open_as(self, path: str, options: str, folder: str = "") -> sqlite3.Connection:
+        uri = f"file:{quoted(path)}?{options}"
+        try:
+            cx = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, factory=_Connection)
         except sqlite3.Error as exc:
             raise _translation(exc, self.directory) from exc
+        cx.folder = folder
         try:
             self._patiently(lambda: self._prepare(cx))
         except BaseException:
@@ -388,12 +453,17 @@ class Database:
         migrations.refuse_unready(migrations.version_of(cx), self.directory)
         if self.access == filesystem.LOCAL:
             if binding.judge(cx, self.path) == binding.COPY:
-                raise CopiedDatabase(
-                    f"The DB {self.directory} is a copy: it was {binding.recorded(cx)}.",
-                    hint=f"`balsam init {self.directory}` makes it a DB of its own, and frees the jobs that launchers had.\n"
-                    "Unless it is a backup by `balsam db backup`, it may lack what was written last.",
-                )
+                self._refuse_copy(f"The DB {self.directory} is a copy: it was {binding.recorded(cx)}.")
             self._choose_checkpoints(cx)
+
+    def _refuse_copy(self, what: str) -> None:
+        """Raise CopiedDatabase; where `init` cannot help, as nothing can be written, only warn."""
+        lacks = "Unless it is a backup by `balsam db backup`, it may lack what was written last."
+        if readonly.is_refused(self.directory, self.path):
+            warnings.warn(f"{what} {lacks}", SettingsWarning, stacklevel=2)
+            return
+        hint = f"`balsam init {self.directory}` makes it a DB of its own, and frees the jobs that launchers had."
+        raise CopiedDatabase(what, hint=f"{hint}\n{lacks}")
 
     def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
         mine = self._keeps_checkpoints

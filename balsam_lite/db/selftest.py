@@ -6,6 +6,7 @@ number at the end is the sum of what they say they did. The scratch DB lies besi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..errors import DatabaseError
+from ..errors import DatabaseError, DatabaseReadOnly
 from ..identity import Holder
 from ..settings import Settings
 from . import location
@@ -57,7 +58,8 @@ def scratch(db: Database) -> Iterator[str]:
     try:
         directory = tempfile.mkdtemp(prefix=_PREFIX, dir=db.directory)
     except OSError as exc:
-        raise DatabaseError(f"The DB {db.directory} cannot be written: {exc}") from exc
+        kind = DatabaseReadOnly if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else DatabaseError
+        raise kind(f"The DB {db.directory} cannot be written: {exc}") from exc
     try:
         made = location.set_up(directory, db.access)
         with made.write() as cx:

@@ -194,7 +194,7 @@ class SessionLock:
             return DatabaseFull(f"{full}; nothing was written.", hint="Free some space, try again.")
         if not os.path.isdir(self._directory):
             return DatabaseError(f"The DB {self._directory} is not there any more.")
-        return DatabaseReadOnly(f"The DB {self._directory} cannot be locked: {exc}")
+        return DatabaseReadOnly(f"The DB {self._directory} cannot be written: {exc}", hint="See the directory's permissions.")
 
     def _busy(self, waited_s: float) -> DatabaseBusy:
         seen = self._lock.look()

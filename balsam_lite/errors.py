@@ -91,6 +91,10 @@ class AmbiguousJobId(InputError):
     """More than one job matches."""
 
 
+class DuplicateJobId(InputError):
+    """A job with that id, or with the same first 8 characters, exists already."""
+
+
 class DuplicateApp(InputError):
     """An application of that name exists already."""
 

@@ -345,7 +345,7 @@ def test_that_a_tree_as_json_names_parents_and_children(balsam: Balsam, db: Data
 def test_that_json_has_every_field_under_its_name(balsam: Balsam, db: Database) -> None:
     add(db, {"name": "é\n"[0], "data": {"a": [1]}, "environ_vars": {"A": "b:c"}, "tags": {"k": "v"}, "wait_for_parents": False})
     (found,) = json.loads(balsam("ls", "--json")[1])
-    assert set(found) == {"id", "job_id", *spec.JOB_FIELD}
+    assert set(found) == {"id", "job_id", *spec.JOB_FIELD, "stale"}
     assert (found["name"], found["data"], found["environ_vars"], found["tags"]) == ("é", {"a": [1]}, {"A": "b:c"}, {"k": "v"})
     assert (found["wait_for_parents"], found["auto_timeout_retry"], found["lease"]) == (False, True, None)
 

@@ -620,9 +620,13 @@ def test_that_bulk_create_refuses_jobs_that_are_there_and_jobs_given_twice(db):
     assert seen(db, "SELECT count(*) FROM job") == [(1,)]
 
 
-def test_that_a_uuid_drawn_anew_by_the_store_reaches_the_object(db):
+def test_that_a_uuid_drawn_anew_by_the_store_reaches_the_object(db, monkeypatch):
     taken = "12345678-0000-4000-8000-000000000000"
-    first, second = BalsamJob(name="a", job_id=taken), BalsamJob(name="b", job_id=taken.replace("0000-4", "0001-4"))
+    first, second = BalsamJob(name="a", job_id=taken), BalsamJob(name="b")
+    drawn_first = taken.replace("0000-4", "0001-4")
+    with monkeypatch.context() as patch:
+        patch.setattr(spec, "new_job_id", lambda: drawn_first)
+        assert second.job_id[:8] == "12345678"
     BalsamJob.objects.bulk_create([first, BalsamJob(name="x"), second])
     assert first.job_id == taken
     assert second.job_id[:8] != "12345678"

@@ -90,7 +90,8 @@ def add(balsam: Balsam, workdir: str, *more: str, site: str = "alpha") -> int:
 
 
 def jobs(balsam: Balsam, *more: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(balsam("job", "ls", "--site", "all", "--json", *more)[1])
+    sites = () if "--site" in more else ("--site", "all")
+    found: list[dict[str, Any]] = json.loads(balsam("job", "ls", "--json", *sites, *more)[1])
     return found
 
 
@@ -298,8 +299,7 @@ def some(balsam: Balsam, beta: Database) -> None:
     ],
 )
 def test_that_all_conditions_must_hold(balsam: Balsam, some: None, words: list[str], found: list[str]) -> None:
-    listed = json.loads(balsam("job", "ls", "--site", "all", "--json", *words)[1])
-    assert [f"{job['site']} {job['id']}" for job in listed] == found
+    assert [f"{job['site']} {job['id']}" for job in jobs(balsam, *words)] == found
 
 
 def test_that_states_are_counted_over_all_sites_in_their_order(balsam: Balsam, some: None) -> None:
@@ -478,7 +478,7 @@ def test_that_rm_without_conditions_or_matches_says_so(balsam: Balsam, some: Non
 @pytest.mark.parametrize("words", [["-w", ""], ["-a", ""], ["--app", "0"], ["--app", "9" * 5000], ["-i", "9" * 30]])
 def test_that_rm_takes_nothing_odd_for_everything(balsam: Balsam, some: None, words: list[str]) -> None:
     code, _, err = balsam("job", "rm", "--site", "all", "--yes", *words)
-    assert code in (0, 2)
+    assert code in (0, 2, 3)
     assert "unexpected" not in err
     assert len(jobs(balsam)) == 4
 

@@ -16,6 +16,7 @@ from balsam_lite import states
 from balsam_lite.db import events, location, queries
 from balsam_lite.db.store import apps, claims, graph, insert, leases, steps, user
 from balsam_lite.errors import (
+    AmbiguousJobId,
     DependencyCycle,
     DuplicateApp,
     DuplicateDependency,
@@ -352,7 +353,9 @@ def hot_queries(cx):
     yield "still held", lambda: claims.still_held(cx, 1)
     yield "unsettled", lambda: steps.settle_abandoned(cx, 1, 5, 1)
     yield "ls --state", lambda: queries.jobs(cx, queries.JobFilter(states=("JOB_FINISHED",)), limit=5)
-    yield "ls --id", lambda: queries.jobs(cx, queries.JobFilter(id_prefix="fab50000"), limit=5)
+    yield "ls --id", lambda: queries.jobs(cx, queries.JobFilter(which=("fab50000",)), limit=5)
+    for word in ("#7", "7", "fab5", "fab50000", "fab50000-0000-4000-8000-000000000000"):
+        yield f"which job is {word}", lambda word=word: fits(cx, word)
     yield "ls --wf", lambda: queries.jobs(cx, queries.JobFilter(exact_workflow="w1"), limit=5)
     yield "ls", lambda: queries.jobs(cx, limit=5)
     yield "ls wf", lambda: queries.workflows(cx)
@@ -361,6 +364,11 @@ def hot_queries(cx):
     yield "settle", lambda: graph.settle(cx, [1], 1)
     yield "propagate", lambda: graph.propagate(cx, [1], [2], 1)
     yield "reconsider children", lambda: graph.reconsider_children(cx, [1], 1)
+
+
+def fits(cx, word):
+    with suppress(UnknownJob, AmbiguousJobId):
+        queries.find_job(cx, word)
 
 
 def cost(db):

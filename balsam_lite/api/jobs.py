@@ -143,6 +143,7 @@ class Job(Record):
     stage_out_url: str = of_job("", "description")
     stage_out_files: str = of_job("")
     wait_for_parents: bool = flag(True)
+    run_when: str = of_job("all_finished")
     auto_timeout_retry: bool = flag(True)
     exit_0_is_done_after_stop: bool = flag(False)
     post_error_handler: bool = flag(False)

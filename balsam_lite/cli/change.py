@@ -16,8 +16,8 @@ from ..errors import NotFound, StateError, UnknownApp
 from ..sites import apps as site_apps
 from . import layout
 from .apps import PROGRAMS, as_program, warn_if_missing
-from .common import confirm, open_db
-from .group import BalsamCommand, SeparateOption, option
+from .common import A_JOB, confirm, open_db, say
+from .group import BalsamCommand, ConditionOption, SeparateOption, option
 
 _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
 
@@ -30,10 +30,12 @@ _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text
 def modify(id: str, attr: str, value: str, kind: str) -> None:
     """Set the field ATTR of a job or of an application to VALUE.
 
-    ID is as much of a job's id as only one job has, or the name or number of an application. Objects are given as JSON.
+    ID is a job's number, a beginning of its id, or its name, and must fit one job only ('#37' is always the number); or it is
+    the name or number of an application. Objects are given as JSON.
 
     \b
     Examples:
+        balsam modify '#37' priority 5
         balsam modify fab5 state RESTART_READY
         balsam modify fab5 auto_timeout_retry False
         balsam modify fab5 data '{"step": 2}'
@@ -49,20 +51,24 @@ def modify(id: str, attr: str, value: str, kind: str) -> None:
     click.echo(f"{kind[:-1]} {attr} changed to:  {layout.many_lines(shown)}")
 
 
-def _set_state(db: Database, prefix: str, state: str) -> str:
+def _set_state(db: Database, word: str, state: str) -> str:
     states.check_state(state)
     with db.read() as cx:
-        job = queries.job(cx, queries.find_job(cx, prefix))
+        job = queries.job(cx, queries.find_job(cx, word))
     changed = user.set_state(db, [job["id"]], state, by=user.USER_CHANGED)
     if not changed and job["state"] != state:
         raise StateError(f"Job {layout.cute_id(job['name'], job['job_id'])} is {job['state']} already, and stays so.")
-    return state
+    with db.read() as cx:
+        waits = queries.count_waiting(cx, [job["id"]]) > 0 and state != states.AWAITING_PARENTS
+    if waits:
+        say(f"The job waits for its parents first, until its run_when ({job['run_when']}) holds.")
+    return states.AWAITING_PARENTS if waits else state
 
 
-def _modify_job(db: Database, prefix: str, attr: str, value: str) -> str:
+def _modify_job(db: Database, word: str, attr: str, value: str) -> str:
     field = spec.known_field(attr)
     with db.read() as cx:
-        number = queries.find_job(cx, prefix)
+        number = queries.find_job(cx, word)
     user.update_fields(db, [number], {field.name: value})
     with db.read() as cx:
         return _shown(field, queries.job(cx, number)[field.name])
@@ -99,8 +105,8 @@ def _shown(field: spec.Field, value: Any) -> str:
 
 @click.command(cls=BalsamCommand)
 @click.argument("what", type=click.Choice(["jobs", "apps"]))
-@option("--name", metavar="TEXT", help="All with TEXT in their name.")
-@option("--id", metavar="ID", help="The one with that id (jobs: as much of it as only one has; apps: the number).")
+@option("--name", metavar="TEXT", cls=ConditionOption, help="All with TEXT in their name.")
+@option("--id", metavar="ID", cls=ConditionOption, help=f"The one with that id (jobs: {A_JOB}; apps: the number).")
 @option("--all", "everything", is_flag=True, help="All of them.")
 @option("--force", is_flag=True, help="Do not ask; remove jobs that others wait for, too.")
 def rm(what: str, name: str | None, id: str | None, everything: bool, force: bool) -> None:
@@ -140,10 +146,10 @@ def _question(what: str, number: int, name: str | None, id: str | None) -> str:
     return f"PERMANENTLY remove {what[:-1]} with ID matching {id}?" if id is not None else f"PERMANENTLY remove ALL {what}?"
 
 
-def _doomed_jobs(db: Database, name: str | None, prefix: str | None) -> list[int]:
+def _doomed_jobs(db: Database, name: str | None, word: str | None) -> list[int]:
     with db.read() as cx:
-        if prefix is not None:
-            return [queries.find_job(cx, prefix)]
+        if word is not None:
+            return [queries.find_job(cx, word)]
         numbers = queries.job_ids(cx, queries.JobFilter(name=name or ""))
     if name is not None and not numbers:
         raise NotFound(f"No jobs match name {name}")
@@ -166,7 +172,7 @@ def _doomed_apps(db: Database, name: str | None, number: str | None) -> list[int
 @click.command(cls=BalsamCommand)
 @option(
     "--id", "ids", cls=SeparateOption, multiple=True, required=True, metavar="ID...",
-    help="The job's id, or as much of it as only one job has; several may be given.",
+    help=f"The job: {A_JOB} ('#37' is always a number); several may be given.",
 )  # fmt: skip
 @option("--recursive", is_flag=True, help="All jobs below it, too.")
 @option("--yes", is_flag=True, help="Do not ask.")
@@ -180,7 +186,7 @@ def killjob(ids: Sequence[str], recursive: bool, yes: bool) -> None:
     """
     db = open_db()
     with db.read() as cx:
-        jobs = [queries.job(cx, number) for number in dict.fromkeys(queries.find_job(cx, prefix) for prefix in ids)]
+        jobs = [queries.job(cx, number) for number in dict.fromkeys(queries.find_job(cx, word) for word in ids)]
     for job in jobs:
         question = f"Really kill job {layout.one_line(job['name'])} {layout.cute_id(job['name'], job['job_id'])} ??"
         if not yes and not confirm(question, "--yes"):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .. import spec
 from ..db import location
 from ..db.connection import Database
 from ..errors import BalsamError, InvalidSpec
-from .group import option
+from .group import ConditionOption, option
 
 if TYPE_CHECKING:
     from ..db.registry import Entry
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+#: How a job is named, for help texts.
+A_JOB = "a number, a beginning of an id, or a name"
+#: The option --run-when of commands that add jobs, and what stands below their help texts.
+RUN_WHEN_HELP = f"Which ends of its parents let it run: {', '.join(spec.RUN_WHEN)}. [default: all_finished]"
+RUN_WHEN_EPILOG = "\n\n".join(["Values of --run-when:", *(f"{value}: {text}." for value, text in spec.RUN_WHEN.items())])
 
 #: No count that a user gives has a business beyond what SQLite and JSON can hold exactly.
 _LARGEST = 2**53
@@ -46,12 +53,12 @@ def _site(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 
 def site_option(function: _Function) -> _Function:
     """Gives a command `-s/--site`, whose value is its parameter `site`; "" is the active DB, or without one all sites."""
-    return option("-s", "--site", "site", callback=_site, metavar="SITES", help=_SITE_HELP)(function)
+    return option("-s", "--site", "site", cls=ConditionOption, callback=_site, metavar="SITES", help=_SITE_HELP)(function)
 
 
 def long_site_option(function: _Function) -> _Function:
     """As `site_option`, for commands whose `-s` is something else."""
-    return option("--site", "site", callback=_site, metavar="SITES", help=_SITE_HELP)(function)
+    return option("--site", "site", cls=ConditionOption, callback=_site, metavar="SITES", help=_SITE_HELP)(function)
 
 
 def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T]]:
@@ -113,6 +120,30 @@ def _named_db() -> str | None:
     """What the option --db of `balsam` itself says."""
     named: str | None = click.get_current_context().find_root().obj
     return named
+
+
+def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
+    """Return the numbers of the jobs of a site that are meant by these words, sorted.
+
+    Digits are the number here, as in Balsam 0.7, where jobs have no other name. Any other word must fit one job only.
+
+    Raises:
+        UnknownJob, AmbiguousJobId: for a word that is not a number.
+    """
+    from ..db import queries
+
+    numbers = {word: row_number(word.removeprefix("#")) for word in words}
+    return sorted(
+        {queries.the_one(word, jobs_fitting(desk, word)) if number is None else number for word, number in numbers.items()}
+    )
+
+
+def jobs_fitting(desk: Desk, word: str) -> list[list[Any]]:
+    """Return the jobs of a site that a word fits, as `queries.the_one` takes them."""
+    from ..db import queries
+
+    rows = desk.page({"which": word}, queries.CANDIDATE, size=queries.CANDIDATES)
+    return [[row[name] for name in queries.CANDIDATE] for row in rows]
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -192,6 +192,12 @@ class FieldOption(Option):
     """The value may begin with a dash, as `-name` does, and is not an option then."""
 
 
+class ConditionOption(Option):
+    """A condition of one value. Of other options the last one counts where they are repeated, as in Balsam 0.3; of a condition
+    that would mean other jobs than were named, so it is refused.
+    """
+
+
 def _quoted(word: str) -> str:
     """`word` so that splitting the line by the shell's quoting rules gives it back. Nothing else of the shell matters."""
     if word and not re.search(r"[\s'\"\\]", word):
@@ -226,7 +232,9 @@ class BalsamCommand(_Helpful):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not self.takes_any_bytes:
             _refuse_broken_text(ctx, args)
-        return super().parse_args(ctx, _Rewriter(ctx, self.get_params(ctx)).rewritten(args))
+        words = _Rewriter(ctx, self.get_params(ctx)).rewritten(args)
+        _refuse_doubles(ctx, self.make_parser(ctx).parse_args(list(words))[2])
+        return super().parse_args(ctx, words)
 
 
 def _beside(ctx: click.Context) -> dict[str, Entry]:
@@ -248,6 +256,13 @@ def _refuse_broken_text(ctx: click.Context, words: Sequence[str]) -> None:
     for word in words:
         if not word.isascii() and any("\udc80" <= character <= "\udcff" for character in word):
             raise click.UsageError(f"This argument is not valid UTF-8: {word!a}", ctx)
+
+
+def _refuse_doubles(ctx: click.Context, given: Sequence[click.Parameter]) -> None:
+    conditions = [option for option in given if isinstance(option, ConditionOption)]
+    for option in conditions:
+        if conditions.count(option) > 1:
+            raise click.UsageError(f"Option {option.opts[-1]} is given twice, and takes one value.", ctx)
 
 
 class _Rewriter:

@@ -14,7 +14,20 @@ from ..durations import FORMS
 from ..errors import InvalidSpec, UnknownApp, UnknownJob
 from ..sites.desk import Desk, Row
 from . import layout
-from .common import Minutes, confirm, count, count0, long_site_option, number, one_site, pairs, row_number
+from .common import (
+    RUN_WHEN_EPILOG,
+    RUN_WHEN_HELP,
+    Minutes,
+    confirm,
+    count,
+    count0,
+    job_numbers,
+    long_site_option,
+    number,
+    one_site,
+    pairs,
+    row_number,
+)
 from .group import BalsamCommand, option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -27,7 +40,7 @@ _FORM = (
     "launch_params", "gpus_per_rank", "node_packing_count", "wall_time_min", "app_id", "site_name", "parameters", "parent_ids",
 )  # fmt: skip
 #: Shown where it is given, as the workshop does not know it.
-_BESIDE = ("name", "workflow", "environ_vars", "priority")
+_BESIDE = ("name", "workflow", "environ_vars", "priority", "run_when")
 
 
 def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
@@ -35,7 +48,7 @@ def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
     return option(*names, type=int, callback=count, default=1, metavar="N", help=f"{help} [default: 1]")
 
 
-@click.command(cls=BalsamCommand)
+@click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
 @option("-w", "--workdir", required=True, metavar="PATH", help="Where it runs, below the site's directory data/.")
 @option("-a", "--app", required=True, metavar="NAME", help="The application to run, by its name or number.")
 @option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
@@ -53,7 +66,11 @@ def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
     "-t", "--wall-time-min", type=Minutes(), callback=count0, default=1, metavar="TIME",
     help=f"How long it will take: {FORMS}. [default: 1]",
 )  # fmt: skip
-@option("-pid", "--parent-id", "parent_ids", multiple=True, type=int, metavar="N", help="A job to wait for; may be repeated.")
+@option(
+    "-pid", "--parent-id", "parent_ids", multiple=True, metavar="JOB",
+    help="A job to wait for: its number, or else a beginning of its id, or its name; may be repeated.",
+)  # fmt: skip
+@option("--run-when", default="all_finished", metavar="WHEN", help=RUN_WHEN_HELP)
 @option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
 @option("--workflow", default="", help="A label that jobs share.")
 @option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
@@ -91,7 +108,8 @@ def _checked(desk: Desk, app: str, values: Mapping[str, Any]) -> Row:
     """
     job = {name: value for name, value in values.items() if name not in _PAIRS}
     job.update({name: pairs(values[name], as_typed) for name, as_typed in _PAIRS.items()})
-    job.update({"parent_ids": sorted(set(job["parent_ids"])), "workdir": _workdir(job["workdir"])})
+    job.update({"parent_ids": job_numbers(desk, job["parent_ids"]), "workdir": _workdir(job["workdir"])})
+    job["run_when"] = spec.checked(spec.JOB_FIELD["run_when"], job["run_when"])
     job["gpus_per_rank"] = spec.checked(spec.JOB_FIELD["gpus_per_rank"], job["gpus_per_rank"])
     application = _application(desk, app)
     _check_parameters(application, job["parameters"])
@@ -103,7 +121,11 @@ def _preview(site: Entry, job: Row) -> Iterator[str]:
     """The job as YAML."""
     shown = {"data": {}, "return_code": None, "site_name": site.name, **job}
     yield from layout.yaml_lines({name: shown[name] for name in _FORM})
-    yield from layout.yaml_lines({name: shown[name] for name in _BESIDE if shown[name]})
+    yield from layout.yaml_lines({name: shown[name] for name in _BESIDE if _says_something(name, shown[name])})
+
+
+def _says_something(name: str, value: Any) -> bool:
+    return bool(value) and value != spec.JOB_FIELD[name].default
 
 
 def _workdir(workdir: str) -> str:

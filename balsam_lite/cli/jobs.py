@@ -18,7 +18,7 @@ from ..db.store import apps, graph, insert
 from ..durations import FORMS
 from ..errors import DuplicateApp, InvalidSpec
 from . import layout
-from .common import confirm, count, given, open_db, pairs
+from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs
 from .group import BalsamCommand, SentenceOption, SeparateOption, WordsOption, option
 from .ls import form
 
@@ -61,6 +61,7 @@ _OPTIONS = (
     option("--data", metavar="JSON", help="An object for your own use, which the job carries along."),
     option("--priority", metavar="N", help="Higher ones start first. [default: 0]"),
     option("--user-workdir", metavar="DIR", help="Run there and not in a directory of its own."),
+    option("--run-when", metavar="WHEN", help=RUN_WHEN_HELP),
     option("--no-wait-for-parents", is_flag=True, help="Take the parents' files without waiting for them."),
     option("--yes", is_flag=True, help="Do not ask."),
 )
@@ -72,10 +73,10 @@ def _describing_options(command: _Function) -> _Function:
     return command
 
 
-@click.command(cls=BalsamCommand)
+@click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
 @option("--workflow", required=True, help="A label that jobs share; also the directory above theirs.")
-@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="ID...", help="Jobs that it waits for, by their ids.")
+@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="JOB...", help=f"Jobs that it waits for: {A_JOB}.")
 @_describing_options
 def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
     """Add a job: one planned run of an application, whose program gets the job's arguments.
@@ -100,7 +101,7 @@ def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
 
 @click.command(cls=BalsamCommand)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
-@option("--parent", metavar="ID", help="The job that it waits for. [default: the one that calls this]")
+@option("--parent", metavar="JOB", help=f"The job that it waits for: {A_JOB}. [default: the one that calls this]")
 @_describing_options
 def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
     """Add a job that waits for the one whose program or script calls this, in the same workflow.
@@ -164,7 +165,7 @@ def _unused_id(cx: sqlite3.Connection) -> str:
     """A new id. The store draws another one where its first 8 characters are taken, and then the form would be wrong."""
     while True:
         job_id = spec.new_job_id()
-        if not queries.jobs(cx, queries.JobFilter(id_prefix=job_id[: queries.SHORT_ID]), ("id",), limit=1):
+        if queries.short_id_holder(cx, job_id) is None:
             return job_id
 
 
@@ -174,14 +175,17 @@ def _unused_id(cx: sqlite3.Connection) -> str:
 def dep(parent: str, child: str) -> None:
     """Let the job CHILD wait until the job PARENT is finished.
 
-    Both are ids, or as much of an id as only one job has.
+    Both are numbers, beginnings of ids, or names; each must fit one job only. '#37' is always a number.
 
     \b
-    Example:
+    Examples:
         balsam dep 7df8 ab58
+        balsam dep prepare simulate
     """
-    with open_db().write() as cx:
-        above, below = (queries.job(cx, queries.find_job(cx, prefix)) for prefix in (parent, child))
+    db = open_db()
+    with db.read() as cx:  # a name may take a while to find: not in a write transaction
+        above, below = (queries.job(cx, queries.find_job(cx, word)) for word in (parent, child))
+    with db.write() as cx:
         graph.add_dependency(cx, above["id"], below["id"], SystemClock.now_us())
     _say_linked(above, below)
 

@@ -13,7 +13,7 @@ from ..db import location, queries
 from ..db.connection import Database
 from ..durations import FORMS
 from .common import Minutes, count, count0, number, open_db, pairs, warn
-from .group import BalsamCommand, WordsOption, option
+from .group import BalsamCommand, ConditionOption, WordsOption, option
 
 _FILTER = "Run only jobs of that workflow; in quotes, * and ? match anything."
 
@@ -27,7 +27,7 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 
 @click.command(cls=BalsamCommand)
 @option("--consume-all", is_flag=True, help="Run all jobs; with --tag, all that have it, as without.")
-@option("--wf-filter", metavar="NAME", help=_FILTER)
+@option("--wf-filter", cls=ConditionOption, metavar="NAME", help=_FILTER)
 @option("--job-mode", type=click.Choice(spec.JOB_MODES), help=f"{_MODE} Needed, unless each --part says it.")
 @option(
     "--time-limit-minutes", type=Minutes(is_whole=False), default=0, callback=number, metavar="TIME",
@@ -116,7 +116,7 @@ def launcher(
 @option("-q", "--queue", default="", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option("--job-mode", type=click.Choice(spec.JOB_MODES), required=True, help=_MODE)
-@option("--wf-filter", default="", metavar="NAME", help=_FILTER)
+@option("--wf-filter", cls=ConditionOption, default="", metavar="NAME", help=_FILTER)
 @option("--tag", multiple=True, metavar="KEY=VALUE", help=_TAG)
 @option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="More flags for the scheduler's command.")
 @option("--dry-run", is_flag=True, help="Print the job script and submit nothing.")

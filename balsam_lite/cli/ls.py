@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -16,8 +16,8 @@ from ..db import queries
 from ..db.connection import Database
 from ..errors import UnknownField
 from . import layout
-from .common import count, open_db, pairs, warn
-from .group import BalsamCommand, FieldOption, option
+from .common import A_JOB, count, open_db, pairs, row_number, say, warn
+from .group import BalsamCommand, ConditionOption, FieldOption, option
 
 if TYPE_CHECKING:
     import sqlite3
@@ -36,8 +36,8 @@ class Wanted(SimpleNamespace):
     """The options of one `ls`. (Making a NamedTuple of so many fields takes milliseconds.)"""
 
     name: str
-    id: str
-    state: str | None
+    id: tuple[str, ...]
+    state: tuple[str, ...]
     wf: str
     app: str
     tag: tuple[str, ...]
@@ -54,8 +54,8 @@ class Wanted(SimpleNamespace):
         """Which jobs are meant."""
         return queries.JobFilter(
             name=self.name,
-            id_prefix=self.id.strip(),
-            states=(states.check_state(self.state),) if self.state is not None else (),
+            which=self.id,
+            states=tuple(map(states.check_state, self.state)),
             workflow=self.wf,
             application=self.app,
             tags=pairs(self.tag, "--tag"),
@@ -87,11 +87,20 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @click.command(cls=BalsamCommand)
 @click.argument("what", type=click.Choice(["jobs", "apps", "wf", "queues"]), default="jobs")
-@option("--name", default="", metavar="TEXT", help="Only what has TEXT in its name.")
-@option("--id", default="", metavar="PREFIX", help="Only what has an id that starts so.")
-@option("--state", metavar="STATE", help="Only jobs in that state.")
-@option("--wf", "--workflow", default="", metavar="TEXT", help="Only jobs whose workflow has TEXT in its name.")
-@option("--app", "--application", default="", metavar="TEXT", help="Only jobs whose application has TEXT in its name.")
+@option("--name", cls=ConditionOption, default="", metavar="TEXT", help="Only what has TEXT in its name.")
+@option("--id", multiple=True, metavar="ID", help=f"Only what ID fits: {A_JOB}; '#37' is a number. May be repeated.")
+@option("--state", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated.")
+@option(
+    "--wf", "--workflow", cls=ConditionOption, default="", metavar="TEXT", help="Only jobs whose workflow has TEXT in its name."
+)
+@option(
+    "--app",
+    "--application",
+    cls=ConditionOption,
+    default="",
+    metavar="TEXT",
+    help="Only jobs whose application has TEXT in its name.",
+)
 @option("--tag", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")
 @option("--history", is_flag=True, help="Show when each job entered each state.")
 @option("--by-states", is_flag=True, help="Show the jobs state by state, with their numbers.")
@@ -104,8 +113,8 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 def ls(what: str, **options: Any) -> None:
     """List jobs, apps, workflows (wf) or the launches in the queue (queues).
 
-    All conditions must hold at once. BALSAM_LS_FIELDS=FIELD:FIELD adds columns. JSON holds all
-    that match, unless --limit is given.
+    All conditions must hold at once; of several --state, or several --id, one must. BALSAM_LS_FIELDS=FIELD:FIELD adds
+    columns. JSON holds all that match, unless --limit is given. A job is stale if a parent finished again after it started.
 
     \b
     Examples:
@@ -158,13 +167,30 @@ def _print(lines: Sequence[str]) -> None:
 
 def _table(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
     columns = columns_from(os.environ)
-    rows, more = _few(db, wanted, only, columns)
+    rows, more = _few(db, wanted, only, (*columns, queries.STALE))
     _print([*_job_table(columns, rows), *_more(more)] if rows else [NO_JOBS])
+    _explain_stale(row[-1] for row in rows)
 
 
 def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
-    place = columns.index("application")
-    return layout.table(columns, [(*row[:place], layout.basenames(row[place]), *row[place + 1 :]) for row in rows])
+    """The lines for rows of these columns and `queries.STALE` behind them."""
+    program, state = columns.index("application"), columns.index("state")
+    shown = []
+    for *row, is_stale in rows:
+        row[program] = layout.basenames(row[program])
+        row[state] += _STALE_MARK * is_stale
+        shown.append(row)
+    return layout.table(columns, shown)
+
+
+_STALE_MARK = " (stale)"
+
+
+def _explain_stale(marks: Iterable[int]) -> None:
+    number = sum(marks)
+    if number:
+        these = "1 job is" if number == 1 else f"{number} jobs are"
+        say(f"{these} stale: a parent finished again after the start. `balsam rerun --id ID` runs a stale job again.")
 
 
 def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
@@ -174,9 +200,10 @@ def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
     texts = []
     with db.read() as cx:
         programs = {app["name"]: program_of(app) for app in queries.apps(cx)}
-        rows = queries.jobs(cx, only, queries.JOB_COLUMNS, wanted.sort, limit)
+        rows = queries.jobs(cx, only, (*queries.JOB_COLUMNS, queries.STALE), wanted.sort, limit)
         for row in rows:
             job = dict(zip(queries.JOB_COLUMNS, row))
+            job["state"] += _STALE_MARK * row[-1]
             parents, _ = queries.relatives(cx, job["id"])
             texts.append(form(db, job, parents, programs.get(job["application"])) + "\n")
         more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
@@ -191,12 +218,12 @@ def form(db: Database, job: Mapping[str, Any], parents: Sequence[str], executabl
 
 
 def _all_fields(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
-    columns = queries.JOB_COLUMNS
-    kinds = {name: field.kind for name, field in spec.JOB_FIELD.items()}
+    names = (*queries.JOB_COLUMNS, "stale")
+    kinds = {name: field.kind for name, field in spec.JOB_FIELD.items()} | {"stale": "flag"}
     with db.read() as cx, _Unhurried(db) as file:
-        rows = queries.iterate_jobs(cx, only, columns, wanted.sort, wanted.limit)
+        rows = queries.iterate_jobs(cx, only, (*queries.JOB_COLUMNS, queries.STALE), wanted.sort, wanted.limit)
         with closing(cast(Any, rows)):  # whoever reads us may leave; the query must not outlive its connection
-            layout.write_json(layout.objects(columns, kinds, rows), file)
+            layout.write_json(layout.objects(names, kinds, rows), file)
 
 
 class _Unhurried:
@@ -261,7 +288,8 @@ def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
         counts = queries.state_counts(cx, only)
         # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
         for state in sorted(counts, key=lambda name: name.replace("_", "")):
-            rows = [] if wanted.json else queries.jobs(cx, only._replace(states=(state,)), columns, wanted.sort, limit)
+            here = only._replace(states=(state,))
+            rows = [] if wanted.json else queries.jobs(cx, here, (*columns, queries.STALE), wanted.sort, limit)
             found[state] = (counts[state], rows)
     if wanted.json:
         layout.write_json(({"state": state, "jobs": number} for state, (number, _) in found.items()), sys.stdout)
@@ -271,6 +299,7 @@ def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
         heading = f"{state} ({number} BalsamJobs)"
         lines += [heading, "-" * len(heading), *_job_table(columns, rows), *_more(number - len(rows)), ""]
     _print(lines or [NO_JOBS])
+    _explain_stale(row[-1] for _, rows in found.values() for row in rows)
 
 
 # --- jobs below their parents -----------------------------------------------------------------------------------------
@@ -336,10 +365,12 @@ class _Forest:
 
 
 def _apps(db: Database, wanted: Wanted) -> None:
-    if wanted.id and not (wanted.id.isascii() and wanted.id.isdigit() and len(wanted.id) < 16):
-        raise click.BadParameter(f"an application has a number, not {wanted.id!r}.", param_hint="'--id'")
+    numbers = {word: row_number(word) for word in wanted.id}
+    for word, number in numbers.items():
+        if number is None:
+            raise click.BadParameter(f"an application has a number, not {word!r}.", param_hint="'--id'")
     with db.read() as cx:
-        apps = queries.apps(cx, wanted.name, int(wanted.id) if wanted.id else None)[: wanted.limit]
+        apps = [app for app in queries.apps(cx, wanted.name) if not numbers or app["id"] in numbers.values()][: wanted.limit]
     if wanted.json:
         kinds = {name: field.kind for name, field in spec.APP_FIELD.items()}
         rows = (tuple(app.values()) for app in apps)

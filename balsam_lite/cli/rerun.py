@@ -1,27 +1,48 @@
-"""`balsam rerun`: put jobs back, to be run once more."""
+"""`balsam rerun`: put jobs back, to be run again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from .. import spec, states
 from ..db import queries
-from ..db.store import user
+from ..db.store import graph, user
 from ..errors import NotFound
-from .common import confirm, open_db, pairs
-from .group import BalsamCommand, option
+from .common import A_JOB, confirm, open_db, pairs
+from .group import BalsamCommand, ConditionOption, SeparateOption, option
+
+if TYPE_CHECKING:
+    from ..db.connection import Connection
 
 
 @click.command(cls=BalsamCommand)
 @option("--state", "names", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated.")
-@option("--name", default="", metavar="TEXT", help="Only jobs with TEXT in their name.")
-@option("--id", "prefix", default="", metavar="PREFIX", help="Only jobs whose id starts so.")
-@option("--wf", "--workflow", "workflow", default="", metavar="TEXT", help="Only jobs of workflows with TEXT in the name.")
-@option("--app", "--application", "app", default="", metavar="TEXT", help="Only jobs of apps with TEXT in the name.")
+@option("--name", cls=ConditionOption, default="", metavar="TEXT", help="Only jobs with TEXT in their name.")
+@option("--id", "ids", cls=SeparateOption, multiple=True, metavar="ID...", help=f"Only that job: {A_JOB}; '#37' is a number.")
+@option(
+    "--wf",
+    "--workflow",
+    "workflow",
+    cls=ConditionOption,
+    default="",
+    metavar="TEXT",
+    help="Only jobs of workflows with TEXT in the name.",
+)
+@option(
+    "--app",
+    "--application",
+    "app",
+    cls=ConditionOption,
+    default="",
+    metavar="TEXT",
+    help="Only jobs of apps with TEXT in the name.",
+)
 @option("--tag", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")
-@option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of all of them; may be repeated.")
+@option("--downstream", is_flag=True, help="Also all jobs below those that match: their children, and so on.")
+@option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of all that match; may be repeated.")
 @option(
     "--to", type=click.Choice([states.CREATED, states.RESTART_READY]),
     help="The state to put them into. [default: RESTART_READY what has run before, CREATED the others]",
@@ -31,27 +52,31 @@ def rerun(
     *,
     names: Sequence[str],
     name: str,
-    prefix: str,
+    ids: Sequence[str],
     workflow: str,
     app: str,
     tag: Sequence[str],
+    downstream: bool,
     changes: Sequence[str],
     to: str | None,
     yes: bool,
 ) -> None:
-    """Put all jobs that match back, with changed fields if you like, so that a launcher runs them once more.
+    """Put all jobs that match back, with changed fields if you like, so that a launcher runs them again.
 
-    All conditions must hold at once. What a launcher holds is left alone. CREATED repeats the staging and the scripts,
-    too; RESTART_READY runs only the program.
+    All conditions must hold at once; of several --state, or several --id, one must. What a launcher holds is left alone.
+    CREATED repeats the staging and the scripts, too; RESTART_READY runs only the program. A job waits for those of its parents
+    that run again. Children that are JOB_FINISHED stay so unless they match or --downstream is given; `balsam ls` marks them as
+    stale.
 
     \b
     Examples:
         balsam rerun --state FAILED --set wall_time_minutes=30
         balsam rerun --state FAILED --wf test --tag size=big --to CREATED --yes
+        balsam rerun --id prepare --downstream
     """
     only = queries.JobFilter(
         name=name,
-        id_prefix=prefix.strip(),
+        which=tuple(ids),
         states=tuple(map(states.check_state, names)),
         workflow=workflow,
         application=app,
@@ -62,16 +87,27 @@ def rerun(
     values = pairs(changes, "--set")
     spec.check_job(values)
     db = open_db()
-    if not yes:
-        with db.read() as cx:
-            number = queries.count_jobs(cx, only)
-        if number and not confirm(f"Run {number} job{'s' * (number != 1)} once more?", "--yes"):
-            click.echo("Rerun aborted")
-            click.get_current_context().exit(1)
+    with db.read() as cx:
+        only = only._replace(which=tuple(f"#{queries.find_job(cx, word)}" for word in ids))
+        number = 0 if yes else sum(map(len, _chosen(cx, only, downstream)))
+    if number and not confirm(f"Run {number} job{'s' * (number != 1)} again?", "--yes"):
+        click.echo("Rerun aborted")
+        click.get_current_context().exit(1)
     with db.write() as cx:
-        done = user.rerun(db, queries.job_ids(cx, only), to, values)
-    if done == (0, 0):
+        matching, below = _chosen(cx, only, downstream)
+        done, more = user.rerun(db, matching, to, values), user.rerun(db, below, to)
+        waiting = queries.count_waiting(cx, [*matching, *below])
+    if not matching:
         raise NotFound("No jobs found matching query")
-    click.echo(f"{done.jobs} jobs run again" if done.jobs != 1 else "1 job runs again")
-    if done.held:
-        click.echo(f"{done.held} left alone: a launcher holds them")
+    jobs, held = done.jobs + more.jobs, done.held + more.held
+    wait = f", {waiting} of them after their parents" if waiting else ""
+    click.echo(f"{jobs} jobs run again{wait}" if jobs != 1 else f"1 job runs again{', after its parents' * waiting}")
+    if held:
+        click.echo(f"{held} left alone: a launcher holds them")
+
+
+def _chosen(cx: Connection, only: queries.JobFilter, downstream: bool) -> tuple[list[int], list[int]]:
+    """Return the numbers of the jobs that match, and with `downstream` those of the other jobs below them."""
+    matching = queries.job_ids(cx, only)
+    known = set(matching)
+    return matching, [number for number in graph.descendants(cx, matching) if number not in known] if downstream else []

@@ -13,20 +13,23 @@ from .. import states
 from ..db.registry import Entry
 from ..errors import AmbiguousSite, InvalidSpec
 from . import job_listing, layout
-from .common import ask_all_sites, ask_sites, confirm, count, long_site_option, pairs, row_number, say, warn
-from .group import BalsamCommand, option
+from .common import ask_all_sites, ask_sites, confirm, count, jobs_fitting, long_site_option, pairs, row_number, say, warn
+from .group import BalsamCommand, ConditionOption, option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # --- which jobs -------------------------------------------------------------------------------------------------------
 
+#: Digits are the number here, as in Balsam 0.7, where jobs have no other name.
+_A_JOB = "its number, or else a beginning of its id, or its name"
+
 _FILTERS = (
-    option("-i", "--id", "ids", multiple=True, type=int, metavar="N", help="Only the job of that number; may be repeated."),
+    option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"Only that job: {_A_JOB}; may be repeated."),
     option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated."),
     option("-s", "--state", "wanted", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated."),
     option("-ns", "--exclude-state", "unwanted", multiple=True, metavar="STATE", help="Only jobs in other states."),
-    option("-w", "--workdir", metavar="TEXT", help="Only jobs with TEXT in the path of their directory."),
-    option("-a", "--app", metavar="NAME", help="Only jobs of that application, by its name or number."),
+    option("-w", "--workdir", cls=ConditionOption, metavar="TEXT", help="Only jobs with TEXT in the path of their directory."),
+    option("-a", "--app", cls=ConditionOption, metavar="NAME", help="Only jobs of that application, by its name or number."),
 )
 
 
@@ -37,7 +40,7 @@ def _choosing_options(command: _Function) -> _Function:
 
 
 def _where(
-    ids: Sequence[int] = (),
+    ids: Sequence[str] = (),
     tags: Sequence[str] = (),
     wanted: Sequence[str] = (),
     unwanted: Sequence[str] = (),
@@ -53,7 +56,7 @@ def _where(
         raise InvalidSpec("--workdir and --app must not be empty; leave them out to mean any.")
     number = row_number(app or "")
     terms = {
-        "id": list(ids) or None,
+        "which": [word if row_number(word) is None else f"#{word}" for word in ids] or None,
         "tags": pairs(tags, "--tag") or None,
         "state": [states.check_state(state) for state in wanted] or None,
         "state__ne": [states.check_state(state) for state in unwanted] or None,
@@ -131,11 +134,11 @@ _NOTHING_CHOSEN = "Provide either list of Job ids or tags to"
 
 
 @click.command(cls=BalsamCommand)
-@option("-i", "--id", "ids", multiple=True, type=int, metavar="N", help="The job of that number; may be repeated.")
+@option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"The job: {_A_JOB}; may be repeated.")
 @option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="All jobs with that tag; may be repeated.")
 @option("-s", "--state", required=True, metavar="STATE", help="The state to put them into.")
 @long_site_option
-def modify(ids: Sequence[int], tags: Sequence[str], state: str, site: str) -> None:
+def modify(ids: Sequence[str], tags: Sequence[str], state: str, site: str) -> None:
     """Put jobs into another state, RESTART_READY most of the time.
 
     What waits for them, or failed because of them, goes on accordingly. A job that a launcher holds is left alone, and so
@@ -152,14 +155,35 @@ def modify(ids: Sequence[int], tags: Sequence[str], state: str, site: str) -> No
     if not ids and not tags:
         raise click.UsageError(f"{_NOTHING_CHOSEN} modify")
     states.check_state(state)
-    where = _where(ids, tags)
+    where = _where(_unique(site, ids), tags)
     matching = _matching(site, where)
     if not matching:
         say("No jobs match modification query")
     changes = {"state": state, "state_data": {"message": USER_CHANGED}}
     for entry, _ in matching:
-        changed = many.desk_of(entry).update_where("job", where, changes)
-        say(f"{changed} {_jobs(changed)} of {entry.name} put into {state}.")
+        desk = many.desk_of(entry)
+        changed = desk.update_where("job", where, changes)
+        waiting = desk.count("job", {**where, "state": states.AWAITING_PARENTS}) if state != states.AWAITING_PARENTS else 0
+        say(f"{changed} {_jobs(changed)} of {entry.name} put into {state}{f'; {waiting} waiting for parents' * bool(waiting)}.")
+
+
+def _unique(site: str, words: Iterable[str]) -> list[str]:
+    """Return the words that stand for jobs, each of which must fit one job of all these sites: numbers, or else whole UUIDs.
+
+    Raises:
+        UnknownJob, AmbiguousJobId: a word that is no number. BalsamError: a site cannot be read.
+    """
+    from ..db import queries
+
+    found = []
+    for word in words:
+        if row_number(word.removeprefix("#")) is None:
+            answers = ask_all_sites(site, lambda desk, word=word: jobs_fitting(desk, word))  # type: ignore[misc]
+            rows = [row for _, fitting in answers for row in fitting]
+            queries.the_one(word, rows)
+            word = rows[0][queries.CANDIDATE.index("job_id")]
+        found.append(word)
+    return found
 
 
 def _matching(site: str, where: Mapping[str, Any]) -> list[tuple[Entry, int]]:
@@ -169,7 +193,7 @@ def _matching(site: str, where: Mapping[str, Any]) -> list[tuple[Entry, int]]:
         AmbiguousSite: jobs are meant by numbers, which several sites have. BalsamError: a site cannot be read.
     """
     found = [(entry, jobs) for entry, jobs in ask_all_sites(site, lambda desk: desk.count("job", where)) if jobs]
-    if "id" in where and len(found) > 1:
+    if len(found) > 1 and any(word.startswith("#") for word in where.get("which", ())):
         names = ", ".join(entry.name for entry, _ in found)
         raise AmbiguousSite(
             f"More than one site has jobs of these numbers: {names}", hint="Say with --site which one is meant."
@@ -200,7 +224,7 @@ def rm(site: str, everything: bool, yes: bool, force: bool, **filters: Any) -> N
     """
     from ..sites import many
 
-    where = _where(**filters)
+    where = _where(_unique(site, filters.pop("ids")), **filters)
     if where and everything:
         raise click.UsageError("--all leaves nothing to choose; give it or conditions, but not both.")
     if not (where or everything or site):

@@ -219,6 +219,11 @@ def _of_uuid(value: Any, plain: str) -> Term:
     return Term(" OR ".join(f"({sql})" for sql, _ in found) or "0", [word for _, words in found for word in words])
 
 
+def _which(value: Any, plain: str) -> Term:
+    """By words that stand for jobs: see `queries.fitting`."""
+    return Term(*queries.fitting_any(json.loads(texts(value))))
+
+
 def _of_app(value: Any, plain: str) -> Term:
     names = "SELECT name FROM app WHERE id IN (SELECT value FROM json_each(?))"
     return Term(f"job.application IN ({names})", [numbers(value)])
@@ -234,6 +239,7 @@ JOB_CONDITIONS: dict[str, Maker] = {
     "parent_id": _of_parent,
     "tags": tagged("job.id"),
     "uuid": _of_uuid,
+    "which": _which,
     "batch_job_id": _in_batch_jobs,
     "app_id": _of_app,
     "app": one_of("job.application", texts),
@@ -250,7 +256,7 @@ JOB_CONDITIONS: dict[str, Maker] = {
 APP_CONDITIONS: dict[str, Maker] = {"id": one_of("app.id", numbers), "name": one_of("app.name", texts)}
 
 #: From these SQLite is to start; from tags if no others of them are given.
-_SELECTIVE = frozenset({"id", "parent_id", "tags", "uuid", "batch_job_id"})
+_SELECTIVE = frozenset({"id", "parent_id", "tags", "uuid", "which", "batch_job_id"})
 _CONDITIONS_OF_NAMED = {**JOB_CONDITIONS, "tags": looked_up("job.id")}
 
 

@@ -117,6 +117,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_FREE_RUNNABLE} AND {_RESERVED}",
         "CREATE INDEX job_start_after ON job (start_after) WHERE start_after IS NOT NULL",
         "CREATE INDEX job_own_workdir ON job (workdir) WHERE substr(workdir, -8) <> substr(job_id, 1, 8)",
+        "CREATE INDEX job_hex_name ON job (name) WHERE name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'",
     ),
 )
 

@@ -15,8 +15,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from operator import index
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import peewee
 
@@ -119,7 +120,8 @@ def _rows_of(jobs: Iterable[BalsamJob | Mapping[str, Any]], batch: Batch) -> Ite
         if isinstance(job, BalsamJob):
             yield job._row_for(batch, place)
         elif isinstance(job, Mapping):
-            yield {**job, "parents": _refs(job["parents"])} if "parents" in job else job
+            row = {**job, "parents": _refs(job["parents"])} if "parents" in job else job
+            yield {**row, "given_id": row["job_id"]} if "job_id" in row else row
         else:
             raise InvalidSpec(f"Job number {place + 1}: must be a BalsamJob or a dict, not {job!r}")
 
@@ -143,7 +145,10 @@ def _collected(
         raise InvalidSpec(f"must be a BalsamJob or a dict, not {job!r}")
     row = spec.check_job({name: value for name, value in job.items() if name not in insert.EXTRA})
     row.update((name, job[name]) for name in insert.EXTRA if name in job and name != "parents")
-    row["job_id"] = spec.checked_job_id(job["job_id"]) if "job_id" in job else spec.new_job_id()
+    if "job_id" in job:
+        row["given_id"] = row["job_id"] = spec.checked_job_id(job["job_id"])
+    else:
+        row["job_id"] = spec.new_job_id()
     parents = [block.find(one) or one if isinstance(one, str) else one for one in insert.refs(_refs(job.get("parents") or ()))]
     block.add_job(row, ())
     return row["job_id"], parents
@@ -242,9 +247,12 @@ class BalsamJob(Record, peewee.Model):
     def _new_row(self) -> dict[str, Any]:
         """What is known of a job that is not in the DB yet."""
         data = self.__data__
-        if not (self._live or self._parents or self._origin or "state" in data):
+        has_own_id = "job_id" in self._dirty  # the user chose it
+        if not (self._live or self._parents or self._origin or "state" in data or has_own_id):
             return data
         row = {**data, **self._live}
+        if has_own_id:
+            row["given_id"] = row["job_id"]
         if row.get("state") == states.CREATED:
             del row["state"]
         if self._parents:
@@ -325,6 +333,8 @@ class BalsamJob(Record, peewee.Model):
         job_id = self._drawn_id()
         row = {name: value for name, value in self._new_row().items() if name not in insert.EXTRA}
         row = {**spec.check_job(row), "job_id": job_id, "origin": self._origin}
+        if "job_id" in self._dirty:
+            row["given_id"] = job_id
         if self._is_collected(block):
             block.replace_job(row)
         else:
@@ -455,7 +465,7 @@ class BalsamJob(Record, peewee.Model):
         return found[0]
 
     def set_parents(self, parents: Iterable[BalsamJob | UUID | str | int]) -> None:
-        """Let the job wait for `parents` (jobs, ids or numbers) and for no others. One write transaction.
+        """Let the job wait for `parents` (jobs, ids, numbers or names) and for no others. One write transaction.
 
         A job that failed only because of a parent waits again, or goes on if nothing is left to wait for.
 
@@ -481,10 +491,10 @@ class BalsamJob(Record, peewee.Model):
 
     @staticmethod
     def _number_of(cx: Any, job: BalsamJob | UUID | str | int) -> int:
-        if isinstance(job, (BalsamJob, int)):
-            number = job if isinstance(job, int) else job._number()
-            queries.job(cx, number)
-            return number
+        if isinstance(job, BalsamJob):
+            job = job._number()
+        if isinstance(job, SupportsIndex):  # a number, numpy's included; text is a word as commands take it
+            return int(queries.job(cx, index(job))["id"])
         return queries.find_job(cx, str(job))
 
     def _ref(self) -> JobRef:

@@ -7,12 +7,14 @@ command costs no more than SQLite does. Hot queries have an index each; a test a
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import spec, states
 from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
+from .schema import HEX_NAME
 
 #: Every column of a job: its number and its UUID, then the fields in the order in which they are printed.
 JOB_COLUMNS = ("id", "job_id", *spec.JOB_FIELD)
@@ -22,7 +24,7 @@ SHORT_ID = 8
 #: Not yet running, and not at an end.
 WAITING_STATES = (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES, states.AWAITING_PARENTS)
 
-#: So many candidates are listed where an id is ambiguous.
+#: At most this many candidates are listed where a word fits several jobs.
 _CANDIDATES = 10
 
 #: The number of a pair; two parameters.
@@ -35,7 +37,7 @@ class JobFilter(NamedTuple):
     """Which jobs to list; what is given must hold all at once. Texts match anywhere and whatever the case."""
 
     name: str = ""
-    id_prefix: str = ""
+    which: tuple[str, ...] = ()  # words that stand for jobs, see `fitting`; a job fits one of them
     states: tuple[str, ...] = ()
     workflow: str = ""
     exact_workflow: str | None = None
@@ -53,8 +55,8 @@ class JobFilter(NamedTuple):
         if self.exact_workflow is not None:
             terms.append("workflow = ?")
             parameters.append(self.exact_workflow)
-        if self.id_prefix:
-            term, values = id_condition(self.id_prefix)
+        if self.which:
+            term, values = fitting_any(self.which)
             terms.append(term)
             parameters += values
         if self.states:
@@ -75,6 +77,99 @@ def has_all(tags: Iterable[tuple[str, str]], column: str = "id") -> tuple[str, l
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+# --- which job? -------------------------------------------------------------------------------------------------------
+
+#: What an id or a beginning of one looks like, and the jobs with such a name, which have an index (see `schema.HEX_NAME`).
+_IDS = re.compile(r"[0-9A-Fa-f-]{1,36}")
+_WHOLE_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_NUMBER = re.compile(r"#?[0-9]{1,18}", re.ASCII)
+_BY_NUMBER = "id = ?"
+
+
+def fitting(word: str) -> tuple[str, list[str | int]]:
+    """Return the condition on table job that a job is meant by `word`, without the word WHERE, and its parameters.
+
+    `word` is a number, a beginning of an id, or a name; `#37` is a number only, and a whole UUID an id only. Only a name that
+    could be no id reads the whole table: it has no index.
+
+    Raises:
+        UnknownJob: the word is empty.
+    """
+    word = word.strip()
+    if not word:
+        raise UnknownJob("An empty word stands for no job.", hint="`balsam ls` shows the ids; any unique beginning will do.")
+    if word.startswith("#") and _NUMBER.fullmatch(word):
+        return _BY_NUMBER, [int(word[1:])]
+    if _WHOLE_ID.fullmatch(word):
+        return id_condition(word)  # type: ignore[return-value]
+    if not _IDS.fullmatch(word):
+        return "name = ?", [word]
+    by_id, parameters = id_condition(word)
+    by_number = ["id = ?"] if _NUMBER.fullmatch(word) else []
+    terms = [*by_number, f"(name = ? AND {HEX_NAME})", f"({by_id})"]
+    return f"({' OR '.join(terms)})", [*map(int, [word] * len(by_number)), word, *parameters]
+
+
+def fitting_any(words: Iterable[str]) -> tuple[str, list[Any]]:
+    """Return the condition that a job is meant by one of `words`, of which there may be thousands if they are like `#37`."""
+    numbers: list[int] = []
+    terms, parameters = [], []
+    for word in words:
+        term, values = fitting(word)
+        if term == _BY_NUMBER:
+            numbers += values  # type: ignore[arg-type]
+        else:
+            terms.append(term)
+            parameters += values
+    terms = [*terms, "id IN (SELECT value FROM json_each(?))"]
+    return f"({' OR '.join(terms)})", [*parameters, json.dumps(numbers)]
+
+
+def find_job(cx: sqlite3.Connection, word: str) -> int:
+    """Return the number of the one job that is meant by `word`: see `fitting`.
+
+    Raises:
+        UnknownJob: none is. AmbiguousJobId: several are; they are listed.
+    """
+    condition, parameters = fitting(word)
+    sql = f"SELECT {', '.join(CANDIDATE)} FROM job WHERE {condition} LIMIT ?"
+    return the_one(word, cx.execute(sql, (*parameters, CANDIDATES)).fetchall())
+
+
+#: What is to be known of the jobs that fit a word, and of how many, to say which is meant or to list them.
+CANDIDATE = ("id", "job_id", "name", "workflow", "state")
+CANDIDATES = _CANDIDATES + 1
+
+
+def the_one(word: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Return the number of the one job in `rows`, the jobs that fit `word` (columns `CANDIDATE`, at most `CANDIDATES` of them).
+
+    Raises:
+        UnknownJob: there is none. AmbiguousJobId: there are several; they are listed.
+    """
+    word = word.strip()
+    if not rows:
+        raise UnknownJob(f"No job in local DB matched {word}", hint="`balsam ls` shows the ids.")
+    if len(rows) == 1:
+        return int(rows[0][0])
+    candidates = sorted(map(tuple, rows))[:_CANDIDATES]
+    lines = []
+    for number, job_id, name, workflow, state in candidates:
+        kind = "name" if word == name else "number" if word.isdigit() and int(word) == number else "id"
+        lines.append(f"    '#{number}'  {job_id[:SHORT_ID]}  {name}  {workflow}  {state}  (by its {kind})")
+    more = ["    …"] * (len(rows) > _CANDIDATES)
+    way_out = f"Name one by its number in quotes, such as '#{candidates[0][0]}', or give more of its id."
+    raise AmbiguousJobId(f"More than one job matched {word}:", hint="\n".join([*lines, *more, way_out]))
+
+
+def short_id_holder(cx: sqlite3.Connection, job_id: str) -> tuple[str, str] | None:
+    """Return the (UUID, name) of the job that has the short id of this UUID, None if there is none."""
+    found: tuple[str, str] | None = cx.execute(
+        "SELECT job_id, name FROM job WHERE substr(job_id, 1, 8) = ?", (job_id[:SHORT_ID],)
+    ).fetchone()
+    return found
 
 
 def id_condition(prefix: str) -> tuple[str, list[str]]:
@@ -154,26 +249,6 @@ def job_ids(cx: sqlite3.Connection, only: JobFilter) -> list[int]:
     return [row[0] for row in iterate_jobs(cx, only, ("id",))]
 
 
-def find_job(cx: sqlite3.Connection, prefix: str) -> int:
-    """The number of the one job whose UUID starts with `prefix`.
-
-    Raises:
-        UnknownJob: none does. AmbiguousJobId: several do; they are listed.
-    """
-    prefix = prefix.strip()
-    if not prefix:
-        raise UnknownJob("An empty job id matches nothing.", hint="`balsam ls` shows the ids; any unique prefix will do.")
-    columns = ("id", "job_id", "name", "workflow", "state")
-    rows = jobs(cx, JobFilter(id_prefix=prefix), columns, limit=_CANDIDATES + 1)
-    if len(rows) == 1:
-        return int(rows[0][0])
-    if not rows:
-        raise UnknownJob(f"No job in local DB matched {prefix}", hint="`balsam ls` shows the ids.")
-    listed = "\n".join(f"    {job_id}  {name}  {workflow}  {state}" for _, job_id, name, workflow, state in rows)
-    more = "\n    …" if len(rows) > _CANDIDATES else ""
-    raise AmbiguousJobId(f"More than one ID matched {prefix}:", hint=f"{listed}{more}\n  Give more of the id.")
-
-
 def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
     """One job's columns by name, in their stored form.
 
@@ -182,7 +257,7 @@ def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
     """
     row = cx.execute(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE id = ?", (number,)).fetchone()
     if row is None:
-        raise UnknownJob(f"There is no job number {number} in this DB (any more).")
+        raise UnknownJob(f"There is no job #{number} in this DB (any more).")
     return dict(zip(JOB_COLUMNS, row))
 
 
@@ -217,6 +292,25 @@ def _relatives_of_each(theirs: str, mine: str) -> str:
 
 #: As columns for `jobs`: the UUIDs of a job's parents and of its children, each as a JSON list.
 RELATIVES = (_relatives_of_each("parent", "child"), _relatives_of_each("child", "parent"))
+
+
+def _last_entry(job: str, state: str) -> str:
+    return f"(SELECT max(id) FROM event WHERE event.job = {job} AND to_state = '{state}' AND from_state <> '{state}')"
+
+
+#: As a column for `jobs`: 1 for a finished job of which a parent finished after the job had started, else 0. In such a case its
+#: results are those of the parent's earlier attempt. Events are numbered in the order in which they are committed, so no clock
+#: is compared. Jobs that need not wait for every parent are never stale.
+STALE = f"""(state = '{states.JOB_FINISHED}' AND wait_for_parents AND run_when <> 'any_finished' AND EXISTS (
+    SELECT 1 FROM dependency d WHERE d.child = job.id
+        AND {_last_entry("d.parent", states.JOB_FINISHED)} > {_last_entry("job.id", states.RUNNING)}
+        AND (SELECT parent.state FROM job parent WHERE parent.id = d.parent) = '{states.JOB_FINISHED}'))"""
+
+
+def count_waiting(cx: sqlite3.Connection, numbers: Iterable[int]) -> int:
+    """Return how many of these jobs wait for their parents."""
+    sql = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?)) AND state = ?"
+    return int(cx.execute(sql, (json.dumps(list(numbers)), states.AWAITING_PARENTS)).fetchone()[0])
 
 
 def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:

@@ -55,6 +55,8 @@ HELD_BACK = "start_after IS NOT NULL"
 OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
 UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"
+#: A job whose name could also be a number or the beginning of an id.
+HEX_NAME = "name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'"
 #: A job that is planned for a launch.
 RESERVED = "queued_launch_id IS NOT NULL"
 
@@ -161,6 +163,8 @@ INDEXES = (
     f"CREATE INDEX job_start_after ON job (start_after) WHERE {HELD_BACK}",
     # jobs that share a working directory.
     f"CREATE INDEX job_own_workdir ON job (workdir) WHERE {OWN_WORKDIR}",
+    # whether a word that could be an id is also the name of a job.
+    f"CREATE INDEX job_hex_name ON job (name) WHERE {HEX_NAME}",
     # what a launcher holds: kills, reaping.
     "CREATE INDEX job_lease ON job (lease) WHERE lease IS NOT NULL",
     "CREATE INDEX job_state ON job (state)",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
 from .. import loading
-from ..errors import DependencyCycle, DuplicateDependency, InputError, InvalidSpec
+from ..errors import AmbiguousJobId, DependencyCycle, DuplicateDependency, InputError, InvalidSpec
 
 if TYPE_CHECKING:
     from .connection import Database
@@ -57,7 +57,16 @@ class Transaction:
         return self.batch
 
     def find(self, job: str) -> str | None:
-        """The UUID of the collected job that `job`, a UUID or a prefix, means; None if it means none or several."""
+        """The UUID of the collected job that `job`, a UUID or a prefix, means; None if it means none or several.
+
+        Raises:
+            AmbiguousJobId: it is the name of a collected job. A job in the DB may have that name, too.
+        """
+        if any(row.get("name") == job for row in self._rows.values()):
+            raise AmbiguousJobId(
+                f"{job!r} is also the name of a job that is added in the same transaction.",
+                hint="Name that one by its object or UUID, and a job in the DB by its number.",
+            )
         job = job.strip().lower()
         if job in self._rows:
             return job
@@ -76,6 +85,7 @@ class Transaction:
     def replace_job(self, row: Mapping[str, Any]) -> None:
         """Collect a job anew that was changed since."""
         before = self._rows[row["job_id"]]
+        row = {**row, "given_id": before["given_id"]} if "given_id" in before else row
         self._rows[row["job_id"]] = row
         self._undo.append(lambda: self._rows.update({row["job_id"]: before}))
 
@@ -101,7 +111,7 @@ class Transaction:
         else:
             known, edge = self._edges, (parent, child)
         if edge in known:
-            named = [f"job number {job}" if isinstance(job, int) else f"job {job}" for job in (parent, child)]
+            named = [f"job #{job}" if isinstance(job, int) else f"job {job}" for job in (parent, child)]
             waits = f"{named[1].capitalize()} waits for {named[0]}."
             raise DuplicateDependency("Dependency already exists; cannot double-create", hint=waits)
         known[edge] = None

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ..db.manager import QuerySet
     from ..db.models import ApplicationDefinition, BalsamJob, JobSet
 
-    #: A job: the object, its UUID or a unique beginning of that, its number, or a query set with one job in it.
+    #: A job: the object, its number (an int, or text such as "#37"), its UUID or a unique beginning of that, its name if no
+    #: other job has it, or a query set with one job in it. Text that fits several jobs is refused.
     JobLike = Union[BalsamJob, UUID, str, int, JobSet]
 
 __all__ = [  # noqa: F822  (`__getattr__` finds what is not defined here)

@@ -193,7 +193,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         numbers = []
         for one in parents:
             if one._executor.database.directory != self.database.directory:
-                raise InputError(f"The future of job number {one.number} is in another DB, {one._executor.database.directory}.")
+                raise InputError(f"The future of job #{one.number} is in another DB, {one._executor.database.directory}.")
             numbers.append(one.number)
         return list(dict.fromkeys(numbers))
 
@@ -337,7 +337,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             outcome = None if state == GONE else call.read_outcome(future.path)
         except OSError as exc:
             if state == states.JOB_FINISHED:
-                raise RemoteError(f"The result of job number {future.number} is gone: {exc}") from exc
+                raise RemoteError(f"The result of job #{future.number} is gone: {exc}") from exc
             outcome = None
         if outcome is None or outcome.good != (state == states.JOB_FINISHED):
             raise self._failed(future)

@@ -77,7 +77,7 @@ def add_dependencies(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]], n
     children = {child for _, child in pairs}
     for parent, child in pairs:
         if parent == child:
-            raise DependencyCycle(f"Job number {child} cannot wait for itself: that would be a circular dependency.")
+            raise DependencyCycle(f"Job #{child} cannot wait for itself: that would be a circular dependency.")
     _check_exist(cx, children.union(parent for parent, _ in pairs))
     _refuse_duplicates(cx, pairs)
     below = descendants(cx, children)
@@ -102,7 +102,7 @@ def _refuse_duplicates(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]])
         found = next(pair for pair in pairs if pair in seen or seen.add(pair))  # type: ignore[func-returns-value]
     if found is not None:
         raise DuplicateDependency(
-            "Dependency already exists; cannot double-create", hint="Job number {1} waits for job number {0}.".format(*found)
+            "Dependency already exists; cannot double-create", hint="Job #{1} waits for job #{0}.".format(*found)
         )
 
 
@@ -115,7 +115,7 @@ def _check_exist(cx: sqlite3.Connection, jobs: set[int]) -> None:
     found = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (id_list(jobs),))
     missing = sorted(jobs - {row[0] for row in found})
     if missing:
-        raise UnknownJob(f"There is no job number {missing[0]} in this DB (any more).")
+        raise UnknownJob(f"There is no job #{missing[0]} in this DB (any more).")
 
 
 def _check_unstarted(cx: sqlite3.Connection, child: int) -> None:

@@ -14,14 +14,23 @@ import re
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from operator import length_hint
 from typing import IO, Any, Callable, NamedTuple, Union
 from uuid import UUID
 
 from ... import spec, states
 from ...clock import SystemClock
-from ...errors import BalsamError, DatabaseError, DependencyCycle, InvalidSpec, UnknownApp, UnknownJob
+from ...errors import (
+    AmbiguousJobId,
+    BalsamError,
+    DatabaseError,
+    DependencyCycle,
+    DuplicateJobId,
+    InvalidSpec,
+    UnknownApp,
+    UnknownJob,
+)
 from .. import queries, transaction
 from ..connection import Database
 from ..schema import OWN_WORKDIR, sql_list
@@ -45,7 +54,8 @@ class Position(NamedTuple):
     value: int
 
 
-#: How a parent is given: the number of a job in the DB, a UUID (or a unique prefix), or a position in the same batch.
+#: How a parent is given: the number of a job in the DB, a word that stands for one (see `queries.fitting`), the UUID of a job
+#: of the same batch, or a position in it.
 Ref = Union[int, str, Position]
 
 
@@ -54,7 +64,7 @@ class Added(NamedTuple):
 
     first: int
     number: int
-    renamed: dict[int, str] = {}  # id -> UUID, of those whose given UUID had a short id that was taken
+    renamed: dict[int, str] = {}  # id -> UUID, of those whose drawn UUID had a short id that was taken
 
     @property
     def ids(self) -> range:
@@ -68,6 +78,7 @@ class _Chunk(NamedTuple):
     rows: list[tuple[Any, ...]]
     claimed: list[int]  # positions in `rows` of jobs whose working directory, which was given, must not be another job's
     number: int  # of the first row, counted from 1 over all chunks
+    ids_are_given: bool  # by the user
 
 
 def add_jobs(
@@ -78,17 +89,18 @@ def add_jobs(
 ) -> Added:
     """Add jobs given by their fields (see `spec.JOB_FIELDS`); the fields not given take their defaults.
 
-    Besides the fields a job may give `job_id` (a UUID), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs
-    that have not ended may have that workdir too), `origin` (a word on where it comes from, shown in its history) and
-    `parents`: numbers or UUIDs of jobs that exist, UUIDs of jobs of this batch, or a `Position` in it. Opens its own write
-    transaction, after `jobs` is used up.
+    Besides the fields a job may give `job_id` (a UUID, drawn anew where its first 8 characters are taken) or `given_id` (one
+    that the user chose), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
+    workdir too), `origin` (a word on where it comes from, shown in its history) and `parents`: numbers or UUIDs of jobs that
+    exist, UUIDs of jobs of this batch, or a `Position` in it. Opens its own write transaction, after `jobs` is used up.
 
     Args:
         progress: called with how many jobs were read or inserted since the last call.
         dependencies: (parent, child) pairs to be added after the jobs; the children are jobs that exist already.
 
     Raises:
-        UnknownField, InvalidSpec, UnknownJob, DependencyCycle: with the number of the job, counted from 1. UnknownApp; for
+        UnknownField, InvalidSpec, UnknownJob, DependencyCycle: with the number of the job, counted from 1. UnknownApp.
+        DuplicateJobId: a `given_id`, or its first 8 characters, is that of another job. For
         `dependencies` as `graph.add_dependencies`. Nothing is added.
     """
     with _Spool() as spool:
@@ -115,7 +127,7 @@ def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 #: Given beside the fields: not checked as a field is.
-EXTRA = ("job_id", "workdir", "allow_shared_workdir", "origin", "parents")
+EXTRA = ("job_id", "given_id", "workdir", "allow_shared_workdir", "origin", "parents")
 
 
 def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, parents: list[tuple[Ref, int]]) -> Iterator[_Chunk]:
@@ -131,7 +143,7 @@ def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, paren
         given = tuple(job)
         if given != names or len(rows) == _CHUNK:
             if rows:
-                yield _Chunk(columns, rows, claimed, number - len(rows))
+                yield _Chunk(columns, rows, claimed, number - len(rows), "given_id" in (names or ()))
                 _report(progress, len(rows))
                 rows, claimed = [], []
             if given != names:
@@ -146,7 +158,7 @@ def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, paren
         except ValueError as exc:
             raise type(exc)(f"Job number {number}: {exc}") from exc
     if rows:
-        yield _Chunk(columns, rows, claimed, number - len(rows) + 1)
+        yield _Chunk(columns, rows, claimed, number - len(rows) + 1, "given_id" in (names or ()))
         _report(progress, len(rows))
 
 
@@ -156,7 +168,7 @@ def refs(parents: Any) -> Iterator[Ref]:
         raise InvalidSpec(f"parents must be a list of jobs, not {parents!r}")
     for parent in dict.fromkeys(parents):
         if isinstance(parent, (str, UUID)):
-            yield str(parent).strip().lower()
+            yield str(parent).strip()
         elif isinstance(parent, (int, Position)) and not isinstance(parent, bool):
             yield parent
         else:
@@ -172,7 +184,8 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
     """For jobs given by the fields `names`: the columns to store, and how a job becomes a row of those."""
     columns, checks = spec.job_columns(tuple(name for name in names if name not in EXTRA))
     pairs = tuple(zip((name for name in names if name not in EXTRA), checks))
-    own_id, origin, given_workdir = "job_id" in names, "origin" in names, "workdir" in names
+    own_id = next((name for name in ("given_id", "job_id") if name in names), "")
+    origin, given_workdir = "origin" in names, "workdir" in names
     new_id, workdir_name, checked_workdir = spec.new_job_id, spec.workdir_name, spec.checked_workdir
     own_workdir = "user_workdir" in columns
     workflow_at, name_at = (columns.index(name) if name in columns else -1 for name in ("workflow", "name"))
@@ -183,7 +196,7 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
         except ValueError:
             spec.check_job({name: job[name] for name, _ in pairs})  # says which field it was
             raise
-        job_id = spec.checked_job_id(job["job_id"]) if own_id else new_id()
+        job_id = spec.checked_job_id(job[own_id]) if own_id else new_id()
         if given_workdir:
             workdir = checked_workdir(job["workdir"])
         else:
@@ -241,6 +254,16 @@ class _Spool:
             while length := self._file.read(_LENGTH):
                 yield _Chunk(*marshal.loads(self._file.read(int.from_bytes(length, "big"))))
 
+    def refuse_names(self, words: Set[str]) -> None:
+        """Raise AmbiguousJobId if one of these words, which stand for parents, is the name of a job that is here."""
+        for chunk in self.chunks() if words else ():
+            at = chunk.columns.index("name") if "name" in chunk.columns else None
+            for name in words & {row[at] for row in chunk.rows} if at is not None else ():
+                raise AmbiguousJobId(
+                    f"The parent {name!r} is also the name of a job of the same batch.",
+                    hint="Name a job of the batch by dag.Position(n) or its UUID, and one in the DB by its number.",
+                )
+
     def positions(self, job_ids: set[str]) -> dict[str, int]:
         """The positions of the jobs with these UUIDs, of those that are here."""
         found: dict[str, int] = {}
@@ -264,7 +287,10 @@ class _Edges(NamedTuple):
 
 def _resolved(spool: _Spool, linked: Sequence[tuple[Ref, Ref]]) -> _Edges:
     """Find the parents that are in the batch, and refuse a cycle in it. Takes time linear in the dependencies."""
-    own = spool.positions({ref for ref, _ in (*spool.parents, *linked) if isinstance(ref, str)})
+    words = {ref: ref.lower() for ref, _ in (*spool.parents, *linked) if isinstance(ref, str)}
+    positions = spool.positions(set(words.values()))
+    own = {word: positions[lower] for word, lower in words.items() if lower in positions}
+    spool.refuse_names(words.keys() - own.keys())
     edges = _Edges([], [], [])
     for parent, child in spool.parents:
         place = position(parent, spool.rows, child) if isinstance(parent, Position) else own.get(parent)  # type: ignore[arg-type]
@@ -325,7 +351,7 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
         if chunk.claimed:
             _refuse_shared(cx, chunk)
         first = _last_id(cx) + 1
-        renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk.columns, chunk.rows).items())
+        renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk).items())
         if "tags" in chunk.columns:
             place = chunk.columns.index("tags")
             tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))
@@ -405,18 +431,22 @@ def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
         if end not in known:
             try:
                 if isinstance(end, int):
-                    raise UnknownJob(f"There is no job number {end} in this DB (any more).")
+                    raise UnknownJob(f"There is no job #{end} in this DB (any more).")
                 known[end] = queries.find_job(cx, end)
             except BalsamError as exc:
                 raise type(exc)(f"{where}{exc.message}", hint=exc.hint) from exc
     return known
 
 
-def _insert_rows(cx: sqlite3.Connection, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> dict[int, str]:
-    """Insert rows whose first two columns are job_id and workdir. A short id that is taken already is drawn anew.
+def _insert_rows(cx: sqlite3.Connection, chunk: _Chunk) -> dict[int, str]:
+    """Insert rows whose first two columns are job_id and workdir. A drawn id whose short id is taken already is drawn anew.
 
     Returns the UUIDs that were drawn anew, by the row's position.
+
+    Raises:
+        DuplicateJobId: the short id of a given one is taken.
     """
+    columns, rows = chunk.columns, chunk.rows
     sql = f"INSERT INTO job ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
     done = 0
     renamed: dict[int, str] = {}
@@ -429,10 +459,23 @@ def _insert_rows(cx: sqlite3.Connection, columns: tuple[str, ...], rows: Sequenc
             if "job_short_id" not in str(exc):
                 raise InvalidSpec(f"The job cannot be stored: {exc}") from exc
             done = len(rows) - length_hint(given)  # SQLite has refused the last one that it was given
+            if chunk.ids_are_given:
+                raise _duplicate(cx, rows[done - 1][0]) from exc
             row = _with_new_id(cx, rows[done - 1])
             cx.execute(sql, row)
             renamed[done - 1] = row[0]
     return renamed
+
+
+def _duplicate(cx: sqlite3.Connection, job_id: str) -> DuplicateJobId:
+    other, name = queries.short_id_holder(cx, job_id) or ("", "")
+    label = f"{name} [{other[:8]}]".lstrip()
+    if other == job_id:
+        return DuplicateJobId(f"The job_id {job_id} is that of job {label} already.", hint="Without a job_id one is drawn.")
+    return DuplicateJobId(
+        f"The job_id {job_id} begins like that of job {label}; the first {queries.SHORT_ID} characters name one job in a DB.",
+        hint="Without a job_id one is drawn that differs.",
+    )
 
 
 def _with_new_id(cx: sqlite3.Connection, row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .. import states
@@ -197,9 +197,7 @@ class Launcher:
             room.undo()
             raise
         self._exits, self._step_ends = self._exits[len(work.exits) :], []
-        for number in (*(run.job for run in work.exits), *work.stranded):
-            self._claims.pop(number, None)
-        self._claims.update((claim.job, claim) for claim in given.to_run)
+        self._keep_claims([*(run.job for run in work.exits), *work.stranded], given.to_run)
         if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
             self._idle_since = None
         elif self._idle_since is None and starts:
@@ -312,6 +310,11 @@ class Launcher:
             if end.failure:
                 self.tally = self.tally.failed_after(end.claim.state)
                 log.info("Job %s: %s step failed: %s", end.claim.label, end.claim.state, end.failure.partition("\n")[0])
+
+    def _keep_claims(self, over: Iterable[int], new: Iterable[Claim]) -> None:
+        for number in over:
+            self._claims.pop(number, None)
+        self._claims.update((claim.job, claim) for claim in new)
 
     def _label(self, number: int) -> str:
         """A job that was claimed to be run, for the log; `#37` if its end was recorded already."""

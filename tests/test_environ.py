@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from balsam_lite.errors import BalsamError, LaunchError, NoNodes
 from balsam_lite.launcher import machine
-from balsam_lite.schedulers.environ import Allocation, allocation
+from balsam_lite.schedulers.environ import Allocation, allocation, rank
 from balsam_lite.schedulers.remaining import ask_end_us, time_left_pbs, time_left_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -602,3 +602,37 @@ def test_that_a_step_knows_the_nodes_of_its_job_and_the_shell_of_salloc_that_it_
     assert shell.node_names == step.node_names == ("node2", "node3")
     assert (shell.runs_on_node, step.runs_on_node) == (False, True)
     assert abs(shell_ends_us - step_ends_us) < 5e6
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+#: Variables that srun, mpiexec and the like set, and what they say.
+RANKS = {
+    "SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2": (1, 2),
+    "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2": (0, 2),
+    "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1": None,
+    "SLURM_PROCID=0 SLURM_NTASKS=4": None,  # a batch script
+    "PMI_RANK=3 PMI_SIZE=4": (3, 4),
+    "PMIX_RANK=1": (1, 0),
+    "PMIX_RANK=0": None,
+    "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 PMIX_RANK=0": (0, 2),
+    "PALS_RANKID=2": (2, 0),
+    "ALPS_APP_PE=1": (1, 0),
+    "JSM_NAMESPACE_RANK=1 JSM_NAMESPACE_SIZE=6": (1, 6),
+    "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 PMI_RANK=3 PMI_SIZE=4": (3, 4),
+    "PMI_RANK= PMI_SIZE=x": None,
+    "PMI_RANK=-1 PMIX_RANK=\u00b2": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("variables", RANKS)
+def test_that_the_rank_of_a_process_is_what_its_starter_says(variables):
+    found = rank(dict(pair.split("=") for pair in variables.split()))
+    assert (None if found is None else (found.number, found.size)) == RANKS[variables]
+
+
+def test_that_a_local_launch_from_inside_a_rank_is_none(monkeypatch):
+    from balsam_lite.schedulers import local
+
+    assert {"PMI_RANK", "PMI_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"} <= local._NOT_INHERITED

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
-from mpi import CAREFUL, openmpi, with_mpi
+from mpi import CAREFUL, mpiexec, openmpi, with_mpi
 
 from balsam_lite.db.store import user
 
@@ -214,3 +215,23 @@ def test_that_ranks_have_the_grace_to_save_their_work(bench: Bench, tmp_path: Pa
     assert launcher.wait(60) == 0
     assert [bench.path(job, f"saved{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
     assert bench.job(job)["state"] in ("RUN_DONE", "JOB_FINISHED")
+
+
+def test_that_launchers_that_mpiexec_starts_are_refused_and_one_alone_is_not(bench):
+    bench.app("a", "true")
+    bench.add([{"application": "a"}])
+    argv = [PYTHON, "-m", "balsam_lite.cli", "--db", bench.directory, "launcher", "--consume-all", "--job-mode=serial"]
+
+    def mpi(ranks):
+        words, environ = [mpiexec(), "-n", str(ranks), *argv], with_mpi(bench.environ)
+        return subprocess.run(words, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90)
+
+    done = mpi(2)
+    assert done.returncode != 0
+    assert "This is rank 1 of 2 (PMI_RANK=1)" in done.stderr
+    assert bench.states() == {"CREATED": 1}
+    with bench.db.read() as cx:
+        assert cx.execute("SELECT count(*) FROM lease").fetchone() == (0,)
+    done = mpi(1)
+    assert done.returncode == 0, done.stderr
+    assert bench.states() == {"JOB_FINISHED": 1}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from balsam_lite.errors import LaunchError
 from balsam_lite.launcher import machine, rank, resources
 from balsam_lite.launcher.commands import NO_MPI
 from balsam_lite.launcher.ensemble import words
@@ -154,3 +155,26 @@ def test_that_nodes_of_a_batch_job_have_their_own_cpus() -> None:
     other = allocation({**environ, "SLURM_JOB_CPUS_PER_NODE": "4(x2),8(x2)"})  # of more nodes than there are
     assert other is not None
     assert (other.node_cpus, other.cpus_per_node) == ((), 4)
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+SLURM_2 = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    "variables", [{"SLURM_PROCID": "1"}, {"PMI_RANK": "1", "PMI_SIZE": "2"}, {"PMI_RANK": "0", "PMI_SIZE": "2"}]
+)
+def test_that_one_of_several_launchers_is_refused_unless_it_divides_its_own_host(variables: dict[str, str]) -> None:
+    with pytest.raises(LaunchError, match=r"This is rank [01].*would use all nodes") as caught:
+        resources.where_am_i(LauncherOptions(), Settings(), variables)
+    assert "without srun or mpiexec" in caught.value.hint
+    assert resources.where_am_i(LauncherOptions(nodes=2), Settings(), variables) is None
+
+
+@pytest.mark.parametrize(
+    "variables", [{"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, {"PMI_RANK": "0", "PMI_SIZE": "1"}, {}]
+)
+def test_that_a_launcher_that_may_be_alone_runs(variables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    assert resources.where_am_i(LauncherOptions(), Settings(), variables) is None
+    assert ("rank 0 of 2" in caplog.text) == ("SLURM_PROCID" in variables)

@@ -16,7 +16,7 @@ import pytest
 from helpers import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import Bench
+from launching import PYTHON, Bench
 
 from balsam_lite.db import batch_queries
 from balsam_lite.db.store import apps
@@ -652,3 +652,24 @@ def test_that_one_launcher_runs_serial_jobs_on_two_nodes(site):
     assert ended["state"] == "finished", Path(ended["log"]).read_text()
     assert site.bench.states() == {"JOB_FINISHED": 16}
     assert set(runs.read_text().split()) == {"node1", "node2"}
+
+
+def test_that_srun_on_two_nodes_makes_one_launcher_and_the_other_says_why_it_is_none(site):
+    site.shell("note", f"echo x >> {site.directory}/runs")
+    site.jobs(4, "note")
+    words = ["launcher", "--consume-all", "--job-mode=serial"]
+    argv = [PYTHON, "-m", "balsam_lite.cli", "--db", site.bench.directory, *words]
+    limit = "--limit-nodes=1"  # what it does with more is another test's
+    two = site.slurm.run(["srun", "-N2", "-t2", *argv, limit], timeout_s=90)
+    assert two.returncode == 1
+    assert "This is rank 1 of 2 (SLURM_PROCID=1): srun or mpiexec has started a launcher for each rank" in two.stderr
+    assert "Warning: this is rank 0 of 2" in two.stderr
+    with site.db.read() as cx:
+        assert cx.execute("SELECT count(*) FROM lease").fetchone() == (1,)
+    assert site.bench.states() == {"JOB_FINISHED": 4}
+    assert (site.directory / "runs").read_text() == "x\n" * 4
+    site.jobs(1, "note")
+    one = site.slurm.run(["srun", "-N1", "-n1", "-t2", *argv], timeout_s=90)
+    assert one.returncode == 0, one.stderr
+    assert "rank" not in one.stderr
+    assert site.bench.states() == {"JOB_FINISHED": 5}

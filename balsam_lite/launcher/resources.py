@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from ..clock import Clock
 from ..errors import InputError, LaunchError
+from ..schedulers import environ as environ_of_batch
 from ..schedulers.environ import Allocation, NodeGpus, allocation
 from ..schedulers.node_gpus import ask_gpus
 from ..schedulers.remaining import ask_end_us
@@ -15,6 +18,8 @@ from . import gpus, machine, mpirun
 from .commands import NO_MPI, MpiUse
 from .nodes import MpiRules, Node, divide_host
 from .pinning import dealt
+
+log = logging.getLogger("balsam_lite.launcher")
 
 #: So long may the scheduler take to say when the batch job ends, in seconds.
 _ASK_S = 20.0
@@ -67,8 +72,10 @@ def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[st
     """Return the batch job of this process, with its end and its nodes' GPUs; None outside of any. May ask the scheduler.
 
     Raises:
-        LaunchError: its nodes are not to be found out, and --nodes does not say that shares of this host will do.
+        LaunchError: its nodes are not to be found out, and --nodes does not say that shares of this host will do; or this is
+        one of several launchers that would each take all nodes.
     """
+    _refuse_ranks(options, environ)
     batch = allocation(environ, node_names=() if options.nodes else None)
     if batch is None:
         return None
@@ -78,6 +85,21 @@ def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[st
         ends_us=ask_end_us(batch, command=command, timeout_s=timeout_s, environ=environ),
         node_gpus=ask_gpus(batch, timeout_s=timeout_s, environ=environ),
     )
+
+
+def _refuse_ranks(options: LauncherOptions, environ: Mapping[str, str]) -> None:
+    """Refuse to be one of several launchers that srun or mpiexec has started; with --nodes each divides its own host.
+
+    Rank 0 of Slurm may be alone nevertheless: `srun -N2 --pty bash` gives a shell to it only. So is one at a terminal.
+    """
+    rank = environ_of_batch.rank(environ)
+    if rank is None or options.nodes:
+        return
+    what = f"This is {rank}: srun or mpiexec has started a launcher for each rank, and each would use all nodes."
+    how = "Start `balsam launcher` once, without srun or mpiexec: it starts programs on all nodes itself."
+    if rank.number > 0 or not ("SLURM_PROCID" in environ or os.isatty(0)):
+        raise LaunchError(what, hint=f"{how}\nWith --nodes N each would divide only its own host into N nodes.")
+    log.warning("Warning: this is %s. If the others start a launcher, too, those are refused.\n%s", rank, how)
 
 
 def survey(options: LauncherOptions, settings: Settings, batch: Allocation | None, environ: Mapping[str, str]) -> Resources:

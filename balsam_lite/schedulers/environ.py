@@ -97,6 +97,50 @@ def _given(names: Sequence[str]) -> _Nodes:
     return max(len(folded), 1), folded
 
 
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+#: The variables of a rank's number, and of how many there are ("" is: none). Source: the environments of ranks of Open MPI
+#: 4.1.8 and 5.0.11, MPICH 5.0.2 and Slurm 22.05.8 (tried); intro_pmi(3) and aprun(1) of Cray; jsrun(1); flux-run(1);
+#: MVAPICH2 2.3's user guide. A batch script has SLURM_PROCID=0 and no SLURM_STEP_NUM_TASKS (tried).
+_RANK_VARIABLES = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("PMIX_RANK", ""),
+    ("PALS_RANKID", ""),
+    ("ALPS_APP_PE", ""),
+    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+RANK_VARIABLES = frozenset(name for names in _RANK_VARIABLES for name in names if name)
+
+
+class Rank(NamedTuple):
+    """Which process of a parallel program this is."""
+
+    number: int
+    size: int  # 0: not said
+    variable: str
+
+    def __str__(self) -> str:
+        return f"rank {self.number}{f' of {self.size}' if self.size else ''} ({self.variable}={self.number})"
+
+
+def rank(environ: _Environ = os.environ) -> Rank | None:
+    """The rank that srun, mpiexec or the like made of this process; None where none did, or it is the only one.
+
+    The highest number counts: on other nodes mpiexec is started by srun, as a step of its own.
+    """
+    found = []
+    for variable, of_size in _RANK_VARIABLES:
+        number, size = (environ.get(name, "") for name in (variable, of_size))
+        if re.fullmatch("[0-9]{1,9}", number):
+            found.append(Rank(int(number), int(size) if re.fullmatch("[0-9]{1,9}", size) else 0, variable))
+    highest = max(found, default=None)
+    return highest if highest and (highest.number > 0 or highest.size > 1) else None
+
+
 # --- local ------------------------------------------------------------------------------------------------------------
 
 

@@ -16,14 +16,14 @@ from ..processes import JOB_VARIABLES
 from ..settings import Settings, home
 from . import base
 from .base import BatchStatus, Submission
-from .environ import LOCAL_ENDTIME, LOCAL_JOBID, LOCAL_NODES
+from .environ import LOCAL_ENDTIME, LOCAL_JOBID, LOCAL_NODES, RANK_VARIABLES
 from .local_queue import LocalQueue, Record
 
 #: Beside the time that a script has to end, seconds; the clocks of two hosts differ.
 _SLACK_S = 60.0
 
-#: A script that is submitted from inside a job or another batch job is not inside it.
-_NOT_INHERITED = frozenset((*JOB_VARIABLES, LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME))
+#: A script that is submitted from inside a job, another batch job or a rank of MPI is not inside it.
+_NOT_INHERITED = frozenset((*JOB_VARIABLES, *RANK_VARIABLES, LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME))
 
 
 class LocalScheduler:

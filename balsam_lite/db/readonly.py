@@ -8,8 +8,6 @@ that was left without its `-shm`, and every DB that is opened in sessions, is re
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -51,6 +49,9 @@ def private_copy(path: str, is_free: Callable[[], bool], patience_s: float) -> s
     Raises:
         DatabaseBusy: others kept writing for `patience_s` seconds. DatabaseError: it cannot be copied.
     """
+    import shutil  # here, not above: they take longer to import than `ls` takes to read
+    import tempfile
+
     started = time.monotonic()
     folder = tempfile.mkdtemp(prefix="balsam-read-")
     copy = os.path.join(folder, os.path.basename(path))

@@ -128,7 +128,7 @@ def test_that_the_legacy_order_of_arguments_holds(db):
 def test_that_a_plain_job_has_the_defaults_of_every_field(db):
     by_dag, by_hand = dag.add_job("n", application="simulate"), BalsamJob(name="n", application="simulate")
     by_hand.save()
-    unlike = {"id", "job_id", "workdir", "created"}
+    unlike = {"id", "job_id", "workdir", "created", "start_after"}
     ours, theirs = by_dag.to_dict(), by_hand.to_dict()
     assert {key for key in ours if ours[key] != theirs[key]} == unlike
     assert seen(db, "SELECT DISTINCT environ_vars, data FROM job") == [("{}", "{}")]

@@ -221,10 +221,11 @@ def test_that_as_completed_yields_each_when_it_is_time_though_others_look_meanwh
     tasks = [task() for _ in range(4)]
     end(tasks[3])
     twin = FutureTask(tasks[1].job)
-    thread = later(0.02, *(lambda n=n: end(tasks[n]) for n in (1, 0, 2)))
     seen = []
     for one in as_completed([*tasks, twin, tasks[0]], 30):
         seen.append(one)
+        if len(seen) == 1:
+            thread = later(0.02, *(lambda n=n: end(tasks[n]) for n in (1, 0, 2)))
         assert not one.active
         assert len([other for other in tasks if other.done]) >= 1  # takes the news that the loop waits for
     thread.join()

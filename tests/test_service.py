@@ -569,6 +569,15 @@ def test_that_a_service_whose_lease_was_taken_submits_nothing(desk):
     assert desk.scheduler.submitted == []
 
 
+def test_that_the_service_lets_jobs_start_that_were_held_back_as_no_launcher_may_be_there(desk):
+    desk.add()
+    with desk.db.write() as cx:
+        cx.execute("UPDATE job SET start_after = ?", (desk.clock.now_us() + 60 * SECOND_US,))
+    assert desk.turns() == 0
+    desk.clock.sleep(61)
+    assert desk.turns() == 1
+
+
 def test_that_the_service_ends_when_a_shared_db_is_gone_for_long(desk, monkeypatch):
     from balsam_lite.errors import DatabaseBusy
 

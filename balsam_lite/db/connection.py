@@ -139,6 +139,11 @@ class Database:
         if access == filesystem.LOCAL:
             refuse_unsafe(self.directory)
 
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether this thread has a transaction open."""
+        return bool(self._thread().transaction)
+
     # --- transactions -------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -427,7 +427,7 @@ class JobSource:
         """The jobs that a launcher with so many nodes and minutes may take now. Serial is: one rank on one node."""
         if mpi_only and serial_only:
             raise InvalidSpec("mpi_only and serial_only exclude each other.")
-        free = self.by_states((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES)).filter(lease=None)
+        free = self.by_states((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES)).filter(lease=None, start_after=None)
         found = free.filter(num_nodes__lte=max_nodes)
         if remaining_minutes is not None:
             found = found.filter(wall_time_minutes__lte=int(remaining_minutes))

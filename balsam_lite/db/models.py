@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from operator import index
@@ -38,7 +38,7 @@ from . import batch_queries, forms, location, queries, transaction
 from .connection import Database
 from .manager import JobSource, QuerySet, active, use
 from .records import JobId, Number, Objects, Record, peewee_field
-from .store import apps, graph, insert, user
+from .store import apps, graph, held_back, insert, user
 from .transaction import Batch, JobRef
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class JobSet(QuerySet["BalsamJob"]):
             return self._collect(block, jobs)
         batch = Batch(self.database)
         batch.added = insert.add_jobs(batch.database, _rows_of(jobs, batch))
+        held_back.move_on(batch.database)
         if not batch.added.number:
             return self.using(batch.database).none()  # type: ignore[return-value]
         first, last = batch.added.first, batch.added.first + batch.added.number - 1
@@ -108,6 +109,10 @@ class JobSet(QuerySet["BalsamJob"]):
             block.roll_back(mark)
             raise
         return type(self)(self.model, database).filter(job_id__in=job_ids)  # type: ignore[return-value]
+
+    def _run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        held_back.release(self.database)
+        return super()._run(sql, parameters)
 
     def get_or_create(self, defaults: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Any, bool]:
         """As `QuerySet.get_or_create`."""
@@ -171,6 +176,7 @@ class BalsamJob(Record, peewee.Model):
     _what = "job"
     _batch: tuple[Batch, int] | None = None
     _parents: tuple[JobRef, ...] = ()
+    _may_get_parents = False  # it is held back for a moment when it is added, see `store.held_back`
     _origin = ""  # what the history says of its creation
     MultipleObjectsReturned = AmbiguousJobId
     objects: ClassVar[JobSet] = Objects()  # type: ignore[assignment]
@@ -347,17 +353,23 @@ class BalsamJob(Record, peewee.Model):
     def _add(self) -> None:
         batch = Batch(self._home)
         try:
-            batch.added = insert.add_jobs(batch.database, [self._row_for(batch, 0)])
+            row = self._row_for(batch, 0)
+            with held_back.graph_write(batch.database) as (_, held_until):
+                start_after = held_until if self._may_get_parents and not self._parents else None
+                batch.added = insert.add_jobs(batch.database, [row], start_after=start_after)
         except BalsamError as exc:
             if isinstance(exc.__cause__, BalsamError):  # without the number of the job, where there is only one
                 raise exc.__cause__ from None
             raise
         self._settle()
+        if start_after is not None:
+            held_back.hold(self._home, self._number(), SystemClock.now_us())
         self._follow()
 
     def _follow(self) -> None:
         """Read anew what the store has just decided, and keep what the user has not saved."""
-        found = type(self).objects.using(self._home).get(id=self._number())
+        with self._home.read():  # the store's own read: it releases nothing that is held back
+            found = type(self).objects.using(self._home).get(id=self._number())
         self._rebase({name: found.__data__[name] for name in {*self._live, *self._base}})
         self.__data__ = {**found.__data__, **{name: self.__data__[name] for name in self._dirty if name != "state"}}
         self._dirty.discard("state")
@@ -407,6 +419,7 @@ class BalsamJob(Record, peewee.Model):
             return user.set_state(chosen.database, list(chosen.numbers()), new_state, message, by=_BY_PYTHON)
 
     def _events(self) -> list[tuple[int, str, str, str]]:
+        held_back.release(self._home)
         with self._home.read() as cx:
             found = queries.history(cx, self._number())
         if not found:
@@ -479,7 +492,7 @@ class BalsamJob(Record, peewee.Model):
                 transaction.refuse("set_parents() of a job that is in the DB already")
             block.set_parents(self.job_id, [self._ref_in(block, self._home, one) for one in parents])
             return
-        with self._home.write() as cx:
+        with held_back.graph_write(self._home) as (cx, _):
             queries.job(cx, self._number())
             try:
                 wanted = [self._number_of(cx, one) for one in parents]

@@ -58,6 +58,11 @@ def add_job(
 
     `fields` are any other fields of a job. With `save=False` it is checked just so, but not added: its `save()` does that,
     or a `bulk_create`, in which its parents may be, too. Inside `with transaction()` it is written at the end of the block.
+
+    Without `parents` the job may be given one by `add_dependency` yet. So it starts START_DELAY_S (a setting: one second)
+    after this process has last added a job or a dependency, ten seconds after it was added at the latest, and at once when
+    the process ends, waits for jobs or reads them.
+
     A job that is added by a running job shares that one's reservation, unless told otherwise. For many jobs at once
     `BalsamJob.objects.bulk_create` is a hundred times faster.
 
@@ -84,6 +89,7 @@ def add_job(
             queries.app(cx, application)
             job._parents = tuple(dict.fromkeys(_ref(database, cx, one, may_be_new=not save) for one in parents))
         job._database = database
+        job._may_get_parents = job.wait_for_parents
         if save:
             job.save()
     return job
@@ -241,11 +247,11 @@ def add_dependency(parent: JobLike, child: JobLike) -> None:
     """
     from ..clock import SystemClock
     from ..db import models
-    from ..db.store import graph
+    from ..db.store import graph, held_back
 
     if _collect([(parent, child)]):
         return
-    with _database_of(parent, child).write() as cx:
+    with held_back.graph_write(_database_of(parent, child)) as (cx, _):
         graph.add_dependency(cx, _number(cx, parent), _number(cx, child), SystemClock.now_us())
         for job in (parent, child):
             if isinstance(job, models.BalsamJob):
@@ -262,12 +268,12 @@ def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
     """
     from ..clock import SystemClock
     from ..db import models
-    from ..db.store import graph
+    from ..db.store import graph, held_back
 
     wanted = [(parent, child) for parent, child in pairs]
     if not wanted or _collect(wanted):
         return
-    with _database_of(*(job for pair in wanted for job in pair)).write() as cx:
+    with held_back.graph_write(_database_of(*(job for pair in wanted for job in pair))) as (cx, _):
         known: dict[Any, int] = {}
         for job in (job for pair in wanted for job in pair):
             if isinstance(job, models.BalsamJob):
@@ -334,9 +340,10 @@ def transaction() -> Iterator[None]:
         if is_outermost:
             blocks.set_current(None)
     if is_outermost and block.batch is not None and block.process == os.getpid():
-        from ..db.store import insert
+        from ..db.store import held_back, insert
 
         block.batch.added = insert.add_jobs(block.batch.database, block.rows(), dependencies=block.dependencies())
+        held_back.move_on(block.batch.database)
         for job in block.followers:
             job._forget_state()
 
@@ -489,7 +496,8 @@ def _current_job() -> BalsamJob | None:
     place = (job_id, active().directory)
     if place not in _current:
         try:
-            _current[place] = BalsamJob.objects.get(job_id=job_id)
+            with active().read():  # no read of the user's, which would release what is held back
+                _current[place] = BalsamJob.objects.get(job_id=job_id)
         except UnknownJob as exc:
             raise UnknownJob(
                 f"BALSAM_JOB_ID is {job_id}, and there is no such job in the DB {place[1]}.",

@@ -214,6 +214,7 @@ class FutureTask:
     def state(self) -> str:
         """The job's state now, on a shared file system within the last second; "" if the job was deleted. Its end is final."""
         if not self._fate.ended:
+            _release(self._database)
             self._watch().look()
         return self._fate.state
 
@@ -292,6 +293,13 @@ class FutureTask:
 
     def __repr__(self) -> str:
         return f"<FutureTask {self.job.cute_id} {self._fate.state or 'deleted'}>"
+
+
+def _release(database: Database) -> None:
+    """Let start what this process holds back: its user waits for jobs."""
+    from ..db.store import held_back
+
+    held_back.release(database)
 
 
 def why_failed(database: Database, number: int, name: str) -> str:
@@ -406,6 +414,7 @@ class _Pending:
         for task in tasks:
             fates.setdefault(task._database, []).append(task._fate)
         for database, of_it in fates.items():
+            _release(database)
             watch = self._watches.setdefault(database.directory, watch_of(database))
             watch.follow(of_it)
             watch.look()

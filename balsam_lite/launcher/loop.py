@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .. import states
-from ..clock import Clock
+from ..clock import SECOND_US, Clock
 from ..db import queries
 from ..db import reasons as notes
 from ..db.connection import Connection, Database
 from ..db.filesystem import LOCAL
-from ..db.store import claims, leases
+from ..db.store import claims, held_back, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
@@ -145,6 +145,7 @@ class Launcher:
         self._wants_more = False  # the last tick took all that one may
         self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
         self._workflows: tuple[str, ...] | None = None
+        self._next_start_us: int | None = None  # when the next job is due that is held back
         self.pause = Pause()  # because of trouble of the machine
         self._steps_done = 0
         self._noted_trouble = ""  # what the lease's note says of it
@@ -187,7 +188,8 @@ class Launcher:
         try:
             with self._db.session():
                 self._reap_sometimes(started)
-                work = _Work(self._exits[:_MOST_AT_ONCE], self._step_ends, self._news, self._stranded(started))
+                news = self._news or self._start_in() <= 0
+                work = _Work(self._exits[:_MOST_AT_ONCE], self._step_ends, news, self._stranded(started))
                 given = self._transaction(work, room)
         except DatabaseError as exc:
             room.undo()
@@ -235,10 +237,14 @@ class Launcher:
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             step_store.finish(cx, self._lease, work.step_ends, now_us)
             held = claims.still_held(cx, self._lease) if work.news else None
+            next_start_us = self._next_start_us
+            if work.news:
+                held_back.release_due(cx, now_us)
+                next_start_us = held_back.next_start(cx)
             room.preparations = max(0, room.preparations - len(reported.to_settle))
             to_run, steps = ([], []) if self.stop_reason or not room.starts else self._take(cx, work, room, now_us)
             failpoint("before-commit")
-        self._last_heartbeat = beat_at
+        self._last_heartbeat, self._next_start_us = beat_at, next_start_us
         for job in reported.lost:
             log.warning("Job %s is not this launcher's any more; its end was not recorded.", self._label(job))
         return _Given(to_run, [*reported.to_settle, *steps], held)
@@ -383,12 +389,18 @@ class Launcher:
             if not self._ahead and self._pool.has_room:
                 return self._last_tick + self._spacing(_STARVING_SPACING)
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
-        beat = self._last_heartbeat + self._settings.beat_s
+        beat = min(self._last_heartbeat + self._settings.beat_s, max(soon, now + self._start_in()))
         if self.pause.reason:
             return soon if self._news or self._ahead else min(beat, max(soon, self.pause.next_try))
         if self._news or self._wants_more or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
         return min(beat, self._ahead_moved + _AHEAD_PATIENCE_S) if self._ahead else beat
+
+    def _start_in(self) -> float:
+        """How many seconds until the next job is due that is held back."""
+        if self._next_start_us is None:
+            return float("inf")
+        return max(0.0, (self._next_start_us - self._clock.now_us()) / SECOND_US)
 
     def _breathe(self) -> None:
         """With many short runs let a few end before looking: one turn for each would cost more than the runs do."""
@@ -470,7 +482,10 @@ class Launcher:
         elif len(self._runner) or len(self._steps) or self._ahead or self._has_ends or self._idle_since is None:
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
-            self.stop("there is nothing left to do")
+            if self._awaits_start():
+                self._idle_since = now
+            else:
+                self.stop("there is nothing left to do")
 
     def _is_hopeless(self, now: float) -> bool:
         """Whether nothing runs here, and for long nothing could be started."""
@@ -537,12 +552,31 @@ class Launcher:
                 self.obstacles += [(shape, reason)] * (reason not in (_NO_PLACE, self.pause.reason))
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
             counts = queries.state_counts(cx)
+            held_back_jobs = self._count_held_back(cx)
+        if held_back_jobs:
+            reasons.append(f"{held_back_jobs} new job(s) are held back for some seconds, as dependencies may follow")
         if counts.get(states.AWAITING_PARENTS):
             reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
         unsettled = sum(counts.get(state, 0) for state in states.UNSETTLED_STATES)
         if unsettled:
             reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
         return reasons
+
+    def _count_held_back(self, cx: Connection) -> int:
+        """The jobs that are held back, of those that this launcher takes."""
+        limits = self._limits
+        launch = limits.launch if limits.launch_only else None
+        return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only)
+
+    def _awaits_start(self) -> bool:
+        """Whether a job that this launcher takes is held back: it starts within seconds."""
+        if self._next_start_us is None:
+            return False
+        try:
+            with self._db.read() as cx:
+                return self._count_held_back(cx) > 0
+        except DatabaseError:  # the next tick will say so
+            return False
 
     def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
         never = self._pool.never_fits(shape)
@@ -597,7 +631,7 @@ class _Work(NamedTuple):
 
     exits: list[Exit]
     step_ends: list[StepEnd]
-    news: bool  # somebody else wrote
+    news: bool  # somebody else wrote, or a job is due that was held back
     stranded: list[int]  # jobs claimed ahead, to be given back
 
 

@@ -21,7 +21,7 @@ from ..db.batch_queries import BatchRow
 from ..db.connection import Connection, Database
 from ..db.demand import Work
 from ..db.filesystem import LOCAL
-from ..db.store import batch_jobs, leases, reservations
+from ..db.store import batch_jobs, held_back, leases, reservations
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
 from ..errors import DatabaseError, InputError, LostLease, NotABalsamDB, PollFailed, SchedulerError, SchemaMismatch
@@ -219,6 +219,7 @@ class Service:
         self.beat()
         answered = self.refresh()
         self.reap()
+        self.release_due()
         self.give_back()
         submitted = False
         if answered and not self.stop_reason:
@@ -301,6 +302,15 @@ class Service:
         freed = reap_dead(self._db, self._settings, self._clock)
         if freed:
             self._did(f"freed {freed} job(s) of dead launchers")
+
+    def release_due(self) -> None:
+        """Let jobs start that were held back until now: no launcher may be there to do it."""
+        now_us = self._clock.now_us()
+        with self._db.read() as cx:
+            next_start_us = held_back.next_start(cx)
+        if next_start_us is not None and next_start_us <= now_us:
+            with self._db.write() as cx:
+                held_back.release_due(cx, now_us)
 
     def give_back(self) -> None:
         """End the reservations of launches that are over."""

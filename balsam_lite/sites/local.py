@@ -11,6 +11,7 @@ from ..clock import SystemClock
 from ..db import events, location, queries, selection
 from ..db.connection import Database
 from ..db.registry import Entry
+from ..db.store import held_back
 from ..errors import InvalidSpec
 from .desk import KINDS, Row
 
@@ -71,6 +72,7 @@ class LocalDesk:
     ) -> list[Row]:
         """The rows that match, in order."""
         if kind in _READERS:
+            held_back.release(self.database)
             with self.database.read() as cx:
                 return _READERS[kind][0](cx, where, order, start, stop)
         rows: list[Row] = _keeper(kind).select(self.database, where, order, start, stop)
@@ -79,12 +81,14 @@ class LocalDesk:
     def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
         """How many match."""
         if kind in _READERS:
+            held_back.release(self.database)
             with self.database.read() as cx:
                 return _READERS[kind][1](cx, where)
         return int(_keeper(kind).count(self.database, where))
 
     def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
         """State -> number of the jobs that match."""
+        held_back.release(self.database)
         with self.database.read() as cx:
             return selection.count_states(cx, where)
 
@@ -97,6 +101,7 @@ class LocalDesk:
         """A part of the jobs that match; with all fields also what each of them waits for, if a launcher has said so."""
         from ..db import paging, reasons
 
+        held_back.release(self.database)
         with self.database.read() as cx:
             rows = paging.jobs_page(cx, where, fields, after, size)
             waiting = {} if fields else reasons.waits_for(cx, rows)

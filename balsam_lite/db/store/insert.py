@@ -86,6 +86,7 @@ def add_jobs(
     jobs: Iterable[Mapping[str, Any]],
     progress: Progress | None = None,
     dependencies: Iterable[tuple[Ref, Ref]] = (),
+    start_after: int | None = None,
 ) -> Added:
     """Add jobs given by their fields (see `spec.JOB_FIELDS`); the fields not given take their defaults.
 
@@ -97,6 +98,7 @@ def add_jobs(
     Args:
         progress: called with how many jobs were read or inserted since the last call.
         dependencies: (parent, child) pairs to be added after the jobs; the children are jobs that exist already.
+        start_after: hold the jobs back until then, in microseconds; see `held_back`.
 
     Raises:
         UnknownField, InvalidSpec, UnknownJob, DependencyCycle: with the number of the job, counted from 1. UnknownApp.
@@ -104,7 +106,7 @@ def add_jobs(
         `dependencies` as `graph.add_dependencies`. Nothing is added.
     """
     with _Spool() as spool:
-        for chunk in _checked(jobs, progress, spool.parents):
+        for chunk in _checked(jobs, progress, spool.parents, start_after):
             spool.put(chunk)
         linked = list(dependencies)
         if not spool.rows and not linked:
@@ -130,7 +132,12 @@ def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:
 EXTRA = ("job_id", "given_id", "workdir", "allow_shared_workdir", "origin", "parents")
 
 
-def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, parents: list[tuple[Ref, int]]) -> Iterator[_Chunk]:
+def _checked(
+    jobs: Iterable[Mapping[str, Any]],
+    progress: Progress | None,
+    parents: list[tuple[Ref, int]],
+    start_after: int | None = None,
+) -> Iterator[_Chunk]:
     """Chunks of checked rows; (parent, position of the child) of each dependency is appended to `parents`."""
     now = SystemClock.now_us()
     names: tuple[str, ...] | None = None
@@ -148,7 +155,7 @@ def _checked(jobs: Iterable[Mapping[str, Any]], progress: Progress | None, paren
                 rows, claimed = [], []
             if given != names:
                 names, has_workdir = given, "workdir" in given
-                columns, check = _row_maker(given, now)
+                columns, check = _row_maker(given, now, start_after)
         try:
             rows.append(check(job))
             if job.get("parents"):
@@ -180,7 +187,9 @@ def _report(progress: Progress | None, rows: int) -> None:
         progress(rows)
 
 
-def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+def _row_maker(
+    names: tuple[str, ...], now: int, start_after: int | None
+) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
     """For jobs given by the fields `names`: the columns to store, and how a job becomes a row of those."""
     columns, checks = spec.job_columns(tuple(name for name in names if name not in EXTRA))
     pairs = tuple(zip((name for name in names if name not in EXTRA), checks))
@@ -188,6 +197,7 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
     origin, given_workdir = "origin" in names, "workdir" in names
     new_id, workdir_name, checked_workdir = spec.new_job_id, spec.workdir_name, spec.checked_workdir
     own_workdir = "user_workdir" in columns
+    held: tuple[int, ...] = () if start_after is None else (start_after,)
     workflow_at, name_at = (columns.index(name) if name in columns else -1 for name in ("workflow", "name"))
 
     def row(job: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -204,9 +214,9 @@ def _row_maker(names: tuple[str, ...], now: int) -> tuple[tuple[str, ...], Calla
             workdir = workdir_name(label, name, job_id)
         if own_workdir:
             workdir = (job["user_workdir"] and os.path.abspath(os.path.expanduser(job["user_workdir"]))) or workdir
-        return (job_id, workdir, str(job["origin"]) if origin else "", now, *values)
+        return (job_id, workdir, str(job["origin"]) if origin else "", now, *held, *values)
 
-    return ("job_id", "workdir", "origin", "created", *columns), row
+    return ("job_id", "workdir", "origin", "created", *(("start_after",) if held else ()), *columns), row
 
 
 # --- keeping them -----------------------------------------------------------------------------------------------------

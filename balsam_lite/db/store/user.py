@@ -109,7 +109,7 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Sai
                 hint="`balsam killjob` stops it; wait until it has ended to do anything else with it.",
             )
     moves = [Move(row[0], (row[1], state), when, (said.message or said.by,), (said.data,)) for row in others if row[1] != state]
-    move(cx, moves, states.USER, "restarts = 0, retries = 0" if state not in states.END_STATES else "")
+    move(cx, moves, states.USER, "restarts = 0, retries = 0, start_after = NULL" if state not in states.END_STATES else "")
     changed = [m.job for m in moves]
     graph.reconsider_children(cx, changed, now)
     graph.settle(cx, changed, now)

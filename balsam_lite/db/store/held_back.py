@@ -1,0 +1,200 @@
+"""Jobs that are held back for a moment after they were added, because a dependency may follow (`job.start_after`).
+
+A script that adds a job and then gives it a parent would otherwise race with a launcher that is already running. So what
+`dag.add_job` adds without parents starts a second (START_DELAY_S) after its process has last added a job or a dependency,
+`MAX_HOLD_S` after it was added at the latest, and at once when the process ends, waits for jobs or reads them.
+
+The process moves `start_after` of its jobs on, and clears it (`graph_write`, `release`); launchers and the service clear what
+is due (`release_due`). It is no lease: whatever else may be done to a waiting job may be done to one that is held back.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+
+from ... import loading, states
+from ...clock import SECOND_US, SystemClock
+from ...settings import Settings
+from ..connection import Database
+from ..schema import HELD_BACK, sql_list
+
+#: Seconds after which a job starts although its process goes on adding jobs.
+MAX_HOLD_S = 10
+_MAX_HOLD_US = MAX_HOLD_S * SECOND_US
+#: Each job that is held back lets all of them start this much later, in microseconds, up to START_DELAY_S: so the times of
+#: many jobs are moved on once in a while, and not with each job that is added.
+_SLACK_US = 1000
+
+_THESE = "id IN (SELECT value FROM json_each(?)) AND start_after IS NOT NULL"
+
+
+# --- in the process that adds jobs ------------------------------------------------------------------------------------
+
+
+class _Held:
+    """The jobs of one DB that this process holds back."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.delay_us = int(min(Settings.load(database.directory).START_DELAY_S, MAX_HOLD_S) * SECOND_US)
+        self.until_us = 0  # when they start, unless they are moved on
+        self.jobs: deque[tuple[int, int]] = deque()  # (when it starts at the latest, number), in that order
+
+    def numbers(self, now_us: int) -> list[int]:
+        """Those that do not start by themselves by now."""
+        while self.jobs and self.jobs[0][0] <= now_us:
+            self.jobs.popleft()
+        if self.until_us <= now_us:
+            self.jobs.clear()
+        return [number for _, number in self.jobs]
+
+
+#: By directory; under the lock, which is never held while the DB is waited for.
+_held: dict[str, _Held] = {}
+_lock = threading.Lock()
+_is_prepared = False
+
+
+def _of(database: Database) -> _Held:
+    """What this process holds back in that DB."""
+    global _is_prepared
+    with _lock:
+        if not _is_prepared:
+            _is_prepared = True
+            atexit.register(_release_all)
+            os.register_at_fork(after_in_child=_forget)
+        found = _held.get(database.directory)
+        if found is None:
+            found = _held[database.directory] = _Held(database)
+        return found
+
+
+def _forget() -> None:
+    """A forked child does not hold its parent's jobs."""
+    global _lock
+    _lock = threading.Lock()
+    _held.clear()
+
+
+@contextmanager
+def graph_write(database: Database) -> Iterator[tuple[sqlite3.Connection, int | None]]:
+    """A write transaction that adds jobs or dependencies: the jobs that this process holds back are held back longer.
+
+    Gives the connection, and the `start_after` of a job that is to be held back; None where START_DELAY_S is 0.
+    """
+    held = _of(database)
+    before = held.until_us
+    try:
+        with database.write() as cx:
+            yield cx, _moved_on(cx, held, SystemClock.now_us()) if held.delay_us else None
+    except BaseException:
+        held.until_us = before
+        raise
+
+
+def _moved_on(cx: sqlite3.Connection, held: _Held, now_us: int) -> int:
+    """When what is held back starts from now on."""
+    with _lock:
+        if held.until_us < now_us + held.delay_us:
+            numbers = held.numbers(now_us)
+            held.until_us = now_us + held.delay_us + min(len(numbers) * _SLACK_US, held.delay_us)
+            if numbers:
+                sql = f"UPDATE job SET start_after = min(created + {_MAX_HOLD_US}, ?) WHERE {_THESE}"
+                cx.execute(sql, (held.until_us, json.dumps(numbers)))
+        return min(held.until_us, now_us + _MAX_HOLD_US)
+
+
+def hold(database: Database, number: int, created_us: int) -> None:
+    """Note that this process holds that job back, now that it is in the DB."""
+    held = _of(database)
+    with _lock:
+        held.jobs.append((created_us + _MAX_HOLD_US, number))
+
+
+def move_on(database: Database) -> None:
+    """Hold back longer what this process holds back, because it has just added jobs. One write transaction if there is any."""
+    if database.directory in _held:
+        with _lock:
+            is_holding = bool(_held[database.directory].numbers(SystemClock.now_us()))
+        if is_holding:
+            with graph_write(database):
+                pass
+
+
+def release(database: Database) -> None:
+    """Let everything start that this process holds back in that DB, as its user waits for jobs or reads them.
+
+    One write transaction if there is anything. Not inside a transaction: there nothing is read for a user. If the DB cannot
+    be written, the jobs start when their time has come.
+    """
+    held = _held.get(database.directory)
+    if held is None or not held.jobs or database.is_in_transaction or loading.is_going_on():
+        return
+    with _lock:
+        numbers = held.numbers(SystemClock.now_us())
+        held.jobs.clear()
+    if numbers:
+        with suppress(Exception), database.write() as cx:
+            cx.execute(f"UPDATE job SET start_after = NULL WHERE {_THESE}", (json.dumps(numbers),))
+
+
+def _release_all() -> None:
+    """At the end of the process."""
+    for held in list(_held.values()):
+        release(held.database)
+
+
+# --- in launchers and the service; inside the caller's transaction ----------------------------------------------------
+
+
+def release_due(cx: sqlite3.Connection, now_us: int) -> int:
+    """Let the jobs start whose time has come. Returns how many."""
+    return cx.execute("UPDATE job INDEXED BY job_start_after SET start_after = NULL WHERE start_after <= ?", (now_us,)).rowcount
+
+
+def next_start(cx: sqlite3.Connection) -> int | None:
+    """When the next job is due that is held back, in microseconds; None if there is none."""
+    found = cx.execute(f"SELECT min(start_after) FROM job INDEXED BY job_start_after WHERE {HELD_BACK}").fetchone()[0]
+    return None if found is None else int(found)
+
+
+def count(
+    cx: sqlite3.Connection,
+    workflow: str | None = None,
+    tags: tuple[tuple[str, str], ...] = (),
+    launch: int | None = None,
+    serial_only: bool = False,
+) -> int:
+    """How many jobs are held back that could start otherwise, of those that a launcher takes.
+
+    Args:
+        workflow: a name or a glob; None: of all.
+        launch: only those that are planned for it; None: all.
+    """
+    where = ""
+    parameters: list[str] = []
+    for tag in tags:
+        where += " AND EXISTS (SELECT 1 FROM json_each(job.tags) WHERE key = ? AND value = ?)"
+        parameters += tag
+    if launch is not None:
+        where += f" AND queued_launch_id = {launch:d}"
+    if serial_only:
+        where += " AND num_nodes = 1 AND ranks_per_node = 1"
+    rows = cx.execute(
+        f"""SELECT workflow, count(*) FROM job INDEXED BY job_start_after WHERE {HELD_BACK} AND lease IS NULL
+            AND unfinished_parents = 0 AND state IN ({_STARTABLE}){where} GROUP BY workflow""",
+        parameters,
+    )
+    is_glob = workflow is not None and bool(set(workflow) & set("*?["))
+    return sum(jobs for name, jobs in rows if workflow is None or name == workflow or (is_glob and fnmatchcase(name, workflow)))
+
+
+_STARTABLE = sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))

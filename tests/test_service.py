@@ -33,7 +33,7 @@ from balsam_lite.schedulers.base import BatchStatus
 from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_PATIENCE_S, LaunchRequest
 from balsam_lite.service import loop, main, packer
 from balsam_lite.service.loop import Service
-from balsam_lite.service.policy import Queue, Range
+from balsam_lite.service.policy import PolicyFile, Queue, Range
 from balsam_lite.settings import Settings
 
 SETTINGS = Settings(SCHEDULER_CLASS="LocalScheduler", SERVICE_PERIOD=10)
@@ -283,6 +283,105 @@ def test_that_a_turn_with_nothing_new_writes_nothing_but_heartbeats(desk):
     desk.turns()
     with desk.db.read() as cx:
         assert cx.execute("PRAGMA data_version").fetchone() == before
+
+
+# --- the policy file --------------------------------------------------------------------------------------------------
+
+
+def policy_text(most, name="debug", more=""):
+    ranges = '[{"min-nodes": 1, "max-nodes": 4, "min-time": 0, "max-time": 1}]'
+    return f"[{name}]\nsubmit-jobs = on\npolicy = {ranges}\nmax-queued = {most}\n{more}"
+
+
+class PolicyDesk(Desk):
+    """The same with a policy in a file."""
+
+    def __init__(self, directory, monkeypatch, most):
+        super().__init__(directory, monkeypatch)
+        self.path = Path(self.db.directory, "policy.ini")
+        self.path.write_text(policy_text(most))
+        self.file = PolicyFile(self.db.directory, SETTINGS)
+        self.service = Service(
+            self.db, SETTINGS, self.file.queues, self.scheduler, self.lease, self.clock, "/the/log", self.file
+        )
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    made = PolicyDesk(tmp_path, monkeypatch, 1)
+    made.add(1000, wall_time_minutes=50)
+    yield made
+    made.db.close()
+
+
+def test_that_a_changed_policy_holds_from_the_next_turn_on(edited):
+    assert edited.turns() == 1
+    edited.path.write_text(policy_text(3))
+    assert edited.turns() == 2
+    edited.path.write_text(policy_text(1))
+    edited.scheduler.says("1001", base.FINISHED)
+    edited.run_some(4, "1001")
+    assert edited.turns() == 0
+    edited.path.write_text(policy_text(9).replace("= on", "= off"))
+    assert edited.turns() == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "", "\n", policy_text(9)[:-3], policy_text(9)[:60], policy_text("many"), "{}",
+        policy_text(9).replace("max-nodes", "most"),
+        policy_text(9, more="[debug]\n"), "\0", policy_text(9) + "[next]\nsubmit-jobs = on\n",
+    ],
+)  # fmt: skip
+def test_that_the_last_good_policy_holds_while_the_file_is_broken_and_that_is_said_once(edited, caplog, broken):
+    caplog.set_level(logging.INFO)
+    edited.path.write_text(broken)
+    for _ in range(3):
+        edited.turns()
+        edited.clock.sleep(60)
+    assert len(edited.rows()) == 1
+    said = [record.message for record in caplog.records if "last good policy" in record.message]
+    assert len(said) == 1
+    assert str(edited.path) in said[0]
+    assert "last good policy" in edited.note()["error"]
+    edited.path.write_text(policy_text(2))
+    assert edited.turns() == 1
+    assert "can be read again" in caplog.text
+
+
+def test_that_the_policy_of_the_home_does_not_stand_in_for_a_file_that_is_being_replaced(edited, caplog):
+    home = Path(os.environ["BALSAM_HOME"])
+    home.mkdir(exist_ok=True)
+    (home / "policy.ini").write_text(policy_text(9))
+    edited.path.unlink()
+    assert edited.turns() == 1
+    assert "not there any more" in edited.note()["error"]
+    edited.path.with_suffix(".new").write_text(policy_text(2))
+    edited.path.with_suffix(".new").rename(edited.path)
+    assert edited.turns() == 1
+
+
+@pytest.mark.parametrize("what", ["directory", "dangling link", "bytes"])
+def test_that_what_is_no_text_file_is_no_policy(edited, what):
+    edited.path.unlink()
+    if what == "directory":
+        edited.path.mkdir()
+    elif what == "dangling link":
+        edited.path.symlink_to("nowhere")
+    else:
+        edited.path.write_bytes(b"\xff\xfe" + policy_text(9).encode("utf-16-le"))
+    assert edited.turns() == 1
+    assert "last good policy" in edited.note()["error"]
+
+
+def test_that_every_half_of_a_policy_that_is_written_in_place_allows_no_more_than_the_whole(edited):
+    whole = policy_text(2, more=policy_text(20, "wide"))
+    for length in range(len(whole) + 1):
+        edited.path.write_text(whole[:length])
+        edited.service.reread_policy()
+        assert {queue.name: queue.max_queued for queue in edited.service._queues if queue.name == "debug"}["debug"] <= 2
+    assert [queue.max_queued for queue in edited.service._queues] == [2, 20]
 
 
 # --- when it goes wrong -----------------------------------------------------------------------------------------------
@@ -704,7 +803,7 @@ from balsam_lite.db.store import leases
 from balsam_lite.identity import Holder
 from balsam_lite.schedulers.base import BatchStatus, QUEUED
 from balsam_lite.service.loop import Service
-from balsam_lite.service.policy import Queue, Range
+from balsam_lite.service.policy import PolicyFile, Queue, Range
 from balsam_lite.settings import Settings
 
 directory, queue, moment = sys.argv[1:]

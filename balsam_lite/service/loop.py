@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,17 +25,26 @@ from ..db.filesystem import LOCAL
 from ..db.store import batch_jobs, held_back, leases, reservations
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
-from ..errors import DatabaseError, InputError, LostLease, NotABalsamDB, PollFailed, SchedulerError, SchemaMismatch
+from ..errors import (
+    DatabaseError,
+    InputError,
+    LostLease,
+    NotABalsamDB,
+    PollFailed,
+    SchedulerError,
+    SchemaMismatch,
+    SettingsError,
+)
 from ..identity import Holder
 from ..launcher import mpirun
 from ..launcher.reaper import reap_dead
 from ..schedulers import base, submission
 from ..schedulers.base import Scheduler
 from ..schedulers.submission import LaunchRequest
-from ..settings import Settings
+from ..settings import Settings, SettingsWarning
 from . import packer
 from .packer import Choice, Launch, Left, Supply
-from .policy import Queue
+from .policy import PolicyFile, Queue
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +152,7 @@ class Service:
 
     Args:
         log_path: for `status`.
+        policy: the file that the queues are from; it is read again in each turn.
     """
 
     def __init__(
@@ -153,9 +164,11 @@ class Service:
         lease: int,
         clock: Clock,
         log_path: str = "",
+        policy: PolicyFile | None = None,
     ) -> None:
         self._db, self._settings, self._scheduler = db, settings, scheduler
         self._queues, self._lease, self._clock = queues, lease, clock
+        self._policy, self._policy_trouble = policy, ""
         self._margin = margin_minutes(settings)
         self._pauses: dict[str, Pause] = {}
         self._refusals: dict[tuple[str, Shape], Pause] = {}  # for jobs of one shape alone
@@ -223,6 +236,7 @@ class Service:
         self.give_back()
         submitted = False
         if answered and not self.stop_reason:
+            self.reread_policy()
             choice = self.choose()
             self.report(choice)
             submitted = choice.launch is not None and self.submit(choice.launch)
@@ -319,6 +333,28 @@ class Service:
         for number in numbers:
             jobs = reservations.give_back(self._db, number)
             self._did(f"gave back {jobs} job(s) that were planned for qlaunch{number}")
+
+    def reread_policy(self) -> None:
+        """Follow the policy file. While it cannot be used the last good one holds, which is said once."""
+        if self._policy is None:
+            return
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", SettingsWarning)
+                is_other = self._policy.reread()
+        except SettingsError as exc:
+            if exc.message != self._policy_trouble:
+                self._failed(f"The last good policy holds until this is corrected: {exc.message}")
+            self._policy_trouble = exc.message
+            return
+        for one in said:
+            log.warning("%s", one.message)
+        if self._policy_trouble:
+            log.info("The policy can be read again.")
+        self._queues, self._policy_trouble = self._policy.queues, ""
+        if is_other:
+            on = ", ".join(f"{queue.name} (max-queued {queue.max_queued})" for queue in self._queues if queue.is_on)
+            self._did(f"took over the changed policy {self._policy.path}, queues: {on or 'none'}")
 
     def choose(self) -> Choice:
         """The launch to submit next, if any. Reads only."""

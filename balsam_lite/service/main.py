@@ -52,17 +52,17 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
     """
     settings = Settings.load(db_directory)
     db = location.open_database(db_directory, settings)
-    queues = policy.load(db.directory, settings)
+    file = policy.PolicyFile(db.directory, settings)
     scheduler = base.select(settings)
     clock = SystemClock()
     with _alone(db.directory):
         lease = _open_lease(db, settings, clock)
         log_path = logs.set_up(db.directory, settings, KIND, echo=ready is None)
-        on = [queue.name for queue in queues if queue.is_on]
+        on = [queue.name for queue in file.queues if queue.is_on]
         log.info("Lease %d: the service for %s, %s, queues: %s", lease, db.directory, scheduler.name, ", ".join(on) or "none")
         if ready:
             ready(json.dumps({"pid": os.getpid(), "log": log_path}), "")
-        service = Service(db, settings, queues, scheduler, lease, clock, log_path)
+        service = Service(db, settings, file.queues, scheduler, lease, clock, log_path, file)
         try:
             return _run(service)
         finally:

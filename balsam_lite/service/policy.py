@@ -37,7 +37,7 @@ _LARGEST = 10**7
 _HEADER = re.compile(r"\[[^\[\]{}\",]+\]\s*$")
 #: [DEFAULT] is a queue like any other.
 _NO_DEFAULTS = "\n"
-_MEND = "Mend the file; the service does not start with a policy that it cannot read."
+_MEND = "Correct the file; the service does not start with a policy that it cannot read."
 
 
 class Range(NamedTuple):
@@ -64,10 +64,42 @@ def load(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.
     Raises:
         SettingsError: there is no such file, or it is broken.
     """
-    path = find(db_directory, settings, environ)
+    return PolicyFile(db_directory, settings, environ).queues
+
+
+class PolicyFile:
+    """The newest good policy of a file that may be edited at any time. `queues` are what it allows."""
+
+    def __init__(self, db_directory: str, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        """Read it. Raises SettingsError: there is no such file, or it is broken."""
+        self._where = (db_directory, settings, environ)
+        self.path = find(*self._where)
+        self._text = _read(self.path)
+        self.queues = parse(self._text, self.path)
+
+    def reread(self) -> bool:
+        """Take over what the file says now; return whether that is something else.
+
+        Raises:
+            SettingsError: it is broken, perhaps half-written, or not there any more; `queues` stay. Another file does not
+            stand in for one that is gone, which an editor may be replacing.
+        """
+        if not os.path.lexists(self.path):
+            raise SettingsError(f"{self.path} is not there any more")
+        path = find(*self._where)
+        text = _read(path)
+        if (path, text) == (self.path, self._text):
+            return False
+        queues = parse(text, path)
+        is_other = queues != self.queues
+        self.path, self._text, self.queues = path, text, queues
+        return is_other
+
+
+def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return parse(file.read(), path)
+            return file.read()
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path} cannot be read: {exc}", hint=_MEND) from exc
 

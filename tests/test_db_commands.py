@@ -120,7 +120,7 @@ def test_that_open_leases_are_told_with_holder_and_age_and_whether_it_is_dead(db
     living, dead = findings(db)["lease"]
     assert living == ("lease", "ok", "launcher 1 (pid 42 on far) has 1 job(s), last heard of 5 s ago")
     assert dead.level == checkup.NOTE
-    assert dead.text.startswith("service 2 (pid 43 on far) has 0 job(s), last heard of 500 s ago: it is dead")
+    assert dead.text.startswith("service 2 (pid 43 on far) has 0 job(s), last heard of 500 s ago: it seems dead")
     change(db, f"UPDATE lease SET heartbeat = {NOW_US + 15_000_000} WHERE id = 1")  # while the file was being checked
     assert "last heard of 0 s ago" in findings(db)["lease"][0].text
 

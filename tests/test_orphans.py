@@ -20,7 +20,7 @@ from balsam_lite.identity import Holder
 from balsam_lite.launcher import logs, main, process
 from balsam_lite.launcher.commands import NO_MPI, lease_mark
 from balsam_lite.launcher.nodes import Node
-from balsam_lite.launcher.reaper import reap_dead
+from balsam_lite.launcher.reaper import Reaper
 from balsam_lite.launcher.resources import LauncherOptions, Resources
 from balsam_lite.processes import RUN_VARIABLE, with_mark
 from balsam_lite.settings import Settings
@@ -59,7 +59,7 @@ def test_that_a_launcher_is_heard_of_again_when_its_nodes_are_ready_and_before_i
         return 0
 
     monkeypatch.setattr(logs, "set_up", lambda *_: "no log")
-    monkeypatch.setattr(main, "reap_dead", look)
+    monkeypatch.setattr(Reaper, "reap", lambda reaper: look(reaper._db))
     monkeypatch.setattr(main, "_run", look)
     began_us = SystemClock.now_us()
     found = Resources([Node(1)], None, None, "", NO_MPI)
@@ -81,7 +81,7 @@ def test_that_an_orphan_that_cannot_be_killed_keeps_the_jobs_of_its_launcher_alo
     orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_VARIABLE: mark})
 
     def reap() -> list[int]:
-        reap_dead(db, settings, SystemClock())
+        Reaper(db, settings, SystemClock()).reap()
         with db.read() as cx:
             return [lease.id for lease in leases.open_leases(cx)]
 

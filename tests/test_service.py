@@ -15,7 +15,7 @@ from helpers import Slots, wait_until
 from launching import Bench
 
 from balsam_lite.clock import SECOND_US
-from balsam_lite.db import batch_queries, demand, location, reasons
+from balsam_lite.db import batch_queries, demand, filesystem, location, reasons
 from balsam_lite.db.store import apps, claims, insert, leases, user
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.errors import (
@@ -748,6 +748,7 @@ def test_that_a_db_that_only_has_another_number_is_used_on(desk):
     desk.db.close()
     Path(copy).write_bytes(Path(desk.db.path).read_bytes())
     os.replace(copy, desk.db.path)
+    desk.db.access = filesystem.SHARED  # on a local disk it is a copy
     desk.add(1)
     assert desk.turns() == 1
 

@@ -142,12 +142,15 @@ def _broken_rules(cx: sqlite3.Connection) -> Iterator[Finding]:
 
 def _leases(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> Iterator[Finding]:
     for lease in leases.open_leases(cx):
-        jobs = cx.execute("SELECT count(*) FROM job WHERE lease = ?", (lease.id,)).fetchone()[0]
-        text = f"{lease} has {jobs} job(s), last heard of {max(now_us - lease.heartbeat_us, 0) / 1e6:.0f} s ago"
-        if leases.is_dead(lease, now_us, expiry_s):
+        text = leases.described(cx, lease, now_us)
+        if not leases.is_dead(lease, now_us, expiry_s):
+            yield Finding("lease", OK, text)
+        elif lease.holder.is_here():
             yield Finding("lease", NOTE, f"{text}: it is dead, and the next launcher will free its jobs")
         else:
-            yield Finding("lease", OK, text)
+            yield Finding(
+                "lease", NOTE, f"{text}: it seems dead; the next launcher watches it for {expiry_s:g} s, then frees its jobs"
+            )
 
 
 def refused(exc: BalsamError) -> Finding:

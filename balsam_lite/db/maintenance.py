@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..clock import SystemClock
 from ..errors import BalsamError, DatabaseBusy, DatabaseError, DatabaseFull, InputError
 from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from . import binding, connection, filesystem, migrations, queries
@@ -188,8 +189,8 @@ def _counts(cx: sqlite3.Connection) -> dict[str, Any]:
         "batch_jobs": "batch_job",
     }
     counts = {name: cx.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for name, table in tables.items()}
-    open_leases = cx.execute("SELECT count(*) FROM lease WHERE closed IS NULL").fetchone()[0]
-    return {"jobs": sum(states.values()), "states": states, **counts, "open_leases": open_leases}
+    holders = [leases.described(cx, lease, SystemClock.now_us()) for lease in leases.open_leases(cx)]
+    return {"jobs": sum(states.values()), "states": states, **counts, "open_leases": len(holders), "holders": holders}
 
 
 def settings_in_force(directory: str, environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -24,7 +24,7 @@ from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble, Not
 from ..settings import Settings
 from .failpoints import failpoint
 from .nodes import Place, Pool
-from .reaper import reap_dead
+from .reaper import Reaper
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
 from .trouble import Pause
@@ -116,8 +116,10 @@ class Launcher:
         limits: Limits,
         clock: Clock,
         wait: Callable[[float], object],
+        reaper: Reaper | None = None,
     ) -> None:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
+        self._reaper = reaper or Reaper(db, settings, clock)
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
         self._ahead: deque[Claim] = deque()  # claimed, RUNNING in the database, waiting for a place
         self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
@@ -437,7 +439,7 @@ class Launcher:
         """Look after other launchers' dead now and then."""
         if now - self._last_reap >= self._settings.beat_s:
             self._last_reap = now
-            freed = reap_dead(self._db, self._settings, self._clock)
+            freed = self._reaper.reap()
             if freed:
                 log.info("Freed %d job(s) of dead launchers.", freed)
                 self._news = True
@@ -480,6 +482,8 @@ class Launcher:
         elif self.pause.reason and self._is_hopeless(now):
             self.stop(self.pause.reason)
         elif len(self._runner) or len(self._steps) or self._ahead or self._has_ends or self._idle_since is None:
+            return
+        elif self._reaper.doubtful:  # their jobs are to be run here, if they are dead
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
             if self._awaits_start():

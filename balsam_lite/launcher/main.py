@@ -32,7 +32,7 @@ from .nodes import Pool
 from .patience import PatientRunner, doubt_s, patience_s
 from .process import Alarm, Children, end_orphans
 from .progress import Progress
-from .reaper import reap_dead
+from .reaper import Reaper
 from .resources import LauncherOptions, Resources
 from .runner import LocalRunner, Runner
 from .spawner import Spawner
@@ -119,20 +119,21 @@ def _run_in(db: Database, found: Resources, settings: Settings, options: Launche
     log_path = logs.set_up(db.directory, settings)
     _say(f"Started Balsam launcher [{os.getpid()}], log in {log_path}")
     batch_id = found.batch.batch_id if found.batch else ""
+    reaper = Reaper(db, settings, clock)
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
         eldest = leases.is_eldest(cx, lease, clock.now_us(), settings.LEASE_EXPIRY_S)
-        dead = leases.dead(cx, clock.now_us(), settings.LEASE_EXPIRY_S)
+        dead = leases.dead(cx, clock.now_us(), settings.LEASE_EXPIRY_S, reaper.watch)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
     context = _context(db, lease, options, found, gpus.names(settings.GPU_VARIABLES))
     company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db.directory, one) for one in dead))
     _beat(db, lease, clock)  # the nodes may have taken minutes
-    freed = reap_dead(db, settings, clock)
+    freed = reaper.reap()
     if freed:
         log.info("Freed %d job(s) of dead launchers.", freed)
     _beat(db, lease, clock)  # and what had to end first, too
-    return _run(db, settings, options, found, lease, clock, context, company)
+    return _run(db, settings, options, found, lease, clock, context, company, reaper)
 
 
 def _beat(db: Database, lease: int, clock: Clock) -> None:
@@ -149,6 +150,7 @@ def _run(
     clock: Clock,
     context: Context,
     company: Company,
+    reaper: Reaper,
 ) -> int:
     children = Children()
     pool, limits = Pool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
@@ -172,7 +174,7 @@ def _run(
             step_doubt_s,
         )
         wait = progress.around(company.waiter(alarm.wait))
-        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait)
+        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait, reaper)
         progress.watch(launcher, runner)
 
         heard_at = float("-inf")

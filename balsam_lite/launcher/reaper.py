@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..clock import Clock
 from ..db.connection import Database
 from ..db.store import leases
+from ..db.store.leases import Lease
 from ..processes import with_mark
 from ..settings import Settings
 from .commands import lease_mark
 from .process import end_orphans
 
+log = logging.getLogger("balsam_lite.launcher")
+
 #: Run marks of launchers of which something could not be killed. Nobody waits for that a second time.
 _stubborn: set[bytes] = set()
 
 
-def reap_dead(db: Database, settings: Settings, clock: Clock) -> int:
-    """Find leases whose holder is dead and free their jobs. Returns how many jobs were freed.
+class Reaper:
+    """Frees what dead holders held, and watches those on other hosts. One for each launcher or service."""
 
-    On the holder's own host its orphaned processes are killed before the jobs can start again; a lease of which one cannot
-    be killed is left as it is. On another host there is no way to, and the expiry of the lease has to do. Each lease is freed
-    in a write transaction of its own.
-    """
-    with db.read() as cx:
-        dead = [lease for lease in leases.open_leases(cx) if leases.is_dead(lease, clock.now_us(), settings.LEASE_EXPIRY_S)]
-    freed = 0
-    for lease in dead:
-        if lease.holder.is_here() and not _is_over(lease_mark(db.directory, lease.id), settings.USER_KILL_GRACE_S):
-            continue
-        with db.write() as cx:
+    def __init__(self, db: Database, settings: Settings, clock: Clock) -> None:
+        self._db, self._settings, self._clock = db, settings, clock
+        self.watch = leases.Watch(clock.monotonic)
+        #: Holders elsewhere that may be dead and have jobs, as of the last time; watching tells, in LEASE_EXPIRY_S at most.
+        self.doubtful: list[Lease] = []
+
+    def reap(self) -> int:
+        """Find leases whose holder is dead and free their jobs. Returns how many jobs were freed.
+
+        On the holder's own host its orphaned processes are killed before the jobs can start again; a lease of which one
+        cannot be killed is left as it is. On another host there is no way to, and the expiry of the lease has to do. Each
+        lease is freed in a write transaction of its own.
+        """
+        now_us, expiry_s = self._clock.now_us(), self._settings.LEASE_EXPIRY_S
+        with self._db.read() as cx:
+            found = leases.open_leases(cx)
+            dead = [lease for lease in found if leases.is_dead(lease, now_us, expiry_s, self.watch)]
+            doubtful = [lease for lease in found if leases.is_doubtful(lease, now_us, expiry_s, self.watch)]
+            doubtful = [lease for lease in doubtful if leases.holds_jobs(cx, lease)]
+        for lease in doubtful:
+            if lease.id not in (old.id for old in self.doubtful):
+                age_s = (now_us - lease.heartbeat_us) / 1e6
+                log.info("The %s has jobs, and its last heartbeat is %.0f s old. Watching it for %g s.", lease, age_s, expiry_s)
+        self.doubtful = doubtful
+        return sum(self._free(lease) for lease in dead)
+
+    def _free(self, lease: Lease) -> int:
+        mark = lease_mark(self._db.directory, lease.id)
+        if lease.holder.is_here() and not _is_over(mark, self._settings.USER_KILL_GRACE_S):
+            return 0
+        with self._db.write() as cx:
             # Somebody else may have been faster, or a holder on another host may have come back to life.
             still = [found for found in leases.open_leases(cx) if found == lease]
-            freed += sum(leases.reap(cx, found, clock.now_us()) for found in still)
-    return freed
+            return sum(leases.reap(cx, found, self._clock.now_us()) for found in still)
 
 
 def _is_over(mark: bytes, grace_s: float) -> bool:

@@ -37,7 +37,7 @@ from ..errors import (
 )
 from ..identity import Holder
 from ..launcher import mpirun
-from ..launcher.reaper import reap_dead
+from ..launcher.reaper import Reaper
 from ..schedulers import base, submission
 from ..schedulers.base import Scheduler
 from ..schedulers.submission import LaunchRequest
@@ -169,6 +169,7 @@ class Service:
         self._db, self._settings, self._scheduler = db, settings, scheduler
         self._queues, self._lease, self._clock = queues, lease, clock
         self._policy, self._policy_trouble = policy, ""
+        self._reaper = Reaper(db, settings, clock)
         self._margin = margin_minutes(settings)
         self._pauses: dict[str, Pause] = {}
         self._refusals: dict[tuple[str, Shape], Pause] = {}  # for jobs of one shape alone
@@ -313,7 +314,7 @@ class Service:
 
     def reap(self) -> None:
         """Free the jobs of launchers that died."""
-        freed = reap_dead(self._db, self._settings, self._clock)
+        freed = self._reaper.reap()
         if freed:
             self._did(f"freed {freed} job(s) of dead launchers")
 

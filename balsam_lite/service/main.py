@@ -29,7 +29,7 @@ from ..errors import AnotherService, BalsamError, DatabaseGone, DatabaseReadOnly
 from ..identity import Holder
 from ..launcher import logs
 from ..launcher.process import Alarm
-from ..launcher.reaper import reap_dead
+from ..launcher.reaper import Reaper
 from ..schedulers import base
 from ..settings import Settings
 from . import policy
@@ -120,13 +120,17 @@ def _alone(directory: str) -> Iterator[None]:
 
 
 def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:
-    """A lease for this process; of two that come at the same moment one is refused."""
-    reap_dead(db, settings, clock)
+    """A lease for this process; of two that come at the same moment one is refused.
+
+    One on another host that seems dead by the clocks loses its lease. If it lives, it hears of that and ends.
+    """
+    Reaper(db, settings, clock).reap()
     with db.write() as cx:
-        for other in leases.open_leases(cx):
-            if other.kind == KIND and not leases.is_dead(other, clock.now_us(), settings.LEASE_EXPIRY_S):
+        for other in leases.open_leases(cx, f"kind = '{KIND}'"):
+            if not leases.is_dead(other, clock.now_us(), settings.LEASE_EXPIRY_S):
                 where = f"It is process {other.holder.pid} on {other.holder.host}."
                 raise AnotherService(hint=f"{where} `balsam service stop` ends it.")
+            leases.close_lease(cx, other.id, clock.now_us(), "dead")
         lease = leases.open_lease(cx, KIND, Holder.current(), "", clock.now_us())
         eldest = leases.is_eldest(cx, lease, clock.now_us(), settings.LEASE_EXPIRY_S)
     db.keep_checkpoints(eldest)
@@ -189,7 +193,7 @@ def stop(db_directory: str) -> str:
         return "No service is running on this Balsam DB."
     holder = record.lease.holder
     if holder.is_provably_dead():
-        reap_dead(db, settings, SystemClock())
+        Reaper(db, settings, SystemClock()).reap()
         return f"The service was dead already (pid {holder.pid})."
     if not holder.is_here():
         with db.write() as cx:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ from ..schedulers import base, script, submission
 from ..service import main as service
 from ..service import policy
 from ..settings import FILE_NAME as SETTINGS_FILE
-from ..settings import Settings
+from ..settings import Settings, SettingsWarning
 from . import many
 
 # --- making -----------------------------------------------------------------------------------------------------------
@@ -68,8 +69,9 @@ def refuse_busy(directory: str, what: str) -> None:
     """
     settings = Settings.load(directory)
     db = location.open_database(directory, settings)
+    watch = _watch_the_doubtful(db, settings.LEASE_EXPIRY_S)
     with db.session(), db.read() as cx:
-        found = [str(one) for one in leases.living(cx, SystemClock.now_us(), settings.LEASE_EXPIRY_S)]
+        found = [str(one) for one in leases.living(cx, SystemClock.now_us(), settings.LEASE_EXPIRY_S, watch)]
         waits = bool(batch_queries.unended_rows(cx))
     if waits:  # as far as anybody has noticed
         submission.refresh(db, base.select(settings))
@@ -77,6 +79,31 @@ def refuse_busy(directory: str, what: str) -> None:
             found += [f"batch job {row['id']} ({row['state']})" for row in batch_queries.unended_rows(cx)]
     db.close()
     _refuse(found, directory, what)
+
+
+def _watch_the_doubtful(db: Database, expiry_s: float) -> leases.Watch:
+    """Wait until it is certain which holders on other hosts live: what is done to a live one's DB cannot be undone.
+
+    Frees what those held that are dead, in a write transaction.
+    """
+    watch, told = leases.Watch(), False
+    while True:
+        with db.session(), db.read() as cx:
+            now_us, elsewhere = SystemClock.now_us(), [one for one in leases.open_leases(cx) if not one.holder.is_here()]
+        found = [str(one) for one in elsewhere if leases.is_doubtful(one, now_us, expiry_s, watch)]
+        dead = [one for one in elsewhere if leases.is_dead(one, now_us, expiry_s, watch)]
+        if dead and not found:
+            with db.session(), db.write() as cx:
+                for lease in leases.open_leases(cx):
+                    if lease in dead:
+                        leases.reap(cx, lease, now_us)
+        if not found:
+            return watch
+        if not told:
+            text = f"Watching for up to {expiry_s:g} s whether {', '.join(found)} still lives."
+            warnings.warn(text, SettingsWarning, stacklevel=3)
+            told = True
+        time.sleep(min(1.0, expiry_s / 4))
 
 
 def _refuse(users: list[str], directory: str, what: str) -> None:

@@ -7,7 +7,8 @@ held. All functions run inside the caller's transaction.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ... import states
@@ -92,16 +93,58 @@ def latest(cx: sqlite3.Connection, kind: str) -> Record | None:
     return None if row is None else Record(_lease(row[:8]), *row[8:])
 
 
-def is_dead(lease: Lease, now_us: int, expiry_s: float) -> bool:
-    """Whether its holder is provably dead, or was not heard of for `expiry_s` seconds where no proof is possible."""
+#: Seconds. No clock is wrong by a day: a heartbeat older than this needs no watching. A minute's difference is no news.
+_SURELY_DEAD_S = 86400.0
+_CLOCKS_AGREE_S = 60.0
+
+
+class Watch:
+    """Heartbeats as this process has seen them. Clocks of hosts differ; a heartbeat that changes shows a holder that lives."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._seen: dict[Lease, float] = {}  # a lease with its heartbeat -> when it was first seen so
+        self._beating: set[int] = set()  # leases whose heartbeat has changed meanwhile
+
+    def unchanged_s(self, lease: Lease) -> float:
+        """Return for how long this process has seen this heartbeat of the lease; 0.0 at the first look."""
+        now = self._monotonic()
+        if lease not in self._seen:
+            others = {old: at for old, at in self._seen.items() if old.id != lease.id}
+            if len(others) < len(self._seen):
+                self._beating.add(lease.id)
+            self._seen = others
+        return now - self._seen.setdefault(lease, now)
+
+    def has_beaten(self, lease: Lease) -> bool:
+        """Return whether this process has seen the heartbeat of the lease change."""
+        return lease.id in self._beating
+
+
+def is_dead(lease: Lease, now_us: int, expiry_s: float, watch: Watch | None = None) -> bool:
+    """Return whether its holder is dead: on this host on proof, elsewhere if its heartbeat is too old.
+
+    With `watch` that is one that has not changed for `expiry_s` seconds of watching, whatever the clocks of the hosts say.
+    Without, for those who look once and take nothing away, one that is older than that by this host's clock.
+    """
     if lease.holder.is_here():
         return lease.holder.is_provably_dead()
-    return now_us - lease.heartbeat_us > expiry_s * 1e6
+    age_s = (now_us - lease.heartbeat_us) / 1e6
+    if watch is None:
+        return age_s > expiry_s
+    return watch.unchanged_s(lease) > expiry_s or age_s > max(expiry_s, _SURELY_DEAD_S)
 
 
-def living(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[Lease]:
+def is_doubtful(lease: Lease, now_us: int, expiry_s: float, watch: Watch) -> bool:
+    """Return whether the clocks say that a holder elsewhere is dead, or are wrong, and watching has not shown it yet."""
+    if lease.holder.is_here() or is_dead(lease, now_us, expiry_s, watch):
+        return False
+    return abs(now_us - lease.heartbeat_us) > expiry_s * 1e6 and not watch.has_beaten(lease)
+
+
+def living(cx: sqlite3.Connection, now_us: int, expiry_s: float, watch: Watch | None = None) -> list[Lease]:
     """The open leases whose holders are not dead, the oldest first."""
-    return [lease for lease in open_leases(cx) if not is_dead(lease, now_us, expiry_s)]
+    return [lease for lease in open_leases(cx) if not is_dead(lease, now_us, expiry_s, watch)]
 
 
 def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) -> bool:
@@ -109,10 +152,24 @@ def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) 
     return next((one.id for one in open_leases(cx, AT_WORK) if not is_dead(one, now_us, expiry_s)), None) == lease
 
 
-def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[int]:
+def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float, watch: Watch) -> list[int]:
     """The leases whose holders are dead, also those that were reaped: their processes may still run on other hosts."""
     reaped = [row[0] for row in cx.execute("SELECT id FROM lease WHERE end_reason = 'dead'")]
-    return reaped + [lease.id for lease in open_leases(cx) if is_dead(lease, now_us, expiry_s)]
+    return reaped + [lease.id for lease in open_leases(cx) if is_dead(lease, now_us, expiry_s, watch)]
+
+
+def holds_jobs(cx: sqlite3.Connection, lease: Lease) -> bool:
+    """Return whether any job is held by that lease."""
+    query = "SELECT 1 FROM job INDEXED BY job_lease WHERE lease = ? LIMIT 1"
+    return cx.execute(query, (lease.id,)).fetchone() is not None
+
+
+def described(cx: sqlite3.Connection, lease: Lease, now_us: int) -> str:
+    """Return who holds how many jobs and when it was last heard of, in words."""
+    query = "SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?"
+    jobs, age_s = cx.execute(query, (lease.id,)).fetchone()[0], (now_us - lease.heartbeat_us) / 1e6
+    ahead = f" by its clock, which is {-age_s:.0f} s ahead" if age_s < -_CLOCKS_AGREE_S else ""
+    return f"{lease} has {jobs} job(s), last heard of {max(age_s, 0):.0f} s ago{ahead}"
 
 
 def reap(cx: sqlite3.Connection, lease: Lease, now_us: int, end_reason: str = "dead", counts_restart: bool = True) -> int:

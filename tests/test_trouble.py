@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from launching import Bench, alive
 
 from balsam_lite.db import filesystem, location, reasons
 from balsam_lite.errors import DatabaseFull, LaunchError, MachineTrouble, SpawnFailed
-from balsam_lite.launcher.trouble import Machine, Pause
+from balsam_lite.launcher.trouble import Machine, Pause, Setbacks
 
 
 @pytest.fixture
@@ -279,6 +280,79 @@ def test_that_a_launcher_without_threads_for_starting_gives_its_jobs_back(bench,
     with pytest.raises(RuntimeError) as caught:
         spawner.start(None)
     assert isinstance(Machine(f"{bench.directory}/data").trouble_behind(caught.value), MachineTrouble)
+
+
+# --- some jobs only ---------------------------------------------------------------------------------------------------
+
+
+def test_that_jobs_of_a_program_that_is_being_written_wait_and_others_run(bench, tmp_path):
+    program = tmp_path / "prog"
+    shutil.copy("/bin/true", program)
+    bench.app("busy", str(program))
+    bench.app("hello", "echo hello")
+    with open(program, "r+b"):
+        busy = bench.add([{"application": "busy"}] * 3)
+        others = bench.add([{"application": "hello"}] * 20)
+        launcher = bench.launch("--nodes", "2")
+        for job in others:
+            bench.wait_for(job, "JOB_FINISHED")
+        wait_until(lambda: "open for writing (Text file busy)" in log_of(bench))
+        assert {bench.job(job)["state"] for job in busy} <= {"CREATED", "RUNNING", "RESTART_READY"}
+    # The first of them tries again within seconds, the others after a minute at most.
+    wait_until(lambda: bench.states().get("JOB_FINISHED", 0) > 20, timeout=60)
+    with bench.db.write() as cx:
+        cx.execute("UPDATE job SET start_after = 1 WHERE start_after IS NOT NULL")
+    assert launcher.wait(60) == 0
+    assert bench.states() == {"JOB_FINISHED": 23}
+    assert uncounted(bench, busy)
+
+
+def test_that_jobs_whose_own_directory_is_on_a_full_disk_are_left_with_the_reason_and_others_run(bench, tmp_path):
+    bench.app("hello", "echo hello")
+    with small_disk(tmp_path / "scratch", inodes=40) as scratch:
+        fill(scratch)
+        for number in range(60):
+            with suppress(OSError):
+                (scratch / str(number)).touch()
+        full = bench.add([{"application": "hello", "user_workdir": f"{scratch}/a/b"}])
+        bench.add([{"application": "hello"}] * 20)
+        assert bench.run("--nodes", "2", BALSAM_TROUBLE_TTL_S="2") == 0
+        assert bench.states() == {"JOB_FINISHED": 20, "RESTART_READY": 1}
+        assert uncounted(bench, full)
+        assert f"Left: 1 job(s) are held back: The disk of {scratch} is out of inodes" in log_of(bench)
+
+
+def test_that_a_stage_out_to_a_full_disk_is_done_again_and_keeps_no_other_job_from_running(bench, tmp_path):
+    bench.app("big", "dd if=/dev/zero of=big bs=1k count=300")
+    bench.app("hello", "echo hello")
+    with small_disk(tmp_path / "archive") as archive:
+        ballast = fill(archive)
+        url = {"stage_out_url": f"{archive}/out", "stage_out_files": "big"}
+        (job,) = bench.add([{"application": "big", **url}])
+        others = bench.add([{"application": "hello"}] * 20)
+        launcher = bench.launch("--nodes", "2")
+        for other in others:
+            bench.wait_for(other, "JOB_FINISHED")
+        wait_until(lambda: f"The disk of {archive}/out is full" in log_of(bench))
+        assert bench.job(job)["state"] == "RUN_DONE"
+        ballast.unlink()
+        assert launcher.wait(60) == 0
+        assert bench.states() == {"JOB_FINISHED": 21}
+        assert (archive / "out" / "big").stat().st_size == 300 * 1024
+
+
+def test_that_jobs_of_one_scope_wait_longer_and_longer_and_those_of_another_do_not():
+    setbacks, busy = Setbacks(), MachineTrouble("busy", "/prog")
+    assert [setbacks.hold(1, busy, now) for now in (10, 11, 13, 17)] == [1, 2, 4, 8]
+    assert [round(setbacks.hold(job, busy, 20), 2) for job in (2, 3)] == [60.05, 60.1]
+    assert setbacks.hold(4, MachineTrouble("full", "/scratch"), 20) == 1
+    assert setbacks.summary == ["3 job(s) are held back: busy", "1 job(s) are held back: full"]
+    setbacks.release(4)
+    assert setbacks.summary == ["3 job(s) are held back: busy"]
+    now = 25
+    for _ in range(12):
+        now += setbacks.hold(1, busy, now)
+    assert setbacks.hold(1, busy, now) == 600
 
 
 # --- whose fault ------------------------------------------------------------------------------------------------------

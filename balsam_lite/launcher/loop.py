@@ -27,7 +27,7 @@ from .nodes import Place, Pool
 from .reaper import Reaper
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
-from .trouble import Pause
+from .trouble import Pause, Setbacks
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,9 @@ class Launcher:
         self._workflows: tuple[str, ...] | None = None
         self._next_start_us: int | None = None  # when the next job is due that is held back
         self.pause = Pause()  # because of trouble of the machine
+        self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
         self._steps_done = 0
+        self._well_at = now  # when a run or step has ended, or the trouble began
         self._noted_trouble = ""  # what the lease's note says of it
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -209,9 +211,8 @@ class Launcher:
             self._explain_idleness(started)
         if starts:
             self.pause.try_again(started, len(given.to_run) + len(given.steps), self._good_starts)
-        if self._failing_since is not None:
-            log.info("The DB can be used again, after %.0f s.", started - self._failing_since)
-        self._failing_since, self._has_freed = None, False
+        self._database_works(started)
+        self._has_freed = False
         self._news, self._wants_more = False, room.is_used_up and not self.pause.reason
         self._last_tick = self._clock.monotonic()
         self._tick_costs.append(self._last_tick - started)
@@ -293,10 +294,12 @@ class Launcher:
             if finished.place is not None:
                 self._pool.release(finished.place)
             if finished.trouble is not None:
-                self._suffer(finished.trouble)
-                self._exits.append(finished.exit)
+                job = finished.exit.job
+                start_after = self._suffer(job, self._label(job), finished.trouble)
+                self._exits.append(finished.exit._replace(start_after=start_after))
                 continue
-            self.pause.hasten(self._clock.monotonic())
+            self._note_health(finished.exit.job)
+            self.pause.hasten(self._well_at)
             if finished.place is not None:
                 self._rate.add(finished.exit, finished.place.shape)
             if finished.is_doubted:
@@ -310,10 +313,12 @@ class Launcher:
 
     def _collect_steps(self) -> None:
         for end in self._steps.poll():
-            self._step_ends.append(end)
             if end.trouble is not None:
-                self._suffer(end.trouble)
+                start_after = self._suffer(end.claim.job, end.claim.label, end.trouble)
+                self._step_ends.append(end._replace(start_after=start_after))
                 continue
+            self._step_ends.append(end)
+            self._note_health(end.claim.job)
             self._steps_done += 1
             if end.failure:
                 self.tally = self.tally.failed_after(end.claim.state)
@@ -335,9 +340,25 @@ class Launcher:
     def _good_starts(self) -> int:
         return self._runner.started + self._steps_done
 
-    def _suffer(self, trouble: MachineTrouble) -> None:
-        """A job goes back because of the machine: start nothing for a while."""
-        self.pause.fail(trouble.message, self._clock.monotonic())
+    def _suffer(self, job: int, label: str, trouble: MachineTrouble) -> int | None:
+        """Start nothing for a while because of the machine, or hold back a job that alone is affected.
+
+        Returns until when the job is held back, in microseconds; None if it is not.
+        """
+        now = self._clock.monotonic()
+        if not self.pause.reason and not self._setbacks.reasons:
+            self._well_at = now
+        if not trouble.scope:
+            self.pause.fail(trouble.message, now)
+            return None
+        seconds = self._setbacks.hold(job, trouble, now)
+        log.warning("Job %s is held back for %.0f s: %s", label, seconds, trouble.message)
+        return self._clock.now_us() + int(seconds * SECOND_US)
+
+    def _note_health(self, job: int) -> None:
+        """The machine could do something for that job."""
+        self._well_at = self._clock.monotonic()
+        self._setbacks.release(job)
 
     def _look_after_the_machine(self) -> None:
         """Hear whether a try was good, and say in the log how it stands."""
@@ -479,8 +500,8 @@ class Launcher:
         now = self._clock.monotonic()
         if self._limits.ends_at is not None and now >= self._limits.ends_at:
             self.stop("the time is up")
-        elif self.pause.reason and self._is_hopeless(now):
-            self.stop(self.pause.reason)
+        elif (self.pause.reason or self._setbacks.reasons) and self._is_hopeless(now):
+            self.stop(self.pause.reason or "nothing is left but jobs that cannot be started")
         elif len(self._runner) or len(self._steps) or self._ahead or self._has_ends or self._idle_since is None:
             return
         elif self._reaper.doubtful:  # their jobs are to be run here, if they are dead
@@ -494,7 +515,7 @@ class Launcher:
     def _is_hopeless(self, now: float) -> bool:
         """Whether nothing runs here, and for long nothing could be started."""
         is_idle = not (len(self._runner) or len(self._steps) or self._ahead or self._has_ends)
-        return is_idle and self._limits.idle_ttl_s is not None and now - self.pause.last_good >= self._settings.TROUBLE_TTL_S
+        return is_idle and self._limits.idle_ttl_s is not None and now - self._well_at >= self._settings.TROUBLE_TTL_S
 
     def _shut_down(self) -> None:
         """TERM to all, grace, KILL, and everything recorded; only then return."""
@@ -556,9 +577,10 @@ class Launcher:
                 self.obstacles += [(shape, reason)] * (reason not in (_NO_PLACE, self.pause.reason))
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
             counts = queries.state_counts(cx)
-            held_back_jobs = self._count_held_back(cx)
-        if held_back_jobs:
-            reasons.append(f"{held_back_jobs} new job(s) are held back for some seconds, as dependencies may follow")
+            new_jobs = self._count_held_back(cx) - len(self._setbacks.reasons)
+        reasons += self._setbacks.summary
+        if new_jobs > 0:
+            reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
         if counts.get(states.AWAITING_PARENTS):
             reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
         unsettled = sum(counts.get(state, 0) for state in states.UNSETTLED_STATES)
@@ -604,6 +626,11 @@ class Launcher:
             log.error("The DB cannot be used%s, trying on: %s", f" for {failing_s:.0f} s" if failing_s >= 1 else "", exc)
         if self._last_tick - self._last_heartbeat > (float("inf") if self._may_outlast(exc) else self._silence_s):
             raise LostLease(f"The DB could not be used for {failing_s:.0f} s: {exc}")
+
+    def _database_works(self, now: float) -> None:
+        if self._failing_since is not None:
+            log.info("The DB can be used again, after %.0f s.", now - self._failing_since)
+        self._failing_since = None
 
     def _may_outlast(self, exc: DatabaseError) -> bool:
         """Whether to go on with a DB that cannot be used for long: on this host nobody takes the lease of a living process.

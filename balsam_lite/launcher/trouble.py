@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import time
+from collections import Counter
 
 from ..db import filesystem
 from ..errors import MachineTrouble
@@ -140,6 +141,51 @@ def _existing(path: str) -> str:
     return path or "/"
 
 
+class Setbacks:
+    """Jobs that trouble of their own paths keeps from starting, while others can: for how long to hold each back.
+
+    The first job with a scope (a program, a directory, a file system) tries again after 1, 2, 4 … 600 seconds. Jobs of the same
+    scope that fail meanwhile wait longer, one after the other. Times are seconds on the monotonic clock.
+    """
+
+    FIRST_S, LONGEST_S = 1.0, 600.0
+    #: Those that fail meanwhile wait for at least so long, and so much longer for each that waits already.
+    _OTHERS_S, _STEP_S = 60.0, 0.05
+
+    def __init__(self) -> None:
+        self.reasons: dict[int, str] = {}  # by job, as long as it is held back
+        self._scopes: dict[str, _Scope] = {}
+
+    def hold(self, job: int, trouble: MachineTrouble, now: float) -> float:
+        """Return for how many seconds to hold a job back."""
+        self.reasons[job] = trouble.message
+        scope = self._scopes.setdefault(trouble.scope, _Scope())
+        if now < scope.next_try:
+            scope.waiting += 1
+            return min(self.LONGEST_S, max(scope.interval_s, self._OTHERS_S) + self._STEP_S * scope.waiting)
+        scope.interval_s = min(self.LONGEST_S, 2 * scope.interval_s) or self.FIRST_S
+        scope.next_try, scope.waiting = now + scope.interval_s, 0
+        return scope.interval_s
+
+    def release(self, job: int) -> None:
+        """It is being started again."""
+        if self.reasons:
+            self.reasons.pop(job, None)
+
+    @property
+    def summary(self) -> list[str]:
+        """A sentence for each reason."""
+        return [f"{jobs} job(s) are held back: {reason}" for reason, jobs in Counter(self.reasons.values()).items()]
+
+
+class _Scope:
+    """What jobs with the same trouble have in common."""
+
+    def __init__(self) -> None:
+        self.interval_s = self.next_try = 0.0
+        self.waiting = 0
+
+
 class Pause:
     """When to try again after trouble that keeps all jobs from starting. Times are seconds on the monotonic clock.
 
@@ -158,7 +204,6 @@ class Pause:
     def __init__(self) -> None:
         self.reason = ""  # "": there is no trouble
         self.next_try = 0.0
-        self.last_good = 0.0  # when a start was good, or the trouble began
         self._interval_s = 0.0
         self._window = 1
         self._failed = 0  # starts, since the last line in the log
@@ -169,7 +214,7 @@ class Pause:
     def fail(self, reason: str, now: float) -> None:
         """A start failed because of that."""
         if not self.reason:
-            self._began = self.last_good = now
+            self._began = now
             self._interval_s, self._failed, self._is_announced = self.FIRST_S, 0, False
         elif self._tried is not None:
             self._interval_s = min(self.LONGEST_S, max(self.FIRST_S, 2 * self._interval_s))
@@ -195,7 +240,7 @@ class Pause:
         if self._tried is None or (started == self._tried[1] and now - self._tried[0] < self._SILENCE_S):
             return ""
         self._tried, self._window = None, 2 * self._window
-        self._interval_s, self.next_try, self.last_good = self.FIRST_S / 2, now, now
+        self._interval_s, self.next_try = self.FIRST_S / 2, now
         if self._window <= self._ENOUGH:
             return ""
         self.reason = ""

@@ -95,6 +95,7 @@ class Exit(NamedTuple):
     started_us: int | None  # None: it never started
     ended_us: int
     told_us: int | None = None  # when it was told to stop before it ended, because its launcher stops
+    start_after: int | None = None  # of RESTART_READY, in microseconds: it is held back until then
 
 
 class Lost(NamedTuple):
@@ -103,6 +104,7 @@ class Lost(NamedTuple):
     facts: outcomes.JobFacts
     message: str
     has_started: bool = True
+    start_after: int | None = None  # microseconds; it is held back until then
 
 
 class Taken(NamedTuple):
@@ -482,7 +484,7 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
         if fact.state != states.RUNNING:
             continue
         if ended[job].result == states.RESTART_READY:
-            lost.append(Lost(fact, ended[job].message, ended[job].started_us is not None))
+            lost.append(Lost(fact, ended[job].message, ended[job].started_us is not None, ended[job].start_after))
         else:
             result = outcomes.result_of(fact, ended[job].result, ended[job].told_us)
             outcome = outcomes.after_run(fact, result, ended[job].return_code)
@@ -531,15 +533,15 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
     """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children."""
     if not lost:
         return
-    moves, restarts = [], []
-    for facts, message, has_started in lost:
+    moves, columns = [], []
+    for facts, message, has_started, start_after in lost:
         outcome = outcomes.after_lost_holder(facts, has_started)
         data = () if has_started else (_NEVER_STARTED,)
         if has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
         moves.append(Move(facts.job, outcome.path, now_us, (outcome.messages[0] or message,), data))
-        restarts.append((outcome.restarts,))
-    move(cx, moves, states.REAPER, "lease = NULL, restarts = ?", restarts)
+        columns.append((outcome.restarts, start_after))
+    move(cx, moves, states.REAPER, "lease = NULL, restarts = ?, start_after = ?", columns)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
 
 

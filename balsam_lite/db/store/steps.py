@@ -27,6 +27,7 @@ class StepEnd(NamedTuple):
     interrupted: bool = False  # it is to be done again by whoever comes next
     trouble: MachineTrouble | None = None  # because of which it was interrupted
     note: str = ""  # what its success leaves to be said
+    start_after: int | None = None  # then in microseconds: it is held back until then
 
 
 def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> None:
@@ -45,6 +46,8 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
         if state == end.claim.state and not end.interrupted:
             moves.append(_move(end, now_us))
     move(cx, moves, states.STEP)
+    later = [(ends[job].start_after, job) for job in held if ends[job].start_after is not None]
+    cx.executemany("UPDATE job SET start_after = ? WHERE id = ?", later)
     claims.release(cx, lease, held, now_us)
 
 
@@ -76,4 +79,4 @@ def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: 
     return claims.claims_of(cx, taken) if taken else []
 
 
-_UNSETTLED_JOB = UNSETTLED.replace("lease", "job.lease").replace("state IN", "job.state IN")
+_UNSETTLED_JOB = UNSETTLED.replace("lease", "job.lease").replace("state IN", "job.state IN") + " AND job.start_after IS NULL"

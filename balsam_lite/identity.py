@@ -7,8 +7,10 @@ elsewhere asks psutil.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import time
 from typing import NamedTuple
 
 _LINUX = sys.platform.startswith("linux")
@@ -50,15 +52,36 @@ def start_of(pid: int) -> str:
     """An opaque token for the start of process `pid`; "" when there is no such living process (a zombie is dead)."""
     if not _LINUX:
         return _start_by_psutil(pid)
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except OSError:
+    stat = read_proc(f"/proc/{pid}/stat")
+    if not stat:
         return ""
     # proc_pid_stat(5): the 2nd field is the command in parentheses and may itself hold blanks and parentheses, so count
     # from behind it: state is the 3rd field, starttime (clock ticks since boot) the 22nd.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return "" if fields[0] in b"ZX" else fields[19].decode()
+
+
+#: A lack of files or memory that may pass, how often to try again because of it, and the seconds between.
+_LACKS, _MOST_TRIES, _RETRY_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM), 100, 0.05
+
+
+def read_proc(path: str) -> bytes:
+    """Return a file of /proc; b"" if its process has ended.
+
+    Raises:
+        OSError: for seconds this process or host has had too many files open. A process that cannot be looked at is not dead.
+    """
+    for left in reversed(range(_MOST_TRIES)):
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as exc:
+            if exc.errno not in _LACKS:
+                return b""
+            if not left:
+                raise
+        time.sleep(_RETRY_S)
+    return b""
 
 
 def _start_by_psutil(pid: int) -> str:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from .identity import Holder, start_of
+from .identity import Holder, read_proc, start_of
 from .loading import LOADING_VARIABLE
 
 #: Names the run that a process belongs to. Children inherit it, whatever session they open.
@@ -147,7 +147,7 @@ def _mark_of(pid: int) -> bytes | None:
     """The value of BALSAM_RUN in the environment with which the process was started."""
     if not _LINUX:
         return _mark_by_psutil(pid)
-    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
+    for entry in read_proc(f"/proc/{pid}/environ").split(b"\0"):
         if entry.startswith(_MARK):
             return entry[len(_MARK) :]
     return None
@@ -169,17 +169,9 @@ def _table() -> Iterator[Process]:
         return
     for name in os.listdir("/proc"):
         if name.isdigit():
-            process = _parse(int(name), _read(f"/proc/{name}/stat"))
+            process = _parse(int(name), read_proc(f"/proc/{name}/stat"))
             if process:
                 yield process
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:  # it has just ended
-        return b""
 
 
 def _parse(pid: int, stat: bytes) -> Process | None:

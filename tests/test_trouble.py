@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -280,6 +281,21 @@ def test_that_a_launcher_without_threads_for_starting_gives_its_jobs_back(bench,
     with pytest.raises(RuntimeError) as caught:
         spawner.start(None)
     assert isinstance(Machine(f"{bench.directory}/data").trouble_behind(caught.value), MachineTrouble)
+
+
+def test_that_no_process_counts_as_dead_because_too_many_files_are_open(monkeypatch):
+    from balsam_lite import identity, processes
+
+    monkeypatch.setattr(identity, "_RETRY_S", 0.001)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            identity.start_of(os.getpid())
+        with pytest.raises(OSError, match="Too many open files"):
+            processes.living([processes.Process(os.getpid(), 1, 1, 1, "1")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # --- some jobs only ---------------------------------------------------------------------------------------------------

@@ -255,8 +255,10 @@ class MachineTrouble(LaunchError):
     """The machine, not the job, keeps a program from starting: too few processes, a full disk, a mount that is gone.
 
     The job goes back uncounted. `scope` names what is affected where other jobs can start meanwhile (a program, a directory,
-    a file system); it is empty where none can.
+    a file system); it is HOST where none can on this host, and empty where none can anywhere.
     """
+
+    HOST = "this host"
 
     def __init__(self, message: str = "", scope: str = "") -> None:
         super().__init__(message)

@@ -21,6 +21,7 @@ from ranks import Ensemble, Wire
 from balsam_lite import spec, states
 from balsam_lite.db.store import claims, leases, user
 from balsam_lite.db.store.claims import Claim, Exit, Filter, Shape
+from balsam_lite.errors import MachineTrouble
 from balsam_lite.identity import Holder
 from balsam_lite.launcher.ensemble import link as mpi_link
 from balsam_lite.launcher.ensemble import post as post_office
@@ -30,7 +31,7 @@ from balsam_lite.launcher.ensemble.node import Gone, NodeServer
 from balsam_lite.launcher.ensemble.post import Post
 from balsam_lite.launcher.nodes import Node, Place, Pool
 from balsam_lite.launcher.resources import LauncherOptions
-from balsam_lite.launcher.runner import Finished
+from balsam_lite.launcher.runner import Finished, given_back
 from balsam_lite.launcher.supervisor import Plan
 from balsam_lite.schedulers.environ import Allocation, NodeGpus
 
@@ -401,6 +402,47 @@ def test_that_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_
     assert stage.hands[1].abandoned
     stage.runner.start(claim(5), place(1))
     assert stage.results(stage.go()) == {5: (states.RESTART_READY, "")}
+
+
+def cannot_start(stage: Stage, rank: int, job: int) -> None:
+    """Let the runner of that node report that its host could not start the job."""
+    runner = stage.local if rank == 0 else stage.hands[rank].runner
+    its, where = runner.started.pop(job)
+    trouble = MachineTrouble("no processes", MachineTrouble.HOST)
+    runner.ended.append(Finished(given_back(its, trouble, 1), where, trouble=trouble))
+
+
+def test_that_places_of_a_node_that_can_start_nothing_stay_empty_for_a_while_and_its_jobs_go_elsewhere() -> None:
+    stage = Stage()
+    for job in (1, 2):
+        stage.runner.start(claim(job), place(1))
+    stage.go()
+    cannot_start(stage, 1, 1)
+    (first,) = stage.go()
+    assert first.exit.result == states.RESTART_READY
+    assert first.exit.started_us is None
+    assert (first.place, first.trouble) == (None, None)
+    assert stage.go(turns=1, step_s=0.5) == []
+    (freed,) = stage.go(turns=1, step_s=0.6)
+    assert (freed.place, freed.is_doubted) == (place(1), True)
+    cannot_start(stage, 1, 2)
+    stage.go()
+    assert stage.go(turns=1, step_s=1.5) == []
+    assert len(stage.go(turns=1, step_s=0.6)) == 1
+
+
+def test_that_the_launcher_pauses_when_no_node_can_start_anything() -> None:
+    stage = Stage()
+    for job in (0, 1, 2):
+        stage.runner.start(claim(job), place(job))
+    stage.go()
+    for job in (0, 1, 2):
+        cannot_start(stage, job, job)
+    ends = stage.go(turns=2)
+    assert [end.exit.result for end in ends] == [states.RESTART_READY] * 3
+    (general,) = [end for end in ends if end.trouble]
+    assert general.place is not None
+    assert "no processes" in general.trouble.message
 
 
 def test_that_a_rank_that_mpi_calls_dead_is_lost_only_after_its_guard_has_had_time_to_end_its_jobs() -> None:

@@ -385,7 +385,7 @@ def caused(code: int, path: str) -> LaunchError:
 def test_that_a_lack_of_processes_memory_or_files_keeps_all_jobs_from_starting(bench, code):
     trouble = Machine(f"{bench.directory}/data").trouble_behind(caused(code, "/bin/true"))
     assert trouble is not None
-    assert trouble.scope == ""
+    assert trouble.scope == MachineTrouble.HOST
     assert os.strerror(code) in trouble.message
 
 
@@ -420,7 +420,7 @@ def test_that_any_error_in_data_is_the_machines_if_data_itself_is_away(bench, co
     trouble = machine.trouble_behind(caused(code, f"{data}/job"))
     Path(tmp).rename(data)
     assert trouble is not None
-    assert trouble.scope == ""
+    assert trouble.scope == MachineTrouble.HOST
 
 
 def test_that_a_full_disk_a_lack_of_inodes_and_a_quota_are_told_apart(tmp_path):

@@ -298,9 +298,10 @@ class Launcher:
                 start_after = self._suffer(job, self._label(job), finished.trouble)
                 self._exits.append(finished.exit._replace(start_after=start_after))
                 continue
-            self._note_health(finished.exit.job)
-            self.pause.hasten(self._well_at)
-            if finished.place is not None:
+            if finished.exit.result != states.RESTART_READY:
+                self._note_health(finished.exit.job)
+                self.pause.hasten(self._well_at)
+            if finished.place is not None and finished.exit.result != states.RESTART_READY:
                 self._rate.add(finished.exit, finished.place.shape)
             if finished.is_doubted:
                 self._has_freed = True
@@ -348,7 +349,7 @@ class Launcher:
         now = self._clock.monotonic()
         if not self.pause.reason and not self._setbacks.reasons:
             self._well_at = now
-        if not trouble.scope:
+        if trouble.scope in ("", MachineTrouble.HOST):
             self.pause.fail(trouble.message, now)
             return None
         seconds = self._setbacks.hold(job, trouble, now)

@@ -86,6 +86,9 @@ class PatientRunner:
         ends += [doubt.finished for doubt in self._doubts if now >= doubt.until]
         self._doubts = [doubt for doubt in self._doubts if now < doubt.until]
         for finished in self._runner.poll():
+            if finished.is_doubted:  # the place alone, of a job that may run elsewhere by now
+                ends.append(finished)
+                continue
             asked = self._asked.pop(finished.exit.job, None)
             if asked:
                 # One that was not told had ended before it could be, on whichever node it was.

@@ -160,9 +160,9 @@ class LocalRunner:
         directory, output = commands.workdir(claim, self._context), spec.output_name(claim.name)
         search = own.get(b"PATH") or self._context.environ.get(b"PATH")
         program = process.find_program(argv[0], search, directory)
-        gone = self._machine.why_data_is_gone()
-        if gone:
-            raise MachineTrouble(gone)
+        trouble = self._machine.data_trouble()
+        if trouble:
+            raise trouble
         is_new = process.make_directory(directory, self._context.data_directory)
         is_generated = outputs.is_generated(claim.workdir, claim.job_id)
         renew = partial(outputs.renew, directory, output, claim.job_id, claim.attempt, is_generated)

@@ -216,9 +216,9 @@ class Steps:
         return StepEnd(task.claim, tuple(task.reached), failure, interrupted, trouble, task.note)
 
     def _make_directory(self, directory: str) -> None:
-        gone = self._machine.why_data_is_gone()
-        if gone:
-            raise MachineTrouble(gone)
+        trouble = self._machine.data_trouble()
+        if trouble:
+            raise trouble
         process.make_directory(directory, self._context.data_directory)
 
     def _prepare(self, task: _Task) -> None:

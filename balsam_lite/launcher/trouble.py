@@ -41,6 +41,7 @@ class Machine:
         self._known: tuple[int, int] | None = None
         self._looked_at = self._tried_at = float("-inf")
         self._short = self._unwritable = ""
+        self._is_away = False  # on other hosts it may be there
         self.why_data_is_gone()
 
     def trouble_behind(self, exc: BaseException) -> MachineTrouble | None:
@@ -55,15 +56,15 @@ class Machine:
             if isinstance(error, OSError) and error.errno is not None:
                 return self._judge(error, error.errno)
             if isinstance(error, MemoryError):
-                return MachineTrouble(_lack(errno.ENOMEM))
+                return MachineTrouble(_lack(errno.ENOMEM), MachineTrouble.HOST)
             if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-                return MachineTrouble(_lack(errno.EAGAIN))
+                return MachineTrouble(_lack(errno.EAGAIN), MachineTrouble.HOST)
             error = error.__cause__
         return None
 
     def _judge(self, error: OSError, code: int) -> MachineTrouble | None:
         if code in _LACKS:
-            return MachineTrouble(_lack(code))
+            return MachineTrouble(_lack(code), MachineTrouble.HOST)
         name = error.filename2 if code in _WRITING and error.filename2 else error.filename
         path = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
         if code == errno.ETXTBSY:
@@ -71,7 +72,7 @@ class Machine:
         if code in _STORAGE or _is_below(path, self._data):
             general = self.why_data_fails()
             if general:
-                return MachineTrouble(general)
+                return MachineTrouble(general, MachineTrouble.HOST if self._is_away else "")
         if code not in _STORAGE:
             return None
         place = _existing(path)
@@ -89,6 +90,16 @@ class Machine:
 
     def why_data_is_gone(self) -> str:
         """Return why working directories cannot be made, as far as a look at data/ tells; "" if they can. Cheap."""
+        away = self._why_away()
+        self._is_away = bool(away)
+        return away or self._why_short()
+
+    def data_trouble(self) -> MachineTrouble | None:
+        """Return the same as the trouble that it is."""
+        gone = self.why_data_is_gone()
+        return MachineTrouble(gone, MachineTrouble.HOST if self._is_away else "") if gone else None
+
+    def _why_away(self) -> str:
         try:
             found = os.stat(self._data)
         except OSError as exc:
@@ -102,7 +113,7 @@ class Machine:
                 f"The directory {self._data} is not the one that this launcher began with. "
                 "Was its file system mounted or unmounted since?"
             )
-        return self._why_short()
+        return ""
 
     def _why_short(self) -> str:
         now = time.monotonic()

@@ -300,7 +300,8 @@ class Service:
         if was_idle and said and planned and planned <= said.keys():
             self._refuse(row["queue"], {shape: said[shape] for shape in planned})
         elif was_idle:
-            self._pause(row["queue"], f"qlaunch{number} ended without a run of any job planned for it; see {row['log']}")
+            trouble = f": {said[()]}" if said and () in said else f"; see {row['log']}"
+            self._pause(row["queue"], f"qlaunch{number} ended without a run of any job planned for it{trouble}")
         else:
             self._pauses.pop(row["queue"], None)
 

@@ -16,6 +16,7 @@ from ...db.store.claims import Claim, Exit
 from ...errors import MachineTrouble
 from ..nodes import Place
 from ..runner import Finished, Runner
+from ..trouble import Setbacks
 from . import words
 from .link import Link
 from .post import MOST_BYTES, Post, Words
@@ -193,6 +194,8 @@ class EnsembleRunner:
         self._finished: list[Finished] = []
         self._is_in_a_hurry = False
         self._started_away = 0
+        self._setbacks = Setbacks()
+        self._blocked: list[tuple[float, Finished]] = []  # places on nodes in trouble, and until when they stay empty
 
     @property
     def jobs(self) -> set[int]:
@@ -239,7 +242,30 @@ class EnsembleRunner:
         for rank, reason in self._crew.newly_left_out().items():
             self._lose(rank, reason)
         finished, self._finished = self._finished, []
-        return [*self._local.poll(), *finished]
+        return [*self._free_places(), *map(self._without_node, [*self._local.poll(), *finished])]
+
+    def _without_node(self, finished: Finished) -> Finished:
+        """Leave the place empty for a while on a node that could not start a job, unless all nodes are such nodes."""
+        trouble, place = finished.trouble, finished.place
+        if trouble is None or trouble.scope != MachineTrouble.HOST or place is None or len(place.nodes) > 1:
+            return finished
+        name = self._crew.name(place.nodes[0])
+        blocked = {entry.place.nodes[0] for _, entry in self._blocked if entry.place} | {place.nodes[0], *self._crew.left_out}
+        if len(blocked) == self._crew.size:
+            return finished._replace(trouble=MachineTrouble(f"{name}: {trouble.message}", trouble.scope))
+        now = self._clock.monotonic()
+        seconds = self._setbacks.hold(finished.exit.job, MachineTrouble(trouble.message, name), now)
+        self._setbacks.release(finished.exit.job)  # it goes elsewhere
+        log.warning("%s could not start a job, and a place there stays empty for %.0f s: %s", name, seconds, trouble.message)
+        self._blocked.append((now + seconds, finished._replace(is_doubted=True, trouble=None)))
+        return finished._replace(place=None, trouble=None)
+
+    def _free_places(self) -> list[Finished]:
+        now = self._clock.monotonic()
+        due = [finished for until, finished in self._blocked if until <= now]
+        if due:
+            self._blocked = [entry for entry in self._blocked if entry[0] > now]
+        return due
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end."""
@@ -277,8 +303,6 @@ class EnsembleRunner:
         # A node that was given up may come back with the end of a run that was given to another one meanwhile.
         if away is not None and away.attempt == run.attempt and away.place.nodes[0] == rank:
             self._started_away += run.started_us is not None
-            if trouble is not None:
-                trouble = MachineTrouble(f"{self._crew.name(rank)}: {trouble.message}", trouble.scope)
             self._settle(run, trouble)
 
     def _end(self, job: int, result: str, message: str, started_us: int | None) -> None:

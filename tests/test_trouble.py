@@ -219,7 +219,7 @@ def test_that_jobs_wait_while_data_is_away_and_it_is_never_made_anew(bench):
     jobs = bench.add([{"application": "hello"}] * 20)
     data.rename(f"{bench.directory}/elsewhere")
     launcher = bench.launch()
-    wait_until(lambda: "Is its file system mounted?" in note_of(bench))
+    wait_until(lambda: "is its file system mounted?" in note_of(bench))
     assert not data.exists()
     Path(f"{bench.directory}/elsewhere").rename(data)
     assert launcher.wait(60) == 0

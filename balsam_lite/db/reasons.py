@@ -58,8 +58,11 @@ def _said(cx: sqlite3.Connection) -> dict[tuple[float, ...], str]:
         ORDER BY id DESC LIMIT ?""",
         (_LAUNCHERS,),
     )
+    newest = cx.execute("SELECT max(id) FROM lease WHERE kind = 'launcher'").fetchone()[0]
     found: dict[tuple[float, ...], str] = {}
     for lease, host, time_us, note in rows:
         for shape, reason in json.loads(note):
+            if not shape and lease != newest:
+                continue  # a machine that was in trouble; another launcher has come since
             found.setdefault(tuple(shape), f"{reason} (launcher {lease} on {host}, {format_us(time_us)})")
     return found

@@ -103,15 +103,15 @@ class Machine:
         try:
             found = os.stat(self._data)
         except OSError as exc:
-            return f"The directory {self._data} is not usable: {exc.strerror}. Is its file system mounted?"
+            return f"The directory {self._data} is not usable: {exc.strerror} (is its file system mounted?)"
         if not stat.S_ISDIR(found.st_mode):
             return f"{self._data} is not a directory"
         self._known = self._known or (found.st_dev, found.st_ino)
         # A file system that is mounted again may get another device number, and a file on a FUSE another inode number.
         if found.st_dev != self._known[0] and found.st_ino != self._known[1]:
             return (
-                f"The directory {self._data} is not the one that this launcher began with. "
-                "Was its file system mounted or unmounted since?"
+                f"The directory {self._data} is not the one that this launcher began with "
+                "(was its file system mounted or unmounted since?)"
             )
         return ""
 

@@ -396,6 +396,11 @@ def test_that_what_is_wrong_with_one_program_is_its_jobs_own_fault(bench, code, 
     assert Machine(f"{bench.directory}/data").trouble_behind(caused(code, path)) is None
 
 
+def test_that_a_data_directory_that_only_others_may_write_is_no_trouble(bench, monkeypatch):
+    monkeypatch.setattr(filesystem, "try_to_write", lambda directory: OSError(errno.EACCES, "Permission denied"))
+    assert Machine(f"{bench.directory}/data").why_data_fails() == ""
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
 def test_that_one_unusable_directory_keeps_no_other_job_from_starting(bench, code):
     path = Path(bench.directory, "data", "job")
@@ -423,18 +428,24 @@ def test_that_any_error_in_data_is_the_machines_if_data_itself_is_away(bench, co
     assert trouble.scope == MachineTrouble.HOST
 
 
+def why_unwritable(directory: Path) -> str:
+    error = filesystem.try_to_write(str(directory))
+    return filesystem.why_full(str(directory), error.errno) if error else ""
+
+
 def test_that_a_full_disk_a_lack_of_inodes_and_a_quota_are_told_apart(tmp_path):
-    assert filesystem.why_unwritable(str(tmp_path)) == ""
+    assert filesystem.try_to_write(str(tmp_path)) is None
+    assert list(tmp_path.iterdir()) == []
     assert "quota" in filesystem.why_full(str(tmp_path), errno.EDQUOT)
     with small_disk(tmp_path / "disk", inodes=20) as disk:
         for number in range(19):
             (disk / str(number)).touch()
-        assert "out of inodes (it has 20" in filesystem.why_unwritable(str(disk))
+        assert "out of inodes (it has 20" in why_unwritable(disk)
         (disk / "0").unlink()
-        assert filesystem.why_unwritable(str(disk)) == ""
+        assert why_unwritable(disk) == ""
         ballast = fill(disk)
         (disk / "1").unlink()
-        assert filesystem.why_unwritable(str(disk)) == f"The disk of {disk} is full"
+        assert why_unwritable(disk) == f"The disk of {disk} is full"
         ballast.unlink()
 
 

@@ -143,14 +143,6 @@ def _is_below(path: str, point: str) -> bool:
 _SAMPLE_BYTES = 64 * 1024
 
 
-def why_unwritable(directory: str) -> str:
-    """Write a small hidden file, remove it, and return why that failed; "" if it did not."""
-    error = try_to_write(directory)
-    if error is None:
-        return ""
-    return why_full(directory, error.errno) or f"{directory} cannot be written: {error.strerror}"
-
-
 def try_to_write(directory: str) -> OSError | None:
     """Write a small hidden file and remove it. Returns what went wrong, or None."""
     path = os.path.join(directory, f".balsam-part-{os.urandom(8).hex()}")

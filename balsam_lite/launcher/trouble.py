@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections import Counter
+from contextlib import suppress
 
 from ..db import filesystem
 from ..errors import MachineTrouble
@@ -119,18 +120,25 @@ class Machine:
         now = time.monotonic()
         if now - self._looked_at > _BELIEVED_S:
             self._looked_at = now
-            try:  # not all file systems tell the truth about what is free
-                self._short = filesystem.why_unwritable(self._data) if filesystem.is_short(self._data) else ""
-            except OSError:  # the next start shows it
-                self._short = ""
+            self._short = ""
+            with suppress(OSError):  # the next start shows it
+                error = filesystem.try_to_write(self._data) if filesystem.is_short(self._data) else None
+                # Not all file systems tell the truth about what is free.
+                self._short = filesystem.why_full(self._data, error.errno) if error else ""
         return self._short
 
     def why_data_fails(self) -> str:
-        """Return why nothing can be written to data/; "" if a file can. Writes one, twice a second at most."""
+        """Return why nothing can be written to data/; "" if a file can. Writes one, twice a second at most.
+
+        Permissions are no trouble: those of data/ may differ from those of the directories in it.
+        """
         now = time.monotonic()
         if now - self._tried_at > _BELIEVED_S:
             self._tried_at = now
-            self._unwritable = self.why_data_is_gone() or filesystem.why_unwritable(self._data)
+            self._unwritable = self.why_data_is_gone()
+            error = None if self._unwritable else filesystem.try_to_write(self._data)
+            if error is not None and error.errno in _STORAGE:
+                self._unwritable = filesystem.why_full(self._data, error.errno) or f"{self._data}: {error.strerror}"
         return self._unwritable
 
 

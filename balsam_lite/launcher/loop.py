@@ -352,6 +352,7 @@ class Launcher:
         if trouble.scope in ("", MachineTrouble.HOST):
             self.pause.fail(trouble.message, now)
             return None
+        self._news = True  # so that the next transaction looks when it is due
         seconds = self._setbacks.hold(job, trouble, now)
         log.warning("Job %s is held back for %.0f s: %s", label, seconds, trouble.message)
         return self._clock.now_us() + int(seconds * SECOND_US)
@@ -508,7 +509,7 @@ class Launcher:
         elif self._reaper.doubtful:  # their jobs are to be run here, if they are dead
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
-            if self._awaits_start():
+            if self._setbacks.reasons or self._awaits_start():
                 self._idle_since = now
             else:
                 self.stop("there is nothing left to do")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from . import parent_variables
 from .identity import Holder, read_proc, start_of
 from .loading import LOADING_VARIABLE
 
@@ -24,7 +25,7 @@ JOB_VARIABLES = (
     HOOK_VARIABLE,
     "BALSAM_JOB_ID",
     "BALSAM_ATTEMPT",
-    "BALSAM_PARENT_IDS",
+    *parent_variables.NAMES,
     "BALSAM_JOB_TIMEOUT",
     "BALSAM_JOB_ERROR",
     "BALSAM_LAUNCHER_NODES",

@@ -56,6 +56,7 @@ def test_that_the_program_sees_its_job_its_attempt_and_its_own_environment_unman
     assert {name: seen[name] for name in values} == values
     assert seen["BALSAM_JOB_ID"] == bench.job(child)["job_id"]
     assert json.loads(seen["BALSAM_PARENT_IDS"]) == [bench.job(parent)["job_id"]]
+    assert seen["BALSAM_PARENT_STATES"] == '["JOB_FINISHED"]'
     assert seen["BALSAM_ATTEMPT"] == "1"
     assert seen["BALSAM_DB_PATH"] == bench.directory
     assert seen["BALSAM_LAUNCHER_NODES"] == "3"

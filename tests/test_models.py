@@ -501,7 +501,7 @@ def test_that_the_variables_of_a_job_are_known(db):
     b.set_parents([a])
     expected = {
         "OMP_NUM_THREADS": "4", "X": "1", "BALSAM_DB_PATH": db.directory, "BALSAM_JOB_ID": b.pk, "BALSAM_ATTEMPT": "0",
-        "BALSAM_PARENT_IDS": f'["{a.pk}"]',
+        "BALSAM_PARENT_IDS": f'["{a.pk}"]', "BALSAM_PARENT_STATES": '["CREATED"]',
     }  # fmt: skip
     assert b.get_envs() == expected
     assert b.get_envs(timeout=True) == {**expected, "BALSAM_JOB_TIMEOUT": "TRUE"}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import peewee
 
-from .. import outputs, spec, states
+from .. import outputs, parent_variables, spec, states
 from ..clock import SECOND_US, SystemClock, format_us
 from ..errors import (
     AmbiguousJobId,
@@ -596,7 +596,7 @@ class BalsamJob(Record, peewee.Model):
         `timeout` and `error` are: as its postprocess script that handles that. One read transaction.
         """
         with self._home.read() as cx:
-            parents = queries.relatives(cx, self._number())[0]
+            parents = queries.parents(cx, self._number())
         own = {"OMP_NUM_THREADS": str(self.threads_per_rank)} if self.threads_per_rank > 1 else {}
         flags = {"BALSAM_JOB_TIMEOUT": timeout, "BALSAM_JOB_ERROR": error}
         return {
@@ -605,7 +605,7 @@ class BalsamJob(Record, peewee.Model):
             location.DB_VARIABLE: self._home.directory,
             "BALSAM_JOB_ID": self.job_id,
             "BALSAM_ATTEMPT": str(self.attempt),
-            "BALSAM_PARENT_IDS": json.dumps(parents),
+            **parent_variables.variables(parents, self.working_directory, self.job_id),
             **{name: "TRUE" for name, wanted in flags.items() if wanted},
         }
 

@@ -285,6 +285,12 @@ def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]
     return tuple([row[0] for row in cx.execute(sql, (number,))] for sql in (parents, children))  # type: ignore[return-value]
 
 
+def parents(cx: sqlite3.Connection, number: int) -> list[tuple[str, str]]:
+    """The UUIDs and states of a job's parents."""
+    sql = "SELECT job_id, state FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
+    return cx.execute(sql, (number,)).fetchall()
+
+
 def _relatives_of_each(theirs: str, mine: str) -> str:
     inner = f"SELECT r.job_id FROM dependency d JOIN job r ON r.id = d.{theirs} WHERE d.{mine} = job.id ORDER BY r.id"
     return f"(SELECT json_group_array(job_id) FROM ({inner}))"

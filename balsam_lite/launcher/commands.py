@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .. import spec, states
+from .. import parent_variables, spec, states
 from ..db import location
 from ..db.store.claims import Claim
 from ..errors import SpawnFailed, TemplateError
@@ -20,8 +20,10 @@ from .nodes import Place
 from .staging.links import Parent
 
 _RUN = RUN_VARIABLE.encode()
-#: Linux takes at most 128 KiB for one variable.
-_LONGEST_VARIABLE = 120_000
+#: So many bytes of parents always fit into the environment.
+_FEW_PARENTS_BYTES = 4096
+#: Kept free of what a program's variables and words may take together: its path, and what a hook adds.
+_SPARE_BYTES = 8192
 #: What runs a text.
 BASH = ("bash", "-c")
 #: Parameters that JSON could not give back as they were. Source: `api.parameters`.
@@ -215,7 +217,7 @@ def environment(claim: Claim, place: Place | None, context: Context) -> dict[byt
     own.update({name: context.environ[name] for name in own.keys() & _FIXED})
     own[b"BALSAM_JOB_ID"] = claim.job_id.encode()
     own[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
-    own[b"BALSAM_PARENT_IDS"] = _parent_ids(claim)
+    own.update(_NO_PARENTS if claim.parents == "[]" else _of_parents(claim, context, own))
     own[_RUN] = mark(claim, context)
     return own
 
@@ -242,15 +244,43 @@ def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes,
 
 def parents(claim: Claim, context: Context) -> list[Parent]:
     """Whose files it may want."""
-    return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory in json.loads(claim.parents)]
+    return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory, _ in json.loads(claim.parents)]
 
 
-def _parent_ids(claim: Claim) -> bytes:
-    """A JSON list of UUIDs; an empty one also where it would be longer than what a program can be given (E2BIG)."""
-    if claim.parents == "[]":
-        return b"[]"
-    text = json.dumps([parent[0] for parent in json.loads(claim.parents)]).encode()
-    return text if len(text) <= _LONGEST_VARIABLE else b"[]"
+_NO_PARENTS = {parent_variables.IDS.encode(): b"[]", parent_variables.STATES.encode(): b"[]"}
+
+
+def _of_parents(claim: Claim, context: Context, own: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The variables that tell a job its parents; `give_parents` writes the files that they name."""
+    room = None
+    if len(claim.parents) > _FEW_PARENTS_BYTES:
+        taken = sum(map(parent_variables.size_of, as_variables(own, context)))
+        words = sum(len(text or "") for text in (claim.executable, claim.args, claim.command_template, claim.parameters))
+        room = parent_variables.total_bytes() - taken - 2 * words - _SPARE_BYTES
+    found = parent_variables.variables(_known_of_parents(claim), workdir(claim, context), claim.job_id, room)
+    return {name.encode(): os.fsencode(value) for name, value in found.items()}
+
+
+def _known_of_parents(claim: Claim) -> list[tuple[str, str]]:
+    return [(job_id, state) for job_id, _, _, state in json.loads(claim.parents)]
+
+
+def has_parent_files(own: Mapping[bytes, bytes]) -> bool:
+    """Whether this environment names files with what a job is told of its parents."""
+    return parent_variables.IDS_FILE.encode() in own or parent_variables.STATES_FILE.encode() in own
+
+
+def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
+    """Write those files into the job's working directory.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+    found = {name.decode(): os.fsdecode(own[name]) for name in own if name.startswith(b"BALSAM_PARENT_")}
+    try:
+        parent_variables.write_files(_known_of_parents(claim), found)
+    except OSError as exc:
+        raise SpawnFailed(f"What the job is told of its parents cannot be written: {exc}") from exc
 
 
 def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:

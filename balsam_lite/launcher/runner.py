@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -169,16 +169,17 @@ class LocalRunner:
         is_rerun = claim.attempt > 1 or not (is_new or is_generated)
         variables = commands.as_variables(own, self._context)
         words = [os.fsencode(word) for word in argv]
-        prepare, cpus = self._preparation(claim), self._pin(claim, place)
+        prepare, cpus = self._preparation(claim, own), self._pin(claim, place)
         return Request(
             claim.job, program, words, variables, directory, output, prepare, cpus=cpus, renew=renew, is_rerun=is_rerun
         )
 
-    def _preparation(self, claim: Claim) -> Callable[[], None] | None:
+    def _preparation(self, claim: Claim, own: Mapping[bytes, bytes]) -> Callable[[], None] | None:
         """What is to be done in its directory just before it starts, if there is something."""
         links = claim.parents != "[]" and claim.state in states.UNPREPARED_STATES
         path = commands.order_path(claim, self._context)
-        if not links and not path:
+        names_parents = commands.has_parent_files(own)
+        if not (links or path or names_parents):
             return None
 
         def prepare() -> None:
@@ -187,6 +188,8 @@ class LocalRunner:
                     steps.link_inputs(claim, self._context)
                 if path:
                     steps.give_order(claim, self._context, path)
+                if names_parents:
+                    commands.give_parents(claim, own)
             except LaunchError as exc:
                 raise SpawnFailed(str(exc)) from exc
 

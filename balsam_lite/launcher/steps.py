@@ -266,6 +266,8 @@ class Steps:
         output = _begin_log(directory, kind, called, task.claim)
         own = commands.hook_environment(task.claim, kind, self._context)
         try:
+            if commands.has_parent_files(own):
+                commands.give_parents(task.claim, own)
             code = self._run(task, argv, directory, output, own, self._time_limit_s)
             words = process.tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
         except LaunchError as exc:

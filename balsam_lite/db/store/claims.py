@@ -67,7 +67,7 @@ class Claim(NamedTuple):
     stage_out_url: str
     stage_out_files: str
     input_files: str
-    parents: str  # JSON list of [UUID, name, workdir]
+    parents: str  # JSON list of [UUID, name, workdir, state]
     mpi_flags: str = ""  # as typed, for the MPI start command
     parameters: str = "{}"  # JSON, for the application's command template or function
     definition: str | None = "{}"  # JSON, of an application that is a Python class; see `spec.APP_FIELDS` for these six
@@ -150,7 +150,7 @@ _CANDIDATE = (
     "job.threads_per_rank, job.threads_per_core, job.cpu_affinity, job.wall_time_minutes, job.application, "
     "app.executable, app.envscript, app.preprocess, app.postprocess, "
     "job.stage_in_url, job.stage_out_url, job.stage_out_files, job.input_files, "
-    "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir)) "
+    "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir, parent.state)) "
     "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), "
     "job.mpi_flags, job.parameters, app.definition, app.command_template, app.parameters, app.environ_vars, "
     "app.handle_error, app.handle_timeout, job.priority"

@@ -47,7 +47,7 @@ ROOMS = (
             )
         ),
     ),
-    Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "patience", "ensemble", "loop"))),
+    Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "patience", "ensemble", "tally", "loop"))),
     Room(4, "service", ("service",)),
     Room(
         5, "wiring of the launcher",
@@ -58,7 +58,7 @@ ROOMS = (
         6, "Python interface",
         (
             *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "application", "hook", "function")),
-            *("launcher.spawned", "launcher.start", "api", "analytics", "plots"),
+            *("launcher.waits", "launcher.spawned", "launcher.start", "api", "analytics", "plots"),
         ),
     ),
     Room(7, "command line", ("cli",)),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import states
 from ..errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
 from ..launcher import call
+from ..launcher.waits import Waiting
 from ..sites.desk import Desk, Row
+from ..sites.local import LocalDesk
 from . import scope
 from .scope import Home, Question
 
 if TYPE_CHECKING:
+    from ..db.connection import Database
     from .jobs import Job
 
 ALL_COMPLETED, FIRST_COMPLETED = "ALL_COMPLETED", "FIRST_COMPLETED"
@@ -161,6 +166,14 @@ class _Pending:
 
     def ends(self, timeout: float | None, poll_interval: float) -> Iterator[list[Job]]:
         """Those that are over by now, again and again; ends when all are, or after `timeout` seconds."""
+        waitings: dict[Home, Waiting] = {}
+        try:
+            yield from self._ends(timeout, poll_interval, waitings)
+        finally:
+            for waiting in waitings.values():
+                waiting.close()
+
+    def _ends(self, timeout: float | None, poll_interval: float, waitings: dict[Home, Waiting]) -> Iterator[list[Job]]:
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = min(_SHORTEST_S, poll_interval)
         while self._jobs:
@@ -173,9 +186,23 @@ class _Pending:
             if is_last:
                 return
             if self._jobs:
+                waitings.update((home, Waiting(database)) for home, database in self._unregistered(waitings))
+                for home, waiting in waitings.items():
+                    waiting.note(bool(ended), partial(self._numbers, home))
                 rest = max(pause, looked_s * _LAZINESS)
                 time.sleep(rest if deadline is None else max(0.0, min(rest, deadline - time.monotonic())))
                 pause = min(_GROWTH * pause, poll_interval)
+
+    def _unregistered(self, waitings: Collection[Home]) -> Iterator[tuple[Home, Database]]:
+        """The sites of this host at which nobody was told yet that they are waited for."""
+        for home in {home for home, _ in self._jobs} - set(waitings):
+            with suppress(BalsamError):  # looking at its jobs will meet it
+                desk = home.desk
+                if isinstance(desk, LocalDesk):
+                    yield home, desk.database
+
+    def _numbers(self, home: Home) -> list[int]:
+        return [number for at, number in self._jobs if at is home]
 
     def _look(self) -> list[Job]:
         """Those that have ended since the last look, as they are now."""

@@ -24,6 +24,8 @@ SHORT_ID = 8
 #: Not yet running, and not at an end.
 WAITING_STATES = (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES, states.AWAITING_PARENTS)
 
+_ENDS = ", ".join(f"'{state}'" for state in states.END_STATES)
+
 #: At most this many candidates are listed where a word fits several jobs.
 _CANDIDATES = 10
 
@@ -242,6 +244,11 @@ def state_counts(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> dict[
         return dict(cx.execute("SELECT state, jobs FROM state_count WHERE jobs > 0"))
     where, parameters = only.where()
     return dict(cx.execute(f"SELECT state, count(*) FROM job WHERE {where} GROUP BY state", parameters))
+
+
+def end_counts(cx: sqlite3.Connection) -> dict[str, int]:
+    """Final state -> number of jobs, from the counters."""
+    return dict(cx.execute(f"SELECT state, jobs FROM state_count WHERE state IN ({_ENDS})"))
 
 
 def job_ids(cx: sqlite3.Connection, only: JobFilter) -> list[int]:

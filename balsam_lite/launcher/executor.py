@@ -15,6 +15,7 @@ import shlex
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -24,8 +25,9 @@ from ..db import location, models, queries
 from ..db.connection import Database
 from ..db.store import apps, insert, user
 from ..errors import DatabaseBusy, InputError, RemoteError, TaskFailed, UnknownApp
-from . import call, dag, interpreter
+from . import call, dag, interpreter, waits
 from .futures import GONE, GROWTH, SHORTEST_S, Fate, Watch, fate_of, watch_of, why_failed
+from .waits import Waiting
 
 APP = "balsam-call"
 WORKFLOW = "executor"
@@ -124,6 +126,10 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._added: deque[BalsamFuture] = deque()  # not followed yet
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
+        # Launchers stay while it is open, as more calls may come.
+        presence = waits.of(self.database.directory)
+        presence.enter()
+        self._leave = weakref.finalize(self, presence.leave)
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -286,9 +292,16 @@ class BalsamExecutor(concurrent.futures.Executor):
         pause, seen = SHORTEST_S, len(watch.ended)
         with self._lock:  # after a failure: everything anew
             self._added = deque(self._pending.values())
+        waiting = Waiting(self.database)
+        try:
+            self._go_on_following(watch, waiting, pause, seen)
+        finally:
+            waiting.close()
+
+    def _go_on_following(self, watch: Watch, waiting: Waiting, pause: float, seen: int) -> None:
         while self._pending or (not self._is_shut and self._wake.wait(_LINGER_S)):
             self._wake.clear()
-            watch.look()
+            has_moved = watch.look()
             known, had_more = self._follow_added(watch)
             ended = watch.ended[seen:] + known
             seen = len(watch.ended)
@@ -296,7 +309,12 @@ class BalsamExecutor(concurrent.futures.Executor):
                 self._settle(number)
             pause = SHORTEST_S if had_more else min(GROWTH * pause, watch.longest_pause_s)
             if self._pending:
+                waiting.note(has_moved or had_more or bool(ended), self._numbers_pending)
                 self._wake.wait(pause)
+
+    def _numbers_pending(self) -> list[int]:
+        with self._lock:
+            return list(self._pending)
 
     def _follow_added(self, watch: Watch) -> tuple[list[int], bool]:
         """Follow what was submitted in the meantime: the jobs among it that have ended already, and whether there was any."""
@@ -379,6 +397,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         if cancel_futures:
             self._cancel(futures)
         self._wake.set()
+        self._leave()
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join()
 

@@ -10,11 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary, finalize
 
 from .. import states
 from ..errors import InputError, TaskFailed, UnknownJob, WaitTimeout
+from .waits import Waiting
 
 if TYPE_CHECKING:
     from ..db.connection import Database
@@ -404,6 +406,7 @@ class _Pending:
     def __init__(self, tasks: Iterable[FutureTask], poll_period: float | None) -> None:
         self._poll_period = poll_period
         self._watches: dict[str, Watch] = {}
+        self._databases: dict[str, Database] = {}
         self._seen: dict[str, int] = {}  # how many of the ends that a watch has noted were handed out
         self._by_job: dict[tuple[str, int], list[FutureTask]] = {}
         self._number = 0
@@ -416,6 +419,7 @@ class _Pending:
         for database, of_it in fates.items():
             _release(database)
             watch = self._watches.setdefault(database.directory, watch_of(database))
+            self._databases[database.directory] = database
             watch.follow(of_it)
             watch.look()
             self._seen[database.directory] = len(watch.ended)
@@ -437,10 +441,19 @@ class _Pending:
         if longest is None:
             longest = max((watch.longest_pause_s for watch in self._watches.values()), default=0.0)
         pause = min(SHORTEST_S, longest)
+        waitings: dict[str, Waiting] = {}
+        try:
+            yield from self._ends(deadline, longest, pause, waitings)
+        finally:
+            for waiting in waitings.values():
+                waiting.close()
+
+    def _ends(
+        self, deadline: float | None, longest: float, pause: float, waitings: dict[str, Waiting]
+    ) -> Iterator[list[FutureTask]]:
         while self._number:
             overdue = deadline is not None and time.monotonic() >= deadline
-            for watch in self._watches.values():
-                watch.look()
+            moved = {directory: watch.look() for directory, watch in self._watches.items()}
             ended = list(self._ended())
             self._number -= len(ended)
             if ended:
@@ -448,8 +461,15 @@ class _Pending:
             if overdue:
                 return
             if self._number:
+                if not waitings:
+                    waitings.update((directory, Waiting(database)) for directory, database in self._databases.items())
+                for directory, waiting in waitings.items():
+                    waiting.note(moved[directory], partial(self._unfinished, directory))
                 time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
                 pause = min(GROWTH * pause, longest)
+
+    def _unfinished(self, directory: str) -> list[int]:
+        return [number for place, number in self._by_job if place == directory]
 
     def _ended(self) -> Iterator[FutureTask]:
         for place, watch in self._watches.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from .. import states
@@ -16,6 +16,7 @@ from ..db import queries
 from ..db import reasons as notes
 from ..db.connection import Connection, Database
 from ..db.filesystem import LOCAL
+from ..db.outlook import Scope, what_may_come
 from ..db.store import claims, held_back, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
@@ -27,6 +28,7 @@ from .nodes import Place, Pool
 from .reaper import Reaper
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
+from .tally import Tally
 from .trouble import Pause, Setbacks
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ _SHARED_SPACING, _STARVING_SPACING = 20, 5
 _EXPLAIN_PERIOD_S = 10.0
 #: That the DB cannot be used is said this often at most, in seconds.
 _COMPLAINT_PERIOD_S = 60.0
+#: With nothing to do, what may come is looked at this often at most, in seconds.
+_OUTLOOK_PERIOD_S = 0.25
 #: At the end, a DB that could not be written is tried again after so many seconds.
 _RETRY_PERIOD_S = 1.0
 #: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
@@ -72,29 +76,6 @@ class Limits(NamedTuple):
     launch: int | None = None  # the batch job in which it runs: what is planned for that comes first …
     launch_only: bool = False  # … and nothing else is taken
     no_mpi: str = "needs --job-mode=mpi"  # why with `serial_only` jobs of many ranks are left
-
-
-class Tally(NamedTuple):
-    """What the launcher has done so far, for the progress line and the log."""
-
-    done: int = 0
-    failed: int = 0
-    timed_out: int = 0
-
-    def failed_after(self, state: str) -> Tally:
-        """Count a job that failed in a step that began in this state, once: its run may have been counted already."""
-        if state in (states.RUN_ERROR, states.RUN_TIMEOUT):
-            return self
-        took_back = state in (states.RUN_DONE, states.POSTPROCESSED) and self.done > 0
-        return self._replace(done=self.done - took_back, failed=self.failed + 1)
-
-    def plus(self, result: str) -> Tally:
-        """Count one more end."""
-        return Tally(
-            self.done + (result == states.RUN_DONE),
-            self.failed + (result == states.RUN_ERROR),
-            self.timed_out + (result == states.RUN_TIMEOUT),
-        )
 
 
 class Launcher:
@@ -141,6 +122,9 @@ class Launcher:
         self._complain_at = 0.0  # once more about the DB
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
+        self._outlook_at = 0.0
+        #: What may still bring jobs while there is nothing to do, in words; "" while there is something to do.
+        self.awaited = ""
         #: What waits that this launcher will not take, and why, when somebody last asked `why_nothing_runs`.
         self.obstacles: list[tuple[Shape, str]] = []
         self._news = True  # somebody wrote since the last tick
@@ -205,10 +189,9 @@ class Launcher:
         self._exits, self._step_ends = self._exits[len(work.exits) :], []
         self._keep_claims([*(run.job for run in work.exits), *work.stranded], given.to_run)
         if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
-            self._idle_since = None
-        elif self._idle_since is None and starts:
-            self._idle_since = started
-            self._explain_idleness(started)
+            self._idle_since, self.awaited = None, ""
+        elif starts:
+            self._be_idle(started)
         if starts:
             self.pause.try_again(started, len(given.to_run) + len(given.steps), self._good_starts)
         self._database_works(started)
@@ -233,6 +216,7 @@ class Launcher:
     def _transaction(self, work: _Work, room: _Room) -> _Given:
         now_us = self._clock.now_us()
         with self._db.write() as cx:
+            before = queries.end_counts(cx)
             beat_at = self._beat(cx, now_us)
             self._note_trouble(cx, now_us)
             why = f"Not started: {self.pause.reason}" if self.pause.reason else "No place became free for it"
@@ -246,7 +230,9 @@ class Launcher:
                 next_start_us = held_back.next_start(cx)
             room.preparations = max(0, room.preparations - len(reported.to_settle))
             to_run, steps = ([], []) if self.stop_reason or not room.starts else self._take(cx, work, room, now_us)
+            ends = _entered(before, queries.end_counts(cx), reported.killed)
             failpoint("before-commit")
+        self.tally.add(ends, reported.results)
         self._last_heartbeat, self._next_start_us = beat_at, next_start_us
         for job in reported.lost:
             log.warning("Job %s is not this launcher's any more; its end was not recorded.", self._label(job))
@@ -307,8 +293,7 @@ class Launcher:
                 self._has_freed = True
                 continue
             self._exits.append(finished.exit)
-            self.tally = self.tally.plus(finished.exit.result)
-            if finished.exit.result != states.RUN_DONE:
+            if finished.exit.result != states.RUN_DONE or finished.exit.told_us is not None:
                 first_line = finished.exit.message.partition("\n")[0]
                 log.info("Job %s: %s %s", self._label(finished.exit.job), finished.exit.result, first_line)
 
@@ -321,8 +306,7 @@ class Launcher:
             self._step_ends.append(end)
             self._note_health(end.claim.job)
             self._steps_done += 1
-            if end.failure:
-                self.tally = self.tally.failed_after(end.claim.state)
+            if end.failure and not end.interrupted:
                 log.info("Job %s: %s step failed: %s", end.claim.label, end.claim.state, end.failure.partition("\n")[0])
 
     def _keep_claims(self, over: Iterable[int], new: Iterable[Claim]) -> None:
@@ -467,6 +451,11 @@ class Launcher:
                 log.info("Freed %d job(s) of dead launchers.", freed)
                 self._news = True
 
+    def _be_idle(self, now: float) -> None:
+        if self._idle_since is None:
+            self._idle_since, self._outlook_at = now, now
+            self._explain_idleness(now)
+
     def _explain_idleness(self, now: float) -> None:
         """Into the log, when there is nothing to start: what waits, and why. It reads all that waits, so not too often."""
         if now < self._explain_at:
@@ -504,20 +493,36 @@ class Launcher:
             self.stop("the time is up")
         elif (self.pause.reason or self._setbacks.reasons) and self._is_hopeless(now):
             self.stop(self.pause.reason or "nothing is left but jobs that cannot be started")
-        elif len(self._runner) or len(self._steps) or self._ahead or self._has_ends or self._idle_since is None:
-            return
-        elif self._reaper.doubtful:  # their jobs are to be run here, if they are dead
+        elif self._has_work or self._idle_since is None or self._reaper.doubtful:  # whose jobs may be to be run here
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
             if self._setbacks.reasons or self._awaits_start():
                 self._idle_since = now
             else:
                 self.stop("there is nothing left to do")
+        elif now >= self._outlook_at:
+            self._look_ahead(now)
+
+    def _look_ahead(self, now: float) -> None:
+        """With nothing to do: leave at once if nothing can come, else say what is waited for."""
+        limits = self._limits
+        scope = Scope(limits.workflow, limits.tags, limits.launch if limits.launch_only else None)
+        try:
+            with self._db.read() as cx:
+                awaited = what_may_come(cx, scope, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)
+        except DatabaseError:  # the next tick will say so
+            return
+        self._outlook_at = now + max(_OUTLOOK_PERIOD_S, _SHARED_SPACING * (self._clock.monotonic() - now))
+        if not awaited and limits.idle_ttl_s is not None:
+            self.stop("every job has ended")
+        elif awaited != self.awaited and limits.idle_ttl_s is not None:
+            log.info("Nothing to start; it waits up to %g s for %s.", limits.idle_ttl_s, awaited)
+        self.awaited = awaited or "new jobs"
 
     def _is_hopeless(self, now: float) -> bool:
         """Whether nothing runs here, and for long nothing could be started."""
-        is_idle = not (len(self._runner) or len(self._steps) or self._ahead or self._has_ends)
-        return is_idle and self._limits.idle_ttl_s is not None and now - self._well_at >= self._settings.TROUBLE_TTL_S
+        is_over = now - self._well_at >= self._settings.TROUBLE_TTL_S
+        return not self._has_work and self._limits.idle_ttl_s is not None and is_over
 
     def _shut_down(self) -> None:
         """TERM to all, grace, KILL, and everything recorded; only then return."""
@@ -550,6 +555,10 @@ class Launcher:
                 self._wait(STOP_PERIOD_S)
 
     @property
+    def _has_work(self) -> bool:
+        return bool(len(self._runner) or len(self._steps) or self._ahead or self._has_ends)
+
+    @property
     def _has_ends(self) -> bool:
         return bool(self._exits or self._step_ends)
 
@@ -561,11 +570,14 @@ class Launcher:
     def _hand_back(self, unstarted: list[int], told: set[int], told_us: int) -> None:
         with self._db.write() as cx:
             now_us = self._clock.now_us()
+            before = queries.end_counts(cx)
             if told:
                 claims.tell_to_stop(cx, self._lease, told, told_us)
-            claims.finish(cx, self._lease, self._exits, now_us, settles=False)
+            reported = claims.finish(cx, self._lease, self._exits, now_us, settles=False)
             step_store.finish(cx, self._lease, self._step_ends, now_us)
             claims.give_back(cx, self._lease, unstarted, now_us)
+            ends = _entered(before, queries.end_counts(cx), reported.killed)
+        self.tally.add(ends, reported.results)
         self._exits, self._step_ends = [], []
 
     def why_nothing_runs(self) -> list[str]:
@@ -649,6 +661,13 @@ class Launcher:
 def _lost(exc: DatabaseGone) -> LostLease:
     """Its lease and its jobs went with the DB: there is nothing to wait for."""
     return LostLease(f"The lease is lost with its DB: {exc.message}")
+
+
+def _entered(before: Mapping[str, int], after: Mapping[str, int], killed: int) -> dict[str, int]:
+    """The jobs that entered each final state in one transaction; those that the user killed had done so before."""
+    ends = {state: max(0, number - before[state]) for state, number in after.items()}
+    ends[states.USER_KILLED] += killed
+    return ends
 
 
 def _described(shape: Shape) -> str:

@@ -280,8 +280,7 @@ def _guarded(
         leases.close_lease(
             cx, lease, clock.now_us(), launcher.stop_reason, reasons.as_note(launcher.obstacles, launcher.pause.reason)
         )
-    done, failed, timed_out = launcher.tally
-    _say(f"Launcher ends ({launcher.stop_reason}): {done} done, {failed} failed, {timed_out} timed out")
+    _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
     return 1 if launcher.stop_reason == launcher.pause.reason else 0
 
 

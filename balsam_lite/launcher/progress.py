@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 
-from .. import terminal
+from .. import states, terminal
 from ..db import queries
 from ..db.connection import Database
 from ..errors import BalsamError
@@ -15,14 +16,40 @@ from .loop import Launcher
 from .runner import Runner
 
 
+class RecentRate:
+    """How many per second, over the last minute.
+
+    Args:
+        now: when the count was 0, on the monotonic clock.
+    """
+
+    _WINDOW_S = 60.0
+
+    def __init__(self, now: float) -> None:
+        self._counts = deque([(now, 0)])  # the first is the newest one that is a minute old, if there is one
+
+    def note(self, now: float, count: int) -> None:
+        """Take note of how many there are by now."""
+        self._counts.append((now, count))
+        while len(self._counts) > 2 and self._counts[1][0] <= now - self._WINDOW_S:
+            self._counts.popleft()
+
+    @property
+    def per_s(self) -> float:
+        """The rate at the last note."""
+        (first, before), (last, count) = self._counts[0], self._counts[-1]
+        return (count - before) / max(last - first, 0.001)
+
+
 class Progress:
-    """One live line on a terminal: done, running, waiting, failed, rate. Elsewhere nothing (the log has it all)."""
+    """One live line on a terminal: jobs by what became of them, their rate, what is waited for. Elsewhere nothing."""
 
     _PERIOD_S = 0.5
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._shown_at = self._started = time.monotonic()
+        self._shown_at = time.monotonic()
+        self._rate = RecentRate(self._shown_at)
         self._on = sys.stderr.isatty()
         self._launcher: Launcher | None = None
         self._runner: Runner | None = None
@@ -51,10 +78,14 @@ class Progress:
                 counts = queries.state_counts(cx)
         except BalsamError:
             return
-        done, failed, timed_out = self._launcher.tally
-        waiting = sum(counts.get(state, 0) for state in (*queries.WAITING_STATES,))
-        rate = (done + failed) / max(self._shown_at - self._started, 0.001)
-        line = f"{done} done, {len(self._runner)} running, {waiting} waiting, {failed + timed_out} failed, {rate:.1f} jobs/s"
+        waiting = sum(counts.get(state, 0) for state in queries.WAITING_STATES)
+        jobs = self._launcher.tally.jobs
+        self._rate.note(self._shown_at, sum(jobs.values()))
+        line = f"{jobs[states.JOB_FINISHED]} finished, {len(self._runner)} running, {waiting} waiting"
+        line += f", {jobs[states.FAILED]} failed"
+        line += f", {jobs[states.USER_KILLED]} killed" if jobs[states.USER_KILLED] else ""
+        line += f", {self._rate.per_s:.1f} jobs/s"
+        line += f"; waits for {self._launcher.awaited}" if self._launcher.awaited else ""
         width = _width()
         self._on = terminal.write_stderr(f"\r{line[:width]:<{width}}")  # not once more to a terminal that is closed
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -464,6 +465,8 @@ class Reported(NamedTuple):
 
     lost: list[int]  # jobs that are not this lease's any more; nothing was written for those
     to_settle: list[Claim]  # still held, in a result state: a script or a copy has to decide what becomes of them
+    results: Counter[str] = Counter()  # RUN_DONE, RUN_ERROR, RUN_TIMEOUT -> how many attempts ended so
+    killed: int = 0  # jobs that the user has killed meanwhile
 
 
 def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: int, settles: bool = True) -> Reported:
@@ -500,7 +503,9 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
     graph.released(cx, released_jobs, now_us)
     free_lost(cx, lost, now_us)
     release(cx, lease, [job for job, fact in mine.items() if fact.state != states.RUNNING], now_us)
-    return Reported([job for job in ended if job not in mine], claims_of(cx, kept) if kept else [])
+    lost_jobs = [job for job in ended if job not in mine]
+    killed = sum(fact.state == states.USER_KILLED for fact in mine.values())
+    return Reported(lost_jobs, claims_of(cx, kept) if kept else [], Counter(m.path[1] for m in moves), killed)
 
 
 def _finished(ended: Exit, outcome: outcomes.Outcome) -> Move:

@@ -26,6 +26,7 @@ def make_own(cx: sqlite3.Connection, now_us: int) -> Freed:
 
     RUNNING jobs go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
     """
+    cx.execute("DELETE FROM lease WHERE kind = 'wait'")  # whoever waits does so for the original's jobs
     found = leases.open_leases(cx)
     jobs = sum(leases.reap(cx, lease, now_us, _REASON, counts_restart=False) for lease in found)
     cx.execute(

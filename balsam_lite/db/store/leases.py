@@ -60,8 +60,8 @@ def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str, no
     cx.execute(query, (now_us, reason, note, lease))
 
 
-def open_leases(cx: sqlite3.Connection, where: str = "TRUE") -> list[Lease]:
-    """All leases that are not closed, the oldest first; with `where` those for which that SQL condition holds."""
+def open_leases(cx: sqlite3.Connection, where: str = AT_WORK) -> list[Lease]:
+    """The leases that are not closed for which that SQL condition holds, the oldest first: launchers and services."""
     rows = cx.execute(
         f"""SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat
         FROM lease WHERE closed IS NULL AND {where} ORDER BY id"""
@@ -149,7 +149,7 @@ def living(cx: sqlite3.Connection, now_us: int, expiry_s: float, watch: Watch | 
 
 def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) -> bool:
     """Whether of the launchers and services that are not dead this one is the oldest: it keeps the checkpoints."""
-    return next((one.id for one in open_leases(cx, AT_WORK) if not is_dead(one, now_us, expiry_s)), None) == lease
+    return next((one.id for one in open_leases(cx) if not is_dead(one, now_us, expiry_s)), None) == lease
 
 
 def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float, watch: Watch) -> list[int]:

@@ -1,0 +1,90 @@
+"""What may still bring jobs to a launcher that has nothing to do. Runs inside the caller's transaction; reads only.
+
+Costs little however many jobs have ended: it reads the counters, or, with a filter, a bounded part of the jobs that have not.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from .. import states
+from . import queries
+from .schema import sql_list
+from .store import waits
+
+_UNENDED = tuple(state for state in states.STATES if state not in states.END_STATES)
+#: Rows that are read to find one that matches a filter. Beyond that there may be one.
+_MAX_ROWS = 20_000
+
+
+class Scope(NamedTuple):
+    """Which jobs a launcher takes."""
+
+    workflow: str | None = None  # exact name or glob; None: all
+    tags: tuple[tuple[str, str], ...] = ()  # all of these
+    launch: int | None = None  # only those planned for this launch
+
+
+def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: float) -> str:
+    """Return in words why there may be jobs to run later, or "" if nothing can come.
+
+    Nothing can where every job in the scope has ended, no hook of an ended job runs, and no process is registered as waiting
+    for jobs. In a scope that never had a job the first ones may be about to come.
+    """
+    unended = _unended(cx, scope)
+    if unended:
+        return unended
+    # A hook may have set the final state of its job, and go on: it can still add jobs.
+    held = (
+        f"SELECT 1 FROM job INDEXED BY job_lease WHERE lease IS NOT NULL AND state IN ({sql_list(states.END_STATES)}) LIMIT 1"
+    )
+    if cx.execute(held).fetchone():
+        return "a script of a job that has ended"
+    waiting = waits.living(cx, now_us, expiry_s)
+    if waiting:
+        holder = waiting[0].lease.holder
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        return f"jobs of a program that waits for some (pid {holder.pid} on {holder.host}{more})"
+    return "" if _has_any(cx, scope) else "a first job"
+
+
+def _unended(cx: sqlite3.Connection, scope: Scope) -> str:
+    if scope.launch is not None:
+        query = f"""SELECT 1 FROM job INDEXED BY job_queued_launch
+            WHERE queued_launch_id = ? AND state IN ({sql_list(_UNENDED)}) LIMIT 1"""
+        return "jobs planned for this launch that have not ended" if cx.execute(query, (scope.launch,)).fetchone() else ""
+    counts = queries.state_counts(cx)
+    found = {state: counts[state] for state in _UNENDED if counts.get(state)}
+    if not found:
+        return ""
+    if scope.workflow is None and not scope.tags:
+        return "jobs that have not ended: " + ", ".join(f"{number} {state}" for state, number in found.items())
+    query = f"SELECT workflow, tags FROM job INDEXED BY job_state WHERE state IN ({sql_list(_UNENDED)}) LIMIT ?"
+    number = 0
+    for workflow, tags in cx.execute(query, (_MAX_ROWS,)):
+        number += 1
+        if _matches(scope, workflow, tags):
+            return "jobs of its filter that have not ended"
+    return "jobs that have not ended, which are too many to look at" if number == _MAX_ROWS else ""
+
+
+def _matches(scope: Scope, workflow: str, tags: str) -> bool:
+    if scope.workflow is not None and not fnmatchcase(workflow, scope.workflow):
+        return False
+    return not scope.tags or dict(scope.tags).items() <= json.loads(tags).items()
+
+
+def _has_any(cx: sqlite3.Connection, scope: Scope) -> bool:
+    """Whether a job is in the scope; False also where that takes too long to find out."""
+    if scope.launch is not None:
+        return cx.execute("SELECT 1 FROM job WHERE queued_launch_id = ? LIMIT 1", (scope.launch,)).fetchone() is not None
+    if scope.tags:
+        with_tag = f"SELECT job FROM job_tag WHERE tag = {queries.TAG} LIMIT ?"
+        rows = cx.execute(f"SELECT workflow, tags FROM job WHERE id IN ({with_tag})", (*scope.tags[0], _MAX_ROWS))
+        return any(_matches(scope, workflow, tags) for workflow, tags in rows)
+    if scope.workflow is None:
+        return bool(queries.state_counts(cx))
+    return any(fnmatchcase(name, scope.workflow) for name in queries.workflows(cx))

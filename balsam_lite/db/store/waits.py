@@ -1,0 +1,50 @@
+"""Processes that wait for jobs: registered as leases of the kind `wait`, so that launchers know that more may come.
+
+Such a lease holds no job, and its row is deleted at its end. Nobody reaps it: a dead one is deleted when the next one is
+opened, and counts for nothing until then. All functions run inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import NamedTuple
+
+from ...identity import Holder
+from . import leases
+
+KIND = "wait"
+_IS_WAIT = f"kind = '{KIND}'"
+
+
+class Wait(NamedTuple):
+    """A process that waits, and the number of the job that it runs in, if it does."""
+
+    lease: leases.Lease
+    job: int | None
+
+
+def open_wait(cx: sqlite3.Connection, holder: Holder, job_id: str, now_us: int, expiry_s: float) -> int:
+    """Register a process that waits for jobs, in the job with that UUID or (for "") in none. Return the lease's number."""
+    for lease in leases.open_leases(cx, _IS_WAIT):
+        if leases.is_dead(lease, now_us, expiry_s):
+            close_wait(cx, lease.id)
+    number = leases.open_lease(cx, KIND, holder, "", now_us)
+    if job_id:
+        mine = "SELECT id FROM job WHERE substr(job_id, 1, 8) = ? AND job_id = ?"
+        cx.execute(f"UPDATE lease SET note = coalesce(({mine}), '') WHERE id = ?", (job_id[:8], job_id, number))
+    return number
+
+
+def close_wait(cx: sqlite3.Connection, lease: int) -> None:
+    """Forget that a process waits."""
+    cx.execute(f"DELETE FROM lease WHERE id = ? AND {_IS_WAIT}", (lease,))
+
+
+def living(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[Wait]:
+    """Return the waits whose processes are not dead."""
+    rows = cx.execute(f"SELECT id, note FROM lease WHERE closed IS NULL AND {_IS_WAIT}")
+    jobs = {number: int(note) if note else None for number, note in rows}
+    if not jobs:
+        return []
+    found = leases.open_leases(cx, _IS_WAIT)
+    return [Wait(lease, jobs.get(lease.id)) for lease in found if not leases.is_dead(lease, now_us, expiry_s)]

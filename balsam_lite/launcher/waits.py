@@ -1,0 +1,194 @@
+"""Being known to a DB as a process that waits for its jobs, and saying so on stderr when nothing happens to them.
+
+A launcher whose jobs have all ended leaves at once, unless a process is registered that may add more when it has its results.
+All of this is best effort: whoever can read a DB but not write it can wait, too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..clock import SystemClock
+from ..errors import BalsamError
+from ..identity import Holder
+
+if TYPE_CHECKING:
+    from ..db.connection import Database
+
+T = TypeVar("T")
+
+#: A process stays registered for so many seconds after it has waited: a loop that waits, adds jobs and waits again is one wait.
+_LINGER_S = 10.0
+#: On a shared file system a registered process gives a sign of life this often, in seconds; LEASE_EXPIRY_S is 120 by default.
+_HEARTBEAT_S = 30.0
+#: Registering must not hold up anybody for long, in seconds.
+_BUSY_TIMEOUT_S = 2.0
+#: After so many seconds without any change look for the reason; then in growing intervals; say the same again after so many.
+_QUIET_S, _LONGEST_QUIET_S, _REPEAT_S = 5.0, 60.0, 600.0
+
+
+class Presence:
+    """This process's registration at one DB, shared by all that wait for its jobs here. `of` finds it."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._users = 0
+        self._left_at = 0.0
+        self._beat_at = time.monotonic() + _HEARTBEAT_S
+        self._lease: int | None = None
+        self._timer: threading.Timer | None = None
+
+    def enter(self) -> None:
+        """Begin to wait. One write transaction, unless this process is registered already."""
+        with self._lock:
+            self._users += 1
+            if self._lease is None:
+                self._lease = self._write(_opened)
+
+    def beat(self) -> None:
+        """Say that this process lives, for those on other hosts, who can see its heartbeat alone. Now and then."""
+        from ..db.store import leases
+
+        now = time.monotonic()
+        if now < self._beat_at or self._lease is None:
+            return
+        with self._lock:
+            self._beat_at, lease = now + _HEARTBEAT_S, self._lease
+            if lease is not None:
+                self._write(lambda cx, _: leases.heartbeat(cx, lease, SystemClock.now_us()))
+
+    def leave(self) -> None:
+        """Wait no more. The registration ends a little later."""
+        with self._lock:
+            self._users -= 1
+            self._left_at = time.monotonic()
+            if not self._users and self._timer is None and self._lease is not None:
+                self._start_timer(_LINGER_S)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _expire(self) -> None:
+        with self._lock:
+            self._timer = None
+            left_s = self._left_at + _LINGER_S - time.monotonic()
+            if self._users:
+                return
+            if left_s > 0:
+                self._start_timer(left_s)
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            from ..db.store import waits
+
+            self._write(lambda cx, _: waits.close_wait(cx, lease))
+
+    def end_now(self) -> None:
+        """End the registration with the process."""
+        if self._lock.acquire(timeout=_BUSY_TIMEOUT_S):
+            self._end()
+
+    def _write(self, act: Callable[[Any, float], T]) -> T | None:
+        """On a connection of its own: this may be called in any thread, and the caller's may be in the middle of something."""
+        from ..db import location
+        from ..settings import Settings
+
+        try:
+            settings = Settings.load(self._directory)
+            db = location.open_database(self._directory, settings)
+            db.busy_timeout_s = _BUSY_TIMEOUT_S
+            try:
+                with db.write() as cx:
+                    return act(cx, settings.LEASE_EXPIRY_S)
+            finally:
+                db.close()
+        except (BalsamError, OSError):
+            return None
+
+
+def _opened(cx: Any, expiry_s: float) -> int:
+    from ..db.store import waits
+
+    job_id = os.environ.get("BALSAM_JOB_ID", "")
+    return waits.open_wait(cx, Holder.current(), job_id, SystemClock.now_us(), expiry_s)
+
+
+_presences: dict[tuple[int, str], Presence] = {}
+_presences_lock = threading.Lock()
+
+
+def of(directory: str) -> Presence:
+    """This process's Presence at that DB; a forked child has its own."""
+    with _presences_lock:
+        return _presences.setdefault((os.getpid(), directory), Presence(directory))
+
+
+@atexit.register
+def _end_all() -> None:
+    for (process, _), presence in list(_presences.items()):
+        if process == os.getpid():
+            presence.end_now()
+
+
+class Waiting:
+    """One wait for jobs of one DB, from its first pause to `close`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._presence = of(database.directory)
+        self._presence.enter()
+        self._quiet_since = time.monotonic()
+        self._look_at = self._quiet_since + _QUIET_S
+        self._said, self._said_at = "", 0.0
+
+    def close(self) -> None:
+        """It is over."""
+        self._presence.leave()
+
+    def note(self, has_moved: bool, jobs: Callable[[], Sequence[int]]) -> None:
+        """Take note of whether anything has happened since the last call; say what is wrong if that was long ago.
+
+        `jobs` gives the numbers of those that are waited for.
+        """
+        now = time.monotonic()
+        if self._database.access != "local":
+            self._presence.beat()
+        if has_moved:
+            self._quiet_since = now
+            self._look_at = now + _QUIET_S
+        elif now >= self._look_at:
+            quiet_s = now - self._quiet_since
+            self._look_at = now + min(quiet_s, _LONGEST_QUIET_S)
+            self._tell(list(jobs()), quiet_s, now)
+
+    def _tell(self, jobs: Sequence[int], quiet_s: float, now: float) -> None:
+        from ..db import stalls
+        from ..settings import Settings
+
+        try:
+            expiry_s = Settings.load(self._database.directory).LEASE_EXPIRY_S
+            with self._database.read() as cx:
+                why = stalls.why_nothing_happens(cx, jobs, SystemClock.now_us(), expiry_s) if jobs else ""
+        except BalsamError:  # the waiting itself will meet it
+            return
+        if not why or (why == self._said and now - self._said_at < _REPEAT_S):
+            return
+        self._said, self._said_at = why, now
+        number = f"{len(jobs)} jobs" if len(jobs) > 1 else "a job"
+        try:
+            sys.stderr.write(f"balsam: waiting for {number} of {self._database.directory} for {quiet_s:.0f} s: {why}\n")
+            sys.stderr.flush()
+        except (AttributeError, OSError, ValueError):  # nobody listens
+            pass

@@ -440,7 +440,8 @@ def test_that_the_command_plots_in_the_terminal(site, capsys):
 @pytest.mark.parametrize(
     ("words", "runs"),
     [
-        (["--tag", "k=v"], 2), (["--id", "3"], 1), (["--name", "j1", "--name", "j3"], 2), (["--wf", "w"], 3),
+        (["--tag", "k=v"], 2), (["--id", "3"], 1), (["--id", "j3"], 1), (["--id", "j1", "--id", "3"], 2),
+        (["--name", "j1", "--name", "j3"], 2), (["--wf", "w"], 3),
         (["--app", "hello", "--tag", "k=v", "--id", "2"], 1), (["--before", "2026-05-31 12:00:20"], 2),
         (["--after", "2026-05-31T14:00:45+02:00"], 2), (["--state", "CREATED"], 3),
     ],

@@ -122,10 +122,22 @@ def _named_db() -> str | None:
     return named
 
 
+#: How a job is named where digits are the number, as in Balsam 0.7, where jobs have no other name.
+NUMBER_OR_WORD = "its number, or else a beginning of its id, or its name"
+
+
+def condition_of(words: Iterable[str]) -> dict[str, Any]:
+    """Return the condition of `db.selection` that a job is meant by one of these words; digits are the number. {} for none."""
+    numbers = {word: row_number(word.removeprefix("#")) for word in words}
+    if None not in numbers.values():
+        return {"id": list(numbers.values())} if numbers else {}
+    return {"which": [word if number is None else f"#{number}" for word, number in numbers.items()]}
+
+
 def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
     """Return the numbers of the jobs of a site that are meant by these words, sorted.
 
-    Digits are the number here, as in Balsam 0.7, where jobs have no other name. Any other word must fit one job only.
+    Digits are the number. Any other word must fit one job only.
 
     Raises:
         UnknownJob, AmbiguousJobId: for a word that is not a number.

@@ -15,6 +15,7 @@ from ..errors import InvalidSpec, UnknownApp, UnknownJob
 from ..sites.desk import Desk, Row
 from . import layout
 from .common import (
+    NUMBER_OR_WORD,
     RUN_WHEN_EPILOG,
     RUN_WHEN_HELP,
     Minutes,
@@ -68,7 +69,7 @@ def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
 )  # fmt: skip
 @option(
     "-pid", "--parent-id", "parent_ids", multiple=True, metavar="JOB",
-    help="A job to wait for: its number, or else a beginning of its id, or its name; may be repeated.",
+    help=f"A job to wait for: {NUMBER_OR_WORD}; may be repeated.",
 )  # fmt: skip
 @option("--run-when", default="all_finished", metavar="WHEN", help=RUN_WHEN_HELP)
 @option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")

@@ -12,8 +12,8 @@ import click
 from .. import states
 from ..clock import SECOND_US, SystemClock
 from ..errors import InvalidSpec
-from .common import ask_sites, long_site_option, pairs, say
-from .group import PathCommand, option
+from .common import NUMBER_OR_WORD, ask_sites, condition_of, long_site_option, pairs, say
+from .group import ConditionOption, PathCommand, option
 from .layout import one_line
 
 _KINDS = ("throughput", "utilization", "states", "gantt")
@@ -23,7 +23,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 @click.command(cls=PathCommand)
 @click.argument("kind", type=click.Choice(_KINDS), metavar="|".join(_KINDS))
 @option("-o", "--output", metavar="FILE", help="Draw a figure into a .png, .svg or .pdf; without it, plot in the terminal.")
-@option("-i", "--id", "ids", multiple=True, type=int, metavar="N", help="Only the job of that number; may be repeated.")
+@option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"Only that job: {NUMBER_OR_WORD}; may be repeated.")
 @option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")
 @option(
     "-s", "--state", "wanted", multiple=True, metavar="STATE", help="Only jobs that are in that state now; may be repeated."
@@ -31,8 +31,13 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 @option("--name", "names", multiple=True, metavar="NAME", help="Only jobs of that name; may be repeated.")
 @option("--wf", "--workflow", "workflows", multiple=True, metavar="NAME", help="Only jobs of that workflow; may be repeated.")
 @option("-a", "--app", "apps", multiple=True, metavar="NAME", help="Only jobs of that application; may be repeated.")
-@option("--after", metavar="TIME", help="Only from then on: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h: two hours ago.")
-@option("--before", metavar="TIME", help="Only until then.")
+@option(
+    "--after",
+    cls=ConditionOption,
+    metavar="TIME",
+    help="Only from then on: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h: two hours ago.",
+)
+@option("--before", cls=ConditionOption, metavar="TIME", help="Only until then.")
 @long_site_option
 def plot(kind: str, output: str | None, site: str, after: str | None, before: str | None, **filters: Sequence[Any]) -> None:
     """Draw what jobs did.
@@ -74,12 +79,12 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
 
 
 def _where(
-    ids: Sequence[int], tags: Sequence[str], wanted: Sequence[str], names: Sequence[str], workflows: Sequence[str],
+    ids: Sequence[str], tags: Sequence[str], wanted: Sequence[str], names: Sequence[str], workflows: Sequence[str],
     apps: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """The conditions of `db.selection`. Raises InvalidSpec, InvalidStateError."""
     terms = {
-        "id": list(ids),
+        **condition_of(ids),
         "tags": pairs(tags, "--tag"),
         "state": [states.check_state(state) for state in wanted],
         "name": list(names),

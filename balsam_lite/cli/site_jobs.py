@@ -13,18 +13,28 @@ from .. import states
 from ..db.registry import Entry
 from ..errors import AmbiguousSite, InvalidSpec
 from . import job_listing, layout
-from .common import ask_all_sites, ask_sites, confirm, count, jobs_fitting, long_site_option, pairs, row_number, say, warn
+from .common import (
+    NUMBER_OR_WORD,
+    ask_all_sites,
+    ask_sites,
+    condition_of,
+    confirm,
+    count,
+    jobs_fitting,
+    long_site_option,
+    pairs,
+    row_number,
+    say,
+    warn,
+)
 from .group import BalsamCommand, ConditionOption, option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # --- which jobs -------------------------------------------------------------------------------------------------------
 
-#: Digits are the number here, as in Balsam 0.7, where jobs have no other name.
-_A_JOB = "its number, or else a beginning of its id, or its name"
-
 _FILTERS = (
-    option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"Only that job: {_A_JOB}; may be repeated."),
+    option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"Only that job: {NUMBER_OR_WORD}; may be repeated."),
     option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated."),
     option("-s", "--state", "wanted", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated."),
     option("-ns", "--exclude-state", "unwanted", multiple=True, metavar="STATE", help="Only jobs in other states."),
@@ -56,7 +66,7 @@ def _where(
         raise InvalidSpec("--workdir and --app must not be empty; leave them out to mean any.")
     number = row_number(app or "")
     terms = {
-        "which": [word if row_number(word) is None else f"#{word}" for word in ids] or None,
+        **condition_of(ids),
         "tags": pairs(tags, "--tag") or None,
         "state": [states.check_state(state) for state in wanted] or None,
         "state__ne": [states.check_state(state) for state in unwanted] or None,
@@ -134,7 +144,7 @@ _NOTHING_CHOSEN = "Provide either list of Job ids or tags to"
 
 
 @click.command(cls=BalsamCommand)
-@option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"The job: {_A_JOB}; may be repeated.")
+@option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"The job: {NUMBER_OR_WORD}; may be repeated.")
 @option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="All jobs with that tag; may be repeated.")
 @option("-s", "--state", required=True, metavar="STATE", help="The state to put them into.")
 @long_site_option
@@ -193,7 +203,7 @@ def _matching(site: str, where: Mapping[str, Any]) -> list[tuple[Entry, int]]:
         AmbiguousSite: jobs are meant by numbers, which several sites have. BalsamError: a site cannot be read.
     """
     found = [(entry, jobs) for entry, jobs in ask_all_sites(site, lambda desk: desk.count("job", where)) if jobs]
-    if len(found) > 1 and any(word.startswith("#") for word in where.get("which", ())):
+    if len(found) > 1 and ("id" in where or any(word.startswith("#") for word in where.get("which", ()))):
         names = ", ".join(entry.name for entry, _ in found)
         raise AmbiguousSite(
             f"More than one site has jobs of these numbers: {names}", hint="Say with --site which one is meant."

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from balsam_lite.clock import SystemClock
 from balsam_lite.errors import LaunchError
-from balsam_lite.launcher import machine, rank, resources
+from balsam_lite.launcher import machine, main, rank, resources
 from balsam_lite.launcher.commands import NO_MPI
 from balsam_lite.launcher.ensemble import words
 from balsam_lite.launcher.nodes import Node
@@ -178,3 +179,15 @@ def test_that_one_of_several_launchers_is_refused_unless_it_divides_its_own_host
 def test_that_a_launcher_that_may_be_alone_runs(variables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     assert resources.where_am_i(LauncherOptions(), Settings(), variables) is None
     assert ("rank 0 of 2" in caplog.text) == ("SLURM_PROCID" in variables)
+
+
+def test_that_a_launcher_whose_end_nobody_tells_has_the_time_that_its_launch_asked_for() -> None:
+    clock = SystemClock()
+    found = main._with_end(BATCH, {"wall_minutes": 30}, clock)
+    assert found is not None
+    assert found.ends_us is not None
+    assert 29 * 60 < (found.ends_us - clock.now_us()) / 1e6 <= 30 * 60
+    told = BATCH._replace(ends_us=5)
+    assert main._with_end(told, {"wall_minutes": 30}, clock) == told
+    assert main._with_end(BATCH, None, clock) == BATCH
+    assert main._with_end(None, None, clock) is None

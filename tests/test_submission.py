@@ -558,6 +558,32 @@ def test_that_an_output_that_the_users_flags_may_have_moved_proves_nothing(db):
     assert refresh(db, scheduler) == [before]
 
 
+def test_that_a_launch_whose_output_the_users_flags_have_moved_is_followed_and_cancelled_by_its_name(db):
+    scheduler = FakeScheduler()
+    row = submit_launch(db, LOCAL, REQUEST._replace(sched_flags="-o /elsewhere"), scheduler)
+    scheduler.statuses = {"278079": BatchStatus("278079", "running", name="qlaunch1", output="/elsewhere")}
+    assert refresh(db, scheduler)[0]["state"] == "running"
+    assert cancel(db, scheduler, row["id"])["state"] == "cancelling"
+    scheduler.statuses = {"278079": BatchStatus("278079", "finished", name="qlaunch1", output="/elsewhere", exit_code=0)}
+    assert refresh(db, scheduler)[0]["state"] == "finished"
+
+
+def test_that_an_answer_without_it_does_not_undo_what_another_process_has_heard_meanwhile(db):
+    scheduler = FakeScheduler()
+    submit_launch(db, LOCAL, REQUEST, scheduler)
+    refresh(db, scheduler, now_us=0)
+
+    def poll(outputs):  # an answer that is slow to arrive
+        other = FakeScheduler()
+        other.statuses = RUNNING
+        refresh(db, other, now_us=ABSENCE_US)
+        return {}
+
+    scheduler.poll = poll
+    refresh(db, scheduler, now_us=ABSENCE_US)
+    assert [(row["state"], row["ended"], row["absent"]) for row in rows(db)] == [("running", None, None)]
+
+
 def test_that_a_slow_scheduler_is_given_twice_its_time_to_accept_a_submission(db):
     scheduler = FakeScheduler()
     scheduler.timeout_s = 300.0

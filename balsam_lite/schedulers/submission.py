@@ -187,15 +187,15 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, numbe
     changes = []
     for row in rows:
         columns = _columns(statuses.get(ids[row["id"]]), row, now_us, _patience_us(scheduler))
-        is_new = bool(ids[row["id"]]) and not row["scheduler_id"]
-        if is_new or any(columns[name] != row[name] for name in columns):
-            changes.append((row["id"], ids[row["id"]] if is_new else "", columns))
+        is_found = bool(ids[row["id"]]) and not row["scheduler_id"]
+        if is_found or any(columns[name] != row[name] for name in columns):
+            changes.append((row, is_found, columns))
     if changes:
         with db.write() as cx:
-            for changed, new_id, columns in changes:
-                if new_id:
-                    batch_jobs.mark_submitted(cx, changed, *_id_and_cluster(new_id))
-                batch_jobs.record(cx, changed, **columns)
+            for row, is_found, columns in changes:
+                if is_found:
+                    batch_jobs.mark_submitted(cx, row["id"], *_id_and_cluster(ids[row["id"]]))
+                batch_jobs.record(cx, row["id"], **columns, was_absent=None if is_found else row["absent"])
             fresh = [batch_queries.get(cx, row["id"]) for row in rows]
         pairs = [(row, now) for row, now in zip(rows, fresh) if now]
     else:
@@ -235,7 +235,7 @@ def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us
         ended = now_us if row["ended"] is None else row["ended"]
         reason = f"the scheduler has another batch job of that number now; {_SEE_LOG}"
         return {**columns, "state": GONE, "reason": reason, "exit_code": None, "ended": ended, "absent": None}
-    if not status.may_be(row["command"], row["log"]) and status.name != f"{NAME}{row['id']}":
+    if not _is_ours(status, row):
         return {**columns, "absent": None if row["ended"] is None else now_us}
     is_cancelling = row["state"] == batch_jobs.CANCELLING and not status.is_ended
     return {
@@ -264,9 +264,14 @@ def _absence(row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
     return {"absent": since_us}
 
 
+def _is_ours(status: BatchStatus, row: BatchRow) -> bool:
+    """Whether this is the row's batch job, as far as the scheduler tells. The user's flags may move the output."""
+    return status.may_be(row["command"], row["log"]) or (bool(row["sched_flags"]) and status.name == f"{NAME}{row['id']}")
+
+
 def _is_anothers(status: BatchStatus, row: BatchRow) -> bool:
-    """Whether this is certainly another batch job, under a number that was this row's. The user's flags may move the output."""
-    if status.may_be(row["command"], row["log"]):
+    """Whether this is certainly another batch job, under a number that was this row's."""
+    if _is_ours(status, row):
         return False
     return status.command not in ("", row["command"]) or not row["sched_flags"]
 
@@ -292,7 +297,7 @@ def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
         raise CancelFailed(f"{NAME}{number} is just being submitted.", hint="Try again in a moment.")
     native_id = _native_id(row)
     status = scheduler.poll({native_id: row["log"]}).get(native_id)
-    if status and not status.may_be(row["command"], row["log"]):
+    if status and not _is_ours(status, row):
         refresh(db, scheduler)
         what = f"which runs {status.command or '?'} and prints to {status.output or '?'}"
         raise CancelFailed(f"{NAME}{number} was batch job {row['scheduler_id']}; that is another one now, {what}.")

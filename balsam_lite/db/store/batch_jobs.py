@@ -89,15 +89,17 @@ def record(
     started: int | None,
     ended: int | None,
     absent: int | None,
+    was_absent: int | None = None,
 ) -> bool:
     """Write what the scheduler reported. Return False where the row has certainly ended, or is gone.
 
-    Times are microseconds since the epoch; None for `started` keeps what is known.
+    Also where its `absent` is not `was_absent` any more: another process has had a newer answer. Times are microseconds since
+    the epoch; None for `started` keeps what is known.
     """
     changed = cx.execute(
         "UPDATE batch_job SET state = ?, reason = ?, exit_code = ?, started = coalesce(?, started), ended = ?, absent = ?"
-        f" WHERE id = ? AND {_OPEN}",
-        (state, reason, exit_code, started, ended, absent, number),
+        f" WHERE id = ? AND absent IS ? AND {_OPEN}",
+        (state, reason, exit_code, started, ended, absent, number, was_absent),
     )
     return changed.rowcount == 1
 

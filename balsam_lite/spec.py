@@ -473,7 +473,7 @@ def job_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Callable[
 
 
 def check_app(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The given fields of one application, each in its stored form; its executable may be a script (see `as_program`)."""
+    """The given fields of one application, each in its stored form; a typed line goes through `command_line` before."""
     stored = {}
     for name, value in values.items():
         field = _own_field(name, APP_FIELD, "app")
@@ -587,31 +587,6 @@ def split_command(line: str) -> list[str]:
     if not _SHELL_SPECIAL.search(line):
         return line.split()
     return [os.path.expanduser(word) if word[:1] == "~" else word for word in shlex.split(line)]
-
-
-def as_program(line: str, python: str, directory: str) -> str:
-    """The command line to store for what a user typed: a Python script gets its interpreter and its absolute path.
-
-    Source: Balsam 0.3.8, `balsam app`: only where the first word ends in `.py`.
-    """
-    words = split_command(line)
-    if not words or not words[0].endswith(".py"):
-        return line
-    script = os.path.normpath(os.path.join(directory, words[0]))
-    return f"{shlex.join([python, script])}{_behind_first_word(line)}"
-
-
-def _behind_first_word(line: str) -> str:
-    """What follows the first word, as it was typed."""
-    for end in range(1, len(line)):
-        if line[end].isspace():
-            try:
-                shlex.split(line[:end])
-            except ValueError:  # the blank is inside quotes
-                continue
-            if line[:end].strip():
-                return line[end:]
-    return ""
 
 
 def rows_with_defaults(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:

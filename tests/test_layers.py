@@ -32,7 +32,7 @@ ROOMS = (
         0, "ground floor",
         (
             "errors", "states", "clock", "settings", "spec", "identity", "processes", "programs", "daemon", "partitions",
-            "loading", "outputs", "terminal", "durations", "parent_variables",
+            "loading", "outputs", "terminal", "durations", "parent_variables", "command_line",
         ),
     ),
     Room(1, "database", ("db",)),

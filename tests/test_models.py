@@ -1030,7 +1030,7 @@ def test_that_an_object_stays_with_the_db_it_came_from(db, tmp_path, access):
 
 def test_that_threads_save_different_fields_of_one_job(db):
     add("a")
-    fields = ["args", "description", "stage_in_url", "input_files"]
+    fields = ["args", "description", "stage_out_files", "input_files"]
     errors = []
 
     def edit(field):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from .. import command_line
 from ..errors import DuplicateApp
 from . import placing
 from .fields import flag, json_object, known, of_job, site_id, site_name, text, words
@@ -46,9 +47,17 @@ class App(Record):
         home = placing.one_site(given)
         if home.desk.count("app", {"name": given["name"]}):
             raise DuplicateApp(f"The site {home.entry.name} has an App {given['name']!r} already.")
+        if not home.entry.is_remote:
+            given = command_line.as_registered(given)
         made = home.desk.create("app", [placing.without_site(given)])[0]
         self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
         self._created(made, home)
+
+    def save(self) -> None:
+        """As `Record.save`; command lines that run existing files of the current directory get their absolute paths."""
+        if self._is_saved and not self._site.entry.is_remote:
+            self._changed = command_line.as_registered(self._changed)
+        super().save()
 
     def delete(self) -> None:
         """Remove it with all its jobs. Raises DoesNotExist, StateError: a launcher holds one of them; ParentInUse."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from .. import spec
+from .. import command_line, spec
 from ..db import forms, queries
 from ..db.store import apps as store
 from ..errors import InvalidSpec
 from . import layout
 from .common import open_db, warn
 from .group import BalsamCommand, SentenceOption, option
-
-#: The fields that hold a program, which may be a Python script.
-PROGRAMS = ("executable", "preprocess", "postprocess")
 
 
 @click.command(cls=BalsamCommand)
@@ -41,11 +38,13 @@ def app(
 ) -> None:
     """Register an application: a program that jobs run.
 
-    A Python script (*.py) is kept with its absolute path, and run by the Python that runs this command.
+    Programs and scripts of the current directory are kept with their absolute paths; a Python script (*.py) is run by the
+    Python that runs this command. No shell reads the line: for | > $HOME and the like, make it bash -c '...'.
 
     \b
     Examples:
         balsam app --name say-hello --executable "echo Hello,"
+        balsam app --name count --executable "bash -c 'ls | wc -l > n.txt'"
         balsam app --name fit --executable fit.py --postprocess check.py \\
             --description fits one curve
     """
@@ -57,35 +56,30 @@ def app(
     if not executable.strip():
         raise InvalidSpec("app executable must not be empty")
     values = spec.check_app(values)
-    values.update({field: as_program(values[field]) for field in PROGRAMS})
+    lines = {field: as_program(values[field]) for field in command_line.FIELDS if values.get(field)}
+    values.update(lines)
     db = open_db()
     with db.write() as cx:
         store.add_app(cx, values)
         found = queries.app(cx, values["name"])
-    for field in PROGRAMS:
-        warn_if_missing(field, values[field])
-    if values["envscript"] and not os.path.isfile(values["envscript"]):
-        warn(f"envscript: {layout.one_line(values['envscript'])} does not exist")
+    for field, line in lines.items():
+        warn_of_line(field, line)
+    if values["envscript"]:
+        warn_of("envscript", command_line.problems_of_script(values["envscript"]))
     click.echo(f"{layout.many_lines(forms.app_form(found))}\nAdded app to database")
 
 
 def as_program(line: str) -> str:
-    """The command line to store: a Python script with its interpreter and its absolute path."""
-    return spec.as_program(line, sys.executable, os.getcwd())
+    """Return the command line to store: existing files of the current directory with their absolute paths."""
+    return command_line.as_program(line, sys.executable, os.getcwd())
 
 
-def warn_if_missing(field: str, line: str) -> None:
-    """Say so when the program cannot be run from here; it may well exist where the jobs run."""
-    words = spec.split_command(line)
-    script = len(words) > 1 and words[0] == sys.executable and words[1].endswith(".py")
-    for word in words[: 2 if script else 1]:
-        if os.sep not in word:
-            trouble = "" if shutil.which(word) else "is not found on PATH"
-        elif not os.path.isabs(word):
-            trouble = "is looked up in each job's working directory, not here; an absolute path is safer"
-        elif not os.path.isfile(word):
-            trouble = "does not exist"
-        else:
-            trouble = "" if os.access(word, os.R_OK if script else os.X_OK) else "is not executable"
-        if trouble:
-            warn(f"{field}: {layout.one_line(word)} {trouble}")
+def warn_of_line(field: str, line: str) -> None:
+    """Warn of what is wrong with a command line; the program may well exist where the jobs run."""
+    warn_of(field, command_line.problems(line, command_line.current_directory()))
+
+
+def warn_of(field: str, problems: Iterable[str]) -> None:
+    """Warn of what is wrong with a field."""
+    for text in problems:
+        warn(f"{field}: {layout.many_lines(text)}")

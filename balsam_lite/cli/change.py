@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .. import spec, states
+from .. import command_line, spec, states
 from ..db import queries
 from ..db.connection import Database
 from ..db.store import apps as app_store
@@ -15,7 +15,7 @@ from ..db.store import user
 from ..errors import NotFound, StateError, UnknownApp
 from ..sites import apps as site_apps
 from . import layout
-from .apps import PROGRAMS, as_program, warn_if_missing
+from .apps import as_program, warn_of, warn_of_line
 from .common import A_JOB, confirm, open_db, say
 from .group import BalsamCommand, ConditionOption, SeparateOption, option
 
@@ -71,14 +71,22 @@ def _modify_job(db: Database, word: str, attr: str, value: str) -> str:
         number = queries.find_job(cx, word)
     user.update_fields(db, [number], {field.name: value})
     with db.read() as cx:
-        return _shown(field, queries.job(cx, number)[field.name])
+        changed = queries.job(cx, number)
+        apps = queries.apps(cx) if field.name == "args" else []
+    for app in apps:
+        if app["name"] == changed["application"]:
+            warn_of("args", command_line.problems_of_args(value, app["executable"]))
+    return _shown(field, changed[field.name])
 
 
 def _modify_app(db: Database, name: str, attr: str, value: str) -> str:
     field = spec.known_field(attr, spec.APP_FIELD, "app")
-    if field.name in PROGRAMS:
+    if field.name in command_line.FIELDS:
         value = as_program(spec.checked(field, value, "app"))
-        warn_if_missing(field.name, value)
+        warn_of_line(field.name, value)
+    elif field.kind == "path" and value:
+        value = spec.checked(field, value, "app")
+        warn_of(field.name, command_line.problems_of_script(value))
     with db.write() as cx:
         number = _find_app(queries.apps(cx), name)["id"]
         site_apps.update(db, [{"id": number, field.name: value}])

@@ -205,6 +205,12 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
+def _as_value(name: str, text: str) -> str:
+    """How to write a text that looks like options as the value of the option `name`."""
+    shown = f'"{text}"' if not re.search(r'["$`\\!]', text) else "'" + text.replace("'", "'\\''") + "'"
+    return f"If it belongs to {name}, write it so: {name}={shown}"
+
+
 class BalsamCommand(_Helpful):
     """A command that understands abbreviated options, one dash before a long one, and options of several words."""
 
@@ -302,13 +308,23 @@ class _Rewriter:
             words = [rest.pop(0)] if rest and not self._find(rest[0].partition("=")[0]) and rest[0] != "--" else []
             while rest and not self._looks_like_option(rest[0]):
                 words.append(rest.pop(0))
+            self._refuse_loose_words(name, words, rest)
             return [f"{name}={value}" for value in option.gathered(words)]
         if not rest:
             return [name]
         if not isinstance(option, FieldOption) and self._find(rest[0].partition("=")[0]):
-            raise click.BadOptionUsage(name, f"Option {name!r} requires an argument, not {rest[0]!r}.", self._ctx)
+            said = f"Option {name!r} requires an argument, not {rest[0]!r}. {_as_value(name, rest[0])}"
+            raise click.BadOptionUsage(name, said, self._ctx)
         value = rest.pop(0)
         return [f"{name}={value}"] if name.startswith("--") else [name, value]
+
+    def _refuse_loose_words(self, name: str, words: Sequence[str], rest: Sequence[str]) -> None:
+        """Raise unless what follows the option's words is an option of this command."""
+        if not rest or not rest[0].startswith("-") or rest[0] == "--" or self._find(rest[0].partition("=")[0]):
+            return
+        own = next((place for place, word in enumerate(rest) if self._find(word.partition("=")[0])), len(rest))
+        text = " ".join(map(_quoted, [*words, *rest[:own]]))
+        raise click.NoSuchOption(rest[0], f"No such option {rest[0]!r}. {_as_value(name, text)}", ctx=self._ctx)
 
     @staticmethod
     def _looks_like_option(word: str) -> bool:

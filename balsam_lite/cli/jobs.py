@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .. import spec
+from .. import command_line, spec
 from ..clock import SystemClock
 from ..db import queries
 from ..db.connection import Database
@@ -18,7 +18,8 @@ from ..db.store import apps, graph, insert
 from ..durations import FORMS
 from ..errors import DuplicateApp, InvalidSpec
 from . import layout
-from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs
+from .apps import warn_of
+from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs, warn
 from .group import BalsamCommand, SentenceOption, SeparateOption, WordsOption, option
 from .ls import form
 
@@ -126,9 +127,13 @@ def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
 def _add(db: Database, stored: dict[str, Any], parents: Sequence[Mapping[str, Any]], yes: bool, origin: str = "") -> str:
     """Show the job, ask, and add it with its edges; returns its UUID, or leaves the command if the answer is no."""
     with db.read() as cx:
-        executable = program_of(queries.app(cx, stored["application"]))
+        app = queries.app(cx, stored["application"])
+        executable = program_of(app)
         job_id = _unused_id(cx)
     click.echo(form(db, _preview(stored, job_id), [parent["job_id"] for parent in parents], executable))
+    warn_of("args", command_line.problems_of_args(stored.get("args", ""), app["executable"]))
+    if bool(stored.get("stage_out_files")) != bool(stored.get("stage_out_url")):
+        warn("results are copied only where both --stage-out-files and --url-out are given")
     if not yes and not confirm("Confirm adding job to DB", "--yes"):
         click.echo("Add job aborted")
         click.get_current_context().exit(1)

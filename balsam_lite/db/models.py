@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import peewee
 
-from .. import outputs, parent_variables, spec, states
+from .. import command_line, outputs, parent_variables, spec, states
 from ..clock import SECOND_US, SystemClock, format_us
 from ..errors import (
     AmbiguousJobId,
@@ -752,10 +752,13 @@ class ApplicationDefinition(Record, peewee.Model):
     def save(self) -> None:  # type: ignore[override]
         """Register a new application, or write the fields that were changed. One write transaction.
 
+        Existing files of the current directory that command lines run are stored with their absolute paths; what hardly does
+        what was meant is a CommandLineWarning.
+
         Raises:
             InvalidSpec, DuplicateApp; UnknownApp: it is not there any more.
         """
-        given = self._given()
+        given = command_line.as_registered(self._given())
         with self._home.write() as cx:
             if self.id is None:
                 self.__data__["id"] = apps.add_app(cx, given)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ from .. import terminal
 from ..errors import LaunchError
 from ..identity import Holder
 from ..processes import RUN_VARIABLE
-from ..programs import module_words
+from ..programs import module_words, run
+from ..schedulers import hostlist
 from ..schedulers.environ import Allocation, NodeGpus
 from ..settings import Settings
 from . import logs, mpirun
@@ -52,8 +54,14 @@ _LEFTOVER_GRACE_S = 5.0
 _LAST_NEWS_LIMIT_S = 2.0
 #: The output of a program that is over is read for so long, in seconds.
 _PIPES_LIMIT_S = 1.0
-#: A second try needs so many minutes before the limit to be worth it.
+#: Another try needs so many minutes before the limit to be worth it.
 _LEAST_MINUTES = 1.0
+#: A program that broke down after so many seconds had worked: what broke it is not what broke the one before.
+_WORKED_S = 600.0
+#: A node on which this program does not run within so many seconds is lost. (Slurm 22.05 tries for 17 s to reach a dead one.)
+_PROBE, _PROBE_S = ("true",), 60.0
+#: So many nodes are asked at once.
+_PROBES = 16
 _PERIOD_S = 0.2
 
 
@@ -104,7 +112,8 @@ def report(**news: object) -> None:
 def supervise(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions) -> int:
     """Run the launcher as an MPI program, one rank on each node. Returns its exit code; 1 if it broke down.
 
-    A program that breaks down when it has run already is started a second time: the batch job's other nodes may well go on.
+    A program that breaks down is started again on the nodes that still answer, as often as nodes are lost. Where all answer it
+    is started again once, and once more whenever it has worked for a while.
 
     Raises:
         LaunchError: it could not start: no mpi4py, no MPI start command, or whatever rank 0 said.
@@ -113,26 +122,71 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
     if importlib.util.find_spec("mpi4py") is None:
         raise LaunchError(f"Jobs on {where} need mpi4py, which {sys.executable} does not have.", hint=INSTALL)
-    starter = mpirun.one_rank_per_node(names, settings, os.environ, found.batch and found.batch.node_gpus)
-    if isinstance(starter, str):
-        raise LaunchError(f"Jobs on {where} need an MPI start command: {starter}")
+    starter = _Starter(settings, found.batch.node_gpus if found.batch else None)
+    starter.words(names)
     logs.set_up(db_directory, settings, "supervisor")
     deadline = time.monotonic() + 60 * options.time_limit_minutes if options.time_limit_minutes > 0 else None
     wishes = _Wishes()
-    for is_last in (False, True):
+    batch, is_repeated = found.batch, False
+    while True:
         if deadline is not None:
             options = options._replace(time_limit_minutes=max((deadline - time.monotonic()) / 60, 0.001))
-        plan = Plan(db_directory, len(found.nodes), settings.HEARTBEAT_S, options, found.batch)
-        program = _Program(starter, plan, settings, wishes)
+        plan = Plan(db_directory, len(names), settings.HEARTBEAT_S, options, batch)
+        program, began = _Program(starter.words(names), plan, settings, wishes), time.monotonic()
         code = program.run()
         if code is not None:
             return code
         too_late = deadline is not None and deadline - time.monotonic() < 60 * _LEAST_MINUTES
-        if is_last or wishes.stop or too_late or program.lease is None:
+        if wishes.stop or too_late or batch is None:
             break
-        log.warning("It is started once more.")
+        alive = starter.answering(names, wishes)
+        if wishes.stop or not alive:
+            break
+        if len(alive) == len(names):
+            if program.lease is None or (is_repeated and time.monotonic() - began < _WORKED_S):
+                break
+            is_repeated = True
+            log.warning("All nodes answer. It is started again.")
+            continue
+        lost = [name for name in names if name not in alive]
+        log.warning("Lost %d of %d nodes, which do not answer: %s. It is started again on the others.",
+                    len(lost), len(names), hostlist.compress(lost))  # fmt: skip
+        names, options = alive, options._replace(limit_nodes=None, offset_nodes=0)
+        batch = batch.only(alive)
     log.error("What was running will be RESTART_READY as soon as the next launcher starts.")
     return 1
+
+
+class _Starter:
+    """The MPI start command for one rank on each of some nodes."""
+
+    def __init__(self, settings: Settings, node_gpus: NodeGpus | None) -> None:
+        self._settings, self._node_gpus = settings, node_gpus
+
+    def words(self, names: Sequence[str]) -> list[str]:
+        """Return what stands before our own program. LaunchError: this machine has no such command."""
+        found = mpirun.one_rank_per_node(names, self._settings, os.environ, self._node_gpus)
+        if isinstance(found, str):
+            where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
+            raise LaunchError(f"Jobs on {where} need an MPI start command: {found}")
+        return found
+
+    def answering(self, names: Sequence[str], wishes: _Wishes) -> list[str]:
+        """Return those of the nodes on which a program can be started, in their order. One that is lost takes `_PROBE_S`."""
+        log.info("Asking each node whether it answers.")
+        environ = _environ()
+
+        def answers(name: str) -> bool:
+            # A signal ends it early: nothing is started any more then.
+            return not wishes.stop and run([*self.words([name]), *_PROBE], timeout_s=_PROBE_S, environ=environ).ok
+
+        with ThreadPoolExecutor(_PROBES) as pool:
+            return [name for name, ok in zip(names, pool.map(answers, names)) if ok]
+
+
+def _environ() -> dict[str, str]:
+    """Scrubbed: in Slurm a second program would otherwise wait for what is left of the first."""
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in mpirun.scrubbed(os.environb).items()}
 
 
 class _Wishes:
@@ -159,9 +213,7 @@ class _Program:
         self._plan, self._settings, self._wishes = plan, settings, wishes
         self._mark = ensemble_mark(plan.db_directory, Holder.current())
         log.info("Starting %d ranks of balsam_lite.launcher.rank: %s", plan.ranks, " ".join([*starter, sys.executable]))
-        # Scrubbed: in Slurm a second program would otherwise wait for what is left of the first.
-        inherited = {os.fsdecode(name): os.fsdecode(value) for name, value in mpirun.scrubbed(os.environb).items()}
-        environ = {**inherited, RUN_VARIABLE: os.fsdecode(self._mark)}
+        environ = {**_environ(), RUN_VARIABLE: os.fsdecode(self._mark)}
         argv = [*starter, *module_words("balsam_lite.launcher.rank", plan.as_text())]
         self._process = Piped(argv, environ)
         self._unread = b""

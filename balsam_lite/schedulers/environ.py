@@ -65,6 +65,12 @@ class Allocation(NamedTuple):
     node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () is: not said, or all have `cpus_per_node`
     node_gpus: NodeGpus | None = None  # `node_gpus.ask_gpus` tells; None is: the scheduler does not
 
+    def only(self, names: Sequence[str]) -> Allocation:
+        """Return the same with no other nodes than these."""
+        cpus = dict(zip(self.node_names, self.node_cpus))
+        node_cpus = tuple(cpus[name] for name in names) if cpus else ()
+        return self._replace(num_nodes=len(names), node_names=tuple(names), node_cpus=node_cpus)
+
 
 _Environ = Mapping[str, str]
 

@@ -157,6 +157,10 @@ class DatabaseGone(NotABalsamDB):
     """The Balsam DB that was open was removed, moved or replaced."""
 
 
+class DatabaseEmptied(NotABalsamDB):
+    """The file of a Balsam DB that has been used is empty."""
+
+
 class SchemaMismatch(DatabaseError):
     """The DB was written by another version of balsam_lite."""
 

@@ -129,6 +129,34 @@ def backup(path: str, force: bool) -> None:
     say(f"{layout.one_line(path)}: {layout.size(size)}")
 
 
+@db.command(cls=PathCommand, short_help="make a new DB of what can be read in a damaged one")
+@click.argument("new_dir")
+def salvage(new_dir: str) -> None:
+    """Make a new DB in the directory NEW_DIR of what can be read in the active one, which is damaged and stays as it is.
+
+    Reads jobs, applications, events, dependencies, tags and batch jobs, page by page, and prints what could not be read. Jobs
+    that launchers had are RESTART_READY in the new DB; jobs whose parents are lost are FAILED. The working directories stay
+    where they are: move `data` into the new directory afterwards. A recent backup may hold more.
+
+    \b
+    Example:
+        balsam --db ~/my-db db salvage ~/my-new-db
+    """
+    from ..db.salvage import salvage as read_what_can_be_read
+
+    directory = location.find(click.get_current_context().find_root().obj)
+    found = read_what_can_be_read(directory, new_dir)
+    click.echo(f"Read: {', '.join(f'{rows} {name}(s)' for name, rows in found.read.items())}")
+    for text in found.lost:
+        click.echo(f"Lost: {text}")
+    for text in found.notes:
+        click.echo(f"Note: {text}")
+    if not found.lost:
+        click.echo("Nothing was found to be lost.")
+    new, old = layout.one_line(found.directory), layout.one_line(directory)
+    click.echo(f"The new DB is {new}. The working directories are in {old}/data; move them to {new}/data.")
+
+
 @db.command(cls=BalsamCommand, short_help="write the database anew, without unused room")
 @option("--force", is_flag=True, help="Do it though launchers are at work; they wait meanwhile.")
 def vacuum(force: bool) -> None:

@@ -88,12 +88,15 @@ _WRONG_TAGS = (
 )
 
 
+_SALVAGE = "restore a backup, or let `balsam db salvage NEW_DIR` read what can be read"
+
+
 def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False) -> Iterator[Finding]:
     """Each thing in turn. An unreadable file is a finding, not an exception. Opens read transactions of its own."""
     yield _mount(db)
     yield _sqlite()
     faults = maintenance.damage(db, quick=quick)
-    yield Finding("file", WRONG, "; ".join(faults)) if faults else Finding("file", OK, _sound(quick))
+    yield Finding("file", WRONG, f"{'; '.join(faults)}; {_SALVAGE}") if faults else Finding("file", OK, _sound(quick))
     if faults:
         return
     with db.read() as cx:  # nothing is told inside: whoever listens may take his time, and others want the DB

@@ -26,6 +26,7 @@ from ..errors import (
     BalsamError,
     CopiedDatabase,
     DatabaseBusy,
+    DatabaseEmptied,
     DatabaseError,
     DatabaseFull,
     DatabaseGone,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 FILE_NAME = "balsam.sqlite3"
 #: The database file and what SQLite puts beside it (https://sqlite.org/tempfiles.html).
 FILES = tuple(FILE_NAME + ending for ending in ("", "-wal", "-shm", "-journal"))
+
+#: Directories beside the file that are empty only where the DB has never been used.
+USED_FOLDERS = ("data", "log")
 
 #: What `read` and `write` give, for those above this room to name: they hand it on and do not look into it.
 Connection = sqlite3.Connection
@@ -288,13 +292,20 @@ class Database:
             self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
     def upgrade(
-        self, allow: Callable[[Connection], None] = lambda cx: None, then: Callable[[Connection], None] = lambda cx: None
+        self,
+        allow: Callable[[Connection], None] = lambda cx: None,
+        then: Callable[[Connection], None] = lambda cx: None,
+        *,
+        is_new: bool = False,
     ) -> None:
         """Make an empty file a database, and bring an older one to this program's schema version.
 
         Both are called inside the transaction: `allow`, which may raise, if there is an older one, and at the end `then`.
+        The caller has just made the file if it `is_new`; else an empty one is refused where the DB has been used.
         """
         self.close()
+        if not is_new:
+            self._refuse_if_emptied()
         self._is_upgrading = True
         try:
             with self.session(), _translated(self.directory):
@@ -411,6 +422,8 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         thread = self._thread()
         thread.file, thread.read_as, thread.is_immutable = self._file_there(), None, False
+        if not self._is_upgrading:
+            self._refuse_if_emptied()
         if thread.unlocked:
             return self._open_copy()
         try:
@@ -423,6 +436,19 @@ class Database:
             return self._open_copy()
         thread.read_as, thread.is_immutable = state, True
         return self._open_as(self.path, "mode=ro&immutable=1")
+
+    def _refuse_if_emptied(self) -> None:
+        """Raise DatabaseEmptied where all has been lost; SQLite would take the file for a new one, and remove its WAL."""
+        if os.stat(self.path).st_size:
+            return
+        wal = self._state_there().wal[0]
+        if wal or any(map(_has_entries, (os.path.join(self.directory, name) for name in USED_FOLDERS))):
+            also = f" Its WAL still holds {wal} bytes: `balsam db salvage NEW_DIR` reads them." if wal else ""
+            raise DatabaseEmptied(
+                f"{self.path} is empty, though this DB has been used: something has emptied it.{also}",
+                hint=f"Restore a backup: copy it to that place, and then `balsam init {self.directory}`. To begin anew, remove "
+                "the file first.",
+            )
 
     def _open_copy(self) -> sqlite3.Connection:
         """Open a private copy of the file, which is gone when it is closed."""
@@ -526,6 +552,14 @@ def refuse_unsafe(directory: str) -> None:
         )
 
 
+def _has_entries(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is not None
+    except OSError:
+        return False
+
+
 def file_at(path: str) -> tuple[int, int] | None:
     """What tells a file from another one that gets its name; None where there is none. Raises DatabaseError."""
     try:
@@ -590,5 +624,8 @@ def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:
             hint="The directory and the files in it must be readable and writable for you.",
         )
     if "not a database" in text or "malformed" in text:
-        return NotABalsamDB(f"{os.path.join(directory, FILE_NAME)} is damaged or no database: {text}")
+        return NotABalsamDB(
+            f"{os.path.join(directory, FILE_NAME)} is damaged or no database: {text}",
+            hint="Restore a backup, or let `balsam db salvage NEW_DIR` read what can be read.",
+        )
     return DatabaseError(f"The DB {directory}: {text}")

@@ -146,12 +146,12 @@ def set_up(directory: str, access: str | None = None, say: Callable[[str], None]
         if access == filesystem.LOCAL:
             connection.refuse_unsafe(directory)
         write_json(os.path.join(directory, MARKER), {"access": access, "id": identity(directory) or os.urandom(16).hex()})
-        _create_empty(os.path.join(directory, connection.FILE_NAME))
+        is_new = _create_empty(os.path.join(directory, connection.FILE_NAME))
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
     database = Database(directory, access)
     said: list[str] = []
-    database.upgrade(lambda cx: _refuse_living(cx, directory), lambda cx: said.append(_bind(cx, database)))
+    database.upgrade(lambda cx: _refuse_living(cx, directory), lambda cx: said.append(_bind(cx, database)), is_new=is_new)
     if said[0]:
         write_json(os.path.join(directory, MARKER), {"access": access, "id": os.urandom(16).hex()})
         say(said[0])
@@ -227,12 +227,14 @@ def _recorded_access(directory: str) -> str | None:
         return None
 
 
-def _create_empty(path: str) -> None:
+def _create_empty(path: str) -> bool:
+    """Create the file; returns whether it was not there."""
     try:
         # Only a file that nobody has open yet: closing it would drop the locks of SQLite's own connections.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
     except FileExistsError:
-        pass
+        return False
+    return True
 
 
 # --- the DBs that this user knows -------------------------------------------------------------------------------------

@@ -251,11 +251,14 @@ def add_dependency(parent: JobLike, child: JobLike) -> None:
 
     if _collect([(parent, child)]):
         return
-    with held_back.graph_write(_database_of(parent, child)) as (cx, _):
-        graph.add_dependency(cx, _number(cx, parent), _number(cx, child), SystemClock.now_us())
-        for job in (parent, child):
-            if isinstance(job, models.BalsamJob):
-                job._follow()
+    database = _database_of(parent, child)
+    with database.session():
+        above, below = _numbers(database, parent, child)
+        with held_back.graph_write(database) as (cx, _):
+            graph.add_dependency(cx, above, below, SystemClock.now_us())
+            for job in (parent, child):
+                if isinstance(job, models.BalsamJob):
+                    job._follow()
 
 
 def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
@@ -273,13 +276,15 @@ def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
     wanted = [(parent, child) for parent, child in pairs]
     if not wanted or _collect(wanted):
         return
-    with held_back.graph_write(_database_of(*(job for pair in wanted for job in pair))) as (cx, _):
-        known: dict[Any, int] = {}
+    database = _database_of(*(job for pair in wanted for job in pair))
+    known: dict[Any, int] = {}
+    with database.read() as cx:  # as `_numbers`
         for job in (job for pair in wanted for job in pair):
             if isinstance(job, models.BalsamJob):
                 known[id(job)] = job._number()
             elif id(job) not in known:
                 known[id(job)] = job if type(job) is int else _number(cx, job)
+    with held_back.graph_write(database) as (cx, _):
         numbers = [(known[id(parent)], known[id(child)]) for parent, child in wanted]
         graph.add_dependencies(cx, numbers, SystemClock.now_us())
     for _, child in wanted:
@@ -360,8 +365,9 @@ def kill(job: JobLike, recursive: bool = True) -> int:
     from ..db.store import user
 
     database = _database_of(job)
-    with database.write() as cx:
-        killed = user.kill(database, [_number(cx, job)], recursive=recursive).killed
+    numbers = _numbers(database, job)
+    with database.write():
+        killed = user.kill(database, numbers, recursive=recursive).killed
         if isinstance(job, models.BalsamJob):
             job._follow()
     return killed
@@ -391,6 +397,12 @@ def _database_of(*jobs: Any) -> Database:
     if len(known) > 1:
         raise InputError(f"These jobs are in different DBs: {', '.join(sorted(home.directory for home in known))}")
     return known.pop() if known else models.active()
+
+
+def _numbers(database: Database, *jobs: Any) -> list[int]:
+    """The numbers of jobs that exist, found before a write transaction: a name takes a while among millions of jobs."""
+    with database.read() as cx:
+        return [_number(cx, job) for job in jobs]
 
 
 def _number(cx: sqlite3.Connection, job: Any) -> int:

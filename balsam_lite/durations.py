@@ -12,17 +12,15 @@ import re
 FORMS = "minutes, or a time such as 90m, 1h30m, 01:30:00 or 2-00:00:00"
 #: Of seconds; thirty thousand years, and far from where floating-point numbers lose whole seconds.
 _LARGEST_S = 10**12
-_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{0,9})?")
-_UNITS = re.compile(
-    r"""(?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:d|days?)\s*)?
-        (?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:h|hrs?|hours?)\s*)?
-        (?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:m|mins?|minutes?)\s*)?
-        (?:([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:s|secs?|seconds?))?""",
-    re.VERBOSE | re.IGNORECASE,
+# Text, compiled when it is used: every command imports this module, and few read a time.
+_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{0,30})?(?:e-[0-9]{1,2})?"
+_UNITS = r"\s*".join(
+    rf"(?:([0-9]{{1,15}}(?:\.[0-9]{{1,9}})?)\s*(?:{names}))?"
+    for names in ("d|days?", "h|hrs?|hours?", "m|mins?|minutes?", "s|secs?|seconds?")
 )
-_DAYS = re.compile(r"([0-9]{1,12})-([0-9]{1,2})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?")
-_COLONS = re.compile(r"(?:([0-9]{1,12}):)?([0-9]{1,12}):([0-9]{1,2}):([0-9]{1,2})")
-_TWO_PARTS = re.compile(r"([0-9]{1,12}):([0-9]{1,12})")
+_DAYS = r"([0-9]{1,12})-([0-9]{1,2})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?"
+_COLONS = r"(?:([0-9]{1,12}):)?([0-9]{1,12}):([0-9]{1,2}):([0-9]{1,2})"
+_TWO_PARTS = r"([0-9]{1,12}):([0-9]{1,12})"
 _PARTS_S = (86400, 3600, 60, 1)
 
 
@@ -33,20 +31,21 @@ def minutes(text: str) -> float:
     (90.0, 90.0, 90.0, 1440.0, 2880.0, 1.5)
     """
     text = text.strip()
-    if _NUMBER.fullmatch(text):
+    if re.fullmatch(_NUMBER, text):
         return _checked(60 * float(text), text) / 60
-    two = _TWO_PARTS.fullmatch(text)
+    two = re.fullmatch(_TWO_PARTS, text)
     if two:
         first, second = (int(part) for part in two.groups())
         raise ValueError(
             f"must not be {text}: that is {first} h {second} min to some schedulers, and {first} min {second} s to others."
             f" Write {first}h{second}m or {first}m{second}s"
         )
-    found = (_UNITS.fullmatch(text) if text else None) or _DAYS.fullmatch(text) or _COLONS.fullmatch(text)
+    with_units = re.fullmatch(_UNITS, text, re.IGNORECASE) if text else None
+    found = with_units or re.fullmatch(_DAYS, text) or re.fullmatch(_COLONS, text)
     if found is None:
         raise ValueError(f"must be {FORMS}, not {text!r:.60}")
     parts = [float(part or 0) for part in found.groups()]
-    if found.re is not _UNITS and max(parts[2:]) >= 60:
+    if not with_units and max(parts[2:]) >= 60:
         raise ValueError(f"must not be {text}: there are 60 minutes in an hour and 60 seconds in a minute")
     return _checked(sum(part * unit for part, unit in zip(parts, _PARTS_S)), text) / 60
 
@@ -59,7 +58,7 @@ def whole_minutes(text: str) -> int:
     >>> whole_minutes("61s"), whole_minutes("01:00:00"), whole_minutes("0.5h")
     (2, 60, 30)
     """
-    if _NUMBER.fullmatch(text.strip()) and "." in text:
+    if re.fullmatch(_NUMBER, text.strip()) and not text.strip().isdigit():
         raise ValueError(f"must be a whole number of {FORMS}, not {text!r:.60}")
     return math.ceil(round(minutes(text), 6))
 

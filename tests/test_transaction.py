@@ -17,7 +17,7 @@ from helpers import Slots, wait_until
 from balsam_lite.api import Job
 from balsam_lite.db import location, queries
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps, claims, leases
+from balsam_lite.db.store import apps, claims, leases, user
 from balsam_lite.errors import (
     DependencyCycle,
     DuplicateDependency,
@@ -156,6 +156,10 @@ def test_that_many_dependencies_are_added_at_once_however_the_jobs_are_given(db)
     assert edges(db) == [("a", "b"), ("b", "c"), ("c", "d")]
     assert b.state == "AWAITING_PARENTS" and a.state == "CREATED"
     dag.add_dependencies([])
+    for no_pair in (a, "ab", (a,), (a, b, c), None, 7):
+        with pytest.raises(InputError, match="Dependency number 2: must be a pair"):
+            dag.add_dependencies([(a, d), no_pair])
+    assert len(edges(db)) == 3
 
 
 def test_that_one_bad_dependency_of_many_writes_none(db):
@@ -173,8 +177,8 @@ def test_that_one_bad_dependency_of_many_writes_none(db):
         ((c, d), DuplicateDependency, f"#{d.id} waits for job #{c.id}"),
         ((a, 99), UnknownJob, "99"),
         ((a, "ffffffff"), UnknownJob, "ffffffff"),
-        ((a, running), StateError, "already started"),
-        ((a, held), StateError, "being prepared"),
+        ((a, running), StateError, f"already started[^#]*#{running.id};"),
+        ((a, held), StateError, f"being prepared[^#]*#{held.id};"),
     ]:
         with pytest.raises(error, match=words):
             dag.add_dependencies([(c, d), bad])
@@ -346,6 +350,7 @@ def test_that_only_additions_are_possible_inside(db):
             lambda: old.set_parents([]),
             lambda: BalsamJob.batch_update_state([old.job_id], "JOB_FINISHED"),
             lambda: BalsamJob.objects.update(args="1"),
+            lambda: user.rerun(db, [old.id]),
             lambda: BalsamJob.objects.all().delete(),
             lambda: BalsamJob.objects.get_or_create(name="new", application="a"),
             lambda: Job(workdir="w", app_id="a", site_name="x").save(),

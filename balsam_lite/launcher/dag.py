@@ -267,13 +267,13 @@ def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
     Takes time linear in the number of dependencies: cycles are looked for once.
 
     Raises:
-        as `add_dependency`.
+        as `add_dependency`; InputError: something is no pair.
     """
     from ..clock import SystemClock
     from ..db import models
     from ..db.store import graph, held_back
 
-    wanted = [(parent, child) for parent, child in pairs]
+    wanted = [_pair(number, pair) for number, pair in enumerate(pairs, 1)]
     if not wanted or _collect(wanted):
         return
     database = _database_of(*(job for pair in wanted for job in pair))
@@ -290,6 +290,12 @@ def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
     for _, child in wanted:
         if isinstance(child, models.BalsamJob):
             child._forget_state()
+
+
+def _pair(number: int, pair: Any) -> tuple[Any, Any]:
+    if isinstance(pair, (tuple, list)) and len(pair) == 2:
+        return pair[0], pair[1]
+    raise InputError(f"Dependency number {number}: must be a pair (parent, child), not {pair!r}")
 
 
 def _collect(pairs: list[tuple[JobLike, JobLike]]) -> bool:

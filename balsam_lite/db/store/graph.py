@@ -89,7 +89,12 @@ def add_dependencies(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]], n
             hint=f"{len(cycle)} jobs would wait for each other: numbers {named}.",
         )
     for child in children:
-        _check_unstarted(cx, child)
+        try:
+            _check_unstarted(cx, child)
+        except StateError as exc:
+            if len(pairs) > 1:
+                exc.hint = f"The child is job #{child}; none of the {len(pairs)} dependencies was added."
+            raise
     add_edges(cx, pairs, now_us)
 
 

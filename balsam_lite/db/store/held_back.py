@@ -33,6 +33,9 @@ _MAX_HOLD_US = MAX_HOLD_S * SECOND_US
 #: many jobs are moved on once in a while, and not with each job that is added.
 _SLACK_US = 1000
 
+#: Seconds that the end of a process waits for a busy DB.
+_END_TIMEOUT_S = 2.0
+
 _THESE = "id IN (SELECT value FROM json_each(?)) AND start_after IS NOT NULL"
 
 
@@ -147,8 +150,9 @@ def release(database: Database) -> None:
 
 
 def _release_all() -> None:
-    """At the end of the process."""
+    """At the end of the process, which does not wait long for a busy DB."""
     for held in list(_held.values()):
+        held.database.busy_timeout_s = min(held.database.busy_timeout_s, _END_TIMEOUT_S)
         release(held.database)
 
 

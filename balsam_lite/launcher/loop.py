@@ -653,9 +653,8 @@ class Launcher:
         """
         if self._db.access != LOCAL or isinstance(exc, (NotABalsamDB, SchemaMismatch)):
             return False
-        has_work = bool(len(self._runner) or len(self._steps) or self._has_ends)
         is_short = self._last_tick - self._last_heartbeat < self._settings.TROUBLE_TTL_S
-        return has_work or is_short or self._limits.idle_ttl_s is None
+        return self._has_work or is_short or self._limits.idle_ttl_s is None
 
 
 def _lost(exc: DatabaseGone) -> LostLease:

@@ -595,7 +595,7 @@ def _is_busy(exc: sqlite3.Error) -> bool:
     return "locked" in str(exc)
 
 
-def _why_full(text: str, directory: str) -> str:
+def why_full(text: str, directory: str) -> str:
     """Return what SQLite could not write for want of, if that is why it failed; else "".
 
     It reports only ENOSPC at a write as SQLITE_FULL; a quota, and a full disk at the start of the WAL's files, are an I/O error
@@ -612,7 +612,7 @@ def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:
     text = str(exc)
     if _is_busy(exc):
         return DatabaseBusy(f"The DB {directory} is busy: {text}", hint="Try again.")
-    full = _why_full(text, directory)
+    full = why_full(text, directory)
     if full:
         return DatabaseFull(f"{full}; nothing was written.", hint="Free some space, try again.")
     unwritable = "unable to open" in text and os.path.isdir(directory) and not os.access(directory, os.W_OK)

@@ -79,8 +79,9 @@ def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
         target.execute("PRAGMA journal_mode = DELETE")
         found = target.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as exc:
-        kind = DatabaseFull if "full" in str(exc) else DatabaseError
-        raise kind(f"The backup {path} cannot be written: {exc}") from exc
+        full = connection.why_full(str(exc), os.path.dirname(path))
+        kind = DatabaseFull if full else DatabaseError
+        raise kind(f"The backup {path} cannot be written: {full or exc}") from exc
     finally:
         target.close()
     if found != "ok":

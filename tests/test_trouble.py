@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pty
 import resource
 import shutil
 import sqlite3
@@ -120,6 +121,33 @@ def test_that_a_launcher_that_can_start_nothing_for_long_ends_with_the_reason_an
             (waiting,) = {*reasons.waits_for(cx, [bench.job(1), bench.job(3)]).values()}
         assert "data is full" in waiting
     assert "gpus_per_rank=0: The disk of" in log_of(bench)
+
+
+def test_that_a_launcher_on_a_terminal_says_there_why_it_starts_nothing(bench, balsam_argv):
+    bench.app("hello", "echo hello")
+    with small_disk(f"{bench.directory}/data") as data:
+        ballast = fill(data)
+        bench.add([{"application": "hello"}] * 3)
+        side, terminal = pty.openpty()
+        argv = [*balsam_argv, "--db", bench.directory, "launcher", "--consume-all", "--job-mode", "serial"]
+        launcher = subprocess.Popen(argv, stderr=terminal, env=bench.environ, start_new_session=True)
+        bench.launchers.append(launcher)
+        os.close(terminal)
+        shown = b""
+
+        def is_told() -> bool:
+            nonlocal shown
+            shown += os.read(side, 4096)
+            return f"No job can be started: The disk of {data} is full\r\n".encode() in shown
+
+        wait_until(is_told)
+        ballast.unlink()
+        with suppress(OSError):  # the other side is closed
+            while os.read(side, 4096):
+                pass
+        os.close(side)
+        assert launcher.wait(30) == 0
+        assert bench.states() == {"JOB_FINISHED": 3}
 
 
 def test_that_the_steps_of_a_job_are_done_again_when_there_is_space(bench, tmp_path):

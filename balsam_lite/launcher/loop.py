@@ -120,6 +120,7 @@ class Launcher:
         self._idle_since: float | None = None
         self._failing_since: float | None = None
         self._complain_at = 0.0  # once more about the DB
+        self._database_trouble = ""  # why it cannot be used
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
         self._outlook_at = 0.0
@@ -320,6 +321,11 @@ class Launcher:
         return claim.label if claim else f"#{number}"
 
     # --- the machine's trouble ----------------------------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing goes on now; "" if it does."""
+        return self._database_trouble or (f"No job can be started: {self.pause.reason}" if self.pause.reason else "")
 
     @property
     def _good_starts(self) -> int:
@@ -548,6 +554,7 @@ class Launcher:
                     if str(exc) != complaint:
                         log.error("The DB cannot be written, trying on: %s", exc)
                     retry_at, complaint = now + _RETRY_PERIOD_S, str(exc)
+                    self._database_trouble = f"The DB cannot be written, trying on: {exc.message}"
             if not len(self._runner) and not self._has_ends and self._clock.monotonic() > deadline:
                 self._leave_steps()
                 return
@@ -634,6 +641,7 @@ class Launcher:
         self._last_tick = self._clock.monotonic()
         if self._failing_since is None:
             self._failing_since = self._complain_at = now
+        self._database_trouble = f"The DB cannot be used, trying on: {exc.message}"
         failing_s = self._last_tick - self._failing_since
         if now >= self._complain_at:
             self._complain_at = now + _COMPLAINT_PERIOD_S
@@ -644,7 +652,7 @@ class Launcher:
     def _database_works(self, now: float) -> None:
         if self._failing_since is not None:
             log.info("The DB can be used again, after %.0f s.", now - self._failing_since)
-        self._failing_since = None
+        self._failing_since, self._database_trouble = None, ""
 
     def _may_outlast(self, exc: DatabaseError) -> bool:
         """Whether to go on with a DB that cannot be used for long: on this host nobody takes the lease of a living process.

@@ -44,7 +44,7 @@ class RecentRate:
 class Progress:
     """One live line on a terminal: jobs by what became of them, their rate, what is waited for. Elsewhere nothing."""
 
-    _PERIOD_S = 0.5
+    _PERIOD_S, _TOLD_PERIOD_S = 0.5, 60.0
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -52,6 +52,7 @@ class Progress:
         self._rate = RecentRate(self._shown_at)
         self._on = sys.stderr.isatty()
         self._launcher: Launcher | None = None
+        self._told, self._told_at = "", 0.0
         self._runner: Runner | None = None
 
     def watch(self, launcher: Launcher, runner: Runner) -> None:
@@ -73,6 +74,7 @@ class Progress:
     def _show(self) -> None:
         self._shown_at = time.monotonic()
         assert self._launcher is not None and self._runner is not None
+        self._tell(self._launcher.trouble)
         try:
             with self._db.read() as cx:
                 counts = queries.state_counts(cx)
@@ -88,6 +90,14 @@ class Progress:
         line += f"; waits for {self._launcher.awaited}" if self._launcher.awaited else ""
         width = _width()
         self._on = terminal.write_stderr(f"\r{line[:width]:<{width}}")  # not once more to a terminal that is closed
+
+    def _tell(self, trouble: str) -> None:
+        """Write above the line why nothing goes on, once a minute at most unless the reason is another one."""
+        is_due = trouble != self._told or self._shown_at - self._told_at >= self._TOLD_PERIOD_S
+        if trouble and is_due:
+            self.clear()
+            self._on = terminal.write_stderr(f"{trouble}\n")
+            self._told, self._told_at = trouble, self._shown_at
 
     def clear(self) -> None:
         """Leave the line."""

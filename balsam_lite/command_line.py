@@ -163,6 +163,10 @@ def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             for text in problems(stored[name], directory, tells_missing=False):
                 warnings.warn(f"{name}: {text}", CommandLineWarning, stacklevel=_level_of_user())
+    first = str(fields.get("command_template") or "").split()[:1]  # the template is the user's text, and stays as it is
+    if first and as_program(shlex.quote(first[0]), "", directory) != shlex.quote(first[0]) and os.path.isfile(first[0]):
+        text = f"command_template: {first[0]} is a file here, and jobs run in other directories; write its whole path"
+        warnings.warn(text, CommandLineWarning, stacklevel=_level_of_user())
     return stored
 
 

@@ -299,6 +299,16 @@ def test_that_python_warns_at_the_line_that_registers(db: Database, here: Path) 
         dag.add_app("b", "no-such-program-here")  # it may be where the jobs run
 
 
+def test_that_a_template_that_runs_a_file_of_the_current_directory_is_told(db: Database, here: Path) -> None:
+    for number, template in enumerate(("./run.sh {{ x }}", "run.sh {{ x }}")):
+        with pytest.warns(CommandLineWarning, match="command_template: .*run.sh is a file here, and jobs run in other"):
+            App(name=f"a{number}", command_template=template).save()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        App(name="b", command_template="echo {{ x }}").save()
+        App(name="c", command_template=f"{here}/run.sh {{{{ x }}}} | wc > out").save()
+
+
 def test_that_a_line_can_be_registered_where_the_current_directory_is_gone(db: Database, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

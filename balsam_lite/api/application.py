@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn
 
-from .. import loading
+from .. import command_line, loading
 from ..db.registry import Entry
 from ..errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
 from ..launcher import application, call, interpreter, order
@@ -99,6 +99,8 @@ class ApplicationDefinition:
             return
         home = cls._home()
         row = _row(cls, home)
+        if not home.entry.is_remote:
+            row = command_line.as_registered(row)
         if rename_from:
             row["rename_from"] = rename_from
         home.desk.create("app", [row])

@@ -11,6 +11,8 @@ from helpers import wait_until
 from launching import Bench
 
 from balsam_lite import outputs, states
+from balsam_lite.cli import job_create
+from balsam_lite.cli.main import main
 from balsam_lite.db import queries
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.store import insert, user
@@ -287,3 +289,11 @@ def test_that_looking_for_a_workdir_in_use_reads_indexes_only_of_jobs_with_it(fi
         with filled.db.read() as cx:
             plan = [row[3] for row in cx.execute(f"EXPLAIN QUERY PLAN {query}", ('["a"]', 0))]
         assert any(f"INDEX {index} (" in line for line in plan), plan
+
+
+def test_that_the_command_refuses_a_workdir_in_use_before_it_asks(filled, capsys, monkeypatch):
+    words = ["--db", filled.directory, "job", "create", "--app", "hello", "--workdir", "here"]
+    monkeypatch.setattr(job_create, "confirm", lambda *_: pytest.fail("it asked"))
+    assert main(words) == main([*words, "--yes"]) == 2
+    assert capsys.readouterr().err.count("The workdir here is that of job 1 ") == 2
+    assert main([*words, "--allow-shared-workdir", "--yes"]) == 0

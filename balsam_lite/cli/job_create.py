@@ -92,6 +92,8 @@ def create(site: str, app: str, yes: bool, **values: Any) -> None:
     desk = one_site(site)
     job = _checked(desk, app, values)
     sys.stdout.writelines(f"{line}\n" for line in _preview(desk.entry, job))
+    if not yes:
+        desk.check_jobs([job])  # nobody is asked about what is refused then
     if yes or confirm("Do you want to create this Job?", "--yes"):
         (made,) = desk.create("job", [job])
         click.echo(f"Added Job id={made['id']}")

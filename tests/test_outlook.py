@@ -12,13 +12,16 @@ from helpers import Slots, wait_until
 from launching import Bench
 
 from balsam_lite import states
-from balsam_lite.db import location, outlook
+from balsam_lite.db import batch_queries, location, outlook
 from balsam_lite.db.outlook import Scope, what_may_come
 from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, user, waits
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.identity import Holder, start_of
 from balsam_lite.launcher.progress import RecentRate
 from balsam_lite.launcher.tally import Tally
+from balsam_lite.schedulers import base, submission
+from balsam_lite.schedulers.submission import LaunchRequest
+from balsam_lite.settings import Settings
 
 
 @pytest.fixture
@@ -131,6 +134,16 @@ def test_that_waits_are_no_launchers_and_leave_nothing_behind(db):
         waits.close_wait(cx, launcher)  # is none
         waits.close_wait(cx, mine)
         assert cx.execute("SELECT kind FROM lease").fetchall() == [("launcher",)]
+
+
+def test_that_whoever_has_just_added_a_job_to_a_running_launcher_may_add_another(db):
+    (job,) = add(db, {})
+    user.set_state(db, [job], states.JOB_FINISHED)
+    with db.read() as cx:
+        added_us = cx.execute("SELECT created FROM job").fetchone()[0]
+        for started_us, later_s, comes in ((added_us - 1, 1.9, True), (added_us - 1, 2.1, False), (added_us + 1, 0.1, False)):
+            found = what_may_come(cx, Scope(), added_us + int(later_s * 1e6), 120.0, started_us)
+            assert found == ("the next job of whoever has just added one" if comes else "")
 
 
 # --- a launcher's end -------------------------------------------------------------------------------------------------
@@ -250,3 +263,34 @@ def test_that_the_rate_is_that_of_the_last_minute():
     for second in range(400, 500):
         rate.note(float(second), 62)
     assert rate.per_s == 0.0
+
+
+def launched(bench, monkeypatch):
+    """What became of a launch."""
+    monkeypatch.setenv("BALSAM_SCHEDULER_CLASS", "LocalScheduler")
+    monkeypatch.setenv("BALSAM_IDLE_TTL_S", "0.3")
+    settings = Settings.load(bench.directory)
+    row = submission.submit_launch(bench.db, settings, LaunchRequest(1, 5, job_mode="serial"))
+    wait_until(lambda: submission.refresh(bench.db, base.select(settings)) == [], 60, 0.2)
+    with bench.db.read() as cx:
+        return batch_queries.get(cx, row["id"])
+
+
+def test_that_the_reason_of_a_launch_tells_how_many_jobs_it_left_and_why(bench, monkeypatch):
+    bench.app("good", "true")
+    jobs = bench.add([{"application": "good"}, *({"application": "good", "ranks_per_node": 2} for _ in range(2))])
+    bench.add([{"application": "good", "parents": jobs}])
+    ended = launched(bench, monkeypatch)
+    assert (ended["state"], ended["exit_code"]) == ("finished", 0)
+    assert ended["reason"] == (
+        "nothing came that it can run; 3 job(s) left: needs --job-mode=mpi or mixed (2), waits for its parents (1)"
+    )
+    # The next one finds nothing else, and says so for itself.
+    assert launched(bench, monkeypatch)["reason"] == ended["reason"]
+
+
+def test_that_a_launch_that_left_no_job_has_no_reason(bench, monkeypatch):
+    bench.app("good", "true")
+    bench.add([{"application": "good"}])
+    ended = launched(bench, monkeypatch)
+    assert (ended["state"], ended["exit_code"], ended["reason"]) == ("finished", 0, "")

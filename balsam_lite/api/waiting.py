@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -176,6 +176,7 @@ class _Pending:
     def _ends(self, timeout: float | None, poll_interval: float, waitings: dict[Home, Waiting]) -> Iterator[list[Job]]:
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = min(_SHORTEST_S, poll_interval)
+        waitings.update((home, Waiting(database)) for home, database in self._local_sites())
         while self._jobs:
             began = time.monotonic()
             is_last = deadline is not None and began >= deadline
@@ -186,16 +187,15 @@ class _Pending:
             if is_last:
                 return
             if self._jobs:
-                waitings.update((home, Waiting(database)) for home, database in self._unregistered(waitings))
                 for home, waiting in waitings.items():
                     waiting.note(bool(ended), partial(self._numbers, home))
                 rest = max(pause, looked_s * _LAZINESS)
                 time.sleep(rest if deadline is None else max(0.0, min(rest, deadline - time.monotonic())))
                 pause = min(_GROWTH * pause, poll_interval)
 
-    def _unregistered(self, waitings: Collection[Home]) -> Iterator[tuple[Home, Database]]:
-        """The sites of this host at which nobody was told yet that they are waited for."""
-        for home in {home for home, _ in self._jobs} - set(waitings):
+    def _local_sites(self) -> Iterator[tuple[Home, Database]]:
+        """The sites of this host that have some of the jobs."""
+        for home in {home for home, _ in self._jobs}:
             with suppress(BalsamError):  # looking at its jobs will meet it
                 desk = home.desk
                 if isinstance(desk, LocalDesk):

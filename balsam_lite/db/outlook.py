@@ -11,11 +11,14 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from .. import states
+from ..clock import SECOND_US
 from . import queries
 from .schema import sql_list
 from .store import waits
 
 _UNENDED = tuple(state for state in states.STATES if state not in states.END_STATES)
+#: Loops in shells and scripts add jobs in shorter intervals than this, in seconds.
+_ADDING_S = 2.0
 #: Rows that are read to find one that matches a filter. Beyond that there may be one.
 _MAX_ROWS = 20_000
 
@@ -28,11 +31,12 @@ class Scope(NamedTuple):
     launch: int | None = None  # only those planned for this launch
 
 
-def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: float) -> str:
+def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: float, since_us: int | None = None) -> str:
     """Return in words why there may be jobs to run later, or "" if nothing can come.
 
     Nothing can where every job in the scope has ended, no hook of an ended job runs, and no process is registered as waiting
-    for jobs. In a scope that never had a job the first ones may be about to come.
+    for jobs. In a scope that never had a job the first ones may be about to come; and when one was added a moment ago, but
+    after `since_us` (the launcher's start), the next one may.
     """
     unended = _unended(cx, scope)
     if unended:
@@ -48,7 +52,11 @@ def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: f
         holder = waiting[0].lease.holder
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         return f"jobs of a program that waits for some (pid {holder.pid} on {holder.host}{more})"
-    return "" if _has_any(cx, scope) else "a first job"
+    if not _has_any(cx, scope):
+        return "a first job"
+    newest_us = cx.execute("SELECT created FROM job ORDER BY id DESC LIMIT 1").fetchone()[0]
+    is_adding = since_us is not None and newest_us > since_us and now_us - newest_us < _ADDING_S * SECOND_US
+    return "the next job of whoever has just added one" if is_adding else ""
 
 
 def _unended(cx: sqlite3.Connection, scope: Scope) -> str:

@@ -29,6 +29,33 @@ def as_note(obstacles: Iterable[tuple[Sequence[float], str]], trouble: str = "")
     return json.dumps(said[:_MOST]) if said else ""
 
 
+_LEFT = " job(s) left: "
+
+
+def as_end_reason(why: str, left: Mapping[str, int]) -> str:
+    """The end reason of a launcher's lease: why it ended, how many jobs it left, and why each; `left` counts them by reason.
+
+    >>> as_end_reason("the time is up", {"needs --job-mode=mpi": 2, "waits for a free place": 9})
+    'the time is up; 11 job(s) left: needs --job-mode=mpi (2), waits for a free place (9)'
+    """
+    listed = ", ".join(f"{reason} ({number})" for reason, number in left.items())
+    return f"{why}; {sum(left.values())}{_LEFT}{listed}" if left else why
+
+
+def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
+    """Why the launchers ended that left jobs, in the batch job of that id, which was submitted at `since_us`; else "".
+
+    There are several where the batch job has partitions.
+    """
+    number = scheduler_id.partition(".")[0]  # see `said_in`
+    rows = cx.execute(
+        "SELECT scheduler_id, end_reason FROM lease WHERE kind = 'launcher' AND scheduler_id <> '' AND opened >= ? ORDER BY id",
+        (since_us,),
+    )
+    found = [reason for other, reason in rows if other.partition(".")[0] == number and _LEFT in reason]
+    return "; ".join(dict.fromkeys(found))
+
+
 def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     """By number, why jobs that could start do not, as the newest launcher said that met one like it; with when it said so.
 

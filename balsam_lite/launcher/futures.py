@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary, finalize
 
 from .. import states
 from ..errors import InputError, TaskFailed, UnknownJob, WaitTimeout
+from . import waits
 from .waits import Waiting
 
 if TYPE_CHECKING:
@@ -417,6 +418,7 @@ class _Pending:
         for task in tasks:
             fates.setdefault(task._database, []).append(task._fate)
         for database, of_it in fates.items():
+            waits.touch(database.directory)  # before anything can end: a launcher without jobs leaves
             _release(database)
             watch = self._watches.setdefault(database.directory, watch_of(database))
             self._databases[database.directory] = database

@@ -6,7 +6,7 @@ Intent is committed before the effect: a job is RUNNING in the database before i
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -123,11 +123,13 @@ class Launcher:
         self._database_trouble = ""  # why it cannot be used
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
-        self._outlook_at = 0.0
+        self._outlook_at, self._started_us = 0.0, clock.now_us()
         #: What may still bring jobs while there is nothing to do, in words; "" while there is something to do.
         self.awaited = ""
         #: What waits that this launcher will not take, and why, when somebody last asked `why_nothing_runs`.
         self.obstacles: list[tuple[Shape, str]] = []
+        #: By reason, how many jobs of its filter that launcher would leave, as of the same moment.
+        self.left: Counter[str] = Counter()
         self._news = True  # somebody wrote since the last tick
         self._wants_more = False  # the last tick took all that one may
         self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
@@ -505,7 +507,7 @@ class Launcher:
             if self._setbacks.reasons or self._awaits_start():
                 self._idle_since = now
             else:
-                self.stop("there is nothing left to do")
+                self.stop("nothing came that it can run")
         elif now >= self._outlook_at:
             self._look_ahead(now)
 
@@ -515,7 +517,7 @@ class Launcher:
         scope = Scope(limits.workflow, limits.tags, limits.launch if limits.launch_only else None)
         try:
             with self._db.read() as cx:
-                awaited = what_may_come(cx, scope, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)
+                awaited = what_may_come(cx, scope, self._clock.now_us(), self._settings.LEASE_EXPIRY_S, self._started_us)
         except DatabaseError:  # the next tick will say so
             return
         self._outlook_at = now + max(_OUTLOOK_PERIOD_S, _SHARED_SPACING * (self._clock.monotonic() - now))
@@ -591,22 +593,28 @@ class Launcher:
         """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""
         reasons = []
         only = self._filter()
-        self.obstacles = []
+        self.obstacles, self.left = [], Counter(self._setbacks.reasons.values())
         with self._db.read() as cx:
             for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = self._why_not(shape, shortest, only)
                 self.obstacles += [(shape, reason)] * (reason not in (_NO_PLACE, self.pause.reason))
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
+                self.left[reason] += jobs
             counts = queries.state_counts(cx)
             new_jobs = self._count_held_back(cx) - len(self._setbacks.reasons)
         reasons += self._setbacks.summary
         if new_jobs > 0:
+            self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
             reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
         if counts.get(states.AWAITING_PARENTS):
             reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
         unsettled = sum(counts.get(state, 0) for state in states.UNSETTLED_STATES)
         if unsettled:
             reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
+        if self._limits.workflow is None and not self._limits.tags and not self._limits.launch_only:  # the counts are of all
+            self.left["waits for its parents"] = counts.get(states.AWAITING_PARENTS, 0)
+            self.left["waits for its postprocess script or stage-out"] = unsettled
+        self.left = +self.left
         return reasons
 
     def _count_held_back(self, cx: Connection) -> int:

@@ -277,9 +277,8 @@ def _guarded(
     for reason in launcher.why_nothing_runs():
         _say(f"Left: {reason}")
     with db.write() as cx:
-        leases.close_lease(
-            cx, lease, clock.now_us(), launcher.stop_reason, reasons.as_note(launcher.obstacles, launcher.pause.reason)
-        )
+        note = reasons.as_note(launcher.obstacles, launcher.pause.reason)
+        leases.close_lease(cx, lease, clock.now_us(), reasons.as_end_reason(launcher.stop_reason, launcher.left), note)
     _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
     return 1 if launcher.stop_reason == launcher.pause.reason else 0
 

@@ -129,6 +129,13 @@ _presences: dict[tuple[int, str], Presence] = {}
 _presences_lock = threading.Lock()
 
 
+def touch(directory: str) -> None:
+    """Register this process for some seconds: its user is about to wait, and jobs may end before that."""
+    presence = of(directory)
+    presence.enter()
+    presence.leave()
+
+
 def of(directory: str) -> Presence:
     """This process's Presence at that DB; a forked child has its own."""
     with _presences_lock:

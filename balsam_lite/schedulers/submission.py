@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..clock import SECOND_US, SystemClock
-from ..db import batch_queries, location
+from ..db import batch_queries, location, reasons
 from ..db.batch_queries import BatchRow
-from ..db.connection import Database
+from ..db.connection import Connection, Database
 from ..db.store import batch_jobs
 from ..errors import (
     AmbiguousJobId,
@@ -25,7 +25,7 @@ from ..errors import (
     UnknownBatchJob,
 )
 from ..settings import Settings
-from .base import GONE, BatchStatus, Scheduler, Submission, select
+from .base import CANCELLED, GONE, BatchStatus, Scheduler, Submission, select
 from .request import LaunchRequest, validated
 from .script import NAME, render
 
@@ -195,6 +195,7 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, numbe
             for row, is_found, columns in changes:
                 if is_found:
                     batch_jobs.mark_submitted(cx, row["id"], *_id_and_cluster(ids[row["id"]]))
+                columns = _with_jobs_left(cx, columns, row, ids[row["id"]])
                 batch_jobs.record(cx, row["id"], **columns, was_absent=None if is_found else row["absent"])
             fresh = [batch_queries.get(cx, row["id"]) for row in rows]
         pairs = [(row, now) for row, now in zip(rows, fresh) if now]
@@ -246,6 +247,14 @@ def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us
         "ended": (now_us if status.ended_us is None else status.ended_us) if status.is_ended else None,
         "absent": None,
     }
+
+
+def _with_jobs_left(cx: Connection, columns: dict[str, Any], row: BatchRow, native_id: str) -> dict[str, Any]:
+    """The columns, whose reason tells of the jobs that the launchers of a batch job left which ended by itself."""
+    if columns["ended"] is None or columns["state"] in (CANCELLED, GONE) or not native_id:
+        return columns
+    left = reasons.left_in(cx, _id_and_cluster(native_id)[0], row["created"])
+    return {**columns, "reason": "; ".join(filter(None, (columns["reason"], left)))}
 
 
 def _absence(row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:

@@ -248,3 +248,14 @@ def test_that_importing_any_module_opens_nothing_and_starts_nothing(tmp_path: Pa
     assert json.loads(done.stdout) == []
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_that_each_log_line_names_the_module_that_wrote_it() -> None:
+    """A logger that several modules share says nothing of where to look."""
+    named = {}
+    for source in SOURCES:
+        for node in source.tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and "getLogger" in ast.dump(node.value.func):
+                named[source.name] = ast.unparse(node.value.args[0])
+    assert {"launcher.loop", "launcher.rank", "service.loop"} <= named.keys()
+    assert {name: logger for name, logger in named.items() if logger not in ("__name__", f"'{PACKAGE}.{name}'")} == {}

@@ -236,7 +236,7 @@ def filled(bench):
 
 
 def test_that_a_workdir_is_refused_while_the_job_that_has_it_has_not_ended(filled):
-    with pytest.raises(InvalidSpec, match=r"workdir here is that of job 1 \[........\], which has not ended: it is CREATED"):
+    with pytest.raises(InvalidSpec, match=r"workdir here is that of job #1 \[........\], which has not ended: it is CREATED"):
         filled.add([shared()])
     for end in states.END_STATES:
         user.set_state(filled.db, [filled.first], states.CREATED)

@@ -13,7 +13,7 @@ from ..settings import Settings
 from .commands import lease_mark
 from .process import end_orphans
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 #: Run marks of launchers of which something could not be killed. Nobody waits for that a second time.
 _stubborn: set[bytes] = set()

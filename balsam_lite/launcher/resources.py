@@ -19,7 +19,7 @@ from .commands import NO_MPI, MpiUse
 from .nodes import MpiRules, Node, divide_host
 from .pinning import dealt
 
-log = logging.getLogger("balsam_lite.launcher")
+log = logging.getLogger(__name__)
 
 #: So long may the scheduler take to say when the batch job ends, in seconds.
 _ASK_S = 20.0

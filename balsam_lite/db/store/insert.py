@@ -420,7 +420,7 @@ def workdir_in_use(cx: sqlite3.Connection, workdirs: Sequence[str], but: int = 0
     if row is None:
         return None
     number, job_id, state, workdir = row
-    return workdir, f"The workdir {workdir} is that of job {number} [{job_id[:8]}], which has not ended: it is {state}."
+    return workdir, f"The workdir {workdir} is that of job #{number} [{job_id[:8]}], which has not ended: it is {state}."
 
 
 def _last_id(cx: sqlite3.Connection) -> int:

@@ -296,6 +296,21 @@ def test_that_of_nested_blocks_the_outermost_writes_and_a_failed_inner_one_is_dr
     assert c.id == 5
 
 
+def test_that_the_id_that_a_job_has_in_a_block_is_the_one_that_it_keeps(db, monkeypatch):
+    from balsam_lite import spec
+
+    dag.add_job(name="old", application="a")
+    taken = BalsamJob.objects.get().job_id
+    drawn = [taken[:8] + str(uuid.UUID(int=n))[8:] for n in (1, 2)]
+    drawn.append(str(uuid.UUID("12345678" * 4)))
+    drawn += [drawn[-1][:8] + drawn[0][8:], str(uuid.UUID("87654321" * 4))]
+    monkeypatch.setattr(spec, "new_job_id", lambda: drawn.pop(0))
+    with dag.transaction():
+        seen = [dag.add_job(name=name, application="a").job_id for name in "ab"]
+    assert [job.job_id for job in BalsamJob.objects.exclude(name="old")] == seen
+    assert [job_id[:8] for job_id in seen] == ["12345678", "87654321"]
+
+
 def test_that_a_cycle_in_a_block_writes_nothing(db):
     def block():
         with dag.transaction():

@@ -304,6 +304,7 @@ class BalsamJob(Record, peewee.Model):
             if block is None:
                 self._add()
             else:
+                self._draw_free_id(block)
                 self._collect(block, self._home)
             return
         given = self._given()
@@ -330,6 +331,14 @@ class BalsamJob(Record, peewee.Model):
 
     def _is_collected(self, block: transaction.Transaction | None) -> bool:
         return block is not None and self._batch is not None and self._batch[0] is block.batch
+
+    def _draw_free_id(self, block: transaction.Transaction) -> None:
+        """Draw an id that the end of the block can keep, as its user may note it down inside."""
+        if self._is_collected(block) or "job_id" in self._dirty:
+            return
+        with self._home.read() as cx:
+            while block.has_short_id(self._drawn_id()) or queries.short_id_holder(cx, self._drawn_id()):
+                self.__data__["job_id"] = spec.new_job_id()
 
     def _collect(self, block: transaction.Transaction, database: Database) -> str:
         """Leave a new job, as it is now, to the end of a `dag.transaction`. Returns its UUID."""

@@ -37,6 +37,7 @@ class Transaction:
         self.process = os.getpid()
         self.batch: Batch | None = None  # the DB is that of the first addition
         self._rows: dict[str, Mapping[str, Any]] = {}  # by UUID, in the order in which they came
+        self._short_ids: set[str] = set()
         self._parents: dict[str, dict[JobRef, None]] = {}  # of the jobs in `_rows`
         self._edges: dict[tuple[JobRef, JobRef], None] = {}  # (parent, child) whose child is in the DB already
         self._undo: list[Callable[[], object]] = []
@@ -73,12 +74,17 @@ class Transaction:
         found = [job_id for job_id in self._rows if job_id.startswith(job)] if 0 < len(job) < 36 else []
         return found[0] if len(found) == 1 else None
 
+    def has_short_id(self, job_id: str) -> bool:
+        """Whether a collected job has the same first eight characters."""
+        return job_id[:8] in self._short_ids
+
     def add_job(self, row: Mapping[str, Any], parents: Iterable[JobRef]) -> int:
         """Collect a job with a `job_id`. Returns its position."""
         job_id = row["job_id"]
         if job_id in self._rows:
             raise InvalidSpec(f"Job {job_id} is given twice")
         self._rows[job_id], self._parents[job_id] = row, dict.fromkeys(parents)
+        self._short_ids.add(job_id[:8])
         self._undo.append(lambda: (self._rows.pop(job_id), self._parents.pop(job_id)))
         return len(self._rows) - 1
 

@@ -18,6 +18,8 @@ from balsam_lite.errors import BalsamError, LaunchError, NoNodes
 from balsam_lite.launcher import machine
 from balsam_lite.schedulers.environ import Allocation, allocation, rank
 from balsam_lite.schedulers.remaining import ask_end_us, time_left_pbs, time_left_slurm
+from balsam_lite.schedulers.slurm import SlurmScheduler
+from balsam_lite.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOW_US = 1_795_000_000_000_000
@@ -579,7 +581,8 @@ def test_that_a_batch_script_under_slurm_knows_its_nodes_end_cpus_and_gpus(slurm
     words = ["-N", "3", "-t", "5", "--gres=gpu:4", "--wrap", f"scontrol show hostnames | xargs; {look}"]
     job_id, (names, line) = run_job(slurm, tmp_path, *words)
     found, ends_us, gpus = seen(line)
-    assert found._replace(ends_us=None) == Allocation(
+    assert found.cluster == SlurmScheduler(Settings(), slurm.environ).domain.partition("@")[2]
+    assert found._replace(ends_us=None, cluster="") == Allocation(
         "SlurmScheduler", job_id, 3, tuple(names.split()), None, 4, 4, this_node=names.split()[0]
     )  # fmt: skip
     assert gpus == ("0", "1", "2", "3")

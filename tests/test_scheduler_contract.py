@@ -408,6 +408,9 @@ def test_that_a_launch_on_another_cluster_is_followed_and_cancelled_there(site: 
     assert (here["scheduler_id"], here["cluster"]) == (there["scheduler_id"], "") == ("1001", "")
     assert there["cluster"] == "red"
     wait_until(lambda: {row["state"] for row in refresh(db, site.scheduler())} == {base.RUNNING}, 30, 0.2)
+    with db.read() as cx:  # what a launcher in each of them takes for its own
+        launches = [batch_queries.launch_of(cx, "SlurmScheduler", "1001", name) for name in ("batch", "red")]
+    assert [row["id"] for row in launches] == [here["id"], there["id"]]
     cancel(db, site.scheduler(), there["id"])
     wait_until(lambda: len(refresh(db, site.scheduler())) == 1, 60, 0.2)
     assert [row["state"] for row in rows(db)] == [base.RUNNING, base.CANCELLED]

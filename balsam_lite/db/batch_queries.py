@@ -23,14 +23,18 @@ def by_scheduler_id(cx: sqlite3.Connection, scheduler_id: str) -> BatchRow | Non
     return next(iter(_rows(cx, "WHERE scheduler_id = ? ORDER BY id DESC LIMIT 1", (scheduler_id,))), None)
 
 
-def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str) -> BatchRow | None:
+def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str, cluster: str = "") -> BatchRow | None:
     """The batch job in which a launcher runs: of a scheduler (as in Settings.SCHEDULER_CLASS), with that id of its.
+
+    Where the cluster that runs it is known, one of the same number on another cluster is not meant.
 
     None where Balsam did not submit it, or the one who did has not written the id yet.
     """
     # PBS tells a batch job its id with the server behind a dot, which submission leaves out.
-    where = "WHERE scheduler_id IN (?, ?) AND scheduler LIKE ? || '%' ORDER BY id DESC LIMIT 1"
-    return next(iter(_rows(cx, where, (scheduler_id, scheduler_id.partition(".")[0], scheduler))), None)
+    where = """WHERE scheduler_id IN (?, ?) AND scheduler LIKE ? || '%' AND (? = '' OR cluster IN ('', ?))
+        ORDER BY cluster = ? DESC, id DESC LIMIT 1"""
+    parameters = (scheduler_id, scheduler_id.partition(".")[0], scheduler, cluster, cluster, cluster)
+    return next(iter(_rows(cx, where, parameters)), None)
 
 
 def has_pending(cx: sqlite3.Connection, scheduler: str) -> bool:

@@ -249,7 +249,7 @@ def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:
     give_up_at = clock.monotonic() + _SUBMITTER_S
     while True:
         with db.read() as cx:
-            found = batch_queries.launch_of(cx, batch.scheduler, batch.batch_id)
+            found = batch_queries.launch_of(cx, batch.scheduler, batch.batch_id, batch.cluster)
             is_known = found is not None or not batch_queries.has_pending(cx, batch.scheduler)
         if is_known or clock.monotonic() > give_up_at:
             return found

@@ -64,6 +64,7 @@ class Allocation(NamedTuple):
     this_node: str = ""  # the one on which this process runs; "" is: not said, so the first of them if it is one of them
     node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () is: not said, or all have `cpus_per_node`
     node_gpus: NodeGpus | None = None  # `node_gpus.ask_gpus` tells; None is: the scheduler does not
+    cluster: str = ""  # which numbered the batch job; "" is: not said, or there is one only
 
     def only(self, names: Sequence[str]) -> Allocation:
         """Return the same with no other nodes than these."""
@@ -177,6 +178,7 @@ def _slurm(environ: _Environ) -> Allocation | None:
         gpus_per_node=_slurm_gpus(environ),
         runs_on_node="SLURMD_NODENAME" in environ,
         this_node=environ.get("SLURMD_NODENAME", ""),
+        cluster=environ.get("SLURM_CLUSTER_NAME", ""),
         node_cpus=_cpus_of_each(environ.get("SLURM_JOB_CPUS_PER_NODE", "")),
     )
 

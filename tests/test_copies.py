@@ -81,7 +81,7 @@ def test_that_a_copied_directory_is_refused_until_init_makes_it_a_db_of_its_own(
         ("launcher", "--consume-all", "--job-mode", "serial"),
     ):
         code, out, err = balsam(copy, *words)
-        assert code == 1 and out == "" and f"The DB {copy} is a copy: it was {bench.db.path} on" in err
+        assert code == 1 and out == "" and f"The DB {copy} is a copy: its file is not {bench.db.path} on" in err
         assert f"balsam init {copy}" in err
     code, out, err = balsam(None, "init", str(copy))
     assert code == 0 and "2 job(s) of 1 launcher(s) or service(s), 1 batch job(s)" in err

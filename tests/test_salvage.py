@@ -160,7 +160,7 @@ def test_that_whatever_is_damaged_a_sound_db_or_an_error_comes_of_it(
         return
     cx = sqlite3.connect(tmp_path / "new" / "balsam.sqlite3")
     assert cx.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert cx.execute("SELECT count(*) FROM job").fetchone() == (found.read["job"],) or found.notes
+    assert cx.execute("SELECT count(*) FROM job").fetchone() == (found.read["jobs"],) or found.notes
     counts = cx.execute("SELECT state, jobs FROM state_count WHERE jobs ORDER BY 1").fetchall()
     assert counts == cx.execute("SELECT state, count(*) FROM job GROUP BY state ORDER BY 1").fetchall()
     cx.close()

@@ -33,6 +33,7 @@ def db() -> None:
         balsam db backup ~/backups/today.sqlite3
         balsam db vacuum
         balsam db info --json
+        balsam --db ~/my-db db salvage ~/my-new-db
     """
 
 
@@ -146,7 +147,7 @@ def salvage(new_dir: str) -> None:
 
     directory = location.find(click.get_current_context().find_root().obj)
     found = read_what_can_be_read(directory, new_dir)
-    click.echo(f"Read: {', '.join(f'{rows} {name}(s)' for name, rows in found.read.items())}")
+    click.echo(f"Read: {', '.join(f'{rows} {kind}' for kind, rows in found.read.items())}")
     for text in found.lost:
         click.echo(f"Lost: {text}")
     for text in found.notes:

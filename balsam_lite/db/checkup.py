@@ -96,7 +96,11 @@ def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False
     yield _mount(db)
     yield _sqlite()
     faults = maintenance.damage(db, quick=quick)
-    yield Finding("file", WRONG, f"{'; '.join(faults)}; {_SALVAGE}") if faults else Finding("file", OK, _sound(quick))
+    yield (
+        Finding("file", WRONG, "; ".join(faults) + ("" if "salvage" in faults[-1] else f"; {_SALVAGE}"))
+        if faults
+        else Finding("file", OK, _sound(quick))
+    )
     if faults:
         return
     with db.read() as cx:  # nothing is told inside: whoever listens may take his time, and others want the DB

@@ -484,7 +484,9 @@ class Database:
         migrations.refuse_unready(migrations.version_of(cx), self.directory)
         if self.access == filesystem.LOCAL:
             if binding.judge(cx, self.path) == binding.COPY:
-                self._refuse_copy(f"The DB {self.directory} is a copy: it was {binding.recorded(cx)}.")
+                self._refuse_copy(
+                    f"The DB {self.directory} is a copy: its file is not {binding.recorded(cx)}, or was put back there."
+                )
             self._choose_checkpoints(cx)
 
     def _refuse_copy(self, what: str) -> None:

@@ -23,7 +23,7 @@ from .store import batch_jobs, claims, graph, tags
 
 #: The tables with row ids, in the order in which they are told. `tag` and `job_tag` are made anew from the jobs.
 _TABLES = ("job", "app", "event", "batch_job", "lease")
-_WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "launcher"}
+_WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease"}
 _MOST_RANGES = 8
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
@@ -32,7 +32,7 @@ class Salvaged(NamedTuple):
     """What was read, and what was not, in words."""
 
     directory: str
-    read: dict[str, int]
+    read: dict[str, int]  # by kind, such as "jobs"
     lost: list[str]
     notes: list[str]
 
@@ -70,7 +70,7 @@ def salvage(directory: str, target: str) -> Salvaged:
     with db.write() as cx:
         notes += _write(cx, tables, edges)
     db.close()
-    read = {name: len(table.rows) for name, table in tables.items()}
+    read = {f"{_WORDS[name]}s": len(table.rows) for name, table in tables.items()}
     lost = [text for name, table in tables.items() for text in _told(name, table)]
     return Salvaged(db.directory, read, lost, notes)
 

@@ -19,6 +19,7 @@ from helpers import wait_until
 from launching import Bench, alive
 
 from balsam_lite.db import filesystem, location, reasons
+from balsam_lite.db.store import user
 from balsam_lite.errors import DatabaseFull, LaunchError, MachineTrouble, SpawnFailed
 from balsam_lite.launcher.trouble import Machine, Pause, Setbacks
 
@@ -364,6 +365,19 @@ def test_that_jobs_whose_own_directory_is_on_a_full_disk_are_left_with_the_reaso
         assert bench.states() == {"JOB_FINISHED": 20, "RESTART_READY": 1}
         assert uncounted(bench, full)
         assert f"Left: 1 job(s) are held back: The disk of {scratch} is out of inodes" in log_of(bench)
+
+
+def test_that_a_launcher_does_not_wait_for_a_job_that_is_killed_while_it_is_held_back(bench, tmp_path):
+    program = tmp_path / "prog"
+    shutil.copy("/bin/true", program)
+    bench.app("busy", str(program))
+    with open(program, "r+b"):
+        (job,) = bench.add([{"application": "busy"}])
+        launcher = bench.launch()
+        wait_until(lambda: "is held back for 4 s" in log_of(bench))
+        user.kill(bench.db, [job])
+        assert launcher.wait(60) == 0  # TROUBLE_TTL_S is ten minutes
+    assert bench.states() == {"USER_KILLED": 1}
 
 
 def test_that_a_stage_out_to_a_full_disk_is_done_again_and_keeps_no_other_job_from_running(bench, tmp_path):

@@ -504,7 +504,7 @@ class Launcher:
         elif self._has_work or self._idle_since is None or self._reaper.doubtful:  # whose jobs may be to be run here
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
-            if self._setbacks.reasons or self._awaits_start():
+            if self._has_setbacks() or self._awaits_start():
                 self._idle_since = now
             else:
                 self.stop("nothing came that it can run")
@@ -622,6 +622,19 @@ class Launcher:
         limits = self._limits
         launch = limits.launch if limits.launch_only else None
         return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only)
+
+    def _has_setbacks(self) -> bool:
+        """Whether a job is held back because of trouble still: it may have been killed or removed, or run elsewhere."""
+        if not self._setbacks.reasons:
+            return False
+        try:
+            with self._db.read() as cx:
+                still = held_back.among(cx, self._setbacks.reasons)
+        except DatabaseError:  # the next tick will say so
+            return True
+        for job in self._setbacks.reasons.keys() - still:
+            self._setbacks.release(job)
+        return bool(still)
 
     def _awaits_start(self) -> bool:
         """Whether a job that this launcher takes is held back: it starts within seconds."""

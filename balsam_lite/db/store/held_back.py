@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 
@@ -168,6 +168,12 @@ def next_start(cx: sqlite3.Connection) -> int | None:
     """When the next job is due that is held back, in microseconds; None if there is none."""
     found = cx.execute(f"SELECT min(start_after) FROM job INDEXED BY job_start_after WHERE {HELD_BACK}").fetchone()[0]
     return None if found is None else int(found)
+
+
+def among(cx: sqlite3.Connection, jobs: Iterable[int]) -> set[int]:
+    """Which of these jobs are held back and have not ended."""
+    rows = cx.execute(f"SELECT id, state FROM job WHERE {_THESE}", (json.dumps(list(jobs)),))
+    return {number for number, state in rows if state not in states.END_STATES}
 
 
 def count(

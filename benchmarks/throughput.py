@@ -3,10 +3,10 @@
 1. N x /bin/true, each in its own directory with its own output file, by `balsam launcher --consume-all --job-mode serial
    --nodes <cores>` in a process of its own. `ratio` is tasks per second from the first RUNNING to the last JOB_FINISHED event
    over the mean of the bare loop's rate right before and right after; `ratio_whole` takes the whole time of the launcher's
-   process instead, from before it is started to after it has ended, without the time that it waited for more work. The
-   programs get no arguments, as in the bare loop: GNU `true` costs a third more with one, because it sets its locale. CPU
-   milliseconds per task are the launcher's own and those of the tasks (in the bare loop they are one sum). Bytes per job are
-   those of the database file after a WAL checkpoint, without those of the empty one.
+   process instead, from before it is started to after it has ended, which it does when its last job has. The programs get no
+   arguments, as in the bare loop: GNU `true` costs a third more with one, because it sets its locale. CPU milliseconds
+   per task are the launcher's own and those of the tasks (in the bare loop they are one sum). Bytes per job are those of the
+   database file after a WAL checkpoint, without those of the empty one.
    Each of `--slots-per-node` (node_packing_count) is tried `--repeat` times in turn; the one with the best median ratio is
    reported, the others are in `tried`.
 2. `sleep 0.1` with 64 slots on 2 nodes (node_packing_count 32): `utilisation` is the ideal time, ceil(jobs / 64) x 0.1 s,
@@ -35,7 +35,7 @@ def true_round(bench: common.Bench, limit: Limit, jobs: int, packing: int) -> di
     ended, span = common.run_launcher(bench.commands, directory, common.cores(), jobs, 60 + jobs / 20)
     after = limit.measure(jobs)
     bare = (before.spawns_per_s + after.spawns_per_s) / 2
-    rate, whole = jobs / span.seconds, jobs / (ended.seconds - common.IDLE_TTL_S)
+    rate, whole = jobs / span.seconds, jobs / ended.seconds
     return {
         "slots_per_node": packing,
         "ratio": rate / bare,

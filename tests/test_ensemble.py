@@ -685,7 +685,7 @@ def test_that_a_lost_run_restarts_counts_and_fails_at_the_limit_and_one_that_nev
         ends = [Exit(lost, 1, states.RESTART_READY, None, "Lost node 1", 5, 9)]
         ends += [Exit(unsent, 1, states.RESTART_READY, None, "", None, 9)]
         ends += [Exit(at_limit, 1, states.RESTART_READY, None, "Lost node 1", 5, 9)]
-        assert claims.finish(cx, lease, ends, 10) [:2] == ([], [])
+        assert claims.finish(cx, lease, ends, 10)[:2] == ([], [])
     assert [bench.job(job)["state"] for job in (lost, unsent, at_limit)] == ["RESTART_READY", "RESTART_READY", "FAILED"]
     assert [bench.job(job)["restarts"] for job in (lost, unsent, at_limit)] == [1, 0, 0]
     assert [bench.job(job)["lease"] for job in (lost, unsent, at_limit)] == [None] * 3

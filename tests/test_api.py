@@ -532,7 +532,7 @@ def test_that_jobs_share_a_workdir_only_where_that_is_allowed_or_the_other_one_h
         lambda: Job.objects.bulk_create([job("a", workdir="same/one")]),
         lambda: Job.objects.bulk_create([job("b"), job("a", workdir="same/one")]),  # nothing is created at b either
     ):
-        with pytest.raises(errors.InvalidSpec, match=r"workdir same/one is that of job 1 .*has not ended: it is CREATED"):
+        with pytest.raises(errors.InvalidSpec, match=r"workdir same/one is that of job #1 .*has not ended: it is CREATED"):
             again()
     assert Job.objects.count() == 1
     saved("a", workdir="same/one", allow_shared_workdir=True)

@@ -141,9 +141,9 @@ def test_that_parents_make_a_job_wait(desk):
 
 def test_that_jobs_of_two_calls_may_share_a_directory_where_that_is_allowed(desk):
     (one,) = desk.create("job", [job()])
-    with pytest.raises(InvalidSpec, match="workdir demo/0 is that of job 1 "):
+    with pytest.raises(InvalidSpec, match="workdir demo/0 is that of job #1 "):
         desk.create("job", [job(workdir="./demo//0/")])
-    with pytest.raises(InvalidSpec, match="workdir demo/0 is that of job 1 "):
+    with pytest.raises(InvalidSpec, match="workdir demo/0 is that of job #1 "):
         desk.check_jobs([job(workdir="./demo//0/")])
     (other,) = desk.create("job", [job(workdir="./demo//0/", allow_shared_workdir=True)])
     assert one["workdir"] == other["workdir"] == "demo/0" and one["id"] != other["id"]

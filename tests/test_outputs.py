@@ -257,7 +257,7 @@ def test_that_jobs_of_one_call_share_a_workdir_only_where_that_is_allowed(bench)
         bench.add([shared("a"), shared("b"), shared("b")])
     assert sum(bench.states().values()) == 0
     many = insert._CHUNK + 1
-    with pytest.raises(InvalidSpec, match=f"Job number {many}: The workdir 7 is that of job 8 "):
+    with pytest.raises(InvalidSpec, match=f"Job number {many}: The workdir 7 is that of job #8 "):
         bench.add(shared(str(number if number < many - 1 else 7)) for number in range(many))
     assert sum(bench.states().values()) == 0
 
@@ -269,13 +269,13 @@ def test_that_a_user_workdir_may_always_be_shared(filled):
 
 def test_that_the_generated_directory_of_a_waiting_job_cannot_be_chosen(filled):
     (other,) = filled.add([{"name": "n", "workflow": "w", "application": "hello"}])
-    with pytest.raises(InvalidSpec, match=f"is that of job {other} "):
+    with pytest.raises(InvalidSpec, match=f"is that of job #{other} "):
         filled.add([shared(filled.job(other)["workdir"])])
 
 
 def test_that_a_job_cannot_be_moved_into_the_workdir_of_another_one(filled):
     (other,) = filled.add([shared("there")])
-    with pytest.raises(InvalidSpec, match="is that of job 1 "):
+    with pytest.raises(InvalidSpec, match="is that of job #1 "):
         user.update_fields(filled.db, [other], {}, workdir="here")
     with pytest.raises(InvalidSpec, match="would be that of 2 jobs"):
         user.update_fields(filled.db, [filled.first, other], {}, workdir="new")
@@ -295,5 +295,5 @@ def test_that_the_command_refuses_a_workdir_in_use_before_it_asks(filled, capsys
     words = ["--db", filled.directory, "job", "create", "--app", "hello", "--workdir", "here"]
     monkeypatch.setattr(job_create, "confirm", lambda *_: pytest.fail("it asked"))
     assert main(words) == main([*words, "--yes"]) == 2
-    assert capsys.readouterr().err.count("The workdir here is that of job 1 ") == 2
+    assert capsys.readouterr().err.count("The workdir here is that of job #1 ") == 2
     assert main([*words, "--allow-shared-workdir", "--yes"]) == 0

@@ -42,7 +42,8 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawner", "trouble", "nodes", "staging", "commands", "template", "shell", "plain", "evaluation",
+                "process", "spawner", "trouble", "start_failures", "nodes", "staging", "commands", "template", "shell", "plain",
+                "evaluation",
                 "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "reaper", "gpus", "pinning",
             )
         ),

@@ -18,6 +18,7 @@ from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from . import gpus, interpreter, order, report, template
 from .nodes import Place
 from .staging.links import Parent
+from .start_failures import StartFailure
 
 _RUN = RUN_VARIABLE.encode()
 #: So many bytes of parents always fit into the environment.
@@ -38,6 +39,10 @@ _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MO
 PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
 
 
+def _no_failure(claim: Claim, place: Place, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
+    return None
+
+
 class MpiUse(NamedTuple):
     """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
 
@@ -47,6 +52,9 @@ class MpiUse(NamedTuple):
     at_term: Callable[[Claim], str]
     #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
     end_words: Callable[[Sequence[Claim]], list[str]]
+    #: Why such a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and what
+    #: reads its output: the last part, and whether that is all.
+    judge: Callable[[Claim, Place, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = _no_failure
 
 
 NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from .. import states
@@ -282,6 +282,8 @@ class Launcher:
         for finished in self._runner.poll():
             if finished.place is not None:
                 self._pool.release(finished.place)
+            if finished.lost_hosts:
+                self._close_nodes(finished.lost_hosts, finished.exit.message)
             if finished.trouble is not None:
                 job = finished.exit.job
                 start_after = self._suffer(job, self._label(job), finished.trouble)
@@ -299,6 +301,13 @@ class Launcher:
             if finished.exit.result != states.RUN_DONE or finished.exit.told_us is not None:
                 first_line = finished.exit.message.partition("\n")[0]
                 log.info("Job %s: %s %s", self._label(finished.exit.job), finished.exit.result, first_line)
+
+    def _close_nodes(self, hosts: Collection[str], why: str) -> None:
+        """Nothing more starts on nodes that do not answer."""
+        for number, node in enumerate(self._pool.nodes):
+            if node.name in hosts and not node.is_closed:
+                self._pool.close(number)
+                log.warning("Node %s is not used any more. %s", node.name, why)
 
     def _collect_steps(self) -> None:
         for end in self._steps.poll():

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from .. import outputs, spec, states
-from ..clock import Clock, format_us
+from ..clock import SECOND_US, Clock, format_us
 from ..db.store.claims import Claim, Exit
 from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
 from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
@@ -22,10 +23,17 @@ from .failpoints import failpoint
 from .nodes import Place
 from .pinning import CpuSet
 from .spawner import Request, Spawner
+from .start_failures import BUSY, NODE, REFUSED, StartFailure
 from .trouble import Machine
 
 #: A command that kills its ranks when it is told to end has so many seconds to do that.
 _LAST_S = 3.0
+#: An MPI command that does not start anything is looked for in this period, among runs of this age, in seconds.
+_STUCK_PERIOD_S, _STUCK_S = 2.0, 300.0
+#: So much of a run's output is read for the MPI command's own words.
+_OUTPUT_BYTES = 16_384
+#: A job that the MPI command refuses so often, while nothing says that a node or Slurm is to blame, has failed.
+_MOST_REFUSALS = 4
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
 _NO_RESULT = "The program ended with exit code 0 before its function returned: by os._exit(), or as another program (os.exec…)"
@@ -35,12 +43,14 @@ class _Run:
     """A live process of one attempt."""
 
     __slots__ = (
-        "claim", "ended", "is_spared", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result", "told_us"
+        "claim", "ended", "failure", "is_spared", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result",
+        "told_us"
     )  # fmt: skip
 
     def __init__(self, claim: Claim, place: Place, pid: int, mark: bytes, started_us: int) -> None:
         self.claim, self.place, self.pid, self.mark, self.started_us = claim, place, pid, mark, started_us
         self.ended: process.Ended | None = None
+        self.failure: StartFailure | None = None  # why it is being stopped: its MPI command waits for what it cannot start
         # While it is being stopped:
         self.stop_result = ""  # what a run that did not end by itself counts as
         self.told_us: int | None = None  # when it was told to stop, because the launcher stops
@@ -56,6 +66,7 @@ class Finished(NamedTuple):
     place: Place | None  # None: it was reported as free before
     is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `PatientRunner`
     trouble: MachineTrouble | None = None  # why it could not start, or was in vain; the job goes back (`given_back`)
+    lost_hosts: tuple[str, ...] = ()  # nodes that do not answer any more
 
 
 def given_back(claim: Claim, trouble: MachineTrouble, now_us: int) -> Exit:
@@ -131,6 +142,8 @@ class LocalRunner:
         self.started = 0  # programs, so far
         self._cpus = CpuSet(cpus)
         self._pinned: dict[int, tuple[int, ...]] = {}  # by job
+        self._refused: Counter[int] = Counter()  # how often the MPI command did not start a job
+        self._look_for_stuck_at = 0.0
 
     @property
     def jobs(self) -> set[int]:
@@ -238,6 +251,7 @@ class LocalRunner:
             ends += self._children.take(self._runs.keys())
         self._note_ends(ends)
         finished, self._over = self._over, []
+        self._look_for_stuck_starts()
         if self._stopping:
             finished += self._go_on_stopping()
         if self._asking:
@@ -255,6 +269,29 @@ class LocalRunner:
                 self._stopping[run.pid] = run
             else:
                 self._over.append(self._finish(run))
+
+    def _look_for_stuck_starts(self) -> None:
+        """Stop MPI commands that wait for what they could not start."""
+        now, now_us = self._clock.monotonic(), self._clock.now_us()
+        if now < self._look_for_stuck_at:
+            return
+        self._look_for_stuck_at = now + _STUCK_PERIOD_S
+        for run in [run for run in self._runs.values() if now_us - run.started_us < _STUCK_S * SECOND_US]:
+            if run.ended or run.stop_result:
+                continue
+            failure = self._context.mpi.judge(run.claim, run.place, None, partial(self._output, run))
+            if failure is not None:
+                run.failure = failure
+                self.stop([run.claim.job], states.RUN_ERROR, _LAST_S)
+
+    def _output(self, run: _Run) -> tuple[str, bool]:
+        """Return the end of what a run has printed, and whether that is all."""
+        path = self._output_path(run)
+        try:
+            size = os.stat(path, follow_symlinks=False).st_size
+        except OSError:
+            return "", False
+        return process.tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
 
     def _hear_of_starts(self) -> None:
         for job, pid, started_us in self._spawner.answers():
@@ -389,6 +426,11 @@ class LocalRunner:
         assert run.ended is not None
         failpoint("after-exit")
         code = run.ended.returncode
+        failure = run.failure
+        if failure is None and not run.stop_result:
+            failure = self._context.mpi.judge(run.claim, run.place, code, partial(self._output, run))
+        if failure is not None and run.told_us is None:
+            return self._not_run(run, failure)
         result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
         message = process.reason(code) if code else ""
         if run.told_us is not None:
@@ -404,6 +446,29 @@ class LocalRunner:
                 result, message = states.RESTART_READY, f"{trouble.message}, and so it ended: {message}"
         ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
         return Finished(ended, run.place, trouble=trouble)
+
+    def _not_run(self, run: _Run, failure: StartFailure) -> Finished:
+        """A run that the MPI command could not start, or whose node died: the job goes back, unless it is itself at fault."""
+        claim = run.claim
+        assert run.ended is not None
+        started_us = run.started_us if failure.had_started else None
+        message = f"{'Lost its node' if failure.had_started else 'Not started'}: {failure.words}"
+        back = Exit(
+            claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, run.ended.ended_us, is_counted=False
+        )
+        if failure.kind == BUSY:
+            return Finished(back, run.place, trouble=MachineTrouble(failure.words))
+        if failure.kind == NODE:
+            return Finished(back, run.place, lost_hosts=failure.hosts)
+        self._refused[claim.job] += 1
+        times = self._refused[claim.job]
+        is_own = failure.kind == REFUSED and (claim.mpi_flags or "SLURM_" in claim.environ_vars)
+        if is_own or times >= _MOST_REFUSALS:
+            again = f" {times} times" if times > 1 else ""
+            message = f"The MPI command did not run it{again}: {failure.words}"
+            back = back._replace(result=states.RUN_ERROR, return_code=run.ended.returncode, message=message)
+            return Finished(back, run.place)
+        return Finished(back, run.place, trouble=MachineTrouble(failure.words, scope=f"job {claim.label}"))
 
     def _has_no_result(self, claim: Claim) -> bool:
         """Return whether the program is to leave a result, and has not."""
@@ -421,10 +486,12 @@ class LocalRunner:
         return MachineTrouble(reason) if reason else None
 
     def _tail(self, run: _Run) -> str:
+        return process.tail(self._output_path(run), self._tail_lines)
+
+    def _output_path(self, run: _Run) -> str:
         claim = run.claim
         directory, is_generated = commands.workdir(claim, self._context), outputs.is_generated(claim.workdir, claim.job_id)
-        path = outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated)
-        return process.tail(path, self._tail_lines)
+        return outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated)
 
 
 def _is_in_shell(run: _Run) -> bool:

@@ -97,6 +97,7 @@ class Exit(NamedTuple):
     ended_us: int
     told_us: int | None = None  # when it was told to stop before it ended, because its launcher stops
     start_after: int | None = None  # of RESTART_READY, in microseconds: it is held back until then
+    is_counted: bool = True  # as a restart, if it had started: not where its node died
 
 
 class Lost(NamedTuple):
@@ -106,6 +107,7 @@ class Lost(NamedTuple):
     message: str
     has_started: bool = True
     start_after: int | None = None  # microseconds; it is held back until then
+    is_counted: bool = True  # as a restart
 
 
 class Taken(NamedTuple):
@@ -487,7 +489,9 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
         if fact.state != states.RUNNING:
             continue
         if ended[job].result == states.RESTART_READY:
-            lost.append(Lost(fact, ended[job].message, ended[job].started_us is not None, ended[job].start_after))
+            lost.append(
+                Lost(fact, ended[job].message, ended[job].started_us is not None, ended[job].start_after, ended[job].is_counted)
+            )
         else:
             result = outcomes.result_of(fact, ended[job].result, ended[job].told_us)
             outcome = outcomes.after_run(fact, result, ended[job].return_code)
@@ -539,8 +543,8 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
     if not lost:
         return
     moves, columns = [], []
-    for facts, message, has_started, start_after in lost:
-        outcome = outcomes.after_lost_holder(facts, has_started)
+    for facts, message, has_started, start_after, is_counted in lost:
+        outcome = outcomes.after_lost_holder(facts, has_started and is_counted)
         data = () if has_started else (_NEVER_STARTED,)
         if has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"

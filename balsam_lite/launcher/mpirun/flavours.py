@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..commands import KILLS, PASSES_ON
+from ..start_failures import HYDRA, SRUN, Diagnosis
 from .layout import RankLayout
 
 #: The name by which a host knows itself.
@@ -38,6 +39,8 @@ class Flavour(NamedTuple):
     end_words: Callable[[Sequence[str]], list[str]] = lambda names: []
     #: Whether it replaces CUDA_VISIBLE_DEVICES by what its scheduler gave to the whole job.
     chooses_gpus: bool = False
+    #: How its words are read when it started nothing or lost a node.
+    diagnosis: Diagnosis | None = None
     #: Whether its words say which GPUs a Slurm step has; the srun of another one is told by its environment.
     says_gpus: bool = False
 
@@ -212,8 +215,8 @@ FLAVOURS = {
     flavour.name: flavour
     for flavour in (
         Flavour("aprun", ("aprun",), _aprun, _aprun_one_per_host, shares_nodes=False),
-        Flavour("mpich", ("mpiexec", "mpirun", "mpiexec.hydra"), _mpich, _mpich_one_per_host),
-        Flavour("intel", ("mpiexec.hydra", "mpiexec", "mpirun"), _intel, _intel, _intel_variables),
+        Flavour("mpich", ("mpiexec", "mpirun", "mpiexec.hydra"), _mpich, _mpich_one_per_host, diagnosis=HYDRA),
+        Flavour("intel", ("mpiexec.hydra", "mpiexec", "mpirun"), _intel, _intel, _intel_variables, diagnosis=HYDRA),
         Flavour("openmpi", ("mpiexec", "mpirun"), _openmpi, _openmpi_one_per_host, at_term=KILLS),
         Flavour(
             "srun",
@@ -222,6 +225,7 @@ FLAVOURS = {
             _srun_one_per_host,
             chooses_gpus=True,
             says_gpus=True,
+            diagnosis=SRUN,
             at_term=KILLS,
             name_words=_srun_name,
             end_words=_srun_end,

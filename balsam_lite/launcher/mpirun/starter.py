@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from ... import spec
 from ...db.store.claims import Claim
 from ...errors import SettingsError, SpawnFailed
+from ...programs import run
+from ...schedulers import hostlist
 from ...schedulers.environ import NodeGpus
 from .. import gpus
 from ..commands import UNKNOWN, MpiUse
 from ..nodes import MpiRules, Node, Place
+from ..start_failures import NODE, REFUSED, StartFailure
 from .flavours import Flavour
 from .layout import RankLayout
 from .template import Render
 
+#: Slurm may take so many seconds to say which nodes the batch job has left.
+_ASK_S = 5.0
 #: With one of these a user says which GPUs a step has.
 _GPU_FLAGS = ("--gres", "--gpus", "-G", "--tres-per-task")
 
@@ -55,6 +62,17 @@ class Starter(NamedTuple):
         if self.template is not None:
             return [*self._environment(layout), *self.template(layout, ())]
         return [*self._environment(layout), *self.argv, *self.flavour.one_per_host(layout)]
+
+    def gone(self, hosts: Collection[str]) -> list[str]:
+        """Return which of those hosts Slurm has taken out of the batch job, as it does with --no-kill when one is down."""
+        job = os.environ.get("SLURM_JOB_ID", "")
+        answer = run(["scontrol", "--oneliner", "show", "job", job], timeout_s=_ASK_S) if job else None
+        found = re.search(r"\sNodeList=(\S+)", answer.stdout) if answer and answer.ok else None
+        try:
+            left = hostlist.expand(found[1]) if found else tuple(hosts)
+        except ValueError:
+            return []
+        return sorted(host for host in hosts if host and host not in left)
 
     def _placed(self, layout: RankLayout) -> RankLayout:
         return layout if layout.hosts or not self.this_host else layout._replace(hosts=(self.this_host,))
@@ -96,7 +114,22 @@ def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables:
     def end_words(claims: Sequence[Claim]) -> list[str]:
         return flavour.end_words([_run_name(claim) for claim in claims])
 
-    return MpiUse(words, at_term, end_words)
+    names = {node.name for node in nodes if node.name}
+
+    def judge(claim: Claim, place: Place, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
+        diagnosis = flavour.diagnosis
+        if diagnosis is None or not rules.starts(claim.shape):
+            return None
+        if not (diagnosis.hangs if code is None else diagnosis.hides_loss or code):
+            return None
+        failure = diagnosis.read(*read())
+        if failure is None or failure.kind != NODE:
+            return failure
+        hosts = failure.hosts or starter.gone({nodes[number].name for number in place.nodes})
+        lost = tuple(host for host in hosts if host in names)
+        return failure._replace(hosts=lost) if lost else failure._replace(kind=REFUSED)
+
+    return MpiUse(words, at_term, end_words, judge)
 
 
 def _run_name(claim: Claim) -> str:

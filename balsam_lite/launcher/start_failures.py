@@ -1,0 +1,93 @@
+"""What an MPI start command says when it started nothing, or lost a node. Data and pure functions."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+#: The command could not start anything now; it was asked for something that it refuses; a node does not answer; the command
+#: lost contact with a node that it had started something on.
+BUSY, REFUSED, NODE, CONTACT = "busy", "refused", "node", "contact"
+
+
+class Pattern(NamedTuple):
+    """A line, and what it tells. A group is the name of the node."""
+
+    kind: str
+    line: re.Pattern[str]
+
+
+class StartFailure(NamedTuple):
+    """What became of a run, in the command's own words."""
+
+    kind: str
+    words: str
+    hosts: tuple[str, ...] = ()  # that are lost, as far as the words tell
+    had_started: bool = False
+
+
+def _pattern(kind: str, text: str) -> Pattern:
+    return Pattern(kind, re.compile(text, re.MULTILINE))
+
+
+#: The command's own lines: where there are others, something was started.
+SRUN_LINES = re.compile(r"srun: |slurmstepd: ")
+HYDRA_LINES = re.compile(r"srun: |slurmstepd: |\[mpiexec@|\[proxy:")
+#: srun reports how a task ended; then something was started.
+SRUN_STARTED = re.compile(r"^srun: error: \S+: tasks? ", re.MULTILINE)
+#: Source: srun of Slurm 22.05.8 (the first, the second, "Requested node configuration" and the gres ones tried; the others are
+#: texts of its slurm_errno.c for what may pass).
+SRUN_FAILURES = (
+    _pattern(NODE, r"^srun: error: Task launch for \S+ failed on node (\S+): .*$"),
+    _pattern(NODE, r"^srun: error: Unable to create step for job \S+: Requested node configuration is not available.*$"),
+    _pattern(
+        BUSY,
+        r"^srun: error: Unable to (?:create step|confirm allocation) for job \S+: (?:Requested nodes are busy|Unable to contact"
+        r"|Job/step already compl|Socket timed out|Zero Bytes|Resource temporarily unavailable|Slurm backup|Communication"
+        r"|Connection|Step limit reached|Prolog).*$",
+    ),
+    _pattern(REFUSED, r"^srun: error: Unable to create step for job \S+: .*$"),
+)
+#: A step that loses a node may end with exit code 0 (tried with 22.05.8).
+SRUN_LOST = _pattern(NODE, r"^srun: error: Node failure on (\S+)$")
+#: Hydra's mpiexec, when a proxy is gone. Source: MPICH 5.0.2; tried.
+HYDRA_LOST = _pattern(CONTACT, r"^\[mpiexec@\S+\] control_cb .*assert \(!closed\) failed$")
+
+
+class Diagnosis(NamedTuple):
+    """How one command's words are read."""
+
+    own_lines: re.Pattern[str]
+    failures: tuple[Pattern, ...]
+    lost: tuple[Pattern, ...]
+    #: Whether the command can go on waiting for what it could not start: Hydra does, when its srun was refused (MPICH 5.0.2).
+    hangs: bool = False
+    #: Whether it may end with exit code 0 though it lost a node.
+    hides_loss: bool = False
+
+    def read(self, output: str, is_whole: bool = True) -> StartFailure | None:
+        """Return why a run ended, where the command started nothing or a node was lost; None where the job itself ended.
+
+        >>> SRUN.read("srun: error: Unable to create step for job 7: Requested nodes are busy").kind
+        'busy'
+        >>> SRUN.read("hello\\nsrun: error: Unable to create step for job 7: Requested nodes are busy")
+        >>> SRUN.read("hello\\nsrun: error: Node failure on node2").hosts
+        ('node2',)
+        """
+        for pattern in self.lost:
+            found = pattern.line.search(output)
+            if found:
+                hosts = tuple(dict.fromkeys(pattern.line.findall(output))) if pattern.line.groups else ()
+                return StartFailure(pattern.kind, found[0], hosts, had_started=True)
+        lines = [line for line in output.splitlines() if line.strip()]
+        if not is_whole or not lines or not all(self.own_lines.match(line) for line in lines) or SRUN_STARTED.search(output):
+            return None
+        for pattern in self.failures:
+            found = pattern.line.search(output)
+            if found:
+                return StartFailure(pattern.kind, found[0], found.groups())
+        return None
+
+
+SRUN = Diagnosis(SRUN_LINES, SRUN_FAILURES, (SRUN_LOST,), hides_loss=True)
+HYDRA = Diagnosis(HYDRA_LINES, SRUN_FAILURES, (SRUN_LOST, HYDRA_LOST), hangs=True)

@@ -63,6 +63,24 @@ def test_that_a_closed_terminal_costs_the_progress_line_and_no_job(bench, tmp_pa
     assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("JOB_FINISHED", 1)
 
 
+def test_that_the_last_words_on_a_terminal_follow_the_progress_line_and_do_not_share_its_line(bench):
+    bench.add([{"application": "wait"}])
+    launcher, screen = pty.fork()
+    if launcher == 0:
+        os.execvpe(sys.executable, words(bench, *LAUNCHER), bench.environ)
+    text = ""
+    while "1 running" not in text:
+        text += os.read(screen, 4096).decode()
+    finish(bench)
+    while "attempt" not in text:
+        text += os.read(screen, 4096).decode()
+    os.close(screen)
+    os.waitpid(launcher, 0)
+    ends = next(line for line in text.split("\n") if "Launcher ends" in line)
+    before, last = ends.rstrip("\r").split("\r")[-2:]
+    assert (before.strip(), last) == ("", "Launcher ends (every job has ended): 1 JOB_FINISHED; 1 attempt: 1 done")
+
+
 def test_that_a_reader_that_leaves_costs_the_words_and_no_job(bench):
     (job,) = bench.add([{"application": "wait"}])
     launcher = subprocess.Popen(words(bench, *LAUNCHER), stderr=subprocess.PIPE, env=bench.environ)

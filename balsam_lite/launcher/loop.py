@@ -300,7 +300,9 @@ class Launcher:
             self._exits.append(finished.exit)
             if finished.exit.result != states.RUN_DONE or finished.exit.told_us is not None:
                 first_line = finished.exit.message.partition("\n")[0]
-                log.info("Job %s: %s %s", self._label(finished.exit.job), finished.exit.result, first_line)
+                # What was told to stop has a result when it is recorded; the job decides whether exit code 0 means done.
+                result = "" if finished.exit.told_us is not None else f"{finished.exit.result} "
+                log.info("Job %s: %s%s", self._label(finished.exit.job), result, first_line)
 
     def _close_nodes(self, hosts: Collection[str], why: str) -> None:
         """Nothing more starts on nodes that do not answer."""

@@ -190,7 +190,7 @@ def _run(
         gc.freeze()
         terminal.handle_stop_signals(stop)
         try:
-            return _guarded(launcher, spawner, company, db, lease, settings, clock)
+            return _guarded(launcher, progress, spawner, company, db, lease, settings, clock)
         finally:
             progress.clear()
 
@@ -257,7 +257,14 @@ def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:
 
 
 def _guarded(
-    launcher: Launcher, spawner: Spawner, company: Company, db: Database, lease: int, settings: Settings, clock: Clock
+    launcher: Launcher,
+    progress: Progress,
+    spawner: Spawner,
+    company: Company,
+    db: Database,
+    lease: int,
+    settings: Settings,
+    clock: Clock,
 ) -> int:
     """Run it, and whatever happens leave no process behind."""
     try:
@@ -274,6 +281,7 @@ def _guarded(
         spawner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         raise
+    progress.clear()  # the last words have lines of their own
     for reason in launcher.why_nothing_runs():
         _say(f"Left: {reason}")
     with db.write() as cx:

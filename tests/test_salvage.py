@@ -231,3 +231,15 @@ def test_that_salvage_refuses_a_place_that_is_taken_and_a_file_without_anything(
     code, _, err = balsam(db.directory, "db", "salvage", str(tmp_path / "new"))
     assert code == 1 and "Nothing can be read" in err and "Restore a backup" in err
     assert not (tmp_path / "new").exists()
+
+
+def test_that_a_salvage_that_is_cut_short_leaves_no_half_of_a_db(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("balsam_lite.db.store.tags.note_anew", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        salvage(db.directory, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()

@@ -155,7 +155,8 @@ def salvage(new_dir: str) -> None:
     if not found.lost:
         click.echo("Nothing was found to be lost.")
     new, old = layout.one_line(found.directory), layout.one_line(directory)
-    click.echo(f"The new DB is {new}. The working directories are in {old}/data; move them to {new}/data.")
+    click.echo(f"The new DB is {new}.")
+    click.echo(f"Still in {old}: the working directories (move `data` to {new}), settings, policy and job templates.")
 
 
 @db.command(cls=BalsamCommand, short_help="write the database anew, without unused room")

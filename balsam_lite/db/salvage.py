@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,10 +67,15 @@ def salvage(directory: str, target: str) -> Salvaged:
         raise DatabaseError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     if not any(table.rows for table in tables.values()):
         raise DatabaseError(f"Nothing can be read in {path}.", hint="Restore a backup.")
-    db = location.create(target)
-    with db.write() as cx:
-        notes += _write(cx, tables, edges)
-    db.close()
+    try:
+        db = location.set_up(target)
+        with db.write() as cx:
+            notes += _write(cx, tables, edges)
+        db.close()
+        location.remember(db.directory)
+    except BaseException:  # half a DB would look like a whole one
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     read = {f"{_WORDS[name]}s": len(table.rows) for name, table in tables.items()}
     lost = [text for name, table in tables.items() for text in _told(name, table)]
     return Salvaged(db.directory, read, lost, notes)

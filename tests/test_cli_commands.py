@@ -787,7 +787,7 @@ def test_that_rm_removes_apps_by_name_number_and_all(balsam: Balsam) -> None:
 class FakeScheduler:
     """Accepts everything and remembers it."""
 
-    template, domain = "local.tmpl", "fake"
+    template, domain, name = "local.tmpl", "fake", "fake"
 
     def __init__(self) -> None:
         self.submitted: list[base.Submission] = []

@@ -111,6 +111,7 @@ def test_that_mpi_jobs_of_a_node_that_dies_run_on_the_others_uncounted(
     said = Path(ended["log"]).read_text(errors="replace")
     assert site.bench.states() == {"JOB_FINISHED": 4}, said
     assert ended["state"] == "finished", said
+    assert "lost node(s): node2" in ended["reason"]
     for job in jobs:
         assert site.bench.job(job)["restarts"] == 0, site.bench.history(job)
         assert site.bench.job(job)["attempt"] == 1 or job in lost

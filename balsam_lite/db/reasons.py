@@ -32,27 +32,33 @@ def as_note(obstacles: Iterable[tuple[Sequence[float], str]], trouble: str = "")
 _LEFT = " job(s) left: "
 
 
-def as_end_reason(why: str, left: Mapping[str, int]) -> str:
+#: Before the nodes that did not answer any more, in the same reason.
+_LOST = "lost node(s): "
+
+
+def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -> str:
     """The end reason of a launcher's lease: why it ended, how many jobs it left, and why each; `left` counts them by reason.
+    `lost` names the nodes that it lost.
 
     >>> as_end_reason("the time is up", {"needs --job-mode=mpi": 2, "waits for a free place": 9})
     'the time is up; 11 job(s) left: needs --job-mode=mpi (2), waits for a free place (9)'
     """
     listed = ", ".join(f"{reason} ({number})" for reason, number in left.items())
-    return f"{why}; {sum(left.values())}{_LEFT}{listed}" if left else why
+    parts = [why, *([f"{_LOST}{', '.join(lost)}"] if lost else []), *([f"{sum(left.values())}{_LEFT}{listed}"] if left else [])]
+    return "; ".join(parts)
 
 
 def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
-    """Why the launchers ended that left jobs, in the batch job of that id, which was submitted at `since_us`; else "".
+    """Return why those launchers ended that left jobs or lost nodes, in the batch job of that id; else "".
 
-    There are several where the batch job has partitions.
+    It was submitted at `since_us`. There are several where the batch job has partitions.
     """
     number = scheduler_id.partition(".")[0]  # see `said_in`
     rows = cx.execute(
         "SELECT scheduler_id, end_reason FROM lease WHERE kind = 'launcher' AND scheduler_id <> '' AND opened >= ? ORDER BY id",
         (since_us,),
     )
-    found = [reason for other, reason in rows if other.partition(".")[0] == number and _LEFT in reason]
+    found = [reason for other, reason in rows if other.partition(".")[0] == number and (_LEFT in reason or _LOST in reason)]
     return "; ".join(dict.fromkeys(found))
 
 

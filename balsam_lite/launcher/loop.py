@@ -304,6 +304,11 @@ class Launcher:
                 result = "" if finished.exit.told_us is not None else f"{finished.exit.result} "
                 log.info("Job %s: %s%s", self._label(finished.exit.job), result, first_line)
 
+    @property
+    def lost_nodes(self) -> list[str]:
+        """The names of those that do not answer any more."""
+        return [node.name for node in self._pool.nodes if node.is_closed and node.name]
+
     def _close_nodes(self, hosts: Collection[str], why: str) -> None:
         """Nothing more starts on nodes that do not answer."""
         for number, node in enumerate(self._pool.nodes):

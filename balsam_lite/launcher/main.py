@@ -286,7 +286,8 @@ def _guarded(
         _say(f"Left: {reason}")
     with db.write() as cx:
         note = reasons.as_note(launcher.obstacles, launcher.pause.reason)
-        leases.close_lease(cx, lease, clock.now_us(), reasons.as_end_reason(launcher.stop_reason, launcher.left), note)
+        end_reason = reasons.as_end_reason(launcher.stop_reason, launcher.left, launcher.lost_nodes)
+        leases.close_lease(cx, lease, clock.now_us(), end_reason, note)
     _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
     return 1 if launcher.stop_reason == launcher.pause.reason else 0
 

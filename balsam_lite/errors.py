@@ -264,8 +264,8 @@ class MachineTrouble(LaunchError):
 
     HOST = "this host"
 
-    def __init__(self, message: str = "", scope: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str = "", scope: str = "", *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.scope = scope
 
 

@@ -7,6 +7,7 @@ first written, so nothing is concluded from it there.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from typing import NamedTuple
@@ -37,14 +38,13 @@ def recorded(cx: sqlite3.Connection) -> Binding | None:
     row = cx.execute("SELECT value FROM meta WHERE key = ?", (_KEY,)).fetchone()
     if row is None:
         return None
-    inode, host, path = row[0].split(" ", 2)
-    return Binding(int(inode), host, path)
+    return Binding(*json.loads(row[0]))
 
 
 def record(cx: sqlite3.Connection, path: str, inode: int | None = None) -> None:
     """Bind the DB to the file `path`, or to one with that inode. Runs inside the caller's write transaction."""
     bound = Binding(os.stat(path).st_ino if inode is None else inode, os.uname().nodename, os.path.realpath(path))
-    cx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, " ".join(map(str, bound))))
+    cx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, json.dumps(bound)))  # a path need not be UTF-8
 
 
 def judge(cx: sqlite3.Connection, path: str) -> str:

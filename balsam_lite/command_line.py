@@ -1,4 +1,4 @@
-"""Command lines as users type them: made absolute where a file of the current directory is meant, and what to warn of.
+"""Command lines as users type them: make paths to files of the current directory absolute, and find what to warn of.
 
 A line is split into words by the shell's quoting rules, and run without a shell in the job's own directory. So a relative path
 means nothing there, and `|`, `>`, `$HOME` or `*.dat` reach the program as they are.
@@ -27,7 +27,7 @@ _INTERPRETERS = (
 #: Options of env(1) that take the next word, and the one after which nothing can be told. Source: coreutils 9.
 _ENV_OPTIONS, _ENV_SPLIT = ("-u", "--unset", "-C", "--chdir"), re.compile(r"-\w*S.*|--split-string.*")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
-#: So much of a file tells what runs it, in bytes. Source: execve(2) of Linux, BINPRM_BUF_SIZE.
+#: The kernel looks for `#!` in this many bytes of a file. Source: execve(2) of Linux, BINPRM_BUF_SIZE.
 _HEAD_BYTES = 256
 
 
@@ -47,7 +47,7 @@ class _Word(NamedTuple):
 
 
 def _words(line: str) -> list[_Word]:
-    """The words of a line that can be split."""
+    """Return the words of a line that can be split."""
     stream = io.StringIO(f"{line} ")
     lexer = shlex.shlex(stream, posix=True)
     lexer.whitespace_split, lexer.commenters = True, ""
@@ -62,7 +62,7 @@ def _words(line: str) -> list[_Word]:
 
 
 class _Parts(NamedTuple):
-    """Which words of a line are what, by position; None: there is none."""
+    """The positions of a line's program, script and code; None where it has none."""
 
     program: int | None
     script: int | None = None  # what the interpreter runs
@@ -82,7 +82,7 @@ def _parts(words: Sequence[_Word], directory: str) -> _Parts:
 
 
 def _program(words: Sequence[_Word]) -> int | None:
-    """The first word, or that which env(1) starts."""
+    """Return the position of the program: the first word, or the one that env(1) starts."""
     if not words or os.path.basename(words[0].text) != "env":
         return 0 if words else None
     place = 1
@@ -150,7 +150,7 @@ def current_directory() -> str:
 
 
 def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an application for Python code that gives them, with a CommandLineWarning for each problem.
+    """Return an application's fields as they are stored, and issue a CommandLineWarning for each problem.
 
     Missing programs are no problem here: `dag.add_app(checkexe=True)` looks for them.
     """
@@ -159,7 +159,7 @@ def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(fields.get(name), str) and fields[name].strip():
             try:
                 stored[name] = as_program(fields[name], sys.executable, directory)
-            except ValueError:  # it cannot be split; whoever stores it says so
+            except ValueError:  # it cannot be split; storing it raises the error
                 continue
             for text in problems(stored[name], directory, tells_missing=False):
                 warnings.warn(f"{name}: {text}", CommandLineWarning, stacklevel=_level_of_user())
@@ -171,20 +171,20 @@ def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _level_of_user() -> int:
-    """The `stacklevel` with which `warnings.warn`, in the calling function, names the line outside of this package."""
+    """Return the `stacklevel` with which `warnings.warn`, in the calling function, names the line outside of this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
         level, frame = level + 1, frame.f_back
     return level
 
 
-# --- what is said of it -----------------------------------------------------------------------------------------------
+# --- warnings ---------------------------------------------------------------------------------------------------------
 
 
 def problems(line: str, directory: str, tells_missing: bool = True) -> list[str]:
-    """Return sentences on what in a program's line, as stored, will hardly do what was meant; [] mostly.
+    """Return a sentence for each part of a stored command line that will hardly do what was meant.
 
-    With `tells_missing` also that a program or script is not there; it may well be where the jobs run.
+    With `tells_missing` also for a missing program or script, which may well exist where the jobs run.
     """
     words = _words(line)
     parts = _parts(words, directory)
@@ -205,7 +205,7 @@ def problems(line: str, directory: str, tells_missing: bool = True) -> list[str]
 
 
 def problems_of_args(args: str, executable: str) -> list[str]:
-    """Return the same for the arguments of a job of an application with that command line."""
+    """Return the `problems` of the arguments of a job whose application has the command line `executable`."""
     if _parts(_words(executable), "/").reads_code:
         return []
     odd = [word.raw for word in _words(args) if _is_for_shell_in_args(word)]
@@ -216,12 +216,12 @@ def problems_of_args(args: str, executable: str) -> list[str]:
 
 
 def problems_of_script(path: str) -> list[str]:
-    """Return the same for the path of a script that a shell sources."""
+    """Return the `problems` of the path of a script that a shell sources."""
     return list(_of_file(path, "/", is_script=True, tells_missing=True))
 
 
 def _of_file(name: str, directory: str, is_script: bool, tells_missing: bool) -> Iterator[str]:
-    """Sentences on the program, or the script of an interpreter, of that name."""
+    """Yield the problems of the file of a program, or of an interpreter's script, of that name."""
     if "/" not in name and not is_script:
         path = shutil.which(name) or ""
         if not path and tells_missing:
@@ -249,7 +249,7 @@ def _of_file(name: str, directory: str, is_script: bool, tells_missing: bool) ->
 
 
 def _of_first_line(path: str, is_script: bool) -> Iterator[str]:
-    """Sentences on how the file begins."""
+    """Yield the problems of the file's first line."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             head = file.read(_HEAD_BYTES)
@@ -270,7 +270,7 @@ def _of_first_line(path: str, is_script: bool) -> Iterator[str]:
 
 
 def _live(raw: str) -> tuple[str, str]:
-    """What a shell would read of a word: (without all that is quoted, without what is in single quotes or escaped)."""
+    """Return what a shell would interpret in a word: (outside all quotes, outside single quotes and escapes)."""
     bare, expanded, quote, is_escaped = "", "", "", False
     for character in raw:
         shown = "\0"
@@ -303,7 +303,7 @@ def _is_for_shell(word: _Word, place: int) -> bool:
 
 
 def _is_for_shell_in_args(word: _Word) -> bool:
-    """Patterns with brackets or question marks, and `|` inside a word, are mostly meant for the program."""
+    """Tell shell syntax from brackets, question marks and a `|` inside a word, which are mostly meant for the program."""
     bare, expanded = _live(word.raw)
     if _EXPANSION.search(expanded) or _OPERATOR_ALONE.fullmatch(bare):
         return True

@@ -166,7 +166,7 @@ class SchemaMismatch(DatabaseError):
 
 
 class CopiedDatabase(DatabaseError):
-    """The DB is a copy that nobody has made a DB of its own yet."""
+    """The DB is a copy that `balsam init` has not made a separate DB yet."""
 
 
 class UnsafeFilesystem(DatabaseError):

@@ -324,7 +324,7 @@ def test_that_a_line_can_be_registered_where_the_current_directory_is_gone(db: D
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--args", "-O", "-i", "a"), """No such option '-i'. If it belongs to --args, write it so: --args="-O -i a\""""),
+        (("--args", "-O", "-i", "a"), """No such option '-i'. If it is the value of --args, write --args="-O -i a\""""),
         (("--args", "x", "--odd", "y", "--yes"), """--args="x --odd y\""""),
         (("--args", "$X", "-i"), """--args='$X -i'"""),
         (

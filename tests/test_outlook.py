@@ -143,7 +143,7 @@ def test_that_whoever_has_just_added_a_job_to_a_running_launcher_may_add_another
         added_us = cx.execute("SELECT created FROM job").fetchone()[0]
         for started_us, later_s, comes in ((added_us - 1, 1.9, True), (added_us - 1, 2.1, False), (added_us + 1, 0.1, False)):
             found = what_may_come(cx, Scope(), added_us + int(later_s * 1e6), 120.0, started_us)
-            assert found == ("the next job of whoever has just added one" if comes else "")
+            assert found == ("the next job of a program that has just added one" if comes else "")
 
 
 # --- a launcher's end -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which job a word stands for: a number, a beginning of an id, or a name; in every command and in Python."""
+"""Which job a word names: a number, a prefix of an id, or a name; in every command and in Python."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ApplicationDefinition:
         environment_variables: for the program; those of a job win.
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
             here, or at a site behind ssh the one that runs balsam there.
-        exit_0_is_done_after_stop: a run that exits with 0 after its launcher told it to stop is done, and no timeout.
+        exit_0_is_done_after_stop: count a run that exits with 0 after its launcher told it to stop as done, not as a timeout.
 
     Objects are made by the launcher; they have the job as `job`. Hooks may assign `self.job.state`.
     """

@@ -54,7 +54,7 @@ class App(Record):
         self._created(made, home)
 
     def save(self) -> None:
-        """As `Record.save`; command lines that run existing files of the current directory get their absolute paths."""
+        """Save as `Record.save` does; command lines that run files of the current directory get their absolute paths."""
         if self._is_saved and not self._site.entry.is_remote:
             self._changed = command_line.as_registered(self._changed)
         super().save()

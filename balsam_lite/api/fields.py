@@ -188,12 +188,12 @@ def count0(default: int | None = None, when: str = ALWAYS) -> Any:
 
 
 def minutes(default: int | None = None, when: str = ALWAYS) -> Any:
-    """Whole minutes, 1 or more; text such as "1h30m" is taken as well."""
+    """Declare a field of whole minutes, 1 or more; it also accepts text such as "1h30m"."""
     return Field(column_check("wall_time_minutes"), default, when)
 
 
 def minutes0(default: int | None = None, when: str = ALWAYS) -> Any:
-    """The same, or 0."""
+    """Declare a field of whole minutes that may be 0; see `minutes`."""
     return Field(lambda value: 0 if value in (0, "0") else column_check("wall_time_minutes")(value), default, when)
 
 

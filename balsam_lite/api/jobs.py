@@ -271,7 +271,7 @@ class JobManager(Manager[Job]):
     def bulk_create(self, jobs: list[Job], allow_shared_workdir: bool = False) -> list[Job]:
         """Add many jobs; returns new objects in the same order, and leaves those that were given as they are.
 
-        `allow_shared_workdir` lets all of them use a workdir that another job has which has not ended. At each site all or
+        `allow_shared_workdir` lets them use the workdir of another job that has not ended. At each site all or
         none, in one write transaction. Where the jobs go to several sites, each of them checks its jobs before the first one is
         written to; if a later one refuses all the same, the error says what was created before.
 
@@ -332,7 +332,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[Home, placing.JobsOfSite]:
-    """The rows to create, with these fields besides, and the places of their jobs in the list, for each site."""
+    """Return for each site the rows to create, with `fields` added, and the positions of their jobs in the list."""
     placer = placing.Placer()
     found: dict[Home, placing.JobsOfSite] = {}
     for place, job in enumerate(jobs):

@@ -194,9 +194,9 @@ class _Pending:
                 pause = min(_GROWTH * pause, poll_interval)
 
     def _local_sites(self) -> Iterator[tuple[Home, Database]]:
-        """The sites of this host that have some of the jobs."""
+        """Yield the sites of this host that have some of the jobs."""
         for home in {home for home, _ in self._jobs}:
-            with suppress(BalsamError):  # looking at its jobs will meet it
+            with suppress(BalsamError):  # reading its jobs will raise it again
                 desk = home.desk
                 if isinstance(desk, LocalDesk):
                     yield home, desk.database

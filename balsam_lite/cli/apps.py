@@ -24,7 +24,7 @@ from .group import BalsamCommand, SentenceOption, option
 @option("--preprocess", default="", metavar="COMMAND", help="Run before each job.")
 @option("--postprocess", default="", metavar="COMMAND", help="Run after each job.")
 @option("--envscript", default="", metavar="FILE", help="A shell script to source before each job.")
-@option("--exit-0-is-done-after-stop", is_flag=True, help="A run that exits with 0 after it was told to stop is done.")
+@option("--exit-0-is-done-after-stop", is_flag=True, help="Count a run that exits with 0 after it was told to stop as done.")
 @option("--description", cls=SentenceOption, default="", metavar="WORDS...", help="What it does.")
 def app(
     *,

@@ -30,7 +30,7 @@ _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text
 def modify(id: str, attr: str, value: str, kind: str) -> None:
     """Set the field ATTR of a job or of an application to VALUE.
 
-    ID is a job's number, a beginning of its id, or its name, and must fit one job only ('#37' is always the number); or it is
+    ID is a job's number, a prefix of its id, or its name, and must fit one job only ('#37' is always the number); or it is
     the name or number of an application. Objects are given as JSON.
 
     \b
@@ -180,7 +180,7 @@ def _doomed_apps(db: Database, name: str | None, number: str | None) -> list[int
 @click.command(cls=BalsamCommand)
 @option(
     "--id", "ids", cls=SeparateOption, multiple=True, required=True, metavar="ID...",
-    help=f"The job: {A_JOB} ('#37' is always a number); several may be given.",
+    help=f"The job: {A_JOB} ('#37' is always a number); may be repeated.",
 )  # fmt: skip
 @option("--recursive", is_flag=True, help="All jobs below it, too.")
 @option("--yes", is_flag=True, help="Do not ask.")

@@ -22,9 +22,9 @@ _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: How a job is named, for help texts.
-A_JOB = "a number, a beginning of an id, or a name"
-#: The option --run-when of commands that add jobs, and what stands below their help texts.
-RUN_WHEN_HELP = f"Which ends of its parents let it run: {', '.join(spec.RUN_WHEN)}. [default: all_finished]"
+A_JOB = "a number, a prefix of an id, or a name"
+#: The option --run-when of commands that add jobs, and the end of their help texts.
+RUN_WHEN_HELP = f"When its parents let it run: {', '.join(spec.RUN_WHEN)}. [default: all_finished]"
 RUN_WHEN_EPILOG = "\n\n".join(["Values of --run-when:", *(f"{value}: {text}." for value, text in spec.RUN_WHEN.items())])
 
 #: No count that a user gives has a business beyond what SQLite and JSON can hold exactly.
@@ -123,11 +123,11 @@ def _named_db() -> str | None:
 
 
 #: How a job is named where digits are the number, as in Balsam 0.7, where jobs have no other name.
-NUMBER_OR_WORD = "its number, or else a beginning of its id, or its name"
+NUMBER_OR_WORD = "its number, or else a prefix of its id, or its name"
 
 
 def condition_of(words: Iterable[str]) -> dict[str, Any]:
-    """Return the condition of `db.selection` that a job is meant by one of these words; digits are the number. {} for none."""
+    """Return the condition of `db.selection` for the jobs that these words name; digits are the number. {} for no words."""
     numbers = {word: row_number(word.removeprefix("#")) for word in words}
     if None not in numbers.values():
         return {"id": list(numbers.values())} if numbers else {}
@@ -135,7 +135,7 @@ def condition_of(words: Iterable[str]) -> dict[str, Any]:
 
 
 def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
-    """Return the numbers of the jobs of a site that are meant by these words, sorted.
+    """Return the numbers of the jobs of a site that these words name, sorted.
 
     Digits are the number. Any other word must fit one job only.
 
@@ -151,7 +151,7 @@ def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
 
 
 def jobs_fitting(desk: Desk, word: str) -> list[list[Any]]:
-    """Return the jobs of a site that a word fits, as `queries.the_one` takes them."""
+    """Return the jobs of a site that a word fits, as `queries.the_one` expects them."""
     from ..db import queries
 
     rows = desk.page({"which": word}, queries.CANDIDATE, size=queries.CANDIDATES)
@@ -233,7 +233,7 @@ def number(ctx: click.Context, parameter: click.Parameter, value: float) -> floa
 
 
 class Minutes(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option that takes minutes, or a time such as 1h30m or 01:30:00; `is_whole`: rounded up to minutes."""
+    """Minutes, or a time such as 1h30m or 01:30:00, as the type of an option; `is_whole` rounds up to whole minutes."""
 
     name = "minutes"
 

@@ -193,8 +193,9 @@ class FieldOption(Option):
 
 
 class ConditionOption(Option):
-    """A condition of one value. Of other options the last one counts where they are repeated, as in Balsam 0.3; of a condition
-    that would mean other jobs than were named, so it is refused.
+    """A condition of one value, refused where it is repeated.
+
+    Of other options the last one counts, as in Balsam 0.3; of a condition that would select other jobs than were named.
     """
 
 
@@ -206,9 +207,9 @@ def _quoted(word: str) -> str:
 
 
 def _as_value(name: str, text: str) -> str:
-    """How to write a text that looks like options as the value of the option `name`."""
+    """Return how to write a text that looks like options as the value of the option `name`."""
     shown = f'"{text}"' if not re.search(r'["$`\\!]', text) else "'" + text.replace("'", "'\\''") + "'"
-    return f"If it belongs to {name}, write it so: {name}={shown}"
+    return f"If it is the value of {name}, write {name}={shown}"
 
 
 class BalsamCommand(_Helpful):

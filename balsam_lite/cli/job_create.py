@@ -75,7 +75,7 @@ def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
 @option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
 @option("--workflow", default="", help="A label that jobs share.")
 @option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
-@option("--allow-shared-workdir", is_flag=True, help="Allow a workdir that another job has which has not ended.")
+@option("--allow-shared-workdir", is_flag=True, help="Allow the workdir of another job that has not ended.")
 @option("--priority", type=int, default=0, metavar="N", help="Higher ones start first. [default: 0]")
 @long_site_option
 @option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -93,7 +93,7 @@ def create(site: str, app: str, yes: bool, **values: Any) -> None:
     job = _checked(desk, app, values)
     sys.stdout.writelines(f"{line}\n" for line in _preview(desk.entry, job))
     if not yes:
-        desk.check_jobs([job])  # nobody is asked about what is refused then
+        desk.check_jobs([job])  # a refused job asks the user nothing
     if yes or confirm("Do you want to create this Job?", "--yes"):
         (made,) = desk.create("job", [job])
         click.echo(f"Added Job id={made['id']}")

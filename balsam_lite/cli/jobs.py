@@ -47,7 +47,7 @@ _OPTIONS = (
     option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle that the time is up."),
     option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Fail when its time is up."),
     option(
-        "--exit-0-is-done-after-stop", is_flag=True, help="Done also if it exits with 0 after its launcher told it to stop."
+        "--exit-0-is-done-after-stop", is_flag=True, help="Count exit code 0 as done also after its launcher told it to stop."
     ),
     option("--restart-limit", metavar="N", help="So many restarts after time was up, then FAILED. [default: 10]"),
     option("--max-retries", metavar="N", help="Run it again so often after an error. [default: 0]"),
@@ -77,7 +77,7 @@ def _describing_options(command: _Function) -> _Function:
 @click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
 @option("--workflow", required=True, help="A label that jobs share; also the directory above theirs.")
-@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="JOB...", help=f"Jobs that it waits for: {A_JOB}.")
+@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="JOB...", help=f"Jobs to wait for: {A_JOB}.")
 @_describing_options
 def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
     """Add a job: one planned run of an application, whose program gets the job's arguments.
@@ -102,7 +102,7 @@ def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
 
 @click.command(cls=BalsamCommand)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
-@option("--parent", metavar="JOB", help=f"The job that it waits for: {A_JOB}. [default: the one that calls this]")
+@option("--parent", metavar="JOB", help=f"The job to wait for: {A_JOB}. [default: the one that calls this]")
 @_describing_options
 def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
     """Add a job that waits for the one whose program or script calls this, in the same workflow.
@@ -180,7 +180,7 @@ def _unused_id(cx: sqlite3.Connection) -> str:
 def dep(parent: str, child: str) -> None:
     """Let the job CHILD wait until the job PARENT is finished.
 
-    Both are numbers, beginnings of ids, or names; each must fit one job only. '#37' is always a number.
+    Both are numbers, prefixes of ids, or names; each must fit one job only. '#37' is always a number.
 
     \b
     Examples:

@@ -87,8 +87,8 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @click.command(cls=BalsamCommand)
 @click.argument("what", type=click.Choice(["jobs", "apps", "wf", "queues"]), default="jobs")
-@option("--name", cls=ConditionOption, default="", metavar="TEXT", help="Only what has TEXT in its name.")
-@option("--id", multiple=True, metavar="ID", help=f"Only what ID fits: {A_JOB}; '#37' is a number. May be repeated.")
+@option("--name", cls=ConditionOption, default="", metavar="TEXT", help="Only those with TEXT in their name.")
+@option("--id", multiple=True, metavar="ID", help=f"Only those that ID fits: {A_JOB}; '#37' is a number. May be repeated.")
 @option("--state", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated.")
 @option(
     "--wf", "--workflow", cls=ConditionOption, default="", metavar="TEXT", help="Only jobs whose workflow has TEXT in its name."
@@ -173,7 +173,7 @@ def _table(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
 
 
 def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
-    """The lines for rows of these columns and `queries.STALE` behind them."""
+    """Return the lines for rows of these columns, followed by `queries.STALE`."""
     program, state = columns.index("application"), columns.index("state")
     shown = []
     for *row, is_stale in rows:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     help="Only jobs of apps with TEXT in the name.",
 )
 @option("--tag", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")
-@option("--downstream", is_flag=True, help="Also all jobs below those that match: their children, and so on.")
+@option("--downstream", is_flag=True, help="Also all jobs that depend on those: their children, and so on.")
 @option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of all that match; may be repeated.")
 @option(
     "--to", type=click.Choice([states.CREATED, states.RESTART_READY]),
@@ -61,9 +61,9 @@ def rerun(
     to: str | None,
     yes: bool,
 ) -> None:
-    """Put all jobs that match back, with changed fields if you like, so that a launcher runs them again.
+    """Put all matching jobs back, with changed fields if you like, so that a launcher runs them again.
 
-    All conditions must hold at once; of several --state, or several --id, one must. What a launcher holds is left alone.
+    All conditions must hold at once; of several --state, or several --id, one must. Jobs held by a launcher stay as they are.
     CREATED repeats the staging and the scripts, too; RESTART_READY runs only the program. A job waits for those of its parents
     that run again. Children that are JOB_FINISHED stay so unless they match or --downstream is given; `balsam ls` marks them as
     stale.
@@ -107,7 +107,7 @@ def rerun(
 
 
 def _chosen(cx: Connection, only: queries.JobFilter, downstream: bool) -> tuple[list[int], list[int]]:
-    """Return the numbers of the jobs that match, and with `downstream` those of the other jobs below them."""
+    """Return the numbers of the matching jobs, and with `downstream` those of the other jobs that depend on them."""
     matching = queries.job_ids(cx, only)
     known = set(matching)
     return matching, [number for number in graph.descendants(cx, matching) if number not in known] if downstream else []

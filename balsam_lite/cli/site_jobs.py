@@ -178,7 +178,7 @@ def modify(ids: Sequence[str], tags: Sequence[str], state: str, site: str) -> No
 
 
 def _unique(site: str, words: Iterable[str]) -> list[str]:
-    """Return the words that stand for jobs, each of which must fit one job of all these sites: numbers, or else whole UUIDs.
+    """Resolve words that name jobs, each of one job in all these sites, to numbers or else whole UUIDs.
 
     Raises:
         UnknownJob, AmbiguousJobId: a word that is no number. BalsamError: a site cannot be read.

@@ -26,7 +26,7 @@ def by_scheduler_id(cx: sqlite3.Connection, scheduler_id: str) -> BatchRow | Non
 def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str, cluster: str = "") -> BatchRow | None:
     """The batch job in which a launcher runs: of a scheduler (as in Settings.SCHEDULER_CLASS), with that id of its.
 
-    Where the cluster that runs it is known, one of the same number on another cluster is not meant.
+    Where the cluster is known, a batch job with the same number on another cluster does not match.
 
     None where Balsam did not submit it, or the one who did has not written the id yet.
     """
@@ -48,9 +48,9 @@ def open_rows(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:
 
 
 def presumed_over(cx: sqlite3.Connection, scheduler: str, since_us: int) -> list[BatchRow]:
-    """Those of one scheduler that count as over only because it stopped listing them, at `since_us` or later; oldest first.
+    """Return those of one scheduler that count as over only because it stopped listing them, at `since_us` or later.
 
-    Where a later row has the same id of the scheduler's, the scheduler counts anew, and the id is that one's.
+    The oldest come first. A row is left out if a later one has the same scheduler id: the scheduler has begun to count anew.
     """
     newer = """SELECT 1 FROM batch_job AS later WHERE later.id > batch_job.id AND later.scheduler = batch_job.scheduler
         AND later.scheduler_id = batch_job.scheduler_id AND later.cluster = batch_job.cluster AND later.scheduler_id <> ''"""
@@ -59,7 +59,7 @@ def presumed_over(cx: sqlite3.Connection, scheduler: str, since_us: int) -> list
 
 
 def newest(cx: sqlite3.Connection, values: Mapping[str, Any]) -> BatchRow | None:
-    """The newest row with these values in these columns."""
+    """Return the newest row with these values in these columns."""
     where = " AND ".join(f"{name} = ?" for name in values)
     return next(iter(_rows(cx, f"WHERE {where} ORDER BY id DESC LIMIT 1", values.values())), None)
 

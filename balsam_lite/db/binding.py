@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import filesystem
 
 _KEY = "file"
-#: Recorded in a backup: no file has it, so that a backup that is put into use is always known as a copy.
+#: Recorded in a backup. No file has this inode, so a backup that is put into use is always recognised as a copy.
 NO_INODE = 0
 _UNSTEADY = ("overlay", "aufs")
 

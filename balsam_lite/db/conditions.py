@@ -220,7 +220,7 @@ def _of_uuid(value: Any, plain: str) -> Term:
 
 
 def _which(value: Any, plain: str) -> Term:
-    """By words that stand for jobs: see `queries.fitting`."""
+    """Add the condition that a job fits one of these words: see `queries.fitting`."""
     return Term(*queries.fitting_any(json.loads(texts(value))))
 
 

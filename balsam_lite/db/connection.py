@@ -45,13 +45,13 @@ FILE_NAME = "balsam.sqlite3"
 #: The database file and what SQLite puts beside it (https://sqlite.org/tempfiles.html).
 FILES = tuple(FILE_NAME + ending for ending in ("", "-wal", "-shm", "-journal"))
 
-#: Directories beside the file that are empty only where the DB has never been used.
+#: Directories next to the file that are empty only where the DB has never been used.
 USED_FOLDERS = ("data", "log")
 
 #: What `read` and `write` give, for those above this room to name: they hand it on and do not look into it.
 Connection = sqlite3.Connection
 
-#: The leases of programs that work on the DB for long, and of which one moves the WAL into the file. (SQL condition)
+#: Leases of long-running programs, one of which moves the WAL into the file (SQL condition).
 AT_WORK = "kind IN ('launcher', 'service')"
 
 #: Pages; 16 MB of WAL. A larger one makes reading slower, a smaller one makes a launcher wait for the disk more often.
@@ -66,7 +66,7 @@ _open_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that knows the process and the thread that may close it."""
+    """A connection, with the process and the thread that may close it."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ class _Connection(sqlite3.Connection):
 
 
 def close_all() -> None:
-    """Close what this thread has open in any DB. The last process to close a local DB moves its WAL into the file.
+    """Close this thread's connections to all DBs. The last process to close a local DB moves its WAL into the file.
 
     Called when the process ends: SQLite does not do it by itself, and then the newest commits are in the WAL alone.
     """
@@ -91,7 +91,7 @@ def close_all() -> None:
         if cx.owner == (os.getpid(), threading.get_ident()):
             try:
                 cx.close()
-            except sqlite3.Error:  # whoever opens the file next finds everything in the WAL
+            except sqlite3.Error:  # the next connection finds everything in the WAL
                 pass
 
 
@@ -145,7 +145,7 @@ class Database:
 
     @property
     def is_in_transaction(self) -> bool:
-        """Whether this thread has a transaction open."""
+        """Return whether this thread has a transaction open."""
         return bool(self._thread().transaction)
 
     # --- transactions -------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ class Database:
     def close(self) -> None:
         """Close this thread's connection. The database can be used again afterwards.
 
-        Who keeps the checkpoints of a local DB moves the WAL into the file before, also if others have it open.
+        The process that keeps the checkpoints of a local DB moves the WAL into the file first, even if others have it open.
         """
         thread = self._thread()
         if thread.connection is not None:
@@ -342,7 +342,7 @@ class Database:
         try:
             self._refuse_if_gone()
             cx.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except (BalsamError, sqlite3.Error):  # somebody reads or writes: then that one closes it later
+        except (BalsamError, sqlite3.Error):  # another process is using the file, and moves the WAL when it closes
             pass
 
     # --- connections --------------------------------------------------------------------------------------------------
@@ -438,7 +438,7 @@ class Database:
         return self._open_as(self.path, "mode=ro&immutable=1")
 
     def _refuse_if_emptied(self) -> None:
-        """Raise DatabaseEmptied where all has been lost; SQLite would take the file for a new one, and remove its WAL."""
+        """Raise DatabaseEmptied where the file was emptied; SQLite would take it for a new one, and remove its WAL."""
         if os.stat(self.path).st_size:
             return
         wal = self._state_there().wal[0]
@@ -451,7 +451,7 @@ class Database:
             )
 
     def _open_copy(self) -> sqlite3.Connection:
-        """Open a private copy of the file, which is gone when it is closed."""
+        """Open a private copy of the file, which is removed when it is closed."""
         from . import session
 
         lock = session.LockFile(os.path.join(self.directory, session.FILE_NAME), self._expiry_s)
@@ -490,12 +490,12 @@ class Database:
             self._choose_checkpoints(cx)
 
     def _refuse_copy(self, what: str) -> None:
-        """Raise CopiedDatabase; where `init` cannot help, as nothing can be written, only warn."""
+        """Raise CopiedDatabase; where nothing can be written, so that `init` cannot help, only warn."""
         lacks = "Unless it is a backup by `balsam db backup`, it may lack what was written last."
         if readonly.is_refused(self.directory, self.path):
             warnings.warn(f"{what} {lacks}", SettingsWarning, stacklevel=2)
             return
-        hint = f"`balsam init {self.directory}` makes it a DB of its own, and frees the jobs that launchers had."
+        hint = f"`balsam init {self.directory}` makes it a separate DB, and frees the jobs that launchers had."
         raise CopiedDatabase(what, hint=f"{hint}\n{lacks}")
 
     def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
@@ -598,10 +598,10 @@ def _is_busy(exc: sqlite3.Error) -> bool:
 
 
 def why_full(text: str, directory: str) -> str:
-    """Return what SQLite could not write for want of, if that is why it failed; else "".
+    """Return the lack (space, inodes, quota) because of which SQLite could not write; else "".
 
-    It reports only ENOSPC at a write as SQLITE_FULL; a quota, and a full disk at the start of the WAL's files, are an I/O error
-    or a file that cannot be opened (os_unix.c of SQLite 3.31 to 3.50).
+    SQLite reports only ENOSPC at a write as SQLITE_FULL; a quota, or a full disk when the WAL's files are made, is an I/O
+    error or a file that cannot be opened (os_unix.c of SQLite 3.31 to 3.50).
     """
     if not any(words in text for words in ("full", "disk I/O", "unable to open")):
         return ""

@@ -163,7 +163,7 @@ def try_to_write(directory: str) -> OSError | None:
 
 
 def is_short(directory: str) -> bool:
-    """Whether a file system seems to be full, as far as it tells itself: quotas are not in it. Raises OSError."""
+    """Return whether a file system reports that it is nearly full; it does not report quotas. Raises OSError."""
     found = os.statvfs(directory)
     free = found.f_bfree if os.geteuid() == 0 else found.f_bavail
     return free * found.f_frsize < _SAMPLE_BYTES or (found.f_files > 0 and not found.f_favail)

@@ -116,12 +116,12 @@ def _marked(directory: str) -> dict[str, Any]:
 def create(directory: str, access: str | None = None, say: Callable[[str], None] = lambda text: None) -> Database:
     """Create a DB in `directory`, or bring the one that is there up to date, and remember it as known.
 
-    `access` is "local" or "shared"; None asks the file system. `say` hears what was done with a copy. Opens its own write
+    `access` is "local" or "shared"; None asks the file system. `say` is called with what was done to a copy. Opens a write
     transaction.
 
     Raises:
         InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
-        DatabaseBusy: it is of an older version, and somebody is at work there.
+        DatabaseBusy: it is of an older version, and in use.
     """
     database = set_up(directory, access, say)
     try:
@@ -179,7 +179,7 @@ def _refuse_living(cx: connection.Connection, directory: str) -> None:
 
 
 def _bind(cx: connection.Connection, database: Database) -> str:
-    """Bind the DB to its file, after making a copy a DB of its own. Returns what was done with a copy, in words."""
+    """Bind the DB to its file, after making a copy a separate DB. Return what was done to a copy, in words."""
     bound, judged = binding.recorded(cx), binding.judge(cx, database.path)
     said = ""
     if (
@@ -196,7 +196,7 @@ def _bind(cx: connection.Connection, database: Database) -> str:
 
         jobs, launchers, batch_jobs = copies.make_own(cx, SystemClock.now_us())
         said = (
-            f"It is a copy ({bound}) and has an id of its own now. Freed from the original: {jobs} job(s) of {launchers} "
+            f"It is a copy ({bound}) and has a new id now. Freed from the original: {jobs} job(s) of {launchers} "
             f"launcher(s) or service(s), {batch_jobs} batch job(s)."
         )
     if bound is None or judged != binding.SAME:
@@ -205,7 +205,7 @@ def _bind(cx: connection.Connection, database: Database) -> str:
 
 
 def _is_second_place(directory: str, bound_path: str) -> bool:
-    """Whether the DB with the same marker lies in another directory too, in which what is made here does not show up."""
+    """Return whether the DB with the same marker is also in another directory, where a file made here does not appear."""
     import tempfile
 
     first = os.path.dirname(bound_path)
@@ -228,7 +228,7 @@ def _recorded_access(directory: str) -> str | None:
 
 
 def _create_empty(path: str) -> bool:
-    """Create the file; returns whether it was not there."""
+    """Create the file; return whether it is new."""
     try:
         # Only a file that nobody has open yet: closing it would drop the locks of SQLite's own connections.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))

@@ -25,7 +25,7 @@ from .store import leases, tags
 def backup(db: Database, path: str, *, force: bool = False, replaces: bool = False) -> int:
     """Copy the database, as it is at one moment, to the file `path`; returns its size in bytes.
 
-    The copy is marked as one, so that it cannot be used beside the original before `init`; unless it `replaces` that.
+    The copy is marked as one, so that it cannot be used together with the original before `init`, unless it `replaces` that.
 
     The copy has another name until it is complete, checked and on the disk. On a local disk others go on meanwhile; on a
     shared file system they wait until it is read. Opens its own read transaction.

@@ -89,7 +89,7 @@ class JobSet(QuerySet["BalsamJob"]):
         return whole.filter(id__range=(first, last))  # type: ignore[return-value]
 
     def _collect(self, block: transaction.Transaction, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
-        """Leave the jobs to the end of a `dag.transaction`; all of them or none."""
+        """Collect the jobs for the end of a `dag.transaction`; all of them or none."""
         database, mark = block.use(self.database).database, block.mark
         rows: list[tuple[str, list[insert.Ref]]] = []
         try:
@@ -115,7 +115,7 @@ class JobSet(QuerySet["BalsamJob"]):
         return super()._run(sql, parameters)
 
     def get_or_create(self, defaults: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Any, bool]:
-        """As `QuerySet.get_or_create`."""
+        """Get or create a job as `QuerySet.get_or_create` does."""
         transaction.refuse("get_or_create()")  # it would not find what was collected
         return super().get_or_create(defaults, **fields)
 
@@ -132,7 +132,7 @@ def _rows_of(jobs: Iterable[BalsamJob | Mapping[str, Any]], batch: Batch) -> Ite
 
 
 def _refs(jobs: Any) -> Any:
-    """Jobs as `insert.refs` takes them, which checks them: objects by their number or UUID."""
+    """Return parents as `insert.refs` expects them, which checks them: objects by their number or UUID."""
     if isinstance(jobs, (str, bytes, Mapping, insert.Position)) or not isinstance(jobs, Iterable):
         return jobs
     return [job._ref() if isinstance(job, BalsamJob) else job for job in jobs]
@@ -141,7 +141,7 @@ def _refs(jobs: Any) -> Any:
 def _collected(
     job: BalsamJob | Mapping[str, Any], block: transaction.Transaction, database: Database
 ) -> tuple[str, list[insert.Ref]]:
-    """Leave a new job to the end of a `dag.transaction`; its UUID, and the parents that it is yet to be given there."""
+    """Collect a new job for the end of a `dag.transaction`. Return its UUID, and the parents that it will be given there."""
     if isinstance(job, BalsamJob):
         if job._is_collected(block):
             raise InvalidSpec(f"{job.cute_id} is given twice")
@@ -251,7 +251,7 @@ class BalsamJob(Record, peewee.Model):
         return self._new_row()
 
     def _new_row(self) -> dict[str, Any]:
-        """What is known of a job that is not in the DB yet."""
+        """Return the given fields of a job that is not in the DB yet."""
         data = self.__data__
         has_own_id = "job_id" in self._dirty  # the user chose it
         if not (self._live or self._parents or self._origin or "state" in data or has_own_id):
@@ -333,7 +333,7 @@ class BalsamJob(Record, peewee.Model):
         return block is not None and self._batch is not None and self._batch[0] is block.batch
 
     def _draw_free_id(self, block: transaction.Transaction) -> None:
-        """Draw an id that the end of the block can keep, as its user may note it down inside."""
+        """Draw an id that the end of the block can keep, because code in the block may already use it."""
         if self._is_collected(block) or "job_id" in self._dirty:
             return
         with self._home.read() as cx:
@@ -341,7 +341,7 @@ class BalsamJob(Record, peewee.Model):
                 self.__data__["job_id"] = spec.new_job_id()
 
     def _collect(self, block: transaction.Transaction, database: Database) -> str:
-        """Leave a new job, as it is now, to the end of a `dag.transaction`. Returns its UUID."""
+        """Collect a new job, as it is now, for the end of a `dag.transaction`. Return its UUID."""
         if self.id is not None:
             raise InvalidSpec(f"{self.cute_id} is in the DB already")
         batch = block.use(database)
@@ -520,12 +520,12 @@ class BalsamJob(Record, peewee.Model):
         return queries.find_job(cx, str(job))
 
     def _ref(self) -> JobRef:
-        """Its number, or its UUID until it is in the DB."""
+        """Return its number, or its UUID until it is in the DB."""
         return self.job_id if self.id is None else self.id
 
     @staticmethod
     def _ref_in(block: transaction.Transaction, database: Database, job: BalsamJob | UUID | str | int) -> JobRef:
-        """The job as a `dag.transaction` names it: by UUID if it was collected there, else by number."""
+        """Return the job as a `dag.transaction` refers to it: by UUID if it was collected there, else by number."""
         if isinstance(job, BalsamJob):
             return job.job_id if job._is_collected(block) else job._number()
         if isinstance(job, int):
@@ -545,7 +545,7 @@ class BalsamJob(Record, peewee.Model):
         return super()._number()
 
     def _forget_state(self) -> None:
-        """Read the state anew when it is next asked for."""
+        """Drop the cached state, so that its next use reads it again."""
         for name in ("state", "unfinished_parents"):
             self.__data__.pop(name, None)
 
@@ -631,7 +631,7 @@ class BalsamJob(Record, peewee.Model):
     def read_file_in_workdir(self, fname: str) -> str:
         """The text of a file in its working directory; bytes that are no UTF-8 are replaced.
 
-        Its own output is found also where another job in the same directory has put it aside.
+        Its own output is found even after another job in the same directory has renamed it.
 
         Raises:
             InputError: (a ValueError) there is no such file, or `fname` leads out of the directory.
@@ -761,8 +761,8 @@ class ApplicationDefinition(Record, peewee.Model):
     def save(self) -> None:  # type: ignore[override]
         """Register a new application, or write the fields that were changed. One write transaction.
 
-        Existing files of the current directory that command lines run are stored with their absolute paths; what hardly does
-        what was meant is a CommandLineWarning.
+        Existing files of the current directory that command lines run are stored with their absolute paths; a line that will
+        hardly do what was meant issues a CommandLineWarning.
 
         Raises:
             InvalidSpec, DuplicateApp; UnknownApp: it is not there any more.

@@ -1,4 +1,4 @@
-"""What may still bring jobs to a launcher that has nothing to do. Runs inside the caller's transaction; reads only.
+"""What may still bring jobs to an idle launcher. Runs inside the caller's transaction; reads only.
 
 Costs little however many jobs have ended: it reads the counters, or, with a filter, a bounded part of the jobs that have not.
 """
@@ -32,11 +32,11 @@ class Scope(NamedTuple):
 
 
 def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: float, since_us: int | None = None) -> str:
-    """Return in words why there may be jobs to run later, or "" if nothing can come.
+    """Return in words why there may be jobs to run later, or "" if there can be none.
 
-    Nothing can where every job in the scope has ended, no hook of an ended job runs, and no process is registered as waiting
-    for jobs. In a scope that never had a job the first ones may be about to come; and when one was added a moment ago, but
-    after `since_us` (the launcher's start), the next one may.
+    There can be none when every job in the scope has ended, no hook of an ended job runs, and no process is registered as
+    waiting for jobs. In a scope that never had a job the first one may come; and when one was added a moment ago, but after
+    `since_us` (the launcher's start), the next one may.
     """
     unended = _unended(cx, scope)
     if unended:
@@ -51,12 +51,12 @@ def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: f
     if waiting:
         holder = waiting[0].lease.holder
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        return f"jobs of a program that waits for some (pid {holder.pid} on {holder.host}{more})"
+        return f"jobs of a program that waits for jobs (pid {holder.pid} on {holder.host}{more})"
     if not _has_any(cx, scope):
         return "a first job"
     newest_us = cx.execute("SELECT created FROM job ORDER BY id DESC LIMIT 1").fetchone()[0]
     is_adding = since_us is not None and newest_us > since_us and now_us - newest_us < _ADDING_S * SECOND_US
-    return "the next job of whoever has just added one" if is_adding else ""
+    return "the next job of a program that has just added one" if is_adding else ""
 
 
 def _unended(cx: sqlite3.Connection, scope: Scope) -> str:
@@ -86,7 +86,7 @@ def _matches(scope: Scope, workflow: str, tags: str) -> bool:
 
 
 def _has_any(cx: sqlite3.Connection, scope: Scope) -> bool:
-    """Whether a job is in the scope; False also where that takes too long to find out."""
+    """Return whether a job is in the scope; False also where the search would take too long."""
     if scope.launch is not None:
         return cx.execute("SELECT 1 FROM job WHERE queued_launch_id = ? LIMIT 1", (scope.launch,)).fetchone() is not None
     if scope.tags:

@@ -39,7 +39,7 @@ class JobFilter(NamedTuple):
     """Which jobs to list; what is given must hold all at once. Texts match anywhere and whatever the case."""
 
     name: str = ""
-    which: tuple[str, ...] = ()  # words that stand for jobs, see `fitting`; a job fits one of them
+    which: tuple[str, ...] = ()  # words that name jobs, see `fitting`; a job fits one of them
     states: tuple[str, ...] = ()
     workflow: str = ""
     exact_workflow: str | None = None
@@ -83,7 +83,7 @@ def _escaped(text: str) -> str:
 
 # --- which job? -------------------------------------------------------------------------------------------------------
 
-#: What an id or a beginning of one looks like, and the jobs with such a name, which have an index (see `schema.HEX_NAME`).
+#: What an id or a prefix of one looks like, and the jobs with such a name, which have an index (see `schema.HEX_NAME`).
 _IDS = re.compile(r"[0-9A-Fa-f-]{1,36}")
 _WHOLE_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _NUMBER = re.compile(r"#?[0-9]{1,18}", re.ASCII)
@@ -91,17 +91,17 @@ _BY_NUMBER = "id = ?"
 
 
 def fitting(word: str) -> tuple[str, list[str | int]]:
-    """Return the condition on table job that a job is meant by `word`, without the word WHERE, and its parameters.
+    """Return the condition by which `word` names a job of table job, without the word WHERE, and its parameters.
 
-    `word` is a number, a beginning of an id, or a name; `#37` is a number only, and a whole UUID an id only. Only a name that
-    could be no id reads the whole table: it has no index.
+    `word` is a number, a prefix of an id, or a name; `#37` is a number only, and a whole UUID an id only. Only a name that
+    could not be an id needs a scan of the whole table: it has no index.
 
     Raises:
         UnknownJob: the word is empty.
     """
     word = word.strip()
     if not word:
-        raise UnknownJob("An empty word stands for no job.", hint="`balsam ls` shows the ids; any unique beginning will do.")
+        raise UnknownJob("An empty word names no job.", hint="`balsam ls` shows the ids; any unique prefix will do.")
     if word.startswith("#") and _NUMBER.fullmatch(word):
         return _BY_NUMBER, [int(word[1:])]
     if _WHOLE_ID.fullmatch(word):
@@ -115,7 +115,7 @@ def fitting(word: str) -> tuple[str, list[str | int]]:
 
 
 def fitting_any(words: Iterable[str]) -> tuple[str, list[Any]]:
-    """Return the condition that a job is meant by one of `words`, of which there may be thousands if they are like `#37`."""
+    """Return the condition by which one of `words` names a job; there may be thousands of words like `#37`."""
     numbers: list[int] = []
     terms, parameters = [], []
     for word in words:
@@ -130,17 +130,17 @@ def fitting_any(words: Iterable[str]) -> tuple[str, list[Any]]:
 
 
 def find_job(cx: sqlite3.Connection, word: str) -> int:
-    """Return the number of the one job that is meant by `word`: see `fitting`.
+    """Return the number of the one job that `word` names: see `fitting`.
 
     Raises:
-        UnknownJob: none is. AmbiguousJobId: several are; they are listed.
+        UnknownJob: it names none. AmbiguousJobId: it names several; they are listed.
     """
     condition, parameters = fitting(word)
     sql = f"SELECT {', '.join(CANDIDATE)} FROM job WHERE {condition} LIMIT ?"
     return the_one(word, cx.execute(sql, (*parameters, CANDIDATES)).fetchall())
 
 
-#: What is to be known of the jobs that fit a word, and of how many, to say which is meant or to list them.
+#: The columns of the jobs that fit a word, and the number of jobs, that are needed to pick the one or to list them.
 CANDIDATE = ("id", "job_id", "name", "workflow", "state")
 CANDIDATES = _CANDIDATES + 1
 
@@ -247,7 +247,7 @@ def state_counts(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> dict[
 
 
 def end_counts(cx: sqlite3.Connection) -> dict[str, int]:
-    """Final state -> number of jobs, from the counters."""
+    """Return the number of jobs in each final state, from the counters."""
     return dict(cx.execute(f"SELECT state, jobs FROM state_count WHERE state IN ({_ENDS})"))
 
 
@@ -293,7 +293,7 @@ def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]
 
 
 def parents(cx: sqlite3.Connection, number: int) -> list[tuple[str, str]]:
-    """The UUIDs and states of a job's parents."""
+    """Return the UUIDs and states of a job's parents."""
     sql = "SELECT job_id, state FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
     return cx.execute(sql, (number,)).fetchall()
 

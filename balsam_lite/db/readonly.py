@@ -1,7 +1,7 @@
-"""Reading a DB that this user cannot write: another user's, or one on a read-only mount.
+"""Read a DB that this user cannot write: another user's, or one on a read-only mount.
 
 While the files `-wal` and `-shm` are there, SQLite reads a WAL database without writing (https://sqlite.org/wal.html#readonly).
-Else `immutable=1` (https://sqlite.org/uri.html#uriimmutable) is right if there is no WAL, and as long as nobody writes. A WAL
+Else `immutable=1` (https://sqlite.org/uri.html#uriimmutable) is right while there is no WAL and no process writes. A WAL
 that was left without its `-shm`, and every DB that is opened in sessions, is read from a private copy.
 """
 
@@ -18,7 +18,7 @@ _PAUSE_S = 0.05
 
 
 class State(NamedTuple):
-    """What changes when somebody writes: of the file its inode, size and time, of the WAL its size and time."""
+    """The inode, size and time of the file, and size and time of the WAL: every write changes one of them."""
 
     file: tuple[int, int, int]
     wal: tuple[int, int]  # zeros if it is empty or not there
@@ -37,14 +37,14 @@ def state_of(path: str) -> State:
 
 
 def is_refused(directory: str, path: str) -> bool:
-    """Return whether this user can write neither, or only one, of the directory and the file."""
+    """Return whether this user cannot write both the directory and the file."""
     return not (os.access(directory, os.W_OK) and os.access(path, os.W_OK))
 
 
 def private_copy(path: str, is_free: Callable[[], bool], patience_s: float) -> str:
-    """Copy the file and its WAL, as they are while nobody writes, into a new temporary directory; return the copy's path.
+    """Copy the file and its WAL, at a moment without writes, into a new temporary directory; return the copy's path.
 
-    `is_free` tells whether somebody may be writing now. The caller removes the directory.
+    `is_free` tells whether no process is writing. The caller removes the directory.
 
     Raises:
         DatabaseBusy: others kept writing for `patience_s` seconds. DatabaseError: it cannot be copied.

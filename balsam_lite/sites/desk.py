@@ -25,7 +25,7 @@ Conditions (all that are given must hold; None is none; an empty list matches no
 
 job
     id, parent_id, app_id, batch_job_id (a number or a list); state, state__ne, app, name, workflow, workdir (a text or a list);
-    uuid (the UUID or its beginning, or a list); which (a word as commands take it: "#37", a number, a beginning of the UUID or
+    uuid (the UUID or its beginning, or a list); which (a word as commands take it: "#37", a number, a prefix of the UUID or
     a name; or a list, of which one must fit); workdir__contains; tags (a mapping, "k:v", or a list of such);
     last_update_before (<=), last_update_after (>=)
 app

@@ -1,4 +1,4 @@
-"""What a copy of a DB must not believe: the launchers and batch jobs of the original are not at work in it."""
+"""Free a copy of a DB from the launchers and batch jobs of the original, which do not work in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REASON = "this DB is a copy, and the original goes on"
 
 
 class Freed(NamedTuple):
-    """What a copy has let go of."""
+    """What was freed in a copy."""
 
     jobs: int
     launchers: int
@@ -22,11 +22,11 @@ class Freed(NamedTuple):
 
 
 def make_own(cx: sqlite3.Connection, now_us: int) -> Freed:
-    """Make a copy a DB of its own: draw a new id, close the leases and batch jobs of the original, free the jobs.
+    """Make a copy a separate DB: draw a new id, close the leases and batch jobs of the original, free the jobs.
 
     RUNNING jobs go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
     """
-    cx.execute("DELETE FROM lease WHERE kind = 'wait'")  # whoever waits does so for the original's jobs
+    cx.execute("DELETE FROM lease WHERE kind = 'wait'")  # those processes wait for the original's jobs
     found = leases.open_leases(cx)
     jobs = sum(leases.reap(cx, lease, now_us, _REASON, counts_restart=False) for lease in found)
     cx.execute(

@@ -329,7 +329,7 @@ def test_that_a_line_can_be_registered_where_the_current_directory_is_gone(db: D
         (("--args", "$X", "-i"), """--args='$X -i'"""),
         (
             ("--priority", "--name", "x"),
-            """Option '--priority' requires an argument, not '--name'. If it belongs to --priority, """,
+            """Option '--priority' requires an argument, not '--name'. If it is the value of --priority, write """,
         ),
     ],
 )

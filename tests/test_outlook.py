@@ -115,7 +115,7 @@ def test_that_a_process_that_waits_is_waited_for_while_it_lives(db):
     user.set_state(db, [job], states.JOB_FINISHED)
     with db.write() as cx:
         lease = waits.open_wait(cx, Holder.current(), "", 1, 120.0)
-    assert outlook_of(db) == f"jobs of a program that waits for some (pid {os.getpid()} on {os.uname().nodename})"
+    assert outlook_of(db) == f"jobs of a program that waits for jobs (pid {os.getpid()} on {os.uname().nodename})"
     with db.write() as cx:
         waits.close_wait(cx, lease)
         waits.open_wait(cx, dead_process(), "", 1, 120.0)
@@ -220,7 +220,7 @@ def test_that_a_launcher_stays_for_a_program_that_adds_jobs_when_it_has_results(
     script = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), way], env=environ, stdin=pipe, stdout=pipe)
     bench.launchers.append(script)
     assert script.stdout.readline() == b"waited\n"
-    wait_until(lambda: f"a program that waits for some (pid {script.pid} " in said(bench))
+    wait_until(lambda: f"a program that waits for jobs (pid {script.pid} " in said(bench))
     script.stdin.write(b"\n")
     script.stdin.flush()
     assert script.stdout.readline() == b"waited\n"

@@ -179,6 +179,10 @@ def test_that_a_batch_job_inherits_nothing_from_the_job_that_submits_it():
     inside = words_of(SUBMISSION, SLURM_JOB_ID="7", SLURM_CONF="/x", SLURM_NTASKS="4", SLURMD_NODENAME="n", BALSAM_RUN="r")
     unset = ["--unset=BALSAM_RUN", "--unset=SLURMD_NODENAME", "--unset=SLURM_JOB_ID", "--unset=SLURM_NTASKS"]
     assert inside[:6] == ["env", *unset, "sbatch"]
+    rank = words_of(SUBMISSION, SLURM_JOB_ID="7", SLURM_PROCID="3", PMI_RANK="3", PMI_SIZE="4", OMPI_COMM_WORLD_RANK="3")
+    assert rank[1:6] == [
+        f"--unset={name}" for name in sorted(("SLURM_JOB_ID", "SLURM_PROCID", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK"))
+    ]
 
 
 def command(path, text):
@@ -206,13 +210,20 @@ def test_that_a_line_that_cannot_be_read_does_not_make_its_batch_job_absent(tmp_
 
 
 @pytest.mark.parametrize(
-    ("says", "is_open"), [("Socket timed out on send/recv operation", True), ("Invalid account specified", False)]
+    ("says", "is_open"),
+    [
+        ("Socket timed out on send/recv operation", True),
+        ("Zero Bytes were transmitted or received", True),
+        ("Unable to contact slurm controller (receive failure)", True),
+        ("Unable to contact slurm controller (connect failure)", False),
+        ("Invalid account specified", False),
+    ],
 )
 def test_that_a_controller_that_did_not_answer_may_have_the_batch_job(tmp_path, says, is_open):
     sbatch = tmp_path / "sbatch"
     sbatch.write_text(f"#!/bin/sh\necho 'sbatch: error: Batch job submission failed: {says}' >&2\nexit 1\n")
     sbatch.chmod(0o755)
-    with pytest.raises(SubmitFailed, match=says) as caught:
+    with pytest.raises(SubmitFailed, match=re.escape(says)) as caught:
         SlurmScheduler(SLURM._replace(SCHEDULER_SUBMIT_EXE=str(sbatch))).submit(SUBMISSION._replace(directory="/"))
     assert isinstance(caught.value, SubmitUncertain) == is_open
 

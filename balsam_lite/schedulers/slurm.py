@@ -19,6 +19,7 @@ from ..programs import Completed
 from ..settings import Settings
 from . import base
 from .base import BatchStatus, CommandScheduler, Submission
+from .environ import RANK_VARIABLES
 
 #: Stands between the fields of an answer. No queue, path or name that was typed has it.
 _SEPARATOR = "\x1f"
@@ -100,8 +101,9 @@ _SQUEUE_VARIABLES = "SQUEUE_"
 _INSIDE = ("SLURM_", "SLURMD_")
 _NOT_OF_A_JOB = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"))
 
-#: What sbatch says, with exit code 1, when the controller is slow: it takes the batch job a moment later (tried with 22.05.8).
-_NO_ANSWER = "Socket timed out"
+#: What sbatch says, with exit code 1, when it has asked and heard nothing: the controller is slow, and takes the batch job a
+#: moment later (tried with 22.05.8), or ended in between. Source: slurm_errno.c of Slurm 22.05.8.
+_NO_ANSWER = ("Socket timed out", "(receive failure)", "Message receive failure", "Zero Bytes were transmitted")
 
 #: Where slurm.conf lies; in the second place slurmd keeps what it got from the controller ("configless" Slurm).
 _PLACES_OF_CONFIGURATION = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
@@ -139,7 +141,7 @@ class SlurmScheduler(CommandScheduler):
         return next(filter(None, found), None)
 
     def _leaves_doubt(self, answer: Completed) -> bool:
-        return super()._leaves_doubt(answer) or _NO_ANSWER in answer.stderr
+        return super()._leaves_doubt(answer) or any(words in answer.stderr for words in _NO_ANSWER)
 
     def _parse(self, answer: Completed, ids: Collection[str]) -> dict[str, BatchStatus] | None:
         found = super()._parse(answer, ids)
@@ -416,11 +418,11 @@ def _literal_path(path: str) -> str:
 
 
 def _inherited(environ: Mapping[str, str]) -> list[str]:
-    """The variables that a new batch job shall not inherit from the job, or batch job, that submits it."""
-    own = [name for name in JOB_VARIABLES if name in environ]
+    """The variables that a new batch job shall not inherit from the job, the rank or the batch job that submits it."""
+    own = [name for name in (*JOB_VARIABLES, *RANK_VARIABLES) if name in environ]
     if "SLURM_JOB_ID" not in environ:
         return own
-    return own + [name for name in environ if name.startswith(_INSIDE) and name not in _NOT_OF_A_JOB]
+    return list({*own, *(name for name in environ if name.startswith(_INSIDE) and name not in _NOT_OF_A_JOB)})
 
 
 def _cluster(environ: Mapping[str, str]) -> str:

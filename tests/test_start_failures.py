@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
-from balsam_lite.launcher.start_failures import BUSY, CONTACT, HYDRA, NODE, REFUSED, SRUN, Diagnosis
+from balsam_lite.launcher.start_failures import BUSY, CONTACT, HYDRA, NODE, REFUSED, SRUN, TRANSIENT, Diagnosis
 
 #: Printed by Slurm 22.05.8 and MPICH 5.0.2.
 NO_BINDING = "srun: cluster configuration lacks support for cpu binding\n"
@@ -26,6 +31,7 @@ TASK_FAILED = "srun: error: node1: task 0: Exited with exit code 1\n"
         (SRUN, "srun: error: Unable to create step for job 7: Requested nodes are busy\n", BUSY, ()),
         (SRUN, "srun: error: Unable to create step for job 7: Job/step already completing or completed\n", BUSY, ()),
         (SRUN, "srun: error: Unable to create step for job 1: Requested node configuration is not available\n", NODE, ()),
+        (SRUN, "srun: error: Unable to confirm allocation for job 7: Invalid job id specified\n", BUSY, ()),
         (SRUN, NO_BINDING + NOT_REACHED, NODE, ("node2",)),
         (SRUN, "step 17 of 20\n" + NODE_DIED, NODE, ("node2",)),
         (HYDRA, REFUSED_GPUS + WRITE_ERROR, REFUSED, ()),
@@ -63,3 +69,14 @@ def test_that_what_a_program_says_is_not_taken_for_the_commands_words(diagnosis:
 def test_that_a_part_of_an_output_does_not_tell_that_nothing_was_started() -> None:
     assert SRUN.read(REFUSED_GPUS, is_whole=False) is None
     assert SRUN.read(NODE_DIED, is_whole=False) is not None
+
+
+def test_that_the_errors_that_pass_are_texts_of_slurm_and_of_the_system() -> None:
+    found = next(iter(Path("/usr").glob("lib*/**/libslurmfull.so")), None)
+    if found is None:
+        pytest.skip("Slurm is not installed")
+    library = ctypes.CDLL(str(found))
+    library.slurm_strerror.restype = ctypes.c_char_p
+    texts = [library.slurm_strerror(number).decode() for number in range(1000, 10000)]
+    texts += [os.strerror(number) for number in errno.errorcode]
+    assert [begin for begin in TRANSIENT if not any(text.startswith(begin) for text in texts)] == []

@@ -35,18 +35,22 @@ SRUN_LINES = re.compile(r"srun: |slurmstepd: ")
 HYDRA_LINES = re.compile(r"srun: |slurmstepd: |\[mpiexec@|\[proxy:")
 #: srun reports how a task ended; then something was started.
 SRUN_STARTED = re.compile(r"^srun: error: \S+: tasks? ", re.MULTILINE)
-#: Source: srun of Slurm 22.05.8 (the first, the second, "Requested node configuration" and the gres ones tried; the others are
-#: texts of its slurm_errno.c for what may pass).
+#: How errors begin that pass, or that end all steps of the batch job. Source: slurm_errno.c of Slurm 22.05.8, whose library the
+#: tests ask for them; strerror(3).
+TRANSIENT = (
+    *("Requested nodes are busy", "Step limit reached", "PrologSlurmctld is still running", "Requested operation is presently"),
+    *("Job/step already completing", "Job is current suspended", "Slurm backup controller", "Unable to contact slurm"),
+    *("Communication", "Message send failure", "Message receive failure", "Socket timed out", "Zero Bytes", "Protocol auth"),
+    *("Connection", "Resource temporarily unavailable"),
+)
+_STEP = r"^srun: error: Unable to create step for job \S+: "
+#: Source: srun of Slurm 22.05.8; tried, but of the errors that pass only those of a controller that is down or busy.
 SRUN_FAILURES = (
     _pattern(NODE, r"^srun: error: Task launch for \S+ failed on node (\S+): .*$"),
-    _pattern(NODE, r"^srun: error: Unable to create step for job \S+: Requested node configuration is not available.*$"),
-    _pattern(
-        BUSY,
-        r"^srun: error: Unable to (?:create step|confirm allocation) for job \S+: (?:Requested nodes are busy|Unable to contact"
-        r"|Job/step already compl|Socket timed out|Zero Bytes|Resource temporarily unavailable|Slurm backup|Communication"
-        r"|Connection|Step limit reached|Prolog).*$",
-    ),
-    _pattern(REFUSED, r"^srun: error: Unable to create step for job \S+: .*$"),
+    _pattern(NODE, _STEP + "Requested node configuration is not available.*$"),
+    _pattern(BUSY, _STEP + f"(?:{'|'.join(TRANSIENT)}).*$"),
+    _pattern(BUSY, r"^srun: error: Unable to confirm allocation for job \S+: .*$"),
+    _pattern(REFUSED, _STEP + ".*$"),
 )
 #: A step that loses a node may end with exit code 0 (tried with 22.05.8).
 SRUN_LOST = _pattern(NODE, r"^srun: error: Node failure on (\S+)$")

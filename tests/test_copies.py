@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from launching import Bench
 from balsam_lite.db import binding, location
 from balsam_lite.db.connection import Database
 from balsam_lite.db.store import batch_jobs, leases
-from balsam_lite.errors import CopiedDatabase
+from balsam_lite.errors import DatabaseGone
 from balsam_lite.identity import Holder
 
 ELSEWHERE = Holder("elsewhere", "pid:[1]", 7, "9")
@@ -111,6 +113,9 @@ def test_that_a_backup_put_in_the_place_of_its_original_needs_init(bench: Bench,
         assert put is os.replace or (tmp_path / "backup").exists()
     assert balsam(None, "init", bench.directory)[0] == 0
     assert of(bench.directory, "id") != before
+    with bench.db.read() as cx:  # its batch jobs are still its own
+        assert cx.execute("SELECT ended FROM batch_job").fetchall() == [(None,)]
+        assert cx.execute("SELECT queued_launch_id FROM job WHERE name = 'waits'").fetchone() == (1,)
 
 
 def test_that_a_db_that_was_renamed_goes_on_with_its_launchers(bench: Bench, tmp_path: Path) -> None:
@@ -176,7 +181,62 @@ def test_that_a_shared_db_is_never_refused_for_the_number_of_its_file(bench: Ben
 
 
 def test_that_a_process_that_runs_hears_when_a_copy_takes_the_place_of_its_db(bench: Bench, tmp_path: Path) -> None:
+    with bench.db.read():
+        pass
     shutil.copy(bench.db.path, tmp_path / "copy")
     os.replace(tmp_path / "copy", bench.db.path)
-    with pytest.raises(CopiedDatabase), Database(bench.directory, "local").read():
+    with pytest.raises(DatabaseGone), bench.db.read():
         pass
+    bench.db.close()
+
+
+def test_that_a_db_restored_in_its_place_goes_on(bench: Bench, tmp_path: Path) -> None:
+    before = of(bench.directory, "id")
+    subprocess.run(["tar", "-C", bench.directory, "-cf", tmp_path / "db.tar", "."], check=True)
+    shutil.rmtree(bench.directory)
+    os.mkdir(bench.directory)
+    occupied = (tmp_path / "occupied").open("w")  # so that the inode is another one
+    subprocess.run(["tar", "-C", bench.directory, "-xf", tmp_path / "db.tar"], check=True)
+    occupied.close()
+    code, _, err = balsam(bench.directory, "ls")
+    assert (code, err) == (0, "")
+    assert of(bench.directory, "id") == before
+    with Database(bench.directory, "local").read() as cx:
+        assert binding.judge(cx, bench.db.path) == binding.SAME
+
+
+def test_that_a_copy_of_a_db_that_was_moved_is_one_too(bench: Bench, tmp_path: Path) -> None:
+    os.rename(bench.directory, tmp_path / "moved")
+    assert balsam(tmp_path / "moved", "ls")[0] == 0
+    shutil.copytree(tmp_path / "moved", tmp_path / "copy")
+    code, _, err = balsam(tmp_path / "copy", "ls")
+    assert code == 1 and f"is a copy: its file is not {tmp_path}/moved" in err
+    assert balsam(tmp_path / "moved", "ls")[0] == 0
+
+
+def test_that_a_copy_with_the_same_inode_is_known_as_one(bench: Bench, tmp_path: Path) -> None:
+    """A snapshot of btrfs has the inodes of what it was made of, and another device."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.directory, copy)
+    path = str(copy / "balsam.sqlite3")
+    cx = sqlite3.connect(path)
+    with cx:
+        bound = binding.recorded(cx)
+        assert bound is not None
+        cx.execute("UPDATE meta SET value = ? WHERE key = 'file'", (json.dumps(bound._replace(inode=os.stat(path).st_ino)),))
+    cx.close()
+    assert balsam(copy, "ls")[0] == 1
+
+
+def test_that_a_db_may_be_opened_at_the_place_of_a_bind_mount(bench: Bench, tmp_path: Path) -> None:
+    before = of(bench.directory, "file")
+    place = tmp_path / "place"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "--bind", bench.directory, place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"root alone can mount here: {mounted.stderr}")
+    try:
+        assert balsam(place, "ls")[0] == 0
+        assert of(place, "file") == before
+    finally:
+        subprocess.run(["umount", place], check=True)

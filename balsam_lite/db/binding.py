@@ -1,8 +1,8 @@
-"""Tell a DB from a copy of it: the table `meta` records the inode of the file, which a copy does not have.
+"""Tell a DB from a copy of it: the table `meta` records where its file is, and the file's inode.
 
-A rename keeps the inode. A DB that was moved to another file system has another one, and nothing is left where it was. Only
-on local disks is an inode a fact: network file systems may give a file a new number (fuse, cifs), and overlays when it is
-first written, so nothing is concluded from it there.
+A DB that was renamed, moved to another file system, or restored in its place is still the same DB. It is a copy if the file
+that it was bound to still exists and is another one. A copy on another host is known by its inode. On network file systems,
+which may give a file a new number (fuse, cifs), nothing is concluded from that.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import os
 import sqlite3
 from typing import NamedTuple
 
-from . import filesystem
-
 _KEY = "file"
 #: Recorded in a backup. No file has this inode, so a backup that is put into use is always recognised as a copy.
 NO_INODE = 0
-_UNSTEADY = ("overlay", "aufs")
 
 SAME, MOVED, COPY = "same", "moved", "copy"
 
@@ -31,6 +28,10 @@ class Binding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path} on {self.host}" if self.inode else f"a backup of {self.path} on {self.host}"
+
+    def is_at(self, path: str) -> bool:
+        """Return whether that is its place."""
+        return self.host == os.uname().nodename and self.path == os.path.realpath(path)
 
 
 def recorded(cx: sqlite3.Connection) -> Binding | None:
@@ -48,17 +49,25 @@ def record(cx: sqlite3.Connection, path: str, inode: int | None = None) -> None:
 
 
 def judge(cx: sqlite3.Connection, path: str) -> str:
-    """Return whether the open file `path` is the bound one (SAME), was MOVED, or is a COPY.
+    """Return whether the open file `path` is the bound one (SAME), was MOVED or restored, or is a COPY.
 
-    It counts as moved if no other file with that inode and the same DB id is where the bound one was.
+    One that was moved is to be bound anew: else a copy of it would seem to be moved, too.
     """
     bound = recorded(cx)
-    if bound is None or bound.inode == os.stat(path).st_ino:
+    if bound is None:
         return SAME
-    if bound.inode != NO_INODE and filesystem.mount_of(os.path.dirname(path)).kind in _UNSTEADY:
-        return SAME
-    is_elsewhere = bound.host == os.uname().nodename and bound.path != os.path.realpath(path)
-    return MOVED if is_elsewhere and bound.inode != NO_INODE and not _is_there(bound, _id(cx)) else COPY
+    if bound.inode == NO_INODE:
+        return COPY
+    here = os.stat(path)
+    if bound.is_at(path) or bound.host != os.uname().nodename:
+        other = MOVED if bound.is_at(path) else COPY
+        return SAME if bound.inode == here.st_ino else other
+    try:
+        if os.path.samestat(os.stat(bound.path), here):  # by another name, such as that of a bind mount
+            return SAME
+    except OSError:
+        return MOVED
+    return COPY if _has_id(bound.path, _id(cx)) else MOVED
 
 
 def renew_id(cx: sqlite3.Connection) -> None:
@@ -70,16 +79,12 @@ def _id(cx: sqlite3.Connection) -> str:
     return str(cx.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
 
 
-def _is_there(bound: Binding, db_id: str) -> bool:
-    try:
-        if os.stat(bound.path).st_ino != bound.inode:
-            return False
-    except OSError:
-        return False
+def _has_id(path: str, db_id: str) -> bool:
+    """Return whether the DB there has that id, as far as it can be read: a new DB may have been made there."""
     from .connection import quoted  # here, not above: it imports this module
 
-    try:  # a new DB may have been given the inode of one that was moved away
-        other = sqlite3.connect(f"file:{quoted(bound.path)}?mode=ro", uri=True, timeout=1)
+    try:
+        other = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True, timeout=1)
         try:
             return _id(other) == db_id
         finally:

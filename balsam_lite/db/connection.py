@@ -18,7 +18,8 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 from .. import loading
@@ -72,6 +73,7 @@ class _Connection(sqlite3.Connection):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.owner = (os.getpid(), threading.get_ident())
         self.folder = ""  # of the private copy that it has open, which goes with it
+        _close_at_exit()
         _open_connections.add(self)
 
     def close(self) -> None:
@@ -95,7 +97,15 @@ def close_all() -> None:
                 pass
 
 
-atexit.register(close_all)
+@cache
+def _close_at_exit() -> None:
+    atexit.register(close_all)
+
+
+def at_exit(function: Callable[[], object]) -> None:
+    """Call `function` when the process ends, before its connections are closed."""
+    _close_at_exit()
+    atexit.register(function)  # the last one is called first
 
 
 class _ThreadState(threading.local):
@@ -483,16 +493,23 @@ class Database:
             return
         migrations.refuse_unready(migrations.version_of(cx), self.directory)
         if self.access == filesystem.LOCAL:
-            if binding.judge(cx, self.path) == binding.COPY:
-                self._refuse_copy(
-                    f"The DB {self.directory} is a copy: its file is not {binding.recorded(cx)}, or was put back there."
-                )
+            self._refuse_copy(cx)
             self._choose_checkpoints(cx)
 
-    def _refuse_copy(self, what: str) -> None:
-        """Raise CopiedDatabase; where nothing can be written, so that `init` cannot help, only warn."""
+    def _refuse_copy(self, cx: sqlite3.Connection) -> None:
+        """Raise CopiedDatabase; where `init` cannot help, as nothing can be written, only warn. Bind anew what was moved."""
+        judged = binding.judge(cx, self.path)
+        if judged == binding.SAME:
+            return
+        can_write = not readonly.is_refused(self.directory, self.path)
+        if judged == binding.MOVED:
+            with suppress(sqlite3.OperationalError):  # then the next one to open it does it
+                if can_write:
+                    binding.record(cx, self.path)
+            return
+        what = f"The DB {self.directory} is a copy: its file is not {binding.recorded(cx)}."
         lacks = "Unless it is a backup by `balsam db backup`, it may lack what was written last."
-        if readonly.is_refused(self.directory, self.path):
+        if not can_write:
             warnings.warn(f"{what} {lacks}", SettingsWarning, stacklevel=2)
             return
         hint = f"`balsam init {self.directory}` makes it a separate DB, and frees the jobs that launchers had."

@@ -194,7 +194,7 @@ def _bind(cx: connection.Connection, database: Database) -> str:
         from ..clock import SystemClock  # here, not above: see _refuse_living
         from .store import copies
 
-        jobs, launchers, batch_jobs = copies.make_own(cx, SystemClock.now_us())
+        jobs, launchers, batch_jobs = copies.make_own(cx, SystemClock.now_us(), bound.is_at(database.path))
         said = (
             f"It is a copy ({bound}) and has a new id now. Freed from the original: {jobs} job(s) of {launchers} "
             f"launcher(s) or service(s), {batch_jobs} batch job(s)."

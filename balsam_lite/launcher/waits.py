@@ -139,10 +139,11 @@ def touch(directory: str) -> None:
 def of(directory: str) -> Presence:
     """This process's Presence at that DB; a forked child has its own."""
     with _presences_lock:
+        if not _presences:
+            atexit.register(_end_all)
         return _presences.setdefault((os.getpid(), directory), Presence(directory))
 
 
-@atexit.register
 def _end_all() -> None:
     for (process, _), presence in list(_presences.items()):
         if process == os.getpid():

@@ -21,17 +21,20 @@ class Freed(NamedTuple):
     batch_jobs: int
 
 
-def make_own(cx: sqlite3.Connection, now_us: int) -> Freed:
+def make_own(cx: sqlite3.Connection, now_us: int, is_in_place: bool) -> Freed:
     """Make a copy a separate DB: draw a new id, close the leases and batch jobs of the original, free the jobs.
 
-    RUNNING jobs go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
+    A backup put in the place of the original (`is_in_place`) keeps its batch jobs, which will run launchers there. RUNNING jobs
+    go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
     """
     cx.execute("DELETE FROM lease WHERE kind = 'wait'")  # those processes wait for the original's jobs
     found = leases.open_leases(cx)
     jobs = sum(leases.reap(cx, lease, now_us, _REASON, counts_restart=False) for lease in found)
+    binding.renew_id(cx)
+    if is_in_place:
+        return Freed(jobs, len(found), 0)
     cx.execute(
         f"""UPDATE job SET queued_launch_id = NULL
             WHERE queued_launch_id IS NOT NULL AND state NOT IN ({sql_list(states.END_STATES)})"""
     )
-    binding.renew_id(cx)
     return Freed(jobs, len(found), batch_jobs.disown(cx, "it belongs to the DB of which this one is a copy", now_us))

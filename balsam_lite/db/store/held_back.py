@@ -10,7 +10,6 @@ is due (`release_due`). It is no lease: whatever else may be done to a waiting j
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import sqlite3
@@ -23,7 +22,7 @@ from fnmatch import fnmatchcase
 from ... import loading, states
 from ...clock import SECOND_US, SystemClock
 from ...settings import Settings
-from ..connection import Database
+from ..connection import Database, at_exit
 from ..schema import HELD_BACK, sql_list
 
 #: Seconds after which a job starts although its process goes on adding jobs.
@@ -72,7 +71,7 @@ def _of(database: Database) -> _Held:
     with _lock:
         if not _is_prepared:
             _is_prepared = True
-            atexit.register(_release_all)
+            at_exit(_release_all)
             os.register_at_fork(after_in_child=_forget)
         found = _held.get(database.directory)
         if found is None:

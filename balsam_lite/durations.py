@@ -1,4 +1,4 @@
-"""How long something takes or may take, as a user writes it: minutes, or a time with units or colons. Pure.
+"""Durations as users write them: minutes, or a time with units or colons. Pure functions.
 
 Schedulers read a time of two parts differently: `1:30` is a minute and a half to Slurm (sbatch(1), 22.05: minutes:seconds)
 and PBS (pbs_resources(7B), 23.06: [[HH:]MM:]SS), an hour and a half to Cobalt (qsub 1.0.33: [[DD:]HH:]MM). So it is refused.
@@ -25,7 +25,7 @@ _PARTS_S = (86400, 3600, 60, 1)
 
 
 def minutes(text: str) -> float:
-    """Return the minutes that a text means. Raise ValueError, with a text that follows the name of the field.
+    """Return the minutes that a text means. Raise ValueError, with a message to follow the name of the field.
 
     >>> minutes("90"), minutes("1h30m"), minutes("01:30:00"), minutes("1-00:00:00"), minutes("2d"), minutes("90s")
     (90.0, 90.0, 90.0, 1440.0, 2880.0, 1.5)
@@ -51,9 +51,9 @@ def minutes(text: str) -> float:
 
 
 def whole_minutes(text: str) -> int:
-    """Return the same, rounded up to whole minutes, as schedulers count them. Raise ValueError.
+    """Return the minutes that a text means, rounded up to whole ones, as schedulers count them. Raise ValueError.
 
-    A number without a unit must be a whole one: nobody means half a minute by it.
+    A number without a unit must be a whole one: a fraction of a minute is hardly meant.
 
     >>> whole_minutes("61s"), whole_minutes("01:00:00"), whole_minutes("0.5h")
     (2, 60, 30)

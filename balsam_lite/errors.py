@@ -258,7 +258,7 @@ class SpawnFailed(LaunchError):
 class MachineTrouble(LaunchError):
     """The machine, not the job, keeps a program from starting: too few processes, a full disk, a mount that is gone.
 
-    The job goes back uncounted. `scope` names what is affected where other jobs can start meanwhile (a program, a directory,
+    The job goes back without using up a restart. `scope` names what is affected if others can start (a program, a directory,
     a file system); it is HOST where none can on this host, and empty where none can anywhere.
     """
 

@@ -66,10 +66,10 @@ _LACKS, _MOST_TRIES, _RETRY_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM), 100,
 
 
 def read_proc(path: str) -> bytes:
-    """Return a file of /proc; b"" if its process has ended.
+    """Return the contents of a file of /proc; b"" if its process has ended.
 
     Raises:
-        OSError: for seconds this process or host has had too many files open. A process that cannot be looked at is not dead.
+        OSError: for seconds this process or host has had too many files open. That does not prove the process dead.
     """
     for left in reversed(range(_MOST_TRIES)):
         try:

@@ -20,9 +20,9 @@ _WAITING = frozenset((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
 
 
 def as_note(obstacles: Iterable[tuple[Sequence[float], str]], trouble: str = "") -> str:
-    """The note of a launcher's lease: (a shape, why jobs of that shape are not taken); "" where there is nothing to say.
+    """Return the note of a launcher's lease: (a shape, why jobs of that shape are not taken); "" where there is none.
 
-    With `trouble` (why the launcher starts no job at all) the first entry has the empty shape, which stands for all.
+    With `trouble` (why the launcher starts no job at all) the first entry has the empty shape, which means every job.
     """
     said: list[list[object]] = [[[], trouble]] if trouble else []
     said += [[list(shape), reason] for shape, reason in obstacles]
@@ -37,8 +37,9 @@ _LOST = "lost node(s): "
 
 
 def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -> str:
-    """The end reason of a launcher's lease: why it ended, how many jobs it left, and why each; `left` counts them by reason.
-    `lost` names the nodes that it lost.
+    """Return the end reason of a launcher's lease: why it ended, how many jobs it left, and why each.
+
+    `left` counts the jobs by reason. `lost` names the nodes that it lost.
 
     >>> as_end_reason("the time is up", {"needs --job-mode=mpi": 2, "waits for a free place": 9})
     'the time is up; 11 job(s) left: needs --job-mode=mpi (2), waits for a free place (9)'
@@ -49,7 +50,7 @@ def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -
 
 
 def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
-    """Return why those launchers ended that left jobs or lost nodes, in the batch job of that id; else "".
+    """Return the end reasons of the launchers in that batch job which left jobs or lost nodes; else "".
 
     It was submitted at `since_us`. There are several where the batch job has partitions.
     """

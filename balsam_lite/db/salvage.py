@@ -1,4 +1,4 @@
-"""Make a fresh DB of what can be read in a damaged one.
+"""Make a new DB of what can be read in a damaged one.
 
 The damaged files are only read, and not by SQLite, which refuses a file as a whole where its schema page is damaged. A table's
 rows are found through its tree, and where that is broken on stray pages, recognized by their columns.
@@ -22,7 +22,7 @@ from . import connection, location, migrations, readonly, schema
 from .pages import Image, Lost, Row
 from .store import batch_jobs, claims, graph, tags
 
-#: The tables with row ids, in the order in which they are told. `tag` and `job_tag` are made anew from the jobs.
+#: The tables with row ids, in the order in which they are reported. `tag` and `job_tag` are made anew from the jobs.
 _TABLES = ("job", "app", "event", "batch_job", "lease")
 _WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease"}
 _MOST_RANGES = 8
@@ -30,7 +30,7 @@ _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
 class Salvaged(NamedTuple):
-    """What was read, and what was not, in words."""
+    """What was read and what was lost, in words."""
 
     directory: str
     read: dict[str, int]  # by kind, such as "jobs"
@@ -46,9 +46,9 @@ class _Table(NamedTuple):
 
 
 def salvage(directory: str, target: str) -> Salvaged:
-    """Read the damaged DB in `directory` and write what is found into a fresh one in the new directory `target`.
+    """Read the damaged DB in `directory` and write what is found into a new DB in the new directory `target`.
 
-    No job is RUNNING there: what launchers had goes to RESTART_READY. Jobs whose parents or dependencies are lost fail.
+    No job is RUNNING there: jobs that launchers had go to RESTART_READY. Jobs whose parents or dependencies are lost fail.
 
     Raises:
         InputError: `target` exists. DatabaseBusy: the damaged DB was written meanwhile. DatabaseError: nothing can be read.
@@ -85,7 +85,7 @@ def salvage(directory: str, target: str) -> Salvaged:
 
 
 def _read(image: Image) -> tuple[dict[str, _Table], set[tuple[int, int]], list[str]]:
-    """The tables, the dependencies, and what there is to say."""
+    """Read the tables and the dependencies, and the notes on them."""
     notes: list[str] = []
     plan = _plan(image, notes)
     tables: dict[str, _Table] = {}
@@ -107,7 +107,7 @@ def _read(image: Image) -> tuple[dict[str, _Table], set[tuple[int, int]], list[s
 
 
 def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """For each table, and the index of the dependencies, the root page (0: unknown) and the columns."""
+    """Return for each table, and the index of the dependencies, the root page (0: unknown) and the columns."""
     lost: list[Lost] = []
     found: dict[str, tuple[int, str]] = {}
     if image.has_header:
@@ -119,7 +119,7 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
     version = image.version if 0 < image.version <= schema.VERSION else schema.VERSION
     fresh = _fresh(image.page_size)
     if lost or any(name not in found for name in names):
-        notes.append("the list of tables is damaged; they were looked for where a fresh DB has them")
+        notes.append("the list of tables is damaged; they were looked for where a new DB has them")
         found = {**fresh, **found}
     plan = {}
     for name in names:
@@ -132,7 +132,7 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
 
 
 def _fresh(page_size: int) -> dict[str, tuple[int, str]]:
-    """Name -> root page and SQL of what a fresh DB holds."""
+    """Return the root page and the SQL of each table and index of a new DB, by name."""
     cx = sqlite3.connect(":memory:", isolation_level=None)
     cx.execute(f"PRAGMA page_size = {page_size}")
     migrations.migrate(cx)
@@ -142,7 +142,7 @@ def _fresh(page_size: int) -> dict[str, tuple[int, str]]:
 
 
 def _columns(sql: str, name: str) -> tuple[str, ...]:
-    """The names of a table's columns, asked of SQLite; () if that is no such statement."""
+    """Return the names of a table's columns, as SQLite reads the statement; () if it is not one."""
     cx = sqlite3.connect(":memory:")
     try:
         if not re.match(r"CREATE TABLE", sql):
@@ -156,7 +156,7 @@ def _columns(sql: str, name: str) -> tuple[str, ...]:
 
 
 def _is_plausible(image: Image, root: int, name: str, columns: int) -> bool:
-    """Whether that page is the root of such a table: the place in a fresh DB is only a guess."""
+    """Return whether that page is the root of such a table: the page number of a new DB is only a guess."""
     lost: list[Lost] = []
     if name.startswith("dependency"):
         first = next(image.entries(root, lost), None)
@@ -167,7 +167,7 @@ def _is_plausible(image: Image, root: int, name: str, columns: int) -> bool:
 
 
 def _fits(name: str, row: Row, columns: int) -> bool:
-    """Whether a row may be of that table. One that was written before columns were added is shorter."""
+    """Return whether a row may be of that table. One that was written before columns were added is shorter."""
     if not 0 < len(row) <= columns or row[0] is not None:
         return False
     if name == "job":
@@ -178,7 +178,7 @@ def _fits(name: str, row: Row, columns: int) -> bool:
 
 
 def _table_of(image: Image, leaf: int, plan: Mapping[str, tuple[int, tuple[str, ...]]]) -> str:
-    """The table of which all rows on that page may be; "" if none, or if it is not certain."""
+    """Return the table that all rows on that page fit; "" if there is none, or if it is not certain."""
     rows = [row for _, row in image.rows(leaf, [])]
     fitting = [name for name in _TABLES if rows and all(_fits(name, row, len(plan[name][1])) for row in rows)]
     if len(fitting) > 1:  # as many columns as it has is the better sign
@@ -187,7 +187,7 @@ def _table_of(image: Image, leaf: int, plan: Mapping[str, tuple[int, tuple[str, 
 
 
 def _take(image: Image, leaf: int, name: str, table: _Table, stray: bool = False) -> bool:
-    """Add the rows of that page. On a stray one an old state of a row may have been left, so a known row stays."""
+    """Add the rows of that page. A stray page may hold an outdated version of a row, so a known row stays."""
     lost: list[Lost] = []
     taken = 0
     for rowid, row in image.rows(leaf, lost):
@@ -204,7 +204,7 @@ def _take(image: Image, leaf: int, name: str, table: _Table, stray: bool = False
 
 
 def _checked(name: str, columns: Sequence[str], row: Row) -> Row | None:
-    """The row with `{}` for JSON that is damaged, as by a lost overflow page; None if anything else of it is."""
+    """Return the row, with `{}` for damaged JSON (as by a lost overflow page); None if anything else in it is damaged."""
     values = list(row)
     for place, (column, value) in enumerate(zip(columns, row)):
         if column in _JSON and value is not None:
@@ -220,7 +220,7 @@ def _checked(name: str, columns: Sequence[str], row: Row) -> Row | None:
 def _dependencies(
     image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: set[int]
 ) -> tuple[set[tuple[int, int]], bool]:
-    """All (parent, child) pairs, which the table holds and an index again; and whether both are damaged."""
+    """Return all (parent, child) pairs, from the table and from its index, and whether both are damaged."""
     in_table: list[Lost] = []
     in_index: list[Lost] = []
     table, index = plan["dependency"][0], plan["dependency_child"][0]
@@ -234,7 +234,7 @@ def _dependencies(
 
 
 def _write(cx: sqlite3.Connection, tables: Mapping[str, _Table], edges: set[tuple[int, int]]) -> list[str]:
-    """Fill a fresh DB inside the caller's write transaction. Returns what there is to say."""
+    """Fill a new DB inside the caller's write transaction. Return the notes."""
     now_us, notes = SystemClock.now_us(), []
     for name in _TABLES:
         refused = _insert(cx, name, tables[name])
@@ -262,7 +262,7 @@ def _write(cx: sqlite3.Connection, tables: Mapping[str, _Table], edges: set[tupl
 
 
 def _insert(cx: sqlite3.Connection, name: str, table: _Table) -> int:
-    """Insert rows by the columns that both versions have; returns how many were refused."""
+    """Insert rows by the columns that both versions have; return how many were refused."""
     renamed = {"data": "definition"} if name == "app" else {}
     known = {row[1] for row in cx.execute(f"PRAGMA table_info({name})")}
     refused = 0
@@ -279,7 +279,7 @@ def _insert(cx: sqlite3.Connection, name: str, table: _Table) -> int:
 
 
 def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> list[str]:
-    """Add the dependencies; fail what waits for a parent, or by a dependency, that is lost."""
+    """Add the dependencies; fail jobs whose parent or dependency is lost."""
     jobs = {row[0] for row in cx.execute("SELECT id FROM job")}
     of_child = Counter(child for _, child in edges)
     orphaned = {child: parent for parent, child in edges if parent not in jobs and child in jobs}
@@ -301,11 +301,11 @@ def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> l
     return [f"{len(failed)} job(s) waited for parents that are lost, and are FAILED"] if failed else []
 
 
-# --- telling ----------------------------------------------------------------------------------------------------------
+# --- report -----------------------------------------------------------------------------------------------------------
 
 
 def _told(name: str, table: _Table) -> Iterator[str]:
-    """Which rows of a table could not be read, as far as that is known."""
+    """Return which rows of a table could not be read, as far as that is known."""
     word = _WORDS[name]
     if table.emptied:
         fields = f"data, tags, parameters or environ_vars of {len(table.emptied)} {word}(s)"
@@ -333,7 +333,7 @@ def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
 
 
 def _gaps(lost: Lost, rows: Mapping[int, Row]) -> Iterator[tuple[int, int]]:
-    """The numbers of a lost range that were not found elsewhere; an open end is that of the numbers which were found."""
+    """Return the numbers of a lost range that were not found elsewhere; an open end is the last number that was found."""
     low = 1 if lost.low is None else lost.low
     high = max(rows, default=0) if lost.high is None else lost.high
     for known in [*sorted(number for number in rows if low <= number <= high), high + 1]:

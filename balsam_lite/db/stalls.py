@@ -1,4 +1,4 @@
-"""Why nothing happens to jobs that somebody waits for, in words. Runs inside the caller's transaction; reads only."""
+"""Why nothing happens to jobs that a program waits for, in words. Runs inside the caller's transaction; reads only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .. import spec
 from . import batch_queries, queries, reasons
 from .store import leases, waits
 
-#: So many jobs are looked at, of those that launchers hold and of those that are waited for.
+#: Maximum number of jobs to look at, of those that launchers hold and of those that are waited for.
 _MAX_HELD, _MAX_AWAITED = 1000, 200
 
 _START = "Start one: `balsam launcher --consume-all --job-mode serial`, or submit one: `balsam submit-launch`."
@@ -23,7 +23,7 @@ _NOT_TAKEN = (
 
 
 def why_nothing_happens(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int, expiry_s: float) -> str:
-    """Return why these jobs are not run, and what to do; "" while something runs that may lead to them, or nobody can tell."""
+    """Return why these jobs are not run, and what to do; "" if it is unknown, or something runs that may lead to them."""
     at_work = leases.living(cx, now_us, expiry_s)
     launchers = {lease.id: lease for lease in at_work if lease.kind == "launcher"}
     held = cx.execute("SELECT id, lease FROM job INDEXED BY job_lease WHERE lease IS NOT NULL LIMIT ?", (_MAX_HELD,)).fetchall()

@@ -1,4 +1,4 @@
-"""Additions of jobs and dependencies that are collected in memory, to be written in one transaction (`dag.transaction`).
+"""Collect additions of jobs and dependencies in memory, to be written in one transaction (`dag.transaction`).
 
 Each thread has its own block. A forked child has none: what its parent collects is the parent's to write.
 """
@@ -22,7 +22,7 @@ JobRef = Union[int, str]
 
 
 class Batch:
-    """Jobs that are being added together: an object finds its number here afterwards, and nothing holds them all."""
+    """Jobs that are being added together. An object finds its number here afterwards, so nothing holds all objects."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -53,12 +53,12 @@ class Transaction:
             raise InputError(
                 f"This `with dag.transaction()` collects for the DB {self.batch.database.directory}; "
                 f"nothing can be added to {database.directory} inside it.",
-                hint="One transaction is of one DB. Use one block for each.",
+                hint="A transaction writes to one DB. Use a separate block for each.",
             )
         return self.batch
 
     def find(self, job: str) -> str | None:
-        """The UUID of the collected job that `job`, a UUID or a prefix, means; None if it means none or several.
+        """Return the UUID of the collected job that `job`, a UUID or a prefix, names; None if it names none or several.
 
         Raises:
             AmbiguousJobId: it is the name of a collected job. A job in the DB may have that name, too.
@@ -75,11 +75,11 @@ class Transaction:
         return found[0] if len(found) == 1 else None
 
     def has_short_id(self, job_id: str) -> bool:
-        """Whether a collected job has the same first eight characters."""
+        """Return whether a collected job has the same first eight characters."""
         return job_id[:8] in self._short_ids
 
     def add_job(self, row: Mapping[str, Any], parents: Iterable[JobRef]) -> int:
-        """Collect a job with a `job_id`. Returns its position."""
+        """Collect a job with a `job_id`. Return its position."""
         job_id = row["job_id"]
         if job_id in self._rows:
             raise InvalidSpec(f"Job {job_id} is given twice")
@@ -89,7 +89,7 @@ class Transaction:
         return len(self._rows) - 1
 
     def replace_job(self, row: Mapping[str, Any]) -> None:
-        """Collect a job anew that was changed since."""
+        """Replace a collected job that was changed since."""
         before = self._rows[row["job_id"]]
         row = {**row, "given_id": before["given_id"]} if "given_id" in before else row
         self._rows[row["job_id"]] = row
@@ -125,20 +125,20 @@ class Transaction:
 
     @property
     def mark(self) -> int:
-        """What `roll_back` takes to forget all that is collected from now on."""
+        """Return what `roll_back` needs to drop all that is collected from now on."""
         return len(self._undo)
 
     def roll_back(self, mark: int) -> None:
-        """Forget what was collected since then."""
+        """Drop what was collected since `mark`."""
         while len(self._undo) > mark:
             self._undo.pop()()
 
     def on_roll_back(self, undo: Callable[[], object]) -> None:
-        """Call `undo` if what was collected last is forgotten."""
+        """Call `undo` if what was collected last is dropped."""
         self._undo.append(undo)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The jobs for `insert.add_jobs`, all with the same fields where possible: that is several times as fast."""
+        """Return the jobs for `insert.add_jobs`, all with the same fields where possible: that is several times as fast."""
         from .. import spec
 
         names = {name for row in self._rows.values() for name in row}
@@ -147,7 +147,7 @@ class Transaction:
             yield {**common, **row, "parents": list(self._parents[job_id])}
 
     def dependencies(self) -> list[tuple[JobRef, JobRef]]:
-        """The dependencies whose child is in the DB already."""
+        """Return the dependencies whose child is in the DB already."""
         return list(self._edges)
 
 
@@ -159,7 +159,7 @@ _open = _Open()
 
 
 def current() -> Transaction | None:
-    """The open block of this thread of this process."""
+    """Return the open block of this thread of this process."""
     block = _open.block
     return None if block is None or block.process != os.getpid() else block
 

@@ -1,7 +1,7 @@
 """The program of a job of a BalsamExecutor, started as `interpreter` says with CALL: it runs one Python call.
 
-CALL is a file (see `Call`). What becomes of it is in `.balsam-result.pkl` in the working directory (see `Outcome`), which
-appears there whole. The exit code is 1, and the traceback is printed, if the call raised. Nothing of Balsam is imported here
+CALL is a file (see `Call`). Its outcome is written to `.balsam-result.pkl` in the working directory (see `Outcome`), in one
+piece. The exit code is 1, and the traceback is printed, if the call raised. Nothing of Balsam is imported here
 but the errors, so that starting costs little more than Python itself.
 """
 

@@ -21,9 +21,9 @@ from .staging.links import Parent
 from .start_failures import StartFailure
 
 _RUN = RUN_VARIABLE.encode()
-#: So many bytes of parents always fit into the environment.
+#: Bytes for the variables about parents that always fit into the environment.
 _FEW_PARENTS_BYTES = 4096
-#: Kept free of what a program's variables and words may take together: its path, and what a hook adds.
+#: Bytes kept free of what a program's variables and words may take together: for its path, and what a hook adds.
 _SPARE_BYTES = 8192
 #: What runs a text.
 BASH = ("bash", "-c")
@@ -259,7 +259,7 @@ _NO_PARENTS = {parent_variables.IDS.encode(): b"[]", parent_variables.STATES.enc
 
 
 def _of_parents(claim: Claim, context: Context, own: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The variables that tell a job its parents; `give_parents` writes the files that they name."""
+    """Return the variables that tell a job its parents; `give_parents` writes the files that they name."""
     room = None
     if len(claim.parents) > _FEW_PARENTS_BYTES:
         taken = sum(map(parent_variables.size_of, as_variables(own, context)))
@@ -274,12 +274,12 @@ def _known_of_parents(claim: Claim) -> list[tuple[str, str]]:
 
 
 def has_parent_files(own: Mapping[bytes, bytes]) -> bool:
-    """Whether this environment names files with what a job is told of its parents."""
+    """Return whether this environment names files about the job's parents."""
     return parent_variables.IDS_FILE.encode() in own or parent_variables.STATES_FILE.encode() in own
 
 
 def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
-    """Write those files into the job's working directory.
+    """Write the files about the job's parents into its working directory.
 
     Raises:
         SpawnFailed: with the reason.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..db.manager import QuerySet
     from ..db.models import ApplicationDefinition, BalsamJob, JobSet
 
-    #: A job: the object, its number (an int, or text such as "#37"), its UUID or a unique beginning of that, its name if no
+    #: A job: the object, its number (an int, or text such as "#37"), its UUID or a unique prefix of it, its name if no
     #: other job has it, or a query set with one job in it. Text that fits several jobs is refused.
     JobLike = Union[BalsamJob, UUID, str, int, JobSet]
 
@@ -59,7 +59,7 @@ def add_job(
     `fields` are any other fields of a job. With `save=False` it is checked just so, but not added: its `save()` does that,
     or a `bulk_create`, in which its parents may be, too. Inside `with transaction()` it is written at the end of the block.
 
-    Without `parents` the job may be given one by `add_dependency` yet. So it starts START_DELAY_S (a setting: one second)
+    Without `parents` the job may still be given one by `add_dependency`. So it starts START_DELAY_S (a setting: one second)
     after this process has last added a job or a dependency, ten seconds after it was added at the latest, and at once when
     the process ends, waits for jobs or reads them.
 
@@ -109,7 +109,7 @@ def add_app(
     """Register an application, or overwrite all fields of the one of that name, and say which. One write transaction.
 
     `checkexe` demands that the first word of `executable` is a program that can be found and run. With
-    `exit_0_is_done_after_stop` a run that exits with 0 after its launcher told it to stop is done, and no timeout.
+    `exit_0_is_done_after_stop` a run that exits with 0 after its launcher told it to stop counts as done, not as a timeout.
 
     Raises:
         InvalidSpec; NotFound: `checkexe`, and there is no such program.
@@ -299,7 +299,7 @@ def _pair(number: int, pair: Any) -> tuple[Any, Any]:
 
 
 def _collect(pairs: list[tuple[JobLike, JobLike]]) -> bool:
-    """Whether this thread is inside `with transaction()`; the dependencies are left to its end then, all or none."""
+    """Return whether this thread is inside `with transaction()`; if so, collect the dependencies for its end, all or none."""
     from ..db import models
     from ..db import transaction as blocks
 
@@ -328,8 +328,8 @@ def transaction() -> Iterator[None]:
     find it. Applications are registered at once. Any other change of jobs is refused, and so is adding jobs by
     `balsam_lite.api` or an executor.
 
-    An exception that leaves the block drops what the block has collected. A block inside another one belongs to that: the
-    outermost writes. Each thread has its own block; a process that is forked inside has none.
+    An exception that leaves the block drops what the block has collected. A block inside another one is part of it: the
+    outermost block writes. Each thread has its own block; a process that is forked inside has none.
 
     Raises (at the end of the outermost block, which writes nothing then):
         UnknownJob, DependencyCycle, DuplicateDependency; StateError: a child in the DB has started.
@@ -406,7 +406,7 @@ def _database_of(*jobs: Any) -> Database:
 
 
 def _numbers(database: Database, *jobs: Any) -> list[int]:
-    """The numbers of jobs that exist, found before a write transaction: a name takes a while among millions of jobs."""
+    """Find the numbers of existing jobs before a write transaction: a name takes a while among millions of jobs."""
     with database.read() as cx:
         return [_number(cx, job) for job in jobs]
 
@@ -425,7 +425,7 @@ def _number(cx: sqlite3.Connection, job: Any) -> int:
 
 
 def _ref(database: Database, cx: sqlite3.Connection | None, job: Any, may_be_new: bool = False) -> int | str:
-    """The job's number; its UUID if this thread's `transaction` has collected it, or if it may be new and is.
+    """Return the job's number; its UUID if this thread's `transaction` has collected it, or if it may be new and is.
 
     It exists, unless it was given as a number inside a block, whose end looks for it.
     """

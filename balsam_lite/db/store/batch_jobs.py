@@ -53,7 +53,7 @@ def retry(cx: sqlite3.Connection, number: int, values: Mapping[str, Any], now_us
 
 
 def mark_submitted(cx: sqlite3.Connection, number: int, scheduler_id: str, cluster: str = "") -> bool:
-    """Store the scheduler's id for it. A row that was given up for lost comes back, too: its submitter was only slow.
+    """Store the scheduler's id for it. A row that was given up comes back, too: its submitter was only slow.
 
     Return False where the row is gone, or another process has already found the same batch job by its name.
     """
@@ -93,7 +93,7 @@ def record(
 ) -> bool:
     """Write what the scheduler reported. Return False where the row has certainly ended, or is gone.
 
-    Also where its `absent` is not `was_absent` any more: another process has had a newer answer. Times are microseconds since
+    Also return False if its `absent` is not `was_absent` any more: another process had a newer answer. Times are µs since
     the epoch; None for `started` keeps what is known.
     """
     changed = cx.execute(
@@ -105,6 +105,6 @@ def record(
 
 
 def disown(cx: sqlite3.Connection, reason: str, now_us: int) -> int:
-    """End the rows of all batch jobs that may still change, without asking a scheduler. Returns how many there were."""
+    """End the rows of all batch jobs that may still change, without asking a scheduler. Return their number."""
     query = f"UPDATE batch_job SET state = 'gone', reason = ?, ended = coalesce(ended, ?), absent = NULL WHERE {_OPEN}"
     return cx.execute(query, (reason, now_us)).rowcount

@@ -81,7 +81,7 @@ class Claim(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The job's name and short id, as logs name it: `run_7 [7df86c8b]`."""
+        """Return the job's name and short id, as logs name it: `run_7 [7df86c8b]`."""
         return f"{self.name} [{self.job_id[:8]}]".lstrip()
 
 
@@ -95,7 +95,7 @@ class Exit(NamedTuple):
     message: str
     started_us: int | None  # None: it never started
     ended_us: int
-    told_us: int | None = None  # when it was told to stop before it ended, because its launcher stops
+    told_us: int | None = None  # when it was told to stop, before it ended, because its launcher stops
     start_after: int | None = None  # of RESTART_READY, in microseconds: it is held back until then
     is_counted: bool = True  # as a restart, if it had started: not where its node died
 
@@ -555,7 +555,7 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
 
 
 def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
-    """Let go of those of `jobs` that the lease holds, in the state in which they are; children of ended ones are told."""
+    """Release those of `jobs` that the lease holds, in their present states; propagate the ends to their children."""
     listed = id_list(jobs)
     if listed == "[]":
         return
@@ -566,7 +566,7 @@ def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int
 
 
 def tell_to_stop(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
-    """Record that the runs of these jobs have just been told to stop, in case their launcher does not live to see the end."""
+    """Record that the runs of these jobs have just been told to stop, in case their launcher does not survive the grace."""
     cx.execute(
         f"""UPDATE job SET told_to_stop = ? WHERE id IN (SELECT value FROM json_each(?)) AND lease = ?
             AND state = '{states.RUNNING}'""",

@@ -166,7 +166,7 @@ def add_edges(cx: sqlite3.Connection, edges: Sequence[tuple[int, int]], now_us: 
 
 
 def recount(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
-    """Count afresh what `jobs` still wait for; takes time linear in their parents."""
+    """Count anew what `jobs` still wait for; takes time linear in their parents."""
     cx.execute(
         f"UPDATE job SET unfinished_parents = {UNFINISHED_PARENTS} WHERE id IN (SELECT value FROM json_each(?))",
         (id_list(jobs),),
@@ -215,7 +215,7 @@ def find_cycle(edges: Iterable[tuple[int, int]], of: int | None = None) -> list[
 
 
 def settle(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int) -> None:
-    """Let jobs that no launcher holds wait for their parents, fail with them, or go on, by what they count now."""
+    """Let jobs that no launcher holds wait for their parents, fail with them, or go on, by their present counts."""
     rows = cx.execute(
         f"""SELECT id, state, unfinished_parents, {_CAUSE} FROM job
             WHERE id IN (SELECT value FROM json_each(?)) AND lease IS NULL AND state IN ({sql_list(_RECONSIDERED)})
@@ -249,7 +249,7 @@ def propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[in
 
 
 def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int, reason: str = PARENT_FAILED) -> None:
-    """Fail waiting jobs, each because of the parent beside it, and then what cannot run without them."""
+    """Fail waiting jobs, given as (job, parent that caused it), and then the jobs that cannot run without them."""
     path = (states.AWAITING_PARENTS, states.FAILED)
     while failed:
         moves = [Move(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
@@ -258,7 +258,7 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
 
 
 def _tell_children(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> list[tuple[int, int]]:
-    """Count these ends and release the children that waited for no more. Returns those that cannot run now: (job, parent)."""
+    """Count these ends and release the children that wait for nothing else. Return (job, parent) for those that cannot run."""
     if finished:
         _subtract_finished(cx, id_list(finished))
     if lost:
@@ -283,7 +283,7 @@ def _subtract_finished(cx: sqlite3.Connection, finished: str) -> None:
 
 
 def _subtract_lost(cx: sqlite3.Connection, lost: str) -> None:
-    """A parent that is lost is one less to wait for, but where all have to finish."""
+    """Subtract lost parents from the counts of their children, except where all parents have to finish."""
     rows = cx.execute(
         """SELECT child, count(*) FROM dependency CROSS JOIN job ON job.id = dependency.child
             WHERE dependency.parent IN (SELECT value FROM json_each(?))
@@ -294,7 +294,7 @@ def _subtract_lost(cx: sqlite3.Connection, lost: str) -> None:
 
 
 def _waiting_children(cx: sqlite3.Connection, parents: Iterable[int], condition: str) -> list[tuple[int, int]]:
-    """The jobs in AWAITING_PARENTS below `parents` for which `condition` holds, each with one of these parents."""
+    """Return the jobs in AWAITING_PARENTS below `parents` for which `condition` holds, each with one of these parents."""
     return cx.execute(
         f"""SELECT job.id, min(dependency.parent) FROM dependency CROSS JOIN job ON job.id = dependency.child
             WHERE dependency.parent IN (SELECT value FROM json_each(?)) AND job.lease IS NULL
@@ -304,9 +304,9 @@ def _waiting_children(cx: sqlite3.Connection, parents: Iterable[int], condition:
 
 
 def released(cx: sqlite3.Connection, jobs: Iterable[tuple[int, str]], now_us: int) -> None:
-    """See to what follows when no launcher holds `jobs` any more, each given with the state in which it is now.
+    """Update the graph when no launcher holds `jobs` any more, each given with its present state.
 
-    Children of those that have ended are told; those that could start wait for a parent that was put back meanwhile.
+    Ends are propagated to children; jobs that could start wait for a parent that was put back meanwhile.
     """
     by_state: dict[str, list[int]] = {}
     for job, state in jobs:
@@ -319,7 +319,7 @@ def released(cx: sqlite3.Connection, jobs: Iterable[tuple[int, str]], now_us: in
 
 
 def reconsider_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: int) -> None:
-    """See to what follows for children of jobs that a user has put into another state, in whatever direction.
+    """Update the children of jobs that a user has put into another state, in whatever direction.
 
     Children that have not started wait again, those that failed only because of these parents do so, too, and their children
     likewise. Those that run or have run stay as they are.
@@ -337,7 +337,7 @@ def reconsider_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: 
 
 
 def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[int]:
-    """Let those of `jobs` wait again that failed because of a parent which is not lost any more. Returns them."""
+    """Let those of `jobs` wait again that failed because of a parent which is not lost any more. Return them."""
     rows = cx.execute(
         f"""SELECT job.id FROM job WHERE job.id IN (SELECT value FROM json_each(?)) AND {_FAILED_WITH_PARENT}
                 AND job.lease IS NULL AND {_CAUSE} IS NULL""",

@@ -5,7 +5,7 @@ A script that adds a job and then gives it a parent would otherwise race with a 
 `MAX_HOLD_S` after it was added at the latest, and at once when the process ends, waits for jobs or reads them.
 
 The process moves `start_after` of its jobs on, and clears it (`graph_write`, `release`); launchers and the service clear what
-is due (`release_due`). It is no lease: whatever else may be done to a waiting job may be done to one that is held back.
+is due (`release_due`). It is no lease: a job that is held back can be changed or killed like any waiting job.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Held:
         self.jobs: deque[tuple[int, int]] = deque()  # (when it starts at the latest, number), in that order
 
     def numbers(self, now_us: int) -> list[int]:
-        """Those that do not start by themselves by now."""
+        """Return the numbers of those that are still held back."""
         while self.jobs and self.jobs[0][0] <= now_us:
             self.jobs.popleft()
         if self.until_us <= now_us:
@@ -66,7 +66,7 @@ _is_prepared = False
 
 
 def _of(database: Database) -> _Held:
-    """What this process holds back in that DB."""
+    """Return what this process holds back in that DB."""
     global _is_prepared
     with _lock:
         if not _is_prepared:
@@ -80,7 +80,7 @@ def _of(database: Database) -> _Held:
 
 
 def _forget() -> None:
-    """A forked child does not hold its parent's jobs."""
+    """Forget the parent's jobs in a forked child, which does not hold them."""
     global _lock
     _lock = threading.Lock()
     _held.clear()
@@ -88,9 +88,9 @@ def _forget() -> None:
 
 @contextmanager
 def graph_write(database: Database) -> Iterator[tuple[sqlite3.Connection, int | None]]:
-    """A write transaction that adds jobs or dependencies: the jobs that this process holds back are held back longer.
+    """Open a write transaction that adds jobs or dependencies, and extend the hold on this process's jobs.
 
-    Gives the connection, and the `start_after` of a job that is to be held back; None where START_DELAY_S is 0.
+    Yield the connection, and the `start_after` of a job that is to be held back; None where START_DELAY_S is 0.
     """
     held = _of(database)
     before = held.until_us
@@ -103,7 +103,7 @@ def graph_write(database: Database) -> Iterator[tuple[sqlite3.Connection, int | 
 
 
 def _moved_on(cx: sqlite3.Connection, held: _Held, now_us: int) -> int:
-    """When what is held back starts from now on."""
+    """Return the new time at which the jobs that are held back start."""
     with _lock:
         if held.until_us < now_us + held.delay_us:
             numbers = held.numbers(now_us)
@@ -115,14 +115,14 @@ def _moved_on(cx: sqlite3.Connection, held: _Held, now_us: int) -> int:
 
 
 def hold(database: Database, number: int, created_us: int) -> None:
-    """Note that this process holds that job back, now that it is in the DB."""
+    """Record that this process holds that job back, now that it is in the DB."""
     held = _of(database)
     with _lock:
         held.jobs.append((created_us + _MAX_HOLD_US, number))
 
 
 def move_on(database: Database) -> None:
-    """Hold back longer what this process holds back, because it has just added jobs. One write transaction if there is any."""
+    """Extend the hold on this process's jobs, because it has just added others. One write transaction if there are any."""
     if database.directory in _held:
         with _lock:
             is_holding = bool(_held[database.directory].numbers(SystemClock.now_us()))
@@ -132,7 +132,7 @@ def move_on(database: Database) -> None:
 
 
 def release(database: Database) -> None:
-    """Let everything start that this process holds back in that DB, as its user waits for jobs or reads them.
+    """Let the jobs that this process holds back in that DB start, because it waits for jobs or reads them.
 
     One write transaction if there is anything. Not inside a transaction: there nothing is read for a user. If the DB cannot
     be written, the jobs start when their time has come.
@@ -149,7 +149,7 @@ def release(database: Database) -> None:
 
 
 def _release_all() -> None:
-    """At the end of the process, which does not wait long for a busy DB."""
+    """Release all jobs at the end of the process, without a long wait for a busy DB."""
     for held in list(_held.values()):
         held.database.busy_timeout_s = min(held.database.busy_timeout_s, _END_TIMEOUT_S)
         release(held.database)
@@ -159,18 +159,18 @@ def _release_all() -> None:
 
 
 def release_due(cx: sqlite3.Connection, now_us: int) -> int:
-    """Let the jobs start whose time has come. Returns how many."""
+    """Let the jobs whose time has come start. Return their number."""
     return cx.execute("UPDATE job INDEXED BY job_start_after SET start_after = NULL WHERE start_after <= ?", (now_us,)).rowcount
 
 
 def next_start(cx: sqlite3.Connection) -> int | None:
-    """When the next job is due that is held back, in microseconds; None if there is none."""
+    """Return when the next job that is held back is due, in microseconds; None if there is none."""
     found = cx.execute(f"SELECT min(start_after) FROM job INDEXED BY job_start_after WHERE {HELD_BACK}").fetchone()[0]
     return None if found is None else int(found)
 
 
 def among(cx: sqlite3.Connection, jobs: Iterable[int]) -> set[int]:
-    """Which of these jobs are held back and have not ended."""
+    """Return those of these jobs that are held back and have not ended."""
     rows = cx.execute(f"SELECT id, state FROM job WHERE {_THESE}", (json.dumps(list(jobs)),))
     return {number for number, state in rows if state not in states.END_STATES}
 
@@ -182,7 +182,7 @@ def count(
     launch: int | None = None,
     serial_only: bool = False,
 ) -> int:
-    """How many jobs are held back that could start otherwise, of those that a launcher takes.
+    """Count the jobs that only the hold keeps from starting, of those that a launcher takes.
 
     Args:
         workflow: a name or a glob; None: of all.

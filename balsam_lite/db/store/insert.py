@@ -54,7 +54,7 @@ class Position(NamedTuple):
     value: int
 
 
-#: How a parent is given: the number of a job in the DB, a word that stands for one (see `queries.fitting`), the UUID of a job
+#: How a parent is given: the number of a job in the DB, a word that names one (see `queries.fitting`), the UUID of a job
 #: of the same batch, or a position in it.
 Ref = Union[int, str, Position]
 
@@ -138,7 +138,7 @@ def _checked(
     parents: list[tuple[Ref, int]],
     start_after: int | None = None,
 ) -> Iterator[_Chunk]:
-    """Chunks of checked rows; (parent, position of the child) of each dependency is appended to `parents`."""
+    """Yield chunks of checked rows; append (parent, position of the child) of each dependency to `parents`."""
     now = SystemClock.now_us()
     names: tuple[str, ...] | None = None
     rows: list[tuple[Any, ...]] = []
@@ -170,7 +170,7 @@ def _checked(
 
 
 def refs(parents: Any) -> Iterator[Ref]:
-    """Each parent once. Raises InvalidSpec: that is no list of parents."""
+    """Return each parent once. Raises InvalidSpec: that is no list of parents."""
     if isinstance(parents, (str, bytes, Mapping, Position)) or not isinstance(parents, Iterable):
         raise InvalidSpec(f"parents must be a list of jobs, not {parents!r}")
     for parent in dict.fromkeys(parents):
@@ -265,7 +265,7 @@ class _Spool:
                 yield _Chunk(*marshal.loads(self._file.read(int.from_bytes(length, "big"))))
 
     def refuse_names(self, words: Set[str]) -> None:
-        """Raise AmbiguousJobId if one of these words, which stand for parents, is the name of a job that is here."""
+        """Raise AmbiguousJobId if one of these words, which name parents, is the name of a job of this batch."""
         for chunk in self.chunks() if words else ():
             at = chunk.columns.index("name") if "name" in chunk.columns else None
             for name in words & {row[at] for row in chunk.rows} if at is not None else ():
@@ -275,7 +275,7 @@ class _Spool:
                 )
 
     def positions(self, job_ids: set[str]) -> dict[str, int]:
-        """The positions of the jobs with these UUIDs, of those that are here."""
+        """Return the positions of the jobs with these UUIDs, of those in this batch."""
         found: dict[str, int] = {}
         first = 0
         for chunk in self.chunks() if job_ids else ():
@@ -288,7 +288,7 @@ class _Spool:
 
 
 class _Edges(NamedTuple):
-    """(parent, child), sorted by where these are."""
+    """Dependencies as (parent, child), by whether each of the two is in the batch or in the DB."""
 
     inner: list[tuple[int, int]]  # positions in the batch
     outer: list[tuple[int | str, int]]  # a job in the DB, a position
@@ -317,7 +317,7 @@ def _resolved(spool: _Spool, linked: Sequence[tuple[Ref, Ref]]) -> _Edges:
 
 
 def position(parent: Position, rows: int, child: int) -> int:
-    """The position in a batch of `rows` jobs that the job at position `child` names. Raises InvalidSpec: there is none."""
+    """Return the position, in a batch of `rows` jobs, that the job at `child` names. Raises InvalidSpec: there is none."""
     index = parent.value
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < rows:
         raise InvalidSpec(
@@ -409,7 +409,7 @@ def _refuse_shared(cx: sqlite3.Connection, chunk: _Chunk) -> None:
 
 
 def workdir_in_use(cx: sqlite3.Connection, workdirs: Sequence[str], but: int = 0) -> tuple[str, str] | None:
-    """Return the first of these that a job has which has not ended, with a sentence about that job; None without one.
+    """Return the first of these workdirs of a job that has not ended, with a sentence about that job; None without one.
 
     The job with the number `but` does not count.
     """
@@ -429,7 +429,7 @@ def _last_id(cx: sqlite3.Connection) -> int:
 
 
 def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
-    """The numbers of the jobs in the DB that the edges name."""
+    """Return the numbers of the jobs in the DB that the edges name."""
     ends: list[tuple[Any, str]] = [
         (parent, f"Job number {child + 1} cannot have that parent: ") for parent, child in edges.outer
     ]

@@ -61,7 +61,7 @@ def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str, no
 
 
 def open_leases(cx: sqlite3.Connection, where: str = AT_WORK) -> list[Lease]:
-    """The leases that are not closed for which that SQL condition holds, the oldest first: launchers and services."""
+    """Return the open leases of launchers and services for which that SQL condition holds, the oldest first."""
     rows = cx.execute(
         f"""SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat
         FROM lease WHERE closed IS NULL AND {where} ORDER BY id"""
@@ -93,13 +93,13 @@ def latest(cx: sqlite3.Connection, kind: str) -> Record | None:
     return None if row is None else Record(_lease(row[:8]), *row[8:])
 
 
-#: Seconds. No clock is wrong by a day: a heartbeat older than this needs no watching. A minute's difference is no news.
+#: Seconds. No clock is wrong by a day: a heartbeat older than this needs no watching. A difference of a minute is normal.
 _SURELY_DEAD_S = 86400.0
 _CLOCKS_AGREE_S = 60.0
 
 
 class Watch:
-    """Heartbeats as this process has seen them. Clocks of hosts differ; a heartbeat that changes shows a holder that lives."""
+    """Heartbeats as this process has seen them. A change of the heartbeat proves that a holder lives; hosts' clocks differ."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -124,8 +124,8 @@ class Watch:
 def is_dead(lease: Lease, now_us: int, expiry_s: float, watch: Watch | None = None) -> bool:
     """Return whether its holder is dead: on this host on proof, elsewhere if its heartbeat is too old.
 
-    With `watch` that is one that has not changed for `expiry_s` seconds of watching, whatever the clocks of the hosts say.
-    Without, for those who look once and take nothing away, one that is older than that by this host's clock.
+    With `watch`, too old is a heartbeat that has not changed for `expiry_s` seconds of watching, whatever the hosts' clocks
+    show. Without it, for callers that look once and take nothing away, one that is older than that by this host's clock.
     """
     if lease.holder.is_here():
         return lease.holder.is_provably_dead()
@@ -136,7 +136,7 @@ def is_dead(lease: Lease, now_us: int, expiry_s: float, watch: Watch | None = No
 
 
 def is_doubtful(lease: Lease, now_us: int, expiry_s: float, watch: Watch) -> bool:
-    """Return whether the clocks say that a holder elsewhere is dead, or are wrong, and watching has not shown it yet."""
+    """Return whether a holder elsewhere is dead by the clocks, or they are wrong, and watching has not shown which."""
     if lease.holder.is_here() or is_dead(lease, now_us, expiry_s, watch):
         return False
     return abs(now_us - lease.heartbeat_us) > expiry_s * 1e6 and not watch.has_beaten(lease)
@@ -148,7 +148,7 @@ def living(cx: sqlite3.Connection, now_us: int, expiry_s: float, watch: Watch | 
 
 
 def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) -> bool:
-    """Whether of the launchers and services that are not dead this one is the oldest: it keeps the checkpoints."""
+    """Return whether this is the oldest of the living launchers and services: that one keeps the checkpoints."""
     return next((one.id for one in open_leases(cx) if not is_dead(one, now_us, expiry_s)), None) == lease
 
 
@@ -165,7 +165,7 @@ def holds_jobs(cx: sqlite3.Connection, lease: Lease) -> bool:
 
 
 def described(cx: sqlite3.Connection, lease: Lease, now_us: int) -> str:
-    """Return who holds how many jobs and when it was last heard of, in words."""
+    """Describe the holder in words: how many jobs it holds, and when it was last heard of."""
     query = "SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?"
     jobs, age_s = cx.execute(query, (lease.id,)).fetchone()[0], (now_us - lease.heartbeat_us) / 1e6
     ahead = f" by its clock, which is {-age_s:.0f} s ahead" if age_s < -_CLOCKS_AGREE_S else ""

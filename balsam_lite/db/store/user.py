@@ -117,8 +117,9 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Sai
 
 
 def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said: Said, hook: Hook, now: int) -> int:
-    """A script's own job. It stays held: the launcher lets go of it when the script has ended, and only then are its children
-    told, whatever state the script chose.
+    """Set the state of a script's own job, which stays held.
+
+    The launcher releases it when the script has ended, and only then propagates its end to children, whatever state that is.
 
     Scripts must not keep a job going for ever: each return to an earlier state counts as a restart, and between handlers, which
     need no run for that, a job goes to each once.
@@ -182,8 +183,8 @@ def kill(
 ) -> Killed:
     """Make jobs USER_KILLED, with `recursive` all jobs below them too; jobs in an end state stay as they are.
 
-    The launcher that runs one stops its processes and lets go of it. Children that waited for a killed job become FAILED, for
-    one that is held when the launcher has let go of it.
+    The launcher that runs one stops its processes and releases it. Children that waited for a killed job become FAILED; those
+    of a job that a launcher holds, when it is released.
     """
     transaction.refuse("Killing jobs")
     jobs = list(ids)
@@ -242,7 +243,7 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *
 
 
 def _refuse_shared(cx: sqlite3.Connection, ids: Sequence[int], workdir: str) -> None:
-    """Raise InvalidSpec if that working directory would be that of several jobs; there is no need to have a job's changed."""
+    """Raise InvalidSpec if that working directory would be that of several jobs. A job's present one is allowed."""
     from .insert import workdir_in_use
 
     if len(set(ids)) > 1:

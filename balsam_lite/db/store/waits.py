@@ -1,6 +1,6 @@
 """Processes that wait for jobs: registered as leases of the kind `wait`, so that launchers know that more may come.
 
-Such a lease holds no job, and its row is deleted at its end. Nobody reaps it: a dead one is deleted when the next one is
+Such a lease holds no job, and its row is deleted at its end. It is not reaped: a dead one is deleted when the next one is
 opened, and counts for nothing until then. All functions run inside the caller's transaction.
 """
 
@@ -24,7 +24,7 @@ class Wait(NamedTuple):
 
 
 def open_wait(cx: sqlite3.Connection, holder: Holder, job_id: str, now_us: int, expiry_s: float) -> int:
-    """Register a process that waits for jobs, in the job with that UUID or (for "") in none. Return the lease's number."""
+    """Register a process that waits for jobs, in the job with that UUID or ("") outside of jobs. Return the lease's number."""
     for lease in leases.open_leases(cx, _IS_WAIT):
         if leases.is_dead(lease, now_us, expiry_s):
             close_wait(cx, lease.id)
@@ -36,7 +36,7 @@ def open_wait(cx: sqlite3.Connection, holder: Holder, job_id: str, now_us: int, 
 
 
 def close_wait(cx: sqlite3.Connection, lease: int) -> None:
-    """Forget that a process waits."""
+    """Remove the registration of a process that waited."""
     cx.execute(f"DELETE FROM lease WHERE id = ? AND {_IS_WAIT}", (lease,))
 
 

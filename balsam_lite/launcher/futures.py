@@ -299,7 +299,7 @@ class FutureTask:
 
 
 def _release(database: Database) -> None:
-    """Let start what this process holds back: its user waits for jobs."""
+    """Let the jobs that this process holds back start, because it waits for jobs."""
     from ..db.store import held_back
 
     held_back.release(database)
@@ -418,7 +418,7 @@ class _Pending:
         for task in tasks:
             fates.setdefault(task._database, []).append(task._fate)
         for database, of_it in fates.items():
-            waits.touch(database.directory)  # before anything can end: a launcher without jobs leaves
+            waits.touch(database.directory)  # before any job can end: a launcher without jobs leaves
             _release(database)
             watch = self._watches.setdefault(database.directory, watch_of(database))
             self._databases[database.directory] = database

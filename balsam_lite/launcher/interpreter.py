@@ -13,7 +13,7 @@ _CODE = (
     "from balsam_lite.launcher.start import {what}; {what}()"
 )
 _HOOKS = "balsam_lite.launcher.start import hook"
-#: The file with the result of a call, in the job's working directory, which no other job has; hidden from what the call writes.
+#: The file with the result of a call, in the job's own working directory; hidden, so that the call does not overwrite it.
 RESULT = ".balsam-result.pkl"
 
 

@@ -48,7 +48,7 @@ def set_up(db_directory: str, settings: Settings, kind: str = "launcher", echo: 
 
 
 class _ToStderr(logging.Handler):
-    """A handler for a stderr that may go away: a terminal that is closed, a pipe whose reader ends."""
+    """A handler for a stderr that may be lost: a terminal that is closed, a pipe whose reader ends."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

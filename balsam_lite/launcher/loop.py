@@ -45,9 +45,9 @@ _CROWD, _BREATH_S = 8, 0.002
 _SHARED_SPACING, _STARVING_SPACING = 20, 5
 #: What waits and why is said this often at most, in seconds.
 _EXPLAIN_PERIOD_S = 10.0
-#: That the DB cannot be used is said this often at most, in seconds.
+#: Minimum interval of log lines about a DB that cannot be used, in seconds.
 _COMPLAINT_PERIOD_S = 60.0
-#: With nothing to do, what may come is looked at this often at most, in seconds.
+#: An idle launcher checks at most this often, in seconds, whether jobs may come.
 _OUTLOOK_PERIOD_S = 0.25
 #: At the end, a DB that could not be written is tried again after so many seconds.
 _RETRY_PERIOD_S = 1.0
@@ -119,16 +119,16 @@ class Launcher:
         self._tick_costs = deque([0.001], maxlen=5)
         self._idle_since: float | None = None
         self._failing_since: float | None = None
-        self._complain_at = 0.0  # once more about the DB
+        self._complain_at = 0.0  # when to log again that the DB cannot be used
         self._database_trouble = ""  # why it cannot be used
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
         self._outlook_at, self._started_us = 0.0, clock.now_us()
-        #: What may still bring jobs while there is nothing to do, in words; "" while there is something to do.
+        #: What may still bring jobs while the launcher is idle, in words; "" while it is not.
         self.awaited = ""
         #: What waits that this launcher will not take, and why, when somebody last asked `why_nothing_runs`.
         self.obstacles: list[tuple[Shape, str]] = []
-        #: By reason, how many jobs of its filter that launcher would leave, as of the same moment.
+        #: The number of jobs of its filter that the launcher would leave, by reason, as of the same moment.
         self.left: Counter[str] = Counter()
         self._news = True  # somebody wrote since the last tick
         self._wants_more = False  # the last tick took all that one may
@@ -139,7 +139,7 @@ class Launcher:
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
         self._steps_done = 0
         self._well_at = now  # when a run or step has ended, or the trouble began
-        self._noted_trouble = ""  # what the lease's note says of it
+        self._noted_trouble = ""  # the trouble that the lease's note reports
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -306,11 +306,11 @@ class Launcher:
 
     @property
     def lost_nodes(self) -> list[str]:
-        """The names of those that do not answer any more."""
+        """Return the names of the nodes that do not answer any more."""
         return [node.name for node in self._pool.nodes if node.is_closed and node.name]
 
     def _close_nodes(self, hosts: Collection[str], why: str) -> None:
-        """Nothing more starts on nodes that do not answer."""
+        """Start nothing more on nodes that do not answer."""
         for number, node in enumerate(self._pool.nodes):
             if node.name in hosts and not node.is_closed:
                 self._pool.close(number)
@@ -334,7 +334,7 @@ class Launcher:
         self._claims.update((claim.job, claim) for claim in new)
 
     def _label(self, number: int) -> str:
-        """A job that was claimed to be run, for the log; `#37` if its end was recorded already."""
+        """Return the name of a claimed job for the log; `#37` if its end was recorded already."""
         claim = self._claims.get(number)
         return claim.label if claim else f"#{number}"
 
@@ -342,7 +342,7 @@ class Launcher:
 
     @property
     def trouble(self) -> str:
-        """Why nothing goes on now; "" if it does."""
+        """Return why nothing can start now; "" if it can."""
         return self._database_trouble or (f"No job can be started: {self.pause.reason}" if self.pause.reason else "")
 
     @property
@@ -350,9 +350,9 @@ class Launcher:
         return self._runner.started + self._steps_done
 
     def _suffer(self, job: int, label: str, trouble: MachineTrouble) -> int | None:
-        """Start nothing for a while because of the machine, or hold back a job that alone is affected.
+        """Start nothing for a while because of the machine's trouble, or hold back a job that alone is affected.
 
-        Returns until when the job is held back, in microseconds; None if it is not.
+        Return until when the job is held back, in microseconds; None if it is not.
         """
         now = self._clock.monotonic()
         if not self.pause.reason and not self._setbacks.reasons:
@@ -366,12 +366,12 @@ class Launcher:
         return self._clock.now_us() + int(seconds * SECOND_US)
 
     def _note_health(self, job: int) -> None:
-        """The machine could do something for that job."""
+        """Record that the machine could run a step or a program of that job."""
         self._well_at = self._clock.monotonic()
         self._setbacks.release(job)
 
     def _look_after_the_machine(self) -> None:
-        """Hear whether a try was good, and say in the log how it stands."""
+        """Check whether a try succeeded, and log the state of the trouble."""
         if self.pause.reason:
             now = self._clock.monotonic()
             line = self.pause.listen(now, self._good_starts) or self.pause.line(now)
@@ -379,7 +379,7 @@ class Launcher:
                 log.warning("%s", line)
 
     def _note_trouble(self, cx: Connection, now_us: int) -> None:
-        """Let the lease's note say why nothing starts, and no longer when it is over."""
+        """Write to the lease's note why nothing starts, and remove that when it is over."""
         if self.pause.reason != self._noted_trouble:
             leases.heartbeat(cx, self._lease, now_us, notes.as_note(self.obstacles, self.pause.reason))
             self._noted_trouble = self.pause.reason
@@ -430,7 +430,7 @@ class Launcher:
         return min(beat, self._ahead_moved + _AHEAD_PATIENCE_S) if self._ahead else beat
 
     def _start_in(self) -> float:
-        """How many seconds until the next job is due that is held back."""
+        """Return the seconds until the next job that is held back is due."""
         if self._next_start_us is None:
             return float("inf")
         return max(0.0, (self._next_start_us - self._clock.now_us()) / SECOND_US)
@@ -528,7 +528,7 @@ class Launcher:
             self._look_ahead(now)
 
     def _look_ahead(self, now: float) -> None:
-        """With nothing to do: leave at once if nothing can come, else say what is waited for."""
+        """Leave at once, when idle, if no job can come; else log what the launcher waits for."""
         limits = self._limits
         scope = Scope(limits.workflow, limits.tags, limits.launch if limits.launch_only else None)
         try:
@@ -544,7 +544,7 @@ class Launcher:
         self.awaited = awaited or "new jobs"
 
     def _is_hopeless(self, now: float) -> bool:
-        """Whether nothing runs here, and for long nothing could be started."""
+        """Return whether nothing runs here, and nothing could be started for TROUBLE_TTL_S."""
         is_over = now - self._well_at >= self._settings.TROUBLE_TTL_S
         return not self._has_work and self._limits.idle_ttl_s is not None and is_over
 
@@ -634,13 +634,13 @@ class Launcher:
         return reasons
 
     def _count_held_back(self, cx: Connection) -> int:
-        """The jobs that are held back, of those that this launcher takes."""
+        """Count the jobs that are held back, of those that this launcher takes."""
         limits = self._limits
         launch = limits.launch if limits.launch_only else None
         return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only)
 
     def _has_setbacks(self) -> bool:
-        """Whether a job is held back because of trouble still: it may have been killed or removed, or run elsewhere."""
+        """Return whether a job is still held back because of trouble: it may have been killed or removed, or run elsewhere."""
         if not self._setbacks.reasons:
             return False
         try:
@@ -653,7 +653,7 @@ class Launcher:
         return bool(still)
 
     def _awaits_start(self) -> bool:
-        """Whether a job that this launcher takes is held back: it starts within seconds."""
+        """Return whether a job that this launcher takes is held back: it starts within seconds."""
         if self._next_start_us is None:
             return False
         try:
@@ -692,9 +692,9 @@ class Launcher:
         self._failing_since, self._database_trouble = None, ""
 
     def _may_outlast(self, exc: DatabaseError) -> bool:
-        """Whether to go on with a DB that cannot be used for long: on this host nobody takes the lease of a living process.
+        """Return whether to go on with a DB that has not been usable for long: on this host a living process keeps its lease.
 
-        But not for nothing: without a run, a step or an end to record it goes on as long as in other trouble.
+        Without a run, a step or an end to record, the launcher goes on only for as long as in other trouble.
         """
         if self._db.access != LOCAL or isinstance(exc, (NotABalsamDB, SchemaMismatch)):
             return False
@@ -708,7 +708,7 @@ def _lost(exc: DatabaseGone) -> LostLease:
 
 
 def _entered(before: Mapping[str, int], after: Mapping[str, int], killed: int) -> dict[str, int]:
-    """The jobs that entered each final state in one transaction; those that the user killed had done so before."""
+    """Count the jobs that entered each final state in one transaction; those that the user killed had done so before."""
     ends = {state: max(0, number - before[state]) for state, number in after.items()}
     ends[states.USER_KILLED] += killed
     return ends
@@ -727,7 +727,7 @@ class _Work(NamedTuple):
 
     exits: list[Exit]
     step_ends: list[StepEnd]
-    news: bool  # somebody else wrote, or a job is due that was held back
+    news: bool  # another process wrote, or a job that was held back is due
     stranded: list[int]  # jobs claimed ahead, to be given back
 
 

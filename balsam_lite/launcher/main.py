@@ -110,7 +110,7 @@ def run_on(found: Resources, db_directory: str, settings: Settings, options: Lau
     try:
         return _run_in(db, found, settings, options, company)
     finally:
-        db.close()  # so that the one file is everything
+        db.close()  # so that the one file holds everything
 
 
 def _run_in(db: Database, found: Resources, settings: Settings, options: LauncherOptions, company: Company) -> int:
@@ -238,7 +238,7 @@ def _limits(db: Database, options: LauncherOptions, found: Resources, settings: 
 
 
 def _with_end(batch: Allocation | None, launch: BatchRow | None, clock: Clock) -> Allocation | None:
-    """The batch job with what was asked for as its end, from now on, where neither environment nor scheduler told the end."""
+    """Return the batch job; if neither environment nor scheduler told its end, with the requested time from now on."""
     if batch is None or launch is None or batch.ends_us is not None:
         return batch
     return batch._replace(ends_us=clock.now_us() + launch["wall_minutes"] * 60 * SECOND_US)
@@ -281,7 +281,7 @@ def _guarded(
         spawner.abandon()
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         raise
-    progress.clear()  # the last words have lines of their own
+    progress.clear()  # the last line must not be appended to the progress line
     for reason in launcher.why_nothing_runs():
         _say(f"Left: {reason}")
     with db.write() as cx:

@@ -30,7 +30,7 @@ def patience_s(nodes: int) -> float:
 
 
 def doubt_s(has_failed: bool, ran_s: float, patience_s: float) -> float:
-    """For how many seconds to doubt the end of a program that ran for `ran_s`."""
+    """Return for how many seconds to hold back the end of a program that ran for `ran_s`."""
     if has_failed:
         return patience_s
     seconds = min(patience_s, _DOUBTED_PART * ran_s)
@@ -72,7 +72,7 @@ class PatientRunner:
 
     @property
     def started(self) -> int:
-        """How many programs are known to have started so far."""
+        """Return the number of programs that are known to have started."""
         return self._runner.started
 
     def start(self, claim: Claim, place: Place) -> None:
@@ -132,7 +132,7 @@ def _failed(finished: Finished) -> bool:
 
 
 def _settled(finished: Finished, result: str, asked_us: int) -> Finished:
-    """An end in doubt of a run that was to be stopped at `asked_us`: it counts as if it had been told to."""
+    """Return the end of a held-back run that was to be stopped at `asked_us`: it counts as if it had been told to stop."""
     ended = finished.exit
     if result == states.RUN_TIMEOUT:
         how = ended.message or "exit code 0, which may be a script's that was interrupted"

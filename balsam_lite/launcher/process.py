@@ -60,7 +60,7 @@ def find_program(name: str, search: bytes | None, directory: str) -> str:
 def make_directory(path: str, root: str) -> bool:
     """Make a working directory and the directories above it, but never `root` itself; return whether it is new.
 
-    `root` is the DB's data/. Where it is missing, its file system is not mounted, and nobody would find the results.
+    `root` is the DB's data/. Where it is missing, its file system is not mounted, which would later hide the results.
 
     Raises:
         SpawnFailed: with the reason.

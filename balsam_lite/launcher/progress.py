@@ -17,7 +17,7 @@ from .runner import Runner
 
 
 class RecentRate:
-    """How many per second, over the last minute.
+    """A rate per second, over the last minute.
 
     Args:
         now: when the count was 0, on the monotonic clock.
@@ -29,20 +29,20 @@ class RecentRate:
         self._counts = deque([(now, 0)])  # the first is the newest one that is a minute old, if there is one
 
     def note(self, now: float, count: int) -> None:
-        """Take note of how many there are by now."""
+        """Record the present count."""
         self._counts.append((now, count))
         while len(self._counts) > 2 and self._counts[1][0] <= now - self._WINDOW_S:
             self._counts.popleft()
 
     @property
     def per_s(self) -> float:
-        """The rate at the last note."""
+        """Return the rate at the last `note`."""
         (first, before), (last, count) = self._counts[0], self._counts[-1]
         return (count - before) / max(last - first, 0.001)
 
 
 class Progress:
-    """One live line on a terminal: jobs by what became of them, their rate, what is waited for. Elsewhere nothing."""
+    """One live line on a terminal: finished, failed and running jobs, their rate, what is awaited. Elsewhere nothing."""
 
     _PERIOD_S, _TOLD_PERIOD_S = 0.5, 60.0
 
@@ -89,10 +89,10 @@ class Progress:
         line += f", {self._rate.per_s:.1f} jobs/s"
         line += f"; waits for {self._launcher.awaited}" if self._launcher.awaited else ""
         width = _width()
-        self._on = terminal.write_stderr(f"\r{line[:width]:<{width}}")  # not once more to a terminal that is closed
+        self._on = terminal.write_stderr(f"\r{line[:width]:<{width}}")  # False: never again to a terminal that is closed
 
     def _tell(self, trouble: str) -> None:
-        """Write above the line why nothing goes on, once a minute at most unless the reason is another one."""
+        """Write above the line why nothing can start, at most once a minute unless the reason has changed."""
         is_due = trouble != self._told or self._shown_at - self._told_at >= self._TOLD_PERIOD_S
         if trouble and is_due:
             self.clear()

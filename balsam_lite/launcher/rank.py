@@ -71,7 +71,7 @@ def _keep_files_to_ourselves() -> None:
 def _leave(link: MpiLink, together: bool, code: int) -> int:
     """End this process: with all the others where that can be, else at once."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # its reader has ended
             stream.flush()
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # Python puts an end to handlers before its own
@@ -132,8 +132,10 @@ def _listen_to_supervisor() -> None:
 
 
 def _nodes(found: Resources, hellos: dict[int, words.Hello], settings: Settings, options: LauncherOptions) -> list[Node]:
-    """Return the batch job's nodes in the order of the ranks, with what the scheduler gave to each, else what each found on
-    itself, but no more GPUs than the user wants per node."""
+    """Return the batch job's nodes in the order of the ranks, with the CPUs and GPUs of each.
+
+    They are what the scheduler gave to it, else what it found on itself, but no more GPUs than the user wants per node.
+    """
     says_cpus = settings.CPUS_PER_NODE or (found.batch and found.batch.cpus_per_node)
     names = names_by_rank([node.name for node in found.nodes], {rank: hello.host for rank, hello in hellos.items()})
     by_name = {node.name: node for node in found.nodes}
@@ -150,7 +152,7 @@ def _nodes(found: Resources, hellos: dict[int, words.Hello], settings: Settings,
 def _gpus(found: Resources, shown: Mapping[str, tuple[str, ...]], per_node: int | None) -> dict[str, tuple[str, ...]]:
     """Return the GPUs of each node, by its name, from what each node shows.
 
-    The scheduler's own word comes first. Where no node shows any, the number of the user or of the batch job is believed.
+    The scheduler's answer comes first. Where no node shows any, the number of the user or of the batch job counts.
     """
     known = found.batch.node_gpus if found.batch else None
     if known is None and any(shown.values()):

@@ -20,20 +20,20 @@ _stubborn: set[bytes] = set()
 
 
 class Reaper:
-    """Frees what dead holders held, and watches those on other hosts. One for each launcher or service."""
+    """Frees the jobs of dead holders, and watches those on other hosts. One for each launcher or service."""
 
     def __init__(self, db: Database, settings: Settings, clock: Clock) -> None:
         self._db, self._settings, self._clock = db, settings, clock
         self.watch = leases.Watch(clock.monotonic)
-        #: Holders elsewhere that may be dead and have jobs, as of the last time; watching tells, in LEASE_EXPIRY_S at most.
+        #: Holders elsewhere that may be dead and have jobs, as of the last `reap`. Watching decides within LEASE_EXPIRY_S.
         self.doubtful: list[Lease] = []
 
     def reap(self) -> int:
         """Find leases whose holder is dead and free their jobs. Returns how many jobs were freed.
 
         On the holder's own host its orphaned processes are killed before the jobs can start again; a lease of which one
-        cannot be killed is left as it is. On another host there is no way to, and the expiry of the lease has to do. Each
-        lease is freed in a write transaction of its own.
+        cannot be killed is left as it is. On another host they cannot be killed: only the expiry of the lease counts. Each
+        lease is freed in a separate write transaction.
         """
         now_us, expiry_s = self._clock.now_us(), self._settings.LEASE_EXPIRY_S
         with self._db.read() as cx:

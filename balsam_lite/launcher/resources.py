@@ -72,8 +72,8 @@ def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[st
     """Return the batch job of this process, with its end and its nodes' GPUs; None outside of any. May ask the scheduler.
 
     Raises:
-        LaunchError: its nodes are not to be found out, and --nodes does not say that shares of this host will do; or this is
-        one of several launchers that would each take all nodes.
+        LaunchError: its nodes cannot be found out, and --nodes does not ask for shares of this host; or this is one of several
+        launchers that would each take all nodes.
     """
     _refuse_ranks(options, environ)
     batch = allocation(environ, node_names=() if options.nodes else None)
@@ -90,7 +90,7 @@ def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[st
 def _refuse_ranks(options: LauncherOptions, environ: Mapping[str, str]) -> None:
     """Refuse to be one of several launchers that srun or mpiexec has started; with --nodes each divides its own host.
 
-    Rank 0 of Slurm may be alone nevertheless: `srun -N2 --pty bash` gives a shell to it only. So is one at a terminal.
+    Rank 0 of Slurm may still be the only launcher, as in `srun -N2 --pty bash`, and so may a rank 0 at a terminal.
     """
     rank = environ_of_batch.rank(environ)
     if rank is None or options.nodes:

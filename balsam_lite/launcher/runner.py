@@ -28,11 +28,11 @@ from .trouble import Machine
 
 #: A command that kills its ranks when it is told to end has so many seconds to do that.
 _LAST_S = 3.0
-#: An MPI command that does not start anything is looked for in this period, among runs of this age, in seconds.
+#: How often to look for MPI commands that do not start anything, and among runs of which age, in seconds.
 _STUCK_PERIOD_S, _STUCK_S = 2.0, 300.0
-#: So much of a run's output is read for the MPI command's own words.
+#: Bytes of the end of a run's output that are read for messages of the MPI command.
 _OUTPUT_BYTES = 16_384
-#: A job that the MPI command refuses so often, while nothing says that a node or Slurm is to blame, has failed.
+#: A job that the MPI command refuses this often, without a sign that a node or Slurm is to blame, has failed.
 _MOST_REFUSALS = 4
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
@@ -65,7 +65,7 @@ class Finished(NamedTuple):
     exit: Exit
     place: Place | None  # None: it was reported as free before
     is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `PatientRunner`
-    trouble: MachineTrouble | None = None  # why it could not start, or was in vain; the job goes back (`given_back`)
+    trouble: MachineTrouble | None = None  # why it could not start or failed; the job goes back (`given_back`)
     lost_hosts: tuple[str, ...] = ()  # nodes that do not answer any more
 
 
@@ -139,7 +139,7 @@ class LocalRunner:
         self._asking: set[int] = set()  # pids of programs that ask ranks to end
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
         self._machine = Machine(context.data_directory)
-        self.started = 0  # programs, so far
+        self.started = 0  # number of programs
         self._cpus = CpuSet(cpus)
         self._pinned: dict[int, tuple[int, ...]] = {}  # by job
         self._refused: Counter[int] = Counter()  # how often the MPI command did not start a job
@@ -285,7 +285,7 @@ class LocalRunner:
                 self.stop([run.claim.job], states.RUN_ERROR, _LAST_S)
 
     def _output(self, run: _Run) -> tuple[str, bool]:
-        """Return the end of what a run has printed, and whether that is all."""
+        """Return the end of a run's output, and whether that is all of it."""
         path = self._output_path(run)
         try:
             size = os.stat(path, follow_symlinks=False).st_size
@@ -340,7 +340,7 @@ class LocalRunner:
         self._terminate(by_manner.get(commands.UNKNOWN, []))
 
     def _without_ended(self, runs: Sequence[_Run]) -> list[_Run]:
-        """Those that have not ended. What can be waited for by now ended by itself, whatever its leader is told next."""
+        """Return the runs that have not ended. One that can be reaped by now ended by itself, whatever is signalled next."""
         ends = self._children.take({run.pid for run in runs})
         for ended in ends:
             run = self._runs[ended.pid]
@@ -448,7 +448,7 @@ class LocalRunner:
         return Finished(ended, run.place, trouble=trouble)
 
     def _not_run(self, run: _Run, failure: StartFailure) -> Finished:
-        """A run that the MPI command could not start, or whose node died: the job goes back, unless it is itself at fault."""
+        """Return the end of a run that was not started or whose node died: the job goes back, unless it is itself at fault."""
         claim = run.claim
         assert run.ended is not None
         started_us = run.started_us if failure.had_started else None
@@ -471,7 +471,7 @@ class LocalRunner:
         return Finished(back, run.place, trouble=MachineTrouble(failure.words, scope=f"job {claim.label}"))
 
     def _has_no_result(self, claim: Claim) -> bool:
-        """Return whether the program is to leave a result, and has not."""
+        """Return whether the program should have left a result, and has not."""
         path = commands.result_path(claim, self._context)
         if not path or os.path.lexists(path):
             return False
@@ -481,7 +481,7 @@ class LocalRunner:
             return True
 
     def _trouble_at_the_end(self) -> MachineTrouble | None:
-        """Return the trouble because of which a run probably failed: nothing can be written where all jobs write."""
+        """Return the trouble because of which a run probably failed: data/ cannot be written."""
         reason = self._machine.why_data_fails()
         return MachineTrouble(reason) if reason else None
 

@@ -52,7 +52,7 @@ class Request(NamedTuple):
     is_rerun: bool = False  # call `renew` in any case
 
     def renewed(self) -> Request:
-        """The request for the output that `renew` gives. Raises OSError."""
+        """Return the request with the output file that `renew` names. Raises OSError."""
         assert self.renew is not None
         return self._replace(output=self.renew(), appends=True, renew=None)
 
@@ -80,13 +80,13 @@ class Spawner:
         self._abandoned = False
 
     def start(self, request: Request) -> None:
-        """Have a program started soon; `answers` tells of it. Raises RuntimeError if no thread can be started for it."""
+        """Queue a program to be started; `answers` reports it. Raises RuntimeError if no thread can be started for it."""
         if not self._threads:
             self._start_threads()
         self._requests.put(request)
 
     def _start_threads(self) -> None:
-        """Start as many as the limits of this user allow; one will do."""
+        """Start as many threads as this user's limits allow, at least one."""
         for _ in range(_THREADS):
             thread = threading.Thread(target=self._work, name="spawner", daemon=True)
             try:
@@ -318,7 +318,7 @@ def _failure(exc: OSError | ValueError, request: Request) -> SpawnFailed:
         return SpawnFailed(f"{request.program} cannot be started: {exc}")
     # posix_spawn says what failed, not where: look whether it was the directory or the output file.
     path = os.path.join(request.directory, request.output)
-    exc.filename = request.program  # for whoever asks whether the machine is to blame
+    exc.filename = request.program  # for the check whether the machine is to blame
     if not os.path.isdir(request.directory):
         exc.filename = request.directory
         return SpawnFailed(f"the working directory {request.directory} cannot be entered: {exc.strerror}")

@@ -1,4 +1,4 @@
-"""What an MPI start command says when it started nothing, or lost a node. Data and pure functions."""
+"""Recognise from its messages that an MPI start command started nothing, or lost a node. Data and pure functions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Pattern(NamedTuple):
 
 
 class StartFailure(NamedTuple):
-    """What became of a run, in the command's own words."""
+    """Why a run did not start or lost a node, with the command's message."""
 
     kind: str
     words: str
-    hosts: tuple[str, ...] = ()  # that are lost, as far as the words tell
+    hosts: tuple[str, ...] = ()  # that are lost, as far as the message tells
     had_started: bool = False
 
 
@@ -59,7 +59,7 @@ HYDRA_LOST = _pattern(CONTACT, r"^\[mpiexec@\S+\] control_cb .*assert \(!closed\
 
 
 class Diagnosis(NamedTuple):
-    """How one command's words are read."""
+    """How the messages of one command are read."""
 
     own_lines: re.Pattern[str]
     failures: tuple[Pattern, ...]

@@ -79,8 +79,8 @@ class Steps:
         children: where the ends of processes are found.
         time_limit_s: for a script; one that takes longer is stopped and has failed.
         wake: called in a thread when a step has ended, so that `poll` is called.
-        doubt_s: in a batch job, whose scheduler may end its programs just before the launcher: for how long to doubt the end
-            of programs, by whether they failed and for how many seconds they ran. See `patience`.
+        doubt_s: in a batch job, whose scheduler may end its programs just before the launcher: for how long to hold back the
+            end of programs, by whether they failed and for how many seconds they ran. See `patience`.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Steps:
             self._by_pid.pop(ended.pid).inbox.put(ended)
 
     def _believed(self, ends: Sequence[StepEnd], doubt_s: Callable[[bool, float], float]) -> list[StepEnd]:
-        """Those of these ends, and of earlier ones, that are not in doubt (any more)."""
+        """Return those of these ends, and of earlier ones, that are not held back (any more)."""
         now = time.monotonic()
         found = []
         for end in ends:

@@ -54,13 +54,13 @@ _LEFTOVER_GRACE_S = 5.0
 _LAST_NEWS_LIMIT_S = 2.0
 #: The output of a program that is over is read for so long, in seconds.
 _PIPES_LIMIT_S = 1.0
-#: Another try needs so many minutes before the limit to be worth it.
+#: Minutes before the limit below which another try is not worth it.
 _LEAST_MINUTES = 1.0
-#: A program that broke down after so many seconds had worked: what broke it is not what broke the one before.
+#: A program that broke down after this many seconds had worked: the cause differs from that of the one before.
 _WORKED_S = 600.0
-#: A node on which this program does not run within so many seconds is lost. (Slurm 22.05 tries for 17 s to reach a dead one.)
+#: A node on which this program does not run within this many seconds is lost. (Slurm 22.05 tries for 17 s to reach a dead one.)
 _PROBE, _PROBE_S = ("true",), 60.0
-#: So many nodes are asked at once.
+#: Maximum number of nodes to ask at once.
 _PROBES = 16
 _PERIOD_S = 0.2
 
@@ -102,7 +102,7 @@ def report(**news: object) -> None:
     """In a rank: tell the supervisor something. Rank 0 says `head=`, `lease=`, and at the end `ended=` or `error=`."""
     try:
         os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
-    except OSError:  # the supervisor is gone; the end of stdin says so too
+    except OSError:  # the supervisor is gone; the end of stdin tells that, too
         pass
 
 
@@ -113,7 +113,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     """Run the launcher as an MPI program, one rank on each node. Returns its exit code; 1 if it broke down.
 
     A program that breaks down is started again on the nodes that still answer, as often as nodes are lost. Where all answer it
-    is started again once, and once more whenever it has worked for a while.
+    is started again once, and again whenever it has worked for a while.
 
     Raises:
         LaunchError: it could not start: no mpi4py, no MPI start command, or whatever rank 0 said.
@@ -164,7 +164,7 @@ class _Starter:
         self._settings, self._node_gpus = settings, node_gpus
 
     def words(self, names: Sequence[str]) -> list[str]:
-        """Return what stands before our own program. LaunchError: this machine has no such command."""
+        """Return the words before the rank program. Raises LaunchError: this machine has no such command."""
         found = mpirun.one_rank_per_node(names, self._settings, os.environ, self._node_gpus)
         if isinstance(found, str):
             where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
@@ -172,7 +172,7 @@ class _Starter:
         return found
 
     def answering(self, names: Sequence[str], wishes: _Wishes) -> list[str]:
-        """Return those of the nodes on which a program can be started, in their order. One that is lost takes `_PROBE_S`."""
+        """Return the nodes on which a program can be started, in their order. A lost one takes `_PROBE_S`."""
         log.info("Asking each node whether it answers.")
         environ = _environ()
 
@@ -185,7 +185,7 @@ class _Starter:
 
 
 def _environ() -> dict[str, str]:
-    """Scrubbed: in Slurm a second program would otherwise wait for what is left of the first."""
+    """Return a scrubbed environment: in Slurm a second program would otherwise wait for the rest of the first."""
     return {os.fsdecode(name): os.fsdecode(value) for name, value in mpirun.scrubbed(os.environb).items()}
 
 

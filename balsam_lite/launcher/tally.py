@@ -1,4 +1,4 @@
-"""What a launcher has done so far, for its progress line and its last words."""
+"""Counts of jobs and attempts, for a launcher's progress line and its last line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Tally:
         self.attempts.update(attempts)
 
     def __str__(self) -> str:
-        """Return it as words: `993 JOB_FINISHED, 7 FAILED; 1081 attempts: 993 done, 81 failed, 7 timed out`."""
+        """Return the counts in words: `993 JOB_FINISHED, 7 FAILED; 1081 attempts: 993 done, 81 failed, 7 timed out`."""
         jobs = _listed((self.jobs[state], state) for state in states.END_STATES) or "no job ended"
         names = {states.RUN_DONE: "done", states.RUN_ERROR: "failed", states.RUN_TIMEOUT: "timed out"}
         results = _listed((self.attempts[result], name) for result, name in names.items())

@@ -212,7 +212,7 @@ class EnsembleRunner:
 
     @property
     def started(self) -> int:
-        """How many programs are known to have started so far; of those on other nodes the ones that have ended."""
+        """Return the number of programs that are known to have started; of those on other nodes the ones that have ended."""
         return self._local.started + self._started_away
 
     def start(self, claim: Claim, place: Place) -> None:
@@ -245,7 +245,7 @@ class EnsembleRunner:
         return [*self._free_places(), *map(self._without_node, [*self._local.poll(), *finished])]
 
     def _without_node(self, finished: Finished) -> Finished:
-        """Leave the place empty for a while on a node that could not start a job, unless all nodes are such nodes."""
+        """Keep the place empty for a while on a node that could not start a job, unless all nodes are such nodes."""
         trouble, place = finished.trouble, finished.place
         if trouble is None or trouble.scope != MachineTrouble.HOST or place is None or len(place.nodes) > 1:
             return finished

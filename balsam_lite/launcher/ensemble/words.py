@@ -62,7 +62,7 @@ def read_start(
 
 
 def ended(run: Exit, trouble: MachineTrouble | None = None) -> tuple[Any, ...]:
-    """The words for a run that is over, or that the node could not start because of `trouble`."""
+    """Return the message for a run that has ended, or that the node could not start because of `trouble`."""
     return ENDED, tuple(run), trouble and (trouble.message, trouble.scope)
 
 

@@ -68,7 +68,7 @@ def one_rank_per_node(
     Each rank has all CPUs of its node, stdin goes to rank 0, and the others survive a rank that ends, where the MPI allows it.
 
     Args:
-        node_gpus: what Slurm gave to the batch job, if it gave any.
+        node_gpus: the GPUs that Slurm gave to the batch job, if any.
 
     Raises:
         SettingsError: as `find`.

@@ -39,9 +39,9 @@ class Flavour(NamedTuple):
     end_words: Callable[[Sequence[str]], list[str]] = lambda names: []
     #: Whether it replaces CUDA_VISIBLE_DEVICES by what its scheduler gave to the whole job.
     chooses_gpus: bool = False
-    #: How its words are read when it started nothing or lost a node.
+    #: How its messages are read when it started nothing or lost a node.
     diagnosis: Diagnosis | None = None
-    #: Whether its words say which GPUs a Slurm step has; the srun of another one is told by its environment.
+    #: Whether its options tell which GPUs a Slurm step has; the srun that another command starts is told by its environment.
     says_gpus: bool = False
 
 
@@ -118,8 +118,9 @@ def _openmpi_one_per_host(layout: RankLayout) -> list[str]:
 
 
 def _srun_ranks(layout: RankLayout) -> list[str]:
-    """Steps with --overlap never wait for one another: who runs where is the launcher's business, not Slurm's. With
-    --export=ALL they have the whole environment, also where SLURM_EXPORT_ENV or SRUN_EXPORT_ENV asks for less.
+    """Start ranks by srun, with steps that never wait for one another (--overlap): the launcher decides what runs where.
+
+    With --export=ALL they have the whole environment, also where SLURM_EXPORT_ENV or SRUN_EXPORT_ENV asks for less.
 
     Source: srun(1) of Slurm 22.05; tried with 22.05.8.
     """

@@ -37,10 +37,10 @@ _OF_USERS = re.compile(
     """,
     re.VERBOSE,
 )
-#: Options of the batch job or of its submitter that `srun` reads as its own, ours and the one by which an mpiexec reaches
-#: other nodes. --export=NONE of the batch job would take a program's whole environment, --gpus=4 is refused on a node that
-#: has two of them. sbatch sets them from its own options. Which MPI and network a site uses, and how output is written into
-#: the job's file, stays the user's choice.
+#: Options of the batch job or of its submitter that every `srun` would take as its own: the launcher's, and the one by which
+#: an mpiexec reaches other nodes. --export=NONE of the batch job would drop a program's whole environment, --gpus=4 is refused
+#: on a node that has two GPUs. sbatch sets them from its options. Which MPI and network a site uses, and how output is written
+#: into the job's file, stays the user's choice.
 #: Source: srun(1), "INPUT ENVIRONMENT VARIABLES", and sbatch(1), "OUTPUT ENVIRONMENT VARIABLES", Slurm 22.05; tried.
 _OF_STEPS = re.compile(
     rb"""

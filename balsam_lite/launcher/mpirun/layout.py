@@ -18,7 +18,7 @@ class RankLayout(NamedTuple):
     gpus_per_rank: float = 0.0
     cpus_per_node: int = 0  # of each node's CPUs the job's own; 0 is: nobody knows
     shares_nodes: bool = False  # others run on the same host or hosts at the same time
-    step_gpus: tuple[str, str] | None = None  # what a Slurm step has to ask for, an option of srun and its value
+    step_gpus: tuple[str, str] | None = None  # the GPUs that a Slurm step has to ask for: an option of srun and its value
 
     @property
     def ranks(self) -> int:

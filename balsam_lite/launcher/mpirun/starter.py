@@ -22,9 +22,9 @@ from .flavours import Flavour
 from .layout import RankLayout
 from .template import Render
 
-#: Slurm may take so many seconds to say which nodes the batch job has left.
+#: Seconds in which Slurm must answer which nodes the batch job has left.
 _ASK_S = 5.0
-#: With one of these a user says which GPUs a step has.
+#: Variables by which a user chooses the GPUs of a step.
 _GPU_FLAGS = ("--gres", "--gpus", "-G", "--tres-per-task")
 
 
@@ -36,7 +36,7 @@ class Starter(NamedTuple):
     this_host: str = ""  # how it calls this host; "" is: not at all
     template: Render | None = None  # what the user writes instead of the flavour's words
     evidence: str = ""  # for the log: why it is taken for that flavour
-    node_gpus: NodeGpus | None = None  # what Slurm gave to the batch job, if it gave any
+    node_gpus: NodeGpus | None = None  # the GPUs that Slurm gave to the batch job, if any
 
     @property
     def shares_nodes(self) -> bool:

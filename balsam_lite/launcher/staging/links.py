@@ -63,7 +63,7 @@ def _inputs(parent: Parent, glob: Glob) -> dict[str, str]:
 
 
 def _place_of(parent: Parent, path: str) -> str:
-    """Where a file of the parent is; its output may have been put aside by another job in the same directory."""
+    """Return the path of a parent's file; another job in the same directory may have renamed the parent's output."""
     if path == output_name(parent.name):
         is_generated = outputs.is_generated(parent.workdir, parent.job_id)
         return outputs.find(parent.workdir, path, parent.job_id, is_generated)

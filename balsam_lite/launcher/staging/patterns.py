@@ -1,4 +1,4 @@
-"""Patterns for paths in a directory, read as shells do, with `**`; but what names an existing path exactly is that path."""
+"""Patterns for paths in a directory, read as shells do, with `**`. A word that names an existing path exactly is that path."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def parts_of(pattern: str) -> tuple[str, ...]:
 def matching(directory: str, parts: tuple[str, ...]) -> list[str]:
     """Return the paths below `directory` that match, sorted in each directory.
 
-    A component such as `res[T=300]` that is there exactly so is that one; else it is a pattern. `*` is always a pattern.
+    A component such as `res[T=300]` that exists exactly so is that name; else it is a pattern. `*` is always a pattern.
     """
     part, rest = parts[0], parts[1:]
     if part == "**":

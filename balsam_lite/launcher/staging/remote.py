@@ -28,7 +28,7 @@ class Remote(NamedTuple):
     path: str  # starts with / or, from the home, with ./: so it is never taken for an option
 
     def literal(self) -> Remote:
-        """Return the place with each wildcard of its path in brackets, where every glob takes it for itself."""
+        """Return the place with each wildcard of its path in brackets, where every glob takes it literally."""
         return self._replace(path=re.sub(r"[*?[]", r"[\g<0>]", self.path))
 
     def download(self, directory: str) -> list[str]:
@@ -78,7 +78,7 @@ _PUBLISH = (
 
 
 def exists(place: Remote, workdir: str, run: Run, cancelled: Cancelled) -> bool:
-    """Return whether the path is there, taken literally. False also where nobody can tell: the copy itself then tells why."""
+    """Return whether the path exists, taken literally. False also where that is unknown: the copy then reports why."""
     stop_if(cancelled)
     try:
         return run(place.ssh("test", "-e", place.path), workdir)[0] == 0

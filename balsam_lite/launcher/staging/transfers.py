@@ -79,7 +79,7 @@ def _expand_path(path: str) -> list[str]:
 
 
 class StagedOut(NamedTuple):
-    """What a stage-out did."""
+    """The result of a stage-out."""
 
     number: int  # of files and directories that were copied
     unmatched: tuple[str, ...]  # the words that match nothing

@@ -1,6 +1,6 @@
-"""The file that takes a program's output, in a working directory that other jobs may use too.
+"""The file for a program's output, in a working directory that other jobs may use too.
 
-`<name>.out` is always made anew; what has the name already is put aside as `<name>.out.1`, `.2` …, and nothing is ever
+`<name>.out` is always made anew; an existing file is renamed ("put aside") to `<name>.out.1`, `.2` …, and nothing is ever
 truncated. A working directory with a generated name belongs to one job. In any other one a job that finds the directory in
 use writes through a hidden hard link, `.balsam-<id8>.out`, by which its output is found under whatever name it has later. The
 job that made the directory has no such link until another one needs the name.
@@ -51,7 +51,7 @@ def put_aside(path: str, number: int = 1) -> str:
 
 
 def _free_number(path: str, number: int) -> int:
-    """A number from `number` on that was free a moment ago; after many files it takes few looks to find one."""
+    """Return a number from `number` on that was free a moment ago; it takes few looks even after many files."""
     step = 1
     while os.path.lexists(f"{path}.{number + step - 1}"):
         step *= 2

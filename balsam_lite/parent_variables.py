@@ -1,4 +1,4 @@
-"""What a job is told of its parents: BALSAM_PARENT_IDS and BALSAM_PARENT_STATES, or files where these are too long."""
+"""The variables about a job's parents, BALSAM_PARENT_IDS and BALSAM_PARENT_STATES, or files where these are too long."""
 
 from __future__ import annotations
 

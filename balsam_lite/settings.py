@@ -50,9 +50,9 @@ class Settings(NamedTuple):
     HOOK_TIME_LIMIT_S: int = 300
     KILL_GRACE_S: float = 10.0  # between SIGTERM and SIGKILL when a launcher ends
     USER_KILL_GRACE_S: float = 0.7  # the same when the user kills a job
-    START_DELAY_S: float = 1.0  # a job of `add_job` starts so long after its process has last added something; 0 is: at once
+    START_DELAY_S: float = 1.0  # from the last addition of a process to the start of its `add_job` jobs; 0: at once
     IDLE_TTL_S: float = 10.0  # a launcher without work leaves after this long
-    TROUBLE_TTL_S: float = 600.0  # a launcher that runs nothing, and can start nothing because of the machine, after this long
+    TROUBLE_TTL_S: float = 600.0  # a launcher that runs nothing and can start nothing ends after this
     HEARTBEAT_S: float = 10.0
     LEASE_EXPIRY_S: float = 120.0  # a holder on another host counts as dead after this long without a heartbeat
     BUSY_TIMEOUT_S: float = 60.0

@@ -168,7 +168,7 @@ def _command(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    """A path, absolute: what it is relative to is known only where it is given."""
+    """Make a path absolute: only where it is given is it known what it is relative to."""
     path = os.path.expanduser(_text(value))
     return path if path[:1] in ("", "/") else _absolute(path)
 
@@ -195,7 +195,7 @@ def relative_path_of(place: str) -> str:
 
 
 def _place(value: Any) -> str:
-    """A URL or path to copy from or to; a relative path becomes absolute, against the current directory."""
+    """Check a URL or path to copy from or to; make a relative path absolute, against the current directory."""
     place = _text(value)
     path = place and relative_path_of(place)
     return f"{place.removesuffix(path)}{_absolute(path)}" if path else place
@@ -230,7 +230,7 @@ def _count0(value: Any) -> int:
 
 
 def _minutes(value: Any) -> int:
-    """A count of minutes, or a text that `durations` reads."""
+    """Return whole minutes from a number, or from a text that `durations` reads."""
     if type(value) is str and not (value.isascii() and value.isdigit()):
         from .durations import whole_minutes
 
@@ -279,7 +279,7 @@ def _affinity(value: Any) -> str:
     return str(value)
 
 
-#: Which ends of a job's parents let it run, with a sentence for each.
+#: The values of `run_when`: when the ends of its parents let a job run, in a sentence each.
 RUN_WHEN = {
     "all_finished": "when every parent is JOB_FINISHED; it fails as soon as one is FAILED or USER_KILLED",
     "all_ended": "when every parent has ended, whether JOB_FINISHED, FAILED, USER_KILLED or removed",
@@ -473,7 +473,7 @@ def job_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Callable[
 
 
 def check_app(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The given fields of one application, each in its stored form; a typed line goes through `command_line` before."""
+    """Return the given fields of one application in their stored form; a typed line goes through `command_line` first."""
     stored = {}
     for name, value in values.items():
         field = _own_field(name, APP_FIELD, "app")

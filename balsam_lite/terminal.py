@@ -1,4 +1,4 @@
-"""What a long-running program does with the terminal and the signal dispositions that it was started with."""
+"""How a long-running program treats the terminal and the signal dispositions that it was started with."""
 
 from __future__ import annotations
 

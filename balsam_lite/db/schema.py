@@ -51,7 +51,7 @@ RUNNABLE = f"{FREE} AND state IN ({sql_list(states.RUNNABLE_STATES)})"
 UNPREPARED = f"{FREE} AND state IN ({sql_list(states.UNPREPARED_STATES)})"
 #: A job that is held back until a time.
 HELD_BACK = "start_after IS NOT NULL"
-#: A job whose working directory was chosen by the user, and may be that of other jobs. The name of any other ends in its id.
+#: A job whose working directory was chosen by the user, and may be shared. Any other directory's name ends in the job's id.
 OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
 UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"

@@ -1,6 +1,6 @@
-"""The machine's trouble: failures to start that are not the job's fault, and the launcher's pause because of them.
+"""Failures to start that are the machine's fault, not the job's, and the launcher's pause because of them.
 
-A job whose start fails for want of processes, memory, files or disk space goes back uncounted. `Machine` tells such a failure
+A job whose start fails for lack of processes, memory, files or disk space uses up no restart. `Machine` tells such a failure
 from one of the job's own (a missing program, too many arguments); `Pause` decides when to try again.
 """
 
@@ -28,9 +28,9 @@ _STORAGE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
     + (errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
 )
-#: Of a copy these are about the file that is written.
+#: When a file is copied, these concern the file that is written.
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-#: What was found out about data/ is believed for so long, in seconds: many starts may fail at one moment.
+#: How long a finding about data/ is valid, in seconds: many starts may fail at one moment.
 _BELIEVED_S = 0.5
 
 
@@ -46,7 +46,7 @@ class Machine:
         self.why_data_is_gone()
 
     def trouble_behind(self, exc: BaseException) -> MachineTrouble | None:
-        """Return the machine's trouble because of which something failed; None if the job itself is at fault.
+        """Return the machine's trouble that caused a failure; None if the job itself is at fault.
 
         Looks along the causes of `exc` for an OSError, whose `filename` says where it happened.
         """
@@ -81,7 +81,7 @@ class Machine:
         return MachineTrouble(reason, scope=self._scope(place))
 
     def _scope(self, place: str) -> str:
-        """Return what else is affected where a path of the job's own fails: its file system, or nothing else."""
+        """Return the scope of a failure at a path of one job: the path's file system, or the path alone."""
         try:
             if os.stat(place).st_dev != os.stat(self._data).st_dev:
                 return filesystem.mount_of(place).point
@@ -90,13 +90,13 @@ class Machine:
         return place
 
     def why_data_is_gone(self) -> str:
-        """Return why working directories cannot be made, as far as a look at data/ tells; "" if they can. Cheap."""
+        """Return why working directories cannot be made, by a cheap look at data/; "" if they can."""
         away = self._why_away()
         self._is_away = bool(away)
         return away or self._why_short()
 
     def data_trouble(self) -> MachineTrouble | None:
-        """Return the same as the trouble that it is."""
+        """Return `why_data_is_gone` as MachineTrouble; None if data/ is usable."""
         gone = self.why_data_is_gone()
         return MachineTrouble(gone, MachineTrouble.HOST if self._is_away else "") if gone else None
 
@@ -151,7 +151,7 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def _existing(path: str) -> str:
-    """Return the path, or the nearest directory above it that is there."""
+    """Return the path, or the nearest directory above it that exists."""
     while path and not os.path.isdir(path):
         above = os.path.dirname(path)
         if above == path:
@@ -161,14 +161,14 @@ def _existing(path: str) -> str:
 
 
 class Setbacks:
-    """Jobs that trouble of their own paths keeps from starting, while others can: for how long to hold each back.
+    """How long to hold back jobs that trouble with their paths keeps from starting while other jobs can start.
 
     The first job with a scope (a program, a directory, a file system) tries again after 1, 2, 4 … 600 seconds. Jobs of the same
     scope that fail meanwhile wait longer, one after the other. Times are seconds on the monotonic clock.
     """
 
     FIRST_S, LONGEST_S = 1.0, 600.0
-    #: Those that fail meanwhile wait for at least so long, and so much longer for each that waits already.
+    #: Seconds that a job which fails meanwhile waits at least, and those added for each job that waits already.
     _OTHERS_S, _STEP_S = 60.0, 0.05
 
     def __init__(self) -> None:
@@ -187,18 +187,18 @@ class Setbacks:
         return scope.interval_s
 
     def release(self, job: int) -> None:
-        """It is being started again."""
+        """Forget a job that is being started again."""
         if self.reasons:
             self.reasons.pop(job, None)
 
     @property
     def summary(self) -> list[str]:
-        """A sentence for each reason."""
+        """Return a sentence for each reason."""
         return [f"{jobs} job(s) are held back: {reason}" for reason, jobs in Counter(self.reasons.values()).items()]
 
 
 class _Scope:
-    """What jobs with the same trouble have in common."""
+    """The state of one trouble, shared by all jobs that have it."""
 
     def __init__(self) -> None:
         self.interval_s = self.next_try = 0.0
@@ -213,11 +213,11 @@ class Pause:
     """
 
     FIRST_S, LONGEST_S = 1.0, 60.0
-    #: A start of which nothing is heard for so long is a good one: nodes report ends, not starts.
+    #: A start without any report for this many seconds is a good one: nodes report ends, not starts.
     _SILENCE_S = 3.0
-    #: The trouble is over when so many starts at once were good.
+    #: The trouble is over when this many starts at once were good.
     _ENOUGH = 64
-    #: The log gets a line about it this often at most.
+    #: Minimum interval of log lines about the trouble, in seconds.
     _LINE_PERIOD_S = 60.0
 
     def __init__(self) -> None:
@@ -231,7 +231,7 @@ class Pause:
         self._is_announced = False
 
     def fail(self, reason: str, now: float) -> None:
-        """A start failed because of that."""
+        """Record that a start failed for that reason."""
         if not self.reason:
             self._began = now
             self._interval_s, self._failed, self._is_announced = self.FIRST_S, 0, False
@@ -248,14 +248,14 @@ class Pause:
         return 0 if now < self.next_try else min(self._window, most)
 
     def try_again(self, now: float, starts: int, started: int) -> None:
-        """So many starts are made now, or there was nothing to start; `started` programs have been started so far."""
+        """Record a try with this many starts, or with nothing to start, after `started` programs had been started."""
         if not self.reason:
             return
         self._tried = (now, started) if starts else None
         self.next_try = now + (self._SILENCE_S if starts else self._interval_s)
 
     def listen(self, now: float, started: int) -> str:
-        """Notice that a try was good. Returns a line for the log when the trouble is over, else ""."""
+        """Check whether a try was good. Return a line for the log when the trouble is over, else ""."""
         if self._tried is None or (started == self._tried[1] and now - self._tried[0] < self._SILENCE_S):
             return ""
         self._tried, self._window = None, 2 * self._window
@@ -266,7 +266,7 @@ class Pause:
         return f"Jobs can be started again, after {now - self._began:.0f} s." if self._is_announced else ""
 
     def hasten(self, now: float) -> None:
-        """A run has ended, which may be what was waited for."""
+        """Try again soon: a run has ended, which may have freed what was missing."""
         if self.reason and self._tried is None:
             self.next_try = min(self.next_try, now)
 

@@ -1,7 +1,7 @@
-"""Being known to a DB as a process that waits for its jobs, and saying so on stderr when nothing happens to them.
+"""Register this process with a DB while it waits for jobs, and explain on stderr when nothing happens to them.
 
 A launcher whose jobs have all ended leaves at once, unless a process is registered that may add more when it has its results.
-All of this is best effort: whoever can read a DB but not write it can wait, too.
+All of this is best effort: a process that can read a DB but not write it can wait, too.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A process stays registered for so many seconds after it has waited: a loop that waits, adds jobs and waits again is one wait.
+#: Seconds that a process stays registered after it has waited: a loop that waits, adds jobs and waits again is one wait.
 _LINGER_S = 10.0
-#: On a shared file system a registered process gives a sign of life this often, in seconds; LEASE_EXPIRY_S is 120 by default.
+#: Heartbeat interval of a registered process on a shared file system, in seconds; LEASE_EXPIRY_S is 120 by default.
 _HEARTBEAT_S = 30.0
-#: Registering must not hold up anybody for long, in seconds.
+#: Busy timeout for registering, in seconds: it must not delay the caller for long.
 _BUSY_TIMEOUT_S = 2.0
-#: After so many seconds without any change look for the reason; then in growing intervals; say the same again after so many.
+#: Seconds without any change after which to look for the reason, then in growing intervals; and to repeat the same reason.
 _QUIET_S, _LONGEST_QUIET_S, _REPEAT_S = 5.0, 60.0, 600.0
 
 
 class Presence:
-    """This process's registration at one DB, shared by all that wait for its jobs here. `of` finds it."""
+    """This process's registration with one DB, shared by all waits for its jobs in this process. `of` finds it."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -53,7 +53,7 @@ class Presence:
                 self._lease = self._write(_opened)
 
     def beat(self) -> None:
-        """Say that this process lives, for those on other hosts, who can see its heartbeat alone. Now and then."""
+        """Beat the heart now and then, for launchers on other hosts, which see nothing else of this process."""
         from ..db.store import leases
 
         now = time.monotonic()
@@ -65,7 +65,7 @@ class Presence:
                 self._write(lambda cx, _: leases.heartbeat(cx, lease, SystemClock.now_us()))
 
     def leave(self) -> None:
-        """Wait no more. The registration ends a little later."""
+        """End a wait. The registration ends a little later."""
         with self._lock:
             self._users -= 1
             self._left_at = time.monotonic()
@@ -101,7 +101,7 @@ class Presence:
             self._end()
 
     def _write(self, act: Callable[[Any, float], T]) -> T | None:
-        """On a connection of its own: this may be called in any thread, and the caller's may be in the middle of something."""
+        """Write over a separate connection: any thread may call this, and the caller's may be inside a transaction."""
         from ..db import location
         from ..settings import Settings
 
@@ -137,7 +137,7 @@ def touch(directory: str) -> None:
 
 
 def of(directory: str) -> Presence:
-    """This process's Presence at that DB; a forked child has its own."""
+    """Return this process's Presence at that DB; a forked child has a separate one."""
     with _presences_lock:
         if not _presences:
             atexit.register(_end_all)
@@ -162,11 +162,11 @@ class Waiting:
         self._said, self._said_at = "", 0.0
 
     def close(self) -> None:
-        """It is over."""
+        """End the wait."""
         self._presence.leave()
 
     def note(self, has_moved: bool, jobs: Callable[[], Sequence[int]]) -> None:
-        """Take note of whether anything has happened since the last call; say what is wrong if that was long ago.
+        """Record whether anything has happened since the last call; if not for long, print why.
 
         `jobs` gives the numbers of those that are waited for.
         """
@@ -189,7 +189,7 @@ class Waiting:
             expiry_s = Settings.load(self._database.directory).LEASE_EXPIRY_S
             with self._database.read() as cx:
                 why = stalls.why_nothing_happens(cx, jobs, SystemClock.now_us(), expiry_s) if jobs else ""
-        except BalsamError:  # the waiting itself will meet it
+        except BalsamError:  # the wait itself will raise it
             return
         if not why or (why == self._said and now - self._said_at < _REPEAT_S):
             return
@@ -198,5 +198,5 @@ class Waiting:
         try:
             sys.stderr.write(f"balsam: waiting for {number} of {self._database.directory} for {quiet_s:.0f} s: {why}\n")
             sys.stderr.flush()
-        except (AttributeError, OSError, ValueError):  # nobody listens
+        except (AttributeError, OSError, ValueError):  # stderr is closed
             pass

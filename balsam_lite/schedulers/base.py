@@ -32,7 +32,7 @@ ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
 
 #: Seconds; a loaded head node may take half a minute to answer.
 COMMAND_TIMEOUT_S = 60.0
-#: The same of a question that is asked beside another one.
+#: The same for a second question in one poll.
 _SIDE_TIMEOUT_S = 20.0
 #: The clocks of a scheduler's host and of this one may differ by so much; and some schedulers tell whole seconds only.
 CLOCK_SLACK_US = 60 * SECOND_US
@@ -96,7 +96,7 @@ def by_id(statuses: Iterable[BatchStatus]) -> dict[str, BatchStatus]:
 
 
 class Scheduler(Protocol):
-    """A batch scheduler. Ids are text and mean nothing to others, but that a cluster's name may follow a semicolon."""
+    """A batch scheduler. Its ids are opaque text, except that a cluster's name may follow a semicolon."""
 
     name: str  # as in Settings.SCHEDULER_CLASS
     template: str  # file name of its job script's template
@@ -104,7 +104,7 @@ class Scheduler(Protocol):
     timeout_s: float  # what one of its commands is given
 
     def responds(self) -> bool:
-        """Whether the scheduler can be asked anything here. Runs a command, if it has any."""
+        """Return whether the scheduler answers on this host. Runs a command, if it has any."""
 
     def submit(self, submission: Submission) -> str:
         """Hand the script over and return the batch job's id.

@@ -30,7 +30,7 @@ class NodeGpus(NamedTuple):
     are_fenced: bool = False
 
     def step_gpus(self, hosts: Sequence[str], names_differ: bool = False) -> tuple[str, str]:
-        """Return which GPUs a step on these hosts has to ask for: srun's option, without dashes, and its value.
+        """Return which GPUs a step on these hosts has to ask for: an option of srun, without dashes, and its value.
 
         A step that asks for nothing wants what was asked for with --gpus of the batch job, and is refused where a node has
         less. It may ask for as many GPUs per node as the node of the batch job with the fewest has; on one node for more in
@@ -124,7 +124,7 @@ RANK_VARIABLES = frozenset(name for names in _RANK_VARIABLES for name in names i
 
 
 class Rank(NamedTuple):
-    """Which process of a parallel program this is."""
+    """The rank of this process in a parallel program."""
 
     number: int
     size: int  # 0: not said
@@ -135,9 +135,9 @@ class Rank(NamedTuple):
 
 
 def rank(environ: _Environ = os.environ) -> Rank | None:
-    """The rank that srun, mpiexec or the like made of this process; None where none did, or it is the only one.
+    """Return this process's rank under srun, mpiexec or the like; None outside of them, or if it is the only one.
 
-    The highest number counts: on other nodes mpiexec is started by srun, as a step of its own.
+    The highest number counts: on other nodes srun starts mpiexec's own helper, which is a separate step.
     """
     found = []
     for variable, of_size in _RANK_VARIABLES:

@@ -1,6 +1,6 @@
-"""Which GPUs each node of this batch job has. Only Slurm can be asked, by one or two short commands.
+"""Find out which GPUs each node of this batch job has. Only Slurm can be asked, by one or two short commands.
 
-Nothing here raises on what a command prints or does not print: what is not understood is not known.
+Nothing here raises on any output of a command: output that cannot be parsed counts as unknown.
 """
 
 from __future__ import annotations

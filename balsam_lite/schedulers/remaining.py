@@ -31,9 +31,8 @@ def ask_end_us(
 ) -> int | None:
     """When the batch job ends, in microseconds since the epoch; None where nobody knows, or where it has no limit.
 
-    It runs no command where the environment said it. An answer that leaves the batch job out, and no answer, are no reason to
-    believe that there is no limit: the question is put again, three times in all. The answer is as of now: a limit may be
-    changed while the batch job runs.
+    It runs no command where the environment tells it. An answer without the batch job, or no answer, does not mean that there
+    is no limit: the question is asked up to three times. A limit may be changed while the batch job runs.
 
     Args:
         command: the scheduler's status command; "" is its own, found on PATH.
@@ -50,7 +49,7 @@ def ask_end_us(
 
 
 def _ask_slurm(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
-    """The SQUEUE_ variables of the user could hide the job, and his SLURM_CLUSTERS may name others than this one."""
+    """Ask squeue without the user's SQUEUE_ variables, which could hide the job, and SLURM_CLUSTERS, which may name others."""
     plain = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
     if "SLURM_CLUSTERS" in plain and plain.get("SLURM_CLUSTER_NAME"):
         plain["SLURM_CLUSTERS"] = plain["SLURM_CLUSTER_NAME"]
@@ -60,7 +59,7 @@ def _ask_slurm(batch_id: str, command: str, timeout_s: float, environ: _Environ,
 
 
 def _without_heading(text: str) -> str:
-    """What squeue prints below the name of the cluster, which it puts above where SLURM_CLUSTERS is set."""
+    """Return squeue's output without the cluster's name, which it prints first where SLURM_CLUSTERS is set."""
     return "\n".join(line for line in text.splitlines() if not line.startswith("CLUSTER:")).strip()
 
 
@@ -73,7 +72,7 @@ def _ask_pbs(batch_id: str, command: str, timeout_s: float, environ: _Environ, c
 
 
 def _answered(argv: list[str], tells: Callable[[str], bool], timeout_s: float, environ: _Environ, clock: Clock) -> str:
-    """What the command prints, as soon as that tells of the batch job; "" where it never does."""
+    """Return the command's output as soon as it contains the batch job; "" where it never does."""
     give_up_at = clock.monotonic() + timeout_s
     for pause_s in _PAUSES_S:
         clock.sleep(pause_s)

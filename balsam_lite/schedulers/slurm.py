@@ -114,7 +114,7 @@ class SlurmScheduler(CommandScheduler):
     """See `base.Scheduler`. Reads the first part of Slurm's configuration file, to tell this cluster from another.
 
     The id of a batch job that was submitted to another cluster (`--clusters` of sbatch) is NUMBER;CLUSTER, as sbatch prints it.
-    `cluster` makes this the scheduler of that one; it is asked with commands of its own, since each numbers from 1.
+    `cluster` makes this the scheduler of that one; each cluster is asked by separate commands, since each numbers from 1.
     """
 
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ, cluster: str = "") -> None:
@@ -146,7 +146,7 @@ class SlurmScheduler(CommandScheduler):
     def _parse(self, answer: Completed, ids: Collection[str]) -> dict[str, BatchStatus] | None:
         found = super()._parse(answer, ids)
         garbled = {native_id for native_id in ids if _number(native_id) in unreadable(answer.stdout)}
-        return None if found is None or garbled - found.keys() else found  # lines of others do not matter
+        return None if found is None or garbled - found.keys() else found  # lines of other batch jobs do not matter
 
 
 def _number(native_id: str) -> str:
@@ -154,7 +154,7 @@ def _number(native_id: str) -> str:
 
 
 def cluster_of(native_id: str) -> str:
-    """The cluster that numbered a batch job; "" is the one that Slurm's commands speak to by themselves.
+    """Return the cluster that numbered a batch job; "" is the one that Slurm's commands ask by default.
 
     >>> cluster_of("17;red"), cluster_of("17")
     ('red', '')
@@ -163,7 +163,7 @@ def cluster_of(native_id: str) -> str:
 
 
 def clusters_in(flags: Sequence[str]) -> list[str]:
-    """The clusters among which the user's flags for sbatch let Slurm choose; [] where they say nothing.
+    """Return the clusters among which the user's flags for sbatch let Slurm choose; [] where they name none.
 
     >>> clusters_in(["-C", "knl", "-M", "red,blue"]), clusters_in(["--clusters=red"]), clusters_in(["-Mred"])
     (['red', 'blue'], ['red'], ['red'])
@@ -213,7 +213,7 @@ class SlurmAdapter:
         return {}
 
     def parse_id(self, stdout: str) -> str:
-        """The number that --parsable prints, with the cluster where several were to be chosen from. Sites may add lines.
+        """Return the number that --parsable prints, with the cluster if Slurm had a choice. Sites may add lines.
 
         >>> [SlurmAdapter(0).parse_id(text) for text in ("278079\\n", "Welcome!\\n17;red\\n", "Submitted batch job 5\\n", "x1")]
         ['278079', '17;red', '5', '']
@@ -233,7 +233,7 @@ class SlurmAdapter:
         return self._named(parse_squeue(answer.stdout)) if answer.ok else None
 
     def past_argv(self, ids: Collection[str]) -> list[str]:
-        which = f"--jobs={','.join(filter(_is_id, map(_number, ids)))}"  # of one odd id it would say nothing of any
+        which = f"--jobs={','.join(filter(_is_id, map(_number, ids)))}"  # one odd id would make it report none
         options = [*self._where, "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations"]
         options.append(f"--format={','.join(_SACCT_FIELDS)}")
         if len(which) > _LONGEST_ARGUMENT:
@@ -246,7 +246,7 @@ class SlurmAdapter:
         return [f"--clusters={self._cluster}"] if self._cluster else []
 
     def _named(self, statuses: dict[str, BatchStatus] | None) -> dict[str, BatchStatus] | None:
-        """The statuses with their cluster in the ids. squeue prints its name on a line above, which says nothing new."""
+        """Return the statuses with their cluster in the ids. The line with its name that squeue prints first is ignored."""
         if statuses is None or not self._cluster:
             return statuses
         ids = {number: f"{number};{self._cluster}" for number in statuses}

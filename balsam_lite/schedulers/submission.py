@@ -31,10 +31,10 @@ from .script import NAME, render
 
 #: A row may be on its way to the scheduler for so long, or for twice what its command is given if that is longer.
 SUBMISSION_PATIENCE_S = 120
-#: A batch job that good answers of the scheduler leave out for this long counts as gone. Listings are incomplete at times:
+#: A batch job that valid answers of the scheduler leave out for this long counts as gone. Listings are incomplete at times:
 #: squeue shows a new batch job seconds after sbatch has returned, and PBS denies one that runs (psij-python #399, #401).
 ABSENCE_TIMEOUT_S = 120
-#: One that counts as gone is asked about again for this long, at least a minute apart, and less and less often.
+#: How long to ask again about one that counts as gone: at least a minute apart, and less and less often.
 REVIEW_PERIOD_S = 7 * 86400
 _REVIEW_INTERVAL_S = 60
 _NOT_LISTED = "the scheduler does not list it at the moment; after two minutes without a sign it counts as gone"
@@ -57,8 +57,8 @@ def submit_launch(
 ) -> BatchRow:
     """Submit a launcher and return its row. Opens two short write transactions, before and after.
 
-    A submission that was refused is tried again in the same row, whose `tries` count that: the row `again`, or the newest
-    one of exactly this request. `before` is called with the row, when it is in the DB and the scheduler has not heard of it.
+    A refused submission is tried again in the same row, which counts its `tries`: the row `again`, or the newest one of exactly
+    this request. `before` is called with the row, after it is written to the DB and before the scheduler is asked.
 
     Raises:
         InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason. SubmitUncertain: it
@@ -162,15 +162,15 @@ def _write_script(path: str, text: str) -> None:
 
 
 def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, number: int | None = None) -> list[BatchRow]:
-    """Ask the scheduler about its batch jobs and write down what changed. Return the rows that had not ended, or have not now.
+    """Ask the scheduler about its batch jobs and record what changed. Return the rows that had not ended, or have not now.
 
-    That an answer leaves a batch job out is no end: only after ABSENCE_TIMEOUT_S of such answers it counts as gone. It is
-    asked about again for REVIEW_PERIOD_S, less and less often, and is open again when it is listed, or ends as the
-    scheduler's accounting then says. Opens its own transactions; a write one only where something changed.
+    A batch job that an answer leaves out has not ended: only after ABSENCE_TIMEOUT_S of such answers it counts as gone. The
+    scheduler is asked about it again for REVIEW_PERIOD_S, less and less often: it is open again when it is listed, or ends as
+    the accounting then reports. Opens separate transactions; a write one only if something changed.
 
     Args:
         now_us: for tests.
-        number: the row to be asked about in any case.
+        number: a row to ask about in any case.
 
     Raises:
         PollFailed: nothing is known, so nothing was changed.
@@ -205,7 +205,7 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, numbe
 
 
 def _is_due(row: BatchRow, now_us: int) -> bool:
-    """Whether a batch job that counts as over is to be asked about again."""
+    """Return whether to ask again about a batch job that counts as over."""
     return bool(now_us - row["absent"] >= max(_REVIEW_INTERVAL_S * SECOND_US, (row["absent"] - row["ended"]) // 4))
 
 
@@ -218,7 +218,7 @@ def _patience_us(scheduler: Scheduler) -> int:
 
 
 def _native_id(row: BatchRow) -> str:
-    """The id as the scheduler's module knows it; see `Scheduler`."""
+    """Return the id as the scheduler's module knows it; see `Scheduler`."""
     return ";".join(filter(None, (row["scheduler_id"], row["cluster"])))
 
 
@@ -250,7 +250,7 @@ def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us
 
 
 def _with_jobs_left(cx: Connection, columns: dict[str, Any], row: BatchRow, native_id: str) -> dict[str, Any]:
-    """The columns, whose reason tells of the jobs that the launchers of a batch job left which ended by itself."""
+    """Return the columns; if the batch job ended by itself, the reason tells of the jobs that its launchers left."""
     if columns["ended"] is None or columns["state"] in (CANCELLED, GONE) or not native_id:
         return columns
     left = reasons.left_in(cx, _id_and_cluster(native_id)[0], row["created"])
@@ -258,7 +258,7 @@ def _with_jobs_left(cx: Connection, columns: dict[str, Any], row: BatchRow, nati
 
 
 def _absence(row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
-    """The columns that change where a good answer leaves a batch job out: after a time of that it counts as over."""
+    """Return the columns that change when a valid answer leaves a batch job out; after some time of that it counts as over."""
     if row["ended"] is not None:
         return {"absent": now_us}
     since_us = now_us if row["absent"] is None else row["absent"]
@@ -274,12 +274,12 @@ def _absence(row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
 
 
 def _is_ours(status: BatchStatus, row: BatchRow) -> bool:
-    """Whether this is the row's batch job, as far as the scheduler tells. The user's flags may move the output."""
+    """Return whether this is the row's batch job, as far as the scheduler tells. The user's flags may move the output."""
     return status.may_be(row["command"], row["log"]) or (bool(row["sched_flags"]) and status.name == f"{NAME}{row['id']}")
 
 
 def _is_anothers(status: BatchStatus, row: BatchRow) -> bool:
-    """Whether this is certainly another batch job, under a number that was this row's."""
+    """Return whether this is certainly another batch job, under a number that was this row's."""
     if _is_ours(status, row):
         return False
     return status.command not in ("", row["command"]) or not row["sched_flags"]

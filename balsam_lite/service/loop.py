@@ -152,7 +152,7 @@ class Service:
 
     Args:
         log_path: for `status`.
-        policy: the file that the queues are from; it is read again in each turn.
+        policy: the file that defines the queues; it is read again in each turn.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class Service:
         now = self._clock.monotonic()
         self._failed(f"The DB cannot be used, trying on: {exc.message}")
         self._failing_since = now if self._failing_since is None else self._failing_since
-        # On this host nobody takes the lease of a living process.
+        # On this host a living process keeps its lease.
         may_pass = self._db.access == LOCAL and not isinstance(exc, (NotABalsamDB, SchemaMismatch))
         if now - self._failing_since > self._settings.LEASE_EXPIRY_S and not may_pass:
             raise LostLease(f"The DB could not be used for {now - self._failing_since:.0f} s: {exc.message}")
@@ -320,7 +320,7 @@ class Service:
             self._did(f"freed {freed} job(s) of dead launchers")
 
     def release_due(self) -> None:
-        """Let jobs start that were held back until now: no launcher may be there to do it."""
+        """Let jobs that were held back until now start, as there may be no launcher that does it."""
         now_us = self._clock.now_us()
         with self._db.read() as cx:
             next_start_us = held_back.next_start(cx)
@@ -337,7 +337,7 @@ class Service:
             self._did(f"gave back {jobs} job(s) that were planned for qlaunch{number}")
 
     def reread_policy(self) -> None:
-        """Follow the policy file. While it cannot be used the last good one holds, which is said once."""
+        """Read the policy file again. While it cannot be used, the last good policy holds, which is logged once."""
         if self._policy is None:
             return
         try:

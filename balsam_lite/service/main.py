@@ -69,7 +69,7 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
             if service.holds_lease:  # else its number may be another's, in another DB at this place
                 with db.write() as cx:
                     leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an error of its own; see the log")
-            db.close()  # so that the one file is everything
+            db.close()  # so that the one file holds everything
 
 
 def _run(service: Service) -> int:
@@ -120,9 +120,9 @@ def _alone(directory: str) -> Iterator[None]:
 
 
 def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:
-    """A lease for this process; of two that come at the same moment one is refused.
+    """Open a lease for this process; of two that start at the same moment one is refused.
 
-    One on another host that seems dead by the clocks loses its lease. If it lives, it hears of that and ends.
+    A service on another host that seems dead by the clocks loses its lease. If it lives, it notices that and ends.
     """
     Reaper(db, settings, clock).reap()
     with db.write() as cx:

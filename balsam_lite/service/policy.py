@@ -68,21 +68,21 @@ def load(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.
 
 
 class PolicyFile:
-    """The newest good policy of a file that may be edited at any time. `queues` are what it allows."""
+    """The last good policy of a file that may be edited at any time. `queues` is what it allows."""
 
     def __init__(self, db_directory: str, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
-        """Read it. Raises SettingsError: there is no such file, or it is broken."""
+        """Read the file. Raises SettingsError: there is no such file, or it is broken."""
         self._where = (db_directory, settings, environ)
         self.path = find(*self._where)
         self._text = _read(self.path)
         self.queues = parse(self._text, self.path)
 
     def reread(self) -> bool:
-        """Take over what the file says now; return whether that is something else.
+        """Read the file again; return whether the policy has changed.
 
         Raises:
-            SettingsError: it is broken, perhaps half-written, or not there any more; `queues` stay. Another file does not
-            stand in for one that is gone, which an editor may be replacing.
+            SettingsError: it is broken, perhaps half-written, or missing; `queues` stay. No other file takes the place of a
+            missing one, which an editor may be replacing.
         """
         if not os.path.lexists(self.path):
             raise SettingsError(f"{self.path} is not there any more")

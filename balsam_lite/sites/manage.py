@@ -84,7 +84,7 @@ def refuse_busy(directory: str, what: str) -> None:
 def _watch_the_doubtful(db: Database, expiry_s: float) -> leases.Watch:
     """Wait until it is certain which holders on other hosts live: what is done to a live one's DB cannot be undone.
 
-    Frees what those held that are dead, in a write transaction.
+    Frees the jobs of dead ones, in a write transaction.
     """
     watch, told = leases.Watch(), False
     while True:

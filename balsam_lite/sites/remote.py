@@ -105,7 +105,7 @@ class RemoteDesk:
         return self._row("service", verb=verb)
 
     def _refuse_relative(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raise InvalidSpec for a relative path to a file of this host: it would mean another one there."""
+        """Raise InvalidSpec for a relative path to a file of this host: it would name another file there."""
         for row in rows:
             for name in _PATHS & row.keys():
                 value = row[name]

@@ -32,7 +32,7 @@ class JobFacts(NamedTuple):
     has_postprocess: int
     has_handle_error: int = 0
     has_handle_timeout: int = 0
-    exit_0_is_done_after_stop: int = 0  # as the job or its application says
+    exit_0_is_done_after_stop: int = 0  # of the job or its application
     told_to_stop: int | None = None
 
 

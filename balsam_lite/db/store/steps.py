@@ -26,7 +26,7 @@ class StepEnd(NamedTuple):
     failure: str = ""  # why it failed
     interrupted: bool = False  # it is to be done again by whoever comes next
     trouble: MachineTrouble | None = None  # because of which it was interrupted
-    note: str = ""  # what its success leaves to be said
+    note: str = ""  # on its success, for the job's history
     start_after: int | None = None  # then in microseconds: it is held back until then
 
 

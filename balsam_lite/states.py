@@ -26,8 +26,8 @@ USER_KILLED = "USER_KILLED"
 #: One sentence for each state, in the order in which a job meets them.
 DESCRIPTIONS = {
     CREATED: "added; nothing has been done with it yet",
-    AWAITING_PARENTS: "waits until its parents have ended as its run_when says",
-    READY: "its parents are finished; its files can be staged in",
+    AWAITING_PARENTS: "waits until its parents have ended as its run_when requires",
+    READY: "its parents let it run; its files can be staged in",
     STAGED_IN: "its input files are in its working directory",
     PREPROCESSED: "ready to run",
     RUNNING: "held by a launcher, which runs it",

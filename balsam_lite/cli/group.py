@@ -46,7 +46,7 @@ COMMANDS = {
     "service": Entry("service", "service", "submit launchers for the jobs that wait, as the queue policy allows"),
     "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
     "which": Entry("databases", "which", "show the active DB, or find another one"),
-    "db": Entry("db", "db", "check, back up, shrink or describe the database"),
+    "db": Entry("db", "db", "check, back up, shrink, salvage or describe the database"),
     "log": Entry("logs", "log", "follow the logs of the DB"),
     "site": Entry("site", "site", "make, list and change sites: Balsam DBs with a name, here or behind ssh"),
     "plot": Entry("plot", "plot", "draw throughput, utilization, states or a timeline of jobs"),

@@ -212,7 +212,7 @@ def problems_of_args(args: str, executable: str) -> list[str]:
     if not odd:
         return []
     listed = " ".join(dict.fromkeys(odd))
-    return [f"no shell reads the arguments, so the program gets {listed} as typed. An application bash -c is a shell."]
+    return [f"no shell reads the arguments, so the program gets {listed} as typed. For a shell, use an application bash -c."]
 
 
 def problems_of_script(path: str) -> list[str]:
@@ -257,7 +257,7 @@ def _of_first_line(path: str, is_script: bool) -> Iterator[str]:
         return
     line = head.partition(b"\n")[0]
     if line.endswith(b"\r") and b"\0" not in head:
-        yield f"{path} has line ends of Windows, which no interpreter finds: sed -i 's/\\r$//' {shlex.quote(path)}"
+        yield f"{path} has Windows line ends, with which its interpreter is not found: sed -i 's/\\r$//' {shlex.quote(path)}"
     elif line.startswith(b"#!") and not is_script:
         words = os.fsdecode(line[2:]).split()
         name = words[0] if words else ""
@@ -266,7 +266,7 @@ def _of_first_line(path: str, is_script: bool) -> Iterator[str]:
         elif not os.path.isfile(name):
             yield f"the #! line of {path} names {name or 'nothing'}, which does not exist"
     elif not is_script and head and not line.startswith(b"#!") and head.isascii() and b"\0" not in head:
-        yield f"{path} is a text without a #! line, so no program runs it; write its interpreter before it"
+        yield f"{path} is a text file without a #! line, so it cannot be run; write its interpreter before it"
 
 
 def _live(raw: str) -> tuple[str, str]:

@@ -125,11 +125,11 @@ def test_that_a_directory_with_blanks_in_its_name_is_quoted(here: Path, tmp_path
         ("HERE/folder", "folder is a directory"),
         ("./folder", "./folder is a directory"),
         ("bash HERE/folder", "folder is a directory"),
-        ("HERE/crlf.sh", "crlf.sh has line ends of Windows"),
-        ("bash HERE/crlf.sh", "crlf.sh has line ends of Windows"),
+        ("HERE/crlf.sh", "crlf.sh has Windows line ends"),
+        ("bash HERE/crlf.sh", "crlf.sh has Windows line ends"),
         ("HERE/lost.sh", "names /no/such/shell, which does not exist"),
         ("HERE/env.sh", "names no-such-program, which is not found"),
-        ("HERE/text", "text is a text without a #! line"),
+        ("HERE/text", "text is a text file without a #! line"),
         ("no-such-program x", "no-such-program is not found on PATH"),
         ("/no/such/program", "/no/such/program does not exist"),
         ("bash /no/such", "/no/such does not exist"),
@@ -209,7 +209,7 @@ def test_that_what_means_what_it_says_is_not_warned_of(here: Path, line: str) ->
     ],
 )
 def test_that_arguments_that_look_like_a_shells_are_told_unless_a_shell_gets_them(args: str, odd: str) -> None:
-    expected = f"no shell reads the arguments, so the program gets {odd} as typed. An application bash -c is a shell."
+    expected = f"no shell reads the arguments, so the program gets {odd} as typed. For a shell, use an application bash -c."
     for executable in ("echo", "bash /x/run.sh", "bash -c 'date'"):
         assert problems_of_args(args, executable) == ([expected] if odd else [])
     assert problems_of_args(args, "bash -c") == problems_of_args(args, "/bin/sh -ec") == []

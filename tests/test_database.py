@@ -788,7 +788,7 @@ def test_that_a_launcher_that_ends_on_a_full_disk_says_so_once(disk: Path, tmp_p
         launcher.terminate()
         assert launcher.wait(30) == 1
         said = (tmp_path / "log" / "stderr").read_text()
-        assert said.count("cannot be written, trying on") == 1
+        assert said.count("cannot be written, still trying") == 1
         assert "the next launcher will free the jobs" in said
         assert "Traceback" not in said
     finally:

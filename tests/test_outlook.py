@@ -87,7 +87,7 @@ def test_that_too_many_jobs_to_look_at_may_hold_one(db, monkeypatch):
     user.set_state(db, jobs[-1:], states.JOB_FINISHED)
     assert outlook_of(db, "a") == ""
     monkeypatch.setattr(outlook, "_MAX_ROWS", 5)
-    assert outlook_of(db, "a") == "jobs that have not ended, which are too many to look at"
+    assert outlook_of(db, "a") == "jobs that have not ended, too many to look at"
 
 
 def test_that_a_launch_that_takes_nothing_else_waits_for_what_is_planned_for_it(db):
@@ -175,7 +175,7 @@ def test_that_a_launcher_leaves_at_once_when_every_job_of_its_filter_has_ended(b
 def test_that_a_launcher_without_a_first_job_waits_for_it_and_says_so(bench):
     bench.app("good", "true")
     bench.launch(BALSAM_IDLE_TTL_S="600")
-    wait_until(lambda: "Nothing to start; it waits up to 600 s for a first job." in said(bench))
+    wait_until(lambda: "Nothing to start; waiting up to 600 s for a first job." in said(bench))
     bench.add([{"application": "good"}])
     wait_until(lambda: end_reason(bench) == "every job has ended")
 

@@ -96,7 +96,7 @@ class Job(Record):
 
     `Job(app_id=…, workdir=…, …)` makes one that `save()`, `objects.create` or `objects.bulk_create` adds. Its workdir must not
     be that of another job that has not ended, unless `allow_shared_workdir=True` is given too. `app_id` is the number or the
-    name of an application, or its ApplicationDefinition; `site_name` says where, if the application does not.
+    name of an application, or its ApplicationDefinition; `site_name` gives the site, if the application does not.
     """
 
     __slots__ = ()
@@ -273,7 +273,7 @@ class JobManager(Manager[Job]):
 
         `allow_shared_workdir` lets them use the workdir of another job that has not ended. At each site all or
         none, in one write transaction. Where the jobs go to several sites, each of them checks its jobs before the first one is
-        written to; if a later one refuses all the same, the error says what was created before.
+        written to; if a later one refuses all the same, the error lists what was created before.
 
         Raises:
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.

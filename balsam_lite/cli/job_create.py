@@ -65,7 +65,7 @@ def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
 @option("-lp", "--launch-param", "launch_params", multiple=True, metavar="NAME=VALUE", help="For the MPI start command.")
 @option(
     "-t", "--wall-time-min", type=Minutes(), callback=count0, default=1, metavar="TIME",
-    help=f"How long it will take: {FORMS}. [default: 1]",
+    help=f"Expected run time: {FORMS}. [default: 1]",
 )  # fmt: skip
 @option(
     "-pid", "--parent-id", "parent_ids", multiple=True, metavar="JOB",

@@ -32,7 +32,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 #: What can be said of any new job, in the order of the help text.
 _OPTIONS = (
     option("--application", required=True, help="The application to run (`balsam ls apps`)."),
-    option("--wall-time-minutes", metavar="TIME", help=f"How long it will take at most: {FORMS}. [default: 1]"),
+    option("--wall-time-minutes", metavar="TIME", help=f"Longest expected run time: {FORMS}. [default: 1]"),
     option("--num-nodes", metavar="N", help="Nodes it runs on. [default: 1]"),
     option("--coschedule-num-nodes", metavar="N", help="Is kept, and changes nothing. [default: 0]"),
     option("--node-packing-count", metavar="N", help="So many such jobs share a node. [default: 1]"),

@@ -112,7 +112,7 @@ def launcher(
 
 @click.command("submit-launch", cls=BalsamCommand)
 @option("-n", "--nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
-@option("-t", "--time-minutes", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"For how long: {FORMS}.")
+@option("-t", "--time-minutes", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"Wall time: {FORMS}.")
 @option("-q", "--queue", default="", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option("--job-mode", type=click.Choice(spec.JOB_MODES), required=True, help=_MODE)

@@ -43,7 +43,7 @@ def queue() -> None:
 
 @queue.command("submit", cls=BalsamCommand, short_help="submit a launch")
 @option("-n", "--num-nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
-@option("-t", "--wall-time-min", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"For how long: {FORMS}.")
+@option("-t", "--wall-time-min", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"Wall time: {FORMS}.")
 @option("-q", "--queue", "queue_name", default="", metavar="NAME", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option(

@@ -88,7 +88,7 @@ def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
         raise DatabaseError(f"The DB {db.directory} is damaged, and so would be its backup: {found}", hint=_SEE_CHECK)
 
 
-_SEE_CHECK = "`balsam db check` says more; `balsam db salvage NEW_DIR` reads what can be read."
+_SEE_CHECK = "`balsam db check` tells more; `balsam db salvage NEW_DIR` reads what can be read."
 
 
 def _sync(path: str) -> None:

@@ -76,7 +76,7 @@ def _unended(cx: sqlite3.Connection, scope: Scope) -> str:
         number += 1
         if _matches(scope, workflow, tags):
             return "jobs of its filter that have not ended"
-    return "jobs that have not ended, which are too many to look at" if number == _MAX_ROWS else ""
+    return "jobs that have not ended, too many to look at" if number == _MAX_ROWS else ""
 
 
 def _matches(scope: Scope, workflow: str, tags: str) -> bool:

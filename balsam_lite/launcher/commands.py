@@ -288,7 +288,7 @@ def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
     try:
         parent_variables.write_files(_known_of_parents(claim), found)
     except OSError as exc:
-        raise SpawnFailed(f"What the job is told of its parents cannot be written: {exc}") from exc
+        raise SpawnFailed(f"The files about the job's parents cannot be written: {exc}") from exc
 
 
 def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:

@@ -540,7 +540,7 @@ class Launcher:
         if not awaited and limits.idle_ttl_s is not None:
             self.stop("every job has ended")
         elif awaited != self.awaited and limits.idle_ttl_s is not None:
-            log.info("Nothing to start; it waits up to %g s for %s.", limits.idle_ttl_s, awaited)
+            log.info("Nothing to start; waiting up to %g s for %s.", limits.idle_ttl_s, awaited)
         self.awaited = awaited or "new jobs"
 
     def _is_hopeless(self, now: float) -> bool:
@@ -570,9 +570,9 @@ class Launcher:
                     if not len(self._runner) and now > deadline:
                         raise LostLease(f"The DB cannot be written, and the next launcher will free the jobs: {exc}") from exc
                     if str(exc) != complaint:
-                        log.error("The DB cannot be written, trying on: %s", exc)
+                        log.error("The DB cannot be written, still trying: %s", exc)
                     retry_at, complaint = now + _RETRY_PERIOD_S, str(exc)
-                    self._database_trouble = f"The DB cannot be written, trying on: {exc.message}"
+                    self._database_trouble = f"The DB cannot be written, still trying: {exc.message}"
             if not len(self._runner) and not self._has_ends and self._clock.monotonic() > deadline:
                 self._leave_steps()
                 return
@@ -678,11 +678,11 @@ class Launcher:
         self._last_tick = self._clock.monotonic()
         if self._failing_since is None:
             self._failing_since = self._complain_at = now
-        self._database_trouble = f"The DB cannot be used, trying on: {exc.message}"
+        self._database_trouble = f"The DB cannot be used, still trying: {exc.message}"
         failing_s = self._last_tick - self._failing_since
         if now >= self._complain_at:
             self._complain_at = now + _COMPLAINT_PERIOD_S
-            log.error("The DB cannot be used%s, trying on: %s", f" for {failing_s:.0f} s" if failing_s >= 1 else "", exc)
+            log.error("The DB cannot be used%s, still trying: %s", f" for {failing_s:.0f} s" if failing_s >= 1 else "", exc)
         if self._last_tick - self._last_heartbeat > (float("inf") if self._may_outlast(exc) else self._silence_s):
             raise LostLease(f"The DB could not be used for {failing_s:.0f} s: {exc}")
 

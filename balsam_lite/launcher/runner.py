@@ -90,7 +90,7 @@ class Runner(Protocol):
 
     @property
     def started(self) -> int:
-        """How many programs are known to have started so far."""
+        """Return the number of programs that are known to have started."""
 
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`.
@@ -443,7 +443,7 @@ class LocalRunner:
         if result == states.RUN_ERROR and not run.stop_result:
             trouble = self._trouble_at_the_end()
             if trouble is not None:  # a restart, which counts: it may be this job that fills the disk
-                result, message = states.RESTART_READY, f"{trouble.message}, and so it ended: {message}"
+                result, message = states.RESTART_READY, f"{trouble.message}; the run ended: {message}"
         ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
         return Finished(ended, run.place, trouble=trouble)
 

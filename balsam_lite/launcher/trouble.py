@@ -48,7 +48,7 @@ class Machine:
     def trouble_behind(self, exc: BaseException) -> MachineTrouble | None:
         """Return the machine's trouble that caused a failure; None if the job itself is at fault.
 
-        Looks along the causes of `exc` for an OSError, whose `filename` says where it happened.
+        Looks along the causes of `exc` for an OSError, whose `filename` tells where it happened.
         """
         error: BaseException | None = exc
         while error is not None:

@@ -62,9 +62,9 @@ class Allocation(NamedTuple):
     gpus_per_node: int | None = None  # None is: likewise
     runs_on_node: bool = True  # False where the script runs on a service node, as on a Cray with aprun
     this_node: str = ""  # the one on which this process runs; "" is: not said, so the first of them if it is one of them
-    node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () is: not said, or all have `cpus_per_node`
+    node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () is: unknown, or all have `cpus_per_node`
     node_gpus: NodeGpus | None = None  # `node_gpus.ask_gpus` tells; None is: the scheduler does not
-    cluster: str = ""  # which numbered the batch job; "" is: not said, or there is one only
+    cluster: str = ""  # which numbered the batch job; "" is: unknown, or there is one only
 
     def only(self, names: Sequence[str]) -> Allocation:
         """Return the same with no other nodes than these."""
@@ -127,7 +127,7 @@ class Rank(NamedTuple):
     """The rank of this process in a parallel program."""
 
     number: int
-    size: int  # 0: not said
+    size: int  # 0: unknown
     variable: str
 
     def __str__(self) -> str:

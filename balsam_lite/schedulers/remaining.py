@@ -1,4 +1,4 @@
-"""How long has this batch job left? Where its environment does not say, the scheduler may tell.
+"""How much time this batch job has left. Where its environment does not tell, the scheduler is asked.
 
 Nothing here raises on what a command prints or does not print: what is not understood is not known.
 """

@@ -101,7 +101,7 @@ _SQUEUE_VARIABLES = "SQUEUE_"
 _INSIDE = ("SLURM_", "SLURMD_")
 _NOT_OF_A_JOB = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"))
 
-#: What sbatch says, with exit code 1, when it has asked and heard nothing: the controller is slow, and takes the batch job a
+#: Messages of sbatch (exit code 1) when it got no answer: the controller is slow, and may accept the batch job a
 #: moment later (tried with 22.05.8), or ended in between. Source: slurm_errno.c of Slurm 22.05.8.
 _NO_ANSWER = ("Socket timed out", "(receive failure)", "Message receive failure", "Zero Bytes were transmitted")
 

@@ -216,7 +216,7 @@ class Service:
 
     def _database_failed(self, exc: DatabaseError) -> None:
         now = self._clock.monotonic()
-        self._failed(f"The DB cannot be used, trying on: {exc.message}")
+        self._failed(f"The DB cannot be used, still trying: {exc.message}")
         self._failing_since = now if self._failing_since is None else self._failing_since
         # On this host a living process keeps its lease.
         may_pass = self._db.access == LOCAL and not isinstance(exc, (NotABalsamDB, SchemaMismatch))

@@ -254,7 +254,7 @@ def _hours(value: Any, key: str, where: str) -> float:
     if isinstance(value, str):
         try:
             if value.strip().replace(".", "", 1).isdigit():
-                raise ValueError(f"must say its unit, or be a number of hours without quotes, not {value!r}")
+                raise ValueError(f"must have a unit, or be a number of hours without quotes, not {value!r}")
             value = durations.minutes(value) / 60
         except ValueError as exc:
             raise SettingsError(f"{where}: {key} {exc}") from None

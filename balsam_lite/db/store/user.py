@@ -247,7 +247,7 @@ def _refuse_shared(cx: sqlite3.Connection, ids: Sequence[int], workdir: str) -> 
     from .insert import workdir_in_use
 
     if len(set(ids)) > 1:
-        raise InvalidSpec(f"The workdir {workdir} would be that of {len(set(ids))} jobs; each needs another one.")
+        raise InvalidSpec(f"The workdir {workdir} would be that of {len(set(ids))} jobs; each needs a different one.")
     found = ids and workdir_in_use(cx, [workdir], but=ids[0])
     if found:
         raise InvalidSpec(found[1], hint="Choose another workdir, or wait until that job has ended.")

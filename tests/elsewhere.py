@@ -72,7 +72,7 @@ def read_only(directory: Path | str) -> Iterator[None]:
 
 
 def as_reader(words: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that permissions stop, whoever we are."""
+    """Run a program that permissions restrict, even if root runs the tests."""
     stop = _lose_roots_rights if os.geteuid() == 0 else None
     env = {**environment(), **environ}
     return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=60, preexec_fn=stop)

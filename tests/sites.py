@@ -79,7 +79,7 @@ class Site:
         return found
 
     def turn(self, knob: str, value: object) -> None:
-        """Set a knob of a fake; see `fakebin/batch.py`. "" sets it back."""
+        """Set a knob of a fake; see `fakebin/batch.py`. "" unsets it."""
         folder = Path(os.environ["FAKE_BATCH"], "knobs")
         folder.mkdir(exist_ok=True)
         (folder / knob).write_text(str(value))

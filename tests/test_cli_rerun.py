@@ -23,7 +23,7 @@ Balsam = Callable[..., "tuple[int, str, str]"]
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    """#1 a -> #2 b -> #3 c, and #4 alone."""
+    """Make a DB of #1 a -> #2 b -> #3 c, and #4 alone."""
     made = location.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "say", "executable": "echo Hello,"})
@@ -54,7 +54,7 @@ def balsam(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def run(db: Database, *numbers: int) -> None:
-    """As a launcher runs jobs, one after the other."""
+    """Run jobs as a launcher does, one after the other."""
     for number in numbers:
         with db.write() as cx:
             before = queries.job(cx, number)["state"]

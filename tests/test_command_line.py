@@ -1,4 +1,4 @@
-"""Command lines of applications and jobs: what is stored of what was typed, and what is warned of."""
+"""Command lines of applications and jobs: how they are stored, and which warnings they cause."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from balsam_lite.launcher import dag
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with programs in it."""
+    """Make a current directory with programs in it."""
     found = tmp_path / "here"
     found.mkdir()
     monkeypatch.chdir(found)
@@ -106,7 +106,7 @@ def test_that_files_of_the_current_directory_are_stored_absolute_where_they_are_
 ) -> None:
     expected = stored.replace("HERE", str(here)).replace("PYTHON", "py")
     assert as_program(typed, "py", str(here)) == expected
-    assert as_program(expected, "py", "/") == expected, "once more, and elsewhere, changes nothing"
+    assert as_program(expected, "py", "/") == expected, "doing it again, or elsewhere, changes nothing"
 
 
 def test_that_a_directory_with_blanks_in_its_name_is_quoted(here: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A copy of a DB is known as one and believes none of the original's launchers; a DB that was moved goes on."""
+"""A copy of a DB is recognised and trusts none of the original's launchers; a DB that was moved goes on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def of(directory: Path | str, key: str) -> str:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A DB with a RUNNING job that a live launcher has, one that is prepared by it, and one that waits."""
+    """Make a DB with a RUNNING job that a live launcher has, one that is prepared by it, and one that waits."""
     bench = Bench(tmp_path)
     bench.app("true", "true")
     running, prepared, _ = bench.add([{"application": "true", "name": name} for name in ("running", "prepared", "waits")])

@@ -110,7 +110,7 @@ def test_that_a_script_may_set_its_jobs_state_and_the_launcher_keeps_it(
 
 
 def release(db: Database, job: BalsamJob) -> None:
-    """Let the launcher let go of the job, as at the end of the step whose script moved it."""
+    """Release the job as its launcher does at the end of the step whose script moved it."""
     with db.write() as cx:
         claims.release(cx, 7, [job.id], 1)
 

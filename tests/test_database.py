@@ -293,7 +293,7 @@ def test_that_changed_tells_of_others_writes_and_not_of_ones_own(local: Database
 
 
 def checkpoint_pages(db: Database) -> int:
-    """After how many pages in the WAL a process that opens the DB now writes them into the file; 0: it never does."""
+    """Return after how many pages in the WAL a process that opens the DB writes them into the file; 0: never."""
     other = same_way(db)
     with other.read() as cx:
         pages = int(cx.execute("PRAGMA wal_autocheckpoint").fetchone()[0])
@@ -603,7 +603,7 @@ def test_that_a_newer_schema_is_refused_by_every_door_and_left_alone(tmp_path: P
 
 
 def states_in_the_file_alone(db: Database, tmp_path: Path) -> dict[str, int]:
-    """The jobs of each state in a copy of the one file, as a user makes it."""
+    """Count the jobs of each state in a copy of the one file, as a user makes it."""
     copy = tmp_path / "copy"
     copy.unlink(missing_ok=True)
     shutil.copy(db.path, copy)

@@ -349,7 +349,7 @@ def test_that_any_text_in_the_variables_gives_an_allocation_or_a_launch_error(en
 
 
 class StillClock:
-    """A clock that stands, and counts what was slept."""
+    """A clock that advances only by sleeps, and counts them."""
 
     def __init__(self):
         self.slept_s = 0.0

@@ -19,7 +19,7 @@ SHOWS_ITS_GPUS = 'echo "on $(hostname) gpus <$CUDA_VISIBLE_DEVICES>"; sleep 2'
 
 @pytest.fixture(scope="module")
 def uneven() -> Iterator[Cluster]:
-    """A Slurm whose first nodes have four, two and no GPUs."""
+    """Start a Slurm whose first nodes have four, two and no GPUs."""
     reason = slurm_cluster.why_not()
     if reason:
         pytest.skip(reason)
@@ -40,7 +40,7 @@ def site(uneven: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def shown(site: Site, jobs: list[int]) -> list[tuple[str, str]]:
-    """Where each job was and which GPUs it saw there."""
+    """Return where each job ran and which GPUs it saw there."""
     return sorted(found for job in jobs for found in re.findall(r"on (\S+) gpus <(.*)>", site.output(job)))
 
 

@@ -1,4 +1,4 @@
-"""A holder on another host is dead when its heartbeat does not change, whatever the clocks of the hosts say."""
+"""A holder on another host is dead when its heartbeat does not change, whatever the clocks of the hosts show."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_that_a_heartbeat_of_days_ago_needs_no_watching() -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A DB whose only job is RUNNING on another host."""
+    """Make a DB whose only job is RUNNING on another host."""
     bench = Bench(tmp_path, BALSAM_LEASE_EXPIRY_S="2")
     bench.app("true", "true")
     [job] = bench.add([{"application": "true"}])

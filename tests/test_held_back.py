@@ -1,4 +1,4 @@
-"""Jobs of `dag.add_job` wait for a moment, as a dependency may follow, however a launcher hurries."""
+"""Jobs of `dag.add_job` wait for a moment, as a dependency may follow, however fast a launcher is."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def bench(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time in seconds, which stands still: [0] is to be set."""
+    """Replace the clock by one that stands still; [0] sets its seconds."""
     now = [1000.0]
     monkeypatch.setattr(SystemClock, "now_us", staticmethod(lambda: int(now[0] * SECOND_US)))
     return now
 
 
 def starts(db):
-    """By name, for how many seconds each job is held back from the clock's beginning on; None: not at all."""
+    """Return by name for how many seconds each job is held back from the clock's beginning on; None: not at all."""
     other = Database(db.directory, db.access)
     with other.read() as cx:
         found = dict(cx.execute("SELECT name, start_after FROM job"))
@@ -62,7 +62,7 @@ def starts(db):
 
 
 def take(db):
-    """Names of the jobs that a launcher would start now."""
+    """Return the names of the jobs that a launcher would start now."""
     with db.write() as cx:
         held_back.release_due(cx, SystemClock.now_us())
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", 1)

@@ -252,7 +252,7 @@ def test_that_importing_any_module_opens_nothing_and_starts_nothing(tmp_path: Pa
 
 
 def test_that_each_log_line_names_the_module_that_wrote_it() -> None:
-    """A logger that several modules share says nothing of where to look."""
+    """A logger that several modules share does not tell where to look."""
     named = {}
     for source in SOURCES:
         for node in source.tree.body:

@@ -23,7 +23,7 @@ until [ -e "$(dirname "$BALSAM_DB_PATH")/go" ]; do sleep 0.2; done
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """One of this test's own: nodes that die do not come back."""
+    """Start a separate cluster for each test: nodes that die do not come back."""
     reason = slurm_cluster.why_not()
     if reason:
         pytest.skip(reason)
@@ -66,12 +66,12 @@ def test_that_a_launcher_over_many_nodes_goes_on_without_those_that_die(
 
 
 def attempts(site: Site, job: int) -> dict[int, str]:
-    """On which host each attempt of a job began."""
+    """Return on which host each attempt of a job began."""
     return {int(path.suffix[1:]): path.read_text().strip() for path in site.bench.path(job).glob("host.[0-9]*")}
 
 
 def wait_for_restarts(site: Site, before: dict[int, dict[int, str]], left: set[str]) -> None:
-    """Until as many jobs run again as there are places, all of them on nodes that are left."""
+    """Wait until as many jobs run again as there are places, all of them on the nodes that are left."""
 
     def running() -> list[str]:
         rows = [site.bench.job(job) for job in before]

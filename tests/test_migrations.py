@@ -1,4 +1,4 @@
-"""DBs that older programs have left, each with a launcher killed at work, become DBs of today and go on (data/make_old.py)."""
+"""DBs of older versions, each with a launcher killed at work, are migrated and go on (data/make_old.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows(path: str, table: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=VERSIONS)
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    """A DB whose file is of an older version, and launchers of today."""
+    """Make a DB whose file is of an older version, for present launchers."""
     bench = Bench(tmp_path)
     bench.db.close()
     os.unlink(bench.db.path)
@@ -112,7 +112,7 @@ def test_that_a_launcher_runs_what_an_old_file_has_left_in_the_order_of_the_grap
 
 
 def times(old: Bench, number: int) -> tuple[list[str], list[int]]:
-    """The states entered and when, the last time of each counts."""
+    """Return when each state was entered last."""
     with old.db.read() as cx:
         found = cx.execute("SELECT to_state, time FROM event WHERE job = ? ORDER BY id", (number,)).fetchall()
     return [row[0] for row in found], [row[1] for row in found]

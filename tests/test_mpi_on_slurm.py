@@ -52,7 +52,7 @@ class Site:
         return submission.submit_launch(self.bench.db, self.bench.settings(), request)
 
     def template(self, *directives: str, **variables: str) -> None:
-        """Give launches these #SBATCH lines, and set this process's variables again, whatever those say of them."""
+        """Give launches these #SBATCH lines, and set this process's variables again, whatever those do to them."""
         folder = Path(self.bench.directory, "job-templates")
         folder.mkdir(exist_ok=True)
         text = (Path(balsam_lite.__file__).parent / "templates" / "slurm.tmpl").read_text()

@@ -27,7 +27,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def add_chain(bench: Bench) -> list[int]:
-    """a makes a.dat, b makes b.dat of that, c makes c.dat of that."""
+    """Add a, which makes a.dat, b, which makes b.dat of that, and c, which makes c.dat of that."""
     bench.shell("generate", GENERATE)
     bench.app("sh", "bash -c")
     a, b, c = bench.add(
@@ -157,7 +157,7 @@ for child in job.get_children():
 
 @pytest.fixture
 def rescued(bench: Bench) -> tuple[int, int]:
-    """A job whose postprocess finishes it and then gives its child another parent."""
+    """Run a job whose postprocess finishes it and then gives its child another parent."""
     script = Path(bench.directory).parent / "post.py"
     script.write_text(RESCUE)
     bench.app("true", "true")

@@ -1,4 +1,4 @@
-"""When a launcher leaves, what it waits for before that, and what it says at its end."""
+"""When a launcher ends, what it waits for before that, and what it prints at its end."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_that_the_rate_is_that_of_the_last_minute():
 
 
 def launched(bench, monkeypatch):
-    """What became of a launch."""
+    """Return what became of a launch."""
     monkeypatch.setenv("BALSAM_SCHEDULER_CLASS", "LocalScheduler")
     monkeypatch.setenv("BALSAM_IDLE_TTL_S", "0.3")
     settings = Settings.load(bench.directory)

@@ -30,7 +30,7 @@ def bench(tmp_path):
 
 
 def texts(directory: Path) -> dict[str, str]:
-    """The visible files and what they hold."""
+    """Return the visible files and their contents."""
     return {path.name: path.read_text() for path in directory.iterdir() if not path.name.startswith(".")}
 
 
@@ -90,7 +90,7 @@ def test_that_many_who_put_files_aside_at_once_lose_none(tmp_path):
 
 
 def begin(directory: Path, job_id: str, text: str, attempt: int = 1) -> None:
-    """What a start does in a directory that is in use."""
+    """Do what a start does in a directory that is in use."""
     name = outputs.renew(str(directory), "job.out", job_id, attempt, is_generated=False)
     with open(directory / name, "a") as file:
         file.write(text)

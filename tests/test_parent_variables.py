@@ -1,4 +1,4 @@
-"""What programs and scripts are told of their parents: few of them, very many, and where the environment is almost full."""
+"""The variables about parents that programs and scripts get: for few parents, very many, and a nearly full environment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bench(tmp_path):
 
 
 def finished(bench, number):
-    """So many jobs that are JOB_FINISHED, and one that FAILED; their numbers."""
+    """Add jobs that are JOB_FINISHED, and one that FAILED; return their numbers."""
     jobs = bench.add({"application": "a"} for _ in range(number + 1))
     with use(bench.db):
         BalsamJob.objects.filter(id__lte=jobs[-2]).update(state="JOB_FINISHED")

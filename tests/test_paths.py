@@ -24,7 +24,7 @@ from balsam_lite.sites.remote import RemoteDesk
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, in which the user calls everything."""
+    """Return the current directory, in which the user calls everything."""
     found = tmp_path / "here"
     found.mkdir()
     monkeypatch.chdir(found)
@@ -58,7 +58,7 @@ def test_that_a_relative_place_is_stored_absolute(here: Path, given: str, stored
     expected = stored.format(here=here, above=here.parent)
     for field in ("stage_in_url", "stage_out_url"):
         assert spec.check_job({field: given}) == {field: expected}
-    assert spec.check_job({"stage_in_url": expected}) == {"stage_in_url": expected}, "once more changes nothing"
+    assert spec.check_job({"stage_in_url": expected}) == {"stage_in_url": expected}, "doing it again changes nothing"
 
 
 def test_that_a_relative_path_in_a_directory_that_is_gone_is_refused(here: Path) -> None:

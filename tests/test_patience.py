@@ -65,7 +65,7 @@ def results(runner):
 
 
 def result_of(ended, **flags):
-    """What the store makes of it."""
+    """Return the result that the store records."""
     return outcomes.result_of(JobFacts(1, "RUNNING", 1, 1, 0, 10, 1, None, 0, "", 0, 0, 0, 0, 0, **flags), ended[2], ended[7])
 
 

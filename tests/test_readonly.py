@@ -1,4 +1,4 @@
-"""Whoever may only read a DB can read it: another user's, on a read-only mount, with and without a launcher at work."""
+"""A user who may only read a DB can read it: another user's, on a read-only mount, with and without a launcher at work."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_that_a_reader_of_a_still_file_notices_when_it_is_written(tmp_path: Path
 
 
 def refusing(open_as):  # type: ignore[no-untyped-def]
-    """As if SQLite could not open the file but with immutable=1."""
+    """Let SQLite open the file only with immutable=1."""
     import sqlite3
 
     def opened(self, path, options, folder=""):  # type: ignore[no-untyped-def]

@@ -102,7 +102,7 @@ SCONTROL = """\
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], dict[str, str]]:
-    """An scontrol that prints these texts of a job and of the configuration, and the environment that finds it."""
+    """Make an scontrol that prints these texts of a job and of the configuration; return the environment that finds it."""
 
     def write(job: str, config: str) -> dict[str, str]:
         (tmp_path / "job").write_text(job)

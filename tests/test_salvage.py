@@ -1,4 +1,4 @@
-"""What can be read in a damaged DB becomes a fresh one; what could not is told."""
+"""What can be read in a damaged DB becomes a new one; the rest is reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGE = 150  # a job whose data needs further pages
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    """A DB with a chain of jobs, of which the first is RUNNING, a job of large data, and many others."""
+    """Make a DB with a chain of jobs, of which the first is RUNNING, a job of large data, and many others."""
     made = location.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "true", "executable": "true"})
@@ -66,7 +66,7 @@ def leaf_pages(db: Database, table: str) -> list[int]:
 
 
 def salvaged(db: Database, tmp_path: Path) -> tuple[str, Path]:
-    """Salvage by the command, which leaves the damaged file as it is; returns what it said and the new DB."""
+    """Salvage by the command, which leaves the damaged file as it is; return its output and the new DB."""
     before = Path(db.path).read_bytes()
     new = tmp_path / "new"
     code, out, err = balsam(db.directory, "db", "salvage", str(new))

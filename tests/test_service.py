@@ -294,7 +294,7 @@ def policy_text(most, name="debug", more=""):
 
 
 class PolicyDesk(Desk):
-    """The same with a policy in a file."""
+    """A service whose policy is in a file."""
 
     def __init__(self, directory, monkeypatch, most):
         super().__init__(directory, monkeypatch)

@@ -267,7 +267,7 @@ CLUSTERS = {
 
 @pytest.fixture
 def clusters(tmp_path):
-    """Of three clusters, each with a batch job 7 in another state; the settings that name the commands."""
+    """Make three clusters, each with a batch job 7 in another state; return the settings that name the commands."""
     for name, text in CLUSTERS.items():
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n{text.format(tmp_path)}\n')
         (tmp_path / name).chmod(0o755)

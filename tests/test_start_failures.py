@@ -1,4 +1,4 @@
-"""What srun and Hydra's mpiexec say when they started nothing, or lost a node; and what programs say."""
+"""Messages of srun and Hydra's mpiexec that started nothing, or lost a node; and output of programs."""
 
 from __future__ import annotations
 

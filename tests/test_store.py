@@ -411,8 +411,8 @@ RUN_WHEN = st.sampled_from(["all_finished", "all_finished", "all_ended", "any_fi
 class StoreMachine(RuleBasedStateMachine):
     """Launchers, their deaths, scripts, users and dependencies in any order.
 
-    No job may become RUNNING while its `run_when` does not hold, none may be stuck, and what the rows say of parents must be
-    what the rows of the parents say.
+    No job may become RUNNING while its `run_when` does not hold, none may be stuck, and the counts of parents in the rows must
+    agree with the rows of the parents.
     """
 
     @initialize()
@@ -600,7 +600,7 @@ class StoreMachine(RuleBasedStateMachine):
             return cx.execute("SELECT id, state, lease, attempt, restarts FROM job ORDER BY id").fetchall()
 
     def run_when_holds(self) -> dict[int, bool | None]:
-        """Of each job by its parents' rows; None: it can hold no more."""
+        """Return for each job, by its parents' rows, whether its `run_when` holds; None: it cannot any more."""
         with self.db.read() as cx:
             jobs = cx.execute("SELECT id, run_when, wait_for_parents FROM job").fetchall()
             parents: dict[int, list[tuple[str, int | None]]] = {job: [] for job, _, _ in jobs}
@@ -637,7 +637,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def holds(run_when: str, parents: list[tuple[str, int | None]]) -> bool | None:
-    """Whether parents in these states, with these leases, let a job run; None: they cannot any more."""
+    """Return whether parents in these states, with these leases, let a job run; None: they cannot any more."""
     ended = [state for state, lease in parents if lease is None and state in states.END_STATES]
     finished = ended.count("JOB_FINISHED")
     if run_when == "all_finished":
@@ -648,7 +648,7 @@ def holds(run_when: str, parents: list[tuple[str, int | None]]) -> bool | None:
 
 
 def step_end(claim: claims.Claim) -> steps.StepEnd:
-    """How a step ends in which all goes well."""
+    """Return the end of a step that succeeded."""
     if claim.state in states.UNPREPARED_STATES:
         return steps.StepEnd(claim, ("PREPROCESSED",))
     if claim.state in (states.RUN_ERROR, states.RUN_TIMEOUT):

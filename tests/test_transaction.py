@@ -43,7 +43,7 @@ def db(tmp_path, request):
 
 
 def edges(db):
-    """(name of the parent, name of the child) of all dependencies."""
+    """Return (name of the parent, name of the child) of all dependencies."""
     with db.read() as cx:
         names = dict(cx.execute("SELECT id, name FROM job"))
         return sorted((names[parent], names[child]) for parent, child in queries.edges(cx))
@@ -58,7 +58,7 @@ def names(db):
 
 
 def take(db):
-    """Names of the jobs that a launcher would start now."""
+    """Return the names of the jobs that a launcher would start now."""
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
         taken = claims.take(cx, lease, Slots(1000), claims.Filter(serial_only=False), 1)

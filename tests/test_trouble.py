@@ -1,4 +1,4 @@
-"""Trouble of the machine, on real full disks, under real limits: jobs go back uncounted, the launcher pauses and goes on."""
+"""Trouble of the machine, on real full disks, under real limits: jobs use up no restart, the launcher pauses and goes on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bench(tmp_path):
 
 @contextmanager
 def small_disk(point: Path | str, size: str = "1m", inodes: int = 10_000) -> Iterator[Path]:
-    """A file system of its own, mounted there."""
+    """Mount a small separate file system there."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
     Path(point).mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def small_disk(point: Path | str, size: str = "1m", inodes: int = 10_000) -> Ite
 
 
 def fill(directory: Path | str) -> Path:
-    """Take all the space that is left on a file system; returns the file that holds it."""
+    """Take all the space that is left on a file system; return the file that holds it."""
     ballast = Path(directory, "ballast")
     with open(ballast, "wb", buffering=0) as file:
         size = 1 << 20
@@ -65,7 +65,7 @@ def messages_of(bench: Bench) -> list[str]:
 
 
 def uncounted(bench: Bench, jobs: list[int]) -> bool:
-    """Whether no job has used up a restart or a retry."""
+    """Return whether no job has used up a restart or a retry."""
     return all(bench.job(job)["restarts"] == bench.job(job)["retries"] == 0 for job in jobs)
 
 
@@ -179,7 +179,7 @@ def test_that_runs_outlast_a_full_disk_of_the_db_and_their_ends_are_recorded_whe
         go_on = tmp_path / "go on"
         bench.shell("long", f"while ! [ -e '{go_on}' ]; do echo >> {tmp_path}/pulse; sleep 0.05; done")
         (job,) = bench.add([{"application": "long"}])
-        # Elsewhere somebody could take the lease of one that is silent for 1.5 s, so there it gives up after these.
+        # Elsewhere others could take the lease of one that is silent for 1.5 s, so there it gives up after these.
         launcher = bench.launch(BALSAM_LEASE_EXPIRY_S="3", BALSAM_KILL_GRACE_S="1")
         bench.wait_for(job, "RUNNING")
         wait_until((tmp_path / "pulse").exists)
@@ -277,7 +277,7 @@ def test_that_nothing_runs_in_the_directory_below_a_mount_that_has_gone(bench):
 
 
 def as_user_with_few_processes(uid: int, processes: int) -> list[str]:
-    """Words that run a command as a user whom, unlike root, the limit of processes holds for. It may still read all files."""
+    """Return words that run a command as a user with a limit of processes, unlike root. It may still read all files."""
     may_read = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *may_read]
     return [*user, "prlimit", f"--nproc={processes}:{processes}"]
@@ -417,7 +417,7 @@ def test_that_jobs_of_one_scope_wait_longer_and_longer_and_those_of_another_do_n
 
 
 def caused(code: int, path: str) -> LaunchError:
-    """A failed start with that errno as its cause, as the spawner raises it."""
+    """Return a failed start with that errno as its cause, as the spawner raises it."""
     failure = SpawnFailed("it cannot be started")
     failure.__cause__ = OSError(code, os.strerror(code), path)
     return failure

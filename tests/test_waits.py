@@ -1,4 +1,4 @@
-"""Waiting for jobs to which nothing happens: what is said on stderr, and what is not."""
+"""Waiting for jobs to which nothing happens: what is printed on stderr, and what is not."""
 
 from __future__ import annotations
 

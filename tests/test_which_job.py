@@ -27,7 +27,7 @@ IDS = [f"{short}-0000-4000-8000-000000000000" for short in ("2aaaaaaa", "bbbbbbb
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    """Five jobs: #1 and #2 have names of their own, #3 and #4 share one, #5 is called `bbbb`."""
+    """Add five jobs: #1 and #2 have unique names, #3 and #4 share one, #5 is called `bbbb`."""
     made = location.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "say", "executable": "echo Hello,"})
@@ -226,7 +226,7 @@ TAKEN, ALIKE, OWN = IDS[0], f"{IDS[0][:8]}-1111-4111-8111-111111111111", "0badca
 
 
 def adders() -> dict[str, Callable[[str], object]]:
-    """Ways to add a job with an id of one's own."""
+    """Return the ways to add a job with a given id."""
 
     def in_a_block(job_id: str) -> None:
         with dag.transaction():

@@ -1,10 +1,10 @@
-"""Make `schema_N.sql`: what an old program of schema version N left of a DB, with a launcher killed at work.
+"""Make `schema_N.sql`: a DB as an old version left it, of schema version N, with a launcher killed at work.
 
     git worktree add --detach OLD COMMIT        (N = 1: 02feb9f, 2: 2d42f76, 3: 102d753, 4: 5564a1e)
     unshare --uts sh -c 'hostname laptop; PYTHONPATH=OLD python make_old.py N'
 
 To be run in a directory without a `balsam_lite`, as Python looks there first. It runs that program's own commands in
-/tmp/old-balsam and writes the dump beside this file.
+/tmp/old-balsam and writes the dump next to this file.
 """
 
 import os
@@ -28,7 +28,7 @@ def balsam(*words: str) -> str:
 
 
 def launcher(*words: str, stop: "signal.Signals | None" = None, when: str = "0") -> None:
-    """Run a launcher until it has nothing to do, or send it `stop` as soon as that query says yes."""
+    """Run a launcher until it has nothing to do, or send it `stop` as soon as that query returns true."""
     command = [sys.executable, "-m", "balsam_lite.cli", "launcher", "--job-mode", "serial", "--nodes", "2", *words]
     process = subprocess.Popen(command)
     while process.poll() is None:

@@ -11,13 +11,13 @@ FAKE_BATCH_KILL_S     seconds between SIGTERM and SIGKILL [5]
 Knobs make it behave badly. Each is a file FAKE_BATCH/knobs/NAME, which a test may change at any time, else a variable
 FAKE_BATCH_NAME, and means the same for all dialects:
 
-LAG          a new batch job is listed so many seconds after its submission
-OMIT         "COUNT [ID…]": so many answers leave those batch jobs out, or all; an answer counts the file down
+LAG          a new batch job is listed this many seconds after its submission
+OMIT         "COUNT [ID…]": that many answers leave those batch jobs out, or all; an answer counts the file down
 REFUSE       submissions are refused with this text
-LIMIT        a submission is refused while so many batch jobs have not ended
+LIMIT        a submission is refused while this many batch jobs have not ended
 HANG         these commands hang and do nothing
 HANG_AFTER   these commands hang when they have done what they were asked to
-FAIL         these commands fail with exit code 1 and say that there is no server
+FAIL         these commands fail with exit code 1 and report that there is no server
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _knobs() -> Path:
 
 
 def knob(name: str) -> str:
-    """What the knob is set to; "" where it is not."""
+    """Return the knob's value; "" where it is not set."""
     try:
         return (_knobs() / name).read_text().strip()
     except FileNotFoundError:
@@ -85,7 +85,7 @@ class Refused(Exception):
 
 
 def command(function: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
-    """A command that hangs or fails as the knobs say."""
+    """Run a command, which hangs or fails if a knob is set so."""
     name = function.__name__
 
     def run(argv: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ class Queue:
         return [json.loads(path.read_text()) for path in paths]
 
     def listed(self) -> list[Job]:
-        """Those that a status command tells of, in one answer."""
+        """Return the batch jobs that a status command reports, in one answer."""
         words = knob("OMIT").split()
         if words:
             with self.locked():
@@ -158,7 +158,7 @@ class Queue:
         return {**job, **values}
 
     def add(self, job: Job) -> Job:
-        """Give it a number. Raises Refused."""
+        """Add a batch job and give it a number. Raises Refused."""
         if knob("REFUSE"):
             raise Refused(knob("REFUSE"))
         if knob("LIMIT") and sum(other["state"] != ENDED for other in self.all()) >= int(knob("LIMIT")):

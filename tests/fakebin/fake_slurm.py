@@ -2,7 +2,7 @@
 
 From sbatch(1), squeue(1), sacct(1) and scancel(1) of Slurm 22.05, and from what that version printed; for what a real Slurm
 of four nodes on one machine cannot be made to do: several clusters, listings that lag or leave batch jobs out, an accounting.
-FAKE_SLURM_CLUSTERS names the other clusters, each with a queue of its own in FAKE_BATCH/NAME. FAKE_SLURM_LISTED_S is how many
+FAKE_SLURM_CLUSTERS names the other clusters, each with a separate queue in FAKE_BATCH/NAME. FAKE_SLURM_LISTED_S is how many
 seconds squeue lists an ended batch job [300], after which only sacct has it.
 """
 
@@ -29,7 +29,7 @@ def complain(text: str) -> int:
 
 
 def _enter(clusters: str, command: str) -> list[str]:
-    """The clusters that are meant, "" for the own one. Exits where one is unknown; see `_at`."""
+    """Return the clusters that are meant, "" for the default one. Exit where one is unknown; see `_at`."""
     names = (clusters or os.environ.get("SLURM_CLUSTERS", "")).split(",")
     for name in filter(None, names):
         if name not in os.environ.get("FAKE_SLURM_CLUSTERS", "").split():
@@ -38,7 +38,7 @@ def _enter(clusters: str, command: str) -> list[str]:
 
 
 def _at(cluster: str) -> Queue:
-    """The queue of a cluster. The knobs are the same for all."""
+    """Return the queue of a cluster. The knobs are the same for all."""
     root = os.environ.setdefault("FAKE_SLURM_ROOT", os.environ["FAKE_BATCH"])
     os.environ.setdefault("FAKE_BATCH_KNOBS", os.path.join(root, "knobs"))
     os.environ["FAKE_BATCH"] = os.path.join(root, cluster)
@@ -63,7 +63,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def directives(script: str) -> list[str]:
-    """The words of the lines `#SBATCH …` before the first command."""
+    """Return the words of the lines `#SBATCH …` before the first command."""
     words: list[str] = []
     for line in Path(script).read_text(errors="replace").splitlines():
         if line.startswith("#SBATCH "):
@@ -231,7 +231,7 @@ def scancel(argv: Sequence[str]) -> int:
 
 
 def start(job: Job) -> tuple[list[str], dict[str, str]]:
-    """The copy of the script, with the environment of whoever submitted it (--export=ALL)."""
+    """Start the copy of the script, with the submitter's environment (--export=ALL)."""
     own = {
         "SLURM_JOB_ID": str(job["id"]), "SLURM_JOBID": str(job["id"]), "SLURM_JOB_NAME": job["name"], "SLURM_PROCID": "0",
         "SLURM_JOB_NODELIST": ",".join(job["hosts"]), "SLURM_JOB_NUM_NODES": str(job["nodes"]), "SLURM_NODEID": "0",

@@ -26,7 +26,7 @@ USER_KILLED = "USER_KILLED"
 #: One sentence for each state, in the order in which a job meets them.
 DESCRIPTIONS = {
     CREATED: "added; nothing has been done with it yet",
-    AWAITING_PARENTS: "waits until its parents have ended as its run_when requires",
+    AWAITING_PARENTS: "waits until its parents let it run, see run_when",
     READY: "its parents let it run; its files can be staged in",
     STAGED_IN: "its input files are in its working directory",
     PREPROCESSED: "ready to run",

@@ -114,7 +114,7 @@ class Scheduler(Protocol):
         """
 
     def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
-        """What is known of those batch jobs, by id. One that is absent from the answer is not known to the scheduler now.
+        """Return what is known of those batch jobs, by id. The scheduler does not list an absent one at the moment.
 
         Args:
             outputs: by id, the path of the batch job's output; some schedulers leave a record of the end beside it.

@@ -418,7 +418,7 @@ def _literal_path(path: str) -> str:
 
 
 def _inherited(environ: Mapping[str, str]) -> list[str]:
-    """The variables that a new batch job shall not inherit from the job, the rank or the batch job that submits it."""
+    """Return the variables that a new batch job must not inherit from the job, rank or batch job that submits it."""
     own = [name for name in (*JOB_VARIABLES, *RANK_VARIABLES) if name in environ]
     if "SLURM_JOB_ID" not in environ:
         return own

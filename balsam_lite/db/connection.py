@@ -57,6 +57,8 @@ AT_WORK = "kind IN ('launcher', 'service')"
 
 #: Pages; 16 MB of WAL. A larger one makes reading slower, a smaller one makes a launcher wait for the disk more often.
 _CHECKPOINT_PAGES = 4000
+#: How long network file systems remember names that are gone, in seconds: NFS 3 to 60 (acdirmin and acdirmax of nfs(5)).
+_STALE_NAMES_S = 5.0
 
 #: Connections of a parent process, seen after a fork. Closing them here would drop the parent's locks, so they are kept.
 _of_the_parent: list[sqlite3.Connection] = []
@@ -471,10 +473,16 @@ class Database:
 
     def _open_as(self, path: str, options: str, folder: str = "") -> sqlite3.Connection:
         uri = f"file:{quoted(path)}?{options}"
+        opened: list[_Connection] = []
+
+        def connect() -> None:
+            opened.append(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, factory=_Connection))
+
         try:
-            cx = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, factory=_Connection)
+            self._patiently(connect)
         except sqlite3.Error as exc:
             raise _translation(exc, self.directory) from exc
+        (cx,) = opened
         cx.folder = folder
         try:
             self._patiently(lambda: self._prepare(cx))
@@ -538,7 +546,11 @@ class Database:
         self._patiently(begin)
 
     def _patiently(self, action: Callable[[], None]) -> None:
-        """Retry while the file is busy. SQLite's own waiting is unfair, so wait a random, slowly growing time."""
+        """Retry while the file is busy. SQLite's own waiting is unfair, so wait a random, slowly growing time.
+
+        On a shared file system the name of a WAL that another host has just removed can stay in this host's cache for a
+        moment, and then the file cannot be opened. So that is tried again there, too.
+        """
         started = time.monotonic()
         pause = 0.001
         while True:
@@ -546,9 +558,9 @@ class Database:
                 action()
                 return
             except sqlite3.OperationalError as exc:
-                if not _is_busy(exc):
-                    raise
                 waited = time.monotonic() - started
+                if not _is_busy(exc) and not (self._may_be_stale(exc) and waited < _STALE_NAMES_S):
+                    raise
                 if waited > self.busy_timeout_s:
                     raise DatabaseBusy(
                         f"The DB {self.directory} was kept busy by another process for {waited:.0f} s.",
@@ -558,6 +570,10 @@ class Database:
 
             time.sleep(uniform(0, pause))
             pause = min(pause * 1.5, 0.02)
+
+    def _may_be_stale(self, exc: sqlite3.Error) -> bool:
+        is_shared = self.access != filesystem.LOCAL and not self._thread().unlocked
+        return is_shared and "unable to open" in str(exc) and not readonly.is_refused(self.directory, self.path)
 
 
 def refuse_unsafe(directory: str) -> None:

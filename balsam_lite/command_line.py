@@ -292,6 +292,7 @@ def _live(raw: str) -> tuple[str, str]:
 _EXPANSION = re.compile(r"\$[A-Za-z_{(]|`")
 _OPERATOR = re.compile(r"[|<>;]|&&|&\Z")
 _OPERATOR_ALONE = re.compile(r"\|\|?|&&?|;|\d*(>>?|<)\S*|&>>?\S*")
+_HOME = re.compile(r"~\w*(/|\Z)")
 _GLOB = re.compile(r"[*?]|\[.+\]")
 
 
@@ -299,13 +300,15 @@ def _is_for_shell(word: _Word, place: int) -> bool:
     bare, expanded = _live(word.raw)
     if _EXPANSION.search(expanded) or _OPERATOR.search(bare) or (place == 0 and _ASSIGNMENT.match(bare)):
         return True
+    if _HOME.match(bare):
+        return place > 0  # of the program it is said that it does not exist, or it is stored with its whole path
     return "://" not in bare and bare[:1] != "-" and bool(_GLOB.search(bare))
 
 
 def _is_for_shell_in_args(word: _Word) -> bool:
     """Tell shell syntax from brackets, question marks and a `|` inside a word, which are mostly meant for the program."""
     bare, expanded = _live(word.raw)
-    if _EXPANSION.search(expanded) or _OPERATOR_ALONE.fullmatch(bare):
+    if _EXPANSION.search(expanded) or _OPERATOR_ALONE.fullmatch(bare) or _HOME.match(bare):
         return True
     return "*" in bare and "://" not in bare and bare[:1] != "-"
 

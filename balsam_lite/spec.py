@@ -288,7 +288,7 @@ RUN_WHEN = {
 
 
 def _run_when(value: Any) -> str:
-    if value in RUN_WHEN:
+    if isinstance(value, str) and value in RUN_WHEN:
         return str(value)
     from difflib import get_close_matches
 

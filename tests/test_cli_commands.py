@@ -586,7 +586,7 @@ def test_that_killjob_says_how_many_a_launcher_has_to_stop(balsam: Balsam, db: D
         cx.execute("UPDATE job SET lease = 1, state = 'RUNNING'")
         cx.execute("UPDATE state_count SET jobs = (state = 'RUNNING')")
     code, out, _ = balsam("killjob", "--id", job_id, "--yes")
-    assert (code, out) == (0, "Job killed\n1 of them still run; a launcher stops them.\n")
+    assert (code, out) == (0, "Job killed\nIt still runs until its launcher has stopped it.\n")
 
 
 def test_that_killjob_of_nothing_is_not_found_and_kills_none(balsam: Balsam, say: str) -> None:

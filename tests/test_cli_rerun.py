@@ -116,6 +116,31 @@ def test_that_rerun_downstream_takes_all_descendants_along_in_the_order_of_the_g
     )
 
 
+def failed(db: Database, *numbers: int) -> None:
+    for number in numbers:
+        with db.write() as cx:
+            move(cx, [Move(number, (queries.job(cx, number)["state"], "FAILED"), 1)], "user")
+            graph.propagate(cx, [], [number], 1)
+
+
+def test_that_rerun_and_modify_say_when_a_job_fails_again_because_of_a_parent(balsam: Balsam, db: Database) -> None:
+    failed(db, 1, 4)
+    assert states_of(db) == ["FAILED"] * 4
+    code, out, err = balsam("rerun", "--id", "second", "--yes")
+    assert (code, out) == (1, "0 jobs run again\n")
+    assert err.startswith("1 FAILED again at once, as their run_when cannot hold: parent first [")
+    code, out, err = balsam("modify", "second", "state", "RESTART_READY")
+    assert (code, out) == (
+        1,
+        "",
+    ) and "FAILED again at once: its run_when (all_finished) cannot hold, as its parent first [" in err
+    code, out, err = balsam("rerun", "--id", "second", "--id", "alone", "--yes")
+    assert (code, out) == (0, "1 job runs again\n") and err.startswith("1 FAILED again at once")
+    assert states_of(db) == ["FAILED", "FAILED", "FAILED", "CREATED"]
+    assert balsam("modify", "second", "state", "FAILED")[0] == 0  # what was asked for
+    assert balsam("rerun", "--wf", "w", "--yes") == (0, "4 jobs run again, 2 of them after their parents\n", "")
+
+
 def test_that_rerun_asks_for_the_descendants_too(balsam: Balsam, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from balsam_lite.cli import rerun
 

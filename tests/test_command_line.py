@@ -152,6 +152,7 @@ def test_that_a_directory_with_blanks_in_its_name_is_quoted(here: Path, tmp_path
         ("echo `date`", "so `date` has"),
         ("FOO=1 echo", "so FOO=1 has"),
         ("echo *.dat", "so *.dat has"),
+        ("cat ~/x", "so ~/x has"),
         ("echo r[12]", "so r[12] has"),
         ("echo a?", "so a? has"),
         ("cd x\n./run", "so the line break has"),

@@ -79,7 +79,7 @@ def test_that_a_job_in_any_other_state_is_waited_for_in_its_own_filter_only(db, 
     for ours in (("a1",), ("a*",), (None, (("k", "1"),)), ("a1", (("k", "1"),))):
         assert outlook_of(db, *ours) == ""
     for nobodys in (("c",), ("c*",), (None, (("k", "3"),)), ("a1", (("k", "2"),))):
-        assert outlook_of(db, *nobodys) == "a first job"
+            assert outlook_of(db, *nobodys).startswith("a first job ")
 
 
 def test_that_too_many_jobs_to_look_at_may_hold_one(db, monkeypatch):
@@ -97,7 +97,7 @@ def test_that_a_launch_that_takes_nothing_else_waits_for_what_is_planned_for_it(
     assert outlook_of(db, launch=launch) == "jobs planned for this launch that have not ended"
     user.set_state(db, [job], states.FAILED)
     assert outlook_of(db, launch=launch) == ""
-    assert outlook_of(db, launch=launch + 1) == "a first job"
+    assert outlook_of(db, launch=launch + 1) == "a first job planned for this launch"
 
 
 def test_that_a_script_that_goes_on_after_it_has_set_the_final_state_is_waited_for(db):
@@ -178,6 +178,31 @@ def test_that_a_launcher_without_a_first_job_waits_for_it_and_says_so(bench):
     wait_until(lambda: "Nothing to start; waiting up to 600 s for a first job." in said(bench))
     bench.add([{"application": "good"}])
     wait_until(lambda: end_reason(bench) == "every job has ended")
+
+
+def test_that_a_launcher_says_that_no_job_matches_its_filter_or_that_all_had_ended(bench):
+    bench.app("good", "true")
+    bench.add([{"application": "good", "workflow": "w"}])
+    assert bench.run("--wf-filter", "typo", BALSAM_IDLE_TTL_S="0.3") == 0
+    assert end_reason(bench) == "no job of workflow typo came"
+    assert bench.run("--tag", "a=b", BALSAM_IDLE_TTL_S="0.3") == 0
+    assert end_reason(bench) == "no job with the tag a=b came"
+    assert bench.run("--wf-filter", "w") == bench.run("--wf-filter", "w", BALSAM_IDLE_TTL_S="600") == 0
+    assert end_reason(bench) == "every job of workflow w had ended before it started"
+
+
+def test_that_a_launch_whose_filter_matches_nothing_has_that_as_its_reason(bench, monkeypatch):
+    bench.app("good", "true")
+    bench.add([{"application": "good", "workflow": "w"}])
+    assert launched(bench, monkeypatch, wf_filter="typo")["reason"] == "no job of workflow typo came"
+
+
+def test_that_a_bracket_in_a_workflow_filter_stands_for_itself(bench):
+    bench.app("good", "true")
+    jobs = bench.add([{"application": "good", "workflow": name} for name in ("w[1]", "w1", "v[1]x", "v1x")])
+    bench.run("--wf-filter", "w[1]")
+    bench.run("--wf-filter", "v[1]?")
+    assert [bench.job(job)["state"] for job in jobs] == ["JOB_FINISHED", "CREATED", "JOB_FINISHED", "CREATED"]
 
 
 SCRIPT = """
@@ -265,12 +290,12 @@ def test_that_the_rate_is_that_of_the_last_minute():
     assert rate.per_s == 0.0
 
 
-def launched(bench, monkeypatch):
+def launched(bench, monkeypatch, **only):
     """Return what became of a launch."""
     monkeypatch.setenv("BALSAM_SCHEDULER_CLASS", "LocalScheduler")
     monkeypatch.setenv("BALSAM_IDLE_TTL_S", "0.3")
     settings = Settings.load(bench.directory)
-    row = submission.submit_launch(bench.db, settings, LaunchRequest(1, 5, job_mode="serial"))
+    row = submission.submit_launch(bench.db, settings, LaunchRequest(1, 5, job_mode="serial", **only))
     wait_until(lambda: submission.refresh(bench.db, base.select(settings)) == [], 60, 0.2)
     with bench.db.read() as cx:
         return batch_queries.get(cx, row["id"])

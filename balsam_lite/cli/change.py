@@ -60,6 +60,13 @@ def _set_state(db: Database, word: str, state: str) -> str:
         raise StateError(f"Job {layout.cute_id(job['name'], job['job_id'])} is {job['state']} already, and stays so.")
     with db.read() as cx:
         waits = queries.count_waiting(cx, [job["id"]]) > 0 and state != states.AWAITING_PARENTS
+        failed, parent = queries.failed_with_parent(cx, [job["id"]])
+    if failed and state != states.FAILED:
+        raise StateError(
+            f"Job {layout.cute_id(job['name'], job['job_id'])} was put into {state} and FAILED again at once: its run_when "
+            f"({job['run_when']}) cannot hold{parent and f', as its parent {layout.one_line(parent)}'}.",
+            hint="Put the parent back, and this job waits for it again; or change its run_when first.",
+        )
     if waits:
         say(f"The job waits for its parents first, until its run_when ({job['run_when']}) holds.")
     return states.AWAITING_PARENTS if waits else state
@@ -203,7 +210,9 @@ def killjob(ids: Sequence[str], recursive: bool, yes: bool) -> None:
     result = user.kill(db, [job["id"] for job in jobs], recursive=recursive)
     click.echo(_killed(result.killed))
     if result.running:
-        click.echo(f"{result.running} of them still run; a launcher stops them.")
+        one = "It still runs" if result.killed == 1 else "1 still runs"
+        one += " until its launcher has stopped it."
+        click.echo(one if result.running == 1 else f"{result.running} still run until their launchers have stopped them.")
 
 
 def _killed(number: int) -> str:

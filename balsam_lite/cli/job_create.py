@@ -28,6 +28,7 @@ from .common import (
     one_site,
     pairs,
     row_number,
+    warn,
 )
 from .group import BalsamCommand, option
 
@@ -152,7 +153,10 @@ def _application(desk: Desk, app: str) -> Row:
 
 def _check_parameters(application: Row, given: Collection[str]) -> None:
     if application["kind"] == "command":
-        return  # a command line without places for parameters; its jobs may carry some for their scripts
+        if given:  # its jobs may carry some for their scripts
+            line = f"The command line of {application['name']} has no place for parameters"
+            warn(f"{line}: {_set(given)} will not be passed to it.")
+        return
     known = application["parameters"]
     missing = [name for name, rule in known.items() if _is_required(rule) and name not in given]
     if missing:

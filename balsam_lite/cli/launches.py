@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import click
 
@@ -187,6 +186,6 @@ def _warn_if_idle(db: Database, wf_filter: str, tags: Mapping[str, str]) -> None
     with db.read() as cx:
         names: list[str | None] = [None]
         if wf_filter:
-            names = [name for name in queries.workflows(cx) if name == wf_filter or fnmatchcase(name, wf_filter)]
+            names = [name for name in queries.workflows(cx) if queries.matches_workflow(name, wf_filter)]
         if not any(queries.jobs(cx, only._replace(exact_workflow=name), ("id",), limit=1) for name in names):
             warn("No job waits that this launcher could run.")

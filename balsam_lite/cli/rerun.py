@@ -11,7 +11,8 @@ from .. import spec, states
 from ..db import queries
 from ..db.store import graph, user
 from ..errors import NotFound
-from .common import A_JOB, confirm, open_db, pairs
+from . import layout
+from .common import A_JOB, confirm, open_db, pairs, say
 from .group import BalsamCommand, ConditionOption, SeparateOption, option
 
 if TYPE_CHECKING:
@@ -97,13 +98,18 @@ def rerun(
         matching, below = _chosen(cx, only, downstream)
         done, more = user.rerun(db, matching, to, values), user.rerun(db, below, to)
         waiting = queries.count_waiting(cx, [*matching, *below])
+        failed, parent = queries.failed_with_parent(cx, [*matching, *below])
     if not matching:
         raise NotFound("No jobs found matching query")
-    jobs, held = done.jobs + more.jobs, done.held + more.held
+    jobs, held = done.jobs + more.jobs - failed, done.held + more.held
     wait = f", {waiting} of them after their parents" if waiting else ""
     click.echo(f"{jobs} jobs run again{wait}" if jobs != 1 else f"1 job runs again{', after its parents' * waiting}")
     if held:
         click.echo(f"{held} left alone: a launcher holds them")
+    if failed:
+        say(f"{failed} FAILED again at once, as their run_when cannot hold{parent and f': parent {layout.one_line(parent)}'}.")
+        say("Once their parents are put back, they run too; --downstream puts back all jobs below a parent.")
+        click.get_current_context().exit(0 if jobs else 1)
 
 
 def _chosen(cx: Connection, only: queries.JobFilter, downstream: bool) -> tuple[list[int], list[int]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from .. import states
@@ -22,6 +21,9 @@ _ADDING_S = 2.0
 #: Rows that are read to find one that matches a filter. Beyond that there may be one.
 _MAX_ROWS = 20_000
 
+#: What a launcher waits for while its scope never had a job, and what it says if none came; the words for its filter follow.
+FIRST_JOB, NO_JOB = "a first job", "no job"
+
 
 class Scope(NamedTuple):
     """Which jobs a launcher takes."""
@@ -29,6 +31,13 @@ class Scope(NamedTuple):
     workflow: str | None = None  # exact name or glob; None: all
     tags: tuple[tuple[str, str], ...] = ()  # all of these
     launch: int | None = None  # only those planned for this launch
+
+    def __str__(self) -> str:
+        """Return it as words that follow "a job"; "" for all jobs."""
+        words = [f"of workflow {self.workflow}"] if self.workflow is not None else []
+        words += [f"with the tag {key}={value}" for key, value in self.tags]
+        words += ["planned for this launch"] if self.launch is not None else []
+        return " " + " ".join(words) if words else ""
 
 
 def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: float, since_us: int | None = None) -> str:
@@ -53,7 +62,7 @@ def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: f
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         return f"jobs of a program that waits for jobs (pid {holder.pid} on {holder.host}{more})"
     if not _has_any(cx, scope):
-        return "a first job"
+        return FIRST_JOB + str(scope)
     newest_us = cx.execute("SELECT created FROM job ORDER BY id DESC LIMIT 1").fetchone()[0]
     is_adding = since_us is not None and newest_us > since_us and now_us - newest_us < _ADDING_S * SECOND_US
     return "the next job of a program that has just added one" if is_adding else ""
@@ -80,7 +89,7 @@ def _unended(cx: sqlite3.Connection, scope: Scope) -> str:
 
 
 def _matches(scope: Scope, workflow: str, tags: str) -> bool:
-    if scope.workflow is not None and not fnmatchcase(workflow, scope.workflow):
+    if scope.workflow is not None and not queries.matches_workflow(workflow, scope.workflow):
         return False
     return not scope.tags or dict(scope.tags).items() <= json.loads(tags).items()
 
@@ -95,4 +104,4 @@ def _has_any(cx: sqlite3.Connection, scope: Scope) -> bool:
         return any(_matches(scope, workflow, tags) for workflow, tags in rows)
     if scope.workflow is None:
         return bool(queries.state_counts(cx))
-    return any(fnmatchcase(name, scope.workflow) for name in queries.workflows(cx))
+    return any(queries.matches_workflow(name, scope.workflow) for name in queries.workflows(cx))

@@ -10,6 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from .. import spec, states
@@ -320,10 +321,31 @@ STALE = f"""(state = '{states.JOB_FINISHED}' AND wait_for_parents AND run_when <
         AND (SELECT parent.state FROM job parent WHERE parent.id = d.parent) = '{states.JOB_FINISHED}'))"""
 
 
+def matches_workflow(name: str, pattern: str) -> bool:
+    """Return whether a workflow is meant by a pattern: its name, or a glob with `*` and `?`; `[` stands for itself."""
+    return name == pattern or (has_wildcard(pattern) and fnmatchcase(name, pattern.replace("[", "[[]")))
+
+
+def has_wildcard(pattern: str) -> bool:
+    """Return whether a pattern of workflows can match a name other than itself."""
+    return "*" in pattern or "?" in pattern
+
+
 def count_waiting(cx: sqlite3.Connection, numbers: Iterable[int]) -> int:
     """Return how many of these jobs wait for their parents."""
     sql = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?)) AND state = ?"
     return int(cx.execute(sql, (json.dumps(list(numbers)), states.AWAITING_PARENTS)).fetchone()[0])
+
+
+def failed_with_parent(cx: sqlite3.Connection, numbers: Iterable[int]) -> tuple[int, str]:
+    """Return how many of these jobs are FAILED, and such a parent of one of them as words; "" if there is none."""
+    these = json.dumps(list(numbers))
+    sql = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?)) AND state = ? AND lease IS NULL"
+    number = int(cx.execute(sql, (these, states.FAILED)).fetchone()[0])
+    sql = """SELECT p.name, p.job_id, p.state FROM json_each(?) AS one CROSS JOIN job c ON c.id = one.value AND c.state = ?
+        JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent AND p.state IN (?, ?) LIMIT 1"""
+    parent = cx.execute(sql, (these, states.FAILED, states.FAILED, states.USER_KILLED)).fetchone() if number else None
+    return number, "{} [{:.8}] is {}".format(*parent) if parent else ""
 
 
 def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:

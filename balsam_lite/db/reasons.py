@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import spec, states
 from ..clock import format_us
+from .outlook import NO_JOB
 
 #: So many launchers are asked, the newest ones; and each says so many things.
 _LAUNCHERS, _MOST = 20, 200
@@ -50,7 +51,7 @@ def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -
 
 
 def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
-    """Return the end reasons of the launchers in that batch job which left jobs or lost nodes; else "".
+    """Return the end reasons of the launchers in that batch job which left jobs, found none or lost nodes; else "".
 
     It was submitted at `since_us`. There are several where the batch job has partitions.
     """
@@ -59,7 +60,8 @@ def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
         "SELECT scheduler_id, end_reason FROM lease WHERE kind = 'launcher' AND scheduler_id <> '' AND opened >= ? ORDER BY id",
         (since_us,),
     )
-    found = [reason for other, reason in rows if other.partition(".")[0] == number and (_LEFT in reason or _LOST in reason)]
+    ends = [reason for other, reason in rows if other.partition(".")[0] == number]
+    found = [reason for reason in ends if _LEFT in reason or _LOST in reason or reason.startswith(NO_JOB)]
     return "; ".join(dict.fromkeys(found))
 
 

@@ -16,7 +16,7 @@ from ..db import queries
 from ..db import reasons as notes
 from ..db.connection import Connection, Database
 from ..db.filesystem import LOCAL
-from ..db.outlook import Scope, what_may_come
+from ..db.outlook import FIRST_JOB, NO_JOB, Scope, what_may_come
 from ..db.store import claims, held_back, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
@@ -523,7 +523,8 @@ class Launcher:
             if self._has_setbacks() or self._awaits_start():
                 self._idle_since = now
             else:
-                self.stop("nothing came that it can run")
+                no_job = self.awaited.replace(FIRST_JOB, NO_JOB) + " came"
+                self.stop(no_job if self.awaited.startswith(FIRST_JOB) else "nothing came that it can run")
         elif now >= self._outlook_at:
             self._look_ahead(now)
 
@@ -538,7 +539,7 @@ class Launcher:
             return
         self._outlook_at = now + max(_OUTLOOK_PERIOD_S, _SHARED_SPACING * (self._clock.monotonic() - now))
         if not awaited and limits.idle_ttl_s is not None:
-            self.stop("every job has ended")
+            self.stop("every job has ended" if self.tally.is_used else f"every job{scope} had ended before it started")
         elif awaited != self.awaited and limits.idle_ttl_s is not None:
             log.info("Nothing to start; waiting up to %g s for %s.", limits.idle_ttl_s, awaited)
         self.awaited = awaited or "new jobs"
@@ -668,6 +669,8 @@ class Launcher:
             return self._limits.no_mpi
         if never:
             return never
+        if only.minutes_left is not None and only.minutes_left <= 0:
+            return "the launcher's time is up"
         if only.minutes_left is not None and shortest > only.minutes_left:
             return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
         return self.pause.reason or _NO_PLACE

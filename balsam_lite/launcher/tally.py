@@ -20,6 +20,11 @@ class Tally:
         self.jobs.update(jobs)
         self.attempts.update(attempts)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was counted."""
+        return any(self.jobs.values()) or any(self.attempts.values())
+
     def __str__(self) -> str:
         """Return the counts in words: `993 JOB_FINISHED, 7 FAILED; 1081 attempts: 993 done, 81 failed, 7 timed out`."""
         jobs = _listed((self.jobs[state], state) for state in states.END_STATES) or "no job ended"

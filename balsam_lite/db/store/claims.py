@@ -10,12 +10,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from ... import spec, states
 from ...clock import format_us
+from ..queries import has_wildcard, matches_workflow
 from ..schema import FREE, RUNNABLE, UNPREPARED
 from . import few, graph, outcomes
 from .few import Few
@@ -262,15 +262,15 @@ def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]
 
 
 def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
-    """The workflows with startable jobs whose name is `pattern`, or matches it as a glob if it holds `*`, `?` or `[`."""
-    if not set(pattern) & set("*?["):
+    """The workflows with startable jobs whose name is `pattern`, or matches it as a glob if it holds `*` or `?`."""
+    if not has_wildcard(pattern):
         return (pattern,)
     found = set()
     for index_name, condition in (("job_runnable_of_workflow", RUNNABLE), ("job_unprepared_of_workflow", UNPREPARED)):
         query = f"SELECT min(workflow) FROM job INDEXED BY {index_name} WHERE {condition} AND workflow > ?"
         name = cx.execute(query.replace("> ?", ">= ?"), ("",)).fetchone()[0]
         while name is not None:
-            if fnmatchcase(name, pattern):
+            if matches_workflow(name, pattern):
                 found.add(name)
             name = cx.execute(query, (name,)).fetchone()[0]
     return tuple(sorted(found))

@@ -17,12 +17,12 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 
 from ... import loading, states
 from ...clock import SECOND_US, SystemClock
 from ...settings import Settings
 from ..connection import Database, at_exit
+from ..queries import matches_workflow
 from ..schema import HELD_BACK, sql_list
 
 #: Seconds after which a job starts although its process goes on adding jobs.
@@ -202,8 +202,7 @@ def count(
             AND unfinished_parents = 0 AND state IN ({_STARTABLE}){where} GROUP BY workflow""",
         parameters,
     )
-    is_glob = workflow is not None and bool(set(workflow) & set("*?["))
-    return sum(jobs for name, jobs in rows if workflow is None or name == workflow or (is_glob and fnmatchcase(name, workflow)))
+    return sum(jobs for name, jobs in rows if workflow is None or matches_workflow(name, workflow))
 
 
 _STARTABLE = sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))

@@ -10,7 +10,6 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from .. import spec, states
@@ -323,7 +322,11 @@ STALE = f"""(state = '{states.JOB_FINISHED}' AND wait_for_parents AND run_when <
 
 def matches_workflow(name: str, pattern: str) -> bool:
     """Return whether a workflow is meant by a pattern: its name, or a glob with `*` and `?`; `[` stands for itself."""
-    return name == pattern or (has_wildcard(pattern) and fnmatchcase(name, pattern.replace("[", "[[]")))
+    if name == pattern or not has_wildcard(pattern):
+        return name == pattern
+    from fnmatch import fnmatchcase  # here, not above: listings need none of it
+
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def has_wildcard(pattern: str) -> bool:

@@ -21,8 +21,8 @@ _ADDING_S = 2.0
 #: Rows that are read to find one that matches a filter. Beyond that there may be one.
 _MAX_ROWS = 20_000
 
-#: What a launcher waits for while its scope never had a job, and what it says if none came; the words for its filter follow.
-FIRST_JOB, NO_JOB = "a first job", "no job"
+#: What a launcher waits for while its scope never had a job; the words for its filter follow.
+FIRST_JOB = "a first job"
 
 
 class Scope(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any
 
 from .. import spec, states
 from ..clock import format_us
-from .outlook import NO_JOB
 
 #: So many launchers are asked, the newest ones; and each says so many things.
 _LAUNCHERS, _MOST = 20, 200
@@ -35,6 +34,8 @@ _LEFT = " job(s) left: "
 
 #: Before the nodes that did not answer any more, in the same reason.
 _LOST = "lost node(s): "
+#: How the reason of a launcher begins which no job matched; the words for its filter follow.
+NO_JOB = "no job"
 
 
 def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -> str:

@@ -16,7 +16,7 @@ from ..db import queries
 from ..db import reasons as notes
 from ..db.connection import Connection, Database
 from ..db.filesystem import LOCAL
-from ..db.outlook import FIRST_JOB, NO_JOB, Scope, what_may_come
+from ..db.outlook import FIRST_JOB, Scope, what_may_come
 from ..db.store import claims, held_back, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
@@ -523,7 +523,7 @@ class Launcher:
             if self._has_setbacks() or self._awaits_start():
                 self._idle_since = now
             else:
-                no_job = self.awaited.replace(FIRST_JOB, NO_JOB) + " came"
+                no_job = self.awaited.replace(FIRST_JOB, notes.NO_JOB) + " came"
                 self.stop(no_job if self.awaited.startswith(FIRST_JOB) else "nothing came that it can run")
         elif now >= self._outlook_at:
             self._look_ahead(now)

@@ -48,7 +48,13 @@ ROOMS = (
             )
         ),
     ),
-    Room(4, "launcher", tuple(f"launcher.{name}" for name in ("steps", "runner", "patience", "ensemble", "tally", "loop"))),
+    Room(
+        4, "launcher",
+        tuple(
+            f"launcher.{name}"
+            for name in ("steps", "runner", "patience", "ensemble", "tally", "capacity", "obstacles", "loop")
+        ),
+    ),
     Room(4, "service", ("service",)),
     Room(
         5, "wiring of the launcher",

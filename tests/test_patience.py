@@ -10,8 +10,9 @@ from balsam_lite import states
 from balsam_lite.db.store import outcomes
 from balsam_lite.db.store.claims import Exit, Shape
 from balsam_lite.db.store.outcomes import JobFacts
-from balsam_lite.launcher.loop import Launcher, Limits
+from balsam_lite.launcher.loop import Launcher
 from balsam_lite.launcher.nodes import Node, Pool
+from balsam_lite.launcher.obstacles import Limits
 from balsam_lite.launcher.patience import PatientRunner
 from balsam_lite.launcher.runner import Finished
 from balsam_lite.settings import Settings

@@ -6,7 +6,7 @@ Intent is committed before the effect: a job is RUNNING in the database before i
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -23,8 +23,10 @@ from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
 from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble, NotABalsamDB, SchemaMismatch
 from ..settings import Settings
+from .capacity import AHEAD, MAX_AT_ONCE, EndRate, TickCapacity
 from .failpoints import failpoint
 from .nodes import Place, Pool
+from .obstacles import Limits, Obstacles
 from .reaper import Reaper
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
@@ -51,31 +53,8 @@ _COMPLAINT_PERIOD_S = 60.0
 _OUTLOOK_PERIOD_S = 0.25
 #: At the end, a DB that could not be written is tried again after so many seconds.
 _RETRY_PERIOD_S = 1.0
-#: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
-_MOST_AHEAD = 256
 #: What was claimed ahead is given back if none of it has found a place for so long, in seconds.
 _AHEAD_PATIENCE_S = 1.5
-#: One transaction records at most so many ends and takes at most so many jobs, so that others wait for a fraction of a second,
-#: and that the first of many thousand places is filled before the last one is asked for.
-_MOST_AT_ONCE = 1024
-
-_NO_PLACE = "waits for a free place"
-
-#: A claimed job that waits for a place.
-_AHEAD = object()
-
-
-class Limits(NamedTuple):
-    """When the launcher ends, and which jobs it takes."""
-
-    workflow: str | None  # exact name or glob; None: all
-    serial_only: bool
-    ends_at: float | None  # on the monotonic clock
-    idle_ttl_s: float | None  # None: stay
-    tags: tuple[tuple[str, str], ...] = ()  # all of these
-    launch: int | None = None  # the batch job in which it runs: what is planned for that comes first …
-    launch_only: bool = False  # … and nothing else is taken
-    no_mpi: str = "needs --job-mode=mpi"  # why with `serial_only` jobs of many ranks are left
 
 
 class Launcher:
@@ -111,7 +90,7 @@ class Launcher:
         db.busy_timeout_s = min(db.busy_timeout_s, settings.LEASE_EXPIRY_S / 6)
         self._silence_s = settings.LEASE_EXPIRY_S - db.busy_timeout_s - min(settings.KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
         self._ahead_moved = 0.0  # when one of them found a place
-        self._rate = _Rate()
+        self._rate = EndRate()
         self.tally = Tally()
         self.stop_reason = ""
         now = clock.monotonic()
@@ -126,10 +105,6 @@ class Launcher:
         self._outlook_at, self._started_us = 0.0, clock.now_us()
         #: What may still bring jobs while the launcher is idle, in words; "" while it is not.
         self.awaited = ""
-        #: What waits that this launcher will not take, and why, when somebody last asked `why_nothing_runs`.
-        self.obstacles: list[tuple[Shape, str]] = []
-        #: The number of jobs of its filter that the launcher would leave, by reason, as of the same moment.
-        self.left: Counter[str] = Counter()
         self._news = True  # somebody wrote since the last tick
         self._wants_more = False  # the last tick took all that one may
         self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
@@ -137,6 +112,7 @@ class Launcher:
         self._next_start_us: int | None = None  # when the next job is due that is held back
         self.pause = Pause()  # because of trouble of the machine
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
+        self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks)
         self._steps_done = 0
         self._well_at = now  # when a run or step has ended, or the trouble began
         self._noted_trouble = ""  # the trouble that the lease's note reports
@@ -174,13 +150,13 @@ class Launcher:
     def tick(self) -> None:
         """Record ends, take jobs, hear of kills: one write transaction. A failing database is retried, not fatal."""
         started = self._clock.monotonic()
-        starts = self.pause.allowed(started, _MOST_AT_ONCE)
-        room = _Room(self._pool, self._may_take_ahead, min(self._steps.room, starts), starts)
+        starts = self.pause.allowed(started, MAX_AT_ONCE)
+        room = TickCapacity(self._pool, self._may_take_ahead, min(self._steps.room, starts), starts)
         try:
             with self._db.session():
                 self._reap_sometimes(started)
                 news = self._news or self._start_in() <= 0
-                work = _Work(self._exits[:_MOST_AT_ONCE], self._step_ends, news, self._stranded(started))
+                work = _Work(self._exits[:MAX_AT_ONCE], self._step_ends, news, self._stranded(started))
                 given = self._transaction(work, room)
         except DatabaseError as exc:
             room.undo()
@@ -211,12 +187,12 @@ class Launcher:
             self._ahead.clear()
         if not self._ahead:
             self._ahead_moved = self._last_tick
-        self._ahead.extend(claim for claim in given.to_run if claim.place is _AHEAD)
+        self._ahead.extend(claim for claim in given.to_run if claim.place is AHEAD)
         for claim in given.to_run:
             if isinstance(claim.place, Place):
                 self._runner.start(claim, claim.place)
 
-    def _transaction(self, work: _Work, room: _Room) -> _Given:
+    def _transaction(self, work: _Work, room: TickCapacity) -> _Given:
         now_us = self._clock.now_us()
         with self._db.write() as cx:
             before = queries.end_counts(cx)
@@ -263,7 +239,7 @@ class Launcher:
             return []
         return [claim.job for claim in self._ahead]
 
-    def _take(self, cx: Connection, work: _Work, room: _Room, now_us: int) -> tuple[list[Claim], list[Claim]]:
+    def _take(self, cx: Connection, work: _Work, room: TickCapacity, now_us: int) -> tuple[list[Claim], list[Claim]]:
         """Jobs to run, and jobs that need a step."""
         abandoned: list[Claim] = []
         if work.news or work.step_ends or self.pause.reason:
@@ -272,7 +248,7 @@ class Launcher:
         if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
             self._workflows = claims.matching_workflows(cx, self._limits.workflow)
         self._pool.keep_for(None)  # `take` says anew for which job, if for any
-        to_run, to_prepare = claims.take(cx, self._lease, room, self._filter(), now_us)
+        to_run, to_prepare = claims.take(cx, self._lease, room, self.filter(), now_us)
         return to_run, [*abandoned, *to_prepare]
 
     # --- parts of a turn ----------------------------------------------------------------------------------------------
@@ -381,7 +357,7 @@ class Launcher:
     def _note_trouble(self, cx: Connection, now_us: int) -> None:
         """Write to the lease's note why nothing starts, and remove that when it is over."""
         if self.pause.reason != self._noted_trouble:
-            leases.heartbeat(cx, self._lease, now_us, notes.as_note(self.obstacles, self.pause.reason))
+            leases.heartbeat(cx, self._lease, now_us, notes.as_note(self.obstacles.by_shape, self.pause.reason))
             self._noted_trouble = self.pause.reason
 
     def _start_those_ahead(self) -> None:
@@ -459,7 +435,8 @@ class Launcher:
     def _tick_period(self) -> float:
         return max(_RECORD_PERIOD_S, 2 * self._spacing())
 
-    def _filter(self) -> Filter:
+    def filter(self) -> Filter:
+        """Return which jobs it takes now."""
         minutes = None
         if self._limits.ends_at is not None:
             minutes = (self._limits.ends_at - self._clock.monotonic()) / 60
@@ -486,10 +463,10 @@ class Launcher:
             return
         self._explain_at = now + _EXPLAIN_PERIOD_S
         try:
-            reasons = self.why_nothing_runs()
+            reasons = self.obstacles.survey(self.filter())
             if reasons != self._explained:
                 with self._db.write() as cx:
-                    note = notes.as_note(self.obstacles, self.pause.reason)
+                    note = notes.as_note(self.obstacles.by_shape, self.pause.reason)
                     leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
         except DatabaseError:  # the next tick will say so
             return
@@ -606,40 +583,6 @@ class Launcher:
         self.tally.add(ends, reported.results)
         self._exits, self._step_ends = [], []
 
-    def why_nothing_runs(self) -> list[str]:
-        """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""
-        reasons = []
-        only = self._filter()
-        self.obstacles, self.left = [], Counter(self._setbacks.reasons.values())
-        with self._db.read() as cx:
-            for shape, jobs, shortest in claims.waiting(cx, only):
-                reason = self._why_not(shape, shortest, only)
-                self.obstacles += [(shape, reason)] * (reason not in (_NO_PLACE, self.pause.reason))
-                reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
-                self.left[reason] += jobs
-            counts = queries.state_counts(cx)
-            new_jobs = self._count_held_back(cx) - len(self._setbacks.reasons)
-        reasons += self._setbacks.summary
-        if new_jobs > 0:
-            self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
-            reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
-        if counts.get(states.AWAITING_PARENTS):
-            reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
-        unsettled = sum(counts.get(state, 0) for state in states.UNSETTLED_STATES)
-        if unsettled:
-            reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
-        if self._limits.workflow is None and not self._limits.tags and not self._limits.launch_only:  # the counts are of all
-            self.left["waits for its parents"] = counts.get(states.AWAITING_PARENTS, 0)
-            self.left["waits for its postprocess script or stage-out"] = unsettled
-        self.left = +self.left
-        return reasons
-
-    def _count_held_back(self, cx: Connection) -> int:
-        """Count the jobs that are held back, of those that this launcher takes."""
-        limits = self._limits
-        launch = limits.launch if limits.launch_only else None
-        return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only)
-
     def _has_setbacks(self) -> bool:
         """Return whether a job is still held back because of trouble: it may have been killed or removed, or run elsewhere."""
         if not self._setbacks.reasons:
@@ -659,21 +602,9 @@ class Launcher:
             return False
         try:
             with self._db.read() as cx:
-                return self._count_held_back(cx) > 0
+                return self.obstacles.count_held_back(cx) > 0
         except DatabaseError:  # the next tick will say so
             return False
-
-    def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
-        never = self._pool.never_fits(shape)
-        if only.serial_only and not shape.is_serial:
-            return self._limits.no_mpi
-        if never:
-            return never
-        if only.minutes_left is not None and only.minutes_left <= 0:
-            return "the launcher's time is up"
-        if only.minutes_left is not None and shortest > only.minutes_left:
-            return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
-        return self.pause.reason or _NO_PLACE
 
     def _database_failed(self, exc: DatabaseError, now: float) -> None:
         if isinstance(exc, DatabaseGone):
@@ -717,10 +648,6 @@ def _entered(before: Mapping[str, int], after: Mapping[str, int], killed: int) -
     return ends
 
 
-def _described(shape: Shape) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
-
-
 def _unstarted(claim: Claim, now_us: int) -> Exit:
     return Exit(claim.job, claim.attempt, states.RUN_ERROR, None, "", None, now_us)
 
@@ -740,74 +667,3 @@ class _Given(NamedTuple):
     to_run: list[Claim]
     steps: list[Claim]
     held: set[int] | None  # the jobs that are still this launcher's; None: nobody asked
-
-
-class _Room:
-    """What one tick offers: the free places, and so many claims ahead of places that will be free soon."""
-
-    def __init__(self, pool: Pool, ahead_of: Callable[[Shape], int], preparations: int, starts: int = _MOST_AT_ONCE) -> None:
-        self._pool, self._ahead_of, self.preparations, self.starts = pool, ahead_of, preparations, starts
-        self._ahead: dict[Shape, int] = {}
-        self._reserved: list[Place] = []
-        self._left = starts
-        self.keeps_nodes = False  # for a job that found no place
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether there may be more for the next tick."""
-        return self._left <= 0
-
-    def fits(self, shape: Shape) -> bool:
-        return not self._pool.never_fits(shape)
-
-    def count(self, shape: Shape) -> int:
-        if shape not in self._ahead:
-            self._ahead[shape] = max(0, self._ahead_of(shape))
-        return min(self._pool.count(shape) + self._ahead[shape], self._left)
-
-    def reserve(self, shape: Shape) -> object:
-        if self.is_used_up:
-            return None
-        place = self._pool.reserve(shape)
-        if place is not None:
-            self._reserved.append(place)
-            self._left -= 1
-            return place
-        if self._ahead.get(shape, 0) > 0 and not self._pool.is_keeping:
-            self._ahead[shape] -= 1
-            self._left -= 1
-            return _AHEAD
-        if not self.keeps_nodes:
-            self.keeps_nodes = True
-            self._pool.keep_for(shape)
-        return None
-
-    def undo(self) -> None:
-        """The transaction failed: nothing was claimed."""
-        for place in self._reserved:
-            self._pool.release(place)
-
-
-class _Rate:
-    """How many runs end per second, from the recent ones; short tasks are claimed ahead by it, long ones never."""
-
-    _MEMORY_S = 2.0
-    _SILENCE_S = 1.0  # who has not ended for so long may be long ones
-
-    def __init__(self) -> None:
-        self._ends: deque[tuple[int, int, Shape]] = deque(maxlen=2048)  # start, end, and what it was
-
-    def add(self, ended: Exit, shape: Shape) -> None:
-        self._ends.append((ended.ended_us if ended.started_us is None else ended.started_us, ended.ended_us, shape))
-
-    def expected(self, seconds: float, now_us: int, shape: Shape | None = None) -> int:
-        """How many, of that shape or of all, will probably end within `seconds`."""
-        while self._ends and now_us - self._ends[0][1] > self._MEMORY_S * 1e6:
-            self._ends.popleft()
-        ends = self._ends if shape is None else [end for end in self._ends if end[2] == shape]
-        if len(ends) < 2 or now_us - ends[-1][1] > self._SILENCE_S * 1e6:
-            return 0
-        started, ended, _ = ends[0]
-        # Runs that began together end together; their rate is so many in the time that one takes.
-        span_s = max((ends[-1][1] - ended) / 1e6, (ended - started) / 1e6, 0.01)
-        return min(int(len(ends) / span_s * seconds), _MOST_AHEAD)

@@ -27,8 +27,9 @@ from ..schedulers.environ import Allocation
 from ..settings import Settings
 from . import commands, failpoints, gpus, logs, mpirun, resources
 from .commands import Context
-from .loop import Launcher, Limits
+from .loop import Launcher
 from .nodes import Pool
+from .obstacles import Limits
 from .patience import PatientRunner, doubt_s, patience_s
 from .process import Alarm, Children, end_orphans
 from .progress import Progress
@@ -282,11 +283,11 @@ def _guarded(
         end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
         raise
     progress.clear()  # the last line must not be appended to the progress line
-    for reason in launcher.why_nothing_runs():
+    for reason in launcher.obstacles.survey(launcher.filter()):
         _say(f"Left: {reason}")
     with db.write() as cx:
-        note = reasons.as_note(launcher.obstacles, launcher.pause.reason)
-        end_reason = reasons.as_end_reason(launcher.stop_reason, launcher.left, launcher.lost_nodes)
+        note = reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
+        end_reason = reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
         leases.close_lease(cx, lease, clock.now_us(), end_reason, note)
     _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
     return 1 if launcher.stop_reason == launcher.pause.reason else 0

@@ -1,0 +1,89 @@
+"""Why jobs wait that a launcher does not run: for its last words, its log and the note of its lease."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from .. import states
+from ..db import queries
+from ..db.connection import Connection, Database
+from ..db.store import claims, held_back
+from ..db.store.claims import Filter, Shape
+from .nodes import Pool
+from .trouble import Pause, Setbacks
+
+_NO_PLACE = "waits for a free place"
+
+
+class Limits(NamedTuple):
+    """When the launcher ends, and which jobs it takes."""
+
+    workflow: str | None  # exact name or glob; None: all
+    serial_only: bool
+    ends_at: float | None  # on the monotonic clock
+    idle_ttl_s: float | None  # None: stay
+    tags: tuple[tuple[str, str], ...] = ()  # all of these
+    launch: int | None = None  # the batch job in which it runs: what is planned for that comes first …
+    launch_only: bool = False  # … and nothing else is taken
+    no_mpi: str = "needs --job-mode=mpi"  # why with `serial_only` jobs of many ranks are left
+
+
+class Obstacles:
+    """What keeps the jobs of a DB from being run by one launcher, as of the last `survey`."""
+
+    def __init__(self, db: Database, pool: Pool, limits: Limits, pause: Pause, setbacks: Setbacks) -> None:
+        self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
+        #: What waits that the launcher will not take, and why.
+        self.by_shape: list[tuple[Shape, str]] = []
+        #: The number of jobs of its filter that the launcher would leave, by reason.
+        self.left: Counter[str] = Counter()
+
+    def survey(self, only: Filter) -> list[str]:
+        """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""
+        reasons = []
+        self.by_shape, self.left = [], Counter(self._setbacks.reasons.values())
+        with self._db.read() as cx:
+            for shape, jobs, shortest in claims.waiting(cx, only):
+                reason = self._why_not(shape, shortest, only)
+                self.by_shape += [(shape, reason)] * (reason not in (_NO_PLACE, self._pause.reason))
+                reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
+                self.left[reason] += jobs
+            counts = queries.state_counts(cx)
+            new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
+        reasons += self._setbacks.summary
+        if new_jobs > 0:
+            self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
+            reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
+        if counts.get(states.AWAITING_PARENTS):
+            reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
+        unsettled = sum(counts.get(state, 0) for state in states.UNSETTLED_STATES)
+        if unsettled:
+            reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
+        if self._limits.workflow is None and not self._limits.tags and not self._limits.launch_only:  # the counts are of all
+            self.left["waits for its parents"] = counts.get(states.AWAITING_PARENTS, 0)
+            self.left["waits for its postprocess script or stage-out"] = unsettled
+        self.left = +self.left
+        return reasons
+
+    def count_held_back(self, cx: Connection) -> int:
+        """Count the jobs that are held back, of those that this launcher takes."""
+        limits = self._limits
+        launch = limits.launch if limits.launch_only else None
+        return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only)
+
+    def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
+        never = self._pool.never_fits(shape)
+        if only.serial_only and not shape.is_serial:
+            return self._limits.no_mpi
+        if never:
+            return never
+        if only.minutes_left is not None and only.minutes_left <= 0:
+            return "the launcher's time is up"
+        if only.minutes_left is not None and shortest > only.minutes_left:
+            return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
+        return self._pause.reason or _NO_PLACE
+
+
+def _described(shape: Shape) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))

@@ -17,7 +17,6 @@ in the state that is asked for, of which there may be a million.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 
@@ -68,7 +67,7 @@ def add_dependency(cx: sqlite3.Connection, parent: int, child: int, now_us: int)
 def add_dependencies(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]], now_us: int) -> None:
     """Make the child of each (parent, child) pair wait for the parent; all of them or none.
 
-    Takes time linear in the pairs and the edges below their children.
+    Takes time linear in the pairs, the edges of their children and the edges below these.
 
     Raises:
         UnknownJob, DuplicateDependency, DependencyCycle: nothing is written. StateError: a child has started already, or
@@ -88,27 +87,19 @@ def add_dependencies(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]], n
             "Detected circular dependency; not creating link",
             hint=f"{len(cycle)} jobs would wait for each other: numbers {named}.",
         )
-    for child in children:
-        try:
-            _check_unstarted(cx, child)
-        except StateError as exc:
-            if len(pairs) > 1:
-                exc.hint = f"The child is job #{child}; none of the {len(pairs)} dependencies was added."
-            raise
+    _check_unstarted(cx, children, f"none of the {len(pairs)} dependencies was added" if len(pairs) > 1 else "")
     add_edges(cx, pairs, now_us)
 
 
 def _refuse_duplicates(cx: sqlite3.Connection, pairs: Sequence[tuple[int, int]]) -> None:
-    query = """SELECT d.parent, d.child FROM json_each(?) AS pair CROSS JOIN dependency d
-        ON d.parent = json_extract(pair.value, '$[0]') AND d.child = json_extract(pair.value, '$[1]') LIMIT 1"""
-    found = cx.execute(query, (json.dumps(pairs),)).fetchone()
-    if found is None and len(set(pairs)) < len(pairs):
-        seen: set[tuple[int, int]] = set()
-        found = next(pair for pair in pairs if pair in seen or seen.add(pair))  # type: ignore[func-returns-value]
-    if found is not None:
-        raise DuplicateDependency(
-            "Dependency already exists; cannot double-create", hint="Job #{1} waits for job #{0}.".format(*found)
-        )
+    query = "SELECT parent, child FROM dependency WHERE child IN (SELECT value FROM json_each(?))"
+    seen: set[tuple[int, int]] = set(cx.execute(query, (id_list({child for _, child in pairs}),)))
+    for pair in pairs:
+        if pair in seen:
+            raise DuplicateDependency(
+                "Dependency already exists; cannot double-create", hint="Job #{1} waits for job #{0}.".format(*pair)
+            )
+        seen.add(pair)
 
 
 def _edges_from(cx: sqlite3.Connection, parents: Iterable[int]) -> list[tuple[int, int]]:
@@ -123,12 +114,21 @@ def _check_exist(cx: sqlite3.Connection, jobs: set[int]) -> None:
         raise UnknownJob(f"There is no job #{missing[0]} in this DB (any more).")
 
 
-def _check_unstarted(cx: sqlite3.Connection, child: int) -> None:
-    state, attempt, lease = cx.execute("SELECT state, attempt, lease FROM job WHERE id = ?", (child,)).fetchone()
+def _check_unstarted(cx: sqlite3.Connection, children: Iterable[int], consequence: str = "") -> None:
+    """Raise StateError if one of `children` has started or is held; with `consequence`, name it in the hint."""
+    late = cx.execute(
+        f"""SELECT id, state, attempt, lease FROM job WHERE id IN (SELECT value FROM json_each(?))
+            AND (attempt > 0 OR lease IS NOT NULL OR state NOT IN ({sql_list(_UNSTARTED)})) LIMIT 1""",
+        (id_list(children),),
+    ).fetchone()
+    if late is None:
+        return
+    child, state, attempt, lease = late
+    hint = f"The child is job #{child}; {consequence}." if consequence else ""
     if attempt or state not in _UNSTARTED:
-        raise StateError(f"The child has already started (it is {state}); a parent added now would have no effect.")
-    if lease is not None:
-        raise StateError(f"The child is being prepared by launcher {lease}; a parent added now would come too late.")
+        reason = f"The child has already started (it is {state}); a parent added now would have no effect."
+        raise StateError(reason, hint=hint)
+    raise StateError(f"The child is being prepared by launcher {lease}; a parent added now would come too late.", hint=hint)
 
 
 def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_us: int) -> None:
@@ -147,7 +147,7 @@ def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_
         raise DependencyCycle("Detected circular dependency; the parents stay as they are")
     is_lost = cx.execute(f"SELECT 1 FROM job WHERE id = ? AND {_FAILED_WITH_PARENT}", (child,)).fetchone() is not None
     if not is_lost:
-        _check_unstarted(cx, child)
+        _check_unstarted(cx, [child])
     cx.execute("DELETE FROM dependency WHERE child = ?", (child,))
     cx.executemany("INSERT INTO dependency (parent, child) VALUES (?, ?)", [(parent, child) for parent in sorted(wanted)])
     recount(cx, [child])

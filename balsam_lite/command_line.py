@@ -301,7 +301,7 @@ def _is_for_shell(word: _Word, place: int) -> bool:
     if _EXPANSION.search(expanded) or _OPERATOR.search(bare) or (place == 0 and _ASSIGNMENT.match(bare)):
         return True
     if _HOME.match(bare):
-        return place > 0  # of the program it is said that it does not exist, or it is stored with its whole path
+        return place > 0  # a program is stored with its whole path, or reported as missing
     return "://" not in bare and bare[:1] != "-" and bool(_GLOB.search(bare))
 
 

@@ -21,7 +21,7 @@ _ADDING_S = 2.0
 #: Rows that are read to find one that matches a filter. Beyond that there may be one.
 _MAX_ROWS = 20_000
 
-#: What a launcher waits for while its scope never had a job; the words for its filter follow.
+#: What a launcher waits for while its scope never had a job; the scope in words follows.
 FIRST_JOB = "a first job"
 
 
@@ -33,7 +33,7 @@ class Scope(NamedTuple):
     launch: int | None = None  # only those planned for this launch
 
     def __str__(self) -> str:
-        """Return it as words that follow "a job"; "" for all jobs."""
+        """Return the scope as words that follow "a job"; "" for all jobs."""
         words = [f"of workflow {self.workflow}"] if self.workflow is not None else []
         words += [f"with the tag {key}={value}" for key, value in self.tags]
         words += ["planned for this launch"] if self.launch is not None else []

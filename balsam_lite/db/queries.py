@@ -321,7 +321,7 @@ STALE = f"""(state = '{states.JOB_FINISHED}' AND wait_for_parents AND run_when <
 
 
 def matches_workflow(name: str, pattern: str) -> bool:
-    """Return whether a workflow is meant by a pattern: its name, or a glob with `*` and `?`; `[` stands for itself."""
+    """Return whether a workflow matches a pattern: its name, or a glob with `*` and `?`; `[` is literal."""
     if name == pattern or not has_wildcard(pattern):
         return name == pattern
     from fnmatch import fnmatchcase  # here, not above: listings need none of it
@@ -341,7 +341,7 @@ def count_waiting(cx: sqlite3.Connection, numbers: Iterable[int]) -> int:
 
 
 def failed_with_parent(cx: sqlite3.Connection, numbers: Iterable[int]) -> tuple[int, str]:
-    """Return how many of these jobs are FAILED, and such a parent of one of them as words; "" if there is none."""
+    """Return how many of these jobs are FAILED, and a failed or killed parent of one of them in words, else ""."""
     these = json.dumps(list(numbers))
     sql = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?)) AND state = ? AND lease IS NULL"
     number = int(cx.execute(sql, (these, states.FAILED)).fetchone()[0])

@@ -34,7 +34,7 @@ _LEFT = " job(s) left: "
 
 #: Before the nodes that did not answer any more, in the same reason.
 _LOST = "lost node(s): "
-#: How the reason of a launcher begins which no job matched; the words for its filter follow.
+#: How the end reason begins of a launcher that no job matched; its filter in words follows.
 NO_JOB = "no job"
 
 

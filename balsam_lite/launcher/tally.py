@@ -22,7 +22,7 @@ class Tally:
 
     @property
     def is_used(self) -> bool:
-        """Whether anything was counted."""
+        """Return whether anything was counted."""
         return any(self.jobs.values()) or any(self.attempts.values())
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 #: Tries to get the name of the output, against other jobs that start in the same directory at the same moment.
 _MAX_TRIES = 100
-#: With this before the name of an output: the link to that of the one job that has no link, as it made the directory.
+#: Prefix of the link to the output of the one job without a hidden link, because it made the directory.
 _FIRST = ".balsam-first-"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 IDS, STATES = "BALSAM_PARENT_IDS", "BALSAM_PARENT_STATES"
 #: Instead of a variable that would be too long: the path of a file with the same list.
 IDS_FILE, STATES_FILE = f"{IDS}_FILE", f"{STATES}_FILE"
-#: All of them.
+#: All variables about parents.
 NAMES = (IDS, IDS_FILE, STATES, STATES_FILE)
 
 #: Bytes of `NAME=value` and the NUL after it. Source: execve(2) of Linux man-pages 6.03, MAX_ARG_STRLEN.

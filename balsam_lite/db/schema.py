@@ -55,7 +55,7 @@ HELD_BACK = "start_after IS NOT NULL"
 OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
 UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"
-#: A job whose name could also be a number or the beginning of an id.
+#: A job whose name could also be a number or a prefix of an id.
 HEX_NAME = "name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'"
 #: A job that is planned for a launch.
 RESERVED = "queued_launch_id IS NOT NULL"

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from ..db.store.claims import Exit, Shape
 from .nodes import Place, Pool
 
-#: Never claim more ahead of time than this; it is what a crash of the launcher sends through RESTART_READY for nothing.
+#: Maximum number of jobs to claim ahead; a crash of the launcher sends these through RESTART_READY for nothing.
 MAX_AHEAD = 256
-#: One transaction records at most so many ends and takes at most so many jobs, so that others wait for a fraction of a second,
-#: and that the first of many thousand places is filled before the last one is asked for.
+#: Maximum number of ends and of claims in one transaction, so that other writers wait for a fraction of a second, and the first
+#: of many thousand places is filled before the last one is asked for.
 MAX_AT_ONCE = 1024
 
 #: Stands for the place of a claimed job that waits for one.
@@ -19,7 +19,7 @@ AHEAD = object()
 
 
 class TickCapacity:
-    """What one tick offers: the free places, and so many claims ahead of places that will be free soon."""
+    """The capacity of one tick: the free places, and claims ahead of places that will be free soon."""
 
     def __init__(self, pool: Pool, ahead_of: Callable[[Shape], int], preparations: int, starts: int = MAX_AT_ONCE) -> None:
         self._pool, self._ahead_of, self.preparations, self.starts = pool, ahead_of, preparations, starts
@@ -30,7 +30,7 @@ class TickCapacity:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether there may be more for the next tick."""
+        """Return whether nothing is left in this tick; there may be more to claim in the next one."""
         return self._left <= 0
 
     def fits(self, shape: Shape) -> bool:
@@ -59,16 +59,16 @@ class TickCapacity:
         return None
 
     def undo(self) -> None:
-        """The transaction failed: nothing was claimed."""
+        """Release the reserved places: the transaction failed, and nothing was claimed."""
         for place in self._reserved:
             self._pool.release(place)
 
 
 class EndRate:
-    """How many runs end per second, from the recent ones; short tasks are claimed ahead by it, long ones never."""
+    """The rate at which runs end, from the recent ones; short tasks are claimed ahead by it, long ones never."""
 
     _MEMORY_S = 2.0
-    _SILENCE_S = 1.0  # who has not ended for so long may be long ones
+    _SILENCE_S = 1.0  # without an end for this long, the runs may be long ones
 
     def __init__(self) -> None:
         self._ends: deque[tuple[int, int, Shape]] = deque(maxlen=2048)  # start, end, and what it was
@@ -77,13 +77,13 @@ class EndRate:
         self._ends.append((ended.ended_us if ended.started_us is None else ended.started_us, ended.ended_us, shape))
 
     def expected(self, seconds: float, now_us: int, shape: Shape | None = None) -> int:
-        """How many, of that shape or of all, will probably end within `seconds`."""
+        """Return how many runs, of that shape or of all, will probably end within `seconds`."""
         while self._ends and now_us - self._ends[0][1] > self._MEMORY_S * 1e6:
             self._ends.popleft()
         ends = self._ends if shape is None else [end for end in self._ends if end[2] == shape]
         if len(ends) < 2 or now_us - ends[-1][1] > self._SILENCE_S * 1e6:
             return 0
         started, ended, _ = ends[0]
-        # Runs that began together end together; their rate is so many in the time that one takes.
+        # Runs that began together end together; their rate is their number per run time.
         span_s = max((ends[-1][1] - ended) / 1e6, (ended - started) / 1e6, 0.01)
         return min(int(len(ends) / span_s * seconds), MAX_AHEAD)

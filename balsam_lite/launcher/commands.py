@@ -52,8 +52,8 @@ class MpiUse(NamedTuple):
     at_term: Callable[[Claim], str]
     #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
     end_words: Callable[[Sequence[Claim]], list[str]]
-    #: Why such a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and what
-    #: reads its output: the last part, and whether that is all.
+    #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
+    #: function that reads the end of its output and tells whether that is all.
     judge: Callable[[Claim, Place, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = _no_failure
 
 

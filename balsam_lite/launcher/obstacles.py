@@ -1,4 +1,4 @@
-"""Why jobs wait that a launcher does not run: for its last words, its log and the note of its lease."""
+"""Why a launcher does not run the jobs that wait: for its last lines, its log and the note of its lease."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Limits(NamedTuple):
     tags: tuple[tuple[str, str], ...] = ()  # all of these
     launch: int | None = None  # the batch job in which it runs: what is planned for that comes first …
     launch_only: bool = False  # … and nothing else is taken
-    no_mpi: str = "needs --job-mode=mpi"  # why with `serial_only` jobs of many ranks are left
+    no_mpi: str = "needs --job-mode=mpi"  # the reason to leave jobs of many ranks under `serial_only`
 
 
 class Obstacles:
@@ -34,13 +34,13 @@ class Obstacles:
 
     def __init__(self, db: Database, pool: Pool, limits: Limits, pause: Pause, setbacks: Setbacks) -> None:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
-        #: What waits that the launcher will not take, and why.
+        #: The shapes of waiting jobs that the launcher will not take, and why.
         self.by_shape: list[tuple[Shape, str]] = []
         #: The number of jobs of its filter that the launcher would leave, by reason.
         self.left: Counter[str] = Counter()
 
     def survey(self, only: Filter) -> list[str]:
-        """What waits in the DB that this launcher did not take, a sentence for each kind with its reason."""
+        """Return a sentence for each kind of waiting job that this launcher did not take, with the reason."""
         reasons = []
         self.by_shape, self.left = [], Counter(self._setbacks.reasons.values())
         with self._db.read() as cx:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-#: The command could not start anything now; it was asked for something that it refuses; a node does not answer; the command
-#: lost contact with a node that it had started something on.
+#: The kinds of failure, in this order: the command could not start anything now; it refuses what it was asked for; a node does
+#: not answer; the command lost a node on which it had started something.
 BUSY, REFUSED, NODE, CONTACT = "busy", "refused", "node", "contact"
 
 
@@ -35,8 +35,8 @@ SRUN_LINES = re.compile(r"srun: |slurmstepd: ")
 HYDRA_LINES = re.compile(r"srun: |slurmstepd: |\[mpiexec@|\[proxy:")
 #: srun reports how a task ended; then something was started.
 SRUN_STARTED = re.compile(r"^srun: error: \S+: tasks? ", re.MULTILINE)
-#: How errors begin that pass, or that end all steps of the batch job. Source: slurm_errno.c of Slurm 22.05.8, whose library the
-#: tests ask for them; strerror(3).
+#: Prefixes of errors that pass, or that end all steps of the batch job. Source: slurm_errno.c of Slurm 22.05.8 (the tests ask
+#: its library for them); strerror(3).
 TRANSIENT = (
     *("Requested nodes are busy", "Step limit reached", "PrologSlurmctld is still running", "Requested operation is presently"),
     *("Job/step already completing", "Job is current suspended", "Slurm backup controller", "Unable to contact slurm"),

@@ -63,7 +63,7 @@ class Allocation(NamedTuple):
     runs_on_node: bool = True  # False where the script runs on a service node, as on a Cray with aprun
     this_node: str = ""  # the one on which this process runs; "" is: not said, so the first of them if it is one of them
     node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () is: unknown, or all have `cpus_per_node`
-    node_gpus: NodeGpus | None = None  # `node_gpus.ask_gpus` tells; None is: the scheduler does not
+    node_gpus: NodeGpus | None = None  # from `node_gpus.ask_gpus`; None: unknown
     cluster: str = ""  # which numbered the batch job; "" is: unknown, or there is one only
 
     def only(self, names: Sequence[str]) -> Allocation:

@@ -14,7 +14,7 @@ import pytest
 from elsewhere import balsam, small_disk
 from launching import Bench
 
-from balsam_lite.db import binding, location
+from balsam_lite.db import binding, location, schema
 from balsam_lite.db.connection import Database
 from balsam_lite.db.store import batch_jobs, leases
 from balsam_lite.errors import DatabaseGone
@@ -71,6 +71,23 @@ def is_free_of_the_original(directory: Path, original: Bench) -> None:
     assert code == 0, out
     with original.db.read() as cx:
         assert [lease.holder for lease in leases.open_leases(cx)] == [ELSEWHERE]  # which has lost nothing
+
+
+def test_that_db_check_takes_no_copy_and_no_older_or_busy_db_for_damaged(bench: Bench, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.directory, copy)
+    code, out, err = balsam(copy, "db", "check", "--seconds", "0")
+    assert code == 1 and "wrong" not in out and f"The DB {copy} is a copy" in err and "salvage" not in err
+    other = sqlite3.connect(bench.db.path, isolation_level=None)
+    other.execute("PRAGMA user_version = 4")
+    code, out, err = balsam(bench.directory, "db", "check", "--seconds", "0")
+    assert code == 1 and "wrong" not in out and "schema version 4" in err
+    other.execute(f"PRAGMA user_version = {schema.VERSION}")
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    code, out, err = balsam(bench.directory, "db", "check", "--seconds", "0", BALSAM_BUSY_TIMEOUT_S="0.2")
+    other.close()
+    assert code == 75 and "wrong" not in out and "busy" in err
 
 
 def test_that_a_copied_directory_is_refused_until_init_makes_it_a_db_of_its_own(bench: Bench, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False
     yield _sqlite()
     faults = maintenance.damage(db, quick=quick)
     yield (
-        Finding("file", WRONG, "; ".join(faults) + ("" if "salvage" in faults[-1] else f"; {_SALVAGE}"))
+        Finding("file", WRONG, "; ".join(faults) + ("" if "`balsam" in faults[-1] else f"; {_SALVAGE}"))
         if faults
         else Finding("file", OK, _sound(quick))
     )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..clock import SystemClock
-from ..errors import BalsamError, DatabaseBusy, DatabaseError, DatabaseFull, InputError
+from ..errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull, InputError, NotABalsamDB
 from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from . import binding, connection, filesystem, migrations, queries
 from .connection import Database
@@ -211,9 +211,14 @@ def damage(db: Database, *, quick: bool = False) -> list[str]:
     """What SQLite finds wrong with the file; [] if nothing. `quick` leaves out whether the indexes agree with the tables.
 
     On a shared file system everybody else waits meanwhile. Needs a few seconds for a million jobs.
+
+    Raises:
+        DatabaseError: it cannot be used for another reason: CopiedDatabase, SchemaMismatch, DatabaseBusy …
     """
     try:
         rows = db.run_alone(f"PRAGMA {'quick' if quick else 'integrity'}_check({_MOST_FAULTS})")
-    except BalsamError as exc:
-        return [str(exc)]
+    except DatabaseError as exc:
+        if type(exc) not in (DatabaseError, NotABalsamDB, DatabaseEmptied):
+            raise
+        return [f"{exc.message.rstrip('.')}. {exc.hint}".rstrip()]
     return [] if rows == [("ok",)] else [line for row in rows for line in str(row[0]).splitlines()]

@@ -24,7 +24,7 @@ from balsam_lite.db import filesystem, location
 from balsam_lite.db.connection import FILE_NAME, Database
 from balsam_lite.db.store import apps, claims, insert
 
-#: How long a launcher waits for more work where somebody may add some.
+#: How long a launcher waits for more work where other programs may add some.
 IDLE_TTL_S = 1.0
 TRUE = shutil.which("true") or "/bin/true"
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -951,7 +951,7 @@ def test_that_orphans_on_a_node_are_dead_before_their_jobs_start_again(tmp_path:
 
 
 def wakeups(pid: int) -> int:
-    """How often the threads of a process have gone to sleep so far."""
+    """Return how often the threads of a process have gone to sleep."""
     statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
     return sum(int(re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", text, re.MULTILINE)[0]) for text in statuses)
 

@@ -103,8 +103,11 @@ def give_name(own: str, path: str, number: int = 1, first: str = "") -> bool:
             os.link(own, path)
             return True
         except FileExistsError:  # another job was faster
-            if os.path.islink(path) or (os.path.lexists(path) and not os.path.isfile(path)):
-                break
+            try:  # one look, as another job may rename it between two
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    break
+            except FileNotFoundError:
+                continue
         except OSError:  # a file system without hard links
             break
     os.unlink(own)

@@ -466,6 +466,7 @@ def test_that_a_launcher_does_not_stay_for_children_of_jobs_that_it_may_not_take
     assert bench.run("--wf-filter", "here", timeout=20) == 0
     assert time.monotonic() - started < 10
     assert [bench.job(job)["state"] for job in (parent, child, other)] == ["CREATED", "AWAITING_PARENTS", "JOB_FINISHED"]
+    assert "wait for their parents" not in Path(bench.directory, "log", "stderr").read_text()  # none of its filter does
 
 
 def test_that_a_launcher_does_not_stay_for_jobs_that_are_too_large_and_for_their_children(bench):

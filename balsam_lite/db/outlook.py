@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from typing import NamedTuple
 
 from .. import states
@@ -66,6 +67,16 @@ def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: f
     newest_us = cx.execute("SELECT created FROM job ORDER BY id DESC LIMIT 1").fetchone()[0]
     is_adding = since_us is not None and newest_us > since_us and now_us - newest_us < _ADDING_S * SECOND_US
     return "the next job of a program that has just added one" if is_adding else ""
+
+
+def state_counts(cx: sqlite3.Connection, scope: Scope, wanted: tuple[str, ...]) -> Counter[str]:
+    """Return how many jobs in the scope are in each of the states `wanted`; with a filter it reads all of these."""
+    if scope == Scope():
+        counts = queries.state_counts(cx)
+        return Counter({state: counts[state] for state in wanted if counts.get(state)})
+    launch = "" if scope.launch is None else f" AND queued_launch_id = {scope.launch:d}"
+    query = f"SELECT state, workflow, tags FROM job INDEXED BY job_state WHERE state IN ({sql_list(wanted)}){launch}"
+    return Counter(state for state, workflow, tags in cx.execute(query) if _matches(scope, workflow, tags))
 
 
 def _unended(cx: sqlite3.Connection, scope: Scope) -> str:

@@ -16,7 +16,7 @@ from ..db import queries
 from ..db import reasons as notes
 from ..db.connection import Connection, Database
 from ..db.filesystem import LOCAL
-from ..db.outlook import FIRST_JOB, Scope, what_may_come
+from ..db.outlook import FIRST_JOB, what_may_come
 from ..db.store import claims, held_back, leases
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
@@ -508,7 +508,7 @@ class Launcher:
     def _look_ahead(self, now: float) -> None:
         """Leave at once, when idle, if no job can come; else log what the launcher waits for."""
         limits = self._limits
-        scope = Scope(limits.workflow, limits.tags, limits.launch if limits.launch_only else None)
+        scope = limits.scope
         try:
             with self._db.read() as cx:
                 awaited = what_may_come(cx, scope, self._clock.now_us(), self._settings.LEASE_EXPIRY_S, self._started_us)

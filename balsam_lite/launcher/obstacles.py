@@ -6,8 +6,9 @@ from collections import Counter
 from typing import NamedTuple
 
 from .. import states
-from ..db import queries
+from ..db import outlook
 from ..db.connection import Connection, Database
+from ..db.outlook import Scope
 from ..db.store import claims, held_back
 from ..db.store.claims import Filter, Shape
 from .nodes import Pool
@@ -27,6 +28,11 @@ class Limits(NamedTuple):
     launch: int | None = None  # the batch job in which it runs: what is planned for that comes first …
     launch_only: bool = False  # … and nothing else is taken
     no_mpi: str = "needs --job-mode=mpi"  # the reason to leave jobs of many ranks under `serial_only`
+
+    @property
+    def scope(self) -> Scope:
+        """Which jobs it takes, whatever they cost."""
+        return Scope(self.workflow, self.tags, self.launch if self.launch_only else None)
 
 
 class Obstacles:
@@ -49,20 +55,19 @@ class Obstacles:
                 self.by_shape += [(shape, reason)] * (reason not in (_NO_PLACE, self._pause.reason))
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
                 self.left[reason] += jobs
-            counts = queries.state_counts(cx)
+            counts = outlook.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
             new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
         reasons += self._setbacks.summary
         if new_jobs > 0:
             self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
             reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
-        if counts.get(states.AWAITING_PARENTS):
+        if counts[states.AWAITING_PARENTS]:
             reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
-        unsettled = sum(counts.get(state, 0) for state in states.UNSETTLED_STATES)
+        unsettled = sum(counts[state] for state in states.UNSETTLED_STATES)
         if unsettled:
             reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
-        if self._limits.workflow is None and not self._limits.tags and not self._limits.launch_only:  # the counts are of all
-            self.left["waits for its parents"] = counts.get(states.AWAITING_PARENTS, 0)
-            self.left["waits for its postprocess script or stage-out"] = unsettled
+        self.left["waits for its parents"] = counts[states.AWAITING_PARENTS]
+        self.left["waits for its postprocess script or stage-out"] = unsettled
         self.left = +self.left
         return reasons
 

@@ -457,12 +457,3 @@ def app(cx: sqlite3.Connection, name: str) -> dict[str, Any]:
         known = ", ".join(entry["name"] for entry in apps(cx)) or "none"
         raise UnknownApp(f"App {name} not registered in local DB", hint=f"Registered are: {known}")
     return dict(zip(APP_COLUMNS, row))
-
-
-def app_of_job(cx: sqlite3.Connection, number: int) -> dict[str, Any] | None:
-    """The application of a job; None when there is no such application (any more)."""
-    found = job(cx, number)
-    try:
-        return app(cx, found["application"])
-    except UnknownApp:
-        return None

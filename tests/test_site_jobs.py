@@ -329,6 +329,15 @@ def test_that_the_history_of_each_job_begins_with_its_creation(balsam: Balsam, s
     assert [event["to_state"] for event in found["history"]] == ["CREATED", "FAILED"]
 
 
+def test_that_a_form_says_until_when_a_job_is_held_back(balsam: Balsam, alpha: Database) -> None:
+    add(balsam, "x")
+    with alpha.write() as cx:
+        cx.execute("UPDATE job SET start_after = 4102444800000000")
+    lines = balsam("job", "ls", "-v")[1].splitlines()
+    assert 'start_after: "2100-01-01T00:00:00.000000Z"' in lines
+    assert "waits_for: is held back until 01-01-2100 00:00:00.000000" in lines
+
+
 def test_that_a_form_ends_with_three_dashes_and_has_the_workshops_fields(balsam: Balsam, some: None) -> None:
     out = balsam("job", "ls", "-v", "--tag", "n=1")[1]
     lines = out.splitlines()

@@ -31,7 +31,7 @@ _FORM = (
 )  # fmt: skip
 #: Fields that have their own place, or are of no use to people.
 _ELSEWHERE = (*_FORM, "parameters", "unfinished_parents")
-_TIMES = ("last_update", "created")
+_TIMES = ("last_update", "created", "start_after")
 
 
 def every(

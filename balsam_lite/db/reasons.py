@@ -75,7 +75,8 @@ def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict
     said = _said(cx) if waiting else {}
     shapes = {job["id"]: tuple(job[field] for field in spec.SHAPE_FIELDS) for job in waiting} if said else {}
     found = {number: said.get(shape) or said.get(()) for number, shape in shapes.items()}
-    return {number: reason for number, reason in found.items() if reason}
+    held = {job["id"]: f"is held back until {format_us(job['start_after'])}" for job in waiting if job.get("start_after")}
+    return {**held, **{number: reason for number, reason in found.items() if reason}}
 
 
 def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tuple[float, ...], str]:

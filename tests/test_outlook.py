@@ -278,6 +278,23 @@ def test_that_a_killed_job_is_counted_as_killed(bench):
     assert "(every job has ended): 1 USER_KILLED; 0 attempts\n" in said(bench)
 
 
+def test_that_jobs_that_their_scripts_or_the_user_ended_are_counted(bench):
+    scripts = {
+        "ends": "from balsam_lite.launcher import dag; dag.current_job.update_state('JOB_FINISHED')",
+        "hangs": "import pathlib, time; pathlib.Path('up').touch(); time.sleep(600)",
+    }
+    for name, code in scripts.items():
+        path = Path(bench.directory, f"{name}.py")
+        path.write_text(code)
+        bench.app(name, "true", postprocess=f"{sys.executable} {path}")
+    _, job = bench.add([{"application": "ends"}, {"application": "hangs"}])
+    launcher = bench.launch()
+    wait_until(bench.path(job, "up").exists)
+    user.kill(bench.db, [job])
+    assert launcher.wait(30) == 0
+    assert "(every job has ended): 1 JOB_FINISHED, 1 USER_KILLED; 2 attempts: 2 done\n" in said(bench)
+
+
 def test_that_the_rate_is_that_of_the_last_minute():
     rate = RecentRate(100.0)
     rate.note(110.0, 50)

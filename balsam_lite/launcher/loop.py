@@ -201,7 +201,7 @@ class Launcher:
             why = f"Not started: {self.pause.reason}" if self.pause.reason else "No place became free for it"
             claims.give_back(cx, self._lease, work.stranded, now_us, why)
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
-            step_store.finish(cx, self._lease, work.step_ends, now_us)
+            ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
             held = claims.still_held(cx, self._lease) if work.news else None
             next_start_us = self._next_start_us
             if work.news:
@@ -209,7 +209,8 @@ class Launcher:
                 next_start_us = held_back.next_start(cx)
             room.preparations = max(0, room.preparations - len(reported.to_settle))
             to_run, steps = ([], []) if self.stop_reason or not room.starts else self._take(cx, work, room, now_us)
-            ends = _entered(before, queries.end_counts(cx), reported.killed)
+            ended[states.USER_KILLED] += reported.killed
+            ends = _entered(before, queries.end_counts(cx), ended)
             failpoint("before-commit")
         self.tally.add(ends, reported.results)
         self._last_heartbeat, self._next_start_us = beat_at, next_start_us
@@ -577,9 +578,10 @@ class Launcher:
             if told:
                 claims.tell_to_stop(cx, self._lease, told, told_us)
             reported = claims.finish(cx, self._lease, self._exits, now_us, settles=False)
-            step_store.finish(cx, self._lease, self._step_ends, now_us)
+            ended = step_store.finish(cx, self._lease, self._step_ends, now_us)
             claims.give_back(cx, self._lease, unstarted, now_us)
-            ends = _entered(before, queries.end_counts(cx), reported.killed)
+            ended[states.USER_KILLED] += reported.killed
+            ends = _entered(before, queries.end_counts(cx), ended)
         self.tally.add(ends, reported.results)
         self._exits, self._step_ends = [], []
 
@@ -641,11 +643,9 @@ def _lost(exc: DatabaseGone) -> LostLease:
     return LostLease(f"The lease is lost with its DB: {exc.message}")
 
 
-def _entered(before: Mapping[str, int], after: Mapping[str, int], killed: int) -> dict[str, int]:
-    """Count the jobs that entered each final state in one transaction; those that the user killed had done so before."""
-    ends = {state: max(0, number - before[state]) for state, number in after.items()}
-    ends[states.USER_KILLED] += killed
-    return ends
+def _entered(before: Mapping[str, int], after: Mapping[str, int], earlier: Mapping[str, int]) -> dict[str, int]:
+    """Count the jobs that entered each final state: in one transaction, and `earlier` by their scripts or the user."""
+    return {state: max(0, number - before[state]) + earlier.get(state, 0) for state, number in after.items()}
 
 
 def _unstarted(claim: Claim, now_us: int) -> Exit:

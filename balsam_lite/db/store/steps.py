@@ -7,6 +7,7 @@ script or the user has done so. All functions run inside the caller's write tran
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,14 +31,15 @@ class StepEnd(NamedTuple):
     start_after: int | None = None  # then in microseconds: it is held back until then
 
 
-def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> None:
+def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> Counter[str]:
     """Move jobs on whose step has ended, and release them.
 
-    A job in another state than at the step's start was moved by its script or the user, and stays where it is.
+    A job in another state than at the step's start was moved by its script or the user, and stays where it is. Returns how many
+    of these are in each final state.
     """
     ends = {end.claim.job: end for end in ended}
     if not ends:
-        return
+        return Counter()
     query = "SELECT id, state FROM job WHERE lease = ? AND id IN (SELECT value FROM json_each(?))"
     held = dict(cx.execute(query, (lease, id_list(ends))).fetchall())
     moves = []
@@ -49,6 +51,7 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
     later = [(ends[job].start_after, job) for job in held if ends[job].start_after is not None]
     cx.executemany("UPDATE job SET start_after = ? WHERE id = ?", later)
     claims.release(cx, lease, held, now_us)
+    return Counter(state for job, state in held.items() if state != ends[job].claim.state and state in states.END_STATES)
 
 
 def _move(end: StepEnd, now_us: int) -> Move:

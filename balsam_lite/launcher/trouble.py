@@ -32,6 +32,8 @@ _STORAGE = frozenset(
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 #: How long a finding about data/ is valid, in seconds: many starts may fail at one moment.
 _BELIEVED_S = 0.5
+#: How long data/ is not looked at again after a good look, in seconds: short tasks start by the thousand in a second.
+_USABLE_S = 0.05
 
 
 class Machine:
@@ -40,7 +42,7 @@ class Machine:
     def __init__(self, data_directory: str) -> None:
         self._data = data_directory
         self._known: tuple[int, int] | None = None
-        self._looked_at = self._tried_at = float("-inf")
+        self._looked_at = self._tried_at = self._usable_until = float("-inf")
         self._short = self._unwritable = ""
         self._is_away = False  # on other hosts it may be there
         self.why_data_is_gone()
@@ -96,8 +98,13 @@ class Machine:
         return away or self._why_short()
 
     def data_trouble(self) -> MachineTrouble | None:
-        """Return `why_data_is_gone` as MachineTrouble; None if data/ is usable."""
+        """Return `why_data_is_gone` as MachineTrouble; None if data/ is usable, or was a moment ago."""
+        now = time.monotonic()
+        if now < self._usable_until:
+            return None
         gone = self.why_data_is_gone()
+        if not gone:
+            self._usable_until = now + _USABLE_S
         return MachineTrouble(gone, MachineTrouble.HOST if self._is_away else "") if gone else None
 
     def _why_away(self) -> str:

@@ -328,7 +328,7 @@ def test_that_an_old_template_runs_its_launcher_under_cobalt(
         with database.read() as cx:
             (row,) = batch_queries.all_rows(cx)
         assert (row["state"], row["exit_code"]) == (base.FINISHED, 0)
-        assert " came): " in Path(row["log"]).read_text()
+        assert "Launcher ends (no job came)" in Path(row["log"]).read_text()
     finally:
         database.close()
 

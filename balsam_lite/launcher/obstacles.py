@@ -83,7 +83,7 @@ class Obstacles:
             return self._limits.no_mpi
         if never:
             return never
-        if only.minutes_left is not None and only.minutes_left <= 0:
+        if only.minutes_left is not None and only.minutes_left <= 0 and shortest <= claims.SHORT:
             return "the launcher's time is up"
         if only.minutes_left is not None and shortest > only.minutes_left:
             return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"

@@ -33,7 +33,7 @@ _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 #: How long a finding about data/ is valid, in seconds: many starts may fail at one moment.
 _BELIEVED_S = 0.5
 #: How long data/ is not looked at again after a good look, in seconds: short tasks start by the thousand in a second.
-_USABLE_S = 0.05
+_USABLE_S = 0.005
 
 
 class Machine:

@@ -161,7 +161,7 @@ _CANDIDATE = (
 #: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"
 #: The smallest estimate, in minutes, and the default. It says that a job is short, not how long it takes: it may always start.
-_SHORT = 1
+SHORT = 1
 #: When no more jobs can be prepared, plain ones are looked for among so many of the first.
 _LOOK_BEYOND = 2000
 
@@ -420,7 +420,7 @@ def _listed(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[Row]:
 
 def _longest(only: Filter) -> int:
     """The largest estimate that a job may have."""
-    return 2**53 if only.minutes_left is None else max(_SHORT, int(only.minutes_left))
+    return 2**53 if only.minutes_left is None else max(SHORT, int(only.minutes_left))
 
 
 def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:

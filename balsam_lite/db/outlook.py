@@ -70,7 +70,7 @@ def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: f
 
 
 def state_counts(cx: sqlite3.Connection, scope: Scope, wanted: tuple[str, ...]) -> Counter[str]:
-    """Return how many jobs in the scope are in each of the states `wanted`; with a filter it reads all of these."""
+    """Return how many jobs in the scope are in each of the states `wanted`; with a filter, read every such job."""
     if scope == Scope():
         counts = queries.state_counts(cx)
         return Counter({state: counts[state] for state in wanted if counts.get(state)})

@@ -81,6 +81,9 @@ JOB_FIELDS = (
     Field("exit_0_is_done_after_stop", "flag", 0),  # a run that was told to stop and exits with 0 is done
     Field("start_after", "id", None, settable=False),  # microseconds; no launcher takes it before
     Field("told_to_stop", "id", None, settable=False),  # microseconds; when its launcher told the run to stop
+    # Since schema version 6.
+    Field("keep_background", "flag", 0),  # let processes that the run leaves behind live
+    Field("launcher_deaths", "count0", 0, settable=False),  # launchers that died, without an outside cause, while it ran
 )
 
 APP_FIELDS = (
@@ -99,6 +102,8 @@ APP_FIELDS = (
     Field("handle_timeout", "command", ""),
     # Since schema version 5.
     Field("exit_0_is_done_after_stop", "flag", 0),  # for all its jobs
+    # Since schema version 6.
+    Field("keep_background", "flag", 0),  # for all its jobs
 )
 
 JOB_FIELD = {field.name: field for field in JOB_FIELDS}

@@ -229,6 +229,8 @@ class BalsamJob(Record, peewee.Model):
         exit_0_is_done_after_stop: bool
         start_after: int | None
         told_to_stop: int | None
+        keep_background: bool
+        launcher_deaths: int
         created: int
         origin: str
 
@@ -751,6 +753,7 @@ class ApplicationDefinition(Record, peewee.Model):
         handle_error: str
         handle_timeout: str
         exit_0_is_done_after_stop: bool
+        keep_background: bool
 
     id = Number()
 

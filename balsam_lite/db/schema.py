@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import spec, states
 
-VERSION = 5
+VERSION = 6
 
 _SQL_TYPE = {
     "count": "INTEGER",

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from balsam_lite import states
 from balsam_lite.db import events, location, queries
-from balsam_lite.db.store import apps, claims, graph, insert, leases, steps, user
+from balsam_lite.db.schema import FREE
+from balsam_lite.db.store import apps, claims, graph, insert, leases, moves, steps, user
 from balsam_lite.errors import (
     AmbiguousJobId,
     DependencyCycle,
@@ -337,6 +338,84 @@ def test_that_a_short_id_that_is_taken_is_drawn_anew_with_its_workdir(db, monkey
 def test_that_an_app_name_is_taken_once(db):
     with pytest.raises(DuplicateApp), db.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "other"})
+
+
+# --- many jobs at once ------------------------------------------------------------------------------------------------
+
+
+def events_of(db, job):
+    with db.read() as cx:
+        return cx.execute("SELECT from_state, to_state, time FROM event WHERE job = ? ORDER BY id", (job,)).fetchall()
+
+
+def statements(db, work):
+    """The statements that `work(cx)` executes in a transaction of its own."""
+    seen = []
+    with db.write() as cx:
+        cx.set_trace_callback(seen.append)
+        work(cx)
+        cx.set_trace_callback(None)
+    return seen
+
+
+def test_that_jobs_that_change_alike_are_claimed_and_ended_by_one_update_each_time(db):
+    def turn(jobs):
+        add(db, *[{}] * jobs)
+        lease = open_lease(db)
+        claiming = statements(db, lambda cx: taken.extend(claims.take(cx, lease, Slots(jobs), claims.Filter(), 2).to_run))
+        exits = [claims.Exit(claim.job, 1, states.RUN_DONE, 0, "", 3, 4) for claim in taken[-jobs:]]
+        ending = statements(db, lambda cx: claims.finish(cx, lease, exits, 5))
+        return [[sql.split()[0] for sql in one if "UPDATE job" in sql] for one in (claiming, ending)], len(claiming)
+
+    taken = []
+    few, many = turn(2), turn(50)
+    assert few == many
+    assert few[0] == [["UPDATE"], ["UPDATE"]]
+    assert {state(db, claim.job) for claim in taken} == {"JOB_FINISHED"}
+
+
+def test_that_each_job_gets_its_own_events_in_order_however_they_are_grouped(db):
+    alike = add(db, {}, {}, {})
+    other = add(db, {"max_retries": 1})
+    lease = open_lease(db)
+    taken = {claim.job: claim for claim in take(db, lease)}
+    codes = dict(zip([*alike, *other], (0, 0, 3, 3)))
+    results = {0: states.RUN_DONE, 3: states.RUN_ERROR}
+    exits = [claims.Exit(job, taken[job].attempt, results[code], code, "", 10 + job, 20 + job) for job, code in codes.items()]
+    with db.write() as cx:
+        claims.finish(cx, lease, exits, 30)
+    start = [("CREATED", "PREPROCESSED", 2), ("PREPROCESSED", "RUNNING", 2)]
+    ends = {"done": ["RUN_DONE", "JOB_FINISHED"], "failed": ["RUN_ERROR", "FAILED"], "again": ["RUN_ERROR", "RESTART_READY"]}
+    for job, end in zip([*alike, *other], ("done", "done", "failed", "again")):
+        path = ["RUNNING", *ends[end]]
+        assert events_of(db, job) == [*start, *((a, b, 20 + job) for a, b in zip(path, path[1:]))]
+        with db.read() as cx:
+            row = queries.job(cx, job)
+        assert (row["state"], row["return_code"], row["lease"], row["retries"]) == (
+            path[-1],
+            codes[job],
+            None,
+            int(end == "again"),
+        )
+
+
+def test_that_no_job_changes_if_one_of_many_is_not_in_the_expected_state(db):
+    jobs = add(db, {}, {}, {})
+    user.kill(db, jobs[1:2])
+    with pytest.raises(RuntimeError, match="3 jobs were to change their state, 2 did"), db.write() as cx:
+        moves.move(cx, [moves.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP)
+    assert [state(db, job) for job in jobs] == ["CREATED", "USER_KILLED", "CREATED"]
+
+
+def test_that_jobs_are_updated_by_their_numbers_and_no_index_is_searched(db):
+    jobs = add(db, *[{}] * 20)
+    changes = statements(
+        db, lambda cx: moves.move(cx, [moves.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP, only_if=FREE)
+    )
+    (update,) = (sql for sql in changes if "UPDATE job" in sql)
+    with db.read() as cx:
+        plan = [row[3] for row in cx.execute(f"EXPLAIN QUERY PLAN {update}") if " job" in row[3]]
+    assert plan == ["SEARCH job USING INTEGER PRIMARY KEY (rowid=?)"]
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

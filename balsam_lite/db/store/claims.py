@@ -561,7 +561,8 @@ def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int
         return
     query = "SELECT id, state FROM job WHERE id IN (SELECT value FROM json_each(?)) AND lease = ?"
     held = cx.execute(query, (listed, lease)).fetchall()
-    cx.executemany("UPDATE job SET lease = NULL WHERE id = ?", [(job,) for job, _ in held])
+    update = "UPDATE job NOT INDEXED SET lease = NULL WHERE id IN (SELECT value FROM json_each(?)) AND lease = ?"
+    cx.execute(update, (listed, lease))
     graph.released(cx, held, now_us)
 
 

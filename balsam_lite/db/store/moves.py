@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from ... import spec, states
@@ -45,23 +46,29 @@ def move(
     """Carry out `moves`, all by the same actor, and set further `columns` ("lease = NULL") of each job.
 
     `values` holds, per move, the parameters of `columns`; `only_if` is a condition that each job must meet. Steps before and
-    after the actor's are the program's own (STEP).
+    after the actor's are the program's own (STEP). Jobs with the same path and the same values change by one UPDATE.
 
     Raises:
-        IllegalTransition: the state table has no such edge.
+        IllegalTransition: the state table has no such edge; nothing was written.
+        RuntimeError: a job is not in the first state of its path, or does not meet `only_if`; the transaction must be given up.
     """
     if not moves:
         return
-    for path in {m.path for m in moves}:
+    alike: dict[tuple[tuple[str, ...], tuple[object, ...]], list[int]] = {}
+    for m, extra in zip(moves, values or repeat(())):
+        alike.setdefault((m.path, extra), []).append(m.job)
+    for path, _ in alike:
         _check(path, actor)
     columns, only_if = f", {columns}" if columns else "", f" AND {only_if}" if only_if else ""
-    parameters = [(m.path[-1], *extra, m.job, m.path[0]) for m, extra in zip(moves, values or ((),) * len(moves))]
-    changed = cx.executemany(f"UPDATE job SET state = ?{columns} WHERE id = ? AND state = ?{only_if}", parameters).rowcount
+    # NOT INDEXED allows the primary key alone: SQLite cannot tell that it finds fewer rows than an index of `state` or `lease`.
+    update = f"""UPDATE job NOT INDEXED SET state = ?{columns}
+        WHERE id IN (SELECT value FROM json_each(?)) AND state = ?{only_if}"""
+    changed = 0
+    for (path, extra), jobs in alike.items():
+        changed += cx.execute(update, (path[-1], *extra, id_list(jobs), path[0])).rowcount
     if changed != len(moves):
         raise RuntimeError(f"{len(moves)} jobs were to change their state, {changed} did; nothing was written")
-    cx.executemany(
-        "INSERT INTO event (job, time, from_state, to_state, message, data) VALUES (?, ?, ?, ?, ?, ?)", _events(moves)
-    )
+    _record(cx, moves)
     count(cx, Counter((m.path[0], m.path[-1]) for m in moves))
 
 
@@ -71,11 +78,28 @@ def _check(path: tuple[str, ...], actor: str) -> None:
             raise IllegalTransition(f"A {actor} cannot move a job from {source} to {target}.")
 
 
-def _events(moves: Iterable[Move]) -> Iterable[tuple[object, ...]]:
-    for job, path, time_us, messages, data in moves:
-        for step, source in enumerate(path[:-1]):
-            message = messages[step] if step < len(messages) else ""
-            yield job, time_us, source, path[step + 1], message, data[step] if step < len(data) else None
+def _record(cx: sqlite3.Connection, moves: Sequence[Move]) -> None:
+    """Insert the events of `moves`: of each job in the order of its path."""
+    if len({m[1:] for m in moves}) > 1:
+        cx.executemany(
+            "INSERT INTO event (job, time, from_state, to_state, message, data) VALUES (?, ?, ?, ?, ?, ?)",
+            ((m.job, *step) for m in moves for step in _steps(m)),
+        )
+        return
+    jobs = id_list(m.job for m in moves)
+    for step in _steps(moves[0]):
+        cx.execute(
+            """INSERT INTO event (job, time, from_state, to_state, message, data)
+            SELECT value, ?, ?, ?, ?, ? FROM json_each(?)""",
+            (*step, jobs),
+        )
+
+
+def _steps(m: Move) -> Iterator[tuple[object, ...]]:
+    """The time, states, message and data of each event."""
+    for step, source in enumerate(m.path[:-1]):
+        message = m.messages[step] if step < len(m.messages) else ""
+        yield m.time_us, source, m.path[step + 1], message, m.data[step] if step < len(m.data) else None
 
 
 def count(cx: sqlite3.Connection, moved: Counter[tuple[str | None, str | None]]) -> None:

@@ -358,7 +358,8 @@ import sys
 before = set(sys.modules)
 from balsam_lite.cli.main import main
 main({words!r})
-sys.stderr.write("\\n".join(sorted(set(sys.modules) - before)))
+loaded = [name for name, module in sys.modules.items() if type(module).__name__ != "_Postponed" and name not in before]
+sys.stderr.write("\\n".join(loaded))
 """
 
 
@@ -395,6 +396,15 @@ assert not hasattr(colorsys, "__file__")
 from colorsys import rgb_to_hsv
 assert colorsys.rgb_to_hsv is rgb_to_hsv is sys.modules["colorsys"].rgb_to_hsv
 assert rgb_to_hsv(0, 0, 0) == (0.0, 0.0, 0)
+run._postpone("sched")
+from sched import *
+assert scheduler.__module__ == "sched"
+run._postpone("decimal")
+import decimal
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(8) as pool:
+    found = set(pool.map(lambda _: decimal.Decimal, range(8)))
+assert found == {sys.modules["decimal"].Decimal}
 """
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environ)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import outputs, spec, states
 from ..db.store.claims import Claim
@@ -24,10 +24,12 @@ from ..errors import LaunchError, MachineTrouble
 from . import commands, interpreter, order, process, report
 from .failpoints import failpoint
 from .spawner import Request, Spawner
-from .staging import links, transfers
+from .staging import links
 from .staging.files import shown
-from .staging.remote import Run
 from .trouble import Machine
+
+if TYPE_CHECKING:
+    from .staging.remote import Run
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +229,8 @@ class Steps:
         self._make_directory(directory)
         link_inputs(claim, self._context)
         if claim.stage_in_url and claim.state != states.STAGED_IN:
+            from .staging import transfers
+
             transfers.stage_in(claim.stage_in_url, directory, self._runner_of(task), lambda: task.stop is not None)
             task.reached.append(states.STAGED_IN)
         if claim.preprocess:
@@ -245,6 +249,8 @@ class Steps:
             if stages_out:
                 return  # a step of its own: the script may have moved the job
         if stages_out:
+            from .staging import transfers
+
             directory = commands.workdir(claim, self._context)
             run, is_cancelled = self._runner_of(task), lambda: task.stop is not None
             done = transfers.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)

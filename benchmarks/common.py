@@ -28,6 +28,9 @@ from balsam_lite.db.store import apps, claims, insert
 IDLE_TTL_S = 1.0
 TRUE = shutil.which("true") or "/bin/true"
 _TICKS = os.sysconf("SC_CLK_TCK")
+#: Source: prctl(2), Linux 3.4 and later.
+_PR_SET_CHILD_SUBREAPER = 36
+_ORPHANS_END_S = 30.0
 
 
 # --- the command line, the result -------------------------------------------------------------------------------------
@@ -240,6 +243,7 @@ class Ended(NamedTuple):
     seconds: float
     own_cpu_s: float
     children_cpu_s: float  # of the children that it waited for
+    helpers_cpu_s: float  # in that, what lasting children used themselves, without their own children; as last seen
     max_rss_mb: float  # ru_maxrss; Linux never gives less than its parent had when it was started
     peak_rss_mb: float  # the highest VmHWM that was seen, which is its own; 0 where there is none
 
@@ -251,25 +255,28 @@ class Running:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         actions = ((os.POSIX_SPAWN_OPEN, 1, output, flags, 0o666), (os.POSIX_SPAWN_DUP2, 1, 2))
         self.argv, self._output, self._peak = list(argv), output, 0.0
+        self._children: dict[int, list[float]] = {}  # pid -> CPU seconds of its own, each time it was seen
         self.started_at = time.time()
         self._started = time.monotonic()
         self.pid = os.posix_spawn(argv[0], list(argv), os.environ, file_actions=actions)
 
-    def sample_memory(self) -> None:
-        """Remember the process's peak so far. At its end it is too late to ask."""
+    def sample(self) -> None:
+        """Remember the process's peak so far, and what its children have used. At its end it is too late to ask."""
         try:
             with open(f"/proc/{self.pid}/status", encoding="ascii", errors="replace") as file:
                 found = [line.split()[1] for line in file if line.startswith("VmHWM:")]
         except OSError:
             return
         self._peak = max([self._peak, *(int(kib) / 1024 for kib in found)])
+        for child in _children_of(self.pid):
+            self._children.setdefault(child, []).append(sum(_times_of(child)[:2]))
 
     def wait(self, limit_s: float, sample_every_s: float = 0.25) -> Ended:
         """Wait for the end; at `limit_s` kill it and raise RuntimeError, also if its exit code is not 0."""
         handle = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         try:
             while not self._has_ended(handle, sample_every_s):
-                self.sample_memory()
+                self.sample()
                 if time.monotonic() - self._started > limit_s:
                     os.kill(self.pid, 9)
                     os.waitpid(self.pid, 0)
@@ -295,18 +302,14 @@ class Running:
 
     def _reaped(self, seconds: float) -> Ended:
         # A zombie still has its times, its own and its children's apart; after wait4 only the sum is left.
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b") ")[2].split()
-            times = [int(ticks) / _TICKS for ticks in fields[11:15]]  # utime stime cutime cstime
-        except OSError:
-            times = []
+        times = _times_of(self.pid)
         _, status, used = os.wait4(self.pid, 0)
         if not times:
             times = [used.ru_utime, used.ru_stime, 0.0, 0.0]
         unit = 1024 if sys.platform.startswith("linux") else 1024 * 1024
+        helpers_s = sum(seen[-1] for seen in self._children.values() if len(seen) > 1)
         code = os.waitstatus_to_exitcode(status)
-        return Ended(code, seconds, sum(times[:2]), sum(times[2:]), used.ru_maxrss / unit, self._peak)
+        return Ended(code, seconds, sum(times[:2]), sum(times[2:]), helpers_s, used.ru_maxrss / unit, self._peak)
 
     def _said(self) -> str:
         try:
@@ -314,6 +317,46 @@ class Running:
                 return file.read()[-2000:]
         except OSError:
             return ""
+
+
+def _times_of(pid: int) -> list[float]:
+    """CPU seconds of a process: user, system, and the same of the children that it waited for; [] where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return [int(ticks) / _TICKS for ticks in file.read().rpartition(b") ")[2].split()[11:15]]
+    except (OSError, ValueError):
+        return []
+
+
+def _children_of(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def _adopt_orphans() -> None:
+    """Let what the children of this process leave running be this process's, so that its time is counted (Linux only)."""
+    import ctypes
+
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _orphans_cpu_s() -> float:
+    """Wait for what a child has left to this process: the CPU seconds of that. RuntimeError if it does not end in time."""
+    used_s, give_up_at = 0.0, time.monotonic() + _ORPHANS_END_S
+    while True:
+        try:
+            pid, _, used = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return used_s
+        used_s += used.ru_utime + used.ru_stime if pid else 0.0
+        if not pid:
+            if time.monotonic() > give_up_at:
+                raise RuntimeError(f"processes that the launcher left did not end within {_ORPHANS_END_S:.0f} s")
+            time.sleep(0.01)
 
 
 def seconds_of(argv: Sequence[str]) -> float:
@@ -358,8 +401,13 @@ def launcher_argv(commands: Commands, directory: str, nodes: int, job_mode: str 
 def run_launcher(
     commands: Commands, directory: str, nodes: int, jobs: int, limit_s: float, job_mode: str = "serial"
 ) -> tuple[Ended, Span]:
-    """Let a launcher do all of the jobs; RuntimeError unless all of them finished."""
+    """Let a launcher do all of the jobs; RuntimeError unless all of them finished. Nothing else may run meanwhile.
+
+    What it leaves running is waited for, and counts as its children.
+    """
+    _adopt_orphans()
     ended = Running(launcher_argv(commands, directory, nodes, job_mode), f"{directory}.launcher").wait(limit_s)
+    ended = ended._replace(children_cpu_s=ended.children_cpu_s + _orphans_cpu_s())
     span = span_of(directory)
     if span.finished != jobs:
         raise RuntimeError(f"{span.finished} of {jobs} jobs finished; see {directory}")

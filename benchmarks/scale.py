@@ -195,7 +195,7 @@ def first_start(bench: common.Bench, directory: str) -> tuple[float, float]:
             time.sleep(0.02)
             found = cx.execute(query, (before,)).fetchone()[0]
         time.sleep(_WORK_S)
-        launcher.sample_memory()
+        launcher.sample()
         os.kill(launcher.pid, signal.SIGTERM)
         ended = launcher.wait(60)
     if found is None:

@@ -3,9 +3,11 @@
 1. N x /bin/true, each in its own directory with its own output file, by `balsam launcher --consume-all --job-mode serial
    --nodes <cores>` in a process of its own. `ratio` is tasks per second from the first RUNNING to the last JOB_FINISHED event
    over the mean of the bare loop's rate right before and right after; `ratio_whole` takes the whole time of the launcher's
-   process instead, from before it is started to after it has ended, which it does when its last job has. The programs get no
+   process instead, from before it is started to after it has ended, which it does when its last job has. `ratio_all` takes
+   that and the time in which the DB was made and the jobs were put into it. The programs get no
    arguments, as in the bare loop: GNU `true` costs a third more with one, because it sets its locale. CPU milliseconds
-   per task are the launcher's own and those of the tasks (in the bare loop they are one sum). Bytes per job are those of the
+   per task are the launcher's own and those of its children: its helpers' and the tasks' (in the bare loop they are one sum);
+   `cpu_to_limit` is their sum over the bare loop's, which a busy machine changes least. Bytes per job are those of the
    database file after a WAL checkpoint, without those of the empty one.
    Each of `--slots-per-node` (node_packing_count) is tried `--repeat` times in turn; the one with the best median ratio is
    reported, the others are in `tried`.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+import time
 from typing import Any
 
 import common
@@ -30,7 +33,9 @@ _SLEEP_S, _SLEEP_NODES, _SLEEP_PACKING = 0.1, 2, 32
 def true_round(bench: common.Bench, limit: Limit, jobs: int, packing: int) -> dict[str, Any]:
     """N x /bin/true with so many slots per node, the bare loop before and after."""
     directory = bench.new_directory()
+    began = time.monotonic()
     common.make_db_with_jobs(directory, common.TRUE, common.job_dicts(jobs, args="", node_packing_count=packing))
+    filling_s = time.monotonic() - began
     before = limit.measure(jobs)
     ended, span = common.run_launcher(bench.commands, directory, common.cores(), jobs, 60 + jobs / 20)
     after = limit.measure(jobs)
@@ -40,11 +45,14 @@ def true_round(bench: common.Bench, limit: Limit, jobs: int, packing: int) -> di
         "slots_per_node": packing,
         "ratio": rate / bare,
         "ratio_whole": whole / bare,
+        "ratio_all": jobs / (ended.seconds + filling_s) / bare,
         "tasks_per_s": rate,
         "tasks_per_s_whole": whole,
         "limit_per_s": [before.spawns_per_s, after.spawns_per_s],
         "cpu_ms_per_task": (ended.own_cpu_s + ended.children_cpu_s) / jobs * 1000,
+        "cpu_to_limit": (ended.own_cpu_s + ended.children_cpu_s) / jobs * 1000 / _mean_cpu(before, after),
         "launcher_cpu_ms_per_task": ended.own_cpu_s / jobs * 1000,
+        "helpers_cpu_ms_per_task": ended.helpers_cpu_s / jobs * 1000,
         "children_cpu_ms_per_task": ended.children_cpu_s / jobs * 1000,
         "limit_cpu_ms_per_spawn": _mean_cpu(before, after),
         "launcher_max_rss_mb": ended.max_rss_mb,
@@ -93,6 +101,7 @@ def sleep_round(bench: common.Bench, limit: Limit, jobs: int) -> dict[str, Any]:
         "ideal_s": ideal_s,
         "seconds": span.seconds,
         "sleep_launcher_cpu_ms_per_task": ended.own_cpu_s / jobs * 1000,
+        "sleep_cpu_ms_per_task": (ended.own_cpu_s + ended.children_cpu_s) / jobs * 1000,
     }
 
 

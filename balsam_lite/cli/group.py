@@ -233,6 +233,7 @@ class BalsamCommand(_Helpful):
         return items + super().shell_complete(ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
+        gc.freeze()  # what was imported stays; looking through all of it would be the first thing that is done
         gc.enable()
         return super().invoke(ctx)
 

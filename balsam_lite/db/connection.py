@@ -37,7 +37,7 @@ from ..errors import (
     UnsafeFilesystem,
 )
 from ..settings import SettingsWarning
-from . import binding, filesystem, migrations, readonly, schema
+from . import binding, filesystem, migrations, readonly, schema, wal
 
 if TYPE_CHECKING:
     from .session import SessionLock
@@ -59,6 +59,9 @@ AT_WORK = "kind IN ('launcher', 'service')"
 _CHECKPOINT_PAGES = 4000
 #: How long network file systems remember names that are gone, in seconds: NFS 3 to 60 (acdirmin and acdirmax of nfs(5)).
 _STALE_NAMES_S = 5.0
+#: How long another process may take to notice that the WAL that it has open was removed, in seconds. A launcher looks
+#: twenty times a second.
+_UNNOTICED_S = 10.0
 
 #: Connections of a parent process, seen after a fork. Closing them here would drop the parent's locks, so they are kept.
 _of_the_parent: list[sqlite3.Connection] = []
@@ -66,6 +69,8 @@ _of_the_parent: list[sqlite3.Connection] = []
 
 #: The connections of this process that are open, so that they can be closed at its end.
 _open_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+#: DBs whose `-shm` was removed while threads of this process had it open.
+_separated: set[str] = set()
 
 
 class _Connection(sqlite3.Connection):
@@ -75,11 +80,14 @@ class _Connection(sqlite3.Connection):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.owner = (os.getpid(), threading.get_ident())
         self.folder = ""  # of the private copy that it has open, which goes with it
+        self.path = ""  # of the database
+        self.is_open = True
         _close_at_exit()
         _open_connections.add(self)
 
     def close(self) -> None:
         super().close()
+        self.is_open = False
         if self.folder:
             import shutil
 
@@ -113,8 +121,10 @@ def at_exit(function: Callable[[], object]) -> None:
 class _ThreadState(threading.local):
     """What one thread has open."""
 
-    connection: sqlite3.Connection | None = None
+    connection: _Connection | None = None
     file: tuple[int, int] | None = None  # what the connection has open
+    sides: wal.Sides | None = None  # the WAL and its index that it has open, if others use them, too
+    has_saved = False  # what was only in a WAL that was removed
     transaction = ""  # "", "read" or "write"
     lock: SessionLock | None = None  # of the session that is open on a shared file system
     unlocked: DatabaseReadOnly | None = None  # why the session that is open has no lock: it can only read
@@ -171,8 +181,7 @@ class Database:
             yield thread.connection
             return
         with self.session(), _translated(self.directory):
-            cx = self._connection()
-            self._begin(cx, "BEGIN")
+            cx = self._begin("BEGIN")
             thread.transaction = "read"
             try:
                 yield cx
@@ -197,10 +206,10 @@ class Database:
             raise RuntimeError("a write transaction cannot start inside a read transaction")
         loading.refuse()
         with self.session(), _translated(self.directory):
-            cx = self._connection()
+            self._connection()
             if thread.read_as or thread.unlocked:
                 raise thread.unlocked or self._read_only("you can only read it")
-            self._begin(cx, "BEGIN IMMEDIATE")
+            cx = self._begin("BEGIN IMMEDIATE")
             thread.transaction = "write"
             try:
                 yield cx
@@ -256,8 +265,7 @@ class Database:
                 yield self
             return
         with _translated(self.directory):
-            cx = self._connection()
-            self._begin(cx, "BEGIN IMMEDIATE")
+            cx = self._begin("BEGIN IMMEDIATE")
         reader = Database(self.directory, self.access, busy_timeout_s=self.busy_timeout_s, expiry_s=self._expiry_s)
         try:
             yield reader
@@ -271,9 +279,11 @@ class Database:
             raise RuntimeError(f"{statement} cannot run inside a transaction")
         rows: list[tuple[object, ...]] = []
         with self.session(), _translated(self.directory):
-            cx = self._connection()
+            self._connection()
             self._refuse_if_lost()
             self._refuse_if_gone()
+            self._patiently(self._save_the_wal)
+            cx = self._connection()
             self._patiently(lambda: rows.extend(cx.execute(statement)))
         return rows
 
@@ -285,10 +295,13 @@ class Database:
         if self.access != filesystem.LOCAL:
             return True
         with _translated(self.directory):
-            cx = self._connection()
+            self._connection()
             self._refuse_if_gone()
+            if self._is_separated():
+                self._patiently(self._save_the_wal)
             if self._thread().read_as:
                 return True
+            cx = self._connection()
             version = int(cx.execute("PRAGMA data_version").fetchone()[0])
         changed, self._seen_version = version != self._seen_version, version
         return changed
@@ -344,11 +357,14 @@ class Database:
         The process that keeps the checkpoints of a local DB moves the WAL into the file first, even if others have it open.
         """
         thread = self._thread()
+        if thread.connection is not None and self._is_separated():
+            with suppress(BalsamError, sqlite3.Error):  # what can be done was, and nothing more is written
+                self._save_the_wal()
         if thread.connection is not None:
             if self._keeps_checkpoints and self.access == filesystem.LOCAL:
                 self._empty_the_wal(thread.connection)
             thread.connection.close()
-        thread.connection = None
+        thread.connection = thread.sides = None
 
     def _empty_the_wal(self, cx: sqlite3.Connection) -> None:
         try:
@@ -372,6 +388,86 @@ class Database:
                 f"The DB {self.directory} was replaced by another one; the one that this program has open is gone.",
                 hint="Start the program again to use the new one.",
             )
+
+    def _is_separated(self) -> bool:
+        """Return whether the WAL or the `-shm` that is open here was removed or replaced."""
+        sides = self._thread().sides
+        return sides is not None and wal.sides_of(self.path) != sides
+
+    def _save_the_wal(self) -> None:
+        """Put back a WAL that was separated from the file while it was open, and close the connection; else do nothing.
+
+        Raises:
+            DatabaseGone: others have written since to what took its place. sqlite3.OperationalError: another one is writing.
+        """
+        thread = self._thread()
+        cx, mine = thread.connection, thread.sides
+        if cx is None or mine is None or not self._is_separated():
+            return
+        if readonly.is_refused(self.directory, self.path):  # it has written nothing
+            self._abandon()
+            return
+        cx.execute("BEGIN IMMEDIATE")
+        try:
+            self._refuse_if_gone()
+            lost = wal.put_back(self.path, mine)
+        except OSError as exc:
+            full = filesystem.why_full(self.directory, exc.errno)
+            if full:
+                raise DatabaseFull(
+                    f"{full}; the DB's WAL, which was removed, could not be put back.", hint="Free some space."
+                ) from exc
+            raise DatabaseError(f"The WAL of the DB {self.directory} was removed and cannot be put back: {exc}") from exc
+        finally:
+            cx.execute("ROLLBACK")
+        if lost:
+            self._abandon()
+            raise DatabaseGone(
+                f"{self.path}-wal or -shm was removed or replaced while this program had it open, and {lost}. What was "
+                "committed here since the last checkpoint is lost.",
+                hint="Never remove these files while a program uses the DB. `balsam db check` tells what state it is in.",
+            )
+        if wal.sides_of(self.path).shm != mine.shm:
+            # Others with the same -shm find then that there is nothing for them to save. FULL, since TRUNCATE would do so, too,
+            # where one of them has done this and written on.
+            if cx.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
+                raise sqlite3.OperationalError("the WAL is locked by another process")
+            _separated.add(self.path)
+            thread.has_saved = True
+        self._abandon()
+        import logging  # here, not above: hardly any command needs it
+
+        logging.getLogger(__name__).warning(
+            "%s-wal or -shm was removed or replaced while this program had it open; what was in it has been saved.", self.path
+        )
+
+    def _is_open_here(self) -> bool:
+        return any(one.is_open and one.path == self.path and one.owner[0] == os.getpid() for one in _open_connections)
+
+    def _await_own_threads(self) -> None:
+        """Raise sqlite3.OperationalError while a thread has a `-shm` open that was removed: a new connection would use it."""
+        if self.path in _separated and self._is_open_here():
+            raise sqlite3.OperationalError("the WAL is locked: another thread has it open")
+        _separated.discard(self.path)
+
+    def _refuse_if_separated(self) -> None:
+        """Raise DatabaseError where another process has a WAL open that was removed: this one would go on without it."""
+        if None not in wal.sides_of(self.path) or self._is_open_here():
+            return
+        started, pause = time.monotonic(), 0.001
+        while True:  # one that has just begun to open or to close the DB has none either
+            holder = wal.holder_of(self.path)
+            if holder is None or None not in wal.sides_of(self.path):
+                return
+            if time.monotonic() - started > min(_UNNOTICED_S, self.busy_timeout_s):
+                raise DatabaseError(
+                    f"{self.path}-wal or -shm was removed, while process {holder} has it open. What that process has written "
+                    "may be nowhere else.",
+                    hint=f"End that process in good order (not by kill -9): it then moves what it has into {FILE_NAME}. Copy "
+                    "the directory before.",
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
 
     def _refuse_if_overtaken(self) -> None:
         thread = self._thread()
@@ -407,7 +503,8 @@ class Database:
 
     def _abandon(self) -> None:
         """Close without touching the file, which is somebody else's: no checkpoint, as SQLite makes one when it closes."""
-        cx = self._thread().connection
+        thread = self._thread()
+        cx, thread.connection, thread.sides = thread.connection, None, None
         if cx is None:
             return
         if cx.in_transaction:
@@ -416,14 +513,14 @@ class Database:
             cx.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         else:
             cx.interrupt()  # a checkpoint looks for it at every page, and only the next statement forgets it
-        self.close()
+        cx.close()
 
     def _thread(self) -> _ThreadState:
         if self._state.process != os.getpid():
             self._state.after_fork()
         return self._state
 
-    def _connection(self) -> sqlite3.Connection:
+    def _connection(self) -> _Connection:
         thread = self._thread()
         if thread.connection is not None and thread.read_as and not thread.unlocked and thread.read_as != self._state_there():
             self.close()
@@ -431,15 +528,24 @@ class Database:
             thread.connection = self._open()
         return thread.connection
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> _Connection:
         thread = self._thread()
         thread.file, thread.read_as, thread.is_immutable = self._file_there(), None, False
+        thread.sides = None
         if not self._is_upgrading:
             self._refuse_if_emptied()
         if thread.unlocked:
             return self._open_copy()
+        if self.access == filesystem.LOCAL and not readonly.is_refused(self.directory, self.path):
+            self._patiently(self._await_own_threads)
+            if not thread.has_saved:  # else all is in the file, also what others had written who have not noticed yet
+                self._refuse_if_separated()
+            thread.has_saved = False
         try:
-            return self._open_as(self.path, "mode=rw")
+            cx = self._open_as(self.path, "mode=rw")
+            if self.access == filesystem.LOCAL and not self._is_upgrading:
+                thread.sides = wal.sides_of(self.path)  # they are open since it was read
+            return cx
         except sqlite3.OperationalError as exc:
             if self._is_upgrading or _is_busy(exc) or not readonly.is_refused(self.directory, self.path):
                 raise
@@ -462,7 +568,7 @@ class Database:
                 "the file first.",
             )
 
-    def _open_copy(self) -> sqlite3.Connection:
+    def _open_copy(self) -> _Connection:
         """Open a private copy of the file, which is removed when it is closed."""
         from . import session
 
@@ -471,7 +577,7 @@ class Database:
         copy = readonly.private_copy(self.path, lambda: lock.look() is None or lock.dead() is not None, self.busy_timeout_s)
         return self._open_as(copy, "mode=rw", os.path.dirname(copy))
 
-    def _open_as(self, path: str, options: str, folder: str = "") -> sqlite3.Connection:
+    def _open_as(self, path: str, options: str, folder: str = "") -> _Connection:
         uri = f"file:{quoted(path)}?{options}"
         opened: list[_Connection] = []
 
@@ -483,7 +589,7 @@ class Database:
         except sqlite3.Error as exc:
             raise _translation(exc, self.directory) from exc
         (cx,) = opened
-        cx.folder = folder
+        cx.folder, cx.path = folder, path
         try:
             self._patiently(lambda: self._prepare(cx))
         except BaseException:
@@ -530,20 +636,31 @@ class Database:
             mine = cx.execute(query).fetchone() is None
         cx.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
-    def _begin(self, cx: sqlite3.Connection, statement: str) -> None:
+    def _begin(self, statement: str) -> sqlite3.Connection:
+        """Begin a transaction by that statement; return the connection, which may be a new one."""
+
+        begun: list[_Connection] = []
+
         def begin() -> None:
+            cx = self._connection()
             cx.execute(statement)
             try:
                 self._refuse_if_gone()  # whoever removes it may have held the lock until now
+                if self._is_separated():
+                    cx.execute("ROLLBACK")
+                    self._save_the_wal()
+                    raise sqlite3.OperationalError("the WAL that was locked was removed")  # once more, with the new one
                 version = migrations.version_of(cx)  # takes the read lock, which may be busy for a moment
                 if version != schema.VERSION and not self._is_upgrading:  # somebody has upgraded it meanwhile
                     migrations.refuse_unready(version, self.directory)
+                begun.append(cx)
             except BaseException:
-                if cx.in_transaction:
+                if cx.is_open and cx.in_transaction:
                     cx.execute("ROLLBACK")
                 raise
 
         self._patiently(begin)
+        return begun[0]
 
     def _patiently(self, action: Callable[[], None]) -> None:
         """Retry while the file is busy. SQLite's own waiting is unfair, so wait a random, slowly growing time.

@@ -189,7 +189,8 @@ class Database:
                 self._refuse_if_overtaken()
             finally:
                 thread.transaction = ""
-                cx.execute("ROLLBACK")
+                if cx.in_transaction:  # an I/O error can make SQLite roll back by itself
+                    cx.execute("ROLLBACK")
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -600,8 +601,10 @@ class Database:
     def _prepare(self, cx: sqlite3.Connection) -> None:
         if self.access != filesystem.LOCAL:
             cx.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first access: then WAL needs no shared memory
-        # Another host may open the file after any commit, so there each has to be in the file, not in this host's memory.
-        cx.execute(f"PRAGMA synchronous = {'NORMAL' if self.access == filesystem.LOCAL else 'FULL'}")
+        # What was committed survives a power cut, so that no attempt number is given out twice. (NORMAL syncs the WAL at
+        # checkpoints only: https://sqlite.org/pragma.html#pragma_synchronous.) On a shared file system another host may open
+        # the file after any commit, so each commit has to be in the file, not in this host's memory.
+        cx.execute("PRAGMA synchronous = FULL")
         if self._is_upgrading:
             cx.execute("PRAGMA wal_autocheckpoint = 0")  # a launcher may be at it
             return

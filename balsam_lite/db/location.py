@@ -12,7 +12,7 @@ from ..errors import BalsamError, DatabaseBusy, DatabaseError, InputError, NoDat
 from ..settings import Settings, SettingsWarning
 from . import binding, connection, filesystem, registry
 from .connection import Database
-from .small_files import write_json
+from .small_files import sync_directory, write_json
 
 DB_VARIABLE = "BALSAM_DB_PATH"
 SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
@@ -139,6 +139,9 @@ def set_up(directory: str, access: str | None = None, say: Callable[[str], None]
     refuse_name(directory)
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise InputError(f"{directory} is not a directory")
+    parent = os.path.dirname(directory)
+    while not os.path.isdir(parent):
+        parent = os.path.dirname(parent)
     try:
         for folder in ("", DATA, LOG, QSUBMIT):
             os.makedirs(os.path.join(directory, folder), exist_ok=True)
@@ -155,7 +158,16 @@ def set_up(directory: str, access: str | None = None, say: Callable[[str], None]
     if said[0]:
         write_json(os.path.join(directory, MARKER), {"access": access, "id": os.urandom(16).hex()})
         say(said[0])
+    _sync_names(directory, parent)
     return database
+
+
+def _sync_names(directory: str, top: str) -> None:
+    """Wait until the names from `directory` up to those in `top` are on the disk: SQLite syncs those of its own files only."""
+    sync_directory(directory)
+    while directory != top:
+        directory = os.path.dirname(directory)
+        sync_directory(directory)
 
 
 def refuse_name(directory: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..clock import SystemClock
 from ..errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull, InputError, NotABalsamDB
 from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
-from . import binding, connection, filesystem, migrations, queries
+from . import binding, connection, filesystem, migrations, queries, small_files
 from .connection import Database
 from .store import leases, tags
 
@@ -44,10 +44,10 @@ def backup(db: Database, path: str, *, force: bool = False, replaces: bool = Fal
     try:
         _copy(db, temporary, path, replaces)
         os.chmod(temporary, os.stat(db.path).st_mode & 0o777)
-        _sync(temporary)
+        small_files.sync(temporary)
         _refuse_path(db, path, force)  # somebody may have made it meanwhile
         os.replace(temporary, path)
-        _sync(os.path.dirname(path))
+        small_files.sync_directory(os.path.dirname(path))
     except OSError as exc:
         raise DatabaseError(f"The backup {path} cannot be written: {exc}") from exc
     finally:
@@ -89,14 +89,6 @@ def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
 
 
 _SEE_CHECK = "`balsam db check` tells more; `balsam db salvage NEW_DIR` reads what can be read."
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- vacuum -----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ def leave(path: str, author: Author, outcome: bytes) -> None:
     temporary = f"{path}.{os.uname().nodename}.{os.getpid()}"  # ranks on two hosts may have the same pid
     with open(temporary, "wb") as file:
         file.write(json.dumps(author._asdict()).encode() + b"\n" + outcome)
+        file.flush()
+        os.fsync(file.fileno())  # a finished job survives a power cut, so its result has to
     try:
         if not _linked(temporary, path):
             before = _author_of(path)

@@ -67,6 +67,7 @@ def _move_by_copy(entry: Entry, db: Database, source: str, target: str) -> Moved
     _copy(db, source, target)
     try:
         moved = _arrive(entry, source, target)
+        os.sync()  # else a power cut could take both: the original is removed now
     except BaseException:
         _take_back(entry, source, target)
         raise

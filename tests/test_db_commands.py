@@ -75,7 +75,7 @@ def test_that_the_findings_are_told_as_json(db: Database) -> None:
     code, out, _ = balsam(db.directory, "db", "check", "--seconds", "0", "--quick", "--json")
     found = json.loads(out)
     assert code == 0
-    assert [finding["topic"] for finding in found][:3] == ["access", "sqlite", "file"]
+    assert [finding["topic"] for finding in found][:4] == ["access", "rights", "sqlite", "file"]
     assert {finding["level"] for finding in found} <= {"ok", "note"}
 
 

@@ -602,7 +602,7 @@ def test_that_a_db_that_was_removed_does_not_come_back_with_a_script(db):
     row = submit_launch(db, LOCAL, REQUEST, FakeScheduler())
     os.rename(db.directory, f"{db.directory}.removed")
     with pytest.raises(FileNotFoundError):
-        submission._write_script(row["command"], "")
+        submission._write_script(row["command"], "", 0o700)
     assert not os.path.exists(db.directory)
 
 

@@ -20,16 +20,21 @@ from .group import BalsamCommand, PathCommand, option
     "--access", type=click.Choice(["local", "shared"]),
     help="How to open the DB: local (one host) or shared (several hosts). By default as the file system demands.",
 )  # fmt: skip
-def init(path: str, access: str | None) -> None:
+@option(
+    "--shared-read/--no-shared-read", "shared_read", default=None,
+    help="Let others read the database and job scripts, as umask allows, or nobody else. Default: nobody, or as it was.",
+)  # fmt: skip
+def init(path: str, access: str | None, shared_read: bool | None) -> None:
     """Create a Balsam DB in the directory PATH, or bring the one that is there up to date.
 
     \b
-    Example:
+    Examples:
         balsam init ~/my-db
+        balsam init --shared-read /projects/us/db
         source balsamactivate my-db
     """
     is_new = not location.is_db(os.path.expanduser(path))
-    db = location.create(path, access, say)
+    db = location.create(path, access, say, shared_read)
     copy_templates(db)
     said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
     shown = layout.one_line(db.directory)

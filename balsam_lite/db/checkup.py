@@ -11,12 +11,15 @@ from typing import NamedTuple
 
 from .. import states
 from ..errors import BalsamError
-from . import filesystem, maintenance, migrations
+from . import connection, filesystem, location, maintenance, migrations
 from .connection import Database
 from .schema import sql_list
 from .store import graph, leases, tags
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
+
+#: Maximum number of files to name.
+_MOST_SHOWN = 4
 
 #: The first version of SQLite without https://sqlite.org/wal.html#walresetbug.
 _WAL_RESET_MENDED = (3, 51, 3)
@@ -94,6 +97,7 @@ _SALVAGE = "restore a backup, or let `balsam db salvage NEW_DIR` read what can b
 def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False) -> Iterator[Finding]:
     """Each thing in turn. An unreadable file is a finding, not an exception. Opens read transactions of its own."""
     yield _mount(db)
+    yield _rights(db.directory)
     yield _sqlite()
     faults = maintenance.damage(db, quick=quick)
     yield (
@@ -119,6 +123,23 @@ def _mount(db: Database) -> Finding:
     if db.access != mount.access:
         return Finding("access", WRONG, f"{text}, which would lose jobs; `balsam init --access shared` changes that")
     return Finding("access", OK, text)
+
+
+def _rights(directory: str) -> Finding:
+    found = location.readable_by_others(directory)
+    if not found:
+        return Finding(
+            "rights", OK, f"only you can read {connection.FILE_NAME} and job scripts; data/ and log/ are as umask was"
+        )
+    shown = ", ".join(found[:_MOST_SHOWN]) + (f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else "")
+    text = f"others can read {shown}, and in them the values of environment variables"
+    if location.is_recorded_shared_read(directory):
+        return Finding("rights", OK, f"{text}, as `balsam init --shared-read` allows")
+    return Finding(
+        "rights",
+        NOTE,
+        f"{text}; `balsam init --no-shared-read {directory}` takes that away, --shared-read states that it shall be so",
+    )
 
 
 def _sqlite() -> Finding:

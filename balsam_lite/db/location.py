@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..errors import BalsamError, DatabaseBusy, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
@@ -17,7 +19,8 @@ from .small_files import sync_directory, write_json
 DB_VARIABLE = "BALSAM_DB_PATH"
 SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
 MARKER = "balsam.json"  # how the database file must be opened, and what tells this DB from others
-DATA, LOG, QSUBMIT = "data", "log", "qsubmit"
+DATA, LOG, QSUBMIT, RUNS = "data", "log", "qsubmit", "runs"
+_SHARED_READ = "shared_read"  # a key of the marker
 
 
 def is_db(directory: str) -> bool:
@@ -93,6 +96,77 @@ def identity(directory: str) -> str:
         return ""
 
 
+def is_shared_read(directory: str) -> bool:
+    """Return whether others may read the files that hold the values of environment variables, as far as umask allows it.
+
+    `init --shared-read` records that. A DB that an older version has made goes on as its file is.
+    """
+    try:
+        recorded = _marked(directory).get(_SHARED_READ)
+    except DatabaseError:
+        recorded = False
+    if recorded is None:
+        try:
+            return bool(os.stat(os.path.join(directory, connection.FILE_NAME)).st_mode & 0o044)
+        except OSError:
+            return False
+    return bool(recorded)
+
+
+def is_recorded_shared_read(directory: str) -> bool:
+    """Return whether `init --shared-read` was given."""
+    try:
+        return bool(_marked(directory).get(_SHARED_READ))
+    except DatabaseError:
+        return False
+
+
+def file_mode(directory: str) -> int:
+    """Return the mode with which such a file is created; umask is still to be taken from it."""
+    return 0o666 if is_shared_read(directory) else 0o600
+
+
+def readable_by_others(directory: str) -> list[str]:
+    """Return the paths of those files, seen from `directory`, that the group or everybody can read."""
+    found = [name for name in connection.FILES if _mode_of(os.path.join(directory, name)) & 0o044]
+    for folder in (QSUBMIT, RUNS):
+        with suppress(OSError):
+            names = sorted(os.listdir(os.path.join(directory, folder)))
+            found += [f"{folder}/{name}" for name in names if _mode_of(os.path.join(directory, folder, name)) & 0o044]
+    return found if all(_mode_of(above, stat.S_IFDIR) & 0o011 for above in _upwards(os.path.realpath(directory))) else []
+
+
+def _mode_of(path: str, kind: int = stat.S_IFREG) -> int:
+    """Return the permission bits of a file or a directory; 0 if there is no such thing."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return 0
+    return stat.S_IMODE(found.st_mode) if stat.S_IFMT(found.st_mode) == kind else 0
+
+
+def _upwards(path: str) -> Iterator[str]:
+    while True:
+        yield path
+        path, before = os.path.dirname(path), path
+        if path == before:
+            return
+
+
+def _set_rights(directory: str, shared_read: bool) -> None:
+    """Let the files that are there be read by others, as far as umask allows it, or by nobody else. Raises OSError."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    paths = [os.path.join(directory, name) for name in connection.FILES]
+    for folder in (QSUBMIT, RUNS):
+        with suppress(FileNotFoundError):
+            paths += [os.path.join(directory, folder, name) for name in os.listdir(os.path.join(directory, folder))]
+    for path in paths:
+        mode = _mode_of(path)
+        if mode:
+            os.chmod(path, mode | (mode & 0o400 and 0o044 & ~umask) if shared_read else mode & 0o700)
+
+
 def _access(directory: str) -> str:
     return str(_marked(directory)["access"])
 
@@ -113,17 +187,23 @@ def _marked(directory: str) -> dict[str, Any]:
 # --- creating ---------------------------------------------------------------------------------------------------------
 
 
-def create(directory: str, access: str | None = None, say: Callable[[str], None] = lambda text: None) -> Database:
+def create(
+    directory: str,
+    access: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    shared_read: bool | None = None,
+) -> Database:
     """Create a DB in `directory`, or bring the one that is there up to date, and remember it as known.
 
-    `access` is "local" or "shared"; None asks the file system. `say` is called with what was done to a copy. Opens a write
-    transaction.
+    `access` is "local" or "shared"; None asks the file system. `say` is called with what was done to a copy. `shared_read`
+    decides whether others may read it, as far as umask allows it; None leaves an existing DB as it is, and lets nobody else
+    read a new one. Opens a write transaction.
 
     Raises:
         InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
         DatabaseBusy: it is of an older version, and in use.
     """
-    database = set_up(directory, access, say)
+    database = set_up(directory, access, say, shared_read)
     try:
         remember(database.directory)
     except BalsamError as exc:  # the DB is there all the same, and can be named by its path
@@ -131,7 +211,12 @@ def create(directory: str, access: str | None = None, say: Callable[[str], None]
     return database
 
 
-def set_up(directory: str, access: str | None = None, say: Callable[[str], None] = lambda text: None) -> Database:
+def set_up(
+    directory: str,
+    access: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    shared_read: bool | None = None,
+) -> Database:
     """As `create`, but nobody remembers it."""
     if not directory:
         raise InputError("The path of the new DB is empty")
@@ -148,15 +233,18 @@ def set_up(directory: str, access: str | None = None, say: Callable[[str], None]
         access = access or _recorded_access(directory) or filesystem.mount_of(directory).access
         if access == filesystem.LOCAL:
             connection.refuse_unsafe(directory)
-        write_json(os.path.join(directory, MARKER), {"access": access, "id": identity(directory) or os.urandom(16).hex()})
-        is_new = _create_empty(os.path.join(directory, connection.FILE_NAME))
+        marker = {"access": access, "id": identity(directory) or os.urandom(16).hex(), **_rights(directory, shared_read)}
+        write_json(os.path.join(directory, MARKER), marker)
+        is_new = _create_empty(os.path.join(directory, connection.FILE_NAME), file_mode(directory))
+        if shared_read is not None:
+            _set_rights(directory, shared_read)
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
     database = Database(directory, access)
     said: list[str] = []
     database.upgrade(lambda cx: _refuse_living(cx, directory), lambda cx: said.append(_bind(cx, database)), is_new=is_new)
     if said[0]:
-        write_json(os.path.join(directory, MARKER), {"access": access, "id": os.urandom(16).hex()})
+        write_json(os.path.join(directory, MARKER), {**marker, "id": os.urandom(16).hex()})
         say(said[0])
     _sync_names(directory, parent)
     return database
@@ -239,11 +327,22 @@ def _recorded_access(directory: str) -> str | None:
         return None
 
 
-def _create_empty(path: str) -> bool:
+def _rights(directory: str, shared_read: bool | None) -> dict[str, bool]:
+    """What the marker is to say about others' reading; {} for a DB of an older version, whose files decide."""
+    if shared_read is None and is_db(directory):
+        try:
+            recorded = _marked(directory).get(_SHARED_READ)
+        except DatabaseError:
+            recorded = None
+        return {} if recorded is None else {_SHARED_READ: bool(recorded)}
+    return {_SHARED_READ: bool(shared_read)}
+
+
+def _create_empty(path: str, mode: int) -> bool:
     """Create the file; return whether it is new."""
     try:
         # Only a file that nobody has open yet: closing it would drop the locks of SQLite's own connections.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode))
     except FileExistsError:
         return False
     return True

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..clock import SystemClock
 from ..errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull, InputError, NotABalsamDB
 from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
-from . import binding, connection, filesystem, migrations, queries, small_files
+from . import binding, connection, filesystem, location, migrations, queries, small_files
 from .connection import Database
 from .store import leases, tags
 
@@ -151,6 +151,7 @@ def info(db: Database, environ: Mapping[str, str] = os.environ) -> dict[str, Any
         found = {
             "directory": db.directory,
             "access": db.access,
+            "shared_read": location.is_shared_read(db.directory),
             "file_system": str(filesystem.mount_of(db.directory)),
             "schema_version": migrations.version_of(cx),
             "sqlite_version": sqlite3.sqlite_version,

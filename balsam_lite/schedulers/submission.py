@@ -72,7 +72,7 @@ def submit_launch(
         before(row)
     try:
         script = render(db, settings, scheduler, request, row["id"])
-        _write_script(row["command"], script)
+        _write_script(row["command"], script, 0o755 if location.is_shared_read(db.directory) else 0o700)
         native_id = scheduler.submit(_submission(db, row))
     except SubmitUncertain:
         raise
@@ -138,8 +138,11 @@ def _submission(db: Database, row: BatchRow) -> Submission:
     )
 
 
-def _write_script(path: str, text: str) -> None:
-    """Write an executable file, whole or not at all. A link in its place is refused, not followed and not replaced."""
+def _write_script(path: str, text: str, mode: int) -> None:
+    """Write an executable file with that mode, less umask, whole or not at all.
+
+    A link in its place is refused, not followed and not replaced.
+    """
     try:
         os.mkdir(os.path.dirname(path))  # and not what is above it: that would bring back a DB which somebody has removed
     except FileExistsError:
@@ -147,7 +150,7 @@ def _write_script(path: str, text: str) -> None:
     if os.path.islink(path):
         raise FileExistsError(f"{path} is a link")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(path + ".new", flags, 0o755)
+    handle = os.open(path + ".new", flags, mode)
     try:
         with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
             os.fchmod(handle, os.fstat(handle).st_mode | 0o500)

@@ -368,7 +368,7 @@ def test_that_jobs_that_change_alike_are_claimed_and_ended_by_one_update_each_ti
         return [[sql.split()[0] for sql in one if "UPDATE job" in sql] for one in (claiming, ending)], len(claiming)
 
     taken = []
-    few, many = turn(2), turn(50)
+    few, many = turn(5), turn(50)
     assert few == many
     assert few[0] == [["UPDATE"], ["UPDATE"]]
     assert {state(db, claim.job) for claim in taken} == {"JOB_FINISHED"}

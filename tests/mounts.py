@@ -72,7 +72,7 @@ class Host:
     """One virtual host; `point` is where the shared directory is mounted, the same path on all hosts."""
 
     def __init__(self, name: str, point: Path, init: int) -> None:
-        self.name, self.point = name, point
+        self.name, self.point, self._init = name, point, init
         self._started: list[Process] = []
         self._prefix = ["nsenter", f"--target={init}", "--uts", "--pid", "--mount", "--ipc", "--"]
 
@@ -97,6 +97,10 @@ class Host:
             env={**os.environ, **environ},
         )
 
+    def kill(self) -> None:
+        """End the host with all its processes and its mount, as a power cut does; what it wrote is kept by the others."""
+        os.kill(self._init, signal.SIGKILL)
+
     def forget(self) -> None:
         """Take leave of all that was started, once the host is gone."""
         for process in self._started:
@@ -113,11 +117,12 @@ def hosts(number: int, directory: Path, *, locks: bool = True) -> Iterator[list[
     back.mkdir(exist_ok=True)
     point.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        yield [stack.enter_context(_host(f"host{n + 1}", point, bindfs(back, point, locks=locks))) for n in range(number)]
+        yield [stack.enter_context(one_host(f"host{n + 1}", point, bindfs(back, point, locks=locks))) for n in range(number)]
 
 
 @contextmanager
-def _host(name: str, point: Path, mounting: str) -> Iterator[Host]:
+def one_host(name: str, point: Path, mounting: str) -> Iterator[Host]:
+    """A host of that name, whose mount of the shared directory at `point` is made by the shell command `mounting`."""
     # bash stays as pid 1, so that orphans are reaped and signals have their usual meaning for everybody else.
     script = f"hostname {name} && {mounting} && mountpoint -q {shlex.quote(str(point))} && echo ready && read -r never"
     flags = ["--uts", "--pid", "--mount", "--ipc", "--fork", "--kill-child=SIGKILL", "--mount-proc"]

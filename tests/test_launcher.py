@@ -469,6 +469,21 @@ def test_that_a_job_whose_launchers_die_again_and_again_fails_at_its_restart_lim
     assert "restart_limit is 1" in bench.history(job)[-1][1]
 
 
+def test_that_a_job_whose_launcher_died_before_its_start_gets_the_files_of_its_parents(bench):
+    """It counts as prepared, by the transaction that claimed it; its links are made when it starts."""
+    bench.shell("write", "echo 42 > result")
+    bench.shell("read", "cat result && rm result; exit $((BALSAM_ATTEMPT < 3))")
+    (parent,) = bench.add([{"application": "write"}])
+    assert bench.run() == 0
+    (child,) = bench.add([{"application": "read", "parents": [parent], "max_retries": 1}])
+    assert bench.run(BALSAM_FAILPOINT="after-claim") == -signal.SIGKILL
+    assert bench.run() == 0
+    outputs = [path.read_text() for path in sorted(bench.path(child).glob("*.out*"))]
+    assert "42\n" in outputs
+    # Once its program has run, its directory is its own: what it removed stays removed.
+    assert not os.path.lexists(bench.path(child, "result"))
+
+
 def test_that_two_launchers_and_ten_commands_at_once_run_each_job_once(bench):
     bench.shell("once", "echo x >> runs")
     jobs = bench.add([{"application": "once", "node_packing_count": 4} for _ in range(100)])

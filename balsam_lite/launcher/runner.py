@@ -182,14 +182,21 @@ class LocalRunner:
         is_rerun = claim.attempt > 1 or not (is_new or is_generated)
         variables = commands.as_variables(own, self._context)
         words = [os.fsencode(word) for word in argv]
-        prepare, cpus = self._preparation(claim, own), self._pin(claim, place)
+        prepare, cpus = self._preparation(claim, own, directory, is_generated), self._pin(claim, place)
         return Request(
             claim.job, program, words, variables, directory, output, prepare, cpus=cpus, renew=renew, is_rerun=is_rerun
         )
 
-    def _preparation(self, claim: Claim, own: Mapping[bytes, bytes]) -> Callable[[], None] | None:
+    def _preparation(
+        self, claim: Claim, own: Mapping[bytes, bytes], directory: str, is_generated: bool
+    ) -> Callable[[], None] | None:
         """What is to be done in its directory just before it starts, if there is something."""
-        links = claim.parents != "[]" and claim.state in states.UNPREPARED_STATES
+        # A launcher that is killed between the claim and the start leaves a job that counts as prepared and has no links. Links
+        # are made before the output file, so a job without that file has not been started. One that has keeps what it changed.
+        links = claim.parents != "[]" and (
+            claim.state in states.UNPREPARED_STATES
+            or not os.path.lexists(outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated))
+        )
         path = commands.order_path(claim, self._context)
         names_parents = commands.has_parent_files(own)
         if not (links or path or names_parents):

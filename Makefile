@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # So many tests run at once; most of them wait for something.
 WORKERS ?= 3
+MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -10,10 +11,10 @@ PACKAGING := setup.cfg setup.py balsam_lite/templates/balsamactivate balsam_lite
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench clean
+.PHONY: help venv demo test test-long lint format bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 venv: $(VENV)/.installed ## make .venv and install balsam in it
 
@@ -22,6 +23,9 @@ demo: $(VENV)/.installed ## run ten jobs in a temporary DB and show their histor
 
 test: $(VENV)/.installed-test ## run the tests; ARGS='-k name' picks some, WORKERS=0 runs one after the other
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+test-long: $(VENV)/.installed-test ## kill everything at random for MINUTES=30, on one host and on two; SEED=N repeats
+	$(BIN)/python tests/campaign.py --world both --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy (needs Python 3.10 or newer)
 	$(BIN)/ruff check .

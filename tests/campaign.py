@@ -76,7 +76,8 @@ if [[ $kind == flaky || $kind == handled ]]; then
 fi
 [[ $kind == fail ]] && finish 3
 if [[ $kind == mk ]]; then
-    BALSAM mkchild --name "$name-$attempt" --application work --args "$name-$attempt ok 50 - 0 -" --yes > /dev/null 2>> DIRECTORY/stderr
+    BALSAM mkchild --name "$name-$attempt" --application work --args "$name-$attempt ok 50 - 0 -" --yes \
+        > /dev/null 2>> DIRECTORY/stderr
     say mk $?
 fi
 echo "$name" > "out-$name.txt"
@@ -119,8 +120,11 @@ class Command(NamedTuple):
 class Campaign:
     """One DB and all that is done to it."""
 
-    def __init__(self, directory: Path, seed: int, seconds: float, *, world: str, background: bool = True) -> None:
-        self.directory, self.world, self.seconds, self.background = directory, world, seconds, background
+    def __init__(
+        self, directory: Path, seed: int, seconds: float, *, world: str, hidden: bool = True, background: bool = True
+    ) -> None:
+        self.directory, self.world, self.seconds = directory, world, seconds
+        self.hidden, self.background = hidden, background
         self.random = random.Random(seed)
         self.db = directory / "shared" / "db" if world == "shared" else directory / "db"
         self.back = directory / "back" / "db" if world == "shared" else self.db
@@ -139,7 +143,6 @@ class Campaign:
         self.hosts: list[Host] = []
         self.began = time.monotonic()
         self._number = 0
-        self._stack = ExitStack()
         self._mounted: list[tuple[mounts.Host, ExitStack]] = []
 
     def log(self, *words: object) -> None:
@@ -150,8 +153,8 @@ class Campaign:
 
     def environ(self, host: Host) -> dict[str, str]:
         settings = {
-            "SCHEDULER_CLASS": "LocalScheduler", "HOME": str(host.home), "IDLE_TTL_S": "1.5", "KILL_GRACE_S": "1", "SERVICE_PERIOD": "1",
-            "START_DELAY_S": "0.3", "MAX_LOCAL_LAUNCHES": "2",
+            "SCHEDULER_CLASS": "LocalScheduler", "HOME": str(host.home), "IDLE_TTL_S": "1.5", "KILL_GRACE_S": "1",
+            "SERVICE_PERIOD": "1", "START_DELAY_S": "0.3", "MAX_LOCAL_LAUNCHES": "2",
         }  # fmt: skip
         if self.world == "shared":
             settings |= {"HEARTBEAT_S": "0.5", "LEASE_EXPIRY_S": "6"}
@@ -182,8 +185,24 @@ class Campaign:
             self.hosts.append(Host("here", self.directory / "home", lambda words: words))
         self._calm("init", str(self.db))
         self._calm("app", "--name", "work", "--executable", str(self.directory / "bin" / "job"))
-        self._calm("app", "--name", "prepared", "--executable", str(self.directory / "bin" / "job"), "--preprocess", str(self.directory / "bin" / "before"))
-        self._calm("app", "--name", "handled", "--executable", str(self.directory / "bin" / "job"), "--postprocess", str(self.directory / "bin" / "after"))
+        self._calm(
+            "app",
+            "--name",
+            "prepared",
+            "--executable",
+            str(self.directory / "bin" / "job"),
+            "--preprocess",
+            str(self.directory / "bin" / "before"),
+        )
+        self._calm(
+            "app",
+            "--name",
+            "handled",
+            "--executable",
+            str(self.directory / "bin" / "job"),
+            "--postprocess",
+            str(self.directory / "bin" / "after"),
+        )
         self._add_many(100)
         self._wait_for_commands(120)
         if not self.jobs or not all(job["accepted"] for job in self.jobs.values()):
@@ -242,7 +261,7 @@ class Campaign:
             flags += "g"
         if self.background and choose.random() < 0.08:
             flags += choose.choice(("b", "B", "bE", "BE"))
-        if kind == "mk":  # it has to know its DB and its job
+        if kind == "mk" or not self.hidden:  # mkchild has to know its DB and its job
             flags = flags.replace("e", "")
         parents = choose.sample(earlier, min(len(earlier), choose.randint(1, 3))) if earlier and choose.random() < 0.35 else []
         run_when = choose.choice(("all_finished", "all_finished", "all_ended", "any_finished")) if parents else "all_finished"
@@ -250,10 +269,12 @@ class Campaign:
         inputs = ",".join(parents) if parents and run_when == "all_finished" else "-"
         stage = choose.random() < 0.15
         self.jobs[name] = {
-            "kind": kind, "flags": flags, "parents": parents, "run_when": run_when, "ms": ms, "group": group, "stage": stage, "accepted": None
+            "kind": kind, "flags": flags, "parents": parents, "run_when": run_when, "ms": ms, "group": group, "stage": stage,
+            "accepted": None,
         }  # fmt: skip
+        application = "handled" if kind == "handled" else choose.choice(("work", "work", "work", "prepared"))
         fields: dict[str, Any] = {
-            "name": name, "workflow": f"w{choose.randint(1, 3)}", "application": {"handled": "handled"}.get(kind, choose.choice(("work", "work", "work", "prepared"))),
+            "name": name, "workflow": f"w{choose.randint(1, 3)}", "application": application,
             "args": f"{name} {kind} {ms} {flags or '-'} {count} {inputs}", "node_packing_count": 4, "restart_limit": 1000,
             "run_when": run_when, "max_retries": count if kind == "flaky" else 0, "priority": choose.randint(0, 3),
         }  # fmt: skip
@@ -302,7 +323,12 @@ BalsamJob.objects.bulk_create(fields)
     def _add_one(self) -> None:
         field = self._job(self._number + 1, self._known()[-40:])
         words = ["job", "--name", field["name"], "--workflow", field["workflow"], "--application", field["application"]]
-        words += [f"--args={field['args']}", "--node-packing-count=4", "--restart-limit=1000", f"--max-retries={field['max_retries']}"]
+        words += [
+            f"--args={field['args']}",
+            "--node-packing-count=4",
+            "--restart-limit=1000",
+            f"--max-retries={field['max_retries']}",
+        ]
         words += [f"--run-when={field['run_when']}", "--yes"]
         words += [word for parent in field.get("parents", ()) for word in ("--parent", parent)]
         if "post_error_handler" in field:
@@ -322,7 +348,12 @@ BalsamJob.objects.bulk_create(fields)
             kill_at = time.monotonic() + self.random.choice((0.05, 0.15, 0.25, 0.4)) * self.random.uniform(0.5, 1.5)
         self.counts["commands"] += 1
         host = self.random.choice(self.hosts)
-        self.log("command", host.name, " ".join(words[3:] if words[1] == "-m" else words[2:])[-300:], "(to be killed)" if kill_at else "")
+        self.log(
+            "command",
+            host.name,
+            " ".join(words[3:] if words[1] == "-m" else words[2:])[-300:],
+            "(to be killed)" if kill_at else "",
+        )
         self.commands.append(Command(self.start(words, host=host), words, time.monotonic(), then, kill_at))
 
     def _look_after_commands(self) -> None:
@@ -379,7 +410,9 @@ BalsamJob.objects.bulk_create(fields)
 
     def act_modify(self) -> None:
         name = self._any_job()
-        field, value = self.random.choice((("priority", "7"), ("data", '{"step": 2}'), ("state", "RESTART_READY"), ("state", "FAILED")))
+        field, value = self.random.choice(
+            (("priority", "7"), ("data", '{"step": 2}'), ("state", "RESTART_READY"), ("state", "FAILED"))
+        )
         if field == "state":
             self.loose.add(name)
         self.command(self._balsam("modify", name, field, value))
@@ -388,7 +421,9 @@ BalsamJob.objects.bulk_create(fields)
         name = self._any_job()
         self.loose.add(name)
         state = self.random.choice(("RESTART_READY", "JOB_FINISHED", "CREATED"))
-        self.command(self._python("BalsamJob.objects.filter(name=sys.argv[2]).update(state=sys.argv[3])", f"{self.db}/", name, state))
+        self.command(
+            self._python("BalsamJob.objects.filter(name=sys.argv[2]).update(state=sys.argv[3])", f"{self.db}/", name, state)
+        )
 
     def act_depend(self) -> None:
         parent, child = sorted((self._any_job(), self._any_job()))
@@ -403,7 +438,14 @@ BalsamJob.objects.bulk_create(fields)
         self._add_many(self.random.randint(2, 25))
 
     def act_look(self) -> None:
-        words = (["ls"], ["ls", "--history", "--limit", "20"], ["ls", "--json"], ["ls", "--by-states"], ["db", "info"], ["service", "status"])
+        words = (
+            ["ls"],
+            ["ls", "--history", "--limit", "20"],
+            ["ls", "--json"],
+            ["ls", "--by-states"],
+            ["db", "info"],
+            ["service", "status"],
+        )
         self.command(self._balsam(*self.random.choice(words)))
 
     # --- launchers, the service and their ends ------------------------------------------------------------------------
@@ -415,7 +457,9 @@ BalsamJob.objects.bulk_create(fields)
             host = self.random.choice(self.hosts)
             self.log("launcher on", host.name)
             self.counts["launchers"] += 1
-            self.launchers.append(self.start(self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "2"), host=host))
+            self.launchers.append(
+                self.start(self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "2"), host=host)
+            )
 
     def act_service(self) -> None:
         if not self._processes("service"):
@@ -527,10 +571,12 @@ BalsamJob.objects.bulk_create(fields)
     def run(self) -> None:
         """Do random things for `seconds`."""
         weights = {
-            self.act_launch: 22, self.act_service: 3, self.act_rerun: 5, self.act_rerun_failed: 1, self.act_kill: 3, self.act_remove: 2,
-            self.act_modify: 4, self.act_update_state: 2, self.act_depend: 2, self.act_add: 6, self.act_add_many: 4, self.act_look: 3,
-            self.act_kill_launcher: 10, self.act_stop_launcher_kindly: 4, self.act_kill_helper: 5, self.act_kill_launcher_and_helpers: 4,
-            self.act_kill_service: 2, self.act_kill_job: 6, self.act_stop: 7, self.act_kill_host: 2,
+            self.act_launch: 22, self.act_service: 3,
+            self.act_rerun: 5, self.act_rerun_failed: 1, self.act_kill: 3, self.act_remove: 2, self.act_modify: 4,
+            self.act_update_state: 2, self.act_depend: 2, self.act_add: 6, self.act_add_many: 4, self.act_look: 3,
+            self.act_kill_launcher: 10, self.act_stop_launcher_kindly: 4, self.act_kill_helper: 5,
+            self.act_kill_launcher_and_helpers: 4, self.act_kill_service: 2, self.act_kill_job: 6, self.act_stop: 7,
+            self.act_kill_host: 2,
         }  # fmt: skip
         actions = list(weights)
         deadline = time.monotonic() + self.seconds
@@ -554,7 +600,10 @@ BalsamJob.objects.bulk_create(fields)
                 self._signal(one, signal.SIGTERM, f"{role} at the end")
             self._until(lambda role=role: not self._processes(role), 60, f"a {role} does not end when it is told to")  # type: ignore[misc]
         for number in range(6):
-            launcher = self.start(self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "4"), host=self.hosts[number % len(self.hosts)])
+            launcher = self.start(
+                self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "4"),
+                host=self.hosts[number % len(self.hosts)],
+            )
             self.log("calm launcher", launcher.pid)
             try:
                 code = launcher.wait(240)
@@ -574,7 +623,11 @@ BalsamJob.objects.bulk_create(fields)
     def _open(self) -> str:
         """What is still to be done, by the program's own words: only to see whether to wait on; the reader judges."""
         done = subprocess.run(
-            self.hosts[0].argv(self._balsam("db", "info", "--json")), env=self.environ(self.hosts[0]), capture_output=True, text=True, timeout=120
+            self.hosts[0].argv(self._balsam("db", "info", "--json")),
+            env=self.environ(self.hosts[0]),
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         states = json.loads(done.stdout)[0]["states"]
         return ", ".join(f"{n} {state}" for state, n in states.items() if n and state not in campaign_reader.ENDS)
@@ -589,23 +642,22 @@ BalsamJob.objects.bulk_create(fields)
             time.sleep(0.1)
         return True
 
+    def unmount(self) -> None:
+        """End the hosts; the file is read where it lies, without their mounts."""
+        for _, stack in self._mounted:
+            stack.close()
+
     def judge(self) -> list[str]:
         plan = {
             "jobs": self.jobs, "removed": sorted(self.removed), "perhaps_removed": sorted(self.perhaps_removed - self.removed),
             "restarted": sorted(self.restarted), "loose": sorted(self.loose), "bulk_restarts": self.bulk_restarts,
         }  # fmt: skip
         (self.directory / "plan.json").write_text(json.dumps(plan))
-        if self.counts["SIGKILL host"] == 0 and "Traceback" in self._all_stderr():
-            self.problems.append(f"a traceback on stderr:\n{self._traceback()}")
+        text = (self.directory / "stderr").read_text(errors="replace")
+        if "Traceback" in text and not self.counts["SIGKILL host"]:  # which takes the file system from those on it
+            self.problems.append(f"a traceback on stderr:\n{text[max(text.find('Traceback') - 200, 0) :][:4000]}")
         self.problems += campaign_reader.Reader(self.directory, self.back, plan).read()
         return self.problems
-
-    def _all_stderr(self) -> str:
-        return (self.directory / "stderr").read_text(errors="replace")
-
-    def _traceback(self) -> str:
-        text = self._all_stderr()
-        return text[max(text.find("Traceback") - 200, 0) :][:4000]
 
     def close(self) -> None:
         """End all that was started, whatever happened."""
@@ -623,8 +675,7 @@ BalsamJob.objects.bulk_create(fields)
             if not left:
                 break
             time.sleep(0.05)
-        for _, stack in self._mounted:
-            stack.close()
+        self.unmount()
 
 
 def _role(one: Process) -> str:
@@ -670,16 +721,20 @@ def _place(keep: bool) -> Iterator[Path]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def campaign(seed: int, seconds: float, world: str, *, keep: bool = False, background: bool = True) -> Result:
-    """Run one campaign from start to end. On problems its schedule is printed."""
+def campaign(
+    seed: int, seconds: float, world: str, *, keep: bool = False, hidden: bool = True, background: bool = True
+) -> Result:
+    """Run one campaign from start to end. On problems its schedule is printed.
+
+    With `hidden` some programs have an empty environment, with `background` some leave processes.
+    """
     with _place(keep) as directory:
-        one = Campaign(directory, seed, seconds, world=world, background=background)
+        one = Campaign(directory, seed, seconds, world=world, hidden=hidden, background=background)
         try:
             one.prepare()
             one.run()
             one.calm()
-            for made, stack in one._mounted:
-                stack.close()
+            one.unmount()
             problems = one.judge()
         finally:
             one.close()
@@ -699,6 +754,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--keep", action="store_true", help="keep the directories of rounds with problems")
     parser.add_argument("--no-background", action="store_true", help="no jobs that leave processes behind")
+    parser.add_argument("--no-hidden", action="store_true", help="no jobs with an empty environment")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     worlds = ("local", "shared") if given.world == "both" else (given.world,)
@@ -707,11 +763,15 @@ def main() -> int:
     while rounds < given.rounds or time.monotonic() < end:
         world = worlds[rounds % len(worlds)]
         started = time.monotonic()
-        result = campaign(seed, given.seconds, world, keep=given.keep, background=not given.no_background)
+        result = campaign(
+            seed, given.seconds, world, keep=given.keep, hidden=not given.no_hidden, background=not given.no_background
+        )
         rounds += 1
         total += result.counts
         bad += bool(result.problems)
-        print(f"seed {seed} {world}: {result.jobs} jobs, {result.attempts} attempts, {time.monotonic() - started:.0f} s, {len(result.problems)} problems", flush=True)
+        took, found = time.monotonic() - started, len(result.problems)
+        tally = f"{result.jobs} jobs, {result.attempts} attempts, {took:.0f} s, {found} problems"
+        print(f"seed {seed} {world}: {tally}", flush=True)
         for problem in result.problems:
             print(" -", problem, flush=True)
         seed += 1

@@ -110,7 +110,9 @@ class Reader:
         chain = "\n    ".join(f"event {e.id} {e.source}>{e.target} {e.message[:150]}" for e in self.events[number])
         own = [line for line in self.lines if line.name == name and line.what != "beat"]
         told = "\n    ".join(" ".join(map(str, line)) for line in own)
-        self.problems.append(f"{name} (job {number}): {trouble}\n    plan: {self.plan['jobs'].get(name)}\n    {chain}\n    {told}")
+        self.problems.append(
+            f"{name} (job {number}): {trouble}\n    plan: {self.plan['jobs'].get(name)}\n    {chain}\n    {told}"
+        )
 
     # --- the file -----------------------------------------------------------------------------------------------------
 
@@ -142,7 +144,9 @@ class Reader:
                 self.problems.append(f"{name} was removed and is there")
             if name not in removed:
                 groups[job["group"]].add(is_there)
-        self.problems += [f"half of the jobs of one command are there: {group}" for group, is_there in groups.items() if len(is_there) > 1]
+        self.problems += [
+            f"half of the jobs of one command are there: {group}" for group, is_there in groups.items() if len(is_there) > 1
+        ]
         for line in self.lines:
             child = f"{line.name}-{line.attempt}"
             if line.what == "mk" and line.more == "0" and child not in self.numbers and child not in removed:
@@ -188,7 +192,11 @@ class Reader:
         """The states in which a job may end."""
         jobs, loose = self.plan["jobs"], set(self.plan["loose"]) | set(self.plan["removed"]) | set(self.plan["perhaps_removed"])
         family = self._with_ancestors(name)
-        if name not in jobs or family & loose or any(jobs[one]["kind"] == "victim" or self._given_up(one) for one in family if one in jobs):
+        if (
+            name not in jobs
+            or family & loose
+            or any(jobs[one]["kind"] == "victim" or self._given_up(one) for one in family if one in jobs)
+        ):
             return ENDS
         job, parents = jobs[name], [self._state(parent) for parent in jobs[name]["parents"]]
         good = [state == "JOB_FINISHED" for state in parents]
@@ -223,8 +231,10 @@ class Reader:
                 if event.target == "RUNNING":
                     states = [self._state_before(parent, event.id) for parent in parents]
                     good = [state == "JOB_FINISHED" for state in states]
+                    # `dep` may have added one that lets it run.
+                    is_linked = job["run_when"] == "any_finished" and name in self.plan["loose"]
                     may = {"all_finished": all(good), "any_finished": any(good), "all_ended": ENDS.issuperset(states)}
-                    if not may[job["run_when"]]:
+                    if not (is_linked or may[job["run_when"]]):
                         self._says(name, f"event {event.id}: RUNNING ({job['run_when']}), its parents were {states}")
         self._order_of_programs()
 
@@ -232,12 +242,16 @@ class Reader:
         return next((e.target for e in reversed(self.events[number]) if e.id < event_id), "CREATED")
 
     def _order_of_programs(self) -> None:
-        """The same by the programs' own records: at the start of a child no parent runs. A user may start one again just then."""
+        """The same by the programs' own records: no parent runs when a child starts. A user may restart one then."""
         if self.plan["bulk_restarts"]:
             return
         by_user = set(self.plan["restarted"]) | set(self.plan["loose"])
         # A program that is killed writes no end: it ran until its last line at least.
-        last = {(line.name, line.attempt): place for place, line in enumerate(self.lines) if line.more != "left" and line.what != "hook"}
+        last = {
+            (line.name, line.attempt): place
+            for place, line in enumerate(self.lines)
+            if line.more != "left" and line.what != "hook"
+        }
         latest: dict[str, int] = {}
         for place, line in enumerate(self.lines):
             if line.what == "start":
@@ -257,7 +271,9 @@ class Reader:
                     self._says(line.name, f"attempt {line.attempt} started after attempt {current[line.name]}")
                 current[line.name] = max(line.attempt, current.get(line.name, 0))
             elif line.what in ("beat", "end") and line.attempt < current.get(line.name, 0):
-                self._says(line.name, f"attempt {line.attempt} (process {line.pid}, {line}) runs beside attempt {current[line.name]}")
+                self._says(
+                    line.name, f"attempt {line.attempt} (process {line.pid}, {line}) runs beside attempt {current[line.name]}"
+                )
                 current[line.name] = -1  # once is enough
         for name, attempt in current.items():
             if name in self.numbers and attempt > self.jobs[self.numbers[name]][3]:

@@ -23,7 +23,7 @@ def test_that_a_random_campaign_loses_doubles_and_leaves_nothing(world: str) -> 
     if world == "shared":
         need()
     print(f"BALSAM_CAMPAIGN_SEED={_SEED} BALSAM_CAMPAIGN_SECONDS={_LENGTH_S:g}")
-    result = campaign(_SEED, _LENGTH_S, world)
+    result = campaign(_SEED, _LENGTH_S, world, hidden=False, background=False)
     print(dict(result.counts))
     assert not result.problems, "\n".join([f"BALSAM_CAMPAIGN_SEED={_SEED}", *result.problems])
     assert result.attempts > 50, "the campaign did next to nothing"

@@ -381,13 +381,40 @@ def _environ_of_text(text: str) -> str:
 def _environ_of(value: Any) -> str:
     pairs = json.loads(_object(value))
     for name, word in pairs.items():
+        if word == MASK and is_secret(name):
+            raise ValueError(f"has no value for {name}: {MASK} is what listings show in its place")
         if not _VARIABLE.match(name):
             raise ValueError(f"has an impossible variable name: {name!r}")
         if not isinstance(word, str):
             pairs[name] = str(word)
         if "\0" in pairs[name]:
-            raise ValueError(f"must not hold a NUL byte: {name}={word!r}")
+            shown = MASK if is_secret(name) else repr(word)
+            raise ValueError(f"must not hold a NUL byte: {name}={shown}")
     return _as_json(pairs) if pairs else "{}"
+
+
+#: What listings and reports show in place of a secret value.
+MASK = "***"
+_SECRET_WORDS = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD"})
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the value of an environment variable is not to be shown: its name has such a word between underscores.
+
+    >>> [is_secret(name) for name in ("HF_TOKEN", "api_key", "AWS_SECRET_ACCESS_KEY", "KEYBOARD", "MONKEY_ID")]
+    [True, True, True, False, False]
+    """
+    return not _SECRET_WORDS.isdisjoint(name.upper().split("_"))
+
+
+def masked(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return environment variables as listings and reports show them. Python gets the values themselves."""
+    return {name: MASK if is_secret(name) else value for name, value in variables.items()}
+
+
+def masked_json(stored: str) -> str:
+    """Return `masked` of stored variables, as they are stored."""
+    return _as_json(masked(json.loads(stored)))
 
 
 def parse_environ(text: str) -> dict[str, str]:

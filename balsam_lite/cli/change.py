@@ -98,7 +98,7 @@ def _modify_app(db: Database, name: str, attr: str, value: str) -> str:
         number = _find_app(queries.apps(cx), name)["id"]
         site_apps.update(db, [{"id": number, field.name: value}])
         (changed,) = queries.apps(cx, number=number)
-    return str(changed[field.name])
+    return _shown(field, changed[field.name])
 
 
 def _find_app(apps: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -112,6 +112,8 @@ def _find_app(apps: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _shown(field: spec.Field, value: Any) -> str:
+    if field.kind == "environ":
+        return spec.masked_json(value)
     return str(bool(value)) if field.kind == "flag" else str(value)
 
 

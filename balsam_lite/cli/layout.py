@@ -134,13 +134,15 @@ def history(name: str, job_id: str, events: Iterable[tuple[int, str, str, str]])
 def yaml_lines(mapping: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
     """The lines of a mapping of JSON's values as YAML, inner ones below their keys with an indentation of four blanks.
 
+    Values of secret environment variables are masked.
+
     Text that YAML could take for something else, or that is not printable, is in double quotes.
 
     >>> list(yaml_lines({"id": 1, "tags": {"k": "1", "run": "a b"}, "parent_ids": [3], "data": {}}))
     ['id: 1', 'tags:', '    k: "1"', '    run: a b', 'parent_ids:', '- 3', 'data: {}']
     """
     before = " " * 4 * depth
-    for key, value in mapping.items():
+    for key, value in without_secrets(mapping).items():
         start = f"{before}{_yaml_text(key)}:"
         if isinstance(value, Mapping) and value:
             yield start
@@ -201,6 +203,18 @@ def objects(names: Sequence[str], kinds: Mapping[str, str], rows: Iterable[Seque
         yield found
 
 
+#: Under these keys are environment variables: ours, and the workshop's.
+_ENVIRONMENTS = ("environ_vars", "environment_variables")
+
+
+def without_secrets(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an object to print, with the values of secret environment variables masked."""
+    for name in _ENVIRONMENTS:
+        if isinstance(found.get(name), Mapping):
+            found = {**found, name: spec.masked(found[name])}
+    return found
+
+
 def json_encoder(file: IO[str]) -> Callable[[Any], str]:
     r"""What turns objects into JSON for that file; where it does not take every character, they become \uXXXX."""
     takes_all = (getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
@@ -208,10 +222,10 @@ def json_encoder(file: IO[str]) -> Callable[[Any], str]:
 
 
 def write_json(objects: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
-    """A list of objects, one per line, written as they come."""
+    """A list of objects, one per line, written as they come, with the values of secret environment variables masked."""
     encode = json_encoder(file)
     before = "[\n"
-    lines = (encode(found) for found in objects)
+    lines = (encode(without_secrets(found)) for found in objects)
     for first in lines:
         file.write(before + ",\n".join([first, *islice(lines, _BATCH - 1)]))
         before = ",\n"

@@ -175,8 +175,11 @@ def _table(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
 def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
     """Return the lines for rows of these columns, followed by `queries.STALE`."""
     program, state = columns.index("application"), columns.index("state")
+    environ = columns.index("environ_vars") if "environ_vars" in columns else None
     shown = []
     for *row, is_stale in rows:
+        if environ is not None:
+            row[environ] = spec.masked_json(row[environ])
         row[program] = layout.basenames(row[program])
         row[state] += _STALE_MARK * is_stale
         shown.append(row)

@@ -68,7 +68,7 @@ def _job_value(field: spec.Field, value: Any) -> str:
     if field.kind == "flag":
         return str(bool(value))
     if field.kind == "environ":
-        return ":".join(f"{name}={word}" for name, word in json.loads(value).items())
+        return ":".join(f"{name}={word}" for name, word in spec.masked(json.loads(value)).items())
     return "" if value is None and field.name == "lease" else str(value)
 
 

@@ -27,6 +27,7 @@ run() {
     run latency.py --hops $hops
     run dataflow.py $flow
     run throughput.py $true
+    run large_writes.py --jobs $((jobs / 3))
     run scale.py --jobs $jobs
     run service.py --jobs $jobs
     run workshop.py --jobs $jobs $workshop

@@ -16,7 +16,7 @@ from ..errors import NotFound, StateError, UnknownApp
 from ..sites import apps as site_apps
 from . import layout
 from .apps import as_program, warn_of, warn_of_line
-from .common import A_JOB, confirm, open_db, say
+from .common import A_JOB, confirm, open_db, progress_of, say
 from .group import BalsamCommand, ConditionOption, SeparateOption, option
 
 _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
@@ -150,7 +150,8 @@ def rm(what: str, name: str | None, id: str | None, everything: bool, force: boo
         click.echo("Delete aborted")
         click.get_current_context().exit(1)
     if what == "jobs":
-        user.delete(db, numbers, force=force)
+        with progress_of(len(numbers)) as progress:
+            user.delete(db, numbers, force=force, progress=progress)
     else:
         with db.write() as cx:
             app_store.delete_apps(cx, numbers)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -37,6 +38,27 @@ def open_db() -> Database:
     db = location.open_database(location.find(context.obj))
     context.call_on_close(db.close)
     return db
+
+
+@contextmanager
+def progress_of(total: int) -> Iterator[Callable[[int], None] | None]:
+    """Show on the terminal, on stderr, how much of `total` is done; call what this gives with each further number done."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    done = 0
+
+    def add(number: int) -> None:
+        nonlocal done
+        done += number
+        sys.stderr.write(f"\r{min(done * 100 // max(total, 1), 100):3} %")
+        sys.stderr.flush()
+
+    try:
+        yield add
+    finally:
+        if done:
+            sys.stderr.write("\r     \r")
 
 
 # --- sites ------------------------------------------------------------------------------------------------------------

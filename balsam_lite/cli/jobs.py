@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +18,7 @@ from ..durations import FORMS
 from ..errors import DuplicateApp, InvalidSpec
 from . import layout
 from .apps import warn_of
-from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs, warn
+from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs, progress_of, warn
 from .group import BalsamCommand, SentenceOption, SeparateOption, WordsOption, option
 from .ls import form
 
@@ -215,10 +214,8 @@ def make_dummies(num: int) -> None:
     """
     db = open_db()
     _ensure_dummy_app(db)
-    progress = _Progress(2 * num) if sys.stderr.isatty() else None
-    insert.add_jobs(db, _dummies(num), progress.add if progress else None)
-    if progress:
-        progress.clear()
+    with progress_of(2 * num) as progress:  # a job counts twice: once read, once inserted
+        insert.add_jobs(db, _dummies(num), progress)
     click.echo(f"Added {num} dummy jobs to the DB")
 
 
@@ -239,19 +236,3 @@ def _dummies(num: int) -> Iterator[dict[str, Any]]:
             "name": f"dummy{n}", "workflow": "dummy", "application": "dummy", "args": "hello", "node_packing_count": 64,
             "description": "Added by balsam make_dummies",
         }  # fmt: skip
-
-
-class _Progress:
-    """One line on the terminal that says how far it is. A job counts twice: once read, once inserted."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-
-    def add(self, number: int) -> None:
-        self._done += number
-        sys.stderr.write(f"\r{self._done * 100 // self._total:3} %")
-        sys.stderr.flush()
-
-    @staticmethod
-    def clear() -> None:
-        sys.stderr.write("\r     \r")

@@ -9,10 +9,10 @@ import click
 
 from .. import spec, states
 from ..db import queries
-from ..db.store import graph, user
+from ..db.store import graph, pieces, user
 from ..errors import NotFound
 from . import layout
-from .common import A_JOB, confirm, open_db, pairs, say
+from .common import A_JOB, confirm, open_db, pairs, progress_of, say
 from .group import BalsamCommand, ConditionOption, SeparateOption, option
 
 if TYPE_CHECKING:
@@ -94,14 +94,20 @@ def rerun(
     if number and not confirm(f"Run {number} job{'s' * (number != 1)} again?", "--yes"):
         click.echo("Rerun aborted")
         click.get_current_context().exit(1)
-    with db.write() as cx:
+    with pieces.few(db) as cx:
         matching, below = _chosen(cx, only, downstream)
-        done, more = user.rerun(db, matching, to, values), user.rerun(db, below, to)
-        waiting = queries.count_waiting(cx, [*matching, *below])
-        failed, parent = queries.failed_with_parent(cx, [*matching, *below])
+        is_large = len(matching) + len(below) > pieces.FEW
+        if not is_large:
+            done = user.rerun(db, matching, to, values, below)
+            waiting, failed, parent = _outcome(cx, [*matching, *below])
+    if is_large:
+        with progress_of(len(matching) + len(below)) as progress:
+            done = user.rerun(db, matching, to, values, below, progress)
+        with db.read() as cx:
+            waiting, failed, parent = _outcome(cx, [*matching, *below])
     if not matching:
         raise NotFound("No jobs found matching query")
-    jobs, held = done.jobs + more.jobs - failed, done.held + more.held
+    jobs, held = done.jobs - failed, done.held
     wait = f", {waiting} of them after their parents" if waiting else ""
     click.echo(f"{jobs} jobs run again{wait}" if jobs != 1 else f"1 job runs again{', after its parents' * waiting}")
     if held:
@@ -110,6 +116,11 @@ def rerun(
         say(f"{failed} FAILED again at once, as their run_when cannot hold{parent and f': parent {layout.one_line(parent)}'}.")
         say("Once their parents are put back, they run too; --downstream puts back all jobs below a parent.")
         click.get_current_context().exit(0 if jobs else 1)
+
+
+def _outcome(cx: Connection, numbers: Sequence[int]) -> tuple[int, int, str]:
+    """Return how many of these wait for parents, how many have failed at once, and by which parent."""
+    return queries.count_waiting(cx, numbers), *queries.failed_with_parent(cx, numbers)
 
 
 def _chosen(cx: Connection, only: queries.JobFilter, downstream: bool) -> tuple[list[int], list[int]]:

@@ -64,7 +64,9 @@ def _guarded(words: list[str]) -> int:
         elif isinstance(exc, click.ClickException):
             exc.show()
         return exc.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as exc:
+        if exc.args:  # what is left of a large write
+            click.echo(str(exc), err=True)
         return _INTERRUPTED
     except BrokenPipeError:
         return _cannot_write(_BROKEN_PIPE)

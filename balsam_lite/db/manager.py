@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
 
@@ -376,29 +376,36 @@ class QuerySet(Generic[Record]):
                 return self.create(**{**given, **(defaults or {})}), True
 
     def update(self, **fields: Any) -> int:
-        """Set these fields in all that match; returns how many that are. One write transaction, all or nothing.
+        """Set these fields in all that match; returns how many that are. All or nothing; many jobs in pieces (`store.pieces`).
 
         A job's `state` is changed as the user's doing: recorded in its history, children promoted or failed.
 
         Raises:
             UnknownField, InvalidSpec, InvalidStateError; StateError: a launcher holds one of the jobs.
         """
-        with self.database.write():
-            numbers = list(self.numbers())
-            self.model._change(self.database, numbers, fields)
-        self._fetched = None
+        numbers = self._write(lambda numbers: self.model._change(self.database, numbers, fields))[0]
         return len(numbers)
 
     def delete(self, force: bool = False) -> int:
-        """Remove all that match; returns how many. One write transaction.
+        """Remove all that match; returns how many. Many jobs are removed in pieces (`store.pieces`).
 
         Raises:
             ParentInUse: other jobs wait for one of these, and `force` is not set.
         """
-        with self.database.write():
-            removed = int(self.model._remove(self.database, list(self.numbers()), force))
+        return int(self._write(lambda numbers: self.model._remove(self.database, numbers, force))[1])
+
+    def _write(self, action: Callable[[list[int]], Any]) -> tuple[list[int], Any]:
+        """Do that with the numbers of those that match, of few in the transaction that finds them. Return both."""
+        from .store import pieces
+
+        with pieces.few(self.database):
+            numbers = list(self.numbers())
+            is_large = len(numbers) > pieces.FEW
+            result = None if is_large else action(numbers)
+        if is_large:
+            result = action(numbers)
         self._fetched = None
-        return removed
+        return numbers, result
 
 
 class JobSource:

@@ -123,6 +123,28 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE job ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE job ADD COLUMN launcher_deaths INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE app ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE large_write (
+    id INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    touched INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    done INTEGER NOT NULL DEFAULT 0,
+    counted TEXT NOT NULL DEFAULT '{}'
+)""",
+        """CREATE TABLE large_write_part (
+    id INTEGER PRIMARY KEY,
+    large_write INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    jobs TEXT NOT NULL
+)""",
+        "CREATE INDEX large_write_part_of ON large_write_part (large_write)",
+        "CREATE INDEX large_write_part_bounds ON large_write_part (first, last)",
     ),
 )
 

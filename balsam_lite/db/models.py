@@ -396,12 +396,9 @@ class BalsamJob(Record, peewee.Model):
 
     @classmethod
     def _change(cls, database: Database, numbers: list[int], fields: Mapping[str, Any]) -> None:
-        """The store's part of `update`; inside the caller's write transaction."""
+        """The store's part of `update`; of few jobs inside the caller's write transaction."""
         rest = {name: getattr(value, "id", value) for name, value in fields.items() if name != "state"}
-        if rest or "state" not in fields:
-            user.update_fields(database, numbers, rest)
-        if "state" in fields:
-            user.set_state(database, numbers, fields["state"], by=_BY_PYTHON)
+        user.change(database, [user.Change(numbers, rest, fields.get("state"), user.Said(by=_BY_PYTHON))])
 
     @classmethod
     def _remove(cls, database: Database, numbers: list[int], force: bool) -> int:
@@ -426,8 +423,7 @@ class BalsamJob(Record, peewee.Model):
     def batch_update_state(cls, ids: Iterable[Any], new_state: str, message: str = "") -> int:
         """Put the jobs with these UUIDs into that state, but for those that the user killed. Returns how many."""
         chosen = cls.objects.filter(job_id__in=ids).exclude(state=states.USER_KILLED)
-        with chosen.database.write():
-            return user.set_state(chosen.database, list(chosen.numbers()), new_state, message, by=_BY_PYTHON)
+        return int(chosen._write(lambda ids: user.set_state(chosen.database, ids, new_state, message, by=_BY_PYTHON))[1])
 
     def _events(self) -> list[tuple[int, str, str, str]]:
         held_back.release(self._home)

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import spec, states
 from ..clock import format_us
+from .schema import LARGE_WRITE_HOLD
 
 #: So many launchers are asked, the newest ones; and each says so many things.
 _LAUNCHERS, _MOST = 20, 200
@@ -75,8 +76,14 @@ def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict
     said = _said(cx) if waiting else {}
     shapes = {job["id"]: tuple(job[field] for field in spec.SHAPE_FIELDS) for job in waiting} if said else {}
     found = {number: said.get(shape) or said.get(()) for number, shape in shapes.items()}
-    held = {job["id"]: f"is held back until {format_us(job['start_after'])}" for job in waiting if job.get("start_after")}
+    held = {job["id"]: _held(job["start_after"]) for job in waiting if job.get("start_after")}
     return {**held, **{number: reason for number, reason in found.items() if reason}}
+
+
+def _held(start_after: int) -> str:
+    if start_after >= LARGE_WRITE_HOLD:
+        return "waits until all jobs that were changed together with it are"
+    return f"is held back until {format_us(start_after)}"
 
 
 def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tuple[float, ...], str]:

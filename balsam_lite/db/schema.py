@@ -51,6 +51,8 @@ RUNNABLE = f"{FREE} AND state IN ({sql_list(states.RUNNABLE_STATES)})"
 UNPREPARED = f"{FREE} AND state IN ({sql_list(states.UNPREPARED_STATES)})"
 #: A job that is held back until a time.
 HELD_BACK = "start_after IS NOT NULL"
+#: From here on (the year 9892) `start_after` is no time: the job waits for the end of the large write with the number added.
+LARGE_WRITE_HOLD = 250_000_000_000_000_000
 #: A job whose working directory was chosen by the user, and may be shared. Any other directory's name ends in the job's id.
 OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
@@ -61,6 +63,30 @@ HEX_NAME = "name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'"
 RESERVED = "queued_launch_id IS NOT NULL"
 
 _ORDER = f"{', '.join(spec.SHAPE_FIELDS)}, priority DESC, wall_time_minutes DESC"
+
+#: Changes of many jobs, and what is left of them; see `store.pieces`. `first` and `last` bound the numbers in the list `jobs`.
+LARGE_WRITES = (
+    """CREATE TABLE large_write (
+    id INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    touched INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    done INTEGER NOT NULL DEFAULT 0,
+    counted TEXT NOT NULL DEFAULT '{}'
+)""",
+    """CREATE TABLE large_write_part (
+    id INTEGER PRIMARY KEY,
+    large_write INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    jobs TEXT NOT NULL
+)""",
+)
 
 TABLES = (
     f"""CREATE TABLE job (
@@ -144,6 +170,7 @@ TABLES = (
     # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store` keeps them, in the transaction
     # that changes a state; triggers would do it too, but cost 40 % of the rate of inserts.
     "CREATE TABLE state_count (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
+    *LARGE_WRITES,
 )
 
 INDEXES = (
@@ -177,6 +204,9 @@ INDEXES = (
     "CREATE INDEX event_time ON event (time)",
     "CREATE INDEX lease_open ON lease (id) WHERE closed IS NULL",
     "CREATE INDEX batch_job_scheduler_id ON batch_job (scheduler_id)",
+    # the next part of a large write; the parts that may name a job.
+    "CREATE INDEX large_write_part_of ON large_write_part (large_write)",
+    "CREATE INDEX large_write_part_bounds ON large_write_part (first, last)",
 )
 
 ROWS = (

@@ -17,7 +17,7 @@ from ..db import reasons as notes
 from ..db.connection import Connection, Database
 from ..db.filesystem import LOCAL
 from ..db.outlook import FIRST_JOB, what_may_come
-from ..db.store import claims, held_back, leases
+from ..db.store import claims, held_back, leases, pieces
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
@@ -110,6 +110,8 @@ class Launcher:
         self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
         self._workflows: tuple[str, ...] | None = None
         self._next_start_us: int | None = None  # when the next job is due that is held back
+        self._has_large_write = False  # something that changes many jobs is unfinished; see `store.pieces`
+        self._next_piece_at = 0.0  # when to do a piece of it, if nobody else does
         self.pause = Pause()  # because of trouble of the machine
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
         self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks)
@@ -142,6 +144,7 @@ class Launcher:
         if now >= self._due(now):
             self.tick()
             self._start_those_ahead()
+        self._advance_large_write()
         self._check_the_end()
         if not self.stop_reason:
             self._breathe()
@@ -202,6 +205,7 @@ class Launcher:
             claims.give_back(cx, self._lease, work.stranded, now_us, why)
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
+            self._has_large_write = pieces.is_any(cx)
             held = claims.still_held(cx, self._lease) if work.news else None
             next_start_us = self._next_start_us
             if work.news:
@@ -424,6 +428,8 @@ class Launcher:
             wakes.append(now + STOP_PERIOD_S)
         if self._limits.ends_at is not None:
             wakes.append(self._limits.ends_at)
+        if self._has_large_write:
+            wakes.append(self._next_piece_at)
         return min(wakes) - now
 
     def _spacing(self, shared: int = _SHARED_SPACING) -> float:
@@ -452,6 +458,19 @@ class Launcher:
             if freed:
                 log.info("Freed %d job(s) of dead launchers.", freed)
                 self._news = True
+
+    def _advance_large_write(self) -> None:
+        """Do a piece of what changes many jobs, such as the end of a parent of very many, if nobody else is at it."""
+        if not self._has_large_write or self._clock.monotonic() < self._next_piece_at:
+            return
+        started = self._clock.monotonic()
+        try:
+            is_done = pieces.advance_abandoned(self._db)
+        except DatabaseError:  # the next tick will say so
+            is_done = False
+        self._news = self._news or is_done
+        took = self._clock.monotonic() - started
+        self._next_piece_at = started + took + (max(pieces.PAUSE_S, took) if is_done else pieces.ABANDONED_S / 5)
 
     def _be_idle(self, now: float) -> None:
         if self._idle_since is None:
@@ -495,7 +514,9 @@ class Launcher:
             self.stop("the time is up")
         elif (self.pause.reason or self._setbacks.reasons) and self._is_hopeless(now):
             self.stop(self.pause.reason or "nothing is left but jobs that cannot be started")
-        elif self._has_work or self._idle_since is None or self._reaper.doubtful:  # whose jobs may be to be run here
+        elif (
+            self._has_work or self._idle_since is None or self._has_large_write or self._reaper.doubtful
+        ):  # whose jobs may be to be run here
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:
             if self._has_setbacks() or self._awaits_start():

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .. import states
+from .. import spec, states
 from ..clock import SECOND_US, SystemClock
 from ..db import location, queries, selection
 from ..db.connection import Connection, Database
-from ..db.store import insert, user
+from ..db.store import insert, pieces, user
+from ..db.store.moves import with_payload
 from ..errors import BalsamError, InputError, InvalidSpec, UnknownJob
 from ..settings import Settings
 from . import job_rows
@@ -86,19 +87,29 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
         UnknownField, InvalidSpec, InvalidStateError, StateError, UnknownJob.
     """
     groups = [(numbers, job_rows.change_of(values), values) for numbers, values in job_rows.grouped(changes)]
-    with db.write() as cx:
+    is_large = len(changes) > pieces.FEW
+    with pieces.few(db) as cx:
         for numbers, change, values in groups:
             _refuse_missing(cx, numbers)
-            _carry_out(db, cx, numbers, change, values)
+            _check(db, cx, numbers, change, values)
+        if not is_large:
+            user.change(db, [_stored(numbers, change) for numbers, change, _ in groups])
+    if is_large:
+        user.change(db, [_stored(numbers, change) for numbers, change, _ in groups])
     return len(changes)
 
 
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """The same change for all that match. Returns how many. Raises as `update`."""
     change = job_rows.change_of(values)
-    with db.write() as cx:
+    with pieces.few(db) as cx:
         numbers = selection.job_ids(cx, where)
-        _carry_out(db, cx, numbers, change, values)
+        _check(db, cx, numbers, change, values)
+        is_large = len(numbers) > pieces.FEW
+        if not is_large:
+            user.change(db, [_stored(numbers, change)])
+    if is_large:
+        user.change(db, [_stored(numbers, change)])
     return len(numbers)
 
 
@@ -108,25 +119,25 @@ def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
         raise UnknownJob(f"There is no job with the id {missing[0]} at this site (any more); nothing was changed.")
 
 
-def _carry_out(
-    db: Database, cx: Connection, numbers: Sequence[int], change: job_rows.Change, values: Mapping[str, Any]
-) -> None:
+def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_rows.Change, values: Mapping[str, Any]) -> None:
+    """Raise if these jobs cannot be changed in that way."""
     if "parameters" in change.fields:
         apps = job_rows.Apps(selection.apps(cx))
         for (name,) in set(queries.columns_of(cx, numbers, ("application",)).values()):
             apps.check_parameters(apps.find(name), values["parameters"])
-    if change.fields or change.workdir is not None:
-        user.update_fields(db, numbers, change.fields, workdir=change.workdir)
     if not {"gpus_per_rank", "ranks_per_node"}.isdisjoint(change.fields):
         gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
         for gpus, ranks in set(queries.columns_of(cx, numbers, ("gpus_per_rank", "ranks_per_node")).values()):
-            job_rows.refuse_gpus(gpus, ranks, gpus_per_node)
-    if change.state is not None:
-        said = change.data.get("message")  # the history shows that one, too
-        message = said if isinstance(said, str) else ""
-        if change.time_us is not None:
-            _refuse_time(cx, numbers, change.time_us)
-        user.set_state(db, numbers, change.state, message, data=change.data, time_us=change.time_us)
+            wanted = spec.check_job({"gpus_per_rank": gpus, "ranks_per_node": ranks, **change.fields})
+            job_rows.refuse_gpus(wanted["gpus_per_rank"], wanted["ranks_per_node"], gpus_per_node)
+    if change.state is not None and change.time_us is not None:
+        _refuse_time(cx, numbers, change.time_us)
+
+
+def _stored(numbers: Sequence[int], change: job_rows.Change) -> user.Change:
+    message = change.data.get("message")  # the history shows that one, too
+    said = user.Said(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
+    return user.Change(numbers, change.fields, change.state, said, change.workdir)
 
 
 def _refuse_time(cx: Connection, numbers: Sequence[int], time_us: int) -> None:
@@ -161,11 +172,14 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; ParentInUse: others wait for one of these, and `force` is not set.
     """
-    with db.write() as cx:
+    with pieces.few(db) as cx:
         numbers = selection.job_ids(cx, where)
         leases = queries.columns_of(cx, numbers, ("lease",))
         free = [number for number in numbers if leases[number] == (None,)]
-        deleted = user.delete(db, free, force=force) if free else 0
+        is_large = len(free) > pieces.FEW
+        deleted = user.delete(db, free, force=force) if free and not is_large else 0
+    if is_large:
+        deleted = user.delete(db, free, force=force)
     return {"deleted": deleted, "held": len(numbers) - len(free)}
 
 

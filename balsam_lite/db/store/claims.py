@@ -17,7 +17,7 @@ from ... import spec, states
 from ...clock import format_us
 from ..queries import has_wildcard, matches_workflow
 from ..schema import FREE, RUNNABLE, UNPREPARED
-from . import few, graph, outcomes
+from . import few, graph, outcomes, pieces
 from .few import Few
 from .moves import Move, id_list, move
 
@@ -326,6 +326,9 @@ def _take_among(
         wanted = max(room.count(shape), fewest)
         for source in among:
             candidates += [(shape, row) for row in _candidates(cx, source, shape, wanted, room.preparations, only)]
+    unfinished = pieces.unfinished(cx, (row[0] for _, row in candidates)) if candidates else ()
+    if unfinished:
+        candidates = [(shape, row) for shape, row in candidates if row[0] not in unfinished]
     candidates.sort(key=_order)
     chosen: list[tuple[Shape, Row, object]] = []
     to_prepare: list[tuple[Shape, Row]] = []

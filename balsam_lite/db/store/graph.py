@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from ... import states
 from ...errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
 from ..schema import sql_list
+from . import pieces
 from .moves import Move, id_list, move
 
 #: Jobs on a cycle that an error names.
@@ -251,14 +252,30 @@ def propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[in
 def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int, reason: str = PARENT_FAILED) -> None:
     """Fail waiting jobs, given as (job, parent that caused it), and then the jobs that cannot run without them."""
     path = (states.AWAITING_PARENTS, states.FAILED)
+    done = 0
     while failed:
+        done += len(failed)
+        if done > pieces.FEW and reason == PARENT_FAILED:
+            pieces.defer_children(cx, [job for job, _ in failed])
+            return
         moves = [Move(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
         move(cx, moves, states.STEP)
         failed, reason = _tell_children(cx, [], [job for job, _ in failed], now_us), PARENT_FAILED
 
 
 def _tell_children(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> list[tuple[int, int]]:
-    """Count these ends and release the children that wait for nothing else. Return (job, parent) for those that cannot run."""
+    """Count these ends and release the children that wait for nothing else. Return (job, parent) for those that cannot run.
+
+    Very many children are left to `pieces`: they wait until then.
+    """
+    ended = id_list((*finished, *lost))
+    edges = "SELECT 1 FROM dependency WHERE parent IN (SELECT value FROM json_each(?)) LIMIT ?"
+    (children,) = cx.execute(f"SELECT count(*) FROM ({edges})", (ended, pieces.FEW + 1)).fetchone()
+    if not children:
+        return []
+    if children > pieces.FEW:
+        pieces.defer_children(cx, _children(cx, ended))
+        return []
     if finished:
         _subtract_finished(cx, id_list(finished))
     if lost:
@@ -322,18 +339,29 @@ def reconsider_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: 
     """Update the children of jobs that a user has put into another state, in whatever direction.
 
     Children that have not started wait again, those that failed only because of these parents do so, too, and their children
-    likewise. Those that run or have run stay as they are.
+    likewise. Those that run or have run stay as they are. Very many children are left to `pieces`: none is claimed until then.
     """
-    changed = list(parents)
+    reconsider(cx, _children(cx, id_list(parents)), now_us)
+
+
+def reconsider(cx: sqlite3.Connection, below: Sequence[int], now_us: int) -> None:
+    """Update jobs whose parents have changed, as `reconsider_children` and `propagate` do with the children of few."""
     children: set[int] = set()
-    while changed:
-        query = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?))"
-        below = [row[0] for row in cx.execute(query, (id_list(changed),))]
+    while below:
+        if len(below) + len(children) > pieces.FEW:
+            pieces.defer_children(cx, below)
+            break
         recount(cx, below)
         children.update(below)
-        changed = _revive(cx, below, now_us)
+        revived = _revive(cx, below, now_us)
+        below = _children(cx, id_list(revived)) if revived else []
     if children:
         settle(cx, children, now_us)
+
+
+def _children(cx: sqlite3.Connection, parents: str) -> list[int]:
+    query = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?))"
+    return [row[0] for row in cx.execute(query, (parents,))]
 
 
 def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[int]:

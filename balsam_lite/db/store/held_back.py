@@ -23,7 +23,7 @@ from ...clock import SECOND_US, SystemClock
 from ...settings import Settings
 from ..connection import Database, at_exit
 from ..queries import matches_workflow
-from ..schema import HELD_BACK, sql_list
+from ..schema import HELD_BACK, LARGE_WRITE_HOLD, sql_list
 
 #: Seconds after which a job starts although its process goes on adding jobs.
 MAX_HOLD_S = 10
@@ -35,7 +35,7 @@ _SLACK_US = 1000
 #: Seconds that the end of a process waits for a busy DB.
 _END_TIMEOUT_S = 2.0
 
-_THESE = "id IN (SELECT value FROM json_each(?)) AND start_after IS NOT NULL"
+_THESE = f"id IN (SELECT value FROM json_each(?)) AND start_after < {LARGE_WRITE_HOLD}"
 
 
 # --- in the process that adds jobs ------------------------------------------------------------------------------------
@@ -166,6 +166,8 @@ def release_due(cx: sqlite3.Connection, now_us: int) -> int:
 def next_start(cx: sqlite3.Connection) -> int | None:
     """Return when the next job that is held back is due, in microseconds; None if there is none."""
     found = cx.execute(f"SELECT min(start_after) FROM job INDEXED BY job_start_after WHERE {HELD_BACK}").fetchone()[0]
+    if found is not None and found >= LARGE_WRITE_HOLD:  # no time: `pieces` lets it start
+        return None
     return None if found is None else int(found)
 
 

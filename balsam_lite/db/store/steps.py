@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ... import states
 from ...errors import MachineTrouble
 from ..schema import UNSETTLED
-from . import claims, graph, outcomes
+from . import claims, graph, outcomes, pieces
 from .claims import Claim
 from .moves import Move, id_list, move
 
@@ -71,7 +71,8 @@ def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: 
     """
     limit = 1000 + capacity
     facts = claims.facts_of(cx, f"{_UNSETTLED_JOB} LIMIT ?", (limit,), "INDEXED BY job_unsettled")
-    found = [(fact.job, outcomes.settle(fact, fact.state)) for fact in facts]
+    unfinished = pieces.unfinished(cx, (fact.job for fact in facts)) if facts else ()
+    found = [(fact.job, outcomes.settle(fact, fact.state)) for fact in facts if fact.job not in unfinished]
     settled = [(job, outcome) for job, outcome in found if not outcome.needs_step]
     moves = [Move(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]
     used_up = [(outcome.restarts, outcome.retries) for _, outcome in settled]

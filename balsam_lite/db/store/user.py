@@ -1,10 +1,12 @@
-"""What the user does to jobs: set their state, kill, edit, delete. Every function opens its own write transaction.
+"""What the user does to jobs: set their state, kill, edit, delete. Every function opens its own write transactions.
 
-Jobs are named by their integer ids, of which there may be a million; they are handled in pieces of one transaction.
+Jobs are named by their integer ids. A few thousand are changed by one transaction, which may be one that is open already; more
+of them, unless one is open, by many short ones (see `pieces`): what is wrong with any of them is raised before the first.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections import Counter
@@ -16,9 +18,9 @@ from ...clock import SystemClock
 from ...errors import InvalidSpec, LostLease, ParentInUse, StateError
 from .. import transaction
 from ..connection import Database
-from ..schema import sql_list
-from . import claims, graph, outcomes, tags
-from .moves import Move, count, id_list, move, with_payload
+from ..schema import LARGE_WRITE_HOLD, sql_list
+from . import claims, graph, outcomes, pieces, tags
+from .moves import PAYLOAD, Move, count, id_list, move, with_payload
 
 USER_CHANGED = "User mutated state from command line"
 
@@ -30,6 +32,15 @@ _PIECE = 10_000
 def _pieces(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     for start in range(0, len(ids), _PIECE):
         yield ids[start : start + _PIECE]
+
+
+def _is_large(db: Database, jobs: int) -> bool:
+    """Whether to change so many jobs in pieces."""
+    return jobs > pieces.FEW and not db.is_in_transaction
+
+
+#: What a new start resets. A job that waits for the end of a large write goes on waiting.
+_ANEW = f"restarts = 0, retries = 0, start_after = CASE WHEN start_after >= {LARGE_WRITE_HOLD} THEN start_after END"
 
 
 class Hook(NamedTuple):
@@ -72,6 +83,7 @@ def set_state(
     by: str = "",
     data: Mapping[str, Any] = {},
     time_us: int | None = None,
+    progress: pieces.Progress | None = None,
 ) -> int:
     """Put jobs into `state` as the user's doing, children included that failed only because of them. Returns how many.
 
@@ -87,12 +99,44 @@ def set_state(
     transaction.refuse("Changing the state of jobs")
     states.check_state(state)
     if state == states.USER_KILLED:
-        return kill(db, ids, message=message or by, data=data, time_us=time_us).killed
+        return kill(db, ids, message=message or by, data=data, time_us=time_us, progress=progress).killed
+    _refuse_running(state)
+    hook, said = own_hook(db), Said(message, by, with_payload(data), time_us)
+    jobs = list(ids)
+    if _is_large(db, len(jobs)):
+        return pieces.run(db, [_state_part(jobs, state, said)], lambda cx: _refuse_held(cx, jobs), progress)["changed"]
+    with pieces.few(db, jobs) as cx:
+        return sum(_set_state(cx, piece, state, said, hook) for piece in _pieces(jobs))
+
+
+def _refuse_running(state: str) -> None:
     if state == states.RUNNING:
         raise StateError("Only a launcher makes a job RUNNING.", hint="Set RESTART_READY to let one run it.")
-    hook, said = own_hook(db), Said(message, by, with_payload(data), time_us)
-    with db.write() as cx:
-        return sum(_set_state(cx, piece, state, said, hook) for piece in _pieces(list(ids)))
+
+
+def _state_part(jobs: Iterable[int], state: str, said: Said) -> pieces.Part:
+    if state == states.USER_KILLED:
+        when = SystemClock.now_us() if said.time_us is None else said.time_us
+        return pieces.Part("kill", {"said": (said.message or said.by, said.data, when)}, sorted(jobs))
+    return pieces.Part("set_state", {"state": state, "said": said}, sorted(jobs))
+
+
+def _refuse_held(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
+    """Raise StateError if one of very many jobs is RUNNING or held by a launcher. Takes time linear in those that are."""
+    wanted = set(jobs)
+    query = "SELECT id, state, lease, job_id, name FROM job INDEXED BY {} WHERE {}"
+    held = cx.execute(query.format("job_lease", "lease IS NOT NULL")).fetchall()
+    held += cx.execute(query.format("job_state", f"state = '{states.RUNNING}'")).fetchall()
+    for job, state, lease, job_id, name in held:
+        if job in wanted:
+            raise _held_error(state, lease, job_id, name)
+
+
+def _held_error(state: str, lease: int | None, job_id: str, name: str) -> StateError:
+    return StateError(
+        f"Job {name} [{job_id[:8]}] is {state} and held by launcher {lease}; its state cannot be changed now.",
+        hint="`balsam killjob` stops it; wait until it has ended to do anything else with it.",
+    )
 
 
 def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Said, hook: Hook | None) -> int:
@@ -104,12 +148,9 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Sai
     others = [row for row in rows if row not in own] if own else rows
     for _, old, lease, _, job_id, name in others:
         if lease is not None or old == states.RUNNING:
-            raise StateError(
-                f"Job {name} [{job_id[:8]}] is {old} and held by launcher {lease}; its state cannot be changed now.",
-                hint="`balsam killjob` stops it; wait until it has ended to do anything else with it.",
-            )
+            raise _held_error(old, lease, job_id, name)
     moves = [Move(row[0], (row[1], state), when, (said.message or said.by,), (said.data,)) for row in others if row[1] != state]
-    move(cx, moves, states.USER, "restarts = 0, retries = 0, start_after = NULL" if state not in states.END_STATES else "")
+    move(cx, moves, states.USER, _ANEW if state not in states.END_STATES else "")
     changed = [m.job for m in moves]
     graph.reconsider_children(cx, changed, now)
     graph.settle(cx, changed, now)
@@ -180,6 +221,7 @@ def kill(
     message: str = "",
     data: Mapping[str, Any] = {},
     time_us: int | None = None,
+    progress: pieces.Progress | None = None,
 ) -> Killed:
     """Make jobs USER_KILLED, with `recursive` all jobs below them too; jobs in an end state stay as they are.
 
@@ -189,30 +231,51 @@ def kill(
     transaction.refuse("Killing jobs")
     jobs = list(ids)
     now = SystemClock.now_us()
-    when = now if time_us is None else time_us
-    said = with_payload(data)
-    moves: list[Move] = []
-    free: list[int] = []
-    with db.write() as cx:
+    said = (message, with_payload(data), now if time_us is None else time_us)
+    below: list[int] = []
+    if recursive and not db.is_in_transaction:
+        with db.read() as cx:
+            below = graph.descendants(cx, jobs)
+    if _is_large(db, len(jobs) + len(below)):
+        listed = sorted({*jobs, *below})
+        counted = pieces.run(db, [pieces.Part("kill", {"said": said}, listed)], lambda cx: None, progress)
+        return Killed(counted["killed"], counted["running"])
+    with pieces.few(db) as cx:
         if recursive:
             jobs = list(dict.fromkeys([*jobs, *graph.descendants(cx, jobs)]))
-        for piece in _pieces(jobs):
-            rows = cx.execute(
-                f"""SELECT id, state, lease FROM job WHERE id IN (SELECT value FROM json_each(?))
-                    AND state NOT IN ({sql_list(states.END_STATES)})""",
-                (id_list(piece),),
-            ).fetchall()
-            moves += [Move(job, (state, states.USER_KILLED), when, (message,), (said,)) for job, state, _ in rows]
-            free += [job for job, _, lease in rows if lease is None]
-        move(cx, moves, states.USER)
+        pieces.finish_first(cx, jobs)
+        killed, free = _kill(cx, jobs, *said)
         graph.reconsider_children(cx, free, now)
-    return Killed(len(moves), len(moves) - len(free))
+        return Killed(killed, killed - len(free))
+
+
+def _kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | None, when: int) -> tuple[int, list[int]]:
+    """Make those USER_KILLED that have not ended. Return how many those were, and which of them no launcher holds."""
+    moves: list[Move] = []
+    free: list[int] = []
+    for piece in _pieces(jobs):
+        rows = cx.execute(
+            f"""SELECT id, state, lease FROM job WHERE id IN (SELECT value FROM json_each(?))
+                AND state NOT IN ({sql_list(states.END_STATES)})""",
+            (id_list(piece),),
+        ).fetchall()
+        moves += [Move(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _ in rows]
+        free += [job for job, _, lease in rows if lease is None]
+    move(cx, moves, states.USER)
+    return len(moves), free
 
 
 # --- edit -------------------------------------------------------------------------------------------------------------
 
 
-def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *, workdir: str | None = None) -> int:
+def update_fields(
+    db: Database,
+    ids: Iterable[int],
+    values: Mapping[str, Any],
+    *,
+    workdir: str | None = None,
+    progress: pieces.Progress | None = None,
+) -> int:
     """Set fields other than the state, in all jobs alike. Returns how many jobs there were.
 
     A running job takes note at its next attempt. The working directory of a job stays where it is when its name or its
@@ -222,6 +285,73 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *
         UnknownField, UnknownApp; InvalidSpec, for a workdir that is another job's too: nothing is changed.
     """
     transaction.refuse("Changing jobs")
+    stored, jobs = _stored(values, workdir), list(ids)
+    if _is_large(db, len(jobs)):
+        change(db, [Change(jobs, values, workdir=workdir)], progress)
+        return len(jobs)
+    with pieces.few(db, jobs) as cx:
+        _check_app(cx, stored)
+        if workdir is not None:
+            _refuse_shared(cx, jobs, stored["workdir"])
+        return sum(_update(cx, stored, piece) for piece in _pieces(jobs))
+
+
+class Change(NamedTuple):
+    """What is to become of some jobs."""
+
+    jobs: Sequence[int]
+    fields: Mapping[str, Any] = {}
+    state: str | None = None
+    said: Said = Said()  # of the state
+    workdir: str | None = None
+
+
+def change(db: Database, changes: Sequence[Change], progress: pieces.Progress | None = None) -> None:
+    """Make changes of fields and states, as `update_fields` and `set_state` do: all or nothing."""
+    total = sum(len(one.jobs) for one in changes)
+    if not _is_large(db, total):
+        with pieces.few(db, (job for one in changes for job in one.jobs)):
+            for one in changes:
+                if one.fields or one.workdir is not None or one.state is None:
+                    update_fields(db, one.jobs, one.fields, workdir=one.workdir)
+                if one.state is not None:
+                    _set_state_of(db, one)
+        return
+    transaction.refuse("Changing many jobs")
+    parts: list[pieces.Part] = []
+    applications: set[str] = set()
+    freed: list[int] = []  # that no launcher may hold
+    for one in changes:
+        if one.fields or one.workdir is not None or one.state is None:
+            parts.append(pieces.Part("fields", {"stored": _stored(one.fields, one.workdir)}, sorted(one.jobs)))
+            applications.add(parts[-1].parameters["stored"].get("application", ""))
+        if one.state is not None:
+            states.check_state(one.state)
+            _refuse_running(one.state)
+            parts.append(_state_part(one.jobs, one.state, one.said))
+            freed += one.jobs if one.state != states.USER_KILLED else ()
+
+    def check(cx: sqlite3.Connection) -> None:
+        for name in applications:
+            _check_app(cx, {"application": name})
+        for one in changes:
+            if one.workdir is not None:
+                _refuse_shared(cx, one.jobs, one.workdir)
+        if freed:
+            _refuse_held(cx, freed)
+
+    pieces.run(db, parts, check, progress)
+
+
+def _set_state_of(db: Database, one: Change) -> None:
+    assert one.state is not None
+    said = one.said
+    data = json.loads(said.data)[PAYLOAD] if said.data else {}
+    set_state(db, one.jobs, one.state, said.message, by=said.by, data=data, time_us=said.time_us)
+
+
+def _stored(values: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
+    """Return the values as the columns hold them."""
     stored = spec.check_job(values)
     if workdir is not None:
         stored["workdir"] = spec.checked_workdir(workdir)
@@ -229,17 +359,14 @@ def update_fields(db: Database, ids: Iterable[int], values: Mapping[str, Any], *
         raise InvalidSpec("There is nothing to change.")
     if stored.get("user_workdir"):
         stored["workdir"] = os.path.abspath(stored["user_workdir"])
-    changes = ", ".join(f"{column} = ?" for column in stored)
-    sql = f"UPDATE job SET {changes} WHERE id IN (SELECT value FROM json_each(?))"
-    with db.write() as cx:
-        if stored.get("application"):
-            from .insert import _check_apps
+    return stored
 
-            _check_apps(cx, {stored["application"]})
-        if workdir is not None:
-            ids = list(ids)
-            _refuse_shared(cx, ids, stored["workdir"])
-        return sum(_update(cx, sql, stored, piece) for piece in _pieces(list(ids)))
+
+def _check_app(cx: sqlite3.Connection, stored: Mapping[str, Any]) -> None:
+    if stored.get("application"):
+        from .insert import _check_apps
+
+        _check_apps(cx, {stored["application"]})
 
 
 def _refuse_shared(cx: sqlite3.Connection, ids: Sequence[int], workdir: str) -> None:
@@ -253,8 +380,10 @@ def _refuse_shared(cx: sqlite3.Connection, ids: Sequence[int], workdir: str) -> 
         raise InvalidSpec(found[1], hint="Choose another workdir, or wait until that job has ended.")
 
 
-def _update(cx: sqlite3.Connection, sql: str, stored: Mapping[str, Any], jobs: Sequence[int]) -> int:
+def _update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int]) -> int:
     listed = id_list(jobs)
+    changes = ", ".join(f"{column} = ?" for column in stored)
+    sql = f"UPDATE job SET {changes} WHERE id IN (SELECT value FROM json_each(?))"
     if "tags" in stored:
         tags.remove(cx, "job.id IN (SELECT value FROM json_each(?))", (listed,))
         known = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)).fetchall()
@@ -276,8 +405,15 @@ class Rerun(NamedTuple):
     held: int  # left alone, because a launcher has them
 
 
-def rerun(db: Database, ids: Iterable[int], target: str | None = None, values: Mapping[str, Any] = {}) -> Rerun:
-    """Put jobs back to be run once more, with the fields in `values` changed, in one transaction.
+def rerun(
+    db: Database,
+    ids: Iterable[int],
+    target: str | None = None,
+    values: Mapping[str, Any] = {},
+    below: Iterable[int] = (),
+    progress: pieces.Progress | None = None,
+) -> Rerun:
+    """Put jobs back to be run once more, with the fields in `values` changed, and those `below` them as they are.
 
     `target` is RESTART_READY or CREATED; None chooses the first for jobs that have run, the second for the others. Jobs
     that a launcher holds are left alone.
@@ -286,23 +422,51 @@ def rerun(db: Database, ids: Iterable[int], target: str | None = None, values: M
         UnknownField, InvalidSpec, UnknownApp: nothing is changed.
     """
     transaction.refuse("Running jobs again")
-    with db.write() as cx:
-        free: list[int] = []
-        asked = list(ids)
-        for piece in _pieces(asked):
-            query = f"SELECT id FROM job WHERE {_FREE} AND id IN (SELECT value FROM json_each(?))"
-            free += [row[0] for row in cx.execute(query, (id_list(piece),))]
+    matching, others = list(ids), list(below)
+    if _is_large(db, len(matching) + len(others)):
+        return _rerun_in_pieces(db, matching, others, target, values, progress)
+    with pieces.few(db, [*matching, *others]) as cx:
+        free = _free(cx, matching)
         if values:
             update_fields(db, free, values)
-        for piece in _pieces(free):
-            _put_back(cx, piece, target)
-        return Rerun(len(free), len(asked) - len(free))
+        _put_back(cx, free, target)
+        more = _free(cx, others)
+        _put_back(cx, more, target)
+        jobs = len(free) + len(more)
+        return Rerun(jobs, len(matching) + len(others) - jobs)
+
+
+def _rerun_in_pieces(
+    db: Database,
+    matching: Sequence[int],
+    below: Sequence[int],
+    target: str | None,
+    values: Mapping[str, Any],
+    progress: pieces.Progress | None,
+) -> Rerun:
+    parts = [pieces.Part("rerun", {"target": target, "stored": {}}, sorted(below))]
+    parts.insert(0, pieces.Part("rerun", {"target": target, "stored": _stored(values) if values else {}}, sorted(matching)))
+    counted = pieces.run(db, parts, lambda cx: _check_app(cx, parts[0].parameters["stored"]), progress)
+    return Rerun(counted["jobs"], counted["held"])
+
+
+def _free(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
+    free: list[int] = []
+    for piece in _pieces(jobs):
+        query = f"SELECT id FROM job WHERE {_FREE} AND id IN (SELECT value FROM json_each(?))"
+        free += [row[0] for row in cx.execute(query, (id_list(piece),))]
+    return free
 
 
 _FREE = f"lease IS NULL AND state <> '{states.RUNNING}'"
 
 
-def _put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
+def _put_back(cx: sqlite3.Connection, free: Sequence[int], target: str | None) -> None:
+    for piece in _pieces(free):
+        _put_piece_back(cx, piece, target)
+
+
+def _put_piece_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
     """What has run first: that revives children that failed only because of it, and they have nothing left to be done."""
     chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
     for state, condition in chosen.items() if target is None else ((target, "1"),):
@@ -313,7 +477,7 @@ def _put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -
 # --- delete -----------------------------------------------------------------------------------------------------------
 
 
-def delete(db: Database, ids: Iterable[int], *, force: bool = False) -> int:
+def delete(db: Database, ids: Iterable[int], *, force: bool = False, progress: pieces.Progress | None = None) -> int:
     """Remove jobs with their history and dependencies; the working directories stay. Returns how many there were.
 
     A launcher that runs one of them stops it. With `force` a deleted job counts as failed for its waiting children.
@@ -322,41 +486,68 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False) -> int:
         ParentInUse: other jobs wait for one of these, and `force` is not set; nothing is removed.
     """
     transaction.refuse("Removing jobs")
-    pieces = list(_pieces(list(ids)))
-    with db.write() as cx:
-        cx.execute("CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY)")
-        cx.execute("DELETE FROM doomed")
-        for piece in pieces:
-            cx.execute("INSERT OR IGNORE INTO doomed SELECT value FROM json_each(?)", (id_list(piece),))
-        _leave_children(cx, force)
-        states_of_doomed = "SELECT state, count(*) FROM job WHERE id IN (SELECT id FROM doomed) GROUP BY state"
-        gone: Counter[tuple[str | None, str | None]] = Counter()
-        for state, jobs in cx.execute(states_of_doomed):
-            gone[state, None] = jobs
-        tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
-        cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
-        cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
-        count(cx, gone)
-        return sum(gone.values())
+    jobs = list(ids)
+    if _is_large(db, len(jobs)):
+        return _delete_in_pieces(db, jobs, force, progress)
+    with pieces.few(db, jobs) as cx:
+        return _delete(cx, jobs, force)
 
 
-def _leave_children(cx: sqlite3.Connection, force: bool) -> None:
-    """Drop the edges of the doomed jobs and say what that means for the children that stay."""
+def _delete_in_pieces(db: Database, jobs: Sequence[int], force: bool, progress: pieces.Progress | None) -> int:
+    """Children go before their parents, as far as they are the younger ones: those need not be told then."""
+    if not force:
+        with db.read() as cx:
+            _doom(cx, jobs)
+            _refuse_in_use(cx)
+    counted = pieces.run(db, [pieces.Part("delete", {}, sorted(jobs, reverse=True))], lambda cx: None, progress)
+    return counted["removed"]
+
+
+def _doom(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
+    """Note the jobs in a table of this connection."""
+    cx.execute("CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY)")
+    cx.execute("DELETE FROM doomed")
+    for piece in _pieces(jobs):
+        cx.execute("INSERT OR IGNORE INTO doomed SELECT value FROM json_each(?)", (id_list(piece),))
+
+
+def _delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
+    _doom(cx, jobs)
+    if not force:
+        _refuse_in_use(cx)
+    _leave_children(cx)
+    states_of_doomed = "SELECT state, count(*) FROM job WHERE id IN (SELECT id FROM doomed) GROUP BY state"
+    gone: Counter[tuple[str | None, str | None]] = Counter()
+    for state, number in cx.execute(states_of_doomed):
+        gone[state, None] = number
+    tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
+    cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
+    cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
+    count(cx, gone)
+    return sum(gone.values())
+
+
+def _refuse_in_use(cx: sqlite3.Connection) -> None:
+    """Raise ParentInUse if jobs that stay wait for the doomed ones."""
     waiting = cx.execute(
         f"""SELECT child.job_id, child.name, count(*) OVER () FROM dependency
             JOIN job AS child ON child.id = dependency.child
             WHERE dependency.parent IN (SELECT id FROM doomed) AND child.id NOT IN (SELECT id FROM doomed)
                 AND child.state = '{states.AWAITING_PARENTS}' LIMIT 1"""
     ).fetchone()
-    if waiting and not force:
+    if waiting:
         raise ParentInUse(
             f"{waiting[2]} job(s) wait for what is to be removed, for example {waiting[1]} [{waiting[0][:8]}].",
             hint="Use --force to remove it all the same; for those jobs it has then failed.",
         )
-    orphans = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT id FROM doomed)"
-    children = [row[0] for row in cx.execute(orphans)]
+
+
+def _leave_children(cx: sqlite3.Connection) -> None:
+    """Drop the edges of the doomed jobs, and fail or release children that stay: a removed parent has ended badly."""
+    children = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT id FROM doomed)"
+    stay = [row[0] for row in cx.execute(f"{children} AND child NOT IN (SELECT id FROM doomed)")]
     now = SystemClock.now_us()
-    if waiting:  # a removed parent has ended badly
+    if stay:
         others = "SELECT 1 FROM dependency d WHERE d.child = child.id AND d.parent NOT IN (SELECT id FROM doomed)"
         failed = cx.execute(
             f"""SELECT child.id, min(dependency.parent) FROM dependency JOIN job AS child ON child.id = dependency.child
@@ -366,5 +557,66 @@ def _leave_children(cx: sqlite3.Connection, force: bool) -> None:
         ).fetchall()
         graph.fail(cx, failed, now, "A parent job was removed from the DB")
     cx.execute("DELETE FROM dependency WHERE parent IN (SELECT id FROM doomed) OR child IN (SELECT id FROM doomed)")
-    graph.recount(cx, children)
-    graph.settle(cx, children, now)
+    graph.recount(cx, stay)
+    graph.settle(cx, stay, now)
+
+
+# --- what large writes do -----------------------------------------------------------------------------------------------
+
+
+def _hold(cx: sqlite3.Connection, number: int, jobs: Sequence[int]) -> None:
+    """Let no launcher take these jobs before the end of that write. They are free and go where they could start."""
+    sql = "UPDATE job NOT INDEXED SET start_after = ? WHERE id IN (SELECT value FROM json_each(?))"
+    cx.execute(sql, (pieces.held_until(number), id_list(jobs)))
+
+
+def _set_state_of_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    free = _free(cx, jobs)
+    if parameters["state"] not in states.END_STATES:
+        _hold(cx, number, free)
+    return Counter(changed=_set_state(cx, free, parameters["state"], Said(*parameters["said"]), None))
+
+
+def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    free = _free(cx, jobs)
+    _hold(cx, number, free)
+    if parameters["stored"]:
+        _update(cx, parameters["stored"], free)
+    _put_back(cx, free, parameters["target"])
+    return Counter(jobs=len(free), held=len(jobs) - len(free))
+
+
+def _kill_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    """Children are told when all are killed: else those that are to be killed, too, would fail."""
+    killed, free = _kill(cx, jobs, *parameters["said"])
+    pieces.add(cx, number, pieces.Part("tell_children", {}, free))
+    return Counter(killed=killed, running=killed - len(free))
+
+
+def _tell_children(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    graph.reconsider_children(cx, jobs, SystemClock.now_us())
+    return Counter()
+
+
+def _reconsider(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    graph.reconsider(cx, jobs, SystemClock.now_us())
+    return Counter()
+
+
+def _update_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    return Counter(changed=_update(cx, parameters["stored"], jobs))
+
+
+def _delete_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    return Counter(removed=_delete(cx, jobs, force=True))
+
+
+ACTIONS: dict[str, pieces.Action] = {
+    "set_state": _set_state_of_part,
+    "rerun": _rerun_part,
+    "kill": _kill_part,
+    "tell_children": _tell_children,
+    pieces.CHILDREN: _reconsider,
+    "fields": _update_part,
+    "delete": _delete_part,
+}

@@ -1,0 +1,300 @@
+"""Large writes: what changes many jobs is stored as a list first, and then carried out in short transactions with pauses.
+
+A row of `large_write` is such a write, its rows of `large_write_part` are what is left of it: an action and the numbers of the
+jobs that it has still to be applied to. A transaction applies parts until `PIECE_S` is over and deletes them, so each part is
+applied once, by any process: where a crash or Ctrl-C cuts a write, the next command or launcher completes it. Until then:
+
+- A job that a part names cannot be claimed (`unfinished`), so that no action meets a job that has started meanwhile.
+- A job that was put back is held (`start_after` is `held_until`) until all are, so that no child runs before its parents.
+- A later action on a job that a part names first applies that part to it (`finish_first`), so the later one wins.
+
+The children of a job with very many of them are such a write, too (`defer_children`), without an owner: launchers do it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from ...clock import SECOND_US, SystemClock
+from ...identity import Holder
+from ..connection import Database
+from ..filesystem import LOCAL
+from ..schema import LARGE_WRITE_HOLD
+
+#: Jobs that one transaction may change; more are changed in pieces.
+FEW = 5000
+#: Jobs in a part, the least that a piece does.
+PART = 500
+#: Seconds after which a piece begins no further part.
+PIECE_S = 0.15
+#: Seconds between pieces. SQLite's waiting is unfair: who waits looks every 20 ms at most (`Database._patiently`) …
+PAUSE_S = 0.025
+#: … and every 100 ms at most for the session of a shared DB.
+SHARED_PAUSE_S = 0.15
+#: Seconds without a piece after which others complete a write. It does no harm if its owner goes on, too.
+ABANDONED_S = 5.0
+
+CHILDREN = "children"
+
+Progress = Callable[[int], None]
+
+#: Applies an action to these jobs. Takes the number of the write and the action's parameters; returns what it counted.
+Action = Callable[[sqlite3.Connection, int, Sequence[int], Mapping[str, Any]], Mapping[str, int]]
+
+
+class Part(NamedTuple):
+    """An action, by its name in `user.ACTIONS`, and the jobs that it is to be applied to, which may be many."""
+
+    action: str
+    parameters: Mapping[str, Any]
+    jobs: Sequence[int]
+
+
+# --- storing ----------------------------------------------------------------------------------------------------------
+
+
+def run(
+    db: Database, parts: Sequence[Part], check: Callable[[sqlite3.Connection], None], progress: Progress | None = None
+) -> Counter[str]:
+    """Apply these actions in pieces, one after the other. Return what they counted. Opens its own write transactions.
+
+    Args:
+        check: called in the transaction that stores the list; raises if the write must not be begun.
+        progress: called with the number of jobs done since the last call.
+
+    Raises:
+        KeyboardInterrupt: with a sentence on what is left, which the next command or launcher completes.
+    """
+    rows = list(_rows(parts))
+    with db.write() as cx:
+        check(cx)
+        number = _store(cx, rows, sum(len(part.jobs) for part in parts), Holder.current())
+    return complete(db, number, progress)
+
+
+def _rows(parts: Iterable[Part]) -> Iterator[tuple[str, str, int, int, str]]:
+    for part in parts:
+        parameters = json.dumps(part.parameters)
+        for start in range(0, len(part.jobs), PART):
+            jobs = part.jobs[start : start + PART]
+            yield part.action, parameters, min(jobs), max(jobs), json.dumps(jobs)
+
+
+def _store(cx: sqlite3.Connection, rows: Iterable[Sequence[Any]], total: int, owner: Holder | None) -> int:
+    holder = owner or Holder("", "", 0, "")
+    number = cx.execute(
+        "INSERT INTO large_write (host, pid_namespace, pid, started, touched, total) VALUES (?, ?, ?, ?, ?, ?)",
+        (*holder, SystemClock.now_us() if owner else 0, total),
+    ).lastrowid
+    assert number is not None
+    _add(cx, number, rows)
+    return number
+
+
+def _add(cx: sqlite3.Connection, number: int, rows: Iterable[Sequence[Any]]) -> None:
+    sql = "INSERT INTO large_write_part (large_write, action, parameters, first, last, jobs) VALUES (?, ?, ?, ?, ?, ?)"
+    cx.executemany(sql, ((number, *row) for row in rows))
+
+
+def add(cx: sqlite3.Connection, number: int, part: Part) -> None:
+    """Add something to a write that is to be done after all that it has still to do."""
+    _add(cx, number, _rows([part]))
+
+
+def defer_children(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
+    """Leave it to whoever comes next to reconsider these jobs, whose parents have changed; see `graph.reconsider`."""
+    _store(cx, _rows([Part(CHILDREN, {}, sorted(jobs))]), len(jobs), None)
+
+
+@contextmanager
+def few(db: Database, jobs: Iterable[int] = ()) -> Iterator[sqlite3.Connection]:
+    """Change few jobs by one write transaction, or as part of the open one.
+
+    It begins with what unfinished writes have still to do with these jobs. Such writes, if nobody is at them, are completed
+    after it, with the children that it has deferred.
+    """
+    with db.write() as cx:
+        finish_first(cx, jobs)
+        yield cx
+        is_left = is_any(cx)
+    if is_left and not db.is_in_transaction:
+        complete(db)
+
+
+# --- carrying out -----------------------------------------------------------------------------------------------------
+
+
+def complete(db: Database, number: int | None = None, progress: Progress | None = None) -> Counter[str]:
+    """Carry out what is left of that write, then of those that have no owner. Return what the first one counted."""
+    counted: Counter[str] = Counter()
+    done, total = 0, 0
+    try:
+        while True:
+            started = time.monotonic()
+            state = _advance(db, number) if number is not None else None
+            if state is not None:
+                if progress:
+                    progress(state.done - done)
+                done, total, counted = state.done, state.total, state.counted
+                if state.is_complete:
+                    number = None
+            elif not advance_abandoned(db):
+                return counted
+            else:
+                number = None
+            pause(db, time.monotonic() - started)
+    except KeyboardInterrupt:
+        how_far = f"{done} of {total} done" if total else "not all is done"
+        raise KeyboardInterrupt(f"Interrupted: {how_far}; the next balsam command or launcher completes it.") from None
+
+
+def pause(db: Database, piece_s: float) -> None:
+    """Leave the DB to others for a moment, after a piece that took that long."""
+    time.sleep(PAUSE_S if db.access == LOCAL else max(SHARED_PAUSE_S, piece_s))
+
+
+class _State(NamedTuple):
+    done: int
+    total: int
+    counted: Counter[str]
+    is_complete: bool
+
+
+def _advance(db: Database, number: int) -> _State | None:
+    """Do one piece of that write, in one transaction; None if others have completed it."""
+    with db.write() as cx:
+        failpoint("before-piece")
+        until = time.monotonic() + PIECE_S
+        is_complete = False
+        while not is_complete:
+            is_complete = not (_do_part(cx, number) or _release(cx, number))
+            if time.monotonic() >= until:
+                break
+        row = cx.execute("SELECT done, total, counted FROM large_write WHERE id = ?", (number,)).fetchone()
+        if is_complete:
+            cx.execute("DELETE FROM large_write WHERE id = ?", (number,))
+        else:
+            cx.execute("UPDATE large_write SET touched = ? WHERE id = ? AND pid <> 0", (SystemClock.now_us(), number))
+    failpoint("after-piece")
+    return None if row is None else _State(row[0], row[1], Counter(json.loads(row[2])), is_complete)
+
+
+def _do_part(cx: sqlite3.Connection, number: int) -> bool:
+    """Do the next part of that write. False if there is none."""
+    row = cx.execute(
+        "SELECT id, action, parameters, jobs FROM large_write_part WHERE large_write = ? ORDER BY id LIMIT 1", (number,)
+    ).fetchone()
+    if row is None:
+        return False
+    part, action, parameters, text = row
+    jobs = json.loads(text)
+    cx.execute("DELETE FROM large_write_part WHERE id = ?", (part,))
+    if action != CHILDREN:
+        finish_first(cx, jobs, before=number)
+    _apply(cx, number, action, jobs, json.loads(parameters))
+    return True
+
+
+def _apply(cx: sqlite3.Connection, number: int, action: str, jobs: Sequence[int], parameters: Mapping[str, Any]) -> None:
+    from .user import ACTIONS  # which uses this module
+
+    counted = ACTIONS[action](cx, number, jobs, parameters)
+    (text,) = cx.execute("SELECT counted FROM large_write WHERE id = ?", (number,)).fetchone()
+    sums = json.dumps(Counter(json.loads(text)) + Counter(counted))
+    cx.execute("UPDATE large_write SET done = min(done + ?, total), counted = ? WHERE id = ?", (len(jobs), sums, number))
+
+
+def finish_first(cx: sqlite3.Connection, jobs: Iterable[int], before: int | None = None) -> None:
+    """Apply to these jobs what unfinished writes still have to do with them; with `before` the writes with smaller numbers.
+
+    To be called before anything else is done to them. Runs inside the caller's write transaction.
+    """
+    if not is_any(cx):
+        return
+    wanted = set(jobs)
+    if not wanted:
+        return
+    rows = cx.execute(
+        """SELECT id, large_write, action, parameters, jobs FROM large_write_part
+            WHERE action <> ? AND large_write < ? AND first <= ? AND last >= ? ORDER BY large_write, id""",
+        (CHILDREN, before or 1 << 62, max(wanted), min(wanted)),
+    ).fetchall()
+    for part, number, action, parameters, text in rows:
+        listed = json.loads(text)
+        now = [job for job in listed if job in wanted]
+        if now:
+            later = [job for job in listed if job not in wanted]
+            cx.execute("UPDATE large_write_part SET jobs = ? WHERE id = ?", (json.dumps(later), part))
+            _apply(cx, number, action, now, json.loads(parameters))
+
+
+def is_any(cx: sqlite3.Connection) -> bool:
+    """Whether a large write is unfinished: one look at a table that is empty as a rule."""
+    return cx.execute("SELECT 1 FROM large_write LIMIT 1").fetchone() is not None
+
+
+def unfinished(cx: sqlite3.Connection, jobs: Iterable[int]) -> set[int]:
+    """Return those of these jobs that a large write has still to change: nobody may claim them."""
+    if not is_any(cx):
+        return set()
+    rows = cx.execute(
+        """SELECT wanted.value FROM json_each(?) AS wanted WHERE EXISTS (SELECT 1 FROM large_write_part AS part
+            WHERE part.first <= wanted.value AND part.last >= wanted.value
+                AND wanted.value IN (SELECT value FROM json_each(part.jobs)))""",
+        (json.dumps(list(jobs)),),
+    )
+    return {row[0] for row in rows}
+
+
+def advance_abandoned(db: Database) -> bool:
+    """Do one piece of a write whose owner is gone or that has none. False if there is no such write. Opens transactions."""
+    with db.session():
+        with db.read() as cx:
+            rows = cx.execute("SELECT host, pid_namespace, pid, started, id, touched FROM large_write ORDER BY id").fetchall()
+        for *holder, number, touched in rows:
+            if _is_abandoned(Holder(*holder), touched):
+                return _advance(db, number) is not None
+    return False
+
+
+def _is_abandoned(owner: Holder, touched_us: int) -> bool:
+    return owner.pid == 0 or owner.is_provably_dead() or SystemClock.now_us() - touched_us > ABANDONED_S * SECOND_US
+
+
+# --- holding ----------------------------------------------------------------------------------------------------------
+
+
+def held_until(number: int) -> int:
+    """Return the `start_after` of a job that waits for the end of that write."""
+    return LARGE_WRITE_HOLD + number
+
+
+def _release(cx: sqlite3.Connection, number: int) -> bool:
+    """Let some of the jobs start that waited for the end of that write. False if there is none."""
+    query = "SELECT id FROM job INDEXED BY job_start_after WHERE start_after = ? LIMIT ?"
+    sql = f"UPDATE job NOT INDEXED SET start_after = NULL WHERE id IN ({query})"
+    return cx.execute(sql, (held_until(number), PART)).rowcount > 0
+
+
+# --- for tests --------------------------------------------------------------------------------------------------------
+
+#: `NAME:N` kills the process when it reaches that place for the Nth time, as in launchers (`launcher.failpoints`).
+FAILPOINT = "BALSAM_FAILPOINT"
+_passes: Counter[str] = Counter()
+
+
+def failpoint(name: str) -> None:
+    """Die here if a test wants it."""
+    armed = os.environ.get(FAILPOINT)
+    if armed:
+        _passes[name] += 1
+        if armed == f"{name}:{_passes[name]}":
+            os.kill(os.getpid(), signal.SIGKILL)

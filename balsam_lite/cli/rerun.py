@@ -90,20 +90,20 @@ def rerun(
     db = open_db()
     with db.read() as cx:
         only = only._replace(which=tuple(f"#{queries.find_job(cx, word)}" for word in ids))
-        number = 0 if yes else sum(map(len, _chosen(cx, only, downstream)))
+        matching, below = _chosen(cx, only, downstream)
+    number = 0 if yes else len(matching) + len(below)
     if number and not confirm(f"Run {number} job{'s' * (number != 1)} again?", "--yes"):
         click.echo("Rerun aborted")
         click.get_current_context().exit(1)
-    with pieces.few(db) as cx:
-        matching, below = _chosen(cx, only, downstream)
-        is_large = len(matching) + len(below) > pieces.FEW
-        if not is_large:
-            done = user.rerun(db, matching, to, values, below)
-            waiting, failed, parent = _outcome(cx, [*matching, *below])
-    if is_large:
+    if len(matching) + len(below) > pieces.FEW:
         with progress_of(len(matching) + len(below)) as progress:
             done = user.rerun(db, matching, to, values, below, progress)
         with db.read() as cx:
+            waiting, failed, parent = _outcome(cx, [*matching, *below])
+    else:
+        with pieces.few(db) as cx:
+            matching, below = _chosen(cx, only, downstream)
+            done = user.rerun(db, matching, to, values, below)
             waiting, failed, parent = _outcome(cx, [*matching, *below])
     if not matching:
         raise NotFound("No jobs found matching query")

@@ -398,14 +398,11 @@ class QuerySet(Generic[Record]):
         """Do that with the numbers of those that match, of few in the transaction that finds them. Return both."""
         from .store import pieces
 
-        with pieces.few(self.database):
-            numbers = list(self.numbers())
-            is_large = len(numbers) > pieces.FEW
-            result = None if is_large else action(numbers)
-        if is_large:
-            result = action(numbers)
+        def find(most: int | None) -> list[int]:
+            return list((self if most is None or self._plan.is_cut else self._cut(0, most)).numbers())
+
         self._fetched = None
-        return numbers, result
+        return pieces.find_and_change(self.database, lambda cx, most: find(most), action)
 
 
 class JobSource:

@@ -210,9 +210,10 @@ def _same_for_many(cx: sqlite3.Connection, shown: Iterable[str]) -> dict[str, Co
     return columns
 
 
-def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> list[int]:
-    """The numbers of the jobs that match, in order."""
-    return [row[0] for row in cx.execute(*jobs_statement(rarest_first(cx, where)))]
+def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}, most: int | None = None) -> list[int]:
+    """The numbers of the jobs that match, in order; with `most` those of so many of them."""
+    found = cx.execute(*jobs_statement(rarest_first(cx, where)))
+    return [row[0] for row in (found if most is None else found.fetchmany(most))]
 
 
 def count_jobs(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:

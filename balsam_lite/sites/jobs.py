@@ -87,30 +87,34 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
         UnknownField, InvalidSpec, InvalidStateError, StateError, UnknownJob.
     """
     groups = [(numbers, job_rows.change_of(values), values) for numbers, values in job_rows.grouped(changes)]
-    is_large = len(changes) > pieces.FEW
-    with pieces.few(db) as cx:
+
+    def check(cx: Connection) -> None:
         for numbers, change, values in groups:
             _refuse_missing(cx, numbers)
             _check(db, cx, numbers, change, values)
-        if not is_large:
-            user.change(db, [_stored(numbers, change) for numbers, change, _ in groups])
-    if is_large:
-        user.change(db, [_stored(numbers, change) for numbers, change, _ in groups])
+
+    stored = [_stored(numbers, change) for numbers, change, _ in groups]
+    if len(changes) > pieces.FEW:
+        with db.read() as cx:  # nobody waits for that
+            check(cx)
+        user.change(db, stored)
+    else:
+        with pieces.few(db) as cx:
+            check(cx)
+            user.change(db, stored)
     return len(changes)
 
 
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """The same change for all that match. Returns how many. Raises as `update`."""
     change = job_rows.change_of(values)
-    with pieces.few(db) as cx:
-        numbers = selection.job_ids(cx, where)
-        _check(db, cx, numbers, change, values)
-        is_large = len(numbers) > pieces.FEW
-        if not is_large:
-            user.change(db, [_stored(numbers, change)])
-    if is_large:
+
+    def carry_out(numbers: list[int]) -> None:
+        with db.read() as cx:
+            _check(db, cx, numbers, change, values)
         user.change(db, [_stored(numbers, change)])
-    return len(numbers)
+
+    return len(pieces.find_and_change(db, lambda cx, most: selection.job_ids(cx, where, most), carry_out)[0])
 
 
 def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
@@ -172,15 +176,15 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; ParentInUse: others wait for one of these, and `force` is not set.
     """
-    with pieces.few(db) as cx:
-        numbers = selection.job_ids(cx, where)
-        leases = queries.columns_of(cx, numbers, ("lease",))
+
+    def remove(numbers: list[int]) -> int:
+        with db.read() as cx:
+            leases = queries.columns_of(cx, numbers, ("lease",))
         free = [number for number in numbers if leases[number] == (None,)]
-        is_large = len(free) > pieces.FEW
-        deleted = user.delete(db, free, force=force) if free and not is_large else 0
-    if is_large:
-        deleted = user.delete(db, free, force=force)
-    return {"deleted": deleted, "held": len(numbers) - len(free)}
+        return user.delete(db, free, force=force) if free else 0
+
+    numbers, deleted = pieces.find_and_change(db, lambda cx, most: selection.job_ids(cx, where, most), remove)
+    return {"deleted": deleted, "held": len(numbers) - deleted}
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from ...errors import (
 from .. import queries, transaction
 from ..connection import Database
 from ..schema import OWN_WORKDIR, sql_list
-from . import graph, moves
+from . import graph, moves, pieces
 from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
@@ -113,7 +113,7 @@ def add_jobs(
             return Added(0, 0)
         edges = _resolved(spool, linked)
         transaction.refuse("Adding jobs by balsam_lite.api or an executor")
-        with db.write() as cx:
+        with pieces.few(db) as cx:
             _check_apps(cx, spool.applications)
             return _insert(cx, spool, edges, progress)
 

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ...clock import SECOND_US, SystemClock
 from ...identity import Holder
@@ -43,6 +43,8 @@ SHARED_PAUSE_S = 0.15
 ABANDONED_S = 5.0
 
 CHILDREN = "children"
+
+_T = TypeVar("_T")
 
 Progress = Callable[[int], None]
 
@@ -127,6 +129,26 @@ def few(db: Database, jobs: Iterable[int] = ()) -> Iterator[sqlite3.Connection]:
         is_left = is_any(cx)
     if is_left and not db.is_in_transaction:
         complete(db)
+
+
+def find_and_change(
+    db: Database,
+    find: Callable[[sqlite3.Connection, int | None], list[int]],
+    change: Callable[[list[int]], _T],
+) -> tuple[list[int], _T]:
+    """Find jobs and change them: few in one write transaction, as part of the open one if there is one. Return both results.
+
+    Args:
+        find: returns the numbers of the jobs; its second argument is how many will do, None for all.
+    """
+    most = None if db.is_in_transaction else FEW + 1
+    with few(db) as cx:
+        jobs = find(cx, most)
+        if most is None or len(jobs) < most:
+            return jobs, change(jobs)
+    with db.read() as cx:  # nobody waits for that
+        jobs = find(cx, None)
+    return jobs, change(jobs)
 
 
 # --- carrying out -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from ..errors import BalsamError
+from ..errors import BalsamError, DatabaseError
 from ..settings import SettingsWarning, home
 
 TRACEBACK_VARIABLE = "BALSAM_TRACEBACK"
@@ -56,11 +56,14 @@ def _replace_closed_streams() -> None:
 def _guarded(words: list[str]) -> int:
     import click
 
+    commits = _commits()
     try:
         return _invoke(words)
     except (BalsamError, click.ClickException, click.exceptions.Exit) as exc:
         if isinstance(exc, BalsamError):
             _tell(exc)
+            if isinstance(exc, DatabaseError) and _commits() > commits:
+                _say("Before that, this command has written to the DB, and that stays: look there before you try again.")
         elif isinstance(exc, click.ClickException):
             exc.show()
         return exc.exit_code
@@ -72,6 +75,12 @@ def _guarded(words: list[str]) -> int:
         return _cannot_write(_BROKEN_PIPE)
     except Exception as exc:  # noqa: BLE001  # the last resort: a traceback is for a file, not for a user's terminal
         return _unexpected(exc, words)
+
+
+def _commits() -> int:
+    """Return how many transactions this process has committed."""
+    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.connection")
+    return connection.commits if connection is not None else 0
 
 
 def _invoke(words: list[str]) -> int:

@@ -94,6 +94,15 @@ class _Connection(sqlite3.Connection):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+#: How many write transactions this process has committed.
+commits = 0
+
+
+def _note_commit() -> None:
+    global commits
+    commits += 1
+
+
 def close_all() -> None:
     """Close this thread's connections to all DBs. The last process to close a local DB moves its WAL into the file.
 
@@ -216,6 +225,7 @@ class Database:
                 yield cx
                 self._refuse_if_lost()
                 cx.execute("COMMIT")
+                _note_commit()
             except BaseException:
                 if cx.in_transaction:  # a full disk makes SQLite roll back by itself
                     cx.execute("ROLLBACK")

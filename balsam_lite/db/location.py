@@ -28,6 +28,20 @@ def is_db(directory: str) -> bool:
     return os.path.isfile(os.path.join(directory, connection.FILE_NAME))
 
 
+def is_unfinished(directory: str) -> bool:
+    """Return whether an `init` that was interrupted has left a file without tables there, which the next one completes."""
+    import sqlite3  # here, not above: it is hardly ever needed
+
+    try:
+        cx = sqlite3.connect(f"file:{connection.quoted(os.path.join(directory, connection.FILE_NAME))}?mode=ro", uri=True)
+        try:
+            return cx.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        finally:
+            cx.close()
+    except sqlite3.Error:
+        return False
+
+
 def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """The active DB's directory: `explicit`, else that of BALSAM_DB_PATH or BALSAM_SITE_PATH, else the one around the cwd.
 

@@ -35,7 +35,7 @@ def create(path: str, name: str, access: str | None = None) -> tuple[Entry, Data
         `location.create`.
     """
     directory = os.path.abspath(os.path.expanduser(path))
-    if location.is_db(directory):
+    if location.is_db(directory) and not location.is_unfinished(directory):
         raise InputError(f"{directory} already exists", hint=f"`balsam site rename {path} NAME` gives that DB another name.")
     before = {entry.number: entry for entry in registry.known(gone=True)}
     entry = registry.add(directory, name)

@@ -35,6 +35,8 @@ FAULTS = {"BUSY": ("database is locked", 5), "FULL": ("database or disk is full"
 KILL = "KILL"
 ROLLS_BACK = ("FULL", "IOERR")  # by itself: https://sqlite.org/lang_transaction.html
 NEVER = 10**9
+#: How many launchers are tried, each with a fault at another statement.
+LAUNCHERS = 16
 #: The exit code of an exception that no command may let out.
 UNEXPECTED = 99
 #: What a command says that has failed after it had written.
@@ -264,8 +266,8 @@ OTHERS = {
     "db info db check db count db salvage": "they only read this DB",
     "login server": "old scripts call them; they do nothing",
     "site add site forget site rename site rm": "the registry, one file that is replaced",
-    "site start site stop site sync service answer": "programs that run for long: their turns are below",
-    "launcher": "below",
+    "site start site stop site sync service answer": "programs that run for long",
+    "launcher": "a sample of its statements, below",
 }
 
 
@@ -507,3 +509,34 @@ def judged(case: Case, world: World, kind: str, ended: Ended, before: Any, after
         if changed(state_of(world), after):
             return f"the same command again does not complete it: {changed(state_of(world), after)}"
     return "; ".join(faults_of(world))
+
+
+def test_that_a_launcher_outlives_a_statement_that_fails_and_the_next_one_completes_what_a_killed_one_left(world, monkeypatch):
+    monkeypatch.setenv("BALSAM_IDLE_TTL_S", "0.1")
+    monkeypatch.setenv("BALSAM_START_DELAY_S", "0")
+    fill(world, "local")
+    world.keep()
+    case = words("launcher --consume-all --job-mode serial --nodes 2")
+    passed = run(case, world, "", NEVER)
+    wanted = names_of(world)
+    assert passed.code == 0 and set(wanted) == {("done", "JOB_FINISHED"), ("bad", "FAILED")} | {
+        (name, "JOB_FINISHED") for name in ("free", "top", "middle", "low", "below", "tagged")
+    }, passed.said
+    kinds = [*FAULTS, KILL]
+    wrong = []
+    for turn, number in enumerate(range(1, passed.statements, max(1, passed.statements // LAUNCHERS))):
+        world.restore()
+        ended = run(case, world, kinds[turn % len(kinds)], number)
+        again = run(case, world, "", NEVER)
+        faults = faults_of(world)
+        if "Traceback" in ended.said or ended.code == UNEXPECTED or names_of(world) != wanted or again.code or faults:
+            wrong.append(f"{kinds[turn % len(kinds)]} at {number}: {ended} {again} {faults} {names_of(world)}")
+    assert not wrong, "\n\n".join(wrong[:3])
+
+
+def names_of(world: World) -> list[tuple[str, str]]:
+    cx = sqlite3.connect(f"{world.db}/{connection.FILE_NAME}")
+    try:
+        return cx.execute("SELECT name, state FROM job ORDER BY id").fetchall()
+    finally:
+        cx.close()

@@ -74,6 +74,7 @@ class Tasks:
     def __init__(self, clock: SimClock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
         self._running: deque[tuple[float, Claim, Place]] = deque()  # by end, as all take the same time
+        self.started = 0
 
     @property
     def jobs(self) -> set[int]:
@@ -87,6 +88,7 @@ class Tasks:
         return self._running[0][0] if self._running else float("inf")
 
     def start(self, claim: Claim, place: Place) -> None:
+        self.started += 1
         self._running.append((self._clock.monotonic() + _START_S + self._seconds, claim, place))
 
     def poll(self) -> list[Finished]:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from helpers import Slots
+from launching import Bench
 
 from balsam_lite import states
 from balsam_lite.clock import SystemClock
@@ -257,3 +258,38 @@ def test_that_the_owner_hears_how_far_it_is(db):
     jobs, seen = chain(db), []
     user.rerun(db, jobs, progress=seen.append)
     assert sum(seen) == JOBS
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    made.app("a", "true")
+    yield made
+    made.close()
+
+
+def test_that_a_launcher_completes_what_a_killed_rerun_has_left_and_runs_all(bench):
+    jobs = chain(bench.db)
+    done = run_alone(bench.db, f"user.rerun(db, {jobs})", "after-piece:2")
+    assert done.returncode == -signal.SIGKILL
+    with bench.db.read() as cx:
+        assert pieces.is_any(cx)
+    assert bench.run() == 0
+    assert counts(bench.db) == {states.JOB_FINISHED: JOBS}
+    with bench.db.read() as cx:
+        started = [job for (job,) in cx.execute("SELECT job FROM event WHERE to_state = 'RUNNING' ORDER BY id")]
+    assert started == jobs
+    check(bench.db)
+
+
+def test_that_a_launcher_promotes_very_many_children_before_it_leaves(bench, monkeypatch):
+    monkeypatch.undo()  # the launcher has the usual thresholds
+    (parent,) = bench.add([{"application": "a", "workflow": "parent"}])
+    many = pieces.FEW + 1
+    bench.add({"application": "a", "workflow": "children", "parents": [parent]} for _ in range(many))
+    assert bench.run("--wf-filter", "parent") == 0
+    assert counts(bench.db) == {states.JOB_FINISHED: 1, states.READY: many}
+    check(bench.db)

@@ -260,6 +260,19 @@ def test_that_the_owner_hears_how_far_it_is(db):
     assert sum(seen) == JOBS
 
 
+@pytest.mark.parametrize(("run_when", "expected"), [("all_finished", "FAILED"), ("all_ended", "READY")])
+def test_that_removing_a_parent_of_many_tells_its_children_in_pieces(db, run_when, expected):
+    parent = add(db, 1)[0]
+    add(db, parents=[parent], run_when=run_when)
+    with pytest.raises(ParentInUse):
+        user.delete(db, [parent])
+    seen = []
+    assert user.delete(db, [parent], force=True, progress=seen.append) == 1
+    assert len(seen) > JOBS // pieces.PART
+    assert {state: jobs for state, jobs in counts(db).items() if jobs} == {expected: JOBS}
+    check(db)
+
+
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 

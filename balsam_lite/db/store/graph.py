@@ -274,7 +274,7 @@ def _tell_children(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequen
     if not children:
         return []
     if children > pieces.FEW:
-        pieces.defer_children(cx, _children(cx, ended))
+        pieces.defer_children(cx, children_of(cx, (*finished, *lost)))
         return []
     if finished:
         _subtract_finished(cx, id_list(finished))
@@ -341,7 +341,7 @@ def reconsider_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: 
     Children that have not started wait again, those that failed only because of these parents do so, too, and their children
     likewise. Those that run or have run stay as they are. Very many children are left to `pieces`: none is claimed until then.
     """
-    reconsider(cx, _children(cx, id_list(parents)), now_us)
+    reconsider(cx, children_of(cx, parents), now_us)
 
 
 def reconsider(cx: sqlite3.Connection, below: Sequence[int], now_us: int) -> None:
@@ -354,14 +354,15 @@ def reconsider(cx: sqlite3.Connection, below: Sequence[int], now_us: int) -> Non
         recount(cx, below)
         children.update(below)
         revived = _revive(cx, below, now_us)
-        below = _children(cx, id_list(revived)) if revived else []
+        below = children_of(cx, revived) if revived else []
     if children:
         settle(cx, children, now_us)
 
 
-def _children(cx: sqlite3.Connection, parents: str) -> list[int]:
+def children_of(cx: sqlite3.Connection, parents: Iterable[int]) -> list[int]:
+    """Return the children of these jobs, each once."""
     query = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?))"
-    return [row[0] for row in cx.execute(query, (parents,))]
+    return [row[0] for row in cx.execute(query, (id_list(parents),))]
 
 
 def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[int]:

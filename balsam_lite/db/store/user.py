@@ -486,21 +486,33 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False, progress: p
         ParentInUse: other jobs wait for one of these, and `force` is not set; nothing is removed.
     """
     transaction.refuse("Removing jobs")
-    jobs = list(ids)
-    if _is_large(db, len(jobs)):
-        return _delete_in_pieces(db, jobs, force, progress)
-    with pieces.few(db, jobs) as cx:
-        return _delete(cx, jobs, force)
+    jobs, is_inside = list(ids), db.is_in_transaction
+    if not _is_large(db, len(jobs)):
+        with pieces.few(db, jobs) as cx:
+            if is_inside or not _parents_of_many(cx, jobs):
+                return _delete(cx, jobs, force)
+    return _delete_in_pieces(db, jobs, force, progress)
 
 
 def _delete_in_pieces(db: Database, jobs: Sequence[int], force: bool, progress: pieces.Progress | None) -> int:
     """Children go before their parents, as far as they are the younger ones: those need not be told then."""
-    if not force:
-        with db.read() as cx:
+    with db.read() as cx:
+        if not force:
             _doom(cx, jobs)
             _refuse_in_use(cx)
-    counted = pieces.run(db, [pieces.Part("delete", {}, sorted(jobs, reverse=True))], lambda cx: None, progress)
-    return counted["removed"]
+        parts = [
+            pieces.Part("leave_children", {"parent": parent}, graph.children_of(cx, [parent]))
+            for parent in _parents_of_many(cx, jobs)
+        ]
+    parts.append(pieces.Part("delete", {}, sorted(jobs, reverse=True)))
+    return pieces.run(db, parts, lambda cx: None, progress)["removed"]
+
+
+def _parents_of_many(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
+    """Return those of these jobs that have more children than one transaction may change."""
+    query = """SELECT parent FROM dependency WHERE parent IN (SELECT value FROM json_each(?))
+        GROUP BY parent HAVING count(*) > ?"""
+    return [row[0] for row in cx.execute(query, (id_list(jobs), pieces.FEW))]
 
 
 def _doom(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
@@ -543,20 +555,29 @@ def _refuse_in_use(cx: sqlite3.Connection) -> None:
 
 
 def _leave_children(cx: sqlite3.Connection) -> None:
-    """Drop the edges of the doomed jobs, and fail or release children that stay: a removed parent has ended badly."""
+    """Drop the edges of the doomed jobs, and fail or release children that stay."""
     children = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT id FROM doomed)"
-    stay = [row[0] for row in cx.execute(f"{children} AND child NOT IN (SELECT id FROM doomed)")]
-    now = SystemClock.now_us()
-    if stay:
-        others = "SELECT 1 FROM dependency d WHERE d.child = child.id AND d.parent NOT IN (SELECT id FROM doomed)"
-        failed = cx.execute(
-            f"""SELECT child.id, min(dependency.parent) FROM dependency JOIN job AS child ON child.id = dependency.child
-                WHERE dependency.parent IN (SELECT id FROM doomed) AND child.id NOT IN (SELECT id FROM doomed)
-                    AND child.state = '{states.AWAITING_PARENTS}' AND (child.run_when = 'all_finished'
-                        OR child.run_when = 'any_finished' AND NOT EXISTS ({others})) GROUP BY child.id"""
-        ).fetchall()
-        graph.fail(cx, failed, now, "A parent job was removed from the DB")
+    _leave(cx, [row[0] for row in cx.execute(f"{children} AND child NOT IN (SELECT id FROM doomed)")])
     cx.execute("DELETE FROM dependency WHERE parent IN (SELECT id FROM doomed) OR child IN (SELECT id FROM doomed)")
+
+
+def _leave(cx: sqlite3.Connection, stay: Sequence[int]) -> None:
+    """Drop the edges from the doomed jobs to these children, which fail or go on: a removed parent has ended badly."""
+    if not stay:
+        return
+    now = SystemClock.now_us()
+    others = "SELECT 1 FROM dependency d WHERE d.child = child.id AND d.parent NOT IN (SELECT id FROM doomed)"
+    failed = cx.execute(
+        f"""SELECT child.id, min(dependency.parent) FROM json_each(?) AS one CROSS JOIN job AS child ON child.id = one.value
+            CROSS JOIN dependency ON dependency.child = child.id
+            WHERE dependency.parent IN (SELECT id FROM doomed)
+                AND child.state = '{states.AWAITING_PARENTS}' AND (child.run_when = 'all_finished'
+                    OR child.run_when = 'any_finished' AND NOT EXISTS ({others})) GROUP BY child.id""",
+        (id_list(stay),),
+    ).fetchall()
+    graph.fail(cx, failed, now, "A parent job was removed from the DB")
+    edges = "child IN (SELECT value FROM json_each(?)) AND parent IN (SELECT id FROM doomed)"
+    cx.execute(f"DELETE FROM dependency WHERE {edges}", (id_list(stay),))
     graph.recount(cx, stay)
     graph.settle(cx, stay, now)
 
@@ -607,6 +628,12 @@ def _update_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], param
     return Counter(changed=_update(cx, parameters["stored"], jobs))
 
 
+def _leave_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    _doom(cx, [parameters["parent"]])
+    _leave(cx, jobs)
+    return Counter()
+
+
 def _delete_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     return Counter(removed=_delete(cx, jobs, force=True))
 
@@ -618,5 +645,6 @@ ACTIONS: dict[str, pieces.Action] = {
     "tell_children": _tell_children,
     pieces.CHILDREN: _reconsider,
     "fields": _update_part,
+    "leave_children": _leave_part,
     "delete": _delete_part,
 }

@@ -92,12 +92,15 @@ printf 'hook %s 0 %s %s %s before\\n' "$BALSAM_JOB_ID" "$EPOCHREALTIME" "$BASHPI
 """
 AFTER = """
 from balsam_lite.launcher import dag
-if dag.current_job.state == "RUN_ERROR":
+if dag.current_job.state == "RUN_ERROR" and dag.current_job.return_code == 1:
     dag.current_job.update_state("RESTART_READY", "again")
 """
 
 KINDS = {"ok": 55, "flaky": 12, "fail": 8, "handled": 4, "mk": 6, "victim": 15}
 DURATIONS_MS = ((0, 40), (20, 35), (300, 10), (1500, 10), (5000, 5))
+#: Where two hosts share a DB, a lease lasts this long, and some programs, and stops of a launcher, last longer.
+LEASE_EXPIRY_S = 4.0
+LONG_MS = 12000
 
 
 class Host:
@@ -157,7 +160,7 @@ class Campaign:
             "SERVICE_PERIOD": "1", "START_DELAY_S": "0.3", "MAX_LOCAL_LAUNCHES": "2",
         }  # fmt: skip
         if self.world == "shared":
-            settings |= {"HEARTBEAT_S": "0.5", "LEASE_EXPIRY_S": "6"}
+            settings |= {"HEARTBEAT_S": "0.5", "LEASE_EXPIRY_S": f"{LEASE_EXPIRY_S:g}"}
         outer = {key: value for key, value in os.environ.items() if not key.startswith(("BALSAM_", "_BALSAM", "SLURM_"))}
         return {
             **outer,
@@ -256,6 +259,8 @@ class Campaign:
         name = f"j{self._number:04d}"
         kind = choose.choices(list(KINDS), list(KINDS.values()))[0]
         ms = choose.choices([d for d, _ in DURATIONS_MS], [w for _, w in DURATIONS_MS])[0]
+        if self.world == "shared" and choose.random() < 0.04:
+            ms = LONG_MS
         flags = "".join(flag for flag, share in (("e", 0.2), ("s", 0.15), ("t", 0.15), ("i", 0.15)) if choose.random() < share)
         if "t" not in flags and choose.random() < 0.05:
             flags += "g"
@@ -541,7 +546,7 @@ BalsamJob.objects.bulk_create(fields)
         found = [one for one in self._processes(role) if _age_s(one) > 0.5]
         if found and len(self.stopped) < 3:
             one = self.random.choice(found)
-            longest = 12.0 if self.world == "shared" and role == "launcher" else 3.0
+            longest = 3 * LEASE_EXPIRY_S if self.world == "shared" and role == "launcher" else 3.0
             if self._signal(one, signal.SIGSTOP, role):
                 self.stopped.append((time.monotonic() + self.random.uniform(0.2, longest), one))
 

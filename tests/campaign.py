@@ -459,7 +459,8 @@ BalsamJob.objects.bulk_create(fields)
         self.launchers = [launcher for launcher in self.launchers if launcher.poll() is None]
         running = [one for one in self._processes("launcher") if one.parent == os.getpid() or self.world == "shared"]
         if len(running) < 2:
-            host = self.random.choice(self.hosts)
+            # Mostly on one host for some seconds, so that what the other one left is found from there.
+            host = self.hosts[int((time.monotonic() - self.began) / 8 + (self.random.random() < 0.25)) % len(self.hosts)]
             self.log("launcher on", host.name)
             self.counts["launchers"] += 1
             self.launchers.append(

@@ -77,7 +77,8 @@ _EDGES: dict[str, dict[str, tuple[str, ...]]] = {
         RESTART_READY: (RUNNING,),
         RUNNING: (RUN_DONE, RUN_ERROR, RUN_TIMEOUT),
     },
-    REAPER: {RUNNING: (RESTART_READY, FAILED)},
+    # The others: it has certainly not been started, and goes back to where it was claimed.
+    REAPER: {RUNNING: (RESTART_READY, FAILED, *UNPREPARED_STATES, PREPROCESSED)},
     HOOK: dict.fromkeys((*UNPREPARED_STATES, RUN_DONE, RUN_ERROR, RUN_TIMEOUT), _NOT_RUNNING),
     USER: dict.fromkeys(_ANY, _NOT_RUNNING),
 }

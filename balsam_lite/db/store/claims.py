@@ -98,6 +98,9 @@ class Exit(NamedTuple):
     told_us: int | None = None  # when it was told to stop, before it ended, because its launcher stops
     start_after: int | None = None  # of RESTART_READY, in microseconds: it is held back until then
     is_counted: bool = True  # as a restart, if it had started: not where its node died
+    is_death: bool = False  # the launcher or the spawn helper that ran it died
+    #: Of RESTART_READY: it has certainly not started, and goes back to this state, in which it was claimed, and attempt number.
+    former: str = ""
 
 
 class Lost(NamedTuple):
@@ -108,6 +111,8 @@ class Lost(NamedTuple):
     has_started: bool = True
     start_after: int | None = None  # microseconds; it is held back until then
     is_counted: bool = True  # as a restart
+    is_death: bool = False  # its launcher or spawn helper died
+    former: str = ""  # the state in which it was claimed, if it has certainly not started
 
 
 class Taken(NamedTuple):
@@ -492,9 +497,9 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
         if fact.state != states.RUNNING:
             continue
         if ended[job].result == states.RESTART_READY:
-            lost.append(
-                Lost(fact, ended[job].message, ended[job].started_us is not None, ended[job].start_after, ended[job].is_counted)
-            )
+            run = ended[job]
+            has_started = run.started_us is not None
+            lost.append(Lost(fact, run.message, has_started, run.start_after, run.is_counted, run.is_death, run.former))
         else:
             result = outcomes.result_of(fact, ended[job].result, ended[job].told_us)
             outcome = outcomes.after_run(fact, result, ended[job].return_code)
@@ -537,23 +542,33 @@ def give_back(
     release(cx, lease, [f.job for f in facts if f.state != states.RUNNING], now_us)
 
 
+def unstarted(claim: Claim, now_us: int, why: str) -> Exit:
+    """Return the end of a claim whose program has certainly never been started."""
+    return Exit(claim.job, claim.attempt, states.RESTART_READY, None, why, None, now_us, former=claim.state)
+
+
 #: In the event that ends a claim whose program never ran.
 _NEVER_STARTED = '{"started":0}'
 
 
 def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None:
-    """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children."""
+    """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children.
+
+    One that has certainly never been started goes back to where it was, and its attempt number to whichever run comes next.
+    """
     if not lost:
         return
     moves, columns = [], []
-    for facts, message, has_started, start_after, is_counted in lost:
+    for facts, message, has_started, start_after, is_counted, is_death, former in lost:
         outcome = outcomes.after_lost_holder(facts, has_started and is_counted)
+        path = (states.RUNNING, former) if former else outcome.path
         data = () if has_started else (_NEVER_STARTED,)
         if has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
-        moves.append(Move(facts.job, outcome.path, now_us, (outcome.messages[0] or message,), data))
-        columns.append((outcome.restarts, start_after))
-    move(cx, moves, states.REAPER, "lease = NULL, restarts = ?, start_after = ?", columns)
+        moves.append(Move(facts.job, path, now_us, (outcome.messages[0] or message,), data))
+        columns.append((outcome.restarts, start_after, facts.attempt - bool(former), int(is_death and has_started)))
+    changes = "lease = NULL, restarts = ?, start_after = ?, attempt = ?, launcher_deaths = launcher_deaths + ?"
+    move(cx, moves, states.REAPER, changes, columns)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
 
 

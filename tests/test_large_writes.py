@@ -152,6 +152,19 @@ def test_that_no_job_of_an_unfinished_list_is_claimed_and_all_are_in_the_end(db,
     assert take(db, lease) == jobs[1:2]
 
 
+def test_that_no_launcher_takes_a_job_whose_state_an_unfinished_list_has_yet_to_set(db, monkeypatch):
+    jobs, lease = add(db), open_lease(db)
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "complete", lambda *_: {"changed": 0})
+        user.set_state(db, jobs, states.JOB_FINISHED)
+    assert take(db, lease) == []
+    other = add(db, 1, priority=-1)
+    assert take(db, lease) == other
+    monkeypatch.setattr(pieces, "_is_abandoned", lambda *_: True)
+    pieces.complete(db)
+    assert counts(db) == {states.JOB_FINISHED: JOBS, states.RUNNING: 1}
+
+
 def test_that_a_kill_during_an_unfinished_rerun_stays(db, monkeypatch):
     jobs = chain(db)
     with monkeypatch.context() as patch:

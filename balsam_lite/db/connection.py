@@ -325,7 +325,8 @@ class Database:
         """
         self._keeps_checkpoints = mine
         if self.access == filesystem.LOCAL:
-            self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
+            with _translated(self.directory):
+                self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
     def upgrade(
         self,

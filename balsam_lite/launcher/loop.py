@@ -206,6 +206,8 @@ class Launcher:
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
             self._has_large_write = pieces.is_any(cx)
+            if work.news:
+                leases.refuse_lost(cx, self._lease)
             held = claims.still_held(cx, self._lease) if work.news else None
             next_start_us = self._next_start_us
             if work.news:

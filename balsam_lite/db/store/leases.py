@@ -51,7 +51,17 @@ def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int, note: str | None 
     query = "UPDATE lease SET heartbeat = ?, note = coalesce(?, note) WHERE id = ? AND closed IS NULL"
     changed = cx.execute(query, (now_us, note, lease)).rowcount
     if not changed:
-        raise LostLease(f"Lease {lease} was taken away; its jobs belong to somebody else now.")
+        raise _lost(lease)
+
+
+def refuse_lost(cx: sqlite3.Connection, lease: int) -> None:
+    """Raise LostLease if another process took the holder for dead and freed its jobs: the user did not kill them."""
+    if cx.execute("SELECT 1 FROM lease WHERE id = ? AND closed IS NULL", (lease,)).fetchone() is None:
+        raise _lost(lease)
+
+
+def _lost(lease: int) -> LostLease:
+    return LostLease(f"Lease {lease} was taken away; its jobs belong to somebody else now.")
 
 
 def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str, note: str | None = None) -> None:

@@ -43,7 +43,7 @@ ROOMS = (
             f"launcher.{name}"
             for name in (
                 "process", "spawner", "trouble", "start_failures", "nodes", "staging", "commands", "template", "shell", "plain",
-                "evaluation",
+                "evaluation", "quiet",
                 "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "reaper", "gpus", "pinning",
             )
         ),

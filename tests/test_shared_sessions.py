@@ -120,6 +120,45 @@ def test_that_an_idle_launcher_leaves_a_shared_db(tmp_path: Path) -> None:
         bench.close()
 
 
+COUNTING = """
+import sys
+from balsam_lite.db.session import SessionLock
+enter = SessionLock.__enter__
+def counted(lock):
+    open(sys.argv[1], "ab").write(b".")
+    return enter(lock)
+SessionLock.__enter__ = counted
+from balsam_lite.cli.main import main
+main(sys.argv[2:])
+"""
+
+
+def test_that_a_launcher_opens_a_quiet_shared_db_rarely_and_notices_a_kill_all_the_same(tmp_path: Path) -> None:
+    location.create(str(tmp_path / "db"), "shared").close()
+    bench = Bench(tmp_path)
+    try:
+        bench.app("long", "sleep 300")
+        bench.add([{"application": "long"}])
+        count = tmp_path / "sessions"
+        words = ["--db", bench.directory, "launcher", "--consume-all", "--job-mode", "serial"]
+        launcher = subprocess.Popen(
+            [sys.executable, "-c", COUNTING, str(count), *words], env=bench.environ, start_new_session=True
+        )
+        bench.launchers.append(launcher)
+        bench.wait_for(1, "RUNNING")
+
+        def sessions_in(seconds: float) -> int:
+            before = count.stat().st_size
+            time.sleep(seconds)
+            return count.stat().st_size - before
+
+        wait_until(lambda: sessions_in(3) <= 2, timeout=60)  # about 18 before
+        assert balsam(bench.directory, "killjob", "--id", "#1", "--yes")[0] == 0
+        assert launcher.wait(30) == 0
+    finally:
+        bench.close()
+
+
 # --- the dead ---------------------------------------------------------------------------------------------------------
 
 

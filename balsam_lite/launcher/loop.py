@@ -27,6 +27,7 @@ from .capacity import AHEAD, MAX_AT_ONCE, EndRate, TickCapacity
 from .failpoints import failpoint
 from .nodes import Place, Pool
 from .obstacles import Limits, Obstacles
+from .quiet import Quiet
 from .reaper import Reaper
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
@@ -106,6 +107,7 @@ class Launcher:
         #: What may still bring jobs while the launcher is idle, in words; "" while it is not.
         self.awaited = ""
         self._news = True  # somebody wrote since the last tick
+        self._quiet = Quiet(db)
         self._wants_more = False  # the last tick took all that one may
         self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
         self._workflows: tuple[str, ...] | None = None
@@ -181,6 +183,8 @@ class Launcher:
         self._news, self._wants_more = False, room.is_used_up and not self.pause.reason
         self._last_tick = self._clock.monotonic()
         self._tick_costs.append(self._last_tick - started)
+        happened = bool(work.exits or work.step_ends or work.stranded or given.to_run or given.steps)
+        self._quiet.note(self._last_tick, happened or (given.held is not None and given.held != self._claims.keys()))
         failpoint("after-claim")
         if given.held is not None:
             self._stop_killed(given.held)
@@ -387,9 +391,11 @@ class Launcher:
         now = self._clock.monotonic()
         if now < self._look_at:
             return
-        self._look_at = now + (_LOOK_PERIOD_S if len(self._runner) or len(self._steps) else _IDLE_LOOK_PERIOD_S)
+        period_s = _LOOK_PERIOD_S if len(self._runner) or len(self._steps) else _IDLE_LOOK_PERIOD_S
+        self._look_at = now + max(period_s, self._quiet.look_s)
         try:
-            self._news = self._db.changed() or self._news
+            if self._quiet.has_news(now):
+                self._news, self._outlook_at = True, min(self._outlook_at, now + _OUTLOOK_PERIOD_S)
         except DatabaseError as exc:
             self._database_failed(exc, now)
 
@@ -538,7 +544,8 @@ class Launcher:
                 awaited = what_may_come(cx, scope, self._clock.now_us(), self._settings.LEASE_EXPIRY_S, self._started_us)
         except DatabaseError:  # the next tick will say so
             return
-        self._outlook_at = now + max(_OUTLOOK_PERIOD_S, _SHARED_SPACING * (self._clock.monotonic() - now))
+        cost_s = self._clock.monotonic() - now
+        self._outlook_at = now + max(_OUTLOOK_PERIOD_S, _SHARED_SPACING * cost_s, self._quiet.interval_s)
         if not awaited and limits.idle_ttl_s is not None:
             self.stop("every job has ended" if self.tally.is_used else f"every job{scope} had ended before it started")
         elif awaited != self.awaited and limits.idle_ttl_s is not None:

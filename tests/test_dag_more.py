@@ -510,7 +510,7 @@ def test_that_importing_dag_costs_little() -> None:
         return min(times)
 
     bare, with_it = least("pass"), least("import balsam_lite.launcher.dag")
-    assert with_it < 3 * bare, f"{with_it:.3f} s, a bare Python {bare:.3f} s"
+    assert with_it < 4 * bare, f"{with_it:.3f} s, a bare Python {bare:.3f} s"
 
 
 def test_that_queries_of_relatives_read_many_jobs_at_once(db: Database) -> None:

@@ -95,7 +95,7 @@ def test_that_others_can_read_it_after_init_shared_read_as_umask_allows(tmp_path
     directory.chmod(0o755)
     init(directory)  # keeps to what was said
     assert info(directory)
-    assert sqlite_files(directory) == {"": "rw-r-----"}
+    assert set(sqlite_files(directory).values()) == {"rw-r-----"}  # a launcher may have the WAL open
 
 
 def reachable(directory: Path) -> bool:

@@ -703,7 +703,8 @@ import sys
 before = set(sys.modules)
 from balsam_lite.cli.main import main
 main({words!r})
-sys.stderr.write("\\n".join(sorted(set(sys.modules) - before)))
+loaded = (name for name in set(sys.modules) - before if type(sys.modules[name]).__name__ != "_Postponed")
+sys.stderr.write("\\n".join(sorted(loaded)))
 """
 
 

@@ -22,7 +22,7 @@ from .group import BalsamCommand, PathCommand, option
 )  # fmt: skip
 @option(
     "--shared-read/--no-shared-read", "shared_read", default=None,
-    help="Let others read the database and job scripts, as umask allows, or nobody else. Default: nobody, or as it was.",
+    help="Let others read the database and job scripts, as umask allows, or no other user. Default: the latter, or as it was.",
 )  # fmt: skip
 def init(path: str, access: str | None, shared_read: bool | None) -> None:
     """Create a Balsam DB in the directory PATH, or bring the one that is there up to date.

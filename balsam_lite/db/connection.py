@@ -663,7 +663,7 @@ class Database:
                 if self._is_separated():
                     cx.execute("ROLLBACK")
                     self._save_the_wal()
-                    raise sqlite3.OperationalError("the WAL that was locked was removed")  # once more, with the new one
+                    raise sqlite3.OperationalError("the WAL that was locked was removed")  # again, with the new one
                 version = migrations.version_of(cx)  # takes the read lock, which may be busy for a moment
                 if version != schema.VERSION and not self._is_upgrading:  # somebody has upgraded it meanwhile
                     migrations.refuse_unready(version, self.directory)

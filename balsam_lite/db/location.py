@@ -168,7 +168,7 @@ def _upwards(path: str) -> Iterator[str]:
 
 
 def _set_rights(directory: str, shared_read: bool) -> None:
-    """Let the files that are there be read by others, as far as umask allows it, or by nobody else. Raises OSError."""
+    """Let the files that are there be read by others, as far as umask allows it, or by the owner alone. Raises OSError."""
     umask = os.umask(0o077)
     os.umask(umask)
     paths = [os.path.join(directory, name) for name in connection.FILES]
@@ -210,7 +210,7 @@ def create(
     """Create a DB in `directory`, or bring the one that is there up to date, and remember it as known.
 
     `access` is "local" or "shared"; None asks the file system. `say` is called with what was done to a copy. `shared_read`
-    decides whether others may read it, as far as umask allows it; None leaves an existing DB as it is, and lets nobody else
+    decides whether others may read it, as far as umask allows it; None leaves an existing DB as it is, and lets no other user
     read a new one. Opens a write transaction.
 
     Raises:

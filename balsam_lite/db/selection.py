@@ -211,7 +211,7 @@ def _same_for_many(cx: sqlite3.Connection, shown: Iterable[str]) -> dict[str, Co
 
 
 def job_ids(cx: sqlite3.Connection, where: Mapping[str, Any] = {}, most: int | None = None) -> list[int]:
-    """The numbers of the jobs that match, in order; with `most` those of so many of them."""
+    """The numbers of the jobs that match, in order; with `most` the first of them."""
     found = cx.execute(*jobs_statement(rarest_first(cx, where)))
     return [row[0] for row in (found if most is None else found.fetchmany(most))]
 

@@ -3,7 +3,7 @@
 SQLite neither notices nor documents a way out: "If a database file is separated from its WAL file, then transactions that were
 previously committed might be lost" (https://sqlite.org/wal.html#walfile). A process that had the file open keeps its contents
 until it ends; others would go on with an older state. Both files keep their inodes as long as any connection is open: only
-the last one to close removes them, under an exclusive lock. So another inode means that somebody else has been at it.
+the last one to close removes them, under an exclusive lock. So another inode means that another program has replaced it.
 
 The layouts are those of https://sqlite.org/walformat.html. Never opens the database file or the `-shm`: closing a descriptor
 would drop SQLite's locks (https://sqlite.org/howtocorrupt.html#posix_close_bug).

@@ -113,7 +113,7 @@ class Launcher:
         self._workflows: tuple[str, ...] | None = None
         self._next_start_us: int | None = None  # when the next job is due that is held back
         self._has_large_write = False  # something that changes many jobs is unfinished; see `store.pieces`
-        self._next_piece_at = 0.0  # when to do a piece of it, if nobody else does
+        self._next_piece_at = 0.0  # when to do a piece of it, if no other process does
         self.pause = Pause()  # because of trouble of the machine
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
         self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks)
@@ -468,7 +468,7 @@ class Launcher:
                 self._news = True
 
     def _advance_large_write(self) -> None:
-        """Do a piece of what changes many jobs, such as the end of a parent of very many, if nobody else is at it."""
+        """Do a piece of what changes many jobs, such as the end of a parent of very many, if no other process is."""
         if not self._has_large_write or self._clock.monotonic() < self._next_piece_at:
             return
         started = self._clock.monotonic()

@@ -95,7 +95,7 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
 
     stored = [_stored(numbers, change) for numbers, change, _ in groups]
     if len(changes) > pieces.FEW:
-        with db.read() as cx:  # nobody waits for that
+        with db.read() as cx:  # no writer waits for that
             check(cx)
         user.change(db, stored)
     else:

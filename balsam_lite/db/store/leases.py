@@ -61,7 +61,7 @@ def refuse_lost(cx: sqlite3.Connection, lease: int) -> None:
 
 
 def _lost(lease: int) -> LostLease:
-    return LostLease(f"Lease {lease} was taken away; its jobs belong to somebody else now.")
+    return LostLease(f"Lease {lease} was taken away; its jobs belong to another launcher now.")
 
 
 def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str, note: str | None = None) -> None:

@@ -112,7 +112,7 @@ def add(cx: sqlite3.Connection, number: int, part: Part) -> None:
 
 
 def defer_children(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
-    """Leave it to whoever comes next to reconsider these jobs, whose parents have changed; see `graph.reconsider`."""
+    """Leave it to the next launcher to reconsider these jobs, whose parents have changed; see `graph.reconsider`."""
     _store(cx, _rows([Part(CHILDREN, {}, sorted(jobs))]), len(jobs), None)
 
 
@@ -120,7 +120,7 @@ def defer_children(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
 def few(db: Database, jobs: Iterable[int] = ()) -> Iterator[sqlite3.Connection]:
     """Change few jobs by one write transaction, or as part of the open one.
 
-    It begins with what unfinished writes have still to do with these jobs. Such writes, if nobody is at them, are completed
+    It begins with what unfinished writes have still to do with these jobs. Such writes, if they are abandoned, are completed
     after it, with the children that it has deferred.
     """
     with db.write() as cx:
@@ -146,7 +146,7 @@ def find_and_change(
         jobs = find(cx, most)
         if most is None or len(jobs) < most:
             return jobs, change(jobs)
-    with db.read() as cx:  # nobody waits for that
+    with db.read() as cx:  # no writer waits for that
         jobs = find(cx, None)
     return jobs, change(jobs)
 
@@ -264,7 +264,7 @@ def is_any(cx: sqlite3.Connection) -> bool:
 
 
 def unfinished(cx: sqlite3.Connection, jobs: Iterable[int]) -> set[int]:
-    """Return those of these jobs that a large write has still to change: nobody may claim them."""
+    """Return those of these jobs that a large write has still to change: no launcher may claim them."""
     if not is_any(cx):
         return set()
     rows = cx.execute(

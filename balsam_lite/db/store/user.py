@@ -35,7 +35,7 @@ def _pieces(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _is_large(db: Database, jobs: int) -> bool:
-    """Whether to change so many jobs in pieces."""
+    """Return whether to change that number of jobs in pieces."""
     return jobs > pieces.FEW and not db.is_in_transaction
 
 
@@ -413,7 +413,7 @@ def rerun(
     below: Iterable[int] = (),
     progress: pieces.Progress | None = None,
 ) -> Rerun:
-    """Put jobs back to be run once more, with the fields in `values` changed, and those `below` them as they are.
+    """Put jobs back to be run again, with the fields in `values` changed, and those `below` them as they are.
 
     `target` is RESTART_READY or CREATED; None chooses the first for jobs that have run, the second for the others. Jobs
     that a launcher holds are left alone.

@@ -19,6 +19,8 @@ from .loading import LOADING_VARIABLE
 RUN_VARIABLE = "BALSAM_RUN"
 #: Set for a job's own scripts, which may move their job while the launcher holds it: "preprocess" or "postprocess".
 HOOK_VARIABLE = "BALSAM_HOOK"
+#: Set for what a job starts that is no part of it, such as the batch jobs that it submits here. It outlives the launcher.
+DETACHED_VARIABLE = "BALSAM_DETACHED"
 #: What says to which job, run or launcher a process belongs. Whoever starts something that is no part of it leaves them out.
 JOB_VARIABLES = (
     RUN_VARIABLE,
@@ -30,10 +32,12 @@ JOB_VARIABLES = (
     "BALSAM_JOB_ERROR",
     "BALSAM_LAUNCHER_NODES",
     "BALSAM_JOB_MODE",
+    DETACHED_VARIABLE,
     LOADING_VARIABLE,
 )
 
 _MARK = RUN_VARIABLE.encode() + b"="
+_DETACHED = DETACHED_VARIABLE.encode() + b"="
 _LINUX = sys.platform.startswith("linux")
 
 
@@ -80,18 +84,33 @@ def _with_descendants(pids: set[int], table: Iterable[Process]) -> set[int]:
     return found
 
 
-def descendants(leaders: Iterable[int], marks: Iterable[bytes]) -> list[Process]:
-    """All living processes below or in the sessions of `leaders`, and those whose run mark is one of `marks`.
+def descendants(leaders: Iterable[tuple[int, str]], marks: Iterable[bytes]) -> list[Process]:
+    """Return all living processes below or in the sessions of `leaders`, and those whose run mark is one of `marks`.
 
-    `leaders` are children of this process that have not been waited for, so that their pids are nobody else's.
+    A leader is the pid of a process that opened a session, and its start. Where another process has that pid now, nothing of
+    the session lives: no pid is given out anew that is still the number of a session or a group.
     """
-    wanted = set(leaders)
     table = {process.pid: process for process in _table()}
-    found = {p.pid for p in table.values() if wanted & {p.pid, p.session, p.group}}
+    wanted = {pid for pid, start in leaders if pid not in table or start in ("", table[pid].started)}
+    found = {p.pid for p in table.values() if not wanted.isdisjoint((p.pid, p.session, p.group))}
     exact = set(marks)
     if exact:
         found |= {pid for pid in table if _mark_of(pid) in exact}
     return [table[pid] for pid in _with_descendants(found, table.values()) - {os.getpid()}]
+
+
+def below(pid: int) -> list[Process]:
+    """Return all living processes below that one in the tree of processes, but those that are detached."""
+    table = {process.pid: process for process in _table()}
+    found = _with_descendants({pid}, table.values())
+    detached = {one for one in found if _variable(one, _DETACHED) is not None}
+    return [table[one] for one in found - _with_descendants(detached, table.values()) - {pid} if one in table]
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process as proc_pid_stat(5) has it, T if it is stopped; "" where that is unknown."""
+    stat = read_proc(f"/proc/{pid}/stat") if _LINUX else b""
+    return stat[stat.rfind(b")") + 2 :][:1].decode()
 
 
 def with_mark(prefix: bytes | tuple[bytes, ...], suffix: bytes = b"") -> list[Process]:
@@ -145,23 +164,27 @@ def living(processes: Iterable[Process]) -> list[Process]:
 
 
 def _mark_of(pid: int) -> bytes | None:
-    """The value of BALSAM_RUN in the environment with which the process was started."""
+    return _variable(pid, _MARK)
+
+
+def _variable(pid: int, begin: bytes) -> bytes | None:
+    """Return a variable of the environment with which a process was started; `begin` is NAME=."""
     if not _LINUX:
-        return _mark_by_psutil(pid)
+        return _variable_by_psutil(pid, os.fsdecode(begin[:-1]))
     for entry in read_proc(f"/proc/{pid}/environ").split(b"\0"):
-        if entry.startswith(_MARK):
-            return entry[len(_MARK) :]
+        if entry.startswith(begin):
+            return entry[len(begin) :]
     return None
 
 
-def _mark_by_psutil(pid: int) -> bytes | None:
+def _variable_by_psutil(pid: int, name: str) -> bytes | None:
     import psutil
 
     try:
-        mark = psutil.Process(pid).environ().get(RUN_VARIABLE)
+        value = psutil.Process(pid).environ().get(name)
     except psutil.Error:
         return None
-    return None if mark is None else os.fsencode(mark)
+    return None if value is None else os.fsencode(value)
 
 
 def _table() -> Iterator[Process]:

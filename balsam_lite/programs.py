@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, NamedTuple
 
 from . import loading
-from .processes import JOB_VARIABLES
+from .processes import DETACHED_VARIABLE, JOB_VARIABLES
 
 #: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
 LARGEST_OUTPUT_BYTES = 16 * 1024 * 1024
@@ -97,7 +97,9 @@ def run_module(module: str, *words: str) -> Completed:
     """
     loading.refuse()
     own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
-    return run(module_words(module, *words), environ={**own, "PYTHONPATH": python_path()}, directory="/")
+    return run(
+        module_words(module, *words), environ={**own, DETACHED_VARIABLE: "1", "PYTHONPATH": python_path()}, directory="/"
+    )
 
 
 def module_words(module: str, *words: str) -> list[str]:

@@ -42,7 +42,8 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawner", "trouble", "start_failures", "nodes", "staging", "commands", "template", "shell", "plain",
+                "process", "spawn_helper", "spawner", "trouble", "start_failures", "nodes", "staging", "commands",
+                "template", "shell", "plain",
                 "evaluation", "quiet",
                 "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "reaper", "gpus", "pinning",
             )
@@ -79,8 +80,8 @@ RESERVED = {
     "peewee": ("db",),
     "playhouse": ("db",),
     "sqlite3": ("db", "launcher.dag", "cli.ls", "cli.jobs"),  # above db only for annotations
-    "subprocess": ("programs", "launcher.spawner"),
-    "ctypes": ("launcher.spawner",),
+    "subprocess": ("programs", "launcher.spawner", "launcher.spawn_helper"),
+    "ctypes": ("launcher.spawn_helper",),
     "multiprocessing": (),
     "asyncio": (),
     "click": ("cli",),
@@ -90,7 +91,7 @@ RESERVED = {
 
 #: Calls that make processes, and who may make them. Everybody else asks these.
 PROCESS_CALLS = {
-    "posix_spawn": ("launcher.spawner",),
+    "posix_spawn": ("launcher.spawn_helper",),
     "posix_spawnp": (),
     "fork": ("daemon", "schedulers.shepherd"),
     "execve": ("schedulers.shepherd",),

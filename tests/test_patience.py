@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -172,7 +173,7 @@ def test_that_a_place_whose_end_is_doubted_is_given_away_as_soon_as_any_other(cl
         for is_doubted in (True, False):
             pool = Pool([Node(1)])
             ended = Finished(Exit(1, 1, states.RUN_DONE, 0, "", 1, 2), pool.reserve(shape), is_doubted)
-            runner = SimpleNamespace(poll=lambda ended=ended: [ended])
+            runner = SimpleNamespace(poll=lambda ended=ended: [ended], queued=Counter())
             db = SimpleNamespace(busy_timeout_s=1.0, access="shared")
             limits = Limits(None, False, None, None)
             launcher = Launcher(db, settings, 1, pool, runner, SimpleNamespace(poll=list), limits, clock, clock.monotonic)

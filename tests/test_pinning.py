@@ -15,10 +15,10 @@ from launching import Bench
 from balsam_lite.cli.main import main
 from balsam_lite.db import reasons
 from balsam_lite.db.store.claims import Claim, Shape
-from balsam_lite.errors import SettingsError, SpawnFailed
-from balsam_lite.launcher import commands, gpus, machine, pinning
+from balsam_lite.errors import SettingsError
+from balsam_lite.launcher import commands, gpus, machine, pinning, spawn_helper
 from balsam_lite.launcher.nodes import Place, divide_host
-from balsam_lite.launcher.spawner import Request, Spawner
+from balsam_lite.launcher.spawn_helper import Request
 
 CPUS = st.sets(st.integers(0, 200), min_size=1, max_size=12).map(sorted)
 
@@ -105,16 +105,19 @@ def test_that_jobs_with_affinity_run_on_cpus_of_their_own_and_others_on_all(benc
     assert free == set(machine.cpu_numbers())
 
 
-def test_that_the_thread_that_starts_a_pinned_program_keeps_its_own_cpus(tmp_path: Path) -> None:
-    spawner = Spawner(lambda: 0, lambda: None)
+def test_that_the_helper_that_starts_a_pinned_program_keeps_its_own_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a helper goes to the directory of each program
     last = max(machine.cpu_numbers())
     show = [b"sh", b"-c", b"grep Cpus_allowed_list /proc/self/status"]
-    request = Request(1, "/bin/sh", show, [b"PATH=/bin:/usr/bin"], str(tmp_path), "out", cpus=(last,))
-    os.waitpid(spawner.spawn(request), 0)
+    request = Request(1, "/bin/sh", show, {b"PATH": b"/bin:/usr/bin"}, str(tmp_path), "out", cpus=(last,))
+    os.waitpid(spawn_helper.spawn(request, {}), 0)
     assert (tmp_path / "out").read_text().split() == ["Cpus_allowed_list:", str(last)]
     assert tuple(sorted(os.sched_getaffinity(0))) == machine.cpu_numbers()
-    with pytest.raises(SpawnFailed, match="it cannot be pinned to CPU 1000: Invalid argument"):
-        spawner.spawn(request._replace(cpus=(1000,)))
+    with pytest.raises(spawn_helper.StartFailed) as caught:
+        spawn_helper.spawn(request._replace(cpus=(1000,)), {})
+    assert caught.value.words == "it cannot be pinned to CPU 1000: Invalid argument"
     assert os.sched_getaffinity(0) == set(machine.cpu_numbers())
 
 

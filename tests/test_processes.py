@@ -50,9 +50,9 @@ def test_that_a_shell_is_killed_before_it_could_go_on(tmp_path, monkeypatch: pyt
 
     script = "trap '' TERM; sh -c 'while :; do sleep 0.01; done'; touch went-on"
     with subprocess.Popen(["/bin/sh", "-c", script], cwd=tmp_path, start_new_session=True) as shell:
-        wait_until(lambda: len(descendants([shell.pid], [])) >= 2)
+        wait_until(lambda: len(descendants([(shell.pid, "")], [])) >= 2)
         monkeypatch.setattr(os, "kill", slowly)
-        signal_all(reversed(descendants([shell.pid], [])), signal.SIGKILL)
+        signal_all(reversed(descendants([(shell.pid, "")], [])), signal.SIGKILL)
         assert shell.wait(20) == -signal.SIGKILL
-        wait_until(lambda: not signal_all(left := descendants([shell.pid], []), signal.SIGKILL) and not left)
+        wait_until(lambda: not signal_all(left := descendants([(shell.pid, "")], []), signal.SIGKILL) and not left)
     assert not (tmp_path / "went-on").exists()

@@ -183,16 +183,18 @@ def test_that_a_kill_is_sticky_whatever_the_run_reports(db):
     assert (row["state"], row["lease"]) == ("USER_KILLED", None)
 
 
-def test_that_claims_given_back_are_restarted_without_costing_a_restart(db):
+def test_that_claims_that_never_started_go_back_to_where_they_were_with_their_attempt_number(db):
     (job,) = add(db, {})
     lease = open_lease(db)
-    take(db, lease)
-    with db.write() as cx:
-        claims.give_back(cx, lease, [job], 5)
-        row = queries.job(cx, job)
-        *_, end = events.page_of_tuples(cx)
-    assert (row["state"], row["lease"], row["restarts"]) == ("RESTART_READY", None, 0)
-    assert end[1:3] == ("RUNNING", "RESTART_READY") and end[5] == 0, "its program was never started"
+    for _ in range(2):
+        (claim,) = take(db, lease)
+        assert claim.attempt == 1
+        with db.write() as cx:
+            claims.finish(cx, lease, [claims.unstarted(claim, 5, "No place became free for it")], 5)
+            row = queries.job(cx, job)
+            *_, end = events.page_of_tuples(cx)
+        assert (row["state"], row["lease"], row["restarts"], row["attempt"]) == ("CREATED", None, 0, 0)
+        assert end[1:3] == ("RUNNING", "CREATED") and end[5] == 0, "its program was never started"
 
 
 # --- the user ---------------------------------------------------------------------------------------------------------

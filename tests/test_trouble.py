@@ -9,7 +9,6 @@ import resource
 import shutil
 import sqlite3
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,7 +92,6 @@ def test_that_jobs_wait_while_data_is_full_and_all_finish_when_there_is_space_ag
                 path.touch()
         jobs = bench.add([{"name": f"j{number}", "application": "hello", "max_retries": 1} for number in range(50)])
         launcher = bench.launch("--nodes", "8")
-        wait_until(lambda: bench.states().get("RESTART_READY"))
         wait_until(lambda: ("inodes" if kind == "inodes" else "is full") in note_of(bench))
         assert "FAILED" not in bench.states()
         for path in ballast:
@@ -116,7 +114,7 @@ def test_that_a_launcher_that_can_start_nothing_for_long_ends_with_the_reason_an
         fill(data)
         bench.add([{"application": "hello"}] * 3)
         assert bench.run(BALSAM_TROUBLE_TTL_S="1.5") == 1
-        assert bench.states() == {"CREATED": 1, "RESTART_READY": 2}
+        assert bench.states() == {"CREATED": 3}
         with bench.db.read() as cx:
             assert "data is full" in cx.execute("SELECT end_reason FROM lease").fetchone()[0]
             (waiting,) = {*reasons.waits_for(cx, [bench.job(1), bench.job(3)]).values()}
@@ -265,7 +263,7 @@ def test_that_nothing_runs_in_the_directory_below_a_mount_that_has_gone(bench):
         bench.wait_for(first, "JOB_FINISHED")
     (second,) = bench.add([{"application": "hello"}])
     wait_until(lambda: "not the one that this launcher began with" in note_of(bench))
-    assert bench.job(second)["state"] == "RESTART_READY"
+    assert (bench.job(second)["state"], bench.job(second)["attempt"]) == ("CREATED", 0)
     assert list(data.iterdir()) == []
     with small_disk(data):  # another device, the same inode: what a file system that is mounted again looks like
         bench.wait_for(second, "JOB_FINISHED")
@@ -299,16 +297,16 @@ def test_that_a_limit_of_processes_fails_no_job(bench, balsam_argv):
     assert any("no more processes" in message for message in messages_of(bench))
 
 
-def test_that_a_launcher_without_threads_for_starting_gives_its_jobs_back(bench, monkeypatch):
-    from balsam_lite.launcher.spawner import Spawner
+def test_that_a_launcher_that_can_start_no_spawn_helper_blames_the_machine(bench, monkeypatch):
+    from balsam_lite.errors import SpawnFailed
+    from balsam_lite.launcher import spawner
 
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def refuse(*words: object, **options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    spawner = Spawner(lambda: 0, lambda: None)
-    with pytest.raises(RuntimeError) as caught:
-        spawner.start(None)
+    monkeypatch.setattr(spawner.subprocess, "Popen", refuse)
+    with pytest.raises(SpawnFailed, match="cannot be started") as caught:
+        spawner.Spawner({}, 1.0)
     assert isinstance(Machine(f"{bench.directory}/data").trouble_behind(caught.value), MachineTrouble)
 
 
@@ -362,7 +360,7 @@ def test_that_jobs_whose_own_directory_is_on_a_full_disk_are_left_with_the_reaso
         full = bench.add([{"application": "hello", "user_workdir": f"{scratch}/a/b"}])
         bench.add([{"application": "hello"}] * 20)
         assert bench.run("--nodes", "2", BALSAM_TROUBLE_TTL_S="2") == 0
-        assert bench.states() == {"JOB_FINISHED": 20, "RESTART_READY": 1}
+        assert bench.states() == {"JOB_FINISHED": 20, "CREATED": 1}
         assert uncounted(bench, full)
         assert f"Left: 1 job(s) are held back: The disk of {scratch} is out of inodes" in log_of(bench)
 

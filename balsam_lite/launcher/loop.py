@@ -23,7 +23,7 @@ from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
 from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble, NotABalsamDB, SchemaMismatch
 from ..settings import Settings
-from .capacity import AHEAD, MAX_AT_ONCE, EndRate, TickCapacity
+from .capacity import MAX_AT_ONCE, EndRate, TickCapacity
 from .failpoints import failpoint
 from .nodes import Place, Pool
 from .obstacles import Limits, Obstacles
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 _LOOK_PERIOD_S, _IDLE_LOOK_PERIOD_S = 0.02, 0.05
 #: Ends are recorded after this long at the latest, in seconds, also when nothing new can start.
 _RECORD_PERIOD_S = 0.1
-#: So many runs at once are a crowd, which is looked after every so many seconds if its runs are short.
-_CROWD, _BREATH_S = 8, 0.002
 #: On a shared file system every look costs a session, in which all others wait: keep its share of the time below one part
 #: in so many, the second while places are free. That is for the first of many short runs; then they are claimed ahead.
 _SHARED_SPACING, _STARVING_SPACING = 20, 5
@@ -54,8 +52,8 @@ _COMPLAINT_PERIOD_S = 60.0
 _OUTLOOK_PERIOD_S = 0.25
 #: At the end, a DB that could not be written is tried again after so many seconds.
 _RETRY_PERIOD_S = 1.0
-#: What was claimed ahead is given back if none of it has found a place for so long, in seconds.
-_AHEAD_PATIENCE_S = 1.5
+#: Queued jobs are withdrawn if none of them has got a place for this long, in seconds.
+_QUEUE_PATIENCE_S = 0.25
 
 
 class Launcher:
@@ -63,7 +61,8 @@ class Launcher:
 
     Args:
         lease: opened by the caller, who also closes it.
-        wait: sleeps for so many seconds, less if a child ends or a signal comes.
+        wait: sleeps for so many seconds, less if a run ends or a signal comes.
+        on_beat: called when a heartbeat has been written.
     """
 
     def __init__(
@@ -78,11 +77,11 @@ class Launcher:
         clock: Clock,
         wait: Callable[[float], object],
         reaper: Reaper | None = None,
+        on_beat: Callable[[], object] = lambda: None,
     ) -> None:
         self._db, self._settings, self._lease, self._clock, self._wait = db, settings, lease, clock, wait
-        self._reaper = reaper or Reaper(db, settings, clock)
+        self._reaper, self._on_beat = reaper or Reaper(db, settings, clock), on_beat
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
-        self._ahead: deque[Claim] = deque()  # claimed, RUNNING in the database, waiting for a place
         self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
         self._exits: list[Exit] = []  # ended, not yet in the database
         self._step_ends: list[StepEnd] = []  # likewise
@@ -90,7 +89,7 @@ class Launcher:
         # long as the DB may be busy.
         db.busy_timeout_s = min(db.busy_timeout_s, settings.LEASE_EXPIRY_S / 6)
         self._silence_s = settings.LEASE_EXPIRY_S - db.busy_timeout_s - min(settings.KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
-        self._ahead_moved = 0.0  # when one of them found a place
+        self._queue_moved_at, self._started_from_queue = 0.0, 0  # when a queued job got a place; how many have had one by then
         self._rate = EndRate()
         self.tally = Tally()
         self.stop_reason = ""
@@ -140,16 +139,14 @@ class Launcher:
         """One turn: everything that is due now, then sleep until something happens."""
         self._collect()
         self._look_after_the_machine()
-        self._start_those_ahead()
+        self._look_after_the_queue()
         self._look()
         now = self._clock.monotonic()
         if now >= self._due(now):
             self.tick()
-            self._start_those_ahead()
         self._advance_large_write()
         self._check_the_end()
         if not self.stop_reason:
-            self._breathe()
             self._wait(self._pause())
 
     def tick(self) -> None:
@@ -161,7 +158,7 @@ class Launcher:
             with self._db.session():
                 self._reap_sometimes(started)
                 news = self._news or self._start_in() <= 0
-                work = _Work(self._exits[:MAX_AT_ONCE], self._step_ends, news, self._stranded(started))
+                work = _Work(self._exits[:MAX_AT_ONCE], self._step_ends, news)
                 given = self._transaction(work, room)
         except DatabaseError as exc:
             room.undo()
@@ -171,7 +168,7 @@ class Launcher:
             room.undo()
             raise
         self._exits, self._step_ends = self._exits[len(work.exits) :], []
-        self._keep_claims([*(run.job for run in work.exits), *work.stranded], given.to_run)
+        self._keep_claims((run.job for run in work.exits), given.to_run)
         if work.exits or work.step_ends or given.to_run or given.steps or len(self._steps):
             self._idle_since, self.awaited = None, ""
         elif starts:
@@ -183,21 +180,20 @@ class Launcher:
         self._news, self._wants_more = False, room.is_used_up and not self.pause.reason
         self._last_tick = self._clock.monotonic()
         self._tick_costs.append(self._last_tick - started)
-        happened = bool(work.exits or work.step_ends or work.stranded or given.to_run or given.steps)
+        happened = bool(work.exits or work.step_ends or given.to_run or given.steps)
         self._quiet.note(self._last_tick, happened or (given.held is not None and given.held != self._claims.keys()))
         failpoint("after-claim")
         if given.held is not None:
             self._stop_killed(given.held)
         for claim in given.steps:
             self._steps.start(claim)
-        if work.stranded:
-            self._ahead.clear()
-        if not self._ahead:
-            self._ahead_moved = self._last_tick
-        self._ahead.extend(claim for claim in given.to_run if claim.place is AHEAD)
+        if not self._runner.queued:
+            self._queue_moved_at = self._last_tick
         for claim in given.to_run:
             if isinstance(claim.place, Place):
                 self._runner.start(claim, claim.place)
+            else:
+                self._runner.queue(claim)
 
     def _transaction(self, work: _Work, room: TickCapacity) -> _Given:
         now_us = self._clock.now_us()
@@ -205,8 +201,6 @@ class Launcher:
             before = queries.end_counts(cx)
             beat_at = self._beat(cx, now_us)
             self._note_trouble(cx, now_us)
-            why = f"Not started: {self.pause.reason}" if self.pause.reason else "No place became free for it"
-            claims.give_back(cx, self._lease, work.stranded, now_us, why)
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
             self._has_large_write = pieces.is_any(cx)
@@ -223,6 +217,8 @@ class Launcher:
             ends = _entered(before, queries.end_counts(cx), ended)
             failpoint("before-commit")
         self.tally.add(ends, reported.results)
+        if beat_at != self._last_heartbeat:
+            self._on_beat()
         self._last_heartbeat, self._next_start_us = beat_at, next_start_us
         for job in reported.lost:
             log.warning("Job %s is not this launcher's any more; its end was not recorded.", self._label(job))
@@ -241,14 +237,8 @@ class Launcher:
         """How many jobs of that shape to claim beyond the free places, as they will have one before the next transaction."""
         if shape.num_nodes > 1 or self._pool.is_keeping or self.pause.reason:
             return 0
-        waiting = sum(claim.shape == shape for claim in self._ahead)
+        waiting = self._runner.queued[shape]
         return self._rate.expected(self._tick_period(), self._clock.now_us(), shape) - waiting
-
-    def _stranded(self, now: float) -> list[int]:
-        """The jobs claimed ahead, if none of them has found a place for long: somebody else may have one."""
-        if not self._ahead or (now - self._ahead_moved < _AHEAD_PATIENCE_S and not self.pause.reason):
-            return []
-        return [claim.job for claim in self._ahead]
 
     def _take(self, cx: Connection, work: _Work, room: TickCapacity, now_us: int) -> tuple[list[Claim], list[Claim]]:
         """Jobs to run, and jobs that need a step."""
@@ -279,8 +269,9 @@ class Launcher:
             if finished.exit.result != states.RESTART_READY:
                 self._note_health(finished.exit.job)
                 self.pause.hasten(self._well_at)
-            if finished.place is not None and finished.exit.result != states.RESTART_READY:
-                self._rate.add(finished.exit, finished.place.shape)
+            claim = self._claims.get(finished.exit.job)
+            if claim is not None and finished.exit.result != states.RESTART_READY and not finished.is_repeated:
+                self._rate.add(finished.exit, claim.shape)
             if finished.is_doubted:
                 self._has_freed = True
                 continue
@@ -371,21 +362,23 @@ class Launcher:
             leases.heartbeat(cx, self._lease, now_us, notes.as_note(self.obstacles.by_shape, self.pause.reason))
             self._noted_trouble = self.pause.reason
 
-    def _start_those_ahead(self) -> None:
-        if self.pause.reason:  # they go back
-            return
-        full: set[Shape] = set()
-        for _ in range(len(self._ahead)):
-            claim = self._ahead[0]
-            place = None if claim.shape in full else self._pool.reserve(claim.shape)
-            if place is not None:
-                self._runner.start(self._ahead.popleft(), place)
-                self._ahead_moved = self._clock.monotonic()
-            elif not full and not self._pool.has_room:
-                return
-            else:  # those behind it may be of another shape
-                full.add(claim.shape)
-                self._ahead.rotate(-1)
+    def _look_after_the_queue(self) -> None:
+        """Start queued jobs at places that are free; withdraw them if none has got one for long: somebody else may have one."""
+        queued, now = self._runner.queued, self._clock.monotonic()
+        for shape, number in queued.items():
+            while number and not self.pause.reason:
+                place = self._pool.reserve(shape)
+                if place is None:
+                    break
+                self._runner.start_queued(place)
+                number -= 1
+        if self._runner.started_from_queue != self._started_from_queue:
+            self._started_from_queue, self._queue_moved_at = self._runner.started_from_queue, now
+        if queued and (self.pause.reason or now - self._queue_moved_at > _QUEUE_PATIENCE_S):
+            self._runner.withdraw(self._runner.queued_jobs)
+            self._queue_moved_at = now
+        why = f"Not started: {self.pause.reason}" if self.pause.reason else "No place became free for it"
+        self._exits += [claims.unstarted(claim, self._clock.now_us(), why) for claim in self._runner.withdrawn()]
 
     def _look(self) -> None:
         now = self._clock.monotonic()
@@ -408,15 +401,15 @@ class Launcher:
             return soon
         if self._exits or self._has_freed:
             # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
-            if not self._ahead and self._pool.has_room:
+            if not self._runner.queued and self._pool.has_room:
                 return self._last_tick + self._spacing(_STARVING_SPACING)
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)
         beat = min(self._last_heartbeat + self._settings.beat_s, max(soon, now + self._start_in()))
         if self.pause.reason:
-            return soon if self._news or self._ahead else min(beat, max(soon, self.pause.next_try))
+            return soon if self._news else min(beat, max(soon, self.pause.next_try))
         if self._news or self._wants_more or (self._idle_since is None and not len(self._runner) and not len(self._steps)):
             return soon
-        return min(beat, self._ahead_moved + _AHEAD_PATIENCE_S) if self._ahead else beat
+        return beat
 
     def _start_in(self) -> float:
         """Return the seconds until the next job that is held back is due."""
@@ -424,14 +417,11 @@ class Launcher:
             return float("inf")
         return max(0.0, (self._next_start_us - self._clock.now_us()) / SECOND_US)
 
-    def _breathe(self) -> None:
-        """With many short runs let a few end before looking: one turn for each would cost more than the runs do."""
-        if len(self._runner) >= _CROWD and self._rate.expected(_BREATH_S, self._clock.now_us()) > 1:
-            self._clock.sleep(_BREATH_S)
-
     def _pause(self) -> float:
         now = self._clock.monotonic()
         wakes = [self._look_at, self._due(now)]
+        if self._runner.queued:
+            wakes.append(max(now, self._queue_moved_at) + _QUEUE_PATIENCE_S)
         if self._runner.is_busy:
             wakes.append(now + STOP_PERIOD_S)
         if self._limits.ends_at is not None:
@@ -505,14 +495,10 @@ class Launcher:
 
     def _stop_killed(self, held: set[int]) -> None:
         self._steps.stop(self._steps.jobs - held, self._settings.USER_KILL_GRACE_S)
-        gone = self._runner.jobs - held
+        gone = (self._runner.jobs | self._runner.queued_jobs) - held
         if gone:
             log.info("Killed by the user: %d job(s).", len(gone))
             self._runner.stop(gone, states.RUN_ERROR, self._settings.USER_KILL_GRACE_S)
-        never_started = [claim for claim in self._ahead if claim.job not in held]
-        if never_started:
-            self._ahead = deque(claim for claim in self._ahead if claim.job in held)
-            self._exits += [_unstarted(claim, self._clock.now_us()) for claim in never_started]
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -560,19 +546,19 @@ class Launcher:
     def _shut_down(self) -> None:
         """TERM to all, grace, KILL, and everything recorded; only then return."""
         told, told_us = self._runner.jobs, self._clock.now_us()
-        self._runner.stop(told, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
+        self._runner.stop(told | self._runner.queued_jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
         self._steps.stop(self._steps.jobs, self._settings.KILL_GRACE_S)
-        unstarted = [claim.job for claim in self._ahead]
-        self._ahead.clear()
         deadline = self._clock.monotonic() + self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
         retry_at, complaint = self._clock.monotonic(), ""
-        while len(self._runner) or len(self._steps) or self._has_ends or unstarted:
+        while self._has_work:
             self._collect()
+            for claim in self._runner.withdrawn():
+                self._exits.append(claims.unstarted(claim, told_us, "Not started before the launcher's end"))
             now = self._clock.monotonic()
-            if (self._has_ends or unstarted or told) and now >= retry_at:
+            if (self._has_ends or told) and now >= retry_at:
                 try:
-                    self._hand_back(unstarted, told, told_us)
-                    unstarted, told = [], set()
+                    self._hand_back(told, told_us)
+                    told = set()
                 except DatabaseGone as exc:
                     raise _lost(exc) from exc
                 except DatabaseError as exc:
@@ -582,15 +568,15 @@ class Launcher:
                         log.error("The DB cannot be written, still trying: %s", exc)
                     retry_at, complaint = now + _RETRY_PERIOD_S, str(exc)
                     self._database_trouble = f"The DB cannot be written, still trying: {exc.message}"
-            if not len(self._runner) and not self._has_ends and self._clock.monotonic() > deadline:
+            if not len(self._runner) and not self._runner.queued and not self._has_ends and self._clock.monotonic() > deadline:
                 self._leave_steps()
                 return
-            if len(self._runner) or len(self._steps) or self._has_ends or unstarted:
+            if self._has_work:
                 self._wait(STOP_PERIOD_S)
 
     @property
     def _has_work(self) -> bool:
-        return bool(len(self._runner) or len(self._steps) or self._ahead or self._has_ends)
+        return bool(len(self._runner) or self._runner.queued or len(self._steps) or self._has_ends)
 
     @property
     def _has_ends(self) -> bool:
@@ -601,7 +587,7 @@ class Launcher:
         with self._db.write() as cx:
             claims.release(cx, self._lease, self._steps.jobs, self._clock.now_us())
 
-    def _hand_back(self, unstarted: list[int], told: set[int], told_us: int) -> None:
+    def _hand_back(self, told: set[int], told_us: int) -> None:
         with self._db.write() as cx:
             now_us = self._clock.now_us()
             before = queries.end_counts(cx)
@@ -609,7 +595,6 @@ class Launcher:
                 claims.tell_to_stop(cx, self._lease, told, told_us)
             reported = claims.finish(cx, self._lease, self._exits, now_us, settles=False)
             ended = step_store.finish(cx, self._lease, self._step_ends, now_us)
-            claims.give_back(cx, self._lease, unstarted, now_us)
             ended[states.USER_KILLED] += reported.killed
             ends = _entered(before, queries.end_counts(cx), ended)
         self.tally.add(ends, reported.results)
@@ -678,17 +663,12 @@ def _entered(before: Mapping[str, int], after: Mapping[str, int], earlier: Mappi
     return {state: max(0, number - before[state]) + earlier.get(state, 0) for state, number in after.items()}
 
 
-def _unstarted(claim: Claim, now_us: int) -> Exit:
-    return Exit(claim.job, claim.attempt, states.RUN_ERROR, None, "", None, now_us)
-
-
 class _Work(NamedTuple):
     """What one tick has to write down."""
 
     exits: list[Exit]
     step_ends: list[StepEnd]
     news: bool  # another process wrote, or a job that was held back is due
-    stranded: list[int]  # jobs claimed ahead, to be given back
 
 
 class _Given(NamedTuple):

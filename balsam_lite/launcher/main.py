@@ -20,6 +20,7 @@ from ..clock import SECOND_US, Clock, SystemClock
 from ..db import batch_queries, location, reasons
 from ..db.batch_queries import BatchRow
 from ..db.connection import Database
+from ..db.filesystem import LOCAL
 from ..db.store import leases
 from ..errors import LostLease
 from ..identity import Holder
@@ -31,7 +32,7 @@ from .loop import Launcher
 from .nodes import Pool
 from .obstacles import Limits
 from .patience import PatientRunner, doubt_s, patience_s
-from .process import Alarm, Children, end_orphans
+from .process import Alarm, end_orphans
 from .progress import Progress
 from .reaper import Reaper
 from .resources import LauncherOptions, Resources
@@ -154,10 +155,11 @@ def _run(
     company: Company,
     reaper: Reaper,
 ) -> int:
-    children = Children()
     pool, limits = Pool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
     with Alarm() as alarm:
-        spawner, local = make_runner(context, clock, settings.ERROR_TAIL_LINES, alarm, children, found.cpus)
+        spawner = Spawner(context.environ, settings.USER_KILL_GRACE_S, _silence_s(db, settings))
+        alarm.attach(spawner)
+        local = LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, found.cpus)
         runner = company.runner(local, pool)
         step_doubt_s: Callable[[bool, float], float] | None = None
         if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
@@ -168,7 +170,6 @@ def _run(
         steps = Steps(
             context,
             spawner,
-            children,
             options.transition_threads or settings.NUM_TRANSITION_THREADS,
             settings.HOOK_TIME_LIMIT_S,
             settings.USER_KILL_GRACE_S,
@@ -176,7 +177,7 @@ def _run(
             step_doubt_s,
         )
         wait = progress.around(company.waiter(alarm.wait))
-        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait, reaper)
+        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait, reaper, spawner.beat)
         progress.watch(launcher, runner)
 
         heard_at = float("-inf")
@@ -196,17 +197,14 @@ def _run(
             progress.clear()
 
 
-def make_runner(
-    context: Context, clock: Clock, tail_lines: int, alarm: Alarm, children: Children, cpus: Sequence[int]
-) -> tuple[Spawner, LocalRunner]:
-    """What starts programs on this host, and what runs jobs by it, of which some want to be pinned to some of its CPUs."""
+def _silence_s(db: Database, settings: Settings) -> float:
+    """Return after how many seconds without a heartbeat spawn helpers end the runs: on other hosts they start again then.
 
-    def hear_of_quick_ends() -> None:
-        if children.has_unclaimed:
-            alarm.wake()
-
-    spawner = Spawner(clock.now_us, hear_of_quick_ends)
-    return spawner, LocalRunner(context, clock, tail_lines, spawner, children, cpus)
+    On a local disk a process that lives keeps its lease, however long it is stopped or the computer sleeps; 0 then.
+    """
+    if db.access == LOCAL:
+        return 0.0
+    return settings.LEASE_EXPIRY_S - min(settings.USER_KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
 
 
 def _context(db: Database, lease: int, options: LauncherOptions, found: Resources, gpu_variables: Sequence[str]) -> Context:
@@ -270,6 +268,7 @@ def _guarded(
     """Run it, and whatever happens leave no process behind."""
     try:
         launcher.run()
+        spawner.abandon()
     except LostLease as exc:
         log.error("%s", exc)
         company.abandon()

@@ -8,12 +8,13 @@ Slurm tells children before their parents, and a script whose program was ended 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
 from .. import states
 from ..clock import SECOND_US, Clock
-from ..db.store.claims import Claim
+from ..db.store.claims import Claim, Shape
 from .nodes import Place
 from .runner import Finished, Runner
 
@@ -79,6 +80,37 @@ class PatientRunner:
         """Start a job at its place."""
         self._runner.start(claim, place)
 
+    @property
+    def queued(self) -> Counter[Shape]:
+        """Return how many jobs of each shape wait for a place."""
+        return self._runner.queued
+
+    @property
+    def queued_jobs(self) -> set[int]:
+        """Return the jobs that wait for a place and are not being withdrawn."""
+        return self._runner.queued_jobs
+
+    @property
+    def started_from_queue(self) -> int:
+        """Return how many queued jobs have got a place."""
+        return self._runner.started_from_queue
+
+    def queue(self, claim: Claim) -> None:
+        """Start a job in the place of the next run of its shape that ends with exit code 0."""
+        self._runner.queue(claim)
+
+    def start_queued(self, place: Place) -> None:
+        """Start the oldest queued job of that shape at a place that is free."""
+        self._runner.start_queued(place)
+
+    def withdraw(self, jobs: Collection[int]) -> None:
+        """Do not start those queued jobs."""
+        self._runner.withdraw(jobs)
+
+    def withdrawn(self) -> list[Claim]:
+        """Return the jobs that were withdrawn since the last call before they were started."""
+        return self._runner.withdrawn()
+
     def poll(self) -> list[Finished]:
         """The runs that ended, but those whose end is in doubt; of good ones among these that their place is free."""
         ends, self._settled = self._settled, []
@@ -97,7 +129,7 @@ class PatientRunner:
             elif doubt_s := self._doubt_s(finished):
                 if not _failed(finished):
                     ends.append(finished._replace(is_doubted=True))
-                    finished = finished._replace(place=None)
+                    finished = finished._replace(place=None, is_repeated=True)
                 self._doubts.append(_Doubt(finished, now + doubt_s))
             else:
                 ends.append(finished)

@@ -1,7 +1,4 @@
-"""User code as processes: what must be there before they start (`spawner` starts them), their end, stopping whole trees.
-
-`reap` collects every child that this process has.
-"""
+"""User code as processes: what must be there before they start (`spawner` starts them), their end, stopping whole trees."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from ..clock import SystemClock
 from ..errors import SpawnFailed
 from ..processes import Process, signal_all, with_mark
 
@@ -22,14 +18,6 @@ log = logging.getLogger(__name__)
 
 #: A process that has not ended so many seconds after SIGKILL waits for a file system, or became another user's.
 _UNKILLABLE_S = 30.0
-
-
-class Ended(NamedTuple):
-    """A child that ended."""
-
-    pid: int
-    returncode: int  # negative: the signal that killed it
-    ended_us: int
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
@@ -119,40 +107,28 @@ def reason(code: int) -> str:
     return f"killed by signal {-code} ({name})"
 
 
-# --- hearing of the end -----------------------------------------------------------------------------------------------
+# --- sleeping ---------------------------------------------------------------------------------------------------------
 
 
-def reap() -> Iterator[Ended]:
-    """Every child that has ended since the last call."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        yield Ended(pid, os.waitstatus_to_exitcode(status), SystemClock.now_us())
-
-
-class Children:
-    """The ends of this process's children, kept until whoever started them asks. For one thread."""
-
-    def __init__(self) -> None:
-        self._ended: dict[int, Ended] = {}
+class Talker(Protocol):
+    """Who has more to say than signals: a spawner."""
 
     @property
-    def has_unclaimed(self) -> bool:
-        """Whether one has ended whose starter does not know its pid yet. Any thread may ask."""
-        return bool(self._ended)
+    def files(self) -> list[int]:
+        """Return the descriptors that can be read when there is news."""
 
-    def take(self, pids: Set[int]) -> list[Ended]:
-        """Those of `pids` that have ended, once each. A pid may be asked for after its process has ended."""
-        self._ended.update((ended.pid, ended) for ended in reap())
-        return [self._ended.pop(pid) for pid in self._ended.keys() & pids] if self._ended else []
+    def flush(self) -> None:
+        """Send what is to be sent."""
 
 
 class Alarm:
     """Sleep until a signal comes, a child's end among them, or the time is up. Use as a context manager, once."""
+
+    _spawner: Talker | None = None
+
+    def attach(self, spawner: Talker) -> None:
+        """Wake up for the spawner's answers as well, and send its requests before each sleep."""
+        self._spawner = spawner
 
     def __enter__(self) -> Alarm:
         self._read, write = os.pipe()
@@ -177,9 +153,14 @@ class Alarm:
             pass
 
     def wait(self, seconds: float) -> bool:
-        """Return after `seconds`, or at once, and True, when a signal has come since the last call."""
-        if not select.select([self._read], [], [], max(0.0, seconds))[0]:
-            return False
+        """Return after `seconds`, or at once, and True, when a signal has come since the last call, or an answer."""
+        files = [self._read]
+        if self._spawner is not None:
+            self._spawner.flush()
+            files += self._spawner.files
+        ready = select.select(files, [], [], max(0.0, seconds))[0]
+        if self._read not in ready:
+            return bool(ready)
         try:
             os.read(self._read, 4096)
         except BlockingIOError:

@@ -23,15 +23,15 @@ from ..settings import Settings
 from . import commands, machine, main, mpirun, resources
 from .commands import Context
 from .ensemble import words
-from .ensemble.guard import Guard
 from .ensemble.head import ALIVE_HEARTBEATS, Crew, EnsembleRunner
 from .ensemble.link import MpiLink, connect
-from .ensemble.node import HEAD, Gone, NodeServer
+from .ensemble.node import ALONE_AFTER_HEARTBEATS, HEAD, Gone, NodeServer
 from .ensemble.post import Post
 from .nodes import Node, Pool
-from .process import Alarm, Children, end_orphans
+from .process import Alarm, end_orphans
 from .resources import LauncherOptions, Resources
 from .runner import LocalRunner, Runner
+from .spawner import Spawner
 from .supervisor import Plan, report
 
 log = logging.getLogger("balsam_lite.launcher.rank")  # run as a program, its __name__ is __main__
@@ -240,14 +240,14 @@ def _be_node(link: MpiLink, plan: Plan) -> int:
     post.show_life()
     _log_through(post)
     with Alarm() as alarm:
-        hands = _Hands(link.rank, clock, alarm)
+        hands = _Hands(link.rank, clock, alarm, ALONE_AFTER_HEARTBEATS * plan.heartbeat_s)
         server = NodeServer(post, clock, plan.heartbeat_s, hands, alarm.wait)
         try:
             together = server.serve(_hello())
         except Gone as exc:
             terminal.write_stderr(f"balsam launcher on {os.uname().nodename}: {exc}\n")
             together = False
-        hands.dismiss_guard()
+        hands.close()
     post.close()
     return _leave(link, together, 0)
 
@@ -259,10 +259,9 @@ def _hello() -> words.Hello:
 class _Hands:
     """What runs programs on this node."""
 
-    def __init__(self, rank: int, clock: Clock, alarm: Alarm) -> None:
-        self._rank, self._clock, self._alarm = rank, clock, alarm
+    def __init__(self, rank: int, clock: Clock, alarm: Alarm, silence_s: float) -> None:
+        self._rank, self._clock, self._alarm, self._silence_s = rank, clock, alarm, silence_s
         self._orders: words.Begin | None = None
-        self._guard: Guard | None = None
 
     def begin(self, orders: words.Begin) -> Runner:
         """End what dead launchers left here, and get ready. OSError, SpawnFailed: no jobs can run here."""
@@ -280,11 +279,15 @@ class _Hands:
         )
         if not os.path.isdir(context.data_directory):
             raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
-        self._guard = Guard(context, orders.grace_s)
+        self._spawner = Spawner(context.environ, orders.grace_s, self._silence_s)
+        self._alarm.attach(self._spawner)
         self._orders, self._context = orders, context
-        cpus = machine.cpu_numbers()
-        self._spawner, runner = main.make_runner(context, self._clock, orders.tail_lines, self._alarm, Children(), cpus)
-        return runner
+        return LocalRunner(context, self._clock, orders.tail_lines, self._spawner, machine.cpu_numbers())
+
+    def beat(self) -> None:
+        """Tell the spawn helpers that this process works."""
+        if self._orders is not None:
+            self._spawner.beat()
 
     def abandon(self) -> None:
         """End whatever runs, and start nothing more."""
@@ -292,10 +295,10 @@ class _Hands:
             self._spawner.abandon()
             end_orphans(self._context.mark, self._orders.grace_s, self._context.node_mark)
 
-    def dismiss_guard(self) -> None:
-        """This process is about to leave in good order."""
-        if self._guard is not None:
-            self._guard.dismiss()
+    def close(self) -> None:
+        """End the spawn helpers, and what they still run."""
+        if self._orders is not None:
+            self._spawner.abandon()
 
 
 class _ToHead(logging.Handler):

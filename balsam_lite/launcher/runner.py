@@ -1,11 +1,12 @@
 """Runs claimed jobs on this host: start, hear of their end, stop. Knows nothing of the database.
 
-A run that is being stopped keeps its place until its whole process tree is gone.
+Spawn helpers own the programs (`spawner`). A run that is being stopped keeps its place until its whole process tree is gone.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,14 +16,15 @@ from typing import NamedTuple, Protocol
 
 from .. import outputs, spec, states
 from ..clock import SECOND_US, Clock, format_us
-from ..db.store.claims import Claim, Exit
+from ..db.store.claims import Claim, Exit, Shape, unstarted
 from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
-from ..processes import Process, descendants, living, signal_all, signal_child, signal_group
+from ..processes import Process, descendants, living, signal_all
 from . import commands, pinning, process, steps
 from .failpoints import failpoint
 from .nodes import Place
 from .pinning import CpuSet
-from .spawner import Request, Spawner
+from .spawn_helper import ABANDONED, BY_ITSELF, Request
+from .spawner import Ended, Failed, Lost, Spawner, Started, Withdrawn
 from .start_failures import BUSY, NODE, REFUSED, StartFailure
 from .trouble import Machine
 
@@ -43,13 +45,15 @@ class _Run:
     """A live process of one attempt."""
 
     __slots__ = (
-        "claim", "ended", "failure", "is_spared", "kill_at", "mark", "members", "pid", "place", "started_us", "stop_result",
-        "told_us"
+        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "mark", "members", "pid", "place", "start",
+        "started_us", "stop_result", "told_us"
     )  # fmt: skip
 
-    def __init__(self, claim: Claim, place: Place, pid: int, mark: bytes, started_us: int) -> None:
-        self.claim, self.place, self.pid, self.mark, self.started_us = claim, place, pid, mark, started_us
-        self.ended: process.Ended | None = None
+    def __init__(self, claim: Claim, place: Place | None, started: Started, mark: bytes) -> None:
+        self.claim, self.place, self.mark = claim, place, mark
+        _, self.pid, self.start, self.started_us = started
+        self.ended: Ended | Lost | None = None
+        self.is_replaced = False  # a queued job has its place
         self.failure: StartFailure | None = None  # why it is being stopped: its MPI command waits for what it cannot start
         # While it is being stopped:
         self.stop_result = ""  # what a run that did not end by itself counts as
@@ -63,15 +67,11 @@ class Finished(NamedTuple):
     """A run that is over, and the place that is free again."""
 
     exit: Exit
-    place: Place | None  # None: it was reported as free before
+    place: Place | None  # None: it was reported as free before, or a queued job has it
     is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `PatientRunner`
-    trouble: MachineTrouble | None = None  # why it could not start or failed; the job goes back (`given_back`)
+    trouble: MachineTrouble | None = None  # why it could not start or failed; the job goes back
+    is_repeated: bool = False  # see `is_doubted`
     lost_hosts: tuple[str, ...] = ()  # nodes that do not answer any more
-
-
-def given_back(claim: Claim, trouble: MachineTrouble, now_us: int) -> Exit:
-    """Return the end of a job that the machine kept from starting: it goes back to where it can be taken again."""
-    return Exit(claim.job, claim.attempt, states.RESTART_READY, None, f"Not started: {trouble.message}", None, now_us)
 
 
 class Runner(Protocol):
@@ -91,6 +91,30 @@ class Runner(Protocol):
     @property
     def started(self) -> int:
         """Return the number of programs that are known to have started."""
+
+    @property
+    def queued(self) -> Counter[Shape]:
+        """Return how many jobs of each shape wait for a place."""
+
+    @property
+    def queued_jobs(self) -> set[int]:
+        """Return the jobs that wait for a place and are not being withdrawn."""
+
+    @property
+    def started_from_queue(self) -> int:
+        """Return how many queued jobs have got a place."""
+
+    def queue(self, claim: Claim) -> None:
+        """Start a job in the place of the next run of its shape that ends with exit code 0."""
+
+    def start_queued(self, place: Place) -> None:
+        """Start the oldest queued job of that shape at a place that is free."""
+
+    def withdraw(self, jobs: Collection[int]) -> None:
+        """Do not start those queued jobs. `withdrawn` tells which of them have certainly never been started."""
+
+    def withdrawn(self) -> list[Claim]:
+        """Return the jobs that were withdrawn since the last call before they were started."""
 
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`.
@@ -122,24 +146,24 @@ class LocalRunner:
     """
 
     def __init__(
-        self,
-        context: commands.Context,
-        clock: Clock,
-        tail_lines: int,
-        spawner: Spawner,
-        children: process.Children,
-        cpus: Sequence[int] = (),
+        self, context: commands.Context, clock: Clock, tail_lines: int, spawner: Spawner, cpus: Sequence[int] = ()
     ) -> None:
         self._context, self._clock, self._tail_lines = context, clock, tail_lines
-        self._spawner, self._children = spawner, children
-        self._starting: dict[int, tuple[Claim, Place]] = {}  # by job
-        self._runs: dict[int, _Run] = {}  # by pid
-        self._stopping: dict[int, _Run] = {}  # by pid
-        self._stop_at_once: dict[int, tuple[str, float]] = {}  # by job: what to do when it is started
-        self._asking: set[int] = set()  # pids of programs that ask ranks to end
+        self._spawner = spawner
+        self._channel = spawner.channel()  # programs of jobs; the key is the job's number
+        self._asking = spawner.channel()  # programs that ask ranks to end
+        self._starting: dict[int, tuple[Claim, Place]] = {}  # by job, like those below
+        self._queued: dict[int, Claim] = {}  # without a place, the oldest first
+        self._handed_on: set[int] = set()  # of the queued ones those that a spawn helper has
+        self._withdrawn: list[Claim] = []
+        self._runs: dict[int, _Run] = {}
+        self._stopping: dict[int, _Run] = {}
+        self._stop_at_once: dict[int, tuple[str, float]] = {}  # what to do when it is started
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
+        self._lanes: dict[Shape, int] = {}
         self._machine = Machine(context.data_directory)
         self.started = 0  # number of programs
+        self.started_from_queue = 0  # of those
         self._cpus = CpuSet(cpus)
         self._pinned: dict[int, tuple[int, ...]] = {}  # by job
         self._refused: Counter[int] = Counter()  # how often the MPI command did not start a job
@@ -148,8 +172,7 @@ class LocalRunner:
     @property
     def jobs(self) -> set[int]:
         """The jobs that hold a place here and are not being stopped."""
-        running = {run.claim.job for run in self._runs.values() if run.pid not in self._stopping}
-        return running | (self._starting.keys() - self._stop_at_once.keys())
+        return (self._runs.keys() - self._stopping.keys()) | (self._starting.keys() - self._stop_at_once.keys())
 
     def __len__(self) -> int:
         return len(self._starting) + len(self._runs) + len(self._over)
@@ -162,10 +185,70 @@ class LocalRunner:
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`."""
         try:
-            self._spawner.start(self._request(claim, place))
+            self._channel.start(self._request(claim, place))
             self._starting[claim.job] = (claim, place)
         except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the launcher goes on
             self._refuse(claim, place, exc)
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> Counter[Shape]:
+        """Return how many jobs of each shape wait for a place."""
+        return Counter(claim.shape for claim in self._queued.values())
+
+    @property
+    def queued_jobs(self) -> set[int]:
+        """Return the jobs that wait for a place and are not being withdrawn."""
+        return self._queued.keys() - self._stop_at_once.keys()
+
+    def queue(self, claim: Claim) -> None:
+        """Start a job in the place of the next run of its shape that ends with exit code 0."""
+        self._queued[claim.job] = claim
+        shape = claim.shape
+        if shape.num_nodes > 1 or shape.gpus_per_rank or pinning.wanted(claim):
+            return  # its place decides about its environment
+        place = Place((0,), ((),), shape)
+        try:
+            if self._context.mpi.words(claim, place):
+                return
+            lane = self._lanes.setdefault(shape, len(self._lanes))
+            self._channel.queue(self._request(claim, place)._replace(lane=lane))
+            self._handed_on.add(claim.job)
+        except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the launcher goes on
+            del self._queued[claim.job]
+            self._refuse(claim, None, exc)
+
+    def start_queued(self, place: Place) -> None:
+        """Start the oldest queued job of that shape at a place that is free."""
+        job = next(job for job, claim in self._queued.items() if claim.shape == place.shape)
+        claim = self._queued.pop(job)
+        self.started_from_queue += 1
+        if job in self._handed_on:
+            self._handed_on.discard(job)
+            self._starting[job] = (claim, place)
+            self._channel.start_queued(job)
+        else:
+            self.start(claim, place)
+
+    def withdraw(self, jobs: Collection[int]) -> None:
+        """Do not start those queued jobs. `withdrawn` tells which of them have certainly never been started."""
+        here = self._queued.keys() & set(jobs)
+        self._channel.withdraw(here & self._handed_on)
+        for job in here - self._handed_on:
+            self._take_back(job)
+
+    def _take_back(self, job: int) -> None:
+        claim = self._queued.pop(job, None) or self._starting.pop(job)[0]
+        self._handed_on.discard(job)
+        self._stop_at_once.pop(job, None)
+        self._forget_order(claim)
+        self._withdrawn.append(claim)
+
+    def withdrawn(self) -> list[Claim]:
+        """Return the jobs that were withdrawn since the last call before they were started."""
+        found, self._withdrawn = self._withdrawn, []
+        return found
 
     def _request(self, claim: Claim, place: Place) -> Request:
         argv = commands.argv(claim, place, self._context)
@@ -176,21 +259,22 @@ class LocalRunner:
         trouble = self._machine.data_trouble()
         if trouble:
             raise trouble
-        is_new = process.make_directory(directory, self._context.data_directory)
         is_generated = outputs.is_generated(claim.workdir, claim.job_id)
-        renew = partial(outputs.renew, directory, output, claim.job_id, claim.attempt, is_generated)
-        is_rerun = claim.attempt > 1 or not (is_new or is_generated)
-        variables = commands.as_variables(own, self._context)
-        words = [os.fsencode(word) for word in argv]
-        prepare, cpus = self._preparation(claim, own, directory, is_generated), self._pin(claim, place)
         return Request(
-            claim.job, program, words, variables, directory, output, prepare, cpus=cpus, renew=renew, is_rerun=is_rerun
+            claim.job,
+            program,
+            [os.fsencode(word) for word in argv],
+            own,
+            directory,
+            output,
+            root=self._context.data_directory,
+            renew=(claim.job_id, claim.attempt, is_generated),
+            prepare=self._preparation(claim, own, directory, is_generated),
+            cpus=self._pin(claim, place),
         )
 
-    def _preparation(
-        self, claim: Claim, own: Mapping[bytes, bytes], directory: str, is_generated: bool
-    ) -> Callable[[], None] | None:
-        """What is to be done in its directory just before it starts, if there is something."""
+    def _preparation(self, claim: Claim, own: Mapping[bytes, bytes], directory: str, is_generated: bool) -> bytes:
+        """Return what is to be done in its directory just before it starts, as `Request.prepare` has it."""
         # A launcher that is killed between the claim and the start leaves a job that counts as prepared and has no links. Links
         # are made before the output file, so a job without that file has not been started. One that has keeps what it changed.
         links = claim.parents != "[]" and (
@@ -200,20 +284,15 @@ class LocalRunner:
         path = commands.order_path(claim, self._context)
         names_parents = commands.has_parent_files(own)
         if not (links or path or names_parents):
-            return None
-
-        def prepare() -> None:
-            try:
-                if links:
-                    steps.link_inputs(claim, self._context)
-                if path:
-                    steps.give_order(claim, self._context, path)
-                if names_parents:
-                    commands.give_parents(claim, own)
-            except LaunchError as exc:
-                raise SpawnFailed(str(exc)) from exc
-
-        return prepare
+            return b""
+        calls: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        if links and claim.input_files:
+            calls.append((steps.link_inputs, steps.inputs_of(claim, self._context)))
+        if path:
+            calls.append((steps.give_order, (path, commands.make_order(claim, self._context), not claim.command_template)))
+        if names_parents:
+            calls.append((commands.give_parents, (claim, own)))
+        return pickle.dumps(calls)
 
     def _pin(self, claim: Claim, place: Place) -> tuple[int, ...]:
         """The CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
@@ -234,13 +313,14 @@ class LocalRunner:
             if path:
                 os.unlink(path)
 
-    def _refuse(self, claim: Claim, place: Place, exc: Exception) -> None:
+    def _refuse(self, claim: Claim, place: Place | None, exc: Exception) -> None:
         self._unpin(claim)
         self._forget_order(claim)
         now_us = self._clock.now_us()
         trouble = self._machine.trouble_behind(exc)
         if trouble is not None:
-            self._over.append(Finished(given_back(claim, trouble, now_us), place, trouble=trouble))
+            back = unstarted(claim, now_us, f"Not started: {trouble.message}")
+            self._over.append(Finished(back, place, trouble=trouble))
             return
         reason = str(exc) if isinstance(exc, LaunchError) else f"unexpected {type(exc).__name__}: {exc}"
         message = f"The job could not be started: {reason}"
@@ -249,33 +329,76 @@ class LocalRunner:
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""
-        self._hear_of_starts()
-        ends = self._children.take(self._runs.keys())
-        # A program can be over before its starter has said that it was started. Asked in this order, and with the starter
-        # looking the other way round (`main`), neither can miss the other.
-        while self._children.has_unclaimed and self._spawner.has_answers:
-            self._hear_of_starts()
-            ends += self._children.take(self._runs.keys())
-        self._note_ends(ends)
+        self._spawner.poll()
+        for answer in self._channel.answers():
+            if isinstance(answer, Started):
+                self._note_start(answer)
+            elif isinstance(answer, Ended):
+                self._note_end(answer)
+            elif isinstance(answer, Failed):
+                claim, place = self._taken_out(answer.key)
+                self._stop_at_once.pop(answer.key, None)
+                self._refuse(claim, place, answer.error)
+            elif isinstance(answer, Withdrawn):
+                self._take_back(answer.key)
+            else:
+                self._note_loss(answer)
+        self._asking.answers()
         finished, self._over = self._over, []
         self._look_for_stuck_starts()
         if self._stopping:
             finished += self._go_on_stopping()
-        if self._asking:
-            self._asking -= {ended.pid for ended in self._children.take(self._asking)}
         return finished
 
-    def _note_ends(self, ends: Iterable[process.Ended]) -> None:
-        for ended in ends:
-            run = self._runs[ended.pid]
-            run.ended = ended
-            if ended.pid in self._stopping:
-                continue
-            # A program that a signal has killed could not end its own: Open MPI's ranks outlive their mpiexec.
-            if ended.returncode < 0 and self._left_behind(run):
-                self._stopping[run.pid] = run
-            else:
-                self._over.append(self._finish(run))
+    def _taken_out(self, job: int) -> tuple[Claim, Place | None]:
+        """Take a job out of those that have not started. One that was queued has no place yet, see `_note_end`."""
+        claim = self._queued.pop(job, None)
+        self._handed_on.discard(job)
+        if claim is None:
+            return self._starting.pop(job)
+        self.started_from_queue += 1
+        return claim, None
+
+    def _note_start(self, started: Started) -> None:
+        job = started.key
+        claim, place = self._taken_out(job)
+        to_stop = self._stop_at_once.pop(job, None)
+        self.started += 1
+        self._runs[job] = _Run(claim, place, started, commands.mark(claim, self._context))
+        failpoint("after-spawn")
+        if to_stop:
+            self.stop([job], *to_stop)
+
+    def _note_end(self, ended: Ended) -> None:
+        job = ended.key
+        run = self._runs[job]
+        run.ended = ended
+        successor = None if ended.successor is None else self._runs.get(ended.successor)
+        if successor is not None and successor.place is None:
+            successor.place, run.is_replaced = run.place, True
+        if job in self._stopping and ended.end == BY_ITSELF:  # before it was told to
+            run.stop_result, run.told_us, run.kill_at = "", None, 0.0
+            del self._stopping[job]
+        if job in self._stopping:
+            return
+        # A program that a signal has killed could not end its own: Open MPI's ranks outlive their mpiexec.
+        if ended.returncode < 0 and self._left_behind(run):
+            self._stopping[job] = run
+        else:
+            self._over.append(self._finish(run))
+
+    def _note_loss(self, lost: Lost) -> None:
+        """End what a spawn helper that has died leaves of a run; the job then goes back."""
+        run = self._runs.get(lost.key)
+        if run is None:  # it may have been started all the same
+            claim, place = self._taken_out(lost.key)
+            self._stop_at_once.pop(lost.key, None)
+            run = _Run(claim, place, Started(lost.key, 0, "", self._clock.now_us()), commands.mark(claim, self._context))
+            self._runs[lost.key] = run
+        run.ended, run.kill_at = lost, self._clock.monotonic() + _LAST_S
+        self._stopping[lost.key] = run
+        run.members = descendants([(run.pid, run.start)] if run.pid else [], [run.mark])
+        signal_all(run.members, signal.SIGTERM)
 
     def _look_for_stuck_starts(self) -> None:
         """Stop MPI commands that wait for what they could not start."""
@@ -286,7 +409,7 @@ class LocalRunner:
         for run in [run for run in self._runs.values() if now_us - run.started_us < _STUCK_S * SECOND_US]:
             if run.ended or run.stop_result:
                 continue
-            failure = self._context.mpi.judge(run.claim, run.place, None, partial(self._output, run))
+            failure = self._context.mpi.judge(run.claim, _placed(run), None, partial(self._output, run))
             if failure is not None:
                 run.failure = failure
                 self.stop([run.claim.job], states.RUN_ERROR, _LAST_S)
@@ -300,61 +423,42 @@ class LocalRunner:
             return "", False
         return process.tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
 
-    def _hear_of_starts(self) -> None:
-        for job, pid, started_us in self._spawner.answers():
-            claim, place = self._starting.pop(job)
-            to_stop = self._stop_at_once.pop(job, None)
-            if isinstance(pid, LaunchError):
-                self._refuse(claim, place, pid)
-                continue
-            self.started += 1
-            self._runs[pid] = _Run(claim, place, pid, commands.mark(claim, self._context), started_us)
-            failpoint("after-spawn")
-            if to_stop:
-                self.stop([job], *to_stop)
-
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
         `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the Exit says when the run was
         told; one that had ended before that ended by itself, and is reported so.
         """
-        self._stop_at_once.update(dict.fromkeys(self._starting.keys() & set(jobs), (result, grace_s)))
-        runs = self._without_ended(
-            [run for run in self._runs.values() if run.claim.job in jobs and run.pid not in self._stopping]
-        )
-        if not runs:
-            return
+        wanted = set(jobs)
+        waiting = (self._starting.keys() | self._queued.keys()) & wanted
+        self._stop_at_once.update(dict.fromkeys(waiting, (result, grace_s)))
+        self.withdraw(waiting)
+        runs = [self._runs[job] for job in self._runs.keys() & wanted - self._stopping.keys()]
+        if runs:
+            self._stop(runs, result, grace_s)
+        self._spawner.flush()
+
+    def _stop(self, runs: Sequence[_Run], result: str, grace_s: float) -> None:
         told_us = self._clock.now_us() if result == states.RUN_TIMEOUT else None
-        for run in runs:
-            run.stop_result, run.told_us, run.kill_at = result, told_us, self._clock.monotonic() + grace_s
-            self._stopping[run.pid] = run
         by_manner: dict[str, list[_Run]] = {}
         for run in runs:
+            run.stop_result, run.told_us, run.kill_at = result, told_us, self._clock.monotonic() + grace_s
+            self._stopping[run.claim.job] = run
             by_manner.setdefault(self._context.mpi.at_term(run.claim), []).append(run)
         for run in by_manner.get(commands.PASSES_ON, ()):
             # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
             below = _started_by_shell(run)
-            signal_child(run.pid, signal.SIGTERM)
+            self._channel.signal(run.claim.job, signal.SIGTERM)
             signal_all(below, signal.SIGTERM)
         spared = by_manner.get(commands.KILLS, [])
         for run in spared:
             run.is_spared = True
             if _is_in_shell(run):  # when the ranks have ended it would go on with the next command of its line
-                signal_child(run.pid, signal.SIGTERM)
+                self._channel.signal(run.claim.job, signal.SIGTERM)
+        self._channel.tell([run.claim.job for run in spared])
         if not self._ask_to_end([run.claim for run in spared]):
             self._terminate(spared)
         self._terminate(by_manner.get(commands.UNKNOWN, []))
-
-    def _without_ended(self, runs: Sequence[_Run]) -> list[_Run]:
-        """Return the runs that have not ended. One that can be reaped by now ended by itself, whatever is signalled next."""
-        ends = self._children.take({run.pid for run in runs})
-        for ended in ends:
-            run = self._runs[ended.pid]
-            run.stop_result, run.told_us, run.kill_at = "", None, 0.0
-            self._stopping.pop(run.pid, None)
-        self._note_ends(ends)
-        return [run for run in runs if run.ended is None] if ends else list(runs)
 
     def _ask_to_end(self, claims: Sequence[Claim]) -> bool:
         """Have the ranks of those jobs told to end, wherever they run. Returns False where that cannot be done."""
@@ -364,9 +468,7 @@ class LocalRunner:
         argv = [os.fsencode(word) for word in words]
         try:
             program = process.find_program(words[0], self._context.environ.get(b"PATH"), "/")
-            self._asking.add(
-                self._spawner.spawn(Request(0, program, argv, self._context.variables, "/", os.devnull, appends=True))
-            )
+            self._asking.start(Request(claims[0].job, program, argv, {}, "/", os.devnull, appends=True))
         except SpawnFailed:
             return False
         return True
@@ -375,14 +477,13 @@ class LocalRunner:
         """SIGTERM to all processes of those runs on this host, but to the command of one that is spared."""
         if not runs:
             return
-        everything = descendants([run.pid for run in runs], [run.mark for run in runs])
-        if not runs[0].is_spared:  # the look took milliseconds, and these have not been told yet
-            runs = self._without_ended(runs)
+        everything = descendants([(run.pid, run.start) for run in runs], [run.mark for run in runs])
         for run in runs:
             run.members = [p for p in everything if run.pid in (p.pid, p.session, p.group)]
             # The group in one go: a shell that outlived its child by a moment would start the next command.
             if not run.is_spared:
-                signal_group(run.pid, signal.SIGTERM)
+                self._channel.signal(run.claim.job, signal.SIGTERM, is_group=True)
+        self._spawner.flush()
         groups = {run.pid for run in runs}
         others = [p for p in everything if p.group not in groups]
         signal_all(others, signal.SIGTERM)
@@ -403,7 +504,7 @@ class LocalRunner:
         finished = []
         for run in list(self._stopping.values()):
             if run.ended and not living(run.members) and not (now < run.kill_at and self._left_behind(run)):
-                del self._stopping[run.pid]
+                del self._stopping[run.claim.job]
                 finished.append(self._finish(run))
         return finished
 
@@ -414,7 +515,7 @@ class LocalRunner:
 
     def _kill(self, runs: Iterable[_Run]) -> None:
         for run in runs:
-            leaders = [] if run.ended else [run.pid]
+            leaders = [] if run.ended else [(run.pid, run.start)]
             found = [*living(run.members), *descendants(leaders, [run.mark])]
             spared = [one for one in found if one.group == run.pid] if run.is_spared else []
             if spared:
@@ -427,15 +528,18 @@ class LocalRunner:
             run.members = found
 
     def _finish(self, run: _Run) -> Finished:
-        del self._runs[run.pid]
-        self._unpin(run.claim)
-        self._forget_order(run.claim)
+        claim = run.claim
+        del self._runs[claim.job]
+        self._unpin(claim)
+        self._forget_order(claim)
         assert run.ended is not None
         failpoint("after-exit")
+        if isinstance(run.ended, Lost) or run.ended.end == ABANDONED:
+            return self._not_finished(run)
         code = run.ended.returncode
         failure = run.failure
         if failure is None and not run.stop_result:
-            failure = self._context.mpi.judge(run.claim, run.place, code, partial(self._output, run))
+            failure = self._context.mpi.judge(claim, _placed(run), code, partial(self._output, run))
         if failure is not None and run.told_us is None:
             return self._not_run(run, failure)
         result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
@@ -444,7 +548,7 @@ class LocalRunner:
             message = f"Told to stop at {format_us(run.told_us)}, {message if code < 0 else f'ended with {code}'}"
         output = self._tail(run) if code else ""
         message = f"{message}: {output}" if output else message
-        claim, trouble = run.claim, None
+        trouble = None
         if result == states.RUN_DONE and run.told_us is None and self._has_no_result(claim):
             result, message = states.RUN_ERROR, _NO_RESULT
         if result == states.RUN_ERROR and not run.stop_result:
@@ -452,12 +556,34 @@ class LocalRunner:
             if trouble is not None:  # a restart, which counts: it may be this job that fills the disk
                 result, message = states.RESTART_READY, f"{trouble.message}; the run ended: {message}"
         ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
-        return Finished(ended, run.place, trouble=trouble)
+        place = None if run.is_replaced else run.place
+        if place is not None and result == states.RUN_DONE and not run.stop_result:
+            place = self._refill(place)
+        return Finished(ended, place, trouble=trouble)
+
+    def _refill(self, place: Place) -> Place | None:
+        """Start a queued job that no helper has in the place of a run that has ended; return the place if there is none."""
+        if len(self._queued) > len(self._handed_on):
+            for job, claim in self._queued.items():
+                if claim.shape == place.shape and job not in self._handed_on and job not in self._stop_at_once:
+                    del self._queued[job]
+                    self.started_from_queue += 1
+                    self.start(claim, place)
+                    return None
+        return place
+
+    def _not_finished(self, run: _Run) -> Finished:
+        """Return the end of a run that is nobody's fault but the launcher's: the job goes back."""
+        claim, is_dead = run.claim, isinstance(run.ended, Lost)
+        message = "Its spawn helper died" if is_dead else "Ended because its launcher gave no sign of life"
+        started_us = run.started_us if run.pid else None
+        back = Exit(claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, self._clock.now_us())
+        return Finished(back._replace(is_counted=False, is_death=is_dead), run.place)
 
     def _not_run(self, run: _Run, failure: StartFailure) -> Finished:
         """Return the end of a run that was not started or whose node died: the job goes back, unless it is itself at fault."""
         claim = run.claim
-        assert run.ended is not None
+        assert isinstance(run.ended, Ended)
         started_us = run.started_us if failure.had_started else None
         message = f"{'Lost its node' if failure.had_started else 'Not started'}: {failure.words}"
         back = Exit(
@@ -501,6 +627,11 @@ class LocalRunner:
         return outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated)
 
 
+def _placed(run: _Run) -> Place:
+    assert run.place is not None  # its start was heard of together with the end of its predecessor
+    return run.place
+
+
 def _is_in_shell(run: _Run) -> bool:
     """Whether a shell runs its line, and the MPI command in that."""
     return bool(run.claim.command_template) and process.is_shell(run.pid)
@@ -510,4 +641,4 @@ def _started_by_shell(run: _Run) -> list[Process]:
     """The MPI command of a line that a shell runs, and what it has started beside it; the shell passes nothing on to them."""
     if not _is_in_shell(run):
         return []
-    return [one for one in descendants([run.pid], []) if one.parent == run.pid]
+    return [one for one in descendants([(run.pid, run.start)], []) if one.parent == run.pid]

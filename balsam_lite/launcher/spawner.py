@@ -1,171 +1,396 @@
-"""Starting programs while the launcher goes on with other things.
+"""Starting programs through spawn helpers, which own them and report how they end (see `spawn_helper`).
 
-Starting one means waiting until the new process has become the program: half a millisecond in which the launcher could
-read, decide and write. So threads do the waiting, several of them, as what one waits for is mostly another CPU. Python's own
-os.posix_spawn and subprocess hold the interpreter meanwhile; on Linux the C library's posix_spawn is called through ctypes,
-which does not, and which can also set the directory of the child alone. Elsewhere subprocess has to do.
-
-The threads know nothing but `Request`s; what they mean, and everything else, stays with the one that asks.
+`Spawner` is the launcher's side: it shares the programs out among its helpers, and replaces a helper that dies. Whoever starts
+programs does so by a `Channel`. Any thread may start; the thread of the launcher's loop calls `poll` and reads the answers.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
+import logging
+import marshal
 import os
 import signal
+import socket
 import subprocess
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Union
 
-from ..errors import LaunchError, SpawnFailed
+from ..errors import SpawnFailed
+from ..processes import state_of
+from ..programs import module_words, python_path
+from . import spawn_helper
+from .spawn_helper import LENGTH_BYTES, Request, become_subreaper, framed
 
-#: Programs inherit what is ignored; these get the system's default back. Python ignores SIGPIPE and SIGXFSZ, nohup and shells
-#: may have ignored SIGHUP and SIGINT for the launcher: a job must not depend on how that was started.
-_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT)
-_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+log = logging.getLogger(__name__)
 
-#: So many programs are being started at once, at most.
-_THREADS = 3
-#: A program that has not started after so many seconds hangs in the file system and will not be waited for.
-_ABANDON_S = 5.0
-
-
-class Request(NamedTuple):
-    """A program to start: in `directory`, in a session of its own, stdout and stderr in file `output` there."""
-
-    key: int  # the caller's, given back with the answer
-    program: str  # a path
-    argv: list[bytes]
-    environ: list[bytes]  # NAME=value
-    directory: str
-    output: str  # never through a link
-    prepare: Callable[[], object] | None = None  # called before, in the thread that starts the program; may raise SpawnFailed
-    appends: bool = False  # to the output; else that is made anew, and must not exist
-    cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
-    #: Puts what has the output's name aside; returns the name of the file to append to. Called where there is such a file.
-    renew: Callable[[], str] | None = None
-    is_rerun: bool = False  # call `renew` in any case
-
-    def renewed(self) -> Request:
-        """Return the request with the output file that `renew` names. Raises OSError."""
-        assert self.renew is not None
-        return self._replace(output=self.renew(), appends=True, renew=None)
+#: Maximum number of helpers of a launcher on a host, and the number of programs at which another one is started.
+MAX_HELPERS, _PROGRAMS_PER_HELPER = 4, 4
+#: A helper that has not answered for so many seconds is looked at: it may have been stopped.
+_PING_S = 2.0
+#: A helper that has to end its programs has the grace and so many seconds more.
+_LEAVE_S = 5.0
+_CHANNELS = 4  # at most
+_BYTES_AT_ONCE = 1 << 18
 
 
-class Answer(NamedTuple):
-    """What became of a request."""
+class Started(NamedTuple):
+    """A program runs."""
 
     key: int
-    pid: int | LaunchError
+    pid: int
+    start: str  # as identity.start_of has it
     started_us: int
 
 
-class Spawner:
-    """Starts programs, in the order of the requests or nearly so, in threads of its own.
+class Ended(NamedTuple):
+    """A program has ended."""
 
-    `now_us` is called there, and `on_answer` after each answer.
-    """
+    key: int
+    returncode: int  # negative: the signal that killed it
+    ended_us: int
+    end: int = spawn_helper.BY_ITSELF
+    successor: int | None = None  # the key of the queued program that has taken its place
 
-    def __init__(self, now_us: Callable[[], int], on_answer: Callable[[], object]) -> None:
-        self._now_us, self._on_answer = now_us, on_answer
-        self._requests: SimpleQueue[Request | None] = SimpleQueue()  # None: no more
+
+class Failed(NamedTuple):
+    """A program could not be started."""
+
+    key: int
+    error: SpawnFailed
+
+
+class Withdrawn(NamedTuple):
+    """A queued program that never started."""
+
+    key: int
+
+
+class Lost(NamedTuple):
+    """A program whose helper has died. It may run, and may never have started."""
+
+    key: int
+
+
+Answer = Union[Started, Ended, Failed, Withdrawn, Lost]
+
+
+class Channel:
+    """The programs of one user of a spawner, each with a key that is unique among them."""
+
+    def __init__(self, spawner: Spawner, number: int) -> None:
+        self._spawner, self._number = spawner, number
         self._answers: deque[Answer] = deque()
-        self._spawn = _PosixSpawn() if sys.platform.startswith("linux") else _spawn_by_subprocess
-        self._threads: list[threading.Thread] = []
-        self._abandoned = False
+
+    def wire(self, key: int) -> int:
+        """Return the key that is unique in the spawner."""
+        return key * _CHANNELS + self._number
 
     def start(self, request: Request) -> None:
-        """Queue a program to be started; `answers` reports it. Raises RuntimeError if no thread can be started for it."""
-        if not self._threads:
-            self._start_threads()
-        self._requests.put(request)
+        """Start a program at once; answered by Started and Ended, by Failed, or by Lost."""
+        self._spawner.send_request(spawn_helper.START, request._replace(key=self.wire(request.key)))
 
-    def _start_threads(self) -> None:
-        """Start as many threads as this user's limits allow, at least one."""
-        for _ in range(_THREADS):
-            thread = threading.Thread(target=self._work, name="spawner", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                if not self._threads:
-                    raise
-                return
-            self._threads.append(thread)
+    def queue(self, request: Request) -> None:
+        """Start a program in the place of the next one of its lane that ends with exit code 0."""
+        self._spawner.send_request(spawn_helper.QUEUE, request._replace(key=self.wire(request.key)))
 
-    def spawn(self, request: Request) -> int:
-        """Start a program now, in the thread of the caller; returns its pid.
+    def start_queued(self, key: int) -> None:
+        """Start a queued program at once, if it has not been started yet."""
+        self._spawner.send_about([self.wire(key)], lambda keys: (spawn_helper.NOW, keys[0]))
 
-        Raises:
-            SpawnFailed: with the reason.
-        """
-        if self._abandoned:
-            raise SpawnFailed("the launcher has given up")
-        try:
-            if request.prepare:
-                request.prepare()
-            if request.is_rerun:
-                request = request.renewed()
-            try:
-                return self._start(request)
-            except FileExistsError:
-                request = request.renewed() if request.renew else request._replace(appends=True)
-                return self._start(request)
-        except (OSError, ValueError) as exc:
-            raise _failure(exc, request) from exc
+    def withdraw(self, keys: Collection[int]) -> None:
+        """Do not start those queued programs; what has not been started is answered by Withdrawn."""
+        self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.WITHDRAW, keys))
 
-    def _start(self, request: Request) -> int:
-        """A child inherits the affinity of the thread that starts it; on Linux each thread has its own."""
-        if not request.cpus:
-            return self._spawn(request)
-        before = os.sched_getaffinity(0)
-        try:
-            os.sched_setaffinity(0, request.cpus)
-        except OSError as exc:
-            listed = ", ".join(map(str, request.cpus))
-            raise SpawnFailed(f"it cannot be pinned to CPU {listed}: {exc.strerror}") from exc
-        try:
-            return self._spawn(request)
-        finally:
-            os.sched_setaffinity(0, before)
+    def tell(self, keys: Collection[int]) -> None:
+        """Count these as told to stop from now on."""
+        self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.TELL, keys))
 
-    @property
-    def has_answers(self) -> bool:
-        """Whether `answers` has something to tell."""
-        return bool(self._answers)
+    def signal(self, key: int, number: int, is_group: bool = False) -> None:
+        """Signal a program, or its whole process group, unless it has ended. It counts as told to stop."""
+        self._spawner.send_about([self.wire(key)], lambda keys: (spawn_helper.SIGNAL, keys[0], int(number), is_group))
+
+    def put(self, answer: Answer) -> None:
+        """Add an answer for `answers`."""
+        self._answers.append(answer)
 
     def answers(self) -> list[Answer]:
-        """What became of requests since the last call."""
+        """Return what became of the requests since the last call, in the order in which it happened."""
         return [self._answers.popleft() for _ in range(len(self._answers))]
 
-    def abandon(self) -> None:
-        """Start nothing more; on return nothing is being started, either."""
-        self._abandoned = True
-        for _ in self._threads:
-            self._requests.put(None)
-        for thread in self._threads:
-            thread.join(_ABANDON_S)
 
-    def _work(self) -> None:
+class _Helper:
+    """The launcher's end of one helper."""
+
+    def __init__(self, words: Sequence[str], environ: Mapping[bytes, bytes]) -> None:
+        self.link, end = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(
+                words, stdin=end.fileno(), stdout=subprocess.DEVNULL, env=_environ(), start_new_session=True, cwd="/"
+            )
+        except OSError:
+            self.link.close()
+            raise
+        finally:
+            end.close()
+        self.link.setblocking(False)
+        self.unread, self.unsent = bytearray(), bytearray(framed([(spawn_helper.ENVIRON, dict(environ))]))
+        self.keys: set[int] = set()  # of its programs, queued ones among them
+        self.queued: dict[int, int] = {}  # key -> lane
+        self.waiting: Counter[int] = Counter()  # by lane
+        self.heard_at = self.asked_at = time.monotonic()
+        self.is_silent = False
+
+    def load(self, lane: int) -> float:
+        """Return how long a program that is queued for that lane waits, compared with other helpers."""
+        return (self.waiting[lane] + 1) / (len(self.keys) - len(self.queued) + 0.01)
+
+    def unqueue(self, key: int) -> None:
+        """Note that a program is not queued any more, if it was."""
+        lane = self.queued.pop(key, None)
+        if lane is not None:
+            self.waiting[lane] -= 1
+
+
+class Spawner:
+    """Starts programs by helpers: one at first, more while each has many programs, up to `MAX_HELPERS`.
+
+    Args:
+        environ: what all programs have in their environment.
+        silence_s: see `spawn_helper.Helper`.
+        grace_s: between TERM and KILL where this process is gone.
+
+    Raises:
+        SpawnFailed: no helper can be started.
+    """
+
+    def __init__(self, environ: Mapping[bytes, bytes], grace_s: float, silence_s: float = 0.0) -> None:
+        self._environ, self._grace_s = environ, grace_s
+        self._most = min(MAX_HELPERS, max(2, _cpus() // 8))
+        self._words = module_words("balsam_lite.launcher.spawn_helper", str(silence_s), str(grace_s))
+        self._lock = threading.RLock()
+        self._channels: list[Channel] = []
+        self._where: dict[int, _Helper] = {}  # by key
+        self._is_closed = False
+        become_subreaper()
+        self._helpers: list[_Helper] = []
+        self._staff()
+
+    def _staff(self) -> None:
+        """Start another helper if there is none, or if all have many programs and there may be more."""
+        is_crowded = len(self._helpers) < self._most and len(self._where) >= _PROGRAMS_PER_HELPER * len(self._helpers)
+        if self._helpers and not is_crowded:
+            return
+        try:
+            self._helpers.append(_Helper(self._words, self._environ))
+        except OSError as exc:
+            if not self._helpers:
+                raise SpawnFailed(f"{self._words[0]} cannot be started: {exc.strerror}") from exc
+            self._most = len(self._helpers)  # this user's limits allow no more
+
+    def channel(self) -> Channel:
+        """Return a new channel."""
+        self._channels.append(Channel(self, len(self._channels)))
+        return self._channels[-1]
+
+    @property
+    def files(self) -> list[int]:
+        """Return the descriptors that can be read when there are answers."""
+        return [helper.link.fileno() for helper in self._helpers]
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the pids of the helpers."""
+        return [helper.process.pid for helper in self._helpers]
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def send_request(self, kind: int, request: Request) -> None:
+        """Give a program to a helper. Raises SpawnFailed after `abandon`, or where none can be started."""
+        with self._lock:
+            if self._is_closed:
+                raise SpawnFailed("the launcher has given up")
+            self._staff()
+            if kind == spawn_helper.QUEUE:
+                helper = min(self._helpers, key=lambda one: (one.is_silent, one.load(request.lane)))
+                helper.queued[request.key] = request.lane
+                helper.waiting[request.lane] += 1
+            else:
+                helper = min(self._helpers, key=lambda one: (one.is_silent, len(one.keys) - len(one.queued)))
+            helper.keys.add(request.key)
+            self._where[request.key] = helper
+            self._send(helper, (kind, *request))
+
+    def send_about(self, keys: Collection[int], words: Any) -> None:
+        """Send a message about programs to those helpers that have them."""
+        with self._lock:
+            by_helper: dict[int, tuple[_Helper, list[int]]] = {}
+            for key in keys:
+                helper = self._where.get(key)
+                if helper is not None:
+                    by_helper.setdefault(id(helper), (helper, []))[1].append(key)
+            for helper, its in by_helper.values():
+                self._send(helper, words(its))
+
+    def beat(self) -> None:
+        """Tell the helpers that the launcher has just written its heartbeat."""
+        self._send_all((spawn_helper.BEAT,))
+
+    def _send_all(self, words: tuple[Any, ...]) -> None:
+        with self._lock:
+            for helper in self._helpers:
+                self._send(helper, words)
+
+    def _send(self, helper: _Helper, words: tuple[Any, ...]) -> None:
+        helper.unsent += framed([words])
+
+    def flush(self) -> None:
+        """Send what is to be sent, as far as the helpers read."""
+        with self._lock:
+            for helper in self._helpers:
+                if helper.unsent:
+                    with suppress(OSError):  # a dead one is noticed when it is read
+                        del helper.unsent[: helper.link.send(helper.unsent)]
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def poll(self) -> None:
+        """Read the helpers' answers into the channels, and replace those that have died."""
+        with self._lock:
+            self.flush()
+            for helper in list(self._helpers):
+                self._read(helper)
+            self._look_for_silent_ones()
+
+    def _read(self, helper: _Helper) -> None:
         while True:
-            request = self._requests.get()
-            if request is None:
-                return
-            started = self._now_us()
-            pid: int | LaunchError
             try:
-                pid = self.spawn(request)
-            except LaunchError as exc:
-                pid = exc
-            except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the thread goes on
-                pid = SpawnFailed(f"unexpected {type(exc).__name__}: {exc}")
-                pid.__cause__ = exc
-            self._answers.append(Answer(request.key, pid, started))
-            self._on_answer()
+                piece = helper.link.recv(_BYTES_AT_ONCE)
+            except BlockingIOError:
+                break
+            except OSError:
+                piece = b""
+            if not piece:
+                self._bury(helper)
+                return
+            helper.unread += piece
+            if len(piece) < _BYTES_AT_ONCE:
+                break
+        if not helper.unread:
+            return
+        start, unread = 0, helper.unread
+        while len(unread) - start >= LENGTH_BYTES:
+            end = start + LENGTH_BYTES + int.from_bytes(unread[start : start + LENGTH_BYTES], "big")
+            if end > len(unread):
+                break
+            self._note(helper, marshal.loads(bytes(unread[start + LENGTH_BYTES : end])))
+            start = end
+        del unread[:start]
+        helper.heard_at, helper.is_silent = time.monotonic(), False
+
+    def _note(self, helper: _Helper, words: tuple[Any, ...]) -> None:
+        kind = words[0]
+        if kind == spawn_helper.PONG:
+            return
+        if kind == spawn_helper.WITHDRAWN:
+            for wire in words[1]:
+                self._forget(helper, wire).put(Withdrawn(wire // _CHANNELS))
+            return
+        wire = words[1]
+        key, channel = wire // _CHANNELS, self._channels[wire % _CHANNELS]
+        if kind == spawn_helper.STARTED:
+            helper.unqueue(wire)
+            channel.put(Started(key, *words[2:]))
+        elif kind == spawn_helper.ENDED:
+            self._forget(helper, wire)
+            successor = words[5]
+            channel.put(Ended(key, words[2], words[3], words[4], None if successor is None else successor // _CHANNELS))
+        else:
+            self._forget(helper, wire)
+            channel.put(Failed(key, _failure(*words[2:])))
+
+    def _forget(self, helper: _Helper, wire: int) -> Channel:
+        helper.keys.discard(wire)
+        helper.unqueue(wire)
+        self._where.pop(wire, None)
+        return self._channels[wire % _CHANNELS]
+
+    def _bury(self, helper: _Helper) -> None:
+        """Tell of the programs of a helper that has died, and start another one."""
+        self._helpers.remove(helper)
+        helper.link.close()
+        helper.process.kill()
+        code = helper.process.wait()
+        if not self._is_closed:
+            log.error("Spawn helper %d has died (exit code %d) with %d program(s).", helper.process.pid, code, len(helper.keys))
+        for wire in list(helper.keys):
+            self._forget(helper, wire).put(Lost(wire // _CHANNELS))
+        if not self._is_closed:
+            with suppress(SpawnFailed):  # the next request says so
+                self._staff()
+
+    def _look_for_silent_ones(self) -> None:
+        now = time.monotonic()
+        for helper in self._helpers:
+            if now - helper.asked_at < _PING_S or not helper.keys:
+                continue
+            if helper.heard_at < helper.asked_at and not helper.is_silent:
+                helper.is_silent = True
+                state = state_of(helper.process.pid)
+                log.warning("Spawn helper %d does not answer (state %s).", helper.process.pid, state or "unknown")
+                if state == "T":  # somebody has stopped it
+                    helper.process.send_signal(signal.SIGCONT)
+            helper.asked_at = now
+            self._send(helper, (spawn_helper.PING,))
+        self.flush()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the helpers, and what they still run."""
+        self.abandon(self._grace_s)
+
+    def abandon(self, grace_s: float | None = None) -> None:
+        """Start nothing more, and have the helpers end all that runs; on return it has ended."""
+        grace_s = self._grace_s if grace_s is None else grace_s
+        with self._lock:
+            self._is_closed = True
+            self._send_all((spawn_helper.END, grace_s))
+            self.flush()
+            deadline = time.monotonic() + grace_s + _LEAVE_S
+            for helper in self._helpers:
+                with suppress(OSError):
+                    helper.link.shutdown(socket.SHUT_WR)
+                helper.process.send_signal(signal.SIGCONT)
+                try:
+                    helper.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    helper.process.kill()
+                    helper.process.wait()
+                helper.link.close()
+            self._helpers = []
+
+
+def _environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": python_path()}
+
+
+def _failure(words: str, code: int | None, path: str | bytes | None) -> SpawnFailed:
+    """Return why a program could not be started, with an OSError as its cause if there was one."""
+    failure = SpawnFailed(words)
+    if code is not None:
+        failure.__cause__ = OSError(code, os.strerror(code), path)
+    return failure
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- programs that are no job's ---------------------------------------------------------------------------------------
 
 
 class Piped:
@@ -221,114 +446,3 @@ class Companion:
     def returncode(self) -> int | None:
         """None while it runs; negative: the signal that killed it."""
         return self._process.poll()
-
-
-# --- the C library ----------------------------------------------------------------------------------------------------
-
-# From <spawn.h> of glibc (2.29 and newer) and musl (1.1.24 and newer), the same numbers in both.
-_SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
-#: Bytes that are enough for posix_spawnattr_t, posix_spawn_file_actions_t and sigset_t of either, on any machine.
-_ROOM = 1024
-
-
-class _PosixSpawn:
-    """posix_spawn(3), for `Request`s."""
-
-    def __init__(self) -> None:
-        self._libc = ctypes.PyDLL(None)  # keeps the interpreter: these calls take no time
-        self._posix_spawn = ctypes.CDLL(None).posix_spawn  # lets go of it
-        self._attributes = ctypes.create_string_buffer(_ROOM)
-        no_signals, defaults = ctypes.create_string_buffer(_ROOM), ctypes.create_string_buffer(_ROOM)
-        for signals in (no_signals, defaults):
-            self._call("sigemptyset", signals)
-        for number in _DEFAULT_SIGNALS:
-            self._call("sigaddset", defaults, int(number))
-        self._call("posix_spawnattr_init", self._attributes)
-        self._call("posix_spawnattr_setsigmask", self._attributes, no_signals)
-        self._call("posix_spawnattr_setsigdefault", self._attributes, defaults)
-        flags = ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID)
-        self._call("posix_spawnattr_setflags", self._attributes, flags)
-
-    def __call__(self, request: Request) -> int:
-        actions = ctypes.create_string_buffer(_ROOM)
-        self._call("posix_spawn_file_actions_init", actions)
-        try:
-            self._call("posix_spawn_file_actions_addchdir_np", actions, os.fsencode(request.directory))
-            self._call("posix_spawn_file_actions_addopen", actions, 0, b"/dev/null", os.O_RDONLY, 0)
-            output, flags = os.fsencode(request.output), _output_flags(request)
-            self._call("posix_spawn_file_actions_addopen", actions, 1, output, flags, 0o666)
-            self._call("posix_spawn_file_actions_adddup2", actions, 1, 2)
-            pid = ctypes.c_int()
-            program = os.fsencode(request.program)
-            argv, environ = _strings(request.argv), _strings(request.environ)
-            _check(self._posix_spawn(ctypes.byref(pid), program, actions, self._attributes, argv, environ))
-            return pid.value
-        finally:
-            self._call("posix_spawn_file_actions_destroy", actions)
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        _check(getattr(self._libc, name)(*arguments))
-
-
-def _output_flags(request: Request) -> int:
-    return _OUTPUT_FLAGS | os.O_APPEND | (0 if request.appends else os.O_EXCL)
-
-
-def _check(failed: int) -> None:
-    if failed:
-        raise OSError(failed, os.strerror(failed))
-
-
-def _strings(words: list[bytes]) -> ctypes.Array[Any]:
-    return (ctypes.c_char_p * (len(words) + 1))(*words)
-
-
-# --- without it -------------------------------------------------------------------------------------------------------
-
-
-def _spawn_by_subprocess(request: Request) -> int:
-    environ = dict(word.split(b"=", 1) for word in request.environ)
-    directory = os.open(request.directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        output = os.open(request.output, _output_flags(request), 0o666, dir_fd=directory)
-    finally:
-        os.close(directory)
-    try:
-        child = subprocess.Popen(
-            request.argv,
-            executable=request.program,
-            cwd=request.directory,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    finally:
-        os.close(output)
-    child.returncode = 0  # `process.reap` waits for it, not this object
-    return child.pid
-
-
-# --- what went wrong --------------------------------------------------------------------------------------------------
-
-
-def _failure(exc: OSError | ValueError, request: Request) -> SpawnFailed:
-    if not isinstance(exc, OSError):
-        return SpawnFailed(f"{request.program} cannot be started: {exc}")
-    # posix_spawn says what failed, not where: look whether it was the directory or the output file.
-    path = os.path.join(request.directory, request.output)
-    exc.filename = request.program  # for the check whether the machine is to blame
-    if not os.path.isdir(request.directory):
-        exc.filename = request.directory
-        return SpawnFailed(f"the working directory {request.directory} cannot be entered: {exc.strerror}")
-    try:
-        os.close(os.open(path, _OUTPUT_FLAGS | os.O_CLOEXEC, 0o666))
-    except OSError as at_output:
-        exc.filename = path
-        return SpawnFailed(f"the output file {path} cannot be written: {at_output.strerror}")
-    if exc.errno == errno.ENOEXEC:
-        return SpawnFailed(f"{request.program} cannot be executed: it is no program, and its first line is no #! line")
-    if exc.errno == errno.ENOENT and os.path.exists(os.path.join(request.directory, request.program)):
-        return SpawnFailed(f"{request.program} cannot be executed: the interpreter in its #! line does not exist")
-    return SpawnFailed(f"{request.program} cannot be executed: {exc.strerror}")

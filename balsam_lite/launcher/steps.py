@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -23,7 +24,8 @@ from ..db.store.steps import StepEnd
 from ..errors import LaunchError, MachineTrouble
 from . import commands, interpreter, order, process, report
 from .failpoints import failpoint
-from .spawner import Request, Spawner
+from .spawn_helper import Request
+from .spawner import Answer, Ended, Failed, Spawner, Started
 from .staging import links
 from .staging.files import shown
 from .trouble import Machine
@@ -66,7 +68,7 @@ class _Task:
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.inbox: SimpleQueue[process.Ended | _Stop] = SimpleQueue()
+        self.inbox: SimpleQueue[Answer | _Stop] = SimpleQueue()
         self.reached: list[str] = []
         self.note = ""  # on its success, for the job's history
         self.stop: _Stop | None = None
@@ -78,7 +80,6 @@ class Steps:
 
     Args:
         context: what all jobs share.
-        children: where the ends of processes are found.
         time_limit_s: for a script; one that takes longer is stopped and has failed.
         wake: called in a thread when a step has ended, so that `poll` is called.
         doubt_s: in a batch job, whose scheduler may end its programs just before the launcher: for how long to hold back the
@@ -89,7 +90,6 @@ class Steps:
         self,
         context: commands.Context,
         spawner: Spawner,
-        children: process.Children,
         threads: int,
         time_limit_s: float,
         kill_grace_s: float,
@@ -98,13 +98,12 @@ class Steps:
     ) -> None:
         self._doubt_s = doubt_s
         self._doubted: list[tuple[float, StepEnd]] = []  # when to believe it, on the monotonic clock
-        self._context, self._spawner, self._children = context, spawner, children
+        self._context, self._spawner, self._channel = context, spawner, spawner.channel()
         self._time_limit_s, self._kill_grace_s, self._wake = time_limit_s, kill_grace_s, wake
         self._most = max(1, threads)
         self._queue: SimpleQueue[_Task] = SimpleQueue()
         self._threads = 0
         self._tasks: dict[int, _Task] = {}  # by job
-        self._by_pid: dict[int, _Task] = {}
         self._ended: deque[StepEnd] = deque()
         self._machine = Machine(context.data_directory)
 
@@ -149,8 +148,11 @@ class Steps:
         return found
 
     def _hear_of_ends(self) -> None:
-        for ended in self._children.take(self._by_pid.keys()):
-            self._by_pid.pop(ended.pid).inbox.put(ended)
+        self._spawner.poll()
+        for answer in self._channel.answers():
+            task = self._tasks.get(answer.key)
+            if task is not None:
+                task.inbox.put(answer)
 
     def _believed(self, ends: Sequence[StepEnd], doubt_s: Callable[[bool, float], float]) -> list[StepEnd]:
         """Return those of these ends, and of earlier ones, that are not held back (any more)."""
@@ -227,7 +229,8 @@ class Steps:
         claim = task.claim
         directory = commands.workdir(claim, self._context)
         self._make_directory(directory)
-        link_inputs(claim, self._context)
+        if claim.input_files and claim.parents != "[]":
+            link_inputs(*inputs_of(claim, self._context))
         if claim.stage_in_url and claim.state != states.STAGED_IN:
             from .staging import transfers
 
@@ -307,52 +310,74 @@ class Steps:
         search = own.get(b"PATH") or self._context.environ.get(b"PATH")
         program = process.find_program(argv[0], search, directory)
         words = [os.fsencode(word) for word in argv]
-        variables = commands.as_variables(own, self._context)
-        pid = self._spawner.spawn(Request(task.claim.job, program, words, variables, directory, output, appends=True))
-        self._by_pid[pid] = task
-        self._wake()  # it may have ended before anybody knew its pid
-        failpoint("in-step")
+        self._channel.start(Request(task.claim.job, program, words, own, directory, output, appends=True))
+        self._spawner.flush()
         started = time.monotonic()
         try:
-            heard = task.inbox.get(timeout=limit_s)
+            return self._end_of_program(task, None if limit_s is None else started + limit_s)
         except Empty:
             self._end_processes(task, self._kill_grace_s)
             raise _Failed(f"it did not end within {limit_s:g} s and was stopped") from None
         finally:
             task.ran_s += time.monotonic() - started
-        if isinstance(heard, _Stop):
-            self._end_processes(task, heard.grace_s)
+
+    def _end_of_program(self, task: _Task, until: float | None) -> int:
+        """Wait for the end of a program that is being started. Raises Empty when the time, on the monotonic clock, is up."""
+        while True:
+            heard = task.inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            if isinstance(heard, Ended):
+                return heard.returncode
+            if isinstance(heard, Failed):
+                raise heard.error
+            if isinstance(heard, Started):
+                failpoint("in-step")
+                continue
+            if isinstance(heard, _Stop):
+                self._end_processes(task, heard.grace_s)
+            else:  # its spawn helper has died
+                process.end_orphans(commands.mark(task.claim, self._context), self._kill_grace_s)
             raise _Interrupted
-        return heard.returncode
 
     def _end_processes(self, task: _Task, grace_s: float) -> None:
+        job = task.claim.job
+        self._channel.signal(job, signal.SIGTERM, is_group=True)
+        self._spawner.flush()
         process.end_orphans(commands.mark(task.claim, self._context), grace_s)
-        while not isinstance(task.inbox.get(), process.Ended):
-            pass
+        kill_at = time.monotonic() + grace_s
+        while True:
+            try:
+                if not isinstance(task.inbox.get(timeout=max(0.1, kill_at - time.monotonic())), (Started, _Stop)):
+                    return
+            except Empty:  # it hides its environment
+                self._channel.signal(job, signal.SIGKILL, is_group=True)
+                self._spawner.flush()
 
 
-def link_inputs(claim: Claim, context: commands.Context) -> None:
-    """Link the files that the job wants of its parents into its working directory.
+def inputs_of(claim: Claim, context: commands.Context) -> tuple[str, str, list[links.Parent], str]:
+    """Return the arguments of `link_inputs` for a job."""
+    return commands.workdir(claim, context), claim.name, commands.parents(claim, context), claim.input_files
+
+
+def link_inputs(directory: str, name: str, parents: list[links.Parent], input_files: str) -> None:
+    """Link the files that a job wants of its parents into its working directory.
 
     Raises:
         LaunchError: with the reason.
     """
-    if claim.input_files and claim.parents != "[]":
-        directory = commands.workdir(claim, context)
-        links.link_inputs(directory, claim.name, commands.parents(claim, context), claim.input_files)
+    links.link_inputs(directory, name, parents, input_files)
 
 
-def give_order(claim: Claim, context: commands.Context, path: str) -> None:
+def give_order(path: str, given: order.Order, returns_result: bool) -> None:
     """Write what its program needs to know that runs the job's Python class; what an earlier attempt returned goes.
 
     Raises:
         LaunchError: with the reason.
     """
     try:
-        if not claim.command_template:
+        if returns_result:
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(os.path.dirname(path), report.file_name(claim.job_id)))
-        order.write(path, commands.make_order(claim, context))
+                os.unlink(os.path.join(os.path.dirname(path), report.file_name(given.job["job_id"])))
+        order.write(path, given)
     except OSError as exc:
         raise LaunchError(f"{path} cannot be written: {exc.strerror}") from exc
 

@@ -187,6 +187,7 @@ def _execute(record: Record, variables: dict[str, str]) -> NoReturn:
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     variables[environ.LOCAL_JOBID] = record.id
+    variables[processes.DETACHED_VARIABLE] = "1"
     variables[environ.LOCAL_NODES] = str(record.submission.nodes)
     variables[environ.LOCAL_ENDTIME] = str(record.deadline_us // SECOND_US)
     script = record.submission.script

@@ -527,19 +527,9 @@ def _finished(ended: Exit, outcome: outcomes.Outcome) -> Move:
     return Move(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data)
 
 
-def give_back(
-    cx: sqlite3.Connection,
-    lease: int,
-    jobs: Sequence[int],
-    now_us: int,
-    note: str = "Not started before the launcher's end",
-) -> None:
-    """Return claims that were never started, without counting a restart."""
-    if not jobs:
-        return
-    facts = facts_of(cx, f"job.id IN (SELECT value FROM json_each(?)) AND job.lease = {lease:d}", (id_list(jobs),))
-    free_lost(cx, [Lost(f, note, has_started=False) for f in facts if f.state == states.RUNNING], now_us)
-    release(cx, lease, [f.job for f in facts if f.state != states.RUNNING], now_us)
+def unstarted(claim: Claim, now_us: int, why: str) -> Exit:
+    """Return the end of a claim whose program has certainly never been started."""
+    return Exit(claim.job, claim.attempt, states.RESTART_READY, None, why, None, now_us, former=claim.state)
 
 
 def unstarted(claim: Claim, now_us: int, why: str) -> Exit:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ... import states
 from ...clock import Clock
-from ...db.store.claims import Claim, Exit
+from ...db.store.claims import Claim, Exit, Shape
 from ...errors import MachineTrouble
 from ..nodes import Place
 from ..runner import Finished, Runner
@@ -196,6 +197,51 @@ class EnsembleRunner:
         self._started_away = 0
         self._setbacks = Setbacks()
         self._blocked: list[tuple[float, Finished]] = []  # places on nodes in trouble, and until when they stay empty
+        self._queue: dict[int, Claim] = {}  # jobs without a place
+        self._withdrawn: list[Claim] = []
+        self.started_from_queue = 0
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> Counter[Shape]:
+        """Return how many jobs of each shape wait for a place."""
+        return Counter(claim.shape for claim in self._queue.values())
+
+    @property
+    def queued_jobs(self) -> set[int]:
+        """Return the jobs that wait for a place."""
+        return set(self._queue)
+
+    def queue(self, claim: Claim) -> None:
+        """Start a job in the place of the next run of its shape that ends with exit code 0, on whatever node."""
+        self._queue[claim.job] = claim
+
+    def start_queued(self, place: Place) -> None:
+        """Start the oldest queued job of that shape at a place that is free."""
+        job = next(job for job, claim in self._queue.items() if claim.shape == place.shape)
+        self.started_from_queue += 1
+        self.start(self._queue.pop(job), place)
+
+    def withdraw(self, jobs: Collection[int]) -> None:
+        """Do not start those queued jobs."""
+        self._withdrawn += [self._queue.pop(job) for job in self._queue.keys() & set(jobs)]
+
+    def withdrawn(self) -> list[Claim]:
+        """Return the jobs that were withdrawn since the last call before they were started."""
+        found, self._withdrawn = self._withdrawn, []
+        return found
+
+    def _refill(self, finished: Finished) -> Finished:
+        """Start a queued job in the place of a run that ended well."""
+        place, ended = finished.place, finished.exit
+        is_good = ended.result == states.RUN_DONE and ended.told_us is None
+        if place is None or not is_good or not any(claim.shape == place.shape for claim in self._queue.values()):
+            return finished
+        self.start_queued(place)
+        return finished._replace(place=None)
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
 
     @property
     def jobs(self) -> set[int]:
@@ -221,7 +267,7 @@ class EnsembleRunner:
         if rank == 0 or self._is_own(claim):
             self._local.start(claim, place)
             return
-        self._away[claim.job] = _Away(claim.attempt, place, self._clock.now_us())
+        self._away[claim.job] = _Away(claim.attempt, claim.state, place, self._clock.now_us())
         if rank in self._crew.left_out:
             self._give_up({claim.job}, "")
             return
@@ -242,7 +288,8 @@ class EnsembleRunner:
         for rank, reason in self._crew.newly_left_out().items():
             self._lose(rank, reason)
         finished, self._finished = self._finished, []
-        return [*self._free_places(), *map(self._without_node, [*self._local.poll(), *finished])]
+        ends = [*self._free_places(), *map(self._without_node, [*self._local.poll(), *finished])]
+        return list(map(self._refill, ends)) if self._queue else ends
 
     def _without_node(self, finished: Finished) -> Finished:
         """Keep the place empty for a while on a node that could not start a job, unless all nodes are such nodes."""
@@ -269,6 +316,7 @@ class EnsembleRunner:
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end."""
+        self.withdraw(jobs)
         self._local.stop(jobs, result, grace_s)
         by_rank: dict[int, list[int]] = {}
         for job in self._away.keys() & set(jobs) - self._stopping:
@@ -315,7 +363,9 @@ class EnsembleRunner:
     def _give_up(self, jobs: Collection[int], message: str) -> None:
         """Those were never told to anybody."""
         for job in jobs:
-            self._end(job, states.RESTART_READY, message, None)
+            away = self._away[job]
+            ended = Exit(job, away.attempt, states.RESTART_READY, None, message, None, self._clock.now_us())
+            self._settle(ended._replace(former=away.former))
 
     def _lose(self, rank: int, reason: str) -> None:
         self._on_lost(rank)
@@ -330,5 +380,6 @@ class _Away(NamedTuple):
     """A job on another node."""
 
     attempt: int
+    former: str  # the state in which it was claimed
     place: Place
     told_us: int  # when the node was told to start it

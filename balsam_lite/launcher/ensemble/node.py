@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ... import states
 from ...clock import Clock
-from ...db.store.claims import Claim, Exit
+from ...db.store.claims import Claim, Exit, unstarted
 from ..nodes import Place
 from ..runner import STOP_PERIOD_S, Runner
 from . import words
@@ -32,6 +32,9 @@ class Hands(Protocol):
 
     def begin(self, orders: words.Begin) -> Runner:
         """Get ready; what is raised says why no jobs can run here."""
+
+    def beat(self) -> None:
+        """Note that this process works: what runs here is ended without it when it has not for too long."""
 
     def abandon(self) -> None:
         """End whatever runs, and start nothing more."""
@@ -144,7 +147,7 @@ class NodeServer:
         wanted = set(jobs)
         for claim, _ in self._to_start:
             if claim.job in wanted:
-                self._refuse(claim, states.RESTART_READY, "Stopped before it was started")
+                self._post.say(HEAD, *words.ended(unstarted(claim, self._clock.now_us(), "Stopped before it was started")))
         self._to_start = deque(one for one in self._to_start if one[0].job not in wanted)
         self._runner.stop(wanted, result, grace_s)
 
@@ -166,6 +169,7 @@ class NodeServer:
         if now < self._look_at:
             return
         self._look_at = now + _IDLE_PERIOD_S
+        self._hands.beat()
         if os.getppid() != self._parent:
             self._abandon()  # before rank 0 hears of it, and gives the jobs to others
             self._post.say_first(HEAD, words.GONE, "the process that started it is gone")

@@ -93,7 +93,7 @@ def test_that_the_table_of_settings_has_each_key_with_its_default() -> None:
 
 
 #: Of no use to users: for tests; set by nobody.
-SECRET = {"BALSAM_FAILPOINT", "BALSAM_LEASE_ID", "BALSAM_LOADING"}
+SECRET = {"BALSAM_DETACHED", "BALSAM_FAILPOINT", "BALSAM_LEASE_ID", "BALSAM_LOADING"}
 
 
 def test_that_the_readme_names_each_environment_variable_of_the_program() -> None:

@@ -32,7 +32,7 @@ from balsam_lite.launcher.ensemble.node import Gone, NodeServer
 from balsam_lite.launcher.ensemble.post import Post
 from balsam_lite.launcher.nodes import Node, Place, Pool
 from balsam_lite.launcher.resources import LauncherOptions
-from balsam_lite.launcher.runner import Finished, given_back
+from balsam_lite.launcher.runner import Finished
 from balsam_lite.launcher.supervisor import Plan
 from balsam_lite.schedulers.environ import Allocation, NodeGpus
 
@@ -284,6 +284,9 @@ class FakeHands:
         self.orders = orders
         return self.runner
 
+    def beat(self) -> None:
+        pass
+
     def abandon(self) -> None:
         self.abandoned += 1
 
@@ -410,7 +413,7 @@ def cannot_start(stage: Stage, rank: int, job: int) -> None:
     runner = stage.local if rank == 0 else stage.hands[rank].runner
     its, where = runner.started.pop(job)
     trouble = MachineTrouble("no processes", MachineTrouble.HOST)
-    runner.ended.append(Finished(given_back(its, trouble, 1), where, trouble=trouble))
+    runner.ended.append(Finished(claims.unstarted(its, 1, trouble.message), where, trouble=trouble))
 
 
 def test_that_places_of_a_node_that_can_start_nothing_stay_empty_for_a_while_and_its_jobs_go_elsewhere() -> None:
@@ -933,7 +936,7 @@ def test_that_orphans_on_a_node_are_dead_before_their_jobs_start_again(tmp_path:
     launcher = bench.launch()
     wait_until(lambda: len(bench.processes("once.py")) == 4)
     orphans = bench.processes("once.py")
-    for process in bench.processes("balsam_lite.launcher.ensemble.guard"):  # as if the whole node had been reset but for them
+    for process in bench.processes("balsam_lite.launcher.spawn_helper"):  # as if the whole node had been reset but for them
         process.signal(signal.SIGKILL)
     for process in (*bench.processes("mpiexec"), *bench.ranks(2)):
         process.signal(signal.SIGKILL)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import marshal
 import os
-import pickle
 import select
 import signal
 import socket
@@ -51,6 +50,7 @@ _END_PERIOD_S, _UNKILLABLE_S = 0.01, 30.0
 _OOM_SCORE_ADJ = 300
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _BYTES_AT_ONCE = 1 << 18
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _LINUX = sys.platform.startswith("linux")
 
 
@@ -122,24 +122,29 @@ class Helper:
     def run(self) -> None:
         """Work until the launcher says that it is over, or is gone."""
         while not self._is_over:
-            self._sleep()
-            self._hear()
+            if self._sleep():
+                self._hear()
             self._reap()
             self._look_for_life()
             self._flush()
         self._end_everything(BY_ITSELF)
 
-    def _sleep(self) -> None:
+    def _sleep(self) -> bool:
+        """Sleep until something happens or is due; return whether it is a message."""
         timeout_s = None
         if self._answers and self._queued:
             timeout_s = max(0.0, self._flush_at - time.monotonic())
         if self._silence_s and self._runs:
             left_s = max(0.0, self._beat_at + self._silence_s - _boot_time())
             timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        has_message = False
         for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1):
-            if fd == self._wake:
-                with suppress(BlockingIOError):
-                    os.read(self._wake, 512)
+            if fd != self._wake:
+                has_message = True
+                continue
+            with suppress(BlockingIOError):
+                os.read(self._wake, 512)
+        return has_message
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +229,7 @@ class Helper:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def _start(self, request: Request) -> bool:
-        started_us = _now_us()
+        started_us, tick = _now_us(), _boot_tick()
         try:
             pid = spawn(request, self._environ)
         except StartFailed as exc:
@@ -233,7 +238,8 @@ class Helper:
             self._answer((FAILED, request.key, exc.words, error and error.errno, path))
             return False
         self._runs[pid] = self._by_key[request.key] = _Run(request.key, request.lane, pid)
-        self._answer((STARTED, request.key, pid, _start_of_child(pid), started_us))
+        start = tick if tick and tick == _boot_tick() else _start_of_child(pid)
+        self._answer((STARTED, request.key, pid, start, started_us))
         return True
 
     # --- ends ---------------------------------------------------------------------------------------------------------
@@ -325,8 +331,9 @@ def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
     try:
         is_new = bool(request.root) and _make_directory(request.directory, request.root)
         if request.prepare:
-            function_list = pickle.loads(request.prepare)
-            for function, arguments in function_list:
+            import pickle
+
+            for function, arguments in pickle.loads(request.prepare):
                 function(*arguments)
         if request.renew and (request.renew[1] > 1 or not (is_new or request.renew[2])):
             request = _renewed(request)
@@ -473,6 +480,14 @@ def _start_of_child(pid: int) -> str:
         return stat[stat.rindex(b")") + 2 :].split(None, 20)[19].decode()
     except (OSError, ValueError, IndexError):  # /proc is not mounted
         return ""
+
+
+def _boot_tick() -> str:
+    """Return the present time as proc_pid_stat(5) has the start of a process; "" elsewhere than on Linux.
+
+    A process has this start if it was the same before and after it was forked. /proc itself would have to wait for its exec.
+    """
+    return str(time.clock_gettime_ns(time.CLOCK_BOOTTIME) * _TICKS_PER_S // 1_000_000_000) if _LINUX else ""
 
 
 def _now_us() -> int:

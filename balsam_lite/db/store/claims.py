@@ -532,11 +532,6 @@ def unstarted(claim: Claim, now_us: int, why: str) -> Exit:
     return Exit(claim.job, claim.attempt, states.RESTART_READY, None, why, None, now_us, former=claim.state)
 
 
-def unstarted(claim: Claim, now_us: int, why: str) -> Exit:
-    """Return the end of a claim whose program has certainly never been started."""
-    return Exit(claim.job, claim.attempt, states.RESTART_READY, None, why, None, now_us, former=claim.state)
-
-
 #: In the event that ends a claim whose program never ran.
 _NEVER_STARTED = '{"started":0}'
 

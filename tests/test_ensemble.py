@@ -936,6 +936,8 @@ def test_that_orphans_on_a_node_are_dead_before_their_jobs_start_again(tmp_path:
     launcher = bench.launch()
     wait_until(lambda: len(bench.processes("once.py")) == 4)
     orphans = bench.processes("once.py")
+    for process in bench.ranks(2):  # they would end the runs of a helper that dies
+        process.signal(signal.SIGSTOP)
     for process in bench.processes("balsam_lite.launcher.spawn_helper"):  # as if the whole node had been reset but for them
         process.signal(signal.SIGKILL)
     for process in (*bench.processes("mpiexec"), *bench.ranks(2)):

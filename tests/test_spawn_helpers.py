@@ -1,0 +1,170 @@
+"""Spawn helpers: they own the programs, and end them when the launcher is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from launching import Bench, alive
+
+from balsam_lite.identity import read_proc, start_of
+from balsam_lite.launcher import spawn_helper
+from balsam_lite.launcher.spawn_helper import Request
+from balsam_lite.launcher.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
+from balsam_lite.processes import Process, below
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def spawner() -> Iterator[Spawner]:
+    made = Spawner({b"PATH": b"/usr/bin:/bin"}, 1.0)
+    yield made
+    made.abandon()
+
+
+def request(tmp_path: Path, key: int, line: str, **fields: object) -> Request:
+    made = Request(key, "/bin/sh", [b"sh", b"-c", line.encode()], {}, str(tmp_path), f"{key}.out")
+    return made._replace(**fields)  # type: ignore[arg-type]
+
+
+def sleeps(pid: int) -> list[Process]:
+    """Return the programs named sleep below a process."""
+    return [one for one in below(pid) if read_proc(f"/proc/{one.pid}/comm").startswith(b"sleep")]
+
+
+def answers(spawner: Spawner, channel: Channel, number: int) -> list[object]:
+    """Wait for so many answers."""
+    found: list[object] = []
+
+    def enough() -> bool:
+        spawner.poll()
+        found.extend(channel.answers())
+        return len(found) >= number
+
+    wait_until(enough)
+    return found
+
+
+def test_that_a_queued_program_takes_the_place_of_one_that_ends_well(tmp_path: Path, spawner: Spawner) -> None:
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"))
+    channel.queue(request(tmp_path, 2, "exit 3"))
+    channel.queue(request(tmp_path, 3, "exit 0"))
+    (first,) = answers(spawner, channel, 1)
+    assert isinstance(first, Started)
+    (tmp_path / "go").touch()
+    second, ended, failed = answers(spawner, channel, 3)
+    assert isinstance(second, Started) and second.key == 2
+    assert isinstance(ended, Ended) and (ended.key, ended.returncode, ended.successor) == (1, 0, 2)
+    assert isinstance(failed, Ended) and (failed.key, failed.returncode, failed.successor) == (2, 3, None)
+    channel.withdraw([3])
+    assert answers(spawner, channel, 1) == [Withdrawn(3)]
+    assert not (tmp_path / "3.out").exists()
+
+
+def test_that_the_start_of_a_program_is_the_one_that_the_system_tells(tmp_path: Path, spawner: Spawner) -> None:
+    channel = spawner.channel()
+    for key in range(20):
+        channel.start(request(tmp_path, key, "exec sleep 600"))
+    for started in answers(spawner, channel, 20):
+        assert isinstance(started, Started) and started.start == start_of(started.pid)
+
+
+def test_that_a_program_that_cannot_be_started_is_told_with_its_error(tmp_path: Path, spawner: Spawner) -> None:
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, "", program="/bin/no-such-program"))
+    channel.start(request(tmp_path, 2, "", argv=[b"sh", *[b"x" * 100_000] * 100]))
+    channel.start(request(tmp_path, 3, "", directory=str(tmp_path / "gone")))
+    for answer, code in zip(answers(spawner, channel, 3), (2, 7, 2)):
+        assert isinstance(answer, Failed)
+        assert isinstance(answer.error.__cause__, OSError) and answer.error.__cause__.errno == code, answer.error
+    channel.start(request(tmp_path, 4, "exit 0"))
+    assert isinstance(answers(spawner, channel, 2)[1], Ended)
+
+
+def test_that_a_helper_that_is_killed_is_replaced_and_its_programs_are_lost(tmp_path: Path, spawner: Spawner) -> None:
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, "exec sleep 600"))
+    answers(spawner, channel, 1)
+    os.kill(spawner.pids[0], signal.SIGKILL)
+    assert answers(spawner, channel, 1) == [Lost(1)]
+    channel.start(request(tmp_path, 2, "exit 0"))
+    assert isinstance(answers(spawner, channel, 2)[1], Ended)
+    for left in sleeps(os.getpid()):
+        left.signal(signal.SIGKILL)
+
+
+def test_that_a_helper_that_was_stopped_is_continued(tmp_path: Path, spawner: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("balsam_lite.launcher.spawner._PING_S", 0.05)
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"))
+    answers(spawner, channel, 1)
+    os.kill(spawner.pids[0], signal.SIGSTOP)
+    (tmp_path / "go").touch()
+    (ended,) = answers(spawner, channel, 1)
+    assert isinstance(ended, Ended) and ended.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "exec env -i sleep 600",
+        "env -i setsid sleep 600 & exit 0",
+        "exec 0<&- 1>&- 2>&- 3<&- env -i sleep 600",
+        "trap '' TERM; env -i sh -c 'setsid sh -c \"sleep 600 & sleep 600\" & sleep 600'",
+    ],
+)
+def test_that_nothing_runs_on_after_the_launcher_is_killed(bench: Bench, tmp_path: Path, line: str) -> None:
+    bench.shell("hides", line)
+    (job,) = bench.add([{"application": "hides"}])
+    launcher = bench.launch("--persistent")
+    started = wait_until(lambda: sleeps(launcher.pid))
+    launcher.kill()
+    launcher.wait(10)
+    wait_until(lambda: not any(alive(one.pid) for one in started), 30)
+    bench.wait_for(job, "RUNNING", "JOB_FINISHED")
+
+
+def test_that_a_launcher_gives_back_what_a_killed_helper_ran_and_goes_on(bench: Bench, tmp_path: Path) -> None:
+    bench.shell("once", f"test $BALSAM_ATTEMPT -gt 1 || exec sleep 600; test -e {tmp_path}/go || exit 1")
+    (job,) = bench.add([{"application": "once"}])
+    launcher = bench.launch()
+    wait_until(lambda: bench.path(job).exists() and bench.job(job)["state"] == "RUNNING")
+    (tmp_path / "go").touch()
+
+    def helpers() -> list[int]:
+        return [one.pid for one in below(launcher.pid) if b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline")]
+
+    (run,) = wait_until(lambda: sleeps(launcher.pid))
+    os.kill(helpers()[0], signal.SIGKILL)
+    assert launcher.wait(60) == 0
+    assert not alive(run.pid)
+    row = bench.job(job)
+    assert (row["state"], row["attempt"], row["restarts"], row["launcher_deaths"]) == ("JOB_FINISHED", 2, 0, 1)
+
+
+def test_that_a_helper_ends_its_runs_when_the_launcher_gives_no_sign_of_life(tmp_path: Path) -> None:
+    spawner = Spawner({b"PATH": b"/usr/bin:/bin"}, 0.2, silence_s=1.0)
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, "exec sleep 600"))
+    until = time.monotonic() + 2
+    while time.monotonic() < until:  # it lives for longer than that as long as there are signs
+        spawner.beat()
+        spawner.poll()
+        time.sleep(0.05)
+    (started,) = channel.answers()
+    assert isinstance(started, Started) and alive(started.pid)
+    (ended,) = answers(spawner, channel, 1)
+    assert isinstance(ended, Ended) and ended.end == spawn_helper.ABANDONED
+    spawner.abandon()

@@ -61,7 +61,7 @@ class Launcher:
 
     Args:
         lease: opened by the caller, who also closes it.
-        wait: sleeps for so many seconds, less if a run ends or a signal comes.
+        wait: sleeps for that number of seconds, less if a run ends or a signal comes.
         on_beat: called when a heartbeat has been written.
     """
 
@@ -363,7 +363,7 @@ class Launcher:
             self._noted_trouble = self.pause.reason
 
     def _look_after_the_queue(self) -> None:
-        """Start queued jobs at places that are free; withdraw them if none has got one for long: somebody else may have one."""
+        """Start queued jobs at places that are free; withdraw them if none gets one: another launcher may have one."""
         queued, now = self._runner.queued, self._clock.monotonic()
         for shape, number in queued.items():
             while number and not self.pause.reason:

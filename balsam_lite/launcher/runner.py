@@ -573,7 +573,7 @@ class LocalRunner:
         return place
 
     def _not_finished(self, run: _Run) -> Finished:
-        """Return the end of a run that is nobody's fault but the launcher's: the job goes back."""
+        """Return the end of a run that its launcher or helper has lost: the job goes back."""
         claim, is_dead = run.claim, isinstance(run.ended, Lost)
         message = "Its spawn helper died" if is_dead else "Ended because its launcher gave no sign of life"
         started_us = run.started_us if run.pid else None

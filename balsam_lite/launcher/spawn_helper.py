@@ -1,6 +1,6 @@
 """The program of a spawn helper: start programs for a launcher, reap them, refill their slots, end them when it is gone.
 
-Run as a program of its own; its standard input is a socket to the launcher, and `spawner` is the other end. It has one
+Run as a separate program; its standard input is a socket to the launcher, and `spawner` is the other end. It has one
 thread, so that starting a program is one call of posix_spawn after a chdir. Everything that it has started is below it in the
 tree of processes, also what double-forks or opens a session, because a helper is a subreaper (prctl(2)): when the launcher
 has gone, the helper ends that tree, whatever the programs have made of their environment.
@@ -55,7 +55,7 @@ _LINUX = sys.platform.startswith("linux")
 
 
 class Request(NamedTuple):
-    """A program to start in `directory`, in a session of its own, with stdout and stderr in the file `output` there."""
+    """A program to start in `directory`, in a new session, with stdout and stderr in the file `output` there."""
 
     key: int  # given back with the answers
     program: str  # a path
@@ -92,7 +92,7 @@ class Helper:
     """One spawn helper, from the first message to the end of the launcher.
 
     Args:
-        silence_s: the runs are ended when the launcher has not sent BEAT for so many seconds; 0: never.
+        silence_s: the runs are ended when the launcher has not sent BEAT for this number of seconds; 0: never.
         grace_s: between TERM and KILL at the launcher's end.
     """
 
@@ -280,7 +280,7 @@ class Helper:
                 self._by_key[key].end = TOLD
 
     def _signal(self, key: int, number: int, is_group: bool) -> None:
-        """Signal a run that has not been reaped: until then its pid is nobody else's."""
+        """Signal a run that has not been reaped: until then no other process can have its pid."""
         self._reap()
         run = self._by_key.get(key)
         if run is not None:

@@ -1,7 +1,7 @@
 """Starting programs through spawn helpers, which own them and report how they end (see `spawn_helper`).
 
-`Spawner` is the launcher's side: it shares the programs out among its helpers, and replaces a helper that dies. Whoever starts
-programs does so by a `Channel`. Any thread may start; the thread of the launcher's loop calls `poll` and reads the answers.
+`Spawner` is the launcher's side: it shares the programs out among its helpers, and replaces a helper that dies. Programs
+are started by a `Channel`. Any thread may start; the thread of the launcher's loop calls `poll` and reads the answers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 #: Maximum number of helpers of a launcher on a host, and the number of programs at which another one is started.
 MAX_HELPERS, _PROGRAMS_PER_HELPER = 4, 4
-#: A helper that has not answered for so many seconds is looked at: it may have been stopped.
+#: A helper that has not answered for this number of seconds is checked: it may have been stopped.
 _PING_S = 2.0
-#: A helper that has to end its programs has the grace and so many seconds more.
+#: Seconds beyond the grace for a helper to end its programs.
 _LEAVE_S = 5.0
 _CHANNELS = 4  # at most
 _BYTES_AT_ONCE = 1 << 18
@@ -341,7 +341,7 @@ class Spawner:
                 helper.is_silent = True
                 state = state_of(helper.process.pid)
                 log.warning("Spawn helper %d does not answer (state %s).", helper.process.pid, state or "unknown")
-                if state == "T":  # somebody has stopped it
+                if state == "T":  # another program has stopped it
                     helper.process.send_signal(signal.SIGCONT)
             helper.asked_at = now
             self._send(helper, (spawn_helper.PING,))

@@ -222,7 +222,7 @@ def test_that_a_name_that_the_locale_cannot_write_fails_its_job_alone(tmp_path: 
         assert bench.run() == 0
         assert bench.job(good)["state"] == states.JOB_FINISHED
         assert bench.job(bad)["state"] == states.FAILED
-        assert "could not be started: unexpected UnicodeEncodeError: " in dict(bench.history(bad))[states.RUN_ERROR]
+        assert "cannot be started: 'ascii' codec can't encode" in dict(bench.history(bad))[states.RUN_ERROR]
     finally:
         bench.close()
 

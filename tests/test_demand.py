@@ -175,7 +175,7 @@ def test_that_a_launch_was_idle_only_if_nobody_ran_any_of_its_jobs(db):
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
         (claim,) = claims.take(cx, lease, Slots(1, 5), Filter(launch=retried, launch_only=True), 2).to_run
-        claims.give_back(cx, lease, [claim.job], 3)
+        claims.finish(cx, lease, [claims.unstarted(claim, 3, "")], 3)
     assert [was_idle(number) for number in (without, idle, used, retried, 99)] == [True, True, False, False, False]
 
 

@@ -808,7 +808,8 @@ def test_that_nothing_of_an_mpi_job_is_left_when_it_is_killed(mpi: Mpi, tmp_path
         if what == "the job":
             user.kill(bench.db, [job])
         else:
-            (command,) = psutil.Process(launcher.pid).children()
+            (helper,) = psutil.Process(launcher.pid).children()
+            (command,) = helper.children()
             command.kill()
         wait_until(lambda: not any(map(alive, pids)), 10)
         assert launcher.wait(30) == 0

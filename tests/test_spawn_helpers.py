@@ -58,9 +58,13 @@ def answers(spawner: Spawner, channel: Channel, number: int) -> list[object]:
 
 def test_that_a_queued_program_takes_the_place_of_one_that_ends_well(tmp_path: Path, spawner: Spawner) -> None:
     channel = spawner.channel()
-    channel.start(request(tmp_path, 1, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"))
-    channel.queue(request(tmp_path, 2, "exit 3"))
-    channel.queue(request(tmp_path, 3, "exit 0"))
+    channel.start(request(tmp_path, 1, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done", lane=1))
+    channel.queue(request(tmp_path, 2, "exit 3", lane=1))
+    channel.queue(request(tmp_path, 3, "exit 0", lane=1))
+    other = spawner.channel()
+    other.start(request(tmp_path, 1, "exit 0", output="other.out"))  # without a lane: nothing takes its place
+    other.start(request(tmp_path, 2, "exit 0", output="other2.out", lane=2))
+    assert {answer.successor for answer in answers(spawner, other, 4) if isinstance(answer, Ended)} == {None}
     (first,) = answers(spawner, channel, 1)
     assert isinstance(first, Started)
     (tmp_path / "go").touch()

@@ -154,11 +154,13 @@ class Alarm:
 
     def wait(self, seconds: float) -> bool:
         """Return after `seconds`, or at once, and True, when a signal has come since the last call, or an answer."""
-        files = [self._read]
+        waiting = select.poll()  # select.select takes no descriptor beyond 1023
+        waiting.register(self._read, select.POLLIN)
         if self._spawner is not None:
             self._spawner.flush()
-            files += self._spawner.files
-        ready = select.select(files, [], [], max(0.0, seconds))[0]
+            for file in self._spawner.files:
+                waiting.register(file, select.POLLIN)
+        ready = [file for file, _ in waiting.poll(max(0.0, seconds) * 1000)]
         if self._read not in ready:
             return bool(ready)
         try:

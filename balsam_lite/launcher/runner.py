@@ -212,8 +212,7 @@ class LocalRunner:
         try:
             if self._context.mpi.words(claim, place):
                 return
-            lane = self._lanes.setdefault(shape, len(self._lanes))
-            self._channel.queue(self._request(claim, place)._replace(lane=lane))
+            self._channel.queue(self._request(claim, place))
             self._handed_on.add(claim.job)
         except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the launcher goes on
             del self._queued[claim.job]
@@ -271,6 +270,7 @@ class LocalRunner:
             renew=(claim.job_id, claim.attempt, is_generated),
             prepare=self._preparation(claim, own, directory, is_generated),
             cpus=self._pin(claim, place),
+            lane=self._lanes.setdefault(claim.shape, len(self._lanes) + 1),
         )
 
     def _preparation(self, claim: Claim, own: Mapping[bytes, bytes], directory: str, is_generated: bool) -> bytes:

@@ -68,7 +68,7 @@ class Request(NamedTuple):
     renew: tuple[str, int, bool] | None = None  # for `outputs.renew`, which puts aside what has the output's name
     prepare: bytes = b""  # pickled: (function, arguments) of what is to be done before
     cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
-    lane: int = 0  # what is queued takes the place of a run of the same lane
+    lane: int = 0  # what is queued takes the place of a run of the same lane; 0: of none
 
 
 class StartFailed(Exception):
@@ -259,7 +259,7 @@ class Helper:
             del self._by_key[run.key]
             ended_us, code = _now_us(), os.waitstatus_to_exitcode(status)
             successor = None
-            if code == 0 and run.end == BY_ITSELF:
+            if code == 0 and run.end == BY_ITSELF and run.lane:
                 successor = self._refill(run.lane)
             self._answer((ENDED, run.key, code, ended_us, run.end, successor))
 

@@ -45,7 +45,8 @@ class _Run:
     """A live process of one attempt."""
 
     __slots__ = (
-        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "mark", "members", "pid", "place", "start",
+        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "mark", "members", "pid", "place", "reached_us",
+        "start",
         "started_us", "stop_result", "told_us"
     )  # fmt: skip
 
@@ -60,6 +61,7 @@ class _Run:
         self.told_us: int | None = None  # when it was told to stop, because the launcher stops
         self.kill_at = 0.0
         self.members: list[Process] = []
+        self.reached_us: int | None = None  # when processes of it outside of its group were signalled
         self.is_spared = False  # its MPI command has not been told, as that would kill the ranks at once
 
 
@@ -376,7 +378,9 @@ class LocalRunner:
         successor = None if ended.successor is None else self._runs.get(ended.successor)
         if successor is not None and successor.place is None:
             successor.place, run.is_replaced = run.place, True
-        if job in self._stopping and ended.end == BY_ITSELF:  # before it was told to
+        # Its helper may reap it before it reads that it is to be told, but after a process in another session was signalled.
+        is_reached = run.reached_us is not None and ended.ended_us >= run.reached_us
+        if job in self._stopping and ended.end == BY_ITSELF and not is_reached:  # before it was told to
             run.stop_result, run.told_us, run.kill_at = "", None, 0.0
             del self._stopping[job]
         if job in self._stopping:
@@ -449,6 +453,7 @@ class LocalRunner:
             # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
             below = _started_by_shell(run)
             self._channel.signal(run.claim.job, signal.SIGTERM)
+            run.reached_us = self._clock.now_us() if below else None
             signal_all(below, signal.SIGTERM)
         spared = by_manner.get(commands.KILLS, [])
         for run in spared:
@@ -486,6 +491,8 @@ class LocalRunner:
         self._spawner.flush()
         groups = {run.pid for run in runs}
         others = [p for p in everything if p.group not in groups]
+        for run in runs if others else ():
+            run.reached_us = self._clock.now_us()
         signal_all(others, signal.SIGTERM)
         # Whoever opened a session of its own cannot be told apart by run here, and need not be: all are to end.
         for run in runs[:1]:

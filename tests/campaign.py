@@ -138,6 +138,7 @@ class Campaign:
         self.restarted: set[str] = set()
         self.loose: set[str] = set()  # a user decides how these end
         self.bulk_restarts = 0
+        self.killed_hosts: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
         self.commands: list[Command] = []
@@ -558,6 +559,7 @@ BalsamJob.objects.bulk_create(fields)
             made, stack = self._mounted[number - 1]
             self.log("kill host", number)
             self.counts["SIGKILL host"] += 1
+            self.killed_hosts.add(f"host{number}")
             made.kill()
             stack.close()
             self._look_after_commands()
@@ -657,6 +659,7 @@ BalsamJob.objects.bulk_create(fields)
         plan = {
             "jobs": self.jobs, "removed": sorted(self.removed), "perhaps_removed": sorted(self.perhaps_removed - self.removed),
             "restarted": sorted(self.restarted), "loose": sorted(self.loose), "bulk_restarts": self.bulk_restarts,
+            "killed_hosts": sorted(self.killed_hosts),
         }  # fmt: skip
         (self.directory / "plan.json").write_text(json.dumps(plan))
         text = (self.directory / "stderr").read_text(errors="replace")

@@ -370,7 +370,9 @@ class Launcher:
                 place = self._pool.reserve(shape)
                 if place is None:
                     break
-                self._runner.start_queued(place)
+                if not self._runner.start_queued(place):
+                    self._pool.release(place)
+                    break
                 number -= 1
         if self._runner.started_from_queue != self._started_from_queue:
             self._started_from_queue, self._queue_moved_at = self._runner.started_from_queue, now

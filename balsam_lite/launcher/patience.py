@@ -99,9 +99,9 @@ class PatientRunner:
         """Start a job in the place of the next run of its shape that ends with exit code 0."""
         self._runner.queue(claim)
 
-    def start_queued(self, place: Place) -> None:
-        """Start the oldest queued job of that shape at a place that is free."""
-        self._runner.start_queued(place)
+    def start_queued(self, place: Place) -> bool:
+        """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
+        return self._runner.start_queued(place)
 
     def withdraw(self, jobs: Collection[int]) -> None:
         """Do not start those queued jobs."""

@@ -109,8 +109,8 @@ class Runner(Protocol):
     def queue(self, claim: Claim) -> None:
         """Start a job in the place of the next run of its shape that ends with exit code 0."""
 
-    def start_queued(self, place: Place) -> None:
-        """Start the oldest queued job of that shape at a place that is free."""
+    def start_queued(self, place: Place) -> bool:
+        """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
 
     def withdraw(self, jobs: Collection[int]) -> None:
         """Do not start those queued jobs. `withdrawn` tells which of them have certainly never been started."""
@@ -157,6 +157,7 @@ class LocalRunner:
         self._starting: dict[int, tuple[Claim, Place]] = {}  # by job, like those below
         self._queued: dict[int, Claim] = {}  # without a place, the oldest first
         self._handed_on: set[int] = set()  # of the queued ones those that a spawn helper has
+        self._withdrawing: set[int] = set()  # of these those that it is to give back
         self._withdrawn: list[Claim] = []
         self._runs: dict[int, _Run] = {}
         self._stopping: dict[int, _Run] = {}
@@ -202,7 +203,7 @@ class LocalRunner:
     @property
     def queued_jobs(self) -> set[int]:
         """Return the jobs that wait for a place and are not being withdrawn."""
-        return self._queued.keys() - self._stop_at_once.keys()
+        return self._queued.keys() - self._withdrawing
 
     def queue(self, claim: Claim) -> None:
         """Start a job in the place of the next run of its shape that ends with exit code 0."""
@@ -220,9 +221,12 @@ class LocalRunner:
             del self._queued[claim.job]
             self._refuse(claim, None, exc)
 
-    def start_queued(self, place: Place) -> None:
-        """Start the oldest queued job of that shape at a place that is free."""
-        job = next(job for job, claim in self._queued.items() if claim.shape == place.shape)
+    def start_queued(self, place: Place) -> bool:
+        """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
+        jobs = (job for job, claim in self._queued.items() if claim.shape == place.shape and job not in self._withdrawing)
+        job = next(jobs, None)
+        if job is None:
+            return False
         claim = self._queued.pop(job)
         self.started_from_queue += 1
         if job in self._handed_on:
@@ -231,17 +235,20 @@ class LocalRunner:
             self._channel.start_queued(job)
         else:
             self.start(claim, place)
+        return True
 
     def withdraw(self, jobs: Collection[int]) -> None:
         """Do not start those queued jobs. `withdrawn` tells which of them have certainly never been started."""
         here = self._queued.keys() & set(jobs)
         self._channel.withdraw(here & self._handed_on)
+        self._withdrawing |= here & self._handed_on
         for job in here - self._handed_on:
             self._take_back(job)
 
     def _take_back(self, job: int) -> None:
-        claim = self._queued.pop(job, None) or self._starting.pop(job)[0]
+        claim = self._queued.pop(job)
         self._handed_on.discard(job)
+        self._withdrawing.discard(job)
         self._stop_at_once.pop(job, None)
         self._forget_order(claim)
         self._withdrawn.append(claim)
@@ -356,6 +363,7 @@ class LocalRunner:
         """Take a job out of those that have not started. One that was queued has no place yet, see `_note_end`."""
         claim = self._queued.pop(job, None)
         self._handed_on.discard(job)
+        self._withdrawing.discard(job)
         if claim is None:
             return self._starting.pop(job)
         self.started_from_queue += 1
@@ -572,7 +580,7 @@ class LocalRunner:
         """Start a queued job that no helper has in the place of a run that has ended; return the place if there is none."""
         if len(self._queued) > len(self._handed_on):
             for job, claim in self._queued.items():
-                if claim.shape == place.shape and job not in self._handed_on and job not in self._stop_at_once:
+                if claim.shape == place.shape and job not in self._handed_on:
                     del self._queued[job]
                     self.started_from_queue += 1
                     self.start(claim, place)

@@ -217,11 +217,14 @@ class EnsembleRunner:
         """Start a job in the place of the next run of its shape that ends with exit code 0, on whatever node."""
         self._queue[claim.job] = claim
 
-    def start_queued(self, place: Place) -> None:
-        """Start the oldest queued job of that shape at a place that is free."""
-        job = next(job for job, claim in self._queue.items() if claim.shape == place.shape)
+    def start_queued(self, place: Place) -> bool:
+        """Start the oldest queued job of that shape at a place that is free. Return False if there is none."""
+        job = next((job for job, claim in self._queue.items() if claim.shape == place.shape), None)
+        if job is None:
+            return False
         self.started_from_queue += 1
         self.start(self._queue.pop(job), place)
+        return True
 
     def withdraw(self, jobs: Collection[int]) -> None:
         """Do not start those queued jobs."""
@@ -236,9 +239,8 @@ class EnsembleRunner:
         """Start a queued job in the place of a run that ended well."""
         place, ended = finished.place, finished.exit
         is_good = ended.result == states.RUN_DONE and ended.told_us is None
-        if place is None or not is_good or not any(claim.shape == place.shape for claim in self._queue.values()):
+        if place is None or not is_good or not self.start_queued(place):
             return finished
-        self.start_queued(place)
         return finished._replace(place=None)
 
     # --- runs ---------------------------------------------------------------------------------------------------------

@@ -158,6 +158,16 @@ def terminate_session(leader: Holder, members: Iterable[Process]) -> None:
     signal_all([p for p in members if leader.pid in (p.session, p.group)], signal.SIGTERM)
 
 
+def reap_adopted(pids: Iterable[int]) -> None:
+    """Collect those that have ended and are children of this process, which has not started them but is a subreaper."""
+    for pid in pids:
+        if pid > 0:
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                pass
+
+
 def living(processes: Iterable[Process]) -> list[Process]:
     """Those that have not ended."""
     return [process for process in processes if start_of(process.pid) == process.started]

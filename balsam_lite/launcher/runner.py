@@ -18,7 +18,7 @@ from .. import outputs, spec, states
 from ..clock import SECOND_US, Clock, format_us
 from ..db.store.claims import Claim, Exit, Shape, unstarted
 from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
-from ..processes import Process, descendants, living, signal_all
+from ..processes import Process, descendants, living, reap_adopted, signal_all
 from . import commands, pinning, process, steps
 from .failpoints import failpoint
 from .nodes import Place
@@ -549,6 +549,8 @@ class LocalRunner:
         self._forget_order(claim)
         assert run.ended is not None
         failpoint("after-exit")
+        if isinstance(run.ended, Lost):
+            reap_adopted([run.pid, *(one.pid for one in run.members)])
         if isinstance(run.ended, Lost) or run.ended.end == ABANDONED:
             return self._not_finished(run)
         code = run.ended.returncode

@@ -102,9 +102,9 @@ def descendants(leaders: Iterable[tuple[int, str]], marks: Iterable[bytes]) -> l
 def below(pid: int) -> list[Process]:
     """Return all living processes below that one in the tree of processes, but those that are detached."""
     table = {process.pid: process for process in _table()}
-    found = _with_descendants({pid}, table.values())
+    found = _with_descendants({pid}, table.values()) - {pid}  # that one may itself be detached from what started it
     detached = {one for one in found if _variable(one, _DETACHED) is not None}
-    return [table[one] for one in found - _with_descendants(detached, table.values()) - {pid} if one in table]
+    return [table[one] for one in found - _with_descendants(detached, table.values()) if one in table]
 
 
 def state_of(pid: int) -> str:

@@ -16,7 +16,7 @@ from balsam_lite.identity import read_proc, start_of
 from balsam_lite.launcher import spawn_helper
 from balsam_lite.launcher.spawn_helper import Request
 from balsam_lite.launcher.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
-from balsam_lite.processes import Process, below
+from balsam_lite.processes import DETACHED_VARIABLE, Process, below
 
 
 @pytest.fixture
@@ -138,6 +138,19 @@ def test_that_nothing_runs_on_after_the_launcher_is_killed(bench: Bench, tmp_pat
     launcher.wait(10)
     wait_until(lambda: not any(alive(one.pid) for one in started), 30)
     bench.wait_for(job, "RUNNING", "JOB_FINISHED")
+
+
+def test_that_a_helper_of_a_launcher_in_a_local_batch_job_ends_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DETACHED_VARIABLE, "1")
+    spawner = Spawner({b"PATH": b"/usr/bin:/bin"}, 1.0)
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, "exec sleep 600"))
+    (started,) = answers(spawner, channel, 1)
+    assert isinstance(started, Started)
+    spawner.abandon()
+    assert not alive(started.pid)
 
 
 def test_that_a_launcher_gives_back_what_a_killed_helper_ran_and_goes_on(bench: Bench, tmp_path: Path) -> None:

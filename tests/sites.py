@@ -6,6 +6,7 @@ scheduler, and knows the few words in which the schedulers differ for a test.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import sys
@@ -131,7 +132,9 @@ def _fake(folder: str, **variables: str) -> Callable[..., Iterator[None]]:
             monkeypatch.setenv(name, value)
         yield
         for path in batch.rglob("*.json"):
-            path.unlink()  # their processes see it, end what runs, and leave
+            with open(path.parent / "lock", "w") as lock:  # else a process that has just read its file writes it anew
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                path.unlink()  # its process sees it, ends what runs, and leaves
         wait_until(lambda: not _processes_of(batch), 20, 0.05)
 
     return enter

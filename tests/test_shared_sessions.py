@@ -21,7 +21,7 @@ from mounts import Host, hosts, need
 from balsam_lite.db import location, queries, session
 from balsam_lite.db.connection import Database
 from balsam_lite.db.session import LockFile, SessionLock
-from balsam_lite.errors import DatabaseBusy, DatabaseReadOnly
+from balsam_lite.errors import DatabaseBusy, DatabaseGone, DatabaseReadOnly, LostSession
 
 
 @pytest.fixture
@@ -311,6 +311,21 @@ with db.session():
     with python(code, db.directory) as other:
         assert line_of(other) == "True"
     assert no_lock_is_left(db)
+
+
+def test_that_a_db_that_was_removed_with_its_lock_file_is_gone_not_lost(db: Database, lock_file: Path) -> None:
+    with pytest.raises(LostSession), db.session(), db.write():
+        lock_file.unlink()
+
+    def write_after_the_removal() -> None:
+        with db.session():
+            os.unlink(db.path)
+            lock_file.unlink()  # as `balsam site mv` and `rm` do for those who still wait
+            with db.write():
+                raise AssertionError("it was opened")
+
+    with pytest.raises(DatabaseGone, match="is not there any more"):
+        write_after_the_removal()
 
 
 # --- the sleepers -----------------------------------------------------------------------------------------------------

@@ -256,6 +256,8 @@ class Database:
                 thread.lock = lock
             try:
                 yield
+            except DatabaseGone:  # whoever removed the DB has removed the lock file with it
+                raise
             except DatabaseError:
                 self._refuse_if_lost()  # then that is why
                 raise

@@ -247,11 +247,15 @@ class _Program:
 
     def _attend(self) -> None:
         listeners = {self._process.stdout: self._listen, self._process.stderr: self._pass_on}
+        waiting = select.poll()  # select.select takes no descriptor beyond 1023
+        for pipe in listeners:
+            waiting.register(pipe, select.POLLIN)
         while listeners or self._process.returncode() is None:
-            for pipe in select.select(list(listeners), [], [], _PERIOD_S)[0]:
+            for pipe, _ in waiting.poll(_PERIOD_S * 1000):
                 data = os.read(pipe, 65536)
                 listeners[pipe](data)
                 if not data:
+                    waiting.unregister(pipe)
                     del listeners[pipe]
             for name in self._wishes.take():
                 self._process.tell(f"stop {name}\n".encode())

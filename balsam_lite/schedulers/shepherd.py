@@ -217,7 +217,9 @@ def _wake_on_child_exit() -> int:
 
 
 def _sleep(alarm: int, seconds: float) -> None:
-    if select.select([alarm], [], [], seconds)[0]:
+    waiting = select.poll()  # select.select takes no descriptor beyond 1023
+    waiting.register(alarm, select.POLLIN)
+    if waiting.poll(seconds * 1000):
         os.read(alarm, 4096)
 
 

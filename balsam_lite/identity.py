@@ -48,6 +48,11 @@ def _pid_namespace() -> str:
         return ""
 
 
+def boot_id() -> str:
+    """Return what tells this boot of the host from others, random(4); "" where that is unknown."""
+    return read_proc("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
 def start_of(pid: int) -> str:
     """An opaque token for the start of process `pid`; "" when there is no such living process (a zombie is dead)."""
     if not _LINUX:

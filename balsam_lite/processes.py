@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from . import parent_variables
@@ -39,6 +39,8 @@ JOB_VARIABLES = (
 _MARK = RUN_VARIABLE.encode() + b"="
 _DETACHED = DETACHED_VARIABLE.encode() + b"="
 _LINUX = sys.platform.startswith("linux")
+#: Which of the fields of /proc/PID/stat after the name has env_end, proc_pid_stat(5).
+_ENV_END = 48
 
 
 class Process(NamedTuple):
@@ -72,38 +74,111 @@ def family(leader: Holder, seen: Iterable[Process] = ()) -> list[Process]:
     return [table[pid] for pid in _with_descendants(found, table.values()) - {os.getpid()}]
 
 
-def _with_descendants(pids: set[int], table: Iterable[Process]) -> set[int]:
+def _with_descendants(pids: set[int], table: Iterable[Process], but: Collection[int] = ()) -> set[int]:
+    """Return these pids, and those of all that descend from them, but not through one of `but`."""
     children: dict[int, list[int]] = {}
     for process in table:
         children.setdefault(process.parent, []).append(process.pid)
     found, to_visit = set(pids), list(pids)
     while to_visit:
-        fresh = [pid for pid in children.get(to_visit.pop(), ()) if pid not in found]
+        fresh = [pid for pid in children.get(to_visit.pop(), ()) if pid not in found and pid not in but]
         found.update(fresh)
         to_visit += fresh
     return found
 
 
-def descendants(leaders: Iterable[tuple[int, str]], marks: Iterable[bytes]) -> list[Process]:
-    """Return all living processes below or in the sessions of `leaders`, and those whose run mark is one of `marks`.
+class Found(NamedTuple):
+    """What `belonging` found."""
 
-    A leader is the pid of a process that opened a session, and its start. Where another process has that pid now, nothing of
-    the session lives: no pid is given out anew that is still the number of a session or a group.
+    members: list[Process]
+    unknown: list[Process]  # may belong to it: their environment cannot be seen now
+
+
+def belonging(
+    leaders: Iterable[tuple[int, str]] = (),
+    marks: Collection[bytes] = (),
+    prefix: bytes | tuple[bytes, ...] = (),
+    suffix: bytes = b"",
+) -> Found:
+    """Return the living processes of runs on this host: by session leaders, sessions, groups, run marks and descent.
+
+    A process with another run mark belongs to another run, also in such a session. A detached one (BALSAM_DETACHED) is left
+    out unless it has one of `marks` or is in the process group of a leader that lives. Opens files of /proc; signals nothing.
+
+    Args:
+        leaders: pid and start of processes that opened a session. One that has ended may have left its session behind. Where
+            another process has its pid, nothing of that session lives: the kernel does not reuse the number of a session.
+        marks: run marks of which one must be theirs.
+        prefix, suffix: or with which their run mark must begin and end.
     """
     table = {process.pid: process for process in _table()}
-    wanted = {pid for pid, start in leaders if pid not in table or start in ("", table[pid].started)}
-    found = {p.pid for p in table.values() if not wanted.isdisjoint((p.pid, p.session, p.group))}
-    exact = set(marks)
-    if exact:
-        found |= {pid for pid in table if _mark_of(pid) in exact}
-    return [table[pid] for pid in _with_descendants(found, table.values()) - {os.getpid()}]
+    starts = {pid: start for pid, start in leaders if pid not in table or start in ("", table[pid].started)}
+    oldest = min((_ticks(start) for start in starts.values() if start), default=float("inf"))
+    exact = marks if isinstance(marks, (set, frozenset)) else set(marks)
+    by_mark = bool(exact or prefix)
+    found, unknown, detached = set(), [], set()
+    for process in table.values():
+        leader = next((one for one in (process.pid, process.group, process.session) if one in starts), None)
+        if leader is None and not by_mark:
+            continue
+        environ = _environ_of(process.pid)
+        mark = _value(environ, _MARK)
+        if mark in exact:
+            found.add(process.pid)
+        elif _value(environ, _DETACHED) is not None and not (process.group in starts and process.group in table):
+            detached.add(process.pid)
+        elif mark is not None and by_mark:
+            if prefix and mark.startswith(prefix) and mark.endswith(suffix):
+                found.add(process.pid)
+        elif leader is not None:
+            if _ticks(process.started) >= _ticks(starts[leader]):
+                found.add(process.pid)
+        elif not environ and _may_be_younger(process, oldest, table) and _hides_its_environment(process.pid):
+            unknown.append(process)
+    if found:
+        found = _with_descendants(found, table.values(), detached)
+    found.discard(os.getpid())
+    return Found([table[pid] for pid in found], [one for one in unknown if one.pid not in found])
+
+
+def _may_be_younger(process: Process, oldest: float, table: Mapping[int, Process]) -> bool:
+    """Return whether a process can be part of a run that began then: an older session never gets a process of it."""
+    leader = table.get(process.session, process)
+    return min(_ticks(process.started), _ticks(leader.started)) >= oldest
+
+
+def _ticks(start: str) -> float:
+    try:
+        return float(start)
+    except ValueError:
+        return 0.0
+
+
+def _hides_its_environment(pid: int) -> bool:
+    """Return whether it is a program of this user whose environment is not known to be empty.
+
+    proc_pid_stat(5): env_end is 0 in the middle of execve(2), and for a process that this one may not trace. A kernel thread
+    has no memory.
+    """
+    status = read_proc(f"/proc/{pid}/status")
+    uid = next((line.split()[1] for line in status.splitlines() if line.startswith(b"Uid:")), b"")
+    if uid != b"%d" % os.getuid() or b"\nVmSize:" not in status:
+        return False
+    stat = read_proc(f"/proc/{pid}/stat")
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    return len(fields) <= _ENV_END or fields[_ENV_END] == b"0"
+
+
+def descendants(leaders: Iterable[tuple[int, str]], marks: Iterable[bytes]) -> list[Process]:
+    """Return the members of those runs; see `belonging`."""
+    return belonging(leaders, set(marks)).members
 
 
 def below(pid: int) -> list[Process]:
     """Return all living processes below that one in the tree of processes, but those that are detached."""
     table = {process.pid: process for process in _table()}
     found = _with_descendants({pid}, table.values()) - {pid}  # that one may itself be detached from what started it
-    detached = {one for one in found if _variable(one, _DETACHED) is not None}
+    detached = {one for one in found if _value(_environ_of(one), _DETACHED) is not None}
     return [table[one] for one in found - _with_descendants(detached, table.values()) if one in table]
 
 
@@ -111,12 +186,6 @@ def state_of(pid: int) -> str:
     """Return the state of a process as proc_pid_stat(5) has it, T if it is stopped; "" where that is unknown."""
     stat = read_proc(f"/proc/{pid}/stat") if _LINUX else b""
     return stat[stat.rfind(b")") + 2 :][:1].decode()
-
-
-def with_mark(prefix: bytes | tuple[bytes, ...], suffix: bytes = b"") -> list[Process]:
-    """All living processes whose run mark starts with `prefix`, or with one of these, and ends with `suffix`."""
-    found = ((process, _mark_of(process.pid) or b"") for process in _table() if process.pid != os.getpid())
-    return [process for process, mark in found if mark.startswith(prefix) and mark.endswith(suffix)]
 
 
 def signal_all(processes: Iterable[Process], number: int) -> None:
@@ -173,28 +242,26 @@ def living(processes: Iterable[Process]) -> list[Process]:
     return [process for process in processes if start_of(process.pid) == process.started]
 
 
-def _mark_of(pid: int) -> bytes | None:
-    return _variable(pid, _MARK)
-
-
-def _variable(pid: int, begin: bytes) -> bytes | None:
-    """Return a variable of the environment with which a process was started; `begin` is NAME=."""
-    if not _LINUX:
-        return _variable_by_psutil(pid, os.fsdecode(begin[:-1]))
-    for entry in read_proc(f"/proc/{pid}/environ").split(b"\0"):
+def _value(environ: bytes, begin: bytes) -> bytes | None:
+    """Return a variable of an environment; `begin` is NAME=."""
+    for entry in environ.split(b"\0"):
         if entry.startswith(begin):
             return entry[len(begin) :]
     return None
 
 
-def _variable_by_psutil(pid: int, name: str) -> bytes | None:
+def _environ_of(pid: int) -> bytes:
+    """Return the environment with which a process was started, proc_pid_environ(5); b"" where it cannot be seen."""
+    return read_proc(f"/proc/{pid}/environ") if _LINUX else _environ_by_psutil(pid)
+
+
+def _environ_by_psutil(pid: int) -> bytes:
     import psutil
 
     try:
-        value = psutil.Process(pid).environ().get(name)
+        return b"\0".join(os.fsencode(f"{name}={value}") for name, value in psutil.Process(pid).environ().items())
     except psutil.Error:
-        return None
-    return None if value is None else os.fsencode(value)
+        return b""
 
 
 def _table() -> Iterator[Process]:

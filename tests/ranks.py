@@ -11,7 +11,8 @@ from helpers import wait_until
 from launching import Bench
 from mpi import mpiexec
 
-from balsam_lite.processes import Process, with_mark
+from balsam_lite.db.binding import id_of
+from balsam_lite.processes import Process, belonging
 
 
 class Wire:
@@ -62,16 +63,20 @@ class Ensemble(Bench):
         )
         batch_job = {"COBALT_JOBID": "7", "COBALT_NODEFILE": str(nodes), "COBALT_PARTSIZE": str(ranks)}
         super().__init__(directory, BALSAM_MPI_RUN_TEMPLATE=mpi, BALSAM_CPUS_PER_NODE="4", **batch_job, **settings)
-        self.mark = os.fsencode(os.path.realpath(self.directory)) + b":"
+        with self.db.read() as cx:
+            self.mark = id_of(cx).encode() + b":"
 
     def processes(self, kind: str = "") -> list[Process]:
         """All that have to do with this DB: jobs, ranks and what started them; or those with `kind` in their command line."""
         found = []
-        for process in with_mark(self.mark):
+        for process in belonging(prefix=(self.mark, b"ensemble:")).members:
             try:
                 line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+                environ = Path(f"/proc/{process.pid}/environ").read_bytes()
             except OSError:
                 continue
+            if b"=ensemble:" in environ and os.fsencode(os.path.dirname(self.directory)) + b"/" not in environ:
+                continue  # of another test
             if kind.encode() in line:
                 found.append(process)
         return found

@@ -275,7 +275,7 @@ def test_that_a_command_that_a_file_starts_writes_nothing_while_the_file_is_impo
     for start in (lambda: run_launcher(site.directory, options), lambda: run_parts(site.directory, options, [])):
         with pytest.raises(BalsamError, match="imported only for its class"):
             start()
-    assert b"BALSAM_LOADING" not in commands.make_context(site.directory, 1, 1, "serial", os.environb).environ
+    assert b"BALSAM_LOADING" not in commands.make_context(site.directory, b"id:1:", 1, "serial", os.environb).environ
 
 
 def test_that_what_is_lost_is_told_with_file_class_and_reason(site, tmp_path):

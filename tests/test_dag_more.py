@@ -13,7 +13,7 @@ from typing import Any, Callable
 import pytest
 
 from balsam_lite import states
-from balsam_lite.db import location, queries
+from balsam_lite.db import binding, location, queries
 from balsam_lite.db.connection import Database
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.store import apps, batch_jobs, claims, graph, insert, user
@@ -33,6 +33,11 @@ from balsam_lite.launcher import dag
 from balsam_lite.schedulers import submission
 
 ROOT = str(Path(dag.__file__).parents[2])
+
+
+def id_of(db: Database) -> str:
+    with db.read() as cx:
+        return binding.id_of(cx)
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def hook(db: Database, monkeypatch: pytest.MonkeyPatch) -> Hook:
         job = job or add("own")
         hold(db, job, state)
         monkeypatch.setenv("BALSAM_JOB_ID", job.pk)
-        monkeypatch.setenv("BALSAM_RUN", f"{os.path.realpath(db.directory)}:7:{job.id}:1")
+        monkeypatch.setenv("BALSAM_RUN", f"{id_of(db)}:7:{job.id}:1")
         monkeypatch.setenv("BALSAM_HOOK", kind)
         return job
 
@@ -183,7 +188,7 @@ def test_that_a_killed_job_is_not_revived_by_its_script(db: Database, hook: Hook
 def test_that_only_the_script_of_this_very_attempt_may_do_so(db: Database, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
     job = hook("RUN_DONE")
     run = os.environ["BALSAM_RUN"]
-    of_another = f"{os.path.realpath(db.directory)}:7:{job.id + 1}:1"
+    of_another = f"{id_of(db)}:7:{job.id + 1}:1"
     for variable, value in (
         ("BALSAM_HOOK", ""), ("BALSAM_RUN", ""), ("BALSAM_RUN", "x"), ("BALSAM_RUN", f"/other{run}"),
         ("BALSAM_RUN", of_another), ("BALSAM_JOB_ID", "x"),

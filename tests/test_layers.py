@@ -45,7 +45,8 @@ ROOMS = (
                 "process", "spawn_helper", "spawner", "trouble", "start_failures", "nodes", "staging", "commands",
                 "template", "shell", "plain",
                 "evaluation", "quiet",
-                "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "reaper", "gpus", "pinning",
+                "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "run_file", "leftovers", "reaper",
+                "gpus", "pinning",
             )
         ),
     ),

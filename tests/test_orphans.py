@@ -14,15 +14,16 @@ from helpers import wait_until
 
 from balsam_lite.clock import SystemClock
 from balsam_lite.db import location
+from balsam_lite.db.binding import id_of
 from balsam_lite.db.connection import Database
 from balsam_lite.db.store import leases
 from balsam_lite.identity import Holder
-from balsam_lite.launcher import logs, main, process
+from balsam_lite.launcher import leftovers, logs, main
 from balsam_lite.launcher.commands import NO_MPI, lease_mark
 from balsam_lite.launcher.nodes import Node
 from balsam_lite.launcher.reaper import Reaper
 from balsam_lite.launcher.resources import LauncherOptions, Resources
-from balsam_lite.processes import RUN_VARIABLE, with_mark
+from balsam_lite.processes import RUN_VARIABLE, belonging
 from balsam_lite.settings import Settings
 
 
@@ -76,8 +77,9 @@ def test_that_an_orphan_that_cannot_be_killed_keeps_the_jobs_of_its_launcher_alo
     settings = Settings(USER_KILL_GRACE_S=0.1)
     dead = Holder.current()._replace(started="another process's")
     with db.write() as cx:
+        db_id = id_of(cx)
         held, _ = (leases.open_lease(cx, "launcher", dead, "", 1) for _ in range(2))
-    mark = os.fsdecode(lease_mark(db.directory, held))
+    mark = os.fsdecode(lease_mark(db_id, held))
     orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_VARIABLE: mark})
 
     def reap() -> list[int]:
@@ -86,13 +88,13 @@ def test_that_an_orphan_that_cannot_be_killed_keeps_the_jobs_of_its_launcher_alo
             return [lease.id for lease in leases.open_leases(cx)]
 
     try:
-        wait_until(lambda: with_mark(os.fsencode(mark)))
+        wait_until(lambda: belonging(prefix=os.fsencode(mark)).members)
         with monkeypatch.context() as patch, caplog.at_level("WARNING", "balsam_lite.launcher"):
-            patch.setattr(process, "signal_all", lambda *_: None)  # as if it waited for a file system
-            patch.setattr(process, "_UNKILLABLE_S", 0.2)
+            patch.setattr(leftovers, "signal_all", lambda *_: None)  # as if it waited for a file system
+            patch.setattr(leftovers, "_UNKILLABLE_S", 0.2)
             assert reap() == [held]
             assert f"process(es) {orphan.pid}" in caplog.text
-            patch.setattr(process, "_UNKILLABLE_S", 60)
+            patch.setattr(leftovers, "_UNKILLABLE_S", 60)
             began = time.monotonic()
             assert reap() == [held]
             assert time.monotonic() - began < 10  # it is not waited for again

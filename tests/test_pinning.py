@@ -148,7 +148,7 @@ def test_that_eight_jobs_on_a_node_with_eight_gpus_get_one_each_and_a_ninth_wait
     ],
 )
 def test_that_the_setting_says_which_variables_tell_a_job_its_gpus(setting: str, wanted: dict[str, str]) -> None:
-    context = commands.make_context("/db", 1, 1, "serial", {}, gpu_variables=gpus.names(setting))
+    context = commands.make_context("/db", b"id:1:", 1, "serial", {}, gpu_variables=gpus.names(setting))
     own = commands.environment(claim(), Place((0,), (("2", "5"),), Shape(1, 1, 1, 2)), context)
     assert {name.decode(): value.decode() for name, value in own.items() if not name.startswith(b"BALSAM")} == wanted
 
@@ -161,7 +161,7 @@ def test_that_a_word_that_is_no_variable_is_refused() -> None:
 def test_that_nodes_that_call_their_gpus_otherwise_have_no_variable_in_common() -> None:
     """Not that of the launcher's own node, either."""
     environ = {b"CUDA_VISIBLE_DEVICES": b"GPU-1", b"A": b"1"}
-    context = commands.make_context("/db", 1, 2, "mpi", environ, shares_host=False)
+    context = commands.make_context("/db", b"id:1:", 2, "mpi", environ, shares_host=False)
     place = Place((0, 1), (("GPU-1",), ("0",)), Shape(2, 1, 1, 1))
     variables = commands.as_variables(commands.environment(claim(shape=place.shape), place, context), context)
     assert b"A=1" in variables

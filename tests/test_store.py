@@ -599,12 +599,13 @@ class StoreMachine(RuleBasedStateMachine):
         key = sorted(self.steps)[which % len(self.steps)]
         with self.db.read() as cx:
             found = cx.execute("SELECT job_id, lease, attempt FROM job WHERE id = ?", (key[1],)).fetchone()
+            (db_id,) = cx.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()
         if found is None:
             return
         variables = {
             "BALSAM_HOOK": "postprocess",
             "BALSAM_JOB_ID": found[0],
-            "BALSAM_RUN": f"{os.path.realpath(self.db.directory)}:{key[0]}:{key[1]}:{found[2]}",
+            "BALSAM_RUN": f"{db_id}:{key[0]}:{key[1]}:{found[2]}",
         }
         with mock.patch.dict(os.environ, variables), suppress(StateError, LostLease):
             user.set_state(self.db, [key[1]], wanted)

@@ -67,7 +67,7 @@ def judge(cx: sqlite3.Connection, path: str) -> str:
             return SAME
     except OSError:
         return MOVED
-    return COPY if _has_id(bound.path, _id(cx)) else MOVED
+    return COPY if _has_id(bound.path, id_of(cx)) else MOVED
 
 
 def renew_id(cx: sqlite3.Connection) -> None:
@@ -75,7 +75,8 @@ def renew_id(cx: sqlite3.Connection) -> None:
     cx.execute("UPDATE meta SET value = lower(hex(randomblob(16))) WHERE key = 'id'")
 
 
-def _id(cx: sqlite3.Connection) -> str:
+def id_of(cx: sqlite3.Connection) -> str:
+    """Return the random text that tells this DB from all others, its copies among them. Needs a transaction."""
     return str(cx.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
 
 
@@ -86,7 +87,7 @@ def _has_id(path: str, db_id: str) -> bool:
     try:
         other = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True, timeout=1)
         try:
-            return _id(other) == db_id
+            return id_of(other) == db_id
         finally:
             other.close()
     except (sqlite3.Error, TypeError):

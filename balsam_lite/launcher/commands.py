@@ -72,10 +72,15 @@ class Context(NamedTuple):
     gpu_variables: tuple[str, ...] = gpus.DEFAULT  # these tell a job its GPUs
     shares_host: bool = True  # the nodes are shares of one host
 
+    @property
+    def db_directory(self) -> str:
+        """The DB's directory."""
+        return os.path.dirname(self.data_directory)
+
 
 def make_context(
     db_directory: str,
-    lease: int,
+    run_mark: bytes,
     nodes: int,
     job_mode: str,
     environ: Mapping[bytes, bytes],
@@ -84,7 +89,7 @@ def make_context(
     gpu_variables: Sequence[str] = gpus.DEFAULT,
     shares_host: bool = True,
 ) -> Context:
-    """The context of the launcher with that lease, or of another rank of it; its jobs inherit `environ`."""
+    """Return the context of the launcher with that `lease_mark`, or of another rank of it; its jobs inherit `environ`."""
     own = {name.encode() for name in JOB_VARIABLES}
     common = {name: value for name, value in environ.items() if name not in own}
     common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
@@ -92,8 +97,7 @@ def make_context(
     common[b"BALSAM_JOB_MODE"] = job_mode.encode()
     variables = [b"%b=%b" % variable for variable in common.items()]
     data = os.path.join(db_directory, location.DATA)
-    lease_begin, names = lease_mark(db_directory, lease), tuple(gpu_variables)
-    return Context(data, common, variables, lease_begin, mpi, node_mark(rank), names, shares_host)
+    return Context(data, common, variables, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host)
 
 
 def argv(claim: Claim, place: Place, context: Context) -> list[str]:
@@ -313,14 +317,17 @@ def node_mark(rank: int) -> bytes:
     return b"@%d" % rank if rank else b""
 
 
-def lease_mark(db_directory: str, lease: int) -> bytes:
-    """With what the BALSAM_RUN of everything begins that was started under that lease; the job and the attempt follow."""
-    return os.fsencode(os.path.realpath(db_directory)) + b":%d:" % lease
+def lease_mark(db_id: str, lease: int) -> bytes:
+    """With what the BALSAM_RUN of everything begins that was started under that lease; the job and the attempt follow.
+
+    It has the id of the DB (`binding.id_of`), which a copy does not share and which stays when the directory is moved.
+    """
+    return b"%b:%d:" % (db_id.encode(), lease)
 
 
-def ensemble_mark(db_directory: str, supervisor: Holder) -> bytes:
+def ensemble_mark(supervisor: Holder) -> bytes:
     """The BALSAM_RUN of the MPI program that is a launcher over many nodes; its jobs have that of the lease."""
-    return os.fsencode(f"{os.path.realpath(db_directory)}:ensemble:{':'.join(map(str, supervisor))}")
+    return os.fsencode(f"ensemble:{':'.join(map(str, supervisor))}:")
 
 
 def workdir(claim: Claim, context: Context) -> str:

@@ -68,9 +68,10 @@ def _current_job() -> Any:
     """The api's Job that the launcher's variables name."""
     from ..api.jobs import Job
     from ..api.scope import home_of
-    from ..db import registry
+    from ..db import location, registry
 
-    directory, *numbers = os.environ.get(RUN_VARIABLE, "").rsplit(":", 3)
+    directory = os.environ.get(location.DB_VARIABLE, "")
+    _, *numbers = os.environ.get(RUN_VARIABLE, "").rsplit(":", 3)
     if len(numbers) != 3:
         raise NoCurrentJob("A hook of an application is run by the launcher, for one of its jobs.")
     home = home_of(registry.at(directory))

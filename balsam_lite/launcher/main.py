@@ -19,6 +19,7 @@ from .. import loading, terminal
 from ..clock import SECOND_US, Clock, SystemClock
 from ..db import batch_queries, location, reasons
 from ..db.batch_queries import BatchRow
+from ..db.binding import id_of
 from ..db.connection import Database
 from ..db.filesystem import LOCAL
 from ..db.store import leases
@@ -26,16 +27,17 @@ from ..errors import LostLease
 from ..identity import Holder
 from ..schedulers.environ import Allocation
 from ..settings import Settings
-from . import commands, failpoints, gpus, logs, mpirun, resources
+from . import commands, failpoints, gpus, leftovers, logs, mpirun, resources
 from .commands import Context
 from .loop import Launcher
 from .nodes import Pool
 from .obstacles import Limits
 from .patience import PatientRunner, doubt_s, patience_s
-from .process import Alarm, end_orphans
+from .process import Alarm
 from .progress import Progress
 from .reaper import Reaper
 from .resources import LauncherOptions, Resources
+from .run_file import RunFiles
 from .runner import LocalRunner, Runner
 from .spawner import Spawner
 from .steps import Steps
@@ -127,10 +129,11 @@ def _run_in(db: Database, found: Resources, settings: Settings, options: Launche
         lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
         eldest = leases.is_eldest(cx, lease, clock.now_us(), settings.LEASE_EXPIRY_S)
         dead = leases.dead(cx, clock.now_us(), settings.LEASE_EXPIRY_S, reaper.watch)
+        db_id = id_of(cx)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
-    context = _context(db, lease, options, found, gpus.names(settings.GPU_VARIABLES))
-    company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db.directory, one) for one in dead))
+    context = _context(db, commands.lease_mark(db_id, lease), options, found, gpus.names(settings.GPU_VARIABLES))
+    company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db_id, one) for one in dead))
     _beat(db, lease, clock)  # the nodes may have taken minutes
     freed = reaper.reap()
     if freed:
@@ -157,7 +160,8 @@ def _run(
 ) -> int:
     pool, limits = Pool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
     with Alarm() as alarm:
-        spawner = Spawner(context.environ, settings.USER_KILL_GRACE_S, _silence_s(db, settings))
+        run_files = RunFiles.of(db.directory, context.mark)
+        spawner = Spawner(context.environ, settings.USER_KILL_GRACE_S, _silence_s(db, settings), run_files)
         alarm.attach(spawner)
         local = LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, found.cpus)
         runner = company.runner(local, pool)
@@ -192,7 +196,7 @@ def _run(
         gc.freeze()  # without gc.collect(): it takes 8 ms and frees next to nothing after so short a time
         terminal.handle_stop_signals(stop)
         try:
-            return _guarded(launcher, progress, spawner, company, db, lease, settings, clock)
+            return _guarded(launcher, progress, spawner, company, db, lease, settings, clock, context)
         finally:
             progress.clear()
 
@@ -207,12 +211,14 @@ def _silence_s(db: Database, settings: Settings) -> float:
     return settings.LEASE_EXPIRY_S - min(settings.USER_KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
 
 
-def _context(db: Database, lease: int, options: LauncherOptions, found: Resources, gpu_variables: Sequence[str]) -> Context:
+def _context(
+    db: Database, run_mark: bytes, options: LauncherOptions, found: Resources, gpu_variables: Sequence[str]
+) -> Context:
     # A launcher may itself have been started by MPI. Its variables would tell a job that it is one of the launcher's ranks.
     environ = mpirun.scrubbed(os.environb)
     return commands.make_context(
         db.directory,
-        lease,
+        run_mark,
         len(found.nodes),
         options.job_mode,
         environ,
@@ -264,6 +270,7 @@ def _guarded(
     lease: int,
     settings: Settings,
     clock: Clock,
+    context: Context,
 ) -> int:
     """Run it, and whatever happens leave no process behind."""
     try:
@@ -273,13 +280,13 @@ def _guarded(
         log.error("%s", exc)
         company.abandon()
         spawner.abandon()
-        end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
+        leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         return 1
     except BaseException:
         log.exception("The launcher stops because of an error of its own.")
         company.abandon()
         spawner.abandon()
-        end_orphans(commands.lease_mark(db.directory, lease), settings.KILL_GRACE_S)
+        leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         raise
     progress.clear()  # the last line must not be appended to the progress line
     for reason in launcher.obstacles.survey(launcher.filter()):
@@ -288,6 +295,7 @@ def _guarded(
         note = reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
         end_reason = reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
         leases.close_lease(cx, lease, clock.now_us(), end_reason, note)
+    leftovers.forget(context)
     _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
     return 1 if launcher.stop_reason == launcher.pause.reason else 0
 

@@ -1,24 +1,14 @@
-"""User code as processes: what must be there before they start (`spawner` starts them), their end, stopping whole trees."""
+"""User code as processes: what must be there before they start (`spawner` starts them), and how they ended."""
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import shutil
 import signal
-import time
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ..errors import SpawnFailed
-from ..processes import Process, signal_all, with_mark
-
-log = logging.getLogger(__name__)
-
-#: A process that has not ended so many seconds after SIGKILL waits for a file system, or became another user's.
-_UNKILLABLE_S = 30.0
-
 
 # --- starting ---------------------------------------------------------------------------------------------------------
 
@@ -168,43 +158,3 @@ class Alarm:
         except BlockingIOError:
             pass
         return True
-
-
-# --- stopping ---------------------------------------------------------------------------------------------------------
-
-
-class Orphans(NamedTuple):
-    """What `end_orphans` found."""
-
-    number: int
-    left: tuple[int, ...] = ()  # the pids of those that cannot be killed
-
-
-def end_orphans(mark: bytes | tuple[bytes, ...], grace_s: float, node: bytes = b"") -> Orphans:
-    """Kill every process whose run mark starts with `mark`, and wait until they are gone; not for ever.
-
-    With `node`, which is what `commands.node_mark` gives, only those that were started by that node's rank.
-    For the jobs of a launcher that is provably dead: TERM, grace, KILL.
-    """
-    kill_at = time.monotonic() + grace_s
-    found: set[Process] = set()
-    number = signal.SIGTERM
-    while True:
-        members = with_mark(mark, node)
-        if not members:
-            return Orphans(len(found))
-        if number == signal.SIGKILL or not set(members) <= found:
-            signal_all(members, number)
-        found.update(members)
-        now = time.monotonic()
-        if now > kill_at + _UNKILLABLE_S:
-            return _give_up(len(found), members)
-        if now > kill_at:
-            number = signal.SIGKILL
-        time.sleep(0.01)
-
-
-def _give_up(number: int, members: Sequence[Process]) -> Orphans:
-    pids = tuple(member.pid for member in members)
-    log.warning("Killed, but not gone after %g s: process(es) %s", _UNKILLABLE_S, ", ".join(map(str, pids)))
-    return Orphans(number, pids)

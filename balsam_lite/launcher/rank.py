@@ -20,16 +20,18 @@ from ..db.store.claims import Claim
 from ..errors import BalsamError, LaunchError
 from ..identity import Holder
 from ..settings import Settings
-from . import commands, machine, main, mpirun, resources
+from . import commands, leftovers, machine, main, mpirun, resources
 from .commands import Context
 from .ensemble import words
 from .ensemble.head import ALIVE_HEARTBEATS, Crew, EnsembleRunner
 from .ensemble.link import MpiLink, connect
 from .ensemble.node import ALONE_AFTER_HEARTBEATS, HEAD, Gone, NodeServer
 from .ensemble.post import Post
+from .leftovers import end_runs
 from .nodes import Node, Pool
-from .process import Alarm, end_orphans
+from .process import Alarm
 from .resources import LauncherOptions, Resources
+from .run_file import RunFiles
 from .runner import LocalRunner, Runner
 from .spawner import Spawner
 from .supervisor import Plan, report
@@ -190,9 +192,11 @@ class _Company:
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
         """Make sure that nothing of dead launchers runs on any node, and have the nodes get ready."""
+        report(mark=os.fsdecode(context.mark))
         report(lease=lease)
         orders = words.Begin(
-            os.fsdecode(context.environ[b"BALSAM_DB_PATH"]),
+            context.db_directory,
+            context.mark,
             lease,
             len(self._found.nodes),
             job_mode,
@@ -202,7 +206,7 @@ class _Company:
             dead_marks,
             context.gpu_variables,
         )
-        end_orphans(dead_marks, settings.USER_KILL_GRACE_S)
+        end_runs(context.db_directory, settings.USER_KILL_GRACE_S, dead_marks)
         self._crew.begin(orders)
 
     def runner(self, local: LocalRunner, pool: Pool) -> Runner:
@@ -265,11 +269,11 @@ class _Hands:
 
     def begin(self, orders: words.Begin) -> Runner:
         """End what dead launchers left here, and get ready. OSError, SpawnFailed: no jobs can run here."""
-        end_orphans(orders.dead_marks, orders.grace_s)
+        end_runs(orders.db_directory, orders.grace_s, orders.dead_marks)
         environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
         context = commands.make_context(
             orders.db_directory,
-            orders.lease,
+            orders.run_mark,
             orders.nodes,
             orders.job_mode,
             environ,
@@ -279,7 +283,8 @@ class _Hands:
         )
         if not os.path.isdir(context.data_directory):
             raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
-        self._spawner = Spawner(context.environ, orders.grace_s, self._silence_s)
+        run_files = RunFiles.of(orders.db_directory, orders.run_mark, self._rank)
+        self._spawner = Spawner(context.environ, orders.grace_s, self._silence_s, run_files)
         self._alarm.attach(self._spawner)
         self._orders, self._context = orders, context
         return LocalRunner(context, self._clock, orders.tail_lines, self._spawner, machine.cpu_numbers())
@@ -293,12 +298,13 @@ class _Hands:
         """End whatever runs, and start nothing more."""
         if self._orders is not None:
             self._spawner.abandon()
-            end_orphans(self._context.mark, self._orders.grace_s, self._context.node_mark)
+            leftovers.end_own_runs(self._context, self._orders.grace_s, self._rank)
 
     def close(self) -> None:
         """End the spawn helpers, and what they still run."""
         if self._orders is not None:
             self._spawner.abandon()
+            leftovers.forget(self._context, self._rank)
 
 
 class _ToHead(logging.Handler):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Collection
 
 from ..clock import Clock
+from ..db.binding import id_of
 from ..db.connection import Database
+from ..db.location import RUNS
 from ..db.store import leases
 from ..db.store.leases import Lease
-from ..processes import with_mark
 from ..settings import Settings
+from . import run_file
 from .commands import lease_mark
-from .process import end_orphans
+from .leftovers import end_runs, runs_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,7 @@ class Reaper:
         self.watch = leases.Watch(clock.monotonic)
         #: Holders elsewhere that may be dead and have jobs, as of the last `reap`. Watching decides within LEASE_EXPIRY_S.
         self.doubtful: list[Lease] = []
+        self._is_first = True
 
     def reap(self) -> int:
         """Find leases whose holder is dead and free their jobs. Returns how many jobs were freed.
@@ -37,7 +42,7 @@ class Reaper:
         """
         now_us, expiry_s = self._clock.now_us(), self._settings.LEASE_EXPIRY_S
         with self._db.read() as cx:
-            found = leases.open_leases(cx)
+            found, db_id = leases.open_leases(cx), id_of(cx)
             dead = [lease for lease in found if leases.is_dead(lease, now_us, expiry_s, self.watch)]
             doubtful = [lease for lease in found if leases.is_doubtful(lease, now_us, expiry_s, self.watch)]
             doubtful = [lease for lease in doubtful if leases.holds_jobs(cx, lease)]
@@ -46,23 +51,36 @@ class Reaper:
                 age_s = (now_us - lease.heartbeat_us) / 1e6
                 log.info("The %s has jobs, and its last heartbeat is %.0f s old. Watching it for %g s.", lease, age_s, expiry_s)
         self.doubtful = doubtful
-        return sum(self._free(lease) for lease in dead)
+        if self._is_first:
+            self._is_first = False
+            self._end_forgotten([lease.id for lease in found], db_id)
+        return sum(self._free(lease, db_id) for lease in dead)
 
-    def _free(self, lease: Lease) -> int:
-        mark = lease_mark(self._db.directory, lease.id)
-        if lease.holder.is_here() and not _is_over(mark, self._settings.USER_KILL_GRACE_S):
+    def _free(self, lease: Lease, db_id: str) -> int:
+        directory = self._db.directory
+        if lease.holder.is_here() and not _is_over(directory, lease_mark(db_id, lease.id), self._settings.USER_KILL_GRACE_S):
             return 0
         with self._db.write() as cx:
             # Somebody else may have been faster, or a holder on another host may have come back to life.
             still = [found for found in leases.open_leases(cx) if found == lease]
-            return sum(leases.reap(cx, found, self._clock.now_us()) for found in still)
+            freed = sum(leases.reap(cx, found, self._clock.now_us()) for found in still)
+        if lease.holder.is_here():  # the host of another holder has yet to end what runs there
+            run_file.remove(os.path.join(directory, RUNS), lease.id)
+        return freed
+
+    def _end_forgotten(self, open_leases: Collection[int], db_id: str) -> None:
+        """End what was started on this host under leases that another host has closed since: it runs beside a new attempt."""
+        directory = self._db.directory
+        for lease in run_file.leases_here(os.path.join(directory, RUNS), db_id) - set(open_leases):
+            if _is_over(directory, lease_mark(db_id, lease), self._settings.USER_KILL_GRACE_S):
+                run_file.remove(os.path.join(directory, RUNS), lease)
 
 
-def _is_over(mark: bytes, grace_s: float) -> bool:
-    """End what has that run mark on this host; returns whether all of it has ended."""
-    if mark in _stubborn and with_mark(mark):
+def _is_over(directory: str, mark: bytes, grace_s: float) -> bool:
+    """End what was started under that lease on this host; return whether all of it has ended."""
+    if mark in _stubborn and runs_of(directory, [mark]).members:
         return False
     _stubborn.discard(mark)
-    if end_orphans(mark, grace_s).left:
+    if end_runs(directory, grace_s, [mark]).left:
         _stubborn.add(mark)
     return mark not in _stubborn

@@ -19,7 +19,7 @@ from ..clock import SECOND_US, Clock, format_us
 from ..db.store.claims import Claim, Exit, Shape, unstarted
 from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
 from ..processes import Process, descendants, living, reap_adopted, signal_all
-from . import commands, pinning, process, steps
+from . import commands, leftovers, pinning, process, steps
 from .failpoints import failpoint
 from .nodes import Place
 from .pinning import CpuSet
@@ -409,7 +409,7 @@ class LocalRunner:
             self._runs[lost.key] = run
         run.ended, run.kill_at = lost, self._clock.monotonic() + _LAST_S
         self._stopping[lost.key] = run
-        run.members = descendants([(run.pid, run.start)] if run.pid else [], [run.mark])
+        self._left_behind(run)
         signal_all(run.members, signal.SIGTERM)
 
     def _look_for_stuck_starts(self) -> None:
@@ -525,13 +525,16 @@ class LocalRunner:
 
     def _left_behind(self, run: _Run) -> bool:
         """Whether processes of the run live that nobody knows of yet; they become members."""
-        run.members = descendants([], [run.mark])
+        run.members = descendants(self._leaders(run), [run.mark])
         return bool(run.members)
+
+    def _leaders(self, run: _Run) -> list[tuple[int, str]]:
+        """Return pid and start of a run's session leader, which may have ended; as recorded if its helper did not tell."""
+        return [(run.pid, run.start)] if run.pid else leftovers.leaders_of(self._context.db_directory, [run.mark])
 
     def _kill(self, runs: Iterable[_Run]) -> None:
         for run in runs:
-            leaders = [] if run.ended else [(run.pid, run.start)]
-            found = [*living(run.members), *descendants(leaders, [run.mark])]
+            found = [*living(run.members), *descendants(self._leaders(run), [run.mark])]
             spared = [one for one in found if one.group == run.pid] if run.is_spared else []
             if spared:
                 # Killed itself, it would leave its ranks on other nodes behind.

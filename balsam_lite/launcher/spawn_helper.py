@@ -24,15 +24,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from ..processes import RUN_VARIABLE
+from .run_file import RunFile, Writer
+
 # From the launcher: (START, *Request), (QUEUE, *Request), (NOW, key), (WITHDRAW, keys), (TELL, keys),
-# (SIGNAL, key, number, is_group), (ENVIRON, variables), (BEAT,), (PING,), (END, grace_s).
-START, QUEUE, NOW, WITHDRAW, TELL, SIGNAL, ENVIRON, BEAT, PING, END = range(10)
+# (SIGNAL, key, number, is_group), (BEGIN, common environment, RunFile or None), (BEAT,), (PING,), (END, grace_s).
+START, QUEUE, NOW, WITHDRAW, TELL, SIGNAL, BEGIN, BEAT, PING, END = range(10)
 # To it: (STARTED, key, pid, started, started_us), (ENDED, key, return code, ended_us, end, key of the successor or None),
-# (FAILED, key, words, errno or None, path or None), (WITHDRAWN, keys), (PONG,).
-STARTED, ENDED, FAILED, WITHDRAWN, PONG = range(5)
+# (FAILED, key, words, errno or None, path or None), (WITHDRAWN, keys), (PONG,), (UNRECORDED, why).
+STARTED, ENDED, FAILED, WITHDRAWN, PONG, UNRECORDED = range(6)
 #: How a run ended: by itself; after it had been told to stop; because the launcher gave no sign of life.
 BY_ITSELF, TOLD, ABANDONED = range(3)
 
+_RUN = RUN_VARIABLE.encode()
 #: Bytes of the number that says how long a message is.
 LENGTH_BYTES = 4
 #: The value of a variable that a program shall not have though the launcher has it. No real value holds a NUL.
@@ -99,6 +103,7 @@ class Helper:
     def __init__(self, link: socket.socket, silence_s: float, grace_s: float) -> None:
         self._link, self._silence_s, self._grace_s = link, silence_s, grace_s
         self._environ: dict[bytes, bytes] = {}
+        self._record: Writer | None = None
         self._runs: dict[int, _Run] = {}  # by pid
         self._by_key: dict[int, _Run] = {}
         self._queues: dict[int, deque[Request]] = {}  # by lane
@@ -165,14 +170,20 @@ class Helper:
                 self._tell(words[0])
             elif kind == SIGNAL:
                 self._signal(*words)
-            elif kind == ENVIRON:
-                self._environ = words[0]
+            elif kind == BEGIN:
+                self._begin(*words)
             elif kind == BEAT:
                 self._beat_at = _boot_time()
             elif kind == PING:
                 self._answer((PONG,))
             else:
                 self._is_over, self._grace_s = True, words[0]
+
+    def _begin(self, environ: dict[bytes, bytes], run_file: tuple[Any, ...] | None) -> None:
+        self._environ = environ
+        if run_file is not None:
+            self._record = Writer(RunFile._make(run_file))
+            self._note_start(os.getpid(), _start_of_child(os.getpid()), b"")
 
     def _messages(self) -> Iterator[tuple[Any, ...]]:
         while True:
@@ -193,7 +204,9 @@ class Helper:
             end = start + LENGTH_BYTES + int.from_bytes(self._unread[start : start + LENGTH_BYTES], "big")
             if end > size:
                 break
-            yield marshal.loads(bytes(self._unread[start + LENGTH_BYTES : end]))
+            words = marshal.loads(bytes(self._unread[start + LENGTH_BYTES : end]))
+            if not (self._is_over and words[0] in (START, QUEUE, NOW)):  # from a launcher that is gone: the next has its jobs
+                yield words
             start = end
         del self._unread[:start]
 
@@ -239,8 +252,26 @@ class Helper:
             return False
         self._runs[pid] = self._by_key[request.key] = _Run(request.key, request.lane, pid)
         start = tick if tick and tick == _boot_tick() else _start_of_child(pid)
+        self._note_start(pid, start, request.own.get(_RUN, b""))
         self._answer((STARTED, request.key, pid, start, started_us))
         return True
+
+    def _note_start(self, pid: int, start: str, mark: bytes) -> None:
+        """Record a start where the next launcher finds it."""
+        trouble = self._record.start(pid, start, mark) if self._record is not None else ""
+        if trouble:
+            self._answer((UNRECORDED, trouble))
+
+    def _note_end(self, pid: int) -> None:
+        """Record that nothing is left of a program that has been reaped, if so."""
+        if self._record is None:
+            return
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            self._record.end(pid)
+        except PermissionError:
+            pass
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -262,6 +293,7 @@ class Helper:
             if code == 0 and run.end == BY_ITSELF and run.lane:
                 successor = self._refill(run.lane)
             self._answer((ENDED, run.key, code, ended_us, run.end, successor))
+            self._note_end(pid)
 
     def _refill(self, lane: int) -> int | None:
         queue = self._queues.get(lane)

@@ -23,6 +23,7 @@ from ..errors import SpawnFailed
 from ..processes import state_of
 from ..programs import module_words, python_path
 from . import spawn_helper
+from .run_file import RunFile, RunFiles
 from .spawn_helper import LENGTH_BYTES, Request, become_subreaper, framed
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Channel:
 class _Helper:
     """The launcher's end of one helper."""
 
-    def __init__(self, words: Sequence[str], environ: Mapping[bytes, bytes]) -> None:
+    def __init__(self, words: Sequence[str], environ: Mapping[bytes, bytes], run_file: RunFile | None) -> None:
         self.link, end = socket.socketpair()
         try:
             self.process = subprocess.Popen(
@@ -137,7 +138,8 @@ class _Helper:
         finally:
             end.close()
         self.link.setblocking(False)
-        self.unread, self.unsent = bytearray(), bytearray(framed([(spawn_helper.ENVIRON, dict(environ))]))
+        first = (spawn_helper.BEGIN, dict(environ), None if run_file is None else tuple(run_file))
+        self.unread, self.unsent = bytearray(), bytearray(framed([first]))
         self.keys: set[int] = set()  # of its programs, queued ones among them
         self.queued: dict[int, int] = {}  # key -> lane
         self.waiting: Counter[int] = Counter()  # by lane
@@ -160,21 +162,25 @@ class Spawner:
 
     Args:
         environ: what all programs have in their environment.
-        silence_s: see `spawn_helper.Helper`.
         grace_s: between TERM and KILL where this process is gone.
+        silence_s: see `spawn_helper.Helper`.
+        run_files: where helpers record what they start.
 
     Raises:
         SpawnFailed: no helper can be started.
     """
 
-    def __init__(self, environ: Mapping[bytes, bytes], grace_s: float, silence_s: float = 0.0) -> None:
-        self._environ, self._grace_s = environ, grace_s
+    def __init__(
+        self, environ: Mapping[bytes, bytes], grace_s: float, silence_s: float = 0.0, run_files: RunFiles | None = None
+    ) -> None:
+        self._environ, self._grace_s, self._run_files = environ, grace_s, run_files
+        self._number_of_helpers = 0  # that were ever started
         self._most = min(MAX_HELPERS, max(2, _cpus() // 8))
         self._words = module_words("balsam_lite.launcher.spawn_helper", str(silence_s), str(grace_s))
         self._lock = threading.RLock()
         self._channels: list[Channel] = []
         self._where: dict[int, _Helper] = {}  # by key
-        self._is_closed = False
+        self._is_closed = self._is_unrecorded = False
         become_subreaper()
         self._helpers: list[_Helper] = []
         self._staff()
@@ -185,7 +191,9 @@ class Spawner:
         if self._helpers and not is_crowded:
             return
         try:
-            self._helpers.append(_Helper(self._words, self._environ))
+            run_file = self._run_files.file(self._number_of_helpers) if self._run_files is not None else None
+            self._helpers.append(_Helper(self._words, self._environ, run_file))
+            self._number_of_helpers += 1
         except OSError as exc:
             if not self._helpers:
                 raise SpawnFailed(f"{self._words[0]} cannot be started: {exc.strerror}") from exc
@@ -294,6 +302,11 @@ class Spawner:
     def _note(self, helper: _Helper, words: tuple[Any, ...]) -> None:
         kind = words[0]
         if kind == spawn_helper.PONG:
+            return
+        if kind == spawn_helper.UNRECORDED:
+            if not self._is_unrecorded:
+                self._is_unrecorded = True
+                log.warning("Starts cannot be recorded (%s). After a crash runs are found by their environment only.", words[1])
             return
         if kind == spawn_helper.WITHDRAWN:
             for wire in words[1]:

@@ -22,7 +22,7 @@ from .. import outputs, spec, states
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..errors import LaunchError, MachineTrouble
-from . import commands, interpreter, order, process, report
+from . import commands, interpreter, leftovers, order, process, report
 from .failpoints import failpoint
 from .spawn_helper import Request
 from .spawner import Answer, Ended, Failed, Spawner, Started
@@ -335,14 +335,14 @@ class Steps:
             if isinstance(heard, _Stop):
                 self._end_processes(task, heard.grace_s)
             else:  # its spawn helper has died
-                process.end_orphans(commands.mark(task.claim, self._context), self._kill_grace_s)
+                self._end_run(task, self._kill_grace_s)
             raise _Interrupted
 
     def _end_processes(self, task: _Task, grace_s: float) -> None:
         job = task.claim.job
         self._channel.signal(job, signal.SIGTERM, is_group=True)
         self._spawner.flush()
-        process.end_orphans(commands.mark(task.claim, self._context), grace_s)
+        self._end_run(task, grace_s)
         kill_at = time.monotonic() + grace_s
         while True:
             try:
@@ -351,6 +351,9 @@ class Steps:
             except Empty:  # it hides its environment
                 self._channel.signal(job, signal.SIGKILL, is_group=True)
                 self._spawner.flush()
+
+    def _end_run(self, task: _Task, grace_s: float) -> None:
+        leftovers.end_runs(self._context.db_directory, grace_s, runs=[commands.mark(task.claim, self._context)])
 
 
 def inputs_of(claim: Claim, context: commands.Context) -> tuple[str, str, list[links.Parent], str]:

@@ -30,9 +30,10 @@ from ..schedulers import hostlist
 from ..schedulers.environ import Allocation, NodeGpus
 from ..settings import Settings
 from . import logs, mpirun
-from .commands import ensemble_mark, lease_mark
+from .commands import ensemble_mark
 from .ensemble.link import INSTALL
-from .process import end_orphans, reason
+from .leftovers import end_runs
+from .process import reason
 from .resources import LauncherOptions, Resources
 from .spawner import Piped
 
@@ -99,7 +100,7 @@ class Plan(NamedTuple):
 
 
 def report(**news: object) -> None:
-    """In a rank: tell the supervisor something. Rank 0 says `head=`, `lease=`, and at the end `ended=` or `error=`."""
+    """In a rank: tell the supervisor something. Rank 0: `head=`, `mark=`, `lease=`, and at the end `ended=` or `error=`."""
     try:
         os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
     except OSError:  # the supervisor is gone; the end of stdin tells that, too
@@ -211,7 +212,7 @@ class _Program:
 
     def __init__(self, starter: Sequence[str], plan: Plan, settings: Settings, wishes: _Wishes) -> None:
         self._plan, self._settings, self._wishes = plan, settings, wishes
-        self._mark = ensemble_mark(plan.db_directory, Holder.current())
+        self._mark = ensemble_mark(Holder.current())
         log.info("Starting %d ranks of balsam_lite.launcher.rank: %s", plan.ranks, " ".join([*starter, sys.executable]))
         environ = {**_environ(), RUN_VARIABLE: os.fsdecode(self._mark)}
         argv = [*starter, *module_words("balsam_lite.launcher.rank", plan.as_text())]
@@ -226,6 +227,7 @@ class _Program:
         self._ended: int | None = None
         self._error: str | None = None
         self.lease: int | None = None
+        self._run_mark = b""  # of its runs; known together with the lease
 
     def run(self) -> int | None:
         """Until it is over, and nothing of it is left on this host. Its exit code; None if it broke down.
@@ -311,6 +313,9 @@ class _Program:
         if what == "lease":
             self.lease = int(value)
             return
+        if what == "mark":
+            self._run_mark = os.fsencode(value)
+            return
         if what == "head":
             self._head = Holder(*value)
             self._times.pop("start", None)
@@ -333,11 +338,12 @@ class _Program:
         log.error("The MPI program of the launcher broke down (%s).%s", how, words and f" Its last words:{words}")
 
     def _clean_up(self) -> None:
-        left = end_orphans(self._mark, self._settings.KILL_GRACE_S + _LEFTOVER_GRACE_S).number
+        directory, grace_s = self._plan.db_directory, self._settings.KILL_GRACE_S + _LEFTOVER_GRACE_S
+        left = end_runs(directory, grace_s, [self._mark]).number
         if left:
             log.warning("%d process(es) of the MPI program were left on this host and have been told to end.", left)
         if self.lease is not None and self._ended is None:
-            end_orphans(lease_mark(self._plan.db_directory, self.lease), self._settings.USER_KILL_GRACE_S)
+            end_runs(directory, self._settings.USER_KILL_GRACE_S, [self._run_mark])
 
 
 __all__ = ["Plan", "report", "supervise"]

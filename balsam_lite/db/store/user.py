@@ -17,6 +17,7 @@ from ... import spec, states
 from ...clock import SystemClock
 from ...errors import InvalidSpec, LostLease, ParentInUse, StateError
 from .. import transaction
+from ..binding import id_of
 from ..connection import Database
 from ..schema import LARGE_WRITE_HOLD, sql_list
 from . import claims, graph, outcomes, pieces, tags
@@ -58,9 +59,12 @@ def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> Hook | No
     from ...processes import HOOK_VARIABLE, RUN_VARIABLE  # here, not above: most commands change no state
 
     kind = environ.get(HOOK_VARIABLE, "")
-    directory, *numbers = environ.get(RUN_VARIABLE, "").rsplit(":", 3)
-    if not kind or len(numbers) != 3 or not all(map(str.isdecimal, numbers)) or directory != os.path.realpath(db.directory):
+    db_id, *numbers = environ.get(RUN_VARIABLE, "").rsplit(":", 3)
+    if not kind or len(numbers) != 3 or not all(map(str.isdecimal, numbers)):
         return None
+    with db.read() as cx:
+        if db_id != id_of(cx):
+            return None
     lease, job, attempt = map(int, numbers)
     return Hook(kind, environ.get("BALSAM_JOB_ID", ""), job, lease, attempt)
 

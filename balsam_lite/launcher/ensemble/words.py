@@ -36,6 +36,7 @@ class Begin(NamedTuple):
     """What a node needs to know to run jobs."""
 
     db_directory: str
+    run_mark: bytes  # with which those of its runs begin
     lease: int
     nodes: int
     job_mode: str

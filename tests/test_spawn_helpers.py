@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from balsam_lite.launcher import spawn_helper
 from balsam_lite.launcher.spawn_helper import Request
 from balsam_lite.launcher.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
 from balsam_lite.processes import DETACHED_VARIABLE, Process, below
+from balsam_lite.programs import module_words, python_path
 
 
 @pytest.fixture
@@ -151,6 +154,17 @@ def test_that_a_helper_of_a_launcher_in_a_local_batch_job_ends_its_runs(
     assert isinstance(started, Started)
     spawner.abandon()
     assert not alive(started.pid)
+
+
+def test_that_a_helper_starts_nothing_for_a_launcher_that_is_gone(tmp_path: Path) -> None:
+    own, link = socket.socketpair()
+    large = (spawn_helper.BEGIN, {b"X": b"x" * 100_000}, None)  # its messages come in several pieces
+    own.sendall(spawn_helper.framed([large, (spawn_helper.START, *request(tmp_path, 1, "exec sleep 600"))]))
+    own.close()
+    words = module_words("balsam_lite.launcher.spawn_helper", "0", "1")
+    assert subprocess.run(words, stdin=link.fileno(), env={"PYTHONPATH": python_path()}, timeout=60).returncode == 0
+    link.close()
+    assert not (tmp_path / "1.out").exists()
 
 
 def test_that_a_launcher_gives_back_what_a_killed_helper_ran_and_goes_on(bench: Bench, tmp_path: Path) -> None:

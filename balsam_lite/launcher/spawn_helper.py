@@ -184,8 +184,17 @@ class Helper:
         if run_file is not None:
             self._record = Writer(RunFile._make(run_file))
             self._note_start(os.getpid(), _start_of_child(os.getpid()), b"")
+        # From now on whoever finds the launcher dead ends this helper first. Before, its jobs may have been given to others.
+        self._is_over = self._is_over or self._is_alone()
+
+    def _is_alone(self) -> bool:
+        """Return whether the launcher is gone, though something that it has sent may still be to be read."""
+        waiting = select.poll()
+        waiting.register(self._link, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in waiting.poll(0))
 
     def _messages(self) -> Iterator[tuple[Any, ...]]:
+        """Yield what the launcher has sent. All is read first: when it is gone, nothing that it has asked for may start."""
         while True:
             try:
                 piece = self._link.recv(_BYTES_AT_ONCE)
@@ -197,8 +206,6 @@ class Helper:
                 self._is_over = True
                 break
             self._unread += piece
-            if len(piece) < _BYTES_AT_ONCE:
-                break
         start, size = 0, len(self._unread)
         while size - start >= LENGTH_BYTES:
             end = start + LENGTH_BYTES + int.from_bytes(self._unread[start : start + LENGTH_BYTES], "big")

@@ -182,6 +182,26 @@ def below(pid: int) -> list[Process]:
     return [table[one] for one in found - _with_descendants(detached, table.values()) if one in table]
 
 
+def process_of(pid: int) -> Process | None:
+    """Return a living process; None if it has ended."""
+    return _parse(pid, read_proc(f"/proc/{pid}/stat")) if _LINUX else None
+
+
+def run_mark_of(pid: int) -> bytes:
+    """Return the run mark in the environment of a process; b"" where it has none, or it cannot be seen."""
+    return _value(_environ_of(pid), _MARK) or b""
+
+
+def is_detached(pid: int) -> bool:
+    """Return whether a process is no part of the job that has started it."""
+    return _value(_environ_of(pid), _DETACHED) is not None
+
+
+def command_of(pid: int) -> str:
+    """Return the name of a process, proc_pid_comm(5); "" where that is unknown."""
+    return read_proc(f"/proc/{pid}/comm").decode(errors="replace").rstrip("\n") if _LINUX else ""
+
+
 def state_of(pid: int) -> str:
     """Return the state of a process as proc_pid_stat(5) has it, T if it is stopped; "" where that is unknown."""
     stat = read_proc(f"/proc/{pid}/stat") if _LINUX else b""

@@ -82,7 +82,7 @@ JOB_FIELDS = (
     Field("start_after", "id", None, settable=False),  # microseconds; no launcher takes it before
     Field("told_to_stop", "id", None, settable=False),  # microseconds; when its launcher told the run to stop
     # Since schema version 6.
-    Field("keep_background", "flag", 0, settable=False),  # reserved: let processes that the run leaves behind live
+    Field("keep_background", "flag", 0),  # leave the processes alone that the run leaves behind
     Field("launcher_deaths", "count0", 0, settable=False),  # launchers that died, without an outside cause, while it ran
 )
 
@@ -103,7 +103,7 @@ APP_FIELDS = (
     # Since schema version 5.
     Field("exit_0_is_done_after_stop", "flag", 0),  # for all its jobs
     # Since schema version 6.
-    Field("keep_background", "flag", 0, settable=False),  # reserved, for all its jobs
+    Field("keep_background", "flag", 0),  # for all its jobs
 )
 
 JOB_FIELD = {field.name: field for field in JOB_FIELDS}

@@ -287,7 +287,7 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
         "--wall-time-minutes 7 --num-nodes 2 --coschedule-num-nodes 1 --node-packing-count 3 --ranks-per-node 4"
         " --threads-per-rank 5 --threads-per-core 6 --gpus-per-rank 0.5 --cpu-affinity depth"
         " --post_handle_error --post_handle_timeout --disable_auto_timeout_retry --restart-limit 0 --max-retries 2"
-        " --exit-0-is-done-after-stop"
+        " --exit-0-is-done-after-stop --keep-background"
         " --url-in host:/in --url-out host:/out --env A=1 --env B=x:y=z --tag k=v --tag t=a=b --priority -3 --user-workdir wd"
         f" --parent {first} --parent {second[:9]} --no-wait-for-parents"
     ).split()
@@ -315,7 +315,7 @@ def test_that_every_option_of_job_reaches_its_field(balsam: Balsam, say: str, tm
         "user_workdir": str(tmp_path / "wd"), "workdir": str(tmp_path / "wd"), "wait_for_parents": False,
         "input_files": "*.in 'a b'",
         "stage_out_files": "*.out", "data": {"x": [1]}, "description": "one job", "state": "CREATED", "unfinished_parents": 0,
-        "max_retries": 2, "retry_codes": "-9 75", "exit_0_is_done_after_stop": True,
+        "max_retries": 2, "retry_codes": "-9 75", "exit_0_is_done_after_stop": True, "keep_background": True,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     parents = f'parents:                        ["{first}", "{second}"]\n'

@@ -42,7 +42,7 @@ ROOMS = (
         tuple(
             f"launcher.{name}"
             for name in (
-                "process", "spawn_helper", "spawner", "trouble", "start_failures", "nodes", "staging", "commands",
+                "process", "adopted", "spawn_helper", "spawner", "trouble", "start_failures", "nodes", "staging", "commands",
                 "template", "shell", "plain",
                 "evaluation", "quiet",
                 "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "run_file", "leftovers", "reaper",

@@ -39,6 +39,7 @@ class ApplicationDefinition:
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
             here, or at a site behind ssh the one that runs balsam there.
         exit_0_is_done_after_stop: count a run that exits with 0 after its launcher told it to stop as done, not as a timeout.
+        keep_background: do not end processes that a run leaves in the background when it ends.
 
     Objects are made by the launcher; they have the job as `job`. Hooks may assign `self.job.state`.
     """
@@ -49,6 +50,7 @@ class ApplicationDefinition:
     environment_variables: ClassVar[dict[str, str]] = {}
     python_exe: ClassVar[str] = ""
     exit_0_is_done_after_stop: ClassVar[bool] = False
+    keep_background: ClassVar[bool] = False
     transfers: ClassVar[dict[str, Any]] = {}
     cleanup_files: ClassVar[list[str]] = []
     run: ClassVar[Callable[..., Any]]
@@ -290,6 +292,7 @@ def _row(cls: type[ApplicationDefinition], home: Home) -> dict[str, Any]:
         "parameters": cls.parameters,
         "environ_vars": cls.environment_variables,
         "exit_0_is_done_after_stop": cls.exit_0_is_done_after_stop,
+        "keep_background": cls.keep_background,
         "definition": {} if source is None else order.definition_of(source),
         "envscript": "",
         **{name: shlex.join(interpreter.words(python, interpreter.HOOK, name)) if name in own else "" for name in _SCRIPTS},
@@ -364,6 +367,7 @@ def _loaded(row: Mapping[str, Any], home: Home) -> type[ApplicationDefinition]:
         "parameters": {name: one for name, one in row["parameters"].items() if not one.get("required", True) or "help" in one},
         "environment_variables": row["environ_vars"],
         "exit_0_is_done_after_stop": bool(row["exit_0_is_done_after_stop"]),
+        "keep_background": bool(row["keep_background"]),
         "__doc__": row["description"],
         "__module__": __name__,
     }

@@ -32,6 +32,7 @@ class App(Record):
     handle_error: str = of_job("", "args")
     handle_timeout: str = of_job("", "args")
     exit_0_is_done_after_stop: bool = flag(False)
+    keep_background: bool = flag(False)
     definition: dict[str, Any] = known(default={})
 
     _KIND = "app"

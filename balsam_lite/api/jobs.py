@@ -146,6 +146,7 @@ class Job(Record):
     run_when: str = of_job("all_finished")
     auto_timeout_retry: bool = flag(True)
     exit_0_is_done_after_stop: bool = flag(False)
+    keep_background: bool = flag(False)
     post_error_handler: bool = flag(False)
     post_timeout_handler: bool = flag(False)
     job_id: str | None = known()

@@ -25,6 +25,7 @@ from .group import BalsamCommand, SentenceOption, option
 @option("--postprocess", default="", metavar="COMMAND", help="Run after each job.")
 @option("--envscript", default="", metavar="FILE", help="A shell script to source before each job.")
 @option("--exit-0-is-done-after-stop", is_flag=True, help="Count a run that exits with 0 after it was told to stop as done.")
+@option("--keep-background", is_flag=True, help="Do not end what its jobs leave in the background.")
 @option("--description", cls=SentenceOption, default="", metavar="WORDS...", help="What it does.")
 def app(
     *,
@@ -34,6 +35,7 @@ def app(
     postprocess: str,
     envscript: str,
     exit_0_is_done_after_stop: bool,
+    keep_background: bool,
     description: str,
 ) -> None:
     """Register an application: a program that jobs run.
@@ -50,7 +52,7 @@ def app(
     """
     values: dict[str, Any] = {
         "name": name, "executable": executable, "preprocess": preprocess, "postprocess": postprocess,
-        "exit_0_is_done_after_stop": exit_0_is_done_after_stop,
+        "exit_0_is_done_after_stop": exit_0_is_done_after_stop, "keep_background": keep_background,
     }  # fmt: skip
     values.update(description=description, envscript=os.path.abspath(os.path.expanduser(envscript)) if envscript else "")
     if not executable.strip():

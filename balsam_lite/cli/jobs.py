@@ -48,6 +48,7 @@ _OPTIONS = (
     option(
         "--exit-0-is-done-after-stop", is_flag=True, help="Count exit code 0 as done also after its launcher told it to stop."
     ),
+    option("--keep-background", is_flag=True, help="Do not end what it leaves in the background when it ends."),
     option("--restart-limit", metavar="N", help="So many restarts after time was up, then FAILED. [default: 10]"),
     option("--max-retries", metavar="N", help="Run it again so often after an error. [default: 0]"),
     option("--retry-codes", cls=WordsOption, metavar="CODES...", help="Only after these return codes; signal 9 is -9."),

@@ -81,5 +81,6 @@ def app_form(app: Mapping[str, Any]) -> str:
     values += [("Preprocess", app["preprocess"]), ("Postprocess", app["postprocess"])]
     values += [("Envscript", app["envscript"])] if app["envscript"] else []
     values += [("After a stop", "exit code 0 is done")] if app["exit_0_is_done_after_stop"] else []
+    values += [("Background", "processes that a run leaves are kept")] if app["keep_background"] else []
     lines = [f"{label + ':':{_APP_LABEL}}{value}".rstrip() for label, value in values]
     return "\n".join([f"Application {app['id']}:", _APP_DASHES, *lines])

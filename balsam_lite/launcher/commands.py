@@ -14,13 +14,13 @@ from ..db import location
 from ..db.store.claims import Claim
 from ..errors import SpawnFailed, TemplateError
 from ..identity import Holder
-from ..processes import HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
+from ..processes import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from . import gpus, interpreter, order, report, template
 from .nodes import Place
 from .staging.links import Parent
 from .start_failures import StartFailure
 
-_RUN = RUN_VARIABLE.encode()
+_RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
 #: Bytes for the variables about parents that always fit into the environment.
 _FEW_PARENTS_BYTES = 4096
 #: Bytes kept free of what a program's variables and words may take together: for its path, and what a hook adds.
@@ -231,6 +231,8 @@ def environment(claim: Claim, place: Place | None, context: Context) -> dict[byt
     own[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
     own.update(_NO_PARENTS if claim.parents == "[]" else _of_parents(claim, context, own))
     own[_RUN] = mark(claim, context)
+    if claim.keep_background:
+        own[_DETACHED] = b"1"
     return own
 
 

@@ -105,11 +105,13 @@ def add_app(
     checkexe: bool = False,
     *,
     exit_0_is_done_after_stop: bool = False,
+    keep_background: bool = False,
 ) -> ApplicationDefinition:
     """Register an application, or overwrite all fields of the one of that name, and say which. One write transaction.
 
     `checkexe` demands that the first word of `executable` is a program that can be found and run. With
     `exit_0_is_done_after_stop` a run that exits with 0 after its launcher told it to stop counts as done, not as a timeout.
+    With `keep_background` processes that a run leaves in the background when it ends are not ended with the launcher.
 
     Raises:
         InvalidSpec; NotFound: `checkexe`, and there is no such program.
@@ -120,7 +122,7 @@ def add_app(
         _check_executable(executable)
     fields = {
         "executable": executable, "description": description, "envscript": envscript, "preprocess": preprocess,
-        "postprocess": postprocess, "exit_0_is_done_after_stop": exit_0_is_done_after_stop,
+        "postprocess": postprocess, "exit_0_is_done_after_stop": exit_0_is_done_after_stop, "keep_background": keep_background,
     }  # fmt: skip
     with active().write():
         app, is_new = ApplicationDefinition.objects.get_or_create(name=name, defaults=fields)

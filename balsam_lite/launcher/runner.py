@@ -5,6 +5,7 @@ Spawn helpers own the programs (`spawner`). A run that is being stopped keeps it
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -18,15 +19,17 @@ from .. import outputs, spec, states
 from ..clock import SECOND_US, Clock, format_us
 from ..db.store.claims import Claim, Exit, Shape, unstarted
 from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
-from ..processes import Process, descendants, living, reap_adopted, signal_all
+from ..processes import Process, command_of, descendants, living, reap_adopted, signal_all
 from . import commands, leftovers, pinning, process, steps
 from .failpoints import failpoint
 from .nodes import Place
 from .pinning import CpuSet
 from .spawn_helper import ABANDONED, BY_ITSELF, Request
-from .spawner import Ended, Failed, Lost, Spawner, Started, Withdrawn
+from .spawner import Ended, Failed, Leftover, Lost, Spawner, Started, Withdrawn
 from .start_failures import BUSY, NODE, REFUSED, StartFailure
 from .trouble import Machine
+
+log = logging.getLogger(__name__)
 
 #: A command that kills its ranks when it is told to end has so many seconds to do that.
 _LAST_S = 3.0
@@ -38,6 +41,11 @@ _OUTPUT_BYTES = 16_384
 _MOST_REFUSALS = 4
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
+#: Processes that a run has left are given this number of seconds to end: the first command of a pipeline often ends last.
+_LINGER_S = 0.1
+#: Seconds between TERM and KILL for what an earlier attempt left, while its job waits to be started, and between looks.
+_LEFT_GRACE_S, _LEFT_PERIOD_S = 0.3, 0.01
+_MAX_NAMES = 5
 _NO_RESULT = "The program ended with exit code 0 before its function returned: by os._exit(), or as another program (os.exec…)"
 
 
@@ -45,9 +53,8 @@ class _Run:
     """A live process of one attempt."""
 
     __slots__ = (
-        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "mark", "members", "pid", "place", "reached_us",
-        "start",
-        "started_us", "stop_result", "told_us"
+        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "left", "mark", "members", "pid", "place",
+        "reached_us", "start", "started_us", "stop_result", "told_us"
     )  # fmt: skip
 
     def __init__(self, claim: Claim, place: Place | None, started: Started, mark: bytes) -> None:
@@ -55,6 +62,7 @@ class _Run:
         _, self.pid, self.start, self.started_us = started
         self.ended: Ended | Lost | None = None
         self.is_replaced = False  # a queued job has its place
+        self.left: list[Leftover] = []  # what it left running when it ended by itself
         self.failure: StartFailure | None = None  # why it is being stopped: its MPI command waits for what it cannot start
         # While it is being stopped:
         self.stop_result = ""  # what a run that did not end by itself counts as
@@ -162,6 +170,8 @@ class LocalRunner:
         self._runs: dict[int, _Run] = {}
         self._stopping: dict[int, _Run] = {}
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # what to do when it is started
+        self._lingering: list[tuple[float, _Run]] = []  # ended well, with processes that may be about to end; until when
+        self._left: dict[int, list[Process]] = {}  # what jobs have left running, to be ended before they run again
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
         self._lanes: dict[Shape, int] = {}
         self._machine = Machine(context.data_directory)
@@ -183,10 +193,12 @@ class LocalRunner:
     @property
     def is_busy(self) -> bool:
         """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
-        return bool(self._stopping or self._stop_at_once or self._over)
+        return bool(self._stopping or self._stop_at_once or self._over or self._lingering)
 
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`."""
+        if claim.job in self._left:
+            self._end_left(claim)
         try:
             self._channel.start(self._request(claim, place))
             self._starting[claim.job] = (claim, place)
@@ -207,6 +219,8 @@ class LocalRunner:
 
     def queue(self, claim: Claim) -> None:
         """Start a job in the place of the next run of its shape that ends with exit code 0."""
+        if claim.job in self._left:
+            self._end_left(claim)
         self._queued[claim.job] = claim
         shape = claim.shape
         if shape.num_nodes > 1 or shape.gpus_per_rank or pinning.wanted(claim):
@@ -353,6 +367,8 @@ class LocalRunner:
             else:
                 self._note_loss(answer)
         self._asking.answers()
+        if self._lingering:
+            self._look_at_lingering()
         finished, self._over = self._over, []
         self._look_for_stuck_starts()
         if self._stopping:
@@ -392,12 +408,51 @@ class LocalRunner:
             run.stop_result, run.told_us, run.kill_at = "", None, 0.0
             del self._stopping[job]
         if job in self._stopping:
+            # They had lost their parents, so that only its helper could know them.
+            fresh = [one.process for one in ended.left or ()]
+            signal_all(fresh, signal.SIGTERM)
+            run.members += fresh
             return
+        run.left = ended.left or []
+        if run.left:
+            self._lingering.append((self._clock.monotonic() + _LINGER_S, run))
         # A program that a signal has killed could not end its own: Open MPI's ranks outlive their mpiexec.
-        if ended.returncode < 0 and self._left_behind(run):
+        elif ended.left is None and ended.returncode < 0 and not run.claim.keep_background and self._left_behind(run):
             self._stopping[job] = run
         else:
             self._over.append(self._finish(run))
+
+    def _look_at_lingering(self) -> None:
+        """Finish runs that have left processes, when these have ended or stay. What a failed run has left is ended first."""
+        now = self._clock.monotonic()
+        for until, run in list(self._lingering):
+            assert isinstance(run.ended, Ended)
+            # A shell's child may not have become its program yet when the helper saw it.
+            run.left = [Leftover(command_of(one.process.pid), one.process) for one in run.left if living([one.process])]
+            if run.left and now < until:
+                continue
+            self._lingering.remove((until, run))
+            if run.left and not run.claim.keep_background:
+                members = [one.process for one in run.left]
+                if run.ended.returncode:
+                    run.members, run.kill_at = members, now + _LAST_S
+                    self._stopping[run.claim.job] = run
+                    signal_all([*members, *descendants(self._leaders(run), [run.mark])], signal.SIGTERM)
+                    continue
+                self._left[run.claim.job] = members
+            self._over.append(self._finish(run))
+
+    def _end_left(self, claim: Claim) -> None:
+        """End what an earlier attempt has left here before the job runs again."""
+        members = living(self._left.pop(claim.job, ()))
+        for number, wait_s in ((signal.SIGTERM, _LEFT_GRACE_S), (signal.SIGKILL, _LAST_S)):
+            signal_all(members, number)
+            until = self._clock.monotonic() + wait_s
+            while members and self._clock.monotonic() < until:
+                self._clock.sleep(_LEFT_PERIOD_S)
+                members = living(members)
+        if members:
+            log.warning("Job %s: processes of an earlier attempt cannot be killed: %s", claim.label, [p.pid for p in members])
 
     def _note_loss(self, lost: Lost) -> None:
         """End what a spawn helper that has died leaves of a run; the job then goes back."""
@@ -445,7 +500,8 @@ class LocalRunner:
         waiting = (self._starting.keys() | self._queued.keys()) & wanted
         self._stop_at_once.update(dict.fromkeys(waiting, (result, grace_s)))
         self.withdraw(waiting)
-        runs = [self._runs[job] for job in self._runs.keys() & wanted - self._stopping.keys()]
+        lingering = {run.claim.job for _, run in self._lingering}  # these have ended
+        runs = [self._runs[job] for job in self._runs.keys() & wanted - self._stopping.keys() - lingering]
         if runs:
             self._stop(runs, result, grace_s)
         self._spawner.flush()
@@ -564,6 +620,8 @@ class LocalRunner:
             return self._not_run(run, failure)
         result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
         message = process.reason(code) if code else ""
+        if run.left:
+            message = f"{message}; {_left_words(run.left)}" if message else _left_words(run.left).capitalize()
         if run.told_us is not None:
             message = f"Told to stop at {format_us(run.told_us)}, {message if code < 0 else f'ended with {code}'}"
         output = self._tail(run) if code else ""
@@ -645,6 +703,20 @@ class LocalRunner:
         claim = run.claim
         directory, is_generated = commands.workdir(claim, self._context), outputs.is_generated(claim.workdir, claim.job_id)
         return outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated)
+
+
+def _left_words(left: Sequence[Leftover]) -> str:
+    """Return what a run has left running, in words.
+
+    >>> _left_words([Leftover("sleep", Process(7, 1, 7, 7, "1"))] * 3)
+    'left 3 processes running: sleep (3)'
+    """
+    names = [
+        f"{name or '?'} ({number})" if number > 1 else name or "?"
+        for name, number in Counter(one.name for one in left).most_common()
+    ]
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"left {len(left)} process{'es' if len(left) > 1 else ''} running: {', '.join(names[:_MAX_NAMES])}{more}"
 
 
 def _placed(run: _Run) -> Place:

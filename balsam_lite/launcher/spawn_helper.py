@@ -20,17 +20,19 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..processes import RUN_VARIABLE
+from .adopted import Adopted
 from .run_file import RunFile, Writer
 
 # From the launcher: (START, *Request), (QUEUE, *Request), (NOW, key), (WITHDRAW, keys), (TELL, keys),
 # (SIGNAL, key, number, is_group), (BEGIN, common environment, RunFile or None), (BEAT,), (PING,), (END, grace_s).
 START, QUEUE, NOW, WITHDRAW, TELL, SIGNAL, BEGIN, BEAT, PING, END = range(10)
-# To it: (STARTED, key, pid, started, started_us), (ENDED, key, return code, ended_us, end, key of the successor or None),
+# To it: (STARTED, key, pid, started, started_us),
+# (ENDED, key, return code, ended_us, end, key of the successor or None, [(name, *Process) of what it has left] or None),
 # (FAILED, key, words, errno or None, path or None), (WITHDRAWN, keys), (PONG,), (UNRECORDED, why).
 STARTED, ENDED, FAILED, WITHDRAWN, PONG, UNRECORDED = range(6)
 #: How a run ended: by itself; after it had been told to stop; because the launcher gave no sign of life.
@@ -85,10 +87,11 @@ class StartFailed(Exception):
 class _Run:
     """A program that runs."""
 
-    __slots__ = ("end", "key", "lane", "pid")
+    __slots__ = ("directory", "end", "key", "lane", "mark", "pid")
 
-    def __init__(self, key: int, lane: int, pid: int) -> None:
-        self.key, self.lane, self.pid = key, lane, pid
+    def __init__(self, request: Request, pid: int) -> None:
+        self.key, self.lane, self.pid, self.directory = request.key, request.lane, pid, request.directory
+        self.mark = request.own.get(_RUN, b"")
         self.end = BY_ITSELF
 
 
@@ -108,7 +111,9 @@ class Helper:
         self._by_key: dict[int, _Run] = {}
         self._queues: dict[int, deque[Request]] = {}  # by lane
         self._queued = 0
-        self._answers: list[tuple[Any, ...]] = []
+        self._answers: list[tuple[Any, ...] | list[Any]] = []
+        self._ended: list[tuple[_Run, list[Any]]] = []  # with its answer, which lacks what the run has left
+        self._adopted = Adopted()
         self._flush_at = 0.0
         self._unread = bytearray()
         self._unsent = b""
@@ -217,7 +222,7 @@ class Helper:
             start = end
         del self._unread[:start]
 
-    def _answer(self, words: tuple[Any, ...]) -> None:
+    def _answer(self, words: tuple[Any, ...] | list[Any]) -> None:
         if not self._answers:
             self._flush_at = time.monotonic() + _BATCH_S
         self._answers.append(words)
@@ -225,6 +230,8 @@ class Helper:
     def _flush(self) -> None:
         """Send the answers if it is time: at once when nothing is queued. A launcher that does not read waits longer."""
         if self._answers and (not self._queued or time.monotonic() >= self._flush_at):
+            if self._ended:
+                self._look_for_leftovers()
             self._unsent += framed(self._answers)
             self._answers = []
         if not self._unsent:
@@ -257,9 +264,9 @@ class Helper:
             path = error.filename if error is not None and isinstance(error.filename, (str, bytes)) else None
             self._answer((FAILED, request.key, exc.words, error and error.errno, path))
             return False
-        self._runs[pid] = self._by_key[request.key] = _Run(request.key, request.lane, pid)
+        run = self._runs[pid] = self._by_key[request.key] = _Run(request, pid)
         start = tick if tick and tick == _boot_tick() else _start_of_child(pid)
-        self._note_start(pid, start, request.own.get(_RUN, b""))
+        self._note_start(pid, start, run.mark)
         self._answer((STARTED, request.key, pid, start, started_us))
         return True
 
@@ -268,17 +275,6 @@ class Helper:
         trouble = self._record.start(pid, start, mark) if self._record is not None else ""
         if trouble:
             self._answer((UNRECORDED, trouble))
-
-    def _note_end(self, pid: int) -> None:
-        """Record that nothing is left of a program that has been reaped, if so."""
-        if self._record is None:
-            return
-        try:
-            os.killpg(pid, 0)
-        except ProcessLookupError:
-            self._record.end(pid)
-        except PermissionError:
-            pass
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -299,8 +295,19 @@ class Helper:
             successor = None
             if code == 0 and run.end == BY_ITSELF and run.lane:
                 successor = self._refill(run.lane)
-            self._answer((ENDED, run.key, code, ended_us, run.end, successor))
-            self._note_end(pid)
+            answer = [ENDED, run.key, code, ended_us, run.end, successor]
+            self._ended.append((run, answer))
+            self._answer(answer)
+
+    def _look_for_leftovers(self) -> None:
+        """Complete the answers about runs that have ended by what each has left: processes that this one has adopted."""
+        ended, self._ended = self._ended, []
+        over = self._adopted.look(self._runs, [run for run, _ in ended])
+        for run, answer in ended:
+            answer.append(self._adopted.of(run.pid))
+        if self._record is not None:
+            for pid in over:
+                self._record.end(pid)
 
     def _refill(self, lane: int) -> int | None:
         queue = self._queues.get(lane)
@@ -342,23 +349,23 @@ class Helper:
             run.end = run.end or end or TOLD
         from ..processes import below, signal_all
 
-        told: set[Any] = set()
+        told: set[Any] | None = None
         kill_at = time.monotonic() + self._grace_s
         number = signal.SIGTERM
         while True:
             self._reap()
-            living = below(os.getpid())
+            living = below(os.getpid())  # without /proc, nothing: process groups must do
             now = time.monotonic()
-            if not living or now > kill_at + _UNKILLABLE_S:
+            if not (living or self._runs) or now > kill_at + _UNKILLABLE_S:
                 return
             if now >= kill_at:
                 number = signal.SIGKILL
-            if number == signal.SIGKILL or not told.issuperset(living):
+            if number == signal.SIGKILL or told is None or not told.issuperset(living):
                 for pid in self._runs:
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(pid, number)
                 signal_all(living, number)
-                told.update(living)
+                told = {*(told or ()), *living}
             time.sleep(_END_PERIOD_S)
 
 
@@ -498,7 +505,7 @@ def _explained(exc: OSError | ValueError, request: Request) -> StartFailed:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-def framed(messages: list[tuple[Any, ...]]) -> bytes:
+def framed(messages: Sequence[tuple[Any, ...] | list[Any]]) -> bytes:
     """Return messages as they are sent."""
     parts = []
     for words in messages:

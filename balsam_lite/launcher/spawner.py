@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Union
 
 from ..errors import SpawnFailed
-from ..processes import state_of
+from ..processes import Process, state_of
 from ..programs import module_words, python_path
 from . import spawn_helper
 from .run_file import RunFile, RunFiles
@@ -47,6 +47,13 @@ class Started(NamedTuple):
     started_us: int
 
 
+class Leftover(NamedTuple):
+    """A process that a program has left running."""
+
+    name: str
+    process: Process
+
+
 class Ended(NamedTuple):
     """A program has ended."""
 
@@ -55,6 +62,7 @@ class Ended(NamedTuple):
     ended_us: int
     end: int = spawn_helper.BY_ITSELF
     successor: int | None = None  # the key of the queued program that has taken its place
+    left: list[Leftover] | None = []  # what it has left running; None: unknown
 
 
 class Failed(NamedTuple):
@@ -319,8 +327,10 @@ class Spawner:
             channel.put(Started(key, *words[2:]))
         elif kind == spawn_helper.ENDED:
             self._forget(helper, wire)
-            successor = words[5]
-            channel.put(Ended(key, words[2], words[3], words[4], None if successor is None else successor // _CHANNELS))
+            _, _, code, ended_us, end, successor, left = words
+            if left:
+                left = [Leftover(name, Process._make(fields)) for name, *fields in left]
+            channel.put(Ended(key, code, ended_us, end, None if successor is None else successor // _CHANNELS, left))
         else:
             self._forget(helper, wire)
             channel.put(Failed(key, _failure(*words[2:])))

@@ -77,6 +77,7 @@ class Claim(NamedTuple):
     app_environ: str | None = "{}"
     handle_error: str | None = ""
     handle_timeout: str | None = ""
+    keep_background: int = 0  # of the job or its application: leave the processes alone that a run leaves
     place: object = None  # what `Room.reserve` gave
 
     @property
@@ -161,7 +162,7 @@ _CANDIDATE = (
     "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir, parent.state)) "
     "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), "
     "job.mpi_flags, job.parameters, app.definition, app.command_template, app.parameters, app.environ_vars, "
-    "app.handle_error, app.handle_timeout, job.priority"
+    "app.handle_error, app.handle_timeout, job.keep_background OR coalesce(app.keep_background, 0), job.priority"
 )
 #: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"

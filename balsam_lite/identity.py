@@ -14,6 +14,8 @@ import time
 from typing import NamedTuple
 
 _LINUX = sys.platform.startswith("linux")
+#: The start of a process that lives, where nothing tells when it was started.
+UNKNOWN_START = "?"
 
 
 class Holder(NamedTuple):
@@ -38,7 +40,7 @@ class Holder(NamedTuple):
         if not self.is_here():
             return False
         started = start_of(self.pid)
-        return started == "" or (self.started != "" and started != self.started)
+        return started == "" or (UNKNOWN_START not in (started, self.started) and self.started not in ("", started))
 
 
 def _pid_namespace() -> str:
@@ -54,16 +56,31 @@ def boot_id() -> str:
 
 
 def start_of(pid: int) -> str:
-    """An opaque token for the start of process `pid`; "" when there is no such living process (a zombie is dead)."""
+    """Return an opaque token for the start of process `pid`; "" when there is no such living process (a zombie is dead).
+
+    UNKNOWN_START where it cannot be read: without /proc, or for another user's process on a /proc with hidepid=2 (proc(5)).
+    """
     if not _LINUX:
         return _start_by_psutil(pid)
     stat = read_proc(f"/proc/{pid}/stat")
     if not stat:
-        return ""
+        return _start_without_proc(pid)
     # proc_pid_stat(5): the 2nd field is the command in parentheses and may itself hold blanks and parentheses, so count
     # from behind it: state is the 3rd field, starttime (clock ticks since boot) the 22nd.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return "" if fields[0] in b"ZX" else fields[19].decode()
+
+
+def _start_without_proc(pid: int) -> str:
+    if pid <= 0:  # kill(2) would take it for a process group
+        return ""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return UNKNOWN_START
+    except (ProcessLookupError, OverflowError):
+        return ""
+    return UNKNOWN_START if not os.path.exists("/proc/self/stat") else ""
 
 
 #: A lack of files or memory that may pass, how often to try again because of it, and the seconds between.

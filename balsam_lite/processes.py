@@ -182,6 +182,11 @@ def below(pid: int) -> list[Process]:
     return [table[one] for one in found - _with_descendants(detached, table.values()) if one in table]
 
 
+def sees_processes() -> bool:
+    """Return whether the table of processes can be read: not in a container without /proc."""
+    return not _LINUX or os.path.exists("/proc/self/stat")
+
+
 def process_of(pid: int) -> Process | None:
     """Return a living process; None if it has ended."""
     return _parse(pid, read_proc(f"/proc/{pid}/stat")) if _LINUX else None
@@ -288,7 +293,11 @@ def _table() -> Iterator[Process]:
     if not _LINUX:
         yield from _table_by_psutil()
         return
-    for name in os.listdir("/proc"):
+    try:
+        names = os.listdir("/proc")
+    except OSError:  # it is not mounted; see `sees_processes`
+        return
+    for name in names:
         if name.isdigit():
             process = _parse(int(name), read_proc(f"/proc/{name}/stat"))
             if process:

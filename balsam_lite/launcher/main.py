@@ -25,6 +25,7 @@ from ..db.filesystem import LOCAL
 from ..db.store import leases
 from ..errors import LostLease
 from ..identity import Holder
+from ..processes import sees_processes
 from ..schedulers.environ import Allocation
 from ..settings import Settings
 from . import commands, failpoints, gpus, leftovers, logs, mpirun, resources
@@ -46,6 +47,11 @@ log = logging.getLogger(__name__)
 
 #: So long may the submitter of this batch job need to write down its id, in seconds.
 _SUBMITTER_S = 5.0
+
+_NO_PROC = (
+    "/proc is not mounted here. What a job leaves in the background is ended as soon as its program ends, and processes that "
+    "it starts in sessions of their own cannot be found."
+)
 
 #: A batch system tells every process of a batch job, and whoever started this one passes it on: one signal, heard twice.
 _SAME_SIGNAL_S = 1.0
@@ -123,6 +129,8 @@ def _run_in(db: Database, found: Resources, settings: Settings, options: Launche
     clock = SystemClock()
     log_path = logs.set_up(db.directory, settings)
     _say(f"Started Balsam launcher [{os.getpid()}], log in {log_path}")
+    if not sees_processes():
+        log.warning(_NO_PROC)
     batch_id = found.batch.batch_id if found.batch else ""
     reaper = Reaper(db, settings, clock)
     with db.write() as cx:

@@ -600,6 +600,8 @@ class LocalRunner:
                 continue
             signal_all(found, signal.SIGKILL)
             run.members = found
+            if not run.ended:  # without /proc nothing was found
+                self._channel.signal(run.claim.job, signal.SIGKILL, is_group=True)
 
     def _finish(self, run: _Run) -> Finished:
         claim = run.claim

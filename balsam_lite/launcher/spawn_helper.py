@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ..processes import RUN_VARIABLE
+from ..processes import DETACHED_VARIABLE, RUN_VARIABLE, sees_processes
 from .adopted import Adopted
 from .run_file import RunFile, Writer
 
@@ -38,7 +38,7 @@ STARTED, ENDED, FAILED, WITHDRAWN, PONG, UNRECORDED = range(6)
 #: How a run ended: by itself; after it had been told to stop; because the launcher gave no sign of life.
 BY_ITSELF, TOLD, ABANDONED = range(3)
 
-_RUN = RUN_VARIABLE.encode()
+_RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
 #: Bytes of the number that says how long a message is.
 LENGTH_BYTES = 4
 #: The value of a variable that a program shall not have though the launcher has it. No real value holds a NUL.
@@ -87,11 +87,12 @@ class StartFailed(Exception):
 class _Run:
     """A program that runs."""
 
-    __slots__ = ("directory", "end", "key", "lane", "mark", "pid")
+    __slots__ = ("directory", "end", "is_kept", "key", "lane", "mark", "pid")
 
     def __init__(self, request: Request, pid: int) -> None:
         self.key, self.lane, self.pid, self.directory = request.key, request.lane, pid, request.directory
         self.mark = request.own.get(_RUN, b"")
+        self.is_kept = _DETACHED in request.own
         self.end = BY_ITSELF
 
 
@@ -114,6 +115,7 @@ class Helper:
         self._answers: list[tuple[Any, ...] | list[Any]] = []
         self._ended: list[tuple[_Run, list[Any]]] = []  # with its answer, which lacks what the run has left
         self._adopted = Adopted()
+        self._sees_processes = sees_processes()
         self._flush_at = 0.0
         self._unread = bytearray()
         self._unsent = b""
@@ -282,7 +284,7 @@ class Helper:
         """Collect the children that have ended, those that were adopted among them, and refill the slots of good runs."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG) if self._sees_processes else self._end_group_and_wait()
             except ChildProcessError:
                 return
             if not pid:
@@ -298,6 +300,17 @@ class Helper:
             answer = [ENDED, run.key, code, ended_us, run.end, successor]
             self._ended.append((run, answer))
             self._answer(answer)
+
+    def _end_group_and_wait(self) -> tuple[int, int]:
+        """Reap a child without /proc, as waitpid does. What it leaves in its group ends now: later nothing would find it."""
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return 0, 0
+        run = self._runs.get(found.si_pid)
+        if run is not None and not run.is_kept:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(run.pid, signal.SIGKILL)
+        return os.waitpid(found.si_pid, 0)
 
     def _look_for_leftovers(self) -> None:
         """Complete the answers about runs that have ended by what each has left: processes that this one has adopted."""

@@ -13,6 +13,7 @@ from helpers import wait_until
 from launching import Bench, alive
 
 from balsam_lite.db.store import apps, user
+from balsam_lite.identity import read_proc
 from balsam_lite.launcher import adopted
 from balsam_lite.launcher.adopted import Adopted
 from balsam_lite.processes import RUN_VARIABLE, below
@@ -170,3 +171,22 @@ def test_that_without_a_list_of_children_nobody_claims_to_know(monkeypatch: pyte
     known = Adopted()
     assert known.look({}, []) == []
     assert known.of(17) is None
+
+
+def test_that_a_hidden_process_of_a_helper_that_was_killed_ends_before_its_job_runs_again(bench: Bench, tmp_path: Path) -> None:
+    bench.shell(
+        "hides",
+        f"test $BALSAM_ATTEMPT = 2 && {{ kill -0 $(cat {tmp_path}/pid.1) 2>/dev/null && touch {tmp_path}/overlap; exit 0; }}\n"
+        f"{LEAVE_HIDDEN}\n{WAIT}\nexec sleep 4444",
+    )
+    (job,) = bench.add([{"application": "hides"}])
+    launcher = bench.launch()
+    pid = left_pid(tmp_path)
+    wait_until(lambda: bench.job(job)["state"] == "RUNNING")
+    for one in below(launcher.pid):
+        if b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline"):
+            os.kill(one.pid, signal.SIGKILL)
+    assert launcher.wait(60) == 0
+    assert not alive(pid)
+    assert not (tmp_path / "overlap").exists()
+    assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("JOB_FINISHED", 2)

@@ -1,4 +1,4 @@
-"""What runs leave behind in a spawn helper: the processes that it has adopted, as a subreaper, and whose they are.
+"""The processes that a spawn helper has adopted, as a subreaper, and whose runs have left them; the launcher's own likewise.
 
 To know that nothing was left costs one read of a file of /proc for many ends. Spawn helpers import this module, so it
 imports little.
@@ -7,7 +7,7 @@ imports little.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -81,6 +81,16 @@ class Adopted:
             text += piece
             if len(piece) < _PAGE_BYTES // 2:
                 return set(map(int, text.split()))
+
+    def orphans(self, own: Collection[int]) -> list[Process]:
+        """Return the living processes that the main thread of this process has adopted, without detached ones.
+
+        Args:
+            own: the pids of the children that it has started.
+        """
+        adopted = self._children() - set(own) if self._fd >= 0 else set()
+        found = [process_of(pid) for pid in adopted if not is_detached(pid)]
+        return [one for one in found if one is not None]
 
     def _owner_of(self, process: Process, living: Mapping[int, Run]) -> int:
         """Return the run that has left a process: by session, run mark or, if it shows neither, working directory."""

@@ -172,6 +172,7 @@ class LocalRunner:
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # what to do when it is started
         self._lingering: list[tuple[float, _Run]] = []  # ended well, with processes that may be about to end; until when
         self._left: dict[int, list[Process]] = {}  # what jobs have left running, to be ended before they run again
+        self._orphans: list[Process] = []  # what dead spawn helpers had adopted, now children of this process
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
         self._lanes: dict[Shape, int] = {}
         self._machine = Machine(context.data_directory)
@@ -367,6 +368,7 @@ class LocalRunner:
             else:
                 self._note_loss(answer)
         self._asking.answers()
+        self._end_orphans()
         if self._lingering:
             self._look_at_lingering()
         finished, self._over = self._over, []
@@ -466,6 +468,17 @@ class LocalRunner:
         self._stopping[lost.key] = run
         self._left_behind(run)
         signal_all(run.members, signal.SIGTERM)
+
+    def _end_orphans(self) -> None:
+        """End what a dead spawn helper had adopted, whosever it is, before one of its jobs goes back."""
+        orphans = self._spawner.take_orphans()
+        self._orphans += orphans
+        signal_all(orphans, signal.SIGTERM)
+        lost = [run for run in self._stopping.values() if isinstance(run.ended, Lost)]
+        for run in lost:
+            run.members += orphans
+        if not lost:
+            signal_all(orphans, signal.SIGKILL)
 
     def _look_for_stuck_starts(self) -> None:
         """Stop MPI commands that wait for what they could not start."""
@@ -611,7 +624,7 @@ class LocalRunner:
         assert run.ended is not None
         failpoint("after-exit")
         if isinstance(run.ended, Lost):
-            reap_adopted([run.pid, *(one.pid for one in run.members)])
+            reap_adopted([run.pid, *(one.pid for one in [*run.members, *self._orphans])])
         if isinstance(run.ended, Lost) or run.ended.end == ABANDONED:
             return self._not_finished(run)
         code = run.ended.returncode

@@ -23,6 +23,7 @@ from ..errors import SpawnFailed
 from ..processes import Process, state_of
 from ..programs import module_words, python_path
 from . import spawn_helper
+from .adopted import Adopted
 from .run_file import RunFile, RunFiles
 from .spawn_helper import LENGTH_BYTES, Request, become_subreaper, framed
 
@@ -189,6 +190,7 @@ class Spawner:
         self._channels: list[Channel] = []
         self._where: dict[int, _Helper] = {}  # by key
         self._is_closed = self._is_unrecorded = False
+        self._adopted, self._orphans = Adopted(), list[Process]()
         become_subreaper()
         self._helpers: list[_Helper] = []
         self._staff()
@@ -349,11 +351,17 @@ class Spawner:
         code = helper.process.wait()
         if not self._is_closed:
             log.error("Spawn helper %d has died (exit code %d) with %d program(s).", helper.process.pid, code, len(helper.keys))
+        self._orphans += self._adopted.orphans(self.pids)
         for wire in list(helper.keys):
             self._forget(helper, wire).put(Lost(wire // _CHANNELS))
         if not self._is_closed:
             with suppress(SpawnFailed):  # the next request says so
                 self._staff()
+
+    def take_orphans(self) -> list[Process]:
+        """Return what helpers that have died since the last call have left to this process, as far as it was alive then."""
+        found, self._orphans = self._orphans, []
+        return found
 
     def _look_for_silent_ones(self) -> None:
         now = time.monotonic()

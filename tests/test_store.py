@@ -15,10 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from balsam_lite import states
 from balsam_lite.db import events, location, queries
-from balsam_lite.db.schema import FREE
+from balsam_lite.db.schema import FREE, VISIBLE
 from balsam_lite.db.store import apps, claims, graph, insert, leases, moves, pieces, steps, user
 from balsam_lite.errors import (
     AmbiguousJobId,
+    DatabaseError,
     DependencyCycle,
     DuplicateApp,
     DuplicateDependency,
@@ -719,8 +720,10 @@ class StoreMachine(RuleBasedStateMachine):
                         job,
                         events,
                     )
-            counted = dict(cx.execute("SELECT state, count(*) FROM job GROUP BY state"))
+            counted = dict(cx.execute(f"SELECT state, count(*) FROM job WHERE {VISIBLE} GROUP BY state"))
             assert queries.state_counts(cx) == counted
+            hidden_ones = cx.execute(f"SELECT attempt, lease FROM job WHERE NOT {VISIBLE}").fetchall()
+            assert set(hidden_ones) <= {(0, None)}
             for job, count in cx.execute("SELECT id, unfinished_parents FROM job"):
                 assert job in unfinished or (count == 0) == (holding[job] is True), (job, count)
             wrong = f"SELECT id FROM job WHERE unfinished_parents <> {graph.UNFINISHED_PARENTS}"
@@ -762,6 +765,7 @@ class PiecesMachine(StoreMachine):
             pieces, FEW=1, PART=1, PIECE_S=0, complete=lambda *_: Counter(), _is_abandoned=lambda *_: True
         )
         self.small.start()
+        self.insertion = None
         super().start()
 
     def teardown(self):
@@ -777,8 +781,11 @@ class PiecesMachine(StoreMachine):
         return is_done
 
     def run_to_the_end(self):
+        if self.insertion:
+            self.insertion.undo()
         super().run_to_the_end()
         with self.db.read() as cx:
+            assert cx.execute("SELECT count(*) FROM large_write").fetchone() == (0,)
             assert cx.execute("SELECT count(*) FROM job WHERE start_after IS NOT NULL").fetchone() == (0,)
 
     def unfinished(self):
@@ -791,6 +798,31 @@ class PiecesMachine(StoreMachine):
     @rule()
     def advance(self):
         pieces.advance_abandoned(self.db)
+
+    @precondition(lambda self: self.insertion is None)
+    @rule(parents=st.lists(JOBS, max_size=2), run_when=RUN_WHEN)
+    def begin_insert(self, parents, run_when):
+        known = sorted({self.job(parent) for parent in parents}) if self.jobs else []
+        chain = [{"run_when": run_when, "parents": [*known, *(insert.Position(n) for n in range(place))]} for place in range(3)]
+        spool = insert._Spool()
+        for chunk in insert._checked(chain, None, spool.parents):
+            spool.put(chunk)
+        self.insertion = insert.Insertion(self.db, spool, insert._resolved(spool, []))
+
+    @precondition(lambda self: self.insertion is not None)
+    @rule(is_cut=st.booleans())
+    def insert_more(self, is_cut):
+        insertion = self.insertion
+        try:
+            if is_cut:
+                insertion.undo()
+            elif insertion.advance():
+                return
+            else:
+                self.jobs += insertion.release().ids
+        except (UnknownJob, DatabaseError):  # a parent was removed, or the insert was taken for dead
+            insertion.undo()
+        self.insertion = None
 
     @precondition(lambda self: self.jobs)
     @rule(jobs=st.lists(JOBS, min_size=2, max_size=10), wanted=st.sampled_from(states.STATES))

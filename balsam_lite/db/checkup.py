@@ -13,7 +13,7 @@ from .. import states
 from ..errors import BalsamError
 from . import connection, filesystem, location, maintenance, migrations
 from .connection import Database
-from .schema import sql_list
+from .schema import VISIBLE, sql_list
 from .store import graph, leases, tags
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -42,6 +42,7 @@ class Rule(NamedTuple):
 
 
 _HELD = "job.lease IS NOT NULL"
+_COUNTS = f"SELECT state, count(*) FROM job WHERE {VISIBLE} GROUP BY state"
 _RULES = (
     Rule(
         f"SELECT count(*) FROM job WHERE {_HELD} AND lease NOT IN (SELECT id FROM lease WHERE closed IS NULL)",
@@ -76,11 +77,9 @@ _RULES = (
         NOTE,
     ),
     Rule(
-        """SELECT count(*) FROM (
-            SELECT state, jobs FROM state_count WHERE jobs <> 0 EXCEPT SELECT state, count(*) FROM job GROUP BY state
-            UNION ALL
-            SELECT * FROM (SELECT state, count(*) FROM job GROUP BY state
-                           EXCEPT SELECT state, jobs FROM state_count WHERE jobs <> 0))""",
+        f"""SELECT count(*) FROM (
+            SELECT state, jobs FROM state_count WHERE jobs <> 0 EXCEPT {_COUNTS}
+            UNION ALL SELECT * FROM ({_COUNTS} EXCEPT SELECT state, jobs FROM state_count WHERE jobs <> 0))""",
         "the number of jobs is wrong for {} state(s) in `balsam ls --by-states`.",
     ),
 )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from .. import states
 from ..errors import InvalidSpec, UnknownField
 from . import queries
+from .schema import VISIBLE
 
 Row = dict[str, Any]
 Where = Mapping[str, Any]
@@ -293,8 +294,9 @@ def are_named(where: Where) -> bool:
 
 
 def of_jobs(where: Where, is_ordered: bool = False) -> Term:
-    """All conditions on jobs as one. Raises as `selection`."""
-    return selection("job", _CONDITIONS_OF_NAMED if are_named(where) else JOB_CONDITIONS, where, is_ordered)
+    """All conditions on jobs as one, with that of jobs that are no longer being added. Raises as `selection`."""
+    sql, parameters = selection("job", _CONDITIONS_OF_NAMED if are_named(where) else JOB_CONDITIONS, where, is_ordered)
+    return Term(f"{sql} AND {VISIBLE}", parameters)
 
 
 def unknown(said: str, name: str, known: Iterable[str]) -> UnknownField:

@@ -16,7 +16,7 @@ from .. import spec, states
 from ..clock import SECOND_US
 from . import queries
 from .schema import UNSETTLED
-from .store import claims
+from .store import claims, hidden
 from .store.claims import Shape, Source
 
 #: Entries of an index that are counted one by one, of equal jobs and in all. A hundred thousand take 10 ms.
@@ -121,21 +121,22 @@ def _counted(cx: sqlite3.Connection, among: Sequence[Source]) -> tuple[Counter[_
 def _runs(cx: sqlite3.Connection, source: Source, shape: Shape, budget: int) -> Iterator[tuple[_Key, int, bool]]:
     """The equal jobs of one shape, priority by priority: two seeks and a count for each estimate.
 
-    Gives how many there are and whether all were counted; at least one is.
+    Gives how many there are, none where all are hidden, and whether all were counted; at least one is.
     """
     where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in spec.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
     table = f"job INDEXED BY {source.index_name}"
     next_priority = f"SELECT max(priority) FROM {table} WHERE {where} AND priority < ?"
-    next_minutes = f"SELECT max(wall_time_minutes) FROM {table} WHERE {where} AND priority = ? AND wall_time_minutes < ?"
-    equal = f"SELECT 1 FROM {table} WHERE {where} AND priority = ? AND wall_time_minutes = ? LIMIT ?"
+    equal = f"SELECT 1 FROM {table} WHERE {where} AND priority = ? AND wall_time_minutes = ? AND job.id BETWEEN ? AND ? LIMIT ?"
+    gaps = hidden.gaps(cx) or [(0, _BEYOND)]
     priority: int | None = cx.execute(next_priority, (*fixed, _BEYOND)).fetchone()[0]
     while priority is not None:
-        minutes: int | None = cx.execute(next_minutes, (*fixed, priority, _BEYOND)).fetchone()[0]
-        while minutes is not None:
+        for minutes in claims.estimates(cx, table, where, (*fixed, priority), _BEYOND):
             most = max(1, min(_MOST_EQUAL, budget))
-            jobs = cx.execute(f"SELECT count(*) FROM ({equal})", (*fixed, priority, minutes, most + 1)).fetchone()[0]
+            jobs = 0
+            for first, last in gaps:
+                limits = (first, last, most + 1 - jobs)
+                jobs += cx.execute(f"SELECT count(*) FROM ({equal})", (*fixed, priority, minutes, *limits)).fetchone()[0]
             budget -= jobs
             yield (shape, minutes), min(jobs, most), jobs <= most
-            minutes = cx.execute(next_minutes, (*fixed, priority, minutes)).fetchone()[0]
         priority = cx.execute(next_priority, (*fixed, priority)).fetchone()[0]

@@ -40,6 +40,7 @@ from .conditions import (
 )
 from .connection import Database
 from .queries import JOBS_WITH
+from .schema import visible
 from .selection import (
     Column,
     columns_sql,
@@ -217,14 +218,18 @@ def _behind(place: Any, order: str) -> list[Term]:
 def _source(cx: sqlite3.Connection, where: Where, order: str) -> tuple[str, Term]:
     """The table with the index to use, and the condition of those that match."""
     asked = given(where)
-    condition = selection("event", CONDITIONS, asked)
+    condition = _visible(selection("event", CONDITIONS, asked))
     if "id" in asked:
         return "event", condition
     by_job = {name: value for name, value in asked.items() if name in _BY_JOB}
     if by_job and _are_few(cx, by_job):
         return "event INDEXED BY event_job", condition
     hint = "INDEXED BY event_time" if order.lstrip("-") in ("", "timestamp") else "NOT INDEXED"
-    return f"event {hint}", selection("event", _OF_MANY, asked)
+    return f"event {hint}", _visible(selection("event", _OF_MANY, asked))
+
+
+def _visible(condition: Term) -> Term:
+    return Term(f"{condition.sql} AND {visible('event.job')}", condition.parameters)
 
 
 def _are_few(cx: sqlite3.Connection, by_job: Where) -> bool:
@@ -245,7 +250,7 @@ def _are_few(cx: sqlite3.Connection, by_job: Where) -> bool:
 def count_events(cx: sqlite3.Connection, where: Mapping[str, Any] = {}) -> int:
     """How many match, `after` left aside."""
     rest = rarest_first(cx, {name: value for name, value in where.items() if name != "after"})
-    sql, parameters = selection("event", CONDITIONS, rest)
+    sql, parameters = _visible(selection("event", CONDITIONS, rest))
     return int(cx.execute(f"SELECT count(*) FROM event WHERE {sql}", parameters).fetchone()[0])
 
 

@@ -24,6 +24,7 @@ from peewee import SQL, Expression, fn
 from .. import durations, spec, states
 from ..clock import SECOND_US
 from ..errors import InvalidSpec, UnknownField
+from . import schema
 from .queries import JOBS_WITH, SHORT_ID
 
 _COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
@@ -83,6 +84,14 @@ def condition(model: Any, name: str, value: Any) -> Any:
         return Expression(model.id, "IN", SQL(f"({JOBS_WITH})", [parts[1], value]))
     found = _compare(column, lookup, value)
     return found if column.guard is None or _holds_for_missing(lookup, value) else column.guard & found
+
+
+def visible(model: Any) -> Any:
+    """Return the condition that a job is not one that is still being added; None for applications."""
+    if fields_of(model) is _OF_APPS:
+        return None
+    before, after = schema.visible("{}").split("{}")
+    return _raw(before, model.id, after)
 
 
 def column(model: Any, name: str) -> Column:

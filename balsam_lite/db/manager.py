@@ -187,8 +187,9 @@ class QuerySet(Generic[Record]):
     def _select(self, nodes: Sequence[Any]) -> Any:
         plan = self._plan
         query = self.model.select(*nodes)
-        if plan.where is not None:
-            query = query.where(plan.where)
+        for condition in (plan.where, lookups.visible(self.model)):
+            if condition is not None:
+                query = query.where(condition)
         if plan.distinct:
             query = query.distinct()
         query = query.order_by(*self._order())

@@ -124,7 +124,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE job ADD COLUMN launcher_deaths INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE app ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
         """CREATE TABLE large_write (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     host TEXT NOT NULL,
     pid_namespace TEXT NOT NULL,
     pid INTEGER NOT NULL,
@@ -132,7 +132,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
     touched INTEGER NOT NULL,
     total INTEGER NOT NULL,
     done INTEGER NOT NULL DEFAULT 0,
-    counted TEXT NOT NULL DEFAULT '{}'
+    counted TEXT NOT NULL DEFAULT '{}',
+    first INTEGER NOT NULL DEFAULT 0,
+    last INTEGER NOT NULL DEFAULT 0
 )""",
         """CREATE TABLE large_write_part (
     id INTEGER PRIMARY KEY,

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from .. import states
 from ..clock import SECOND_US
 from . import queries
-from .schema import sql_list
-from .store import waits
+from .schema import VISIBLE, sql_list
+from .store import hidden, waits
 
 _UNENDED = tuple(state for state in states.STATES if state not in states.END_STATES)
 #: Loops in shells and scripts add jobs in shorter intervals than this, in seconds.
@@ -48,6 +48,8 @@ def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: f
     waiting for jobs. In a scope that never had a job the first one may come; and when one was added a moment ago, but after
     `since_us` (the launcher's start), the next one may.
     """
+    if hidden.ranges(cx):
+        return "jobs that are being added"
     unended = _unended(cx, scope)
     if unended:
         return unended
@@ -75,7 +77,8 @@ def state_counts(cx: sqlite3.Connection, scope: Scope, wanted: tuple[str, ...]) 
         counts = queries.state_counts(cx)
         return Counter({state: counts[state] for state in wanted if counts.get(state)})
     launch = "" if scope.launch is None else f" AND queued_launch_id = {scope.launch:d}"
-    query = f"SELECT state, workflow, tags FROM job INDEXED BY job_state WHERE state IN ({sql_list(wanted)}){launch}"
+    where = f"state IN ({sql_list(wanted)}){launch} AND {VISIBLE}"
+    query = f"SELECT state, workflow, tags FROM job INDEXED BY job_state WHERE {where}"
     return Counter(state for state, workflow, tags in cx.execute(query) if _matches(scope, workflow, tags))
 
 

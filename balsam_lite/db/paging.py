@@ -58,5 +58,5 @@ def page_statement(cx: sqlite3.Connection, where: Where, after: int, columns: st
         return Term(f"SELECT {columns} FROM {source} AND given.job > ? ORDER BY given.job", [*parameters, after])
     sql, parameters = condition
     plain = "+" if is_named else ""
-    source = "job NOT INDEXED" if sql == "1" else "job"
+    source = "job" if asked else "job NOT INDEXED"
     return Term(f"SELECT {columns} FROM {source} WHERE {sql} AND {plain}job.id > ? ORDER BY job.id", [*parameters, after])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .. import spec, states
 from ..errors import AmbiguousJobId, UnknownApp, UnknownJob
-from .schema import HEX_NAME
+from .schema import HEX_NAME, VISIBLE, visible
 
 #: Every column of a job: its number and its UUID, then the fields in the order in which they are printed.
 JOB_COLUMNS = ("id", "job_id", *spec.JOB_FIELD)
@@ -68,7 +68,7 @@ class JobFilter(NamedTuple):
             term, pairs = has_all(self.tags.items())
             terms.append(term)
             parameters += pairs
-        return " AND ".join(terms) or "1", parameters
+        return " AND ".join([*terms, VISIBLE]), parameters
 
 
 def has_all(tags: Iterable[tuple[str, str]], column: str = "id") -> tuple[str, list[str]]:
@@ -136,7 +136,7 @@ def find_job(cx: sqlite3.Connection, word: str) -> int:
         UnknownJob: it names none. AmbiguousJobId: it names several; they are listed.
     """
     condition, parameters = fitting(word)
-    sql = f"SELECT {', '.join(CANDIDATE)} FROM job WHERE {condition} LIMIT ?"
+    sql = f"SELECT {', '.join(CANDIDATE)} FROM job WHERE {condition} AND {VISIBLE} LIMIT ?"
     return the_one(word, cx.execute(sql, (*parameters, CANDIDATES)).fetchall())
 
 
@@ -224,7 +224,7 @@ def iterate_jobs(
     direction = "DESC" if order.startswith("-") else "ASC"
     sorting = f"id {direction}" if column == "id" else f"{column} {direction}, id"
     # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
-    hint = "NOT INDEXED" if where == "1" and column == "id" else ""
+    hint = "NOT INDEXED" if only == JobFilter() and column == "id" else ""
     sql = f"SELECT {', '.join(columns)} FROM job {hint} WHERE {where} ORDER BY {sorting} LIMIT ?"
     yield from cx.execute(sql, [*parameters, -1 if limit is None else limit])
 
@@ -262,7 +262,7 @@ def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
     Raises:
         UnknownJob: it is not there (any more).
     """
-    row = cx.execute(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE id = ?", (number,)).fetchone()
+    row = cx.execute(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE id = ? AND {VISIBLE}", (number,)).fetchone()
     if row is None:
         raise UnknownJob(f"There is no job #{number} in this DB (any more).")
     return dict(zip(JOB_COLUMNS, row))
@@ -288,7 +288,7 @@ def _said(state: str) -> str:
 def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]]:
     """The UUIDs of a job's parents and of its children."""
     parents = "SELECT job_id FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
-    children = "SELECT job_id FROM dependency JOIN job ON job.id = child WHERE parent = ? ORDER BY child"
+    children = f"SELECT job_id FROM dependency JOIN job ON job.id = child WHERE parent = ? AND {VISIBLE} ORDER BY child"
     return tuple([row[0] for row in cx.execute(sql, (number,))] for sql in (parents, children))  # type: ignore[return-value]
 
 
@@ -299,7 +299,8 @@ def parents(cx: sqlite3.Connection, number: int) -> list[tuple[str, str]]:
 
 
 def _relatives_of_each(theirs: str, mine: str) -> str:
-    inner = f"SELECT r.job_id FROM dependency d JOIN job r ON r.id = d.{theirs} WHERE d.{mine} = job.id ORDER BY r.id"
+    of_job = f"d.{mine} = job.id AND {visible('r.id')}"
+    inner = f"SELECT r.job_id FROM dependency d JOIN job r ON r.id = d.{theirs} WHERE {of_job} ORDER BY r.id"
     return f"(SELECT json_group_array(job_id) FROM ({inner}))"
 
 
@@ -353,13 +354,14 @@ def failed_with_parent(cx: sqlite3.Connection, numbers: Iterable[int]) -> tuple[
 
 def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
     """All dependencies as (parent, child)."""
-    return cx.execute("SELECT parent, child FROM dependency ORDER BY parent, child").fetchall()
+    sql = f"SELECT parent, child FROM dependency WHERE {visible('child')} ORDER BY parent, child"
+    return cx.execute(sql).fetchall()
 
 
 def edges_within(cx: sqlite3.Connection, workflow: str) -> list[tuple[int, int]]:
     """The dependencies between jobs of that very workflow, as (parent, child)."""
-    sql = """SELECT d.parent, d.child FROM job c JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent
-        WHERE c.workflow = ? AND p.workflow = c.workflow ORDER BY d.parent, d.child"""
+    sql = f"""SELECT d.parent, d.child FROM job c JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent
+        WHERE c.workflow = ? AND p.workflow = c.workflow AND {visible("c.id")} ORDER BY d.parent, d.child"""
     return cx.execute(sql, (workflow,)).fetchall()
 
 
@@ -371,10 +373,12 @@ def columns_of(cx: sqlite3.Connection, numbers: Iterable[int], columns: Sequence
 
 def workflows(cx: sqlite3.Connection) -> list[str]:
     """The distinct workflow names: one seek each, however many jobs there are."""
-    sql = """WITH RECURSIVE step (name) AS (
+    seen = f"EXISTS (SELECT 1 FROM job WHERE workflow = step.name AND {VISIBLE})"
+    sql = f"""WITH RECURSIVE step (name) AS (
             SELECT min(workflow) FROM job
             UNION ALL SELECT (SELECT min(workflow) FROM job WHERE workflow > step.name) FROM step WHERE name IS NOT NULL)
-        SELECT name FROM step WHERE name IS NOT NULL"""
+        SELECT name FROM step WHERE name IS NOT NULL
+            AND (NOT EXISTS (SELECT 1 FROM large_write) OR {seen})"""
     return [row[0] for row in cx.execute(sql)]
 
 
@@ -386,14 +390,16 @@ def mark(cx: sqlite3.Connection) -> tuple[int, int]:
 
     A deletion leaves no event, and frees the numbers of events; the numbers of jobs are used once only.
     """
-    deleted = "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job'), 0) - (SELECT sum(jobs) FROM state_count)"
+    known = "(SELECT sum(jobs) FROM state_count) + (SELECT coalesce(sum(last - first + 1), 0) FROM large_write WHERE first > 0)"
+    deleted = f"coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job'), 0) - ({known})"
     event, gone = cx.execute(f"SELECT coalesce((SELECT max(id) FROM event), 0), {deleted}").fetchone()
     return event, gone
 
 
 def entered_since(cx: sqlite3.Connection, event: int) -> list[tuple[int, str]]:
     """(job, state entered) of all events after that one, in order."""
-    return cx.execute("SELECT job, to_state FROM event WHERE id > ? ORDER BY id", (event,)).fetchall()
+    sql = f"SELECT job, to_state FROM event WHERE id > ? AND {visible('event.job')} ORDER BY id"
+    return cx.execute(sql, (event,)).fetchall()
 
 
 def states_of(cx: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str]:

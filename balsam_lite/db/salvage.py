@@ -26,6 +26,7 @@ from .store import batch_jobs, claims, graph, tags
 _TABLES = ("job", "app", "event", "batch_job", "lease")
 _WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease"}
 _MOST_RANGES = 8
+_INSERTS = "large_write"
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
@@ -100,6 +101,9 @@ def _read(image: Image) -> tuple[dict[str, _Table], set[tuple[int, int]], list[s
             name = _table_of(image, leaf, plan)
             if name and _take(image, leaf, name, tables[name], stray=True):
                 seen.add(leaf)
+    hidden = _remove_hidden(image, plan, tables["job"])
+    if hidden:
+        notes.append(f"{hidden} job(s) that were being added when it was damaged were left out")
     edges, damaged = _dependencies(image, plan, set(tables["job"].rows))
     if damaged:
         notes.append("some dependencies may be lost: both places in which they are noted are damaged")
@@ -115,13 +119,15 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
         for row in (row for leaf in leaves for _, row in image.rows(leaf, lost)):
             if len(row) == 5 and isinstance(row[3], int):
                 found[str(row[1])] = (row[3], str(row[4] or ""))
-    names = (*_TABLES, "dependency", "dependency_child")
+    names: tuple[str, ...] = (*_TABLES, "dependency", "dependency_child")
     version = image.version if 0 < image.version <= schema.VERSION else schema.VERSION
     fresh = _fresh(image.page_size)
     if lost or any(name not in found for name in names):
         notes.append("the list of tables is damaged; they were looked for where a new DB has them")
         found = {**fresh, **found}
     plan = {}
+    if _INSERTS in found:  # not before schema version 6
+        names = (*names, _INSERTS)
     for name in names:
         root, sql = found[name]
         columns = _columns(sql, name) or _columns(fresh[name][1], name)
@@ -129,6 +135,21 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
     if version < schema.VERSION:
         notes.append(f"it was of schema version {version}, and is of version {schema.VERSION} now")
     return plan
+
+
+def _remove_hidden(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: _Table) -> int:
+    """Remove the jobs of inserts that were not complete (see `store.hidden`). Return their number."""
+    root, columns = plan.get(_INSERTS, (0, ()))
+    lost: list[Lost] = []
+    gone = 0
+    for row in (row for leaf in image.leaves(root, lost, set()) for _, row in image.rows(leaf, lost)) if root else ():
+        first, last = (dict(zip(columns, row)).get(name) for name in ("first", "last"))
+        if isinstance(first, int) and isinstance(last, int) and first > 0:
+            hidden = [number for number in jobs.rows if first <= number <= last]
+            gone += len(hidden)
+            for number in hidden:
+                del jobs.rows[number]
+    return gone
 
 
 def _fresh(page_size: int) -> dict[str, tuple[int, str]]:

@@ -64,10 +64,24 @@ RESERVED = "queued_launch_id IS NOT NULL"
 
 _ORDER = f"{', '.join(spec.SHAPE_FIELDS)}, priority DESC, wall_time_minutes DESC"
 
-#: Changes of many jobs, and what is left of them; see `store.pieces`. `first` and `last` bound the numbers in the list `jobs`.
+
+def visible(number: str = "job.id") -> str:
+    """Return the condition that the job with this number is not one that is still being added (see `store.hidden`).
+
+    The first half names no row, so SQLite evaluates it once for each statement, and never the second while nothing is hidden.
+    """
+    hiding = f"SELECT 1 FROM large_write WHERE {number} BETWEEN large_write.first AND large_write.last"
+    return f"(NOT EXISTS (SELECT 1 FROM large_write) OR NOT EXISTS ({hiding}))"
+
+
+#: A job that is not still being added.
+VISIBLE = visible()
+
+#: Changes of many jobs, and what is left of them; see `store.pieces`. `first` and `last` of a part bound the numbers in its
+#: list `jobs`; those of an insert bound the numbers of its jobs, which are hidden.
 LARGE_WRITES = (
     """CREATE TABLE large_write (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     host TEXT NOT NULL,
     pid_namespace TEXT NOT NULL,
     pid INTEGER NOT NULL,
@@ -75,7 +89,9 @@ LARGE_WRITES = (
     touched INTEGER NOT NULL,
     total INTEGER NOT NULL,
     done INTEGER NOT NULL DEFAULT 0,
-    counted TEXT NOT NULL DEFAULT '{}'
+    counted TEXT NOT NULL DEFAULT '{}',
+    first INTEGER NOT NULL DEFAULT 0,
+    last INTEGER NOT NULL DEFAULT 0
 )""",
     """CREATE TABLE large_write_part (
     id INTEGER PRIMARY KEY,

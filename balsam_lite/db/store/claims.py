@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 from ... import spec, states
 from ...clock import format_us
 from ..queries import has_wildcard, matches_workflow
-from ..schema import FREE, RUNNABLE, UNPREPARED
-from . import few, graph, outcomes, pieces
+from ..schema import FREE, RUNNABLE, UNPREPARED, VISIBLE
+from . import few, graph, hidden, outcomes, pieces
 from .few import Few
 from .moves import Move, id_list, move
 
@@ -258,7 +258,7 @@ def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]
     for name, condition, _ in _KINDS:
         rows = cx.execute(
             f"""SELECT {_SHAPE}, count(*), min(wall_time_minutes) FROM job INDEXED BY {name}
-                WHERE {condition}{tagged} GROUP BY {_SHAPE}""",
+                WHERE {condition}{tagged} AND {VISIBLE} GROUP BY {_SHAPE}""",
             parameters,
         )
         for *values, jobs, shortest in rows:
@@ -398,7 +398,9 @@ def _best(
     tagged, tags = _tagged(only)
     app, order = "LEFT JOIN app ON app.name = job.application", "ORDER BY wall_time_minutes DESC, job.id LIMIT ?"
     table = f"job INDEXED BY {source.index_name}"
-    these = f"WHERE {where} AND priority = ? AND wall_time_minutes <= ?{tagged}"
+    gaps = hidden.gaps(cx)
+    estimate = "wall_time_minutes = ? AND job.id BETWEEN ? AND ?" if gaps else "wall_time_minutes <= ?"
+    these = f"WHERE {where} AND priority = ? AND {estimate}{tagged}"
     best = f"SELECT {_CANDIDATE} FROM {table} {app} {these} {order}"
     if plain_among:
         first = f"(SELECT job.id FROM {table} {these} {order}) AS first CROSS JOIN job ON job.id = first.id"
@@ -409,9 +411,36 @@ def _best(
         priority = cx.execute(next_priority, (*fixed, priority)).fetchone()[0]
         if priority is None:
             break
-        limit = plain_among or wanted - len(found)
-        found += cx.execute(best, (*fixed, priority, longest, *tags, limit)).fetchall()
+        ranges = _around(cx, table, where, (*fixed, priority), longest, gaps) if gaps else ((longest,),)
+        for values in ranges:
+            limit = plain_among or wanted - len(found)
+            found += cx.execute(best, (*fixed, priority, *values, *tags, limit)).fetchall()
+            if len(found) >= wanted:
+                break
     return found
+
+
+def _around(
+    cx: sqlite3.Connection, table: str, where: str, fixed: Row, longest: int, gaps: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the estimates of the jobs of one priority, the longest first, each with each range of numbers that is not hidden.
+
+    Hidden jobs with equal keys lie side by side in the index, in order of their numbers: a seek leads past all of them.
+    """
+    for minutes in estimates(cx, table, where, fixed, longest):
+        for first, last in gaps:
+            yield minutes, first, last
+
+
+def estimates(cx: sqlite3.Connection, table: str, where: str, fixed: Row, longest: int) -> Iterator[int]:
+    """Yield the estimates of the jobs of one priority that are at most `longest` minutes, the longest first: a seek for each.
+
+    `fixed` are the parameters of `where` and the priority.
+    """
+    query = f"SELECT max(wall_time_minutes) FROM {table} WHERE {where} AND priority = ? AND wall_time_minutes <= ?"
+    while (minutes := cx.execute(query, (*fixed, longest)).fetchone()[0]) is not None:
+        yield minutes
+        longest = minutes - 1
 
 
 def _listed(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[Row]:

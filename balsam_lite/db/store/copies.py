@@ -28,6 +28,7 @@ def make_own(cx: sqlite3.Connection, now_us: int, is_in_place: bool) -> Freed:
     go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
     """
     cx.execute("DELETE FROM lease WHERE kind = 'wait'")  # those processes wait for the original's jobs
+    cx.execute("UPDATE large_write SET pid = 0")  # their owners go on in the original
     found = leases.open_leases(cx)
     jobs = sum(leases.reap(cx, lease, now_us, _REASON, counts_restart=False) for lease in found)
     binding.renew_id(cx)

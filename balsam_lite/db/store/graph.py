@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 
 from ... import states
 from ...errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
-from ..schema import sql_list
+from ..schema import VISIBLE, sql_list, visible
 from . import pieces
 from .moves import Move, id_list, move
 
@@ -109,7 +109,7 @@ def _edges_from(cx: sqlite3.Connection, parents: Iterable[int]) -> list[tuple[in
 
 
 def _check_exist(cx: sqlite3.Connection, jobs: set[int]) -> None:
-    found = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (id_list(jobs),))
+    found = cx.execute(f"SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?)) AND {VISIBLE}", (id_list(jobs),))
     missing = sorted(jobs - {row[0] for row in found})
     if missing:
         raise UnknownJob(f"There is no job #{missing[0]} in this DB (any more).")
@@ -176,8 +176,8 @@ def recount(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
 
 def descendants(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[int]:
     """All jobs below `jobs`, without themselves unless one is below another."""
-    query = """WITH RECURSIVE below (id) AS (
-            SELECT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?))
+    query = f"""WITH RECURSIVE below (id) AS (
+            SELECT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?)) AND {visible("child")}
             UNION SELECT dependency.child FROM dependency JOIN below ON dependency.parent = below.id)
         SELECT id FROM below"""
     return [row[0] for row in cx.execute(query, (id_list(jobs),))]

@@ -1,8 +1,9 @@
 """Adding jobs, one or ten million, all or nothing.
 
 What the user gives is checked and put aside outside of any transaction (it may come from a slow generator, and may itself
-use the DB); then one transaction inserts it. Memory stays constant: beyond a few thousand rows they wait in a file. Only the
-dependencies are kept in memory.
+use the DB); then one transaction inserts it, or of very many jobs several short ones, whose rows stay hidden until all are
+there (`Insertion`). Memory stays constant: beyond a few thousand rows they wait in a file. Only the dependencies are kept in
+memory.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import os
 import re
 import sqlite3
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from functools import partial
 from operator import length_hint
 from typing import IO, Any, Callable, NamedTuple, Union
 from uuid import UUID
@@ -33,8 +37,8 @@ from ...errors import (
 )
 from .. import queries, transaction
 from ..connection import Database
-from ..schema import OWN_WORKDIR, sql_list
-from . import graph, moves, pieces
+from ..schema import OWN_WORKDIR, VISIBLE, sql_list
+from . import graph, hidden, moves, pieces
 from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
@@ -80,6 +84,11 @@ class _Chunk(NamedTuple):
     number: int  # of the first row, counted from 1 over all chunks
     ids_are_given: bool  # by the user
 
+    def part(self, start: int, stop: int) -> _Chunk:
+        """Return the chunk of some of its rows."""
+        claimed = [place - start for place in self.claimed if start <= place < stop]
+        return self._replace(rows=self.rows[start:stop], claimed=claimed, number=self.number + start)
+
 
 def add_jobs(
     db: Database,
@@ -93,7 +102,8 @@ def add_jobs(
     Besides the fields a job may give `job_id` (a UUID, drawn anew where its first 8 characters are taken) or `given_id` (one
     that the user chose), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
     workdir too), `origin` (a word on where it comes from, shown in its history) and `parents`: numbers or UUIDs of jobs that
-    exist, UUIDs of jobs of this batch, or a `Position` in it. Opens its own write transaction, after `jobs` is used up.
+    exist, UUIDs of jobs of this batch, or a `Position` in it. After `jobs` is used up it opens one write transaction, or many
+    short ones for more than `pieces.FEW` jobs or parents. Either way others see all of the jobs or none.
 
     Args:
         progress: called with how many jobs were read or inserted since the last call.
@@ -113,6 +123,8 @@ def add_jobs(
             return Added(0, 0)
         edges = _resolved(spool, linked)
         transaction.refuse("Adding jobs by balsam_lite.api or an executor")
+        if max(spool.rows, len(edges.inner) + len(edges.outer)) > pieces.FEW and not db.is_in_transaction:
+            return _insert_in_pieces(db, spool, edges, progress)
         with pieces.few(db) as cx:
             _check_apps(cx, spool.applications)
             return _insert(cx, spool, edges, progress)
@@ -229,6 +241,7 @@ class _Spool:
         self.rows = 0
         self.parents: list[tuple[Ref, int]] = []  # and the position of the child
         self.applications: set[str] = set()
+        self.has_claims = False  # whether a chunk has `claimed` ones
         self._in_memory: list[_Chunk] = []
         self._file: IO[bytes] | None = None
 
@@ -241,6 +254,7 @@ class _Spool:
 
     def put(self, chunk: _Chunk) -> None:
         self.rows += len(chunk.rows)
+        self.has_claims = self.has_claims or bool(chunk.claimed)
         if "application" in chunk.columns:
             position = chunk.columns.index("application")
             self.applications.update({row[position] for row in chunk.rows})
@@ -353,32 +367,163 @@ def _check_apps(cx: sqlite3.Connection, names: set[str]) -> None:
 def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Progress | None) -> Added:
     known = _known(cx, edges)
     if spool.rows > 4 * _CHUNK:
-        cx.execute("PRAGMA cache_size = -65536")  # KiB: the random short ids touch the whole index
-    before = _last_id(cx)
+        _enlarge_cache(cx)
+    before = hidden.last_number(cx)
     renamed: dict[int, str] = {}
     tagger = Tagger(cx)
     for chunk in spool.chunks():
-        if chunk.claimed:
-            _refuse_shared(cx, chunk)
-        first = _last_id(cx) + 1
+        first = hidden.last_number(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk).items())
-        if "tags" in chunk.columns:
-            place = chunk.columns.index("tags")
-            tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))
+        _add_tags(tagger, chunk, first)
         _report(progress, len(chunk.rows))
-    added = Added(before + 1, _last_id(cx) - before, renamed)
+    added = Added(before + 1, hidden.last_number(cx) - before, renamed)
     if added.number != spool.rows:
         raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
     moves.count(cx, Counter({(None, states.CREATED): added.number}))
-    first = added.first
-    new = [(first + parent, first + child) for parent, child in edges.inner]
-    new += [(known[parent], first + child) for parent, child in edges.outer]
+    new = _pairs(edges, known, added.first)
     if new:
         graph.add_edges(cx, new, SystemClock.now_us())
+    _add_to_known(cx, edges, known, added.first)
+    return added
+
+
+def _enlarge_cache(cx: sqlite3.Connection) -> None:
+    cx.execute("PRAGMA cache_size = -65536")  # KiB: the random short ids touch the whole index
+
+
+def _add_tags(tagger: Tagger, chunk: _Chunk, first: int) -> None:
+    """Note the tags of the jobs of a chunk, whose numbers begin with `first`."""
+    if "tags" in chunk.columns:
+        place = chunk.columns.index("tags")
+        tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))
+
+
+def _pairs(edges: _Edges, known: Mapping[int | str, int], first: int) -> list[tuple[int, int]]:
+    """Return the dependencies of the new jobs, by numbers; `first` is that of the first job of the batch."""
+    new = [(first + parent, first + child) for parent, child in edges.inner]
+    return new + [(known[parent], first + child) for parent, child in edges.outer]
+
+
+def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | str, int], first: int) -> None:
+    """Add the dependencies of jobs that were in the DB before."""
     if edges.added:
         pairs = [(first + p.value if isinstance(p, Position) else known[p], known[child]) for p, child in edges.added]
         graph.add_dependencies(cx, pairs, SystemClock.now_us())
-    return added
+
+
+# --- inserting in pieces ----------------------------------------------------------------------------------------------
+
+#: Rows or dependencies that a piece adds between two looks at the clock.
+_UNIT = 500
+#: Seconds after which a piece adds nothing more. Each commit writes most pages of the index on short ids again, so pieces are
+#: longer than those of other large writes …
+PIECE_S = 0.25
+#: … and have a minimum number of units, for the sake of busy machines.
+_MIN_UNITS = 4
+
+
+def _insert_in_pieces(db: Database, spool: _Spool, edges: _Edges, progress: Progress | None) -> Added:
+    insertion = Insertion(db, spool, edges, progress)
+    try:
+        started = time.monotonic()
+        while insertion.advance():
+            pieces.pause(db, time.monotonic() - started)
+            started = time.monotonic()
+        return insertion.release()
+    except BaseException:
+        insertion.undo()
+        raise
+
+
+class Insertion:
+    """An insert of very many jobs, which are hidden until all are there; see `hidden`. Its methods open write transactions.
+
+    What can be checked is checked before the first piece. What others change meanwhile, such as a parent that they remove,
+    raises the errors of `add_jobs` from `advance` or `release`; then `undo` removes all that was written.
+    """
+
+    def __init__(self, db: Database, spool: _Spool, edges: _Edges, progress: Progress | None = None) -> None:
+        self._db, self._spool, self._edges, self._progress = db, spool, edges, progress
+        self._written = 0
+        self._renamed: dict[int, str] = {}
+        with db.read() as cx:
+            self._known = _known(cx, edges)
+            for chunk in spool.chunks() if spool.has_claims else ():
+                _refuse_shared(cx, chunk)
+        with db.write() as cx:
+            _check_apps(cx, spool.applications)
+            self._hidden = hidden.begin(cx, spool.rows)
+        self._units = self._all_units()
+
+    def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
+        """Yield all that is to be done, in small units. Each runs inside a write transaction."""
+        for chunk in self._spool.chunks():
+            for start in range(0, len(chunk.rows), _UNIT):
+                yield partial(self._add_rows, chunk.part(start, start + _UNIT))
+        new = _pairs(self._edges, self._known, self._hidden.first)
+        for start in range(0, len(new), _UNIT):
+            yield partial(self._add_edges, new[start : start + _UNIT])
+
+    def advance(self) -> bool:
+        """Write one piece. Return whether there was anything left to be written."""
+        unit = next(self._units, None)
+        if unit is None:
+            return False
+        with self._db.write() as cx:
+            pieces.failpoint("before-piece")
+            _enlarge_cache(cx)
+            until, number = time.monotonic() + PIECE_S, 0
+            while unit is not None:
+                unit(cx)
+                number += 1
+                unit = next(self._units, None) if number < _MIN_UNITS or time.monotonic() < until else None
+            hidden.touch(cx, self._hidden.write, self._written)
+        pieces.failpoint("after-piece")
+        return True
+
+    def _add_rows(self, part: _Chunk, cx: sqlite3.Connection) -> None:
+        first = self._hidden.first + part.number - 1
+        self._renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, part, first).items())
+        _add_tags(Tagger(cx), part, first)  # a new one, as others may have removed tags since the last piece
+        self._written += len(part.rows)
+        _report(self._progress, len(part.rows))
+
+    def _add_edges(self, pairs: Sequence[tuple[int, int]], cx: sqlite3.Connection) -> None:
+        wanted = {parent: child for parent, child in pairs if parent < self._hidden.first}
+        sql = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
+        for (parent,) in cx.execute(sql, (moves.id_list(wanted),)).fetchall() if wanted else ():
+            del wanted[parent]
+        if wanted:
+            parent, child = wanted.popitem()
+            number = child - self._hidden.first + 1
+            raise UnknownJob(f"Job number {number} cannot have that parent: There is no job #{parent} in this DB (any more).")
+        graph.add_edges(cx, pairs, SystemClock.now_us())
+
+    def release(self) -> Added:
+        """Let everybody see the jobs, by one short transaction."""
+        with pieces.few(self._db) as cx:
+            pieces.failpoint("before-piece")
+            hidden.touch(cx, self._hidden.write, self._written)
+            _check_apps(cx, self._spool.applications)
+            states_of_new = hidden.release(cx, self._hidden.write)
+            moves.count(cx, Counter({(None, state): jobs for state, jobs in states_of_new.items()}))
+            _add_to_known(cx, self._edges, self._known, self._hidden.first)
+        pieces.failpoint("after-piece")
+        return Added(self._hidden.first, self._spool.rows, self._renamed)
+
+    def undo(self) -> None:
+        """Remove what was written; if that fails, leave it to the next command or launcher."""
+        try:
+            with suppress(BalsamError):
+                with self._db.write() as cx:
+                    hidden.give_up(cx, self._hidden.write)
+                pieces.complete(self._db, self._hidden.write)
+        except KeyboardInterrupt:
+            rest = "the next balsam command or launcher removes what was written"
+            raise KeyboardInterrupt(f"Interrupted: nothing is added; {rest}.") from None
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------
 
 
 #: How a generated working directory ends: in the short id of its job.
@@ -423,11 +568,6 @@ def workdir_in_use(cx: sqlite3.Connection, workdirs: Sequence[str], but: int = 0
     return workdir, f"The workdir {workdir} is that of job #{number} [{job_id[:8]}], which has not ended: it is {state}."
 
 
-def _last_id(cx: sqlite3.Connection) -> int:
-    row = cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'job'").fetchone()
-    return int(row[0]) if row else 0
-
-
 def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
     """Return the numbers of the jobs in the DB that the edges name."""
     ends: list[tuple[Any, str]] = [
@@ -435,7 +575,7 @@ def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
     ]
     ends += [(end, "") for pair in edges.added for end in pair if not isinstance(end, Position)]
     numbers = [end for end, _ in ends if isinstance(end, int)]
-    query = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    query = f"SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?)) AND {VISIBLE}"
     known: dict[int | str, int] = {row[0]: row[0] for row in cx.execute(query, (moves.id_list(numbers),))} if numbers else {}
     for end, where in ends:
         if end not in known:
@@ -448,15 +588,22 @@ def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
     return known
 
 
-def _insert_rows(cx: sqlite3.Connection, chunk: _Chunk) -> dict[int, str]:
+def _insert_rows(cx: sqlite3.Connection, chunk: _Chunk, first: int | None = None) -> dict[int, str]:
     """Insert rows whose first two columns are job_id and workdir. A drawn id whose short id is taken already is drawn anew.
+
+    Args:
+        first: the number of the first row, which the others follow; None: SQLite gives the numbers.
 
     Returns the UUIDs that were drawn anew, by the row's position.
 
     Raises:
-        DuplicateJobId: the short id of a given one is taken.
+        DuplicateJobId: the short id of a given one is taken. InvalidSpec: a workdir that was given is taken.
     """
+    if chunk.claimed:
+        _refuse_shared(cx, chunk)
     columns, rows = chunk.columns, chunk.rows
+    if first is not None:
+        columns, rows = (*columns, "id"), [(*row, number) for number, row in enumerate(rows, first)]
     sql = f"INSERT INTO job ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
     done = 0
     renamed: dict[int, str] = {}

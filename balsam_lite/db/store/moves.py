@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ... import spec, states
 from ...errors import IllegalTransition
+from . import hidden
 
 #: The key of an event's data under which is what a user or a hook said with the change of state.
 PAYLOAD = "payload"
@@ -73,6 +74,10 @@ def move(
     if changed != len(moves):
         raise RuntimeError(f"{len(moves)} jobs were to change their state, {changed} did; nothing was written")
     _record(cx, moves)
+    among = hidden.ranges(cx)
+    if among:
+        hidden.count(cx, {m.job: (m.path[0], m.path[-1]) for m in moves}, among)
+        moves = [m for m in moves if not any(first <= m.job <= last for _, first, last in among)]
     count(cx, Counter((m.path[0], m.path[-1]) for m in moves))
 
 

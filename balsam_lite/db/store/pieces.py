@@ -28,6 +28,7 @@ from ...identity import Holder
 from ..connection import Database
 from ..filesystem import LOCAL
 from ..schema import LARGE_WRITE_HOLD
+from . import hidden
 
 #: Jobs that one transaction may change; more are changed in pieces.
 FEW = 5000
@@ -41,6 +42,9 @@ PAUSE_S = 0.025
 SHARED_PAUSE_S = 0.15
 #: Seconds without a piece after which others complete a write. It does no harm if its owner goes on, too.
 ABANDONED_S = 5.0
+
+#: Seconds without a piece after which another host's insert is undone, as an expired lease is.
+SILENT_S = 120.0
 
 CHILDREN = "children"
 
@@ -197,12 +201,12 @@ def _advance(db: Database, number: int) -> _State | None:
         until = time.monotonic() + PIECE_S
         is_complete = False
         while not is_complete:
-            is_complete = not (_do_part(cx, number) or _release(cx, number))
+            is_complete = not (_do_part(cx, number) or _release(cx, number) or hidden.discard(cx, number, PART))
             if time.monotonic() >= until:
                 break
         row = cx.execute("SELECT done, total, counted FROM large_write WHERE id = ?", (number,)).fetchone()
         if is_complete:
-            cx.execute("DELETE FROM large_write WHERE id = ?", (number,))
+            cx.execute("DELETE FROM large_write WHERE id = ? AND (first = 0 OR pid = 0)", (number,))
         else:
             cx.execute("UPDATE large_write SET touched = ? WHERE id = ? AND pid <> 0", (SystemClock.now_us(), number))
     failpoint("after-piece")
@@ -280,15 +284,38 @@ def advance_abandoned(db: Database) -> bool:
     """Do one piece of a write whose owner is gone or that has none. False if there is no such write. Opens transactions."""
     with db.session():
         with db.read() as cx:
-            rows = cx.execute("SELECT host, pid_namespace, pid, started, id, touched FROM large_write ORDER BY id").fetchall()
-        for *holder, number, touched in rows:
-            if _is_abandoned(Holder(*holder), touched):
+            columns = "host, pid_namespace, pid, started, id, touched, first"
+            rows = cx.execute(f"SELECT {columns} FROM large_write ORDER BY id").fetchall()
+        for *holder, number, touched, first in rows:
+            owner = Holder(*holder)
+            if _is_cut(number, owner, touched) if first else _is_abandoned(owner, touched):
+                if first and owner.pid:
+                    with db.write() as cx:
+                        hidden.give_up(cx, number)
                 return _advance(db, number) is not None
     return False
 
 
 def _is_abandoned(owner: Holder, touched_us: int) -> bool:
     return owner.pid == 0 or owner.is_provably_dead() or SystemClock.now_us() - touched_us > ABANDONED_S * SECOND_US
+
+
+#: Of inserts that processes on other hosts carry out: when they were last touched, and since when this process has known that.
+_seen: dict[int, tuple[int, float]] = {}
+
+
+def _is_cut(number: int, owner: Holder, touched_us: int) -> bool:
+    """Return whether an insert, which its owner alone can complete, is to be undone. A stopped owner on this host lives.
+
+    The clocks of two hosts may differ: what counts is for how long this process has seen no change.
+    """
+    if owner.pid == 0 or owner.is_provably_dead():
+        return True
+    touched, since = _seen.setdefault(number, (touched_us, time.monotonic()))
+    if touched != touched_us:
+        _seen[number] = (touched_us, time.monotonic())
+        return False
+    return not owner.is_here() and time.monotonic() - since > SILENT_S
 
 
 # --- holding ----------------------------------------------------------------------------------------------------------

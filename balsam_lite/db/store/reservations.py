@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from ... import spec, states
 from ..connection import Database
-from ..schema import sql_list
+from ..schema import VISIBLE, sql_list
 from . import claims
 from .claims import Shape, Source
 
@@ -37,7 +37,7 @@ def reserve(db: Database, launch: int, shape: Shape, longest_minutes: int, jobs:
 def _unplanned(cx: sqlite3.Connection, source: Source, shape: Shape, longest_minutes: int, most: int) -> list[int]:
     fields = " AND ".join(f"{field} = ?" for field in spec.SHAPE_FIELDS)
     query = f"""SELECT id FROM job INDEXED BY {source.index_name}
-        WHERE {source.condition} AND {fields} AND wall_time_minutes <= ? AND queued_launch_id IS NULL
+        WHERE {source.condition} AND {fields} AND wall_time_minutes <= ? AND queued_launch_id IS NULL AND {VISIBLE}
         ORDER BY priority DESC, wall_time_minutes DESC, id LIMIT ?"""
     return [row[0] for row in cx.execute(query, (*source.parameters, *shape, longest_minutes, most))]
 

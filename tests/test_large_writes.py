@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,13 +13,17 @@ from helpers import Slots
 from launching import Bench
 
 from balsam_lite import states
+from balsam_lite.cli.main import main
 from balsam_lite.clock import SystemClock
-from balsam_lite.db import checkup, location, queries
+from balsam_lite.db import checkup, location, maintenance, queries
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.store import apps, claims, graph, insert, leases, moves, pieces, user
 from balsam_lite.errors import ParentInUse, StateError, UnknownApp
 from balsam_lite.identity import Holder
+from balsam_lite.launcher import obstacles
+from balsam_lite.launcher.nodes import Node, Pool
+from balsam_lite.launcher.trouble import Pause, Setbacks
 
 JOBS = 60
 
@@ -319,3 +324,54 @@ def test_that_a_launcher_promotes_very_many_children_before_it_leaves(bench, mon
     assert bench.run("--wf-filter", "parent") == 0
     assert counts(bench.db) == {states.JOB_FINISHED: 1, states.READY: many}
     check(bench.db)
+
+
+# --- who completes it, and who is told --------------------------------------------------------------------------------
+
+
+def cut_rerun(db):
+    """A rerun of all jobs of which nothing is done yet, and whose process is gone."""
+    jobs = chain(db)
+    done = run_alone(db, f"user.rerun(db, {jobs})", "before-piece:1")
+    assert done.returncode == -signal.SIGKILL
+    return jobs
+
+
+def test_that_db_info_and_db_check_tell_what_is_unfinished_and_who_completes_it(db):
+    cut_rerun(db)
+    text = "; the next command that changes jobs, a launcher or the service completes it"
+    (told,) = maintenance.info(db, {})["unfinished_changes"]
+    assert told.startswith(f"a change of {JOBS} job(s), 0 of them done by process ")
+    assert told.endswith(text)
+    (found,) = [one for one in checkup.look_over(db, now_us=2, expiry_s=60) if one.topic == "large write"]
+    assert (found.level, found.text) == ("note", told)
+    add(db, 1)
+    assert maintenance.info(db, {})["unfinished_changes"] == []
+
+
+def test_that_a_launcher_that_leaves_names_the_change_that_its_jobs_wait_for(db):
+    jobs = cut_rerun(db)
+    with db.write() as cx:
+        cx.execute("UPDATE job SET state = 'CREATED', unfinished_parents = 0 WHERE id = ?", jobs[-1:])
+        cx.execute("UPDATE job SET state = 'CREATED', start_after = ? WHERE id = ?", (pieces.held_until(1), jobs[0]))
+    limits = obstacles.Limits(None, True, None, 1.0)
+    seen = obstacles.Obstacles(db, Pool([Node(4)]), limits, Pause(), Setbacks())
+    told = seen.survey(claims.Filter())
+    assert told[0].endswith("waits for the end of a change of very many jobs")
+    assert "1 job(s) wait for the end of a change of very many jobs" in told
+    assert seen.left == {"waits for the end of a change of very many jobs": 2}
+
+
+def test_that_a_recursive_kill_shows_how_far_it_is(db, monkeypatch):
+    jobs = chain(db)
+    with db.write() as cx:
+        cx.execute("UPDATE job SET state = 'CREATED'")
+        cx.execute("UPDATE state_count SET jobs = CASE state WHEN 'CREATED' THEN ? ELSE 0 END", (JOBS,))
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setenv("BALSAM_DB_PATH", db.directory)
+    monkeypatch.setattr(sys, "stderr", shown)
+    assert main(["killjob", "--id", f"#{jobs[0]}", "--recursive", "--yes"]) == 0
+    assert " 50 %" in shown.getvalue()
+    assert counts(db) == {"USER_KILLED": JOBS}
+    check(db)

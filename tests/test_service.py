@@ -15,8 +15,8 @@ from helpers import Slots, wait_until
 from launching import Bench
 
 from balsam_lite.clock import SECOND_US
-from balsam_lite.db import batch_queries, demand, filesystem, location, reasons
-from balsam_lite.db.store import apps, claims, insert, leases, user
+from balsam_lite.db import batch_queries, demand, filesystem, location, queries, reasons
+from balsam_lite.db.store import apps, claims, insert, leases, pieces, user
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.errors import (
     AnotherService,
@@ -675,6 +675,20 @@ def test_that_the_service_lets_jobs_start_that_were_held_back_as_no_launcher_may
     assert desk.turns() == 0
     desk.clock.sleep(61)
     assert desk.turns() == 1
+
+
+def test_that_the_service_completes_what_a_process_that_is_gone_has_left_of_a_large_write(desk, monkeypatch):
+    monkeypatch.setattr(pieces, "PART", 1)
+    monkeypatch.setattr(pieces, "PIECE_S", 0)
+    desk.add(6, wait_for_parents=1)
+    with desk.db.write() as cx:
+        part = pieces.Part("set_state", {"state": "JOB_FINISHED", "said": ("", "", None, None)}, list(range(1, 7)))
+        pieces._store(cx, pieces._rows([part]), 6, None)
+    assert desk.turns() == 0
+    with desk.db.read() as cx:
+        assert queries.state_counts(cx) == {"JOB_FINISHED": 6}
+        assert not pieces.is_any(cx)
+    assert "completed a change of very many jobs" in desk.note()["action"]
 
 
 def test_that_the_service_ends_when_a_shared_db_is_gone_for_long(desk, monkeypatch):

@@ -11,7 +11,7 @@ from .. import command_line, spec, states
 from ..db import queries
 from ..db.connection import Database
 from ..db.store import apps as app_store
-from ..db.store import user
+from ..db.store import graph, user
 from ..errors import NotFound, StateError, UnknownApp
 from ..sites import apps as site_apps
 from . import layout
@@ -210,7 +210,13 @@ def killjob(ids: Sequence[str], recursive: bool, yes: bool) -> None:
         if not yes and not confirm(question, "--yes"):
             click.echo("Kill aborted")
             click.get_current_context().exit(1)
-    result = user.kill(db, [job["id"] for job in jobs], recursive=recursive)
+    numbers = [job["id"] for job in jobs]
+    below: list[int] = []
+    if recursive:
+        with db.read() as cx:
+            below = graph.descendants(cx, numbers)
+    with progress_of(len({*numbers, *below})) as progress:
+        result = user.kill(db, numbers, recursive=recursive, progress=progress)
     click.echo(_killed(result.killed))
     if result.running:
         one = "It still runs" if result.killed == 1 else "1 still runs"

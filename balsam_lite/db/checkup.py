@@ -14,7 +14,7 @@ from ..errors import BalsamError
 from . import connection, filesystem, location, maintenance, migrations
 from .connection import Database
 from .schema import VISIBLE, sql_list
-from .store import graph, leases, tags
+from .store import graph, leases, pieces, tags
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
@@ -109,7 +109,8 @@ def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False
     with db.read() as cx:  # nothing is told inside: whoever listens may take his time, and others want the DB
         schema = Finding("schema", OK, f"version {migrations.version_of(cx)}")
         rows = list(_broken_rules(cx)) or [Finding("rows", OK, "jobs, dependencies, tags, events and counts agree")]
-        holders = list(_leases(cx, now_us, expiry_s))
+        holders = [Finding("large write", NOTE if one.is_abandoned else OK, one.text) for one in pieces.described(cx)]
+        holders += _leases(cx, now_us, expiry_s)
     yield from (schema, *rows, *holders)
 
 

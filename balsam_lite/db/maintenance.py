@@ -17,7 +17,7 @@ from ..errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull,
 from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from . import binding, connection, filesystem, location, migrations, queries, small_files
 from .connection import Database
-from .store import leases, tags
+from .store import leases, pieces, tags
 
 # --- a copy -----------------------------------------------------------------------------------------------------------
 
@@ -162,6 +162,7 @@ def info(db: Database, environ: Mapping[str, str] = os.environ) -> dict[str, Any
             "free_pages": free,
             "wal_bytes": _size_of(f"{db.path}-wal"),
             **_counts(cx),
+            "unfinished_changes": [one.text for one in pieces.described(cx)],
         }
     return {**found, "settings": settings_in_force(db.directory, environ)}
 

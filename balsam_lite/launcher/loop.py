@@ -112,6 +112,7 @@ class Launcher:
         self._workflows: tuple[str, ...] | None = None
         self._next_start_us: int | None = None  # when the next job is due that is held back
         self._has_large_write = False  # something that changes many jobs is unfinished; see `store.pieces`
+        self._has_lists = False  # likewise, and jobs are held for that long
         self._next_piece_at = 0.0  # when to do a piece of it, if no other process does
         self.pause = Pause()  # because of trouble of the machine
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
@@ -204,6 +205,7 @@ class Launcher:
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
             self._has_large_write = pieces.is_any(cx)
+            self._has_lists = self._has_large_write and pieces.has_lists(cx)
             if work.news:
                 leases.refuse_lost(cx, self._lease)
             held = claims.still_held(cx, self._lease) if work.news else None
@@ -511,7 +513,7 @@ class Launcher:
         elif (self.pause.reason or self._setbacks.reasons) and self._is_hopeless(now):
             self.stop(self.pause.reason or "nothing is left but jobs that cannot be started")
         elif (
-            self._has_work or self._idle_since is None or self._has_large_write or self._reaper.doubtful
+            self._has_work or self._idle_since is None or self._has_lists or self._reaper.doubtful
         ):  # whose jobs may be to be run here
             return
         elif self._limits.idle_ttl_s is not None and now - self._idle_since >= self._limits.idle_ttl_s:

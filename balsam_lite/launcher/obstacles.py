@@ -9,12 +9,13 @@ from .. import states
 from ..db import outlook
 from ..db.connection import Connection, Database
 from ..db.outlook import Scope
-from ..db.store import claims, held_back
+from ..db.store import claims, held_back, pieces
 from ..db.store.claims import Filter, Shape
 from .nodes import Pool
 from .trouble import Pause, Setbacks
 
 _NO_PLACE = "waits for a free place"
+_LARGE_WRITE = "waits for the end of a change of very many jobs"
 
 
 class Limits(NamedTuple):
@@ -50,17 +51,23 @@ class Obstacles:
         reasons = []
         self.by_shape, self.left = [], Counter(self._setbacks.reasons.values())
         with self._db.read() as cx:
+            has_lists = pieces.has_lists(cx)
             for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = self._why_not(shape, shortest, only)
-                self.by_shape += [(shape, reason)] * (reason not in (_NO_PLACE, self._pause.reason))
+                reason = _LARGE_WRITE if has_lists and reason == _NO_PLACE else reason
+                self.by_shape += [(shape, reason)] * (reason not in (_NO_PLACE, _LARGE_WRITE, self._pause.reason))
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
                 self.left[reason] += jobs
             counts = outlook.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
             new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
+            listed = self.count_held_back(cx, by_large_write=True) if has_lists else 0
         reasons += self._setbacks.summary
         if new_jobs > 0:
             self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
             reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
+        if listed:
+            self.left[_LARGE_WRITE] += listed
+            reasons.append(f"{listed} job(s) wait for the end of a change of very many jobs")
         if counts[states.AWAITING_PARENTS]:
             reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
         unsettled = sum(counts[state] for state in states.UNSETTLED_STATES)
@@ -71,11 +78,11 @@ class Obstacles:
         self.left = +self.left
         return reasons
 
-    def count_held_back(self, cx: Connection) -> int:
-        """Count the jobs that are held back, of those that this launcher takes."""
+    def count_held_back(self, cx: Connection, by_large_write: bool = False) -> int:
+        """Count the jobs that are held back, for a time or by a large write, of those that this launcher takes."""
         limits = self._limits
         launch = limits.launch if limits.launch_only else None
-        return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only)
+        return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only, by_large_write)
 
     def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
         never = self._pool.never_fits(shape)

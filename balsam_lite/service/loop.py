@@ -22,7 +22,7 @@ from ..db.batch_queries import BatchRow
 from ..db.connection import Connection, Database
 from ..db.demand import Work
 from ..db.filesystem import LOCAL
-from ..db.store import batch_jobs, held_back, leases, reservations
+from ..db.store import batch_jobs, held_back, leases, pieces, reservations
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
 from ..errors import (
@@ -55,6 +55,8 @@ _MOST_PLANNED = 2000
 _LONGEST_PAUSE_S = 600.0
 #: The same of jobs that launchers in a queue cannot take, such as those with more GPUs than its nodes have.
 _LONGEST_REFUSAL_S = 6 * 3600.0
+#: Seconds of a turn in which large writes of other processes are completed.
+_LARGE_WRITES_S = 2.0
 #: Beyond these even the shortest period has become that; 2.0**1024 is no number.
 _MOST_DOUBLINGS = 20
 #: A launch needs so many minutes to start.
@@ -224,7 +226,7 @@ class Service:
             raise LostLease(f"The DB could not be used for {now - self._failing_since:.0f} s: {exc.message}")
 
     def turn(self) -> bool:
-        """One turn. Returns whether a launch was submitted, so that the next turn may be at once.
+        """One turn. Returns whether the next one may be at once: a launch was submitted, or a large write is to be completed.
 
         Raises:
             LostLease: another service may be at work, or the DB is not there any more. DatabaseError.
@@ -235,6 +237,7 @@ class Service:
         self.reap()
         self.release_due()
         self.give_back()
+        is_unfinished = self.advance_large_writes()
         submitted = False
         if answered and not self.stop_reason:
             self.reread_policy()
@@ -242,7 +245,7 @@ class Service:
             self.report(choice)
             submitted = choice.launch is not None and self.submit(choice.launch)
         self.beat()
-        return submitted
+        return submitted or is_unfinished
 
     def refuse_other_db(self) -> None:
         """Raise LostLease where the DB was removed, or another one lies in its place: what is open here nobody else sees.
@@ -327,6 +330,19 @@ class Service:
         if next_start_us is not None and next_start_us <= now_us:
             with self._db.write() as cx:
                 held_back.release_due(cx, now_us)
+
+    def advance_large_writes(self) -> bool:
+        """Go on for a moment with large writes whose processes are gone. Returns whether there is more to do."""
+        until = self._clock.monotonic() + _LARGE_WRITES_S
+        is_done = False
+        while pieces.advance_abandoned(self._db):
+            is_done = True
+            if self._clock.monotonic() >= until:
+                return True
+            pieces.pause(self._db, 0)
+        if is_done:
+            self._did("completed a change of very many jobs whose process is gone")
+        return False
 
     def give_back(self) -> None:
         """End the reservations of launches that are over."""

@@ -183,14 +183,16 @@ def count(
     tags: tuple[tuple[str, str], ...] = (),
     launch: int | None = None,
     serial_only: bool = False,
+    by_large_write: bool = False,
 ) -> int:
     """Count the jobs that only the hold keeps from starting, of those that a launcher takes.
 
     Args:
+        by_large_write: those that wait for the end of a large write (see `pieces`), in place of the others.
         workflow: a name or a glob; None: of all.
         launch: only those that are planned for it; None: all.
     """
-    where = ""
+    where = f" AND start_after {'>=' if by_large_write else '<'} {LARGE_WRITE_HOLD}"
     parameters: list[str] = []
     for tag in tags:
         where += " AND EXISTS (SELECT 1 FROM json_each(job.tags) WHERE key = ? AND value = ?)"

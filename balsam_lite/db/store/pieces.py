@@ -267,6 +267,37 @@ def is_any(cx: sqlite3.Connection) -> bool:
     return cx.execute("SELECT 1 FROM large_write LIMIT 1").fetchone() is not None
 
 
+def has_lists(cx: sqlite3.Connection) -> bool:
+    """Whether a large write other than an insert is unfinished, so that jobs are held until it is complete."""
+    return is_any(cx) and cx.execute("SELECT 1 FROM large_write WHERE first = 0 LIMIT 1").fetchone() is not None
+
+
+class Unfinished(NamedTuple):
+    """A large write that is not complete."""
+
+    text: str  # a sentence for the user
+    is_abandoned: bool
+
+
+def described(cx: sqlite3.Connection) -> list[Unfinished]:
+    """Return the large writes that are not complete."""
+    sql = """SELECT host, pid_namespace, pid, started, id, touched, first, total, done, coalesce(
+            (SELECT action FROM large_write_part WHERE large_write = large_write.id ORDER BY id LIMIT 1), '')
+        FROM large_write ORDER BY id"""
+    found = []
+    for *holder, number, touched, first, total, done, action in cx.execute(sql).fetchall():
+        owner = Holder(*holder)
+        is_abandoned = _is_cut(number, owner, touched) if first else _is_abandoned(owner, touched)
+        name = "an insert" if first else "the children of jobs that have ended" if action == CHILDREN else "a change"
+        who = f"by process {owner.pid} on {owner.host}" if owner.pid else "by no process"
+        fate = ""
+        if is_abandoned:
+            fate = "removes its jobs" if first else "completes it"
+            fate = f"; the next command that changes jobs, a launcher or the service {fate}"
+        found.append(Unfinished(f"{name} of {total} job(s), {done} of them done {who}{fate}", is_abandoned))
+    return found
+
+
 def unfinished(cx: sqlite3.Connection, jobs: Iterable[int]) -> set[int]:
     """Return those of these jobs that a large write has still to change: no launcher may claim them."""
     if not is_any(cx):

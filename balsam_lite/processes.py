@@ -131,7 +131,7 @@ def belonging(
             if prefix and mark.startswith(prefix) and mark.endswith(suffix):
                 found.add(process.pid)
         elif leader is not None:
-            if _ticks(process.started) >= _ticks(starts[leader]):
+            if is_younger(process.started, starts[leader]):
                 found.add(process.pid)
         elif not environ and _may_be_younger(process, oldest, table) and _hides_its_environment(process.pid):
             unknown.append(process)
@@ -145,6 +145,11 @@ def _may_be_younger(process: Process, oldest: float, table: Mapping[int, Process
     """Return whether a process can be part of a run that began then: an older session never gets a process of it."""
     leader = table.get(process.session, process)
     return min(_ticks(process.started), _ticks(leader.started)) >= oldest
+
+
+def is_younger(start: str, other: str) -> bool:
+    """Return whether a process with that start is not older than one with the other; starts as `identity.start_of` has them."""
+    return _ticks(start) >= _ticks(other)
 
 
 def _ticks(start: str) -> float:

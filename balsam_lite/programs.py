@@ -24,6 +24,9 @@ _END_BYTES, _LARGEST_FILE_BYTES, _LOOK_S = 64 * 1024, 256 * 1024 * 1024, 0.5
 
 _KILLED = "so it was killed"
 
+#: The pids of the children of this process that `run` waits for.
+running: set[int] = set()
+
 
 class Completed(NamedTuple):
     """How a command ended."""
@@ -74,6 +77,8 @@ def run(
                 )
         except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
             return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
+        running.add(process.pid)
+        opened.callback(running.discard, process.pid)
         output, errors = bytearray(), bytearray()
         pipes = {opened.enter_context(pipe): kept for pipe, kept in _pipes(process, output, errors)}
         try:

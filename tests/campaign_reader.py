@@ -25,8 +25,18 @@ EDGES = {
     "STAGED_IN": {"AWAITING_PARENTS", "PREPROCESSED", "FAILED"},
     "PREPROCESSED": {"AWAITING_PARENTS", "RUNNING"},
     "RESTART_READY": {"AWAITING_PARENTS", "RUNNING"},
-    # To the last two also when the run certainly never began: back to where the claim found the job.
-    "RUNNING": {"RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT", "FAILED", "RESTART_READY", "PREPROCESSED"},
+    # Also, when the run certainly never began, back to where the claim found the job.
+    "RUNNING": {
+        "RUN_DONE",
+        "RUN_ERROR",
+        "RUN_TIMEOUT",
+        "FAILED",
+        "RESTART_READY",
+        "PREPROCESSED",
+        "STAGED_IN",
+        "READY",
+        "CREATED",
+    },
     "RUN_DONE": {"POSTPROCESSED", "JOB_FINISHED", "FAILED"},
     "RUN_ERROR": {"FAILED", "RESTART_READY"},
     "RUN_TIMEOUT": {"FAILED", "RESTART_READY"},

@@ -152,7 +152,7 @@ def test_that_nothing_is_looked_at_where_runs_leave_nothing(tmp_path: Path, monk
         raise AssertionError(pid)
 
     known = Adopted()
-    others = [one.pid for one in below(os.getpid())]  # of the test run
+    others = known._children()  # of the test run, zombies among them
     monkeypatch.setattr(adopted, "process_of", refuse)
     first, second = _Run("true", str(tmp_path)), _Run("sleep 60", str(tmp_path))
     first.process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from helpers import wait_until
 from launching import Bench, alive
 
 from balsam_lite.identity import read_proc, start_of
-from balsam_lite.launcher import spawn_helper
+from balsam_lite.launcher import run_file, spawn_helper
 from balsam_lite.launcher.spawn_helper import Request
 from balsam_lite.launcher.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
 from balsam_lite.processes import DETACHED_VARIABLE, Process, below
@@ -110,6 +111,24 @@ def test_that_a_helper_that_is_killed_is_replaced_and_its_programs_are_lost(tmp_
     assert isinstance(answers(spawner, channel, 2)[1], Ended)
     for left in sleeps(os.getpid()):
         left.signal(signal.SIGKILL)
+
+
+def test_that_what_a_killed_helper_had_just_started_is_known(tmp_path: Path) -> None:
+    files = run_file.RunFiles(str(tmp_path / "runs"), "id", 7, 0, 0o600)
+    spawner = Spawner({b"PATH": b"/usr/bin:/bin"}, 1.0, run_files=files)
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, "exec env -i sleep 600"))
+    (started,) = answers(spawner, channel, 1)
+    assert isinstance(started, Started)
+    os.kill(spawner.pids[0], signal.SIGKILL)
+    shutil.rmtree(tmp_path / "runs")  # as if it had not come to record it
+    assert answers(spawner, channel, 1) == [Lost(1)]
+    orphans = spawner.take_orphans()
+    assert [one.pid for one in orphans] == [started.pid]
+    assert [one.pid for one in run_file.read(files.directory, "id", 7) if one.job == 0] == [started.pid]
+    orphans[0].signal(signal.SIGKILL)
+    os.waitpid(started.pid, 0)
+    spawner.abandon()
 
 
 def test_that_a_helper_that_was_stopped_is_continued(tmp_path: Path, spawner: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,14 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Union
 
+from .. import programs
 from ..errors import SpawnFailed
-from ..processes import Process, state_of
+from ..identity import start_of
+from ..processes import Process, is_younger, state_of
 from ..programs import module_words, python_path
 from . import spawn_helper
 from .adopted import Adopted
-from .run_file import RunFile, RunFiles
+from .run_file import RunFile, RunFiles, Writer
 from .spawn_helper import LENGTH_BYTES, Request, become_subreaper, framed
 
 log = logging.getLogger(__name__)
@@ -146,6 +148,7 @@ class _Helper:
             raise
         finally:
             end.close()
+        self.started = start_of(self.process.pid)
         self.link.setblocking(False)
         first = (spawn_helper.BEGIN, dict(environ), None if run_file is None else tuple(run_file))
         self.unread, self.unsent = bytearray(), bytearray(framed([first]))
@@ -351,12 +354,24 @@ class Spawner:
         code = helper.process.wait()
         if not self._is_closed:
             log.error("Spawn helper %d has died (exit code %d) with %d program(s).", helper.process.pid, code, len(helper.keys))
-        self._orphans += self._adopted.orphans(self.pids)
+        self._orphans += self._adopted_from(helper)
         for wire in list(helper.keys):
             self._forget(helper, wire).put(Lost(wire // _CHANNELS))
         if not self._is_closed:
             with suppress(SpawnFailed):  # the next request says so
                 self._staff()
+
+    def _adopted_from(self, helper: _Helper) -> list[Process]:
+        """Return what runs of a helper that has died. It may not have recorded what it had just started: do that for it."""
+        found = [
+            one for one in self._adopted.orphans({*self.pids, *programs.running}) if is_younger(one.started, helper.started)
+        ]
+        if found and self._run_files is not None:
+            record = Writer(self._run_files.file(self._number_of_helpers))
+            self._number_of_helpers += 1
+            for one in found:
+                record.start(one.pid, one.started, b"")
+        return found
 
     def take_orphans(self) -> list[Process]:
         """Return what helpers that have died since the last call have left to this process, as far as it was alive then."""

@@ -63,6 +63,18 @@ def whole_minutes(text: str) -> int:
     return math.ceil(round(minutes(text), 6))
 
 
+def spoken(seconds: float) -> str:
+    """Return a duration in words, in the largest unit of which it has at least two.
+
+    >>> spoken(7.3), spoken(119), spoken(754), spoken(7200), spoken(86400 * 40)
+    ('7 s', '119 s', '12 min', '2 h', '40 days')
+    """
+    for unit_s, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds // unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _checked(seconds: float, text: str) -> float:
     if seconds > _LARGEST_S:
         raise ValueError(f"is out of range: {text:.60}")

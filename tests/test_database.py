@@ -309,7 +309,7 @@ def test_that_checkpoints_are_left_to_launchers_and_services_and_to_nobody_else(
     for kind in ("launcher", "service"):
         with local.write() as cx:
             lease = leases.open_lease(cx, kind, Holder.current(), "", 1)
-            assert leases.is_eldest(cx, lease, 1, 120)
+            assert leases.is_eldest(cx, lease, 120, leases.Watch())
         assert checkpoint_pages(local) == 0
         with local.write() as cx:
             leases.close_lease(cx, lease, 1, "")

@@ -23,6 +23,7 @@ from mounts import hosts, need
 from sshd import remote_host
 
 from balsam_lite.cli import selftest as runner
+from balsam_lite.clock import SystemClock
 from balsam_lite.db import checkup, filesystem, location, maintenance, selftest
 from balsam_lite.db.connection import Database
 from balsam_lite.errors import DatabaseBusy, DatabaseError, DatabaseFull, InputError
@@ -118,11 +119,40 @@ def test_that_open_leases_are_told_with_holder_and_age_and_whether_it_is_dead(db
         "UPDATE job SET lease = 1 WHERE id = 1",
     )
     living, dead = findings(db)["lease"]
-    assert living == ("lease", "ok", "launcher 1 (pid 42 on far) has 1 job(s), last heard of 5 s ago")
+    by_clock = "by the clock of far"
+    assert living == ("lease", "ok", f"launcher 1 (pid 42 on far) has 1 job(s), last heard of 5 s ago {by_clock}")
     assert dead.level == checkup.NOTE
-    assert dead.text.startswith("service 2 (pid 43 on far) has 0 job(s), last heard of 500 s ago: it seems dead")
-    change(db, f"UPDATE lease SET heartbeat = {NOW_US + 15_000_000} WHERE id = 1")  # while the file was being checked
+    text = f"service 2 (pid 43 on far) has 0 job(s), no sign of life for 8 min {by_clock}: it is dead, or the clocks differ"
+    assert dead.text.startswith(text)
+    change(db, f"UPDATE lease SET heartbeat = {NOW_US + 3_000_000} WHERE id = 1")  # while the file was being checked
     assert "last heard of 0 s ago" in findings(db)["lease"][0].text
+    change(db, f"UPDATE lease SET heartbeat = {NOW_US + 700_000_000} WHERE id = 1")
+    assert "the clock of far is 11 min ahead of this host's" in findings(db)["lease"][0].text
+
+
+def test_that_clocks_that_differ_are_told(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = "INSERT INTO lease (kind, host, pid_namespace, pid, started, opened, heartbeat) VALUES"
+    now_us = SystemClock.now_us()
+    change(db, *(f"{columns} ('launcher', 'far', 'x', 4, '1', 0, {now_us + ahead_us})" for ahead_us in (-(10**9), 400_000_000)))
+    change(db, f"{columns} ('launcher', 'near', 'x', 5, '1', 0, {now_us - 10**9})")
+    (found,) = (one for one in findings(db)["clocks"] if "of far is" in one.text)
+    assert found.level == checkup.NOTE
+    assert found.text.startswith("the clock of far is 6 min ahead of this host's")
+    assert not any("near" in one.text for one in findings(db)["clocks"]), "a late heartbeat may be an old one"
+    assert abs(filesystem.clock_ahead_s(db.directory) or 0.0) < 1
+    real = time.time
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: real() + 600)
+        assert round(filesystem.clock_ahead_s(db.directory) or 0.0) == -600
+    assert not [name for name in os.listdir(db.directory) if name.startswith(".balsam-part")]
+
+
+def test_that_the_clocks_of_peers_are_compared_by_the_moment_at_which_they_met() -> None:
+    here, peer, other = (selftest.Tally("a", host, "ns", 1, 1.0, met_s) for host, met_s in (("a", 100), ("b", 93), ("c", 104)))
+    late, fine = runner._clocks([here, peer, other])
+    assert (late.level, fine.level) == (checkup.OK, checkup.OK), "a slow transaction may be why"
+    (late,) = runner._clocks([here, peer._replace(met_s=20)])
+    assert (late.level, late.text[:51]) == (checkup.NOTE, "the clock of b is 80 s behind this host's: times in")
 
 
 def test_that_a_damaged_file_is_wrong_and_no_traceback(db: Database) -> None:
@@ -208,7 +238,7 @@ def test_that_ssh_with_options_needs_no_quotes_for_the_other_hosts_shell(db: Dat
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/sh\nshift 3\nexec sh -c "$*"\n')  # as ssh(1): the words are joined by blanks
     ssh.chmod(0o755)
-    finding = runner.run(db, ["me"], f"{ssh} -p 2222 {{host}}", 0.1)
+    finding, *_ = runner.run(db, ["me"], f"{ssh} -p 2222 {{host}}", 0.1)
     assert finding.text.startswith("2 processes"), finding
 
 
@@ -223,7 +253,7 @@ def test_that_ssh_with_options_needs_no_quotes_for_the_other_hosts_shell(db: Dat
     ],
 )
 def test_that_a_peer_that_cannot_be_reached_is_wrong_and_says_why(db: Database, command: str, said: str) -> None:
-    finding = runner.run(db, ["me"], command, 0.1)
+    finding, *_ = runner.run(db, ["me"], command, 0.1)
     assert finding.level == checkup.WRONG
     assert said in finding.text
 
@@ -280,7 +310,7 @@ def test_that_a_tester_that_prints_garbage_has_said_nothing(text: str) -> None:
 
 
 def test_that_what_a_login_shell_prints_is_no_obstacle() -> None:
-    tally = selftest.Tally("a", "h", "ns", 3, 0.1)
+    tally = selftest.Tally("a", "h", "ns", 3, 0.1, 1.5)
     assert selftest.Tally.parsed(f"Welcome!\n{tally.as_text()}\nlogout\n") == tally
 
 

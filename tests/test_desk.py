@@ -567,10 +567,11 @@ def test_that_a_site_is_active_as_long_as_its_service_is_heard_of(desk):
     now = SystemClock.now_us()
     for holder, age_s, active in (
         (Holder.current(), 1, True), (Holder.current(), 200, False), (Holder.current()._replace(started="0"), 1, False),
+        (Holder("far", "x", 1, "2"), 100, True), (Holder("far", "x", 1, "2"), 200, None),
     ):  # fmt: skip
         with desk.database.write() as cx:
             lease = leases.open_lease(cx, "service", holder, "", now - age_s * 1_000_000)
-        assert (desk.about()["is_active"], desk.about()["jobs"]) == (active, 1)
+        assert (desk.about()["is_active"], desk.about()["jobs"]) == (active, 1), "None: one look cannot tell"
         assert desk.about()["last_refresh"] == now - age_s * 1_000_000
         with desk.database.write() as cx:
             leases.close_lease(cx, lease, now, "stopped")

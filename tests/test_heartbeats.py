@@ -27,16 +27,16 @@ def beat_at(heartbeat_us: int) -> Lease:
     return Lease(1, "launcher", ELSEWHERE, "", heartbeat_us)
 
 
-@pytest.mark.parametrize("off_us", [0, AHEAD_US, BEHIND_US, 100 * DAY_US])
+@pytest.mark.parametrize("off_us", [0, AHEAD_US, BEHIND_US, 100 * DAY_US, -100 * DAY_US])
 def test_that_a_heartbeat_that_does_not_change_is_dead_after_the_expiry_of_watching(off_us: int) -> None:
     now = 0.0
     watch = Watch(lambda: now)
-    lease, now_us = beat_at(SystemClock.now_us() + off_us), SystemClock.now_us()
-    assert not is_dead(lease, now_us, EXPIRY_S, watch)
+    lease = beat_at(SystemClock.now_us() + off_us)
+    assert not is_dead(lease, EXPIRY_S, watch)
     now = EXPIRY_S
-    assert not is_dead(lease, now_us, EXPIRY_S, watch)
+    assert not is_dead(lease, EXPIRY_S, watch)
     now = EXPIRY_S + 1
-    assert is_dead(lease, now_us, EXPIRY_S, watch)
+    assert is_dead(lease, EXPIRY_S, watch)
 
 
 @pytest.mark.parametrize("off_us", [0, AHEAD_US, BEHIND_US])
@@ -46,11 +46,14 @@ def test_that_a_heartbeat_that_changes_lives(off_us: int) -> None:
     began_us = SystemClock.now_us()
     for beat in range(20):
         now = beat * 100.0
-        assert not is_dead(beat_at(began_us + off_us + int(now * 1e6)), began_us + int(now * 1e6), EXPIRY_S, watch)
+        assert not is_dead(beat_at(began_us + off_us + int(now * 1e6)), EXPIRY_S, watch)
 
 
-def test_that_a_heartbeat_of_days_ago_needs_no_watching() -> None:
-    assert is_dead(beat_at(SystemClock.now_us() - 2 * DAY_US), SystemClock.now_us(), EXPIRY_S, Watch())
+def test_that_one_look_does_not_tell_whether_a_holder_elsewhere_is_dead() -> None:
+    for off_us in (0, -2 * DAY_US, 2 * DAY_US):
+        lease, now_us = beat_at(SystemClock.now_us() + off_us), SystemClock.now_us()
+        assert not is_dead(lease, EXPIRY_S) and not is_dead(lease, EXPIRY_S, Watch())
+        assert leases.is_silent(lease, now_us, EXPIRY_S) is leases.is_doubtful(lease, now_us, EXPIRY_S, Watch()) is bool(off_us)
 
 
 @pytest.fixture

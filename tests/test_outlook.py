@@ -125,11 +125,11 @@ def test_that_a_process_that_waits_is_waited_for_while_it_lives(db):
 def test_that_waits_are_no_launchers_and_leave_nothing_behind(db):
     with db.write() as cx:
         waits.open_wait(cx, dead_process(), "", 1, 120.0)
-        assert leases.open_leases(cx) == [] == leases.living(cx, 1, 120.0) == leases.dead(cx, 1, 120.0, leases.Watch())
+        assert leases.open_leases(cx) == [] == leases.living(cx, 120.0) == leases.dead(cx, 120.0, leases.Watch())
         launcher = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
-        assert leases.is_eldest(cx, launcher, 1, 120.0)
+        assert leases.is_eldest(cx, launcher, 120.0, leases.Watch())
         mine = waits.open_wait(cx, Holder.current(), "", 1, 120.0)
-        assert [one.lease.id for one in waits.living(cx, 1, 120.0)] == [mine]
+        assert [one.lease.id for one in waits.living(cx, 120.0)] == [mine]
         assert cx.execute("SELECT count(*) FROM lease WHERE kind = 'wait'").fetchone() == (1,)
         waits.close_wait(cx, launcher)  # is none
         waits.close_wait(cx, mine)

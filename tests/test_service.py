@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from helpers import Slots, wait_until
 from launching import Bench
 
-from balsam_lite.clock import SECOND_US
+from balsam_lite.clock import SECOND_US, SystemClock
 from balsam_lite.db import batch_queries, demand, filesystem, location, queries, reasons
 from balsam_lite.db.store import apps, claims, insert, leases, pieces, user
 from balsam_lite.db.store.claims import Filter, Shape
@@ -34,7 +35,7 @@ from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_PATI
 from balsam_lite.service import loop, main, packer
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import PolicyFile, Queue, Range
-from balsam_lite.settings import Settings
+from balsam_lite.settings import Settings, SettingsWarning
 
 SETTINGS = Settings(SCHEDULER_CLASS="LocalScheduler", SERVICE_PERIOD=10)
 DEBUG = Queue("debug", True, 2, (Range(1, 4, 1, 60),))
@@ -819,7 +820,7 @@ from balsam_lite.identity import Holder
 from balsam_lite.schedulers.base import BatchStatus, QUEUED
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import PolicyFile, Queue, Range
-from balsam_lite.settings import Settings
+from balsam_lite.settings import Settings, SettingsWarning
 
 directory, queue, moment = sys.argv[1:]
 
@@ -1046,12 +1047,32 @@ def test_that_of_two_at_the_same_moment_one_is_refused(bench):
 def test_that_a_service_of_another_host_keeps_a_second_one_out_until_its_lease_expires(desk):
     with desk.db.write() as cx:
         leases.close_lease(cx, desk.lease, 1, "")
-        elsewhere = leases.open_lease(cx, loop.KIND, Holder("elsewhere", "", 1, "1"), "", desk.clock.now_us())
+        elsewhere = leases.open_lease(cx, loop.KIND, Holder("elsewhere", "", 1, "1"), "", SystemClock.now_us())
     with pytest.raises(AnotherService) as caught:
         main._open_lease(desk.db, SETTINGS, desk.clock)
     assert "process 1 on elsewhere" in caught.value.hint
-    desk.clock.sleep(SETTINGS.LEASE_EXPIRY_S + 1)
-    assert main._open_lease(desk.db, SETTINGS, desk.clock) > elsewhere
+    settings, stop = SETTINGS._replace(LEASE_EXPIRY_S=3.0), threading.Event()
+
+    def live() -> None:
+        while True:
+            with desk.db.write() as cx:
+                leases.heartbeat(cx, elsewhere, SystemClock.now_us() - 600 * SECOND_US)
+            if stop.wait(0.2):
+                desk.db.close()
+                return
+
+    holder = threading.Thread(target=live)
+    holder.start()
+    try:
+        wait_until(lambda: main.status(desk.db.directory)["state"] == "silent")
+        with pytest.raises(AnotherService), pytest.warns(SettingsWarning, match="whether service 2 .* still lives"):
+            main._open_lease(desk.db, settings, desk.clock)
+    finally:
+        stop.set()
+        holder.join()
+    assert main.status(desk.db.directory)["last_sign"] == "no sign of life for 10 min by the clock of elsewhere"
+    with pytest.warns(SettingsWarning):
+        assert main._open_lease(desk.db, settings, desk.clock) > elsewhere
 
 
 def test_that_stop_takes_the_lease_of_a_service_on_another_host(desk):

@@ -127,13 +127,37 @@ def test_that_a_launcher_that_was_reaped_cannot_finish_its_job(db):
 
 def test_that_the_eldest_lease_is_the_oldest_of_those_that_are_open_and_not_dead(db):
     silent, closed, eldest, young = (open_lease(db, pid) for pid in (1, 2, 3, 4))
+    now_s = 0.0
+    watch = leases.Watch(lambda: now_s)
     with db.write() as cx:
         leases.close_lease(cx, closed, 2, "idle")
+        assert leases.is_eldest(cx, silent, 30, watch), "nobody has watched it yet"
+        leases.living(cx, 30, watch)
+        now_s = 31.0
         for lease in (eldest, young):
             leases.heartbeat(cx, lease, 60_000_000)
-    with db.read() as cx:
-        assert [leases.is_eldest(cx, one, 61_000_000, 30) for one in (silent, closed, eldest, young)] == [0, 0, 1, 0]
-        assert leases.is_eldest(cx, silent, 2, 30)
+        assert [leases.is_eldest(cx, one, 30, watch) for one in (silent, closed, eldest, young)] == [0, 0, 1, 0]
+
+
+def test_that_a_launcher_reads_who_took_its_lease_and_for_how_long_it_had_not_been_seen(db):
+    (robbed, stopped), now_s = (open_lease(db, pid) for pid in (1, 2)), 0.0
+    watch = leases.Watch(lambda: now_s)
+    with db.write() as cx:
+        (lease, _) = leases.open_leases(cx)
+        watch.unchanged_s(lease)
+        now_s = 131.4
+        leases.reap(cx, lease, 5, watch=watch)
+        leases.close_lease(cx, stopped, 5, "stopped by the user")
+    by = f"process {os.getpid()} on {os.uname().nodename}, which had seen no heartbeat of it for 2 min"
+    for number, how in (
+        (robbed, f"Lease {robbed} was taken away by {by}; its jobs belong to another launcher now."),
+        (stopped, f"Lease {stopped} was closed by another process (stopped by the user); its jobs belong"),
+        (99, "Lease 99 is not in this DB any more."),
+    ):
+        for check in (leases.refuse_lost, lambda cx, lease: leases.heartbeat(cx, lease, 9)):
+            with db.write() as cx, pytest.raises(LostLease) as caught:
+                check(cx, number)
+            assert caught.value.message.startswith(how)
 
 
 def test_that_a_committed_result_stays_when_its_launcher_is_reaped_afterwards(db):

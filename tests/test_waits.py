@@ -72,7 +72,7 @@ def test_that_one_who_may_only_read_can_wait(bench, monkeypatch):
 
 def why(bench, *jobs):
     with bench.db.read() as cx:
-        return stalls.why_nothing_happens(cx, jobs, 1, 120.0)
+        return stalls.why_nothing_happens(cx, jobs, 1, 120.0, leases.Watch())
 
 
 def test_that_what_is_missing_is_told_from_what_is_on_its_way(bench):

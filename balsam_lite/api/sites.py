@@ -48,7 +48,7 @@ class Site(Record):
 
     @property
     def is_active(self) -> bool:
-        """Whether a service runs there: it was heard of in the last two minutes. Asks the site."""
+        """Whether a service runs there; False also if one on another host was not heard of for two minutes. Asks the site."""
         return bool(self._site.desk.about()["is_active"])
 
     @property

@@ -58,8 +58,9 @@ def check(ctx: click.Context, peers: tuple[str, ...], peer_command: str, seconds
     """Look for what is wrong with the DB, and test whether the locks of its file system hold.
 
     Says where the DB lies and how it is opened, what SQLite finds in the file, whether the rows agree with each other,
-    and who is at work. Then some processes count in a scratch database beside it for two seconds; with --peer, one of
-    them on each of those hosts, which must see the DB and this Python under the same paths. Exit code 1 if anything is
+    who is at work, and whether clocks differ. Then some processes count in a scratch database beside it for two seconds;
+    with --peer, one of them on each of those hosts, which must see the DB and this Python under the same paths. Exit code
+    1 if anything is
     wrong.
 
     \b
@@ -94,7 +95,7 @@ def _findings(ctx: click.Context, peers: tuple[str, ...], peer_command: str, sec
     yield from checkup.look_over(database, now_us=SystemClock().now_us(), expiry_s=settings.LEASE_EXPIRY_S, quick=quick)
     if seconds or peers:
         try:
-            yield runner.run(database, peers, peer_command, seconds or 1.0)
+            yield from runner.run(database, peers, peer_command, seconds or 1.0)
         except DatabaseReadOnly as exc:
             yield Finding("locks", checkup.NOTE, f"not tested: {exc.message}")
 
@@ -173,7 +174,7 @@ def vacuum(force: bool) -> None:
     """
     database = open_db()
     expiry_s = Settings.load(database.directory).LEASE_EXPIRY_S
-    before, after, mended = maintenance.vacuum(database, now_us=SystemClock().now_us(), expiry_s=expiry_s, force=force)
+    before, after, mended = maintenance.vacuum(database, expiry_s=expiry_s, force=force)
     if mended:
         say(f"The tags of {mended} job(s) were noted wrongly, and are right now.")
     say(f"{layout.size(before)} before, {layout.size(after)} now")

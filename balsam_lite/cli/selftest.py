@@ -22,8 +22,8 @@ _TOPIC = "locks"
 _SLACK_S = 15.0
 
 
-def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -> Finding:
-    """Let two testers here, or one here and one on each peer, count for so many seconds.
+def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -> list[Finding]:
+    """Let two testers here, or one here and one on each peer, count for so many seconds. Compares their clocks, too.
 
     Args:
         peer_command: starts a command on a peer. {host} is the peer; {command} is the command as one word for a shell, and
@@ -42,8 +42,8 @@ def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -
         done = _at_once(jobs, scratch)
         if isinstance(done, _Failed):
             place = places[done.number] or "this host"
-            return Finding(_TOPIC, checkup.WRONG, f"the tester on {place} failed: {_why(done.answer)}")
-        return _judged(scratch, done, bool(peers))
+            return [Finding(_TOPIC, checkup.WRONG, f"the tester on {place} failed: {_why(done.answer)}")]
+        return [_judged(scratch, done, bool(peers)), *_clocks(done)]
 
 
 def _split(peer_command: str) -> list[str]:
@@ -105,6 +105,12 @@ def _judged(scratch: str, tallies: list[Tally], has_peers: bool) -> Finding:
     if has_peers and len(hosts) < 2:
         return Finding(_TOPIC, checkup.NOTE, f"{text}. But all of them are this very host, so it says nothing about others")
     return Finding(_TOPIC, checkup.OK, text)
+
+
+def _clocks(tallies: list[Tally]) -> list[Finding]:
+    """Compare the clocks of the peers with this host's, by the moment at which the testers met."""
+    here, peers = tallies[0], [tally for tally in tallies if tally.host != tallies[0].host]
+    return [checkup.compared_clock(tally.host, tally.met_s - here.met_s, tally.slowest_s + here.slowest_s) for tally in peers]
 
 
 def _why(answer: programs.Completed) -> str:

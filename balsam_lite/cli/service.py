@@ -115,7 +115,9 @@ def _status(found: dict[str, Any], as_json: bool) -> int:
 def _described(found: dict[str, Any]) -> list[str]:
     lines = [f"Service: {found['state']}" + (f" ({found['end_reason']})" if found["state"] == "stopped" else "")]
     lines.append(f"    process:     {found['pid']} on {found['host']}")
-    lines.append(f"    heartbeat:   {found['heartbeat_age_s']:.0f} s ago")
+    lines.append(f"    heartbeat:   {found['last_sign']}")
+    if found["state"] == "silent":
+        lines.append("    It is dead, or the clocks differ: `balsam service start` and launchers watch it until they know.")
     for key in ("action", "error"):
         if found[f"last_{key}"]:
             first = found[f"last_{key}"].replace("\n", "; ")

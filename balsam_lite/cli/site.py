@@ -236,7 +236,7 @@ def _found_sites() -> Iterator[dict[str, Any]]:
     for entry in entries:
         one: dict[str, Any] = {"id": entry.number, "name": entry.name, "path": entry.address, "active": "gone"}
         if entry in found:
-            one["active"] = "yes" if found[entry]["is_active"] else "no"
+            one["active"] = {True: "yes", False: "no", None: "unknown"}[found[entry]["is_active"]]
             one.update({key: found[entry].get(key) for key in ("jobs", "version")})
         elif entry in failed:
             one.update(active="unknown", error=many.reason(failed[entry]))

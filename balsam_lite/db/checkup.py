@@ -6,10 +6,12 @@ Finds, and mends nothing.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from .. import states
+from ..durations import spoken
 from ..errors import BalsamError
 from . import connection, filesystem, location, maintenance, migrations
 from .connection import Database
@@ -111,7 +113,8 @@ def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False
         rows = list(_broken_rules(cx)) or [Finding("rows", OK, "jobs, dependencies, tags, events and counts agree")]
         holders = [Finding("large write", NOTE if one.is_abandoned else OK, one.text) for one in pieces.described(cx)]
         holders += _leases(cx, now_us, expiry_s)
-    yield from (schema, *rows, *holders)
+        ahead = _furthest_ahead(cx)
+    yield from (schema, *rows, *holders, *_clocks(db, ahead))
 
 
 def _mount(db: Database) -> Finding:
@@ -170,15 +173,52 @@ def _broken_rules(cx: sqlite3.Connection) -> Iterator[Finding]:
 
 def _leases(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> Iterator[Finding]:
     for lease in leases.open_leases(cx):
-        text = leases.described(cx, lease, now_us)
-        if not leases.is_dead(lease, now_us, expiry_s):
-            yield Finding("lease", OK, text)
-        elif lease.holder.is_here():
+        text = leases.described(cx, lease, now_us, expiry_s)
+        if leases.is_dead(lease, expiry_s):
             yield Finding("lease", NOTE, f"{text}: it is dead, and the next launcher will free its jobs")
-        else:
+        elif leases.is_silent(lease, now_us, expiry_s):
             yield Finding(
-                "lease", NOTE, f"{text}: it seems dead; the next launcher watches it for {expiry_s:g} s, then frees its jobs"
+                "lease",
+                NOTE,
+                f"{text}: it is dead, or the clocks differ; the next launcher watches it for {expiry_s:g} s, and frees its "
+                "jobs if it is dead",
             )
+        else:
+            yield Finding("lease", OK, text)
+
+
+def _furthest_ahead(cx: sqlite3.Connection) -> list[tuple[str, float]]:
+    """Return each other host with an open lease, and for how many seconds its last heartbeat is ahead of this host's clock.
+
+    One that is late proves nothing: it may be an old one.
+    """
+    beats = [(lease.holder.host, lease.heartbeat_us / 1e6) for lease in leases.open_leases(cx) if not lease.holder.is_here()]
+    now_s = time.time()
+    newest = {host: max(beat for other, beat in beats if other == host) - now_s for host, _ in beats}
+    return [(host, seconds) for host, seconds in newest.items() if seconds > 0]
+
+
+def _clocks(db: Database, ahead: list[tuple[str, float]]) -> Iterator[Finding]:
+    """Compare the clocks of other hosts and of the file system's server with this host's."""
+    server = filesystem.clock_ahead_s(db.directory) if db.access == filesystem.SHARED else None
+    if server is not None:
+        yield compared_clock("the file system's server", server)
+    for host, seconds in ahead:
+        if seconds > leases.CLOCKS_AGREE_S:
+            yield compared_clock(host, seconds)
+
+
+def compared_clock(who: str, ahead_s: float, unsure_s: float = 0.0) -> Finding:
+    """Return what to say of a clock that is so many seconds ahead of this host's."""
+    if abs(ahead_s) <= leases.CLOCKS_AGREE_S + unsure_s:
+        return Finding("clocks", OK, f"the clock of {who} agrees with this host's")
+    side = "ahead of" if ahead_s > 0 else "behind"
+    return Finding(
+        "clocks",
+        NOTE,
+        f"the clock of {who} is {spoken(abs(ahead_s))} {side} this host's: times in histories and ages of files mislead. No "
+        "job is lost by it, as launchers watch heartbeats by their own clocks",
+    )
 
 
 def refused(exc: BalsamError) -> Finding:

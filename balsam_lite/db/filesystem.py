@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -135,6 +136,24 @@ def _unescape(text: str) -> str:
 
 def _is_below(path: str, point: str) -> bool:
     return point == "/" or path == point or path.startswith(point + "/")
+
+
+def clock_ahead_s(directory: str) -> float | None:
+    """Return by how many seconds the clock that dates new files there is ahead of this host's; None if none can be made."""
+    path = os.path.join(directory, f".balsam-part-{os.urandom(8).hex()}")
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            before = time.time()
+            os.write(handle, b"\n")
+            os.fsync(handle)  # then the server has dated it
+            after, written = time.time(), os.fstat(handle).st_mtime
+        finally:
+            os.close(handle)
+            os.unlink(path)
+    except OSError:
+        return None
+    return min(written - before, 0.0) or max(written - after, 0.0)
 
 
 # --- full file systems ------------------------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BalsamError, DatabaseBusy, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
 from ..settings import Settings, SettingsWarning
 from . import binding, connection, filesystem, registry
 from .connection import Database
 from .small_files import sync_directory, write_json
+
+if TYPE_CHECKING:
+    from .store.leases import Lease, Watch
 
 DB_VARIABLE = "BALSAM_DB_PATH"
 SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
@@ -255,11 +258,10 @@ def set_up(
     except OSError as exc:
         raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
     database = Database(directory, access)
-    said: list[str] = []
-    database.upgrade(lambda cx: _refuse_living(cx, directory), lambda cx: said.append(_bind(cx, database)), is_new=is_new)
-    if said[0]:
+    said = _upgrade(database, is_new)
+    if said:
         write_json(os.path.join(directory, MARKER), {**marker, "id": os.urandom(16).hex()})
-        say(said[0])
+        say(said)
     _sync_names(directory, parent)
     return database
 
@@ -278,12 +280,49 @@ def refuse_name(directory: str) -> None:
         raise InputError(f"The path of a DB cannot hold a line break: {directory!r}", hint="Choose another one.")
 
 
-def _refuse_living(cx: connection.Connection, directory: str) -> None:
+class _Doubtful(Exception):
+    """The only holders of leases are on other hosts, and may be dead."""
+
+    def __init__(self, found: list[Lease]) -> None:
+        self.leases = found
+
+
+def _upgrade(database: Database, is_new: bool) -> str:
+    """Bring a DB up to date, as soon as no launcher can be at work. Return what was done to a copy, in words."""
+    said: list[str] = []
+    watches: list[Watch] = []
+
+    def upgrade() -> list[Lease]:
+        try:
+            database.upgrade(
+                lambda cx: _refuse_living(cx, database.directory, watches),
+                lambda cx: said.append(_bind(cx, database)),
+                is_new=is_new,
+            )
+        except _Doubtful as exc:
+            return exc.leases
+        return []
+
+    if upgrade():
+        from .watching import await_certainty
+
+        await_certainty(upgrade, Settings.load(database.directory).LEASE_EXPIRY_S)
+    return said[0]
+
+
+def _refuse_living(cx: connection.Connection, directory: str, watches: list[Watch]) -> None:
     """Whoever is at work has the program of before, which knows nothing of what is new in the tables."""
     from ..clock import SystemClock  # here, not above: they take long, and are hardly ever needed
     from .store import leases
 
-    living = [str(one) for one in leases.living(cx, SystemClock.now_us(), Settings.load(directory).LEASE_EXPIRY_S)]
+    watches[:] = watches or [leases.Watch()]
+    (watch,) = watches
+    now_us, expiry_s = SystemClock.now_us(), Settings.load(directory).LEASE_EXPIRY_S
+    found = leases.living(cx, expiry_s, watch)
+    doubtful = [one for one in found if leases.is_doubtful(one, now_us, expiry_s, watch)]
+    if doubtful and doubtful == found:
+        raise _Doubtful(doubtful)
+    living = [str(one) for one in found]
     if living:
         raise DatabaseBusy(
             f"The DB {directory} is of an older version and in use, and cannot be brought up to date: {', '.join(living)}.",

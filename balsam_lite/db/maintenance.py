@@ -18,6 +18,7 @@ from ..settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from . import binding, connection, filesystem, location, migrations, queries, small_files
 from .connection import Database
 from .store import leases, pieces, tags
+from .watching import watch_the_doubtful
 
 # --- a copy -----------------------------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Vacuumed(NamedTuple):
     mended: int  # jobs whose tags were noted wrongly
 
 
-def vacuum(db: Database, *, now_us: int, expiry_s: float, force: bool = False) -> Vacuumed:
+def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
     """Write the database anew without its free pages. Tags that are noted wrongly are noted anew before.
 
     Nobody else can write meanwhile, a launcher not even its heartbeat: after a long while others would take it for dead.
@@ -112,9 +113,10 @@ def vacuum(db: Database, *, now_us: int, expiry_s: float, force: bool = False) -
     Raises:
         DatabaseBusy: somebody is at work. DatabaseFull.
     """
+    watch = None if force else watch_the_doubtful(db, expiry_s)
     with db.session():
         with db.read() as cx:
-            living = [str(lease) for lease in leases.living(cx, now_us, expiry_s)]
+            living = [str(lease) for lease in leases.living(cx, expiry_s, watch)]
         if living and not force:
             raise DatabaseBusy(
                 f"The DB {db.directory} is in use: {', '.join(living)}. While it is written anew they could not show that "
@@ -146,6 +148,7 @@ def _pragma(cx: sqlite3.Connection, name: str) -> int:
 
 def info(db: Database, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """How the DB is opened, how large it is, what it holds and which settings hold for it. Opens a read transaction."""
+    expiry_s = Settings.load(db.directory, environ).LEASE_EXPIRY_S
     with db.session(), db.read() as cx:
         pages, free, size = (_pragma(cx, name) for name in ("page_count", "freelist_count", "page_size"))
         found = {
@@ -161,7 +164,7 @@ def info(db: Database, environ: Mapping[str, str] = os.environ) -> dict[str, Any
             "pages": pages,
             "free_pages": free,
             "wal_bytes": _size_of(f"{db.path}-wal"),
-            **_counts(cx),
+            **_counts(cx, expiry_s),
             "unfinished_changes": [one.text for one in pieces.described(cx)],
         }
     return {**found, "settings": settings_in_force(db.directory, environ)}
@@ -174,7 +177,7 @@ def _size_of(path: str) -> int:
         return 0
 
 
-def _counts(cx: sqlite3.Connection) -> dict[str, Any]:
+def _counts(cx: sqlite3.Connection, expiry_s: float) -> dict[str, Any]:
     states = queries.state_counts(cx)
     tables = {
         "applications": "app",
@@ -184,7 +187,7 @@ def _counts(cx: sqlite3.Connection) -> dict[str, Any]:
         "batch_jobs": "batch_job",
     }
     counts = {name: cx.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for name, table in tables.items()}
-    holders = [leases.described(cx, lease, SystemClock.now_us()) for lease in leases.open_leases(cx)]
+    holders = [leases.described(cx, lease, SystemClock.now_us(), expiry_s) for lease in leases.open_leases(cx)]
     return {"jobs": sum(states.values()), "states": states, **counts, "open_leases": len(holders), "holders": holders}
 
 

@@ -119,7 +119,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX job_own_workdir ON job (workdir) WHERE substr(workdir, -8) <> substr(job_id, 1, 8)",
         "CREATE INDEX job_hex_name ON job (name) WHERE name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'",
     ),
-    (  # background processes that a run may leave; launchers that died while a job ran
+    (  # background processes that a run may leave; launchers that died while a job ran; who took a launcher for dead
+        "ALTER TABLE lease ADD COLUMN taken_by TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE job ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE job ADD COLUMN launcher_deaths INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE app ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",

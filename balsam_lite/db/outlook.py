@@ -15,6 +15,7 @@ from ..clock import SECOND_US
 from . import queries
 from .schema import VISIBLE, sql_list
 from .store import hidden, waits
+from .store.leases import Watch
 
 _UNENDED = tuple(state for state in states.STATES if state not in states.END_STATES)
 #: Loops in shells and scripts add jobs in shorter intervals than this, in seconds.
@@ -41,7 +42,9 @@ class Scope(NamedTuple):
         return " " + " ".join(words) if words else ""
 
 
-def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: float, since_us: int | None = None) -> str:
+def what_may_come(
+    cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: float, since_us: int | None = None, watch: Watch | None = None
+) -> str:
     """Return in words why there may be jobs to run later, or "" if there can be none.
 
     There can be none when every job in the scope has ended, no hook of an ended job runs, and no process is registered as
@@ -59,7 +62,7 @@ def what_may_come(cx: sqlite3.Connection, scope: Scope, now_us: int, expiry_s: f
     )
     if cx.execute(held).fetchone():
         return "a script of a job that has ended"
-    waiting = waits.living(cx, now_us, expiry_s)
+    waiting = waits.living(cx, expiry_s, watch)
     if waiting:
         holder = waiting[0].lease.holder
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""

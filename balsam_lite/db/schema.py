@@ -146,7 +146,8 @@ TABLES = (
     heartbeat INTEGER NOT NULL,
     closed INTEGER,
     end_reason TEXT NOT NULL DEFAULT '',
-    note TEXT NOT NULL DEFAULT ''
+    note TEXT NOT NULL DEFAULT '',
+    taken_by TEXT NOT NULL DEFAULT ''
 )""",
     # The first columns are the ones that `submit-launch` prints. `absent` is when the scheduler's answers began to leave the
     # batch job out; once it counts as over for that (`ended`), when they last did. NULL where the scheduler knows it.

@@ -37,6 +37,7 @@ class Tally(NamedTuple):
     pid_namespace: str
     commits: int
     slowest_s: float  # its slowest transaction, waiting included
+    met_s: float  # when it saw that all had come, by its host's clock
 
     def as_text(self) -> str:
         return json.dumps(self._asdict())
@@ -97,6 +98,7 @@ def count(directory: str, name: str, testers: int, seconds: float) -> Tally:
     with db.write() as cx:
         cx.execute("INSERT INTO tester VALUES (?)", (name,))
     _wait(lambda: _number_of(db) >= testers, is_over, f"Not all of the {testers} testers came.")
+    met_s = time.time()
     done, slowest_s, started = 0, 0.0, time.monotonic()
     until = started + seconds
     while started < until:
@@ -106,7 +108,7 @@ def count(directory: str, name: str, testers: int, seconds: float) -> Tally:
         slowest_s, started = max(slowest_s, ended - started), ended
     db.close()
     me = Holder.current()
-    return Tally(name, me.host, me.pid_namespace, done, round(slowest_s, 3))
+    return Tally(name, me.host, me.pid_namespace, done, round(slowest_s, 3), round(met_s, 3))
 
 
 def _wait(condition: Callable[[], bool], is_over: Callable[[], bool], otherwise: str) -> None:

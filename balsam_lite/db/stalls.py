@@ -20,16 +20,20 @@ _NESTED = (
 _NOT_TAKEN = (
     "{} is alive and does not take them: it may take other workflows or tags only. `balsam log` and `balsam ls` tell more."
 )
+_SILENT = "{}: {}. It is dead, or the clocks differ; the next launcher watches it, and takes its jobs if it is dead. {}"
 
 
-def why_nothing_happens(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int, expiry_s: float) -> str:
+def why_nothing_happens(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int, expiry_s: float, watch: leases.Watch) -> str:
     """Return why these jobs are not run, and what to do; "" if it is unknown, or something runs that may lead to them."""
-    at_work = leases.living(cx, now_us, expiry_s)
-    launchers = {lease.id: lease for lease in at_work if lease.kind == "launcher"}
+    at_work = leases.living(cx, expiry_s, watch)
+    silent = [lease for lease in at_work if lease.kind == "launcher" and leases.is_doubtful(lease, now_us, expiry_s, watch)]
+    launchers = {lease.id: lease for lease in at_work if lease.kind == "launcher" and lease not in silent}
     held = cx.execute("SELECT id, lease FROM job INDEXED BY job_lease WHERE lease IS NOT NULL LIMIT ?", (_MAX_HELD,)).fetchall()
-    waiting = {wait.job for wait in waits.living(cx, now_us, expiry_s)}
+    waiting = {wait.job for wait in waits.living(cx, expiry_s, watch)}
     if any(lease in launchers and job not in waiting for job, lease in held):
         return ""
+    if not launchers and silent:
+        return _SILENT.format(silent[0], leases.last_sign(silent[0], now_us, expiry_s), _START)
     if not launchers:
         return _no_launcher(cx, any(lease.kind == "service" for lease in at_work))
     found = queries.columns_of(cx, jobs[:_MAX_AWAITED], ("state", *spec.SHAPE_FIELDS))

@@ -90,7 +90,7 @@ class Launcher:
         db.busy_timeout_s = min(db.busy_timeout_s, settings.LEASE_EXPIRY_S / 6)
         self._silence_s = settings.LEASE_EXPIRY_S - db.busy_timeout_s - min(settings.KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
         self._queue_moved_at, self._started_from_queue = 0.0, 0  # when a queued job got a place; how many have had one by then
-        self._rate = EndRate()
+        self._rate = EndRate(clock.monotonic)
         self.tally = Tally()
         self.stop_reason = ""
         now = clock.monotonic()
@@ -232,7 +232,7 @@ class Launcher:
         if now - self._last_heartbeat < self._settings.beat_s:
             return self._last_heartbeat
         leases.heartbeat(cx, self._lease, now_us)
-        self._db.keep_checkpoints(leases.is_eldest(cx, self._lease, now_us, self._settings.LEASE_EXPIRY_S))
+        self._db.keep_checkpoints(leases.is_eldest(cx, self._lease, self._settings.LEASE_EXPIRY_S, self._reaper.watch))
         return now
 
     def _may_take_ahead(self, shape: Shape) -> int:
@@ -240,7 +240,7 @@ class Launcher:
         if shape.num_nodes > 1 or self._pool.is_keeping or self.pause.reason:
             return 0
         waiting = self._runner.queued[shape]
-        return self._rate.expected(self._tick_period(), self._clock.now_us(), shape) - waiting
+        return self._rate.expected(self._tick_period(), shape) - waiting
 
     def _take(self, cx: Connection, work: _Work, room: TickCapacity, now_us: int) -> tuple[list[Claim], list[Claim]]:
         """Jobs to run, and jobs that need a step."""
@@ -531,7 +531,8 @@ class Launcher:
         scope = limits.scope
         try:
             with self._db.read() as cx:
-                awaited = what_may_come(cx, scope, self._clock.now_us(), self._settings.LEASE_EXPIRY_S, self._started_us)
+                expiry_s, watch = self._settings.LEASE_EXPIRY_S, self._reaper.watch
+                awaited = what_may_come(cx, scope, self._clock.now_us(), expiry_s, self._started_us, watch)
         except DatabaseError:  # the next tick will say so
             return
         cost_s = self._clock.monotonic() - now

@@ -135,8 +135,8 @@ def _run_in(db: Database, found: Resources, settings: Settings, options: Launche
     reaper = Reaper(db, settings, clock)
     with db.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
-        eldest = leases.is_eldest(cx, lease, clock.now_us(), settings.LEASE_EXPIRY_S)
-        dead = leases.dead(cx, clock.now_us(), settings.LEASE_EXPIRY_S, reaper.watch)
+        eldest = leases.is_eldest(cx, lease, settings.LEASE_EXPIRY_S, reaper.watch)
+        dead = leases.dead(cx, settings.LEASE_EXPIRY_S, reaper.watch)
         db_id = id_of(cx)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)

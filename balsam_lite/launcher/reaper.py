@@ -10,7 +10,7 @@ from ..clock import Clock
 from ..db.binding import id_of
 from ..db.connection import Database
 from ..db.location import RUNS
-from ..db.store import leases
+from ..db.store import leases, waits
 from ..db.store.leases import Lease
 from ..settings import Settings
 from . import run_file
@@ -43,17 +43,21 @@ class Reaper:
         now_us, expiry_s = self._clock.now_us(), self._settings.LEASE_EXPIRY_S
         with self._db.read() as cx:
             found, db_id = leases.open_leases(cx), id_of(cx)
-            dead = [lease for lease in found if leases.is_dead(lease, now_us, expiry_s, self.watch)]
+            dead = [lease for lease in found if leases.is_dead(lease, expiry_s, self.watch)]
+            gone = [lease for lease in leases.open_leases(cx, waits.IS_WAIT) if leases.is_dead(lease, expiry_s, self.watch)]
             doubtful = [lease for lease in found if leases.is_doubtful(lease, now_us, expiry_s, self.watch)]
             doubtful = [lease for lease in doubtful if leases.holds_jobs(cx, lease)]
         for lease in doubtful:
             if lease.id not in (old.id for old in self.doubtful):
-                age_s = (now_us - lease.heartbeat_us) / 1e6
-                log.info("The %s has jobs, and its last heartbeat is %.0f s old. Watching it for %g s.", lease, age_s, expiry_s)
+                sign = leases.last_sign(lease, now_us, expiry_s)
+                log.info("The %s has jobs: %s. Watching it for %g s.", lease, sign, expiry_s)
         self.doubtful = doubtful
         if self._is_first:
             self._is_first = False
             self._end_forgotten([lease.id for lease in found], db_id)
+        if gone:
+            with self._db.write() as cx:
+                waits.remove_dead(cx, gone)
         return sum(self._free(lease, db_id) for lease in dead)
 
     def _free(self, lease: Lease, db_id: str) -> int:
@@ -63,7 +67,7 @@ class Reaper:
         with self._db.write() as cx:
             # Somebody else may have been faster, or a holder on another host may have come back to life.
             still = [found for found in leases.open_leases(cx) if found == lease]
-            freed = sum(leases.reap(cx, found, self._clock.now_us()) for found in still)
+            freed = sum(leases.reap(cx, found, self._clock.now_us(), watch=self.watch) for found in still)
         if lease.holder.is_here():  # the host of another holder has yet to end what runs there
             run_file.remove(os.path.join(directory, RUNS), lease.id)
         return freed

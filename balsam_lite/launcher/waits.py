@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 #: Seconds that a process stays registered after it has waited: a loop that waits, adds jobs and waits again is one wait.
 _LINGER_S = 10.0
-#: Heartbeat interval of a registered process on a shared file system, in seconds; LEASE_EXPIRY_S is 120 by default.
+#: Heartbeat interval of a registered process, in seconds; LEASE_EXPIRY_S is 120 by default.
 _HEARTBEAT_S = 30.0
 #: Busy timeout for registering, in seconds: it must not delay the caller for long.
 _BUSY_TIMEOUT_S = 2.0
@@ -53,7 +53,7 @@ class Presence:
                 self._lease = self._write(_opened)
 
     def beat(self) -> None:
-        """Beat the heart now and then, for launchers on other hosts, which see nothing else of this process."""
+        """Beat the heart now and then, for launchers on other hosts or in containers: they see nothing else of this process."""
         from ..db.store import leases
 
         now = time.monotonic()
@@ -160,6 +160,9 @@ class Waiting:
         self._quiet_since = time.monotonic()
         self._look_at = self._quiet_since + _QUIET_S
         self._said, self._said_at = "", 0.0
+        from ..db.store import leases
+
+        self._watch = leases.Watch()
 
     def close(self) -> None:
         """End the wait."""
@@ -171,8 +174,7 @@ class Waiting:
         `jobs` gives the numbers of those that are waited for.
         """
         now = time.monotonic()
-        if self._database.access != "local":
-            self._presence.beat()
+        self._presence.beat()
         if has_moved:
             self._quiet_since = now
             self._look_at = now + _QUIET_S
@@ -188,7 +190,8 @@ class Waiting:
         try:
             expiry_s = Settings.load(self._database.directory).LEASE_EXPIRY_S
             with self._database.read() as cx:
-                why = stalls.why_nothing_happens(cx, jobs, SystemClock.now_us(), expiry_s) if jobs else ""
+                now_us, watch = SystemClock.now_us(), self._watch
+                why = stalls.why_nothing_happens(cx, jobs, now_us, expiry_s, watch) if jobs else ""
         except BalsamError:  # the wait itself will raise it
             return
         if not why or (why == self._said and now - self._said_at < _REPEAT_S):

@@ -272,7 +272,7 @@ class Service:
         if even_if_early or note != self._noted or now - self._last_heartbeat >= self._settings.beat_s:
             with self._db.write() as cx:
                 leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
-                eldest = leases.is_eldest(cx, self._lease, self._clock.now_us(), self._settings.LEASE_EXPIRY_S)
+                eldest = leases.is_eldest(cx, self._lease, self._settings.LEASE_EXPIRY_S, self._reaper.watch)
             self._db.keep_checkpoints(eldest)
             self._noted, self._last_heartbeat = note, now
 

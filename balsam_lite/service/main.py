@@ -25,6 +25,7 @@ from ..db import location
 from ..db.connection import Database
 from ..db.store import leases
 from ..db.store.leases import Record
+from ..db.watching import watch_the_doubtful
 from ..errors import AnotherService, BalsamError, DatabaseGone, DatabaseReadOnly, LaunchError, LostLease
 from ..identity import Holder
 from ..launcher import logs
@@ -38,6 +39,7 @@ from .loop import KIND, Service
 log = logging.getLogger(__name__)
 
 LOCK = "service.lock"
+_IS_SERVICE = f"kind = '{KIND}'"
 #: `stop` waits so long, seconds, beyond what one command of the scheduler may take.
 _STOP_PATIENCE_S = 10.0
 
@@ -122,17 +124,19 @@ def _alone(directory: str) -> Iterator[None]:
 def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:
     """Open a lease for this process; of two that start at the same moment one is refused.
 
-    A service on another host that seems dead by the clocks loses its lease. If it lives, it notices that and ends.
+    One on another host is watched first if its last sign of life is old by its clock.
     """
+    expiry_s = settings.LEASE_EXPIRY_S
+    watch = watch_the_doubtful(db, expiry_s, _IS_SERVICE)
     Reaper(db, settings, clock).reap()
     with db.write() as cx:
-        for other in leases.open_leases(cx, f"kind = '{KIND}'"):
-            if not leases.is_dead(other, clock.now_us(), settings.LEASE_EXPIRY_S):
+        for other in leases.open_leases(cx, _IS_SERVICE):
+            if not leases.is_dead(other, expiry_s, watch):
                 where = f"It is process {other.holder.pid} on {other.holder.host}."
                 raise AnotherService(hint=f"{where} `balsam service stop` ends it.")
-            leases.close_lease(cx, other.id, clock.now_us(), "dead")
+            leases.close_lease(cx, other.id, clock.now_us(), "dead", taken_by=leases.taker(other, watch))
         lease = leases.open_lease(cx, KIND, Holder.current(), "", clock.now_us())
-        eldest = leases.is_eldest(cx, lease, clock.now_us(), settings.LEASE_EXPIRY_S)
+        eldest = leases.is_eldest(cx, lease, expiry_s, watch)
     db.keep_checkpoints(eldest)
     return lease
 
@@ -153,6 +157,10 @@ def start(db_directory: str) -> Started:
     Raises:
         AnotherService. LaunchError: it did not begin; the message says what it said.
     """
+    settings = Settings.load(db_directory)
+    db = location.open_database(db_directory, settings)
+    watch_the_doubtful(db, settings.LEASE_EXPIRY_S, _IS_SERVICE)  # which may take longer than the daemon may to begin
+    db.close()
     answer = programs.run_module(__name__, os.path.abspath(db_directory))
     if answer.returncode == _ANOTHER:
         raise AnotherService(hint="`balsam service status` shows it, `balsam service stop` ends it.")
@@ -228,7 +236,8 @@ def _latest(db: Database) -> Record | None:
 def status(db_directory: str) -> dict[str, Any]:
     """What there is to tell of the DB's service, for people and `--json`. Times are seconds since the epoch or None.
 
-    `state` is running, dead (it ended without a word, or was not heard of for too long), stopped, or none: there never was one.
+    `state` is running, dead (it ended without a word), silent (on another host, and dead if the clocks agree: one look cannot
+    tell), stopped, or none: there never was one.
     """
     settings = Settings.load(db_directory)
     db = location.open_database(db_directory, settings)
@@ -240,7 +249,8 @@ def status(db_directory: str) -> dict[str, Any]:
     if record.closed_us is not None:
         state = "dead" if record.end_reason == "dead" else "stopped"
     else:
-        state = "dead" if leases.is_dead(lease, now_us, settings.LEASE_EXPIRY_S) else "running"
+        is_silent = leases.is_silent(lease, now_us, settings.LEASE_EXPIRY_S)
+        state = "dead" if lease.holder.is_provably_dead() else "silent" if is_silent else "running"
     return {
         "state": state,
         "host": lease.holder.host,
@@ -249,6 +259,7 @@ def status(db_directory: str) -> dict[str, Any]:
         "ended": None if record.closed_us is None else record.closed_us / SECOND_US,
         "end_reason": record.end_reason,
         "heartbeat_age_s": (now_us - lease.heartbeat_us) / SECOND_US,
+        "last_sign": leases.last_sign(lease, now_us, settings.LEASE_EXPIRY_S),
         "last_action": note.get("action", ""),
         "last_action_at": _seconds(note.get("action_us")),
         "last_error": note.get("error", ""),

@@ -59,7 +59,8 @@ class Desk(Protocol):
     entry: Entry
 
     def about(self) -> Row:
-        """version (of balsam_lite there), path, is_active (a service's heartbeat is younger than two minutes), jobs, and
+        """version (of balsam_lite there), path, is_active (whether a service runs; None: it is on another host, and by the
+        clocks it was last heard of more than two minutes ago), jobs, and
 
         db_id: a text that this DB has under all its addresses, and that only copies of it have, too; "" if it is an old one;
         python: the interpreter there, which has balsam_lite;

@@ -16,7 +16,7 @@ from ..errors import InvalidSpec
 from .desk import KINDS, Row
 
 #: A service that was not heard of for so long is not active, in seconds. Source: Balsam 0.7.
-_ACTIVE_S = 120
+_ACTIVE_S = 120.0
 #: The kind of a service's lease. Source: `service.loop`, whose import takes long.
 _SERVICE = "service"
 
@@ -50,12 +50,11 @@ class LocalDesk:
 
         with self.database.read() as cx:
             jobs, service = queries.count_jobs(cx), leases.latest(cx, _SERVICE)
-        is_active = (
-            service is not None
-            and service.closed_us is None
-            and SystemClock.now_us() - service.lease.heartbeat_us <= _ACTIVE_S * 1e6
-            and not service.lease.holder.is_provably_dead()
-        )
+        is_active: bool | None = service is not None and service.closed_us is None
+        if service is not None and is_active:
+            lease, now_us = service.lease, SystemClock.now_us()
+            is_recent = now_us - lease.heartbeat_us <= _ACTIVE_S * 1e6 and not lease.holder.is_provably_dead()
+            is_active = None if leases.is_silent(lease, now_us, _ACTIVE_S) else is_recent
         last_refresh = service.lease.heartbeat_us if service else None
         return {
             "version": __version__,

@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..clock import SystemClock
 from ..db import batch_queries, connection, location, queries, registry, session
 from ..db.connection import Database
 from ..db.registry import Entry
 from ..db.store import leases
+from ..db.watching import watch_the_doubtful
 from ..errors import DatabaseBusy, DatabaseError, InputError, NotABalsamDB
 from ..schedulers import base, script, submission
 from ..service import main as service
 from ..service import policy
 from ..settings import FILE_NAME as SETTINGS_FILE
-from ..settings import Settings, SettingsWarning
+from ..settings import Settings
 from . import many
 
 # --- making -----------------------------------------------------------------------------------------------------------
@@ -69,9 +68,9 @@ def refuse_busy(directory: str, what: str) -> None:
     """
     settings = Settings.load(directory)
     db = location.open_database(directory, settings)
-    watch = _watch_the_doubtful(db, settings.LEASE_EXPIRY_S)
+    watch = watch_the_doubtful(db, settings.LEASE_EXPIRY_S)
     with db.session(), db.read() as cx:
-        found = [str(one) for one in leases.living(cx, SystemClock.now_us(), settings.LEASE_EXPIRY_S, watch)]
+        found = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S, watch)]
         waits = bool(batch_queries.unended_rows(cx))
     if waits:  # as far as anybody has noticed
         submission.refresh(db, base.select(settings))
@@ -79,31 +78,6 @@ def refuse_busy(directory: str, what: str) -> None:
             found += [f"batch job {row['id']} ({row['state']})" for row in batch_queries.unended_rows(cx)]
     db.close()
     _refuse(found, directory, what)
-
-
-def _watch_the_doubtful(db: Database, expiry_s: float) -> leases.Watch:
-    """Wait until it is certain which holders on other hosts live: what is done to a live one's DB cannot be undone.
-
-    Frees the jobs of dead ones, in a write transaction.
-    """
-    watch, told = leases.Watch(), False
-    while True:
-        with db.session(), db.read() as cx:
-            now_us, elsewhere = SystemClock.now_us(), [one for one in leases.open_leases(cx) if not one.holder.is_here()]
-        found = [str(one) for one in elsewhere if leases.is_doubtful(one, now_us, expiry_s, watch)]
-        dead = [one for one in elsewhere if leases.is_dead(one, now_us, expiry_s, watch)]
-        if dead and not found:
-            with db.session(), db.write() as cx:
-                for lease in leases.open_leases(cx):
-                    if lease in dead:
-                        leases.reap(cx, lease, now_us)
-        if not found:
-            return watch
-        if not told:
-            text = f"Watching for up to {expiry_s:g} s whether {', '.join(found)} still lives."
-            warnings.warn(text, SettingsWarning, stacklevel=3)
-            told = True
-        time.sleep(min(1.0, expiry_s / 4))
 
 
 def _refuse(users: list[str], directory: str, what: str) -> None:
@@ -128,7 +102,7 @@ def kept_still(directory: str, what: str) -> Iterator[Database]:
     try:
         with db.kept_still() as reader:
             with reader.read() as cx:
-                users = [str(one) for one in leases.living(cx, SystemClock.now_us(), settings.LEASE_EXPIRY_S)]
+                users = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S)]
             _refuse(users, directory, what)
             yield reader
     finally:

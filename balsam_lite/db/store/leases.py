@@ -1,7 +1,7 @@
 """Leases: the right of one launcher or service to hold jobs, kept alive by one heartbeat row per process.
 
-A holder on this host is dead on proof; one on another host when its heartbeat is too old. `reap` frees what a dead one
-held. All functions run inside the caller's transaction.
+A holder on this host is dead on proof; one on another host when its heartbeat has not changed for too long while it was
+watched, since hosts' clocks differ. `reap` frees what a dead one held. All functions run inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ... import states
+from ...durations import spoken
 from ...errors import LostLease
 from ...identity import Holder
 from ..connection import AT_WORK
@@ -51,23 +52,33 @@ def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int, note: str | None 
     query = "UPDATE lease SET heartbeat = ?, note = coalesce(?, note) WHERE id = ? AND closed IS NULL"
     changed = cx.execute(query, (now_us, note, lease)).rowcount
     if not changed:
-        raise _lost(lease)
+        raise _lost(cx, lease)
 
 
 def refuse_lost(cx: sqlite3.Connection, lease: int) -> None:
     """Raise LostLease if another process took the holder for dead and freed its jobs: the user did not kill them."""
     if cx.execute("SELECT 1 FROM lease WHERE id = ? AND closed IS NULL", (lease,)).fetchone() is None:
-        raise _lost(lease)
+        raise _lost(cx, lease)
 
 
-def _lost(lease: int) -> LostLease:
-    return LostLease(f"Lease {lease} was taken away; its jobs belong to another launcher now.")
+def _lost(cx: sqlite3.Connection, lease: int) -> LostLease:
+    found = cx.execute("SELECT end_reason, taken_by FROM lease WHERE id = ?", (lease,)).fetchone()
+    if found is None:
+        return LostLease(f"Lease {lease} is not in this DB any more.")
+    how = f"taken away by {found[1]}" if found[1] else f"closed by another process ({found[0] or 'for no known reason'})"
+    return LostLease(f"Lease {lease} was {how}; its jobs belong to another launcher now.")
 
 
-def close_lease(cx: sqlite3.Connection, lease: int, now_us: int, reason: str, note: str | None = None) -> None:
-    """End a lease that holds no job any more, with a last note if there is one. Closing it twice does nothing."""
-    query = "UPDATE lease SET closed = ?, end_reason = ?, note = coalesce(?, note) WHERE id = ? AND closed IS NULL"
-    cx.execute(query, (now_us, reason, note, lease))
+def close_lease(
+    cx: sqlite3.Connection, lease: int, now_us: int, reason: str, note: str | None = None, taken_by: str = ""
+) -> None:
+    """End a lease that holds no job any more, with a last note if there is one. Closing it twice does nothing.
+
+    `taken_by` says for its holder, which may live after all, who took it for dead.
+    """
+    query = """UPDATE lease SET closed = ?, end_reason = ?, note = coalesce(?, note), taken_by = ?
+        WHERE id = ? AND closed IS NULL"""
+    cx.execute(query, (now_us, reason, note, taken_by, lease))
 
 
 def open_leases(cx: sqlite3.Connection, where: str = AT_WORK) -> list[Lease]:
@@ -103,9 +114,8 @@ def latest(cx: sqlite3.Connection, kind: str) -> Record | None:
     return None if row is None else Record(_lease(row[:8]), *row[8:])
 
 
-#: Seconds. No clock is wrong by a day: a heartbeat older than this needs no watching. A difference of a minute is normal.
-_SURELY_DEAD_S = 86400.0
-_CLOCKS_AGREE_S = 60.0
+#: Clocks of hosts may differ by this many seconds before it is worth mentioning.
+CLOCKS_AGREE_S = 5.0
 
 
 class Watch:
@@ -131,41 +141,41 @@ class Watch:
         return lease.id in self._beating
 
 
-def is_dead(lease: Lease, now_us: int, expiry_s: float, watch: Watch | None = None) -> bool:
-    """Return whether its holder is dead: on this host on proof, elsewhere if its heartbeat is too old.
+def is_dead(lease: Lease, expiry_s: float, watch: Watch | None = None) -> bool:
+    """Return whether its holder is certainly dead: on this host on proof, elsewhere if watching its heartbeat has shown it.
 
-    With `watch`, too old is a heartbeat that has not changed for `expiry_s` seconds of watching, whatever the hosts' clocks
-    show. Without it, for callers that look once and take nothing away, one that is older than that by this host's clock.
+    That is so when the heartbeat has not changed for `expiry_s` seconds of watching, whatever the hosts' clocks show.
+    Without `watch`, nothing is certain of another host.
     """
     if lease.holder.is_here():
         return lease.holder.is_provably_dead()
-    age_s = (now_us - lease.heartbeat_us) / 1e6
-    if watch is None:
-        return age_s > expiry_s
-    return watch.unchanged_s(lease) > expiry_s or age_s > max(expiry_s, _SURELY_DEAD_S)
+    return watch is not None and watch.unchanged_s(lease) > expiry_s
+
+
+def is_silent(lease: Lease, now_us: int, expiry_s: float) -> bool:
+    """Return whether a holder elsewhere is dead by the clocks, or they are wrong: a reason to watch, never to act."""
+    return not lease.holder.is_here() and abs(now_us - lease.heartbeat_us) > expiry_s * 1e6
 
 
 def is_doubtful(lease: Lease, now_us: int, expiry_s: float, watch: Watch) -> bool:
-    """Return whether a holder elsewhere is dead by the clocks, or they are wrong, and watching has not shown which."""
-    if lease.holder.is_here() or is_dead(lease, now_us, expiry_s, watch):
-        return False
-    return abs(now_us - lease.heartbeat_us) > expiry_s * 1e6 and not watch.has_beaten(lease)
+    """Return whether a holder elsewhere is silent, and watching has not shown yet whether it lives."""
+    return is_silent(lease, now_us, expiry_s) and not is_dead(lease, expiry_s, watch) and not watch.has_beaten(lease)
 
 
-def living(cx: sqlite3.Connection, now_us: int, expiry_s: float, watch: Watch | None = None) -> list[Lease]:
-    """The open leases whose holders are not dead, the oldest first."""
-    return [lease for lease in open_leases(cx) if not is_dead(lease, now_us, expiry_s, watch)]
+def living(cx: sqlite3.Connection, expiry_s: float, watch: Watch | None = None) -> list[Lease]:
+    """Return the open leases whose holders are not certainly dead, the oldest first."""
+    return [lease for lease in open_leases(cx) if not is_dead(lease, expiry_s, watch)]
 
 
-def is_eldest(cx: sqlite3.Connection, lease: int, now_us: int, expiry_s: float) -> bool:
-    """Return whether this is the oldest of the living launchers and services: that one keeps the checkpoints."""
-    return next((one.id for one in open_leases(cx) if not is_dead(one, now_us, expiry_s)), None) == lease
+def is_eldest(cx: sqlite3.Connection, lease: int, expiry_s: float, watch: Watch) -> bool:
+    """Return whether no older launcher or service may live: the oldest one keeps the checkpoints."""
+    return next((one.id for one in open_leases(cx) if not is_dead(one, expiry_s, watch)), None) == lease
 
 
-def dead(cx: sqlite3.Connection, now_us: int, expiry_s: float, watch: Watch) -> list[int]:
+def dead(cx: sqlite3.Connection, expiry_s: float, watch: Watch) -> list[int]:
     """The leases whose holders are dead, also those that were reaped: their processes may still run on other hosts."""
     reaped = [row[0] for row in cx.execute("SELECT id FROM lease WHERE end_reason = 'dead'")]
-    return reaped + [lease.id for lease in open_leases(cx) if is_dead(lease, now_us, expiry_s, watch)]
+    return reaped + [lease.id for lease in open_leases(cx) if is_dead(lease, expiry_s, watch)]
 
 
 def holds_jobs(cx: sqlite3.Connection, lease: Lease) -> bool:
@@ -174,23 +184,48 @@ def holds_jobs(cx: sqlite3.Connection, lease: Lease) -> bool:
     return cx.execute(query, (lease.id,)).fetchone() is not None
 
 
-def described(cx: sqlite3.Connection, lease: Lease, now_us: int) -> str:
-    """Describe the holder in words: how many jobs it holds, and when it was last heard of."""
+def described(cx: sqlite3.Connection, lease: Lease, now_us: int, expiry_s: float) -> str:
+    """Describe the holder in words: how many jobs it holds, and its last sign of life."""
     query = "SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?"
-    jobs, age_s = cx.execute(query, (lease.id,)).fetchone()[0], (now_us - lease.heartbeat_us) / 1e6
-    ahead = f" by its clock, which is {-age_s:.0f} s ahead" if age_s < -_CLOCKS_AGREE_S else ""
-    return f"{lease} has {jobs} job(s), last heard of {max(age_s, 0):.0f} s ago{ahead}"
+    jobs = cx.execute(query, (lease.id,)).fetchone()[0]
+    return f"{lease} has {jobs} job(s), {last_sign(lease, now_us, expiry_s)}"
 
 
-def reap(cx: sqlite3.Connection, lease: Lease, now_us: int, end_reason: str = "dead", counts_restart: bool = True) -> int:
+def last_sign(lease: Lease, now_us: int, expiry_s: float) -> str:
+    """Return in words when its holder was last heard of. Of another host its clock alone tells, which may be wrong."""
+    age_s = (now_us - lease.heartbeat_us) / 1e6
+    if lease.holder.is_here():
+        return f"last heard of {spoken(max(age_s, 0))} ago"
+    if age_s < -CLOCKS_AGREE_S:
+        return f"the clock of {lease.holder.host} is {spoken(-age_s)} ahead of this host's"
+    silent = "no sign of life for" if is_silent(lease, now_us, expiry_s) else "last heard of"
+    ago = "" if is_silent(lease, now_us, expiry_s) else " ago"
+    return f"{silent} {spoken(max(age_s, 0))}{ago} by the clock of {lease.holder.host}"
+
+
+def reap(
+    cx: sqlite3.Connection,
+    lease: Lease,
+    now_us: int,
+    end_reason: str = "dead",
+    counts_restart: bool = True,
+    watch: Watch | None = None,
+) -> int:
     """Free what a dead holder held: RUNNING jobs go to RESTART_READY, or FAILED at their restart limit.
 
-    The caller has made sure that no process of those jobs lives on this host. Returns how many jobs were freed.
+    The caller has made sure that no process of those jobs lives on this host. A holder elsewhere may live, and reads then
+    for how long `watch` saw no heartbeat. Returns how many jobs were freed.
     """
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
     note = f"The {lease} is gone" if end_reason == "dead" else f"Freed from {lease}: {end_reason}"
     lost = [claims.Lost(facts, note, counts_restart) for facts in rows if facts.state == states.RUNNING]
     claims.free_lost(cx, lost, now_us)
     claims.release(cx, lease.id, [facts.job for facts in rows if facts.state != states.RUNNING], now_us)
-    close_lease(cx, lease.id, now_us, end_reason)
+    close_lease(cx, lease.id, now_us, end_reason, taken_by="" if watch is None else taker(lease, watch))
     return len(rows)
+
+
+def taker(lease: Lease, watch: Watch) -> str:
+    """Return in words that this process took a holder for dead, and why."""
+    me, silent = Holder.current(), spoken(watch.unchanged_s(lease))
+    return f"process {me.pid} on {me.host}, which had seen no heartbeat of it for {silent}"

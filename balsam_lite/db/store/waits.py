@@ -1,19 +1,20 @@
 """Processes that wait for jobs: registered as leases of the kind `wait`, so that launchers know that more may come.
 
-Such a lease holds no job, and its row is deleted at its end. It is not reaped: a dead one is deleted when the next one is
-opened, and counts for nothing until then. All functions run inside the caller's transaction.
+Such a lease holds no job, and its row is deleted at its end. A dead one is deleted when the next one is opened on its host,
+or by a launcher that has watched it, and counts for nothing until then. All functions run inside the caller's transaction.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from typing import NamedTuple
 
 from ...identity import Holder
 from . import leases
 
 KIND = "wait"
-_IS_WAIT = f"kind = '{KIND}'"
+IS_WAIT = f"kind = '{KIND}'"
 
 
 class Wait(NamedTuple):
@@ -25,8 +26,8 @@ class Wait(NamedTuple):
 
 def open_wait(cx: sqlite3.Connection, holder: Holder, job_id: str, now_us: int, expiry_s: float) -> int:
     """Register a process that waits for jobs, in the job with that UUID or ("") outside of jobs. Return the lease's number."""
-    for lease in leases.open_leases(cx, _IS_WAIT):
-        if leases.is_dead(lease, now_us, expiry_s):
+    for lease in leases.open_leases(cx, IS_WAIT):
+        if leases.is_dead(lease, expiry_s):
             close_wait(cx, lease.id)
     number = leases.open_lease(cx, KIND, holder, "", now_us)
     if job_id:
@@ -37,14 +38,21 @@ def open_wait(cx: sqlite3.Connection, holder: Holder, job_id: str, now_us: int, 
 
 def close_wait(cx: sqlite3.Connection, lease: int) -> None:
     """Remove the registration of a process that waited."""
-    cx.execute(f"DELETE FROM lease WHERE id = ? AND {_IS_WAIT}", (lease,))
+    cx.execute(f"DELETE FROM lease WHERE id = ? AND {IS_WAIT}", (lease,))
 
 
-def living(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> list[Wait]:
-    """Return the waits whose processes are not dead."""
-    rows = cx.execute(f"SELECT id, note FROM lease WHERE closed IS NULL AND {_IS_WAIT}")
+def living(cx: sqlite3.Connection, expiry_s: float, watch: leases.Watch | None = None) -> list[Wait]:
+    """Return the waits whose processes are not certainly dead."""
+    rows = cx.execute(f"SELECT id, note FROM lease WHERE closed IS NULL AND {IS_WAIT}")
     jobs = {number: int(note) if note else None for number, note in rows}
     if not jobs:
         return []
-    found = leases.open_leases(cx, _IS_WAIT)
-    return [Wait(lease, jobs.get(lease.id)) for lease in found if not leases.is_dead(lease, now_us, expiry_s)]
+    found = leases.open_leases(cx, IS_WAIT)
+    return [Wait(lease, jobs.get(lease.id)) for lease in found if not leases.is_dead(lease, expiry_s, watch)]
+
+
+def remove_dead(cx: sqlite3.Connection, dead: Collection[leases.Lease]) -> None:
+    """Remove the registrations that are still as they were when their processes were found to be dead."""
+    for lease in leases.open_leases(cx, IS_WAIT):
+        if lease in dead:
+            close_wait(cx, lease.id)

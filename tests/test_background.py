@@ -21,6 +21,8 @@ from balsam_lite.processes import RUN_VARIABLE, below
 #: Leaves a process whose pid it writes, in a way that does not let it be taken for a part of the job.
 LEAVE = "sleep 4444 & echo $! > $BALSAM_TEST/pid.$BALSAM_ATTEMPT"
 LEAVE_HIDDEN = "(env -i setsid sh -c 'echo $$ > '$BALSAM_TEST/pid.$BALSAM_ATTEMPT'; exec sleep 4444' &)"
+#: Succeeds if the one of the first attempt lives; a zombie does not.
+LIVES = "grep -qs ') [RSDT] ' /proc/$(cat {}/pid.1)/stat"
 WAIT = "until test -s $BALSAM_TEST/pid.$BALSAM_ATTEMPT; do sleep 0.01; done"
 
 
@@ -61,7 +63,7 @@ def test_that_what_a_good_run_leaves_is_in_its_history_and_ends_with_the_launche
 
 @pytest.mark.parametrize("leave", [LEAVE, LEAVE_HIDDEN], ids=["child", "hidden"])
 def test_that_what_a_failed_run_leaves_ends_before_the_job_runs_again(bench: Bench, tmp_path: Path, leave: str) -> None:
-    look = f"test $BALSAM_ATTEMPT = 2 && kill -0 $(cat {tmp_path}/pid.1) 2>/dev/null && touch {tmp_path}/overlap"
+    look = f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap"
     bench.shell("fails", f"{look}\n{leave}\n{WAIT}\nexit 1")
     (job,) = bench.add([{"application": "fails", "max_retries": 1}])
     assert bench.run() == 0
@@ -75,7 +77,7 @@ def test_that_what_a_failed_run_leaves_ends_before_the_job_runs_again(bench: Ben
 def test_that_what_a_good_run_leaves_ends_before_the_same_launcher_runs_the_job_again(bench: Bench, tmp_path: Path) -> None:
     bench.shell(
         "leaves",
-        f"test $BALSAM_ATTEMPT = 2 && kill -0 $(cat {tmp_path}/pid.1) 2>/dev/null && touch {tmp_path}/overlap\n{LEAVE}",
+        f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap\n{LEAVE}",
     )
     (job,) = bench.add([{"application": "leaves"}])
     bench.launch("--persistent")
@@ -157,7 +159,7 @@ def test_that_nothing_is_looked_at_where_runs_leave_nothing(tmp_path: Path, monk
     first, second = _Run("true", str(tmp_path)), _Run("sleep 60", str(tmp_path))
     first.process.wait()
     living = dict.fromkeys([*others, second.pid], second)
-    assert known.look(living, [first]) == [first.pid]
+    assert known.look(living, [first]) == ([first.pid], [])
     assert known.of(first.pid) == []
     second.process.kill()
     second.process.wait()
@@ -169,24 +171,54 @@ def test_that_without_a_list_of_children_nobody_claims_to_know(monkeypatch: pyte
 
     monkeypatch.setattr(os, "open", refuse)
     known = Adopted()
-    assert known.look({}, []) == []
+    assert known.look({}, []) == ([], [])
     assert known.of(17) is None
 
 
 def test_that_a_hidden_process_of_a_helper_that_was_killed_ends_before_its_job_runs_again(bench: Bench, tmp_path: Path) -> None:
     bench.shell(
         "hides",
-        f"test $BALSAM_ATTEMPT = 2 && {{ kill -0 $(cat {tmp_path}/pid.1) 2>/dev/null && touch {tmp_path}/overlap; exit 0; }}\n"
+        f"test $BALSAM_ATTEMPT = 2 && {{ {LIVES.format(tmp_path)} && touch {tmp_path}/overlap; exit 0; }}\n"
         f"{LEAVE_HIDDEN}\n{WAIT}\nexec sleep 4444",
     )
     (job,) = bench.add([{"application": "hides"}])
     launcher = bench.launch()
     pid = left_pid(tmp_path)
     wait_until(lambda: bench.job(job)["state"] == "RUNNING")
-    for one in below(launcher.pid):
-        if b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline"):
-            os.kill(one.pid, signal.SIGKILL)
+    for one in helpers_of(launcher.pid):
+        os.kill(one, signal.SIGKILL)
     assert launcher.wait(60) == 0
     assert not alive(pid)
     assert not (tmp_path / "overlap").exists()
     assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("JOB_FINISHED", 2)
+
+
+def test_that_what_an_ended_run_has_left_ends_after_a_crash_before_its_job_runs_again(bench: Bench, tmp_path: Path) -> None:
+    """It hides, has a session of its own and its parent has ended: nothing but the run file tells of it."""
+    look = f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap"
+    bench.shell(
+        "leaves", f"{look}\n{LEAVE_HIDDEN}\n{WAIT}\nexec env -i sleep $(test $BALSAM_ATTEMPT = 1 && echo 4444 || echo 0)"
+    )
+    (job,) = bench.add([{"application": "leaves"}])
+    launcher = bench.launch()
+    pid = left_pid(tmp_path)
+    runs = Path(bench.directory) / "runs"
+    wait_until(lambda: f"+{pid} " in "".join(path.read_text() for path in runs.iterdir()))
+    kill_together([launcher.pid, *helpers_of(launcher.pid)])
+    launcher.wait()
+    assert alive(pid)
+    assert bench.run() == 0
+    assert not alive(pid)
+    assert not (tmp_path / "overlap").exists()
+    assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("JOB_FINISHED", 2)
+
+
+def helpers_of(launcher: int) -> list[int]:
+    return [one.pid for one in below(launcher) if b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline")]
+
+
+def kill_together(pids: list[int]) -> None:
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+    wait_until(lambda: not any(map(alive, pids)))

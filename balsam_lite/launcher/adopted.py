@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..processes import Process, command_of, is_detached, process_of, run_mark_of
 
@@ -24,6 +24,13 @@ class Run(Protocol):
     mark: bytes  # its BALSAM_RUN; b"" if it has none
 
 
+class Looked(NamedTuple):
+    """What has changed."""
+
+    over: list[int]  # the pids of adopted processes that have gone, and of ended runs of which nothing is left
+    fresh: list[tuple[Process, bytes]]  # adopted processes that are not detached, with their run marks as far as known
+
+
 class Adopted:
     """The children of this process that it has not started. Where /proc does not list children, nothing is known."""
 
@@ -34,28 +41,33 @@ class Adopted:
         self._owners: dict[int, int] = {}  # of each that is known, the pid of the run that has left it; 0: unknown
         self._ended: dict[int, Run] = {}  # runs that have left something, by pid
 
-    def look(self, living: Mapping[int, Run], ended: Iterable[Run]) -> list[int]:
-        """Find out what has been adopted since the last call. Return the pids of ended runs of which nothing is left.
+    def look(self, living: Mapping[int, Run], ended: Iterable[Run]) -> Looked:
+        """Find out what has been adopted since the last call, and what has gone.
 
         Args:
             living: the runs of this process that have not been reaped, by pid.
             ended: those that have been reaped since the last call.
         """
         if self._fd < 0:
-            return []
-        fresh = {run.pid: run for run in ended}
+            return Looked([], [])
+        just_ended = {run.pid: run for run in ended}
         adopted = self._children() - living.keys()
         if not adopted and not self._owners:  # the usual case
-            return list(fresh)
-        for pid in self._owners.keys() - adopted:
+            return Looked(list(just_ended), [])
+        over = list(self._owners.keys() - adopted)
+        for pid in over:
             del self._owners[pid]
-        over = self._forget_gone()
-        self._ended.update(fresh)
+        over += self._forget_gone()
+        self._ended.update(just_ended)
+        fresh = []
         for pid in adopted - self._owners.keys():
             process = process_of(pid)
             if process is not None:
-                self._owners[pid] = self._owner_of(process, living)
-        return over + self._forget_gone()
+                owner = self._owners[pid] = self._owner_of(process, living)
+                if not is_detached(pid):
+                    run = living.get(owner) or self._ended.get(owner)
+                    fresh.append((process, run.mark if run is not None else b""))
+        return Looked(over + self._forget_gone(), fresh)
 
     def _forget_gone(self) -> list[int]:
         """Forget the ended runs of which nothing is left, and return their pids."""

@@ -50,6 +50,8 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 #: While more programs wait to be started, answers are collected for at most this long, in seconds.
 _BATCH_S = 0.01
+#: How often a helper looks whether it has adopted something, in seconds, to record that for the time after a crash.
+_LOOK_PERIOD_S = 0.1
 #: How often a helper looks at what it is ending, in seconds, and how long after SIGKILL it gives that up.
 _END_PERIOD_S, _UNKILLABLE_S = 0.01, 30.0
 #: What is started here is killed before the launcher when memory runs out: see proc_pid_oom_score_adj(5).
@@ -116,6 +118,7 @@ class Helper:
         self._ended: list[tuple[_Run, list[Any]]] = []  # with its answer, which lacks what the run has left
         self._adopted = Adopted()
         self._sees_processes = sees_processes()
+        self._look_at = 0.0
         self._flush_at = 0.0
         self._unread = bytearray()
         self._unsent = b""
@@ -137,6 +140,8 @@ class Helper:
             if self._sleep():
                 self._hear()
             self._reap()
+            if self._runs and time.monotonic() >= self._look_at:
+                self._look_for_leftovers()
             self._look_for_life()
             self._flush()
         self._end_everything(BY_ITSELF)
@@ -149,6 +154,8 @@ class Helper:
         if self._silence_s and self._runs:
             left_s = max(0.0, self._beat_at + self._silence_s - _boot_time())
             timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        if self._runs:
+            timeout_s = _LOOK_PERIOD_S if timeout_s is None else min(timeout_s, _LOOK_PERIOD_S)
         has_message = False
         for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1):
             if fd != self._wake:
@@ -313,14 +320,17 @@ class Helper:
         return os.waitpid(found.si_pid, 0)
 
     def _look_for_leftovers(self) -> None:
-        """Complete the answers about runs that have ended by what each has left: processes that this one has adopted."""
+        """Record what this process has adopted, and complete the answers about runs that have ended by what each has left."""
         ended, self._ended = self._ended, []
-        over = self._adopted.look(self._runs, [run for run, _ in ended])
+        over, fresh = self._adopted.look(self._runs, [run for run, _ in ended])
         for run, answer in ended:
             answer.append(self._adopted.of(run.pid))
         if self._record is not None:
             for pid in over:
                 self._record.end(pid)
+            for process, mark in fresh:
+                self._note_start(process.pid, process.started, mark)
+        self._look_at = time.monotonic() + _LOOK_PERIOD_S
 
     def _refill(self, lane: int) -> int | None:
         queue = self._queues.get(lane)

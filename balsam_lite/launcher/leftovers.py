@@ -81,7 +81,7 @@ def end_runs(
     leaders = leaders_of(db_directory, [*leases, *runs], rank)
     while True:
         members, unknown = belonging(leaders, runs, tuple(leases), node_mark(rank or 0))
-        members += [one for one in living(found) if one not in members]  # it may have left its session since
+        members = list({*members, *living(found)})  # one may have left its session since
         now = time.monotonic()
         if not members and (not unknown or now > known_at):
             known, leaders = leaders, leaders_of(db_directory, [*leases, *runs], rank)

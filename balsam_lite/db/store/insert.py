@@ -367,7 +367,7 @@ def _check_apps(cx: sqlite3.Connection, names: set[str]) -> None:
 def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Progress | None) -> Added:
     known = _known(cx, edges)
     if spool.rows > 4 * _CHUNK:
-        _enlarge_cache(cx)
+        pieces.enlarge_cache(cx)
     before = hidden.last_number(cx)
     renamed: dict[int, str] = {}
     tagger = Tagger(cx)
@@ -385,10 +385,6 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
         graph.add_edges(cx, new, SystemClock.now_us())
     _add_to_known(cx, edges, known, added.first)
     return added
-
-
-def _enlarge_cache(cx: sqlite3.Connection) -> None:
-    cx.execute("PRAGMA cache_size = -65536")  # KiB: the random short ids touch the whole index
 
 
 def _add_tags(tagger: Tagger, chunk: _Chunk, first: int) -> None:
@@ -471,7 +467,7 @@ class Insertion:
             return False
         with self._db.write() as cx:
             pieces.failpoint("before-piece")
-            _enlarge_cache(cx)
+            pieces.enlarge_cache(cx)
             until, number = time.monotonic() + PIECE_S, 0
             while unit is not None:
                 unit(cx)

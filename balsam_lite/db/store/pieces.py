@@ -182,6 +182,11 @@ def complete(db: Database, number: int | None = None, progress: Progress | None 
         raise KeyboardInterrupt(f"Interrupted: {how_far}; the next balsam command or launcher completes it.") from None
 
 
+def enlarge_cache(cx: sqlite3.Connection) -> None:
+    """Let this connection keep the index on short ids in memory: these are random, so a piece touches most of its pages."""
+    cx.execute("PRAGMA cache_size = -65536")  # KiB
+
+
 def pause(db: Database, piece_s: float) -> None:
     """Leave the DB to others for a moment, after a piece that took that long."""
     time.sleep(PAUSE_S if db.access == LOCAL else max(SHARED_PAUSE_S, piece_s))
@@ -198,6 +203,7 @@ def _advance(db: Database, number: int) -> _State | None:
     """Do one piece of that write, in one transaction; None if others have completed it."""
     with db.write() as cx:
         failpoint("before-piece")
+        enlarge_cache(cx)
         until = time.monotonic() + PIECE_S
         is_complete = False
         while not is_complete:

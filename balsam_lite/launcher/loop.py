@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from .. import states
@@ -93,6 +94,7 @@ class Launcher:
         self._rate = EndRate(clock.monotonic)
         self.tally = Tally()
         self.stop_reason = ""
+        self._is_urged = False  # it was told to stop again
         now = clock.monotonic()
         self._last_tick = self._last_heartbeat = self._last_reap = now
         self._tick_costs = deque([0.001], maxlen=5)
@@ -131,9 +133,13 @@ class Launcher:
         self._shut_down()
 
     def stop(self, reason: str) -> None:
-        """Make `run` end in good order; the second time, without any grace. May be called by a signal handler."""
+        """Make `run` end in good order; the second time, without any grace. May be called by a signal handler.
+
+        If the DB cannot be written for long after that, another call makes it give up the ends of runs, too.
+        """
         if self.stop_reason:
             self._runner.kill_now()
+            self._is_urged = True
         self.stop_reason = self.stop_reason or reason
 
     def turn(self) -> None:
@@ -512,6 +518,10 @@ class Launcher:
             self.stop("the time is up")
         elif (self.pause.reason or self._setbacks.reasons) and self._is_hopeless(now):
             self.stop(self.pause.reason or "nothing is left but jobs that cannot be started")
+        elif self._failing_since is not None:
+            is_over = now - self._failing_since >= self._settings.TROUBLE_TTL_S
+            if is_over and not self._has_work and self._limits.idle_ttl_s is not None:
+                self.stop(self._database_trouble)
         elif (
             self._has_work or self._idle_since is None or self._has_lists or self._reaper.doubtful
         ):  # whose jobs may be to be run here
@@ -554,8 +564,10 @@ class Launcher:
         self._runner.stop(told | self._runner.queued_jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
         self._steps.stop(self._steps.jobs, self._settings.KILL_GRACE_S)
         deadline = self._clock.monotonic() + self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
-        retry_at, complaint = self._clock.monotonic(), ""
+        retry_at, complaint, is_announced = self._clock.monotonic(), "", False
         while self._has_work:
+            if self._is_urged and self._clock.monotonic() <= deadline:
+                self._is_urged = False  # that was about the grace
             self._collect()
             for claim in self._runner.withdrawn():
                 self._exits.append(claims.unstarted(claim, told_us, "Not started before the launcher's end"))
@@ -567,14 +579,21 @@ class Launcher:
                 except DatabaseGone as exc:
                     raise _lost(exc) from exc
                 except DatabaseError as exc:
-                    if not len(self._runner) and now > deadline:
+                    may_wait = self._keeps_lease(exc) and not self._is_urged
+                    if not len(self._runner) and now > deadline and not may_wait:
                         raise LostLease(f"The DB cannot be written, and the next launcher will free the jobs: {exc}") from exc
                     if str(exc) != complaint:
                         log.error("The DB cannot be written, still trying: %s", exc)
+                    if now > deadline and not is_announced:
+                        is_announced = True
+                        log.error(
+                            "Trying until it can be written: else the jobs that have ended run again. To give up, stop again."
+                        )
                     retry_at, complaint = now + _RETRY_PERIOD_S, str(exc)
                     self._database_trouble = f"The DB cannot be written, still trying: {exc.message}"
             if not len(self._runner) and not self._runner.queued and not self._has_ends and self._clock.monotonic() > deadline:
-                self._leave_steps()
+                with suppress(DatabaseError):  # the next launcher frees them
+                    self._leave_steps()
                 return
             if self._has_work:
                 self._wait(STOP_PERIOD_S)
@@ -639,7 +658,8 @@ class Launcher:
         if now >= self._complain_at:
             self._complain_at = now + _COMPLAINT_PERIOD_S
             log.error("The DB cannot be used%s, still trying: %s", f" for {failing_s:.0f} s" if failing_s >= 1 else "", exc)
-        if self._last_tick - self._last_heartbeat > (float("inf") if self._may_outlast(exc) else self._silence_s):
+        self._idle_since = None  # what came meanwhile cannot be seen
+        if self._last_tick - self._last_heartbeat > self._silence_s and not self._keeps_lease(exc):
             raise LostLease(f"The DB could not be used for {failing_s:.0f} s: {exc}")
 
     def _database_works(self, now: float) -> None:
@@ -647,15 +667,9 @@ class Launcher:
             log.info("The DB can be used again, after %.0f s.", now - self._failing_since)
         self._failing_since, self._database_trouble = None, ""
 
-    def _may_outlast(self, exc: DatabaseError) -> bool:
-        """Return whether to go on with a DB that has not been usable for long: on this host a living process keeps its lease.
-
-        Without a run, a step or an end to record, the launcher goes on only for as long as in other trouble.
-        """
-        if self._db.access != LOCAL or isinstance(exc, (NotABalsamDB, SchemaMismatch)):
-            return False
-        is_short = self._last_tick - self._last_heartbeat < self._settings.TROUBLE_TTL_S
-        return self._has_work or is_short or self._limits.idle_ttl_s is None
+    def _keeps_lease(self, exc: DatabaseError) -> bool:
+        """Return whether its jobs stay its own in spite of that trouble: on this host a living process keeps its lease."""
+        return self._db.access == LOCAL and not isinstance(exc, (NotABalsamDB, SchemaMismatch))
 
 
 def _lost(exc: DatabaseGone) -> LostLease:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from .. import loading, terminal
 from ..clock import SECOND_US, Clock, SystemClock
@@ -23,7 +23,7 @@ from ..db.binding import id_of
 from ..db.connection import Database
 from ..db.filesystem import LOCAL
 from ..db.store import leases
-from ..errors import LostLease
+from ..errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseGone, LostLease
 from ..identity import Holder
 from ..processes import sees_processes
 from ..schedulers.environ import Allocation
@@ -44,6 +44,7 @@ from .spawner import Spawner
 from .steps import Steps
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: So long may the submitter of this batch job need to write down its id, in seconds.
 _SUBMITTER_S = 5.0
@@ -52,6 +53,9 @@ _NO_PROC = (
     "/proc is not mounted here. What a job leaves in the background is ended as soon as its program ends, and processes that "
     "it starts in sessions of their own cannot be found."
 )
+
+#: At the start, a DB that could not be used is tried again after so many seconds.
+_RETRY_PERIOD_S = 1.0
 
 #: A batch system tells every process of a batch job, and whoever started this one passes it on: one signal, heard twice.
 _SAME_SIGNAL_S = 1.0
@@ -133,21 +137,40 @@ def _run_in(db: Database, found: Resources, settings: Settings, options: Launche
         log.warning(_NO_PROC)
     batch_id = found.batch.batch_id if found.batch else ""
     reaper = Reaper(db, settings, clock)
-    with db.write() as cx:
-        lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
-        eldest = leases.is_eldest(cx, lease, settings.LEASE_EXPIRY_S, reaper.watch)
-        dead = leases.dead(cx, settings.LEASE_EXPIRY_S, reaper.watch)
-        db_id = id_of(cx)
+
+    def begin() -> tuple[int, bool, list[int], str]:
+        with db.write() as cx:
+            lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
+            eldest = leases.is_eldest(cx, lease, settings.LEASE_EXPIRY_S, reaper.watch)
+            return lease, eldest, leases.dead(cx, settings.LEASE_EXPIRY_S, reaper.watch), id_of(cx)
+
+    lease, eldest, dead, db_id = _patiently(db, settings, clock, begin)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
     context = _context(db, commands.lease_mark(db_id, lease), options, found, gpus.names(settings.GPU_VARIABLES))
     company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db_id, one) for one in dead))
-    _beat(db, lease, clock)  # the nodes may have taken minutes
-    freed = reaper.reap()
+    beat = partial(_patiently, db, settings, clock, partial(_beat, db, lease, clock))
+    beat()  # the nodes may have taken minutes
+    freed = _patiently(db, settings, clock, reaper.reap)
     if freed:
         log.info("Freed %d job(s) of dead launchers.", freed)
-    _beat(db, lease, clock)  # and what had to end first, too
+    beat()  # and what had to end first, too
     return _run(db, settings, options, found, lease, clock, context, company, reaper)
+
+
+def _patiently(db: Database, settings: Settings, clock: Clock, act: Callable[[], T]) -> T:
+    """Call `act`, which needs the DB. Where it is on a local disk and stays busy or full, try again for TROUBLE_TTL_S."""
+    give_up, is_told = clock.monotonic() + settings.TROUBLE_TTL_S, False
+    while True:
+        try:
+            return act()
+        except (DatabaseBusy, DatabaseFull) as exc:
+            if db.access != LOCAL or clock.monotonic() >= give_up:
+                raise
+            if not is_told:
+                log.error("The DB cannot be used, still trying: %s", exc)
+            is_told = True
+        clock.sleep(_RETRY_PERIOD_S)
 
 
 def _beat(db: Database, lease: int, clock: Clock) -> None:
@@ -297,15 +320,20 @@ def _guarded(
         leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         raise
     progress.clear()  # the last line must not be appended to the progress line
-    for reason in launcher.obstacles.survey(launcher.filter()):
-        _say(f"Left: {reason}")
-    with db.write() as cx:
-        note = reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
-        end_reason = reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
-        leases.close_lease(cx, lease, clock.now_us(), end_reason, note)
+    try:
+        for reason in launcher.obstacles.survey(launcher.filter()):
+            _say(f"Left: {reason}")
+        with db.write() as cx:
+            note = reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
+            end_reason = reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
+            leases.close_lease(cx, lease, clock.now_us(), end_reason, note)
+    except DatabaseGone:
+        raise
+    except DatabaseError as exc:
+        log.error("Lease %d stays open, which the next launcher finds; it has no jobs any more. %s", lease, exc.message)
     leftovers.forget(context)
     _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
-    return 1 if launcher.stop_reason == launcher.pause.reason else 0
+    return 1 if launcher.stop_reason in (launcher.pause.reason, launcher.trouble) else 0
 
 
 def _say(line: str) -> None:

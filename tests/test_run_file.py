@@ -209,3 +209,11 @@ def test_that_removing_takes_the_files_of_that_lease_and_rank_alone(tmp_path: Pa
     assert (first.exists(), second.exists(), kept.exists()) == (True, False, True)
     run_file.remove(str(tmp_path / "runs"), LEASE)
     assert (first.exists(), second.exists(), kept.exists()) == (False, False, True)
+
+
+def test_that_removing_for_a_host_leaves_what_other_hosts_need(tmp_path: Path) -> None:
+    mine, others, torn = write(tmp_path, ONE), write(tmp_path, TWO, rank=1), write(tmp_path, TWO, rank=2)
+    others.write_bytes(others.read_bytes().replace(os.uname().nodename.encode(), b"elsewhere"))
+    torn.write_bytes(b"{")
+    run_file.remove(str(tmp_path / "runs"), LEASE, host=os.uname().nodename)
+    assert (mine.exists(), others.exists(), torn.exists()) == (False, True, False)

@@ -69,7 +69,7 @@ class Reaper:
             still = [found for found in leases.open_leases(cx) if found == lease]
             freed = sum(leases.reap(cx, found, self._clock.now_us(), watch=self.watch) for found in still)
         if lease.holder.is_here():  # the host of another holder has yet to end what runs there
-            run_file.remove(os.path.join(directory, RUNS), lease.id)
+            run_file.remove(os.path.join(directory, RUNS), lease.id, host=os.uname().nodename)
         return freed
 
     def _end_forgotten(self, open_leases: Collection[int], db_id: str) -> None:
@@ -77,7 +77,7 @@ class Reaper:
         directory = self._db.directory
         for lease in run_file.leases_here(os.path.join(directory, RUNS), db_id) - set(open_leases):
             if _is_over(directory, lease_mark(db_id, lease), self._settings.USER_KILL_GRACE_S):
-                run_file.remove(os.path.join(directory, RUNS), lease)
+                run_file.remove(os.path.join(directory, RUNS), lease, host=os.uname().nodename)
 
 
 def _is_over(directory: str, mark: bytes, grace_s: float) -> bool:

@@ -154,11 +154,30 @@ def leases_here(directory: str, db_id: str) -> set[int]:
     return {head[1] for head in heads if head is not None and head[0] == db_id}
 
 
-def remove(directory: str, lease: int, rank: int | None = None) -> None:
-    """Remove the files of a lease of which nothing runs any more, or those of one of its nodes."""
+def remove(directory: str, lease: int, rank: int | None = None, host: str = "") -> None:
+    """Remove the files of a lease of which nothing runs any more, or those of one of its nodes.
+
+    With `host`, those of other hosts stay: what runs there is still to be ended.
+    """
     for path in _paths(directory, lease, rank, suffixes=("", _NEW)):
         with suppress(OSError):
-            os.unlink(path)
+            if not host or _is_of_host(path, host):
+                os.unlink(path)
+
+
+def _is_of_host(path: str, host: str) -> bool:
+    import json
+
+    with open(path, "rb", opener=_open_file) as file:
+        head = file.readline(4096)
+    try:
+        return bool(json.loads(head)["host"] == host)
+    except (ValueError, KeyError, TypeError):  # it tells nothing to anybody
+        return True
+
+
+def _open_file(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _paths(
@@ -180,7 +199,7 @@ def _paths(
 def _contents(path: str, records: bool = True) -> tuple[tuple[str, int] | None, list[bytes]]:
     """Return DB id and lease of a file whose pids mean something here, else None; and its lines after the header."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=_open_file) as file:
             head, text = file.readline(4096), file.read(64 * _MAX_BYTES) if records else b""
     except OSError:
         return None, []

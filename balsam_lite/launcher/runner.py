@@ -45,7 +45,7 @@ STOP_PERIOD_S = 0.02
 _LINGER_S = 0.1
 #: Seconds between TERM and KILL for what an earlier attempt left, while its job waits to be started, and between looks.
 _LEFT_GRACE_S, _LEFT_PERIOD_S = 0.3, 0.01
-_MAX_NAMES = 5
+_MAX_NAMES, _MOST_LEFT = 5, 100
 _NO_RESULT = "The program ended with exit code 0 before its function returned: by os._exit(), or as another program (os.exec…)"
 
 
@@ -172,6 +172,7 @@ class LocalRunner:
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # what to do when it is started
         self._lingering: list[tuple[float, _Run]] = []  # ended well, with processes that may be about to end; until when
         self._left: dict[int, list[Process]] = {}  # what jobs have left running, to be ended before they run again
+        self._most_left = _MOST_LEFT  # more are looked through for what still lives
         self._orphans: list[Process] = []  # what dead spawn helpers had adopted, now children of this process
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
         self._lanes: dict[Shape, int] = {}
@@ -441,8 +442,14 @@ class LocalRunner:
                     self._stopping[run.claim.job] = run
                     signal_all([*members, *descendants(self._leaders(run), [run.mark])], signal.SIGTERM)
                     continue
-                self._left[run.claim.job] = members
+                self._keep_in_mind(run.claim.job, members)
             self._over.append(self._finish(run))
+
+    def _keep_in_mind(self, job: int, members: list[Process]) -> None:
+        self._left[job] = members
+        if len(self._left) > self._most_left:
+            self._left = {job: left for job, members in self._left.items() if (left := living(members))}
+            self._most_left = 2 * len(self._left) + _MOST_LEFT
 
     def _end_left(self, claim: Claim) -> None:
         """End what an earlier attempt has left here before the job runs again."""

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ..processes import DETACHED_VARIABLE, RUN_VARIABLE, sees_processes
+from ..processes import DETACHED_VARIABLE, RUN_VARIABLE, run_mark_of, sees_processes
 from .adopted import Adopted
 from .run_file import RunFile, Writer
 
@@ -50,8 +50,9 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 #: While more programs wait to be started, answers are collected for at most this long, in seconds.
 _BATCH_S = 0.01
-#: How often a helper looks whether it has adopted something, in seconds, to record that for the time after a crash.
-_LOOK_PERIOD_S = 0.1
+#: How often a helper looks whether it has adopted something, in seconds, to record that for the time after a crash, by the
+#: seconds since its last start: programs go into the background soon after they were started, or when they end.
+_LOOK_PERIODS_S = ((0.2, 0.02), (2.0, 0.1), (float("inf"), 1.0))
 #: How often a helper looks at what it is ending, in seconds, and how long after SIGKILL it gives that up.
 _END_PERIOD_S, _UNKILLABLE_S = 0.01, 30.0
 #: What is started here is killed before the launcher when memory runs out: see proc_pid_oom_score_adj(5).
@@ -118,7 +119,7 @@ class Helper:
         self._ended: list[tuple[_Run, list[Any]]] = []  # with its answer, which lacks what the run has left
         self._adopted = Adopted()
         self._sees_processes = sees_processes()
-        self._look_at = 0.0
+        self._look_at = self._started_at = 0.0  # when to look for adopted processes; when the last program was started
         self._flush_at = 0.0
         self._unread = bytearray()
         self._unsent = b""
@@ -155,7 +156,8 @@ class Helper:
             left_s = max(0.0, self._beat_at + self._silence_s - _boot_time())
             timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
         if self._runs:
-            timeout_s = _LOOK_PERIOD_S if timeout_s is None else min(timeout_s, _LOOK_PERIOD_S)
+            left_s = max(0.0, self._look_at - time.monotonic())
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
         has_message = False
         for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1):
             if fd != self._wake:
@@ -273,6 +275,8 @@ class Helper:
             path = error.filename if error is not None and isinstance(error.filename, (str, bytes)) else None
             self._answer((FAILED, request.key, exc.words, error and error.errno, path))
             return False
+        self._started_at = time.monotonic()
+        self._look_at = min(self._look_at, self._started_at + _LOOK_PERIODS_S[0][1])
         run = self._runs[pid] = self._by_key[request.key] = _Run(request, pid)
         start = tick if tick and tick == _boot_tick() else _start_of_child(pid)
         self._note_start(pid, start, run.mark)
@@ -330,7 +334,8 @@ class Helper:
                 self._record.end(pid)
             for process, mark in fresh:
                 self._note_start(process.pid, process.started, mark)
-        self._look_at = time.monotonic() + _LOOK_PERIOD_S
+        now = time.monotonic()
+        self._look_at = now + next(period for age, period in _LOOK_PERIODS_S if now - self._started_at < age)
 
     def _refill(self, lane: int) -> int | None:
         queue = self._queues.get(lane)
@@ -384,6 +389,9 @@ class Helper:
             if now >= kill_at:
                 number = signal.SIGKILL
             if number == signal.SIGKILL or told is None or not told.issuperset(living):
+                for one in living:
+                    if told is None or one not in told:  # it may outlive its parent, and this process
+                        self._note_start(one.pid, one.started, run_mark_of(one.pid))
                 for pid in self._runs:
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(pid, number)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from elsewhere import balsam
 from helpers import wait_until
 from launching import Bench, alive
 
@@ -540,3 +541,50 @@ def test_that_the_log_has_a_line_a_minute_at_most():
         line = pause.line(second)
         assert bool(line) == (second % 60 == 0)
         assert not line or f"{1 if second == 0 else 60} start(s)" in line
+
+
+# --- words of a full disk ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["blocks", "inodes"])
+def full_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """Make a file system without a free block or without a free inode; with the words that tell which."""
+    with small_disk(tmp_path / "full", "400k", 20) as disk:
+        if request.param == "blocks":
+            fill(disk)
+            yield disk, "is full"
+        else:
+            for number in range(19):
+                with suppress(OSError):
+                    (disk / str(number)).touch()
+            yield disk, "is out of inodes (it has 20, one for each file and directory)"
+
+
+def test_that_every_command_tells_what_the_disk_lacks(bench: Bench, full_disk: tuple[Path, str], tmp_path: Path) -> None:
+    disk, lack = full_disk
+    assert balsam(bench.directory, "make_dummies", "3000")[0] == 0
+    for words in (
+        ("init", f"{disk}/db"),
+        ("--db", bench.directory, "db", "backup", f"{disk}/backup"),
+        ("--db", bench.directory, "db", "salvage", f"{disk}/new"),
+    ):
+        done = balsam(None, *words)
+        assert done[0] == 1
+        assert lack in done[2] and str(disk) in done[2], done[2]
+        assert bench.directory not in done[2] and "Errno" not in done[2] and "I/O" not in done[2], done[2]
+    code, _, err = balsam(None, "init", str(tmp_path / "other"), BALSAM_HOME=f"{disk}/home")
+    assert code == 0
+    if lack != "is full":  # a small file has room in what is left of a block
+        assert lack in err and "cannot be added to the known ones" in err
+
+
+def test_that_a_db_on_a_full_disk_tells_it_when_it_is_opened_and_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", inodes=40) as disk:
+        assert balsam(None, "init", f"{disk}/db")[0] == 0
+        for number in range(40):
+            with suppress(OSError):
+                (disk / str(number)).touch()
+        launcher = ("launcher", "--consume-all", "--job-mode", "serial")
+        for words in (("ls",), ("app", "--name", "a", "--executable", "true"), ("db", "vacuum"), launcher):
+            code, _, err = balsam(f"{disk}/db", *words)
+            assert code == 1 and "is out of inodes" in err and "I/O" not in err, (words, err)

@@ -159,6 +159,12 @@ def _unexpected(exc: Exception, words: Sequence[str]) -> int:
     if isinstance(exc, FileNotFoundError) and exc.filename is None and _is_nowhere():
         _say("Error: The current directory does not exist any more.\nGo to another one: `cd`.")
         return 1
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        from ..db.filesystem import failure
+
+        path = os.fsdecode(exc.filename) if isinstance(exc.filename, (str, bytes)) else os.getcwd()
+        _say(f"Error: {path} cannot be written: {failure(exc, path)}\nFree some space, try again.")
+        return 1
     text = f"balsam {shlex.join(words)}\n{''.join(traceback.format_exception(type(exc), exc, exc.__traceback__))}"
     path = _keep(text, words)
     summary = f"Error: unexpected {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else '(no message)'}"

@@ -771,9 +771,19 @@ def why_full(text: str, directory: str) -> str:
     """
     if not any(words in text for words in ("full", "disk I/O", "unable to open")):
         return ""
-    error = filesystem.try_to_write(directory)
-    reason = filesystem.why_full(directory, error.errno) if error else ""
-    return reason or (f"The disk of {directory} is full" if "full" in text else "")
+    for place in (directory, *_temporary_directory()):
+        error = filesystem.try_to_write(place)
+        reason = filesystem.why_full(place, error.errno) if error else ""
+        if reason:
+            return reason
+    return f"The disk of {directory} is full" if "full" in text else ""
+
+
+def _temporary_directory() -> list[str]:
+    """Return where SQLite puts its temporary files (https://sqlite.org/tempfiles.html, section 5); [] if nowhere."""
+    named = filter(None, map(os.environ.get, ("SQLITE_TMPDIR", "TMPDIR")))
+    usable = [path for path in (*named, "/var/tmp", "/usr/tmp", "/tmp") if os.path.isdir(path) and os.access(path, os.W_OK)]
+    return usable[:1]
 
 
 def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:

@@ -205,3 +205,24 @@ def why_full(directory: str, code: int | None) -> str:
         return f"The disk of {directory} is out of inodes (it has {found.f_files}, one for each file and directory)"
     free_mib = found.f_bavail * found.f_frsize // 2**20
     return f"The disk of {directory} is full{f' ({free_mib} MiB are free: is there a quota?)' if free_mib else ''}"
+
+
+def is_lack(exc: OSError) -> bool:
+    """Return whether the disk is full, out of inodes or over its quota."""
+    return exc.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def failure(exc: OSError, path: str, otherwise: str | None = None) -> str:
+    """Return in words why a file at `path` cannot be written: what its disk lacks, else `otherwise` or the error."""
+    full = why_full(existing(path), exc.errno)
+    return full[0].lower() + full[1:] if full else otherwise or str(exc)
+
+
+def existing(path: str) -> str:
+    """Return the path if it is a directory, else the nearest one above it."""
+    while path and not os.path.isdir(path):
+        above = os.path.dirname(path)
+        if above == path:
+            break
+        path = above
+    return path or "/"

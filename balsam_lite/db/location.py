@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BalsamError, DatabaseBusy, DatabaseError, InputError, NoDatabase, NotABalsamDB, NotFound
+from ..errors import BalsamError, DatabaseBusy, DatabaseError, DatabaseFull, InputError, NoDatabase, NotABalsamDB, NotFound
 from ..settings import Settings, SettingsWarning
 from . import binding, connection, filesystem, registry
 from .connection import Database
@@ -256,7 +256,8 @@ def set_up(
         if shared_read is not None:
             _set_rights(directory, shared_read)
     except OSError as exc:
-        raise DatabaseError(f"Failed to create directory {directory}: {exc}") from exc
+        kind = DatabaseFull if filesystem.is_lack(exc) else DatabaseError
+        raise kind(f"Failed to create directory {directory}: {filesystem.failure(exc, directory)}") from exc
     database = Database(directory, access)
     said = _upgrade(database, is_new)
     if said:

@@ -41,7 +41,7 @@ def backup(db: Database, path: str, *, force: bool = False, replaces: bool = Fal
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:100]}.", dir=os.path.dirname(path))
         os.close(handle)
     except OSError as exc:
-        raise DatabaseError(f"The backup {path} cannot be written: {exc}") from exc
+        raise _unwritten(path, exc) from exc
     try:
         _copy(db, temporary, path, replaces)
         os.chmod(temporary, os.stat(db.path).st_mode & 0o777)
@@ -50,7 +50,7 @@ def backup(db: Database, path: str, *, force: bool = False, replaces: bool = Fal
         os.replace(temporary, path)
         small_files.sync_directory(os.path.dirname(path))
     except OSError as exc:
-        raise DatabaseError(f"The backup {path} cannot be written: {exc}") from exc
+        raise _unwritten(path, exc) from exc
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)
@@ -69,13 +69,24 @@ def _refuse_path(db: Database, path: str, force: bool) -> None:
         raise InputError(f"{path} exists already.", hint="Give another name, or --force to replace it.")
 
 
+def _unwritten(path: str, exc: OSError) -> DatabaseError:
+    kind = DatabaseFull if filesystem.is_lack(exc) else DatabaseError
+    return kind(f"The backup {path} cannot be written: {filesystem.failure(exc, path)}")
+
+
 def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
     target = sqlite3.connect(temporary, isolation_level=None)
     try:
         # Wherever it lies: alone, and in one file.
         target.execute("PRAGMA locking_mode = EXCLUSIVE")
         with db.read() as cx:
-            cx.backup(target)
+            try:
+                cx.backup(target)
+            except sqlite3.Error as exc:  # else it would count as an error of the DB that is read
+                full = connection.why_full(str(exc), os.path.dirname(path))
+                if not full:
+                    raise
+                raise DatabaseFull(f"The backup {path} cannot be written: {full}") from exc
         binding.record(target, temporary if replaces else db.path, None if replaces else binding.NO_INODE)
         target.execute("PRAGMA journal_mode = DELETE")
         found = target.execute("PRAGMA quick_check(1)").fetchone()[0]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, UnknownSite
 from ..settings import home
 from . import connection, reach
+from .filesystem import failure
 from .small_files import write_json
 
 _T = TypeVar("_T")
@@ -303,7 +304,7 @@ def _changed(change: Callable[[_File], _T]) -> _T:
     except NotImplementedError as exc:  # filelock's word for a file system without locks
         raise BalsamError(f"{home()} lies on a file system without locks.", hint="Set BALSAM_HOME to another place.") from exc
     except OSError as exc:
-        raise BalsamError(f"{home()} cannot be written: {exc}") from exc
+        raise BalsamError(f"{home()} cannot be written: {failure(exc, home())}") from exc
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

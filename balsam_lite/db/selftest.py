@@ -22,6 +22,7 @@ from ..identity import Holder
 from ..settings import Settings
 from . import location
 from .connection import Connection, Database
+from .filesystem import failure
 
 _PREFIX = "selftest-"
 _CALLED_OFF = "called-off"
@@ -60,7 +61,7 @@ def scratch(db: Database) -> Iterator[str]:
         directory = tempfile.mkdtemp(prefix=_PREFIX, dir=db.directory)
     except OSError as exc:
         kind = DatabaseReadOnly if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else DatabaseError
-        raise kind(f"The DB {db.directory} cannot be written: {exc}") from exc
+        raise kind(f"The DB {db.directory} cannot be written: {failure(exc, db.directory)}") from exc
     try:
         made = location.set_up(directory, db.access)
         with made.write() as cx:

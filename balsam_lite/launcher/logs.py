@@ -10,6 +10,7 @@ import time
 
 from .. import terminal
 from ..db import location
+from ..db.filesystem import failure
 from ..errors import BalsamError
 from ..settings import Settings
 
@@ -36,7 +37,7 @@ def set_up(db_directory: str, settings: Settings, kind: str = "launcher", echo: 
             path, maxBytes=settings.LOG_FILE_SIZE_LIMIT, backupCount=max(settings.LOG_BACKUP_COUNT, 1), encoding="utf-8"
         )
     except OSError as exc:
-        raise BalsamError(f"The log {path} cannot be written: {exc}") from exc
+        raise BalsamError(f"The log {path} cannot be written: {failure(exc, path)}") from exc
     handlers: list[logging.Handler] = [file]
     if not sys.stderr.isatty() if echo is None else echo:
         handlers.append(_ToStderr())

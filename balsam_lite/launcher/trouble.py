@@ -78,7 +78,7 @@ class Machine:
                 return MachineTrouble(general, MachineTrouble.HOST if self._is_away else "")
         if code not in _STORAGE:
             return None
-        place = _existing(path)
+        place = filesystem.existing(path)
         reason = filesystem.why_full(place, code) or f"{path or place}: {error.strerror}"
         return MachineTrouble(reason, scope=self._scope(place))
 
@@ -155,16 +155,6 @@ def _lack(code: int) -> str:
 
 def _is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(f"{directory}/")
-
-
-def _existing(path: str) -> str:
-    """Return the path, or the nearest directory above it that exists."""
-    while path and not os.path.isdir(path):
-        above = os.path.dirname(path)
-        if above == path:
-            break
-        path = above
-    return path or "/"
 
 
 class Setbacks:

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..db.filesystem import failure
 from ..errors import BalsamError, InvalidSpec
 from . import timeline
 from .timeline import Counts, Curve, Runs
@@ -89,7 +90,7 @@ def save(figure: Figure, path: str) -> None:
             figure.savefig(unfinished, format=kind, dpi=_DPI, metadata=metadata)
         os.replace(unfinished, path)
     except OSError as exc:
-        raise BalsamError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+        raise BalsamError(f"{path} cannot be written: {failure(exc, path, exc.strerror)}") from exc
     finally:
         if os.path.exists(unfinished):
             os.unlink(unfinished)

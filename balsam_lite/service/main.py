@@ -23,6 +23,7 @@ from ..clock import SECOND_US, SystemClock
 from ..daemon import Ready
 from ..db import location
 from ..db.connection import Database
+from ..db.filesystem import failure
 from ..db.store import leases
 from ..db.store.leases import Record
 from ..db.watching import watch_the_doubtful
@@ -108,7 +109,9 @@ def _alone(directory: str) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        raise DatabaseReadOnly(f"{path} cannot be written: {exc.strerror}", hint="The service needs a DB of your own.") from exc
+        raise DatabaseReadOnly(
+            f"{path} cannot be written: {failure(exc, path, exc.strerror)}", hint="The service needs a DB of your own."
+        ) from exc
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

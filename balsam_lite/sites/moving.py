@@ -157,7 +157,7 @@ def _copy(db: Database, source: str, target: str) -> None:
 
 
 def _cannot_move(source: str, target: str, exc: OSError) -> DatabaseError:
-    return DatabaseError(f"{source} cannot be moved to {target}: {exc.strerror or exc}")
+    return DatabaseError(f"{source} cannot be moved to {target}: {filesystem.failure(exc, target, exc.strerror)}")
 
 
 def _change_paths(directory: str, old: str, new: str) -> list[str]:

@@ -37,6 +37,7 @@ from ...errors import (
 )
 from .. import queries, transaction
 from ..connection import Database
+from ..filesystem import failure
 from ..schema import OWN_WORKDIR, VISIBLE, sql_list
 from . import graph, hidden, moves, pieces
 from .tags import Tagger
@@ -269,7 +270,9 @@ class _Spool:
             block = marshal.dumps(tuple(chunk))
             self._file.write(len(block).to_bytes(_LENGTH, "big") + block)
         except OSError as exc:
-            raise DatabaseError(f"The jobs cannot be put aside in {tempfile.gettempdir()}: {exc}") from exc
+            raise DatabaseError(
+                f"The jobs cannot be put aside in {tempfile.gettempdir()}: {failure(exc, tempfile.gettempdir())}"
+            ) from exc
 
     def chunks(self) -> Iterator[_Chunk]:
         yield from self._in_memory

@@ -182,7 +182,7 @@ def test_that_a_file_that_cannot_be_written_is_told_and_written_when_it_can_be(
 ) -> None:
     (tmp_path / "runs").write_text("in the way")
     writer = Writer(files(tmp_path).file(0))
-    assert "File exists" in record(writer, ONE)
+    assert "Not a directory" in record(writer, ONE)
     assert record(writer, TWO) == ""
     (tmp_path / "runs").unlink()
     monkeypatch.setattr(run_file, "_RETRY_S", 0.0)

@@ -112,7 +112,8 @@ class Writer:
 
     def _write_anew(self) -> None:
         directory, new = os.path.dirname(self._file.path), self._file.path + _NEW
-        os.makedirs(directory, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(directory)  # but never that of the DB, which may have been removed
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(new, flags, self._file.mode)
         data = b"".join([self._file.header, *self._living.values()])

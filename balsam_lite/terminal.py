@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -13,6 +14,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 #: The terminal is closed, the reader of a pipe is gone, or the descriptor was closed: nothing can be written ever again.
 _GONE = (errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF)
+#: How long to wait for a reader of stderr, in seconds.
+_PATIENCE_S = 1.0
 
 
 def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
@@ -25,13 +28,30 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> d
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in kept}
 
 
-def write_stderr(text: str | bytes) -> bool:
-    """Write to stderr, unbuffered, and return whether that could be done. Never raises OSError.
+class _Stalled:
+    """How much was left out since stderr was last read."""
 
-    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush.
+    lines = 0
+
+
+def write_stderr(text: str | bytes) -> bool:
+    """Write to stderr, unbuffered, and return whether it is still there. Never raises OSError, and never blocks for long.
+
+    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush. While nobody reads a
+    pipe that is full, or a terminal is stopped by Ctrl-S, text is left out: whatever is logged is in the log file, too.
     """
+    data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")
+    if not _has_room():
+        _Stalled.lines += 1
+        return True
+    if _Stalled.lines:
+        data = f"[{_Stalled.lines} line(s) left out: nobody read them]\n".encode() + data
+        _Stalled.lines = 0
     try:
-        os.write(2, text if isinstance(text, bytes) else text.encode(errors="backslashreplace"))
+        for start in range(0, len(data), select.PIPE_BUF):  # a pipe that poll(2) calls writable has room for so much
+            if start and not _has_room():
+                break
+            os.write(2, data[start : start + select.PIPE_BUF])
     except OSError as exc:
         if exc.errno in _GONE:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -40,3 +60,10 @@ def write_stderr(text: str | bytes) -> bool:
                 os.close(nowhere)
         return False
     return True
+
+
+def _has_room() -> bool:
+    """Return whether stderr can be written; wait for that for a moment, but not if it was not so the last time."""
+    waiting = select.poll()
+    waiting.register(2, select.POLLOUT)
+    return bool(waiting.poll(0 if _Stalled.lines else _PATIENCE_S * 1000))

@@ -347,3 +347,35 @@ def test_that_a_shared_db_is_free_again_after_a_command_was_stopped(tmp_path: Pa
     assert ends([process])[0][0] != 0
     code, out, err = balsam(db.directory, "ls", BALSAM_BUSY_TIMEOUT_S="20", BALSAM_LEASE_EXPIRY_S="2")
     assert (code, out, err) == (0, "No jobs found matching query\n", "")
+
+
+# --- limits of the user, and odd programs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "values"), [("n", (5, 6, 8, 10, 12, 14, 16, 24, 48)), ("v", (20_000, 30_000, 60_000))])
+def test_that_a_launcher_with_small_limits_works_or_says_which_and_loses_nothing(tmp_path: Path, limit: str, values) -> None:
+    bench = Bench(tmp_path)
+    try:
+        bench.app("closes", "bash -c 'exec 0<&- 1>&- 2>&-; sleep 0.1'")
+        for value in values:
+            jobs = bench.add([{"name": f"{value}-{number}", "application": "closes"} for number in range(3)])
+            words = f'ulimit -{limit} {value}; exec "$@"'
+            launcher = [*BALSAM, "--db", bench.directory, "launcher", "--consume-all", "--job-mode", "serial"]
+            environ = {**environment(), "BALSAM_TROUBLE_TTL_S": "1", "BALSAM_LEASE_EXPIRY_S": "10"}
+            done = subprocess.run(
+                ["bash", "-c", words, "bash", *launcher], env=environ, capture_output=True, text=True, timeout=60
+            )
+            found = {bench.job(job)["state"] for job in jobs}
+            if done.returncode:
+                assert found <= {"CREATED", "PREPROCESSED", "RESTART_READY", "JOB_FINISHED"}, (value, found, done.stderr)
+                told = ("open files", "files open", "memory", "Memory")
+                assert any(words in done.stderr for words in told), (value, done.stderr)
+            else:
+                assert found == {"JOB_FINISHED"}, (value, found, done.stderr)
+        assert done.returncode == 0, done.stderr
+        assert bench.run() == 0
+        assert set(bench.states()) == {"JOB_FINISHED"}
+        with bench.db.read() as cx:
+            assert cx.execute("SELECT max(attempt) FROM job").fetchone() == (1,), "none ran twice"
+    finally:
+        bench.close()

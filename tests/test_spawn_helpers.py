@@ -19,7 +19,7 @@ from balsam_lite.identity import read_proc, start_of
 from balsam_lite.launcher import run_file, spawn_helper
 from balsam_lite.launcher.spawn_helper import Request
 from balsam_lite.launcher.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
-from balsam_lite.processes import DETACHED_VARIABLE, Process, below
+from balsam_lite.processes import DETACHED_VARIABLE, Process, below, state_of
 from balsam_lite.programs import module_words, python_path
 
 
@@ -202,6 +202,28 @@ def test_that_a_launcher_gives_back_what_a_killed_helper_ran_and_goes_on(bench: 
     assert launcher.wait(60) == 0
     row = bench.job(job)
     assert (row["state"], row["attempt"], row["restarts"], row["launcher_deaths"]) == ("JOB_FINISHED", 2, 0, 1)
+
+
+def test_that_a_launcher_continues_a_helper_that_is_stopped_again_and_again_and_loses_no_run(bench: Bench) -> None:
+    bench.shell("short", "sleep 0.3")
+    bench.add([{"name": f"j{number}", "application": "short"} for number in range(24)])
+    launcher = bench.launch("--nodes", "2")
+    stopped: list[int] = []
+
+    def stop_one() -> bool:
+        for one in below(launcher.pid):
+            if b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline") and state_of(one.pid) != "T":
+                os.kill(one.pid, signal.SIGSTOP)
+                stopped.append(one.pid)
+        return len(stopped) >= 2
+
+    wait_until(lambda: bench.states().get("JOB_FINISHED"))
+    wait_until(stop_one, 30, 0.2)
+    assert launcher.wait(60) == 0
+    assert bench.states() == {"JOB_FINISHED": 24}
+    with bench.db.read() as cx:
+        assert cx.execute("SELECT max(attempt), max(restarts) FROM job").fetchone() == (1, 0)
+    assert "was stopped and is continued" in Path(bench.directory, "log", "stderr").read_text()
 
 
 def test_that_a_helper_ends_its_runs_when_the_launcher_gives_no_sign_of_life(tmp_path: Path) -> None:

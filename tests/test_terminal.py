@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from ranks import Ensemble
 
 from balsam_lite import terminal
 from balsam_lite.db.store import leases
+
+REAL_POLL = select.poll
 
 
 @pytest.fixture
@@ -91,6 +95,57 @@ def test_that_a_reader_that_leaves_costs_the_words_and_no_job(bench):
     finish(bench)
     assert launcher.wait(30) == 0
     assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("JOB_FINISHED", 1)
+
+
+def test_that_a_pipe_that_nobody_reads_costs_the_words_and_no_job(bench):
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 4096)
+    os.set_blocking(write, True)  # as a launcher gets it
+    bench.add([{"application": "wait"}])
+    finish(bench)
+    launcher = subprocess.Popen(
+        words(bench, *LAUNCHER), env=bench.environ, stdin=subprocess.DEVNULL, stdout=write, stderr=write
+    )
+    bench.launchers.append(launcher)
+    assert launcher.wait(60) == 0
+    assert set(bench.states()) == {"JOB_FINISHED"}
+    os.close(write)
+    with open(read, "rb") as pipe:
+        assert not pipe.read().strip(b"x"), "it was left out, and is in the log"
+
+
+def test_that_what_was_left_out_is_counted_when_somebody_reads_again(monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setattr(terminal, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(os, "write", lambda fd, data, real=os.write: real(write if fd == 2 else fd, data))
+    monkeypatch.setattr(terminal.select, "poll", lambda: Poll(write))
+    line = b"a line\n" * 100
+    written = 0
+    while terminal._Stalled.lines < 3:
+        assert terminal.write_stderr(line)
+        written += 1
+    before = os.read(read, 1 << 20)
+    assert before == line * (written - 3)
+    assert terminal.write_stderr("again\n")
+    assert os.read(read, 1 << 20) == b"[3 line(s) left out: nobody read them]\nagain\n"
+    os.close(read)
+    os.close(write)
+
+
+class Poll:
+    """A poll object that looks at another descriptor than stderr."""
+
+    def __init__(self, instead):
+        self._instead, self._poll = instead, REAL_POLL()
+
+    def register(self, _, events):
+        self._poll.register(self._instead, events)
+
+    def poll(self, timeout):
+        return self._poll.poll(timeout)
 
 
 def test_that_a_full_disk_under_stderr_costs_the_words_and_no_job(bench):

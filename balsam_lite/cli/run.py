@@ -73,6 +73,9 @@ def _guarded(words: list[str]) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         return _cannot_write(_BROKEN_PIPE)
+    except MemoryError:
+        _say("Error: There is not enough memory (`ulimit -v` shows this process's limit).")
+        return 1
     except Exception as exc:  # noqa: BLE001  # the last resort: a traceback is for a file, not for a user's terminal
         return _unexpected(exc, words)
 
@@ -150,7 +153,19 @@ def _tell(exc: BalsamError) -> None:
         _say("".join(traceback.format_exception(type(exc), exc, exc.__traceback__)))
 
 
+#: What the user's limits may lack, and how to see them (bash(1), ulimit).
+_LIMITS = {
+    errno.EMFILE: "This process may not have more files open (`ulimit -n` shows the limit).",
+    errno.ENFILE: "This host has too many files open.",
+    errno.EAGAIN: "No more processes or threads can be started (`ulimit -u` shows the limit).",
+    errno.ENOMEM: "There is not enough memory (`ulimit -v` shows this process's limit).",
+}
+
+
 def _unexpected(exc: Exception, words: Sequence[str]) -> int:
+    if isinstance(exc, OSError) and exc.errno in _LIMITS and not os.environ.get(TRACEBACK_VARIABLE):
+        _say(f"Error: {_LIMITS[exc.errno]}")
+        return 1
     import shlex
     import traceback
 

@@ -10,6 +10,7 @@ Code that uses a `Database` does not know which of the two it has. Nothing here 
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sqlite3
 import sys
@@ -797,13 +798,27 @@ def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:
     if unwritable or "readonly" in text or "read-only" in text:
         return DatabaseReadOnly(f"The DB {directory} cannot be written: {text}", hint="See the directory's permissions.")
     if "unable to open" in text:
-        return DatabaseError(
-            f"The DB {directory} cannot be opened: {text}",
-            hint="The directory and the files in it must be readable and writable for you.",
-        )
+        hint = "The directory and the files in it must be readable and writable for you."
+        if _has_few_files_left():
+            text, hint = "too many open files", "`ulimit -n` shows how many this process may have."
+        return DatabaseError(f"The DB {directory} cannot be opened: {text}", hint=hint)
     if "not a database" in text or "malformed" in text:
         return NotABalsamDB(
             f"{os.path.join(directory, FILE_NAME)} is damaged or no database: {text}",
             hint="Restore a backup, or let `balsam db salvage NEW_DIR` read what can be read.",
         )
     return DatabaseError(f"The DB {directory}: {text}")
+
+
+def _has_few_files_left() -> bool:
+    """Return whether this process can hardly open another file: SQLite needs four, and does not tell."""
+    opened: list[int] = []
+    try:
+        for _ in range(2):
+            opened += os.pipe()
+    except OSError as exc:
+        return exc.errno in (errno.EMFILE, errno.ENFILE)
+    finally:
+        for handle in opened:
+            os.close(handle)
+    return False

@@ -386,8 +386,10 @@ class Spawner:
             if helper.heard_at < helper.asked_at and not helper.is_silent:
                 helper.is_silent = True
                 state = state_of(helper.process.pid)
-                log.warning("Spawn helper %d does not answer (state %s).", helper.process.pid, state or "unknown")
-                if state == "T":  # another program has stopped it
+                is_stopped = state == "T"  # by another program
+                what = "was stopped and is continued" if is_stopped else f"does not answer (state {state or 'unknown'})"
+                log.warning("Spawn helper %d %s. Its programs go on.", helper.process.pid, what)
+                if is_stopped:
                     helper.process.send_signal(signal.SIGCONT)
             helper.asked_at = now
             self._send(helper, (spawn_helper.PING,))

@@ -146,6 +146,7 @@ class _Run:
     def __init__(self, script: str, directory: str, environ: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(["sh", "-c", script], start_new_session=True, cwd=directory, env=environ)
         self.pid, self.directory = self.process.pid, directory
+        self.is_kept = False
         self.mark = (environ or {}).get(RUN_VARIABLE, "").encode()
 
 

@@ -22,6 +22,7 @@ class Run(Protocol):
     pid: int
     directory: str
     mark: bytes  # its BALSAM_RUN; b"" if it has none
+    is_kept: bool  # what it leaves is detached
 
 
 class Looked(NamedTuple):
@@ -29,6 +30,11 @@ class Looked(NamedTuple):
 
     over: list[int]  # the pids of adopted processes that have gone, and of ended runs of which nothing is left
     fresh: list[tuple[Process, bytes]]  # adopted processes that are not detached, with their run marks as far as known
+
+
+def _is_child(pid: int) -> bool:
+    process = process_of(pid)
+    return process is not None and process.parent == os.getpid()
 
 
 class Adopted:
@@ -54,7 +60,8 @@ class Adopted:
         adopted = self._children() - living.keys()
         if not adopted and not self._owners:  # the usual case
             return Looked(list(just_ended), [])
-        over = list(self._owners.keys() - adopted)
+        # The kernel's list may lack a child if another one ends while it is read, proc_pid_children(5).
+        over = [pid for pid in self._owners.keys() - adopted if pid in living or not _is_child(pid)]
         for pid in over:
             del self._owners[pid]
         over += self._forget_gone()
@@ -64,8 +71,8 @@ class Adopted:
             process = process_of(pid)
             if process is not None:
                 owner = self._owners[pid] = self._owner_of(process, living)
-                if not is_detached(pid):
-                    run = living.get(owner) or self._ended.get(owner)
+                run = living.get(owner) or self._ended.get(owner)
+                if not is_detached(pid) and not (run is not None and run.is_kept):
                     fresh.append((process, run.mark if run is not None else b""))
         return Looked(over + self._forget_gone(), fresh)
 

@@ -419,8 +419,7 @@ class LocalRunner:
         run.left = ended.left or []
         if run.left:
             self._lingering.append((self._clock.monotonic() + _LINGER_S, run))
-        # A program that a signal has killed could not end its own: Open MPI's ranks outlive their mpiexec.
-        elif ended.left is None and ended.returncode < 0 and not run.claim.keep_background and self._left_behind(run):
+        elif ended.left is None and ended.returncode and not run.claim.keep_background and self._left_behind(run):
             self._stopping[job] = run
         else:
             self._over.append(self._finish(run))

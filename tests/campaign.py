@@ -637,6 +637,8 @@ BalsamJob.objects.bulk_create(fields)
             text=True,
             timeout=120,
         )
+        if done.returncode:
+            return f"unknown: {done.stderr.strip()}"
         states = json.loads(done.stdout)[0]["states"]
         return ", ".join(f"{n} {state}" for state, n in states.items() if n and state not in campaign_reader.ENDS)
 

@@ -74,10 +74,13 @@ def test_that_what_a_failed_run_leaves_ends_before_the_job_runs_again(bench: Ben
     assert not alive(left_pid(tmp_path, 2))
 
 
-def test_that_what_a_good_run_leaves_ends_before_the_same_launcher_runs_the_job_again(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "trap '' TERM\n"], ids=["ends", "ignores TERM"])
+def test_that_what_a_good_run_leaves_ends_before_the_same_launcher_runs_the_job_again(
+    bench: Bench, tmp_path: Path, before: str
+) -> None:
     bench.shell(
         "leaves",
-        f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap\n{LEAVE}",
+        f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap\n{before}{LEAVE}",
     )
     (job,) = bench.add([{"application": "leaves"}])
     bench.launch("--persistent")

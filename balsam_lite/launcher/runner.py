@@ -43,8 +43,6 @@ _MOST_REFUSALS = 4
 STOP_PERIOD_S = 0.02
 #: Processes that a run has left are given this number of seconds to end: the first command of a pipeline often ends last.
 _LINGER_S = 0.1
-#: Seconds between TERM and KILL for what an earlier attempt left, while its job waits to be started, and between looks.
-_LEFT_GRACE_S, _LEFT_PERIOD_S = 0.3, 0.01
 _MAX_NAMES, _MOST_LEFT = 5, 100
 _NO_RESULT = "The program ended with exit code 0 before its function returned: by os._exit(), or as another program (os.exec…)"
 
@@ -172,6 +170,7 @@ class LocalRunner:
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # what to do when it is started
         self._lingering: list[tuple[float, _Run]] = []  # ended well, with processes that may be about to end; until when
         self._left: dict[int, list[Process]] = {}  # what jobs have left running, to be ended before they run again
+        self._delayed: dict[int, tuple[float, list[Process]]] = {}  # of those that start, what has to end first, by when
         self._most_left = _MOST_LEFT  # more are looked through for what still lives
         self._orphans: list[Process] = []  # what dead spawn helpers had adopted, now children of this process
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
@@ -195,12 +194,12 @@ class LocalRunner:
     @property
     def is_busy(self) -> bool:
         """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
-        return bool(self._stopping or self._stop_at_once or self._over or self._lingering)
+        return bool(self._stopping or self._stop_at_once or self._over or self._lingering or self._delayed)
 
     def start(self, claim: Claim, place: Place) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`."""
-        if claim.job in self._left:
-            self._end_left(claim)
+        if claim.job in self._left and self._is_delayed(claim, place):
+            return
         try:
             self._channel.start(self._request(claim, place))
             self._starting[claim.job] = (claim, place)
@@ -221,10 +220,10 @@ class LocalRunner:
 
     def queue(self, claim: Claim) -> None:
         """Start a job in the place of the next run of its shape that ends with exit code 0."""
-        if claim.job in self._left:
-            self._end_left(claim)
         self._queued[claim.job] = claim
         shape = claim.shape
+        if claim.job in self._left:
+            return  # `start` ends first what it has left
         if shape.num_nodes > 1 or shape.gpus_per_rank or pinning.wanted(claim):
             return  # its place decides about its environment
         place = Place((0,), ((),), shape)
@@ -372,6 +371,8 @@ class LocalRunner:
         self._end_orphans()
         if self._lingering:
             self._look_at_lingering()
+        if self._delayed:
+            self._start_delayed()
         finished, self._over = self._over, []
         self._look_for_stuck_starts()
         if self._stopping:
@@ -450,17 +451,28 @@ class LocalRunner:
             self._left = {job: left for job, members in self._left.items() if (left := living(members))}
             self._most_left = 2 * len(self._left) + _MOST_LEFT
 
-    def _end_left(self, claim: Claim) -> None:
-        """End what an earlier attempt has left here before the job runs again."""
+    def _is_delayed(self, claim: Claim, place: Place) -> bool:
+        """Return whether a job has to wait for the end of what an earlier attempt has left here; it is started by `poll`."""
         members = living(self._left.pop(claim.job, ()))
-        for number, wait_s in ((signal.SIGTERM, _LEFT_GRACE_S), (signal.SIGKILL, _LAST_S)):
-            signal_all(members, number)
-            until = self._clock.monotonic() + wait_s
-            while members and self._clock.monotonic() < until:
-                self._clock.sleep(_LEFT_PERIOD_S)
-                members = living(members)
         if members:
-            log.warning("Job %s: processes of an earlier attempt cannot be killed: %s", claim.label, [p.pid for p in members])
+            signal_all(members, signal.SIGTERM)
+            self._starting[claim.job] = (claim, place)
+            self._delayed[claim.job] = (self._clock.monotonic() + _LAST_S, members)
+        return bool(members)
+
+    def _start_delayed(self) -> None:
+        now = self._clock.monotonic()
+        for job, (kill_at, members) in list(self._delayed.items()):
+            left = living(members)
+            if left and now >= kill_at:
+                signal_all(left, signal.SIGKILL)
+            if left and now < kill_at + _LAST_S:
+                continue
+            del self._delayed[job]
+            claim, place = self._starting.pop(job)
+            if left:
+                log.warning("Job %s: processes of an earlier attempt cannot be killed: %s", claim.label, [p.pid for p in left])
+            self.start(claim, place)
 
     def _note_loss(self, lost: Lost) -> None:
         """End what a spawn helper that has died leaves of a run; the job then goes back."""

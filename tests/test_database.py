@@ -786,7 +786,9 @@ def test_that_a_launcher_that_ends_on_a_full_disk_says_so_once(disk: Path, tmp_p
         wait_until(lambda: bench.states().get("RUNNING") == 1)
         fill(disk)
         launcher.terminate()
-        assert launcher.wait(30) == 1
+        wait_until(lambda: "To give up, stop again" in (tmp_path / "log" / "stderr").read_text(), 30)
+        wait_until(lambda: launcher.poll() is not None or launcher.terminate(), 30, 1.5)
+        assert launcher.returncode == 1
         said = (tmp_path / "log" / "stderr").read_text()
         assert said.count("cannot be written, still trying") == 1
         assert "the next launcher will free the jobs" in said

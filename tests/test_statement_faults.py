@@ -143,6 +143,7 @@ def with_old_db(world: World) -> None:
     cx = sqlite3.connect(f"{world.db}/{connection.FILE_NAME}", isolation_level=None)
     cx.executescript((Path(__file__).parent / "data" / "schema_5.sql").read_text())
     cx.close()
+    Path(world.db, "settings.json").write_text('{"LEASE_EXPIRY_S": 0.05}')  # its launchers on other hosts are watched
 
 
 def with_launch(world: World) -> None:

@@ -32,7 +32,6 @@ def small(monkeypatch):
     monkeypatch.setattr(pieces, "PAUSE_S", 0)
     monkeypatch.setattr(insert, "_UNIT", 7)
     monkeypatch.setattr(insert, "PIECE_S", 0)
-    monkeypatch.setattr(insert, "_MIN_UNITS", 1)
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def bulk_create() -> None:
 
 def large_insert() -> None:
     """Add jobs in pieces, which are hidden until all are there."""
-    with mock.patch.multiple(pieces, FEW=1, PAUSE_S=0), mock.patch.multiple(insert, _UNIT=1, PIECE_S=0, _MIN_UNITS=1):
+    with mock.patch.multiple(pieces, FEW=1, PAUSE_S=0), mock.patch.multiple(insert, _UNIT=1, PIECE_S=0):
         insert.add_jobs(
             location.open_database(location.find()),
             [{"name": f"bulk{n}", "application": "say", "tags": {"n": str(n)}, "parents": [1, 3]} for n in range(3)],

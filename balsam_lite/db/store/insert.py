@@ -412,13 +412,11 @@ def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | st
 
 # --- inserting in pieces ----------------------------------------------------------------------------------------------
 
-#: Rows or dependencies that a piece adds between two looks at the clock.
-_UNIT = 500
+#: Rows or dependencies that a piece adds between two looks at the clock: about 50 ms.
+_UNIT = 2500
 #: Seconds after which a piece adds nothing more. Each commit writes most pages of the index on short ids again, so pieces are
-#: longer than those of other large writes …
+#: longer than those of other large writes.
 PIECE_S = 0.25
-#: … and have a minimum number of units, for the sake of busy machines.
-_MIN_UNITS = 4
 
 
 def _insert_in_pieces(db: Database, spool: _Spool, edges: _Edges, progress: Progress | None) -> Added:
@@ -471,11 +469,10 @@ class Insertion:
         with self._db.write() as cx:
             pieces.failpoint("before-piece")
             pieces.enlarge_cache(cx)
-            until, number = time.monotonic() + PIECE_S, 0
+            until = time.monotonic() + PIECE_S
             while unit is not None:
                 unit(cx)
-                number += 1
-                unit = next(self._units, None) if number < _MIN_UNITS or time.monotonic() < until else None
+                unit = next(self._units, None) if time.monotonic() < until else None
             hidden.touch(cx, self._hidden.write, self._written)
         pieces.failpoint("after-piece")
         return True

@@ -414,8 +414,8 @@ def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | st
 
 #: Rows or dependencies that a piece adds between two looks at the clock: about 50 ms.
 _UNIT = 2500
-#: Seconds after which a piece adds nothing more. Each commit writes most pages of the index on short ids again, so pieces are
-#: longer than those of other large writes.
+#: Seconds of a piece with its commit, after which it adds nothing more. Each commit writes most pages of the index on short
+#: ids again, so pieces are longer than those of other large writes.
 PIECE_S = 0.25
 
 
@@ -442,6 +442,7 @@ class Insertion:
     def __init__(self, db: Database, spool: _Spool, edges: _Edges, progress: Progress | None = None) -> None:
         self._db, self._spool, self._edges, self._progress = db, spool, edges, progress
         self._written = 0
+        self._commit_s = 0.0  # what the last commit took; on a slow disk more than all else
         self._renamed: dict[int, str] = {}
         with db.read() as cx:
             self._known = _known(cx, edges)
@@ -469,11 +470,13 @@ class Insertion:
         with self._db.write() as cx:
             pieces.failpoint("before-piece")
             pieces.enlarge_cache(cx)
-            until = time.monotonic() + PIECE_S
+            until = time.monotonic() + PIECE_S - self._commit_s
             while unit is not None:
                 unit(cx)
                 unit = next(self._units, None) if time.monotonic() < until else None
             hidden.touch(cx, self._hidden.write, self._written)
+            written_at = time.monotonic()
+        self._commit_s = time.monotonic() - written_at
         pieces.failpoint("after-piece")
         return True
 

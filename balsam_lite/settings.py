@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     USER_KILL_GRACE_S: float = 0.7  # the same when the user kills a job
     START_DELAY_S: float = 1.0  # from the last addition of a process to the start of its `add_job` jobs; 0: at once
     IDLE_TTL_S: float = 10.0  # a launcher without work leaves after this long
+    SUSPECT_WAIT_S: float = 3600.0  # jobs beside which launchers died come first after this long, and run apart from others
     TROUBLE_TTL_S: float = 600.0  # a launcher that runs nothing and can start nothing ends after this
     HEARTBEAT_S: float = 10.0
     LEASE_EXPIRY_S: float = 120.0  # a holder on another host counts as dead after this long without a heartbeat

@@ -459,7 +459,7 @@ def test_that_orphans_of_a_killed_launcher_are_dead_before_their_jobs_start_agai
         assert states_of(bench, job)[2:5] == ["RUNNING", "RESTART_READY", "RUNNING"]
 
 
-def test_that_a_job_whose_launchers_die_again_and_again_fails_at_its_restart_limit(bench):
+def test_that_a_job_whose_launchers_die_before_they_start_it_fails_at_its_restart_limit(bench):
     bench.app("quick", "true")
     (job,) = bench.add([{"application": "quick", "restart_limit": 1}])
     for _ in range(2):

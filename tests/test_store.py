@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from balsam_lite import states
 from balsam_lite.db import events, location, queries
 from balsam_lite.db.schema import FREE, VISIBLE
-from balsam_lite.db.store import apps, claims, graph, insert, leases, moves, pieces, steps, user
+from balsam_lite.db.store import apps, claims, graph, insert, leases, moves, pieces, steps, suspects, user
 from balsam_lite.errors import (
     AmbiguousJobId,
     DatabaseError,
@@ -458,6 +458,7 @@ def hot_queries(cx):
         for source in claims.sources(workflows):
             yield f"best of {workflows}", lambda source=source: claims._best(cx, source, claims.Shape(1, 1, 1, 0), 5, within)
     yield "still held", lambda: claims.still_held(cx, 1)
+    yield "suspects", lambda: claims.fitting_suspects(cx, Slots(1), within)
     yield "unsettled", lambda: steps.settle_abandoned(cx, 1, 5, 1)
     yield "ls --state", lambda: queries.jobs(cx, queries.JobFilter(states=("JOB_FINISHED",)), limit=5)
     yield "ls --id", lambda: queries.jobs(cx, queries.JobFilter(which=("fab50000",)), limit=5)
@@ -555,13 +556,16 @@ class StoreMachine(RuleBasedStateMachine):
     def run_to_the_end(self):
         """With every launcher dead and one more that runs whatever it gets, all jobs come to an end."""
         while self.leases:
-            self.die(0)
+            self.die(0, False)
         lease = open_lease(self.db, 99)
         for _ in range(200):
             with self.db.write() as cx:
                 left = steps.settle_abandoned(cx, lease, 10, 7)
                 taken = claims.take(cx, lease, Slots(3, 3), claims.Filter(), 2)
                 ends = [claims.Exit(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
+                if not left and not taken.to_run and not taken.to_prepare:
+                    taken, left = take_suspects(cx, lease, Slots(3, 3))
+                    ends = [claims.Exit(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
                 left += claims.finish(cx, lease, ends, 5).to_settle
                 steps.finish(cx, lease, [step_end(claim) for claim in (*left, *taken.to_prepare)], 6)
             if not self.complete_writes() and not left and not taken.to_run and not taken.to_prepare:
@@ -602,8 +606,23 @@ class StoreMachine(RuleBasedStateMachine):
         for claim in (*taken.to_run, *taken.to_prepare):
             assert not [key for key in (*self.held, *self.steps) if key[1] == claim.job], "two holders"
             assert holding[claim.job], "it does not hold"
+            with self.db.read() as cx:
+                assert cx.execute("SELECT launcher_deaths < 2 FROM job WHERE id = ?", (claim.job,)).fetchone()[0], "a suspect"
         self.held.update({(lease, claim.job): claim for claim in taken.to_run})
         self.steps.update({(lease, claim.job): claim for claim in taken.to_prepare})
+
+    @precondition(lambda self: self.leases)
+    @rule(lease=JOBS, free=st.integers(1, 3))
+    def claim_suspects(self, lease, free):
+        lease = self.leases[lease % len(self.leases)]
+        holding = self.run_when_holds()
+        with self.db.write() as cx:
+            taken, left = take_suspects(cx, lease, Slots(free, free))
+        for claim in (*taken.to_run, *taken.to_prepare, *left):
+            assert not [key for key in (*self.held, *self.steps) if key[1] == claim.job], "two holders"
+        assert all(holding[claim.job] for claim in (*taken.to_run, *taken.to_prepare)), "it does not hold"
+        self.held.update({(lease, claim.job): claim for claim in taken.to_run})
+        self.steps.update({(lease, claim.job): claim for claim in (*taken.to_prepare, *left)})
 
     @precondition(lambda self: self.held)
     @rule(which=JOBS, result=st.sampled_from(["RUN_DONE", "RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT", "RESTART_READY"]))
@@ -643,12 +662,12 @@ class StoreMachine(RuleBasedStateMachine):
             steps.finish(cx, key[0], [step_end(self.steps.pop(key))._replace(interrupted=interrupted)], 6)
 
     @precondition(lambda self: self.leases)
-    @rule(lease=JOBS)
-    def die(self, lease):
+    @rule(lease=JOBS, is_counted=st.booleans())
+    def die(self, lease, is_counted):
         dead = self.leases.pop(lease % len(self.leases))
         with self.db.write() as cx:
             (found,) = [one for one in leases.open_leases(cx) if one.id == dead]
-            leases.reap(cx, found, 5)
+            leases.reap(cx, found, 5, may_have_killed=lambda facts: is_counted)
         zombies = [claim for (holder, _), claim in self.held.items() if holder == dead]
         self.held = {key: claim for key, claim in self.held.items() if key[0] != dead}
         self.steps = {key: claim for key, claim in self.steps.items() if key[0] != dead}
@@ -752,6 +771,15 @@ class StoreMachine(RuleBasedStateMachine):
                 assert job in unfinished or (count == 0) == (holding[job] is True), (job, count)
             wrong = f"SELECT id FROM job WHERE unfinished_parents <> {graph.UNFINISHED_PARENTS}"
             assert {job for (job,) in cx.execute(wrong)} <= unfinished
+
+
+def take_suspects(cx, lease, room):
+    """Take the suspects that a launcher would run next; return what was claimed, and what is to be settled."""
+    group = suspects.next_group(claims.fitting_suspects(cx, room, claims.Filter()))
+    if not group:
+        return claims.Taken([], []), []
+    taken = claims.take_suspects(cx, lease, room, claims.Filter(), group, 2)
+    return taken, steps.settle_suspects(cx, lease, group, 3, 7)
 
 
 def holds(run_when: str, parents: list[tuple[str, int | None]]) -> bool | None:

@@ -41,7 +41,7 @@ class Work(NamedTuple):
 
 def startable(cx: sqlite3.Connection) -> list[Work]:
     """All jobs that a launcher could take now, reserved or not. Exact but where there are very many equal ones."""
-    found, cut = _counted(cx, claims.sources())
+    found, cut = _counted(cx, [*claims.sources(), claims.source_of_suspects()])
     if cut:
         counts = queries.state_counts(cx)
         unseen = sum(counts.get(state, 0) for state in _STARTABLE_STATES) - sum(found.values())
@@ -57,7 +57,7 @@ def of_workflows(cx: sqlite3.Connection, pattern: str) -> list[Work]:
 
 def of_launch(cx: sqlite3.Connection, launch: int) -> list[Work]:
     """The same of those that are planned for a launch."""
-    return _as_work(_counted(cx, claims.sources_of_launch(launch))[0])
+    return _as_work(_counted(cx, [*claims.sources_of_launch(launch), claims.source_of_suspects(launch)])[0])
 
 
 def has_unsettled(cx: sqlite3.Connection) -> bool:

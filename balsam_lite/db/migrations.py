@@ -18,6 +18,13 @@ _RESERVED = "queued_launch_id IS NOT NULL"
 _FREE = "lease IS NULL AND start_after IS NULL AND unfinished_parents = 0"
 _FREE_UNPREPARED = f"{_FREE} AND state IN ('CREATED', 'READY', 'STAGED_IN')"
 _FREE_RUNNABLE = f"{_FREE} AND state IN ('PREPROCESSED', 'RESTART_READY')"
+_UNSUSPECTED_UNPREPARED = f"{_FREE} AND launcher_deaths < 2 AND state IN ('CREATED', 'READY', 'STAGED_IN')"
+_UNSUSPECTED_RUNNABLE = f"{_FREE} AND launcher_deaths < 2 AND state IN ('PREPROCESSED', 'RESTART_READY')"
+_SUSPECT = (
+    "lease IS NULL AND start_after IS NULL AND launcher_deaths >= 2 AND (unfinished_parents = 0 "
+    "AND state IN ('PREPROCESSED', 'RESTART_READY', 'CREATED', 'READY', 'STAGED_IN') "
+    "OR state IN ('RUN_DONE', 'POSTPROCESSED', 'RUN_ERROR', 'RUN_TIMEOUT'))"
+)
 _WAITED = (
     "job.lease IS NULL AND job.unfinished_parents > 0 "
     "AND job.state IN ('CREATED', 'READY', 'STAGED_IN', 'PREPROCESSED', 'RESTART_READY')"
@@ -124,6 +131,24 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE job ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE job ADD COLUMN launcher_deaths INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE app ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
+        "DROP INDEX job_unprepared",
+        "DROP INDEX job_unprepared_of_workflow",
+        "DROP INDEX job_runnable",
+        "DROP INDEX job_runnable_of_workflow",
+        "DROP INDEX job_unprepared_of_launch",
+        "DROP INDEX job_runnable_of_launch",
+        f"CREATE INDEX job_unprepared ON job ({_BY_SHAPE}) WHERE {_UNSUSPECTED_UNPREPARED}",
+        f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_UNSUSPECTED_UNPREPARED}",
+        f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_UNSUSPECTED_RUNNABLE}",
+        f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_UNSUSPECTED_RUNNABLE}",
+        f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) "
+        f"WHERE {_UNSUSPECTED_UNPREPARED} AND {_RESERVED}",
+        f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) "
+        f"WHERE {_UNSUSPECTED_RUNNABLE} AND {_RESERVED}",
+        "DROP INDEX job_unsettled",
+        "CREATE INDEX job_unsettled ON job (state) WHERE lease IS NULL AND launcher_deaths < 2 "
+        "AND state IN ('RUN_DONE', 'POSTPROCESSED', 'RUN_ERROR', 'RUN_TIMEOUT')",
+        f"CREATE INDEX job_suspect ON job (launcher_deaths DESC) WHERE {_SUSPECT}",
         """CREATE TABLE large_write (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     host TEXT NOT NULL,

@@ -13,7 +13,8 @@ from typing import Any
 
 from .. import spec, states
 from ..clock import format_us
-from .schema import LARGE_WRITE_HOLD
+from .schema import LARGE_WRITE_HOLD, SUSPECT_DEATHS
+from .store.suspects import describe
 
 #: So many launchers are asked, the newest ones; and each says so many things.
 _LAUNCHERS, _MOST = 20, 200
@@ -70,14 +71,20 @@ def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
 def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     """By number, why jobs that could start do not, as the newest launcher said that met one like it; with when it said so.
 
-    `jobs` have the fields id, state and those of `spec.SHAPE_FIELDS`.
+    `jobs` have the fields id, state and those of `spec.SHAPE_FIELDS`, and start_after and launcher_deaths if these are to be
+    regarded.
     """
     waiting = [job for job in jobs if job["state"] in _WAITING]
     said = _said(cx) if waiting else {}
     shapes = {job["id"]: tuple(job[field] for field in spec.SHAPE_FIELDS) for job in waiting} if said else {}
     found = {number: said.get(shape) or said.get(()) for number, shape in shapes.items()}
     held = {job["id"]: _held(job["start_after"]) for job in waiting if job.get("start_after")}
-    return {**held, **{number: reason for number, reason in found.items() if reason}}
+    apart = {job["id"]: _apart(job["launcher_deaths"]) for job in waiting if job.get("launcher_deaths", 0) >= SUSPECT_DEATHS}
+    return {**apart, **held, **{number: reason for number, reason in found.items() if reason}}
+
+
+def _apart(deaths: int) -> str:
+    return f"{describe(deaths)}; it will be run apart from other jobs"
 
 
 def _held(start_after: int) -> str:

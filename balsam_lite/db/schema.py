@@ -45,10 +45,20 @@ def sql_list(words: tuple[str, ...]) -> str:
 
 #: A job that a launcher may take: no launcher holds it, it is not held back (`start_after`), and its `run_when` holds.
 FREE = "lease IS NULL AND start_after IS NULL AND unfinished_parents = 0"
+#: A job that was running at this many deaths of launchers is a suspect, and runs apart from other jobs; see `store.suspects`.
+SUSPECT_DEATHS = 2
+#: A free job that may run beside others.
+UNSUSPECTED = f"{FREE} AND launcher_deaths < {SUSPECT_DEATHS}"
 #: A job that a launcher may start: it is prepared.
-RUNNABLE = f"{FREE} AND state IN ({sql_list(states.RUNNABLE_STATES)})"
+RUNNABLE = f"{UNSUSPECTED} AND state IN ({sql_list(states.RUNNABLE_STATES)})"
 #: A job that a launcher may prepare, and start at once if there is nothing to prepare.
-UNPREPARED = f"{FREE} AND state IN ({sql_list(states.UNPREPARED_STATES)})"
+UNPREPARED = f"{UNSUSPECTED} AND state IN ({sql_list(states.UNPREPARED_STATES)})"
+#: A job that a launcher may prepare, start or deal with the result of, but only apart from other jobs.
+SUSPECT = (
+    f"lease IS NULL AND start_after IS NULL AND launcher_deaths >= {SUSPECT_DEATHS} "
+    f"AND (unfinished_parents = 0 AND state IN ({sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))}) "
+    f"OR state IN ({sql_list(states.UNSETTLED_STATES)}))"
+)
 #: A job that is held back until a time.
 HELD_BACK = "start_after IS NOT NULL"
 #: From here on (the year 9892) `start_after` is no time: the job waits for the end of the large write with the number added.
@@ -56,7 +66,7 @@ LARGE_WRITE_HOLD = 250_000_000_000_000_000
 #: A job whose working directory was chosen by the user, and may be shared. Any other directory's name ends in the job's id.
 OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
-UNSETTLED = f"lease IS NULL AND state IN ({sql_list(states.UNSETTLED_STATES)})"
+UNSETTLED = f"lease IS NULL AND launcher_deaths < {SUSPECT_DEATHS} AND state IN ({sql_list(states.UNSETTLED_STATES)})"
 #: A job whose name could also be a number or a prefix of an id.
 HEX_NAME = "name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'"
 #: A job that is planned for a launch.
@@ -202,6 +212,8 @@ INDEXES = (
     # the same for the jobs that the service has planned for a launch, which that launch takes first.
     f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {UNPREPARED} AND {RESERVED}",
     f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {RUNNABLE} AND {RESERVED}",
+    # the jobs that run apart, those that were running at the most deaths first.
+    f"CREATE INDEX job_suspect ON job (launcher_deaths DESC) WHERE {SUSPECT}",
     f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
     # the jobs held back whose time has come, and the next time at which one's does.
     f"CREATE INDEX job_start_after ON job (start_after) WHERE {HELD_BACK}",

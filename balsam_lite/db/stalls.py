@@ -36,8 +36,9 @@ def why_nothing_happens(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int
         return _SILENT.format(silent[0], leases.last_sign(silent[0], now_us, expiry_s), _START)
     if not launchers:
         return _no_launcher(cx, any(lease.kind == "service" for lease in at_work))
-    found = queries.columns_of(cx, jobs[:_MAX_AWAITED], ("state", *spec.SHAPE_FIELDS))
-    rows = [dict(zip(("id", "state", *spec.SHAPE_FIELDS), (number, *row))) for number, row in found.items()]
+    fields = ("state", "launcher_deaths", *spec.SHAPE_FIELDS)
+    found = queries.columns_of(cx, jobs[:_MAX_AWAITED], fields)
+    rows = [dict(zip(("id", *fields), (number, *row))) for number, row in found.items()]
     told = reasons.waits_for(cx, rows)
     if told:
         return f"{next(iter(told.values()))}."

@@ -22,6 +22,7 @@ from ..db.store import claims, held_back, leases, pieces
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
+from ..db.store.suspects import Suspect, next_group
 from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble, NotABalsamDB, SchemaMismatch
 from ..settings import Settings
 from .capacity import MAX_AT_ONCE, EndRate, TickCapacity
@@ -53,6 +54,10 @@ _COMPLAINT_PERIOD_S = 60.0
 _OUTLOOK_PERIOD_S = 0.25
 #: At the end, a DB that could not be written is tried again after so many seconds.
 _RETRY_PERIOD_S = 1.0
+#: Why nothing starts beside suspects, and nothing before them that have waited for long.
+_APART = "waits until jobs have ended that run apart from others"
+#: A launcher at work looks for suspects at most this often, in seconds.
+_SUSPECTS_PERIOD_S = 1.0
 #: Queued jobs are withdrawn if none of them has got a place for this long, in seconds.
 _QUEUE_PATIENCE_S = 0.25
 
@@ -116,6 +121,10 @@ class Launcher:
         self._has_large_write = False  # something that changes many jobs is unfinished; see `store.pieces`
         self._has_lists = False  # likewise, and jobs are held for that long
         self._next_piece_at = 0.0  # when to do a piece of it, if no other process does
+        self._suspects: list[Suspect] = []  # jobs that it could run, but only apart from others
+        self._suspects_at = 0.0  # when to look for them, on the monotonic clock
+        self._runs_suspects = False  # and nothing else
+        self._drains = False  # starts nothing else, since suspects have waited for long
         self.pause = Pause()  # because of trouble of the machine
         self._setbacks = Setbacks()  # because of trouble of some jobs' own paths
         self.obstacles = Obstacles(db, pool, limits, self.pause, self._setbacks)
@@ -220,7 +229,11 @@ class Launcher:
                 held_back.release_due(cx, now_us)
                 next_start_us = held_back.next_start(cx)
             room.preparations = max(0, room.preparations - len(reported.to_settle))
-            to_run, steps = ([], []) if self.stop_reason or not room.starts else self._take(cx, work, room, now_us)
+            to_run: list[Claim] = []
+            steps: list[Claim] = []
+            if not self.stop_reason and room.starts:
+                is_empty = not (self._runs_anything or reported.to_settle or len(self._exits) > len(work.exits))
+                to_run, steps = self._take(cx, work, room, now_us, is_empty)
             ended[states.USER_KILLED] += reported.killed
             ends = _entered(before, queries.end_counts(cx), ended)
             failpoint("before-commit")
@@ -248,15 +261,46 @@ class Launcher:
         waiting = self._runner.queued[shape]
         return self._rate.expected(self._tick_period(), shape) - waiting
 
-    def _take(self, cx: Connection, work: _Work, room: TickCapacity, now_us: int) -> tuple[list[Claim], list[Claim]]:
-        """Jobs to run, and jobs that need a step."""
+    def _take(
+        self, cx: Connection, work: _Work, room: TickCapacity, now_us: int, is_empty: bool
+    ) -> tuple[list[Claim], list[Claim]]:
+        """Return jobs to run, and jobs that need a step: either suspects or others. `is_empty`: nothing runs here.
+
+        Suspects (`db.store.suspects`) have their turn when there are no others to start, and before others once they have
+        waited for SUSPECT_WAIT_S. Then the launcher starts nothing until it is empty, and nothing until they have ended.
+        """
+        self._runs_suspects = self._runs_suspects and not is_empty
+        if self._runs_suspects:  # nothing beside them
+            return [], []
+        if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
+            self._workflows = claims.matching_workflows(cx, self._limits.workflow)
+        self._look_for_suspects(cx, room, now_us, is_empty)
+        self._pool.keep_for(None)  # `take` says anew for which job, if for any
+        to_run, steps = ([], []) if self._drains else self._take_others(cx, work, room, now_us)
+        if self._suspects and is_empty and not to_run and not steps:
+            group = next_group(self._suspects)
+            to_run, to_prepare = claims.take_suspects(cx, self._lease, room, self.filter(), group, now_us)
+            steps = [*step_store.settle_suspects(cx, self._lease, group, room.preparations, now_us), *to_prepare]
+            self._runs_suspects = bool(to_run or steps)
+        self.obstacles.apart = _APART if self._runs_suspects or self._drains else ""
+        if self._runs_suspects:
+            log.info("Running %d job(s) apart from others: their launchers died while they ran.", len(to_run) + len(steps))
+        return to_run, steps
+
+    def _look_for_suspects(self, cx: Connection, room: TickCapacity, now_us: int, is_empty: bool) -> None:
+        """Look, when the launcher is empty and else now and then, which suspects it could run, and whether they are due."""
+        now = self._clock.monotonic()
+        if is_empty or now >= self._suspects_at:
+            self._suspects_at = now + _SUSPECTS_PERIOD_S
+            self._suspects = claims.fitting_suspects(cx, room, self.filter())
+            waited_us = now_us - min((one.since_us for one in self._suspects), default=now_us)
+            self._drains = waited_us > self._settings.SUSPECT_WAIT_S * SECOND_US
+
+    def _take_others(self, cx: Connection, work: _Work, room: TickCapacity, now_us: int) -> tuple[list[Claim], list[Claim]]:
         abandoned: list[Claim] = []
         if work.news or work.step_ends or self.pause.reason:
             abandoned = step_store.settle_abandoned(cx, self._lease, room.preparations, now_us)
             room.preparations = max(0, room.preparations - len(abandoned))
-        if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
-            self._workflows = claims.matching_workflows(cx, self._limits.workflow)
-        self._pool.keep_for(None)  # `take` says anew for which job, if for any
         to_run, to_prepare = claims.take(cx, self._lease, room, self.filter(), now_us)
         return to_run, [*abandoned, *to_prepare]
 
@@ -600,7 +644,11 @@ class Launcher:
 
     @property
     def _has_work(self) -> bool:
-        return bool(len(self._runner) or self._runner.queued or len(self._steps) or self._has_ends)
+        return self._runs_anything or self._has_ends
+
+    @property
+    def _runs_anything(self) -> bool:
+        return bool(len(self._runner) or self._runner.queued or len(self._steps))
 
     @property
     def _has_ends(self) -> bool:

@@ -16,6 +16,7 @@ from .trouble import Pause, Setbacks
 
 _NO_PLACE = "waits for a free place"
 _LARGE_WRITE = "waits for the end of a change of very many jobs"
+_RUNS_APART = "runs apart from other jobs, as its launchers died while it ran"
 
 
 class Limits(NamedTuple):
@@ -43,6 +44,8 @@ class Obstacles:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
         #: The shapes of waiting jobs that the launcher will not take, and why.
         self.by_shape: list[tuple[Shape, str]] = []
+        #: Why the launcher starts nothing beside what it runs; "" if it does.
+        self.apart = ""
         #: The number of jobs of its filter that the launcher would leave, by reason.
         self.left: Counter[str] = Counter()
 
@@ -55,12 +58,20 @@ class Obstacles:
             for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = self._why_not(shape, shortest, only)
                 reason = _LARGE_WRITE if has_lists and reason == _NO_PLACE else reason
-                self.by_shape += [(shape, reason)] * (reason not in (_NO_PLACE, _LARGE_WRITE, self._pause.reason))
+                passing = (_NO_PLACE, _LARGE_WRITE, self._pause.reason, self.apart)
+                self.by_shape += [(shape, reason)] * (reason not in passing)
                 reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
                 self.left[reason] += jobs
+            suspects = Counter(
+                self._why_not(Shape._make(one.entry.shape), one.entry.minutes, only) for one in claims.suspects_of(cx, only)
+            )
             counts = outlook.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
             new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
             listed = self.count_held_back(cx, by_large_write=True) if has_lists else 0
+        for reason, jobs in suspects.items():
+            reason = _RUNS_APART if reason in (_NO_PLACE, self.apart) else reason
+            self.left[reason] += jobs
+            reasons.append(f"{jobs} waiting job(s) that ran when launchers died: {reason}")
         reasons += self._setbacks.summary
         if new_jobs > 0:
             self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
@@ -94,7 +105,7 @@ class Obstacles:
             return "the launcher's time is up"
         if only.minutes_left is not None and shortest > only.minutes_left:
             return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
-        return self._pause.reason or _NO_PLACE
+        return self._pause.reason or self.apart or _NO_PLACE
 
 
 def _described(shape: Shape) -> str:

@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Collection
 
+from .. import states
 from ..clock import Clock
 from ..db.binding import id_of
-from ..db.connection import Database
+from ..db.connection import Connection, Database
 from ..db.location import RUNS
-from ..db.store import leases, waits
+from ..db.store import leases, suspects, waits
 from ..db.store.leases import Lease
+from ..db.store.outcomes import JobFacts
 from ..settings import Settings
 from . import run_file
 from .commands import lease_mark
@@ -58,19 +60,31 @@ class Reaper:
         if gone:
             with self._db.write() as cx:
                 waits.remove_dead(cx, gone)
-        return sum(self._free(lease, db_id) for lease in dead)
+        living = [lease for lease in found if lease not in dead]
+        return sum(self._free(lease, db_id, living) for lease in dead)
 
-    def _free(self, lease: Lease, db_id: str) -> int:
+    def _free(self, lease: Lease, db_id: str, living: Collection[Lease]) -> int:
         directory = self._db.directory
+        # Before what is left is ended: a run that is not recorded as living had ended or not started when its launcher died.
+        ran = {(one.job, one.attempt) for one in run_file.read(os.path.join(directory, RUNS), db_id, lease.id, anywhere=True)}
         if lease.holder.is_here() and not _is_over(directory, lease_mark(db_id, lease.id), self._settings.USER_KILL_GRACE_S):
             return 0
         with self._db.write() as cx:
             # Somebody else may have been faster, or a holder on another host may have come back to life.
             still = [found for found in leases.open_leases(cx) if found == lease]
-            freed = sum(leases.reap(cx, found, self._clock.now_us(), watch=self.watch) for found in still)
+            freed = sum(self._reap(cx, found, living, ran) for found in still)
         if lease.holder.is_here():  # the host of another holder has yet to end what runs there
             run_file.remove(os.path.join(directory, RUNS), lease.id, host=os.uname().nodename)
         return freed
+
+    def _reap(self, cx: Connection, lease: Lease, living: Collection[Lease], ran: Collection[tuple[int, int]]) -> int:
+        now_us = self._clock.now_us()
+        cause = suspects.outside_cause(cx, lease, now_us, living)
+
+        def may_have_killed(facts: JobFacts) -> bool:
+            return not cause and (facts.state != states.RUNNING or (facts.job, facts.attempt) in ran)
+
+        return leases.reap(cx, lease, now_us, watch=self.watch, may_have_killed=may_have_killed)
 
     def _end_forgotten(self, open_leases: Collection[int], db_id: str) -> None:
         """End what was started on this host under leases that another host has closed since: it runs beside a new attempt."""

@@ -136,14 +136,15 @@ class Writer:
         self._fd, self._retry_at = -1, time.monotonic() + _RETRY_S
 
 
-def read(directory: str, db_id: str, lease: int, rank: int | None = None) -> list[Record]:
+def read(directory: str, db_id: str, lease: int, rank: int | None = None, anywhere: bool = False) -> list[Record]:
     """Return what was started on this host, in this boot, under that lease, and has not ended as far as is recorded.
 
-    A file that cannot be read, or is of another DB, holds nothing. With `rank`, only what that rank has started.
+    A file that cannot be read, or is of another DB, holds nothing. With `rank`, only what that rank has started; with
+    `anywhere` also what was started elsewhere, whose pids mean nothing here.
     """
     found: list[Record] = []
     for path in _paths(directory, lease, rank):
-        head, lines = _contents(path)
+        head, lines = _contents(path, anywhere=anywhere)
         if head == (db_id, lease):
             found += _records(lines)
     return found
@@ -197,8 +198,8 @@ def _paths(
             yield os.path.join(directory, name)
 
 
-def _contents(path: str, records: bool = True) -> tuple[tuple[str, int] | None, list[bytes]]:
-    """Return DB id and lease of a file whose pids mean something here, else None; and its lines after the header."""
+def _contents(path: str, records: bool = True, anywhere: bool = False) -> tuple[tuple[str, int] | None, list[bytes]]:
+    """Return DB id and lease of a file whose pids mean something here (or `anywhere`), else None; and its lines."""
     try:
         with open(path, "rb", opener=_open_file) as file:
             head, text = file.readline(4096), file.read(64 * _MAX_BYTES) if records else b""
@@ -209,7 +210,7 @@ def _contents(path: str, records: bool = True) -> tuple[tuple[str, int] | None, 
     try:
         found = json.loads(head)
         holder = Holder(found["host"], found["pid_namespace"], found["pid"], found["started"])
-        is_valid = found["boot"] == boot_id() and holder.is_here()
+        is_valid = anywhere or (found["boot"] == boot_id() and holder.is_here())
         return ((str(found["db"]), int(found["lease"])) if is_valid else None), text.split(b"\n")[:-1]
     except (ValueError, KeyError, TypeError):
         return None, []

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, Protocol
 from ... import spec, states
 from ...clock import format_us
 from ..queries import has_wildcard, matches_workflow
-from ..schema import FREE, RUNNABLE, UNPREPARED, VISIBLE
-from . import few, graph, hidden, outcomes, pieces
+from ..schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
+from . import few, graph, hidden, outcomes, pieces, suspects
 from .few import Few
 from .moves import Move, id_list, move
+from .suspects import Suspect
 
 #: A row as SQLite gives it.
 Row = tuple[Any, ...]
@@ -208,6 +209,13 @@ def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> 
     ]
 
 
+def source_of_suspects(launch: int | None = None) -> Source:
+    """Return where the suspects are that run apart from other jobs; with `launch`, those that are planned for it."""
+    if launch is None:
+        return Source("job_suspect", SUSPECT, (), True)
+    return Source("job_suspect", f"{SUSPECT} AND queued_launch_id = ?", (launch,), True)
+
+
 def shapes(cx: sqlite3.Connection, among: Sequence[Source | Few] | None = None) -> list[Shape]:
     """The distinct shapes of startable jobs: a few seeks in the index for each, however many jobs there are."""
     found: set[Shape] = set()
@@ -279,6 +287,7 @@ def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
             if matches_workflow(name, pattern):
                 found.add(name)
             name = cx.execute(query, (name,)).fetchone()[0]
+    found.update(name for name in suspects.workflows(cx) if matches_workflow(name, pattern))
     return tuple(sorted(found))
 
 
@@ -322,7 +331,13 @@ def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[Few] | None:
 
 
 def _take_among(
-    cx: sqlite3.Connection, lease: int, room: Room, only: Filter, among: Sequence[Source | Few], now_us: int
+    cx: sqlite3.Connection,
+    lease: int,
+    room: Room,
+    only: Filter,
+    among: Sequence[Source | Few],
+    now_us: int,
+    note: tuple[str, str] | None = None,
 ) -> Taken:
     candidates = []
     fitting = [s for s in shapes(cx, among) if room.fits(s) and (s.is_serial or not only.serial_only)]
@@ -349,9 +364,36 @@ def _take_among(
                 full.add(shape)
             else:
                 chosen.append((shape, row, place))
-    _mark_running(cx, lease, [row for _, row, _ in chosen], now_us)
+    _mark_running(cx, lease, [row for _, row, _ in chosen], now_us, note)
     hold(cx, lease, [row[0] for _, row in to_prepare])
     return Taken([_claim(*one) for one in chosen], [_claim(shape, row) for shape, row in to_prepare])
+
+
+def suspects_of(cx: sqlite3.Connection, only: Filter) -> list[Suspect]:
+    """Return the suspects that match the filter, whatever they cost."""
+    if not suspects.is_any(cx):
+        return []
+    return suspects.read(cx, _PLAIN, *_tagged(only), only.workflows, only.launch if only.launch_only else None)
+
+
+def take_suspects(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, group: Sequence[Suspect], now_us: int) -> Taken:
+    """Claim those suspects that can be prepared or started, or as many as there is room for.
+
+    `group` is a `suspects.next_group`: the launcher runs nothing else until all of them have ended.
+    """
+    note = suspects.running_note(lease, group[0].deaths, is_alone=len(group) == 1)
+    return _take_among(cx, lease, room, only, suspects.startable(group), now_us, note)
+
+
+def fitting_suspects(cx: sqlite3.Connection, room: Room, only: Filter) -> list[Suspect]:
+    """Return the suspects that match the filter and that the launcher can run in the time that it has left."""
+    found = []
+    for one in suspects_of(cx, only):
+        shape = Shape._make(one.entry.shape)
+        fits = room.fits(shape) and (shape.is_serial or not only.serial_only) and one.entry.minutes <= _longest(only)
+        if fits or one.is_unsettled:
+            found.append(one)
+    return found
 
 
 def hold(cx: sqlite3.Connection, lease: int, jobs: Iterable[int]) -> None:
@@ -467,15 +509,19 @@ def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:
     return condition * len(only.tags), [word for pair in only.tags for word in pair]
 
 
-def _mark_running(cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_us: int) -> None:
-    holder = (None, f'{{"lease":{lease}}}')
+def _mark_running(
+    cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_us: int, note: tuple[str, str] | None = None
+) -> None:
+    """Make jobs RUNNING; `note` is the message and the data of that event, if these are not as usual."""
+    holder = (None, note[1] if note else f'{{"lease":{lease}}}')
+    messages = ("", note[0]) if note else ()
     moves = []
     for row in rows:
         job, state = row[0], row[1]
         if state in states.RUNNABLE_STATES:
-            moves.append(Move(job, (state, states.RUNNING), now_us, (), holder[1:]))
+            moves.append(Move(job, (state, states.RUNNING), now_us, messages[1:], holder[1:]))
         else:
-            moves.append(Move(job, (state, states.PREPROCESSED, states.RUNNING), now_us, (), holder))
+            moves.append(Move(job, (state, states.PREPROCESSED, states.RUNNING), now_us, messages, holder))
     columns = "lease = ?, attempt = attempt + 1, return_code = NULL, told_to_stop = NULL"
     move(cx, moves, states.LAUNCHER, columns, [(lease,)] * len(moves), only_if=FREE)
 
@@ -541,7 +587,8 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
                 kept.append(job)
             else:
                 released_jobs.append((job, outcome.path[-1]))
-    move(cx, moves, states.LAUNCHER, "lease = ?, return_code = ?, restarts = ?, retries = ?, told_to_stop = ?", columns)
+    changes = "lease = ?, return_code = ?, restarts = ?, retries = ?, told_to_stop = ?, launcher_deaths = 0"
+    move(cx, moves, states.LAUNCHER, changes, columns)
     graph.released(cx, released_jobs, now_us)
     free_lost(cx, lost, now_us)
     release(cx, lease, [job for job, fact in mine.items() if fact.state != states.RUNNING], now_us)
@@ -570,21 +617,41 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
     """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children.
 
     One that has certainly never been started goes back to where it was, and its attempt number to whichever run comes next.
+    One that was running when its launcher or spawn helper died counts that apart from restarts; see `suspects`.
     """
     if not lost:
         return
     moves, columns = [], []
-    for facts, message, has_started, start_after, is_counted, is_death, former in lost:
+    deaths = suspects.at_death(cx, [one.facts.job for one in lost if one.is_death and one.has_started])
+    for facts, message, has_started, start_after, is_counted, _, former in lost:
         outcome = outcomes.after_lost_holder(facts, has_started and is_counted)
+        if facts.job in deaths:
+            number = deaths[facts.job][0] + 1
+            outcome = outcomes.after_death(facts, number, deaths[facts.job][1])
+            if number >= SUSPECT_DEATHS:
+                message = f"{message}; {suspects.describe(number)}, so it will be run apart from other jobs"
         path = (states.RUNNING, former) if former else outcome.path
         data = () if has_started else (_NEVER_STARTED,)
         if has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
         moves.append(Move(facts.job, path, now_us, (outcome.messages[0] or message,), data))
-        columns.append((outcome.restarts, start_after, facts.attempt - bool(former), int(is_death and has_started)))
+        columns.append((outcome.restarts, start_after, facts.attempt - bool(former), int(facts.job in deaths)))
     changes = "lease = NULL, restarts = ?, start_after = ?, attempt = ?, launcher_deaths = launcher_deaths + ?"
     move(cx, moves, states.REAPER, changes, columns)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
+
+
+def count_step_deaths(cx: sqlite3.Connection, held: Iterable[outcomes.JobFacts], now_us: int, was_alone: bool) -> None:
+    """Count the death of a launcher for jobs that were in a step; a suspect that was alone has caused it, and fails."""
+    failed = []
+    for facts in held:
+        cx.execute("UPDATE job SET launcher_deaths = launcher_deaths + 1 WHERE id = ?", (facts.job,))
+        deaths = cx.execute("SELECT launcher_deaths FROM job WHERE id = ?", (facts.job,)).fetchone()[0]
+        if was_alone and deaths > SUSPECT_DEATHS:
+            reason = outcomes.after_death(facts, deaths, was_alone).messages[0]
+            failed.append(Move(facts.job, (facts.state, states.FAILED), now_us, (reason,)))
+    move(cx, failed, states.REAPER, "lease = NULL")
+    graph.released(cx, [(m.job, m.path[-1]) for m in failed], now_us)
 
 
 def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:

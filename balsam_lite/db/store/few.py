@@ -14,7 +14,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from ... import spec, states
-from ..schema import FREE, VISIBLE, sql_list
+from ..schema import UNSUSPECTED, VISIBLE, sql_list
 
 #: A tag is rare if no more jobs have it, whatever their states; or no more that can be started, if the first that wait do not
 #: have it. To look at so many takes ten milliseconds.
@@ -81,7 +81,7 @@ def query(plain: str, condition: str) -> str:
     return f"""SELECT job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
         {", ".join(f"job.{field}" for field in spec.SHAPE_FIELDS)}
         FROM job_tag CROSS JOIN job NOT INDEXED ON job.id = job_tag.job LEFT JOIN app ON app.name = job.application
-        WHERE job_tag.tag = {_TAG} AND {FREE} AND job.state IN ({_STARTABLE}){condition} AND {VISIBLE}
+        WHERE job_tag.tag = {_TAG} AND {UNSUSPECTED} AND job.state IN ({_STARTABLE}){condition} AND {VISIBLE}
         LIMIT {_MOST + 1}"""
 
 

@@ -17,6 +17,7 @@ from ...errors import LostLease
 from ...identity import Holder
 from ..connection import AT_WORK
 from . import claims
+from .outcomes import JobFacts
 
 
 class Lease(NamedTuple):
@@ -203,6 +204,10 @@ def last_sign(lease: Lease, now_us: int, expiry_s: float) -> str:
     return f"{silent} {spoken(max(age_s, 0))}{ago} by the clock of {lease.holder.host}"
 
 
+#: States in which a job that a launcher holds is in a step.
+_STEP_STATES = (*states.UNPREPARED_STATES, *states.UNSETTLED_STATES)
+
+
 def reap(
     cx: sqlite3.Connection,
     lease: Lease,
@@ -210,16 +215,21 @@ def reap(
     end_reason: str = "dead",
     counts_restart: bool = True,
     watch: Watch | None = None,
+    may_have_killed: Callable[[JobFacts], bool] = lambda facts: False,
 ) -> int:
     """Free what a dead holder held: RUNNING jobs go to RESTART_READY, or FAILED at their restart limit.
 
     The caller has made sure that no process of those jobs lives on this host. A holder elsewhere may live, and reads then
-    for how long `watch` saw no heartbeat. Returns how many jobs were freed.
+    for how long `watch` saw no heartbeat. For jobs that `may_have_killed` the holder its death is counted instead of a restart;
+    see `suspects`. Returns how many jobs were freed.
     """
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
     note = f"The {lease} is gone" if end_reason == "dead" else f"Freed from {lease}: {end_reason}"
-    lost = [claims.Lost(facts, note, counts_restart) for facts in rows if facts.state == states.RUNNING]
+    running = [facts for facts in rows if facts.state == states.RUNNING]
+    lost = [claims.Lost(facts, note, counts_restart, is_death=may_have_killed(facts)) for facts in running]
     claims.free_lost(cx, lost, now_us)
+    in_step = [facts for facts in rows if facts.state in _STEP_STATES and may_have_killed(facts)]
+    claims.count_step_deaths(cx, in_step, now_us, was_alone=len(rows) == 1)
     claims.release(cx, lease.id, [facts.job for facts in rows if facts.state != states.RUNNING], now_us)
     close_lease(cx, lease.id, now_us, end_reason, taken_by="" if watch is None else taker(lease, watch))
     return len(rows)

@@ -115,6 +115,17 @@ def after_lost_holder(facts: JobFacts, has_started: bool = True) -> Outcome:
     return restart(facts, (states.RUNNING,))
 
 
+def after_death(facts: JobFacts, deaths: int, was_alone: bool) -> Outcome:
+    """Return the way of a job that was running when its launcher died, for the time of number `deaths`.
+
+    No restart is counted. A job that ran alone (`suspects`) has caused the death.
+    """
+    if was_alone:
+        reason = f"Its launcher died {deaths} times while it ran, the last time with no other job beside it"
+        return Outcome((states.RUNNING, states.FAILED), (reason,), facts.restarts, facts.retries)
+    return Outcome((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
+
+
 def restart(facts: JobFacts, path: tuple[str, ...]) -> Outcome:
     """`path`, which is one state, and then RESTART_READY, which counts as one restart, or FAILED at the job's limit."""
     if facts.restarts >= facts.restart_limit:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from ... import spec, states
 from ..connection import Database
 from ..schema import VISIBLE, sql_list
-from . import claims
+from . import claims, suspects
 from .claims import Shape, Source
 
 #: Jobs in one transaction; so many take some milliseconds.
@@ -29,7 +29,8 @@ def reserve(db: Database, launch: int, shape: Shape, longest_minutes: int, jobs:
     Only startable ones that are planned for no other launch, with an estimate of `longest_minutes` or less.
     """
     with db.read() as cx:
-        ids = [job for source in claims.sources() for job in _unplanned(cx, source, shape, longest_minutes, jobs)][:jobs]
+        among = [*claims.sources(), claims.source_of_suspects()]
+        ids = [job for source in among for job in _unplanned(cx, source, shape, longest_minutes, jobs)][:jobs]
     free = "queued_launch_id IS NULL AND lease IS NULL"
     return _in_batches(db, ids, f"UPDATE job SET queued_launch_id = {launch:d} WHERE id = ? AND {free}")
 
@@ -54,7 +55,7 @@ def _in_batches(db: Database, ids: Sequence[int], update: str) -> int:
 def orphaned(cx: sqlite3.Connection, open_launches: Iterable[int]) -> list[int]:
     """Launches that are not open and still have startable jobs planned for them. Inside the caller's transaction."""
     is_open = set(open_launches)
-    found = set()
+    found = set(suspects.launches(cx))
     for source in claims.sources():
         query = f"""SELECT min(queued_launch_id) FROM job INDEXED BY {source.index_name}_of_launch
             WHERE {source.condition} AND queued_launch_id > ?"""

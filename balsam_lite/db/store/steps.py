@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ... import states
@@ -17,6 +17,8 @@ from ..schema import UNSETTLED
 from . import claims, graph, outcomes, pieces
 from .claims import Claim
 from .moves import Move, id_list, move
+from .outcomes import JobFacts
+from .suspects import Suspect
 
 
 class StepEnd(NamedTuple):
@@ -47,7 +49,7 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
         end = ends[job]
         if state == end.claim.state and not end.interrupted:
             moves.append(_move(end, now_us))
-    move(cx, moves, states.STEP)
+    move(cx, moves, states.STEP, "launcher_deaths = 0")
     later = [(ends[job].start_after, job) for job in held if ends[job].start_after is not None]
     cx.executemany("UPDATE job SET start_after = ? WHERE id = ?", later)
     claims.release(cx, lease, held, now_us)
@@ -71,6 +73,17 @@ def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: 
     """
     limit = 1000 + capacity
     facts = claims.facts_of(cx, f"{_UNSETTLED_JOB} LIMIT ?", (limit,), "INDEXED BY job_unsettled")
+    return _settle(cx, lease, facts, capacity, now_us)
+
+
+def settle_suspects(cx: sqlite3.Connection, lease: int, group: Iterable[Suspect], capacity: int, now_us: int) -> list[Claim]:
+    """Do the same for those of the suspects whose program has ended."""
+    jobs = [one.entry.job for one in group if one.is_unsettled]
+    facts = claims.facts_of(cx, "job.id IN (SELECT value FROM json_each(?))", (id_list(jobs),)) if jobs else []
+    return _settle(cx, lease, facts, capacity, now_us)
+
+
+def _settle(cx: sqlite3.Connection, lease: int, facts: Sequence[JobFacts], capacity: int, now_us: int) -> list[Claim]:
     unfinished = pieces.unfinished(cx, (fact.job for fact in facts)) if facts else ()
     found = [(fact.job, outcomes.settle(fact, fact.state)) for fact in facts if fact.job not in unfinished]
     settled = [(job, outcome) for job, outcome in found if not outcome.needs_step]
@@ -83,4 +96,6 @@ def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: 
     return claims.claims_of(cx, taken) if taken else []
 
 
-_UNSETTLED_JOB = UNSETTLED.replace("lease", "job.lease").replace("state IN", "job.state IN") + " AND job.start_after IS NULL"
+_UNSETTLED_JOB = (
+    UNSETTLED.replace("lease IS", "job.lease IS").replace("state IN", "job.state IN") + " AND job.start_after IS NULL"
+)

@@ -41,7 +41,10 @@ def _is_large(db: Database, jobs: int) -> bool:
 
 
 #: What a new start resets. A job that waits for the end of a large write goes on waiting.
-_ANEW = f"restarts = 0, retries = 0, start_after = CASE WHEN start_after >= {LARGE_WRITE_HOLD} THEN start_after END"
+_ANEW = (
+    "restarts = 0, retries = 0, launcher_deaths = 0, "
+    f"start_after = CASE WHEN start_after >= {LARGE_WRITE_HOLD} THEN start_after END"
+)
 
 
 class Hook(NamedTuple):

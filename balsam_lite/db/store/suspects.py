@@ -1,0 +1,179 @@
+"""Suspects: jobs that were running at several deaths of their launchers, and may have caused them (`job.launcher_deaths`).
+
+A job can kill its launcher, for example by using all memory of the host; the jobs that run beside it are innocent. The job
+that does it is found by halving: suspects run apart from all other jobs, half of those with the most deaths at a time. An
+ordinary end of a run clears its job. A job that ran alone at the death of its launcher has caused it, and fails.
+
+What holds for a run holds for a step: a hook can kill a launcher, too. A spawn helper's death counts like a launcher's. A
+death with a cause outside of the jobs (`outside_cause`) does not count.
+All functions run inside the caller's transaction, on its connection `cx`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ... import spec, states
+from ...clock import SECOND_US
+from .. import batch_queries
+from ..schema import RESERVED, SUSPECT, SUSPECT_DEATHS, sql_list
+from . import batch_jobs
+from .few import Entry, Few
+
+if TYPE_CHECKING:
+    from .leases import Lease
+
+#: Key in the data of the event RUNNING of a suspect that runs alone.
+_ALONE = "alone"
+#: States in which a batch job has ended by itself, so that the death of its launcher may be the cause, and not the effect.
+_ENDED_BY_ITSELF = ("finished", "failed")
+#: A launcher that lived to less than this many microseconds before the time limit of its batch job was ended by that.
+_LIMIT_SLACK_US = 120 * SECOND_US
+
+
+class Suspect(NamedTuple):
+    """A suspect that no launcher holds."""
+
+    entry: Entry
+    is_unsettled: bool  # its program has ended, a step is left
+    deaths: int
+    since_us: int  # of its last event
+
+
+def is_any(cx: sqlite3.Connection) -> bool:
+    """Return whether a suspect waits to be run."""
+    return cx.execute(f"SELECT 1 FROM job INDEXED BY job_suspect WHERE {SUSPECT} LIMIT 1").fetchone() is not None
+
+
+def query(plain: str, condition: str) -> str:
+    """Return the SQL of `read`."""
+    return f"""SELECT job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
+        job.state IN ({sql_list(states.UNSETTLED_STATES)}), job.launcher_deaths,
+        (SELECT max(time) FROM event WHERE event.job = job.id),
+        {", ".join(f"job.{field}" for field in spec.SHAPE_FIELDS)}
+        FROM job INDEXED BY job_suspect LEFT JOIN app ON app.name = job.application WHERE {SUSPECT}{condition}"""
+
+
+def read(
+    cx: sqlite3.Connection,
+    plain: str,
+    condition: str = "",
+    parameters: Sequence[object] = (),
+    workflows: Iterable[str] | None = None,
+    launch: int | None = None,
+) -> list[Suspect]:
+    """Return the suspects of these workflows (None: of all) and of this launch (None: of any) that meet a condition.
+
+    `plain` is the SQL that tells whether nothing has to be prepared for a job.
+    """
+    values = [*parameters]
+    if workflows is not None:
+        condition += " AND job.workflow IN (SELECT value FROM json_each(?))"
+        values.append(json.dumps(list(workflows)))
+    if launch is not None:
+        condition += " AND job.queued_launch_id = ?"
+        values.append(launch)
+    return [
+        Suspect(Entry(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[8:])), bool(row[5]), row[6], row[7] or 0)
+        for row in cx.execute(query(plain, condition), values)
+    ]
+
+
+def next_group(found: Collection[Suspect]) -> list[Suspect]:
+    """Return those that are to be run next: half of the ones with the most deaths, by priority.
+
+    >>> entries = [Entry(job, True, True, 0, 1, ()) for job in range(5)]
+    >>> [one.entry.job for one in next_group([Suspect(entry, False, 3 - (entry.job > 2), 0) for entry in entries])]
+    [0, 1]
+    """
+    most = max((one.deaths for one in found), default=0)
+    group = [one for one in found if one.deaths == most]
+    group.sort(key=lambda one: (-one.entry.priority, -one.entry.minutes, one.entry.job))
+    return group[: (len(group) + 1) // 2]
+
+
+def startable(group: Iterable[Suspect]) -> list[Few]:
+    """Return those that can be started, as a launcher takes them."""
+    entries = [one.entry for one in group if not one.is_unsettled]
+    return [Few(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
+
+
+def workflows(cx: sqlite3.Connection) -> list[str]:
+    """Return the workflows of all suspects."""
+    return [row[0] for row in cx.execute(f"SELECT DISTINCT workflow FROM job INDEXED BY job_suspect WHERE {SUSPECT}")]
+
+
+def launches(cx: sqlite3.Connection) -> list[int]:
+    """Return the launches for which suspects are planned."""
+    rows = cx.execute(f"SELECT DISTINCT queued_launch_id FROM job INDEXED BY job_suspect WHERE {SUSPECT} AND {RESERVED}")
+    return [row[0] for row in rows]
+
+
+def running_note(lease: int, deaths: int, is_alone: bool) -> tuple[str, str]:
+    """Return the message and the data of the event by which a suspect becomes RUNNING."""
+    how = "alone" if is_alone else "apart from other jobs"
+    alone = f',"{_ALONE}":1' if is_alone else ""
+    return f"Runs {how}: {describe(deaths)}", f'{{"lease":{lease:d}{alone}}}'
+
+
+def describe(deaths: int) -> str:
+    """Return in words how often a launcher died while a job ran."""
+    return f"its launcher died {deaths} times while it ran"
+
+
+def at_death(cx: sqlite3.Connection, jobs: Iterable[int]) -> dict[int, tuple[int, bool]]:
+    """Return for RUNNING jobs whose launcher has died how many died before, and whether the job ran alone as a suspect."""
+    rows = cx.execute(
+        f"""SELECT id, launcher_deaths, launcher_deaths >= {SUSPECT_DEATHS} AND (
+                SELECT json_extract(data, '$.{_ALONE}') FROM event
+                WHERE event.job = job.id AND to_state = '{states.RUNNING}' ORDER BY event.id DESC LIMIT 1) IS NOT NULL
+            FROM job WHERE id IN (SELECT value FROM json_each(?))""",
+        (json.dumps(list(jobs)),),
+    )
+    return {job: (deaths, bool(was_alone)) for job, deaths, was_alone in rows}
+
+
+# --- the cause of a death ---------------------------------------------------------------------------------------------
+
+
+def outside_cause(cx: sqlite3.Connection, lease: Lease, now_us: int, living: Iterable[Lease]) -> str:
+    """Return why the launcher with that lease died, if none of its jobs is to blame, or it is unknown; else "".
+
+    `living` are the leases whose holders live. Where nothing proves that host and batch job went on, the cause is unknown.
+    """
+    told = f"SELECT 1 FROM job INDEXED BY job_lease WHERE lease = ? AND told_to_stop IS NOT NULL AND state = '{states.RUNNING}'"
+    if cx.execute(f"{told} LIMIT 1", (lease.id,)).fetchone():
+        return "it had been told to stop"
+    is_here = lease.holder.is_here()
+    if is_here and lease.heartbeat_us < now_us - _uptime_us():
+        return "its host was started again"
+    if not lease.scheduler_id:
+        return "" if is_here else "its host cannot be asked"
+    if any(other.scheduler_id == lease.scheduler_id and other.id != lease.id for other in living):
+        return ""  # the batch job goes on
+    # PBS tells a batch job its id with the server behind a dot, which submission leaves out.
+    ids = dict.fromkeys((lease.scheduler_id, lease.scheduler_id.partition(".")[0]))
+    row = next((row for row in (batch_queries.by_scheduler_id(cx, word) for word in ids if word) if row), None)
+    return "its batch job is unknown" if row is None else _cause_of_end(cx, row, lease, is_here)
+
+
+def _cause_of_end(cx: sqlite3.Connection, row: batch_queries.BatchRow, lease: Lease, is_here: bool) -> str:
+    if row["state"] == batch_jobs.CANCELLING or (row["ended"] is not None and row["state"] not in _ENDED_BY_ITSELF):
+        return f"its batch job is {row['state']}"
+    if row["ended"] is not None and "node" in row["reason"].lower():
+        return row["reason"]
+    opened_us = cx.execute("SELECT opened FROM lease WHERE id = ?", (lease.id,)).fetchone()[0]
+    limit_us = (row["started"] or opened_us) + row["wall_minutes"] * 60 * SECOND_US
+    if row["wall_minutes"] and lease.heartbeat_us > limit_us - _LIMIT_SLACK_US:
+        return "the time of its batch job was up"
+    return "" if is_here or row["ended"] is not None else "its host cannot be asked"
+
+
+def _uptime_us() -> int:
+    """Return for how long this host has been up; very long where the system does not tell."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux (clock_gettime(2)): counts while the host sleeps, too
+    return 2**62 if clock is None else time.clock_gettime_ns(clock) // 1000

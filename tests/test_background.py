@@ -226,3 +226,21 @@ def kill_together(pids: list[int]) -> None:
         for pid in pids:
             os.kill(pid, number)
     wait_until(lambda: not any(map(alive, pids)))
+
+
+def test_that_what_a_failed_run_leaves_ends_where_the_kernel_lists_no_children(bench: Bench, tmp_path: Path) -> None:
+    """It is then found by its session and its run mark."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "def open_file(path, *words, _open=os.open, **options):\n"
+        "    if str(path).endswith('/children'):\n"
+        "        raise FileNotFoundError(path)\n"
+        "    return _open(path, *words, **options)\n"
+        "os.open = open_file\n"
+    )
+    bench.shell("fails", f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap\n{LEAVE}\nexit 1")
+    (job,) = bench.add([{"application": "fails", "max_retries": 1}])
+    assert bench.run(PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}") == 0
+    assert "nonzero return 1" in messages(bench, job)  # without what was left, which nobody knows
+    assert not (tmp_path / "overlap").exists()
+    assert not alive(left_pid(tmp_path, 1)) and not alive(left_pid(tmp_path, 2))

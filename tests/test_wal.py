@@ -232,3 +232,18 @@ def test_that_only_a_process_that_has_the_db_open_counts_as_its_holder(db):
         other.kill()
     assert wal.holder_of(db.path) is None
     assert sqlite3.sqlite_version_info >= (3, 31)
+
+
+def test_that_on_a_shared_file_system_a_session_has_all_in_the_file_when_it_ends_without_its_wal(tmp_path):
+    db = location.create(str(tmp_path / "shared"), "shared")
+    with db.session():
+        with db.write() as cx:
+            cx.execute("CREATE TABLE note (text)")
+            cx.execute("INSERT INTO note VALUES ('committed')")
+        os.unlink(f"{db.path}-wal")
+        with db.write() as cx:
+            cx.execute("INSERT INTO note VALUES ('and more')")
+    assert not os.path.exists(f"{db.path}-wal")
+    copy = sqlite3.connect(db.path)
+    assert copy.execute("SELECT text FROM note").fetchall() == [("committed",), ("and more",)]
+    copy.close()

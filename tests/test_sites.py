@@ -660,7 +660,7 @@ def test_that_ls_prints_the_table_of_the_workshop(balsam: Balsam, tmp_path: Path
     assert out.splitlines() == [
         f"ID      Name{' ' * 22}   Path{' ' * 36}   Active",
         f"1       one{' ' * 23}   {shown(one.path)}   Yes",
-        f"2       サ{' ' * 24}   {shown(two.path)}   No",
+        f"2       サ{' ' * 24}   {shown(two.path)}   ?",  # one look cannot tell
         f"3       {'x' * 30}   {shown('ssh://h/' + 'long/' * 10 + 'path')}   Yes",
         f"4       silent{' ' * 20}   {shown('ssh://dead/far')}   ?",
         f"5       lost{' ' * 22}   {shown('/gone')}   gone",

@@ -844,6 +844,8 @@ class PiecesMachine(StoreMachine):
         with self.db.read() as cx:
             parts = cx.execute("SELECT action, value FROM large_write_part, json_each(jobs)").fetchall()
             edges = cx.execute("SELECT parent, child FROM dependency").fetchall()
+            given_up = "SELECT job.id FROM job JOIN large_write ON job.id BETWEEN first AND last WHERE pid = 0"
+            parts += [("discard", job) for (job,) in cx.execute(given_up)]
         told = {job for action, job in parts if action == "tell_children"}
         return {job for _, job in parts} | {child for parent, child in edges if parent in told}
 

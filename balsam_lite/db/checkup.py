@@ -55,17 +55,18 @@ _RULES = (
         "{} job(s) are RUNNING, but no launcher has them. `balsam killjob` and then `balsam rerun` put them back.",
     ),
     Rule(
-        f"SELECT count(*) FROM job WHERE unfinished_parents <> {graph.UNFINISHED_PARENTS}",
+        f"SELECT count(*) FROM job WHERE unfinished_parents <> {graph.UNFINISHED_PARENTS} AND {VISIBLE}",
         "{} job(s) count their unfinished parents wrongly. That is a fault of balsam; please report it. "
         "`balsam killjob` and then `balsam rerun` put them back.",
     ),
     Rule(
-        f"SELECT count(*) FROM job WHERE state = '{states.AWAITING_PARENTS}' AND lease IS NULL AND unfinished_parents = 0",
+        f"""SELECT count(*) FROM job
+            WHERE state = '{states.AWAITING_PARENTS}' AND lease IS NULL AND unfinished_parents = 0 AND {VISIBLE}""",
         "{} job(s) wait for parents, although these have all ended. `balsam killjob` and then `balsam rerun` put them back.",
     ),
     Rule(
         f"""SELECT count(*) FROM job WHERE lease IS NULL AND unfinished_parents > 0
-            AND state IN ({sql_list((*states.UNPREPARED_STATES, *states.RUNNABLE_STATES))})""",
+            AND state IN ({sql_list((*states.UNPREPARED_STATES, *states.RUNNABLE_STATES))}) AND {VISIBLE}""",
         "{} job(s) are ready to run, although parents have yet to finish. `balsam rerun` lets them wait.",
     ),
     Rule(

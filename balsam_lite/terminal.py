@@ -37,7 +37,7 @@ class _Stalled:
 def write_stderr(text: str | bytes) -> bool:
     """Write to stderr, unbuffered, and return whether it is still there. Never raises OSError, and never blocks for long.
 
-    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush. While nobody reads a
+    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush. While there is no reader of a
     pipe that is full, or a terminal is stopped by Ctrl-S, text is left out: whatever is logged is in the log file, too.
     """
     data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")
@@ -45,10 +45,10 @@ def write_stderr(text: str | bytes) -> bool:
         _Stalled.lines += 1
         return True
     if _Stalled.lines:
-        data = f"[{_Stalled.lines} line(s) left out: nobody read them]\n".encode() + data
+        data = f"[{_Stalled.lines} line(s) left out: there was no reader]\n".encode() + data
         _Stalled.lines = 0
     try:
-        for start in range(0, len(data), select.PIPE_BUF):  # a pipe that poll(2) calls writable has room for so much
+        for start in range(0, len(data), select.PIPE_BUF):  # a pipe that poll(2) calls writable has room for that
             if start and not _has_room():
                 break
             os.write(2, data[start : start + select.PIPE_BUF])

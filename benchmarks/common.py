@@ -255,7 +255,7 @@ class Running:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         actions = ((os.POSIX_SPAWN_OPEN, 1, output, flags, 0o666), (os.POSIX_SPAWN_DUP2, 1, 2))
         self.argv, self._output, self._peak = list(argv), output, 0.0
-        self._children: dict[int, list[float]] = {}  # pid -> CPU seconds of its own, each time it was seen
+        self._children: dict[int, list[float]] = {}  # pid -> its own CPU seconds, each time it was seen
         self.started_at = time.time()
         self._started = time.monotonic()
         self.pid = os.posix_spawn(argv[0], list(argv), os.environ, file_actions=actions)

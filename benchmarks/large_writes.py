@@ -61,7 +61,7 @@ def measured(db: Database, operation: Callable[[], object]) -> dict[str, float]:
 
 
 def end_of_parent(db: Database, children: int) -> dict[str, float]:
-    """A parent of many children ends, beside nobody."""
+    """A parent of many children ends, without another writer."""
     parent = insert.add_jobs(db, [{"application": "task", "workflow": "parent"}]).first
     one = {"application": "task", "workflow": "children", "parents": [parent]}
     insert.add_jobs(db, (dict(one) for _ in range(children)))

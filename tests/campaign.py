@@ -32,8 +32,8 @@ from campaign_reader import Process, process, processes_of
 ROOT = Path(__file__).resolve().parent.parent
 
 #: What every job runs: bin/job NAME KIND MILLISECONDS FLAGS COUNT INPUTS
-#: Flags: e an empty environment, s a session of its own, t ignores TERM, g exits with 0 at TERM, i wants a staged file,
-#: b leaves a process behind in a session of its own, B in the same session, E leaves it an empty environment.
+#: Flags: e an empty environment, s a separate session, t ignores TERM, g exits with 0 at TERM, i wants a staged file,
+#: b leaves a process in a separate session, B in the same session, E leaves it an empty environment.
 JOB = r"""#!/bin/bash
 export LC_ALL=C
 name=$1 kind=$2 ms=$3 flags=$4 count=$5 inputs=$6
@@ -599,7 +599,7 @@ BalsamJob.objects.bulk_create(fields)
             time.sleep(self.random.choice((0.02, 0.1, 0.2, 0.4)))
 
     def calm(self) -> None:
-        """Let everything go on and end, then launchers that nobody disturbs run all jobs to their ends."""
+        """Let everything go on and end, then undisturbed launchers run all jobs to their ends."""
         self.log("calm")
         self._let_go_on(at_once=True)
         self._wait_for_commands(200)

@@ -47,7 +47,7 @@ BEFORE_RUNNING = {"PREPROCESSED", "RESTART_READY"}
 #: What a job's own script leads to, whatever is killed around it.
 END_OF_KIND = {"ok": "JOB_FINISHED", "flaky": "JOB_FINISHED", "handled": "JOB_FINISHED", "mk": "JOB_FINISHED", "fail": "FAILED"}
 
-#: A job whose launchers died while it ran is given up in the end: nobody can tell that it was not the cause.
+#: A job whose launchers died while it ran is given up in the end: it may have been the cause.
 GIVEN_UP = re.compile(r"launchers? died")
 
 

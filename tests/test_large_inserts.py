@@ -1,4 +1,4 @@
-"""Inserts of very many jobs, by small thresholds: nobody sees a part of one, whatever happens between two pieces."""
+"""Inserts of very many jobs, by small thresholds: no reader sees a part of one, whatever happens between two pieces."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def sleeps(pid: int) -> list[Process]:
 
 
 def answers(spawner: Spawner, channel: Channel, number: int) -> list[object]:
-    """Wait for so many answers."""
+    """Wait for this number of answers."""
     found: list[object] = []
 
     def enough() -> bool:

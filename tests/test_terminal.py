@@ -130,7 +130,7 @@ def test_that_what_was_left_out_is_counted_when_somebody_reads_again(monkeypatch
     before = os.read(read, 1 << 20)
     assert before == line * (written - 3)
     assert terminal.write_stderr("again\n")
-    assert os.read(read, 1 << 20) == b"[3 line(s) left out: nobody read them]\nagain\n"
+    assert os.read(read, 1 << 20) == b"[3 line(s) left out: there was no reader]\nagain\n"
     os.close(read)
     os.close(write)
 

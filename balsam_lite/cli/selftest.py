@@ -23,7 +23,7 @@ _SLACK_S = 15.0
 
 
 def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -> list[Finding]:
-    """Let two testers here, or one here and one on each peer, count for so many seconds. Compares their clocks, too.
+    """Let two testers here, or one here and one on each peer, count for this number of seconds. Compares their clocks, too.
 
     Args:
         peer_command: starts a command on a peer. {host} is the peer; {command} is the command as one word for a shell, and

@@ -210,7 +210,7 @@ def _clocks(db: Database, ahead: list[tuple[str, float]]) -> Iterator[Finding]:
 
 
 def compared_clock(who: str, ahead_s: float, unsure_s: float = 0.0) -> Finding:
-    """Return what to say of a clock that is so many seconds ahead of this host's."""
+    """Return what to say of a clock that is this number of seconds ahead of this host's."""
     if abs(ahead_s) <= leases.CLOCKS_AGREE_S + unsure_s:
         return Finding("clocks", OK, f"the clock of {who} agrees with this host's")
     side = "ahead of" if ahead_s > 0 else "behind"

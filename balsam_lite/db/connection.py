@@ -257,7 +257,7 @@ class Database:
                 thread.lock = lock
             try:
                 yield
-            except DatabaseGone:  # whoever removed the DB has removed the lock file with it
+            except DatabaseGone:  # the lock file was removed with the DB
                 raise
             except DatabaseError:
                 self._refuse_if_lost()  # then that is why

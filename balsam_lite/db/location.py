@@ -268,7 +268,7 @@ def set_up(
 
 
 def _sync_names(directory: str, top: str) -> None:
-    """Wait until the names from `directory` up to those in `top` are on the disk: SQLite syncs those of its own files only."""
+    """Wait until the names from `directory` up to those in `top` are on the disk: SQLite syncs only those of its files."""
     sync_directory(directory)
     while directory != top:
         directory = os.path.dirname(directory)

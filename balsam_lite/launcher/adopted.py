@@ -85,7 +85,7 @@ class Adopted:
         return over
 
     def of(self, run: int) -> list[tuple[str | int, ...]] | None:
-        """Return name and `Process` of what a run has left, which has that pid and has been reaped; None: nobody knows."""
+        """Return name and `Process` of what a run has left, which has that pid and has been reaped; None: it is unknown."""
         if self._fd < 0:
             return None
         if run not in self._ended:

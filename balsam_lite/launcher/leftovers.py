@@ -16,7 +16,7 @@ from .commands import Context, node_mark
 
 log = logging.getLogger(__name__)
 
-#: A process that has not ended so many seconds after SIGKILL waits for a file system, or became another user's.
+#: A process that has not ended this number of seconds after SIGKILL waits for a file system, or became another user's.
 _UNKILLABLE_S = 30.0
 #: For how long a process whose environment cannot be seen may belong to a run. During execve(2) that is so for milliseconds.
 _MAX_UNKNOWN_S = 10.0

@@ -54,7 +54,7 @@ _NO_PROC = (
     "it starts in sessions of their own cannot be found."
 )
 
-#: At the start, a DB that could not be used is tried again after so many seconds.
+#: At the start, a DB that could not be used is tried again after this number of seconds.
 _RETRY_PERIOD_S = 1.0
 
 #: A batch system tells every process of a batch job, and whoever started this one passes it on: one signal, heard twice.

@@ -174,7 +174,7 @@ def _is_of_host(path: str, host: str) -> bool:
         head = file.readline(4096)
     try:
         return bool(json.loads(head)["host"] == host)
-    except (ValueError, KeyError, TypeError):  # it tells nothing to anybody
+    except (ValueError, KeyError, TypeError):  # it is damaged, or no run file
         return True
 
 

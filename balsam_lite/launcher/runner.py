@@ -488,7 +488,7 @@ class LocalRunner:
         signal_all(run.members, signal.SIGTERM)
 
     def _end_orphans(self) -> None:
-        """End what a dead spawn helper had adopted, whosever it is, before one of its jobs goes back."""
+        """End what a dead spawn helper had adopted, of whichever job, before one of its jobs goes back."""
         orphans = self._spawner.take_orphans()
         self._orphans += orphans
         signal_all(orphans, signal.SIGTERM)

@@ -200,7 +200,7 @@ class Helper:
         if run_file is not None:
             self._record = Writer(RunFile._make(run_file))
             self._note_start(os.getpid(), _start_of_child(os.getpid()), b"")
-        # From now on whoever finds the launcher dead ends this helper first. Before, its jobs may have been given to others.
+        # From now on, the next launcher ends this helper before it takes the jobs. Until now, it may have taken them already.
         self._is_over = self._is_over or self._is_alone()
 
     def _is_alone(self) -> bool:
@@ -222,16 +222,9 @@ class Helper:
                 self._is_over = True
                 break
             self._unread += piece
-        start, size = 0, len(self._unread)
-        while size - start >= LENGTH_BYTES:
-            end = start + LENGTH_BYTES + int.from_bytes(self._unread[start : start + LENGTH_BYTES], "big")
-            if end > size:
-                break
-            words = marshal.loads(bytes(self._unread[start + LENGTH_BYTES : end]))
+        for words in unframed(self._unread):
             if not (self._is_over and words[0] in (START, QUEUE, NOW)):  # from a launcher that is gone: the next has its jobs
                 yield words
-            start = end
-        del self._unread[:start]
 
     def _answer(self, words: tuple[Any, ...] | list[Any]) -> None:
         if not self._answers:
@@ -543,6 +536,19 @@ def framed(messages: Sequence[tuple[Any, ...] | list[Any]]) -> bytes:
         text = marshal.dumps(words)
         parts += [len(text).to_bytes(LENGTH_BYTES, "big"), text]
     return b"".join(parts)
+
+
+def unframed(unread: bytearray) -> list[tuple[Any, ...]]:
+    """Take the whole messages out of what has been received."""
+    found, start, size = [], 0, len(unread)
+    while size - start >= LENGTH_BYTES:
+        end = start + LENGTH_BYTES + int.from_bytes(unread[start : start + LENGTH_BYTES], "big")
+        if end > size:
+            break
+        found.append(marshal.loads(bytes(unread[start + LENGTH_BYTES : end])))
+        start = end
+    del unread[:start]
+    return found
 
 
 def _start_of_child(pid: int) -> str:

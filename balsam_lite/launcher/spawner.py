@@ -7,7 +7,6 @@ are started by a `Channel`. Any thread may start; the thread of the launcher's l
 from __future__ import annotations
 
 import logging
-import marshal
 import os
 import signal
 import socket
@@ -27,7 +26,7 @@ from ..programs import module_words, python_path
 from . import spawn_helper
 from .adopted import Adopted
 from .run_file import RunFile, RunFiles, Writer
-from .spawn_helper import LENGTH_BYTES, Request, become_subreaper, framed
+from .spawn_helper import Request, become_subreaper, framed, unframed
 
 log = logging.getLogger(__name__)
 
@@ -302,14 +301,8 @@ class Spawner:
                 break
         if not helper.unread:
             return
-        start, unread = 0, helper.unread
-        while len(unread) - start >= LENGTH_BYTES:
-            end = start + LENGTH_BYTES + int.from_bytes(unread[start : start + LENGTH_BYTES], "big")
-            if end > len(unread):
-                break
-            self._note(helper, marshal.loads(bytes(unread[start + LENGTH_BYTES : end])))
-            start = end
-        del unread[:start]
+        for words in unframed(helper.unread):
+            self._note(helper, words)
         helper.heard_at, helper.is_silent = time.monotonic(), False
 
     def _note(self, helper: _Helper, words: tuple[Any, ...]) -> None:

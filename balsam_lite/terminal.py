@@ -37,8 +37,8 @@ class _Stalled:
 def write_stderr(text: str | bytes) -> bool:
     """Write to stderr, unbuffered, and return whether it is still there. Never raises OSError, and never blocks for long.
 
-    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush. While there is no reader of a
-    pipe that is full, or a terminal is stopped by Ctrl-S, text is left out: whatever is logged is in the log file, too.
+    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush. While a pipe is full or a
+    terminal is stopped by Ctrl-S, text is left out: what is logged is in the log file, too.
     """
     data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")
     if not _has_room():

@@ -121,9 +121,12 @@ def test_that_a_job_that_kills_spawn_helpers_is_found_by_one_launcher(bench: Ben
 
 
 @pytest.mark.parametrize("hook", ["preprocess", "postprocess"])
-def test_that_a_hook_that_kills_its_launcher_is_found_and_fails_alone(bench: Bench, tmp_path: Path, hook: str) -> None:
+@pytest.mark.parametrize("line", [KILL_LAUNCHER, KILL_HELPER], ids=["its launcher", "its helper"])
+def test_that_a_hook_that_kills_its_launcher_is_found_and_fails_alone(
+    bench: Bench, tmp_path: Path, hook: str, line: str
+) -> None:
     script = tmp_path / "hook.sh"
-    script.write_text(f"#!/bin/sh\n{KILL_LAUNCHER}\n")
+    script.write_text(f"#!/bin/sh\n{line}\n")
     script.chmod(0o755)
     bench.app("hooked", "true", **{hook: str(script)})
     killer, *innocent = bench.add([{"application": "hooked"}, *[{"application": "innocent"}] * 3])

@@ -689,7 +689,7 @@ class LocalRunner:
         message = "Its spawn helper died" if is_dead else "Ended because its launcher gave no sign of life"
         started_us = run.started_us if run.pid else None
         back = Exit(claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, self._clock.now_us())
-        return Finished(back._replace(is_counted=False, is_death=is_dead), run.place)
+        return Finished(back._replace(is_counted=False, is_death=is_dead and not run.stop_result), run.place)
 
     def _not_run(self, run: _Run, failure: StartFailure) -> Finished:
         """Return the end of a run that was not started or whose node died: the job goes back, unless it is itself at fault."""

@@ -50,7 +50,10 @@ _TROUBLE = (states.RUN_ERROR, states.RUN_TIMEOUT)
 
 
 class _Interrupted(Exception):
-    """The step is to stop, and to be done again later."""
+    """The step is to stop, and to be done again later; `is_death`: the spawn helper of its script died."""
+
+    def __init__(self, is_death: bool = False) -> None:
+        self.is_death = is_death
 
 
 class _Failed(LaunchError):
@@ -195,7 +198,7 @@ class Steps:
             self._wake()
 
     def _end_of(self, task: _Task) -> StepEnd:
-        failure, interrupted, trouble = "", False, None
+        failure, interrupted, is_death, trouble = "", False, False, None
         try:
             if task.stop:
                 raise _Interrupted
@@ -204,8 +207,8 @@ class Steps:
             else:
                 self._settle(task)
             failpoint("after-step")
-        except _Interrupted:
-            interrupted = True
+        except _Interrupted as exc:
+            interrupted, is_death = True, exc.is_death
         except Exception as exc:  # one bad job fails alone
             trouble = self._machine.trouble_behind(exc)
             if isinstance(exc, LaunchError):
@@ -217,7 +220,7 @@ class Steps:
                 failure = f"Unexpected {type(exc).__name__}: {exc}"
             if trouble is not None:  # the machine's: the step is done again
                 failure, interrupted = "", True
-        return StepEnd(task.claim, tuple(task.reached), failure, interrupted, trouble, task.note)
+        return StepEnd(task.claim, tuple(task.reached), failure, interrupted, trouble, task.note, is_death=is_death)
 
     def _make_directory(self, directory: str) -> None:
         trouble = self._machine.data_trouble()
@@ -336,6 +339,7 @@ class Steps:
                 self._end_processes(task, heard.grace_s)
             else:  # its spawn helper has died
                 self._end_run(task, self._kill_grace_s)
+                raise _Interrupted(is_death=task.stop is None)
             raise _Interrupted
 
     def _end_processes(self, task: _Task, grace_s: float) -> None:

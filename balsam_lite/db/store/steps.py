@@ -31,6 +31,7 @@ class StepEnd(NamedTuple):
     trouble: MachineTrouble | None = None  # because of which it was interrupted
     note: str = ""  # on its success, for the job's history
     start_after: int | None = None  # then in microseconds: it is held back until then
+    is_death: bool = False  # the spawn helper of its script died
 
 
 def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> Counter[str]:
@@ -50,6 +51,11 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
         if state == end.claim.state and not end.interrupted:
             moves.append(_move(end, now_us))
     move(cx, moves, states.STEP, "launcher_deaths = 0")
+    dead = id_list(job for job, state in held.items() if ends[job].is_death and state == ends[job].claim.state)
+    if dead != "[]":
+        was_alone = cx.execute("SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?", (lease,)).fetchone()[0] == 1
+        facts = claims.facts_of(cx, "job.id IN (SELECT value FROM json_each(?))", (dead,))
+        claims.count_step_deaths(cx, facts, now_us, was_alone)
     later = [(ends[job].start_after, job) for job in held if ends[job].start_after is not None]
     cx.executemany("UPDATE job SET start_after = ? WHERE id = ?", later)
     claims.release(cx, lease, held, now_us)

@@ -115,20 +115,37 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
     return run_on(found, db_directory, settings, options, OneHost())
 
 
-def run_on(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions, company: Company) -> int:
+def run_on(
+    found: Resources,
+    db_directory: str,
+    settings: Settings,
+    options: LauncherOptions,
+    company: Company,
+    lost_lease: int | None = None,
+) -> int:
     """The same on these resources, of which this host is one.
+
+    Args:
+        lost_lease: of a launcher that ended because of a lost node, not because of one of its jobs.
 
     Raises:
         LostLease: somebody took this launcher for dead while it got ready; nothing was taken.
     """
     db = location.open_database(db_directory, settings)
     try:
-        return _run_in(db, found, settings, options, company)
+        return _run_in(db, found, settings, options, company, lost_lease)
     finally:
         db.close()  # so that the one file holds everything
 
 
-def _run_in(db: Database, found: Resources, settings: Settings, options: LauncherOptions, company: Company) -> int:
+def _run_in(
+    db: Database,
+    found: Resources,
+    settings: Settings,
+    options: LauncherOptions,
+    company: Company,
+    lost_lease: int | None,
+) -> int:
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     clock = SystemClock()
     log_path = logs.set_up(db.directory, settings)
@@ -136,7 +153,7 @@ def _run_in(db: Database, found: Resources, settings: Settings, options: Launche
     if not sees_processes():
         log.warning(_NO_PROC)
     batch_id = found.batch.batch_id if found.batch else ""
-    reaper = Reaper(db, settings, clock)
+    reaper = Reaper(db, settings, clock, lost_lease)
 
     def begin() -> tuple[int, bool, list[int], str]:
         with db.write() as cx:

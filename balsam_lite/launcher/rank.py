@@ -98,7 +98,7 @@ def _be_head(link: MpiLink, plan: Plan) -> int:
         crew.gather()
         found = resources.survey(plan.options, settings, plan.batch, os.environ)
         found = found._replace(nodes=_nodes(found, {HEAD: _hello(), **crew.members}, settings, plan.options))
-        code = main.run_on(found, plan.db_directory, settings, plan.options, _Company(crew, found, clock))
+        code = main.run_on(found, plan.db_directory, settings, plan.options, _Company(crew, found, clock), plan.lost_lease)
     except BalsamError as exc:
         error = str(exc)
     except Exception as exc:  # said by the supervisor; the traceback is in the log

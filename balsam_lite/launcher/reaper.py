@@ -26,10 +26,13 @@ _stubborn: set[bytes] = set()
 
 
 class Reaper:
-    """Frees the jobs of dead holders, and watches those on other hosts. One for each launcher or service."""
+    """Frees the jobs of dead holders, and watches those on other hosts. One for each launcher or service.
 
-    def __init__(self, db: Database, settings: Settings, clock: Clock) -> None:
-        self._db, self._settings, self._clock = db, settings, clock
+    `lost_lease` is that of a launcher that ended because of a lost node: none of its jobs may have killed it.
+    """
+
+    def __init__(self, db: Database, settings: Settings, clock: Clock, lost_lease: int | None = None) -> None:
+        self._db, self._settings, self._clock, self._lost_lease = db, settings, clock, lost_lease
         self.watch = leases.Watch(clock.monotonic)
         #: Holders elsewhere that may be dead and have jobs, as of the last `reap`. Watching decides within LEASE_EXPIRY_S.
         self.doubtful: list[Lease] = []
@@ -82,7 +85,11 @@ class Reaper:
         cause = suspects.outside_cause(cx, lease, now_us, living)
 
         def may_have_killed(facts: JobFacts) -> bool:
-            return not cause and (facts.state != states.RUNNING or (facts.job, facts.attempt) in ran)
+            return (
+                not cause
+                and lease.id != self._lost_lease
+                and (facts.state != states.RUNNING or (facts.job, facts.attempt) in ran)
+            )
 
         return leases.reap(cx, lease, now_us, watch=self.watch, may_have_killed=may_have_killed)
 

@@ -77,6 +77,7 @@ class Plan(NamedTuple):
     heartbeat_s: float
     options: LauncherOptions
     batch: Allocation | None
+    lost_lease: int | None = None  # of the launcher before this one, which ended because of a lost node
 
     def as_text(self) -> str:
         """For `from_text`."""
@@ -96,7 +97,7 @@ class Plan(NamedTuple):
             if gpus is not None:
                 gpus = NodeGpus({name: tuple(own) for name, own in gpus[0].items()}, gpus[1])
             batch = batch._replace(node_names=tuple(batch.node_names), node_cpus=tuple(batch.node_cpus), node_gpus=gpus)
-        return cls(found["db_directory"], found["ranks"], found["heartbeat_s"], options, batch)
+        return cls(found["db_directory"], found["ranks"], found["heartbeat_s"], options, batch, found["lost_lease"])
 
 
 def report(**news: object) -> None:
@@ -128,11 +129,11 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     logs.set_up(db_directory, settings, "supervisor")
     deadline = time.monotonic() + 60 * options.time_limit_minutes if options.time_limit_minutes > 0 else None
     wishes = _Wishes()
-    batch, is_repeated = found.batch, False
+    batch, is_repeated, lost_lease = found.batch, False, None
     while True:
         if deadline is not None:
             options = options._replace(time_limit_minutes=max((deadline - time.monotonic()) / 60, 0.001))
-        plan = Plan(db_directory, len(names), settings.HEARTBEAT_S, options, batch)
+        plan = Plan(db_directory, len(names), settings.HEARTBEAT_S, options, batch, lost_lease)
         program, began = _Program(starter.words(names), plan, settings, wishes), time.monotonic()
         code = program.run()
         if code is not None:
@@ -146,14 +147,14 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
         if len(alive) == len(names):
             if program.lease is None or (is_repeated and time.monotonic() - began < _WORKED_S):
                 break
-            is_repeated = True
+            is_repeated, lost_lease = True, None
             log.warning("All nodes answer. It is started again.")
             continue
         lost = [name for name in names if name not in alive]
         log.warning("Lost %d of %d nodes, which do not answer: %s. It is started again on the others.",
                     len(lost), len(names), hostlist.compress(lost))  # fmt: skip
         names, options = alive, options._replace(limit_nodes=None, offset_nodes=0)
-        batch = batch.only(alive)
+        batch, lost_lease = batch.only(alive), program.lease
     log.error("What was running will be RESTART_READY as soon as the next launcher starts.")
     return 1
 

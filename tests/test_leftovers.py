@@ -29,7 +29,7 @@ from balsam_lite.launcher.run_file import RunFiles, Writer
 from balsam_lite.processes import RUN_VARIABLE, belonging
 from balsam_lite.settings import Settings
 
-ID, LEASE = "0123456789abcdef", 3
+ID, LEASE = f"{os.getpid():016x}", 3  # tests that run side by side leave each other alone
 MARK = lease_mark(ID, LEASE)
 
 

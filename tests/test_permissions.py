@@ -132,7 +132,7 @@ def test_that_a_db_of_an_older_version_goes_on_as_it_was_and_check_tells_the_way
     assert text.startswith("others can read balsam.sqlite3, qsubmit/")
     assert f"`balsam init --no-shared-read {directory}`" in text
     init(directory, "--no-shared-read")
-    assert sqlite_files(directory) == {"": "rw-------"}
+    assert set(sqlite_files(directory).values()) == {"rw-------"}  # a launch that is just ending may have it open
     assert {mode(path) for path in (directory / "qsubmit").iterdir()} <= {"rwx------", "rw-------"}
     assert finding(directory)[0] == "ok"
     assert not info(directory)

@@ -74,8 +74,8 @@ def end_runs(
     """
     if not leases and not runs:
         return Orphans(0)
-    now = time.monotonic()
-    kill_at, known_at = now + grace_s, now + _MAX_UNKNOWN_S
+    known_at = time.monotonic() + _MAX_UNKNOWN_S
+    kill_at = float("inf")  # until something has been told to end
     found: set[Process] = set()
     number = signal.SIGTERM
     leaders = leaders_of(db_directory, [*leases, *runs], rank)
@@ -89,6 +89,7 @@ def end_runs(
                 return Orphans(len(found))
         if members and (number == signal.SIGKILL or not found.issuperset(members)):
             signal_all(members, number)
+            kill_at = min(kill_at, now + grace_s)
         found.update(members)
         if members and now > kill_at + _UNKILLABLE_S:
             return _give_up(len(found), members)

@@ -24,7 +24,7 @@ from ..db.store.steps import StepEnd
 from ..errors import LaunchError, MachineTrouble
 from . import commands, interpreter, leftovers, order, process, report
 from .failpoints import failpoint
-from .spawn_helper import Request
+from .spawn_helper import ABANDONED, Request
 from .spawner import Answer, Ended, Failed, Spawner, Started
 from .staging import links
 from .staging.files import shown
@@ -329,6 +329,8 @@ class Steps:
         while True:
             heard = task.inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
             if isinstance(heard, Ended):
+                if heard.end == ABANDONED:  # its helper ended it, as this launcher was silent for too long
+                    raise _Interrupted
                 return heard.returncode
             if isinstance(heard, Failed):
                 raise heard.error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..clock import SystemClock
 from ..errors import BalsamError
 from ..identity import Holder
+from ..loading import StopLoading
 
 if TYPE_CHECKING:
     from ..db.connection import Database
@@ -115,6 +116,10 @@ class Presence:
             finally:
                 db.close()
         except (BalsamError, OSError):
+            return None
+        except StopLoading:  # another thread is importing an application's module; that is the one to stop
+            if not isinstance(threading.current_thread(), threading.Timer):
+                raise
             return None
 
 

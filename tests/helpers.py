@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import time
-from typing import Callable, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, TypeVar
+
+if TYPE_CHECKING:
+    from balsam_lite.db.connection import Database
 
 T = TypeVar("T")
+
+
+@contextmanager
+def db_with_app(directory: Path) -> Iterator[Database]:
+    """Make a DB with the application `a`, and close it at the end."""
+    # `slurm_cluster.py` needs this file where the package is not installed yet.
+    from balsam_lite.db import location
+    from balsam_lite.db.store import apps
+
+    made = location.create(str(directory))
+    with made.write() as cx:
+        apps.add_app(cx, {"name": "a", "executable": "true"})
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 20.0, pause: float = 0.02) -> T:

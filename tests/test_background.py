@@ -198,7 +198,7 @@ def test_that_a_hidden_process_of_a_helper_that_was_killed_ends_before_its_job_r
 
 
 def test_that_what_an_ended_run_has_left_ends_after_a_crash_before_its_job_runs_again(bench: Bench, tmp_path: Path) -> None:
-    """It hides, has a session of its own and its parent has ended: nothing but the run file tells of it."""
+    """It hides, is in a separate session, and its parent has ended: only the run file names it."""
     look = f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap"
     bench.shell(
         "leaves", f"{look}\n{LEAVE_HIDDEN}\n{WAIT}\nexec env -i sleep $(test $BALSAM_ATTEMPT = 1 && echo 4444 || echo 0)"
@@ -241,6 +241,6 @@ def test_that_what_a_failed_run_leaves_ends_where_the_kernel_lists_no_children(b
     bench.shell("fails", f"test $BALSAM_ATTEMPT = 2 && {LIVES.format(tmp_path)} && touch {tmp_path}/overlap\n{LEAVE}\nexit 1")
     (job,) = bench.add([{"application": "fails", "max_retries": 1}])
     assert bench.run(PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}") == 0
-    assert "nonzero return 1" in messages(bench, job)  # without what was left, which nobody knows
+    assert "nonzero return 1" in messages(bench, job)  # without what was left, which is unknown
     assert not (tmp_path / "overlap").exists()
     assert not alive(left_pid(tmp_path, 1)) and not alive(left_pid(tmp_path, 2))

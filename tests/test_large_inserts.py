@@ -8,7 +8,7 @@ import signal
 from contextlib import closing, redirect_stderr, redirect_stdout
 
 import pytest
-from helpers import Slots
+from helpers import Slots, db_with_app
 from launching import Bench
 
 from balsam_lite import states
@@ -36,11 +36,8 @@ def small(monkeypatch):
 
 @pytest.fixture
 def db(tmp_path):
-    made = location.create(str(tmp_path / "db"))
-    with made.write() as cx:
-        apps.add_app(cx, {"name": "a", "executable": "true"})
-    yield made
-    made.close()
+    with db_with_app(tmp_path / "db") as made:
+        yield made
 
 
 def add(db, number, **fields):
@@ -290,7 +287,7 @@ def test_that_the_end_of_a_parent_reaches_hidden_children(db, state, piece):
 
 
 def killed(db, jobs, failpoint):
-    """Whether an insert of these jobs, in a process that is killed there, came so far."""
+    """Return whether an insert of these jobs reached that point, at which its process is killed."""
     child = os.fork()
     if not child:
         os.environ[pieces.FAILPOINT] = failpoint

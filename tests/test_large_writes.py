@@ -9,16 +9,16 @@ import subprocess
 import sys
 
 import pytest
-from helpers import Slots
+from helpers import Slots, db_with_app
 from launching import Bench
 
 from balsam_lite import states
 from balsam_lite.cli.main import main
 from balsam_lite.clock import SystemClock
-from balsam_lite.db import checkup, location, maintenance, queries
+from balsam_lite.db import checkup, maintenance, queries
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.store import apps, claims, graph, insert, leases, moves, pieces, user
+from balsam_lite.db.store import claims, graph, insert, leases, moves, pieces, user
 from balsam_lite.errors import ParentInUse, StateError, UnknownApp
 from balsam_lite.identity import Holder
 from balsam_lite.launcher import obstacles
@@ -38,11 +38,8 @@ def small(monkeypatch):
 
 @pytest.fixture
 def db(tmp_path):
-    made = location.create(str(tmp_path / "db"))
-    with made.write() as cx:
-        apps.add_app(cx, {"name": "a", "executable": "true"})
-    yield made
-    made.close()
+    with db_with_app(tmp_path / "db") as made:
+        yield made
 
 
 def add(db, number=JOBS, **fields):

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import Slots, wait_until
+from helpers import Slots, db_with_app, wait_until
 from launching import Bench
 
 from balsam_lite import states
-from balsam_lite.db import batch_queries, location, outlook
+from balsam_lite.db import batch_queries, outlook
 from balsam_lite.db.outlook import Scope, what_may_come
-from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, user, waits
+from balsam_lite.db.store import batch_jobs, claims, insert, leases, user, waits
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.identity import Holder, start_of
 from balsam_lite.launcher.progress import RecentRate
@@ -26,11 +26,8 @@ from balsam_lite.settings import Settings
 
 @pytest.fixture
 def db(tmp_path):
-    made = location.create(str(tmp_path / "db"))
-    with made.write() as cx:
-        apps.add_app(cx, {"name": "a", "executable": "true"})
-    yield made
-    made.close()
+    with db_with_app(tmp_path / "db") as made:
+        yield made
 
 
 @pytest.fixture

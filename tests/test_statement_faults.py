@@ -123,7 +123,7 @@ class Case(NamedTuple):
     setup: Callable[[World], object] = lambda world: None
     #: ONE transaction; or AGAIN: whatever several have left, the same command again completes it; or INTENT: the intent is
     #: in the DB before the effect is in the scheduler, so what is left depends on that; or HIDDEN: as ONE, when the next
-    #: command has removed what nobody sees.
+    #: command has removed rows that no reader sees.
     how: str = "one"
     access: str = "local"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 from helpers import wait_until
@@ -14,6 +16,9 @@ from launching import PYTHON, Bench, alive
 
 from balsam_lite import states
 from balsam_lite.db.store import outcomes, user
+from balsam_lite.launcher import steps
+from balsam_lite.launcher.spawn_helper import ABANDONED
+from balsam_lite.launcher.spawner import Ended
 
 
 @pytest.fixture
@@ -516,3 +521,10 @@ def test_that_the_launchers_last_line_counts_a_job_that_fails_in_a_step_once_and
     assert bench.states() == {"JOB_FINISHED": 1, "FAILED": 4}
     said = Path(bench.directory, "log", "stderr").read_text()
     assert "Launcher ends (every job has ended): 1 JOB_FINISHED, 4 FAILED; 4 attempts: 2 done, 2 failed\n" in said
+
+
+def test_that_a_script_that_its_helper_ended_for_a_silent_launcher_is_interrupted_and_has_not_failed() -> None:
+    task = SimpleNamespace(inbox=SimpleQueue())
+    task.inbox.put(Ended(1, -signal.SIGTERM, 0, ABANDONED))
+    with pytest.raises(steps._Interrupted):
+        steps.Steps._end_of_program(None, task, None)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from unittest import mock
 
 import pytest
-from helpers import Slots
+from helpers import Slots, db_with_app
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,11 +36,8 @@ from balsam_lite.identity import Holder
 
 @pytest.fixture
 def db(tmp_path):
-    made = location.create(str(tmp_path / "db"))
-    with made.write() as cx:
-        apps.add_app(cx, {"name": "a", "executable": "true"})
-    yield made
-    made.close()
+    with db_with_app(tmp_path / "db") as made:
+        yield made
 
 
 def add(db, *jobs):
@@ -131,7 +128,7 @@ def test_that_the_eldest_lease_is_the_oldest_of_those_that_are_open_and_not_dead
     watch = leases.Watch(lambda: now_s)
     with db.write() as cx:
         leases.close_lease(cx, closed, 2, "idle")
-        assert leases.is_eldest(cx, silent, 30, watch), "nobody has watched it yet"
+        assert leases.is_eldest(cx, silent, 30, watch), "it has not been watched yet"
         leases.living(cx, 30, watch)
         now_s = 31.0
         for lease in (eldest, young):

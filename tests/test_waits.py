@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from helpers import wait_until
 from launching import Bench
 
+from balsam_lite import loading
 from balsam_lite.db import stalls
 from balsam_lite.db.store import batch_jobs, leases
 from balsam_lite.identity import Holder
@@ -120,3 +122,14 @@ def test_that_a_nested_call_on_one_place_says_that_all_places_are_taken_by_jobs_
     bench.launch("--nodes", "1")  # what it says to do
     assert script.communicate(timeout=60)[0] == b"5\n"
     assert os.path.getsize(tmp_path / "err") < 1000
+
+
+def test_that_the_timer_of_a_waiting_program_outlives_an_import_in_another_thread(bench, monkeypatch):
+    presence, found = waits.of(bench.directory), []
+    monkeypatch.setattr(loading, "_depth", 1)
+    timer = threading.Timer(0, lambda: found.append(presence._write(lambda cx, expiry_s: 1)))
+    timer.start()
+    timer.join()
+    assert found == [None]
+    with pytest.raises(loading.StopLoading):
+        presence._write(lambda cx, expiry_s: 1)

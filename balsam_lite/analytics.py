@@ -17,8 +17,8 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
-from .errors import InvalidSpec
-from .states import JOB_FINISHED, RUN_ERROR, RUNNING, STATES
+from .core.errors import InvalidSpec
+from .core.states import JOB_FINISHED, RUN_ERROR, RUNNING, STATES
 
 #: timestamp (integer microseconds since the epoch, or a datetime), state left, state entered, job, nodes that the job takes,
 #: when the program of a run that ends was started (microseconds; 0: never) or None.
@@ -167,8 +167,8 @@ def process_job_times(jobs: Any = None) -> dict[str, list[datetime]]:
     Raises:
         NoDatabase: none is active.
     """
-    from .db import queries
     from .db.models import BalsamJob
+    from .db.query import queries
 
     if jobs is None:
         jobs = BalsamJob.objects.all()

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from balsam_lite.db import filesystem, location
-from balsam_lite.db.connection import FILE_NAME, Database
+from balsam_lite.db.engine import directories, filesystem
+from balsam_lite.db.engine.connection import FILE_NAME, Database
 from balsam_lite.db.store import apps, claims, insert
 
 #: How long a launcher waits for more work where other programs may add some.
@@ -127,7 +127,7 @@ def job_dicts(count: int, application: str = "task", **fields: Any) -> Iterator[
 
 def make_db(directory: str, command: str) -> Database:
     """A new DB whose application `task` is `command`."""
-    database = location.create(directory)
+    database = directories.create(directory)
     with database.write() as cx:
         apps.add_app(cx, {"name": "task", "executable": command})
     return database

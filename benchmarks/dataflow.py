@@ -34,10 +34,10 @@ from typing import Any
 import common
 from limit import Limit
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import location
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories
 from balsam_lite.db.store import apps, claims, graph, insert, leases
-from balsam_lite.identity import Holder
 
 _BARE, _IMPORT, _USE = "pass", "import balsam_lite.launcher.dag", "import balsam_lite.launcher.dag as d; d.BalsamJob"
 #: Before the launcher is measured at rest it has started, claimed nothing and said why.
@@ -73,7 +73,7 @@ def add_waiting(directory: str, count: int) -> None:
     """Add a job that no launcher here can run, and its children."""
 
     def fill() -> None:
-        database = location.open_database(directory)
+        database = directories.open_database(directory)
         (parent,) = insert.add_jobs(database, [{"application": "task", "num_nodes": 60_000}]).ids
         children = insert.add_jobs(database, common.job_dicts(count)).ids
         with database.write() as cx:

@@ -16,10 +16,10 @@ from typing import Any
 
 import common
 
-from balsam_lite.db import location
+from balsam_lite.core.errors import WaitTimeout
+from balsam_lite.db.engine import directories
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import insert, user
-from balsam_lite.errors import WaitTimeout
+from balsam_lite.db.store import insert, user_actions
 from balsam_lite.launcher.futures import FutureTask, as_completed, wait
 
 _PERIOD_S, _IDLE_S = 0.1, 3.0
@@ -27,10 +27,10 @@ _PERIOD_S, _IDLE_S = 0.1, 3.0
 
 def end_jobs(directory: str, numbers: list[int], batch: int) -> None:
     """In a child: end the jobs bit by bit. The time of the event is taken right before it is written."""
-    database = location.open_database(directory)
+    database = directories.open_database(directory)
     for start in range(0, len(numbers), batch):
         time.sleep(_PERIOD_S)
-        user.set_state(database, numbers[start : start + batch], "JOB_FINISHED")
+        user_actions.set_state(database, numbers[start : start + batch], "JOB_FINISHED")
     database.close()
 
 

@@ -18,20 +18,20 @@ from typing import Any
 
 import common
 
-from balsam_lite import states
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import location
-from balsam_lite.db.connection import Database
+from balsam_lite.core import states
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.store import graph, insert, moves, pieces, user
+from balsam_lite.db.store import graph, insert, pieces, transitions, user_actions
 
 _PERIOD_S = 0.005
 
 
 def write_often(directory: str, is_over: Event, answer: Any) -> None:
     """Commit a row every few milliseconds. Send the longest that one took, in seconds."""
-    db = location.open_database(directory)
+    db = directories.open_database(directory)
     longest = 0.0
     while not is_over.is_set():
         started = time.perf_counter()
@@ -68,7 +68,7 @@ def end_of_parent(db: Database, children: int) -> dict[str, float]:
     started = time.perf_counter()
     with db.write() as cx:
         now_us = SystemClock.now_us()
-        moves.move(cx, [moves.Move(parent, ("CREATED", "JOB_FINISHED"), now_us)], states.USER)
+        transitions.move(cx, [transitions.Move(parent, ("CREATED", "JOB_FINISHED"), now_us)], states.USER)
         graph.propagate(cx, [parent], [], now_us)
     longest = time.perf_counter() - started
     while True:
@@ -102,9 +102,9 @@ def run(place: str, number: int, children: int) -> dict[str, Any]:
         with db.write() as cx:
             graph.add_edges(cx, [(job, job + tenth) for job in range(1, tenth + 1)], SystemClock.now_us())
         found["update"] = measured(db, lambda: BalsamJob.objects.all().update(state="JOB_FINISHED"))
-        found["rerun"] = measured(db, lambda: user.rerun(db, jobs))
-        found["kill"] = measured(db, lambda: user.kill(db, jobs))
-        found["rm"] = measured(db, lambda: user.delete(db, jobs))
+        found["rerun"] = measured(db, lambda: user_actions.rerun(db, jobs))
+        found["kill"] = measured(db, lambda: user_actions.kill(db, jobs))
+        found["rm"] = measured(db, lambda: user_actions.delete(db, jobs))
     found["parent"] = end_of_parent(db, children)
     db.close()
     return found

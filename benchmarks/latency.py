@@ -16,8 +16,8 @@ from typing import Any
 import common
 from limit import Limit
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.db.connection import FILE_NAME
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.db.engine.connection import FILE_NAME
 from balsam_lite.db.store import graph, insert
 
 

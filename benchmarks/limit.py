@@ -49,7 +49,7 @@ class Limit:
     def measure(
         self, count: int, processes: int | None = None, in_flight: int = 2, program: Sequence[str] = (common.TRUE,)
     ) -> Figure:
-        """Start `program` that many times; `processes` None is one loop per core."""
+        """Start `program` that many times; `process_table` None is one loop per core."""
         self._rounds += 1
         place = os.path.join(self._directory, f"limit_{self._rounds}")
         os.mkdir(place)

@@ -23,11 +23,11 @@ import common
 from dataflow import cpu_s
 from limit import Limit
 
-from balsam_lite.db.connection import FILE_NAME
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine.connection import FILE_NAME
 from balsam_lite.launcher.mpirun import find
 from balsam_lite.launcher.mpirun.layout import RankLayout
 from balsam_lite.launcher.mpirun.starter import Starter
-from balsam_lite.settings import Settings
 
 _RANKS = 2
 #: MPICH's mpiexec dies of SIGPIPE in one of a hundred runs of programs that end at once, such as true, in a shell as well.

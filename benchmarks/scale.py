@@ -38,12 +38,13 @@ from typing import Any
 
 import common
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import location, models
-from balsam_lite.db.connection import FILE_NAME, Database
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder
+from balsam_lite.db import models
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import FILE_NAME, Database
 from balsam_lite.db.manager import use
 from balsam_lite.db.store import claims, leases
-from balsam_lite.identity import Holder
 
 _BARE, _VERSION, _BY_STATES = "python -c pass", "balsam --version", "balsam ls --by-states"
 _BATCH, _LARGE_BATCH = 64, 1000
@@ -227,7 +228,7 @@ class Claimer:
     """A launcher's transactions without the launcher: finish what was taken, take the next jobs."""
 
     def __init__(self, directory: str, batch: int) -> None:
-        self._database: Database = location.open_database(directory)
+        self._database: Database = directories.open_database(directory)
         self._batch = batch
         self._exits: list[claims.Exit] = []
         self.seconds: list[float] = []

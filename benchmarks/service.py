@@ -22,17 +22,17 @@ from typing import Any
 
 import common
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.db.connection import Connection, Database
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine.connection import Connection, Database
 from balsam_lite.db.store import insert, leases
-from balsam_lite.identity import Holder
 from balsam_lite.schedulers import submission
 from balsam_lite.schedulers.base import QUEUED, BatchStatus, Submission
 from balsam_lite.schedulers.submission import LaunchRequest
 from balsam_lite.service import loop
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import Queue, Range
-from balsam_lite.settings import Settings
 
 _OPEN = 20
 _FULL = (Queue("full", True, _OPEN, (Range(1, 4392, 1, 1440),)),)

@@ -25,7 +25,7 @@ import common
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import mounts  # the hosts of the tests
 
-from balsam_lite.db import filesystem, location
+from balsam_lite.db.engine import directories, filesystem
 from balsam_lite.db.store import apps, insert
 
 _SLEEP_S, _NODES, _SLOTS_PER_NODE = 0.2, 2, 4
@@ -78,7 +78,7 @@ class Visitor(threading.Thread):
 
 def make_db(directory: str, jobs: int) -> None:
     """The DB and its jobs, made where the mounts come from."""
-    database = location.create(directory, filesystem.SHARED)
+    database = directories.create(directory, filesystem.SHARED)
     with database.write() as cx:
         apps.add_app(cx, {"name": "task", "executable": shutil.which("sleep") or "/bin/sleep"})
     fields = {"node_packing_count": _SLOTS_PER_NODE, "args": str(_SLEEP_S)}

@@ -22,18 +22,18 @@ from typing import Any
 
 import common
 
-from balsam_lite import states
-from balsam_lite.db.connection import Database
+from balsam_lite.core import states
+from balsam_lite.core.identity import Holder
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
 from balsam_lite.db.store.claims import Claim, Exit
-from balsam_lite.identity import Holder
 from balsam_lite.launcher import loop
-from balsam_lite.launcher.ensemble import words
-from balsam_lite.launcher.ensemble.head import Crew, EnsembleRunner
-from balsam_lite.launcher.ensemble.post import Post
-from balsam_lite.launcher.nodes import Node, Place, Pool
+from balsam_lite.launcher.multinode import messages
+from balsam_lite.launcher.multinode.channel import Post
+from balsam_lite.launcher.multinode.coordinator import Crew, EnsembleRunner
+from balsam_lite.launcher.placement import Node, Place, Pool
 from balsam_lite.launcher.runner import Finished
-from balsam_lite.settings import Settings
 
 #: From node to node, in seconds. A rank looks for messages every millisecond or two while there are any.
 _LATENCY_S = 0.002
@@ -138,7 +138,7 @@ class Cluster:
         self._number = 0
         self.spent_s = 0.0  # by rank 0, in sending
         for rank in range(1, size):
-            self._posts[rank].say(0, words.HELLO, (words.VERSION, f"node{rank}", 64, ()))
+            self._posts[rank].say(0, messages.HELLO, (messages.VERSION, f"node{rank}", 64, ()))
             self._posts[rank].send()
 
     def carry(self, sender: int, peer: int, frame: bytes) -> None:
@@ -170,12 +170,12 @@ class Cluster:
         post, tasks = self._posts[rank], self._tasks[rank]
         before = tasks.next_end
         for _, said in post.hear():
-            if said[0] == words.START:
-                tasks.start(*words.read_start(*said[1:]))
-            elif said[0] == words.BEGIN:
-                post.say(0, words.READY, "")
+            if said[0] == messages.START:
+                tasks.start(*messages.read_start(*said[1:]))
+            elif said[0] == messages.BEGIN:
+                post.say(0, messages.READY, "")
         for finished in tasks.poll():
-            post.say(0, *words.ended(finished.exit))
+            post.say(0, *messages.ended(finished.exit))
         post.send()
         if tasks.next_end != before and tasks.next_end < float("inf"):
             self._number += 1
@@ -214,7 +214,7 @@ def run(database: Database, nodes: int, slots: int, seconds: float) -> tuple[Met
     crew = Crew(cluster, clock, settings.HEARTBEAT_S)
     crew._lost_after_s = float("inf")  # nodes have nothing to say for minutes, and no thread to say so
     crew.gather()
-    crew.begin(words.Begin("/", 1, nodes, "serial", {}, 16, 1.0, ()))
+    crew.begin(messages.Begin("/", 1, nodes, "serial", {}, 16, 1.0, (), ()))
     pool = Pool([Node(slots, (), f"node{rank}") for rank in range(nodes)])
     local = Tasks(clock, seconds)
     runner = EnsembleRunner(local, crew, clock, lambda claim: False, pool.close)

@@ -26,12 +26,12 @@ import common
 
 from balsam_lite import analytics
 from balsam_lite.api import EventLog, Job
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import location, registry
-from balsam_lite.db.connection import FILE_NAME
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories, registry
+from balsam_lite.db.engine.connection import FILE_NAME
 from balsam_lite.db.models import use
 from balsam_lite.db.store import apps, claims, insert, leases
-from balsam_lite.identity import Holder
 
 _MATCHES = 100
 _BARE = "python -c pass"
@@ -43,7 +43,7 @@ _STATES = ("CREATED", "RUNNING", "RUN_DONE", "JOB_FINISHED")
 
 def make_site(directory: str, name: str) -> None:
     """A registered site with an application that is a template, and one that is a program."""
-    with closing(location.create(directory)) as database, database.write() as cx:
+    with closing(directories.create(directory)) as database, database.write() as cx:
         apps.add_app(cx, {"name": "task", "executable": common.TRUE})
         apps.add_app(cx, {"name": "Hello", "command_template": "echo Hello, {{ name }}!", "parameters": _NAMES})
     registry.add(directory, name)
@@ -83,7 +83,7 @@ def bulk_create(directory: str, count: int, rounds: int) -> dict[str, Any]:
             raise RuntimeError("bulk_create did not return what it made")
         del jobs, saved
         rows = hello_dicts(count)
-        with closing(location.open_database(directory)) as database:
+        with closing(directories.open_database(directory)) as database:
             started = time.perf_counter()
             insert.add_jobs(database, rows)
             seconds["dicts"].append(time.perf_counter() - started)
@@ -115,7 +115,7 @@ def fill(directory: str, count: int, rare: int) -> None:
             is_rare = rest == 0 and mark < _MATCHES * rare
             yield {**job, "tags": {"kind": f"rare{mark % rare}" if is_rare else "common", "part": str(number % 7)}}
 
-    with closing(location.open_database(directory)) as database:
+    with closing(directories.open_database(directory)) as database:
         insert.add_jobs(database, jobs())
 
 
@@ -137,7 +137,7 @@ def time_job_ls(bench: common.Bench, directory: str, times: int) -> dict[str, An
 def time_claims(directory: str, rare: int) -> dict[str, float]:
     """Milliseconds of a transaction that takes a hundred jobs: of a rare tag, and of all; each once per rare tag, medians."""
     taken: dict[str, list[float]] = {"tagged": [], "untagged": []}
-    with closing(location.open_database(directory)) as database:
+    with closing(directories.open_database(directory)) as database:
         with database.write() as cx:
             lease = leases.open_lease(cx, "launcher", Holder.current(), "", SystemClock.now_us())
         for number in range(rare):
@@ -161,7 +161,7 @@ def fill_with_events(directory: str, count: int) -> None:
     make_site(directory, "events")
     steps = len(_STATES) - 1
     jobs = -(-count // steps)
-    with closing(location.open_database(directory)) as database:
+    with closing(directories.open_database(directory)) as database:
         insert.add_jobs(database, common.job_dicts(jobs, node_packing_count=8))
     now_us = SystemClock.now_us()
 
@@ -181,7 +181,7 @@ def time_analytics(directory: str, count: int) -> dict[str, Any]:
     """Seconds of each report, read from the DB and from memory."""
     fill_with_events(directory, count)
     figures: dict[str, Any] = {}
-    with closing(location.open_database(directory)) as database, use(database):
+    with closing(directories.open_database(directory)) as database, use(database):
         events = EventLog.objects.all()
         rows = list(events.tuples())
         figures["events"] = len(rows)

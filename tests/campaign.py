@@ -243,7 +243,9 @@ class Campaign:
     def _python(self, code: str, *words: str) -> list[str]:
         """Make a script; what the program refuses is no fault of the script."""
         body = "\n".join(f"    {line}" for line in code.strip().splitlines())
-        head = "import json, sys\nfrom balsam_lite.errors import BalsamError\nfrom balsam_lite.launcher.dag import BalsamJob"
+        head = (
+            "import json, sys\nfrom balsam_lite.core.errors import BalsamError\nfrom balsam_lite.launcher.dag import BalsamJob"
+        )
         return [sys.executable, "-c", f"{head}\ntry:\n{body}\nexcept BalsamError as exc:\n    sys.exit(str(exc))", *words]
 
     def _calm(self, *words: str) -> None:

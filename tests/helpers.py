@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, TypeVar
 
 if TYPE_CHECKING:
-    from balsam_lite.db.connection import Database
+    from balsam_lite.db.engine.connection import Database
 
 T = TypeVar("T")
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 def db_with_app(directory: Path) -> Iterator[Database]:
     """Make a DB with the application `a`, and close it at the end."""
     # `slurm_cluster.py` needs this file where the package is not installed yet.
-    from balsam_lite.db import location
+    from balsam_lite.db.engine import directories
     from balsam_lite.db.store import apps
 
-    made = location.create(str(directory))
+    made = directories.create(str(directory))
     with made.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
     try:

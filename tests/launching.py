@@ -12,9 +12,10 @@ from typing import Any
 
 from helpers import wait_until
 
-from balsam_lite.db import location, queries
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine import directories
+from balsam_lite.db.query import queries
 from balsam_lite.db.store import apps, graph, insert
-from balsam_lite.settings import Settings
 
 PYTHON = sys.executable
 
@@ -24,7 +25,7 @@ class Bench:
 
     def __init__(self, directory: Path, **settings: str) -> None:
         self.directory = str(directory / "db")
-        self.db = location.create(self.directory)
+        self.db = directories.create(self.directory)
         self.environ = {**os.environ, "BALSAM_IDLE_TTL_S": "0.3", "BALSAM_KILL_GRACE_S": "2", **settings}
         self.launchers: list[subprocess.Popen[bytes]] = []
         self.python = PYTHON  # of the launchers
@@ -100,6 +101,6 @@ class Bench:
 
 def alive(pid: int) -> bool:
     """Whether a process lives; a zombie does not."""
-    from balsam_lite.identity import start_of
+    from balsam_lite.core.identity import start_of
 
     return start_of(pid) != ""

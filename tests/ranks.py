@@ -11,8 +11,8 @@ from helpers import wait_until
 from launching import Bench
 from mpi import mpiexec
 
-from balsam_lite.db.binding import id_of
-from balsam_lite.processes import Process, belonging
+from balsam_lite.core.process_table import Process, belonging
+from balsam_lite.db.engine.binding import id_of
 
 
 class Wire:
@@ -85,7 +85,9 @@ class Ensemble(Bench):
         """The ranks of a running launcher, once they are all there; the first is rank 0."""
 
         def found() -> list[Process]:
-            by_rank = {rank_of(p.pid): p for p in self.processes("balsam_lite.launcher.rank") if rank_of(p.pid) is not None}
+            by_rank = {
+                rank_of(p.pid): p for p in self.processes("balsam_lite.launcher.multinode.rank") if rank_of(p.pid) is not None
+            }
             return [by_rank[rank] for rank in sorted(by_rank)] if len(by_rank) == number else []
 
         return wait_until(found)

@@ -18,9 +18,9 @@ import pytest
 import slurm_cluster
 from helpers import wait_until
 
+from balsam_lite.core.settings import Settings
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, Scheduler, Submission
-from balsam_lite.settings import Settings
 
 FAKES = Path(__file__).resolve().parent / "fakebin"
 

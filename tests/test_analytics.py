@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from balsam_lite import analytics
 from balsam_lite.analytics import available_nodes, error_report, process_job_times, throughput_report, utilization_report
 from balsam_lite.api import EventLog
-from balsam_lite.db import location
+from balsam_lite.core.errors import InvalidSpec
+from balsam_lite.db.engine import directories
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps, user
-from balsam_lite.errors import InvalidSpec
+from balsam_lite.db.store import apps, user_actions
 
 T0 = datetime(2026, 5, 31, 12)  # noqa: DTZ001  # events' times are UTC without saying so
 
@@ -198,7 +198,7 @@ def test_that_batch_jobs_that_have_not_ended_are_left_out_and_counted():
 
 @pytest.fixture
 def database(tmp_path):
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "hello", "executable": "echo"})
     with use(made):
@@ -208,7 +208,7 @@ def database(tmp_path):
 
 def test_that_process_job_times_has_all_that_happened_to_the_jobs(database):
     BalsamJob.objects.bulk_create([{"name": f"j{n}", "workflow": "ab"[n % 2], "application": "hello"} for n in range(5)])
-    user.set_state(database, list(BalsamJob.objects.all().numbers()), "FAILED", "", by="test")
+    user_actions.set_state(database, list(BalsamJob.objects.all().numbers()), "FAILED", "", by="test")
     first = BalsamJob.objects.get(name="j0")
     times = process_job_times()
     assert {state: len(found) for state, found in times.items()} == {"CREATED": 5, "FAILED": 5}

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from balsam_lite import api, errors, loading
+from balsam_lite import api
 from balsam_lite.api import (
     App,
     BatchJob,
@@ -37,12 +37,13 @@ from balsam_lite.api import (
     waiting,
 )
 from balsam_lite.api.ids import Id, maker
-from balsam_lite.db import location, registry
+from balsam_lite.core import errors, import_guard
+from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.models import use
-from balsam_lite.launcher import call, report
-from balsam_lite.sites import many
+from balsam_lite.pyapps import result_file, run_call
+from balsam_lite.sites import fanout
 from balsam_lite.sites.local import LocalDesk
-from balsam_lite.sites.remote import RemoteDesk
+from balsam_lite.sites.rpc.remote import RemoteDesk
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKSHOP = ROOT / "examples" / "workshop"
@@ -813,12 +814,12 @@ def test_that_the_active_db_is_asked_first(two: tuple[Site, Site], monkeypatch: 
     monkeypatch.delenv("BALSAM_DB_PATH")
     monkeypatch.chdir(two[0].path / "data")
     assert Job.objects.count() == 1
-    with use(location.open_database(str(two[1].path))):
+    with use(directories.open_database(str(two[1].path))):
         assert Job.objects.count() == 3
 
 
 def test_that_a_db_outside_of_the_registry_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    location.set_up(str(tmp_path / "lonely"))
+    directories.set_up(str(tmp_path / "lonely"))
     assert registry.known() == []
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "lonely"))
     App(name="Plain", executable="true").save()
@@ -866,15 +867,15 @@ class FarDesk(LocalDesk):
 @pytest.fixture
 def far(two: tuple[Site, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.Entry:
     """A third site, as if it were on another host."""
-    location.set_up(str(tmp_path / "far"))
+    directories.set_up(str(tmp_path / "far"))
     entry = registry.add(str(tmp_path / "far"), "far", host="elsewhere")
-    near = many.desk_of
+    near = fanout.desk_of
     monkeypatch.setattr(FarDesk, "is_reachable", True)
 
     def desk_of(entry: registry.Entry, patience_s: float | None = None) -> Any:
         return FarDesk(entry) if entry.is_remote else near(entry, patience_s)
 
-    monkeypatch.setattr(many, "desk_of", desk_of)
+    monkeypatch.setattr(fanout, "desk_of", desk_of)
     App(name="Far", site_name="far", executable="true").save()
     return entry
 
@@ -915,9 +916,9 @@ def test_that_a_site_that_cannot_be_read_is_a_warning_unless_it_was_meant(far: r
     put(saved("b"), "FAILED")
     FarDesk.is_reachable = False
     for question in (lambda: len(Job.objects.all()), Job.objects.count, lambda: len(Job.objects.order_by("state"))):
-        with pytest.warns(many.SiteWarning, match="far could not be read: far away"):
+        with pytest.warns(fanout.SiteWarning, match="far could not be read: far away"):
             assert question() == 2
-    with pytest.warns(many.SiteWarning, match="far"):
+    with pytest.warns(fanout.SiteWarning, match="far"):
         assert len(list(EventLog.objects.all())) == 1
     for meant in (lambda: len(Job.objects.filter(site_name="far")), lambda: Job.objects.filter(site_id=far.number).count()):
         with pytest.raises(errors.SiteUnreachable):
@@ -1015,7 +1016,7 @@ def test_that_sites_are_found_by_name_first(two: tuple[Site, Site]) -> None:
     two[1].save()
     assert Site.objects.get("better").id == 2 and App.objects.filter(site_name="better").count() == 2
     two[1].delete()
-    assert Site.objects.count() == 1 and location.is_db(str(Path(two[0].path).parent / "b"))
+    assert Site.objects.count() == 1 and directories.is_db(str(Path(two[0].path).parent / "b"))
     with pytest.raises(ValueError):
         Site(name="x")
 
@@ -1253,21 +1254,21 @@ def of_function(site: Site) -> Job:
     return saved(site.name, app_id="F")
 
 
-def outcome_of(site: Site, one: Job, outcome: call.Outcome) -> None:
+def outcome_of(site: Site, one: Job, outcome: run_call.Outcome) -> None:
     """As if its function had ended so."""
     folder = one.resolve_workdir(site.path / "data")
     folder.mkdir(parents=True)
     name = one._row["job_id"]
-    author = report.Author(name, 0, outcome.good)
-    report.leave(str(folder / report.file_name(name)), author, pickle.dumps(tuple(outcome)))
+    author = result_file.Author(name, 0, outcome.good)
+    result_file.leave(str(folder / result_file.file_name(name)), author, pickle.dumps(tuple(outcome)))
     put(one, "JOB_FINISHED" if outcome.good else "FAILED")
 
 
 def test_that_a_function_s_value_and_exception_come_back(site: Site) -> None:
     good, bad = of_function(site), of_function(site)
-    outcome_of(site, good, call.Outcome(True, pickle.dumps({"answer": (4, 2)})))
+    outcome_of(site, good, run_call.Outcome(True, pickle.dumps({"answer": (4, 2)})))
     assert good.result() == good.result_nowait() == {"answer": (4, 2)}
-    outcome_of(site, bad, call.Outcome(False, pickle.dumps(ZeroDivisionError("of its own")), "Traceback: there"))
+    outcome_of(site, bad, run_call.Outcome(False, pickle.dumps(ZeroDivisionError("of its own")), "Traceback: there"))
     with pytest.raises(ZeroDivisionError, match="of its own") as raised:
         bad.result()
     assert "Traceback: there" in str(raised.value.__cause__)
@@ -1276,7 +1277,7 @@ def test_that_a_function_s_value_and_exception_come_back(site: Site) -> None:
 @pytest.mark.parametrize("value", [None, b"not a pickle"])
 def test_that_a_result_that_cannot_be_read_says_so(site: Site, value: bytes | None) -> None:
     one = of_function(site)
-    outcome_of(site, one, call.Outcome(False, value, "Traceback: there"))
+    outcome_of(site, one, run_call.Outcome(False, value, "Traceback: there"))
     with pytest.raises(errors.RemoteError, match="Traceback: there"):
         one.result()
 
@@ -1300,7 +1301,7 @@ def test_that_a_job_that_failed_without_a_result_says_why(site: Site) -> None:
 
 def test_that_nothing_is_written_while_an_application_is_loaded(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     one = saved("far", app_id="Far")
-    with loading.going_on():
+    with import_guard.going_on():
         for write in (
             lambda: saved("a"), lambda: saved("far", app_id="Far"), lambda: put(one, "FAILED"), one.delete,
             lambda: Job.objects.bulk_create([job()]), lambda: Job.objects.all().update(num_nodes=2), Job.objects.all().delete,
@@ -1308,10 +1309,10 @@ def test_that_nothing_is_written_while_an_application_is_loaded(far: registry.En
             lambda: BatchJob.objects.create(num_nodes=1, wall_time_min=1, job_mode="mpi"),
             lambda: Site(name="new", path="new").save(),
         ):  # fmt: skip
-            with pytest.raises(loading.StopLoading):
+            with pytest.raises(import_guard.StopLoading):
                 write()
         assert Job.objects.count() == 1
-    monkeypatch.setenv(loading.LOADING_VARIABLE, "1")  # as in a program that its file starts
+    monkeypatch.setenv(import_guard.LOADING_VARIABLE, "1")  # as in a program that its file starts
     with pytest.raises(errors.BalsamError, match="imported only for its class"):
         one.delete()
     with pytest.raises(errors.BalsamError, match="imported only for its class"):
@@ -1359,7 +1360,7 @@ def test_that_adding_jobs_costs_little_more_than_the_store(site: Site) -> None:
     from balsam_lite.db.store import insert
 
     number = 3000
-    database = location.open_database(str(site.path))
+    database = directories.open_database(str(site.path))
     plain = [{"application": "Hello", "parameters": {"to": "x"}, "tags": {"k": "v"}} for _ in range(number)]
     for _ in range(3):
         began = time.process_time()

@@ -19,11 +19,9 @@ from launching import PYTHON, Bench
 from mpi import CAREFUL, with_mpi
 from ranks import Ensemble
 
-from balsam_lite import loading, states
 from balsam_lite.api import App, ApplicationDefinition, Job
-from balsam_lite.db import registry
-from balsam_lite.db.store import outcomes, user
-from balsam_lite.errors import (
+from balsam_lite.core import import_guard, states
+from balsam_lite.core.errors import (
     ApplicationLost,
     BalsamError,
     InvalidApplication,
@@ -36,10 +34,14 @@ from balsam_lite.errors import (
     UnknownApp,
     UnknownSite,
 )
-from balsam_lite.launcher import application, call, commands, dag, function, hook, interpreter, order, report, resources
+from balsam_lite.db.engine import registry
+from balsam_lite.db.store import exit_rules, user_actions
+from balsam_lite.launcher import dag, resources
+from balsam_lite.launcher.exec import invocation
 from balsam_lite.launcher.main import run_launcher
-from balsam_lite.launcher.order import Source
-from balsam_lite.launcher.parts import run_parts
+from balsam_lite.launcher.multinode.partitioned import run_parts
+from balsam_lite.pyapps import class_loader, payload, python_argv, result_file, run_call, run_function, run_hook
+from balsam_lite.pyapps.payload import Source
 
 HEADER = "from balsam_lite.api import ApplicationDefinition, Job, BatchJob\n"
 
@@ -156,7 +158,7 @@ def test_that_sync_stores_where_the_class_is_and_changes_what_was_stored_before(
     assert stored.environ_vars == {"LANG": "C"} and stored.parameters == {"name": {"required": True}}
     assert stored.definition["file"] == str(path) and stored.definition["class"] == "Hello"
     assert str(tmp_path) in stored.definition["path"] and not any(sys.prefix in one for one in stored.definition["path"])
-    assert shlex.split(stored.postprocess) == interpreter.words(sys.executable, interpreter.HOOK, "postprocess")
+    assert shlex.split(stored.postprocess) == python_argv.words(sys.executable, python_argv.HOOK, "postprocess")
     assert stored.handle_timeout.endswith(" handle_timeout")
     assert (stored.preprocess, stored.handle_error, stored.executable) == ("", "", "")
 
@@ -245,12 +247,12 @@ def test_that_a_script_is_read_up_to_where_it_writes_and_writes_nothing(site, tm
     (tmp_path / "mine.py").write_text(f"{HEADER}def helper():\n    Job(app_id='Early', workdir='x').save()\n")
     path = written(tmp_path, "script", WRITER.format(before="", write=write))
     site.app("Early", "true")
-    assert application.load(Source(str(path), "Early", "__main__")).command_template == "p"
+    assert class_loader.load(Source(str(path), "Early", "__main__")).command_template == "p"
     with pytest.raises(ApplicationLost) as caught:
-        application.load(Source(str(path), "Late", "__main__"))
+        class_loader.load(Source(str(path), "Late", "__main__"))
     assert 'under `if __name__ == "__main__":`' in str(caught.value) and str(path) in str(caught.value)
     assert Job.objects.count() == 0 and App.objects.get(name="Early").kind == "command"
-    assert not loading.is_going_on()
+    assert not import_guard.is_going_on()
 
 
 STARTER = """
@@ -265,36 +267,36 @@ STARTER = """
 
 def test_that_a_command_that_a_file_starts_writes_nothing_while_the_file_is_imported(site, tmp_path, monkeypatch):
     site.app("Early", "true")
-    made = application.load(Source(str(written(tmp_path, "starter", STARTER)), "Early"))
+    made = class_loader.load(Source(str(written(tmp_path, "starter", STARTER)), "Early"))
     done = sys.modules[made.__module__].done
     assert done.returncode == 1 and "imported only for its class" in done.stderr
     assert Job.objects.count() == 0
-    assert not loading.is_going_on(), "what a hook starts after that may write"
-    monkeypatch.setenv(loading.LOADING_VARIABLE, "1")
+    assert not import_guard.is_going_on(), "what a hook starts after that may write"
+    monkeypatch.setenv(import_guard.LOADING_VARIABLE, "1")
     options = resources.LauncherOptions()
     for start in (lambda: run_launcher(site.directory, options), lambda: run_parts(site.directory, options, [])):
         with pytest.raises(BalsamError, match="imported only for its class"):
             start()
-    assert b"BALSAM_LOADING" not in commands.make_context(site.directory, b"id:1:", 1, "serial", os.environb).environ
+    assert b"BALSAM_LOADING" not in invocation.make_context(site.directory, b"id:1:", 1, "serial", os.environb).environ
 
 
 def test_that_what_is_lost_is_told_with_file_class_and_reason(site, tmp_path):
     path = written(tmp_path, "broken", "class A(ApplicationDefinition):\n    site = 1\n    command_template = 'p'\nB = 3\n")
-    assert application.load(Source(str(path), "A")).__name__ == "A"
+    assert class_loader.load(Source(str(path), "A")).__name__ == "A"
     for name in ("B", "C"):
         with pytest.raises(
             ApplicationLost, match=f"The class {name} of .*broken.py cannot be used: the file has no application"
         ):
-            application.load(Source(str(path), name))
+            class_loader.load(Source(str(path), name))
     path = path.rename(tmp_path / "raises.py")
     with pytest.raises(ApplicationLost, match="no such file any more"):
-        application.load(Source(str(tmp_path / "broken.py"), "A"))
+        class_loader.load(Source(str(tmp_path / "broken.py"), "A"))
     path.write_text(f"{path.read_text()}\n1 / 0\n")
     with pytest.raises(ApplicationLost, match=r"raises ZeroDivisionError: division by zero \(line 7\)"):
-        application.load(Source(str(path), "A"))
+        class_loader.load(Source(str(path), "A"))
     path.write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(ApplicationLost, match="raises SystemExit: 3"):
-        application.load(Source(str(path), "A"))
+        class_loader.load(Source(str(path), "A"))
 
 
 def test_that_a_module_of_a_package_is_imported_by_its_name_and_sees_no_arguments_of_ours(site, tmp_path, monkeypatch):
@@ -305,9 +307,9 @@ def test_that_a_module_of_a_package_is_imported_by_its_name_and_sees_no_argument
     body = "from .other import TEMPLATE\nimport sys\nWORDS = sys.argv\nclass A(ApplicationDefinition):\n    site = 1\n"
     path = written(folder, "apps", f"{body}    command_template = TEMPLATE\n")
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(tmp_path)])
-    made = application.load(Source(str(path), "A", "package.apps", (str(tmp_path),)))
+    made = class_loader.load(Source(str(path), "A", "package.apps", (str(tmp_path),)))
     assert made.__module__ == "package.apps" and str(path) in sys.modules["package.apps"].WORDS
-    assert application.load(Source(str(path), "A", "package.apps")) is made
+    assert class_loader.load(Source(str(path), "A", "package.apps")) is made
 
 
 # --- what becomes of a job --------------------------------------------------------------------------------------------
@@ -333,9 +335,9 @@ def test_that_a_module_of_a_package_is_imported_by_its_name_and_sees_no_argument
     ],
 )
 def test_that_an_applications_own_handlers_are_asked_whatever_the_jobs_flags_say(fields, state, path, asks):
-    plain = dict.fromkeys(outcomes.JobFacts._fields, 0) | {"job": 1, "state": state, "attempt": 1, "restart_limit": 10}
-    facts = outcomes.JobFacts(**{**plain, "retry_codes": "", "auto_timeout_retry": 1, **fields})
-    outcome = outcomes.settle(facts, state)
+    plain = dict.fromkeys(exit_rules.JobFacts._fields, 0) | {"job": 1, "state": state, "attempt": 1, "restart_limit": 10}
+    facts = exit_rules.JobFacts(**{**plain, "retry_codes": "", "auto_timeout_retry": 1, **fields})
+    outcome = exit_rules.settle(facts, state)
     assert (outcome.path, outcome.needs_step) == (path, asks)
 
 
@@ -483,7 +485,7 @@ def ran(tmp_path_factory):
         for script in (written(folder, "apps", APPS), written(folder, "moved", MOVED)):
             subprocess.run([PYTHON, str(script)], env=bench.environ, check=True, cwd=folder)
         (folder / "moved.py").rename(folder / "elsewhere.py")
-        user.set_state(bench.db, [number(bench, f"{app}/timeout") for app in ("Handled", "Says")], "RUN_TIMEOUT")
+        user_actions.set_state(bench.db, [number(bench, f"{app}/timeout") for app in ("Handled", "Says")], "RUN_TIMEOUT")
         for place in ("Says/true", "Given/it"):  # data that is called as a module of Python is
             bench.path(number(bench, place)).mkdir(parents=True)
             bench.path(number(bench, place), "json.py").write_text("1 / 0")
@@ -567,7 +569,7 @@ def test_that_a_hook_which_only_says_something_lets_its_job_go_where_it_would_go
         query = "SELECT to_state, json_extract(data, '$.payload.said') FROM event WHERE job = ?"
         rows = cx.execute(query, (number(ran, f"Says/{place}"),)).fetchall()
     assert {state: text for state, text in rows if text} == said
-    assert hook._default("postprocess", "RUN_ERROR") == hook._default("handle_error", "RUN_ERROR") == "FAILED"
+    assert run_hook._default("postprocess", "RUN_ERROR") == run_hook._default("handle_error", "RUN_ERROR") == "FAILED"
 
 
 def test_that_a_function_gets_its_arguments_by_value_and_returns_its_result(ran, job):
@@ -655,7 +657,7 @@ def test_that_a_line_that_cannot_be_made_fails_its_job_alone(site):
     ],
 )
 def test_that_a_preamble_goes_to_its_shell_without_a_file(tmp_path, preamble, said):
-    line = f"{hook._script(preamble)}echo $A,$B"
+    line = f"{run_hook._script(preamble)}echo $A,$B"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, input="in", capture_output=True, text=True)
     assert (done.stdout, done.returncode == 0) == (said, bool(said))
     assert os.listdir(tmp_path) == []
@@ -663,11 +665,11 @@ def test_that_a_preamble_goes_to_its_shell_without_a_file(tmp_path, preamble, sa
 
 @pytest.mark.parametrize("variable", ["PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PALS_RANKID"])
 def test_that_a_rank_is_known_by_variables_and_only_where_there_are_several(variable):
-    given = order.Order("{}", "{}", 4, {})
-    assert function._rank(given, {variable: "3"}) == 3
-    assert function._rank(given._replace(ranks=1), {variable: "3"}) == 0
+    given = payload.Order("{}", "{}", 4, {})
+    assert run_function._rank(given, {variable: "3"}) == 3
+    assert run_function._rank(given._replace(ranks=1), {variable: "3"}) == 0
     with pytest.raises(SystemExit, match="one of 4 ranks, and no variable"):
-        function._rank(given, {})
+        run_function._rank(given, {})
 
 
 def test_that_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
@@ -677,18 +679,18 @@ def test_that_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
             def run(self, a): return self.job.attempt, a
             def shell_preamble(self): return f"echo before {self.job.attempt}"
     """
-    definition = order.definition_of(Source(str(written(tmp_path, "f", code)), "F", "__main__", python=PYTHON))
+    definition = payload.definition_of(Source(str(written(tmp_path, "f", code)), "F", "__main__", python=PYTHON))
     path = str(tmp_path / "order.json")
     job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 2}
-    order.write(path, order.Order(json.dumps(definition), '{"a": 5}', 1, job))
+    payload.write(path, payload.Order(json.dumps(definition), '{"a": 5}', 1, job))
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
-    program = interpreter.words(PYTHON, interpreter.FUNCTION, path)
-    words = interpreter.words(PYTHON, interpreter.HOOK, "launch", path, *program)
+    program = python_argv.words(PYTHON, python_argv.FUNCTION, path)
+    words = python_argv.words(PYTHON, python_argv.HOOK, "launch", path, *program)
     (tmp_path / "json.py").write_text("1 / 0")
     done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "before 2\n", "")
-    left = report.read(str(tmp_path / ".balsam-12345678.pkl"), "12345678-9", 2)
-    outcome = call.Outcome(*pickle.loads(left))
+    left = result_file.read(str(tmp_path / ".balsam-12345678.pkl"), "12345678-9", 2)
+    outcome = run_call.Outcome(*pickle.loads(left))
     assert outcome.good and outcome.value is not None and pickle.loads(outcome.value) == (2, 5)
 
 
@@ -756,29 +758,31 @@ def test_that_a_process_that_a_function_forks_leaves_no_result(tmp_path, fails):
 def result_of(tmp_path, source, **parameters):
     """What becomes of a function, in a process of its own."""
     job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 1}
-    order.write(str(tmp_path / "o.json"), order.Order(json.dumps(order.definition_of(source)), json.dumps(parameters), 1, job))
+    payload.write(
+        str(tmp_path / "o.json"), payload.Order(json.dumps(payload.definition_of(source)), json.dumps(parameters), 1, job)
+    )
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
-    words = interpreter.words(PYTHON, interpreter.FUNCTION, str(tmp_path / "o.json"))
+    words = python_argv.words(PYTHON, python_argv.FUNCTION, str(tmp_path / "o.json"))
     subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, timeout=30)
-    left = report.read(str(tmp_path / report.file_name("12345678-9")), "12345678-9", 1)
+    left = result_file.read(str(tmp_path / result_file.file_name("12345678-9")), "12345678-9", 1)
     assert left is not None
-    return call.Outcome(*pickle.loads(left))
+    return run_call.Outcome(*pickle.loads(left))
 
 
 def test_that_the_first_failure_of_an_attempt_is_its_report(tmp_path):
-    path = str(tmp_path / report.file_name("j"))
+    path = str(tmp_path / result_file.file_name("j"))
 
     def leave(attempt, good, content):
-        report.leave(path, report.Author("j", attempt, good), content)
-        return report.read(path, "j", attempt)
+        result_file.leave(path, result_file.Author("j", attempt, good), content)
+        return result_file.read(path, "j", attempt)
 
     assert leave(1, True, b"returned") == b"returned"
     assert leave(1, False, b"rank 1 raised") == b"rank 1 raised"
     assert leave(1, False, b"rank 0 raised, as rank 1 is gone") == b"rank 1 raised"
     assert leave(1, True, b"returned") == b"rank 1 raised"
     assert leave(2, True, b"again") == b"again"
-    assert report.read(path, "j", 1) is None and report.read(path, "k", 2) is None
-    assert os.listdir(tmp_path) == [report.file_name("j")]
+    assert result_file.read(path, "j", 1) is None and result_file.read(path, "k", 2) is None
+    assert os.listdir(tmp_path) == [result_file.file_name("j")]
 
 
 SHARING = """
@@ -891,7 +895,7 @@ def test_that_ranks_below_a_shell_are_asked_to_end_and_save_their_work(site, tmp
     (job,) = site.add([{"application": "careful", "ranks_per_node": 2, "parameters": {"script": str(tmp_path / "careful.py")}}])
     site.launch("--job-mode", "mpi", BALSAM_USER_KILL_GRACE_S="10")
     wait_until(lambda: site.path(job, "pid0").exists() and site.path(job, "pid1").exists())
-    user.kill(site.db, [job])
+    user_actions.kill(site.db, [job])
     wait_until(lambda: site.path(job, "saved0").exists() and site.path(job, "saved1").exists(), timeout=9)
     wait_until(lambda: site.job(job)["lease"] is None)
     assert site.path(job, "job.out").read_text() == ""

@@ -12,11 +12,11 @@ import pytest
 from helpers import wait_until
 from launching import Bench, alive
 
-from balsam_lite.db.store import apps, user
-from balsam_lite.identity import read_proc
-from balsam_lite.launcher import adopted
-from balsam_lite.launcher.adopted import Adopted
-from balsam_lite.processes import RUN_VARIABLE, below
+from balsam_lite.core.identity import read_proc
+from balsam_lite.core.process_table import RUN_VARIABLE, below
+from balsam_lite.db.store import apps, user_actions
+from balsam_lite.launcher.exec import adopted
+from balsam_lite.launcher.exec.adopted import Adopted
 
 #: Leaves a process whose pid it writes, in a way that does not let it be taken for a part of the job.
 LEAVE = "sleep 4444 & echo $! > $BALSAM_TEST/pid.$BALSAM_ATTEMPT"
@@ -86,7 +86,7 @@ def test_that_what_a_good_run_leaves_ends_before_the_same_launcher_runs_the_job_
     bench.launch("--persistent")
     bench.wait_for(job, "JOB_FINISHED")
     assert alive(left_pid(tmp_path))
-    user.set_state(bench.db, [job], "RESTART_READY")
+    user_actions.set_state(bench.db, [job], "RESTART_READY")
     wait_until(lambda: bench.job(job)["attempt"] == 2 and bench.job(job)["state"] == "JOB_FINISHED")
     assert not (tmp_path / "overlap").exists()
 
@@ -139,7 +139,7 @@ def test_that_a_killed_job_takes_a_hidden_process_of_its_own_session_along(bench
     (job,) = bench.add([{"application": "hides"}])
     bench.launch("--persistent")
     pid = left_pid(tmp_path)
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     wait_until(lambda: not alive(pid))
 
 

@@ -14,9 +14,10 @@ from elsewhere import BALSAM, balsam, environment
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite import states
-from balsam_lite.db import location, queries
-from balsam_lite.db.connection import Database
+from balsam_lite.core import states
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.query import queries
 from balsam_lite.db.store import apps, insert
 
 
@@ -24,7 +25,7 @@ def make_db(directory: Path) -> str:
     """A DB with the apps `say` and `dummy`, and two jobs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BALSAM_HOME", str(directory / "home"))
-        db = location.create(str(directory / "db"))
+        db = directories.create(str(directory / "db"))
     with db.write() as cx:
         for name in ("say", "dummy"):
             apps.add_app(cx, {"name": name, "executable": "echo"})
@@ -46,7 +47,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def open_db(directory: str) -> Database:
-    return location.open_database(directory)
+    return directories.open_database(directory)
 
 
 def contents(directory: str) -> tuple[object, ...]:
@@ -283,13 +284,13 @@ def test_that_inits_at_once_make_one_good_db(tmp_path: Path, access: str) -> Non
         assert cx.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert queries.state_counts(cx) == {}
     db.close()
-    assert location.known_paths() == [str(path)]
+    assert directories.known_paths() == [str(path)]
 
 
 def test_that_inits_of_different_dbs_at_once_are_all_remembered(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"db{number}") for number in range(8)]
     assert ends([start("init", path) for path in paths]) == [(0, "")] * 8
-    assert sorted(location.known_paths()) == paths
+    assert sorted(directories.known_paths()) == paths
 
 
 def test_that_of_ten_apps_of_one_name_at_once_exactly_one_is_added(directory: str) -> None:
@@ -339,7 +340,7 @@ def test_that_a_bulk_insert_that_is_stopped_in_the_middle_leaves_nothing(directo
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_that_a_shared_db_is_free_again_after_a_command_was_stopped(tmp_path: Path, number: int) -> None:
-    db = location.create(str(tmp_path / "db"), "shared")
+    db = directories.create(str(tmp_path / "db"), "shared")
     process = start("--db", db.directory, "make_dummies", "60000")
     holders = [0, 0, 0]
     wait_until(lambda: holders.append(inode_of(lock_of(db))) or (holders[-1] and len(set(holders[-3:])) == 1), 60, 0.1)

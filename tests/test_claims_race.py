@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from elsewhere import python
 
-from balsam_lite.db import location
+from balsam_lite.db.engine import directories
 from balsam_lite.db.store import apps, insert
 
 _CLAIMER = """
@@ -46,7 +46,7 @@ say(json.dumps([lease, mine]))
 
 @pytest.mark.parametrize(("access", "processes", "jobs"), [("local", 8, 500), ("shared", 8, 120)])
 def test_that_each_job_is_claimed_exactly_once(tmp_path: Path, access: str, processes: int, jobs: int) -> None:
-    db = location.create(str(tmp_path / "db"), access)
+    db = directories.create(str(tmp_path / "db"), access)
     with db.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
     # Of several shapes and priorities, so that the claimers walk along several ranges of the index.

@@ -15,12 +15,13 @@ from typing import Any, Callable, NamedTuple
 
 import pytest
 
-from balsam_lite import states
 from balsam_lite.cli import common
 from balsam_lite.cli.main import main
-from balsam_lite.db import location, queries
-from balsam_lite.db.connection import Database
-from balsam_lite.db.store import graph, insert, user
+from balsam_lite.core import states
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import graph, insert, user_actions
 from balsam_lite.schedulers import base, submission
 
 Balsam = Callable[..., "tuple[int, str, str]"]
@@ -34,7 +35,7 @@ def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
     monkeypatch.chdir(tmp_path)
-    location.create(str(tmp_path / "db")).close()
+    directories.create(str(tmp_path / "db")).close()
 
     def call(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -48,7 +49,7 @@ def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.fixture
 def db(tmp_path: Path, balsam: Balsam) -> Iterator[Database]:
     """The same DB through a second connection."""
-    found = location.open_database(str(tmp_path / "db"))
+    found = directories.open_database(str(tmp_path / "db"))
     yield found
     found.close()
 
@@ -94,7 +95,7 @@ def test_that_init_makes_every_directory_above_and_expands_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert balsam("init", "~/a/b/")[0] == 0
-    assert location.is_db(str(tmp_path / "a" / "b"))
+    assert directories.is_db(str(tmp_path / "a" / "b"))
 
 
 def test_that_init_keeps_the_jobs_of_a_db_that_is_there(balsam: Balsam, tmp_path: Path, say: str) -> None:
@@ -602,7 +603,7 @@ def test_that_mkchild_adds_a_child_of_the_job_that_calls_it(
     balsam: Balsam, db: Database, say: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = add(balsam, "p")
-    user.update_fields(db, [1], {"queued_launch_id": 3})
+    user_actions.update_fields(db, [1], {"queued_launch_id": 3})
     monkeypatch.setenv("BALSAM_JOB_ID", parent)
     code, out, err = balsam("mkchild", "--name", "c", "--application", "say", "--args=-x", "--max-retries", "2", "--yes")
     child = out.split()[1]
@@ -635,7 +636,7 @@ def test_that_mkchild_takes_another_parent_and_needs_one(balsam: Balsam, say: st
 def test_that_rerun_puts_jobs_back_with_changed_fields(balsam: Balsam, db: Database, say: str) -> None:
     ran, fresh, held, other = (add(balsam, name) for name in ("ran", "fresh", "held", "other"))
     child = add(balsam, "child", "--parent", ran)
-    user.set_state(db, [1, 2, 3], states.FAILED)
+    user_actions.set_state(db, [1, 2, 3], states.FAILED)
     with db.write() as cx:
         cx.execute("UPDATE job SET attempt = 2, restarts = 3, retries = 1 WHERE id = 1")
         cx.execute("UPDATE job SET lease = 7 WHERE id = 3")
@@ -669,7 +670,7 @@ def test_that_rerun_asks_first_and_needs_a_condition(
     balsam: Balsam, db: Database, say: str, answers: Callable[..., None]
 ) -> None:
     add(balsam, "a")
-    user.set_state(db, [1], states.USER_KILLED)
+    user_actions.set_state(db, [1], states.USER_KILLED)
     for words in ((), ("--yes",), ("--name", "", "--yes"), ("--to", "CREATED", "--yes")):
         code, _, err = balsam("rerun", *words)
         assert (code, "at least one" in err) == (2, True)
@@ -689,7 +690,7 @@ def test_that_rerun_with_a_change_that_makes_no_sense_changes_nothing(
     balsam: Balsam, db: Database, say: str, change: str
 ) -> None:
     add(balsam, "a")
-    user.set_state(db, [1], states.FAILED)
+    user_actions.set_state(db, [1], states.FAILED)
     code, out, err = balsam("rerun", "--name", "a", "--set", change, "--yes")
     assert (code in (2, 3), out) == (True, "")
     assert change.partition("=")[0] in err or "no" in err

@@ -12,13 +12,14 @@ from typing import Any, Callable
 
 import pytest
 
-from balsam_lite import spec, states
-from balsam_lite.cli import layout
+from balsam_lite.cli import output
 from balsam_lite.cli.main import main
-from balsam_lite.db import location, queries
-from balsam_lite.db.connection import Database
-from balsam_lite.db.store import apps, batch_jobs, insert, user
-from balsam_lite.errors import PollFailed
+from balsam_lite.core import field_specs, states
+from balsam_lite.core.errors import PollFailed
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import apps, batch_jobs, insert, user_actions
 from balsam_lite.schedulers import submission
 
 Balsam = Callable[..., "tuple[int, str, str]"]
@@ -34,7 +35,7 @@ def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
     monkeypatch.chdir(tmp_path)
-    location.create(str(tmp_path / "db")).close()
+    directories.create(str(tmp_path / "db")).close()
 
     def call(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -48,7 +49,7 @@ def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.fixture
 def db(tmp_path: Path, balsam: Balsam) -> Iterator[Database]:
     """The same DB through the library, with the apps `say` and `sim`."""
-    found = location.open_database(str(tmp_path / "db"))
+    found = directories.open_database(str(tmp_path / "db"))
     with found.write() as cx:
         apps.add_app(cx, {"name": "say", "executable": "echo Hello,"})
         apps.add_app(cx, {"name": "sim", "executable": "/opt/bin/python /home/me/sim.py -v", "description": "simulates"})
@@ -212,7 +213,7 @@ def test_that_ids_are_found_by_prefix_whatever_the_case(balsam: Balsam, db: Data
 
 def test_that_jobs_are_filtered_by_state(balsam: Balsam, db: Database) -> None:
     add(db, {"name": "a"}, {"name": "b"})
-    user.set_state(db, [2], states.FAILED)
+    user_actions.set_state(db, [2], states.FAILED)
     assert names(balsam, "--state", "FAILED") == ["b"]
     code, out, err = balsam("ls", "--state", "FAILD")
     assert (code, out) == (2, "")
@@ -261,8 +262,8 @@ def test_that_by_states_prints_headings_tables_and_what_is_not_shown(
     balsam: Balsam, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = add(db, *({"name": f"j{n}"} for n in range(4)))
-    user.set_state(db, [2], states.RUN_DONE)
-    user.set_state(db, [3, 4], states.JOB_FINISHED)
+    user_actions.set_state(db, [2], states.RUN_DONE)
+    user_actions.set_state(db, [3, 4], states.JOB_FINISHED)
     monkeypatch.setenv("BALSAM_LS_LIMIT", "1")
     header = "                              job_id | name | workflow | application |        state\n"
     assert balsam("ls", "--by-states")[1] == (
@@ -345,7 +346,7 @@ def test_that_a_tree_as_json_names_parents_and_children(balsam: Balsam, db: Data
 def test_that_json_has_every_field_under_its_name(balsam: Balsam, db: Database) -> None:
     add(db, {"name": "é\n"[0], "data": {"a": [1]}, "environ_vars": {"A": "b:c"}, "tags": {"k": "v"}, "wait_for_parents": False})
     (found,) = json.loads(balsam("ls", "--json")[1])
-    assert set(found) == {"id", "job_id", *spec.JOB_FIELD, "stale"}
+    assert set(found) == {"id", "job_id", *field_specs.JOB_FIELD, "stale"}
     assert (found["name"], found["data"], found["environ_vars"], found["tags"]) == ("é", {"a": [1]}, {"A": "b:c"}, {"k": "v"})
     assert (found["wait_for_parents"], found["auto_timeout_retry"], found["lease"]) == (False, True, None)
 
@@ -353,14 +354,14 @@ def test_that_json_has_every_field_under_its_name(balsam: Balsam, db: Database) 
 @pytest.mark.parametrize("number", [0, 1, 199, 200, 201, 401])
 def test_that_json_is_valid_for_any_number_of_objects(number: int) -> None:
     file = io.StringIO()
-    layout.write_json(({"n": n} for n in range(number)), file)
+    output.write_json(({"n": n} for n in range(number)), file)
     assert json.loads(file.getvalue()) == [{"n": n} for n in range(number)]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_that_json_is_valid_in_a_terminal_of_any_encoding(encoding: str) -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
-    layout.write_json([{"name": "\xfc \u2603"}], file)
+    output.write_json([{"name": "\xfc \u2603"}], file)
     file.seek(0)
     assert json.loads(file.read()) == [{"name": "\xfc \u2603"}]
 
@@ -379,7 +380,7 @@ def test_that_ls_apps_lists_them(balsam: Balsam, db: Database) -> None:
     assert "Application 2:\n" in balsam("ls", "apps", "--verbose", "--name", "SIM")[1]
     assert balsam("ls", "apps", "--name", "zzz")[1] == "No apps found matching query\n"
     assert balsam("ls", "apps", "--id", "two")[0] == 2
-    assert set(json.loads(balsam("ls", "apps", "--json")[1])[0]) == {"id", *spec.APP_FIELD}
+    assert set(json.loads(balsam("ls", "apps", "--json")[1])[0]) == {"id", *field_specs.APP_FIELD}
 
 
 def test_that_ls_wf_lists_workflows_and_the_jobs_of_one(balsam: Balsam, db: Database) -> None:

@@ -13,10 +13,11 @@ from typing import Callable
 import click
 import pytest
 
-from balsam_lite import __version__, errors, settings
+from balsam_lite import __version__
 from balsam_lite.cli import group, run
 from balsam_lite.cli.main import main
-from balsam_lite.db import location
+from balsam_lite.core import errors, settings
+from balsam_lite.db.engine import directories
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -31,7 +32,7 @@ def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
     monkeypatch.chdir(tmp_path)
-    location.create(str(tmp_path / "db")).close()
+    directories.create(str(tmp_path / "db")).close()
 
     def call(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -158,7 +159,7 @@ def test_that_sort_takes_a_field_with_a_dash_that_is_the_name_of_an_option(balsa
 
 
 def test_that_attached_values_of_short_options_stay_attached() -> None:
-    from balsam_lite.cli.launches import submit_launch
+    from balsam_lite.cli.launcher import submit_launch
 
     context = click.Context(submit_launch)
     rewriter = group._Rewriter(context, submit_launch.params)
@@ -201,7 +202,7 @@ def test_that_examples_fit_into_a_terminal(balsam: Balsam, monkeypatch: pytest.M
 
 
 def test_that_the_help_of_modify_lists_all_states(balsam: Balsam) -> None:
-    from balsam_lite import states
+    from balsam_lite.core import states
 
     out = balsam("modify", "--help")[1]
     assert all(state in out and description in out for state, description in states.DESCRIPTIONS.items())
@@ -382,7 +383,7 @@ def test_that_ls_imports_nothing_that_reading_does_not_need(balsam: Balsam, word
     assert "balsam_lite.cli.ls" in imported
     heavy = {"peewee", "tabulate", "jinja2", "psutil", "filelock", "logging", "pathlib", "subprocess", "dataclasses", "dis"}
     heavy |= {"tempfile", "random", "urllib.parse", "shutil", "difflib", "pprint", "balsam_lite.cli.jobs"}
-    heavy |= {"balsam_lite.db.store", "balsam_lite.schedulers", "balsam_lite.launcher", "balsam_lite.cli.change"}
+    heavy |= {"balsam_lite.db.store", "balsam_lite.schedulers", "balsam_lite.launcher", "balsam_lite.cli.modify"}
     assert not imported & heavy
 
 

@@ -14,7 +14,7 @@ from helpers import wait_until
 from sites import SITES, Site
 
 from balsam_lite.cli.main import main
-from balsam_lite.db import location
+from balsam_lite.db.engine import directories
 from balsam_lite.schedulers import base
 
 Balsam = Callable[..., "tuple[int, str, str]"]
@@ -31,7 +31,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.fixture
 def balsam(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
     """Runs the command in a DB whose launches wait for the file `go` instead of running jobs."""
-    database = location.create(str(site.folder / "db"))
+    database = directories.create(str(site.folder / "db"))
     header = "\n".join(site.header("{{ nodes }}", "{{ time_minutes }}"))
     body = f"while [ ! -e {site.folder}/go ]; do sleep 0.1; done"
     Path(database.directory, "wait.tmpl").write_text(f"#!/bin/bash\n{header}\n{body}\n")

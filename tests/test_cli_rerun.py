@@ -10,13 +10,14 @@ from typing import Any, Callable
 
 import pytest
 
-from balsam_lite import spec
 from balsam_lite.cli.main import main
-from balsam_lite.db import location, queries
-from balsam_lite.db.connection import Database
-from balsam_lite.db.store import apps, graph, insert, user
-from balsam_lite.db.store.moves import Move, move
-from balsam_lite.states import STEP
+from balsam_lite.core import field_specs
+from balsam_lite.core.states import STEP
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import apps, graph, insert, user_actions
+from balsam_lite.db.store.transitions import Move, move
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -24,7 +25,7 @@ Balsam = Callable[..., "tuple[int, str, str]"]
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
     """Make a DB of #1 a -> #2 b -> #3 c, and #4 alone."""
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "say", "executable": "echo Hello,"})
     rows = [{"name": name, "workflow": "w", "application": "say"} for name in ("first", "second", "third", "alone")]
@@ -155,11 +156,11 @@ def test_that_rerun_asks_for_the_descendants_too(balsam: Balsam, db: Database, m
 def test_that_a_job_that_need_not_wait_for_all_parents_is_never_stale(balsam: Balsam, db: Database) -> None:
     run(db, 2, 1)
     assert stale(balsam) == [2]
-    user.update_fields(db, [2], {"run_when": "any_finished"})
+    user_actions.update_fields(db, [2], {"run_when": "any_finished"})
     assert stale(balsam) == []
-    user.update_fields(db, [2], {"run_when": "all_ended"})
+    user_actions.update_fields(db, [2], {"run_when": "all_ended"})
     assert stale(balsam) == [2]
-    user.update_fields(db, [2], {"wait_for_parents": False})
+    user_actions.update_fields(db, [2], {"wait_for_parents": False})
     assert stale(balsam) == []
 
 
@@ -177,7 +178,7 @@ def test_that_modify_says_that_the_job_waits_for_its_parents(balsam: Balsam, db:
 
 
 def test_that_every_way_to_add_and_change_a_job_takes_run_when(balsam: Balsam, db: Database) -> None:
-    for value in spec.RUN_WHEN:
+    for value in field_specs.RUN_WHEN:
         job = ("job", "--name", value, "--workflow", "w", "--app", "say", "--parent", "first", "--run-when", value, "--yes")
         create = ("job", "create", "-a", "say", "-w", value, "-pid", "1", "--run-when", value, "--name", f"c-{value}", "--yes")
         for words in (job, create):
@@ -197,7 +198,7 @@ def test_that_every_way_to_add_and_change_a_job_takes_run_when(balsam: Balsam, d
         assert (code, "did you mean all_ended?" in err) == (2, True)
     for words in (("job", "--help"), ("job", "create", "--help")):
         out = balsam(*words)[1]
-        assert all(value in out for value in spec.RUN_WHEN)
+        assert all(value in out for value in field_specs.RUN_WHEN)
 
 
 def test_that_python_takes_run_when(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +232,7 @@ def test_that_ls_takes_several_states_and_ids(balsam: Balsam, db: Database) -> N
     def numbers(*words: str) -> list[int]:
         return [job["id"] for job in json.loads(balsam("ls", "--json", *words)[1])]
 
-    user.set_state(db, [4], "FAILED")
+    user_actions.set_state(db, [4], "FAILED")
     assert numbers("--state", "CREATED", "--state", "FAILED") == [1, 4]
     assert numbers("--state", "CREATED", "--state", "FAILED", "--id", "#1", "--id", "#2") == [1]
     code, _, err = balsam("ls", "--state", "CREATED", "--state", "FAILD")

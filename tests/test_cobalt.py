@@ -13,14 +13,15 @@ import pytest
 from helpers import wait_until
 from sites import SITES, Site
 
-from balsam_lite.db import batch_queries, location
-from balsam_lite.errors import SettingsError, SubmitFailed
-from balsam_lite.programs import Completed
+from balsam_lite.core.errors import SettingsError, SubmitFailed
+from balsam_lite.core.settings import Settings
+from balsam_lite.core.subprocess_run import Completed
+from balsam_lite.db.engine import directories
+from balsam_lite.db.query import batch_queries
 from balsam_lite.schedulers import base, cobalt, submission
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.cobalt import CobaltAdapter, CobaltScheduler, parse_log, parse_submission, parse_table
 from balsam_lite.schedulers.submission import LaunchRequest, refresh, submit_launch
-from balsam_lite.settings import Settings
 
 SUBMISSION = Submission("qlaunch7", "/db/qsubmit/qlaunch7.sh", "/db/qsubmit/qlaunch7.out", "/db/qsubmit", 2, 5)
 ADAPTER = CobaltAdapter("land")
@@ -320,7 +321,7 @@ def test_that_an_old_template_runs_its_launcher_under_cobalt(
     (home / "job-templates" / "theta.cobaltscheduler.tmpl").write_text(OLD_TEMPLATE)
     monkeypatch.setattr("sys.argv", [f"{balsam_bin}/balsam"])
     settings = site.settings._replace(JOB_TEMPLATE="job-templates/theta.cobaltscheduler.tmpl")
-    database = location.create(str(site.folder / "db"))
+    database = directories.create(str(site.folder / "db"))
     try:
         Path(database.directory, "settings.json").write_text('{"IDLE_TTL_S": 0.3}')
         submit_launch(database, settings, LaunchRequest(1, 5, queue="training", project="SDL_Workshop"), site.scheduler())
@@ -334,7 +335,7 @@ def test_that_an_old_template_runs_its_launcher_under_cobalt(
 
 
 def test_that_the_lines_for_cobalt_stand_together_from_the_second_line_on(tmp_path: Path) -> None:
-    database = location.create(str(tmp_path / "db"))
+    database = directories.create(str(tmp_path / "db"))
     settings = Settings(SCHEDULER_CLASS="CobaltScheduler", DEFAULT_PROJECT="")
     try:
         request = LaunchRequest(3, 1505, queue="debug", project="mine")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite import command_line
 from balsam_lite.api import App
 from balsam_lite.cli.main import main
-from balsam_lite.command_line import CommandLineWarning, as_program, problems, problems_of_args
-from balsam_lite.db import location
-from balsam_lite.db.connection import Database
+from balsam_lite.core import command_line
+from balsam_lite.core.command_line import CommandLineWarning, as_program, problems, problems_of_args
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.models import ApplicationDefinition, use
 from balsam_lite.launcher import dag
 
@@ -51,8 +51,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def db(tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    location.set_up(str(tmp_path / "db"))
-    made = location.open_database(str(tmp_path / "db"))
+    directories.set_up(str(tmp_path / "db"))
+    made = directories.open_database(str(tmp_path / "db"))
     with use(made):
         yield made
     made.close()

@@ -14,10 +14,10 @@ from helpers import wait_until
 from launching import PYTHON, Bench, alive
 from mounts import need
 
-from balsam_lite import identity
-from balsam_lite.db.store import user
-from balsam_lite.identity import UNKNOWN_START, Holder
-from balsam_lite.processes import below
+from balsam_lite.core import identity
+from balsam_lite.core.identity import UNKNOWN_START, Holder
+from balsam_lite.core.process_table import below
+from balsam_lite.db.store import user_actions
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_that_without_proc_a_job_that_ignores_term_is_killed_and_its_launcher_is
     assert bench.run() == 0
     assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("RUNNING", 1)
     assert log_of(bench).count("/proc is not mounted here") == 2  # once for each launcher
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     wait_until(lambda: not alive(pid))
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(30) == 0
@@ -102,7 +102,7 @@ def test_that_a_process_that_proc_hides_is_not_taken_for_dead() -> None:
     root = Path(identity.__file__).parents[1]
     script = (
         f"import sys; sys.path[:0] = {[str(root), *sys.path]!r}\n"
-        "from balsam_lite.identity import Holder, start_of\n"
+        "from balsam_lite.core.identity import Holder, start_of\n"
         f"other = Holder.current()._replace(pid={os.getpid()}, started='1')\n"
         f"print(start_of({os.getpid()}), other.is_here(), other.is_provably_dead(), start_of(2**22 + 1) == '')"
     )

@@ -14,18 +14,18 @@ import pytest
 from elsewhere import balsam, small_disk
 from launching import Bench
 
-from balsam_lite.db import binding, location, schema
-from balsam_lite.db.connection import Database
+from balsam_lite.core.errors import DatabaseGone
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import binding, directories, schema
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import batch_jobs, leases
-from balsam_lite.errors import DatabaseGone
-from balsam_lite.identity import Holder
 
 ELSEWHERE = Holder("elsewhere", "pid:[1]", 7, "9")
 
 
 def of(directory: Path | str, key: str) -> str:
     """What the DB in that directory says of itself."""
-    db = location.open_database(str(directory))
+    db = directories.open_database(str(directory))
     with db.read() as cx:
         found = cx.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
     db.close()
@@ -52,8 +52,8 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def is_free_of_the_original(directory: Path, original: Bench) -> None:
     assert of(directory, "id") != of(original.directory, "id")
-    assert location.identity(str(directory)) not in ("", location.identity(original.directory))
-    db = location.open_database(str(directory))
+    assert directories.identity(str(directory)) not in ("", directories.identity(original.directory))
+    db = directories.open_database(str(directory))
     with db.read() as cx:
         assert leases.open_leases(cx) == []
         assert "copy" in cx.execute("SELECT end_reason FROM lease").fetchone()[0]
@@ -112,7 +112,7 @@ def test_that_a_copied_directory_is_refused_until_init_makes_it_a_db_of_its_own(
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_a_backup_beside_its_original_frees_what_it_believed(bench: Bench, tmp_path: Path, access: str) -> None:
-    location.create(bench.directory, access).close()
+    directories.create(bench.directory, access).close()
     copy = tmp_path / "restored"
     copy.mkdir()
     assert balsam(bench.directory, "db", "backup", str(copy / "balsam.sqlite3"))[0] == 0
@@ -151,19 +151,19 @@ def test_that_a_db_moved_to_another_file_system_goes_on_and_stays_the_same(bench
         subprocess.run(["mv", bench.directory, there], check=True)
         assert of(there, "id") == before
         assert balsam(there, "ls")[0] == 0
-        location.create(bench.directory).close()  # another one, where it was
+        directories.create(bench.directory).close()  # another one, where it was
         assert of(there, "id") == before
         code, _, err = balsam(None, "init", str(there))
         assert (code, err) == (0, "")
         assert of(there, "id") == before and str(there) in of(there, "file")
-        db = location.open_database(str(there))
+        db = directories.open_database(str(there))
         with db.read() as cx:
             assert [lease.holder for lease in leases.open_leases(cx)] == [ELSEWHERE]
         db.close()
 
 
 def test_that_site_mv_keeps_a_db_what_it_is(tmp_path: Path) -> None:
-    db = location.create(str(tmp_path / "db"))
+    db = directories.create(str(tmp_path / "db"))
     db.close()
     before = of(db.directory, "id")
     with small_disk(tmp_path / "disk", "4m") as disk:
@@ -184,10 +184,10 @@ def test_that_a_new_db_that_has_the_inode_of_a_moved_one_does_not_make_that_a_co
 
 
 def test_that_a_shared_db_is_never_refused_for_the_number_of_its_file(bench: Bench, tmp_path: Path) -> None:
-    shared = location.create(bench.directory, "shared")
+    shared = directories.create(bench.directory, "shared")
     with shared.write() as cx:
         binding.record(cx, shared.path, 12345)  # fuse gives a file another number with each mount
-    location.create(bench.directory).close()
+    directories.create(bench.directory).close()
     with shared.read() as cx:
         assert [lease.holder for lease in leases.open_leases(cx)] == [ELSEWHERE]
     copy = tmp_path / "copy"

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite.db import location
-from balsam_lite.db.connection import Database
-from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps, batch_jobs
-from balsam_lite.errors import (
+from balsam_lite.core.errors import (
     AmbiguousJobId,
     DependencyCycle,
     DuplicateDependency,
@@ -27,6 +23,10 @@ from balsam_lite.errors import (
     UnknownField,
     UnknownJob,
 )
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.models import BalsamJob, use
+from balsam_lite.db.store import apps, batch_jobs
 from balsam_lite.launcher import dag
 
 ROOT = str(Path(dag.__file__).parents[2])
@@ -43,7 +43,7 @@ def db(tmp_path, monkeypatch, access):
     for variable in list(os.environ):
         if variable.startswith("BALSAM_") and variable != "BALSAM_HOME":
             monkeypatch.delenv(variable)
-    database = location.create(str(tmp_path / "db"), access)
+    database = directories.create(str(tmp_path / "db"), access)
     with database.write() as cx:
         for name in ("generate", "simulate", "reduce", "say-hello"):
             apps.add_app(cx, {"name": name, "executable": f"echo {name}"})
@@ -205,7 +205,7 @@ def test_that_a_bad_dependency_is_refused_and_leaves_nothing(db):
 
 def test_that_jobs_of_two_dbs_are_not_linked(db, tmp_path, access):
     a = dag.add_job("a", application="simulate")
-    other = location.create(str(tmp_path / "other"), access)
+    other = directories.create(str(tmp_path / "other"), access)
     with use(other):
         b = BalsamJob.objects.create(name="b")
         with pytest.raises(InputError, match="other"):

@@ -12,12 +12,8 @@ from typing import Any, Callable
 
 import pytest
 
-from balsam_lite import states
-from balsam_lite.db import binding, location, queries
-from balsam_lite.db.connection import Database
-from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps, batch_jobs, claims, graph, insert, user
-from balsam_lite.errors import (
+from balsam_lite.core import states
+from balsam_lite.core.errors import (
     DependencyCycle,
     InputError,
     InvalidSpec,
@@ -29,6 +25,11 @@ from balsam_lite.errors import (
     UnknownField,
     UnknownJob,
 )
+from balsam_lite.db.engine import binding, directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.models import BalsamJob, use
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import apps, batch_jobs, claims, graph, insert, user_actions
 from balsam_lite.launcher import dag
 from balsam_lite.schedulers import submission
 
@@ -42,7 +43,7 @@ def id_of(db: Database) -> str:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    database = location.create(str(tmp_path / "db"), "local")
+    database = directories.create(str(tmp_path / "db"), "local")
     with database.write() as cx:
         for name in ("simulate", "reduce"):
             apps.add_app(cx, {"name": name, "executable": f"echo {name}"})
@@ -71,7 +72,7 @@ def edges(db: Database) -> list[str]:
 
 def hold(db: Database, job: BalsamJob, state: str, lease: int = 7) -> None:
     """Let a launcher hold the job in that state, in its first attempt."""
-    user.set_state(db, [job.id], state)
+    user_actions.set_state(db, [job.id], state)
     with db.write() as cx:
         cx.execute("UPDATE job SET lease = ?, attempt = 1 WHERE id = ?", (lease, job.id))
     job.refresh_from_db()

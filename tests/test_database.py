@@ -18,10 +18,7 @@ from elsewhere import balsam, environment, fill, python, small_disk
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite.db import connection, filesystem, location, migrations, queries, schema
-from balsam_lite.db.connection import Database
-from balsam_lite.db.store import apps, insert, leases
-from balsam_lite.errors import (
+from balsam_lite.core.errors import (
     DatabaseBusy,
     DatabaseError,
     DatabaseFull,
@@ -33,7 +30,11 @@ from balsam_lite.errors import (
     SchemaMismatch,
     UnsafeFilesystem,
 )
-from balsam_lite.identity import Holder
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import connection, directories, filesystem, migrations, schema
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import apps, insert, leases
 
 # A child of a test forks while other tests' threads may live; it only uses what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.fixture(params=["local", "shared"])
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A DB of either kind with a counter in it."""
-    made = location.create(str(tmp_path / "db"), request.param)
+    made = directories.create(str(tmp_path / "db"), request.param)
     with made.write() as cx:
         cx.execute("CREATE TABLE counter (n INTEGER)")
         cx.execute("INSERT INTO counter VALUES (0)")
@@ -52,7 +53,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def local(tmp_path: Path) -> Iterator[Database]:
-    made = location.create(str(tmp_path / "local"), "local")
+    made = directories.create(str(tmp_path / "local"), "local")
     yield made
     made.close()
 
@@ -154,7 +155,7 @@ def test_that_a_bad_statement_is_not_taken_for_a_failing_disk(db: Database) -> N
 
 
 def test_that_nothing_is_left_beside_the_file_after_a_shared_session(tmp_path: Path) -> None:
-    db = location.create(str(tmp_path / "db"), "shared")
+    db = directories.create(str(tmp_path / "db"), "shared")
     insert.add_jobs(db, [{"name": "a"}])
     assert [name for name in os.listdir(db.directory) if "lock" in name or "-wal" in name or "-shm" in name] == []
 
@@ -195,7 +196,7 @@ def test_that_a_child_forked_inside_a_transaction_is_outside_of_it(db: Database)
 
 
 def test_that_a_child_forked_inside_a_session_does_not_hold_it(tmp_path: Path) -> None:
-    db = location.create(str(tmp_path / "db"), "shared")
+    db = directories.create(str(tmp_path / "db"), "shared")
     db = same_way(db, busy_timeout_s=0.1)
     with db.session():
         insert.add_jobs(db, [{"name": "a"}])
@@ -316,7 +317,7 @@ def test_that_checkpoints_are_left_to_launchers_and_services_and_to_nobody_else(
 
 
 def test_that_on_a_shared_file_system_a_change_is_always_possible(tmp_path: Path) -> None:
-    db = location.create(str(tmp_path / "db"), "shared")
+    db = directories.create(str(tmp_path / "db"), "shared")
     assert db.changed()
     assert db.changed()
 
@@ -328,24 +329,24 @@ def test_that_a_path_that_is_a_file_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
     with pytest.raises(NotABalsamDB, match=r"is a file, not a directory \(from --db"):
-        location.find(str(path))
+        directories.find(str(path))
     with pytest.raises(InputError, match="is not a directory"):
-        location.create(str(path))
+        directories.create(str(path))
     assert path.read_text() == "precious"
 
 
 def test_that_a_db_below_a_file_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(DatabaseError, match="Failed to create directory"):
-        location.create(str(tmp_path / "file" / "db"))
+        directories.create(str(tmp_path / "file" / "db"))
 
 
 def test_that_a_directory_without_a_db_is_told_so_and_stays_as_it_is(tmp_path: Path) -> None:
     for source, environ in (("--db", {}), ("BALSAM_DB_PATH", {"BALSAM_DB_PATH": str(tmp_path)})):
         with pytest.raises(NotABalsamDB, match=rf"holds no Balsam DB \(from {source}"):
-            location.find(str(tmp_path) if source == "--db" else None, environ)
+            directories.find(str(tmp_path) if source == "--db" else None, environ)
     with pytest.raises(NotABalsamDB):
-        location.open_database(str(tmp_path))
+        directories.open_database(str(tmp_path))
     with pytest.raises(NotABalsamDB):
         Database(str(tmp_path), "local")
     assert os.listdir(tmp_path) == []
@@ -354,54 +355,54 @@ def test_that_a_directory_without_a_db_is_told_so_and_stays_as_it_is(tmp_path: P
 def test_that_without_any_db_around_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NoDatabase, match="No Balsam DB is active"):
-        location.find(None, {})
+        directories.find(None, {})
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", "null", '{"access": 3}', '{"access": "both"}', "\ufffd{", "[" * 99_999])
 def test_that_a_missing_or_broken_marker_is_named_and_init_mends_it(local: Database, text: str | None) -> None:
     insert.add_jobs(local, [{"name": "kept"}])
     local.close()
-    marker = Path(local.directory, location.MARKER)
+    marker = Path(local.directory, directories.MARKER)
     marker.unlink()
     if text is not None:
         marker.write_text(text)
     with pytest.raises(DatabaseError, match=r"balsam\.json") as caught:
-        location.open_database(local.directory)
+        directories.open_database(local.directory)
     assert f"balsam init {local.directory}" in str(caught.value)
-    location.create(local.directory).close()
-    with location.open_database(local.directory).read() as cx:
+    directories.create(local.directory).close()
+    with directories.open_database(local.directory).read() as cx:
         assert queries.state_counts(cx) == {"CREATED": 1}
 
 
 def test_that_init_keeps_the_way_a_db_was_set_up_for_unless_told_otherwise(tmp_path: Path) -> None:
     directory = str(tmp_path / "db")
     for asked, access in (("shared", "shared"), (None, "shared"), ("local", "local"), (None, "local")):
-        assert location.create(directory, asked).access == access
-        assert location.open_database(directory).access == access
+        assert directories.create(directory, asked).access == access
+        assert directories.open_database(directory).access == access
 
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 @pytest.mark.parametrize("content", [b"no database " * 1000, b"x" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_that_a_file_that_is_no_database_is_told_so_and_left_alone(tmp_path: Path, access: str, content: bytes) -> None:
-    directory = location.create(str(tmp_path / "db"), access).directory
+    directory = directories.create(str(tmp_path / "db"), access).directory
     path = Path(directory, connection.FILE_NAME)
     path.write_bytes(content)
-    with pytest.raises(NotABalsamDB, match="damaged or no database"), location.open_database(directory).read():
+    with pytest.raises(NotABalsamDB, match="damaged or no database"), directories.open_database(directory).read():
         pass
     with pytest.raises(NotABalsamDB, match="damaged or no database"):
-        location.create(directory)
+        directories.create(directory)
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_an_empty_file_is_told_so_and_made_a_db_in_wal_mode_by_init(tmp_path: Path, access: str) -> None:
     """This is what `init` leaves behind when it dies early."""
-    directory = location.create(str(tmp_path / "db"), access).directory
+    directory = directories.create(str(tmp_path / "db"), access).directory
     Path(directory, connection.FILE_NAME).write_bytes(b"")
-    with pytest.raises(NotABalsamDB, match="no tables") as caught, location.open_database(directory).read():
+    with pytest.raises(NotABalsamDB, match="no tables") as caught, directories.open_database(directory).read():
         pass
     assert f"balsam init {directory}" in caught.value.hint
-    db = location.create(directory)
+    db = directories.create(directory)
     with db.read() as cx:
         assert cx.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert queries.state_counts(cx) == {}
@@ -434,7 +435,7 @@ def moved(db: Database) -> None:
 
 def replaced(db: Database) -> None:
     removed(db)
-    location.set_up(db.directory).close()
+    directories.set_up(db.directory).close()
 
 
 @pytest.mark.parametrize("fate", [removed, moved, replaced])
@@ -532,18 +533,18 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_that_an_upgraded_file_equals_a_fresh_one_and_keeps_its_jobs(
     tmp_path: Path, access: str, request: pytest.FixtureRequest
 ) -> None:
-    old = location.create(str(tmp_path / "old"), access)
+    old = directories.create(str(tmp_path / "old"), access)
     insert.add_jobs(old, [{"name": "kept"}])
     old.close()
     request.getfixturevalue("next_version")
     with pytest.raises(SchemaMismatch, match=f"schema version {schema.VERSION - 1};") as caught, same_way(old).read():
         pass
     assert f"balsam init {old.directory}" in caught.value.hint
-    upgraded = location.create(old.directory)
+    upgraded = directories.create(old.directory)
     with upgraded.write() as cx:
         assert cx.execute("SELECT name, colour FROM job").fetchall() == [("kept", "red")]
         cx.execute("UPDATE state_count SET jobs = 0")
-    assert picture(upgraded) == picture(location.create(str(tmp_path / "fresh"), access))
+    assert picture(upgraded) == picture(directories.create(str(tmp_path / "fresh"), access))
 
 
 def test_that_a_db_that_was_upgraded_while_open_is_used_no_more(local: Database) -> None:
@@ -560,25 +561,25 @@ def test_that_nobody_at_work_has_his_db_upgraded_below_him(local: Database, requ
     with local.write() as cx:
         number = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
     local.close()
-    location.create(local.directory).close()  # there is nothing to upgrade
+    directories.create(local.directory).close()  # there is nothing to upgrade
     request.getfixturevalue("next_version")
     with pytest.raises(
         DatabaseBusy, match=rf"of an older version and in use.*launcher {number} \(pid {os.getpid()} on"
     ) as caught:
-        location.create(local.directory)
+        directories.create(local.directory)
     assert "Stop them" in caught.value.hint
     with sqlite3.connect(local.path) as other:
         assert other.execute("PRAGMA user_version").fetchone() == (schema.VERSION - 1,)
         other.execute("UPDATE lease SET closed = 1")
     other.close()
-    location.create(local.directory).close()
+    directories.create(local.directory).close()
 
 
 def test_that_a_step_that_fails_leaves_the_old_version_whole(local: Database, next_version: list[str]) -> None:
     local.close()
     next_version.append("CREATE INDEX job_shape ON job (no_such_column)")
     with pytest.raises(DatabaseError, match="no_such_column"):
-        location.create(local.directory)
+        directories.create(local.directory)
     other = sqlite3.connect(local.path)
     assert other.execute("PRAGMA user_version").fetchone() == (schema.VERSION - 1,)
     assert "colour" not in [row[1] for row in other.execute("PRAGMA table_info(job)")]
@@ -587,11 +588,11 @@ def test_that_a_step_that_fails_leaves_the_old_version_whole(local: Database, ne
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_a_newer_schema_is_refused_by_every_door_and_left_alone(tmp_path: Path, access: str) -> None:
-    db = location.create(str(tmp_path / "db"), access)
+    db = directories.create(str(tmp_path / "db"), access)
     with db.write() as cx:
         cx.execute("PRAGMA user_version = 999")
     db.close()
-    for door in (lambda: db.read().__enter__(), lambda: db.write().__enter__(), lambda: location.create(db.directory)):
+    for door in (lambda: db.read().__enter__(), lambda: db.write().__enter__(), lambda: directories.create(db.directory)):
         with pytest.raises(SchemaMismatch, match="999"):
             door()
     other = sqlite3.connect(db.path)
@@ -677,7 +678,7 @@ def remount(point: Path, how: str) -> None:
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_a_read_only_disk_is_told_and_everything_works_when_it_can_be_written_again(disk: Path, access: str) -> None:
-    db = location.create(str(disk / "db"), access)
+    db = directories.create(str(disk / "db"), access)
     insert.add_jobs(db, [{"name": "kept"}])
     db.close()
     remount(disk, "ro")
@@ -704,7 +705,7 @@ def integrity(db: Database) -> str:
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_a_full_disk_takes_nothing_of_a_bulk_insert_and_leaves_the_db_whole(disk: Path, access: str) -> None:
-    db = location.create(str(disk / "db"), access)
+    db = directories.create(str(disk / "db"), access)
     insert.add_jobs(db, [{"name": "kept"}])
     with pytest.raises(DatabaseFull, match="nothing was written"):
         insert.add_jobs(db, ({"name": f"job{n}", "args": "x" * 200} for n in range(9000)))
@@ -719,7 +720,7 @@ def test_that_a_full_disk_takes_nothing_of_a_bulk_insert_and_leaves_the_db_whole
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_on_a_disk_without_a_free_block_writing_is_refused_until_there_is_one(disk: Path, access: str) -> None:
-    db = location.create(str(disk / "db"), access)
+    db = directories.create(str(disk / "db"), access)
     insert.add_jobs(db, [{"name": "kept"}])
     filler = fill(disk)
     code, out, err = balsam(db.directory, "make_dummies", "100")
@@ -888,37 +889,37 @@ def nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_that_init_asks_the_file_system(nfs: str, tmp_path: Path) -> None:
-    assert location.create(f"{nfs}/db").access == "shared"
-    assert location.create(str(tmp_path / "here")).access == "local"
+    assert directories.create(f"{nfs}/db").access == "shared"
+    assert directories.create(str(tmp_path / "here")).access == "local"
 
 
 def test_that_a_local_db_moved_to_a_network_is_refused_with_the_mounts_name_until_init(nfs: str, tmp_path: Path) -> None:
-    made = location.create(str(tmp_path / "here"))
+    made = directories.create(str(tmp_path / "here"))
     insert.add_jobs(made, [{"name": "kept"}])
     made.close()
     os.rename(made.directory, nfs)
     with pytest.raises(UnsafeFilesystem, match=f"nfs4 file system server:/export mounted on {nfs}") as caught:
-        location.open_database(nfs)
+        directories.open_database(nfs)
     assert f"balsam init --access shared {nfs}" in caught.value.hint
-    assert location.create(nfs, "shared").access == "shared"
-    with location.open_database(nfs).read() as cx:
+    assert directories.create(nfs, "shared").access == "shared"
+    with directories.open_database(nfs).read() as cx:
         assert queries.state_counts(cx) == {"CREATED": 1}
 
 
 def test_that_init_for_a_local_disk_is_refused_on_a_network_and_a_shared_db_stays_usable(nfs: str) -> None:
     with pytest.raises(UnsafeFilesystem):
-        location.create(nfs, "local")
-    assert not location.is_db(nfs)
-    location.create(nfs).close()
+        directories.create(nfs, "local")
+    assert not directories.is_db(nfs)
+    directories.create(nfs).close()
     with pytest.raises(UnsafeFilesystem):
-        location.create(nfs, "local")
-    assert location.open_database(nfs).access == "shared"
+        directories.create(nfs, "local")
+    assert directories.open_database(nfs).access == "shared"
 
 
 def test_that_no_new_db_has_a_line_break_in_its_path_but_one_that_has_can_be_used(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line break"):
-        location.create(f"{tmp_path}/two\nlines/db")
+        directories.create(f"{tmp_path}/two\nlines/db")
     assert os.listdir(tmp_path) == []
-    location.create(str(tmp_path / "one"))
+    directories.create(str(tmp_path / "one"))
     os.rename(tmp_path / "one", tmp_path / "two\nlines")
-    assert location.create(f"{tmp_path}/two\nlines").directory == f"{tmp_path}/two\nlines"
+    assert directories.create(f"{tmp_path}/two\nlines").directory == f"{tmp_path}/two\nlines"

@@ -23,25 +23,25 @@ from mounts import hosts, need
 from sshd import remote_host
 
 from balsam_lite.cli import selftest as runner
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import checkup, filesystem, location, maintenance, selftest
-from balsam_lite.db.connection import Database
-from balsam_lite.errors import DatabaseBusy, DatabaseError, DatabaseFull, InputError
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import DatabaseBusy, DatabaseError, DatabaseFull, InputError
+from balsam_lite.db.engine import directories, doctor, filesystem, maintenance, selftest
+from balsam_lite.db.engine.connection import Database
 
 NOW_US = 1_000_000_000_000_000
 
 
 @pytest.fixture(params=["local", "shared"])
 def db(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
-    made = location.create(str(tmp_path / "db"), request.param)
+    made = directories.create(str(tmp_path / "db"), request.param)
     assert balsam(made.directory, "make_dummies", "30")[0] == 0
     yield made
     made.close()
 
 
-def findings(db: Database) -> dict[str, list[checkup.Finding]]:
-    found: dict[str, list[checkup.Finding]] = {}
-    for finding in checkup.look_over(db, now_us=NOW_US, expiry_s=120):
+def findings(db: Database) -> dict[str, list[doctor.Finding]]:
+    found: dict[str, list[doctor.Finding]] = {}
+    for finding in doctor.look_over(db, now_us=NOW_US, expiry_s=120):
         found.setdefault(finding.topic, []).append(finding)
     return found
 
@@ -56,7 +56,7 @@ def change(db: Database, *statements: str) -> None:
 
 
 def test_that_the_db_is_free_while_a_finding_is_told(db: Database) -> None:
-    for _ in checkup.look_over(db, now_us=NOW_US, expiry_s=120):
+    for _ in doctor.look_over(db, now_us=NOW_US, expiry_s=120):
         change(db, "UPDATE lease SET note = ''")
 
 
@@ -93,7 +93,7 @@ def test_that_the_findings_are_told_as_json(db: Database) -> None:
 )
 def test_that_rows_that_contradict_each_other_are_wrong(db: Database, statement: str, said: str) -> None:
     change(db, statement)
-    assert said in " ".join(finding.text for finding in findings(db)["rows"] if finding.level == checkup.WRONG)
+    assert said in " ".join(finding.text for finding in findings(db)["rows"] if finding.level == doctor.WRONG)
     code, out, err = balsam(db.directory, "db", "check", "--seconds", "0")
     assert code == 1
     assert said in out
@@ -106,7 +106,7 @@ def test_that_leftovers_which_do_no_harm_are_only_noted(db: Database) -> None:
         "INSERT INTO dependency VALUES (555, 1)",
         "INSERT INTO event (job, time, from_state, to_state) VALUES (555, 1, 'A', 'B')",
     )
-    assert [finding.level for finding in findings(db)["rows"]] == [checkup.NOTE, checkup.NOTE]
+    assert [finding.level for finding in findings(db)["rows"]] == [doctor.NOTE, doctor.NOTE]
     assert balsam(db.directory, "db", "check", "--seconds", "0")[0] == 0
 
 
@@ -121,7 +121,7 @@ def test_that_open_leases_are_told_with_holder_and_age_and_whether_it_is_dead(db
     living, dead = findings(db)["lease"]
     by_clock = "by the clock of far"
     assert living == ("lease", "ok", f"launcher 1 (pid 42 on far) has 1 job(s), last heard of 5 s ago {by_clock}")
-    assert dead.level == checkup.NOTE
+    assert dead.level == doctor.NOTE
     text = f"service 2 (pid 43 on far) has 0 job(s), no sign of life for 8 min {by_clock}: it is dead, or the clocks differ"
     assert dead.text.startswith(text)
     change(db, f"UPDATE lease SET heartbeat = {NOW_US + 3_000_000} WHERE id = 1")  # while the file was being checked
@@ -136,7 +136,7 @@ def test_that_clocks_that_differ_are_told(db: Database, monkeypatch: pytest.Monk
     change(db, *(f"{columns} ('launcher', 'far', 'x', 4, '1', 0, {now_us + ahead_us})" for ahead_us in (-(10**9), 400_000_000)))
     change(db, f"{columns} ('launcher', 'near', 'x', 5, '1', 0, {now_us - 10**9})")
     (found,) = (one for one in findings(db)["clocks"] if "of far is" in one.text)
-    assert found.level == checkup.NOTE
+    assert found.level == doctor.NOTE
     assert found.text.startswith("the clock of far is 6 min ahead of this host's")
     assert not any("near" in one.text for one in findings(db)["clocks"]), "a late heartbeat may be an old one"
     assert abs(filesystem.clock_ahead_s(db.directory) or 0.0) < 1
@@ -150,9 +150,9 @@ def test_that_clocks_that_differ_are_told(db: Database, monkeypatch: pytest.Monk
 def test_that_the_clocks_of_peers_are_compared_by_the_moment_at_which_they_met() -> None:
     here, peer, other = (selftest.Tally("a", host, "ns", 1, 1.0, met_s) for host, met_s in (("a", 100), ("b", 93), ("c", 104)))
     late, fine = runner._clocks([here, peer, other])
-    assert (late.level, fine.level) == (checkup.OK, checkup.OK), "a slow transaction may be why"
+    assert (late.level, fine.level) == (doctor.OK, doctor.OK), "a slow transaction may be why"
     (late,) = runner._clocks([here, peer._replace(met_s=20)])
-    assert (late.level, late.text[:51]) == (checkup.NOTE, "the clock of b is 80 s behind this host's: times in")
+    assert (late.level, late.text[:51]) == (doctor.NOTE, "the clock of b is 80 s behind this host's: times in")
 
 
 def test_that_a_damaged_file_is_wrong_and_no_traceback(db: Database) -> None:
@@ -166,12 +166,12 @@ def test_that_a_damaged_file_is_wrong_and_no_traceback(db: Database) -> None:
     assert "wrong  file: " in out
     assert "Traceback" not in err
     file_finding = findings(db)["file"][0]
-    assert file_finding.level == checkup.WRONG
+    assert file_finding.level == doctor.WRONG
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000])
 def test_that_a_file_that_is_no_database_is_wrong(tmp_path: Path, content: bytes) -> None:
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     made.close()
     Path(made.path).write_bytes(content)
     code, out, _ = balsam(made.directory, "db", "check", "--seconds", "0")
@@ -180,12 +180,12 @@ def test_that_a_file_that_is_no_database_is_wrong(tmp_path: Path, content: bytes
 
 
 def test_that_a_db_opened_the_wrong_way_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     made.close()
     network = filesystem.Mount("/scratch", "lustre", "mds:/scratch")
     monkeypatch.setattr(filesystem, "mount_of", lambda directory: network)
-    finding = next(checkup.look_over(made, now_us=NOW_US, expiry_s=1))
-    assert finding.level == checkup.WRONG
+    finding = next(doctor.look_over(made, now_us=NOW_US, expiry_s=1))
+    assert finding.level == doctor.WRONG
     assert (
         "lustre file system mds:/scratch mounted on /scratch, opened as on a local disk, which would lose jobs" in finding.text
     )
@@ -254,7 +254,7 @@ def test_that_ssh_with_options_needs_no_quotes_for_the_other_hosts_shell(db: Dat
 )
 def test_that_a_peer_that_cannot_be_reached_is_wrong_and_says_why(db: Database, command: str, said: str) -> None:
     finding, *_ = runner.run(db, ["me"], command, 0.1)
-    assert finding.level == checkup.WRONG
+    assert finding.level == doctor.WRONG
     assert said in finding.text
 
 
@@ -271,7 +271,7 @@ def test_that_lost_doubled_and_missing_work_is_noticed(db: Database) -> None:
         assert selftest.faults(directory, [tally]) == []
         lying = tally._replace(commits=tally.commits + 3)
         assert len(selftest.faults(directory, [lying])) == 2
-        scratch = location.open_database(directory)
+        scratch = directories.open_database(directory)
         change(scratch, "INSERT INTO tally SELECT 'two', n FROM tally WHERE n = 1")
         scratch.close()
         assert selftest.faults(directory, [tally]) == ["1 numbers were given twice"]
@@ -292,7 +292,7 @@ except BaseException as exc:
 """
     need()
     with hosts(2, tmp_path, locks=False) as both:
-        made = location.create(str(tmp_path / "back" / "db"), "shared")
+        made = directories.create(str(tmp_path / "back" / "db"), "shared")
         with selftest.scratch(made) as directory:
             seen = directory.replace(str(tmp_path / "back"), str(both[0].point))
             testers = [

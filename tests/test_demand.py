@@ -9,11 +9,12 @@ from helpers import Slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balsam_lite import identity
-from balsam_lite.clock import SECOND_US
-from balsam_lite.db import demand, location
-from balsam_lite.db.demand import Work
-from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, reservations, user
+from balsam_lite.core import identity
+from balsam_lite.core.clock import SECOND_US
+from balsam_lite.db.engine import directories
+from balsam_lite.db.query import demand
+from balsam_lite.db.query.demand import Work
+from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, reservations, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 
 SERIAL = Shape(1, 1, 1, 0)
@@ -27,7 +28,7 @@ def db(tmp_path):
 
 
 def fresh(directory):
-    database = location.create(str(directory / "db"))
+    database = directories.create(str(directory / "db"))
     with database.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
     return database
@@ -79,7 +80,7 @@ def test_that_counts_by_shape_and_estimate_are_those_of_the_rows(tmp_path_factor
     ids = add(db, *(job for job, _ in jobs))
     for number, (_, state) in zip(ids, jobs):
         if state != "CREATED":
-            user.set_state(db, [number], state)
+            user_actions.set_state(db, [number], state)
     startable = [(job, state) for job, state in jobs if state in demand._STARTABLE_STATES]
     assert_counts(db, demand.startable, [job for job, _ in startable])
     assert_counts(db, lambda cx: demand.of_workflows(cx, "w*"), [job for job, _ in startable if job["workflow"]])
@@ -148,7 +149,7 @@ def test_that_thousands_are_planned_and_given_back_in_short_transactions(db, mon
 def test_that_a_launch_that_is_over_is_found_by_what_was_planned_for_it(db):
     one, two = launch(db), launch(db)
     jobs = add(db, *[{"queued_launch_id": number} for number in (one, two, two, 77)])
-    user.set_state(db, jobs[:1], "PREPROCESSED")
+    user_actions.set_state(db, jobs[:1], "PREPROCESSED")
     with db.read() as cx:
         assert reservations.orphaned(cx, []) == [one, two, 77]
         assert reservations.orphaned(cx, [two]) == [one, 77]
@@ -157,7 +158,7 @@ def test_that_a_launch_that_is_over_is_found_by_what_was_planned_for_it(db):
 def test_that_what_has_ended_keeps_its_launch(db):
     number = launch(db)
     done, waiting, running = add(db, *[{"queued_launch_id": number} for _ in range(3)])
-    user.set_state(db, [done], "JOB_FINISHED")
+    user_actions.set_state(db, [done], "JOB_FINISHED")
     assert reservations.give_back(db, number) == 2
     assert planned_for(db) == {number: [done]}
     assert waiting != running

@@ -11,11 +11,9 @@ import time
 
 import pytest
 
-from balsam_lite import states
-from balsam_lite.clock import SECOND_US, SystemClock
-from balsam_lite.db import location, registry
-from balsam_lite.db.store import claims, insert, leases
-from balsam_lite.errors import (
+from balsam_lite.core import states
+from balsam_lite.core.clock import SECOND_US, SystemClock
+from balsam_lite.core.errors import (
     DuplicateApp,
     InvalidSpec,
     InvalidStateError,
@@ -27,9 +25,11 @@ from balsam_lite.errors import (
     UnknownField,
     UnknownJob,
 )
-from balsam_lite.identity import Holder
-from balsam_lite.launcher import call, report
-from balsam_lite.sites.desk import KINDS
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories, registry
+from balsam_lite.db.store import claims, insert, leases
+from balsam_lite.pyapps import result_file, run_call
+from balsam_lite.sites.interface import KINDS
 from balsam_lite.sites.local import LocalDesk
 
 HELLO = {
@@ -39,7 +39,7 @@ HELLO = {
 
 
 def a_site(path):
-    location.set_up(str(path))
+    directories.set_up(str(path))
     desk = LocalDesk(registry.at(str(path)))
     desk.create("app", [HELLO, {"name": "plain", "executable": "/bin/true"}])
     return desk
@@ -527,22 +527,24 @@ def test_that_an_app_goes_with_its_jobs_unless_one_is_held(desk):
 # --- results, service -------------------------------------------------------------------------------------------------
 
 
-def result_file(desk, number, content):
+def leave_result(desk, number, content):
     one = by_id(desk, number)
     directory = os.path.join(desk.database.directory, "data", one["workdir"])
     os.makedirs(directory, exist_ok=True)
-    report.leave(os.path.join(directory, report.file_name(one["job_id"])), report.Author(one["job_id"], 0, True), content)
+    result_file.leave(
+        os.path.join(directory, result_file.file_name(one["job_id"])), result_file.Author(one["job_id"], 0, True), content
+    )
 
 
 def test_that_a_result_is_handed_over_when_its_function_has_ended(desk, monkeypatch):
     desk.create("app", [{"name": "F", "definition": {"file": "/f.py", "class": "F", "open": True}}])
     desk.create("job", [job(app_id="F")])
-    content = pickle.dumps(tuple(call.Outcome(True, b"value")))
-    result_file(desk, 1, content)
+    content = pickle.dumps(tuple(run_call.Outcome(True, b"value")))
+    leave_result(desk, 1, content)
     assert desk.result(1) == {"state": "CREATED", "message": "", "is_function": True, "outcome": None}
     desk.update("job", [{"id": 1, "state": "FAILED", "state_data": {"message": "it broke"}}])
     assert desk.result(1)["outcome"] == base64.b64encode(content).decode()
-    monkeypatch.setattr(report, "LARGEST_BYTES", 10)
+    monkeypatch.setattr(result_file, "LARGEST_BYTES", 10)
     with pytest.raises(RemoteError, match=r"has \d+ bytes; more than 10 are not handed over"):
         desk.result(1)
 
@@ -560,7 +562,7 @@ def test_that_a_job_without_a_result_says_how_it_ended(desk):
 def test_that_a_site_is_active_as_long_as_its_service_is_heard_of(desk):
     assert desk.about() == {
         "version": desk.about()["version"], "path": desk.database.directory, "is_active": False,
-        "python": sys.executable, "db_id": location.identity(desk.database.directory),
+        "python": sys.executable, "db_id": directories.identity(desk.database.directory),
         "last_refresh": None, "jobs": 0,
     }  # fmt: skip
     desk.create("job", [job()])
@@ -600,7 +602,7 @@ def test_that_what_is_no_kind_of_rows_is_an_error(desk):
 
 def test_that_checking_and_reading_back_cost_less_than_storing_jobs(tmp_path):
     """So that 15 000 jobs in a second, objects and all, are possible where `add_jobs` stores 60 000."""
-    location.set_up(str(tmp_path))
+    directories.set_up(str(tmp_path))
     desk = LocalDesk(registry.at(str(tmp_path)))
     desk.create("app", [HELLO])
     size = 2000

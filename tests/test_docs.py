@@ -15,8 +15,8 @@ from typing import Any
 import click
 import pytest
 
-from balsam_lite import settings, states
 from balsam_lite.cli import group
+from balsam_lite.core import settings, states
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.rst").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from balsam_lite import durations
+from balsam_lite.core import durations
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_that_half_a_minute_without_a_unit_is_refused_where_minutes_are_whole() 
 
 @pytest.fixture
 def db(tmp_path, monkeypatch):
-    from balsam_lite.db import location
+    from balsam_lite.db.engine import directories
     from balsam_lite.db.store import apps
 
-    database = location.create(str(tmp_path / "db"))
+    database = directories.create(str(tmp_path / "db"))
     monkeypatch.setenv("BALSAM_DB_PATH", database.directory)
     with database.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
@@ -128,9 +128,9 @@ def test_that_launches_take_times_and_refuse_two_parts(db, run, words, monkeypat
 
 
 def test_that_a_launch_in_python_takes_times() -> None:
-    from balsam_lite.errors import InvalidSpec
+    from balsam_lite.core.errors import InvalidSpec
+    from balsam_lite.core.settings import Settings
     from balsam_lite.schedulers.request import LaunchRequest, validated
-    from balsam_lite.settings import Settings
 
     assert validated(LaunchRequest(1, "1h"), Settings()).wall_minutes == 60
     with pytest.raises(InvalidSpec, match="wall_minutes must not be 1:30"):
@@ -148,7 +148,7 @@ def test_that_a_launcher_takes_times_for_its_limit(db, run, monkeypatch) -> None
 
 
 def test_that_a_policy_takes_times_beside_hours(tmp_path) -> None:
-    from balsam_lite.errors import SettingsError
+    from balsam_lite.core.errors import SettingsError
     from balsam_lite.service.policy import parse
 
     text = (

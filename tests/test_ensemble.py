@@ -19,21 +19,21 @@ from launching import alive
 from mpi import mpiexec, openmpi
 from ranks import Ensemble, Wire
 
-from balsam_lite import spec, states
-from balsam_lite.db.store import claims, leases, user
+from balsam_lite.core import field_specs, states
+from balsam_lite.core.errors import MachineTrouble
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.store import claims, leases, user_actions
 from balsam_lite.db.store.claims import Claim, Exit, Filter, Shape
-from balsam_lite.errors import MachineTrouble
-from balsam_lite.identity import Holder
-from balsam_lite.launcher.ensemble import link as mpi_link
-from balsam_lite.launcher.ensemble import post as post_office
-from balsam_lite.launcher.ensemble import words
-from balsam_lite.launcher.ensemble.head import Crew, EnsembleRunner
-from balsam_lite.launcher.ensemble.node import Gone, NodeServer
-from balsam_lite.launcher.ensemble.post import Post
-from balsam_lite.launcher.nodes import Node, Place, Pool
+from balsam_lite.launcher.multinode import channel as post_office
+from balsam_lite.launcher.multinode import messages
+from balsam_lite.launcher.multinode import mpi_transport as mpi_link
+from balsam_lite.launcher.multinode.channel import Post
+from balsam_lite.launcher.multinode.coordinator import Crew, EnsembleRunner
+from balsam_lite.launcher.multinode.supervisor import Plan
+from balsam_lite.launcher.multinode.worker import Gone, NodeServer
+from balsam_lite.launcher.placement import Node, Place, Pool
 from balsam_lite.launcher.resources import LauncherOptions
 from balsam_lite.launcher.runner import Finished
-from balsam_lite.launcher.supervisor import Plan
 from balsam_lite.schedulers.environ import Allocation, NodeGpus
 
 HEARTBEAT_S = 10.0
@@ -277,10 +277,10 @@ class FakeHands:
 
     def __init__(self) -> None:
         self.runner = FakeRunner()
-        self.orders: words.Begin | None = None
+        self.orders: messages.Begin | None = None
         self.abandoned = 0
 
-    def begin(self, orders: words.Begin) -> FakeRunner:
+    def begin(self, orders: messages.Begin) -> FakeRunner:
         self.orders = orders
         return self.runner
 
@@ -291,7 +291,7 @@ class FakeHands:
         self.abandoned += 1
 
 
-ORDERS = words.Begin("/db", b"id:1:", 1, 3, "serial", {b"A": b"1"}, 16, 0.7, ())
+ORDERS = messages.Begin("/db", b"id:1:", 1, 3, "serial", {b"A": b"1"}, 16, 0.7, ())
 
 
 class Stage:
@@ -312,7 +312,7 @@ class Stage:
         self.pool = Pool([Node(4, (), f"n{rank}") for rank in range(3)])
         self.runner = EnsembleRunner(self.local, self.crew, self.clock, lambda its: its.name == "mpi", self.pool.close)
         for rank in (1, 2):
-            self.posts[rank].say(0, words.HELLO, (words.VERSION, f"host{rank}", 2, ("0",)))
+            self.posts[rank].say(0, messages.HELLO, (messages.VERSION, f"host{rank}", 2, ("0",)))
         self.crew._nap = self.crew_nap  # type: ignore[method-assign]  # nobody else runs while rank 0 sleeps
         if begins:
             self.crew.gather()
@@ -535,7 +535,7 @@ def test_that_a_bad_job_fails_alone_and_an_error_of_the_node_itself_gives_all_it
 def test_that_a_job_that_cannot_be_told_fails_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
     monkeypatch.setattr(post_office, "MOST_BYTES", 5000)
-    monkeypatch.setattr("balsam_lite.launcher.ensemble.head.MOST_BYTES", 5000)
+    monkeypatch.setattr("balsam_lite.launcher.multinode.coordinator.MOST_BYTES", 5000)
     stage.runner.start(claim(1, args="x" * 6000), place(1))
     (ended,) = stage.go()
     assert ended.exit.result == states.RUN_ERROR
@@ -545,7 +545,7 @@ def test_that_a_job_that_cannot_be_told_fails_with_its_size(monkeypatch: pytest.
 def test_that_ranks_that_do_not_answer_or_run_another_version_are_left_out() -> None:
     stage = Stage(begins=False)
     stage.posts[1].withdraw(0, {0})
-    stage.posts[1].say(0, words.HELLO, (("9.9", (3, 8)), "host1", 2, ()))
+    stage.posts[1].say(0, messages.HELLO, (("9.9", (3, 8)), "host1", 2, ()))
     stage.frozen.add(2)
     stage.wire.cut.add(2)
     stage.crew.gather(limit_s=20)
@@ -725,7 +725,7 @@ def two(tmp_path: Path) -> Iterator[Ensemble]:
 
 
 def outputs(bench: Ensemble, jobs: list[int]) -> list[str]:
-    return [bench.path(job, spec.output_name(bench.job(job)["name"])).read_text() for job in jobs]
+    return [bench.path(job, field_specs.output_name(bench.job(job)["name"])).read_text() for job in jobs]
 
 
 def test_that_nothing_is_left_of_a_launcher_that_has_ended(two: Ensemble) -> None:
@@ -788,7 +788,7 @@ def test_that_a_kill_reaches_a_job_on_any_rank_within_a_second(two: Ensemble) ->
     wait_until(lambda: all(two.path(job, "pid").exists() for job in jobs))
     pids = [int(two.path(job, "pid").read_text()) for job in jobs]
     for job, pid in zip(jobs, pids):
-        user.kill(two.db, [job])
+        user_actions.kill(two.db, [job])
         wait_until(lambda pid=pid: not alive(pid), 5)  # a second where the machine is idle
     assert launcher.wait(30) == 0
     assert two.states() == {"USER_KILLED": 4}
@@ -938,7 +938,9 @@ def test_that_orphans_on_a_node_are_dead_before_their_jobs_start_again(tmp_path:
     orphans = bench.processes("once.py")
     for process in bench.ranks(2):  # they would end the runs of a helper that dies
         process.signal(signal.SIGSTOP)
-    for process in bench.processes("balsam_lite.launcher.spawn_helper"):  # as if the whole node had been reset but for them
+    for process in bench.processes(
+        "balsam_lite.launcher.exec.spawn_helper"
+    ):  # as if the whole node had been reset but for them
         process.signal(signal.SIGKILL)
     for process in (*bench.processes("mpiexec"), *bench.ranks(2)):
         process.signal(signal.SIGKILL)

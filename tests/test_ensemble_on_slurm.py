@@ -13,8 +13,8 @@ from mpi import with_mpi
 from slurm_cluster import Cluster
 from test_mpi_on_slurm import WHO, Site
 
-from balsam_lite.db.store import user
-from balsam_lite.partitions import Partition
+from balsam_lite.core.partitions import Partition
+from balsam_lite.db.store import user_actions
 from balsam_lite.schedulers import base, submission
 
 #: Says where it is, as soon as it is there, and goes on for ever.
@@ -76,13 +76,13 @@ def test_that_a_rank_killed_on_its_node_takes_its_jobs_along_and_they_run_elsewh
     victim = next(host for host in first.values() if host != head)
     lost = [job for job, host in first.items() if host == victim]
     killed = time.monotonic()
-    site.slurm.run(["pkill", "-9", "-f", "balsam_lite.launcher.rank"], node=victim)
+    site.slurm.run(["pkill", "-9", "-f", "balsam_lite.launcher.multinode.rank"], node=victim)
     wait_until(lambda: not sleepers(site, victim), 5)
     assert time.monotonic() - killed < 3  # and rank 0 gives them to others only then
     wait_until(lambda: len(hosts_of_attempt(site, lost, 2)) == len(lost), 30)
     assert victim not in hosts_of_attempt(site, lost, 2).values()
     assert all(site.bench.job(job)["attempt"] == 1 for job in jobs if job not in lost)
-    user.kill(site.bench.db, jobs)
+    user_actions.kill(site.bench.db, jobs)
     assert site.ended(launch)["state"] in ("finished", "failed")
     assert site.bench.states() == {"USER_KILLED": 8}
 

@@ -14,12 +14,12 @@ from helpers import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsam_lite.errors import BalsamError, LaunchError, NoNodes
-from balsam_lite.launcher import machine
+from balsam_lite.core.errors import BalsamError, LaunchError, NoNodes
+from balsam_lite.core.settings import Settings
+from balsam_lite.launcher.exec import hardware
 from balsam_lite.schedulers.environ import Allocation, allocation, rank
 from balsam_lite.schedulers.remaining import ask_end_us, time_left_pbs, time_left_slurm
 from balsam_lite.schedulers.slurm import SlurmScheduler
-from balsam_lite.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOW_US = 1_795_000_000_000_000
@@ -530,7 +530,7 @@ def test_that_no_answer_of_qstat_raises(text):
     ],
 )
 def test_that_variables_tell_the_gpus_of_this_host(environ, gpus):
-    assert machine.gpus(environ) == gpus
+    assert hardware.gpus(environ) == gpus
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "²", "9" * 30])
@@ -538,7 +538,7 @@ def test_that_a_number_of_gpus_that_is_none_leaves_the_answer_to_the_machine(tmp
     (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "GPU 0: NVIDIA A100 (UUID: GPU-1)"\n')
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert machine.gpus({"SLURM_GPUS_ON_NODE": text}) == ("0",)
+    assert hardware.gpus({"SLURM_GPUS_ON_NODE": text}) == ("0",)
 
 
 # --- a real Slurm -----------------------------------------------------------------------------------------------------

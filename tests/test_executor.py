@@ -13,11 +13,11 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench
 
-from balsam_lite.db import queries
+from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
-from balsam_lite.launcher import call
+from balsam_lite.db.query import queries
 from balsam_lite.launcher.futures import BalsamExecutor, FutureTask
+from balsam_lite.pyapps import run_call
 
 MODULE = """
 import os, sys, time
@@ -399,11 +399,11 @@ def test_that_a_call_that_ends_without_a_result_has_failed_and_says_why(bench, e
 def test_that_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     """What an earlier attempt has left is not taken for the result of a later one."""
     monkeypatch.chdir(tmp_path)
-    call.write(call.RESULT, call.Outcome(True, b"old"))
-    outcome = call.run(call.Call([], None, b"nonsense"))
+    run_call.write(run_call.RESULT, run_call.Outcome(True, b"old"))
+    outcome = run_call.run(run_call.Call([], None, b"nonsense"))
     assert not outcome.good
     assert "UnpicklingError" in outcome.trace
     monkeypatch.setattr(sys, "argv", ["call", "nosuch"])
     with pytest.raises(SystemExit, match="nosuch"):
-        call.main()
-    assert not os.path.exists(call.RESULT)
+        run_call.main()
+    assert not os.path.exists(run_call.RESULT)

@@ -7,15 +7,15 @@ from helpers import Slots
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.db import location
-from balsam_lite.db.store import apps, claims, few, insert, user
+from balsam_lite.db.engine import directories
+from balsam_lite.db.store import apps, claims, insert, rare_tags, user_actions
 
 RARE = {"kind": "rare"}
 
 
 @pytest.fixture
 def db(tmp_path):
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "plain", "executable": "true"})
         apps.add_app(cx, {"name": "prepared", "executable": "true", "preprocess": "true"})
@@ -69,13 +69,13 @@ def test_that_the_index_over_tags_gives_the_jobs_that_a_look_at_each_row_gives(
         cx.execute("DELETE FROM tag")
         cx.execute("UPDATE state_count SET jobs = 0")
     numbers = list(insert.add_jobs(db, jobs).ids)
-    user.set_state(db, [job for place, job in enumerate(numbers) if place in ready], "PREPROCESSED")
+    user_actions.set_state(db, [job for place, job in enumerate(numbers) if place in ready], "PREPROCESSED")
     tags = tuple({**RARE, **({"also": "1"} if both else {})}.items())
     only = claims.Filter(workflows, serial_only=False, minutes_left=minutes, tags=tags)
     found = []
     for way in (lambda cx, tags: None, lambda cx, tags: tags[0]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(few, "rarest", way)
+            patch.setattr(rare_tags, "rarest", way)
             found.append(taken(db, Slots(places, preparations), only))
     assert found[0] == found[1]
     matching = [job for job, values in zip(numbers, jobs) if set(tags) <= set(values["tags"].items())]
@@ -101,10 +101,10 @@ def test_that_the_cost_of_a_claim_by_a_rare_tag_does_not_grow_with_what_else_wai
 
 
 def test_that_a_tag_of_many_finished_jobs_is_not_looked_for_behind_all_that_wait(db, monkeypatch):
-    monkeypatch.setattr(few, "_MOST", 8)
-    monkeypatch.setattr(few, "_AMONG", 50)
+    monkeypatch.setattr(rare_tags, "_MOST", 8)
+    monkeypatch.setattr(rare_tags, "_AMONG", 50)
     done = insert.add_jobs(db, [{"application": "plain", "tags": RARE}] * 30).ids
-    user.set_state(db, done, "JOB_FINISHED")
+    user_actions.set_state(db, done, "JOB_FINISHED")
     others = insert.add_jobs(db, [{"application": "plain", "tags": {"kind": "other"}}] * 200).ids
     last = insert.add_jobs(db, [{"application": "plain", "priority": n % 2, "tags": RARE} for n in range(8)]).ids
     only = claims.Filter(tags=tuple(RARE.items()))
@@ -113,7 +113,7 @@ def test_that_a_tag_of_many_finished_jobs_is_not_looked_for_behind_all_that_wait
         assert claims._with_rare_tag(cx, claims.Filter(tags=(("kind", "other"),))) is None  # the first have it
     found = taken(db, Slots(6), only)
     assert found[0][0] == [*last[1::2], *last[0:4:2]]
-    user.set_state(db, others[60:], "JOB_FINISHED")
+    user_actions.set_state(db, others[60:], "JOB_FINISHED")
     insert.add_jobs(db, [{"application": "plain", "priority": -1, "tags": RARE}])
     with db.read() as cx:
         assert claims._with_rare_tag(cx, only) is None  # nine can be started, which are not few
@@ -123,19 +123,19 @@ def test_that_a_tag_of_many_finished_jobs_is_not_looked_for_behind_all_that_wait
 def test_that_a_common_tag_is_looked_for_row_by_row(db, monkeypatch):
     insert.add_jobs(db, ({"application": "plain", "tags": {**RARE, "n": str(n)}} for n in range(30)))
     with db.read() as cx:
-        assert few.rarest(cx, (("kind", "rare"), ("n", "7"))) == ("n", "7")
-        assert few.rarest(cx, (("no", "such"), ("kind", "rare"))) == ("no", "such")
-        monkeypatch.setattr(few, "_MOST", 29)
-        assert few.rarest(cx, (("kind", "rare"),)) is None
-    user.set_state(db, range(1, 30), "JOB_FINISHED")
-    monkeypatch.setattr(few, "_MOST", 100)
+        assert rare_tags.rarest(cx, (("kind", "rare"), ("n", "7"))) == ("n", "7")
+        assert rare_tags.rarest(cx, (("no", "such"), ("kind", "rare"))) == ("no", "such")
+        monkeypatch.setattr(rare_tags, "_MOST", 29)
+        assert rare_tags.rarest(cx, (("kind", "rare"),)) is None
+    user_actions.set_state(db, range(1, 30), "JOB_FINISHED")
+    monkeypatch.setattr(rare_tags, "_MOST", 100)
     with db.read() as cx:
-        assert few.rarest(cx, (("kind", "rare"),)) is None  # one waits: the index of what waits is shorter
+        assert rare_tags.rarest(cx, (("kind", "rare"),)) is None  # one waits: the index of what waits is shorter
 
 
 def test_that_the_plan_leads_from_the_tag_to_its_jobs(db):
     with db.read() as cx:
-        plan = cx.execute(f"EXPLAIN QUERY PLAN {few.query('1', '')}", ("k", "v")).fetchall()
+        plan = cx.execute(f"EXPLAIN QUERY PLAN {rare_tags.query('1', '')}", ("k", "v")).fetchall()
     steps = [row[3] for row in plan]
     assert any(step.startswith("SEARCH job_tag USING PRIMARY KEY (tag=?)") for step in steps)
     assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in steps

@@ -13,10 +13,11 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench
 
-from balsam_lite.db import location, queries
+from balsam_lite.core.errors import InputError, TaskFailed, UnknownJob, WaitTimeout
+from balsam_lite.db.engine import directories
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps, user
-from balsam_lite.errors import InputError, TaskFailed, UnknownJob, WaitTimeout
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import apps, user_actions
 from balsam_lite.launcher import dag, futures
 from balsam_lite.launcher.futures import FutureTask, as_completed, wait
 
@@ -34,7 +35,7 @@ def bench(tmp_path):
 
 @pytest.fixture(params=["local", "shared"])
 def db(tmp_path, request):
-    database = location.create(str(tmp_path / "db"), request.param)
+    database = directories.create(str(tmp_path / "db"), request.param)
     with database.write() as cx:
         apps.add_app(cx, {"name": "x", "executable": "true"})
     with use(database):
@@ -48,7 +49,7 @@ def task(*callbacks, **fields) -> FutureTask:
 
 def end(future: FutureTask, state: str = "JOB_FINISHED") -> None:
     """As a launcher does, or somebody else; through the active DB, which is another connection than the watch's."""
-    user.set_state(future.job._home, [future.job.id], state, f"{state} for the test")
+    user_actions.set_state(future.job._home, [future.job.id], state, f"{state} for the test")
 
 
 def later(seconds: float, *calls) -> threading.Thread:
@@ -345,7 +346,7 @@ def test_that_a_thread_that_read_too_early_does_not_undo_an_end(db, monkeypatch)
 
 def test_that_futures_of_several_dbs_are_waited_for_together(db, tmp_path):
     one = task()
-    other_db = location.create(str(tmp_path / "other"), "local")
+    other_db = directories.create(str(tmp_path / "other"), "local")
     with use(other_db):
         with other_db.write() as cx:
             apps.add_app(cx, {"name": "x", "executable": "true"})

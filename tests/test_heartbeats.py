@@ -12,10 +12,10 @@ from elsewhere import balsam
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite.clock import SystemClock
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder
 from balsam_lite.db.store import leases
 from balsam_lite.db.store.leases import Lease, Watch, is_dead
-from balsam_lite.identity import Holder
 
 ELSEWHERE = Holder("elsewhere", "pid:[1]", 7, "9")
 EXPIRY_S = 120.0

@@ -13,13 +13,13 @@ from helpers import Slots, wait_until
 from launching import Bench
 
 from balsam_lite.api import Job
-from balsam_lite.clock import SECOND_US, SystemClock
-from balsam_lite.db import location, registry
-from balsam_lite.db.connection import Database
+from balsam_lite.core.clock import SECOND_US, SystemClock
+from balsam_lite.core.errors import WaitTimeout
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories, registry
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.store import apps, claims, held_back, leases
-from balsam_lite.errors import WaitTimeout
-from balsam_lite.identity import Holder
 from balsam_lite.launcher import dag, futures
 
 PYTHON = sys.executable
@@ -27,7 +27,7 @@ PYTHON = sys.executable
 
 @pytest.fixture(params=["local", "shared"])
 def db(tmp_path, request):
-    database = location.create(str(tmp_path / "db"), request.param)
+    database = directories.create(str(tmp_path / "db"), request.param)
     with database.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
     with use(database):

@@ -23,9 +23,9 @@ from elsewhere import environment, python_argv
 from helpers import wait_until
 from mounts import bindfs, need
 
-from balsam_lite.db import queries
-from balsam_lite.db.connection import Database
-from balsam_lite.db.session import FILE_NAME as LOCK
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.engine.session import FILE_NAME as LOCK
+from balsam_lite.db.query import queries
 
 BALSAM = [sys.executable, "-m", "balsam_lite.cli"]
 

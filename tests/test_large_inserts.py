@@ -11,15 +11,29 @@ import pytest
 from helpers import Slots, db_with_app
 from launching import Bench
 
-from balsam_lite import states
 from balsam_lite.cli.main import main
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import checkup, demand, events, location, outlook, paging, queries, salvage, selection
+from balsam_lite.core import states
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import DatabaseError, DuplicateJobId, InvalidSpec, UnknownApp, UnknownJob
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories, doctor, salvage
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.store import apps, claims, copies, few, graph, hidden, insert, leases, moves, pieces, reservations, user
-from balsam_lite.errors import DatabaseError, DuplicateJobId, InvalidSpec, UnknownApp, UnknownJob
-from balsam_lite.identity import Holder
+from balsam_lite.db.query import demand, events, outlook, paging, queries, selection
+from balsam_lite.db.store import (
+    apps,
+    claims,
+    copies,
+    graph,
+    hidden,
+    insert,
+    leases,
+    pieces,
+    rare_tags,
+    reservations,
+    transitions,
+    user_actions,
+)
 
 JOBS = 30
 
@@ -49,7 +63,7 @@ def seen(db):
     finished, failed, free = add(db, 3, workflow="old", tags={"t": "1"})
     add(db, 1, workflow="old", parents=[free])
     for job, state in ((finished, "JOB_FINISHED"), (failed, "FAILED")):
-        user.set_state(db, [job], state)
+        user_actions.set_state(db, [job], state)
     return finished, failed, free
 
 
@@ -130,7 +144,7 @@ def answers(db, free):
             "startable": lambda: (demand.startable(cx), demand.of_workflows(cx, "*")),
             "waiting": lambda: claims.waiting(cx, claims.Filter()),
             "waiting with tag": lambda: claims.waiting(cx, claims.Filter(tags=(("t", "1"),))),
-            "few": lambda: few.read(cx, ("t", "1"), claims._PLAIN, "", ()),
+            "few": lambda: rare_tags.read(cx, ("t", "1"), claims._PLAIN, "", ()),
             "plannable": lambda: [
                 reservations._unplanned(cx, source, claims.Shape(1, 1, 1, 0), 9, 99) for source in claims.sources()
             ],
@@ -161,7 +175,7 @@ def answers(db, free):
 
 def rows_agree(db):
     """The rows agree with each other, and no large write is left."""
-    found = [one for one in checkup.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows"]
+    found = [one for one in doctor.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows"]
     assert [one.level for one in found] == ["ok"], found
     with db.read() as cx:
         assert cx.execute("SELECT count(*) FROM large_write").fetchone() == (0,)
@@ -177,7 +191,7 @@ def test_that_nobody_sees_a_part_of_an_insert_and_then_all_of_it(db):
     while insertion.advance():
         number += 1
         assert answers(db, free) == before
-        assert [one.level for one in checkup.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows"] == ["ok"]
+        assert [one.level for one in doctor.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows"] == ["ok"]
     assert number > JOBS // 7 + 1
     with db.read() as cx:
         assert outlook.what_may_come(cx, outlook.Scope(), 1, 60) == "jobs that are being added"
@@ -191,7 +205,7 @@ def test_that_nobody_sees_a_part_of_an_insert_and_then_all_of_it(db):
 def test_that_an_insert_in_pieces_makes_the_rows_of_one_transaction(db, monkeypatch, tmp_path):
     jobs = list(rows(seen(db)[:1]))
     insert.add_jobs(db, jobs)
-    other = location.create(str(tmp_path / "other"))
+    other = directories.create(str(tmp_path / "other"))
     with closing(other):
         with other.write() as cx:
             apps.add_app(cx, {"name": "a", "executable": "true"})
@@ -257,7 +271,7 @@ def test_that_hidden_jobs_cost_a_claim_nothing(db):
 
 def end(db, job, state):
     with db.write() as cx:
-        moves.move(cx, [moves.Move(job, ("CREATED", state), 3)], states.USER)
+        transitions.move(cx, [transitions.Move(job, ("CREATED", state), 3)], states.USER)
         graph.released(cx, [(job, state)], 3)
 
 
@@ -305,7 +319,7 @@ def test_that_the_next_command_removes_what_a_kill_at_any_piece_has_left(db, pla
     before, last, number = dump(db)[:5], 4, 1
     while killed(db, rows([free]), f"{place}:{number}"):
         assert jobs_of_workflow(db, "new") == 0 or place == "after-piece"
-        user.update_fields(db, [free], {"args": f"{number}"})
+        user_actions.update_fields(db, [free], {"args": f"{number}"})
         rows_agree(db)
         if jobs_of_workflow(db, "new"):  # killed right after the release
             break
@@ -363,7 +377,7 @@ def test_that_a_parent_that_is_removed_meanwhile_stops_the_insert(db):
     (parent,) = add(db, 1)
     insertion = begun(db, rows([parent]))
     insertion.advance()
-    user.delete(db, [parent])
+    user_actions.delete(db, [parent])
     with pytest.raises(UnknownJob, match=r"Job number \d+ cannot have that parent"):
         write_all(insertion)
     insertion.undo()
@@ -453,7 +467,7 @@ def test_that_salvage_leaves_hidden_jobs_out(db, tmp_path):
     write_all(insertion)
     db.close()
     salvage.salvage(db.directory, str(tmp_path / "saved"))
-    saved = location.open_database(str(tmp_path / "saved"))
+    saved = directories.open_database(str(tmp_path / "saved"))
     with closing(saved):
         assert len(dump(saved)[0]) == 4
         rows_agree(saved)
@@ -483,5 +497,5 @@ def test_that_db_check_finds_nothing_wrong_while_a_cut_insert_is_removed(db):
     with db.write() as cx:
         cx.execute("UPDATE large_write SET pid = 0")
     while pieces.advance_abandoned(db):
-        assert not [one for one in checkup.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows" and one.level != "ok"]
+        assert not [one for one in doctor.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows" and one.level != "ok"]
     rows_agree(db)

@@ -12,18 +12,19 @@ import pytest
 from helpers import Slots, db_with_app
 from launching import Bench
 
-from balsam_lite import states
 from balsam_lite.cli.main import main
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import checkup, maintenance, queries
+from balsam_lite.core import states
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import ParentInUse, StateError, UnknownApp
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import doctor, maintenance
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.store import claims, graph, insert, leases, moves, pieces, user
-from balsam_lite.errors import ParentInUse, StateError, UnknownApp
-from balsam_lite.identity import Holder
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import claims, graph, insert, leases, pieces, transitions, user_actions
 from balsam_lite.launcher import obstacles
-from balsam_lite.launcher.nodes import Node, Pool
-from balsam_lite.launcher.trouble import Pause, Setbacks
+from balsam_lite.launcher.exec.trouble import Pause, Setbacks
+from balsam_lite.launcher.placement import Node, Pool
 
 JOBS = 60
 
@@ -75,7 +76,7 @@ def counts(db):
 
 def check(db):
     """The rows agree with each other, and nothing is left of any large write."""
-    found = [one for one in checkup.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows"]
+    found = [one for one in doctor.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows"]
     assert [one.level for one in found] == ["ok"], found
     with db.read() as cx:
         assert cx.execute("SELECT count(*) FROM large_write").fetchone() == (0,)
@@ -112,7 +113,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("code", OPERATIONS)
 def test_that_a_large_write_does_what_a_small_one_does(db, code, monkeypatch):
     jobs = chain(db)
-    exec(code, {"db": db, "jobs": jobs, "user": user})
+    exec(code, {"db": db, "jobs": jobs, "user": user_actions})
     assert {state: number for state, number in counts(db).items() if number} == OPERATIONS[code]
     check(db)
 
@@ -127,7 +128,7 @@ def test_that_the_next_command_completes_what_a_kill_at_any_piece_has_cut(db, co
             done = run_alone(db, f"jobs = {jobs}\n{code}", f"{place}:{number}")
             died += done.returncode == -signal.SIGKILL
             assert done.returncode in (0, -signal.SIGKILL), done.stderr
-            user.update_fields(db, [another], {"args": f"{number}"})
+            user_actions.update_fields(db, [another], {"args": f"{number}"})
             expected = {**OPERATIONS[code]}
             expected["CREATED"] = expected.get("CREATED", 0) + 1
             assert {state: jobs for state, jobs in counts(db).items() if jobs} == expected
@@ -141,7 +142,7 @@ def test_that_no_job_of_an_unfinished_list_is_claimed_and_all_are_in_the_end(db,
     jobs, lease = chain(db), open_lease(db)
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "complete", lambda *_: {"jobs": 0, "held": 0})
-        user.rerun(db, jobs)
+        user_actions.rerun(db, jobs)
     monkeypatch.setattr(pieces, "_is_abandoned", lambda *_: True)
     while pieces.advance_abandoned(db):
         with db.read() as cx:
@@ -158,7 +159,7 @@ def test_that_no_launcher_takes_a_job_whose_state_an_unfinished_list_has_yet_to_
     jobs, lease = add(db), open_lease(db)
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "complete", lambda *_: {"changed": 0})
-        user.set_state(db, jobs, states.JOB_FINISHED)
+        user_actions.set_state(db, jobs, states.JOB_FINISHED)
     assert take(db, lease) == []
     other = add(db, 1, priority=-1)
     assert take(db, lease) == other
@@ -171,9 +172,9 @@ def test_that_a_kill_during_an_unfinished_rerun_stays(db, monkeypatch):
     jobs = chain(db)
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "complete", lambda *_: {"jobs": 0, "held": 0})
-        user.rerun(db, jobs)
+        user_actions.rerun(db, jobs)
     victim = jobs[-1]
-    assert user.kill(db, [victim]).killed == 1
+    assert user_actions.kill(db, [victim]).killed == 1
     monkeypatch.setattr(pieces, "_is_abandoned", lambda *_: True)
     pieces.complete(db)
     with db.read() as cx:
@@ -187,11 +188,11 @@ def test_that_what_is_wrong_with_one_job_is_raised_before_any_is_changed(db):
         running = claims.take(cx, lease, Slots(1), claims.Filter(), 2).to_run[0].job
     before = counts(db)
     with pytest.raises(StateError):
-        user.set_state(db, jobs, states.JOB_FINISHED)
+        user_actions.set_state(db, jobs, states.JOB_FINISHED)
     with pytest.raises(UnknownApp):
-        user.update_fields(db, jobs, {"application": "none"})
+        user_actions.update_fields(db, jobs, {"application": "none"})
     with pytest.raises(StateError):
-        user.change(db, [user.Change(jobs, {"args": "new"}, states.FAILED)])
+        user_actions.change(db, [user_actions.Change(jobs, {"args": "new"}, states.FAILED)])
     assert counts(db) == before
     with db.read() as cx:
         assert not pieces.is_any(cx)
@@ -202,9 +203,9 @@ def test_that_jobs_that_others_wait_for_are_not_removed(db):
     jobs = add(db)
     child = insert.add_jobs(db, [{"application": "a", "parents": jobs[-1:]}]).first
     with pytest.raises(ParentInUse):
-        user.delete(db, jobs)
+        user_actions.delete(db, jobs)
     assert sum(counts(db).values()) == JOBS + 1
-    assert user.delete(db, jobs, force=True) == JOBS
+    assert user_actions.delete(db, jobs, force=True) == JOBS
     with db.read() as cx:
         assert queries.job(cx, child)["state"] == states.FAILED
     check(db)
@@ -213,7 +214,7 @@ def test_that_jobs_that_others_wait_for_are_not_removed(db):
 def test_that_a_recursive_kill_of_many_kills_them_all(db):
     first = add(db, 1)[0]
     add(db, parents=[first])
-    assert user.kill(db, [first], recursive=True).killed == JOBS + 1
+    assert user_actions.kill(db, [first], recursive=True).killed == JOBS + 1
     assert counts(db) == {states.USER_KILLED: JOBS + 1}
     check(db)
 
@@ -238,7 +239,7 @@ def test_that_the_end_of_a_parent_of_many_is_a_list_that_any_launcher_carries_ou
     children = add(db, parents=[parent])
     now_us = SystemClock.now_us()
     with db.write() as cx:
-        moves.move(cx, [moves.Move(parent, ("CREATED", end), now_us)], states.USER)
+        transitions.move(cx, [transitions.Move(parent, ("CREATED", end), now_us)], states.USER)
         graph.propagate(cx, *(([parent], []) if end == "JOB_FINISHED" else ([], [parent])), now_us)
         assert pieces.is_any(cx)
     assert counts(db)[states.AWAITING_PARENTS] == JOBS
@@ -249,7 +250,7 @@ def test_that_the_end_of_a_parent_of_many_is_a_list_that_any_launcher_carries_ou
     assert counts(db).get(states.READY if end == "JOB_FINISHED" else states.FAILED, 0) >= JOBS
     check(db)
     if end == "FAILED":
-        user.set_state(db, [parent], states.RESTART_READY)
+        user_actions.set_state(db, [parent], states.RESTART_READY)
         assert counts(db)[states.AWAITING_PARENTS] == JOBS
         check(db)
     else:
@@ -266,12 +267,12 @@ def test_that_an_interrupt_tells_what_is_left_and_who_completes_it(db, monkeypat
     with db.read() as cx:
         jobs = queries.job_ids(cx, queries.JobFilter())
     with pytest.raises(KeyboardInterrupt, match=f"10 of {JOBS} done; the next balsam command or launcher completes it"):
-        user.rerun(db, jobs)
+        user_actions.rerun(db, jobs)
 
 
 def test_that_the_owner_hears_how_far_it_is(db):
     jobs, seen = chain(db), []
-    user.rerun(db, jobs, progress=seen.append)
+    user_actions.rerun(db, jobs, progress=seen.append)
     assert sum(seen) == JOBS
 
 
@@ -280,9 +281,9 @@ def test_that_removing_a_parent_of_many_tells_its_children_in_pieces(db, run_whe
     parent = add(db, 1)[0]
     add(db, parents=[parent], run_when=run_when)
     with pytest.raises(ParentInUse):
-        user.delete(db, [parent])
+        user_actions.delete(db, [parent])
     seen = []
-    assert user.delete(db, [parent], force=True, progress=seen.append) == 1
+    assert user_actions.delete(db, [parent], force=True, progress=seen.append) == 1
     assert len(seen) > JOBS // pieces.PART
     assert {state: jobs for state, jobs in counts(db).items() if jobs} == {expected: JOBS}
     check(db)
@@ -340,7 +341,7 @@ def test_that_db_info_and_db_check_tell_what_is_unfinished_and_who_completes_it(
     (told,) = maintenance.info(db, {})["unfinished_changes"]
     assert told.startswith(f"a change of {JOBS} job(s), 0 of them done by process ")
     assert told.endswith(text)
-    (found,) = [one for one in checkup.look_over(db, now_us=2, expiry_s=60) if one.topic == "large write"]
+    (found,) = [one for one in doctor.look_over(db, now_us=2, expiry_s=60) if one.topic == "large write"]
     assert (found.level, found.text) == ("note", told)
     add(db, 1)
     assert maintenance.info(db, {})["unfinished_changes"] == []

@@ -15,8 +15,8 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
 
-from balsam_lite import clock
-from balsam_lite.db.store import apps, batch_jobs, user
+from balsam_lite.core import clock
+from balsam_lite.db.store import apps, batch_jobs, user_actions
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_that_the_log_names_the_module_and_jobs_by_their_name_and_short_id(bench
     bench.wait_for(jobs[2], "RUNNING")
     wait_until(lambda: "step failed" in log.read_text())
     labels = [rf"{bench.job(job)['name']} \[{bench.job(job)['job_id'][:8]}\]" for job in jobs]
-    user.delete(bench.db, [jobs[2]])  # its end can be recorded nowhere
+    user_actions.delete(bench.db, [jobs[2]])  # its end can be recorded nowhere
     assert launcher.wait(60) == 0
     text = log.read_text()
     for label, words in zip(
@@ -316,7 +316,7 @@ def test_that_a_job_killed_by_the_user_is_killed_and_no_timeout(bench):
     (job,) = bench.add([{"application": "graceful"}])
     launcher = bench.launch()
     wait_until(bench.path(job, "up").exists, 20)
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     assert launcher.wait(20) == 0
     assert states_of(bench, job)[-2:] == ["RUNNING", "USER_KILLED"]
     assert bench.job(job)["told_to_stop"] is None
@@ -356,7 +356,7 @@ def test_that_a_killed_job_is_dead_within_a_second_with_its_whole_tree_and_its_s
     pids = [int(bench.path(job, name).read_text()) for name in ("leader", "child", "stray")]
     assert all(alive(pid) for pid in pids)
     killed_at = time.monotonic()
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     wait_until(lambda: not any(alive(pid) for pid in pids), 10)
     assert time.monotonic() - killed_at < 5  # a second where the machine is idle; after the grace it would be 10
     bench.wait_for(waiting, "JOB_FINISHED")
@@ -371,7 +371,7 @@ def test_that_a_job_deleted_while_it_runs_is_stopped_and_the_launcher_goes_on(be
     bench.launch("--nodes", "1")
     wait_until(lambda: bench.path(job, "pid").exists() and bench.path(job, "pid").read_text().strip(), 20)
     pid = int(bench.path(job, "pid").read_text())
-    user.delete(bench.db, [job])
+    user_actions.delete(bench.db, [job])
     (other,) = bench.add([{"application": "quick"}])
     bench.wait_for(other, "JOB_FINISHED")
     assert not alive(pid)
@@ -414,7 +414,7 @@ def test_that_a_launch_submitted_from_inside_a_job_outlives_that_job(bench):
     (other,) = bench.add([{"application": "other", "workflow": "other"}])
     bench.launch("--wf-filter", "first")
     wait_until(lambda: bench.path(other, "pid").exists(), 40)
-    user.kill(bench.db, [submitter])
+    user_actions.kill(bench.db, [submitter])
     wait_until(lambda: bench.job(submitter)["lease"] is None, 20)
     Path(bench.directory, "go").touch()
     bench.wait_for(other, "JOB_FINISHED")
@@ -506,7 +506,7 @@ def test_that_earlier_output_is_kept_when_a_job_runs_again(bench):
     bench.shell("say", "echo attempt $BALSAM_ATTEMPT")
     (job,) = bench.add([{"name": "j", "application": "say"}])
     bench.run()
-    user.set_state(bench.db, [job], "RESTART_READY")
+    user_actions.set_state(bench.db, [job], "RESTART_READY")
     bench.run()
     assert bench.path(job, "j.out").read_text() == "attempt 2\n"
     assert bench.path(job, "j.out.1").read_text() == "attempt 1\n"
@@ -519,7 +519,7 @@ def test_that_a_launch_takes_what_is_planned_for_it_first_and_a_prescheduled_one
         values = {"scheduler": "LocalScheduler@host", "nodes": 1, "wall_minutes": 5, "prescheduled_only": 1}
         number = batch_jobs.add(cx, values, 1)
         batch_jobs.mark_submitted(cx, number, "17")
-    user.update_fields(bench.db, [planned], {"queued_launch_id": number})
+    user_actions.update_fields(bench.db, [planned], {"queued_launch_id": number})
     batch = {"BALSAM_LOCAL_JOBID": "17", "BALSAM_LOCAL_NODES": "1"}
     assert bench.run(**batch) == 0
     assert (bench.job(planned)["state"], bench.job(other)["state"]) == ("JOB_FINISHED", "CREATED")
@@ -574,7 +574,7 @@ def test_that_a_place_is_not_kept_for_a_job_that_was_killed(bench):
     (small,) = bench.add([{"name": "small", "application": "true", "node_packing_count": 2}])
     time.sleep(0.5)  # nothing should happen
     assert bench.job(small)["state"] == "CREATED"
-    user.kill(bench.db, [large])
+    user_actions.kill(bench.db, [large])
     bench.wait_for(small, "JOB_FINISHED", timeout=20)
 
 

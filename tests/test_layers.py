@@ -28,73 +28,65 @@ class Room(NamedTuple):
 
 
 ROOMS = (
-    Room(
-        0, "ground floor",
-        (
-            "errors", "states", "clock", "settings", "spec", "identity", "processes", "programs", "daemon", "partitions",
-            "loading", "outputs", "terminal", "durations", "parent_variables", "command_line",
-        ),
-    ),
+    Room(0, "ground floor", ("core",)),
     Room(1, "database", ("db",)),
     Room(2, "schedulers", ("schedulers",)),
     Room(
         3, "what the launcher is made of",
-        tuple(
-            f"launcher.{name}"
-            for name in (
-                "process", "adopted", "spawn_helper", "spawner", "trouble", "start_failures", "nodes", "staging", "commands",
-                "template", "shell", "plain",
-                "evaluation", "quiet",
-                "interpreter", "order", "report", "machine", "failpoints", "mpirun", "logs", "run_file", "leftovers", "reaper",
-                "gpus", "pinning",
-            )
+        (
+            *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "quiet", "failpoints")),
+            *("launcher.logs", "launcher.reaper", "pyapps.python_argv", "pyapps.payload", "pyapps.result_file"),
         ),
     ),
     Room(
         4, "launcher",
-        tuple(
-            f"launcher.{name}"
-            for name in ("steps", "runner", "patience", "ensemble", "tally", "capacity", "obstacles", "loop")
+        (
+            *(f"launcher.{name}" for name in ("steps", "runner", "exit_grace", "tally", "capacity", "obstacles", "loop")),
+            *(f"launcher.multinode.{name}" for name in ("coordinator", "worker", "channel", "messages", "mpi_transport")),
         ),
     ),
     Room(4, "service", ("service",)),
     Room(
         5, "wiring of the launcher",
-        tuple(f"launcher.{name}" for name in ("main", "supervisor", "rank", "resources", "progress", "parts")),
+        (
+            *(f"launcher.{name}" for name in ("main", "resources", "progress")),
+            *(f"launcher.multinode.{name}" for name in ("supervisor", "rank", "partitioned")),
+        ),
     ),
     Room(5, "sites", ("sites",)),
     Room(
         6, "Python interface",
         (
-            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "call", "application", "hook", "function")),
-            *("launcher.waits", "launcher.spawned", "launcher.start", "api", "analytics", "plots"),
+            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "waits", "start")),
+            *(f"pyapps.{name}" for name in ("class_loader", "mp_main", "run_call", "run_function", "run_hook")),
+            *("api", "analytics", "plots"),
         ),
     ),
     Room(7, "command line", ("cli",)),
 )  # fmt: skip
 
 #: Packages whose own __init__ anybody may import: it holds nothing.
-EMPTY = ("", "launcher")
+EMPTY = ("", "launcher", "launcher.multinode", "pyapps")
 
 #: What only a few may import; `db` is that module or any below it.
 RESERVED = {
     "peewee": ("db",),
     "playhouse": ("db",),
     "sqlite3": ("db", "launcher.dag", "cli.ls", "cli.jobs"),  # above db only for annotations
-    "subprocess": ("programs", "launcher.spawner", "launcher.spawn_helper"),
-    "ctypes": ("launcher.spawn_helper",),
+    "subprocess": ("core.subprocess_run", "launcher.exec.spawner", "launcher.exec.spawn_helper"),
+    "ctypes": ("launcher.exec.spawn_helper",),
     "multiprocessing": (),
     "asyncio": (),
     "click": ("cli",),
     "tabulate": ("cli",),
-    "mpi4py": ("launcher.ensemble",),
+    "mpi4py": ("launcher.multinode.mpi_transport",),
 }
 
 #: Calls that make processes, and who may make them. Everybody else asks these.
 PROCESS_CALLS = {
-    "posix_spawn": ("launcher.spawn_helper",),
+    "posix_spawn": ("launcher.exec.spawn_helper",),
     "posix_spawnp": (),
-    "fork": ("daemon", "schedulers.shepherd"),
+    "fork": ("core.daemon", "schedulers.shepherd"),
     "execve": ("schedulers.shepherd",),
     "system": (),
     "popen": (),
@@ -132,7 +124,7 @@ NAMES = {source.name for source in SOURCES}
 
 
 def imports(source: Source) -> Iterator[str]:
-    """Whatever the module imports, wherever it does so: `balsam_lite.db.queries`, `peewee`."""
+    """Whatever the module imports, wherever it does so: `balsam_lite.db.query.queries`, `peewee`."""
     here = [PACKAGE, *source.name.split(".")] if source.name else [PACKAGE]
     package = here if source.is_package else here[:-1]
     for node in ast.walk(source.tree):
@@ -159,14 +151,15 @@ def ids(source: Source) -> str:
 
 def test_that_the_reader_of_imports_sees_each_way_to_write_one() -> None:
     text = (
-        "import peewee, os\nfrom . import moves\nfrom ..schema import X\nfrom ... import states, spec\ndef f():\n import click"
+        "import peewee, os\nfrom . import transitions\nfrom ..engine.schema import X\nfrom ...core import states, clock\n"
+        "def f():\n import click"
     )
     source = Source("db.store.claims", False, ast.parse(text))
     assert set(imports(source)) == {
-        "peewee", "os", "click", "balsam_lite.db.store.moves", "balsam_lite.db.schema", "balsam_lite.states",
-        "balsam_lite.spec",
+        "peewee", "os", "click", "balsam_lite.db.store.transitions", "balsam_lite.db.engine.schema", "balsam_lite.core.states",
+        "balsam_lite.core.clock",
     }  # fmt: skip
-    assert own_imports(source) == {"db.store.moves", "db.schema", "states", "spec"}
+    assert own_imports(source) == {"db.store.transitions", "db.engine.schema", "core.states", "core.clock"}
     assert own_imports(Source("cli", True, ast.parse("from . import main"))) == {"cli.main"}
 
 
@@ -184,7 +177,10 @@ def faults(source: Source) -> list[str]:
 
 
 def test_that_imports_that_go_up_or_sideways_are_found() -> None:
-    text = "from .. import states\nfrom ..launcher import loop, process\ndef f():\n    from ..launcher import dag"
+    text = (
+        "from ..core import states\nfrom ..launcher import loop\nfrom ..launcher.exec import children\n"
+        "def f():\n    from ..launcher import dag"
+    )
     assert faults(Source("launcher.main", False, ast.parse(text))) == [
         "launcher.main (wiring of the launcher) imports launcher.dag (Python interface)"
     ]
@@ -248,7 +244,7 @@ print(json.dumps(done))
 
 def test_that_importing_any_module_opens_nothing_and_starts_nothing(tmp_path: Path) -> None:
     modules = [f"{PACKAGE}.{name}" if name else PACKAGE for name in sorted(NAMES)]
-    words = [sys.executable, "-B", "-c", WATCHED, *(m for m in modules if not m.endswith(".launcher.ensemble"))]
+    words = [sys.executable, "-B", "-c", WATCHED, *(m for m in modules if not m.endswith(".launcher.multinode.mpi_transport"))]
     done = subprocess.run(
         words, cwd=tmp_path, capture_output=True, text=True, timeout=60,
         env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": "/nowhere", "BALSAM_DB_PATH": str(tmp_path / "none")},
@@ -266,5 +262,5 @@ def test_that_each_log_line_names_the_module_that_wrote_it() -> None:
         for node in source.tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and "getLogger" in ast.dump(node.value.func):
                 named[source.name] = ast.unparse(node.value.args[0])
-    assert {"launcher.loop", "launcher.rank", "service.loop"} <= named.keys()
+    assert {"launcher.loop", "launcher.multinode.rank", "service.loop"} <= named.keys()
     assert {name: logger for name, logger in named.items() if logger not in ("__name__", f"'{PACKAGE}.{name}'")} == {}

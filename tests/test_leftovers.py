@@ -14,20 +14,20 @@ import pytest
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite import processes
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import location, maintenance
-from balsam_lite.db.binding import id_of
-from balsam_lite.db.connection import Database
+from balsam_lite.core import process_table
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder, read_proc, start_of
+from balsam_lite.core.process_table import RUN_VARIABLE, belonging
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine import directories, maintenance
+from balsam_lite.db.engine.binding import id_of
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
-from balsam_lite.identity import Holder, read_proc, start_of
-from balsam_lite.launcher import leftovers, spawn_helper
-from balsam_lite.launcher.commands import lease_mark
-from balsam_lite.launcher.leftovers import Orphans, end_runs, runs_of
+from balsam_lite.launcher.exec import leftovers, spawn_helper
+from balsam_lite.launcher.exec.invocation import lease_mark
+from balsam_lite.launcher.exec.leftovers import Orphans, end_runs, runs_of
+from balsam_lite.launcher.exec.run_file import RunFiles, Writer
 from balsam_lite.launcher.reaper import Reaper
-from balsam_lite.launcher.run_file import RunFiles, Writer
-from balsam_lite.processes import RUN_VARIABLE, belonging
-from balsam_lite.settings import Settings
 
 ID, LEASE = f"{os.getpid():016x}", 3  # tests that run side by side leave each other alone
 MARK = lease_mark(ID, LEASE)
@@ -84,10 +84,10 @@ HIDDEN = {
 def test_that_programs_that_hide_their_environment_are_ended(runs: Runs, how: str) -> None:
     leader = runs.start("bash", "-c", HIDDEN[how])
     holder = Holder("", "", leader.pid, start_of(leader.pid))
-    wait_until(lambda: any(processes.command_of(one.pid) == "sleep" for one in processes.family(holder)), 30)
-    family = processes.family(holder)
+    wait_until(lambda: any(process_table.command_of(one.pid) == "sleep" for one in process_table.family(holder)), 30)
+    family = process_table.family(holder)
     assert runs.end().left == ()
-    assert processes.living(family) == []
+    assert process_table.living(family) == []
 
 
 def test_that_what_a_dead_leader_left_in_its_session_is_ended(runs: Runs, tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_that_an_ordinary_user_ends_a_program_that_only_root_can_look_into(tmp_p
         script = (
             f"import sys; sys.path[:0] = {[str(root), *sys.path]!r}\n"
             "import os\n"
-            "from balsam_lite.launcher.run_file import RunFiles, Writer\n"
-            "from balsam_lite.identity import start_of\n"
-            "from balsam_lite.launcher.leftovers import Orphans, end_runs, runs_of\n"
-            "from balsam_lite.processes import _environ_of\n"
+            "from balsam_lite.launcher.exec.run_file import RunFiles, Writer\n"
+            "from balsam_lite.core.identity import start_of\n"
+            "from balsam_lite.launcher.exec.leftovers import Orphans, end_runs, runs_of\n"
+            "from balsam_lite.core.process_table import _environ_of\n"
             f"pid = os.posix_spawn({str(code)!r}, ['licensed', '4444'], {{'BALSAM_RUN': '{MARK.decode()}1:1'}}, setsid=True)\n"
             f"writer = Writer(RunFiles.of({str(top)!r}, {MARK!r}).file(0))\n"
             f"assert not writer.start(pid, start_of(pid), {MARK + b'1:1'!r})\n"
@@ -175,14 +175,14 @@ def test_that_a_program_in_the_middle_of_execve_is_waited_for(runs: Runs, monkey
     """The kernel shows no environment during execve; the double fork of a run may be there during each look."""
     runs.start("true").wait()
     hidden = runs.start("sleep", "4444", is_recorded=False)
-    look, looks = processes._environ_of, [0]
-    monkeypatch.setattr(processes, "_hides_its_environment", lambda pid: pid == hidden.pid)
+    look, looks = process_table._environ_of, [0]
+    monkeypatch.setattr(process_table, "_hides_its_environment", lambda pid: pid == hidden.pid)
 
     def environ_of(pid: int) -> bytes:
         looks[0] += pid == hidden.pid
         return b"" if pid == hidden.pid and looks[0] <= 3 else look(pid)
 
-    monkeypatch.setattr(processes, "_environ_of", environ_of)
+    monkeypatch.setattr(process_table, "_environ_of", environ_of)
     assert runs.end().number == 1
     assert hidden.wait() == -signal.SIGTERM
 
@@ -191,8 +191,8 @@ def test_that_a_program_that_stays_unreadable_is_not_waited_for_for_ever(runs: R
     runs.start("true").wait()
     agent = subprocess.Popen(["env", "-i", "sleep", "4444"], start_new_session=True)
     runs.started.append(agent)
-    wait_until(lambda: processes._environ_of(agent.pid) == b"")
-    monkeypatch.setattr(processes, "_hides_its_environment", lambda pid: True)
+    wait_until(lambda: process_table._environ_of(agent.pid) == b"")
+    monkeypatch.setattr(process_table, "_hides_its_environment", lambda pid: True)
     assert agent.pid in [one.pid for one in runs_of(runs.directory, [MARK]).unknown]
     monkeypatch.setattr(leftovers, "_MAX_UNKNOWN_S", 0.1)
     assert runs.end().number == 0
@@ -203,14 +203,14 @@ def test_that_a_program_whose_environment_is_known_to_be_empty_is_not_waited_for
     runs.start("true").wait()
     other = subprocess.Popen(["env", "-i", "sleep", "4444"], start_new_session=True)
     runs.started.append(other)
-    wait_until(lambda: processes._environ_of(other.pid) == b"")
+    wait_until(lambda: process_table._environ_of(other.pid) == b"")
     assert other.pid not in [one.pid for one in runs_of(runs.directory, [MARK]).unknown]
 
 
 def test_that_older_programs_without_an_environment_are_left_alone(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = subprocess.Popen(["env", "-i", "sleep", "4444"], start_new_session=True)
     runs.started.append(agent)
-    monkeypatch.setattr(processes, "_hides_its_environment", lambda pid: True)
+    monkeypatch.setattr(process_table, "_hides_its_environment", lambda pid: True)
     began = int(start_of(agent.pid))
     for start, is_unknown in ((began + 1, False), (began, True)):
         found = belonging([(2**22 + 1, str(start))], prefix=MARK)
@@ -218,13 +218,13 @@ def test_that_older_programs_without_an_environment_are_left_alone(runs: Runs, m
 
 
 def test_that_the_reaper_ends_hidden_runs_before_it_frees_their_jobs_and_removes_the_file(tmp_path: Path) -> None:
-    db: Database = location.create(str(tmp_path / "db"))
+    db: Database = directories.create(str(tmp_path / "db"))
     with db.write() as cx:
         dead = Holder.current()._replace(started="another process's")
         lease, db_id = leases.open_lease(cx, "launcher", dead, "", 1), id_of(cx)
     runs = Runs(db.directory, db_id, lease)
     run = runs.start("env", "-i", "sleep", "4444")
-    wait_until(lambda: processes._environ_of(run.pid) == b"")
+    wait_until(lambda: process_table._environ_of(run.pid) == b"")
     file = Path(runs.files.file(0).path)
     assert file.exists()
     Reaper(db, Settings(USER_KILL_GRACE_S=0.2), SystemClock()).reap()
@@ -243,7 +243,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def helpers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
-    table = processes.below(launcher.pid)
+    table = process_table.below(launcher.pid)
     return [one.pid for one in table if one.parent == launcher.pid and b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline")]
 
 
@@ -284,7 +284,7 @@ def test_that_a_hidden_run_of_a_killed_launcher_has_ended_before_its_job_runs_ag
     assert not any(map(start_of, helper_pids))
     assert not (tmp_path / "overlap").exists()
     assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("JOB_FINISHED", 2)
-    assert os.listdir(Path(bench.directory) / location.RUNS) == []
+    assert os.listdir(Path(bench.directory) / directories.RUNS) == []
 
 
 def test_that_a_hidden_run_of_a_killed_helper_has_ended_before_its_job_runs_again(bench: Bench, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_that_a_db_that_was_moved_after_a_crash_ends_what_ran(tmp_path: Path, is
         assert start_of(pid)
         os.rename(bench.directory, tmp_path / "elsewhere")
         bench.directory = str(tmp_path / "elsewhere")
-        bench.db = location.create(bench.directory)  # `balsam init`, which is not needed
+        bench.db = directories.create(bench.directory)  # `balsam init`, which is not needed
         assert bench.run() == 0
         assert start_of(pid) == ""
         assert (bench.job(job)["state"], bench.job(job)["attempt"]) == ("JOB_FINISHED", 2)
@@ -335,11 +335,11 @@ def test_that_the_launcher_of_a_copy_leaves_what_the_original_runs(bench: Bench,
     backup = tmp_path / "copy"
     backup.mkdir()
     maintenance.backup(bench.db, str(backup / "balsam.sqlite3"))
-    shutil.copytree(Path(bench.directory) / location.RUNS, backup / location.RUNS)
-    for name in ("data", "log", location.MARKER):
+    shutil.copytree(Path(bench.directory) / directories.RUNS, backup / directories.RUNS)
+    for name in ("data", "log", directories.MARKER):
         path = Path(bench.directory) / name
         (shutil.copytree if path.is_dir() else shutil.copy)(path, backup / name)
-    location.create(str(backup)).close()
+    directories.create(str(backup)).close()
     argv = [sys.executable, "-m", "balsam_lite.cli", "--db", str(backup), "launcher", "--job-mode", "serial", "--consume-all"]
     assert subprocess.run(argv, env=bench.environ, check=False, timeout=60).returncode == 0
     assert start_of(pid)

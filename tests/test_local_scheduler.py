@@ -16,14 +16,14 @@ import psutil
 import pytest
 from helpers import wait_until
 
-from balsam_lite.clock import SECOND_US
-from balsam_lite.errors import CancelFailed, PollFailed, SubmitFailed
-from balsam_lite.identity import start_of
+from balsam_lite.core.clock import SECOND_US
+from balsam_lite.core.errors import CancelFailed, PollFailed, SubmitFailed
+from balsam_lite.core.identity import start_of
+from balsam_lite.core.settings import Settings
 from balsam_lite.schedulers import local_queue
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.local import LocalScheduler
 from balsam_lite.schedulers.local_queue import LocalQueue, Record
-from balsam_lite.settings import Settings
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -229,7 +229,7 @@ def test_that_a_batch_job_survives_its_submitter_and_its_terminal(bed):
     submission = bed.submission("orphan", f"{UNTIL_RELEASED}; echo done")
     code = (
         "import sys, json; from balsam_lite.schedulers.local import LocalScheduler\n"
-        "from balsam_lite.schedulers.base import Submission; from balsam_lite.settings import Settings\n"
+        "from balsam_lite.schedulers.base import Submission; from balsam_lite.core.settings import Settings\n"
         "print(LocalScheduler(Settings()).submit(Submission(*json.loads(sys.argv[1]))), flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -250,7 +250,7 @@ def test_that_ten_submitters_at_once_get_ten_numbers(bed):
     submission = bed.submission("many", "true")
     code = (
         "import sys, json; from balsam_lite.schedulers.local import LocalScheduler\n"
-        "from balsam_lite.schedulers.base import Submission; from balsam_lite.settings import Settings\n"
+        "from balsam_lite.schedulers.base import Submission; from balsam_lite.core.settings import Settings\n"
         "sys.stdin.read()\n"
         "print(LocalScheduler(Settings(MAX_LOCAL_LAUNCHES=4)).submit(Submission(*json.loads(sys.argv[1]))))\n"
     )

@@ -11,10 +11,11 @@ import pytest
 from elsewhere import balsam
 from launching import Bench
 
-from balsam_lite import spec
-from balsam_lite.db import location, queries
-from balsam_lite.errors import InvalidSpec
-from balsam_lite.sites import answer, wire
+from balsam_lite.core import field_specs
+from balsam_lite.core.errors import InvalidSpec
+from balsam_lite.db.engine import directories
+from balsam_lite.db.query import queries
+from balsam_lite.sites.rpc import protocol, server
 
 VALUE, OF_APP = "hunter2-tok", "hunter2-app"
 
@@ -34,12 +35,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     "name", ["HF_TOKEN", "hf_token", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "API_KEY", "KEY", "SMTP_PASSWD"]
 )
 def test_that_a_whole_word_of_the_name_makes_a_value_secret(name):
-    assert spec.masked({name: "x"}) == {name: "***"}
+    assert field_specs.masked({name: "x"}) == {name: "***"}
 
 
 @pytest.mark.parametrize("name", ["KEYBOARD", "MONKEY_ID", "TOKENIZERS_PARALLELISM", "PATH", "SECRETARY", "KEYS"])
 def test_that_a_part_of_a_word_does_not(name):
-    assert spec.masked({name: "x"}) == {name: "x"}
+    assert field_specs.masked({name: "x"}) == {name: "x"}
 
 
 LISTINGS = [
@@ -113,7 +114,7 @@ def test_that_a_masked_value_is_never_written_back(bench):
 
 def test_that_a_refused_value_is_not_in_the_error():
     with pytest.raises(InvalidSpec) as caught:
-        spec.checked(spec.JOB_FIELD["environ_vars"], {"A_TOKEN": "hunter2\0"})
+        field_specs.checked(field_specs.JOB_FIELD["environ_vars"], {"A_TOKEN": "hunter2\0"})
     assert "hunter2" not in str(caught.value)
 
 
@@ -129,13 +130,13 @@ def test_that_python_gets_the_values(bench, monkeypatch):
 
 
 def test_that_a_remote_site_answers_python_with_the_values(bench):
-    request = wire.Request("select", {"kind": "job", "where": {}}, bench.directory, marker=wire.new_marker())
-    assert VALUE in answer.respond(wire.write_request(request), bench.directory)
+    request = protocol.Request("select", {"kind": "job", "where": {}}, bench.directory, marker=protocol.new_marker())
+    assert VALUE in server.respond(protocol.write_request(request), bench.directory)
 
 
 def test_that_the_program_gets_the_values_and_the_log_does_not(bench):
     assert bench.run(BALSAM_LOG_HANDLER_LEVEL="DEBUG") == 0
     printed = bench.path(1, "j.out").read_text()
     assert f"HF_TOKEN={VALUE}" in printed and f"APP_SECRET={OF_APP}" in printed
-    logs = "".join(path.read_text() for path in Path(bench.directory, location.LOG).iterdir() if path.is_file())
+    logs = "".join(path.read_text() for path in Path(bench.directory, directories.LOG).iterdir() if path.is_file())
     assert re.search("launcher", logs, re.I) and "hunter2" not in logs

@@ -14,9 +14,10 @@ from elsewhere import balsam
 from launching import Bench
 from test_database import picture
 
-from balsam_lite.db import location, queries, schema
-from balsam_lite.db.store import user
-from balsam_lite.states import AWAITING_PARENTS, FAILED, JOB_FINISHED, READY, RESTART_READY, RUNNING, USER_KILLED
+from balsam_lite.core.states import AWAITING_PARENTS, FAILED, JOB_FINISHED, READY, RESTART_READY, RUNNING, USER_KILLED
+from balsam_lite.db.engine import directories, schema
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import user_actions
 
 VERSIONS = range(1, schema.VERSION)
 #: Children that had not started, or were to start again, when their parent was put back.
@@ -74,7 +75,7 @@ def test_that_init_makes_of_an_old_file_what_a_fresh_one_is_and_loses_nothing(ol
     code, out, err = balsam(None, "init", old.directory)
     assert (code, err.count("\n")) == (0, 1), err
     assert "whether launcher 4" in err and "on laptop) still lives" in err
-    fresh = picture(location.create(str(tmp_path / "fresh")))
+    fresh = picture(directories.create(str(tmp_path / "fresh")))
     counts = sorted(Counter(job["state"] for job in rows(old.db.path, "job")).items())
     assert [row for row in rows(old.db.path, "state_count") if row["jobs"]] == [{"state": s, "jobs": n} for s, n in counts]
     assert {**picture(old.db), "counts": fresh["counts"]} == fresh
@@ -151,5 +152,5 @@ def test_that_children_that_were_put_back_below_a_failed_parent_fail_with_those_
     with old.db.read() as cx:
         counted = dict(cx.execute("SELECT state, count(*) FROM job GROUP BY state"))
         assert queries.state_counts(cx) == counted
-    user.rerun(old.db, numbers[:1])
+    user_actions.rerun(old.db, numbers[:1])
     assert [old.job(number)["state"] for number in numbers[1:]] == [AWAITING_PARENTS] * 2

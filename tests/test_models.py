@@ -13,13 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite import spec, states
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import location, lookups, queries
-from balsam_lite.db.connection import Database
-from balsam_lite.db.models import ApplicationDefinition, BalsamJob, use
-from balsam_lite.db.store import apps, batch_jobs, graph, insert, user
-from balsam_lite.errors import (
+from balsam_lite.core import field_specs, states
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import (
     AmbiguousJobId,
     DependencyCycle,
     DuplicateApp,
@@ -34,6 +30,11 @@ from balsam_lite.errors import (
     UnknownField,
     UnknownJob,
 )
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.models import ApplicationDefinition, BalsamJob, use
+from balsam_lite.db.query import lookups, queries
+from balsam_lite.db.store import apps, batch_jobs, graph, insert, user_actions
 
 APPS = ("say-hello", "fhi-aims")
 
@@ -48,7 +49,7 @@ def db(tmp_path, monkeypatch, access):
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
     for variable in ("BALSAM_DB_PATH", "BALSAM_JOB_ID"):
         monkeypatch.delenv(variable, raising=False)
-    database = location.create(str(tmp_path / "db"), access)
+    database = directories.create(str(tmp_path / "db"), access)
     with database.write() as cx:
         for name in APPS:
             apps.add_app(cx, {"name": name, "executable": f"echo {name}"})
@@ -142,8 +143,8 @@ def test_that_the_fields_are_the_columns_of_the_tables(db):
 
 @pytest.mark.parametrize("access", ["local"])
 def test_that_every_attribute_is_declared_for_type_checkers(db):
-    text = Path(spec.__file__).with_name("db").joinpath("models.py").read_text()
-    for name in (*spec.JOB_FIELD, *spec.APP_FIELD):
+    text = Path(field_specs.__file__).with_name("db").joinpath("models.py").read_text()
+    for name in (*field_specs.JOB_FIELD, *field_specs.APP_FIELD):
         assert f"        {name}: " in text
 
 
@@ -292,7 +293,7 @@ def test_that_save_without_a_change_opens_no_transaction(db, monkeypatch):
 def test_that_save_never_writes_the_state(db):
     add("a")
     job = BalsamJob.objects.get()
-    user.set_state(db, [job.id], "USER_KILLED")
+    user_actions.set_state(db, [job.id], "USER_KILLED")
     job.description = "after the kill"
     job.save()
     assert seen(db, "SELECT state, description FROM job") == [("USER_KILLED", "after the kill")]
@@ -489,7 +490,7 @@ def test_that_a_job_travels_as_json(db):
     again.save()
     job.refresh_from_db()
     assert job.data == {"k": [1], "x": 1}
-    fresh = BalsamJob.from_dict({**job.to_dict(), "id": None, "job_id": spec.new_job_id(), "name": "b"})
+    fresh = BalsamJob.from_dict({**job.to_dict(), "id": None, "job_id": field_specs.new_job_id(), "name": "b"})
     fresh.save()
     assert (fresh.num_nodes, fresh.environ_vars, BalsamJob.objects.count()) == (3, {"A": "b"}, 2)
     with pytest.raises(UnknownField, match="num_nodes"):
@@ -625,7 +626,7 @@ def test_that_a_uuid_drawn_anew_by_the_store_reaches_the_object(db, monkeypatch)
     first, second = BalsamJob(name="a", job_id=taken), BalsamJob(name="b")
     drawn_first = taken.replace("0000-4", "0001-4")
     with monkeypatch.context() as patch:
-        patch.setattr(spec, "new_job_id", lambda: drawn_first)
+        patch.setattr(field_specs, "new_job_id", lambda: drawn_first)
         assert second.job_id[:8] == "12345678"
     BalsamJob.objects.bulk_create([first, BalsamJob(name="x"), second])
     assert first.job_id == taken
@@ -999,7 +1000,7 @@ def test_that_a_job_gets_its_application_as_it_is_now(db):
 
 
 def test_that_the_active_db_is_found_at_first_use(db, tmp_path, monkeypatch, access):
-    other = location.create(str(tmp_path / "other"), access)
+    other = directories.create(str(tmp_path / "other"), access)
     add("in-db")
     from balsam_lite.db import manager
 
@@ -1017,7 +1018,7 @@ def test_that_the_active_db_is_found_at_first_use(db, tmp_path, monkeypatch, acc
 
 def test_that_an_object_stays_with_the_db_it_came_from(db, tmp_path, access):
     job = BalsamJob.objects.create(name="a")
-    elsewhere = location.create(str(tmp_path / "other"), access)
+    elsewhere = directories.create(str(tmp_path / "other"), access)
     with use(elsewhere):
         assert BalsamJob.objects.using(db).get() == job
         assert BalsamJob.objects.count() == 0
@@ -1119,4 +1120,4 @@ def test_that_every_state_can_be_asked_for(db):
 @pytest.mark.parametrize("codes", [75, "x", [None], 1.5, "999"])
 def test_that_retry_codes_that_are_none_are_refused_with_the_fields_name(codes: object) -> None:
     with pytest.raises(InvalidSpec, match="retry_codes"):
-        spec.check_job({"retry_codes": codes})
+        field_specs.check_job({"retry_codes": codes})

@@ -14,7 +14,7 @@ from helpers import wait_until
 from launching import PYTHON, Bench, alive
 from mpi import CAREFUL, mpiexec, openmpi, with_mpi
 
-from balsam_lite.db.store import user
+from balsam_lite.db.store import user_actions
 
 #: Says who it is, and where; under MPI each rank says so.
 WHO = """
@@ -101,7 +101,7 @@ def test_that_a_kill_ends_ranks_that_ignore_it(bench: Bench) -> None:
     launcher = bench.launch("--job-mode", "mpi", "--nodes", "1", BALSAM_USER_KILL_GRACE_S="0.5")
     bench.wait_for(job, "RUNNING")
     pids = ranks_of(bench, job)
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     wait_until(lambda: not any(map(alive, pids)), 10)
     assert launcher.wait(30) == 0
     assert bench.job(job)["state"] == "USER_KILLED"

@@ -17,8 +17,8 @@ from mpi import CAREFUL, with_mpi
 from slurm_cluster import Cluster
 
 import balsam_lite
-from balsam_lite.db import batch_queries
-from balsam_lite.db.store import user
+from balsam_lite.db.query import batch_queries
+from balsam_lite.db.store import user_actions
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.submission import LaunchRequest
 
@@ -192,7 +192,7 @@ def test_that_a_kill_ends_stubborn_ranks_on_all_nodes(site: Site, monkeypatch: p
     row = site.launch(2, "mpi")
     wait_until(lambda: all(site.bench.path(job, f"rank{rank}").exists() for rank in range(4)), 60)
     assert site.processes(job) > 0
-    user.kill(site.bench.db, [job])
+    user_actions.kill(site.bench.db, [job])
     wait_until(lambda: site.processes(job) == 0, 20, 0.2)
     assert site.ended(row)["state"] == "finished"
     assert site.bench.job(job)["state"] == "USER_KILLED"
@@ -208,7 +208,7 @@ def test_that_ranks_on_all_nodes_get_the_grace_to_save_their_work(
     (job,) = site.bench.add([{"name": "j", "application": "careful", "num_nodes": 2, "ranks_per_node": 2}])
     row = site.launch(2, "mpi")
     wait_until(lambda: all(site.bench.path(job, f"pid{rank}").exists() for rank in range(4)), 60)
-    user.kill(site.bench.db, [job])
+    user_actions.kill(site.bench.db, [job])
     assert site.ended(row)["state"] == "finished"
     saved = [site.bench.path(job, f"saved{rank}").read_text() for rank in range(4)]
     assert saved == ["1"] * 4, "each was asked once"

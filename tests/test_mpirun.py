@@ -21,16 +21,16 @@ from hypothesis import strategies as st
 from launching import PYTHON, Bench, alive
 from mpi import mpiexec, openmpi
 
-from balsam_lite.db.store import user
+from balsam_lite.core.errors import SettingsError, SpawnFailed
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.store import user_actions
 from balsam_lite.db.store.claims import Claim, Shape
-from balsam_lite.errors import SettingsError, SpawnFailed
 from balsam_lite.launcher.mpirun import detect, find, one_rank_per_node, scrubbed, use
 from balsam_lite.launcher.mpirun.flavours import FLAVOURS
 from balsam_lite.launcher.mpirun.layout import RankLayout
 from balsam_lite.launcher.mpirun.starter import Starter
 from balsam_lite.launcher.mpirun.template import make_render
-from balsam_lite.launcher.nodes import MpiRules, Node, Pool
-from balsam_lite.settings import Settings
+from balsam_lite.launcher.placement import MpiRules, Node, Pool
 
 PROGRAMS = Path(__file__).parent / "mpi_programs"
 WHO = str(PROGRAMS / "who.py")
@@ -806,7 +806,7 @@ def test_that_nothing_of_an_mpi_job_is_left_when_it_is_killed(mpi: Mpi, tmp_path
         wait_until(lambda: all(file.exists() for file in files), 40)
         pids = [int(file.read_text()) for file in files]
         if what == "the job":
-            user.kill(bench.db, [job])
+            user_actions.kill(bench.db, [job])
         else:
             (helper,) = psutil.Process(launcher.pid).children()
             (command,) = helper.children()

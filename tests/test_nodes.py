@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balsam_lite.db.store.claims import Shape
-from balsam_lite.launcher.nodes import MpiRules, Node, Pool, cost_of, divide_host
+from balsam_lite.launcher.placement import MpiRules, Node, Pool, cost_of, divide_host
 
 SHAPES = st.builds(
     Shape,

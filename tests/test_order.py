@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from launching import PYTHON, Bench
 
-from balsam_lite.db.store import apps, graph, user
+from balsam_lite.db.store import apps, graph, user_actions
 
 #: The second attempt goes on when the file `go` is there, so that whatever does not wait for it would be seen to run.
 GENERATE = """
@@ -121,7 +121,7 @@ def test_that_links_to_a_parents_files_are_made_anew_when_it_ran_again(bench: Be
     (child,) = bench.add([{"name": "c", "application": "sh", "args": "'ls > seen'", "input_files": "out-*"}])
     bench.depend(parent, child)
     assert bench.run() == 0
-    user.rerun(bench.db, [parent, child])
+    user_actions.rerun(bench.db, [parent, child])
     assert bench.run() == 0
     assert {"out-1", "out-2"} <= set(bench.path(child, "seen").read_text().split())
 
@@ -134,7 +134,7 @@ def test_that_a_child_failed_by_its_parents_data_reads_the_new_data_when_both_ar
     assert bench.run() == 0
     assert bench.job(b)["state"] == "FAILED"
     Path(bench.directory, "go").touch()
-    user.rerun(bench.db, [b, a])
+    user_actions.rerun(bench.db, [b, a])
     assert bench.run("--nodes", "2") == 0
     assert bench.states() == {"JOB_FINISHED": 2}
 
@@ -205,7 +205,7 @@ def test_that_an_aggregator_runs_when_all_parents_have_ended_or_one_has_finished
     good, bad, killed = bench.add(
         [{"name": name, "application": app} for name, app in (("g", "true"), ("b", "false"), ("k", "true"))]
     )
-    user.kill(bench.db, [killed])
+    user_actions.kill(bench.db, [killed])
     add = {"application": "true", "parents": [good, bad, killed]}
     every, ended, one, none, both = bench.add(
         [
@@ -243,11 +243,11 @@ def test_that_removed_parents_have_ended_badly(bench: Bench) -> None:
         for run_when in ("all_finished", "all_ended", "any_finished")
     }
     alone = bench.add([{"name": "alone", "application": "a", "parents": [one], "run_when": "any_finished"}])[0]
-    user.delete(bench.db, [one], force=True)
+    user_actions.delete(bench.db, [one], force=True)
     found = {name: bench.job(job)["state"] for name, job in children.items()}
     assert found == {"all_finished": "FAILED", "all_ended": "AWAITING_PARENTS", "any_finished": "AWAITING_PARENTS"}
     assert bench.job(alone)["state"] == "FAILED"
-    user.delete(bench.db, [two], force=True)
+    user_actions.delete(bench.db, [two], force=True)
     found = {name: bench.job(job)["state"] for name, job in children.items()}
     assert found == {"all_finished": "FAILED", "all_ended": "READY", "any_finished": "FAILED"}
     assert bench.job(three)["state"] == "CREATED"
@@ -259,7 +259,7 @@ def test_that_a_parent_put_back_and_finished_in_one_transaction_leaves_its_child
     bench.depend(parent, child)
     with bench.db.write():
         for state in ("JOB_FINISHED", "RESTART_READY", "FAILED", "CREATED", "JOB_FINISHED"):
-            user.set_state(bench.db, [parent], state)
+            user_actions.set_state(bench.db, [parent], state)
     assert (bench.job(child)["state"], bench.job(child)["unfinished_parents"]) == ("READY", 0)
     assert bench.run() == 0
     assert bench.job(child)["state"] == "JOB_FINISHED"
@@ -270,7 +270,7 @@ def test_that_a_long_chain_fails_with_its_first_job_in_one_go(bench: Bench) -> N
     jobs = bench.add([{"name": f"j{n}", "application": "true"} for n in range(3000)])
     with bench.db.write() as cx:
         graph.add_edges(cx, list(zip(jobs, jobs[1:])), 1)
-    user.kill(bench.db, jobs[:1])
+    user_actions.kill(bench.db, jobs[:1])
     assert bench.states() == {"USER_KILLED": 1, "FAILED": 2999}
-    user.rerun(bench.db, jobs[:1])
+    user_actions.rerun(bench.db, jobs[:1])
     assert bench.states() == {"CREATED": 1, "AWAITING_PARENTS": 2999}

@@ -12,24 +12,25 @@ from typing import Any
 import pytest
 from helpers import wait_until
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import location
-from balsam_lite.db.binding import id_of
-from balsam_lite.db.connection import Database
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import RUN_VARIABLE, belonging
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.binding import id_of
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
-from balsam_lite.identity import Holder
-from balsam_lite.launcher import leftovers, logs, main
-from balsam_lite.launcher.commands import NO_MPI, lease_mark
-from balsam_lite.launcher.nodes import Node
+from balsam_lite.launcher import logs, main
+from balsam_lite.launcher.exec import leftovers
+from balsam_lite.launcher.exec.invocation import NO_MPI, lease_mark
+from balsam_lite.launcher.placement import Node
 from balsam_lite.launcher.reaper import Reaper
 from balsam_lite.launcher.resources import LauncherOptions, Resources
-from balsam_lite.processes import RUN_VARIABLE, belonging
-from balsam_lite.settings import Settings
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     yield made
     made.close()
 

@@ -11,17 +11,17 @@ import pytest
 from helpers import Slots, db_with_app, wait_until
 from launching import Bench
 
-from balsam_lite import states
-from balsam_lite.db import batch_queries, outlook
-from balsam_lite.db.outlook import Scope, what_may_come
-from balsam_lite.db.store import batch_jobs, claims, insert, leases, user, waits
+from balsam_lite.core import states
+from balsam_lite.core.identity import Holder, start_of
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.query import batch_queries, outlook
+from balsam_lite.db.query.outlook import Scope, what_may_come
+from balsam_lite.db.store import batch_jobs, claims, insert, leases, user_actions, waits
 from balsam_lite.db.store.claims import Filter
-from balsam_lite.identity import Holder, start_of
 from balsam_lite.launcher.progress import RecentRate
 from balsam_lite.launcher.tally import Tally
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.submission import LaunchRequest
-from balsam_lite.settings import Settings
 
 
 @pytest.fixture
@@ -62,15 +62,15 @@ def test_that_nothing_can_come_where_every_job_has_ended(db):
     jobs = add(db, {}, {}, {})
     assert outlook_of(db) == "jobs that have not ended: 3 CREATED"
     for job, state in zip(jobs, states.END_STATES):
-        user.set_state(db, [job], state)
+        user_actions.set_state(db, [job], state)
     assert outlook_of(db) == ""
 
 
 @pytest.mark.parametrize("state", [state for state in states.STATES if state not in (*states.END_STATES, states.RUNNING)])
 def test_that_a_job_in_any_other_state_is_waited_for_in_its_own_filter_only(db, state):
     a, b = add(db, {"workflow": "a1", "tags": {"k": "1"}}, {"workflow": "b", "tags": {"k": "2", "l": "x"}})
-    user.set_state(db, [a], states.JOB_FINISHED)
-    user.set_state(db, [b], state)
+    user_actions.set_state(db, [a], states.JOB_FINISHED)
+    user_actions.set_state(db, [b], state)
     for theirs in (("b",), ("b*",), (None, (("k", "2"),)), (None, (("k", "2"), ("l", "x"))), ("b", (("l", "x"),))):
         assert outlook_of(db, *theirs) == "jobs of its filter that have not ended"
     for ours in (("a1",), ("a*",), (None, (("k", "1"),)), ("a1", (("k", "1"),))):
@@ -81,7 +81,7 @@ def test_that_a_job_in_any_other_state_is_waited_for_in_its_own_filter_only(db, 
 
 def test_that_too_many_jobs_to_look_at_may_hold_one(db, monkeypatch):
     jobs = add(db, *({"workflow": "b"} for _ in range(5)), {"workflow": "a"})
-    user.set_state(db, jobs[-1:], states.JOB_FINISHED)
+    user_actions.set_state(db, jobs[-1:], states.JOB_FINISHED)
     assert outlook_of(db, "a") == ""
     monkeypatch.setattr(outlook, "_MAX_ROWS", 5)
     assert outlook_of(db, "a") == "jobs that have not ended, too many to look at"
@@ -92,7 +92,7 @@ def test_that_a_launch_that_takes_nothing_else_waits_for_what_is_planned_for_it(
         launch = batch_jobs.add(cx, {"scheduler": "x"}, 1)
     (job, _) = add(db, {"queued_launch_id": launch}, {})
     assert outlook_of(db, launch=launch) == "jobs planned for this launch that have not ended"
-    user.set_state(db, [job], states.FAILED)
+    user_actions.set_state(db, [job], states.FAILED)
     assert outlook_of(db, launch=launch) == ""
     assert outlook_of(db, launch=launch + 1) == "a first job planned for this launch"
 
@@ -109,7 +109,7 @@ def test_that_a_script_that_goes_on_after_it_has_set_the_final_state_is_waited_f
 
 def test_that_a_process_that_waits_is_waited_for_while_it_lives(db):
     (job,) = add(db, {})
-    user.set_state(db, [job], states.JOB_FINISHED)
+    user_actions.set_state(db, [job], states.JOB_FINISHED)
     with db.write() as cx:
         lease = waits.open_wait(cx, Holder.current(), "", 1, 120.0)
     assert outlook_of(db) == f"jobs of a program that waits for jobs (pid {os.getpid()} on {os.uname().nodename})"
@@ -135,7 +135,7 @@ def test_that_waits_are_no_launchers_and_leave_nothing_behind(db):
 
 def test_that_whoever_has_just_added_a_job_to_a_running_launcher_may_add_another(db):
     (job,) = add(db, {})
-    user.set_state(db, [job], states.JOB_FINISHED)
+    user_actions.set_state(db, [job], states.JOB_FINISHED)
     with db.read() as cx:
         added_us = cx.execute("SELECT created FROM job").fetchone()[0]
         for started_us, later_s, comes in ((added_us - 1, 1.9, True), (added_us - 1, 2.1, False), (added_us + 1, 0.1, False)):
@@ -270,7 +270,7 @@ def test_that_a_killed_job_is_counted_as_killed(bench):
     (job,) = bench.add([{"application": "long"}])
     launcher = bench.launch()
     wait_until(bench.path(job, "up").exists)
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     assert launcher.wait(30) == 0
     assert "(every job has ended): 1 USER_KILLED; 0 attempts\n" in said(bench)
 
@@ -287,7 +287,7 @@ def test_that_jobs_that_their_scripts_or_the_user_ended_are_counted(bench):
     _, job = bench.add([{"application": "ends"}, {"application": "hangs"}])
     launcher = bench.launch()
     wait_until(bench.path(job, "up").exists)
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     assert launcher.wait(30) == 0
     assert "(every job has ended): 1 JOB_FINISHED, 1 USER_KILLED; 2 attempts: 2 done\n" in said(bench)
 

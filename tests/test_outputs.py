@@ -10,13 +10,13 @@ import pytest
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite import outputs, states
 from balsam_lite.cli import job_create
 from balsam_lite.cli.main import main
-from balsam_lite.db import queries
+from balsam_lite.core import outputs, states
+from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.store import insert, user
-from balsam_lite.errors import InvalidSpec
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import insert, user_actions
 from balsam_lite.launcher.staging.links import Parent, link_inputs
 
 IDS = [f"{n:08x}-0000-4000-8000-000000000000" for n in range(1, 9)]
@@ -239,12 +239,12 @@ def test_that_a_workdir_is_refused_while_the_job_that_has_it_has_not_ended(fille
     with pytest.raises(InvalidSpec, match=r"workdir here is that of job #1 \[........\], which has not ended: it is CREATED"):
         filled.add([shared()])
     for end in states.END_STATES:
-        user.set_state(filled.db, [filled.first], states.CREATED)
-        user.set_state(filled.db, [filled.first], end)
+        user_actions.set_state(filled.db, [filled.first], states.CREATED)
+        user_actions.set_state(filled.db, [filled.first], end)
         assert len(filled.add([shared()])) == 1
         with filled.db.read() as cx:
             last = max(queries.job_ids(cx, queries.JobFilter()))
-        user.delete(filled.db, [last])
+        user_actions.delete(filled.db, [last])
 
 
 def test_that_a_workdir_may_be_shared_where_that_is_allowed(filled):
@@ -276,12 +276,12 @@ def test_that_the_generated_directory_of_a_waiting_job_cannot_be_chosen(filled):
 def test_that_a_job_cannot_be_moved_into_the_workdir_of_another_one(filled):
     (other,) = filled.add([shared("there")])
     with pytest.raises(InvalidSpec, match="is that of job #1 "):
-        user.update_fields(filled.db, [other], {}, workdir="here")
+        user_actions.update_fields(filled.db, [other], {}, workdir="here")
     with pytest.raises(InvalidSpec, match="would be that of 2 jobs"):
-        user.update_fields(filled.db, [filled.first, other], {}, workdir="new")
-    assert user.update_fields(filled.db, [other], {}, workdir="there") == 1
-    user.set_state(filled.db, [filled.first], states.JOB_FINISHED)
-    assert user.update_fields(filled.db, [other], {}, workdir="here") == 1
+        user_actions.update_fields(filled.db, [filled.first, other], {}, workdir="new")
+    assert user_actions.update_fields(filled.db, [other], {}, workdir="there") == 1
+    user_actions.set_state(filled.db, [filled.first], states.JOB_FINISHED)
+    assert user_actions.update_fields(filled.db, [other], {}, workdir="here") == 1
 
 
 def test_that_looking_for_a_workdir_in_use_reads_indexes_only_of_jobs_with_it(filled):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.db.demand import Work
+from balsam_lite.db.query.demand import Work
 from balsam_lite.db.store.claims import Shape
 from balsam_lite.service.packer import Launch, Supply, choose, cost, uncovered
 from balsam_lite.service.policy import Queue, Range

@@ -11,7 +11,7 @@ import sys
 import pytest
 from launching import Bench
 
-from balsam_lite import parent_variables
+from balsam_lite.core import parent_variables
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.launcher import dag
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from balsam_lite import spec
 from balsam_lite.api import Job
 from balsam_lite.cli.main import main
-from balsam_lite.db import location, registry
-from balsam_lite.db.connection import Database
+from balsam_lite.core import field_specs
+from balsam_lite.core.errors import InvalidSpec
+from balsam_lite.db.engine import directories, registry
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.engine.registry import Entry
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.registry import Entry
-from balsam_lite.errors import InvalidSpec
 from balsam_lite.launcher import dag
 from balsam_lite.sites.local import LocalDesk
-from balsam_lite.sites.remote import RemoteDesk
+from balsam_lite.sites.rpc.remote import RemoteDesk
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def db(tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    location.set_up(str(tmp_path / "db"))
-    made = location.open_database(str(tmp_path / "db"))
+    directories.set_up(str(tmp_path / "db"))
+    made = directories.open_database(str(tmp_path / "db"))
     LocalDesk(registry.at(made.directory), made).create("app", [{"name": "a", "executable": "true"}])
     with use(made):
         yield made
@@ -57,16 +57,16 @@ def db(tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def test_that_a_relative_place_is_stored_absolute(here: Path, given: str, stored: str) -> None:
     expected = stored.format(here=here, above=here.parent)
     for field in ("stage_in_url", "stage_out_url"):
-        assert spec.check_job({field: given}) == {field: expected}
-    assert spec.check_job({"stage_in_url": expected}) == {"stage_in_url": expected}, "doing it again changes nothing"
+        assert field_specs.check_job({field: given}) == {field: expected}
+    assert field_specs.check_job({"stage_in_url": expected}) == {"stage_in_url": expected}, "doing it again changes nothing"
 
 
 def test_that_a_relative_path_in_a_directory_that_is_gone_is_refused(here: Path) -> None:
     here.rmdir()
     for field in ("stage_in_url", "user_workdir"):
         with pytest.raises(InvalidSpec, match=rf"{field} is relative, and the current directory cannot be read .*: x"):
-            spec.check_job({field: "x"})
-        assert spec.check_job({field: "/x"}) == {field: "/x"}
+            field_specs.check_job({field: "x"})
+        assert field_specs.check_job({field: "/x"}) == {field: "/x"}
 
 
 def _by_command() -> None:

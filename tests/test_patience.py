@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from balsam_lite import states
-from balsam_lite.db.store import outcomes
+from balsam_lite.core import states
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.store import exit_rules
 from balsam_lite.db.store.claims import Exit, Shape
-from balsam_lite.db.store.outcomes import JobFacts
+from balsam_lite.db.store.exit_rules import JobFacts
+from balsam_lite.launcher.exit_grace import PatientRunner
 from balsam_lite.launcher.loop import Launcher
-from balsam_lite.launcher.nodes import Node, Pool
 from balsam_lite.launcher.obstacles import Limits
-from balsam_lite.launcher.patience import PatientRunner
+from balsam_lite.launcher.placement import Node, Pool
 from balsam_lite.launcher.runner import Finished
-from balsam_lite.settings import Settings
 
 
 class Clock:
@@ -68,7 +68,7 @@ def results(runner):
 
 def result_of(ended, **flags):
     """Return the result that the store records."""
-    return outcomes.result_of(JobFacts(1, "RUNNING", 1, 1, 0, 10, 1, None, 0, "", 0, 0, 0, 0, 0, **flags), ended[2], ended[7])
+    return exit_rules.result_of(JobFacts(1, "RUNNING", 1, 1, 0, 10, 1, None, 0, "", 0, 0, 0, 0, 0, **flags), ended[2], ended[7])
 
 
 def test_that_a_failure_is_reported_when_no_stop_came_in_time(clock):

@@ -14,14 +14,14 @@ import pytest
 from helpers import wait_until
 from sites import SITES, Site
 
-from balsam_lite.db import location
-from balsam_lite.errors import PollFailed
-from balsam_lite.programs import Completed
+from balsam_lite.core.errors import PollFailed
+from balsam_lite.core.settings import Settings
+from balsam_lite.core.subprocess_run import Completed
+from balsam_lite.db.engine import directories
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.pbs import TEXT, Commands, PBSAdapter, PBSScheduler, parse_list, parse_text, status_of
 from balsam_lite.schedulers.submission import LaunchRequest
-from balsam_lite.settings import Settings
 
 SUBMISSION = Submission("qlaunch7", "/db/qsubmit/qlaunch7.sh", "/db/qsubmit/qlaunch7.out", "/db/qsubmit", 2, 5)
 ADAPTER = PBSAdapter(Commands(), "me")
@@ -374,7 +374,7 @@ def test_that_a_list_that_fails_finds_nothing_out() -> None:
 
 
 def test_that_the_lines_for_pbs_have_hours_without_end_and_leave_out_what_is_empty(tmp_path: Path) -> None:
-    database = location.create(str(tmp_path / "db"))
+    database = directories.create(str(tmp_path / "db"))
     settings = Settings(SCHEDULER_CLASS="PBSScheduler", DEFAULT_PROJECT="")
     try:
         text = submission.render_script(database, settings, LaunchRequest(3, 6005, queue="debug", project="mine"), 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from elsewhere import balsam
 
-from balsam_lite.db import location
+from balsam_lite.db.engine import directories
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def info(directory: Path) -> bool:
 
 def everything_written(directory: Path, backup: Path) -> dict[str, str]:
     """The modes of all that holds values of variables, as commands write it while the DB is open."""
-    db = location.open_database(str(directory))
+    db = directories.open_database(str(directory))
     with db.read():
         assert balsam(directory, "app", "--name", "a", "--executable", "true")[0] == 0
         line = ("job", "--name", "j", "--workflow", "w", "--app", "a", "--env", "A=1", "--yes")
@@ -150,7 +150,7 @@ def test_that_nothing_is_readable_below_a_directory_that_others_cannot_enter(ope
     directory = open_place / "db"
     init(directory, "--shared-read")
     open_place.chmod(0o700)
-    assert location.readable_by_others(str(directory)) == []
+    assert directories.readable_by_others(str(directory)) == []
     assert not reachable(directory)
 
 

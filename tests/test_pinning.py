@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from launching import Bench
 
 from balsam_lite.cli.main import main
-from balsam_lite.db import reasons
+from balsam_lite.core.errors import SettingsError
+from balsam_lite.db.query import wait_reasons
 from balsam_lite.db.store.claims import Claim, Shape
-from balsam_lite.errors import SettingsError
-from balsam_lite.launcher import commands, gpus, machine, pinning, spawn_helper
-from balsam_lite.launcher.nodes import Place, divide_host
-from balsam_lite.launcher.spawn_helper import Request
+from balsam_lite.launcher.exec import gpus, hardware, invocation, pinning, spawn_helper
+from balsam_lite.launcher.exec.spawn_helper import Request
+from balsam_lite.launcher.placement import Place, divide_host
 
 CPUS = st.sets(st.integers(0, 200), min_size=1, max_size=12).map(sorted)
 
@@ -93,7 +93,7 @@ def output(bench: Bench, job: int) -> str:
     return next(bench.path(job).glob("*.out")).read_text()
 
 
-@pytest.mark.skipif(len(machine.cpu_numbers()) < 2, reason="one CPU only")
+@pytest.mark.skipif(len(hardware.cpu_numbers()) < 2, reason="one CPU only")
 def test_that_jobs_with_affinity_run_on_cpus_of_their_own_and_others_on_all(bench: Bench) -> None:
     bench.script("where", "import os, time; print(*sorted(os.sched_getaffinity(0))); time.sleep(1)")
     pinned = {"application": "where", "cpu_affinity": "depth", "node_packing_count": 4}
@@ -102,23 +102,23 @@ def test_that_jobs_with_affinity_run_on_cpus_of_their_own_and_others_on_all(benc
     first, second, free = (set(map(int, output(bench, job).split())) for job in jobs)
     assert len(first) == len(second) == 1
     assert first != second
-    assert free == set(machine.cpu_numbers())
+    assert free == set(hardware.cpu_numbers())
 
 
 def test_that_the_helper_that_starts_a_pinned_program_keeps_its_own_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a helper goes to the directory of each program
-    last = max(machine.cpu_numbers())
+    last = max(hardware.cpu_numbers())
     show = [b"sh", b"-c", b"grep Cpus_allowed_list /proc/self/status"]
     request = Request(1, "/bin/sh", show, {b"PATH": b"/bin:/usr/bin"}, str(tmp_path), "out", cpus=(last,))
     os.waitpid(spawn_helper.spawn(request, {}), 0)
     assert (tmp_path / "out").read_text().split() == ["Cpus_allowed_list:", str(last)]
-    assert tuple(sorted(os.sched_getaffinity(0))) == machine.cpu_numbers()
+    assert tuple(sorted(os.sched_getaffinity(0))) == hardware.cpu_numbers()
     with pytest.raises(spawn_helper.StartFailed) as caught:
         spawn_helper.spawn(request._replace(cpus=(1000,)), {})
     assert caught.value.words == "it cannot be pinned to CPU 1000: Invalid argument"
-    assert os.sched_getaffinity(0) == set(machine.cpu_numbers())
+    assert os.sched_getaffinity(0) == set(hardware.cpu_numbers())
 
 
 @pytest.mark.parametrize("mode", ["serial", "mpi"])
@@ -148,8 +148,8 @@ def test_that_eight_jobs_on_a_node_with_eight_gpus_get_one_each_and_a_ninth_wait
     ],
 )
 def test_that_the_setting_says_which_variables_tell_a_job_its_gpus(setting: str, wanted: dict[str, str]) -> None:
-    context = commands.make_context("/db", b"id:1:", 1, "serial", {}, gpu_variables=gpus.names(setting))
-    own = commands.environment(claim(), Place((0,), (("2", "5"),), Shape(1, 1, 1, 2)), context)
+    context = invocation.make_context("/db", b"id:1:", 1, "serial", {}, gpu_variables=gpus.names(setting))
+    own = invocation.environment(claim(), Place((0,), (("2", "5"),), Shape(1, 1, 1, 2)), context)
     assert {name.decode(): value.decode() for name, value in own.items() if not name.startswith(b"BALSAM")} == wanted
 
 
@@ -161,15 +161,15 @@ def test_that_a_word_that_is_no_variable_is_refused() -> None:
 def test_that_nodes_that_call_their_gpus_otherwise_have_no_variable_in_common() -> None:
     """Not that of the launcher's own node, either."""
     environ = {b"CUDA_VISIBLE_DEVICES": b"GPU-1", b"A": b"1"}
-    context = commands.make_context("/db", b"id:1:", 2, "mpi", environ, shares_host=False)
+    context = invocation.make_context("/db", b"id:1:", 2, "mpi", environ, shares_host=False)
     place = Place((0, 1), (("GPU-1",), ("0",)), Shape(2, 1, 1, 1))
-    variables = commands.as_variables(commands.environment(claim(shape=place.shape), place, context), context)
+    variables = invocation.as_variables(invocation.environment(claim(shape=place.shape), place, context), context)
     assert b"A=1" in variables
     assert not [variable for variable in variables if variable.startswith(b"CUDA_VISIBLE_DEVICES")]
     same = place._replace(gpus=(("0", "1"), ("0", "1")))
-    assert commands.environment(claim(shape=place.shape), same, context)[b"CUDA_VISIBLE_DEVICES"] == b"0,1"
+    assert invocation.environment(claim(shape=place.shape), same, context)[b"CUDA_VISIBLE_DEVICES"] == b"0,1"
     shares = context._replace(shares_host=True)
-    assert commands.environment(claim(shape=place.shape), place, shares)[b"CUDA_VISIBLE_DEVICES"] == b"GPU-1,0"
+    assert invocation.environment(claim(shape=place.shape), place, shares)[b"CUDA_VISIBLE_DEVICES"] == b"GPU-1,0"
 
 
 # --- nodes without GPUs -----------------------------------------------------------------------------------------------
@@ -200,6 +200,6 @@ def test_that_a_launcher_says_what_jobs_wait_for_while_it_runs(bench: Bench) -> 
 
     def reason() -> str:
         with bench.db.read() as cx:
-            return reasons.waits_for(cx, [bench.job(job)]).get(job, "")
+            return wait_reasons.waits_for(cx, [bench.job(job)]).get(job, "")
 
     assert wait_until(reason).startswith("needs 1 GPUs per node")

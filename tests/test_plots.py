@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from balsam_lite.cli import run as cli
 from balsam_lite.cli.plot import moment
-from balsam_lite.db import location
+from balsam_lite.core.errors import BalsamError, InvalidSpec, NotFound
+from balsam_lite.db.engine import directories
 from balsam_lite.db.store import apps, insert
-from balsam_lite.errors import BalsamError, InvalidSpec, NotFound
 from balsam_lite.plots import figures, kinds, text, timeline
 from balsam_lite.plots.gather import Found
 from balsam_lite.plots.text import Style
@@ -398,7 +398,7 @@ def test_that_a_scale_is_round_and_large_enough(least):
 def site(tmp_path, monkeypatch):
     """A site with the three jobs, of which two have the tag k=v."""
     directory = str(tmp_path / "here")
-    database = location.create(directory)
+    database = directories.create(directory)
     with database.write() as cx:
         apps.add_app(cx, {"name": "hello", "executable": "echo"})
     jobs = [{"name": f"j{n}", "workflow": "w", "application": "hello", "tags": {"k": "v"} if n < 3 else {}} for n in (1, 2, 3)]
@@ -484,7 +484,7 @@ def test_that_what_cannot_be_plotted_is_said(site, capsys, tmp_path, words, code
 
 
 def test_that_an_empty_site_says_so_for_each_kind(tmp_path, monkeypatch, capsys):
-    location.create(str(tmp_path / "db")).close()
+    directories.create(str(tmp_path / "db")).close()
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
     for kind in kinds.KINDS:
         assert balsam("plot", kind) == 3
@@ -533,11 +533,11 @@ def test_that_nothing_to_plot_is_no_file():
 @pytest.fixture
 def far(site, monkeypatch):
     """The same site once more, behind an ssh that is this process: all goes through the words of the wire."""
-    from balsam_lite.db import registry
-    from balsam_lite.errors import SiteUnreachable
-    from balsam_lite.programs import Completed
-    from balsam_lite.sites.answer import respond
-    from balsam_lite.sites.remote import RemoteDesk
+    from balsam_lite.core.errors import SiteUnreachable
+    from balsam_lite.core.subprocess_run import Completed
+    from balsam_lite.db.engine import registry
+    from balsam_lite.sites.rpc.remote import RemoteDesk
+    from balsam_lite.sites.rpc.server import respond
 
     def run(self, request, timeout_s):
         if self.entry.name == "gone":
@@ -562,9 +562,10 @@ def test_that_sites_behind_ssh_are_in_the_picture_and_one_that_fails_is_named(si
 
 
 def test_that_pages_are_read_to_the_end(site, monkeypatch):
-    from balsam_lite.db import events, registry
+    from balsam_lite.db.engine import registry
+    from balsam_lite.db.query import events
     from balsam_lite.plots import gather
-    from balsam_lite.sites.many import desk_of
+    from balsam_lite.sites.fanout import desk_of
 
     desk = desk_of(registry.at(site))
     whole = gather.read(desk, "states", {})

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.errors import SettingsError
+from balsam_lite.core.errors import SettingsError
+from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.service import policy
 from balsam_lite.service.policy import Queue, Range
-from balsam_lite.settings import Settings, SettingsWarning
 
 #: As it stands on the slides of Balsam 0.3: the last bracket is not indented.
 SLIDE = """[debug-flat-quad]
@@ -138,7 +138,7 @@ def test_that_unknown_keys_are_a_warning() -> None:
     ]
 
 
-@pytest.mark.filterwarnings("ignore::balsam_lite.settings.SettingsWarning")  # keys that no queue has
+@pytest.mark.filterwarnings("ignore::balsam_lite.core.settings.SettingsWarning")  # keys that no queue has
 @settings(deadline=None)
 @given(st.text(max_size=200))
 @example("\x1e0=")

@@ -1,4 +1,4 @@
-"""`balsam_lite.processes`: who is told to end first."""
+"""`balsam_lite.core.process_table`: who is told to end first."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import time
 import pytest
 from helpers import wait_until
 
-from balsam_lite import processes
-from balsam_lite.processes import Process, descendants, signal_all
+from balsam_lite.core import process_table
+from balsam_lite.core.process_table import Process, descendants, signal_all
 
 FAMILY = [Process(pid, parent, 40, 40, "1") for pid, parent in ((40, 1), (39, 40), (41, 39), (42, 40), (7, 41), (90, 1))]
 
 
 def test_that_parents_are_told_before_their_children_however_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr(processes, "start_of", lambda pid: "1")
+    monkeypatch.setattr(process_table, "start_of", lambda pid: "1")
     monkeypatch.setattr(os, "kill", lambda pid, number: told.append(pid))
     for members in itertools.permutations(FAMILY, 4):
         told.clear()
@@ -31,7 +31,7 @@ def test_that_parents_are_told_before_their_children_however_they_are_given(monk
 
 def test_that_pids_that_were_used_anew_make_no_circle(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr(processes, "start_of", lambda pid: "1")
+    monkeypatch.setattr(process_table, "start_of", lambda pid: "1")
     monkeypatch.setattr(os, "kill", lambda pid, number: told.append(pid))
     signal_all([Process(5, 6, 5, 5, "1"), Process(6, 5, 5, 5, "1"), Process(8, 8, 8, 8, "1")], signal.SIGTERM)
     assert sorted(told) == [5, 6, 8]

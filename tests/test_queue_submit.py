@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 
 from balsam_lite.cli.main import main
-from balsam_lite.db import batch_queries, location, registry
-from balsam_lite.db.connection import Database
-from balsam_lite.db.store import apps, insert
-from balsam_lite.errors import (
+from balsam_lite.core.errors import (
     CancelFailed,
     DatabaseReadOnly,
     InvalidSpec,
@@ -22,9 +19,13 @@ from balsam_lite.errors import (
     UnknownBatchJob,
     UnknownField,
 )
+from balsam_lite.db.engine import directories, registry
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.query import batch_queries
+from balsam_lite.db.store import apps, insert
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, Submission
-from balsam_lite.sites import batch
+from balsam_lite.sites import batch_jobs
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 ROW = {"num_nodes": 1, "wall_time_min": 10, "job_mode": "mpi", "queue": "training-gpu", "project": "training-gpu"}
@@ -73,7 +74,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
 
 @pytest.fixture
 def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: FakeScheduler) -> Iterator[Database]:
-    made = location.create(str(tmp_path / "laptop"))
+    made = directories.create(str(tmp_path / "laptop"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
     monkeypatch.setenv("BALSAM_DB_PATH", made.directory)
@@ -200,8 +201,8 @@ def test_that_a_db_that_can_only_be_read_shows_the_batch_jobs_that_it_knows(
     assert code == 0
     assert " queued " in out
     assert "as they were last noted" in err and "cannot be written" in err
-    with pytest.warns(batch.SchedulerWarning, match="cannot be written"):
-        assert batch.count(db, {"scheduler_id": 278079}) == 1
+    with pytest.warns(batch_jobs.SchedulerWarning, match="cannot be written"):
+        assert batch_jobs.count(db, {"scheduler_id": 278079}) == 1
 
 
 @pytest.mark.parametrize(
@@ -262,13 +263,13 @@ def test_that_parts_and_values_reach_the_job_script_and_come_back(db: Database, 
     )
     Path(db.directory, "settings.json").write_text('{"JOB_TEMPLATE": "mine.tmpl"}')
     parts = [{"job_mode": "mpi", "num_nodes": 2, "filter_tags": {"k": "a b"}}, {"job_mode": "serial", "num_nodes": 1}]
-    (made,) = batch.create(db, [{**ROW, "num_nodes": 3, "partitions": parts, "optional_params": {"disk": "x y"}}])
+    (made,) = batch_jobs.create(db, [{**ROW, "num_nodes": 3, "partitions": parts, "optional_params": {"disk": "x y"}}])
     script = Path(scheduler.submitted[0].script).read_text()
     assert script == "'x y' none\nbalsam launcher --part 'mpi:2:k=a b' --part serial:1\n"
     assert made["partitions"] == [parts[0], {**parts[1], "filter_tags": {}}]
     assert made["optional_params"] == {"disk": "x y"}
     with pytest.raises(InvalidSpec, match=r"Extraneous optional_params: \{size\} \(allowed extras: \{disk, kind, more\}\)"):
-        batch.create(db, [{**ROW, "optional_params": {"size": "1"}}])
+        batch_jobs.create(db, [{**ROW, "optional_params": {"size": "1"}}])
 
 
 def test_that_a_template_that_would_ignore_tags_or_parts_is_refused(db: Database) -> None:
@@ -276,27 +277,27 @@ def test_that_a_template_that_would_ignore_tags_or_parts_is_refused(db: Database
     Path(db.directory, "settings.json").write_text('{"JOB_TEMPLATE": "old.tmpl"}')
     for more in ({"filter_tags": {"a": "b"}}, {"partitions": [{"job_mode": "mpi", "num_nodes": 1}]}):
         with pytest.raises(InvalidSpec, match=f"does not hand {next(iter(more))} on to the launcher") as caught:
-            batch.create(db, [{**ROW, **more}])
+            batch_jobs.create(db, [{**ROW, **more}])
         assert "| q }}" in caught.value.hint
-    assert batch.create(db, [ROW])[0]["state"] == "queued"
+    assert batch_jobs.create(db, [ROW])[0]["state"] == "queued"
 
 
 def test_that_one_bad_batch_job_of_several_submits_none_and_is_named(db: Database, scheduler: FakeScheduler) -> None:
     with pytest.raises(InvalidSpec, match="Batch job 2 of 2: job_mode must be one of"):
-        batch.create(db, [ROW, {**ROW, "job_mode": "parallel"}])
+        batch_jobs.create(db, [ROW, {**ROW, "job_mode": "parallel"}])
     with pytest.raises(InvalidSpec, match="needs num_nodes"):
-        batch.create(db, [{"wall_time_min": 1, "job_mode": "mpi"}])
+        batch_jobs.create(db, [{"wall_time_min": 1, "job_mode": "mpi"}])
     with pytest.raises(UnknownField, match="colour"):
-        batch.create(db, [{**ROW, "colour": 1}])
+        batch_jobs.create(db, [{**ROW, "colour": 1}])
     assert scheduler.submitted == []
 
 
 def test_that_batch_jobs_are_found_by_every_condition(db: Database, scheduler: FakeScheduler) -> None:
-    batch.create(db, [{**ROW, "filter_tags": {"a": "1", "b": "2"}}, {**ROW, "queue": "other"}, ROW])
+    batch_jobs.create(db, [{**ROW, "filter_tags": {"a": "1", "b": "2"}}, {**ROW, "queue": "other"}, ROW])
     scheduler.states.update({"278080": base.RUNNING, "278081": base.FINISHED})
 
     def found(**where: Any) -> list[int]:
-        return [row["id"] for row in batch.select(db, where)]
+        return [row["id"] for row in batch_jobs.select(db, where)]
 
     assert found() == found(state=None) == [1, 2, 3]
     assert found(state="running") == found(queue="other") == found(scheduler_id=278080) == [2]
@@ -305,22 +306,22 @@ def test_that_batch_jobs_are_found_by_every_condition(db: Database, scheduler: F
     assert found(id=[]) == []
     assert found(start_time_after=5_000_000) == found(start_time_before=5_000_000) == [2]
     assert found(end_time_after=0) == [3]
-    assert [row["id"] for row in batch.select(db, {}, "-start_time", 0, 2)] == [2, 1]
-    assert batch.count(db, {"state": "queued"}) == 1
+    assert [row["id"] for row in batch_jobs.select(db, {}, "-start_time", 0, 2)] == [2, 1]
+    assert batch_jobs.count(db, {"state": "queued"}) == 1
     for wrong, error in (({"state": "lost"}, InvalidSpec), ({"colour": 1}, UnknownField)):
         with pytest.raises(error):
-            batch.select(db, wrong)
+            batch_jobs.select(db, wrong)
 
 
 def test_that_only_the_end_of_a_batch_job_can_be_written(db: Database) -> None:
-    batch.create(db, [ROW] * 3)
-    assert batch.update(db, [{"id": 1, "state": "pending_deletion"}]) == 1
-    assert batch.delete(db, {"id": [2]}) == {"deleted": 1, "held": 0}
-    assert [row["state"] for row in batch.select(db)] == ["pending_deletion", "pending_deletion", "queued"]
+    batch_jobs.create(db, [ROW] * 3)
+    assert batch_jobs.update(db, [{"id": 1, "state": "pending_deletion"}]) == 1
+    assert batch_jobs.delete(db, {"id": [2]}) == {"deleted": 1, "held": 0}
+    assert [row["state"] for row in batch_jobs.select(db)] == ["pending_deletion", "pending_deletion", "queued"]
     for change, error in (
         ({"id": 3, "state": "running"}, InvalidSpec),
         ({"id": 3, "queue": "x"}, UnknownField),
         ({"id": 9, "state": "pending_deletion"}, UnknownBatchJob),
     ):
         with pytest.raises(error):
-            batch.update(db, [change])
+            batch_jobs.update(db, [change])

@@ -14,10 +14,10 @@ import pytest
 from elsewhere import BALSAM, as_reader, balsam, read_only, small_disk
 from launching import Bench
 
-from balsam_lite.db import location
-from balsam_lite.db.connection import Database
+from balsam_lite.core.errors import DatabaseBusy
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert
-from balsam_lite.errors import DatabaseBusy
 
 READING = (
     ("ls",), ("ls", "--history"), ("job", "ls"), ("queue", "ls"), ("db", "info"), ("db", "check"), ("which",),
@@ -40,7 +40,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
 
 
 def filled(directory: Path, access: str = "local") -> Database:
-    made = location.create(str(directory), access)
+    made = directories.create(str(directory), access)
     with made.write() as cx:
         apps.add_app(cx, {"name": "true", "executable": "true"})
     insert.add_jobs(made, [{"application": "true", "name": f"job{number}"} for number in range(3)])
@@ -156,7 +156,7 @@ def test_that_a_copy_that_cannot_be_written_is_read_with_a_warning(tmp_path: Pat
 
 def test_that_a_reader_of_a_still_file_notices_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = filled(tmp_path / "db")
-    monkeypatch.setattr("balsam_lite.db.readonly.is_refused", lambda *_: True)
+    monkeypatch.setattr("balsam_lite.db.engine.readonly.is_refused", lambda *_: True)
     monkeypatch.setattr(Database, "_open_as", refusing(Database._open_as))
     still = Database(made.directory, "local")
     with still.read() as cx:
@@ -168,7 +168,7 @@ def test_that_a_reader_of_a_still_file_notices_when_it_is_written(tmp_path: Path
     with still.read() as cx:
         assert cx.execute("SELECT count(*) FROM job").fetchone() == (4,)
     still.close()
-    monkeypatch.setattr("balsam_lite.db.readonly.is_refused", lambda *_: True)
+    monkeypatch.setattr("balsam_lite.db.engine.readonly.is_refused", lambda *_: True)
     monkeypatch.setattr(Database, "_open_as", refusing(Database._open_as))
     with pytest.raises(DatabaseBusy, match="was written while it was read"), still.read() as cx:  # noqa: PT012
         cx.execute("SELECT count(*) FROM job").fetchone()

@@ -23,19 +23,21 @@ import pytest
 from helpers import wait_until
 from sshd import HOST, Remote, remote_host
 
-from balsam_lite import __version__, errors, programs
+from balsam_lite import __version__
 from balsam_lite.cli import run
 from balsam_lite.cli.main import main
-from balsam_lite.db import location, registry
-from balsam_lite.db.registry import Entry
-from balsam_lite.errors import BalsamError, InputError, InvalidSpec, SiteUnreachable, StateError
-from balsam_lite.processes import JOB_VARIABLES
-from balsam_lite.programs import Completed
-from balsam_lite.settings import SettingsWarning
-from balsam_lite.sites import many, silence, ssh, wire
-from balsam_lite.sites.answer import respond
-from balsam_lite.sites.desk import Desk
-from balsam_lite.sites.remote import ABOUT_S, CONNECT_S, RemoteDesk
+from balsam_lite.core import errors, subprocess_run
+from balsam_lite.core.errors import BalsamError, InputError, InvalidSpec, SiteUnreachable, StateError
+from balsam_lite.core.process_table import JOB_VARIABLES
+from balsam_lite.core.settings import SettingsWarning
+from balsam_lite.core.subprocess_run import Completed
+from balsam_lite.db.engine import directories, registry
+from balsam_lite.db.engine.registry import Entry
+from balsam_lite.sites import fanout
+from balsam_lite.sites.interface import Desk
+from balsam_lite.sites.rpc import diagnose, protocol, ssh
+from balsam_lite.sites.rpc.remote import ABOUT_S, CONNECT_S, RemoteDesk
+from balsam_lite.sites.rpc.server import respond
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -154,7 +156,9 @@ def test_that_sockets_lie_where_only_this_user_can_enter() -> None:
 
 def test_that_a_program_may_leave_processes_behind_that_keep_its_stderr_open() -> None:
     started = time.monotonic()
-    done = programs.run(["sh", "-c", "echo early >&2; sleep 60 >/dev/null & echo $!; exit 3"], leaves_some=True, timeout_s=50)
+    done = subprocess_run.run(
+        ["sh", "-c", "echo early >&2; sleep 60 >/dev/null & echo $!; exit 3"], leaves_some=True, timeout_s=50
+    )
     os.kill(int(done.stdout), signal.SIGKILL)
     assert done.returncode == 3
     assert done.stderr == "early\n"
@@ -165,8 +169,8 @@ def test_that_a_program_may_leave_processes_behind_that_keep_its_stderr_open() -
 
 
 def test_that_what_can_be_asked_is_the_desk_and_remote_desks_take_the_same_arguments() -> None:
-    protocol = {name: value for name, value in vars(Desk).items() if inspect.isfunction(value) and not name.startswith("_")}
-    assert sorted(wire.METHODS) == sorted(protocol)
+    asked = {name: value for name, value in vars(Desk).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert sorted(protocol.METHODS) == sorted(asked)
     assert {"about", "select", "create"} < set(protocol)
     for name, method in protocol.items():
         assert inspect.signature(getattr(RemoteDesk, name)) == inspect.signature(method), name
@@ -177,7 +181,7 @@ ALL_ERRORS = [one for one in vars(errors).values() if isinstance(one, type) and 
 
 @pytest.mark.parametrize("kind", ALL_ERRORS, ids=lambda kind: kind.__name__)
 def test_that_an_error_keeps_its_class_its_words_and_its_hint(kind: type[BalsamError]) -> None:
-    reply = wire.find_answer(wire.write_error("m", kind("Ü: \"a\"\n'b'", hint="Do so.")), "m")
+    reply = protocol.find_answer(protocol.write_error("m", kind("Ü: \"a\"\n'b'", hint="Do so.")), "m")
     assert reply is not None and reply.error is not None
     assert type(reply.error) is kind
     assert (reply.error.message, reply.error.hint) == ("Ü: \"a\"\n'b'", "Do so.")
@@ -187,22 +191,22 @@ def test_that_a_class_of_error_that_is_not_known_becomes_the_nearest_that_is() -
     class Special(StateError):
         pass
 
-    reply = wire.find_answer(wire.write_error("m", Special("no")), "m")
+    reply = protocol.find_answer(protocol.write_error("m", Special("no")), "m")
     assert reply is not None and type(reply.error) is StateError
-    other = wire.find_answer('{"marker": "m", "version": "1", "error": {"type": "os", "message": "a", "hint": ""}}', "m")
+    other = protocol.find_answer('{"marker": "m", "version": "1", "error": {"type": "os", "message": "a", "hint": ""}}', "m")
     assert other is not None and type(other.error) is BalsamError
 
 
 @pytest.mark.parametrize("noise", ["", "Welcome!\n", '{"marker": "m", "version": "0", "answer": 2}\n', "no end of line"])
 def test_that_the_answer_is_found_among_what_login_scripts_print(noise: str) -> None:
-    reply = wire.find_answer(f"{noise}{wire.write_answer('mm', {'a': [1, None]})}\nbye\n", "mm")
-    assert reply == wire.Reply(__version__, {"a": [1, None]})
+    reply = protocol.find_answer(f"{noise}{protocol.write_answer('mm', {'a': [1, None]})}\nbye\n", "mm")
+    assert reply == protocol.Reply(__version__, {"a": [1, None]})
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"marker": "m"', '{"marker": "m"}', '{"marker": "m", "version": "1", "error": 3}'])
 def test_that_half_an_answer_is_none(text: str) -> None:
-    assert wire.find_answer(text, "m") is None
-    assert wire.find_answer(wire.write_answer("m", "x" * 100)[:-3], "m") is None
+    assert protocol.find_answer(text, "m") is None
+    assert protocol.find_answer(protocol.write_answer("m", "x" * 100)[:-3], "m") is None
 
 
 @pytest.fixture
@@ -216,7 +220,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 @pytest.fixture
 def db(tmp_path: Path) -> str:
     directory = str(tmp_path / "db")
-    location.create(directory).close()
+    directories.create(directory).close()
     return directory
 
 
@@ -283,15 +287,15 @@ def test_that_a_registry_with_an_endless_number_is_a_sentence(
 
 
 def test_that_where_a_traceback_goes_is_found_whatever_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(location, "find", lambda named: 1 // 0)
+    monkeypatch.setattr(directories, "find", lambda named: 1 // 0)
     assert run._db_log([]) == ""
 
 
 def test_that_sets_and_ranges_may_be_asked_for_and_what_json_has_not_is_refused() -> None:
-    request = wire.Request("select", {"where": {"id": {3}, "job_id": range(2)}})
-    assert wire.read_request(wire.write_request(request)).arguments == {"where": {"id": [3], "job_id": [0, 1]}}
+    request = protocol.Request("select", {"where": {"id": {3}, "job_id": range(2)}})
+    assert protocol.read_request(protocol.write_request(request)).arguments == {"where": {"id": [3], "job_id": [0, 1]}}
     with pytest.raises(InvalidSpec, match=r"cannot be sent to another host: .*object"):
-        wire.write_request(wire.Request("create", {"rows": [object()]}))
+        protocol.write_request(protocol.Request("create", {"rows": [object()]}))
 
 
 # --- when there is no answer ------------------------------------------------------------------------------------------
@@ -321,12 +325,12 @@ def test_that_sets_and_ranges_may_be_asked_for_and_what_json_has_not_is_refused(
 )
 def test_that_silence_is_explained(returncode: int | None, stderr: str, what: str, advice: str, is_early: bool) -> None:
     entry, done = Entry(1, "s", "/db", "far"), Completed([], returncode, "", stderr)
-    told = silence.explained(entry, ssh.parse_host("far"), done, changing=True)
+    told = diagnose.explained(entry, ssh.parse_host("far"), done, changing=True)
     assert told.message.startswith("ssh://far/db: ")
     assert what in told.message
     assert advice in told.hint
     assert ("Nobody knows" in told.message) is not is_early
-    assert "Nobody knows" not in silence.explained(entry, ssh.parse_host("far"), done, changing=False).message
+    assert "Nobody knows" not in diagnose.explained(entry, ssh.parse_host("far"), done, changing=False).message
 
 
 # --- a real sshd ------------------------------------------------------------------------------------------------------
@@ -403,7 +407,7 @@ def test_that_a_site_behind_ssh_is_told_what_it_is_asked_and_nothing_is_read_by_
     far: Far, stub_there: str, tmp_path: Path
 ) -> None:
     path = str(tmp_path / '-it\'s "$(touch pwned)" `touch pwned`; \\ ü')
-    location.create(path).close()
+    directories.create(path).close()
     desk = RemoteDesk(Entry(1, "far", path, HOST, stub_there))
     assert desk.about() == {"version": __version__, "path": path}
     where = {"tags": {"a'b": '"$(touch pwned)"\n', "ü": "\u2013\0"}, "id": [1, 2**60]}
@@ -454,8 +458,8 @@ def test_that_a_kept_connection_is_no_part_of_the_job_that_asked(
 def test_that_two_sites_of_one_host_are_two(far: Far, stub_there: str, tmp_path: Path) -> None:
     entries = [Entry(number, f"far{number}", str(tmp_path / f"db{number}"), HOST, stub_there) for number in (1, 2)]
     for entry in entries:
-        location.create(entry.path).close()
-    answers = many.ask(entries, lambda desk: desk.about()["path"])
+        directories.create(entry.path).close()
+    answers = fanout.ask(entries, lambda desk: desk.about()["path"])
     assert answers.found == [(entry, entry.path) for entry in entries]
     assert answers.failed == []
 
@@ -599,10 +603,10 @@ def test_that_each_method_of_a_remote_desk_answers_as_one_of_this_host(tmp_path:
     answers = []
     for name, host in (("here", ""), ("there", "nowhere")):
         entry = Entry(1, name, str(tmp_path / name), host)
-        location.create(entry.path).close()
+        directories.create(entry.path).close()
         if host:
-            monkeypatch.setattr(programs, "run", without_ssh)
-        answers.append(list(_ask_everything(many.desk_of(entry))))
+            monkeypatch.setattr(subprocess_run, "run", without_ssh)
+        answers.append(list(_ask_everything(fanout.desk_of(entry))))
     for here, there in zip(*answers):
         assert there == here
     assert len(answers[0]) == len(answers[1]) == 17
@@ -612,7 +616,7 @@ def test_that_a_db_behind_ssh_keeps_what_it_is_told(far: Far, db: str) -> None:
     desk = RemoteDesk(Entry(1, "far", db, HOST, far.balsam()))
     desk.create("app", [{"name": "say", "executable": "echo"}])
     [made] = desk.create("job", [{"app": "say", "workdir": "a", "tags": {"ü": "'$(x)'"}}])
-    [there] = many.desk_of(Entry(1, "here", db)).select("job", {"tags": {"ü": "'$(x)'"}})
+    [there] = fanout.desk_of(Entry(1, "here", db)).select("job", {"tags": {"ü": "'$(x)'"}})
     assert made == {name: there[name] for name in made}
     assert desk.result(made["id"])["state"] == made["state"]
 
@@ -622,7 +626,7 @@ def test_that_a_service_started_through_ssh_goes_on_without_it(far: Far, db: str
     desk = RemoteDesk(Entry(1, "far", db, HOST, far.balsam()))
     try:
         assert desk.service("start")["said"]
-        assert wait_until(lambda: many.desk_of(Entry(1, "here", db)).about()["is_active"])
+        assert wait_until(lambda: fanout.desk_of(Entry(1, "here", db)).about()["is_active"])
     finally:
         desk.service("stop")
-    assert many.desk_of(Entry(1, "here", db)).about()["is_active"] is False
+    assert fanout.desk_of(Entry(1, "here", db)).about()["is_active"] is False

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.errors import LaunchError
-from balsam_lite.launcher import machine, main, rank, resources
-from balsam_lite.launcher.commands import NO_MPI
-from balsam_lite.launcher.ensemble import words
-from balsam_lite.launcher.nodes import Node
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import LaunchError
+from balsam_lite.core.settings import Settings
+from balsam_lite.launcher import main, resources
+from balsam_lite.launcher.exec import hardware
+from balsam_lite.launcher.exec.invocation import NO_MPI
+from balsam_lite.launcher.multinode import messages, rank
+from balsam_lite.launcher.placement import Node
 from balsam_lite.launcher.resources import LauncherOptions, Resources
 from balsam_lite.schedulers.environ import Allocation, NodeGpus, allocation
 from balsam_lite.schedulers.node_gpus import ask_gpus
-from balsam_lite.settings import Settings
 
 BATCH = Allocation("SlurmScheduler", "7", 3, ("n1", "n2", "n3"), cpus_per_node=4)
 FENCED = "ConstrainDevices        = yes\n"
@@ -31,7 +32,7 @@ MPI = Settings(MPI_RUN_TEMPLATE="mpiexec -n {{ ranks }}")
 def test_that_names_of_this_hosts_gpus_are_not_taken_for_those_of_other_nodes(
     monkeypatch: pytest.MonkeyPatch, this_node: str, here: tuple[str, ...], elsewhere: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: here)
+    monkeypatch.setattr(hardware, "gpus", lambda: here)
     batch = BATCH._replace(this_node=this_node)
     found = resources.survey(LauncherOptions("mpi"), MPI, batch, {})
     wanted = {"n1": elsewhere, "n2": elsewhere, "n3": elsewhere, this_node or "n1": here}
@@ -56,8 +57,8 @@ def test_that_shares_of_a_host_have_together_no_more_gpus_than_it_is_said_to_hav
     batch: Allocation | None,
     dealt: list[tuple[str, ...]],
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: there)
-    monkeypatch.setattr(machine, "cpu_numbers", lambda: (0, 1))
+    monkeypatch.setattr(hardware, "gpus", lambda: there)
+    monkeypatch.setattr(hardware, "cpu_numbers", lambda: (0, 1))
     found = resources.survey(LauncherOptions(nodes=nodes), Settings(GPUS_PER_NODE=3), batch, {})
     assert [tuple(node.gpu_load) for node in found.nodes] == dealt
 
@@ -66,7 +67,9 @@ def test_that_shares_of_a_host_have_together_no_more_gpus_than_it_is_said_to_hav
 def test_that_a_node_that_finds_no_gpu_is_dealt_none_of_those_that_others_have(of_batch: int | None) -> None:
     nodes = [Node(4, ("GPU-a",), name) for name in BATCH.node_names]
     found = Resources(nodes, BATCH._replace(gpus_per_node=of_batch), None, "", NO_MPI)
-    hellos = {number: words.Hello(words.VERSION, f"n{number + 1}", 4, gpus) for number, gpus in enumerate([("GPU-a",), ()])}
+    hellos = {
+        number: messages.Hello(messages.VERSION, f"n{number + 1}", 4, gpus) for number, gpus in enumerate([("GPU-a",), ()])
+    }
     made = rank._nodes(found, hellos, Settings(), LauncherOptions())
     assert [tuple(node.gpu_load) for node in made[:2]] == [("GPU-a",), ()]
     assert [node.is_closed for node in made] == [False, False, True]
@@ -87,7 +90,7 @@ def test_that_what_a_node_does_not_have_is_not_dealt_out_there(
 ) -> None:
     batch = BATCH._replace(num_nodes=2, node_names=("n1", "n2"), gpus_per_node=of_batch)
     found = Resources([Node(4, ("0", "1", "2", "3"), name) for name in batch.node_names], batch, None, "", NO_MPI)
-    hellos = {number: words.Hello(words.VERSION, f"n{number + 1}", 4, gpus) for number, gpus in enumerate(shown)}
+    hellos = {number: messages.Hello(messages.VERSION, f"n{number + 1}", 4, gpus) for number, gpus in enumerate(shown)}
     made = rank._nodes(found, hellos, settings, LauncherOptions())
     assert [tuple(node.gpu_load) for node in made] == dealt
 
@@ -131,7 +134,7 @@ def test_that_slurm_is_asked_which_gpus_each_node_has(
     found = resources.survey(LauncherOptions("mpi", gpus_per_node=2), MPI, batch._replace(node_gpus=known), {})
     assert [tuple(node.gpu_load) for node in found.nodes] == [("0", "1"), (second,)]
     if config == FENCED:
-        hellos = {number: words.Hello(words.VERSION, name, 4, ("0",)) for number, name in enumerate(batch.node_names)}
+        hellos = {number: messages.Hello(messages.VERSION, name, 4, ("0",)) for number, name in enumerate(batch.node_names)}
         made = rank._nodes(found, hellos, Settings(), LauncherOptions())
         assert [tuple(node.gpu_load) for node in made] == [("0",), ("0",)], "each rank's step was given one"
 

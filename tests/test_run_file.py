@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite.launcher import run_file
-from balsam_lite.launcher.run_file import Record, RunFiles, Writer
+from balsam_lite.launcher.exec import run_file
+from balsam_lite.launcher.exec.run_file import Record, RunFiles, Writer
 
 ID, LEASE = "abc", 7
 MARK = f"{ID}:{LEASE}:"

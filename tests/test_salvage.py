@@ -15,13 +15,13 @@ import pytest
 from elsewhere import balsam
 from launching import Bench
 
-from balsam_lite.db import location
-from balsam_lite.db.connection import Database
-from balsam_lite.db.pages import Image
-from balsam_lite.db.salvage import salvage
+from balsam_lite.core.errors import BalsamError, DatabaseEmptied
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.engine.pages import Image
+from balsam_lite.db.engine.salvage import salvage
 from balsam_lite.db.store import apps, graph, insert, leases
-from balsam_lite.errors import BalsamError, DatabaseEmptied
-from balsam_lite.identity import Holder
 
 JOBS, CHAIN, PAGE = 300, 100, 4096
 LARGE = 150  # a job whose data needs further pages
@@ -30,7 +30,7 @@ LARGE = 150  # a job whose data needs further pages
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
     """Make a DB with a chain of jobs, of which the first is RUNNING, a job of large data, and many others."""
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "true", "executable": "true"})
     rows = [{"application": "true", "name": f"job{n}", "tags": {"n": str(n % 3)}} for n in range(1, JOBS + 1)]
@@ -78,7 +78,7 @@ def salvaged(db: Database, tmp_path: Path) -> tuple[str, Path]:
 
 
 def names(directory: Path) -> list[str]:
-    made = location.open_database(str(directory))
+    made = directories.open_database(str(directory))
     with made.read() as cx:
         found = [row[0] for row in cx.execute("SELECT name FROM job ORDER BY id")]
     made.close()
@@ -104,7 +104,7 @@ def test_that_nothing_is_lost_where_the_leaves_of_the_tables_are_whole(
     zero(db, *(1 if name == "sqlite_master" else roots(db)[name] for name in damaged))
     _, new = salvaged(db, tmp_path)
     assert names(new) == ALL
-    made = location.open_database(str(new))
+    made = directories.open_database(str(new))
     with made.read() as cx:
         assert cx.execute("SELECT count(*) FROM dependency").fetchone() == (CHAIN - 1,)
         assert cx.execute("SELECT count(*) FROM job_tag").fetchone() == (JOBS,)
@@ -125,7 +125,7 @@ def test_that_jobs_on_a_lost_page_are_told_by_number_and_their_descendants_fail(
     assert high < CHAIN
     assert f"{len(numbers)}, the numbers {low} to {high}" in out
     assert names(new) == [name for n, name in enumerate(ALL, 1) if n not in numbers]
-    made = location.open_database(str(new))
+    made = directories.open_database(str(new))
     with made.read() as cx:
         states = dict(cx.execute("SELECT id, state FROM job WHERE id <= ?", (CHAIN,)))
         assert {states[n] for n in range(2, low)} == {"AWAITING_PARENTS"}
@@ -176,7 +176,7 @@ def test_that_a_launcher_runs_what_was_salvaged(tmp_path: Path) -> None:
     zero(bench.db, 1)
     new = tmp_path / "new"
     assert balsam(bench.directory, "db", "salvage", str(new))[0] == 0
-    bench.directory, bench.db = str(new), location.open_database(str(new))
+    bench.directory, bench.db = str(new), directories.open_database(str(new))
     assert bench.run() == 0
     assert bench.states() == {"JOB_FINISHED": 40}
     bench.close()
@@ -184,7 +184,7 @@ def test_that_a_launcher_runs_what_was_salvaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_an_emptied_file_says_so_and_its_wal_is_kept_and_can_be_read(tmp_path: Path, access: str) -> None:
-    made = location.create(str(tmp_path / "db"), access)
+    made = directories.create(str(tmp_path / "db"), access)
     made.close()
     code = """
 import os, signal, sys
@@ -217,10 +217,10 @@ def test_that_an_emptied_db_that_was_used_is_not_made_anew_by_init(db: Database)
     with pytest.raises(DatabaseEmptied), db.read():
         pass
     with pytest.raises(DatabaseEmptied):
-        location.create(db.directory)
+        directories.create(db.directory)
     assert os.stat(db.path).st_size == 0
     os.unlink(db.path)
-    location.create(db.directory).close()
+    directories.create(db.directory).close()
 
 
 def test_that_salvage_refuses_a_place_that_is_taken_and_a_file_without_anything(db: Database, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
 
-from balsam_lite.db import queries
-from balsam_lite.db.store import claims, leases, user
-from balsam_lite.identity import Holder
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import claims, leases, user_actions
 
 
 @pytest.fixture
@@ -547,12 +547,12 @@ def end_of_one(bench, others, state, result):
     bench.add([{"application": "a", "parents": [job]}])
     crowd = bench.add([{"application": "a", "parents": [large]}] * others)
     if state == "FAILED":
-        user.set_state(bench.db, crowd, "FAILED")
+        user_actions.set_state(bench.db, crowd, "FAILED")
     lease, (claim,) = take(bench, 1)
     if result == "rerun":
         with bench.db.write() as cx:
             claims.finish(cx, lease, [claims.Exit(job, claim.attempt, "RUN_ERROR", 1, "", 3, 4)], 5)
-        return work_of(bench, lambda cx: user.set_state(bench.db, [job], "RESTART_READY"))
+        return work_of(bench, lambda cx: user_actions.set_state(bench.db, [job], "RESTART_READY"))
     return work_of(bench, lambda cx: claims.finish(cx, lease, [claims.Exit(job, claim.attempt, result, 0, "", 3, 4)], 5))
 
 

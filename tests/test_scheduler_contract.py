@@ -18,11 +18,12 @@ import slurm_cluster
 from helpers import wait_until
 from sites import SITES, Kind, Site
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import batch_queries, location
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import PollFailed, SubmitFailed, SubmitUncertain
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories
+from balsam_lite.db.query import batch_queries
 from balsam_lite.db.store import apps, insert, leases
-from balsam_lite.errors import PollFailed, SubmitFailed, SubmitUncertain
-from balsam_lite.identity import Holder
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.submission import LaunchRequest, cancel, refresh, submit_launch
 from balsam_lite.service import loop
@@ -138,8 +139,8 @@ def test_that_a_script_which_the_scheduler_refuses_is_refused_with_its_words(sit
 
 
 @pytest.fixture
-def db(site: Site) -> Iterator[location.Database]:
-    database = location.create(str(site.folder / "db"))
+def db(site: Site) -> Iterator[directories.Database]:
+    database = directories.create(str(site.folder / "db"))
     header = "\n".join(site.header("{{ nodes }}", "{{ time_minutes }}"))
     body = f"cd {site.folder}\ntouch launch.up\nwhile [ ! -e launch.go ]; do sleep 0.1; done"
     Path(database.directory, "contract.tmpl").write_text(f"#!/bin/bash\n{header}\n{body}\n")
@@ -152,7 +153,7 @@ def request(site: Site) -> LaunchRequest:
     return LaunchRequest(1, 5, queue=site.kind.queue)
 
 
-def rows(db: location.Database) -> list[batch_queries.BatchRow]:
+def rows(db: directories.Database) -> list[batch_queries.BatchRow]:
     with db.read() as cx:
         return batch_queries.all_rows(cx)
 
@@ -162,7 +163,7 @@ class Crash(BaseException):
 
 
 def test_that_a_crash_after_the_submission_is_found_again_by_its_name_and_submits_nothing_twice(
-    site: Site, db: location.Database, monkeypatch: pytest.MonkeyPatch
+    site: Site, db: directories.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = site.scheduler()
     with monkeypatch.context() as patch:
@@ -180,7 +181,7 @@ def test_that_a_crash_after_the_submission_is_found_again_by_its_name_and_submit
     assert rows(db)[0]["state"] == (base.FINISHED if site.kind.tells_exit_code else base.ENDED)
 
 
-def test_that_cancelling_a_row_ends_its_batch_job(site: Site, db: location.Database) -> None:
+def test_that_cancelling_a_row_ends_its_batch_job(site: Site, db: directories.Database) -> None:
     row = submit_launch(db, site.settings, request(site), site.scheduler())
     site.wait_until_up("launch")
     cancel(db, site.scheduler(), row["id"])
@@ -203,7 +204,7 @@ TROUBLE = {
 
 @with_commands
 @pytest.mark.parametrize("trouble", TROUBLE)
-def test_that_a_status_command_in_trouble_changes_nothing(site: Site, db: location.Database, trouble: str) -> None:
+def test_that_a_status_command_in_trouble_changes_nothing(site: Site, db: directories.Database, trouble: str) -> None:
     submit_launch(db, site.settings, request(site), site.scheduler())
     before = rows(db)
     command = site.command("trouble", TROUBLE[trouble]) if TROUBLE[trouble] else "/nonexistent/status"
@@ -234,7 +235,7 @@ def test_that_an_id_that_is_told_twice_is_one_batch_job(site: Site) -> None:
 
 
 @with_commands
-def test_that_flags_reach_the_command_word_by_word_and_before_the_script(site: Site, db: location.Database) -> None:
+def test_that_flags_reach_the_command_word_by_word_and_before_the_script(site: Site, db: directories.Database) -> None:
     command = site.command("submit", f'printf "%s\\0" "$@" > {site.folder}/argv; echo 4711')
     flags = "--comment 'two words' -x \"it's\" '' 'é*$HOME'"
     row = submit_launch(
@@ -247,7 +248,7 @@ def test_that_flags_reach_the_command_word_by_word_and_before_the_script(site: S
 
 @with_commands
 def test_that_a_submission_whose_command_hangs_after_it_was_accepted_is_found_by_its_name(
-    site: Site, db: location.Database
+    site: Site, db: directories.Database
 ) -> None:
     command = site.command("submit", f'{site.kind.submit_command} "$@" > {site.folder}/said; sleep 1000')
     with pytest.raises(SubmitUncertain, match="killed"):
@@ -274,7 +275,7 @@ def now_us() -> int:
 
 
 @with_knobs
-def test_that_a_batch_job_that_is_listed_late_is_open_all_the_time(site: Site, db: location.Database) -> None:
+def test_that_a_batch_job_that_is_listed_late_is_open_all_the_time(site: Site, db: directories.Database) -> None:
     site.turn("LAG", 3)
     site.turn("FAIL", "sacct")  # where it has the batch job, nothing is missing
     submit_launch(db, site.settings, request(site), site.scheduler())
@@ -290,7 +291,7 @@ def test_that_a_batch_job_that_is_listed_late_is_open_all_the_time(site: Site, d
 
 @with_knobs
 def test_that_a_batch_job_that_one_answer_leaves_out_is_not_gone_and_can_be_cancelled(
-    site: Site, db: location.Database
+    site: Site, db: directories.Database
 ) -> None:
     row = submit_launch(db, site.settings, request(site), site.scheduler())
     site.wait_until_up("launch")
@@ -309,7 +310,7 @@ def test_that_a_batch_job_that_one_answer_leaves_out_is_not_gone_and_can_be_canc
 
 
 @with_knobs
-def test_that_one_that_was_left_out_for_two_minutes_comes_back(site: Site, db: location.Database) -> None:
+def test_that_one_that_was_left_out_for_two_minutes_comes_back(site: Site, db: directories.Database) -> None:
     row = submit_launch(db, site.settings, request(site), site.scheduler())
     site.wait_until_up("launch")
     site.turn("OMIT", f"1000 {row['scheduler_id'].partition('.')[0]}")
@@ -323,7 +324,7 @@ def test_that_one_that_was_left_out_for_two_minutes_comes_back(site: Site, db: l
 
 @with_knobs
 def test_that_a_refused_submission_and_one_too_many_say_why_and_are_one_row_when_tried_again(
-    site: Site, db: location.Database
+    site: Site, db: directories.Database
 ) -> None:
     site.turn("REFUSE", "no allocation for you")
     for _ in range(2):
@@ -339,7 +340,7 @@ def test_that_a_refused_submission_and_one_too_many_say_why_and_are_one_row_when
 
 
 @with_knobs
-def test_that_a_command_that_hangs_or_finds_no_server_leaves_everything_as_it_was(site: Site, db: location.Database) -> None:
+def test_that_a_command_that_hangs_or_finds_no_server_leaves_everything_as_it_was(site: Site, db: directories.Database) -> None:
     row = submit_launch(db, site.settings, request(site), site.scheduler())
     site.wait_until_up("launch")
     refresh(db, site.scheduler())
@@ -359,7 +360,7 @@ def test_that_a_command_that_hangs_or_finds_no_server_leaves_everything_as_it_wa
 
 @with_knobs
 def test_that_a_service_with_one_launch_at_most_submits_one_whatever_the_listings_leave_out(
-    site: Site, db: location.Database
+    site: Site, db: directories.Database
 ) -> None:
     with db.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
@@ -382,7 +383,7 @@ def test_that_a_service_with_one_launch_at_most_submits_one_whatever_the_listing
 
 @slurm_fake
 def test_that_the_end_is_learned_from_an_accounting_that_hung_when_it_came(
-    site: Site, db: location.Database, monkeypatch: pytest.MonkeyPatch
+    site: Site, db: directories.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_SLURM_LISTED_S", "0")
     Path(db.directory, "contract.tmpl").write_text("#!/bin/bash\nexit 3\n")
@@ -401,7 +402,7 @@ def test_that_the_end_is_learned_from_an_accounting_that_hung_when_it_came(
 
 
 @slurm_fake
-def test_that_a_launch_on_another_cluster_is_followed_and_cancelled_there(site: Site, db: location.Database) -> None:
+def test_that_a_launch_on_another_cluster_is_followed_and_cancelled_there(site: Site, db: directories.Database) -> None:
     here = submit_launch(db, site.settings, request(site), site.scheduler())
     site.wait_until_up("launch")
     there = submit_launch(db, site.settings, request(site)._replace(sched_flags="-M red"), site.scheduler())
@@ -417,7 +418,7 @@ def test_that_a_launch_on_another_cluster_is_followed_and_cancelled_there(site: 
 
 
 @slurm_fake
-def test_that_a_submission_to_another_cluster_whose_command_hangs_is_found_there(site: Site, db: location.Database) -> None:
+def test_that_a_submission_to_another_cluster_whose_command_hangs_is_found_there(site: Site, db: directories.Database) -> None:
     site.turn("HANG_AFTER", "sbatch")
     with pytest.raises(SubmitUncertain):
         submit_launch(

@@ -10,17 +10,17 @@ import time
 import pytest
 from helpers import wait_until
 
-from balsam_lite import processes, programs
-from balsam_lite.clock import SECOND_US, SystemClock
-from balsam_lite.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
-from balsam_lite.identity import Holder, start_of
-from balsam_lite.programs import LARGEST_OUTPUT_BYTES, run
+from balsam_lite.core import process_table, subprocess_run
+from balsam_lite.core.clock import SECOND_US, SystemClock
+from balsam_lite.core.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
+from balsam_lite.core.identity import Holder, start_of
+from balsam_lite.core.settings import Settings
+from balsam_lite.core.subprocess_run import LARGEST_OUTPUT_BYTES, run
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, select
 from balsam_lite.schedulers.environ import Allocation, allocation
 from balsam_lite.schedulers.local import LocalScheduler
 from balsam_lite.schedulers.local_queue import LocalQueue
-from balsam_lite.settings import Settings
 
 SUBMISSION = Submission("qlaunch1", "/db/qlaunch1.sh", "/db/qlaunch1.out", "/", 2, 5)
 
@@ -104,7 +104,7 @@ def test_that_a_command_that_prints_without_end_is_killed_and_its_words_are_boun
 
 @pytest.mark.parametrize("line", ["yes {} >&2; true", "exec yes {} >&2"], ids=["stdout-open", "stdout-closed"])
 def test_that_stderr_into_a_file_fills_no_disk(monkeypatch, line):
-    monkeypatch.setattr(programs, "_LARGEST_FILE_BYTES", 10 * 1024**2)
+    monkeypatch.setattr(subprocess_run, "_LARGEST_FILE_BYTES", 10 * 1024**2)
     answer = run(["sh", "-c", line.format("x" * 1000)], timeout_s=60, leaves_some=True)
     assert answer.was_killed
     assert "it printed more than 10 MiB" in answer.stderr
@@ -190,15 +190,15 @@ def test_that_a_stranger_under_a_dead_leaders_pid_is_not_family():
     with subprocess.Popen(["sh", "-c", "sleep 100 & wait"], start_new_session=True) as process:
         try:
             leader = Holder.current()._replace(pid=process.pid, started=start_of(process.pid))
-            assert process.pid in [member.pid for member in processes.family(leader)]
-            assert processes.family(leader._replace(started="1")) == []
+            assert process.pid in [member.pid for member in process_table.family(leader)]
+            assert process_table.family(leader._replace(started="1")) == []
         finally:
             os.killpg(process.pid, 9)
 
 
 @pytest.mark.parametrize("stat", [b"", b"7 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711", b"7 (x) S 1", b")"])
 def test_that_a_zombie_or_an_unreadable_line_is_no_process(stat):
-    assert processes._parse(7, stat) is None
+    assert process_table._parse(7, stat) is None
 
 
 # --- local batch jobs of a container that is gone ---------------------------------------------------------------------

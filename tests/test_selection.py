@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from balsam_lite import states
-from balsam_lite.db import events, launch_params, location, selection
-from balsam_lite.db.store import insert, user
-from balsam_lite.errors import InvalidSpec, InvalidStateError, UnknownField
+from balsam_lite.core import states
+from balsam_lite.core.errors import InvalidSpec, InvalidStateError, UnknownField
+from balsam_lite.db import launch_params
+from balsam_lite.db.engine import directories
+from balsam_lite.db.query import events, selection
+from balsam_lite.db.store import insert, user_actions
 
 TAGS = [{}, {"k": "v"}, {"k": "v", "n": "1"}, {"n": "1", "q\"'": "ü%_"}, {"k": "w"}]
 STATES = [states.CREATED, states.PREPROCESSED, states.RUNNING, states.JOB_FINISHED, states.FAILED]
@@ -22,7 +24,7 @@ JOBS = 40
 @pytest.fixture(scope="module")
 def db(tmp_path_factory):
     """Forty jobs of all sorts, some with runs in two batch jobs, and what is known of each of them."""
-    db = location.set_up(str(tmp_path_factory.mktemp("db")))
+    db = directories.set_up(str(tmp_path_factory.mktemp("db")))
     with db.write() as cx:
         cx.executemany("INSERT INTO app (name) VALUES (?)", [("Hello",), ("Other",)])
         cx.executemany("INSERT INTO batch_job (scheduler_id) VALUES (?)", [("77",), ("78",), ("77",), ("",)])
@@ -302,7 +304,7 @@ def test_that_tuples_of_events_are_those_that_a_plain_filter_chooses(db, rows, w
 
 
 def test_that_the_tuple_of_an_end_tells_when_its_program_was_started(tmp_path):
-    db = location.create(str(tmp_path / "db"))
+    db = directories.create(str(tmp_path / "db"))
     insert.add_jobs(db, [{"name": "one"}])
     with db.write() as cx:
         cx.executemany(
@@ -336,10 +338,10 @@ def test_that_events_of_a_scheduler_id_are_those_of_its_batch_jobs(db):
 
 
 def test_that_what_a_user_said_with_a_state_is_in_the_events_data(tmp_path):
-    db = location.set_up(str(tmp_path))
+    db = directories.set_up(str(tmp_path))
     insert.add_jobs(db, [{}])
     said = {"k": "ü'\"", "n": {"deep": [1]}, "flag": True, "lease": "mine", "parent": 7}
-    user.set_state(db, [1], "JOB_FINISHED", "by hand", data=said, time_us=12)
+    user_actions.set_state(db, [1], "JOB_FINISHED", "by hand", data=said, time_us=12)
     with db.read() as cx:
         (event,) = events.events(cx)
         assert event["data"] == {"message": "by hand", **said}

@@ -15,11 +15,8 @@ import pytest
 from helpers import Slots, wait_until
 from launching import Bench
 
-from balsam_lite.clock import SECOND_US, SystemClock
-from balsam_lite.db import batch_queries, demand, filesystem, location, queries, reasons
-from balsam_lite.db.store import apps, claims, insert, leases, pieces, user
-from balsam_lite.db.store.claims import Filter, Shape
-from balsam_lite.errors import (
+from balsam_lite.core.clock import SECOND_US, SystemClock
+from balsam_lite.core.errors import (
     AnotherService,
     DatabaseReadOnly,
     LostLease,
@@ -28,14 +25,18 @@ from balsam_lite.errors import (
     SubmitFailed,
     SubmitUncertain,
 )
-from balsam_lite.identity import Holder
+from balsam_lite.core.identity import Holder
+from balsam_lite.core.settings import Settings, SettingsWarning
+from balsam_lite.db.engine import directories, filesystem
+from balsam_lite.db.query import batch_queries, demand, queries, wait_reasons
+from balsam_lite.db.store import apps, claims, insert, leases, pieces, user_actions
+from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus
 from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_PATIENCE_S, LaunchRequest
 from balsam_lite.service import loop, main, packer
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import PolicyFile, Queue, Range
-from balsam_lite.settings import Settings, SettingsWarning
 
 SETTINGS = Settings(SCHEDULER_CLASS="LocalScheduler", SERVICE_PERIOD=10)
 DEBUG = Queue("debug", True, 2, (Range(1, 4, 1, 60),))
@@ -100,7 +101,7 @@ class Desk:
     """A DB, a fake scheduler and a service whose turns the test takes."""
 
     def __init__(self, directory, monkeypatch, queues=(DEBUG,)):
-        self.db = location.create(str(directory / "db"))
+        self.db = directories.create(str(directory / "db"))
         with self.db.write() as cx:
             apps.add_app(cx, {"name": "a", "executable": "true"})
         self.clock, self.scheduler = Hand(), FakeScheduler()
@@ -171,7 +172,7 @@ def test_that_work_gets_one_launch_with_its_jobs_planned_and_no_second(desk):
 
 def test_that_without_work_nothing_is_submitted_and_the_scheduler_is_left_in_peace(desk):
     desk.add(wait_for_parents=1)
-    user.set_state(desk.db, [1], "JOB_FINISHED")
+    user_actions.set_state(desk.db, [1], "JOB_FINISHED")
     assert desk.turns() == 0
     assert desk.scheduler.asked == 0
 
@@ -234,9 +235,9 @@ def test_that_a_running_launch_covers_only_what_it_still_has_time_for(desk):
 
 def test_that_jobs_that_nobody_settles_get_a_launch(desk):
     desk.add(2)
-    user.set_state(desk.db, [1, 2], "JOB_FINISHED")
+    user_actions.set_state(desk.db, [1, 2], "JOB_FINISHED")
     assert desk.turns() == 0
-    user.set_state(desk.db, [1], "RUN_DONE")
+    user_actions.set_state(desk.db, [1], "RUN_DONE")
     assert desk.turns() == 1
     assert desk.turns() == 0
 
@@ -261,7 +262,7 @@ def test_that_what_fits_nowhere_is_said_once_and_again_when_the_reason_is_anothe
     desk.add(5, num_nodes=99)
     assert desk.turns() == 0
     assert len(caplog.records) == 1
-    user.set_state(desk.db, range(1, 7), "USER_KILLED")
+    user_actions.set_state(desk.db, range(1, 7), "USER_KILLED")
     desk.turns()
     assert desk.note()["reasons"] == []
     desk.add(1, num_nodes=99)
@@ -452,7 +453,7 @@ def test_that_launches_that_do_nothing_are_not_repeated_without_end(desk):
 
 def test_that_jobs_that_no_launcher_can_take_get_few_launches_and_keep_no_others_waiting(desk):
     desk.add(1, gpus_per_rank=8)
-    note = reasons.as_note([(Shape(1, 1, 1, 8.0), "needs 8 GPUs per node, the nodes of this launcher have 0")])
+    note = wait_reasons.as_note([(Shape(1, 1, 1, 8.0), "needs 8 GPUs per node, the nodes of this launcher have 0")])
 
     def pass_hours(hours):
         submitted = 0
@@ -489,7 +490,7 @@ def test_that_a_launch_that_did_something_ends_the_pauses(desk):
 
 def test_that_launches_that_do_not_even_tidy_up_are_not_repeated_without_end(desk):
     desk.add(1)
-    user.set_state(desk.db, [1], "RUN_DONE")
+    user_actions.set_state(desk.db, [1], "RUN_DONE")
     submitted = 0
     for _ in range(120):
         submitted += desk.turns()
@@ -501,7 +502,7 @@ def test_that_launches_that_do_not_even_tidy_up_are_not_repeated_without_end(des
 
 def test_that_a_launch_that_tidied_up_ends_the_pauses(desk):
     desk.add(1)
-    user.set_state(desk.db, [1], "RUN_DONE")
+    user_actions.set_state(desk.db, [1], "RUN_DONE")
     assert desk.turns() == 1
     desk.run_some(0, "1001.host")
     desk.scheduler.says("1001", base.FINISHED)
@@ -534,7 +535,7 @@ def test_that_a_launch_that_is_queued_again_has_all_its_time(desk):
 def test_that_a_vanished_launch_gives_its_jobs_back_once_and_they_get_another(desk):
     desk.add(4)
     assert desk.turns() == 1
-    user.set_state(desk.db, [1], "JOB_FINISHED")
+    user_actions.set_state(desk.db, [1], "JOB_FINISHED")
     del desk.scheduler.statuses["1001"]
     assert desk.turns() == 0
     desk.clock.sleep(ABSENCE_TIMEOUT_S)
@@ -693,7 +694,7 @@ def test_that_the_service_completes_what_a_process_that_is_gone_has_left_of_a_la
 
 
 def test_that_the_service_ends_when_a_shared_db_is_gone_for_long(desk, monkeypatch):
-    from balsam_lite.errors import DatabaseBusy
+    from balsam_lite.core.errors import DatabaseBusy
 
     def broken():
         raise DatabaseBusy("busy")
@@ -707,7 +708,7 @@ def test_that_the_service_ends_when_a_shared_db_is_gone_for_long(desk, monkeypat
 
 
 def test_that_the_service_goes_on_while_the_disk_of_a_local_db_is_full(desk, monkeypatch):
-    from balsam_lite.errors import DatabaseFull
+    from balsam_lite.core.errors import DatabaseFull
 
     def full():
         raise DatabaseFull("The disk is full")
@@ -746,7 +747,7 @@ def test_that_the_service_ends_quietly_when_the_db_is_gone_before_its_last_word(
 
 def test_that_the_service_stops_when_another_db_lies_there_and_leaves_that_ones_leases_alone(desk):
     os.rename(desk.db.directory, f"{desk.db.directory}.removed")
-    other = location.create(desk.db.directory)
+    other = directories.create(desk.db.directory)
     with other.write() as cx:
         assert leases.open_lease(cx, "launcher", Holder("elsewhere", "", 1, "1"), "", 1) == desk.lease
     with pytest.raises(LostLease, match="replaced"):

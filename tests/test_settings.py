@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite import settings
-from balsam_lite.errors import SettingsError
+from balsam_lite.core import settings
+from balsam_lite.core.errors import SettingsError
+from balsam_lite.core.settings import Settings, SettingsWarning, home
 from balsam_lite.launcher.mpirun.flavours import FLAVOURS
 from balsam_lite.schedulers import base
-from balsam_lite.settings import Settings, SettingsWarning, home
 
 
 class Places:

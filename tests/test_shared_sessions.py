@@ -18,15 +18,16 @@ from helpers import wait_until
 from launching import Bench
 from mounts import Host, hosts, need
 
-from balsam_lite.db import location, queries, session
-from balsam_lite.db.connection import Database
-from balsam_lite.db.session import LockFile, SessionLock
-from balsam_lite.errors import DatabaseBusy, DatabaseGone, DatabaseReadOnly, LostSession
+from balsam_lite.core.errors import DatabaseBusy, DatabaseGone, DatabaseReadOnly, LostSession
+from balsam_lite.db.engine import directories, session
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.engine.session import LockFile, SessionLock
+from balsam_lite.db.query import queries
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    made = location.create(str(tmp_path / "db"), "shared")
+    made = directories.create(str(tmp_path / "db"), "shared")
     with made.write() as cx:
         cx.execute("CREATE TABLE counter (n INTEGER)")
         cx.execute("INSERT INTO counter VALUES (0)")
@@ -89,7 +90,7 @@ def test_that_a_session_shares_no_memory(db: Database) -> None:
 
 
 def test_that_two_launchers_and_commands_run_each_job_once(tmp_path: Path) -> None:
-    location.create(str(tmp_path / "db"), "shared").close()
+    directories.create(str(tmp_path / "db"), "shared").close()
     bench = Bench(tmp_path)
     try:
         bench.shell("once", "echo x >> runs")
@@ -109,7 +110,7 @@ def test_that_two_launchers_and_commands_run_each_job_once(tmp_path: Path) -> No
 
 
 def test_that_an_idle_launcher_leaves_a_shared_db(tmp_path: Path) -> None:
-    location.create(str(tmp_path / "db"), "shared").close()
+    directories.create(str(tmp_path / "db"), "shared").close()
     bench = Bench(tmp_path)
     try:
         bench.app("quick", "true")
@@ -134,7 +135,7 @@ main(sys.argv[2:])
 
 
 def test_that_a_launcher_opens_a_quiet_shared_db_rarely_and_notices_a_kill_all_the_same(tmp_path: Path) -> None:
-    location.create(str(tmp_path / "db"), "shared").close()
+    directories.create(str(tmp_path / "db"), "shared").close()
     bench = Bench(tmp_path)
     try:
         bench.app("long", "sleep 300")

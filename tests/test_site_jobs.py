@@ -12,15 +12,15 @@ from typing import Any, Callable
 
 import pytest
 
-from balsam_lite import states
-from balsam_lite.cli import job_listing, layout
+from balsam_lite.cli import job_listing, output
 from balsam_lite.cli.main import main
-from balsam_lite.db import location, registry
-from balsam_lite.db.connection import Database
+from balsam_lite.core import states
+from balsam_lite.core.subprocess_run import Completed
+from balsam_lite.db.engine import directories, registry
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert
-from balsam_lite.programs import Completed
-from balsam_lite.sites.answer import respond
-from balsam_lite.sites.remote import RemoteDesk
+from balsam_lite.sites.rpc.remote import RemoteDesk
+from balsam_lite.sites.rpc.server import respond
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -55,7 +55,7 @@ def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def make_site(tmp_path: Path, name: str) -> Database:
-    db = location.set_up(str(tmp_path / name), "local")
+    db = directories.set_up(str(tmp_path / name), "local")
     registry.add(str(tmp_path / name), name)
     with db.write() as cx:
         for app in (HELLO, SUM, {"name": "say", "executable": "/bin/echo hi"}):
@@ -365,7 +365,7 @@ def test_that_a_long_list_comes_in_pages_without_a_gap(
 
 
 def test_that_a_table_longer_than_it_looks_ahead_keeps_its_columns() -> None:
-    lines = list(layout.padded(["A", "B"], [["1", "x"], ["22", "y"], ["4444444", "z"]], ahead=2))
+    lines = list(output.padded(["A", "B"], [["1", "x"], ["22", "y"], ["4444444", "z"]], ahead=2))
     assert lines == ["A    B  ", "1    x  ", "22   y  ", "4444444 z  "]
 
 
@@ -528,7 +528,7 @@ def omega(alpha: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         return Completed([], 0, respond(request), "")
 
     monkeypatch.setattr(RemoteDesk, "_run", run)
-    db = location.set_up(str(tmp_path / "omega"), "local")
+    db = directories.set_up(str(tmp_path / "omega"), "local")
     with db.write() as cx:
         apps.add_app(cx, HELLO)
     registry.add(str(tmp_path / "omega"), "omega", host="far")
@@ -594,7 +594,7 @@ def test_that_the_form_of_an_app_has_its_template_or_its_file_and_class(balsam: 
 
 
 def test_that_a_site_without_apps_is_not_passed_over_in_silence(balsam: Balsam, tmp_path: Path) -> None:
-    location.create(str(tmp_path / "empty")).close()
+    directories.create(str(tmp_path / "empty")).close()
     assert balsam("app", "ls", "--site", "empty") == (0, "", "No application is on empty.\n")
 
 
@@ -693,7 +693,7 @@ def test_that_the_help_of_the_slides_command_lists_the_workshops_verbs(balsam: B
     ],
 )  # fmt: skip
 def test_that_yaml_gives_back_the_value_that_was_written(value: Any, written: str) -> None:
-    assert list(layout.yaml_lines({"key": value})) == [f"key: {written}"]
+    assert list(output.yaml_lines({"key": value})) == [f"key: {written}"]
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
@@ -733,7 +733,7 @@ def test_that_listing_imports_nothing_that_reading_does_not_need(balsam: Balsam,
 @pytest.mark.parametrize("tags", [{"k": "v"}, {"common": "1", "k": "v"}, {"k": "v", "common": "1"}])
 def test_that_a_page_of_jobs_with_tags_is_read_by_the_rarest_tag(alpha: Database, tags: dict[str, str]) -> None:
     """What makes it fast, however many jobs there are."""
-    from balsam_lite.db import paging
+    from balsam_lite.db.query import paging
 
     common = [{"application": "say", "workdir": f"w{n}", "tags": {"common": "1"}} for n in range(9)]
     insert.add_jobs(alpha, [{**job, "tags": {"common": "1", "k": "v"}} for job in common[:2]] + common[2:])
@@ -751,7 +751,7 @@ def test_that_a_page_of_jobs_with_tags_is_read_by_the_rarest_tag(alpha: Database
     "where", [{}, {"state": "CREATED"}, {"state": ["CREATED", "FAILED"]}, {"app": "say", "state": ["CREATED"]}]
 )
 def test_that_no_page_but_the_first_needs_sorting(alpha: Database, where: dict[str, Any]) -> None:
-    from balsam_lite.db import paging
+    from balsam_lite.db.query import paging
 
     insert.add_jobs(alpha, [{"application": "say", "workdir": f"w{n}"} for n in range(9)])
     with alpha.read() as cx:

@@ -25,14 +25,12 @@ from elsewhere import ROOT, environment
 from helpers import wait_until
 from sshd import HOST, remote_host
 
-from balsam_lite import __version__, programs
+from balsam_lite import __version__
 from balsam_lite.cli import common, group
 from balsam_lite.cli.main import main
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import filesystem, location, maintenance, reach, registry
-from balsam_lite.db.registry import Entry
-from balsam_lite.db.store import batch_jobs, insert, leases
-from balsam_lite.errors import (
+from balsam_lite.core import subprocess_run
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import (
     AmbiguousSite,
     BalsamError,
     DatabaseError,
@@ -43,9 +41,13 @@ from balsam_lite.errors import (
     SiteUnreachable,
     UnknownSite,
 )
-from balsam_lite.identity import Holder
-from balsam_lite.settings import Settings, SettingsWarning
-from balsam_lite.sites import manage, many, moving, remote, selector
+from balsam_lite.core.identity import Holder
+from balsam_lite.core.settings import Settings, SettingsWarning
+from balsam_lite.db.engine import directories, filesystem, hung_mounts, maintenance, registry
+from balsam_lite.db.engine.registry import Entry
+from balsam_lite.db.store import batch_jobs, insert, leases
+from balsam_lite.sites import fanout, manage, moving, selector
+from balsam_lite.sites.rpc import remote
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -72,7 +74,7 @@ def balsam(capsys: pytest.CaptureFixture[str]) -> Balsam:
 
 def make(path: Path, name: str = "") -> Entry:
     """A site."""
-    location.set_up(str(path)).close()
+    directories.set_up(str(path)).close()
     return registry.add(str(path), name)
 
 
@@ -129,8 +131,8 @@ def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
         str(tmp_path / "nfs"): filesystem.Mount(str(tmp_path / "nfs"), "nfs4", "x"),
     }
     monkeypatch.setattr(filesystem, "mount_points", lambda table=None: mounts)
-    monkeypatch.setattr(reach, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(reach, "_found", {})
+    monkeypatch.setattr(hung_mounts, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(hung_mounts, "_found", {})
     return registry.add(str(tmp_path / "link/db"), "hung")
 
 
@@ -173,8 +175,8 @@ def test_that_few_programs_look_at_many_directories(hung: Entry, tmp_path: Path,
         looks.append(argv)
         return SimpleNamespace(was_killed=f"{hung.path}/balsam.sqlite3" in argv)
 
-    monkeypatch.setattr(programs, "run", run)
-    silent = reach.silent([*(str(tmp_path / f"nfs/{number:03}") for number in range(100)), hung.path])
+    monkeypatch.setattr(subprocess_run, "run", run)
+    silent = hung_mounts.silent([*(str(tmp_path / f"nfs/{number:03}") for number in range(100)), hung.path])
     assert hung.path in silent and len(silent) <= 4
     assert len(looks) <= 32 and sum(len(argv) - 3 for argv in looks) == 101
 
@@ -211,10 +213,10 @@ def test_that_a_look_at_all_sites_waits_for_no_lock_for_long(
     balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("locked", "other"):
-        location.set_up(str(tmp_path / name), "shared").close()
+        directories.set_up(str(tmp_path / name), "shared").close()
         registry.add(str(tmp_path / name), name)
     (tmp_path / "locked/session.lock").write_text(json.dumps([*Holder.current(), "x"]))  # which lives
-    monkeypatch.setattr(many, "LOOK_S", 0.2)
+    monkeypatch.setattr(fanout, "LOOK_S", 0.2)
     began = time.monotonic()
     code, out, err = balsam("site", "ls", "--json")
     assert time.monotonic() - began < 20
@@ -227,7 +229,7 @@ def test_that_a_look_at_all_sites_waits_for_no_lock_for_long(
 
 def test_that_a_registry_of_old_is_read_and_keeps_its_order(tmp_path: Path) -> None:
     for folder in ("a/db", "b/db", "c d"):
-        location.set_up(str(tmp_path / folder)).close()
+        directories.set_up(str(tmp_path / folder)).close()
     registry_file().parent.mkdir()
     paths = [str(tmp_path / folder) for folder in ("a/db", "b/db", "c d")]
     registry_file().write_text(json.dumps([*paths, "/gone"]))
@@ -351,7 +353,7 @@ def test_that_of_two_that_want_a_name_at_once_one_gets_it(tmp_path: Path) -> Non
     ends = [(one.communicate()[1], one.returncode) for one in both]
     assert sorted(code for _, code in ends) == [0, 2]
     assert any("A site with this name already exists: wanted" in err for err, _ in ends)
-    assert [location.is_db(str(tmp_path / f"db{n}")) for n in range(2)] == [code == 0 for _, code in ends]
+    assert [directories.is_db(str(tmp_path / f"db{n}")) for n in range(2)] == [code == 0 for _, code in ends]
 
 
 def test_that_a_directory_is_found_through_a_link(tmp_path: Path) -> None:
@@ -426,7 +428,7 @@ def test_that_without_any_site_there_is_advice() -> None:
 
 
 def test_that_an_unregistered_db_is_meant_by_its_path(tmp_path: Path) -> None:
-    location.set_up(str(tmp_path / "a,b")).close()
+    directories.set_up(str(tmp_path / "a,b")).close()
     assert selector.choose("a,b") == [Entry(0, "a,b", str(tmp_path / "a,b"))]
 
 
@@ -463,7 +465,7 @@ def beats(site: Entry, age_s: float) -> None:
 
 
 def lease(site: Entry, kind: str, age_s: float, holder: Holder) -> None:
-    db = location.open_database(site.path)
+    db = directories.open_database(site.path)
     with db.write() as cx:
         leases.open_lease(cx, kind, holder, "", SystemClock.now_us() - int(age_s * 1e6))
     db.close()
@@ -474,7 +476,7 @@ HEAVY = {"peewee", "jinja2", "psutil", "logging", "pathlib", "dataclasses", "sub
 
 
 def test_that_finding_a_site_imports_nothing_that_takes_long() -> None:
-    code = f"import sys, balsam_lite.sites.selector, balsam_lite.sites.many; print({HEAVY} & set(sys.modules))"
+    code = f"import sys, balsam_lite.sites.selector, balsam_lite.sites.fanout; print({HEAVY} & set(sys.modules))"
     words = [sys.executable, "-S", "-c", code]
     done = subprocess.run(words, env={**environment(), "PYTHONNOUSERSITE": "1"}, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
@@ -485,14 +487,14 @@ def test_that_finding_a_site_imports_nothing_that_takes_long() -> None:
 
 def test_that_sites_are_asked_at_once_and_answer_in_order(three: list[Entry], far: type[Far]) -> None:
     entries = [Entry(9, "b", "/b", "h"), three[2], Entry(8, "bad", "/x", "dead"), three[0]]
-    answers = many.ask(entries, lambda desk: desk.about()["path"])
+    answers = fanout.ask(entries, lambda desk: desk.about()["path"])
     assert answers.found == [(entries[0], "/b"), (three[2], three[2].path), (three[0], three[0].path)]
     assert [(entry.name, str(exc)) for entry, exc in answers.failed] == [("bad", "dead did not answer\nIs it up?")]
 
 
 def test_that_one_that_hangs_is_given_up_and_the_others_answer(three: list[Entry], far: type[Far]) -> None:
     began = time.monotonic()
-    answers = many.ask([Entry(9, "b", "/b", "hangs"), three[0]], lambda desk: desk.about()["jobs"], patience_s=0.2)
+    answers = fanout.ask([Entry(9, "b", "/b", "hangs"), three[0]], lambda desk: desk.about()["jobs"], patience_s=0.2)
     assert time.monotonic() - began < 15
     assert answers.found == [(three[0], 0)]
     assert "hangs did not answer within 0.2 s" in str(answers.failed[0][1])
@@ -518,12 +520,12 @@ def test_that_one_that_hangs_does_not_keep_the_process_from_ending() -> None:
 def test_that_an_error_of_the_program_is_not_taken_for_the_sites(three: list[Entry], far: type[Far]) -> None:
     for entry in (Entry(9, "b", "/b", "breaks"), three[0]):
         with pytest.raises(ZeroDivisionError):
-            many.ask([entry], lambda desk: 1 // (0 if not desk.entry.is_remote else desk.about()["jobs"]))
+            fanout.ask([entry], lambda desk: 1 // (0 if not desk.entry.is_remote else desk.about()["jobs"]))
 
 
 def test_that_a_site_whose_directory_is_gone_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(NotABalsamDB) as caught:
-        many.desk_of(Entry(5, "x", str(tmp_path / "none")))
+        fanout.desk_of(Entry(5, "x", str(tmp_path / "none")))
     assert "balsam site forget x" in caught.value.hint
 
 
@@ -695,8 +697,8 @@ def test_that_ls_does_not_wait_for_one_that_hangs(
 ) -> None:
     make(tmp_path / "one")
     registry.add("/far", "silent", "hangs")
-    assert many.LOOK_S <= 4
-    monkeypatch.setattr(many, "LOOK_S", 0.2)
+    assert fanout.LOOK_S <= 4
+    monkeypatch.setattr(fanout, "LOOK_S", 0.2)
     began = time.monotonic()
     code, out, err = balsam("site", "ls")
     assert time.monotonic() - began < 15
@@ -721,7 +723,7 @@ def test_that_a_site_is_renamed_by_path_name_or_number(balsam: Balsam, tmp_path:
     for word, name in (("db", "b"), (str(tmp_path / "db"), "two words"), ("two words", "d"), ("1", "e")):
         assert balsam("site", "rename", word, name) == (0, f"Renamed site 1 to {name}\n", "")
     assert balsam("site", "rename", "none", "x")[0] == 3
-    location.set_up(str(tmp_path / "unknown")).close()
+    directories.set_up(str(tmp_path / "unknown")).close()
     assert balsam("site", "rename", "unknown", "known")[0] == 0
     assert names(registry.known()) == ["e", "known"]
 
@@ -789,7 +791,7 @@ class Adder:
     """Adds jobs to a DB, one after the other, until that is refused."""
 
     def __init__(self, directory: Path) -> None:
-        self._db = location.open_database(str(directory))
+        self._db = directories.open_database(str(directory))
         self.added, self.refused = 0, ""
         self._thread = threading.Thread(target=self._add, daemon=True)
         self._thread.start()
@@ -817,7 +819,7 @@ def test_that_no_job_is_lost_that_others_add_during_a_move(
     balsam: Balsam, tmp_path: Path, access: str, with_copy: bool, request: pytest.FixtureRequest
 ) -> None:
     old = tmp_path / "old"
-    location.create(str(old), access).close()
+    directories.create(str(old), access).close()
     adder = Adder(old)
     if with_copy:
         request.getfixturevalue("other_device")
@@ -830,7 +832,7 @@ def test_that_no_job_is_lost_that_others_add_during_a_move(
 
 @pytest.mark.parametrize("access", ["local", "shared"])
 def test_that_who_adds_jobs_hears_that_the_site_is_removed(balsam: Balsam, tmp_path: Path, access: str) -> None:
-    location.create(str(tmp_path / "db"), access).close()
+    directories.create(str(tmp_path / "db"), access).close()
     adder = Adder(tmp_path / "db")
     assert balsam("site", "rm", "-f", "db") == (0, f"Deleted site {tmp_path / 'db'}\n", "")
     assert f"The DB {tmp_path / 'db'} is not there any more" in adder.end()
@@ -980,12 +982,12 @@ def test_that_a_site_in_use_is_neither_moved_nor_removed(balsam: Balsam, tmp_pat
         code, out, err = balsam("site", *words)
         assert (code, out) == (75, "")
         assert f"launcher 1 (pid {os.getpid()} on " in err
-    assert location.is_db(site.path)
+    assert directories.is_db(site.path)
     assert not (tmp_path / "new").exists()
 
 
 def test_that_a_site_behind_a_link_is_not_taken_apart(balsam: Balsam, tmp_path: Path) -> None:
-    location.set_up(str(tmp_path / "real")).close()
+    directories.set_up(str(tmp_path / "real")).close()
     (tmp_path / "link").symlink_to("real")
     registry.add(str(tmp_path / "link"), "mine")
     for words in (["rm", "-f", "mine"], ["mv", "mine", "new"], ["rm", "-f", "real"]):
@@ -1004,7 +1006,7 @@ def test_that_a_launcher_that_is_dead_keeps_no_site(balsam: Balsam, tmp_path: Pa
 
 def test_that_a_batch_job_in_the_queue_keeps_its_site(balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = make(tmp_path / "db")
-    db = location.open_database(site.path)
+    db = directories.open_database(site.path)
     with db.write() as cx:
         batch_jobs.add(cx, {"scheduler": "another scheduler"}, SystemClock.now_us())
     db.close()
@@ -1029,7 +1031,7 @@ def test_that_rm_asks_and_removes_what_is_balsams(
     monkeypatch.setattr("balsam_lite.cli.site.confirm", lambda question, _: asked.append(question))
     assert balsam("site", "rm", "mine") == (0, "", "")
     assert asked == ["Do you really want to destroy mine? This will wipe out 1 job inside!"]
-    assert location.is_db(str(tmp_path / "db"))
+    assert directories.is_db(str(tmp_path / "db"))
     code, out, err = balsam("site", "rm", "--yes", "mine")
     assert (code, out) == (0, f"Deleted site {tmp_path / 'db'}\n")
     assert err == "Left there, because it is not Balsam's: run.sh\n"
@@ -1071,7 +1073,7 @@ def test_that_sites_can_be_forgotten_without_harm(balsam: Balsam, tmp_path: Path
     assert balsam("site", "forget", "a") == (0, "Forgot site a\n", "")
     assert balsam("site", "forget", "--gone") == (0, "Forgot site 1-2\nForgot site 2-2\n", "")
     assert names(registry.known(gone=True)) == ["b"]
-    assert location.is_db(str(tmp_path / "a"))
+    assert directories.is_db(str(tmp_path / "a"))
 
 
 # --- other hosts ------------------------------------------------------------------------------------------------------
@@ -1097,16 +1099,16 @@ def test_that_add_warns_of_a_db_that_is_known_by_another_address(balsam: Balsam,
 
 
 def test_that_a_db_keeps_what_tells_it_from_others(tmp_path: Path, three: list[Entry]) -> None:
-    found = [location.identity(entry.path) for entry in three]
+    found = [directories.identity(entry.path) for entry in three]
     assert all(found) and len(set(found)) == 3
-    location.set_up(three[0].path, "shared").close()
-    assert location.identity(three[0].path) == found[0]
+    directories.set_up(three[0].path, "shared").close()
+    assert directories.identity(three[0].path) == found[0]
     os.symlink(three[1].path, tmp_path / "link")
-    assert location.identity(str(tmp_path / "link")) == found[1]
-    Path(three[2].path, location.MARKER).write_text('{"access": "local"}')  # as of older versions
-    assert location.identity(three[2].path) == ""
-    location.set_up(three[2].path).close()
-    assert location.identity(three[2].path)
+    assert directories.identity(str(tmp_path / "link")) == found[1]
+    Path(three[2].path, directories.MARKER).write_text('{"access": "local"}')  # as of older versions
+    assert directories.identity(three[2].path) == ""
+    directories.set_up(three[2].path).close()
+    assert directories.identity(three[2].path)
 
 
 def test_that_a_name_or_an_address_that_cannot_be_is_refused_before_anybody_is_asked(
@@ -1163,7 +1165,7 @@ def test_that_sites_behind_a_real_ssh_are_listed_within_five_seconds_of_one_that
     balsam: Balsam, tmp_path: Path, real_host: str
 ) -> None:
     make(tmp_path / "here")
-    location.set_up(str(tmp_path / "far db")).close()
+    directories.set_up(str(tmp_path / "far db")).close()
     code, out, err = balsam("site", "add", "far", f"ssh://{HOST}{tmp_path}/far db", "--balsam", real_host)
     assert (code, err) == (0, "")
     assert out == f"Added site 2, far: ssh://{HOST}{tmp_path}/far db (balsam_lite {__version__}, 0 jobs)\n"

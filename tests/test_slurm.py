@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import PYTHON, Bench
 
-from balsam_lite.db import batch_queries
+from balsam_lite.core.errors import CancelFailed, PollFailed, SubmitFailed, SubmitUncertain
+from balsam_lite.core.settings import Settings
+from balsam_lite.core.subprocess_run import Completed
+from balsam_lite.db.query import batch_queries
 from balsam_lite.db.store import apps
-from balsam_lite.errors import CancelFailed, PollFailed, SubmitFailed, SubmitUncertain
-from balsam_lite.programs import Completed
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.slurm import SlurmAdapter, SlurmScheduler, parse_sacct, parse_squeue
 from balsam_lite.schedulers.submission import LaunchRequest
-from balsam_lite.settings import Settings
 
 SLURM = Settings(SCHEDULER_CLASS="SlurmScheduler")
 SUBMISSION = Submission("qlaunch1", "/db/qlaunch1.sh", "/db/qlaunch1.out", "/db", 2, 5)

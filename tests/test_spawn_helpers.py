@@ -15,12 +15,12 @@ import pytest
 from helpers import wait_until
 from launching import Bench, alive
 
-from balsam_lite.identity import read_proc, start_of
-from balsam_lite.launcher import run_file, spawn_helper
-from balsam_lite.launcher.spawn_helper import Request
-from balsam_lite.launcher.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
-from balsam_lite.processes import DETACHED_VARIABLE, Process, below, state_of
-from balsam_lite.programs import module_words, python_path
+from balsam_lite.core.identity import read_proc, start_of
+from balsam_lite.core.process_table import DETACHED_VARIABLE, Process, below, state_of
+from balsam_lite.core.subprocess_run import module_words, python_path
+from balsam_lite.launcher.exec import run_file, spawn_helper
+from balsam_lite.launcher.exec.spawn_helper import Request
+from balsam_lite.launcher.exec.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_that_what_a_killed_helper_had_just_started_is_known(tmp_path: Path) -> 
 
 
 def test_that_a_helper_that_was_stopped_is_continued(tmp_path: Path, spawner: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balsam_lite.launcher.spawner._PING_S", 0.05)
+    monkeypatch.setattr("balsam_lite.launcher.exec.spawner._PING_S", 0.05)
     channel = spawner.channel()
     channel.start(request(tmp_path, 1, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"))
     answers(spawner, channel, 1)
@@ -180,7 +180,7 @@ def test_that_a_helper_starts_nothing_for_a_launcher_that_is_gone(tmp_path: Path
     large = (spawn_helper.BEGIN, {b"X": b"x" * 100_000}, None)  # its messages come in several pieces
     own.sendall(spawn_helper.framed([large, (spawn_helper.START, *request(tmp_path, 1, "exec sleep 600"))]))
     own.close()
-    words = module_words("balsam_lite.launcher.spawn_helper", "0", "1")
+    words = module_words("balsam_lite.launcher.exec.spawn_helper", "0", "1")
     assert subprocess.run(words, stdin=link.fileno(), env={"PYTHONPATH": python_path()}, timeout=60).returncode == 0
     link.close()
     assert not (tmp_path / "1.out").exists()

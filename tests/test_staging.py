@@ -13,7 +13,7 @@ import pytest
 from elsewhere import fill, small_disk
 from sshd import HOST, Remote, remote_host
 
-from balsam_lite.errors import SpawnFailed, StagingFailed
+from balsam_lite.core.errors import SpawnFailed, StagingFailed
 from balsam_lite.launcher.staging.files import PART
 from balsam_lite.launcher.staging.links import Parent, link_inputs
 from balsam_lite.launcher.staging.transfers import stage_in, stage_out

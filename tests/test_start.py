@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from balsam_lite import programs
-from balsam_lite.launcher import call, interpreter
+from balsam_lite.core import subprocess_run
+from balsam_lite.pyapps import python_argv, run_call
 
 
 @pytest.fixture
@@ -32,36 +32,36 @@ def ended(words, **environ):
 @pytest.mark.parametrize("path", ["{}", ":{}", "{}:", "/nowhere::{}"])
 def test_that_data_in_the_working_directory_are_no_modules_of_a_call(trap, path):
     (trap / "balsam_lite").mkdir()
-    call.write("call.pkl", call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
-    words = interpreter.words(sys.executable, interpreter.CALL, "call.pkl")
-    done = ended(words, PYTHONPATH=path.format(Path(programs.__file__).parent.parent))
+    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
+    words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
+    done = ended(words, PYTHONPATH=path.format(Path(subprocess_run.__file__).parent.parent))
     assert (done.returncode, done.stderr) == (0, "")
-    assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)
+    assert pickle.loads(run_call.read_outcome(run_call.RESULT).value) == (3, 1)
 
 
 def test_that_lines_that_older_dbs_have_stored_still_work(trap):
-    call.write("call.pkl", call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
+    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
     for name in ("balsam_lite", "runpy"):  # `-m` takes them for modules
         os.unlink(f"{name}.py")
-    done = ended([sys.executable, "-m", "balsam_lite.launcher.call", "call.pkl"], PYTHONPATH=programs.python_path())
+    done = ended([sys.executable, "-m", "balsam_lite.pyapps.run_call", "call.pkl"], PYTHONPATH=subprocess_run.python_path())
     assert (done.returncode, done.stderr) == (0, "")
-    assert pickle.loads(call.read_outcome(call.RESULT).value) == (3, 1)
+    assert pickle.loads(run_call.read_outcome(run_call.RESULT).value) == (3, 1)
     code = "from balsam_lite.launcher.start import hook; hook()"
-    done = ended([sys.executable, "-c", code, "postprocess"], PYTHONPATH=programs.python_path())
+    done = ended([sys.executable, "-c", code, "postprocess"], PYTHONPATH=subprocess_run.python_path())
     assert "is run by the launcher" in done.stderr
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_that_a_call_may_close_its_streams(trap, stream):
-    call.write("call.pkl", call.Call([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {}))))
-    done = ended(interpreter.words(sys.executable, interpreter.CALL, "call.pkl"))
+    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {}))))
+    done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_that_a_process_that_a_call_forks_leaves_no_result(trap):
     code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('.balsam-result.pkl', 'of-child.pkl'))"
-    call.write("call.pkl", call.Call([], None, pickle.dumps((exec, (code,), {}))))
-    done = ended(interpreter.words(sys.executable, interpreter.CALL, "call.pkl"))
+    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((exec, (code,), {}))))
+    done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
     assert done.returncode == 1 and "No such file or directory: '.balsam-result.pkl'" in done.stderr
 
 
@@ -80,11 +80,11 @@ def main():
 def outcome_of_call(tmp_path, script, function):
     """What becomes of a call of that function without arguments."""
     (tmp_path / "script.py").write_text(script)
-    pickled = b"c%b\n%b\n)}\x87." % (call.MAIN.encode(), function.encode())  # (function, (), {}) of the script
-    call.write(str(tmp_path / "call.pkl"), call.Call([], ("path", str(tmp_path / "script.py")), pickled))
-    words = interpreter.words(sys.executable, interpreter.CALL, "call.pkl")
+    pickled = b"c%b\n%b\n)}\x87." % (run_call.MAIN.encode(), function.encode())  # (function, (), {}) of the script
+    run_call.write(str(tmp_path / "call.pkl"), run_call.Call([], ("path", str(tmp_path / "script.py")), pickled))
+    words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    outcome = call.read_outcome(str(tmp_path / call.RESULT))
+    outcome = run_call.read_outcome(str(tmp_path / run_call.RESULT))
     assert done.returncode == (0 if outcome.good else 1), done.stderr
     return outcome
 
@@ -119,21 +119,21 @@ def test_that_a_call_of_a_script_imports_it_only_up_to_where_it_would_make_its_j
     assert "'below'" in outcome.trace and "only up to line 8" in outcome.trace and "Define it above" in outcome.trace
 
 
-@pytest.mark.parametrize("what", [interpreter.HOOK, interpreter.FUNCTION])
+@pytest.mark.parametrize("what", [python_argv.HOOK, python_argv.FUNCTION])
 def test_that_a_package_of_our_name_in_the_working_directory_is_data(trap, what):
     (trap / "balsam_lite").mkdir()
     (trap / "balsam_lite" / "__init__.py").write_text("raise SystemExit('that file is data')")
-    done = ended(interpreter.words(sys.executable, what, "no-such-thing"))
+    done = ended(python_argv.words(sys.executable, what, "no-such-thing"))
     assert done.returncode == 1 and "data" not in done.stderr
 
 
 def test_that_a_module_of_ours_is_run_as_the_program_with_its_words(trap):
-    done = ended(programs.module_words("balsam_lite.cli", "app", "--no-such"))
+    done = ended(subprocess_run.module_words("balsam_lite.cli", "app", "--no-such"))
     assert done.returncode == 2 and "that file is data" not in done.stderr and "Usage: balsam app" in done.stderr
 
 
 def test_that_no_module_starts_another_in_a_way_that_looks_into_the_current_directory():
-    package = Path(programs.__file__).parent
+    package = Path(subprocess_run.__file__).parent
     sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     assert [str(path) for path, text in sources.items() if '"-m"' in text] == []
     assert sum("module_words(" in text for text in sources.values()) >= 5

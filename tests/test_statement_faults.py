@@ -25,14 +25,14 @@ import pytest
 
 from balsam_lite.cli.group import balsam as command_group
 from balsam_lite.cli.main import main
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import checkup, connection, location
-from balsam_lite.db.store import apps, batch_jobs, graph, insert, leases, pieces, user
-from balsam_lite.errors import BalsamError
-from balsam_lite.identity import Holder
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.errors import BalsamError
+from balsam_lite.core.identity import Holder
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine import connection, directories, doctor
+from balsam_lite.db.store import apps, batch_jobs, graph, insert, leases, pieces, user_actions
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus
-from balsam_lite.settings import Settings
 
 #: What SQLite raises (https://sqlite.org/rescode.html).
 FAULTS = {"BUSY": ("database is locked", 5), "FULL": ("database or disk is full", 13), "IOERR": ("disk I/O error", 10)}
@@ -138,7 +138,7 @@ def without_db(world: World) -> None:
 
 def with_old_db(world: World) -> None:
     without_db(world)
-    location.create(world.db).close()
+    directories.create(world.db).close()
     os.unlink(f"{world.db}/{connection.FILE_NAME}")
     cx = sqlite3.connect(f"{world.db}/{connection.FILE_NAME}", isolation_level=None)
     cx.executescript((Path(__file__).parent / "data" / "schema_5.sql").read_text())
@@ -148,7 +148,7 @@ def with_old_db(world: World) -> None:
 
 def with_launch(world: World) -> None:
     row = {"scheduler": "fake", "nodes": 1, "wall_minutes": 5, "job_mode": "serial"}
-    db = location.open_database(world.db)
+    db = directories.open_database(world.db)
     with db.write() as cx:
         batch_jobs.mark_submitted(cx, batch_jobs.add(cx, row, 1), "77")
     db.close()
@@ -172,7 +172,7 @@ def large_insert() -> None:
     """Add jobs in pieces, which are hidden until all are there."""
     with mock.patch.multiple(pieces, FEW=1, PAUSE_S=0), mock.patch.multiple(insert, _UNIT=1, PIECE_S=0):
         insert.add_jobs(
-            location.open_database(location.find()),
+            directories.open_database(directories.find()),
             [{"name": f"bulk{n}", "application": "say", "tags": {"n": str(n)}, "parents": [1, 3]} for n in range(3)],
         )
 
@@ -231,7 +231,7 @@ def service_turn() -> None:
     from balsam_lite.service.loop import Service
     from balsam_lite.service.policy import Queue, Range
 
-    db = location.open_database(os.environ["BALSAM_DB_PATH"])
+    db = directories.open_database(os.environ["BALSAM_DB_PATH"])
     with db.write() as cx:
         lease = leases.open_lease(cx, "service", Holder.current(), "", SystemClock.now_us())
     queues = (Queue("debug", True, 2, (Range(1, 4, 1, 60),)),)
@@ -363,7 +363,7 @@ def world(monkeypatch):
 
 
 def fill(world: World, access: str) -> None:
-    db = location.create(world.db, access)
+    db = directories.create(world.db, access)
     with db.write() as cx:
         for name in ("say", "unused"):
             apps.add_app(cx, {"name": name, "executable": "/bin/true"})
@@ -374,7 +374,7 @@ def fill(world: World, access: str) -> None:
         for parent, child in ((3, 4), (4, 5), (0, 6)):
             graph.add_dependency(cx, ids[parent], ids[child], 1)
     for number, state in ((ids[0], "JOB_FINISHED"), (ids[1], "FAILED"), (ids[6], "JOB_FINISHED")):
-        user.set_state(db, [number], state)
+        user_actions.set_state(db, [number], state)
     db.close()
 
 
@@ -466,10 +466,10 @@ def can_be_written(world: World) -> bool:
 
 def faults_of(world: World) -> list[str]:
     """Let the DB say what is wrong with it, and whether it can be written now."""
-    directory = world.db if location.is_db(world.db) else str(world.path / "elsewhere")
-    db = location.open_database(directory)
+    directory = world.db if directories.is_db(world.db) else str(world.path / "elsewhere")
+    db = directories.open_database(directory)
     try:
-        found = [one.text for one in checkup.look_over(db, now_us=2, expiry_s=120) if one.level == checkup.WRONG]
+        found = [one.text for one in doctor.look_over(db, now_us=2, expiry_s=120) if one.level == doctor.WRONG]
         with db.write():
             pass
         return found
@@ -481,7 +481,7 @@ def faults_of(world: World) -> list[str]:
 
 def remove_hidden(world: World) -> None:
     """Do what the next command does after its own work."""
-    db = location.open_database(world.db)
+    db = directories.open_database(world.db)
     while pieces.advance_abandoned(db):
         pass
     db.close()

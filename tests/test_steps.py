@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import PYTHON, Bench, alive
 
-from balsam_lite import states
-from balsam_lite.db.store import outcomes, user
+from balsam_lite.core import states
+from balsam_lite.db.store import exit_rules, user_actions
 from balsam_lite.launcher import steps
-from balsam_lite.launcher.spawn_helper import ABANDONED
-from balsam_lite.launcher.spawner import Ended
+from balsam_lite.launcher.exec.spawn_helper import ABANDONED
+from balsam_lite.launcher.exec.spawner import Ended
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_that_logs_of_earlier_calls_are_kept(bench):
     (job,) = bench.add([{"application": "a"}])
     bench.run()
     assert "call 1" in reason(bench, job)
-    user.set_state(bench.db, [job], "RESTART_READY")
+    user_actions.set_state(bench.db, [job], "RESTART_READY")
     bench.run()
     assert bench.job(job)["state"] == "JOB_FINISHED"
     assert "call 1" in bench.path(job, "postprocess.log.1").read_text()
@@ -140,7 +140,7 @@ def test_that_errors_are_handled_as_the_table_says(bench, handler, postprocess, 
     bench.run()
     assert passed(bench, job)[3:] == ends
     if postprocess == "look away":
-        assert reason(bench, job) == outcomes.UNHANDLED
+        assert reason(bench, job) == exit_rules.UNHANDLED
         assert "# Invoked to handle RUN_ERROR" in bench.path(job, "postprocess.log").read_text()
 
 
@@ -184,10 +184,10 @@ CODES = st.lists(st.integers(-64, 255), max_size=3).map(lambda codes: " ".join(m
 def test_that_every_outcome_is_a_way_through_the_table_and_ends_or_needs_a_step(result, flags, counts, codes, code):
     retry, on_error, on_timeout, out, post = flags
     restarts, limit, most, retries = counts
-    facts = outcomes.JobFacts(
+    facts = exit_rules.JobFacts(
         1, result, None, 1, restarts, limit, retry, code, most, codes, retries, on_error, on_timeout, out, post
     )
-    outcome = outcomes.settle(facts, result)
+    outcome = exit_rules.settle(facts, result)
     for source, target in zip(outcome.path, outcome.path[1:]):
         assert target in states.targets(source, states.STEP)
     assert len(outcome.messages) >= len(outcome.path) - 1
@@ -368,7 +368,7 @@ def test_that_a_kill_reaches_a_script_and_is_sticky(bench, kind):
     (job,) = bench.add([{"application": "a"}])
     launcher = bench.launch()
     wait_until(lambda: bench.path(job, "pid").exists() and bench.path(job, "pid").read_text())
-    user.kill(bench.db, [job])
+    user_actions.kill(bench.db, [job])
     wait_until(lambda: not alive(int(bench.path(job, "pid").read_text())), 10)
     assert launcher.wait(30) == 0
     assert passed(bench, job)[-1] == "USER_KILLED"
@@ -502,7 +502,7 @@ def test_that_a_job_goes_on_from_any_state_into_which_the_user_puts_it(bench, tm
     fields = {"stage_in_url": str(tmp_path / "in.txt"), "stage_out_url": str(tmp_path / "out"), "stage_out_files": "*.log"}
     handlers = {"post_error_handler": True, "post_timeout_handler": True}
     (job,) = bench.add([{"application": "a", **fields, **handlers}])
-    user.set_state(bench.db, [job], state)
+    user_actions.set_state(bench.db, [job], state)
     assert bench.run() == 0
     unhandled = state in ("RUN_ERROR", "RUN_TIMEOUT")
     assert bench.job(job)["state"] == ("FAILED" if unhandled else "JOB_FINISHED")

@@ -13,11 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from balsam_lite import states
-from balsam_lite.db import events, location, queries
-from balsam_lite.db.schema import FREE, VISIBLE
-from balsam_lite.db.store import apps, claims, graph, insert, leases, moves, pieces, steps, suspects, user
-from balsam_lite.errors import (
+from balsam_lite.core import states
+from balsam_lite.core.errors import (
     AmbiguousJobId,
     DatabaseError,
     DependencyCycle,
@@ -31,7 +28,11 @@ from balsam_lite.errors import (
     UnknownField,
     UnknownJob,
 )
-from balsam_lite.identity import Holder
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.schema import FREE, VISIBLE
+from balsam_lite.db.query import events, queries
+from balsam_lite.db.store import apps, claims, graph, insert, leases, pieces, steps, suspects, transitions, user_actions
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_that_a_result_leads_where_the_table_says(db, fields, result, end):
 def test_that_a_result_left_by_a_dead_holder_is_settled(db):
     jobs = add(db, {}, {}, {})
     for job, left in zip(jobs, ("RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT")):
-        user.set_state(db, [job], left)
+        user_actions.set_state(db, [job], left)
     with db.write() as cx:
         assert steps.settle_abandoned(cx, 1, 0, 5) == []
     assert [state(db, job) for job in jobs] == ["JOB_FINISHED", "FAILED", "RESTART_READY"]
@@ -198,7 +199,7 @@ def test_that_a_kill_is_sticky_whatever_the_run_reports(db):
     (job,) = add(db, {})
     lease = open_lease(db)
     (claim,) = take(db, lease)
-    assert user.kill(db, [job]) == (1, 1)
+    assert user_actions.kill(db, [job]) == (1, 1)
     assert finish(db, lease, claim, "RUN_ERROR", 1) == []
     with db.read() as cx:
         row = queries.job(cx, job)
@@ -226,9 +227,9 @@ def test_that_a_running_jobs_state_can_be_killed_but_not_set(db):
     (job,) = add(db, {})
     take(db, open_lease(db))
     with pytest.raises(StateError, match="held by launcher"):
-        user.set_state(db, [job], "RESTART_READY")
+        user_actions.set_state(db, [job], "RESTART_READY")
     with pytest.raises(StateError, match="Only a launcher"):
-        user.set_state(db, [job], "RUNNING")
+        user_actions.set_state(db, [job], "RUNNING")
 
 
 def test_that_a_failed_parent_started_again_revives_the_children_that_failed_only_because_of_it(db):
@@ -236,10 +237,10 @@ def test_that_a_failed_parent_started_again_revives_the_children_that_failed_onl
     with db.write() as cx:
         for parent, child in ((a, b), (b, c), (a, d)):
             graph.add_dependency(cx, parent, child, 1)
-    user.set_state(db, [d], "FAILED")  # by the user, not because of its parent
-    user.set_state(db, [a], "FAILED")
+    user_actions.set_state(db, [d], "FAILED")  # by the user, not because of its parent
+    user_actions.set_state(db, [a], "FAILED")
     assert [state(db, job) for job in (b, c, d)] == ["FAILED"] * 3
-    user.set_state(db, [a], "RESTART_READY")
+    user_actions.set_state(db, [a], "RESTART_READY")
     assert [state(db, job) for job in (b, c, d)] == ["AWAITING_PARENTS", "AWAITING_PARENTS", "FAILED"]
     lease = open_lease(db)
     for job in (a, b, c):
@@ -253,7 +254,7 @@ def test_that_created_makes_a_job_wait_for_its_parents_again(db):
     a, b = add(db, {}, {})
     with db.write() as cx:
         graph.add_dependency(cx, a, b, 1)
-    user.set_state(db, [b], "CREATED")
+    user_actions.set_state(db, [b], "CREATED")
     assert state(db, b) == "AWAITING_PARENTS"
 
 
@@ -269,7 +270,7 @@ def test_that_cycles_duplicates_and_late_parents_are_refused_and_nothing_is_writ
     ):
         with pytest.raises(error), db.write() as cx:
             graph.add_dependency(cx, parent, child, 1)
-    user.set_state(db, [a], "JOB_FINISHED")
+    user_actions.set_state(db, [a], "JOB_FINISHED")
     with pytest.raises(StateError, match="already started"), db.write() as cx:
         graph.add_dependency(cx, late, a, 1)
     with db.read() as cx:
@@ -290,8 +291,8 @@ def test_that_a_parent_others_wait_for_is_removed_only_by_force_and_its_children
     with db.write() as cx:
         graph.add_dependency(cx, a, b, 1)
     with pytest.raises(ParentInUse):
-        user.delete(db, [a])
-    assert user.delete(db, [a], force=True) == 1
+        user_actions.delete(db, [a])
+    assert user_actions.delete(db, [a], force=True) == 1
     with db.read() as cx:
         assert queries.history(cx, b)[-1][2:] == ("FAILED", "A parent job was removed from the DB")
         assert queries.edges(cx) == []
@@ -303,7 +304,7 @@ def test_that_killing_thousands_of_waiting_jobs_is_one_transaction(db):
     statements = []
     with db.read() as cx:
         cx.set_trace_callback(lambda sql: statements.append(sql) if sql.startswith(("BEGIN", "COMMIT")) else None)
-    assert user.kill(db, jobs).killed == pieces.FEW
+    assert user_actions.kill(db, jobs).killed == pieces.FEW
     assert [sql.split()[0] for sql in statements] == ["BEGIN", "COMMIT"]
     with db.read() as cx:
         assert queries.state_counts(cx) == {"USER_KILLED": pieces.FEW}
@@ -352,7 +353,7 @@ def test_that_a_generator_may_use_the_db_and_may_fail_half_way(db):
 def test_that_a_short_id_that_is_taken_is_drawn_anew_with_its_workdir(db, monkeypatch):
     same = ["00000000-0000-4000-8000-00000000000" + str(n) for n in range(3)]
     fresh = iter([*same, "11111111-0000-4000-8000-000000000000", same[0], "22222222-0000-4000-8000-000000000000"])
-    monkeypatch.setattr("balsam_lite.spec.new_job_id", lambda: next(fresh))
+    monkeypatch.setattr("balsam_lite.core.field_specs.new_job_id", lambda: next(fresh))
     add(db, {"name": "x"}, {"name": "x"}, {"name": "x"})
     with db.read() as cx:
         rows = queries.jobs(cx, columns=("job_id", "workdir"))
@@ -426,16 +427,19 @@ def test_that_each_job_gets_its_own_events_in_order_however_they_are_grouped(db)
 
 def test_that_no_job_changes_if_one_of_many_is_not_in_the_expected_state(db):
     jobs = add(db, {}, {}, {})
-    user.kill(db, jobs[1:2])
+    user_actions.kill(db, jobs[1:2])
     with pytest.raises(RuntimeError, match="3 jobs were to change their state, 2 did"), db.write() as cx:
-        moves.move(cx, [moves.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP)
+        transitions.move(cx, [transitions.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP)
     assert [state(db, job) for job in jobs] == ["CREATED", "USER_KILLED", "CREATED"]
 
 
 def test_that_jobs_are_updated_by_their_numbers_and_no_index_is_searched(db):
     jobs = add(db, *[{}] * 20)
     changes = statements(
-        db, lambda cx: moves.move(cx, [moves.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP, only_if=FREE)
+        db,
+        lambda cx: transitions.move(
+            cx, [transitions.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP, only_if=FREE
+        ),
     )
     (update,) = (sql for sql in changes if "UPDATE job" in sql)
     with db.read() as cx:
@@ -494,10 +498,10 @@ def test_that_hot_queries_cost_the_same_with_thirty_times_the_jobs_and_after_ana
         add(db, *[{"workflow": f"w{n % 3}", "priority": n % 2, "node_packing_count": 1 + n % 2} for n in range(number)])
 
     more(200)
-    user.set_state(db, range(1, 100), "JOB_FINISHED")
+    user_actions.set_state(db, range(1, 100), "JOB_FINISHED")
     few = cost(db)
     more(6000)
-    user.set_state(db, range(1000, 4000), "JOB_FINISHED")
+    user_actions.set_state(db, range(1000, 4000), "JOB_FINISHED")
     with db.read() as cx:
         cx.execute("ROLLBACK")
         cx.execute("ANALYZE")  # statistics must not talk the planner out of the index
@@ -525,7 +529,7 @@ class StoreMachine(RuleBasedStateMachine):
         import tempfile
 
         self.directory = tempfile.TemporaryDirectory()
-        self.db = location.create(self.directory.name + "/db")
+        self.db = directories.create(self.directory.name + "/db")
         with self.db.write() as cx:
             apps.add_app(cx, {"name": "a", "executable": "true"})
             apps.add_app(cx, {"name": "scripts", "executable": "true", "preprocess": "true", "postprocess": "true"})
@@ -649,7 +653,7 @@ class StoreMachine(RuleBasedStateMachine):
             "BALSAM_RUN": f"{db_id}:{key[0]}:{key[1]}:{found[2]}",
         }
         with mock.patch.dict(os.environ, variables), suppress(StateError, LostLease):
-            user.set_state(self.db, [key[1]], wanted)
+            user_actions.set_state(self.db, [key[1]], wanted)
 
     @precondition(lambda self: self.steps)
     @rule(which=JOBS, interrupted=st.booleans())
@@ -678,31 +682,31 @@ class StoreMachine(RuleBasedStateMachine):
     def set_state(self, job, wanted):
         before = self.snapshot()
         try:
-            user.set_state(self.db, [self.job(job)], wanted)
+            user_actions.set_state(self.db, [self.job(job)], wanted)
         except StateError:
             assert self.snapshot() == before
 
     @precondition(lambda self: self.jobs)
     @rule(jobs=st.lists(JOBS, min_size=1, max_size=10), values=st.sampled_from([{}, {}, {"run_when": "all_ended"}]))
     def rerun(self, jobs, values):
-        user.rerun(self.db, sorted({self.job(job) for job in jobs}), values=values)
+        user_actions.rerun(self.db, sorted({self.job(job) for job in jobs}), values=values)
 
     @precondition(lambda self: self.jobs)
     @rule(job=JOBS, run_when=RUN_WHEN, waits=st.booleans())
     def modify(self, job, run_when, waits):
-        user.update_fields(self.db, [self.job(job)], {"run_when": run_when, "wait_for_parents": waits})
+        user_actions.update_fields(self.db, [self.job(job)], {"run_when": run_when, "wait_for_parents": waits})
 
     @precondition(lambda self: self.jobs)
     @rule(job=JOBS, recursive=st.booleans())
     def kill(self, job, recursive):
-        user.kill(self.db, [self.job(job)], recursive=recursive)
+        user_actions.kill(self.db, [self.job(job)], recursive=recursive)
 
     @precondition(lambda self: len(self.jobs) > 1)
     @rule(job=JOBS, force=st.booleans())
     def delete(self, job, force):
         chosen = self.job(job)
         try:
-            user.delete(self.db, [chosen], force=force)
+            user_actions.delete(self.db, [chosen], force=force)
         except ParentInUse:
             return
         self.jobs.remove(chosen)
@@ -880,7 +884,7 @@ class PiecesMachine(StoreMachine):
     def set_states(self, jobs, wanted):
         before = self.snapshot()
         try:
-            user.set_state(self.db, sorted({self.job(job) for job in jobs}), wanted)
+            user_actions.set_state(self.db, sorted({self.job(job) for job in jobs}), wanted)
         except StateError:
             assert self.snapshot() == before
 
@@ -889,7 +893,7 @@ class PiecesMachine(StoreMachine):
     def delete_several(self, jobs, force):
         chosen = sorted({self.job(job) for job in jobs})
         with suppress(ParentInUse):
-            user.delete(self.db, chosen, force=force)
+            user_actions.delete(self.db, chosen, force=force)
             self.jobs = [job for job in self.jobs if job not in chosen]
 
 

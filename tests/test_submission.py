@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 
-from balsam_lite.db import batch_queries, location
-from balsam_lite.errors import (
+from balsam_lite.core.errors import (
     AmbiguousJobId,
     CancelFailed,
     InvalidSpec,
@@ -25,7 +24,10 @@ from balsam_lite.errors import (
     SubmitUncertain,
     UnknownBatchJob,
 )
-from balsam_lite.partitions import Partition
+from balsam_lite.core.partitions import Partition
+from balsam_lite.core.settings import Settings
+from balsam_lite.db.engine import directories
+from balsam_lite.db.query import batch_queries
 from balsam_lite.schedulers import submission
 from balsam_lite.schedulers.base import BatchStatus, select
 from balsam_lite.schedulers.local import LocalScheduler
@@ -39,7 +41,6 @@ from balsam_lite.schedulers.submission import (
     resolve,
     submit_launch,
 )
-from balsam_lite.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "balsam_lite" / "templates"
@@ -89,7 +90,7 @@ class FakeScheduler:
 @pytest.fixture
 def db(tmp_path, monkeypatch):
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    database = location.create(str(tmp_path / "my 'own' db"))
+    database = directories.create(str(tmp_path / "my 'own' db"))
     yield database
     database.close()
 
@@ -622,7 +623,7 @@ def test_that_a_refresh_without_news_writes_nothing(db):
     submit_launch(db, LOCAL, REQUEST, scheduler)
     scheduler.statuses = {"278079": BatchStatus("278079", "running", "", None, 10)}
     refresh(db, scheduler)
-    other = location.open_database(db.directory)
+    other = directories.open_database(db.directory)
     other.changed()
     assert refresh(db, scheduler)[0]["state"] == "running"
     assert not other.changed()

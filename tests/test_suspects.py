@@ -12,11 +12,12 @@ import pytest
 from helpers import Slots
 from launching import Bench
 
-from balsam_lite.clock import SystemClock
-from balsam_lite.db import demand, location, reasons
-from balsam_lite.db.connection import Database
-from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, reservations, suspects, user
-from balsam_lite.identity import Holder
+from balsam_lite.core.clock import SystemClock
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.query import demand, wait_reasons
+from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, reservations, suspects, user_actions
 
 #: The parent of a program is a spawn helper, whose parent is the launcher. Jobs that run beside it have started by then.
 KILL_LAUNCHER = "sleep 0.5; kill -9 $(awk '{print $4}' /proc/$PPID/stat); sleep 60"
@@ -155,7 +156,7 @@ def test_that_suspects_are_not_starved_by_a_stream_of_other_jobs(bench: Bench) -
 def test_that_a_user_s_rerun_clears_the_count(bench: Bench) -> None:
     (killer,) = bench.add([{"application": "killer"}])
     launch_until_done(bench)
-    user.set_state(bench.db, [killer], "RESTART_READY")
+    user_actions.set_state(bench.db, [killer], "RESTART_READY")
     assert bench.job(killer)["launcher_deaths"] == 0
 
 
@@ -164,7 +165,7 @@ def test_that_jobs_that_wait_to_be_run_apart_have_that_as_their_reason(bench: Be
     assert [bench.run(), bench.run()] == [-9, -9]
     assert bench.run("--wf-filter", "another") == 0
     with bench.db.read() as cx:
-        told = reasons.waits_for(cx, [bench.job(killer)])
+        told = wait_reasons.waits_for(cx, [bench.job(killer)])
     assert "its launcher died 2 times while it ran; it will be run apart from other jobs" in told[killer]
 
 
@@ -173,7 +174,7 @@ def test_that_jobs_that_wait_to_be_run_apart_have_that_as_their_reason(bench: Be
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    database = location.create(str(tmp_path / "db"))
+    database = directories.create(str(tmp_path / "db"))
     with database.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
         apps.add_app(cx, {"name": "prepared", "executable": "true", "preprocess": "true"})
@@ -297,7 +298,7 @@ def test_that_a_suspect_is_prepared_and_waits_for_its_parents_like_any_job(db: D
         claims.finish(cx, lease.id, [claims.Exit(parent, 1, "RUN_DONE", 0, "", 3, 4)], 5)
     (child,) = add(db, {"parents": [parent], "application": "a"})
     make_suspects(db, [child])
-    user.set_state(db, [parent], "RESTART_READY")
+    user_actions.set_state(db, [parent], "RESTART_READY")
     assert job(db, child, "state") == ("AWAITING_PARENTS",)
     assert take_suspects(db)[1] == []
     lease, [_] = take(db)

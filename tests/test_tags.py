@@ -9,16 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balsam_lite.api.fields import checked_words
-from balsam_lite.db import checkup, location, maintenance, queries
+from balsam_lite.core.errors import InvalidSpec
+from balsam_lite.db.engine import directories, doctor, maintenance
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.queries import JobFilter
-from balsam_lite.db.store import insert, tags, user
-from balsam_lite.errors import InvalidSpec
+from balsam_lite.db.query import queries
+from balsam_lite.db.query.queries import JobFilter
+from balsam_lite.db.store import insert, tags, user_actions
 
 
 @pytest.fixture
 def db(tmp_path):
-    return location.set_up(str(tmp_path / "db"))
+    return directories.set_up(str(tmp_path / "db"))
 
 
 def as_columns(db):
@@ -45,14 +46,14 @@ _STEPS = st.one_of(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(_STEPS, max_size=8))
 def test_that_the_table_says_what_the_columns_say(tmp_path_factory, steps):
-    db = location.set_up(str(tmp_path_factory.mktemp("db")))
+    db = directories.set_up(str(tmp_path_factory.mktemp("db")))
     for verb, what in steps:
         if verb == "add":
             insert.add_jobs(db, [{"tags": tags} for tags in what])
         elif verb == "set":
-            user.update_fields(db, what[0], {"tags": what[1]})
+            user_actions.update_fields(db, what[0], {"tags": what[1]})
         else:
-            user.delete(db, what)
+            user_actions.delete(db, what)
         assert as_table(db) == as_columns(db)
     db.close()
 
@@ -104,8 +105,8 @@ def test_that_tags_that_were_changed_past_the_table_are_found_and_mended_by_vacu
         assert tags.differing(cx) == 0
         cx.execute(spoiler)
         assert tags.differing(cx) == 1
-    found = [finding for finding in checkup.look_over(db, now_us=1, expiry_s=1) if "found by the tags" in finding.text]
-    assert [finding.level for finding in found] == [checkup.WRONG]
+    found = [finding for finding in doctor.look_over(db, now_us=1, expiry_s=1) if "found by the tags" in finding.text]
+    assert [finding.level for finding in found] == [doctor.WRONG]
     assert maintenance.vacuum(db, expiry_s=1).mended == 1
     assert as_table(db) == as_columns(db)
     assert maintenance.vacuum(db, expiry_s=1).mended == 0

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.errors import TemplateError
-from balsam_lite.launcher import template
+from balsam_lite.core.errors import TemplateError
+from balsam_lite.launcher.template import rendering
 
 HELLO = "echo Hello, {{ say_hello_to }}! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
 ARGV = "import json, sys; print(json.dumps(sys.argv[1:]))"
@@ -33,9 +33,9 @@ def text_of(command):
 
 
 def test_that_the_workshops_template_gives_the_workshops_line():
-    command = template.render(HELLO, {"say_hello_to": "world 1!", "other": 1})
+    command = rendering.render(HELLO, {"say_hello_to": "world 1!", "other": 1})
     assert text_of(command) == "echo Hello, 'world 1!'! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
-    assert template.check(HELLO) == ["say_hello_to"]
+    assert rendering.check(HELLO) == ["say_hello_to"]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_that_the_workshops_template_gives_the_workshops_line():
     ],
 )
 def test_that_a_line_without_shell_syntax_needs_no_shell(text, argv):
-    command = template.render(text, {"a": "x; y", "n": 3, "files": ["1 2", "3"], "none": None})
-    assert command == template.Command(argv, "")
+    command = rendering.render(text, {"a": "x; y", "n": 3, "files": ["1 2", "3"], "none": None})
+    assert command == rendering.Command(argv, "")
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_that_a_line_without_shell_syntax_needs_no_shell(text, argv):
 )  # fmt: skip
 def test_that_whatever_a_shell_would_read_is_left_to_a_shell(line):
     try:
-        assert text_of(template.render(line, {"a": "v"})) == line.replace("{{ a }}", "'v'")
+        assert text_of(rendering.render(line, {"a": "v"})) == line.replace("{{ a }}", "'v'")
     except TemplateError as exc:
         assert line == "p 'it" and "not closed" in str(exc)
 
 
 def test_that_inner_line_breaks_stay_and_outer_blanks_go():
-    assert text_of(template.render("\n  p \\\n  -a {{ a }}\nq\n\n", {"a": " v "})) == "p \\\n  -a ' v '\nq"
-    assert template.render(" {{ a }} ", {"a": " v "}).argv == [" v "]
+    assert text_of(rendering.render("\n  p \\\n  -a {{ a }}\nq\n\n", {"a": " v "})) == "p \\\n  -a ' v '\nq"
+    assert rendering.render(" {{ a }} ", {"a": " v "}).argv == [" v "]
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_that_inner_line_breaks_stay_and_outer_blanks_go():
 )
 def test_that_a_template_that_cannot_be_filled_is_refused_with_the_reason_and_the_way_out(text, words):
     with pytest.raises(TemplateError) as caught:
-        template.check(text)
+        rendering.check(text)
     assert words in str(caught.value)
 
 
@@ -146,7 +146,7 @@ EVIL = {"a": "a[$(touch evil)]", "b": "-v", "c": "-va[$(touch evil)]", "d": "($(
 @pytest.mark.parametrize("text", READ_TWICE)
 def test_that_no_value_can_stand_where_bash_would_read_it_twice(text):
     with pytest.raises(TemplateError, match="A value cannot stand"):
-        template.check(text)
+        rendering.check(text)
 
 
 #: Close to those, but harmless; with a program behind some of it.
@@ -168,7 +168,7 @@ READ_ONCE = [
 
 @pytest.mark.parametrize("text", READ_ONCE)
 def test_that_what_is_read_once_is_not_refused_and_runs_nothing(text, tmp_path):
-    line = text_of(template.render(text, EVIL, for_shell=True))
+    line = text_of(rendering.render(text, EVIL, for_shell=True))
     subprocess.run(
         ["bash", "-c", f"p() {{ :; }}\n{line}"], cwd=tmp_path, capture_output=True, timeout=30, stdin=subprocess.DEVNULL
     )
@@ -176,14 +176,14 @@ def test_that_what_is_read_once_is_not_refused_and_runs_nothing(text, tmp_path):
 
 
 def test_that_a_shell_reads_a_plain_line_where_one_is_wanted():
-    assert template.render("p '{{ a }}' {{ a }}", {"a": "x y"}, for_shell=True) == ([], "p 'x y' 'x y'")
+    assert rendering.render("p '{{ a }}' {{ a }}", {"a": "x y"}, for_shell=True) == ([], "p 'x y' 'x y'")
     with pytest.raises(TemplateError, match="empty command line"):
-        template.render("{% if a %}p{% endif %}", {"a": ""}, for_shell=True)
+        rendering.render("{% if a %}p{% endif %}", {"a": ""}, for_shell=True)
 
 
 def test_that_missing_values_are_named_beside_those_that_are_there():
     with pytest.raises(TemplateError) as caught:
-        template.render("p {{ b }} {{ a }} {{ c }}", {"c": 1, "z": 2})
+        rendering.render("p {{ b }} {{ a }} {{ c }}", {"c": 1, "z": 2})
     assert str(caught.value) == "Missing required args: {'a', 'b'} (only got: {'c', 'z'})"
 
 
@@ -199,7 +199,7 @@ def test_that_missing_values_are_named_beside_those_that_are_there():
 )
 def test_that_values_with_which_a_template_fails_are_told(text, values, words):
     with pytest.raises(TemplateError) as caught:
-        template.render(text, values)
+        rendering.render(text, values)
     assert words in str(caught.value)
 
 
@@ -252,7 +252,7 @@ def test_that_bash_takes_every_value_as_one_word_wherever_it_stands(values):
     # Every other one is more than text and names, so that jinja2 itself puts the values in.
     ways = ("", "{% if a %}{% endif %}")
     lines = [
-        template.render(text + ways[(at + at // len(PLACES)) % 2], {"a": value}) for at, (text, _, value) in enumerate(cases)
+        rendering.render(text + ways[(at + at // len(PLACES)) % 2], {"a": value}) for at, (text, _, value) in enumerate(cases)
     ]
     said, stderr = shown([text_of(line) for line in lines])
     assert len(said) == len(cases)
@@ -268,7 +268,7 @@ def test_that_bash_takes_every_value_as_one_word_wherever_it_stands(values):
 def test_that_a_program_is_given_the_same_words_with_a_shell_and_without(text):
     text = text.replace("{python}", sys.executable)
     for value in ("a 'b'\n\"c\" $(id) `id` \\; ☃ ", "-x", ""):
-        command = template.render(text, {"code": ARGV, "a": value})
+        command = rendering.render(text, {"code": ARGV, "a": value})
         assert bool(command.text) == text.endswith(";")
         done = subprocess.run(command.argv or ["bash", "-c", command.text], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout) == [value] * 3

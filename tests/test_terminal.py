@@ -17,7 +17,7 @@ from helpers import wait_until
 from launching import Bench
 from ranks import Ensemble
 
-from balsam_lite import terminal
+from balsam_lite.core import terminal
 from balsam_lite.db.store import leases
 
 REAL_POLL = select.poll

@@ -15,10 +15,7 @@ import pytest
 from helpers import Slots, wait_until
 
 from balsam_lite.api import Job
-from balsam_lite.db import location, queries
-from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps, claims, leases, user
-from balsam_lite.errors import (
+from balsam_lite.core.errors import (
     DependencyCycle,
     DuplicateDependency,
     InputError,
@@ -27,14 +24,18 @@ from balsam_lite.errors import (
     UnknownApp,
     UnknownJob,
 )
-from balsam_lite.identity import Holder
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.engine import directories
+from balsam_lite.db.models import BalsamJob, use
+from balsam_lite.db.query import queries
+from balsam_lite.db.store import apps, claims, leases, user_actions
 from balsam_lite.launcher import dag
 from balsam_lite.launcher.executor import BalsamExecutor
 
 
 @pytest.fixture(params=["local", "shared"])
 def db(tmp_path, request):
-    database = location.create(str(tmp_path / "db"), request.param)
+    database = directories.create(str(tmp_path / "db"), request.param)
     with database.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
     with use(database):
@@ -128,7 +129,7 @@ def test_that_a_parent_that_makes_no_sense_is_refused_with_the_job_and_nothing_i
 
 
 def test_that_a_hundred_thousand_jobs_with_a_cycle_at_the_end_write_nothing(tmp_path):
-    database = location.create(str(tmp_path / "db"))
+    database = directories.create(str(tmp_path / "db"))
     with database.write() as cx:
         apps.add_app(cx, {"name": "a", "executable": "true"})
     count = 100_000
@@ -297,14 +298,14 @@ def test_that_of_nested_blocks_the_outermost_writes_and_a_failed_inner_one_is_dr
 
 
 def test_that_the_id_that_a_job_has_in_a_block_is_the_one_that_it_keeps(db, monkeypatch):
-    from balsam_lite import spec
+    from balsam_lite.core import field_specs
 
     dag.add_job(name="old", application="a")
     taken = BalsamJob.objects.get().job_id
     drawn = [taken[:8] + str(uuid.UUID(int=n))[8:] for n in (1, 2)]
     drawn.append(str(uuid.UUID("12345678" * 4)))
     drawn += [drawn[-1][:8] + drawn[0][8:], str(uuid.UUID("87654321" * 4))]
-    monkeypatch.setattr(spec, "new_job_id", lambda: drawn.pop(0))
+    monkeypatch.setattr(field_specs, "new_job_id", lambda: drawn.pop(0))
     with dag.transaction():
         seen = [dag.add_job(name=name, application="a").job_id for name in "ab"]
     assert [job.job_id for job in BalsamJob.objects.exclude(name="old")] == seen
@@ -365,7 +366,7 @@ def test_that_only_additions_are_possible_inside(db):
             lambda: old.set_parents([]),
             lambda: BalsamJob.batch_update_state([old.job_id], "JOB_FINISHED"),
             lambda: BalsamJob.objects.update(args="1"),
-            lambda: user.rerun(db, [old.id]),
+            lambda: user_actions.rerun(db, [old.id]),
             lambda: BalsamJob.objects.all().delete(),
             lambda: BalsamJob.objects.get_or_create(name="new", application="a"),
             lambda: Job(workdir="w", app_id="a", site_name="x").save(),
@@ -382,7 +383,7 @@ def test_that_only_additions_are_possible_inside(db):
 
 
 def test_that_a_block_is_of_one_db(db, tmp_path):
-    other = location.create(str(tmp_path / "other"))
+    other = directories.create(str(tmp_path / "other"))
     with dag.transaction():
         dag.add_job(name="a", application="a")
         with use(other), pytest.raises(InputError, match="other"):

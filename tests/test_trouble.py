@@ -18,10 +18,11 @@ from elsewhere import balsam
 from helpers import wait_until
 from launching import Bench, alive
 
-from balsam_lite.db import filesystem, location, reasons
-from balsam_lite.db.store import user
-from balsam_lite.errors import DatabaseFull, LaunchError, MachineTrouble, SpawnFailed
-from balsam_lite.launcher.trouble import Machine, Pause, Setbacks
+from balsam_lite.core.errors import DatabaseFull, LaunchError, MachineTrouble, SpawnFailed
+from balsam_lite.db.engine import directories, filesystem
+from balsam_lite.db.query import wait_reasons
+from balsam_lite.db.store import user_actions
+from balsam_lite.launcher.exec.trouble import Machine, Pause, Setbacks
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_that_a_launcher_that_can_start_nothing_for_long_ends_with_the_reason_an
         assert bench.states() == {"CREATED": 3}
         with bench.db.read() as cx:
             assert "data is full" in cx.execute("SELECT end_reason FROM lease").fetchone()[0]
-            (waiting,) = {*reasons.waits_for(cx, [bench.job(1), bench.job(3)]).values()}
+            (waiting,) = {*wait_reasons.waits_for(cx, [bench.job(1), bench.job(3)]).values()}
         assert "data is full" in waiting
     assert "gpus_per_rank=0: The disk of" in log_of(bench)
 
@@ -200,7 +201,7 @@ def test_that_runs_outlast_a_full_disk_of_the_db_and_their_ends_are_recorded_whe
 def test_that_on_a_shared_file_system_a_launcher_stops_its_runs_before_others_may_take_them(tmp_path):
     with small_disk(tmp_path / "disk") as disk:
         bench = Bench(disk)
-        bench.db = location.create(bench.directory, "shared")
+        bench.db = directories.create(bench.directory, "shared")
         pid = tmp_path / "pid"
         bench.shell("long", f"echo $$ > {pid}; exec sleep 100")
         (job,) = bench.add([{"application": "long"}])
@@ -278,8 +279,8 @@ def test_that_nothing_runs_in_the_directory_below_a_mount_that_has_gone(bench):
 def as_user_with_few_processes(uid: int, processes: int) -> list[str]:
     """Return words that run a command as a user with a limit of processes, unlike root. It may still read all files."""
     may_read = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *may_read]
-    return [*user, "prlimit", f"--nproc={processes}:{processes}"]
+    user_actions = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *may_read]
+    return [*user_actions, "prlimit", f"--nproc={processes}:{processes}"]
 
 
 def test_that_a_limit_of_processes_fails_no_job(bench, balsam_argv):
@@ -299,8 +300,8 @@ def test_that_a_limit_of_processes_fails_no_job(bench, balsam_argv):
 
 
 def test_that_a_launcher_that_can_start_no_spawn_helper_blames_the_machine(bench, monkeypatch):
-    from balsam_lite.errors import SpawnFailed
-    from balsam_lite.launcher import spawner
+    from balsam_lite.core.errors import SpawnFailed
+    from balsam_lite.launcher.exec import spawner
 
     def refuse(*words: object, **options: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
@@ -312,7 +313,7 @@ def test_that_a_launcher_that_can_start_no_spawn_helper_blames_the_machine(bench
 
 
 def test_that_no_process_counts_as_dead_because_too_many_files_are_open(monkeypatch):
-    from balsam_lite import identity, processes
+    from balsam_lite.core import identity, process_table
 
     monkeypatch.setattr(identity, "_RETRY_S", 0.001)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -321,7 +322,7 @@ def test_that_no_process_counts_as_dead_because_too_many_files_are_open(monkeypa
         with pytest.raises(OSError, match="Too many open files"):
             identity.start_of(os.getpid())
         with pytest.raises(OSError, match="Too many open files"):
-            processes.living([processes.Process(os.getpid(), 1, 1, 1, "1")])
+            process_table.living([process_table.Process(os.getpid(), 1, 1, 1, "1")])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -374,7 +375,7 @@ def test_that_a_launcher_does_not_wait_for_a_job_that_is_killed_while_it_is_held
         (job,) = bench.add([{"application": "busy"}])
         launcher = bench.launch()
         wait_until(lambda: "is held back for 4 s" in log_of(bench))
-        user.kill(bench.db, [job])
+        user_actions.kill(bench.db, [job])
         assert launcher.wait(60) == 0  # TROUBLE_TTL_S is ten minutes
     assert bench.states() == {"USER_KILLED": 1}
 

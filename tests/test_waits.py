@@ -12,10 +12,10 @@ import pytest
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite import loading
-from balsam_lite.db import stalls
+from balsam_lite.core import import_guard
+from balsam_lite.core.identity import Holder
+from balsam_lite.db.query import stalls
 from balsam_lite.db.store import batch_jobs, leases
-from balsam_lite.identity import Holder
 from balsam_lite.launcher import waits
 from balsam_lite.launcher.dag import BalsamJob
 from balsam_lite.launcher.futures import BalsamExecutor, FutureTask, wait
@@ -126,10 +126,10 @@ def test_that_a_nested_call_on_one_place_says_that_all_places_are_taken_by_jobs_
 
 def test_that_the_timer_of_a_waiting_program_outlives_an_import_in_another_thread(bench, monkeypatch):
     presence, found = waits.of(bench.directory), []
-    monkeypatch.setattr(loading, "_depth", 1)
+    monkeypatch.setattr(import_guard, "_depth", 1)
     timer = threading.Timer(0, lambda: found.append(presence._write(lambda cx, expiry_s: 1)))
     timer.start()
     timer.join()
     assert found == [None]
-    with pytest.raises(loading.StopLoading):
+    with pytest.raises(import_guard.StopLoading):
         presence._write(lambda cx, expiry_s: 1)

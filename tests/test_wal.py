@@ -17,9 +17,9 @@ from elsewhere import balsam
 from helpers import wait_until
 from launching import Bench
 
-from balsam_lite.db import location, wal
-from balsam_lite.db.connection import Database
-from balsam_lite.errors import DatabaseGone
+from balsam_lite.core.errors import DatabaseGone
+from balsam_lite.db.engine import directories, wal
+from balsam_lite.db.engine.connection import Database
 
 VICTIMS = ["wal", "shm", "both", "wal by a copy", "shm by a copy", "both by copies"]
 
@@ -51,7 +51,7 @@ def plain(directory: str, statement: str) -> list[tuple[object, ...]]:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     made.busy_timeout_s = 1
     with made.write() as cx:
         cx.execute("CREATE TABLE counter (n INTEGER)")
@@ -235,7 +235,7 @@ def test_that_only_a_process_that_has_the_db_open_counts_as_its_holder(db):
 
 
 def test_that_on_a_shared_file_system_a_session_has_all_in_the_file_when_it_ends_without_its_wal(tmp_path):
-    db = location.create(str(tmp_path / "shared"), "shared")
+    db = directories.create(str(tmp_path / "shared"), "shared")
     with db.session():
         with db.write() as cx:
             cx.execute("CREATE TABLE note (text)")

@@ -11,13 +11,14 @@ from typing import Any, Callable
 
 import pytest
 
-from balsam_lite import spec
 from balsam_lite.cli.main import main
-from balsam_lite.db import location, queries
-from balsam_lite.db.connection import Database
+from balsam_lite.core import field_specs
+from balsam_lite.core.errors import AmbiguousJobId, DuplicateJobId, UnknownJob
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.models import BalsamJob, use
+from balsam_lite.db.query import queries
 from balsam_lite.db.store import apps, insert
-from balsam_lite.errors import AmbiguousJobId, DuplicateJobId, UnknownJob
 from balsam_lite.launcher import dag
 
 Balsam = Callable[..., "tuple[int, str, str]"]
@@ -28,7 +29,7 @@ IDS = [f"{short}-0000-4000-8000-000000000000" for short in ("2aaaaaaa", "bbbbbbb
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
     """Add five jobs: #1 and #2 have unique names, #3 and #4 share one, #5 is called `bbbb`."""
-    made = location.create(str(tmp_path / "db"))
+    made = directories.create(str(tmp_path / "db"))
     with made.write() as cx:
         apps.add_app(cx, {"name": "say", "executable": "echo Hello,"})
     names = ("prepare", "run 7", "twice", "twice", "bbbb")
@@ -275,7 +276,7 @@ def test_that_an_id_that_was_drawn_is_drawn_anew_where_its_beginning_is_taken(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = iter([ALIKE, ALIKE, OWN, ALIKE, "1badcafe-0000-4000-8000-000000000000"])
-    monkeypatch.setattr(spec, "new_job_id", lambda: next(draw))
+    monkeypatch.setattr(field_specs, "new_job_id", lambda: next(draw))
     with use(db):
         added = dag.add_job("x", application="say")
         assert (added.job_id, added.workdir) == (OWN, "x_0badcafe")

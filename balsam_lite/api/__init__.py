@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import models as models
+    from . import models
     from .application import ApplicationDefinition as ApplicationDefinition
     from .apps import App as App
     from .batch_jobs import BatchJob as BatchJob

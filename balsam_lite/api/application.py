@@ -1,6 +1,6 @@
 """`ApplicationDefinition`: an application of a site as a Python class, with a command template or a function to run.
 
-What is stored at the site is where the class is, not the class: launchers import its file again (`launcher.application`). So a
+What is stored at the site is where the class is, not the class: launchers import its file again (`pyapps.class_loader`). So a
 change of the code counts from the next job on, and a change of what `sync()` stores from the next `sync()` on.
 """
 
@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn
 
-from .. import command_line, loading
-from ..db.registry import Entry
-from ..errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
-from ..launcher import application, call, interpreter, order
-from ..sites import many
-from . import scope
-from .scope import Home, home_of
+from ..core import command_line, import_guard
+from ..core.errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
+from ..db.engine.registry import Entry
+from ..pyapps import class_loader, payload, python_argv, run_call
+from ..sites import fanout
+from . import site_handle
+from .site_handle import Home, home_of
 
 #: So long a site behind ssh may take to say which interpreter it has, in seconds.
 _PATIENCE_S = 60.0
@@ -97,7 +97,7 @@ class ApplicationDefinition:
         Raises:
             UnknownSite, InvalidSpec; InvalidApplication: it has functions, and lies in no file that could be imported.
         """
-        if loading.is_going_on():
+        if import_guard.is_going_on():
             return
         home = cls._home()
         row = _row(cls, home)
@@ -136,7 +136,7 @@ class ApplicationDefinition:
         """
         from .jobs import Job
 
-        loading.refuse()
+        import_guard.refuse()
         if not cls._is_synced:
             cls.sync()
         if cls.command_template is not None:
@@ -231,9 +231,9 @@ def _parameters(cls: type[ApplicationDefinition]) -> dict[str, dict[str, Any]]:
             cls, f"has odd names in `parameters`; command_template parameters must be valid Python identifiers: {[*given]}"
         )
     if cls.command_template is not None:
-        from ..launcher import template
+        from ..launcher.template import rendering
 
-        found = {name: {"required": True} for name in template.check(cls.command_template)}
+        found = {name: {"required": True} for name in rendering.check(cls.command_template)}
         takes_more = False
     else:
         found, takes_more = _signature(cls)
@@ -288,14 +288,14 @@ def _row(cls: type[ApplicationDefinition], home: Home) -> dict[str, Any]:
         "name": cls.__name__,
         "description": inspect.cleandoc(cls.__doc__ or ""),
         "command_template": cls.command_template or "",
-        "executable": "" if cls.command_template is not None else shlex.join(interpreter.words(python, interpreter.FUNCTION)),
+        "executable": "" if cls.command_template is not None else shlex.join(python_argv.words(python, python_argv.FUNCTION)),
         "parameters": cls.parameters,
         "environ_vars": cls.environment_variables,
         "exit_0_is_done_after_stop": cls.exit_0_is_done_after_stop,
         "keep_background": cls.keep_background,
-        "definition": {} if source is None else order.definition_of(source),
+        "definition": {} if source is None else payload.definition_of(source),
         "envscript": "",
-        **{name: shlex.join(interpreter.words(python, interpreter.HOOK, name)) if name in own else "" for name in _SCRIPTS},
+        **{name: shlex.join(python_argv.words(python, python_argv.HOOK, name)) if name in own else "" for name in _SCRIPTS},
     }
 
 
@@ -303,10 +303,10 @@ def _python(cls: type[ApplicationDefinition], home: Home) -> str:
     """The interpreter on the site's host. The site says which: its `balsam` may be a script, or anywhere on its PATH."""
     if cls.python_exe or not home.entry.is_remote:
         return cls.python_exe or sys.executable
-    return str(many.desk_of(home.entry, _PATIENCE_S).about()["python"])
+    return str(fanout.desk_of(home.entry, _PATIENCE_S).about()["python"])
 
 
-def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> order.Source | None:
+def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.Source | None:
     """Where the class is; None if it is in no file, and need not be."""
     module = sys.modules.get(cls.__module__)
     file = os.path.abspath(getattr(module, "__file__", None) or "")
@@ -320,10 +320,10 @@ def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, n
     if trouble:
         return None
     if cls.__module__ == "__main__":
-        sys.modules.setdefault(call.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
+        sys.modules.setdefault(run_call.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
     named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
     is_open = cls.command_template is None and _signature(cls)[1]
-    return order.Source(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
+    return payload.Source(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
 
 
 def _own_path() -> tuple[str, ...]:
@@ -337,7 +337,7 @@ def _own_path() -> tuple[str, ...]:
 
 
 def _home(site: Any) -> Home:
-    return home_of(scope.named(getattr(site, "name", site) if not isinstance(site, Entry) else site))
+    return home_of(site_handle.named(getattr(site, "name", site) if not isinstance(site, Entry) else site))
 
 
 def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[ApplicationDefinition]:
@@ -357,7 +357,7 @@ def _loaded(row: Mapping[str, Any], home: Home) -> type[ApplicationDefinition]:
     if row["definition"].get("file"):
         import json
 
-        found = application.load(order.source_of(json.dumps(row["definition"])))
+        found = class_loader.load(payload.source_of(json.dumps(row["definition"])))
         if not issubclass(found, ApplicationDefinition):
             raise ApplicationLost(f"{row['name']} of {row['definition']['file']} is no ApplicationDefinition (any more).")
         return found

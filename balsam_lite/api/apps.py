@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .. import command_line
-from ..errors import DuplicateApp
-from . import placing
+from ..core import command_line
+from ..core.errors import DuplicateApp
+from . import routing
 from .fields import flag, json_object, known, of_job, site_id, site_name, text, words
 from .query import Manager
 from .records import Record
@@ -45,12 +45,12 @@ class App(Record):
 
     def _create(self) -> None:
         given = self._changed
-        home = placing.one_site(given)
+        home = routing.one_site(given)
         if home.desk.count("app", {"name": given["name"]}):
             raise DuplicateApp(f"The site {home.entry.name} has an App {given['name']!r} already.")
         if not home.entry.is_remote:
             given = command_line.as_registered(given)
-        made = home.desk.create("app", [placing.without_site(given)])[0]
+        made = home.desk.create("app", [routing.without_site(given)])[0]
         self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
         self._created(made, home)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from ..partitions import Partition
-from . import placing
+from ..core.partitions import Partition
+from . import routing
 from .enums import BatchJobState, JobMode
 from .fields import AT_CREATION, Field, count, json_object, known, minutes, moment, site_id, site_name, state, text, word, words
 from .query import Manager, Query
@@ -68,8 +68,8 @@ class BatchJob(Record):
     objects: ClassVar[BatchJobManager]
 
     def _create(self) -> None:
-        home = placing.one_site(self._changed)
-        self._created(home.desk.create("batch_job", [placing.without_site(self._changed)])[0], home)
+        home = routing.one_site(self._changed)
+        self._created(home.desk.create("batch_job", [routing.without_site(self._changed)])[0], home)
 
     def delete(self) -> None:
         """Cancel it; the row stays, and says how it ended. One that has ended stays as it is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from .. import spec, states
+from ..core import field_specs, states
 
 
 class _Word(str, Enum):
@@ -39,7 +39,7 @@ class JobState(_Word):
 class JobMode(_Word):
     """How a launcher starts jobs."""
 
-    serial, mpi, mixed = spec.JOB_MODES
+    serial, mpi, mixed = field_specs.JOB_MODES
 
 
 class BatchJobState(_Word):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from . import scope
+from . import site_handle
 from .fields import NEVER, NumberField, known, moment
 from .query import Manager, Query
 from .records import Record
-from .scope import Home
+from .site_handle import Home
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -91,7 +91,7 @@ class EventQuery(Query[EventLog]):
         if not asked:
             return iter(()), 0
         order = self._order
-        found = scope.ask(asked, lambda desk, where: desk.select("event", where, order, 0, size))
+        found = site_handle.ask(asked, lambda desk, where: desk.select("event", where, order, 0, size))
         wheres = dict(asked)
         sign = 1 if order == "timestamp" else -1
         pages = [self._pages(home, wheres[home], rows, size) for home, rows in found]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .. import spec
-from ..errors import InvalidSpec
+from ..core import field_specs
+from ..core.errors import InvalidSpec
 from . import times
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class _Like(Field):
 
 def column_check(column: str) -> Check:
     """That of a column of the job table."""
-    return spec.job_columns((column,))[1][0]
+    return field_specs.job_columns((column,))[1][0]
 
 
 class NumberField(Field):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from ..db.registry import Entry
+from ..db.engine.registry import Entry
 
 
 class Id(int):

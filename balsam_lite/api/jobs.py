@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import loading, spec, states
-from ..db import transaction
-from ..errors import BalsamError, InvalidSpec
+from ..core import field_specs, import_guard, states
+from ..core.errors import BalsamError, InvalidSpec
+from ..db import collected
 from . import parameters as stored_parameters
-from . import placing, scope, times, waiting
+from . import routing, site_handle, times, waiting
 from .enums import JobState
 from .fields import (
     AT_CREATION,
@@ -34,7 +34,7 @@ from .fields import (
 )
 from .query import Manager, Query, of_kind
 from .records import Record
-from .scope import Home
+from .site_handle import Home
 from .waiting import NoResult, WaitResult
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Job(Record):
 
     __slots__ = ()
 
-    workdir: Path = Field(spec.checked_workdir, None, show=_path)  # type: ignore[assignment]
+    workdir: Path = Field(field_specs.checked_workdir, None, show=_path)  # type: ignore[assignment]
     allow_shared_workdir: Any = Field(checked_flag, False, AT_CREATION, is_hidden=True)
     app_id: Any = NumberField(_app, None, AT_CREATION)
     site_id: int | None = site_id()
@@ -179,8 +179,8 @@ class Job(Record):
         return {**given, "app_id": self.app_id, "parent_ids": sorted(self.parent_ids)}
 
     def _create(self) -> None:
-        transaction.refuse("Saving an api.Job")
-        home, row = placing.Placer().place(self._new_row())
+        collected.refuse("Saving an api.Job")
+        home, row = routing.Placer().place(self._new_row())
         self._created(home.desk.create("job", [row])[0], home)
 
     # --- parameters, places, relatives --------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class JobQuery(Query[Job]):
 def _application(app: Any) -> dict[str, Any]:
     """The conditions for jobs of an application, which is given by number, name or class."""
     if isinstance(app, type) and hasattr(app, "site"):
-        return {"app_id": None, "app": app.__name__, "site_id": scope.named(app.site).number}
+        return {"app_id": None, "app": app.__name__, "site_id": site_handle.named(app.site).number}
     several = listed(app)
     if several and all(isinstance(one, str) for one in several):
         return {"app_id": None, "app": several}
@@ -279,13 +279,13 @@ class JobManager(Manager[Job]):
         Raises:
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
         """
-        loading.refuse()
-        transaction.refuse("Adding jobs by balsam_lite.api")
+        import_guard.refuse()
+        collected.refuse("Adding jobs by balsam_lite.api")
         of_kind(jobs, Job, "bulk_create")
         made: list[Any] = [None] * len(jobs)
         with _no_collection():
             fields = {"allow_shared_workdir": True} if allow_shared_workdir else {}
-            for home, places, created in placing.create_jobs(_by_site(jobs, fields)):
+            for home, places, created in routing.create_jobs(_by_site(jobs, fields)):
                 for place, row in zip(places, created):
                     made[place] = Job._of(row, home)
         return made
@@ -332,17 +332,17 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[Home, placing.JobsOfSite]:
+def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[Home, routing.JobsOfSite]:
     """Return for each site the rows to create, with `fields` added, and the positions of their jobs in the list."""
-    placer = placing.Placer()
-    found: dict[Home, placing.JobsOfSite] = {}
+    placer = routing.Placer()
+    found: dict[Home, routing.JobsOfSite] = {}
     for place, job in enumerate(jobs):
         try:
             home, row = placer.place({**job._new_row(), **fields} if fields else job._new_row())
         except BalsamError as exc:
             exc.message = f"Job number {place + 1}: {exc.message}"
             raise
-        of_site = found.get(home) or found.setdefault(home, placing.JobsOfSite([], []))
+        of_site = found.get(home) or found.setdefault(home, routing.JobsOfSite([], []))
         of_site.rows.append(row)
         of_site.places.append(place)
     if len(found) > 1:  # one site checks its own, and counts as the user does
@@ -351,7 +351,7 @@ def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[Home, placing.Jobs
     return found
 
 
-def _check_workdirs(jobs: placing.JobsOfSite) -> None:
+def _check_workdirs(jobs: routing.JobsOfSite) -> None:
     seen: dict[str, int] = {}
     for row, place in zip(*jobs):
         if row.get("allow_shared_workdir"):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import InvalidSpec
+from ..core.errors import InvalidSpec
 
 #: Of all parameters of a job, as they are stored.
 LARGEST_BYTES = 512_000
@@ -69,7 +69,7 @@ def decoded(stored: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = pickle.loads(base64.b64decode(stored[_PICKLED]))
     except Exception as exc:
-        from ..errors import RemoteError
+        from ..core.errors import RemoteError
 
         raise RemoteError(f"The job's parameters {', '.join(names_of(stored))} cannot be read here: {exc!r}") from exc
     return found

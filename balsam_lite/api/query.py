@@ -15,12 +15,12 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
-from .. import loading
-from ..errors import InputError, InvalidSpec, UnknownField
-from . import scope, times
+from ..core import import_guard
+from ..core.errors import InputError, InvalidSpec, UnknownField
+from . import site_handle, times
 from .fields import listed
 from .records import Record
-from .scope import Home, Question
+from .site_handle import Home, Question
 
 R = TypeVar("R", bound=Record)
 Q = TypeVar("Q", bound="Query[Any]")
@@ -166,7 +166,9 @@ class Query(Generic[R]):
         if any(value == [] for value in where.values()):
             return []
         kinds = self.model._CONDITIONS
-        return scope.questions(where, [name for name in where if kinds[name] == "ids" and name not in scope.SITE_KEYS])
+        return site_handle.questions(
+            where, [name for name in where if kinds[name] == "ids" and name not in site_handle.SITE_KEYS]
+        )
 
     def _read(self, start: int, stop: int | None) -> list[R]:
         """The rows at these places among all that match."""
@@ -175,7 +177,7 @@ class Query(Generic[R]):
             return []
         kind, order, make = self.model._KIND, self._order, self.model._of
         first = start if len(asked) == 1 else 0
-        found = scope.ask(asked, lambda desk, where: desk.select(kind, where, order, first, stop))
+        found = site_handle.ask(asked, lambda desk, where: desk.select(kind, where, order, first, stop))
         if len(asked) == 1:
             return [make(row, home) for home, rows in found for row in rows]
         return [make(row, home) for home, row in islice(self._merged(found), start, stop)]
@@ -268,7 +270,7 @@ class Query(Generic[R]):
             return len(self._rows)
         kind = self.model._KIND
         asked = self._questions()
-        number = sum(found for _, found in scope.ask(asked, lambda desk, where: desk.count(kind, where))) if asked else 0
+        number = sum(found for _, found in site_handle.ask(asked, lambda desk, where: desk.count(kind, where))) if asked else 0
         return max(_least(number, self._stop) - self._start, 0)
 
     # --- changing -----------------------------------------------------------------------------------------------------
@@ -281,11 +283,13 @@ class Query(Generic[R]):
         Raises:
             TypeError, InvalidSpec, InvalidStateError, StateError.
         """
-        loading.refuse()
+        import_guard.refuse()
         changes = self.model._checked(fields)
         asked = self._questions()
         kind = self.model._KIND
-        return sum(scope.write(asked, kind, lambda desk, where: desk.update_where(kind, where, changes))) if changes else 0
+        return (
+            sum(site_handle.write(asked, kind, lambda desk, where: desk.update_where(kind, where, changes))) if changes else 0
+        )
 
     def delete(self, force: bool = False) -> int:
         """Delete all that match, whatever was sliced; how many. Those that a launcher holds stay, with a warning.
@@ -293,10 +297,10 @@ class Query(Generic[R]):
         Raises:
             ParentInUse: other jobs wait for one of these, and `force` is not set. Then nothing is deleted at that site.
         """
-        loading.refuse()
+        import_guard.refuse()
         asked = self._questions()
         kind = self.model._KIND
-        done = scope.write(asked, kind, lambda desk, where: desk.delete(kind, where, force))
+        done = site_handle.write(asked, kind, lambda desk, where: desk.delete(kind, where, force))
         held = sum(one.get("held", 0) for one in done)
         if held:
             warnings.warn(f"{held} of them are held by launchers and were not deleted.", stacklevel=2)
@@ -361,7 +365,7 @@ class Manager(Generic[R]):
         Raises:
             TypeError: it is no list. DoesNotExist: one of them was never saved.
         """
-        loading.refuse()
+        import_guard.refuse()
         of_kind(objects, self.model, "bulk_update")
         changes: dict[Home, list[tuple[R, dict[str, Any]]]] = {}
         for one in objects:

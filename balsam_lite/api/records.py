@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
-from .. import loading
-from ..errors import InputError, InvalidSpec, NotFound, StateError
+from ..core import import_guard
+from ..core.errors import InputError, InvalidSpec, NotFound, StateError
 from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
 from .ids import Id, is_same_site
-from .scope import Home, home_at
+from .site_handle import Home, home_at
 
 R = TypeVar("R", bound="Record")
 
@@ -29,7 +29,7 @@ class Record:
 
     __slots__ = ("_changed", "_home", "_row", "_seen")
 
-    _KIND: ClassVar[str]  # as `sites.desk` calls it
+    _KIND: ClassVar[str]  # as `sites.interface` calls it
     _REQUIRED: ClassVar[tuple[str, ...]] = ()
     _CONDITIONS: ClassVar[Mapping[str, str]]  # of `filter` -> their kind, see `query`
     _ORDERS: ClassVar[tuple[str, ...]] = ()  # fields by which `order_by` sorts
@@ -165,9 +165,9 @@ class Record:
         One write transaction; none if nothing was changed.
 
         Raises:
-            InvalidSpec and others of `sites.desk.Desk.create` and `update`; NotFound: it is gone.
+            InvalidSpec and others of `sites.interface.Desk.create` and `update`; NotFound: it is gone.
         """
-        loading.refuse()
+        import_guard.refuse()
         if not self._is_saved:
             self._create()
             return
@@ -226,7 +226,7 @@ class Record:
         Raises:
             DoesNotExist: it is not there (any more). StateError: a launcher holds it. ParentInUse: other jobs wait for it.
         """
-        loading.refuse()
+        import_guard.refuse()
         done = self._site.desk.delete(self._KIND, {"id": self._row["id"]})
         if done.get("held"):
             raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam killjob` ends it.")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
-from ..db import location, registry
-from ..db.registry import Entry
-from . import scope, times
+from ..db.engine import directories, registry
+from ..db.engine.registry import Entry
+from . import site_handle, times
 from .fields import AT_CREATION, Field, column_check, known, text
 from .query import Manager, Query
 from .records import Record
-from .scope import home_of
+from .site_handle import home_of
 
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from ..settings import Settings
+    from ..core.settings import Settings
 
 
 def _path(value: str | None) -> Path | None:
@@ -62,9 +62,9 @@ class Site(Record):
         Raises:
             DuplicateSite, InvalidSpec, UnknownSite: no DB was made; InputError, DatabaseError: there cannot be one.
         """
-        from .. import loading
+        from ..core import import_guard
 
-        loading.refuse()
+        import_guard.refuse()
         if not self._is_saved:
             self._create()
         elif "name" in self._changes():
@@ -74,11 +74,11 @@ class Site(Record):
         from ..sites import manage
 
         path, name = self._changed["path"], self._changed["name"]
-        directory = location.absolute(path)
-        if path and not location.is_db(directory):
+        directory = directories.absolute(path)
+        if path and not directories.is_db(directory):
             self._adopt(manage.create(directory, name)[0])
         else:
-            self._adopt(registry.add(location.set_up(path).directory, name))
+            self._adopt(registry.add(directories.set_up(path).directory, name))
 
     def _adopt(self, entry: Entry) -> None:
         self._home = home_of(entry)
@@ -106,7 +106,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 def _entries() -> list[Entry]:
     """The known sites, and the active DB if it is none of them."""
     found = registry.known()
-    here = scope.active()
+    here = site_handle.active()
     return found if here is None or here in found else [here, *found]
 
 
@@ -178,12 +178,12 @@ class SiteConfig(NamedTuple):
     @property
     def data_path(self) -> Path:
         """Below it are the working directories of jobs."""
-        return self.site_path / location.DATA
+        return self.site_path / directories.DATA
 
     @property
     def log_path(self) -> Path:
         """Here are the logs of launchers and the service."""
-        return self.site_path / location.LOG
+        return self.site_path / directories.LOG
 
 
 def site_config() -> SiteConfig | None:
@@ -192,8 +192,8 @@ def site_config() -> SiteConfig | None:
     Raises:
         NotABalsamDB: BALSAM_DB_PATH names no DB. SettingsError.
     """
-    from ..settings import Settings
+    from ..core.settings import Settings
 
-    here = scope.active()
+    here = site_handle.active()
     path = _path(here.path) if here else None
     return None if here is None or path is None else SiteConfig(here.number, here.name, path, Settings.load(here.path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from ..errors import InvalidSpec
+from ..core.errors import InvalidSpec
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # this interface's naive datetimes are UTC
 _FIRST, _LAST = (end - _EPOCH for end in (datetime.min, datetime.max))  # noqa: DTZ901

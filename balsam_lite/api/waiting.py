@@ -9,17 +9,17 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import states
-from ..errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
-from ..launcher import call
+from ..core import states
+from ..core.errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
 from ..launcher.waits import Waiting
-from ..sites.desk import Desk, Row
+from ..pyapps import run_call
+from ..sites.interface import Desk, Row
 from ..sites.local import LocalDesk
-from . import scope
-from .scope import Home, Question
+from . import site_handle
+from .site_handle import Home, Question
 
 if TYPE_CHECKING:
-    from ..db.connection import Database
+    from ..db.engine.connection import Database
     from .jobs import Job
 
 ALL_COMPLETED, FIRST_COMPLETED = "ALL_COMPLETED", "FIRST_COMPLETED"
@@ -77,7 +77,7 @@ def _result(job: Job) -> Any:
     outcome = _read_outcome(found["outcome"])
     if outcome.good != is_good:  # the function did well and a hook did not; or it is an earlier attempt's
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or outcome.trace or 'no reason is known'}")
-    value = call.value_of("function", outcome)
+    value = run_call.value_of("function", outcome)
     if is_good:
         return value
     raise value from RemoteError(outcome.trace)
@@ -88,7 +88,7 @@ def _read_outcome(text: str) -> Any:
     import pickle
 
     try:
-        return call.Outcome(*pickle.loads(base64.b64decode(text)))
+        return run_call.Outcome(*pickle.loads(base64.b64decode(text)))
     except Exception as exc:
         raise RemoteError(f"The file with the job's result cannot be read: {exc!r}") from exc
 
@@ -211,7 +211,7 @@ class _Pending:
             numbers.setdefault(home, []).append(number)
         places: list[tuple[Home, int]] = []
         try:
-            for home, rows in scope.ask([Question(home, {"id": of_site}) for home, of_site in numbers.items()], _states):
+            for home, rows in site_handle.ask([Question(home, {"id": of_site}) for home, of_site in numbers.items()], _states):
                 found = {row["id"]: row["state"] for row in rows}
                 places += self._ended(home, found)
                 places += [(home, number) for number in numbers[home] if number not in found]  # deleted: nothing will follow

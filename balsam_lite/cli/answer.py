@@ -23,7 +23,7 @@ def answer(ctx: click.Context, *, json: bool) -> int:
     Example:
         balsam answer < question.json > answer.json
     """
-    from ..sites.answer import respond
+    from ..sites.rpc.server import respond
 
     line = sys.stdin.buffer.read() if sys.stdin else b""  # it may be closed
     with contextlib.redirect_stdout(sys.stderr):  # stdout is the answer's, whatever users' modules print

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from .. import command_line, spec
-from ..db import forms, queries
+from ..core import command_line, field_specs
+from ..core.errors import InvalidSpec
+from ..db.query import queries, text_forms
 from ..db.store import apps as store
-from ..errors import InvalidSpec
-from . import layout
+from . import output
 from .common import open_db, warn
 from .group import BalsamCommand, SentenceOption, option
 
@@ -57,7 +57,7 @@ def app(
     values.update(description=description, envscript=os.path.abspath(os.path.expanduser(envscript)) if envscript else "")
     if not executable.strip():
         raise InvalidSpec("app executable must not be empty")
-    values = spec.check_app(values)
+    values = field_specs.check_app(values)
     lines = {field: as_program(values[field]) for field in command_line.FIELDS if values.get(field)}
     values.update(lines)
     db = open_db()
@@ -68,7 +68,7 @@ def app(
         warn_of_line(field, line)
     if values["envscript"]:
         warn_of("envscript", command_line.problems_of_script(values["envscript"]))
-    click.echo(f"{layout.many_lines(forms.app_form(found))}\nAdded app to database")
+    click.echo(f"{output.many_lines(text_forms.app_form(found))}\nAdded app to database")
 
 
 def as_program(line: str) -> str:
@@ -84,4 +84,4 @@ def warn_of_line(field: str, line: str) -> None:
 def warn_of(field: str, problems: Iterable[str]) -> None:
     """Warn of what is wrong with a field."""
     for text in problems:
-        warn(f"{field}: {layout.many_lines(text)}")
+        warn(f"{field}: {output.many_lines(text)}")

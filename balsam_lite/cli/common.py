@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .. import spec
-from ..db import location
-from ..db.connection import Database
-from ..errors import BalsamError, InvalidSpec
+from ..core import field_specs
+from ..core.errors import BalsamError, InvalidSpec
+from ..db.engine import directories
+from ..db.engine.connection import Database
 from .group import ConditionOption, option
 
 if TYPE_CHECKING:
-    from ..db.registry import Entry
-    from ..sites.desk import Desk
+    from ..db.engine.registry import Entry
+    from ..sites.interface import Desk
 
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -25,8 +25,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 #: How a job is named, for help texts.
 A_JOB = "a number, a prefix of an id, or a name"
 #: The option --run-when of commands that add jobs, and the end of their help texts.
-RUN_WHEN_HELP = f"When its parents let it run: {', '.join(spec.RUN_WHEN)}. [default: all_finished]"
-RUN_WHEN_EPILOG = "\n\n".join(["Values of --run-when:", *(f"{value}: {text}." for value, text in spec.RUN_WHEN.items())])
+RUN_WHEN_HELP = f"When its parents let it run: {', '.join(field_specs.RUN_WHEN)}. [default: all_finished]"
+RUN_WHEN_EPILOG = "\n\n".join(["Values of --run-when:", *(f"{value}: {text}." for value, text in field_specs.RUN_WHEN.items())])
 
 #: No count that a user gives has a business beyond what SQLite and JSON can hold exactly.
 _LARGEST = 2**53
@@ -35,7 +35,7 @@ _LARGEST = 2**53
 def open_db() -> Database:
     """The active DB, or the one that `--db` names."""
     context = click.get_current_context().find_root()
-    db = location.open_database(location.find(context.obj))
+    db = directories.open_database(directories.find(context.obj))
     context.call_on_close(db.close)
     return db
 
@@ -90,9 +90,9 @@ def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T
         UnknownSite, AmbiguousSite, NoDatabase: nothing is meant. BalsamError: every site failed; the error of one that was
         asked alone.
     """
-    from ..sites import many, selector
+    from ..sites import fanout, selector
 
-    answers = many.ask(selector.choose(site, _named_db()), question)
+    answers = fanout.ask(selector.choose(site, _named_db()), question)
     if len(answers.failed) == 1 and not answers.found:
         raise answers.failed[0][1]
     warn_of_sites(answers.failed)
@@ -107,12 +107,12 @@ def ask_all_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry
     Raises:
         UnknownSite, AmbiguousSite, NoDatabase: nothing is meant. BalsamError: a site failed; if several were asked it is named.
     """
-    from ..sites import many, selector
+    from ..sites import fanout, selector
 
-    answers = many.ask(selector.choose(site, _named_db()), question)
+    answers = fanout.ask(selector.choose(site, _named_db()), question)
     for entry, exc in answers.failed:
         if answers.found or len(answers.failed) > 1:
-            exc.message = f"Nothing was changed: {many.failure(entry, exc)}"
+            exc.message = f"Nothing was changed: {fanout.failure(entry, exc)}"
             exc.hint = f"{exc.hint}\nName the sites that answer with --site to do it there alone.".strip()
         raise exc
     return answers.found
@@ -120,11 +120,11 @@ def ask_all_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry
 
 def warn_of_sites(failed: Iterable[tuple[Entry, BalsamError]]) -> None:
     """A line on stderr for each site that could not be read."""
-    from ..sites import many
-    from . import layout
+    from ..sites import fanout
+    from . import output
 
     for entry, exc in failed:
-        warn(layout.one_line(many.failure(entry, exc)))
+        warn(output.one_line(fanout.failure(entry, exc)))
 
 
 def one_site(site: str) -> Desk:
@@ -133,9 +133,9 @@ def one_site(site: str) -> Desk:
     Raises:
         UnknownSite, AmbiguousSite, NoDatabase: it does not mean exactly one. NotABalsamDB: its directory is gone.
     """
-    from ..sites import many, selector
+    from ..sites import fanout, selector
 
-    return many.desk_of(selector.choose_one(site, _named_db()))
+    return fanout.desk_of(selector.choose_one(site, _named_db()))
 
 
 def _named_db() -> str | None:
@@ -149,7 +149,7 @@ NUMBER_OR_WORD = "its number, or else a prefix of its id, or its name"
 
 
 def condition_of(words: Iterable[str]) -> dict[str, Any]:
-    """Return the condition of `db.selection` for the jobs that these words name; digits are the number. {} for no words."""
+    """Return the condition of `selection` for the jobs that these words name; digits are the number. {} for no words."""
     numbers = {word: row_number(word.removeprefix("#")) for word in words}
     if None not in numbers.values():
         return {"id": list(numbers.values())} if numbers else {}
@@ -164,7 +164,7 @@ def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
     Raises:
         UnknownJob, AmbiguousJobId: for a word that is not a number.
     """
-    from ..db import queries
+    from ..db.query import queries
 
     numbers = {word: row_number(word.removeprefix("#")) for word in words}
     return sorted(
@@ -174,7 +174,7 @@ def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
 
 def jobs_fitting(desk: Desk, word: str) -> list[list[Any]]:
     """Return the jobs of a site that a word fits, as `queries.the_one` expects them."""
-    from ..db import queries
+    from ..db.query import queries
 
     rows = desk.page({"which": word}, queries.CANDIDATE, size=queries.CANDIDATES)
     return [[row[name] for name in queries.CANDIDATE] for row in rows]
@@ -265,7 +265,7 @@ class Minutes(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        from .. import durations
+        from ..core import durations
 
         try:
             return durations.whole_minutes(value) if self._is_whole else durations.minutes(value)

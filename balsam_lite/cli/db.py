@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from ..clock import SystemClock
-from ..db import checkup, location, maintenance, selftest
-from ..db.checkup import Finding
-from ..errors import BalsamError, DatabaseError, DatabaseReadOnly
-from ..settings import Settings
-from . import layout
+from ..core.clock import SystemClock
+from ..core.errors import BalsamError, DatabaseError, DatabaseReadOnly
+from ..core.settings import Settings
+from ..db.engine import directories, doctor, maintenance, selftest
+from ..db.engine.doctor import Finding
+from . import output
 from . import selftest as runner
 from .common import count, number, open_db, say
 from .group import BalsamCommand, CommandGroup, PathCommand, option
@@ -72,32 +72,32 @@ def check(ctx: click.Context, peers: tuple[str, ...], peer_command: str, seconds
     wrong = 0
     found: list[dict[str, Any]] = []
     for finding in _findings(ctx, peers, peer_command, seconds, quick):
-        wrong += finding.level == checkup.WRONG
+        wrong += finding.level == doctor.WRONG
         found.append(finding._asdict())
         if not json:
-            click.echo(f"{finding.level:>5}  {finding.topic}: {layout.one_line(finding.text)}")
+            click.echo(f"{finding.level:>5}  {finding.topic}: {output.one_line(finding.text)}")
     if json:
-        layout.write_json(found, sys.stdout)
+        output.write_json(found, sys.stdout)
     if wrong:
         sys.stdout.flush()
         raise DatabaseError(f"{wrong} thing(s) are wrong with this DB.", hint="See the lines that begin with `wrong`.")
 
 
 def _findings(ctx: click.Context, peers: tuple[str, ...], peer_command: str, seconds: float, quick: bool) -> Iterator[Finding]:
-    directory = location.find(ctx.find_root().obj)
+    directory = directories.find(ctx.find_root().obj)
     settings = Settings.load(directory)
     try:
-        database = location.open_database(directory, settings)
+        database = directories.open_database(directory, settings)
     except BalsamError as exc:  # to say so is what the command is for
-        yield checkup.refused(exc)
+        yield doctor.refused(exc)
         return
     ctx.call_on_close(database.close)
-    yield from checkup.look_over(database, now_us=SystemClock().now_us(), expiry_s=settings.LEASE_EXPIRY_S, quick=quick)
+    yield from doctor.look_over(database, now_us=SystemClock().now_us(), expiry_s=settings.LEASE_EXPIRY_S, quick=quick)
     if seconds or peers:
         try:
             yield from runner.run(database, peers, peer_command, seconds or 1.0)
         except DatabaseReadOnly as exc:
-            yield Finding("locks", checkup.NOTE, f"not tested: {exc.message}")
+            yield Finding("locks", doctor.NOTE, f"not tested: {exc.message}")
 
 
 @db.command("count", cls=PathCommand, hidden=True)
@@ -128,7 +128,7 @@ def backup(path: str, force: bool) -> None:
         balsam db backup ~/backups/today.sqlite3
     """
     size = maintenance.backup(open_db(), path, force=force)
-    say(f"{layout.one_line(path)}: {layout.size(size)}")
+    say(f"{output.one_line(path)}: {output.size(size)}")
 
 
 @db.command(cls=PathCommand, short_help="make a new DB of what can be read in a damaged one")
@@ -144,9 +144,9 @@ def salvage(new_dir: str) -> None:
     Example:
         balsam --db ~/my-db db salvage ~/my-new-db
     """
-    from ..db.salvage import salvage as read_what_can_be_read
+    from ..db.engine.salvage import salvage as read_what_can_be_read
 
-    directory = location.find(click.get_current_context().find_root().obj)
+    directory = directories.find(click.get_current_context().find_root().obj)
     found = read_what_can_be_read(directory, new_dir)
     click.echo(f"Read: {', '.join(f'{rows} {kind}' for kind, rows in found.read.items())}")
     for text in found.lost:
@@ -155,7 +155,7 @@ def salvage(new_dir: str) -> None:
         click.echo(f"Note: {text}")
     if not found.lost:
         click.echo("Nothing was found to be lost.")
-    new, old = layout.one_line(found.directory), layout.one_line(directory)
+    new, old = output.one_line(found.directory), output.one_line(directory)
     click.echo(f"The new DB is {new}.")
     click.echo(f"Still in {old}: the working directories (move `data` to {new}), settings, policy and job templates.")
 
@@ -177,7 +177,7 @@ def vacuum(force: bool) -> None:
     before, after, mended = maintenance.vacuum(database, expiry_s=expiry_s, force=force)
     if mended:
         say(f"The tags of {mended} job(s) were noted wrongly, and are right now.")
-    say(f"{layout.size(before)} before, {layout.size(after)} now")
+    say(f"{output.size(before)} before, {output.size(after)} now")
 
 
 @db.command(cls=BalsamCommand, short_help="show how large the DB is, how it is opened and its settings")
@@ -191,7 +191,7 @@ def info(json: bool) -> None:
     """
     found = maintenance.info(open_db())
     if json:
-        layout.write_json((found,), sys.stdout)
+        output.write_json((found,), sys.stdout)
         return
     for name, value in found.items():
         click.echo(f"{name.replace('_', ' ')}: {_shown(name, value)}")
@@ -199,9 +199,9 @@ def info(json: bool) -> None:
 
 def _shown(name: str, value: Any) -> str:
     if name.endswith("bytes"):
-        return layout.size(value)
+        return output.size(value)
     if isinstance(value, dict):
         value = [f"{count} {key}" for key, count in value.items() if count]
     if isinstance(value, list):
-        return layout.one_line(", ".join(value)) or "none"
-    return layout.one_line(str(value))
+        return output.one_line(", ".join(value)) or "none"
+    return output.one_line(str(value))

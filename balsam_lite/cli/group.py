@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "init": Entry("databases", "init", "create a Balsam DB in a directory"),
+    "init": Entry("init", "init", "create a Balsam DB in a directory"),
     "app": Entry("apps", "app", "register a program as an application"),
     "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
     "app rm": Entry("site_apps", "rm", "remove applications and their jobs"),
@@ -36,23 +36,23 @@ COMMANDS = {
     "mkchild": Entry("jobs", "mkchild", "add a child to a job, from inside its program or script"),
     "dep": Entry("jobs", "dep", "let a job wait for another one; both exist"),
     "ls": Entry("ls", "ls", "list jobs, applications, workflows, or launches in the queue"),
-    "modify": Entry("change", "modify", "change a field of a job or an application"),
+    "modify": Entry("modify", "modify", "change a field of a job or an application"),
     "rerun": Entry("rerun", "rerun", "put jobs that have ended back, to run once more"),
-    "rm": Entry("change", "rm", "remove jobs or applications of this DB"),
-    "killjob": Entry("change", "killjob", "stop jobs for good, but do not remove them"),
-    "launcher": Entry("launches", "launcher", "run jobs here, in this terminal or batch job"),
-    "submit-launch": Entry("launches", "submit_launch", "submit a launcher to the batch queue"),
+    "rm": Entry("modify", "rm", "remove jobs or applications of this DB"),
+    "killjob": Entry("modify", "killjob", "stop jobs for good, but do not remove them"),
+    "launcher": Entry("launcher", "launcher", "run jobs here, in this terminal or batch job"),
+    "submit-launch": Entry("launcher", "submit_launch", "submit a launcher to the batch queue"),
     "queue": Entry("queue", "queue", "submit launchers to the batch queue of any site, list or cancel them"),
     "service": Entry("service", "service", "submit launchers for the jobs that wait, as the queue policy allows"),
     "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
-    "which": Entry("databases", "which", "show the active DB, or find another one"),
+    "which": Entry("init", "which", "show the active DB, or find another one"),
     "db": Entry("db", "db", "check, back up, shrink, salvage or describe the database"),
     "log": Entry("logs", "log", "follow the logs of the DB"),
     "site": Entry("site", "site", "make, list and change sites: Balsam DBs with a name, here or behind ssh"),
     "plot": Entry("plot", "plot", "draw throughput, utilization, states or a timeline of jobs"),
     "answer": Entry("answer", "answer", "(answer the balsam of another host; its `--site` runs this through ssh)"),
-    "login": Entry("databases", "login", "(nothing to do: there is no account)"),
-    "server": Entry("databases", "server", "(nothing to do: there is no server)"),
+    "login": Entry("init", "login", "(nothing to do: there is no account)"),
+    "server": Entry("init", "server", "(nothing to do: there is no server)"),
 }
 
 

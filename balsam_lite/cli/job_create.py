@@ -8,12 +8,12 @@ from typing import Any, Callable, TypeVar
 
 import click
 
-from .. import spec
-from ..db.registry import Entry
-from ..durations import FORMS
-from ..errors import InvalidSpec, UnknownApp, UnknownJob
-from ..sites.desk import Desk, Row
-from . import layout
+from ..core import field_specs
+from ..core.durations import FORMS
+from ..core.errors import InvalidSpec, UnknownApp, UnknownJob
+from ..db.engine.registry import Entry
+from ..sites.interface import Desk, Row
+from . import output
 from .common import (
     NUMBER_OR_WORD,
     RUN_WHEN_EPILOG,
@@ -113,8 +113,8 @@ def _checked(desk: Desk, app: str, values: Mapping[str, Any]) -> Row:
     job = {name: value for name, value in values.items() if name not in _PAIRS}
     job.update({name: pairs(values[name], as_typed) for name, as_typed in _PAIRS.items()})
     job.update({"parent_ids": job_numbers(desk, job["parent_ids"]), "workdir": _workdir(job["workdir"])})
-    job["run_when"] = spec.checked(spec.JOB_FIELD["run_when"], job["run_when"])
-    job["gpus_per_rank"] = spec.checked(spec.JOB_FIELD["gpus_per_rank"], job["gpus_per_rank"])
+    job["run_when"] = field_specs.checked(field_specs.JOB_FIELD["run_when"], job["run_when"])
+    job["gpus_per_rank"] = field_specs.checked(field_specs.JOB_FIELD["gpus_per_rank"], job["gpus_per_rank"])
     application = _application(desk, app)
     _check_parameters(application, job["parameters"])
     _check_parents(desk, job["parent_ids"])
@@ -124,12 +124,12 @@ def _checked(desk: Desk, app: str, values: Mapping[str, Any]) -> Row:
 def _preview(site: Entry, job: Row) -> Iterator[str]:
     """The job as YAML."""
     shown = {"data": {}, "return_code": None, "site_name": site.name, **job}
-    yield from layout.yaml_lines({name: shown[name] for name in _FORM})
-    yield from layout.yaml_lines({name: shown[name] for name in _BESIDE if _says_something(name, shown[name])})
+    yield from output.yaml_lines({name: shown[name] for name in _FORM})
+    yield from output.yaml_lines({name: shown[name] for name in _BESIDE if _says_something(name, shown[name])})
 
 
 def _says_something(name: str, value: Any) -> bool:
-    return bool(value) and value != spec.JOB_FIELD[name].default
+    return bool(value) and value != field_specs.JOB_FIELD[name].default
 
 
 def _workdir(workdir: str) -> str:
@@ -138,7 +138,7 @@ def _workdir(workdir: str) -> str:
             f"workdir must be a relative path: cannot start with '/', as {workdir!r} does",
             hint="It is a directory below the site's data/.",
         )
-    return spec.checked_workdir(workdir)
+    return field_specs.checked_workdir(workdir)
 
 
 def _application(desk: Desk, app: str) -> Row:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from .. import spec, states
-from ..clock import iso_us
-from ..db.registry import Entry
-from ..sites.desk import Row
-from . import layout
+from ..core import field_specs, states
+from ..core.clock import iso_us
+from ..db.engine.registry import Entry
+from ..sites.interface import Row
+from . import output
 
 #: A job, and the site that has it.
 Found = tuple[Entry, Row]
@@ -44,12 +44,12 @@ def every(
     Raises:
         BalsamError: a site does not answer any more.
     """
-    from ..sites import many
+    from ..sites import fanout
 
     for entry, rows in first:
         while rows:
             yield from ((entry, row) for row in rows)
-            rows = [] if len(rows) < size else many.desk_of(entry).page(where, fields, rows[-1]["id"], size)
+            rows = [] if len(rows) < size else fanout.desk_of(entry).page(where, fields, rows[-1]["id"], size)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -58,13 +58,13 @@ def every(
 def table(found: Iterable[Found]) -> None:
     """Print the table of the workshop."""
     rows = ([job["id"], site.name, job["app"], job["workdir"], job["state"], job["tags"]] for site, job in found)
-    sys.stdout.writelines(f"{line}\n" for line in layout.padded(_TABLE, rows))
+    sys.stdout.writelines(f"{line}\n" for line in output.padded(_TABLE, rows))
 
 
 def counts(by_state: Mapping[str, int]) -> None:
     """Print a table of states and numbers."""
     rows = [(state, by_state[state]) for state in states.STATES if state in by_state]
-    sys.stdout.writelines(f"{line}\n" for line in layout.padded(("State", "Count"), rows))
+    sys.stdout.writelines(f"{line}\n" for line in output.padded(("State", "Count"), rows))
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------
@@ -78,21 +78,21 @@ def forms(found: Iterable[Found]) -> None:
 
 def form(site: Entry, job: Row) -> Iterator[str]:
     """The lines of one job."""
-    yield from layout.yaml_lines({"site": site.name, **{name: _shown(name, job.get(name)) for name in _FORM}})
-    yield from layout.yaml_lines({name: _shown(name, value) for name, value in job.items() if _says_something(name, value)})
+    yield from output.yaml_lines({"site": site.name, **{name: _shown(name, job.get(name)) for name in _FORM}})
+    yield from output.yaml_lines({name: _shown(name, value) for name, value in job.items() if _says_something(name, value)})
     yield f"deserialized parameters: {readable_parameters(job['parameters'])}"
     yield from ("---", "")
 
 
 def readable_parameters(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters of a job; of those that JSON cannot hold (see `launcher.function`) only the names."""
+    """The parameters of a job; of those that JSON cannot hold (see `pyapps.run_function`) only the names."""
     return dict.fromkeys(parameters.get("names", ()), "(pickled)") if "__pickled__" in parameters else parameters
 
 
 def _says_something(name: str, value: Any) -> bool:
     if name in _ELSEWHERE or value in ("", None) or value == {} or value == []:
         return False
-    field = spec.JOB_FIELD.get(name)
+    field = field_specs.JOB_FIELD.get(name)
     return field is None or value != field.default
 
 
@@ -106,7 +106,7 @@ def _shown(name: str, value: Any) -> Any:
 def histories(found: Iterable[Found]) -> None:
     """Print when each job entered each state, from its creation on."""
     for _, job, events in _with_events(found):
-        sys.stdout.write(layout.history(job["name"] or job["workdir"], job["job_id"], events) + "\n")
+        sys.stdout.write(output.history(job["name"] or job["workdir"], job["job_id"], events) + "\n")
 
 
 def history_objects(found: Iterable[Found]) -> Iterator[dict[str, Any]]:
@@ -134,13 +134,13 @@ def _with_events(found: Iterable[Found]) -> Iterator[tuple[Entry, Row, list[_Eve
 
 def _events(jobs: Iterable[Found]) -> dict[Entry, dict[int, list[_Event]]]:
     """The events of these jobs in the order in which they happened."""
-    from ..sites import many
+    from ..sites import fanout
 
     by_site: dict[Entry, dict[int, list[_Event]]] = {}
     for site, job in jobs:
         by_site.setdefault(site, {})[job["id"]] = []
     for site, of_job in by_site.items():
-        for event in many.desk_of(site).select("event", {"job_id": list(of_job)}, "id"):
+        for event in fanout.desk_of(site).select("event", {"job_id": list(of_job)}, "id"):
             message = event["data"].get("message") or event["data"].get("error") or ""
             of_job[event["job_id"]].append((event["timestamp"], event["from_state"], event["to_state"], str(message)))
     return by_site

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .. import command_line, spec
-from ..clock import SystemClock
-from ..db import queries
-from ..db.connection import Database
-from ..db.forms import program_of
+from ..core import command_line, field_specs
+from ..core.clock import SystemClock
+from ..core.durations import FORMS
+from ..core.errors import DuplicateApp, InvalidSpec
+from ..db.engine.connection import Database
+from ..db.query import queries
+from ..db.query.text_forms import program_of
 from ..db.store import apps, graph, insert
-from ..durations import FORMS
-from ..errors import DuplicateApp, InvalidSpec
-from . import layout
+from . import output
 from .apps import warn_of
 from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs, progress_of, warn
 from .group import BalsamCommand, SentenceOption, SeparateOption, WordsOption, option
@@ -92,7 +92,7 @@ def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
             --num-nodes 2 --ranks-per-node 8 \\
             --env OMP_NUM_THREADS=4 --tag size=big --parent 7df8 --yes
     """
-    stored = spec.check_job(_values(options))
+    stored = field_specs.check_job(_values(options))
     db = open_db()
     with db.read() as cx:
         numbers = list(dict.fromkeys(queries.find_job(cx, parent) for parent in parents))
@@ -115,12 +115,12 @@ def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
     caller = os.environ.get("BALSAM_JOB_ID", "")
     if not (parent or caller):
         raise click.UsageError("This is called by no job: BALSAM_JOB_ID is not set. Use --parent.")
-    stored = spec.check_job(_values(options))
+    stored = field_specs.check_job(_values(options))
     db = open_db()
     with db.read() as cx:
         above = queries.job(cx, queries.find_job(cx, parent or caller))
     stored.update(workflow=above["workflow"], queued_launch_id=above["queued_launch_id"])
-    job_id = _add(db, stored, [above], yes, f"spawned by {layout.cute_id(above['name'], above['job_id'])}")
+    job_id = _add(db, stored, [above], yes, f"spawned by {output.cute_id(above['name'], above['job_id'])}")
     _say_linked(above, {**stored, "job_id": job_id})
 
 
@@ -161,15 +161,15 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
 
 def _preview(stored: dict[str, Any], job_id: str) -> dict[str, Any]:
     """The job as it will stand in the DB."""
-    (row,) = spec.rows_with_defaults([stored])
+    (row,) = field_specs.rows_with_defaults([stored])
     own = row["user_workdir"] and os.path.abspath(row["user_workdir"])
-    return {**row, "job_id": job_id, "workdir": own or spec.workdir_name(row["workflow"], row["name"], job_id)}
+    return {**row, "job_id": job_id, "workdir": own or field_specs.workdir_name(row["workflow"], row["name"], job_id)}
 
 
 def _unused_id(cx: sqlite3.Connection) -> str:
     """A new id. The store draws another one where its first 8 characters are taken, and then the form would be wrong."""
     while True:
-        job_id = spec.new_job_id()
+        job_id = field_specs.new_job_id()
         if queries.short_id_holder(cx, job_id) is None:
             return job_id
 
@@ -196,7 +196,7 @@ def dep(parent: str, child: str) -> None:
 
 
 def _say_linked(*jobs: Mapping[str, Any]) -> None:
-    click.echo(f"Created link {' --> '.join(layout.cute_id(job['name'], job['job_id']) for job in jobs)}")
+    click.echo(f"Created link {' --> '.join(output.cute_id(job['name'], job['job_id']) for job in jobs)}")
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from typing import Callable, NamedTuple
 
 import click
 
-from ..db import location
-from . import layout
+from ..db.engine import directories
+from . import output
 from .common import count0, say
 from .group import BalsamCommand, option
 
@@ -30,7 +30,7 @@ def log(ctx: click.Context, lines: int, no_follow: bool) -> None:
         balsam log
         balsam log --no-follow -n 100
     """
-    folder = os.path.join(location.find(ctx.find_root().obj), location.LOG)
+    folder = os.path.join(directories.find(ctx.find_root().obj), directories.LOG)
     show = _Shower()
     places = {path: _last_lines(path, lines, show) for path in log_files(folder)}
     if no_follow:
@@ -106,6 +106,6 @@ class _Shower:
 
     def __call__(self, path: str, piece: bytes) -> None:
         if path != self._path:
-            sys.stdout.write(f"{chr(10) if self._path else ''}==> {layout.one_line(os.path.basename(path))} <==\n")
+            sys.stdout.write(f"{chr(10) if self._path else ''}==> {output.one_line(os.path.basename(path))} <==\n")
             self._path = path
-        sys.stdout.write(layout.many_lines(piece.decode(errors="replace")))
+        sys.stdout.write(output.many_lines(piece.decode(errors="replace")))

@@ -11,11 +11,11 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
-from .. import spec, states
-from ..db import queries
-from ..db.connection import Database
-from ..errors import UnknownField
-from . import layout
+from ..core import field_specs, states
+from ..core.errors import UnknownField
+from ..db.engine.connection import Database
+from ..db.query import queries
+from . import output
 from .common import A_JOB, count, open_db, pairs, row_number, say, warn
 from .group import BalsamCommand, ConditionOption, FieldOption, option
 
@@ -179,11 +179,11 @@ def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[
     shown = []
     for *row, is_stale in rows:
         if environ is not None:
-            row[environ] = spec.masked_json(row[environ])
-        row[program] = layout.basenames(row[program])
+            row[environ] = field_specs.masked_json(row[environ])
+        row[program] = output.basenames(row[program])
         row[state] += _STALE_MARK * is_stale
         shown.append(row)
-    return layout.table(columns, shown)
+    return output.table(columns, shown)
 
 
 _STALE_MARK = " (stale)"
@@ -197,7 +197,7 @@ def _explain_stale(marks: Iterable[int]) -> None:
 
 
 def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
-    from ..db.forms import program_of
+    from ..db.query.text_forms import program_of
 
     limit = wanted.rows()
     texts = []
@@ -215,18 +215,19 @@ def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
 
 def form(db: Database, job: Mapping[str, Any], parents: Sequence[str], executable: str | None) -> str:
     """One job as the slides print it."""
-    from ..db import forms, location
+    from ..db.engine import directories
+    from ..db.query import text_forms
 
-    return layout.many_lines(forms.job_form(job, parents, executable, os.path.join(db.directory, location.DATA)))
+    return output.many_lines(text_forms.job_form(job, parents, executable, os.path.join(db.directory, directories.DATA)))
 
 
 def _all_fields(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
     names = (*queries.JOB_COLUMNS, "stale")
-    kinds = {name: field.kind for name, field in spec.JOB_FIELD.items()} | {"stale": "flag"}
+    kinds = {name: field.kind for name, field in field_specs.JOB_FIELD.items()} | {"stale": "flag"}
     with db.read() as cx, _Unhurried(db) as file:
         rows = queries.iterate_jobs(cx, only, (*queries.JOB_COLUMNS, queries.STALE), wanted.sort, wanted.limit)
         with closing(cast(Any, rows)):  # whoever reads us may leave; the query must not outlive its connection
-            layout.write_json(layout.objects(names, kinds, rows), file)
+            output.write_json(output.objects(names, kinds, rows), file)
 
 
 class _Unhurried:
@@ -236,7 +237,7 @@ class _Unhurried:
     """
 
     def __init__(self, db: Database) -> None:
-        from ..db.filesystem import LOCAL
+        from ..db.engine.filesystem import LOCAL
 
         self._aside: IO[str] | None = None
         if db.access != LOCAL:
@@ -270,9 +271,9 @@ def _histories(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
         more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
         if wanted.json:
             with _Unhurried(db) as file:
-                layout.write_json(_history_objects(cx, rows), file)
+                output.write_json(_history_objects(cx, rows), file)
             return
-        texts = [layout.history(name, job_id, queries.history(cx, number)) for number, job_id, name in rows]
+        texts = [output.history(name, job_id, queries.history(cx, number)) for number, job_id, name in rows]
     _print([*texts, *_more(more)] or [NO_JOBS])
 
 
@@ -295,7 +296,7 @@ def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
             rows = [] if wanted.json else queries.jobs(cx, here, (*columns, queries.STALE), wanted.sort, limit)
             found[state] = (counts[state], rows)
     if wanted.json:
-        layout.write_json(({"state": state, "jobs": number} for state, (number, _) in found.items()), sys.stdout)
+        output.write_json(({"state": state, "jobs": number} for state, (number, _) in found.items()), sys.stdout)
         return
     lines: list[str] = []
     for state, (number, rows) in found.items():
@@ -325,12 +326,12 @@ def _tree_objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> None
     with db.read() as cx, _Unhurried(db) as file:
         rows = queries.iterate_jobs(cx, only, (*JOB_TABLE, *queries.RELATIVES), wanted.sort, wanted.limit)
         with closing(cast(Any, rows)):
-            layout.write_json(layout.objects(names, kinds, rows), file)
+            output.write_json(output.objects(names, kinds, rows), file)
 
 
 def _branch(depth: int, is_known: bool, name: str, job_id: str) -> str:
     known = " (its children: see above)" if is_known else ""
-    return f"{'|     ' * depth}{layout.one_line(name):10} {layout.cute_id(name, job_id)}{known}"
+    return f"{'|     ' * depth}{output.one_line(name):10} {output.cute_id(name, job_id)}{known}"
 
 
 #: Where a job stands in the picture: its number, its depth, and whether its children stand further up.
@@ -375,9 +376,9 @@ def _apps(db: Database, wanted: Wanted) -> None:
     with db.read() as cx:
         apps = [app for app in queries.apps(cx, wanted.name) if not numbers or app["id"] in numbers.values()][: wanted.limit]
     if wanted.json:
-        kinds = {name: field.kind for name, field in spec.APP_FIELD.items()}
+        kinds = {name: field.kind for name, field in field_specs.APP_FIELD.items()}
         rows = (tuple(app.values()) for app in apps)
-        layout.write_json(layout.objects(queries.APP_COLUMNS, kinds, rows), sys.stdout)
+        output.write_json(output.objects(queries.APP_COLUMNS, kinds, rows), sys.stdout)
     elif not apps:
         _print(["No apps found matching query"])
     else:
@@ -385,18 +386,18 @@ def _apps(db: Database, wanted: Wanted) -> None:
 
 
 def _app_forms(apps: Sequence[Mapping[str, Any]]) -> list[str]:
-    from ..db import forms
+    from ..db.query import text_forms
 
-    return [layout.many_lines(forms.app_form(app)) + "\n" for app in apps]
+    return [output.many_lines(text_forms.app_form(app)) + "\n" for app in apps]
 
 
 def _app_table(apps: Sequence[Mapping[str, Any]]) -> list[str]:
-    from ..db.forms import program_of
+    from ..db.query.text_forms import program_of
 
     # A template is no list of paths.
-    programs = [app["command_template"] or layout.basenames(program_of(app)) for app in apps]
+    programs = [app["command_template"] or output.basenames(program_of(app)) for app in apps]
     rows = [(app["id"], app["name"], program, app["description"]) for app, program in zip(apps, programs)]
-    return layout.table(APP_TABLE, rows)
+    return output.table(APP_TABLE, rows)
 
 
 def _workflows(db: Database, wanted: Wanted) -> None:
@@ -406,17 +407,17 @@ def _workflows(db: Database, wanted: Wanted) -> None:
         if exact:
             names = [name for name in names if name == exact] or [name for name in names if exact.lower() in name.lower()]
     if wanted.json:
-        layout.write_json(({"workflow": name} for name in names), sys.stdout)
+        output.write_json(({"workflow": name} for name in names), sys.stdout)
         return
     if not names:
         _print([f"No workflow matching {exact}" if exact else "No workflows found"])
         return
     expanded = wanted.tree or wanted.verbose or names == [exact]
     if not expanded:
-        _print(["Workflows", "-" * 9, *map(layout.one_line, names)])
+        _print(["Workflows", "-" * 9, *map(output.one_line, names)])
         return
     for name in names:
-        heading = layout.one_line(name)
+        heading = output.one_line(name)
         _print([heading, "-" * len(heading)])
         only = queries.JobFilter(exact_workflow=name)
         (_tree if wanted.tree else _forms if wanted.verbose else _table)(db, wanted, only)
@@ -427,7 +428,7 @@ def list_queues(db: Database, wanted: Wanted) -> None:
     """The launches. Asks the scheduler, once for all of them."""
     rows = _launches(db, wanted)
     if wanted.json:
-        layout.write_json(map(_plain_launch, rows), sys.stdout)
+        output.write_json(map(_plain_launch, rows), sys.stdout)
     elif not rows:
         _print(["No queued jobs detected"])
     elif wanted.verbose:
@@ -440,10 +441,10 @@ def list_queues(db: Database, wanted: Wanted) -> None:
 
 def _launches(db: Database, wanted: Wanted) -> list[dict[str, Any]]:
     """The launches as they are now, if the scheduler answers; else as they were when it last did."""
-    from ..db import batch_queries
-    from ..errors import SchedulerError
+    from ..core.errors import SchedulerError
+    from ..core.settings import Settings
+    from ..db.query import batch_queries
     from ..schedulers import base, submission
-    from ..settings import Settings
 
     try:
         submission.refresh(db, base.select(Settings.load(db.directory)))
@@ -466,7 +467,7 @@ def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
         }
         for row in rows
     ]
-    return layout.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
+    return output.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
 
 
 def _first_line(reason: str | None) -> str:
@@ -479,4 +480,4 @@ _LAUNCH_KINDS = {"filter_tags": "tags", "prescheduled_only": "flag", "from_balsa
 
 
 def _plain_launch(row: Mapping[str, Any]) -> dict[str, Any]:
-    return next(layout.objects(tuple(row), _LAUNCH_KINDS, [tuple(row.values())]))
+    return next(output.objects(tuple(row), _LAUNCH_KINDS, [tuple(row.values())]))

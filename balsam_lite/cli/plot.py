@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from .. import states
-from ..clock import SECOND_US, SystemClock
-from ..errors import InvalidSpec
+from ..core import states
+from ..core.clock import SECOND_US, SystemClock
+from ..core.errors import InvalidSpec
 from .common import NUMBER_OR_WORD, ask_sites, condition_of, long_site_option, pairs, say
 from .group import ConditionOption, PathCommand, option
-from .layout import one_line
+from .output import one_line
 
 _KINDS = ("throughput", "utilization", "states", "gantt")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -82,7 +82,7 @@ def _where(
     ids: Sequence[str], tags: Sequence[str], wanted: Sequence[str], names: Sequence[str], workflows: Sequence[str],
     apps: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """The conditions of `db.selection`. Raises InvalidSpec, InvalidStateError."""
+    """The conditions of `db.query.selection`. Raises InvalidSpec, InvalidStateError."""
     terms = {
         **condition_of(ids),
         "tags": pairs(tags, "--tag"),

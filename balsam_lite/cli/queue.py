@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from .. import spec
-from ..db.registry import Entry
-from ..durations import FORMS
-from ..errors import AmbiguousJobId, BalsamError, UnknownBatchJob
-from . import layout
+from ..core import field_specs
+from ..core.durations import FORMS
+from ..core.errors import AmbiguousJobId, BalsamError, UnknownBatchJob
+from ..db.engine.registry import Entry
+from . import output
 from .common import Minutes, ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
 from .group import BalsamCommand, CommandGroup, option
 
@@ -47,7 +47,7 @@ def queue() -> None:
 @option("-q", "--queue", "queue_name", default="", metavar="NAME", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option(
-    "-j", "--job-mode", type=click.Choice(spec.JOB_MODES), required=True,
+    "-j", "--job-mode", type=click.Choice(field_specs.JOB_MODES), required=True,
     help="serial: programs of one rank; mpi: all by the MPI start command; mixed: those of many ranks by it.",
 )  # fmt: skip
 @option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Run only jobs with that tag; may be repeated.")
@@ -78,7 +78,7 @@ def submit(
         balsam queue submit -n 4 -t 60 -j mpi \\
             -p mpi:3:kind=large -p serial:1:kind=small
     """
-    from ..partitions import Partition
+    from ..core.partitions import Partition
 
     row = {
         "num_nodes": num_nodes,
@@ -93,7 +93,7 @@ def submit(
     desk = one_site(site)
     made = desk.create("batch_job", [row])[0]
     doubts = made["status_info"].pop("doubts", [])
-    _print(layout.yaml_lines(_shown(made, desk.entry)))
+    _print(output.yaml_lines(_shown(made, desk.entry)))
     for doubt in doubts:
         warn(doubt)
 
@@ -150,23 +150,23 @@ def list_(
     answers = ask_sites(site, lambda desk: desk.select("batch_job", where, "-id", 0, most))
     rows = [{**row, "site": entry.name} for entry, found in answers for row in reversed(found)]
     if json:
-        layout.write_json(rows, sys.stdout)
+        output.write_json(rows, sys.stdout)
         return
     if num:
         _print([f"Displaying records for last {num} Batch Jobs"])
     elif not rows and "state" in where:
         _print([_NONE_ACTIVE])
     if verbose:
-        _print(layout.one_line(str(row)) for row in rows)
+        _print(output.one_line(str(row)) for row in rows)
     else:
         _print(_table(rows))
 
 
 def _table(rows: Iterable[_Row]) -> list[str]:
     """Each column to the right, one blank wider than its widest cell; joined by a blank (source: Balsam 0.7)."""
-    cells = [_COLUMNS, *([layout.one_line(_cell(name, row)) for name in _COLUMNS] for row in rows)]
+    cells = [_COLUMNS, *([output.one_line(_cell(name, row)) for name in _COLUMNS] for row in rows)]
     widths = [max(map(len, column)) + 1 for column in zip(*cells)]
-    return [" ".join(map(layout.right, row, widths)) for row in cells]
+    return [" ".join(map(output.right, row, widths)) for row in cells]
 
 
 def _cell(name: str, row: _Row) -> str:
@@ -262,8 +262,8 @@ def _find(word: str, answers: _Answers) -> tuple[Entry, _Row]:
 
 def _cancel(entry: Entry, row: _Row) -> _Row:
     """Ask for its end; returns it as it is then. Raises CancelFailed, PollFailed."""
-    from ..sites import many
+    from ..sites import fanout
 
-    desk = many.desk_of(entry)
+    desk = fanout.desk_of(entry)
     desk.update("batch_job", [{"id": row["id"], "state": "pending_deletion"}])
     return desk.select("batch_job", {"id": row["id"]})[0]

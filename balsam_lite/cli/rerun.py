@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import spec, states
-from ..db import queries
-from ..db.store import graph, pieces, user
-from ..errors import NotFound
-from . import layout
+from ..core import field_specs, states
+from ..core.errors import NotFound
+from ..db.query import queries
+from ..db.store import graph, pieces, user_actions
+from . import output
 from .common import A_JOB, confirm, open_db, pairs, progress_of, say
 from .group import BalsamCommand, ConditionOption, SeparateOption, option
 
 if TYPE_CHECKING:
-    from ..db.connection import Connection
+    from ..db.engine.connection import Connection
 
 
 @click.command(cls=BalsamCommand)
@@ -86,7 +86,7 @@ def rerun(
     if only == queries.JobFilter():
         raise click.UsageError("Say which jobs: at least one of --state, --name, --id, --wf, --app and --tag is needed.")
     values = pairs(changes, "--set")
-    spec.check_job(values)
+    field_specs.check_job(values)
     db = open_db()
     with db.read() as cx:
         only = only._replace(which=tuple(f"#{queries.find_job(cx, word)}" for word in ids))
@@ -97,13 +97,13 @@ def rerun(
         click.get_current_context().exit(1)
     if len(matching) + len(below) > pieces.FEW:
         with progress_of(len(matching) + len(below)) as progress:
-            done = user.rerun(db, matching, to, values, below, progress)
+            done = user_actions.rerun(db, matching, to, values, below, progress)
         with db.read() as cx:
             waiting, failed, parent = _outcome(cx, [*matching, *below])
     else:
         with pieces.few(db) as cx:
             matching, below = _chosen(cx, only, downstream)
-            done = user.rerun(db, matching, to, values, below)
+            done = user_actions.rerun(db, matching, to, values, below)
             waiting, failed, parent = _outcome(cx, [*matching, *below])
     if not matching:
         raise NotFound("No jobs found matching query")
@@ -113,7 +113,7 @@ def rerun(
     if held:
         click.echo(f"{held} left alone: a launcher holds them")
     if failed:
-        say(f"{failed} FAILED again at once, as their run_when cannot hold{parent and f': parent {layout.one_line(parent)}'}.")
+        say(f"{failed} FAILED again at once, as their run_when cannot hold{parent and f': parent {output.one_line(parent)}'}.")
         say("Once their parents are put back, they run too; --downstream puts back all jobs below a parent.")
         click.get_current_context().exit(0 if jobs else 1)
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from ..errors import BalsamError, DatabaseError
-from ..settings import SettingsWarning, home
+from ..core.errors import BalsamError, DatabaseError
+from ..core.settings import SettingsWarning, home
 
 TRACEBACK_VARIABLE = "BALSAM_TRACEBACK"
 _COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
@@ -175,7 +175,7 @@ def _unexpected(exc: Exception, words: Sequence[str]) -> int:
         _say("Error: The current directory does not exist any more.\nGo to another one: `cd`.")
         return 1
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        from ..db.filesystem import failure
+        from ..db.engine.filesystem import failure
 
         path = os.fsdecode(exc.filename) if isinstance(exc.filename, (str, bytes)) else os.getcwd()
         _say(f"Error: {path} cannot be written: {failure(exc, path)}\nFree some space, try again.")
@@ -219,13 +219,13 @@ def _keep(text: str, words: Sequence[str]) -> str:
 
 
 def _db_log(words: Sequence[str]) -> str:
-    from ..db import location
+    from ..db.engine import directories
 
     named = words[1] if words[:1] == ["--db"] and len(words) > 1 else None
     for word in words[:1]:
         named = word[5:] if word.startswith("--db=") else named
     try:
-        return os.path.join(location.find(named), location.LOG)
+        return os.path.join(directories.find(named), directories.LOG)
     except Exception:  # noqa: BLE001  # what went wrong before may go wrong here, too, and is to be told all the same
         return ""
 

@@ -1,4 +1,4 @@
-"""Start the testers of `db.selftest`, here and on other hosts, and say what came out."""
+"""Start the testers of `db.engine.selftest`, here and on other hosts, and say what came out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .. import programs, spec
-from ..db import checkup, selftest
-from ..db.checkup import Finding
-from ..db.connection import Database
-from ..db.selftest import Tally
-from ..errors import InputError
+from ..core import field_specs, subprocess_run
+from ..core.errors import InputError
+from ..db.engine import doctor, selftest
+from ..db.engine.connection import Database
+from ..db.engine.doctor import Finding
+from ..db.engine.selftest import Tally
 
 #: ssh(1): its words go through the shell of the other host, and it must not ask for a password.
 PEER_COMMAND = "ssh -o BatchMode=yes -o ConnectTimeout=15 {host} {command}"
@@ -35,20 +35,20 @@ def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -
     prefix = _split(peer_command)
     places = ["", *peers] if peers else ["", ""]
     with selftest.scratch(db) as scratch:
-        jobs: list[Callable[[], programs.Completed]] = []
+        jobs: list[Callable[[], subprocess_run.Completed]] = []
         for number, peer in enumerate(places):
             words = ["db", "count", scratch, f"tester{number + 1}", str(len(places)), str(seconds)]
             jobs.append(_elsewhere(prefix, peer, words, seconds) if peer else _here(words))
         done = _at_once(jobs, scratch)
         if isinstance(done, _Failed):
             place = places[done.number] or "this host"
-            return [Finding(_TOPIC, checkup.WRONG, f"the tester on {place} failed: {_why(done.answer)}")]
+            return [Finding(_TOPIC, doctor.WRONG, f"the tester on {place} failed: {_why(done.answer)}")]
         return [_judged(scratch, done, bool(peers)), *_clocks(done)]
 
 
 def _split(peer_command: str) -> list[str]:
     try:
-        words = spec.split_command(peer_command)
+        words = field_specs.split_command(peer_command)
     except ValueError as exc:
         raise InputError(f"--peer-command {peer_command!r} cannot be read: {exc}") from exc
     if not words:
@@ -56,26 +56,26 @@ def _split(peer_command: str) -> list[str]:
     return words
 
 
-def _here(words: list[str]) -> Callable[[], programs.Completed]:
-    return lambda: programs.run_module(_MODULE, *words)
+def _here(words: list[str]) -> Callable[[], subprocess_run.Completed]:
+    return lambda: subprocess_run.run_module(_MODULE, *words)
 
 
-def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -> Callable[[], programs.Completed]:
-    command = ["env", f"PYTHONPATH={programs.python_path()}", *programs.module_words(_MODULE, *words)]
+def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -> Callable[[], subprocess_run.Completed]:
+    command = ["env", f"PYTHONPATH={subprocess_run.python_path()}", *subprocess_run.module_words(_MODULE, *words)]
     argv = [word.replace("{host}", peer).replace("{command}", shlex.join(command)) for word in prefix]
     if not any("{command}" in word for word in prefix):
         argv += [shlex.join(command)] if os.path.basename(prefix[0]) == "ssh" else command
-    return lambda: programs.run(argv, timeout_s=selftest.GATHERING_S + seconds + _SLACK_S)
+    return lambda: subprocess_run.run(argv, timeout_s=selftest.GATHERING_S + seconds + _SLACK_S)
 
 
 class _Failed(NamedTuple):
     """The first tester that did not do its part."""
 
     number: int
-    answer: programs.Completed
+    answer: subprocess_run.Completed
 
 
-def _at_once(jobs: Sequence[Callable[[], programs.Completed]], scratch: str) -> list[Tally] | _Failed:
+def _at_once(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: str) -> list[Tally] | _Failed:
     """What the testers say, in order. Where one fails, the others need not wait for it."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -97,22 +97,22 @@ def _at_once(jobs: Sequence[Callable[[], programs.Completed]], scratch: str) -> 
 def _judged(scratch: str, tallies: list[Tally], has_peers: bool) -> Finding:
     faults = selftest.faults(scratch, tallies)
     if faults:
-        return Finding(_TOPIC, checkup.WRONG, f"the locks of this file system do not hold: {'; '.join(faults)}")
+        return Finding(_TOPIC, doctor.WRONG, f"the locks of this file system do not hold: {'; '.join(faults)}")
     hosts = {(tally.host, tally.pid_namespace) for tally in tallies}
     total, slowest_s = sum(tally.commits for tally in tallies), max(tally.slowest_s for tally in tallies)
     did = f"{len(tallies)} processes on {len(hosts)} host(s) made {total} transactions"
     text = f"{did}, the slowest in {slowest_s} s; none was lost"
     if has_peers and len(hosts) < 2:
-        return Finding(_TOPIC, checkup.NOTE, f"{text}. But all of them are this very host, so it says nothing about others")
-    return Finding(_TOPIC, checkup.OK, text)
+        return Finding(_TOPIC, doctor.NOTE, f"{text}. But all of them are this very host, so it says nothing about others")
+    return Finding(_TOPIC, doctor.OK, text)
 
 
 def _clocks(tallies: list[Tally]) -> list[Finding]:
     """Compare the clocks of the peers with this host's, by the moment at which the testers met."""
     here, peers = tallies[0], [tally for tally in tallies if tally.host != tallies[0].host]
-    return [checkup.compared_clock(tally.host, tally.met_s - here.met_s, tally.slowest_s + here.slowest_s) for tally in peers]
+    return [doctor.compared_clock(tally.host, tally.met_s - here.met_s, tally.slowest_s + here.slowest_s) for tally in peers]
 
 
-def _why(answer: programs.Completed) -> str:
+def _why(answer: subprocess_run.Completed) -> str:
     said = answer.stderr.strip().splitlines() or answer.stdout.strip().splitlines()
     return f"exit code {answer.returncode}, {said[-1][:300]}" if said else f"exit code {answer.returncode}"

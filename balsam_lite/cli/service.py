@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from ..db import location
-from . import layout
+from ..db.engine import directories
+from . import output
 from .common import say
 from .group import BalsamCommand, option
 
@@ -36,7 +36,7 @@ def service(ctx: click.Context, action: str | None, *, dry_run: bool, json: bool
         raise click.UsageError(f"--dry-run does not go with {action}.")
     if json and action != "status" and not dry_run:
         raise click.UsageError("--json goes with status and --dry-run.")
-    directory = location.find(ctx.find_root().obj)
+    directory = directories.find(ctx.find_root().obj)
     if dry_run:
         return _rehearse(directory, json)
     from ..service import main
@@ -48,7 +48,7 @@ def service(ctx: click.Context, action: str | None, *, dry_run: bool, json: bool
         return 0
     if action == "start":
         started = main.start(directory)
-        click.echo(f"Starting Balsam service [{started.pid}], log in {layout.one_line(started.log)}")
+        click.echo(f"Starting Balsam service [{started.pid}], log in {output.one_line(started.log)}")
         return 0
     return main.run_service(directory)
 
@@ -57,31 +57,31 @@ def service(ctx: click.Context, action: str | None, *, dry_run: bool, json: bool
 
 
 def _rehearse(directory: str, as_json: bool) -> int:
-    from ..clock import SystemClock
+    from ..core.clock import SystemClock
+    from ..core.settings import Settings
     from ..schedulers.base import select
     from ..service import loop, policy
-    from ..settings import Settings
 
     settings = Settings.load(directory)
-    db = location.open_database(directory, settings)
+    db = directories.open_database(directory, settings)
     queues = policy.load(directory, settings)
     found = loop.rehearse(db, settings, queues, select(settings).domain, SystemClock.now_us())
     if as_json:
         _print_object(_as_object(found, policy.find(directory, settings)))
         return 0
-    click.echo(f"Policy: {layout.one_line(policy.find(directory, settings))}")
+    click.echo(f"Policy: {output.one_line(policy.find(directory, settings))}")
     for launch in found.launches:
-        click.echo(f"Would submit: {layout.one_line(loop.described(launch))}")
+        click.echo(f"Would submit: {output.one_line(loop.described(launch))}")
     if not found.launches:
         click.echo("Would submit nothing" + ("." if found.waits or found.misfits else ": no job waits without a launch."))
     for what, lefts in (("Waits", found.waits), ("Fits nowhere", found.misfits)):
         for line in loop.reasons(lefts):
-            click.echo(f"{what}: {layout.one_line(line)}")
+            click.echo(f"{what}: {output.one_line(line)}")
     return 0
 
 
 def _print_object(found: dict[str, Any]) -> None:
-    click.echo(layout.json_encoder(sys.stdout)(found))
+    click.echo(output.json_encoder(sys.stdout)(found))
 
 
 def _as_object(found: Any, policy: str) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _status(found: dict[str, Any], as_json: bool) -> int:
         click.echo("No service has run on this Balsam DB.")
     else:
         for line in _described(found):
-            click.echo(layout.one_line(line))
+            click.echo(output.one_line(line))
     return 0 if found["state"] == "running" else 1
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BalsamError, NotABalsamDB
-from . import layout
+from ..core.errors import BalsamError, NotABalsamDB
+from . import output
 from .common import confirm, say, warn, warn_of_sites
 from .group import BalsamCommand, CommandGroup, PathCommand, option
 
 if TYPE_CHECKING:
-    from ..db.registry import Entry
+    from ..db.engine.registry import Entry
 
 
 @click.group(cls=CommandGroup)
@@ -49,11 +49,11 @@ def init(path: str, name: str | None, access: str | None) -> None:
         balsam site init -n my-site ~/my-site
     """
     from ..sites import manage
-    from .databases import copy_templates
+    from .init import copy_templates
 
     entry, db = manage.create(path, name or _asked_name(path), access)
     copy_templates(db)
-    click.echo(f"New Balsam site set up at {layout.one_line(entry.path)}")
+    click.echo(f"New Balsam site set up at {output.one_line(entry.path)}")
 
 
 def _asked_name(path: str) -> str:
@@ -83,8 +83,8 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
         balsam site add cluster ssh://cluster/~/my-db \\
             --balsam /opt/balsam/bin/balsam
     """
-    from ..db import registry
-    from ..sites import ssh
+    from ..db.engine import registry
+    from ..sites.rpc import ssh
 
     host, path = ssh.parse_address(address)
     ssh.shell_line(balsam)  # or say that it cannot be one
@@ -98,29 +98,29 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
         there = None
     entry = registry.add(path, name, host, balsam)
     found = f" (balsam_lite {there['version']}, {_jobs(there['jobs'])})" if there else " (not reached yet)"
-    click.echo(f"Added site {entry.number}, {layout.one_line(name)}: {layout.one_line(entry.address)}{found}")
+    click.echo(f"Added site {entry.number}, {output.one_line(name)}: {output.one_line(entry.address)}{found}")
     if there:
         _warn_if_twice(entry, there.get("db_id", ""))
 
 
 def _warn_if_twice(added: Entry, db_id: str) -> None:
     """Ask the other sites, as far as they answer, whether they are that DB under another address."""
-    from ..db import registry
-    from ..sites import many
+    from ..db.engine import registry
+    from ..sites import fanout
 
     others = [entry for entry in registry.known() if entry.number != added.number] if db_id else []
-    for entry, about in many.ask(others, lambda desk: desk.about(), many.LOOK_S).found:
+    for entry, about in fanout.ask(others, lambda desk: desk.about(), fanout.LOOK_S).found:
         if about.get("db_id") == db_id:
             warn(
-                f"This is the DB of site {layout.one_line(entry.name)} ({layout.one_line(entry.address)}), or a copy of it.\n"
+                f"This is the DB of site {output.one_line(entry.name)} ({output.one_line(entry.address)}), or a copy of it.\n"
                 f"If it is the same, its jobs count twice with --site all; `balsam site forget {added.number}` undoes this."
             )
 
 
 def _about(entry: Entry, patience_s: float) -> dict[str, Any]:
-    from ..sites import many
+    from ..sites import fanout
 
-    answers = many.ask([entry], lambda desk: desk.about(), patience_s)
+    answers = fanout.ask([entry], lambda desk: desk.about(), patience_s)
     for _, exc in answers.failed:
         raise exc
     found: dict[str, Any] = answers.found[0][1]
@@ -148,7 +148,7 @@ def start(ctx: click.Context, site: str | None) -> None:
         balsam site start my-site
     """
     entry = _meant(ctx, site)
-    say(f"Starting Balsam site at {layout.one_line(entry.address)}")
+    say(f"Starting Balsam site at {output.one_line(entry.address)}")
     _serve(entry, "start")
 
 
@@ -166,7 +166,7 @@ def stop(ctx: click.Context, site: str | None) -> None:
         balsam site stop my-site
     """
     entry = _meant(ctx, site)
-    say(f"Waiting for site {layout.one_line(entry.address)} to shutdown...")
+    say(f"Waiting for site {output.one_line(entry.address)} to shutdown...")
     _serve(entry, "stop")
 
 
@@ -177,10 +177,10 @@ def _meant(ctx: click.Context, word: str | None) -> Entry:
 
 
 def _serve(entry: Entry, verb: str) -> None:
-    from ..sites import many
+    from ..sites import fanout
 
-    for line in _lines(many.desk_of(entry).service(verb)["said"]):
-        click.echo(layout.one_line(line))
+    for line in _lines(fanout.desk_of(entry).service(verb)["said"]):
+        click.echo(output.one_line(line))
 
 
 def _lines(said: Any) -> list[str]:
@@ -206,14 +206,14 @@ def list_(*, verbose: bool, json: bool) -> None:
     """
     found = list(_found_sites())
     if json:
-        layout.write_json(found, sys.stdout)
+        output.write_json(found, sys.stdout)
     elif verbose:
         for one in found:
-            click.echo("\n".join(layout.yaml_lines(one)) + "\n---")
+            click.echo("\n".join(output.yaml_lines(one)) + "\n---")
     else:
         click.echo(_row("ID", "Name", "Path", "Active"))
         if not found:
-            from ..db import registry
+            from ..db.engine import registry
 
             say(registry.hint())
         for one in found:
@@ -226,11 +226,11 @@ _ACTIVE = {"yes": "Yes", "no": "No", "unknown": "?", "gone": "gone"}
 
 def _found_sites() -> Iterator[dict[str, Any]]:
     """Each known site as an object; those that cannot be asked get a warning, too."""
-    from ..db import registry
-    from ..sites import many
+    from ..db.engine import registry
+    from ..sites import fanout
 
     entries = registry.known(gone=True)
-    answers = many.ask(entries, lambda desk: desk.about(), many.LOOK_S)
+    answers = fanout.ask(entries, lambda desk: desk.about(), fanout.LOOK_S)
     found, failed = dict(answers.found), {entry: exc for entry, exc in answers.failed if entry.is_there}
     warn_of_sites(failed.items())
     for entry in entries:
@@ -239,7 +239,7 @@ def _found_sites() -> Iterator[dict[str, Any]]:
             one["active"] = {True: "yes", False: "no", None: "unknown"}[found[entry]["is_active"]]
             one.update({key: found[entry].get(key) for key in ("jobs", "version")})
         elif entry in failed:
-            one.update(active="unknown", error=many.reason(failed[entry]))
+            one.update(active="unknown", error=fanout.reason(failed[entry]))
         yield one
 
 
@@ -247,13 +247,13 @@ _LONGEST_PATH = 37
 
 
 def _shortened(path: str) -> str:
-    path = layout.one_line(path)
+    path = output.one_line(path)
     return path if len(path) <= _LONGEST_PATH else f"...{path[-_LONGEST_PATH:]}"
 
 
 def _row(number: str, name: str, path: str, active: str) -> str:
     """A line of the workshop's table. Source: Balsam 0.7, `site ls`."""
-    return "   ".join([f"{number:<5}", layout.left(layout.one_line(name), 26), layout.left(path, 40), f"{active:<4}"]).rstrip()
+    return "   ".join([f"{number:<5}", output.left(output.one_line(name), 26), output.left(path, 40), f"{active:<4}"]).rstrip()
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
@@ -269,12 +269,12 @@ def rename(site: str, name: str) -> None:
     Example:
         balsam site rename my-site tutorial
     """
-    from ..db import registry
+    from ..db.engine import registry
     from ..sites import selector
 
     entry = selector.find(site)
     renamed = registry.rename(entry.number, name) if entry.number else registry.add(entry.path, name)
-    click.echo(f"Renamed site {renamed.number} to {layout.one_line(renamed.name)}")
+    click.echo(f"Renamed site {renamed.number} to {output.one_line(renamed.name)}")
 
 
 @site.command(cls=PathCommand, short_help="move a site to another directory")
@@ -293,12 +293,12 @@ def mv(site: str, destination: str) -> None:
 
     entry = selector.find(site)
     moved = moving.move(entry, destination)
-    click.echo(f"Moved site to new path {layout.one_line(moved.entry.path)}")
+    click.echo(f"Moved site to new path {output.one_line(moved.entry.path)}")
     if moved.apps:
-        names = ", ".join(map(layout.one_line, moved.apps))
+        names = ", ".join(map(output.one_line, moved.apps))
         warn(f"These applications name the old directory: {names}. `balsam modify` changes them.")
     if moved.is_left:
-        warn(f"The site was copied, and not all of its old directory could be removed: {layout.one_line(entry.path)}")
+        warn(f"The site was copied, and not all of its old directory could be removed: {output.one_line(entry.path)}")
 
 
 @site.command(cls=PathCommand, short_help="remove a site with all its jobs")
@@ -315,35 +315,35 @@ def rm(site: str, *, force: bool, yes: bool) -> None:
         balsam site rm my-site
         balsam site rm --force my-site
     """
-    from ..db import registry
+    from ..db.engine import registry
     from ..sites import manage, selector
 
     entry = selector.find(site)
     if entry.is_remote:
         registry.forget(entry.number)
-        click.echo(f"Forgot site {layout.one_line(entry.name)}; nothing was changed on {entry.host}.")
+        click.echo(f"Forgot site {output.one_line(entry.name)}; nothing was changed on {entry.host}.")
         return
     if not entry.is_there:
         _forget_gone(entry, force)
         return
     manage.refuse_busy(manage.directory_of(entry, "removed"), "removed")
     jobs = _jobs(manage.jobs_in(entry.path))
-    question = f"Do you really want to destroy {layout.one_line(entry.name)}? This will wipe out {jobs} inside!"
+    question = f"Do you really want to destroy {output.one_line(entry.name)}? This will wipe out {jobs} inside!"
     if not (force or yes or confirm(question, "--yes")):
         return
     left = manage.remove(entry)
-    click.echo(f"Deleted site {layout.one_line(entry.path)}")
+    click.echo(f"Deleted site {output.one_line(entry.path)}")
     if left:
-        say(f"Left there, because it is not Balsam's: {', '.join(map(layout.one_line, left))}")
+        say(f"Left there, because it is not Balsam's: {', '.join(map(output.one_line, left))}")
 
 
 def _forget_gone(entry: Entry, force: bool) -> None:
-    from ..db import registry
+    from ..db.engine import registry
 
     if not force:
         raise NotABalsamDB(f"No Balsam DB is in {entry.path} any more", hint="--force forgets the site.")
     registry.forget(entry.number)
-    click.echo(f"Forgot site {layout.one_line(entry.name)}, of which no DB is in {layout.one_line(entry.path)} any more.")
+    click.echo(f"Forgot site {output.one_line(entry.name)}, of which no DB is in {output.one_line(entry.path)} any more.")
 
 
 @site.command(cls=PathCommand, short_help="forget a site and leave its DB as it is")
@@ -357,7 +357,7 @@ def forget(sites: tuple[str, ...], *, gone: bool) -> None:
         balsam site forget cluster
         balsam site forget --gone
     """
-    from ..db import registry
+    from ..db.engine import registry
     from ..sites import selector
 
     entries = [selector.find(word) for word in sites]
@@ -367,7 +367,7 @@ def forget(sites: tuple[str, ...], *, gone: bool) -> None:
         raise click.UsageError("Name a site, or give --gone.")
     registry.forget(*(entry.number for entry in entries))
     for entry in entries:
-        click.echo(f"Forgot site {layout.one_line(entry.name)}")
+        click.echo(f"Forgot site {output.one_line(entry.name)}")
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -386,15 +386,15 @@ def sync(ctx: click.Context, site: str | None) -> None:
     Example:
         balsam site sync my-site
     """
-    from ..sites import many
+    from ..sites import fanout
 
     entry = _meant(ctx, site)
-    desk = many.desk_of(entry)
+    desk = fanout.desk_of(entry)
     desk.service("check")  # before a service is stopped that could not start again
     is_running = desk.about()["is_active"]
     click.echo("Updated site.")
     if is_running:
-        say(f"Restarting Site {layout.one_line(entry.address)}")
+        say(f"Restarting Site {output.one_line(entry.address)}")
         desk.service("stop")
         _serve(entry, "start")
 
@@ -409,6 +409,6 @@ def sample_settings() -> None:
     """
     import json
 
-    from ..settings import Settings
+    from ..core.settings import Settings
 
     click.echo(json.dumps(Settings()._asdict(), indent=4))

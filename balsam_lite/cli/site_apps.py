@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..db import forms
-from ..db.registry import Entry
-from ..errors import AmbiguousSite, UnknownApp
-from ..sites.desk import Row
-from . import layout
+from ..core.errors import AmbiguousSite, UnknownApp
+from ..db.engine.registry import Entry
+from ..db.query import text_forms
+from ..sites.interface import Row
+from . import output
 from .common import ask_all_sites, ask_sites, confirm, say, site_option, warn
 from .group import BalsamCommand, option
 
 if TYPE_CHECKING:
-    from ..sites.desk import Desk
+    from ..sites.interface import Desk
 
 #: An application, and the site that has it.
 _Found = tuple[Entry, Row]
@@ -43,7 +43,7 @@ def ls(site: str, verbose: bool, as_json: bool) -> None:
     answers = ask_sites(site, lambda desk: desk.select("app"))
     found = [(entry, app) for entry, apps in answers for app in apps]
     if as_json:
-        layout.write_json(({"site": entry.name, **app} for entry, app in found), sys.stdout)
+        output.write_json(({"site": entry.name, **app} for entry, app in found), sys.stdout)
     elif found:
         sys.stdout.writelines(f"{line}\n" for line in (_forms if verbose else _table)(found))
     else:
@@ -53,8 +53,8 @@ def ls(site: str, verbose: bool, as_json: bool) -> None:
 def _table(found: Iterable[_Found]) -> Iterator[str]:
     """Source: Balsam 0.7, whose columns have fixed widths."""
     for cells in (("ID", "Name", "Site"), *((str(app["id"]), app["name"], entry.name) for entry, app in found)):
-        number, name, site = map(layout.one_line, cells)
-        yield f"{layout.right(number, 5)}   {layout.right(name, 18)}   {layout.left(site, 20)}"
+        number, name, site = map(output.one_line, cells)
+        yield f"{output.right(number, 5)}   {output.right(name, 18)}   {output.left(site, 20)}"
 
 
 def _forms(found: Iterable[_Found]) -> Iterator[str]:
@@ -63,7 +63,7 @@ def _forms(found: Iterable[_Found]) -> Iterator[str]:
         shown.update({"kind": app["kind"], **_program(app), "parameters": app["parameters"]})
         shown.update({"environment_variables": app["environ_vars"]} if app["environ_vars"] else {})
         shown.update({name: app[name] for name in _KEYS_OF_OTHERS if app[name]})
-        yield from layout.yaml_lines(shown)
+        yield from output.yaml_lines(shown)
         yield "----"
 
 
@@ -72,7 +72,7 @@ def _program(app: Row) -> Row:
     kind = app["kind"]
     runs = {"executable": app["executable"]} if kind == "command" else {}
     runs.update({"command_template": app["command_template"]} if kind == "template" else {})
-    return {**runs, **({"source": forms.source_of(app["definition"])} if app["definition"] else {})}
+    return {**runs, **({"source": text_forms.source_of(app["definition"])} if app["definition"] else {})}
 
 
 # --- rm ---------------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def rm(name: str, everything: bool, site: str, yes: bool) -> None:
 
 def _remove_one(name: str, site: str, yes: bool) -> None:
     entry, (app, jobs) = _the_one(name, ask_all_sites(site, lambda desk: _with_jobs(desk, name)))
-    shown = f"App(id={app['id']}, name={layout.one_line(name)}, site={entry.name})"
+    shown = f"App(id={app['id']}, name={output.one_line(name)}, site={entry.name})"
     if jobs and not yes and not confirm(f"Really Delete {shown}?? There are {jobs} Jobs that will be ERASED!", "--yes"):
         return
     held = _remove(entry, [app["id"]])
@@ -151,7 +151,7 @@ def _remove_all(site: str, yes: bool) -> None:
 
 def _remove(entry: Entry, numbers: list[int]) -> int:
     """Remove applications with their jobs; returns how many of those were left alone."""
-    from ..sites import many
+    from ..sites import fanout
 
-    held: int = many.desk_of(entry).delete("app", {"id": numbers}, force=True)["held"]
+    held: int = fanout.desk_of(entry).delete("app", {"id": numbers}, force=True)["held"]
     return held

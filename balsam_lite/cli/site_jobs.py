@@ -9,10 +9,10 @@ from typing import Any, Callable, TypeVar
 
 import click
 
-from .. import states
-from ..db.registry import Entry
-from ..errors import AmbiguousSite, InvalidSpec
-from . import job_listing, layout
+from ..core import states
+from ..core.errors import AmbiguousSite, InvalidSpec
+from ..db.engine.registry import Entry
+from . import job_listing, output
 from .common import (
     NUMBER_OR_WORD,
     ask_all_sites,
@@ -57,7 +57,7 @@ def _where(
     workdir: str | None = None,
     app: str | None = None,
 ) -> dict[str, Any]:
-    """The conditions of `db.selection`; all that are given must hold.
+    """The conditions of `db.query.selection`; all that are given must hold.
 
     Raises:
         InvalidSpec: a tag without `=`; an empty text, as of an unset variable: it would mean everything. InvalidStateError.
@@ -109,7 +109,7 @@ def ls(site: str, by_state: bool, history: bool, verbose: bool, as_json: bool, l
     answers = ask_sites(site, lambda desk: desk.page(where, fields, size=size))
     found = islice(job_listing.every(answers, where, fields, size), limit)
     if as_json:
-        layout.write_json(job_listing.history_objects(found) if history else job_listing.objects(found), sys.stdout)
+        output.write_json(job_listing.history_objects(found) if history else job_listing.objects(found), sys.stdout)
         return
     first = next(found, None)
     if first is None:
@@ -127,7 +127,7 @@ def _count_states(site: str, where: Mapping[str, Any], everything: bool, as_json
             found[state] = found.get(state, 0) + jobs
     if as_json:
         rows = ({"state": state, "jobs": found[state]} for state in states.STATES if state in found)
-        layout.write_json(rows, sys.stdout)
+        output.write_json(rows, sys.stdout)
     elif found:
         job_listing.counts(found)
     else:
@@ -159,8 +159,8 @@ def modify(ids: Sequence[str], tags: Sequence[str], state: str, site: str) -> No
         balsam job modify --id 5 --id 6 --state RESTART_READY
         balsam job modify --tag workflow=hello --state RESTART_READY --site all
     """
-    from ..db.store.user import USER_CHANGED
-    from ..sites import many
+    from ..db.store.user_actions import USER_CHANGED
+    from ..sites import fanout
 
     if not ids and not tags:
         raise click.UsageError(f"{_NOTHING_CHOSEN} modify")
@@ -171,7 +171,7 @@ def modify(ids: Sequence[str], tags: Sequence[str], state: str, site: str) -> No
         say("No jobs match modification query")
     changes = {"state": state, "state_data": {"message": USER_CHANGED}}
     for entry, _ in matching:
-        desk = many.desk_of(entry)
+        desk = fanout.desk_of(entry)
         changed = desk.update_where("job", where, changes)
         waiting = desk.count("job", {**where, "state": states.AWAITING_PARENTS}) if state != states.AWAITING_PARENTS else 0
         say(f"{changed} {_jobs(changed)} of {entry.name} put into {state}{f'; {waiting} waiting for parents' * bool(waiting)}.")
@@ -183,7 +183,7 @@ def _unique(site: str, words: Iterable[str]) -> list[str]:
     Raises:
         UnknownJob, AmbiguousJobId: a word that is no number. BalsamError: a site cannot be read.
     """
-    from ..db import queries
+    from ..db.query import queries
 
     found = []
     for word in words:
@@ -232,7 +232,7 @@ def rm(site: str, everything: bool, yes: bool, force: bool, **filters: Any) -> N
         balsam job rm --tag workflow=hello --state FAILED --yes
         balsam job rm --site thetagpu_tutorial --all
     """
-    from ..sites import many
+    from ..sites import fanout
 
     where = _where(_unique(site, filters.pop("ids")), **filters)
     if where and everything:
@@ -251,7 +251,7 @@ def rm(site: str, everything: bool, yes: bool, force: bool, **filters: Any) -> N
     if not yes and not confirm(f"Really delete {total} {_jobs(total)}?", "--yes"):
         return
     for entry, _ in matching:
-        gone = many.desk_of(entry).delete("job", where, force=force)
+        gone = fanout.desk_of(entry).delete("job", where, force=force)
         say(f"{gone['deleted']} {_jobs(gone['deleted'])} of {entry.name} deleted.")
         if gone["held"]:
             them = "it" if gone["held"] == 1 else "them"

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import InvalidSpec
+from ..core.errors import InvalidSpec
 
 #: The one key that is no flag: how ranks are bound to CPUs.
 AFFINITY = "cpu_affinity"

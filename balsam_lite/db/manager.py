@@ -17,10 +17,11 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
 import peewee
 from peewee import SQL, Expression
 
-from .. import states
-from ..errors import InvalidSpec, StateError
-from . import location, lookups
-from .connection import Database
+from ..core import states
+from ..core.errors import InvalidSpec, StateError
+from .engine import directories
+from .engine.connection import Database
+from .query import lookups
 
 #: Rows that `iterator` fetches at once, and objects that `repr` shows.
 _PAGE, _SHOWN = 2000, 20
@@ -52,7 +53,7 @@ class use:
 
 
 def active() -> Database:
-    """The DB that query sets and new objects use: what `use` says, else the one that `location.find` finds.
+    """The DB that query sets and new objects use: what `use` says, else the one that `directories.find` finds.
 
     It is looked for once per process and value of BALSAM_DB_PATH, at first use.
 
@@ -61,9 +62,9 @@ def active() -> Database:
     """
     if _chosen:
         return _chosen[-1]
-    named = os.environ.get(location.DB_VARIABLE, "")
+    named = os.environ.get(directories.DB_VARIABLE, "")
     if named not in _found:
-        _found[named] = location.open_database(location.find())
+        _found[named] = directories.open_database(directories.find())
     return _found[named]
 
 

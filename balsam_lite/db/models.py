@@ -5,7 +5,7 @@ written through `db.store`. An object is a copy of a row as it was when it was r
 then and nothing else, so two writers of different fields do not undo each other; a job's state and its holder are never
 written by `save` at all.
 
-Attributes take what `spec` takes and give Python's own values: dicts for JSON, bool for flags. Ids are text.
+Attributes take what `field_specs` takes and give Python's own values: dicts for JSON, bool for flags. Ids are text.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import peewee
 
-from .. import command_line, outputs, parent_variables, spec, states
-from ..clock import SECOND_US, SystemClock, format_us
-from ..errors import (
+from ..core import command_line, field_specs, outputs, parent_variables, states
+from ..core.clock import SECOND_US, SystemClock, format_us
+from ..core.errors import (
     AmbiguousJobId,
     BalsamError,
     InputError,
@@ -34,12 +34,14 @@ from ..errors import (
     UnknownApp,
     UnknownJob,
 )
-from . import batch_queries, forms, location, queries, transaction
-from .connection import Database
+from . import collected
+from .collected import Batch, JobRef
+from .engine import directories
+from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
-from .records import JobId, Number, Objects, Record, peewee_field
-from .store import apps, graph, held_back, insert, user
-from .transaction import Batch, JobRef
+from .query import batch_queries, queries, text_forms
+from .record import JobId, Number, Objects, Record, peewee_field
+from .store import apps, graph, held_back, insert, user_actions
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -76,7 +78,7 @@ class JobSet(QuerySet["BalsamJob"]):
         """
         if allow_shared_workdir:
             jobs = ({**job, "allow_shared_workdir": True} if isinstance(job, Mapping) else job for job in jobs)
-        block = transaction.current()
+        block = collected.current()
         if block is not None:
             return self._collect(block, jobs)
         batch = Batch(self.database)
@@ -88,7 +90,7 @@ class JobSet(QuerySet["BalsamJob"]):
         whole = type(self)(self.model, batch.database)
         return whole.filter(id__range=(first, last))  # type: ignore[return-value]
 
-    def _collect(self, block: transaction.Transaction, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
+    def _collect(self, block: collected.Transaction, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
         """Collect the jobs for the end of a `dag.transaction`; all of them or none."""
         database, mark = block.use(self.database).database, block.mark
         rows: list[tuple[str, list[insert.Ref]]] = []
@@ -116,7 +118,7 @@ class JobSet(QuerySet["BalsamJob"]):
 
     def get_or_create(self, defaults: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Any, bool]:
         """Get or create a job as `QuerySet.get_or_create` does."""
-        transaction.refuse("get_or_create()")  # it would not find what was collected
+        collected.refuse("get_or_create()")  # it would not find what was collected
         return super().get_or_create(defaults, **fields)
 
 
@@ -139,7 +141,7 @@ def _refs(jobs: Any) -> Any:
 
 
 def _collected(
-    job: BalsamJob | Mapping[str, Any], block: transaction.Transaction, database: Database
+    job: BalsamJob | Mapping[str, Any], block: collected.Transaction, database: Database
 ) -> tuple[str, list[insert.Ref]]:
     """Collect a new job for the end of a `dag.transaction`. Return its UUID, and the parents that it will be given there."""
     if isinstance(job, BalsamJob):
@@ -148,12 +150,12 @@ def _collected(
         return job._collect(block, database), []
     if not isinstance(job, Mapping):
         raise InvalidSpec(f"must be a BalsamJob or a dict, not {job!r}")
-    row = spec.check_job({name: value for name, value in job.items() if name not in insert.EXTRA})
+    row = field_specs.check_job({name: value for name, value in job.items() if name not in insert.EXTRA})
     row.update((name, job[name]) for name in insert.EXTRA if name in job and name != "parents")
     if "job_id" in job:
-        row["given_id"] = row["job_id"] = spec.checked_job_id(job["job_id"])
+        row["given_id"] = row["job_id"] = field_specs.checked_job_id(job["job_id"])
     else:
-        row["job_id"] = spec.new_job_id()
+        row["job_id"] = field_specs.new_job_id()
     parents = [block.find(one) or one if isinstance(one, str) else one for one in insert.refs(_refs(job.get("parents") or ()))]
     block.add_job(row, ())
     return row["job_id"], parents
@@ -169,9 +171,9 @@ class BalsamJob(Record, peewee.Model):
         UnknownField: (a ValueError) there is no field of that name; the nearest one is named.
     """
 
-    _FIELDS = {**spec.JOB_FIELD, "job_id": spec.Field("job_id", "text", "")}
+    _FIELDS = {**field_specs.JOB_FIELD, "job_id": field_specs.Field("job_id", "text", "")}
     _COLUMNS = queries.JOB_COLUMNS
-    _GIVEN = frozenset(("job_id", *spec.JOB_FIELD))
+    _GIVEN = frozenset(("job_id", *field_specs.JOB_FIELD))
     _QUERY_SET = JobSet
     _what = "job"
     _batch: tuple[Batch, int] | None = None
@@ -243,7 +245,7 @@ class BalsamJob(Record, peewee.Model):
     # --- adding and saving --------------------------------------------------------------------------------------------
 
     def _row_for(self, batch: Batch, place: int) -> dict[str, Any]:
-        """What is to be inserted; from now on the object finds out in `batch` what became of it."""
+        """What is to be inserted; from now on the object finds out in `batch_jobs` what became of it."""
         if self._batch is not None and self._batch[0] is batch:
             raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is given twice")
         if self.id is not None:
@@ -273,7 +275,9 @@ class BalsamJob(Record, peewee.Model):
         """The UUID in its stored form, drawn if there is none yet."""
         job_id = self.__data__.get("job_id")
         if type(job_id) is not str or len(job_id) != _UUID_LENGTH:
-            job_id = self.__data__["job_id"] = spec.new_job_id() if job_id is None else spec.checked_job_id(job_id)
+            job_id = self.__data__["job_id"] = (
+                field_specs.new_job_id() if job_id is None else field_specs.checked_job_id(job_id)
+            )
         return job_id
 
     def _settle(self) -> None:
@@ -301,7 +305,7 @@ class BalsamJob(Record, peewee.Model):
             InvalidSpec, UnknownApp; UnknownJob: the job is gone. StateError: `state` was assigned; only `update_state`
             and `objects.update` change it, because a state has a history and children.
         """
-        block = transaction.current()
+        block = collected.current()
         if self.id is None:
             if block is None:
                 self._add()
@@ -317,8 +321,8 @@ class BalsamJob(Record, peewee.Model):
             )
         if not given:
             return
-        transaction.refuse("save() of a job that is in the DB already")
-        dicts = [name for name in given if self._FIELDS[name].kind in spec.JSON_KINDS]
+        collected.refuse("save() of a job that is in the DB already")
+        dicts = [name for name in given if self._FIELDS[name].kind in field_specs.JSON_KINDS]
         with self._home.write() as cx:
             row = cx.execute(f"SELECT {', '.join(['id', *dicts])} FROM job WHERE id = ?", (self.id,)).fetchone()
             if row is None:
@@ -326,30 +330,30 @@ class BalsamJob(Record, peewee.Model):
             self._rebase(dict(zip(dicts, row[1:])))
             given = self._given()
             if given:
-                user.update_fields(self._home, [self.id], given)
+                user_actions.update_fields(self._home, [self.id], given)
         self._saved(given)
         if "user_workdir" in given:  # then the store has chosen another working directory
             self.refresh_from_db()
 
-    def _is_collected(self, block: transaction.Transaction | None) -> bool:
+    def _is_collected(self, block: collected.Transaction | None) -> bool:
         return block is not None and self._batch is not None and self._batch[0] is block.batch
 
-    def _draw_free_id(self, block: transaction.Transaction) -> None:
+    def _draw_free_id(self, block: collected.Transaction) -> None:
         """Draw an id that the end of the block can keep, because code in the block may already use it."""
         if self._is_collected(block) or "job_id" in self._dirty:
             return
         with self._home.read() as cx:
             while block.has_short_id(self._drawn_id()) or queries.short_id_holder(cx, self._drawn_id()):
-                self.__data__["job_id"] = spec.new_job_id()
+                self.__data__["job_id"] = field_specs.new_job_id()
 
-    def _collect(self, block: transaction.Transaction, database: Database) -> str:
+    def _collect(self, block: collected.Transaction, database: Database) -> str:
         """Collect a new job, as it is now, for the end of a `dag.transaction`. Return its UUID."""
         if self.id is not None:
             raise InvalidSpec(f"{self.cute_id} is in the DB already")
         batch = block.use(database)
         job_id = self._drawn_id()
         row = {name: value for name, value in self._new_row().items() if name not in insert.EXTRA}
-        row = {**spec.check_job(row), "job_id": job_id, "origin": self._origin}
+        row = {**field_specs.check_job(row), "job_id": job_id, "origin": self._origin}
         if "job_id" in self._dirty:
             row["given_id"] = job_id
         if self._is_collected(block):
@@ -391,18 +395,20 @@ class BalsamJob(Record, peewee.Model):
         Raises:
             ParentInUse: jobs wait for it and `force` is not set. UnknownJob: it is not there.
         """
-        if not user.delete(self._home, [self._number()], force=force):
+        if not user_actions.delete(self._home, [self._number()], force=force):
             raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
 
     @classmethod
     def _change(cls, database: Database, numbers: list[int], fields: Mapping[str, Any]) -> None:
         """The store's part of `update`; of few jobs inside the caller's write transaction."""
         rest = {name: getattr(value, "id", value) for name, value in fields.items() if name != "state"}
-        user.change(database, [user.Change(numbers, rest, fields.get("state"), user.Said(by=_BY_PYTHON))])
+        user_actions.change(
+            database, [user_actions.Change(numbers, rest, fields.get("state"), user_actions.Said(by=_BY_PYTHON))]
+        )
 
     @classmethod
     def _remove(cls, database: Database, numbers: list[int], force: bool) -> int:
-        return user.delete(database, numbers, force=force)
+        return user_actions.delete(database, numbers, force=force)
 
     # --- the state ----------------------------------------------------------------------------------------------------
 
@@ -416,14 +422,16 @@ class BalsamJob(Record, peewee.Model):
         """
         number = self._number()
         with self._home.write():
-            user.set_state(self._home, [number], new_state, message, by=_BY_PYTHON)
+            user_actions.set_state(self._home, [number], new_state, message, by=_BY_PYTHON)
             self._follow()
 
     @classmethod
     def batch_update_state(cls, ids: Iterable[Any], new_state: str, message: str = "") -> int:
         """Put the jobs with these UUIDs into that state, but for those that the user killed. Returns how many."""
         chosen = cls.objects.filter(job_id__in=ids).exclude(state=states.USER_KILLED)
-        return int(chosen._write(lambda ids: user.set_state(chosen.database, ids, new_state, message, by=_BY_PYTHON))[1])
+        return int(
+            chosen._write(lambda ids: user_actions.set_state(chosen.database, ids, new_state, message, by=_BY_PYTHON))[1]
+        )
 
     def _events(self) -> list[tuple[int, str, str, str]]:
         held_back.release(self._home)
@@ -493,10 +501,10 @@ class BalsamJob(Record, peewee.Model):
             InvalidParentsError: one is not in the DB; DependencyCycle; StateError: the job has started, or a launcher
             prepares it. Nothing is changed.
         """
-        block = transaction.current()
+        block = collected.current()
         if block is not None:
             if not self._is_collected(block):
-                transaction.refuse("set_parents() of a job that is in the DB already")
+                collected.refuse("set_parents() of a job that is in the DB already")
             block.set_parents(self.job_id, [self._ref_in(block, self._home, one) for one in parents])
             return
         with held_back.graph_write(self._home) as (cx, _):
@@ -522,7 +530,7 @@ class BalsamJob(Record, peewee.Model):
         return self.job_id if self.id is None else self.id
 
     @staticmethod
-    def _ref_in(block: transaction.Transaction, database: Database, job: BalsamJob | UUID | str | int) -> JobRef:
+    def _ref_in(block: collected.Transaction, database: Database, job: BalsamJob | UUID | str | int) -> JobRef:
         """Return the job as a `dag.transaction` refers to it: by UUID if it was collected there, else by number."""
         if isinstance(job, BalsamJob):
             return job.job_id if job._is_collected(block) else job._number()
@@ -535,7 +543,7 @@ class BalsamJob(Record, peewee.Model):
             return queries.find_job(cx, str(job))
 
     def _number(self) -> int:
-        if self.id is None and self._is_collected(transaction.current()):
+        if self.id is None and self._is_collected(collected.current()):
             raise UnknownJob(
                 f"Job {self.cute_id} has no number before the end of its `with dag.transaction()`.",
                 hint="Inside the block jobs and dependencies can be added, nothing else. Do this after it.",
@@ -590,12 +598,12 @@ class BalsamJob(Record, peewee.Model):
     @property
     def working_directory(self) -> str:
         """Where it runs: below the DB's `data`, or its `user_workdir`. It may not exist yet."""
-        return os.path.join(self._home.directory, location.DATA, self._stored_row()["workdir"])
+        return os.path.join(self._home.directory, directories.DATA, self._stored_row()["workdir"])
 
     @property
     def app_cmd(self) -> str:
         """Its command line, with the quotes that were typed. UnknownApp if its application is not registered."""
-        return forms.executed_command(forms.program_of(self.get_application()._row()), self.args)
+        return text_forms.executed_command(text_forms.program_of(self.get_application()._row()), self.args)
 
     def get_envs(self, timeout: bool = False, error: bool = False) -> dict[str, str]:
         """The variables that its program or script finds beside those that are inherited from the launcher.
@@ -608,8 +616,8 @@ class BalsamJob(Record, peewee.Model):
         flags = {"BALSAM_JOB_TIMEOUT": timeout, "BALSAM_JOB_ERROR": error}
         return {
             **own,
-            **json.loads(spec.checked(self._FIELDS["environ_vars"], self.environ_vars)),
-            location.DB_VARIABLE: self._home.directory,
+            **json.loads(field_specs.checked(self._FIELDS["environ_vars"], self.environ_vars)),
+            directories.DB_VARIABLE: self._home.directory,
             "BALSAM_JOB_ID": self.job_id,
             "BALSAM_ATTEMPT": str(self.attempt),
             **parent_variables.variables(parents, self.working_directory, self.job_id),
@@ -639,7 +647,7 @@ class BalsamJob(Record, peewee.Model):
             raise InputError(f"{fname} does not lie in the working directory of job {self.cute_id}.")
         directory = self.working_directory
         path = os.path.join(directory, inside)
-        if inside == spec.output_name(self.name):
+        if inside == field_specs.output_name(self.name):
             path = outputs.find(directory, inside, self.job_id, outputs.is_generated(directory, self.job_id))
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
@@ -667,11 +675,11 @@ class BalsamJob(Record, peewee.Model):
         Raises:
             UnknownField, InvalidSpec.
         """
-        known = {name: spec.known_field(name, cls._FIELDS).name if name != "id" else name for name in fields}
+        known = {name: field_specs.known_field(name, cls._FIELDS).name if name != "id" else name for name in fields}
         given = {known[name]: value for name, value in fields.items()}
         if given.get("id") is None:
             return cls(**{name: value for name, value in given.items() if name != "id" and cls._FIELDS[name].settable})
-        defaults = {field.name: field.default for field in spec.JOB_FIELDS}
+        defaults = {field.name: field.default for field in field_specs.JOB_FIELDS}
         made = cls.__new__(cls)
         made.__data__ = {**defaults, **made._in_stored_form(given)}
         made._dirty = set()
@@ -681,11 +689,11 @@ class BalsamJob(Record, peewee.Model):
         """A new job with what users may set of this one, its working directory excepted, and `changes` over that."""
         changed = self._by_field(changes)
         row = self._stored_row()
-        copied = [field for field in spec.JOB_FIELDS if field.settable and field.name != "user_workdir"]
+        copied = [field for field in field_specs.JOB_FIELDS if field.settable and field.name != "user_workdir"]
         kept = {field.name: row[field.name] for field in copied if row[field.name] != field.default}
         made = type(self)(**{**kept, **changed})
         made._database = self._home
-        spec.check_job({name: value for name, value in made.__data__.items() if name != "job_id"})
+        field_specs.check_job({name: value for name, value in made.__data__.items() if name != "job_id"})
         return made
 
     def _stored_row(self) -> dict[str, Any]:
@@ -693,12 +701,12 @@ class BalsamJob(Record, peewee.Model):
         if self.id is not None and "state" not in self.__data__:
             self._follow()
         given = {**self.__data__, **self._live}
-        row = {field.name: field.default for field in spec.JOB_FIELDS}
+        row = {field.name: field.default for field in field_specs.JOB_FIELDS}
         row.update(self._in_stored_form(given), job_id=self.job_id)
         if self.id is not None:
             row["workdir"] = self.workdir
         else:
-            default = spec.workdir_name(row["workflow"], row["name"], row["job_id"])
+            default = field_specs.workdir_name(row["workflow"], row["name"], row["job_id"])
             row["workdir"] = (row["user_workdir"] and os.path.abspath(row["user_workdir"])) or default
         return row
 
@@ -710,9 +718,9 @@ class BalsamJob(Record, peewee.Model):
             with home.read() as cx:
                 parents = queries.relatives(cx, self.id)[0] if self.id is not None else []
                 with suppress(UnknownApp):
-                    executable = forms.program_of(queries.app(cx, self.application))
-        data_directory = os.path.join(home.directory, location.DATA) if home else location.DATA
-        return forms.job_form(self._stored_row(), parents, executable, data_directory)
+                    executable = text_forms.program_of(queries.app(cx, self.application))
+        data_directory = os.path.join(home.directory, directories.DATA) if home else directories.DATA
+        return text_forms.job_form(self._stored_row(), parents, executable, data_directory)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, BalsamJob) and self.job_id == other.job_id)
@@ -727,9 +735,9 @@ class BalsamJob(Record, peewee.Model):
 class ApplicationDefinition(Record, peewee.Model):
     """An application: an executable under a name, with the scripts that belong to it."""
 
-    _FIELDS = spec.APP_FIELD
+    _FIELDS = field_specs.APP_FIELD
     _COLUMNS = queries.APP_COLUMNS
-    _GIVEN = frozenset(spec.APP_FIELD)
+    _GIVEN = frozenset(field_specs.APP_FIELD)
     _QUERY_SET = QuerySet
     _what = "app"
     MultipleObjectsReturned = InputError
@@ -804,10 +812,10 @@ class ApplicationDefinition(Record, peewee.Model):
         return self.id
 
     def _row(self) -> dict[str, Any]:
-        return {field.name: self.__data__.get(field.name, "") for field in spec.APP_FIELDS} | {"id": self.id}
+        return {field.name: self.__data__.get(field.name, "") for field in field_specs.APP_FIELDS} | {"id": self.id}
 
     def __repr__(self) -> str:
-        return forms.app_form(self._row())
+        return text_forms.app_form(self._row())
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ApplicationDefinition) and self.name == other.name)
@@ -820,9 +828,9 @@ class ApplicationDefinition(Record, peewee.Model):
 
 
 def _add_fields() -> None:
-    """Give the models their fields, from the lists in `spec`, and this program's own exceptions."""
+    """Give the models their fields, from the lists in `field_specs`, and this program's own exceptions."""
     BalsamJob._meta.add_field("job_id", JobId())
-    for model, fields in ((BalsamJob, spec.JOB_FIELDS), (ApplicationDefinition, spec.APP_FIELDS)):
+    for model, fields in ((BalsamJob, field_specs.JOB_FIELDS), (ApplicationDefinition, field_specs.APP_FIELDS)):
         for field in fields:
             model._meta.add_field(field.name, peewee_field(field))
     BalsamJob.DoesNotExist = UnknownJob

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..db.store.claims import Exit, Shape
-from .nodes import Place, Pool
+from .placement import Place, Pool
 
 #: Maximum number of jobs to claim ahead; a crash of the launcher sends these through RESTART_READY for nothing.
 MAX_AHEAD = 256

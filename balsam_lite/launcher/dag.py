@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Union
 
-from ..errors import AmbiguousJobId, InputError, NoCurrentJob, NotFound, UnknownJob
+from ..core.errors import AmbiguousJobId, InputError, NoCurrentJob, NotFound, UnknownJob
 
 if TYPE_CHECKING:
     import sqlite3
     from uuid import UUID
 
-    from ..db.connection import Database
+    from ..db.engine.connection import Database
     from ..db.manager import QuerySet
     from ..db.models import ApplicationDefinition, BalsamJob, JobSet
 
@@ -69,8 +69,9 @@ def add_job(
     Raises:
         UnknownField (a ValueError; names the nearest one), InvalidSpec, UnknownApp; UnknownJob: a parent does not exist.
     """
-    from .. import spec
-    from ..db import models, queries
+    from ..core import field_specs
+    from ..db import models
+    from ..db.query import queries
 
     given = {
         "name": name, "workflow": workflow, "application": application, "description": description, "args": args,
@@ -81,7 +82,7 @@ def add_job(
     given = {key: value for key, value in given.items() if value is not None and value != ""}
     job = models.BalsamJob(**given, **fields)
     database = models.active()
-    spec.check_job({key: value for key, value in job.__data__.items() if key != "job_id"})
+    field_specs.check_job({key: value for key, value in job.__data__.items() if key != "job_id"})
     with database.session():
         if "queued_launch_id" not in job.__data__ and (current := _current_job()) is not None:
             job.queued_launch_id = current.queued_launch_id
@@ -143,9 +144,9 @@ _OF_CLASSES = {
 def _check_executable(line: str) -> None:
     import shutil
 
-    from .. import spec
+    from ..core import field_specs
 
-    words = spec.split_command(line)
+    words = field_specs.split_command(line)
     if not words or shutil.which(words[0]) is None:
         raise NotFound(f"{words[0] if words else 'An empty command'} is not on PATH, or cannot be run.")
 
@@ -208,7 +209,8 @@ def wf_from_template(source_wf: str, new_wf: str, **changes: Mapping[str, Any]) 
         NotFound: there is no job in `source_wf`. InputError: `new_wf` has jobs already, two jobs of `source_wf` have one
         name, or `changes` names none of them. UnknownField, InvalidSpec, UnknownApp. Nothing is added.
     """
-    from ..db import models, queries
+    from ..db import models
+    from ..db.query import queries
 
     database = models.active()
     with database.write() as cx:
@@ -247,7 +249,7 @@ def add_dependency(parent: JobLike, child: JobLike) -> None:
         UnknownJob, AmbiguousJobId, DuplicateDependency, DependencyCycle; StateError: the child has started already, or a
         launcher prepares it.
     """
-    from ..clock import SystemClock
+    from ..core.clock import SystemClock
     from ..db import models
     from ..db.store import graph, held_back
 
@@ -271,7 +273,7 @@ def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
     Raises:
         as `add_dependency`; InputError: something is no pair.
     """
-    from ..clock import SystemClock
+    from ..core.clock import SystemClock
     from ..db import models
     from ..db.store import graph, held_back
 
@@ -302,8 +304,8 @@ def _pair(number: int, pair: Any) -> tuple[Any, Any]:
 
 def _collect(pairs: list[tuple[JobLike, JobLike]]) -> bool:
     """Return whether this thread is inside `with transaction()`; if so, collect the dependencies for its end, all or none."""
+    from ..db import collected as blocks
     from ..db import models
-    from ..db import transaction as blocks
 
     block = blocks.current()
     if block is None:
@@ -336,7 +338,7 @@ def transaction() -> Iterator[None]:
     Raises (at the end of the outermost block, which writes nothing then):
         UnknownJob, DependencyCycle, DuplicateDependency; StateError: a child in the DB has started.
     """
-    from ..db import transaction as blocks
+    from ..db import collected as blocks
 
     block = blocks.current()
     is_outermost = block is None
@@ -370,12 +372,12 @@ def kill(job: JobLike, recursive: bool = True) -> int:
         UnknownJob, AmbiguousJobId.
     """
     from ..db import models
-    from ..db.store import user
+    from ..db.store import user_actions
 
     database = _database_of(job)
     numbers = _numbers(database, job)
     with database.write():
-        killed = user.kill(database, numbers, recursive=recursive).killed
+        killed = user_actions.kill(database, numbers, recursive=recursive).killed
         if isinstance(job, models.BalsamJob):
             job._follow()
     return killed
@@ -389,7 +391,7 @@ def detect_circular(job: JobLike | None = None) -> list[str]:
     Raises:
         UnknownJob, AmbiguousJobId.
     """
-    from ..db import queries
+    from ..db.query import queries
     from ..db.store import graph
 
     with _database_of(job).read() as cx:
@@ -431,8 +433,8 @@ def _ref(database: Database, cx: sqlite3.Connection | None, job: Any, may_be_new
 
     It exists, unless it was given as a number inside a block, whose end looks for it.
     """
+    from ..db import collected as blocks
     from ..db import models
-    from ..db import transaction as blocks
 
     block = blocks.current()
     is_new = may_be_new and isinstance(job, models.BalsamJob) and job.id is None
@@ -465,9 +467,9 @@ def submit(
     Raises:
         InvalidSpec, SettingsError, SubmitFailed.
     """
+    from ..core.settings import Settings
     from ..db import models
     from ..schedulers import submission
-    from ..settings import Settings
 
     database = models.active()
     request = submission.LaunchRequest(
@@ -478,9 +480,9 @@ def submit(
 
 def get_database_paths(verbose: bool = True) -> list[str]:
     """The directories of the DBs that this user has created or activated; `verbose` prints them, one per line."""
-    from ..db import location
+    from ..db.engine import directories
 
-    return _told(location.known_paths(), verbose)
+    return _told(directories.known_paths(), verbose)
 
 
 def get_active_database(verbose: bool = True) -> str:

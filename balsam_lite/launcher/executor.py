@@ -20,12 +20,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .. import loading, spec, states
-from ..db import location, models, queries
-from ..db.connection import Database
-from ..db.store import apps, insert, user
-from ..errors import DatabaseBusy, InputError, RemoteError, TaskFailed, UnknownApp
-from . import call, dag, interpreter, waits
+from ..core import field_specs, import_guard, states
+from ..core.errors import DatabaseBusy, InputError, RemoteError, TaskFailed, UnknownApp
+from ..db import models
+from ..db.engine import directories
+from ..db.engine.connection import Database
+from ..db.query import queries
+from ..db.store import apps, insert, user_actions
+from ..pyapps import python_argv, run_call
+from . import dag, waits
 from .futures import GONE, GROWTH, SHORTEST_S, Fate, Watch, fate_of, watch_of, why_failed
 from .waits import Waiting
 
@@ -99,7 +102,7 @@ class BalsamExecutor(concurrent.futures.Executor):
     def __init__(
         self, application: str | None = None, *, workflow: str | None = None, python: str = sys.executable, **job_fields: Any
     ) -> None:
-        loading.refuse()  # in a job that imports the script of its call
+        import_guard.refuse()  # in a job that imports the script of its call
         own = [*_OWN_FIELDS, *(() if application else ("user_workdir",))]  # calls would overwrite each other's results
         taken = [name for name in own if name in job_fields]
         if taken:
@@ -111,7 +114,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             workflow = current.workflow if current else WORKFLOW
         if application is None:
             job_fields.setdefault("input_files", "")  # results are read where they are
-        spec.check_job({"workflow": workflow, **job_fields})
+        field_specs.check_job({"workflow": workflow, **job_fields})
         self.database: Database = models.active()
         self._fields = {"workflow": workflow, **job_fields}
         self._application = application
@@ -157,7 +160,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             return self._results(self._add(self._task(fn, args, {}) for args in calls), timeout)
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
         _pickled(fn, [], {})
-        futures = self._add(self._task(call.each, (fn, chunk), {})._replace(name=_name_of(fn)) for chunk in chunks)
+        futures = self._add(self._task(run_call.each, (fn, chunk), {})._replace(name=_name_of(fn)) for chunk in chunks)
         return itertools.chain.from_iterable(self._results(futures, timeout))
 
     def _results(self, futures: list[BalsamFuture], timeout: float | None) -> Iterator[Any]:
@@ -185,7 +188,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         plain = [None if place in parents else one for place, one in enumerate(args)]
         pickled = _pickled(fn, plain, {name: one for name, one in kwargs.items() if name not in parents})
         paths = {place: one.path for place, one in parents.items()}
-        file = self._write(call.Call(_search_path(), _main_of(pickled), pickled, paths))
+        file = self._write(run_call.Call(_search_path(), _main_of(pickled), pickled, paths))
         return _Task(_name_of(fn), shlex.quote(file), numbers, file)
 
     def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
@@ -203,16 +206,18 @@ class BalsamExecutor(concurrent.futures.Executor):
             numbers.append(one.number)
         return list(dict.fromkeys(numbers))
 
-    def _write(self, what: call.Call) -> str:
-        job_id = spec.new_job_id()
-        folder = os.path.join(location.DATA, os.path.dirname(spec.workdir_name(self._fields["workflow"], "", job_id)), _CALLS)
+    def _write(self, what: run_call.Call) -> str:
+        job_id = field_specs.new_job_id()
+        folder = os.path.join(
+            directories.DATA, os.path.dirname(field_specs.workdir_name(self._fields["workflow"], "", job_id)), _CALLS
+        )
         folder = os.path.join(self.database.directory, folder)
         path = os.path.join(folder, f"{job_id}.pkl")
         try:
-            call.write(path, what)
+            run_call.write(path, what)
         except FileNotFoundError:
             os.makedirs(folder, exist_ok=True)
-            call.write(path, what)
+            run_call.write(path, what)
         return path
 
     def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
@@ -241,10 +246,10 @@ class BalsamExecutor(concurrent.futures.Executor):
             return
         with self.database.read() as cx:
             workdirs = queries.workdirs(cx, numbers[0], numbers[-1])
-        data = os.path.join(self.database.directory, location.DATA)
+        data = os.path.join(self.database.directory, directories.DATA)
         for number, future in zip(numbers, futures):
             name = str(self._fields.get("name", future._task.name))
-            output = interpreter.RESULT if self._application is None else spec.output_name(name)
+            output = python_argv.RESULT if self._application is None else field_specs.output_name(name)
             future.path = os.path.join(data, workdirs.get(number, ""), output)
             future.number = number
             future._fate = fate_of(self.database, number)
@@ -258,7 +263,7 @@ class BalsamExecutor(concurrent.futures.Executor):
 
     def _register(self) -> str:
         """The name of the application that runs calls with this Python; it is registered when there is none."""
-        line = shlex.join(interpreter.words(self._python, interpreter.CALL))
+        line = shlex.join(python_argv.words(self._python, python_argv.CALL))
         with self.database.read() as cx:
             name = _app_for(cx, line, may_add=False)
         if not name:
@@ -352,14 +357,14 @@ class BalsamExecutor(concurrent.futures.Executor):
             with open(future.path, encoding="utf-8", errors="replace") as file:
                 return file.read()
         try:
-            outcome = None if state == GONE else call.read_outcome(future.path)
+            outcome = None if state == GONE else run_call.read_outcome(future.path)
         except OSError as exc:
             if state == states.JOB_FINISHED:
                 raise RemoteError(f"The result of job #{future.number} is gone: {exc}") from exc
             outcome = None
         if outcome is None or outcome.good != (state == states.JOB_FINISHED):
             raise self._failed(future)
-        value = call.value_of("call", outcome)
+        value = run_call.value_of("call", outcome)
         if outcome.good:
             return value
         raise value from RemoteError(outcome.trace)
@@ -383,7 +388,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             return []
         with self.database.write() as cx:
             idle = queries.unstarted(cx, wanted)
-            user.kill(self.database, idle, message="Cancelled by its executor")
+            user_actions.kill(self.database, idle, message="Cancelled by its executor")
         for number in idle:
             concurrent.futures.Future.cancel(wanted[number])  # perhaps the thread has done so by now
             self._settle(number, is_killed=True)
@@ -468,7 +473,7 @@ def _main_of(pickled: bytes) -> tuple[str, str] | None:
     if b"__main__" not in pickled:
         return None
     main = sys.modules["__main__"]
-    sys.modules.setdefault(call.MAIN, main)  # what comes back may be of a class that is called so there
+    sys.modules.setdefault(run_call.MAIN, main)  # what comes back may be of a class that is called so there
     named = getattr(main, "__spec__", None)
     if named is not None:
         return "module", named.name

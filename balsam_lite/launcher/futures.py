@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary, finalize
 
-from .. import states
-from ..errors import InputError, TaskFailed, UnknownJob, WaitTimeout
+from ..core import states
+from ..core.errors import InputError, TaskFailed, UnknownJob, WaitTimeout
 from . import waits
 from .waits import Waiting
 
 if TYPE_CHECKING:
-    from ..db.connection import Database
+    from ..db.engine.connection import Database
     from ..db.models import BalsamJob
     from .executor import BalsamExecutor
 
@@ -84,11 +84,11 @@ class Watch:
     """What happens to some jobs of one DB. For one thread; it sees what other threads of this process write as well."""
 
     def __init__(self, database: Database) -> None:
-        from ..db import location
+        from ..db.engine import directories
 
         self._is_local = database.access == "local"
         # Of its own: `changed` has one memory for each Database, and is blind for what its own connection writes.
-        self._db = location.open_database(database.directory) if self._is_local else database
+        self._db = directories.open_database(database.directory) if self._is_local else database
         self._fates: WeakValueDictionary[int, Fate] = WeakValueDictionary()
         self._mark = (0, 0)
         self._look_at = 0.0
@@ -106,7 +106,7 @@ class Watch:
         new = [fate for fate in fates if fate.watch is not self and not fate.ended]
         if not new:
             return
-        from ..db import queries
+        from ..db.query import queries
 
         with self._db.read() as cx:
             self._catch_up(cx)
@@ -129,7 +129,7 @@ class Watch:
             return self._catch_up(cx)
 
     def _catch_up(self, cx: Any) -> bool:
-        from ..db import queries
+        from ..db.query import queries
 
         before, self._mark = self._mark, queries.mark(cx)
         if self._mark == before or not self._fates:
@@ -307,7 +307,7 @@ def _release(database: Database) -> None:
 
 def why_failed(database: Database, number: int, name: str) -> str:
     """What the job's history says last. Where it failed with a parent also what the parent's says, down to the first one."""
-    from ..db import queries
+    from ..db.query import queries
 
     with database.read() as cx:
         end = queries.end_of(cx, number)

@@ -8,11 +8,11 @@ import os
 import sys
 import time
 
-from .. import terminal
-from ..db import location
-from ..db.filesystem import failure
-from ..errors import BalsamError
-from ..settings import Settings
+from ..core import terminal
+from ..core.errors import BalsamError
+from ..core.settings import Settings
+from ..db.engine import directories
+from ..db.engine.filesystem import failure
 
 _FORMAT = "%(asctime)s|%(process)d|%(levelname)8s|%(name)s:%(lineno)s] %(message)s"
 _DATE = "%d-%b-%Y %H:%M:%S"
@@ -27,7 +27,7 @@ def set_up(db_directory: str, settings: Settings, kind: str = "launcher", echo: 
         BalsamError: the file cannot be written.
     """
     stamp = time.strftime("%Y-%m-%d_%H%M%S")
-    path = os.path.join(db_directory, location.LOG, f"{kind}_{stamp}_{os.getpid()}.log")
+    path = os.path.join(db_directory, directories.LOG, f"{kind}_{stamp}_{os.getpid()}.log")
     formatter = logging.Formatter(_FORMAT, _DATE)
     root = logging.getLogger("balsam_lite")
     root.setLevel(_level(settings.LOG_HANDLER_LEVEL))

@@ -11,30 +11,30 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from .. import states
-from ..clock import SECOND_US, Clock
-from ..db import queries
-from ..db import reasons as notes
-from ..db.connection import Connection, Database
-from ..db.filesystem import LOCAL
-from ..db.outlook import FIRST_JOB, what_may_come
+from ..core import states
+from ..core.clock import SECOND_US, Clock
+from ..core.errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble, NotABalsamDB, SchemaMismatch
+from ..core.settings import Settings
+from ..db.engine.connection import Connection, Database
+from ..db.engine.filesystem import LOCAL
+from ..db.query import queries
+from ..db.query import wait_reasons as notes
+from ..db.query.outlook import FIRST_JOB, what_may_come
 from ..db.store import claims, held_back, leases, pieces
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Exit, Filter, Shape
 from ..db.store.steps import StepEnd
 from ..db.store.suspects import Suspect, next_group
-from ..errors import DatabaseError, DatabaseGone, LostLease, MachineTrouble, NotABalsamDB, SchemaMismatch
-from ..settings import Settings
 from .capacity import MAX_AT_ONCE, EndRate, TickCapacity
+from .exec.trouble import Pause, Setbacks
 from .failpoints import failpoint
-from .nodes import Place, Pool
 from .obstacles import Limits, Obstacles
+from .placement import Place, Pool
 from .quiet import Quiet
 from .reaper import Reaper
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
 from .tally import Tally
-from .trouble import Pause, Setbacks
 
 log = logging.getLogger(__name__)
 

@@ -15,32 +15,34 @@ from functools import partial
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from .. import loading, terminal
-from ..clock import SECOND_US, Clock, SystemClock
-from ..db import batch_queries, location, reasons
-from ..db.batch_queries import BatchRow
-from ..db.binding import id_of
-from ..db.connection import Database
-from ..db.filesystem import LOCAL
+from ..core import import_guard, terminal
+from ..core.clock import SECOND_US, Clock, SystemClock
+from ..core.errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseGone, LostLease
+from ..core.identity import Holder
+from ..core.process_table import sees_processes
+from ..core.settings import Settings
+from ..db.engine import directories
+from ..db.engine.binding import id_of
+from ..db.engine.connection import Database
+from ..db.engine.filesystem import LOCAL
+from ..db.query import batch_queries, wait_reasons
+from ..db.query.batch_queries import BatchRow
 from ..db.store import leases
-from ..errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseGone, LostLease
-from ..identity import Holder
-from ..processes import sees_processes
 from ..schedulers.environ import Allocation
-from ..settings import Settings
-from . import commands, failpoints, gpus, leftovers, logs, mpirun, resources
-from .commands import Context
+from . import failpoints, logs, mpirun, resources
+from .exec import gpus, invocation, leftovers
+from .exec.children import Alarm
+from .exec.invocation import Context
+from .exec.run_file import RunFiles
+from .exec.spawner import Spawner
+from .exit_grace import PatientRunner, doubt_s, patience_s
 from .loop import Launcher
-from .nodes import Pool
 from .obstacles import Limits
-from .patience import PatientRunner, doubt_s, patience_s
-from .process import Alarm
+from .placement import Pool
 from .progress import Progress
 from .reaper import Reaper
 from .resources import LauncherOptions, Resources
-from .run_file import RunFiles
 from .runner import LocalRunner, Runner
-from .spawner import Spawner
 from .steps import Steps
 
 log = logging.getLogger(__name__)
@@ -104,12 +106,12 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
     Raises:
         InputError, SettingsError, DatabaseError, LaunchError: it could not start; nothing was taken.
     """
-    loading.refuse()
+    import_guard.refuse()
     settings = Settings.load(db_directory)
     batch = resources.where_am_i(options, settings, os.environ)
     found = resources.survey(options, settings, batch, os.environ)
     if found.are_elsewhere and options.job_mode != "mpi":
-        from .supervisor import supervise  # and all that messages between nodes need
+        from .multinode.supervisor import supervise  # and all that messages between nodes need
 
         return supervise(found, db_directory, settings, options)
     return run_on(found, db_directory, settings, options, OneHost())
@@ -131,7 +133,7 @@ def run_on(
     Raises:
         LostLease: somebody took this launcher for dead while it got ready; nothing was taken.
     """
-    db = location.open_database(db_directory, settings)
+    db = directories.open_database(db_directory, settings)
     try:
         return _run_in(db, found, settings, options, company, lost_lease)
     finally:
@@ -164,8 +166,8 @@ def _run_in(
     lease, eldest, dead, db_id = _patiently(db, settings, clock, begin)
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
-    context = _context(db, commands.lease_mark(db_id, lease), options, found, gpus.names(settings.GPU_VARIABLES))
-    company.begin(context, settings, options.job_mode, lease, tuple(commands.lease_mark(db_id, one) for one in dead))
+    context = _context(db, invocation.lease_mark(db_id, lease), options, found, gpus.names(settings.GPU_VARIABLES))
+    company.begin(context, settings, options.job_mode, lease, tuple(invocation.lease_mark(db_id, one) for one in dead))
     beat = partial(_patiently, db, settings, clock, partial(_beat, db, lease, clock))
     beat()  # the nodes may have taken minutes
     freed = _patiently(db, settings, clock, reaper.reap)
@@ -264,7 +266,7 @@ def _context(
 ) -> Context:
     # A launcher may itself have been started by MPI. Its variables would tell a job that it is one of the launcher's ranks.
     environ = mpirun.scrubbed(os.environb)
-    return commands.make_context(
+    return invocation.make_context(
         db.directory,
         run_mark,
         len(found.nodes),
@@ -341,8 +343,8 @@ def _guarded(
         for reason in launcher.obstacles.survey(launcher.filter()):
             _say(f"Left: {reason}")
         with db.write() as cx:
-            note = reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
-            end_reason = reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
+            note = wait_reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
+            end_reason = wait_reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
             leases.close_lease(cx, lease, clock.now_us(), end_reason, note)
     except DatabaseGone:
         raise

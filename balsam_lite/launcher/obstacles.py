@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from .. import states
-from ..db import outlook
-from ..db.connection import Connection, Database
-from ..db.outlook import Scope
+from ..core import states
+from ..db.engine.connection import Connection, Database
+from ..db.query import outlook
+from ..db.query.outlook import Scope
 from ..db.store import claims, held_back, pieces
 from ..db.store.claims import Filter, Shape
-from .nodes import Pool
-from .trouble import Pause, Setbacks
+from .exec.trouble import Pause, Setbacks
+from .placement import Pool
 
 _NO_PLACE = "waits for a free place"
 _LARGE_WRITE = "waits for the end of a change of very many jobs"

@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .. import states, terminal
-from ..db import queries
-from ..db.connection import Database
-from ..errors import BalsamError
+from ..core import states, terminal
+from ..core.errors import BalsamError
+from ..db.engine.connection import Database
+from ..db.query import queries
 from .loop import Launcher
 from .runner import Runner
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ..db.connection import Database
-from ..db.filesystem import LOCAL
+from ..db.engine.connection import Database
+from ..db.engine.filesystem import LOCAL
 
 
 class Quiet:

@@ -6,18 +6,18 @@ import logging
 import os
 from collections.abc import Collection
 
-from .. import states
-from ..clock import Clock
-from ..db.binding import id_of
-from ..db.connection import Connection, Database
-from ..db.location import RUNS
+from ..core import states
+from ..core.clock import Clock
+from ..core.settings import Settings
+from ..db.engine.binding import id_of
+from ..db.engine.connection import Connection, Database
+from ..db.engine.directories import RUNS
 from ..db.store import leases, suspects, waits
+from ..db.store.exit_rules import JobFacts
 from ..db.store.leases import Lease
-from ..db.store.outcomes import JobFacts
-from ..settings import Settings
-from . import run_file
-from .commands import lease_mark
-from .leftovers import end_runs, runs_of
+from .exec import run_file
+from .exec.invocation import lease_mark
+from .exec.leftovers import end_runs, runs_of
 
 log = logging.getLogger(__name__)
 

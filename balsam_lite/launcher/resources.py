@@ -7,17 +7,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from ..clock import Clock
-from ..errors import InputError, LaunchError
+from ..core.clock import Clock
+from ..core.errors import InputError, LaunchError
+from ..core.settings import Settings
 from ..schedulers import environ as environ_of_batch
 from ..schedulers.environ import Allocation, NodeGpus, allocation
 from ..schedulers.node_gpus import ask_gpus
 from ..schedulers.remaining import ask_end_us
-from ..settings import Settings
-from . import gpus, machine, mpirun
-from .commands import NO_MPI, MpiUse
-from .nodes import MpiRules, Node, divide_host
-from .pinning import dealt
+from . import mpirun
+from .exec import gpus, hardware
+from .exec.invocation import NO_MPI, MpiUse
+from .exec.pinning import dealt
+from .placement import MpiRules, Node, divide_host
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
         start command cannot do what the job mode needs.
     """
     if batch and batch.node_names and not options.nodes:
-        nodes, cpus = _named(options, settings, batch), machine.cpu_numbers()
+        nodes, cpus = _named(options, settings, batch), hardware.cpu_numbers()
     else:
         nodes, cpus = _virtual(options, settings, batch), _cpus_of_shares(options, batch)
     if options.job_mode == "serial":
@@ -141,7 +142,7 @@ def count_nodes(options: LauncherOptions, batch: Allocation | None) -> int | Non
 
 def _named(options: LauncherOptions, settings: Settings, batch: Allocation) -> list[Node]:
     names = _chosen(batch.node_names, options)
-    cpus = settings.CPUS_PER_NODE or batch.cpus_per_node or machine.cpus()
+    cpus = settings.CPUS_PER_NODE or batch.cpus_per_node or hardware.cpus()
     of_each = {} if settings.CPUS_PER_NODE else dict(zip(batch.node_names, batch.node_cpus))
     gpus = _gpus_of_named(options, settings, batch)
     _refuse_too_many(len(names), len(gpus) * len(names))
@@ -163,7 +164,7 @@ def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocati
     """The GPUs of each node. What this one may use says more than a number: another batch job may have the first two."""
     per_node = gpus_per_node(options, settings)
     if per_node is None and batch.runs_on_node:
-        found = machine.gpus()
+        found = hardware.gpus()
         if found or batch.gpus_per_node is None:
             return found
     return tuple(map(str, range((batch.gpus_per_node or 0) if per_node is None else per_node)))
@@ -182,7 +183,7 @@ def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
 
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:
     """Shares of this host. Where nobody has said how many there are, what the user says of a node is said of the host."""
-    number, cpus = _number_of_shares(options, batch), machine.cpus()
+    number, cpus = _number_of_shares(options, batch), hardware.cpus()
     per_node, asked = gpus_per_node(options, settings), number if options.nodes or batch else 1
     _refuse_too_many(number, (per_node or 0) * asked)
     found = _gpus_of_host(None if per_node is None else per_node * asked)
@@ -193,7 +194,7 @@ def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
     """The GPUs of this host, at most so many. Where it shows none, the user is believed, who may try out a larger machine."""
     if wanted == 0:
         return ()
-    found = machine.gpus()
+    found = hardware.gpus()
     if wanted is None:
         return found
     return found[:wanted] or tuple(map(str, range(wanted)))
@@ -201,12 +202,12 @@ def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
 
 def _cpus_of_shares(options: LauncherOptions, batch: Allocation | None) -> tuple[int, ...]:
     """Those of the nodes that this launcher has: another one on this host, with others, has other CPUs."""
-    shares = _chosen(dealt(machine.cpu_numbers(), _number_of_shares(options, batch)), options)
+    shares = _chosen(dealt(hardware.cpu_numbers(), _number_of_shares(options, batch)), options)
     return tuple(dict.fromkeys(cpu for share in shares for cpu in share))
 
 
 def _number_of_shares(options: LauncherOptions, batch: Allocation | None) -> int:
-    return options.nodes or (batch.num_nodes if batch else machine.cpus())
+    return options.nodes or (batch.num_nodes if batch else hardware.cpus())
 
 
 def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:

@@ -15,19 +15,20 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from .. import outputs, spec, states
-from ..clock import SECOND_US, Clock, format_us
+from ..core import field_specs, outputs, states
+from ..core.clock import SECOND_US, Clock, format_us
+from ..core.errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
+from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all
 from ..db.store.claims import Claim, Exit, Shape, unstarted
-from ..errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
-from ..processes import Process, command_of, descendants, living, reap_adopted, signal_all
-from . import commands, leftovers, pinning, process, steps
+from . import steps
+from .exec import children, invocation, leftovers, pinning
+from .exec.pinning import CpuSet
+from .exec.spawn_helper import ABANDONED, BY_ITSELF, Request
+from .exec.spawner import Ended, Failed, Leftover, Lost, Spawner, Started, Withdrawn
+from .exec.start_failures import BUSY, NODE, REFUSED, StartFailure
+from .exec.trouble import Machine
 from .failpoints import failpoint
-from .nodes import Place
-from .pinning import CpuSet
-from .spawn_helper import ABANDONED, BY_ITSELF, Request
-from .spawner import Ended, Failed, Leftover, Lost, Spawner, Started, Withdrawn
-from .start_failures import BUSY, NODE, REFUSED, StartFailure
-from .trouble import Machine
+from .placement import Place
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class LocalRunner:
     """
 
     def __init__(
-        self, context: commands.Context, clock: Clock, tail_lines: int, spawner: Spawner, cpus: Sequence[int] = ()
+        self, context: invocation.Context, clock: Clock, tail_lines: int, spawner: Spawner, cpus: Sequence[int] = ()
     ) -> None:
         self._context, self._clock, self._tail_lines = context, clock, tail_lines
         self._spawner = spawner
@@ -274,11 +275,11 @@ class LocalRunner:
         return found
 
     def _request(self, claim: Claim, place: Place) -> Request:
-        argv = commands.argv(claim, place, self._context)
-        own = commands.environment(claim, place, self._context)
-        directory, output = commands.workdir(claim, self._context), spec.output_name(claim.name)
+        argv = invocation.argv(claim, place, self._context)
+        own = invocation.environment(claim, place, self._context)
+        directory, output = invocation.workdir(claim, self._context), field_specs.output_name(claim.name)
         search = own.get(b"PATH") or self._context.environ.get(b"PATH")
-        program = process.find_program(argv[0], search, directory)
+        program = children.find_program(argv[0], search, directory)
         trouble = self._machine.data_trouble()
         if trouble:
             raise trouble
@@ -303,19 +304,19 @@ class LocalRunner:
         # are made before the output file, so a job without that file has not been started. One that has keeps what it changed.
         links = claim.parents != "[]" and (
             claim.state in states.UNPREPARED_STATES
-            or not os.path.lexists(outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated))
+            or not os.path.lexists(outputs.find(directory, field_specs.output_name(claim.name), claim.job_id, is_generated))
         )
-        path = commands.order_path(claim, self._context)
-        names_parents = commands.has_parent_files(own)
+        path = invocation.order_path(claim, self._context)
+        names_parents = invocation.has_parent_files(own)
         if not (links or path or names_parents):
             return b""
         calls: list[tuple[Callable[..., object], tuple[object, ...]]] = []
         if links and claim.input_files:
             calls.append((steps.link_inputs, steps.inputs_of(claim, self._context)))
         if path:
-            calls.append((steps.give_order, (path, commands.make_order(claim, self._context), not claim.command_template)))
+            calls.append((steps.give_order, (path, invocation.make_order(claim, self._context), not claim.command_template)))
         if names_parents:
-            calls.append((commands.give_parents, (claim, own)))
+            calls.append((invocation.give_parents, (claim, own)))
         return pickle.dumps(calls)
 
     def _pin(self, claim: Claim, place: Place) -> tuple[int, ...]:
@@ -333,7 +334,7 @@ class LocalRunner:
     def _forget_order(self, claim: Claim) -> None:
         """Remove what its program had to know, and has read."""
         with suppress(OSError, InvalidSpec):
-            path = commands.order_path(claim, self._context)
+            path = invocation.order_path(claim, self._context)
             if path:
                 os.unlink(path)
 
@@ -394,7 +395,7 @@ class LocalRunner:
         claim, place = self._taken_out(job)
         to_stop = self._stop_at_once.pop(job, None)
         self.started += 1
-        self._runs[job] = _Run(claim, place, started, commands.mark(claim, self._context))
+        self._runs[job] = _Run(claim, place, started, invocation.mark(claim, self._context))
         failpoint("after-spawn")
         if to_stop:
             self.stop([job], *to_stop)
@@ -480,7 +481,7 @@ class LocalRunner:
         if run is None:  # it may have been started all the same
             claim, place = self._taken_out(lost.key)
             self._stop_at_once.pop(lost.key, None)
-            run = _Run(claim, place, Started(lost.key, 0, "", self._clock.now_us()), commands.mark(claim, self._context))
+            run = _Run(claim, place, Started(lost.key, 0, "", self._clock.now_us()), invocation.mark(claim, self._context))
             self._runs[lost.key] = run
         run.ended, run.kill_at = lost, self._clock.monotonic() + _LAST_S
         self._stopping[lost.key] = run
@@ -519,7 +520,7 @@ class LocalRunner:
             size = os.stat(path, follow_symlinks=False).st_size
         except OSError:
             return "", False
-        return process.tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
+        return children.tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
@@ -544,13 +545,13 @@ class LocalRunner:
             run.stop_result, run.told_us, run.kill_at = result, told_us, self._clock.monotonic() + grace_s
             self._stopping[run.claim.job] = run
             by_manner.setdefault(self._context.mpi.at_term(run.claim), []).append(run)
-        for run in by_manner.get(commands.PASSES_ON, ()):
+        for run in by_manner.get(invocation.PASSES_ON, ()):
             # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
             below = _started_by_shell(run)
             self._channel.signal(run.claim.job, signal.SIGTERM)
             run.reached_us = self._clock.now_us() if below else None
             signal_all(below, signal.SIGTERM)
-        spared = by_manner.get(commands.KILLS, [])
+        spared = by_manner.get(invocation.KILLS, [])
         for run in spared:
             run.is_spared = True
             if _is_in_shell(run):  # when the ranks have ended it would go on with the next command of its line
@@ -558,7 +559,7 @@ class LocalRunner:
         self._channel.tell([run.claim.job for run in spared])
         if not self._ask_to_end([run.claim for run in spared]):
             self._terminate(spared)
-        self._terminate(by_manner.get(commands.UNKNOWN, []))
+        self._terminate(by_manner.get(invocation.UNKNOWN, []))
 
     def _ask_to_end(self, claims: Sequence[Claim]) -> bool:
         """Have the ranks of those jobs told to end, wherever they run. Returns False where that cannot be done."""
@@ -567,7 +568,7 @@ class LocalRunner:
             return False
         argv = [os.fsencode(word) for word in words]
         try:
-            program = process.find_program(words[0], self._context.environ.get(b"PATH"), "/")
+            program = children.find_program(words[0], self._context.environ.get(b"PATH"), "/")
             self._asking.start(Request(claims[0].job, program, argv, {}, "/", os.devnull, appends=True))
         except SpawnFailed:
             return False
@@ -652,7 +653,7 @@ class LocalRunner:
         if failure is not None and run.told_us is None:
             return self._not_run(run, failure)
         result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
-        message = process.reason(code) if code else ""
+        message = children.reason(code) if code else ""
         if run.left:
             message = f"{message}; {_left_words(run.left)}" if message else _left_words(run.left).capitalize()
         if run.told_us is not None:
@@ -716,7 +717,7 @@ class LocalRunner:
 
     def _has_no_result(self, claim: Claim) -> bool:
         """Return whether the program should have left a result, and has not."""
-        path = commands.result_path(claim, self._context)
+        path = invocation.result_path(claim, self._context)
         if not path or os.path.lexists(path):
             return False
         try:
@@ -730,12 +731,12 @@ class LocalRunner:
         return MachineTrouble(reason) if reason else None
 
     def _tail(self, run: _Run) -> str:
-        return process.tail(self._output_path(run), self._tail_lines)
+        return children.tail(self._output_path(run), self._tail_lines)
 
     def _output_path(self, run: _Run) -> str:
         claim = run.claim
-        directory, is_generated = commands.workdir(claim, self._context), outputs.is_generated(claim.workdir, claim.job_id)
-        return outputs.find(directory, spec.output_name(claim.name), claim.job_id, is_generated)
+        directory, is_generated = invocation.workdir(claim, self._context), outputs.is_generated(claim.workdir, claim.job_id)
+        return outputs.find(directory, field_specs.output_name(claim.name), claim.job_id, is_generated)
 
 
 def _left_words(left: Sequence[Leftover]) -> str:
@@ -759,7 +760,7 @@ def _placed(run: _Run) -> Place:
 
 def _is_in_shell(run: _Run) -> bool:
     """Whether a shell runs its line, and the MPI command in that."""
-    return bool(run.claim.command_template) and process.is_shell(run.pid)
+    return bool(run.claim.command_template) and children.is_shell(run.pid)
 
 
 def _started_by_shell(run: _Run) -> list[Process]:

@@ -1,4 +1,4 @@
-"""Where programs begin that run in a job's working directory: see `interpreter`, which has their command lines."""
+"""Where programs begin that run in a job's working directory: see `python_argv`, which has their command lines."""
 
 import sys
 
@@ -6,20 +6,20 @@ import sys
 def hook() -> None:
     """Run a hook of a class, or what comes after a preamble: `hook.main`."""
     sys.path[:] = filter(None, sys.path)  # lines that older DBs have stored do not
-    from .hook import main
+    from ..pyapps.run_hook import main
 
     sys.exit(main())
 
 
 def function() -> None:
     """Run a function of a class: `function.main`."""
-    from .function import main
+    from ..pyapps.run_function import main
 
     sys.exit(main())
 
 
 def call() -> None:
     """Run a call of a BalsamExecutor: `call.main`."""
-    from .call import main
+    from ..pyapps.run_call import main
 
     sys.exit(main())

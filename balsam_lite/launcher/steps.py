@@ -18,17 +18,18 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import outputs, spec, states
+from ..core import field_specs, outputs, states
+from ..core.errors import LaunchError, MachineTrouble
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
-from ..errors import LaunchError, MachineTrouble
-from . import commands, interpreter, leftovers, order, process, report
+from ..pyapps import payload, python_argv, result_file
+from .exec import children, invocation, leftovers
+from .exec.spawn_helper import ABANDONED, Request
+from .exec.spawner import Answer, Ended, Failed, Spawner, Started
+from .exec.trouble import Machine
 from .failpoints import failpoint
-from .spawn_helper import ABANDONED, Request
-from .spawner import Answer, Ended, Failed, Spawner, Started
 from .staging import links
 from .staging.files import shown
-from .trouble import Machine
 
 if TYPE_CHECKING:
     from .staging.remote import Run
@@ -86,12 +87,12 @@ class Steps:
         time_limit_s: for a script; one that takes longer is stopped and has failed.
         wake: called in a thread when a step has ended, so that `poll` is called.
         doubt_s: in a batch job, whose scheduler may end its programs just before the launcher: for how long to hold back the
-            end of programs, by whether they failed and for how many seconds they ran. See `patience`.
+            end of programs, by whether they failed and for how many seconds they ran. See `exit_grace`.
     """
 
     def __init__(
         self,
-        context: commands.Context,
+        context: invocation.Context,
         spawner: Spawner,
         threads: int,
         time_limit_s: float,
@@ -226,11 +227,11 @@ class Steps:
         trouble = self._machine.data_trouble()
         if trouble:
             raise trouble
-        process.make_directory(directory, self._context.data_directory)
+        children.make_directory(directory, self._context.data_directory)
 
     def _prepare(self, task: _Task) -> None:
         claim = task.claim
-        directory = commands.workdir(claim, self._context)
+        directory = invocation.workdir(claim, self._context)
         self._make_directory(directory)
         if claim.input_files and claim.parents != "[]":
             link_inputs(*inputs_of(claim, self._context))
@@ -257,7 +258,7 @@ class Steps:
         if stages_out:
             from .staging import transfers
 
-            directory = commands.workdir(claim, self._context)
+            directory = invocation.workdir(claim, self._context)
             run, is_cancelled = self._runner_of(task), lambda: task.stop is not None
             done = transfers.stage_out(claim.stage_out_url, claim.stage_out_files, directory, run, is_cancelled)
             if done.unmatched:
@@ -266,22 +267,22 @@ class Steps:
 
     def _script(self, task: _Task, kind: str, command: str) -> None:
         """Run a script of the job's application, and raise unless it exits with 0."""
-        directory = commands.workdir(task.claim, self._context)
+        directory = invocation.workdir(task.claim, self._context)
         try:
-            argv = spec.split_command(command)
+            argv = field_specs.split_command(command)
         except ValueError as exc:
             raise _Failed(f"The {kind} script cannot be split into words ({exc}): {command}") from exc
         if not argv:
             raise _Failed(f"The {kind} script is empty.")
         self._make_directory(directory)
-        called = f"{task.claim.application}.{kind}" if interpreter.is_hook(command) else command
+        called = f"{task.claim.application}.{kind}" if python_argv.is_hook(command) else command
         output = _begin_log(directory, kind, called, task.claim)
-        own = commands.hook_environment(task.claim, kind, self._context)
+        own = invocation.hook_environment(task.claim, kind, self._context)
         try:
-            if commands.has_parent_files(own):
-                commands.give_parents(task.claim, own)
+            if invocation.has_parent_files(own):
+                invocation.give_parents(task.claim, own)
             code = self._run(task, argv, directory, output, own, self._time_limit_s)
-            words = process.tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
+            words = children.tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
         except LaunchError as exc:
             raise _Failed(f"The {kind} script {called}: {exc}") from exc
         finally:
@@ -289,7 +290,7 @@ class Steps:
                 with suppress(OSError):
                     os.unlink(f"{directory}/{output}")
         if code:
-            raise _Failed(f"The {kind} script {called}: {process.reason(code)}: {words}")
+            raise _Failed(f"The {kind} script {called}: {children.reason(code)}: {words}")
 
     def _runner_of(self, task: _Task) -> Run:
         """How `staging` starts a program for that task."""
@@ -297,10 +298,10 @@ class Steps:
         def run(argv: Sequence[str], directory: str) -> tuple[int, str]:
             log_name = _TRANSFER_LOG.format(task.claim.job_id[:8])
             path = os.path.join(directory, log_name)
-            own = commands.mark_alone(task.claim, self._context)
+            own = invocation.mark_alone(task.claim, self._context)
             try:
                 code = self._run(task, list(argv), directory, log_name, own, None)
-                return code, process.tail(path, _TAIL_LINES)
+                return code, children.tail(path, _TAIL_LINES)
             finally:
                 if os.path.lexists(path):
                     os.unlink(path)
@@ -311,7 +312,7 @@ class Steps:
         self, task: _Task, argv: list[str], directory: str, output: str, own: dict[bytes, bytes], limit_s: float | None
     ) -> int:
         search = own.get(b"PATH") or self._context.environ.get(b"PATH")
-        program = process.find_program(argv[0], search, directory)
+        program = children.find_program(argv[0], search, directory)
         words = [os.fsencode(word) for word in argv]
         self._channel.start(Request(task.claim.job, program, words, own, directory, output, appends=True))
         self._spawner.flush()
@@ -359,12 +360,12 @@ class Steps:
                 self._spawner.flush()
 
     def _end_run(self, task: _Task, grace_s: float) -> None:
-        leftovers.end_runs(self._context.db_directory, grace_s, runs=[commands.mark(task.claim, self._context)])
+        leftovers.end_runs(self._context.db_directory, grace_s, runs=[invocation.mark(task.claim, self._context)])
 
 
-def inputs_of(claim: Claim, context: commands.Context) -> tuple[str, str, list[links.Parent], str]:
+def inputs_of(claim: Claim, context: invocation.Context) -> tuple[str, str, list[links.Parent], str]:
     """Return the arguments of `link_inputs` for a job."""
-    return commands.workdir(claim, context), claim.name, commands.parents(claim, context), claim.input_files
+    return invocation.workdir(claim, context), claim.name, invocation.parents(claim, context), claim.input_files
 
 
 def link_inputs(directory: str, name: str, parents: list[links.Parent], input_files: str) -> None:
@@ -376,7 +377,7 @@ def link_inputs(directory: str, name: str, parents: list[links.Parent], input_fi
     links.link_inputs(directory, name, parents, input_files)
 
 
-def give_order(path: str, given: order.Order, returns_result: bool) -> None:
+def give_order(path: str, given: payload.Order, returns_result: bool) -> None:
     """Write what its program needs to know that runs the job's Python class; what an earlier attempt returned goes.
 
     Raises:
@@ -385,8 +386,8 @@ def give_order(path: str, given: order.Order, returns_result: bool) -> None:
     try:
         if returns_result:
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(os.path.dirname(path), report.file_name(given.job["job_id"])))
-        order.write(path, given)
+                os.unlink(os.path.join(os.path.dirname(path), result_file.file_name(given.job["job_id"])))
+        payload.write(path, given)
     except OSError as exc:
         raise LaunchError(f"{path} cannot be written: {exc.strerror}") from exc
 

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..clock import SystemClock
-from ..errors import BalsamError
-from ..identity import Holder
-from ..loading import StopLoading
+from ..core.clock import SystemClock
+from ..core.errors import BalsamError
+from ..core.identity import Holder
+from ..core.import_guard import StopLoading
 
 if TYPE_CHECKING:
-    from ..db.connection import Database
+    from ..db.engine.connection import Database
 
 T = TypeVar("T")
 
@@ -103,12 +103,12 @@ class Presence:
 
     def _write(self, act: Callable[[Any, float], T]) -> T | None:
         """Write over a separate connection: any thread may call this, and the caller's may be inside a transaction."""
-        from ..db import location
-        from ..settings import Settings
+        from ..core.settings import Settings
+        from ..db.engine import directories
 
         try:
             settings = Settings.load(self._directory)
-            db = location.open_database(self._directory, settings)
+            db = directories.open_database(self._directory, settings)
             db.busy_timeout_s = _BUSY_TIMEOUT_S
             try:
                 with db.write() as cx:
@@ -189,8 +189,8 @@ class Waiting:
             self._tell(list(jobs()), quiet_s, now)
 
     def _tell(self, jobs: Sequence[int], quiet_s: float, now: float) -> None:
-        from ..db import stalls
-        from ..settings import Settings
+        from ..core.settings import Settings
+        from ..db.query import stalls
 
         try:
             expiry_s = Settings.load(self._database.directory).LEASE_EXPIRY_S

@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..db.filesystem import failure
-from ..errors import BalsamError, InvalidSpec
+from ..core.errors import BalsamError, InvalidSpec
+from ..db.engine.filesystem import failure
 from . import timeline
 from .timeline import Counts, Curve, Runs
 

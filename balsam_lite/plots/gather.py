@@ -6,8 +6,8 @@ from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..sites.desk import Desk
-from ..states import CREATED, JOB_FINISHED, RUNNING
+from ..core.states import CREATED, JOB_FINISHED, RUNNING
+from ..sites.interface import Desk
 from .timeline import Changes
 
 #: Rows of jobs in a page.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..clock import SECOND_US
-from ..errors import NotFound
+from ..core.clock import SECOND_US
+from ..core.errors import NotFound
 from . import figures, text, timeline
 from .gather import Found
 from .timeline import Changes, Curve, Runs, Window

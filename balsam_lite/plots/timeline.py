@@ -14,8 +14,8 @@ from itertools import accumulate, chain, islice
 from operator import le
 from typing import Any, NamedTuple
 
-from .. import states
-from ..clock import SECOND_US
+from ..core import states
+from ..core.clock import SECOND_US
 
 #: Curves are cut into so many pieces, of which each keeps up to four points.
 PIECES = 600

@@ -14,10 +14,10 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol, cast
 
-from ..clock import SECOND_US
-from ..errors import CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
-from ..programs import Completed, run
-from ..settings import Settings
+from ..core.clock import SECOND_US
+from ..core.errors import CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
+from ..core.settings import Settings
+from ..core.subprocess_run import Completed, run
 
 QUEUED = "queued"
 RUNNING = "running"

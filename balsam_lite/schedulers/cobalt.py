@@ -14,10 +14,10 @@ import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ..clock import SECOND_US
-from ..errors import SubmitFailed
-from ..programs import Completed
-from ..settings import Settings
+from ..core.clock import SECOND_US
+from ..core.errors import SubmitFailed
+from ..core.settings import Settings
+from ..core.subprocess_run import Completed
 from . import base
 from .base import BatchStatus, CommandScheduler, Submission
 

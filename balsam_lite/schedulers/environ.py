@@ -15,8 +15,8 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Callable, NamedTuple
 
-from ..clock import SECOND_US
-from ..errors import LaunchError, NoNodes
+from ..core.clock import SECOND_US
+from ..core.errors import LaunchError, NoNodes
 from . import hostlist
 
 LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME = "BALSAM_LOCAL_JOBID", "BALSAM_LOCAL_NODES", "BALSAM_LOCAL_ENDTIME"

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ..clock import SECOND_US, SystemClock
-from ..errors import CancelFailed, PollFailed, SubmitFailed
-from ..processes import JOB_VARIABLES
-from ..settings import Settings, home
+from ..core.clock import SECOND_US, SystemClock
+from ..core.errors import CancelFailed, PollFailed, SubmitFailed
+from ..core.process_table import JOB_VARIABLES
+from ..core.settings import Settings, home
 from . import base
 from .base import BatchStatus, Submission
 from .environ import LOCAL_ENDTIME, LOCAL_JOBID, LOCAL_NODES, RANK_VARIABLES

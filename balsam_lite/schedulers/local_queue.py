@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from .. import processes, programs
-from ..clock import SECOND_US, SystemClock
-from ..identity import Holder
+from ..core import process_table, subprocess_run
+from ..core.clock import SECOND_US, SystemClock
+from ..core.identity import Holder
 from . import base
 from .base import BatchStatus, Submission
 
@@ -219,14 +219,14 @@ class LocalQueue:
         if ended:  # its shepherd died between recording the end and taking it off the queue
             self.write(ended)
             return False
-        if record.runner and not processes.family(record.runner):
+        if record.runner and not process_table.family(record.runner):
             self.write(outcome(record, None))
             return False
         return True
 
     def _spawn_shepherd(self, native_id: str) -> str:
         """Start one, detached. Returns why that failed, or ""."""
-        answer = programs.run_module(f"{__package__}.shepherd", self.directory, native_id)
+        answer = subprocess_run.run_module(f"{__package__}.shepherd", self.directory, native_id)
         return "" if answer.ok else f"exit code {answer.returncode}: {answer.stderr.strip() or '<no output>'}"
 
     # --- files --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from ..programs import run
+from ..core.subprocess_run import run
 from . import hostlist
 from .environ import Allocation, NodeGpus
 

@@ -18,10 +18,10 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..clock import SECOND_US
-from ..errors import PollFailed
-from ..programs import Completed
-from ..settings import Settings
+from ..core.clock import SECOND_US
+from ..core.errors import PollFailed
+from ..core.settings import Settings
+from ..core.subprocess_run import Completed
 from . import base
 from .base import BatchStatus, CommandScheduler, Submission
 

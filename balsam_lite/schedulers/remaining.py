@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from ..clock import SECOND_US, Clock, SystemClock
-from ..programs import run
+from ..core.clock import SECOND_US, Clock, SystemClock
+from ..core.subprocess_run import run
 from . import pbs
 from .environ import Allocation
 

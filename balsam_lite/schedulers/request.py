@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .. import durations, spec
-from ..errors import InvalidSpec
-from ..partitions import Partition, check_sum
-from ..settings import Settings
+from ..core import durations, field_specs
+from ..core.errors import InvalidSpec
+from ..core.partitions import Partition, check_sum
+from ..core.settings import Settings
 
 _LARGEST_COUNT = 10**7
 
@@ -45,8 +45,8 @@ def validated(request: LaunchRequest, settings: Settings) -> LaunchRequest:
         value = getattr(request, field)
         if type(value) is not int or not 1 <= value <= _LARGEST_COUNT:
             raise InvalidSpec(f"{field} must be a whole number from 1 to {_LARGEST_COUNT}, not {value!r}")
-    if request.job_mode not in spec.JOB_MODES:
-        raise InvalidSpec(f"job_mode must be one of {', '.join(spec.JOB_MODES)}, not {request.job_mode!r}")
+    if request.job_mode not in field_specs.JOB_MODES:
+        raise InvalidSpec(f"job_mode must be one of {', '.join(field_specs.JOB_MODES)}, not {request.job_mode!r}")
     for field in ("queue", "project", "wf_filter", "sched_flags"):
         _check_line(field, getattr(request, field))
     for field, words in _mappings(request):

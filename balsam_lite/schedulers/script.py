@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..db.connection import Database
-from ..errors import InvalidSpec, SettingsError
-from ..settings import HOME_VARIABLE, Settings, home
+from ..core.errors import InvalidSpec, SettingsError
+from ..core.settings import HOME_VARIABLE, Settings, home
+from ..db.engine.connection import Database
 from .base import Scheduler, select
 from .request import LaunchRequest
 

@@ -18,9 +18,9 @@ import time
 import traceback
 from typing import NoReturn
 
-from .. import daemon, processes, terminal
-from ..clock import SECOND_US, SystemClock
-from ..identity import Holder
+from ..core import daemon, process_table, terminal
+from ..core.clock import SECOND_US, SystemClock
+from ..core.identity import Holder
 from . import base, environ
 from .local_queue import LocalQueue, Record, open_output, outcome
 
@@ -40,7 +40,7 @@ class Shepherd:
         self._child = 0  # what it forked and has not waited for
         self._exit = (0, 0)  # pid and wait status of the last child
         self._next_fork = 0.0
-        self._seen: list[processes.Process] = []
+        self._seen: list[process_table.Process] = []
         self._next_heal = 0.0
 
     def run(self) -> None:
@@ -133,14 +133,14 @@ class Shepherd:
         if not over and not record.stopping:
             self._stop_if_due(record)
             return True
-        members = processes.family(record.runner, self._seen)
+        members = process_table.family(record.runner, self._seen)
         if over and not members:
             self._finish(record)
             return False
         if not record.stopping:
             self._stop(record, _LEFTOVERS)
         elif _now_us() - record.stopping_us > record.grace_s * SECOND_US:
-            processes.signal_all(members, signal.SIGKILL)
+            process_table.signal_all(members, signal.SIGKILL)
         return True
 
     def _is_over(self, runner: Holder) -> bool:
@@ -166,8 +166,8 @@ class Shepherd:
         assert record.runner is not None
         with self._queue.locked():
             self._queue.write(record._replace(stopping=why, stopping_us=_now_us()))
-        self._seen = processes.family(record.runner)
-        processes.terminate_session(record.runner, self._seen)
+        self._seen = process_table.family(record.runner)
+        process_table.terminate_session(record.runner, self._seen)
 
     def _finish(self, record: Record) -> None:
         assert record.runner is not None
@@ -187,7 +187,7 @@ def _execute(record: Record, variables: dict[str, str]) -> NoReturn:
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     variables[environ.LOCAL_JOBID] = record.id
-    variables[processes.DETACHED_VARIABLE] = "1"
+    variables[process_table.DETACHED_VARIABLE] = "1"
     variables[environ.LOCAL_NODES] = str(record.submission.nodes)
     variables[environ.LOCAL_ENDTIME] = str(record.deadline_us // SECOND_US)
     script = record.submission.script

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from ..clock import SECOND_US
-from ..processes import JOB_VARIABLES
-from ..programs import Completed
-from ..settings import Settings
+from ..core.clock import SECOND_US
+from ..core.process_table import JOB_VARIABLES
+from ..core.settings import Settings
+from ..core.subprocess_run import Completed
 from . import base
 from .base import BatchStatus, CommandScheduler, Submission
 from .environ import RANK_VARIABLES

@@ -12,19 +12,14 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-from ..clock import SECOND_US, SystemClock
-from ..db import batch_queries, location, reasons
-from ..db.batch_queries import BatchRow
-from ..db.connection import Connection, Database
+from ..core.clock import SECOND_US, SystemClock
+from ..core.errors import AmbiguousJobId, CancelFailed, SubmitFailed, SubmitUncertain, UnknownBatchJob
+from ..core.settings import Settings
+from ..db.engine import directories
+from ..db.engine.connection import Connection, Database
+from ..db.query import batch_queries, wait_reasons
+from ..db.query.batch_queries import BatchRow
 from ..db.store import batch_jobs
-from ..errors import (
-    AmbiguousJobId,
-    CancelFailed,
-    SubmitFailed,
-    SubmitUncertain,
-    UnknownBatchJob,
-)
-from ..settings import Settings
 from .base import CANCELLED, GONE, BatchStatus, Scheduler, Submission, select
 from .request import LaunchRequest, validated
 from .script import NAME, render
@@ -72,7 +67,7 @@ def submit_launch(
         before(row)
     try:
         script = render(db, settings, scheduler, request, row["id"])
-        _write_script(row["command"], script, 0o755 if location.is_shared_read(db.directory) else 0o700)
+        _write_script(row["command"], script, 0o755 if directories.is_shared_read(db.directory) else 0o700)
         native_id = scheduler.submit(_submission(db, row))
     except SubmitUncertain:
         raise
@@ -113,7 +108,7 @@ def _add_row(db: Database, request: LaunchRequest, domain: str, again: int | Non
         number = again or (batch_queries.newest(cx, values) or {"id": 0})["id"]
         if not batch_jobs.retry(cx, number, values, now_us):
             number = batch_jobs.add(cx, values, now_us)
-        stem = os.path.join(db.directory, location.QSUBMIT, f"{NAME}{number}")
+        stem = os.path.join(db.directory, directories.QSUBMIT, f"{NAME}{number}")
         batch_jobs.set_paths(cx, number, stem + ".sh", stem + ".out")
         return _get(batch_queries.get(cx, number), number)
 
@@ -129,7 +124,7 @@ def _submission(db: Database, row: BatchRow) -> Submission:
         name=f"{NAME}{row['id']}",
         script=row["command"],
         output=row["log"],
-        directory=os.path.join(db.directory, location.QSUBMIT),
+        directory=os.path.join(db.directory, directories.QSUBMIT),
         nodes=row["nodes"],
         minutes=row["wall_minutes"],
         queue=row["queue"],
@@ -256,7 +251,7 @@ def _with_jobs_left(cx: Connection, columns: dict[str, Any], row: BatchRow, nati
     """Return the columns; if the batch job ended by itself, the reason tells of the jobs that its launchers left."""
     if columns["ended"] is None or columns["state"] in (CANCELLED, GONE) or not native_id:
         return columns
-    left = reasons.left_in(cx, _id_and_cluster(native_id)[0], row["created"])
+    left = wait_reasons.left_in(cx, _id_and_cluster(native_id)[0], row["created"])
     return {**columns, "reason": "; ".join(filter(None, (columns["reason"], left)))}
 
 

@@ -15,17 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..clock import SECOND_US, Clock
-from ..db import batch_queries, connection, demand
-from ..db import reasons as reasons_of_launchers
-from ..db.batch_queries import BatchRow
-from ..db.connection import Connection, Database
-from ..db.demand import Work
-from ..db.filesystem import LOCAL
-from ..db.store import batch_jobs, held_back, leases, pieces, reservations
-from ..db.store.claims import Shape
-from ..db.store.leases import Lease
-from ..errors import (
+from ..core.clock import SECOND_US, Clock
+from ..core.errors import (
     DatabaseError,
     InputError,
     LostLease,
@@ -35,13 +26,23 @@ from ..errors import (
     SchemaMismatch,
     SettingsError,
 )
-from ..identity import Holder
+from ..core.identity import Holder
+from ..core.settings import Settings, SettingsWarning
+from ..db.engine import connection
+from ..db.engine.connection import Connection, Database
+from ..db.engine.filesystem import LOCAL
+from ..db.query import batch_queries, demand
+from ..db.query import wait_reasons as reasons_of_launchers
+from ..db.query.batch_queries import BatchRow
+from ..db.query.demand import Work
+from ..db.store import batch_jobs, held_back, leases, pieces, reservations
+from ..db.store.claims import Shape
+from ..db.store.leases import Lease
 from ..launcher import mpirun
 from ..launcher.reaper import Reaper
 from ..schedulers import base, submission
 from ..schedulers.base import Scheduler
 from ..schedulers.submission import LaunchRequest
-from ..settings import Settings, SettingsWarning
 from . import packer
 from .packer import Choice, Launch, Left, Supply
 from .policy import PolicyFile, Queue

@@ -18,22 +18,22 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
-from .. import daemon, programs, terminal
-from ..clock import SECOND_US, SystemClock
-from ..daemon import Ready
-from ..db import location
-from ..db.connection import Database
-from ..db.filesystem import failure
+from ..core import daemon, subprocess_run, terminal
+from ..core.clock import SECOND_US, SystemClock
+from ..core.daemon import Ready
+from ..core.errors import AnotherService, BalsamError, DatabaseGone, DatabaseReadOnly, LaunchError, LostLease
+from ..core.identity import Holder
+from ..core.settings import Settings
+from ..db.engine import directories
+from ..db.engine.connection import Database
+from ..db.engine.filesystem import failure
+from ..db.engine.watching import watch_the_doubtful
 from ..db.store import leases
 from ..db.store.leases import Record
-from ..db.watching import watch_the_doubtful
-from ..errors import AnotherService, BalsamError, DatabaseGone, DatabaseReadOnly, LaunchError, LostLease
-from ..identity import Holder
 from ..launcher import logs
-from ..launcher.process import Alarm
+from ..launcher.exec.children import Alarm
 from ..launcher.reaper import Reaper
 from ..schedulers import base
-from ..settings import Settings
 from . import policy
 from .loop import KIND, Service
 
@@ -54,7 +54,7 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
         AnotherService. SettingsError: the policy is missing or broken. DatabaseError. BalsamError: no log can be written.
     """
     settings = Settings.load(db_directory)
-    db = location.open_database(db_directory, settings)
+    db = directories.open_database(db_directory, settings)
     file = policy.PolicyFile(db.directory, settings)
     scheduler = base.select(settings)
     clock = SystemClock()
@@ -161,10 +161,10 @@ def start(db_directory: str) -> Started:
         AnotherService. LaunchError: it did not begin; the message says what it said.
     """
     settings = Settings.load(db_directory)
-    db = location.open_database(db_directory, settings)
+    db = directories.open_database(db_directory, settings)
     watch_the_doubtful(db, settings.LEASE_EXPIRY_S, _IS_SERVICE)  # which may take longer than the daemon may to begin
     db.close()
-    answer = programs.run_module(__name__, os.path.abspath(db_directory))
+    answer = subprocess_run.run_module(__name__, os.path.abspath(db_directory))
     if answer.returncode == _ANOTHER:
         raise AnotherService(hint="`balsam service status` shows it, `balsam service stop` ends it.")
     if not answer.ok:
@@ -198,7 +198,7 @@ def stop(db_directory: str) -> str:
         LaunchError: it is still busy; it will end when it is done.
     """
     settings = Settings.load(db_directory)
-    db = location.open_database(db_directory, settings)
+    db = directories.open_database(db_directory, settings)
     record = _latest(db)
     if record is None or record.closed_us is not None:
         return "No service is running on this Balsam DB."
@@ -243,7 +243,7 @@ def status(db_directory: str) -> dict[str, Any]:
     tell), stopped, or none: there never was one.
     """
     settings = Settings.load(db_directory)
-    db = location.open_database(db_directory, settings)
+    db = directories.open_database(db_directory, settings)
     record = _latest(db)
     if record is None:
         return {"state": "none"}

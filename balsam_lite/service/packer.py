@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ..db.demand import Work, width
+from ..db.query.demand import Work, width
 from ..db.store.claims import Shape
 from .policy import Queue, Range
 

@@ -20,11 +20,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from .. import durations
-from ..errors import SettingsError
+from ..core import durations
+from ..core.errors import SettingsError
+from ..core.settings import Settings, SettingsWarning, home
 from ..schedulers.base import select
 from ..schedulers.script import packaged, write_new
-from ..settings import Settings, SettingsWarning, home
 
 TEMPLATE = "policy.ini"
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import InvalidSpec
-from ..launcher.order import source_of
-from .desk import Row
+from ..core.errors import InvalidSpec
+from ..pyapps.payload import source_of
+from .interface import Row
 
 #: The fields that decide whether jobs can run. An application that others stored may be odd, and keeps its other fields.
 DECISIVE = frozenset({"command_template", "executable", "definition", "parameters"})
@@ -31,7 +31,7 @@ def parameters_of(app: Row, are_given: bool) -> Row:
         _check_rule(app["name"], name, rule, is_filled_in=bool(template))
     if not template:
         return dict(rules)
-    from ..launcher.template import check
+    from ..launcher.template.rendering import check
 
     names = check(template)
     extra = sorted(rules.keys() - set(names))

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..db import selection
-from ..db.connection import Connection, Database
+from ..core.errors import BalsamError, InvalidSpec, NotFound, UnknownApp
+from ..db.engine.connection import Connection, Database
+from ..db.query import selection
 from ..db.store import apps
-from ..errors import BalsamError, InvalidSpec, NotFound, UnknownApp
 from . import app_rows, jobs
-from .desk import Row
+from .interface import Row
 
 
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..errors import AnotherService
-from ..identity import Holder
+from ..core.errors import AnotherService
+from ..core.identity import Holder
+from ..core.settings import Settings
 from ..service import main, policy
-from ..settings import Settings
-from .desk import Row
+from .interface import Row
 
 
 def start(directory: str) -> Row:

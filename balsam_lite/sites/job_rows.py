@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .. import spec
-from ..db import launch_params, selection
-from ..errors import BalsamError, InvalidSpec, UnknownApp
-from .desk import Row
+from ..core import field_specs
+from ..core.errors import BalsamError, InvalidSpec, UnknownApp
+from ..db import launch_params
+from ..db.query import selection
+from .interface import Row
 
 #: Fields that the DB keeps; given when a job is created, they may be empty.
 _KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_data", "state_timestamp")
@@ -132,11 +133,11 @@ def _check_words(app: App, parameters: Mapping[str, Any], are_large: bool) -> No
             raise InvalidSpec(f"The parameter {name} holds a NUL character, which no command line can hold.")
     if not are_large:
         return
-    from ..errors import TemplateError
-    from ..launcher import template
+    from ..core.errors import TemplateError
+    from ..launcher.template import rendering
 
     try:
-        command = template.render(app.template, {**app.defaults, **parameters}, app.has_preamble)
+        command = rendering.render(app.template, {**app.defaults, **parameters}, app.has_preamble)
     except TemplateError:
         return  # with these values; told by the job, as of small ones
     longest = max(len(word.encode(errors="replace")) for word in [*command.argv, command.text])
@@ -174,8 +175,8 @@ def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> 
     """Raises InvalidSpec if a job asks for more GPUs than a node has. Without knowledge of the nodes (-1) it never does."""
     if gpus_per_node < 0 or not gpus_per_rank:
         return
-    wanted = spec.checked(spec.JOB_FIELD["gpus_per_rank"], gpus_per_rank)
-    wanted *= spec.checked(spec.JOB_FIELD["ranks_per_node"], ranks_per_node)
+    wanted = field_specs.checked(field_specs.JOB_FIELD["gpus_per_rank"], gpus_per_rank)
+    wanted *= field_specs.checked(field_specs.JOB_FIELD["ranks_per_node"], ranks_per_node)
     if wanted > gpus_per_node:
         raise InvalidSpec(
             f"The job asks for {wanted:g} GPUs on each node (gpus_per_rank {gpus_per_rank} x ranks_per_node {ranks_per_node}), "
@@ -221,7 +222,7 @@ class NewJobs:
         if not app_names:
             raise InvalidSpec("A job needs an app_id: the number or the name of an App.")
         copied = [(name, selection.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
-        spec.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # are there such fields?
+        field_specs.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # are there such fields?
         kept = [name for name in names if name in _KEPT]
         has_parameters, has_launch_params, has_parents = (
             name in names for name in ("parameters", "launch_params", "parent_ids")
@@ -253,7 +254,7 @@ class NewJobs:
 
     def _note(self, number: int, job: Row) -> None:
         if not job.get("allow_shared_workdir"):
-            path = spec.checked_workdir(job["workdir"])
+            path = field_specs.checked_workdir(job["workdir"])
             other = self._workdirs.setdefault(path, number)
             if other != number:
                 raise InvalidSpec(
@@ -321,8 +322,8 @@ def change_of(values: Mapping[str, Any]) -> Change:
         raise InvalidSpec("state_data and state_timestamp go with a new state")
     if not isinstance(data or {}, Mapping) or not isinstance(time_us or 0, int):
         raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
-    workdir = spec.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
-    return Change(spec.check_job(fields), workdir, state, data or {}, time_us)
+    workdir = field_specs.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
+    return Change(field_specs.check_job(fields), workdir, state, data or {}, time_us)
 
 
 def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:

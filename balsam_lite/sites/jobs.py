@@ -10,16 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .. import spec, states
-from ..clock import SECOND_US, SystemClock
-from ..db import location, queries, selection
-from ..db.connection import Connection, Database
-from ..db.store import insert, pieces, user
-from ..db.store.moves import with_payload
-from ..errors import BalsamError, InputError, InvalidSpec, UnknownJob
-from ..settings import Settings
+from ..core import field_specs, states
+from ..core.clock import SECOND_US, SystemClock
+from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownJob
+from ..core.settings import Settings
+from ..db.engine import directories
+from ..db.engine.connection import Connection, Database
+from ..db.query import queries, selection
+from ..db.store import insert, pieces, user_actions
+from ..db.store.transitions import with_payload
 from . import job_rows
-from .desk import Row
+from .interface import Row
 
 #: States in which a function has ended, so that there may be its result.
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
@@ -97,11 +98,11 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
     if len(changes) > pieces.FEW:
         with db.read() as cx:  # no writer waits for that
             check(cx)
-        user.change(db, stored)
+        user_actions.change(db, stored)
     else:
         with pieces.few(db) as cx:
             check(cx)
-            user.change(db, stored)
+            user_actions.change(db, stored)
     return len(changes)
 
 
@@ -112,7 +113,7 @@ def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, An
     def carry_out(numbers: list[int]) -> None:
         with db.read() as cx:
             _check(db, cx, numbers, change, values)
-        user.change(db, [_stored(numbers, change)])
+        user_actions.change(db, [_stored(numbers, change)])
 
     return len(pieces.find_and_change(db, lambda cx, most: selection.job_ids(cx, where, most), carry_out)[0])
 
@@ -132,16 +133,16 @@ def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_row
     if not {"gpus_per_rank", "ranks_per_node"}.isdisjoint(change.fields):
         gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
         for gpus, ranks in set(queries.columns_of(cx, numbers, ("gpus_per_rank", "ranks_per_node")).values()):
-            wanted = spec.check_job({"gpus_per_rank": gpus, "ranks_per_node": ranks, **change.fields})
+            wanted = field_specs.check_job({"gpus_per_rank": gpus, "ranks_per_node": ranks, **change.fields})
             job_rows.refuse_gpus(wanted["gpus_per_rank"], wanted["ranks_per_node"], gpus_per_node)
     if change.state is not None and change.time_us is not None:
         _refuse_time(cx, numbers, change.time_us)
 
 
-def _stored(numbers: Sequence[int], change: job_rows.Change) -> user.Change:
+def _stored(numbers: Sequence[int], change: job_rows.Change) -> user_actions.Change:
     message = change.data.get("message")  # the history shows that one, too
-    said = user.Said(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
-    return user.Change(numbers, change.fields, change.state, said, change.workdir)
+    said = user_actions.Said(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
+    return user_actions.Change(numbers, change.fields, change.state, said, change.workdir)
 
 
 def _refuse_time(cx: Connection, numbers: Sequence[int], time_us: int) -> None:
@@ -181,7 +182,7 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
         with db.read() as cx:
             leases = queries.columns_of(cx, numbers, ("lease",))
         free = [number for number in numbers if leases[number] == (None,)]
-        return user.delete(db, free, force=force) if free else 0
+        return user_actions.delete(db, free, force=force) if free else 0
 
     numbers, deleted = pieces.find_and_change(db, lambda cx, most: selection.job_ids(cx, where, most), remove)
     return {"deleted": deleted, "held": len(numbers) - deleted}
@@ -191,7 +192,7 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
 
 
 def result(db: Database, number: int) -> Row:
-    """What became of a job, as `desk.Desk.result` says.
+    """What became of a job, as `interface.Desk.result` says.
 
     Raises:
         UnknownJob; RemoteError: the result is too large to be handed over, or cannot be read.
@@ -212,8 +213,8 @@ def _outcome(db: Database, job: Mapping[str, Any]) -> str | None:
     """What the last attempt of a job has left, as base64; None if that is nothing."""
     from base64 import b64encode
 
-    from ..launcher import report
+    from ..pyapps import result_file
 
-    path = os.path.join(db.directory, location.DATA, job["workdir"], report.file_name(job["job_id"]))
-    found = report.read(path, job["job_id"], job["attempt"])
+    path = os.path.join(db.directory, directories.DATA, job["workdir"], result_file.file_name(job["job_id"]))
+    found = result_file.read(path, job["job_id"], job["attempt"])
     return None if found is None else b64encode(found).decode()

@@ -1,4 +1,4 @@
-"""A site whose DB lies on this host: `desk.Desk` answered by the DB."""
+"""A site whose DB lies on this host: `interface.Desk` answered by the DB."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..clock import SystemClock
-from ..db import events, location, queries, selection
-from ..db.connection import Database
-from ..db.registry import Entry
+from ..core.clock import SystemClock
+from ..core.errors import InvalidSpec
+from ..db.engine import directories
+from ..db.engine.connection import Database
+from ..db.engine.registry import Entry
+from ..db.query import events, queries, selection
 from ..db.store import held_back
-from ..errors import InvalidSpec
-from .desk import KINDS, Row
+from .interface import KINDS, Row
 
 #: A service that was not heard of for so long is not active, in seconds. Source: Balsam 0.7.
 _ACTIVE_S = 120.0
@@ -39,7 +40,7 @@ class LocalDesk:
     def database(self) -> Database:
         """The site's DB. Raises NotABalsamDB, DatabaseError, SettingsError."""
         if self._database is None:
-            self._database = location.open_database(self.entry.path)
+            self._database = directories.open_database(self.entry.path)
         return self._database
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ class LocalDesk:
         return {
             "version": __version__,
             "path": self.database.directory,
-            "db_id": location.identity(self.database.directory),
+            "db_id": directories.identity(self.database.directory),
             "python": sys.executable,
             "is_active": is_active,
             "last_refresh": last_refresh,
@@ -98,12 +99,12 @@ class LocalDesk:
 
     def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
         """A part of the jobs that match; with all fields also what each of them waits for, if a launcher has said so."""
-        from ..db import paging, reasons
+        from ..db.query import paging, wait_reasons
 
         held_back.release(self.database)
         with self.database.read() as cx:
             rows = paging.jobs_page(cx, where, fields, after, size)
-            waiting = {} if fields else reasons.waits_for(cx, rows)
+            waiting = {} if fields else wait_reasons.waits_for(cx, rows)
         return rows if fields else [{**row, "waits_for": waiting.get(row["id"], "")} for row in rows]
 
     def result(self, job: int) -> Row:
@@ -166,9 +167,9 @@ def _keeper(kind: str) -> Any:
 
         return apps
     if kind == "batch_job":
-        from . import batch
+        from . import batch_jobs
 
-        return batch
+        return batch_jobs
     if kind in KINDS:
         raise InvalidSpec("Events are what happened; they are read and cannot be changed.")
     raise InvalidSpec(f"There is no kind of rows {kind!r}.", hint=f"There are: {', '.join(KINDS)}")

@@ -8,18 +8,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..db import batch_queries, connection, location, queries, registry, session
-from ..db.connection import Database
-from ..db.registry import Entry
+from ..core.errors import DatabaseBusy, DatabaseError, InputError, NotABalsamDB
+from ..core.settings import FILE_NAME as SETTINGS_FILE
+from ..core.settings import Settings
+from ..db.engine import connection, directories, registry, session
+from ..db.engine.connection import Database
+from ..db.engine.registry import Entry
+from ..db.engine.watching import watch_the_doubtful
+from ..db.query import batch_queries, queries
 from ..db.store import leases
-from ..db.watching import watch_the_doubtful
-from ..errors import DatabaseBusy, DatabaseError, InputError, NotABalsamDB
 from ..schedulers import base, script, submission
 from ..service import main as service
 from ..service import policy
-from ..settings import FILE_NAME as SETTINGS_FILE
-from ..settings import Settings
-from . import many
+from . import fanout
 
 # --- making -----------------------------------------------------------------------------------------------------------
 
@@ -31,15 +32,15 @@ def create(path: str, name: str, access: str | None = None) -> tuple[Entry, Data
 
     Raises:
         InputError: a DB is there already, or the path is a file. DuplicateSite, InvalidSpec: the name. Else as
-        `location.create`.
+        `directories.create`.
     """
     directory = os.path.abspath(os.path.expanduser(path))
-    if location.is_db(directory) and not location.is_unfinished(directory):
+    if directories.is_db(directory) and not directories.is_unfinished(directory):
         raise InputError(f"{directory} already exists", hint=f"`balsam site rename {path} NAME` gives that DB another name.")
     before = {entry.number: entry for entry in registry.known(gone=True)}
     entry = registry.add(directory, name)
     try:
-        return entry, location.set_up(directory, access)
+        return entry, directories.set_up(directory, access)
     except BaseException:
         if entry.number in before:  # one that was gone, whose place it is
             registry.rename(entry.number, before[entry.number].name)
@@ -53,7 +54,7 @@ def create(path: str, name: str, access: str | None = None) -> tuple[Entry, Data
 
 def jobs_in(directory: str) -> int:
     """How many jobs a DB holds. Opens a read transaction."""
-    db = location.open_database(directory)
+    db = directories.open_database(directory)
     with db.session(), db.read() as cx:
         found = sum(queries.state_counts(cx).values())
     db.close()
@@ -67,7 +68,7 @@ def refuse_busy(directory: str, what: str) -> None:
         DatabaseBusy, DatabaseError. PollFailed: it has batch jobs, and their scheduler does not answer.
     """
     settings = Settings.load(directory)
-    db = location.open_database(directory, settings)
+    db = directories.open_database(directory, settings)
     watch = watch_the_doubtful(db, settings.LEASE_EXPIRY_S)
     with db.session(), db.read() as cx:
         found = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S, watch)]
@@ -98,7 +99,7 @@ def kept_still(directory: str, what: str) -> Iterator[Database]:
         DatabaseBusy: a launcher or a service has begun, or others did not stop writing. DatabaseError.
     """
     settings = Settings.load(directory)
-    db = location.open_database(directory, settings)
+    db = directories.open_database(directory, settings)
     try:
         with db.kept_still() as reader:
             with reader.read() as cx:
@@ -118,8 +119,8 @@ def directory_of(entry: Entry, what: str) -> str:
     """
     if entry.is_remote:
         raise InputError(f"Site {entry.name} lies on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
-    many.refuse_silent(entry)
-    if not location.is_db(entry.path):
+    fanout.refuse_silent(entry)
+    if not directories.is_db(entry.path):
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path}",
             hint=f"`balsam site forget {entry.name!r}` if it is gone for good. If a move was cut short, say it once more: "
@@ -140,8 +141,8 @@ MOVING = "moving.json"
 
 #: What belongs to a DB, in the order in which it goes: until its file is gone, the directory is known for one. What SQLite
 #: has beside the file goes later, as its locks are there, and so does the lock of a session: nobody shall come in between.
-_FOLDERS = (location.DATA, location.LOG, location.QSUBMIT, script.TEMPLATES)
-_FILES = (MOVING, SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, location.MARKER, session.FILE_NAME)
+_FOLDERS = (directories.DATA, directories.LOG, directories.QSUBMIT, script.TEMPLATES)
+_FILES = (MOVING, SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, directories.MARKER, session.FILE_NAME)
 
 
 def remove(entry: Entry) -> list[str]:

@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..db import binding, connection, filesystem, location, maintenance, registry, session
-from ..db.connection import Database
-from ..db.registry import Entry
-from ..db.small_files import write_json
+from ..core.errors import BalsamError, DatabaseError, InputError, UnsafeFilesystem
+from ..core.files import write_json
+from ..db.engine import binding, connection, directories, filesystem, maintenance, registry, session
+from ..db.engine.connection import Database
+from ..db.engine.registry import Entry
 from ..db.store import relocate
-from ..errors import BalsamError, DatabaseError, InputError, UnsafeFilesystem
 from . import manage
 
 
@@ -42,7 +42,7 @@ def move(entry: Entry, destination: str) -> Moved:
     if not entry.is_there and _comes_from(target) == entry.path:
         return _arrive(entry, entry.path, target)
     source = manage.directory_of(entry, "moved")
-    location.refuse_name(target)
+    directories.refuse_name(target)
     if os.path.lexists(target):
         raise InputError(f"{target} exists", hint="The destination is the new path of the directory itself.")
     if target.startswith(f"{source}/"):
@@ -55,7 +55,7 @@ def move(entry: Entry, destination: str) -> Moved:
     try:
         return _arrive(entry, source, target)
     except BaseException:
-        _mend_links(os.path.join(target, location.DATA), target, source)
+        _mend_links(os.path.join(target, directories.DATA), target, source)
         _change_paths(target, target, source)
         os.rename(target, source)
         _forget_where_from(source)
@@ -74,7 +74,7 @@ def _move_by_copy(entry: Entry, db: Database, source: str, target: str) -> Moved
     try:  # so that whoever has the old file open hears of it
         os.unlink(os.path.join(source, connection.FILE_NAME))
     except BaseException as exc:
-        if location.is_db(source):  # else the copy is all there is: a Ctrl-C may be heard when it is gone already
+        if directories.is_db(source):  # else the copy is all there is: a Ctrl-C may be heard when it is gone already
             _take_back(moved.entry, source, target)
         if isinstance(exc, OSError):
             text = f"{source} cannot be removed: {exc.strerror or exc}"
@@ -95,7 +95,7 @@ def _take_back(entry: Entry, source: str, target: str) -> None:
 def _arrive(entry: Entry, source: str, target: str) -> Moved:
     """Let the DB in its new directory, and the registry, know where it is."""
     apps = _change_paths(target, source, target)
-    links = _mend_links(os.path.join(target, location.DATA), source, target)
+    links = _mend_links(os.path.join(target, directories.DATA), source, target)
     arrived = registry.move(entry.number, target) if entry.number else registry.add(target)
     _forget_where_from(target)
     return Moved(arrived, links, apps, False)
@@ -103,7 +103,7 @@ def _arrive(entry: Entry, source: str, target: str) -> Moved:
 
 def _refuse_unsafe(source: str, target: str) -> None:
     mount = filesystem.mount_of(os.path.dirname(target))
-    if location.open_database(source).access == filesystem.LOCAL and mount.access != filesystem.LOCAL:
+    if directories.open_database(source).access == filesystem.LOCAL and mount.access != filesystem.LOCAL:
         raise UnsafeFilesystem(
             f"{target} would lie on a {mount}, for which this DB was not set up.",
             hint=f"Do that first: `balsam init --access shared {source}`.",
@@ -129,7 +129,7 @@ def _comes_from(target: str) -> str:
     """The directory in which a DB was that has not wholly arrived in `target`; "" if there is none such."""
     try:
         with open(os.path.join(target, manage.MOVING), encoding="utf-8") as file:
-            return str(json.load(file)) if location.is_db(target) else ""
+            return str(json.load(file)) if directories.is_db(target) else ""
     except (OSError, ValueError, RecursionError):
         return ""
 
@@ -162,7 +162,7 @@ def _cannot_move(source: str, target: str, exc: OSError) -> DatabaseError:
 
 def _change_paths(directory: str, old: str, new: str) -> list[str]:
     """Change what the DB in that directory knows of its place. Returns the apps that name `old`."""
-    db = location.open_database(directory)
+    db = directories.open_database(directory)
     with db.session(), db.write() as cx:
         relocate.relocate(cx, old, new)
         apps = relocate.apps_with(cx, old)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
-from ..db import location, registry
-from ..db.registry import Entry
-from ..errors import AmbiguousSite, NoDatabase, UnknownSite
+from ..core.errors import AmbiguousSite, NoDatabase, UnknownSite
+from ..db.engine import directories, registry
+from ..db.engine.registry import Entry
 
 _ALL, _ACTIVE, _THIS = "all", "active", "this"
 
@@ -27,7 +27,7 @@ def choose(text: str = "", db: str | None = None) -> list[Entry]:
     """
     if not text.strip():
         return _default(db)
-    if "," in text and location.is_db(_absolute(text)):  # a directory's name may have one
+    if "," in text and directories.is_db(_absolute(text)):  # a directory's name may have one
         return [registry.at(text)]
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -58,7 +58,7 @@ def find(word: str) -> Entry:
 
 def _default(db: str | None) -> list[Entry]:
     try:
-        return [registry.at(location.find(db))]
+        return [registry.at(directories.find(db))]
     except NoDatabase:
         everything = registry.known(gone=True)
         if not everything:
@@ -68,7 +68,7 @@ def _default(db: str | None) -> list[Entry]:
 
 def _this(db: str | None, otherwise: str) -> Entry:
     try:
-        return registry.at(location.find(db))
+        return registry.at(directories.find(db))
     except NoDatabase as exc:
         advice = "Go to a site's directory, or set BALSAM_SITE_PATH, or name a site with --site."
         raise NoDatabase(otherwise, hint=f"{advice}\n{registry.hint()}") from exc
@@ -103,7 +103,7 @@ def _exactly(word: str) -> list[Entry]:
     if found:
         return found
     directory = _absolute(word)
-    if location.is_db(directory):
+    if directories.is_db(directory):
         return [registry.at(directory)]
     return [entry for entry in known if not entry.is_remote and entry.path == directory]
 
@@ -127,11 +127,11 @@ def _choices(entries: list[Entry]) -> str:
 
 def _active() -> list[Entry]:
     """The sites where a service was heard of in the last two minutes; one that does not answer gets a warning."""
-    from . import many
+    from . import fanout
 
-    answers = many.ask(registry.known(gone=True), lambda desk: bool(desk.about()["is_active"]), patience_s=many.LOOK_S)
+    answers = fanout.ask(registry.known(gone=True), lambda desk: bool(desk.about()["is_active"]), patience_s=fanout.LOOK_S)
     for entry, exc in answers.failed:
-        many.warn_of(entry, exc)
+        fanout.warn_of(entry, exc)
     found = [entry for entry, is_active in answers.found if is_active]
     if not found:
         raise UnknownSite(

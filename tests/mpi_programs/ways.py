@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 
+from balsam_lite.core.settings import Settings
 from balsam_lite.launcher.mpirun import find, scrubbed
 from balsam_lite.launcher.mpirun.layout import RankLayout
 from balsam_lite.launcher.mpirun.starter import Starter
-from balsam_lite.settings import Settings
 
 WHO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "who.py")
 LAYOUTS = (RankLayout(("node1", "node2"), 2, 2), RankLayout(("node2",), 1, 2), RankLayout((), 2, 3))

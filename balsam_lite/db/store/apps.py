@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from ... import spec
-from ...errors import DuplicateApp, InvalidSpec, NotFound, UnknownApp
+from ...core import field_specs
+from ...core.errors import DuplicateApp, InvalidSpec, NotFound, UnknownApp
 
 
 def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
@@ -16,7 +16,7 @@ def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
     Raises:
         UnknownField, InvalidSpec; DuplicateApp: the name is taken.
     """
-    stored = spec.check_app(values)
+    stored = field_specs.check_app(values)
     if not stored.get("name"):
         raise InvalidSpec("app name must not be empty")
     try:
@@ -40,7 +40,7 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
     Raises:
         UnknownField, InvalidSpec, DuplicateApp; UnknownApp: there is none.
     """
-    stored = spec.check_app(values)
+    stored = field_specs.check_app(values)
     changes = ", ".join(f"{column} = ?" for column in stored)
     try:
         changed = cx.execute(f"UPDATE app SET {changes} WHERE name = ?", (*stored.values(), name)).rowcount

@@ -13,21 +13,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
-from ... import spec, states
-from ...clock import format_us
-from ..queries import has_wildcard, matches_workflow
-from ..schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
-from . import few, graph, hidden, outcomes, pieces, suspects
-from .few import Few
-from .moves import Move, id_list, move
+from ...core import field_specs, states
+from ...core.clock import format_us
+from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
+from ..query.queries import has_wildcard, matches_workflow
+from . import exit_rules, graph, hidden, pieces, rare_tags, suspects
+from .rare_tags import Few
 from .suspects import Suspect
+from .transitions import Move, id_list, move
 
 #: A row as SQLite gives it.
 Row = tuple[Any, ...]
 
 
 class Shape(NamedTuple):
-    """What a job costs: see `spec.SHAPE_FIELDS`. Jobs of one shape fit in the same places."""
+    """What a job costs: see `field_specs.SHAPE_FIELDS`. Jobs of one shape fit in the same places."""
 
     num_nodes: int
     ranks_per_node: int
@@ -72,7 +72,7 @@ class Claim(NamedTuple):
     parents: str  # JSON list of [UUID, name, workdir, state]
     mpi_flags: str = ""  # as typed, for the MPI start command
     parameters: str = "{}"  # JSON, for the application's command template or function
-    definition: str | None = "{}"  # JSON, of an application that is a Python class; see `spec.APP_FIELDS` for these six
+    definition: str | None = "{}"  # JSON, of an application that is a Python class; see `field_specs.APP_FIELDS` for these six
     command_template: str | None = ""
     app_parameters: str | None = "{}"
     app_environ: str | None = "{}"
@@ -108,7 +108,7 @@ class Exit(NamedTuple):
 class Lost(NamedTuple):
     """A RUNNING job that nobody runs any more."""
 
-    facts: outcomes.JobFacts
+    facts: exit_rules.JobFacts
     message: str
     has_started: bool = True
     start_after: int | None = None  # microseconds; it is held back until then
@@ -153,8 +153,8 @@ class Filter(NamedTuple):
 
 # --- taking jobs ------------------------------------------------------------------------------------------------------
 
-_SHAPE = ", ".join(spec.SHAPE_FIELDS)
-_SHAPE_OF_JOB = ", ".join(f"job.{field}" for field in spec.SHAPE_FIELDS)
+_SHAPE = ", ".join(field_specs.SHAPE_FIELDS)
+_SHAPE_OF_JOB = ", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)
 _CANDIDATE = (
     "job.id, job.state, job.job_id, job.attempt, job.name, job.workflow, job.workdir, job.args, job.environ_vars, "
     "job.threads_per_rank, job.threads_per_core, job.cpu_affinity, job.wall_time_minutes, job.application, "
@@ -236,9 +236,9 @@ def _next_shape(cx: sqlite3.Connection, source: Source, last: Shape | None) -> S
     SQLite compares row values by reading every entry that is equal in the first column, so the seeks are spelled out:
     equal in the first n columns and greater in the next, for the longest n that finds one.
     """
-    for equal in (0,) if last is None else range(len(spec.SHAPE_FIELDS) - 1, -1, -1):
-        terms = [f"{field} = ?" for field in spec.SHAPE_FIELDS[:equal]]
-        terms += [] if last is None else [f"{spec.SHAPE_FIELDS[equal]} > ?"]
+    for equal in (0,) if last is None else range(len(field_specs.SHAPE_FIELDS) - 1, -1, -1):
+        terms = [f"{field} = ?" for field in field_specs.SHAPE_FIELDS[:equal]]
+        terms += [] if last is None else [f"{field_specs.SHAPE_FIELDS[equal]} > ?"]
         query = f"""SELECT {_SHAPE} FROM job INDEXED BY {source.index_name}
             WHERE {" AND ".join([source.condition, *terms])} ORDER BY {_SHAPE} LIMIT 1"""
         row = cx.execute(query, (*source.parameters, *(() if last is None else last[: equal + 1]))).fetchone()
@@ -322,12 +322,12 @@ def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[Few] | None:
     """The startable jobs that have all the tags, if one of these is rare; else None."""
     if not only.tags:
         return None
-    tag = few.rarest(cx, only.tags)
+    tag = rare_tags.rarest(cx, only.tags)
     if tag is None:
         tagged = _tagged(only)
-        if not all(few.are_found_soon(cx, *source[:3], *tagged) for source in sources(only.workflows)):
-            tag = few.rarest(cx, only.tags, is_slow=True)
-    return None if tag is None else few.read(cx, tag, _PLAIN, *_tagged(only), only.workflows)
+        if not all(rare_tags.are_found_soon(cx, *source[:3], *tagged) for source in sources(only.workflows)):
+            tag = rare_tags.rarest(cx, only.tags, is_slow=True)
+    return None if tag is None else rare_tags.read(cx, tag, _PLAIN, *_tagged(only), only.workflows)
 
 
 def _take_among(
@@ -433,7 +433,7 @@ def _best(
     """
     if isinstance(source, Few):
         return _listed(cx, source.best(shape, wanted, _longest(only), plain_among > 0))
-    where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in spec.SHAPE_FIELDS)}"
+    where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in field_specs.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
     longest = _longest(only)
     next_priority = f"SELECT max(priority) FROM job INDEXED BY {source.index_name} WHERE {where} AND priority < ?"
@@ -539,7 +539,7 @@ def claims_of(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[Claim]:
             WHERE job.id IN (SELECT value FROM json_each(?))""",
         (id_list(jobs),),
     )
-    width = len(spec.SHAPE_FIELDS)
+    width = len(field_specs.SHAPE_FIELDS)
     return [_claim(Shape(*row[:width]), row[width:]) for row in rows]
 
 
@@ -577,8 +577,8 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
             has_started = run.started_us is not None
             lost.append(Lost(fact, run.message, has_started, run.start_after, run.is_counted, run.is_death, run.former))
         else:
-            result = outcomes.result_of(fact, ended[job].result, ended[job].told_us)
-            outcome = outcomes.after_run(fact, result, ended[job].return_code)
+            result = exit_rules.result_of(fact, ended[job].result, ended[job].told_us)
+            outcome = exit_rules.after_run(fact, result, ended[job].return_code)
             moves.append(_finished(ended[job], outcome))
             keep = settles and outcome.needs_step
             told_us = ended[job].told_us
@@ -597,7 +597,7 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
     return Reported(lost_jobs, claims_of(cx, kept) if kept else [], Counter(m.path[1] for m in moves), killed)
 
 
-def _finished(ended: Exit, outcome: outcomes.Outcome) -> Move:
+def _finished(ended: Exit, outcome: exit_rules.Outcome) -> Move:
     facts = {"started": ended.started_us, "return_code": ended.return_code or None}
     known = ",".join(f'"{key}":{value:d}' for key, value in facts.items() if value is not None)
     data = (f"{{{known}}}",) if known else ()
@@ -624,10 +624,10 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
     moves, columns = [], []
     deaths = suspects.at_death(cx, [one.facts.job for one in lost if one.is_death and one.has_started])
     for facts, message, has_started, start_after, is_counted, _, former in lost:
-        outcome = outcomes.after_lost_holder(facts, has_started and is_counted)
+        outcome = exit_rules.after_lost_holder(facts, has_started and is_counted)
         if facts.job in deaths:
             number = deaths[facts.job][0] + 1
-            outcome = outcomes.after_death(facts, number, deaths[facts.job][1])
+            outcome = exit_rules.after_death(facts, number, deaths[facts.job][1])
             if number >= SUSPECT_DEATHS:
                 message = f"{message}; {suspects.describe(number)}, so it will be run apart from other jobs"
         path = (states.RUNNING, former) if former else outcome.path
@@ -641,14 +641,14 @@ def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
 
 
-def count_step_deaths(cx: sqlite3.Connection, held: Iterable[outcomes.JobFacts], now_us: int, was_alone: bool) -> None:
+def count_step_deaths(cx: sqlite3.Connection, held: Iterable[exit_rules.JobFacts], now_us: int, was_alone: bool) -> None:
     """Count the death of a launcher for jobs that were in a step; a suspect that was alone has caused it, and fails."""
     failed = []
     for facts in held:
         cx.execute("UPDATE job SET launcher_deaths = launcher_deaths + 1 WHERE id = ?", (facts.job,))
         deaths = cx.execute("SELECT launcher_deaths FROM job WHERE id = ?", (facts.job,)).fetchone()[0]
         if was_alone and deaths > SUSPECT_DEATHS:
-            reason = outcomes.after_death(facts, deaths, was_alone).messages[0]
+            reason = exit_rules.after_death(facts, deaths, was_alone).messages[0]
             failed.append(Move(facts.job, (facts.state, states.FAILED), now_us, (reason,)))
     move(cx, failed, states.REAPER, "lease = NULL")
     graph.released(cx, [(m.job, m.path[-1]) for m in failed], now_us)
@@ -681,7 +681,7 @@ def still_held(cx: sqlite3.Connection, lease: int) -> set[int]:
     return {row[0] for row in cx.execute(query, (lease,))}
 
 
-def facts_of(cx: sqlite3.Connection, where: str, parameters: Row, hint: str = "") -> list[outcomes.JobFacts]:
+def facts_of(cx: sqlite3.Connection, where: str, parameters: Row, hint: str = "") -> list[exit_rules.JobFacts]:
     """The facts about the jobs for which `where` holds."""
-    sql = f"SELECT {outcomes.FACTS} FROM job {hint} LEFT JOIN app ON app.name = job.application WHERE {where}"
-    return [outcomes.JobFacts._make(row) for row in cx.execute(sql, parameters)]
+    sql = f"SELECT {exit_rules.FACTS} FROM job {hint} LEFT JOIN app ON app.name = job.application WHERE {where}"
+    return [exit_rules.JobFacts._make(row) for row in cx.execute(sql, parameters)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
-from ... import states
-from .. import binding
-from ..schema import sql_list
+from ...core import states
+from ..engine import binding
+from ..engine.schema import sql_list
 from . import batch_jobs, leases
 
 _REASON = "this DB is a copy, and the original goes on"

@@ -20,11 +20,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from ... import states
-from ...errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
-from ..schema import VISIBLE, sql_list, visible
+from ...core import states
+from ...core.errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
+from ..engine.schema import VISIBLE, sql_list, visible
 from . import pieces
-from .moves import Move, id_list, move
+from .transitions import Move, id_list, move
 
 #: Jobs on a cycle that an error names.
 _NAMED = 5

@@ -18,12 +18,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from ... import loading, states
-from ...clock import SECOND_US, SystemClock
-from ...settings import Settings
-from ..connection import Database, at_exit
-from ..queries import matches_workflow
-from ..schema import HELD_BACK, LARGE_WRITE_HOLD, sql_list
+from ...core import import_guard, states
+from ...core.clock import SECOND_US, SystemClock
+from ...core.settings import Settings
+from ..engine.connection import Database, at_exit
+from ..engine.schema import HELD_BACK, LARGE_WRITE_HOLD, sql_list
+from ..query.queries import matches_workflow
 
 #: Seconds after which a job starts although its process goes on adding jobs.
 MAX_HOLD_S = 10
@@ -138,7 +138,7 @@ def release(database: Database) -> None:
     be written, the jobs start when their time has come.
     """
     held = _held.get(database.directory)
-    if held is None or not held.jobs or database.is_in_transaction or loading.is_going_on():
+    if held is None or not held.jobs or database.is_in_transaction or import_guard.is_going_on():
         return
     with _lock:
         numbers = held.numbers(SystemClock.now_us())

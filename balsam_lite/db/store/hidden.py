@@ -5,7 +5,7 @@ jobs that others add meanwhile get later ones, and no number is used twice. Unti
 
 - every query for jobs or events has the condition `schema.visible`; claims read around the range (`gaps`), so that they skip it
   by a seek, however many rows it has;
-- the rows live in the dependency graph like others: a parent's end reaches them. `moves` counts their states apart (`count`),
+- the rows live in the dependency graph like others: a parent's end reaches them. `count` counts their states apart,
   and the counters of all jobs get them at the end (`release`).
 
 Where the owner died or gave up (`give_up`), any process deletes the jobs in pieces (`discard`), and then the row.
@@ -19,10 +19,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ... import states
-from ...clock import SystemClock
-from ...errors import DatabaseError
-from ...identity import Holder
+from ...core import states
+from ...core.clock import SystemClock
+from ...core.errors import DatabaseError
+from ...core.identity import Holder
 from . import tags
 
 #: No job has a larger number.

@@ -23,9 +23,9 @@ from operator import length_hint
 from typing import IO, Any, Callable, NamedTuple, Union
 from uuid import UUID
 
-from ... import spec, states
-from ...clock import SystemClock
-from ...errors import (
+from ...core import field_specs, states
+from ...core.clock import SystemClock
+from ...core.errors import (
     AmbiguousJobId,
     BalsamError,
     DatabaseError,
@@ -35,11 +35,12 @@ from ...errors import (
     UnknownApp,
     UnknownJob,
 )
-from .. import queries, transaction
-from ..connection import Database
-from ..filesystem import failure
-from ..schema import OWN_WORKDIR, VISIBLE, sql_list
-from . import graph, hidden, moves, pieces
+from .. import collected
+from ..engine.connection import Database
+from ..engine.filesystem import failure
+from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
+from ..query import queries
+from . import graph, hidden, pieces, transitions
 from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
@@ -98,7 +99,7 @@ def add_jobs(
     dependencies: Iterable[tuple[Ref, Ref]] = (),
     start_after: int | None = None,
 ) -> Added:
-    """Add jobs given by their fields (see `spec.JOB_FIELDS`); the fields not given take their defaults.
+    """Add jobs given by their fields (see `field_specs.JOB_FIELDS`); the fields not given take their defaults.
 
     Besides the fields a job may give `job_id` (a UUID, drawn anew where its first 8 characters are taken) or `given_id` (one
     that the user chose), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
@@ -123,7 +124,7 @@ def add_jobs(
         if not spool.rows and not linked:
             return Added(0, 0)
         edges = _resolved(spool, linked)
-        transaction.refuse("Adding jobs by balsam_lite.api or an executor")
+        collected.refuse("Adding jobs by balsam_lite.api or an executor")
         if max(spool.rows, len(edges.inner) + len(edges.outer)) > pieces.FEW and not db.is_in_transaction:
             return _insert_in_pieces(db, spool, edges, progress)
         with pieces.few(db) as cx:
@@ -204,11 +205,11 @@ def _row_maker(
     names: tuple[str, ...], now: int, start_after: int | None
 ) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
     """For jobs given by the fields `names`: the columns to store, and how a job becomes a row of those."""
-    columns, checks = spec.job_columns(tuple(name for name in names if name not in EXTRA))
+    columns, checks = field_specs.job_columns(tuple(name for name in names if name not in EXTRA))
     pairs = tuple(zip((name for name in names if name not in EXTRA), checks))
     own_id = next((name for name in ("given_id", "job_id") if name in names), "")
     origin, given_workdir = "origin" in names, "workdir" in names
-    new_id, workdir_name, checked_workdir = spec.new_job_id, spec.workdir_name, spec.checked_workdir
+    new_id, workdir_name, checked_workdir = field_specs.new_job_id, field_specs.workdir_name, field_specs.checked_workdir
     own_workdir = "user_workdir" in columns
     held: tuple[int, ...] = () if start_after is None else (start_after,)
     workflow_at, name_at = (columns.index(name) if name in columns else -1 for name in ("workflow", "name"))
@@ -217,9 +218,9 @@ def _row_maker(
         try:
             values = [check(job[name]) for name, check in pairs]
         except ValueError:
-            spec.check_job({name: job[name] for name, _ in pairs})  # says which field it was
+            field_specs.check_job({name: job[name] for name, _ in pairs})  # says which field it was
             raise
-        job_id = spec.checked_job_id(job[own_id]) if own_id else new_id()
+        job_id = field_specs.checked_job_id(job[own_id]) if own_id else new_id()
         if given_workdir:
             workdir = checked_workdir(job["workdir"])
         else:
@@ -382,7 +383,7 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
     added = Added(before + 1, hidden.last_number(cx) - before, renamed)
     if added.number != spool.rows:
         raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
-    moves.count(cx, Counter({(None, states.CREATED): added.number}))
+    transitions.count(cx, Counter({(None, states.CREATED): added.number}))
     new = _pairs(edges, known, added.first)
     if new:
         graph.add_edges(cx, new, SystemClock.now_us())
@@ -490,7 +491,7 @@ class Insertion:
     def _add_edges(self, pairs: Sequence[tuple[int, int]], cx: sqlite3.Connection) -> None:
         wanted = {parent: child for parent, child in pairs if parent < self._hidden.first}
         sql = "SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))"
-        for (parent,) in cx.execute(sql, (moves.id_list(wanted),)).fetchall() if wanted else ():
+        for (parent,) in cx.execute(sql, (transitions.id_list(wanted),)).fetchall() if wanted else ():
             del wanted[parent]
         if wanted:
             parent, child = wanted.popitem()
@@ -505,7 +506,7 @@ class Insertion:
             hidden.touch(cx, self._hidden.write, self._written)
             _check_apps(cx, self._spool.applications)
             states_of_new = hidden.release(cx, self._hidden.write)
-            moves.count(cx, Counter({(None, state): jobs for state, jobs in states_of_new.items()}))
+            transitions.count(cx, Counter({(None, state): jobs for state, jobs in states_of_new.items()}))
             _add_to_known(cx, self._edges, self._known, self._hidden.first)
         pieces.failpoint("after-piece")
         return Added(self._hidden.first, self._spool.rows, self._renamed)
@@ -575,7 +576,9 @@ def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
     ends += [(end, "") for pair in edges.added for end in pair if not isinstance(end, Position)]
     numbers = [end for end, _ in ends if isinstance(end, int)]
     query = f"SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?)) AND {VISIBLE}"
-    known: dict[int | str, int] = {row[0]: row[0] for row in cx.execute(query, (moves.id_list(numbers),))} if numbers else {}
+    known: dict[int | str, int] = (
+        {row[0]: row[0] for row in cx.execute(query, (transitions.id_list(numbers),))} if numbers else {}
+    )
     for end, where in ends:
         if end not in known:
             try:
@@ -638,5 +641,5 @@ def _with_new_id(cx: sqlite3.Connection, row: tuple[Any, ...]) -> tuple[Any, ...
     taken = "SELECT 1 FROM job WHERE substr(job_id, 1, 8) = ?"
     job_id = row[0]
     while cx.execute(taken, (job_id[:8],)).fetchone():
-        job_id = spec.new_job_id()
+        job_id = field_specs.new_job_id()
     return (job_id, row[1].replace(row[0][:8], job_id[:8]), *row[2:])

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ... import states
-from ...durations import spoken
-from ...errors import LostLease
-from ...identity import Holder
-from ..connection import AT_WORK
+from ...core import states
+from ...core.durations import spoken
+from ...core.errors import LostLease
+from ...core.identity import Holder
+from ..engine.connection import AT_WORK
 from . import claims
-from .outcomes import JobFacts
+from .exit_rules import JobFacts
 
 
 class Lease(NamedTuple):

@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from ...clock import SECOND_US, SystemClock
-from ...identity import Holder
-from ..connection import Database
-from ..filesystem import LOCAL
-from ..schema import LARGE_WRITE_HOLD
+from ...core.clock import SECOND_US, SystemClock
+from ...core.identity import Holder
+from ..engine.connection import Database
+from ..engine.filesystem import LOCAL
+from ..engine.schema import LARGE_WRITE_HOLD
 from . import hidden
 
 #: Jobs that one transaction may change; more are changed in pieces.
@@ -236,7 +236,7 @@ def _do_part(cx: sqlite3.Connection, number: int) -> bool:
 
 
 def _apply(cx: sqlite3.Connection, number: int, action: str, jobs: Sequence[int], parameters: Mapping[str, Any]) -> None:
-    from .user import ACTIONS  # which uses this module
+    from .user_actions import ACTIONS  # which uses this module
 
     counted = ACTIONS[action](cx, number, jobs, parameters)
     (text,) = cx.execute("SELECT counted FROM large_write WHERE id = ?", (number,)).fetchone()

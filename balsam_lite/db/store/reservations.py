@@ -10,9 +10,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from ... import spec, states
-from ..connection import Database
-from ..schema import VISIBLE, sql_list
+from ...core import field_specs, states
+from ..engine.connection import Database
+from ..engine.schema import VISIBLE, sql_list
 from . import claims, suspects
 from .claims import Shape, Source
 
@@ -36,7 +36,7 @@ def reserve(db: Database, launch: int, shape: Shape, longest_minutes: int, jobs:
 
 
 def _unplanned(cx: sqlite3.Connection, source: Source, shape: Shape, longest_minutes: int, most: int) -> list[int]:
-    fields = " AND ".join(f"{field} = ?" for field in spec.SHAPE_FIELDS)
+    fields = " AND ".join(f"{field} = ?" for field in field_specs.SHAPE_FIELDS)
     query = f"""SELECT id FROM job INDEXED BY {source.index_name}
         WHERE {source.condition} AND {fields} AND wall_time_minutes <= ? AND queued_launch_id IS NULL AND {VISIBLE}
         ORDER BY priority DESC, wall_time_minutes DESC, id LIMIT ?"""

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ... import states
-from ...errors import MachineTrouble
-from ..schema import UNSETTLED
-from . import claims, graph, outcomes, pieces
+from ...core import states
+from ...core.errors import MachineTrouble
+from ..engine.schema import UNSETTLED
+from . import claims, exit_rules, graph, pieces
 from .claims import Claim
-from .moves import Move, id_list, move
-from .outcomes import JobFacts
+from .exit_rules import JobFacts
 from .suspects import Suspect
+from .transitions import Move, id_list, move
 
 
 class StepEnd(NamedTuple):
@@ -65,7 +65,7 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
 def _move(end: StepEnd, now_us: int) -> Move:
     path = (end.claim.state, *end.reached)
     if not end.failure and path[-1] in (states.RUN_ERROR, states.RUN_TIMEOUT):
-        end = end._replace(failure=outcomes.UNHANDLED)
+        end = end._replace(failure=exit_rules.UNHANDLED)
     if end.failure:
         # A job cannot fail from where it is ready to run, but it never got there.
         path = (*(state for state in path if state != states.PREPROCESSED), states.FAILED)
@@ -91,7 +91,7 @@ def settle_suspects(cx: sqlite3.Connection, lease: int, group: Iterable[Suspect]
 
 def _settle(cx: sqlite3.Connection, lease: int, facts: Sequence[JobFacts], capacity: int, now_us: int) -> list[Claim]:
     unfinished = pieces.unfinished(cx, (fact.job for fact in facts)) if facts else ()
-    found = [(fact.job, outcomes.settle(fact, fact.state)) for fact in facts if fact.job not in unfinished]
+    found = [(fact.job, exit_rules.settle(fact, fact.state)) for fact in facts if fact.job not in unfinished]
     settled = [(job, outcome) for job, outcome in found if not outcome.needs_step]
     moves = [Move(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]
     used_up = [(outcome.restarts, outcome.retries) for _, outcome in settled]

@@ -17,12 +17,12 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ... import spec, states
-from ...clock import SECOND_US
-from .. import batch_queries
-from ..schema import RESERVED, SUSPECT, SUSPECT_DEATHS, sql_list
+from ...core import field_specs, states
+from ...core.clock import SECOND_US
+from ..engine.schema import RESERVED, SUSPECT, SUSPECT_DEATHS, sql_list
+from ..query import batch_queries
 from . import batch_jobs
-from .few import Entry, Few
+from .rare_tags import Entry, Few
 
 if TYPE_CHECKING:
     from .leases import Lease
@@ -54,7 +54,7 @@ def query(plain: str, condition: str) -> str:
     return f"""SELECT job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
         job.state IN ({sql_list(states.UNSETTLED_STATES)}), job.launcher_deaths,
         (SELECT max(time) FROM event WHERE event.job = job.id),
-        {", ".join(f"job.{field}" for field in spec.SHAPE_FIELDS)}
+        {", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)}
         FROM job INDEXED BY job_suspect LEFT JOIN app ON app.name = job.application WHERE {SUSPECT}{condition}"""
 
 

@@ -7,12 +7,12 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from ... import spec
-from ...errors import SettingsError
-from ...programs import run
+from ...core import field_specs
+from ...core.errors import SettingsError
+from ...core.settings import Settings
+from ...core.subprocess_run import run
 from ...schedulers.environ import NodeGpus
-from ...settings import Settings
-from ..commands import UNKNOWN
+from ..exec.invocation import UNKNOWN
 from .flavours import FLAVOURS, Flavour
 from .starter import Starter
 from .template import make_render
@@ -91,7 +91,7 @@ def _named(name: str) -> Flavour:
 
 def _words(text: str) -> list[str]:
     try:
-        words = spec.split_command(text)
+        words = field_specs.split_command(text)
     except ValueError as exc:
         raise SettingsError(f"MPI_RUN_EXE cannot be split into words ({exc}): {text}") from exc
     if not words:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..commands import KILLS, PASSES_ON
-from ..start_failures import HYDRA, SRUN, Diagnosis
+from ..exec.invocation import KILLS, PASSES_ON
+from ..exec.start_failures import HYDRA, SRUN, Diagnosis
 from .layout import RankLayout
 
 #: The name by which a host knows itself.

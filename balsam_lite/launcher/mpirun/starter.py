@@ -8,16 +8,16 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from ... import spec
+from ...core import field_specs
+from ...core.errors import SettingsError, SpawnFailed
+from ...core.subprocess_run import run
 from ...db.store.claims import Claim
-from ...errors import SettingsError, SpawnFailed
-from ...programs import run
 from ...schedulers import hostlist
 from ...schedulers.environ import NodeGpus
-from .. import gpus
-from ..commands import UNKNOWN, MpiUse
-from ..nodes import MpiRules, Node, Place
-from ..start_failures import NODE, REFUSED, StartFailure
+from ..exec import gpus
+from ..exec.invocation import UNKNOWN, MpiUse
+from ..exec.start_failures import NODE, REFUSED, StartFailure
+from ..placement import MpiRules, Node, Place
 from .flavours import Flavour
 from .layout import RankLayout
 from .template import Render
@@ -97,7 +97,7 @@ def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables:
             return []
         try:
             name = [] if starter.template else flavour.name_words(_run_name(claim))
-            flags = spec.split_command(claim.mpi_flags)
+            flags = field_specs.split_command(claim.mpi_flags)
             layout = _layout(claim, place, nodes, rules)
             if starter.node_gpus is not None and layout.hosts and not any(flag.startswith(_GPU_FLAGS) for flag in flags):
                 layout = layout._replace(step_gpus=_step_gpus(claim, place, layout.hosts, starter.node_gpus))

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ... import spec
-from ...errors import SettingsError
+from ...core import field_specs
+from ...core.errors import SettingsError
 from .layout import RankLayout
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def make_render(text: str) -> Render:
     def render(layout: RankLayout, flags: Sequence[str]) -> list[str]:
         line = _line(template, text, _variables(layout, flags))
         try:
-            words = spec.split_command(line)
+            words = field_specs.split_command(line)
         except ValueError as exc:
             raise _broken(text, f"{exc} in: {line}") from exc
         if not words:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
-from ...errors import StagingFailed
+from ...core.errors import StagingFailed
 
 #: Whether to stop; asked between files.
 Cancelled = Callable[[], bool]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from ... import outputs
-from ...errors import StagingFailed
-from ...spec import output_name
+from ...core import outputs
+from ...core.errors import StagingFailed
+from ...core.field_specs import output_name
 from .files import explained, is_directory, is_same, part_name, shown
 from .patterns import Glob, globs
 

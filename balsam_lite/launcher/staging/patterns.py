@@ -7,8 +7,8 @@ import os
 import re
 from typing import NamedTuple
 
-from ...errors import StagingFailed
-from ...spec import split_command
+from ...core.errors import StagingFailed
+from ...core.field_specs import split_command
 from .files import PART, is_directory, shown
 
 MAGIC = re.compile(r"[*?[]")

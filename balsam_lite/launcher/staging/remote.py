@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Callable, NamedTuple
 from urllib.parse import unquote
 
-from ...errors import BalsamError, StagingFailed
+from ...core.errors import BalsamError, StagingFailed
 from .files import Cancelled, part_name, stop_if
 
 #: Runs a program without a prompt: (argv, directory) -> (exit code, the last of what it printed). May raise SpawnFailed.

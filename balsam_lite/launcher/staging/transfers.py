@@ -5,7 +5,7 @@ programs (`scp`, `rsync`, `ssh`) through the caller's `Run`. What is copied gets
 
 Places are written as
 
-- `/path` or `~/path`, with or without `local:` before it; where a job is made or changed, `spec` makes relative paths absolute
+- `/path` or `~/path`, with or without `local:` before it; where a job is made or changed, relative paths are made absolute
   against the current directory (those of older DBs start at the job's working directory);
 - `file:///path`, percent-decoded;
 - `scp:[user@]host:path` and `rsync:[user@]host:path`; a relative path starts at the user's home there;
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ...errors import StagingFailed
+from ...core.errors import StagingFailed
 from . import remote
 from .files import Cancelled, contains, copy_all, explained, is_same, part_of, publish_all, shown, stop_if
 from .patterns import MAGIC, globs, matching, parts_of

@@ -1,0 +1,218 @@
+"""Which sites a question goes to, and what each of them is asked.
+
+Ids, `site_id` and `site_name` say it. Without them it is the active DB (that of `db.models.use`, BALSAM_DB_PATH or the
+current directory), and where there is none all sites that the user knows. Opens no transaction itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from ..core.errors import BalsamError, NoDatabase, UnknownSite
+from ..db.engine import registry
+from ..db.engine.registry import Entry
+from ..sites import fanout, selector
+from ..sites.interface import Desk
+from .ids import Id, is_same_site, maker
+
+T = TypeVar("T")
+
+
+class Home:
+    """A site as the objects from there know it; one for each place, so that they still do after it got another name."""
+
+    __slots__ = ("_desk", "entry", "id")
+
+    def __init__(self, entry: Entry) -> None:
+        self.know(entry)
+
+    def know(self, entry: Entry) -> None:
+        """This is what the registry says of it now."""
+        self.entry = entry
+        self.id = maker(entry)
+        self._desk: Desk | None = None
+
+    @property
+    def desk(self) -> Desk:
+        """Where it is asked; kept, with its connections."""
+        if self._desk is None:
+            self._desk = fanout.desk_of(self.entry)
+        return self._desk
+
+
+_homes: dict[tuple[str, str], Home] = {}  # by host and path
+
+
+def home_of(entry: Entry) -> Home:
+    """The one Home of a site, which the registry knows as `entry` now."""
+    found = home_at(entry)
+    if found.entry != entry:
+        found.know(entry)
+    return found
+
+
+def home_at(entry: Entry) -> Home:
+    """The same for an entry that may be old: that of an Id, or of what was pickled."""
+    place = entry.host, entry.path
+    return _homes.get(place) or _homes.setdefault(place, Home(entry))
+
+
+# --- sites ------------------------------------------------------------------------------------------------------------
+
+
+def active() -> Entry | None:
+    """The active DB's site, None if there is none. Raises NotABalsamDB: one is named, and is none."""
+    manager = sys.modules.get("balsam_lite.db.manager")  # without it nobody can have called `use`, and it imports peewee
+    chosen = manager.chosen_directory() if manager else None
+    if chosen:
+        return registry.at(chosen)
+    try:
+        return selector.choose_one()
+    except NoDatabase:
+        return None
+
+
+def default() -> list[Entry]:
+    """The active DB's site, else all known ones. Raises NoDatabase: there is none at all."""
+    here = active()
+    return selector.choose() if here is None else [here]
+
+
+def named(site: Any) -> Entry:
+    """The site of that number or name; one outside of the registry can be named while its DB is active.
+
+    Raises:
+        UnknownSite.
+    """
+    if isinstance(site, Entry):
+        return home_at(site).entry
+    word = str(site)
+    try:
+        return registry.named(word)
+    except UnknownSite:
+        here = active()
+        if here is not None and word in (here.name, str(here.number)):
+            return here
+        raise
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+class Question(NamedTuple):
+    """What one site is asked."""
+
+    home: Home
+    where: dict[str, Any]
+
+
+def questions(where: Mapping[str, Any], id_keys: Iterable[str]) -> list[Question]:
+    """The conditions for each site that can have matching rows, by number of the site.
+
+    Args:
+        where: conditions, with `site_id`, `site_name` (one or a list) and `site_path` (a part of it) among them.
+        id_keys: the conditions whose values are numbers, one or a list; a plain number means a row of any site asked.
+
+    Raises:
+        UnknownSite: there is no site of that name or number. NoDatabase: nothing says where to look.
+    """
+    rest = {key: value for key, value in where.items() if key not in SITE_KEYS}
+    numbers = {key: _listed(rest[key]) for key in id_keys if key in rest}
+    if not all(numbers.values()):
+        return []
+    found = []
+    for entry in _entries(where, numbers.values()):
+        own = {key: _numbers_at(entry, given) for key, given in numbers.items()}
+        if all(own.values()):
+            found.append(Question(home_of(entry), {**rest, **own}))
+    return found
+
+
+SITE_KEYS = ("site_id", "site_name", "site_path")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _numbers_at(entry: Entry, given: list[Any]) -> list[Any]:
+    """Those of the numbers that can be there, as plain ones."""
+    own = maker(entry)
+    return [
+        int(one) if isinstance(one, Id) else one
+        for one in given
+        if type(one) is own or not isinstance(one, Id) or is_same_site(one.site, entry)
+    ]
+
+
+def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[Entry]:
+    """The sites that are meant by name, else those of the Ids, else the default ones."""
+    chosen: list[Entry] | None = None
+    for key in ("site_id", "site_name"):
+        if where.get(key) is not None:
+            meant = [named(site) for site in _listed(where[key])]
+            chosen = meant if chosen is None else [entry for entry in chosen if entry in meant]
+    if where.get("site_path") is not None:
+        among = registry.known() if chosen is None else chosen
+        chosen = [entry for entry in among if str(where["site_path"]) in entry.path]
+    if chosen is None:
+        of_ids = [_sites_of(given) for given in numbers]
+        chosen = next((sites for sites in of_ids if sites), None)
+    return list(dict.fromkeys(default() if chosen is None else chosen))
+
+
+def _sites_of(given: list[Any]) -> list[Entry]:
+    """The sites of Ids; [] if plain numbers are among them, which say nothing."""
+    kinds = {type(one) for one in given}
+    if not all(issubclass(kind, Id) for kind in kinds):
+        return []
+    return sorted({home_at(kind.site).entry for kind in kinds})
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def ask(asked: list[Question], question: Callable[[Desk, dict[str, Any]], T]) -> list[tuple[Home, T]]:
+    """What each site says; one that cannot be read costs a warning (`sites.fanout.SiteWarning`), if another one can be.
+
+    Raises:
+        BalsamError: none answers; or whatever the only one that is asked raises.
+    """
+    if len(asked) == 1:
+        home, where = asked[0]
+        return [(home, question(home.desk, where))]
+    wanted = {home.entry: where for home, where in asked}
+    answers = fanout.ask(wanted, lambda desk: question(desk, wanted[desk.entry]))
+    if answers.failed and not answers.found:
+        raise answers.failed[0][1]
+    for entry, exc in answers.failed:
+        fanout.warn_of(entry, exc)
+    return [(home_of(entry), answer) for entry, answer in answers.found]
+
+
+def write(asked: list[Question], kind: str, change: Callable[[Desk, dict[str, Any]], T]) -> list[T]:
+    """Change what matches, site after site; none is changed unless all can be read.
+
+    Raises:
+        BalsamError: a site cannot be read, or refuses; then what was changed at others before is said.
+    """
+    if len(asked) > 1:
+        wanted = {home.entry: where for home, where in asked}
+        counts = fanout.ask(wanted, lambda desk: desk.count(kind, wanted[desk.entry]))
+        for entry, exc in counts.failed:
+            exc.message = f"Nothing was changed: {fanout.failure(entry, exc)}"
+            raise exc
+        found = {entry for entry, number in counts.found if number}
+        asked = [one for one in asked if one.home.entry in found]
+    done: list[T] = []
+    for home, where in asked:
+        try:
+            done.append(change(home.desk, where))
+        except BalsamError as exc:
+            if done:
+                before = ", ".join(one.home.entry.name for one in asked[: len(done)])
+                exc.message += f"\nIt is done at {before}, and not at {home.entry.name}."
+            raise
+    return done

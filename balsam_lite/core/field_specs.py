@@ -1,0 +1,627 @@
+"""What a job and an application are: every field with its kind and default, and the checks on what a user gives.
+
+`JOB_FIELDS` is the one list of a job's columns; the schema, the models, `--json` and the printed forms follow it. All
+values leave here in the form in which SQLite stores them (JSON objects as text, truth values as 0 and 1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Callable, NamedTuple
+
+from . import states
+from .errors import InvalidSpec, UnknownField
+
+
+class Field(NamedTuple):
+    """A column of the job or app table."""
+
+    name: str
+    kind: str  # a key of _CHECKS
+    default: Any
+    settable: bool = True  # by users; the others belong to the store
+
+
+JOB_FIELDS = (
+    # In the order in which the printed form lists them.
+    Field("workflow", "label", ""),
+    Field("name", "label", ""),
+    Field("description", "text", ""),
+    Field("lease", "id", None, settable=False),
+    Field("input_files", "text", "*"),
+    Field("stage_in_url", "place", ""),
+    Field("stage_out_files", "text", ""),
+    Field("stage_out_url", "place", ""),
+    Field("wall_time_minutes", "minutes", 1),
+    Field("num_nodes", "count", 1),
+    Field("coschedule_num_nodes", "count0", 0),
+    Field("ranks_per_node", "count", 1),
+    Field("cpu_affinity", "affinity", "none"),
+    Field("threads_per_rank", "count", 1),
+    Field("threads_per_core", "count", 1),
+    Field("node_packing_count", "count", 1),
+    Field("environ_vars", "environ", "{}"),
+    Field("application", "label", ""),
+    Field("args", "command", ""),
+    Field("user_workdir", "path", ""),
+    Field("wait_for_parents", "flag", 1),
+    Field("post_error_handler", "flag", 0),
+    Field("post_timeout_handler", "flag", 0),
+    Field("auto_timeout_retry", "flag", 1),
+    Field("state", "state", states.CREATED, settable=False),
+    Field("queued_launch_id", "id", None),
+    Field("data", "object", "{}"),
+    # What the slides do not print.
+    Field("tags", "tags", "{}"),
+    Field("parameters", "object", "{}"),
+    Field("gpus_per_rank", "amount", 0),
+    Field("priority", "integer", 0),
+    Field("restart_limit", "count0", 10),
+    Field("workdir", "text", "", settable=False),
+    Field("return_code", "id", None, settable=False),
+    Field("attempt", "count0", 0, settable=False),
+    Field("restarts", "count0", 0, settable=False),
+    Field("unfinished_parents", "count0", 0, settable=False),
+    Field("created", "count0", 0, settable=False),
+    Field("origin", "text", "", settable=False),
+    # Since schema version 2; new columns come last, where ALTER TABLE puts them.
+    Field("max_retries", "count0", 0),
+    Field("retry_codes", "codes", ""),
+    Field("retries", "count0", 0, settable=False),
+    # Since schema version 3.
+    Field("mpi_flags", "command", ""),
+    # Since schema version 5.
+    Field("run_when", "run_when", "all_finished"),  # which ends of its parents let it run
+    Field("exit_0_is_done_after_stop", "flag", 0),  # a run that was told to stop and exits with 0 is done
+    Field("start_after", "id", None, settable=False),  # microseconds; no launcher takes it before
+    Field("told_to_stop", "id", None, settable=False),  # microseconds; when its launcher told the run to stop
+    # Since schema version 6.
+    Field("keep_background", "flag", 0),  # leave the processes alone that the run leaves behind
+    Field("launcher_deaths", "count0", 0, settable=False),  # launchers that died, without an outside cause, while it ran
+)
+
+APP_FIELDS = (
+    Field("name", "label", ""),
+    Field("description", "text", ""),
+    Field("executable", "command", ""),
+    Field("preprocess", "command", ""),
+    Field("envscript", "path", ""),
+    Field("postprocess", "command", ""),
+    # Since schema version 4: what an application has that is a Python class.
+    Field("definition", "object", "{}"),  # where the class is: see `pyapps.class_loader`
+    Field("command_template", "text", ""),  # jinja2; a job's parameters make a command line of it
+    Field("parameters", "object", "{}"),  # name -> {required, default, help}
+    Field("environ_vars", "environ", "{}"),
+    Field("handle_error", "command", ""),  # scripts that are asked after RUN_ERROR and RUN_TIMEOUT
+    Field("handle_timeout", "command", ""),
+    # Since schema version 5.
+    Field("exit_0_is_done_after_stop", "flag", 0),  # for all its jobs
+    # Since schema version 6.
+    Field("keep_background", "flag", 0),  # for all its jobs
+)
+
+JOB_FIELD = {field.name: field for field in JOB_FIELDS}
+APP_FIELD = {field.name: field for field in APP_FIELDS}
+
+#: Other names under which users know a field.
+ALIASES = {"queued_launch": "queued_launch_id", "lock": "lease"}
+
+#: How a launcher starts jobs; see `balsam launcher --help`.
+JOB_MODES = ("serial", "mpi", "mixed")
+
+#: What a job costs a node; launchers group waiting jobs by these. One index of the schema starts with them.
+SHAPE_FIELDS = ("num_nodes", "ranks_per_node", "node_packing_count", "gpus_per_rank")
+
+#: SQLite keeps 64-bit integers; a count has no business near that.
+_LARGEST = 2**53
+#: Of an amount that is more than nothing. Nobody wants a smaller part of a GPU, and shares of it could not be counted.
+_LEAST_AMOUNT = 0.001
+_LARGEST_TEXT = 1_000_000
+_LONGEST_NAME = 255  # bytes, of one component of a path
+_LONGEST_PATH = 3000  # bytes; Linux takes 4095, of which the DB's own path has a part
+
+
+# --- kinds of values --------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    if type(value) is str and value.isascii() and len(value) <= _LARGEST_TEXT and "\0" not in value:
+        return value  # nearly always; adding a million jobs comes here ten million times
+    if type(value) is not str:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if not isinstance(value, str):
+            raise ValueError(f"must be text, not {value!r}")
+    if "\0" in value:
+        raise ValueError("must not hold a NUL byte")
+    if len(value) > _LARGEST_TEXT:
+        raise ValueError(f"must not be longer than {_LARGEST_TEXT} characters, it has {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"must be valid Unicode, not {value!r}") from None
+    return value
+
+
+def _label(value: Any) -> str:
+    if type(value) is str and value.isprintable() and len(value) <= _LARGEST_TEXT:
+        return value  # NUL and surrogates are not printable
+    value = _text(value)
+    if not value.isprintable():
+        raise ValueError(f"must be one line of printable characters, not {value!r}")
+    return value
+
+
+_QUOTING = re.compile(r"['\"\\\\]")
+
+
+def _command(value: Any) -> str:
+    value = _text(value)
+    if not _QUOTING.search(value):
+        return value
+    try:
+        split_command(value)
+    except ValueError as exc:
+        raise ValueError(f"cannot be split into words ({exc}): {value}") from None
+    return value
+
+
+def _path(value: Any) -> str:
+    """Make a path absolute: only where it is given is it known what it is relative to."""
+    path = os.path.expanduser(_text(value))
+    return path if path[:1] in ("", "/") else _absolute(path)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.normpath(os.path.join(os.getcwd(), path))
+    except OSError as exc:
+        raise ValueError(f"is relative, and the current directory cannot be read ({exc.strerror}): {path}") from None
+
+
+#: A place to copy from or to that is relative: a path without `~` or `/` first, and with no `:` before a slash, as URLs have.
+_RELATIVE = re.compile(r"(?P<local>local:(?=[^/~])|(?![^/]*:))(?P<path>[^/~].*)", re.DOTALL)
+
+
+def relative_path_of(place: str) -> str:
+    """Return the relative path that a `stage_in_url` or `stage_out_url` is; "" for anything else.
+
+    >>> relative_path_of("data/*.in"), relative_path_of("local:out"), relative_path_of("scp:host:out"), relative_path_of("/x")
+    ('data/*.in', 'out', '', '')
+    """
+    found = _RELATIVE.fullmatch(place)
+    return found["path"] if found else ""
+
+
+def _place(value: Any) -> str:
+    """Check a URL or path to copy from or to; make a relative path absolute, against the current directory."""
+    place = _text(value)
+    path = place and relative_path_of(place)
+    return f"{place.removesuffix(path)}{_absolute(path)}" if path else place
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        try:
+            whole = int(value)
+            if isinstance(value, bool) or (whole != value and not isinstance(value, str)):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"must be a whole number, not {value!r}") from None
+        value = whole
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"is out of range: {value}")
+    return value
+
+
+def _count(value: Any) -> int:
+    value = _integer(value)
+    if value < 1:
+        raise ValueError(f"must be 1 or more, not {value}")
+    return value
+
+
+def _count0(value: Any) -> int:
+    value = _integer(value)
+    if value < 0:
+        raise ValueError(f"must be 0 or more, not {value}")
+    return value
+
+
+def _minutes(value: Any) -> int:
+    """Return whole minutes from a number, or from a text that `durations` reads."""
+    if type(value) is str and not (value.isascii() and value.isdigit()):
+        from .durations import whole_minutes
+
+        value = whole_minutes(value)
+    return _count(value)
+
+
+def _amount(value: Any) -> float:
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"must be a number, not {value!r}") from None
+    if not (math.isfinite(value) and 0 <= value <= _LARGEST):
+        raise ValueError(f"must be a number of 0 or more, not {value}")
+    if 0 < value < _LEAST_AMOUNT:
+        raise ValueError(f"must be 0 or at least {_LEAST_AMOUNT}, not {value}")
+    return int(value) if value == int(value) else value
+
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def _flag(value: Any) -> int:
+    if isinstance(value, bool) or value in (0, 1):
+        return int(value)
+    if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
+        return int(value.lower() in _TRUE)
+    raise ValueError(f"must be True or False, not {value!r}")
+
+
+def _codes(value: Any) -> str:
+    """Return codes, separated by spaces or commas, or in a list; negative ones are signals. Kept as words in order."""
+    try:
+        words = _text(value).replace(",", " ").split() if isinstance(value, str) else value
+        codes = sorted({int(word) for word in words})
+    except (TypeError, ValueError):
+        raise ValueError(f"must be return codes such as 1 75, not {value!r}") from None
+    if codes and not -255 <= codes[0] <= codes[-1] <= 255:
+        raise ValueError(f"must be return codes from -255 to 255, not {value!r}")
+    return " ".join(map(str, codes))
+
+
+def _affinity(value: Any) -> str:
+    if value not in ("none", "depth"):
+        raise ValueError(f"must be none or depth, not {value!r}")
+    return str(value)
+
+
+#: The values of `run_when`: when the ends of its parents let a job run, in a sentence each.
+RUN_WHEN = {
+    "all_finished": "when every parent is JOB_FINISHED; it fails as soon as one is FAILED or USER_KILLED",
+    "all_ended": "when every parent has ended, whether JOB_FINISHED, FAILED, USER_KILLED or removed",
+    "any_finished": "as soon as one parent is JOB_FINISHED; it fails when all have ended and none is",
+}
+
+
+def _run_when(value: Any) -> str:
+    if isinstance(value, str) and value in RUN_WHEN:
+        return str(value)
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(value), RUN_WHEN, n=1, cutoff=0.5)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(f"must be one of {', '.join(RUN_WHEN)}, not {value!r}{meant}")
+
+
+#: Made once: `json.dumps` makes a new encoder at each call that asks for anything special.
+_as_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
+_quoted = json.encoder.encode_basestring
+
+
+def _object(value: Any) -> str:
+    """A JSON object as text; `value` is a mapping or such text."""
+    if _holds_texts(value):
+        return _object_of_texts(value)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as exc:
+            raise ValueError(f"must be a JSON object; {exc}: {value!r}") from None
+    if value is None:
+        return "{}"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a JSON object, not {value!r}")
+    if not value:
+        return "{}"
+    try:
+        return _text(_as_json(dict(value)))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"cannot be written as JSON ({exc}): {value!r}") from None
+
+
+def _holds_texts(value: Any) -> bool:
+    """Whether it is a dict of texts by texts, as nearly all are."""
+    if type(value) is not dict:
+        return False
+    for key, word in value.items():  # noqa: SIM110  `all` and a generator, or a set of all types, take twice the time
+        if type(key) is not str or type(word) is not str:
+            return False
+    return True
+
+
+def _object_of_texts(pairs: Mapping[str, str]) -> str:
+    """What `_as_json` would give, five times as fast: that makes a new encoder at each call."""
+    text = "{" + ", ".join([f"{_quoted(key)}: {_quoted(word)}" for key, word in pairs.items()]) + "}"
+    try:
+        return _text(text)
+    except ValueError as exc:
+        raise ValueError(f"cannot be written as JSON ({exc}): {pairs!r}") from None
+
+
+def _tags(value: Any) -> str:
+    if _holds_texts(value) and "" not in value:
+        text = _object_of_texts(value)
+        if "\\u0000" not in text:
+            return text
+    text = _object(value)
+    for key, word in json.loads(text).items():
+        if not isinstance(word, str) or not key:
+            raise ValueError(f"must map text to text, not {key!r} to {word!r}")
+        if "\0" in key or "\0" in word:  # SQLite's JSON functions end there
+            raise ValueError(f"must not hold a NUL byte: {key!r}: {word!r}")
+    return text
+
+
+_VARIABLE = re.compile(r"[^=\0]+\Z")
+
+
+def _environ(value: Any) -> str:
+    """Environment variables as a JSON object of text; `value` is a mapping, such text, or the slides' VAR1=a:VAR2=b.
+
+    In the slides' form a colon separates two variables only where a name and `=` follow, so `PATH=/a:/b` stays whole.
+    """
+    return _environ_of_text(value) if isinstance(value, str) else _environ_of(value)
+
+
+@lru_cache(maxsize=64)
+def _environ_of_text(text: str) -> str:
+    """The jobs of one campaign have a few environments, written as text a million times."""
+    return _environ_of(text if text.lstrip().startswith("{") else parse_environ(text))
+
+
+def _environ_of(value: Any) -> str:
+    pairs = json.loads(_object(value))
+    for name, word in pairs.items():
+        if word == MASK and is_secret(name):
+            raise ValueError(f"has no value for {name}: {MASK} is what listings show in its place")
+        if not _VARIABLE.match(name):
+            raise ValueError(f"has an impossible variable name: {name!r}")
+        if not isinstance(word, str):
+            pairs[name] = str(word)
+        if "\0" in pairs[name]:
+            shown = MASK if is_secret(name) else repr(word)
+            raise ValueError(f"must not hold a NUL byte: {name}={shown}")
+    return _as_json(pairs) if pairs else "{}"
+
+
+#: What listings and reports show in place of a secret value.
+MASK = "***"
+_SECRET_WORDS = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD"})
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the value of an environment variable is not to be shown: its name has such a word between underscores.
+
+    >>> [is_secret(name) for name in ("HF_TOKEN", "api_key", "AWS_SECRET_ACCESS_KEY", "KEYBOARD", "MONKEY_ID")]
+    [True, True, True, False, False]
+    """
+    return not _SECRET_WORDS.isdisjoint(name.upper().split("_"))
+
+
+def masked(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return environment variables as listings and reports show them. Python gets the values themselves."""
+    return {name: MASK if is_secret(name) else value for name, value in variables.items()}
+
+
+def masked_json(stored: str) -> str:
+    """Return `masked` of stored variables, as they are stored."""
+    return _as_json(masked(json.loads(stored)))
+
+
+def parse_environ(text: str) -> dict[str, str]:
+    """Read the slides' `VAR1=a:VAR2=b`.
+
+    >>> parse_environ("OMP_NUM_THREADS=1:PATH=/a:/b")
+    {'OMP_NUM_THREADS': '1', 'PATH': '/a:/b'}
+    """
+    pairs: dict[str, str] = {}
+    for part in re.split(r":(?=[A-Za-z_][A-Za-z0-9_]*=)", text) if text else []:
+        name, equals, word = part.partition("=")
+        if not equals or not name:
+            raise ValueError(f"must look like VAR=VALUE, not {part!r}")
+        pairs[name] = word
+    return pairs
+
+
+def _state(value: Any) -> str:
+    return states.check_state(value)
+
+
+def _id(value: Any) -> int | None:
+    return None if value is None else _integer(value)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "text": _text, "label": _label, "command": _command, "path": _path, "place": _place, "integer": _integer, "count": _count,
+    "count0": _count0, "amount": _amount, "flag": _flag, "affinity": _affinity, "object": _object, "tags": _tags,
+    "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when, "minutes": _minutes,
+}  # fmt: skip
+
+#: Kinds whose stored form is JSON text; the models hand them out as dicts.
+JSON_KINDS = ("object", "tags", "environ")
+
+
+# --- jobs and apps ----------------------------------------------------------------------------------------------------
+
+
+def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = "job") -> Field:
+    """The field of that name; UnknownField names the nearest one."""
+    name = ALIASES.get(name, name)
+    if name in fields:
+        return fields[name]
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, fields, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise UnknownField(f"A {what} has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(fields)}")
+
+
+def checked(field: Field, value: Any, what: str = "job") -> Any:
+    """`value` as `field` stores it; InvalidSpec says what is wrong with it."""
+    try:
+        return _CHECKS[field.kind](value)
+    except ValueError as exc:
+        if isinstance(exc, InvalidSpec):
+            raise
+        raise InvalidSpec(f"{what} {field.name} {exc}") from None
+
+
+def _own_field(name: str, fields: Mapping[str, Field], what: str) -> Field:
+    field = known_field(name, fields, what)
+    if not field.settable:
+        raise InvalidSpec(f"{what} {field.name} is kept by balsam_lite and cannot be set")
+    return field
+
+
+def check_job(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The given fields of one job, each in its stored form.
+
+    Raises:
+        UnknownField, InvalidSpec: with the field and the value; both are ValueErrors.
+    """
+    columns, _ = job_columns(tuple(values))
+    return {column: checked(JOB_FIELD[column], value) for column, value in zip(columns, values.values())}
+
+
+def job_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Callable[[Any], Any]]]:
+    """For jobs given by the fields `names`: the column of each, and the check that turns its value into the stored form.
+
+    What depends on the names alone is done once, here; adding jobs calls the checks a million times.
+    """
+    fields = [_own_field(name, JOB_FIELD, "job") for name in names]
+    columns = tuple(field.name for field in fields)
+    if len(set(columns)) < len(columns):
+        raise InvalidSpec(f"a job field is given twice, under two names: {', '.join(names)}")
+    return columns, [_CHECKS[field.kind] for field in fields]
+
+
+def check_app(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given fields of one application in their stored form; a typed line goes through `command_line` first."""
+    stored = {}
+    for name, value in values.items():
+        field = _own_field(name, APP_FIELD, "app")
+        stored[field.name] = checked(field, value, "app")
+    if "name" in stored and not stored["name"].strip():
+        raise InvalidSpec("app name must not be empty")
+    return stored
+
+
+def new_job_id() -> str:
+    """A random UUID4 as text. Its first 8 characters are the short id; the schema keeps those unique within a DB."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
+
+
+_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def checked_job_id(value: Any) -> str:
+    """A UUID as text, of whatever version; InvalidSpec if it is none."""
+    text = str(value).lower()
+    if not _UUID.fullmatch(text):
+        raise InvalidSpec(f"job job_id must be a UUID, not {value!r}")
+    return text
+
+
+#: RFC 9562: the 17th hexadecimal digit of a version 4 UUID starts with the bits 10. `uuid.uuid4` takes five times as long.
+_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+
+
+_UNSAFE = re.compile(r"[\s/\0]+")
+
+
+def workdir_name(workflow: str, name: str, job_id: str) -> str:
+    """The working directory of a job below `data/`: `<workflow>/<name>_<id8>`, without a way out of it.
+
+    Blanks and slashes become `_`; a name too long for the file system is cut (the short id keeps it unique).
+
+    >>> workdir_name("test", "my run", "7df86c8b-f94b-4349-8ab6-a8afc85d8a9f")
+    'test/my_run_7df86c8b'
+    >>> workdir_name("../etc", "a/b", "7df86c8b-f94b-4349-8ab6-a8afc85d8a9f")
+    '.._etc/a_b_7df86c8b'
+    """
+    leaf = f"{_component(name, _LONGEST_NAME - 40)}_{job_id[:8]}" if name.strip() else job_id[:8]
+    folder = _component(workflow, _LONGEST_NAME)
+    return f"{folder}/{leaf}" if folder else leaf
+
+
+_PLAIN_WORKDIR = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
+_SHORT = 200
+
+
+def checked_workdir(value: Any) -> str:
+    """A working directory that a user has chosen: a path below `data/`, without detours.
+
+    >>> checked_workdir("demo//hello/./1/")
+    'demo/hello/1'
+
+    Raises:
+        InvalidSpec: it is absolute, leaves `data/`, or cannot be the name of a directory.
+    """
+    if type(value) is str and len(value) <= _SHORT and _PLAIN_WORKDIR.fullmatch(value):
+        return value
+    try:
+        text = _text(value)
+    except ValueError as exc:
+        raise InvalidSpec(f"job workdir {exc}") from None
+    if text.startswith("/"):
+        raise InvalidSpec(f"job workdir must be below the data directory of its site. Cannot use absolute path: {text}")
+    path = os.path.normpath(text) if text else ""
+    if not path or not path.isprintable():
+        raise InvalidSpec(f"job workdir must be a path of printable characters, not {text!r}")
+    if path == os.curdir or path.split("/")[0] == os.pardir:
+        raise InvalidSpec(f"job workdir must be a directory below the data directory of its site, which {text} is not")
+    if any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")) or len(path.encode()) > _LONGEST_PATH:
+        raise InvalidSpec(f"job workdir is too long for a file system: {text[:80]}…")
+    return path
+
+
+def output_name(name: str) -> str:
+    """The file in the working directory that takes the program's output: `<name>.out`.
+
+    >>> output_name("my/run 1")
+    'my_run 1.out'
+    """
+    safe = name.strip().replace("/", "_").encode()[: _LONGEST_NAME - 20].decode(errors="ignore")
+    return f"{safe}.out" if safe else "job.out"
+
+
+def _component(text: str, longest: int) -> str:
+    if text.isalnum() and len(text) < 64:
+        return text
+    text = _UNSAFE.sub("_", text.strip())
+    if text in (".", ".."):
+        text = text.replace(".", "_")
+    return text.encode()[:longest].decode(errors="ignore")
+
+
+# --- command lines ----------------------------------------------------------------------------------------------------
+
+
+_SHELL_SPECIAL = re.compile(r"['\"\\~]|[^ -\x7e]")
+
+
+def split_command(line: str) -> list[str]:
+    """The words of a command line, by the shell's quoting rules and nothing else of the shell; `~` opens a home path.
+
+    >>> split_command("echo 'a  b' c")
+    ['echo', 'a  b', 'c']
+    """
+    if not _SHELL_SPECIAL.search(line):
+        return line.split()
+    return [os.path.expanduser(word) if word[:1] == "~" else word for word in shlex.split(line)]
+
+
+def rows_with_defaults(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Each row of given fields, filled up with the defaults of the others (for printing a job that is not stored yet)."""
+    for row in rows:
+        yield {field.name: row.get(field.name, field.default) for field in JOB_FIELDS}

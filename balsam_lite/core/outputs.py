@@ -1,0 +1,148 @@
+"""The file for a program's output, in a working directory that other jobs may use too.
+
+`<name>.out` is always made anew; an existing file is renamed ("put aside") to `<name>.out.1`, `.2` …, and nothing is ever
+truncated. A working directory with a generated name belongs to one job. In any other one a job that finds the directory in
+use writes through a hidden hard link, `.balsam-<id8>.out`, by which its output is found under whatever name it has later. The
+job that made the directory has no such link until another one needs the name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+#: Tries to get the name of the output, against other jobs that start in the same directory at the same moment.
+_MAX_TRIES = 100
+#: Prefix of the link to the output of the one job without a hidden link, because it made the directory.
+_FIRST = ".balsam-first-"
+
+
+def is_generated(workdir: str, job_id: str) -> bool:
+    """Return whether a working directory has a generated name, which no other job shares. See `schema.OWN_WORKDIR`."""
+    return workdir[-8:] == job_id[:8]
+
+
+def put_aside(path: str, number: int = 1) -> str:
+    """Rename a file to `<path>.<number>`, or with the next number that is free; return its new path, "" without one.
+
+    Overwrites nothing, also when several processes do this at once: the new name is reserved first. Raises OSError.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return ""
+    if not stat.S_ISREG(mode):
+        return ""
+    number = _free_number(path, number)
+    while True:
+        target = f"{path}.{number}"
+        try:
+            os.close(_made(target))
+            break
+        except FileExistsError:
+            number += 1
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:  # another process was faster
+        os.unlink(target)
+        return ""
+    return target
+
+
+def _free_number(path: str, number: int) -> int:
+    """Return a number from `number` on that was free a moment ago; it takes few looks even after many files."""
+    step = 1
+    while os.path.lexists(f"{path}.{number + step - 1}"):
+        step *= 2
+    taken = step // 2  # number + taken - 1 is taken, or there is none
+    while step - taken > 1:
+        middle = (taken + step) // 2
+        if os.path.lexists(f"{path}.{number + middle - 1}"):
+            taken = middle
+        else:
+            step = middle
+    return number + step - 1
+
+
+def renew(directory: str, output: str, job_id: str, attempt: int, is_generated: bool) -> str:
+    """Put aside what has the name of a job's output; return the name of the file to which its program appends.
+
+    The output of the job's own earlier attempt becomes `<output>.<its number>` if that is free. Raises OSError.
+    """
+    path, number = os.path.join(directory, output), max(1, attempt - 1)
+    if is_generated:
+        if not (_is_empty(path) and (attempt == 1 or os.path.lexists(f"{path}.{number}"))):  # left by a start that failed
+            put_aside(path, number)
+        return output
+    own, first = os.path.join(directory, link_name(job_id)), os.path.join(directory, _FIRST + output)
+    is_mine = attempt > 1 and not os.path.lexists(own) and not os.path.lexists(first)
+    if _is_same(path, own):
+        if _is_empty(path):
+            return link_name(job_id)
+        put_aside(path, number)
+    with suppress(FileNotFoundError):
+        os.unlink(own)
+    os.close(_made(own))
+    return link_name(job_id) if give_name(own, path, number if is_mine else 1, first) else output
+
+
+def give_name(own: str, path: str, number: int = 1, first: str = "") -> bool:
+    """Link the file `own` as `path`, and put aside what has that name, as `<path>.<number>` if that is free.
+
+    What is put aside is linked as `first`, unless that exists. Where nothing can be linked, `own` is removed, and opening
+    `path` for appending tells the reason; False then.
+    """
+    for _ in range(_MAX_TRIES):
+        moved = put_aside(path, number)
+        if moved and first:
+            with suppress(OSError):
+                os.link(moved, first, follow_symlinks=False)
+        number = 1
+        try:
+            os.link(own, path)
+            return True
+        except FileExistsError:  # another job was faster
+            try:  # one look, as another job may rename it between two
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    break
+            except FileNotFoundError:
+                continue
+        except OSError:  # a file system without hard links
+            break
+    os.unlink(own)
+    return False
+
+
+def find(directory: str, output: str, job_id: str, is_generated: bool) -> str:
+    """Return the path of a job's output, which another job may have put aside since. It need not exist."""
+    if not is_generated:
+        for name in (link_name(job_id), _FIRST + output):
+            path = os.path.join(directory, name)
+            if os.path.lexists(path):
+                return path
+    return os.path.join(directory, output)
+
+
+def link_name(job_id: str, suffix: str = "out") -> str:
+    """Return the name of a job's hidden link to its output, or to the log of its script."""
+    return f".balsam-{job_id[:8]}.{suffix}"
+
+
+def _made(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except OSError:
+        return False

@@ -1,0 +1,206 @@
+"""Run another program to its end: bounded in time and output, whatever it does. Not for users' jobs; those are `spawner`'s."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import IO, NamedTuple
+
+from . import import_guard
+from .process_table import DETACHED_VARIABLE, JOB_VARIABLES
+
+#: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
+LARGEST_OUTPUT_BYTES = 16 * 1024 * 1024
+
+#: What is read of a file that stands for stderr, how large it may become, and how often that is looked at, in seconds.
+_END_BYTES, _LARGEST_FILE_BYTES, _LOOK_S = 64 * 1024, 256 * 1024 * 1024, 0.5
+
+_KILLED = "so it was killed"
+
+#: The pids of the children of this process that `run` waits for.
+running: set[int] = set()
+
+
+class Completed(NamedTuple):
+    """How a command ended."""
+
+    argv: list[str]
+    returncode: int | None  # None: it did not start, or was killed (too slow, too much output); stderr says which
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.returncode == 0
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it had begun, and what it did until it was killed is unknown."""
+        return self.returncode is None and self.stderr.endswith(_KILLED)
+
+
+def run(
+    argv: list[str],
+    *,
+    timeout_s: float = 60.0,
+    environ: Mapping[str, str] | None = None,
+    directory: str | None = None,
+    stdin: bytes = b"",
+    largest_bytes: int = LARGEST_OUTPUT_BYTES,
+    leaves_some: bool = False,
+) -> Completed:
+    """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
+
+    It gets `stdin`, a session of its own, and `environ` (None: this process's) as its whole environment. One that prints
+    more than `largest_bytes` is killed: nobody asked here has so much to say, and it may never end. If it `leaves_some` of its
+    processes behind, which keep its stderr open, that is a file: the end of a pipe would have to be waited for.
+    """
+    with ExitStack() as opened:
+        file = opened.enter_context(tempfile.TemporaryFile(prefix="balsam-")) if leaves_some else None
+        try:
+            with _readable(stdin) as given:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=given,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE if file is None else file,
+                    env=environ,
+                    cwd=directory,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
+            return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
+        running.add(process.pid)
+        opened.callback(running.discard, process.pid)
+        output, errors = bytearray(), bytearray()
+        pipes = {opened.enter_context(pipe): kept for pipe, kept in _pipes(process, output, errors)}
+        try:
+            trouble = _collect(process, pipes, file, timeout_s, largest_bytes)
+        except BaseException:
+            _kill(process)
+            raise
+        if trouble:
+            _kill(process)
+        if file is not None:
+            errors += _end_of(file.fileno())
+        if trouble:
+            return Completed(argv, None, _text(output), f"{_text(errors)}\n{trouble}, {_KILLED}".strip())
+        return Completed(argv, process.returncode, _text(output), _text(errors))
+
+
+def run_module(module: str, *words: str) -> Completed:
+    """Run a module with this Python and this package, until it ends or has left this process (see `daemon`).
+
+    It may be sent for from inside a job, and must not end with that job. Not while an application is loaded (`import_guard`).
+    """
+    import_guard.refuse()
+    own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
+    return run(
+        module_words(module, *words), environ={**own, DETACHED_VARIABLE: "1", "PYTHONPATH": python_path()}, directory="/"
+    )
+
+
+def module_words(module: str, *words: str) -> list[str]:
+    """The command line that runs a module of ours with this Python, as `-m` does, whatever lies in the current directory.
+
+    `-m` would look there first, and take a `balsam_lite.py` for this package. `-P` is Python 3.11's.
+    """
+    code = "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
+    return [sys.executable, "-c", f"{code}runpy.run_module({module!r}, run_name='__main__', alter_sys=True)", *words]
+
+
+def python_path() -> str:
+    """A PYTHONPATH with which this Python finds this package, installed or not."""
+    package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return ":".join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@contextmanager
+def _readable(data: bytes) -> Iterator[int]:
+    """A descriptor from which `data` can be read. A file without a name: a pipe would have to be fed meanwhile."""
+    if not data:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile(prefix="balsam-") as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
+
+
+def _pipes(process: subprocess.Popen[bytes], output: bytearray, errors: bytearray) -> Iterator[tuple[IO[bytes], bytearray]]:
+    """The pipes from the command, each with what is to keep what comes out of it."""
+    for pipe, kept in ((process.stdout, output), (process.stderr, errors)):
+        if pipe is not None:
+            yield pipe, kept
+
+
+def _end_of(handle: int) -> bytes:
+    """The last of what was written into that file."""
+    return os.pread(handle, _END_BYTES, max(os.fstat(handle).st_size - _END_BYTES, 0))
+
+
+def _collect(
+    process: subprocess.Popen[bytes],
+    pipes: Mapping[IO[bytes], bytearray],
+    file: IO[bytes] | None,
+    timeout_s: float,
+    largest_bytes: int,
+) -> str:
+    """Read the pipes to their ends and wait for the command. Returns why it must be killed, or ""."""
+    give_up = time.monotonic() + timeout_s
+    with selectors.DefaultSelector() as selector:
+        for pipe, kept in pipes.items():
+            selector.register(pipe, selectors.EVENT_READ, kept)
+        while selector.get_map() or process.poll() is None:
+            left_s = give_up - time.monotonic()
+            if left_s <= 0:
+                return _late(timeout_s)
+            if file is not None and os.fstat(file.fileno()).st_size > _LARGEST_FILE_BYTES:
+                return _too_much(_LARGEST_FILE_BYTES)
+            pause_s = left_s if file is None else min(left_s, _LOOK_S)
+            if not selector.get_map():
+                _wait(process, pause_s)
+                continue
+            for key, _ in selector.select(pause_s):
+                data = os.read(key.fd, 65536)
+                key.data.extend(data)
+                if not data:
+                    selector.unregister(key.fileobj)
+                elif len(key.data) > largest_bytes:
+                    return _too_much(largest_bytes)
+    return ""
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def _too_much(largest_bytes: int) -> str:
+    return f"it printed more than {largest_bytes // 1024**2} MiB"
+
+
+def _late(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:g} s"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the command and its children. One that hangs in the kernel, on a dead file system, is left behind."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    _wait(process, 1)
+
+
+def _text(output: bytearray) -> str:
+    return output.decode("utf-8", "replace")

@@ -1,0 +1,454 @@
+"""Where a Balsam DB lies, what its directory holds, and which DBs this user has."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import (
+    BalsamError,
+    DatabaseBusy,
+    DatabaseError,
+    DatabaseFull,
+    InputError,
+    NoDatabase,
+    NotABalsamDB,
+    NotFound,
+)
+from ...core.files import sync_directory, write_json
+from ...core.settings import Settings, SettingsWarning
+from . import binding, connection, filesystem, registry
+from .connection import Database
+
+if TYPE_CHECKING:
+    from ..store.leases import Lease, Watch
+
+DB_VARIABLE = "BALSAM_DB_PATH"
+SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
+MARKER = "balsam.json"  # how the database file must be opened, and what tells this DB from others
+DATA, LOG, QSUBMIT, RUNS = "data", "log", "qsubmit", "runs"
+_SHARED_READ = "shared_read"  # a key of the marker
+
+
+def is_db(directory: str) -> bool:
+    """Whether a Balsam DB lies in that very directory."""
+    return os.path.isfile(os.path.join(directory, connection.FILE_NAME))
+
+
+def is_unfinished(directory: str) -> bool:
+    """Return whether an `init` that was interrupted has left a file without tables there, which the next one completes."""
+    import sqlite3  # here, not above: it is hardly ever needed
+
+    try:
+        cx = sqlite3.connect(f"file:{connection.quoted(os.path.join(directory, connection.FILE_NAME))}?mode=ro", uri=True)
+        try:
+            return cx.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        finally:
+            cx.close()
+    except sqlite3.Error:
+        return False
+
+
+def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+    """The active DB's directory: `explicit`, else that of BALSAM_DB_PATH or BALSAM_SITE_PATH, else the one around the cwd.
+
+    Raises:
+        NotABalsamDB: the one that was named is none. NoDatabase: none was named and none contains the current directory.
+    """
+    if explicit == "":  # an unset variable of a script; taking another DB instead could cost the user that one
+        raise NotABalsamDB("The path of the DB is empty (from --db)", hint="`balsam which --list` shows the known ones.")
+    for named, source in ((explicit, "--db"), *((environ.get(name), name) for name in (DB_VARIABLE, SITE_VARIABLE))):
+        if named:
+            directory = absolute(named)
+            if is_db(directory):
+                return directory
+            what = "is a file, not a directory" if os.path.isfile(directory) else "holds no Balsam DB"
+            raise NotABalsamDB(f"{directory} {what} (from {source})", hint="`balsam init PATH` creates one.")
+    directory = absolute(".")
+    while not is_db(directory):
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            raise NoDatabase("No Balsam DB is active.", hint=_advice())
+        directory = parent
+    return directory
+
+
+def absolute(path: str) -> str:
+    """The path with its `~`, from the root on. Raises NoDatabase: it starts from a directory that is gone."""
+    try:
+        return os.path.abspath(os.path.expanduser(path))
+    except FileNotFoundError as exc:
+        raise NoDatabase("The current directory does not exist any more.", hint="Go to another one: `cd`.") from exc
+
+
+def _advice() -> str:
+    try:
+        known = "".join(f"\n    {path}" for path in known_paths())
+        listed = f"\n  Your DBs:{known}" if known else "\n  You have none yet: `balsam init PATH` creates one."
+    except BalsamError as exc:
+        listed = f"\n  {exc.message}"
+    return (
+        "  Use `source balsamactivate NAME_OR_PATH` to activate one,\n"
+        "  or `balsam --db PATH …`, or go to a directory inside one;\n"
+        f"  `balsam which --list` shows the known ones.{listed}"
+    )
+
+
+def open_database(directory: str, settings: Settings | None = None) -> Database:
+    """Open the DB of that directory the way it was set up for.
+
+    Raises:
+        NotABalsamDB, UnsafeFilesystem, SettingsError; the file itself is opened at the first transaction.
+    """
+    settings = settings or Settings.load(directory)
+    if not is_db(directory):
+        raise NotABalsamDB(f"There is no Balsam DB in {directory}", hint="`balsam init PATH` creates one.")
+    return Database(directory, _access(directory), busy_timeout_s=settings.BUSY_TIMEOUT_S, expiry_s=settings.LEASE_EXPIRY_S)
+
+
+def identity(directory: str) -> str:
+    """A random text that tells this DB from all others but its copies; "" where an older version has made it.
+
+    The same DB may be reached as several directories, and from hosts that call themselves alike.
+    """
+    try:
+        return str(_marked(directory).get("id", ""))
+    except DatabaseError:
+        return ""
+
+
+def is_shared_read(directory: str) -> bool:
+    """Return whether others may read the files that hold the values of environment variables, as far as umask allows it.
+
+    `init --shared-read` records that. A DB that an older version has made goes on as its file is.
+    """
+    try:
+        recorded = _marked(directory).get(_SHARED_READ)
+    except DatabaseError:
+        recorded = False
+    if recorded is None:
+        try:
+            return bool(os.stat(os.path.join(directory, connection.FILE_NAME)).st_mode & 0o044)
+        except OSError:
+            return False
+    return bool(recorded)
+
+
+def is_recorded_shared_read(directory: str) -> bool:
+    """Return whether `init --shared-read` was given."""
+    try:
+        return bool(_marked(directory).get(_SHARED_READ))
+    except DatabaseError:
+        return False
+
+
+def file_mode(directory: str) -> int:
+    """Return the mode with which such a file is created; umask is still to be taken from it."""
+    return 0o666 if is_shared_read(directory) else 0o600
+
+
+def readable_by_others(directory: str) -> list[str]:
+    """Return the paths of those files, seen from `directory`, that the group or everybody can read."""
+    found = [name for name in connection.FILES if _mode_of(os.path.join(directory, name)) & 0o044]
+    for folder in (QSUBMIT, RUNS):
+        with suppress(OSError):
+            names = sorted(os.listdir(os.path.join(directory, folder)))
+            found += [f"{folder}/{name}" for name in names if _mode_of(os.path.join(directory, folder, name)) & 0o044]
+    return found if all(_mode_of(above, stat.S_IFDIR) & 0o011 for above in _upwards(os.path.realpath(directory))) else []
+
+
+def _mode_of(path: str, kind: int = stat.S_IFREG) -> int:
+    """Return the permission bits of a file or a directory; 0 if there is no such thing."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return 0
+    return stat.S_IMODE(found.st_mode) if stat.S_IFMT(found.st_mode) == kind else 0
+
+
+def _upwards(path: str) -> Iterator[str]:
+    while True:
+        yield path
+        path, before = os.path.dirname(path), path
+        if path == before:
+            return
+
+
+def _set_rights(directory: str, shared_read: bool) -> None:
+    """Let the files that are there be read by others, as far as umask allows it, or by the owner alone. Raises OSError."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    paths = [os.path.join(directory, name) for name in connection.FILES]
+    for folder in (QSUBMIT, RUNS):
+        with suppress(FileNotFoundError):
+            paths += [os.path.join(directory, folder, name) for name in os.listdir(os.path.join(directory, folder))]
+    for path in paths:
+        mode = _mode_of(path)
+        if mode:
+            os.chmod(path, mode | (mode & 0o400 and 0o044 & ~umask) if shared_read else mode & 0o700)
+
+
+def _access(directory: str) -> str:
+    return str(_marked(directory)["access"])
+
+
+def _marked(directory: str) -> dict[str, Any]:
+    """What the marker says. Raises DatabaseError."""
+    path = os.path.join(directory, MARKER)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found: dict[str, Any] = json.load(file)
+        if found["access"] not in (filesystem.LOCAL, filesystem.SHARED):
+            raise ValueError(f"access must be local or shared, not {found['access']!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise DatabaseError(f"{path} cannot be read: {exc}", hint=f"`balsam init {directory}` writes it anew.") from exc
+    return found
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+
+
+def create(
+    directory: str,
+    access: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    shared_read: bool | None = None,
+) -> Database:
+    """Create a DB in `directory`, or bring the one that is there up to date, and remember it as known.
+
+    `access` is "local" or "shared"; None asks the file system. `say` is called with what was done to a copy. `shared_read`
+    decides whether others may read it, as far as umask allows it; None leaves an existing DB as it is, and lets no other user
+    read a new one. Opens a write transaction.
+
+    Raises:
+        InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
+        DatabaseBusy: it is of an older version, and in use.
+    """
+    database = set_up(directory, access, say, shared_read)
+    try:
+        remember(database.directory)
+    except BalsamError as exc:  # the DB is there all the same, and can be named by its path
+        warnings.warn(f"The DB cannot be added to the known ones: {exc}", SettingsWarning, stacklevel=2)
+    return database
+
+
+def set_up(
+    directory: str,
+    access: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    shared_read: bool | None = None,
+) -> Database:
+    """As `create`, but nobody remembers it."""
+    if not directory:
+        raise InputError("The path of the new DB is empty")
+    directory = absolute(directory)
+    refuse_name(directory)
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        raise InputError(f"{directory} is not a directory")
+    parent = os.path.dirname(directory)
+    while not os.path.isdir(parent):
+        parent = os.path.dirname(parent)
+    try:
+        for folder in ("", DATA, LOG, QSUBMIT):
+            os.makedirs(os.path.join(directory, folder), exist_ok=True)
+        access = access or _recorded_access(directory) or filesystem.mount_of(directory).access
+        if access == filesystem.LOCAL:
+            connection.refuse_unsafe(directory)
+        marker = {"access": access, "id": identity(directory) or os.urandom(16).hex(), **_rights(directory, shared_read)}
+        write_json(os.path.join(directory, MARKER), marker)
+        is_new = _create_empty(os.path.join(directory, connection.FILE_NAME), file_mode(directory))
+        if shared_read is not None:
+            _set_rights(directory, shared_read)
+    except OSError as exc:
+        kind = DatabaseFull if filesystem.is_lack(exc) else DatabaseError
+        raise kind(f"Failed to create directory {directory}: {filesystem.failure(exc, directory)}") from exc
+    database = Database(directory, access)
+    said = _upgrade(database, is_new)
+    if said:
+        write_json(os.path.join(directory, MARKER), {**marker, "id": os.urandom(16).hex()})
+        say(said)
+    _sync_names(directory, parent)
+    return database
+
+
+def _sync_names(directory: str, top: str) -> None:
+    """Wait until the names from `directory` up to those in `top` are on the disk: SQLite syncs only those of its files."""
+    sync_directory(directory)
+    while directory != top:
+        directory = os.path.dirname(directory)
+        sync_directory(directory)
+
+
+def refuse_name(directory: str) -> None:
+    """Raise InputError if no new DB may be called so: `balsam which --list` and scripts have one path on a line."""
+    if "\n" in directory and not is_db(directory):
+        raise InputError(f"The path of a DB cannot hold a line break: {directory!r}", hint="Choose another one.")
+
+
+class _Doubtful(Exception):
+    """The only holders of leases are on other hosts, and may be dead."""
+
+    def __init__(self, found: list[Lease]) -> None:
+        self.leases = found
+
+
+def _upgrade(database: Database, is_new: bool) -> str:
+    """Bring a DB up to date, as soon as no launcher can be at work. Return what was done to a copy, in words."""
+    said: list[str] = []
+    watches: list[Watch] = []
+
+    def upgrade() -> list[Lease]:
+        try:
+            database.upgrade(
+                lambda cx: _refuse_living(cx, database.directory, watches),
+                lambda cx: said.append(_bind(cx, database)),
+                is_new=is_new,
+            )
+        except _Doubtful as exc:
+            return exc.leases
+        return []
+
+    if upgrade():
+        from .watching import await_certainty
+
+        await_certainty(upgrade, Settings.load(database.directory).LEASE_EXPIRY_S)
+    return said[0]
+
+
+def _refuse_living(cx: connection.Connection, directory: str, watches: list[Watch]) -> None:
+    """Whoever is at work has the program of before, which knows nothing of what is new in the tables."""
+    from ...core.clock import SystemClock  # here, not above: they take long, and are hardly ever needed
+    from ..store import leases
+
+    watches[:] = watches or [leases.Watch()]
+    (watch,) = watches
+    now_us, expiry_s = SystemClock.now_us(), Settings.load(directory).LEASE_EXPIRY_S
+    found = leases.living(cx, expiry_s, watch)
+    doubtful = [one for one in found if leases.is_doubtful(one, now_us, expiry_s, watch)]
+    if doubtful and doubtful == found:
+        raise _Doubtful(doubtful)
+    living = [str(one) for one in found]
+    if living:
+        raise DatabaseBusy(
+            f"The DB {directory} is of an older version and in use, and cannot be brought up to date: {', '.join(living)}.",
+            hint="Stop them (`balsam service stop`; a launcher ends with Ctrl-C) and all programs that have the DB open; then "
+            "try again. One that has died on another host counts as dead after LEASE_EXPIRY_S.",
+        )
+
+
+def _bind(cx: connection.Connection, database: Database) -> str:
+    """Bind the DB to its file, after making a copy a separate DB. Return what was done to a copy, in words."""
+    bound, judged = binding.recorded(cx), binding.judge(cx, database.path)
+    said = ""
+    if (
+        bound
+        and judged == binding.COPY
+        and (
+            database.access == filesystem.LOCAL
+            or bound.inode == binding.NO_INODE
+            or _is_second_place(database.directory, bound.path)
+        )
+    ):
+        from ...core.clock import SystemClock  # here, not above: see _refuse_living
+        from ..store import copies
+
+        jobs, launchers, batch_jobs = copies.make_own(cx, SystemClock.now_us(), bound.is_at(database.path))
+        said = (
+            f"It is a copy ({bound}) and has a new id now. Freed from the original: {jobs} job(s) of {launchers} "
+            f"launcher(s) or service(s), {batch_jobs} batch job(s)."
+        )
+    if bound is None or judged != binding.SAME:
+        binding.record(cx, database.path)
+    return said
+
+
+def _is_second_place(directory: str, bound_path: str) -> bool:
+    """Return whether the DB with the same marker is also in another directory, where a file made here does not appear."""
+    import tempfile
+
+    first = os.path.dirname(bound_path)
+    if not is_db(first) or not identity(directory) or identity(first) != identity(directory):
+        return False
+    handle, probe = tempfile.mkstemp(dir=directory, prefix=".balsam-probe-")
+    os.close(handle)
+    try:
+        return not os.path.lexists(os.path.join(first, os.path.basename(probe)))
+    finally:
+        os.unlink(probe)
+
+
+def _recorded_access(directory: str) -> str | None:
+    """How the DB that is there was set up; None if there is none, or nobody can tell any more."""
+    try:
+        return _access(directory) if is_db(directory) else None
+    except DatabaseError:
+        return None
+
+
+def _rights(directory: str, shared_read: bool | None) -> dict[str, bool]:
+    """What the marker is to say about others' reading; {} for a DB of an older version, whose files decide."""
+    if shared_read is None and is_db(directory):
+        try:
+            recorded = _marked(directory).get(_SHARED_READ)
+        except DatabaseError:
+            recorded = None
+        return {} if recorded is None else {_SHARED_READ: bool(recorded)}
+    return {_SHARED_READ: bool(shared_read)}
+
+
+def _create_empty(path: str, mode: int) -> bool:
+    """Create the file; return whether it is new."""
+    try:
+        # Only a file that nobody has open yet: closing it would drop the locks of SQLite's own connections.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode))
+    except FileExistsError:
+        return False
+    return True
+
+
+# --- the DBs that this user knows -------------------------------------------------------------------------------------
+
+
+def known_paths() -> list[str]:
+    """The directories of the DBs on this host that this user has created or activated, without those that are gone.
+
+    Raises:
+        BalsamError: the registry cannot be read.
+    """
+    return [entry.path for entry in registry.known() if not entry.is_remote]
+
+
+def remember(directory: str) -> None:
+    """Add a DB to the known ones. Safe when several processes do it at once."""
+    registry.add(directory)
+
+
+def resolve(name: str) -> str:
+    """The directory of a known DB: its path, its name, or a part of its path that only one has; the last component wins.
+
+    Raises:
+        NotFound, InputError (ambiguous): with the candidates. InputError: it is on another host.
+    """
+    path = absolute(name)
+    if is_db(path):
+        return path
+    if os.path.isdir(path) and os.sep in name:
+        raise NotABalsamDB(f"No Balsam DB found in dir {path}", hint=f"`balsam init {name}` creates one.")
+    sites = registry.known()
+    known = [entry.path for entry in sites if not entry.is_remote]
+    by_name = [entry.path for entry in sites if entry.name == name and not entry.is_remote]
+    distant = next((entry for entry in sites if entry.name == name and entry.is_remote), None)
+    if distant and not by_name:
+        raise InputError(f"{name} lies on {distant.host} and cannot be the active DB here.", hint=f"Use it with --site {name}.")
+    matches = by_name or [p for p in known if os.path.basename(p) == name] or [p for p in known if name in p]
+    if len(matches) == 1:
+        return matches[0]
+    listed = "\n".join(f"    {path}" for path in matches or known) or "    (none)"
+    if matches:
+        raise InputError(f"DB name {name} is too ambiguous; multiple matches:", hint=f"{listed}\n  Give more of it.")
+    raise NotFound(f"No DB matching {name} is cached.", hint=f"  The known ones are:\n{listed}")

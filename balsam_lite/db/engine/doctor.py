@@ -1,0 +1,227 @@
+"""Is everything in order with a DB: where it lies, its file, and whether its rows agree with each other?
+
+Finds, and mends nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ...core import states
+from ...core.durations import spoken
+from ...core.errors import BalsamError
+from ..store import graph, leases, pieces, tags
+from . import connection, directories, filesystem, maintenance, migrations
+from .connection import Database
+from .schema import VISIBLE, sql_list
+
+OK, NOTE, WRONG = "ok", "note", "wrong"
+
+#: Maximum number of files to name.
+_MOST_SHOWN = 4
+
+#: The first version of SQLite without https://sqlite.org/wal.html#walresetbug.
+_WAL_RESET_MENDED = (3, 51, 3)
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    topic: str
+    level: str  # OK, NOTE (worth knowing) or WRONG (worth mending)
+    text: str
+
+
+class Rule(NamedTuple):
+    """Rows that should not be there."""
+
+    query: str  # counts them
+    text: str  # what they are and what to do; {} is how many
+    level: str = WRONG
+
+
+_HELD = "job.lease IS NOT NULL"
+_COUNTS = f"SELECT state, count(*) FROM job WHERE {VISIBLE} GROUP BY state"
+_RULES = (
+    Rule(
+        f"SELECT count(*) FROM job WHERE {_HELD} AND lease NOT IN (SELECT id FROM lease WHERE closed IS NULL)",
+        "{} job(s) belong to a launcher that has ended without freeing them. That is a fault of balsam; please report it.",
+    ),
+    Rule(
+        f"SELECT count(*) FROM job WHERE state = '{states.RUNNING}' AND lease IS NULL",
+        "{} job(s) are RUNNING, but no launcher has them. `balsam killjob` and then `balsam rerun` put them back.",
+    ),
+    Rule(
+        f"SELECT count(*) FROM job WHERE unfinished_parents <> {graph.UNFINISHED_PARENTS} AND {VISIBLE}",
+        "{} job(s) count their unfinished parents wrongly. That is a fault of balsam; please report it. "
+        "`balsam killjob` and then `balsam rerun` put them back.",
+    ),
+    Rule(
+        f"""SELECT count(*) FROM job
+            WHERE state = '{states.AWAITING_PARENTS}' AND lease IS NULL AND unfinished_parents = 0 AND {VISIBLE}""",
+        "{} job(s) wait for parents, although these have all ended. `balsam killjob` and then `balsam rerun` put them back.",
+    ),
+    Rule(
+        f"""SELECT count(*) FROM job WHERE lease IS NULL AND unfinished_parents > 0
+            AND state IN ({sql_list((*states.UNPREPARED_STATES, *states.RUNNABLE_STATES))}) AND {VISIBLE}""",
+        "{} job(s) are ready to run, although parents have yet to finish. `balsam rerun` lets them wait.",
+    ),
+    Rule(
+        "SELECT count(*) FROM dependency WHERE parent NOT IN (SELECT id FROM job) OR child NOT IN (SELECT id FROM job)",
+        "{} dependencies name jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
+        "SELECT count(*) FROM event WHERE job NOT IN (SELECT id FROM job)",
+        "{} event(s) are of jobs that are not there, which does no harm.",
+        NOTE,
+    ),
+    Rule(
+        f"""SELECT count(*) FROM (
+            SELECT state, jobs FROM state_count WHERE jobs <> 0 EXCEPT {_COUNTS}
+            UNION ALL SELECT * FROM ({_COUNTS} EXCEPT SELECT state, jobs FROM state_count WHERE jobs <> 0))""",
+        "the number of jobs is wrong for {} state(s) in `balsam ls --by-states`.",
+    ),
+)
+
+_WRONG_TAGS = (
+    "{} job(s) are not found by the tags that they have, or by ones that they have not. A program of an older version has "
+    "changed them; end all of those, and `balsam db vacuum` mends it."
+)
+
+
+_SALVAGE = "restore a backup, or let `balsam db salvage NEW_DIR` read what can be read"
+
+
+def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False) -> Iterator[Finding]:
+    """Each thing in turn. An unreadable file is a finding, not an exception. Opens read transactions of its own."""
+    yield _mount(db)
+    yield _rights(db.directory)
+    yield _sqlite()
+    faults = maintenance.damage(db, quick=quick)
+    yield (
+        Finding("file", WRONG, "; ".join(faults) + ("" if "`balsam" in faults[-1] else f"; {_SALVAGE}"))
+        if faults
+        else Finding("file", OK, _sound(quick))
+    )
+    if faults:
+        return
+    with db.read() as cx:  # nothing is told inside: whoever listens may take his time, and others want the DB
+        schema = Finding("schema", OK, f"version {migrations.version_of(cx)}")
+        rows = list(_broken_rules(cx)) or [Finding("rows", OK, "jobs, dependencies, tags, events and counts agree")]
+        holders = [Finding("large write", NOTE if one.is_abandoned else OK, one.text) for one in pieces.described(cx)]
+        holders += _leases(cx, now_us, expiry_s)
+        ahead = _furthest_ahead(cx)
+    yield from (schema, *rows, *holders, *_clocks(db, ahead))
+
+
+def _mount(db: Database) -> Finding:
+    mount = filesystem.mount_of(db.directory)
+    how = "as on a local disk" if db.access == filesystem.LOCAL else "in sessions, by one process at a time"
+    text = f"{mount}, opened {how}"
+    if db.access == filesystem.SHARED and mount.access == filesystem.LOCAL:
+        return Finding("access", NOTE, f"{text}: needed only if other hosts reach this directory too, and slower if not")
+    if db.access != mount.access:
+        return Finding("access", WRONG, f"{text}, which would lose jobs; `balsam init --access shared` changes that")
+    return Finding("access", OK, text)
+
+
+def _rights(directory: str) -> Finding:
+    found = directories.readable_by_others(directory)
+    if not found:
+        return Finding(
+            "rights", OK, f"only you can read {connection.FILE_NAME} and job scripts; data/ and log/ are as umask was"
+        )
+    shown = ", ".join(found[:_MOST_SHOWN]) + (f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else "")
+    text = f"others can read {shown}, and in them the values of environment variables"
+    if directories.is_recorded_shared_read(directory):
+        return Finding("rights", OK, f"{text}, as `balsam init --shared-read` allows")
+    return Finding(
+        "rights",
+        NOTE,
+        f"{text}; `balsam init --no-shared-read {directory}` takes that away, --shared-read states that it shall be so",
+    )
+
+
+def _sqlite() -> Finding:
+    version = sqlite3.sqlite_version
+    if sqlite3.sqlite_version_info >= _WAL_RESET_MENDED:
+        return Finding("sqlite", OK, f"version {version}")
+    return Finding(
+        "sqlite",
+        NOTE,
+        f"version {version} has a rare fault where two processes write and checkpoint at one moment (mended in 3.51.3, see "
+        "https://sqlite.org/wal.html#walresetbug); balsam leaves checkpoints to one process, which avoids it",
+    )
+
+
+def _sound(quick: bool) -> str:
+    return "looks sound (quick check)" if quick else "sound, and its indexes agree with its tables"
+
+
+def _broken_rules(cx: sqlite3.Connection) -> Iterator[Finding]:
+    for rule in _RULES:
+        rows = cx.execute(rule.query).fetchone()[0]
+        if rows:
+            yield Finding("rows", rule.level, rule.text.format(rows))
+    tagged = tags.differing(cx)
+    if tagged:
+        yield Finding("rows", WRONG, _WRONG_TAGS.format(tagged))
+
+
+def _leases(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> Iterator[Finding]:
+    for lease in leases.open_leases(cx):
+        text = leases.described(cx, lease, now_us, expiry_s)
+        if leases.is_dead(lease, expiry_s):
+            yield Finding("lease", NOTE, f"{text}: it is dead, and the next launcher will free its jobs")
+        elif leases.is_silent(lease, now_us, expiry_s):
+            yield Finding(
+                "lease",
+                NOTE,
+                f"{text}: it is dead, or the clocks differ; the next launcher watches it for {expiry_s:g} s, and frees its "
+                "jobs if it is dead",
+            )
+        else:
+            yield Finding("lease", OK, text)
+
+
+def _furthest_ahead(cx: sqlite3.Connection) -> list[tuple[str, float]]:
+    """Return each other host with an open lease, and for how many seconds its last heartbeat is ahead of this host's clock.
+
+    One that is late proves nothing: it may be an old one.
+    """
+    beats = [(lease.holder.host, lease.heartbeat_us / 1e6) for lease in leases.open_leases(cx) if not lease.holder.is_here()]
+    now_s = time.time()
+    newest = {host: max(beat for other, beat in beats if other == host) - now_s for host, _ in beats}
+    return [(host, seconds) for host, seconds in newest.items() if seconds > 0]
+
+
+def _clocks(db: Database, ahead: list[tuple[str, float]]) -> Iterator[Finding]:
+    """Compare the clocks of other hosts and of the file system's server with this host's."""
+    server = filesystem.clock_ahead_s(db.directory) if db.access == filesystem.SHARED else None
+    if server is not None:
+        yield compared_clock("the file system's server", server)
+    for host, seconds in ahead:
+        if seconds > leases.CLOCKS_AGREE_S:
+            yield compared_clock(host, seconds)
+
+
+def compared_clock(who: str, ahead_s: float, unsure_s: float = 0.0) -> Finding:
+    """Return what to say of a clock that is this number of seconds ahead of this host's."""
+    if abs(ahead_s) <= leases.CLOCKS_AGREE_S + unsure_s:
+        return Finding("clocks", OK, f"the clock of {who} agrees with this host's")
+    side = "ahead of" if ahead_s > 0 else "behind"
+    return Finding(
+        "clocks",
+        NOTE,
+        f"the clock of {who} is {spoken(abs(ahead_s))} {side} this host's: times in histories and ages of files mislead. No "
+        "job is lost by it, as launchers watch heartbeats by their own clocks",
+    )
+
+
+def refused(exc: BalsamError) -> Finding:
+    """What to say of a DB that cannot even be opened."""
+    return Finding("access", WRONG, str(exc).replace("\n", " "))

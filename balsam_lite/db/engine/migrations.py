@@ -1,0 +1,220 @@
+"""From one schema version to the next: an ordered list of steps, each in the transaction that records it.
+
+To change the schema: raise `schema.VERSION`, append to `STEPS` the statements that lead there from the version before, and
+keep `schema` as the picture of the newest version. A test compares a migrated file with a fresh one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ...core.errors import NotABalsamDB, SchemaMismatch
+from . import schema
+
+_BY_SHAPE = "num_nodes, ranks_per_node, node_packing_count, gpus_per_rank, priority DESC, wall_time_minutes DESC"
+_UNPREPARED = "lease IS NULL AND state IN ('CREATED', 'READY', 'STAGED_IN')"
+_RUNNABLE = "lease IS NULL AND state IN ('PREPROCESSED', 'RESTART_READY')"
+_RESERVED = "queued_launch_id IS NOT NULL"
+_FREE = "lease IS NULL AND start_after IS NULL AND unfinished_parents = 0"
+_FREE_UNPREPARED = f"{_FREE} AND state IN ('CREATED', 'READY', 'STAGED_IN')"
+_FREE_RUNNABLE = f"{_FREE} AND state IN ('PREPROCESSED', 'RESTART_READY')"
+_UNSUSPECTED_UNPREPARED = f"{_FREE} AND launcher_deaths < 2 AND state IN ('CREATED', 'READY', 'STAGED_IN')"
+_UNSUSPECTED_RUNNABLE = f"{_FREE} AND launcher_deaths < 2 AND state IN ('PREPROCESSED', 'RESTART_READY')"
+_SUSPECT = (
+    "lease IS NULL AND start_after IS NULL AND launcher_deaths >= 2 AND (unfinished_parents = 0 "
+    "AND state IN ('PREPROCESSED', 'RESTART_READY', 'CREATED', 'READY', 'STAGED_IN') "
+    "OR state IN ('RUN_DONE', 'POSTPROCESSED', 'RUN_ERROR', 'RUN_TIMEOUT'))"
+)
+_WAITED = (
+    "job.lease IS NULL AND job.unfinished_parents > 0 "
+    "AND job.state IN ('CREATED', 'READY', 'STAGED_IN', 'PREPROCESSED', 'RESTART_READY')"
+)
+_NOW = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+#: From version 5 on a parent that is held counts as unfinished, and a child that has not started goes back to wait for a
+#: parent that was put back, or fails with one that has failed.
+_PARENTS_COUNTED_ANEW = (
+    """UPDATE job SET unfinished_parents = wait_for_parents * (
+            SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
+            WHERE d.child = job.id AND (p.state <> 'JOB_FINISHED' OR p.lease IS NOT NULL))
+        WHERE id IN (SELECT child FROM dependency)""",
+    f"""INSERT INTO event (job, time, from_state, to_state, message)
+        SELECT id, {_NOW}, state, 'AWAITING_PARENTS', 'A parent was put back' FROM job WHERE {_WAITED}""",
+    f"""UPDATE state_count SET jobs = jobs - (SELECT count(*) FROM job WHERE {_WAITED} AND job.state = state_count.state)""",
+    f"""UPDATE state_count SET jobs = jobs + (SELECT count(*) FROM job WHERE {_WAITED}) WHERE state = 'AWAITING_PARENTS'""",
+    f"UPDATE job SET state = 'AWAITING_PARENTS' WHERE {_WAITED}",
+    """CREATE TEMP TABLE doomed AS
+        WITH RECURSIVE below (id, parent) AS (
+            SELECT job.id, d.parent FROM job JOIN dependency d ON d.child = job.id JOIN job p ON p.id = d.parent
+            WHERE job.state = 'AWAITING_PARENTS' AND job.wait_for_parents
+                AND p.state IN ('FAILED', 'USER_KILLED') AND p.lease IS NULL
+            UNION SELECT job.id, d.parent FROM below JOIN dependency d ON d.parent = below.id JOIN job ON job.id = d.child
+            WHERE job.state = 'AWAITING_PARENTS' AND job.wait_for_parents)
+        SELECT id, min(parent) AS parent FROM below GROUP BY id""",
+    f"""INSERT INTO event (job, time, from_state, to_state, message, data)
+        SELECT id, {_NOW}, 'AWAITING_PARENTS', 'FAILED', 'One or more parent jobs failed', json_object('parent', parent)
+        FROM doomed""",
+    "UPDATE state_count SET jobs = jobs - (SELECT count(*) FROM doomed) WHERE state = 'AWAITING_PARENTS'",
+    "UPDATE state_count SET jobs = jobs + (SELECT count(*) FROM doomed) WHERE state = 'FAILED'",
+    "UPDATE job SET state = 'FAILED' WHERE id IN (SELECT id FROM doomed)",
+    "DROP TABLE doomed",
+)
+
+#: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` goes on, these stay as they were.
+STEPS: tuple[tuple[str, ...], ...] = (
+    (  # retries; jobs that are to be prepared have an index of their own
+        "ALTER TABLE job ADD COLUMN max_retries INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN retry_codes TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE job ADD COLUMN retries INTEGER NOT NULL DEFAULT 0",
+        "DROP INDEX job_startable",
+        "DROP INDEX job_startable_of_workflow",
+        f"CREATE INDEX job_unprepared ON job ({_BY_SHAPE}) WHERE {_UNPREPARED}",
+        f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_UNPREPARED}",
+        f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_RUNNABLE}",
+        f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_RUNNABLE}",
+    ),
+    (  # flags for the MPI start command; jobs planned for a launch; what the service says of itself
+        "ALTER TABLE job ADD COLUMN mpi_flags TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE lease ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+        f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_UNPREPARED} AND {_RESERVED}",
+        f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_RUNNABLE} AND {_RESERVED}",
+    ),
+    (  # applications that are Python classes; batch jobs in parts; tags and moments that can be looked up
+        "ALTER TABLE app RENAME COLUMN data TO definition",  # nobody used it
+        "ALTER TABLE app ADD COLUMN command_template TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE app ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE app ADD COLUMN environ_vars TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE app ADD COLUMN handle_error TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE app ADD COLUMN handle_timeout TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE batch_job ADD COLUMN partitions TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE batch_job ADD COLUMN optional_params TEXT NOT NULL DEFAULT '{}'",
+        "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
+        "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
+        """INSERT INTO tag (key, value)
+            SELECT DISTINCT t.key, t.value FROM job, json_each(job.tags) AS t WHERE job.tags <> '{}'""",
+        """INSERT INTO job_tag (tag, job)
+            SELECT tag.id, job.id FROM job, json_each(job.tags) AS t JOIN tag ON tag.key = t.key AND tag.value = t.value
+            WHERE job.tags <> '{}'""",
+        "DROP INDEX job_tagged",
+        "CREATE INDEX event_time ON event (time)",
+    ),
+    (  # when a job runs, by its parents' ends; jobs held back; runs told to stop; what is known of batch jobs; the DB's id
+        "ALTER TABLE job ADD COLUMN run_when TEXT NOT NULL DEFAULT 'all_finished'",
+        "ALTER TABLE job ADD COLUMN exit_0_is_done_after_stop INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN start_after INTEGER",
+        "ALTER TABLE job ADD COLUMN told_to_stop INTEGER",
+        "ALTER TABLE app ADD COLUMN exit_0_is_done_after_stop INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE batch_job ADD COLUMN absent INTEGER",
+        "ALTER TABLE batch_job ADD COLUMN cluster TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE batch_job ADD COLUMN tries INTEGER NOT NULL DEFAULT 1",
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        "INSERT INTO meta VALUES ('id', lower(hex(randomblob(16))))",
+        *_PARENTS_COUNTED_ANEW,
+        "DROP INDEX job_unprepared",
+        "DROP INDEX job_unprepared_of_workflow",
+        "DROP INDEX job_runnable",
+        "DROP INDEX job_runnable_of_workflow",
+        "DROP INDEX job_unprepared_of_launch",
+        "DROP INDEX job_runnable_of_launch",
+        f"CREATE INDEX job_unprepared ON job ({_BY_SHAPE}) WHERE {_FREE_UNPREPARED}",
+        f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_FREE_UNPREPARED}",
+        f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_FREE_RUNNABLE}",
+        f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_FREE_RUNNABLE}",
+        f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) "
+        f"WHERE {_FREE_UNPREPARED} AND {_RESERVED}",
+        f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_FREE_RUNNABLE} AND {_RESERVED}",
+        "CREATE INDEX job_start_after ON job (start_after) WHERE start_after IS NOT NULL",
+        "CREATE INDEX job_own_workdir ON job (workdir) WHERE substr(workdir, -8) <> substr(job_id, 1, 8)",
+        "CREATE INDEX job_hex_name ON job (name) WHERE name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'",
+    ),
+    (  # background processes that a run may leave; launchers that died while a job ran; who took a launcher for dead
+        "ALTER TABLE lease ADD COLUMN taken_by TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE job ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN launcher_deaths INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE app ADD COLUMN keep_background INTEGER NOT NULL DEFAULT 0",
+        "DROP INDEX job_unprepared",
+        "DROP INDEX job_unprepared_of_workflow",
+        "DROP INDEX job_runnable",
+        "DROP INDEX job_runnable_of_workflow",
+        "DROP INDEX job_unprepared_of_launch",
+        "DROP INDEX job_runnable_of_launch",
+        f"CREATE INDEX job_unprepared ON job ({_BY_SHAPE}) WHERE {_UNSUSPECTED_UNPREPARED}",
+        f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_UNSUSPECTED_UNPREPARED}",
+        f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_UNSUSPECTED_RUNNABLE}",
+        f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_UNSUSPECTED_RUNNABLE}",
+        f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) "
+        f"WHERE {_UNSUSPECTED_UNPREPARED} AND {_RESERVED}",
+        f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) "
+        f"WHERE {_UNSUSPECTED_RUNNABLE} AND {_RESERVED}",
+        "DROP INDEX job_unsettled",
+        "CREATE INDEX job_unsettled ON job (state) WHERE lease IS NULL AND launcher_deaths < 2 "
+        "AND state IN ('RUN_DONE', 'POSTPROCESSED', 'RUN_ERROR', 'RUN_TIMEOUT')",
+        f"CREATE INDEX job_suspect ON job (launcher_deaths DESC) WHERE {_SUSPECT}",
+        """CREATE TABLE large_write (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    host TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    touched INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    done INTEGER NOT NULL DEFAULT 0,
+    counted TEXT NOT NULL DEFAULT '{}',
+    first INTEGER NOT NULL DEFAULT 0,
+    last INTEGER NOT NULL DEFAULT 0
+)""",
+        """CREATE TABLE large_write_part (
+    id INTEGER PRIMARY KEY,
+    large_write INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    jobs TEXT NOT NULL
+)""",
+        "CREATE INDEX large_write_part_of ON large_write_part (large_write)",
+        "CREATE INDEX large_write_part_bounds ON large_write_part (first, last)",
+    ),
+)
+
+
+def version_of(cx: sqlite3.Connection) -> int:
+    """The schema version of an open file; 0 for an empty one."""
+    return int(cx.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(cx: sqlite3.Connection) -> None:
+    """Bring the file to this program's schema version. Runs inside the caller's write transaction.
+
+    Raises:
+        SchemaMismatch: a newer balsam_lite has written the file.
+    """
+    version = version_of(cx)
+    refuse_newer(version)
+    if version == 0:
+        statements: tuple[str, ...] = schema.STATEMENTS
+    else:
+        statements = tuple(statement for step in STEPS[version - 1 :] for statement in step)
+    for statement in statements:
+        cx.execute(statement)
+    cx.execute(f"PRAGMA user_version = {schema.VERSION}")
+
+
+def refuse_unready(version: int, directory: str) -> None:
+    """Raise unless a file of that version can be used as it is: NotABalsamDB if it is empty, else SchemaMismatch."""
+    refuse_newer(version)
+    if version == 0:
+        raise NotABalsamDB(f"The DB in {directory} has no tables.", hint=f"`balsam init {directory}` creates them.")
+    if version < schema.VERSION:
+        raise SchemaMismatch(
+            f"The DB has schema version {version}; this balsam_lite works with version {schema.VERSION}.",
+            hint=f"`balsam init {directory}` brings it up to date.",
+        )
+
+
+def refuse_newer(version: int) -> None:
+    """Raise SchemaMismatch if this program is too old for a file of that version."""
+    if version > schema.VERSION:
+        raise SchemaMismatch(
+            f"The DB has schema version {version}; this balsam_lite knows versions up to {schema.VERSION}.",
+            hint="Use the balsam_lite that wrote it, or a newer one.",
+        )

@@ -1,0 +1,312 @@
+"""Which sites this user has: Balsam DBs with a name and a number, here or on a host that ssh reaches.
+
+One JSON file, ~/.balsam/databases.json, changed under a lock and replaced whole. That of older versions was a list of paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from ...core.errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, UnknownSite
+from ...core.files import write_json
+from ...core.settings import home
+from . import connection, hung_mounts
+from .filesystem import failure
+
+_T = TypeVar("_T")
+
+FILE_NAME = "databases.json"
+#: How long to wait for others that change the file, in seconds.
+_PATIENCE_S = 10
+#: A DB has a name without it, so file systems that may know one are not waited for for long, in seconds.
+_NAME_PATIENCE_S = 1.0
+
+
+class Entry(NamedTuple):
+    """A site that this user knows."""
+
+    number: int  # never used twice; 0: one that is not in the registry
+    name: str
+    path: str  # absolute, on its host
+    host: str = ""  # as ssh knows it (user@host:port); "" is: this one
+    balsam: str = "balsam"  # the command there
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is reached through ssh."""
+        return bool(self.host)
+
+    @property
+    def address(self) -> str:
+        """Its path; of one on another host the URL by which it was added."""
+        return f"ssh://{self.host}{self.path}" if self.host else self.path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a DB lies in its directory; True where nobody can tell: on another host, or as the file system is silent."""
+        return self.is_remote or self.is_silent or os.path.isfile(os.path.join(self.path, connection.FILE_NAME))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it lies on a file system of this host that does not answer; finding that out takes a few seconds."""
+        return not self.is_remote and bool(hung_mounts.silent([self.path]))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def known(*, gone: bool = False) -> list[Entry]:
+    """The sites by number; with `gone` also those whose directory is not there any more.
+
+    Raises:
+        BalsamError: the file cannot be read.
+    """
+    entries = _read().entries
+    if gone:
+        return entries
+    hung_mounts.silent(entry.path for entry in entries if not entry.is_remote)  # all at once; it is kept for `is_there`
+    return [entry for entry in entries if entry.is_there]
+
+
+def at(path: str) -> Entry:
+    """The site in that directory of this host; one that is not registered has the number 0 and its directory's name.
+
+    A directory may be reached on several ways. A registry that cannot be read counts as empty: the DB is there all the same,
+    as whoever asks has seen.
+    """
+    directory = os.path.abspath(os.path.expanduser(path))
+    hung_mounts.heard(directory)
+    try:
+        entries = [entry for entry in known(gone=True) if not entry.is_remote]
+    except BalsamError:
+        entries = []
+    for entry in entries:
+        if entry.path == directory:
+            return entry
+    real, silent = os.path.realpath(directory), hung_mounts.silent((entry.path for entry in entries), _NAME_PATIENCE_S)
+    for entry in entries:
+        if entry.path not in silent and os.path.realpath(entry.path) == real:
+            return entry
+    return Entry(0, os.path.basename(directory) or directory, directory)
+
+
+def named(name: str) -> Entry:
+    """The site of exactly that name, or with that number.
+
+    Raises:
+        UnknownSite: there is none; the known ones are listed. AmbiguousSite: a file from elsewhere has two of that name.
+        BalsamError: the file cannot be read.
+    """
+    entries = known(gone=True)
+    number = int(name) if name.isdecimal() and len(name) < 20 else 0
+    found = [entry for entry in entries if entry.name == name or entry.number == number > 0]
+    if len(found) > 1:
+        listed = "\n".join(f"    {entry.number}  {entry.address}" for entry in found)
+        raise AmbiguousSite(f"{len(found)} sites have the name {name!r}; the number names one of them:", hint=listed)
+    if found:
+        return found[0]
+    raise UnknownSite(f"There is no site {name!r}.", hint=hint())
+
+
+def hint() -> str:
+    """What to say to somebody who named no site, or one that there is not. Raises BalsamError."""
+    names = [entry.name for entry in known(gone=True)]
+    more = f" and {len(names) - _MOST_NAMES} more: see `balsam site ls`" if len(names) > _MOST_NAMES else ""
+    if names:
+        return f"Known are: {', '.join(names[:_MOST_NAMES])}{more}"
+    return "None is known yet: `balsam site init -n NAME DIR` makes one."
+
+
+#: So many names are a help.
+_MOST_NAMES = 30
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+
+def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> Entry:
+    """Register a site; one that is registered already is given that name, if there is one.
+
+    Without a name it gets that of its directory, with a number behind it where that is taken.
+
+    Raises:
+        DuplicateSite: another one has the name. InvalidSpec: it cannot be one. BalsamError: the file cannot be written.
+    """
+
+    def change(found: _File) -> Entry:
+        there = next((entry for entry in found.entries if (entry.host, entry.path) == (host, path)), None)
+        others = [entry for entry in found.entries if entry is not there]
+        if there and not name:
+            return there
+        chosen = _checked(name, others) if name else _free_name(os.path.basename(path), others)
+        made = Entry(there.number if there else found.next_number(), chosen, path, host, balsam)
+        found.put(made)
+        return made
+
+    return _changed(change)
+
+
+def check_new(name: str, path: str, host: str) -> None:
+    """Raise DuplicateSite or InvalidSpec if `add` would, before much is done for it. Raises BalsamError."""
+    _checked(name, [entry for entry in known(gone=True) if (entry.host, entry.path) != (host, path)])
+
+
+def rename(number: int, name: str) -> Entry:
+    """Give a site another name. Raises DuplicateSite, InvalidSpec, UnknownSite, BalsamError."""
+    return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(name=_checked(name, others))))
+
+
+def move(number: int, path: str) -> Entry:
+    """Note that a site lies in another directory now. Raises UnknownSite, BalsamError."""
+    return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(path=path)))
+
+
+def forget(*numbers: int) -> None:
+    """Remove sites from the registry; the DBs themselves stay. One that is not there is no error. Raises BalsamError."""
+    gone = set(numbers)
+
+    def change(found: _File) -> None:
+        found.entries = [entry for entry in found.entries if entry.number not in gone]
+
+    _changed(change)
+
+
+_NAME = re.compile(r"[^\s,/][^,/\n]*\Z")
+_WORDS = ("all", "active", "this")
+
+
+def _checked(name: str, others: list[Entry]) -> str:
+    if not _NAME.match(name) or not name.isprintable() or name.isdecimal() or name in _WORDS or len(name) > 255:
+        raise InvalidSpec(
+            f"A site cannot be called {name!r}.",
+            hint=f"A name has no comma or slash, is no number, and none of: {', '.join(_WORDS)}.",
+        )
+    if any(entry.name == name for entry in others):
+        raise DuplicateSite(f"A site with this name already exists: {name}", hint="`balsam site ls` shows them.")
+    return name
+
+
+def _free_name(wanted: str, others: list[Entry]) -> str:
+    plain = re.sub(r"[\s,/]+", "_", wanted) or "site"
+    taken = {entry.name for entry in others}
+    for number in range(1, len(taken) + 3):
+        name = plain if number == 1 else f"{plain}-{number}"
+        if name not in taken and not name.isdecimal() and name not in _WORDS:
+            return name
+    return f"{plain}-site"
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+class _File:
+    """What the file holds; also what a newer version has put there, which is kept."""
+
+    def __init__(self, entries: list[Entry], last: int, more: dict[str, Any], more_of: dict[int, dict[str, Any]]) -> None:
+        self.entries, self.last = entries, last
+        self._more, self._more_of = more, more_of
+
+    def next_number(self) -> int:
+        self.last += 1
+        return self.last
+
+    def put(self, made: Entry) -> None:
+        self.entries = sorted([*(entry for entry in self.entries if entry.number != made.number), made])
+
+    def replace(self, number: int, change: Callable[[Entry, list[Entry]], Entry]) -> Entry:
+        for entry in self.entries:
+            if entry.number == number:
+                made = change(entry, [other for other in self.entries if other is not entry])
+                self.put(made)
+                return made
+        raise UnknownSite(f"There is no site with the number {number} (any more).")
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        sites = [{**self._more_of.get(entry.number, {}), **_plain(entry)} for entry in self.entries]
+        return {**self._more, "last": self.last, "sites": sites}
+
+
+def _path() -> str:
+    return os.path.join(home(), FILE_NAME)
+
+
+def _read() -> _File:
+    try:
+        with open(_path(), encoding="utf-8") as file:
+            found = json.load(file)
+        return _of_paths(found) if isinstance(found, list) else _of_sites(found)
+    except FileNotFoundError:
+        return _File([], 0, {}, {})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as exc:
+        said = f"there is no {exc}" if isinstance(exc, KeyError) else exc
+        raise BalsamError(
+            f"{_path()} cannot be read: {said}", hint="Mend the file, or move it away and `balsam init` its DBs again."
+        ) from exc
+
+
+def _of_paths(found: list[Any]) -> _File:
+    """The list of older versions."""
+    entries: list[Entry] = []
+    for number, path in enumerate(found, 1):
+        if not isinstance(path, str) or not _is_path(path):
+            raise ValueError(f"{path!r} is no path")
+        entries.append(Entry(number, _free_name(os.path.basename(path), entries), path))
+    return _File(entries, len(entries), {}, {})
+
+
+def _is_path(text: str) -> bool:
+    """Whether the system could be asked for it."""
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+_KEYS = ("id", "name", "path", "host", "balsam")
+
+
+def _of_sites(found: dict[str, Any]) -> _File:
+    if not isinstance(found, dict) or not isinstance(found["sites"], list):
+        raise ValueError("it holds no sites")
+    entries, more_of = [], {}
+    for one in found["sites"]:
+        entry = Entry(one["id"], one["name"], one["path"], one.get("host", ""), one.get("balsam", "balsam"))
+        if type(entry.number) is not int or not all(isinstance(text, str) for text in entry[1:]) or entry.number in more_of:
+            raise ValueError(f"{one!r} is no site")
+        if not _is_path(entry.path):
+            raise ValueError(f"{entry.path!r} is no path")
+        entries.append(entry)
+        more_of[entry.number] = {key: value for key, value in one.items() if key not in _KEYS}
+    more = {key: value for key, value in found.items() if key not in ("last", "sites")}
+    return _File(sorted(entries), max([int(found.get("last", 0)), *more_of]), more, more_of)
+
+
+def _changed(change: Callable[[_File], _T]) -> _T:
+    """Let `change` change what the file holds, alone; returns what that returns."""
+    from filelock import FileLock, Timeout
+
+    try:
+        os.makedirs(home(), exist_ok=True)
+        with FileLock(_path() + ".lock", timeout=_PATIENCE_S):
+            found = _read()
+            before = found.plain()
+            answer = change(found)
+            if found.plain() != before:
+                write_json(_path(), found.plain())
+            return answer
+    except Timeout as exc:
+        raise BalsamError(f"{_path()} is locked by another process for more than {_PATIENCE_S} s.") from exc
+    except NotImplementedError as exc:  # filelock's word for a file system without locks
+        raise BalsamError(f"{home()} lies on a file system without locks.", hint="Set BALSAM_HOME to another place.") from exc
+    except OSError as exc:
+        raise BalsamError(f"{home()} cannot be written: {failure(exc, home())}") from exc
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    there = {"host": entry.host, "balsam": entry.balsam} if entry.is_remote else {}
+    return {"id": entry.number, "name": entry.name, "path": entry.path, **there}

@@ -1,0 +1,373 @@
+"""Make a new DB of what can be read in a damaged one.
+
+The damaged files are only read, and not by SQLite, which refuses a file as a whole where its schema page is damaged. A table's
+rows are found through its tree, and where that is broken on stray pages, recognized by their columns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ...core import states
+from ...core.clock import SystemClock
+from ...core.errors import DatabaseBusy, DatabaseError, InputError
+from ..store import batch_jobs, claims, graph, tags
+from . import connection, directories, migrations, readonly, schema
+from .pages import Image, Lost, Row
+
+#: The tables with row ids, in the order in which they are reported. `tag` and `job_tag` are made anew from the jobs.
+_TABLES = ("job", "app", "event", "batch_job", "lease")
+_WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease"}
+_MOST_RANGES = 8
+_INSERTS = "large_write"
+_JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
+
+
+class Salvaged(NamedTuple):
+    """What was read and what was lost, in words."""
+
+    directory: str
+    read: dict[str, int]  # by kind, such as "jobs"
+    lost: list[str]
+    notes: list[str]
+
+
+class _Table(NamedTuple):
+    columns: tuple[str, ...]
+    rows: dict[int, Row]  # by row id
+    lost: list[Lost]
+    emptied: set[int]  # rows of which a JSON field is lost
+
+
+def salvage(directory: str, target: str) -> Salvaged:
+    """Read the damaged DB in `directory` and write what is found into a new DB in the new directory `target`.
+
+    No job is RUNNING there: jobs that launchers had go to RESTART_READY. Jobs whose parents or dependencies are lost fail.
+
+    Raises:
+        InputError: `target` exists. DatabaseBusy: the damaged DB was written meanwhile. DatabaseError: nothing can be read.
+    """
+    target = directories.absolute(target)
+    if os.path.lexists(target):
+        raise InputError(f"{target} exists already.", hint="Give the path of a new directory.")
+    path = os.path.join(directory, connection.FILE_NAME)
+    try:
+        before = readonly.state_of(path)
+        with Image(path) as image:
+            tables, edges, notes = _read(image)
+        if readonly.state_of(path) != before:
+            raise DatabaseBusy(f"The DB {directory} was written meanwhile.", hint="End its launchers and its service first.")
+    except OSError as exc:
+        raise DatabaseError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    if not any(table.rows for table in tables.values()):
+        raise DatabaseError(f"Nothing can be read in {path}.", hint="Restore a backup.")
+    try:
+        db = directories.set_up(target)
+        with db.write() as cx:
+            notes += _write(cx, tables, edges)
+        db.close()
+        directories.remember(db.directory)
+    except BaseException:  # half a DB would look like a whole one
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    read = {f"{_WORDS[name]}s": len(table.rows) for name, table in tables.items()}
+    lost = [text for name, table in tables.items() for text in _told(name, table)]
+    return Salvaged(db.directory, read, lost, notes)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(image: Image) -> tuple[dict[str, _Table], set[tuple[int, int]], list[str]]:
+    """Read the tables and the dependencies, and the notes on them."""
+    notes: list[str] = []
+    plan = _plan(image, notes)
+    tables: dict[str, _Table] = {}
+    seen: set[int] = set()
+    for name in _TABLES:
+        root, columns = plan[name]
+        table = tables[name] = _Table(columns, {}, [], set())
+        for leaf in image.leaves(root, table.lost, seen) if root else ():
+            _take(image, leaf, name, table)
+    if any(table.lost for table in tables.values()) or not all(plan[name][0] for name in _TABLES):
+        for leaf in image.stray_leaves(seen):
+            name = _table_of(image, leaf, plan)
+            if name and _take(image, leaf, name, tables[name], stray=True):
+                seen.add(leaf)
+    hidden = _remove_hidden(image, plan, tables["job"])
+    if hidden:
+        notes.append(f"{hidden} job(s) that were being added when it was damaged were left out")
+    edges, damaged = _dependencies(image, plan, set(tables["job"].rows))
+    if damaged:
+        notes.append("some dependencies may be lost: both places in which they are noted are damaged")
+    return tables, edges, notes
+
+
+def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Return for each table, and the index of the dependencies, the root page (0: unknown) and the columns."""
+    lost: list[Lost] = []
+    found: dict[str, tuple[int, str]] = {}
+    if image.has_header:
+        leaves = image.leaves(1, lost, set())
+        for row in (row for leaf in leaves for _, row in image.rows(leaf, lost)):
+            if len(row) == 5 and isinstance(row[3], int):
+                found[str(row[1])] = (row[3], str(row[4] or ""))
+    names: tuple[str, ...] = (*_TABLES, "dependency", "dependency_child")
+    version = image.version if 0 < image.version <= schema.VERSION else schema.VERSION
+    fresh = _fresh(image.page_size)
+    if lost or any(name not in found for name in names):
+        notes.append("the list of tables is damaged; they were looked for where a new DB has them")
+        found = {**fresh, **found}
+    plan = {}
+    if _INSERTS in found:  # not before schema version 6
+        names = (*names, _INSERTS)
+    for name in names:
+        root, sql = found[name]
+        columns = _columns(sql, name) or _columns(fresh[name][1], name)
+        plan[name] = (root if _is_plausible(image, root, name, len(columns)) else 0, columns)
+    if version < schema.VERSION:
+        notes.append(f"it was of schema version {version}, and is of version {schema.VERSION} now")
+    return plan
+
+
+def _remove_hidden(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: _Table) -> int:
+    """Remove the jobs of inserts that were not complete (see `store.hidden`). Return their number."""
+    root, columns = plan.get(_INSERTS, (0, ()))
+    lost: list[Lost] = []
+    gone = 0
+    for row in (row for leaf in image.leaves(root, lost, set()) for _, row in image.rows(leaf, lost)) if root else ():
+        first, last = (dict(zip(columns, row)).get(name) for name in ("first", "last"))
+        if isinstance(first, int) and isinstance(last, int) and first > 0:
+            hidden = [number for number in jobs.rows if first <= number <= last]
+            gone += len(hidden)
+            for number in hidden:
+                del jobs.rows[number]
+    return gone
+
+
+def _fresh(page_size: int) -> dict[str, tuple[int, str]]:
+    """Return the root page and the SQL of each table and index of a new DB, by name."""
+    cx = sqlite3.connect(":memory:", isolation_level=None)
+    cx.execute(f"PRAGMA page_size = {page_size}")
+    migrations.migrate(cx)
+    found = {name: (root, sql or "") for name, root, sql in cx.execute("SELECT name, rootpage, sql FROM sqlite_master")}
+    cx.close()
+    return found
+
+
+def _columns(sql: str, name: str) -> tuple[str, ...]:
+    """Return the names of a table's columns, as SQLite reads the statement; () if it is not one."""
+    cx = sqlite3.connect(":memory:")
+    try:
+        if not re.match(r"CREATE TABLE", sql):
+            return ()
+        cx.execute(sql)
+        return tuple(row[1] for row in cx.execute(f"PRAGMA table_info({name})"))
+    except sqlite3.Error:
+        return ()
+    finally:
+        cx.close()
+
+
+def _is_plausible(image: Image, root: int, name: str, columns: int) -> bool:
+    """Return whether that page is the root of such a table: the page number of a new DB is only a guess."""
+    lost: list[Lost] = []
+    if name.startswith("dependency"):
+        first = next(image.entries(root, lost), None)
+        return first is None or (len(first) == 2 and all(isinstance(value, int) for value in first))
+    for leaf in image.leaves(root, lost, set()):
+        return all(_fits(name, row, columns) for _, row in image.rows(leaf, lost))
+    return True
+
+
+def _fits(name: str, row: Row, columns: int) -> bool:
+    """Return whether a row may be of that table. One that was written before columns were added is shorter."""
+    if not 0 < len(row) <= columns or row[0] is not None:
+        return False
+    if name == "job":
+        return len(row) > 30 and isinstance(row[1], str) and len(row[1]) == 36 and row[1].count("-") == 4
+    if name == "event":
+        return len(row) == columns and all(state in states.STATES for state in row[3:5])
+    return len(row) > columns - 8 and isinstance(row[1], str)
+
+
+def _table_of(image: Image, leaf: int, plan: Mapping[str, tuple[int, tuple[str, ...]]]) -> str:
+    """Return the table that all rows on that page fit; "" if there is none, or if it is not certain."""
+    rows = [row for _, row in image.rows(leaf, [])]
+    fitting = [name for name in _TABLES if rows and all(_fits(name, row, len(plan[name][1])) for row in rows)]
+    if len(fitting) > 1:  # as many columns as it has is the better sign
+        fitting = [name for name in fitting if any(len(row) == len(plan[name][1]) for row in rows)]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def _take(image: Image, leaf: int, name: str, table: _Table, stray: bool = False) -> bool:
+    """Add the rows of that page. A stray page may hold an outdated version of a row, so a known row stays."""
+    lost: list[Lost] = []
+    taken = 0
+    for rowid, row in image.rows(leaf, lost):
+        whole = _checked(name, table.columns, row) if _fits(name, row, len(table.columns)) else None
+        if whole is None:
+            lost.append(Lost(leaf, rowid, rowid))
+        elif not (stray and rowid in table.rows):
+            table.rows[rowid] = whole
+            table.emptied.update({rowid} if whole != row else ())
+            taken += 1
+    if not stray:
+        table.lost.extend(lost)
+    return bool(taken)
+
+
+def _checked(name: str, columns: Sequence[str], row: Row) -> Row | None:
+    """Return the row, with `{}` for damaged JSON (as by a lost overflow page); None if anything else in it is damaged."""
+    values = list(row)
+    for place, (column, value) in enumerate(zip(columns, row)):
+        if column in _JSON and value is not None:
+            try:
+                json.loads(value)
+            except (TypeError, ValueError, RecursionError):
+                values[place] = "{}"
+        elif (isinstance(value, str) and "\0" in value) or (name == "job" and column == "state" and value not in states.STATES):
+            return None
+    return tuple(values)
+
+
+def _dependencies(
+    image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: set[int]
+) -> tuple[set[tuple[int, int]], bool]:
+    """Return all (parent, child) pairs, from the table and from its index, and whether both are damaged."""
+    in_table: list[Lost] = []
+    in_index: list[Lost] = []
+    table, index = plan["dependency"][0], plan["dependency_child"][0]
+    found = set(image.entries(table, in_table)) if table else set()
+    mirrored = {(entry[1], entry[0]) for entry in image.entries(index, in_index) if len(entry) == 2} if index else set()
+    pairs = {pair for pair in (*found, *mirrored) if len(pair) == 2 and all(isinstance(end, int) for end in pair)}
+    return pairs, bool(in_table or not table) and bool(in_index or not index)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(cx: sqlite3.Connection, tables: Mapping[str, _Table], edges: set[tuple[int, int]]) -> list[str]:
+    """Fill a new DB inside the caller's write transaction. Return the notes."""
+    now_us, notes = SystemClock.now_us(), []
+    for name in _TABLES:
+        refused = _insert(cx, name, tables[name])
+        if refused:
+            notes.append(f"{refused} {_WORDS[name]}(s) contradict others and were left out")
+    held = [row[0] for row in cx.execute("SELECT id FROM job WHERE lease IS NOT NULL")]
+    cx.execute("UPDATE job SET lease = NULL, queued_launch_id = NULL")
+    cx.execute("UPDATE lease SET closed = ?, end_reason = 'the DB was damaged' WHERE closed IS NULL", (now_us,))
+    batch_jobs.disown(cx, "it belongs to the DB that was damaged", now_us)
+    events = cx.execute("DELETE FROM event WHERE job NOT IN (SELECT id FROM job)").rowcount
+    if events:
+        notes.append(f"{events} event(s) of jobs that are lost were left out")
+    cx.execute("UPDATE state_count SET jobs = (SELECT count(*) FROM job WHERE job.state = state_count.state)")
+    running = claims.facts_of(cx, f"job.state = '{states.RUNNING}'", ())
+    claims.free_lost(cx, [claims.Lost(facts, "Salvaged from a damaged DB", has_started=False) for facts in running], now_us)
+    if held or running:
+        notes.append(f"{len({*held, *(facts.job for facts in running)})} job(s) that launchers had are free again")
+    notes += _link(cx, edges, now_us)
+    tags.note_anew(cx)
+    names = "SELECT DISTINCT application FROM job WHERE application <> '' AND application NOT IN (SELECT name FROM app)"
+    missing = [row[0] for row in cx.execute(names)]
+    if missing:
+        notes.append(f"applications that jobs name and that are lost: {', '.join(sorted(missing))}; add them with `balsam app`")
+    return notes
+
+
+def _insert(cx: sqlite3.Connection, name: str, table: _Table) -> int:
+    """Insert rows by the columns that both versions have; return how many were refused."""
+    renamed = {"data": "definition"} if name == "app" else {}
+    known = {row[1] for row in cx.execute(f"PRAGMA table_info({name})")}
+    refused = 0
+    for rowid, row in sorted(table.rows.items()):
+        given = {renamed.get(column, column): value for column, value in zip(table.columns, row)}
+        values = {column: value for column, value in {**given, "id": rowid}.items() if column in known}
+        marks = ", ".join("?" * len(values))
+        try:
+            cx.execute(f"INSERT INTO {name} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+        except sqlite3.Error:
+            refused += 1
+            table.lost.append(Lost(0, rowid, rowid))
+    return refused
+
+
+def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> list[str]:
+    """Add the dependencies; fail jobs whose parent or dependency is lost."""
+    jobs = {row[0] for row in cx.execute("SELECT id FROM job")}
+    of_child = Counter(child for _, child in edges)
+    orphaned = {child: parent for parent, child in edges if parent not in jobs and child in jobs}
+    for job, waits_for in cx.execute("SELECT id, unfinished_parents FROM job WHERE unfinished_parents > 0"):
+        if waits_for > of_child[job]:
+            orphaned.setdefault(job, 0)
+    cx.executemany("INSERT INTO dependency (parent, child) VALUES (?, ?)", [e for e in edges if jobs.issuperset(e)])
+    waiting = [row[0] for row in cx.execute(f"SELECT id FROM job WHERE state = '{states.AWAITING_PARENTS}'")]
+    # Where one bad parent is enough to fail: else the other parents decide, as when a parent was removed.
+    failed = [
+        (job, orphaned[job])
+        for (job,) in cx.execute("SELECT id FROM job WHERE run_when = 'all_finished' AND wait_for_parents")
+        if job in orphaned
+    ]
+    failed = [pair for pair in failed if pair[0] in set(waiting)]
+    graph.recount(cx, jobs)
+    graph.fail(cx, failed, now_us, "A parent was lost with a damaged DB")
+    graph.settle(cx, [job for job in jobs if job not in orphaned or job in waiting], now_us)
+    return [f"{len(failed)} job(s) waited for parents that are lost, and are FAILED"] if failed else []
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def _told(name: str, table: _Table) -> Iterator[str]:
+    """Return which rows of a table could not be read, as far as that is known."""
+    word = _WORDS[name]
+    if table.emptied:
+        fields = f"data, tags, parameters or environ_vars of {len(table.emptied)} {word}(s)"
+        yield f"{fields}, which are empty now: {_listed(table.emptied)}"
+    if not table.lost:
+        return
+    pages = {lost.page for lost in table.lost if lost.page}
+    ranges = _merged([gap for lost in table.lost for gap in _gaps(lost, table.rows)])
+    text = f"{len(pages)} page(s) of {word}s are damaged"
+    if ranges:
+        count = sum(high - low + 1 for low, high in ranges)
+        text += f"; {word}s that are missing, or were removed before: {count}, the numbers {_ranges(ranges)}"
+    elif table.rows:
+        text += f"; every number up to {max(table.rows)} was found, and later ones may be lost"
+    yield text
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return _ranges(_merged([(number, number) for number in numbers]))
+
+
+def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
+    listed = ", ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in ranges[:_MOST_RANGES])
+    return listed + (f" and {len(ranges) - _MOST_RANGES} more ranges" if len(ranges) > _MOST_RANGES else "")
+
+
+def _gaps(lost: Lost, rows: Mapping[int, Row]) -> Iterator[tuple[int, int]]:
+    """Return the numbers of a lost range that were not found elsewhere; an open end is the last number that was found."""
+    low = 1 if lost.low is None else lost.low
+    high = max(rows, default=0) if lost.high is None else lost.high
+    for known in [*sorted(number for number in rows if low <= number <= high), high + 1]:
+        if low < known:
+            yield low, known - 1
+        low = known + 1
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged

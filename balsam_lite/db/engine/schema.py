@@ -1,0 +1,246 @@
+"""The tables and indexes of the newest schema version, as SQLite reads them.
+
+Every index serves a query that is named beside it; a test asks SQLite for the plan of each. Only SQL that SQLite 3.31
+understands (no RETURNING, no STRICT).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core import field_specs, states
+
+VERSION = 6
+
+_SQL_TYPE = {
+    "count": "INTEGER",
+    "minutes": "INTEGER",
+    "count0": "INTEGER",
+    "integer": "INTEGER",
+    "flag": "INTEGER",
+    "id": "INTEGER",
+}
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+
+
+def _columns(fields: tuple[field_specs.Field, ...]) -> str:
+    lines = []
+    for field in fields:
+        # gpus_per_rank has no type, so that a whole number costs no byte; SQLite compares 1 and 1.0 alike.
+        kind = "" if field.kind == "amount" else _SQL_TYPE.get(field.kind, "TEXT")
+        rule = "" if field.default is None else f"NOT NULL DEFAULT {_literal(field.default)}"
+        lines.append(f"    {field.name} {kind} {rule}".rstrip())
+    return ",\n".join(lines)
+
+
+def sql_list(words: tuple[str, ...]) -> str:
+    """`'A', 'B'`, for an `IN (…)` of constants. Partial indexes are used only where the query repeats their words."""
+    return ", ".join(map(_literal, words))
+
+
+#: A job that a launcher may take: no launcher holds it, it is not held back (`start_after`), and its `run_when` holds.
+FREE = "lease IS NULL AND start_after IS NULL AND unfinished_parents = 0"
+#: A job that was running at this many deaths of launchers is a suspect, and runs apart from other jobs; see `store.suspects`.
+SUSPECT_DEATHS = 2
+#: A free job that may run beside others.
+UNSUSPECTED = f"{FREE} AND launcher_deaths < {SUSPECT_DEATHS}"
+#: A job that a launcher may start: it is prepared.
+RUNNABLE = f"{UNSUSPECTED} AND state IN ({sql_list(states.RUNNABLE_STATES)})"
+#: A job that a launcher may prepare, and start at once if there is nothing to prepare.
+UNPREPARED = f"{UNSUSPECTED} AND state IN ({sql_list(states.UNPREPARED_STATES)})"
+#: A job that a launcher may prepare, start or deal with the result of, but only apart from other jobs.
+SUSPECT = (
+    f"lease IS NULL AND start_after IS NULL AND launcher_deaths >= {SUSPECT_DEATHS} "
+    f"AND (unfinished_parents = 0 AND state IN ({sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))}) "
+    f"OR state IN ({sql_list(states.UNSETTLED_STATES)}))"
+)
+#: A job that is held back until a time.
+HELD_BACK = "start_after IS NOT NULL"
+#: From here on (the year 9892) `start_after` is no time: the job waits for the end of the large write with the number added.
+LARGE_WRITE_HOLD = 250_000_000_000_000_000
+#: A job whose working directory was chosen by the user, and may be shared. Any other directory's name ends in the job's id.
+OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
+#: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
+UNSETTLED = f"lease IS NULL AND launcher_deaths < {SUSPECT_DEATHS} AND state IN ({sql_list(states.UNSETTLED_STATES)})"
+#: A job whose name could also be a number or a prefix of an id.
+HEX_NAME = "name > '' AND name NOT GLOB '*[^0-9A-Fa-f-]*'"
+#: A job that is planned for a launch.
+RESERVED = "queued_launch_id IS NOT NULL"
+
+_ORDER = f"{', '.join(field_specs.SHAPE_FIELDS)}, priority DESC, wall_time_minutes DESC"
+
+
+def visible(number: str = "job.id") -> str:
+    """Return the condition that the job with this number is not one that is still being added (see `store.hidden`).
+
+    The first half names no row, so SQLite evaluates it once for each statement, and never the second while nothing is hidden.
+    """
+    hiding = f"SELECT 1 FROM large_write WHERE {number} BETWEEN large_write.first AND large_write.last"
+    return f"(NOT EXISTS (SELECT 1 FROM large_write) OR NOT EXISTS ({hiding}))"
+
+
+#: A job that is not still being added.
+VISIBLE = visible()
+
+#: Changes of many jobs, and what is left of them; see `store.pieces`. `first` and `last` of a part bound the numbers in its
+#: list `jobs`; those of an insert bound the numbers of its jobs, which are hidden.
+LARGE_WRITES = (
+    """CREATE TABLE large_write (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    host TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    touched INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    done INTEGER NOT NULL DEFAULT 0,
+    counted TEXT NOT NULL DEFAULT '{}',
+    first INTEGER NOT NULL DEFAULT 0,
+    last INTEGER NOT NULL DEFAULT 0
+)""",
+    """CREATE TABLE large_write_part (
+    id INTEGER PRIMARY KEY,
+    large_write INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    jobs TEXT NOT NULL
+)""",
+)
+
+TABLES = (
+    f"""CREATE TABLE job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL,
+{_columns(field_specs.JOB_FIELDS)}
+)""",
+    f"""CREATE TABLE app (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+{_columns(field_specs.APP_FIELDS)}
+)""",
+    """CREATE TABLE dependency (
+    parent INTEGER NOT NULL,
+    child INTEGER NOT NULL,
+    PRIMARY KEY (parent, child)
+) WITHOUT ROWID""",
+    # Append-only. A job's creation is no row here but the columns `created` and `origin` of the job: see `history`.
+    """CREATE TABLE event (
+    id INTEGER PRIMARY KEY,
+    job INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    from_state TEXT NOT NULL,
+    to_state TEXT NOT NULL,
+    message TEXT NOT NULL DEFAULT '',
+    data TEXT
+)""",
+    """CREATE VIEW history AS
+    SELECT id AS job, 0 AS id, created AS time, '' AS from_state, 'CREATED' AS to_state, origin AS message, NULL AS data
+    FROM job
+    UNION ALL SELECT job, id, time, from_state, to_state, message, data FROM event""",
+    # One row per launcher or service, for ever; AUTOINCREMENT, so that no number is used twice.
+    """CREATE TABLE lease (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    host TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    scheduler_id TEXT NOT NULL DEFAULT '',
+    opened INTEGER NOT NULL,
+    heartbeat INTEGER NOT NULL,
+    closed INTEGER,
+    end_reason TEXT NOT NULL DEFAULT '',
+    note TEXT NOT NULL DEFAULT '',
+    taken_by TEXT NOT NULL DEFAULT ''
+)""",
+    # The first columns are the ones that `submit-launch` prints. `absent` is when the scheduler's answers began to leave the
+    # batch job out; once it counts as over for that (`ended`), when they last did. NULL where the scheduler knows it.
+    """CREATE TABLE batch_job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    scheduler_id TEXT NOT NULL DEFAULT '',
+    scheduler TEXT NOT NULL DEFAULT '',
+    project TEXT NOT NULL DEFAULT '',
+    queue TEXT NOT NULL DEFAULT '',
+    nodes INTEGER NOT NULL DEFAULT 0,
+    wall_minutes INTEGER NOT NULL DEFAULT 0,
+    job_mode TEXT NOT NULL DEFAULT '',
+    wf_filter TEXT NOT NULL DEFAULT '',
+    filter_tags TEXT NOT NULL DEFAULT '{}',
+    sched_flags TEXT NOT NULL DEFAULT '',
+    command TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL DEFAULT 'pending-submission',
+    reason TEXT NOT NULL DEFAULT '',
+    prescheduled_only INTEGER NOT NULL DEFAULT 0,
+    from_balsam INTEGER NOT NULL DEFAULT 1,
+    created INTEGER NOT NULL DEFAULT 0,
+    started INTEGER,
+    ended INTEGER,
+    exit_code INTEGER,
+    log TEXT NOT NULL DEFAULT '',
+    partitions TEXT NOT NULL DEFAULT '[]',
+    optional_params TEXT NOT NULL DEFAULT '{}',
+    absent INTEGER,
+    cluster TEXT NOT NULL DEFAULT '',
+    tries INTEGER NOT NULL DEFAULT 1
+)""",
+    # Facts about the file itself: `id` is the identity of this DB, which a copy does not share.
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    # The tags of all jobs once more, so that they can be looked up; `store.tags` keeps them like the column of the job.
+    "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
+    "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
+    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store` keeps them, in the transaction
+    # that changes a state; triggers would do it too, but cost 40 % of the rate of inserts.
+    "CREATE TABLE state_count (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
+    *LARGE_WRITES,
+)
+
+INDEXES = (
+    # A prefix of a job id. Unique, so that the short id names one job and one working directory.
+    "CREATE UNIQUE INDEX job_short_id ON job (substr(job_id, 1, 8))",
+    # claim: the next job of a shape, and the same with a workflow filter. They hold waiting jobs only, so that finished ones
+    # cost them nothing, and keep the prepared ones apart, so that these are found behind a million that are not.
+    f"CREATE INDEX job_unprepared ON job ({_ORDER}) WHERE {UNPREPARED}",
+    f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_ORDER}) WHERE {UNPREPARED}",
+    f"CREATE INDEX job_runnable ON job ({_ORDER}) WHERE {RUNNABLE}",
+    f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_ORDER}) WHERE {RUNNABLE}",
+    # the same for the jobs that the service has planned for a launch, which that launch takes first.
+    f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {UNPREPARED} AND {RESERVED}",
+    f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {RUNNABLE} AND {RESERVED}",
+    # the jobs that run apart, those that were running at the most deaths first.
+    f"CREATE INDEX job_suspect ON job (launcher_deaths DESC) WHERE {SUSPECT}",
+    f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
+    # the jobs held back whose time has come, and the next time at which one's does.
+    f"CREATE INDEX job_start_after ON job (start_after) WHERE {HELD_BACK}",
+    # jobs that share a working directory.
+    f"CREATE INDEX job_own_workdir ON job (workdir) WHERE {OWN_WORKDIR}",
+    # whether a word that could be an id is also the name of a job.
+    f"CREATE INDEX job_hex_name ON job (name) WHERE {HEX_NAME}",
+    # what a launcher holds: kills, reaping.
+    "CREATE INDEX job_lease ON job (lease) WHERE lease IS NOT NULL",
+    "CREATE INDEX job_state ON job (state)",
+    "CREATE INDEX job_workflow ON job (workflow)",
+    "CREATE INDEX job_queued_launch ON job (queued_launch_id) WHERE queued_launch_id IS NOT NULL",
+    "CREATE UNIQUE INDEX app_name ON app (name)",
+    "CREATE INDEX dependency_child ON dependency (child, parent)",
+    "CREATE INDEX event_job ON event (job)",
+    # the newest events, and those since a moment; in pages.
+    "CREATE INDEX event_time ON event (time)",
+    "CREATE INDEX lease_open ON lease (id) WHERE closed IS NULL",
+    "CREATE INDEX batch_job_scheduler_id ON batch_job (scheduler_id)",
+    # the next part of a large write; the parts that may name a job.
+    "CREATE INDEX large_write_part_of ON large_write_part (large_write)",
+    "CREATE INDEX large_write_part_bounds ON large_write_part (first, last)",
+)
+
+ROWS = (
+    f"INSERT INTO state_count VALUES {', '.join(f'({_literal(s)}, 0)' for s in states.STATES)}",
+    "INSERT INTO meta VALUES ('id', lower(hex(randomblob(16))))",
+)
+
+STATEMENTS = TABLES + INDEXES + ROWS

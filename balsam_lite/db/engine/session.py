@@ -1,0 +1,234 @@
+"""The lock file of a shared DB: who holds it may open the database file, on whatever host.
+
+Making a file with O_EXCL is the one primitive that held on every file system tried. The file says who made it, so that a
+holder that died on this host is succeeded at once; one on another host is when its lock file has not been touched for a
+while. Such a one may have been asleep, so a holder looks whether the lock is still its own before it commits.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple
+
+from ...core.errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseReadOnly
+from ...core.identity import Holder
+from . import filesystem
+
+FILE_NAME = "session.lock"
+#: Who holds this one may take a dead holder's lock file away. One at a time, else the second takes the first one's new lock.
+_BREAKER = f"{FILE_NAME}.break"
+#: So often the lock file may be refused without being there, before it is the directory that refuses.
+_MOST_REFUSALS = 20
+#: Answers to the loser of a race: sshfs says EPERM where others say EEXIST, NFS may know the directory by an old handle.
+_LOST_RACE = (errno.EPERM, errno.EACCES, errno.ESTALE)
+#: Seconds. Making a lock file and writing a name into it are two steps; a maker who is killed in between leaves a nameless
+#: one. Whoever lives is faster, and if not, does without the lock.
+_NAMELESS_EXPIRY_S = 3.0
+#: Bytes; a lock file is far smaller.
+_MOST_READ = 4096
+
+
+class _Seen(NamedTuple):
+    """A lock file at one moment."""
+
+    content: bytes
+    touched_ns: int
+
+    def holder(self) -> Holder | None:
+        """Who made it; None if it does not say, or not yet."""
+        try:
+            host, namespace, pid, started, _ = json.loads(self.content)
+            return Holder(str(host), str(namespace), int(pid), str(started))
+        except (ValueError, TypeError, ArithmeticError, RecursionError):
+            return None
+
+
+class LockFile:
+    """A file that one process at a time can make, with its name in it, and that says of a dead maker that it is dead."""
+
+    def __init__(self, path: str, expiry_s: float) -> None:
+        self.path = path
+        self._expiry_s = expiry_s
+        self._mine = b""  # what is in it while it is ours: no other lock ever has the same
+        self._last: _Seen | None = None
+        self._unchanged_since = time.monotonic()
+
+    def take(self) -> bool:
+        """Make the file. False if somebody has it. Raises OSError where the file system refuses."""
+        # Random enough for locks of one process that follow each other.
+        content = json.dumps([*Holder.current(), f"{random.getrandbits(64):x}"]).encode()
+        started = time.monotonic()
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            try:
+                os.write(handle, content)
+            finally:
+                os.close(handle)  # NFS writes here, and a full disk may be told here
+        except OSError:
+            os.unlink(self.path)
+            raise
+        self._mine = content
+        return time.monotonic() - started < _NAMELESS_EXPIRY_S / 2 or self.is_mine()
+
+    def is_mine(self) -> bool:
+        """Whether it is still the file that this process made. What cannot be read counts as lost."""
+        seen = self.look() if self._mine else None
+        return seen is not None and seen.content == self._mine
+
+    def touch(self) -> None:
+        """Show others that the maker lives."""
+        try:
+            if self.is_mine():
+                os.utime(self.path)
+        except OSError:  # at worst others take the lock, and the maker notices before it commits
+            pass
+
+    def release(self) -> None:
+        """Remove the file, if it is still ours."""
+        try:
+            if self.is_mine():
+                os.unlink(self.path)
+        except OSError:  # others will find that its maker is dead, or that nobody touches it
+            pass
+        self._mine = b""
+
+    def look(self) -> _Seen | None:
+        """What is there now; None if nothing is, or nobody can tell.
+
+        It is opened, because for what is opened NFS asks the server, and for what is only looked at it may not.
+        """
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                return _Seen(os.read(handle, _MOST_READ), os.fstat(handle).st_mtime_ns)
+            finally:
+                os.close(handle)
+        except OSError:
+            return None
+
+    def dead(self) -> _Seen | None:
+        """The file, if its maker is dead: on this host on proof, elsewhere if it has not changed for too long."""
+        seen = self.look()
+        if seen != self._last:
+            self._last, self._unchanged_since = seen, time.monotonic()
+        if seen is None:
+            return None
+        holder = seen.holder()
+        if holder and holder.is_here():
+            return seen if holder.is_provably_dead() else None
+        expiry_s = self._expiry_s if seen.content else min(_NAMELESS_EXPIRY_S, self._expiry_s)
+        return seen if self.age_s > expiry_s else None
+
+    @property
+    def age_s(self) -> float:
+        """For how long `dead` has seen no change."""
+        return time.monotonic() - self._unchanged_since
+
+
+class SessionLock:
+    """Held inside a `with` block. Not reentrant: `Database.session` sees to that.
+
+    Args:
+        patience_s: wait so long for the lock, then DatabaseBusy; longer for a holder that seems to be dead.
+        expiry_s: a lock file unchanged for so long, by this host's clock, is a dead holder's. Holders touch theirs four
+            times as often.
+    """
+
+    def __init__(self, directory: str, patience_s: float, expiry_s: float) -> None:
+        self._directory = directory
+        self._patience_s, self._expiry_s = patience_s, expiry_s
+        self._lock = LockFile(os.path.join(directory, FILE_NAME), expiry_s)
+        self._breaker = LockFile(os.path.join(directory, _BREAKER), expiry_s)
+        self._released = threading.Event()
+        self._process = os.getpid()
+        self._refusals = 0
+
+    def __enter__(self) -> SessionLock:
+        started = time.monotonic()
+        pause = 0.002
+        while not self._try():
+            if self._free_from_the_dead():
+                continue
+            waited = time.monotonic() - started
+            if waited > self._patience_s and not self._seems_dead():
+                raise self._busy(waited)
+            time.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 1.5, 0.1)
+        with suppress(RuntimeError):  # too few threads for this user: a session takes far less time than its lock may
+            threading.Thread(target=self._keep_touching, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._released.set()
+        if self._process == os.getpid():  # a forked child leaves its parent's lock alone
+            self._lock.release()
+
+    def is_lost(self) -> bool:
+        """Whether others took this process for dead, so that the database file may be somebody else's by now."""
+        return not self._lock.is_mine()
+
+    def _try(self) -> bool:
+        try:
+            return self._lock.take()
+        except OSError as exc:
+            if exc.errno in _LOST_RACE:
+                # The winner may have left meanwhile.
+                self._refusals = 0 if os.path.lexists(self._lock.path) else self._refusals + 1
+                if self._refusals == 0 or (self._refusals < _MOST_REFUSALS and os.access(self._directory, os.W_OK)):
+                    return False
+            raise self._refused(exc) from exc
+
+    def _refused(self, exc: OSError) -> DatabaseError:
+        full = filesystem.why_full(self._directory, exc.errno)
+        if full:
+            return DatabaseFull(f"{full}; nothing was written.", hint="Free some space, try again.")
+        if not os.path.isdir(self._directory):
+            return DatabaseError(f"The DB {self._directory} is not there any more.")
+        return DatabaseReadOnly(f"The DB {self._directory} cannot be written: {exc}", hint="See the directory's permissions.")
+
+    def _busy(self, waited_s: float) -> DatabaseBusy:
+        seen = self._lock.look()
+        holder = seen and seen.holder()
+        who = f"another process (pid {holder.pid} on {holder.host})" if holder else "another process"
+        return DatabaseBusy(
+            f"{self._lock.path} was held by {who} for {waited_s:.0f} s.",
+            hint="Try again; BALSAM_BUSY_TIMEOUT_S sets how long to wait.",
+        )
+
+    def _keep_touching(self) -> None:
+        while not self._released.wait(self._expiry_s / 4):
+            self._lock.touch()
+
+    def _seems_dead(self) -> bool:
+        """Whether the holder has missed a touch. Who went away now would never see the lock expire."""
+        return self._expiry_s / 3 < self._lock.age_s <= 2 * self._expiry_s
+
+    def _free_from_the_dead(self) -> bool:
+        """Take a dead holder's lock file away. False if there is none, or somebody else is at it."""
+        dead = self._lock.dead()
+        if dead is None:
+            return False
+        try:
+            if not self._breaker.take():
+                if self._breaker.dead():
+                    os.unlink(self._breaker.path)
+                return False
+            try:
+                still_there = self._lock.look() == dead
+                if still_there:
+                    os.unlink(self._lock.path)
+                return still_there
+            finally:
+                self._breaker.release()
+        except OSError:  # somebody else was faster, or the directory refuses; then so it will in `_try`
+            return False

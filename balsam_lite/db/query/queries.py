@@ -1,0 +1,465 @@
+"""All reads of jobs, applications and leases but those that users put together through `models`.
+
+Every function takes a connection inside a transaction (`Database.read()`), and none of them imports peewee, so that a
+command costs no more than SQLite does. Hot queries have an index each; a test asks for their plans.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...core import field_specs, states
+from ...core.errors import AmbiguousJobId, UnknownApp, UnknownJob
+from ..engine.schema import HEX_NAME, VISIBLE, visible
+
+#: Every column of a job: its number and its UUID, then the fields in the order in which they are printed.
+JOB_COLUMNS = ("id", "job_id", *field_specs.JOB_FIELD)
+APP_COLUMNS = ("id", *field_specs.APP_FIELD)
+SHORT_ID = 8
+
+#: Not yet running, and not at an end.
+WAITING_STATES = (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES, states.AWAITING_PARENTS)
+
+_ENDS = ", ".join(f"'{state}'" for state in states.END_STATES)
+
+#: At most this many candidates are listed where a word fits several jobs.
+_CANDIDATES = 10
+
+#: The number of a pair; two parameters.
+TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
+#: The jobs that have a pair, likewise. In a query that is sorted by something else, SQLite still starts from here.
+JOBS_WITH = f"SELECT job FROM job_tag WHERE tag = {TAG}"
+
+
+class JobFilter(NamedTuple):
+    """Which jobs to list; what is given must hold all at once. Texts match anywhere and whatever the case."""
+
+    name: str = ""
+    which: tuple[str, ...] = ()  # words that name jobs, see `fitting`; a job fits one of them
+    states: tuple[str, ...] = ()
+    workflow: str = ""
+    exact_workflow: str | None = None
+    application: str = ""
+    tags: Mapping[str, str] = {}
+
+    def where(self) -> tuple[str, list[Any]]:
+        """A condition on table job, without the word WHERE, and its parameters."""
+        terms: list[str] = []
+        parameters: list[Any] = []
+        for column, text in (("name", self.name), ("workflow", self.workflow), ("application", self.application)):
+            if text:
+                terms.append(f"{column} LIKE ? ESCAPE '\\'")
+                parameters.append(f"%{_escaped(text)}%")
+        if self.exact_workflow is not None:
+            terms.append("workflow = ?")
+            parameters.append(self.exact_workflow)
+        if self.which:
+            term, values = fitting_any(self.which)
+            terms.append(term)
+            parameters += values
+        if self.states:
+            terms.append(f"state IN ({', '.join('?' * len(self.states))})")
+            parameters += self.states
+        if self.tags:
+            term, pairs = has_all(self.tags.items())
+            terms.append(term)
+            parameters += pairs
+        return " AND ".join([*terms, VISIBLE]), parameters
+
+
+def has_all(tags: Iterable[tuple[str, str]], column: str = "id") -> tuple[str, list[str]]:
+    """A condition on table job, that a job has all these pairs, and its parameters."""
+    pairs = list(tags)
+    return " AND ".join([f"{column} IN ({JOBS_WITH})"] * len(pairs)) or "1", [word for pair in pairs for word in pair]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+# --- which job? -------------------------------------------------------------------------------------------------------
+
+#: What an id or a prefix of one looks like, and the jobs with such a name, which have an index (see `schema.HEX_NAME`).
+_IDS = re.compile(r"[0-9A-Fa-f-]{1,36}")
+_WHOLE_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_NUMBER = re.compile(r"#?[0-9]{1,18}", re.ASCII)
+_BY_NUMBER = "id = ?"
+
+
+def fitting(word: str) -> tuple[str, list[str | int]]:
+    """Return the condition by which `word` names a job of table job, without the word WHERE, and its parameters.
+
+    `word` is a number, a prefix of an id, or a name; `#37` is a number only, and a whole UUID an id only. Only a name that
+    could not be an id needs a scan of the whole table: it has no index.
+
+    Raises:
+        UnknownJob: the word is empty.
+    """
+    word = word.strip()
+    if not word:
+        raise UnknownJob("An empty word names no job.", hint="`balsam ls` shows the ids; any unique prefix will do.")
+    if word.startswith("#") and _NUMBER.fullmatch(word):
+        return _BY_NUMBER, [int(word[1:])]
+    if _WHOLE_ID.fullmatch(word):
+        return id_condition(word)  # type: ignore[return-value]
+    if not _IDS.fullmatch(word):
+        return "name = ?", [word]
+    by_id, parameters = id_condition(word)
+    by_number = ["id = ?"] if _NUMBER.fullmatch(word) else []
+    terms = [*by_number, f"(name = ? AND {HEX_NAME})", f"({by_id})"]
+    return f"({' OR '.join(terms)})", [*map(int, [word] * len(by_number)), word, *parameters]
+
+
+def fitting_any(words: Iterable[str]) -> tuple[str, list[Any]]:
+    """Return the condition by which one of `words` names a job; there may be thousands of words like `#37`."""
+    numbers: list[int] = []
+    terms, parameters = [], []
+    for word in words:
+        term, values = fitting(word)
+        if term == _BY_NUMBER:
+            numbers += values  # type: ignore[arg-type]
+        else:
+            terms.append(term)
+            parameters += values
+    terms = [*terms, "id IN (SELECT value FROM json_each(?))"]
+    return f"({' OR '.join(terms)})", [*parameters, json.dumps(numbers)]
+
+
+def find_job(cx: sqlite3.Connection, word: str) -> int:
+    """Return the number of the one job that `word` names: see `fitting`.
+
+    Raises:
+        UnknownJob: it names none. AmbiguousJobId: it names several; they are listed.
+    """
+    condition, parameters = fitting(word)
+    sql = f"SELECT {', '.join(CANDIDATE)} FROM job WHERE {condition} AND {VISIBLE} LIMIT ?"
+    return the_one(word, cx.execute(sql, (*parameters, CANDIDATES)).fetchall())
+
+
+#: The columns of the jobs that fit a word, and the number of jobs, that are needed to pick the one or to list them.
+CANDIDATE = ("id", "job_id", "name", "workflow", "state")
+CANDIDATES = _CANDIDATES + 1
+
+
+def the_one(word: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Return the number of the one job in `rows`, the jobs that fit `word` (columns `CANDIDATE`, at most `CANDIDATES` of them).
+
+    Raises:
+        UnknownJob: there is none. AmbiguousJobId: there are several; they are listed.
+    """
+    word = word.strip()
+    if not rows:
+        raise UnknownJob(f"No job in local DB matched {word}", hint="`balsam ls` shows the ids.")
+    if len(rows) == 1:
+        return int(rows[0][0])
+    candidates = sorted(map(tuple, rows))[:_CANDIDATES]
+    lines = []
+    for number, job_id, name, workflow, state in candidates:
+        kind = "name" if word == name else "number" if word.isdigit() and int(word) == number else "id"
+        lines.append(f"    '#{number}'  {job_id[:SHORT_ID]}  {name}  {workflow}  {state}  (by its {kind})")
+    more = ["    …"] * (len(rows) > _CANDIDATES)
+    way_out = f"Name one by its number in quotes, such as '#{candidates[0][0]}', or give more of its id."
+    raise AmbiguousJobId(f"More than one job matched {word}:", hint="\n".join([*lines, *more, way_out]))
+
+
+def short_id_holder(cx: sqlite3.Connection, job_id: str) -> tuple[str, str] | None:
+    """Return the (UUID, name) of the job that has the short id of this UUID, None if there is none."""
+    found: tuple[str, str] | None = cx.execute(
+        "SELECT job_id, name FROM job WHERE substr(job_id, 1, 8) = ?", (job_id[:SHORT_ID],)
+    ).fetchone()
+    return found
+
+
+def id_condition(prefix: str) -> tuple[str, list[str]]:
+    """By the index on the short id, whatever the length of the prefix."""
+    short = prefix.lower()[:SHORT_ID]
+    if len(prefix) < SHORT_ID:
+        return "substr(job_id, 1, 8) >= ? AND substr(job_id, 1, 8) < ?", [short, short + "~"]
+    return "substr(job_id, 1, 8) = ? AND substr(job_id, 1, ?) = ?", [short, len(prefix), prefix.lower()]  # type: ignore[list-item]
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def check_columns(names: Iterable[str]) -> list[str]:
+    """The columns of table job that go by these names.
+
+    Raises:
+        UnknownField: with the nearest one.
+    """
+    columns = []
+    for name in names:
+        if name in ("id", "job_id", "pk"):
+            columns.append("id" if name == "id" else "job_id")
+        else:
+            columns.append(field_specs.known_field(name).name)
+    return columns
+
+
+def jobs(
+    cx: sqlite3.Connection,
+    only: JobFilter = JobFilter(),
+    columns: Sequence[str] = JOB_COLUMNS,
+    order: str = "id",
+    limit: int | None = None,
+) -> list[tuple[Any, ...]]:
+    """Rows of the jobs that match, with these columns. `order` is a column, with `-` before it the other way round."""
+    return list(iterate_jobs(cx, only, columns, order, limit))
+
+
+def iterate_jobs(
+    cx: sqlite3.Connection,
+    only: JobFilter = JobFilter(),
+    columns: Sequence[str] = JOB_COLUMNS,
+    order: str = "id",
+    limit: int | None = None,
+) -> Iterator[tuple[Any, ...]]:
+    """As `jobs`, row by row."""
+    where, parameters = only.where()
+    column = check_columns([order.lstrip("-")])[0]
+    direction = "DESC" if order.startswith("-") else "ASC"
+    sorting = f"id {direction}" if column == "id" else f"{column} {direction}, id"
+    # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
+    hint = "NOT INDEXED" if only == JobFilter() and column == "id" else ""
+    sql = f"SELECT {', '.join(columns)} FROM job {hint} WHERE {where} ORDER BY {sorting} LIMIT ?"
+    yield from cx.execute(sql, [*parameters, -1 if limit is None else limit])
+
+
+def count_jobs(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> int:
+    """How many jobs match. Without a filter but states it reads the counters, whatever the number of jobs."""
+    if only == JobFilter(states=only.states):
+        counts = state_counts(cx)
+        return sum(counts.get(state, 0) for state in only.states or counts)
+    where, parameters = only.where()
+    return int(cx.execute(f"SELECT count(*) FROM job WHERE {where}", parameters).fetchone()[0])
+
+
+def state_counts(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> dict[str, int]:
+    """State -> number of jobs, of the states that have any."""
+    if only == JobFilter():
+        return dict(cx.execute("SELECT state, jobs FROM state_count WHERE jobs > 0"))
+    where, parameters = only.where()
+    return dict(cx.execute(f"SELECT state, count(*) FROM job WHERE {where} GROUP BY state", parameters))
+
+
+def end_counts(cx: sqlite3.Connection) -> dict[str, int]:
+    """Return the number of jobs in each final state, from the counters."""
+    return dict(cx.execute(f"SELECT state, jobs FROM state_count WHERE state IN ({_ENDS})"))
+
+
+def job_ids(cx: sqlite3.Connection, only: JobFilter) -> list[int]:
+    """The numbers of the jobs that match."""
+    return [row[0] for row in iterate_jobs(cx, only, ("id",))]
+
+
+def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
+    """One job's columns by name, in their stored form.
+
+    Raises:
+        UnknownJob: it is not there (any more).
+    """
+    row = cx.execute(f"SELECT {', '.join(JOB_COLUMNS)} FROM job WHERE id = ? AND {VISIBLE}", (number,)).fetchone()
+    if row is None:
+        raise UnknownJob(f"There is no job #{number} in this DB (any more).")
+    return dict(zip(JOB_COLUMNS, row))
+
+
+def history(cx: sqlite3.Connection, number: int) -> list[tuple[int, str, str, str]]:
+    """A job's events from its creation on: (time in µs UTC, state left, state entered, message)."""
+    sql = "SELECT time, from_state, to_state, message, data, id FROM history WHERE job = ? ORDER BY id"
+    return [(time, old, new, message or _said(new)) for time, old, new, message, _, _ in cx.execute(sql, (number,))]
+
+
+def entries(cx: sqlite3.Connection, numbers: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """(time in µs UTC, state entered) of everything in the histories of these jobs, in no order."""
+    sql = "SELECT time, to_state FROM history WHERE job IN (SELECT value FROM json_each(?))"
+    yield from cx.execute(sql, (json.dumps(list(numbers)),))
+
+
+def _said(state: str) -> str:
+    # What Balsam 0.3.8 wrote there. Storing it in each of a million rows would only cost space.
+    return "Not scheduled by Balsam service" if state == "RUNNING" else ""
+
+
+def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]]:
+    """The UUIDs of a job's parents and of its children."""
+    parents = "SELECT job_id FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
+    children = f"SELECT job_id FROM dependency JOIN job ON job.id = child WHERE parent = ? AND {VISIBLE} ORDER BY child"
+    return tuple([row[0] for row in cx.execute(sql, (number,))] for sql in (parents, children))  # type: ignore[return-value]
+
+
+def parents(cx: sqlite3.Connection, number: int) -> list[tuple[str, str]]:
+    """Return the UUIDs and states of a job's parents."""
+    sql = "SELECT job_id, state FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
+    return cx.execute(sql, (number,)).fetchall()
+
+
+def _relatives_of_each(theirs: str, mine: str) -> str:
+    of_job = f"d.{mine} = job.id AND {visible('r.id')}"
+    inner = f"SELECT r.job_id FROM dependency d JOIN job r ON r.id = d.{theirs} WHERE {of_job} ORDER BY r.id"
+    return f"(SELECT json_group_array(job_id) FROM ({inner}))"
+
+
+#: As columns for `jobs`: the UUIDs of a job's parents and of its children, each as a JSON list.
+RELATIVES = (_relatives_of_each("parent", "child"), _relatives_of_each("child", "parent"))
+
+
+def _last_entry(job: str, state: str) -> str:
+    return f"(SELECT max(id) FROM event WHERE event.job = {job} AND to_state = '{state}' AND from_state <> '{state}')"
+
+
+#: As a column for `jobs`: 1 for a finished job of which a parent finished after the job had started, else 0. In such a case its
+#: results are those of the parent's earlier attempt. Events are numbered in the order in which they are committed, so no clock
+#: is compared. Jobs that need not wait for every parent are never stale.
+STALE = f"""(state = '{states.JOB_FINISHED}' AND wait_for_parents AND run_when <> 'any_finished' AND EXISTS (
+    SELECT 1 FROM dependency d WHERE d.child = job.id
+        AND {_last_entry("d.parent", states.JOB_FINISHED)} > {_last_entry("job.id", states.RUNNING)}
+        AND (SELECT parent.state FROM job parent WHERE parent.id = d.parent) = '{states.JOB_FINISHED}'))"""
+
+
+def matches_workflow(name: str, pattern: str) -> bool:
+    """Return whether a workflow matches a pattern: its name, or a glob with `*` and `?`; `[` is literal."""
+    if name == pattern or not has_wildcard(pattern):
+        return name == pattern
+    from fnmatch import fnmatchcase  # here, not above: listings need none of it
+
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
+
+
+def has_wildcard(pattern: str) -> bool:
+    """Return whether a pattern of workflows can match a name other than itself."""
+    return "*" in pattern or "?" in pattern
+
+
+def count_waiting(cx: sqlite3.Connection, numbers: Iterable[int]) -> int:
+    """Return how many of these jobs wait for their parents."""
+    sql = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?)) AND state = ?"
+    return int(cx.execute(sql, (json.dumps(list(numbers)), states.AWAITING_PARENTS)).fetchone()[0])
+
+
+def failed_with_parent(cx: sqlite3.Connection, numbers: Iterable[int]) -> tuple[int, str]:
+    """Return how many of these jobs are FAILED, and a failed or killed parent of one of them in words, else ""."""
+    these = json.dumps(list(numbers))
+    sql = "SELECT count(*) FROM job WHERE id IN (SELECT value FROM json_each(?)) AND state = ? AND lease IS NULL"
+    number = int(cx.execute(sql, (these, states.FAILED)).fetchone()[0])
+    sql = """SELECT p.name, p.job_id, p.state FROM json_each(?) AS one CROSS JOIN job c ON c.id = one.value AND c.state = ?
+        JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent AND p.state IN (?, ?) LIMIT 1"""
+    parent = cx.execute(sql, (these, states.FAILED, states.FAILED, states.USER_KILLED)).fetchone() if number else None
+    return number, "{} [{:.8}] is {}".format(*parent) if parent else ""
+
+
+def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
+    """All dependencies as (parent, child)."""
+    sql = f"SELECT parent, child FROM dependency WHERE {visible('child')} ORDER BY parent, child"
+    return cx.execute(sql).fetchall()
+
+
+def edges_within(cx: sqlite3.Connection, workflow: str) -> list[tuple[int, int]]:
+    """The dependencies between jobs of that very workflow, as (parent, child)."""
+    sql = f"""SELECT d.parent, d.child FROM job c JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent
+        WHERE c.workflow = ? AND p.workflow = c.workflow AND {visible("c.id")} ORDER BY d.parent, d.child"""
+    return cx.execute(sql, (workflow,)).fetchall()
+
+
+def columns_of(cx: sqlite3.Connection, numbers: Iterable[int], columns: Sequence[str]) -> dict[int, tuple[Any, ...]]:
+    """These columns of many jobs by number, in one query."""
+    sql = f"SELECT id, {', '.join(columns)} FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    return {number: tuple(row) for number, *row in cx.execute(sql, (json.dumps(list(numbers)),))}
+
+
+def workflows(cx: sqlite3.Connection) -> list[str]:
+    """The distinct workflow names: one seek each, however many jobs there are."""
+    seen = f"EXISTS (SELECT 1 FROM job WHERE workflow = step.name AND {VISIBLE})"
+    sql = f"""WITH RECURSIVE step (name) AS (
+            SELECT min(workflow) FROM job
+            UNION ALL SELECT (SELECT min(workflow) FROM job WHERE workflow > step.name) FROM step WHERE name IS NOT NULL)
+        SELECT name FROM step WHERE name IS NOT NULL
+            AND (NOT EXISTS (SELECT 1 FROM large_write) OR {seen})"""
+    return [row[0] for row in cx.execute(sql)]
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def mark(cx: sqlite3.Connection) -> tuple[int, int]:
+    """(the newest event, how many jobs were ever deleted): what to remember so as to ask later what has happened since.
+
+    A deletion leaves no event, and frees the numbers of events; the numbers of jobs are used once only.
+    """
+    known = "(SELECT sum(jobs) FROM state_count) + (SELECT coalesce(sum(last - first + 1), 0) FROM large_write WHERE first > 0)"
+    deleted = f"coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job'), 0) - ({known})"
+    event, gone = cx.execute(f"SELECT coalesce((SELECT max(id) FROM event), 0), {deleted}").fetchone()
+    return event, gone
+
+
+def entered_since(cx: sqlite3.Connection, event: int) -> list[tuple[int, str]]:
+    """(job, state entered) of all events after that one, in order."""
+    sql = f"SELECT job, to_state FROM event WHERE id > ? AND {visible('event.job')} ORDER BY id"
+    return cx.execute(sql, (event,)).fetchall()
+
+
+def states_of(cx: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str]:
+    """The states of those jobs of them that exist."""
+    listed = json.dumps(list(numbers))
+    return dict(cx.execute("SELECT id, state FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)))
+
+
+def unstarted(cx: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
+    """Those of these jobs that wait for a launcher or for their parents, and that nobody holds."""
+    sql = f"""SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?)) AND lease IS NULL
+        AND state IN ({", ".join("?" * len(WAITING_STATES))}) ORDER BY id"""
+    return [row[0] for row in cx.execute(sql, (json.dumps(list(numbers)), *WAITING_STATES))]
+
+
+def workdirs(cx: sqlite3.Connection, first: int, last: int) -> dict[int, str]:
+    """The working directories, as they are stored, of the jobs in that range of numbers."""
+    return dict(cx.execute("SELECT id, workdir FROM job WHERE id BETWEEN ? AND ?", (first, last)))
+
+
+class End(NamedTuple):
+    """A job, how it ended, and why."""
+
+    name: str
+    job_id: str
+    state: str
+    message: str  # the last one in its history that says anything
+    parent: int | None  # the parent with which it failed
+
+
+def end_of(cx: sqlite3.Connection, number: int) -> End | None:
+    """How the job ended, or where it is; None if there is no such job (any more)."""
+    sql = """SELECT name, job_id, state,
+            coalesce((SELECT message FROM event WHERE event.job = job.id AND message <> '' ORDER BY id DESC LIMIT 1), ''),
+            (SELECT json_extract(data, '$.parent') FROM event WHERE event.job = job.id ORDER BY id DESC LIMIT 1)
+        FROM job WHERE id = ?"""
+    row = cx.execute(sql, (number,)).fetchone()
+    return End(*row) if row else None
+
+
+# --- applications -----------------------------------------------------------------------------------------------------
+
+
+def apps(cx: sqlite3.Connection, name: str = "", number: int | None = None) -> list[dict[str, Any]]:
+    """Applications by number, those whose name contains `name`."""
+    where, parameters = "name LIKE ? ESCAPE '\\'", [f"%{_escaped(name)}%"]
+    if number is not None:
+        where, parameters = f"{where} AND id = ?", [*parameters, number]  # type: ignore[list-item]
+    rows = cx.execute(f"SELECT {', '.join(APP_COLUMNS)} FROM app WHERE {where} ORDER BY id", parameters)
+    return [dict(zip(APP_COLUMNS, row)) for row in rows]
+
+
+def app(cx: sqlite3.Connection, name: str) -> dict[str, Any]:
+    """The application of exactly that name.
+
+    Raises:
+        UnknownApp: there is none; the registered ones are listed.
+    """
+    row = cx.execute(f"SELECT {', '.join(APP_COLUMNS)} FROM app WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        known = ", ".join(entry["name"] for entry in apps(cx)) or "none"
+        raise UnknownApp(f"App {name} not registered in local DB", hint=f"Registered are: {known}")
+    return dict(zip(APP_COLUMNS, row))

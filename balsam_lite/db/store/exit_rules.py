@@ -1,0 +1,134 @@
+"""What becomes of a job when its program has ended: pure rules.
+
+Nothing here touches the database; `claims`, `steps` and `leases` ask.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ...core import states
+
+UNHANDLED = "Error handling didn't fix job state: marking FAILED"
+
+
+class JobFacts(NamedTuple):
+    """What the rules look at, read in the transaction that applies them."""
+
+    job: int
+    state: str
+    lease: int | None
+    attempt: int
+    restarts: int
+    restart_limit: int
+    auto_timeout_retry: int
+    return_code: int | None
+    max_retries: int
+    retry_codes: str  # as `field_specs` stores them; "": any
+    retries: int
+    post_error_handler: int
+    post_timeout_handler: int
+    stages_out: int
+    has_postprocess: int
+    has_handle_error: int = 0
+    has_handle_timeout: int = 0
+    exit_0_is_done_after_stop: int = 0  # of the job or its application
+    told_to_stop: int | None = None
+
+
+#: The columns of `job`, with `app` joined to it, that make a `JobFacts`.
+FACTS = (
+    "job.id, job.state, job.lease, job.attempt, job.restarts, job.restart_limit, job.auto_timeout_retry, job.return_code, "
+    "job.max_retries, job.retry_codes, job.retries, job.post_error_handler, job.post_timeout_handler, "
+    "job.stage_out_url <> '' AND job.stage_out_files <> '', coalesce(app.postprocess, '') <> '', "
+    "coalesce(app.handle_error, '') <> '', coalesce(app.handle_timeout, '') <> '', "
+    "job.exit_0_is_done_after_stop OR coalesce(app.exit_0_is_done_after_stop, 0), job.told_to_stop"
+)
+
+
+class Outcome(NamedTuple):
+    """The states that follow, with a message for each, and the restarts and retries that the job has used up then."""
+
+    path: tuple[str, ...]
+    messages: tuple[str, ...]
+    restarts: int
+    retries: int
+    needs_step: bool = False  # a script or a copy has to decide what comes after the last state of the path
+
+
+def result_of(facts: JobFacts, result: str, told_us: int | None) -> str:
+    """Return the result of a run that may have been told to stop, at `told_us`.
+
+    A run that was cut short is never taken for a whole one: with exit code 0 too it is a RUN_TIMEOUT, unless the job or
+    its application declares that exit code 0 means done.
+    """
+    is_cut_short = result == states.RUN_DONE and told_us is not None and not facts.exit_0_is_done_after_stop
+    return states.RUN_TIMEOUT if is_cut_short else result
+
+
+def after_run(facts: JobFacts, result: str, return_code: int | None) -> Outcome:
+    """The way from RUNNING through `result` (RUN_DONE, RUN_ERROR or RUN_TIMEOUT) to where the job stays."""
+    follow = settle(facts._replace(return_code=return_code), result)
+    return follow._replace(path=(states.RUNNING, *follow.path))
+
+
+def settle(facts: JobFacts, result: str) -> Outcome:
+    """The way from a result, in which somebody left the job, to where it stays; `result` is the first state of the path."""
+    if result == states.RUN_DONE:
+        return _settled(facts, result, states.JOB_FINISHED, facts.has_postprocess or facts.stages_out)
+    if result == states.POSTPROCESSED:
+        return _settled(facts, result, states.JOB_FINISHED, facts.stages_out)
+    if result == states.RUN_ERROR:
+        return _after_error(facts)
+    handled = facts.has_handle_timeout or (facts.post_timeout_handler and facts.has_postprocess)
+    if facts.auto_timeout_retry and not handled:
+        return restart(facts, (result,))
+    return _settled(facts, result, states.FAILED, handled)
+
+
+def _after_error(facts: JobFacts) -> Outcome:
+    """Retries come first: a script is asked when they are used up.
+
+    An application's own handle_error and handle_timeout are always asked, its postprocess only where the job's flags say so.
+    """
+    if _is_retried(facts):
+        note = f"Retry {facts.retries + 1} of {facts.max_retries}"
+        return Outcome((states.RUN_ERROR, states.RESTART_READY), (note,), facts.restarts, facts.retries + 1)
+    handled = facts.has_handle_error or (facts.post_error_handler and facts.has_postprocess)
+    return _settled(facts, states.RUN_ERROR, states.FAILED, handled)
+
+
+def _settled(facts: JobFacts, result: str, end: str, needs_step: object) -> Outcome:
+    path = (result,) if needs_step else (result, end)
+    return Outcome(path, ("",), facts.restarts, facts.retries, bool(needs_step))
+
+
+def _is_retried(facts: JobFacts) -> bool:
+    codes = facts.retry_codes.split()
+    return facts.retries < facts.max_retries and (not codes or str(facts.return_code) in codes)
+
+
+def after_lost_holder(facts: JobFacts, has_started: bool = True) -> Outcome:
+    """The way of a RUNNING job whose launcher died, or the node that it was given to."""
+    if not has_started:
+        return Outcome((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
+    return restart(facts, (states.RUNNING,))
+
+
+def after_death(facts: JobFacts, deaths: int, was_alone: bool) -> Outcome:
+    """Return the way of a job that was running when its launcher died, for the time of number `deaths`.
+
+    No restart is counted. A job that ran alone (`suspects`) has caused the death.
+    """
+    if was_alone:
+        reason = f"Its launcher died {deaths} times while it ran, the last time with no other job beside it"
+        return Outcome((states.RUNNING, states.FAILED), (reason,), facts.restarts, facts.retries)
+    return Outcome((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
+
+
+def restart(facts: JobFacts, path: tuple[str, ...]) -> Outcome:
+    """`path`, which is one state, and then RESTART_READY, which counts as one restart, or FAILED at the job's limit."""
+    if facts.restarts >= facts.restart_limit:
+        reason = f"Restarted {facts.restarts} times already; its restart_limit is {facts.restart_limit}"
+        return Outcome((*path, states.FAILED), (reason,), facts.restarts, facts.retries)
+    return Outcome((*path, states.RESTART_READY), ("",), facts.restarts + 1, facts.retries)

@@ -1,0 +1,1 @@
+"""Start, watch and end programs on one host."""

@@ -1,0 +1,160 @@
+"""User code as processes: what must be there before they start (`spawner` starts them), and how they ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+from typing import Protocol
+
+from ...core.errors import SpawnFailed
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+_found_programs: dict[tuple[str, bytes], str] = {}
+
+
+def find_program(name: str, search: bytes | None, directory: str) -> str:
+    """The path of a program, found as a shell in `directory` would whose PATH is `search` (None: not set).
+
+    Raises:
+        SpawnFailed: there is none.
+    """
+    if "/" in name:
+        return name
+    path = os.defpath.encode() if search is None else search
+    found = _found_programs.get((name, path))
+    if found is None or not os.access(found, os.X_OK):
+        found = shutil.which(name, path=os.fsdecode(path))
+        if found is None:
+            raise SpawnFailed(f"{name}: command not found (PATH is {os.fsdecode(path)})")
+        if not os.path.isabs(found):
+            return os.path.join(directory, found)
+        _found_programs[name, path] = found
+    return found
+
+
+def make_directory(path: str, root: str) -> bool:
+    """Make a working directory and the directories above it, but never `root` itself; return whether it is new.
+
+    `root` is the DB's data/. Where it is missing, its file system is not mounted, which would later hide the results.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            if path.startswith(f"{root}/"):
+                os.stat(root)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path)
+        except FileExistsError:
+            return False
+        except OSError as exc:
+            raise SpawnFailed(f"the working directory cannot be made: {exc}") from exc
+    return True
+
+
+def is_shell(pid: int) -> bool:
+    """Whether a process is a bash still; one with a single command to run becomes that. False where nobody can tell."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+            return file.read().strip() == "bash"
+    except OSError:
+        return False
+
+
+def tail(path: str, lines: int, limit: int = 16_384) -> str:
+    """The last `lines` lines of a file of any size and bytes, at most `limit` bytes; "" if it cannot be read."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            text = file.read(limit)
+    except (OSError, ValueError):
+        return ""
+    kept = text.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}").splitlines()[-lines:]
+    return "\n".join(kept)
+
+
+def reason(code: int) -> str:
+    """Why a program with that return code is said to have failed.
+
+    >>> reason(3), reason(-9)
+    ('nonzero return 3', 'killed by signal 9 (SIGKILL)')
+    """
+    if code >= 0:
+        return f"nonzero return {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    return f"killed by signal {-code} ({name})"
+
+
+# --- sleeping ---------------------------------------------------------------------------------------------------------
+
+
+class Talker(Protocol):
+    """Who has more to say than signals: a spawner."""
+
+    @property
+    def files(self) -> list[int]:
+        """Return the descriptors that can be read when there is news."""
+
+    def flush(self) -> None:
+        """Send what is to be sent."""
+
+
+class Alarm:
+    """Sleep until a signal comes, a child's end among them, or the time is up. Use as a context manager, once."""
+
+    _spawner: Talker | None = None
+
+    def attach(self, spawner: Talker) -> None:
+        """Wake up for the spawner's answers as well, and send its requests before each sleep."""
+        self._spawner = spawner
+
+    def __enter__(self) -> Alarm:
+        self._read, write = os.pipe()
+        self._write = write
+        for end in (self._read, write):
+            os.set_blocking(end, False)
+        self._old = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler Python does not write to the pipe
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.set_wakeup_fd(self._old)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._read)
+        os.close(self._write)
+
+    def wake(self) -> None:
+        """End the sleep, or the next one. Any thread may call it."""
+        try:
+            os.write(self._write, b"\0")
+        except BlockingIOError:  # it is full of such calls
+            pass
+
+    def wait(self, seconds: float) -> bool:
+        """Return after `seconds`, or at once, and True, when a signal has come since the last call, or an answer."""
+        waiting = select.poll()  # select.select takes no descriptor beyond 1023
+        waiting.register(self._read, select.POLLIN)
+        if self._spawner is not None:
+            self._spawner.flush()
+            for file in self._spawner.files:
+                waiting.register(file, select.POLLIN)
+        ready = [file for file, _ in waiting.poll(max(0.0, seconds) * 1000)]
+        if self._read not in ready:
+            return bool(ready)
+        try:
+            os.read(self._read, 4096)
+        except BlockingIOError:
+            pass
+        return True

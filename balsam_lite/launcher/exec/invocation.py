@@ -1,0 +1,343 @@
+"""From a claimed job to what the operating system is told: the program's words and its environment. Pure."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ...core import field_specs, parent_variables, states
+from ...core.errors import SpawnFailed, TemplateError
+from ...core.identity import Holder
+from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
+from ...db.engine import directories
+from ...db.store.claims import Claim
+from ...pyapps import payload, python_argv, result_file
+from ..placement import Place
+from ..staging.links import Parent
+from ..template import rendering
+from . import gpus
+from .start_failures import StartFailure
+
+_RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
+#: Bytes for the variables about parents that always fit into the environment.
+_FEW_PARENTS_BYTES = 4096
+#: Bytes kept free of what a program's variables and words may take together: for its path, and what a hook adds.
+_SPARE_BYTES = 8192
+#: What runs a text.
+BASH = ("bash", "-c")
+#: Parameters that JSON could not give back as they were. Source: `api.parameters`.
+_PICKLED = "__pickled__"
+#: The value of a variable that a job shall not have, though the launcher has it. No real value holds a NUL.
+UNSET = b"\0"
+#: Variables of the context that a job cannot change.
+_FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
+
+
+#: What an MPI command makes of SIGTERM: it passes it on to its ranks; it kills them at once; nobody knows.
+PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
+
+
+def _no_failure(claim: Claim, place: Place, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
+    return None
+
+
+class MpiUse(NamedTuple):
+    """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
+
+    #: What stands before a job's own words; nothing where it needs no MPI.
+    words: Callable[[Claim, Place], list[str]]
+    #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
+    at_term: Callable[[Claim], str]
+    #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
+    end_words: Callable[[Sequence[Claim]], list[str]]
+    #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
+    #: function that reads the end of its output and tells whether that is all.
+    judge: Callable[[Claim, Place, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = _no_failure
+
+
+NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])
+
+
+class Context(NamedTuple):
+    """What is the same for all jobs of a launcher; `make_context` makes one."""
+
+    data_directory: str
+    environ: dict[bytes, bytes]  # what every job inherits, with the BALSAM_ variables that are the same for all
+    variables: list[bytes]  # the same as NAME=value
+    mark: bytes  # with what the BALSAM_RUN of all its runs begins
+    mpi: MpiUse
+    node_mark: bytes = b""  # with what it ends
+    gpu_variables: tuple[str, ...] = gpus.DEFAULT  # these tell a job its GPUs
+    shares_host: bool = True  # the nodes are shares of one host
+
+    @property
+    def db_directory(self) -> str:
+        """The DB's directory."""
+        return os.path.dirname(self.data_directory)
+
+
+def make_context(
+    db_directory: str,
+    run_mark: bytes,
+    nodes: int,
+    job_mode: str,
+    environ: Mapping[bytes, bytes],
+    mpi: MpiUse = NO_MPI,
+    rank: int = 0,
+    gpu_variables: Sequence[str] = gpus.DEFAULT,
+    shares_host: bool = True,
+) -> Context:
+    """Return the context of the launcher with that `lease_mark`, or of another rank of it; its jobs inherit `environ`."""
+    own = {name.encode() for name in JOB_VARIABLES}
+    common = {name: value for name, value in environ.items() if name not in own}
+    common[b"BALSAM_DB_PATH"] = os.fsencode(db_directory)
+    common[b"BALSAM_LAUNCHER_NODES"] = b"%d" % nodes
+    common[b"BALSAM_JOB_MODE"] = job_mode.encode()
+    variables = [b"%b=%b" % variable for variable in common.items()]
+    data = os.path.join(db_directory, directories.DATA)
+    return Context(data, common, variables, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host)
+
+
+def argv(claim: Claim, place: Place, context: Context) -> list[str]:
+    """The words of the job's command line: the MPI start command's, the executable's, the arguments'; no shell reads them.
+
+    An envscript is sourced by bash, which then becomes the program. A command template may need a shell, which then runs all.
+
+    Raises:
+        SpawnFailed: the application is gone, empty, or cannot be split into words; the MPI command has no way to run it; the
+            template cannot be filled with the job's parameters.
+    """
+    if claim.executable is None:
+        raise SpawnFailed(f"No application named {claim.application!r} is registered in this DB.")
+    prefix = context.mpi.words(claim, place)
+    if claim.command_template:
+        words = _of_template(claim, prefix)
+    else:
+        words = [*prefix, *_of_executable(claim)]
+    if claim.definition != "{}":
+        words = _of_class(claim, words, context)
+    if claim.envscript:
+        return ["bash", "-c", 'source "$0" || exit; exec "$@"', claim.envscript, *words]
+    return words
+
+
+def _of_executable(claim: Claim) -> list[str]:
+    assert claim.executable is not None
+    try:
+        words = field_specs.split_command(claim.executable) + field_specs.split_command(claim.args)
+    except ValueError as exc:
+        raise SpawnFailed(f"The command line cannot be split into words ({exc}): {claim.executable} {claim.args}") from exc
+    if not words:
+        raise SpawnFailed(f"The application {claim.application!r} has no executable.")
+    return words
+
+
+def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
+    """A line for a shell has the MPI command in front of its first command, as in Balsam 0.7.
+
+    A preamble may define what the line names as a program (`module` is such a function), so the line is then for a shell.
+    """
+    assert claim.command_template is not None
+    if claim.args.strip():
+        raise SpawnFailed(f"The application {claim.application!r} has a command template, which takes no args: {claim.args}")
+    values = json.loads(claim.parameters)
+    if _PICKLED in values:
+        raise SpawnFailed(f"The command template of {claim.application!r} takes text and numbers; its job has other values.")
+    try:
+        all_values = {**_defaults(claim.app_parameters or "{}"), **values}
+        command = rendering.render(claim.command_template, all_values, for_shell=_has_preamble(claim))
+    except TemplateError as exc:
+        raise SpawnFailed(str(exc)) from exc
+    if command.argv:
+        return [*prefix, *command.argv]
+    return [*BASH, f"{shlex.join(prefix)} {command.text}" if prefix else command.text]
+
+
+@lru_cache(maxsize=64)
+def _defaults(parameters: str) -> dict[str, Any]:
+    """The values of parameters that a job need not have."""
+    return {name: one["default"] for name, one in json.loads(parameters).items() if not one.get("required", True)}
+
+
+def _has_preamble(claim: Claim) -> bool:
+    return claim.definition not in ("{}", None) and payload.source_of(claim.definition or "{}").has_preamble
+
+
+def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
+    path, source = order_path(claim, context), payload.source_of(claim.definition or "{}")
+    if not claim.command_template:
+        words = [*words, path]
+    if not source.has_preamble:
+        return words
+    return python_argv.words(source.python, python_argv.HOOK, "launch", path, *words)
+
+
+def order_path(claim: Claim, context: Context) -> str:
+    """The file with what the program needs to know of its job, absolute; "" if it needs none."""
+    if claim.definition in ("{}", None):
+        return ""
+    if claim.command_template and not _has_preamble(claim):
+        return ""
+    return f"{workdir(claim, context)}/{payload.file_name(claim.job_id)}"
+
+
+def result_path(claim: Claim, context: Context) -> str:
+    """Return the file in which a Python function or call leaves its result, absolute; "" for any other program."""
+    if python_argv.starts(claim.executable, python_argv.CALL):
+        return f"{workdir(claim, context)}/{python_argv.RESULT}"
+    if python_argv.starts(claim.executable, python_argv.FUNCTION) and not claim.command_template:
+        return f"{workdir(claim, context)}/{result_file.file_name(claim.job_id)}"
+    return ""
+
+
+def make_order(claim: Claim, context: Context) -> payload.Order:
+    """What is to be written there."""
+    shape = claim.shape
+    job = {
+        "id": claim.job,
+        "job_id": claim.job_id,
+        "name": claim.name,
+        "workflow": claim.workflow,
+        "app": claim.application,
+        "workdir": workdir(claim, context),
+        "attempt": claim.attempt,
+        "threads_per_rank": claim.threads_per_rank,
+        "threads_per_core": claim.threads_per_core,
+        "wall_time_min": claim.wall_time_minutes,
+        **shape._asdict(),
+    }
+    return payload.Order(claim.definition or "{}", claim.parameters, shape.num_nodes * shape.ranks_per_node, job)
+
+
+def environment(claim: Claim, place: Place | None, context: Context) -> dict[bytes, bytes]:
+    """What the job's environment has beyond `context.environ`, or instead of it. Without a place it has no GPUs.
+
+    What the job itself asks for wins over what its place gives, that over what its application says, and that over what is
+    inherited; the BALSAM_ variables win over all.
+    """
+    own: dict[bytes, bytes] = {}
+    if claim.app_environ not in ("{}", None):
+        own.update(_encoded(claim.app_environ))
+    if claim.threads_per_rank > 1:
+        own[b"OMP_NUM_THREADS"] = b"%d" % claim.threads_per_rank
+    if claim.shape.gpus_per_rank and place is not None:
+        own.update(_gpu_variables(place, context))
+    if claim.environ_vars != "{}":
+        own.update(_encoded(claim.environ_vars))
+    own.update({name: context.environ[name] for name in own.keys() & _FIXED})
+    own[b"BALSAM_JOB_ID"] = claim.job_id.encode()
+    own[b"BALSAM_ATTEMPT"] = b"%d" % claim.attempt
+    own.update(_NO_PARENTS if claim.parents == "[]" else _of_parents(claim, context, own))
+    own[_RUN] = mark(claim, context)
+    if claim.keep_background:
+        own[_DETACHED] = b"1"
+    return own
+
+
+def _encoded(variables: str) -> dict[bytes, bytes]:
+    return {name.encode(): value.encode() for name, value in json.loads(variables).items()}
+
+
+def _gpu_variables(place: Place, context: Context) -> dict[bytes, bytes]:
+    found = gpus.visible(place, context.shares_host)
+    if found is None:  # whoever has whole nodes may use all that is there, and what this node calls its own is wrong elsewhere
+        return dict.fromkeys((name.encode() for name in context.gpu_variables), UNSET)
+    return {name.encode(): value.encode() for name, value in gpus.variables(context.gpu_variables, found).items()}
+
+
+def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes, bytes]:
+    """The same for a script of its application, such as preprocess: with the reason why it is called."""
+    own = environment(claim, None, context)
+    own[HOOK_VARIABLE.encode()] = script.encode()
+    for name, state in ((b"BALSAM_JOB_TIMEOUT", states.RUN_TIMEOUT), (b"BALSAM_JOB_ERROR", states.RUN_ERROR)):
+        own[name] = b"TRUE" if claim.state == state else b"FALSE"
+    return own
+
+
+def parents(claim: Claim, context: Context) -> list[Parent]:
+    """Whose files it may want."""
+    return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory, _ in json.loads(claim.parents)]
+
+
+_NO_PARENTS = {parent_variables.IDS.encode(): b"[]", parent_variables.STATES.encode(): b"[]"}
+
+
+def _of_parents(claim: Claim, context: Context, own: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return the variables that tell a job its parents; `give_parents` writes the files that they name."""
+    room = None
+    if len(claim.parents) > _FEW_PARENTS_BYTES:
+        taken = sum(map(parent_variables.size_of, as_variables(own, context)))
+        words = sum(len(text or "") for text in (claim.executable, claim.args, claim.command_template, claim.parameters))
+        room = parent_variables.total_bytes() - taken - 2 * words - _SPARE_BYTES
+    found = parent_variables.variables(_known_of_parents(claim), workdir(claim, context), claim.job_id, room)
+    return {name.encode(): os.fsencode(value) for name, value in found.items()}
+
+
+def _known_of_parents(claim: Claim) -> list[tuple[str, str]]:
+    return [(job_id, state) for job_id, _, _, state in json.loads(claim.parents)]
+
+
+def has_parent_files(own: Mapping[bytes, bytes]) -> bool:
+    """Return whether this environment names files about the job's parents."""
+    return parent_variables.IDS_FILE.encode() in own or parent_variables.STATES_FILE.encode() in own
+
+
+def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
+    """Write the files about the job's parents into its working directory.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+    found = {name.decode(): os.fsdecode(own[name]) for name in own if name.startswith(b"BALSAM_PARENT_")}
+    try:
+        parent_variables.write_files(_known_of_parents(claim), found)
+    except OSError as exc:
+        raise SpawnFailed(f"The files about the job's parents cannot be written: {exc}") from exc
+
+
+def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
+    """The whole environment as the operating system takes it: NAME=value."""
+    if own.keys() & context.environ.keys():
+        return [b"%b=%b" % variable for variable in {**context.environ, **own}.items() if variable[1] != UNSET]
+    return [*context.variables, *[b"%b=%b" % variable for variable in own.items() if variable[1] != UNSET]]
+
+
+def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:
+    """The environment of a program that is this launcher's own doing, for a job: it can be found, and that is all."""
+    return {_RUN: mark(claim, context)}
+
+
+def mark(claim: Claim, context: Context) -> bytes:
+    """The run mark: the value of BALSAM_RUN, by which all processes of the run are found, whatever sessions they open."""
+    return b"%b%d:%d%b" % (context.mark, claim.job, claim.attempt, context.node_mark)
+
+
+def node_mark(rank: int) -> bytes:
+    """With what the run marks of all runs end that this rank has started; those of rank 0, the launcher, need none."""
+    return b"@%d" % rank if rank else b""
+
+
+def lease_mark(db_id: str, lease: int) -> bytes:
+    """With what the BALSAM_RUN of everything begins that was started under that lease; the job and the attempt follow.
+
+    It has the id of the DB (`binding.id_of`), which a copy does not share and which stays when the directory is moved.
+    """
+    return b"%b:%d:" % (db_id.encode(), lease)
+
+
+def ensemble_mark(supervisor: Holder) -> bytes:
+    """The BALSAM_RUN of the MPI program that is a launcher over many nodes; its jobs have that of the lease."""
+    return os.fsencode(f"ensemble:{':'.join(map(str, supervisor))}:")
+
+
+def workdir(claim: Claim, context: Context) -> str:
+    """The job's working directory, absolute."""
+    return _absolute(claim.workdir, context)
+
+
+def _absolute(path: str, context: Context) -> str:
+    return path if path[:1] == "/" else f"{context.data_directory}/{path}"

@@ -1,0 +1,116 @@
+"""What still runs of attempts on this host, and ending it: by session leaders, sessions, run marks and descent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from ...core.process_table import Found, Process, belonging, living, signal_all
+from ...db.engine.directories import RUNS
+from . import run_file
+from .invocation import Context, node_mark
+
+log = logging.getLogger(__name__)
+
+#: A process that has not ended this number of seconds after SIGKILL waits for a file system, or became another user's.
+_UNKILLABLE_S = 30.0
+#: For how long a process whose environment cannot be seen may belong to a run. During execve(2) that is so for milliseconds.
+_MAX_UNKNOWN_S = 10.0
+_PERIOD_S = 0.01
+
+
+class Orphans(NamedTuple):
+    """What `end_runs` found."""
+
+    number: int
+    left: tuple[int, ...] = ()  # the pids of those that cannot be killed
+
+
+def runs_of(db_directory: str, leases: Collection[bytes] = (), runs: Collection[bytes] = (), rank: int | None = None) -> Found:
+    """Return what lives on this host of the attempts that were started under leases, and of single attempts.
+
+    Args:
+        leases: as `commands.lease_mark` has them.
+        runs: as `commands.mark` has them.
+        rank: only those of the leases' runs that this rank has started; None: all.
+    """
+    leaders = leaders_of(db_directory, [*leases, *runs], rank)
+    return belonging(leaders, runs, tuple(leases), node_mark(rank or 0))
+
+
+def leaders_of(db_directory: str, marks: Iterable[bytes], rank: int | None = None) -> list[tuple[int, str]]:
+    """Return pid and start of each session leader that was recorded here under those leases or for those runs.
+
+    Those of leases include their spawn helpers, which may still live: everything that these have started is below them.
+    """
+    found: set[tuple[int, str]] = set()
+    cache: dict[tuple[str, int], list[run_file.Record]] = {}
+    for mark in marks:
+        db_id, lease, *run = os.fsdecode(mark).partition("@")[0].rstrip(":").split(":")
+        if not lease.isdecimal() or not all(map(str.isdecimal, run)):
+            continue
+        key = (db_id, int(lease))
+        if key not in cache:
+            cache[key] = run_file.read(os.path.join(db_directory, RUNS), *key, rank)
+        wanted = tuple(map(int, run))
+        found.update((one.pid, one.started) for one in cache[key] if not wanted or wanted == (one.job, one.attempt))
+    return sorted(found)
+
+
+def end_runs(
+    db_directory: str,
+    grace_s: float,
+    leases: Collection[bytes] = (),
+    runs: Collection[bytes] = (),
+    rank: int | None = None,
+) -> Orphans:
+    """End what `runs_of` finds: TERM, grace, KILL; and wait until it has ended, though not for ever.
+
+    For launchers that are provably dead, one that gives up, and single attempts of which no spawn helper tells the end.
+    """
+    if not leases and not runs:
+        return Orphans(0)
+    known_at = time.monotonic() + _MAX_UNKNOWN_S
+    kill_at = float("inf")  # until something has been told to end
+    found: set[Process] = set()
+    number = signal.SIGTERM
+    leaders = leaders_of(db_directory, [*leases, *runs], rank)
+    while True:
+        members, unknown = belonging(leaders, runs, tuple(leases), node_mark(rank or 0))
+        members = list({*members, *living(found)})  # one may have left its session since
+        now = time.monotonic()
+        if not members and (not unknown or now > known_at):
+            known, leaders = leaders, leaders_of(db_directory, [*leases, *runs], rank)
+            if leaders == known:
+                return Orphans(len(found))
+        if members and (number == signal.SIGKILL or not found.issuperset(members)):
+            signal_all(members, number)
+            kill_at = min(kill_at, now + grace_s)
+        found.update(members)
+        if members and now > kill_at + _UNKILLABLE_S:
+            return _give_up(len(found), members)
+        if now > kill_at:
+            number = signal.SIGKILL
+        time.sleep(_PERIOD_S)
+
+
+def end_own_runs(context: Context, grace_s: float, rank: int | None = None) -> None:
+    """End what a launcher that gives up has left on this host, and remove its run files if nothing is left then."""
+    if not end_runs(context.db_directory, grace_s, [context.mark], rank=rank).left:
+        forget(context, rank)
+
+
+def forget(context: Context, rank: int | None = None) -> None:
+    """Remove the run files of a launcher, or of one of its ranks, of which nothing runs any more."""
+    files = run_file.RunFiles.of(context.db_directory, context.mark)
+    run_file.remove(files.directory, files.lease, rank)
+
+
+def _give_up(number: int, members: Sequence[Process]) -> Orphans:
+    pids = tuple(member.pid for member in members)
+    log.warning("Killed, but not gone after %g s: process(es) %s", _UNKILLABLE_S, ", ".join(map(str, pids)))
+    return Orphans(number, pids)

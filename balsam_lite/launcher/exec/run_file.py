@@ -1,0 +1,230 @@
+"""Record which processes a launcher starts, so that the next one finds them whatever they make of their environment.
+
+Each spawn helper has a file `runs/LEASE-RANK-NUMBER` below the DB's directory: a header in JSON, then a line for the helper
+itself and for each session leader that it has started, appended by single writes, and a line for each of which nothing is left.
+A reader takes whole lines only. Spawn helpers import this module: it imports little.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from ...core.identity import Holder, boot_id
+
+#: A file is written anew without what has ended when it is larger, in bytes.
+_MAX_BYTES = 1 << 20
+#: After a failed write the next one is tried this much later, in seconds.
+_RETRY_S = 10.0
+_NEW = ".new"
+
+
+class Record(NamedTuple):
+    """The start of a program, which opened a session; job 0: of a spawn helper, or of a program that is no job's."""
+
+    job: int
+    attempt: int
+    pid: int
+    started: str  # as identity.start_of has it
+
+
+class RunFile(NamedTuple):
+    """Where a spawn helper records what it starts."""
+
+    path: str
+    header: bytes
+    mode: int
+
+
+class RunFiles(NamedTuple):
+    """The run files of one launcher on one node.
+
+    Attributes:
+        directory: of the files, `directories.RUNS` below the DB's.
+        db_id: as `binding.id_of` has it.
+        rank: of the node in the launcher; 0 for a launcher on one host.
+        mode: of the files, as `directories.file_mode` has it.
+    """
+
+    directory: str
+    db_id: str
+    lease: int
+    rank: int
+    mode: int
+
+    @classmethod
+    def of(cls, db_directory: str, lease_mark: bytes, rank: int = 0) -> RunFiles:
+        """Return those of the launcher with that `commands.lease_mark`."""
+        from ...db.engine import directories
+
+        db_id, lease = os.fsdecode(lease_mark).split(":")[:2]
+        return cls(os.path.join(db_directory, directories.RUNS), db_id, int(lease), rank, directories.file_mode(db_directory))
+
+    def file(self, number: int) -> RunFile:
+        """Return that of the spawn helper with that number."""
+        import json
+
+        holder = Holder.current()
+        head = {"db": self.db_id, "lease": self.lease, "rank": self.rank, **holder._asdict(), "boot": boot_id()}
+        path = os.path.join(self.directory, f"{self.lease}-{self.rank}-{number}")
+        return RunFile(path, json.dumps(head).encode() + b"\n", self.mode)
+
+
+class Writer:
+    """Appends to a run file, for as long as its disk allows. The file is made with the first record."""
+
+    def __init__(self, file: RunFile) -> None:
+        self._file = file
+        self._fd = -1
+        self._size = 0
+        self._living: dict[int, bytes] = {}
+        self._ends = b""
+        self._retry_at = 0.0
+
+    def start(self, pid: int, started: str, mark: bytes) -> str:
+        """Record the start of a program with that run mark, at once. Return what is wrong with the file, or ""."""
+        if not started:  # without /proc: the process could not be told from another one
+            return ""
+        run = mark.split(b":", 2)[2] if mark.count(b":") > 2 else b"0:0"
+        self._living[pid] = line = b"+%d %b %b\n" % (pid, started.encode(), run)
+        data, self._ends = self._ends + line, b""
+        try:
+            if self._fd < 0 or self._size > _MAX_BYTES:
+                if time.monotonic() < self._retry_at:
+                    return ""
+                self._write_anew()
+                return ""
+            if os.write(self._fd, data) < len(data):
+                raise OSError(f"only a part of {len(data)} bytes could be written")
+        except OSError as exc:
+            self._give_up()
+            return f"{self._file.path}: {exc.strerror or exc}"
+        self._size += len(data)
+        return ""
+
+    def end(self, pid: int) -> None:
+        """Record that nothing is left of a program. It is written together with the next start."""
+        if self._living.pop(pid, None) is not None:
+            self._ends += b"-%d\n" % pid
+
+    def _write_anew(self) -> None:
+        directory, new = os.path.dirname(self._file.path), self._file.path + _NEW
+        with suppress(FileExistsError):
+            os.mkdir(directory)  # but never that of the DB, which may have been removed
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(new, flags, self._file.mode)
+        data = b"".join([self._file.header, *self._living.values()])
+        try:
+            if os.write(fd, data) < len(data):
+                raise OSError(f"only a part of {len(data)} bytes could be written")
+            os.replace(new, self._file.path)
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(new)
+            raise
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._size = fd, min(len(data), _MAX_BYTES // 2)
+
+    def _give_up(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._retry_at = -1, time.monotonic() + _RETRY_S
+
+
+def read(directory: str, db_id: str, lease: int, rank: int | None = None, anywhere: bool = False) -> list[Record]:
+    """Return what was started on this host, in this boot, under that lease, and has not ended as far as is recorded.
+
+    A file that cannot be read, or is of another DB, holds nothing. With `rank`, only what that rank has started; with
+    `anywhere` also what was started elsewhere, whose pids mean nothing here.
+    """
+    found: list[Record] = []
+    for path in _paths(directory, lease, rank):
+        head, lines = _contents(path, anywhere=anywhere)
+        if head == (db_id, lease):
+            found += _records(lines)
+    return found
+
+
+def leases_here(directory: str, db_id: str) -> set[int]:
+    """Return the leases of that DB under which programs were started on this host, in this boot."""
+    heads = (_contents(path, records=False)[0] for path in _paths(directory))
+    return {head[1] for head in heads if head is not None and head[0] == db_id}
+
+
+def remove(directory: str, lease: int, rank: int | None = None, host: str = "") -> None:
+    """Remove the files of a lease of which nothing runs any more, or those of one of its nodes.
+
+    With `host`, those of other hosts stay: what runs there is still to be ended.
+    """
+    for path in _paths(directory, lease, rank, suffixes=("", _NEW)):
+        with suppress(OSError):
+            if not host or _is_of_host(path, host):
+                os.unlink(path)
+
+
+def _is_of_host(path: str, host: str) -> bool:
+    import json
+
+    with open(path, "rb", opener=_open_file) as file:
+        head = file.readline(4096)
+    try:
+        return bool(json.loads(head)["host"] == host)
+    except (ValueError, KeyError, TypeError):  # it is damaged, or no run file
+        return True
+
+
+def _open_file(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _paths(
+    directory: str, lease: int | None = None, rank: int | None = None, suffixes: tuple[str, ...] = ("",)
+) -> Iterator[str]:
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return
+    for name in names:
+        stem = name.partition(".")[0]
+        numbers = stem.split("-")
+        if len(numbers) != 3 or not all(map(str.isdecimal, numbers)) or name[len(stem) :] not in suffixes:
+            continue
+        if lease in (None, int(numbers[0])) and rank in (None, int(numbers[1])):
+            yield os.path.join(directory, name)
+
+
+def _contents(path: str, records: bool = True, anywhere: bool = False) -> tuple[tuple[str, int] | None, list[bytes]]:
+    """Return DB id and lease of a file whose pids mean something here (or `anywhere`), else None; and its lines."""
+    try:
+        with open(path, "rb", opener=_open_file) as file:
+            head, text = file.readline(4096), file.read(64 * _MAX_BYTES) if records else b""
+    except OSError:
+        return None, []
+    import json
+
+    try:
+        found = json.loads(head)
+        holder = Holder(found["host"], found["pid_namespace"], found["pid"], found["started"])
+        is_valid = anywhere or (found["boot"] == boot_id() and holder.is_here())
+        return ((str(found["db"]), int(found["lease"])) if is_valid else None), text.split(b"\n")[:-1]
+    except (ValueError, KeyError, TypeError):
+        return None, []
+
+
+def _records(lines: list[bytes]) -> list[Record]:
+    living: dict[int, Record] = {}
+    for line in lines:
+        words = line[1:].replace(b"@", b" ").replace(b":", b" ").split(b" ")
+        if line[:1] == b"-" and line[1:].isdigit():
+            living.pop(int(line[1:]), None)
+        elif line[:1] == b"+" and len(words) in (4, 5) and all(word.replace(b".", b"", 1).isdigit() for word in words):
+            with suppress(ValueError):
+                pid, job, attempt = int(words[0]), int(words[2]), int(words[3])
+                if 1 < pid < 1 << 31:
+                    living[pid] = Record(job, attempt, pid, words[1].decode())
+    return list(living.values())

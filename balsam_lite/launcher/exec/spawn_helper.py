@@ -1,0 +1,631 @@
+"""The program of a spawn helper: start programs for a launcher, reap them, refill their slots, end them when it is gone.
+
+Run as a separate program; its standard input is a socket to the launcher, and `spawner` is the other end. It has one
+thread, so that starting a program is one call of posix_spawn after a chdir. Everything that it has started is below it in the
+tree of processes, also what double-forks or opens a session, because a helper is a subreaper (prctl(2)): when the launcher
+has gone, the helper ends that tree, whatever the programs have made of their environment.
+
+Messages are tuples, each as marshal writes it after its length. From the launcher come the words START to END below; the
+helper answers with STARTED to PONG, several in one piece while it has more to start, else at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from ...core.process_table import DETACHED_VARIABLE, RUN_VARIABLE, run_mark_of, sees_processes
+from .adopted import Adopted
+from .run_file import RunFile, Writer
+
+# From the launcher: (START, *Request), (QUEUE, *Request), (NOW, key), (WITHDRAW, keys), (TELL, keys),
+# (SIGNAL, key, number, is_group), (BEGIN, common environment, RunFile or None), (BEAT,), (PING,), (END, grace_s).
+START, QUEUE, NOW, WITHDRAW, TELL, SIGNAL, BEGIN, BEAT, PING, END = range(10)
+# To it: (STARTED, key, pid, started, started_us),
+# (ENDED, key, return code, ended_us, end, key of the successor or None, [(name, *Process) of what it has left] or None),
+# (FAILED, key, words, errno or None, path or None), (WITHDRAWN, keys), (PONG,), (UNRECORDED, why).
+STARTED, ENDED, FAILED, WITHDRAWN, PONG, UNRECORDED = range(6)
+#: How a run ended: by itself; after it had been told to stop; because the launcher gave no sign of life.
+BY_ITSELF, TOLD, ABANDONED = range(3)
+
+_RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
+#: Bytes of the number that says how long a message is.
+LENGTH_BYTES = 4
+#: The value of a variable that a program shall not have though the launcher has it. No real value holds a NUL.
+UNSET = b"\0"
+
+#: Programs get the system's default back of what is ignored here, or may have been ignored by who started the launcher.
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+#: While more programs wait to be started, answers are collected for at most this long, in seconds.
+_BATCH_S = 0.01
+#: How often a helper looks whether it has adopted something, in seconds, to record that for the time after a crash, by the
+#: seconds since its last start: programs go into the background soon after they were started, or when they end.
+_LOOK_PERIODS_S = ((0.2, 0.02), (2.0, 0.1), (float("inf"), 1.0))
+#: How often a helper looks at what it is ending, in seconds, and how long after SIGKILL it gives that up.
+_END_PERIOD_S, _UNKILLABLE_S = 0.01, 30.0
+#: What is started here is killed before the launcher when memory runs out: see proc_pid_oom_score_adj(5).
+_OOM_SCORE_ADJ = 300
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_BYTES_AT_ONCE = 1 << 18
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_LINUX = sys.platform.startswith("linux")
+
+
+class Request(NamedTuple):
+    """A program to start in `directory`, in a new session, with stdout and stderr in the file `output` there."""
+
+    key: int  # given back with the answers
+    program: str  # a path
+    argv: list[bytes]
+    own: dict[bytes, bytes]  # what its environment has beyond the common one, or instead of it
+    directory: str
+    output: str  # never through a link
+    appends: bool = False  # to the output; else that is made anew, and must not exist
+    root: str = ""  # below which `directory` is made if it is missing; "": it is not made
+    renew: tuple[str, int, bool] | None = None  # for `outputs.renew`, which puts aside what has the output's name
+    prepare: bytes = b""  # pickled: (function, arguments) of what is to be done before
+    cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
+    lane: int = 0  # what is queued takes the place of a run of the same lane; 0: of none
+
+
+class StartFailed(Exception):
+    """A program cannot be started; with the words and the error behind it."""
+
+    def __init__(self, words: str, error: OSError | None = None) -> None:
+        self.words, self.error = words, error
+
+
+class _Run:
+    """A program that runs."""
+
+    __slots__ = ("directory", "end", "is_kept", "key", "lane", "mark", "pid")
+
+    def __init__(self, request: Request, pid: int) -> None:
+        self.key, self.lane, self.pid, self.directory = request.key, request.lane, pid, request.directory
+        self.mark = request.own.get(_RUN, b"")
+        self.is_kept = _DETACHED in request.own
+        self.end = BY_ITSELF
+
+
+class Helper:
+    """One spawn helper, from the first message to the end of the launcher.
+
+    Args:
+        silence_s: the runs are ended when the launcher has not sent BEAT for this number of seconds; 0: never.
+        grace_s: between TERM and KILL at the launcher's end.
+    """
+
+    def __init__(self, link: socket.socket, silence_s: float, grace_s: float) -> None:
+        self._link, self._silence_s, self._grace_s = link, silence_s, grace_s
+        self._environ: dict[bytes, bytes] = {}
+        self._record: Writer | None = None
+        self._runs: dict[int, _Run] = {}  # by pid
+        self._by_key: dict[int, _Run] = {}
+        self._queues: dict[int, deque[Request]] = {}  # by lane
+        self._queued = 0
+        self._answers: list[tuple[Any, ...] | list[Any]] = []
+        self._ended: list[tuple[_Run, list[Any]]] = []  # with its answer, which lacks what the run has left
+        self._adopted = Adopted()
+        self._sees_processes = sees_processes()
+        self._look_at = self._started_at = 0.0  # when to look for adopted processes; when the last program was started
+        self._flush_at = 0.0
+        self._unread = bytearray()
+        self._unsent = b""
+        self._beat_at = _boot_time()
+        self._is_over = False
+        self._wake, wake = os.pipe()
+        for end in (self._wake, wake):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        link.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        self._poll.register(link, select.POLLIN)
+
+    def run(self) -> None:
+        """Work until the launcher says that it is over, or is gone."""
+        while not self._is_over:
+            if self._sleep():
+                self._hear()
+            self._reap()
+            if self._runs and time.monotonic() >= self._look_at:
+                self._look_for_leftovers()
+            self._look_for_life()
+            self._flush()
+        self._end_everything(BY_ITSELF)
+
+    def _sleep(self) -> bool:
+        """Sleep until something happens or is due; return whether it is a message."""
+        timeout_s = None
+        if self._answers and self._queued:
+            timeout_s = max(0.0, self._flush_at - time.monotonic())
+        if self._silence_s and self._runs:
+            left_s = max(0.0, self._beat_at + self._silence_s - _boot_time())
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        if self._runs:
+            left_s = max(0.0, self._look_at - time.monotonic())
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        has_message = False
+        for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000 + 1):
+            if fd != self._wake:
+                has_message = True
+                continue
+            with suppress(BlockingIOError):
+                os.read(self._wake, 512)
+        return has_message
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        for kind, *words in self._messages():
+            if kind == START:
+                self._start(Request._make(words))
+            elif kind == QUEUE:
+                request = Request._make(words)
+                self._queues.setdefault(request.lane, deque()).append(request)
+                self._queued += 1
+            elif kind == NOW:
+                for request in self._unqueue({words[0]}):
+                    self._start(request)
+            elif kind == WITHDRAW:
+                self._answer((WITHDRAWN, [request.key for request in self._unqueue(set(words[0]))]))
+            elif kind == TELL:
+                self._tell(words[0])
+            elif kind == SIGNAL:
+                self._signal(*words)
+            elif kind == BEGIN:
+                self._begin(*words)
+            elif kind == BEAT:
+                self._beat_at = _boot_time()
+            elif kind == PING:
+                self._answer((PONG,))
+            else:
+                self._is_over, self._grace_s = True, words[0]
+
+    def _begin(self, environ: dict[bytes, bytes], run_file: tuple[Any, ...] | None) -> None:
+        self._environ = environ
+        if run_file is not None:
+            self._record = Writer(RunFile._make(run_file))
+            self._note_start(os.getpid(), _start_of_child(os.getpid()), b"")
+        # From now on, the next launcher ends this helper before it takes the jobs. Until now, it may have taken them already.
+        self._is_over = self._is_over or self._is_alone()
+
+    def _is_alone(self) -> bool:
+        """Return whether the launcher is gone, though something that it has sent may still be to be read."""
+        waiting = select.poll()
+        waiting.register(self._link, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in waiting.poll(0))
+
+    def _messages(self) -> Iterator[tuple[Any, ...]]:
+        """Yield what the launcher has sent. All is read first: when it is gone, nothing that it has asked for may start."""
+        while True:
+            try:
+                piece = self._link.recv(_BYTES_AT_ONCE)
+            except BlockingIOError:
+                break
+            except OSError:
+                piece = b""
+            if not piece:
+                self._is_over = True
+                break
+            self._unread += piece
+        for words in unframed(self._unread):
+            if not (self._is_over and words[0] in (START, QUEUE, NOW)):  # from a launcher that is gone: the next has its jobs
+                yield words
+
+    def _answer(self, words: tuple[Any, ...] | list[Any]) -> None:
+        if not self._answers:
+            self._flush_at = time.monotonic() + _BATCH_S
+        self._answers.append(words)
+
+    def _flush(self) -> None:
+        """Send the answers if it is time: at once when nothing is queued. A launcher that does not read waits longer."""
+        if self._answers and (not self._queued or time.monotonic() >= self._flush_at):
+            if self._ended:
+                self._look_for_leftovers()
+            self._unsent += framed(self._answers)
+            self._answers = []
+        if not self._unsent:
+            return
+        try:
+            self._unsent = self._unsent[self._link.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsent, self._is_over = b"", True
+        self._poll.modify(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+
+    def _unqueue(self, keys: set[int]) -> list[Request]:
+        found: list[Request] = []
+        for lane, queue in self._queues.items():
+            if any(request.key in keys for request in queue):
+                found += [request for request in queue if request.key in keys]
+                self._queues[lane] = deque(request for request in queue if request.key not in keys)
+        self._queued -= len(found)
+        return found
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def _start(self, request: Request) -> bool:
+        started_us, tick = _now_us(), _boot_tick()
+        try:
+            pid = spawn(request, self._environ)
+        except StartFailed as exc:
+            error = exc.error
+            path = error.filename if error is not None and isinstance(error.filename, (str, bytes)) else None
+            self._answer((FAILED, request.key, exc.words, error and error.errno, path))
+            return False
+        self._started_at = time.monotonic()
+        self._look_at = min(self._look_at, self._started_at + _LOOK_PERIODS_S[0][1])
+        run = self._runs[pid] = self._by_key[request.key] = _Run(request, pid)
+        start = tick if tick and tick == _boot_tick() else _start_of_child(pid)
+        self._note_start(pid, start, run.mark)
+        self._answer((STARTED, request.key, pid, start, started_us))
+        return True
+
+    def _note_start(self, pid: int, start: str, mark: bytes) -> None:
+        """Record a start where the next launcher finds it."""
+        trouble = self._record.start(pid, start, mark) if self._record is not None else ""
+        if trouble:
+            self._answer((UNRECORDED, trouble))
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        """Collect the children that have ended, those that were adopted among them, and refill the slots of good runs."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG) if self._sees_processes else self._end_group_and_wait()
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            run = self._runs.pop(pid, None)
+            if run is None:
+                continue
+            del self._by_key[run.key]
+            ended_us, code = _now_us(), os.waitstatus_to_exitcode(status)
+            successor = None
+            if code == 0 and run.end == BY_ITSELF and run.lane:
+                successor = self._refill(run.lane)
+            answer = [ENDED, run.key, code, ended_us, run.end, successor]
+            self._ended.append((run, answer))
+            self._answer(answer)
+
+    def _end_group_and_wait(self) -> tuple[int, int]:
+        """Reap a child without /proc, as waitpid does. What it leaves in its group ends now: later nothing would find it."""
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return 0, 0
+        run = self._runs.get(found.si_pid)
+        if run is not None and not run.is_kept:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(run.pid, signal.SIGKILL)
+        return os.waitpid(found.si_pid, 0)
+
+    def _look_for_leftovers(self) -> None:
+        """Record what this process has adopted, and complete the answers about runs that have ended by what each has left."""
+        ended, self._ended = self._ended, []
+        over, fresh = self._adopted.look(self._runs, [run for run, _ in ended])
+        for run, answer in ended:
+            answer.append(self._adopted.of(run.pid))
+        if self._record is not None:
+            for pid in over:
+                self._record.end(pid)
+            for process, mark in fresh:
+                self._note_start(process.pid, process.started, mark)
+        now = time.monotonic()
+        self._look_at = now + next(period for age, period in _LOOK_PERIODS_S if now - self._started_at < age)
+
+    def _refill(self, lane: int) -> int | None:
+        queue = self._queues.get(lane)
+        while queue:
+            request = queue.popleft()
+            self._queued -= 1
+            if self._start(request):
+                return request.key
+        return None
+
+    def _tell(self, keys: list[int]) -> None:
+        """Count those runs as told to stop that have not ended by now."""
+        self._reap()
+        for key in keys:
+            if key in self._by_key:
+                self._by_key[key].end = TOLD
+
+    def _signal(self, key: int, number: int, is_group: bool) -> None:
+        """Signal a run that has not been reaped: until then no other process can have its pid."""
+        self._reap()
+        run = self._by_key.get(key)
+        if run is not None:
+            run.end = TOLD
+            with suppress(ProcessLookupError, PermissionError):
+                (os.killpg if is_group else os.kill)(run.pid, number)
+
+    # --- the launcher's end -------------------------------------------------------------------------------------------
+
+    def _look_for_life(self) -> None:
+        """End all runs when the launcher may have lost its lease: others may take the jobs then."""
+        if self._silence_s and self._runs and _boot_time() - self._beat_at >= self._silence_s:
+            self._end_everything(ABANDONED)
+
+    def _end_everything(self, end: int) -> None:
+        """TERM to all processes below this one, grace, KILL; those that come meanwhile are ended as well."""
+        self._queues.clear()
+        self._queued = 0
+        for run in self._runs.values():
+            run.end = run.end or end or TOLD
+        from ...core.process_table import below, signal_all
+
+        told: set[Any] | None = None
+        kill_at = time.monotonic() + self._grace_s
+        number = signal.SIGTERM
+        while True:
+            self._reap()
+            living = below(os.getpid())  # without /proc, nothing: process groups must do
+            now = time.monotonic()
+            if not (living or self._runs) or now > kill_at + _UNKILLABLE_S:
+                return
+            if now >= kill_at:
+                number = signal.SIGKILL
+            if number == signal.SIGKILL or told is None or not told.issuperset(living):
+                for one in living:
+                    if told is None or one not in told:  # it may outlive its parent, and this process
+                        self._note_start(one.pid, one.started, run_mark_of(one.pid))
+                for pid in self._runs:
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, number)
+                signal_all(living, number)
+                told = {*(told or ()), *living}
+            time.sleep(_END_PERIOD_S)
+
+
+# --- one program ------------------------------------------------------------------------------------------------------
+
+
+def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
+    """Start a program; return its pid. Raises StartFailed."""
+    try:
+        is_new = bool(request.root) and _make_directory(request.directory, request.root)
+        if request.prepare:
+            import pickle
+
+            for function, arguments in pickle.loads(request.prepare):
+                function(*arguments)
+        if request.renew and (request.renew[1] > 1 or not (is_new or request.renew[2])):
+            request = _renewed(request)
+        try:
+            return _start(request, environ)
+        except FileExistsError:
+            request = _renewed(request) if request.renew else request._replace(appends=True)
+            return _start(request, environ)
+    except StartFailed:
+        raise
+    except (OSError, ValueError) as exc:
+        raise _explained(exc, request) from exc
+    except Exception as exc:
+        error: BaseException | None = exc
+        while error is not None and not isinstance(error, OSError):
+            error = error.__cause__
+        raise StartFailed(getattr(exc, "message", "") or str(exc) or type(exc).__name__, error) from exc
+
+
+def _make_directory(directory: str, root: str) -> bool:
+    try:
+        os.mkdir(directory)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:
+        from .children import make_directory
+
+        return make_directory(directory, root)
+
+
+def _renewed(request: Request) -> Request:
+    from ...core import outputs
+
+    assert request.renew is not None
+    job_id, attempt, is_generated = request.renew
+    output = outputs.renew(request.directory, request.output, job_id, attempt, is_generated)
+    return request._replace(output=output, appends=True, renew=None)
+
+
+def _start(request: Request, environ: Mapping[bytes, bytes]) -> int:
+    if not request.cpus:
+        return _spawn(request, environ)
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, request.cpus)
+    except OSError as exc:
+        raise StartFailed(f"it cannot be pinned to CPU {', '.join(map(str, request.cpus))}: {exc.strerror}", exc) from exc
+    try:
+        return _spawn(request, environ)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
+    variables = {**environ, **request.own}
+    if UNSET in request.own.values():
+        variables = {name: value for name, value in variables.items() if value != UNSET}
+    os.chdir(request.directory)
+    flags = OUTPUT_FLAGS | os.O_APPEND | (0 if request.appends else os.O_EXCL)
+    return os.posix_spawn(
+        request.program,
+        request.argv,
+        variables,
+        file_actions=(
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, request.output, flags, 0o666),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ),
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_DEFAULT_SIGNALS,
+    )
+
+
+def _spawn_by_subprocess(request: Request, environ: Mapping[bytes, bytes]) -> int:
+    """Start a program where posix_spawn cannot open a session for it (a C library before glibc 2.26)."""
+    import subprocess
+
+    variables = {name: value for name, value in {**environ, **request.own}.items() if value != UNSET}
+    os.chdir(request.directory)
+    flags = OUTPUT_FLAGS | os.O_APPEND | (0 if request.appends else os.O_EXCL)
+    output = os.open(request.output, flags, 0o666)
+    try:
+        child = subprocess.Popen(
+            request.argv,
+            executable=request.program,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    finally:
+        os.close(output)
+    child.returncode = 0  # the helper waits for it, not this object
+    return child.pid
+
+
+def _explained(exc: OSError | ValueError, request: Request) -> StartFailed:
+    if not isinstance(exc, OSError):
+        return StartFailed(f"{request.program} cannot be started: {exc}")
+    # posix_spawn says what failed, not where: look whether it was the directory or the output file.
+    path = os.path.join(request.directory, request.output)
+    error = OSError(exc.errno, exc.strerror, request.program)  # for the check whether the machine is to blame
+    if not os.path.isdir(request.directory):
+        error.filename = request.directory
+        return StartFailed(f"the working directory {request.directory} cannot be entered: {exc.strerror}", error)
+    try:
+        os.close(os.open(path, OUTPUT_FLAGS | os.O_CLOEXEC, 0o666))
+    except OSError as at_output:
+        error.filename = path
+        return StartFailed(f"the output file {path} cannot be written: {at_output.strerror}", error)
+    if exc.errno == errno.ENOEXEC:
+        words = "cannot be executed: it is no program, and its first line is no #! line"
+    elif exc.errno == errno.ENOENT and os.path.exists(os.path.join(request.directory, request.program)):
+        words = "cannot be executed: the interpreter in its #! line does not exist"
+    else:
+        words = f"cannot be executed: {exc.strerror}"
+    return StartFailed(f"{request.program} {words}", error)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def framed(messages: Sequence[tuple[Any, ...] | list[Any]]) -> bytes:
+    """Return messages as they are sent."""
+    parts = []
+    for words in messages:
+        text = marshal.dumps(words)
+        parts += [len(text).to_bytes(LENGTH_BYTES, "big"), text]
+    return b"".join(parts)
+
+
+def unframed(unread: bytearray) -> list[tuple[Any, ...]]:
+    """Take the whole messages out of what has been received."""
+    found, start, size = [], 0, len(unread)
+    while size - start >= LENGTH_BYTES:
+        end = start + LENGTH_BYTES + int.from_bytes(unread[start : start + LENGTH_BYTES], "big")
+        if end > size:
+            break
+        found.append(marshal.loads(bytes(unread[start + LENGTH_BYTES : end])))
+        start = end
+    del unread[:start]
+    return found
+
+
+def _start_of_child(pid: int) -> str:
+    """Return the start of a child that has not been reaped, as `identity.start_of` has it; it may have ended already."""
+    if not _LINUX:
+        from ...core.identity import start_of
+
+        return start_of(pid)
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            stat = file.read(4096)
+        return stat[stat.rindex(b")") + 2 :].split(None, 20)[19].decode()
+    except (OSError, ValueError, IndexError):  # /proc is not mounted
+        return ""
+
+
+def _boot_tick() -> str:
+    """Return the present time as proc_pid_stat(5) has the start of a process; "" elsewhere than on Linux.
+
+    A process has this start if it was the same before and after it was forked. /proc itself would have to wait for its exec.
+    """
+    return str(time.clock_gettime_ns(time.CLOCK_BOOTTIME) * _TICKS_PER_S // 1_000_000_000) if _LINUX else ""
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _boot_time() -> float:
+    """Return seconds that go on while this host sleeps; a lease of which others see the heartbeat runs out meanwhile, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.monotonic()
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of descendants that lose theirs. Elsewhere than on Linux it is not possible."""
+    if not _LINUX:
+        return
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _raise_oom_score() -> None:
+    """Have the kernel kill programs rather than the launcher when memory runs out: children inherit the score."""
+    with suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        score = int(file.read())
+        file.seek(0)
+        file.write(str(min(1000, score + _OOM_SCORE_ADJ)))
+
+
+def _choose_spawn() -> None:
+    """Use subprocess where posix_spawn has no sessions (os.posix_spawn raises NotImplementedError then)."""
+    global _spawn
+    try:
+        pid = os.posix_spawn("/bin/true", [b"true"], {}, setsid=True)
+    except NotImplementedError:
+        _spawn = _spawn_by_subprocess
+    except OSError:
+        pass
+    else:
+        os.waitpid(pid, 0)
+
+
+def main() -> None:
+    """Serve the launcher at the other end of stdin. The words are SILENCE_S GRACE_S."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    become_subreaper()
+    _raise_oom_score()
+    if sys.platform != "linux":
+        _choose_spawn()
+    link = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    Helper(link, float(sys.argv[1]), float(sys.argv[2])).run()
+
+
+if __name__ == "__main__":
+    main()

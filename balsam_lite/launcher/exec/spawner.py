@@ -1,0 +1,491 @@
+"""Starting programs through spawn helpers, which own them and report how they end (see `spawn_helper`).
+
+`Spawner` is the launcher's side: it shares the programs out among its helpers, and replaces a helper that dies. Programs
+are started by a `Channel`. Any thread may start; the thread of the launcher's loop calls `poll` and reads the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Union
+
+from ...core import subprocess_run
+from ...core.errors import SpawnFailed
+from ...core.identity import start_of
+from ...core.process_table import Process, is_younger, state_of
+from ...core.subprocess_run import module_words, python_path
+from . import spawn_helper
+from .adopted import Adopted
+from .run_file import RunFile, RunFiles, Writer
+from .spawn_helper import Request, become_subreaper, framed, unframed
+
+log = logging.getLogger(__name__)
+
+#: Maximum number of helpers of a launcher on a host, and the number of programs at which another one is started.
+MAX_HELPERS, _PROGRAMS_PER_HELPER = 4, 4
+#: A helper that has not answered for this number of seconds is checked: it may have been stopped.
+_PING_S = 2.0
+#: Seconds beyond the grace for a helper to end its programs.
+_LEAVE_S = 5.0
+_CHANNELS = 4  # at most
+_BYTES_AT_ONCE = 1 << 18
+
+
+class Started(NamedTuple):
+    """A program runs."""
+
+    key: int
+    pid: int
+    start: str  # as identity.start_of has it
+    started_us: int
+
+
+class Leftover(NamedTuple):
+    """A process that a program has left running."""
+
+    name: str
+    process: Process
+
+
+class Ended(NamedTuple):
+    """A program has ended."""
+
+    key: int
+    returncode: int  # negative: the signal that killed it
+    ended_us: int
+    end: int = spawn_helper.BY_ITSELF
+    successor: int | None = None  # the key of the queued program that has taken its place
+    left: list[Leftover] | None = []  # what it has left running; None: unknown
+
+
+class Failed(NamedTuple):
+    """A program could not be started."""
+
+    key: int
+    error: SpawnFailed
+
+
+class Withdrawn(NamedTuple):
+    """A queued program that never started."""
+
+    key: int
+
+
+class Lost(NamedTuple):
+    """A program whose helper has died. It may run, and may never have started."""
+
+    key: int
+
+
+Answer = Union[Started, Ended, Failed, Withdrawn, Lost]
+
+
+class Channel:
+    """The programs of one user of a spawner, each with a key that is unique among them."""
+
+    def __init__(self, spawner: Spawner, number: int) -> None:
+        self._spawner, self._number = spawner, number
+        self._answers: deque[Answer] = deque()
+
+    def wire(self, key: int) -> int:
+        """Return the key that is unique in the spawner."""
+        return key * _CHANNELS + self._number
+
+    def start(self, request: Request) -> None:
+        """Start a program at once; answered by Started and Ended, by Failed, or by Lost."""
+        self._spawner.send_request(spawn_helper.START, request._replace(key=self.wire(request.key)))
+
+    def queue(self, request: Request) -> None:
+        """Start a program in the place of the next one of its lane that ends with exit code 0."""
+        self._spawner.send_request(spawn_helper.QUEUE, request._replace(key=self.wire(request.key)))
+
+    def start_queued(self, key: int) -> None:
+        """Start a queued program at once, if it has not been started yet."""
+        self._spawner.send_about([self.wire(key)], lambda keys: (spawn_helper.NOW, keys[0]))
+
+    def withdraw(self, keys: Collection[int]) -> None:
+        """Do not start those queued programs; what has not been started is answered by Withdrawn."""
+        self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.WITHDRAW, keys))
+
+    def tell(self, keys: Collection[int]) -> None:
+        """Count these as told to stop from now on."""
+        self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.TELL, keys))
+
+    def signal(self, key: int, number: int, is_group: bool = False) -> None:
+        """Signal a program, or its whole process group, unless it has ended. It counts as told to stop."""
+        self._spawner.send_about([self.wire(key)], lambda keys: (spawn_helper.SIGNAL, keys[0], int(number), is_group))
+
+    def put(self, answer: Answer) -> None:
+        """Add an answer for `answers`."""
+        self._answers.append(answer)
+
+    def answers(self) -> list[Answer]:
+        """Return what became of the requests since the last call, in the order in which it happened."""
+        return [self._answers.popleft() for _ in range(len(self._answers))]
+
+
+class _Helper:
+    """The launcher's end of one helper."""
+
+    def __init__(self, words: Sequence[str], environ: Mapping[bytes, bytes], run_file: RunFile | None) -> None:
+        self.link, end = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(
+                words, stdin=end.fileno(), stdout=subprocess.DEVNULL, env=_environ(), start_new_session=True, cwd="/"
+            )
+        except OSError:
+            self.link.close()
+            raise
+        finally:
+            end.close()
+        self.started = start_of(self.process.pid)
+        self.link.setblocking(False)
+        first = (spawn_helper.BEGIN, dict(environ), None if run_file is None else tuple(run_file))
+        self.unread, self.unsent = bytearray(), bytearray(framed([first]))
+        self.keys: set[int] = set()  # of its programs, queued ones among them
+        self.queued: dict[int, int] = {}  # key -> lane
+        self.waiting: Counter[int] = Counter()  # by lane
+        self.heard_at = self.asked_at = time.monotonic()
+        self.is_silent = False
+
+    def load(self, lane: int) -> float:
+        """Return how long a program that is queued for that lane waits, compared with other helpers."""
+        return (self.waiting[lane] + 1) / (len(self.keys) - len(self.queued) + 0.01)
+
+    def unqueue(self, key: int) -> None:
+        """Note that a program is not queued any more, if it was."""
+        lane = self.queued.pop(key, None)
+        if lane is not None:
+            self.waiting[lane] -= 1
+
+
+class Spawner:
+    """Starts programs by helpers: one at first, more while each has many programs, up to `MAX_HELPERS`.
+
+    Args:
+        environ: what all programs have in their environment.
+        grace_s: between TERM and KILL where this process is gone.
+        silence_s: see `spawn_helper.Helper`.
+        run_files: where helpers record what they start.
+
+    Raises:
+        SpawnFailed: no helper can be started.
+    """
+
+    def __init__(
+        self, environ: Mapping[bytes, bytes], grace_s: float, silence_s: float = 0.0, run_files: RunFiles | None = None
+    ) -> None:
+        self._environ, self._grace_s, self._run_files = environ, grace_s, run_files
+        self._number_of_helpers = 0  # that were ever started
+        self._most = min(MAX_HELPERS, max(2, _cpus() // 8))
+        self._words = module_words("balsam_lite.launcher.exec.spawn_helper", str(silence_s), str(grace_s))
+        self._lock = threading.RLock()
+        self._channels: list[Channel] = []
+        self._where: dict[int, _Helper] = {}  # by key
+        self._is_closed = self._is_unrecorded = False
+        self._adopted, self._orphans = Adopted(), list[Process]()
+        become_subreaper()
+        self._helpers: list[_Helper] = []
+        self._staff()
+
+    def _staff(self) -> None:
+        """Start another helper if there is none, or if all have many programs and there may be more."""
+        is_crowded = len(self._helpers) < self._most and len(self._where) >= _PROGRAMS_PER_HELPER * len(self._helpers)
+        if self._helpers and not is_crowded:
+            return
+        try:
+            run_file = self._run_files.file(self._number_of_helpers) if self._run_files is not None else None
+            self._helpers.append(_Helper(self._words, self._environ, run_file))
+            self._number_of_helpers += 1
+        except OSError as exc:
+            if not self._helpers:
+                raise SpawnFailed(f"{self._words[0]} cannot be started: {exc.strerror}") from exc
+            self._most = len(self._helpers)  # this user's limits allow no more
+
+    def channel(self) -> Channel:
+        """Return a new channel."""
+        self._channels.append(Channel(self, len(self._channels)))
+        return self._channels[-1]
+
+    @property
+    def files(self) -> list[int]:
+        """Return the descriptors that can be read when there are answers."""
+        return [helper.link.fileno() for helper in self._helpers]
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the pids of the helpers."""
+        return [helper.process.pid for helper in self._helpers]
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def send_request(self, kind: int, request: Request) -> None:
+        """Give a program to a helper. Raises SpawnFailed after `abandon`, or where none can be started."""
+        with self._lock:
+            if self._is_closed:
+                raise SpawnFailed("the launcher has given up")
+            self._staff()
+            if kind == spawn_helper.QUEUE:
+                helper = min(self._helpers, key=lambda one: (one.is_silent, one.load(request.lane)))
+                helper.queued[request.key] = request.lane
+                helper.waiting[request.lane] += 1
+            else:
+                helper = min(self._helpers, key=lambda one: (one.is_silent, len(one.keys) - len(one.queued)))
+            helper.keys.add(request.key)
+            self._where[request.key] = helper
+            self._send(helper, (kind, *request))
+
+    def send_about(self, keys: Collection[int], words: Any) -> None:
+        """Send a message about programs to those helpers that have them."""
+        with self._lock:
+            by_helper: dict[int, tuple[_Helper, list[int]]] = {}
+            for key in keys:
+                helper = self._where.get(key)
+                if helper is not None:
+                    by_helper.setdefault(id(helper), (helper, []))[1].append(key)
+            for helper, its in by_helper.values():
+                self._send(helper, words(its))
+
+    def beat(self) -> None:
+        """Tell the helpers that the launcher has just written its heartbeat."""
+        self._send_all((spawn_helper.BEAT,))
+
+    def _send_all(self, words: tuple[Any, ...]) -> None:
+        with self._lock:
+            for helper in self._helpers:
+                self._send(helper, words)
+
+    def _send(self, helper: _Helper, words: tuple[Any, ...]) -> None:
+        helper.unsent += framed([words])
+
+    def flush(self) -> None:
+        """Send what is to be sent, as far as the helpers read."""
+        with self._lock:
+            for helper in self._helpers:
+                if helper.unsent:
+                    with suppress(OSError):  # a dead one is noticed when it is read
+                        del helper.unsent[: helper.link.send(helper.unsent)]
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def poll(self) -> None:
+        """Read the helpers' answers into the channels, and replace those that have died."""
+        with self._lock:
+            self.flush()
+            for helper in list(self._helpers):
+                self._read(helper)
+            self._look_for_silent_ones()
+
+    def _read(self, helper: _Helper) -> None:
+        while True:
+            try:
+                piece = helper.link.recv(_BYTES_AT_ONCE)
+            except BlockingIOError:
+                break
+            except OSError:
+                piece = b""
+            if not piece:
+                self._bury(helper)
+                return
+            helper.unread += piece
+            if len(piece) < _BYTES_AT_ONCE:
+                break
+        if not helper.unread:
+            return
+        for words in unframed(helper.unread):
+            self._note(helper, words)
+        helper.heard_at, helper.is_silent = time.monotonic(), False
+
+    def _note(self, helper: _Helper, words: tuple[Any, ...]) -> None:
+        kind = words[0]
+        if kind == spawn_helper.PONG:
+            return
+        if kind == spawn_helper.UNRECORDED:
+            if not self._is_unrecorded:
+                self._is_unrecorded = True
+                log.warning("Starts cannot be recorded (%s). After a crash runs are found by their environment only.", words[1])
+            return
+        if kind == spawn_helper.WITHDRAWN:
+            for wire in words[1]:
+                self._forget(helper, wire).put(Withdrawn(wire // _CHANNELS))
+            return
+        wire = words[1]
+        key, channel = wire // _CHANNELS, self._channels[wire % _CHANNELS]
+        if kind == spawn_helper.STARTED:
+            helper.unqueue(wire)
+            channel.put(Started(key, *words[2:]))
+        elif kind == spawn_helper.ENDED:
+            self._forget(helper, wire)
+            _, _, code, ended_us, end, successor, left = words
+            if left:
+                left = [Leftover(name, Process._make(fields)) for name, *fields in left]
+            channel.put(Ended(key, code, ended_us, end, None if successor is None else successor // _CHANNELS, left))
+        else:
+            self._forget(helper, wire)
+            channel.put(Failed(key, _failure(*words[2:])))
+
+    def _forget(self, helper: _Helper, wire: int) -> Channel:
+        helper.keys.discard(wire)
+        helper.unqueue(wire)
+        self._where.pop(wire, None)
+        return self._channels[wire % _CHANNELS]
+
+    def _bury(self, helper: _Helper) -> None:
+        """Tell of the programs of a helper that has died, and start another one."""
+        self._helpers.remove(helper)
+        helper.link.close()
+        helper.process.kill()
+        code = helper.process.wait()
+        if not self._is_closed:
+            log.error("Spawn helper %d has died (exit code %d) with %d program(s).", helper.process.pid, code, len(helper.keys))
+        self._orphans += self._adopted_from(helper)
+        for wire in list(helper.keys):
+            self._forget(helper, wire).put(Lost(wire // _CHANNELS))
+        if not self._is_closed:
+            with suppress(SpawnFailed):  # the next request says so
+                self._staff()
+
+    def _adopted_from(self, helper: _Helper) -> list[Process]:
+        """Return what runs of a helper that has died. It may not have recorded what it had just started: do that for it."""
+        found = [
+            one
+            for one in self._adopted.orphans({*self.pids, *subprocess_run.running})
+            if is_younger(one.started, helper.started)
+        ]
+        if found and self._run_files is not None:
+            record = Writer(self._run_files.file(self._number_of_helpers))
+            self._number_of_helpers += 1
+            for one in found:
+                record.start(one.pid, one.started, b"")
+        return found
+
+    def take_orphans(self) -> list[Process]:
+        """Return what helpers that have died since the last call have left to this process, as far as it was alive then."""
+        found, self._orphans = self._orphans, []
+        return found
+
+    def _look_for_silent_ones(self) -> None:
+        now = time.monotonic()
+        for helper in self._helpers:
+            if now - helper.asked_at < _PING_S or not helper.keys:
+                continue
+            if helper.heard_at < helper.asked_at and not helper.is_silent:
+                helper.is_silent = True
+                state = state_of(helper.process.pid)
+                is_stopped = state == "T"  # by another program
+                what = "was stopped and is continued" if is_stopped else f"does not answer (state {state or 'unknown'})"
+                log.warning("Spawn helper %d %s. Its programs go on.", helper.process.pid, what)
+                if is_stopped:
+                    helper.process.send_signal(signal.SIGCONT)
+            helper.asked_at = now
+            self._send(helper, (spawn_helper.PING,))
+        self.flush()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the helpers, and what they still run."""
+        self.abandon(self._grace_s)
+
+    def abandon(self, grace_s: float | None = None) -> None:
+        """Start nothing more, and have the helpers end all that runs; on return it has ended."""
+        grace_s = self._grace_s if grace_s is None else grace_s
+        with self._lock:
+            self._is_closed = True
+            self._send_all((spawn_helper.END, grace_s))
+            self.flush()
+            deadline = time.monotonic() + grace_s + _LEAVE_S
+            for helper in self._helpers:
+                with suppress(OSError):
+                    helper.link.shutdown(socket.SHUT_WR)
+                helper.process.send_signal(signal.SIGCONT)
+                try:
+                    helper.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    helper.process.kill()
+                    helper.process.wait()
+                helper.link.close()
+            self._helpers = []
+
+
+def _environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": python_path()}
+
+
+def _failure(words: str, code: int | None, path: str | bytes | None) -> SpawnFailed:
+    """Return why a program could not be started, with an OSError as its cause if there was one."""
+    failure = SpawnFailed(words)
+    if code is not None:
+        failure.__cause__ = OSError(code, os.strerror(code), path)
+    return failure
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- programs that are no job's ---------------------------------------------------------------------------------------
+
+
+class Piped:
+    """A program in a session of its own, with pipes to its stdin, stdout and stderr.
+
+    The terminal's signals do not reach it; when this process dies, it finds its stdin at the end.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environ, start_new_session=True)
+        except OSError as exc:
+            raise SpawnFailed(f"{argv[0]} cannot be started: {exc.strerror}") from exc
+        assert self._process.stdout is not None and self._process.stderr is not None
+        self.stdout, self.stderr = self._process.stdout.fileno(), self._process.stderr.fileno()
+
+    def tell(self, line: bytes) -> None:
+        """Write to its stdin, if it still reads."""
+        assert self._process.stdin is not None
+        try:
+            os.write(self._process.stdin.fileno(), line)
+        except OSError:
+            pass
+
+    def returncode(self) -> int | None:
+        """None while it runs; negative: the signal that killed it."""
+        return self._process.poll()
+
+
+class Companion:
+    """A program in this process's own group and session, with its stdout and stderr, and nothing to read.
+
+    Whoever signals the group, the terminal or a batch system, reaches both.
+
+    Raises:
+        SpawnFailed: with the reason.
+    """
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        try:
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environ)
+        except OSError as exc:
+            raise SpawnFailed(f"{argv[0]} cannot be started: {exc.strerror}") from exc
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it lives."""
+        self._process.send_signal(number)
+
+    def returncode(self) -> int | None:
+        """None while it runs; negative: the signal that killed it."""
+        return self._process.poll()

@@ -1,0 +1,173 @@
+"""A runner that waits a moment before it believes an end: the batch job may be ending, too.
+
+A scheduler that ends a batch job sends SIGTERM to everything in it at once, the users' programs as well as the launcher.
+Slurm does (scancel(1); tried with version 22.05, where the signal reached the jobs first), and on many nodes it takes a
+moment to reach them all. A job that dies of it must not count as failed: it has run out of time. Nor may one count as done:
+Slurm tells children before their parents, and a script whose program was ended goes on, to a good end (tried, too).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ..core import states
+from ..core.clock import SECOND_US, Clock
+from ..db.store.claims import Claim, Shape
+from .placement import Place
+from .runner import Finished, Runner
+
+#: So long may the launcher's own SIGTERM come after its jobs', in seconds: on one node; and where each is told on its own.
+_PATIENCE_S, _PATIENCE_ON_MANY_NODES_S = 0.5, 2.0
+#: A good end is doubted for this part of the run's time, so that its children wait little for it, and not at all if that is
+#: less than so many seconds.
+_DOUBTED_PART, _LEAST_DOUBT_S = 0.04, 0.02
+
+
+def patience_s(nodes: int) -> float:
+    """How long to doubt an end in a batch job of so many nodes, in seconds."""
+    return _PATIENCE_S if nodes == 1 else _PATIENCE_ON_MANY_NODES_S
+
+
+def doubt_s(has_failed: bool, ran_s: float, patience_s: float) -> float:
+    """Return for how many seconds to hold back the end of a program that ran for `ran_s`."""
+    if has_failed:
+        return patience_s
+    seconds = min(patience_s, _DOUBTED_PART * ran_s)
+    return seconds if seconds >= _LEAST_DOUBT_S else 0.0
+
+
+class _Doubt(NamedTuple):
+    """A run that ended, and when to believe it, on the monotonic clock."""
+
+    finished: Finished
+    until: float
+
+
+class PatientRunner:
+    """See `Runner`. What fails keeps its place for `patience_s` seconds, in which on a node that breaks everything no more
+    jobs are broken. What ends well is doubted for a small part of the time that it ran, and its place is free at once.
+
+    If the launcher stops within that time, the run may have ended because of the same reason, and is a RUN_TIMEOUT.
+    """
+
+    def __init__(self, runner: Runner, clock: Clock, patience_s: float) -> None:
+        self._runner, self._clock, self._patience_s = runner, clock, patience_s
+        self._doubts: list[_Doubt] = []
+        self._settled: list[Finished] = []
+        self._asked: dict[int, tuple[str, int]] = {}  # jobs that are to be stopped, what they count as, and since when
+
+    @property
+    def jobs(self) -> set[int]:
+        """The jobs that run and are not being stopped, and those in doubt."""
+        return self._runner.jobs | {doubt.finished.exit.job for doubt in self._doubts}
+
+    def __len__(self) -> int:
+        return len(self._runner) + len(self._doubts) + len(self._settled)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether `poll` should be called again soon."""
+        return bool(self._runner.is_busy or self._doubts or self._settled)
+
+    @property
+    def started(self) -> int:
+        """Return the number of programs that are known to have started."""
+        return self._runner.started
+
+    def start(self, claim: Claim, place: Place) -> None:
+        """Start a job at its place."""
+        self._runner.start(claim, place)
+
+    @property
+    def queued(self) -> Counter[Shape]:
+        """Return how many jobs of each shape wait for a place."""
+        return self._runner.queued
+
+    @property
+    def queued_jobs(self) -> set[int]:
+        """Return the jobs that wait for a place and are not being withdrawn."""
+        return self._runner.queued_jobs
+
+    @property
+    def started_from_queue(self) -> int:
+        """Return how many queued jobs have got a place."""
+        return self._runner.started_from_queue
+
+    def queue(self, claim: Claim) -> None:
+        """Start a job in the place of the next run of its shape that ends with exit code 0."""
+        self._runner.queue(claim)
+
+    def start_queued(self, place: Place) -> bool:
+        """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
+        return self._runner.start_queued(place)
+
+    def withdraw(self, jobs: Collection[int]) -> None:
+        """Do not start those queued jobs."""
+        self._runner.withdraw(jobs)
+
+    def withdrawn(self) -> list[Claim]:
+        """Return the jobs that were withdrawn since the last call before they were started."""
+        return self._runner.withdrawn()
+
+    def poll(self) -> list[Finished]:
+        """The runs that ended, but those whose end is in doubt; of good ones among these that their place is free."""
+        ends, self._settled = self._settled, []
+        now = self._clock.monotonic()
+        ends += [doubt.finished for doubt in self._doubts if now >= doubt.until]
+        self._doubts = [doubt for doubt in self._doubts if now < doubt.until]
+        for finished in self._runner.poll():
+            if finished.is_doubted:  # the place alone, of a job that may run elsewhere by now
+                ends.append(finished)
+                continue
+            asked = self._asked.pop(finished.exit.job, None)
+            if asked:
+                # One that was not told had ended before it could be, on whichever node it was.
+                is_in_doubt = finished.exit.told_us is None and self._doubt_s(finished) > 0
+                ends.append(_settled(finished, *asked) if is_in_doubt else finished)
+            elif doubt_s := self._doubt_s(finished):
+                if not _failed(finished):
+                    ends.append(finished._replace(is_doubted=True))
+                    finished = finished._replace(place=None, is_repeated=True)
+                self._doubts.append(_Doubt(finished, now + doubt_s))
+            else:
+                ends.append(finished)
+        return ends
+
+    def _doubt_s(self, finished: Finished) -> float:
+        ended = finished.exit
+        if ended.result not in (states.RUN_DONE, states.RUN_ERROR) or ended.started_us is None:
+            return 0.0
+        return doubt_s(_failed(finished), (ended.ended_us - ended.started_us) / SECOND_US, self._patience_s)
+
+    def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
+        """End those jobs; what has ended a moment ago is reported as `result`, too."""
+        kept, now_us = [], self._clock.now_us()
+        for doubt in self._doubts:
+            if doubt.finished.exit.job in jobs:
+                self._settled.append(_settled(doubt.finished, result, now_us))
+            else:
+                kept.append(doubt)
+        self._doubts = kept
+        self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), (result, now_us)))
+        self._runner.stop(jobs, result, grace_s)
+
+    def kill_now(self) -> None:
+        """Let the grace of all that are being stopped be over."""
+        self._runner.kill_now()
+
+
+def _failed(finished: Finished) -> bool:
+    """Whether it ran, and ended badly."""
+    return finished.exit.result == states.RUN_ERROR and finished.exit.started_us is not None
+
+
+def _settled(finished: Finished, result: str, asked_us: int) -> Finished:
+    """Return the end of a held-back run that was to be stopped at `asked_us`: it counts as if it had been told to stop."""
+    ended = finished.exit
+    if result == states.RUN_TIMEOUT:
+        how = ended.message or "exit code 0, which may be a script's that was interrupted"
+        result = result if ended.return_code else ended.result
+        ended = ended._replace(result=result, message=f"Ended just before the launcher: {how}", told_us=asked_us)
+    return finished._replace(exit=ended)

@@ -1,0 +1,387 @@
+"""Rank 0's side: the other ranks as one crew, and a runner that gives jobs to them.
+
+Only this rank has the DB. What becomes of a job whose node is lost is said by `poll` like any other end.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from ...core import states
+from ...core.clock import Clock
+from ...core.errors import MachineTrouble
+from ...db.store.claims import Claim, Exit, Shape
+from ..exec.trouble import Setbacks
+from ..placement import Place
+from ..runner import Finished, Runner
+from . import messages
+from .channel import MOST_BYTES, Post, Words
+from .mpi_transport import Link
+
+log = logging.getLogger(__name__)
+
+#: So long it may take until all nodes have started Python from a file system that they all read at once, in seconds.
+_HELLO_LIMIT_S = 120.0
+#: At the end nodes only have to say that they have heard of it.
+_BYE_LIMIT_S = 10.0
+#: A node that is silent for so many heartbeats is lost. A lease has to expire before somebody else may have its jobs, as
+#: nobody can ask its holder; a rank is asked, and it ends its jobs itself when it does not hear from rank 0 for less than this.
+LOST_AFTER_HEARTBEATS = 3.0
+#: Whoever has nothing to say for so many heartbeats says that it lives.
+ALIVE_HEARTBEATS = 0.5
+#: The guard of a dead rank ends the jobs within their grace; after so many more seconds none of them runs any more.
+_GUARD_S = 3.0
+#: Silence is looked for so often, in seconds.
+_SILENCE_PERIOD_S = 0.5
+
+
+class Crew:
+    """The other ranks, from their first word to their last.
+
+    Args:
+        heartbeat_s: all limits of silence are multiples of it.
+    """
+
+    def __init__(self, link: Link, clock: Clock, heartbeat_s: float) -> None:
+        self._clock = clock
+        self.size = link.size
+        self._others = range(1, link.size)
+        self.post = Post(link, self._others, clock, ALIVE_HEARTBEATS * heartbeat_s)
+        self._lost_after_s = LOST_AFTER_HEARTBEATS * heartbeat_s
+        self.members: dict[int, messages.Hello] = {}  # as they said themselves
+        self.left_out: dict[int, str] = {}  # why: it never answered, was lost, or cannot run jobs
+        self._newly_left_out: dict[int, str] = {}
+        self._broken_since: dict[int, float] = {}  # whom MPI calls gone
+        self._ending_s = 0.0  # so long the jobs of such a rank may still run
+        self._look_at = 0.0
+        self.post.show_life()
+
+    def gather(self, limit_s: float = _HELLO_LIMIT_S) -> None:
+        """Wait until all have said who they are; who has not within the limit is left out."""
+        self._wait_for(messages.HELLO, self._greet, limit_s)
+
+    def begin(self, orders: messages.Begin, limit_s: float = _HELLO_LIMIT_S) -> None:
+        """Have them end what dead launchers left on their nodes, and get ready to run jobs. Waits until they are."""
+        self._ending_s = orders.grace_s + _GUARD_S
+        for rank in self.members:
+            self.post.say(rank, messages.BEGIN, tuple(orders))
+        self._wait_for(messages.READY, self._note_readiness, limit_s + orders.grace_s)
+
+    def _wait_for(self, kind: str, act: Callable[..., None], limit_s: float) -> None:
+        missing = {rank for rank in self._others if rank not in self.left_out}
+        deadline = self._clock.monotonic() + limit_s
+        while self._is_waiting_for(missing, deadline):
+            for rank, said in self.post.hear():
+                if said[0] == kind:
+                    act(rank, *said[1:])
+                    missing.discard(rank)
+                else:
+                    self.note(rank, said)
+            missing -= self.newly_left_out().keys()
+        for rank in missing:
+            self.leave_out(rank, f"it did not say {kind!r} within {limit_s:.0f} s")
+
+    def _is_waiting_for(self, missing: set[int], deadline: float) -> bool:
+        """Sleep until something is heard, unless nobody is missing any more or it is too late."""
+        left_s = deadline - self._clock.monotonic()
+        if not missing or left_s <= 0:
+            return False
+        self.post.wait(min(left_s, _SILENCE_PERIOD_S), self._nap)
+        return True
+
+    def _nap(self, seconds: float) -> bool:
+        self._clock.sleep(seconds)
+        return False
+
+    def _greet(self, rank: int, said: tuple[object, ...]) -> None:
+        hello = messages.Hello._make(said)
+        if hello.version == messages.VERSION:
+            self.members[rank] = hello
+        else:
+            self.leave_out(rank, f"on {hello.host} runs {hello.version} instead of {messages.VERSION}")
+
+    def _note_readiness(self, rank: int, trouble: str) -> None:
+        if trouble:
+            self.leave_out(rank, trouble)
+
+    def note(self, rank: int, said: Words) -> None:
+        """Act on what is about the rank itself, not about a job."""
+        if said[0] == messages.LOG:
+            log.log(said[1], "%s: %s", self.name(rank), said[2])
+        elif said[0] == messages.GONE:
+            self.leave_out(rank, said[1])
+
+    def name(self, rank: int) -> str:
+        """For messages."""
+        member = self.members.get(rank)
+        return f"node {rank} ({member.host})" if member else f"node {rank}"
+
+    def leave_out(self, rank: int, reason: str) -> None:
+        """Use it no more. If it still hears, it ends what it runs."""
+        if rank not in self.left_out:
+            self.left_out[rank] = self._newly_left_out[rank] = reason
+            log.warning("Lost %s: %s", self.name(rank), reason)
+            self.post.say_first(rank, messages.ABANDON)
+            if self.post.silent_s(rank) > self._lost_after_s:
+                self.post.doubt(rank)
+
+    def newly_left_out(self) -> dict[int, str]:
+        """Who was left out since the last call, and why; looks for those that are silent."""
+        now = self._clock.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _SILENCE_PERIOD_S
+            for rank in self._others:
+                self._judge(rank, self.post.silent_s(rank), now)
+        lost, self._newly_left_out = self._newly_left_out, {}
+        return lost
+
+    def _judge(self, rank: int, silent_s: float, now: float) -> None:
+        if math.isinf(silent_s):
+            self._wait_for_its_guard(rank, now)
+        elif silent_s > self._lost_after_s:
+            self.leave_out(rank, f"it was silent for {silent_s:.0f} s")
+
+    def _wait_for_its_guard(self, rank: int, now: float) -> None:
+        """Leave out a rank that is gone, but not before its jobs are: nobody else may have them until then."""
+        if rank not in self._broken_since:
+            self._broken_since[rank] = now
+            self.post.doubt(rank)  # what it is told now was never begun
+        if now - self._broken_since[rank] >= self._ending_s:
+            self.leave_out(rank, "MPI says that it is gone")
+
+    def abandon(self) -> None:
+        """Have all end what they run at once; nothing is heard of it any more."""
+        for rank in self._others:
+            self.post.say_first(rank, messages.ABANDON)
+        self.post.send()
+
+    def dismiss(self, in_good_order: bool) -> bool:
+        """Send all away; returns whether they all heard of it, so that MPI can be left together."""
+        missing = {rank for rank in self._others if rank not in self.left_out and not math.isinf(self.post.silent_s(rank))}
+        together = in_good_order and len(missing) == len(self._others)
+        if not in_good_order:
+            self.abandon()
+        for rank in self._others:
+            self.post.say_first(rank, messages.LEAVE, together)
+        deadline = self._clock.monotonic() + _BYE_LIMIT_S
+        while self._is_waiting_for(missing, deadline):
+            missing -= {rank for rank, said in self.post.hear() if said[0] in (messages.BYE, messages.GONE)}
+            missing -= self.newly_left_out().keys()
+        self.post.close()
+        return together and not missing and not self.left_out
+
+
+class EnsembleRunner:
+    """Runs jobs where their place is: on this node by a runner of its own, elsewhere by telling the rank there.
+
+    The number of a node is the number of its rank.
+
+    Args:
+        is_own: says which jobs are run from here wherever their place is, because the MPI command takes them there.
+        on_lost: called with the number of a node that is lost.
+    """
+
+    def __init__(
+        self, local: Runner, crew: Crew, clock: Clock, is_own: Callable[[Claim], bool], on_lost: Callable[[int], object]
+    ) -> None:
+        self._local, self._crew, self._clock, self._is_own, self._on_lost = local, crew, clock, is_own, on_lost
+        self._post = crew.post
+        self._away: dict[int, _Away] = {}  # by job
+        self._stopping: set[int] = set()  # of those
+        self._finished: list[Finished] = []
+        self._is_in_a_hurry = False
+        self._started_away = 0
+        self._setbacks = Setbacks()
+        self._blocked: list[tuple[float, Finished]] = []  # places on nodes in trouble, and until when they stay empty
+        self._queue: dict[int, Claim] = {}  # jobs without a place
+        self._withdrawn: list[Claim] = []
+        self.started_from_queue = 0
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> Counter[Shape]:
+        """Return how many jobs of each shape wait for a place."""
+        return Counter(claim.shape for claim in self._queue.values())
+
+    @property
+    def queued_jobs(self) -> set[int]:
+        """Return the jobs that wait for a place."""
+        return set(self._queue)
+
+    def queue(self, claim: Claim) -> None:
+        """Start a job in the place of the next run of its shape that ends with exit code 0, on whatever node."""
+        self._queue[claim.job] = claim
+
+    def start_queued(self, place: Place) -> bool:
+        """Start the oldest queued job of that shape at a place that is free. Return False if there is none."""
+        job = next((job for job, claim in self._queue.items() if claim.shape == place.shape), None)
+        if job is None:
+            return False
+        self.started_from_queue += 1
+        self.start(self._queue.pop(job), place)
+        return True
+
+    def withdraw(self, jobs: Collection[int]) -> None:
+        """Do not start those queued jobs."""
+        self._withdrawn += [self._queue.pop(job) for job in self._queue.keys() & set(jobs)]
+
+    def withdrawn(self) -> list[Claim]:
+        """Return the jobs that were withdrawn since the last call before they were started."""
+        found, self._withdrawn = self._withdrawn, []
+        return found
+
+    def _refill(self, finished: Finished) -> Finished:
+        """Start a queued job in the place of a run that ended well."""
+        place, ended = finished.place, finished.exit
+        is_good = ended.result == states.RUN_DONE and ended.told_us is None
+        if place is None or not is_good or not self.start_queued(place):
+            return finished
+        return finished._replace(place=None)
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def jobs(self) -> set[int]:
+        """The jobs that hold a place here and are not being stopped."""
+        return self._local.jobs | (self._away.keys() - self._stopping)
+
+    def __len__(self) -> int:
+        return len(self._local) + len(self._away) + len(self._finished)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is going on that no signal and no message tells of."""
+        return self._local.is_busy or bool(self._finished)
+
+    @property
+    def started(self) -> int:
+        """Return the number of programs that are known to have started; of those on other nodes the ones that have ended."""
+        return self._local.started + self._started_away
+
+    def start(self, claim: Claim, place: Place) -> None:
+        """Start a job at its place. One that cannot be started is reported by `poll`."""
+        rank = place.nodes[0]
+        if rank == 0 or self._is_own(claim):
+            self._local.start(claim, place)
+            return
+        self._away[claim.job] = _Away(claim.attempt, claim.state, place, self._clock.now_us())
+        if rank in self._crew.left_out:
+            self._give_up({claim.job}, "")
+            return
+        size = self._post.say(rank, *messages.start(claim, place), about=claim.job)
+        if size > MOST_BYTES:
+            message = f"The job could not be started: what is to be told to its node has {size} bytes, more than {MOST_BYTES}"
+            self._end(claim.job, states.RUN_ERROR, message, None)
+
+    def poll(self) -> list[Finished]:
+        """The runs that ended since the last call, with true start and end times."""
+        if self._is_in_a_hurry:
+            self._hurry()
+        for rank, said in self._post.hear():
+            if said[0] == messages.ENDED:
+                self._hear_of_end(rank, *messages.read_ended(*said[1:]))
+            else:
+                self._crew.note(rank, said)
+        for rank, reason in self._crew.newly_left_out().items():
+            self._lose(rank, reason)
+        finished, self._finished = self._finished, []
+        ends = [*self._free_places(), *map(self._without_node, [*self._local.poll(), *finished])]
+        return list(map(self._refill, ends)) if self._queue else ends
+
+    def _without_node(self, finished: Finished) -> Finished:
+        """Keep the place empty for a while on a node that could not start a job, unless all nodes are such nodes."""
+        trouble, place = finished.trouble, finished.place
+        if trouble is None or trouble.scope != MachineTrouble.HOST or place is None or len(place.nodes) > 1:
+            return finished
+        name = self._crew.name(place.nodes[0])
+        blocked = {entry.place.nodes[0] for _, entry in self._blocked if entry.place} | {place.nodes[0], *self._crew.left_out}
+        if len(blocked) == self._crew.size:
+            return finished._replace(trouble=MachineTrouble(f"{name}: {trouble.message}", trouble.scope))
+        now = self._clock.monotonic()
+        seconds = self._setbacks.hold(finished.exit.job, MachineTrouble(trouble.message, name), now)
+        self._setbacks.release(finished.exit.job)  # it goes elsewhere
+        log.warning("%s could not start a job, and a place there stays empty for %.0f s: %s", name, seconds, trouble.message)
+        self._blocked.append((now + seconds, finished._replace(is_doubted=True, trouble=None)))
+        return finished._replace(place=None, trouble=None)
+
+    def _free_places(self) -> list[Finished]:
+        now = self._clock.monotonic()
+        due = [finished for until, finished in self._blocked if until <= now]
+        if due:
+            self._blocked = [entry for entry in self._blocked if entry[0] > now]
+        return due
+
+    def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
+        """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end."""
+        self.withdraw(jobs)
+        self._local.stop(jobs, result, grace_s)
+        by_rank: dict[int, list[int]] = {}
+        for job in self._away.keys() & set(jobs) - self._stopping:
+            by_rank.setdefault(self._away[job].place.nodes[0], []).append(job)
+        for rank, its in by_rank.items():
+            unsent = self._post.withdraw(rank, set(its))
+            self._give_up(unsent, "Stopped before it was started")
+            started = [job for job in its if job not in unsent]
+            if started:
+                self._stopping.update(started)
+                self._post.say_first(rank, messages.STOP, started, result, grace_s)
+        self._post.send()
+
+    def kill_now(self) -> None:
+        """Let the grace of all trees that are being stopped be over. May be called by a signal handler."""
+        self._local.kill_now()
+        self._is_in_a_hurry = True
+
+    def _hurry(self) -> None:
+        self._is_in_a_hurry = False
+        for rank in {self._away[job].place.nodes[0] for job in self._stopping}:
+            self._post.say_first(rank, messages.HURRY)
+
+    def wait(self, seconds: float, nap: Callable[[float], bool]) -> None:
+        """Sleep until a node says something, the time is up, or `nap` was woken."""
+        self._post.wait(seconds, nap)
+
+    # --- the end of a job ---------------------------------------------------------------------------------------------
+
+    def _hear_of_end(self, rank: int, run: Exit, trouble: MachineTrouble | None) -> None:
+        away = self._away.get(run.job)
+        # A node that was given up may come back with the end of a run that was given to another one meanwhile.
+        if away is not None and away.attempt == run.attempt and away.place.nodes[0] == rank:
+            self._started_away += run.started_us is not None
+            self._settle(run, trouble)
+
+    def _end(self, job: int, result: str, message: str, started_us: int | None) -> None:
+        self._settle(Exit(job, self._away[job].attempt, result, None, message, started_us, self._clock.now_us()))
+
+    def _settle(self, run: Exit, trouble: MachineTrouble | None = None) -> None:
+        self._stopping.discard(run.job)
+        self._finished.append(Finished(run, self._away.pop(run.job).place, trouble=trouble))
+
+    def _give_up(self, jobs: Collection[int], message: str) -> None:
+        """Those were never told to anybody."""
+        for job in jobs:
+            away = self._away[job]
+            ended = Exit(job, away.attempt, states.RESTART_READY, None, message, None, self._clock.now_us())
+            self._settle(ended._replace(former=away.former))
+
+    def _lose(self, rank: int, reason: str) -> None:
+        self._on_lost(rank)
+        here = {job for job, away in self._away.items() if away.place.nodes[0] == rank}
+        unsent = self._post.withdraw(rank, here)
+        self._give_up(unsent, "")
+        for job in here - unsent:
+            self._end(job, states.RESTART_READY, f"Lost {self._crew.name(rank)}: {reason}", self._away[job].told_us)
+
+
+class _Away(NamedTuple):
+    """A job on another node."""
+
+    attempt: int
+    former: str  # the state in which it was claimed
+    place: Place
+    told_us: int  # when the node was told to start it

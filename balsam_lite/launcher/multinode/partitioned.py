@@ -1,0 +1,92 @@
+"""What `balsam launcher --part …` is: one launcher for each part of the nodes, and a process that waits for all of them.
+
+This process has neither DB nor lease. The launchers share its process group, so that whatever a batch system or a terminal
+sends to the group reaches them as well; a signal that comes twice within a second is one to them. Should this process be
+killed alone, they go on with their work until the batch job, which then has lost its main process, ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from types import FrameType
+
+from ...core import import_guard, terminal
+from ...core.errors import SpawnFailed
+from ...core.partitions import Partition, check_sum
+from ...core.settings import Settings
+from ...core.subprocess_run import module_words, python_path
+from .. import resources
+from ..exec.children import Alarm
+from ..exec.spawner import Companion
+from ..resources import LauncherOptions
+
+#: A child's end wakes this process; should that be missed, it looks after so many seconds.
+_PERIOD_S = 5.0
+
+
+def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Partition]) -> int:
+    """Run a launcher for each part until all have ended. Returns the worst of their exit codes.
+
+    The nodes are the batch job's in their order, or shares of this host: as many as the parts need, unless `options` says.
+
+    Raises:
+        InvalidSpec: the parts are not all of the nodes. LaunchError: the nodes are not to be found out. SpawnFailed.
+    """
+    import_guard.refuse()
+    total = sum(part.num_nodes for part in parts)
+    batch = resources.where_am_i(options, Settings.load(db_directory), os.environ)
+    check_sum(parts, resources.count_nodes(options, batch) or total)
+    if batch is None:
+        options = options._replace(nodes=total)
+    with Alarm() as alarm:
+        launchers: list[Companion] = []
+        heard: list[int] = []
+
+        def pass_on(number: int, _: FrameType | None) -> None:
+            heard.append(number)
+            for launcher in launchers:
+                launcher.signal(number)
+
+        terminal.handle_stop_signals(pass_on)
+        try:
+            offset = 0
+            for part in parts:
+                launchers.append(_start(db_directory, options, part, offset))
+                offset += part.num_nodes
+                for early in heard:
+                    launchers[-1].signal(early)
+        except SpawnFailed:
+            pass_on(signal.SIGTERM, None)
+            raise
+        while any(launcher.returncode() is None for launcher in launchers):
+            alarm.wait(_PERIOD_S)
+    return max(_exit_code(launcher.returncode() or 0) for launcher in launchers)
+
+
+def _start(db_directory: str, options: LauncherOptions, part: Partition, offset: int) -> Companion:
+    argv = module_words("balsam_lite.cli", "--db", db_directory, *words(options, part, offset))
+    return Companion(argv, {**os.environ, "PYTHONPATH": python_path()})
+
+
+def words(options: LauncherOptions, part: Partition, offset: int) -> list[str]:
+    """The command line of the launcher of that part, whose nodes begin behind the first `offset` ones."""
+    given = {
+        "--wf-filter": options.workflow_filter,
+        "--nodes": options.nodes,
+        "--gpus-per-node": options.gpus_per_node,
+        "--time-limit-minutes": options.time_limit_minutes or None,
+        "--num-transition-threads": options.transition_threads or None,
+        "--limit-nodes": part.num_nodes,
+        "--offset-nodes": offset,
+        "--job-mode": part.job_mode,
+    }
+    found = ["launcher", *(f"{name}={value}" for name, value in given.items() if value is not None)]
+    found += ["--consume-all"] * (options.workflow_filter is None) + ["--persistent"] * options.persistent
+    return [*found, *(f"--tag={key}={value}" for key, value in {**dict(options.tags), **part.filter_tags}.items())]
+
+
+def _exit_code(code: int) -> int:
+    """As a shell has it."""
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,329 @@
+"""The program that MPI starts once on each node, with a plan (see `supervisor`) as its only word.
+
+Rank 0 is the launcher, on the first node; the others run what it tells them. Whoever started it all (`supervisor`) hears from
+rank 0 through its stdout and speaks to it through its stdin, which MPI start commands forward.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from ...core import terminal
+from ...core.clock import Clock, SystemClock
+from ...core.errors import BalsamError, LaunchError
+from ...core.identity import Holder
+from ...core.settings import Settings
+from ...db.store.claims import Claim
+from .. import main, mpirun, resources
+from ..exec import hardware, invocation, leftovers
+from ..exec.children import Alarm
+from ..exec.invocation import Context
+from ..exec.leftovers import end_runs
+from ..exec.run_file import RunFiles
+from ..exec.spawner import Spawner
+from ..placement import Node, Pool
+from ..resources import LauncherOptions, Resources
+from ..runner import LocalRunner, Runner
+from . import messages
+from .channel import Post
+from .coordinator import ALIVE_HEARTBEATS, Crew, EnsembleRunner
+from .mpi_transport import MpiLink, connect
+from .supervisor import Plan, report
+from .worker import ALONE_AFTER_HEARTBEATS, HEAD, Gone, NodeServer
+
+log = logging.getLogger("balsam_lite.launcher.multinode.rank")  # run as a program, its __name__ is __main__
+
+#: What MPICH's mpiexec sends to all ranks when one has died (tried with 5.0.2).
+_SOMEBODY_DIED = signal.SIGUSR1
+#: That, and what the batch system sends to every process of a batch job.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, _SOMEBODY_DIED)
+
+
+def run(text: str) -> int:
+    """Be one rank; returns the exit code. Does not return where the ranks cannot leave together."""
+    plan = Plan.from_text(text)
+    try:
+        link = connect(plan.ranks)
+    except LaunchError as exc:
+        report(error=str(exc))
+        return 1
+    for number in _IGNORED:
+        # Not SIG_IGN: the programs that are started would inherit that.
+        signal.signal(number, lambda *_: None)
+    _keep_files_to_ourselves()
+    if link.rank == HEAD:
+        return _be_head(link, plan)
+    return _be_node(link, plan)
+
+
+def _keep_files_to_ourselves() -> None:
+    """Let no program that is started inherit what MPI has opened: its sockets are no business of a job."""
+    for name in os.listdir("/dev/fd"):
+        try:
+            os.set_inheritable(int(name), int(name) <= 2)
+        except OSError:  # it was the directory's own
+            pass
+
+
+def _leave(link: MpiLink, together: bool, code: int) -> int:
+    """End this process: with all the others where that can be, else at once."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # its reader has ended
+            stream.flush()
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)  # Python puts an end to handlers before its own
+    if not together:
+        os._exit(code)
+    link.close()
+    return code
+
+
+# --- rank 0 -----------------------------------------------------------------------------------------------------------
+
+
+def _be_head(link: MpiLink, plan: Plan) -> int:
+    settings = Settings.load(plan.db_directory)
+    clock = SystemClock()
+    crew = Crew(link, clock, plan.heartbeat_s)
+    signal.signal(_SOMEBODY_DIED, lambda *_: crew.post.note_death())
+    code, error = 1, ""
+    try:
+        report(head=Holder.current())
+        _listen_to_supervisor()
+        crew.gather()
+        found = resources.survey(plan.options, settings, plan.batch, os.environ)
+        found = found._replace(nodes=_nodes(found, {HEAD: _hello(), **crew.members}, settings, plan.options))
+        code = main.run_on(found, plan.db_directory, settings, plan.options, _Company(crew, found, clock), plan.lost_lease)
+    except BalsamError as exc:
+        error = str(exc)
+    except Exception as exc:  # said by the supervisor; the traceback is in the log
+        log.exception("Rank 0 stops because of an error of its own.")
+        error = f"Unexpected {type(exc).__name__}: {exc}"
+    together = crew.dismiss(in_good_order=code == 0)
+    if error:
+        report(error=error)
+    else:
+        report(ended=code)
+    return _leave(link, together, code)
+
+
+def _listen_to_supervisor() -> None:
+    """Turn what comes through stdin into signals: `stop SIGTERM`; and into SIGHUP the end of whoever could write there."""
+
+    def listen() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as file:
+            while True:
+                line = file.readline()
+                if not line:
+                    break
+                verb, _, name = line.decode(errors="replace").strip().partition(" ")
+                if verb == "stop" and name in signal.Signals.__members__:
+                    os.kill(os.getpid(), signal.Signals[name])
+        # Nobody reads what is written any more, and the MPI command could die of that.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    threading.Thread(target=listen, name="supervisor", daemon=True).start()
+
+
+def _nodes(found: Resources, hellos: dict[int, messages.Hello], settings: Settings, options: LauncherOptions) -> list[Node]:
+    """Return the batch job's nodes in the order of the ranks, with the CPUs and GPUs of each.
+
+    They are what the scheduler gave to it, else what it found on itself, but no more GPUs than the user wants per node.
+    """
+    says_cpus = settings.CPUS_PER_NODE or (found.batch and found.batch.cpus_per_node)
+    names = names_by_rank([node.name for node in found.nodes], {rank: hello.host for rank, hello in hellos.items()})
+    by_name = {node.name: node for node in found.nodes}
+    shown = {name: hellos[rank].gpus if rank in hellos else () for rank, name in enumerate(names)}
+    gpus = _gpus(found, shown, resources.gpus_per_node(options, settings))
+    made = []
+    for rank, name in enumerate(names):
+        hello = hellos.get(rank)
+        made.append(Node(by_name[name].cpus if says_cpus or hello is None else hello.cpus, gpus[name], name))
+        made[-1].is_closed = hello is None
+    return made
+
+
+def _gpus(found: Resources, shown: Mapping[str, tuple[str, ...]], per_node: int | None) -> dict[str, tuple[str, ...]]:
+    """Return the GPUs of each node, by its name, from what each node shows.
+
+    The scheduler's answer comes first. Where no node shows any, the number of the user or of the batch job counts.
+    """
+    known = found.batch.node_gpus if found.batch else None
+    if known is None and any(shown.values()):
+        return {name: gpus[:per_node] for name, gpus in shown.items()}
+    if known is None:
+        number = per_node if per_node is not None else (found.batch and found.batch.gpus_per_node) or 0
+        return dict.fromkeys(shown, tuple(map(str, range(number))))
+    _, value = known.step_gpus(list(shown))
+    dealt = 0 if value == "none" else int(value.rpartition(":")[2])  # to each rank's step
+    most = dealt if known.are_fenced else None
+    own = {node.name: tuple(node.gpu_load)[:most] for node in found.nodes}
+    return {name: gpus if 0 < dealt == len(gpus) == len(own[name]) else own[name] for name, gpus in shown.items()}
+
+
+def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:
+    """Which of the batch job's nodes each rank is on; in their order, unless all the hosts tell another one.
+
+    >>> names_by_rank(["n1", "n2"], {0: "n2.site.edu", 1: "n1"})
+    ['n2', 'n1']
+    >>> names_by_rank(["1001", "1002"], {0: "nid01001", 1: "nid01002"})
+    ['1001', '1002']
+    """
+    by_label = {name.partition(".")[0]: name for name in names}
+    found = [by_label.get(hosts.get(rank, "").partition(".")[0]) for rank in range(len(names))]
+    told = [name for name in found if name is not None]
+    return told if len(set(told)) == len(names) else list(names)
+
+
+class _Company:
+    """The other nodes, as `main` deals with them."""
+
+    def __init__(self, crew: Crew, found: Resources, clock: Clock) -> None:
+        self._crew, self._found, self._clock = crew, found, clock
+        self._runner: EnsembleRunner | None = None
+
+    def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
+        """Make sure that nothing of dead launchers runs on any node, and have the nodes get ready."""
+        report(mark=os.fsdecode(context.mark))
+        report(lease=lease)
+        orders = messages.Begin(
+            context.db_directory,
+            context.mark,
+            lease,
+            len(self._found.nodes),
+            job_mode,
+            context.environ,
+            settings.ERROR_TAIL_LINES,
+            settings.USER_KILL_GRACE_S,
+            dead_marks,
+            context.gpu_variables,
+        )
+        end_runs(context.db_directory, settings.USER_KILL_GRACE_S, dead_marks)
+        self._crew.begin(orders)
+
+    def runner(self, local: LocalRunner, pool: Pool) -> Runner:
+        """What runs jobs on all nodes, given what does on this one."""
+        for rank in self._crew.left_out:
+            pool.close(rank)
+        rules = self._found.mpi_rules
+
+        def is_own(claim: Claim) -> bool:
+            return rules is not None and rules.starts(claim.shape)
+
+        self._runner = EnsembleRunner(local, self._crew, self._clock, is_own, pool.close)
+        return self._runner
+
+    def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
+        """What sleeps until a node says something or `nap` is woken."""
+
+        def wait(seconds: float) -> None:
+            assert self._runner is not None
+            self._runner.wait(seconds, nap)
+
+        return wait
+
+    def abandon(self) -> None:
+        """Have the nodes end everything at once."""
+        self._crew.abandon()
+
+
+# --- the other ranks --------------------------------------------------------------------------------------------------
+
+
+def _be_node(link: MpiLink, plan: Plan) -> int:
+    clock = SystemClock()
+    post = Post(link, (HEAD,), clock, ALIVE_HEARTBEATS * plan.heartbeat_s)
+    post.show_life()
+    _log_through(post)
+    with Alarm() as alarm:
+        hands = _Hands(link.rank, clock, alarm, ALONE_AFTER_HEARTBEATS * plan.heartbeat_s)
+        server = NodeServer(post, clock, plan.heartbeat_s, hands, alarm.wait)
+        try:
+            together = server.serve(_hello())
+        except Gone as exc:
+            terminal.write_stderr(f"balsam launcher on {os.uname().nodename}: {exc}\n")
+            together = False
+        hands.close()
+    post.close()
+    return _leave(link, together, 0)
+
+
+def _hello() -> messages.Hello:
+    return messages.Hello(messages.VERSION, os.uname().nodename, hardware.cpus(), hardware.gpus())
+
+
+class _Hands:
+    """What runs programs on this node."""
+
+    def __init__(self, rank: int, clock: Clock, alarm: Alarm, silence_s: float) -> None:
+        self._rank, self._clock, self._alarm, self._silence_s = rank, clock, alarm, silence_s
+        self._orders: messages.Begin | None = None
+
+    def begin(self, orders: messages.Begin) -> Runner:
+        """End what dead launchers left here, and get ready. OSError, SpawnFailed: no jobs can run here."""
+        end_runs(orders.db_directory, orders.grace_s, orders.dead_marks)
+        environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
+        context = invocation.make_context(
+            orders.db_directory,
+            orders.run_mark,
+            orders.nodes,
+            orders.job_mode,
+            environ,
+            rank=self._rank,
+            gpu_variables=orders.gpu_variables,
+            shares_host=False,
+        )
+        if not os.path.isdir(context.data_directory):
+            raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
+        run_files = RunFiles.of(orders.db_directory, orders.run_mark, self._rank)
+        self._spawner = Spawner(context.environ, orders.grace_s, self._silence_s, run_files)
+        self._alarm.attach(self._spawner)
+        self._orders, self._context = orders, context
+        return LocalRunner(context, self._clock, orders.tail_lines, self._spawner, hardware.cpu_numbers())
+
+    def beat(self) -> None:
+        """Tell the spawn helpers that this process works."""
+        if self._orders is not None:
+            self._spawner.beat()
+
+    def abandon(self) -> None:
+        """End whatever runs, and start nothing more."""
+        if self._orders is not None:
+            self._spawner.abandon()
+            leftovers.end_own_runs(self._context, self._orders.grace_s, self._rank)
+
+    def close(self) -> None:
+        """End the spawn helpers, and what they still run."""
+        if self._orders is not None:
+            self._spawner.abandon()
+            leftovers.forget(self._context, self._rank)
+
+
+class _ToHead(logging.Handler):
+    """Sends what is logged to rank 0, which has a log."""
+
+    def __init__(self, post: Post) -> None:
+        super().__init__()
+        self._post = post
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._post.say(HEAD, messages.LOG, record.levelno, self.format(record))
+
+
+def _log_through(post: Post) -> None:
+    logger = logging.getLogger("balsam_lite")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_ToHead(post))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1]))

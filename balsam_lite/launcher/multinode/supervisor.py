@@ -1,0 +1,352 @@
+"""What `balsam launcher` is where jobs run on many nodes: it starts one MPI program over them, and stays with it to the end.
+
+Rank 0 of that program is the launcher (`rank`). This process has neither DB nor lease. It hands signals on as lines to
+rank 0's stdin, because the MPI commands make different things of a signal of their own: Open MPI 5 kills the ranks half a
+second later, MPICH 5 leaves that to the ranks (tried). And whatever becomes of the program, nothing of it is left on this host.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any, NamedTuple
+
+from ...core import terminal
+from ...core.errors import LaunchError
+from ...core.identity import Holder
+from ...core.process_table import RUN_VARIABLE
+from ...core.settings import Settings
+from ...core.subprocess_run import module_words, run
+from ...schedulers import hostlist
+from ...schedulers.environ import Allocation, NodeGpus
+from .. import logs, mpirun
+from ..exec.children import reason
+from ..exec.invocation import ensemble_mark
+from ..exec.leftovers import end_runs
+from ..exec.spawner import Piped
+from ..resources import LauncherOptions, Resources
+from .mpi_transport import INSTALL
+
+log = logging.getLogger(__name__)
+
+#: Before what rank 0 tells us on its stdout.
+_TOKEN = "@balsam "
+#: So many lines of the MPI program's output are shown when it breaks down.
+_LAST_WORDS, _LAST_WORDS_BYTES = 12, 4096
+#: Starting Python on thousands of nodes takes minutes. What has not begun after so many seconds never will.
+_START_LIMIT_S = 300.0
+#: When rank 0 has said that it is over, the MPI command still has so long, in seconds.
+_END_LIMIT_S = 20.0
+#: After a signal rank 0 needs the jobs' grace and the DB, if it has taken any job; beyond that and so many seconds it hangs.
+_STOP_LIMIT_S = 15.0
+#: What is left of a broken program is asked to end, and killed after so many seconds beyond the jobs' grace.
+_LEFTOVER_GRACE_S = 5.0
+#: What a dead rank 0 has said is still under way for so long, in seconds, where the MPI command does not end with it.
+_LAST_NEWS_LIMIT_S = 2.0
+#: The output of a program that is over is read for so long, in seconds.
+_PIPES_LIMIT_S = 1.0
+#: Minutes before the limit below which another try is not worth it.
+_LEAST_MINUTES = 1.0
+#: A program that broke down after this many seconds had worked: the cause differs from that of the one before.
+_WORKED_S = 600.0
+#: A node on which this program does not run within this many seconds is lost. (Slurm 22.05 tries for 17 s to reach a dead one.)
+_PROBE, _PROBE_S = ("true",), 60.0
+#: Maximum number of nodes to ask at once.
+_PROBES = 16
+_PERIOD_S = 0.2
+
+
+# --- what the two tell one another ------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """What all ranks are told by their command line."""
+
+    db_directory: str
+    ranks: int
+    heartbeat_s: float
+    options: LauncherOptions
+    batch: Allocation | None
+    lost_lease: int | None = None  # of the launcher before this one, which ended because of a lost node
+
+    def as_text(self) -> str:
+        """For `from_text`."""
+        options = self.options._replace(tags=tuple(self.options.tags))
+        batch = self.batch and self.batch._asdict()
+        return json.dumps({**self._asdict(), "options": options._asdict(), "batch": batch})
+
+    @classmethod
+    def from_text(cls, text: str) -> Plan:
+        """The opposite of `as_text`."""
+        found = json.loads(text)
+        options = LauncherOptions(**found["options"])
+        options = options._replace(tags=tuple((name, value) for name, value in options.tags))
+        batch = found["batch"] and Allocation(**found["batch"])
+        if batch:
+            gpus = batch.node_gpus
+            if gpus is not None:
+                gpus = NodeGpus({name: tuple(own) for name, own in gpus[0].items()}, gpus[1])
+            batch = batch._replace(node_names=tuple(batch.node_names), node_cpus=tuple(batch.node_cpus), node_gpus=gpus)
+        return cls(found["db_directory"], found["ranks"], found["heartbeat_s"], options, batch, found["lost_lease"])
+
+
+def report(**news: object) -> None:
+    """In a rank: tell the supervisor something. Rank 0: `head=`, `mark=`, `lease=`, and at the end `ended=` or `error=`."""
+    try:
+        os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
+    except OSError:  # the supervisor is gone; the end of stdin tells that, too
+        pass
+
+
+# --- the supervisor ---------------------------------------------------------------------------------------------------
+
+
+def supervise(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions) -> int:
+    """Run the launcher as an MPI program, one rank on each node. Returns its exit code; 1 if it broke down.
+
+    A program that breaks down is started again on the nodes that still answer, as often as nodes are lost. Where all answer it
+    is started again once, and again whenever it has worked for a while.
+
+    Raises:
+        LaunchError: it could not start: no mpi4py, no MPI start command, or whatever rank 0 said.
+    """
+    names = [node.name for node in found.nodes]
+    where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
+    if importlib.util.find_spec("mpi4py") is None:
+        raise LaunchError(f"Jobs on {where} need mpi4py, which {sys.executable} does not have.", hint=INSTALL)
+    starter = _Starter(settings, found.batch.node_gpus if found.batch else None)
+    starter.words(names)
+    logs.set_up(db_directory, settings, "supervisor")
+    deadline = time.monotonic() + 60 * options.time_limit_minutes if options.time_limit_minutes > 0 else None
+    wishes = _Wishes()
+    batch, is_repeated, lost_lease = found.batch, False, None
+    while True:
+        if deadline is not None:
+            options = options._replace(time_limit_minutes=max((deadline - time.monotonic()) / 60, 0.001))
+        plan = Plan(db_directory, len(names), settings.HEARTBEAT_S, options, batch, lost_lease)
+        program, began = _Program(starter.words(names), plan, settings, wishes), time.monotonic()
+        code = program.run()
+        if code is not None:
+            return code
+        too_late = deadline is not None and deadline - time.monotonic() < 60 * _LEAST_MINUTES
+        if wishes.stop or too_late or batch is None:
+            break
+        alive = starter.answering(names, wishes)
+        if wishes.stop or not alive:
+            break
+        if len(alive) == len(names):
+            if program.lease is None or (is_repeated and time.monotonic() - began < _WORKED_S):
+                break
+            is_repeated, lost_lease = True, None
+            log.warning("All nodes answer. It is started again.")
+            continue
+        lost = [name for name in names if name not in alive]
+        log.warning("Lost %d of %d nodes, which do not answer: %s. It is started again on the others.",
+                    len(lost), len(names), hostlist.compress(lost))  # fmt: skip
+        names, options = alive, options._replace(limit_nodes=None, offset_nodes=0)
+        batch, lost_lease = batch.only(alive), program.lease
+    log.error("What was running will be RESTART_READY as soon as the next launcher starts.")
+    return 1
+
+
+class _Starter:
+    """The MPI start command for one rank on each of some nodes."""
+
+    def __init__(self, settings: Settings, node_gpus: NodeGpus | None) -> None:
+        self._settings, self._node_gpus = settings, node_gpus
+
+    def words(self, names: Sequence[str]) -> list[str]:
+        """Return the words before the rank program. Raises LaunchError: this machine has no such command."""
+        found = mpirun.one_rank_per_node(names, self._settings, os.environ, self._node_gpus)
+        if isinstance(found, str):
+            where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
+            raise LaunchError(f"Jobs on {where} need an MPI start command: {found}")
+        return found
+
+    def answering(self, names: Sequence[str], wishes: _Wishes) -> list[str]:
+        """Return the nodes on which a program can be started, in their order. A lost one takes `_PROBE_S`."""
+        log.info("Asking each node whether it answers.")
+        environ = _environ()
+
+        def answers(name: str) -> bool:
+            # A signal ends it early: nothing is started any more then.
+            return not wishes.stop and run([*self.words([name]), *_PROBE], timeout_s=_PROBE_S, environ=environ).ok
+
+        with ThreadPoolExecutor(_PROBES) as pool:
+            return [name for name, ok in zip(names, pool.map(answers, names)) if ok]
+
+
+def _environ() -> dict[str, str]:
+    """Return a scrubbed environment: in Slurm a second program would otherwise wait for the rest of the first."""
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in mpirun.scrubbed(os.environb).items()}
+
+
+class _Wishes:
+    """What signals say. Takes them over for the rest of the process."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._names: deque[str] = deque()
+        terminal.handle_stop_signals(self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.stop = True
+        self._names.append(signal.Signals(number).name)
+
+    def take(self) -> list[str]:
+        """The signals that came since the last call."""
+        return [self._names.popleft() for _ in range(len(self._names))]
+
+
+class _Program:
+    """The MPI program, once."""
+
+    def __init__(self, starter: Sequence[str], plan: Plan, settings: Settings, wishes: _Wishes) -> None:
+        self._plan, self._settings, self._wishes = plan, settings, wishes
+        self._mark = ensemble_mark(Holder.current())
+        log.info(
+            "Starting %d ranks of balsam_lite.launcher.multinode.rank: %s", plan.ranks, " ".join([*starter, sys.executable])
+        )
+        environ = {**_environ(), RUN_VARIABLE: os.fsdecode(self._mark)}
+        argv = [*starter, *module_words("balsam_lite.launcher.multinode.rank", plan.as_text())]
+        self._process = Piped(argv, environ)
+        self._unread = b""
+        self._last_words = b""
+        #: When it was "start"ed, if rank 0 has not begun; told to "stop"; "told" us that it is over; when rank 0 was seen
+        #: "dead", and the MPI command came to its "end".
+        self._times: dict[str, float] = {"start": time.monotonic()}
+        self._how = ""  # it came to its end, if it did not do so itself
+        self._head: Holder | None = None  # rank 0
+        self._ended: int | None = None
+        self._error: str | None = None
+        self.lease: int | None = None
+        self._run_mark = b""  # of its runs; known together with the lease
+
+    def run(self) -> int | None:
+        """Until it is over, and nothing of it is left on this host. Its exit code; None if it broke down.
+
+        Raises:
+            LaunchError: a rank said what is wrong.
+        """
+        try:
+            self._attend()
+        finally:
+            self._clean_up()
+        if self._error is not None:
+            raise LaunchError(self._error)
+        if self._ended is None and self.lease is not None and self._process.returncode() == 0:
+            self._ended = 0  # all ranks left in good order; Open MPI now and then loses the last line of one
+        if self._ended is None:
+            self._tell_how_it_died()
+        return self._ended
+
+    def _attend(self) -> None:
+        listeners = {self._process.stdout: self._listen, self._process.stderr: self._pass_on}
+        waiting = select.poll()  # select.select takes no descriptor beyond 1023
+        for pipe in listeners:
+            waiting.register(pipe, select.POLLIN)
+        while listeners or self._process.returncode() is None:
+            for pipe, _ in waiting.poll(_PERIOD_S * 1000):
+                data = os.read(pipe, 65536)
+                listeners[pipe](data)
+                if not data:
+                    waiting.unregister(pipe)
+                    del listeners[pipe]
+            for name in self._wishes.take():
+                self._process.tell(f"stop {name}\n".encode())
+                self._times.setdefault("stop", time.monotonic())
+            if self._process.returncode() is not None:
+                self._times.setdefault("end", time.monotonic())
+            if self._head is not None and "told" not in self._times and self._head.is_provably_dead():
+                self._times.setdefault("dead", time.monotonic())
+            if self._is_late():
+                if "end" not in self._times:
+                    self._how = self._what_hung()
+                return
+
+    def _what_hung(self) -> str:
+        if "dead" in self._times:
+            return "rank 0 has died"
+        if "start" in self._times and "stop" not in self._times:
+            return f"rank 0 did not begin within {_START_LIMIT_S:g} s"
+        return "it did not end and was killed"
+
+    def _is_late(self) -> bool:
+        limits = {
+            "start": _START_LIMIT_S,
+            "told": _END_LIMIT_S,
+            "end": _PIPES_LIMIT_S,
+            "stop": _STOP_LIMIT_S,
+            "dead": _LAST_NEWS_LIMIT_S,
+        }
+        if self.lease is not None:
+            limits["stop"] += self._settings.KILL_GRACE_S + self._settings.BUSY_TIMEOUT_S
+        now = time.monotonic()
+        return any(now - since > limits[what] for what, since in self._times.items())
+
+    def _listen(self, data: bytes) -> None:
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        if not data:
+            lines, self._unread = [*lines, self._unread], b""
+        for line in lines:
+            before, token, news = line.decode(errors="replace").partition(_TOKEN)
+            if token:
+                self._note(news)
+            elif before.strip():
+                self._pass_on(line + b"\n")
+
+    def _note(self, text: str) -> None:
+        try:
+            (what, value), *_ = json.loads(text).items()
+            self._note_one(what, value)
+        except (ValueError, TypeError, AttributeError):  # somebody else's line in between
+            return
+
+    def _note_one(self, what: str, value: Any) -> None:
+        if what == "lease":
+            self.lease = int(value)
+            return
+        if what == "mark":
+            self._run_mark = os.fsencode(value)
+            return
+        if what == "head":
+            self._head = Holder(*value)
+            self._times.pop("start", None)
+            return
+        if what == "ended":
+            self._ended = int(value)
+        elif what == "error":
+            self._error = self._error or str(value)
+        self._times.setdefault("told", time.monotonic())
+
+    def _pass_on(self, data: bytes) -> None:
+        self._last_words = (self._last_words + data)[-_LAST_WORDS_BYTES:]
+        terminal.write_stderr(data)
+
+    def _tell_how_it_died(self) -> None:
+        code = self._process.returncode()
+        how = self._how or ("" if code is None else reason(code))
+        lines = [line for line in self._last_words.decode(errors="replace").splitlines() if line.strip()]
+        words = "".join(f"\n  {line}" for line in lines[-_LAST_WORDS:])
+        log.error("The MPI program of the launcher broke down (%s).%s", how, words and f" Its last words:{words}")
+
+    def _clean_up(self) -> None:
+        directory, grace_s = self._plan.db_directory, self._settings.KILL_GRACE_S + _LEFTOVER_GRACE_S
+        left = end_runs(directory, grace_s, [self._mark]).number
+        if left:
+            log.warning("%d process(es) of the MPI program were left on this host and have been told to end.", left)
+        if self.lease is not None and self._ended is None:
+            end_runs(directory, self._settings.USER_KILL_GRACE_S, [self._run_mark])
+
+
+__all__ = ["Plan", "report", "supervise"]

@@ -1,0 +1,191 @@
+"""The side of the other ranks: run what rank 0 says on this node, and tell it how that ended. No DB, no lease."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from ...core import states
+from ...core.clock import Clock
+from ...db.store.claims import Claim, Exit, unstarted
+from ..placement import Place
+from ..runner import STOP_PERIOD_S, Runner
+from . import messages
+from .channel import Post, Words
+
+log = logging.getLogger(__name__)
+
+HEAD = 0
+#: A rank ends its jobs when it has not heard of rank 0 for so many heartbeats: before rank 0 gives them to others.
+ALONE_AFTER_HEARTBEATS = 2.0
+#: Programs are started for so long, in seconds, before messages are looked for again: a kill must not wait for them all.
+_STARTING_S = 0.02
+#: Without anything to do, the process looks so often whether its parent and rank 0 are there, in seconds.
+_IDLE_PERIOD_S = 0.5
+
+
+class Hands(Protocol):
+    """What runs programs on this node."""
+
+    def begin(self, orders: messages.Begin) -> Runner:
+        """Get ready; what is raised says why no jobs can run here."""
+
+    def beat(self) -> None:
+        """Note that this process works: what runs here is ended without it when it has not for too long."""
+
+    def abandon(self) -> None:
+        """End whatever runs, and start nothing more."""
+
+
+class Gone(Exception):
+    """Rank 0 is gone, or the MPI program is being taken apart. The words say how that was seen."""
+
+
+class NodeServer:
+    """One node's rank.
+
+    Args:
+        nap: sleeps for so many seconds; returns at once, and True, when a child of this process has ended.
+    """
+
+    def __init__(
+        self,
+        post: Post,
+        clock: Clock,
+        heartbeat_s: float,
+        hands: Hands,
+        nap: Callable[[float], bool],
+    ) -> None:
+        self._post, self._clock, self._hands, self._nap = post, clock, hands, nap
+        self._alone_after_s = ALONE_AFTER_HEARTBEATS * heartbeat_s
+        self._parent = os.getppid()
+        self._runner: Runner | None = None
+        self._to_start: deque[tuple[Claim, Place]] = deque()
+        self._is_broken = False
+        self._look_at = 0.0
+        self._is_leaving = self.leaves_together = False
+
+    def serve(self, hello: messages.Hello) -> bool:
+        """Until rank 0 says that it is over; returns whether all ranks leave together.
+
+        Raises:
+            Gone: nobody will say so any more. What ran here has been ended.
+        """
+        self._post.say(HEAD, messages.HELLO, tuple(hello))
+        try:
+            while not self.is_over:
+                self._turn()
+        except Gone:
+            self._abandon()
+            raise
+        return self.leaves_together
+
+    @property
+    def is_over(self) -> bool:
+        """Whether rank 0 has said that it is over, and has heard everything that was to be said."""
+        return self._is_leaving and not self._post.has_unheard(HEAD)
+
+    def _turn(self) -> None:
+        heard = self._post.hear()
+        try:
+            for _, said in heard:
+                self._obey(said)
+            self._work()
+        except Exception as exc:  # noqa: BLE001  # the other nodes go on
+            self._break_down(exc)
+        self._look_around()
+        if not self.is_over:
+            self._post.wait(self._pause(), self._nap)
+
+    def _obey(self, said: Words) -> None:
+        kind, *rest = said
+        if kind == messages.LEAVE:
+            self._is_leaving, self.leaves_together = True, rest[0]
+            self._post.say(HEAD, messages.BYE)
+        elif kind == messages.ABANDON:
+            self._abandon()
+        elif kind == messages.BEGIN:
+            self._begin(messages.Begin._make(rest[0]))
+        elif self._runner is None or self._is_broken:
+            return
+        elif kind == messages.START:
+            self._to_start.append(messages.read_start(*rest))
+        elif kind == messages.STOP:
+            self._stop(*rest)
+        elif kind == messages.HURRY:
+            self._runner.kill_now()
+
+    def _begin(self, orders: messages.Begin) -> None:
+        trouble = ""
+        try:
+            self._runner = self._hands.begin(orders)
+        except Exception as exc:  # noqa: BLE001  # this node cannot be used, the others can
+            trouble = f"{type(exc).__name__}: {exc}"
+        self._post.say(HEAD, messages.READY, trouble)
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        if self._runner is None or self._is_broken:
+            return
+        until = self._clock.monotonic() + _STARTING_S
+        while self._to_start and self._clock.monotonic() < until:
+            claim, place = self._to_start.popleft()
+            try:
+                self._runner.start(claim, place)
+            except Exception as exc:  # one bad job fails alone
+                log.exception("Job %s: unexpected error at its start.", claim.label)
+                self._refuse(claim, states.RUN_ERROR, f"The job could not be started: unexpected {type(exc).__name__}: {exc}")
+        for finished in self._runner.poll():
+            self._post.say(HEAD, *messages.ended(finished.exit, finished.trouble))
+
+    def _stop(self, jobs: list[int], result: str, grace_s: float) -> None:
+        assert self._runner is not None
+        wanted = set(jobs)
+        for claim, _ in self._to_start:
+            if claim.job in wanted:
+                self._post.say(HEAD, *messages.ended(unstarted(claim, self._clock.now_us(), "Stopped before it was started")))
+        self._to_start = deque(one for one in self._to_start if one[0].job not in wanted)
+        self._runner.stop(wanted, result, grace_s)
+
+    def _refuse(self, claim: Claim, result: str, message: str) -> None:
+        run = Exit(claim.job, claim.attempt, result, None, message, None, self._clock.now_us())
+        self._post.say(HEAD, *messages.ended(run))
+
+    def _pause(self) -> float:
+        if self._to_start:
+            return 0.0
+        if self._runner is not None and self._runner.is_busy:
+            return STOP_PERIOD_S
+        return _IDLE_PERIOD_S
+
+    # --- trouble and end ----------------------------------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _IDLE_PERIOD_S
+        self._hands.beat()
+        if os.getppid() != self._parent:
+            self._abandon()  # before rank 0 hears of it, and gives the jobs to others
+            self._post.say_first(HEAD, messages.GONE, "the process that started it is gone")
+            self._post.send()
+            raise Gone("the MPI command's own process on this node is gone")
+        silent_s = self._post.silent_s(HEAD)
+        if silent_s > self._alone_after_s:
+            raise Gone(f"nothing was heard of rank 0 for {silent_s:.0f} s")
+
+    def _break_down(self, exc: Exception) -> None:
+        """An error of our own: end what runs here, and leave the jobs to the others. The process stays, for MPI's sake."""
+        log.exception("This node stops because of an error of its own.")
+        self._abandon()
+        self._post.say_first(HEAD, messages.GONE, f"it stopped because of an error of its own: {type(exc).__name__}: {exc}")
+
+    def _abandon(self) -> None:
+        self._is_broken = True
+        self._to_start.clear()
+        self._hands.abandon()

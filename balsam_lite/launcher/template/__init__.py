@@ -1,0 +1,1 @@
+"""Command templates of applications, and how bash reads them."""

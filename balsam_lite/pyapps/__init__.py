@@ -1,0 +1,1 @@
+"""Python code that runs in a job: calls of a BalsamExecutor, `run` functions and hooks of application classes."""

@@ -1,0 +1,250 @@
+"""The batch jobs of a site in the workshop's words: for `local.LocalDesk`. Submission and its table are `schedulers`'.
+
+States are those of Balsam 0.7; how exactly one ended is in `status_info`. The scheduler is asked before its batch jobs are
+shown; that it does not answer, or that its answer cannot be kept, is a warning, and then they are as they were before.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ..core.errors import CancelFailed, DatabaseError, InvalidSpec, PollFailed, UnknownBatchJob, UnknownField
+from ..core.partitions import Partition
+from ..core.settings import Settings, SettingsWarning
+from ..db.engine.connection import Database
+from ..db.query import batch_queries
+from ..db.query.batch_queries import BatchRow
+from ..db.store import batch_jobs
+from ..schedulers import base, submission
+from ..schedulers.request import LaunchRequest, validated
+from ..schedulers.submission import render_script, submit_launch
+from .preflight import doubts
+
+Row = dict[str, Any]
+
+PENDING_SUBMISSION, QUEUED, RUNNING, FINISHED = "pending_submission", "queued", "running", "finished"
+SUBMIT_FAILED, PENDING_DELETION = "submit_failed", "pending_deletion"
+STATES = (PENDING_SUBMISSION, QUEUED, RUNNING, FINISHED, SUBMIT_FAILED, PENDING_DELETION)
+#: Of those that have not ended.
+ACTIVE_STATES = (PENDING_SUBMISSION, QUEUED, RUNNING, PENDING_DELETION)
+
+_STATE_OF = {
+    batch_jobs.PENDING: PENDING_SUBMISSION,
+    batch_jobs.SUBMITTED: QUEUED,
+    batch_jobs.SUBMISSION_FAILED: SUBMIT_FAILED,
+    batch_jobs.CANCELLING: PENDING_DELETION,
+    base.QUEUED: QUEUED,
+    base.RUNNING: RUNNING,
+}
+_REQUIRED = ("num_nodes", "wall_time_min", "job_mode")
+#: What a new one may be given, and what it is without.
+_DEFAULTS: Row = {"project": "", "queue": "", "filter_tags": {}, "partitions": (), "optional_params": {}}
+_LIMITS: dict[str, Callable[[int, int], bool]] = {
+    "before": lambda time, limit: time <= limit,
+    "after": lambda time, limit: time >= limit,
+}
+
+
+class SchedulerWarning(SettingsWarning):
+    """The scheduler did not answer, or the DB cannot keep what it said; what is shown of its batch jobs may be old."""
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def select(db: Database, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
+    """Those that match, as `interface.Desk.select` says. Asks the scheduler first if any of them may still change.
+
+    Conditions: id, scheduler_id, state and queue (one or a list), filter_tags (a mapping), start_time_before, …_after (µs).
+
+    Raises:
+        UnknownField, InvalidSpec.
+    """
+    tests = [_condition(name, wanted) for name, wanted in where.items() if wanted is not None]
+    _refresh(db)
+    with db.read() as cx:
+        rows = map(_as_row, batch_queries.all_rows(cx))
+        found = [row for row in rows if all(test(row) for test in tests)]
+    return _ordered(found, order)[start:stop]
+
+
+def count(db: Database, where: Mapping[str, Any] = {}) -> int:
+    """How many match."""
+    return len(select(db, where))
+
+
+def _refresh(db: Database) -> None:
+    try:
+        submission.refresh(db, base.select(Settings.load(db.directory)))
+    except PollFailed as exc:
+        warnings.warn(f"Scheduler is not reachable: {exc}", SchedulerWarning, stacklevel=3)
+    except DatabaseError as exc:  # others' DBs can often only be read
+        text = f"The states of batch jobs are as they were last noted, because newer ones cannot be: {exc.message}"
+        warnings.warn(text, SchedulerWarning, stacklevel=3)
+
+
+def _as_row(row: BatchRow) -> Row:
+    native_id = row["scheduler_id"]
+    return {
+        "id": row["id"],
+        "scheduler_id": int(native_id) if native_id.isascii() and native_id.isdigit() else native_id or None,
+        "project": row["project"],
+        "queue": row["queue"],
+        "num_nodes": row["nodes"],
+        "wall_time_min": row["wall_minutes"],
+        "job_mode": row["job_mode"],
+        "filter_tags": json.loads(row["filter_tags"]),
+        "partitions": json.loads(row["partitions"]) or None,
+        "optional_params": json.loads(row["optional_params"]),
+        "state": _STATE_OF.get(row["state"], FINISHED),
+        "status_info": _status_info(row),
+        "start_time": row["started"],
+        "end_time": row["ended"],
+    }
+
+
+def _status_info(row: BatchRow) -> Row:
+    failed = row["state"] == batch_jobs.SUBMISSION_FAILED
+    found = {
+        "error": row["reason"] if failed else "",
+        "reason": "" if failed else row["reason"],
+        "ended_as": row["state"] if row["ended"] is not None and not failed else "",
+        "exit_code": row["exit_code"],
+        "tries": row["tries"] if row["tries"] > 1 else None,
+        "cluster": row["cluster"],
+        "submit_script": row["command"],
+        "log": row["log"],
+    }
+    return {name: value for name, value in found.items() if value not in ("", None)}
+
+
+def _condition(name: str, wanted: Any) -> Callable[[Row], bool]:
+    """Whether a row has what is wanted in that field."""
+    if name == "filter_tags":
+        if not isinstance(wanted, Mapping):
+            raise InvalidSpec(f"filter_tags must be a mapping, not {wanted!r}")
+        return lambda row: wanted.items() <= row["filter_tags"].items()
+    field, _, limit = name.rpartition("_")
+    if field in ("start_time", "end_time") and limit in _LIMITS:
+        return lambda row: row[field] is not None and _LIMITS[limit](row[field], wanted)
+    if name not in ("id", "scheduler_id", "state", "queue"):
+        raise UnknownField(f"Batch jobs cannot be looked for by {name!r}.")
+    values = {str(one) for one in ([wanted] if isinstance(wanted, (str, int)) else wanted)}
+    if name == "state" and not values <= set(STATES):
+        raise InvalidSpec(f"A batch job's state is one of {', '.join(STATES)}, not {', '.join(sorted(values - set(STATES)))}")
+    return lambda row: row[name] is not None and str(row[name]) in values
+
+
+def _ordered(rows: list[Row], order: str) -> list[Row]:
+    field = order.lstrip("-") or "id"
+    if field not in ("id", "state", "queue", "num_nodes", "wall_time_min", "start_time", "end_time"):
+        raise UnknownField(f"Batch jobs cannot be sorted by {field!r}.")
+    # What has no time yet comes last, whichever way.
+    known, unknown = [row for row in rows if row[field] is not None], [row for row in rows if row[field] is None]
+    return sorted(known, key=lambda row: row[field], reverse=order.startswith("-")) + unknown
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+
+def create(db: Database, rows: Sequence[Row]) -> list[Row]:
+    """Submit these, at once. All are checked, and their job scripts rendered, before the first one is.
+
+    Of one that will probably run nothing, `status_info` has the reasons as `preflight`; they are not kept.
+
+    Raises:
+        UnknownField, InvalidSpec, SettingsError: nothing was submitted. SubmitFailed: this one was refused, those before it
+        are in the queue.
+    """
+    settings = Settings.load(db.directory)
+    requests = []
+    for number, row in enumerate(rows):
+        try:
+            requests.append(validated(_request(row), settings))
+            render_script(db, settings, requests[-1], 0)
+        except InvalidSpec as exc:
+            if len(rows) == 1:
+                raise
+            raise InvalidSpec(f"Batch job {number + 1} of {len(rows)}: {exc.message}", hint=exc.hint) from exc
+    return [_submitted(db, settings, request) for request in requests]
+
+
+def _submitted(db: Database, settings: Settings, request: LaunchRequest) -> Row:
+    scheduler = base.select(settings)
+    found = doubts(db, settings, request, scheduler.name)  # before the launcher can have taken anything
+    row = _as_row(submit_launch(db, settings, request, scheduler))
+    if found:
+        row["status_info"]["doubts"] = found
+    return row
+
+
+def _request(row: Row) -> LaunchRequest:
+    unknown = sorted(set(row) - {*_REQUIRED, *_DEFAULTS})
+    if unknown:
+        raise UnknownField(f"A batch job cannot be given: {', '.join(unknown)}")
+    missing = [name for name in _REQUIRED if row.get(name) is None]
+    if missing:
+        raise InvalidSpec(f"A batch job needs {', '.join(missing)}")
+    given: Row = {name: default if row.get(name) is None else row[name] for name, default in _DEFAULTS.items()}
+    for name in ("filter_tags", "optional_params"):
+        if not isinstance(given[name], Mapping):
+            raise InvalidSpec(f"{name} must be a mapping, not {given[name]!r}")
+    return LaunchRequest(
+        row["num_nodes"],
+        row["wall_time_min"],
+        given["queue"],
+        given["project"],
+        row["job_mode"],
+        filter_tags=given["filter_tags"],
+        partitions=[Partition.from_fields(part) for part in given["partitions"]],
+        optional_params=given["optional_params"],
+    )
+
+
+def update(db: Database, changes: Iterable[Mapping[str, Any]]) -> int:
+    """Cancel batch jobs: each change is {"id": …, "state": "pending_deletion"}. Nothing else of one can be changed.
+
+    Raises:
+        UnknownField, InvalidSpec, UnknownBatchJob: none was cancelled. CancelFailed, PollFailed: this one was not.
+    """
+    changes = list(changes)
+    for change in changes:
+        unknown = sorted(set(change) - {"id", "state"})
+        if unknown:
+            raise UnknownField(f"Of a batch job {', '.join(unknown)} cannot be changed.")
+        if change.get("state") != PENDING_DELETION:
+            raise InvalidSpec(f"A batch job can only be put into the state {PENDING_DELETION}, not {change.get('state')!r}")
+    numbers = [change["id"] for change in changes]
+    with db.read() as cx:
+        missing = [number for number in numbers if batch_queries.get(cx, number) is None]
+    if missing:
+        raise UnknownBatchJob(f"There is no batch job {', '.join(map(str, missing))} in this DB.")
+    _cancel(db, numbers)
+    return len(numbers)
+
+
+def delete(db: Database, where: Mapping[str, Any]) -> Row:
+    """Cancel all that match and have not ended; their rows stay. {"deleted": how many, "held": 0}.
+
+    Raises:
+        UnknownField, InvalidSpec, CancelFailed, PollFailed.
+    """
+    numbers = [row["id"] for row in select(db, where) if row["state"] in ACTIVE_STATES]
+    _cancel(db, numbers)
+    return {"deleted": len(numbers), "held": 0}
+
+
+def _cancel(db: Database, numbers: Iterable[int]) -> None:
+    """All of them, also behind one that cannot be cancelled; the first trouble is raised in the end."""
+    scheduler = base.select(Settings.load(db.directory))
+    trouble: list[CancelFailed | PollFailed] = []
+    for number in numbers:
+        try:
+            submission.cancel(db, scheduler, number)
+        except (CancelFailed, PollFailed) as exc:
+            trouble.append(exc)
+    if trouble:
+        raise trouble[0]

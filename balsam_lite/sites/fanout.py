@@ -1,0 +1,145 @@
+"""Ask several sites at once: those of this host in turn, those behind ssh in a thread each meanwhile."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from ..core.errors import BalsamError, NotABalsamDB, SiteUnreachable
+from ..core.settings import Settings, SettingsWarning
+from ..db.engine import directories, hung_mounts
+from ..db.engine.registry import Entry
+from .interface import Desk
+
+T = TypeVar("T")
+
+#: A look at all sites waits so long for those behind ssh, in seconds: with the start of a command it stays below five.
+LOOK_S = 4.0
+#: So long, in seconds, a site of this host may always take to get a lock, though others have used up the time for all.
+_LEAST_S = 0.5
+#: So much longer than its desk may take a thread is waited for, in seconds.
+_SLACK_S = 0.3
+
+
+class SiteWarning(SettingsWarning):
+    """One of several sites could not be read; the others were."""
+
+
+class Answers(NamedTuple):
+    """What several sites said, in the order in which they were asked."""
+
+    found: list[tuple[Entry, Any]]
+    failed: list[tuple[Entry, BalsamError]]
+
+
+def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
+    """Where the site is asked. It fails after `patience_s` seconds of waiting for an answer or a lock (None: its own limits).
+
+    Raises:
+        NotABalsamDB: its directory is gone. SiteUnreachable: its file system does not answer.
+    """
+    if entry.is_remote:
+        from .rpc.remote import RemoteDesk
+
+        return RemoteDesk(entry) if patience_s is None else RemoteDesk(entry, timeout_s=patience_s)
+    refuse_silent(entry)
+    if not entry.is_there:
+        raise NotABalsamDB(
+            f"No Balsam DB is in {entry.path} any more",
+            hint=f"`balsam site forget {entry.name}` forgets it; "
+            "a `balsam site mv` that was cut short goes on when it is said again.",
+        )
+    from .local import LocalDesk
+
+    if patience_s is None:
+        return LocalDesk(entry)
+    settings = Settings.load(entry.path)
+    hasty = settings._replace(BUSY_TIMEOUT_S=min(settings.BUSY_TIMEOUT_S, patience_s))
+    return LocalDesk(entry, directories.open_database(entry.path, hasty))
+
+
+def refuse_silent(entry: Entry) -> None:
+    """Raise SiteUnreachable if the site lies on a file system of this host that does not answer: it would block us for ever."""
+    if entry.is_silent:
+        raise SiteUnreachable(
+            f"The file system of {entry.path} does not answer", hint=f"`df {entry.path}` would wait as well. Try again later."
+        )
+
+
+def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: float | None = None) -> Answers:
+    """Put a question to each site; whoever raises a BalsamError has failed, and the others answer all the same.
+
+    With `patience_s` a site behind ssh that has not answered by then counts as unreachable, and one of this host whose DB
+    somebody else keeps locked has failed, too. Without, the limits of its desk hold, so that one that cannot be reached is
+    given up soon, and one that is slow may take its time. One on a file system that does not answer is given up as soon as
+    one that cannot be reached. The question is called in several threads at once.
+    """
+    entries = list(entries)
+    distant = [entry for entry in entries if entry.is_remote]
+    came: queue.SimpleQueue[tuple[Entry, Any]] = queue.SimpleQueue()
+    give_up = None if patience_s is None else time.monotonic() + patience_s + _SLACK_S
+    for entry in distant:
+        # A daemon, unlike those of concurrent.futures: one that hangs must not keep this process from ending.
+        threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
+    near = [entry for entry in entries if not entry.is_remote]
+    hung_mounts.silent((entry.path for entry in near), patience_s)  # all at once
+    outcomes = {entry: _outcome(entry, question, give_up and max(give_up - time.monotonic(), _LEAST_S)) for entry in near}
+    for _ in distant:
+        try:
+            entry, outcome = came.get(timeout=None if give_up is None else max(give_up - time.monotonic(), 0.001))
+        except queue.Empty:
+            break
+        outcomes[entry] = outcome
+    return _sorted_out(entries, outcomes, patience_s)
+
+
+def _put(
+    came: queue.SimpleQueue[tuple[Entry, Any]], entry: Entry, question: Callable[[Desk], T], patience_s: float | None
+) -> None:
+    came.put((entry, _outcome(entry, question, patience_s)))
+
+
+class _Raised(NamedTuple):
+    error: BaseException
+
+
+def _outcome(entry: Entry, question: Callable[[Desk], T], patience_s: float | None) -> T | _Raised:
+    try:
+        return question(desk_of(entry, patience_s))
+    except BaseException as exc:  # it is raised again, but in the thread that asked
+        if not entry.is_remote and not isinstance(exc, BalsamError):
+            raise
+        return _Raised(exc)
+
+
+def _sorted_out(entries: list[Entry], outcomes: dict[Entry, Any], patience_s: float | None) -> Answers:
+    answers = Answers([], [])
+    for entry in entries:
+        late = _Raised(SiteUnreachable(f"{entry.host} did not answer within {patience_s or 0:g} s"))
+        outcome = outcomes.get(entry, late)
+        if not isinstance(outcome, _Raised):
+            answers.found.append((entry, outcome))
+        elif isinstance(outcome.error, BalsamError):
+            answers.failed.append((entry, outcome.error))
+        else:
+            raise outcome.error
+    return answers
+
+
+def reason(exc: BalsamError) -> str:
+    """An error as a part of one line."""
+    return "; ".join(line.strip() for line in exc.message.splitlines() if line.strip())
+
+
+def failure(entry: Entry, exc: BalsamError) -> str:
+    """What to tell about a site that failed, in one line."""
+    return f"site {entry.name} could not be read: {reason(exc)}"
+
+
+def warn_of(entry: Entry, exc: BalsamError) -> None:
+    """A SiteWarning about a site that failed."""
+    warnings.warn(failure(entry, exc), SiteWarning, stacklevel=3)

@@ -1,0 +1,1 @@
+"""Sites on other hosts, through ssh."""

@@ -214,7 +214,7 @@ def run(database: Database, nodes: int, slots: int, seconds: float) -> tuple[Met
     crew = Crew(cluster, clock, settings.HEARTBEAT_S)
     crew._lost_after_s = float("inf")  # nodes have nothing to say for minutes, and no thread to say so
     crew.gather()
-    crew.begin(messages.Begin("/", 1, nodes, "serial", {}, 16, 1.0, (), ()))
+    crew.begin(messages.Begin("/", b"", 1, nodes, "serial", {}, 16, 1.0, ()))
     pool = Pool([Node(slots, (), f"node{rank}") for rank in range(nodes)])
     local = Tasks(clock, seconds)
     runner = EnsembleRunner(local, crew, clock, lambda claim: False, pool.close)
@@ -266,7 +266,7 @@ def measure(place: common.Bench, nodes: int, slots: int, jobs: int, seconds: flo
     """One launcher on one fresh DB."""
     directory = place.new_directory()
     common.make_db_with_jobs(directory, common.TRUE, common.job_dicts(jobs, args="", node_packing_count=slots))
-    database = common.location.open_database(directory)
+    database = common.directories.open_database(directory)
     meter, awake_s = run(database, nodes, slots, seconds)
     database.close()
     span = common.span_of(directory)

@@ -495,7 +495,7 @@ def test_that_modify_refuses_what_makes_no_sense(balsam: Balsam, say: str, attr:
 def test_that_modify_names_the_nearest_field_and_state(balsam: Balsam, say: str) -> None:
     job_id = add(balsam, "j")
     assert "'num_nodes'" in balsam("modify", job_id, "num_node", "2")[2]
-    assert "Did you mean RESTART_READY?" in balsam("modify", job_id, "state", "restart-ready")[2]
+    assert "Did you mean 'RESTART_READY'?" in balsam("modify", job_id, "state", "restart-ready")[2]
 
 
 def test_that_modify_of_a_state_is_recorded_as_the_users_doing(balsam: Balsam, db: Database, say: str) -> None:

@@ -217,7 +217,7 @@ def test_that_jobs_are_filtered_by_state(balsam: Balsam, db: Database) -> None:
     assert names(balsam, "--state", "FAILED") == ["b"]
     code, out, err = balsam("ls", "--state", "FAILD")
     assert (code, out) == (2, "")
-    assert "Did you mean FAILED?" in err
+    assert "Did you mean 'FAILED'?" in err
     assert balsam("ls", "--state", "")[0] == 2
 
 

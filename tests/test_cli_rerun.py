@@ -195,7 +195,7 @@ def test_that_every_way_to_add_and_change_a_job_takes_run_when(balsam: Balsam, d
         ("modify", "first", "run_when", "all_endd"),
     ):  # fmt: skip
         code, _, err = balsam(*words)
-        assert (code, "did you mean all_ended?" in err) == (2, True)
+        assert (code, "did you mean 'all_ended'?" in err) == (2, True)
     for words in (("job", "--help"), ("job", "create", "--help")):
         out = balsam(*words)[1]
         assert all(value in out for value in field_specs.RUN_WHEN)
@@ -212,14 +212,14 @@ def test_that_python_takes_run_when(db: Database, monkeypatch: pytest.MonkeyPatc
         assert BalsamJob.objects.get(run_when="all_ended") == job
         job.run_when = "any_finished"
         job.save()
-        with pytest.raises(ValueError, match="did you mean all_ended"):
+        with pytest.raises(ValueError, match="did you mean 'all_ended'"):
             dag.add_job("y", application="say", run_when="all_endd")
         new = Job(app_id="say", workdir="there", parent_ids=[1], run_when="all_ended")
         new.save()
         assert Job.objects.get(id=new.id).run_when == "all_ended"
         new.run_when = "any_finished"
         new.save()
-        with pytest.raises(ValueError, match="did you mean all_ended"):
+        with pytest.raises(ValueError, match="did you mean 'all_ended'"):
             new.run_when = "all_endd"
     with db.read() as cx:
         assert [row[0] for row in queries.jobs(cx, columns=("run_when",))][4:] == ["any_finished", "any_finished"]
@@ -236,7 +236,7 @@ def test_that_ls_takes_several_states_and_ids(balsam: Balsam, db: Database) -> N
     assert numbers("--state", "CREATED", "--state", "FAILED") == [1, 4]
     assert numbers("--state", "CREATED", "--state", "FAILED", "--id", "#1", "--id", "#2") == [1]
     code, _, err = balsam("ls", "--state", "CREATED", "--state", "FAILD")
-    assert (code, "Did you mean FAILED?" in err) == (2, True)
+    assert (code, "Did you mean 'FAILED'?" in err) == (2, True)
     out = balsam("ls", "--by-states", "--state", "CREATED", "--state", "FAILED")[1]
     assert [line for line in out.splitlines() if "BalsamJobs)" in line] == ["CREATED (1 BalsamJobs)", "FAILED (1 BalsamJobs)"]
 

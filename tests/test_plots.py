@@ -467,7 +467,7 @@ def test_that_the_command_writes_a_figure_over_an_old_one(site, capsys, tmp_path
         (["-o", "none/x.png"], 1, "there is no directory none"),
         (["-o", "here.png"], 1, "is a directory"),
         (["--tag", "k"], 2, "NAME=VALUE"),
-        (["--state", "FAILD"], 2, "Did you mean FAILED"),
+        (["--state", "FAILD"], 2, "Did you mean 'FAILED'"),
         (["--after", "soon"], 2, "'soon' is no time"),
         (["--after", "1h", "--before", "2h"], 2, "later"),
         (["--wf", "other"], 3, "No such job has run"),

@@ -184,7 +184,7 @@ def test_that_what_is_none_is_no_condition_and_an_empty_list_matches_nothing(db)
 @pytest.mark.parametrize(("where", "kind", "said"), [
     ({"stat": "FAILED"}, UnknownField, "jobs cannot be selected by 'stat'. Did you mean 'state'?"),
     ({"pending_file_cleanup": True}, UnknownField, "jobs cannot be selected by 'pending_file_cleanup'."),
-    ({"state": "FINISHED"}, InvalidStateError, "Did you mean JOB_FINISHED?"),
+    ({"state": "FINISHED"}, InvalidStateError, "Did you mean 'JOB_FINISHED'?"),
     ({"state__ne": ["FAILED", 3]}, InvalidStateError, "There is no state 3"),
     ({"id": "7"}, InvalidSpec, "job condition id must be a whole number or a list of such, not '7'"),
     ({"id": True}, InvalidSpec, "not True"),

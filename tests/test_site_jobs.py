@@ -373,7 +373,7 @@ def test_that_a_table_longer_than_it_looks_ahead_keeps_its_columns() -> None:
 def test_that_an_unknown_state_is_told_with_the_nearest(balsam: Balsam, alpha: Database, verb: list[str]) -> None:
     code, out, err = balsam("job", *verb, "FINISHED")
     assert (code, out) == (2, "")
-    assert "Did you mean JOB_FINISHED?" in err
+    assert "Did you mean 'JOB_FINISHED'?" in err
 
 
 def test_that_an_unknown_site_is_an_error_with_the_known_ones(balsam: Balsam, beta: Database) -> None:

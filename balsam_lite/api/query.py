@@ -11,12 +11,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
 from ..core import import_guard
 from ..core.errors import InputError, InvalidSpec, UnknownField
+from ..core.suggest import did_you_mean
 from . import site_handle, times
 from .fields import listed
 from .records import Record
@@ -39,10 +39,8 @@ def checked_conditions(model: type[Record], given: Mapping[str, Any]) -> dict[st
     for name, value in given.items():
         kind = model._CONDITIONS.get(name)
         if kind is None:
-            near = get_close_matches(name, model._CONDITIONS, n=1, cutoff=0.5)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
             raise UnknownField(
-                f"{model.__name__}.objects cannot be filtered by {name!r}.{meant}",
+                f"{model.__name__}.objects cannot be filtered by {name!r}.{did_you_mean(name, model._CONDITIONS)}",
                 hint=f"Possible are: {', '.join(model._CONDITIONS)}",
             )
         found[name] = None if value is None else _KINDS[kind](value, name)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 from ..core import import_guard
 from ..core.errors import InputError, InvalidSpec, NotFound, StateError
+from ..core.suggest import did_you_mean
 from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
 from .ids import Id, is_same_site
 from .site_handle import Home, home_at
@@ -291,8 +291,7 @@ def _error(cls: type, name: str, base: type[Exception]) -> Any:
 def _no_such(name: str, cls: type[Record]) -> str:
     """What to say to a name that is no field."""
     settable = [one for one, field in cls._FIELDS.items() if field.when in (ALWAYS, AT_CREATION)]
-    near = get_close_matches(name, settable, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else f" Its fields are: {', '.join(settable)}"
+    meant = did_you_mean(name, settable) or f" Its fields are: {', '.join(settable)}"
     return f"{cls.__name__} has no field {name!r} that can be set.{meant}"
 
 

@@ -17,6 +17,7 @@ from typing import Any, Callable, NamedTuple
 
 from . import states
 from .errors import InvalidSpec, UnknownField
+from .suggest import did_you_mean, nearest
 
 
 class Field(NamedTuple):
@@ -295,11 +296,8 @@ RUN_WHEN = {
 def _run_when(value: Any) -> str:
     if isinstance(value, str) and value in RUN_WHEN:
         return str(value)
-    from difflib import get_close_matches
-
-    near = get_close_matches(str(value), RUN_WHEN, n=1, cutoff=0.5)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(f"must be one of {', '.join(RUN_WHEN)}, not {value!r}{meant}")
+    near = nearest(value, RUN_WHEN)
+    raise ValueError(f"must be one of {', '.join(RUN_WHEN)}, not {value!r}" + (f" (did you mean {near!r}?)" if near else ""))
 
 
 #: Made once: `json.dumps` makes a new encoder at each call that asks for anything special.
@@ -458,11 +456,9 @@ def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = 
     name = ALIASES.get(name, name)
     if name in fields:
         return fields[name]
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, fields, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    raise UnknownField(f"A {what} has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(fields)}")
+    raise UnknownField(
+        f"A {what} has no field {name!r}.{did_you_mean(name, fields)}", hint=f"Its fields are: {', '.join(fields)}"
+    )
 
 
 def checked(field: Field, value: Any, what: str = "job") -> Any:

@@ -7,6 +7,7 @@ the program lists states.
 from __future__ import annotations
 
 from .errors import InvalidStateError
+from .suggest import did_you_mean
 
 CREATED = "CREATED"
 AWAITING_PARENTS = "AWAITING_PARENTS"
@@ -88,10 +89,7 @@ def check_state(state: str) -> str:
     """Return `state`, or raise InvalidStateError with the nearest state's name."""
     if state in DESCRIPTIONS:
         return state
-    from difflib import get_close_matches
-
-    near = get_close_matches(str(state).upper(), STATES, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]}?" if near else ""
+    meant = did_you_mean(str(state).upper(), STATES)
     raise InvalidStateError(f"There is no state {state!r}.{meant}", hint=f"The states are: {' '.join(STATES)}")
 
 

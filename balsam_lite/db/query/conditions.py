@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ...core import states
 from ...core.errors import InvalidSpec, UnknownField
+from ...core.suggest import did_you_mean
 from ..engine.schema import VISIBLE
 from . import queries
 
@@ -301,8 +302,4 @@ def of_jobs(where: Where, is_ordered: bool = False) -> Term:
 
 def unknown(said: str, name: str, known: Iterable[str]) -> UnknownField:
     """An error that names the nearest of those that are known."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return UnknownField(f"{said}{meant}", hint=f"Possible are: {', '.join(known)}")
+    return UnknownField(f"{said}{did_you_mean(name, known)}", hint=f"Possible are: {', '.join(known)}")

@@ -24,6 +24,7 @@ from peewee import SQL, Expression, fn
 from ...core import durations, field_specs, states
 from ...core.clock import SECOND_US
 from ...core.errors import InvalidSpec, UnknownField
+from ...core.suggest import did_you_mean
 from ..engine import schema
 from .queries import JOBS_WITH, SHORT_ID
 
@@ -139,10 +140,7 @@ def _lookup(rest: list[str], name: str) -> str:
         return "exact"
     if len(rest) == 1 and rest[0] in LOOKUPS:
         return rest[0]
-    from difflib import get_close_matches
-
-    near = get_close_matches(rest[-1], LOOKUPS, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    meant = did_you_mean(rest[-1], LOOKUPS)
     raise UnknownField(f"{name}: there is no lookup {'__'.join(rest)!r}.{meant}", hint=f"The lookups are: {', '.join(LOOKUPS)}")
 
 

@@ -36,7 +36,7 @@ from balsam_lite.api import (
     times,
     waiting,
 )
-from balsam_lite.api.ids import Id, maker
+from balsam_lite.api.site_handle import Id, maker
 from balsam_lite.core import errors, import_guard
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.models import use

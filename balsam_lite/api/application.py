@@ -19,7 +19,7 @@ from ..db.engine.registry import Entry
 from ..pyapps import class_loader, payload, python_argv, run_call
 from ..sites import fanout
 from . import site_handle
-from .site_handle import Home, home_of
+from .site_handle import SiteHandle, handle_of
 
 #: So long a site behind ssh may take to say which interpreter it has, in seconds.
 _PATIENCE_S = 60.0
@@ -99,13 +99,13 @@ class ApplicationDefinition:
         """
         if import_guard.is_going_on():
             return
-        home = cls._home()
-        row = _row(cls, home)
-        if not home.entry.is_remote:
+        handle = cls._handle()
+        row = _row(cls, handle)
+        if not handle.entry.is_remote:
             row = command_line.as_registered(row)
         if rename_from:
             row["rename_from"] = rename_from
-        home.desk.create("app", [row])
+        handle.desk.create("app", [row])
         cls._is_synced = True
 
     @classmethod
@@ -159,9 +159,9 @@ class ApplicationDefinition:
         Raises:
             UnknownSite, ApplicationLost.
         """
-        home = _home(site)
-        rows = [row for row in home.desk.select("app", order="name") if row["kind"] != "command"]
-        return {row["name"]: _loaded(row, home) for row in rows}
+        handle = _handle(site)
+        rows = [row for row in handle.desk.select("app", order="name") if row["kind"] != "command"]
+        return {row["name"]: _loaded(row, handle) for row in rows}
 
     @classmethod
     def load_by_name(cls, app_name: str, site_name: str | None = None) -> type[ApplicationDefinition]:
@@ -183,8 +183,8 @@ class ApplicationDefinition:
         return _of_record(App.objects, {"id": app_id}, f"number {app_id}")
 
     @classmethod
-    def _home(cls) -> Home:
-        return _home(cls.site)
+    def _handle(cls) -> SiteHandle:
+        return _handle(cls.site)
 
 
 # --- checking a class -------------------------------------------------------------------------------------------------
@@ -278,9 +278,9 @@ def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, An
 # --- what is stored ---------------------------------------------------------------------------------------------------
 
 
-def _row(cls: type[ApplicationDefinition], home: Home) -> dict[str, Any]:
+def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]:
     """The application as the site is told it; every field, so that what was there before goes."""
-    python = _python(cls, home)
+    python = _python(cls, handle)
     own = [name for name in _SCRIPTS if getattr(cls, name) is not getattr(ApplicationDefinition, name)]
     has_preamble = cls.shell_preamble is not ApplicationDefinition.shell_preamble
     source = _source(cls, python, has_preamble, needs_file=bool(own) or has_preamble or cls.command_template is None)
@@ -299,11 +299,11 @@ def _row(cls: type[ApplicationDefinition], home: Home) -> dict[str, Any]:
     }
 
 
-def _python(cls: type[ApplicationDefinition], home: Home) -> str:
+def _python(cls: type[ApplicationDefinition], handle: SiteHandle) -> str:
     """The interpreter on the site's host. The site says which: its `balsam` may be a script, or anywhere on its PATH."""
-    if cls.python_exe or not home.entry.is_remote:
+    if cls.python_exe or not handle.entry.is_remote:
         return cls.python_exe or sys.executable
-    return str(fanout.desk_of(home.entry, _PATIENCE_S).about()["python"])
+    return str(fanout.desk_of(handle.entry, _PATIENCE_S).about()["python"])
 
 
 def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.Source | None:
@@ -336,8 +336,8 @@ def _own_path() -> tuple[str, ...]:
 # --- finding classes --------------------------------------------------------------------------------------------------
 
 
-def _home(site: Any) -> Home:
-    return home_of(site_handle.named(getattr(site, "name", site) if not isinstance(site, Entry) else site))
+def _handle(site: Any) -> SiteHandle:
+    return handle_of(site_handle.named(getattr(site, "name", site) if not isinstance(site, Entry) else site))
 
 
 def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[ApplicationDefinition]:
@@ -350,7 +350,7 @@ def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[Application
     return _loaded(found._row, found._site)
 
 
-def _loaded(row: Mapping[str, Any], home: Home) -> type[ApplicationDefinition]:
+def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefinition]:
     """The class of an application."""
     if row["kind"] == "command":
         raise NotFound(f"The application {row['name']} is a command line and has no class: {row['executable']}")
@@ -362,7 +362,7 @@ def _loaded(row: Mapping[str, Any], home: Home) -> type[ApplicationDefinition]:
             raise ApplicationLost(f"{row['name']} of {row['definition']['file']} is no ApplicationDefinition (any more).")
         return found
     fields = {
-        "site": home.entry,
+        "site": handle.entry,
         "command_template": row["command_template"],
         "parameters": {name: one for name, one in row["parameters"].items() if not one.get("required", True) or "help" in one},
         "environment_variables": row["environ_vars"],

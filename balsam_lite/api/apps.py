@@ -45,14 +45,14 @@ class App(Record):
 
     def _create(self) -> None:
         given = self._changed
-        home = routing.one_site(given)
-        if home.desk.count("app", {"name": given["name"]}):
-            raise DuplicateApp(f"The site {home.entry.name} has an App {given['name']!r} already.")
-        if not home.entry.is_remote:
+        handle = routing.one_site(given)
+        if handle.desk.count("app", {"name": given["name"]}):
+            raise DuplicateApp(f"The site {handle.entry.name} has an App {given['name']!r} already.")
+        if not handle.entry.is_remote:
             given = command_line.as_registered(given)
-        made = home.desk.create("app", [routing.without_site(given)])[0]
+        made = handle.desk.create("app", [routing.without_site(given)])[0]
         self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
-        self._created(made, home)
+        self._created(made, handle)
 
     def save(self) -> None:
         """Save as `Record.save` does; command lines that run files of the current directory get their absolute paths."""

@@ -68,8 +68,8 @@ class BatchJob(Record):
     objects: ClassVar[BatchJobManager]
 
     def _create(self) -> None:
-        home = routing.one_site(self._changed)
-        self._created(home.desk.create("batch_job", [routing.without_site(self._changed)])[0], home)
+        handle = routing.one_site(self._changed)
+        self._created(handle.desk.create("batch_job", [routing.without_site(self._changed)])[0], handle)
 
     def delete(self) -> None:
         """Cancel it; the row stays, and says how it ended. One that has ended stays as it is.
@@ -77,8 +77,8 @@ class BatchJob(Record):
         Raises:
             DoesNotExist: it was never submitted. CancelFailed, PollFailed: the scheduler does not do it.
         """
-        home = self._site
-        home.desk.delete("batch_job", {"id": self._row["id"]})
+        handle = self._site
+        handle.desk.delete("batch_job", {"id": self._row["id"]})
         self.refresh_from_db()
 
 

@@ -12,7 +12,7 @@ from . import site_handle
 from .fields import NEVER, NumberField, known, moment
 from .query import Manager, Query
 from .records import Record
-from .site_handle import Home
+from .site_handle import SiteHandle
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -70,7 +70,7 @@ class EventQuery(Query[EventLog]):
         pairs, number = self._begin(self._stop)
         self._walked = None if number is None else max(number - self._start, 0)
         make = EventLog._of
-        return (make(row, home) for home, row in islice(pairs, self._start, self._stop))
+        return (make(row, handle) for handle, row in islice(pairs, self._start, self._stop))
 
     def __len__(self) -> int:
         # `list(query)` asks for the length right after it has begun to walk. If all was in the first pages, it is known then;
@@ -79,12 +79,12 @@ class EventQuery(Query[EventLog]):
         return self.count() if number is None else number
 
     def _read(self, start: int, stop: int | None) -> list[EventLog]:
-        return [EventLog._of(row, home) for home, row in islice(self._begin(stop)[0], start, stop)]
+        return [EventLog._of(row, handle) for handle, row in islice(self._begin(stop)[0], start, stop)]
 
     def _all(self) -> list[EventLog]:
         return list(iter(self))
 
-    def _begin(self, stop: int | None) -> tuple[Iterator[tuple[Home, dict[str, Any]]], int | None]:
+    def _begin(self, stop: int | None) -> tuple[Iterator[tuple[SiteHandle, dict[str, Any]]], int | None]:
         """What matches at all sites, in order, of which not more than `stop` are wanted; and how many there are, if known."""
         size = _FIRST_PAGE if stop is None else min(_FIRST_PAGE, stop)
         asked = self._questions() if size else []
@@ -94,24 +94,24 @@ class EventQuery(Query[EventLog]):
         found = site_handle.ask(asked, lambda desk, where: desk.select("event", where, order, 0, size))
         wheres = dict(asked)
         sign = 1 if order == "timestamp" else -1
-        pages = [self._pages(home, wheres[home], rows, size) for home, rows in found]
+        pages = [self._pages(handle, wheres[handle], rows, size) for handle, rows in found]
         merged = heapq.merge(*pages, key=lambda pair: sign * int(pair[1]["timestamp"])) if len(pages) > 1 else pages[0]
         number, wanted = sum(len(rows) for _, rows in found), sys.maxsize if stop is None else stop
         is_known = number >= wanted or all(len(rows) < size for _, rows in found)
         return merged, min(number, wanted) if is_known else None
 
     def _pages(
-        self, home: Home, where: dict[str, Any], rows: list[dict[str, Any]], size: int
-    ) -> Iterator[tuple[Home, dict[str, Any]]]:
+        self, handle: SiteHandle, where: dict[str, Any], rows: list[dict[str, Any]], size: int
+    ) -> Iterator[tuple[SiteHandle, dict[str, Any]]]:
         """The events of a site in order, of which `rows` are the first `size`."""
         while True:
             for row in rows:
-                yield home, row
+                yield handle, row
             if len(rows) < size:
                 return
             where = {**where, "after": [rows[-1]["timestamp"], rows[-1]["id"]]}
             size = min(_GROWTH * size, _LARGEST_PAGE)
-            rows = home.desk.select("event", where, self._order, 0, size)
+            rows = handle.desk.select("event", where, self._order, 0, size)
 
     def tuples(self, touching: Sequence[str] = ()) -> Iterator[tuple[int, str, str, int, float | None, int | None]]:
         """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes,
@@ -122,15 +122,15 @@ class EventQuery(Query[EventLog]):
         Who needs only those that leave or enter some states names these; others may come as well.
         """
         if self._is_cut:
-            for home, row in islice(self._begin(self._stop)[0], self._start, self._stop):
-                job = home.id(row["job_id"])
+            for handle, row in islice(self._begin(self._stop)[0], self._start, self._stop):
+                job = handle.id(row["job_id"])
                 data = row["data"]
                 yield row["timestamp"], row["from_state"], row["to_state"], job, data.get("num_nodes"), data.get("started")
             return
         asked = self._questions()
-        for home, where in asked:
-            number = int if len(asked) == 1 else home.id  # jobs of several sites have the same numbers
-            for time, old, new, job, nodes, started, _ in _pages_of_tuples(home, where, touching):
+        for handle, where in asked:
+            number = int if len(asked) == 1 else handle.id  # jobs of several sites have the same numbers
+            for time, old, new, job, nodes, started, _ in _pages_of_tuples(handle, where, touching):
                 yield time, old, new, number(job), nodes, started
 
     def update(self, **fields: Any) -> NoReturn:
@@ -142,9 +142,9 @@ class EventQuery(Query[EventLog]):
         raise AttributeError(_READ_ONLY)
 
 
-def _pages_of_tuples(home: Home, where: dict[str, Any], touching: Sequence[str]) -> Iterator[Sequence[Any]]:
+def _pages_of_tuples(handle: SiteHandle, where: dict[str, Any], touching: Sequence[str]) -> Iterator[Sequence[Any]]:
     after = 0
-    while page := home.desk.event_tuples(where, after, touching):
+    while page := handle.desk.event_tuples(where, after, touching):
         yield from page
         after = page[-1][-1]
 

@@ -109,7 +109,7 @@ class NumberField(Field):
         if record is None:
             return self
         value = record._read(self)
-        return record._home.id(value) if record._home is not None and type(value) is int else value
+        return record._handle.id(value) if record._handle is not None and type(value) is int else value
 
 
 class SiteField(Field):
@@ -120,9 +120,9 @@ class SiteField(Field):
     def __get__(self, record: Record | None, owner: type | None = None) -> Any:
         if record is None:
             return self
-        if record._home is None:
+        if record._handle is None:
             return record._changed.get(self.name)
-        return record._home.entry.number if self.name == "site_id" else record._home.entry.name
+        return record._handle.entry.number if self.name == "site_id" else record._handle.entry.name
 
 
 class StateField(Field):

@@ -34,7 +34,7 @@ from .fields import (
 )
 from .query import Manager, Query, of_kind
 from .records import Record
-from .site_handle import Home
+from .site_handle import SiteHandle
 from .waiting import NoResult, WaitResult
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class _ParentField(Field):
         if record is None:
             return self
         numbers = record._read(self) or ()
-        return frozenset(numbers if record._home is None else map(record._home.id, numbers))
+        return frozenset(numbers if record._handle is None else map(record._handle.id, numbers))
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -180,8 +180,8 @@ class Job(Record):
 
     def _create(self) -> None:
         collected.refuse("Saving an api.Job")
-        home, row = routing.Placer().place(self._new_row())
-        self._created(home.desk.create("job", [row])[0], home)
+        handle, row = routing.resolve_site(self._new_row(), {})
+        self._created(handle.desk.create("job", [row])[0], handle)
 
     # --- parameters, places, relatives --------------------------------------------------------------------------------
 
@@ -285,9 +285,9 @@ class JobManager(Manager[Job]):
         made: list[Any] = [None] * len(jobs)
         with _no_collection():
             fields = {"allow_shared_workdir": True} if allow_shared_workdir else {}
-            for home, places, created in routing.create_jobs(_by_site(jobs, fields)):
+            for handle, places, created in routing.create_jobs(_by_site(jobs, fields)):
                 for place, row in zip(places, created):
-                    made[place] = Job._of(row, home)
+                    made[place] = Job._of(row, handle)
         return made
 
     def bulk_refresh(self, jobs: Iterable[Job]) -> None:
@@ -332,17 +332,17 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[Home, routing.JobsOfSite]:
+def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[SiteHandle, routing.JobsOfSite]:
     """Return for each site the rows to create, with `fields` added, and the positions of their jobs in the list."""
-    placer = routing.Placer()
-    found: dict[Home, routing.JobsOfSite] = {}
+    known: dict[Any, routing.Resolved] = {}
+    found: dict[SiteHandle, routing.JobsOfSite] = {}
     for place, job in enumerate(jobs):
         try:
-            home, row = placer.place({**job._new_row(), **fields} if fields else job._new_row())
+            handle, row = routing.resolve_site({**job._new_row(), **fields} if fields else job._new_row(), known)
         except BalsamError as exc:
             exc.message = f"Job number {place + 1}: {exc.message}"
             raise
-        of_site = found.get(home) or found.setdefault(home, routing.JobsOfSite([], []))
+        of_site = found.get(handle) or found.setdefault(handle, routing.JobsOfSite([], []))
         of_site.rows.append(row)
         of_site.places.append(place)
     if len(found) > 1:  # one site checks its own, and counts as the user does

@@ -20,7 +20,7 @@ from ..core.suggest import did_you_mean
 from . import site_handle, times
 from .fields import listed
 from .records import Record
-from .site_handle import Home, Question
+from .site_handle import Question, SiteHandle
 
 R = TypeVar("R", bound=Record)
 Q = TypeVar("Q", bound="Query[Any]")
@@ -177,17 +177,17 @@ class Query(Generic[R]):
         first = start if len(asked) == 1 else 0
         found = site_handle.ask(asked, lambda desk, where: desk.select(kind, where, order, first, stop))
         if len(asked) == 1:
-            return [make(row, home) for home, rows in found for row in rows]
-        return [make(row, home) for home, row in islice(self._merged(found), start, stop)]
+            return [make(row, handle) for handle, rows in found for row in rows]
+        return [make(row, handle) for handle, row in islice(self._merged(found), start, stop)]
 
-    def _merged(self, found: Iterable[tuple[Home, list[dict[str, Any]]]]) -> Iterator[tuple[Home, dict[str, Any]]]:
+    def _merged(self, found: Iterable[tuple[SiteHandle, list[dict[str, Any]]]]) -> Iterator[tuple[SiteHandle, dict[str, Any]]]:
         """The rows of several sites, each sorted already, in order."""
-        pairs = [[(home, row) for row in rows] for home, rows in found]
+        pairs = [[(handle, row) for row in rows] for handle, rows in found]
         if not self._order:
             return (pair for of_site in pairs for pair in of_site)
         field, reverse = self._order.lstrip("-"), self._order.startswith("-")
 
-        def key(pair: tuple[Home, dict[str, Any]]) -> tuple[bool, Any]:
+        def key(pair: tuple[SiteHandle, dict[str, Any]]) -> tuple[bool, Any]:
             value = pair[1][field]
             return (value is None) != reverse, 0 if value is None else value  # what has none comes last, whichever way
 
@@ -365,14 +365,14 @@ class Manager(Generic[R]):
         """
         import_guard.refuse()
         of_kind(objects, self.model, "bulk_update")
-        changes: dict[Home, list[tuple[R, dict[str, Any]]]] = {}
+        changes: dict[SiteHandle, list[tuple[R, dict[str, Any]]]] = {}
         for one in objects:
             changed = one._changes()
-            home = one._site
+            handle = one._site
             if changed:
-                changes.setdefault(home, []).append((one, changed))
-        for home, of_site in changes.items():
-            home.desk.update(self.model._KIND, [{"id": one._row["id"], **changed} for one, changed in of_site])
+                changes.setdefault(handle, []).append((one, changed))
+        for handle, of_site in changes.items():
+            handle.desk.update(self.model._KIND, [{"id": one._row["id"], **changed} for one, changed in of_site])
             for one, changed in of_site:
                 one._saved(changed)
 

@@ -9,8 +9,7 @@ from ..core import import_guard
 from ..core.errors import InputError, InvalidSpec, NotFound, StateError
 from ..core.suggest import did_you_mean
 from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
-from .ids import Id, is_same_site
-from .site_handle import Home, home_at
+from .site_handle import Id, SiteHandle, handle_at, is_same_site
 
 R = TypeVar("R", bound="Record")
 
@@ -27,7 +26,7 @@ class Record:
             makes no sense.
     """
 
-    __slots__ = ("_changed", "_home", "_row", "_seen")
+    __slots__ = ("_changed", "_handle", "_row", "_seen")
 
     _KIND: ClassVar[str]  # as `sites.interface` calls it
     _REQUIRED: ClassVar[tuple[str, ...]] = ()
@@ -40,7 +39,7 @@ class Record:
     DoesNotExist: ClassVar[type[NotFound]]
     MultipleObjectsReturned: ClassVar[type[InputError]]
 
-    _home: Home | None
+    _handle: SiteHandle | None
     _row: dict[str, Any]  # as the site tells it; what is not in it has its default; without an id until it is saved
     _changed: dict[str, Any]  # assigned since then, checked
     _seen: dict[str, str]  # of those dicts that a user got hold of: what they were, as JSON
@@ -52,7 +51,7 @@ class Record:
         cls.MultipleObjectsReturned = _error(cls, "MultipleObjectsReturned", InputError)
 
     def __init__(self, **fields: Any) -> None:
-        self._home, self._row, self._seen = None, _NOTHING, _NOTHING
+        self._handle, self._row, self._seen = None, _NOTHING, _NOTHING
         checks = self._CHECKS
         try:
             self._changed = {name: checks[name](value) for name, value in fields.items()}
@@ -76,10 +75,10 @@ class Record:
         return {name: cls._FIELDS[name].checked(value, cls._what()) for name, value in fields.items()}
 
     @classmethod
-    def _of(cls: type[R], row: dict[str, Any], home: Home) -> R:
+    def _of(cls: type[R], row: dict[str, Any], handle: SiteHandle) -> R:
         """The object for a row of that site."""
         made = cls.__new__(cls)
-        made._home, made._row, made._changed, made._seen = home, row, _NOTHING, _NOTHING
+        made._handle, made._row, made._changed, made._seen = handle, row, _NOTHING, _NOTHING
         return made
 
     # --- attributes ---------------------------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ class Record:
     def id(self) -> Id | None:
         """Its number, which knows its site; None until it is saved."""
         number = self._row.get("id")
-        return None if number is None or self._home is None else self._home.id(number)
+        return None if number is None or self._handle is None else self._handle.id(number)
 
     @id.setter
     def id(self, value: Any) -> None:
@@ -154,10 +153,10 @@ class Record:
     # --- saving -------------------------------------------------------------------------------------------------------
 
     @property
-    def _site(self) -> Home:
-        if self._home is None or not self._is_saved:
+    def _site(self) -> SiteHandle:
+        if self._handle is None or not self._is_saved:
             raise type(self).DoesNotExist(f"This {self._what()} is not saved yet: `save()` does that.")
-        return self._home
+        return self._handle
 
     def save(self) -> None:
         """Add a new one to its site, or write what was changed since it was read, edits in a dict included.
@@ -181,10 +180,10 @@ class Record:
     def _create(self) -> None:
         raise NotImplementedError
 
-    def _created(self, row: dict[str, Any], home: Home) -> None:
+    def _created(self, row: dict[str, Any], handle: SiteHandle) -> None:
         """It is in the DB now, as `row`. Dicts that were given stay those that are edited."""
         live = {name: value for name, value in self._changed.items() if self._FIELDS[name].is_live}
-        self._home, self._changed, self._row = home, _NOTHING, row
+        self._handle, self._changed, self._row = handle, _NOTHING, row
         self._keep(live)
 
     def _saved(self, changes: Mapping[str, Any]) -> None:
@@ -205,8 +204,8 @@ class Record:
         Raises:
             DoesNotExist: it was never saved, or is gone.
         """
-        home = self._site
-        rows = home.desk.select(self._KIND, {"id": self._row["id"]})
+        handle = self._site
+        rows = handle.desk.select(self._KIND, {"id": self._row["id"]})
         if not rows:
             raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
         self._renewed(rows[0])
@@ -217,7 +216,7 @@ class Record:
 
     def _title(self) -> str:
         """For messages."""
-        site = self._home.entry.name if self._home else ""
+        site = self._handle.entry.name if self._handle else ""
         return f"{type(self).__name__} {self._row.get('id')} of site {site}"
 
     def delete(self) -> None:
@@ -233,7 +232,7 @@ class Record:
         if not done.get("deleted"):
             raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
         self._changed = self._as_new()
-        self._row, self._seen, self._home = _NOTHING, _NOTHING, None
+        self._row, self._seen, self._handle = _NOTHING, _NOTHING, None
 
     def _as_new(self) -> dict[str, Any]:
         """What a new one like it is given."""
@@ -260,7 +259,7 @@ class Record:
             return True
         if not isinstance(other, Record) or type(self) is not type(other):
             return NotImplemented
-        if self._home is None or other._home is None or not is_same_site(self._home.entry, other._home.entry):
+        if self._handle is None or other._handle is None or not is_same_site(self._handle.entry, other._handle.entry):
             return False
         return self._holds_what(other) and not (self._changes() or other._changes())
 
@@ -277,11 +276,11 @@ class Record:
         return hash((type(self), self._row["id"]))
 
     def __getstate__(self) -> Any:
-        return self._home and self._home.entry, self._row, self._changed, self._seen
+        return self._handle and self._handle.entry, self._row, self._changed, self._seen
 
     def __setstate__(self, state: Any) -> None:
         entry, self._row, self._changed, self._seen = state
-        self._home = entry and home_at(entry)
+        self._handle = entry and handle_at(entry)
 
 
 def _error(cls: type, name: str, base: type[Exception]) -> Any:

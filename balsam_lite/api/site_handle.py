@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from ..core.errors import BalsamError, NoDatabase, UnknownSite
@@ -15,12 +16,51 @@ from ..db.engine import registry
 from ..db.engine.registry import Entry
 from ..sites import fanout, selector
 from ..sites.interface import Desk
-from .ids import Id, is_same_site, maker
 
 T = TypeVar("T")
 
 
-class Home:
+class Id(int):
+    """The number of a job, an application or a batch job at `site`.
+
+    It is equal to the plain number, and has its hash; to an Id of another site it is not equal. So it goes into JSON, file
+    names and arithmetic as any number does, and a plain number means a row of whichever site is asked.
+    """
+
+    __slots__ = ()
+    site: Entry  # of the class that `maker` makes: a number for each of a million jobs must not carry more than itself
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Id) and not is_same_site(self.site, other.site):
+            return False
+        return int.__eq__(self, other) if isinstance(other, int) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+    def __reduce__(self) -> Any:
+        return _restored, (int(self), tuple(self.site))
+
+
+def is_same_site(one: Entry, other: Entry) -> bool:
+    """Whether both are the same DB, whatever it is called now."""
+    return one.path == other.path and one.host == other.host
+
+
+@lru_cache(maxsize=1024)
+def maker(entry: Entry) -> type[Id]:
+    """What makes the Ids of a site: `maker(entry)(7)`."""
+    return type("Id", (Id,), {"__slots__": (), "site": entry, "__module__": __name__, "__qualname__": "Id"})
+
+
+def _restored(number: int, site: tuple[Any, ...]) -> Id:
+    """For pickle."""
+    return maker(Entry(*site))(number)
+
+
+class SiteHandle:
     """A site as the objects from there know it; one for each place, so that they still do after it got another name."""
 
     __slots__ = ("_desk", "entry", "id")
@@ -42,21 +82,21 @@ class Home:
         return self._desk
 
 
-_homes: dict[tuple[str, str], Home] = {}  # by host and path
+_handles: dict[tuple[str, str], SiteHandle] = {}  # by host and path
 
 
-def home_of(entry: Entry) -> Home:
-    """The one Home of a site, which the registry knows as `entry` now."""
-    found = home_at(entry)
+def handle_of(entry: Entry) -> SiteHandle:
+    """The one SiteHandle of a site, which the registry knows as `entry` now."""
+    found = handle_at(entry)
     if found.entry != entry:
         found.know(entry)
     return found
 
 
-def home_at(entry: Entry) -> Home:
+def handle_at(entry: Entry) -> SiteHandle:
     """The same for an entry that may be old: that of an Id, or of what was pickled."""
     place = entry.host, entry.path
-    return _homes.get(place) or _homes.setdefault(place, Home(entry))
+    return _handles.get(place) or _handles.setdefault(place, SiteHandle(entry))
 
 
 # --- sites ------------------------------------------------------------------------------------------------------------
@@ -87,7 +127,7 @@ def named(site: Any) -> Entry:
         UnknownSite.
     """
     if isinstance(site, Entry):
-        return home_at(site).entry
+        return handle_at(site).entry
     word = str(site)
     try:
         return registry.named(word)
@@ -104,7 +144,7 @@ def named(site: Any) -> Entry:
 class Question(NamedTuple):
     """What one site is asked."""
 
-    home: Home
+    handle: SiteHandle
     where: dict[str, Any]
 
 
@@ -126,7 +166,7 @@ def questions(where: Mapping[str, Any], id_keys: Iterable[str]) -> list[Question
     for entry in _entries(where, numbers.values()):
         own = {key: _numbers_at(entry, given) for key, given in numbers.items()}
         if all(own.values()):
-            found.append(Question(home_of(entry), {**rest, **own}))
+            found.append(Question(handle_of(entry), {**rest, **own}))
     return found
 
 
@@ -168,28 +208,28 @@ def _sites_of(given: list[Any]) -> list[Entry]:
     kinds = {type(one) for one in given}
     if not all(issubclass(kind, Id) for kind in kinds):
         return []
-    return sorted({home_at(kind.site).entry for kind in kinds})
+    return sorted({handle_at(kind.site).entry for kind in kinds})
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def ask(asked: list[Question], question: Callable[[Desk, dict[str, Any]], T]) -> list[tuple[Home, T]]:
+def ask(asked: list[Question], question: Callable[[Desk, dict[str, Any]], T]) -> list[tuple[SiteHandle, T]]:
     """What each site says; one that cannot be read costs a warning (`sites.fanout.SiteWarning`), if another one can be.
 
     Raises:
         BalsamError: none answers; or whatever the only one that is asked raises.
     """
     if len(asked) == 1:
-        home, where = asked[0]
-        return [(home, question(home.desk, where))]
-    wanted = {home.entry: where for home, where in asked}
+        handle, where = asked[0]
+        return [(handle, question(handle.desk, where))]
+    wanted = {handle.entry: where for handle, where in asked}
     answers = fanout.ask(wanted, lambda desk: question(desk, wanted[desk.entry]))
     if answers.failed and not answers.found:
         raise answers.failed[0][1]
     for entry, exc in answers.failed:
         fanout.warn_of(entry, exc)
-    return [(home_of(entry), answer) for entry, answer in answers.found]
+    return [(handle_of(entry), answer) for entry, answer in answers.found]
 
 
 def write(asked: list[Question], kind: str, change: Callable[[Desk, dict[str, Any]], T]) -> list[T]:
@@ -199,20 +239,20 @@ def write(asked: list[Question], kind: str, change: Callable[[Desk, dict[str, An
         BalsamError: a site cannot be read, or refuses; then what was changed at others before is said.
     """
     if len(asked) > 1:
-        wanted = {home.entry: where for home, where in asked}
+        wanted = {handle.entry: where for handle, where in asked}
         counts = fanout.ask(wanted, lambda desk: desk.count(kind, wanted[desk.entry]))
         for entry, exc in counts.failed:
             exc.message = f"Nothing was changed: {fanout.failure(entry, exc)}"
             raise exc
         found = {entry for entry, number in counts.found if number}
-        asked = [one for one in asked if one.home.entry in found]
+        asked = [one for one in asked if one.handle.entry in found]
     done: list[T] = []
-    for home, where in asked:
+    for handle, where in asked:
         try:
-            done.append(change(home.desk, where))
+            done.append(change(handle.desk, where))
         except BalsamError as exc:
             if done:
-                before = ", ".join(one.home.entry.name for one in asked[: len(done)])
-                exc.message += f"\nIt is done at {before}, and not at {home.entry.name}."
+                before = ", ".join(one.handle.entry.name for one in asked[: len(done)])
+                exc.message += f"\nIt is done at {before}, and not at {handle.entry.name}."
             raise
     return done

@@ -10,7 +10,7 @@ from . import site_handle, times
 from .fields import AT_CREATION, Field, column_check, known, text
 from .query import Manager, Query
 from .records import Record
-from .site_handle import home_of
+from .site_handle import handle_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -81,7 +81,7 @@ class Site(Record):
             self._adopt(registry.add(directories.set_up(path).directory, name))
 
     def _adopt(self, entry: Entry) -> None:
-        self._home = home_of(entry)
+        self._handle = handle_of(entry)
         self._renewed(_row(entry))
 
     def refresh_from_db(self) -> None:
@@ -96,7 +96,7 @@ class Site(Record):
         """Forget it: nothing finds it by name or number any more. Its directory stays, with all jobs."""
         registry.forget(self._site.entry.number)
         self._changed = {name: self._row[name] for name in ("name", "path")}
-        self._row, self._home = {}, None
+        self._row, self._handle = {}, None
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class SiteQuery(Query[Site]):
         found.sort(key=lambda entry: str(getattr(entry, field)) if field != "number" else entry.number)
         if self._order.startswith("-"):
             found.reverse()
-        return [Site._of(_row(entry), home_of(entry)) for entry in found[start:stop]]
+        return [Site._of(_row(entry), handle_of(entry)) for entry in found[start:stop]]
 
     def _matches(self, entry: Entry) -> bool:
         has = {"id": entry.number, "name": entry.name, "host": entry.host}

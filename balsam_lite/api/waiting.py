@@ -16,7 +16,7 @@ from ..pyapps import run_call
 from ..sites.interface import Desk, Row
 from ..sites.local import LocalDesk
 from . import site_handle
-from .site_handle import Home, Question
+from .site_handle import Question, SiteHandle
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Database
@@ -122,12 +122,12 @@ def as_completed(jobs: Sequence[Job], timeout: float | None, poll_interval: floa
 def bulk_refresh(jobs: Sequence[Job]) -> None:
     """See `JobManager.bulk_refresh`."""
     wanted = _by_place(jobs)
-    homes = list(dict.fromkeys(home for home, _ in wanted))
+    handles = list(dict.fromkeys(handle for handle, _ in wanted))
     found = {}
-    for home in homes:
-        numbers = [number for at, number in wanted if at is home]
-        found.update({(home, row["id"]): row for row in home.desk.select("job", {"id": numbers})})
-    missing = [number for home, number in wanted if (home, number) not in found]
+    for handle in handles:
+        numbers = [number for at, number in wanted if at is handle]
+        found.update({(handle, row["id"]): row for row in handle.desk.select("job", {"id": numbers})})
+    missing = [number for handle, number in wanted if (handle, number) not in found]
     if missing:
         listed = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
         raise type(jobs[0]).DoesNotExist(f"{len(missing)} of the jobs are not in the DB any more: {listed}")
@@ -136,13 +136,13 @@ def bulk_refresh(jobs: Sequence[Job]) -> None:
             job._renewed(dict(found[place]))
 
 
-def _place(job: Job) -> tuple[Home, int]:
+def _place(job: Job) -> tuple[SiteHandle, int]:
     return job._site, job._row["id"]
 
 
-def _by_place(jobs: Sequence[Job]) -> dict[tuple[Home, int], list[Job]]:
+def _by_place(jobs: Sequence[Job]) -> dict[tuple[SiteHandle, int], list[Job]]:
     """Jobs by site and number; the same one may be there as several objects."""
-    found: dict[tuple[Home, int], list[Job]] = {}
+    found: dict[tuple[SiteHandle, int], list[Job]] = {}
     for job in jobs:
         found.setdefault(_place(job), []).append(job)
     return found
@@ -159,24 +159,24 @@ class _Pending:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = _by_place(jobs)
         self._failing_since: float | None = None
-        self.over: set[tuple[Home, int]] = set()
+        self.over: set[tuple[SiteHandle, int]] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def ends(self, timeout: float | None, poll_interval: float) -> Iterator[list[Job]]:
         """Those that are over by now, again and again; ends when all are, or after `timeout` seconds."""
-        waitings: dict[Home, Waiting] = {}
+        waitings: dict[SiteHandle, Waiting] = {}
         try:
             yield from self._ends(timeout, poll_interval, waitings)
         finally:
             for waiting in waitings.values():
                 waiting.close()
 
-    def _ends(self, timeout: float | None, poll_interval: float, waitings: dict[Home, Waiting]) -> Iterator[list[Job]]:
+    def _ends(self, timeout: float | None, poll_interval: float, waitings: dict[SiteHandle, Waiting]) -> Iterator[list[Job]]:
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = min(_SHORTEST_S, poll_interval)
-        waitings.update((home, Waiting(database)) for home, database in self._local_sites())
+        waitings.update((handle, Waiting(database)) for handle, database in self._local_sites())
         while self._jobs:
             began = time.monotonic()
             is_last = deadline is not None and began >= deadline
@@ -187,34 +187,38 @@ class _Pending:
             if is_last:
                 return
             if self._jobs:
-                for home, waiting in waitings.items():
-                    waiting.note(bool(ended), partial(self._numbers, home))
+                for handle, waiting in waitings.items():
+                    waiting.note(bool(ended), partial(self._numbers, handle))
                 rest = max(pause, looked_s * _LAZINESS)
                 time.sleep(rest if deadline is None else max(0.0, min(rest, deadline - time.monotonic())))
                 pause = min(_GROWTH * pause, poll_interval)
 
-    def _local_sites(self) -> Iterator[tuple[Home, Database]]:
+    def _local_sites(self) -> Iterator[tuple[SiteHandle, Database]]:
         """Yield the sites of this host that have some of the jobs."""
-        for home in {home for home, _ in self._jobs}:
+        for handle in {handle for handle, _ in self._jobs}:
             with suppress(BalsamError):  # reading its jobs will raise it again
-                desk = home.desk
+                desk = handle.desk
                 if isinstance(desk, LocalDesk):
-                    yield home, desk.database
+                    yield handle, desk.database
 
-    def _numbers(self, home: Home) -> list[int]:
-        return [number for at, number in self._jobs if at is home]
+    def _numbers(self, handle: SiteHandle) -> list[int]:
+        return [number for at, number in self._jobs if at is handle]
 
     def _look(self) -> list[Job]:
         """Those that have ended since the last look, as they are now."""
-        numbers: dict[Home, list[int]] = {}
-        for home, number in self._jobs:
-            numbers.setdefault(home, []).append(number)
-        places: list[tuple[Home, int]] = []
+        numbers: dict[SiteHandle, list[int]] = {}
+        for handle, number in self._jobs:
+            numbers.setdefault(handle, []).append(number)
+        places: list[tuple[SiteHandle, int]] = []
         try:
-            for home, rows in site_handle.ask([Question(home, {"id": of_site}) for home, of_site in numbers.items()], _states):
+            for handle, rows in site_handle.ask(
+                [Question(handle, {"id": of_site}) for handle, of_site in numbers.items()], _states
+            ):
                 found = {row["id"]: row["state"] for row in rows}
-                places += self._ended(home, found)
-                places += [(home, number) for number in numbers[home] if number not in found]  # deleted: nothing will follow
+                places += self._ended(handle, found)
+                places += [
+                    (handle, number) for number in numbers[handle] if number not in found
+                ]  # deleted: nothing will follow
         except (SiteUnreachable, DatabaseBusy) as exc:
             self._bear(exc)
             return []
@@ -230,13 +234,13 @@ class _Pending:
         elif time.monotonic() - self._failing_since > _PATIENCE_S:
             raise exc
 
-    def _ended(self, home: Home, found: dict[int, str]) -> list[tuple[Home, int]]:
+    def _ended(self, handle: SiteHandle, found: dict[int, str]) -> list[tuple[SiteHandle, int]]:
         """Those of a site's jobs that are over, and read anew; `found` is the state of each that is there."""
         ended = [number for number, state in found.items() if state in states.END_STATES]
         places = []
         # One that was made to run once more since then is not over.
-        for row in home.desk.select("job", {"id": ended, "state": list(states.END_STATES)}) if ended else ():
-            places.append((home, row["id"]))
+        for row in handle.desk.select("job", {"id": ended, "state": list(states.END_STATES)}) if ended else ():
+            places.append((handle, row["id"]))
             for job in self._jobs.get(places[-1], ()):
                 job._renewed(dict(row))
         return places

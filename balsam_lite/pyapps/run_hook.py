@@ -68,15 +68,15 @@ def _default(hook: str, state: str) -> str:
 def _current_job() -> Any:
     """The api's Job that the launcher's variables name."""
     from ..api.jobs import Job
-    from ..api.site_handle import home_of
+    from ..api.site_handle import handle_of
     from ..db.engine import directories, registry
 
     directory = os.environ.get(directories.DB_VARIABLE, "")
     _, *numbers = os.environ.get(RUN_VARIABLE, "").rsplit(":", 3)
     if len(numbers) != 3:
         raise NoCurrentJob("A hook of an application is run by the launcher, for one of its jobs.")
-    home = home_of(registry.at(directory))
-    return Job.objects.get(id=home.id(int(numbers[1])))
+    handle = handle_of(registry.at(directory))
+    return Job.objects.get(id=handle.id(int(numbers[1])))
 
 
 # --- the preamble -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ run() {
 {
     run limit.py $spawns
     run startup.py
+    run walk.py
     run latency.py --hops $hops
     run dataflow.py $flow
     run throughput.py $true

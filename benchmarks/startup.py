@@ -1,8 +1,9 @@
 """What a command costs before it does anything, over an empty Python.
 
-Whole commands, from before they are started to after they have ended, output thrown away: `balsam --version`, `balsam ls` (a
-DB of 10 jobs), `python -c "import balsam_lite.launcher.dag"` and `python -c pass` of the same interpreter, one after the other
-in `--rounds` rounds. `ratio` has medians and minima over those of `python -c pass`; `extra_ms` the difference of the minima.
+Whole commands, from before they are started to after they have ended, output thrown away: `balsam --version`, `balsam ls
+--limit 20` and `balsam job ls --limit 20` (a DB of 20 jobs), `python -c "import balsam_lite.launcher.dag"` and `python -c pass` of
+the same interpreter, in turn in `--rounds` rounds. `ratio` has medians and minima over those of `python -c pass`; `extra_ms` is the
+difference of the minima.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ def main() -> None:
     with common.scratch(arguments.dir) as place:
         bench = common.Bench(place, arguments.balsam)
         directory = bench.new_directory()
-        common.make_db_with_jobs(directory, common.TRUE, common.job_dicts(10))
+        common.make_db_with_jobs(directory, common.TRUE, common.job_dicts(20))
         os.environ["BALSAM_DB_PATH"] = directory
         balsam, python = bench.commands
         commands = {
             _BARE: [python, "-c", "pass"],
             "balsam --version": [*balsam, "--version"],
-            "balsam ls": [*balsam, "ls"],
+            "balsam ls": [*balsam, "ls", "--limit", "20"],
+            "balsam job ls": [*balsam, "job", "ls", "--limit", "20"],
             "import balsam_lite.launcher.dag": [python, "-c", "import balsam_lite.launcher.dag"],
         }
         measured = common.alternating(commands, arguments.rounds)

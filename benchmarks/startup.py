@@ -1,9 +1,9 @@
 """What a command costs before it does anything, over an empty Python.
 
 Whole commands, from before they are started to after they have ended, output thrown away: `balsam --version`, `balsam ls
---limit 20` and `balsam job ls --limit 20` (a DB of 20 jobs), `python -c "import balsam_lite.launcher.dag"` and `python -c pass` of
-the same interpreter, in turn in `--rounds` rounds. `ratio` has medians and minima over those of `python -c pass`; `extra_ms` is the
-difference of the minima.
+--limit 20` and `balsam job ls --limit 20` (a DB of 20 jobs), `python -c "import balsam_lite.launcher.dag"` and `python -c pass`
+of the same interpreter, in turn in `--rounds` rounds. `ratio` has medians and minima over those of `python -c pass`; `extra_ms`
+is the difference of the minima.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ _SLEEP_S, _NODES, _SLOTS_PER_NODE = 0.2, 2, 4
 
 _SESSIONS = """
 import sys, time
-from balsam_lite.db import location
-db = location.open_database(sys.argv[1])
+from balsam_lite.db.engine import directories
+db = directories.open_database(sys.argv[1])
 for kind in ("read", "write"):
     taken = []
     for _ in range(100):

@@ -17,9 +17,9 @@ BALSAM = [sys.executable, "-m", "balsam_lite.cli"]
 
 _PREAMBLE = """
 import os, sys, time
-from balsam_lite.db import location
-from balsam_lite.db.connection import Database
-db = location.open_database(sys.argv[1])
+from balsam_lite.db.engine import directories
+from balsam_lite.db.engine.connection import Database
+db = directories.open_database(sys.argv[1])
 def add_one():
     with db.write() as cx:
         n = cx.execute("SELECT n FROM counter").fetchone()[0]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
 
 @contextmanager
 def db_with_app(directory: Path) -> Iterator[Database]:

@@ -1,0 +1,229 @@
+"""What is written down is so: the README's tutorial runs, and nothing that the program has is missing there."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from helpers import ROOT
+
+from balsam_lite.cli import group
+from balsam_lite.core import settings, states
+
+README = (ROOT / "README.rst").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
+
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+TIME = r"\d\d-\d\d-\d{4} \d\d:\d\d:\d\d\.\d{6}"
+
+
+def command(name: str) -> click.Command:
+    found = group.balsam.get_command(click.Context(group.balsam), name)
+    assert found is not None
+    return found
+
+
+def every_parameter() -> list[click.Parameter]:
+    """Of all commands, and of those below them."""
+    found = [command(name) for name in group.COMMANDS]
+    below = [inner for outer in found if isinstance(outer, click.Group) for inner in outer.commands.values()]
+    return [parameter for one in (*found, *below) for parameter in one.params]
+
+
+def section(title: str) -> str:
+    """The README's text below that heading, up to the next one of its rank."""
+    found = re.search(rf"^{re.escape(title)}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", README, re.DOTALL | re.MULTILINE)
+    assert found, f"README.rst has no section {title!r}"
+    return found[1]
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", group.COMMANDS)
+def test_a_command_and_each_of_its_options_have_help(name: str) -> None:
+    found = command(name)
+    assert found.help, f"{name} is missing its help"
+    assert group.COMMANDS[name].summary
+    for parameter in found.params:
+        if isinstance(parameter, click.Option):
+            assert getattr(parameter, "help", None), f"{name} {parameter.opts[0]} is missing its help"
+    for part in getattr(found, "commands", {}).values():
+        assert part.hidden or not part.get_short_help_str(100).endswith("..."), f"{name} {part.name} is cut in the list"
+
+
+@pytest.mark.parametrize("name", group.COMMANDS)
+def test_the_readme_lists_the_command(name: str) -> None:
+    assert re.search(rf"^``balsam {name}`` +\S", section("Commands"), re.MULTILINE)
+
+
+def test_the_readme_lists_no_command_that_does_not_exist() -> None:
+    assert set(re.findall(r"^``balsam ([a-z_ -]+)`` ", section("Commands"), re.MULTILINE)) == set(group.COMMANDS)
+
+
+def test_options_in_the_readme_exist() -> None:
+    known = {word for p in every_parameter() for word in (*p.opts, *p.secondary_opts)}
+    known |= {word for parameter in group.balsam.params for word in parameter.opts} | {"--help", "--x", "--hist"}
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
+    assert {word for word in used if not any(other.startswith(word) for other in known)} == set()
+
+
+# --- completeness -----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_states_is_that_of_the_program() -> None:
+    rows = re.findall(r"^([A-Z_]{2,}) +(\S.*)$", section("How states work"), re.MULTILINE)
+    assert rows == list(states.DESCRIPTIONS.items())
+
+
+def test_the_table_of_settings_has_each_key_with_its_default() -> None:
+    rows = re.findall(r'^([A-Z_]+) +("[^"]*"|-?[\d.]+) +\S', section("Settings"), re.MULTILINE)
+    found: dict[str, Any] = {key: ast.literal_eval(default) for key, default in rows}
+    assert found == settings.Settings()._asdict()
+    assert len(rows) == len(found)
+
+
+#: Of no use to users: for tests; set by nobody.
+SECRET = {"BALSAM_DETACHED", "BALSAM_FAILPOINT", "BALSAM_LEASE_ID", "BALSAM_LOADING"}
+
+
+def test_the_readme_names_each_environment_variable_of_the_program() -> None:
+    used: set[str] = set()
+    for path in (ROOT / "balsam_lite").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)):
+                text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+                used |= {text} if re.fullmatch(r"_?BALSAM_[A-Z_]*[A-Z]", text) else set()
+    assert "BALSAM_DB_PATH" in used
+    assert {name for name in used - SECRET if name not in README} == set()
+
+
+def test_each_name_of_the_python_interface_is_in_the_readme() -> None:
+    for name in ("add_job", "add_app", "add_dependency", "kill", "current_job", "BalsamJob.objects", "bulk_create"):
+        assert name in section("Python")
+
+
+def test_the_versions_in_the_documents_are_those_of_setup_cfg() -> None:
+    text = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    floor = re.search(r"python_requires = >=(\S+)", text)
+    assert floor
+    assert f"Python {floor[1]} or newer" in README
+    assert f"Python {floor[1]}" in CONTRIBUTING
+
+
+# --- the tutorial -----------------------------------------------------------------------------------------------------
+
+BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
+#: Typed by the test where the reader has a look at the clock: wait until every launch has ended, 60 s at most.
+WAIT = """
+for _ in {1..300}; do
+    [ "$(balsam ls queues --json)" != "[]" ] || break
+    sleep 0.2
+done
+"""
+
+
+def tutorial() -> list[tuple[str, str]]:
+    """The blocks of the tutorial: their language and their text."""
+    found = BLOCK.findall(section("Five minutes"))
+    return [(language, textwrap.dedent(text).strip("\n") + "\n") for language, text in found]
+
+
+def as_script(blocks: list[tuple[str, str]]) -> str:
+    """The tutorial as one shell session."""
+    lines = []
+    for language, text in blocks:
+        if language == "bash":
+            lines.append(text)
+            if "submit-launch" in text:
+                lines.append(WAIT)
+        elif language == "python":
+            lines.append(f"python - << 'END OF PYTHON'\n{text}END OF PYTHON\n")
+    return "".join(lines)
+
+
+def without_particulars(text: str) -> list[str]:
+    """The lines of `text`, with ids and times made alike and the blanks between words made one."""
+    text = re.sub(TIME, "TIME", re.sub(UUID, "UUID", text))
+    return [" ".join(re.sub("-{9,}", "---", line).split()) for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_the_tutorial_runs_and_prints_what_the_readme_says(tmp_path: Path, balsam_bin: str) -> None:
+    blocks = tutorial()
+    assert [language for language, _ in blocks].count("bash") >= 6
+    environ = {**os.environ, "PATH": f"{balsam_bin}:{os.environ['PATH']}", "HOME": str(tmp_path), "BALSAM_IDLE_TTL_S": "1"}
+    del environ["BALSAM_HOME"]  # the reader's is ~/.balsam
+    done = subprocess.run(
+        ["bash", "--norc", "-e", "-o", "pipefail", "-c", as_script(blocks)],
+        cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = without_particulars(done.stdout)
+    for language, text in blocks:
+        if language == "text":
+            assert [line for line in without_particulars(text) if line not in printed] == [], done.stdout
+    assert "RuntimeError: simulated error" in done.stdout
+    assert "JOB_FINISHED (10 BalsamJobs)" in printed
+    assert "11 jobs run again" in printed
+    assert "AWAITING_PARENTS" in printed
+
+
+def test_the_python_in_the_readme_can_be_compiled() -> None:
+    for language, text in BLOCK.findall(README):
+        if language == "python":
+            compile(textwrap.dedent(text), "README.rst", "exec")
+
+
+# --- the files in the repository --------------------------------------------------------------------------------------
+
+
+def tracked_files() -> list[Path]:
+    """The files of the repository, or of the directory where it is a copy."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    ) if shutil.which("git") and (ROOT / ".git").exists() else None  # fmt: skip
+    if done is not None and done.returncode == 0:
+        return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+    made = {".venv", "build", "dist", "__pycache__"}
+    return [
+        path for path in ROOT.rglob("*")
+        if path.is_file() and not any(part in made or part.endswith((".egg-info", "_cache")) for part in path.parts)
+    ]  # fmt: skip
+
+
+def test_no_file_names_a_place_on_a_developers_machine() -> None:
+    places = [f"/{name}/" for name in ("work", "root", "tmp/v")]
+    guilty = []
+    for path in tracked_files():
+        text = path.read_bytes().decode("utf-8", "replace")
+        guilty += [f"{path.relative_to(ROOT)}: {place}" for place in places if re.search(rf"(?<![\w.{{}}]){place}", text)]
+    assert guilty == []
+
+
+def test_each_verb_of_the_makefile_has_a_line_of_help() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True) if shutil.which("make") else None
+    if done is None:
+        pytest.skip("no make")
+    assert done.returncode == 0, done.stderr
+    listed = re.findall(r"^ +make ([\w-]+) +\S", done.stdout, re.MULTILINE)
+    assert set(listed) == set(phony[1].split())
+
+
+def test_the_module_runs_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "balsam_lite.cli", "server"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "no server: this DB is a file\n")

@@ -1,0 +1,409 @@
+"""`BalsamExecutor`, with a real launcher; the calls are functions of a module that is made for each test."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from launching import PYTHON, Bench
+
+from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, UnknownApp, UnknownField
+from balsam_lite.db.models import BalsamJob, use
+from balsam_lite.db.query import queries
+from balsam_lite.launcher.futures import BalsamExecutor, FutureTask
+from balsam_lite.pyapps import run_call
+
+MODULE = """
+import os, sys, time
+
+def wander(directory):
+    assert not os.path.exists("result.pkl")
+    for path, text in (("result.pkl", "mine"), (os.path.join(directory, "result.pkl"), "mine too")):
+        with open(path, "w") as file:
+            file.write(text)
+    os.chdir(directory)
+    return "came back"
+
+def vanish():
+    os._exit(0)
+
+def become_another():
+    os.execvp("true", ["true"])
+
+class Odd(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+class Bad(Exception):
+    pass
+
+def square(x): return x * x
+def add(*numbers, **named): return sum(numbers) + sum(named.values())
+def concat(a, b, c="."): return f"{a}{b}{c}"
+def fail(x): raise Bad(x)
+def odd(): raise Odd(1, 2)
+def leave(): sys.exit(7)
+def die(): os._exit(9)
+def function(): return lambda: 0
+def ident(x): return x
+def wait_for(path):
+    while not os.path.exists(path): time.sleep(0.01)
+    return os.environ["BALSAM_JOB_ID"]
+"""
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path, BALSAM_IDLE_TTL_S="20")
+    with use(made.db):
+        yield made
+    made.close()
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """A module that only this process, and what it sends there, can import."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "their_calls.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    importlib.invalidate_caches()
+    yield importlib.import_module("their_calls")
+    del sys.modules["their_calls"]
+
+
+@pytest.fixture
+def executor(bench):
+    bench.launch("--nodes", "2")
+    with BalsamExecutor() as made:
+        yield made
+
+
+def payloads(bench: Bench) -> list[Path]:
+    return list(Path(bench.directory).glob("data/*/.calls/*"))
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_results_come_back_and_nothing_is_left_behind(bench, executor, calls):
+    future = executor.submit(calls.square, 7)
+    assert isinstance(future, concurrent.futures.Future)
+    assert future.result(30) == 49
+    assert (future.done(), future.running(), future.cancelled(), future.exception(0)) == (True, False, False, None)
+    assert (future.job.name, future.job.workflow, future.job.application) == ("square", "executor", "balsam-call")
+    assert executor.submit(calls.add, 1, 2, x=3).result(30) == 6
+    assert executor.submit(len, [1, 2]).result(30) == 2
+    assert payloads(bench) == []
+
+
+def test_the_functions_of_concurrent_futures_work_with_them(executor, calls):
+    futures = [executor.submit(calls.square, n) for n in range(6)]
+    heard: list[int] = []
+    futures[0].add_done_callback(lambda one: heard.append(one.result()))
+    assert {one.result() for one in concurrent.futures.as_completed(futures, 30)} == {n * n for n in range(6)}
+    assert concurrent.futures.wait(futures, 1).not_done == set()
+    wait_until(lambda: heard == [0])
+
+
+def test_a_map_of_200_is_one_transaction_and_comes_back_in_order(bench, executor, calls):
+    with bench.db.read() as cx:
+        before = queries.mark(cx)
+    results = executor.map(calls.square, range(200), timeout=60)
+    with bench.db.read() as cx:
+        created = [row[0] for row in cx.execute("SELECT DISTINCT created FROM job")]
+    assert before == (0, 0)
+    assert len(created) == 1
+    assert list(results) == [n * n for n in range(200)]
+
+
+def test_chunks_share_a_job(bench, executor, calls):
+    assert list(executor.map(calls.concat, "abcdefg", "1234567", timeout=60, chunksize=3)) == [
+        f"{a}{b}." for a, b in zip("abcdefg", "1234567")
+    ]
+    assert BalsamJob.objects.filter(name="concat").count() == 3
+    with pytest.raises(InputError, match="chunksize"):
+        executor.map(calls.square, [1], chunksize=0)
+    assert list(executor.map(calls.square, [])) == []
+
+
+def test_an_application_gets_words_and_gives_its_output(bench):
+    bench.app("say", "echo Hello,")
+    bench.app("cat", "cat")
+    bench.app("fail", "false")
+    bench.launch()
+    with BalsamExecutor("say", name="s", node_packing_count=4) as executor:
+        first = executor.submit("big  world", 3)
+        assert first.result(30) == "Hello, big  world 3\n"
+        assert list(executor.map("x", "ab", timeout=30)) == ["Hello, x a\n", "Hello, x b\n"]
+        with pytest.raises(InputError, match="words"):
+            executor.submit("a", b=1)
+    with BalsamExecutor("cat") as second:
+        assert second.submit(first).result(30) == "Hello, big  world 3\n"
+        assert [one.id for one in second.submit(first).job.get_parents()] == [first.number]
+    with BalsamExecutor("fail") as third, pytest.raises(TaskFailed, match="nonzero return 1"):
+        third.submit("a").result(30)
+    assert {job.node_packing_count for job in BalsamJob.objects.filter(application="say")} == {4}
+
+
+SCRIPT = """
+import sys
+from balsam_lite.launcher.futures import BalsamExecutor
+
+class Point:
+    def __init__(self, x): self.x = x
+
+class Wrong(Exception): pass
+
+def twice(point):
+    if point.x > 5:
+        raise Wrong(point.x)
+    return Point(2 * point.x)
+
+if __name__ == "__main__":
+    with BalsamExecutor() as executor:
+        assert type(executor.submit(twice, Point(4)).result(30)) is Point
+        try:
+            executor.submit(twice, Point(6)).result(30)
+        except Wrong as exc:
+            print([point.x for point in executor.map(twice, map(Point, range(3)), timeout=30)], exc)
+"""
+
+
+@pytest.mark.parametrize("how", ["script.py", "-m"])
+def test_a_script_sends_its_own_functions_and_classes(bench, tmp_path, how):
+    import subprocess
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    bench.launch()
+    words = ["script.py"] if how == "script.py" else ["-m", "script"]
+    environ = {**bench.environ, "BALSAM_DB_PATH": bench.directory}
+    done = subprocess.run([PYTHON, *words], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("[0, 2, 4] 6\n", 0), done.stderr
+    done = subprocess.run([PYTHON, "-"], input=SCRIPT, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert "interactive" in done.stderr
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_exceptions_come_back_as_themselves_with_the_remote_traceback(bench, executor, calls):
+    future = executor.submit(calls.fail, "mine")
+    with pytest.raises(calls.Bad, match="mine") as caught:
+        future.result(30)
+    assert isinstance(caught.value.__cause__, RemoteError)
+    assert "their_calls.py" in str(caught.value.__cause__)
+    assert future.job.state == "FAILED"
+    assert "Bad: mine" in future.job.state_history
+    assert len(payloads(bench)) == 1
+    with pytest.raises(SystemExit, match="7"):
+        executor.submit(calls.leave).result(30)
+
+
+def test_what_cannot_be_read_here_comes_back_as_text(executor, calls):
+    with pytest.raises(RemoteError, match=r"(?s)their_calls.py.*1 and 2"):
+        executor.submit(calls.odd).result(30)
+    with pytest.raises(RemoteError, match="type function and cannot be serialised"):
+        executor.submit(calls.function).result(30)
+    with pytest.raises(TaskFailed, match=r"\[die .* is FAILED: nonzero return 9"):
+        executor.submit(calls.die).result(30)
+
+
+def test_what_cannot_be_sent_is_refused_at_once(bench, executor, calls, monkeypatch):
+    def local():
+        pass
+
+    for wrong in (lambda: 0, local, type("T", (), {})().__class__):
+        with pytest.raises(InputError, match="imported by name"):
+            executor.submit(wrong)
+        with pytest.raises(InputError, match="imported by name"):
+            executor.map(wrong, [1, 2], chunksize=2)
+    with pytest.raises(InputError, match=r"argument of square.*lambda"):
+        executor.submit(calls.square, lambda: 0)
+    with pytest.raises(InputError, match="cannot be called"):
+        executor.submit("square", 3)
+    with pytest.raises(InputError, match="argument of square"):
+        executor.map(calls.square, [1, 2, lambda: 0])
+    monkeypatch.setattr(calls, "square", calls.add)
+    with pytest.raises(InputError, match="inside of one"):
+        executor.submit(calls.add, [executor.submit(calls.add)])
+    assert len(payloads(bench)) <= 1
+    assert BalsamJob.objects.exclude(name="add").count() == 0
+
+
+def test_fields_are_checked_when_the_executor_is_made(bench):
+    with pytest.raises(UnknownField, match="num_nodes"):
+        BalsamExecutor(num_node=3)
+    for own in ("args", "user_workdir", "parents"):
+        with pytest.raises(InputError, match=own):
+            BalsamExecutor(**{own: "x"})
+    with pytest.raises(UnknownApp, match="nosuch"):
+        BalsamExecutor("nosuch")
+
+
+def test_a_deleted_job_is_told(bench, calls):
+    with BalsamExecutor() as executor:
+        future = executor.submit(calls.square, 1)
+        child = executor.submit(calls.square, future)
+        future.job.delete(force=True)
+        with pytest.raises(TaskFailed, match="was deleted"):
+            future.result(20)
+        with pytest.raises(TaskFailed, match=r"\[square"):
+            child.result(20)
+
+
+# --- dataflow ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_future_as_an_argument_is_a_dependency(bench, executor, calls):
+    started = time.monotonic()
+    a = executor.submit(calls.add, 1, 2)
+    b = executor.submit(calls.square, a)
+    c = executor.submit(calls.add, a, 100, b, x=b)
+    assert time.monotonic() - started < 15
+    assert c.result(30) == 3 + 100 + 9 + 9
+    assert [one.id for one in c.job.get_parents()] == [a.number, b.number]
+    assert list(executor.map(calls.add, [a, 1], [b, c], timeout=30)) == [12, 122]
+
+
+def test_a_failed_parent_fails_its_children_and_is_named(executor, calls):
+    parent = executor.submit(calls.fail, "deep down")
+    child = executor.submit(calls.square, parent)
+    grandchild = executor.submit(calls.square, child)
+    for future in (child, grandchild):
+        with pytest.raises(TaskFailed, match=r"(?s)\[square .*\[fail \| .*deep down"):
+            future.result(30)
+    with pytest.raises(TaskFailed, match="fail"):
+        executor.submit(calls.ident, parent).result(30)
+
+
+# --- cancelling and the end -------------------------------------------------------------------------------------------
+
+
+def test_what_has_not_started_can_be_cancelled_and_what_runs_cannot(bench, calls, tmp_path):
+    executor = BalsamExecutor()
+    gate = str(tmp_path / "gate")
+    running = executor.submit(calls.wait_for, gate)
+    waiting = executor.submit(calls.ident, running)
+    other = executor.submit(calls.ident, waiting)
+    bench.launch()
+    wait_until(running.running)
+    assert not running.cancel()
+    assert waiting.cancel()
+    assert waiting.cancelled()
+    assert waiting.cancel()
+    assert concurrent.futures.wait([waiting, other], 20).not_done == set()
+    with pytest.raises(concurrent.futures.CancelledError):
+        waiting.result()
+    with pytest.raises(TaskFailed):
+        other.result()
+    Path(gate).touch()
+    assert running.result(30) == running.job.job_id
+    assert not running.cancel()
+    executor.shutdown()
+    assert waiting.job.state == "USER_KILLED"
+
+
+def test_a_killed_job_is_a_cancelled_future(bench, calls, tmp_path):
+    with BalsamExecutor() as executor:
+        bench.launch()
+        future = executor.submit(calls.wait_for, str(tmp_path / "never"))
+        wait_until(future.running)
+        assert FutureTask(future.job).cancel()
+        assert concurrent.futures.wait([future], 20).done == {future}
+        assert future.cancelled()
+
+
+def test_shutdown_waits_or_cancels(bench, calls):
+    executor = BalsamExecutor()
+    futures = [executor.submit(calls.square, n) for n in range(50)]
+    executor.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(calls.square, 1)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.map(calls.square, [1])
+    assert not any(one.done() for one in futures)
+    executor.shutdown(wait=True, cancel_futures=True)
+    assert all(one.cancelled() for one in futures)
+    assert bench.states() == {"USER_KILLED": 50}
+    assert payloads(bench) == []
+
+
+def test_leaving_a_map_cancels_the_rest(bench, calls):
+    with BalsamExecutor() as executor:
+        results = executor.map(calls.square, range(20), timeout=0.05)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            next(results)
+    assert bench.states() == {"USER_KILLED": 20}
+
+
+# --- the application --------------------------------------------------------------------------------------------------
+
+
+def test_each_python_has_its_application(bench, calls, tmp_path):
+    other = tmp_path / "a b" / "python"
+    other.parent.mkdir()
+    other.write_text(f'#!/bin/sh\nexec {PYTHON} "$@"\n')
+    other.chmod(0o755)
+    bench.launch()
+    for python in (PYTHON, str(other), PYTHON, str(other)):
+        with BalsamExecutor(python=python) as executor:
+            assert executor.submit(calls.square, 3).result(30) == 9
+    with bench.db.read() as cx:
+        assert [app["name"] for app in queries.apps(cx)] == ["balsam-call", "balsam-call-2"]
+
+
+def test_calls_of_a_job_belong_to_its_workflow(bench, tmp_path):
+    code = """
+from balsam_lite.launcher.futures import BalsamExecutor
+import math
+with BalsamExecutor() as executor:
+    print(list(executor.map(math.sqrt, [4, 9], timeout=30)))
+"""
+    bench.script("master", code)
+    (master,) = bench.add([{"name": "m", "workflow": "search", "application": "master"}])
+    assert bench.run("--nodes", "2", "--wf-filter", "search", BALSAM_IDLE_TTL_S="0.3") == 0
+    assert bench.path(master, "m.out").read_text() == "[2.0, 3.0]\n"
+
+
+def test_an_unreadable_call_says_so(bench, calls):
+    with BalsamExecutor() as executor:
+        future = executor.submit(calls.square, 2)
+        (file,) = payloads(bench)
+        os.unlink(file)
+        bench.launch()
+        with pytest.raises(TaskFailed, match="call cannot be read"):
+            future.result(30)
+
+
+def test_a_call_may_change_its_directory_and_have_a_result_of_its_own(bench, executor, calls, tmp_path):
+    future = executor.submit(calls.wander, str(tmp_path))
+    assert future.result(30) == "came back"
+    own = Path(future.path).with_name("result.pkl")
+    assert (own.read_text(), (tmp_path / "result.pkl").read_text()) == ("mine", "mine too")
+
+
+@pytest.mark.parametrize("how", ["vanish", "become_another"])
+def test_a_call_that_ends_without_a_result_has_failed_and_says_why(bench, executor, calls, how):
+    future = executor.submit(getattr(calls, how))
+    with pytest.raises(TaskFailed, match="ended with exit code 0 before its function returned"):
+        future.result(30)
+    assert future.job.state == "FAILED" and future.job.return_code == 0
+
+
+def test_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
+    """What an earlier attempt has left is not taken for the result of a later one."""
+    monkeypatch.chdir(tmp_path)
+    run_call.write(run_call.RESULT, run_call.Outcome(True, b"old"))
+    outcome = run_call.run(run_call.Call([], None, b"nonsense"))
+    assert not outcome.good
+    assert "UnpicklingError" in outcome.trace
+    monkeypatch.setattr(sys, "argv", ["call", "nosuch"])
+    with pytest.raises(SystemExit, match="nosuch"):
+        run_call.main()
+    assert not os.path.exists(run_call.RESULT)

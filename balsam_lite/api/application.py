@@ -34,7 +34,8 @@ class ApplicationDefinition:
         site: the name or the number of the site, or the Site itself.
         command_template: a jinja2 template of a command line. Each value is one word, whatever it holds; $VAR is the shell's.
             What `eval`, `sh -c` or a program make of that word, and bash of a variable in $((…)), is the template's concern.
-        parameters: name -> {"required": bool, "default": str, "help": str}. Names that only the template has are required.
+        parameters: name -> {"required": bool, "default": any JSON value, "help": str}. Names that only the template has are
+            required.
         environment_variables: for the program; those of a job win.
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
             here, or at a site behind ssh the one that runs balsam there.
@@ -249,8 +250,8 @@ def _check_parameter(cls: type, name: str, one: Any, found: Mapping[str, Any]) -
     if not isinstance(one, dict) or not isinstance(one.get("required"), bool):
         _invalid(cls, f"is wrong: parameter {name} must set 'required' key as True/False")
     has_own = found.get("required") is False
-    if not one["required"] and not isinstance(one.get("default"), str) and not (has_own and "default" not in one):
-        _invalid(cls, f"is wrong: optional parameter {name} must set a 'default' str value")
+    if not one["required"] and "default" not in one and not has_own:
+        _invalid(cls, f"is wrong: optional parameter {name} must set a 'default' value")
     odd = sorted(one.keys() - {"required", "default", "help"})
     if odd:
         _invalid(cls, f"is wrong: parameter {name} has unknown keys: {', '.join(map(str, odd))}")

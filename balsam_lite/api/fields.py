@@ -262,12 +262,11 @@ def checked_words(value: Any) -> dict[str, str]:
     for key, one in value.items():
         if type(key) is str and key and key.isprintable() and type(one) is str and one.isprintable():
             continue  # nearly always
-        if not isinstance(key, str) or not isinstance(one, str) or not key:
-            raise ValueError(f"must map text to text, not {key!r} to {one!r}")
-        if "\0" in key or "\0" in one:
-            raise ValueError(f"must not hold a NUL byte: {key!r}: {one!r}")
-        object_text({key: one})
-    found: dict[str, str] = value
+        break
+    else:
+        return value
+    found = field_specs.texts_by_text(value)
+    object_text(found)
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ..core import import_guard
 from ..core.errors import InputError, InvalidSpec, NotFound, StateError
+from ..core.field_specs import to_json
 from ..core.suggest import did_you_mean
 from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
 from .site_handle import Id, SiteHandle, handle_at, is_same_site
@@ -140,7 +141,7 @@ class Record:
                 value = self._FIELDS[name].checked(self._row[name], self._what())
                 if object_text(value) != before:
                     found[name] = value
-        return found
+        return {name: to_json(value) if self._FIELDS[name].is_live else value for name, value in found.items()}
 
     def _is_as_it_was(self, name: str, value: Any) -> bool:
         """Whether the site holds that value already; of a state, which others change, nobody knows."""

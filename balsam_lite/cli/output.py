@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from math import isfinite
 from typing import IO, Any
 
 from ..core import field_specs
@@ -199,7 +200,7 @@ def objects(names: Sequence[str], kinds: Mapping[str, str], rows: Iterable[Seque
         for name in flags:
             found[name] = found[name] != 0
         for name in parsed:
-            found[name] = {} if found[name] == "{}" else json.loads(found[name])
+            found[name] = {} if found[name] == "{}" else field_specs.read_object(found[name])
         yield found
 
 
@@ -218,7 +219,24 @@ def without_secrets(found: Mapping[str, Any]) -> Mapping[str, Any]:
 def json_encoder(file: IO[str]) -> Callable[[Any], str]:
     r"""What turns objects into JSON for that file; where it does not take every character, they become \uXXXX."""
     takes_all = (getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
-    return json.JSONEncoder(ensure_ascii=not takes_all).encode
+    encode = json.JSONEncoder(ensure_ascii=not takes_all, allow_nan=False).encode
+
+    def encoded(found: Any) -> str:
+        try:
+            return encode(found)
+        except ValueError:
+            return encode(_with_null(found))
+
+    return encoded
+
+
+def _with_null(value: Any) -> Any:
+    """Return a value with null in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _with_null(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return list(map(_with_null, value))
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def write_json(objects: Iterable[Mapping[str, Any]], file: IO[str]) -> None:

@@ -322,8 +322,8 @@ def _object(value: Any) -> str:
         return "{}"
     try:
         return _text(_as_json(dict(value)))
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise ValueError(f"cannot be written as JSON ({exc}): {value!r}") from None
+    except (TypeError, ValueError, RecursionError):
+        return _text(_as_json(to_json(value)))
 
 
 def _holds_texts(value: Any) -> bool:
@@ -345,18 +345,71 @@ def _object_of_texts(pairs: Mapping[str, str]) -> str:
         raise ValueError(f"cannot be written as JSON ({exc}): {pairs!r}") from None
 
 
+#: JSON has no NaN and no infinity: such a float is stored as {FLOAT_KEY: "nan"}, "inf" or "-inf".
+FLOAT_KEY = "__float__"
+_ODD_FLOATS = ("nan", "inf", "-inf")
+
+
+def to_json(value: Any, path: str = "") -> Any:
+    """Return `value` in JSON's types: numpy's scalars and arrays as numbers and lists, NaN and infinities as tagged values.
+
+    Raises:
+        ValueError: a value has no such form; `path` and the keys below it name that one.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {FLOAT_KEY: repr(float(value))}
+    try:
+        if isinstance(value, Mapping):
+            return {_json_key(key): to_json(one, f"{path}.{key}" if path else str(key)) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [to_json(one, f"{path}[{place}]") for place, one in enumerate(value)]
+    except RecursionError:
+        raise ValueError(f"cannot be written as JSON: {path[:40]}… is nested too deeply, or contains itself") from None
+    if callable(getattr(value, "tolist", None)):  # numpy, which is not imported for that
+        return to_json(value.tolist(), path)
+    raise ValueError(f"cannot be written as JSON: {path} is {value!r}, a {type(value).__name__}")
+
+
+def _json_key(key: Any) -> Any:
+    """Return a key that `json` turns into text."""
+    key = key.tolist() if callable(getattr(key, "tolist", None)) else key
+    if key is None or isinstance(key, (str, int, float)):
+        return key
+    raise ValueError(f"cannot be written as JSON: the key {key!r} is a {type(key).__name__}")
+
+
+def read_object(stored: str) -> dict[str, Any]:
+    """Return a stored JSON object as Python's values; undoes `to_json`."""
+    found: dict[str, Any] = json.loads(stored, object_hook=_as_float) if FLOAT_KEY in stored else json.loads(stored)
+    return found
+
+
+def _as_float(found: dict[str, Any]) -> Any:
+    return float(found[FLOAT_KEY]) if len(found) == 1 and found.get(FLOAT_KEY) in _ODD_FLOATS else found
+
+
 def _tags(value: Any) -> str:
     if _holds_texts(value) and "" not in value:
         text = _object_of_texts(value)
         if "\\u0000" not in text:
             return text
-    text = _object(value)
-    for key, word in json.loads(text).items():
-        if not isinstance(word, str) or not key:
+    return _object_of_texts(texts_by_text(json.loads(_object(value))))
+
+
+def texts_by_text(value: Mapping[Any, Any]) -> dict[str, str]:
+    """Return tags with numbers and truth values as text, as Balsam 0.7 does. Raises ValueError: there is something else."""
+    found = {}
+    for key, word in value.items():
+        if isinstance(word, (bool, int, float)):
+            word = str(word)
+        if not isinstance(key, str) or not isinstance(word, str) or not key:
             raise ValueError(f"must map text to text, not {key!r} to {word!r}")
         if "\0" in key or "\0" in word:  # SQLite's JSON functions end there
             raise ValueError(f"must not hold a NUL byte: {key!r}: {word!r}")
-    return text
+        found[key] = word
+    return found
 
 
 _VARIABLE = re.compile(r"[^=\0]+\Z")

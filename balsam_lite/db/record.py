@@ -5,7 +5,6 @@ An object remembers what was read and what was changed since, so that saving it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -62,7 +61,7 @@ class _JSONAccessor(_Accessor):
         if self.name not in instance._live:
             value = instance.__data__.get(self.name, self.field.default)
             if not isinstance(value, dict):
-                value = json.loads(field_specs.checked(instance._FIELDS[self.name], value))
+                value = field_specs.read_object(field_specs.checked(instance._FIELDS[self.name], value))
             instance._live = {**instance._live, self.name: value}
         return instance._live[self.name]
 
@@ -209,8 +208,8 @@ class Record:
             if base is None or base == text:
                 continue
             live = getattr(self, name)
-            mine = json.loads(field_specs.checked(self._FIELDS[name], live))
-            merged = _merged(json.loads(base), mine, json.loads(text))
+            mine = field_specs.read_object(field_specs.checked(self._FIELDS[name], live))
+            merged = _merged(field_specs.read_object(base), mine, field_specs.read_object(text))
             if name in self._dirty:  # what was assigned belongs to the user; it may stand in other jobs, too
                 self._live = {**self._live, name: merged}
                 self._dirty.discard(name)

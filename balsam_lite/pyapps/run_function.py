@@ -7,7 +7,6 @@ only the launcher's head does, never a compute rank.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..core import states
+from ..core import field_specs, states
 from ..core.errors import BalsamError
 from . import class_loader, payload, result_file, run_call
 
@@ -82,7 +81,7 @@ def instance_of(given: payload.Order, as_main: bool = False) -> Any:
     from ..api.parameters import decoded  # behind that, because they may be objects of the module's classes
 
     known = {**given.job, "workdir": Path(given.job["workdir"]), "state": states.RUNNING}
-    return made(JobView(**known, parameters=decoded(json.loads(given.parameters))))
+    return made(JobView(**known, parameters=decoded(field_specs.read_object(given.parameters))))
 
 
 def _defaults(made: type[Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _check_program(app: Row) -> None:
 
 
 def _check_rule(app: str, name: str, rule: Any, is_filled_in: bool) -> None:
-    """A rule is {"required": bool, "default": text, "help": text}; with a default where a template needs some value."""
+    """A rule is {"required": bool, "default": any value, "help": text}; with a default where a template needs some value."""
     of = f"App {app}: the parameter {name}"
     if not name.isidentifier():
         raise InvalidSpec(f"App {app}: {name!r} cannot be a parameter's name.", hint="Names are as in Python.")
@@ -65,8 +65,7 @@ def _check_rule(app: str, name: str, rule: Any, is_filled_in: bool) -> None:
     odd = sorted(map(str, rule.keys() - _KEYS_OF_RULES))
     if odd:
         raise InvalidSpec(f"{of} has unknown keys: {', '.join(odd)}", hint=f"Known are: {', '.join(sorted(_KEYS_OF_RULES))}")
-    for key in ("default", "help"):
-        if not isinstance(rule.get(key), (str, type(None))):
-            raise InvalidSpec(f"{of} must have text for {key!r}, not {rule[key]!r}")
-    if is_filled_in and not rule["required"] and rule.get("default") is None:
-        raise InvalidSpec(f"{of} is not required, and must set a 'default' text.")
+    if not isinstance(rule.get("help"), (str, type(None))):
+        raise InvalidSpec(f"{of} must have text for 'help', not {rule['help']!r}")
+    if is_filled_in and not rule["required"] and "default" not in rule:
+        raise InvalidSpec(f"{of} is not required, and must set a 'default'.")

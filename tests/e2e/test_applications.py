@@ -102,9 +102,9 @@ def site(tmp_path, monkeypatch):
             "must set 'required' key",
         ),
         (
-            {"site": "s", "command_template": "p {{ a }}", "parameters": {"a": {"required": False, "default": 1}}},
+            {"site": "s", "command_template": "p {{ a }}", "parameters": {"a": {"required": False}}},
             InvalidApplication,
-            "optional parameter a must set a 'default' str value",
+            "optional parameter a must set a 'default' value",
         ),
         ({"site": "s", "command_template": "p", "parameters": []}, InvalidApplication, "no dictionary"),
         ({"site": "s", "run": lambda: 1}, InvalidRun, "App.run() is missing the `self` argument"),

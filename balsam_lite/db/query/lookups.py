@@ -189,7 +189,7 @@ def as_json(found: Column) -> Any:
 def as_value(kind: str) -> Callable[[Any], Any] | None:
     """What turns a fetched column of that kind into what users get; None where it is that already."""
     if kind in field_specs.JSON_KINDS or kind in ("json", "word"):
-        return lambda text: None if text is None else json.loads(text)
+        return lambda text: None if text is None else field_specs.read_object(text)
     return bool if kind == "flag" else None
 
 

@@ -51,6 +51,8 @@ _decoded = json.JSONDecoder().raw_decode
 
 def _object(text: str) -> Any:
     # `json.loads` would look for blanks before and behind, of which there are none in what we stored.
+    if field_specs.FLOAT_KEY in text:
+        return field_specs.read_object(text)
     return {} if text == "{}" else _decoded(text)[0]
 
 

@@ -144,7 +144,7 @@ def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
     assert claim.command_template is not None
     if claim.args.strip():
         raise SpawnFailed(f"The application {claim.application!r} has a command template, which takes no args: {claim.args}")
-    values = json.loads(claim.parameters)
+    values = field_specs.read_object(claim.parameters)
     if _PICKLED in values:
         raise SpawnFailed(f"The command template of {claim.application!r} takes text and numbers; its job has other values.")
     try:
@@ -160,7 +160,7 @@ def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
 @lru_cache(maxsize=64)
 def _defaults(parameters: str) -> dict[str, Any]:
     """The values of parameters that a job need not have."""
-    return {name: one["default"] for name, one in json.loads(parameters).items() if not one.get("required", True)}
+    return {name: one["default"] for name, one in field_specs.read_object(parameters).items() if not one.get("required", True)}
 
 
 def _has_preamble(claim: Claim) -> bool:

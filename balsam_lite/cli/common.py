@@ -13,6 +13,7 @@ from ..core import field_specs
 from ..core.errors import BalsamError, InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
+from . import completion
 from .group import ConditionOption, option
 
 if TYPE_CHECKING:
@@ -73,14 +74,19 @@ def _site(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     return value or ""
 
 
+_SITE_OPTION: dict[str, Any] = {
+    "cls": ConditionOption, "callback": _site, "metavar": "SITES", "help": _SITE_HELP, "shell_complete": completion.sites,
+}  # fmt: skip
+
+
 def site_option(function: _Function) -> _Function:
     """Gives a command `-s/--site`, whose value is its parameter `site`; "" is the active DB, or without one all sites."""
-    return option("-s", "--site", "site", cls=ConditionOption, callback=_site, metavar="SITES", help=_SITE_HELP)(function)
+    return option("-s", "--site", "site", **_SITE_OPTION)(function)
 
 
 def long_site_option(function: _Function) -> _Function:
     """As `site_option`, for commands whose `-s` is something else."""
-    return option("--site", "site", cls=ConditionOption, callback=_site, metavar="SITES", help=_SITE_HELP)(function)
+    return option("--site", "site", **_SITE_OPTION)(function)
 
 
 def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T]]:

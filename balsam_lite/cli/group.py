@@ -9,51 +9,77 @@ from __future__ import annotations
 import gc
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from ..core.suggest import did_you_mean
+from . import completion
+
 
 class Entry(NamedTuple):
-    """Where a command lives: a module of this package and its attribute."""
+    """Where a command is found: a module of this package and its attribute."""
 
     module: str
     attribute: str
     summary: str
 
 
-COMMANDS = {
-    "init": Entry("init", "init", "create a Balsam DB in a directory"),
-    "app": Entry("apps", "app", "register a program as an application"),
-    "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
-    "app rm": Entry("site_apps", "rm", "remove applications and their jobs"),
-    "job": Entry("jobs", "job", "add a job to this DB: a program with its arguments"),
-    "job create": Entry("job_create", "create", "add a job to any site: an application with its parameters"),
-    "job ls": Entry("site_jobs", "ls", "list jobs of one or more sites"),
-    "job modify": Entry("site_jobs", "modify", "put jobs of one or more sites into another state"),
-    "job rm": Entry("site_jobs", "rm", "remove jobs of one or more sites"),
-    "mkchild": Entry("jobs", "mkchild", "add a child to a job, from inside its program or script"),
-    "dep": Entry("jobs", "dep", "let a job wait for another one; both exist"),
-    "ls": Entry("ls", "ls", "list jobs, applications, workflows, or launches in the queue"),
-    "modify": Entry("modify", "modify", "change a field of a job or an application"),
-    "rerun": Entry("rerun", "rerun", "put jobs that have ended back, to run once more"),
-    "rm": Entry("modify", "rm", "remove jobs or applications of this DB"),
-    "killjob": Entry("modify", "killjob", "stop jobs for good, but do not remove them"),
-    "launcher": Entry("launcher", "launcher", "run jobs here, in this terminal or batch job"),
-    "submit-launch": Entry("launcher", "submit_launch", "submit a launcher to the batch queue"),
-    "queue": Entry("queue", "queue", "submit launchers to the batch queue of any site, list or cancel them"),
-    "service": Entry("service", "service", "submit launchers for the jobs that wait, as the queue policy allows"),
-    "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
-    "which": Entry("init", "which", "show the active DB, or find another one"),
-    "db": Entry("db", "db", "check, back up, shrink, salvage or describe the database"),
-    "log": Entry("logs", "log", "follow the logs of the DB"),
-    "site": Entry("site", "site", "make, list and change sites: Balsam DBs with a name, here or behind ssh"),
-    "plot": Entry("plot", "plot", "draw throughput, utilization, states or a timeline of jobs"),
-    "answer": Entry("answer", "answer", "(answer the balsam of another host; its `--site` runs this through ssh)"),
-    "login": Entry("init", "login", "(nothing to do: there is no account)"),
-    "server": Entry("init", "server", "(nothing to do: there is no server)"),
+#: The sections of `balsam --help`.
+SECTIONS: dict[str, dict[str, Entry]] = {
+    "Start here": {
+        "init": Entry("init", "init", "create a Balsam DB in a directory"),
+        "which": Entry("init", "which", "show the active DB, or find another one"),
+    },
+    "Jobs": {
+        "job": Entry("jobs", "job", "add a job to this DB: a program with its arguments"),
+        "job create": Entry("job_create", "create", "add a job to any site: an application with its parameters"),
+        "job ls": Entry("site_jobs", "ls", "list jobs of one or more sites"),
+        "job modify": Entry("site_jobs", "modify", "put jobs of one or more sites into another state"),
+        "job rm": Entry("site_jobs", "rm", "remove jobs of one or more sites"),
+        "mkchild": Entry("jobs", "mkchild", "add a child to a job, from inside its program or script"),
+        "dep": Entry("jobs", "dep", "let a job wait for another one; both exist"),
+        "modify": Entry("modify", "modify", "change a field of jobs or of an application"),
+        "rerun": Entry("rerun", "rerun", "run jobs again that have ended"),
+        "killjob": Entry("modify", "killjob", "stop jobs for good, without removing them"),
+        "rm": Entry("modify", "rm", "remove jobs or applications of this DB"),
+        "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
+    },
+    "Applications": {
+        "app": Entry("apps", "app", "register a program as an application"),
+        "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
+        "app rm": Entry("site_apps", "rm", "remove applications and their jobs"),
+    },
+    "Running": {
+        "launcher": Entry("launcher", "launcher", "run jobs here, in this terminal or batch job"),
+        "submit-launch": Entry("launcher", "submit_launch", "submit a launcher to the batch queue"),
+        "queue": Entry("queue", "queue", "submit, list or cancel batch jobs of any site"),
+        "service": Entry("service", "service", "submit launchers for waiting jobs, by the queue policy"),
+    },
+    "Looking": {
+        "ls": Entry("ls", "ls", "list jobs, applications, workflows or batch jobs"),
+        "log": Entry("logs", "log", "follow the logs of the DB"),
+        "plot": Entry("plot", "plot", "draw throughput, utilization, states or a timeline of jobs"),
+    },
+    "Sites": {
+        "site": Entry("site", "site", "create, list and change sites: named DBs, also on other hosts"),
+    },
+    "Database": {
+        "db": Entry("db", "db", "check, back up, shrink, salvage or describe the database"),
+    },
 }
+
+#: Commands for programs and old scripts, which `balsam --help` does not show.
+HIDDEN = {
+    "serve-stdio": Entry("serve_stdio", "serve_stdio", "answer the balsam of another host, whose --site runs this through ssh"),
+    "answer": Entry("serve_stdio", "serve_stdio", "the former name of serve-stdio"),
+    "login": Entry("init", "login", "do nothing: there is no account"),
+    "server": Entry("init", "server", "do nothing: there is no server"),
+}
+
+COMMANDS = {name: entry for commands in (*SECTIONS.values(), HIDDEN) for name, entry in commands.items()}
 
 
 class Option(click.Option):
@@ -73,8 +99,15 @@ def option(*names: str, **attributes: Any) -> Callable[[_Function], _Function]:
     return click.option(*names, **attributes)
 
 
+class Choice(click.Choice):  # type: ignore[type-arg]
+    """One of several words. The error for another word names the nearest one."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return f"{value!r} is not one of {', '.join(map(str, self.choices))}.{did_you_mean(value, map(str, self.choices))}"
+
+
 class _Helpful(click.Command):
-    """A command with -h and --help."""
+    """A command with -h and --help, whose errors about unknown options name the nearest one."""
 
     help_names: tuple[str, ...] = ("-h", "--help")
     _own_help: Option | None = None
@@ -87,6 +120,25 @@ class _Helpful(click.Command):
             )  # fmt: skip
         return self._own_help
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _naming_nearest(self, ctx):
+            return super().parse_args(ctx, args)
+
+
+@contextmanager
+def _naming_nearest(command: click.Command, ctx: click.Context) -> Iterator[None]:
+    """Raise click's error about an unknown option as ours."""
+    try:
+        yield
+    except click.NoSuchOption as exc:
+        raise click.UsageError(no_such_option(exc.option_name, command.get_params(ctx)), exc.ctx) from None
+
+
+def no_such_option(name: str, parameters: Iterable[click.Parameter]) -> str:
+    """Return the error message for an unknown option, with the nearest of those that the help text shows."""
+    known = [name for one in parameters if not getattr(one, "hidden", False) for name in one.opts if name.startswith("-")]
+    return f"No such option {name!r}.{did_you_mean(name, known)}"
+
 
 def _show_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
@@ -95,22 +147,24 @@ def _show_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> 
 
 
 class LazyGroup(_Helpful, click.Group):
-    """`balsam` itself: knows the names of its commands, and imports one when it is wanted.
+    """`balsam` itself: knows the names of its commands, and imports one when it is called.
 
-    Some names have two words, such as `job create`, beside a command `job` of old that is not followed by a word.
+    Some names have two words, such as `job create`, beside the command `job`, which takes options only.
     """
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = " ".join(args[:2])
         if len(args) > 1 and name in COMMANDS:
             return name, self.get_command(ctx, name), args[2:]
+        if not ctx.resilient_parsing and not args[0].startswith("-"):
+            _refuse_unknown(ctx, args)
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [name for name in COMMANDS if name not in HIDDEN]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        entry = COMMANDS.get(name) or COMMANDS.get(name.replace("-", "_")) or COMMANDS.get(name.replace("_", "-"))
+        entry = _entry(name)
         if entry is None:
             return None
         module = f"{__package__}.{entry.module}"
@@ -122,8 +176,27 @@ class LazyGroup(_Helpful, click.Group):
         return [found for found in super().shell_complete(ctx, incomplete) if " " not in found.value]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+        width = max(map(len, self.list_commands(ctx)))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), entry.summary) for name, entry in commands.items()])
+
+
+def _entry(name: str) -> Entry | None:
+    return COMMANDS.get(name) or COMMANDS.get(name.replace("-", "_")) or COMMANDS.get(name.replace("_", "-"))
+
+
+def _refuse_unknown(ctx: click.Context, args: Sequence[str]) -> None:
+    """Raise UsageError for a word that is no command, or for the second one after `job` or `app`."""
+    if _entry(args[0]) is None:
+        _fail_unknown(ctx, args[0], (name for name in COMMANDS if name not in HIDDEN))
+    below = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
+    if below and len(args) > 1 and not args[1].startswith("-"):
+        _fail_unknown(ctx, " ".join(args[:2]), below)
+
+
+def _fail_unknown(ctx: click.Context, name: str, known: Iterable[str]) -> None:
+    raise click.UsageError(f"There is no command {name!r}.{did_you_mean(name, known)}", ctx)
 
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -135,7 +208,10 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) 
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@option("--db", metavar="PATH", help="The Balsam DB to use; by default that of BALSAM_DB_PATH, else the one you are in.")
+@option(
+    "--db", metavar="PATH|NAME", shell_complete=completion.databases,
+    help="Balsam DB to use: its path, or the name of a known one. [default: BALSAM_DB_PATH, else the DB you are in]",
+)  # fmt: skip
 @option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version.")
 @click.pass_context
 def balsam(ctx: click.Context, db: str | None) -> None:
@@ -238,10 +314,13 @@ class BalsamCommand(_Helpful):
         return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell completes the last word
+            return super().parse_args(ctx, args)
         if not self.takes_any_bytes:
             _refuse_broken_text(ctx, args)
         words = _Rewriter(ctx, self.get_params(ctx)).rewritten(args)
-        _refuse_doubles(ctx, self.make_parser(ctx).parse_args(list(words))[2])
+        with _naming_nearest(self, ctx):
+            _refuse_doubles(ctx, self.make_parser(ctx).parse_args(list(words))[2])
         return super().parse_args(ctx, words)
 
 
@@ -252,6 +331,12 @@ def _beside(ctx: click.Context) -> dict[str, Entry]:
 
 class CommandGroup(_Helpful, click.Group):
     """A command made of commands, such as `balsam db`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.commands:
+            known = [f"{ctx.info_name} {name}" for name, command in self.commands.items() if not command.hidden]
+            _fail_unknown(ctx, f"{ctx.info_name} {args[0]}", known)
+        return super().resolve_command(ctx, args)
 
 
 class PathCommand(BalsamCommand):
@@ -326,7 +411,8 @@ class _Rewriter:
             return
         own = next((place for place, word in enumerate(rest) if self._find(word.partition("=")[0])), len(rest))
         text = " ".join(map(_quoted, [*words, *rest[:own]]))
-        raise click.NoSuchOption(rest[0], f"No such option {rest[0]!r}. {_as_value(name, text)}", ctx=self._ctx)
+        said = f"{no_such_option(rest[0], self._options.values())} {_as_value(name, text)}"
+        raise click.UsageError(said, self._ctx)
 
     @staticmethod
     def _looks_like_option(word: str) -> bool:

@@ -11,13 +11,13 @@ from ..core.errors import BalsamError
 from ..db.engine import connection, directories
 from . import output
 from .common import say, warn
-from .group import BalsamCommand, PathCommand, option
+from .group import BalsamCommand, Choice, PathCommand, option
 
 
 @click.command(cls=PathCommand)
 @click.argument("path")
 @option(
-    "--access", type=click.Choice(["local", "shared"]),
+    "--access", type=Choice(["local", "shared"]),
     help="How to open the DB: local (one host) or shared (several hosts). By default as the file system demands.",
 )  # fmt: skip
 @option(

@@ -13,7 +13,7 @@ from ..core.durations import FORMS
 from ..core.errors import InvalidSpec, UnknownApp, UnknownJob
 from ..db.engine.registry import Entry
 from ..sites.interface import Desk, Row
-from . import output
+from . import completion, output
 from .common import (
     NUMBER_OR_WORD,
     RUN_WHEN_EPILOG,
@@ -52,7 +52,10 @@ def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
 
 @click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
 @option("-w", "--workdir", required=True, metavar="PATH", help="Where it runs, below the site's directory data/.")
-@option("-a", "--app", required=True, metavar="NAME", help="The application to run, by its name or number.")
+@option(
+    "-a", "--app", required=True, metavar="NAME", shell_complete=completion.applications,
+    help="Application to run, by its name or number.",
+)  # fmt: skip
 @option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
 @option("-p", "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
 @_count("-n", "--num-nodes", help="Nodes it runs on.")

@@ -16,7 +16,7 @@ from ..db.engine.connection import Database
 from ..db.query import queries
 from ..db.query.text_forms import program_of
 from ..db.store import apps, graph, insert
-from . import output
+from . import completion, output
 from .apps import warn_of
 from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs, progress_of, warn
 from .group import BalsamCommand, SentenceOption, SeparateOption, WordsOption, option
@@ -30,7 +30,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: What can be said of any new job, in the order of the help text.
 _OPTIONS = (
-    option("--application", required=True, help="The application to run (`balsam ls apps`)."),
+    option(
+        "--application", required=True, shell_complete=completion.applications, help="Application to run (`balsam ls apps`)."
+    ),
     option("--wall-time-minutes", metavar="TIME", help=f"Longest expected run time: {FORMS}. [default: 1]"),
     option("--num-nodes", metavar="N", help="Nodes it runs on. [default: 1]"),
     option("--coschedule-num-nodes", metavar="N", help="Is kept, and changes nothing. [default: 0]"),
@@ -76,8 +78,16 @@ def _describing_options(command: _Function) -> _Function:
 
 @click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
 @option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
-@option("--workflow", required=True, help="A label that jobs share; also the directory above theirs.")
-@option("--parent", "parents", cls=SeparateOption, multiple=True, metavar="JOB...", help=f"Jobs to wait for: {A_JOB}.")
+@option(
+    "--workflow",
+    required=True,
+    shell_complete=completion.workflows,
+    help="A label that jobs share; also the directory above theirs.",
+)
+@option(
+    "--parent", "parents", cls=SeparateOption, multiple=True, metavar="JOB...", shell_complete=completion.jobs,
+    help=f"Jobs to wait for: {A_JOB}.",
+)  # fmt: skip
 @_describing_options
 def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
     """Add a job: one planned run of an application, whose program gets the job's arguments.
@@ -175,8 +185,8 @@ def _unused_id(cx: sqlite3.Connection) -> str:
 
 
 @click.command(cls=BalsamCommand)
-@click.argument("parent")
-@click.argument("child")
+@click.argument("parent", shell_complete=completion.jobs)
+@click.argument("child", shell_complete=completion.jobs)
 def dep(parent: str, child: str) -> None:
     """Let the job CHILD wait until the job PARENT is finished.
 

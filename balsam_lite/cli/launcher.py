@@ -13,7 +13,7 @@ from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.query import queries
 from .common import Minutes, count, count0, number, open_db, pairs, warn
-from .group import BalsamCommand, ConditionOption, WordsOption, option
+from .group import BalsamCommand, Choice, ConditionOption, WordsOption, option
 
 _FILTER = "Run only jobs of that workflow; in quotes, * and ? match anything."
 
@@ -28,7 +28,7 @@ _WAITING = tuple(state for state in states.STATES if state not in (*states.END_S
 @click.command(cls=BalsamCommand)
 @option("--consume-all", is_flag=True, help="Run all jobs; with --tag, all that have it, as without.")
 @option("--wf-filter", cls=ConditionOption, metavar="NAME", help=_FILTER)
-@option("--job-mode", type=click.Choice(field_specs.JOB_MODES), help=f"{_MODE} Needed, unless each --part says it.")
+@option("--job-mode", type=Choice(field_specs.JOB_MODES), help=f"{_MODE} Needed, unless each --part says it.")
 @option(
     "--time-limit-minutes", type=Minutes(is_whole=False), default=0, callback=number, metavar="TIME",
     help=f"Stop after this time: {FORMS}. 0: shortly before the batch job's own limit.",
@@ -115,7 +115,7 @@ def launcher(
 @option("-t", "--time-minutes", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"Wall time: {FORMS}.")
 @option("-q", "--queue", default="", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
-@option("--job-mode", type=click.Choice(field_specs.JOB_MODES), required=True, help=_MODE)
+@option("--job-mode", type=Choice(field_specs.JOB_MODES), required=True, help=_MODE)
 @option("--wf-filter", cls=ConditionOption, default="", metavar="NAME", help=_FILTER)
 @option("--tag", multiple=True, metavar="KEY=VALUE", help=_TAG)
 @option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="More flags for the scheduler's command.")

@@ -17,7 +17,7 @@ from ..db.engine.connection import Database
 from ..db.query import queries
 from . import output
 from .common import A_JOB, count, open_db, pairs, row_number, say, warn
-from .group import BalsamCommand, ConditionOption, FieldOption, option
+from .group import BalsamCommand, Choice, ConditionOption, FieldOption, option
 
 if TYPE_CHECKING:
     import sqlite3
@@ -86,7 +86,7 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 @click.command(cls=BalsamCommand)
-@click.argument("what", type=click.Choice(["jobs", "apps", "wf", "queues"]), default="jobs")
+@click.argument("what", type=Choice(["jobs", "apps", "wf", "queues"]), default="jobs")
 @option("--name", cls=ConditionOption, default="", metavar="TEXT", help="Only those with TEXT in their name.")
 @option("--id", multiple=True, metavar="ID", help=f"Only those that ID fits: {A_JOB}; '#37' is a number. May be repeated.")
 @option("--state", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated.")

@@ -17,7 +17,7 @@ from ..sites import apps as site_apps
 from . import output
 from .apps import as_program, warn_of, warn_of_line
 from .common import A_JOB, confirm, open_db, progress_of, say
-from .group import BalsamCommand, ConditionOption, SeparateOption, option
+from .group import BalsamCommand, Choice, ConditionOption, SeparateOption, option
 
 _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
 
@@ -26,7 +26,7 @@ _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text
 @click.argument("id")
 @click.argument("attr")
 @click.argument("value")
-@option("--type", "kind", type=click.Choice(["jobs", "apps"]), default="jobs", show_default=True, help="What ID is.")
+@option("--type", "kind", type=Choice(["jobs", "apps"]), default="jobs", show_default=True, help="What ID is.")
 def modify(id: str, attr: str, value: str, kind: str) -> None:
     """Set the field ATTR of a job or of an application to VALUE.
 
@@ -121,7 +121,7 @@ def _shown(field: field_specs.Field, value: Any) -> str:
 
 
 @click.command(cls=BalsamCommand)
-@click.argument("what", type=click.Choice(["jobs", "apps"]))
+@click.argument("what", type=Choice(["jobs", "apps"]))
 @option("--name", metavar="TEXT", cls=ConditionOption, help="All with TEXT in their name.")
 @option("--id", metavar="ID", cls=ConditionOption, help=f"The one with that id (jobs: {A_JOB}; apps: the number).")
 @option("--all", "everything", is_flag=True, help="All of them.")

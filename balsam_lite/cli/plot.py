@@ -13,7 +13,7 @@ from ..core import states
 from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import InvalidSpec
 from .common import NUMBER_OR_WORD, ask_sites, condition_of, long_site_option, pairs, say
-from .group import ConditionOption, PathCommand, option
+from .group import Choice, ConditionOption, PathCommand, option
 from .output import one_line
 
 _KINDS = ("throughput", "utilization", "states", "gantt")
@@ -21,7 +21,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @click.command(cls=PathCommand)
-@click.argument("kind", type=click.Choice(_KINDS), metavar="|".join(_KINDS))
+@click.argument("kind", type=Choice(_KINDS), metavar="|".join(_KINDS))
 @option("-o", "--output", metavar="FILE", help="Draw a figure into a .png, .svg or .pdf; without it, plot in the terminal.")
 @option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"Only that job: {NUMBER_OR_WORD}; may be repeated.")
 @option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")

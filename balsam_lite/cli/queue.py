@@ -14,7 +14,7 @@ from ..core.errors import AmbiguousJobId, BalsamError, UnknownBatchJob
 from ..db.engine.registry import Entry
 from . import output
 from .common import Minutes, ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
-from .group import BalsamCommand, CommandGroup, option
+from .group import BalsamCommand, Choice, CommandGroup, option
 
 _Row = dict[str, Any]
 
@@ -47,7 +47,7 @@ def queue() -> None:
 @option("-q", "--queue", "queue_name", default="", metavar="NAME", help="The queue.")
 @option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
 @option(
-    "-j", "--job-mode", type=click.Choice(field_specs.JOB_MODES), required=True,
+    "-j", "--job-mode", type=Choice(field_specs.JOB_MODES), required=True,
     help="serial: programs of one rank; mpi: all by the MPI start command; mixed: those of many ranks by it.",
 )  # fmt: skip
 @option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Run only jobs with that tag; may be repeated.")

@@ -13,7 +13,7 @@ from ..db.query import queries
 from ..db.store import graph, pieces, user_actions
 from . import output
 from .common import A_JOB, confirm, open_db, pairs, progress_of, say
-from .group import BalsamCommand, ConditionOption, SeparateOption, option
+from .group import BalsamCommand, Choice, ConditionOption, SeparateOption, option
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Connection
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @option("--downstream", is_flag=True, help="Also all jobs that depend on those: their children, and so on.")
 @option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of all that match; may be repeated.")
 @option(
-    "--to", type=click.Choice([states.CREATED, states.RESTART_READY]),
+    "--to", type=Choice([states.CREATED, states.RESTART_READY]),
     help="The state to put them into. [default: RESTART_READY what has run before, CREATED the others]",
 )  # fmt: skip
 @option("--yes", is_flag=True, help="Do not ask.")

@@ -6,6 +6,7 @@ traceback. Nothing below this module exits or prints an error.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -82,7 +83,7 @@ def _guarded(words: list[str]) -> int:
 
 def _commits() -> int:
     """Return how many transactions this process has committed."""
-    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.connection")
+    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.engine.connection")
     return connection.commits if connection is not None else 0
 
 
@@ -93,7 +94,9 @@ def _invoke(words: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if _COMPLETION_VARIABLE in os.environ:
-        balsam.main(words, prog_name="balsam")
+        with contextlib.suppress(Exception):  # a shell would show it in the middle of the user's line
+            balsam.main(words, prog_name="balsam")
+        return 0
     with balsam.make_context("balsam", words or ["--help"]) as context:
         result = balsam.invoke(context)
     sys.stdout.flush()
@@ -241,7 +244,7 @@ def leave(code: int) -> int:
     if f"{__package__.rpartition('.')[0]}.launcher" in sys.modules or threading.active_count() > 1:
         return code
     sys.stderr.flush()
-    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.connection")
+    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.engine.connection")
     if connection is not None:
         connection.close_all()
     os._exit(code)

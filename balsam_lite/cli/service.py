@@ -11,13 +11,13 @@ import click
 from ..db.engine import directories
 from . import output
 from .common import say
-from .group import BalsamCommand, option
+from .group import BalsamCommand, Choice, option
 
 _ACTIONS = ("start", "stop", "status")
 
 
 @click.command(cls=BalsamCommand)
-@click.argument("action", required=False, type=click.Choice(_ACTIONS), metavar="[start|stop|status]")
+@click.argument("action", required=False, type=Choice(_ACTIONS), metavar="[start|stop|status]")
 @option("--dry-run", is_flag=True, help="Print what would be submitted now and why, and change nothing.")
 @option("--json", is_flag=True, help="Print an object (for status and --dry-run).")
 @click.pass_context

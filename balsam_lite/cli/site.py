@@ -12,7 +12,7 @@ import click
 from ..core.errors import BalsamError, NotABalsamDB
 from . import output
 from .common import confirm, say, warn, warn_of_sites
-from .group import BalsamCommand, CommandGroup, PathCommand, option
+from .group import BalsamCommand, Choice, CommandGroup, PathCommand, option
 
 if TYPE_CHECKING:
     from ..db.engine.registry import Entry
@@ -38,7 +38,7 @@ def site() -> None:
 @click.argument("path")
 @option("-n", "--name", metavar="NAME", help="What to call it; by default as its directory.")
 @option(
-    "--access", type=click.Choice(["local", "shared"]),
+    "--access", type=Choice(["local", "shared"]),
     help="How to open the DB: local (one host) or shared (several hosts). By default as the file system demands.",
 )  # fmt: skip
 def init(path: str, name: str | None, access: str | None) -> None:

@@ -186,7 +186,7 @@ def test_balsam_alone_prints_its_help(balsam: Balsam) -> None:
 def test_every_command_explains_itself_with_an_example(balsam: Balsam, name: str) -> None:
     code, out, _ = balsam(name, "--help")
     assert code == 0
-    assert f"    balsam {name}" in out
+    assert f"    balsam {'serve-stdio' if name == 'answer' else name}" in out
     assert balsam(name, "-h")[1] == out
     command = group.balsam.get_command(click.Context(group.balsam), name)
     assert command is not None
@@ -215,6 +215,86 @@ def test_the_version_is_told_alone_and_among_other_words(balsam: Balsam) -> None
 def test_dashes_and_underscores_in_command_names_are_alike(balsam: Balsam) -> None:
     assert balsam("make-dummies", "2") == balsam("make_dummies", "2")
     assert balsam("submit_launch", "--help")[0] == 0
+
+
+def test_the_help_lists_commands_in_sections_and_hides_those_for_programs(balsam: Balsam) -> None:
+    _, out, _ = balsam("--help")
+    titles = [line[:-1] for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["Options", "Start here", "Jobs", "Applications", "Running", "Looking", "Sites", "Database"]
+    assert not {"answer", "serve-stdio", "login", "server"} & set(out.split())
+    for hidden in group.HIDDEN:
+        assert balsam(hidden, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["sl"], "There is no command 'sl'. Did you mean 'ls'?"),
+        (["qeue", "ls"], "There is no command 'qeue'. Did you mean 'queue'?"),
+        (["job", "lss"], "There is no command 'job lss'. Did you mean 'job ls'?"),
+        (["app", "remove"], "There is no command 'app remove'."),
+        (["db", "chek"], "There is no command 'db chek'. Did you mean 'db check'?"),
+        (["site", "sl"], "There is no command 'site sl'. Did you mean 'site ls'?"),
+        (["ls", "--stat=FAILED", "--nmae", "x"], "No such option '--nmae'. Did you mean '--name'?"),
+        (["--dbb", "x", "ls"], "No such option '--dbb'. Did you mean '--db'?"),
+        (["job", "--args", "a", "--nam"], "Option '--name' requires an argument."),
+        (["job", "--args", "a", "--nmae", "x"], "No such option '--nmae'. Did you mean '--name'? If it is the value of --args"),
+        (["ls", "jbs"], "'jbs' is not one of jobs, apps, wf, queues. Did you mean 'jobs'?"),
+        (["launcher", "--job-mode", "seral"], "'seral' is not one of serial, mpi, mixed. Did you mean 'serial'?"),
+    ],
+)
+def test_an_unknown_word_is_an_error_with_the_nearest_one(balsam: Balsam, words: list[str], error: str) -> None:
+    code, out, err = balsam(*words)
+    assert (code, out) == (2, "")
+    assert error in err
+
+
+def test_db_takes_the_name_of_a_known_db(balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BALSAM_DB_PATH")
+    balsam("site", "init", "-n", "tutorial", str(tmp_path / "a" / "second"))
+    for name in ("tutorial", "second", str(tmp_path / "a" / "second")):
+        assert balsam("--db", name, "which")[1].startswith(f"Current Balsam DB: {tmp_path / 'a' / 'second'}\n")
+    code, _, err = balsam("--db", "tutorail", "ls")
+    assert (code, "no known DB has the name 'tutorail' (from --db). Did you mean 'tutorial'?" in err) == (1, True)
+    balsam("init", str(tmp_path / "b" / "second"))
+    assert balsam("--db", "second", "which")[1].startswith(f"Current Balsam DB: {tmp_path / 'b' / 'second'}\n")  # its name
+    (tmp_path / "tutorial").mkdir()
+    assert balsam("--db", "tutorial", "ls")[0] == 1  # a directory of that name is here, and it holds no DB
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+def completed(*words: str) -> list[str]:
+    """What a shell offers for the last of these words."""
+    from click.shell_completion import ShellComplete
+
+    *before, last = words
+    return [item.value for item in ShellComplete(group.balsam, {}, "balsam", "_X").get_completions(before, last)]
+
+
+def test_completion_offers_what_is_in_the_db(balsam: Balsam, tmp_path: Path) -> None:
+    stored_args(balsam, "--tag", "run=7", "--tag", "kind=x")
+    job_id = json.loads(balsam("ls", "--json")[1])[0]["job_id"]
+    assert completed("job", "create", "--app", "s") == ["say"]
+    assert completed("job", "--workflow", "") == ["w"]
+    assert completed("dep", job_id[:3]) == [job_id[:8]]
+    assert completed("dep", job_id[:8], "") == [job_id[:8]]
+    assert completed("job", "ls", "--site", "d") == ["db"]
+    assert completed("job", "ls", "--site", "db,d") == ["db,db"]
+    assert completed("--db", "") == ["db"]
+
+
+def test_completion_is_silent_and_quick_where_the_db_cannot_be_read(
+    balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "db" / "settings.json").write_text('{"COLOUR": "red"}')
+    assert completed("job", "--application", "") == []
+    (tmp_path / "db" / "settings.json").write_text("{")
+    assert completed("job", "--application", "") == []
+    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "nowhere"))
+    assert completed("job", "--application", "") == []
+    assert capsys.readouterr() == ("", "")
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ...core.errors import (
 )
 from ...core.files import sync_directory, write_json
 from ...core.settings import Settings, SettingsWarning
+from ...core.suggest import did_you_mean
 from . import binding, connection, filesystem, registry
 from .connection import Database
 
@@ -55,7 +56,9 @@ def is_unfinished(directory: str) -> bool:
 
 
 def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
-    """The active DB's directory: `explicit`, else that of BALSAM_DB_PATH or BALSAM_SITE_PATH, else the one around the cwd.
+    """Return the active DB's directory: `explicit`, else BALSAM_DB_PATH or BALSAM_SITE_PATH, else the one around the cwd.
+
+    `explicit` is a path, or else the name of a known DB on this host or the last part of its path.
 
     Raises:
         NotABalsamDB: the one that was named is none. NoDatabase: none was named and none contains the current directory.
@@ -67,6 +70,8 @@ def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -
             directory = absolute(named)
             if is_db(directory):
                 return directory
+            if source == "--db" and not os.path.exists(directory):
+                return _known_as(named, directory)
             what = "is a file, not a directory" if os.path.isfile(directory) else "holds no Balsam DB"
             raise NotABalsamDB(f"{directory} {what} (from {source})", hint="`balsam init PATH` creates one.")
     directory = absolute(".")
@@ -426,6 +431,22 @@ def known_paths() -> list[str]:
 def remember(directory: str) -> None:
     """Add a DB to the known ones. Safe when several processes do it at once."""
     registry.add(directory)
+
+
+def _known_as(name: str, directory: str) -> str:
+    """Return the known DB of exactly that name, or whose directory has it. Raises NotABalsamDB, InputError (ambiguous)."""
+    sites = [entry for entry in registry.known() if not entry.is_remote]
+    for names in ([entry.name for entry in sites], [os.path.basename(entry.path) for entry in sites]):
+        found = [entry.path for entry, known in zip(sites, names) if known == name]
+        if len(found) > 1:
+            raise InputError(f"--db {name} is the name of several DBs.", hint="\n".join(f"    {path}" for path in found))
+        if found:
+            return found[0]
+    meant = did_you_mean(name, [entry.name for entry in sites])
+    raise NotABalsamDB(
+        f"{directory} holds no Balsam DB, and no known DB has the name {name!r} (from --db).{meant}",
+        hint="`balsam which --list` shows the known ones; `balsam init PATH` creates one.",
+    )
 
 
 def resolve(name: str) -> str:

@@ -144,8 +144,8 @@ def make_db_with_jobs(directory: str, command: str, jobs: Iterable[dict[str, Any
     in_child(fill)
 
 
-class Room:
-    """Room for so many jobs of any shape, once."""
+class FixedCapacity:
+    """FixedCapacity for so many jobs of any shape, once."""
 
     preparations = 0
 

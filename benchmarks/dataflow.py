@@ -159,7 +159,7 @@ def fan_out_s(directory: str, children: int) -> float:
     started = time.perf_counter()
     with database.write() as cx:
         now_us = SystemClock.now_us()
-        claims.finish(cx, lease, [claims.Exit(claim.job, claim.attempt, "RUN_DONE", 0, "", now_us, now_us)], now_us)
+        claims.finish(cx, lease, [claims.RunResult(claim.job, claim.attempt, "RUN_DONE", 0, "", now_us, now_us)], now_us)
     seconds = time.perf_counter() - started
     with database.read() as cx:
         (ready,) = cx.execute("SELECT count(*) FROM job WHERE state = 'READY'").fetchone()

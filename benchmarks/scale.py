@@ -230,7 +230,7 @@ class Claimer:
     def __init__(self, directory: str, batch: int) -> None:
         self._database: Database = directories.open_database(directory)
         self._batch = batch
-        self._exits: list[claims.Exit] = []
+        self._exits: list[claims.RunResult] = []
         self.seconds: list[float] = []
         with self._database.write() as cx:
             self._lease = leases.open_lease(cx, "launcher", Holder.current(), "", SystemClock.now_us())
@@ -242,9 +242,9 @@ class Claimer:
         started = time.perf_counter()
         with self._database.write() as cx:
             claims.finish(cx, self._lease, self._exits, now_us)
-            taken = claims.take(cx, self._lease, common.Room(self._batch), claims.Filter(), now_us).to_run
+            taken = claims.take(cx, self._lease, common.FixedCapacity(self._batch), claims.Filter(), now_us).to_run
         self.seconds.append(time.perf_counter() - started)
-        self._exits = [claims.Exit(one.job, one.attempt, "RUN_DONE", 0, "", now_us, now_us + 1) for one in taken]
+        self._exits = [claims.RunResult(one.job, one.attempt, "RUN_DONE", 0, "", now_us, now_us + 1) for one in taken]
         return len(taken)
 
     def close(self) -> None:

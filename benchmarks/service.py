@@ -118,7 +118,7 @@ def measure(directory: str, jobs: Iterator[dict[str, Any]], rounds: int) -> dict
 
     figures: dict[str, Any] = {"jobs": count, "idle_turn_ms": turns(_FULL, False)}
     started = time.perf_counter()
-    loop.rehearse(database, settings, _FULL, scheduler.domain, clock.now_us())
+    loop.dry_run(database, settings, _FULL, scheduler.domain, clock.now_us())
     figures["dry_run_ms"] = 1000 * (time.perf_counter() - started)
     database.longest_s = 0.0
     figures["submitting_turn_ms"] = turns(_ENDLESS, True)

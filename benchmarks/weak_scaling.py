@@ -27,12 +27,12 @@ from balsam_lite.core.identity import Holder
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases
-from balsam_lite.db.store.claims import Claim, Exit
+from balsam_lite.db.store.claims import Claim, RunResult
 from balsam_lite.launcher import loop
 from balsam_lite.launcher.multinode import messages
-from balsam_lite.launcher.multinode.channel import Post
-from balsam_lite.launcher.multinode.coordinator import Crew, EnsembleRunner
-from balsam_lite.launcher.placement import Node, Place, Pool
+from balsam_lite.launcher.multinode.channel import Channel
+from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
+from balsam_lite.launcher.placement import Node, NodePool, Placement
 from balsam_lite.launcher.runner import Finished
 
 #: From node to node, in seconds. A rank looks for messages every millisecond or two while there are any.
@@ -73,7 +73,7 @@ class Tasks:
 
     def __init__(self, clock: SimClock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
-        self._running: deque[tuple[float, Claim, Place]] = deque()  # by end, as all take the same time
+        self._running: deque[tuple[float, Claim, Placement]] = deque()  # by end, as all take the same time
         self.started = 0
 
     @property
@@ -87,7 +87,7 @@ class Tasks:
     def next_end(self) -> float:
         return self._running[0][0] if self._running else float("inf")
 
-    def start(self, claim: Claim, place: Place) -> None:
+    def start(self, claim: Claim, place: Placement) -> None:
         self.started += 1
         self._running.append((self._clock.monotonic() + _START_S + self._seconds, claim, place))
 
@@ -95,7 +95,7 @@ class Tasks:
         found, now = [], self._clock.monotonic()
         while self._running and self._running[0][0] <= now:
             end, claim, place = self._running.popleft()
-            run = Exit(claim.job, claim.attempt, states.RUN_DONE, 0, "", int((end - self._seconds) * 1e6), int(end * 1e6))
+            run = RunResult(claim.job, claim.attempt, states.RUN_DONE, 0, "", int((end - self._seconds) * 1e6), int(end * 1e6))
             found.append(Finished(run, place))
         return found
 
@@ -106,7 +106,7 @@ class Tasks:
         pass
 
 
-class _NodeLink:
+class _NodeTransport:
     """A node's end of the wire."""
 
     is_moving = is_for_threads = False
@@ -124,22 +124,22 @@ class _NodeLink:
 
 
 class Cluster:
-    """All nodes but the first, and the wire between them. It is rank 0's link."""
+    """All nodes but the first, and the wire between them. It is rank 0's transport."""
 
     rank = 0
     is_moving = is_for_threads = False
 
     def __init__(self, size: int, clock: SimClock, seconds: float) -> None:
         self.size, self._clock, self.broken = size, clock, set[int]()
-        self._links = [_NodeLink(self, rank) for rank in range(size)]
-        self._posts = [Post(link, [0], clock, 1e9) for link in self._links]
+        self._links = [_NodeTransport(self, rank) for rank in range(size)]
+        self._channels = [Channel(transport, [0], clock, 1e9) for transport in self._links]
         self._tasks = [Tasks(clock, seconds) for _ in range(size)]
         self._events: list[tuple[float, int, int, bytes]] = []  # when, a number, whom it is for, the frame or b"" for an end
         self._number = 0
         self.spent_s = 0.0  # by rank 0, in sending
         for rank in range(1, size):
-            self._posts[rank].say(0, messages.HELLO, (messages.VERSION, f"node{rank}", 64, ()))
-            self._posts[rank].send()
+            self._channels[rank].send(0, messages.HELLO, (messages.VERSION, f"node{rank}", 64, ()))
+            self._channels[rank].flush()
 
     def carry(self, sender: int, peer: int, frame: bytes) -> None:
         self._number += 1
@@ -167,16 +167,16 @@ class Cluster:
             self._node_turn(peer)
 
     def _node_turn(self, rank: int) -> None:
-        post, tasks = self._posts[rank], self._tasks[rank]
+        channel, tasks = self._channels[rank], self._tasks[rank]
         before = tasks.next_end
-        for _, said in post.hear():
+        for _, said in channel.receive():
             if said[0] == messages.START:
                 tasks.start(*messages.read_start(*said[1:]))
             elif said[0] == messages.BEGIN:
-                post.say(0, messages.READY, "")
+                channel.send(0, messages.READY, "")
         for finished in tasks.poll():
-            post.say(0, *messages.ended(finished.exit))
-        post.send()
+            channel.send(0, *messages.ended(finished.exit))
+        channel.flush()
         if tasks.next_end != before and tasks.next_end < float("inf"):
             self._number += 1
             heapq.heappush(self._events, (tasks.next_end + 1e-6, self._number, rank << 32, b""))
@@ -211,13 +211,13 @@ def run(database: Database, nodes: int, slots: int, seconds: float) -> tuple[Met
     clock = SimClock()
     settings = Settings(IDLE_TTL_S=0.5)
     cluster = Cluster(nodes, clock, seconds)
-    crew = Crew(cluster, clock, settings.HEARTBEAT_S)
-    crew._lost_after_s = float("inf")  # nodes have nothing to say for minutes, and no thread to say so
-    crew.gather()
-    crew.begin(messages.Begin("/", b"", 1, nodes, "serial", {}, 16, 1.0, ()))
-    pool = Pool([Node(slots, (), f"node{rank}") for rank in range(nodes)])
+    workers = Workers(cluster, clock, settings.HEARTBEAT_S)
+    workers._lost_after_s = float("inf")  # nodes have nothing to say for minutes, and no thread to say so
+    workers.gather()
+    workers.begin(messages.Begin("/", b"", 1, nodes, "serial", {}, 16, 1.0, ()))
+    pool = NodePool([Node(slots, (), f"node{rank}") for rank in range(nodes)])
     local = Tasks(clock, seconds)
-    runner = EnsembleRunner(local, crew, clock, lambda claim: False, pool.close)
+    runner = ClusterRunner(local, workers, clock, lambda claim: False, pool.close)
     with database.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", clock.now_us())
 
@@ -229,7 +229,7 @@ def run(database: Database, nodes: int, slots: int, seconds: float) -> tuple[Met
 
     def wait(limit_s: float) -> None:
         # Naps as long as nothing happens: a real one looks every 20 ms, which is a hundredth of a core.
-        crew.post._nap_s = max(crew.post._nap_s, limit_s)
+        workers.channel._nap_s = max(workers.channel._nap_s, limit_s)
         runner.wait(limit_s, nap)
 
     limits = loop.Limits(None, True, None, settings.IDLE_TTL_S)

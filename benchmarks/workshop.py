@@ -144,7 +144,7 @@ def time_claims(directory: str, rare: int) -> dict[str, float]:
             for name, only in (("tagged", claims.Filter(tags=(("kind", f"rare{number}"),))), ("untagged", claims.Filter())):
                 started = time.perf_counter()
                 with database.write() as cx:
-                    found = claims.take(cx, lease, common.Room(_MATCHES), only, SystemClock.now_us()).to_run
+                    found = claims.take(cx, lease, common.FixedCapacity(_MATCHES), only, SystemClock.now_us()).to_run
                 taken[name].append(1000 * (time.perf_counter() - started))
                 if not 0 < len(found) <= _MATCHES:
                     raise RuntimeError(f"{len(found)} jobs were claimed instead of {_MATCHES}")

@@ -1,4 +1,4 @@
-"""Ranks for tests: a link in memory, and whole launchers over several ranks of a real mpiexec on this host."""
+"""Ranks for tests: a transport in memory, and whole launchers over several ranks of a real mpiexec on this host."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from balsam_lite.db.engine.binding import id_of
 
 
 class Wire:
-    """What several `MemoryLink`s hang on. Frames to a cut rank, and from it, go nowhere."""
+    """What several `MemoryTransport`s hang on. Frames to a cut rank, and from it, go nowhere."""
 
     def __init__(self, size: int) -> None:
         self.boxes: list[deque[tuple[int, bytes]]] = [deque() for _ in range(size)]
         self.cut: set[int] = set()
         self.sent: list[tuple[int, int, bytes]] = []  # from, to, frame
 
-    def links(self) -> list[MemoryLink]:
-        return [MemoryLink(self, rank) for rank in range(len(self.boxes))]
+    def links(self) -> list[MemoryTransport]:
+        return [MemoryTransport(self, rank) for rank in range(len(self.boxes))]
 
 
-class MemoryLink:
-    """`Link` within one process."""
+class MemoryTransport:
+    """`Transport` within one process."""
 
     is_moving = is_for_threads = False
 

@@ -38,7 +38,7 @@ def service(ctx: click.Context, action: str | None, *, dry_run: bool, json: bool
         raise click.UsageError("--json goes with status and --dry-run.")
     directory = directories.find(ctx.find_root().obj)
     if dry_run:
-        return _rehearse(directory, json)
+        return _dry_run(directory, json)
     from ..service import main
 
     if action == "status":
@@ -56,7 +56,7 @@ def service(ctx: click.Context, action: str | None, *, dry_run: bool, json: bool
 # --- what it would do -------------------------------------------------------------------------------------------------
 
 
-def _rehearse(directory: str, as_json: bool) -> int:
+def _dry_run(directory: str, as_json: bool) -> int:
     from ..core.clock import SystemClock
     from ..core.settings import Settings
     from ..schedulers.base import select
@@ -65,7 +65,7 @@ def _rehearse(directory: str, as_json: bool) -> int:
     settings = Settings.load(directory)
     db = directories.open_database(directory, settings)
     queues = policy.load(directory, settings)
-    found = loop.rehearse(db, settings, queues, select(settings).domain, SystemClock.now_us())
+    found = loop.dry_run(db, settings, queues, select(settings).domain, SystemClock.now_us())
     if as_json:
         _print_object(_as_object(found, policy.find(directory, settings)))
         return 0

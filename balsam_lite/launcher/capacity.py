@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from ..db.store.claims import Exit, Shape
-from .placement import Place, Pool
+from ..db.store.claims import RunResult, Shape
+from .placement import NodePool, Placement
 
 #: Maximum number of jobs to claim ahead; a crash of the launcher sends these through RESTART_READY for nothing.
 MAX_AHEAD = 256
@@ -21,10 +21,10 @@ AHEAD = object()
 class TickCapacity:
     """The capacity of one tick: the free places, and claims ahead of places that will be free soon."""
 
-    def __init__(self, pool: Pool, ahead_of: Callable[[Shape], int], preparations: int, starts: int = MAX_AT_ONCE) -> None:
+    def __init__(self, pool: NodePool, ahead_of: Callable[[Shape], int], preparations: int, starts: int = MAX_AT_ONCE) -> None:
         self._pool, self._ahead_of, self.preparations, self.starts = pool, ahead_of, preparations, starts
         self._ahead: dict[Shape, int] = {}
-        self._reserved: list[Place] = []
+        self._reserved: list[Placement] = []
         self._left = starts
         self.keeps_nodes = False  # for a job that found no place
 
@@ -49,13 +49,13 @@ class TickCapacity:
             self._reserved.append(place)
             self._left -= 1
             return place
-        if self._ahead.get(shape, 0) > 0 and not self._pool.is_keeping:
+        if self._ahead.get(shape, 0) > 0 and not self._pool.is_reserving:
             self._ahead[shape] -= 1
             self._left -= 1
             return AHEAD
         if not self.keeps_nodes:
             self.keeps_nodes = True
-            self._pool.keep_for(shape)
+            self._pool.reserve_for(shape)
         return None
 
     def undo(self) -> None:
@@ -78,7 +78,7 @@ class EndRate:
         self._began = monotonic()
         self._ends: deque[tuple[float, float, Shape]] = deque(maxlen=2048)  # end, seconds that it ran, and what it was
 
-    def add(self, ended: Exit, shape: Shape) -> None:
+    def add(self, ended: RunResult, shape: Shape) -> None:
         """Count a run whose end was just heard of."""
         now = self._monotonic()
         ran_s = 0.0 if ended.started_us is None else (ended.ended_us - ended.started_us) / 1e6

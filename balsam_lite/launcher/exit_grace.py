@@ -15,68 +15,68 @@ from typing import NamedTuple
 from ..core import states
 from ..core.clock import SECOND_US, Clock
 from ..db.store.claims import Claim, Shape
-from .placement import Place
+from .placement import Placement
 from .runner import Finished, Runner
 
 #: So long may the launcher's own SIGTERM come after its jobs', in seconds: on one node; and where each is told on its own.
-_PATIENCE_S, _PATIENCE_ON_MANY_NODES_S = 0.5, 2.0
+_GRACE_S, _GRACE_ON_MANY_NODES_S = 0.5, 2.0
 #: A good end is doubted for this part of the run's time, so that its children wait little for it, and not at all if that is
 #: less than so many seconds.
-_DOUBTED_PART, _LEAST_DOUBT_S = 0.04, 0.02
+_GRACE_PART, _MIN_GRACE_S = 0.04, 0.02
 
 
-def patience_s(nodes: int) -> float:
-    """How long to doubt an end in a batch job of so many nodes, in seconds."""
-    return _PATIENCE_S if nodes == 1 else _PATIENCE_ON_MANY_NODES_S
+def exit_grace_s(nodes: int) -> float:
+    """How long to pending an end in a batch job of so many nodes, in seconds."""
+    return _GRACE_S if nodes == 1 else _GRACE_ON_MANY_NODES_S
 
 
-def doubt_s(has_failed: bool, ran_s: float, patience_s: float) -> float:
+def hold_back_s(has_failed: bool, ran_s: float, exit_grace_s: float) -> float:
     """Return for how many seconds to hold back the end of a program that ran for `ran_s`."""
     if has_failed:
-        return patience_s
-    seconds = min(patience_s, _DOUBTED_PART * ran_s)
-    return seconds if seconds >= _LEAST_DOUBT_S else 0.0
+        return exit_grace_s
+    seconds = min(exit_grace_s, _GRACE_PART * ran_s)
+    return seconds if seconds >= _MIN_GRACE_S else 0.0
 
 
-class _Doubt(NamedTuple):
+class PendingExit(NamedTuple):
     """A run that ended, and when to believe it, on the monotonic clock."""
 
     finished: Finished
     until: float
 
 
-class PatientRunner:
-    """See `Runner`. What fails keeps its place for `patience_s` seconds, in which on a node that breaks everything no more
+class ExitGraceRunner:
+    """See `Runner`. What fails keeps its place for `exit_grace_s` seconds, in which on a node that breaks everything no more
     jobs are broken. What ends well is doubted for a small part of the time that it ran, and its place is free at once.
 
     If the launcher stops within that time, the run may have ended because of the same reason, and is a RUN_TIMEOUT.
     """
 
-    def __init__(self, runner: Runner, clock: Clock, patience_s: float) -> None:
-        self._runner, self._clock, self._patience_s = runner, clock, patience_s
-        self._doubts: list[_Doubt] = []
+    def __init__(self, runner: Runner, clock: Clock, exit_grace_s: float) -> None:
+        self._runner, self._clock, self._exit_grace_s = runner, clock, exit_grace_s
+        self._pending: list[PendingExit] = []
         self._settled: list[Finished] = []
         self._asked: dict[int, tuple[str, int]] = {}  # jobs that are to be stopped, what they count as, and since when
 
     @property
     def jobs(self) -> set[int]:
-        """The jobs that run and are not being stopped, and those in doubt."""
-        return self._runner.jobs | {doubt.finished.exit.job for doubt in self._doubts}
+        """The jobs that run and are not being stopped, and those in pending."""
+        return self._runner.jobs | {pending.finished.exit.job for pending in self._pending}
 
     def __len__(self) -> int:
-        return len(self._runner) + len(self._doubts) + len(self._settled)
+        return len(self._runner) + len(self._pending) + len(self._settled)
 
     @property
     def is_busy(self) -> bool:
         """Whether `poll` should be called again soon."""
-        return bool(self._runner.is_busy or self._doubts or self._settled)
+        return bool(self._runner.is_busy or self._pending or self._settled)
 
     @property
     def started(self) -> int:
         """Return the number of programs that are known to have started."""
         return self._runner.started
 
-    def start(self, claim: Claim, place: Place) -> None:
+    def start(self, claim: Claim, place: Placement) -> None:
         """Start a job at its place."""
         self._runner.start(claim, place)
 
@@ -99,7 +99,7 @@ class PatientRunner:
         """Start a job in the place of the next run of its shape that ends with exit code 0."""
         self._runner.queue(claim)
 
-    def start_queued(self, place: Place) -> bool:
+    def start_queued(self, place: Placement) -> bool:
         """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
         return self._runner.start_queued(place)
 
@@ -112,11 +112,11 @@ class PatientRunner:
         return self._runner.withdrawn()
 
     def poll(self) -> list[Finished]:
-        """The runs that ended, but those whose end is in doubt; of good ones among these that their place is free."""
+        """The runs that ended, but those whose end is in pending; of good ones among these that their place is free."""
         ends, self._settled = self._settled, []
         now = self._clock.monotonic()
-        ends += [doubt.finished for doubt in self._doubts if now >= doubt.until]
-        self._doubts = [doubt for doubt in self._doubts if now < doubt.until]
+        ends += [pending.finished for pending in self._pending if now >= pending.until]
+        self._pending = [pending for pending in self._pending if now < pending.until]
         for finished in self._runner.poll():
             if finished.is_doubted:  # the place alone, of a job that may run elsewhere by now
                 ends.append(finished)
@@ -124,32 +124,32 @@ class PatientRunner:
             asked = self._asked.pop(finished.exit.job, None)
             if asked:
                 # One that was not told had ended before it could be, on whichever node it was.
-                is_in_doubt = finished.exit.told_us is None and self._doubt_s(finished) > 0
-                ends.append(_settled(finished, *asked) if is_in_doubt else finished)
-            elif doubt_s := self._doubt_s(finished):
+                is_pending = finished.exit.told_us is None and self._hold_back_s(finished) > 0
+                ends.append(_settled(finished, *asked) if is_pending else finished)
+            elif hold_back_s := self._hold_back_s(finished):
                 if not _failed(finished):
                     ends.append(finished._replace(is_doubted=True))
                     finished = finished._replace(place=None, is_repeated=True)
-                self._doubts.append(_Doubt(finished, now + doubt_s))
+                self._pending.append(PendingExit(finished, now + hold_back_s))
             else:
                 ends.append(finished)
         return ends
 
-    def _doubt_s(self, finished: Finished) -> float:
+    def _hold_back_s(self, finished: Finished) -> float:
         ended = finished.exit
         if ended.result not in (states.RUN_DONE, states.RUN_ERROR) or ended.started_us is None:
             return 0.0
-        return doubt_s(_failed(finished), (ended.ended_us - ended.started_us) / SECOND_US, self._patience_s)
+        return hold_back_s(_failed(finished), (ended.ended_us - ended.started_us) / SECOND_US, self._exit_grace_s)
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End those jobs; what has ended a moment ago is reported as `result`, too."""
         kept, now_us = [], self._clock.now_us()
-        for doubt in self._doubts:
-            if doubt.finished.exit.job in jobs:
-                self._settled.append(_settled(doubt.finished, result, now_us))
+        for pending in self._pending:
+            if pending.finished.exit.job in jobs:
+                self._settled.append(_settled(pending.finished, result, now_us))
             else:
-                kept.append(doubt)
-        self._doubts = kept
+                kept.append(pending)
+        self._pending = kept
         self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), (result, now_us)))
         self._runner.stop(jobs, result, grace_s)
 

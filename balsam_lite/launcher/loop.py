@@ -22,14 +22,14 @@ from ..db.query import wait_reasons as notes
 from ..db.query.outlook import FIRST_JOB, what_may_come
 from ..db.store import claims, held_back, leases, pieces
 from ..db.store import steps as step_store
-from ..db.store.claims import Claim, Exit, Filter, Shape
+from ..db.store.claims import Claim, Filter, RunResult, Shape
 from ..db.store.steps import StepEnd
 from ..db.store.suspects import Suspect, next_group
 from .capacity import MAX_AT_ONCE, EndRate, TickCapacity
 from .exec.trouble import Pause, Setbacks
 from .failpoints import failpoint
 from .obstacles import Limits, Obstacles
-from .placement import Place, Pool
+from .placement import NodePool, Placement
 from .quiet import Quiet
 from .reaper import Reaper
 from .runner import STOP_PERIOD_S, Runner
@@ -76,7 +76,7 @@ class Launcher:
         db: Database,
         settings: Settings,
         lease: int,
-        pool: Pool,
+        pool: NodePool,
         runner: Runner,
         steps: Steps,
         limits: Limits,
@@ -89,7 +89,7 @@ class Launcher:
         self._reaper, self._on_beat = reaper or Reaper(db, settings, clock), on_beat
         self._pool, self._runner, self._steps, self._limits = pool, runner, steps, limits
         self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
-        self._exits: list[Exit] = []  # ended, not yet in the database
+        self._exits: list[RunResult] = []  # ended, not yet in the database
         self._step_ends: list[StepEnd] = []  # likewise
         # Others may take its jobs when its last heartbeat is so old: by then they must be stopped. One more try may take as
         # long as the DB may be busy.
@@ -206,7 +206,7 @@ class Launcher:
         if not self._runner.queued:
             self._queue_moved_at = self._last_tick
         for claim in given.to_run:
-            if isinstance(claim.place, Place):
+            if isinstance(claim.place, Placement):
                 self._runner.start(claim, claim.place)
             else:
                 self._runner.queue(claim)
@@ -256,7 +256,7 @@ class Launcher:
 
     def _may_take_ahead(self, shape: Shape) -> int:
         """How many jobs of that shape to claim beyond the free places, as they will have one before the next transaction."""
-        if shape.num_nodes > 1 or self._pool.is_keeping or self.pause.reason:
+        if shape.num_nodes > 1 or self._pool.is_reserving or self.pause.reason:
             return 0
         waiting = self._runner.queued[shape]
         return self._rate.expected(self._tick_period(), shape) - waiting
@@ -275,7 +275,7 @@ class Launcher:
         if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
             self._workflows = claims.matching_workflows(cx, self._limits.workflow)
         self._look_for_suspects(cx, room, now_us, is_empty)
-        self._pool.keep_for(None)  # `take` says anew for which job, if for any
+        self._pool.reserve_for(None)  # `take` says anew for which job, if for any
         to_run, steps = ([], []) if self._drains else self._take_others(cx, work, room, now_us)
         if self._suspects and is_empty and not to_run and not steps:
             group = next_group(self._suspects)
@@ -733,7 +733,7 @@ def _entered(before: Mapping[str, int], after: Mapping[str, int], earlier: Mappi
 class _Work(NamedTuple):
     """What one tick has to write down."""
 
-    exits: list[Exit]
+    exits: list[RunResult]
     step_ends: list[StepEnd]
     news: bool  # another process wrote, or a job that was held back is due
 

@@ -35,10 +35,10 @@ from .exec.children import Alarm
 from .exec.invocation import Context
 from .exec.run_file import RunFiles
 from .exec.spawner import Spawner
-from .exit_grace import PatientRunner, doubt_s, patience_s
+from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
 from .obstacles import Limits
-from .placement import Pool
+from .placement import NodePool
 from .progress import Progress
 from .reaper import Reaper
 from .resources import LauncherOptions, Resources
@@ -63,13 +63,13 @@ _RETRY_PERIOD_S = 1.0
 _SAME_SIGNAL_S = 1.0
 
 
-class Company(Protocol):
+class Nodes(Protocol):
     """The other nodes on which this launcher runs jobs."""
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
         """Make sure that nothing of dead launchers, which have these run marks, runs on any node; have them get ready."""
 
-    def runner(self, local: LocalRunner, pool: Pool) -> Runner:
+    def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
         """What runs jobs on all nodes, given what does on this one."""
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
@@ -79,13 +79,13 @@ class Company(Protocol):
         """Have the nodes end everything at once."""
 
 
-class OneHost:
+class SingleNode:
     """Nobody else."""
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
         """The reaper does it."""
 
-    def runner(self, local: LocalRunner, pool: Pool) -> Runner:
+    def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
         """The same."""
         return local
 
@@ -114,7 +114,7 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
         from .multinode.supervisor import supervise  # and all that messages between nodes need
 
         return supervise(found, db_directory, settings, options)
-    return run_on(found, db_directory, settings, options, OneHost())
+    return run_on(found, db_directory, settings, options, SingleNode())
 
 
 def run_on(
@@ -122,7 +122,7 @@ def run_on(
     db_directory: str,
     settings: Settings,
     options: LauncherOptions,
-    company: Company,
+    nodes: Nodes,
     lost_lease: int | None = None,
 ) -> int:
     """The same on these resources, of which this host is one.
@@ -135,7 +135,7 @@ def run_on(
     """
     db = directories.open_database(db_directory, settings)
     try:
-        return _run_in(db, found, settings, options, company, lost_lease)
+        return _run_in(db, found, settings, options, nodes, lost_lease)
     finally:
         db.close()  # so that the one file holds everything
 
@@ -145,7 +145,7 @@ def _run_in(
     found: Resources,
     settings: Settings,
     options: LauncherOptions,
-    company: Company,
+    nodes: Nodes,
     lost_lease: int | None,
 ) -> int:
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
@@ -167,14 +167,14 @@ def _run_in(
     db.keep_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
     context = _context(db, invocation.lease_mark(db_id, lease), options, found, gpus.names(settings.GPU_VARIABLES))
-    company.begin(context, settings, options.job_mode, lease, tuple(invocation.lease_mark(db_id, one) for one in dead))
+    nodes.begin(context, settings, options.job_mode, lease, tuple(invocation.lease_mark(db_id, one) for one in dead))
     beat = partial(_patiently, db, settings, clock, partial(_beat, db, lease, clock))
     beat()  # the nodes may have taken minutes
     freed = _patiently(db, settings, clock, reaper.reap)
     if freed:
         log.info("Freed %d job(s) of dead launchers.", freed)
     beat()  # and what had to end first, too
-    return _run(db, settings, options, found, lease, clock, context, company, reaper)
+    return _run(db, settings, options, found, lease, clock, context, nodes, reaper)
 
 
 def _patiently(db: Database, settings: Settings, clock: Clock, act: Callable[[], T]) -> T:
@@ -205,21 +205,21 @@ def _run(
     lease: int,
     clock: Clock,
     context: Context,
-    company: Company,
+    nodes: Nodes,
     reaper: Reaper,
 ) -> int:
-    pool, limits = Pool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
+    pool, limits = NodePool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
     with Alarm() as alarm:
         run_files = RunFiles.of(db.directory, context.mark)
         spawner = Spawner(context.environ, settings.USER_KILL_GRACE_S, _silence_s(db, settings), run_files)
         alarm.attach(spawner)
         local = LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, found.cpus)
-        runner = company.runner(local, pool)
+        runner = nodes.runner(local, pool)
         step_doubt_s: Callable[[bool, float], float] | None = None
         if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
-            patience = patience_s(len(found.nodes))
-            runner = PatientRunner(runner, clock, patience)
-            step_doubt_s = partial(doubt_s, patience_s=patience)
+            exit_grace = exit_grace_s(len(found.nodes))
+            runner = ExitGraceRunner(runner, clock, exit_grace)
+            step_doubt_s = partial(hold_back_s, exit_grace_s=exit_grace)
         progress = Progress(db)
         steps = Steps(
             context,
@@ -230,7 +230,7 @@ def _run(
             alarm.wake,
             step_doubt_s,
         )
-        wait = progress.around(company.waiter(alarm.wait))
+        wait = progress.around(nodes.waiter(alarm.wait))
         launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait, reaper, spawner.beat)
         progress.watch(launcher, runner)
 
@@ -246,7 +246,7 @@ def _run(
         gc.freeze()  # without gc.collect(): it takes 8 ms and frees next to nothing after so short a time
         terminal.handle_stop_signals(stop)
         try:
-            return _guarded(launcher, progress, spawner, company, db, lease, settings, clock, context)
+            return _guarded(launcher, progress, spawner, nodes, db, lease, settings, clock, context)
         finally:
             progress.clear()
 
@@ -315,7 +315,7 @@ def _guarded(
     launcher: Launcher,
     progress: Progress,
     spawner: Spawner,
-    company: Company,
+    nodes: Nodes,
     db: Database,
     lease: int,
     settings: Settings,
@@ -328,13 +328,13 @@ def _guarded(
         spawner.abandon()
     except LostLease as exc:
         log.error("%s", exc)
-        company.abandon()
+        nodes.abandon()
         spawner.abandon()
         leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         return 1
     except BaseException:
         log.exception("The launcher stops because of an error of its own.")
-        company.abandon()
+        nodes.abandon()
         spawner.abandon()
         leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         raise

@@ -12,7 +12,7 @@ from ..db.query.outlook import Scope
 from ..db.store import claims, held_back, pieces
 from ..db.store.claims import Filter, Shape
 from .exec.trouble import Pause, Setbacks
-from .placement import Pool
+from .placement import NodePool
 
 _NO_PLACE = "waits for a free place"
 _LARGE_WRITE = "waits for the end of a change of very many jobs"
@@ -40,7 +40,7 @@ class Limits(NamedTuple):
 class Obstacles:
     """What keeps the jobs of a DB from being run by one launcher, as of the last `survey`."""
 
-    def __init__(self, db: Database, pool: Pool, limits: Limits, pause: Pause, setbacks: Setbacks) -> None:
+    def __init__(self, db: Database, pool: NodePool, limits: Limits, pause: Pause, setbacks: Setbacks) -> None:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
         #: The shapes of waiting jobs that the launcher will not take, and why.
         self.by_shape: list[tuple[Shape, str]] = []

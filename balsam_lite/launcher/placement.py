@@ -17,7 +17,7 @@ from ..db.store.claims import Shape
 _EPSILON = 1e-6
 
 
-class Place(NamedTuple):
+class Placement(NamedTuple):
     """Where a job runs: nodes, and of each node the GPUs that it owns."""
 
     nodes: tuple[int, ...]
@@ -119,7 +119,7 @@ class Node:
             self.gpu_load[gpu] = left if left > _EPSILON else 0.0
 
 
-class Pool:
+class NodePool:
     """The nodes of a launcher.
 
     Args:
@@ -133,8 +133,8 @@ class Pool:
         self._costs: dict[Shape, Cost] = {}
         self._never: dict[Shape, str] = {}  # why such jobs cannot run here
         self._start: dict[Shape, int] = {}  # the nodes before it are full for that shape
-        self._kept: frozenset[int] = frozenset()
-        self._kept_for: Shape | None = None
+        self._reserved: frozenset[int] = frozenset()
+        self._reserved_for: Shape | None = None
 
     @property
     def jobs(self) -> int:
@@ -147,9 +147,9 @@ class Pool:
         return any(node.used < 1.0 - _EPSILON and not node.is_closed for node in self.nodes)
 
     @property
-    def is_keeping(self) -> bool:
+    def is_reserving(self) -> bool:
         """Whether nodes are kept for a job that found no place."""
-        return self._kept_for is not None
+        return self._reserved_for is not None
 
     def count(self, shape: Shape) -> int:
         """How many jobs of that shape fit now."""
@@ -157,7 +157,7 @@ class Pool:
         free = sum(self._room(number, shape, cost) for number in range(len(self.nodes)))
         return min(free // shape.num_nodes, self._mpi_room(shape))
 
-    def reserve(self, shape: Shape) -> Place | None:
+    def reserve(self, shape: Shape) -> Placement | None:
         """The first nodes that have room, taken; None when there are not enough."""
         start = self._start.get(shape, 0)
         if start == len(self.nodes) or self._mpi_room(shape) <= 0:
@@ -172,19 +172,19 @@ class Pool:
         self._start[shape] = chosen[0] if chosen else len(self.nodes)
         if len(chosen) < shape.num_nodes:
             return None
-        if shape == self._kept_for:
-            self.keep_for(None)
+        if shape == self._reserved_for:
+            self.reserve_for(None)
         if self._is_mpi(shape):
             self._mpi_runs += 1
-        return Place(tuple(chosen), tuple([self.nodes[number].add(cost) for number in chosen]), shape)
+        return Placement(tuple(chosen), tuple([self.nodes[number].add(cost) for number in chosen]), shape)
 
     def _room(self, number: int, shape: Shape, cost: Cost) -> int:
         """How many more jobs of that shape a node takes, without what it is kept for."""
-        if self._kept_for is None or number not in self._kept or shape == self._kept_for:
+        if self._reserved_for is None or number not in self._reserved or shape == self._reserved_for:
             return self.nodes[number].room_for(cost)
-        return self.nodes[number].room_for(cost, self._cost_of(self._kept_for))
+        return self.nodes[number].room_for(cost, self._cost_of(self._reserved_for))
 
-    def release(self, place: Place) -> None:
+    def release(self, place: Placement) -> None:
         """Give a place back."""
         cost = self._cost_of(place.shape)
         for number, gpus in zip(place.nodes, place.gpus):
@@ -196,29 +196,29 @@ class Pool:
             if start > first:
                 self._start[shape] = first
 
-    def keep_for(self, shape: Shape | None) -> None:
+    def reserve_for(self, shape: Shape | None) -> None:
         """Let no job of another shape start on as many nodes as one of this shape needs, the emptiest ones, until it has them.
 
         Otherwise a large job would never find its nodes free at one time while small ones wait. None: for none any more.
         """
         if shape is not None and self._mpi_room(shape) <= 0:
             return  # it waits for the end of another MPI run, wherever that is
-        if shape == self._kept_for:
+        if shape == self._reserved_for:
             return
-        self._kept_for = shape
+        self._reserved_for = shape
         self._start.clear()
         if shape is None:
-            self._kept = frozenset()
+            self._reserved = frozenset()
             return
         fitting = [n for n, node in enumerate(self.nodes) if not (node.is_closed or self._why_never(node, shape))]
-        self._kept = frozenset(nsmallest(shape.num_nodes, fitting, key=lambda number: self.nodes[number].used))
+        self._reserved = frozenset(nsmallest(shape.num_nodes, fitting, key=lambda number: self.nodes[number].used))
 
     def close(self, number: int) -> None:
         """A node is lost: nothing starts on it any more. Its jobs are released as usual."""
         self.nodes[number].is_closed = True
         self._never.clear()
-        if number in self._kept:
-            self.keep_for(None)
+        if number in self._reserved:
+            self.reserve_for(None)
 
     def never_fits(self, shape: Shape) -> str:
         """Why a job of that shape cannot run here even when all is free; "" when it can."""

@@ -19,7 +19,7 @@ from ..core import field_specs, outputs, states
 from ..core.clock import SECOND_US, Clock, format_us
 from ..core.errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
 from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all
-from ..db.store.claims import Claim, Exit, Shape, unstarted
+from ..db.store.claims import Claim, RunResult, Shape, unstarted
 from . import steps
 from .exec import children, invocation, leftovers, pinning
 from .exec.pinning import CpuSet
@@ -28,7 +28,7 @@ from .exec.spawner import Ended, Failed, Leftover, Lost, Spawner, Started, Withd
 from .exec.start_failures import BUSY, NODE, REFUSED, StartFailure
 from .exec.trouble import Machine
 from .failpoints import failpoint
-from .placement import Place
+from .placement import Placement
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Run:
         "reached_us", "start", "started_us", "stop_result", "told_us"
     )  # fmt: skip
 
-    def __init__(self, claim: Claim, place: Place | None, started: Started, mark: bytes) -> None:
+    def __init__(self, claim: Claim, place: Placement | None, started: Started, mark: bytes) -> None:
         self.claim, self.place, self.mark = claim, place, mark
         _, self.pid, self.start, self.started_us = started
         self.ended: Ended | Lost | None = None
@@ -75,9 +75,9 @@ class _Run:
 class Finished(NamedTuple):
     """A run that is over, and the place that is free again."""
 
-    exit: Exit
-    place: Place | None  # None: it was reported as free before, or a queued job has it
-    is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `PatientRunner`
+    exit: RunResult
+    place: Placement | None  # None: it was reported as free before, or a queued job has it
+    is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `ExitGraceRunner`
     trouble: MachineTrouble | None = None  # why it could not start or failed; the job goes back
     is_repeated: bool = False  # see `is_doubted`
     lost_hosts: tuple[str, ...] = ()  # nodes that do not answer any more
@@ -116,7 +116,7 @@ class Runner(Protocol):
     def queue(self, claim: Claim) -> None:
         """Start a job in the place of the next run of its shape that ends with exit code 0."""
 
-    def start_queued(self, place: Place) -> bool:
+    def start_queued(self, place: Placement) -> bool:
         """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
 
     def withdraw(self, jobs: Collection[int]) -> None:
@@ -125,7 +125,7 @@ class Runner(Protocol):
     def withdrawn(self) -> list[Claim]:
         """Return the jobs that were withdrawn since the last call before they were started."""
 
-    def start(self, claim: Claim, place: Place) -> None:
+    def start(self, claim: Claim, place: Placement) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`.
 
         As a RUN_ERROR, or, where the machine is to blame, as RESTART_READY and with the trouble.
@@ -137,7 +137,7 @@ class Runner(Protocol):
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the Exit says when the run was
+        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult says when the run was
         told; one that had ended before that ended by itself, and is reported so.
         """
 
@@ -161,7 +161,7 @@ class LocalRunner:
         self._spawner = spawner
         self._channel = spawner.channel()  # programs of jobs; the key is the job's number
         self._asking = spawner.channel()  # programs that ask ranks to end
-        self._starting: dict[int, tuple[Claim, Place]] = {}  # by job, like those below
+        self._starting: dict[int, tuple[Claim, Placement]] = {}  # by job, like those below
         self._queued: dict[int, Claim] = {}  # without a place, the oldest first
         self._handed_on: set[int] = set()  # of the queued ones those that a spawn helper has
         self._withdrawing: set[int] = set()  # of these those that it is to give back
@@ -197,7 +197,7 @@ class LocalRunner:
         """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
         return bool(self._stopping or self._stop_at_once or self._over or self._lingering or self._delayed)
 
-    def start(self, claim: Claim, place: Place) -> None:
+    def start(self, claim: Claim, place: Placement) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`."""
         if claim.job in self._left and self._is_delayed(claim, place):
             return
@@ -227,7 +227,7 @@ class LocalRunner:
             return  # `start` ends first what it has left
         if shape.num_nodes > 1 or shape.gpus_per_rank or pinning.wanted(claim):
             return  # its place decides about its environment
-        place = Place((0,), ((),), shape)
+        place = Placement((0,), ((),), shape)
         try:
             if self._context.mpi.words(claim, place):
                 return
@@ -237,7 +237,7 @@ class LocalRunner:
             del self._queued[claim.job]
             self._refuse(claim, None, exc)
 
-    def start_queued(self, place: Place) -> bool:
+    def start_queued(self, place: Placement) -> bool:
         """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
         jobs = (job for job, claim in self._queued.items() if claim.shape == place.shape and job not in self._withdrawing)
         job = next(jobs, None)
@@ -274,7 +274,7 @@ class LocalRunner:
         found, self._withdrawn = self._withdrawn, []
         return found
 
-    def _request(self, claim: Claim, place: Place) -> Request:
+    def _request(self, claim: Claim, place: Placement) -> Request:
         argv = invocation.argv(claim, place, self._context)
         own = invocation.environment(claim, place, self._context)
         directory, output = invocation.workdir(claim, self._context), field_specs.output_name(claim.name)
@@ -319,7 +319,7 @@ class LocalRunner:
             calls.append((invocation.give_parents, (claim, own)))
         return pickle.dumps(calls)
 
-    def _pin(self, claim: Claim, place: Place) -> tuple[int, ...]:
+    def _pin(self, claim: Claim, place: Placement) -> tuple[int, ...]:
         """The CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
         number = pinning.wanted(claim)
         if not number or self._context.mpi.words(claim, place):
@@ -329,7 +329,7 @@ class LocalRunner:
 
     def _unpin(self, claim: Claim) -> None:
         if self._pinned:
-            self._cpus.give_back(self._pinned.pop(claim.job, ()))
+            self._cpus.release(self._pinned.pop(claim.job, ()))
 
     def _forget_order(self, claim: Claim) -> None:
         """Remove what its program had to know, and has read."""
@@ -338,7 +338,7 @@ class LocalRunner:
             if path:
                 os.unlink(path)
 
-    def _refuse(self, claim: Claim, place: Place | None, exc: Exception) -> None:
+    def _refuse(self, claim: Claim, place: Placement | None, exc: Exception) -> None:
         self._unpin(claim)
         self._forget_order(claim)
         now_us = self._clock.now_us()
@@ -349,7 +349,7 @@ class LocalRunner:
             return
         reason = str(exc) if isinstance(exc, LaunchError) else f"unexpected {type(exc).__name__}: {exc}"
         message = f"The job could not be started: {reason}"
-        ended = Exit(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, now_us)
+        ended = RunResult(claim.job, claim.attempt, states.RUN_ERROR, None, message, None, now_us)
         self._over.append(Finished(ended, place))
 
     def poll(self) -> list[Finished]:
@@ -380,7 +380,7 @@ class LocalRunner:
             finished += self._go_on_stopping()
         return finished
 
-    def _taken_out(self, job: int) -> tuple[Claim, Place | None]:
+    def _taken_out(self, job: int) -> tuple[Claim, Placement | None]:
         """Take a job out of those that have not started. One that was queued has no place yet, see `_note_end`."""
         claim = self._queued.pop(job, None)
         self._handed_on.discard(job)
@@ -452,7 +452,7 @@ class LocalRunner:
             self._left = {job: left for job, members in self._left.items() if (left := living(members))}
             self._most_left = 2 * len(self._left) + _MOST_LEFT
 
-    def _is_delayed(self, claim: Claim, place: Place) -> bool:
+    def _is_delayed(self, claim: Claim, place: Placement) -> bool:
         """Return whether a job has to wait for the end of what an earlier attempt has left here; it is started by `poll`."""
         members = living(self._left.pop(claim.job, ()))
         if members:
@@ -525,7 +525,7 @@ class LocalRunner:
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the Exit says when the run was
+        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult says when the run was
         told; one that had ended before that ended by itself, and is reported so.
         """
         wanted = set(jobs)
@@ -667,13 +667,13 @@ class LocalRunner:
             trouble = self._trouble_at_the_end()
             if trouble is not None:  # a restart, which counts: it may be this job that fills the disk
                 result, message = states.RESTART_READY, f"{trouble.message}; the run ended: {message}"
-        ended = Exit(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
+        ended = RunResult(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
         place = None if run.is_replaced else run.place
         if place is not None and result == states.RUN_DONE and not run.stop_result:
             place = self._refill(place)
         return Finished(ended, place, trouble=trouble)
 
-    def _refill(self, place: Place) -> Place | None:
+    def _refill(self, place: Placement) -> Placement | None:
         """Start a queued job that no helper has in the place of a run that has ended; return the place if there is none."""
         if len(self._queued) > len(self._handed_on):
             for job, claim in self._queued.items():
@@ -689,7 +689,7 @@ class LocalRunner:
         claim, is_dead = run.claim, isinstance(run.ended, Lost)
         message = "Its spawn helper died" if is_dead else "Ended because its launcher gave no sign of life"
         started_us = run.started_us if run.pid else None
-        back = Exit(claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, self._clock.now_us())
+        back = RunResult(claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, self._clock.now_us())
         return Finished(back._replace(is_counted=False, is_death=is_dead and not run.stop_result), run.place)
 
     def _not_run(self, run: _Run, failure: StartFailure) -> Finished:
@@ -698,7 +698,7 @@ class LocalRunner:
         assert isinstance(run.ended, Ended)
         started_us = run.started_us if failure.had_started else None
         message = f"{'Lost its node' if failure.had_started else 'Not started'}: {failure.words}"
-        back = Exit(
+        back = RunResult(
             claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, run.ended.ended_us, is_counted=False
         )
         if failure.kind == BUSY:
@@ -753,7 +753,7 @@ def _left_words(left: Sequence[Leftover]) -> str:
     return f"left {len(left)} process{'es' if len(left) > 1 else ''} running: {', '.join(names[:_MAX_NAMES])}{more}"
 
 
-def _placed(run: _Run) -> Place:
+def _placed(run: _Run) -> Placement:
     assert run.place is not None  # its start was heard of together with the end of its predecessor
     return run.place
 

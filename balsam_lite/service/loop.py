@@ -44,7 +44,7 @@ from ..schedulers import base, submission
 from ..schedulers.base import Scheduler
 from ..schedulers.submission import LaunchRequest
 from . import packer
-from .packer import Choice, Launch, Left, Supply
+from .packer import Choice, Launch, LaunchCapacity, UnplacedWork
 from .policy import PolicyFile, Queue
 
 log = logging.getLogger(__name__)
@@ -93,21 +93,21 @@ def survey(cx: Connection, rows: Sequence[BatchRow], margin: int, now_us: int) -
     planned = {row["id"]: demand.of_launch(cx, row["id"]) for row in rows}
     holders = leases.open_leases(cx)
     waiting = demand.startable(cx) + ([_TIDYING] if demand.has_unsettled(cx) else [])
-    supplies = [_supply(cx, row, planned[row["id"]], holders, margin, now_us) for row in rows]
+    capacities = [_supply(cx, row, planned[row["id"]], holders, margin, now_us) for row in rows]
     all_planned = [work for works in planned.values() for work in works]
-    return Survey(packer.uncovered(waiting, all_planned, supplies), Counter(str(row["queue"]) for row in rows))
+    return Survey(packer.uncovered(waiting, all_planned, capacities), Counter(str(row["queue"]) for row in rows))
 
 
 def _supply(
     cx: Connection, row: BatchRow, planned: Iterable[Work], holders: Iterable[Lease], margin: int, now_us: int
-) -> Supply:
+) -> LaunchCapacity:
     minutes = 0.0 if row["state"] == batch_jobs.CANCELLING else float(row["wall_minutes"] - margin)
     promised = sum(packer.cost(work) * work.jobs for work in planned)
     if row["state"] == base.RUNNING and row["started"] is not None:  # one that is queued again has all its time
         minutes = row["wall_minutes"] - (now_us - row["started"]) / (60 * SECOND_US)
         own = [lease.id for lease in holders if lease.scheduler_id == row["scheduler_id"] != ""]
         promised += demand.held_node_minutes(cx, own, now_us)
-    return Supply(row["nodes"], max(0.0, minutes), promised, row["job_mode"] == "serial", _taken_by(cx, row))
+    return LaunchCapacity(row["nodes"], max(0.0, minutes), promised, row["job_mode"] == "serial", _taken_by(cx, row))
 
 
 def _taken_by(cx: Connection, row: BatchRow) -> tuple[Work, ...] | None:
@@ -130,11 +130,11 @@ class Rehearsal(NamedTuple):
     """What the service would do."""
 
     launches: list[Launch]
-    misfits: tuple[Left, ...]
-    waits: tuple[Left, ...]
+    misfits: tuple[UnplacedWork, ...]
+    waits: tuple[UnplacedWork, ...]
 
 
-def rehearse(db: Database, settings: Settings, queues: Sequence[Queue], domain: str, now_us: int) -> Rehearsal:
+def dry_run(db: Database, settings: Settings, queues: Sequence[Queue], domain: str, now_us: int) -> Rehearsal:
     """Which launches the service would submit now, one after the other, and why no more. Changes nothing and asks nobody."""
     margin = margin_minutes(settings)
     with db.read() as cx:
@@ -146,8 +146,8 @@ def rehearse(db: Database, settings: Settings, queues: Sequence[Queue], domain: 
             return Rehearsal(chosen, choice.misfits, choice.waits)
         chosen.append(choice.launch)
         launches[choice.launch.queue] += 1
-        supply = Supply(choice.launch.nodes, choice.launch.minutes - margin, 0.0, choice.launch.job_mode == "serial")
-        left = packer.uncovered(left, (), [supply])
+        capacity = LaunchCapacity(choice.launch.nodes, choice.launch.minutes - margin, 0.0, choice.launch.job_mode == "serial")
+        left = packer.uncovered(left, (), [capacity])
 
 
 class Service:
@@ -237,7 +237,7 @@ class Service:
         answered = self.refresh()
         self.reap()
         self.release_due()
-        self.give_back()
+        self.unclaim()
         is_unfinished = self.advance_large_writes()
         submitted = False
         if answered and not self.stop_reason:
@@ -345,12 +345,12 @@ class Service:
             self._did("completed a change of very many jobs whose process is gone")
         return False
 
-    def give_back(self) -> None:
+    def unclaim(self) -> None:
         """End the reservations of launches that are over."""
         with self._db.read() as cx:
             numbers = reservations.orphaned(cx, (row["id"] for row in batch_queries.unended_rows(cx)))
         for number in numbers:
-            jobs = reservations.give_back(self._db, number)
+            jobs = reservations.unclaim(self._db, number)
             self._did(f"gave back {jobs} job(s) that were planned for qlaunch{number}")
 
     def reread_policy(self) -> None:
@@ -469,7 +469,7 @@ def _by_shape(planned: Iterable[Work]) -> list[Work]:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def reasons(lefts: Iterable[Left]) -> list[str]:
+def reasons(lefts: Iterable[UnplacedWork]) -> list[str]:
     """A line for each shape and reason."""
     different = dict.fromkeys((left.work.shape, left.reason) for left in lefts)
     return [f"{_like(shape)}: {reason}" for shape, reason in different]

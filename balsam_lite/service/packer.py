@@ -30,7 +30,7 @@ _MOST_ROUNDS = 8
 _TINY = 1e-9
 
 
-class Supply(NamedTuple):
+class LaunchCapacity(NamedTuple):
     """What a queued or running launch will still do."""
 
     nodes: int
@@ -63,7 +63,7 @@ class Launch(NamedTuple):
         return sum(work.jobs for work in self.planned)
 
 
-class Left(NamedTuple):
+class UnplacedWork(NamedTuple):
     """Work without a launch, and why."""
 
     work: Work
@@ -74,14 +74,14 @@ class Choice(NamedTuple):
     """What to do next."""
 
     launch: Launch | None
-    misfits: tuple[Left, ...]  # what no queue of the policy allows
-    waits: tuple[Left, ...]  # what some queue allows that takes no more launches now
+    misfits: tuple[UnplacedWork, ...]  # what no queue of the policy allows
+    waits: tuple[UnplacedWork, ...]  # what some queue allows that takes no more launches now
 
 
 # --- what is there to do ----------------------------------------------------------------------------------------------
 
 
-def uncovered(waiting: Iterable[Work], planned: Iterable[Work], supplies: Iterable[Supply]) -> list[Work]:
+def uncovered(waiting: Iterable[Work], planned: Iterable[Work], capacities: Iterable[LaunchCapacity]) -> list[Work]:
     """What waits and is neither planned for a launch nor will be done by one anyway, the largest jobs first."""
     jobs: Counter[tuple[Shape, int]] = Counter()
     for work in waiting:
@@ -89,19 +89,19 @@ def uncovered(waiting: Iterable[Work], planned: Iterable[Work], supplies: Iterab
     for work in planned:
         jobs[work.shape, work.minutes] -= work.jobs
     left = sorted((Work(*key, number) for key, number in jobs.items() if number > 0), key=_largest_first)
-    for supply in sorted(supplies, key=lambda supply: (supply.nodes, supply.minutes)):
-        left = _without(left, supply)
+    for launch in sorted(capacities, key=lambda one: (one.nodes, one.minutes)):
+        left = _without(left, launch)
     return left
 
 
-def _without(left: Sequence[Work], supply: Supply) -> list[Work]:
-    capacity = supply.nodes * supply.minutes - supply.promised
-    takes = None if supply.only is None else Counter({work[:2]: work.jobs for work in supply.only})
+def _without(left: Sequence[Work], launch: LaunchCapacity) -> list[Work]:
+    capacity = launch.nodes * launch.minutes - launch.promised
+    takes = None if launch.only is None else Counter({work[:2]: work.jobs for work in launch.only})
     rest: list[Work] = []
     for place, work in enumerate(left):
         if capacity < _TINY:
             return [*rest, *left[place:]]
-        if supply.fits(work):
+        if launch.fits(work):
             done = min(work.jobs, _whole(capacity / cost(work)))
             done = done if takes is None else min(done, takes[work[:2]])
             capacity -= done * cost(work)
@@ -147,7 +147,7 @@ def choose(
         refused: by queue, the shapes that launches there do not take, each with the reason.
     """
     on = [queue for queue in queues if queue.is_on]
-    misfits = [Left(work, reason) for work in left if (reason := _misfit(on, work, margin))]
+    misfits = [UnplacedWork(work, reason) for work in left if (reason := _misfit(on, work, margin))]
     unfit = {misfit.work for misfit in misfits}
     candidates = [
         candidate
@@ -158,7 +158,7 @@ def choose(
     ]
     best = max(candidates, key=_Candidate.worth, default=None)
     if best is None:
-        waits = [Left(work, _why_closed(on, closed, refused, work, margin)) for work in left if work not in unfit]
+        waits = [UnplacedWork(work, _why_closed(on, closed, refused, work, margin)) for work in left if work not in unfit]
         return Choice(None, tuple(misfits), tuple(waits))
     equals = [one for one in candidates if one.done >= best.done - _TINY and one.cost <= _HASTE * best.cost]
     return Choice(min(equals, key=lambda one: (one.minutes, one.nodes)).launch(), tuple(misfits), ())

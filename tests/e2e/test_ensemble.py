@@ -23,15 +23,15 @@ from balsam_lite.core import field_specs, states
 from balsam_lite.core.errors import MachineTrouble
 from balsam_lite.core.identity import Holder
 from balsam_lite.db.store import claims, leases, user_actions
-from balsam_lite.db.store.claims import Claim, Exit, Filter, Shape
-from balsam_lite.launcher.multinode import channel as post_office
+from balsam_lite.db.store.claims import Claim, Filter, RunResult, Shape
+from balsam_lite.launcher.multinode import channel as channel_module
 from balsam_lite.launcher.multinode import messages
-from balsam_lite.launcher.multinode import mpi_transport as mpi_link
-from balsam_lite.launcher.multinode.channel import Post
-from balsam_lite.launcher.multinode.coordinator import Crew, EnsembleRunner
+from balsam_lite.launcher.multinode import mpi_transport as mpi_transport_module
+from balsam_lite.launcher.multinode.channel import Channel
+from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
 from balsam_lite.launcher.multinode.supervisor import Plan
-from balsam_lite.launcher.multinode.worker import Gone, NodeServer
-from balsam_lite.launcher.placement import Node, Place, Pool
+from balsam_lite.launcher.multinode.worker import ConnectionLost, Worker
+from balsam_lite.launcher.placement import Node, NodePool, Placement
 from balsam_lite.launcher.resources import LauncherOptions
 from balsam_lite.launcher.runner import Finished
 from balsam_lite.schedulers.environ import Allocation, NodeGpus
@@ -61,96 +61,96 @@ def claim(job: int, attempt: int = 1, **fields: Any) -> Claim:
     return Claim(**{**blank, "job": job, "attempt": attempt, "shape": SHAPE, "place": None, **fields})
 
 
-def place(rank: int) -> Place:
-    return Place((rank,), ((),), SHAPE)
+def place(rank: int) -> Placement:
+    return Placement((rank,), ((),), SHAPE)
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 
-def posts(clock: Clock) -> tuple[Wire, Post, Post]:
+def channels(clock: Clock) -> tuple[Wire, Channel, Channel]:
     wire = Wire(2)
     first, second = wire.links()
-    return wire, Post(first, [1], clock, 5.0), Post(second, [0], clock, 5.0)
+    return wire, Channel(first, [1], clock, 5.0), Channel(second, [0], clock, 5.0)
 
 
-def said(post: Post) -> list[Any]:
-    return [word for _, (word, *_) in post.hear()]
+def said(channel: Channel) -> list[Any]:
+    return [word for _, (word, *_) in channel.receive()]
 
 
 def test_only_one_batch_is_unanswered_and_what_is_said_meanwhile_goes_with_the_next() -> None:
-    wire, head, node = posts(Clock())
-    head.say(1, "a")
-    head.send()
+    wire, head, node = channels(Clock())
+    head.send(1, "a")
+    head.flush()
     for word in ("b", "c"):
-        head.say(1, word)
-        head.send()
+        head.send(1, word)
+        head.flush()
     assert len(wire.sent) == 1
     assert said(node) == ["a"]  # and answers
-    head.hear()
+    head.receive()
     assert said(node) == ["b", "c"]
-    assert head.has_unheard(1)
-    head.hear()
-    assert not head.has_unheard(1)
+    assert head.has_unanswered(1)
+    head.receive()
+    assert not head.has_unanswered(1)
 
 
 def test_what_is_urgent_goes_before_everything_that_waits() -> None:
-    _, head, node = posts(Clock())
-    head.say(1, "on its way")
-    head.send()
-    head.say(1, "waits")
-    head.say_first(1, "urgent")
-    head.send()
+    _, head, node = channels(Clock())
+    head.send(1, "on its way")
+    head.flush()
+    head.send(1, "waits")
+    head.send_first(1, "urgent")
+    head.flush()
     assert said(node) == ["on its way"]
-    head.hear()
+    head.receive()
     assert said(node) == ["urgent", "waits"]
 
 
 def test_what_was_not_sent_can_be_taken_back() -> None:
-    _, head, node = posts(Clock())
-    head.say(1, "sent", about=1)
-    head.send()
+    _, head, node = channels(Clock())
+    head.send(1, "sent", about=1)
+    head.flush()
     for job in (2, 3):
-        head.say(1, f"job {job}", about=job)
+        head.send(1, f"job {job}", about=job)
     assert head.withdraw(1, {1, 2}) == {2}
     assert said(node) == ["sent"]
-    head.hear()
+    head.receive()
     assert said(node) == ["job 3"]
 
 
 def test_batches_are_split_at_a_mebibyte_and_what_is_larger_goes_alone() -> None:
-    wire, head, node = posts(Clock())
+    wire, head, node = channels(Clock())
     for _ in range(3):
-        head.say(1, b"x" * (post_office.BATCH_BYTES - 1000))
-    head.say(1, b"y" * 5 * post_office.BATCH_BYTES)
+        head.send(1, b"x" * (channel_module.MAX_BATCH_BYTES - 1000))
+    head.send(1, b"y" * 5 * channel_module.MAX_BATCH_BYTES)
     heard = 0
-    while head.has_unheard(1):
-        head.send()
+    while head.has_unanswered(1):
+        head.flush()
         heard += len(said(node))
-        head.hear()
+        head.receive()
     assert heard == 4
     batches = [len(frame) for sender, _, frame in wire.sent if sender == 0 and len(frame) > 1000]
-    assert all(size <= post_office.BATCH_BYTES + 100 for size in batches[:-1])
+    assert all(size <= channel_module.MAX_BATCH_BYTES + 100 for size in batches[:-1])
     assert len(batches) == 4
 
 
 def test_what_is_too_large_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(post_office, "MOST_BYTES", 100)
-    _, head, node = posts(Clock())
-    assert head.say(1, b"x" * 101) > 100
-    head.send()
+    monkeypatch.setattr(channel_module, "MAX_MESSAGE_BYTES", 100)
+    _, head, node = channels(Clock())
+    assert head.send(1, b"x" * 101) > 100
+    head.flush()
     assert said(node) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from(["say", "urgent", "other", "hear"]), st.binary(max_size=40)), max_size=60))
 def test_everything_arrives_once_and_in_order_whatever_is_said_when(steps: list[tuple[str, bytes]]) -> None:
-    _, head, node = posts(Clock())
+    _, head, node = channels(Clock())
     wanted: dict[str, list[bytes]] = {"say": [], "urgent": [], "other": []}
     got: dict[str, list[bytes]] = {"say": [], "urgent": [], "other": []}
 
     def exchange() -> None:
-        for post in (node, head):
-            for _, (kind, word) in post.hear():
+        for channel in (node, head):
+            for _, (kind, word) in channel.receive():
                 got[kind].append(word)
 
     for step, word in steps:
@@ -159,33 +159,33 @@ def test_everything_arrives_once_and_in_order_whatever_is_said_when(steps: list[
             continue
         wanted[step].append(word)
         if step == "urgent":
-            head.say_first(1, step, word)
+            head.send_first(1, step, word)
         else:
-            (head if step == "say" else node).say(1 if step == "say" else 0, step, word)
-    while head.has_unheard(1) or node.has_unheard(0):
+            (head if step == "say" else node).send(1 if step == "say" else 0, step, word)
+    while head.has_unanswered(1) or node.has_unanswered(0):
         exchange()
     assert got == wanted
 
 
 def test_a_silent_peer_is_sent_signs_of_life_and_that_they_count() -> None:
     clock = Clock()
-    _, head, node = posts(clock)
+    _, head, node = channels(clock)
     for _ in range(40):
         clock.now += 1
-        head.hear(), node.hear()
+        head.receive(), node.receive()
     assert head.silent_s(1) <= 6
     assert node.silent_s(0) <= 6
 
 
 def test_whoever_did_not_listen_does_not_take_others_for_silent() -> None:
     clock = Clock()
-    _, head, _ = posts(clock)
+    _, head, _ = channels(clock)
     clock.now += 500
-    head.hear()
+    head.receive()
     assert head.silent_s(1) <= 0
     for _ in range(40):
         clock.now += 1
-        head.hear()
+        head.receive()
     assert head.silent_s(1) >= 35
 
 
@@ -193,17 +193,17 @@ def test_after_a_death_only_those_are_told_something_who_have_spoken_since() -> 
     clock = Clock()
     wire = Wire(3)
     links = wire.links()
-    head = Post(links[0], [1, 2], clock, 5.0)
-    node = Post(links[1], [0], clock, 5.0)
-    Post(links[2], [0], clock, 5.0).say(0, "x")
+    head = Channel(links[0], [1, 2], clock, 5.0)
+    node = Channel(links[1], [0], clock, 5.0)
+    Channel(links[2], [0], clock, 5.0).send(0, "x")
     head.note_death()
-    head.say(1, "a"), head.say(2, "b")
+    head.send(1, "a"), head.send(2, "b")
     for _ in range(20):
         clock.now += 1
-        head.hear()
+        head.receive()
     assert not [frame for sender, _, frame in wire.sent if sender == 0]
-    node.say(0, "here")
-    node.send()
+    node.send(0, "here")
+    node.flush()
     assert said(head) == ["here"]
     assert said(node) == ["a"]
     assert not [frame for sender, peer, frame in wire.sent if (sender, peer) == (0, 2)]
@@ -211,15 +211,15 @@ def test_after_a_death_only_those_are_told_something_who_have_spoken_since() -> 
 
 def test_waiting_ends_with_a_message_or_when_woken_and_naps_grow() -> None:
     clock = Clock()
-    _, head, node = posts(clock)
+    _, head, node = channels(clock)
     naps: list[float] = []
 
     def nap(seconds: float) -> bool:
         naps.append(seconds)
         clock.now += seconds
         if len(naps) == 10:
-            node.say(0, "x")
-            node.send()
+            node.send(0, "x")
+            node.flush()
         return False
 
     head.wait(60, nap)
@@ -238,7 +238,7 @@ class FakeRunner:
     """Remembers what it is told; jobs end when the test says so."""
 
     def __init__(self) -> None:
-        self.started: dict[int, tuple[Claim, Place]] = {}
+        self.started: dict[int, tuple[Claim, Placement]] = {}
         self.stopped: list[tuple[set[int], str, float]] = []
         self.hurried = 0
         self.ended: list[Finished] = []
@@ -251,14 +251,14 @@ class FakeRunner:
     def __len__(self) -> int:
         return len(self.started) + len(self.ended)
 
-    def start(self, claim: Claim, place: Place) -> None:
+    def start(self, claim: Claim, place: Placement) -> None:
         if claim.name == "bad":
             raise ValueError("no such thing")
         self.started[claim.job] = (claim, place)
 
     def end(self, job: int, result: str = states.RUN_DONE) -> None:
         its, where = self.started.pop(job)
-        self.ended.append(Finished(Exit(job, its.attempt, result, 0, "", 1, 2), where))
+        self.ended.append(Finished(RunResult(job, its.attempt, result, 0, "", 1, 2), where))
 
     def poll(self) -> list[Finished]:
         ended, self.ended = self.ended, []
@@ -301,22 +301,22 @@ class Stage:
         self.clock = Clock()
         self.wire = Wire(3)
         links = self.wire.links()
-        self.crew = Crew(links[0], self.clock, HEARTBEAT_S)
-        self.hands = {rank: FakeHands() for rank in (1, 2)}
-        self.posts = {rank: Post(links[rank], [0], self.clock, 5.0) for rank in (1, 2)}
+        self.workers = Workers(links[0], self.clock, HEARTBEAT_S)
+        self.executor = {rank: FakeHands() for rank in (1, 2)}
+        self.channels = {rank: Channel(links[rank], [0], self.clock, 5.0) for rank in (1, 2)}
         self.servers = {
-            rank: NodeServer(self.posts[rank], self.clock, HEARTBEAT_S, self.hands[rank], self.nap) for rank in (1, 2)
+            rank: Worker(self.channels[rank], self.clock, HEARTBEAT_S, self.executor[rank], self.nap) for rank in (1, 2)
         }
         self.frozen: set[int] = set()
         self.local = FakeRunner()
-        self.pool = Pool([Node(4, (), f"n{rank}") for rank in range(3)])
-        self.runner = EnsembleRunner(self.local, self.crew, self.clock, lambda its: its.name == "mpi", self.pool.close)
+        self.pool = NodePool([Node(4, (), f"n{rank}") for rank in range(3)])
+        self.runner = ClusterRunner(self.local, self.workers, self.clock, lambda its: its.name == "mpi", self.pool.close)
         for rank in (1, 2):
-            self.posts[rank].say(0, messages.HELLO, (messages.VERSION, f"host{rank}", 2, ("0",)))
-        self.crew._nap = self.crew_nap  # type: ignore[method-assign]  # nobody else runs while rank 0 sleeps
+            self.channels[rank].send(0, messages.HELLO, (messages.VERSION, f"host{rank}", 2, ("0",)))
+        self.workers._nap = self.crew_nap  # type: ignore[method-assign]  # nobody else runs while rank 0 sleeps
         if begins:
-            self.crew.gather()
-            self.crew.begin(ORDERS)
+            self.workers.gather()
+            self.workers.begin(ORDERS)
 
     def nap(self, seconds: float) -> bool:
         return True
@@ -347,16 +347,16 @@ def test_jobs_run_where_their_place_is_and_mpi_jobs_from_rank_0() -> None:
     stage = Stage()
     for job in range(6):
         stage.runner.start(claim(job), place(job % 3))
-    stage.runner.start(claim(6, name="mpi"), Place((1, 2), ((), ()), Shape(2, 2, 1, 0.0)))
+    stage.runner.start(claim(6, name="mpi"), Placement((1, 2), ((), ()), Shape(2, 2, 1, 0.0)))
     stage.go()
     assert set(stage.local.started) == {0, 3, 6}
-    assert set(stage.hands[1].runner.started) == {1, 4}
-    its, where = stage.hands[2].runner.started[2]
+    assert set(stage.executor[1].runner.started) == {1, 4}
+    its, where = stage.executor[2].runner.started[2]
     assert (its, where) == (claim(2), place(2))
     assert isinstance(its.shape, Shape)
     assert len(stage.runner) == 7
     assert stage.runner.jobs == set(range(7))
-    stage.hands[2].runner.end(2)
+    stage.executor[2].runner.end(2)
     stage.local.end(0)
     ended = {one.exit.job: one.place for one in stage.go()}
     assert ended == {2: place(2), 0: place(0)}
@@ -366,19 +366,19 @@ def test_jobs_run_where_their_place_is_and_mpi_jobs_from_rank_0() -> None:
 def test_a_kill_overtakes_starts_and_a_job_never_started_says_so() -> None:
     stage = Stage()
     stage.runner.start(claim(1), place(1))
-    stage.runner._post.send()
+    stage.runner._channel.flush()
     for job in range(2, 50):
         stage.runner.start(claim(job), place(1))
     stage.runner.stop([1, 2, 3], states.RUN_ERROR, 0.7)
     assert stage.runner.jobs == set(range(4, 50))
     ended = stage.results(stage.go())
     assert {job: result for job, (result, _) in ended.items()} == {2: states.RESTART_READY, 3: states.RESTART_READY}
-    assert stage.hands[1].runner.stopped == [({1}, states.RUN_ERROR, 0.7)]
-    assert set(stage.hands[1].runner.started) == {1, *range(4, 50)}
+    assert stage.executor[1].runner.stopped == [({1}, states.RUN_ERROR, 0.7)]
+    assert set(stage.executor[1].runner.started) == {1, *range(4, 50)}
     stage.runner.kill_now()
     stage.go()
-    assert stage.hands[1].runner.hurried == 1
-    assert stage.hands[2].runner.hurried == 0
+    assert stage.executor[1].runner.hurried == 1
+    assert stage.executor[2].runner.hurried == 0
 
 
 def test_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_count_no_restart() -> None:
@@ -388,7 +388,7 @@ def test_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_count
     stage.go()
     stage.frozen.add(1)
     stage.runner.start(claim(3), place(1))
-    stage.runner._post.send()  # is on its way, unanswered
+    stage.runner._channel.flush()  # is on its way, unanswered
     stage.runner.start(claim(4), place(1))
     assert stage.go(25, 1.0) == []
     ended = {one.exit.job: one.exit for one in stage.go(10, 1.0)}
@@ -401,16 +401,16 @@ def test_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_count
     assert stage.runner.jobs == {2}
     # The node comes back: it ends what it runs, and what it says of jobs that are somebody else's now is not believed.
     stage.frozen.clear()
-    stage.hands[1].runner.end(1)
+    stage.executor[1].runner.end(1)
     assert stage.go() == []
-    assert stage.hands[1].abandoned
+    assert stage.executor[1].abandoned
     stage.runner.start(claim(5), place(1))
     assert stage.results(stage.go()) == {5: (states.RESTART_READY, "")}
 
 
 def cannot_start(stage: Stage, rank: int, job: int) -> None:
     """Let the runner of that node report that its host could not start the job."""
-    runner = stage.local if rank == 0 else stage.hands[rank].runner
+    runner = stage.local if rank == 0 else stage.executor[rank].runner
     its, where = runner.started.pop(job)
     trouble = MachineTrouble("no processes", MachineTrouble.HOST)
     runner.ended.append(Finished(claims.unstarted(its, 1, trouble.message), where, trouble=trouble))
@@ -454,7 +454,7 @@ def test_a_rank_that_mpi_calls_dead_is_lost_only_after_its_guard_has_had_time_to
     stage.runner.start(claim(1), place(1))
     stage.go()
     stage.frozen.add(1)
-    stage.crew.post._link.broken.add(1)
+    stage.workers.channel._transport.broken.add(1)
     assert stage.go(1, 1.0) == []
     stage.runner.start(claim(2), place(1))
     assert stage.go(6, 0.5) == []  # the grace is 0.7 s
@@ -468,35 +468,35 @@ def test_a_rank_that_mpi_calls_dead_is_lost_only_after_its_guard_has_had_time_to
 def test_a_rank_that_dies_before_it_has_jobs_is_lost_at_once() -> None:
     stage = Stage(begins=False)
     stage.frozen.add(1)
-    stage.crew.post._link.broken.add(1)
+    stage.workers.channel._transport.broken.add(1)
     began = stage.clock.now
-    stage.crew.gather()
-    assert stage.crew.left_out == {1: "MPI says that it is gone"}
+    stage.workers.gather()
+    assert stage.workers.left_out == {1: "MPI says that it is gone"}
     assert stage.clock.now - began < 2
 
 
 def test_nobody_leaves_together_with_a_rank_that_has_just_died() -> None:
     stage = Stage()
     stage.frozen.add(1)
-    stage.crew.post._link.broken.add(1)
-    assert not stage.crew.dismiss(in_good_order=True)
+    stage.workers.channel._transport.broken.add(1)
+    assert not stage.workers.dismiss(in_good_order=True)
     assert not stage.servers[2].leaves_together
 
 
 def test_a_node_whose_mpi_process_is_gone_ends_its_jobs_before_it_says_so() -> None:
     stage = Stage()
     stage.go()
-    server, hands, sent = stage.servers[1], stage.hands[1], stage.wire.sent
+    server, executor, sent = stage.servers[1], stage.executor[1], stage.wire.sent
     server._parent = -1
     before = len(sent)
     told: list[int] = []
-    hands.abandon = lambda: told.append(len(sent) - before)  # type: ignore[method-assign]
+    executor.abandon = lambda: told.append(len(sent) - before)  # type: ignore[method-assign]
     stage.clock.now += 1
-    with pytest.raises(Gone, match="on this node is gone"):
+    with pytest.raises(ConnectionLost, match="on this node is gone"):
         server._look_around()
     assert told == [0]
     stage.runner.poll()
-    assert stage.crew.left_out == {1: "the process that started it is gone"}
+    assert stage.workers.left_out == {1: "the process that started it is gone"}
 
 
 def test_a_node_that_hears_nothing_of_rank_0_ends_its_jobs_before_they_are_given_away() -> None:
@@ -511,9 +511,9 @@ def test_a_node_that_hears_nothing_of_rank_0_ends_its_jobs_before_they_are_given
             stage.servers[1]._turn()
             assert stage.runner.poll() == []
 
-    with pytest.raises(Gone, match="nothing was heard of rank 0"):
+    with pytest.raises(ConnectionLost, match="nothing was heard of rank 0"):
         wait_long()
-    silent_s = stage.crew.post.silent_s(1)
+    silent_s = stage.workers.channel.silent_s(1)
     assert silent_s < 25  # and rank 0 waits for 30
 
 
@@ -524,18 +524,18 @@ def test_a_bad_job_fails_alone_and_an_error_of_the_node_itself_gives_all_its_job
     result, message = stage.results(stage.go())[1]
     assert result == states.RUN_ERROR
     assert "unexpected ValueError: no such thing" in message
-    stage.hands[1].runner.poll = None  # type: ignore[assignment]
+    stage.executor[1].runner.poll = None  # type: ignore[assignment]
     ended = stage.results(stage.go(6, 1.0))
     assert ended[2][0] == states.RESTART_READY
     assert "error of its own: TypeError" in ended[2][1]
-    assert stage.hands[1].abandoned
-    assert stage.crew.left_out.keys() == {1}
+    assert stage.executor[1].abandoned
+    assert stage.workers.left_out.keys() == {1}
 
 
 def test_a_job_that_cannot_be_told_fails_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
-    monkeypatch.setattr(post_office, "MOST_BYTES", 5000)
-    monkeypatch.setattr("balsam_lite.launcher.multinode.coordinator.MOST_BYTES", 5000)
+    monkeypatch.setattr(channel_module, "MAX_MESSAGE_BYTES", 5000)
+    monkeypatch.setattr("balsam_lite.launcher.multinode.coordinator.MAX_MESSAGE_BYTES", 5000)
     stage.runner.start(claim(1, args="x" * 6000), place(1))
     (ended,) = stage.go()
     assert ended.exit.result == states.RUN_ERROR
@@ -544,38 +544,38 @@ def test_a_job_that_cannot_be_told_fails_with_its_size(monkeypatch: pytest.Monke
 
 def test_ranks_that_do_not_answer_or_run_another_version_are_left_out() -> None:
     stage = Stage(begins=False)
-    stage.posts[1].withdraw(0, {0})
-    stage.posts[1].say(0, messages.HELLO, (("9.9", (3, 8)), "host1", 2, ()))
+    stage.channels[1].withdraw(0, {0})
+    stage.channels[1].send(0, messages.HELLO, (("9.9", (3, 8)), "host1", 2, ()))
     stage.frozen.add(2)
     stage.wire.cut.add(2)
-    stage.crew.gather(limit_s=20)
-    stage.crew.begin(ORDERS, limit_s=5)
-    assert stage.crew.left_out.keys() == {1, 2}
-    assert "9.9" in stage.crew.left_out[1]
-    assert "'hello' within 20 s" in stage.crew.left_out[2]
+    stage.workers.gather(limit_s=20)
+    stage.workers.begin(ORDERS, limit_s=5)
+    assert stage.workers.left_out.keys() == {1, 2}
+    assert "9.9" in stage.workers.left_out[1]
+    assert "'hello' within 20 s" in stage.workers.left_out[2]
 
 
 def test_a_node_that_cannot_run_jobs_is_left_out_with_its_reason() -> None:
     stage = Stage(begins=False)
-    stage.hands[2].begin = None  # type: ignore[assignment]
-    stage.crew.gather()
-    stage.crew.begin(ORDERS)
-    assert stage.crew.left_out.keys() == {2}
-    assert "TypeError" in stage.crew.left_out[2]
+    stage.executor[2].begin = None  # type: ignore[assignment]
+    stage.workers.gather()
+    stage.workers.begin(ORDERS)
+    assert stage.workers.left_out.keys() == {2}
+    assert "TypeError" in stage.workers.left_out[2]
 
 
 def test_all_leave_together_only_if_nobody_is_missing() -> None:
     stage = Stage()
-    assert stage.crew.dismiss(in_good_order=True)
+    assert stage.workers.dismiss(in_good_order=True)
     assert all(server.leaves_together for server in stage.servers.values())
     stage = Stage()
     stage.frozen.add(2)
     began = stage.clock.now
-    assert not stage.crew.dismiss(in_good_order=True)
+    assert not stage.workers.dismiss(in_good_order=True)
     assert stage.clock.now - began < 15
     stage = Stage()
-    assert not stage.crew.dismiss(in_good_order=False)
-    assert all(hands.abandoned for hands in stage.hands.values())
+    assert not stage.workers.dismiss(in_good_order=False)
+    assert all(executor.abandoned for executor in stage.executor.values())
 
 
 def test_the_plan_survives_the_command_line() -> None:
@@ -590,7 +590,7 @@ def test_the_plan_survives_the_command_line() -> None:
 
 
 class FakeMpi:
-    """As much of mpi4py.MPI as `MpiLink` needs, with a rank 2 that is gone."""
+    """As much of mpi4py.MPI as `MpiTransport` needs, with a rank 2 that is gone."""
 
     Exception = ConnectionError
 
@@ -645,20 +645,20 @@ class FakeMpi:
 
 
 def test_the_living_are_heard_when_mpi_refuses_to_receive_from_anybody() -> None:
-    link = mpi_link.MpiLink(FakeMpi())
-    assert link.poll() == []
-    assert link.poll() == [(1, b"ab")]
-    assert link.broken == {2}
-    assert not link.is_for_threads
+    transport = mpi_transport_module.MpiTransport(FakeMpi())
+    assert transport.poll() == []
+    assert transport.poll() == [(1, b"ab")]
+    assert transport.broken == {2}
+    assert not transport.is_for_threads
 
 
 def test_a_send_that_fails_marks_the_rank_and_raises_nothing() -> None:
-    link = mpi_link.MpiLink(FakeMpi())
-    link.send(1, b"x")
-    link.send(2, b"x")
-    link.send(2, b"x")
-    assert link.broken == {2}
-    assert not link.is_moving
+    transport = mpi_transport_module.MpiTransport(FakeMpi())
+    transport.send(1, b"x")
+    transport.send(2, b"x")
+    transport.send(2, b"x")
+    assert transport.broken == {2}
+    assert not transport.is_moving
 
 
 # --- the store --------------------------------------------------------------------------------------------------------
@@ -686,9 +686,9 @@ def test_a_lost_run_restarts_counts_and_fails_at_the_limit_and_one_that_never_be
     with bench.db.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
         claims.take(cx, lease, _Room(), Filter(), 2)
-        ends = [Exit(lost, 1, states.RESTART_READY, None, "Lost node 1", 5, 9)]
-        ends += [Exit(unsent, 1, states.RESTART_READY, None, "", None, 9)]
-        ends += [Exit(at_limit, 1, states.RESTART_READY, None, "Lost node 1", 5, 9)]
+        ends = [RunResult(lost, 1, states.RESTART_READY, None, "Lost node 1", 5, 9)]
+        ends += [RunResult(unsent, 1, states.RESTART_READY, None, "", None, 9)]
+        ends += [RunResult(at_limit, 1, states.RESTART_READY, None, "Lost node 1", 5, 9)]
         assert claims.finish(cx, lease, ends, 10)[:2] == ([], [])
     assert [bench.job(job)["state"] for job in (lost, unsent, at_limit)] == ["RESTART_READY", "RESTART_READY", "FAILED"]
     assert [bench.job(job)["restarts"] for job in (lost, unsent, at_limit)] == [1, 0, 0]

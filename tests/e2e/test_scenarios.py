@@ -484,7 +484,7 @@ def test_a_launcher_does_not_stay_for_jobs_that_are_too_large_and_for_their_chil
 
 
 class Places:
-    """A Room with so many places."""
+    """A Capacity with so many places."""
 
     preparations = 0
 
@@ -517,7 +517,7 @@ def test_thousands_of_children_are_released_in_one_quick_transaction(bench):
     assert claim.job == parent
     started = time.process_time()
     with bench.db.write() as cx:
-        claims.finish(cx, lease, [claims.Exit(parent, claim.attempt, "RUN_DONE", 0, "", 3, 4)], 5)
+        claims.finish(cx, lease, [claims.RunResult(parent, claim.attempt, "RUN_DONE", 0, "", 3, 4)], 5)
     assert time.process_time() - started < 5  # the goal is 1; see benchmarks/dataflow.py
     assert bench.states() == {"JOB_FINISHED": 1, "READY": 5000}
 
@@ -551,9 +551,9 @@ def end_of_one(bench, others, state, result):
     lease, (claim,) = take(bench, 1)
     if result == "rerun":
         with bench.db.write() as cx:
-            claims.finish(cx, lease, [claims.Exit(job, claim.attempt, "RUN_ERROR", 1, "", 3, 4)], 5)
+            claims.finish(cx, lease, [claims.RunResult(job, claim.attempt, "RUN_ERROR", 1, "", 3, 4)], 5)
         return work_of(bench, lambda cx: user_actions.set_state(bench.db, [job], "RESTART_READY"))
-    return work_of(bench, lambda cx: claims.finish(cx, lease, [claims.Exit(job, claim.attempt, result, 0, "", 3, 4)], 5))
+    return work_of(bench, lambda cx: claims.finish(cx, lease, [claims.RunResult(job, claim.attempt, result, 0, "", 3, 4)], 5))
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def take_suspects(db: Database, free: int = 100, **only: Any) -> tuple[leases.Le
         number = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
         found = claims.fitting_suspects(cx, room, which)
         group = suspects.next_group(found)
-        taken = claims.take_suspects(cx, number, room, which, group, 2) if group else claims.Taken([], [])
+        taken = claims.take_suspects(cx, number, room, which, group, 2) if group else claims.ClaimResult([], [])
         (lease,) = (one for one in leases.open_leases(cx) if one.id == number)
     return lease, [claim.job for claim in (*taken.to_run, *taken.to_prepare)]
 
@@ -230,7 +230,7 @@ def test_suspects_are_taken_by_halves_of_those_with_the_most_deaths(db: Database
     lease, second = take_suspects(db)
     assert len(second) == 2 and set(second) < set(first)
     with db.write() as cx:
-        exits = [claims.Exit(number, 4, "RUN_DONE", 0, "", 3, 4) for number in second]
+        exits = [claims.RunResult(number, 4, "RUN_DONE", 0, "", 3, 4) for number in second]
         claims.finish(cx, lease.id, exits, 5)
     assert [job(db, number, "state", "launcher_deaths") for number in second] == [("JOB_FINISHED", 0)] * 2
     assert len(take_suspects(db)[1]) == 1
@@ -242,8 +242,8 @@ def test_any_end_of_a_run_clears_the_count_but_not_the_loss_of_it(db: Database, 
     make_suspects(db, [ended, lost])
     (lease, [one]), (other_lease, [other]) = take_suspects(db), take_suspects(db)
     with db.write() as cx:
-        claims.finish(cx, lease.id, [claims.Exit(one, 3, result, 0, "", 3, 4)], 5)
-        claims.finish(cx, other_lease.id, [claims.Exit(other, 3, "RESTART_READY", None, "", 3, 4)], 5)
+        claims.finish(cx, lease.id, [claims.RunResult(one, 3, result, 0, "", 3, 4)], 5)
+        claims.finish(cx, other_lease.id, [claims.RunResult(other, 3, "RESTART_READY", None, "", 3, 4)], 5)
     assert job(db, one, "launcher_deaths") == (0,)
     assert job(db, other, "launcher_deaths") == (2,)
 
@@ -293,7 +293,7 @@ def test_a_suspect_is_prepared_and_waits_for_its_parents_like_any_job(db: Databa
     (parent,) = add(db, {})
     lease, [_] = take(db)
     with db.write() as cx:
-        claims.finish(cx, lease.id, [claims.Exit(parent, 1, "RUN_DONE", 0, "", 3, 4)], 5)
+        claims.finish(cx, lease.id, [claims.RunResult(parent, 1, "RUN_DONE", 0, "", 3, 4)], 5)
     (child,) = add(db, {"parents": [parent], "application": "a"})
     make_suspects(db, [child])
     user_actions.set_state(db, [parent], "RESTART_READY")
@@ -301,7 +301,7 @@ def test_a_suspect_is_prepared_and_waits_for_its_parents_like_any_job(db: Databa
     assert take_suspects(db)[1] == []
     lease, [_] = take(db)
     with db.write() as cx:
-        claims.finish(cx, lease.id, [claims.Exit(parent, 2, "RUN_DONE", 0, "", 3, 4)], 5)
+        claims.finish(cx, lease.id, [claims.RunResult(parent, 2, "RUN_DONE", 0, "", 3, 4)], 5)
     assert take(db)[1] == []
     assert take_suspects(db)[1] == [child]
 

@@ -141,9 +141,9 @@ def test_thousands_are_planned_and_given_back_in_short_transactions(db, monkeypa
     ids = add(db, *[{} for _ in range(50)])
     assert reservations.reserve(db, 1, SERIAL, 1, 30) == 30
     assert planned_for(db) == {1: ids[:30]}
-    assert reservations.give_back(db, 1) == 30
+    assert reservations.unclaim(db, 1) == 30
     assert planned_for(db) == {}
-    assert reservations.give_back(db, 1) == 0
+    assert reservations.unclaim(db, 1) == 0
 
 
 def test_a_launch_that_is_over_is_found_by_what_was_planned_for_it(db):
@@ -159,7 +159,7 @@ def test_what_has_ended_keeps_its_launch(db):
     number = launch(db)
     done, waiting, running = add(db, *[{"queued_launch_id": number} for _ in range(3)])
     user_actions.set_state(db, [done], "JOB_FINISHED")
-    assert reservations.give_back(db, number) == 2
+    assert reservations.unclaim(db, number) == 2
     assert planned_for(db) == {number: [done]}
     assert waiting != running
 

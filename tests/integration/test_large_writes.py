@@ -24,7 +24,7 @@ from balsam_lite.db.query import queries
 from balsam_lite.db.store import claims, graph, insert, leases, pieces, transitions, user_actions
 from balsam_lite.launcher import obstacles
 from balsam_lite.launcher.exec.trouble import Pause, Setbacks
-from balsam_lite.launcher.placement import Node, Pool
+from balsam_lite.launcher.placement import Node, NodePool
 
 JOBS = 60
 
@@ -151,7 +151,7 @@ def test_no_job_of_an_unfinished_list_is_claimed_and_all_are_in_the_end(db, monk
             assert take(db, lease) == []
     assert take(db, lease) == jobs[:1]
     with db.write() as cx:
-        claims.finish(cx, lease, [claims.Exit(jobs[0], 1, states.RUN_DONE, 0, "", 3, 4)], 5)
+        claims.finish(cx, lease, [claims.RunResult(jobs[0], 1, states.RUN_DONE, 0, "", 3, 4)], 5)
     assert take(db, lease) == jobs[1:2]
 
 
@@ -353,7 +353,7 @@ def test_a_launcher_that_leaves_names_the_change_that_its_jobs_wait_for(db):
         cx.execute("UPDATE job SET state = 'CREATED', unfinished_parents = 0 WHERE id = ?", jobs[-1:])
         cx.execute("UPDATE job SET state = 'CREATED', start_after = ? WHERE id = ?", (pieces.held_until(1), jobs[0]))
     limits = obstacles.Limits(None, True, None, 1.0)
-    seen = obstacles.Obstacles(db, Pool([Node(4)]), limits, Pause(), Setbacks())
+    seen = obstacles.Obstacles(db, NodePool([Node(4)]), limits, Pause(), Setbacks())
     told = seen.survey(claims.Filter())
     assert told[0].endswith("waits for the end of a change of very many jobs")
     assert "1 job(s) wait for the end of a change of very many jobs" in told

@@ -30,7 +30,7 @@ from balsam_lite.launcher.mpirun.flavours import FLAVOURS
 from balsam_lite.launcher.mpirun.layout import RankLayout
 from balsam_lite.launcher.mpirun.starter import Starter
 from balsam_lite.launcher.mpirun.template import make_render
-from balsam_lite.launcher.placement import MpiRules, Node, Pool
+from balsam_lite.launcher.placement import MpiRules, Node, NodePool
 
 PROGRAMS = TESTS / "mpi_programs"
 WHO = str(PROGRAMS / "who.py")
@@ -158,7 +158,7 @@ def claim(shape: Shape, **fields: Any) -> Claim:
 def job_words(nodes: list[Node], shape: Shape, *, name: str = "mpich", starts_all: bool = True, **fields: Any) -> str:
     starter = starter_of(name)
     rules = MpiRules(starts_all, starter.shares_nodes)
-    place = Pool(nodes, rules).reserve(shape)
+    place = NodePool(nodes, rules).reserve(shape)
     assert place is not None
     return shlex.join(use(starter, nodes, rules).words(claim(shape, **fields), place))
 
@@ -262,7 +262,7 @@ def test_a_template_that_fails_for_one_job_fails_that_job_alone() -> None:
     starter = find(Settings(MPI_RUN_TEMPLATE="run {{ 8 // (ranks - 3) }}"), {})
     assert isinstance(starter, Starter)
     nodes, rules = [Node(4)], MpiRules(True)
-    place = Pool(nodes, rules).reserve(Shape(1, 3, 1, 0))
+    place = NodePool(nodes, rules).reserve(Shape(1, 3, 1, 0))
     assert place is not None
     with pytest.raises(SpawnFailed, match=r"MPI_RUN_TEMPLATE: .*by zero"):
         use(starter, nodes, rules).words(claim(place.shape), place)

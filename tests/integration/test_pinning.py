@@ -18,7 +18,7 @@ from balsam_lite.db.query import wait_reasons
 from balsam_lite.db.store.claims import Claim, Shape
 from balsam_lite.launcher.exec import gpus, hardware, invocation, pinning, spawn_helper
 from balsam_lite.launcher.exec.spawn_helper import Request
-from balsam_lite.launcher.placement import Place, divide_host
+from balsam_lite.launcher.placement import Placement, divide_host
 
 CPUS = st.sets(st.integers(0, 200), min_size=1, max_size=12).map(sorted)
 
@@ -50,7 +50,7 @@ def test_jobs_share_a_cpu_only_when_there_are_too_few_and_then_evenly(cpus: list
     held: list[tuple[int, ...]] = []
     for is_end, number in steps:
         if is_end and held:
-            free.give_back(held.pop(number % len(held)))
+            free.release(held.pop(number % len(held)))
             continue
         before = {cpu: sum(cpu in one for one in held) for cpu in cpus}
         taken = free.take(number)
@@ -59,7 +59,7 @@ def test_jobs_share_a_cpu_only_when_there_are_too_few_and_then_evenly(cpus: list
         assert max(before[cpu] for cpu in taken) <= min((before[cpu] for cpu in cpus if cpu not in taken), default=99)
         held.append(taken)
     for one in held:
-        free.give_back(one)
+        free.release(one)
     assert free.take(len(cpus)) == tuple(cpus)
 
 
@@ -145,7 +145,7 @@ def test_eight_jobs_on_a_node_with_eight_gpus_get_one_each_and_a_ninth_waits(ben
 )
 def test_the_setting_says_which_variables_tell_a_job_its_gpus(setting: str, wanted: dict[str, str]) -> None:
     context = invocation.make_context("/db", b"id:1:", 1, "serial", {}, gpu_variables=gpus.names(setting))
-    own = invocation.environment(claim(), Place((0,), (("2", "5"),), Shape(1, 1, 1, 2)), context)
+    own = invocation.environment(claim(), Placement((0,), (("2", "5"),), Shape(1, 1, 1, 2)), context)
     assert {name.decode(): value.decode() for name, value in own.items() if not name.startswith(b"BALSAM")} == wanted
 
 
@@ -158,7 +158,7 @@ def test_nodes_that_call_their_gpus_otherwise_have_no_variable_in_common() -> No
     """Not that of the launcher's own node, either."""
     environ = {b"CUDA_VISIBLE_DEVICES": b"GPU-1", b"A": b"1"}
     context = invocation.make_context("/db", b"id:1:", 2, "mpi", environ, shares_host=False)
-    place = Place((0, 1), (("GPU-1",), ("0",)), Shape(2, 1, 1, 1))
+    place = Placement((0, 1), (("GPU-1",), ("0",)), Shape(2, 1, 1, 1))
     variables = invocation.as_variables(invocation.environment(claim(shape=place.shape), place, context), context)
     assert b"A=1" in variables
     assert not [variable for variable in variables if variable.startswith(b"CUDA_VISIBLE_DEVICES")]

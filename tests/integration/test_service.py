@@ -877,13 +877,13 @@ def test_a_rehearsal_is_what_the_service_then_does(tmp_path, monkeypatch):
     desk.add(30, wall_time_minutes=50)
     desk.add(2, num_nodes=99)
     desk.add(8, num_nodes=2, ranks_per_node=3, wall_time_minutes=7)
-    rehearsed = loop.rehearse(desk.db, SETTINGS, desk.queues, "fake", desk.clock.now_us())
+    planned = loop.dry_run(desk.db, SETTINGS, desk.queues, "fake", desk.clock.now_us())
     assert desk.rows() == []
     assert desk.planned() == {}
     desk.turns()
     done = [(row["queue"], row["nodes"], row["wall_minutes"], row["job_mode"]) for row in desk.rows()]
-    assert [launch[:4] for launch in rehearsed.launches] == done
-    assert loop.reasons(rehearsed.misfits)[0].endswith("needs 99 nodes; the policy allows 64 at most")
+    assert [launch[:4] for launch in planned.launches] == done
+    assert loop.reasons(planned.misfits)[0].endswith("needs 99 nodes; the policy allows 64 at most")
     desk.db.close()
 
 

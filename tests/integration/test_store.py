@@ -57,7 +57,7 @@ def take(db, lease, free=100, **only):
 
 def finish(db, lease, claim, result=states.RUN_DONE, code=0):
     with db.write() as cx:
-        return claims.finish(cx, lease, [claims.Exit(claim.job, claim.attempt, result, code, "", 3, 4)], 5).lost
+        return claims.finish(cx, lease, [claims.RunResult(claim.job, claim.attempt, result, code, "", 3, 4)], 5).lost
 
 
 def state(db, job):
@@ -389,7 +389,7 @@ def test_jobs_that_change_alike_are_claimed_and_ended_by_one_update_each_time(db
         add(db, *[{}] * jobs)
         lease = open_lease(db)
         claiming = statements(db, lambda cx: taken.extend(claims.take(cx, lease, Slots(jobs), claims.Filter(), 2).to_run))
-        exits = [claims.Exit(claim.job, 1, states.RUN_DONE, 0, "", 3, 4) for claim in taken[-jobs:]]
+        exits = [claims.RunResult(claim.job, 1, states.RUN_DONE, 0, "", 3, 4) for claim in taken[-jobs:]]
         ending = statements(db, lambda cx: claims.finish(cx, lease, exits, 5))
         return [[sql.split()[0] for sql in one if "UPDATE job" in sql] for one in (claiming, ending)], len(claiming)
 
@@ -407,7 +407,9 @@ def test_each_job_gets_its_own_events_in_order_however_they_are_grouped(db):
     taken = {claim.job: claim for claim in take(db, lease)}
     codes = dict(zip([*alike, *other], (0, 0, 3, 3)))
     results = {0: states.RUN_DONE, 3: states.RUN_ERROR}
-    exits = [claims.Exit(job, taken[job].attempt, results[code], code, "", 10 + job, 20 + job) for job, code in codes.items()]
+    exits = [
+        claims.RunResult(job, taken[job].attempt, results[code], code, "", 10 + job, 20 + job) for job, code in codes.items()
+    ]
     with db.write() as cx:
         claims.finish(cx, lease, exits, 30)
     start = [("CREATED", "PREPROCESSED", 2), ("PREPROCESSED", "RUNNING", 2)]
@@ -563,10 +565,10 @@ class StoreMachine(RuleBasedStateMachine):
             with self.db.write() as cx:
                 left = steps.settle_abandoned(cx, lease, 10, 7)
                 taken = claims.take(cx, lease, Slots(3, 3), claims.Filter(), 2)
-                ends = [claims.Exit(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
+                ends = [claims.RunResult(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
                 if not left and not taken.to_run and not taken.to_prepare:
                     taken, left = take_suspects(cx, lease, Slots(3, 3))
-                    ends = [claims.Exit(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
+                    ends = [claims.RunResult(c.job, c.attempt, states.RUN_DONE, 0, "", 3, 4) for c in taken.to_run]
                 left += claims.finish(cx, lease, ends, 5).to_settle
                 steps.finish(cx, lease, [step_end(claim) for claim in (*left, *taken.to_prepare)], 6)
             if not self.complete_writes() and not left and not taken.to_run and not taken.to_prepare:
@@ -631,7 +633,7 @@ class StoreMachine(RuleBasedStateMachine):
         key = sorted(self.held)[which % len(self.held)]
         claim = self.held.pop(key)
         with self.db.write() as cx:
-            reported = claims.finish(cx, key[0], [claims.Exit(claim.job, claim.attempt, result, 0, "", 3, 4)], 5)
+            reported = claims.finish(cx, key[0], [claims.RunResult(claim.job, claim.attempt, result, 0, "", 3, 4)], 5)
         assert reported.lost in ([], [key[1]])
         if reported.lost:
             with self.db.read() as cx, pytest.raises(UnknownJob):
@@ -778,7 +780,7 @@ def take_suspects(cx, lease, room):
     """Take the suspects that a launcher would run next; return what was claimed, and what is to be settled."""
     group = suspects.next_group(claims.fitting_suspects(cx, room, claims.Filter()))
     if not group:
-        return claims.Taken([], []), []
+        return claims.ClaimResult([], []), []
     taken = claims.take_suspects(cx, lease, room, claims.Filter(), group, 2)
     return taken, steps.settle_suspects(cx, lease, group, 3, 7)
 

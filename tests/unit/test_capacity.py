@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from balsam_lite.db.store.claims import Exit, Shape
+from balsam_lite.db.store.claims import RunResult, Shape
 from balsam_lite.launcher.capacity import EndRate
 
 
@@ -16,7 +16,7 @@ def test_the_rate_of_ends_does_not_depend_on_the_hosts_clock(set_by_s: int) -> N
         now += 0.05
         started_us = wall_us
         wall_us += 50_000 + (set_by_s * 10**6 if number == 10 else 0)
-        rate.add(Exit(number, 1, "RUN_DONE", 0, "", started_us, wall_us), shape)
+        rate.add(RunResult(number, 1, "RUN_DONE", 0, "", started_us, wall_us), shape)
     assert rate.expected(1.0, shape) in (20, 21)
     now += 1.5
     assert rate.expected(1.0, shape) == 0, "the runs may be long ones"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balsam_lite.db.store.claims import Shape
-from balsam_lite.launcher.placement import MpiRules, Node, Pool, cost_of, divide_host
+from balsam_lite.launcher.placement import MpiRules, Node, NodePool, cost_of, divide_host
 
 SHAPES = st.builds(
     Shape,
@@ -20,7 +20,7 @@ SHAPES = st.builds(
 
 @given(st.integers(1, 3), st.integers(0, 4), st.lists(st.tuples(SHAPES, st.integers(0, 9)), max_size=60))
 def test_no_node_and_no_gpu_is_oversubscribed_and_a_freed_pool_is_as_new(nodes, gpus, steps):
-    pool = Pool([Node(4, [str(n) for n in range(gpus)]) for _ in range(nodes)])
+    pool = NodePool([Node(4, [str(n) for n in range(gpus)]) for _ in range(nodes)])
     places = []
     for shape, action in steps:
         if action < 6:
@@ -43,20 +43,20 @@ def test_no_node_and_no_gpu_is_oversubscribed_and_a_freed_pool_is_as_new(nodes, 
 
 
 def test_whole_gpus_go_to_one_job_each_and_the_next_waits():
-    pool = Pool([Node(8, ["0", "1", "2", "3"])])
+    pool = NodePool([Node(8, ["0", "1", "2", "3"])])
     shape = Shape(1, 1, 8, 1)
     assert [pool.reserve(shape).gpus for _ in range(4)] == [(("0",),), (("1",),), (("2",),), (("3",),)]
     assert pool.reserve(shape) is None
 
 
 def test_halves_share_a_gpu_and_leave_the_others_free():
-    pool = Pool([Node(8, ["0", "1"])])
+    pool = NodePool([Node(8, ["0", "1"])])
     assert [pool.reserve(Shape(1, 1, 8, 0.5)).gpus[0] for _ in range(2)] == [("0",), ("0",)]
     assert pool.reserve(Shape(1, 1, 8, 1)).gpus[0] == ("1",)
 
 
 def test_a_job_of_two_nodes_takes_both_whole():
-    pool = Pool(divide_host(2, 4, []))
+    pool = NodePool(divide_host(2, 4, []))
     place = pool.reserve(Shape(2, 4, 8, 0))
     assert place.nodes == (0, 1)
     assert pool.reserve(Shape(1, 1, 64, 0)) is None
@@ -71,11 +71,11 @@ def test_a_job_of_two_nodes_takes_both_whole():
     ],
 )
 def test_what_can_never_fit_is_told_with_the_numbers(shape, reason):
-    assert Pool(divide_host(2, 2, ["0", "1"])).never_fits(shape) == reason
+    assert NodePool(divide_host(2, 2, ["0", "1"])).never_fits(shape) == reason
 
 
 def test_jobs_fill_a_thousand_nodes_without_looking_at_the_full_ones_again():
-    pool = Pool([Node(64) for _ in range(1000)])
+    pool = NodePool([Node(64) for _ in range(1000)])
     shape = Shape(1, 1, 4, 0)
     places = [pool.reserve(shape) for _ in range(4000)]
     assert [place.nodes[0] for place in places] == [n // 4 for n in range(4000)]
@@ -84,11 +84,11 @@ def test_jobs_fill_a_thousand_nodes_without_looking_at_the_full_ones_again():
 
 
 def test_a_large_job_gets_its_nodes_while_small_ones_wait_for_them():
-    pool = Pool([Node(4, name=f"n{number}") for number in range(4)])
+    pool = NodePool([Node(4, name=f"n{number}") for number in range(4)])
     small, large = Shape(1, 1, 2, 0), Shape(2, 1, 1, 0)
     places = [pool.reserve(small) for _ in range(8)]
     assert pool.reserve(large) is None
-    pool.keep_for(large)
+    pool.reserve_for(large)
     for place in [place for place in places if place.nodes[0] < 2]:
         pool.release(place)
         assert pool.reserve(small) is None
@@ -99,7 +99,7 @@ def test_a_large_job_gets_its_nodes_while_small_ones_wait_for_them():
 
 
 def test_a_lost_node_takes_no_job_and_counts_no_more():
-    pool = Pool([Node(4, ["0"]), Node(4)])
+    pool = NodePool([Node(4, ["0"]), Node(4)])
     assert pool.never_fits(Shape(1, 1, 1, 1)) == ""
     pool.close(0)
     assert pool.reserve(Shape(1, 1, 1, 0)).nodes == (1,)
@@ -109,26 +109,26 @@ def test_a_lost_node_takes_no_job_and_counts_no_more():
 
 
 def test_named_nodes_take_no_more_ranks_than_they_have_cpus():
-    pool = Pool([Node(4, name="n1")])
+    pool = NodePool([Node(4, name="n1")])
     shape = Shape(1, 2, 8, 0)
     assert pool.count(shape) == 2
     assert [bool(pool.reserve(shape)) for _ in range(3)] == [True, True, False]
     assert pool.never_fits(Shape(1, 5, 1, 0)) == "needs 5 ranks per node, the nodes of this launcher have 4 CPUs"
-    assert Pool(divide_host(1, 2, [])).never_fits(Shape(1, 64, 1, 0)) == ""
+    assert NodePool(divide_host(1, 2, [])).never_fits(Shape(1, 64, 1, 0)) == ""
 
 
 def test_runs_of_the_mpi_command_are_limited_and_alone_where_it_must_be():
-    pool = Pool([Node(4, name=f"n{number}") for number in range(3)], MpiRules(starts_all=False, shares_nodes=False, most=2))
+    pool = NodePool([Node(4, name=f"n{number}") for number in range(3)], MpiRules(starts_all=False, shares_nodes=False, most=2))
     assert [pool.reserve(Shape(1, 2, 4, 0)).nodes for _ in range(2)] == [(0,), (1,)]
     assert pool.reserve(Shape(1, 2, 4, 0)) is None  # two run already
     assert [pool.reserve(Shape(1, 1, 4, 0)).nodes for _ in range(2)] == [(2,), (2,)]
 
 
 def test_a_job_that_waits_for_a_gpu_keeps_the_gpu_and_not_the_whole_node():
-    pool = Pool([Node(64, ["0"])])
+    pool = NodePool([Node(64, ["0"])])
     with_gpu, without, other = Shape(1, 1, 64, 1), Shape(1, 1, 64, 0), Shape(1, 1, 32, 0.5)
     running = pool.reserve(with_gpu)
-    pool.keep_for(with_gpu)
+    pool.reserve_for(with_gpu)
     assert pool.count(without) == 62  # one share runs, one is kept
     assert all(pool.reserve(without) for _ in range(62))
     assert pool.reserve(without) is None
@@ -138,7 +138,7 @@ def test_a_job_that_waits_for_a_gpu_keeps_the_gpu_and_not_the_whole_node():
 
 
 def test_no_node_is_kept_for_a_job_that_waits_for_another_mpi_run():
-    pool = Pool([Node(4), Node(4)], MpiRules(most=1))
+    pool = NodePool([Node(4), Node(4)], MpiRules(most=1))
     assert pool.reserve(Shape(1, 2, 1, 0))
-    pool.keep_for(Shape(1, 2, 1, 0))
-    assert not pool.is_keeping
+    pool.reserve_for(Shape(1, 2, 1, 0))
+    assert not pool.is_reserving

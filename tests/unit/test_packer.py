@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from balsam_lite.db.query.demand import Work
 from balsam_lite.db.store.claims import Shape
-from balsam_lite.service.packer import Launch, Supply, choose, cost, uncovered
+from balsam_lite.service.packer import Launch, LaunchCapacity, choose, cost, uncovered
 from balsam_lite.service.policy import Queue, Range
 
 SERIAL = Shape(1, 1, 1, 0)
@@ -131,7 +131,7 @@ def test_work_waits_for_the_queues_that_would_take_it() -> None:
 
 def test_planned_jobs_are_covered_and_the_rest_of_a_launch_is_for_others() -> None:
     planned = serial(10, 4)
-    supply = Supply(2, 40.0, promised=40.0)
+    supply = LaunchCapacity(2, 40.0, promised=40.0)
     assert uncovered([serial(10, 8)], [planned], [supply]) == []
     assert uncovered([serial(10, 9)], [planned], [supply]) == [serial(10, 1)]
     assert uncovered([serial(10, 3)], [planned], []) == []
@@ -140,26 +140,26 @@ def test_planned_jobs_are_covered_and_the_rest_of_a_launch_is_for_others() -> No
 @pytest.mark.parametrize(
     "supply",
     [
-        Supply(1, 60.0),  # too few nodes
-        Supply(4, 29.9),  # too little time
-        Supply(4, 60.0, serial_only=True),
-        Supply(4, 60.0, only=()),
-        Supply(4, 60.0, only=(serial(30, 5),)),
-        Supply(4, 60.0, promised=240.0),
-        Supply(4, 0.0),
-        Supply(4, 60.0, promised=1e9),
+        LaunchCapacity(1, 60.0),  # too few nodes
+        LaunchCapacity(4, 29.9),  # too little time
+        LaunchCapacity(4, 60.0, serial_only=True),
+        LaunchCapacity(4, 60.0, only=()),
+        LaunchCapacity(4, 60.0, only=(serial(30, 5),)),
+        LaunchCapacity(4, 60.0, promised=240.0),
+        LaunchCapacity(4, 0.0),
+        LaunchCapacity(4, 60.0, promised=1e9),
     ],
 )
-def test_a_launch_counts_only_for_what_it_can_take(supply: Supply) -> None:
+def test_a_launch_counts_only_for_what_it_can_take(supply: LaunchCapacity) -> None:
     assert uncovered([mpi(2, 30, 1)], [], [supply]) == [mpi(2, 30, 1)]
 
 
 def test_a_filtered_launch_counts_for_the_jobs_that_it_takes() -> None:
-    assert uncovered([serial(30, 8)], [], [Supply(4, 60.0, only=(serial(30, 5),))]) == [serial(30, 3)]
+    assert uncovered([serial(30, 8)], [], [LaunchCapacity(4, 60.0, only=(serial(30, 5),))]) == [serial(30, 3)]
 
 
 def test_the_small_launch_takes_the_small_jobs() -> None:
-    assert uncovered([serial(10, 4), mpi(4, 10, 1)], [], [Supply(4, 10.0), Supply(1, 40.0)]) == []
+    assert uncovered([serial(10, 4), mpi(4, 10, 1)], [], [LaunchCapacity(4, 10.0), LaunchCapacity(1, 40.0)]) == []
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -216,8 +216,8 @@ def test_a_launch_is_within_the_policy_and_can_do_what_is_planned(
 
 
 @settings(deadline=None)
-@given(WORKS, st.lists(st.builds(Supply, st.integers(1, 300), st.floats(0, 2000), st.floats(0, 1e5), st.booleans())))
-def test_open_launches_never_cover_more_than_they_can_do(waiting: list[Work], supplies: list[Supply]) -> None:
+@given(WORKS, st.lists(st.builds(LaunchCapacity, st.integers(1, 300), st.floats(0, 2000), st.floats(0, 1e5), st.booleans())))
+def test_open_launches_never_cover_more_than_they_can_do(waiting: list[Work], supplies: list[LaunchCapacity]) -> None:
     before = sum(work.jobs * cost(work) for work in waiting)
     after = sum(work.jobs * cost(work) for work in uncovered(waiting, [], supplies))
     capacity = sum(max(0.0, supply.nodes * supply.minutes - supply.promised) for supply in supplies)
@@ -235,7 +235,7 @@ def test_launches_one_after_the_other_do_all_the_work_that_fits(left: list[Work]
         if made is None:
             assert left == []
             return
-        supply = Supply(made.nodes, made.minutes - MARGIN, 0.0, made.job_mode == "serial")
+        supply = LaunchCapacity(made.nodes, made.minutes - MARGIN, 0.0, made.job_mode == "serial")
         now = uncovered(left, [], [supply])
         assert sum(work.jobs for work in now) < sum(work.jobs for work in left)
         left = now

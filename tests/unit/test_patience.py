@@ -10,12 +10,12 @@ import pytest
 from balsam_lite.core import states
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.store import exit_rules
-from balsam_lite.db.store.claims import Exit, Shape
+from balsam_lite.db.store.claims import RunResult, Shape
 from balsam_lite.db.store.exit_rules import JobFacts
-from balsam_lite.launcher.exit_grace import PatientRunner
+from balsam_lite.launcher.exit_grace import ExitGraceRunner
 from balsam_lite.launcher.loop import Launcher
 from balsam_lite.launcher.obstacles import Limits
-from balsam_lite.launcher.placement import Node, Pool
+from balsam_lite.launcher.placement import Node, NodePool
 from balsam_lite.launcher.runner import Finished
 
 
@@ -43,7 +43,7 @@ class Runs:
 
     def end(self, job, result=states.RUN_ERROR, started_us=1, ended_us=2, told_us=None):
         code, message = (0, "") if result == states.RUN_DONE else (3, "nonzero return 3")
-        self.ends.append(Finished(Exit(job, 1, result, code, message, started_us, ended_us, told_us), f"place of {job}"))
+        self.ends.append(Finished(RunResult(job, 1, result, code, message, started_us, ended_us, told_us), f"place of {job}"))
 
     def poll(self):
         ends, self.ends = self.ends, []
@@ -73,7 +73,7 @@ def result_of(ended, **flags):
 
 def test_a_failure_is_reported_when_no_stop_came_in_time(clock):
     runs = Runs(1, 2)
-    runner = PatientRunner(runs, clock, 0.5)
+    runner = ExitGraceRunner(runs, clock, 0.5)
     runs.end(1)
     assert results(runner) == []
     assert (runner.jobs, len(runner), runner.is_busy) == ({1, 2}, 2, True)
@@ -90,7 +90,7 @@ def test_a_failure_is_reported_when_no_stop_came_in_time(clock):
 
 def test_a_failure_just_before_the_stop_is_a_timeout(clock):
     runs = Runs(1, 2)
-    runner = PatientRunner(runs, clock, 0.5)
+    runner = ExitGraceRunner(runs, clock, 0.5)
     runs.end(1)
     assert results(runner) == []
     runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
@@ -104,7 +104,7 @@ def test_a_failure_just_before_the_stop_is_a_timeout(clock):
 
 def test_a_failure_that_crosses_the_stop_on_its_way_is_a_timeout(clock):
     runs = Runs(1, 2, 3)
-    runner = PatientRunner(runs, clock, 0.5)
+    runner = ExitGraceRunner(runs, clock, 0.5)
     runner.stop(runner.jobs, states.RUN_TIMEOUT, 10)
     for job, result in ((1, states.RUN_ERROR), (2, states.RUN_DONE), (3, states.RESTART_READY)):
         runs.end(job, result)
@@ -113,7 +113,7 @@ def test_a_failure_that_crosses_the_stop_on_its_way_is_a_timeout(clock):
 
 def test_ends_that_leave_no_doubt_are_reported_at_once(clock):
     runs = Runs(1, 2, 3, 4)
-    runner = PatientRunner(runs, clock, 0.5)
+    runner = ExitGraceRunner(runs, clock, 0.5)
     runs.end(1, states.RUN_DONE)
     runs.end(2, started_us=None)
     runs.end(4, states.RESTART_READY)
@@ -122,7 +122,7 @@ def test_ends_that_leave_no_doubt_are_reported_at_once(clock):
 
 def test_a_good_end_in_doubt_frees_its_place_at_once_and_only_once(clock):
     runs = Runs(1, 2)
-    runner = PatientRunner(runs, clock, 0.5)
+    runner = ExitGraceRunner(runs, clock, 0.5)
     runs.end(1, states.RUN_DONE, ended_us=60 * 10**6)
     runs.end(2)
     assert [(end.exit.job, end.place, end.is_doubted) for end in runner.poll()] == [(1, "place of 1", True)]
@@ -132,7 +132,7 @@ def test_a_good_end_in_doubt_frees_its_place_at_once_and_only_once(clock):
 
 def test_a_good_end_of_a_long_run_just_before_the_stop_is_a_timeout(clock):
     runs = Runs(1, 2, 3, 4, 5, 6)
-    runner = PatientRunner(runs, clock, 0.5)
+    runner = ExitGraceRunner(runs, clock, 0.5)
     runs.end(1, states.RUN_DONE, ended_us=5 * 10**6)
     runs.end(2, states.RUN_DONE, ended_us=10**5)
     assert results(runner) == [(2, states.RUN_DONE)]
@@ -153,7 +153,7 @@ def test_a_good_end_of_a_long_run_just_before_the_stop_is_a_timeout(clock):
 
 def test_a_job_killed_by_the_user_is_reported_at_once(clock):
     runs = Runs(1, 2)
-    runner = PatientRunner(runs, clock, 0.5)
+    runner = ExitGraceRunner(runs, clock, 0.5)
     runs.end(2)
     assert results(runner) == []
     runner.stop({1, 2}, states.RUN_ERROR, 0.7)
@@ -171,8 +171,8 @@ def test_a_place_whose_end_is_doubted_is_given_away_as_soon_as_any_other(clock):
     for free in (True, False):
         due = []
         for is_doubted in (True, False):
-            pool = Pool([Node(1)])
-            ended = Finished(Exit(1, 1, states.RUN_DONE, 0, "", 1, 2), pool.reserve(shape), is_doubted)
+            pool = NodePool([Node(1)])
+            ended = Finished(RunResult(1, 1, states.RUN_DONE, 0, "", 1, 2), pool.reserve(shape), is_doubted)
             runner = SimpleNamespace(poll=lambda ended=ended: [ended], queued=Counter())
             db = SimpleNamespace(busy_timeout_s=1.0, access="shared")
             limits = Limits(None, False, None, None)

@@ -79,7 +79,7 @@ class Claim(NamedTuple):
     handle_error: str | None = ""
     handle_timeout: str | None = ""
     keep_background: int = 0  # of the job or its application: leave the processes alone that a run leaves
-    place: object = None  # what `Room.reserve` gave
+    place: object = None  # what `Capacity.reserve` gave
 
     @property
     def label(self) -> str:
@@ -87,7 +87,7 @@ class Claim(NamedTuple):
         return f"{self.name} [{self.job_id[:8]}]".lstrip()
 
 
-class Exit(NamedTuple):
+class RunResult(NamedTuple):
     """How a run ended."""
 
     job: int
@@ -105,7 +105,7 @@ class Exit(NamedTuple):
     former: str = ""
 
 
-class Lost(NamedTuple):
+class LostRun(NamedTuple):
     """A RUNNING job that nobody runs any more."""
 
     facts: exit_rules.JobFacts
@@ -117,14 +117,14 @@ class Lost(NamedTuple):
     former: str = ""  # the state in which it was claimed, if it has certainly not started
 
 
-class Taken(NamedTuple):
+class ClaimResult(NamedTuple):
     """What `take` gave, in the order in which it should be started."""
 
     to_run: list[Claim]
     to_prepare: list[Claim]
 
 
-class Room(Protocol):
+class Capacity(Protocol):
     """What a launcher has to offer; asked inside the transaction, so it only computes."""
 
     #: So many jobs more it would prepare.
@@ -291,7 +291,7 @@ def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: int) -> Taken:
+def take(cx: sqlite3.Connection, lease: int, room: Capacity, only: Filter, now_us: int) -> ClaimResult:
     """Claim the jobs to start next: by priority, then the larger, then the longer ones, then the older.
 
     A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone, unless it is the smallest there is.
@@ -301,11 +301,11 @@ def take(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, now_us: i
     What is planned for the launcher's own launch comes before all others. These may be planned for another launch: work does
     not lie about because of a plan.
     """
-    taken = Taken([], [])
+    taken = ClaimResult([], [])
     for among in _rounds(cx, only):
         more = _take_among(cx, lease, room, only, among, now_us)
         room.preparations -= len(more.to_prepare)
-        taken = Taken(taken.to_run + more.to_run, taken.to_prepare + more.to_prepare)
+        taken = ClaimResult(taken.to_run + more.to_run, taken.to_prepare + more.to_prepare)
     return taken
 
 
@@ -333,12 +333,12 @@ def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[Few] | None:
 def _take_among(
     cx: sqlite3.Connection,
     lease: int,
-    room: Room,
+    room: Capacity,
     only: Filter,
     among: Sequence[Source | Few],
     now_us: int,
     note: tuple[str, str] | None = None,
-) -> Taken:
+) -> ClaimResult:
     candidates = []
     fitting = [s for s in shapes(cx, among) if room.fits(s) and (s.is_serial or not only.serial_only)]
     # Of several shapes one job each, also where there is no place: for the first of those the room may keep one.
@@ -365,8 +365,8 @@ def _take_among(
             else:
                 chosen.append((shape, row, place))
     _mark_running(cx, lease, [row for _, row, _ in chosen], now_us, note)
-    hold(cx, lease, [row[0] for _, row in to_prepare])
-    return Taken([_claim(*one) for one in chosen], [_claim(shape, row) for shape, row in to_prepare])
+    hold_for_step(cx, lease, [row[0] for _, row in to_prepare])
+    return ClaimResult([_claim(*one) for one in chosen], [_claim(shape, row) for shape, row in to_prepare])
 
 
 def suspects_of(cx: sqlite3.Connection, only: Filter) -> list[Suspect]:
@@ -376,7 +376,9 @@ def suspects_of(cx: sqlite3.Connection, only: Filter) -> list[Suspect]:
     return suspects.read(cx, _PLAIN, *_tagged(only), only.workflows, only.launch if only.launch_only else None)
 
 
-def take_suspects(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, group: Sequence[Suspect], now_us: int) -> Taken:
+def take_suspects(
+    cx: sqlite3.Connection, lease: int, room: Capacity, only: Filter, group: Sequence[Suspect], now_us: int
+) -> ClaimResult:
     """Claim those suspects that can be prepared or started, or as many as there is room for.
 
     `group` is a `suspects.next_group`: the launcher runs nothing else until all of them have ended.
@@ -385,7 +387,7 @@ def take_suspects(cx: sqlite3.Connection, lease: int, room: Room, only: Filter, 
     return _take_among(cx, lease, room, only, suspects.startable(group), now_us, note)
 
 
-def fitting_suspects(cx: sqlite3.Connection, room: Room, only: Filter) -> list[Suspect]:
+def fitting_suspects(cx: sqlite3.Connection, room: Capacity, only: Filter) -> list[Suspect]:
     """Return the suspects that match the filter and that the launcher can run in the time that it has left."""
     found = []
     for one in suspects_of(cx, only):
@@ -396,7 +398,7 @@ def fitting_suspects(cx: sqlite3.Connection, room: Room, only: Filter) -> list[S
     return found
 
 
-def hold(cx: sqlite3.Connection, lease: int, jobs: Iterable[int]) -> None:
+def hold_for_step(cx: sqlite3.Connection, lease: int, jobs: Iterable[int]) -> None:
     """Claim jobs without changing their state."""
     cx.executemany("UPDATE job SET lease = ? WHERE id = ? AND lease IS NULL", [(lease, job) for job in jobs])
 
@@ -555,7 +557,7 @@ class Reported(NamedTuple):
     killed: int = 0  # jobs that the user has killed meanwhile
 
 
-def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: int, settles: bool = True) -> Reported:
+def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_us: int, settles: bool = True) -> Reported:
     """Record how runs ended, release the jobs, promote or fail their children.
 
     A job that was killed meanwhile is released and stays USER_KILLED. One that is not this lease's any more was deleted, or
@@ -575,7 +577,7 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
         if ended[job].result == states.RESTART_READY:
             run = ended[job]
             has_started = run.started_us is not None
-            lost.append(Lost(fact, run.message, has_started, run.start_after, run.is_counted, run.is_death, run.former))
+            lost.append(LostRun(fact, run.message, has_started, run.start_after, run.is_counted, run.is_death, run.former))
         else:
             result = exit_rules.result_of(fact, ended[job].result, ended[job].told_us)
             outcome = exit_rules.after_run(fact, result, ended[job].return_code)
@@ -590,30 +592,30 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[Exit], now_us: in
     changes = "lease = ?, return_code = ?, restarts = ?, retries = ?, told_to_stop = ?, launcher_deaths = 0"
     move(cx, moves, states.LAUNCHER, changes, columns)
     graph.released(cx, released_jobs, now_us)
-    free_lost(cx, lost, now_us)
+    requeue_lost(cx, lost, now_us)
     release(cx, lease, [job for job, fact in mine.items() if fact.state != states.RUNNING], now_us)
     lost_jobs = [job for job in ended if job not in mine]
     killed = sum(fact.state == states.USER_KILLED for fact in mine.values())
     return Reported(lost_jobs, claims_of(cx, kept) if kept else [], Counter(m.path[1] for m in moves), killed)
 
 
-def _finished(ended: Exit, outcome: exit_rules.Outcome) -> Move:
+def _finished(ended: RunResult, outcome: exit_rules.Outcome) -> Move:
     facts = {"started": ended.started_us, "return_code": ended.return_code or None}
     known = ",".join(f'"{key}":{value:d}' for key, value in facts.items() if value is not None)
     data = (f"{{{known}}}",) if known else ()
     return Move(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data)
 
 
-def unstarted(claim: Claim, now_us: int, why: str) -> Exit:
+def unstarted(claim: Claim, now_us: int, why: str) -> RunResult:
     """Return the end of a claim whose program has certainly never been started."""
-    return Exit(claim.job, claim.attempt, states.RESTART_READY, None, why, None, now_us, former=claim.state)
+    return RunResult(claim.job, claim.attempt, states.RESTART_READY, None, why, None, now_us, former=claim.state)
 
 
 #: In the event that ends a claim whose program never ran.
 _NEVER_STARTED = '{"started":0}'
 
 
-def free_lost(cx: sqlite3.Connection, lost: Sequence[Lost], now_us: int) -> None:
+def requeue_lost(cx: sqlite3.Connection, lost: Sequence[LostRun], now_us: int) -> None:
     """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children.
 
     One that has certainly never been started goes back to where it was, and its attempt number to whichever run comes next.

@@ -246,7 +246,7 @@ def propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[in
         finished: jobs that are JOB_FINISHED now.
         lost: jobs that are FAILED or USER_KILLED now.
     """
-    fail(cx, _tell_children(cx, finished, lost, now_us), now_us)
+    fail(cx, _propagate(cx, finished, lost, now_us), now_us)
 
 
 def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int, reason: str = PARENT_FAILED) -> None:
@@ -260,10 +260,10 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
             return
         moves = [Move(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
         move(cx, moves, states.STEP)
-        failed, reason = _tell_children(cx, [], [job for job, _ in failed], now_us), PARENT_FAILED
+        failed, reason = _propagate(cx, [], [job for job, _ in failed], now_us), PARENT_FAILED
 
 
-def _tell_children(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> list[tuple[int, int]]:
+def _propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> list[tuple[int, int]]:
     """Count these ends and release the children that wait for nothing else. Return (job, parent) for those that cannot run.
 
     Very many children are left to `pieces`: they wait until then.

@@ -66,7 +66,7 @@ def orphaned(cx: sqlite3.Connection, open_launches: Iterable[int]) -> list[int]:
     return sorted(found - is_open)
 
 
-def give_back(db: Database, launch: int) -> int:
+def unclaim(db: Database, launch: int) -> int:
     """End the reservations of a launch that is over, on all jobs that have not ended; returns how many these are."""
     with db.read() as cx:
         ids = [row[0] for row in cx.execute(f"SELECT id {_OF_LAUNCH} AND state NOT IN ({_ENDS})", (launch,))]
@@ -77,7 +77,7 @@ def give_back(db: Database, launch: int) -> int:
 def was_idle(cx: sqlite3.Connection, launch: int) -> bool:
     """Whether no job that is planned for the launch has been run since that was made. Inside the caller's transaction.
 
-    Where none is planned: whether no launcher has begun in it. So ask before `give_back`.
+    Where none is planned: whether no launcher has begun in it. So ask before `unclaim`.
     """
     row = cx.execute("SELECT created, scheduler_id FROM batch_job WHERE id = ?", (launch,)).fetchone()
     planned = cx.execute(f"SELECT 1 {_OF_LAUNCH} LIMIT 1", (launch,)).fetchone()

@@ -98,7 +98,7 @@ def _settle(cx: sqlite3.Connection, lease: int, facts: Sequence[JobFacts], capac
     move(cx, moves, states.STEP, "restarts = ?, retries = ?", used_up)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
     taken = [job for job, outcome in found if outcome.needs_step][:capacity]
-    claims.hold(cx, lease, taken)
+    claims.hold_for_step(cx, lease, taken)
     return claims.claims_of(cx, taken) if taken else []
 
 

@@ -621,7 +621,7 @@ def _kill_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], paramet
     return Counter(killed=killed, running=killed - len(free))
 
 
-def _tell_children(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+def _propagate(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     graph.reconsider_children(cx, jobs, SystemClock.now_us())
     return Counter()
 
@@ -649,7 +649,7 @@ ACTIONS: dict[str, pieces.Action] = {
     "set_state": _set_state_of_part,
     "rerun": _rerun_part,
     "kill": _kill_part,
-    "tell_children": _tell_children,
+    "tell_children": _propagate,
     pieces.CHILDREN: _reconsider,
     "fields": _update_part,
     "leave_children": _leave_part,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ...core.errors import SettingsError
-from ..placement import Place
+from ..placement import Placement
 
 CUDA, LEVEL_ZERO = "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"
 DEFAULT = (CUDA,)
@@ -31,7 +31,7 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def visible(place: Place, shares_host: bool) -> tuple[str, ...] | None:
+def visible(place: Placement, shares_host: bool) -> tuple[str, ...] | None:
     """The GPUs that all nodes of a place call by these names; None where each calls its own otherwise.
 
     Nodes that are shares of one host have GPUs of their own each, and the job has all of these.

@@ -16,7 +16,7 @@ from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLE
 from ...db.engine import directories
 from ...db.store.claims import Claim
 from ...pyapps import payload, python_argv, result_file
-from ..placement import Place
+from ..placement import Placement
 from ..staging.links import Parent
 from ..template import rendering
 from . import gpus
@@ -41,7 +41,7 @@ _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MO
 PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
 
 
-def _no_failure(claim: Claim, place: Place, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
+def _no_failure(claim: Claim, place: Placement, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
     return None
 
 
@@ -49,14 +49,14 @@ class MpiUse(NamedTuple):
     """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
 
     #: What stands before a job's own words; nothing where it needs no MPI.
-    words: Callable[[Claim, Place], list[str]]
+    words: Callable[[Claim, Placement], list[str]]
     #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
     at_term: Callable[[Claim], str]
     #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
     end_words: Callable[[Sequence[Claim]], list[str]]
     #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
     #: function that reads the end of its output and tells whether that is all.
-    judge: Callable[[Claim, Place, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = _no_failure
+    judge: Callable[[Claim, Placement, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = _no_failure
 
 
 NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])
@@ -102,7 +102,7 @@ def make_context(
     return Context(data, common, variables, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host)
 
 
-def argv(claim: Claim, place: Place, context: Context) -> list[str]:
+def argv(claim: Claim, place: Placement, context: Context) -> list[str]:
     """The words of the job's command line: the MPI start command's, the executable's, the arguments'; no shell reads them.
 
     An envscript is sourced by bash, which then becomes the program. A command template may need a shell, which then runs all.
@@ -213,7 +213,7 @@ def make_order(claim: Claim, context: Context) -> payload.Order:
     return payload.Order(claim.definition or "{}", claim.parameters, shape.num_nodes * shape.ranks_per_node, job)
 
 
-def environment(claim: Claim, place: Place | None, context: Context) -> dict[bytes, bytes]:
+def environment(claim: Claim, place: Placement | None, context: Context) -> dict[bytes, bytes]:
     """What the job's environment has beyond `context.environ`, or instead of it. Without a place it has no GPUs.
 
     What the job itself asks for wins over what its place gives, that over what its application says, and that over what is
@@ -242,7 +242,7 @@ def _encoded(variables: str) -> dict[bytes, bytes]:
     return {name.encode(): value.encode() for name, value in json.loads(variables).items()}
 
 
-def _gpu_variables(place: Place, context: Context) -> dict[bytes, bytes]:
+def _gpu_variables(place: Placement, context: Context) -> dict[bytes, bytes]:
     found = gpus.visible(place, context.shares_host)
     if found is None:  # whoever has whole nodes may use all that is there, and what this node calls its own is wrong elsewhere
         return dict.fromkeys((name.encode() for name in context.gpu_variables), UNSET)

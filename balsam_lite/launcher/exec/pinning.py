@@ -31,7 +31,7 @@ class CpuSet:
             self._jobs[cpu] += 1
         return taken
 
-    def give_back(self, cpus: Sequence[int]) -> None:
+    def release(self, cpus: Sequence[int]) -> None:
         """The end of a job that had taken these."""
         for cpu in cpus:
             self._jobs[cpu] -= 1

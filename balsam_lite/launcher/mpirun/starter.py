@@ -17,7 +17,7 @@ from ...schedulers.environ import NodeGpus
 from ..exec import gpus
 from ..exec.invocation import UNKNOWN, MpiUse
 from ..exec.start_failures import NODE, REFUSED, StartFailure
-from ..placement import MpiRules, Node, Place
+from ..placement import MpiRules, Node, Placement
 from .flavours import Flavour
 from .layout import RankLayout
 from .template import Render
@@ -92,7 +92,7 @@ def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables:
     """
     flavour, shares_host = starter.flavour, not nodes[0].name
 
-    def words(claim: Claim, place: Place) -> list[str]:
+    def words(claim: Claim, place: Placement) -> list[str]:
         if not rules.starts(claim.shape):
             return []
         try:
@@ -116,7 +116,7 @@ def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables:
 
     names = {node.name for node in nodes if node.name}
 
-    def judge(claim: Claim, place: Place, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
+    def judge(claim: Claim, place: Placement, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
         diagnosis = flavour.diagnosis
         if diagnosis is None or not rules.starts(claim.shape):
             return None
@@ -137,7 +137,7 @@ def _run_name(claim: Claim) -> str:
     return f"balsam-{claim.job_id[:8]}-{claim.attempt}"
 
 
-def _layout(claim: Claim, place: Place, nodes: Sequence[Node], rules: MpiRules) -> RankLayout:
+def _layout(claim: Claim, place: Placement, nodes: Sequence[Node], rules: MpiRules) -> RankLayout:
     shape, taken = claim.shape, [nodes[number] for number in place.nodes]
     hosts = tuple(node.name for node in taken if node.name)
     packed = shape.node_packing_count if shape.num_nodes == 1 and rules.shares_nodes else 1
@@ -154,13 +154,13 @@ def _layout(claim: Claim, place: Place, nodes: Sequence[Node], rules: MpiRules) 
     )
 
 
-def _step_gpus(claim: Claim, place: Place, hosts: Sequence[str], known: NodeGpus) -> tuple[str, str]:
+def _step_gpus(claim: Claim, place: Placement, hosts: Sequence[str], known: NodeGpus) -> tuple[str, str]:
     if not claim.shape.gpus_per_rank:
         return "gres", "none"
     return known.step_gpus(hosts, names_differ=gpus.visible(place, shares_host=False) is None)
 
 
-def _gpus(claim: Claim, place: Place, names: Sequence[str], shares_host: bool) -> list[str]:
+def _gpus(claim: Claim, place: Placement, names: Sequence[str], shares_host: bool) -> list[str]:
     """What gives the ranks the GPUs of the job's place, where the MPI command has put others into their environment."""
     placed = gpus.visible(place, shares_host) if claim.shape.gpus_per_rank else None
     if placed is None:

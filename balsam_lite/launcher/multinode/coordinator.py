@@ -1,4 +1,4 @@
-"""Rank 0's side: the other ranks as one crew, and a runner that gives jobs to them.
+"""Rank 0's side: the other ranks as one workers, and a runner that gives jobs to them.
 
 Only this rank has the DB. What becomes of a job whose node is lost is said by `poll` like any other end.
 """
@@ -14,13 +14,13 @@ from typing import NamedTuple
 from ...core import states
 from ...core.clock import Clock
 from ...core.errors import MachineTrouble
-from ...db.store.claims import Claim, Exit, Shape
+from ...db.store.claims import Claim, RunResult, Shape
 from ..exec.trouble import Setbacks
-from ..placement import Place
+from ..placement import Placement
 from ..runner import Finished, Runner
 from . import messages
-from .channel import MOST_BYTES, Post, Words
-from .mpi_transport import Link
+from .channel import MAX_MESSAGE_BYTES, Channel, Message
+from .mpi_transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +39,18 @@ _GUARD_S = 3.0
 _SILENCE_PERIOD_S = 0.5
 
 
-class Crew:
+class Workers:
     """The other ranks, from their first word to their last.
 
     Args:
         heartbeat_s: all limits of silence are multiples of it.
     """
 
-    def __init__(self, link: Link, clock: Clock, heartbeat_s: float) -> None:
+    def __init__(self, transport: Transport, clock: Clock, heartbeat_s: float) -> None:
         self._clock = clock
-        self.size = link.size
-        self._others = range(1, link.size)
-        self.post = Post(link, self._others, clock, ALIVE_HEARTBEATS * heartbeat_s)
+        self.size = transport.size
+        self._others = range(1, transport.size)
+        self.channel = Channel(transport, self._others, clock, ALIVE_HEARTBEATS * heartbeat_s)
         self._lost_after_s = LOST_AFTER_HEARTBEATS * heartbeat_s
         self.members: dict[int, messages.Hello] = {}  # as they said themselves
         self.left_out: dict[int, str] = {}  # why: it never answered, was lost, or cannot run jobs
@@ -58,7 +58,7 @@ class Crew:
         self._broken_since: dict[int, float] = {}  # whom MPI calls gone
         self._ending_s = 0.0  # so long the jobs of such a rank may still run
         self._look_at = 0.0
-        self.post.show_life()
+        self.channel.start_heartbeat()
 
     def gather(self, limit_s: float = _HELLO_LIMIT_S) -> None:
         """Wait until all have said who they are; who has not within the limit is left out."""
@@ -68,14 +68,14 @@ class Crew:
         """Have them end what dead launchers left on their nodes, and get ready to run jobs. Waits until they are."""
         self._ending_s = orders.grace_s + _GUARD_S
         for rank in self.members:
-            self.post.say(rank, messages.BEGIN, tuple(orders))
+            self.channel.send(rank, messages.BEGIN, tuple(orders))
         self._wait_for(messages.READY, self._note_readiness, limit_s + orders.grace_s)
 
     def _wait_for(self, kind: str, act: Callable[..., None], limit_s: float) -> None:
         missing = {rank for rank in self._others if rank not in self.left_out}
         deadline = self._clock.monotonic() + limit_s
         while self._is_waiting_for(missing, deadline):
-            for rank, said in self.post.hear():
+            for rank, said in self.channel.receive():
                 if said[0] == kind:
                     act(rank, *said[1:])
                     missing.discard(rank)
@@ -90,7 +90,7 @@ class Crew:
         left_s = deadline - self._clock.monotonic()
         if not missing or left_s <= 0:
             return False
-        self.post.wait(min(left_s, _SILENCE_PERIOD_S), self._nap)
+        self.channel.wait(min(left_s, _SILENCE_PERIOD_S), self._nap)
         return True
 
     def _nap(self, seconds: float) -> bool:
@@ -108,7 +108,7 @@ class Crew:
         if trouble:
             self.leave_out(rank, trouble)
 
-    def note(self, rank: int, said: Words) -> None:
+    def note(self, rank: int, said: Message) -> None:
         """Act on what is about the rank itself, not about a job."""
         if said[0] == messages.LOG:
             log.log(said[1], "%s: %s", self.name(rank), said[2])
@@ -125,9 +125,9 @@ class Crew:
         if rank not in self.left_out:
             self.left_out[rank] = self._newly_left_out[rank] = reason
             log.warning("Lost %s: %s", self.name(rank), reason)
-            self.post.say_first(rank, messages.ABANDON)
-            if self.post.silent_s(rank) > self._lost_after_s:
-                self.post.doubt(rank)
+            self.channel.send_first(rank, messages.ABANDON)
+            if self.channel.silent_s(rank) > self._lost_after_s:
+                self.channel.suspend(rank)
 
     def newly_left_out(self) -> dict[int, str]:
         """Who was left out since the last call, and why; looks for those that are silent."""
@@ -135,7 +135,7 @@ class Crew:
         if now >= self._look_at:
             self._look_at = now + _SILENCE_PERIOD_S
             for rank in self._others:
-                self._judge(rank, self.post.silent_s(rank), now)
+                self._judge(rank, self.channel.silent_s(rank), now)
         lost, self._newly_left_out = self._newly_left_out, {}
         return lost
 
@@ -149,33 +149,33 @@ class Crew:
         """Leave out a rank that is gone, but not before its jobs are: nobody else may have them until then."""
         if rank not in self._broken_since:
             self._broken_since[rank] = now
-            self.post.doubt(rank)  # what it is told now was never begun
+            self.channel.suspend(rank)  # what it is told now was never begun
         if now - self._broken_since[rank] >= self._ending_s:
             self.leave_out(rank, "MPI says that it is gone")
 
     def abandon(self) -> None:
         """Have all end what they run at once; nothing is heard of it any more."""
         for rank in self._others:
-            self.post.say_first(rank, messages.ABANDON)
-        self.post.send()
+            self.channel.send_first(rank, messages.ABANDON)
+        self.channel.flush()
 
     def dismiss(self, in_good_order: bool) -> bool:
         """Send all away; returns whether they all heard of it, so that MPI can be left together."""
-        missing = {rank for rank in self._others if rank not in self.left_out and not math.isinf(self.post.silent_s(rank))}
+        missing = {rank for rank in self._others if rank not in self.left_out and not math.isinf(self.channel.silent_s(rank))}
         together = in_good_order and len(missing) == len(self._others)
         if not in_good_order:
             self.abandon()
         for rank in self._others:
-            self.post.say_first(rank, messages.LEAVE, together)
+            self.channel.send_first(rank, messages.LEAVE, together)
         deadline = self._clock.monotonic() + _BYE_LIMIT_S
         while self._is_waiting_for(missing, deadline):
-            missing -= {rank for rank, said in self.post.hear() if said[0] in (messages.BYE, messages.GONE)}
+            missing -= {rank for rank, said in self.channel.receive() if said[0] in (messages.BYE, messages.GONE)}
             missing -= self.newly_left_out().keys()
-        self.post.close()
+        self.channel.close()
         return together and not missing and not self.left_out
 
 
-class EnsembleRunner:
+class ClusterRunner:
     """Runs jobs where their place is: on this node by a runner of its own, elsewhere by telling the rank there.
 
     The number of a node is the number of its rank.
@@ -186,11 +186,11 @@ class EnsembleRunner:
     """
 
     def __init__(
-        self, local: Runner, crew: Crew, clock: Clock, is_own: Callable[[Claim], bool], on_lost: Callable[[int], object]
+        self, local: Runner, workers: Workers, clock: Clock, is_own: Callable[[Claim], bool], on_lost: Callable[[int], object]
     ) -> None:
-        self._local, self._crew, self._clock, self._is_own, self._on_lost = local, crew, clock, is_own, on_lost
-        self._post = crew.post
-        self._away: dict[int, _Away] = {}  # by job
+        self._local, self._workers, self._clock, self._is_own, self._on_lost = local, workers, clock, is_own, on_lost
+        self._channel = workers.channel
+        self._away: dict[int, _RemoteRun] = {}  # by job
         self._stopping: set[int] = set()  # of those
         self._finished: list[Finished] = []
         self._is_in_a_hurry = False
@@ -217,7 +217,7 @@ class EnsembleRunner:
         """Start a job in the place of the next run of its shape that ends with exit code 0, on whatever node."""
         self._queue[claim.job] = claim
 
-    def start_queued(self, place: Place) -> bool:
+    def start_queued(self, place: Placement) -> bool:
         """Start the oldest queued job of that shape at a place that is free. Return False if there is none."""
         job = next((job for job, claim in self._queue.items() if claim.shape == place.shape), None)
         if job is None:
@@ -263,31 +263,33 @@ class EnsembleRunner:
         """Return the number of programs that are known to have started; of those on other nodes the ones that have ended."""
         return self._local.started + self._started_away
 
-    def start(self, claim: Claim, place: Place) -> None:
+    def start(self, claim: Claim, place: Placement) -> None:
         """Start a job at its place. One that cannot be started is reported by `poll`."""
         rank = place.nodes[0]
         if rank == 0 or self._is_own(claim):
             self._local.start(claim, place)
             return
-        self._away[claim.job] = _Away(claim.attempt, claim.state, place, self._clock.now_us())
-        if rank in self._crew.left_out:
+        self._away[claim.job] = _RemoteRun(claim.attempt, claim.state, place, self._clock.now_us())
+        if rank in self._workers.left_out:
             self._give_up({claim.job}, "")
             return
-        size = self._post.say(rank, *messages.start(claim, place), about=claim.job)
-        if size > MOST_BYTES:
-            message = f"The job could not be started: what is to be told to its node has {size} bytes, more than {MOST_BYTES}"
+        size = self._channel.send(rank, *messages.start(claim, place), about=claim.job)
+        if size > MAX_MESSAGE_BYTES:
+            message = (
+                f"The job could not be started: what is to be told to its node has {size} bytes, more than {MAX_MESSAGE_BYTES}"
+            )
             self._end(claim.job, states.RUN_ERROR, message, None)
 
     def poll(self) -> list[Finished]:
         """The runs that ended since the last call, with true start and end times."""
         if self._is_in_a_hurry:
             self._hurry()
-        for rank, said in self._post.hear():
+        for rank, said in self._channel.receive():
             if said[0] == messages.ENDED:
                 self._hear_of_end(rank, *messages.read_ended(*said[1:]))
             else:
-                self._crew.note(rank, said)
-        for rank, reason in self._crew.newly_left_out().items():
+                self._workers.note(rank, said)
+        for rank, reason in self._workers.newly_left_out().items():
             self._lose(rank, reason)
         finished, self._finished = self._finished, []
         ends = [*self._free_places(), *map(self._without_node, [*self._local.poll(), *finished])]
@@ -298,9 +300,12 @@ class EnsembleRunner:
         trouble, place = finished.trouble, finished.place
         if trouble is None or trouble.scope != MachineTrouble.HOST or place is None or len(place.nodes) > 1:
             return finished
-        name = self._crew.name(place.nodes[0])
-        blocked = {entry.place.nodes[0] for _, entry in self._blocked if entry.place} | {place.nodes[0], *self._crew.left_out}
-        if len(blocked) == self._crew.size:
+        name = self._workers.name(place.nodes[0])
+        blocked = {entry.place.nodes[0] for _, entry in self._blocked if entry.place} | {
+            place.nodes[0],
+            *self._workers.left_out,
+        }
+        if len(blocked) == self._workers.size:
             return finished._replace(trouble=MachineTrouble(f"{name}: {trouble.message}", trouble.scope))
         now = self._clock.monotonic()
         seconds = self._setbacks.hold(finished.exit.job, MachineTrouble(trouble.message, name), now)
@@ -324,13 +329,13 @@ class EnsembleRunner:
         for job in self._away.keys() & set(jobs) - self._stopping:
             by_rank.setdefault(self._away[job].place.nodes[0], []).append(job)
         for rank, its in by_rank.items():
-            unsent = self._post.withdraw(rank, set(its))
+            unsent = self._channel.withdraw(rank, set(its))
             self._give_up(unsent, "Stopped before it was started")
             started = [job for job in its if job not in unsent]
             if started:
                 self._stopping.update(started)
-                self._post.say_first(rank, messages.STOP, started, result, grace_s)
-        self._post.send()
+                self._channel.send_first(rank, messages.STOP, started, result, grace_s)
+        self._channel.flush()
 
     def kill_now(self) -> None:
         """Let the grace of all trees that are being stopped be over. May be called by a signal handler."""
@@ -340,15 +345,15 @@ class EnsembleRunner:
     def _hurry(self) -> None:
         self._is_in_a_hurry = False
         for rank in {self._away[job].place.nodes[0] for job in self._stopping}:
-            self._post.say_first(rank, messages.HURRY)
+            self._channel.send_first(rank, messages.HURRY)
 
     def wait(self, seconds: float, nap: Callable[[float], bool]) -> None:
         """Sleep until a node says something, the time is up, or `nap` was woken."""
-        self._post.wait(seconds, nap)
+        self._channel.wait(seconds, nap)
 
     # --- the end of a job ---------------------------------------------------------------------------------------------
 
-    def _hear_of_end(self, rank: int, run: Exit, trouble: MachineTrouble | None) -> None:
+    def _hear_of_end(self, rank: int, run: RunResult, trouble: MachineTrouble | None) -> None:
         away = self._away.get(run.job)
         # A node that was given up may come back with the end of a run that was given to another one meanwhile.
         if away is not None and away.attempt == run.attempt and away.place.nodes[0] == rank:
@@ -356,9 +361,9 @@ class EnsembleRunner:
             self._settle(run, trouble)
 
     def _end(self, job: int, result: str, message: str, started_us: int | None) -> None:
-        self._settle(Exit(job, self._away[job].attempt, result, None, message, started_us, self._clock.now_us()))
+        self._settle(RunResult(job, self._away[job].attempt, result, None, message, started_us, self._clock.now_us()))
 
-    def _settle(self, run: Exit, trouble: MachineTrouble | None = None) -> None:
+    def _settle(self, run: RunResult, trouble: MachineTrouble | None = None) -> None:
         self._stopping.discard(run.job)
         self._finished.append(Finished(run, self._away.pop(run.job).place, trouble=trouble))
 
@@ -366,22 +371,22 @@ class EnsembleRunner:
         """Those were never told to anybody."""
         for job in jobs:
             away = self._away[job]
-            ended = Exit(job, away.attempt, states.RESTART_READY, None, message, None, self._clock.now_us())
+            ended = RunResult(job, away.attempt, states.RESTART_READY, None, message, None, self._clock.now_us())
             self._settle(ended._replace(former=away.former))
 
     def _lose(self, rank: int, reason: str) -> None:
         self._on_lost(rank)
         here = {job for job, away in self._away.items() if away.place.nodes[0] == rank}
-        unsent = self._post.withdraw(rank, here)
+        unsent = self._channel.withdraw(rank, here)
         self._give_up(unsent, "")
         for job in here - unsent:
-            self._end(job, states.RESTART_READY, f"Lost {self._crew.name(rank)}: {reason}", self._away[job].told_us)
+            self._end(job, states.RESTART_READY, f"Lost {self._workers.name(rank)}: {reason}", self._away[job].told_us)
 
 
-class _Away(NamedTuple):
+class _RemoteRun(NamedTuple):
     """A job on another node."""
 
     attempt: int
     former: str  # the state in which it was claimed
-    place: Place
+    place: Placement
     told_us: int  # when the node was told to start it

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...core.errors import MachineTrouble
-from ...db.store.claims import Claim, Exit, Shape
+from ...db.store.claims import Claim, RunResult, Shape
 from ..exec.gpus import DEFAULT
-from ..placement import Place
+from ..placement import Placement
 
 #: marshal's format is the interpreter's own.
 VERSION = (__version__, sys.version_info[:2])
@@ -47,7 +47,7 @@ class Begin(NamedTuple):
     gpu_variables: tuple[str, ...] = DEFAULT  # these tell jobs their GPUs
 
 
-def start(claim: Claim, place: Place) -> tuple[Any, ...]:
+def start(claim: Claim, place: Placement) -> tuple[Any, ...]:
     """The words for a job that is to start."""
     plain = list(claim)
     plain[_SHAPE] = plain[_PLACE] = None
@@ -56,17 +56,17 @@ def start(claim: Claim, place: Place) -> tuple[Any, ...]:
 
 def read_start(
     claim: list[Any], shape: tuple[Any, ...], nodes: tuple[int, ...], gpus: tuple[tuple[str, ...], ...]
-) -> tuple[Claim, Place]:
+) -> tuple[Claim, Placement]:
     """The opposite of `start`, without START."""
     made = Shape._make(shape)
-    return Claim._make(claim)._replace(shape=made), Place(nodes, gpus, made)
+    return Claim._make(claim)._replace(shape=made), Placement(nodes, gpus, made)
 
 
-def ended(run: Exit, trouble: MachineTrouble | None = None) -> tuple[Any, ...]:
+def ended(run: RunResult, trouble: MachineTrouble | None = None) -> tuple[Any, ...]:
     """Return the message for a run that has ended, or that the node could not start because of `trouble`."""
     return ENDED, tuple(run), trouble and (trouble.message, trouble.scope)
 
 
-def read_ended(run: tuple[Any, ...], trouble: tuple[str, str] | None) -> tuple[Exit, MachineTrouble | None]:
+def read_ended(run: tuple[Any, ...], trouble: tuple[str, str] | None) -> tuple[RunResult, MachineTrouble | None]:
     """The opposite of `ended`, without ENDED."""
-    return Exit._make(run), trouble and MachineTrouble(*trouble)
+    return RunResult._make(run), trouble and MachineTrouble(*trouble)

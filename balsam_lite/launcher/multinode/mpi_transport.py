@@ -18,7 +18,7 @@ _TAG = 4711
 _FINALIZE_LIMIT_S = 10.0
 
 
-class Link(Protocol):
+class Transport(Protocol):
     """What carries messages. Those of one sender arrive in order, except that a large one may come late."""
 
     rank: int  # this one's
@@ -39,8 +39,8 @@ class Link(Protocol):
         """What has arrived since the last call: (sender, message)."""
 
 
-class MpiLink:
-    """`Link` over MPI's world.
+class MpiTransport:
+    """`Transport` over MPI's world.
 
     MPI's own waiting keeps a core busy, so it is only ever asked (MPI_Test, MPI_Improbe), and memory is handed over until
     a transfer is complete (MPI 4.1, sections 3.7 and 3.8).
@@ -132,7 +132,7 @@ class MpiLink:
         guard.cancel()
 
 
-def connect(ranks: int) -> MpiLink:
+def connect(ranks: int) -> MpiTransport:
     """Join the MPI program that this process was started in, which has so many ranks.
 
     Raises:
@@ -146,11 +146,11 @@ def connect(ranks: int) -> MpiLink:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as exc:  # RuntimeError is: "cannot load MPI library"
         raise LaunchError(f"mpi4py cannot be used on {os.uname().nodename}: {exc}", hint=INSTALL) from exc
-    link = MpiLink(MPI)
-    if link.size != ranks:
+    transport = MpiTransport(MPI)
+    if transport.size != ranks:
         raise LaunchError(
-            f"{ranks} programs were started, but mpi4py sees {link.size} of them: it was built for another MPI than the one "
-            f"whose command started them ({MPI.Get_library_version().strip().splitlines()[0]})",
+            f"{ranks} programs were started, but mpi4py sees {transport.size} of them: it was built for another MPI than "
+            f"the one whose command started them ({MPI.Get_library_version().strip().splitlines()[0]})",
             hint=f"{INSTALL} Or set MPI_FLAVOUR or MPI_RUN_EXE to that MPI's own start command.",
         )
-    return link
+    return transport

@@ -27,15 +27,15 @@ from ..exec.invocation import Context
 from ..exec.leftovers import end_runs
 from ..exec.run_file import RunFiles
 from ..exec.spawner import Spawner
-from ..placement import Node, Pool
+from ..placement import Node, NodePool
 from ..resources import LauncherOptions, Resources
 from ..runner import LocalRunner, Runner
 from . import messages
-from .channel import Post
-from .coordinator import ALIVE_HEARTBEATS, Crew, EnsembleRunner
-from .mpi_transport import MpiLink, connect
+from .channel import Channel
+from .coordinator import ALIVE_HEARTBEATS, ClusterRunner, Workers
+from .mpi_transport import MpiTransport, connect
 from .supervisor import Plan, report
-from .worker import ALONE_AFTER_HEARTBEATS, HEAD, Gone, NodeServer
+from .worker import ALONE_AFTER_HEARTBEATS, HEAD, ConnectionLost, Worker
 
 log = logging.getLogger("balsam_lite.launcher.multinode.rank")  # run as a program, its __name__ is __main__
 
@@ -49,7 +49,7 @@ def run(text: str) -> int:
     """Be one rank; returns the exit code. Does not return where the ranks cannot leave together."""
     plan = Plan.from_text(text)
     try:
-        link = connect(plan.ranks)
+        transport = connect(plan.ranks)
     except LaunchError as exc:
         report(error=str(exc))
         return 1
@@ -57,9 +57,9 @@ def run(text: str) -> int:
         # Not SIG_IGN: the programs that are started would inherit that.
         signal.signal(number, lambda *_: None)
     _keep_files_to_ourselves()
-    if link.rank == HEAD:
-        return _be_head(link, plan)
-    return _be_node(link, plan)
+    if transport.rank == HEAD:
+        return _be_head(transport, plan)
+    return _be_node(transport, plan)
 
 
 def _keep_files_to_ourselves() -> None:
@@ -71,7 +71,7 @@ def _keep_files_to_ourselves() -> None:
             pass
 
 
-def _leave(link: MpiLink, together: bool, code: int) -> int:
+def _leave(transport: MpiTransport, together: bool, code: int) -> int:
     """End this process: with all the others where that can be, else at once."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # its reader has ended
@@ -80,37 +80,39 @@ def _leave(link: MpiLink, together: bool, code: int) -> int:
         signal.signal(number, signal.SIG_IGN)  # Python puts an end to handlers before its own
     if not together:
         os._exit(code)
-    link.close()
+    transport.close()
     return code
 
 
 # --- rank 0 -----------------------------------------------------------------------------------------------------------
 
 
-def _be_head(link: MpiLink, plan: Plan) -> int:
+def _be_head(transport: MpiTransport, plan: Plan) -> int:
     settings = Settings.load(plan.db_directory)
     clock = SystemClock()
-    crew = Crew(link, clock, plan.heartbeat_s)
-    signal.signal(_SOMEBODY_DIED, lambda *_: crew.post.note_death())
+    workers = Workers(transport, clock, plan.heartbeat_s)
+    signal.signal(_SOMEBODY_DIED, lambda *_: workers.channel.note_death())
     code, error = 1, ""
     try:
         report(head=Holder.current())
         _listen_to_supervisor()
-        crew.gather()
+        workers.gather()
         found = resources.survey(plan.options, settings, plan.batch, os.environ)
-        found = found._replace(nodes=_nodes(found, {HEAD: _hello(), **crew.members}, settings, plan.options))
-        code = main.run_on(found, plan.db_directory, settings, plan.options, _Company(crew, found, clock), plan.lost_lease)
+        found = found._replace(nodes=_nodes(found, {HEAD: _hello(), **workers.members}, settings, plan.options))
+        code = main.run_on(
+            found, plan.db_directory, settings, plan.options, RemoteNodes(workers, found, clock), plan.lost_lease
+        )
     except BalsamError as exc:
         error = str(exc)
     except Exception as exc:  # said by the supervisor; the traceback is in the log
         log.exception("Rank 0 stops because of an error of its own.")
         error = f"Unexpected {type(exc).__name__}: {exc}"
-    together = crew.dismiss(in_good_order=code == 0)
+    together = workers.dismiss(in_good_order=code == 0)
     if error:
         report(error=error)
     else:
         report(ended=code)
-    return _leave(link, together, code)
+    return _leave(transport, together, code)
 
 
 def _listen_to_supervisor() -> None:
@@ -184,12 +186,12 @@ def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:
     return told if len(set(told)) == len(names) else list(names)
 
 
-class _Company:
+class RemoteNodes:
     """The other nodes, as `main` deals with them."""
 
-    def __init__(self, crew: Crew, found: Resources, clock: Clock) -> None:
-        self._crew, self._found, self._clock = crew, found, clock
-        self._runner: EnsembleRunner | None = None
+    def __init__(self, workers: Workers, found: Resources, clock: Clock) -> None:
+        self._workers, self._found, self._clock = workers, found, clock
+        self._runner: ClusterRunner | None = None
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
         """Make sure that nothing of dead launchers runs on any node, and have the nodes get ready."""
@@ -208,18 +210,18 @@ class _Company:
             context.gpu_variables,
         )
         end_runs(context.db_directory, settings.USER_KILL_GRACE_S, dead_marks)
-        self._crew.begin(orders)
+        self._workers.begin(orders)
 
-    def runner(self, local: LocalRunner, pool: Pool) -> Runner:
+    def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
         """What runs jobs on all nodes, given what does on this one."""
-        for rank in self._crew.left_out:
+        for rank in self._workers.left_out:
             pool.close(rank)
         rules = self._found.mpi_rules
 
         def is_own(claim: Claim) -> bool:
             return rules is not None and rules.starts(claim.shape)
 
-        self._runner = EnsembleRunner(local, self._crew, self._clock, is_own, pool.close)
+        self._runner = ClusterRunner(local, self._workers, self._clock, is_own, pool.close)
         return self._runner
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
@@ -233,35 +235,35 @@ class _Company:
 
     def abandon(self) -> None:
         """Have the nodes end everything at once."""
-        self._crew.abandon()
+        self._workers.abandon()
 
 
 # --- the other ranks --------------------------------------------------------------------------------------------------
 
 
-def _be_node(link: MpiLink, plan: Plan) -> int:
+def _be_node(transport: MpiTransport, plan: Plan) -> int:
     clock = SystemClock()
-    post = Post(link, (HEAD,), clock, ALIVE_HEARTBEATS * plan.heartbeat_s)
-    post.show_life()
-    _log_through(post)
+    channel = Channel(transport, (HEAD,), clock, ALIVE_HEARTBEATS * plan.heartbeat_s)
+    channel.start_heartbeat()
+    _log_through(channel)
     with Alarm() as alarm:
-        hands = _Hands(link.rank, clock, alarm, ALONE_AFTER_HEARTBEATS * plan.heartbeat_s)
-        server = NodeServer(post, clock, plan.heartbeat_s, hands, alarm.wait)
+        executor = LocalExecutor(transport.rank, clock, alarm, ALONE_AFTER_HEARTBEATS * plan.heartbeat_s)
+        server = Worker(channel, clock, plan.heartbeat_s, executor, alarm.wait)
         try:
             together = server.serve(_hello())
-        except Gone as exc:
+        except ConnectionLost as exc:
             terminal.write_stderr(f"balsam launcher on {os.uname().nodename}: {exc}\n")
             together = False
-        hands.close()
-    post.close()
-    return _leave(link, together, 0)
+        executor.close()
+    channel.close()
+    return _leave(transport, together, 0)
 
 
 def _hello() -> messages.Hello:
     return messages.Hello(messages.VERSION, os.uname().nodename, hardware.cpus(), hardware.gpus())
 
 
-class _Hands:
+class LocalExecutor:
     """What runs programs on this node."""
 
     def __init__(self, rank: int, clock: Clock, alarm: Alarm, silence_s: float) -> None:
@@ -311,18 +313,18 @@ class _Hands:
 class _ToHead(logging.Handler):
     """Sends what is logged to rank 0, which has a log."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, channel: Channel) -> None:
         super().__init__()
-        self._post = post
+        self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._post.say(HEAD, messages.LOG, record.levelno, self.format(record))
+        self._channel.send(HEAD, messages.LOG, record.levelno, self.format(record))
 
 
-def _log_through(post: Post) -> None:
+def _log_through(channel: Channel) -> None:
     logger = logging.getLogger("balsam_lite")
     logger.setLevel(logging.INFO)
-    logger.addHandler(_ToHead(post))
+    logger.addHandler(_ToHead(channel))
 
 
 if __name__ == "__main__":

@@ -128,21 +128,21 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     starter.words(names)
     logs.set_up(db_directory, settings, "supervisor")
     deadline = time.monotonic() + 60 * options.time_limit_minutes if options.time_limit_minutes > 0 else None
-    wishes = _Wishes()
+    signals = SignalInbox()
     batch, is_repeated, lost_lease = found.batch, False, None
     while True:
         if deadline is not None:
             options = options._replace(time_limit_minutes=max((deadline - time.monotonic()) / 60, 0.001))
         plan = Plan(db_directory, len(names), settings.HEARTBEAT_S, options, batch, lost_lease)
-        program, began = _Program(starter.words(names), plan, settings, wishes), time.monotonic()
+        program, began = _Program(starter.words(names), plan, settings, signals), time.monotonic()
         code = program.run()
         if code is not None:
             return code
         too_late = deadline is not None and deadline - time.monotonic() < 60 * _LEAST_MINUTES
-        if wishes.stop or too_late or batch is None:
+        if signals.stop or too_late or batch is None:
             break
-        alive = starter.answering(names, wishes)
-        if wishes.stop or not alive:
+        alive = starter.answering(names, signals)
+        if signals.stop or not alive:
             break
         if len(alive) == len(names):
             if program.lease is None or (is_repeated and time.monotonic() - began < _WORKED_S):
@@ -173,14 +173,14 @@ class _Starter:
             raise LaunchError(f"Jobs on {where} need an MPI start command: {found}")
         return found
 
-    def answering(self, names: Sequence[str], wishes: _Wishes) -> list[str]:
+    def answering(self, names: Sequence[str], signals: SignalInbox) -> list[str]:
         """Return the nodes on which a program can be started, in their order. A lost one takes `_PROBE_S`."""
         log.info("Asking each node whether it answers.")
         environ = _environ()
 
         def answers(name: str) -> bool:
             # A signal ends it early: nothing is started any more then.
-            return not wishes.stop and run([*self.words([name]), *_PROBE], timeout_s=_PROBE_S, environ=environ).ok
+            return not signals.stop and run([*self.words([name]), *_PROBE], timeout_s=_PROBE_S, environ=environ).ok
 
         with ThreadPoolExecutor(_PROBES) as pool:
             return [name for name, ok in zip(names, pool.map(answers, names)) if ok]
@@ -191,7 +191,7 @@ def _environ() -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, value in mpirun.scrubbed(os.environb).items()}
 
 
-class _Wishes:
+class SignalInbox:
     """What signals say. Takes them over for the rest of the process."""
 
     def __init__(self) -> None:
@@ -211,8 +211,8 @@ class _Wishes:
 class _Program:
     """The MPI program, once."""
 
-    def __init__(self, starter: Sequence[str], plan: Plan, settings: Settings, wishes: _Wishes) -> None:
-        self._plan, self._settings, self._wishes = plan, settings, wishes
+    def __init__(self, starter: Sequence[str], plan: Plan, settings: Settings, signals: SignalInbox) -> None:
+        self._plan, self._settings, self._signals = plan, settings, signals
         self._mark = ensemble_mark(Holder.current())
         log.info(
             "Starting %d ranks of balsam_lite.launcher.multinode.rank: %s", plan.ranks, " ".join([*starter, sys.executable])
@@ -262,7 +262,7 @@ class _Program:
                 if not data:
                     waiting.unregister(pipe)
                     del listeners[pipe]
-            for name in self._wishes.take():
+            for name in self._signals.take():
                 self._process.tell(f"stop {name}\n".encode())
                 self._times.setdefault("stop", time.monotonic())
             if self._process.returncode() is not None:

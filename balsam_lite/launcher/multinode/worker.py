@@ -10,11 +10,11 @@ from typing import Protocol
 
 from ...core import states
 from ...core.clock import Clock
-from ...db.store.claims import Claim, Exit, unstarted
-from ..placement import Place
+from ...db.store.claims import Claim, RunResult, unstarted
+from ..placement import Placement
 from ..runner import STOP_PERIOD_S, Runner
 from . import messages
-from .channel import Post, Words
+from .channel import Channel, Message
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _STARTING_S = 0.02
 _IDLE_PERIOD_S = 0.5
 
 
-class Hands(Protocol):
+class NodeExecutor(Protocol):
     """What runs programs on this node."""
 
     def begin(self, orders: messages.Begin) -> Runner:
@@ -40,11 +40,11 @@ class Hands(Protocol):
         """End whatever runs, and start nothing more."""
 
 
-class Gone(Exception):
+class ConnectionLost(Exception):
     """Rank 0 is gone, or the MPI program is being taken apart. The words say how that was seen."""
 
 
-class NodeServer:
+class Worker:
     """One node's rank.
 
     Args:
@@ -53,17 +53,17 @@ class NodeServer:
 
     def __init__(
         self,
-        post: Post,
+        channel: Channel,
         clock: Clock,
         heartbeat_s: float,
-        hands: Hands,
+        executor: NodeExecutor,
         nap: Callable[[float], bool],
     ) -> None:
-        self._post, self._clock, self._hands, self._nap = post, clock, hands, nap
+        self._channel, self._clock, self._executor, self._nap = channel, clock, executor, nap
         self._alone_after_s = ALONE_AFTER_HEARTBEATS * heartbeat_s
         self._parent = os.getppid()
         self._runner: Runner | None = None
-        self._to_start: deque[tuple[Claim, Place]] = deque()
+        self._to_start: deque[tuple[Claim, Placement]] = deque()
         self._is_broken = False
         self._look_at = 0.0
         self._is_leaving = self.leaves_together = False
@@ -72,13 +72,13 @@ class NodeServer:
         """Until rank 0 says that it is over; returns whether all ranks leave together.
 
         Raises:
-            Gone: nobody will say so any more. What ran here has been ended.
+            ConnectionLost: nobody will say so any more. What ran here has been ended.
         """
-        self._post.say(HEAD, messages.HELLO, tuple(hello))
+        self._channel.send(HEAD, messages.HELLO, tuple(hello))
         try:
             while not self.is_over:
                 self._turn()
-        except Gone:
+        except ConnectionLost:
             self._abandon()
             raise
         return self.leaves_together
@@ -86,10 +86,10 @@ class NodeServer:
     @property
     def is_over(self) -> bool:
         """Whether rank 0 has said that it is over, and has heard everything that was to be said."""
-        return self._is_leaving and not self._post.has_unheard(HEAD)
+        return self._is_leaving and not self._channel.has_unanswered(HEAD)
 
     def _turn(self) -> None:
-        heard = self._post.hear()
+        heard = self._channel.receive()
         try:
             for _, said in heard:
                 self._obey(said)
@@ -98,13 +98,13 @@ class NodeServer:
             self._break_down(exc)
         self._look_around()
         if not self.is_over:
-            self._post.wait(self._pause(), self._nap)
+            self._channel.wait(self._pause(), self._nap)
 
-    def _obey(self, said: Words) -> None:
+    def _obey(self, said: Message) -> None:
         kind, *rest = said
         if kind == messages.LEAVE:
             self._is_leaving, self.leaves_together = True, rest[0]
-            self._post.say(HEAD, messages.BYE)
+            self._channel.send(HEAD, messages.BYE)
         elif kind == messages.ABANDON:
             self._abandon()
         elif kind == messages.BEGIN:
@@ -121,10 +121,10 @@ class NodeServer:
     def _begin(self, orders: messages.Begin) -> None:
         trouble = ""
         try:
-            self._runner = self._hands.begin(orders)
+            self._runner = self._executor.begin(orders)
         except Exception as exc:  # noqa: BLE001  # this node cannot be used, the others can
             trouble = f"{type(exc).__name__}: {exc}"
-        self._post.say(HEAD, messages.READY, trouble)
+        self._channel.send(HEAD, messages.READY, trouble)
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -140,20 +140,22 @@ class NodeServer:
                 log.exception("Job %s: unexpected error at its start.", claim.label)
                 self._refuse(claim, states.RUN_ERROR, f"The job could not be started: unexpected {type(exc).__name__}: {exc}")
         for finished in self._runner.poll():
-            self._post.say(HEAD, *messages.ended(finished.exit, finished.trouble))
+            self._channel.send(HEAD, *messages.ended(finished.exit, finished.trouble))
 
     def _stop(self, jobs: list[int], result: str, grace_s: float) -> None:
         assert self._runner is not None
         wanted = set(jobs)
         for claim, _ in self._to_start:
             if claim.job in wanted:
-                self._post.say(HEAD, *messages.ended(unstarted(claim, self._clock.now_us(), "Stopped before it was started")))
+                self._channel.send(
+                    HEAD, *messages.ended(unstarted(claim, self._clock.now_us(), "Stopped before it was started"))
+                )
         self._to_start = deque(one for one in self._to_start if one[0].job not in wanted)
         self._runner.stop(wanted, result, grace_s)
 
     def _refuse(self, claim: Claim, result: str, message: str) -> None:
-        run = Exit(claim.job, claim.attempt, result, None, message, None, self._clock.now_us())
-        self._post.say(HEAD, *messages.ended(run))
+        run = RunResult(claim.job, claim.attempt, result, None, message, None, self._clock.now_us())
+        self._channel.send(HEAD, *messages.ended(run))
 
     def _pause(self) -> float:
         if self._to_start:
@@ -169,23 +171,23 @@ class NodeServer:
         if now < self._look_at:
             return
         self._look_at = now + _IDLE_PERIOD_S
-        self._hands.beat()
+        self._executor.beat()
         if os.getppid() != self._parent:
             self._abandon()  # before rank 0 hears of it, and gives the jobs to others
-            self._post.say_first(HEAD, messages.GONE, "the process that started it is gone")
-            self._post.send()
-            raise Gone("the MPI command's own process on this node is gone")
-        silent_s = self._post.silent_s(HEAD)
+            self._channel.send_first(HEAD, messages.GONE, "the process that started it is gone")
+            self._channel.flush()
+            raise ConnectionLost("the MPI command's own process on this node is gone")
+        silent_s = self._channel.silent_s(HEAD)
         if silent_s > self._alone_after_s:
-            raise Gone(f"nothing was heard of rank 0 for {silent_s:.0f} s")
+            raise ConnectionLost(f"nothing was heard of rank 0 for {silent_s:.0f} s")
 
     def _break_down(self, exc: Exception) -> None:
         """An error of our own: end what runs here, and leave the jobs to the others. The process stays, for MPI's sake."""
         log.exception("This node stops because of an error of its own.")
         self._abandon()
-        self._post.say_first(HEAD, messages.GONE, f"it stopped because of an error of its own: {type(exc).__name__}: {exc}")
+        self._channel.send_first(HEAD, messages.GONE, f"it stopped because of an error of its own: {type(exc).__name__}: {exc}")
 
     def _abandon(self) -> None:
         self._is_broken = True
         self._to_start.clear()
-        self._hands.abandon()
+        self._executor.abandon()

@@ -11,7 +11,7 @@ PACKAGING := setup.cfg setup.py balsam_lite/templates/balsamactivate balsam_lite
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long lint format bench clean
+.PHONY: help venv demo test test-long lint format bench docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -39,8 +39,11 @@ format: $(VENV)/.installed-dev ## let ruff sort the imports and lay out the code
 bench: $(VENV)/.installed ## measure; one JSON line for each benchmark; FULL=1 for the sizes of the goals
 	@PYTHON="$(CURDIR)/$(BIN)/python" sh benchmarks/run_all.sh
 
+docs: $(VENV)/.installed-docs ## build the pages of docs/ into build/docs; needs Python 3.11 or newer
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+
 clean: ## remove .venv and all that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

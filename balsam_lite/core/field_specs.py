@@ -27,84 +27,85 @@ class Field(NamedTuple):
     kind: str  # a key of _CHECKS
     default: Any
     settable: bool = True  # by users; the others belong to the store
+    meaning: str = ""  # for the documentation
 
 
 JOB_FIELDS = (
     # In the order in which the printed form lists them.
-    Field("workflow", "label", ""),
-    Field("name", "label", ""),
-    Field("description", "text", ""),
-    Field("lease", "id", None, settable=False),
-    Field("input_files", "text", "*"),
-    Field("stage_in_url", "place", ""),
-    Field("stage_out_files", "text", ""),
-    Field("stage_out_url", "place", ""),
-    Field("wall_time_minutes", "minutes", 1),
-    Field("num_nodes", "count", 1),
-    Field("coschedule_num_nodes", "count0", 0),
-    Field("ranks_per_node", "count", 1),
-    Field("cpu_affinity", "affinity", "none"),
-    Field("threads_per_rank", "count", 1),
-    Field("threads_per_core", "count", 1),
-    Field("node_packing_count", "count", 1),
-    Field("environ_vars", "environ", "{}"),
-    Field("application", "label", ""),
-    Field("args", "command", ""),
-    Field("user_workdir", "path", ""),
-    Field("wait_for_parents", "flag", 1),
-    Field("post_error_handler", "flag", 0),
-    Field("post_timeout_handler", "flag", 0),
-    Field("auto_timeout_retry", "flag", 1),
-    Field("state", "state", states.CREATED, settable=False),
-    Field("queued_launch_id", "id", None),
-    Field("data", "object", "{}"),
+    Field("workflow", "label", "", meaning="Label that jobs share; also the directory above their working directories"),
+    Field("name", "label", "", meaning="Name of the job; its output is NAME.out"),
+    Field("description", "text", "", meaning="Free text"),
+    Field("lease", "id", None, settable=False, meaning="Launcher that holds the job"),
+    Field("input_files", "text", "*", meaning="Patterns of the parents' files that are linked into the working directory"),
+    Field("stage_in_url", "place", "", meaning="Where input files are copied from before the run"),
+    Field("stage_out_files", "text", "", meaning="Patterns of the files that are copied after the run"),
+    Field("stage_out_url", "place", "", meaning="Where these files are copied to"),
+    Field("wall_time_minutes", "minutes", 1, meaning="Estimated run time in minutes; 1 means unknown, and short"),
+    Field("num_nodes", "count", 1, meaning="Number of nodes"),
+    Field("coschedule_num_nodes", "count0", 0, meaning="Kept for Balsam 0.3; without effect"),
+    Field("ranks_per_node", "count", 1, meaning="MPI ranks on each node"),
+    Field("cpu_affinity", "affinity", "none", meaning="none or depth: bind each rank to CPUs of its own"),
+    Field("threads_per_rank", "count", 1, meaning="Threads of each rank"),
+    Field("threads_per_core", "count", 1, meaning="Threads on each CPU core"),
+    Field("node_packing_count", "count", 1, meaning="Maximum number of these jobs per node"),
+    Field("environ_vars", "environ", "{}", meaning="Environment variables of the run"),
+    Field("application", "label", "", meaning="Name of the application"),
+    Field("args", "command", "", meaning="Arguments, appended to the application's command line"),
+    Field("user_workdir", "path", "", meaning="Directory to run in, in place of one below data/"),
+    Field("wait_for_parents", "flag", 1, meaning="Whether the job waits for its parents"),
+    Field("post_error_handler", "flag", 0, meaning="Whether the postprocess hook handles errors"),
+    Field("post_timeout_handler", "flag", 0, meaning="Whether the postprocess hook handles timeouts"),
+    Field("auto_timeout_retry", "flag", 1, meaning="Whether the job runs again after a timeout"),
+    Field("state", "state", states.CREATED, settable=False, meaning="State of the job"),
+    Field("queued_launch_id", "id", None, meaning="Number of the launch that the service has planned for the job"),
+    Field("data", "object", "{}", meaning="JSON object for your own use"),
     # What the slides do not print.
-    Field("tags", "tags", "{}"),
-    Field("parameters", "object", "{}"),
-    Field("gpus_per_rank", "amount", 0),
-    Field("priority", "integer", 0),
-    Field("restart_limit", "count0", 10),
-    Field("workdir", "text", "", settable=False),
-    Field("return_code", "id", None, settable=False),
-    Field("attempt", "count0", 0, settable=False),
-    Field("restarts", "count0", 0, settable=False),
-    Field("unfinished_parents", "count0", 0, settable=False),
-    Field("created", "count0", 0, settable=False),
-    Field("origin", "text", "", settable=False),
+    Field("tags", "tags", "{}", meaning="Labels, as pairs of text"),
+    Field("parameters", "object", "{}", meaning="Values for the placeholders of the application's command template"),
+    Field("gpus_per_rank", "amount", 0, meaning="GPUs of each rank; a fraction shares one"),
+    Field("priority", "integer", 0, meaning="Jobs with a higher number start first"),
+    Field("restart_limit", "count0", 10, meaning="Maximum number of restarts after timeouts and lost launchers"),
+    Field("workdir", "text", "", settable=False, meaning="Working directory, below data/"),
+    Field("return_code", "id", None, settable=False, meaning="Exit code of the last run; negative: the signal that ended it"),
+    Field("attempt", "count0", 0, settable=False, meaning="How many times the job has been started"),
+    Field("restarts", "count0", 0, settable=False, meaning="Number of restarts"),
+    Field("unfinished_parents", "count0", 0, settable=False, meaning="0 when the parents let the job run"),
+    Field("created", "count0", 0, settable=False, meaning="Time at which the job was added"),
+    Field("origin", "text", "", settable=False, meaning="How the job was added"),
     # Since schema version 2; new columns come last, where ALTER TABLE puts them.
-    Field("max_retries", "count0", 0),
-    Field("retry_codes", "codes", ""),
-    Field("retries", "count0", 0, settable=False),
+    Field("max_retries", "count0", 0, meaning="Maximum number of further runs after an error"),
+    Field("retry_codes", "codes", "", meaning="Exit codes after which the job is retried; empty: all but 0"),
+    Field("retries", "count0", 0, settable=False, meaning="Number of retries"),
     # Since schema version 3.
-    Field("mpi_flags", "command", ""),
+    Field("mpi_flags", "command", "", meaning="Further options of the MPI start command"),
     # Since schema version 5.
-    Field("run_when", "run_when", "all_finished"),  # which ends of its parents let it run
-    Field("exit_0_is_done_after_stop", "flag", 0),  # a run that was told to stop and exits with 0 is done
-    Field("start_after", "id", None, settable=False),  # microseconds; no launcher takes it before
-    Field("told_to_stop", "id", None, settable=False),  # microseconds; when its launcher told the run to stop
+    Field("run_when", "run_when", "all_finished", meaning="Which ends of its parents let the job run"),
+    Field("exit_0_is_done_after_stop", "flag", 0, meaning="Whether exit code 0 counts as done after a stop"),
+    Field("start_after", "id", None, settable=False, meaning="Time before which no launcher takes the job"),
+    Field("told_to_stop", "id", None, settable=False, meaning="Time at which the launcher told the run to stop"),
     # Since schema version 6.
-    Field("keep_background", "flag", 0),  # leave the processes alone that the run leaves behind
-    Field("launcher_deaths", "count0", 0, settable=False),  # launchers that died, without an outside cause, while it ran
+    Field("keep_background", "flag", 0, meaning="Whether background processes go on after the run"),
+    Field("launcher_deaths", "count0", 0, settable=False, meaning="Launchers that died while the job ran"),
 )
 
 APP_FIELDS = (
-    Field("name", "label", ""),
-    Field("description", "text", ""),
-    Field("executable", "command", ""),
-    Field("preprocess", "command", ""),
-    Field("envscript", "path", ""),
-    Field("postprocess", "command", ""),
+    Field("name", "label", "", meaning="Name of the application"),
+    Field("description", "text", "", meaning="Free text"),
+    Field("executable", "command", "", meaning="Command line of the program"),
+    Field("preprocess", "command", "", meaning="Hook that runs before the program"),
+    Field("envscript", "path", "", meaning="Shell script that sets up the program's environment"),
+    Field("postprocess", "command", "", meaning="Hook that runs after the program"),
     # Since schema version 4: what an application has that is a Python class.
-    Field("definition", "object", "{}"),  # where the class is: see `pyapps.class_loader`
-    Field("command_template", "text", ""),  # jinja2; a job's parameters make a command line of it
-    Field("parameters", "object", "{}"),  # name -> {required, default, help}
-    Field("environ_vars", "environ", "{}"),
-    Field("handle_error", "command", ""),  # scripts that are asked after RUN_ERROR and RUN_TIMEOUT
-    Field("handle_timeout", "command", ""),
+    Field("definition", "object", "{}", meaning="File and name of the Python class"),
+    Field("command_template", "text", "", meaning="Command line with placeholders (jinja2)"),
+    Field("parameters", "object", "{}", meaning="Placeholders, each with default and help text"),
+    Field("environ_vars", "environ", "{}", meaning="Environment variables of all its runs"),
+    Field("handle_error", "command", "", meaning="Hook that is called after an error"),
+    Field("handle_timeout", "command", "", meaning="Hook that is called after a timeout"),
     # Since schema version 5.
-    Field("exit_0_is_done_after_stop", "flag", 0),  # for all its jobs
+    Field("exit_0_is_done_after_stop", "flag", 0, meaning="The job's field of this name, for all jobs"),
     # Since schema version 6.
-    Field("keep_background", "flag", 0),  # for all its jobs
+    Field("keep_background", "flag", 0, meaning="The job's field of this name, for all jobs"),
 )
 
 JOB_FIELD = {field.name: field for field in JOB_FIELDS}

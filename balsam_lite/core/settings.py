@@ -26,36 +26,36 @@ class SettingsWarning(UserWarning):
 class Settings(NamedTuple):
     """Every setting with its default. The names are the keys of settings.json, and of the environment with BALSAM_ before."""
 
-    SCHEDULER_CLASS: str = ""  # "" is: the first scheduler whose commands are on PATH, else LocalScheduler
-    SCHEDULER_SUBMIT_EXE: str = ""  # "" is: the scheduler's own command, found on PATH
+    SCHEDULER_CLASS: str = ""
+    SCHEDULER_SUBMIT_EXE: str = ""
     SCHEDULER_STATUS_EXE: str = ""
     SCHEDULER_CANCEL_EXE: str = ""
-    SCHEDULER_TIMEOUT_S: float = 60.0  # a command of the scheduler that takes longer has failed
+    SCHEDULER_TIMEOUT_S: float = 60.0
     DEFAULT_PROJECT: str = "datascience"
-    SERVICE_PERIOD: int = 10  # seconds between two turns of the service
-    NUM_TRANSITION_THREADS: int = 5  # pre- and postprocess scripts that a launcher runs at once
+    SERVICE_PERIOD: int = 10
+    NUM_TRANSITION_THREADS: int = 5
     MAX_CONCURRENT_MPIRUNS: int = 1000
-    MPI_FLAVOUR: str = ""  # aprun, mpich, intel, openmpi, srun, pals or jsrun; "" is: what is found on PATH
-    MPI_RUN_EXE: str = ""  # "" is: the flavour's own command, found on PATH
-    MPI_RUN_TEMPLATE: str = ""  # a command line (jinja2) for any other; wins over the flavour
+    MPI_FLAVOUR: str = ""
+    MPI_RUN_EXE: str = ""
+    MPI_RUN_TEMPLATE: str = ""
     LOG_HANDLER_LEVEL: str = "INFO"
     LOG_BACKUP_COUNT: int = 5
-    LOG_FILE_SIZE_LIMIT: int = 100 * 1024 * 1024  # bytes
-    QUEUE_POLICY: str = "policy.ini"  # relative to the directory of the settings file
-    JOB_TEMPLATE: str = ""  # relative to the DB or ~/.balsam; "" is the scheduler's own template
-    CPUS_PER_NODE: int = 0  # 0 is: ask the machine
-    GPUS_PER_NODE: int = -1  # -1 is: ask the machine
-    GPU_VARIABLES: str = "CUDA_VISIBLE_DEVICES"  # which tell a job its GPUs, with blanks or commas between them
-    MAX_LOCAL_LAUNCHES: int = 1  # batch jobs that the local scheduler runs at once
+    LOG_FILE_SIZE_LIMIT: int = 100 * 1024 * 1024
+    QUEUE_POLICY: str = "policy.ini"
+    JOB_TEMPLATE: str = ""
+    CPUS_PER_NODE: int = 0
+    GPUS_PER_NODE: int = -1
+    GPU_VARIABLES: str = "CUDA_VISIBLE_DEVICES"
+    MAX_LOCAL_LAUNCHES: int = 1
     HOOK_TIME_LIMIT_S: int = 300
-    KILL_GRACE_S: float = 10.0  # between SIGTERM and SIGKILL when a launcher ends
-    USER_KILL_GRACE_S: float = 0.7  # the same when the user kills a job
-    START_DELAY_S: float = 1.0  # from the last addition of a process to the start of its `add_job` jobs; 0: at once
-    IDLE_TTL_S: float = 10.0  # a launcher without work leaves after this long
-    SUSPECT_WAIT_S: float = 3600.0  # jobs beside which launchers died come first after this long, and run apart from others
-    TROUBLE_TTL_S: float = 600.0  # a launcher that runs nothing and can start nothing ends after this
+    KILL_GRACE_S: float = 10.0
+    USER_KILL_GRACE_S: float = 0.7
+    START_DELAY_S: float = 1.0
+    IDLE_TTL_S: float = 10.0
+    SUSPECT_WAIT_S: float = 3600.0
+    TROUBLE_TTL_S: float = 600.0
     HEARTBEAT_S: float = 10.0
-    LEASE_EXPIRY_S: float = 120.0  # a holder on another host counts as dead after this long without a heartbeat
+    LEASE_EXPIRY_S: float = 120.0
     BUSY_TIMEOUT_S: float = 60.0
     ERROR_TAIL_LINES: int = 16
 
@@ -87,6 +87,42 @@ class Settings(NamedTuple):
         return cls(**values)
 
 
+#: The meaning of each setting, with the special values of some. The documentation prints this table.
+MEANINGS = {
+    "SCHEDULER_CLASS": "Batch system: one of the names below; empty: the first whose commands are on PATH, else LocalScheduler",
+    "SCHEDULER_SUBMIT_EXE": "Command that submits a batch job; empty: the scheduler's own, found on PATH",
+    "SCHEDULER_STATUS_EXE": "Command that lists batch jobs; empty: the scheduler's own, found on PATH",
+    "SCHEDULER_CANCEL_EXE": "Command that cancels a batch job; empty: the scheduler's own, found on PATH",
+    "SCHEDULER_TIMEOUT_S": "Seconds after which a command of the scheduler counts as failed",
+    "DEFAULT_PROJECT": "Project (account) to charge when a launch names none",
+    "SERVICE_PERIOD": "Seconds between two turns of the service",
+    "NUM_TRANSITION_THREADS": "Number of scripts and file transfers that a launcher runs at once before and after runs",
+    "MAX_CONCURRENT_MPIRUNS": "Maximum number of MPI jobs that one launcher runs at once",
+    "MPI_FLAVOUR": "MPI start command: one of the names below; empty: the one that is found on PATH",
+    "MPI_RUN_EXE": "Program, with options if need be, in place of the flavour's own; empty: found on PATH",
+    "MPI_RUN_TEMPLATE": "Command line (jinja2) of any other MPI start command; overrides MPI_FLAVOUR",
+    "LOG_HANDLER_LEVEL": "Least severe messages that a launcher logs",
+    "LOG_BACKUP_COUNT": "Number of older pieces of a log that are kept",
+    "LOG_FILE_SIZE_LIMIT": "Size in bytes at which a launcher starts a new log file",
+    "QUEUE_POLICY": "Policy file of the service, relative to the directory of the settings file",
+    "JOB_TEMPLATE": "Template of job scripts, relative to the DB or to ~/.balsam; empty: the scheduler's own",
+    "CPUS_PER_NODE": "CPUs of each node; 0: as many as the machine has",
+    "GPUS_PER_NODE": "GPUs of each node; -1: as many as the machine has",
+    "GPU_VARIABLES": "Variables that tell a job its GPUs, separated by spaces or commas",
+    "MAX_LOCAL_LAUNCHES": "Maximum number of batch jobs that the local scheduler runs at once",
+    "HOOK_TIME_LIMIT_S": "Seconds after which a hook is ended",
+    "KILL_GRACE_S": "Seconds between SIGTERM and SIGKILL when a launcher ends",
+    "USER_KILL_GRACE_S": "Seconds between SIGTERM and SIGKILL when a user kills a job",
+    "START_DELAY_S": "Seconds from the last add_job or add_dependency of a process to the start of its jobs; 0: none",
+    "IDLE_TTL_S": "Seconds that a launcher without work waits for more",
+    "SUSPECT_WAIT_S": "Seconds after which jobs at whose side launchers died run before all others, and apart from them",
+    "TROUBLE_TTL_S": "Seconds after which a launcher ends that runs nothing and can start nothing",
+    "HEARTBEAT_S": "Seconds between two heartbeats of a launcher; at most a quarter of LEASE_EXPIRY_S is used",
+    "LEASE_EXPIRY_S": "Seconds without a heartbeat after which a launcher on another host counts as dead",
+    "BUSY_TIMEOUT_S": "Seconds to wait for a DB that other processes are writing to",
+    "ERROR_TAIL_LINES": "Last lines of a failed run's output that go into the job's history",
+}
+
 _DEFAULTS = Settings()
 #: Settings that make no sense at zero.
 _POSITIVE = {
@@ -96,7 +132,7 @@ _POSITIVE = {
 #: Settings below zero: there -1 has a meaning.
 _LOWEST = {"GPUS_PER_NODE": -1}
 #: Settings that are one of a few words; "" leaves it open. Whoever reads them has the same list, which a test compares.
-_CHOICES = {
+CHOICES = {
     "SCHEDULER_CLASS": ("", "CobaltScheduler", "LocalScheduler", "PBSScheduler", "SlurmScheduler"),
     "LOG_HANDLER_LEVEL": ("DEBUG", "INFO", "WARNING", "WARN", "ERROR", "CRITICAL"),
     "MPI_FLAVOUR": ("", "aprun", "intel", "jsrun", "mpich", "openmpi", "pals", "srun"),
@@ -150,7 +186,7 @@ def _in_range(key: str, value: Any, where: str) -> Any:
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise SettingsError(f"{where} must be valid text without NUL, not {value!a}")
-        choices = _CHOICES.get(key)
+        choices = CHOICES.get(key)
         if choices and value.lower() not in map(str.lower, choices):
             raise SettingsError(f"{where} must be one of {' '.join(filter(None, choices))}, not {value!r}")
         return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -10,15 +12,15 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 from helpers import ROOT
 
 from balsam_lite.cli import group
-from balsam_lite.core import settings, states
+from balsam_lite.core import errors, field_specs, settings, states
 
+DOCS = ROOT / "docs"
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
 
@@ -86,18 +88,56 @@ def test_the_table_of_states_is_that_of_the_program() -> None:
     assert rows == list(states.DESCRIPTIONS.items())
 
 
-def test_the_table_of_settings_has_each_key_with_its_default() -> None:
-    rows = re.findall(r'^([A-Z_]+) +("[^"]*"|-?[\d.]+) +\S', section("Settings"), re.MULTILINE)
-    found: dict[str, Any] = {key: ast.literal_eval(default) for key, default in rows}
-    assert found == settings.Settings()._asdict()
-    assert len(rows) == len(found)
+def generated() -> dict[str, str]:
+    """The texts that the build of the documentation takes from the code, by the names of their files."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.files()
 
 
-#: Of no use to users: for tests; set by nobody.
+def test_each_setting_and_each_field_has_a_meaning_in_one_line() -> None:
+    assert list(settings.MEANINGS) == list(settings.Settings._fields)
+    meanings = [*settings.MEANINGS.values(), *(f.meaning for f in field_specs.JOB_FIELDS + field_specs.APP_FIELDS)]
+    assert [text for text in meanings if not text or len(text) > 110 or text.endswith(".") or "\n" in text] == []
+
+
+def test_the_pages_have_each_setting_state_field_and_exit_code_of_the_code() -> None:
+    texts = generated()
+    for key, default in settings.Settings()._asdict().items():
+        assert f"* - ``{key}``\n     - ``{json.dumps(default)}``" in texts["settings.txt"]
+    for key in settings.CHOICES:
+        assert key in texts["setting_choices.txt"]
+    for state in states.STATES:
+        assert f"* - ``{state}``" in texts["states.txt"]
+        assert f">{state}<" in texts["states.svg"]
+    for field in field_specs.JOB_FIELDS:
+        assert f"* - ``{field.name}``" in texts["job_fields.txt"]
+    for alias in field_specs.ALIASES:
+        assert f", ``{alias}``" in texts["job_fields.txt"]
+    for field in field_specs.APP_FIELDS:
+        assert f"* - ``{field.name}``" in texts["app_fields.txt"]
+    codes = {
+        kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.BalsamError)
+    }
+    for code in codes | {0}:
+        assert f"* - ``{code}``" in texts["exit_codes.txt"]
+
+
+def test_each_generated_file_is_on_a_page_and_each_that_a_page_wants_is_generated() -> None:
+    wanted = set()
+    for page in DOCS.rglob("*.rst"):
+        wanted |= set(re.findall(r"generated/(\S+)", page.read_text(encoding="utf-8")))
+    assert wanted == set(generated())
+
+
+#: Not for users: for tests, and between processes of balsam_lite.
 SECRET = {"BALSAM_DETACHED", "BALSAM_FAILPOINT", "BALSAM_LEASE_ID", "BALSAM_LOADING"}
 
 
-def test_the_readme_names_each_environment_variable_of_the_program() -> None:
+def test_the_pages_name_each_environment_variable_of_the_program() -> None:
+    page = (DOCS / "reference" / "environment.rst").read_text(encoding="utf-8")
     used: set[str] = set()
     for path in (ROOT / "balsam_lite").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -105,7 +145,15 @@ def test_the_readme_names_each_environment_variable_of_the_program() -> None:
                 text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
                 used |= {text} if re.fullmatch(r"_?BALSAM_[A-Z_]*[A-Z]", text) else set()
     assert "BALSAM_DB_PATH" in used
-    assert {name for name in used - SECRET if name not in README} == set()
+    assert {name for name in used - SECRET if f"``{name}``" not in page} == set()
+
+
+def test_links_to_other_places_are_whole_addresses() -> None:
+    for page in DOCS.rglob("*.rst"):
+        text = page.read_text(encoding="utf-8")
+        for address in re.findall(r"`[^`<]+<([^`>]+)>`_", text):
+            assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[\w./~%#?=&+-]*)?", address), f"{page}: {address}"
+        assert "http://" not in text, page
 
 
 def test_each_name_of_the_python_interface_is_in_the_readme() -> None:

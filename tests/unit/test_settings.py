@@ -77,7 +77,7 @@ def test_without_the_variable_home_is_below_the_users_home() -> None:
 
 @pytest.mark.parametrize("key", Settings._fields)
 def test_every_setting_is_read_from_a_file_and_from_the_environment_as_its_kind(places: Places, key: str) -> None:
-    value = settings._CHOICES[key][-1] if key in settings._CHOICES else type(getattr(Settings(), key))(7)
+    value = settings.CHOICES[key][-1] if key in settings.CHOICES else type(getattr(Settings(), key))(7)
     places.db.write_text(json.dumps({key: value}))
     assert places.load() == Settings()._replace(**{key: value})
     places.db.unlink()
@@ -205,7 +205,7 @@ def test_an_unreadable_file_is_an_error(places: Places) -> None:
 def test_exactly_the_words_are_allowed_that_something_is_made_of(places: Places) -> None:
     readers = {"MPI_FLAVOUR": ("", *FLAVOURS), "SCHEDULER_CLASS": ("", *base._SCHEDULERS)}
     for key, words in readers.items():
-        assert set(settings._CHOICES[key]) == set(words)
+        assert set(settings.CHOICES[key]) == set(words)
     readers["LOG_HANDLER_LEVEL"] = ("DEBUG", "info", "Warning", "ERROR")
     for key, words in readers.items():
         for word in words:

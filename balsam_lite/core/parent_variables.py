@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from .files import write_atomic
+
 IDS, STATES = "BALSAM_PARENT_IDS", "BALSAM_PARENT_STATES"
 #: Instead of a variable that would be too long: the path of a file with the same list.
 IDS_FILE, STATES_FILE = f"{IDS}_FILE", f"{STATES}_FILE"
@@ -60,7 +62,4 @@ def write_files(parents: Sequence[tuple[str, str]], found: Mapping[str, str]) ->
     for name, values in zip((IDS_FILE, STATES_FILE), _columns(parents)):
         path = found.get(name)
         if path is not None:
-            temporary = f"{path}.{os.getpid()}"
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(values, file)
-            os.replace(temporary, path)
+            write_atomic(path, json.dumps(values))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BalsamError, InvalidSpec
+from ..core.files import replacing
 from ..db.engine.filesystem import failure
 from . import timeline
 from .timeline import Counts, Curve, Runs
@@ -80,20 +81,15 @@ def save(figure: Figure, path: str) -> None:
 
     check_path(path)
     kind = os.path.splitext(path)[1].lower()[1:]
-    unfinished = f"{path}.{os.getpid()}.part"
     # Text stays text: it can be searched, and edited before it goes into a paper.
     settings: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "balsam"}
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     try:
-        with matplotlib.rc_context(settings), warnings.catch_warnings():
+        with replacing(path) as unfinished, matplotlib.rc_context(settings), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a name may have letters that the font does not
             figure.savefig(unfinished, format=kind, dpi=_DPI, metadata=metadata)
-        os.replace(unfinished, path)
     except OSError as exc:
         raise BalsamError(f"{path} cannot be written: {failure(exc, path, exc.strerror)}") from exc
-    finally:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
 
 
 # --- the plots --------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ for classes with a `shell_preamble`. Compute ranks read that, and nothing else o
 from __future__ import annotations
 
 import json
-import os
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..core.errors import InvalidSpec
+from ..core.files import write_atomic
 
 
 class Source(NamedTuple):
@@ -68,10 +68,7 @@ def file_name(job_id: str) -> str:
 
 def write(path: str, order: Order) -> None:
     """Write it so that readers see the whole file or none. Raises OSError."""
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(order._asdict(), file)
-    os.replace(temporary, path)
+    write_atomic(path, json.dumps(order._asdict()))
 
 
 def read(path: str) -> Order:

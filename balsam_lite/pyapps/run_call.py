@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ..core.files import write_atomic
 from .python_argv import RESULT
 
 #: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run. Python's own
@@ -39,10 +40,7 @@ class Outcome(NamedTuple):
 
 def write(path: str, value: tuple[Any, ...]) -> None:
     """Write it so that readers see the whole file or none."""
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "wb") as file:
-        pickle.dump(tuple(value), file, protocol=4)
-    os.replace(temporary, path)
+    write_atomic(path, pickle.dumps(tuple(value), protocol=4))
 
 
 def read_outcome(path: str) -> Outcome:

@@ -12,16 +12,13 @@ module never runs or ends a script.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import random
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..core import process_table, subprocess_run
+from ..core import files, process_table, subprocess_run
 from ..core.clock import SECOND_US, SystemClock
 from ..core.identity import Holder
 from . import base
@@ -29,7 +26,8 @@ from .base import BatchStatus, Submission
 
 #: A shepherd that was sent for has so long to appear, microseconds. Python starts within a second on a busy machine.
 _SPAWN_PATIENCE_US = 10 * SECOND_US
-_LOCK_PATIENCE_S = 20.0
+#: A lock on a broken network file system may never come.
+_LOCK_TIMEOUT_S = 20.0
 _KEEP_ENDED = 1000
 
 _now_us = SystemClock.now_us
@@ -116,13 +114,9 @@ class LocalQueue:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone with the files. The lock dies with its process. Not reentrant; never fork inside."""
-        handle = os.open(os.path.join(self.directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _flock(handle, self.directory)
+        """Keep other processes from the files. Not reentrant; never fork inside. Raises TimeoutError, OSError."""
+        with files.locked(os.path.join(self.directory, "lock"), _LOCK_TIMEOUT_S):
             yield
-        finally:
-            os.close(handle)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -175,7 +169,7 @@ class LocalQueue:
         record = Record(str(number), submission, limit, grace_s, Holder.current(), _now_us())
         # JSON keeps bytes that are no UTF-8 as lone surrogates, in ASCII.
         variables = os.path.join(self._active, f"{number}.environ")
-        _write_new(variables, json.dumps(dict(environ)))
+        files.write_atomic(variables, json.dumps(dict(environ)), 0o600)
         try:
             self.write(record)
         except OSError:
@@ -189,8 +183,7 @@ class LocalQueue:
         """Replace the record, whole; one that has ended leaves the queue."""
         folder = self._active if record.ended_us is None else self._ended
         path = self._path(folder, record.id)
-        _write_new(path + ".new", record.to_json())
-        os.replace(path + ".new", path)
+        files.write_atomic(path, record.to_json(), 0o600)
         if folder is self._ended:
             _remove(self._path(self._active, record.id))
             _remove(os.path.join(self._active, f"{record.id}.environ"))
@@ -243,35 +236,11 @@ class LocalQueue:
         return os.path.join(folder, f"{native_id}.json")
 
 
-def _flock(handle: int, directory: str) -> None:
-    """Wait for the lock, but not for ever: on a broken network file system it would never come."""
-    give_up = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                raise TimeoutError(f"{directory} has been locked for {_LOCK_PATIENCE_S:g} s") from None
-        time.sleep(random.uniform(0.001, 0.01))
-
-
 def _ids(folder: str) -> Iterator[int]:
     for name in os.listdir(folder):
         stem, _, ending = name.partition(".")
         if ending == "json" and stem.isascii() and stem.isdigit():
             yield int(stem)
-
-
-def _write_new(path: str, text: str) -> None:
-    """Write a file that nobody reads yet, whole or not at all."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
-            file.write(text)
-    except OSError:
-        _remove(path)
-        raise
 
 
 def _remove(path: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import AmbiguousJobId, CancelFailed, SubmitFailed, SubmitUncertain, UnknownBatchJob
+from ..core.files import replacing, write_new
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
@@ -144,16 +145,9 @@ def _write_script(path: str, text: str, mode: int) -> None:
         pass
     if os.path.islink(path):
         raise FileExistsError(f"{path} is a link")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(path + ".new", flags, mode)
-    try:
-        with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-            os.fchmod(handle, os.fstat(handle).st_mode | 0o500)
-            file.write(text)
-        os.replace(path + ".new", path)
-    except OSError:
-        os.unlink(path + ".new")
-        raise
+    with replacing(path) as temporary:
+        write_new(temporary, text, mode)
+        os.chmod(temporary, os.stat(temporary).st_mode | 0o500)
 
 
 # --- afterwards -------------------------------------------------------------------------------------------------------

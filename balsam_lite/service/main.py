@@ -14,11 +14,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
-from ..core import daemon, subprocess_run, terminal
+from ..core import daemon, files, subprocess_run, terminal
 from ..core.clock import SECOND_US, SystemClock
 from ..core.daemon import Ready
 from ..core.errors import AnotherService, BalsamError, DatabaseGone, DatabaseReadOnly, LaunchError, LostLease
@@ -103,25 +103,19 @@ def _alone(directory: str) -> Iterator[None]:
 
     Where the file system has no locks, the lease alone keeps a second service out.
     """
-    import fcntl
-
     path = os.path.join(directory, LOCK)
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise DatabaseReadOnly(
-            f"{path} cannot be written: {failure(exc, path, exc.strerror)}", hint="The service needs a DB of your own."
-        ) from exc
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.enter_context(files.locked(path))
+        except TimeoutError:
             raise AnotherService(hint="`balsam service status` shows it, `balsam service stop` ends it.") from None
-        except OSError as exc:
+        except files.LocksUnsupported as exc:
             log.debug("no lock file: %s", exc)
+        except OSError as exc:
+            raise DatabaseReadOnly(
+                f"{path} cannot be written: {failure(exc, path, exc.strerror)}", hint="The service needs a DB of your own."
+            ) from exc
         yield
-    finally:
-        os.close(handle)
 
 
 def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..core.errors import BalsamError, DatabaseError, InputError, UnsafeFilesystem
-from ..core.files import write_json
+from ..core.files import write_json_atomic
 from ..db.engine import binding, connection, directories, filesystem, maintenance, registry, session
 from ..db.engine.connection import Database
 from ..db.engine.registry import Entry
@@ -113,7 +113,7 @@ def _refuse_unsafe(source: str, target: str) -> None:
 def _is_renamed(source: str, target: str) -> bool:
     """Rename the directory, with a note in it where it was. False where the new one would be on another file system."""
     try:
-        write_json(os.path.join(source, manage.MOVING), source)
+        write_json_atomic(os.path.join(source, manage.MOVING), source)
         os.rename(source, target)
     except OSError as exc:
         _forget_where_from(source)

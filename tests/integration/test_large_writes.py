@@ -85,7 +85,7 @@ def check(db):
 
 
 def run_alone(db, code, failpoint=""):
-    """Run `code` in another process with the same thresholds; it has `db`, `jobs`, `user` and `pieces`."""
+    """Run `code` in another process with the same thresholds; it has `db`, `jobs`, `user_actions` and `pieces`."""
     script = f"""
 import sys
 from balsam_lite.db.engine import directories; from balsam_lite.db.query import queries
@@ -113,7 +113,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("code", OPERATIONS)
 def test_a_large_write_does_what_a_small_one_does(db, code, monkeypatch):
     jobs = chain(db)
-    exec(code, {"db": db, "jobs": jobs, "user": user_actions})
+    exec(code, {"db": db, "jobs": jobs, "user_actions": user_actions})
     assert {state: number for state, number in counts(db).items() if number} == OPERATIONS[code]
     check(db)
 

@@ -151,8 +151,8 @@ def test_many_sites_are_forgotten_at_once(balsam: Balsam, monkeypatch: pytest.Mo
     registry_file().write_text(json.dumps([f"/gone/{number}" for number in range(100)]))
     assert registry.hint().endswith(" 29-2 and 70 more: see `balsam site ls`")
     written: list[Any] = []
-    write = registry.write_json
-    monkeypatch.setattr(registry, "write_json", lambda path, value: (written.append(value), write(path, value)))
+    write = registry.files.write_json_atomic
+    monkeypatch.setattr(registry.files, "write_json_atomic", lambda path, value: (written.append(value), write(path, value)))
     code, out, _ = balsam("site", "forget", "--gone")
     assert (code, len(out.splitlines()), len(written), registry.known(gone=True)) == (0, 100, 1, [])
 

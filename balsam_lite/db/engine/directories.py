@@ -20,7 +20,7 @@ from ...core.errors import (
     NotABalsamDB,
     NotFound,
 )
-from ...core.files import sync_directory, write_json
+from ...core.files import sync_directory, write_json_atomic
 from ...core.settings import Settings, SettingsWarning
 from ...core.suggest import did_you_mean
 from . import binding, connection, filesystem, registry
@@ -265,7 +265,7 @@ def set_up(
         if access == filesystem.LOCAL:
             connection.refuse_unsafe(directory)
         marker = {"access": access, "id": identity(directory) or os.urandom(16).hex(), **_rights(directory, shared_read)}
-        write_json(os.path.join(directory, MARKER), marker)
+        write_json_atomic(os.path.join(directory, MARKER), marker)
         is_new = _create_empty(os.path.join(directory, connection.FILE_NAME), file_mode(directory))
         if shared_read is not None:
             _set_rights(directory, shared_read)
@@ -275,7 +275,7 @@ def set_up(
     database = Database(directory, access)
     said = _upgrade(database, is_new)
     if said:
-        write_json(os.path.join(directory, MARKER), {**marker, "id": os.urandom(16).hex()})
+        write_json_atomic(os.path.join(directory, MARKER), {**marker, "id": os.urandom(16).hex()})
         say(said)
     _sync_names(directory, parent)
     return database

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -40,22 +39,13 @@ def backup(db: Database, path: str, *, force: bool = False, replaces: bool = Fal
     path = os.path.abspath(os.path.expanduser(path))
     _refuse_path(db, path, force)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:100]}.", dir=os.path.dirname(path))
-        os.close(handle)
+        with files.replacing(path, is_durable=True) as temporary:
+            files.write_new(temporary, b"", 0o600)
+            _copy(db, temporary, path, replaces)
+            os.chmod(temporary, os.stat(db.path).st_mode & 0o777)
+            _refuse_path(db, path, force)  # another process may have made it meanwhile
     except OSError as exc:
         raise _unwritten(path, exc) from exc
-    try:
-        _copy(db, temporary, path, replaces)
-        os.chmod(temporary, os.stat(db.path).st_mode & 0o777)
-        files.sync(temporary)
-        _refuse_path(db, path, force)  # somebody may have made it meanwhile
-        os.replace(temporary, path)
-        files.sync_directory(os.path.dirname(path))
-    except OSError as exc:
-        raise _unwritten(path, exc) from exc
-    finally:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
     return os.stat(path).st_size
 
 

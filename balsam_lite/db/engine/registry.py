@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from ...core import files
 from ...core.errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, UnknownSite
-from ...core.files import write_json
 from ...core.settings import home
 from . import connection, hung_mounts
 from .filesystem import failure
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 FILE_NAME = "databases.json"
 #: How long to wait for others that change the file, in seconds.
-_PATIENCE_S = 10
+_LOCK_TIMEOUT_S = 10
 #: A DB has a name without it, so file systems that may know one are not waited for for long, in seconds.
 _NAME_PATIENCE_S = 1.0
 
@@ -288,21 +288,19 @@ def _of_sites(found: dict[str, Any]) -> _File:
 
 def _changed(change: Callable[[_File], _T]) -> _T:
     """Let `change` change what the file holds, alone; returns what that returns."""
-    from filelock import FileLock, Timeout
-
     try:
         os.makedirs(home(), exist_ok=True)
-        with FileLock(_path() + ".lock", timeout=_PATIENCE_S):
+        with files.locked(_path() + ".lock", _LOCK_TIMEOUT_S):
             found = _read()
             before = found.plain()
             answer = change(found)
             if found.plain() != before:
-                write_json(_path(), found.plain())
+                files.write_json_atomic(_path(), found.plain())
             return answer
-    except Timeout as exc:
-        raise BalsamError(f"{_path()} is locked by another process for more than {_PATIENCE_S} s.") from exc
-    except NotImplementedError as exc:  # filelock's word for a file system without locks
-        raise BalsamError(f"{home()} lies on a file system without locks.", hint="Set BALSAM_HOME to another place.") from exc
+    except TimeoutError as exc:
+        raise BalsamError(f"{_path()} is locked by another process for more than {_LOCK_TIMEOUT_S} s.") from exc
+    except files.LocksUnsupported as exc:
+        raise BalsamError(f"{home()} is on a file system without locks.", hint="Set BALSAM_HOME to another place.") from exc
     except OSError as exc:
         raise BalsamError(f"{home()} cannot be written: {failure(exc, home())}") from exc
 

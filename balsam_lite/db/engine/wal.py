@@ -16,6 +16,8 @@ import sys
 from contextlib import suppress
 from typing import NamedTuple
 
+from ...core import files
+
 _HEADER, _FRAME_HEADER = 32, 24
 #: The range of bytes by which every connection that has read a WAL database holds it (os_unix.c: SHARED_FIRST, SHARED_SIZE).
 _SHARED_LOCK = ["1073741826", "1073742335"]
@@ -141,10 +143,9 @@ def _has_more(other: int, mine: int, index: _Index) -> bool:
 
 def _copy(wal: int, size: int, path: str) -> None:
     """Put a whole file in the place of the `-wal`, or none."""
-    temporary = f"{path}-wal.{os.getpid()}"
     like = os.stat(path)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
+    with files.replacing(f"{path}-wal", is_durable=True) as temporary:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(handle, "wb") as file:
             at = 0
             while at < size:
@@ -153,21 +154,9 @@ def _copy(wal: int, size: int, path: str) -> None:
                     raise OSError(f"the open WAL ends at {at}, not at {size}")
                 file.write(piece)
                 at += len(piece)
-            file.flush()
             os.fchmod(handle, like.st_mode & 0o777)
             with suppress(PermissionError):
                 os.fchown(handle, like.st_uid, like.st_gid)
-            os.fsync(handle)
-        os.replace(temporary, f"{path}-wal")
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def holder_of(path: str) -> int | None:

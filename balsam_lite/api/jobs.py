@@ -306,7 +306,8 @@ class JobManager(Manager[Job]):
         Over is what is JOB_FINISHED, FAILED, USER_KILLED or deleted. The objects of those that are over are read anew.
 
         Args:
-            poll_interval: the longest pause between two looks, in seconds; each look is one query for each site.
+            poll_interval: the longest pause between two queries to a site of another host or on a shared file system, in
+                seconds. An end at a site of this host is noticed within 50 ms.
             return_when: "ALL_COMPLETED" or "FIRST_COMPLETED".
         """
         return waiting.wait(list(jobs), timeout, poll_interval, return_when)

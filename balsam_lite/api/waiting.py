@@ -1,17 +1,15 @@
-"""Waiting for jobs, and their results."""
+"""Wait for jobs and read the results of their functions; see `Job` and `JobManager`."""
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..core import states
 from ..core.errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
-from ..launcher.waits import Waiting
+from ..db.store import held_back
+from ..launcher.waiter import DELETED, Feed, JobStatus, Waiter, feed_of, status_of
 from ..pyapps import run_call
 from ..sites.interface import Desk, Row
 from ..sites.local import LocalDesk
@@ -24,12 +22,10 @@ if TYPE_CHECKING:
 
 ALL_COMPLETED, FIRST_COMPLETED = "ALL_COMPLETED", "FIRST_COMPLETED"
 
-#: The pauses between two looks: the first, in seconds, and by what they grow. A look at few jobs takes a quarter of a ms.
-_SHORTEST_S, _GROWTH = 0.02, 1.5
-#: A pause is so many times as long as the look before it at least, or else a hundred thousand jobs would keep a core busy.
-_LAZINESS = 5
-#: Looks may fail for so many seconds before waiting does.
-_PATIENCE_S = 60.0
+#: Pauses between two queries to sites of other hosts: the first, in seconds, and the factor by which they grow.
+_MIN_PAUSE_S, _GROWTH = 0.02, 1.5
+#: A pause is at least this number of times as long as the query before it: 100 000 jobs would keep a core busy.
+_PAUSE_PER_QUERY = 5
 
 
 class NoResult(BalsamError):
@@ -100,23 +96,23 @@ def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, retur
     """See `JobManager.wait`."""
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
         raise InvalidSpec(f"return_when must be {ALL_COMPLETED} or {FIRST_COMPLETED}, not {return_when!r}")
-    pending = _Pending(jobs)
-    for _ in pending.ends(timeout, poll_interval):
-        if return_when == FIRST_COMPLETED:
+    over: set[Place] = set()
+    for ended in _ends(jobs, over, timeout, poll_interval):
+        if ended and return_when == FIRST_COMPLETED:
             break
-    over = pending.over
     return WaitResult([job for job in jobs if _place(job) in over], [job for job in jobs if _place(job) not in over])
 
 
 def as_completed(jobs: Sequence[Job], timeout: float | None, poll_interval: float) -> Iterator[Job]:
     """See `JobManager.as_completed`."""
-    pending = _Pending(jobs)
-    for ended in pending.ends(timeout, poll_interval):
+    over: set[Place] = set()
+    for ended in _ends(jobs, over, timeout, poll_interval):
         yield from ended
-    if len(pending):
+    missing = len({*map(_place, jobs)} - over)
+    if missing:
         from concurrent.futures import TimeoutError as Overdue
 
-        raise Overdue(f"{len(pending)} Jobs are still pending after {timeout or 0:g} sec timeout.")
+        raise Overdue(f"{missing} Jobs are still pending after {timeout or 0:g} sec timeout.")
 
 
 def bulk_refresh(jobs: Sequence[Job]) -> None:
@@ -136,111 +132,136 @@ def bulk_refresh(jobs: Sequence[Job]) -> None:
             job._renewed(dict(found[place]))
 
 
-def _place(job: Job) -> tuple[SiteHandle, int]:
+#: Where a job is: its site, and its number there.
+Place = tuple[SiteHandle, int]
+
+
+def _place(job: Job) -> Place:
     return job._site, job._row["id"]
 
 
-def _by_place(jobs: Sequence[Job]) -> dict[tuple[SiteHandle, int], list[Job]]:
-    """Jobs by site and number; the same one may be there as several objects."""
-    found: dict[tuple[SiteHandle, int], list[Job]] = {}
+def _by_place(jobs: Iterable[Job]) -> dict[Place, list[Job]]:
+    """Return the jobs by site and number; one job may be there as several objects."""
+    found: dict[Place, list[Job]] = {}
     for job in jobs:
         found.setdefault(_place(job), []).append(job)
     return found
 
 
-def _states(desk: Desk, where: dict[str, Any]) -> list[Row]:
-    """Number and state of those of some jobs that are there."""
-    return desk.page(where, ("id", "state"), 0, len(where["id"]))
+def _ends(jobs: Sequence[Job], over: set[Place], timeout: float | None, poll_interval: float) -> Iterator[list[Job]]:
+    """Yield, look after look, the jobs that are over by now, read anew; their places are added to `over`.
+
+    Stops when all are over, or after `timeout` seconds.
+    """
+    by_place = _by_place(jobs)
+    with Waiter(poll_interval) as waiter:
+        sources = _Sources(waiter, poll_interval)
+        sources.follow(by_place)
+        for statuses in waiter.rounds(timeout):
+            places, again = sources.read_anew(statuses, by_place)
+            over.update(places)
+            yield [job for place in places for job in by_place[place]]
+            sources.follow(again)
 
 
-class _Pending:
-    """Jobs that are not known to be over."""
+class _Sources:
+    """The sites of the jobs for which a `Waiter` waits: those of this host have change feeds, the others are queried."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = _by_place(jobs)
-        self._failing_since: float | None = None
-        self.over: set[tuple[SiteHandle, int]] = set()
+    def __init__(self, waiter: Waiter, poll_interval: float) -> None:
+        self._waiter = waiter
+        self._remote = _RemoteFeed(poll_interval)
+        self._handles: dict[JobStatus, SiteHandle] = {}
 
-    def __len__(self) -> int:
-        return len(self._jobs)
+    def follow(self, places: Iterable[Place]) -> None:
+        """Wait for these jobs. Raises BalsamError: a DB on this host cannot be opened."""
+        by_handle: dict[SiteHandle, list[int]] = {}
+        for handle, number in places:
+            by_handle.setdefault(handle, []).append(number)
+        for handle, numbers in by_handle.items():
+            database = _database_of(handle)
+            if database is None:
+                statuses = [JobStatus(handle, number) for number in numbers]
+                self._waiter.follow(self._remote, statuses)
+            else:
+                statuses = [status_of(database, number) for number in numbers]
+                self._waiter.add(database, statuses)
+                held_back.release(database)
+            self._handles.update(dict.fromkeys(statuses, handle))
 
-    def ends(self, timeout: float | None, poll_interval: float) -> Iterator[list[Job]]:
-        """Those that are over by now, again and again; ends when all are, or after `timeout` seconds."""
-        waitings: dict[SiteHandle, Waiting] = {}
+    def read_anew(self, statuses: Iterable[JobStatus], by_place: dict[Place, list[Job]]) -> tuple[list[Place], list[Place]]:
+        """Read the rows of jobs that have ended; return which are over, and which were started again."""
+        by_handle: dict[SiteHandle, list[JobStatus]] = {}
+        for status in statuses:
+            by_handle.setdefault(self._handles.pop(status), []).append(status)
+        over: list[Place] = []
+        again: list[Place] = []
+        for handle, ended in by_handle.items():
+            read = {status.number for status in ended if status.state == DELETED}
+            where = {"id": [status.number for status in ended if status.number not in read], "state": [*states.END_STATES]}
+            try:
+                rows = handle.desk.select("job", where) if where["id"] else ()
+            except (SiteUnreachable, DatabaseBusy) as exc:
+                database = _database_of(handle)
+                self._waiter.tolerate(self._remote if database is None else feed_of(database), exc)
+                rows = ()
+            for row in rows:
+                read.add(row["id"])
+                for job in by_place[handle, row["id"]]:
+                    job._renewed(dict(row))
+            for status in ended:
+                (over if status.number in read else again).append((handle, status.number))
+        return over, again
+
+
+def _database_of(handle: SiteHandle) -> Database | None:
+    """Return the DB of a site of this host; None for another one's. Raises BalsamError."""
+    desk = None if handle.entry.is_remote else handle.desk
+    return desk.database if isinstance(desk, LocalDesk) else None
+
+
+class _RemoteFeed(Feed):
+    """Jobs at sites of other hosts: a `Feed` that queries their states, in growing intervals."""
+
+    def __init__(self, poll_interval: float) -> None:
+        super().__init__()
+        self._poll_s = poll_interval
+        self._pause_s = min(_MIN_PAUSE_S, poll_interval)
+        self._due_s = 0.0
+        self._statuses: dict[SiteHandle, dict[int, JobStatus]] = {}
+
+    def due_s(self, poll_s: float) -> float:
+        """Return when the next query is due, by the monotonic clock."""
+        return self._due_s
+
+    def follow(self, statuses: Sequence[JobStatus]) -> None:
+        """Query these, too; `place` of each is its SiteHandle."""
+        for status in statuses:
+            self._statuses.setdefault(cast("SiteHandle", status.place), {})[status.number] = status
+        self._due_s = 0.0
+
+    def look(self) -> bool:
+        """Query the states if that is due; return whether a job has ended."""
+        began = time.monotonic()
+        asked = [Question(handle, {"id": [*numbers]}) for handle, numbers in self._statuses.items() if numbers]
+        if began < self._due_s or not asked:
+            return False
+        has_ended = False
         try:
-            yield from self._ends(timeout, poll_interval, waitings)
-        finally:
-            for waiting in waitings.values():
-                waiting.close()
-
-    def _ends(self, timeout: float | None, poll_interval: float, waitings: dict[SiteHandle, Waiting]) -> Iterator[list[Job]]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = min(_SHORTEST_S, poll_interval)
-        waitings.update((handle, Waiting(database)) for handle, database in self._local_sites())
-        while self._jobs:
-            began = time.monotonic()
-            is_last = deadline is not None and began >= deadline
-            ended = self._look()
-            looked_s = time.monotonic() - began
-            if ended:
-                yield ended
-            if is_last:
-                return
-            if self._jobs:
-                for handle, waiting in waitings.items():
-                    waiting.note(bool(ended), partial(self._numbers, handle))
-                rest = max(pause, looked_s * _LAZINESS)
-                time.sleep(rest if deadline is None else max(0.0, min(rest, deadline - time.monotonic())))
-                pause = min(_GROWTH * pause, poll_interval)
-
-    def _local_sites(self) -> Iterator[tuple[SiteHandle, Database]]:
-        """Yield the sites of this host that have some of the jobs."""
-        for handle in {handle for handle, _ in self._jobs}:
-            with suppress(BalsamError):  # reading its jobs will raise it again
-                desk = handle.desk
-                if isinstance(desk, LocalDesk):
-                    yield handle, desk.database
-
-    def _numbers(self, handle: SiteHandle) -> list[int]:
-        return [number for at, number in self._jobs if at is handle]
-
-    def _look(self) -> list[Job]:
-        """Those that have ended since the last look, as they are now."""
-        numbers: dict[SiteHandle, list[int]] = {}
-        for handle, number in self._jobs:
-            numbers.setdefault(handle, []).append(number)
-        places: list[tuple[SiteHandle, int]] = []
-        try:
-            for handle, rows in site_handle.ask(
-                [Question(handle, {"id": of_site}) for handle, of_site in numbers.items()], _states
-            ):
+            for handle, rows in site_handle.ask(asked, _states):
                 found = {row["id"]: row["state"] for row in rows}
-                places += self._ended(handle, found)
-                places += [
-                    (handle, number) for number in numbers[handle] if number not in found
-                ]  # deleted: nothing will follow
-        except (SiteUnreachable, DatabaseBusy) as exc:
-            self._bear(exc)
-            return []
-        self._failing_since = None
-        self.over.update(places)
-        return [job for place in places for job in self._jobs.pop(place, ())]
+                of_handle = self._statuses[handle]
+                for status in list(of_handle.values()):
+                    if status.learn(found.get(status.number, DELETED)):
+                        has_ended = True
+                        self._tell(status)
+                        del of_handle[status.number]
+        finally:
+            now = time.monotonic()
+            self._due_s = now + max(self._pause_s, (now - began) * _PAUSE_PER_QUERY)
+            self._pause_s = min(_GROWTH * self._pause_s, self._poll_s)
+        return has_ended
 
-    def _bear(self, exc: BalsamError) -> None:
-        """Warn once, and raise it when it has lasted too long."""
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-            warnings.warn(f"The jobs could not be looked at, once more soon: {exc.message}", stacklevel=2)
-        elif time.monotonic() - self._failing_since > _PATIENCE_S:
-            raise exc
 
-    def _ended(self, handle: SiteHandle, found: dict[int, str]) -> list[tuple[SiteHandle, int]]:
-        """Those of a site's jobs that are over, and read anew; `found` is the state of each that is there."""
-        ended = [number for number, state in found.items() if state in states.END_STATES]
-        places = []
-        # One that was made to run once more since then is not over.
-        for row in handle.desk.select("job", {"id": ended, "state": list(states.END_STATES)}) if ended else ():
-            places.append((handle, row["id"]))
-            for job in self._jobs.get(places[-1], ()):
-                job._renewed(dict(row))
-        return places
+def _states(desk: Desk, where: dict[str, Any]) -> list[Row]:
+    """Return number and state of those of some jobs that are there."""
+    return desk.page(where, ("id", "state"), 0, len(where["id"]))

@@ -28,9 +28,9 @@ from ..db.engine.connection import Database
 from ..db.query import queries
 from ..db.store import apps, insert, user_actions
 from ..pyapps import python_argv, run_call
-from . import dag, waits
-from .futures import GONE, GROWTH, SHORTEST_S, Fate, Watch, fate_of, watch_of, why_failed
-from .waits import Waiting
+from . import dag
+from .futures import why_failed
+from .waiter import DELETED, JobStatus, Waiter, registration_of, status_of
 
 APP = "balsam-call"
 WORKFLOW = "executor"
@@ -50,7 +50,7 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
         super().__init__()
         self._task = task
         self._executor = executor
-        self._fate: Fate | None = None
+        self._status: JobStatus = JobStatus("", 0)  # until it is in the DB
         self.number = 0
         self.path = ""
 
@@ -62,8 +62,7 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def running(self) -> bool:
         """Whether the job runs, or has run and what became of it is still to be settled."""
-        state = self._fate.state if self._fate else states.CREATED
-        return not self.done() and state in (states.RUNNING, *states.UNSETTLED_STATES)
+        return not self.done() and self._status.state in (states.RUNNING, *states.UNSETTLED_STATES)
 
     def cancel(self) -> bool:
         """Kill the job if it has not started; whether it is cancelled. Jobs that wait for it fail."""
@@ -130,9 +129,9 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         # Launchers stay while it is open, as more calls may come.
-        presence = waits.of(self.database.directory)
-        presence.enter()
-        self._leave = weakref.finalize(self, presence.leave)
+        registration = registration_of(self.database.directory)
+        registration.enter()
+        self._leave = weakref.finalize(self, registration.leave)
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -252,7 +251,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             output = python_argv.RESULT if self._application is None else field_specs.output_name(name)
             future.path = os.path.join(data, workdirs.get(number, ""), output)
             future.number = number
-            future._fate = fate_of(self.database, number)
+            future._status = status_of(self.database, number)
         with self._lock:
             self._pending.update(zip(numbers, futures))
             self._added.extend(futures)
@@ -293,54 +292,33 @@ class BalsamExecutor(concurrent.futures.Executor):
             return bool(self._pending)
 
     def _follow_these(self) -> None:
-        watch = watch_of(self.database)
-        pause, seen = SHORTEST_S, len(watch.ended)
         with self._lock:  # after a failure: everything anew
             self._added = deque(self._pending.values())
-        waiting = Waiting(self.database)
-        try:
-            self._go_on_following(watch, waiting, pause, seen)
-        finally:
-            waiting.close()
-
-    def _go_on_following(self, watch: Watch, waiting: Waiting, pause: float, seen: int) -> None:
-        while self._pending or (not self._is_shut and self._wake.wait(_LINGER_S)):
-            self._wake.clear()
-            has_moved = watch.look()
-            known, had_more = self._follow_added(watch)
-            ended = watch.ended[seen:] + known
-            seen = len(watch.ended)
-            for number in ended:
-                self._settle(number)
-            pause = SHORTEST_S if had_more else min(GROWTH * pause, watch.longest_pause_s)
-            if self._pending:
-                waiting.note(has_moved or had_more or bool(ended), self._numbers_pending)
-                self._wake.wait(pause)
-
-    def _numbers_pending(self) -> list[int]:
-        with self._lock:
-            return list(self._pending)
-
-    def _follow_added(self, watch: Watch) -> tuple[list[int], bool]:
-        """Follow what was submitted in the meantime: the jobs among it that have ended already, and whether there was any."""
-        with self._lock:
-            new, self._added = list(self._added), deque()
-        watch.follow(future._fate for future in new if future._fate is not None)
-        return [future.number for future in new if future._fate is not None and future._fate.ended], bool(new)
+        with Waiter(wake=self._wake) as waiter:
+            while self._pending or (not self._is_shut and self._wake.wait(_LINGER_S)):
+                self._wake.clear()
+                with self._lock:
+                    new, self._added = list(self._added), deque()
+                if new:
+                    waiter.add(self.database, [future._status for future in new])
+                for status in waiter.look():
+                    self._settle(status.number)
+                if self._pending:
+                    waiter.pause()
 
     def _settle(self, number: int, is_killed: bool = False) -> None:
         """Give the future of an ended job its result, unless somebody else has done so."""
         with self._lock:
             future = self._pending.pop(number, None)
-        if future is None or future._fate is None:
+        if future is None:
             return
-        if is_killed or future._fate.state == states.USER_KILLED:
+        if is_killed or future._status.state == states.USER_KILLED:
             concurrent.futures.Future.cancel(future)
             future.set_running_or_notify_cancel()  # this is what `concurrent.futures.wait` hears of
             _remove(future._task.file)
             return
         try:
-            value = self._outcome(future, future._fate.state)
+            value = self._outcome(future, future._status.state)
         except BaseException as exc:  # noqa: BLE001  # that of the call; SystemExit too
             future.set_exception(exc)
         else:
@@ -357,7 +335,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             with open(future.path, encoding="utf-8", errors="replace") as file:
                 return file.read()
         try:
-            outcome = None if state == GONE else run_call.read_outcome(future.path)
+            outcome = None if state == DELETED else run_call.read_outcome(future.path)
         except OSError as exc:
             if state == states.JOB_FINISHED:
                 raise RemoteError(f"The result of job #{future.number} is gone: {exc}") from exc

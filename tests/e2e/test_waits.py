@@ -16,7 +16,7 @@ from balsam_lite.core import import_guard
 from balsam_lite.core.identity import Holder
 from balsam_lite.db.query import stalls
 from balsam_lite.db.store import batch_jobs, leases
-from balsam_lite.launcher import waits
+from balsam_lite.launcher import waiter
 from balsam_lite.launcher.dag import BalsamJob
 from balsam_lite.launcher.futures import BalsamExecutor, FutureTask, wait
 
@@ -26,8 +26,8 @@ def bench(tmp_path, monkeypatch):
     made = Bench(tmp_path)
     made.app("good", "true")
     monkeypatch.setenv("BALSAM_DB_PATH", made.directory)
-    monkeypatch.setattr(waits, "_QUIET_S", 0.2)
-    monkeypatch.setattr(waits, "_LINGER_S", 0.1)
+    monkeypatch.setattr(waiter, "QUIET_S", 0.2)
+    monkeypatch.setattr(waiter, "LINGER_S", 0.1)
     yield made
     made.close()
 
@@ -66,7 +66,7 @@ def test_nothing_is_said_while_a_job_runs(bench, capsys):
 
 def test_one_who_may_only_read_can_wait(bench, monkeypatch):
     (job,) = bench.add([{"application": "good"}])
-    monkeypatch.setattr(waits.Presence, "_write", lambda *_: None)
+    monkeypatch.setattr(waiter.Registration, "_write", lambda *_: None)
     with pytest.raises(TimeoutError):
         wait([FutureTask(BalsamJob.objects.get(id=job))], timeout=0.5)
     assert registered(bench) == 0
@@ -125,11 +125,11 @@ def test_a_nested_call_on_one_place_says_that_all_places_are_taken_by_jobs_that_
 
 
 def test_the_timer_of_a_waiting_program_outlives_an_import_in_another_thread(bench, monkeypatch):
-    presence, found = waits.of(bench.directory), []
+    registration, found = waiter.registration_of(bench.directory), []
     monkeypatch.setattr(import_guard, "_depth", 1)
-    timer = threading.Timer(0, lambda: found.append(presence._write(lambda cx, expiry_s: 1)))
+    timer = threading.Timer(0, lambda: found.append(registration._write(lambda cx, expiry_s: 1)))
     timer.start()
     timer.join()
     assert found == [None]
     with pytest.raises(import_guard.StopLoading):
-        presence._write(lambda cx, expiry_s: 1)
+        registration._write(lambda cx, expiry_s: 1)

@@ -35,12 +35,14 @@ from balsam_lite.api import (
     models,
     parameters,
     times,
-    waiting,
 )
 from balsam_lite.api.site_handle import Id, maker
 from balsam_lite.core import errors, import_guard
 from balsam_lite.db.engine import directories, registry
-from balsam_lite.db.models import use
+from balsam_lite.db.models import BalsamJob, use
+from balsam_lite.db.query import queries
+from balsam_lite.launcher import waiter
+from balsam_lite.launcher.futures import FutureTask
 from balsam_lite.pyapps import result_file, run_call
 from balsam_lite.sites import fanout
 from balsam_lite.sites.local import LocalDesk
@@ -1206,13 +1208,58 @@ def test_jobs_come_as_they_are_completed(two: tuple[Site, Site]) -> None:
 def test_a_look_at_many_jobs_is_one_query(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Job.objects.bulk_create([job() for _ in range(500)])
     asked = Writes(monkeypatch, "select", "count", "page")
-    Job.objects.wait(jobs, timeout=0)
-    assert asked.calls == ["page"]
+    states_of, read = queries.states_of, []
+    monkeypatch.setattr(queries, "states_of", lambda cx, numbers: read.append(len(numbers)) or states_of(cx, numbers))
+    Job.objects.wait(jobs, timeout=0.3)
+    assert (asked.calls, read) == ([], [500]), "later looks read nothing while the DB does not change"
     Job.objects.bulk_refresh(jobs)
-    assert asked.calls == ["page", "select"]
+    assert asked.calls == ["select"]
     Job.objects.filter(id=[3, 4]).delete()
     with pytest.raises(Job.DoesNotExist, match="3, 4"):
         Job.objects.bulk_refresh(jobs)
+
+
+def test_an_end_at_a_site_of_this_host_is_noticed_whatever_the_poll_interval_is(site: Site) -> None:
+    """The DB is looked at every 30 ms at most: `poll_interval` is for other hosts and shared file systems."""
+    assert waiter.MAX_PAUSE_S < 0.05
+    jobs = [saved() for _ in range(3)]
+    copies = [Job.objects.get(id=one.id) for one in jobs]
+    timers = [threading.Timer(0.1 * number, put, (one, "JOB_FINISHED")) for number, one in enumerate(copies, 1)]
+    for timer in timers:
+        timer.start()
+    began = time.monotonic()
+    assert jobs[0].result(timeout=120, poll_interval=100) is None
+    assert next(Job.objects.as_completed(jobs[1:2], timeout=120, poll_interval=100)) is jobs[1]
+    assert Job.objects.wait(jobs, timeout=120, poll_interval=100) == (jobs, [])
+    assert time.monotonic() - began < 50
+
+
+def test_a_site_on_a_shared_file_system_is_looked_at_as_rarely_as_poll_interval_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = directories.create(str(tmp_path / "shared"), "shared")
+    monkeypatch.setenv("BALSAM_DB_PATH", shared.directory)
+    LocalDesk(registry.at(shared.directory), shared).create("app", [{"name": "A", "executable": "true"}])
+    one = Job(app_id="A", workdir="x")
+    one.save()
+    mark, looks = queries.mark, []
+    monkeypatch.setattr(queries, "mark", lambda cx: looks.append(1) or mark(cx))
+    assert Job.objects.wait([one], timeout=1.5, poll_interval=60).done == []
+    assert len(looks) == 1
+    assert Job.objects.wait([one], timeout=2.5, poll_interval=0.1).done == []
+    assert 1 < len(looks) <= 4
+    shared.close()
+
+
+def test_a_waiter_of_the_interface_and_a_future_share_what_is_known(site: Site) -> None:
+    """One process reads the events of a DB once for all that wait there."""
+    one = saved()
+    with use(directories.open_database(str(site.path))):
+        future = FutureTask(BalsamJob.objects.get(id=int(one.id)))
+        assert future.active
+        put(Job.objects.get(id=one.id), "FAILED")
+        assert Job.objects.wait([one], timeout=20).done == [one]
+        assert future.failed and not Job.objects.wait([one], timeout=20).not_done
 
 
 def test_waiting_outlives_a_site_that_is_away_for_a_moment(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1221,13 +1268,13 @@ def test_waiting_outlives_a_site_that_is_away_for_a_moment(far: registry.Entry, 
     FarDesk.is_reachable = False
     back = threading.Timer(0.03, lambda: setattr(FarDesk, "is_reachable", True))
     back.start()
-    with pytest.warns(UserWarning, match="once more soon: far away") as warned:
+    with pytest.warns(UserWarning, match="trying again: far away") as warned:
         assert Job.objects.wait([one], timeout=20).done == [one]
     assert len(warned) == 1
     back.join()
     FarDesk.is_reachable = False
-    monkeypatch.setattr(waiting, "_PATIENCE_S", 0.05)
-    with pytest.warns(UserWarning, match="once more soon"), pytest.raises(errors.SiteUnreachable):
+    monkeypatch.setattr(waiter, "MAX_OUTAGE_S", 0.05)
+    with pytest.warns(UserWarning, match="trying again"), pytest.raises(errors.SiteUnreachable):
         Job.objects.wait([one], timeout=20)
 
 

@@ -18,7 +18,7 @@ from balsam_lite.db.engine import directories
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries
 from balsam_lite.db.store import apps, user_actions
-from balsam_lite.launcher import dag, futures
+from balsam_lite.launcher import dag, waiter
 from balsam_lite.launcher.futures import FutureTask, as_completed, wait
 
 
@@ -326,8 +326,8 @@ def test_a_thread_that_read_too_early_does_not_undo_an_end(db, monkeypatch):
         return found
 
     def follow():
-        futures.watch_of(one._database).follow([one._fate])
-        seen.append(one._fate.state)
+        waiter.feed_of(one._database).follow([one._status])
+        seen.append(one._status.state)
 
     monkeypatch.setattr(queries, "states_of", late)
     seen: list[str] = []
@@ -338,7 +338,7 @@ def test_a_thread_that_read_too_early_does_not_undo_an_end(db, monkeypatch):
         end(one)
         assert wait([one], 30).done == [one]
     else:
-        one._fate.learn("JOB_FINISHED")
+        one._status.learn("JOB_FINISHED")
     go_on.set()
     thread.join(30)
     assert (seen, one.done) == (["JOB_FINISHED"], True)
@@ -382,11 +382,11 @@ def test_nothing_is_kept_of_futures_that_are_gone(db):
     tasks = [task() for _ in range(10)]
     with pytest.raises(WaitTimeout):
         wait(tasks, 0)
-    assert len(futures._fates) >= 10
+    assert len(waiter._statuses) >= 10
     del tasks
     gc.collect()
-    assert not futures._fates
-    assert not futures._watches.by_place
+    assert not waiter._statuses
+    assert not waiter._feeds.by_place
 
 
 def test_a_forked_child_waits_for_itself(db):

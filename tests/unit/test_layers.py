@@ -54,10 +54,11 @@ ROOMS = (
         ),
     ),
     Room(5, "sites", ("sites",)),
+    Room(5, "waiting for jobs", ("launcher.waiter",)),
     Room(
         6, "Python interface",
         (
-            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "waits", "start")),
+            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "start")),
             *(f"pyapps.{name}" for name in ("class_loader", "mp_main", "run_call", "run_function", "run_hook")),
             *("api", "analytics", "plots"),
         ),

@@ -1,0 +1,497 @@
+"""Wait for jobs in Python: the one waiter of `launcher.futures`, `BalsamExecutor` and `balsam_lite.api`.
+
+A `ChangeFeed` does not query the states of all its jobs again and again. It checks whether the DB has changed, which takes a
+few microseconds, and then reads the events since the last look. A `Waiter` looks at one feed for each DB until the jobs end.
+
+While it waits, the process is registered with each DB: a launcher whose jobs have all ended leaves at once, unless a registered
+process may add more when it has its results. When nothing happens to the jobs, the reason is printed on stderr. Both are best
+effort: a process that can read a DB but not write it can wait, too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary, finalize
+
+from ..core import states
+from ..core.clock import SystemClock
+from ..core.errors import BalsamError, DatabaseBusy, SiteUnreachable
+from ..core.identity import Holder
+from ..core.import_guard import StopLoading
+
+if TYPE_CHECKING:
+    from ..db.engine.connection import Database
+
+T = TypeVar("T")
+
+#: Pauses between two looks at a local DB, in seconds: the first, the longest, and the factor by which they grow. A look takes
+#: 10 µs, but 250 µs after a sleep, when the caches are cold: 33 per second are 0.7 % of a core.
+_MIN_PAUSE_S, MAX_PAUSE_S, _GROWTH = 0.01, 0.03, 1.3
+#: Seconds between two looks at a DB on a shared file system. Each one locks the file for a moment.
+SHARED_PAUSE_S = 1.0
+#: Looks at a site may fail for this number of seconds before waiting does.
+MAX_OUTAGE_S = 60.0
+
+#: Seconds that a process stays registered after it has waited: a loop that waits, adds jobs and waits again is one wait.
+LINGER_S = 10.0
+#: Heartbeat interval of a registered process, in seconds; LEASE_EXPIRY_S is 120 by default.
+_HEARTBEAT_S = 30.0
+#: Busy timeout for registering, in seconds: it must not delay the caller for long.
+_BUSY_TIMEOUT_S = 2.0
+#: Seconds without any change after which to look for the reason, then in growing intervals; and to repeat the same reason.
+QUIET_S, _MAX_QUIET_S, _REPEAT_S = 5.0, 60.0, 600.0
+
+#: The "state" of a job that was deleted.
+DELETED = ""
+
+
+# --- what is known of jobs --------------------------------------------------------------------------------------------
+
+
+class JobStatus:
+    """The state of a job as this process knows it. An end is final here, even if the user lets the job run again.
+
+    `place` is the directory of its DB, or whatever another kind of `Feed` needs to find it.
+    """
+
+    __slots__ = ("__weakref__", "_lock", "feed", "number", "place", "state")
+
+    def __init__(self, place: Hashable, number: int) -> None:
+        self.place = place
+        self.number = number
+        self.state = states.CREATED
+        self.feed: Feed | None = None  # the last one that follows it, which therefore lives as long as the status does
+        self._lock = threading.Lock()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is in an end state, or deleted."""
+        return self.state in states.END_STATES or self.state == DELETED
+
+    def learn(self, state: str) -> bool:
+        """Take over a state that a thread has just read, unless another one has seen the end; return whether it has ended."""
+        with self._lock:
+            if not self.ended:
+                self.state = state
+            return self.ended
+
+
+#: (directory, number of the job) -> its status, shared by everything in this process that wants to know.
+_statuses: WeakValueDictionary[tuple[str, int], JobStatus] = WeakValueDictionary()
+_statuses_lock = threading.Lock()
+
+
+def status_of(database: Database, number: int) -> JobStatus:
+    """Return the status of a job; a new one if the job has ended before, because it may have been started again."""
+    place = (database.directory, number)
+    with _statuses_lock:
+        found = _statuses.get(place)
+        if found is None or found.ended:
+            found = _statuses[place] = JobStatus(*place)
+    return found
+
+
+# --- feeds ------------------------------------------------------------------------------------------------------------
+
+
+class Feed(ABC):
+    """A source of news about jobs. For one thread."""
+
+    def __init__(self) -> None:
+        #: Where the statuses of jobs are put that end while they are followed.
+        self.listeners: list[deque[JobStatus]] = []
+
+    @abstractmethod
+    def due_s(self, poll_s: float) -> float:
+        """Return when the next look is worth its cost, by the monotonic clock."""
+
+    @abstractmethod
+    def follow(self, statuses: Sequence[JobStatus]) -> None:
+        """Update these from now on, until their end; tell the listeners of those that have ended."""
+
+    @abstractmethod
+    def look(self) -> bool:
+        """Update what is followed; return whether anything has changed."""
+
+    def _tell(self, status: JobStatus) -> None:
+        for listener in self.listeners:
+            listener.append(status)
+
+
+class ChangeFeed(Feed):
+    """What happens to jobs of one DB. For one thread; it sees what other threads of this process write as well."""
+
+    def __init__(self, database: Database) -> None:
+        from ..db.engine import directories
+
+        super().__init__()
+        self._is_local = database.access == "local"
+        # A separate one: `changed` has one memory for each Database, and does not see what its own connection writes.
+        self._db = directories.open_database(database.directory) if self._is_local else database
+        self._statuses: WeakValueDictionary[int, JobStatus] = WeakValueDictionary()
+        self._mark = (0, 0)
+        self._looked_s = 0.0
+        if self._is_local:
+            finalize(self, self._db.close)
+
+    def due_s(self, poll_s: float) -> float:
+        """Return when to look again: always at a local DB, after `poll_s` (at least a second) at a shared one."""
+        return 0.0 if self._is_local else self._looked_s + max(poll_s, SHARED_PAUSE_S)
+
+    def follow(self, statuses: Sequence[JobStatus]) -> None:
+        """Follow these jobs until their end, or as long as their statuses are referenced. New ones cost one query together."""
+        new = [status for status in statuses if status.feed is not self and not status.ended]
+        if new:
+            from ..db.query import queries
+
+            with self._db.read() as cx:
+                self._catch_up(cx)
+                found = queries.states_of(cx, [status.number for status in new])
+            for status in new:
+                if not status.learn(found.get(status.number, DELETED)):
+                    status.feed = self
+                    self._statuses[status.number] = status
+        for status in statuses:
+            if status.ended:
+                self._tell(status)
+
+    def look(self, at_once: bool = False) -> bool:
+        """Learn what has happened; return whether anything has. At a shared DB once in a second at most, or `at_once`."""
+        if not self._is_local and not at_once and time.monotonic() < self.due_s(0.0):
+            return False
+        if not self._db.changed():
+            return False
+        with self._db.read() as cx:
+            return self._catch_up(cx)
+
+    def _catch_up(self, cx: Any) -> bool:
+        from ..db.query import queries
+
+        self._looked_s = time.monotonic()
+        before, self._mark = self._mark, queries.mark(cx)
+        if self._mark == before or not self._statuses:
+            return False
+        if self._mark[1] != before[1]:
+            # Jobs were deleted, perhaps some of these; and the numbers of events may have been used anew.
+            found = queries.states_of(cx, list(self._statuses))
+            news = [(number, found.get(number, DELETED)) for number in list(self._statuses)]
+        else:
+            news = queries.entered_since(cx, before[0])
+        for number, state in news:
+            status = self._statuses.get(number)
+            if status is not None and status.learn(state):
+                status.feed = None
+                del self._statuses[number]
+                self._tell(status)
+        return bool(news)
+
+
+class _Feeds(threading.local):
+    """The feeds of one thread, by process and directory: a forked child opens separate ones."""
+
+    def __init__(self) -> None:
+        self.by_place: WeakValueDictionary[tuple[int, str], ChangeFeed] = WeakValueDictionary()
+
+
+_feeds = _Feeds()
+
+
+def feed_of(database: Database) -> ChangeFeed:
+    """Return this thread's feed of that DB. It lives as long as the statuses that it follows."""
+    place = (os.getpid(), database.directory)
+    found = _feeds.by_place.get(place)
+    if found is None:
+        found = _feeds.by_place[place] = ChangeFeed(database)
+    return found
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------------
+
+
+class Waiter:
+    """Wait for jobs, of any number of DBs, in one thread. A context manager.
+
+    Args:
+        poll_s: the pause between two looks at a DB on a shared file system, in seconds, at least 1.
+        wake: an event that cuts a pause short.
+    """
+
+    def __init__(self, poll_s: float | None = None, wake: threading.Event | None = None) -> None:
+        self._poll_s = SHARED_PAUSE_S if poll_s is None else poll_s
+        self._wake = wake or threading.Event()
+        self._pause_s = _MIN_PAUSE_S
+        self._feeds: dict[Feed, list[JobStatus]] = {}  # with what is to be followed from the next look on
+        self._reporters: dict[Feed, QuietReporter] = {}
+        self._failing_since: dict[Feed, float] = {}
+        self._pending: set[JobStatus] = set()
+        self._ended: deque[JobStatus] = deque()
+
+    def __enter__(self) -> Waiter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reporter in self._reporters.values():
+            reporter.close()
+        for feed in self._feeds:
+            feed.listeners = [one for one in feed.listeners if one is not self._ended]
+
+    def add(self, database: Database, statuses: Sequence[JobStatus]) -> None:
+        """Wait for these jobs of that DB, too."""
+        feed = feed_of(database)
+        if feed not in self._reporters and not all(status.ended for status in statuses):
+            # Registers this process before any of the jobs can end: a launcher without jobs leaves.
+            self._reporters[feed] = QuietReporter(database)
+        self.follow(feed, statuses)
+
+    def follow(self, feed: Feed, statuses: Sequence[JobStatus]) -> None:
+        """Wait for these jobs, too, which `feed` knows."""
+        if feed not in self._feeds:
+            self._feeds[feed] = []
+            feed.listeners.append(self._ended)
+        self._feeds[feed].extend(statuses)
+        self._pending.update(statuses)
+        self._pause_s = _MIN_PAUSE_S
+
+    def rounds(self, timeout: float | None) -> Iterator[list[JobStatus]]:
+        """Look again and again; yield each time the jobs that have ended since the last look, also none.
+
+        Stops when all have ended, or after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            is_last = deadline is not None and time.monotonic() >= deadline
+            yield self.look()
+            if is_last or not self._pending:
+                return
+            self.pause(deadline)
+
+    def look(self) -> list[JobStatus]:
+        """Return the jobs that have ended since the last look.
+
+        Raises:
+            SiteUnreachable, DatabaseBusy: looks have failed for MAX_OUTAGE_S. Before that they are warnings.
+        """
+        now = time.monotonic()
+        for feed, new in list(self._feeds.items()):
+            try:
+                if new:
+                    feed.follow(new)
+                    self._feeds[feed] = []
+                if now < feed.due_s(self._poll_s):
+                    continue
+                has_moved = feed.look() or bool(new)
+            except (SiteUnreachable, DatabaseBusy) as exc:
+                self.tolerate(feed, exc)
+                continue
+            self._failing_since.pop(feed, None)
+            if has_moved and feed in self._reporters:
+                self._reporters[feed].has_moved()
+        told = dict.fromkeys(self._ended.popleft() for _ in range(len(self._ended)))
+        ended = [status for status in told if status in self._pending]
+        self._pending.difference_update(ended)
+        return ended
+
+    def tolerate(self, feed: Feed, exc: BalsamError) -> None:
+        """Warn that a look has failed; raise `exc` if looks have failed for MAX_OUTAGE_S."""
+        since = self._failing_since.get(feed)
+        if since is None:
+            self._failing_since[feed] = time.monotonic()
+            warnings.warn(f"Waiting for jobs: a look at their states has failed, trying again: {exc.message}", stacklevel=2)
+        elif time.monotonic() - since > MAX_OUTAGE_S:
+            raise exc
+
+    def pause(self, deadline: float | None = None) -> None:
+        """Sleep until the next look is due or `deadline` (monotonic clock) has come; report why nothing happens."""
+        for reporter in self._reporters.values():
+            reporter.report(partial(self._unfinished, reporter.directory))
+        now = time.monotonic()
+        pause_s = max(self._pause_s, min((feed.due_s(self._poll_s) for feed in self._feeds), default=0.0) - now)
+        self._pause_s = min(_GROWTH * self._pause_s, MAX_PAUSE_S)
+        self._wake.wait(pause_s if deadline is None else max(0.0, min(pause_s, deadline - now)))
+
+    def _unfinished(self, directory: str) -> list[int]:
+        return [status.number for status in self._pending if status.place == directory]
+
+
+# --- registering this process, and explaining silence -----------------------------------------------------------------
+
+
+class Registration:
+    """This process's registration with one DB, shared by all its waits there; `registration_of` returns it."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._users = 0
+        self._left_at = 0.0
+        self._beat_at = time.monotonic() + _HEARTBEAT_S
+        self._lease: int | None = None
+        self._timer: threading.Timer | None = None
+
+    def enter(self) -> None:
+        """Begin a wait. One write transaction, unless this process is registered already."""
+        with self._lock:
+            self._users += 1
+            if self._lease is None:
+                self._lease = self._write(_open_lease)
+
+    def beat(self) -> None:
+        """Record a heartbeat when one is due, for launchers on other hosts: they see nothing else of this process."""
+        from ..db.store import leases
+
+        now = time.monotonic()
+        if now < self._beat_at or self._lease is None:
+            return
+        with self._lock:
+            self._beat_at, lease = now + _HEARTBEAT_S, self._lease
+            if lease is not None:
+                self._write(lambda cx, _: leases.heartbeat(cx, lease, SystemClock.now_us()))
+
+    def leave(self) -> None:
+        """End a wait. The registration ends LINGER_S later."""
+        with self._lock:
+            self._users -= 1
+            self._left_at = time.monotonic()
+            if not self._users and self._timer is None and self._lease is not None:
+                self._start_timer(LINGER_S)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _expire(self) -> None:
+        with self._lock:
+            self._timer = None
+            left_s = self._left_at + LINGER_S - time.monotonic()
+            if self._users:
+                return
+            if left_s > 0:
+                self._start_timer(left_s)
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            from ..db.store import waits
+
+            self._write(lambda cx, _: waits.close_wait(cx, lease))
+
+    def end_now(self) -> None:
+        """End the registration with the process."""
+        if self._lock.acquire(timeout=_BUSY_TIMEOUT_S):
+            self._end()
+
+    def _write(self, act: Callable[[Any, float], T]) -> T | None:
+        """Write over a separate connection: any thread may call this, and the caller's may be inside a transaction."""
+        from ..core.settings import Settings
+        from ..db.engine import directories
+
+        try:
+            settings = Settings.load(self._directory)
+            db = directories.open_database(self._directory, settings)
+            db.busy_timeout_s = _BUSY_TIMEOUT_S
+            try:
+                with db.write() as cx:
+                    return act(cx, settings.LEASE_EXPIRY_S)
+            finally:
+                db.close()
+        except (BalsamError, OSError):
+            return None
+        except StopLoading:  # another thread is importing an application's module; that is the one to stop
+            if not isinstance(threading.current_thread(), threading.Timer):
+                raise
+            return None
+
+
+def _open_lease(cx: Any, expiry_s: float) -> int:
+    from ..db.store import waits
+
+    job_id = os.environ.get("BALSAM_JOB_ID", "")
+    return waits.open_wait(cx, Holder.current(), job_id, SystemClock.now_us(), expiry_s)
+
+
+_registrations: dict[tuple[int, str], Registration] = {}
+_registrations_lock = threading.Lock()
+
+
+def registration_of(directory: str) -> Registration:
+    """Return this process's registration with that DB; a forked child has a separate one."""
+    with _registrations_lock:
+        if not _registrations:
+            atexit.register(_end_all)
+        return _registrations.setdefault((os.getpid(), directory), Registration(directory))
+
+
+def _end_all() -> None:
+    for (process, _), registration in list(_registrations.items()):
+        if process == os.getpid():
+            registration.end_now()
+
+
+class QuietReporter:
+    """Print why nothing happens to the jobs of one DB for which this process waits; register it there until `close`."""
+
+    def __init__(self, database: Database) -> None:
+        from ..db.store import leases
+
+        self.directory = database.directory
+        self._database = database
+        self._registration = registration_of(database.directory)
+        self._registration.enter()
+        self._reported, self._reported_at = "", 0.0
+        self._heartbeats = leases.Watch()
+        self.has_moved()
+
+    def close(self) -> None:
+        """End the wait."""
+        self._registration.leave()
+
+    def has_moved(self) -> None:
+        """Note that something has happened."""
+        self._quiet_since = time.monotonic()
+        self._look_at = self._quiet_since + QUIET_S
+
+    def report(self, numbers: Callable[[], list[int]]) -> None:
+        """Print the reason when nothing has happened for long; `numbers` returns the jobs that are waited for."""
+        now = time.monotonic()
+        self._registration.beat()
+        if now < self._look_at:
+            return
+        quiet_s = now - self._quiet_since
+        self._look_at = now + min(quiet_s, _MAX_QUIET_S)
+        jobs = numbers()
+        why = self._reason(jobs)
+        if not why or (why == self._reported and now - self._reported_at < _REPEAT_S):
+            return
+        self._reported, self._reported_at = why, now
+        what = f"{len(jobs)} jobs" if len(jobs) > 1 else "a job"
+        try:
+            sys.stderr.write(f"balsam: waiting for {what} of {self.directory} for {quiet_s:.0f} s: {why}\n")
+            sys.stderr.flush()
+        except (AttributeError, OSError, ValueError):  # stderr is closed
+            pass
+
+    def _reason(self, jobs: Sequence[int]) -> str:
+        from ..core.settings import Settings
+        from ..db.query import stalls
+
+        if not jobs:
+            return ""
+        try:
+            expiry_s = Settings.load(self.directory).LEASE_EXPIRY_S
+            with self._database.read() as cx:
+                return stalls.why_nothing_happens(cx, jobs, SystemClock.now_us(), expiry_s, self._heartbeats)
+        except BalsamError:  # the wait itself will raise it
+            return ""

@@ -41,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("echo", "#!/bin/sh\n", 0o755),
         ("binary", "\0\1", 0o755),
     ):
-        (found / name).write_text(text, newline="")
+        (found / name).write_bytes(text.encode())
         (found / name).chmod(mode)
     (found / "folder").mkdir()
     return found

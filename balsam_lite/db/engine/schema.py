@@ -74,6 +74,9 @@ RESERVED = "queued_launch_id IS NOT NULL"
 
 _ORDER = f"{', '.join(field_specs.SHAPE_FIELDS)}, priority DESC, wall_time_minutes DESC"
 
+#: The key in an event's data under which the store keeps what a user or a hook passed with a change of state.
+PAYLOAD = "payload"
+
 
 def visible(number: str = "job.id") -> str:
     """Return the condition that the job with this number is not one that is still being added (see `store.hidden`).

@@ -19,8 +19,7 @@ from typing import Any
 from ...core import states
 from ...core.errors import InvalidSpec
 from ..engine.connection import Database
-from ..engine.schema import visible
-from ..store.transitions import PAYLOAD
+from ..engine.schema import PAYLOAD, visible
 from .conditions import (
     JOB_CONDITIONS,
     Maker,

@@ -15,11 +15,8 @@ from typing import Any, NamedTuple
 
 from ...core import field_specs, states
 from ...core.errors import IllegalTransition
+from ..engine.schema import PAYLOAD
 from . import hidden
-
-#: The key of an event's data under which is what a user or a hook said with the change of state.
-PAYLOAD = "payload"
-
 
 #: Minimum number of jobs whose events are inserted by one statement for each step; executemany is as fast for fewer.
 _MIN_ALIKE = 4

@@ -21,7 +21,7 @@ from ..engine.binding import id_of
 from ..engine.connection import Database
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
 from . import claims, exit_rules, graph, pieces, tags
-from .transitions import PAYLOAD, Move, count, id_list, move, with_payload
+from .transitions import Move, count, id_list, move, with_payload
 
 USER_CHANGED = "User mutated state from command line"
 

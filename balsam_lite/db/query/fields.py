@@ -1,0 +1,239 @@
+"""The fields that conditions, orders and columns can name: of jobs, applications, events and batch jobs.
+
+A field goes by the name of its column; the names of Balsam 0.7 are aliases of it. Nothing here reads a database.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ...core import field_specs, states
+from ...core.errors import InvalidSpec, UnknownField
+from ...core.suggest import did_you_mean
+from ..engine.schema import PAYLOAD
+
+
+class Column(NamedTuple):
+    """An expression of SQL that conditions compare, orders sort by and reads fetch."""
+
+    sql: str
+    kind: str  # a kind of `field_specs`, or uuid, time, json (a path into a JSON column), word (such a path to text)
+    parameters: tuple[Any, ...] = ()
+    is_stored: bool = False  # a column of the table itself, as indexes have it
+    type_sql: str = ""  # of a path: the JSON type of the value there; takes the same parameters
+
+
+class Table(NamedTuple):
+    """The rows of one kind, and what conditions can name of them."""
+
+    name: str  # in the DB
+    what: str  # in messages
+    columns: Mapping[str, Column]
+    aliases: Mapping[str, str] = {}  # other name -> field, or field and lookup
+    links: Mapping[str, str] = {}  # first word of a path -> the table that the path continues in, by the column `LINKS`
+    specials: tuple[str, ...] = ()  # conditions on something else than a column; see `filters`
+
+    @property
+    def number(self) -> str:
+        """The column with the number of a row."""
+        return f"{self.name}.id"
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a condition can begin with."""
+        return [*dict.fromkeys((*self.columns, *self.specials, *self.aliases, *self.links))]
+
+    def unknown(self, name: str) -> UnknownField:
+        """Return the error that there is no field of that name, with the nearest one."""
+        article = "An" if self.what[0] in "aeiou" else "A"
+        meant = did_you_mean(name.partition("__")[0], self.names)
+        return UnknownField(
+            f"{article} {self.what} has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(self.names)}"
+        )
+
+
+def _stored(table: str, kinds: Mapping[str, str]) -> dict[str, Column]:
+    return {name: Column(f"{table}.{name}", kind, is_stored=True) for name, kind in kinds.items()}
+
+
+def _kinds(fields: Iterable[field_specs.Field]) -> dict[str, str]:
+    return {field.name: field.kind for field in fields}
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+_BEFORE_DOT = "substr({0}, 1, instr({0} || '.', '.') - 1)".format("holder.scheduler_id")
+#: The batch jobs in which launchers ran: lease -> batch job. PBS appends its server to an id, which submission leaves out.
+LAUNCHES = f"""lease AS holder CROSS JOIN batch_job AS launch
+    ON launch.scheduler_id <> '' AND launch.scheduler_id IN (holder.scheduler_id, {_BEFORE_DOT})"""
+LEASE_OF_EVENT = "json_extract(event.data, '$.lease')"
+_LAST_LEASE = f"""(SELECT {LEASE_OF_EVENT} FROM event WHERE event.job = job.id AND event.to_state = '{states.RUNNING}'
+    ORDER BY event.id DESC LIMIT 1)"""
+#: The batch job in which a job last ran, else the one for which it is planned. Some schedulers use their ids again: the newest.
+BATCH_JOB_OF_JOB = f"""coalesce(CASE WHEN job.attempt > 0 THEN (SELECT launch.id FROM {LAUNCHES} WHERE holder.id = {_LAST_LEASE}
+    ORDER BY launch.id DESC LIMIT 1) END, job.queued_launch_id)"""
+LAST_UPDATE = "coalesce((SELECT time FROM event WHERE event.job = job.id ORDER BY event.id DESC LIMIT 1), job.created)"
+
+JOB = Table(
+    "job",
+    "job",
+    {
+        **_stored("job", {"id": "id", "job_id": "uuid", **_kinds(field_specs.JOB_FIELDS), "created": "time"}),
+        "app_id": Column("(SELECT app.id FROM app WHERE app.name = job.application)", "id"),
+        "batch_job_id": Column(BATCH_JOB_OF_JOB, "id"),
+        "last_update": Column(LAST_UPDATE, "time"),
+        "lock": Column("ifnull((SELECT host || ':' || pid FROM lease WHERE lease.id = job.lease), '')", "text"),
+    },
+    {
+        "queued_launch": "queued_launch_id",
+        "app": "application",
+        "wall_time_min": "wall_time_minutes",
+        "last_update_before": "last_update__lte",
+        "last_update_after": "last_update__gte",
+    },
+    {"queued_launch": "batch_job"},
+    ("uuid", "which", "parent_id"),
+)
+
+# --- applications -----------------------------------------------------------------------------------------------------
+
+APP = Table(
+    "app",
+    "application",
+    {
+        **_stored("app", {"id": "id", **_kinds(field_specs.APP_FIELDS)}),
+        # A command line, a template of one, or a Python function.
+        "kind": Column(
+            """CASE WHEN app.command_template <> '' THEN 'template' WHEN app.definition <> '{}' THEN 'function'
+                ELSE 'command' END""",
+            "text",
+        ),
+    },
+)
+
+# --- batch jobs -------------------------------------------------------------------------------------------------------
+
+_BATCH_JOB_KINDS = {
+    "id": "id", "scheduler_id": "text", "scheduler": "text", "project": "text", "queue": "text", "nodes": "count",
+    "wall_minutes": "minutes", "job_mode": "text", "wf_filter": "text", "filter_tags": "tags", "sched_flags": "text",
+    "command": "text", "state": "text", "reason": "text", "prescheduled_only": "flag", "from_balsam": "flag",
+    "created": "time", "started": "time", "ended": "time", "exit_code": "id", "log": "text", "partitions": "text",
+    "optional_params": "object", "absent": "time", "cluster": "text", "tries": "count",
+}  # fmt: skip
+
+BATCH_JOB = Table(
+    "batch_job",
+    "batch job",
+    _stored("batch_job", _BATCH_JOB_KINDS),
+    {
+        "num_nodes": "nodes",
+        "wall_time_min": "wall_minutes",
+        "start_time": "started",
+        "end_time": "ended",
+        "start_time_before": "started__lte",
+        "start_time_after": "started__gte",
+        "end_time_before": "ended__lte",
+        "end_time_after": "ended__gte",
+    },
+)
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+#: The nodes that a run takes, by the job's present values.
+WEIGHT = f"""CASE WHEN event.to_state = '{states.RUNNING}' THEN
+    (SELECT job.num_nodes * 1.0 / job.node_packing_count FROM job WHERE job.id = event.job) END"""
+
+EVENT = Table(
+    "event",
+    "event",
+    {
+        **_stored("event", {"id": "id", "job": "id", "time": "time", "from_state": "state", "to_state": "state"}),
+        "message": Column("event.message", "text", is_stored=True),
+    },
+    {"job_id": "job", "timestamp": "time", "timestamp_before": "time__lte", "timestamp_after": "time__gte"},
+    {"job": "job"},
+    ("batch_job_id", "scheduler_id", "tags", "data"),
+)
+
+TABLES = {table.name: table for table in (JOB, APP, BATCH_JOB, EVENT)}
+#: (table, first word of a path) -> the column that holds the number of the other table's row.
+LINKS = {("job", "queued_launch"): "job.queued_launch_id", ("event", "job"): "event.job"}
+
+
+# --- paths into JSON --------------------------------------------------------------------------------------------------
+
+#: Keys that can be quoted in a path; SQLite before 3.45 knows no escapes there.
+_QUOTABLE_KEY = re.compile(r'[^"\\\x00-\x1f]+\Z')
+_POSITION = re.compile("[0-9]{1,9}")
+
+
+def json_path(column: Column, keys: list[str]) -> Column:
+    """Return the value at a path into a JSON column: NULL where there is none. A key of digits is a position in a list, too.
+
+    Raises:
+        InvalidSpec: a key but the last holds quotes, backslashes or control characters.
+    """
+    kind = "json" if column.kind == "object" else "word"
+    *above, last = keys
+    if not all(map(_QUOTABLE_KEY.match, above)):
+        raise InvalidSpec(f"Only the last key of a path may hold quotes or backslashes: {'__'.join(keys)}")
+    if not _QUOTABLE_KEY.match(last):
+        path = "$" + "".join(f'."{key}"' for key in above)
+        value = f"(SELECT {{}} FROM json_each({column.sql}, ?) WHERE key = ?)"
+        return Column(value.format("value"), kind, (path, last), type_sql=value.format("type"))
+    steps = [(f'."{key}"', f"[{int(key)}]") if _POSITION.fullmatch(key) else (f'."{key}"',) for key in keys]
+    paths = tuple("$" + "".join(path) for path in itertools.product(*steps))
+    values = [f"json_extract({column.sql}, ?)"] * len(paths)
+    types = [f"nullif(json_type({column.sql}, ?), 'null')"] * len(paths)
+    if len(paths) == 1:
+        return Column(values[0], kind, paths, type_sql=types[0])
+    return Column(f"coalesce({', '.join(values)})", kind, paths, type_sql=f"coalesce({', '.join(types)})")
+
+
+# --- columns of orders and rows ---------------------------------------------------------------------------------------
+
+
+def column_of(table: Table, name: str) -> Column:
+    """Return what goes by `name` where rows are sorted or fetched: a field, an alias, or a path into a JSON field.
+
+    Raises:
+        UnknownField, InvalidSpec.
+    """
+    head, *rest = name.split("__")
+    if rest and head in table.links:
+        other = TABLES[table.links[head]]
+        inner = column_of(other, "__".join(rest))
+        there = f"WHERE {other.number} = {LINKS[table.name, head]}"
+        return Column(f"(SELECT {inner.sql} FROM {other.name} {there})", inner.kind, inner.parameters)
+    if head == "pk":
+        head = "job_id" if table is JOB else "id"
+    column = table.columns.get(table.aliases.get(head, head))
+    if column is None or (rest and column.kind not in field_specs.JSON_KINDS):
+        raise table.unknown(name)
+    return json_path(column, rest) if rest else column
+
+
+def shown_event_data(key: str) -> Column:
+    """Return what an event shows under a key of its data, as `events` reads it."""
+    is_error = f"event.to_state = '{states.RUN_ERROR}'"
+    shown = {
+        "num_nodes": WEIGHT,
+        "returncode": f"CASE WHEN {is_error} THEN json_extract(event.data, '$.return_code') END",
+        "error": f"CASE WHEN {is_error} THEN event.message END",
+        "message": f"CASE WHEN NOT {is_error} THEN nullif(event.message, '') END",
+    }.get(key)
+    if shown is None and key in INTERNAL_EVENT_KEYS:
+        return Column("NULL", "json", type_sql="NULL")
+    given = f"(SELECT {{0}} FROM json_each(event.data, '$.{PAYLOAD}') WHERE key = ?)"
+    own = "(SELECT {0} FROM json_each(event.data) WHERE key = ?)"
+    value = f"coalesce({', '.join(filter(None, (given.format('value'), own.format('value'), shown)))})"
+    type_of_shown = shown and f"nullif(typeof({shown}), 'null')"
+    kind = f"coalesce({', '.join(filter(None, (given.format('type'), own.format('type'), type_of_shown)))})"
+    return Column(value, "json", (key, key), type_sql=kind)
+
+
+#: Keys of an event's data that are for this program only, or are shown under other names.
+INTERNAL_EVENT_KEYS = ("lease", "return_code", PAYLOAD)

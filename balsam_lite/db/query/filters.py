@@ -1,0 +1,629 @@
+"""The grammar of conditions: `state__in`, `num_nodes__lte`, `tags__KEY`, `data__a__b__gt`, combined by `Q`, compiled to SQL.
+
+Conditions are a mapping of names to values, of which all must hold. A name is a field (see `fields`), for JSON fields with a
+path below it, and at its end a lookup (`operators.LOOKUPS`; none is `exact`). All of it survives JSON, so the same conditions
+work in Python, in options of commands, and at a site on another host:
+
+    {"state__in": ["FAILED", "RUN_ERROR"], "workflow__glob": "scan-*", "tags__k": "v", "data__energy__lt": -3}
+    {"$or": [{"state": "FAILED"}, {"$not": {"name__contains": "test"}}]}      # what `Q(state="FAILED") | ~Q(…)` holds
+    {"ranks_per_node__gt": {"$field": "num_nodes"}}                           # what `F("num_nodes")` holds
+
+- A list for `exact` means "one of"; an empty one matches nothing. None means that there is no value.
+- Text is exact. `__glob` knows `*` and `?` (`[` is an ordinary character), `__contains` any part; an `i` before ignores case.
+- `tags={"k": "v"}` holds for jobs that have all these tags, and maybe others; `tags__exact` compares the whole.
+- A condition on a missing value does not hold, and "$not" then does, so a filter and its negation share out all rows.
+- A word or a value without a meaning is an error, with the nearest word.
+
+`Conditions` checks and compiles, and decides from which index SQLite starts: where rows are given by number, tags or parents,
+the other columns get a `+`, which keeps SQLite from their indexes (without statistics it takes a state for rarer than a tag).
+
+    with database.read() as cx:
+        condition = Conditions({"state": "FAILED", "tags__k": "v"}).sql()
+        execute(cx, f"SELECT id FROM job WHERE {condition.sql} ORDER BY id", condition.parameters)
+
+`select` has the usual reads: numbers, counts, pages and rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from ...core import field_specs, states
+from ...core.errors import InvalidSpec, UnknownField
+from ...core.suggest import nearest
+from ..engine.schema import visible
+from . import queries
+from .fields import (
+    BATCH_JOB_OF_JOB,
+    EVENT,
+    JOB,
+    LAUNCHES,
+    LEASE_OF_EVENT,
+    LINKS,
+    TABLES,
+    Column,
+    Table,
+    json_path,
+    shown_event_data,
+)
+from .operators import (
+    COMPARISONS,
+    LOOKUPS,
+    NUMBERS,
+    Term,
+    as_list,
+    compare,
+    has_wildcard,
+    joined,
+    plain,
+    stored,
+    term_of,
+    text_of,
+    time_us,
+)
+
+Where = Mapping[str, Any]
+
+#: Names that other tools use for a lookup, and the lookups' names that a misspelt one can be taken for.
+_FOREIGN = {
+    "eq": "exact", "neq": "ne", "le": "lte", "ge": "gte", "leq": "lte", "geq": "gte", "lteq": "lte", "gteq": "gte",
+    "nin": "in", "notin": "in", "like": "contains", "ilike": "icontains", "is_null": "isnull",
+}  # fmt: skip
+
+_AND, _OR, _NOT, _FIELD = "$and", "$or", "$not", "$field"
+_COMBINATIONS = (_AND, _OR, _NOT)
+
+#: No more jobs with a tag are counted.
+_MANY = 5000
+
+# --- combining --------------------------------------------------------------------------------------------------------
+
+
+class Q:
+    """Conditions to combine: `Q(state="FAILED") | Q(num_nodes__gt=4) & ~Q(name__contains="test")`."""
+
+    def __init__(self, *others: Q, **conditions: Any) -> None:
+        self.where: dict[str, Any] = all_of(*(one.where for one in others), conditions)
+
+    def __and__(self, other: Q) -> Q:
+        return self._of({_AND: [self.where, other.where]}) if isinstance(other, Q) else NotImplemented
+
+    def __or__(self, other: Q) -> Q:
+        return self._of({_OR: [self.where, other.where]}) if isinstance(other, Q) else NotImplemented
+
+    def __invert__(self) -> Q:
+        return self._of({_NOT: self.where})
+
+    @staticmethod
+    def _of(where: dict[str, Any]) -> Q:
+        made = Q()
+        made.where = where
+        return made
+
+    def __repr__(self) -> str:
+        return f"Q({self.where!r})"
+
+
+class F:
+    """Another field of the same row, as a value: `filter(ranks_per_node__gt=F("num_nodes"))`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"F({self.name!r})"
+
+
+def all_of(*several: Where) -> dict[str, Any]:
+    """Return the conditions that hold where all of these do."""
+    given = [where for where in several if where]
+    if not given:
+        return {}
+    return dict(given[0]) if len(given) == 1 else {_AND: [dict(where) for where in given]}
+
+
+def negated(*several: Where) -> dict[str, Any]:
+    """Return the conditions that hold where not all of these do."""
+    return {_NOT: all_of(*several)}
+
+
+# --- conditions from words of the command line ------------------------------------------------------------------------
+
+
+def condition_on_text(field: str, text: str, anywhere: bool = False) -> dict[str, Any]:
+    """Return the condition that an option means: `text` exactly, or as a glob with `*` and `?`.
+
+    Args:
+        anywhere: match any part of the field instead, whatever the case.
+    """
+    if anywhere:
+        return {f"{field}__icontains": text}
+    return {f"{field}__glob" if has_wildcard(text) else field: text}
+
+
+def condition_from_text(text: str, table: Table = JOB) -> dict[str, Any]:
+    """Return the condition that `NAME=VALUE` is, such as "num_nodes__lte=4", "state__in=FAILED,READY" or "data__x=[1, 2]".
+
+    Below `data` the value is JSON, or else text. Lists are JSON, or values with commas between.
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError.
+    """
+    name, equals, word = text.partition("=")
+    if not equals or not name:
+        raise InvalidSpec(f"A condition must look like NAME=VALUE, not {text!r}", hint="Such as: num_nodes__lte=4")
+    found = _parse(table, name)
+    is_json = found.column is not None and found.column.kind in ("json", "object")
+    value: Any = word
+    if is_json or word.startswith("[") or found.lookup == "isnull":
+        try:
+            value = json.loads(word)
+        except ValueError:
+            value = word
+    if found.lookup in ("in", "range", "has_keys", "has_any_keys") and isinstance(value, str):
+        value = word.split(",") if word else []
+        if is_json and found.lookup in ("in", "range"):
+            value = [_json_or_text(one) for one in value]
+    if found.lookup == "isnull" and not isinstance(value, bool):
+        raise InvalidSpec(f"{name} takes true or false, not {word!r}")
+    Conditions({name: value}, table)
+    return {name: value}
+
+
+def _json_or_text(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+class _Name(NamedTuple):
+    """A condition's name, taken apart."""
+
+    head: str
+    lookup: str
+    column: Column | None  # None: a special condition, or one on a linked table
+    keys: tuple[str, ...] = ()  # the path below a JSON column
+    linked: str = ""  # the name that goes on in the linked table
+
+
+def _parse(table: Table, name: str) -> _Name:
+    head, *rest = name.split("__")
+    head, *of_alias = table.aliases.get(head, head).split("__") if not (rest and head in table.links) else [head]
+    rest = [*of_alias, *rest]
+    if head == "pk":
+        head = "pk" if table is JOB else "id"
+    if head in table.links and rest and (rest[0] not in LOOKUPS or head not in table.columns):
+        return _Name(head, "", None, linked="__".join(rest))
+    if (table.name, head) in _SPECIALS and not (head in table.columns and rest):
+        return _Name(head, _lookup(name, rest), table.columns.get(head))
+    if table is EVENT and head == "data":
+        return _below_json(name, "data", Column("event.data", "object"), rest)
+    column = table.columns.get(head)
+    if column is None:
+        raise table.unknown(name)
+    if column.kind in field_specs.JSON_KINDS:
+        return _below_json(name, head, column, rest)
+    return _Name(head, _lookup(name, rest), column)
+
+
+def _below_json(name: str, head: str, column: Column, rest: list[str]) -> _Name:
+    """Take apart the path below a JSON column and the lookup after it."""
+    if not rest or (rest == [rest[-1]] and rest[-1] in LOOKUPS):
+        return _Name(head, rest[0] if rest else "exact", column)
+    keys, lookup = (rest[:-1], rest[-1]) if rest[-1] in LOOKUPS and len(rest) > 1 else (rest, "exact")
+    if lookup == "exact" and rest[-1] != "exact":
+        meant = _misspelt(rest[-1])
+        if len(keys) > 1 and column.kind != "object":
+            raise _no_lookup(name, rest[-1])
+        if meant:
+            way_out = f"If it is a key, write {name}__exact."
+            raise UnknownField(f"{name}: there is no lookup {rest[-1]!r}. Did you mean {meant!r}?", hint=way_out)
+    elif len(keys) > 1 and column.kind != "object":
+        raise _no_lookup(name, "__".join([*keys[1:], lookup]))
+    found = shown_event_data(keys[0]) if head == "data" and column.sql == "event.data" else json_path(column, keys)
+    return _Name(head, lookup, found, tuple(keys))
+
+
+def _lookup(name: str, rest: list[str]) -> str:
+    if not rest:
+        return "exact"
+    if len(rest) == 1 and rest[0] in LOOKUPS:
+        return rest[0]
+    raise _no_lookup(name, "__".join(rest))
+
+
+def _no_lookup(name: str, word: str) -> UnknownField:
+    near = _FOREIGN.get(word) or nearest(word.rpartition("__")[2], LOOKUPS)
+    meant = f" Did you mean {near!r}?" if near else ""
+    return UnknownField(f"{name}: there is no lookup {word!r}.{meant}", hint=f"The lookups are: {', '.join(LOOKUPS)}")
+
+
+def _misspelt(word: str) -> str | None:
+    """Return the lookup that a key of `data` is probably meant to be. Short ones resemble too many keys."""
+    if word in _FOREIGN:
+        return _FOREIGN[word]
+    allowed = [(name, 1 if len(name) < 6 else 2) for name in LOOKUPS if len(name) >= 5]
+    return next((name for name, edits in allowed if _distance(word, name) <= edits), None)
+
+
+def _distance(one: str, other: str) -> int:
+    """Return the number of letters to insert, delete or replace that make one word the other."""
+    row = list(range(len(other) + 1))
+    for place, letter in enumerate(one, 1):
+        before, row[0] = row[0], place
+        for column, wanted in enumerate(other, 1):
+            before, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, before + (letter != wanted))
+    return row[-1]
+
+
+def tag_pairs(value: Any) -> list[tuple[str, str]]:
+    """Return the tags that a mapping, "KEY:VALUE" or a list of such texts means. Values that are no text are written as text.
+
+    Raises:
+        InvalidSpec.
+    """
+    found = list(value.items()) if isinstance(value, Mapping) else [_pair(one) for one in as_list(value) or [value]]
+    if value is not None and not isinstance(value, Mapping) and as_list(value) == []:
+        found = []
+    return [(text_of(key), text_of(plain(word))) for key, word in found]
+
+
+def _pair(text: Any) -> tuple[str, str]:
+    if isinstance(text, (tuple, list)) and len(text) == 2:
+        return (text[0], text[1])
+    key, colon, word = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not colon:
+        raise InvalidSpec(f"must be a mapping or look like KEY:VALUE, not {text!r}")
+    return key, word
+
+
+def jsonable(value: Any) -> Any:
+    """Return a value of a condition as JSON has it, for a site on another host."""
+    value = plain(value)
+    if isinstance(value, F):
+        return {_FIELD: value.name}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(one) for key, one in value.items()}
+    several = as_list(value)
+    if several is not None:
+        return [jsonable(one) for one in several]
+    if isinstance(value, date):
+        return time_us(value)
+    return value if value is None or isinstance(value, (bool, int, float)) else text_of(value)
+
+
+# --- another field as a value -----------------------------------------------------------------------------------------
+
+
+def _is_field(value: Any) -> bool:
+    return isinstance(value, F) or (isinstance(value, Mapping) and value.keys() == {_FIELD})
+
+
+def _compare_fields(table: Table, name: str, found: _Name, value: Any) -> Term:
+    sign = {"exact": "=", "ne": "IS NOT", **COMPARISONS}.get(found.lookup)
+    other = value.name if isinstance(value, F) else str(value[_FIELD])
+    if sign is None or found.column is None:
+        raise InvalidSpec(f"{name} cannot be compared with another field, only with values")
+    column = _parse(table, other).column
+    if column is None or "__" in other or column.kind in field_specs.JSON_KINDS:
+        raise InvalidSpec(f"F({other!r}) must be a plain field")
+    if found.column.kind not in ("json", "word") and (found.column.kind in NUMBERS) != (column.kind in NUMBERS):
+        raise InvalidSpec(f"{name} cannot be compared with {other}: one is a number, the other one is text")
+    return Term(f"{found.column.sql} {sign} {column.sql}", [*found.column.parameters, *column.parameters])
+
+
+# --- conditions that are no comparison of one column ------------------------------------------------------------------
+
+#: The jobs that may have run in some batch jobs, or wait for one: by the time in which their launchers lived.
+_MAYBE_IN_BATCH_JOBS = f"""SELECT event.job FROM {LAUNCHES}
+        CROSS JOIN event ON event.time BETWEEN holder.opened AND coalesce(holder.closed, {2**62})
+    WHERE launch.id IN {{0}}
+        AND event.to_state = '{states.RUNNING}' AND {LEASE_OF_EVENT} = holder.id
+    UNION ALL SELECT id FROM job WHERE queued_launch_id IN {{0}}"""
+_LISTED = "(SELECT value FROM json_each(?))"
+_OF_SCHEDULER_IDS = f"(SELECT id FROM batch_job WHERE scheduler_id IN {_LISTED})"
+_JOBS_WITH_KEY = "SELECT job FROM tag CROSS JOIN job_tag ON job_tag.tag = tag.id WHERE tag.key = ?"
+
+
+def _numbers(value: Any) -> str:
+    found = [stored("id", one) for one in _several(value)]
+    return json.dumps([one for one in found if isfinite(one)])
+
+
+def _texts(value: Any) -> list[str]:
+    return [text_of(plain(one)) for one in _several(value)]
+
+
+def _in_batch_jobs(numbers: str, listed: str = _LISTED) -> Term:
+    sql = f"job.id IN ({_MAYBE_IN_BATCH_JOBS.format(listed)}) AND {BATCH_JOB_OF_JOB} IN {listed}"
+    return Term(sql, [numbers] * 3)
+
+
+def _of_uuid(value: Any) -> Term:
+    """Match the UUID or its beginning."""
+    prefixes = _texts(value)
+    if not all(prefixes):
+        raise InvalidSpec("must not be empty")
+    found = [Term(*queries.id_condition(prefix)) for prefix in prefixes]
+    return joined(" OR ", found) if found else Term("0")
+
+
+def _of_parent(value: Any) -> Term:
+    return Term(f"job.id IN (SELECT child FROM dependency WHERE parent IN {_LISTED})", [_numbers(value)])
+
+
+def _of_event_jobs(term: Term) -> Term:
+    return Term(f"event.job IN (SELECT job.id FROM job WHERE {term.sql})", term.parameters)
+
+
+def _of_event_data(value: Any) -> Term:
+    """Match all these pairs among the data that is shown, compared as text."""
+    items = value.items() if isinstance(value, Mapping) else tag_pairs(value)
+    terms = [_event_datum(text_of(key), plain(word)) for key, word in items]
+    return joined(" AND ", terms) if terms else Term("1")
+
+
+def _event_datum(key: str, value: Any) -> Term:
+    column = shown_event_data(key)
+    if key == "num_nodes":  # a real number, whose text differs from that of an integer
+        return term_of(column, "CAST({} AS REAL) = CAST(? AS REAL)", text_of(value))
+    return term_of(column, "CAST({} AS TEXT) = ?", text_of(int(value) if isinstance(value, bool) else value))
+
+
+#: (table, first word) -> the condition for `exact` (of one or several values) and `in`.
+_SPECIALS: dict[tuple[str, str], Callable[[Any], Term]] = {
+    ("job", "uuid"): _of_uuid,
+    ("job", "which"): lambda value: Term(*queries.fitting_any(_texts(value))),
+    ("job", "parent_id"): _of_parent,
+    ("job", "batch_job_id"): lambda value: _in_batch_jobs(_numbers(value)),
+    ("job", "app_id"): lambda value: Term(
+        f"job.application IN (SELECT name FROM app WHERE id IN {_LISTED})", [_numbers(value)]
+    ),
+    ("event", "batch_job_id"): lambda value: _of_event_jobs(_in_batch_jobs(_numbers(value))),
+    ("event", "scheduler_id"): lambda value: _of_event_jobs(_in_batch_jobs(json.dumps(_texts(value)), _OF_SCHEDULER_IDS)),
+    ("event", "data"): _of_event_data,
+}
+#: From rows with these SQLite is to start; from tags if none of them is given.
+_DRIVERS = ("id", "pk", "job_id", "uuid", "which", "parent_id", "batch_job_id", "queued_launch_id")
+
+
+# --- compiling --------------------------------------------------------------------------------------------------------
+
+
+class _Leaf(NamedTuple):
+    """One condition in SQL."""
+
+    head: str
+    term: Term
+    driven: Term  # the same where SQLite is to start from something else
+    is_driver: bool = False
+
+
+class Conditions:
+    """Conditions on the rows of a table: checked when it is made, compiled as a statement needs them.
+
+    Raises:
+        UnknownField: a field or a lookup does not exist; the nearest one is named. InvalidSpec, InvalidStateError: a value has
+        no meaning there.
+    """
+
+    def __init__(self, where: Where | Q = MappingProxyType({}), table: Table = JOB) -> None:
+        self.table = table
+        self.tags: list[tuple[str, str]] = []  # the jobs that are meant have all of these
+        self.states: set[str] | None = None  # the jobs that are meant are in one of these; None: in any state
+        self._leaves: list[_Leaf] = []
+        for name, value in _flat(where):
+            self._add(name, value)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every row is meant."""
+        return not self._leaves and not self.tags
+
+    @property
+    def is_of_states(self) -> bool:
+        """Whether the counters of states suffice to count the rows."""
+        return not self.tags and all(leaf.head == "state" for leaf in self._leaves)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether SQLite is to start from something else than tags."""
+        return any(leaf.is_driver for leaf in self._leaves)
+
+    def rarest_first(self, cx: sqlite3.Connection) -> Conditions:
+        """Put the tag that the fewest jobs have before the others. Those that thousands of jobs have count alike."""
+        if len(self.tags) > 1:
+            query = f"SELECT count(*) FROM ({queries.JOBS_WITH} LIMIT {_MANY})"
+            self.tags.sort(key=lambda pair: int(cx.execute(query, pair).fetchone()[0]))
+        return self
+
+    # --- SQL ----------------------------------------------------------------------------------------------------------
+
+    def sql(self, is_ordered: bool = False) -> Term:
+        """Return all conditions as one, and that rows of jobs that are still being added do not count.
+
+        Args:
+            is_ordered: the rows are read in some order, from which no index must divert SQLite.
+        """
+        is_driven = is_ordered or self.is_named or bool(self.tags)
+        return self._visible(self._together(is_driven, 0 if self.is_named else 1))
+
+    def along_tag(self) -> Term:
+        """Return the FROM and WHERE of the jobs that meet the conditions, of which one at least is a tag.
+
+        SQLite walks through those of the first tag in the order of their numbers, `given.job`, and leaves out the others.
+        """
+        source = f"job_tag AS given CROSS JOIN job ON job.id = given.job WHERE given.tag = {queries.TAG}"
+        rest = self._visible(self._together(True, 0, self.tags[1:], "given.job"))
+        return Term(f"{source} AND {rest.sql}", [*self.tags[0], *rest.parameters])
+
+    def _visible(self, term: Term) -> Term:
+        return Term(f"{term.sql} AND {visible('job.id')}", term.parameters) if self.table is JOB else term
+
+    def _together(
+        self, is_driven: bool, collected: int, tags: Sequence[tuple[str, str]] | None = None, number: str = "job.id"
+    ) -> Term:
+        """Return all conditions as one. The jobs of the first `collected` tags are collected, the others are looked up."""
+        has = [f"{number} IN ({queries.JOBS_WITH})", f"EXISTS ({queries.JOBS_WITH} AND job_tag.job = {number})"]
+        pairs = self.tags if tags is None else tags
+        terms = [Term(has[place >= collected], pair) for place, pair in enumerate(pairs)]
+        return joined(" AND ", [*terms, *(leaf.driven if is_driven else leaf.term for leaf in self._leaves)])
+
+    # --- reading them -------------------------------------------------------------------------------------------------
+
+    def _add(self, name: str, value: Any) -> None:
+        try:
+            if name in _COMBINATIONS:
+                self._add_combined(name, value)
+            else:
+                self._add_one(name, _parse(self.table, name), value)
+        except InvalidSpec as exc:
+            if name not in _COMBINATIONS:
+                exc.message = f"Condition {name}: {exc.message}"
+            raise
+
+    def _add_combined(self, name: str, value: Any) -> None:
+        members = [Conditions(one, self.table) for one in ([value] if name == _NOT else _members(name, value))]
+
+        def combined(is_driven: bool) -> Term:
+            term = joined(" OR ", [one._together(is_driven, len(one.tags)) for one in members], "0")
+            return Term(f"ifnull(({term.sql}), 0) = 0", term.parameters) if name == _NOT else term
+
+        self._leaves.append(_Leaf("", combined(False), combined(True)))
+
+    def _add_one(self, name: str, found: _Name, value: Any) -> None:
+        head, lookup, column = found.head, found.lookup, found.column
+        if found.linked:
+            self._keep(head, _linked(self.table, head, found.linked, value))
+        elif _is_field(value):
+            self._keep(head, _compare_fields(self.table, name, found, value))
+        elif head == "tags" and self.table is JOB and self._add_tags(name, found, value):
+            pass
+        elif (special := _special(self.table, found, value)) is not None:
+            self._keep(head, special, is_driver=head in _DRIVERS)
+        elif column is None:
+            raise InvalidSpec(f"{head} takes a value or a list of values and no lookup, not {lookup} {value!r}")
+        else:
+            is_choice = lookup in ("exact", "in") and value is not None
+            if head == "state" and is_choice and self.table is JOB:
+                wanted = {states.check_state(plain(one)) for one in _several(value)}
+                self.states = wanted if self.states is None else self.states & wanted
+            elif head == "state":
+                head = "other state"
+            self._keep(head, compare(column, lookup, value), column, is_choice and head in _DRIVERS)
+
+    def _keep(self, head: str, term: Term, column: Column | None = None, is_driver: bool = False) -> None:
+        driven = term
+        if column is not None and column.is_stored and not is_driver:
+            driven = Term(term.sql.replace(column.sql, f"+{column.sql}"), term.parameters)
+        self._leaves.append(_Leaf(head, term, driven, is_driver))
+
+    def _add_tags(self, name: str, found: _Name, value: Any) -> bool:
+        """Add a condition on tags that the index of tags answers; return whether it is one."""
+        is_whole = not found.keys
+        pairs: list[tuple[str, str]] | None = None
+        if is_whole and (
+            (found.lookup == "contains" and isinstance(value, Mapping))
+            or (found.lookup == "exact" and value is not None and not name.endswith("__exact"))
+        ):
+            pairs = tag_pairs(value)
+        elif not is_whole and found.lookup == "exact" and isinstance(plain(value), (str, int, float)):
+            pairs = [(found.keys[0], text_of(plain(value)))]
+        if pairs is not None:
+            self.tags += [pair for pair in dict.fromkeys(pairs) if pair not in self.tags]
+            return True
+        if is_whole and found.lookup == "has_key":
+            self._keep("tags", Term(f"job.id IN ({_JOBS_WITH_KEY})", [text_of(plain(value))]))
+            return True
+        if is_whole or found.column is None or _holds_for_missing(found.lookup, value):
+            return False
+        narrowed = Term(f"job.id IN ({_JOBS_WITH_KEY})", [found.keys[0]])
+        self._keep("tags", joined(" AND ", [narrowed, compare(found.column, found.lookup, value)]))
+        return True
+
+
+def _holds_for_missing(lookup: str, value: Any) -> bool:
+    return lookup in ("ne", "in") or value is None or (lookup == "isnull" and bool(value))
+
+
+def _several(value: Any) -> list[Any]:
+    several = as_list(value)
+    return [value] if several is None else several
+
+
+def _linked(table: Table, head: str, name: str, value: Any) -> Term:
+    """Return the condition that the row of another table, to which `head` leads, meets one."""
+    inner = Conditions({name: value}, TABLES[table.links[head]])
+    sql, parameters = inner.sql()
+    return Term(f"{LINKS[table.name, head]} IN (SELECT {inner.table.number} FROM {inner.table.name} WHERE {sql})", parameters)
+
+
+def _special(table: Table, found: _Name, value: Any) -> Term | None:
+    """Return the condition where it is no comparison of a column; None if it is one."""
+    head, lookup = found.head, found.lookup
+    if head == "pk":
+        by_number = all(isinstance(plain(one), int) for one in _several(value))
+        return compare(table.columns["id" if by_number else "job_id"], lookup, value)
+    if head == "lock" and lookup == "exact" and value in ("", None):
+        return Term("job.lease IS NULL")
+    if head == "parent_id" and (lookup == "isnull" or value is None):
+        negation = "NOT " if value or lookup == "exact" else ""
+        return Term(f"{negation}EXISTS (SELECT 1 FROM dependency WHERE child = job.id)")
+    special = None if found.keys else _SPECIALS.get((table.name, head))
+    if special is None or value is None or lookup not in ("exact", "in"):
+        return None
+    if lookup == "in" and as_list(value) is None:
+        raise InvalidSpec(f"in needs a list of values, not {value!r}")
+    return special(value)
+
+
+def _flat(where: Where | Q) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of which all must hold."""
+    if isinstance(where, Q):
+        where = where.where
+    if not isinstance(where, Mapping):
+        raise InvalidSpec(f"Conditions must be a mapping of names to values, not {where!r}")
+    for name, value in where.items():
+        if name == _AND:
+            for member in _members(name, value):
+                yield from _flat(member)
+        else:
+            yield name, value
+
+
+def _members(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidSpec(f"{name} needs a list of conditions, not {value!r}")
+    return list(value)
+
+
+def as_json(where: Where, table: Table = JOB) -> dict[str, Any]:
+    """Return conditions as JSON has them, for a site on another host.
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError: as `Conditions`, which this checks them by.
+    """
+    Conditions(where, table)
+    return _jsonable_conditions(where)
+
+
+def _jsonable_conditions(where: Where) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in (where.where if isinstance(where, Q) else where).items():
+        if name == _NOT:
+            found[name] = _jsonable_conditions(value)
+        elif name in _COMBINATIONS:
+            found[name] = [_jsonable_conditions(one) for one in value]
+        else:
+            found[name] = jsonable(value)
+    return found

@@ -155,7 +155,7 @@ NUMBER_OR_WORD = "its number, or else a prefix of its id, or its name"
 
 
 def condition_of(words: Iterable[str]) -> dict[str, Any]:
-    """Return the condition of `selection` for the jobs that these words name; digits are the number. {} for no words."""
+    """Return the condition of `db.query.filters` for the jobs that these words name; digits are the number. {} for no words."""
     numbers = {word: row_number(word.removeprefix("#")) for word in words}
     if None not in numbers.values():
         return {"id": list(numbers.values())} if numbers else {}

@@ -82,7 +82,7 @@ def _where(
     ids: Sequence[str], tags: Sequence[str], wanted: Sequence[str], names: Sequence[str], workflows: Sequence[str],
     apps: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """The conditions of `db.query.selection`. Raises InvalidSpec, InvalidStateError."""
+    """The conditions of `db.query.filters`. Raises InvalidSpec, InvalidStateError."""
     terms = {
         **condition_of(ids),
         "tags": pairs(tags, "--tag"),

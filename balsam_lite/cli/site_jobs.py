@@ -57,7 +57,7 @@ def _where(
     workdir: str | None = None,
     app: str | None = None,
 ) -> dict[str, Any]:
-    """The conditions of `db.query.selection`; all that are given must hold.
+    """The conditions of `db.query.filters`; all that are given must hold.
 
     Raises:
         InvalidSpec: a tag without `=`; an empty text, as of an unset variable: it would mean everything. InvalidStateError.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import BalsamError, InvalidSpec, NotFound, UnknownApp
 from ..db.engine.connection import Connection, Database
-from ..db.query import selection
+from ..db.query import select
 from ..db.store import apps
 from . import app_rows, jobs
 from .interface import Row
@@ -37,7 +37,7 @@ def _put(cx: Connection, row: Row, number: int) -> Row:
             raise InvalidSpec(f"An App needs a name, not {name!r}")
         if before and before != name:
             _rename(cx, before, name)
-        if selection.count_apps(cx, {"name": name}):
+        if select.count_apps(cx, {"name": name}):
             apps.update_app(cx, name, values)
             _settle(cx, name, values)
         else:
@@ -47,14 +47,14 @@ def _put(cx: Connection, row: Row, number: int) -> Row:
         if number:
             raise type(exc)(f"App number {number}: {exc.message}", hint=exc.hint) from exc
         raise
-    return selection.apps(cx, {"name": name})[0]
+    return select.apps(cx, {"name": name})[0]
 
 
 def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
     """Check an application to which these values were just given, and add to its parameters what its template has."""
     if app_rows.DECISIVE.isdisjoint(values):
         return
-    (row,) = selection.apps(cx, {"name": name})
+    (row,) = select.apps(cx, {"name": name})
     parameters = app_rows.parameters_of(row, are_given="parameters" in values)
     if parameters != row["parameters"]:
         apps.update_app(cx, name, {"parameters": parameters})
@@ -62,9 +62,9 @@ def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
 
 def _rename(cx: Connection, before: str, name: str) -> None:
     """Rename it unless that was done already, as when a script that does so runs once more."""
-    if selection.count_apps(cx, {"name": before}):
+    if select.count_apps(cx, {"name": before}):
         apps.update_app(cx, before, {"name": name})
-    elif not selection.count_apps(cx, {"name": name}):
+    elif not select.count_apps(cx, {"name": name}):
         raise UnknownApp(f"There is no App {before!r} to be renamed to {name!r}.")
 
 
@@ -76,7 +76,7 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
     """
     with db.write() as cx:
         for change in changes:
-            found = selection.apps(cx, {"id": change.get("id", [])})
+            found = select.apps(cx, {"id": change.get("id", [])})
             if not found:
                 raise NotFound(f"There is no App with the id {change.get('id')!r} at this site (any more).")
             values = {name: value for name, value in change.items() if name != "id"}
@@ -90,7 +90,7 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """The same change for all that match. Returns how many. Raises as `update`."""
     with db.write() as cx:
-        return update(db, [{**values, "id": row["id"]} for row in selection.apps(cx, where)])
+        return update(db, [{**values, "id": row["id"]} for row in select.apps(cx, where)])
 
 
 def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
@@ -103,7 +103,7 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
         UnknownField, InvalidSpec; ParentInUse: other jobs wait for one of these, and `force` is not set.
     """
     with db.write() as cx:
-        found = selection.apps(cx, where)
+        found = select.apps(cx, where)
         gone = {row["id"]: jobs.delete(db, {"app": row["name"]}, force) for row in found}
         free = [number for number, done in gone.items() if not done["held"]]
         if free:

@@ -72,7 +72,7 @@ class Desk(Protocol):
     ) -> list[Row]:
         """The rows that match, in order (a field, `-` before it the other way round; "" is by id, of events newest first).
 
-        Conditions are `db.query.selection`'s; all must hold.
+        Conditions are `db.query.filters`'s; all must hold.
 
         Raises:
             UnknownField, InvalidSpec, InvalidStateError.

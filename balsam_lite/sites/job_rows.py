@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..core import field_specs
 from ..core.errors import BalsamError, InvalidSpec, UnknownApp
 from ..db import launch_params
-from ..db.query import selection
+from ..db.query import select
 from .interface import Row
 
 #: Fields that the DB keeps; given when a job is created, they may be empty.
@@ -47,7 +47,7 @@ class App(NamedTuple):
 
 
 def app_of(row: Row) -> App:
-    """The application of a row of `selection.apps`."""
+    """The application of a row of `select.apps`."""
     parameters = row["parameters"]
     required = frozenset(name for name, about in parameters.items() if isinstance(about, dict) and about.get("required"))
     definition = row["definition"]
@@ -221,7 +221,7 @@ class NewJobs:
         app_names = [name for name in names if name in _APP_NAMES]
         if not app_names:
             raise InvalidSpec("A job needs an app_id: the number or the name of an App.")
-        copied = [(name, selection.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
+        copied = [(name, select.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
         field_specs.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # are there such fields?
         kept = [name for name in names if name in _KEPT]
         has_parameters, has_launch_params, has_parents = (
@@ -314,7 +314,7 @@ def change_of(values: Mapping[str, Any]) -> Change:
         if name == "launch_params":
             _set_flags(fields, value or {})
         elif name not in ("workdir", *_STATE_FIELDS):
-            fields[selection.OUR_NAMES.get(name, name)] = value
+            fields[select.OUR_NAMES.get(name, name)] = value
     if fields.get("wall_time_minutes") == 0:
         fields["wall_time_minutes"] = 1
     state, data, time_us = (values.get(name) for name in _STATE_FIELDS)

@@ -16,7 +16,7 @@ from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownJob
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
-from ..db.query import queries, selection
+from ..db.query import queries, select
 from ..db.store import insert, pieces, user_actions
 from ..db.store.transitions import with_payload
 from . import job_rows
@@ -42,7 +42,7 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
     with _numbered_if_several(rows):
         added = insert.add_jobs(db, _checked(db, rows))
     with db.read() as cx:
-        return selection.new_jobs(cx, added.first, added.first + added.number - 1, {name for row in rows for name in row})
+        return select.new_jobs(cx, added.first, added.first + added.number - 1, {name for row in rows for name in row})
 
 
 def check(db: Database, rows: Sequence[Row]) -> None:
@@ -66,7 +66,7 @@ def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
     """The jobs in our words; in the end it is looked whether the parents that they name exist. Opens no write transaction."""
     gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
     with db.read() as cx:
-        apps = job_rows.Apps(selection.apps(cx))
+        apps = job_rows.Apps(select.apps(cx))
     new = job_rows.NewJobs(rows, apps, gpus_per_node)
     yield from new
     if not new.parents:
@@ -115,7 +115,7 @@ def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, An
             _check(db, cx, numbers, change, values)
         user_actions.change(db, [_stored(numbers, change)])
 
-    return len(pieces.find_and_change(db, lambda cx, most: selection.job_ids(cx, where, most), carry_out)[0])
+    return len(pieces.find_and_change(db, lambda cx, most: select.job_ids(cx, where, most), carry_out)[0])
 
 
 def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
@@ -127,7 +127,7 @@ def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
 def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_rows.Change, values: Mapping[str, Any]) -> None:
     """Raise if these jobs cannot be changed in that way."""
     if "parameters" in change.fields:
-        apps = job_rows.Apps(selection.apps(cx))
+        apps = job_rows.Apps(select.apps(cx))
         for (name,) in set(queries.columns_of(cx, numbers, ("application",)).values()):
             apps.check_parameters(apps.find(name), values["parameters"])
     if not {"gpus_per_rank", "ranks_per_node"}.isdisjoint(change.fields):
@@ -184,7 +184,7 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
         free = [number for number in numbers if leases[number] == (None,)]
         return user_actions.delete(db, free, force=force) if free else 0
 
-    numbers, deleted = pieces.find_and_change(db, lambda cx, most: selection.job_ids(cx, where, most), remove)
+    numbers, deleted = pieces.find_and_change(db, lambda cx, most: select.job_ids(cx, where, most), remove)
     return {"deleted": deleted, "held": len(numbers) - deleted}
 
 
@@ -202,7 +202,7 @@ def result(db: Database, number: int) -> Row:
         if end is None:
             raise UnknownJob(f"There is no job with the id {number} at this site (any more).")
         job = queries.job(cx, number)
-        is_function = any(app["kind"] == "function" for app in selection.apps(cx, {"name": job["application"]}))
+        is_function = any(app["kind"] == "function" for app in select.apps(cx, {"name": job["application"]}))
     row: Row = {"state": end.state, "message": end.message, "is_function": is_function, "outcome": None}
     if is_function and end.state in _ENDED:
         row["outcome"] = _outcome(db, job)

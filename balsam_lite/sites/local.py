@@ -12,7 +12,7 @@ from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.registry import Entry
-from ..db.query import events, queries, selection
+from ..db.query import events, queries, select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
@@ -23,8 +23,8 @@ _SERVICE = "service"
 
 #: What reads the rows of a kind, and counts them.
 _READERS: dict[str, tuple[Callable[..., list[Row]], Callable[..., int]]] = {
-    "job": (selection.jobs, selection.count_jobs),
-    "app": (selection.apps, selection.count_apps),
+    "job": (select.jobs, select.count_jobs),
+    "app": (select.apps, select.count_apps),
     "event": (events.events, events.count_events),
 }
 
@@ -90,7 +90,7 @@ class LocalDesk:
         """State -> number of the jobs that match."""
         held_back.release(self.database)
         with self.database.read() as cx:
-            return selection.count_states(cx, where)
+            return select.count_states(cx, where)
 
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """A page of events as short lists."""
@@ -99,11 +99,11 @@ class LocalDesk:
 
     def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
         """A part of the jobs that match; with all fields also what each of them waits for, if a launcher has said so."""
-        from ..db.query import paging, wait_reasons
+        from ..db.query import wait_reasons
 
         held_back.release(self.database)
         with self.database.read() as cx:
-            rows = paging.jobs_page(cx, where, fields, after, size)
+            rows = select.jobs_page(cx, where, fields, after, size)
             waiting = {} if fields else wait_reasons.waits_for(cx, rows)
         return rows if fields else [{**row, "waits_for": waiting.get(row["id"], "")} for row in rows]
 

@@ -19,7 +19,7 @@ from balsam_lite.core.identity import Holder
 from balsam_lite.db.engine import directories, doctor, salvage
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.query import demand, events, outlook, paging, queries, selection
+from balsam_lite.db.query import demand, events, outlook, queries, select
 from balsam_lite.db.store import (
     apps,
     claims,
@@ -131,14 +131,14 @@ def answers(db, free):
             "workflows": lambda: queries.workflows(cx),
             "deleted": lambda: queries.mark(cx)[1],
             "news": lambda: queries.entered_since(cx, 0),
-            "selected": lambda: selection.jobs(cx),
-            "selected by tag": lambda: selection.jobs(cx, {"tags": {"t": "1"}}),
-            "selected by parent": lambda: selection.jobs(cx, {"parent_id": free}),
-            "selected numbers": lambda: selection.job_ids(cx, {"state": "AWAITING_PARENTS"}),
-            "counted": lambda: (selection.count_jobs(cx), selection.count_jobs(cx, {"workflow": "new"})),
-            "counted by state": lambda: (selection.count_states(cx), selection.count_states(cx, {"tags": {"t": "1"}})),
-            "page": lambda: paging.jobs_page(cx, {}, (), 0, 1000),
-            "page by tag": lambda: paging.jobs_page(cx, {"tags": {"t": "1"}}, ("id",), 0, 1000),
+            "selected": lambda: select.jobs(cx),
+            "selected by tag": lambda: select.jobs(cx, {"tags": {"t": "1"}}),
+            "selected by parent": lambda: select.jobs(cx, {"parent_id": free}),
+            "selected numbers": lambda: select.job_ids(cx, {"state": "AWAITING_PARENTS"}),
+            "counted": lambda: (select.count_jobs(cx), select.count_jobs(cx, {"workflow": "new"})),
+            "counted by state": lambda: (select.count_states(cx), select.count_states(cx, {"tags": {"t": "1"}})),
+            "page": lambda: select.jobs_page(cx, {}, (), 0, 1000),
+            "page by tag": lambda: select.jobs_page(cx, {"tags": {"t": "1"}}, ("id",), 0, 1000),
             "events": lambda: (events.events(cx), events.count_events(cx), events.page_of_tuples(cx)),
             "events by tag": lambda: (events.events(cx, {"tags": {"t": "1"}}), events.page_of_tuples(cx, {"tags": {"t": "1"}})),
             "startable": lambda: (demand.startable(cx), demand.of_workflows(cx, "*")),

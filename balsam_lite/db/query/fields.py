@@ -15,6 +15,15 @@ from ...core.errors import InvalidSpec, UnknownField
 from ...core.suggest import did_you_mean
 from ..engine.schema import PAYLOAD
 
+COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
+_TEXTS = ("contains", "startswith", "endswith", "regex")
+OF_JSON = ("has_key", "has_keys", "has_any_keys", "contained_by")
+#: What can stand at the end of a condition's name.
+LOOKUPS = (
+    "exact", "iexact", "ne", *COMPARISONS, *_TEXTS, *(f"i{name}" for name in _TEXTS), "glob", "in", "isnull", "range",
+    *OF_JSON,
+)  # fmt: skip
+
 
 class Column(NamedTuple):
     """An expression of SQL that conditions compare, orders sort by and reads fetch."""
@@ -33,7 +42,7 @@ class Table(NamedTuple):
     what: str  # in messages
     columns: Mapping[str, Column]
     aliases: Mapping[str, str] = {}  # other name -> field, or field and lookup
-    links: Mapping[str, str] = {}  # first word of a path -> the table that the path continues in, by the column `LINKS`
+    links: Mapping[str, tuple[str, str]] = {}  # first word of a path -> (table where it goes on, column that leads there)
     specials: tuple[str, ...] = ()  # conditions on something else than a column; see `filters`
 
     @property
@@ -45,6 +54,13 @@ class Table(NamedTuple):
     def names(self) -> list[str]:
         """Every name that a condition can begin with."""
         return [*dict.fromkeys((*self.columns, *self.specials, *self.aliases, *self.links))]
+
+    def words(self, name: str) -> list[str]:
+        """Return the words of a name, an alias at its beginning replaced."""
+        head, *rest = name.split("__")
+        if rest and head in self.links and rest[0] not in LOOKUPS:
+            return [head, *rest]
+        return [*self.aliases.get(head, head).split("__"), *rest]
 
     def unknown(self, name: str) -> UnknownField:
         """Return the error that there is no field of that name, with the nearest one."""
@@ -94,8 +110,8 @@ JOB = Table(
         "last_update_before": "last_update__lte",
         "last_update_after": "last_update__gte",
     },
-    {"queued_launch": "batch_job"},
-    ("uuid", "which", "parent_id"),
+    {"queued_launch": ("batch_job", "job.queued_launch_id")},
+    ("uuid", "which", "parent_id", "scheduler_id"),
 )
 
 # --- applications -----------------------------------------------------------------------------------------------------
@@ -153,14 +169,20 @@ EVENT = Table(
         **_stored("event", {"id": "id", "job": "id", "time": "time", "from_state": "state", "to_state": "state"}),
         "message": Column("event.message", "text", is_stored=True),
     },
-    {"job_id": "job", "timestamp": "time", "timestamp_before": "time__lte", "timestamp_after": "time__gte"},
-    {"job": "job"},
-    ("batch_job_id", "scheduler_id", "tags", "data"),
+    {
+        "job_id": "job__id",
+        "tags": "job__tags",
+        "batch_job_id": "job__batch_job_id",
+        "scheduler_id": "job__scheduler_id",
+        "timestamp": "time",
+        "timestamp_before": "time__lte",
+        "timestamp_after": "time__gte",
+    },
+    {"job": ("job", "event.job")},
+    ("data",),
 )
 
 TABLES = {table.name: table for table in (JOB, APP, BATCH_JOB, EVENT)}
-#: (table, first word of a path) -> the column that holds the number of the other table's row.
-LINKS = {("job", "queued_launch"): "job.queued_launch_id", ("event", "job"): "event.job"}
 
 
 # --- paths into JSON --------------------------------------------------------------------------------------------------
@@ -202,15 +224,16 @@ def column_of(table: Table, name: str) -> Column:
     Raises:
         UnknownField, InvalidSpec.
     """
-    head, *rest = name.split("__")
+    head, *rest = table.words(name)
     if rest and head in table.links:
-        other = TABLES[table.links[head]]
-        inner = column_of(other, "__".join(rest))
-        there = f"WHERE {other.number} = {LINKS[table.name, head]}"
-        return Column(f"(SELECT {inner.sql} FROM {other.name} {there})", inner.kind, inner.parameters)
+        there, number = table.links[head]
+        inner = column_of(TABLES[there], "__".join(rest))
+        if inner.sql == f"{there}.id":
+            return Column(number, "id", is_stored=True)
+        return Column(f"(SELECT {inner.sql} FROM {there} WHERE {there}.id = {number})", inner.kind, inner.parameters)
     if head == "pk":
         head = "job_id" if table is JOB else "id"
-    column = table.columns.get(table.aliases.get(head, head))
+    column = table.columns.get(head)
     if column is None or (rest and column.kind not in field_specs.JSON_KINDS):
         raise table.unknown(name)
     return json_path(column, rest) if rest else column

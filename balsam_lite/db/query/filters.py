@@ -41,11 +41,12 @@ from ..engine.schema import visible
 from . import queries
 from .fields import (
     BATCH_JOB_OF_JOB,
+    COMPARISONS,
     EVENT,
     JOB,
     LAUNCHES,
     LEASE_OF_EVENT,
-    LINKS,
+    LOOKUPS,
     TABLES,
     Column,
     Table,
@@ -53,8 +54,6 @@ from .fields import (
     shown_event_data,
 )
 from .operators import (
-    COMPARISONS,
-    LOOKUPS,
     NUMBERS,
     Term,
     as_list,
@@ -69,6 +68,8 @@ from .operators import (
 )
 
 Where = Mapping[str, Any]
+#: No condition.
+EVERY: Where = MappingProxyType({})
 
 #: Names that other tools use for a lookup, and the lookups' names that a misspelt one can be taken for.
 _FOREIGN = {
@@ -197,22 +198,19 @@ class _Name(NamedTuple):
 
 
 def _parse(table: Table, name: str) -> _Name:
-    head, *rest = name.split("__")
-    head, *of_alias = table.aliases.get(head, head).split("__") if not (rest and head in table.links) else [head]
-    rest = [*of_alias, *rest]
-    if head == "pk":
-        head = "pk" if table is JOB else "id"
-    if head in table.links and rest and (rest[0] not in LOOKUPS or head not in table.columns):
-        return _Name(head, "", None, linked="__".join(rest))
-    if (table.name, head) in _SPECIALS and not (head in table.columns and rest):
-        return _Name(head, _lookup(name, rest), table.columns.get(head))
-    if table is EVENT and head == "data":
-        return _below_json(name, "data", Column("event.data", "object"), rest)
+    head, *rest = table.words(name)
+    is_row = not rest or rest[0] in LOOKUPS
+    if head in table.links and (not is_row or table is EVENT):
+        return _Name(head, "", None, linked="__".join(["id", *rest] if is_row else rest))
+    if head == "pk" and table is not JOB:
+        head = "id"
     column = table.columns.get(head)
-    if column is None:
-        raise table.unknown(name)
-    if column.kind in field_specs.JSON_KINDS:
+    if table is EVENT and head == "data":
+        column = Column("event.data", "object")
+    if column is not None and column.kind in field_specs.JSON_KINDS:
         return _below_json(name, head, column, rest)
+    if column is None and head not in (*table.specials, "pk"):
+        raise table.unknown(name)
     return _Name(head, _lookup(name, rest), column)
 
 
@@ -272,10 +270,8 @@ def tag_pairs(value: Any) -> list[tuple[str, str]]:
     Raises:
         InvalidSpec.
     """
-    found = list(value.items()) if isinstance(value, Mapping) else [_pair(one) for one in as_list(value) or [value]]
-    if value is not None and not isinstance(value, Mapping) and as_list(value) == []:
-        found = []
-    return [(text_of(key), text_of(plain(word))) for key, word in found]
+    pairs = value.items() if isinstance(value, Mapping) else [_pair(one) for one in _several(value)]
+    return [(text_of(key), text_of(plain(word))) for key, word in pairs]
 
 
 def _pair(text: Any) -> tuple[str, str]:
@@ -362,10 +358,6 @@ def _of_parent(value: Any) -> Term:
     return Term(f"job.id IN (SELECT child FROM dependency WHERE parent IN {_LISTED})", [_numbers(value)])
 
 
-def _of_event_jobs(term: Term) -> Term:
-    return Term(f"event.job IN (SELECT job.id FROM job WHERE {term.sql})", term.parameters)
-
-
 def _of_event_data(value: Any) -> Term:
     """Match all these pairs among the data that is shown, compared as text."""
     items = value.items() if isinstance(value, Mapping) else tag_pairs(value)
@@ -389,12 +381,11 @@ _SPECIALS: dict[tuple[str, str], Callable[[Any], Term]] = {
     ("job", "app_id"): lambda value: Term(
         f"job.application IN (SELECT name FROM app WHERE id IN {_LISTED})", [_numbers(value)]
     ),
-    ("event", "batch_job_id"): lambda value: _of_event_jobs(_in_batch_jobs(_numbers(value))),
-    ("event", "scheduler_id"): lambda value: _of_event_jobs(_in_batch_jobs(json.dumps(_texts(value)), _OF_SCHEDULER_IDS)),
+    ("job", "scheduler_id"): lambda value: _in_batch_jobs(json.dumps(_texts(value)), _OF_SCHEDULER_IDS),
     ("event", "data"): _of_event_data,
 }
 #: From rows with these SQLite is to start; from tags if none of them is given.
-_DRIVERS = ("id", "pk", "job_id", "uuid", "which", "parent_id", "batch_job_id", "queued_launch_id")
+_DRIVERS = ("id", "pk", "job_id", "uuid", "which", "parent_id", "batch_job_id", "scheduler_id", "queued_launch_id")
 
 
 # --- compiling --------------------------------------------------------------------------------------------------------
@@ -417,18 +408,20 @@ class Conditions:
         no meaning there.
     """
 
-    def __init__(self, where: Where | Q = MappingProxyType({}), table: Table = JOB) -> None:
+    def __init__(self, where: Where | Q = EVERY, table: Table = JOB) -> None:
         self.table = table
         self.tags: list[tuple[str, str]] = []  # the jobs that are meant have all of these
         self.states: set[str] | None = None  # the jobs that are meant are in one of these; None: in any state
         self._leaves: list[_Leaf] = []
+        if table is EVENT:
+            self.jobs = Conditions()  # on the events' jobs
         for name, value in _flat(where):
             self._add(name, value)
 
     @property
     def is_empty(self) -> bool:
         """Whether every row is meant."""
-        return not self._leaves and not self.tags
+        return not self._leaves and not self.tags and (self.table is not EVENT or self.jobs.is_empty)
 
     @property
     def is_of_states(self) -> bool:
@@ -442,6 +435,8 @@ class Conditions:
 
     def rarest_first(self, cx: sqlite3.Connection) -> Conditions:
         """Put the tag that the fewest jobs have before the others. Those that thousands of jobs have count alike."""
+        if self.table is EVENT:
+            self.jobs.rarest_first(cx)
         if len(self.tags) > 1:
             query = f"SELECT count(*) FROM ({queries.JOBS_WITH} LIMIT {_MANY})"
             self.tags.sort(key=lambda pair: int(cx.execute(query, pair).fetchone()[0]))
@@ -453,10 +448,10 @@ class Conditions:
         """Return all conditions as one, and that rows of jobs that are still being added do not count.
 
         Args:
-            is_ordered: the rows are read in some order, from which no index must divert SQLite.
+            is_ordered: the rows are read in some order, from which no index must divert SQLite. Tags are looked up row by row.
         """
         is_driven = is_ordered or self.is_named or bool(self.tags)
-        return self._visible(self._together(is_driven, 0 if self.is_named else 1))
+        return self._visible(self._together(is_driven, 0 if self.is_named or is_ordered else 1))
 
     def along_tag(self) -> Term:
         """Return the FROM and WHERE of the jobs that meet the conditions, of which one at least is a tag.
@@ -468,7 +463,8 @@ class Conditions:
         return Term(f"{source} AND {rest.sql}", [*self.tags[0], *rest.parameters])
 
     def _visible(self, term: Term) -> Term:
-        return Term(f"{term.sql} AND {visible('job.id')}", term.parameters) if self.table is JOB else term
+        number = {"job": "job.id", "event": "event.job"}.get(self.table.name)
+        return Term(f"{term.sql} AND {visible(number)}", term.parameters) if number else term
 
     def _together(
         self, is_driven: bool, collected: int, tags: Sequence[tuple[str, str]] | None = None, number: str = "job.id"
@@ -477,7 +473,17 @@ class Conditions:
         has = [f"{number} IN ({queries.JOBS_WITH})", f"EXISTS ({queries.JOBS_WITH} AND job_tag.job = {number})"]
         pairs = self.tags if tags is None else tags
         terms = [Term(has[place >= collected], pair) for place, pair in enumerate(pairs)]
+        if self.table is EVENT and not self.jobs.is_empty:
+            terms.append(self._of_jobs(is_driven))
         return joined(" AND ", [*terms, *(leaf.driven if is_driven else leaf.term for leaf in self._leaves)])
+
+    def _of_jobs(self, is_looked_up: bool) -> Term:
+        """Return the condition on the events' jobs, which are collected, or looked up event by event."""
+        if is_looked_up and not self.jobs.is_named:
+            sql, parameters = self.jobs.sql(is_ordered=True)
+            return Term(f"EXISTS (SELECT 1 FROM job WHERE job.id = event.job AND {sql})", parameters)
+        sql, parameters = self.jobs.sql()
+        return Term(f"event.job IN (SELECT job.id FROM job WHERE {sql})", parameters)
 
     # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -504,7 +510,7 @@ class Conditions:
     def _add_one(self, name: str, found: _Name, value: Any) -> None:
         head, lookup, column = found.head, found.lookup, found.column
         if found.linked:
-            self._keep(head, _linked(self.table, head, found.linked, value))
+            self._add_linked(head, found.linked, value)
         elif _is_field(value):
             self._keep(head, _compare_fields(self.table, name, found, value))
         elif head == "tags" and self.table is JOB and self._add_tags(name, found, value):
@@ -521,6 +527,15 @@ class Conditions:
             elif head == "state":
                 head = "other state"
             self._keep(head, compare(column, lookup, value), column, is_choice and head in _DRIVERS)
+
+    def _add_linked(self, head: str, name: str, value: Any) -> None:
+        """Add a condition on the row of another table to which `head` leads."""
+        there, number = self.table.links[head]
+        if there == "job":
+            self.jobs._add(name, value)
+            return
+        sql, parameters = Conditions({name: value}, TABLES[there]).sql()
+        self._keep(head, Term(f"{number} IN (SELECT {there}.id FROM {there} WHERE {sql})", parameters))
 
     def _keep(self, head: str, term: Term, column: Column | None = None, is_driver: bool = False) -> None:
         driven = term
@@ -559,13 +574,6 @@ def _holds_for_missing(lookup: str, value: Any) -> bool:
 def _several(value: Any) -> list[Any]:
     several = as_list(value)
     return [value] if several is None else several
-
-
-def _linked(table: Table, head: str, name: str, value: Any) -> Term:
-    """Return the condition that the row of another table, to which `head` leads, meets one."""
-    inner = Conditions({name: value}, TABLES[table.links[head]])
-    sql, parameters = inner.sql()
-    return Term(f"{LINKS[table.name, head]} IN (SELECT {inner.table.number} FROM {inner.table.name} WHERE {sql})", parameters)
 
 
 def _special(table: Table, found: _Name, value: Any) -> Term | None:

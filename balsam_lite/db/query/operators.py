@@ -23,18 +23,11 @@ from typing import Any, NamedTuple
 from ...core import durations, field_specs, states
 from ...core.clock import SECOND_US
 from ...core.errors import InvalidSpec
-from .fields import Column
-
-COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
-_TEXTS = ("contains", "startswith", "endswith", "regex")
-_OF_JSON = ("has_key", "has_keys", "has_any_keys", "contained_by")
-#: What can stand at the end of a condition's name.
-LOOKUPS = (
-    "exact", "iexact", "ne", *COMPARISONS, *_TEXTS, *(f"i{name}" for name in _TEXTS), "glob", "in", "isnull", "range",
-    *_OF_JSON,
-)  # fmt: skip
+from .fields import COMPARISONS, OF_JSON, Column
 
 NUMBERS = ("integer", "count", "count0", "minutes", "flag", "id", "amount", "time")
+#: The largest integer of SQLite.
+LARGEST = 2**63 - 1
 #: Characters of a job's id that an index knows.
 SHORT_ID = 8
 
@@ -103,13 +96,13 @@ def stored(kind: str, value: Any, is_ordered: bool = False) -> Any:
         except ValueError as exc:
             raise InvalidSpec(f"minutes {exc}") from None
     if kind == "id" and isinstance(value, bool):
-        raise InvalidSpec(f"A number of a row cannot be compared with {value!r}")
+        raise InvalidSpec(f"must be the number of a row, not {value!r}")
     if kind == "time":
         return time_us(value)
     if kind in NUMBERS or (kind == "word" and is_ordered and isinstance(value, (int, float))):
         return _number(value)
     if kind == "json":
-        return _json_scalar(value)
+        return _json_scalar(value, is_ordered)
     return _uuid(value) if kind == "uuid" else text_of(value)
 
 
@@ -170,31 +163,24 @@ def time_us(value: Any) -> int | float:
     return _number(value)
 
 
-def _json_scalar(value: Any) -> Any:
+def _json_scalar(value: Any, is_ordered: bool) -> Any:
     """Return what json_extract gives: truth values are numbers, lists and objects are text without blanks."""
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and (is_ordered or isfinite(value)):
         return _number(value)
-    several = as_list(value)
-    if isinstance(value, Mapping) or several is not None:
+    if isinstance(value, (float, Mapping)) or as_list(value) is not None:
         return _compact(value)
     return text_of(value)
 
 
 def _compact(value: Any) -> str:
+    several = as_list(value)
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_for_json)
+        stored = field_specs.to_json(value if several is None else several)
+        text = json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
         text.encode()
-    except (TypeError, ValueError) as exc:
-        raise InvalidSpec(f"{value!r} cannot be written as JSON: {exc}") from None
+    except ValueError as exc:
+        raise InvalidSpec(f"{value!r} {exc}") from None
     return text
-
-
-def _for_json(value: Any) -> Any:
-    found = plain(value)
-    several = as_list(found)
-    if several is not None:
-        return several
-    return dict(found) if isinstance(found, Mapping) else text_of(found)
 
 
 def _uuid(value: Any) -> str:
@@ -411,7 +397,7 @@ _SAME = f"one.value IS other.value AND {_GROUP.format('one')} = {_GROUP.format('
 def _is_for_json(column: Column, lookup: str, value: Any) -> bool:
     """Return whether a lookup compares items of lists and objects, and not text."""
     if lookup != "contains":
-        return lookup in _OF_JSON
+        return lookup in OF_JSON
     is_structure = isinstance(value, Mapping) or as_list(value) is not None
     return column.kind == "json" or is_structure
 
@@ -423,9 +409,7 @@ def _compare_json(column: Column, lookup: str, value: Any) -> Term:
     """
     is_path = column.kind in ("json", "word")
     if not is_path and column.kind not in field_specs.JSON_KINDS:
-        raise InvalidSpec(
-            f"{lookup} needs text here, not {value!r}" if lookup == "contains" else f"{lookup} is for JSON fields"
-        )
+        raise InvalidSpec(f"Text cannot be compared with {value!r}; {lookup} of keys and items is for JSON fields")
     check = {"contains": _containing, "contained_by": _contained_by}.get(lookup)
     cases, parameters = check(value) if check else _having_keys(lookup, value)
     type_sql = column.type_sql if is_path else "'object'"

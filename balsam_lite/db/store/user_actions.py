@@ -19,7 +19,7 @@ from ...core.errors import InvalidSpec, LostLease, ParentInUse, StateError
 from .. import collected
 from ..engine.binding import id_of
 from ..engine.connection import Database
-from ..engine.schema import LARGE_WRITE_HOLD, sql_list
+from ..engine.schema import LARGE_WRITE_HOLD, PAYLOAD, sql_list
 from . import claims, exit_rules, graph, pieces, tags
 from .transitions import Move, count, id_list, move, with_payload
 

@@ -1,0 +1,255 @@
+"""Read the jobs and applications that meet conditions (see `filters`): numbers, counts, pages, rows.
+
+Rows are dicts in the words of the workshop's interface; `sites.interface` lists what they hold. Every function runs inside the
+caller's transaction, on its connection `cx`; none imports peewee. All raise UnknownField, InvalidSpec and InvalidStateError.
+
+A page costs the same wherever it is: it begins after the last number of the one before, since an offset would go through all
+jobs before it; and where tags are given, SQLite walks through the jobs of the rarest of them in the order of its index.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from ...core import field_specs, states
+from ...core.errors import InvalidSpec
+from .. import launch_params
+from .fields import APP, JOB, Column, Table, column_of
+from .filters import EVERY, Conditions, Q
+from .operators import LARGEST, Term, execute
+
+Row = dict[str, Any]
+#: Conditions as users give them, or already checked.
+Given = Mapping[str, Any] | Q | Conditions
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+_decoded = json.JSONDecoder().raw_decode
+
+
+def _object(text: str) -> Any:
+    # `json.loads` would look for blanks before and after, of which there are none in what is stored.
+    if field_specs.FLOAT_KEY in text:
+        return field_specs.read_object(text)
+    return {} if text == "{}" else _decoded(text)[0]
+
+
+def _parents(text: str | None) -> list[int]:
+    return sorted(map(int, text.split(","))) if text else []
+
+
+def _launch_params(text: str) -> dict[str, str]:
+    """Read the MPI flags with the affinity before them, as one text."""
+    affinity, _, flags = text.partition(" ")
+    return launch_params.from_fields(flags, affinity) if flags or affinity != "none" else {}
+
+
+#: What makes the value of a row of a fetched one, by the kind of its column; the others are it already.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(field_specs.JSON_KINDS, _object),
+    "flag": bool,
+    "launch_params": _launch_params,
+    "parents": _parents,
+}
+
+#: Fields that the workshop's interface calls otherwise, and the same the other way round.
+WORKSHOP_NAMES = {"application": "app", "wall_time_minutes": "wall_time_min"}
+OUR_NAMES = {theirs: ours for ours, theirs in WORKSHOP_NAMES.items()}
+
+JOB_COLUMNS: dict[str, Column] = {
+    **{name: JOB.columns[name] for name in ("id", "job_id", "workdir", "app_id")},
+    **{WORKSHOP_NAMES.get(field.name, field.name): JOB.columns[field.name] for field in field_specs.JOB_FIELDS},
+    "launch_params": Column("job.cpu_affinity || ' ' || job.mpi_flags", "launch_params"),
+    "parent_ids": Column("(SELECT group_concat(parent) FROM dependency WHERE child = job.id)", "parents"),
+    **{name: JOB.columns[name] for name in ("last_update", "batch_job_id")},
+}
+APP_COLUMNS: Mapping[str, Column] = APP.columns
+
+
+def read_rows(
+    cursor: Iterable[tuple[Any, ...]], columns: Mapping[str, Column], own: Mapping[str, Callable[[Any], Any]] = {}
+) -> Iterator[Row]:
+    """Yield the rows of a cursor over exactly these columns as dicts; `own` are readers that differ from the usual ones."""
+    names = tuple(columns)
+    usual = {name: _READERS[column.kind] for name, column in columns.items() if column.kind in _READERS}
+    readers = [*{**usual, **own}.items()]
+    for values in cursor:
+        row = dict(zip(names, values))
+        for name, read in readers:
+            row[name] = read(row[name])
+        yield row
+
+
+def columns_sql(columns: Mapping[str, Column]) -> str:
+    """Return what stands between SELECT and FROM."""
+    return ", ".join(column.sql for column in columns.values())
+
+
+# --- orders and places ------------------------------------------------------------------------------------------------
+
+
+def sorting(table: Table, order: str) -> Term:
+    """Return the ORDER BY of an order such as "-state"; rows that are equal in it come by number.
+
+    Raises:
+        UnknownField: there is no such field; the nearest one is named.
+    """
+    column = column_of(table, order.removeprefix("-") or "id")
+    direction = "DESC" if order.startswith("-") else "ASC"
+    is_number = column.sql == table.number
+    return Term(f"{column.sql} {direction}" + ("" if is_number else f", {table.number}"), column.parameters)
+
+
+def limits(start: int, stop: int | None) -> tuple[int, int]:
+    """Return the parameters of LIMIT and OFFSET for the rows from `start` to before `stop`. Raises InvalidSpec."""
+    for place in (start, stop):
+        if place is not None and (not isinstance(place, int) or isinstance(place, bool) or place < 0):
+            raise InvalidSpec(f"A place among the rows must be a whole number of 0 or more, not {place!r}.")
+    return (-1 if stop is None else min(max(stop - start, 0), LARGEST)), min(start, LARGEST)
+
+
+def _conditions(cx: sqlite3.Connection, where: Given, table: Table = JOB) -> Conditions:
+    found = where if isinstance(where, Conditions) else Conditions(where, table)
+    return found.rarest_first(cx)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def statement(columns: str, only: Conditions, order: str = "", start: int = 0, stop: int | None = None, after: int = 0) -> Term:
+    """Return the query for jobs in order; those with a number above `after`, which goes with the order of numbers only."""
+    by, by_parameters = sorting(JOB, order)
+    is_by_number = by.startswith("job.id ")
+    if is_by_number and only.tags and not only.is_named:  # stops at the limit even where very many jobs have the tag
+        number = "given.job"
+        source, parameters = only.along_tag()
+    else:
+        # The index on states gives the jobs of one state in order, and would sort those of several for each page. Where there
+        # was a full page already, the next one is not far, so that going through the jobs finds it.
+        has_one_state = only.states is not None and len(only.states) == 1
+        condition, parameters = only.sql(is_ordered=bool(after) and not has_one_state)
+        # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
+        source = f"job {'NOT INDEXED' if only.is_empty and is_by_number else ''} WHERE {condition}"
+        number = "+job.id" if only.is_named else "job.id"
+    if after:
+        source, parameters = f"{source} AND {number} > ?", [*parameters, after]
+    ordered = by.replace("job.id", "given.job") if number == "given.job" else by
+    sql = f"SELECT {columns} FROM {source} ORDER BY {ordered} LIMIT ? OFFSET ?"
+    return Term(sql, [*parameters, *by_parameters, *limits(start, stop)])
+
+
+def job_rows(
+    cx: sqlite3.Connection, where: Given, columns: Sequence[str], order: str = "", limit: int | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield these columns (or other expressions of SQL) of the jobs that match, in their stored form."""
+    yield from execute(cx, *statement(", ".join(columns), _conditions(cx, where), order, 0, limit))
+
+
+def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
+    """Return the jobs that match, from place `start` to before `stop` in an order such as "-state"; "" is by number."""
+    numbers, parameters = statement("job.id", _conditions(cx, where), order, start, stop)
+    by, by_parameters = sorting(JOB, order)
+    # First the numbers, then the rows of those: sorting whole rows would read and keep all that match.
+    sql = f"SELECT {columns_sql(JOB_COLUMNS)} FROM ({numbers}) AS chosen CROSS JOIN job ON job.id = chosen.id ORDER BY {by}"
+    return list(read_rows(execute(cx, sql, [*parameters, *by_parameters]), JOB_COLUMNS))
+
+
+def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after: int, size: int) -> list[Row]:
+    """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all."""
+    for name in fields:
+        if name not in JOB_COLUMNS:
+            raise JOB.unknown(name)
+    columns = {name: JOB_COLUMNS[name] for name in fields} or JOB_COLUMNS
+    sql, parameters = statement(columns_sql(columns), _conditions(cx, where), "", 0, size, after)
+    return list(read_rows(execute(cx, sql, parameters), columns))
+
+
+def job_ids(cx: sqlite3.Connection, where: Given = EVERY, most: int | None = None, order: str = "") -> list[int]:
+    """Return the numbers of the jobs that match, in order; with `most` the first of them."""
+    return [row[0] for row in execute(cx, *statement("job.id", _conditions(cx, where), order, 0, most))]
+
+
+def count_jobs(cx: sqlite3.Connection, where: Given = EVERY) -> int:
+    """Return how many match. By states alone it reads the counters, whatever the number of jobs."""
+    only = _conditions(cx, where)
+    if only.is_of_states:
+        return sum(count_states(cx, only).values())
+    condition, parameters = only.sql()
+    return int(execute(cx, f"SELECT count(*) FROM job WHERE {condition}", parameters).fetchone()[0])
+
+
+def count_states(cx: sqlite3.Connection, where: Given = EVERY) -> dict[str, int]:
+    """Return state -> number of the jobs that match, of the states that have any; from the counters where those know it."""
+    only = _conditions(cx, where)
+    if only.is_of_states:
+        counts = cx.execute("SELECT state, jobs FROM state_count WHERE jobs > 0")
+        return {state: jobs for state, jobs in counts if only.states is None or state in only.states}
+    condition, parameters = only.sql()
+    return dict(execute(cx, f"SELECT job.state, count(*) FROM job WHERE {condition} GROUP BY +job.state", parameters))
+
+
+# --- new jobs ---------------------------------------------------------------------------------------------------------
+
+
+def _jobs_between(cx: sqlite3.Connection, first: int, last: int) -> list[Row]:
+    sql = f"SELECT {columns_sql(JOB_COLUMNS)} FROM job WHERE job.id BETWEEN ? AND ? ORDER BY job.id"
+    return list(read_rows(cx.execute(sql, (first, last)), JOB_COLUMNS))
+
+
+#: What the DB decides about a new job, and its estimate, which is not what was given where that is 0 or nothing.
+_OF_NEW = ("id", "job_id", "workdir", "app_id", "app", "state", "last_update", "wall_time_min")
+
+
+def new_jobs(cx: sqlite3.Connection, first: int, last: int, fields: Iterable[str]) -> list[Row]:
+    """Return jobs that were just added, with values for these fields and for what the DB decides; others have their defaults.
+
+    A row of all fields would take three times the memory, and twice the time. Where one of the jobs is not as it was added
+    any more (a launcher may be quick), or is planned or has parents, all fields are read nevertheless.
+    """
+    shown = {*_OF_NEW, *fields}
+    if "launch_params" in shown:
+        shown |= {"cpu_affinity", "mpi_flags"}
+    if shown.isdisjoint(("parent_ids", "queued_launch_id")):
+        columns = {name: column for name, column in JOB_COLUMNS.items() if name in shown}
+        columns |= {"app_id": JOB.columns["application"], "last_update": JOB.columns["created"]}
+        sql = f"""SELECT {columns_sql(columns)} FROM job
+            WHERE id BETWEEN ? AND ? AND +state = '{states.CREATED}' AND lease IS NULL ORDER BY id"""
+        rows = list(read_rows(cx.execute(sql, (first, last)), columns, _sharing_readers(cx, shown)))
+        if len(rows) == last - first + 1:
+            return rows
+    return _jobs_between(cx, first, last)
+
+
+def _sharing_readers(cx: sqlite3.Connection, shown: Iterable[str]) -> dict[str, Callable[[Any], Any]]:
+    """Return how those columns of new jobs are read that hold the same for many of them: each value exists once."""
+    numbers: dict[str, int] = dict(cx.execute("SELECT name, id FROM app"))
+    known = lru_cache(maxsize=1000)(_object)
+    readers: dict[str, Callable[[Any], Any]] = {
+        "app_id": numbers.get,
+        "app": sys.intern,
+        "state": sys.intern,
+        "tags": lambda text: known(text).copy(),
+    }
+    return {name: read for name, read in readers.items() if name in shown}
+
+
+# --- applications -----------------------------------------------------------------------------------------------------
+
+
+def apps(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
+    """Return the applications that match."""
+    condition, parameters = _conditions(cx, where, APP).sql()
+    by, more = sorting(APP, order)
+    sql = f"SELECT {columns_sql(APP_COLUMNS)} FROM app WHERE {condition} ORDER BY {by} LIMIT ? OFFSET ?"
+    return list(read_rows(execute(cx, sql, [*parameters, *more, *limits(start, stop)]), APP_COLUMNS))
+
+
+def count_apps(cx: sqlite3.Connection, where: Given = EVERY) -> int:
+    """Return how many match."""
+    condition, parameters = _conditions(cx, where, APP).sql()
+    return int(execute(cx, f"SELECT count(*) FROM app WHERE {condition}", parameters).fetchone()[0])

@@ -68,7 +68,7 @@ def end_of_parent(db: Database, children: int) -> dict[str, float]:
     started = time.perf_counter()
     with db.write() as cx:
         now_us = SystemClock.now_us()
-        transitions.move(cx, [transitions.Move(parent, ("CREATED", "JOB_FINISHED"), now_us)], states.USER)
+        transitions.apply(cx, [transitions.Transition(parent, ("CREATED", "JOB_FINISHED"), now_us)], states.USER)
         graph.propagate(cx, [parent], [], now_us)
     longest = time.perf_counter() - started
     while True:

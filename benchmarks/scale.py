@@ -234,7 +234,7 @@ class Claimer:
         self.seconds: list[float] = []
         with self._database.write() as cx:
             self._lease = leases.open_lease(cx, "launcher", Holder.current(), "", SystemClock.now_us())
-        self._database.keep_checkpoints(True)
+        self._database.own_checkpoints(True)
 
     def step(self) -> int:
         """One transaction, timed. Returns how many jobs it took."""

@@ -105,7 +105,7 @@ def measure(directory: str, jobs: Iterator[dict[str, Any]], rounds: int) -> dict
         submission.submit_launch(database, settings, LaunchRequest(1, 60, queue="full"), scheduler)
     with database.write() as cx:
         lease = leases.open_lease(cx, loop.KIND, Holder.current(), "", clock.now_us())
-    database.keep_checkpoints(True)
+    database.own_checkpoints(True)
 
     def turns(queues: tuple[Queue, ...], submits: bool) -> float:
         service = Service(database, settings, queues, scheduler, lease, clock)

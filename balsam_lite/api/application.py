@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn
 
 from ..core import command_line, import_guard
 from ..core.errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from ..pyapps import class_loader, payload, python_argv, run_call
 from ..sites import fanout
 from . import site_handle
@@ -98,7 +98,7 @@ class ApplicationDefinition:
         Raises:
             UnknownSite, InvalidSpec; InvalidApplication: it has functions, and lies in no file that could be imported.
         """
-        if import_guard.is_going_on():
+        if import_guard.is_importing():
             return
         handle = cls._handle()
         row = _row(cls, handle)
@@ -106,7 +106,7 @@ class ApplicationDefinition:
             row = command_line.as_registered(row)
         if rename_from:
             row["rename_from"] = rename_from
-        handle.desk.create("app", [row])
+        handle.interface.create("app", [row])
         cls._is_synced = True
 
     @classmethod
@@ -137,7 +137,7 @@ class ApplicationDefinition:
         """
         from .jobs import Job
 
-        import_guard.refuse()
+        import_guard.check_writable()
         if not cls._is_synced:
             cls.sync()
         if cls.command_template is not None:
@@ -161,7 +161,7 @@ class ApplicationDefinition:
             UnknownSite, ApplicationLost.
         """
         handle = _handle(site)
-        rows = [row for row in handle.desk.select("app", order="name") if row["kind"] != "command"]
+        rows = [row for row in handle.interface.select("app", order="name") if row["kind"] != "command"]
         return {row["name"]: _loaded(row, handle) for row in rows}
 
     @classmethod
@@ -198,7 +198,7 @@ def _invalid(cls: type, words: str, hint: str = "") -> NoReturn:
 def _checked_site(cls: type[ApplicationDefinition]) -> Any:
     site = getattr(cls, "site", None)
     name = getattr(site, "name", site)
-    if isinstance(site, Entry):
+    if isinstance(site, SiteEntry):
         return site
     if not name or isinstance(name, bool) or not isinstance(name, (str, int)):
         _invalid(cls, "must contain the `site` attribute, set to a site id, name, or Site object")
@@ -304,7 +304,7 @@ def _python(cls: type[ApplicationDefinition], handle: SiteHandle) -> str:
     """The interpreter on the site's host. The site says which: its `balsam` may be a script, or anywhere on its PATH."""
     if cls.python_exe or not handle.entry.is_remote:
         return cls.python_exe or sys.executable
-    return str(fanout.desk_of(handle.entry, _PATIENCE_S).about()["python"])
+    return str(fanout.open_site(handle.entry, _PATIENCE_S).about()["python"])
 
 
 def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.Source | None:
@@ -338,7 +338,7 @@ def _own_path() -> tuple[str, ...]:
 
 
 def _handle(site: Any) -> SiteHandle:
-    return handle_of(site_handle.named(getattr(site, "name", site) if not isinstance(site, Entry) else site))
+    return handle_of(site_handle.named(getattr(site, "name", site) if not isinstance(site, SiteEntry) else site))
 
 
 def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[ApplicationDefinition]:

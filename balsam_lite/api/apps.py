@@ -46,11 +46,11 @@ class App(Record):
     def _create(self) -> None:
         given = self._changed
         handle = routing.one_site(given)
-        if handle.desk.count("app", {"name": given["name"]}):
+        if handle.interface.count("app", {"name": given["name"]}):
             raise DuplicateApp(f"The site {handle.entry.name} has an App {given['name']!r} already.")
         if not handle.entry.is_remote:
             given = command_line.as_registered(given)
-        made = handle.desk.create("app", [routing.without_site(given)])[0]
+        made = handle.interface.create("app", [routing.without_site(given)])[0]
         self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
         self._created(made, handle)
 

@@ -69,7 +69,7 @@ class BatchJob(Record):
 
     def _create(self) -> None:
         handle = routing.one_site(self._changed)
-        self._created(handle.desk.create("batch_job", [routing.without_site(self._changed)])[0], handle)
+        self._created(handle.interface.create("batch_job", [routing.without_site(self._changed)])[0], handle)
 
     def delete(self) -> None:
         """Cancel it; the row stays, and says how it ended. One that has ended stays as it is.
@@ -78,7 +78,7 @@ class BatchJob(Record):
             DoesNotExist: it was never submitted. CancelFailed, PollFailed: the scheduler does not do it.
         """
         handle = self._site
-        handle.desk.delete("batch_job", {"id": self._row["id"]})
+        handle.interface.delete("batch_job", {"id": self._row["id"]})
         self.refresh_from_db()
 
 

@@ -91,7 +91,7 @@ class EventQuery(Query[EventLog]):
         if not asked:
             return iter(()), 0
         order = self._order
-        found = site_handle.ask(asked, lambda desk, where: desk.select("event", where, order, 0, size))
+        found = site_handle.ask(asked, lambda site, where: site.select("event", where, order, 0, size))
         wheres = dict(asked)
         sign = 1 if order == "timestamp" else -1
         pages = [self._pages(handle, wheres[handle], rows, size) for handle, rows in found]
@@ -111,7 +111,7 @@ class EventQuery(Query[EventLog]):
                 return
             where = {**where, "after": [rows[-1]["timestamp"], rows[-1]["id"]]}
             size = min(_GROWTH * size, _LARGEST_PAGE)
-            rows = handle.desk.select("event", where, self._order, 0, size)
+            rows = handle.interface.select("event", where, self._order, 0, size)
 
     def tuples(self, touching: Sequence[str] = ()) -> Iterator[tuple[int, str, str, int, float | None, int | None]]:
         """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes,
@@ -144,7 +144,7 @@ class EventQuery(Query[EventLog]):
 
 def _pages_of_tuples(handle: SiteHandle, where: dict[str, Any], touching: Sequence[str]) -> Iterator[Sequence[Any]]:
     after = 0
-    while page := handle.desk.event_tuples(where, after, touching):
+    while page := handle.interface.event_tuples(where, after, touching):
         yield from page
         after = page[-1][-1]
 

@@ -181,7 +181,7 @@ class Job(Record):
     def _create(self) -> None:
         collected.refuse("Saving an api.Job")
         handle, row = routing.resolve_site(self._new_row(), {})
-        self._created(handle.desk.create("job", [row])[0], handle)
+        self._created(handle.interface.create("job", [row])[0], handle)
 
     # --- parameters, places, relatives --------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ class JobManager(Manager[Job]):
         Raises:
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
         """
-        import_guard.refuse()
+        import_guard.check_writable()
         collected.refuse("Adding jobs by balsam_lite.api")
         of_kind(jobs, Job, "bulk_create")
         made: list[Any] = [None] * len(jobs)

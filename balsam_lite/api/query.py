@@ -175,7 +175,7 @@ class Query(Generic[R]):
             return []
         kind, order, make = self.model._KIND, self._order, self.model._of
         first = start if len(asked) == 1 else 0
-        found = site_handle.ask(asked, lambda desk, where: desk.select(kind, where, order, first, stop))
+        found = site_handle.ask(asked, lambda site, where: site.select(kind, where, order, first, stop))
         if len(asked) == 1:
             return [make(row, handle) for handle, rows in found for row in rows]
         return [make(row, handle) for handle, row in islice(self._merged(found), start, stop)]
@@ -268,7 +268,7 @@ class Query(Generic[R]):
             return len(self._rows)
         kind = self.model._KIND
         asked = self._questions()
-        number = sum(found for _, found in site_handle.ask(asked, lambda desk, where: desk.count(kind, where))) if asked else 0
+        number = sum(found for _, found in site_handle.ask(asked, lambda site, where: site.count(kind, where))) if asked else 0
         return max(_least(number, self._stop) - self._start, 0)
 
     # --- changing -----------------------------------------------------------------------------------------------------
@@ -281,12 +281,12 @@ class Query(Generic[R]):
         Raises:
             TypeError, InvalidSpec, InvalidStateError, StateError.
         """
-        import_guard.refuse()
+        import_guard.check_writable()
         changes = self.model._checked(fields)
         asked = self._questions()
         kind = self.model._KIND
         return (
-            sum(site_handle.write(asked, kind, lambda desk, where: desk.update_where(kind, where, changes))) if changes else 0
+            sum(site_handle.write(asked, kind, lambda site, where: site.update_where(kind, where, changes))) if changes else 0
         )
 
     def delete(self, force: bool = False) -> int:
@@ -295,10 +295,10 @@ class Query(Generic[R]):
         Raises:
             ParentInUse: other jobs wait for one of these, and `force` is not set. Then nothing is deleted at that site.
         """
-        import_guard.refuse()
+        import_guard.check_writable()
         asked = self._questions()
         kind = self.model._KIND
-        done = site_handle.write(asked, kind, lambda desk, where: desk.delete(kind, where, force))
+        done = site_handle.write(asked, kind, lambda site, where: site.delete(kind, where, force))
         held = sum(one.get("held", 0) for one in done)
         if held:
             warnings.warn(f"{held} of them are held by launchers and were not deleted.", stacklevel=2)
@@ -363,7 +363,7 @@ class Manager(Generic[R]):
         Raises:
             TypeError: it is no list. DoesNotExist: one of them was never saved.
         """
-        import_guard.refuse()
+        import_guard.check_writable()
         of_kind(objects, self.model, "bulk_update")
         changes: dict[SiteHandle, list[tuple[R, dict[str, Any]]]] = {}
         for one in objects:
@@ -372,7 +372,7 @@ class Manager(Generic[R]):
             if changed:
                 changes.setdefault(handle, []).append((one, changed))
         for handle, of_site in changes.items():
-            handle.desk.update(self.model._KIND, [{"id": one._row["id"], **changed} for one, changed in of_site])
+            handle.interface.update(self.model._KIND, [{"id": one._row["id"], **changed} for one, changed in of_site])
             for one, changed in of_site:
                 one._saved(changed)
 

@@ -165,15 +165,15 @@ class Record:
         One write transaction; none if nothing was changed.
 
         Raises:
-            InvalidSpec and others of `sites.interface.Desk.create` and `update`; NotFound: it is gone.
+            InvalidSpec and others of `sites.interface.SiteInterface.create` and `update`; NotFound: it is gone.
         """
-        import_guard.refuse()
+        import_guard.check_writable()
         if not self._is_saved:
             self._create()
             return
         changes = self._changes()
         if changes:
-            self._site.desk.update(self._KIND, [{"id": self._row["id"], **changes}])
+            self._site.interface.update(self._KIND, [{"id": self._row["id"], **changes}])
         self._saved(changes)
         if not self._LEADING.isdisjoint(changes):
             self.refresh_from_db()
@@ -206,7 +206,7 @@ class Record:
             DoesNotExist: it was never saved, or is gone.
         """
         handle = self._site
-        rows = handle.desk.select(self._KIND, {"id": self._row["id"]})
+        rows = handle.interface.select(self._KIND, {"id": self._row["id"]})
         if not rows:
             raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
         self._renewed(rows[0])
@@ -226,8 +226,8 @@ class Record:
         Raises:
             DoesNotExist: it is not there (any more). StateError: a launcher holds it. ParentInUse: other jobs wait for it.
         """
-        import_guard.refuse()
-        done = self._site.desk.delete(self._KIND, {"id": self._row["id"]})
+        import_guard.check_writable()
+        done = self._site.interface.delete(self._KIND, {"id": self._row["id"]})
         if done.get("held"):
             raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam killjob` ends it.")
         if not done.get("deleted"):

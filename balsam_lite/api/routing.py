@@ -90,7 +90,7 @@ def _number_at(handle: SiteHandle, number: int) -> int:
 def _handle_with(where: dict[str, Any], title: str) -> SiteHandle:
     """The active DB if it has such an application, else the only known site that has."""
     here = site_handle.active()
-    if here is not None and handle_of(here).desk.count("app", where):
+    if here is not None and handle_of(here).interface.count("app", where):
         return handle_of(here)
     others = [entry for entry in registry.known() if entry != here]
     found = [handle for handle, number in _counts(others, where) if number]
@@ -105,7 +105,7 @@ def _handle_with(where: dict[str, Any], title: str) -> SiteHandle:
 
 def _counts(entries: Iterable[Any], where: dict[str, Any]) -> list[tuple[SiteHandle, int]]:
     asked = [Question(handle_of(entry), where) for entry in entries]
-    return site_handle.ask(asked, lambda desk, where: desk.count("app", where)) if asked else []
+    return site_handle.ask(asked, lambda site, where: site.count("app", where)) if asked else []
 
 
 class JobsOfSite(NamedTuple):
@@ -133,7 +133,7 @@ def create_jobs(jobs: dict[SiteHandle, JobsOfSite]) -> Iterator[tuple[SiteHandle
         handle = next(iter(jobs))
         rows, places = jobs.pop(handle)
         try:
-            created = handle.desk.create("job", rows)
+            created = handle.interface.create("job", rows)
         except BalsamError as exc:
             if are_several:
                 _say_which(exc, handle, places)
@@ -147,7 +147,7 @@ def create_jobs(jobs: dict[SiteHandle, JobsOfSite]) -> Iterator[tuple[SiteHandle
 def _check_jobs(jobs: Mapping[SiteHandle, JobsOfSite]) -> None:
     """Let all sites check their jobs."""
     handles = {handle.entry: handle for handle in jobs}
-    answers = fanout.ask(handles, lambda desk: desk.check_jobs(jobs[handles[desk.entry]].rows))
+    answers = fanout.query_all(handles, lambda site: site.check_jobs(jobs[handles[site.entry]].rows))
     for entry, exc in answers.failed:
         handle = handles[entry]
         _say_which(exc, handle, jobs[handle].places)

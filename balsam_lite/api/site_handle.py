@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..core.errors import BalsamError, NoDatabase, UnknownSite
 from ..db.engine import registry
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from ..sites import fanout, selector
-from ..sites.interface import Desk
+from ..sites.interface import SiteInterface
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Id(int):
     """
 
     __slots__ = ()
-    site: Entry  # of the class that `maker` makes: a number for each of a million jobs must not carry more than itself
+    site: SiteEntry  # of the class that `maker` makes: a number for each of a million jobs must not carry more than itself
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Id) and not is_same_site(self.site, other.site):
@@ -44,48 +44,48 @@ class Id(int):
         return _restored, (int(self), tuple(self.site))
 
 
-def is_same_site(one: Entry, other: Entry) -> bool:
+def is_same_site(one: SiteEntry, other: SiteEntry) -> bool:
     """Whether both are the same DB, whatever it is called now."""
     return one.path == other.path and one.host == other.host
 
 
 @lru_cache(maxsize=1024)
-def maker(entry: Entry) -> type[Id]:
+def maker(entry: SiteEntry) -> type[Id]:
     """What makes the Ids of a site: `maker(entry)(7)`."""
     return type("Id", (Id,), {"__slots__": (), "site": entry, "__module__": __name__, "__qualname__": "Id"})
 
 
 def _restored(number: int, site: tuple[Any, ...]) -> Id:
     """For pickle."""
-    return maker(Entry(*site))(number)
+    return maker(SiteEntry(*site))(number)
 
 
 class SiteHandle:
     """A site as the objects from there know it; one for each place, so that they still do after it got another name."""
 
-    __slots__ = ("_desk", "entry", "id")
+    __slots__ = ("_interface", "entry", "id")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: SiteEntry) -> None:
         self.know(entry)
 
-    def know(self, entry: Entry) -> None:
+    def know(self, entry: SiteEntry) -> None:
         """This is what the registry says of it now."""
         self.entry = entry
         self.id = maker(entry)
-        self._desk: Desk | None = None
+        self._interface: SiteInterface | None = None
 
     @property
-    def desk(self) -> Desk:
+    def interface(self) -> SiteInterface:
         """Where it is asked; kept, with its connections."""
-        if self._desk is None:
-            self._desk = fanout.desk_of(self.entry)
-        return self._desk
+        if self._interface is None:
+            self._interface = fanout.open_site(self.entry)
+        return self._interface
 
 
 _handles: dict[tuple[str, str], SiteHandle] = {}  # by host and path
 
 
-def handle_of(entry: Entry) -> SiteHandle:
+def handle_of(entry: SiteEntry) -> SiteHandle:
     """The one SiteHandle of a site, which the registry knows as `entry` now."""
     found = handle_at(entry)
     if found.entry != entry:
@@ -93,7 +93,7 @@ def handle_of(entry: Entry) -> SiteHandle:
     return found
 
 
-def handle_at(entry: Entry) -> SiteHandle:
+def handle_at(entry: SiteEntry) -> SiteHandle:
     """The same for an entry that may be old: that of an Id, or of what was pickled."""
     place = entry.host, entry.path
     return _handles.get(place) or _handles.setdefault(place, SiteHandle(entry))
@@ -102,7 +102,7 @@ def handle_at(entry: Entry) -> SiteHandle:
 # --- sites ------------------------------------------------------------------------------------------------------------
 
 
-def active() -> Entry | None:
+def active() -> SiteEntry | None:
     """The active DB's site, None if there is none. Raises NotABalsamDB: one is named, and is none."""
     manager = sys.modules.get("balsam_lite.db.manager")  # without it nobody can have called `use`, and it imports peewee
     chosen = manager.chosen_directory() if manager else None
@@ -114,19 +114,19 @@ def active() -> Entry | None:
         return None
 
 
-def default() -> list[Entry]:
+def default() -> list[SiteEntry]:
     """The active DB's site, else all known ones. Raises NoDatabase: there is none at all."""
     here = active()
     return selector.choose() if here is None else [here]
 
 
-def named(site: Any) -> Entry:
+def named(site: Any) -> SiteEntry:
     """The site of that number or name; one outside of the registry can be named while its DB is active.
 
     Raises:
         UnknownSite.
     """
-    if isinstance(site, Entry):
+    if isinstance(site, SiteEntry):
         return handle_at(site).entry
     word = str(site)
     try:
@@ -177,7 +177,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _numbers_at(entry: Entry, given: list[Any]) -> list[Any]:
+def _numbers_at(entry: SiteEntry, given: list[Any]) -> list[Any]:
     """Those of the numbers that can be there, as plain ones."""
     own = maker(entry)
     return [
@@ -187,9 +187,9 @@ def _numbers_at(entry: Entry, given: list[Any]) -> list[Any]:
     ]
 
 
-def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[Entry]:
+def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[SiteEntry]:
     """The sites that are meant by name, else those of the Ids, else the default ones."""
-    chosen: list[Entry] | None = None
+    chosen: list[SiteEntry] | None = None
     for key in ("site_id", "site_name"):
         if where.get(key) is not None:
             meant = [named(site) for site in _listed(where[key])]
@@ -203,7 +203,7 @@ def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[Ent
     return list(dict.fromkeys(default() if chosen is None else chosen))
 
 
-def _sites_of(given: list[Any]) -> list[Entry]:
+def _sites_of(given: list[Any]) -> list[SiteEntry]:
     """The sites of Ids; [] if plain numbers are among them, which say nothing."""
     kinds = {type(one) for one in given}
     if not all(issubclass(kind, Id) for kind in kinds):
@@ -214,7 +214,7 @@ def _sites_of(given: list[Any]) -> list[Entry]:
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def ask(asked: list[Question], question: Callable[[Desk, dict[str, Any]], T]) -> list[tuple[SiteHandle, T]]:
+def ask(asked: list[Question], question: Callable[[SiteInterface, dict[str, Any]], T]) -> list[tuple[SiteHandle, T]]:
     """What each site says; one that cannot be read costs a warning (`sites.fanout.SiteWarning`), if another one can be.
 
     Raises:
@@ -222,9 +222,9 @@ def ask(asked: list[Question], question: Callable[[Desk, dict[str, Any]], T]) ->
     """
     if len(asked) == 1:
         handle, where = asked[0]
-        return [(handle, question(handle.desk, where))]
+        return [(handle, question(handle.interface, where))]
     wanted = {handle.entry: where for handle, where in asked}
-    answers = fanout.ask(wanted, lambda desk: question(desk, wanted[desk.entry]))
+    answers = fanout.query_all(wanted, lambda site: question(site, wanted[site.entry]))
     if answers.failed and not answers.found:
         raise answers.failed[0][1]
     for entry, exc in answers.failed:
@@ -232,7 +232,7 @@ def ask(asked: list[Question], question: Callable[[Desk, dict[str, Any]], T]) ->
     return [(handle_of(entry), answer) for entry, answer in answers.found]
 
 
-def write(asked: list[Question], kind: str, change: Callable[[Desk, dict[str, Any]], T]) -> list[T]:
+def write(asked: list[Question], kind: str, change: Callable[[SiteInterface, dict[str, Any]], T]) -> list[T]:
     """Change what matches, site after site; none is changed unless all can be read.
 
     Raises:
@@ -240,7 +240,7 @@ def write(asked: list[Question], kind: str, change: Callable[[Desk, dict[str, An
     """
     if len(asked) > 1:
         wanted = {handle.entry: where for handle, where in asked}
-        counts = fanout.ask(wanted, lambda desk: desk.count(kind, wanted[desk.entry]))
+        counts = fanout.query_all(wanted, lambda site: site.count(kind, wanted[site.entry]))
         for entry, exc in counts.failed:
             exc.message = f"Nothing was changed: {fanout.failure(entry, exc)}"
             raise exc
@@ -249,7 +249,7 @@ def write(asked: list[Question], kind: str, change: Callable[[Desk, dict[str, An
     done: list[T] = []
     for handle, where in asked:
         try:
-            done.append(change(handle.desk, where))
+            done.append(change(handle.interface, where))
         except BalsamError as exc:
             if done:
                 before = ", ".join(one.handle.entry.name for one in asked[: len(done)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from ..db.engine import directories, registry
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from . import site_handle, times
 from .fields import AT_CREATION, Field, column_check, known, text
 from .query import Manager, Query
@@ -49,12 +49,12 @@ class Site(Record):
     @property
     def is_active(self) -> bool:
         """Whether a service runs there; False also if one on another host was not heard of for two minutes. Asks the site."""
-        return bool(self._site.desk.about()["is_active"])
+        return bool(self._site.interface.about()["is_active"])
 
     @property
     def last_refresh(self) -> datetime | None:
         """When a service was last heard of there, in UTC; None: none ever was. Asks the site."""
-        return times.naive(self._site.desk.about().get("last_refresh"))
+        return times.naive(self._site.interface.about().get("last_refresh"))
 
     def save(self) -> None:
         """Register it, which makes a DB in its directory if there is none; or give it its new name.
@@ -64,7 +64,7 @@ class Site(Record):
         """
         from ..core import import_guard
 
-        import_guard.refuse()
+        import_guard.check_writable()
         if not self._is_saved:
             self._create()
         elif "name" in self._changes():
@@ -80,7 +80,7 @@ class Site(Record):
         else:
             self._adopt(registry.add(directories.set_up(path).directory, name))
 
-    def _adopt(self, entry: Entry) -> None:
+    def _adopt(self, entry: SiteEntry) -> None:
         self._handle = handle_of(entry)
         self._renewed(_row(entry))
 
@@ -99,11 +99,11 @@ class Site(Record):
         self._row, self._handle = {}, None
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: SiteEntry) -> dict[str, Any]:
     return {"id": entry.number, "name": entry.name, "path": entry.path, "host": entry.host}
 
 
-def _entries() -> list[Entry]:
+def _entries() -> list[SiteEntry]:
     """The known sites, and the active DB if it is none of them."""
     found = registry.known()
     here = site_handle.active()
@@ -121,7 +121,7 @@ class SiteQuery(Query[Site]):
             found.reverse()
         return [Site._of(_row(entry), handle_of(entry)) for entry in found[start:stop]]
 
-    def _matches(self, entry: Entry) -> bool:
+    def _matches(self, entry: SiteEntry) -> bool:
         has = {"id": entry.number, "name": entry.name, "host": entry.host}
         for name, wanted in self._where.items():
             if wanted is None:

@@ -11,8 +11,8 @@ from ..core.errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, S
 from ..db.store import held_back
 from ..launcher.waiter import DELETED, Feed, JobStatus, Waiter, feed_of, status_of
 from ..pyapps import run_call
-from ..sites.interface import Desk, Row
-from ..sites.local import LocalDesk
+from ..sites.interface import Row, SiteInterface
+from ..sites.local import LocalSite
 from . import site_handle
 from .site_handle import Question, SiteHandle
 
@@ -62,7 +62,7 @@ def result(job: Job, timeout: float | None, poll_interval: float) -> Any:
 
 def _result(job: Job) -> Any:
     """Of a job that is over."""
-    found = job._site.desk.result(job._row["id"])
+    found = job._site.interface.result(job._row["id"])
     is_good = found["state"] == states.JOB_FINISHED
     if found.get("outcome") is None:
         if is_good and found["is_function"]:
@@ -122,7 +122,7 @@ def bulk_refresh(jobs: Sequence[Job]) -> None:
     found = {}
     for handle in handles:
         numbers = [number for at, number in wanted if at is handle]
-        found.update({(handle, row["id"]): row for row in handle.desk.select("job", {"id": numbers})})
+        found.update({(handle, row["id"]): row for row in handle.interface.select("job", {"id": numbers})})
     missing = [number for handle, number in wanted if (handle, number) not in found]
     if missing:
         listed = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
@@ -199,7 +199,7 @@ class _Sources:
             read = {status.number for status in ended if status.state == DELETED}
             where = {"id": [status.number for status in ended if status.number not in read], "state": [*states.END_STATES]}
             try:
-                rows = handle.desk.select("job", where) if where["id"] else ()
+                rows = handle.interface.select("job", where) if where["id"] else ()
             except (SiteUnreachable, DatabaseBusy) as exc:
                 database = _database_of(handle)
                 self._waiter.tolerate(self._remote if database is None else feed_of(database), exc)
@@ -215,8 +215,8 @@ class _Sources:
 
 def _database_of(handle: SiteHandle) -> Database | None:
     """Return the DB of a site of this host; None for another one's. Raises BalsamError."""
-    desk = None if handle.entry.is_remote else handle.desk
-    return desk.database if isinstance(desk, LocalDesk) else None
+    interface = None if handle.entry.is_remote else handle.interface
+    return interface.database if isinstance(interface, LocalSite) else None
 
 
 class _RemoteFeed(Feed):
@@ -262,6 +262,6 @@ class _RemoteFeed(Feed):
         return has_ended
 
 
-def _states(desk: Desk, where: dict[str, Any]) -> list[Row]:
+def _states(interface: SiteInterface, where: dict[str, Any]) -> list[Row]:
     """Return number and state of those of some jobs that are there."""
-    return desk.page(where, ("id", "state"), 0, len(where["id"]))
+    return interface.page(where, ("id", "state"), 0, len(where["id"]))

@@ -17,8 +17,8 @@ from . import completion
 from .group import ConditionOption, option
 
 if TYPE_CHECKING:
-    from ..db.engine.registry import Entry
-    from ..sites.interface import Desk
+    from ..db.engine.registry import SiteEntry
+    from ..sites.interface import SiteInterface
 
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -89,7 +89,7 @@ def long_site_option(function: _Function) -> _Function:
     return option("--site", "site", **_SITE_OPTION)(function)
 
 
-def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T]]:
+def ask_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tuple[SiteEntry, _T]]:
     """What each of the sites that `--site` means says to a question. Those that fail get a line on stderr each.
 
     Raises:
@@ -98,7 +98,7 @@ def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T
     """
     from ..sites import fanout, selector
 
-    answers = fanout.ask(selector.choose(site, _named_db()), question)
+    answers = fanout.query_all(selector.choose(site, _named_db()), question)
     if len(answers.failed) == 1 and not answers.found:
         raise answers.failed[0][1]
     warn_of_sites(answers.failed)
@@ -107,7 +107,7 @@ def ask_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T
     return answers.found
 
 
-def ask_all_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry, _T]]:
+def ask_all_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tuple[SiteEntry, _T]]:
     """As `ask_sites`, where something is to be changed then: not one of the sites may fail.
 
     Raises:
@@ -115,7 +115,7 @@ def ask_all_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry
     """
     from ..sites import fanout, selector
 
-    answers = fanout.ask(selector.choose(site, _named_db()), question)
+    answers = fanout.query_all(selector.choose(site, _named_db()), question)
     for entry, exc in answers.failed:
         if answers.found or len(answers.failed) > 1:
             exc.message = f"Nothing was changed: {fanout.failure(entry, exc)}"
@@ -124,7 +124,7 @@ def ask_all_sites(site: str, question: Callable[[Desk], _T]) -> list[tuple[Entry
     return answers.found
 
 
-def warn_of_sites(failed: Iterable[tuple[Entry, BalsamError]]) -> None:
+def warn_of_sites(failed: Iterable[tuple[SiteEntry, BalsamError]]) -> None:
     """A line on stderr for each site that could not be read."""
     from ..sites import fanout
     from . import output
@@ -133,7 +133,7 @@ def warn_of_sites(failed: Iterable[tuple[Entry, BalsamError]]) -> None:
         warn(output.one_line(fanout.failure(entry, exc)))
 
 
-def one_site(site: str) -> Desk:
+def one_site(site: str) -> SiteInterface:
     """The one site that `--site` means, where something is to be done at one place; "" is the active DB.
 
     Raises:
@@ -141,7 +141,7 @@ def one_site(site: str) -> Desk:
     """
     from ..sites import fanout, selector
 
-    return fanout.desk_of(selector.choose_one(site, _named_db()))
+    return fanout.open_site(selector.choose_one(site, _named_db()))
 
 
 def _named_db() -> str | None:
@@ -162,7 +162,7 @@ def condition_of(words: Iterable[str]) -> dict[str, Any]:
     return {"which": [word if number is None else f"#{number}" for word, number in numbers.items()]}
 
 
-def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
+def job_numbers(site: SiteInterface, words: Iterable[str]) -> list[int]:
     """Return the numbers of the jobs of a site that these words name, sorted.
 
     Digits are the number. Any other word must fit one job only.
@@ -174,15 +174,15 @@ def job_numbers(desk: Desk, words: Iterable[str]) -> list[int]:
 
     numbers = {word: row_number(word.removeprefix("#")) for word in words}
     return sorted(
-        {queries.the_one(word, jobs_fitting(desk, word)) if number is None else number for word, number in numbers.items()}
+        {queries.the_one(word, jobs_fitting(site, word)) if number is None else number for word, number in numbers.items()}
     )
 
 
-def jobs_fitting(desk: Desk, word: str) -> list[list[Any]]:
+def jobs_fitting(site: SiteInterface, word: str) -> list[list[Any]]:
     """Return the jobs of a site that a word fits, as `queries.the_one` expects them."""
     from ..db.query import queries
 
-    rows = desk.page({"which": word}, queries.CANDIDATE, size=queries.CANDIDATES)
+    rows = site.page({"which": word}, queries.CANDIDATE, size=queries.CANDIDATES)
     return [[row[name] for name in queries.CANDIDATE] for row in rows]
 
 

@@ -11,8 +11,8 @@ import click
 from ..core import field_specs
 from ..core.durations import FORMS
 from ..core.errors import InvalidSpec, UnknownApp, UnknownJob
-from ..db.engine.registry import Entry
-from ..sites.interface import Desk, Row
+from ..db.engine.registry import SiteEntry
+from ..sites.interface import Row, SiteInterface
 from . import completion, output
 from .common import (
     NUMBER_OR_WORD,
@@ -93,21 +93,21 @@ def create(site: str, app: str, yes: bool, **values: Any) -> None:
         balsam job create -a Sim -w runs/7 -p steps=100 -n 2 -rpn 8 -g 1 \\
             -tag run=7 -pid 5 --site theta
     """
-    desk = one_site(site)
-    job = _checked(desk, app, values)
-    sys.stdout.writelines(f"{line}\n" for line in _preview(desk.entry, job))
+    target = one_site(site)
+    job = _checked(target, app, values)
+    sys.stdout.writelines(f"{line}\n" for line in _preview(target.entry, job))
     if not yes:
-        desk.check_jobs([job])  # a refused job asks the user nothing
+        target.check_jobs([job])  # a refused job asks the user nothing
     if yes or confirm("Do you want to create this Job?", "--yes"):
-        (made,) = desk.create("job", [job])
+        (made,) = target.create("job", [job])
         click.echo(f"Added Job id={made['id']}")
 
 
 # --- checking and showing it, before anything is written --------------------------------------------------------------
 
 
-def _checked(desk: Desk, app: str, values: Mapping[str, Any]) -> Row:
-    """The job to create, as a desk takes it.
+def _checked(target: SiteInterface, app: str, values: Mapping[str, Any]) -> Row:
+    """The job to create, as a target takes it.
 
     Raises:
         InvalidSpec: a word without `=`, a directory outside of `data/`, parameters that are missing or too many. UnknownApp,
@@ -115,16 +115,16 @@ def _checked(desk: Desk, app: str, values: Mapping[str, Any]) -> Row:
     """
     job = {name: value for name, value in values.items() if name not in _PAIRS}
     job.update({name: pairs(values[name], as_typed) for name, as_typed in _PAIRS.items()})
-    job.update({"parent_ids": job_numbers(desk, job["parent_ids"]), "workdir": _workdir(job["workdir"])})
+    job.update({"parent_ids": job_numbers(target, job["parent_ids"]), "workdir": _workdir(job["workdir"])})
     job["run_when"] = field_specs.checked(field_specs.JOB_FIELD["run_when"], job["run_when"])
     job["gpus_per_rank"] = field_specs.checked(field_specs.JOB_FIELD["gpus_per_rank"], job["gpus_per_rank"])
-    application = _application(desk, app)
+    application = _application(target, app)
     _check_parameters(application, job["parameters"])
-    _check_parents(desk, job["parent_ids"])
+    _check_parents(target, job["parent_ids"])
     return {**job, "app_id": application["id"]}
 
 
-def _preview(site: Entry, job: Row) -> Iterator[str]:
+def _preview(site: SiteEntry, job: Row) -> Iterator[str]:
     """The job as YAML."""
     shown = {"data": {}, "return_code": None, "site_name": site.name, **job}
     yield from output.yaml_lines({name: shown[name] for name in _FORM})
@@ -144,14 +144,14 @@ def _workdir(workdir: str) -> str:
     return field_specs.checked_workdir(workdir)
 
 
-def _application(desk: Desk, app: str) -> Row:
+def _application(target: SiteInterface, app: str) -> Row:
     by_number = row_number(app)
     where = {"name": app} if by_number is None else {"id": by_number}
-    found = desk.select("app", where)
+    found = target.select("app", where)
     if found:
         return found[0]
-    known = ", ".join(one["name"] for one in desk.select("app", stop=20)) or "none yet"
-    raise UnknownApp(f"No App matching criteria {where} on site {desk.entry.name}", hint=f"Known there are: {known}")
+    known = ", ".join(one["name"] for one in target.select("app", stop=20)) or "none yet"
+    raise UnknownApp(f"No App matching criteria {where} on site {target.entry.name}", hint=f"Known there are: {known}")
 
 
 def _check_parameters(application: Row, given: Collection[str]) -> None:
@@ -186,9 +186,9 @@ def _usage(application: Row) -> str:
     return f"{application['name']} takes: {' '.join(words) or 'none'}"
 
 
-def _check_parents(desk: Desk, numbers: list[int]) -> None:
+def _check_parents(target: SiteInterface, numbers: list[int]) -> None:
     if numbers:
-        known = {job["id"] for job in desk.select("job", {"id": numbers})}
+        known = {job["id"] for job in target.select("job", {"id": numbers})}
         missing = [one for one in numbers if one not in known]
         if missing:
-            raise UnknownJob(f"Could not find parent job ids {missing} on site {desk.entry.name}")
+            raise UnknownJob(f"Could not find parent job ids {missing} on site {target.entry.name}")

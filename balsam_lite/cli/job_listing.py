@@ -9,12 +9,12 @@ from typing import Any
 
 from ..core import field_specs, states
 from ..core.clock import iso_us
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from ..sites.interface import Row
 from . import output
 
 #: A job, and the site that has it.
-Found = tuple[Entry, Row]
+Found = tuple[SiteEntry, Row]
 
 #: So many jobs are asked for at once, and so many where the events of each are wanted, too.
 PAGE, HISTORY_PAGE = 5000, 500
@@ -35,7 +35,7 @@ _TIMES = ("last_update", "created", "start_after")
 
 
 def every(
-    first: Iterable[tuple[Entry, list[Row]]], where: Mapping[str, Any], fields: Sequence[str], size: int
+    first: Iterable[tuple[SiteEntry, list[Row]]], where: Mapping[str, Any], fields: Sequence[str], size: int
 ) -> Iterator[Found]:
     """All jobs that match, site by site; `first` has the first page of each, and the sites are asked for the others.
 
@@ -49,7 +49,7 @@ def every(
     for entry, rows in first:
         while rows:
             yield from ((entry, row) for row in rows)
-            rows = [] if len(rows) < size else fanout.desk_of(entry).page(where, fields, rows[-1]["id"], size)
+            rows = [] if len(rows) < size else fanout.open_site(entry).page(where, fields, rows[-1]["id"], size)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def forms(found: Iterable[Found]) -> None:
         sys.stdout.writelines(f"{line}\n" for line in form(site, job))
 
 
-def form(site: Entry, job: Row) -> Iterator[str]:
+def form(site: SiteEntry, job: Row) -> Iterator[str]:
     """The lines of one job."""
     yield from output.yaml_lines({"site": site.name, **{name: _shown(name, job.get(name)) for name in _FORM}})
     yield from output.yaml_lines({name: _shown(name, value) for name, value in job.items() if _says_something(name, value)})
@@ -120,7 +120,7 @@ def history_objects(found: Iterable[Found]) -> Iterator[dict[str, Any]]:
 _Event = tuple[int, str, str, str]
 
 
-def _with_events(found: Iterable[Found]) -> Iterator[tuple[Entry, Row, list[_Event]]]:
+def _with_events(found: Iterable[Found]) -> Iterator[tuple[SiteEntry, Row, list[_Event]]]:
     source = iter(found)
     while True:
         some = list(islice(source, HISTORY_PAGE))
@@ -132,15 +132,15 @@ def _with_events(found: Iterable[Found]) -> Iterator[tuple[Entry, Row, list[_Eve
             yield site, job, [created, *events[site].get(job["id"], ())]
 
 
-def _events(jobs: Iterable[Found]) -> dict[Entry, dict[int, list[_Event]]]:
+def _events(jobs: Iterable[Found]) -> dict[SiteEntry, dict[int, list[_Event]]]:
     """The events of these jobs in the order in which they happened."""
     from ..sites import fanout
 
-    by_site: dict[Entry, dict[int, list[_Event]]] = {}
+    by_site: dict[SiteEntry, dict[int, list[_Event]]] = {}
     for site, job in jobs:
         by_site.setdefault(site, {})[job["id"]] = []
     for site, of_job in by_site.items():
-        for event in fanout.desk_of(site).select("event", {"job_id": list(of_job)}, "id"):
+        for event in fanout.open_site(site).select("event", {"job_id": list(of_job)}, "id"):
             message = event["data"].get("message") or event["data"].get("error") or ""
             of_job[event["job_id"]].append((event["timestamp"], event["from_state"], event["to_state"], str(message)))
     return by_site
@@ -150,6 +150,6 @@ def _events(jobs: Iterable[Found]) -> dict[Entry, dict[int, list[_Event]]]:
 
 
 def objects(found: Iterable[Found]) -> Iterator[dict[str, Any]]:
-    """The jobs as the desks give them, and the names of their sites."""
+    """The jobs as the sites give them, and the names of their sites."""
     for site, job in found:
         yield {"site": site.name, **job}

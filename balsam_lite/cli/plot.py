@@ -65,7 +65,7 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
     if output is not None:
         figures.check_path(output)
         figures.check_matplotlib()
-    found = ask_sites(site, lambda desk: gather.read(desk, kind, where))
+    found = ask_sites(site, lambda one: gather.read(one, kind, where))
     sites = ", ".join(entry.name for entry, _ in found)
     picture = kinds.prepared(
         kind, [one for _, one in found], sites if len(sites) <= 40 else f"{len(found)} sites", now_us, window

@@ -11,7 +11,7 @@ import click
 from ..core import field_specs
 from ..core.durations import FORMS
 from ..core.errors import AmbiguousJobId, BalsamError, UnknownBatchJob
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from . import output
 from .common import Minutes, ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
 from .group import BalsamCommand, Choice, CommandGroup, option
@@ -90,15 +90,15 @@ def submit(
         "partitions": [Partition.parse(part).as_fields() for part in parts],
         "optional_params": pairs(extra, "--extra-param"),
     }
-    desk = one_site(site)
-    made = desk.create("batch_job", [row])[0]
-    doubts = made["status_info"].pop("doubts", [])
-    _print(output.yaml_lines(_shown(made, desk.entry)))
-    for doubt in doubts:
-        warn(doubt)
+    target = one_site(site)
+    made = target.create("batch_job", [row])[0]
+    warnings = made["status_info"].pop("warnings", [])
+    _print(output.yaml_lines(_shown(made, target.entry)))
+    for warning in warnings:
+        warn(warning)
 
 
-def _shown(row: _Row, entry: Entry) -> _Row:
+def _shown(row: _Row, entry: SiteEntry) -> _Row:
     """The fields in the order in which Balsam 0.7 printed them."""
     names = ("num_nodes", "wall_time_min", "job_mode", "optional_params", "filter_tags", "partitions", "id")
     more = ("scheduler_id", "project", "queue", "state", "status_info", "start_time", "end_time")
@@ -147,7 +147,7 @@ def list_(
     if not (history or all_queues or num or scheduler_id):
         where["state"] = list(_ACTIVE)
     most = num or limit
-    answers = ask_sites(site, lambda desk: desk.select("batch_job", where, "-id", 0, most))
+    answers = ask_sites(site, lambda one: one.select("batch_job", where, "-id", 0, most))
     rows = [{**row, "site": entry.name} for entry, found in answers for row in reversed(found)]
     if json:
         output.write_json(rows, sys.stdout)
@@ -233,15 +233,15 @@ def remove(ids: Sequence[str], site: str) -> int:
     return code
 
 
-_Answers = Sequence[tuple[Entry, list[_Row]]]
+_Answers = Sequence[tuple[SiteEntry, list[_Row]]]
 
 
 def _everything(site: str) -> _Answers:
     """The launches of the sites, the newest first, to cancel some. Raises BalsamError: a site cannot be read."""
-    return ask_all_sites(site, lambda desk: desk.select("batch_job", {}, "-id"))
+    return ask_all_sites(site, lambda one: one.select("batch_job", {}, "-id"))
 
 
-def _find(word: str, answers: _Answers) -> tuple[Entry, _Row]:
+def _find(word: str, answers: _Answers) -> tuple[SiteEntry, _Row]:
     """The launch that a user means: by our number, or by the scheduler's; of several with that id the newest.
 
     Raises:
@@ -260,10 +260,10 @@ def _find(word: str, answers: _Answers) -> tuple[Entry, _Row]:
     return found[0]
 
 
-def _cancel(entry: Entry, row: _Row) -> _Row:
+def _cancel(entry: SiteEntry, row: _Row) -> _Row:
     """Ask for its end; returns it as it is then. Raises CancelFailed, PollFailed."""
     from ..sites import fanout
 
-    desk = fanout.desk_of(entry)
-    desk.update("batch_job", [{"id": row["id"], "state": "pending_deletion"}])
-    return desk.select("batch_job", {"id": row["id"]})[0]
+    target = fanout.open_site(entry)
+    target.update("batch_job", [{"id": row["id"], "state": "pending_deletion"}])
+    return target.select("batch_job", {"id": row["id"]})[0]

@@ -12,7 +12,7 @@ from ..core.errors import InputError
 from ..db.engine import doctor, selftest
 from ..db.engine.connection import Database
 from ..db.engine.doctor import Finding
-from ..db.engine.selftest import Tally
+from ..db.engine.selftest import TesterReport
 
 #: ssh(1): its words go through the shell of the other host, and it must not ask for a password.
 PEER_COMMAND = "ssh -o BatchMode=yes -o ConnectTimeout=15 {host} {command}"
@@ -75,15 +75,15 @@ class _Failed(NamedTuple):
     answer: subprocess_run.Completed
 
 
-def _at_once(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: str) -> list[Tally] | _Failed:
+def _at_once(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: str) -> list[TesterReport] | _Failed:
     """What the testers say, in order. Where one fails, the others need not wait for it."""
     from concurrent.futures import ThreadPoolExecutor
 
     failed: list[_Failed] = []
 
-    def tally(number: int) -> Tally | None:
+    def tally(number: int) -> TesterReport | None:
         answer = jobs[number]()
-        found = Tally.parsed(answer.stdout) if answer.ok else None
+        found = TesterReport.parsed(answer.stdout) if answer.ok else None
         if found is None:
             failed.append(_Failed(number, answer))
             selftest.call_off(scratch)
@@ -94,7 +94,7 @@ def _at_once(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: st
     return failed[0] if failed else [found for found in tallies if found is not None]
 
 
-def _judged(scratch: str, tallies: list[Tally], has_peers: bool) -> Finding:
+def _judged(scratch: str, tallies: list[TesterReport], has_peers: bool) -> Finding:
     faults = selftest.faults(scratch, tallies)
     if faults:
         return Finding(_TOPIC, doctor.WRONG, f"the locks of this file system do not hold: {'; '.join(faults)}")
@@ -107,7 +107,7 @@ def _judged(scratch: str, tallies: list[Tally], has_peers: bool) -> Finding:
     return Finding(_TOPIC, doctor.OK, text)
 
 
-def _clocks(tallies: list[Tally]) -> list[Finding]:
+def _clocks(tallies: list[TesterReport]) -> list[Finding]:
     """Compare the clocks of the peers with this host's, by the moment at which the testers met."""
     here, peers = tallies[0], [tally for tally in tallies if tally.host != tallies[0].host]
     return [doctor.compared_clock(tally.host, tally.met_s - here.met_s, tally.slowest_s + here.slowest_s) for tally in peers]

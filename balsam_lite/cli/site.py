@@ -15,7 +15,7 @@ from .common import confirm, say, warn, warn_of_sites
 from .group import BalsamCommand, Choice, CommandGroup, PathCommand, option
 
 if TYPE_CHECKING:
-    from ..db.engine.registry import Entry
+    from ..db.engine.registry import SiteEntry
 
 
 @click.group(cls=CommandGroup)
@@ -90,7 +90,7 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
     ssh.shell_line(balsam)  # or say that it cannot be one
     registry.check_new(name, path, host)
     try:
-        there = _about(registry.Entry(0, name, path, host, balsam), patience_s=30.0)
+        there = _about(registry.SiteEntry(0, name, path, host, balsam), patience_s=30.0)
     except BalsamError as exc:
         if not force:
             raise
@@ -103,13 +103,13 @@ def add(name: str, address: str, balsam: str, *, force: bool) -> None:
         _warn_if_twice(entry, there.get("db_id", ""))
 
 
-def _warn_if_twice(added: Entry, db_id: str) -> None:
+def _warn_if_twice(added: SiteEntry, db_id: str) -> None:
     """Ask the other sites, as far as they answer, whether they are that DB under another address."""
     from ..db.engine import registry
     from ..sites import fanout
 
     others = [entry for entry in registry.known() if entry.number != added.number] if db_id else []
-    for entry, about in fanout.ask(others, lambda desk: desk.about(), fanout.LOOK_S).found:
+    for entry, about in fanout.query_all(others, lambda one: one.about(), fanout.PROBE_TIMEOUT_S).found:
         if about.get("db_id") == db_id:
             warn(
                 f"This is the DB of site {output.one_line(entry.name)} ({output.one_line(entry.address)}), or a copy of it.\n"
@@ -117,10 +117,10 @@ def _warn_if_twice(added: Entry, db_id: str) -> None:
             )
 
 
-def _about(entry: Entry, patience_s: float) -> dict[str, Any]:
+def _about(entry: SiteEntry, patience_s: float) -> dict[str, Any]:
     from ..sites import fanout
 
-    answers = fanout.ask([entry], lambda desk: desk.about(), patience_s)
+    answers = fanout.query_all([entry], lambda one: one.about(), patience_s)
     for _, exc in answers.failed:
         raise exc
     found: dict[str, Any] = answers.found[0][1]
@@ -170,16 +170,16 @@ def stop(ctx: click.Context, site: str | None) -> None:
     _serve(entry, "stop")
 
 
-def _meant(ctx: click.Context, word: str | None) -> Entry:
+def _meant(ctx: click.Context, word: str | None) -> SiteEntry:
     from ..sites import selector
 
     return selector.choose_one("", ctx.find_root().obj) if word is None else selector.find(word)
 
 
-def _serve(entry: Entry, verb: str) -> None:
+def _serve(entry: SiteEntry, verb: str) -> None:
     from ..sites import fanout
 
-    for line in _lines(fanout.desk_of(entry).service(verb)["said"]):
+    for line in _lines(fanout.open_site(entry).service(verb)["said"]):
         click.echo(output.one_line(line))
 
 
@@ -230,7 +230,7 @@ def _found_sites() -> Iterator[dict[str, Any]]:
     from ..sites import fanout
 
     entries = registry.known(gone=True)
-    answers = fanout.ask(entries, lambda desk: desk.about(), fanout.LOOK_S)
+    answers = fanout.query_all(entries, lambda one: one.about(), fanout.PROBE_TIMEOUT_S)
     found, failed = dict(answers.found), {entry: exc for entry, exc in answers.failed if entry.is_there}
     warn_of_sites(failed.items())
     for entry in entries:
@@ -337,7 +337,7 @@ def rm(site: str, *, force: bool, yes: bool) -> None:
         say(f"Left there, because it is not Balsam's: {', '.join(map(output.one_line, left))}")
 
 
-def _forget_gone(entry: Entry, force: bool) -> None:
+def _forget_gone(entry: SiteEntry, force: bool) -> None:
     from ..db.engine import registry
 
     if not force:
@@ -389,13 +389,13 @@ def sync(ctx: click.Context, site: str | None) -> None:
     from ..sites import fanout
 
     entry = _meant(ctx, site)
-    desk = fanout.desk_of(entry)
-    desk.service("check")  # before a service is stopped that could not start again
-    is_running = desk.about()["is_active"]
+    target = fanout.open_site(entry)
+    target.service("check")  # before a service is stopped that could not start again
+    is_running = target.about()["is_active"]
     click.echo("Updated site.")
     if is_running:
         say(f"Restarting Site {output.one_line(entry.address)}")
-        desk.service("stop")
+        target.service("stop")
         _serve(entry, "start")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import AmbiguousSite, UnknownApp
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from ..db.query import text_forms
 from ..sites.interface import Row
 from . import output
@@ -17,10 +17,10 @@ from .common import ask_all_sites, ask_sites, confirm, say, site_option, warn
 from .group import BalsamCommand, option
 
 if TYPE_CHECKING:
-    from ..sites.interface import Desk
+    from ..sites.interface import SiteInterface
 
 #: An application, and the site that has it.
-_Found = tuple[Entry, Row]
+_Found = tuple[SiteEntry, Row]
 
 _KEYS_OF_OTHERS = ("preprocess", "postprocess", "envscript", "handle_error", "handle_timeout")
 
@@ -40,7 +40,7 @@ def ls(site: str, verbose: bool, as_json: bool) -> None:
         balsam app ls
         balsam app ls --site all --verbose
     """
-    answers = ask_sites(site, lambda desk: desk.select("app"))
+    answers = ask_sites(site, lambda site: site.select("app"))
     found = [(entry, app) for entry, apps in answers for app in apps]
     if as_json:
         output.write_json(({"site": entry.name, **app} for entry, app in found), sys.stdout)
@@ -104,7 +104,7 @@ def rm(name: str, everything: bool, site: str, yes: bool) -> None:
 
 
 def _remove_one(name: str, site: str, yes: bool) -> None:
-    entry, (app, jobs) = _the_one(name, ask_all_sites(site, lambda desk: _with_jobs(desk, name)))
+    entry, (app, jobs) = _the_one(name, ask_all_sites(site, lambda site: _with_jobs(site, name)))
     shown = f"App(id={app['id']}, name={output.one_line(name)}, site={entry.name})"
     if jobs and not yes and not confirm(f"Really Delete {shown}?? There are {jobs} Jobs that will be ERASED!", "--yes"):
         return
@@ -115,11 +115,11 @@ def _remove_one(name: str, site: str, yes: bool) -> None:
         click.echo(f"Deleted {shown}: there were {jobs or 'no'} associated jobs.")
 
 
-def _with_jobs(desk: Desk, name: str) -> list[tuple[Row, int]]:
-    return [(app, desk.count("job", {"app_id": app["id"]})) for app in desk.select("app", {"name": name})]
+def _with_jobs(site: SiteInterface, name: str) -> list[tuple[Row, int]]:
+    return [(app, site.count("job", {"app_id": app["id"]})) for app in site.select("app", {"name": name})]
 
 
-def _the_one(name: str, answers: list[tuple[Entry, list[tuple[Row, int]]]]) -> tuple[Entry, tuple[Row, int]]:
+def _the_one(name: str, answers: list[tuple[SiteEntry, list[tuple[Row, int]]]]) -> tuple[SiteEntry, tuple[Row, int]]:
     found = [(entry, one) for entry, some in answers for one in some]
     if not found:
         sites = ", ".join(entry.name for entry, _ in answers)
@@ -131,7 +131,7 @@ def _the_one(name: str, answers: list[tuple[Entry, list[tuple[Row, int]]]]) -> t
 
 
 def _remove_all(site: str, yes: bool) -> None:
-    answers = ask_all_sites(site, lambda desk: ([app["id"] for app in desk.select("app")], desk.count("job")))
+    answers = ask_all_sites(site, lambda site: ([app["id"] for app in site.select("app")], site.count("job")))
     apps, jobs = sum(len(numbers) for _, (numbers, _) in answers), sum(number for _, (_, number) in answers)
     if not apps:
         click.echo("There are no Apps to delete.")
@@ -149,9 +149,9 @@ def _remove_all(site: str, yes: bool) -> None:
     click.echo(f"Deleted the Apps of {names}.")
 
 
-def _remove(entry: Entry, numbers: list[int]) -> int:
+def _remove(entry: SiteEntry, numbers: list[int]) -> int:
     """Remove applications with their jobs; returns how many of those were left alone."""
     from ..sites import fanout
 
-    held: int = fanout.desk_of(entry).delete("app", {"id": numbers}, force=True)["held"]
+    held: int = fanout.open_site(entry).delete("app", {"id": numbers}, force=True)["held"]
     return held

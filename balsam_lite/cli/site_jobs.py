@@ -11,7 +11,7 @@ import click
 
 from ..core import states
 from ..core.errors import AmbiguousSite, InvalidSpec
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from . import job_listing, output
 from .common import (
     NUMBER_OR_WORD,
@@ -106,7 +106,7 @@ def ls(site: str, by_state: bool, history: bool, verbose: bool, as_json: bool, l
     fields: tuple[str, ...] = () if verbose or as_json else job_listing.TABLE_FIELDS
     fields = job_listing.HISTORY_FIELDS if history else fields
     size = min(job_listing.HISTORY_PAGE if history else job_listing.PAGE, limit or job_listing.PAGE)
-    answers = ask_sites(site, lambda desk: desk.page(where, fields, size=size))
+    answers = ask_sites(site, lambda one: one.page(where, fields, size=size))
     found = islice(job_listing.every(answers, where, fields, size), limit)
     if as_json:
         output.write_json(job_listing.history_objects(found) if history else job_listing.objects(found), sys.stdout)
@@ -120,7 +120,7 @@ def ls(site: str, by_state: bool, history: bool, verbose: bool, as_json: bool, l
 
 
 def _count_states(site: str, where: Mapping[str, Any], everything: bool, as_json: bool) -> None:
-    answers = ask_sites(site, lambda desk: desk.count_states(where))
+    answers = ask_sites(site, lambda one: one.count_states(where))
     found = dict.fromkeys(states.STATES, 0) if everything else {}
     for _, numbers in answers:
         for state, jobs in numbers.items():
@@ -134,7 +134,7 @@ def _count_states(site: str, where: Mapping[str, Any], everything: bool, as_json
         _say_none([entry for entry, _ in answers])
 
 
-def _say_none(entries: Iterable[Entry]) -> None:
+def _say_none(entries: Iterable[SiteEntry]) -> None:
     say(f"No job matches on {', '.join(entry.name for entry in entries)}.")
 
 
@@ -171,9 +171,9 @@ def modify(ids: Sequence[str], tags: Sequence[str], state: str, site: str) -> No
         say("No jobs match modification query")
     changes = {"state": state, "state_data": {"message": USER_CHANGED}}
     for entry, _ in matching:
-        desk = fanout.desk_of(entry)
-        changed = desk.update_where("job", where, changes)
-        waiting = desk.count("job", {**where, "state": states.AWAITING_PARENTS}) if state != states.AWAITING_PARENTS else 0
+        target = fanout.open_site(entry)
+        changed = target.update_where("job", where, changes)
+        waiting = target.count("job", {**where, "state": states.AWAITING_PARENTS}) if state != states.AWAITING_PARENTS else 0
         say(f"{changed} {_jobs(changed)} of {entry.name} put into {state}{f'; {waiting} waiting for parents' * bool(waiting)}.")
 
 
@@ -188,7 +188,7 @@ def _unique(site: str, words: Iterable[str]) -> list[str]:
     found = []
     for word in words:
         if row_number(word.removeprefix("#")) is None:
-            answers = ask_all_sites(site, lambda desk, word=word: jobs_fitting(desk, word))  # type: ignore[misc]
+            answers = ask_all_sites(site, lambda one, word=word: jobs_fitting(one, word))  # type: ignore[misc]
             rows = [row for _, fitting in answers for row in fitting]
             queries.the_one(word, rows)
             word = rows[0][queries.CANDIDATE.index("job_id")]
@@ -196,13 +196,13 @@ def _unique(site: str, words: Iterable[str]) -> list[str]:
     return found
 
 
-def _matching(site: str, where: Mapping[str, Any]) -> list[tuple[Entry, int]]:
+def _matching(site: str, where: Mapping[str, Any]) -> list[tuple[SiteEntry, int]]:
     """The sites with jobs that match, and how many those are.
 
     Raises:
         AmbiguousSite: jobs are meant by numbers, which several sites have. BalsamError: a site cannot be read.
     """
-    found = [(entry, jobs) for entry, jobs in ask_all_sites(site, lambda desk: desk.count("job", where)) if jobs]
+    found = [(entry, jobs) for entry, jobs in ask_all_sites(site, lambda one: one.count("job", where)) if jobs]
     if len(found) > 1 and ("id" in where or any(word.startswith("#") for word in where.get("which", ()))):
         names = ", ".join(entry.name for entry, _ in found)
         raise AmbiguousSite(
@@ -251,7 +251,7 @@ def rm(site: str, everything: bool, yes: bool, force: bool, **filters: Any) -> N
     if not yes and not confirm(f"Really delete {total} {_jobs(total)}?", "--yes"):
         return
     for entry, _ in matching:
-        gone = fanout.desk_of(entry).delete("job", where, force=force)
+        gone = fanout.open_site(entry).delete("job", where, force=force)
         say(f"{gone['deleted']} {_jobs(gone['deleted'])} of {entry.name} deleted.")
         if gone["held"]:
             them = "it" if gone["held"] == 1 else "them"

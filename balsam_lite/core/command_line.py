@@ -39,25 +39,25 @@ class CommandLineWarning(UserWarning):
     """A command line will hardly do what was meant."""
 
 
-class _Word(NamedTuple):
+class _Token(NamedTuple):
     start: int  # in the line
     end: int
     raw: str  # as typed
     text: str  # what the program gets
 
 
-def _words(line: str) -> list[_Word]:
+def _words(line: str) -> list[_Token]:
     """Return the words of a line that can be split."""
     stream = io.StringIO(f"{line} ")
     lexer = shlex.shlex(stream, posix=True)
     lexer.whitespace_split, lexer.commenters = True, ""
-    found: list[_Word] = []
+    found: list[_Token] = []
     for _ in split_command(line):
         before = found[-1].end if found else 0
         text = lexer.get_token() or ""
         end = stream.tell() - 1  # one blank was read after the word
         start = before + len(line[before:end]) - len(line[before:end].lstrip(lexer.whitespace))
-        found.append(_Word(start, end, line[start:end], os.path.expanduser(text)))
+        found.append(_Token(start, end, line[start:end], os.path.expanduser(text)))
     return found
 
 
@@ -70,7 +70,7 @@ class _Parts(NamedTuple):
     reads_code: bool = False  # the line ends where such a text is to follow
 
 
-def _parts(words: Sequence[_Word], directory: str) -> _Parts:
+def _parts(words: Sequence[_Token], directory: str) -> _Parts:
     program = _program(words)
     if program is None:
         return _Parts(None)
@@ -81,7 +81,7 @@ def _parts(words: Sequence[_Word], directory: str) -> _Parts:
     return _Parts(program)
 
 
-def _program(words: Sequence[_Word]) -> int | None:
+def _program(words: Sequence[_Token]) -> int | None:
     """Return the position of the program: the first word, or the one that env(1) starts."""
     if not words or os.path.basename(words[0].text) != "env":
         return 0 if words else None
@@ -93,7 +93,7 @@ def _program(words: Sequence[_Word]) -> int | None:
     return place if place < len(words) else 0
 
 
-def _script(words: Sequence[_Word], program: int, code: re.Pattern[str], directory: str) -> _Parts:
+def _script(words: Sequence[_Token], program: int, code: re.Pattern[str], directory: str) -> _Parts:
     after_option = is_code = False
     for place in range(program + 1, len(words)):
         text = words[place].text
@@ -296,7 +296,7 @@ _HOME = re.compile(r"~\w*(/|\Z)")
 _GLOB = re.compile(r"[*?]|\[.+\]")
 
 
-def _is_for_shell(word: _Word, place: int) -> bool:
+def _is_for_shell(word: _Token, place: int) -> bool:
     bare, expanded = _live(word.raw)
     if _EXPANSION.search(expanded) or _OPERATOR.search(bare) or (place == 0 and _ASSIGNMENT.match(bare)):
         return True
@@ -305,7 +305,7 @@ def _is_for_shell(word: _Word, place: int) -> bool:
     return "://" not in bare and bare[:1] != "-" and bool(_GLOB.search(bare))
 
 
-def _is_for_shell_in_args(word: _Word) -> bool:
+def _is_for_shell_in_args(word: _Token) -> bool:
     """Tell shell syntax from brackets, question marks and a `|` inside a word, which are mostly meant for the program."""
     bare, expanded = _live(word.raw)
     if _EXPANSION.search(expanded) or _OPERATOR_ALONE.fullmatch(bare) or _HOME.match(bare):
@@ -313,6 +313,6 @@ def _is_for_shell_in_args(word: _Word) -> bool:
     return "*" in bare and "://" not in bare and bare[:1] != "-"
 
 
-def _has_line_break(words: Sequence[_Word], line: str) -> bool:
+def _has_line_break(words: Sequence[_Token], line: str) -> bool:
     gaps = [line[one.end : other.start] for one, other in zip(words, words[1:])]
     return any("\n" in gap for gap in gaps)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from . import parent_variables
 from .identity import Holder, read_proc, start_of
-from .import_guard import LOADING_VARIABLE
+from .import_guard import IMPORTING_VARIABLE
 
 #: Names the run that a process belongs to. Children inherit it, whatever session they open.
 RUN_VARIABLE = "BALSAM_RUN"
@@ -33,7 +33,7 @@ JOB_VARIABLES = (
     "BALSAM_LAUNCHER_NODES",
     "BALSAM_JOB_MODE",
     DETACHED_VARIABLE,
-    LOADING_VARIABLE,
+    IMPORTING_VARIABLE,
 )
 
 _MARK = RUN_VARIABLE.encode() + b"="
@@ -87,7 +87,7 @@ def _with_descendants(pids: set[int], table: Iterable[Process], but: Collection[
     return found
 
 
-class Found(NamedTuple):
+class Belonging(NamedTuple):
     """What `belonging` found."""
 
     members: list[Process]
@@ -99,7 +99,7 @@ def belonging(
     marks: Collection[bytes] = (),
     prefix: bytes | tuple[bytes, ...] = (),
     suffix: bytes = b"",
-) -> Found:
+) -> Belonging:
     """Return the living processes of runs on this host: by session leaders, sessions, groups, run marks and descent.
 
     A process with another run mark belongs to another run, also in such a session. A detached one (BALSAM_DETACHED) is left
@@ -138,7 +138,7 @@ def belonging(
     if found:
         found = _with_descendants(found, table.values(), detached)
     found.discard(os.getpid())
-    return Found([table[pid] for pid in found], [one for one in unknown if one.pid not in found])
+    return Belonging([table[pid] for pid in found], [one for one in unknown if one.pid not in found])
 
 
 def _may_be_younger(process: Process, oldest: float, table: Mapping[int, Process]) -> bool:

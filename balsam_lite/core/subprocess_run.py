@@ -100,7 +100,7 @@ def run_module(module: str, *words: str) -> Completed:
 
     It may be sent for from inside a job, and must not end with that job. Not while an application is loaded (`import_guard`).
     """
-    import_guard.refuse()
+    import_guard.check_writable()
     own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
     return run(
         module_words(module, *words), environ={**own, DETACHED_VARIABLE: "1", "PYTHONPATH": python_path()}, directory="/"

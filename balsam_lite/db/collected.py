@@ -45,7 +45,7 @@ class Transaction:
 
     def use(self, database: Database) -> Batch:
         """Bind the block to a DB. Raises InputError: it collects for another one."""
-        import_guard.refuse()
+        import_guard.check_writable()
         if self.batch is None:
             self.batch = Batch(database)
             self.batch.is_block = True

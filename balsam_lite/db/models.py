@@ -403,7 +403,7 @@ class BalsamJob(Record, peewee.Model):
         """The store's part of `update`; of few jobs inside the caller's write transaction."""
         rest = {name: getattr(value, "id", value) for name, value in fields.items() if name != "state"}
         user_actions.change(
-            database, [user_actions.Change(numbers, rest, fields.get("state"), user_actions.Said(by=_BY_PYTHON))]
+            database, [user_actions.Change(numbers, rest, fields.get("state"), user_actions.Annotation(by=_BY_PYTHON))]
         )
 
     @classmethod

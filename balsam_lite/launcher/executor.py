@@ -101,7 +101,7 @@ class BalsamExecutor(concurrent.futures.Executor):
     def __init__(
         self, application: str | None = None, *, workflow: str | None = None, python: str = sys.executable, **job_fields: Any
     ) -> None:
-        import_guard.refuse()  # in a job that imports the script of its call
+        import_guard.check_writable()  # in a job that imports the script of its call
         own = [*_OWN_FIELDS, *(() if application else ("user_workdir",))]  # calls would overwrite each other's results
         taken = [name for name in own if name in job_fields]
         if taken:

@@ -251,7 +251,7 @@ class Launcher:
         if now - self._last_heartbeat < self._settings.beat_s:
             return self._last_heartbeat
         leases.heartbeat(cx, self._lease, now_us)
-        self._db.keep_checkpoints(leases.is_eldest(cx, self._lease, self._settings.LEASE_EXPIRY_S, self._reaper.watch))
+        self._db.own_checkpoints(leases.is_eldest(cx, self._lease, self._settings.LEASE_EXPIRY_S, self._reaper.watch))
         return now
 
     def _may_take_ahead(self, shape: Shape) -> int:

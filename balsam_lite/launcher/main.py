@@ -106,7 +106,7 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
     Raises:
         InputError, SettingsError, DatabaseError, LaunchError: it could not start; nothing was taken.
     """
-    import_guard.refuse()
+    import_guard.check_writable()
     settings = Settings.load(db_directory)
     batch = resources.where_am_i(options, settings, os.environ)
     found = resources.survey(options, settings, batch, os.environ)
@@ -164,7 +164,7 @@ def _run_in(
             return lease, eldest, leases.dead(cx, settings.LEASE_EXPIRY_S, reaper.watch), id_of(cx)
 
     lease, eldest, dead, db_id = _patiently(db, settings, clock, begin)
-    db.keep_checkpoints(eldest)
+    db.own_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
     context = _context(db, invocation.lease_mark(db_id, lease), options, found, gpus.names(settings.GPU_VARIABLES))
     nodes.begin(context, settings, options.job_mode, lease, tuple(invocation.lease_mark(db_id, one) for one in dead))

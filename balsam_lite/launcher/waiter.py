@@ -27,7 +27,7 @@ from ..core import states
 from ..core.clock import SystemClock
 from ..core.errors import BalsamError, DatabaseBusy, SiteUnreachable
 from ..core.identity import Holder
-from ..core.import_guard import StopLoading
+from ..core.import_guard import StopImport
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Database
@@ -409,7 +409,7 @@ class Registration:
                 db.close()
         except (BalsamError, OSError):
             return None
-        except StopLoading:  # another thread is importing an application's module; that is the one to stop
+        except StopImport:  # another thread is importing an application's module; that is the one to stop
             if not isinstance(threading.current_thread(), threading.Timer):
                 raise
             return None

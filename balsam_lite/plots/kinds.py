@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..core.clock import SECOND_US
 from ..core.errors import NotFound
 from . import figures, text, timeline
-from .gather import Found
+from .gather import PlotData
 from .timeline import Changes, Curve, Runs, Window
 
 KINDS = ("throughput", "utilization", "states", "gantt")
@@ -33,7 +33,7 @@ class Plot(NamedTuple):
         return self.as_text(*self.content, self.title, style)
 
 
-def prepared(kind: str, found: Sequence[Found], where: str, now_us: int, window: Window = timeline.ALL) -> Plot:
+def prepared(kind: str, found: Sequence[PlotData], where: str, now_us: int, window: Window = timeline.ALL) -> Plot:
     """The plot of that kind; `where` names the sites in its title.
 
     Raises:

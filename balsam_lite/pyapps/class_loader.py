@@ -105,9 +105,9 @@ def _spec_by_name(source: Source) -> Any:
     if source.module in ("", "__main__"):
         return None
     try:
-        with import_guard.going_on():
+        with import_guard.importing():
             spec = importlib.util.find_spec(source.module)  # imports the packages around it
-    except (Exception, import_guard.StopLoading):  # noqa: BLE001  # whatever a package does; the file itself is still there
+    except (Exception, import_guard.StopImport):  # noqa: BLE001  # whatever a package does; the file itself is still there
         return None
     return spec if spec is not None and _is_file(spec.origin, source.file) else None
 
@@ -123,9 +123,9 @@ def _executed(source: Source, spec: Any, is_main: bool) -> ModuleType:
         sys.modules["__main__"] = module
         _tell_children(module)
     try:
-        with import_guard.going_on(), _arguments_of(source.file), _staying_alive():
+        with import_guard.importing(), _arguments_of(source.file), _staying_alive():
             spec.loader.exec_module(module)
-    except import_guard.StopLoading:
+    except import_guard.StopImport:
         setattr(module, _STOPPED, True)
     except BaseException as exc:  # SystemExit and KeyboardInterrupt too
         del sys.modules[spec.name]

@@ -162,9 +162,9 @@ def _load_main(kind: str, which: str) -> str:
     run_it: Callable[..., Mapping[str, Any]] = runpy.run_path if kind == "path" else runpy.run_module
     stopped = ""
     try:
-        with import_guard.going_on():
+        with import_guard.importing():
             found = run_it(which, run_name=MAIN)
-    except import_guard.StopLoading as stop:
+    except import_guard.StopImport as stop:
         frames = [(frame.f_globals, line) for frame, line in traceback.walk_tb(stop.__traceback__)]
         found, line = next((names, line) for names, line in frames if names.get("__name__") == MAIN)
         stopped = f"line {line}"

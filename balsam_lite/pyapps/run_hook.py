@@ -45,7 +45,7 @@ def _decide(hook: str) -> None:
     """Call that function of the class for the job to which this process belongs."""
     job, pid = _current_job(), os.getpid()
     before = job.state
-    (app,) = job._site.desk.select("app", {"name": job._row["app"]})
+    (app,) = job._site.interface.select("app", {"name": job._row["app"]})
     made = class_loader.load(payload.source_of(json.dumps(app["definition"])), as_main=True)
     getattr(made(job), hook)()
     if os.getpid() != pid:  # forked by the hook, and come back from it: what it decides moves nothing

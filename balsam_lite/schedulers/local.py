@@ -17,7 +17,7 @@ from ..core.settings import Settings, home
 from . import base
 from .base import BatchStatus, Submission
 from .environ import LOCAL_ENDTIME, LOCAL_JOBID, LOCAL_NODES, RANK_VARIABLES
-from .local_queue import LocalQueue, Record
+from .local_queue import LocalQueue, QueueRecord
 
 #: Beside the time that a script has to end, seconds; the clocks of two hosts differ.
 _SLACK_S = 60.0
@@ -118,7 +118,7 @@ class LocalScheduler:
         return None
 
 
-def _believable(record: Record) -> Record:
+def _believable(record: QueueRecord) -> QueueRecord:
     """The record; as ended where it is long past its time limit, and nobody who could see to it is left to write that."""
     if record.started_us is None or record.ended_us is not None or record.submitter.is_here():
         return record

@@ -33,7 +33,7 @@ _KEEP_ENDED = 1000
 _now_us = SystemClock.now_us
 
 
-class Record(NamedTuple):
+class QueueRecord(NamedTuple):
     """All that is known of one local batch job. Times are microseconds since the epoch."""
 
     id: str
@@ -58,7 +58,7 @@ class Record(NamedTuple):
     def deadline_us(self) -> int:
         return (self.started_us or 0) + self.submission.minutes * 60 * SECOND_US
 
-    def ended(self, state: str, reason: str, exit_code: int | None = None) -> Record:
+    def ended(self, state: str, reason: str, exit_code: int | None = None) -> QueueRecord:
         return self._replace(state=state, reason=reason, exit_code=exit_code, ended_us=_now_us())
 
     def status(self) -> BatchStatus:
@@ -69,7 +69,7 @@ class Record(NamedTuple):
         return json.dumps({**self._asdict(), "submission": self.submission._asdict()})
 
     @classmethod
-    def from_json(cls, text: str) -> Record:
+    def from_json(cls, text: str) -> QueueRecord:
         """Raises ValueError, TypeError or LookupError for what `to_json` did not write. Unknown keys are left out."""
         values = {key: value for key, value in json.loads(text).items() if key in cls._fields}
         submission = values["submission"]
@@ -80,7 +80,7 @@ class Record(NamedTuple):
         return cls(**values)
 
 
-def outcome(record: Record, wait_status: int | None) -> Record:
+def outcome(record: QueueRecord, wait_status: int | None) -> QueueRecord:
     """The record of a script that is over. `wait_status` is os.waitpid's, None if nobody waited for it."""
     exit_code, how = None, "exit code unknown: its shepherd process was killed while the script ran"
     if wait_status is not None and os.WIFSIGNALED(wait_status):
@@ -120,14 +120,14 @@ class LocalQueue:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, native_id: str) -> Record | None:
+    def read(self, native_id: str) -> QueueRecord | None:
         """The record of that id; None if there is none (any more) or it is unreadable."""
         if not (native_id.isascii() and native_id.isdigit()):
             return None
         # In this order: a record appears among the ended ones before it leaves the active ones.
         return self._load(self._active, native_id) or self._load(self._ended, native_id)
 
-    def newest_first(self) -> Iterator[Record]:
+    def newest_first(self) -> Iterator[QueueRecord]:
         """All records, ended or not."""
         for native_id in sorted({*_ids(self._active), *_ids(self._ended)}, reverse=True):
             record = self.read(str(native_id))
@@ -140,7 +140,7 @@ class LocalQueue:
             found = json.load(file)
         return {str(key): str(value) for key, value in found.items()}
 
-    def front(self) -> list[Record]:
+    def front(self) -> list[QueueRecord]:
         """This host's running batch jobs and the first of the waiting ones, in the order of their ids.
 
         Those start strictly in that order, so nothing behind the first waiting one has to be read.
@@ -155,18 +155,18 @@ class LocalQueue:
                 break
         return found
 
-    def is_turn_of(self, record: Record) -> bool:
+    def is_turn_of(self, record: QueueRecord) -> bool:
         """Whether that waiting batch job may start now. Certain only inside `locked()`."""
         front = self.front()
         return bool(front) and front[-1].id == record.id and len(front) - 1 < record.limit
 
     # --- writing: inside `locked()` -----------------------------------------------------------------------------------
 
-    def add(self, submission: Submission, limit: int, grace_s: float, environ: Mapping[str, str]) -> Record:
+    def add(self, submission: Submission, limit: int, grace_s: float, environ: Mapping[str, str]) -> QueueRecord:
         """Put a script at the end of the queue, under a number that no other has had."""
         ended = sorted(_ids(self._ended))
         number = max([0, *ended[-1:], *_ids(self._active)]) + 1
-        record = Record(str(number), submission, limit, grace_s, Holder.current(), _now_us())
+        record = QueueRecord(str(number), submission, limit, grace_s, Holder.current(), _now_us())
         # JSON keeps bytes that are no UTF-8 as lone surrogates, in ASCII.
         variables = os.path.join(self._active, f"{number}.environ")
         files.write_atomic(variables, json.dumps(dict(environ)), 0o600)
@@ -179,7 +179,7 @@ class LocalQueue:
             _remove(self._path(self._ended, str(old)))
         return record
 
-    def write(self, record: Record) -> None:
+    def write(self, record: QueueRecord) -> None:
         """Replace the record, whole; one that has ended leaves the queue."""
         folder = self._active if record.ended_us is None else self._ended
         path = self._path(folder, record.id)
@@ -203,7 +203,7 @@ class LocalQueue:
         failures = {record.id: self._spawn_shepherd(record.id) for record in missing}
         return {native_id: reason for native_id, reason in failures.items() if reason}
 
-    def _needs_shepherd(self, record: Record) -> bool:
+    def _needs_shepherd(self, record: QueueRecord) -> bool:
         if record.shepherd and not record.shepherd.is_provably_dead():
             return False
         if record.spawned_us and abs(_now_us() - record.spawned_us) < _SPAWN_PATIENCE_US:
@@ -224,10 +224,10 @@ class LocalQueue:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def _load(self, folder: str, native_id: str) -> Record | None:
+    def _load(self, folder: str, native_id: str) -> QueueRecord | None:
         try:
             with open(self._path(folder, native_id), encoding="ascii") as file:
-                return Record.from_json(file.read())
+                return QueueRecord.from_json(file.read())
         except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
             return None
 

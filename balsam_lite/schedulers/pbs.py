@@ -61,7 +61,7 @@ class PBSScheduler(CommandScheduler):
     """See `base.Scheduler`. Asks for JSON until it learns that this PBS has none."""
 
     def __init__(self, settings: Settings) -> None:
-        self._commands = Commands(
+        self._commands = PbsCommands(
             settings.SCHEDULER_SUBMIT_EXE or "qsub",
             settings.SCHEDULER_STATUS_EXE or "qstat",
             settings.SCHEDULER_CANCEL_EXE or "qdel",
@@ -93,7 +93,7 @@ class PBSScheduler(CommandScheduler):
         return statuses
 
 
-class Commands(NamedTuple):
+class PbsCommands(NamedTuple):
     """The programs, by name or path."""
 
     submit: str = "qsub"
@@ -111,7 +111,7 @@ class PBSAdapter:
     name = "PBSScheduler"
     template = "pbs.tmpl"
 
-    def __init__(self, commands: Commands, user: str, *, form: tuple[str, ...] = JSON) -> None:
+    def __init__(self, commands: PbsCommands, user: str, *, form: tuple[str, ...] = JSON) -> None:
         self._commands, self._user, self._form = commands, user, form
 
     def submit_argv(self, submission: Submission) -> list[str]:
@@ -128,7 +128,7 @@ class PBSAdapter:
     def parse_id(self, stdout: str) -> str:
         """qsub prints the id on a line of its own, with the server's name behind it; Slurm's wrapper without.
 
-        >>> PBSAdapter(Commands(), "me").parse_id("Welcome\\n412020.polaris-pbs-01.example.org\\n")
+        >>> PBSAdapter(PbsCommands(), "me").parse_id("Welcome\\n412020.polaris-pbs-01.example.org\\n")
         '412020.polaris-pbs-01.example.org'
         """
         lines = [line.strip() for line in stdout.splitlines()]

@@ -22,11 +22,11 @@ from ..core import daemon, process_table, terminal
 from ..core.clock import SECOND_US, SystemClock
 from ..core.identity import Holder
 from . import base, environ
-from .local_queue import LocalQueue, Record, open_output, outcome
+from .local_queue import LocalQueue, QueueRecord, open_output, outcome
 
 _PAUSE_S = 0.4  # between two looks at the queue; a child's end is noticed at once
 _HEAL_S = 2.0  # between two looks after other shepherds
-_LEFTOVERS = "leftovers"  # Record.stopping: the script is over, what it left in the background is not
+_LEFTOVERS = "leftovers"  # QueueRecord.stopping: the script is over, what it left in the background is not
 
 _now_us = SystemClock.now_us
 
@@ -126,7 +126,7 @@ class Shepherd:
 
     # --- running and ending -------------------------------------------------------------------------------------------
 
-    def _watch(self, record: Record) -> bool:
+    def _watch(self, record: QueueRecord) -> bool:
         """Look after a script that some shepherd started. Returns whether anything of it is still there."""
         assert record.runner is not None
         over = self._is_over(record.runner)
@@ -155,13 +155,13 @@ class Shepherd:
             if pid:
                 self._child, self._exit = 0, (pid, status)
 
-    def _stop_if_due(self, record: Record) -> None:
+    def _stop_if_due(self, record: QueueRecord) -> None:
         if record.cancelled_us is not None:
             self._stop(record, base.CANCELLED)
         elif _now_us() >= record.deadline_us:
             self._stop(record, base.TIMED_OUT)
 
-    def _stop(self, record: Record, why: str) -> None:
+    def _stop(self, record: QueueRecord, why: str) -> None:
         """Record that and why the script's processes are being ended, then ask them to."""
         assert record.runner is not None
         with self._queue.locked():
@@ -169,7 +169,7 @@ class Shepherd:
         self._seen = process_table.family(record.runner)
         process_table.terminate_session(record.runner, self._seen)
 
-    def _finish(self, record: Record) -> None:
+    def _finish(self, record: QueueRecord) -> None:
         assert record.runner is not None
         pid, status = self._exit
         with self._queue.locked():
@@ -178,7 +178,7 @@ class Shepherd:
         self._heal_others()
 
 
-def _execute(record: Record, variables: dict[str, str]) -> NoReturn:
+def _execute(record: QueueRecord, variables: dict[str, str]) -> NoReturn:
     """Become the script, with every signal as a fresh process has it (Python ignores SIGPIPE, nohup ignores SIGHUP)."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         try:

@@ -44,7 +44,7 @@ from ..schedulers import base, submission
 from ..schedulers.base import Scheduler
 from ..schedulers.submission import LaunchRequest
 from . import packer
-from .packer import Choice, Launch, LaunchCapacity, UnplacedWork
+from .packer import Launch, LaunchCapacity, LaunchChoice, UnplacedWork
 from .policy import PolicyFile, Queue
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Survey(NamedTuple):
     launches: Counter[str]  # open ones, by queue
 
 
-class Pause(NamedTuple):
+class SubmissionPause(NamedTuple):
     """Why, and until when, nothing is submitted to a queue."""
 
     failures: int
@@ -174,8 +174,8 @@ class Service:
         self._policy, self._policy_trouble = policy, ""
         self._reaper = Reaper(db, settings, clock)
         self._margin = margin_minutes(settings)
-        self._pauses: dict[str, Pause] = {}
-        self._refusals: dict[tuple[str, Shape], Pause] = {}  # for jobs of one shape alone
+        self._pauses: dict[str, SubmissionPause] = {}
+        self._refusals: dict[tuple[str, Shape], SubmissionPause] = {}  # for jobs of one shape alone
         self._open: dict[int, BatchRow] = {}  # the launches that were open a turn ago
         self._refused: dict[str, int] = {}  # by queue, the launch that was refused last; the next try is in its row
         self._said: set[str] = set()
@@ -274,7 +274,7 @@ class Service:
             with self._db.write() as cx:
                 leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
                 eldest = leases.is_eldest(cx, self._lease, self._settings.LEASE_EXPIRY_S, self._reaper.watch)
-            self._db.keep_checkpoints(eldest)
+            self._db.own_checkpoints(eldest)
             self._noted, self._last_heartbeat = note, now
 
     def refresh(self) -> bool:
@@ -315,7 +315,7 @@ class Service:
             known = self._refusals.get((queue, shape))
             failures = known.failures + 1 if known else 1
             until = self._clock.monotonic() + self._pause_s(failures, _LONGEST_REFUSAL_S)
-            self._refusals[queue, shape] = Pause(failures, until, f"after {failures} launch(es) in vain, {reason}")
+            self._refusals[queue, shape] = SubmissionPause(failures, until, f"after {failures} launch(es) in vain, {reason}")
 
     def reap(self) -> None:
         """Free the jobs of launchers that died."""
@@ -375,7 +375,7 @@ class Service:
             on = ", ".join(f"{queue.name} (max-queued {queue.max_queued})" for queue in self._queues if queue.is_on)
             self._did(f"took over the changed policy {self._policy.path}, queues: {on or 'none'}")
 
-    def choose(self) -> Choice:
+    def choose(self) -> LaunchChoice:
         """The launch to submit next, if any. Reads only."""
         now = self._clock.monotonic()
         with self._db.read() as cx:
@@ -388,7 +388,7 @@ class Service:
                 refused.setdefault(queue, {})[shape] = refusal.reason
         return packer.choose(self._queues, {**paused, **full(self._queues, launches)}, left, self._margin, refused)
 
-    def report(self, choice: Choice) -> None:
+    def report(self, choice: LaunchChoice) -> None:
         """Say what has no launch and why: once, and again when it is different."""
         kinds = ((logging.WARNING, "no launch is allowed", choice.misfits), (logging.INFO, "wait for a launch", choice.waits))
         said = {}
@@ -437,7 +437,9 @@ class Service:
         failures = self._pauses[queue].failures + 1 if queue in self._pauses else 1
         seconds = self._pause_s(failures, _LONGEST_PAUSE_S)
         first = reason.partition("\n")[0]
-        self._pauses[queue] = Pause(failures, self._clock.monotonic() + seconds, f"after {failures} failure(s), {first}")
+        self._pauses[queue] = SubmissionPause(
+            failures, self._clock.monotonic() + seconds, f"after {failures} failure(s), {first}"
+        )
         self._failed(f"{queue}: {reason}\nThe next try in this queue is in {seconds:.0f} s.")
 
     def _pause_s(self, failures: int, longest_s: float) -> float:

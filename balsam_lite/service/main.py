@@ -29,7 +29,7 @@ from ..db.engine.connection import Database
 from ..db.engine.filesystem import failure
 from ..db.engine.watching import watch_the_doubtful
 from ..db.store import leases
-from ..db.store.leases import Record
+from ..db.store.leases import LeaseRecord
 from ..launcher import logs
 from ..launcher.exec.children import Alarm
 from ..launcher.reaper import Reaper
@@ -134,21 +134,21 @@ def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:
             leases.close_lease(cx, other.id, clock.now_us(), "dead", taken_by=leases.taker(other, watch))
         lease = leases.open_lease(cx, KIND, Holder.current(), "", clock.now_us())
         eldest = leases.is_eldest(cx, lease, expiry_s, watch)
-    db.keep_checkpoints(eldest)
+    db.own_checkpoints(eldest)
     return lease
 
 
 # --- as a daemon ------------------------------------------------------------------------------------------------------
 
 
-class Started(NamedTuple):
+class ServiceStarted(NamedTuple):
     """A service that has begun."""
 
     pid: int
     log: str
 
 
-def start(db_directory: str) -> Started:
+def start(db_directory: str) -> ServiceStarted:
     """Start the service as a daemon, which outlives this process and its terminal. Returns when it has begun.
 
     Raises:
@@ -164,7 +164,7 @@ def start(db_directory: str) -> Started:
     if not answer.ok:
         said = answer.stderr.strip().removeprefix("Error: ")
         raise LaunchError(said or f"The service ended at once with exit code {answer.returncode}.")
-    return Started(**json.loads(answer.stdout))
+    return ServiceStarted(**json.loads(answer.stdout))
 
 
 #: The daemon's exit code when there is another one.
@@ -222,7 +222,7 @@ def _terminate(holder: Holder) -> None:
         raise LaunchError(f"The service (pid {holder.pid}) is another user's: {exc.strerror}.") from exc
 
 
-def _latest(db: Database) -> Record | None:
+def _latest(db: Database) -> LeaseRecord | None:
     with db.read() as cx:
         return leases.latest(cx, KIND)
 
@@ -266,7 +266,7 @@ def status(db_directory: str) -> dict[str, Any]:
     }
 
 
-def _note(record: Record) -> dict[str, Any]:
+def _note(record: LeaseRecord) -> dict[str, Any]:
     try:
         found = json.loads(record.note or "{}")
     except ValueError:  # written by another version, or by hand

@@ -70,7 +70,7 @@ class UnplacedWork(NamedTuple):
     reason: str
 
 
-class Choice(NamedTuple):
+class LaunchChoice(NamedTuple):
     """What to do next."""
 
     launch: Launch | None
@@ -137,7 +137,7 @@ def choose(
     left: Sequence[Work],
     margin: int,
     refused: Mapping[str, Mapping[Shape, str]] = MappingProxyType({}),
-) -> Choice:
+) -> LaunchChoice:
     """The launch that does most of what is left to do without much idleness; the cheapest, or a shorter one at little more.
 
     Args:
@@ -159,9 +159,9 @@ def choose(
     best = max(candidates, key=_Candidate.worth, default=None)
     if best is None:
         waits = [UnplacedWork(work, _why_closed(on, closed, refused, work, margin)) for work in left if work not in unfit]
-        return Choice(None, tuple(misfits), tuple(waits))
+        return LaunchChoice(None, tuple(misfits), tuple(waits))
     equals = [one for one in candidates if one.done >= best.done - _TINY and one.cost <= _HASTE * best.cost]
-    return Choice(min(equals, key=lambda one: (one.minutes, one.nodes)).launch(), tuple(misfits), ())
+    return LaunchChoice(min(equals, key=lambda one: (one.minutes, one.nodes)).launch(), tuple(misfits), ())
 
 
 def _misfit(on: Sequence[Queue], work: Work, margin: int) -> str:

@@ -1,4 +1,4 @@
-"""Registering, changing and removing the applications of a site in the workshop's words: for `local.LocalDesk`.
+"""Registering, changing and removing the applications of a site in the workshop's words: for `local.LocalSite`.
 
 Functions with a `db` open their own write transaction, and write everything or nothing.
 """

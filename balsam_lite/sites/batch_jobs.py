@@ -1,4 +1,4 @@
-"""The batch jobs of a site in the workshop's words: for `local.LocalDesk`. Submission and its table are `schedulers`'.
+"""The batch jobs of a site in the workshop's words: for `local.LocalSite`. Submission and its table are `schedulers`'.
 
 States are those of Balsam 0.7; how exactly one ended is in `status_info`. The scheduler is asked before its batch jobs are
 shown; that it does not answer, or that its answer cannot be kept, is a warning, and then they are as they were before.
@@ -21,7 +21,7 @@ from ..db.store import batch_jobs
 from ..schedulers import base, submission
 from ..schedulers.request import LaunchRequest, validated
 from ..schedulers.submission import render_script, submit_launch
-from .preflight import doubts
+from .preflight import warnings_for
 
 Row = dict[str, Any]
 
@@ -56,7 +56,7 @@ class SchedulerWarning(SettingsWarning):
 
 
 def select(db: Database, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
-    """Those that match, as `interface.Desk.select` says. Asks the scheduler first if any of them may still change.
+    """Those that match, as `interface.SiteInterface.select` says. Asks the scheduler first if any of them may still change.
 
     Conditions: id, scheduler_id, state and queue (one or a list), filter_tags (a mapping), start_time_before, …_after (µs).
 
@@ -174,10 +174,10 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
 
 def _submitted(db: Database, settings: Settings, request: LaunchRequest) -> Row:
     scheduler = base.select(settings)
-    found = doubts(db, settings, request, scheduler.name)  # before the launcher can have taken anything
+    found = warnings_for(db, settings, request, scheduler.name)  # before the launcher can have taken anything
     row = _as_row(submit_launch(db, settings, request, scheduler))
     if found:
-        row["status_info"]["doubts"] = found
+        row["status_info"]["warnings"] = found
     return row
 
 

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple, TypeVar
 from ..core.errors import BalsamError, NotABalsamDB, SiteUnreachable
 from ..core.settings import Settings, SettingsWarning
 from ..db.engine import directories, hung_mounts
-from ..db.engine.registry import Entry
-from .interface import Desk
+from ..db.engine.registry import SiteEntry
+from .interface import SiteInterface
 
 T = TypeVar("T")
 
 #: A look at all sites waits so long for those behind ssh, in seconds: with the start of a command it stays below five.
-LOOK_S = 4.0
+PROBE_TIMEOUT_S = 4.0
 #: So long, in seconds, a site of this host may always take to get a lock, though others have used up the time for all.
 _LEAST_S = 0.5
-#: So much longer than its desk may take a thread is waited for, in seconds.
+#: So much longer than its site may take a thread is waited for, in seconds.
 _SLACK_S = 0.3
 
 
@@ -32,61 +32,61 @@ class SiteWarning(SettingsWarning):
 class Answers(NamedTuple):
     """What several sites said, in the order in which they were asked."""
 
-    found: list[tuple[Entry, Any]]
-    failed: list[tuple[Entry, BalsamError]]
+    found: list[tuple[SiteEntry, Any]]
+    failed: list[tuple[SiteEntry, BalsamError]]
 
 
-def desk_of(entry: Entry, patience_s: float | None = None) -> Desk:
+def open_site(entry: SiteEntry, patience_s: float | None = None) -> SiteInterface:
     """Where the site is asked. It fails after `patience_s` seconds of waiting for an answer or a lock (None: its own limits).
 
     Raises:
         NotABalsamDB: its directory is gone. SiteUnreachable: its file system does not answer.
     """
     if entry.is_remote:
-        from .rpc.remote import RemoteDesk
+        from .rpc.remote import RemoteSite
 
-        return RemoteDesk(entry) if patience_s is None else RemoteDesk(entry, timeout_s=patience_s)
-    refuse_silent(entry)
+        return RemoteSite(entry) if patience_s is None else RemoteSite(entry, timeout_s=patience_s)
+    refuse_unresponsive(entry)
     if not entry.is_there:
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path} any more",
             hint=f"`balsam site forget {entry.name}` forgets it; "
             "a `balsam site mv` that was cut short goes on when it is said again.",
         )
-    from .local import LocalDesk
+    from .local import LocalSite
 
     if patience_s is None:
-        return LocalDesk(entry)
+        return LocalSite(entry)
     settings = Settings.load(entry.path)
     hasty = settings._replace(BUSY_TIMEOUT_S=min(settings.BUSY_TIMEOUT_S, patience_s))
-    return LocalDesk(entry, directories.open_database(entry.path, hasty))
+    return LocalSite(entry, directories.open_database(entry.path, hasty))
 
 
-def refuse_silent(entry: Entry) -> None:
+def refuse_unresponsive(entry: SiteEntry) -> None:
     """Raise SiteUnreachable if the site lies on a file system of this host that does not answer: it would block us for ever."""
-    if entry.is_silent:
+    if entry.is_unresponsive:
         raise SiteUnreachable(
             f"The file system of {entry.path} does not answer", hint=f"`df {entry.path}` would wait as well. Try again later."
         )
 
 
-def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: float | None = None) -> Answers:
+def query_all(entries: Iterable[SiteEntry], question: Callable[[SiteInterface], T], patience_s: float | None = None) -> Answers:
     """Put a question to each site; whoever raises a BalsamError has failed, and the others answer all the same.
 
     With `patience_s` a site behind ssh that has not answered by then counts as unreachable, and one of this host whose DB
-    somebody else keeps locked has failed, too. Without, the limits of its desk hold, so that one that cannot be reached is
+    somebody else keeps locked has failed, too. Without, the limits of its site hold, so that one that cannot be reached is
     given up soon, and one that is slow may take its time. One on a file system that does not answer is given up as soon as
     one that cannot be reached. The question is called in several threads at once.
     """
     entries = list(entries)
     distant = [entry for entry in entries if entry.is_remote]
-    came: queue.SimpleQueue[tuple[Entry, Any]] = queue.SimpleQueue()
+    came: queue.SimpleQueue[tuple[SiteEntry, Any]] = queue.SimpleQueue()
     give_up = None if patience_s is None else time.monotonic() + patience_s + _SLACK_S
     for entry in distant:
         # A daemon, unlike those of concurrent.futures: one that hangs must not keep this process from ending.
         threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
     near = [entry for entry in entries if not entry.is_remote]
-    hung_mounts.silent((entry.path for entry in near), patience_s)  # all at once
+    hung_mounts.unresponsive((entry.path for entry in near), patience_s)  # all at once
     outcomes = {entry: _outcome(entry, question, give_up and max(give_up - time.monotonic(), _LEAST_S)) for entry in near}
     for _ in distant:
         try:
@@ -98,7 +98,10 @@ def ask(entries: Iterable[Entry], question: Callable[[Desk], T], patience_s: flo
 
 
 def _put(
-    came: queue.SimpleQueue[tuple[Entry, Any]], entry: Entry, question: Callable[[Desk], T], patience_s: float | None
+    came: queue.SimpleQueue[tuple[SiteEntry, Any]],
+    entry: SiteEntry,
+    question: Callable[[SiteInterface], T],
+    patience_s: float | None,
 ) -> None:
     came.put((entry, _outcome(entry, question, patience_s)))
 
@@ -107,16 +110,16 @@ class _Raised(NamedTuple):
     error: BaseException
 
 
-def _outcome(entry: Entry, question: Callable[[Desk], T], patience_s: float | None) -> T | _Raised:
+def _outcome(entry: SiteEntry, question: Callable[[SiteInterface], T], patience_s: float | None) -> T | _Raised:
     try:
-        return question(desk_of(entry, patience_s))
+        return question(open_site(entry, patience_s))
     except BaseException as exc:  # it is raised again, but in the thread that asked
         if not entry.is_remote and not isinstance(exc, BalsamError):
             raise
         return _Raised(exc)
 
 
-def _sorted_out(entries: list[Entry], outcomes: dict[Entry, Any], patience_s: float | None) -> Answers:
+def _sorted_out(entries: list[SiteEntry], outcomes: dict[SiteEntry, Any], patience_s: float | None) -> Answers:
     answers = Answers([], [])
     for entry in entries:
         late = _Raised(SiteUnreachable(f"{entry.host} did not answer within {patience_s or 0:g} s"))
@@ -135,11 +138,11 @@ def reason(exc: BalsamError) -> str:
     return "; ".join(line.strip() for line in exc.message.splitlines() if line.strip())
 
 
-def failure(entry: Entry, exc: BalsamError) -> str:
+def failure(entry: SiteEntry, exc: BalsamError) -> str:
     """What to tell about a site that failed, in one line."""
     return f"site {entry.name} could not be read: {reason(exc)}"
 
 
-def warn_of(entry: Entry, exc: BalsamError) -> None:
+def warn_of(entry: SiteEntry, exc: BalsamError) -> None:
     """A SiteWarning about a site that failed."""
     warnings.warn(failure(entry, exc), SiteWarning, stacklevel=3)

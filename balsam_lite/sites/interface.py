@@ -1,6 +1,6 @@
 """What can be asked of a site, in plain data: one protocol, whether its DB lies here or behind ssh.
 
-`local.LocalDesk` asks the DB, `remote.RemoteDesk` has `balsam answer` do that on the site's host. Rows are dicts that JSON
+`local.LocalSite` asks the DB, `remote.RemoteSite` has `balsam answer` do that on the site's host. Rows are dicts that JSON
 knows: numbers are those of that DB, times are microseconds since the epoch (UTC), state names are text. The words are those
 of the workshop's interface (Balsam 0.7), whatever the columns of our tables are called.
 
@@ -46,17 +46,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 
 Row = dict[str, Any]
 
 KINDS = ("job", "app", "batch_job", "event")
 
 
-class Desk(Protocol):
+class SiteInterface(Protocol):
     """One site. Every method opens its own transactions; every error is a BalsamError."""
 
-    entry: Entry
+    entry: SiteEntry
 
     def about(self) -> Row:
         """version (of balsam_lite there), path, is_active (whether a service runs; None: it is on another host, and by the

@@ -33,7 +33,7 @@ _LONGEST_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("
 _PICKLED, _NAMES = "__pickled__", "names"
 
 
-class App(NamedTuple):
+class AppSpec(NamedTuple):
     """What a job has to know of its application."""
 
     name: str
@@ -46,7 +46,7 @@ class App(NamedTuple):
     has_preamble: bool
 
 
-def app_of(row: Row) -> App:
+def app_of(row: Row) -> AppSpec:
     """The application of a row of `select.apps`."""
     parameters = row["parameters"]
     required = frozenset(name for name, about in parameters.items() if isinstance(about, dict) and about.get("required"))
@@ -54,19 +54,19 @@ def app_of(row: Row) -> App:
     is_open = row["kind"] == "command" or bool(definition.get("open"))
     defaults = {name: one["default"] for name, one in parameters.items() if isinstance(one, dict) and "default" in one}
     text, has_preamble = row["command_template"] or "", bool(definition.get("preamble"))
-    return App(row["name"], row["kind"], required, frozenset(parameters), is_open, text, defaults, has_preamble)
+    return AppSpec(row["name"], row["kind"], required, frozenset(parameters), is_open, text, defaults, has_preamble)
 
 
 class Apps:
     """The applications of a DB by name and by number."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self._found: dict[Any, App] = {}
+        self._found: dict[Any, AppSpec] = {}
         for row in rows:
             self._found[row["id"]] = self._found[row["name"]] = app_of(row)
         self._good: set[tuple[str, tuple[str, ...]]] = set()
 
-    def find(self, key: Any) -> App:
+    def find(self, key: Any) -> AppSpec:
         """Raises UnknownApp: the registered ones are listed."""
         try:
             return self._found[key]
@@ -74,7 +74,7 @@ class Apps:
             names = ", ".join(str(name) for name in self._found if isinstance(name, str)) or "none"
             raise UnknownApp(f"There is no App {key!r} at this site.", hint=f"Registered are: {names}") from None
 
-    def check_parameters(self, app: App, parameters: Any) -> None:
+    def check_parameters(self, app: AppSpec, parameters: Any) -> None:
         """Raises InvalidSpec: some are missing, extraneous, too large, or can be in no command line."""
         if not isinstance(parameters, Mapping):
             raise InvalidSpec(f"job parameters must map names to values, not {parameters!r}")
@@ -93,7 +93,7 @@ class Apps:
             _check_words(app, parameters, is_large)
 
 
-def _check_names(app: App, names: Sequence[str]) -> None:
+def _check_names(app: AppSpec, names: Sequence[str]) -> None:
     if app.kind == "command":
         return
     missing = app.required.difference(names)
@@ -127,7 +127,7 @@ def _check_size(parameters: Mapping[str, Any]) -> bool:
     return True
 
 
-def _check_words(app: App, parameters: Mapping[str, Any], are_large: bool) -> None:
+def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -> None:
     for name, value in parameters.items():
         if _holds_nul(value):
             raise InvalidSpec(f"The parameter {name} holds a NUL character, which no command line can hold.")
@@ -291,7 +291,7 @@ _FIXED = ("id", "app_id", "app", "application", "parent_ids", "job_id", "origin"
 _STATE_FIELDS = ("state", "state_data", "state_timestamp")
 
 
-class Change(NamedTuple):
+class JobChange(NamedTuple):
     """What shall become of some jobs."""
 
     fields: Row  # in our words
@@ -301,7 +301,7 @@ class Change(NamedTuple):
     time_us: int | None  # likewise; None: now
 
 
-def change_of(values: Mapping[str, Any]) -> Change:
+def change_of(values: Mapping[str, Any]) -> JobChange:
     """A change in our words.
 
     Raises:
@@ -323,7 +323,7 @@ def change_of(values: Mapping[str, Any]) -> Change:
     if not isinstance(data or {}, Mapping) or not isinstance(time_us or 0, int):
         raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
     workdir = field_specs.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
-    return Change(field_specs.check_job(fields), workdir, state, data or {}, time_us)
+    return JobChange(field_specs.check_job(fields), workdir, state, data or {}, time_us)
 
 
 def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:

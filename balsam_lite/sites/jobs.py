@@ -1,4 +1,4 @@
-"""Creating, changing and deleting the jobs of a site in the workshop's words: for `local.LocalDesk`.
+"""Creating, changing and deleting the jobs of a site in the workshop's words: for `local.LocalSite`.
 
 Functions with a `db` open their own write transaction, and write everything or nothing.
 """
@@ -124,7 +124,7 @@ def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
         raise UnknownJob(f"There is no job with the id {missing[0]} at this site (any more); nothing was changed.")
 
 
-def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_rows.Change, values: Mapping[str, Any]) -> None:
+def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_rows.JobChange, values: Mapping[str, Any]) -> None:
     """Raise if these jobs cannot be changed in that way."""
     if "parameters" in change.fields:
         apps = job_rows.Apps(select.apps(cx))
@@ -139,9 +139,9 @@ def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_row
         _refuse_time(cx, numbers, change.time_us)
 
 
-def _stored(numbers: Sequence[int], change: job_rows.Change) -> user_actions.Change:
+def _stored(numbers: Sequence[int], change: job_rows.JobChange) -> user_actions.Change:
     message = change.data.get("message")  # the history shows that one, too
-    said = user_actions.Said(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
+    said = user_actions.Annotation(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
     return user_actions.Change(numbers, change.fields, change.state, said, change.workdir)
 
 
@@ -192,7 +192,7 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
 
 
 def result(db: Database, number: int) -> Row:
-    """What became of a job, as `interface.Desk.result` says.
+    """What became of a job, as `interface.SiteInterface.result` says.
 
     Raises:
         UnknownJob; RemoteError: the result is too large to be handed over, or cannot be read.

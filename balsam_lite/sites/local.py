@@ -1,4 +1,4 @@
-"""A site whose DB lies on this host: `interface.Desk` answered by the DB."""
+"""A site whose DB lies on this host: `interface.SiteInterface` answered by the DB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.clock import SystemClock
 from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from ..db.query import events, queries, select
 from ..db.store import held_back
 from .interface import KINDS, Row
@@ -29,10 +29,10 @@ _READERS: dict[str, tuple[Callable[..., list[Row]], Callable[..., int]]] = {
 }
 
 
-class LocalDesk:
-    """The desk of a site of this host. Nothing is opened before the first question."""
+class LocalSite:
+    """The site of a site of this host. Nothing is opened before the first question."""
 
-    def __init__(self, entry: Entry, database: Database | None = None) -> None:
+    def __init__(self, entry: SiteEntry, database: Database | None = None) -> None:
         self.entry = entry
         self._database = database
 

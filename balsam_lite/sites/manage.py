@@ -13,7 +13,7 @@ from ..core.settings import FILE_NAME as SETTINGS_FILE
 from ..core.settings import Settings
 from ..db.engine import connection, directories, registry, session
 from ..db.engine.connection import Database
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from ..db.engine.watching import watch_the_doubtful
 from ..db.query import batch_queries, queries
 from ..db.store import leases
@@ -25,7 +25,7 @@ from . import fanout
 # --- making -----------------------------------------------------------------------------------------------------------
 
 
-def create(path: str, name: str, access: str | None = None) -> tuple[Entry, Database]:
+def create(path: str, name: str, access: str | None = None) -> tuple[SiteEntry, Database]:
     """A new DB in a directory that holds none yet, known by that name.
 
     The name is taken first, so that of two at once one is refused; if the DB cannot be made, it is free again.
@@ -90,7 +90,7 @@ def _refuse(users: list[str], directory: str, what: str) -> None:
 
 
 @contextmanager
-def kept_still(directory: str, what: str) -> Iterator[Database]:
+def quiesced(directory: str, what: str) -> Iterator[Database]:
     """Let nobody write into a DB while the block lasts, which removes it: else what others write until then would be lost.
 
     They wait, and then hear that it is gone. Gives a Database to read it with.
@@ -101,7 +101,7 @@ def kept_still(directory: str, what: str) -> Iterator[Database]:
     settings = Settings.load(directory)
     db = directories.open_database(directory, settings)
     try:
-        with db.kept_still() as reader:
+        with db.quiesced() as reader:
             with reader.read() as cx:
                 users = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S)]
             _refuse(users, directory, what)
@@ -110,7 +110,7 @@ def kept_still(directory: str, what: str) -> Iterator[Database]:
         db.close()
 
 
-def directory_of(entry: Entry, what: str) -> str:
+def directory_of(entry: SiteEntry, what: str) -> str:
     """The directory of a site of this host; `what` is to be done with it.
 
     Raises:
@@ -119,7 +119,7 @@ def directory_of(entry: Entry, what: str) -> str:
     """
     if entry.is_remote:
         raise InputError(f"Site {entry.name} lies on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
-    fanout.refuse_silent(entry)
+    fanout.refuse_unresponsive(entry)
     if not directories.is_db(entry.path):
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path}",
@@ -145,7 +145,7 @@ _FOLDERS = (directories.DATA, directories.LOG, directories.QSUBMIT, script.TEMPL
 _FILES = (MOVING, SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, directories.MARKER, session.FILE_NAME)
 
 
-def remove(entry: Entry) -> list[str]:
+def remove(entry: SiteEntry) -> list[str]:
     """Remove a DB of this host with all its jobs and their working directories, and forget it.
 
     Whatever else lies in its directory, such as the user's own scripts, is left; returns the names of that.
@@ -156,7 +156,7 @@ def remove(entry: Entry) -> list[str]:
     directory = directory_of(entry, "removed")
     refuse_busy(directory, "removed")
     try:
-        with kept_still(directory, "removed"):
+        with quiesced(directory, "removed"):
             for name in (*_FOLDERS, *_FILES):
                 _remove(os.path.join(directory, name))
             left = sorted({*os.listdir(directory)} - {session.FILE_NAME})

@@ -14,7 +14,7 @@ from ..core.errors import BalsamError, DatabaseError, InputError, UnsafeFilesyst
 from ..core.files import write_json_atomic
 from ..db.engine import binding, connection, directories, filesystem, maintenance, registry, session
 from ..db.engine.connection import Database
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 from ..db.store import relocate
 from . import manage
 
@@ -22,13 +22,13 @@ from . import manage
 class Moved(NamedTuple):
     """What became of a site that was moved."""
 
-    entry: Entry
+    entry: SiteEntry
     links: int  # between jobs, which were mended
     apps: list[str]  # whose commands name the old directory
     is_left: bool  # something of the old directory could not be removed
 
 
-def move(entry: Entry, destination: str) -> Moved:
+def move(entry: SiteEntry, destination: str) -> Moved:
     """Put a DB of this host into another directory, with all that lies there, and note that.
 
     Working directories are relative and move along; paths and links that name the old directory are changed. Across file
@@ -49,7 +49,7 @@ def move(entry: Entry, destination: str) -> Moved:
         raise InputError(f"{target} lies inside the site itself")
     manage.refuse_busy(source, "moved")
     _refuse_unsafe(source, target)
-    with manage.kept_still(source, "moved") as db:
+    with manage.quiesced(source, "moved") as db:
         if not _is_renamed(source, target):
             return _move_by_copy(entry, db, source, target)
     try:
@@ -62,8 +62,8 @@ def move(entry: Entry, destination: str) -> Moved:
         raise
 
 
-def _move_by_copy(entry: Entry, db: Database, source: str, target: str) -> Moved:
-    """Inside `kept_still`, as what others wrote into the old DB after the copy would be lost."""
+def _move_by_copy(entry: SiteEntry, db: Database, source: str, target: str) -> Moved:
+    """Inside `quiesced`, as what others wrote into the old DB after the copy would be lost."""
     _copy(db, source, target)
     try:
         moved = _arrive(entry, source, target)
@@ -84,7 +84,7 @@ def _move_by_copy(entry: Entry, db: Database, source: str, target: str) -> Moved
     return moved._replace(is_left=not manage.remove_empty(source))
 
 
-def _take_back(entry: Entry, source: str, target: str) -> None:
+def _take_back(entry: SiteEntry, source: str, target: str) -> None:
     """Remove the copy, and let nobody look for the DB there."""
     if entry.number:
         with contextlib.suppress(BalsamError):
@@ -92,7 +92,7 @@ def _take_back(entry: Entry, source: str, target: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
 
 
-def _arrive(entry: Entry, source: str, target: str) -> Moved:
+def _arrive(entry: SiteEntry, source: str, target: str) -> Moved:
     """Let the DB in its new directory, and the registry, know where it is."""
     apps = _change_paths(target, source, target)
     links = _mend_links(os.path.join(target, directories.DATA), source, target)

@@ -19,7 +19,7 @@ from ..schedulers.request import LaunchRequest
 WAITING = tuple(state for state in states.STATES if state not in (*states.END_STATES, states.RUNNING))
 
 
-def doubts(db: Database, settings: Settings, request: LaunchRequest, scheduler_name: str) -> list[str]:
+def warnings_for(db: Database, settings: Settings, request: LaunchRequest, scheduler_name: str) -> list[str]:
     """A sentence each. Reads what waits; without GPUS_PER_NODE, where nodes are shares of this host, asks for its GPUs."""
     whole = Partition(request.job_mode, request.nodes)
     found: list[str] = []

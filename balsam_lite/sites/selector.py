@@ -9,12 +9,12 @@ import os
 
 from ..core.errors import AmbiguousSite, NoDatabase, UnknownSite
 from ..db.engine import directories, registry
-from ..db.engine.registry import Entry
+from ..db.engine.registry import SiteEntry
 
 _ALL, _ACTIVE, _THIS = "all", "active", "this"
 
 
-def choose(text: str = "", db: str | None = None) -> list[Entry]:
+def choose(text: str = "", db: str | None = None) -> list[SiteEntry]:
     """The sites that `--site TEXT` means, by number, none of them twice.
 
     Several are separated by commas. Each is `all`, `active` (a service runs there), `this` (the active DB), a number, a name,
@@ -36,7 +36,7 @@ def choose(text: str = "", db: str | None = None) -> list[Entry]:
     return sorted(found.values())
 
 
-def choose_one(text: str = "", db: str | None = None) -> Entry:
+def choose_one(text: str = "", db: str | None = None) -> SiteEntry:
     """The one site that `--site TEXT` means, where something is to be done at one place.
 
     Raises:
@@ -47,7 +47,7 @@ def choose_one(text: str = "", db: str | None = None) -> Entry:
     return _only(choose(text, db), text)
 
 
-def find(word: str) -> Entry:
+def find(word: str) -> SiteEntry:
     """The one site that an argument names: a directory, a name, a number or an address. A part will not do: it may be removed.
 
     Raises:
@@ -56,7 +56,7 @@ def find(word: str) -> Entry:
     return _only(_exactly(word), word)
 
 
-def _default(db: str | None) -> list[Entry]:
+def _default(db: str | None) -> list[SiteEntry]:
     try:
         return [registry.at(directories.find(db))]
     except NoDatabase:
@@ -66,7 +66,7 @@ def _default(db: str | None) -> list[Entry]:
         return everything
 
 
-def _this(db: str | None, otherwise: str) -> Entry:
+def _this(db: str | None, otherwise: str) -> SiteEntry:
     try:
         return registry.at(directories.find(db))
     except NoDatabase as exc:
@@ -74,7 +74,7 @@ def _this(db: str | None, otherwise: str) -> Entry:
         raise NoDatabase(otherwise, hint=f"{advice}\n{registry.hint()}") from exc
 
 
-def _meant(part: str, db: str | None) -> list[Entry]:
+def _meant(part: str, db: str | None) -> list[SiteEntry]:
     """What one part of `--site` means: at least one site."""
     if part == _ACTIVE:
         return _active()
@@ -86,7 +86,7 @@ def _meant(part: str, db: str | None) -> list[Entry]:
     return found
 
 
-def _named(word: str) -> list[Entry]:
+def _named(word: str) -> list[SiteEntry]:
     """The sites of that number, name or directory, or else those with `word` in the name or the address."""
     found = _exactly(word)
     if found or word.isdecimal():
@@ -94,7 +94,7 @@ def _named(word: str) -> list[Entry]:
     return [entry for entry in registry.known(gone=True) if word in entry.name or word in entry.address]
 
 
-def _exactly(word: str) -> list[Entry]:
+def _exactly(word: str) -> list[SiteEntry]:
     known = registry.known(gone=True)
     number = int(word) if word.isdecimal() and len(word) < 20 else 0
     found = [entry for entry in known if word in (entry.name, entry.address) or entry.number == number > 0]
@@ -112,7 +112,7 @@ def _absolute(word: str) -> str:
     return os.path.abspath(os.path.expanduser(word))
 
 
-def _only(found: list[Entry], word: str) -> Entry:
+def _only(found: list[SiteEntry], word: str) -> SiteEntry:
     if not found:
         raise UnknownSite(f"There is no site {word!r}.", hint=registry.hint())
     if len(found) > 1:
@@ -120,16 +120,18 @@ def _only(found: list[Entry], word: str) -> Entry:
     return found[0]
 
 
-def _choices(entries: list[Entry]) -> str:
+def _choices(entries: list[SiteEntry]) -> str:
     lines = [f"    {entry.number}  {entry.name}  {entry.address}" for entry in entries]
     return "\n".join([*lines, "  The number names one of them."])
 
 
-def _active() -> list[Entry]:
+def _active() -> list[SiteEntry]:
     """The sites where a service was heard of in the last two minutes; one that does not answer gets a warning."""
     from . import fanout
 
-    answers = fanout.ask(registry.known(gone=True), lambda desk: bool(desk.about()["is_active"]), patience_s=fanout.LOOK_S)
+    answers = fanout.query_all(
+        registry.known(gone=True), lambda site: bool(site.about()["is_active"]), patience_s=fanout.PROBE_TIMEOUT_S
+    )
     for entry, exc in answers.failed:
         fanout.warn_of(entry, exc)
     found = [entry for entry, is_active in answers.found if is_active]

@@ -252,7 +252,7 @@ def test_a_script_is_read_up_to_where_it_writes_and_writes_nothing(site, tmp_pat
         class_loader.load(Source(str(path), "Late", "__main__"))
     assert 'under `if __name__ == "__main__":`' in str(caught.value) and str(path) in str(caught.value)
     assert Job.objects.count() == 0 and App.objects.get(name="Early").kind == "command"
-    assert not import_guard.is_going_on()
+    assert not import_guard.is_importing()
 
 
 STARTER = """
@@ -271,13 +271,13 @@ def test_a_command_that_a_file_starts_writes_nothing_while_the_file_is_imported(
     done = sys.modules[made.__module__].done
     assert done.returncode == 1 and "imported only for its class" in done.stderr
     assert Job.objects.count() == 0
-    assert not import_guard.is_going_on(), "what a hook starts after that may write"
-    monkeypatch.setenv(import_guard.LOADING_VARIABLE, "1")
+    assert not import_guard.is_importing(), "what a hook starts after that may write"
+    monkeypatch.setenv(import_guard.IMPORTING_VARIABLE, "1")
     options = resources.LauncherOptions()
     for start in (lambda: run_launcher(site.directory, options), lambda: run_parts(site.directory, options, [])):
         with pytest.raises(BalsamError, match="imported only for its class"):
             start()
-    assert b"BALSAM_LOADING" not in invocation.make_context(site.directory, b"id:1:", 1, "serial", os.environb).environ
+    assert b"BALSAM_IMPORTING" not in invocation.make_context(site.directory, b"id:1:", 1, "serial", os.environb).environ
 
 
 def test_what_is_lost_is_told_with_file_class_and_reason(site, tmp_path):

@@ -131,5 +131,5 @@ def test_the_timer_of_a_waiting_program_outlives_an_import_in_another_thread(ben
     timer.start()
     timer.join()
     assert found == [None]
-    with pytest.raises(import_guard.StopLoading):
+    with pytest.raises(import_guard.StopImport):
         registration._write(lambda cx, expiry_s: 1)

@@ -45,8 +45,8 @@ from balsam_lite.launcher import waiter
 from balsam_lite.launcher.futures import FutureTask
 from balsam_lite.pyapps import result_file, run_call
 from balsam_lite.sites import fanout
-from balsam_lite.sites.local import LocalDesk
-from balsam_lite.sites.rpc.remote import RemoteDesk
+from balsam_lite.sites.local import LocalSite
+from balsam_lite.sites.rpc.remote import RemoteSite
 
 WORKSHOP = ROOT / "examples" / "workshop"
 _number = count()
@@ -105,13 +105,13 @@ class Writes:
             self._watch(monkeypatch, method)
 
     def _watch(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-        real = getattr(LocalDesk, method)
+        real = getattr(LocalSite, method)
 
-        def watched(desk: LocalDesk, *args: Any, **kwargs: Any) -> Any:
+        def watched(there: LocalSite, *args: Any, **kwargs: Any) -> Any:
             self.calls.append(method)
-            return real(desk, *args, **kwargs)
+            return real(there, *args, **kwargs)
 
-        monkeypatch.setattr(LocalDesk, method, watched)
+        monkeypatch.setattr(LocalSite, method, watched)
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_site_config_is_that_of_the_active_db(site: Site, monkeypatch: pytest.Mo
 
 
 def test_an_id_is_a_number_that_knows_its_site() -> None:
-    here, there = registry.Entry(1, "here", "/here"), registry.Entry(2, "there", "/there", "host")
+    here, there = registry.SiteEntry(1, "here", "/here"), registry.SiteEntry(2, "there", "/there", "host")
     one, other = maker(here)(7), maker(there)(7)
     assert one == 7 and hash(one) == hash(7) and one != 8
     assert one != other and one == maker(here._replace(name="renamed"))(7)
@@ -569,7 +569,7 @@ def test_no_site_is_written_to_before_all_have_checked_their_jobs(
 def test_a_site_that_refuses_all_the_same_says_where_jobs_were_created(
     two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalDesk, "check_jobs", lambda desk, rows: None)  # as if the parent were deleted right now
+    monkeypatch.setattr(LocalSite, "check_jobs", lambda there, rows: None)  # as if the parent were deleted right now
     with pytest.raises(errors.UnknownJob) as caught:
         Job.objects.bulk_create([job("a"), job("b"), job("a"), job("b", parent_ids=[77])])
     said = "Job number 4: At the site b: Could not find one or more Jobs set as parents: 77\nCreated were: 2 at a"
@@ -835,7 +835,7 @@ def test_a_db_outside_of_the_registry_works(tmp_path: Path, monkeypatch: pytest.
         Job.objects.count()
 
 
-class FarDesk(LocalDesk):
+class FarSite(LocalSite):
     """As one behind ssh: everything goes through JSON."""
 
     is_reachable = True
@@ -858,7 +858,7 @@ class FarDesk(LocalDesk):
             return found
 
         def ask(*args: Any, **kwargs: Any) -> Any:
-            if not FarDesk.is_reachable:
+            if not FarSite.is_reachable:
                 raise errors.SiteUnreachable("far away")
             args, kwargs = json.loads(json.dumps([args, kwargs]))
             return json.loads(json.dumps(found(*args, **kwargs)))
@@ -867,22 +867,22 @@ class FarDesk(LocalDesk):
 
 
 @pytest.fixture
-def far(two: tuple[Site, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.Entry:
+def far(two: tuple[Site, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.SiteEntry:
     """A third site, as if it were on another host."""
     directories.set_up(str(tmp_path / "far"))
     entry = registry.add(str(tmp_path / "far"), "far", host="elsewhere")
-    near = fanout.desk_of
-    monkeypatch.setattr(FarDesk, "is_reachable", True)
+    near = fanout.open_site
+    monkeypatch.setattr(FarSite, "is_reachable", True)
 
-    def desk_of(entry: registry.Entry, patience_s: float | None = None) -> Any:
-        return FarDesk(entry) if entry.is_remote else near(entry, patience_s)
+    def open_site(entry: registry.SiteEntry, patience_s: float | None = None) -> Any:
+        return FarSite(entry) if entry.is_remote else near(entry, patience_s)
 
-    monkeypatch.setattr(fanout, "desk_of", desk_of)
+    monkeypatch.setattr(fanout, "open_site", open_site)
     App(name="Far", site_name="far", executable="true").save()
     return entry
 
 
-def test_a_site_on_another_host_is_a_site(far: registry.Entry) -> None:
+def test_a_site_on_another_host_is_a_site(far: registry.SiteEntry) -> None:
     one = Job.objects.create(app_id="Far", workdir="x", tags={"a": "b"}, parameters={"t": (1,)})
     assert one.site_name == "far" and one.id.site == far
     one.tags["c"] = "d"
@@ -897,9 +897,11 @@ def test_a_site_on_another_host_is_a_site(far: registry.Entry) -> None:
     assert Site.objects.get("far").host == "elsewhere" and Job.objects.filter(site_name="far").update(num_nodes=2) == 2
 
 
-def test_functions_run_with_the_interpreter_that_their_site_names(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    about = LocalDesk.about
-    monkeypatch.setattr(LocalDesk, "about", lambda desk: {**about(desk), "python": "/there/bin/python3"})
+def test_functions_run_with_the_interpreter_that_their_site_names(
+    far: registry.SiteEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = LocalSite.about
+    monkeypatch.setattr(LocalSite, "about", lambda there: {**about(there), "python": "/there/bin/python3"})
     body = {"run": lambda self: 1, "preprocess": lambda self: None, "__module__": __name__}
     for site, more, python in (
         ("far", {}, "/there/bin/python3"),
@@ -911,10 +913,10 @@ def test_functions_run_with_the_interpreter_that_their_site_names(far: registry.
         assert stored.executable.startswith(f"{python} ") and stored.preprocess.startswith(f"{python} ")
 
 
-def test_a_site_that_cannot_be_read_is_a_warning_unless_it_was_meant(far: registry.Entry) -> None:
+def test_a_site_that_cannot_be_read_is_a_warning_unless_it_was_meant(far: registry.SiteEntry) -> None:
     saved("a")
     put(saved("b"), "FAILED")
-    FarDesk.is_reachable = False
+    FarSite.is_reachable = False
     for question in (lambda: len(Job.objects.all()), Job.objects.count, lambda: len(Job.objects.order_by("state"))):
         with pytest.warns(fanout.SiteWarning, match="far could not be read: far away"):
             assert question() == 2
@@ -925,9 +927,9 @@ def test_a_site_that_cannot_be_read_is_a_warning_unless_it_was_meant(far: regist
             meant()
 
 
-def test_nothing_is_written_unless_all_sites_answer(far: registry.Entry) -> None:
+def test_nothing_is_written_unless_all_sites_answer(far: registry.SiteEntry) -> None:
     saved("a")
-    FarDesk.is_reachable = False
+    FarSite.is_reachable = False
     for change in (lambda: Job.objects.all().update(num_nodes=3), lambda: Job.objects.all().delete()):
         with pytest.raises(errors.SiteUnreachable, match="Nothing was changed: site far"):
             change()
@@ -1089,14 +1091,14 @@ def test_events_come_newest_first_over_several_sites(two: tuple[Site, Site]) -> 
     assert sorted(EventLog.objects.all()[:2].tuples()) == rows[4:]
 
 
-def test_a_site_slow_to_begin_is_waited_for(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_slow_to_begin_is_waited_for(far: registry.SiteEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     put(saved("a"), "FAILED")
     put(Job.objects.create(app_id="Far", workdir="x"), "FAILED")
 
-    def about(desk: LocalDesk) -> Any:
+    def about(there: LocalSite) -> Any:
         raise errors.SiteUnreachable("no answer within 4.5 s")
 
-    monkeypatch.setattr(LocalDesk, "about", about)
+    monkeypatch.setattr(LocalSite, "about", about)
     assert [event.job_id.site.name for event in EventLog.objects.all()] == ["far", "a"]  # type: ignore[attr-defined]
 
 
@@ -1183,13 +1185,13 @@ def test_the_first_look_notices_what_was_deleted_or_runs_once_more(
     with pytest.raises(Job.DoesNotExist, match="not in the DB any more"):
         jobs[1].result(timeout=0)
     put(Job.objects.get(id=jobs[2].id), "FAILED")
-    select = LocalDesk.select
+    select = LocalSite.select
 
-    def run_again(desk: LocalDesk, *args: Any) -> Any:  # between the look and the reading
-        desk.update("job", [{"id": jobs[2].id, "state": "RESTART_READY"}])
-        return select(desk, *args)
+    def run_again(there: LocalSite, *args: Any) -> Any:  # between the look and the reading
+        there.update("job", [{"id": jobs[2].id, "state": "RESTART_READY"}])
+        return select(there, *args)
 
-    monkeypatch.setattr(LocalDesk, "select", run_again)
+    monkeypatch.setattr(LocalSite, "select", run_again)
     assert Job.objects.wait([jobs[2]], timeout=0).done == []
 
 
@@ -1239,7 +1241,7 @@ def test_a_site_on_a_shared_file_system_is_looked_at_as_rarely_as_poll_interval_
 ) -> None:
     shared = directories.create(str(tmp_path / "shared"), "shared")
     monkeypatch.setenv("BALSAM_DB_PATH", shared.directory)
-    LocalDesk(registry.at(shared.directory), shared).create("app", [{"name": "A", "executable": "true"}])
+    LocalSite(registry.at(shared.directory), shared).create("app", [{"name": "A", "executable": "true"}])
     one = Job(app_id="A", workdir="x")
     one.save()
     mark, looks = queries.mark, []
@@ -1265,14 +1267,14 @@ def test_a_waiter_of_the_interface_and_a_future_share_what_is_known(site: Site) 
 def test_waiting_outlives_a_site_that_is_away_for_a_moment(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Job.objects.create(app_id="Far", workdir="x")
     put(one, "JOB_FINISHED")
-    FarDesk.is_reachable = False
-    back = threading.Timer(0.03, lambda: setattr(FarDesk, "is_reachable", True))
+    FarSite.is_reachable = False
+    back = threading.Timer(0.03, lambda: setattr(FarSite, "is_reachable", True))
     back.start()
     with pytest.warns(UserWarning, match="trying again: far away") as warned:
         assert Job.objects.wait([one], timeout=20).done == [one]
     assert len(warned) == 1
     back.join()
-    FarDesk.is_reachable = False
+    FarSite.is_reachable = False
     monkeypatch.setattr(waiter, "MAX_OUTAGE_S", 0.05)
     with pytest.warns(UserWarning, match="trying again"), pytest.raises(errors.SiteUnreachable):
         Job.objects.wait([one], timeout=20)
@@ -1295,7 +1297,7 @@ def test_a_result_is_waited_for(site: Site) -> None:
 def of_function(site: Site) -> Job:
     """A job whose program is a function."""
     app = {"name": "F", "definition": {"file": "/f.py", "class": "F", "open": True}}
-    LocalDesk(registry.at(str(site.path))).create("app", [app])
+    LocalSite(registry.at(str(site.path))).create("app", [app])
     return saved(site.name, app_id="F")
 
 
@@ -1344,9 +1346,9 @@ def test_a_job_that_failed_without_a_result_says_why(site: Site) -> None:
 # --- while an application is loaded -----------------------------------------------------------------------------------
 
 
-def test_nothing_is_written_while_an_application_is_loaded(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_while_an_application_is_loaded(far: registry.SiteEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     one = saved("far", app_id="Far")
-    with import_guard.going_on():
+    with import_guard.importing():
         for write in (
             lambda: saved("a"), lambda: saved("far", app_id="Far"), lambda: put(one, "FAILED"), one.delete,
             lambda: Job.objects.bulk_create([job()]), lambda: Job.objects.all().update(num_nodes=2), Job.objects.all().delete,
@@ -1354,14 +1356,14 @@ def test_nothing_is_written_while_an_application_is_loaded(far: registry.Entry, 
             lambda: BatchJob.objects.create(num_nodes=1, wall_time_min=1, job_mode="mpi"),
             lambda: Site(name="new", path="new").save(),
         ):  # fmt: skip
-            with pytest.raises(import_guard.StopLoading):
+            with pytest.raises(import_guard.StopImport):
                 write()
         assert Job.objects.count() == 1
-    monkeypatch.setenv(import_guard.LOADING_VARIABLE, "1")  # as in a program that its file starts
+    monkeypatch.setenv(import_guard.IMPORTING_VARIABLE, "1")  # as in a program that its file starts
     with pytest.raises(errors.BalsamError, match="imported only for its class"):
         one.delete()
     with pytest.raises(errors.BalsamError, match="imported only for its class"):
-        RemoteDesk(far._replace(host="nowhere.invalid")).delete("job", {})
+        RemoteSite(far._replace(host="nowhere.invalid")).delete("job", {})
 
 
 # --- the workshop's page ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import queries
 from balsam_lite.db.store import apps, graph, insert, user_actions
-from balsam_lite.db.store.transitions import Move, move
+from balsam_lite.db.store.transitions import Transition, apply
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
@@ -59,10 +59,10 @@ def run(db: Database, *numbers: int) -> None:
     for number in numbers:
         with db.write() as cx:
             before = queries.job(cx, number)["state"]
-            move(cx, [Move(number, (before, "PREPROCESSED"), 1)], "user")
-            move(cx, [Move(number, ("PREPROCESSED", "RUNNING"), 1)], "launcher", "attempt = attempt + 1")
-            move(cx, [Move(number, ("RUNNING", "RUN_DONE"), 1)], "launcher")
-            move(cx, [Move(number, ("RUN_DONE", "JOB_FINISHED"), 1)], STEP)
+            apply(cx, [Transition(number, (before, "PREPROCESSED"), 1)], "user")
+            apply(cx, [Transition(number, ("PREPROCESSED", "RUNNING"), 1)], "launcher", "attempt = attempt + 1")
+            apply(cx, [Transition(number, ("RUNNING", "RUN_DONE"), 1)], "launcher")
+            apply(cx, [Transition(number, ("RUN_DONE", "JOB_FINISHED"), 1)], STEP)
             graph.propagate(cx, [number], [], 1)
 
 
@@ -120,7 +120,7 @@ def test_rerun_downstream_takes_all_descendants_along_in_the_order_of_the_graph(
 def failed(db: Database, *numbers: int) -> None:
     for number in numbers:
         with db.write() as cx:
-            move(cx, [Move(number, (queries.job(cx, number)["state"], "FAILED"), 1)], "user")
+            apply(cx, [Transition(number, (queries.job(cx, number)["state"], "FAILED"), 1)], "user")
             graph.propagate(cx, [], [number], 1)
 
 

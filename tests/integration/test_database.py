@@ -443,7 +443,7 @@ def test_what_is_open_says_that_the_db_is_gone_and_touches_no_other(local: Datab
     insert.add_jobs(local, [{"name": "before"}])
     fate(local)
     said = "was replaced by another one" if fate is replaced else "is not there any more"
-    asks: list[Callable[[], Any]] = [local.changed, lambda: local.run_alone("VACUUM")]
+    asks: list[Callable[[], Any]] = [local.changed, lambda: local.execute_outside_transaction("VACUUM")]
     asks += [lambda: local.read().__enter__(), lambda: local.write().__enter__()]
     for ask in asks * 2:
         with pytest.raises(DatabaseGone, match=said):
@@ -459,7 +459,7 @@ def test_what_is_open_says_that_the_db_is_gone_and_touches_no_other(local: Datab
 
 
 def test_a_db_that_is_open_nowhere_yet_is_not_taken_for_gone(local: Database) -> None:
-    for ask in (local.changed, lambda: local.run_alone("PRAGMA user_version")):
+    for ask in (local.changed, lambda: local.execute_outside_transaction("PRAGMA user_version")):
         local.close()
         assert ask()
 

@@ -148,7 +148,9 @@ def test_clocks_that_differ_are_told(db: Database, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_clocks_of_peers_are_compared_by_the_moment_at_which_they_met() -> None:
-    here, peer, other = (selftest.Tally("a", host, "ns", 1, 1.0, met_s) for host, met_s in (("a", 100), ("b", 93), ("c", 104)))
+    here, peer, other = (
+        selftest.TesterReport("a", host, "ns", 1, 1.0, met_s) for host, met_s in (("a", 100), ("b", 93), ("c", 104))
+    )
     late, fine = runner._clocks([here, peer, other])
     assert (late.level, fine.level) == (doctor.OK, doctor.OK), "a slow transaction may be why"
     (late,) = runner._clocks([here, peer._replace(met_s=20)])
@@ -300,18 +302,18 @@ except BaseException as exc:
                 for n, host in enumerate(both)
             ]
             said = [tester.communicate(timeout=60)[0] for tester in testers]
-            tallies = [selftest.Tally.parsed(text) for text in said]
+            tallies = [selftest.TesterReport.parsed(text) for text in said]
             assert None in tallies or selftest.faults(directory, [tally for tally in tallies if tally])
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"name": 1}', "Last login: today\n\x00\xff", "[" * 100_000])
 def test_a_tester_that_prints_garbage_has_said_nothing(text: str) -> None:
-    assert selftest.Tally.parsed(text) is None
+    assert selftest.TesterReport.parsed(text) is None
 
 
 def test_what_a_login_shell_prints_is_no_obstacle() -> None:
-    tally = selftest.Tally("a", "h", "ns", 3, 0.1, 1.5)
-    assert selftest.Tally.parsed(f"Welcome!\n{tally.as_text()}\nlogout\n") == tally
+    tally = selftest.TesterReport("a", "h", "ns", 3, 0.1, 1.5)
+    assert selftest.TesterReport.parsed(f"Welcome!\n{tally.as_text()}\nlogout\n") == tally
 
 
 # --- backup -----------------------------------------------------------------------------------------------------------
@@ -466,4 +468,4 @@ def test_info_counts_and_names_the_settings_in_force(db: Database, tmp_path: Pat
 
 def test_no_statement_runs_alone_inside_a_transaction(db: Database) -> None:
     with db.write(), pytest.raises(RuntimeError, match="inside a transaction"):
-        db.run_alone("VACUUM")
+        db.execute_outside_transaction("VACUUM")

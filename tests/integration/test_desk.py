@@ -30,7 +30,7 @@ from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.store import claims, insert, leases
 from balsam_lite.pyapps import result_file, run_call
 from balsam_lite.sites.interface import KINDS
-from balsam_lite.sites.local import LocalDesk
+from balsam_lite.sites.local import LocalSite
 
 HELLO = {
     "name": "Hello", "command_template": "echo {{ a }} {{ b }}",
@@ -40,7 +40,7 @@ HELLO = {
 
 def a_site(path):
     directories.set_up(str(path))
-    desk = LocalDesk(registry.at(str(path)))
+    desk = LocalSite(registry.at(str(path)))
     desk.create("app", [HELLO, {"name": "plain", "executable": "/bin/true"}])
     return desk
 
@@ -72,7 +72,7 @@ def hold(desk, number):
     """As a launcher does that runs the job."""
     with desk.database.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", SystemClock.now_us())
-        claims.hold(cx, lease, [number])
+        claims.hold_for_step(cx, lease, [number])
 
 
 # --- creating jobs ----------------------------------------------------------------------------------------------------
@@ -603,7 +603,7 @@ def test_what_is_no_kind_of_rows_is_an_error(desk):
 def test_checking_and_reading_back_cost_less_than_storing_jobs(tmp_path):
     """So that 15 000 jobs in a second, objects and all, are possible where `add_jobs` stores 60 000."""
     directories.set_up(str(tmp_path))
-    desk = LocalDesk(registry.at(str(tmp_path)))
+    desk = LocalSite(registry.at(str(tmp_path)))
     desk.create("app", [HELLO])
     size = 2000
     rows = [job(n, tags={"k": "v"}, allow_shared_workdir=True) for n in range(size)]

@@ -133,7 +133,7 @@ def test_each_generated_file_is_on_a_page_and_each_that_a_page_wants_is_generate
 
 
 #: Not for users: for tests, and between processes of balsam_lite.
-SECRET = {"BALSAM_DETACHED", "BALSAM_FAILPOINT", "BALSAM_LEASE_ID", "BALSAM_LOADING"}
+SECRET = {"BALSAM_DETACHED", "BALSAM_FAILPOINT", "BALSAM_LEASE_ID", "BALSAM_IMPORTING"}
 
 
 def test_the_pages_name_each_environment_variable_of_the_program() -> None:

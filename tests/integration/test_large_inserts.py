@@ -271,7 +271,7 @@ def test_hidden_jobs_cost_a_claim_nothing(db):
 
 def end(db, job, state):
     with db.write() as cx:
-        transitions.move(cx, [transitions.Move(job, ("CREATED", state), 3)], states.USER)
+        transitions.apply(cx, [transitions.Transition(job, ("CREATED", state), 3)], states.USER)
         graph.released(cx, [(job, state)], 3)
 
 

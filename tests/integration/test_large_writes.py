@@ -239,7 +239,7 @@ def test_the_end_of_a_parent_of_many_is_a_list_that_any_launcher_carries_out(db,
     children = add(db, parents=[parent])
     now_us = SystemClock.now_us()
     with db.write() as cx:
-        transitions.move(cx, [transitions.Move(parent, ("CREATED", end), now_us)], states.USER)
+        transitions.apply(cx, [transitions.Transition(parent, ("CREATED", end), now_us)], states.USER)
         graph.propagate(cx, *(([parent], []) if end == "JOB_FINISHED" else ([], [parent])), now_us)
         assert pieces.is_any(cx)
     assert counts(db)[states.AWAITING_PARENTS] == JOBS

@@ -23,7 +23,7 @@ from balsam_lite.core.settings import Settings
 from balsam_lite.schedulers import local_queue
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.local import LocalScheduler
-from balsam_lite.schedulers.local_queue import LocalQueue, Record
+from balsam_lite.schedulers.local_queue import LocalQueue, QueueRecord
 
 ROOT = str(ROOT)
 
@@ -57,11 +57,11 @@ class Bed:
         wait_until(lambda: self.status(native_id).is_ended, timeout)
         return self.status(native_id)
 
-    def running(self, native_id: str) -> Record:
+    def running(self, native_id: str) -> QueueRecord:
         """Its record, as soon as it runs and has a shepherd. Looks at the files only: nothing is healed on the way."""
         return wait_until(lambda: (r := self.record(native_id)).runner and r.shepherd and r, 20)
 
-    def record(self, native_id: str) -> Record:
+    def record(self, native_id: str) -> QueueRecord:
         found = self.queue.read(native_id)
         assert found is not None
         return found

@@ -130,7 +130,7 @@ def test_python_gets_the_values(bench, monkeypatch):
 
 
 def test_a_remote_site_answers_python_with_the_values(bench):
-    request = protocol.Request("select", {"kind": "job", "where": {}}, bench.directory, marker=protocol.new_marker())
+    request = protocol.RpcRequest("select", {"kind": "job", "where": {}}, bench.directory, marker=protocol.new_marker())
     assert VALUE in server.respond(protocol.write_request(request), bench.directory)
 
 

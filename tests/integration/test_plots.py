@@ -22,7 +22,7 @@ from balsam_lite.core.errors import BalsamError, InvalidSpec, NotFound
 from balsam_lite.db.engine import directories
 from balsam_lite.db.store import apps, insert
 from balsam_lite.plots import figures, kinds, text, timeline
-from balsam_lite.plots.gather import Found
+from balsam_lite.plots.gather import PlotData
 from balsam_lite.plots.text import Style
 from balsam_lite.plots.timeline import ALL, Changes, Curve, Window
 
@@ -71,7 +71,7 @@ def many(jobs, places=300):
 
 
 def plot_of(kind, changes, batch_jobs=(), now=T0 + 100 * S, window=ALL):
-    return kinds.prepared(kind, [Found(changes, list(batch_jobs))], "here", now, window)
+    return kinds.prepared(kind, [PlotData(changes, list(batch_jobs))], "here", now, window)
 
 
 BATCH_JOBS = [(T0, T0 + 40 * S, 2), (T0 + 30 * S, None, 4), (None, None, 8)]
@@ -132,7 +132,7 @@ def test_a_job_that_was_claimed_and_never_started_has_not_run():
 
 
 def test_jobs_of_two_sites_with_one_number_are_two():
-    both = [Found(changes_of(life(1, 0, (a, b))), []) for a, b in ((0, 10), (5, 15))]
+    both = [PlotData(changes_of(life(1, 0, (a, b))), []) for a, b in ((0, 10), (5, 15))]
     (runs,) = kinds.prepared("gantt", both, "", T0 + 99 * S).content
     assert [(e - s) // S for s, e in zip(runs.starts, runs.ends)] == [10, 10]
 
@@ -536,7 +536,7 @@ def far(site, monkeypatch):
     from balsam_lite.core.errors import SiteUnreachable
     from balsam_lite.core.subprocess_run import Completed
     from balsam_lite.db.engine import registry
-    from balsam_lite.sites.rpc.remote import RemoteDesk
+    from balsam_lite.sites.rpc.remote import RemoteSite
     from balsam_lite.sites.rpc.server import respond
 
     def run(self, request, timeout_s):
@@ -544,7 +544,7 @@ def far(site, monkeypatch):
             raise SiteUnreachable("nobody is there")
         return Completed([], 0, respond(request), "")
 
-    monkeypatch.setattr(RemoteDesk, "_run", run)
+    monkeypatch.setattr(RemoteSite, "_run", run)
     registry.add(site, "here")
     registry.add(site, "there", "far.example.org")
     registry.add(site, "gone", "gone.example.org")
@@ -565,14 +565,14 @@ def test_pages_are_read_to_the_end(site, monkeypatch):
     from balsam_lite.db.engine import registry
     from balsam_lite.db.query import events
     from balsam_lite.plots import gather
-    from balsam_lite.sites.fanout import desk_of
+    from balsam_lite.sites.fanout import open_site
 
-    desk = desk_of(registry.at(site))
-    whole = gather.read(desk, "states", {})
+    there = open_site(registry.at(site))
+    whole = gather.read(there, "states", {})
     monkeypatch.setattr(events, "_PAGE", 2)
     monkeypatch.setattr(gather, "_PAGE", 1)
     monkeypatch.setattr(gather, "_FEW_JOBS", 1)
     assert len(whole.changes) == 12
     for where, number in (({}, 12), ({"workflow": "w"}, 12), ({"name": "j1"}, 4), ({"name": ["j1", "j2"]}, 8)):
-        assert len(gather.read(desk, "states", where).changes) == number
-    assert timeline.counts(gather.read(desk, "states", {}).changes) == timeline.counts(whole.changes)
+        assert len(gather.read(there, "states", where).changes) == number
+    assert timeline.counts(gather.read(there, "states", {}).changes) == timeline.counts(whole.changes)

@@ -32,11 +32,11 @@ from balsam_lite.core.process_table import JOB_VARIABLES
 from balsam_lite.core.settings import SettingsWarning
 from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.engine import directories, registry
-from balsam_lite.db.engine.registry import Entry
+from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.sites import fanout
-from balsam_lite.sites.interface import Desk
+from balsam_lite.sites.interface import SiteInterface
 from balsam_lite.sites.rpc import diagnose, protocol, ssh
-from balsam_lite.sites.rpc.remote import ABOUT_S, CONNECT_S, RemoteDesk
+from balsam_lite.sites.rpc.remote import ABOUT_S, CONNECT_S, RemoteSite
 from balsam_lite.sites.rpc.server import respond
 
 #: A desk that says what it was asked; in the place of the one that asks the DB, here and over there.
@@ -45,7 +45,7 @@ import select, sys
 from balsam_lite import __version__
 from balsam_lite.core.errors import StateError
 
-class LocalDesk:
+class LocalSite:
     def __init__(self, entry, database):
         self.entry = entry
     def about(self):
@@ -83,7 +83,7 @@ class LocalDesk:
 )
 def test_an_address_has_a_host_and_a_path_as_they_are_written(text: str, host: str, path: str) -> None:
     assert ssh.parse_address(text) == (host, path)
-    assert ssh.parse_address(Entry(1, "x", path, host).address) == (host, path)
+    assert ssh.parse_address(SiteEntry(1, "x", path, host).address) == (host, path)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_an_address_ssh_or_a_shell_could_misread_is_refused(text: str) -> None:
 
 def test_the_host_and_the_command_of_a_registry_written_by_others_are_checked_as_well() -> None:
     with pytest.raises(InvalidSpec, match="cannot be a host"):
-        RemoteDesk(Entry(1, "x", "/db", "-oProxyCommand=touch x"))
+        RemoteSite(SiteEntry(1, "x", "/db", "-oProxyCommand=touch x"))
     for balsam in ("", "-c", "a\nb", "a\0b"):
         with pytest.raises(InputError, match="cannot be the command"):
-            RemoteDesk(Entry(1, "x", "/db", "far", balsam))
+            RemoteSite(SiteEntry(1, "x", "/db", "far", balsam))
 
 
 def test_nothing_but_a_home_is_left_to_the_shell_there(tmp_path: Path) -> None:
@@ -166,12 +166,14 @@ def test_a_program_may_leave_processes_behind_that_keep_its_stderr_open() -> Non
 # --- the question and the answer --------------------------------------------------------------------------------------
 
 
-def test_what_can_be_asked_is_the_desk_and_remote_desks_take_the_same_arguments() -> None:
-    asked = {name: value for name, value in vars(Desk).items() if inspect.isfunction(value) and not name.startswith("_")}
+def test_what_can_be_asked_is_the_interface_and_remote_sites_take_the_same_arguments() -> None:
+    asked = {
+        name: value for name, value in vars(SiteInterface).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
     assert sorted(protocol.METHODS) == sorted(asked)
-    assert {"about", "select", "create"} < set(protocol)
-    for name, method in protocol.items():
-        assert inspect.signature(getattr(RemoteDesk, name)) == inspect.signature(method), name
+    assert {"about", "select", "create"} < set(asked)
+    for name, method in asked.items():
+        assert inspect.signature(getattr(RemoteSite, name)) == inspect.signature(method), name
 
 
 ALL_ERRORS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, BalsamError)]
@@ -255,7 +257,7 @@ def test_the_command_prints_one_object_and_nothing_else_on_stdout(
         warnings.warn("of a setting", SettingsWarning, stacklevel=1)
         return {"path": self.entry.path, "name": "ü"}
 
-    stub.LocalDesk.about = about
+    stub.LocalSite.about = about
     request = json.dumps({"version": __version__, "method": "about", "arguments": {}}).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(request)))
     assert main(["--db", db, "answer", "--json"]) == 0
@@ -286,10 +288,10 @@ def test_where_a_traceback_goes_is_found_whatever_is_broken(monkeypatch: pytest.
 
 
 def test_sets_and_ranges_may_be_asked_for_and_what_json_has_not_is_refused() -> None:
-    request = protocol.Request("select", {"where": {"id": {3}, "job_id": range(2)}})
+    request = protocol.RpcRequest("select", {"where": {"id": {3}, "job_id": range(2)}})
     assert protocol.read_request(protocol.write_request(request)).arguments == {"where": {"id": [3], "job_id": [0, 1]}}
     with pytest.raises(InvalidSpec, match=r"cannot be sent to another host: .*object"):
-        protocol.write_request(protocol.Request("create", {"rows": [object()]}))
+        protocol.write_request(protocol.RpcRequest("create", {"rows": [object()]}))
 
 
 # --- when there is no answer ------------------------------------------------------------------------------------------
@@ -318,13 +320,13 @@ def test_sets_and_ranges_may_be_asked_for_and_what_json_has_not_is_refused() -> 
     ],
 )
 def test_silence_is_explained(returncode: int | None, stderr: str, what: str, advice: str, is_early: bool) -> None:
-    entry, done = Entry(1, "s", "/db", "far"), Completed([], returncode, "", stderr)
-    told = diagnose.explained(entry, ssh.parse_host("far"), done, changing=True)
+    entry, done = SiteEntry(1, "s", "/db", "far"), Completed([], returncode, "", stderr)
+    told = diagnose.diagnose(entry, ssh.parse_host("far"), done, changing=True)
     assert told.message.startswith("ssh://far/db: ")
     assert what in told.message
     assert advice in told.hint
     assert ("Nobody knows" in told.message) is not is_early
-    assert "Nobody knows" not in diagnose.explained(entry, ssh.parse_host("far"), done, changing=False).message
+    assert "Nobody knows" not in diagnose.diagnose(entry, ssh.parse_host("far"), done, changing=False).message
 
 
 # --- a real sshd ------------------------------------------------------------------------------------------------------
@@ -402,7 +404,7 @@ def test_a_site_behind_ssh_is_told_what_it_is_asked_and_nothing_is_read_by_a_she
 ) -> None:
     path = str(tmp_path / '-it\'s "$(touch pwned)" `touch pwned`; \\ ü')
     directories.create(path).close()
-    desk = RemoteDesk(Entry(1, "far", path, HOST, stub_there))
+    desk = RemoteSite(SiteEntry(1, "far", path, HOST, stub_there))
     assert desk.about() == {"version": __version__, "path": path}
     where = {"tags": {"a'b": '"$(touch pwned)"\n', "ü": "\u2013\0"}, "id": [1, 2**60]}
     assert desk.select("job", where, "-id", 2, 7) == [{"kind": "job", "where": where, "order": "-id", "start": 2, "stop": 7}]
@@ -411,7 +413,7 @@ def test_a_site_behind_ssh_is_told_what_it_is_asked_and_nothing_is_read_by_a_she
 
 
 def test_an_error_over_there_is_raised_here_and_its_cause_names_the_site(far: Far, stub_there: str, db: str) -> None:
-    desk = RemoteDesk(Entry(1, "far", db, HOST, stub_there))
+    desk = RemoteSite(SiteEntry(1, "far", db, HOST, stub_there))
     with pytest.raises(StateError) as caught:
         desk.update("job", [{"id": 1}])
     assert caught.value.message == "It's \u2013 no!\n$(really)"
@@ -421,11 +423,11 @@ def test_an_error_over_there_is_raised_here_and_its_cause_names_the_site(far: Fa
 
 def test_a_hundred_thousand_rows_go_there_and_come_back(far: Far, stub_there: str, db: str) -> None:
     rows = [{"id": number, "tags": {"system": "H2O"}} for number in range(100_000)] + [{"text": "x" * 2**24}]
-    assert RemoteDesk(Entry(1, "far", db, HOST, stub_there)).create("job", rows) == rows
+    assert RemoteSite(SiteEntry(1, "far", db, HOST, stub_there)).create("job", rows) == rows
 
 
 def test_a_connection_is_kept_for_the_next_questions(far: Far, stub_there: str, db: str) -> None:
-    desk = RemoteDesk(Entry(1, "far", db, HOST, stub_there))
+    desk = RemoteSite(SiteEntry(1, "far", db, HOST, stub_there))
     desk.about()
     before = far.connections()
     desk.about()
@@ -439,7 +441,7 @@ def test_a_kept_connection_is_no_part_of_the_job_that_asked(
     for variable in JOB_VARIABLES:
         monkeypatch.setenv(variable, "42")
     _disconnect(tempfile.gettempdir())
-    RemoteDesk(Entry(1, "far", db, HOST, stub_there)).about()
+    RemoteSite(SiteEntry(1, "far", db, HOST, stub_there)).about()
     [path] = Path(tempfile.gettempdir()).glob("balsam-ssh-*/*")
     told = subprocess.run(["ssh", "-o", f"ControlPath={path}", "-O", "check", "x"], capture_output=True, text=True)
     master = int(told.stderr.partition("pid=")[2].partition(")")[0])
@@ -450,10 +452,10 @@ def test_a_kept_connection_is_no_part_of_the_job_that_asked(
 
 
 def test_two_sites_of_one_host_are_two(far: Far, stub_there: str, tmp_path: Path) -> None:
-    entries = [Entry(number, f"far{number}", str(tmp_path / f"db{number}"), HOST, stub_there) for number in (1, 2)]
+    entries = [SiteEntry(number, f"far{number}", str(tmp_path / f"db{number}"), HOST, stub_there) for number in (1, 2)]
     for entry in entries:
         directories.create(entry.path).close()
-    answers = fanout.ask(entries, lambda desk: desk.about()["path"])
+    answers = fanout.query_all(entries, lambda desk: desk.about()["path"])
     assert answers.found == [(entry, entry.path) for entry in entries]
     assert answers.failed == []
 
@@ -474,23 +476,23 @@ def test_words_of_login_scripts_do_not_matter(far: Far, db: str) -> None:
     balsam = far.balsam(
         _WITH_STUB, before="echo 'Welcome! {\"version\": 1}'; printf 'no end of line'", after="echo bye; exit 3"
     )
-    assert RemoteDesk(Entry(1, "far", db, HOST, balsam)).about()["path"] == db
+    assert RemoteSite(SiteEntry(1, "far", db, HOST, balsam)).about()["path"] == db
 
 
 def test_another_version_is_told_with_both_and_nothing_is_done(far: Far, db: str, tmp_path: Path) -> None:
     done = tmp_path / "done"
     balsam = far.balsam(
-        f"{_WITH_STUB}\nbalsam_lite.__version__ = '9.8.7'\nlocal.LocalDesk.create = lambda *a, **k: open({str(done)!r}, 'w')"
+        f"{_WITH_STUB}\nbalsam_lite.__version__ = '9.8.7'\nlocal.LocalSite.create = lambda *a, **k: open({str(done)!r}, 'w')"
     )
     with pytest.raises(SiteUnreachable) as caught:
-        RemoteDesk(Entry(1, "far", db, HOST, balsam)).create("job", [{}])
+        RemoteSite(SiteEntry(1, "far", db, HOST, balsam)).create("job", [{}])
     assert f"balsam_lite is 9.8.7 there and {__version__} here" in caught.value.message
     assert not done.exists()
 
 
 def test_a_host_without_balsam_is_told_with_the_option_that_helps(far: Far, db: str) -> None:
     with pytest.raises(SiteUnreachable, match="there is no command /nowhere/balsam on far-away") as caught:
-        RemoteDesk(Entry(1, "far", db, HOST, "/nowhere/balsam")).create("job", [{}])
+        RemoteSite(SiteEntry(1, "far", db, HOST, "/nowhere/balsam")).create("job", [{}])
     assert f"balsam site add far ssh://{HOST}{db} --balsam /path/to/bin/balsam" in caught.value.hint
     assert "Nobody knows" not in caught.value.message
 
@@ -498,7 +500,7 @@ def test_a_host_without_balsam_is_told_with_the_option_that_helps(far: Far, db: 
 def test_a_directory_without_a_db_is_told(far: Far, stub_there: str, tmp_path: Path) -> None:
     for number, is_known in ((1, True), (0, False)):  # one that is being added cannot be forgotten
         with pytest.raises(SiteUnreachable) as caught:
-            RemoteDesk(Entry(number, "far", str(tmp_path), HOST, stub_there)).about()
+            RemoteSite(SiteEntry(number, "far", str(tmp_path), HOST, stub_there)).about()
         assert caught.value.message == f"ssh://{HOST}{tmp_path}: There is no Balsam DB in {tmp_path}"
         assert f"balsam init {tmp_path}" in caught.value.hint
         assert ("`balsam site forget far`" in caught.value.hint) == is_known
@@ -506,13 +508,13 @@ def test_a_directory_without_a_db_is_told(far: Far, stub_there: str, tmp_path: P
 
 def test_who_would_have_to_type_a_password_is_told_so_and_not_asked(far: Far) -> None:
     with pytest.raises(SiteUnreachable, match=r"Permission denied \(publickey\)") as caught:
-        RemoteDesk(Entry(1, "far", "/db", f"no-such-user@{HOST}")).about()
+        RemoteSite(SiteEntry(1, "far", "/db", f"no-such-user@{HOST}")).about()
     assert f"`ssh no-such-user@{HOST} true` must work without a question" in caught.value.hint
 
 
 def test_a_host_whose_key_nobody_has_accepted_is_told(far: Far) -> None:
     with pytest.raises(SiteUnreachable, match="verification failed") as caught:
-        RemoteDesk(Entry(1, "far", "/db", f"localhost:{far.port}")).about()
+        RemoteSite(SiteEntry(1, "far", "/db", f"localhost:{far.port}")).about()
     assert f"`ssh -p {far.port} localhost` by hand" in caught.value.hint
 
 
@@ -522,24 +524,24 @@ def test_a_port_where_nobody_listens_is_told_at_once_and_a_silent_one_within_the
         port = silent.getsockname()[1]
         started = time.monotonic()
         with pytest.raises(SiteUnreachable, match="Connection refused"):
-            RemoteDesk(Entry(1, "far", "/db", f"127.0.0.1:{port}")).about()
+            RemoteSite(SiteEntry(1, "far", "/db", f"127.0.0.1:{port}")).about()
         silent.listen()
         with pytest.raises(SiteUnreachable, match=r"timed out|no answer within 1\.5 s"):
-            RemoteDesk(Entry(1, "far", "/db", f"127.0.0.1:{port}"), timeout_s=1.5).about()
+            RemoteSite(SiteEntry(1, "far", "/db", f"127.0.0.1:{port}"), timeout_s=1.5).about()
         assert time.monotonic() - started < 10
     assert CONNECT_S < ABOUT_S < 5
 
 
 def test_nobody_knows_what_became_of_a_change_that_was_cut(far: Far, stub_there: str, db: str) -> None:
-    desk = RemoteDesk(Entry(1, "far", db, HOST, stub_there), timeout_s=1)
-    RemoteDesk(desk.entry).about()  # so that there is a connection
+    desk = RemoteSite(SiteEntry(1, "far", db, HOST, stub_there), timeout_s=1)
+    RemoteSite(desk.entry).about()  # so that there is a connection
     with pytest.raises(SiteUnreachable, match=r"no answer within 1 s\. Nobody knows whether it was done there"):
         desk.create("slow", [{}])
-    assert RemoteDesk(desk.entry).about()["path"] == db  # through a new connection
+    assert RemoteSite(desk.entry).about()["path"] == db  # through a new connection
 
 
 def test_a_connection_that_died_is_replaced(far: Far, stub_there: str, db: str) -> None:
-    desk = RemoteDesk(Entry(1, "far", db, HOST, stub_there))
+    desk = RemoteSite(SiteEntry(1, "far", db, HOST, stub_there))
     desk.about()
     _disconnect(tempfile.gettempdir())
     wait_until(lambda: not list(Path(tempfile.gettempdir()).glob("balsam-ssh-*/*")))
@@ -551,7 +553,7 @@ def test_a_connection_that_died_is_replaced(far: Far, stub_there: str, db: str) 
 # --- the desk of a DB, here and there ---------------------------------------------------------------------------------
 
 
-def _ask_everything(desk: Desk) -> Iterator[Any]:
+def _ask_everything(desk: SiteInterface) -> Iterator[Any]:
     """All that a site can be asked, with answers that two sites with the same history give alike."""
 
     def rows(found: list[dict[str, Any]], *fields: str) -> list[Any]:
@@ -588,37 +590,37 @@ def _ask_everything(desk: Desk) -> Iterator[Any]:
         yield type(exc), exc.message, exc.hint
 
 
-def test_each_method_of_a_remote_desk_answers_as_one_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_method_of_a_remote_site_answers_as_one_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_ssh(argv: list[str], *, stdin: bytes = b"", **options: Any) -> Completed:
         return Completed(argv, 0, respond(stdin) if stdin else "", "")
 
     answers = []
     for name, host in (("here", ""), ("there", "nowhere")):
-        entry = Entry(1, name, str(tmp_path / name), host)
+        entry = SiteEntry(1, name, str(tmp_path / name), host)
         directories.create(entry.path).close()
         if host:
             monkeypatch.setattr(subprocess_run, "run", without_ssh)
-        answers.append(list(_ask_everything(fanout.desk_of(entry))))
+        answers.append(list(_ask_everything(fanout.open_site(entry))))
     for here, there in zip(*answers):
         assert there == here
     assert len(answers[0]) == len(answers[1]) == 17
 
 
 def test_a_db_behind_ssh_keeps_what_it_is_told(far: Far, db: str) -> None:
-    desk = RemoteDesk(Entry(1, "far", db, HOST, far.balsam()))
+    desk = RemoteSite(SiteEntry(1, "far", db, HOST, far.balsam()))
     desk.create("app", [{"name": "say", "executable": "echo"}])
     [made] = desk.create("job", [{"app": "say", "workdir": "a", "tags": {"ü": "'$(x)'"}}])
-    [there] = fanout.desk_of(Entry(1, "here", db)).select("job", {"tags": {"ü": "'$(x)'"}})
+    [there] = fanout.open_site(SiteEntry(1, "here", db)).select("job", {"tags": {"ü": "'$(x)'"}})
     assert made == {name: there[name] for name in made}
     assert desk.result(made["id"])["state"] == made["state"]
 
 
 def test_a_service_started_through_ssh_goes_on_without_it(far: Far, db: str) -> None:
     assert main(["init", db]) == 0  # with a policy
-    desk = RemoteDesk(Entry(1, "far", db, HOST, far.balsam()))
+    desk = RemoteSite(SiteEntry(1, "far", db, HOST, far.balsam()))
     try:
         assert desk.service("start")["said"]
-        assert wait_until(lambda: fanout.desk_of(Entry(1, "here", db)).about()["is_active"])
+        assert wait_until(lambda: fanout.open_site(SiteEntry(1, "here", db)).about()["is_active"])
     finally:
         desk.service("stop")
-    assert fanout.desk_of(Entry(1, "here", db)).about()["is_active"] is False
+    assert fanout.open_site(SiteEntry(1, "here", db)).about()["is_active"] is False

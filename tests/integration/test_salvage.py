@@ -191,8 +191,8 @@ from balsam_lite.db.store import insert
 db = directories.open_database(sys.argv[1])
 with db.session():
     insert.add_jobs(db, [{"name": f"job{n}"} for n in range(20)])
-    db.run_alone("PRAGMA wal_checkpoint(TRUNCATE)")
-    db.run_alone("VACUUM")  # every page is in the WAL now
+    db.execute_outside_transaction("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.execute_outside_transaction("VACUUM")  # every page is in the WAL now
     os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code, made.directory])

@@ -771,7 +771,7 @@ def test_a_db_that_only_has_another_number_is_used_on(desk):
 
 def test_the_eldest_living_one_keeps_the_checkpoints(desk, monkeypatch):
     kept = []
-    monkeypatch.setattr(desk.db, "keep_checkpoints", kept.append)
+    monkeypatch.setattr(desk.db, "own_checkpoints", kept.append)
     with desk.db.write() as cx:
         cx.execute("UPDATE lease SET id = 9")
         elder = leases.open_lease(cx, "launcher", Holder.current(), "", desk.clock.now_us())

@@ -20,7 +20,7 @@ from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert
-from balsam_lite.sites.rpc.remote import RemoteDesk
+from balsam_lite.sites.rpc.remote import RemoteSite
 from balsam_lite.sites.rpc.server import respond
 
 Balsam = Callable[..., "tuple[int, str, str]"]
@@ -520,10 +520,10 @@ def test_a_parent_is_removed_by_force_alone(balsam: Balsam, alpha: Database) -> 
 def omega(alpha: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """A site on another host. All but the ssh is real, which has tests of its own."""
 
-    def run(self: RemoteDesk, request: bytes, timeout_s: float) -> Completed:
+    def run(self: RemoteSite, request: bytes, timeout_s: float) -> Completed:
         return Completed([], 0, respond(request), "")
 
-    monkeypatch.setattr(RemoteDesk, "_run", run)
+    monkeypatch.setattr(RemoteSite, "_run", run)
     db = directories.set_up(str(tmp_path / "omega"), "local")
     with db.write() as cx:
         apps.add_app(cx, HELLO)

@@ -44,7 +44,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.identity import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem, hung_mounts, maintenance, registry
-from balsam_lite.db.engine.registry import Entry
+from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.db.store import batch_jobs, insert, leases
 from balsam_lite.sites import fanout, manage, moving, selector
 from balsam_lite.sites.rpc import remote
@@ -72,7 +72,7 @@ def balsam(capsys: pytest.CaptureFixture[str]) -> Balsam:
     return call
 
 
-def make(path: Path, name: str = "") -> Entry:
+def make(path: Path, name: str = "") -> SiteEntry:
     """A site."""
     directories.set_up(str(path)).close()
     return registry.add(str(path), name)
@@ -82,16 +82,16 @@ def registry_file() -> Path:
     return Path(os.environ["BALSAM_HOME"]) / "databases.json"
 
 
-def names(entries: list[Entry]) -> list[str]:
+def names(entries: list[SiteEntry]) -> list[str]:
     return [entry.name for entry in entries]
 
 
 class Far:
-    """Stands for RemoteDesk: what the host `h` says of itself; `dead` does not answer, `slow` takes its time."""
+    """Stands for RemoteSite: what the host `h` says of itself; `dead` does not answer, `slow` takes its time."""
 
     asked: list[str] = []
 
-    def __init__(self, entry: Entry, timeout_s: float | None = None) -> None:
+    def __init__(self, entry: SiteEntry, timeout_s: float | None = None) -> None:
         self.entry = entry
 
     def about(self) -> dict[str, Any]:
@@ -114,13 +114,13 @@ class Far:
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> type[Far]:
     """Sites on other hosts without other hosts."""
-    monkeypatch.setattr(remote, "RemoteDesk", Far)
+    monkeypatch.setattr(remote, "RemoteSite", Far)
     monkeypatch.setattr(Far, "asked", [])
     return Far
 
 
 @pytest.fixture
-def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
+def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteEntry:
     """A site, reached through a link, on a file system that does not answer: its file is one which nobody can open."""
     make(tmp_path / "good")
     (tmp_path / "nfs/db").mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_many_sites_are_forgotten_at_once(balsam: Balsam, monkeypatch: pytest.Mo
 # --- file systems that do not answer ----------------------------------------------------------------------------------
 
 
-def test_a_site_on_a_hung_file_system_does_not_keep_the_others_from_answering(balsam: Balsam, hung: Entry) -> None:
+def test_a_site_on_a_hung_file_system_does_not_keep_the_others_from_answering(balsam: Balsam, hung: SiteEntry) -> None:
     code, out, err = balsam("site", "ls", "--json")
     assert (code, [one["active"] for one in json.loads(out)]) == (0, ["no", "unknown"])
     assert err == f"Warning: site hung could not be read: The file system of {hung.path} does not answer\n"
@@ -168,7 +168,7 @@ def test_a_site_on_a_hung_file_system_does_not_keep_the_others_from_answering(ba
     assert code == 0 and "does not answer" in err
 
 
-def test_few_programs_look_at_many_directories(hung: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_programs_look_at_many_directories(hung: SiteEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[list[str]] = []
 
     def run(argv: list[str], **_: Any) -> Any:
@@ -176,12 +176,12 @@ def test_few_programs_look_at_many_directories(hung: Entry, tmp_path: Path, monk
         return SimpleNamespace(was_killed=f"{hung.path}/balsam.sqlite3" in argv)
 
     monkeypatch.setattr(subprocess_run, "run", run)
-    silent = hung_mounts.silent([*(str(tmp_path / f"nfs/{number:03}") for number in range(100)), hung.path])
+    silent = hung_mounts.unresponsive([*(str(tmp_path / f"nfs/{number:03}") for number in range(100)), hung.path])
     assert hung.path in silent and len(silent) <= 4
     assert len(looks) <= 32 and sum(len(argv) - 3 for argv in looks) == 101
 
 
-def test_a_site_on_a_hung_file_system_is_neither_gone_nor_touched(balsam: Balsam, hung: Entry, tmp_path: Path) -> None:
+def test_a_site_on_a_hung_file_system_is_neither_gone_nor_touched(balsam: Balsam, hung: SiteEntry, tmp_path: Path) -> None:
     assert balsam("site", "forget", "--gone")[:2] == (0, "")
     for words in (["rm", "--yes", "hung"], ["mv", "hung", "there"], ["stop", "hung"]):
         code, _, err = balsam("site", *words)
@@ -216,7 +216,7 @@ def test_a_look_at_all_sites_waits_for_no_lock_for_long(
         directories.set_up(str(tmp_path / name), "shared").close()
         registry.add(str(tmp_path / name), name)
     (tmp_path / "locked/session.lock").write_text(json.dumps([*Holder.current(), "x"]))  # which lives
-    monkeypatch.setattr(fanout, "LOOK_S", 0.2)
+    monkeypatch.setattr(fanout, "PROBE_TIMEOUT_S", 0.2)
     began = time.monotonic()
     code, out, err = balsam("site", "ls", "--json")
     assert time.monotonic() - began < 20
@@ -367,7 +367,7 @@ def test_a_directory_is_found_through_a_link(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> list[Entry]:
+def three(tmp_path: Path) -> list[SiteEntry]:
     """Sites 1 to 3."""
     return [make(tmp_path / "x" / "alpha", "theta"), make(tmp_path / "x" / "beta", "thetagpu"), make(tmp_path / "gamma")]
 
@@ -380,12 +380,12 @@ def three(tmp_path: Path) -> list[Entry]:
         ("x/alpha", [1]), ("./x/beta", [2]), ("/x/", [1, 2]), ("alpha", [1]), ("all,1", [1, 2, 3]),
     ],
 )  # fmt: skip
-def test_the_words_of_site_mean(three: list[Entry], text: str, found: list[int]) -> None:
+def test_the_words_of_site_mean(three: list[SiteEntry], text: str, found: list[int]) -> None:
     assert [entry.number for entry in selector.choose(text)] == found
 
 
 @pytest.mark.parametrize("text", ["nowhere", "4", "1,nowhere", ",", "this,nowhere"])
-def test_a_word_that_means_nothing_is_an_error_that_lists_the_known(three: list[Entry], text: str) -> None:
+def test_a_word_that_means_nothing_is_an_error_that_lists_the_known(three: list[SiteEntry], text: str) -> None:
     os.environ["BALSAM_DB_PATH"] = three[0].path
     with pytest.raises(UnknownSite) as caught:
         selector.choose(text)
@@ -394,7 +394,7 @@ def test_a_word_that_means_nothing_is_an_error_that_lists_the_known(three: list[
 
 
 def test_the_active_db_is_meant_where_nothing_is_said(
-    three: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    three: list[SiteEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert selector.choose() == three
     monkeypatch.chdir(three[1].path)
@@ -408,7 +408,7 @@ def test_the_active_db_is_meant_where_nothing_is_said(
         selector.choose(db=str(tmp_path / "none"))
 
 
-def test_outside_of_any_site_one_must_be_named(three: list[Entry]) -> None:
+def test_outside_of_any_site_one_must_be_named(three: list[SiteEntry]) -> None:
     for ask in (lambda: selector.choose("this"), selector.choose_one):
         with pytest.raises(NoDatabase) as caught:
             ask()
@@ -429,7 +429,7 @@ def test_without_any_site_there_is_advice() -> None:
 
 def test_an_unregistered_db_is_meant_by_its_path(tmp_path: Path) -> None:
     directories.set_up(str(tmp_path / "a,b")).close()
-    assert selector.choose("a,b") == [Entry(0, "a,b", str(tmp_path / "a,b"))]
+    assert selector.choose("a,b") == [SiteEntry(0, "a,b", str(tmp_path / "a,b"))]
 
 
 def test_two_sites_of_one_name_are_told_apart_by_number() -> None:
@@ -443,13 +443,13 @@ def test_two_sites_of_one_name_are_told_apart_by_number() -> None:
     assert [entry.path for entry in selector.choose("2")] == ["/p2"]
 
 
-def test_an_argument_is_no_part_of_a_name(three: list[Entry]) -> None:
+def test_an_argument_is_no_part_of_a_name(three: list[SiteEntry]) -> None:
     assert selector.find("theta") == selector.find("1") == selector.find("x/alpha") == three[0]
     with pytest.raises(UnknownSite):
         selector.find("thet")
 
 
-def test_active_asks_all_and_warns_of_those_that_do_not_answer(three: list[Entry], far: type[Far]) -> None:
+def test_active_asks_all_and_warns_of_those_that_do_not_answer(three: list[SiteEntry], far: type[Far]) -> None:
     with pytest.raises(UnknownSite, match="No site is active"):
         selector.choose("active")
     there = registry.add("/far", "far", "h")
@@ -459,12 +459,12 @@ def test_active_asks_all_and_warns_of_those_that_do_not_answer(three: list[Entry
         assert selector.choose("active") == [three[1], there]
 
 
-def beats(site: Entry, age_s: float) -> None:
+def beats(site: SiteEntry, age_s: float) -> None:
     """A service somewhere else was heard of so long ago."""
     lease(site, "service", age_s, Holder("elsewhere", "ns", 1, "1"))
 
 
-def lease(site: Entry, kind: str, age_s: float, holder: Holder) -> None:
+def lease(site: SiteEntry, kind: str, age_s: float, holder: Holder) -> None:
     db = directories.open_database(site.path)
     with db.write() as cx:
         leases.open_lease(cx, kind, holder, "", SystemClock.now_us() - int(age_s * 1e6))
@@ -485,16 +485,16 @@ def test_finding_a_site_imports_nothing_that_takes_long() -> None:
 # --- asking several ---------------------------------------------------------------------------------------------------
 
 
-def test_sites_are_asked_at_once_and_answer_in_order(three: list[Entry], far: type[Far]) -> None:
-    entries = [Entry(9, "b", "/b", "h"), three[2], Entry(8, "bad", "/x", "dead"), three[0]]
-    answers = fanout.ask(entries, lambda desk: desk.about()["path"])
+def test_sites_are_asked_at_once_and_answer_in_order(three: list[SiteEntry], far: type[Far]) -> None:
+    entries = [SiteEntry(9, "b", "/b", "h"), three[2], SiteEntry(8, "bad", "/x", "dead"), three[0]]
+    answers = fanout.query_all(entries, lambda site: site.about()["path"])
     assert answers.found == [(entries[0], "/b"), (three[2], three[2].path), (three[0], three[0].path)]
     assert [(entry.name, str(exc)) for entry, exc in answers.failed] == [("bad", "dead did not answer\nIs it up?")]
 
 
-def test_one_that_hangs_is_given_up_and_the_others_answer(three: list[Entry], far: type[Far]) -> None:
+def test_one_that_hangs_is_given_up_and_the_others_answer(three: list[SiteEntry], far: type[Far]) -> None:
     began = time.monotonic()
-    answers = fanout.ask([Entry(9, "b", "/b", "hangs"), three[0]], lambda desk: desk.about()["jobs"], patience_s=0.2)
+    answers = fanout.query_all([SiteEntry(9, "b", "/b", "hangs"), three[0]], lambda site: site.about()["jobs"], patience_s=0.2)
     assert time.monotonic() - began < 15
     assert answers.found == [(three[0], 0)]
     assert "hangs did not answer within 0.2 s" in str(answers.failed[0][1])
@@ -504,11 +504,11 @@ def test_one_that_hangs_is_given_up_and_the_others_answer(three: list[Entry], fa
 HANGING = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from balsam_lite.db.engine.registry import Entry
+from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.sites import fanout; from balsam_lite.sites.rpc import remote
 from test_sites import Far
-remote.RemoteDesk = Far
-assert fanout.ask([Entry(1, "x", "/x", "hangs")], lambda desk: desk.about(), 0.1).failed
+remote.RemoteSite = Far
+assert fanout.query_all([SiteEntry(1, "x", "/x", "hangs")], lambda site: site.about(), 0.1).failed
 """
 
 
@@ -517,22 +517,22 @@ def test_one_that_hangs_does_not_keep_the_process_from_ending() -> None:
     assert subprocess.run(words, env=environment(), timeout=15).returncode == 0
 
 
-def test_an_error_of_the_program_is_not_taken_for_the_sites(three: list[Entry], far: type[Far]) -> None:
-    for entry in (Entry(9, "b", "/b", "breaks"), three[0]):
+def test_an_error_of_the_program_is_not_taken_for_the_sites(three: list[SiteEntry], far: type[Far]) -> None:
+    for entry in (SiteEntry(9, "b", "/b", "breaks"), three[0]):
         with pytest.raises(ZeroDivisionError):
-            fanout.ask([entry], lambda desk: 1 // (0 if not desk.entry.is_remote else desk.about()["jobs"]))
+            fanout.query_all([entry], lambda site: 1 // (0 if not site.entry.is_remote else site.about()["jobs"]))
 
 
 def test_a_site_whose_directory_is_gone_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(NotABalsamDB) as caught:
-        fanout.desk_of(Entry(5, "x", str(tmp_path / "none")))
+        fanout.open_site(SiteEntry(5, "x", str(tmp_path / "none")))
     assert "balsam site forget x" in caught.value.hint
 
 
 @click.command(cls=group.BalsamCommand)
 @common.site_option
 def number_of_jobs(site: str) -> None:
-    for entry, jobs in common.ask_sites(site, lambda desk: int(desk.about()["jobs"])):
+    for entry, jobs in common.ask_sites(site, lambda site: int(site.about()["jobs"])):
         click.echo(f"{entry.name} {jobs}")
 
 
@@ -540,10 +540,10 @@ def number_of_jobs(site: str) -> None:
 def asking(balsam: Balsam, monkeypatch: pytest.MonkeyPatch) -> Balsam:
     """The command above as a part of `balsam`."""
     monkeypatch.setattr(group.LazyGroup, "get_command", lambda *_: number_of_jobs)
-    return lambda *words: balsam("probe", *words)
+    return lambda *words: balsam("plot", *words)
 
 
-def test_a_command_says_which_sites_could_not_be_read(asking: Balsam, three: list[Entry], far: type[Far]) -> None:
+def test_a_command_says_which_sites_could_not_be_read(asking: Balsam, three: list[SiteEntry], far: type[Far]) -> None:
     registry.add("/far", "far", "h")
     registry.add("/far", "silent", "dead")
     registry.add("/nowhere/at/all", "lost")
@@ -565,9 +565,9 @@ def test_a_command_fails_where_no_site_could_be_read(asking: Balsam, far: type[F
     assert err.endswith("Error: None of the 2 sites could be read.\n")
 
 
-def test_the_db_of_the_command_line_is_the_default(balsam: Balsam, asking: Balsam, three: list[Entry]) -> None:
-    assert balsam("--db", three[1].path, "probe") == (0, "thetagpu 0\n", "")
-    assert balsam("--db", three[1].path, "probe", "-s", "theta")[1] == "theta 0\n"
+def test_the_db_of_the_command_line_is_the_default(balsam: Balsam, asking: Balsam, three: list[SiteEntry]) -> None:
+    assert balsam("--db", three[1].path, "plot") == (0, "thetagpu 0\n", "")
+    assert balsam("--db", three[1].path, "plot", "-s", "theta")[1] == "theta 0\n"
 
 
 # --- balsam site: making ----------------------------------------------------------------------------------------------
@@ -579,7 +579,7 @@ def test_init_makes_a_site_with_a_name(balsam: Balsam, tmp_path: Path) -> None:
         f"New Balsam site set up at {tmp_path / 'thetagpu'}\n",
         "",
     )
-    assert registry.known() == [Entry(1, "tutorial", str(tmp_path / "thetagpu"))]
+    assert registry.known() == [SiteEntry(1, "tutorial", str(tmp_path / "thetagpu"))]
     assert {"policy.ini", "job-templates"} <= set(os.listdir("thetagpu"))
     code, out, err = balsam("site", "init", "-n", "other", "thetagpu")
     assert (code, out) == (2, "")
@@ -695,8 +695,8 @@ def test_ls_does_not_wait_for_one_that_hangs(
 ) -> None:
     make(tmp_path / "one")
     registry.add("/far", "silent", "hangs")
-    assert fanout.LOOK_S <= 4
-    monkeypatch.setattr(fanout, "LOOK_S", 0.2)
+    assert fanout.PROBE_TIMEOUT_S <= 4
+    monkeypatch.setattr(fanout, "PROBE_TIMEOUT_S", 0.2)
     began = time.monotonic()
     code, out, err = balsam("site", "ls")
     assert time.monotonic() - began < 15
@@ -749,7 +749,7 @@ def test_a_site_that_is_moved_takes_its_jobs_along(balsam: Balsam, tmp_path: Pat
     assert (code, out) == (0, f"Moved site to new path {new}\n")
     assert err == "Warning: These applications name the old directory: say. `balsam modify` changes them.\n"
     assert not old.exists()
-    assert registry.known(gone=True) == [Entry(1, "mine", str(new))]
+    assert registry.known(gone=True) == [SiteEntry(1, "mine", str(new))]
     moved = json.loads(balsam("--db", str(new), "ls", "--json")[1])[0]
     assert (moved["job_id"], moved["user_workdir"]) == (row["job_id"], str(new / "own"))
     assert (moved["stage_in_url"], moved["stage_out_url"]) == (str(new / "in" / "*"), str(new / "out"))
@@ -865,7 +865,7 @@ def test_an_old_db_that_cannot_be_given_up_stays_the_one(
     code, _, err = balsam("site", "mv", "old", "new")
     assert code == 1
     assert "cannot be removed: Operation not permitted" in err
-    assert registry.known(gone=True) == [Entry(1, "old", str(tmp_path / "old"))]
+    assert registry.known(gone=True) == [SiteEntry(1, "old", str(tmp_path / "old"))]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "old"]
 
 
@@ -889,7 +889,7 @@ def test_a_move_that_fails_leaves_all_as_it_was(balsam: Balsam, tmp_path: Path, 
         assert balsam("site", "mv", "old", target)[0] != 0
     monkeypatch.setattr(registry, "move", fail)
     assert "the disk is full" in balsam("site", "mv", "old", "new")[2]
-    assert registry.known() == [Entry(1, "old", str(tmp_path / "old"))]
+    assert registry.known() == [SiteEntry(1, "old", str(tmp_path / "old"))]
     assert json.loads(balsam("--db", "old", "ls", "--json")[1]) == [row]
     assert os.readlink(tmp_path / "old" / "data" / "link") == str(tmp_path / "old" / "data" / "target")
     assert not (tmp_path / "new").exists()
@@ -929,7 +929,7 @@ def test_ctrl_c_leaves_one_whole_db_when_the_copied_one_is_removed(
         patch.setattr(os, "unlink", interrupted)
         assert balsam("site", "mv", "old", "new")[0] == 130
     where = tmp_path / ("new" if is_removed else "old")
-    assert registry.known() == [Entry(1, "old", str(where))]
+    assert registry.known() == [SiteEntry(1, "old", str(where))]
     assert json.loads(balsam("--db", str(where), "ls", "--json")[1])[0]["job_id"] == row["job_id"]
 
 
@@ -953,7 +953,7 @@ def test_a_move_that_was_killed_goes_on_when_it_is_said_again(
     assert "goes on when it is said again" in balsam("job", "ls", "--site", "old")[2]
     assert balsam("site", "mv", "old", "elsewhere")[0] != 0
     assert balsam("site", "mv", "old", "new")[0] == 0
-    assert registry.known() == [Entry(1, "old", str(tmp_path / "new"))]
+    assert registry.known() == [SiteEntry(1, "old", str(tmp_path / "new"))]
     [job] = json.loads(balsam("--db", "new", "ls", "--json")[1])
     assert job["user_workdir"] == str(tmp_path / "new/own")
     assert os.readlink(tmp_path / "new/data/link") == str(tmp_path / "new/data/target")
@@ -1078,7 +1078,7 @@ def test_sites_can_be_forgotten_without_harm(balsam: Balsam, tmp_path: Path) -> 
 def test_add_tries_a_host_before_it_is_registered(balsam: Balsam, far: type[Far]) -> None:
     added = balsam("site", "add", "cluster", "ssh://h/home/me/db", "--balsam", "/opt/balsam")
     assert added == (0, "Added site 1, cluster: ssh://h/home/me/db (balsam_lite 1.2.3, 7 jobs)\n", "")
-    assert registry.known() == [Entry(1, "cluster", "/home/me/db", "h", "/opt/balsam")]
+    assert registry.known() == [SiteEntry(1, "cluster", "/home/me/db", "h", "/opt/balsam")]
     assert balsam("site", "add", "other", "ssh://dead/db") == (1, "", "Error: dead did not answer\nIs it up?\n")
     assert len(registry.known()) == 1
     code, out, err = balsam("site", "add", "other", "ssh://dead/db", "--force")
@@ -1094,7 +1094,7 @@ def test_add_warns_of_a_db_that_is_known_by_another_address(balsam: Balsam, far:
     assert "This is the DB of site first (ssh://h/db), or a copy of it" in err and "silent" not in err
 
 
-def test_a_db_keeps_what_tells_it_from_others(tmp_path: Path, three: list[Entry]) -> None:
+def test_a_db_keeps_what_tells_it_from_others(tmp_path: Path, three: list[SiteEntry]) -> None:
     found = [directories.identity(entry.path) for entry in three]
     assert all(found) and len(set(found)) == 3
     directories.set_up(three[0].path, "shared").close()

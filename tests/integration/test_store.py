@@ -431,7 +431,7 @@ def test_no_job_changes_if_one_of_many_is_not_in_the_expected_state(db):
     jobs = add(db, {}, {}, {})
     user_actions.kill(db, jobs[1:2])
     with pytest.raises(RuntimeError, match="3 jobs were to change their state, 2 did"), db.write() as cx:
-        transitions.move(cx, [transitions.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP)
+        transitions.apply(cx, [transitions.Transition(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP)
     assert [state(db, job) for job in jobs] == ["CREATED", "USER_KILLED", "CREATED"]
 
 
@@ -439,8 +439,8 @@ def test_jobs_are_updated_by_their_numbers_and_no_index_is_searched(db):
     jobs = add(db, *[{}] * 20)
     changes = statements(
         db,
-        lambda cx: transitions.move(
-            cx, [transitions.Move(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP, only_if=FREE
+        lambda cx: transitions.apply(
+            cx, [transitions.Transition(job, ("CREATED", "READY"), 3) for job in jobs], states.STEP, only_if=FREE
         ),
     )
     (update,) = (sql for sql in changes if "UPDATE job" in sql)

@@ -15,11 +15,11 @@ from balsam_lite.core import field_specs
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.engine.registry import Entry
+from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.launcher import dag
-from balsam_lite.sites.local import LocalDesk
-from balsam_lite.sites.rpc.remote import RemoteDesk
+from balsam_lite.sites.local import LocalSite
+from balsam_lite.sites.rpc.remote import RemoteSite
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def db(tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
     directories.set_up(str(tmp_path / "db"))
     made = directories.open_database(str(tmp_path / "db"))
-    LocalDesk(registry.at(made.directory), made).create("app", [{"name": "a", "executable": "true"}])
+    LocalSite(registry.at(made.directory), made).create("app", [{"name": "a", "executable": "true"}])
     with use(made):
         yield made
     made.close()
@@ -120,13 +120,13 @@ def test_a_relative_user_workdir_is_stored_absolute(db: Database, here: Path) ->
 
 @pytest.mark.parametrize("field", ["stage_in_url", "stage_out_url"])
 def test_a_relative_place_is_refused_for_another_host(field: str) -> None:
-    desk = RemoteDesk(Entry(1, "far", "/there", "far"))
+    there = RemoteSite(SiteEntry(1, "far", "/there", "far"))
     row = {"app": "a", "workdir": "x", field: "local:in"}
     for ask in (
-        lambda: desk.create("job", [row]),
-        lambda: desk.check_jobs([row]),
-        lambda: desk.update("job", [{"id": 1, field: "in"}]),
-        lambda: desk.update_where("job", {}, {field: "in"}),
+        lambda: there.create("job", [row]),
+        lambda: there.check_jobs([row]),
+        lambda: there.update("job", [{"id": 1, field: "in"}]),
+        lambda: there.update_where("job", {}, {field: "in"}),
     ):
         with pytest.raises(InvalidSpec, match=rf"{field} '(local:)?in' is a relative path, which means nothing at .*far"):
             ask()

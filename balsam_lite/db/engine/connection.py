@@ -215,7 +215,7 @@ class Database:
             return
         if thread.transaction:
             raise RuntimeError("a write transaction cannot start inside a read transaction")
-        import_guard.refuse()
+        import_guard.check_writable()
         with self.session(), _translated(self.directory):
             self._connection()
             if thread.read_as or thread.unlocked:
@@ -269,7 +269,7 @@ class Database:
                 self.close()
 
     @contextmanager
-    def kept_still(self) -> Iterator[Database]:
+    def quiesced(self) -> Iterator[Database]:
         """Nobody else can write while the block lasts, which may remove the files. Gives a Database to read with.
 
         Those who wait meanwhile get DatabaseGone if the file is not there in the end, else their turn.
@@ -287,7 +287,7 @@ class Database:
             reader.close()
             cx.execute("ROLLBACK")
 
-    def run_alone(self, statement: str) -> list[tuple[object, ...]]:
+    def execute_outside_transaction(self, statement: str) -> list[tuple[object, ...]]:
         """Run a statement that SQLite refuses inside a transaction, such as VACUUM; returns its rows."""
         if self._thread().transaction:
             raise RuntimeError(f"{statement} cannot run inside a transaction")
@@ -320,7 +320,7 @@ class Database:
         changed, self._seen_version = version != self._seen_version, version
         return changed
 
-    def keep_checkpoints(self, mine: bool) -> None:
+    def own_checkpoints(self, mine: bool) -> None:
         """Say whether this process moves the WAL into the database file. Others leave it to the launcher or the service.
 
         SQLite before 3.51.3 has a rare fault when two connections write and checkpoint at one instant

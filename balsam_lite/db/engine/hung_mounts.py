@@ -29,7 +29,7 @@ _MOST_PROGRAMS = 32
 _found: dict[str, tuple[bool, float]] = {}
 
 
-def silent(directories: Iterable[str], patience_s: float | None = None) -> set[str]:
+def unresponsive(directories: Iterable[str], patience_s: float | None = None) -> set[str]:
     """Those that lie on a file system which does not answer. Takes PATIENCE_S at most or less, however many they are."""
     directories, now = list(directories), time.monotonic()
     unknown = [one for one in dict.fromkeys(directories) if _found.get(one, (False, 0.0))[1] <= now]
@@ -38,7 +38,7 @@ def silent(directories: Iterable[str], patience_s: float | None = None) -> set[s
     return {one for one in directories if _found[one][0]}
 
 
-def heard(directory: str) -> None:
+def mark_responsive(directory: str) -> None:
     """Note that a file in it was touched just now, so that nobody needs to ask."""
     _note(directory)
 

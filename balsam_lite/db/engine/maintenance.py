@@ -131,9 +131,9 @@ def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
             mended = tags.differing(cx)
             if mended:
                 tags.note_anew(cx)
-        db.run_alone("VACUUM")
+        db.execute_outside_transaction("VACUUM")
         if db.access == filesystem.LOCAL:
-            db.run_alone("PRAGMA wal_checkpoint(TRUNCATE)")
+            db.execute_outside_transaction("PRAGMA wal_checkpoint(TRUNCATE)")
         return Vacuumed(before, _bytes(db), mended)
 
 
@@ -216,7 +216,7 @@ def damage(db: Database, *, quick: bool = False) -> list[str]:
         DatabaseError: it cannot be used for another reason: CopiedDatabase, SchemaMismatch, DatabaseBusy …
     """
     try:
-        rows = db.run_alone(f"PRAGMA {'quick' if quick else 'integrity'}_check({_MOST_FAULTS})")
+        rows = db.execute_outside_transaction(f"PRAGMA {'quick' if quick else 'integrity'}_check({_MOST_FAULTS})")
     except DatabaseError as exc:
         if type(exc) not in (DatabaseError, NotABalsamDB, DatabaseEmptied):
             raise

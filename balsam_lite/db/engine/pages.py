@@ -24,7 +24,7 @@ class Damaged(Exception):
     """A page, cell or record that cannot be read."""
 
 
-class Lost(NamedTuple):
+class LostPage(NamedTuple):
     """A page that cannot be read, and the row ids that were on it or below; None where that is not known."""
 
     page: int
@@ -114,7 +114,7 @@ class Image:
 
     # --- trees --------------------------------------------------------------------------------------------------------
 
-    def leaves(self, root: int, lost: list[Lost], seen: set[int]) -> Iterator[int]:
+    def leaves(self, root: int, lost: list[LostPage], seen: set[int]) -> Iterator[int]:
         """Yield the leaf pages of a table below `root`; add what cannot be read to `lost`, all pages to `seen`."""
         stack: list[tuple[int, int | None, int | None]] = [(root, None, None)]
         while stack:
@@ -138,9 +138,9 @@ class Image:
                 stack += reversed(children)
             except Damaged:
                 seen.add(number)
-                lost.append(Lost(number, low, high))
+                lost.append(LostPage(number, low, high))
 
-    def rows(self, leaf: int, lost: list[Lost]) -> Iterator[tuple[int, Row]]:
+    def rows(self, leaf: int, lost: list[LostPage]) -> Iterator[tuple[int, Row]]:
         """Yield the row id and the values of each row on a table's leaf page; add the rows that are damaged to `lost`."""
         page = self.page(leaf)
         for at in self._cells(leaf)[2]:
@@ -151,9 +151,9 @@ class Image:
                 largest = self._usable - 35
                 yield rowid, _record(self._payload(page, at, length, largest))
             except Damaged:
-                lost.append(Lost(leaf, rowid, rowid))
+                lost.append(LostPage(leaf, rowid, rowid))
 
-    def entries(self, root: int, lost: list[Lost]) -> Iterator[Row]:
+    def entries(self, root: int, lost: list[LostPage]) -> Iterator[Row]:
         """Yield the records of an index, or of a table without row ids, below `root`."""
         stack, seen = [root], set()
         while stack:
@@ -173,7 +173,7 @@ class Image:
                 if kind == _INDEX_INNER:
                     stack.append(int.from_bytes(page[start + 8 : start + 12], "big"))
             except Damaged:
-                lost.append(Lost(number, None, None))
+                lost.append(LostPage(number, None, None))
 
     def stray_leaves(self, seen: set[int]) -> Iterator[int]:
         """Yield the pages that look like leaves of tables, are not in `seen` and not free."""

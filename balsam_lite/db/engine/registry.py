@@ -26,7 +26,7 @@ _LOCK_TIMEOUT_S = 10
 _NAME_PATIENCE_S = 1.0
 
 
-class Entry(NamedTuple):
+class SiteEntry(NamedTuple):
     """A site that this user knows."""
 
     number: int  # never used twice; 0: one that is not in the registry
@@ -48,18 +48,18 @@ class Entry(NamedTuple):
     @property
     def is_there(self) -> bool:
         """Whether a DB lies in its directory; True where nobody can tell: on another host, or as the file system is silent."""
-        return self.is_remote or self.is_silent or os.path.isfile(os.path.join(self.path, connection.FILE_NAME))
+        return self.is_remote or self.is_unresponsive or os.path.isfile(os.path.join(self.path, connection.FILE_NAME))
 
     @property
-    def is_silent(self) -> bool:
+    def is_unresponsive(self) -> bool:
         """Whether it lies on a file system of this host that does not answer; finding that out takes a few seconds."""
-        return not self.is_remote and bool(hung_mounts.silent([self.path]))
+        return not self.is_remote and bool(hung_mounts.unresponsive([self.path]))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def known(*, gone: bool = False) -> list[Entry]:
+def known(*, gone: bool = False) -> list[SiteEntry]:
     """The sites by number; with `gone` also those whose directory is not there any more.
 
     Raises:
@@ -68,18 +68,18 @@ def known(*, gone: bool = False) -> list[Entry]:
     entries = _read().entries
     if gone:
         return entries
-    hung_mounts.silent(entry.path for entry in entries if not entry.is_remote)  # all at once; it is kept for `is_there`
+    hung_mounts.unresponsive(entry.path for entry in entries if not entry.is_remote)  # all at once; it is kept for `is_there`
     return [entry for entry in entries if entry.is_there]
 
 
-def at(path: str) -> Entry:
+def at(path: str) -> SiteEntry:
     """The site in that directory of this host; one that is not registered has the number 0 and its directory's name.
 
     A directory may be reached on several ways. A registry that cannot be read counts as empty: the DB is there all the same,
     as whoever asks has seen.
     """
     directory = os.path.abspath(os.path.expanduser(path))
-    hung_mounts.heard(directory)
+    hung_mounts.mark_responsive(directory)
     try:
         entries = [entry for entry in known(gone=True) if not entry.is_remote]
     except BalsamError:
@@ -87,14 +87,17 @@ def at(path: str) -> Entry:
     for entry in entries:
         if entry.path == directory:
             return entry
-    real, silent = os.path.realpath(directory), hung_mounts.silent((entry.path for entry in entries), _NAME_PATIENCE_S)
+    real, unresponsive = (
+        os.path.realpath(directory),
+        hung_mounts.unresponsive((entry.path for entry in entries), _NAME_PATIENCE_S),
+    )
     for entry in entries:
-        if entry.path not in silent and os.path.realpath(entry.path) == real:
+        if entry.path not in unresponsive and os.path.realpath(entry.path) == real:
             return entry
-    return Entry(0, os.path.basename(directory) or directory, directory)
+    return SiteEntry(0, os.path.basename(directory) or directory, directory)
 
 
-def named(name: str) -> Entry:
+def named(name: str) -> SiteEntry:
     """The site of exactly that name, or with that number.
 
     Raises:
@@ -128,7 +131,7 @@ _MOST_NAMES = 30
 # --- changing ---------------------------------------------------------------------------------------------------------
 
 
-def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> Entry:
+def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> SiteEntry:
     """Register a site; one that is registered already is given that name, if there is one.
 
     Without a name it gets that of its directory, with a number behind it where that is taken.
@@ -137,13 +140,13 @@ def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> En
         DuplicateSite: another one has the name. InvalidSpec: it cannot be one. BalsamError: the file cannot be written.
     """
 
-    def change(found: _File) -> Entry:
+    def change(found: _File) -> SiteEntry:
         there = next((entry for entry in found.entries if (entry.host, entry.path) == (host, path)), None)
         others = [entry for entry in found.entries if entry is not there]
         if there and not name:
             return there
         chosen = _checked(name, others) if name else _free_name(os.path.basename(path), others)
-        made = Entry(there.number if there else found.next_number(), chosen, path, host, balsam)
+        made = SiteEntry(there.number if there else found.next_number(), chosen, path, host, balsam)
         found.put(made)
         return made
 
@@ -155,12 +158,12 @@ def check_new(name: str, path: str, host: str) -> None:
     _checked(name, [entry for entry in known(gone=True) if (entry.host, entry.path) != (host, path)])
 
 
-def rename(number: int, name: str) -> Entry:
+def rename(number: int, name: str) -> SiteEntry:
     """Give a site another name. Raises DuplicateSite, InvalidSpec, UnknownSite, BalsamError."""
     return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(name=_checked(name, others))))
 
 
-def move(number: int, path: str) -> Entry:
+def move(number: int, path: str) -> SiteEntry:
     """Note that a site lies in another directory now. Raises UnknownSite, BalsamError."""
     return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(path=path)))
 
@@ -179,7 +182,7 @@ _NAME = re.compile(r"[^\s,/][^,/\n]*\Z")
 _WORDS = ("all", "active", "this")
 
 
-def _checked(name: str, others: list[Entry]) -> str:
+def _checked(name: str, others: list[SiteEntry]) -> str:
     if not _NAME.match(name) or not name.isprintable() or name.isdecimal() or name in _WORDS or len(name) > 255:
         raise InvalidSpec(
             f"A site cannot be called {name!r}.",
@@ -190,7 +193,7 @@ def _checked(name: str, others: list[Entry]) -> str:
     return name
 
 
-def _free_name(wanted: str, others: list[Entry]) -> str:
+def _free_name(wanted: str, others: list[SiteEntry]) -> str:
     plain = re.sub(r"[\s,/]+", "_", wanted) or "site"
     taken = {entry.name for entry in others}
     for number in range(1, len(taken) + 3):
@@ -206,7 +209,7 @@ def _free_name(wanted: str, others: list[Entry]) -> str:
 class _File:
     """What the file holds; also what a newer version has put there, which is kept."""
 
-    def __init__(self, entries: list[Entry], last: int, more: dict[str, Any], more_of: dict[int, dict[str, Any]]) -> None:
+    def __init__(self, entries: list[SiteEntry], last: int, more: dict[str, Any], more_of: dict[int, dict[str, Any]]) -> None:
         self.entries, self.last = entries, last
         self._more, self._more_of = more, more_of
 
@@ -214,10 +217,10 @@ class _File:
         self.last += 1
         return self.last
 
-    def put(self, made: Entry) -> None:
+    def put(self, made: SiteEntry) -> None:
         self.entries = sorted([*(entry for entry in self.entries if entry.number != made.number), made])
 
-    def replace(self, number: int, change: Callable[[Entry, list[Entry]], Entry]) -> Entry:
+    def replace(self, number: int, change: Callable[[SiteEntry, list[SiteEntry]], SiteEntry]) -> SiteEntry:
         for entry in self.entries:
             if entry.number == number:
                 made = change(entry, [other for other in self.entries if other is not entry])
@@ -251,11 +254,11 @@ def _read() -> _File:
 
 def _of_paths(found: list[Any]) -> _File:
     """The list of older versions."""
-    entries: list[Entry] = []
+    entries: list[SiteEntry] = []
     for number, path in enumerate(found, 1):
         if not isinstance(path, str) or not _is_path(path):
             raise ValueError(f"{path!r} is no path")
-        entries.append(Entry(number, _free_name(os.path.basename(path), entries), path))
+        entries.append(SiteEntry(number, _free_name(os.path.basename(path), entries), path))
     return _File(entries, len(entries), {}, {})
 
 
@@ -275,7 +278,7 @@ def _of_sites(found: dict[str, Any]) -> _File:
         raise ValueError("it holds no sites")
     entries, more_of = [], {}
     for one in found["sites"]:
-        entry = Entry(one["id"], one["name"], one["path"], one.get("host", ""), one.get("balsam", "balsam"))
+        entry = SiteEntry(one["id"], one["name"], one["path"], one.get("host", ""), one.get("balsam", "balsam"))
         if type(entry.number) is not int or not all(isinstance(text, str) for text in entry[1:]) or entry.number in more_of:
             raise ValueError(f"{one!r} is no site")
         if not _is_path(entry.path):
@@ -305,6 +308,6 @@ def _changed(change: Callable[[_File], _T]) -> _T:
         raise BalsamError(f"{home()} cannot be written: {failure(exc, home())}") from exc
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _plain(entry: SiteEntry) -> dict[str, Any]:
     there = {"host": entry.host, "balsam": entry.balsam} if entry.is_remote else {}
     return {"id": entry.number, "name": entry.name, "path": entry.path, **there}

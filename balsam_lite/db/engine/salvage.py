@@ -20,7 +20,7 @@ from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseError, InputError
 from ..store import batch_jobs, claims, graph, tags
 from . import connection, directories, migrations, readonly, schema
-from .pages import Image, Lost, Row
+from .pages import Image, LostPage, Row
 
 #: The tables with row ids, in the order in which they are reported. `tag` and `job_tag` are made anew from the jobs.
 _TABLES = ("job", "app", "event", "batch_job", "lease")
@@ -42,7 +42,7 @@ class Salvaged(NamedTuple):
 class _Table(NamedTuple):
     columns: tuple[str, ...]
     rows: dict[int, Row]  # by row id
-    lost: list[Lost]
+    lost: list[LostPage]
     emptied: set[int]  # rows of which a JSON field is lost
 
 
@@ -112,7 +112,7 @@ def _read(image: Image) -> tuple[dict[str, _Table], set[tuple[int, int]], list[s
 
 def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
     """Return for each table, and the index of the dependencies, the root page (0: unknown) and the columns."""
-    lost: list[Lost] = []
+    lost: list[LostPage] = []
     found: dict[str, tuple[int, str]] = {}
     if image.has_header:
         leaves = image.leaves(1, lost, set())
@@ -140,7 +140,7 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
 def _remove_hidden(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: _Table) -> int:
     """Remove the jobs of inserts that were not complete (see `store.hidden`). Return their number."""
     root, columns = plan.get(_INSERTS, (0, ()))
-    lost: list[Lost] = []
+    lost: list[LostPage] = []
     gone = 0
     for row in (row for leaf in image.leaves(root, lost, set()) for _, row in image.rows(leaf, lost)) if root else ():
         first, last = (dict(zip(columns, row)).get(name) for name in ("first", "last"))
@@ -178,7 +178,7 @@ def _columns(sql: str, name: str) -> tuple[str, ...]:
 
 def _is_plausible(image: Image, root: int, name: str, columns: int) -> bool:
     """Return whether that page is the root of such a table: the page number of a new DB is only a guess."""
-    lost: list[Lost] = []
+    lost: list[LostPage] = []
     if name.startswith("dependency"):
         first = next(image.entries(root, lost), None)
         return first is None or (len(first) == 2 and all(isinstance(value, int) for value in first))
@@ -209,12 +209,12 @@ def _table_of(image: Image, leaf: int, plan: Mapping[str, tuple[int, tuple[str, 
 
 def _take(image: Image, leaf: int, name: str, table: _Table, stray: bool = False) -> bool:
     """Add the rows of that page. A stray page may hold an outdated version of a row, so a known row stays."""
-    lost: list[Lost] = []
+    lost: list[LostPage] = []
     taken = 0
     for rowid, row in image.rows(leaf, lost):
         whole = _checked(name, table.columns, row) if _fits(name, row, len(table.columns)) else None
         if whole is None:
-            lost.append(Lost(leaf, rowid, rowid))
+            lost.append(LostPage(leaf, rowid, rowid))
         elif not (stray and rowid in table.rows):
             table.rows[rowid] = whole
             table.emptied.update({rowid} if whole != row else ())
@@ -242,8 +242,8 @@ def _dependencies(
     image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: set[int]
 ) -> tuple[set[tuple[int, int]], bool]:
     """Return all (parent, child) pairs, from the table and from its index, and whether both are damaged."""
-    in_table: list[Lost] = []
-    in_index: list[Lost] = []
+    in_table: list[LostPage] = []
+    in_index: list[LostPage] = []
     table, index = plan["dependency"][0], plan["dependency_child"][0]
     found = set(image.entries(table, in_table)) if table else set()
     mirrored = {(entry[1], entry[0]) for entry in image.entries(index, in_index) if len(entry) == 2} if index else set()
@@ -297,7 +297,7 @@ def _insert(cx: sqlite3.Connection, name: str, table: _Table) -> int:
             cx.execute(f"INSERT INTO {name} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
         except sqlite3.Error:
             refused += 1
-            table.lost.append(Lost(0, rowid, rowid))
+            table.lost.append(LostPage(0, rowid, rowid))
     return refused
 
 
@@ -355,7 +355,7 @@ def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
     return listed + (f" and {len(ranges) - _MOST_RANGES} more ranges" if len(ranges) > _MOST_RANGES else "")
 
 
-def _gaps(lost: Lost, rows: Mapping[int, Row]) -> Iterator[tuple[int, int]]:
+def _gaps(lost: LostPage, rows: Mapping[int, Row]) -> Iterator[tuple[int, int]]:
     """Return the numbers of a lost range that were not found elsewhere; an open end is the last number that was found."""
     low = 1 if lost.low is None else lost.low
     high = max(rows, default=0) if lost.high is None else lost.high

@@ -30,7 +30,7 @@ _CALLED_OFF = "called-off"
 GATHERING_S = 40.0
 
 
-class Tally(NamedTuple):
+class TesterReport(NamedTuple):
     """What one tester says it did."""
 
     name: str
@@ -44,7 +44,7 @@ class Tally(NamedTuple):
         return json.dumps(self._asdict())
 
     @classmethod
-    def parsed(cls, text: str) -> Tally | None:
+    def parsed(cls, text: str) -> TesterReport | None:
         """From what a tester printed, whatever a login shell or a batch system put before it; None if it is not there."""
         for line in reversed(text.splitlines()):
             try:
@@ -83,7 +83,7 @@ def call_off(directory: str) -> None:
         pass
 
 
-def count(directory: str, name: str, testers: int, seconds: float) -> Tally:
+def count(directory: str, name: str, testers: int, seconds: float) -> TesterReport:
     """Be one of so many testers: wait for the others, then count for so many seconds.
 
     Raises:
@@ -109,7 +109,7 @@ def count(directory: str, name: str, testers: int, seconds: float) -> Tally:
         slowest_s, started = max(slowest_s, ended - started), ended
     db.close()
     me = Holder.current()
-    return Tally(name, me.host, me.pid_namespace, done, round(slowest_s, 3), round(met_s, 3))
+    return TesterReport(name, me.host, me.pid_namespace, done, round(slowest_s, 3), round(met_s, 3))
 
 
 def _wait(condition: Callable[[], bool], is_over: Callable[[], bool], otherwise: str) -> None:
@@ -130,13 +130,13 @@ def _add_one(cx: Connection, name: str) -> None:
     cx.execute("INSERT INTO tally VALUES (?, ?)", (name, n))
 
 
-def faults(directory: str, tallies: Sequence[Tally]) -> list[str]:
+def faults(directory: str, tallies: Sequence[TesterReport]) -> list[str]:
     """What of the testers' work is not in the scratch DB, or is in it twice; [] if nothing."""
     db = directories.open_database(directory)
     expected = sum(tally.commits for tally in tallies)
     with db.session():
         try:
-            damage = [str(row[0]) for row in db.run_alone("PRAGMA integrity_check(3)") if row[0] != "ok"]
+            damage = [str(row[0]) for row in db.execute_outside_transaction("PRAGMA integrity_check(3)") if row[0] != "ok"]
             with db.read() as cx:
                 found = _differences(cx, tallies, expected)
         except (DatabaseError, sqlite3.Error) as exc:
@@ -145,7 +145,7 @@ def faults(directory: str, tallies: Sequence[Tally]) -> list[str]:
     return [*(f"the scratch DB is damaged: {text}" for text in damage), *found]
 
 
-def _differences(cx: Connection, tallies: Sequence[Tally], expected: int) -> list[str]:
+def _differences(cx: Connection, tallies: Sequence[TesterReport], expected: int) -> list[str]:
     total = cx.execute("SELECT n FROM total").fetchone()[0]
     differences = [] if total == expected else [f"{expected} were counted, but the number is {total}"]
     for tally in tallies:

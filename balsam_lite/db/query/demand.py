@@ -16,7 +16,7 @@ from ...core import field_specs, states
 from ...core.clock import SECOND_US
 from ..engine.schema import UNSETTLED
 from ..store import claims, hidden
-from ..store.claims import Shape, Source
+from ..store.claims import Shape, StartableIndex
 from . import queries
 
 #: Entries of an index that are counted one by one, of equal jobs and in all. A hundred thousand take 10 ms.
@@ -100,7 +100,7 @@ def _as_work(found: Counter[tuple[Shape, int]]) -> list[Work]:
 _Key = tuple[Shape, int]
 
 
-def _counted(cx: sqlite3.Connection, among: Sequence[Source]) -> tuple[Counter[_Key], list[_Key]]:
+def _counted(cx: sqlite3.Connection, among: Sequence[StartableIndex]) -> tuple[Counter[_Key], list[_Key]]:
     """How many jobs there are by shape and estimate, and of which of these there are more."""
     found: Counter[_Key] = Counter()
     cut: dict[_Key, None] = {}
@@ -118,7 +118,7 @@ def _counted(cx: sqlite3.Connection, among: Sequence[Source]) -> tuple[Counter[_
     return found, list(cut)
 
 
-def _runs(cx: sqlite3.Connection, source: Source, shape: Shape, budget: int) -> Iterator[tuple[_Key, int, bool]]:
+def _runs(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, budget: int) -> Iterator[tuple[_Key, int, bool]]:
     """The equal jobs of one shape, priority by priority: two seeks and a count for each estimate.
 
     Gives how many there are, none where all are hidden, and whether all were counted; at least one is.

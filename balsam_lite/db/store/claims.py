@@ -18,9 +18,9 @@ from ...core.clock import format_us
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
 from ..query.queries import has_wildcard, matches_workflow
 from . import exit_rules, graph, hidden, pieces, rare_tags, suspects
-from .rare_tags import Few
+from .rare_tags import TaggedJobs
 from .suspects import Suspect
-from .transitions import Move, id_list, move
+from .transitions import Transition, apply, id_list
 
 #: A row as SQLite gives it.
 Row = tuple[Any, ...]
@@ -173,7 +173,7 @@ SHORT = 1
 _LOOK_BEYOND = 2000
 
 
-class Source(NamedTuple):
+class StartableIndex(NamedTuple):
     """An index over jobs that can be started: the prepared or the unprepared ones; of all, of one workflow, of one launch."""
 
     index_name: str
@@ -185,18 +185,18 @@ class Source(NamedTuple):
 _KINDS = (("job_runnable", RUNNABLE, True), ("job_unprepared", UNPREPARED, False))
 
 
-def sources(workflows: tuple[str, ...] | None = None) -> list[Source]:
+def sources(workflows: tuple[str, ...] | None = None) -> list[StartableIndex]:
     """Where the startable jobs of these workflows are; None: all of them."""
     if workflows is None:
-        return [Source(name, condition, (), is_prepared) for name, condition, is_prepared in _KINDS]
+        return [StartableIndex(name, condition, (), is_prepared) for name, condition, is_prepared in _KINDS]
     return [
-        Source(f"{name}_of_workflow", f"{condition} AND workflow = ?", (workflow,), is_prepared)
+        StartableIndex(f"{name}_of_workflow", f"{condition} AND workflow = ?", (workflow,), is_prepared)
         for name, condition, is_prepared in _KINDS
         for workflow in workflows
     ]
 
 
-def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> list[Source]:
+def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> list[StartableIndex]:
     """Where those are that are planned for a launch. Workflows are looked at row by row: a launch has thousands at most."""
     planned = "queued_launch_id = ?"
     parameters: list[str | int] = [launch]
@@ -204,23 +204,23 @@ def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> 
         planned += " AND workflow IN (SELECT value FROM json_each(?))"
         parameters.append(json.dumps(workflows))
     return [
-        Source(f"{name}_of_launch", f"{condition} AND {planned}", tuple(parameters), is_prepared)
+        StartableIndex(f"{name}_of_launch", f"{condition} AND {planned}", tuple(parameters), is_prepared)
         for name, condition, is_prepared in _KINDS
     ]
 
 
-def source_of_suspects(launch: int | None = None) -> Source:
+def source_of_suspects(launch: int | None = None) -> StartableIndex:
     """Return where the suspects are that run apart from other jobs; with `launch`, those that are planned for it."""
     if launch is None:
-        return Source("job_suspect", SUSPECT, (), True)
-    return Source("job_suspect", f"{SUSPECT} AND queued_launch_id = ?", (launch,), True)
+        return StartableIndex("job_suspect", SUSPECT, (), True)
+    return StartableIndex("job_suspect", f"{SUSPECT} AND queued_launch_id = ?", (launch,), True)
 
 
-def shapes(cx: sqlite3.Connection, among: Sequence[Source | Few] | None = None) -> list[Shape]:
+def shapes(cx: sqlite3.Connection, among: Sequence[StartableIndex | TaggedJobs] | None = None) -> list[Shape]:
     """The distinct shapes of startable jobs: a few seeks in the index for each, however many jobs there are."""
     found: set[Shape] = set()
     for source in sources() if among is None else among:
-        if isinstance(source, Few):
+        if isinstance(source, TaggedJobs):
             found.update(Shape._make(entry.shape) for entry in source.entries)
             continue
         shape = _next_shape(cx, source, None)
@@ -230,7 +230,7 @@ def shapes(cx: sqlite3.Connection, among: Sequence[Source | Few] | None = None) 
     return sorted(found)
 
 
-def _next_shape(cx: sqlite3.Connection, source: Source, last: Shape | None) -> Shape | None:
+def _next_shape(cx: sqlite3.Connection, source: StartableIndex, last: Shape | None) -> Shape | None:
     """The smallest shape beyond `last`.
 
     SQLite compares row values by reading every entry that is equal in the first column, so the seeks are spelled out:
@@ -309,7 +309,7 @@ def take(cx: sqlite3.Connection, lease: int, room: Capacity, only: Filter, now_u
     return taken
 
 
-def _rounds(cx: sqlite3.Connection, only: Filter) -> Iterator[Sequence[Source | Few]]:
+def _rounds(cx: sqlite3.Connection, only: Filter) -> Iterator[Sequence[StartableIndex | TaggedJobs]]:
     """Where to look for jobs, one place after the other."""
     if only.launch is not None:
         yield sources_of_launch(only.launch, only.workflows)
@@ -318,14 +318,14 @@ def _rounds(cx: sqlite3.Connection, only: Filter) -> Iterator[Sequence[Source | 
         yield sources(only.workflows) if listed is None else listed
 
 
-def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[Few] | None:
+def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[TaggedJobs] | None:
     """The startable jobs that have all the tags, if one of these is rare; else None."""
     if not only.tags:
         return None
     tag = rare_tags.rarest(cx, only.tags)
     if tag is None:
         tagged = _tagged(only)
-        if not all(rare_tags.are_found_soon(cx, *source[:3], *tagged) for source in sources(only.workflows)):
+        if not all(rare_tags.scan_is_cheap(cx, *source[:3], *tagged) for source in sources(only.workflows)):
             tag = rare_tags.rarest(cx, only.tags, is_slow=True)
     return None if tag is None else rare_tags.read(cx, tag, _PLAIN, *_tagged(only), only.workflows)
 
@@ -335,7 +335,7 @@ def _take_among(
     lease: int,
     room: Capacity,
     only: Filter,
-    among: Sequence[Source | Few],
+    among: Sequence[StartableIndex | TaggedJobs],
     now_us: int,
     note: tuple[str, str] | None = None,
 ) -> ClaimResult:
@@ -408,7 +408,7 @@ def _has_to_be_prepared(row: Row) -> bool:
 
 
 def _candidates(
-    cx: sqlite3.Connection, source: Source | Few, shape: Shape, wanted: int, preparations: int, only: Filter
+    cx: sqlite3.Connection, source: StartableIndex | TaggedJobs, shape: Shape, wanted: int, preparations: int, only: Filter
 ) -> list[Row]:
     """Rows of which up to `wanted` can be started and up to `preparations` are to be prepared first."""
     limit = wanted if source.is_prepared else wanted + preparations
@@ -427,13 +427,13 @@ def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
 
 
 def _best(
-    cx: sqlite3.Connection, source: Source | Few, shape: Shape, wanted: int, only: Filter, plain_among: int = 0
+    cx: sqlite3.Connection, source: StartableIndex | TaggedJobs, shape: Shape, wanted: int, only: Filter, plain_among: int = 0
 ) -> list[Row]:
     """The first `wanted` candidates of a shape; with `plain_among`, the plain ones among so many of the first.
 
     One range of the index per priority, so that no row is read in vain.
     """
-    if isinstance(source, Few):
+    if isinstance(source, TaggedJobs):
         return _listed(cx, source.best(shape, wanted, _longest(only), plain_among > 0))
     where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in field_specs.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)
@@ -521,11 +521,11 @@ def _mark_running(
     for row in rows:
         job, state = row[0], row[1]
         if state in states.RUNNABLE_STATES:
-            moves.append(Move(job, (state, states.RUNNING), now_us, messages[1:], holder[1:]))
+            moves.append(Transition(job, (state, states.RUNNING), now_us, messages[1:], holder[1:]))
         else:
-            moves.append(Move(job, (state, states.PREPROCESSED, states.RUNNING), now_us, messages, holder))
+            moves.append(Transition(job, (state, states.PREPROCESSED, states.RUNNING), now_us, messages, holder))
     columns = "lease = ?, attempt = attempt + 1, return_code = NULL, told_to_stop = NULL"
-    move(cx, moves, states.LAUNCHER, columns, [(lease,)] * len(moves), only_if=FREE)
+    apply(cx, moves, states.LAUNCHER, columns, [(lease,)] * len(moves), only_if=FREE)
 
 
 def _claim(shape: Shape, row: Row, place: object = None) -> Claim:
@@ -590,7 +590,7 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_u
             else:
                 released_jobs.append((job, outcome.path[-1]))
     changes = "lease = ?, return_code = ?, restarts = ?, retries = ?, told_to_stop = ?, launcher_deaths = 0"
-    move(cx, moves, states.LAUNCHER, changes, columns)
+    apply(cx, moves, states.LAUNCHER, changes, columns)
     graph.released(cx, released_jobs, now_us)
     requeue_lost(cx, lost, now_us)
     release(cx, lease, [job for job, fact in mine.items() if fact.state != states.RUNNING], now_us)
@@ -599,11 +599,11 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_u
     return Reported(lost_jobs, claims_of(cx, kept) if kept else [], Counter(m.path[1] for m in moves), killed)
 
 
-def _finished(ended: RunResult, outcome: exit_rules.Outcome) -> Move:
+def _finished(ended: RunResult, outcome: exit_rules.NextStates) -> Transition:
     facts = {"started": ended.started_us, "return_code": ended.return_code or None}
     known = ",".join(f'"{key}":{value:d}' for key, value in facts.items() if value is not None)
     data = (f"{{{known}}}",) if known else ()
-    return Move(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data)
+    return Transition(ended.job, outcome.path, ended.ended_us, (ended.message, *outcome.messages), data)
 
 
 def unstarted(claim: Claim, now_us: int, why: str) -> RunResult:
@@ -636,10 +636,10 @@ def requeue_lost(cx: sqlite3.Connection, lost: Sequence[LostRun], now_us: int) -
         data = () if has_started else (_NEVER_STARTED,)
         if has_started and facts.told_to_stop is not None:
             message = f"{message}; the run had been told to stop at {format_us(facts.told_to_stop)}"
-        moves.append(Move(facts.job, path, now_us, (outcome.messages[0] or message,), data))
+        moves.append(Transition(facts.job, path, now_us, (outcome.messages[0] or message,), data))
         columns.append((outcome.restarts, start_after, facts.attempt - bool(former), int(facts.job in deaths)))
     changes = "lease = NULL, restarts = ?, start_after = ?, attempt = ?, launcher_deaths = launcher_deaths + ?"
-    move(cx, moves, states.REAPER, changes, columns)
+    apply(cx, moves, states.REAPER, changes, columns)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
 
 
@@ -651,8 +651,8 @@ def count_step_deaths(cx: sqlite3.Connection, held: Iterable[exit_rules.JobFacts
         deaths = cx.execute("SELECT launcher_deaths FROM job WHERE id = ?", (facts.job,)).fetchone()[0]
         if was_alone and deaths > SUSPECT_DEATHS:
             reason = exit_rules.after_death(facts, deaths, was_alone).messages[0]
-            failed.append(Move(facts.job, (facts.state, states.FAILED), now_us, (reason,)))
-    move(cx, failed, states.REAPER, "lease = NULL")
+            failed.append(Transition(facts.job, (facts.state, states.FAILED), now_us, (reason,)))
+    apply(cx, failed, states.REAPER, "lease = NULL")
     graph.released(cx, [(m.job, m.path[-1]) for m in failed], now_us)
 
 

@@ -46,7 +46,7 @@ FACTS = (
 )
 
 
-class Outcome(NamedTuple):
+class NextStates(NamedTuple):
     """The states that follow, with a message for each, and the restarts and retries that the job has used up then."""
 
     path: tuple[str, ...]
@@ -66,13 +66,13 @@ def result_of(facts: JobFacts, result: str, told_us: int | None) -> str:
     return states.RUN_TIMEOUT if is_cut_short else result
 
 
-def after_run(facts: JobFacts, result: str, return_code: int | None) -> Outcome:
+def after_run(facts: JobFacts, result: str, return_code: int | None) -> NextStates:
     """The way from RUNNING through `result` (RUN_DONE, RUN_ERROR or RUN_TIMEOUT) to where the job stays."""
     follow = settle(facts._replace(return_code=return_code), result)
     return follow._replace(path=(states.RUNNING, *follow.path))
 
 
-def settle(facts: JobFacts, result: str) -> Outcome:
+def settle(facts: JobFacts, result: str) -> NextStates:
     """The way from a result, in which somebody left the job, to where it stays; `result` is the first state of the path."""
     if result == states.RUN_DONE:
         return _settled(facts, result, states.JOB_FINISHED, facts.has_postprocess or facts.stages_out)
@@ -86,21 +86,21 @@ def settle(facts: JobFacts, result: str) -> Outcome:
     return _settled(facts, result, states.FAILED, handled)
 
 
-def _after_error(facts: JobFacts) -> Outcome:
+def _after_error(facts: JobFacts) -> NextStates:
     """Retries come first: a script is asked when they are used up.
 
     An application's own handle_error and handle_timeout are always asked, its postprocess only where the job's flags say so.
     """
     if _is_retried(facts):
         note = f"Retry {facts.retries + 1} of {facts.max_retries}"
-        return Outcome((states.RUN_ERROR, states.RESTART_READY), (note,), facts.restarts, facts.retries + 1)
+        return NextStates((states.RUN_ERROR, states.RESTART_READY), (note,), facts.restarts, facts.retries + 1)
     handled = facts.has_handle_error or (facts.post_error_handler and facts.has_postprocess)
     return _settled(facts, states.RUN_ERROR, states.FAILED, handled)
 
 
-def _settled(facts: JobFacts, result: str, end: str, needs_step: object) -> Outcome:
+def _settled(facts: JobFacts, result: str, end: str, needs_step: object) -> NextStates:
     path = (result,) if needs_step else (result, end)
-    return Outcome(path, ("",), facts.restarts, facts.retries, bool(needs_step))
+    return NextStates(path, ("",), facts.restarts, facts.retries, bool(needs_step))
 
 
 def _is_retried(facts: JobFacts) -> bool:
@@ -108,27 +108,27 @@ def _is_retried(facts: JobFacts) -> bool:
     return facts.retries < facts.max_retries and (not codes or str(facts.return_code) in codes)
 
 
-def after_lost_holder(facts: JobFacts, has_started: bool = True) -> Outcome:
+def after_lost_holder(facts: JobFacts, has_started: bool = True) -> NextStates:
     """The way of a RUNNING job whose launcher died, or the node that it was given to."""
     if not has_started:
-        return Outcome((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
+        return NextStates((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
     return restart(facts, (states.RUNNING,))
 
 
-def after_death(facts: JobFacts, deaths: int, was_alone: bool) -> Outcome:
+def after_death(facts: JobFacts, deaths: int, was_alone: bool) -> NextStates:
     """Return the way of a job that was running when its launcher died, for the time of number `deaths`.
 
     No restart is counted. A job that ran alone (`suspects`) has caused the death.
     """
     if was_alone:
         reason = f"Its launcher died {deaths} times while it ran, the last time with no other job beside it"
-        return Outcome((states.RUNNING, states.FAILED), (reason,), facts.restarts, facts.retries)
-    return Outcome((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
+        return NextStates((states.RUNNING, states.FAILED), (reason,), facts.restarts, facts.retries)
+    return NextStates((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
 
 
-def restart(facts: JobFacts, path: tuple[str, ...]) -> Outcome:
+def restart(facts: JobFacts, path: tuple[str, ...]) -> NextStates:
     """`path`, which is one state, and then RESTART_READY, which counts as one restart, or FAILED at the job's limit."""
     if facts.restarts >= facts.restart_limit:
         reason = f"Restarted {facts.restarts} times already; its restart_limit is {facts.restart_limit}"
-        return Outcome((*path, states.FAILED), (reason,), facts.restarts, facts.retries)
-    return Outcome((*path, states.RESTART_READY), ("",), facts.restarts + 1, facts.retries)
+        return NextStates((*path, states.FAILED), (reason,), facts.restarts, facts.retries)
+    return NextStates((*path, states.RESTART_READY), ("",), facts.restarts + 1, facts.retries)

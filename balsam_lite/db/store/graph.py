@@ -24,7 +24,7 @@ from ...core import states
 from ...core.errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
 from ..engine.schema import VISIBLE, sql_list, visible
 from . import pieces
-from .transitions import Move, id_list, move
+from .transitions import Transition, apply, id_list
 
 #: Jobs on a cycle that an error names.
 _NAMED = 5
@@ -153,7 +153,11 @@ def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_
     cx.executemany("INSERT INTO dependency (parent, child) VALUES (?, ?)", [(parent, child) for parent in sorted(wanted)])
     recount(cx, [child])
     if is_lost:
-        move(cx, [Move(child, (states.FAILED, states.AWAITING_PARENTS), now_us, ("It has other parents now",))], states.USER)
+        apply(
+            cx,
+            [Transition(child, (states.FAILED, states.AWAITING_PARENTS), now_us, ("It has other parents now",))],
+            states.USER,
+        )
         reconsider_children(cx, [child], now_us)
     settle(cx, [child], now_us)
 
@@ -226,14 +230,14 @@ def settle(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int) -> None:
     waits, ready, failed = [], [], []
     for job, state, unfinished, cause in rows:
         if not unfinished:
-            ready.append(Move(job, (state, states.READY), now_us))
+            ready.append(Transition(job, (state, states.READY), now_us))
         elif state != states.AWAITING_PARENTS:
             words = () if state == states.CREATED else (PARENT_UNFINISHED,)
-            waits.append(Move(job, (state, states.AWAITING_PARENTS), now_us, words))
+            waits.append(Transition(job, (state, states.AWAITING_PARENTS), now_us, words))
         if cause is not None:
             failed.append((job, cause))
-    move(cx, waits, states.STEP)
-    move(cx, ready, states.STEP)
+    apply(cx, waits, states.STEP)
+    apply(cx, ready, states.STEP)
     fail(cx, failed, now_us)
 
 
@@ -258,8 +262,8 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
         if done > pieces.FEW and reason == PARENT_FAILED:
             pieces.defer_children(cx, [job for job, _ in failed])
             return
-        moves = [Move(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
-        move(cx, moves, states.STEP)
+        moves = [Transition(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
+        apply(cx, moves, states.STEP)
         failed, reason = _propagate(cx, [], [job for job, _ in failed], now_us), PARENT_FAILED
 
 
@@ -282,7 +286,7 @@ def _propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[i
         _subtract_lost(cx, id_list(lost))
     if finished or lost:
         ready = _waiting_children(cx, (*finished, *lost), "job.unfinished_parents = 0")
-        move(cx, [Move(job, (states.AWAITING_PARENTS, states.READY), now_us) for job, _ in ready], states.STEP)
+        apply(cx, [Transition(job, (states.AWAITING_PARENTS, states.READY), now_us) for job, _ in ready], states.STEP)
     doomed = "(job.run_when = 'all_finished' OR job.run_when = 'any_finished' AND job.unfinished_parents = 1)"
     return _waiting_children(cx, lost, f"job.unfinished_parents > 0 AND {doomed}") if lost else []
 
@@ -373,5 +377,5 @@ def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[in
         (id_list(jobs),),
     ).fetchall()
     path = (states.FAILED, states.AWAITING_PARENTS)
-    move(cx, [Move(row[0], path, now_us, ("The failed parent was started again",)) for row in rows], states.USER)
+    apply(cx, [Transition(row[0], path, now_us, ("The failed parent was started again",)) for row in rows], states.USER)
     return [row[0] for row in rows]

@@ -138,7 +138,7 @@ def release(database: Database) -> None:
     be written, the jobs start when their time has come.
     """
     held = _held.get(database.directory)
-    if held is None or not held.jobs or database.is_in_transaction or import_guard.is_going_on():
+    if held is None or not held.jobs or database.is_in_transaction or import_guard.is_importing():
         return
     with _lock:
         numbers = held.numbers(SystemClock.now_us())

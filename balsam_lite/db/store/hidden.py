@@ -29,7 +29,7 @@ from . import tags
 _LAST = 2**63 - 1
 
 
-class Range(NamedTuple):
+class HiddenRange(NamedTuple):
     """Numbers of hidden jobs, both ends included, and the `large_write` that names them."""
 
     write: int
@@ -37,10 +37,10 @@ class Range(NamedTuple):
     last: int
 
 
-def ranges(cx: sqlite3.Connection) -> list[Range]:
+def ranges(cx: sqlite3.Connection) -> list[HiddenRange]:
     """Return the hidden ranges in order of their numbers; [] as a rule."""
     rows = cx.execute("SELECT id, first, last FROM large_write WHERE first > 0 ORDER BY first").fetchall()
-    return [Range(*row) for row in rows]
+    return [HiddenRange(*row) for row in rows]
 
 
 def gaps(cx: sqlite3.Connection) -> list[tuple[int, int]]:
@@ -58,7 +58,7 @@ def last_number(cx: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def begin(cx: sqlite3.Connection, jobs: int) -> Range:
+def begin(cx: sqlite3.Connection, jobs: int) -> HiddenRange:
     """Reserve the numbers of new jobs for this process, and hide them."""
     first = last_number(cx) + 1
     last = first + jobs - 1
@@ -70,7 +70,7 @@ def begin(cx: sqlite3.Connection, jobs: int) -> Range:
         (*Holder.current(), SystemClock.now_us(), jobs, json.dumps({states.CREATED: jobs}), first, last),
     ).lastrowid
     assert write is not None
-    return Range(write, first, last)
+    return HiddenRange(write, first, last)
 
 
 def touch(cx: sqlite3.Connection, write: int, done: int) -> None:
@@ -83,7 +83,7 @@ def touch(cx: sqlite3.Connection, write: int, done: int) -> None:
         )
 
 
-def count(cx: sqlite3.Connection, moved: Mapping[int, tuple[str, str]], among: list[Range]) -> None:
+def count(cx: sqlite3.Connection, moved: Mapping[int, tuple[str, str]], among: list[HiddenRange]) -> None:
     """Count changes of state, given as job -> (source, target), of jobs in these ranges."""
     for write, first, last in among:
         change: Counter[str] = Counter()

@@ -95,7 +95,7 @@ def _lease(row: Sequence[Any]) -> Lease:
     return Lease(row[0], row[1], Holder(*row[2:6]), row[6], row[7])
 
 
-class Record(NamedTuple):
+class LeaseRecord(NamedTuple):
     """What there is to tell of a lease, open or closed. Times are microseconds since the epoch."""
 
     lease: Lease
@@ -105,14 +105,14 @@ class Record(NamedTuple):
     note: str  # JSON, or ""
 
 
-def latest(cx: sqlite3.Connection, kind: str) -> Record | None:
+def latest(cx: sqlite3.Connection, kind: str) -> LeaseRecord | None:
     """The newest lease of that kind."""
     row = cx.execute(
         """SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat, opened, closed, end_reason, note
         FROM lease WHERE kind = ? ORDER BY id DESC LIMIT 1""",
         (kind,),
     ).fetchone()
-    return None if row is None else Record(_lease(row[:8]), *row[8:])
+    return None if row is None else LeaseRecord(_lease(row[:8]), *row[8:])
 
 
 #: Clocks of hosts may differ by this many seconds before it is worth mentioning.

@@ -28,7 +28,7 @@ _COUNT = f"SELECT count(*) FROM (SELECT 1 FROM job_tag WHERE tag = {_TAG} LIMIT 
 _WAITING = f"SELECT sum(jobs) FROM state_count WHERE state IN ({_STARTABLE})"
 
 
-class Entry(NamedTuple):
+class QueuedJob(NamedTuple):
     """What decides when a job's turn is."""
 
     job: int
@@ -39,11 +39,11 @@ class Entry(NamedTuple):
     shape: tuple[float, ...]  # spec.SHAPE_FIELDS
 
 
-class Few(NamedTuple):
+class TaggedJobs(NamedTuple):
     """The prepared or the unprepared ones of them, in the order in which they are claimed."""
 
     is_prepared: bool
-    entries: list[Entry]
+    entries: list[QueuedJob]
 
     def best(self, shape: Sequence[float], wanted: int, longest: int, only_plain: bool) -> list[int]:
         """The first `wanted` jobs of a shape whose estimate is at most `longest` minutes."""
@@ -67,7 +67,7 @@ def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]], is_slow: boo
     return tag if fewest <= most else None
 
 
-def are_found_soon(
+def scan_is_cheap(
     cx: sqlite3.Connection, index: str, where: str, of_index: Sequence[object], tagged: str, tags: Sequence[object]
 ) -> bool:
     """Whether some of the first jobs along an index are `tagged`, or all are among the first."""
@@ -92,7 +92,7 @@ def read(
     condition: str,
     parameters: Sequence[object],
     workflows: Iterable[str] | None = None,
-) -> list[Few] | None:
+) -> list[TaggedJobs] | None:
     """The prepared and the unprepared jobs with that tag, of these workflows (None: of all); None if they are not few.
 
     `plain` says of a row whether nothing has to be prepared; `condition` must hold besides.
@@ -102,8 +102,8 @@ def read(
         condition += " AND job.workflow IN (SELECT value FROM json_each(?))"
         values.append(json.dumps(list(workflows)))
     rows = cx.execute(query(plain, condition), values)
-    entries = [Entry(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[5:])) for row in rows]
+    entries = [QueuedJob(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[5:])) for row in rows]
     if len(entries) > _MOST:
         return None
     entries.sort(key=lambda entry: (-entry.priority, -entry.minutes, entry.job))
-    return [Few(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
+    return [TaggedJobs(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]

@@ -14,7 +14,7 @@ from ...core import field_specs, states
 from ..engine.connection import Database
 from ..engine.schema import VISIBLE, sql_list
 from . import claims, suspects
-from .claims import Shape, Source
+from .claims import Shape, StartableIndex
 
 #: Jobs in one transaction; so many take some milliseconds.
 _BATCH = 1000
@@ -35,7 +35,7 @@ def reserve(db: Database, launch: int, shape: Shape, longest_minutes: int, jobs:
     return _in_batches(db, ids, f"UPDATE job SET queued_launch_id = {launch:d} WHERE id = ? AND {free}")
 
 
-def _unplanned(cx: sqlite3.Connection, source: Source, shape: Shape, longest_minutes: int, most: int) -> list[int]:
+def _unplanned(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, longest_minutes: int, most: int) -> list[int]:
     fields = " AND ".join(f"{field} = ?" for field in field_specs.SHAPE_FIELDS)
     query = f"""SELECT id FROM job INDEXED BY {source.index_name}
         WHERE {source.condition} AND {fields} AND wall_time_minutes <= ? AND queued_launch_id IS NULL AND {VISIBLE}

@@ -18,7 +18,7 @@ from . import claims, exit_rules, graph, pieces
 from .claims import Claim
 from .exit_rules import JobFacts
 from .suspects import Suspect
-from .transitions import Move, id_list, move
+from .transitions import Transition, apply, id_list
 
 
 class StepEnd(NamedTuple):
@@ -35,7 +35,7 @@ class StepEnd(NamedTuple):
 
 
 def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> Counter[str]:
-    """Move jobs on whose step has ended, and release them.
+    """Transition jobs on whose step has ended, and release them.
 
     A job in another state than at the step's start was moved by its script or the user, and stays where it is. Returns how many
     of these are in each final state.
@@ -50,7 +50,7 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
         end = ends[job]
         if state == end.claim.state and not end.interrupted:
             moves.append(_move(end, now_us))
-    move(cx, moves, states.STEP, "launcher_deaths = 0")
+    apply(cx, moves, states.STEP, "launcher_deaths = 0")
     dead = id_list(job for job, state in held.items() if ends[job].is_death and state == ends[job].claim.state)
     if dead != "[]":
         was_alone = cx.execute("SELECT count(*) FROM job INDEXED BY job_lease WHERE lease = ?", (lease,)).fetchone()[0] == 1
@@ -62,14 +62,14 @@ def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us:
     return Counter(state for job, state in held.items() if state != ends[job].claim.state and state in states.END_STATES)
 
 
-def _move(end: StepEnd, now_us: int) -> Move:
+def _move(end: StepEnd, now_us: int) -> Transition:
     path = (end.claim.state, *end.reached)
     if not end.failure and path[-1] in (states.RUN_ERROR, states.RUN_TIMEOUT):
         end = end._replace(failure=exit_rules.UNHANDLED)
     if end.failure:
         # A job cannot fail from where it is ready to run, but it never got there.
         path = (*(state for state in path if state != states.PREPROCESSED), states.FAILED)
-    return Move(end.claim.job, path, now_us, (*[""] * (len(path) - 2), end.failure or end.note))
+    return Transition(end.claim.job, path, now_us, (*[""] * (len(path) - 2), end.failure or end.note))
 
 
 def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: int) -> list[Claim]:
@@ -93,9 +93,9 @@ def _settle(cx: sqlite3.Connection, lease: int, facts: Sequence[JobFacts], capac
     unfinished = pieces.unfinished(cx, (fact.job for fact in facts)) if facts else ()
     found = [(fact.job, exit_rules.settle(fact, fact.state)) for fact in facts if fact.job not in unfinished]
     settled = [(job, outcome) for job, outcome in found if not outcome.needs_step]
-    moves = [Move(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]
+    moves = [Transition(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]
     used_up = [(outcome.restarts, outcome.retries) for _, outcome in settled]
-    move(cx, moves, states.STEP, "restarts = ?, retries = ?", used_up)
+    apply(cx, moves, states.STEP, "restarts = ?, retries = ?", used_up)
     graph.released(cx, [(m.job, m.path[-1]) for m in moves], now_us)
     taken = [job for job, outcome in found if outcome.needs_step][:capacity]
     claims.hold_for_step(cx, lease, taken)

@@ -22,7 +22,7 @@ from ...core.clock import SECOND_US
 from ..engine.schema import RESERVED, SUSPECT, SUSPECT_DEATHS, sql_list
 from ..query import batch_queries
 from . import batch_jobs
-from .rare_tags import Entry, Few
+from .rare_tags import QueuedJob, TaggedJobs
 
 if TYPE_CHECKING:
     from .leases import Lease
@@ -38,7 +38,7 @@ _LIMIT_SLACK_US = 120 * SECOND_US
 class Suspect(NamedTuple):
     """A suspect that no launcher holds."""
 
-    entry: Entry
+    entry: QueuedJob
     is_unsettled: bool  # its program has ended, a step is left
     deaths: int
     since_us: int  # of its last event
@@ -78,7 +78,9 @@ def read(
         condition += " AND job.queued_launch_id = ?"
         values.append(launch)
     return [
-        Suspect(Entry(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[8:])), bool(row[5]), row[6], row[7] or 0)
+        Suspect(
+            QueuedJob(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[8:])), bool(row[5]), row[6], row[7] or 0
+        )
         for row in cx.execute(query(plain, condition), values)
     ]
 
@@ -86,7 +88,7 @@ def read(
 def next_group(found: Collection[Suspect]) -> list[Suspect]:
     """Return those that are to be run next: half of the ones with the most deaths, by priority.
 
-    >>> entries = [Entry(job, True, True, 0, 1, ()) for job in range(5)]
+    >>> entries = [QueuedJob(job, True, True, 0, 1, ()) for job in range(5)]
     >>> [one.entry.job for one in next_group([Suspect(entry, False, 3 - (entry.job > 2), 0) for entry in entries])]
     [0, 1]
     """
@@ -96,10 +98,10 @@ def next_group(found: Collection[Suspect]) -> list[Suspect]:
     return group[: (len(group) + 1) // 2]
 
 
-def startable(group: Iterable[Suspect]) -> list[Few]:
+def startable(group: Iterable[Suspect]) -> list[TaggedJobs]:
     """Return those that can be started, as a launcher takes them."""
     entries = [one.entry for one in group if not one.is_unsettled]
-    return [Few(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
+    return [TaggedJobs(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
 
 
 def workflows(cx: sqlite3.Connection) -> list[str]:

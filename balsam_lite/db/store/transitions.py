@@ -27,7 +27,7 @@ def with_payload(said: Mapping[str, Any]) -> str | None:
     return f'{{"{PAYLOAD}":{field_specs.checked(field_specs.JOB_FIELD["data"], said)}}}' if said else None
 
 
-class Move(NamedTuple):
+class Transition(NamedTuple):
     """One job's way through one or more states, which become events at `time_us`; the last one is where it stays."""
 
     job: int
@@ -37,9 +37,9 @@ class Move(NamedTuple):
     data: tuple[str | None, ...] = ()  # JSON, likewise
 
 
-def move(
+def apply(
     cx: sqlite3.Connection,
-    moves: Sequence[Move],
+    moves: Sequence[Transition],
     actor: str,
     columns: str = "",
     values: Iterable[tuple[object, ...]] = (),
@@ -84,7 +84,7 @@ def _check(path: tuple[str, ...], actor: str) -> None:
             raise IllegalTransition(f"A {actor} cannot move a job from {source} to {target}.")
 
 
-def _record(cx: sqlite3.Connection, moves: Sequence[Move]) -> None:
+def _record(cx: sqlite3.Connection, moves: Sequence[Transition]) -> None:
     """Insert the events of `transitions`: of each job in the order of its path."""
     if len(moves) < _MIN_ALIKE or len({m[1:] for m in moves}) > 1:
         cx.executemany(
@@ -101,7 +101,7 @@ def _record(cx: sqlite3.Connection, moves: Sequence[Move]) -> None:
         )
 
 
-def _steps(m: Move) -> Iterator[tuple[object, ...]]:
+def _steps(m: Transition) -> Iterator[tuple[object, ...]]:
     """The time, states, message and data of each event."""
     for step, source in enumerate(m.path[:-1]):
         message = m.messages[step] if step < len(m.messages) else ""

@@ -21,7 +21,7 @@ from ..engine.binding import id_of
 from ..engine.connection import Database
 from ..engine.schema import LARGE_WRITE_HOLD, PAYLOAD, sql_list
 from . import claims, exit_rules, graph, pieces, tags
-from .transitions import Move, count, id_list, move, with_payload
+from .transitions import Transition, apply, count, id_list, with_payload
 
 USER_CHANGED = "User mutated state from command line"
 
@@ -72,7 +72,7 @@ def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> Hook | No
     return Hook(kind, environ.get("BALSAM_JOB_ID", ""), job, lease, attempt)
 
 
-class Said(NamedTuple):
+class Annotation(NamedTuple):
     """What a user says with a change of state."""
 
     message: str = ""
@@ -108,12 +108,12 @@ def set_state(
     if state == states.USER_KILLED:
         return kill(db, ids, message=message or by, data=data, time_us=time_us, progress=progress).killed
     _refuse_running(state)
-    hook, said = own_hook(db), Said(message, by, with_payload(data), time_us)
+    hook, annotation = own_hook(db), Annotation(message, by, with_payload(data), time_us)
     jobs = list(ids)
     if _is_large(db, len(jobs)):
-        return pieces.run(db, [_state_part(jobs, state, said)], lambda cx: _refuse_held(cx, jobs), progress)["changed"]
+        return pieces.run(db, [_state_part(jobs, state, annotation)], lambda cx: _refuse_held(cx, jobs), progress)["changed"]
     with pieces.few(db, jobs) as cx:
-        return sum(_set_state(cx, piece, state, said, hook) for piece in _pieces(jobs))
+        return sum(_set_state(cx, piece, state, annotation, hook) for piece in _pieces(jobs))
 
 
 def _refuse_running(state: str) -> None:
@@ -121,11 +121,11 @@ def _refuse_running(state: str) -> None:
         raise StateError("Only a launcher makes a job RUNNING.", hint="Set RESTART_READY to let one run it.")
 
 
-def _state_part(jobs: Iterable[int], state: str, said: Said) -> pieces.Part:
+def _state_part(jobs: Iterable[int], state: str, annotation: Annotation) -> pieces.Part:
     if state == states.USER_KILLED:
-        when = SystemClock.now_us() if said.time_us is None else said.time_us
-        return pieces.Part("kill", {"said": (said.message or said.by, said.data, when)}, sorted(jobs))
-    return pieces.Part("set_state", {"state": state, "said": said}, sorted(jobs))
+        when = SystemClock.now_us() if annotation.time_us is None else annotation.time_us
+        return pieces.Part("kill", {"said": (annotation.message or annotation.by, annotation.data, when)}, sorted(jobs))
+    return pieces.Part("set_state", {"state": state, "said": annotation}, sorted(jobs))
 
 
 def _refuse_held(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
@@ -146,9 +146,9 @@ def _held_error(state: str, lease: int | None, job_id: str, name: str) -> StateE
     )
 
 
-def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Said, hook: Hook | None) -> int:
+def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, annotation: Annotation, hook: Hook | None) -> int:
     now = SystemClock.now_us()
-    when = now if said.time_us is None else said.time_us
+    when = now if annotation.time_us is None else annotation.time_us
     query = "SELECT id, state, lease, attempt, job_id, name FROM job WHERE id IN (SELECT value FROM json_each(?))"
     rows = cx.execute(query, (id_list(ids),)).fetchall()
     own = [row for row in rows if hook and row[0] == hook.job and row[4] == hook.job_id]
@@ -156,15 +156,19 @@ def _set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, said: Sai
     for _, old, lease, _, job_id, name in others:
         if lease is not None or old == states.RUNNING:
             raise _held_error(old, lease, job_id, name)
-    moves = [Move(row[0], (row[1], state), when, (said.message or said.by,), (said.data,)) for row in others if row[1] != state]
-    move(cx, moves, states.USER, _ANEW if state not in states.END_STATES else "")
+    moves = [
+        Transition(row[0], (row[1], state), when, (annotation.message or annotation.by,), (annotation.data,))
+        for row in others
+        if row[1] != state
+    ]
+    apply(cx, moves, states.USER, _ANEW if state not in states.END_STATES else "")
     changed = [m.job for m in moves]
     graph.reconsider_children(cx, changed, now)
     graph.settle(cx, changed, now)
-    return len(moves) + sum(_set_own_state(cx, row, state, said, hook, when) for row in own if hook)
+    return len(moves) + sum(_set_own_state(cx, row, state, annotation, hook, when) for row in own if hook)
 
 
-def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said: Said, hook: Hook, now: int) -> int:
+def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, annotation: Annotation, hook: Hook, now: int) -> int:
     """Set the state of a script's own job, which stays held.
 
     The launcher releases it when the script has ended, and only then propagates its end to children, whatever state that is.
@@ -179,18 +183,18 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, said:
         return 0
     if state not in states.targets(old, states.HOOK):
         raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
-    message = said.message or f"Set by the {hook.kind} script"
-    moves, column = [Move(job, (old, state), now, (message,), (said.data,))], ""
+    message = annotation.message or f"Set by the {hook.kind} script"
+    moves, column = [Transition(job, (old, state), now, (message,), (annotation.data,))], ""
     if _goes_back(old, state):
         (facts,) = claims.facts_of(cx, "job.id = ?", (job,))
         outcome = exit_rules.restart(facts, (old,))
         column = f"restarts = {outcome.restarts:d}"
         if outcome.path[-1] == states.FAILED:
-            state, moves = states.FAILED, [Move(job, outcome.path, now, outcome.messages, (said.data,))]
+            state, moves = states.FAILED, [Transition(job, outcome.path, now, outcome.messages, (annotation.data,))]
     elif state in states.UNSETTLED_STATES and _was_handled(cx, job, state):
         reason = f"The job was {state} already since it was last to run; the {hook.kind} script made it so once more"
-        state, moves = states.FAILED, [Move(job, (old, states.FAILED), now, (reason,), (said.data,))]
-    move(cx, moves, states.HOOK, column)
+        state, moves = states.FAILED, [Transition(job, (old, states.FAILED), now, (reason,), (annotation.data,))]
+    apply(cx, moves, states.HOOK, column)
     return 1
 
 
@@ -238,27 +242,27 @@ def kill(
     collected.refuse("Killing jobs")
     jobs = list(ids)
     now = SystemClock.now_us()
-    said = (message, with_payload(data), now if time_us is None else time_us)
+    annotation = (message, with_payload(data), now if time_us is None else time_us)
     below: list[int] = []
     if recursive and not db.is_in_transaction:
         with db.read() as cx:
             below = graph.descendants(cx, jobs)
     if _is_large(db, len(jobs) + len(below)):
         listed = sorted({*jobs, *below})
-        counted = pieces.run(db, [pieces.Part("kill", {"said": said}, listed)], lambda cx: None, progress)
+        counted = pieces.run(db, [pieces.Part("kill", {"said": annotation}, listed)], lambda cx: None, progress)
         return Killed(counted["killed"], counted["running"])
     with pieces.few(db) as cx:
         if recursive:
             jobs = list(dict.fromkeys([*jobs, *graph.descendants(cx, jobs)]))
         pieces.finish_first(cx, jobs)
-        killed, free = _kill(cx, jobs, *said)
+        killed, free = _kill(cx, jobs, *annotation)
         graph.reconsider_children(cx, free, now)
         return Killed(killed, killed - len(free))
 
 
 def _kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | None, when: int) -> tuple[int, list[int]]:
     """Make those USER_KILLED that have not ended. Return how many those were, and which of them no launcher holds."""
-    moves: list[Move] = []
+    moves: list[Transition] = []
     free: list[int] = []
     for piece in _pieces(jobs):
         rows = cx.execute(
@@ -266,9 +270,9 @@ def _kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str |
                 AND state NOT IN ({sql_list(states.END_STATES)})""",
             (id_list(piece),),
         ).fetchall()
-        moves += [Move(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _ in rows]
+        moves += [Transition(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _ in rows]
         free += [job for job, _, lease in rows if lease is None]
-    move(cx, moves, states.USER)
+    apply(cx, moves, states.USER)
     return len(moves), free
 
 
@@ -309,7 +313,7 @@ class Change(NamedTuple):
     jobs: Sequence[int]
     fields: Mapping[str, Any] = {}
     state: str | None = None
-    said: Said = Said()  # of the state
+    annotation: Annotation = Annotation()  # of the state
     workdir: str | None = None
 
 
@@ -335,7 +339,7 @@ def change(db: Database, changes: Sequence[Change], progress: pieces.Progress | 
         if one.state is not None:
             states.check_state(one.state)
             _refuse_running(one.state)
-            parts.append(_state_part(one.jobs, one.state, one.said))
+            parts.append(_state_part(one.jobs, one.state, one.annotation))
             freed += one.jobs if one.state != states.USER_KILLED else ()
 
     def check(cx: sqlite3.Connection) -> None:
@@ -352,9 +356,9 @@ def change(db: Database, changes: Sequence[Change], progress: pieces.Progress | 
 
 def _set_state_of(db: Database, one: Change) -> None:
     assert one.state is not None
-    said = one.said
-    data = json.loads(said.data)[PAYLOAD] if said.data else {}
-    set_state(db, one.jobs, one.state, said.message, by=said.by, data=data, time_us=said.time_us)
+    annotation = one.annotation
+    data = json.loads(annotation.data)[PAYLOAD] if annotation.data else {}
+    set_state(db, one.jobs, one.state, annotation.message, by=annotation.by, data=data, time_us=annotation.time_us)
 
 
 def _stored(values: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
@@ -478,7 +482,9 @@ def _put_piece_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | N
     chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
     for state, condition in chosen.items() if target is None else ((target, "1"),):
         query = f"SELECT id FROM job WHERE {condition} AND id IN (SELECT value FROM json_each(?))"
-        _set_state(cx, [row[0] for row in cx.execute(query, (id_list(jobs),))], state, Said("Put back by balsam rerun"), None)
+        _set_state(
+            cx, [row[0] for row in cx.execute(query, (id_list(jobs),))], state, Annotation("Put back by balsam rerun"), None
+        )
 
 
 # --- delete -----------------------------------------------------------------------------------------------------------
@@ -602,7 +608,7 @@ def _set_state_of_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int],
     free = _free(cx, jobs)
     if parameters["state"] not in states.END_STATES:
         _hold(cx, number, free)
-    return Counter(changed=_set_state(cx, free, parameters["state"], Said(*parameters["said"]), None))
+    return Counter(changed=_set_state(cx, free, parameters["state"], Annotation(*parameters["said"]), None))
 
 
 def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:

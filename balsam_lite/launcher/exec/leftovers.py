@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from ...core.process_table import Found, Process, belonging, living, signal_all
+from ...core.process_table import Belonging, Process, belonging, living, signal_all
 from ...db.engine.directories import RUNS
 from . import run_file
 from .invocation import Context, node_mark
@@ -30,7 +30,9 @@ class Orphans(NamedTuple):
     left: tuple[int, ...] = ()  # the pids of those that cannot be killed
 
 
-def runs_of(db_directory: str, leases: Collection[bytes] = (), runs: Collection[bytes] = (), rank: int | None = None) -> Found:
+def runs_of(
+    db_directory: str, leases: Collection[bytes] = (), runs: Collection[bytes] = (), rank: int | None = None
+) -> Belonging:
     """Return what lives on this host of the attempts that were started under leases, and of single attempts.
 
     Args:

@@ -34,7 +34,7 @@ def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Parti
     Raises:
         InvalidSpec: the parts are not all of the nodes. LaunchError: the nodes are not to be found out. SpawnFailed.
     """
-    import_guard.refuse()
+    import_guard.check_writable()
     total = sum(part.num_nodes for part in parts)
     batch = resources.where_am_i(options, Settings.load(db_directory), os.environ)
     check_sum(parts, resources.count_nodes(options, batch) or total)

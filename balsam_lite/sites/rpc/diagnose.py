@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ...core.errors import SiteUnreachable
 from ...core.subprocess_run import Completed
-from ...db.engine.registry import Entry
+from ...db.engine.registry import SiteEntry
 from .ssh import Host
 
 _ON_THE_WAY = 255
@@ -27,7 +27,7 @@ class _Reason(NamedTuple):
     is_early: bool = False  # so that nothing can have been done there
 
 
-def explained(entry: Entry, host: Host, done: Completed, changing: bool) -> SiteUnreachable:
+def diagnose(entry: SiteEntry, host: Host, done: Completed, changing: bool) -> SiteUnreachable:
     """The error to raise when `done` holds no answer.
 
     Args:
@@ -38,7 +38,7 @@ def explained(entry: Entry, host: Host, done: Completed, changing: bool) -> Site
     return SiteUnreachable(f"{entry.address}: {reason.what}.{doubt}", hint=reason.advice)
 
 
-def _reason(entry: Entry, host: Host, done: Completed) -> _Reason:
+def _reason(entry: SiteEntry, host: Host, done: Completed) -> _Reason:
     if done.returncode is None:
         return _cut(host, done)
     if done.returncode == _ON_THE_WAY:
@@ -90,7 +90,7 @@ def _on_the_way(host: Host, done: Completed) -> _Reason:
 # --- the command there ------------------------------------------------------------------------------------------------
 
 
-def _no_balsam(entry: Entry, host: Host, done: Completed) -> _Reason | None:
+def _no_balsam(entry: SiteEntry, host: Host, done: Completed) -> _Reason | None:
     """Why `balsam answer` did not start; None if it may have."""
     add = f"balsam site add {shlex.quote(entry.name)} {shlex.quote(entry.address)} --balsam /path/to/bin/balsam"
     if done.returncode == _NOT_FOUND or re.search(r"command not found", done.stderr, re.IGNORECASE):

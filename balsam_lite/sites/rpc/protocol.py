@@ -1,7 +1,7 @@
 """How a question goes to another host and the answer comes back: as JSON, one line each, of one version of balsam_lite.
 
 request
-    {"version", "marker", "db", "method", "arguments": {…}}: a method of `interface.Desk` and its arguments by name.
+    {"version", "marker", "db", "method", "arguments": {…}}: a method of `interface.SiteInterface` and its arguments by name.
 answer
     {"marker", "version", "answer": …} or {"marker", "version", "error": {"type", "message", "hint"}}.
 
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 from ... import __version__
 from ...core import errors
 from ...core.errors import BalsamError, InvalidSpec
-from ..interface import Desk
+from ..interface import SiteInterface
 
 #: What may be asked, and nothing else.
-METHODS = tuple(name for name in vars(Desk) if not name.startswith("_"))
+METHODS = tuple(name for name in vars(SiteInterface) if not name.startswith("_"))
 
 
-class Request(NamedTuple):
+class RpcRequest(NamedTuple):
     """What is asked of a site."""
 
     method: str
@@ -51,7 +51,7 @@ def new_marker() -> str:
     return os.urandom(12).hex()
 
 
-def write_request(request: Request) -> bytes:
+def write_request(request: RpcRequest) -> bytes:
     """The line for stdin over there.
 
     Raises:
@@ -65,7 +65,7 @@ def write_request(request: Request) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What a desk on this host takes as well, in a form that JSON has."""
+    """What a site on this host takes as well, in a form that JSON has."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (set, frozenset, range)):
@@ -73,11 +73,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
-def read_request(line: bytes) -> Request:
+def read_request(line: bytes) -> RpcRequest:
     """Undo `write_request`. Raises InvalidSpec: this is no request."""
     try:
         found = json.loads(line)
-        request = Request(**{field: found[field] for field in Request._fields if field in found})
+        request = RpcRequest(**{field: found[field] for field in RpcRequest._fields if field in found})
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidSpec(f"This is no request: {exc}") from exc
     words = (request.method, request.db, request.version, request.marker)

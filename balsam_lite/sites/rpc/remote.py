@@ -9,7 +9,7 @@ from typing import Any
 from ... import __version__
 from ...core import field_specs, import_guard, subprocess_run
 from ...core.errors import BalsamError, InvalidSpec, NotABalsamDB, RemoteError, SiteUnreachable
-from ...db.engine.registry import Entry
+from ...db.engine.registry import SiteEntry
 from ..interface import Row
 from . import diagnose, protocol, ssh
 
@@ -26,15 +26,15 @@ _PATHS = frozenset({"stage_in_url", "stage_out_url", "envscript"})
 _CHANGING = ("create", "update", "update_where", "delete")
 
 
-class RemoteDesk:
-    """A `interface.Desk` of a site that ssh reaches.
+class RemoteSite:
+    """A `interface.SiteInterface` of a site that ssh reaches.
 
     Errors that are raised there are raised here, as the same class with the same words; their cause names the site. All else
     is SiteUnreachable, which says whether a change may have been made all the same. Both hosts must have the same version of
     balsam_lite, exactly: nothing is done otherwise.
     """
 
-    def __init__(self, entry: Entry, timeout_s: float | None = None) -> None:
+    def __init__(self, entry: SiteEntry, timeout_s: float | None = None) -> None:
         """`timeout_s`: how long each question may take, connecting included; None: what suits it.
 
         Raises:
@@ -127,17 +127,17 @@ class RemoteDesk:
     def _ask(self, method: str, **arguments: Any) -> Any:
         marker = protocol.new_marker()
         db = ssh.path_there(self.entry.path)
-        request = protocol.write_request(protocol.Request(method, arguments, db, marker=marker))
+        request = protocol.write_request(protocol.RpcRequest(method, arguments, db, marker=marker))
         changing = method in _CHANGING or arguments.get("verb") in ("start", "stop")
         if changing:
-            import_guard.refuse()
+            import_guard.check_writable()
         limit_s = CHANGING_S if changing else ABOUT_S if method == "about" else READING_S
         done = self._run(request, self._timeout_s or limit_s)
         reply = protocol.find_answer(done.stdout, marker)
         if reply is None:
             if done.was_killed:
                 ssh.drop(self._host)
-            raise diagnose.explained(self.entry, self._host, done, changing)
+            raise diagnose.diagnose(self.entry, self._host, done, changing)
         if reply.version != __version__:
             raise self._other_version(reply.version)
         if reply.error is not None:

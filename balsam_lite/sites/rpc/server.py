@@ -1,4 +1,4 @@
-"""The other end of `remote.RemoteDesk`: what the balsam of another host asks through ssh is asked of the DB here."""
+"""The other end of `remote.RemoteSite`: what the balsam of another host asks through ssh is asked of the DB here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ... import __version__
 from ...core.errors import BalsamError, InvalidSpec, SiteUnreachable
 from ...db.engine import directories, registry
-from ..interface import Desk
+from ..interface import SiteInterface
 from . import protocol
 
 
@@ -28,17 +28,17 @@ def respond(line: bytes, db: str | None = None) -> str:
         return protocol.write_error(marker, _unexpected(exc))
 
 
-def _carried_out(request: protocol.Request, db: str | None) -> Any:
+def _carried_out(request: protocol.RpcRequest, db: str | None) -> Any:
     if request.version != __version__:  # before anything is done: a method may have got another meaning
         raise SiteUnreachable(f"This is balsam_lite {__version__}; it was asked by balsam_lite {request.version}.")
     if request.method not in protocol.METHODS:
         raise InvalidSpec(f"There is no method {request.method!r}.", hint=f"There are: {', '.join(protocol.METHODS)}")
-    from ..local import LocalDesk
+    from ..local import LocalSite
 
     database = directories.open_database(directories.absolute(request.db) if request.db else directories.find(db))
     try:
-        desk: Desk = LocalDesk(registry.at(database.directory), database)
-        return getattr(desk, request.method)(**request.arguments)
+        site: SiteInterface = LocalSite(registry.at(database.directory), database)
+        return getattr(site, request.method)(**request.arguments)
     finally:
         database.close()
 

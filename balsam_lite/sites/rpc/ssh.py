@@ -48,7 +48,7 @@ class Host(NamedTuple):
 
 
 def parse_address(text: str) -> tuple[str, str]:
-    """The (host, path) of ssh://[user@]host[:port]/path, as a `registry.Entry` has them.
+    """The (host, path) of ssh://[user@]host[:port]/path, as a `registry.SiteEntry` has them.
 
     The path is taken as it is written, without %-codes; /~/path and /~user/path are below a home there.
 

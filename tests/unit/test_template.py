@@ -1,4 +1,4 @@
-"""Command templates: every value is one word, whatever it holds and wherever it stands; real bash says so."""
+"""Command templates: each value is one word, whatever it holds and wherever it is; checked with real bash."""
 
 from __future__ import annotations
 
@@ -92,26 +92,26 @@ def test_inner_line_breaks_stay_and_outer_blanks_go():
         ("p 'a {{ a }}", "single quote is not closed"),
         ('p "a {{ a }}', "double quote is not closed"),
         ("p $(x {{ a }}", "not closed"),
-        ("p `x {{ a }}`", "Write $(…)"),
-        ('p "`x {{ a }}`"', "Write $(…)"),
-        ("p ${X:-{{ a }}}", "variable first"),
-        ('p "${X:-{{ a }}}"', "variable first"),
-        ("p $(( {{ a }} + 1 ))", "Compute in jinja: {{ name|int + 1 }}"),
+        ("p `x {{ a }}`", "write $(…)"),
+        ('p "`x {{ a }}`"', "write $(…)"),
+        ("p ${X:-{{ a }}}", "beside ${…}"),
+        ('p "${X:-{{ a }}}"', "beside ${…}"),
+        ("p $(( {{ a }} + 1 ))", "Compute in jinja, as in {{ n|int + 1 }}"),
         ("(( {{ a }} > 1 )) && p", "arithmetic"),
         ("p $[ {{ a }} ]", "arithmetic"),
         ("cat <<EOF\n{{ a }}\nEOF", "here-document"),
         ("cat <<-'EOF' | p $(q\n)\n\t{{ a }}\n\tEOF", "here-document"),
-        ("cat <<{{ a }}\nx\n", "end mark"),
+        ("cat <<{{ a }}\nx\n", "here-document"),
         ("p # {{ a }}", "comment"),
         ("p\\\n # '\nq # {{ a }}", "comment"),
         ("p \\{{ a }}", "backslash"),
         ('p "\\{{ a }}"', "backslash"),
-        ("p ${{ a }}", "dollar"),
-        ('p "${{ a }}"', "dollar"),
-        ("p $'{{ a }}'", "Close the quotes"),
+        ("p ${{ a }}", "right after a $"),
+        ('p "${{ a }}"', "right after a $"),
+        ("p $'{{ a }}'", "beside $'…'"),
         ("p $(case x in x) q {{ a }};; esac)", "case"),
-        ("p \"${x#'}'}\" {{ a }}", "single quote in"),
-        ("((p) ; (q)) {{ a }}", "write ( ("),
+        ("p \"${x#'}'}\" {{ a }}", "beside ${…}"),
+        ("((p) ; (q)) {{ a }}", "brackets (("),
         ("{% macro m(x) %}{{ x }}{% endmacro %}p {{ m(a) }}", "macro"),
         ("p " + "$(" * 10_000, "deeply"),
     ],
@@ -122,7 +122,7 @@ def test_a_template_that_cannot_be_filled_is_refused_with_the_reason_and_the_way
     assert words in str(caught.value)
 
 
-#: Where bash reads a quoted word once more, and with nearly all of these would run the program in one of the values of `EVIL`.
+#: Where bash evaluates a quoted word, and with nearly all of these would run the program in one of the values of `EVIL`.
 READ_TWICE = [
     "echo >&{{ a }}", "echo >& {{ a }}", "echo 2>&1{{ a }}", "echo >&2'x{{ a }}'", "echo >& \\\n \"{{ a }}\"",
     "[[ {{ a }} -gt 5 ]]", "[[ ( x == x ) && 1 -eq {{ a }} ]] && p", "[[ -v {{ a }} ]]", "[[ 1 -l\\\nt {{ a }} ]]",
@@ -138,7 +138,20 @@ READ_TWICE = [
     "typeset -xn n; n={{ a }}", "read {{ a }} <<<x", "while read -r {{ a }}; do :; done <f", "let {{ a }}", "let 'n={{ a }}+1'",
     "RANDOM={{ a }} p", "export OPTIND={{ a }}", "PS4={{ a }}; set -x; p", "mapfile -C {{ a }} -c 1 x <f",
     "p & wait -n -p {{ a }}",
-    "p $(x=([{{ a }}]=1))", "compgen -W {{ a }}",
+    "p $(x=([{{ a }}]=1))", "compgen -W {{ a }}", "${NONE}unset {{ a }}", "$'un\\x73et' {{ a }}",
+    # as code of another shell, of eval or of a trap
+    "bash -c {{ a }}", "bash -c 'p {{ a }}'", "cd / && sh -ec 'p {{ a }}'", "env sh -o errexit -c \"p {{ a }}\"; p",
+    "bash -{{ a }} x",
+    "bash {{ a }} {{ a }}", "eval {{ a }}", "eval 'p {{ a }}'", "trap {{ a }} EXIT", "alias x={{ a }}", "echo {{ a }} | sh",
+    "bash <<<{{ a }}", "bash -s <{{ a }}",
+    # as the name of a variable or function
+    "for {{ a }} in x; do :; done", "function {{ a }} { :; }", "printf '%n' {{ a }}",
+    # in an array, and after what leaves the quotes uncertain
+    "x=(1 {{ a }})", "x[0]={{ a }}", "p ${x#\"'\"} {{ a }}", "p `echo \"'\"` {{ a }}", "p $[1] {{ a }}",
+    "cat <<E\nx\\\nE\np {{ a }}\nE",
+    # in a variable that is evaluated
+    "N={{ n }}; p $((N + 1))", "export N={{ n }}; [[ $N -gt 5 ]]", "for n in {{ n }}; do p ${X:n}; done", "N={{ n }}; let x=N",
+    "N={{ n }}; declare -i N", "N={{ n }}; eval \"p $N\"", "N={{ n }}; p >&$N", "(( N > 1 )); N={{ n }}",
 ]  # fmt: skip
 EVIL = {"a": "a[$(touch evil)]", "b": "-v", "c": "-va[$(touch evil)]", "d": "($(touch evil))"}
 
@@ -154,7 +167,8 @@ READ_ONCE = [
     "[[ {{ a }} == b || -f {{ a }} || {{ a }} =~ x ]]; p -v {{ a }} -gt", "[ {{ a }} -gt 5 ]", "[ -n {{ a }} ] && p",
     "if [ {{ a }} = {{ d }} -o ! {{ a }} ]; then :; fi", "[ -f {{ a }}/{{ d }} ]", "test {{ a }}; p", "printf {{ c }}; p",
     "export A={{ a }} B=\"{{ d }}\"; p $A", "readonly x={{ d }}",
-    "A={{ a }} x=(1 {{ a }} {{ d }}); x[0]={{ a }}; x={{ d }}; p $x",
+    "A={{ a }} B=x p; x={{ d }}; p $x $((B + 1)) ${B:1} {{ a }}", "bash run.sh -c {{ a }}", "bash -c 'p \"$1\"' bash {{ a }}",
+    "sh -e -o nounset run.sh {{ a }}; bash -- {{ a }} {{ d }}",
     "printf '%s %d' {{ a }} {{ c }} >f", "printf -v x %s {{ a }}", "read x <{{ a }}", "IFS={{ a }} read -r x <<<{{ a }}",
     "p <{{ a }} >{{ d }} 2>&1 &>>{{ a }} 2>|{{ a }} <>{{ a }}", "p >&2 {{ a }}", "p a[{{ a }}] >f", "p --x=a[1]{{ a }} >f",
     "command -v {{ a }}", "cd {{ a }} || exec p {{ a }}", "git unset {{ a }} | cat",
@@ -162,7 +176,7 @@ READ_ONCE = [
     "p > >(cat {{ a }}) 2>&1",
     "shift {{ a }}; umask {{ a }}; ulimit {{ a }}; kill {{ a }}; hash {{ a }}; set {{ a }}; pushd {{ a }}",
     "f() { return {{ a }}; }; f", "SHLVL={{ a }} LINES={{ a }} COLUMNS={{ a }} HISTSIZE={{ a }} LINENO={{ a }}; p",
-    "for {{ a }} in x; do :; done", "coproc {{ a }}", "function {{ a }} { :; }", "exit {{ a }}",
+    "coproc {{ a }}", "exit {{ a }}",
 ]  # fmt: skip
 
 
@@ -222,7 +236,7 @@ PLACES = [
     ("case {{ a }} in 'no'*) ;; *) show {{ a }};; esac", ["{}"]),
     ("show {x,{{ a }}} {{ a }}>/dev/stdout;", ["x", "{}", "{}"]),
     ("cat <<E >/dev/null; show {{ a }}\nit's\nE\nshow '{{ a }}'", ["{}", "{}"]),
-    ("show $((1 + (2))) ${NONE:-'}'} `echo \"'\"` \"${NONE:-$(echo x)}\" {{ a }}", ["3", "}", "'", "x", "{}"]),
+    ("show $((1 + (2))) ${NONE:-x\\}} `echo b` \"${NONE:-${ONE}}\" {{ a }}", ["3", "x}", "b", "1", "{}"]),
     ("show \\\n  -a {{ a }} \\' a#b $# $'\\'' {{ a }}", ["-a", "{}", "'", "a#b", "0", "'", "{}"]),
     ("cat <<<{{ a }} >/dev/null; f() { show \"$@\"; }; f {{ a }} \"{{ a }}\"", ["{}", "{}"]),
 ]  # fmt: skip
@@ -272,3 +286,49 @@ def test_a_program_is_given_the_same_words_with_a_shell_and_without(text):
         assert bool(command.text) == text.endswith(";")
         done = subprocess.run(command.argv or ["bash", "-c", command.text], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout) == [value] * 3
+
+
+# --- random templates -------------------------------------------------------------------------------------------------
+
+#: Pieces of templates; {} is a value.
+PIECES = [
+    "{}", "{}", "{}", "'", "'", '"', '"', " ", " ", "\n", ";", "&&", "|", "p ", "x=", "N={}", "$N", "$((N))", "$((1))",
+    "$((", "))",
+    "((", "(", ")", "$(", ")", "${x}", "${x:-", "${N:1}", "}", "`", "\\", "$", "$'", "[[ ", " ]]", " -gt ", "[ ", " ]",
+    "unset ",
+    "printf ", "-v ", "test ", "eval ", "export ", "declare ", "-i ", "read ", "<<E", "<<'E'", "\nE\n", "<<<", ">&",
+    "2>&1", ">f",
+    "#", " # ", "case ", "in ", "esac", "for ", "do ", "done", "if ", "then ", "fi", "{ ", "}", "x[", "]", "=", "x=(",
+    "f() ", "{x[",
+    "time ", "builtin ", "coproc ", "bash -c ", "bash ", "let ", "RANDOM=", "$\"", "$[", "\\\n", "trap ", "EXIT", "<(",
+    "-", "--",
+]  # fmt: skip
+ATTACKS = [
+    "'; touch evil; '", '"; touch evil; "', "$(touch evil)", "`touch evil`", "a[$(touch evil)]", "\ntouch evil\n",
+    "E\ntouch evil\n",
+    ") ; touch evil ; (", "'\ntouch evil #", "-va[$(touch evil)]", "-c", "touch evil", "}; touch evil", "\\", "'", '"',
+    ";", "-v",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from(PIECES), min_size=2, max_size=14), st.lists(st.sampled_from(ATTACKS), min_size=20, max_size=20))
+def test_no_template_that_is_accepted_runs_a_value(tmp_path_factory, pieces, attacks):
+    text = "".join(pieces)
+    values = {f"v{number}": attack for number, attack in enumerate(attacks)}
+    for number in range(text.count("{}")):
+        text = text.replace("{}", f"{{{{ v{number} }}}}", 1)
+    try:
+        command = rendering.render(text, values)
+    except TemplateError:
+        return
+    if "touch" in (command.argv or [""])[0]:
+        return  # the program's own name is a value
+    directory = tmp_path_factory.mktemp("fuzz")
+    argv = (
+        command.argv
+        if os.path.basename((command.argv or [""])[0]) == "bash"
+        else ["bash", "-c", f"p() {{ :; }}; {command.text}"]
+    )
+    subprocess.run(argv, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    assert not (directory / "evil").exists(), (text, values)

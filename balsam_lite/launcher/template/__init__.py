@@ -1,1 +1,1 @@
-"""Command templates of applications, and how bash reads them."""
+"""Render the command templates of applications."""

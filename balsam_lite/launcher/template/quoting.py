@@ -1,423 +1,487 @@
-"""How bash reads a command line that has holes in it, into which values are to go, each as one word. Pure.
+"""Quote the values of a command template by their position: bare, inside "…" or inside '…'. Pure.
 
-`plan` walks once through the text around the holes. What fills a hole later is always quoted, so it cannot change how the
-rest is read; that is why one walk is enough for all the jobs of an application.
+`plan` scans the text around the values once, as bash reads it. Values are always quoted, so they cannot change how the rest is
+read, and one scan is enough for all jobs of an application. A position that is not one of the three is refused with one
+message: in comments, here-documents, arithmetic, ${…}, backquotes and arrays; after text in which quotes cannot be matched up
+with certainty; and among arguments that bash evaluates again, where `a[$(program)]` would run the program however it is quoted.
 
-Quotes do not help where bash reads a word a second time. No value can stand in such places, as far as they can be seen (see
-`evaluation`). What `eval`, `sh -c` or a program make of their words cannot be seen, nor what becomes of a variable: after
-N={{ n }} the value is safe in "$N", but not in $((N)), [[ $N -gt 5 ]] or >&$N.
+Variables are followed no further than from NAME={{ value }} to an evaluation that mentions NAME in the same text.
 
-Source: bash(1), "QUOTING", "EXPANSION", "REDIRECTION", "COMMENTS", "SHELL GRAMMAR"; tried with bash 5.2.
+Source: bash(1), "QUOTING", "EXPANSION", "ARITHMETIC EVALUATION", "REDIRECTION", "COMMENTS", "Arrays", "CONDITIONAL
+EXPRESSIONS", "SHELL BUILTIN COMMANDS", and "Shell Variables" for those that are integers or are expanded; tried with bash 5.2.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ...core.errors import TemplateError
-from . import evaluation, plain
 
 #: Stands for a value in a text; neither a program's words nor a shell's text can hold it.
-HOLE = evaluation.HOLE
+PLACEHOLDER = "\0"
 
-#: Where a hole is.
-UNQUOTED, IN_DOUBLE, IN_SINGLE = "unquoted", "in double quotes", "in single quotes"
-#: What stands around a value there. Double quotes are closed for it, so that nothing in it means anything.
-_AROUND = {UNQUOTED: ("'", "'"), IN_DOUBLE: ("\"'", "'\""), IN_SINGLE: ("", "")}
+#: Positions of a value.
+BARE, IN_DOUBLE, IN_SINGLE = "bare", "in double quotes", "in single quotes"
+#: What is put around a value there. Double quotes are closed first, so that nothing in the value has a meaning.
+_AROUND = {BARE: ("'", "'"), IN_DOUBLE: ("\"'", "'\""), IN_SINGLE: ("", "")}
+
+_HINT = (
+    "A value can be a word or a part of one, also inside \"…\" and '…'. Compute in jinja, as in {{ n|int + 1 }}, or put this "
+    "part of the command into a script and give it the value as an argument."
+)
+
+# --- a line without shell syntax --------------------------------------------------------------------------------------
+
+#: A line in which nothing but quotes has a meaning to a shell, its words, and the quotes in them.
+_PLAIN_LINE = re.compile(r"""(?:[^\s'"\\$`|&;<>()*?\[\]{}~#]|[ \t]|'[^']*'|"[^"$`\\]*")*""")
+_PLAIN_WORD = re.compile(r"""(?:[^ \t'"]|'[^']*'|"[^"]*")+""")
+_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+#: bash's reserved words, and those of its builtin commands that no program does as well or that evaluate a word.
+_SHELL_WORDS = frozenset((
+    "!", "[[", "{", "}", "(", ")", "if", "then", "elif", "else", "fi", "case", "esac", "for", "select", "while", "until",
+    "do", "done", "in", "function", "time", "coproc", ".", ":", "alias", "bg", "bind", "break", "builtin", "caller", "cd",
+    "command", "compgen", "complete", "compopt", "continue", "declare", "dirs", "disown", "enable", "eval", "exec", "exit",
+    "export", "fc", "fg", "getopts", "hash", "help", "history", "jobs", "let", "local", "logout", "mapfile", "popd",
+    "printf", "pushd", "read", "readarray", "readonly", "return", "set", "shift", "shopt", "source", "suspend", "test",
+    "times", "trap", "type", "typeset", "ulimit", "umask", "unalias", "unset", "wait",
+))  # fmt: skip
 
 
 class Plan(NamedTuple):
-    """What is done with a line."""
+    """How to fill the placeholders of a text: one of the two."""
 
-    words: tuple[plain.Word, ...] | None  # to be started without a shell; None: it needs one
-    holes: tuple[str, ...]  # for a shell: where each hole is
+    words: tuple[tuple[str, ...], ...] | None  # to be started without a shell: of each word the texts around its values
+    positions: tuple[str, ...]  # for a shell
 
 
 @lru_cache(maxsize=512)
 def plan(fixed: tuple[str, ...], for_shell: bool = False) -> Plan:
-    """How to fill the holes between these texts; `for_shell`: a shell shall read the line though it need not.
+    """Plan how to fill the values between these texts; `for_shell`: for a shell even if the line does not need one.
 
     Raises:
-        TemplateError: no value can stand at one of them as a single word; or a quote or bracket is not closed.
+        TemplateError: a value cannot be quoted where it is; or a quote or bracket is not closed.
     """
-    text = HOLE.join(fixed)
-    words = plain.words_of(text)
-    if words is not None and not (for_shell and words):
-        return Plan(words, ())
+    text = PLACEHOLDER.join(fixed)
+    if _PLAIN_LINE.fullmatch(text):
+        words = [_QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", raw) for raw in _PLAIN_WORD.findall(text)]
+        if not words or (not for_shell and _is_program(words[0])):
+            if where := _evaluated_by_shell(words):
+                _refuse(where, text, text.index(PLACEHOLDER))
+            return Plan(tuple([tuple(word.split(PLACEHOLDER)) for word in words]), ())
     try:
-        return Plan(None, tuple(_Walk(text).holes()))
+        return Plan(None, tuple(_Scanner(text).scan()))
     except RecursionError:
         raise TemplateError("The command line is nested too deeply.") from None
 
 
-def filled(fixed: Sequence[str], holes: Sequence[str], values: Sequence[str]) -> str:
-    """The text for a shell."""
+def _is_program(word: str) -> bool:
+    return "=" not in word and word not in _SHELL_WORDS
+
+
+def fill(fixed: Sequence[str], positions: Sequence[str], values: Sequence[str]) -> str:
+    """Return the text for a shell."""
     parts = [fixed[0]]
-    for where, value, text in zip(holes, values, fixed[1:]):
-        before, behind = _AROUND[where]
-        parts += (before, value.replace("'", "'\"'\"'") if "'" in value else value, behind, text)
+    for position, value, text in zip(positions, values, fixed[1:]):
+        before, after = _AROUND[position]
+        parts += (before, value.replace("'", "'\"'\"'") if "'" in value else value, after, text)
     return "".join(parts)
 
 
-def joined(words: Sequence[plain.Word], values: Sequence[str]) -> list[str]:
-    """The words for a program."""
-    return ["".join([piece if isinstance(piece, str) else values[piece] for piece in word]) for word in words]
+def join(words: Sequence[Sequence[str]], values: Sequence[str]) -> list[str]:
+    """Return the words of a program."""
+    rest = iter(values)
+    return [first + "".join([next(rest) + text for text in texts]) for first, *texts in words]
 
 
-_VARIABLE_FIRST = "Put it into a variable first: VALUE={{ name }}; … ${X:-$VALUE}. Compute an index or an offset in jinja."
-_COMPUTED = "bash would evaluate it. Compute in jinja: {{ name|int + 1 }}"
-_SEPARATORS = " \t\n;&|()<>"
-#: What `$` takes as a whole with it.
-_SPECIAL_PARAMETERS = "$#?!@*-0123456789"
-_CASE = re.compile(r"case\s")
-#: An element of an array, at the begin of an assignment or for the number of an opened file; in an array's brackets.
-_ELEMENT, _OPENED, _KEY = re.compile(r"[A-Za-z_]\w*\["), re.compile(r"\{[A-Za-z_]\w*\["), re.compile(r"\[")
-#: Its words are files and no arguments. `&>` and `>|` end no command.
+def _refuse(where: str, text: str, at: int) -> NoReturn:
+    excerpt = text[max(0, at - 40) : at + 20].replace(PLACEHOLDER, "{{…}}").strip()
+    raise TemplateError(f"A value cannot stand {where}: {excerpt}", hint=_HINT)
+
+
+# --- a line for a shell -----------------------------------------------------------------------------------------------
+
 _GAP = re.compile(r"(?:[ \t]|\\\n)*")
-_REDIRECTION = re.compile(r"&>>?|>>|>\||[<>]&|<>|[<>]")
+_LITERAL = re.compile(r"""[^ \t\n\0'"\\$`;&|()<>]+""")
+_IN_DOUBLE = re.compile(r"""[^"\\$`\0]+""")
+_COMMENT = re.compile(r"[^\n]*")
+_REDIRECTION = re.compile(r"(?:\d+|\{\w+\})?(?:&>>?|>>|>\||[<>]&|<>|<<<|<<-?|[<>](?!\())")
+#: The end mark of a here-document: quoted, or not.
+_MARK = re.compile(r"""[ \t]*(?:'([^'\n\0]+)'|"([^"\n\0$`\\]+)"|([\w.+-]+))(?=[ \t\n;&|()<>]|$)""")
+#: An element of an array in an assignment, or for the number of an opened file.
+_ELEMENT, _OPENED = re.compile(r"[A-Za-z_]\w*\["), re.compile(r"\{[A-Za-z_]\w*\[")
+#: Expansions without a value and without anything that makes their end uncertain; all others end the scan.
+_ARITHMETIC = re.compile(r"""\$?\(\((?:[^()'"`\\\0]|\([^()'"`\\\0]*\))*\)\)""")
+_PARAMETER = re.compile(r"""\$\{(?:[^{}('"`\\\0]|\\[^\0]|\$\{[^{}('"`\\\0]*\})*\}""")
+_BACKQUOTED = re.compile(r"""`[^`'"\\\0]*`""")
+_ANSI_QUOTED = re.compile(r"\$'(?:[^'\\\0]|\\[^\0])*'")
+_NAME_OR_SPECIAL = re.compile(r"\$(?:[A-Za-z_]\w*|[0-9#?!@*$-])?", re.ASCII)
+
+_EXPANSION = re.compile(r"\$(?:\{.*?\}|\w*)", re.DOTALL)
+_NAME, _EXPANDED = re.compile(r"[A-Za-z_]\w*"), re.compile(r"\$\{?([A-Za-z_]\w*)")
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\[.*\])?\+?=", re.DOTALL)
 
 
-class _Walk:
+class _Scanner:
     """One way through a text, as bash reads it."""
 
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
-        self._found: list[str] = []
-        self._refusals: list[tuple[str, str]] = []  # why no value can stand here, and what to do about it
+        self._positions: list[str] = []
+        self._depth = self._judged = 0  # of brackets; values in commands that have been judged
+        self._condition: list[str] | None = None  # the words of [[ … ]] up to here
         self._documents: list[tuple[str, bool]] = []  # here-documents that begin in the next line: end mark, tabs dropped
+        self._assigned: set[str] = set()  # variables that hold a value
+        self._evaluated: list[str] = []  # what bash evaluates
 
-    def holes(self) -> list[str]:
-        """Where each hole is."""
-        self._commands("")
-        return self._found
-
-    # --- reading ------------------------------------------------------------------------------------------------------
+    def scan(self) -> list[str]:
+        """Return the position of each value."""
+        try:
+            self._commands()
+        except _EndOfCertainty:
+            pass
+        self._end_condition()
+        for name in self._assigned.intersection(_NAME.findall(" ".join(self._evaluated))):
+            self._refuse(f"in the variable {name}, which bash evaluates elsewhere")
+        return self._positions
 
     def _peek(self, ahead: int = 0) -> str:
         return self._text[self._at + ahead : self._at + ahead + 1]
 
-    def _open(self, length: int, what: str) -> str:
-        """Step over what opens something, which must be closed later; returns what to say if it is not."""
-        self._at += length
-        return f"{what} is not closed: {self._excerpt()}"
+    def _skip(self, pattern: re.Pattern[str]) -> str:
+        """Step over what matches here, if anything does, and return it."""
+        found = pattern.match(self._text, self._at)
+        if found is None:
+            return ""
+        self._at = found.end()
+        return found[0]
 
-    def _take(self, unclosed: str) -> str:
-        """The next character."""
-        char = self._peek()
-        if not char:
-            raise TemplateError(unclosed)
+    def _place(self, position: str) -> str:
+        self._positions.append(position)
         self._at += 1
-        return char
+        return PLACEHOLDER
 
-    def _excerpt(self) -> str:
-        before, behind = self._text[max(0, self._at - 40) : self._at], self._text[self._at : self._at + 20]
-        return f"{before}{behind}".replace(HOLE, "{{…}}").strip()
+    def _refuse(self, where: str) -> NoReturn:
+        _refuse(where, self._text, self._at)
 
-    @contextmanager
-    def _refusing(self, why: str, instead: str) -> Iterator[None]:
-        self._refusals.append((why, instead))
-        yield
-        self._refusals.pop()
+    def _give_up(self, construct: str) -> NoReturn:
+        """End the scan at a construct; refuse all values in it, after it, and in the commands around it."""
+        values = len(self._positions) - self._judged + self._text.count(PLACEHOLDER, self._at)
+        if values or any(PLACEHOLDER in word for word in self._condition or ()):
+            self._refuse(f"in, after or beside {construct}")
+        raise _EndOfCertainty
 
-    def _hole(self, where: str) -> None:
-        self._at += 1
-        if self._refusals:
-            self._refuse(*self._refusals[-1])
-        self._found.append(where)
+    def _unclosed(self, what: str) -> NoReturn:
+        excerpt = self._text[-60:].replace(PLACEHOLDER, "{{…}}").strip()
+        raise TemplateError(f"A {what} is not closed: {excerpt}")
 
-    def _refuse(self, why: str, instead: str) -> None:
-        raise TemplateError(f"A value cannot stand {why}: {self._excerpt()}", hint=instead)
+    # --- commands -----------------------------------------------------------------------------------------------------
 
-    def _lose_track(self, where: str) -> None:
-        """From here on nobody knows how bash reads the rest, so no value can be quoted for it."""
-        self._refusals.insert(0, (f"behind {where}", "Put that part of the command into a script."))
-
-    def _backslash(self) -> None:
-        if self._peek(1) == HOLE:
-            self._refuse("right behind a backslash", "Values are quoted already: take the backslash away.")
-        self._at += 2
-
-    # --- the parts of a command line ----------------------------------------------------------------------------------
-
-    def _commands(self, closer: str, unclosed: str = "", is_array: bool = False) -> None:
-        """Commands up to `closer`, which is ) or the end of the text; or the values in the brackets of an array."""
-        begins_word, read = True, evaluation.Commands()
-        while self._at < len(self._text):
-            char, began = self._peek(), begins_word
-            begins_word = char in _SEPARATORS
-            if begins_word:
-                self._judge(read.end_word(self._text, self._at))
-            elif began and char != "#":
-                read.begin_word(self._at)
-            if char == "\\":
-                begins_word = began and self._peek(1) == "\n"
-                self._backslash()
-            elif char == "#" and began:
-                self._comment()
-            elif char == ")":
-                self._judge(read.end_command())
+    def _commands(self, is_nested: bool = False) -> None:
+        """Read commands up to the end of the text or, if nested, up to the bracket ) that closes them."""
+        words: list[str] = []  # of the current command, without quotes
+        self._depth += 1
+        while self._skip(_GAP) or self._peek():
+            char = self._peek()
+            if (sign := self._skip(_REDIRECTION)) or char == "#":
+                self._redirection(sign) if sign else self._comment()
+            elif char == "(":
+                self._bracket()
+            elif char and char in ";&|\n)":
+                self._end_command(words)
                 self._at += 1
-                if closer:
-                    self._end_of_bracket(read)
+                if char == ")" and is_nested:
+                    self._depth -= 1
                     return
-            elif began and self._is_element(read.is_at_begin, is_array):
-                self._element()
-            else:
-                if closer and began and _CASE.match(self._text, self._at):
-                    self._lose_track("a case … esac in $(…) or (…)")
-                self._piece(char, read)
-        self._judge(read.end_word(self._text, self._at))
-        self._judge(read.end_command())
-        self._judge(read.end_condition(self._text))
-        if closer:
-            raise TemplateError(unclosed)
+                if char == "\n":
+                    self._here_documents()
+            elif char:
+                self._command_word(words, is_nested)
+        if is_nested:
+            self._unclosed("bracket (")
+        self._end_command(words)
 
-    def _end_of_bracket(self, read: evaluation.Commands) -> None:
-        if self._documents:
-            self._lose_track("a here-document in $(…)")
-        self._judge(read.end_condition(self._text[: self._at]))
+    def _command_word(self, words: list[str], is_nested: bool) -> None:
+        is_first = not _commands_of(words)[-1]
+        if _OPENED.match(self._text, self._at) or (is_first and _ELEMENT.match(self._text, self._at)):
+            self._give_up("an array")
+        word = self._word()
+        if word == "case" and is_nested:
+            self._give_up("a case … esac in brackets")  # its patterns close more brackets than they open
+        words.append(word)
+        if self._condition is not None:
+            self._condition.append(word)
+            if word == "]]":
+                self._end_condition()
+        elif word == "[[":
+            self._condition = []
 
-    def _piece(self, char: str, read: evaluation.Commands) -> None:
-        if char == HOLE:
-            self._hole(UNQUOTED)
-        elif char in "'\"$`":
-            self._quoted_or_expanded()
-        elif char == "(":
-            read.end_target()
-            self._bracket()
-        elif char not in "<>&" or not self._redirected(read):
-            self._at += 1
-            if char in ";&|\n":
-                self._judge(read.end_command())
-            if char == "\n":
-                self._here_documents()
+    def _end_command(self, words: list[str]) -> None:
+        for assigned in filter(None, map(_ASSIGNMENT.match, words)):
+            if PLACEHOLDER in assigned.string:
+                self._assigned.add(assigned[1])
+                if assigned[1] in _EVALUATED_VARIABLES:
+                    self._refuse(f"in {assigned[1]}, which bash evaluates")
+        for name, *arguments in filter(None, _commands_of(words)):
+            self._judge(_EXPANSION.sub("", name), arguments)
+        if where := _evaluated_by_shell(words):
+            self._refuse(where)
+        words.clear()
+        if self._depth == 1:
+            self._judged = len(self._positions)
 
-    def _judge(self, verdict: evaluation.Verdict | None) -> None:
-        """Act on what `evaluation` says about what has been read."""
-        if verdict is None:
-            return
-        if verdict.is_lasting:
-            self._lose_track(verdict.where)
-        else:
-            self._refuse(verdict.where, verdict.instead)
+    def _judge(self, name: str, arguments: Sequence[str]) -> None:
+        """Refuse what a command evaluates, and note what it would evaluate of variables."""
+        if name in ("for", "select") and any(PLACEHOLDER in word for word in arguments):
+            self._assigned.update(arguments[:1])
+        if name in _RUNNING:
+            self._evaluated += [expanded for word in arguments for expanded in _EXPANDED.findall(word)]
+        elif name in _EVALUATING:
+            self._evaluated += arguments
+        if name in _DECLARING and any(_EVALUATING_OPTION.match(word) for word in arguments):
+            self._give_up(f"{name} with -i or -n")
+        if _reads_commands(name, arguments) and PLACEHOLDER in self._text:
+            self._refuse(f"beside {name} without a script, which runs what it reads")
+        if where := _evaluated_by(name, arguments):
+            self._refuse(where)
 
-    def _is_element(self, is_at_begin: bool, is_array: bool) -> bool:
-        known = (_ELEMENT, is_at_begin), (_OPENED, True), (_KEY, is_array)
-        return any(applies and element.match(self._text, self._at) for element, applies in known)
-
-    def _element(self) -> None:
-        """NAME[…], {NAME[…] or […]: what stands in the brackets is arithmetic."""
-        self._at = self._text.index("[", self._at)
-        unclosed = self._open(1, "A bracket [")
-        with self._refusing("in the brackets of an array's element", _COMPUTED):
-            self._to_the_bracket_of("[", "]", unclosed)
-
-    def _to_the_bracket_of(self, opening: str, closing: str, unclosed: str) -> None:
-        """Behind the bracket that closes the one just read, past all pairs in between."""
-        depth = 1
-        while depth:
-            char = self._peek()
-            if char == HOLE:
-                self._hole(UNQUOTED)
-            elif char == "\\":
-                self._backslash()
-            elif char and char in "'\"$`":
-                self._quoted_or_expanded()
-            else:
-                depth += {opening: 1, closing: -1}.get(self._take(unclosed), 0)
-
-    def _redirected(self, read: evaluation.Commands) -> bool:
-        """Step over the sign of a redirection, if it is one."""
-        if self._text.startswith("<<", self._at):
-            read.begin_target()
-            self._here_document_or_word(read)
-            return True
-        sign = _REDIRECTION.match(self._text, self._at)
-        if sign is None:
-            return False
-        self._at = sign.end()
-        read.begin_target()
-        if sign[0].endswith("&"):
-            with self._refusing(f"behind {sign[0]}", "bash would read it twice. Write: > {{ name }} 2>&1"):
-                self._target()
-            read.end_target()
-        return True
-
-    def _quoted_or_expanded(self) -> None:
-        char = self._peek()
-        if char == "'":
-            self._single()
-        elif char == '"':
-            self._double()
-        elif char == "$":
-            self._dollar(in_double=False)
-        else:
-            self._backquoted()
-
-    def _single(self) -> None:
-        unclosed = self._open(1, "A single quote")
-        while self._peek() != "'":
-            if self._peek() == HOLE:
-                self._hole(IN_SINGLE)
-            else:
-                self._take(unclosed)
-        self._at += 1
-
-    def _double(self) -> None:
-        unclosed = self._open(1, "A double quote")
-        while self._peek() != '"':
-            char = self._peek()
-            if char == HOLE:
-                self._hole(IN_DOUBLE)
-            elif char == "\\":
-                self._backslash()
-            elif char == "$":
-                self._dollar(in_double=True)
-            elif char == "`":
-                self._backquoted()
-            else:
-                self._take(unclosed)
-        self._at += 1
-
-    def _dollar(self, in_double: bool) -> None:
-        behind = self._peek(1)
-        if behind == HOLE:
-            self._at += 1
-            self._refuse("right behind a $", "Write \\$ for a dollar sign.")
-        elif behind == "(":
-            self._at += 1
-            self._bracket()
-        elif behind == "{":
-            self._parameter(in_double)
-        elif behind == "[":
-            self._old_arithmetic()
-        elif behind == "'" and not in_double:
-            self._ansi_quoted()
-        else:  # $" is a double quote, and $NAME ends where the name ends
-            self._at += 2 if behind and behind in _SPECIAL_PARAMETERS else 1
+    def _end_condition(self) -> None:
+        """[[ … ]] is over, or the text is: no value may stand in it beside what compares numbers."""
+        condition, self._condition = self._condition or [], None
+        if not _COMPARES.isdisjoint(condition):
+            self._evaluated += condition
+            if any(PLACEHOLDER in word for word in condition):
+                self._refuse("in [[ … ]] beside -gt and its like, or -v; write [ {{ n }} -gt 5 ]")
 
     def _bracket(self) -> None:
-        """From the first bracket on: (…), $(…), ((…)) or $((…))."""
+        """Read (…), the brackets of a function or a pattern, or ((…))."""
         if self._peek(1) == "(":
-            self._arithmetic()
+            self._evaluated.append(self._skip(_ARITHMETIC) or self._give_up("arithmetic ((…)) or brackets (("))
         else:
-            is_array = self._text[self._at - 1 : self._at] == "="
-            unclosed = self._open(1, "A bracket (")
-            self._commands(")", unclosed, is_array)
-
-    def _arithmetic(self) -> None:
-        unclosed = self._open(2, "Arithmetic ((…))")
-        with self._refusing("in arithmetic ((…))", _COMPUTED):
-            self._to_the_bracket_of("(", ")", unclosed)
-        if self._peek() == ")":
             self._at += 1
-        else:  # it was a bracket inside of a bracket, and its inside was not read as that
-            self._lose_track("two brackets (( that are no arithmetic; write ( (")
-            self._commands(")", unclosed)
-
-    def _old_arithmetic(self) -> None:
-        unclosed = self._open(2, "Arithmetic $[…]")
-        with self._refusing("in arithmetic $[…]", _COMPUTED):
-            while self._peek() != "]":
-                if self._peek() == HOLE:
-                    self._hole(UNQUOTED)
-                self._take(unclosed)
-        self._at += 1
-        self._lose_track("$[…]")
-
-    def _parameter(self, in_double: bool) -> None:
-        unclosed = self._open(2, "A ${")
-        with self._refusing("in ${…}", _VARIABLE_FIRST):
-            while self._peek() != "}":
-                char = self._peek()
-                if char == HOLE:
-                    self._hole(UNQUOTED)
-                elif char == "\\":
-                    self._backslash()
-                elif char == "'" and in_double:
-                    self._lose_track('a single quote in "${…}"')  # it means one thing in ${x#'…'} and another in ${x:-'…'}
-                    self._at += 1
-                elif char == "$":
-                    self._dollar(in_double)
-                elif char and char in "'\"`":
-                    self._quoted_or_expanded()
-                else:
-                    self._take(unclosed)
-        self._at += 1
-
-    def _ansi_quoted(self) -> None:
-        unclosed = self._open(2, "A quote $'")
-        with self._refusing("in $'…'", "Close the quotes before it."):
-            self._up_to("'", unclosed, IN_SINGLE)
-
-    def _backquoted(self) -> None:
-        unclosed = self._open(1, "A backquote")
-        with self._refusing("in backquotes", "Write $(…) instead of `…`."):
-            self._up_to("`", unclosed, UNQUOTED)
-
-    def _up_to(self, end: str, unclosed: str, place: str) -> None:
-        """Behind the next `end` that no backslash stands before; holes on the way are in that place."""
-        while self._peek() != end:
-            if self._peek() == HOLE:
-                self._hole(place)
-            elif self._take(unclosed) == "\\":
-                self._take(unclosed)
-        self._at += 1
+            self._commands(is_nested=True)
 
     def _comment(self) -> None:
-        end = self._text.find("\n", self._at)
-        end = len(self._text) if end < 0 else end
-        if HOLE in self._text[self._at : end]:
-            self._at = self._text.index(HOLE, self._at)
-            self._refuse("in a comment", "A line break in it would end the comment: take it out.")
-        self._at = end
+        if PLACEHOLDER in self._skip(_COMMENT):
+            self._refuse("in a comment")
 
-    # --- here-documents -----------------------------------------------------------------------------------------------
-
-    def _here_document_or_word(self, read: evaluation.Commands) -> None:
-        """<<, <<- or <<<; for the first two, note the word that ends the document."""
-        if self._peek(2) == "<":
-            self._at += 3
+    def _redirection(self, sign: str) -> None:
+        if "<<" in sign and "<<<" not in sign:
+            mark = _MARK.match(self._text, self._at) or self._give_up("a here-document")
+            self._at = mark.end()
+            self._documents.append((mark[1] or mark[2] or mark[3], sign.endswith("-")))
             return
-        self._at += 2
-        drops_tabs = self._peek() == "-"
-        self._at += drops_tabs
-        with self._refusing("in the end mark of a here-document", "Choose a word for it."):
-            word = self._target()
-        read.end_target()
-        mark = re.sub(r"\\(.)|['\"]", r"\1", word)
-        self._documents.append((mark, drops_tabs))
-
-    def _target(self) -> str:
-        """The word behind a redirection's sign, which may have blanks before it."""
-        gap = _GAP.match(self._text, self._at)
-        self._at = gap.end() if gap else self._at
-        begin = self._at
-        while self._peek() and self._peek() not in _SEPARATORS:
-            if self._peek() == HOLE:
-                self._hole(UNQUOTED)
-            elif self._peek() == "\\":
-                self._backslash()
-            elif self._peek() in "'\"$`":
-                self._quoted_or_expanded()
-            else:
-                self._at += 1
-        return self._text[begin : self._at]
+        self._skip(_GAP)
+        target = self._word()
+        if sign.endswith("&"):
+            self._evaluated.append(target)
+            if PLACEHOLDER in target:
+                self._refuse(f"after {sign}, where bash would evaluate it")
 
     def _here_documents(self) -> None:
         for mark, drops_tabs in self._documents:
-            while self._at < len(self._text):
-                end = self._text.find("\n", self._at)
-                end = len(self._text) if end < 0 else end
-                line = self._text[self._at : end]
-                if HOLE in line:
-                    self._at = self._text.index(HOLE, self._at)
-                    self._refuse("in a here-document", "Write: printf '%s\\n' {{ name }} | program")
-                self._at = min(end + 1, len(self._text))
-                if (line.lstrip("\t") if drops_tabs else line) == mark:
-                    break
+            line = ""
+            while self._at < len(self._text) and (line.lstrip("\t") if drops_tabs else line) != mark:
+                line = self._skip(_COMMENT)
+                if PLACEHOLDER in line:
+                    self._refuse("in a here-document")
+                if line.endswith("\\"):  # which may join it to the next one
+                    self._give_up("a here-document")
+                self._at += 1
         self._documents.clear()
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def _word(self) -> str:
+        """Read a word, which may be empty; return it without its quotes."""
+        word = ""
+        while True:
+            word += self._skip(_LITERAL)
+            char = self._peek()
+            if char == PLACEHOLDER:
+                word += self._place(BARE)
+            elif char == "\\":
+                word += self._escaped().replace("\n", "")
+            elif char == "'":
+                word += self._single()
+            elif char == '"':
+                word += self._double()
+            elif char and char in "$`":
+                word += self._expansion(in_double=False)
+            elif char and char in "<>" and self._peek(1) == "(":
+                word += self._substitution()
+            elif char == "(" and word.endswith("="):
+                self._give_up("an array")
+            else:
+                return word
+
+    def _escaped(self) -> str:
+        char = self._peek(1)
+        if char == PLACEHOLDER:
+            self._refuse("right after a backslash")
+        self._at += 2
+        return char
+
+    def _single(self) -> str:
+        end = self._text.find("'", self._at + 1)
+        if end < 0:
+            self._unclosed("single quote")
+        inner, self._at = self._text[self._at + 1 : end], end + 1
+        self._positions += [IN_SINGLE] * inner.count(PLACEHOLDER)
+        return inner.replace("$", "")  # it is no expansion
+
+    def _double(self) -> str:
+        self._at += 1
+        inner = ""
+        while True:
+            inner += self._skip(_IN_DOUBLE)
+            char = self._peek()
+            if char == '"':
+                self._at += 1
+                return inner
+            if not char:
+                self._unclosed("double quote")
+            elif char == PLACEHOLDER:
+                inner += self._place(IN_DOUBLE)
+            elif char == "\\":
+                inner += self._escaped()
+            else:
+                inner += self._expansion(in_double=True)
+
+    def _expansion(self, in_double: bool) -> str:
+        """Read what begins with $ or a backquote; return it, or $ for what it may be."""
+        following = self._peek(1)
+        if self._peek() == "`":
+            self._skip(_BACKQUOTED) or self._give_up("backquotes; write $(…)")
+            return "$"
+        if following == PLACEHOLDER:
+            self._refuse("right after a $")
+        if self._text.startswith("$((", self._at):
+            self._evaluated.append(self._skip(_ARITHMETIC) or self._give_up("arithmetic $((…))"))
+        elif following == "(":
+            return self._substitution()
+        elif following == "{":
+            parameter = self._skip(_PARAMETER) or self._give_up("${…}")
+            if "[" in parameter or ":" in parameter:
+                self._evaluated.append(parameter)
+            return parameter
+        elif following == "[":
+            self._give_up("arithmetic $[…]")
+        elif following == "'" and not in_double:
+            return self._skip(_ANSI_QUOTED)[1:] or self._give_up("$'…'")
+        else:  # $" is a double quote
+            return self._skip(_NAME_OR_SPECIAL)
+        return "$"
+
+    def _substitution(self) -> str:
+        """Read $(…), <(…) or >(…)."""
+        self._at += 2
+        before = len(self._documents)
+        self._commands(is_nested=True)
+        if len(self._documents) > before:
+            self._give_up("a here-document in $(…)")
+        return "$"
+
+
+class _EndOfCertainty(Exception):
+    """The rest of the text cannot be read with certainty, and has no values."""
+
+
+# --- what bash evaluates ----------------------------------------------------------------------------------------------
+
+#: A command begins after these words, as it does at the begin of a line. Options of `time` and `command` may come before it.
+_BEFORE_COMMANDS = frozenset((
+    "!", "{", "if", "then", "elif", "else", "while", "until", "do", "in", "time", "coproc", "command", "builtin",
+))  # fmt: skip
+#: Builtin commands whose arguments are code or names of variables, or that have options which take one.
+_EVALUATING = frozenset((
+    "alias", "bind", "compgen", "complete", "declare", "enable", "eval", "fc", "getopts", "let", "local", "mapfile", "read",
+    "readarray", "trap", "typeset", "unset", "wait",
+))  # fmt: skip
+_RUNNING = frozenset(("alias", "eval", "trap"))
+_DECLARING = frozenset(("declare", "local", "typeset"))
+_EVALUATING_OPTION = re.compile(r"[-+]\w*[in]")
+#: Variables whose value bash computes or expands.
+_EVALUATED_VARIABLES = frozenset(("BASH_ENV", "ENV", "HISTCMD", "OPTIND", "PS4", "RANDOM", "SECONDS", "SRANDOM"))
+_COMPARES = frozenset(("-eq", "-ne", "-lt", "-le", "-gt", "-ge", "-v", "-R"))
+_SHELLS = frozenset(("sh", "bash", "dash", "ash", "ksh", "mksh", "zsh", "fish", "csh", "tcsh"))
+_TAKES_WORD = re.compile(r"[-+][A-Za-z]*[oO]|--(?:rcfile|init-file)")
+_PRINTS_INTO_NAME = re.compile(r"%[^A-Za-z%]*n")
+
+
+def _commands_of(words: Sequence[str]) -> list[Sequence[str]]:
+    """Return the command from its name on, and those that may begin after one of its words; [] for one without a name yet."""
+    begins = [0, *(at + 1 for at, word in enumerate(words) if word in _BEFORE_COMMANDS)]
+    return [words[_name_at(words, begin) :] for begin in begins]
+
+
+def _name_at(words: Sequence[str], at: int) -> int:
+    while at < len(words) and (words[at].startswith("-") or _ASSIGNMENT.match(words[at])):
+        at += 1
+    return at
+
+
+def _evaluated_by(name: str, arguments: Sequence[str]) -> str:
+    """Return where among the arguments of a command a value is evaluated; "" if there is none."""
+    if not any(PLACEHOLDER in word for word in arguments):
+        return ""
+    is_evaluated = (
+        name in _EVALUATING
+        or "'" in name  # of $'…', which is not decoded here
+        or (name in ("for", "select", "function") and PLACEHOLDER in arguments[0])
+        or (name in ("export", "readonly") and not all(map(_is_plain_export, arguments)))
+        or (name in ("test", "[") and _tests_variable(arguments))
+        or (name == "printf" and _prints_into_variable(arguments))
+    )
+    return f"among these arguments of {name}, which evaluates them" if is_evaluated else ""
+
+
+def _is_plain_export(word: str) -> bool:
+    assigned = _ASSIGNMENT.match(word)
+    if assigned:
+        return not assigned[2]
+    return PLACEHOLDER not in word and not word.startswith("-")
+
+
+def _tests_variable(arguments: Sequence[str]) -> bool:
+    """Return whether the operator is -v, or may be the value before another one."""
+    pairs = zip(arguments, arguments[1:])
+    return (
+        "-v" in arguments or "-R" in arguments or any(PLACEHOLDER in one and {"$", PLACEHOLDER} & {*two} for one, two in pairs)
+    )
+
+
+def _prints_into_variable(arguments: Sequence[str]) -> bool:
+    """Return whether a value names a variable (printf -v NAME, or %n), or may be the option -v."""
+    first, *rest = arguments
+    if first == "-v":
+        return any(PLACEHOLDER in word for word in rest[:1])
+    return bool(rest) and (bool(_PRINTS_INTO_NAME.search(first)) or (PLACEHOLDER in first and first[0] in ("-", PLACEHOLDER)))
+
+
+def _reads_commands(name: str, arguments: Sequence[str]) -> bool:
+    """Return whether this is a shell that takes its commands from its input."""
+    is_script = all(word[:1] in ("-", "+") for word in arguments) or not {"-s", "/dev/stdin"}.isdisjoint(arguments)
+    return os.path.basename(name) in _SHELLS and is_script
+
+
+def _evaluated_by_shell(words: Sequence[str]) -> str:
+    """Return where a shell would run a value, as in bash -c '… {{ name }}'; "" if nowhere."""
+    for at, word in enumerate(words):
+        if os.path.basename(word) in _SHELLS and any(PLACEHOLDER in later for later in words[at + 1 :]):
+            takes_code, rest = False, iter(words[at + 1 :])
+            for option in rest:
+                is_option = option[:1] in ("-", "+") and option != "--"
+                if PLACEHOLDER in option and (is_option or takes_code):
+                    return f"in what {word} -c runs; write {word} -c '… \"$1\"' {word} {{{{ name }}}}"
+                if option[:1] == PLACEHOLDER and any(PLACEHOLDER in later for later in rest):
+                    return f"where {word} may take it for the option -c; write {word} -- {{{{ name }}}}"
+                if not is_option:
+                    break
+                takes_code |= "c" in option and not option.startswith("--")
+                if _TAKES_WORD.fullmatch(option):
+                    next(rest, None)
+    return ""

@@ -17,7 +17,7 @@ from . import quoting
 if TYPE_CHECKING:
     import jinja2
 
-_MARK = quoting.HOLE
+_MARK = quoting.PLACEHOLDER
 _HALF_OPEN = re.compile(r"(?<![{$])\{\s*[A-Za-z_]\w*\s*\}\}")
 _INSIDE_A_VALUE = (
     "A value holds a NUL character, or the template prints what it has captured with a macro, a call or a set block."
@@ -162,10 +162,10 @@ def _stripped(fixed: list[str]) -> tuple[str, ...]:
 
 
 def _command(fixed: tuple[str, ...], values: list[str], for_shell: bool = False) -> Command:
-    words, holes = quoting.plan(fixed, for_shell)
+    words, positions = quoting.plan(fixed, for_shell)
     if words is None:
-        return Command([], quoting.filled(fixed, holes, values))
-    argv = quoting.joined(words, values)
+        return Command([], quoting.fill(fixed, positions, values))
+    argv = quoting.join(words, values)
     if not argv:
         raise TemplateError("The command template gives an empty command line.")
     return Command(argv, "")

@@ -57,6 +57,10 @@ class UnknownField(InputError):
     """There is no such field."""
 
 
+class UnknownAttribute(UnknownField, AttributeError):
+    """An object has no field of that name that could be set."""
+
+
 class NotFound(BalsamError, LookupError):
     """Nothing matches."""
 

@@ -498,8 +498,18 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when, "minutes": _minutes,
 }  # fmt: skip
 
-#: Kinds whose stored form is JSON text; the models hand them out as dicts.
+#: Kinds whose stored form is JSON text; records hand them out as dicts.
 JSON_KINDS = ("object", "tags", "environ")
+
+
+def describe(field: Field) -> str:
+    """Return the meaning and the default of a field, for `help()`.
+
+    >>> describe(JOB_FIELD["num_nodes"])
+    'Number of nodes. Default: 1.'
+    """
+    default = bool(field.default) if field.kind == "flag" else field.default
+    return f"{field.meaning or field.name}. {f'Default: {default!r}.' if field.settable else 'Read-only.'}"
 
 
 # --- jobs and apps ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import peewee
 from peewee import SQL, Expression
 
 from ..core import states
-from ..core.errors import InvalidSpec, StateError
+from ..core.errors import InvalidSpec, NoDatabase, StateError
 from .engine import directories
 from .engine.connection import Database
 from .query import lookups
@@ -183,11 +183,11 @@ class QuerySet(Generic[Record]):
 
     @property
     def _number(self) -> Any:
-        return self.model._meta.primary_key
+        return lookups.table(self.model).id
 
     def _select(self, nodes: Sequence[Any]) -> Any:
         plan = self._plan
-        query = self.model.select(*nodes)
+        query = lookups.table(self.model).select(*nodes)
         for condition in (plan.where, lookups.visible(self.model)):
             if condition is not None:
                 query = query.where(condition)
@@ -256,7 +256,7 @@ class QuerySet(Generic[Record]):
             return
         numbers = self.numbers()
         columns = self._columns()
-        page_of = self.model.select(self._number, *(lookups.as_json(column) for column in columns))
+        page_of = lookups.table(self.model).select(self._number, *(lookups.as_json(column) for column in columns))
         while page := list(islice(numbers, chunk_size)):
             listed = lookups.condition(self.model, "id__in", page)
             found = {row[0]: row[1:] for row in self._run(*page_of.where(listed).sql())}
@@ -354,7 +354,10 @@ class QuerySet(Generic[Record]):
         return self._with(start=plan.start + start, stop=end)
 
     def __repr__(self) -> str:
-        shown = self._fetched[: _SHOWN + 1] if self._fetched is not None else self._cut(0, _SHOWN + 1)._fetch()
+        try:
+            shown = self._fetched[: _SHOWN + 1] if self._fetched is not None else self._cut(0, _SHOWN + 1)._fetch()
+        except NoDatabase as exc:  # `help(BalsamJob)` comes here
+            return f"<QuerySet: {exc.message}>"
         names = [one.cute_id if hasattr(one, "cute_id") else repr(one) for one in shown[:_SHOWN]]
         more = ", …" if len(shown) > _SHOWN else ""
         return f"<QuerySet [{', '.join(names)}{more}]>"

@@ -1,9 +1,7 @@
-"""What users hold: BalsamJob and ApplicationDefinition, each with `objects` (see `manager`).
+"""The models of the slides' interface: BalsamJob and ApplicationDefinition, each with `objects` (see `manager`).
 
-peewee is the model layer and the builder of queries, and never opens the database: rows are read through `Database` and
-written through `db.store`. An object is a copy of a row as it was when it was read. `save` writes what was changed since
-then and nothing else, so two writers of different fields do not undo each other; a job's state and its holder are never
-written by `save` at all.
+Rows are read through `Database` and written through `db.store`. `save` writes what was changed since the row was read and
+nothing else, so two writers of different fields do not undo each other; a job's state and its holder are never written by it.
 
 Attributes take what `field_specs` takes and give Python's own values: dicts for JSON, bool for flags. Ids are text.
 """
@@ -39,8 +37,8 @@ from .collected import Batch, JobRef
 from .engine import directories
 from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
-from .query import batch_queries, queries, text_forms
-from .record import JobId, Number, Objects, Record, peewee_field
+from .query import batch_queries, lookups, queries, text_forms
+from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
 from .store import apps, graph, held_back, insert, user_actions
 
 if TYPE_CHECKING:
@@ -48,13 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ApplicationDefinition", "BalsamJob", "InvalidParentsError", "InvalidStateError", "JobSet", "active", "use"]
 
-#: Used for its SQL dialect only; it has no file and is never connected.
-_dialect = peewee.SqliteDatabase(None)
-
 #: What the history says of a change that came from Python without a message.
 _BY_PYTHON = "User mutated state from Python"
 
-_UUID_LENGTH = 36
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -161,7 +155,7 @@ def _collected(
     return row["job_id"], parents
 
 
-class BalsamJob(Record, peewee.Model):
+class BalsamJob(StoredRecord):
     """A job: one planned run of an application.
 
     `BalsamJob(name=…, application=…)` makes one that `save()` or `objects.bulk_create` adds to the DB, where its values are
@@ -171,7 +165,7 @@ class BalsamJob(Record, peewee.Model):
         UnknownField: (a ValueError) there is no field of that name; the nearest one is named.
     """
 
-    _FIELDS = {**field_specs.JOB_FIELD, "job_id": field_specs.Field("job_id", "text", "")}
+    _SPECS = {**field_specs.JOB_FIELD, "job_id": JobIdAttribute.SPEC}
     _COLUMNS = queries.JOB_COLUMNS
     _GIVEN = frozenset(("job_id", *field_specs.JOB_FIELD))
     _QUERY_SET = JobSet
@@ -180,11 +174,13 @@ class BalsamJob(Record, peewee.Model):
     _parents: tuple[JobRef, ...] = ()
     _may_get_parents = False  # it is held back for a moment when it is added, see `store.held_back`
     _origin = ""  # what the history says of its creation
+    DoesNotExist = UnknownJob
     MultipleObjectsReturned = AmbiguousJobId
     objects: ClassVar[JobSet] = Objects()  # type: ignore[assignment]
     source: ClassVar[JobSource]
 
-    if TYPE_CHECKING:  # the attributes that `_add_fields` makes
+    if TYPE_CHECKING:
+        id: int | None
         job_id: str
         workflow: str
         name: str
@@ -235,33 +231,29 @@ class BalsamJob(Record, peewee.Model):
         launcher_deaths: int
         created: int
         origin: str
-
-    id = Number()
-
-    class Meta:
-        database = _dialect
-        table_name = "job"
+    else:
+        vars().update(id=NumberAttribute(), job_id=JobIdAttribute(), **attributes(field_specs.JOB_FIELDS))
 
     # --- adding and saving --------------------------------------------------------------------------------------------
 
     def _row_for(self, batch: Batch, place: int) -> dict[str, Any]:
         """What is to be inserted; from now on the object finds out in `batch_jobs` what became of it."""
-        if self._batch is not None and self._batch[0] is batch:
-            raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is given twice")
-        if self.id is not None:
+        if self._batch is not None:
+            if self._batch[0] is batch:
+                raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is given twice")
+            self._settle()
+        if "id" in self._row:
             raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is in the DB already")
         self._drawn_id()
-        self._batch = (batch, place)
+        object.__setattr__(self, "_batch", (batch, place))  # past the check of names: this runs for each of a million jobs
         return self._new_row()
 
     def _new_row(self) -> dict[str, Any]:
         """Return the given fields of a job that is not in the DB yet."""
-        data = self.__data__
-        has_own_id = "job_id" in self._dirty  # the user chose it
-        if not (self._live or self._parents or self._origin or "state" in data or has_own_id):
-            return data
-        row = {**data, **self._live}
-        if has_own_id:
+        row = {**self._row, **self._changed}
+        if self._live:
+            row.update(self._live)
+        if "job_id" in self._changed:  # the user chose it
             row["given_id"] = row["job_id"]
         if row.get("state") == states.CREATED:
             del row["state"]
@@ -272,12 +264,12 @@ class BalsamJob(Record, peewee.Model):
         return row
 
     def _drawn_id(self) -> str:
-        """The UUID in its stored form, drawn if there is none yet."""
-        job_id = self.__data__.get("job_id")
-        if type(job_id) is not str or len(job_id) != _UUID_LENGTH:
-            job_id = self.__data__["job_id"] = (
-                field_specs.new_job_id() if job_id is None else field_specs.checked_job_id(job_id)
-            )
+        """Return the UUID, drawn if there is none yet."""
+        job_id: str | None = self._row.get("job_id")
+        if job_id is None:
+            chosen = self._changed.get("job_id")
+            job_id = field_specs.new_job_id() if chosen is None else field_specs.checked_job_id(chosen)
+            set_row(self, {**self._row, "job_id": job_id} if self._row else {"job_id": job_id})
         return job_id
 
     def _settle(self) -> None:
@@ -290,12 +282,11 @@ class BalsamJob(Record, peewee.Model):
         number = group.added.first + place
         self._database = group.database
         if not group.is_block:
-            self._saved({**self.__data__, **self._live})
-        self.__data__.update(id=number, job_id=group.added.renamed.get(number, self.__data__["job_id"]))
-        if not (self._parents or group.is_block):
-            self.__data__["state"] = states.CREATED
+            self._saved({**self._changed, **self._live})
+        kept = {} if self._parents or group.is_block else {"state": states.CREATED}
+        self._row = {**self._row, **kept, "id": number, "job_id": group.added.renamed.get(number, self._row["job_id"])}
 
-    def save(self) -> None:  # type: ignore[override]
+    def save(self) -> None:
         """Add a new job to the DB, or write the fields that were changed since it was read, edits in a dict included.
 
         Where somebody else has changed another key of the same dict meanwhile, both changes stay. One write transaction;
@@ -313,7 +304,7 @@ class BalsamJob(Record, peewee.Model):
                 self._draw_free_id(block)
                 self._collect(block, self._home)
             return
-        given = self._given()
+        given = self._changes()
         if "state" in given:
             raise StateError(
                 f"save() does not write the state of job {self.cute_id}; nothing was saved.",
@@ -322,13 +313,13 @@ class BalsamJob(Record, peewee.Model):
         if not given:
             return
         collected.refuse("save() of a job that is in the DB already")
-        dicts = [name for name in given if self._FIELDS[name].kind in field_specs.JSON_KINDS]
+        dicts = [name for name in given if self._FIELDS[name].is_dict]
         with self._home.write() as cx:
             row = cx.execute(f"SELECT {', '.join(['id', *dicts])} FROM job WHERE id = ?", (self.id,)).fetchone()
             if row is None:
                 raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
-            self._rebase(dict(zip(dicts, row[1:])))
-            given = self._given()
+            self._merge(dict(zip(dicts, row[1:])))
+            given = self._changes()
             if given:
                 user_actions.update_fields(self._home, [self.id], given)
         self._saved(given)
@@ -340,11 +331,11 @@ class BalsamJob(Record, peewee.Model):
 
     def _draw_free_id(self, block: collected.Transaction) -> None:
         """Draw an id that the end of the block can keep, because code in the block may already use it."""
-        if self._is_collected(block) or "job_id" in self._dirty:
+        if self._is_collected(block) or "job_id" in self._changed:
             return
         with self._home.read() as cx:
             while block.has_short_id(self._drawn_id()) or queries.short_id_holder(cx, self._drawn_id()):
-                self.__data__["job_id"] = field_specs.new_job_id()
+                self._row = {**self._row, "job_id": field_specs.new_job_id()}
 
     def _collect(self, block: collected.Transaction, database: Database) -> str:
         """Collect a new job, as it is now, for the end of a `dag.transaction`. Return its UUID."""
@@ -354,7 +345,7 @@ class BalsamJob(Record, peewee.Model):
         job_id = self._drawn_id()
         row = {name: value for name, value in self._new_row().items() if name not in insert.EXTRA}
         row = {**field_specs.check_job(row), "job_id": job_id, "origin": self._origin}
-        if "job_id" in self._dirty:
+        if "job_id" in self._changed:
             row["given_id"] = job_id
         if self._is_collected(block):
             block.replace_job(row)
@@ -362,7 +353,7 @@ class BalsamJob(Record, peewee.Model):
             self._batch = (batch, block.add_job(row, self._parents))
             block.on_roll_back(lambda: setattr(self, "_batch", None))
             self._database = database
-        self._saved({**self.__data__, **self._live})
+        self._saved({**self._changed, **self._live})
         return job_id
 
     def _add(self) -> None:
@@ -385,11 +376,11 @@ class BalsamJob(Record, peewee.Model):
         """Read anew what the store has just decided, and keep what the user has not saved."""
         with self._home.read():  # the store's own read: it releases nothing that is held back
             found = type(self).objects.using(self._home).get(id=self._number())
-        self._rebase({name: found.__data__[name] for name in {*self._live, *self._base}})
-        self.__data__ = {**found.__data__, **{name: self.__data__[name] for name in self._dirty if name != "state"}}
-        self._dirty.discard("state")
+        self._merge({name: found._row[name] for name, field in self._FIELDS.items() if field.is_dict})
+        self._row = found._row
+        self._changed = {name: value for name, value in self._changed.items() if name != "state"}
 
-    def delete(self, force: bool = False) -> None:  # type: ignore[override]
+    def delete(self, force: bool = False) -> None:
         """Remove the job with its history; its working directory stays. A launcher that runs it stops it.
 
         Raises:
@@ -466,7 +457,7 @@ class BalsamJob(Record, peewee.Model):
 
     def _related(self, mine: str, theirs: str) -> JobSet:
         linked = peewee.SQL(f"(SELECT {theirs} FROM dependency WHERE {mine} = ?)", [self._number()])
-        related = peewee.Expression(type(self)._meta.primary_key, "IN", linked)
+        related = peewee.Expression(lookups.table(type(self)).id, "IN", linked)
         return type(self).objects.using(self._home)._narrowed([related])  # type: ignore[return-value]
 
     def get_parents(self) -> JobSet:
@@ -552,8 +543,7 @@ class BalsamJob(Record, peewee.Model):
 
     def _forget_state(self) -> None:
         """Drop the cached state, so that its next use reads it again."""
-        for name in ("state", "unfinished_parents"):
-            self.__data__.pop(name, None)
+        self._row = {name: value for name, value in self._row.items() if name not in ("state", "unfinished_parents")}
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -603,7 +593,7 @@ class BalsamJob(Record, peewee.Model):
     @property
     def app_cmd(self) -> str:
         """Its command line, with the quotes that were typed. UnknownApp if its application is not registered."""
-        return text_forms.executed_command(text_forms.program_of(self.get_application()._row()), self.args)
+        return text_forms.executed_command(text_forms.program_of(self.get_application()._shown_row()), self.args)
 
     def get_envs(self, timeout: bool = False, error: bool = False) -> dict[str, str]:
         """The variables that its program or script finds beside those that are inherited from the launcher.
@@ -616,7 +606,7 @@ class BalsamJob(Record, peewee.Model):
         flags = {"BALSAM_JOB_TIMEOUT": timeout, "BALSAM_JOB_ERROR": error}
         return {
             **own,
-            **json.loads(field_specs.checked(self._FIELDS["environ_vars"], self.environ_vars)),
+            **json.loads(field_specs.checked(field_specs.JOB_FIELD["environ_vars"], self.environ_vars)),
             directories.DB_VARIABLE: self._home.directory,
             "BALSAM_JOB_ID": self.job_id,
             "BALSAM_ATTEMPT": str(self.attempt),
@@ -675,14 +665,13 @@ class BalsamJob(Record, peewee.Model):
         Raises:
             UnknownField, InvalidSpec.
         """
-        known = {name: field_specs.known_field(name, cls._FIELDS).name if name != "id" else name for name in fields}
+        known = {name: field_specs.known_field(name, cls._SPECS).name if name != "id" else name for name in fields}
         given = {known[name]: value for name, value in fields.items()}
         if given.get("id") is None:
-            return cls(**{name: value for name, value in given.items() if name != "id" and cls._FIELDS[name].settable})
+            return cls(**{name: value for name, value in given.items() if name != "id" and cls._SPECS[name].settable})
         defaults = {field.name: field.default for field in field_specs.JOB_FIELDS}
-        made = cls.__new__(cls)
-        made.__data__ = {**defaults, **made._in_stored_form(given)}
-        made._dirty = set()
+        made = cls()
+        made._row = {**defaults, **{name: cls._FIELDS[name].stored(value) for name, value in given.items()}}
         return made
 
     def _copy(self, changes: Mapping[str, Any]) -> BalsamJob:
@@ -693,16 +682,16 @@ class BalsamJob(Record, peewee.Model):
         kept = {field.name: row[field.name] for field in copied if row[field.name] != field.default}
         made = type(self)(**{**kept, **changed})
         made._database = self._home
-        field_specs.check_job({name: value for name, value in made.__data__.items() if name != "job_id"})
+        field_specs.check_job({name: value for name, value in made._changed.items() if name != "job_id"})
         return made
 
     def _stored_row(self) -> dict[str, Any]:
         """All columns in stored form, with what was changed and not saved; also of a job that is not in the DB yet."""
-        if self.id is not None and "state" not in self.__data__:
+        if self.id is not None and "state" not in self._row:
             self._follow()
-        given = {**self.__data__, **self._live}
+        changed = {name: self._FIELDS[name].stored(value) for name, value in {**self._changed, **self._live}.items()}
         row = {field.name: field.default for field in field_specs.JOB_FIELDS}
-        row.update(self._in_stored_form(given), job_id=self.job_id)
+        row.update({**self._row, **changed, "job_id": self.job_id})
         if self.id is not None:
             row["workdir"] = self.workdir
         else:
@@ -732,18 +721,20 @@ class BalsamJob(Record, peewee.Model):
 # --- applications -----------------------------------------------------------------------------------------------------
 
 
-class ApplicationDefinition(Record, peewee.Model):
+class ApplicationDefinition(StoredRecord):
     """An application: an executable under a name, with the scripts that belong to it."""
 
-    _FIELDS = field_specs.APP_FIELD
+    _SPECS = field_specs.APP_FIELD
     _COLUMNS = queries.APP_COLUMNS
     _GIVEN = frozenset(field_specs.APP_FIELD)
     _QUERY_SET = QuerySet
     _what = "app"
+    DoesNotExist = UnknownApp
     MultipleObjectsReturned = InputError
     objects: ClassVar[QuerySet[ApplicationDefinition]] = Objects()  # type: ignore[assignment]
 
     if TYPE_CHECKING:
+        id: int | None
         name: str
         description: str
         executable: str
@@ -758,14 +749,10 @@ class ApplicationDefinition(Record, peewee.Model):
         handle_timeout: str
         exit_0_is_done_after_stop: bool
         keep_background: bool
+    else:
+        vars().update(id=NumberAttribute(), **attributes(field_specs.APP_FIELDS))
 
-    id = Number()
-
-    class Meta:
-        database = _dialect
-        table_name = "app"
-
-    def save(self) -> None:  # type: ignore[override]
+    def save(self) -> None:
         """Register a new application, or write the fields that were changed. One write transaction.
 
         Existing files of the current directory that command lines run are stored with their absolute paths; a line that will
@@ -774,10 +761,10 @@ class ApplicationDefinition(Record, peewee.Model):
         Raises:
             InvalidSpec, DuplicateApp; UnknownApp: it is not there any more.
         """
-        given = command_line.as_registered(self._given())
+        given = command_line.as_registered(self._changes())
         with self._home.write() as cx:
             if self.id is None:
-                self.__data__["id"] = apps.add_app(cx, given)
+                self._row = {**self._row, "id": apps.add_app(cx, given)}
             elif given:
                 self._change_one(cx, self.id, given)
         self._database = self._home
@@ -790,7 +777,7 @@ class ApplicationDefinition(Record, peewee.Model):
             raise UnknownApp("The application is not in the DB any more.")
         apps.update_app(cx, found[0]["name"], fields)
 
-    def delete(self) -> None:  # type: ignore[override]
+    def delete(self) -> None:
         """Remove the application. Jobs that name it keep the name, and fail with the reason when they are run."""
         with self._home.write() as cx:
             apps.delete_apps(cx, [self._number()])
@@ -811,11 +798,12 @@ class ApplicationDefinition(Record, peewee.Model):
         """Its number."""
         return self.id
 
-    def _row(self) -> dict[str, Any]:
-        return {field.name: self.__data__.get(field.name, "") for field in field_specs.APP_FIELDS} | {"id": self.id}
+    def _shown_row(self) -> dict[str, Any]:
+        given = {**self._row, **self._changed}
+        return {"id": self.id, **{field.name: given.get(field.name, "") for field in field_specs.APP_FIELDS}}
 
     def __repr__(self) -> str:
-        return text_forms.app_form(self._row())
+        return text_forms.app_form(self._shown_row())
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ApplicationDefinition) and self.name == other.name)
@@ -824,18 +812,4 @@ class ApplicationDefinition(Record, peewee.Model):
         return hash(self.name)
 
 
-# --- fields -----------------------------------------------------------------------------------------------------------
-
-
-def _add_fields() -> None:
-    """Give the models their fields, from the lists in `field_specs`, and this program's own exceptions."""
-    BalsamJob._meta.add_field("job_id", JobId())
-    for model, fields in ((BalsamJob, field_specs.JOB_FIELDS), (ApplicationDefinition, field_specs.APP_FIELDS)):
-        for field in fields:
-            model._meta.add_field(field.name, peewee_field(field))
-    BalsamJob.DoesNotExist = UnknownJob
-    ApplicationDefinition.DoesNotExist = UnknownApp
-
-
-_add_fields()
 BalsamJob.source = JobSource(BalsamJob)

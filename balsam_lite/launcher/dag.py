@@ -82,9 +82,9 @@ def add_job(
     given = {key: value for key, value in given.items() if value is not None and value != ""}
     job = models.BalsamJob(**given, **fields)
     database = models.active()
-    field_specs.check_job({key: value for key, value in job.__data__.items() if key != "job_id"})
+    field_specs.check_job({key: value for key, value in job._changed.items() if key != "job_id"})
     with database.session():
-        if "queued_launch_id" not in job.__data__ and (current := _current_job()) is not None:
+        if "queued_launch_id" not in job._changed and (current := _current_job()) is not None:
             job.queued_launch_id = current.queued_launch_id
         with database.read() as cx:
             queries.app(cx, application)

@@ -60,9 +60,25 @@ class Column(NamedTuple):
     guard: Any = None  # what must hold besides, for the sake of an index
 
 
+#: Used for its SQL dialect only; it has no file and is never connected.
+_dialect = peewee.SqliteDatabase(None)
+
+
+def table(model: Any) -> Any:
+    """Return the peewee model that builds queries of the rows of a record."""
+    return _peewee_model(model)
+
+
+@lru_cache(maxsize=2)
+def _peewee_model(model: Any) -> Any:
+    meta = type("Meta", (), {"database": _dialect, "table_name": model._what})
+    columns = {name: peewee.Field() for name in model._COLUMNS if name != "id"}
+    return type(model.__name__, (peewee.Model,), {"Meta": meta, "id": peewee.AutoField(), **columns})
+
+
 def fields_of(model: Any) -> Mapping[str, field_specs.Field]:
     """The fields of a job or an app, by name."""
-    return _OF_JOBS if "job_id" in model._meta.fields else _OF_APPS
+    return _OF_JOBS if model._what == "job" else _OF_APPS
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -84,9 +100,9 @@ def condition(model: Any, name: str, value: Any) -> Any:
         parts[0] = "id" if by_number else "job_id"
     column, lookup = _column(model, parts, name)
     if parts[0] == "lock" and lookup == "exact" and value in ("", None):
-        return model.lease.is_null()
+        return table(model).lease.is_null()
     if column.guard is not None and lookup == "exact" and isinstance(value, str):
-        return Expression(model.id, "IN", SQL(f"({JOBS_WITH})", [parts[1], value]))
+        return Expression(table(model).id, "IN", SQL(f"({JOBS_WITH})", [parts[1], value]))
     found = _compare(column, lookup, value)
     return found if column.guard is None or _holds_for_missing(lookup, value) else column.guard & found
 
@@ -96,7 +112,7 @@ def visible(model: Any) -> Any:
     if fields_of(model) is _OF_APPS:
         return None
     before, after = schema.visible("{}").split("{}")
-    return _raw(before, model.id, after)
+    return _raw(before, table(model).id, after)
 
 
 def column(model: Any, name: str) -> Column:
@@ -106,7 +122,7 @@ def column(model: Any, name: str) -> Column:
         parts[0] = "id" if fields_of(model) is _OF_APPS else "job_id"
     if parts[0] == "queued_launch" and len(parts) > 1:
         kind = _launch_kind(parts[1], name, parts[2:])
-        node = _raw("(SELECT ", SQL(parts[1]), " FROM batch_job WHERE batch_job.id = ", model.queued_launch_id, ")")
+        node = _raw("(SELECT ", SQL(parts[1]), " FROM batch_job WHERE batch_job.id = ", table(model).queued_launch_id, ")")
         return Column(node, kind)
     return _column(model, parts, name, may_look_up=False)[0]
 
@@ -116,10 +132,10 @@ def _column(model: Any, parts: list[str], name: str, may_look_up: bool = True) -
     head, rest = parts[0], parts[1:]
     if head == "lock" and fields is _OF_JOBS:
         holder = " FROM lease WHERE lease.id = "
-        found = Column(_raw("ifnull((SELECT host || ':' || pid", holder, model.lease, "), '')"), "text")
+        found = Column(_raw("ifnull((SELECT host || ':' || pid", holder, table(model).lease, "), '')"), "text")
         return found, _lookup(rest, name)
     field = field_specs.known_field(head, fields, model._what)
-    node = getattr(model, field.name)
+    node = getattr(table(model), field.name)
     if field.kind in field_specs.JSON_KINDS and rest and (len(rest) > 1 or rest[0] not in LOOKUPS):
         lookup = rest.pop() if may_look_up and len(rest) > 1 and rest[-1] in LOOKUPS else "exact"
         tagged = _with_key(model, rest[0]) if field.name == "tags" and len(rest) == 1 else None
@@ -132,7 +148,7 @@ def _column(model: Any, parts: list[str], name: str, may_look_up: bool = True) -
 def _with_key(model: Any, key: str) -> Any:
     """That a job has a tag of that key: what an index can find."""
     jobs = "(SELECT job FROM tag CROSS JOIN job_tag ON job_tag.tag = tag.id WHERE tag.key = ?)"
-    return Expression(model.id, "IN", SQL(jobs, [key]))
+    return Expression(table(model).id, "IN", SQL(jobs, [key]))
 
 
 def _lookup(rest: list[str], name: str) -> str:
@@ -154,7 +170,7 @@ def _launch_condition(model: Any, parts: list[str], value: Any) -> Any:
     name = "__".join(parts)
     launch = Column(SQL(parts[1]), _launch_kind(parts[1], name, ()))
     asked = _compare(launch, _lookup(parts[2:], name), value)
-    return Expression(model.queued_launch_id, "IN", _raw("(SELECT id FROM batch_job WHERE ", asked, ")"))
+    return Expression(table(model).queued_launch_id, "IN", _raw("(SELECT id FROM batch_job WHERE ", asked, ")"))
 
 
 def _raw(*pieces: Any) -> Any:
@@ -359,7 +375,7 @@ def _plain(value: Any, kind: str) -> Any:
     """Jobs and batch jobs stand for their id, an application for its name."""
     if kind == "id":
         return getattr(value, "id", value)
-    if not hasattr(value, "_meta"):
+    if not hasattr(value, "_SPECS"):
         return value
     return value.job_id if kind == "uuid" else value.name
 

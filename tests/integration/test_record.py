@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pydoc
 import subprocess
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 from balsam_lite.api import App, ApplicationDefinition, Job
-from balsam_lite.core.errors import DuplicateJobId, InvalidSpec
+from balsam_lite.core import field_specs
+from balsam_lite.core.errors import DuplicateJobId, InvalidSpec, UnknownAttribute, UnknownField
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
+from balsam_lite.db.models import ApplicationDefinition as StoredApplication
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.store import apps
 from balsam_lite.launcher.dag import add_job
@@ -97,6 +100,52 @@ def test_a_value_that_has_no_form_in_json_is_named_by_its_key(db, add: Add) -> N
     loop["me"] = loop
     with pytest.raises(InvalidSpec, match="contains itself"):
         add(data=loop)
+
+
+# --- names and edits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("wall_time_min", "wall_time_minutes"), ("nodes", "num_nodes"), ("tag", "tags")])
+def test_a_balsam_job_refuses_an_attribute_that_is_no_field_and_names_the_nearest(db, name: str, nearest: str) -> None:
+    for job in (BalsamJob(), add_balsam_job()):
+        with pytest.raises(AttributeError, match=f"A job has no field '{name}'. Did you mean '{nearest}'?") as caught:
+            setattr(job, name, 4)
+        assert isinstance(caught.value, UnknownField)
+        assert not hasattr(job, name)
+    with pytest.raises(UnknownField, match=f"no field '{name}'. Did you mean '{nearest}'?"):
+        BalsamJob(**{name: 4})
+
+
+def test_an_application_refuses_an_attribute_that_is_no_field(db) -> None:
+    app = StoredApplication.objects.get(name="app")
+    with pytest.raises(UnknownAttribute, match="An app has no field 'executabel'"):
+        app.executabel = "true"
+
+
+def test_help_lists_the_fields_and_nothing_of_peewee() -> None:
+    for model, fields in ((BalsamJob, field_specs.JOB_FIELDS), (StoredApplication, field_specs.APP_FIELDS)):
+        text = pydoc.plain(pydoc.render_doc(model))
+        assert "peewee" not in text
+        for field in fields:
+            assert f" {field.name}\n" in text and field_specs.describe(field) in " ".join(text.replace("|", "").split())
+
+
+@pytest.mark.parametrize("add", [add_balsam_job])
+def test_two_objects_of_one_row_edit_two_keys_and_both_edits_stay(db, add: Add) -> None:
+    first = add(data={"a": 1, "gone": 1}, tags={"k": "1"})
+    second = read(first)
+    first.data["x"] = 1
+    first.tags["x"] = "1"
+    del second.data["gone"]
+    second.data["y"] = 2
+    second.tags = {"k": "2"}
+    first.save()
+    second.save()
+    found = read(first)
+    assert found.data == {"a": 1, "x": 1, "y": 2} and found.tags == {"k": "2", "x": "1"}
+    first.data["z"] = 3
+    first.save()
+    assert read(first).data == {"a": 1, "x": 1, "y": 2, "z": 3}
 
 
 # --- tags, ids and defaults -------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from types import SimpleNamespace
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -15,7 +16,7 @@ from ..core import field_specs, states
 from ..core.errors import UnknownField
 from ..db.engine.connection import Database
 from ..db.query import queries
-from . import output
+from . import listing, output
 from .common import A_JOB, count, open_db, pairs, row_number, say, warn
 from .group import BalsamCommand, Choice, ConditionOption, FieldOption, option
 
@@ -24,16 +25,29 @@ if TYPE_CHECKING:
 
 LIMIT_VARIABLE, FIELDS_VARIABLE = "BALSAM_LS_LIMIT", "BALSAM_LS_FIELDS"
 DEFAULT_LIMIT = 5000
+#: Rows of a table of jobs on a terminal, the newest ones.
+TERMINAL_LIMIT = 50
 JOB_TABLE = ("job_id", "name", "workflow", "application", "state")
 APP_TABLE = ("id", "name", "executable", "description")
-QUEUE_TABLE = ("scheduler_id", "project", "queue", "nodes", "wall_minutes", "state", "job_mode", "command", "from_balsam")
-QUEUE_HEADER = (*QUEUE_TABLE[:-2], "Command", "Submitted from Balsam?")
-NO_JOBS = "No jobs found matching query"
-LIMIT_HELP = f"Show N rows at most. [default: {LIMIT_VARIABLE} or {DEFAULT_LIMIT}]"
+QUEUE_TABLE = (
+    "scheduler_id",
+    "project",
+    "queue",
+    "nodes",
+    "wall_minutes",
+    "scheduler_state",
+    "job_mode",
+    "command",
+    "from_balsam",
+)
+QUEUE_HEADER = (*QUEUE_TABLE[:5], "state", "job_mode", "Command", "Submitted from Balsam?")
+LIMIT_HELP = (
+    f"Show N rows at most. [default: {LIMIT_VARIABLE}, or the newest {TERMINAL_LIMIT} on a terminal, else {DEFAULT_LIMIT}]"
+)
 
 
 class Wanted(SimpleNamespace):
-    """The options of one `ls`. (Making a NamedTuple of so many fields takes milliseconds.)"""
+    """The options of one `ls`. (Making a NamedTuple of as many fields takes milliseconds.)"""
 
     name: str
     id: tuple[str, ...]
@@ -48,10 +62,10 @@ class Wanted(SimpleNamespace):
     all_queues: bool
     sort: str
     limit: int | None
-    json: bool
+    look: listing.Look
 
     def only(self) -> queries.JobFilter:
-        """Which jobs are meant."""
+        """Return the conditions on jobs."""
         return queries.JobFilter(
             name=self.name,
             which=self.id,
@@ -61,13 +75,28 @@ class Wanted(SimpleNamespace):
             tags=pairs(self.tag, "--tag"),
         )
 
-    def rows(self) -> int:
-        """How many rows to show at most."""
-        return self.limit or limit_from(os.environ)
+    def where(self) -> dict[str, Any]:
+        """Return the same as conditions of `db.query.filters`."""
+        terms = {
+            "name__icontains": self.name,
+            "workflow__icontains": self.wf,
+            "application__icontains": self.app,
+            "which": list(self.id),
+            "state": list(map(states.check_state, self.state)),
+            "tags": pairs(self.tag, "--tag"),
+        }
+        return {name: value for name, value in terms.items() if value}
+
+    @property
+    def limits(self) -> tuple[int, bool]:
+        """The number of rows to show at most, and whether these are the newest ones instead of the first."""
+        if self.limit is None and not os.environ.get(LIMIT_VARIABLE) and self.sort == "id" and output.is_terminal(sys.stdout):
+            return TERMINAL_LIMIT, True
+        return self.limit or limit_from(os.environ), False
 
 
 def limit_from(environ: Mapping[str, str]) -> int:
-    """BALSAM_LS_LIMIT, or its default with a warning where it is no count."""
+    """Return BALSAM_LS_LIMIT, or its default with a warning where it is no count."""
     text = environ.get(LIMIT_VARIABLE, "")
     if text.isascii() and text.isdigit() and 0 < len(text) < 16 and int(text) > 0:
         return int(text)
@@ -77,7 +106,7 @@ def limit_from(environ: Mapping[str, str]) -> int:
 
 
 def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns of the table of jobs: the usual ones and those of BALSAM_LS_FIELDS."""
+    """Return the columns of the table of jobs: the slides' five and those of BALSAM_LS_FIELDS."""
     extra = [name.strip() for name in environ.get(FIELDS_VARIABLE, "").split(":") if name.strip()]
     try:
         return tuple(dict.fromkeys((*JOB_TABLE, *queries.check_columns(extra))))
@@ -109,12 +138,13 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 @option("--all", "all_queues", is_flag=True, help="With queues: the launches that have ended, too.")
 @option("--sort", cls=FieldOption, default="id", metavar="FIELD", help="Order by that field; -FIELD: from the end.")
 @option("--limit", type=int, callback=count, metavar="N", help=LIMIT_HELP)
-@option("--json", is_flag=True, help="Print a list of objects, whose keys are the names of the fields.")
+@listing.output_options
 def ls(what: str, **options: Any) -> None:
     """List jobs, apps, workflows (wf) or the launches in the queue (queues).
 
     All conditions must hold at once; of several --state, or several --id, one must. BALSAM_LS_FIELDS=FIELD:FIELD adds
-    columns. JSON holds all that match, unless --limit is given. A job is stale if a parent finished again after it started.
+    columns. JSON and other formats hold all that match, unless --limit is given. A job is stale if a parent finished again
+    after it started.
 
     \b
     Examples:
@@ -123,9 +153,11 @@ def ls(what: str, **options: Any) -> None:
         balsam ls --by-states
         balsam ls apps --verbose
         balsam ls --json --tag run=7
+        balsam ls --format csv --columns name,state,return_code
     """
-    wanted = Wanted(**options)
-    {"jobs": _jobs, "apps": _apps, "wf": _workflows, "queues": list_queues}[what](open_db(), wanted)
+    show, keys = _KINDS[what]
+    look = listing.Look.of(options, keys, what == "jobs" and options["history"])
+    show(open_db(), Wanted(look=look, **options))
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -134,42 +166,43 @@ def ls(what: str, **options: Any) -> None:
 def _jobs(db: Database, wanted: Wanted) -> None:
     only = wanted.only()
     queries.check_columns([wanted.sort.lstrip("-")])
+    is_plain = not wanted.look.form
     if wanted.history:
-        _histories(db, wanted, only)
+        found = _histories(db, wanted, only) if is_plain else _history_objects(db, wanted, only)
     elif wanted.tree:
-        _tree(db, wanted, only)
+        found = _tree(db, wanted, only) if is_plain else _objects(db, wanted, only)
     elif wanted.by_states:
-        _by_states(db, wanted, only)
-    elif wanted.json:
-        _all_fields(db, wanted, only)
-    elif wanted.verbose:
-        _forms(db, wanted, only)
+        found = _by_states(db, wanted, only) if is_plain else _count_states(db, wanted, only)
+    elif not is_plain:
+        found = _objects(db, wanted, only)
     else:
-        _table(db, wanted, only)
+        found = (_forms if wanted.verbose else _table)(db, wanted, only)
+    if not found:
+        say("No jobs found matching query")
 
 
 def _few(db: Database, wanted: Wanted, only: queries.JobFilter, columns: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
-    """As many rows as may be shown, and how many more there are."""
-    limit = wanted.rows()
+    """Return the rows to show, and how many more match."""
+    limit, are_newest = wanted.limits
     with db.read() as cx:
-        rows = queries.jobs(cx, only, columns, wanted.sort, limit)
+        rows = queries.jobs(cx, only, columns, "-id" if are_newest else wanted.sort, limit)
         more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
-    return rows, more
+    return rows[::-1] if are_newest else rows, more
 
 
-def _more(number: int) -> list[str]:
-    return [f"({number} more BalsamJobs not shown...)"] if number > 0 else []
+def _print(lines: Iterable[str], more: int = 0) -> None:
+    """Print the lines, and how many jobs are not among them."""
+    told = [f"({more} more BalsamJobs not shown...)"] if more > 0 else []
+    sys.stdout.write("".join(f"{line}\n" for line in (*lines, *told)))
 
 
-def _print(lines: Sequence[str]) -> None:
-    sys.stdout.write("\n".join([*lines, ""]))
-
-
-def _table(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+def _table(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
     columns = columns_from(os.environ)
     rows, more = _few(db, wanted, only, (*columns, queries.STALE))
-    _print([*_job_table(columns, rows), *_more(more)] if rows else [NO_JOBS])
-    _explain_stale(row[-1] for row in rows)
+    if rows:
+        _print(_job_table(columns, rows), more)
+        _explain_stale(row[-1] for row in rows)
+    return len(rows)
 
 
 def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
@@ -181,12 +214,9 @@ def _job_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[
         if environ is not None:
             row[environ] = field_specs.masked_json(row[environ])
         row[program] = output.basenames(row[program])
-        row[state] += _STALE_MARK * is_stale
+        row[state] += listing.STALE_MARK * is_stale
         shown.append(row)
-    return output.table(columns, shown)
-
-
-_STALE_MARK = " (stale)"
+    return output.table(columns, shown, output.is_coloured(sys.stdout))
 
 
 def _explain_stale(marks: Iterable[int]) -> None:
@@ -196,137 +226,121 @@ def _explain_stale(marks: Iterable[int]) -> None:
         say(f"{these} stale: a parent finished again after the start. `balsam rerun --id ID` runs a stale job again.")
 
 
-def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
     from ..db.query.text_forms import program_of
 
-    limit = wanted.rows()
+    rows, more = _few(db, wanted, only, (*queries.JOB_COLUMNS, queries.STALE))
     texts = []
     with db.read() as cx:
         programs = {app["name"]: program_of(app) for app in queries.apps(cx)}
-        rows = queries.jobs(cx, only, (*queries.JOB_COLUMNS, queries.STALE), wanted.sort, limit)
         for row in rows:
             job = dict(zip(queries.JOB_COLUMNS, row))
-            job["state"] += _STALE_MARK * row[-1]
+            job["state"] += listing.STALE_MARK * row[-1]
             parents, _ = queries.relatives(cx, job["id"])
             texts.append(form(db, job, parents, programs.get(job["application"])) + "\n")
-        more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
-    _print([*texts, *_more(more)] or [NO_JOBS])
+    _print(texts, more)
+    return len(rows)
 
 
 def form(db: Database, job: Mapping[str, Any], parents: Sequence[str], executable: str | None) -> str:
-    """One job as the slides print it."""
+    """Return one job as the slides print it."""
     from ..db.engine import directories
     from ..db.query import text_forms
 
     return output.many_lines(text_forms.job_form(job, parents, executable, os.path.join(db.directory, directories.DATA)))
 
 
-def _all_fields(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
-    names = (*queries.JOB_COLUMNS, "stale")
-    kinds = {name: field.kind for name, field in field_specs.JOB_FIELD.items()} | {"stale": "flag"}
-    with db.read() as cx, _Unhurried(db) as file:
-        rows = queries.iterate_jobs(cx, only, (*queries.JOB_COLUMNS, queries.STALE), wanted.sort, wanted.limit)
-        with closing(cast(Any, rows)):  # whoever reads us may leave; the query must not outlive its connection
-            output.write_json(output.objects(names, kinds, rows), file)
-
-
-class _Unhurried:
-    """Where to write what is being read. Nobody knows how slow the reader at the other end of a pipe is.
-
-    On a local disk a reader keeps nobody from the DB. On a shared one it does, so the text is put aside first.
-    """
-
-    def __init__(self, db: Database) -> None:
-        from ..db.engine.filesystem import LOCAL
-
-        self._aside: IO[str] | None = None
-        if db.access != LOCAL:
-            import tempfile
-
-            self._aside = tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass")
-
-    def __enter__(self) -> IO[str]:
-        return self._aside or sys.stdout
-
-    def __exit__(self, *exc: object) -> None:
-        if self._aside:
-            click.get_current_context().call_on_close(self._pass_on)
-
-    def _pass_on(self) -> None:
-        assert self._aside is not None
-        with self._aside as file:
-            file.seek(0)
-            while True:
-                piece = file.read(1 << 20)
-                if not piece:
-                    return
-                sys.stdout.write(piece)
-
-
-def _histories(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
-    columns = ("id", "job_id", "name")
-    limit = wanted.limit if wanted.json else wanted.rows()
+def _histories(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+    rows, more = _few(db, wanted, only, ("id", "job_id", "name"))
     with db.read() as cx:
-        rows = queries.jobs(cx, only, columns, wanted.sort, limit)
-        more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
-        if wanted.json:
-            with _Unhurried(db) as file:
-                output.write_json(_history_objects(cx, rows), file)
-            return
         texts = [output.history(name, job_id, queries.history(cx, number)) for number, job_id, name in rows]
-    _print([*texts, *_more(more)] or [NO_JOBS])
+    _print(texts, more)
+    return len(rows)
 
 
-def _history_objects(cx: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    keys = ("time", "from_state", "to_state", "message")
-    for number, job_id, name in rows:
-        events = [dict(zip(keys, event)) for event in queries.history(cx, number)]
-        yield {"job_id": job_id, "name": name, "history": events}
-
-
-def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
+def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
     columns = columns_from(os.environ)
-    limit = wanted.rows()
-    found: dict[str, tuple[int, list[tuple[Any, ...]]]] = {}
+    marks: list[int] = []
+    for state, _ in _state_counts(db, only):
+        rows, more = _few(db, wanted, only._replace(states=(state,)), (*columns, queries.STALE))
+        heading = f"{state} ({len(rows) + more} BalsamJobs)"
+        _print([heading, "-" * len(heading), *_job_table(columns, rows)], more)
+        _print([""])
+        marks += [row[-1] for row in rows]
+    _explain_stale(marks)
+    return len(marks)
+
+
+def _state_counts(db: Database, only: queries.JobFilter) -> list[tuple[str, int]]:
     with db.read() as cx:
         counts = queries.state_counts(cx, only)
-        # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
-        for state in sorted(counts, key=lambda name: name.replace("_", "")):
-            here = only._replace(states=(state,))
-            rows = [] if wanted.json else queries.jobs(cx, here, (*columns, queries.STALE), wanted.sort, limit)
-            found[state] = (counts[state], rows)
-    if wanted.json:
-        output.write_json(({"state": state, "jobs": number} for state, (number, _) in found.items()), sys.stdout)
-        return
-    lines: list[str] = []
-    for state, (number, rows) in found.items():
-        heading = f"{state} ({number} BalsamJobs)"
-        lines += [heading, "-" * len(heading), *_job_table(columns, rows), *_more(number - len(rows)), ""]
-    _print(lines or [NO_JOBS])
-    _explain_stale(row[-1] for _, rows in found.values() for row in rows)
+    # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
+    return sorted(counts.items(), key=lambda count: count[0].replace("_", ""))
+
+
+# --- jobs in other formats ----------------------------------------------------------------------------------------------
+
+
+def _count_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+    counts = ({"state": state, "jobs": number} for state, number in _state_counts(db, only))
+    return listing.show(wanted.look, listing.COUNT_KEYS, listing.COUNT_KEYS, counts) or wanted.look.is_whole
+
+
+def _objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+    """Print jobs as objects, with --tree the UUIDs of their parents and children, too."""
+    keys = (*listing.JOB_KEYS, *(("parents", "children") if wanted.tree else ()))
+    with db.read() as cx:
+        rows = _rows(cx, wanted, only)
+        with closing(cast(Any, rows)):  # who reads from us may leave; the query must not outlive its connection
+            site = _site_name(db)
+            found = (listing.job_object(row, site) for row in rows)
+            columns = keys if wanted.verbose else JOB_TABLE
+            return listing.show(wanted.look, keys, columns, found, is_slow=_is_shared(db)) or wanted.look.is_whole
+
+
+def _rows(cx: sqlite3.Connection, wanted: Wanted, only: queries.JobFilter) -> Iterator[dict[str, Any]]:
+    """Yield jobs with all fields. A table on a terminal has as many as the slides' one, other formats all."""
+    from ..db.query import select
+
+    limit, are_newest = wanted.limits if wanted.look.form == "table" else (wanted.limit, False)
+    more = {name: select.Column(sql, "json") for name, sql in zip(("parents", "children"), queries.RELATIVES)}
+    rows = select.listed_jobs(cx, wanted.where(), "-id" if are_newest else wanted.sort, limit, more if wanted.tree else {})
+    return reversed(list(rows)) if are_newest else rows
+
+
+def _history_objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+    from ..db.query import events
+
+    with db.read() as cx:
+        site = _site_name(db)
+        jobs = _rows(cx, wanted, only)
+        told = ((site, job, [listing.creation(job), *events.events(cx, {"job_id": job["id"]}, "id")]) for job in jobs)
+        return listing.show_histories(wanted.look, told, is_slow=_is_shared(db)) or wanted.look.is_whole
+
+
+def _site_name(db: Database) -> str:
+    from ..db.engine import registry
+
+    return registry.at(db.directory).name
+
+
+def _is_shared(db: Database) -> bool:
+    from ..db.engine.filesystem import LOCAL
+
+    return db.access != LOCAL
 
 
 # --- jobs below their parents -----------------------------------------------------------------------------------------
 
 
-def _tree(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
-    if wanted.json:
-        _tree_objects(db, wanted, only)
-        return
+def _tree(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
     with db.read() as cx:
         matching = [row[0] for row in queries.iterate_jobs(cx, only, ("id",), wanted.sort)]
-        places, omitted = _Forest(queries.edges(cx)).places(matching, wanted.rows())
+        places, omitted = _Forest(queries.edges(cx)).places(matching, wanted.limit or limit_from(os.environ))
         names = queries.columns_of(cx, {job for job, _, _ in places}, ("name", "job_id"))
     more = [f"(Omitted {omitted} jobs from display...)"] if omitted else []
-    _print([*(_branch(depth, is_known, *names[job]) for job, depth, is_known in places), *more] or [NO_JOBS])
-
-
-def _tree_objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> None:
-    names, kinds = (*JOB_TABLE, "parents", "children"), {"parents": "object", "children": "object"}
-    with db.read() as cx, _Unhurried(db) as file:
-        rows = queries.iterate_jobs(cx, only, (*JOB_TABLE, *queries.RELATIVES), wanted.sort, wanted.limit)
-        with closing(cast(Any, rows)):
-            output.write_json(output.objects(names, kinds, rows), file)
+    _print([*(_branch(depth, is_known, *names[job]) for job, depth, is_known in places), *more])
+    return len(places)
 
 
 def _branch(depth: int, is_known: bool, name: str, job_id: str) -> str:
@@ -373,16 +387,30 @@ def _apps(db: Database, wanted: Wanted) -> None:
     for word, number in numbers.items():
         if number is None:
             raise click.BadParameter(f"an application has a number, not {word!r}.", param_hint="'--id'")
-    with db.read() as cx:
-        apps = [app for app in queries.apps(cx, wanted.name) if not numbers or app["id"] in numbers.values()][: wanted.limit]
-    if wanted.json:
-        kinds = {name: field.kind for name, field in field_specs.APP_FIELD.items()}
-        rows = (tuple(app.values()) for app in apps)
-        output.write_json(output.objects(queries.APP_COLUMNS, kinds, rows), sys.stdout)
-    elif not apps:
-        _print(["No apps found matching query"])
+    if wanted.look.form:
+        found = _app_objects(db, wanted, list(numbers.values()))
     else:
-        _print(_app_forms(apps) if wanted.verbose else _app_table(apps))
+        with db.read() as cx:
+            apps = [app for app in queries.apps(cx, wanted.name) if not numbers or app["id"] in numbers.values()][
+                : wanted.limit
+            ]
+        found = len(apps)
+        if apps:
+            _print(_app_forms(apps) if wanted.verbose else _app_table(apps))
+    if not found:
+        say("No apps found matching query")
+
+
+def _app_objects(db: Database, wanted: Wanted, numbers: Sequence[int | None]) -> int:
+    from ..db.query import select
+
+    with db.read() as cx:
+        apps = select.apps(cx, {"id": numbers} if numbers else {})
+    site, text = _site_name(db), wanted.name.lower()
+    found = (listing.app_object(app, site) for app in apps if text in app["name"].lower())
+    keys = listing.APP_KEYS
+    columns = keys if wanted.verbose else listing.APP_TABLE
+    return listing.show(wanted.look, keys, columns, islice(found, wanted.limit)) or wanted.look.is_whole
 
 
 def _app_forms(apps: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -406,53 +434,38 @@ def _workflows(db: Database, wanted: Wanted) -> None:
         names = [name for name in queries.workflows(cx) if name or not exact]
         if exact:
             names = [name for name in names if name == exact] or [name for name in names if exact.lower() in name.lower()]
-    if wanted.json:
-        output.write_json(({"workflow": name} for name in names), sys.stdout)
-        return
-    if not names:
-        _print([f"No workflow matching {exact}" if exact else "No workflows found"])
-        return
-    expanded = wanted.tree or wanted.verbose or names == [exact]
-    if not expanded:
+    if wanted.look.form:
+        listing.show(wanted.look, listing.WORKFLOW_KEYS, listing.WORKFLOW_KEYS, ({"workflow": name} for name in names))
+    elif not names:
+        say(f"No workflow matching {exact}" if exact else "No workflows found")
+    elif wanted.tree or wanted.verbose or names == [exact]:
+        show = _tree if wanted.tree else _forms if wanted.verbose else _table
+        for name in names:
+            heading = output.one_line(name)
+            _print([heading, "-" * len(heading)])
+            show(db, wanted, queries.JobFilter(exact_workflow=name))
+            _print([""])
+    else:
         _print(["Workflows", "-" * 9, *map(output.one_line, names)])
-        return
-    for name in names:
-        heading = output.one_line(name)
-        _print([heading, "-" * len(heading)])
-        only = queries.JobFilter(exact_workflow=name)
-        (_tree if wanted.tree else _forms if wanted.verbose else _table)(db, wanted, only)
-        _print([])
 
 
-def list_queues(db: Database, wanted: Wanted) -> None:
-    """The launches. Asks the scheduler, once for all of them."""
-    rows = _launches(db, wanted)
-    if wanted.json:
-        output.write_json(map(_plain_launch, rows), sys.stdout)
+def _queues(db: Database, wanted: Wanted) -> None:
+    """Print the launches. Asks the scheduler, once for all of them."""
+    from ..sites import batch_jobs
+
+    where = {} if wanted.all_queues else {"state": batch_jobs.ACTIVE_STATES}
+    site, keys = _site_name(db), listing.BATCH_JOB_KEYS
+    rows = [listing.batch_job_object(row, site) for row in batch_jobs.select(db, where, "-id", 0, wanted.limit)[::-1]]
+    if wanted.look.form:
+        listing.show(wanted.look, keys, keys if wanted.verbose else listing.BATCH_JOB_TABLE, rows)
     elif not rows:
-        _print(["No queued jobs detected"])
+        say("No queued jobs detected")
     elif wanted.verbose:
         from pprint import pformat
 
-        _print([f"Qlaunch {pformat(_plain_launch(row), indent=4)}\n" for row in rows])
+        _print(f"Qlaunch {pformat({name: row[name] for name in keys}, indent=4)}\n" for row in rows)
     else:
         _print(_launch_table(rows, wanted.all_queues))
-
-
-def _launches(db: Database, wanted: Wanted) -> list[dict[str, Any]]:
-    """The launches as they are now, if the scheduler answers; else as they were when it last did."""
-    from ..core.errors import SchedulerError
-    from ..core.settings import Settings
-    from ..db.query import batch_queries
-    from ..schedulers import base, submission
-
-    try:
-        submission.refresh(db, base.select(Settings.load(db.directory)))
-    except SchedulerError as exc:
-        warn(f"Scheduler is not reachable: {exc}")
-    with db.read() as cx:
-        rows = batch_queries.all_rows(cx, wanted.limit) if wanted.all_queues else batch_queries.unended_rows(cx)
-    return rows[: wanted.limit]
 
 
 def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
@@ -461,23 +474,17 @@ def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
         {
             **row,
             "command": os.path.basename(row["command"]),
-            "from_balsam": bool(row["from_balsam"]),
-            "reason": _first_line(row["reason"]),
-            "state": row["state"] if row["tries"] == 1 else f"{row['state']} ({row['tries']} tries)",
+            "reason": listing.first_line(row["reason"]),
+            "scheduler_state": listing.with_tries(row["scheduler_state"], row),
         }
         for row in rows
     ]
     return output.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
 
 
-def _first_line(reason: str | None) -> str:
-    """What a scheduler's program printed can be long; --verbose shows the rest."""
-    first, *more = (reason or "").splitlines() or [""]
-    return f"{first} …" if more else first
-
-
-_LAUNCH_KINDS = {"filter_tags": "tags", "prescheduled_only": "flag", "from_balsam": "flag"}
-
-
-def _plain_launch(row: Mapping[str, Any]) -> dict[str, Any]:
-    return next(output.objects(tuple(row), _LAUNCH_KINDS, [tuple(row.values())]))
+_KINDS = {
+    "jobs": (_jobs, (*listing.JOB_KEYS, "parents", "children")),
+    "apps": (_apps, listing.APP_KEYS),
+    "wf": (_workflows, listing.WORKFLOW_KEYS),
+    "queues": (_queues, listing.BATCH_JOB_KEYS),
+}

@@ -1,4 +1,4 @@
-"""Rows as text: tables, histories, YAML, JSON. Knows neither click nor the DB.
+"""Print rows in any format: the slides' tables, JSON, YAML, CSV, and the tables of tabulate. Knows neither click nor the DB.
 
 Text that came from a program or another user may hold anything; what would steer a terminal is shown as an escape.
 """
@@ -6,20 +6,24 @@ Text that came from a program or another user may hold anything; what would stee
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
-from math import isfinite
+from itertools import islice
+from types import ModuleType, SimpleNamespace
 from typing import IO, Any
 
 from ..core import field_specs
 from ..core.clock import format_us
+from ..core.errors import InvalidSpec
+from ..core.suggest import did_you_mean
 
 _HISTORY_DASHES = "-" * 48
 
 
 def one_line(text: str) -> str:
-    """`text` for a cell of a table.
+    """Return `text` for a cell of a table.
 
     >>> one_line("two\\nlines")
     'two\\\\nlines'
@@ -30,14 +34,14 @@ def one_line(text: str) -> str:
 
 
 def many_lines(text: str) -> str:
-    """`text` for a terminal, with its line breaks and tabs and nothing else that is not printable."""
+    """Return `text` for a terminal, with its line breaks and tabs and nothing else that is not printable."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def basenames(line: str) -> str:
-    """A command line with the basename of each word instead of its path.
+    """Return a command line with the basename of each word instead of its path.
 
     >>> basenames("/usr/bin/python /home/me/run.py -v")
     'python run.py -v'
@@ -48,7 +52,7 @@ def basenames(line: str) -> str:
 
 
 def size(number: int) -> str:
-    """A number of bytes for people.
+    """Return a number of bytes with its unit.
 
     >>> size(999), size(1500), size(2_000_000_000)
     ('999 bytes', '1.5 kB', '2.0 GB')
@@ -62,11 +66,33 @@ def size(number: int) -> str:
     return f"{value:.1f} {unit}"
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- the slides' tables -------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], colour: bool = False) -> list[str]:
+    """Return the lines of the slides' table: header cells to the right, data cells to the left, columns as wide as needed.
+
+    With `colour` the cells of a column `state` are coloured.
+    """
+    cells = [["" if value is None else one_line(str(value)) for value in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(header, *cells)]
+    top = " | ".join([" " * (width - _width(name)) + name for name, width in zip(header, widths)])
+    lines = [" | ".join([cell + " " * (width - _width(cell)) for cell, width in zip(row, widths)]).rstrip() for row in cells]
+    if colour and "state" in header:
+        place = header.index("state")
+        lines = [_painted_line(line, row, widths, place) for line, row in zip(lines, cells)]
+    return [top, "-" * len(top), *lines]
+
+
+def _painted_line(line: str, row: Sequence[str], widths: Sequence[int], place: int) -> str:
+    """Return a line of `table` with the cell at `place` coloured."""
+    padded = (cell + " " * (width - _width(cell)) for cell, width in zip(row[:place], widths))
+    start = sum(len(cell) + 3 for cell in padded)
+    return line[:start] + painted(row[place]) + line[start + len(row[place]) :]
 
 
 def _width(text: str) -> int:
-    """Columns that `text` takes on a terminal."""
+    """Return the columns that `text` takes on a terminal."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width
@@ -74,45 +100,218 @@ def _width(text: str) -> int:
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """The lines of a table: header cells to the right, data cells to the left, each column as wide as its widest cell."""
-    cells = [_cells(row) for row in rows]
-    widths = [max(map(_width, column)) for column in zip(header, *cells)]
-    top = " | ".join(map(right, header, widths))
-    return [top, "-" * len(top), *(" | ".join(map(left, row, widths)).rstrip() for row in cells)]
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+#: SGR codes (ECMA-48) of the states that a reader looks for; those of jobs and of batch jobs.
+_COLOURS = {
+    **dict.fromkeys(("FAILED", "RUN_ERROR", "submit_failed"), 31),
+    **dict.fromkeys(("JOB_FINISHED", "finished"), 32),
+    **dict.fromkeys(("USER_KILLED", "RUN_TIMEOUT", "RESTART_READY", "pending_deletion"), 33),
+    **dict.fromkeys(("RUNNING", "running"), 36),
+}
 
 
-def padded(header: Sequence[str], rows: Iterable[Sequence[Any]], ahead: int = 5000) -> Iterator[str]:
-    """The lines of a table of the workshop's style: cells to the left, each column two blanks wider than its widest cell.
+def painted(state: str) -> str:
+    """Return a state with the codes that colour it on a terminal; a remark after it in the same colour."""
+    code = _COLOURS.get(state.partition(" ")[0])
+    return f"\x1b[{code}m{state}\x1b[0m" if code else state
 
-    Source: Balsam 0.7, `job ls`. Widths are those of the first `ahead` rows, so that a long table is printed as it comes.
+
+def is_terminal(file: IO[str]) -> bool:
+    """Return whether a person reads the file as it is written."""
+    return file.isatty()
+
+
+def is_coloured(file: IO[str]) -> bool:
+    """Return whether to colour what is written there: a terminal that can, unless NO_COLOR is set (https://no-color.org)."""
+    return is_terminal(file) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def terminal_width(file: IO[str]) -> int | None:
+    """Return the columns of the terminal that the file is; None if it is none. COLUMNS overrides the terminal's answer."""
+    if not is_terminal(file):
+        return None
+    text = os.environ.get("COLUMNS", "")
+    try:
+        return int(text) if text.isdecimal() and int(text) else os.get_terminal_size(file.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+# --- listings: any format ---------------------------------------------------------------------------------------------
+
+#: The formats that are not tabulate's. `table` is each listing's own.
+OWN_FORMATS = ("table", "json", "yaml", "csv")
+#: How tabulate prints a `table`.
+_PLAIN_TABLE = "simple"
+#: Rows that tabulate lays out at once, so that a long listing is printed as it is read.
+ROWS_AT_ONCE = 5000
+#: A cell is shortened to this width at least.
+_MIN_CELL = 12
+#: Columns whose end matters more than their beginning.
+_PATHS = ("workdir", "path", "log", "command", "submit_script")
+SHORT_ID = 8
+
+
+def check_format(name: str) -> str:
+    """Return the name of a format; raise InvalidSpec with the nearest one if there is none of that name."""
+    if name in OWN_FORMATS:
+        return name
+    known = (*OWN_FORMATS, *_tabulate().tabulate_formats)
+    if name in known:
+        return name
+    raise InvalidSpec(f"There is no format {name!r}.{did_you_mean(name, known)}", hint=f"The formats are: {', '.join(known)}")
+
+
+def _tabulate() -> Any:
+    """Import tabulate, only where a table is printed, and without what would take most of its 50 ms.
+
+    That is `importlib.metadata`, which it asks for its own version alone, and wcwidth, whose work `_width` does.
     """
-    source = iter(rows)
-    first = [header, *(_cells(row) for row in islice(source, ahead))]
-    widths = [max(map(_width, column)) + 2 for column in zip(*first)]
-    for row in chain(first, map(_cells, source)):
-        yield " ".join(map(left, row, widths))
+    if "tabulate" not in sys.modules:
+        stand_in = ModuleType("importlib.metadata")
+        vars(stand_in).update(version=lambda name: "unknown", PackageNotFoundError=ImportError)
+        absent = {"importlib.metadata": stand_in, "wcwidth": None}
+        kept = {name: sys.modules[name] for name in absent if name in sys.modules}
+        sys.modules.update({name: module for name, module in absent.items() if name not in kept})  # type: ignore[misc]
+        try:
+            import tabulate
+        finally:
+            for name in absent.keys() - kept.keys():
+                del sys.modules[name]
+        vars(tabulate).update(wcwidth=SimpleNamespace(wcswidth=_width), WIDE_CHARS_MODE=True, MIN_PADDING=0)
+    return sys.modules["tabulate"]
 
 
-def _cells(row: Sequence[Any]) -> list[str]:
-    return ["" if value is None else one_line(str(value)) for value in row]
+def write_rows(
+    form: str, columns: Sequence[str], objects: Iterable[Mapping[str, Any]], file: IO[str], width: int | None = None,
+    is_fixed: bool = False,
+) -> tuple[int, list[str]]:  # fmt: skip
+    """Write objects in one of the formats (see `check_format`) and return how many there were, and the columns left out.
+
+    Args:
+        columns: the keys to print, in order. width: that of a terminal which the table has to fit; None for any.
+        is_fixed: leave no column out, the user has asked for each.
+    """
+    rows = ({name: found.get(name) for name in columns} for found in map(without_secrets, objects))
+    if form == "json":
+        return write_json(rows, file), []
+    if form == "yaml":
+        return _write_documents(rows, file), []
+    if form == "csv":
+        return _write_csv(columns, rows, file), []
+    return _write_tables(form, columns, rows, file, width, is_fixed)
 
 
-def left(cell: str, width: int) -> str:
-    """`cell` with blanks behind it."""
-    return cell + " " * (width - _width(cell))
+def _write_documents(rows: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
+    number = 0
+    for row in rows:
+        file.write("\n".join(("---", *yaml_lines(row), "")))
+        number += 1
+    return number
 
 
-def right(cell: str, width: int) -> str:
-    """`cell` with blanks before it."""
-    return " " * (width - _width(cell)) + cell
+def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
+    """Write RFC 4180's form with bare line feeds; values that are no text or number as JSON."""
+    import csv
+
+    shown = one_line if is_terminal(file) else str
+    writer = csv.writer(file, lineterminator="\n")
+    number = 0
+    for number, row in enumerate(rows, 1):
+        if number == 1:
+            writer.writerow(columns)
+        writer.writerow([shown(_exact(value)) for value in row.values()])
+    return number
+
+
+def _exact(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(_finite(value), ensure_ascii=False)
+
+
+def _brief(value: Any) -> str:
+    """Return a value for a cell of a table."""
+    if isinstance(value, Mapping):
+        return one_line(" ".join(f"{key}={_brief(inner)}" for key, inner in value.items()))
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_brief, value))
+    return one_line(_exact(value))
+
+
+def _write_tables(
+    form: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], file: IO[str], width: int | None, is_fixed: bool
+) -> tuple[int, list[str]]:
+    is_own = form == "table"
+    source, total, shown = iter(rows), 0, list(columns)
+    while block := list(islice(source, ROWS_AT_ONCE if is_own else None)):
+        cells = {name: [_brief(row[name]) for row in block] for name in columns}
+        if is_own and width is not None:
+            shown = shown if total or is_fixed else fitting_columns(cells, width)
+            cells = _shortened({name: cells[name] for name in shown}, width)
+        if is_own and is_coloured(file) and "state" in cells:
+            cells["state"] = list(map(painted, cells["state"]))
+        lines = _table_lines(form, shown, cells)
+        file.write("\n".join([*lines[2 if total and is_own else 0 :], ""]))
+        total += len(block)
+    return total, [name for name in columns if name not in shown]
+
+
+def _table_lines(form: str, shown: Sequence[str], cells: Mapping[str, Sequence[str]]) -> list[str]:
+    rows = list(zip(*(cells[name] for name in shown)))
+    padding = None if form == "tsv" else "left"
+    look = _PLAIN_TABLE if form == "table" else form
+    text = _tabulate().tabulate(rows, list(shown), look, disable_numparse=True, stralign=padding)
+    return [line.rstrip() if form == "table" else line for line in text.split("\n")]
+
+
+def fitting_columns(cells: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """Return the first columns that fit a terminal with their cells shortened as far as they may be; the first one always."""
+    found: list[str] = []
+    left = width
+    for name, column in cells.items():
+        left -= min(_column_width(name, column), max(_MIN_CELL, len(name))) + 2 * bool(found)
+        if left < 0 and found:
+            break
+        found.append(name)
+    return found
+
+
+def _column_width(name: str, cells: Sequence[str]) -> int:
+    return max(len(name), *map(_width, cells)) if cells else len(name)
+
+
+def _shortened(cells: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """Shorten the cells of the widest columns until all columns fit."""
+    widths = {name: _column_width(name, column) for name, column in cells.items()}
+    least = {name: max(_MIN_CELL, len(name)) for name in cells}
+    excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
+    while excess > 0 and any(widths[name] > least[name] for name in cells):
+        widest = max((name for name in cells if widths[name] > least[name]), key=lambda name: widths[name])
+        widths[widest] -= 1
+        excess -= 1
+    return {name: [_cut(cell, widths[name], name in _PATHS) for cell in column] for name, column in cells.items()}
+
+
+def _cut(text: str, width: int, keeps_end: bool) -> str:
+    """Return `text` in at most `width` columns, with three dots where something is missing.
+
+    >>> _cut("demo/hello/run7", 12, True), _cut("a description", 12, False)
+    ('...ello/run7', 'a descrip...')
+    """
+    if _width(text) <= width:
+        return text
+    while _width(text) > width - 3:
+        text = text[1:] if keeps_end else text[:-1]
+    return f"...{text}" if keeps_end else f"{text}..."
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 def cute_id(name: str, job_id: str) -> str:
-    """`[name | id8]`, as messages name a job.
+    """Return `[name | id8]`, as messages name a job.
 
     >>> cute_id("test1", "7df86c8b-f94b-4349-8ab6-a8afc85d8a9f")
     '[test1 | 7df86c8b]'
@@ -121,7 +320,7 @@ def cute_id(name: str, job_id: str) -> str:
 
 
 def history(name: str, job_id: str, events: Iterable[tuple[int, str, str, str]]) -> str:
-    """A job's history: one line for each event, further lines of its message indented."""
+    """Return a job's history as the slides print it: a line for each event, further lines of its message indented."""
     lines = [f"Job {one_line(name)} [{job_id}]", _HISTORY_DASHES]
     for time_us, _, state, message in events:
         text = many_lines(message).rstrip().replace("\n", "\n    ")
@@ -133,7 +332,7 @@ def history(name: str, job_id: str, events: Iterable[tuple[int, str, str, str]])
 
 
 def yaml_lines(mapping: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    """The lines of a mapping of JSON's values as YAML, inner ones below their keys with an indentation of four blanks.
+    """Yield a mapping of JSON's values as lines of YAML, inner ones below their keys with an indentation of four blanks.
 
     Values of secret environment variables are masked.
 
@@ -187,22 +386,8 @@ def _yaml_character(c: str) -> str:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-#: So many objects are written at once.
+#: Objects that are written at once.
 _BATCH = 200
-
-
-def objects(names: Sequence[str], kinds: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Rows as JSON knows them: flags as true or false, JSON columns as objects. `kinds` are those of `field_specs.Field`."""
-    flags = [name for name in names if kinds.get(name) == "flag"]
-    parsed = [name for name in names if kinds.get(name) in field_specs.JSON_KINDS]
-    for row in rows:
-        found = dict(zip(names, row))
-        for name in flags:
-            found[name] = found[name] != 0
-        for name in parsed:
-            found[name] = {} if found[name] == "{}" else field_specs.read_object(found[name])
-        yield found
-
 
 #: Under these keys are environment variables: ours, and the workshop's.
 _ENVIRONMENTS = ("environ_vars", "environment_variables")
@@ -217,34 +402,38 @@ def without_secrets(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def json_encoder(file: IO[str]) -> Callable[[Any], str]:
-    r"""What turns objects into JSON for that file; where it does not take every character, they become \uXXXX."""
+    r"""Return what turns objects into JSON for that file; where it does not take every character, they become \uXXXX.
+
+    NaN and the infinities, which JSON does not know, become null.
+    """
     takes_all = (getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
     encode = json.JSONEncoder(ensure_ascii=not takes_all, allow_nan=False).encode
 
-    def encoded(found: Any) -> str:
+    def as_json(value: Any) -> str:
         try:
-            return encode(found)
-        except ValueError:
-            return encode(_with_null(found))
+            return encode(value)
+        except ValueError:  # looking for them in every object would cost more than this does in the few that have one
+            return encode(_finite(value))
 
-    return encoded
+    return as_json
 
 
-def _with_null(value: Any) -> Any:
-    """Return a value with null in place of NaN and infinities, which JSON does not have."""
+def _finite(value: Any) -> Any:
+    """Return a value of JSON's types with None in the place of every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _with_null(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return list(map(_with_null, value))
-    return None if isinstance(value, float) and not isfinite(value) else value
+        return {key: _finite(inner) for key, inner in value.items()}
+    return list(map(_finite, value)) if isinstance(value, (list, tuple)) else value
 
 
-def write_json(objects: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
-    """A list of objects, one per line, written as they come, with the values of secret environment variables masked."""
+def write_json(objects: Iterable[Mapping[str, Any]], file: IO[str]) -> int:
+    """Write a list of objects, one a line, as they come; mask the values of secret environment variables. Return how many."""
     encode = json_encoder(file)
-    before = "[\n"
     lines = (encode(without_secrets(found)) for found in objects)
-    for first in lines:
-        file.write(before + ",\n".join([first, *islice(lines, _BATCH - 1)]))
-        before = ",\n"
-    file.write("[]\n" if before == "[\n" else "\n]\n")
+    number = 0
+    while some := list(islice(lines, _BATCH)):
+        file.write(("[\n" if number == 0 else ",\n") + ",\n".join(some))
+        number += len(some)
+    file.write("\n]\n" if number else "[]\n")
+    return number

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,15 +11,12 @@ from ..core import field_specs
 from ..core.durations import FORMS
 from ..core.errors import AmbiguousJobId, BalsamError, UnknownBatchJob
 from ..db.engine.registry import SiteEntry
-from . import output
+from . import listing, output
 from .common import Minutes, ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
 from .group import BalsamCommand, Choice, CommandGroup, option
 
 _Row = dict[str, Any]
 
-_COLUMNS = (
-    "id", "site", "scheduler_id", "state", "filter_tags", "project", "queue", "num_nodes", "wall_time_min", "job_mode"
-)  # fmt: skip
 _ACTIVE = ("pending_submission", "queued", "running", "pending_deletion")
 _NONE_ACTIVE = "No active batch jobs.  Use --history option to list completed batch jobs."
 
@@ -93,7 +89,7 @@ def submit(
     target = one_site(site)
     made = target.create("batch_job", [row])[0]
     warnings = made["status_info"].pop("warnings", [])
-    _print(output.yaml_lines(_shown(made, target.entry)))
+    click.echo("\n".join(output.yaml_lines(_shown(made, target.entry))))
     for warning in warnings:
         warn(warning)
 
@@ -121,19 +117,12 @@ class _ListCommand(BalsamCommand):
 @option("--limit", type=int, callback=count, metavar="N", help="Show at most N, the newest ones.")
 @option("--scheduler_id", "--scheduler-id", metavar="ID", help="Only the launch which the scheduler calls that.")
 @option("-v", "--verbose", is_flag=True, help="Show every field, also why a launch waits or failed.")
-@option("--json", is_flag=True, help="Print a list of objects with every field; times are microseconds since 1970 (UTC).")
 @long_site_option
+@listing.output_options
 def list_(
-    *,
-    num: int,
-    history: bool,
-    all_queues: bool,
-    limit: int | None,
-    scheduler_id: str | None,
-    verbose: bool,
-    json: bool,
-    site: str,
-) -> None:
+    *, num: int, history: bool, all_queues: bool, limit: int | None, scheduler_id: str | None, verbose: bool, site: str,
+    **options: Any,
+) -> None:  # fmt: skip
     """List the launches of one or more sites, with their states as the schedulers tell them now.
 
     States: pending_submission, queued, running, pending_deletion; and finished, submit_failed.
@@ -142,43 +131,20 @@ def list_(
     Examples:
         balsam queue ls
         balsam queue ls --history --site all
+        balsam queue ls --history --json
     """
+    look = listing.Look.of(options, listing.BATCH_JOB_KEYS)
     where: _Row = {"scheduler_id": scheduler_id}
     if not (history or all_queues or num or scheduler_id):
         where["state"] = list(_ACTIVE)
     most = num or limit
     answers = ask_sites(site, lambda one: one.select("batch_job", where, "-id", 0, most))
-    rows = [{**row, "site": entry.name} for entry, found in answers for row in reversed(found)]
-    if json:
-        output.write_json(rows, sys.stdout)
-        return
-    if num:
-        _print([f"Displaying records for last {num} Batch Jobs"])
-    elif not rows and "state" in where:
-        _print([_NONE_ACTIVE])
-    if verbose:
-        _print(output.one_line(str(row)) for row in rows)
-    else:
-        _print(_table(rows))
-
-
-def _table(rows: Iterable[_Row]) -> list[str]:
-    """Each column to the right, one blank wider than its widest cell; joined by a blank (source: Balsam 0.7)."""
-    cells = [_COLUMNS, *([output.one_line(_cell(name, row)) for name in _COLUMNS] for row in rows)]
-    widths = [max(map(len, column)) + 1 for column in zip(*cells)]
-    return [" ".join(map(output.right, row, widths)) for row in cells]
-
-
-def _cell(name: str, row: _Row) -> str:
-    value = row[name]
-    if name == "state" and "tries" in row["status_info"]:
-        return f"{value} ({row['status_info']['tries']} tries)"
-    return "" if value is None else str(value)
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
+    rows = [listing.batch_job_object(row, entry.name) for entry, found in answers for row in reversed(found)]
+    if not rows and not look.is_whole:
+        say(_NONE_ACTIVE if "state" in where else "No batch job matches.")
+    if verbose and not look.form:
+        look = look._replace(form="yaml")
+    listing.show(look, listing.BATCH_JOB_KEYS, listing.BATCH_JOB_KEYS if verbose else listing.BATCH_JOB_TABLE, rows)
 
 
 # --- term, rm ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import BalsamError, NotABalsamDB
-from . import output
+from . import listing, output
 from .common import confirm, say, warn, warn_of_sites
 from .group import BalsamCommand, Choice, CommandGroup, PathCommand, option
 
@@ -192,40 +192,30 @@ def _lines(said: Any) -> list[str]:
 
 @site.command("ls", cls=BalsamCommand, short_help="list the sites that you have")
 @option("-v", "--verbose", is_flag=True, help="Show all there is to tell of each.")
-@option("--json", is_flag=True, help="Print a list of objects.")
-def list_(*, verbose: bool, json: bool) -> None:
-    """List the sites that you have, and where a service is running: Active.
+@listing.output_options
+def list_(*, verbose: bool, **options: Any) -> None:
+    """List the sites that you have, and where a service is running: active.
 
-    That is Yes if a service was heard of in the last two minutes, ? if the site cannot be asked, and gone if its directory is
-    not there any more.
+    That is yes if a service was heard of in the last two minutes, unknown if the site cannot be asked, and gone if its
+    directory is not there any more.
 
     \b
     Examples:
         balsam site ls
         balsam site ls --json
     """
-    found = list(_found_sites())
-    if json:
-        output.write_json(found, sys.stdout)
-    elif verbose:
-        for one in found:
-            click.echo("\n".join(output.yaml_lines(one)) + "\n---")
-    else:
-        click.echo(_row("ID", "Name", "Path", "Active"))
-        if not found:
-            from ..db.engine import registry
+    look = listing.Look.of(options, listing.SITE_KEYS)
+    if verbose and not look.form:
+        look = look._replace(form="yaml")
+    columns = listing.SITE_KEYS if verbose else listing.SITE_TABLE
+    if not listing.show(look, listing.SITE_KEYS, columns, _found_sites()) and not look.is_whole:
+        from ..db.engine import registry
 
-            say(registry.hint())
-        for one in found:
-            click.echo(_row(str(one["id"]), one["name"], _shortened(one["path"]), _ACTIVE[one["active"]]))
-
-
-#: How the column Active shows it.
-_ACTIVE = {"yes": "Yes", "no": "No", "unknown": "?", "gone": "gone"}
+        say(registry.hint())
 
 
 def _found_sites() -> Iterator[dict[str, Any]]:
-    """Each known site as an object; those that cannot be asked get a warning, too."""
+    """Yield each known site as an object; warn of those that cannot be asked."""
     from ..db.engine import registry
     from ..sites import fanout
 
@@ -241,19 +231,6 @@ def _found_sites() -> Iterator[dict[str, Any]]:
         elif entry in failed:
             one.update(active="unknown", error=fanout.reason(failed[entry]))
         yield one
-
-
-_LONGEST_PATH = 37
-
-
-def _shortened(path: str) -> str:
-    path = output.one_line(path)
-    return path if len(path) <= _LONGEST_PATH else f"...{path[-_LONGEST_PATH:]}"
-
-
-def _row(number: str, name: str, path: str, active: str) -> str:
-    """A line of the workshop's table. Source: Balsam 0.7, `site ls`."""
-    return "   ".join([f"{number:<5}", output.left(output.one_line(name), 26), output.left(path, 40), f"{active:<4}"]).rstrip()
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------

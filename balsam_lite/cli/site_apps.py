@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,7 @@ from ..core.errors import AmbiguousSite, UnknownApp
 from ..db.engine.registry import SiteEntry
 from ..db.query import text_forms
 from ..sites.interface import Row
-from . import output
+from . import listing, output
 from .common import ask_all_sites, ask_sites, confirm, say, site_option, warn
 from .group import BalsamCommand, option
 
@@ -31,30 +31,26 @@ _KEYS_OF_OTHERS = ("preprocess", "postprocess", "envscript", "handle_error", "ha
 @click.command(cls=BalsamCommand)
 @site_option
 @option("-v", "--verbose", is_flag=True, help="Show every field, the template or where the Python class is among them.")
-@option("--json", "as_json", is_flag=True, help="Print a list of objects with every field.")
-def ls(site: str, verbose: bool, as_json: bool) -> None:
+@listing.output_options
+def ls(site: str, verbose: bool, **options: Any) -> None:
     """List the applications of one or more sites: those of `balsam app` and those in Python alike.
 
     \b
     Examples:
         balsam app ls
         balsam app ls --site all --verbose
+        balsam app ls --json
     """
-    answers = ask_sites(site, lambda site: site.select("app"))
+    look = listing.Look.of(options, listing.APP_KEYS)
+    answers = ask_sites(site, lambda one: one.select("app"))
     found = [(entry, app) for entry, apps in answers for app in apps]
-    if as_json:
-        output.write_json(({"site": entry.name, **app} for entry, app in found), sys.stdout)
-    elif found:
-        sys.stdout.writelines(f"{line}\n" for line in (_forms if verbose else _table)(found))
+    if verbose and not look.form:
+        sys.stdout.writelines(f"{line}\n" for line in _forms(found))
     else:
+        objects = (listing.app_object(app, entry.name) for entry, app in found)
+        listing.show(look, listing.APP_KEYS, listing.APP_KEYS if verbose else listing.APP_TABLE, objects)
+    if not found and not look.is_whole:
         say(f"No application is on {', '.join(entry.name for entry, _ in answers)}.")
-
-
-def _table(found: Iterable[_Found]) -> Iterator[str]:
-    """Source: Balsam 0.7, whose columns have fixed widths."""
-    for cells in (("ID", "Name", "Site"), *((str(app["id"]), app["name"], entry.name) for entry, app in found)):
-        number, name, site = map(output.one_line, cells)
-        yield f"{output.right(number, 5)}   {output.right(name, 18)}   {output.left(site, 20)}"
 
 
 def _forms(found: Iterable[_Found]) -> Iterator[str]:

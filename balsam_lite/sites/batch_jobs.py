@@ -103,7 +103,18 @@ def _as_row(row: BatchRow) -> Row:
         "status_info": _status_info(row),
         "start_time": row["started"],
         "end_time": row["ended"],
+        **{name: row[name] for name in _KEPT},
+        "scheduler_state": row["state"],
+        "prescheduled_only": bool(row["prescheduled_only"]),
+        "from_balsam": bool(row["from_balsam"]),
     }
+
+
+#: Columns that keep their names. What the workshop has under another name is there under both.
+_KEPT = (
+    "scheduler", "cluster", "nodes", "wall_minutes", "wf_filter", "sched_flags", "command", "reason", "created", "exit_code",
+    "log", "tries",
+)  # fmt: skip
 
 
 def _status_info(row: BatchRow) -> Row:

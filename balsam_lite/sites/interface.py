@@ -95,8 +95,8 @@ class SiteInterface(Protocol):
     def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
         """By number the first `size` of the jobs that match and have a number above `after`, with these fields, or () for all.
 
-        So that a list of a million jobs can be printed as it comes; a page costs the same wherever it is. With all fields, one
-        more, `waits_for`: why a launcher did not take a job that waits.
+        So that a list of a million jobs can be printed as it comes; a page costs the same wherever it is. Fields are
+        those of `select` and `stale`. With all fields, one more, `waits_for`: why a launcher did not take a job that waits.
 
         Raises:
             UnknownField, InvalidSpec, InvalidStateError.

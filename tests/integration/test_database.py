@@ -279,8 +279,8 @@ def test_a_command_gives_up_with_the_code_of_a_temporary_failure(db: Database) -
 
 def test_on_a_local_disk_reading_waits_for_no_writer(local: Database) -> None:
     with local.write():
-        code, out, _ = balsam(local.directory, "ls", BALSAM_BUSY_TIMEOUT_S="0.2")
-    assert (code, out) == (0, "No jobs found matching query\n")
+        code, _, err = balsam(local.directory, "ls", BALSAM_BUSY_TIMEOUT_S="0.2")
+    assert (code, err) == (0, "No jobs found matching query\n")
 
 
 def test_changed_tells_of_others_writes_and_not_of_ones_own(local: Database) -> None:

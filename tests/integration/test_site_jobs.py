@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any, Callable
 import pytest
 from helpers import ROOT
 
-from balsam_lite.cli import job_listing, output
+from balsam_lite.cli import listing, output
 from balsam_lite.cli.main import main
 from balsam_lite.core import states
 from balsam_lite.core.subprocess_run import Completed
@@ -250,18 +251,19 @@ def test_the_table_is_the_workshops(balsam: Balsam, beta: Database) -> None:
     code, out, err = balsam("job", "ls", "--tag", "workflow=hello")
     assert (code, err) == (0, "")
     assert out == (
-        "ID   Site    App     Workdir      State     Tags                                \n"
-        "1    alpha   Hello   demo/hello   CREATED   {'workflow': 'hello'}               \n"
-        "1    beta    Hello   w            CREATED   {'workflow': 'hello', \"it's\": '1'}  \n"
+        "id  site   app    workdir     state    tags\n"
+        "--  -----  -----  ----------  -------  ---------------------\n"
+        "1   alpha  Hello  demo/hello  CREATED  workflow=hello\n"
+        "1   beta   Hello  w           CREATED  workflow=hello it's=1\n"
     )
 
 
 def test_what_would_break_a_line_is_escaped_and_wide_letters_count_twice(balsam: Balsam, alpha: Database) -> None:
     add(balsam, "日本", "--tag", 'q="a\nb\x1b[2J', "--param", "say_hello_to=a\nb")
     out = balsam("job", "ls", "--site", "alpha")[1]
-    header, row = out.splitlines()
-    assert row.startswith("1    alpha   Hello   日本      CREATED   {'q': '\"a\\nb\\x1b[2J'}")
-    assert header.startswith("ID   Site    App     Workdir   State     Tags")
+    header, _, row = out.splitlines()
+    assert row == '1   alpha  Hello  日本     CREATED  q="a\\nb\\x1b[2J'
+    assert header == "id  site   app    workdir  state    tags"
     form = balsam("job", "ls", "--site", "alpha", "-v")[1]
     assert "\x1b" not in form
     assert '    q: "\\"a\\nb\\x1b[2J"\n' in form
@@ -309,10 +311,11 @@ def test_all_conditions_must_hold(balsam: Balsam, some: None, words: list[str], 
 
 
 def test_states_are_counted_over_all_sites_in_their_order(balsam: Balsam, some: None) -> None:
-    assert balsam("job", "ls", "--by-state") == (0, "State     Count  \nCREATED   3      \nFAILED    1      \n", "")
-    assert balsam("job", "ls", "--by-state", "--tag", "k=v", "--site", "beta")[1] == "State     Count  \nCREATED   1      \n"
+    head = "state    jobs\n-------  ----\n"
+    assert balsam("job", "ls", "--by-state") == (0, f"{head}CREATED  3\nFAILED   1\n", "")
+    assert balsam("job", "ls", "--by-state", "--tag", "k=v", "--site", "beta")[1] == f"{head}CREATED  1\n"
     everything = balsam("job", "ls", "--by-state", "-v")[1].splitlines()
-    assert [line.split()[0] for line in everything[1:]] == list(states.STATES)
+    assert [line.split()[0] for line in everything[2:]] == list(states.STATES)
     assert json.loads(balsam("job", "ls", "--by-state", "--json")[1]) == [
         {"state": "CREATED", "jobs": 3}, {"state": "FAILED", "jobs": 1},
     ]  # fmt: skip
@@ -356,15 +359,18 @@ def test_a_long_list_comes_in_pages_without_a_gap(balsam: Balsam, alpha: Databas
     for number in range(7):
         add(balsam, f"w{number}")
     for name in ("PAGE", "HISTORY_PAGE"):
-        monkeypatch.setattr(job_listing, name, 3)
-    assert [line.split()[3] for line in balsam("job", "ls")[1].splitlines()[1:]] == [f"w{n}" for n in range(7)]
+        monkeypatch.setattr(listing, name, 3)
+    assert [line.split()[3] for line in balsam("job", "ls")[1].splitlines()[2:]] == [f"w{n}" for n in range(7)]
     assert balsam("job", "ls", "--history")[1].count("Job w") == 7
     assert len(jobs(balsam, "--limit", "4")) == 4
 
 
-def test_a_table_longer_than_it_looks_ahead_keeps_its_columns() -> None:
-    lines = list(output.padded(["A", "B"], [["1", "x"], ["22", "y"], ["4444444", "z"]], ahead=2))
-    assert lines == ["A    B  ", "1    x  ", "22   y  ", "4444444 z  "]
+def test_a_long_table_has_one_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "ROWS_AT_ONCE", 2)
+    file = io.StringIO()
+    rows = ({"a": n, "b": "x"} for n in range(5))
+    assert output.write_rows("table", ["a", "b"], rows, file) == (5, [])
+    assert file.getvalue() == "a  b\n-  -\n0  x\n1  x\n2  x\n3  x\n4  x\n"
 
 
 @pytest.mark.parametrize("verb", [["ls", "-s"], ["ls", "-ns"], ["rm", "-s"], ["modify", "-i", "1", "-s"]])
@@ -386,7 +392,7 @@ def test_a_site_that_is_gone_leaves_the_others_to_be_listed(balsam: Balsam, some
     os.rename(beta.directory, beta.directory + "-away")
     code, out, err = balsam("job", "ls", "--site", "alpha,beta")
     assert code == 0
-    assert len(out.splitlines()) == 4
+    assert len(out.splitlines()) == 5
     assert err.startswith("Warning: site beta could not be read: ")
 
 
@@ -540,11 +546,11 @@ def test_all_commands_work_alike_on_a_site_of_another_host(balsam: Balsam, omega
     assert out.endswith("Added Job id=1\n")
     assert "Missing required parameters (-p)" in balsam("job", "create", "-a", "Hello", "-w", "x", "--site", "omega", "-y")[2]
     listed = balsam("job", "ls")[1].splitlines()
-    assert [line.split()[1:5] for line in listed[1:]] == [
+    assert [line.split()[1:5] for line in listed[2:]] == [
         ["alpha", "Hello", "here", "CREATED"], ["omega", "Hello", "there", "CREATED"],
     ]  # fmt: skip
     assert balsam("job", "modify", "-t", "k=v", "-s", "FAILED")[2] == "1 job of omega put into FAILED.\n"
-    assert balsam("job", "ls", "--by-state")[1].split() == ["State", "Count", "CREATED", "1", "FAILED", "1"]
+    assert balsam("job", "ls", "--by-state")[1].split()[4:] == ["CREATED", "1", "FAILED", "1"]
     assert " FAILED] User mutated" in balsam("job", "ls", "--history", "--site", "omega")[1]
     assert "site: omega\nworkdir: there\n" in balsam("job", "ls", "-v", "-t", "k=v")[1]
     assert [app["site"] for app in json.loads(balsam("app", "ls", "--json")[1])] == ["alpha"] * 3 + ["omega"]
@@ -564,13 +570,14 @@ def test_app_ls_has_the_workshops_columns_for_all_kinds_of_apps(balsam: Balsam, 
     code, out, err = balsam("app", "ls", "--site", "all")
     assert (code, err) == (0, "")
     assert out == (
-        "   ID                 Name   Site                \n"
-        "    1                Hello   alpha               \n"
-        "    2                  Sum   alpha               \n"
-        "    3                  say   alpha               \n"
-        "    1                Hello   beta                \n"
-        "    2                  Sum   beta                \n"
-        "    3                  say   beta                \n"
+        "id  name   site   kind      description\n"
+        "--  -----  -----  --------  -----------\n"
+        "1   Hello  alpha  template  Greets.\n"
+        "2   Sum    alpha  function\n"
+        "3   say    alpha  command\n"
+        "1   Hello  beta   template  Greets.\n"
+        "2   Sum    beta   function\n"
+        "3   say    beta   command\n"
     )
 
 
@@ -713,7 +720,8 @@ def test_listing_imports_nothing_that_reading_does_not_need(balsam: Balsam, alph
     )  # fmt: skip
     imported = set(done.stderr.split())
     assert "Hello" in done.stdout
-    heavy = {"peewee", "jinja2", "psutil", "filelock", "logging", "pathlib", "subprocess", "dataclasses", "tempfile", "random"}
+    heavy = {"peewee", "jinja2", "psutil", "filelock", "logging", "pathlib", "subprocess", "importlib.metadata", "random"}
+    heavy |= {"tempfile", "wcwidth"}
     heavy |= {
         "difflib",
         "dis",

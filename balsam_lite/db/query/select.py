@@ -14,11 +14,13 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from ...core import field_specs, states
 from ...core.errors import InvalidSpec
 from .. import launch_params
+from . import queries
 from .fields import APP, JOB, Column, Table, column_of
 from .filters import EVERY, Conditions, Q
 from .operators import LARGEST, Term, execute
@@ -55,6 +57,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "flag": bool,
     "launch_params": _launch_params,
     "parents": _parents,
+    "json": json.loads,
 }
 
 #: Fields that the workshop's interface calls otherwise, and the same the other way round.
@@ -69,6 +72,8 @@ JOB_COLUMNS: dict[str, Column] = {
     **{name: JOB.columns[name] for name in ("last_update", "batch_job_id")},
 }
 APP_COLUMNS: Mapping[str, Column] = APP.columns
+#: What a listing shows of a job: every column, and whether its results are out of date.
+LISTED = {**JOB_COLUMNS, "stale": Column(queries.STALE, "flag")}
 
 
 def read_rows(
@@ -160,13 +165,39 @@ def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: i
 
 
 def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after: int, size: int) -> list[Row]:
-    """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all."""
+    """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all.
+
+    With all fields, `waits_for` is one more.
+    """
     for name in fields:
-        if name not in JOB_COLUMNS:
+        if name not in LISTED:
             raise JOB.unknown(name)
-    columns = {name: JOB_COLUMNS[name] for name in fields} or JOB_COLUMNS
+    columns = {name: LISTED[name] for name in fields} or LISTED
     sql, parameters = statement(columns_sql(columns), _conditions(cx, where), "", 0, size, after)
-    return list(read_rows(execute(cx, sql, parameters), columns))
+    rows = list(read_rows(execute(cx, sql, parameters), columns))
+    return rows if fields else _with_reasons(cx, rows)
+
+
+def listed_jobs(
+    cx: sqlite3.Connection, where: Given, order: str = "", limit: int | None = None, more: Mapping[str, Column] = {}
+) -> Iterator[Row]:
+    """Yield the jobs that match, in order, with all fields as `jobs_page` has them, and `more`."""
+    columns = {**LISTED, **more}
+    rows = read_rows(job_rows(cx, where, [column.sql for column in columns.values()], order, limit), columns)
+    while some := list(islice(rows, _AT_ONCE)):
+        yield from _with_reasons(cx, some)
+
+
+#: Jobs whose reasons to wait are looked up at once.
+_AT_ONCE = 1000
+
+
+def _with_reasons(cx: sqlite3.Connection, rows: list[Row]) -> list[Row]:
+    """Add `waits_for`: why no launcher has taken a job, "" where none has reported a reason."""
+    from .wait_reasons import waits_for  # most reads do not need it
+
+    reasons = waits_for(cx, rows)
+    return [{**row, "waits_for": reasons.get(row["id"], "")} for row in rows]
 
 
 def job_ids(cx: sqlite3.Connection, where: Given = EVERY, most: int | None = None, order: str = "") -> list[int]:

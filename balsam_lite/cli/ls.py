@@ -301,9 +301,10 @@ def _objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
 def _rows(cx: sqlite3.Connection, wanted: Wanted, only: queries.JobFilter) -> Iterator[dict[str, Any]]:
     """Yield jobs with all fields. A table on a terminal has as many as the slides' one, other formats all."""
     from ..db.query import select
+    from ..db.query.fields import Column
 
     limit, are_newest = wanted.limits if wanted.look.form == "table" else (wanted.limit, False)
-    more = {name: select.Column(sql, "json") for name, sql in zip(("parents", "children"), queries.RELATIVES)}
+    more = {name: Column(sql, "uuids") for name, sql in zip(("parents", "children"), queries.RELATIVES)}
     rows = select.listed_jobs(cx, wanted.where(), "-id" if are_newest else wanted.sort, limit, more if wanted.tree else {})
     return reversed(list(rows)) if are_newest else rows
 

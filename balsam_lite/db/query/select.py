@@ -57,7 +57,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "flag": bool,
     "launch_params": _launch_params,
     "parents": _parents,
-    "json": json.loads,
+    "uuids": json.loads,
 }
 
 #: Fields that the workshop's interface calls otherwise, and the same the other way round.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import pytest
@@ -137,7 +138,7 @@ SECRET = {"BALSAM_DETACHED", "BALSAM_FAILPOINT", "BALSAM_LEASE_ID", "BALSAM_IMPO
 
 
 def test_the_pages_name_each_environment_variable_of_the_program() -> None:
-    page = (DOCS / "reference" / "environment.rst").read_text(encoding="utf-8")
+    named = page("reference/environment")
     used: set[str] = set()
     for path in (ROOT / "balsam_lite").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -145,7 +146,7 @@ def test_the_pages_name_each_environment_variable_of_the_program() -> None:
                 text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
                 used |= {text} if re.fullmatch(r"_?BALSAM_[A-Z_]*[A-Z]", text) else set()
     assert "BALSAM_DB_PATH" in used
-    assert {name for name in used - SECRET if f"``{name}``" not in page} == set()
+    assert {name for name in used - SECRET if f"``{name}``" not in named} == set()
 
 
 def test_links_to_other_places_are_whole_addresses() -> None:
@@ -169,9 +170,9 @@ def test_the_versions_in_the_documents_are_those_of_setup_cfg() -> None:
     assert f"Python {floor[1]}" in CONTRIBUTING
 
 
-# --- the tutorial -----------------------------------------------------------------------------------------------------
+# --- the blocks of the pages ------------------------------------------------------------------------------------------
 
-BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
+BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n((?: +:\w+:.*\n)*)\n((?:(?: {3,}.*)?\n)+)", re.MULTILINE)
 #: Typed by the test where the reader has a look at the clock: wait until every launch has ended, 60 s at most.
 WAIT = """
 for _ in {1..300}; do
@@ -179,24 +180,47 @@ for _ in {1..300}; do
     sleep 0.2
 done
 """
+#: The pages whose blocks a test runs from top to bottom, and some of what they print beside what they show.
+RUN = {
+    "quickstart": (),
+    "tutorial": ("AWAITING_PARENTS", "RUN_ERROR"),
+}
 
 
-def tutorial() -> list[tuple[str, str]]:
-    """The blocks of the tutorial: their language and their text."""
-    found = BLOCK.findall(section("Five minutes"))
-    return [(language, textwrap.dedent(text).strip("\n") + "\n") for language, text in found]
+class Block(NamedTuple):
+    """A block of code of a page."""
+
+    language: str
+    text: str
+    file: str  # the file that the reader is to write it into, from its caption
 
 
-def as_script(blocks: list[tuple[str, str]]) -> str:
-    """The tutorial as one shell session."""
+def page(name: str) -> str:
+    """Return the text of a page of docs/."""
+    return (DOCS / f"{name}.rst").read_text(encoding="utf-8")
+
+
+def blocks_of(text: str) -> list[Block]:
+    """Return the blocks of a page in their order."""
+    found = []
+    for language, options, code in BLOCK.findall(text):
+        caption = re.search(r":caption: (.*)", options)
+        found.append(Block(language, textwrap.dedent(code).strip("\n") + "\n", caption[1] if caption else ""))
+    return found
+
+
+def as_script(blocks: list[Block]) -> str:
+    """Return the blocks as one shell session: bash is typed, Python is run, or written into the file that it is for."""
     lines = []
-    for language, text in blocks:
-        if language == "bash":
-            lines.append(text)
-            if "submit-launch" in text:
+    for block in blocks:
+        if block.file and block.language != "text":
+            lines.append(f"cat > {block.file} << 'END OF FILE'\n{block.text}END OF FILE\n")
+        elif block.language == "bash":
+            lines.append(block.text)
+            if re.search("(submit-launch|queue submit)(?!.*--dry-run)", block.text):
                 lines.append(WAIT)
-        elif language == "python":
-            lines.append(f"python - << 'END OF PYTHON'\n{text}END OF PYTHON\n")
+        elif block.language == "python":
+            lines.append(f"python - << 'END OF PYTHON'\n{block.text}END OF PYTHON\n")
     return "".join(lines)
 
 
@@ -206,31 +230,44 @@ def without_particulars(text: str) -> list[str]:
     return [" ".join(re.sub("-{9,}", "---", line).split()) for line in text.splitlines() if line.strip()]
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
-def test_the_tutorial_runs_and_prints_what_the_readme_says(tmp_path: Path, balsam_bin: str) -> None:
-    blocks = tutorial()
-    assert [language for language, _ in blocks].count("bash") >= 6
-    environ = {**os.environ, "PATH": f"{balsam_bin}:{os.environ['PATH']}", "HOME": str(tmp_path), "BALSAM_IDLE_TTL_S": "1"}
+def printed_by(blocks: list[Block], directory: Path, balsam_bin: str) -> str:
+    """Run the blocks in an empty directory, which is also the home, and return what they print; compare what they show."""
+    environ = {**os.environ, "PATH": f"{balsam_bin}:{os.environ['PATH']}", "HOME": str(directory), "BALSAM_IDLE_TTL_S": "1"}
     del environ["BALSAM_HOME"]  # the reader's is ~/.balsam
     done = subprocess.run(
         ["bash", "--norc", "-e", "-o", "pipefail", "-c", as_script(blocks)],
-        cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+        cwd=directory, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     printed = without_particulars(done.stdout)
-    for language, text in blocks:
-        if language == "text":
-            assert [line for line in without_particulars(text) if line not in printed] == [], done.stdout
-    assert "RuntimeError: simulated error" in done.stdout
-    assert "JOB_FINISHED (10 BalsamJobs)" in printed
-    assert "11 jobs run again" in printed
-    assert "AWAITING_PARENTS" in printed
+    shown = [line for block in blocks if block.language == "text" for line in without_particulars(block.text)]
+    assert [line for line in shown if line not in printed] == [], done.stdout + done.stderr
+    return done.stdout
 
 
-def test_the_python_in_the_readme_can_be_compiled() -> None:
-    for language, text in BLOCK.findall(README):
-        if language == "python":
-            compile(textwrap.dedent(text), "README.rst", "exec")
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_the_readmes_five_minutes_run_and_print_what_it_shows(tmp_path: Path, balsam_bin: str) -> None:
+    blocks = blocks_of(section("Five minutes"))
+    assert [block.language for block in blocks].count("bash") >= 6
+    printed = printed_by(blocks, tmp_path, balsam_bin)
+    for text in ("RuntimeError: simulated error", "JOB_FINISHED (10 BalsamJobs)", "11 jobs run again", "AWAITING_PARENTS"):
+        assert text in printed
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+@pytest.mark.parametrize("name", RUN)
+def test_a_page_runs_and_prints_what_it_shows(tmp_path: Path, balsam_bin: str, name: str) -> None:
+    blocks = blocks_of(page(name))
+    assert [block.language for block in blocks].count("bash") >= 2
+    printed = printed_by(blocks, tmp_path, balsam_bin)
+    assert [text for text in RUN[name] if text not in printed] == []
+
+
+def test_the_python_in_the_documents_can_be_compiled() -> None:
+    for path in (ROOT / "README.rst", *DOCS.rglob("*.rst")):
+        for block in blocks_of(path.read_text(encoding="utf-8")):
+            if block.language == "python":
+                compile(block.text, str(path), "exec")
 
 
 # --- the files in the repository --------------------------------------------------------------------------------------

@@ -5,28 +5,21 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import pytest
+from documents import DOCS, README, blocks_of, page, section
 from helpers import ROOT
 
 from balsam_lite.cli import group
 from balsam_lite.core import errors, field_specs, settings, states
 
-DOCS = ROOT / "docs"
-README = (ROOT / "README.rst").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
-
-UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-TIME = r"\d\d-\d\d-\d{4} \d\d:\d\d:\d\d\.\d{6}"
 
 
 def command(name: str) -> click.Command:
@@ -40,13 +33,6 @@ def every_parameter() -> list[click.Parameter]:
     found = [command(name) for name in group.COMMANDS]
     below = [inner for outer in found if isinstance(outer, click.Group) for inner in outer.commands.values()]
     return [parameter for one in (*found, *below) for parameter in one.params]
-
-
-def section(title: str) -> str:
-    """The README's text below that heading, up to the next one of its rank."""
-    found = re.search(rf"^{re.escape(title)}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", README, re.DOTALL | re.MULTILINE)
-    assert found, f"README.rst has no section {title!r}"
-    return found[1]
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -128,8 +114,8 @@ def test_the_pages_have_each_setting_state_field_and_exit_code_of_the_code() -> 
 
 def test_each_generated_file_is_on_a_page_and_each_that_a_page_wants_is_generated() -> None:
     wanted = set()
-    for page in DOCS.rglob("*.rst"):
-        wanted |= set(re.findall(r"generated/(\S+)", page.read_text(encoding="utf-8")))
+    for path in DOCS.rglob("*.rst"):
+        wanted |= set(re.findall(r"generated/(\S+)", path.read_text(encoding="utf-8")))
     assert wanted == set(generated())
 
 
@@ -150,11 +136,11 @@ def test_the_pages_name_each_environment_variable_of_the_program() -> None:
 
 
 def test_links_to_other_places_are_whole_addresses() -> None:
-    for page in DOCS.rglob("*.rst"):
-        text = page.read_text(encoding="utf-8")
+    for path in DOCS.rglob("*.rst"):
+        text = path.read_text(encoding="utf-8")
         for address in re.findall(r"`[^`<]+<([^`>]+)>`_", text):
-            assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[\w./~%#?=&+-]*)?", address), f"{page}: {address}"
-        assert "http://" not in text, page
+            assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[\w./~%#?=&+-]*)?", address), f"{path}: {address}"
+        assert "http://" not in text, path
 
 
 def test_each_name_of_the_python_interface_is_in_the_readme() -> None:
@@ -171,96 +157,6 @@ def test_the_versions_in_the_documents_are_those_of_setup_cfg() -> None:
 
 
 # --- the blocks of the pages ------------------------------------------------------------------------------------------
-
-BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n((?: +:\w+:.*\n)*)\n((?:(?: {3,}.*)?\n)+)", re.MULTILINE)
-#: Typed by the test where the reader has a look at the clock: wait until every launch has ended, 60 s at most.
-WAIT = """
-for _ in {1..300}; do
-    [ "$(balsam ls queues --json)" != "[]" ] || break
-    sleep 0.2
-done
-"""
-#: The pages whose blocks a test runs from top to bottom, and some of what they print beside what they show.
-RUN = {
-    "quickstart": (),
-    "tutorial": ("AWAITING_PARENTS", "RUN_ERROR"),
-}
-
-
-class Block(NamedTuple):
-    """A block of code of a page."""
-
-    language: str
-    text: str
-    file: str  # the file that the reader is to write it into, from its caption
-
-
-def page(name: str) -> str:
-    """Return the text of a page of docs/."""
-    return (DOCS / f"{name}.rst").read_text(encoding="utf-8")
-
-
-def blocks_of(text: str) -> list[Block]:
-    """Return the blocks of a page in their order."""
-    found = []
-    for language, options, code in BLOCK.findall(text):
-        caption = re.search(r":caption: (.*)", options)
-        found.append(Block(language, textwrap.dedent(code).strip("\n") + "\n", caption[1] if caption else ""))
-    return found
-
-
-def as_script(blocks: list[Block]) -> str:
-    """Return the blocks as one shell session: bash is typed, Python is run, or written into the file that it is for."""
-    lines = []
-    for block in blocks:
-        if block.file and block.language != "text":
-            lines.append(f"cat > {block.file} << 'END OF FILE'\n{block.text}END OF FILE\n")
-        elif block.language == "bash":
-            lines.append(block.text)
-            if re.search("(submit-launch|queue submit)(?!.*--dry-run)", block.text):
-                lines.append(WAIT)
-        elif block.language == "python":
-            lines.append(f"python - << 'END OF PYTHON'\n{block.text}END OF PYTHON\n")
-    return "".join(lines)
-
-
-def without_particulars(text: str) -> list[str]:
-    """The lines of `text`, with ids and times made alike and the blanks between words made one."""
-    text = re.sub(TIME, "TIME", re.sub(UUID, "UUID", text))
-    return [" ".join(re.sub("-{9,}", "---", line).split()) for line in text.splitlines() if line.strip()]
-
-
-def printed_by(blocks: list[Block], directory: Path, balsam_bin: str) -> str:
-    """Run the blocks in an empty directory, which is also the home, and return what they print; compare what they show."""
-    environ = {**os.environ, "PATH": f"{balsam_bin}:{os.environ['PATH']}", "HOME": str(directory), "BALSAM_IDLE_TTL_S": "1"}
-    del environ["BALSAM_HOME"]  # the reader's is ~/.balsam
-    done = subprocess.run(
-        ["bash", "--norc", "-e", "-o", "pipefail", "-c", as_script(blocks)],
-        cwd=directory, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    printed = without_particulars(done.stdout)
-    shown = [line for block in blocks if block.language == "text" for line in without_particulars(block.text)]
-    assert [line for line in shown if line not in printed] == [], done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
-def test_the_readmes_five_minutes_run_and_print_what_it_shows(tmp_path: Path, balsam_bin: str) -> None:
-    blocks = blocks_of(section("Five minutes"))
-    assert [block.language for block in blocks].count("bash") >= 6
-    printed = printed_by(blocks, tmp_path, balsam_bin)
-    for text in ("RuntimeError: simulated error", "JOB_FINISHED (10 BalsamJobs)", "11 jobs run again", "AWAITING_PARENTS"):
-        assert text in printed
-
-
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
-@pytest.mark.parametrize("name", RUN)
-def test_a_page_runs_and_prints_what_it_shows(tmp_path: Path, balsam_bin: str, name: str) -> None:
-    blocks = blocks_of(page(name))
-    assert [block.language for block in blocks].count("bash") >= 2
-    printed = printed_by(blocks, tmp_path, balsam_bin)
-    assert [text for text in RUN[name] if text not in printed] == []
 
 
 def test_the_python_in_the_documents_can_be_compiled() -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn
 from ..core import command_line, import_guard
 from ..core.errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
 from ..db.engine.registry import SiteEntry
-from ..pyapps import class_loader, payload, python_argv, run_call
+from ..pyapps import class_loader, payload, python_argv
 from ..sites import fanout
 from . import site_handle
 from .site_handle import SiteHandle, handle_of
@@ -284,7 +284,7 @@ def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]
     python = _python(cls, handle)
     own = [name for name in _SCRIPTS if getattr(cls, name) is not getattr(ApplicationDefinition, name)]
     has_preamble = cls.shell_preamble is not ApplicationDefinition.shell_preamble
-    source = _source(cls, python, has_preamble, needs_file=bool(own) or has_preamble or cls.command_template is None)
+    ref = _class_ref(cls, python, has_preamble, needs_file=bool(own) or has_preamble or cls.command_template is None)
     return {
         "name": cls.__name__,
         "description": inspect.cleandoc(cls.__doc__ or ""),
@@ -294,7 +294,7 @@ def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]
         "environ_vars": cls.environment_variables,
         "exit_0_is_done_after_stop": cls.exit_0_is_done_after_stop,
         "keep_background": cls.keep_background,
-        "definition": {} if source is None else payload.definition_of(source),
+        "definition": {} if ref is None else payload.definition_of(ref),
         "envscript": "",
         **{name: shlex.join(python_argv.words(python, python_argv.HOOK, name)) if name in own else "" for name in _SCRIPTS},
     }
@@ -307,7 +307,7 @@ def _python(cls: type[ApplicationDefinition], handle: SiteHandle) -> str:
     return str(fanout.open_site(handle.entry, _PATIENCE_S).about()["python"])
 
 
-def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.Source | None:
+def _class_ref(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.ClassRef | None:
     """Where the class is; None if it is in no file, and need not be."""
     module = sys.modules.get(cls.__module__)
     file = os.path.abspath(getattr(module, "__file__", None) or "")
@@ -321,10 +321,10 @@ def _source(cls: type[ApplicationDefinition], python: str, has_preamble: bool, n
     if trouble:
         return None
     if cls.__module__ == "__main__":
-        sys.modules.setdefault(run_call.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
+        sys.modules.setdefault(payload.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
     named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
     is_open = cls.command_template is None and _signature(cls)[1]
-    return payload.Source(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
+    return payload.ClassRef(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
 
 
 def _own_path() -> tuple[str, ...]:
@@ -358,7 +358,7 @@ def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefin
     if row["definition"].get("file"):
         import json
 
-        found = class_loader.load(payload.source_of(json.dumps(row["definition"])))
+        found = class_loader.load(payload.class_ref(json.dumps(row["definition"])))
         if not issubclass(found, ApplicationDefinition):
             raise ApplicationLost(f"{row['name']} of {row['definition']['file']} is no ApplicationDefinition (any more).")
         return found

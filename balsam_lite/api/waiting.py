@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -10,7 +11,7 @@ from ..core import states
 from ..core.errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
 from ..db.store import held_back
 from ..launcher.waiter import DELETED, Feed, JobStatus, Waiter, feed_of, status_of
-from ..pyapps import run_call
+from ..pyapps import result_file
 from ..sites.interface import Row, SiteInterface
 from ..sites.local import LocalSite
 from . import site_handle
@@ -70,23 +71,13 @@ def _result(job: Job) -> Any:
         if is_good:
             return None
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or 'no reason is known'}")
-    outcome = _read_outcome(found["outcome"])
+    outcome = result_file.unpickled(b64decode(found["outcome"]))
     if outcome.good != is_good:  # the function did well and a hook did not; or it is an earlier attempt's
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or outcome.trace or 'no reason is known'}")
-    value = run_call.value_of("function", outcome)
+    value = result_file.value_of("function", outcome)
     if is_good:
         return value
     raise value from RemoteError(outcome.trace)
-
-
-def _read_outcome(text: str) -> Any:
-    import base64
-    import pickle
-
-    try:
-        return run_call.Outcome(*pickle.loads(base64.b64decode(text)))
-    except Exception as exc:
-        raise RemoteError(f"The file with the job's result cannot be read: {exc!r}") from exc
 
 
 # --- many jobs --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.query import queries
 from ..db.store import apps, insert, user_actions
-from ..pyapps import python_argv, run_call
+from ..pyapps import payload, python_argv, result_file, run_call
 from . import dag
 from .futures import why_failed
 from .waiter import DELETED, JobStatus, Waiter, registration_of, status_of
@@ -102,8 +102,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         self, application: str | None = None, *, workflow: str | None = None, python: str = sys.executable, **job_fields: Any
     ) -> None:
         import_guard.check_writable()  # in a job that imports the script of its call
-        own = [*_OWN_FIELDS, *(() if application else ("user_workdir",))]  # calls would overwrite each other's results
-        taken = [name for name in own if name in job_fields]
+        taken = [name for name in _OWN_FIELDS if name in job_fields]
         if taken:
             raise InputError(f"A BalsamExecutor chooses the {taken[0]} of its jobs itself.")
         current = dag.current_job
@@ -187,7 +186,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         plain = [None if place in parents else one for place, one in enumerate(args)]
         pickled = _pickled(fn, plain, {name: one for name, one in kwargs.items() if name not in parents})
         paths = {place: one.path for place, one in parents.items()}
-        file = self._write(run_call.Call(_search_path(), _main_of(pickled), pickled, paths))
+        file = self._write(payload.CallPayload(_search_path(), _main_of(pickled), pickled, paths))
         return _Task(_name_of(fn), shlex.quote(file), numbers, file)
 
     def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
@@ -205,7 +204,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             numbers.append(one.number)
         return list(dict.fromkeys(numbers))
 
-    def _write(self, what: run_call.Call) -> str:
+    def _write(self, what: payload.CallPayload) -> str:
         job_id = field_specs.new_job_id()
         folder = os.path.join(
             directories.DATA, os.path.dirname(field_specs.workdir_name(self._fields["workflow"], "", job_id)), _CALLS
@@ -213,10 +212,10 @@ class BalsamExecutor(concurrent.futures.Executor):
         folder = os.path.join(self.database.directory, folder)
         path = os.path.join(folder, f"{job_id}.pkl")
         try:
-            run_call.write(path, what)
+            payload.write(path, what)
         except FileNotFoundError:
             os.makedirs(folder, exist_ok=True)
-            run_call.write(path, what)
+            payload.write(path, what)
         return path
 
     def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:
@@ -248,8 +247,9 @@ class BalsamExecutor(concurrent.futures.Executor):
         data = os.path.join(self.database.directory, directories.DATA)
         for number, future in zip(numbers, futures):
             name = str(self._fields.get("name", future._task.name))
-            output = python_argv.RESULT if self._application is None else field_specs.output_name(name)
-            future.path = os.path.join(data, workdirs.get(number, ""), output)
+            job_id, workdir = workdirs.get(number, ("", ""))
+            output = result_file.file_name(job_id) if self._application is None else field_specs.output_name(name)
+            future.path = os.path.join(data, workdir, output)
             future.number = number
             future._status = status_of(self.database, number)
         with self._lock:
@@ -335,14 +335,14 @@ class BalsamExecutor(concurrent.futures.Executor):
             with open(future.path, encoding="utf-8", errors="replace") as file:
                 return file.read()
         try:
-            outcome = None if state == DELETED else run_call.read_outcome(future.path)
+            outcome = None if state == DELETED else result_file.read_outcome(future.path)
         except OSError as exc:
             if state == states.JOB_FINISHED:
                 raise RemoteError(f"The result of job #{future.number} is gone: {exc}") from exc
             outcome = None
         if outcome is None or outcome.good != (state == states.JOB_FINISHED):
             raise self._failed(future)
-        value = run_call.value_of("call", outcome)
+        value = result_file.value_of("call", outcome)
         if outcome.good:
             return value
         raise value from RemoteError(outcome.trace)
@@ -451,7 +451,7 @@ def _main_of(pickled: bytes) -> tuple[str, str] | None:
     if b"__main__" not in pickled:
         return None
     main = sys.modules["__main__"]
-    sys.modules.setdefault(run_call.MAIN, main)  # what comes back may be of a class that is called so there
+    sys.modules.setdefault(payload.MAIN, main)  # what comes back may be of a class that is called so there
     named = getattr(main, "__spec__", None)
     if named is not None:
         return "module", named.name

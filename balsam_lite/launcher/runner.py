@@ -266,7 +266,7 @@ class LocalRunner:
         self._handed_on.discard(job)
         self._withdrawing.discard(job)
         self._stop_at_once.pop(job, None)
-        self._forget_order(claim)
+        self._remove_payload(claim)
         self._withdrawn.append(claim)
 
     def withdrawn(self) -> list[Claim]:
@@ -306,7 +306,7 @@ class LocalRunner:
             claim.state in states.UNPREPARED_STATES
             or not os.path.lexists(outputs.find(directory, field_specs.output_name(claim.name), claim.job_id, is_generated))
         )
-        path = invocation.order_path(claim, self._context)
+        path = invocation.payload_path(claim, self._context)
         names_parents = invocation.has_parent_files(own)
         if not (links or path or names_parents):
             return b""
@@ -314,7 +314,9 @@ class LocalRunner:
         if links and claim.input_files:
             calls.append((steps.link_inputs, steps.inputs_of(claim, self._context)))
         if path:
-            calls.append((steps.give_order, (path, invocation.make_order(claim, self._context), not claim.command_template)))
+            calls.append(
+                (steps.write_payload, (path, invocation.make_payload(claim, self._context), not claim.command_template))
+            )
         if names_parents:
             calls.append((invocation.give_parents, (claim, own)))
         return pickle.dumps(calls)
@@ -331,16 +333,16 @@ class LocalRunner:
         if self._pinned:
             self._cpus.release(self._pinned.pop(claim.job, ()))
 
-    def _forget_order(self, claim: Claim) -> None:
+    def _remove_payload(self, claim: Claim) -> None:
         """Remove what its program had to know, and has read."""
         with suppress(OSError, InvalidSpec):
-            path = invocation.order_path(claim, self._context)
+            path = invocation.payload_path(claim, self._context)
             if path:
                 os.unlink(path)
 
     def _refuse(self, claim: Claim, place: Placement | None, exc: Exception) -> None:
         self._unpin(claim)
-        self._forget_order(claim)
+        self._remove_payload(claim)
         now_us = self._clock.now_us()
         trouble = self._machine.trouble_behind(exc)
         if trouble is not None:
@@ -639,7 +641,7 @@ class LocalRunner:
         claim = run.claim
         del self._runs[claim.job]
         self._unpin(claim)
-        self._forget_order(claim)
+        self._remove_payload(claim)
         assert run.ended is not None
         failpoint("after-exit")
         if isinstance(run.ended, Lost):

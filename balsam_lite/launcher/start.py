@@ -1,25 +1,22 @@
-"""Where programs begin that run in a job's working directory: see `python_argv`, which has their command lines."""
+"""Forwards for command lines that DBs of earlier versions have stored; new ones name `pyapps.entry_points`."""
 
 import sys
 
+from ..pyapps.entry_points import function
+
+__all__ = ["call", "function", "hook"]
+
 
 def hook() -> None:
-    """Run a hook of a class, or what comes after a preamble: `hook.main`."""
-    sys.path[:] = filter(None, sys.path)  # lines that older DBs have stored do not
-    from ..pyapps.run_hook import main
+    """Run a hook of a class. The lines of the earliest versions leave the working directory on sys.path."""
+    sys.path[:] = filter(None, sys.path)
+    from ..pyapps.entry_points import hook as run
 
-    sys.exit(main())
-
-
-def function() -> None:
-    """Run a function of a class: `function.main`."""
-    from ..pyapps.run_function import main
-
-    sys.exit(main())
+    run()
 
 
 def call() -> None:
-    """Run a call of a BalsamExecutor: `call.main`."""
-    from ..pyapps.run_call import main
+    """Run a call of a BalsamExecutor, whose result has the name and the form that the earlier version looks for."""
+    from ..pyapps.run_call import run_old_call
 
-    sys.exit(main())
+    sys.exit(run_old_call())

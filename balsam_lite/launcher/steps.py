@@ -377,7 +377,7 @@ def link_inputs(directory: str, name: str, parents: list[links.Parent], input_fi
     links.link_inputs(directory, name, parents, input_files)
 
 
-def give_order(path: str, given: payload.Order, returns_result: bool) -> None:
+def write_payload(path: str, given: payload.TaskPayload, returns_result: bool) -> None:
     """Write what its program needs to know that runs the job's Python class; what an earlier attempt returned goes.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The main module of the processes that `multiprocessing` spawns in a job of a class: the file of that class once more.
+"""The main module of the processes that `multiprocessing` spawns in a job of Python code: it stands for the user's script.
 
 With `spawn` and `forkserver` Python imports the parent's main module in each child, under the name `__mp_main__` (source:
-`multiprocessing.spawn`). `application` makes that this one: the file is found by what the parent has left in the environment,
-and read as the job itself reads it, only up to where it writes.
+`multiprocessing.spawn`). `class_loader` makes that this one: the script is found by what the parent has left in the
+environment, and imported as in the job itself, only up to where it writes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 
 def _begin() -> dict[str, Any]:
-    """What the main module has. One that cannot be imported has functions that say so when they are called.
+    """Return what the main module has. The functions of one that cannot be imported raise the reason when they are called.
 
-    If the import failed, so would the process, and a Pool starts another one in its place for ever.
+    If the import failed, so would the process, and a Pool would start another one forever.
     """
     from balsam_lite.core.errors import BalsamError
     from balsam_lite.pyapps import class_loader

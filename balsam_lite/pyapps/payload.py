@@ -1,77 +1,100 @@
-"""Where the Python class of an application is, and what a program needs that runs a job of it: without any DB.
+"""What a job that is Python code is to run, as files that its program reads without any DB: compute ranks open none.
 
-The launcher writes an `Order` into the job's working directory just before it starts the program: for `run()` functions, and
-for classes with a `shell_preamble`. Compute ranks read that, and nothing else of Balsam's.
+A `TaskPayload` is JSON: the launcher writes it into the job's working directory just before it starts a job whose
+application is a class with a `run` function or a `shell_preamble`. A `CallPayload` is pickled: a BalsamExecutor writes it
+when it adds the job.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from ..core import files
 from ..core.errors import InvalidSpec
-from ..core.files import write_atomic
+
+#: Name of a user's script that is imported in a job, so that its `if __name__ == "__main__":` part does not run. Python's own
+#: `multiprocessing` uses it in the processes that it spawns, which therefore find the script's functions, too.
+MAIN = "__mp_main__"
 
 
-class Source(NamedTuple):
-    """Where a class is; as a JSON object it is the `definition` of an application."""
+class ClassRef(NamedTuple):
+    """Where a class is; as a JSON object it is the `definition` of an application. Without a name: a script or module."""
 
     file: str  # absolute
     name: str  # of the class, at the top level of the file
     module: str = ""  # under which it was imported; "__main__": it was a script
     path: tuple[str, ...] = ()  # what sys.path had where it was defined
     python: str = ""  # the interpreter
-    is_open: bool = False  # its `run` takes whatever parameters a job has (**kwargs)
-    has_preamble: bool = False  # it says what a shell shall do before the program starts
+    is_open: bool = False  # its `run` accepts any parameters (**kwargs)
+    has_preamble: bool = False  # it overrides `shell_preamble`
 
 
 _KEYS = {"name": "class", "is_open": "open", "has_preamble": "preamble"}
 
 
-def definition_of(source: Source) -> dict[str, Any]:
-    """The `definition` of an application whose class is there."""
-    return {_KEYS.get(field, field): value for field, value in source._asdict().items()}
+def definition_of(ref: ClassRef) -> dict[str, Any]:
+    """Return the `definition` of the application whose class that is."""
+    return {_KEYS.get(field, field): value for field, value in ref._asdict().items()}
 
 
 @lru_cache(maxsize=64)
-def source_of(definition: str) -> Source:
-    """The opposite, from JSON text.
+def class_ref(definition: str) -> ClassRef:
+    """Return the reference in a `definition`, which is JSON text.
 
     Raises:
         InvalidSpec: it is no such object.
     """
     try:
         found = json.loads(definition)
-        known = {field: found[_KEYS.get(field, field)] for field in Source._fields if _KEYS.get(field, field) in found}
-        source = Source(**known)
-        if not all(isinstance(text, str) for text in (source.file, source.name, source.module, source.python)):
-            raise TypeError("its texts are none")
-        return source._replace(path=tuple(map(str, source.path)))
+        known = {field: found[_KEYS.get(field, field)] for field in ClassRef._fields if _KEYS.get(field, field) in found}
+        ref = ClassRef(**known)
+        if not all(isinstance(text, str) for text in (ref.file, ref.name, ref.module, ref.python)):
+            raise TypeError("a value is not text")
+        return ref._replace(path=tuple(map(str, ref.path)))
     except (TypeError, ValueError, AttributeError) as exc:
-        raise InvalidSpec(f"That is no definition of an application ({exc}): {definition}") from None
+        raise InvalidSpec(f"This is not the definition of an application ({exc}): {definition}") from None
 
 
-class Order(NamedTuple):
+class TaskPayload(NamedTuple):
     """A job of an application that is a class."""
 
     definition: str  # JSON
     parameters: str  # JSON, as the job has them
-    ranks: int  # of the MPI program; 1 is: it is none, or might as well be none
+    ranks: int  # of the MPI program; 1: it is none, or might as well be none
     job: dict[str, Any]  # what `self.job` shows
 
 
+class CallPayload(NamedTuple):
+    """A call of a BalsamExecutor; a plain tuple in the file."""
+
+    path: list[str]  # sys.path of the submitting process
+    main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
+    call: bytes  # (function, args, kwargs), pickled
+    parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file whose result is to be put there
+
+
 def file_name(job_id: str) -> str:
-    """How the file is called; jobs that share a directory have one each."""
+    """Return the name of a job's TaskPayload; jobs that share a directory have one each."""
     return f".balsam-{job_id[:8]}.json"
 
 
-def write(path: str, order: Order) -> None:
-    """Write it so that readers see the whole file or none. Raises OSError."""
-    write_atomic(path, json.dumps(order._asdict()))
+def write(path: str, payload: TaskPayload | CallPayload) -> None:
+    """Write a payload, which only this user can read, so that readers see the whole file or none. Raises OSError."""
+    is_task = isinstance(payload, TaskPayload)
+    content = json.dumps(payload._asdict()).encode() if is_task else pickle.dumps(tuple(payload), protocol=4)
+    files.write_atomic(path, content, 0o600)
 
 
-def read(path: str) -> Order:
-    """Raises OSError, ValueError."""
+def read(path: str) -> TaskPayload:
+    """Return the TaskPayload in that file. Raises OSError, ValueError."""
     with open(path, encoding="utf-8") as file:
-        return Order(**json.load(file))
+        return TaskPayload(**json.load(file))
+
+
+def read_call(path: str) -> CallPayload:
+    """Return the CallPayload in that file. Raises OSError, and whatever pickle does."""
+    with open(path, "rb") as file:
+        return CallPayload(*pickle.load(file))

@@ -1,27 +1,36 @@
-"""What a function that is a job returned or raised: a file in the job's working directory, beside its order.
+"""What the Python code of a job returned or raised: a file in the job's working directory, named by the job.
 
-Jobs may share a directory, so the file is named by the job. Its first line is JSON and says of which attempt it is; behind it
-is the pickled outcome (see `call.Outcome`), which nobody but the asking process has to read.
+Its first line is JSON and names the attempt that wrote it; the pickled `Outcome` follows. Only the process that asked for the
+result unpickles it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from typing import BinaryIO, NamedTuple
+import pickle
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
 
 from ..core.errors import RemoteError
 
-#: The first line is no longer than that.
-_LONGEST_LINE = 1000
-#: Of a report, which may have to go through ssh.
-LARGEST_BYTES = 16 * 1024 * 1024
-#: Of the pickled outcome in it.
-LARGEST_OUTCOME_BYTES = LARGEST_BYTES - _LONGEST_LINE
+_MAX_HEADER_BYTES = 1000
+#: Maximum size of a result that may have to go through ssh.
+MAX_BYTES = 16 * 1024 * 1024
+#: Maximum size of the pickled value in it.
+MAX_VALUE_BYTES = MAX_BYTES - _MAX_HEADER_BYTES
 
 
-class Author(NamedTuple):
-    """Which attempt has left a report, and whether its function did well."""
+class Outcome(NamedTuple):
+    """What became of a call; a plain tuple in the file."""
+
+    good: bool
+    value: bytes | None  # the result or the exception, pickled; None for an exception that cannot be
+    trace: str = ""
+
+
+class ResultHeader(NamedTuple):
+    """Which attempt has written a result, and whether its function returned."""
 
     job_id: str
     attempt: int
@@ -29,24 +38,85 @@ class Author(NamedTuple):
 
 
 def file_name(job_id: str) -> str:
-    """How the file is called."""
+    """Return the name of a job's result file."""
     return f".balsam-{job_id[:8]}.pkl"
 
 
-def leave(path: str, author: Author, outcome: bytes) -> None:
-    """Write it, whole or not at all, unless another rank of that attempt has reported a failure. Raises OSError.
+# --- outcomes ---------------------------------------------------------------------------------------------------------
 
-    The first failure is the one to be told, and counts more than what rank 0 has returned meanwhile.
+
+def outcome_of(do: Callable[[], Any], max_bytes: int | None = None) -> Outcome:
+    """Call `do` and return what became of it. A result that pickle cannot write, or that is larger, makes it a failure."""
+    try:
+        value = do()
+    except BaseException as exc:  # noqa: BLE001  # SystemExit included, as in Python's own executors
+        return failure(exc)
+    what = f"The result of the call is of type {type(value).__qualname__}"
+    try:
+        pickled = pickle.dumps(value, protocol=4)
+    except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
+        error = RemoteError(f"{what} and cannot be serialised: {exc}")
+        error.__cause__ = exc
+        return failure(error)
+    if max_bytes is not None and len(pickled) > max_bytes:
+        hint = "Write it to a file, and return its name."
+        return failure(RemoteError(f"{what} and takes {len(pickled)} bytes; {max_bytes} is the most. {hint}"))
+    return Outcome(True, pickled)
+
+
+def failure(exc: BaseException) -> Outcome:
+    """Return the outcome of a call that raised this."""
+    import traceback
+
+    trace = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    try:
+        value = pickle.dumps(exc, protocol=4)
+        pickle.loads(value)  # there are exceptions that can only be written
+    except Exception:  # noqa: BLE001
+        return Outcome(False, None, trace)
+    return Outcome(False, value, trace)
+
+
+def value_of(what: str, outcome: Outcome) -> Any:
+    """Return the result, or the exception that was raised; messages call it that of `what`.
+
+    Raises:
+        RemoteError: it cannot be unpickled here.
+    """
+    if outcome.value is None:
+        return RemoteError(outcome.trace)
+    try:
+        return pickle.loads(outcome.value)
+    except Exception as exc:  # unpickling runs the code of any class
+        kind = "result" if outcome.good else "exception"
+        raise RemoteError(f"The {what}'s {kind} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
+
+
+def unpickled(content: bytes) -> Outcome:
+    """Return the outcome in what `read` has returned. Raises RemoteError."""
+    try:
+        return Outcome(*pickle.loads(content))
+    except Exception as exc:
+        raise RemoteError(f"The file with the job's result cannot be read: {exc!r}") from exc
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write(path: str, header: ResultHeader, outcome: Outcome) -> None:
+    """Write a result, whole or not at all, unless another rank of that attempt has written a failure. Raises OSError.
+
+    The first failure of an attempt is the one to report, and counts more than what rank 0 has returned meanwhile.
     """
     temporary = f"{path}.{os.uname().nodename}.{os.getpid()}"  # ranks on two hosts may have the same pid
     with open(temporary, "wb") as file:
-        file.write(json.dumps(author._asdict()).encode() + b"\n" + outcome)
+        file.write(json.dumps(header._asdict()).encode() + b"\n" + pickle.dumps(tuple(outcome), protocol=4))
         file.flush()
         os.fsync(file.fileno())  # a finished job survives a power cut, so its result has to
     try:
         if not _linked(temporary, path):
-            before = _author_of(path)
-            if before is None or before[:2] != author[:2] or (before.good and not author.good):
+            before = _header_of(path)
+            if before is None or before[:2] != header[:2] or (before.good and not header.good):
                 os.replace(temporary, path)
     finally:
         if os.path.lexists(temporary):
@@ -54,7 +124,7 @@ def leave(path: str, author: Author, outcome: bytes) -> None:
 
 
 def _linked(temporary: str, path: str) -> bool:
-    """Let it appear under that name; False if there is such a file."""
+    """Give the file that name; return whether no file had it."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -66,37 +136,37 @@ def _linked(temporary: str, path: str) -> bool:
     return True
 
 
-def _author_of(path: str) -> Author | None:
-    """None if the file is none of ours, or gone."""
+def _header_of(path: str) -> ResultHeader | None:
     try:
         with open(path, "rb") as file:
-            return _first_line(file)
+            return _read_header(file)
     except OSError:
         return None
 
 
-def _first_line(file: BinaryIO) -> Author | None:
+def _read_header(file: BinaryIO) -> ResultHeader | None:
+    """Return the first line; None if the file is none of ours."""
     try:
-        return Author(**json.loads(file.readline(_LONGEST_LINE)))
+        return ResultHeader(**json.loads(file.readline(_MAX_HEADER_BYTES)))
     except (ValueError, TypeError):
         return None
 
 
 def read(path: str, job_id: str, attempt: int) -> bytes | None:
-    """The pickled outcome of that attempt; None if it has left none.
+    """Return the pickled outcome of that attempt; None if it has left none.
 
     Raises:
-        RemoteError: it is larger than LARGEST_BYTES, or cannot be read.
+        RemoteError: it is larger than MAX_BYTES, or cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            author = _first_line(file)
-            if author is None or author[:2] != (job_id, attempt):
+            header = _read_header(file)
+            if header is None or header[:2] != (job_id, attempt):
                 return None
             size = os.fstat(file.fileno()).st_size
-            if size > LARGEST_BYTES:
+            if size > MAX_BYTES:
                 raise RemoteError(
-                    f"The result of the job has {size} bytes; more than {LARGEST_BYTES} are not handed over.",
+                    f"The result of the job has {size} bytes; the most that is sent is {MAX_BYTES}.",
                     hint=f"It is in {path}. Let the function write a file and return its path.",
                 )
             return file.read()
@@ -104,3 +174,14 @@ def read(path: str, job_id: str, attempt: int) -> bytes | None:
         return None
     except OSError as exc:
         raise RemoteError(f"The result of the job cannot be read: {exc}") from exc
+
+
+def read_outcome(path: str) -> Outcome:
+    """Return the outcome in that file of this host, of whatever attempt and size. Raises OSError, RemoteError.
+
+    Calls that earlier versions have added leave a file without the first line.
+    """
+    with open(path, "rb") as file:
+        if _read_header(file) is None:
+            file.seek(0)
+        return unpickled(file.read())

@@ -1,8 +1,9 @@
-"""The program of a job of a BalsamExecutor, started as `python_argv` says with CALL: it runs one Python call.
+"""The programs of jobs that are Python code, started as `python_argv` has it.
 
-CALL is a file (see `Call`). Its outcome is written to `.balsam-result.pkl` in the working directory (see `Outcome`), in one
-piece. The exit code is 1, and the traceback is printed, if the call raised. Nothing of Balsam is imported here
-but the errors, so that starting costs little more than Python itself.
+FUNCTION PAYLOAD calls the `run` of a class, CALL PAYLOAD a call of a BalsamExecutor. PAYLOAD is a file (see `payload`), the
+outcome goes to another one (see `result_file`). The exit code is 1, and the traceback is printed, if the code raised. No DB
+is opened: only the launcher's head does, never a compute rank. A call imports nothing else of Balsam, so that starting
+costs little.
 """
 
 from __future__ import annotations
@@ -11,196 +12,168 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..core.files import write_atomic
-from .python_argv import RESULT
+from ..core import files
+from ..core.errors import RemoteError
+from . import payload, result_file
+from .python_argv import OLD_RESULT
+from .result_file import Outcome, ResultHeader
 
-#: What the submitting script is called in the job, so that its `if __name__ == "__main__":` part does not run. Python's own
-#: `multiprocessing` calls it so in processes that it spawns, which therefore find its functions too.
-MAIN = "__mp_main__"
-
-
-class Call(NamedTuple):
-    """What is to be called; as a plain tuple in the file."""
-
-    path: list[str]  # sys.path of the submitting process
-    main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
-    call: bytes  # (function, args, kwargs), pickled
-    parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file with the result to be put there
+#: Variables that hold a process's rank, of the start commands in `mpirun.flavours`. Sources: PMI 1 and 2 (MPICH, Hydra, Intel
+#: MPI, PALS), Open MPI's mpirun(1), PMIx, srun(1), aprun(1), jsrun(1).
+_RANK_VARIABLES = (
+    "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "ALPS_APP_PE", "JSM_NAMESPACE_RANK", "MV2_COMM_WORLD_RANK",
+    "SLURM_PROCID",
+)  # fmt: skip
 
 
-class Outcome(NamedTuple):
-    """What became of a call; likewise."""
-
-    good: bool
-    value: bytes | None  # the result or the exception, pickled; None for an exception that cannot be
-    trace: str = ""
-
-
-def write(path: str, value: tuple[Any, ...]) -> None:
-    """Write it so that readers see the whole file or none."""
-    write_atomic(path, pickle.dumps(tuple(value), protocol=4))
-
-
-def read_outcome(path: str) -> Outcome:
-    """Raises OSError, and whatever pickle does."""
-    with open(path, "rb") as file:
-        return Outcome(*pickle.load(file))
-
-
-def value_of(what: str, outcome: Outcome) -> Any:
-    """The result, or the exception that was raised; of `what` is said in messages.
-
-    Raises:
-        RemoteError: it cannot be unpickled here.
-    """
-    from ..core.errors import RemoteError
-
-    if outcome.value is None:
-        return RemoteError(outcome.trace)
-    try:
-        return pickle.loads(outcome.value)
-    except Exception as exc:  # unpickling runs the code of any class
-        kind = "result" if outcome.good else "exception"
-        raise RemoteError(f"The {what}'s {kind} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
-
-
-def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Several calls in one job: the chunks of `map`."""
-    return [function(*one) for one in arguments]
-
-
-# --- in the job -------------------------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    """Run the call that the command line names; the exit code."""
-    path = os.path.abspath(RESULT)  # now: the call may change the directory
-    try:
-        os.unlink(path)  # of an earlier attempt
-    except OSError:
-        pass
-    try:
-        with open(sys.argv[1], "rb") as file:
-            call = Call(*pickle.load(file))
-    except OSError as exc:
-        sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
+def _concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> int:
+    """Run the user's code, write and print what became of it, and return the exit code."""
     pid = os.getpid()
-    outcome = run(call)
-    if os.getpid() == pid:  # else it was forked by the call, and what comes back from it is nobody's result
-        write(path, outcome)
-    tell(outcome.trace)
+    outcome = do()
+    if os.getpid() == pid:  # else the code has forked this process and returned in it, too: that is no result
+        write(outcome)
+    try:
+        sys.stderr.write(outcome.trace)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # the code has closed it; AttributeError: it was None all along
+        pass
     return 0 if outcome.good else 1
 
 
-def tell(text: str) -> None:
-    """Print a traceback, if the call has left a stderr."""
+# --- functions of classes ---------------------------------------------------------------------------------------------
+
+
+def run_function() -> int:
+    """Run the function of the job whose payload the command line names; return the exit code.
+
+    Under MPI every rank calls it; what rank 0 returns is the result. A rank that raises ends all, and the first exception is
+    the result.
+    """
+    path = sys.argv[1]
+    given = payload.read(path)
+    rank = rank_of(given, os.environ)
+
+    def write(outcome: Outcome) -> None:
+        if rank == 0 or not outcome.good:
+            header = ResultHeader(given.job["job_id"], given.job["attempt"], outcome.good)
+            result_file.write(os.path.join(os.path.dirname(path), result_file.file_name(header.job_id)), header, outcome)
+
+    code = _concluded(lambda: _outcome_of_function(given, keeps_result=rank == 0), write)
+    if code and given.ranks > 1:
+        _end_all_ranks()
+    return code
+
+
+def _outcome_of_function(given: payload.TaskPayload, keeps_result: bool) -> Outcome:
+    from ..core.errors import BalsamError
+    from .job_view import instance_of
+
     try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):  # AttributeError: it was None all along
+        instance = instance_of(given)
+    except BalsamError as exc:
+        return result_file.failure(exc)._replace(trace=f"{exc}\n")  # where in our code that was found helps no user
+
+    def run() -> Any:
+        # A default of the class counts where a parameter is not given; the function's own defaults are left to it.
+        defaults = {n: one["default"] for n, one in instance.parameters.items() if not one["required"] and "default" in one}
+        value = instance.run(**{**defaults, **instance.job.parameters})
+        return value if keeps_result else None
+
+    return result_file.outcome_of(run, result_file.MAX_VALUE_BYTES)
+
+
+def rank_of(given: payload.TaskPayload, environ: Mapping[str, str]) -> int:
+    """Return this process's rank; 0 for a program of one rank, whatever MPI program has started the launcher."""
+    if given.ranks == 1:
+        return 0
+    for name in _RANK_VARIABLES:
+        if environ.get(name, "").isdecimal():
+            return int(environ[name])
+    sys.exit(f"This is one of {given.ranks} ranks, and no variable holds its number: {' '.join(_RANK_VARIABLES)}")
+
+
+def _end_all_ranks() -> None:
+    """End all ranks where the function used MPI: this one would wait in MPI_Finalize for others that wait for it."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        sys.stdout.flush()
+        mpi.COMM_WORLD.Abort(1)
+
+
+# --- calls of an executor ---------------------------------------------------------------------------------------------
+
+
+def run_call() -> int:
+    """Run the call whose payload the command line names; return the exit code."""
+    job_id, attempt = os.environ.get("BALSAM_JOB_ID", ""), os.environ.get("BALSAM_ATTEMPT", "")
+    if not job_id or not attempt.isdecimal():
+        sys.exit("A call is run by the launcher, for one of its jobs: BALSAM_JOB_ID and BALSAM_ATTEMPT are not set.")
+    path = os.path.abspath(result_file.file_name(job_id))  # now: the call may change the directory
+    given = _read_call(path)
+    header = ResultHeader(job_id, int(attempt), True)
+    return _concluded(
+        lambda: outcome_of_call(given),
+        lambda outcome: result_file.write(path, header._replace(good=outcome.good), outcome),
+    )
+
+
+def run_old_call() -> int:
+    """Run a call that an earlier version has added: its result is the pickled outcome alone, in a file of another name."""
+    path = os.path.abspath(OLD_RESULT)
+    given = _read_call(path)
+    return _concluded(
+        lambda: outcome_of_call(given), lambda outcome: files.write_atomic(path, pickle.dumps(tuple(outcome), protocol=4))
+    )
+
+
+def _read_call(result_path: str) -> payload.CallPayload:
+    try:
+        os.unlink(result_path)  # of an earlier attempt
+    except OSError:
         pass
+    try:
+        return payload.read_call(sys.argv[1])
+    except OSError as exc:
+        sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
 
 
-def run(call: Call) -> Outcome:
-    """Do it."""
+def outcome_of_call(given: payload.CallPayload) -> Outcome:
+    """Make the call, and return what became of it."""
 
     def do() -> Any:
-        sys.path += [entry for entry in call.path if entry not in sys.path]
-        stopped = call.main and _load_main(*call.main)
+        sys.path += [entry for entry in given.path if entry not in sys.path]
+        line = 0
+        if given.main:
+            from . import class_loader
+
+            line = class_loader.stopped_at(class_loader.load_main(*given.main))
         try:
-            function, args, kwargs = pickle.loads(call.call)
+            function, args, kwargs = pickle.loads(given.call)
         except AttributeError as exc:
-            if not stopped:
+            if not line:
                 raise
-            raise _behind(f"{exc}. The script was imported only up to {stopped}, where it asks Balsam for more.") from exc
-        return function(*_with_parents(args, kwargs, call.parents), **kwargs)
+            raise RemoteError(
+                f"{exc}. The script was imported only up to line {line}, where it asks Balsam for more. "
+                'Define it above, or put that line under `if __name__ == "__main__":`.'
+            ) from exc
+        return function(*_with_parents(args, kwargs, given.parents), **kwargs)
 
-    return outcome_of(do)
-
-
-def outcome_of(do: Callable[[], Any], largest_bytes: int | None = None) -> Outcome:
-    """What becomes of a call. A result that pickle cannot write, or that is larger then, makes it a failure."""
-    try:
-        value = do()
-    except BaseException as exc:  # noqa: BLE001  # SystemExit included, as in Python's own executors
-        return failure(exc)
-    what = f"The result of the call is of type {type(value).__qualname__}"
-    try:
-        pickled = pickle.dumps(value, protocol=4)
-    except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
-        return _no_result(f"{what} and cannot be serialised: {exc}", exc)
-    if largest_bytes is not None and len(pickled) > largest_bytes:
-        return _no_result(
-            f"{what} and takes {len(pickled)} bytes; {largest_bytes} is the most. Write it to a file, and return its name."
-        )
-    return Outcome(True, pickled)
-
-
-def _no_result(text: str, cause: Exception | None = None) -> Outcome:
-    from ..core.errors import RemoteError
-
-    error = RemoteError(text)
-    error.__cause__ = cause
-    return failure(error)
-
-
-def _load_main(kind: str, which: str) -> str:
-    """Import the submitting script under another name. Source: `multiprocessing.spawn`, which does the same.
-
-    A script that has no `if __name__ == "__main__":` would make its jobs once more, and wait for them. So it is imported only
-    up to there: what is called is mostly defined above. Returns where that is, "" if it has been imported whole.
-    """
-    import runpy
-    import traceback
-    import types
-
-    from ..core import import_guard
-
-    module = types.ModuleType(MAIN)
-    run_it: Callable[..., Mapping[str, Any]] = runpy.run_path if kind == "path" else runpy.run_module
-    stopped = ""
-    try:
-        with import_guard.importing():
-            found = run_it(which, run_name=MAIN)
-    except import_guard.StopImport as stop:
-        frames = [(frame.f_globals, line) for frame, line in traceback.walk_tb(stop.__traceback__)]
-        found, line = next((names, line) for names, line in frames if names.get("__name__") == MAIN)
-        stopped = f"line {line}"
-    module.__dict__.update(found)
-    sys.modules["__main__"] = sys.modules[MAIN] = module
-    return stopped
-
-
-def _behind(text: str) -> Exception:
-    from ..core.errors import RemoteError
-
-    return RemoteError(f'{text} Define it above, or put that line under `if __name__ == "__main__":`.')
+    return result_file.outcome_of(do)
 
 
 def _with_parents(args: tuple[Any, ...], kwargs: dict[str, Any], parents: Mapping[Any, str]) -> list[Any]:
+    """Put the results of its parents into the arguments of a call; return those by position."""
     positional = list(args)
     for place, path in parents.items():
-        outcome = read_outcome(path)
+        outcome = result_file.read_outcome(path)
         assert outcome.value is not None
         target: Any = positional if isinstance(place, int) else kwargs
         target[place] = pickle.loads(outcome.value)
     return positional
 
 
-def failure(exc: BaseException) -> Outcome:
-    """The outcome of a call that raised this."""
-    import traceback
-
-    trace = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
-    try:
-        value = pickle.dumps(exc, protocol=4)
-        pickle.loads(value)  # there are exceptions that can only be written
-    except Exception:  # noqa: BLE001
-        return Outcome(False, None, trace)
-    return Outcome(False, value, trace)
-
-
-if __name__ == "__main__":  # so older DBs have it stored
-    sys.exit(main())
+def each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Make several calls in one job: the chunks of `map`."""
+    return [function(*one) for one in arguments]

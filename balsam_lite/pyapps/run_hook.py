@@ -46,7 +46,7 @@ def _decide(hook: str) -> None:
     job, pid = _current_job(), os.getpid()
     before = job.state
     (app,) = job._site.interface.select("app", {"name": job._row["app"]})
-    made = class_loader.load(payload.source_of(json.dumps(app["definition"])), as_main=True)
+    made = class_loader.load(payload.class_ref(json.dumps(app["definition"])), as_main=True)
     getattr(made(job), hook)()
     if os.getpid() != pid:  # forked by the hook, and come back from it: what it decides moves nothing
         return
@@ -84,10 +84,10 @@ def _current_job() -> Any:
 
 def _launch(path: str, *words: str) -> None:
     """Become a shell that does what the preamble says, and then becomes the program."""
-    from .run_function import instance_of
+    from .job_view import instance_of
 
     given = payload.read(path)
-    commands_before = _script(instance_of(given, as_main=True).shell_preamble())
+    commands_before = _script(instance_of(given).shell_preamble())
     if len(words) == 3 and words[:2] == invocation.BASH:
         script, words = f"{commands_before}{words[2]}", ()  # its variables and functions are there for that text
     else:

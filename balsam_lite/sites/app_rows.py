@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import InvalidSpec
-from ..pyapps.payload import source_of
+from ..pyapps.payload import class_ref
 from .interface import Row
 
 #: The fields that decide whether jobs can run. An application that others stored may be odd, and keeps its other fields.
@@ -50,7 +50,7 @@ def _check_program(app: Row) -> None:
     if not (app["command_template"] or app["executable"].strip() or app["definition"]):
         raise InvalidSpec(f"The App {app['name']} needs a command_template or an executable: the command line that it runs.")
     if app["definition"]:
-        source_of(json.dumps(app["definition"]))
+        class_ref(json.dumps(app["definition"]))
 
 
 def _check_rule(app: str, name: str, rule: Any, is_filled_in: bool) -> None:

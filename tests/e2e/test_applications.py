@@ -40,8 +40,8 @@ from balsam_lite.launcher import dag, resources
 from balsam_lite.launcher.exec import invocation
 from balsam_lite.launcher.main import run_launcher
 from balsam_lite.launcher.multinode.partitioned import run_parts
-from balsam_lite.pyapps import class_loader, payload, python_argv, result_file, run_call, run_function, run_hook
-from balsam_lite.pyapps.payload import Source
+from balsam_lite.pyapps import class_loader, payload, python_argv, result_file, run_call, run_hook
+from balsam_lite.pyapps.payload import ClassRef
 
 HEADER = "from balsam_lite.api import ApplicationDefinition, Job, BatchJob\n"
 
@@ -247,9 +247,9 @@ def test_a_script_is_read_up_to_where_it_writes_and_writes_nothing(site, tmp_pat
     (tmp_path / "mine.py").write_text(f"{HEADER}def helper():\n    Job(app_id='Early', workdir='x').save()\n")
     path = written(tmp_path, "script", WRITER.format(before="", write=write))
     site.app("Early", "true")
-    assert class_loader.load(Source(str(path), "Early", "__main__")).command_template == "p"
+    assert class_loader.load(ClassRef(str(path), "Early", "__main__")).command_template == "p"
     with pytest.raises(ApplicationLost) as caught:
-        class_loader.load(Source(str(path), "Late", "__main__"))
+        class_loader.load(ClassRef(str(path), "Late", "__main__"))
     assert 'under `if __name__ == "__main__":`' in str(caught.value) and str(path) in str(caught.value)
     assert Job.objects.count() == 0 and App.objects.get(name="Early").kind == "command"
     assert not import_guard.is_importing()
@@ -267,7 +267,7 @@ STARTER = """
 
 def test_a_command_that_a_file_starts_writes_nothing_while_the_file_is_imported(site, tmp_path, monkeypatch):
     site.app("Early", "true")
-    made = class_loader.load(Source(str(written(tmp_path, "starter", STARTER)), "Early"))
+    made = class_loader.load(ClassRef(str(written(tmp_path, "starter", STARTER)), "Early"))
     done = sys.modules[made.__module__].done
     assert done.returncode == 1 and "imported only for its class" in done.stderr
     assert Job.objects.count() == 0
@@ -282,21 +282,21 @@ def test_a_command_that_a_file_starts_writes_nothing_while_the_file_is_imported(
 
 def test_what_is_lost_is_told_with_file_class_and_reason(site, tmp_path):
     path = written(tmp_path, "broken", "class A(ApplicationDefinition):\n    site = 1\n    command_template = 'p'\nB = 3\n")
-    assert class_loader.load(Source(str(path), "A")).__name__ == "A"
+    assert class_loader.load(ClassRef(str(path), "A")).__name__ == "A"
     for name in ("B", "C"):
         with pytest.raises(
             ApplicationLost, match=f"The class {name} of .*broken.py cannot be used: the file has no application"
         ):
-            class_loader.load(Source(str(path), name))
+            class_loader.load(ClassRef(str(path), name))
     path = path.rename(tmp_path / "raises.py")
     with pytest.raises(ApplicationLost, match="no such file any more"):
-        class_loader.load(Source(str(tmp_path / "broken.py"), "A"))
+        class_loader.load(ClassRef(str(tmp_path / "broken.py"), "A"))
     path.write_text(f"{path.read_text()}\n1 / 0\n")
     with pytest.raises(ApplicationLost, match=r"raises ZeroDivisionError: division by zero \(line 7\)"):
-        class_loader.load(Source(str(path), "A"))
+        class_loader.load(ClassRef(str(path), "A"))
     path.write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(ApplicationLost, match="raises SystemExit: 3"):
-        class_loader.load(Source(str(path), "A"))
+        class_loader.load(ClassRef(str(path), "A"))
 
 
 def test_a_module_of_a_package_is_imported_by_its_name_and_sees_no_arguments_of_ours(site, tmp_path, monkeypatch):
@@ -307,9 +307,9 @@ def test_a_module_of_a_package_is_imported_by_its_name_and_sees_no_arguments_of_
     body = "from .other import TEMPLATE\nimport sys\nWORDS = sys.argv\nclass A(ApplicationDefinition):\n    site = 1\n"
     path = written(folder, "apps", f"{body}    command_template = TEMPLATE\n")
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(tmp_path)])
-    made = class_loader.load(Source(str(path), "A", "package.apps", (str(tmp_path),)))
+    made = class_loader.load(ClassRef(str(path), "A", "package.apps", (str(tmp_path),)))
     assert made.__module__ == "package.apps" and str(path) in sys.modules["package.apps"].WORDS
-    assert class_loader.load(Source(str(path), "A", "package.apps")) is made
+    assert class_loader.load(ClassRef(str(path), "A", "package.apps")) is made
 
 
 # --- what becomes of a job --------------------------------------------------------------------------------------------
@@ -665,11 +665,11 @@ def test_a_preamble_goes_to_its_shell_without_a_file(tmp_path, preamble, said):
 
 @pytest.mark.parametrize("variable", ["PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PALS_RANKID"])
 def test_a_rank_is_known_by_variables_and_only_where_there_are_several(variable):
-    given = payload.Order("{}", "{}", 4, {})
-    assert run_function._rank(given, {variable: "3"}) == 3
-    assert run_function._rank(given._replace(ranks=1), {variable: "3"}) == 0
+    given = payload.TaskPayload("{}", "{}", 4, {})
+    assert run_call.rank_of(given, {variable: "3"}) == 3
+    assert run_call.rank_of(given._replace(ranks=1), {variable: "3"}) == 0
     with pytest.raises(SystemExit, match="one of 4 ranks, and no variable"):
-        run_function._rank(given, {})
+        run_call.rank_of(given, {})
 
 
 def test_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
@@ -679,10 +679,10 @@ def test_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
             def run(self, a): return self.job.attempt, a
             def shell_preamble(self): return f"echo before {self.job.attempt}"
     """
-    definition = payload.definition_of(Source(str(written(tmp_path, "f", code)), "F", "__main__", python=PYTHON))
+    definition = payload.definition_of(ClassRef(str(written(tmp_path, "f", code)), "F", "__main__", python=PYTHON))
     path = str(tmp_path / "order.json")
     job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 2}
-    payload.write(path, payload.Order(json.dumps(definition), '{"a": 5}', 1, job))
+    payload.write(path, payload.TaskPayload(json.dumps(definition), '{"a": 5}', 1, job))
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
     program = python_argv.words(PYTHON, python_argv.FUNCTION, path)
     words = python_argv.words(PYTHON, python_argv.HOOK, "launch", path, *program)
@@ -690,7 +690,7 @@ def test_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
     done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "before 2\n", "")
     left = result_file.read(str(tmp_path / ".balsam-12345678.pkl"), "12345678-9", 2)
-    outcome = run_call.Outcome(*pickle.loads(left))
+    outcome = result_file.unpickled(left)
     assert outcome.good and outcome.value is not None and pickle.loads(outcome.value) == (2, 5)
 
 
@@ -716,21 +716,21 @@ SPAWNING = """
 
 @pytest.mark.parametrize("module", ["__main__", "spawning"])
 def test_processes_that_a_function_spawns_find_the_functions_of_its_file_and_submit_nothing(tmp_path, module):
-    source = Source(str(written(tmp_path, "spawning", SPAWNING)), "F", module, (str(tmp_path),), python=PYTHON)
+    source = ClassRef(str(written(tmp_path, "spawning", SPAWNING)), "F", module, (str(tmp_path),), python=PYTHON)
     outcome = result_of(tmp_path, source, spoilt="")
     assert (outcome.trace, outcome.value) == ("", pickle.dumps([8], protocol=4))
     assert not (tmp_path / "went on").exists()
 
 
 def test_a_file_that_cannot_be_imported_in_a_spawned_process_fails_the_call(tmp_path):
-    outcome = result_of(tmp_path, Source(str(written(tmp_path, "f", SPAWNING)), "F", "__main__", python=PYTHON), spoilt="1")
+    outcome = result_of(tmp_path, ClassRef(str(written(tmp_path, "f", SPAWNING)), "F", "__main__", python=PYTHON), spoilt="1")
     assert not outcome.good
     assert "importing the file raises ValueError: not here (line 6)" in outcome.trace
 
 
 @pytest.mark.parametrize("lines", ["import os; os._exit(0)", "from os import _exit as end, fork; fork() or end(0); end(0)"])
 def test_a_file_that_ends_the_process_where_it_is_imported_is_no_success(tmp_path, lines):
-    outcome = result_of(tmp_path, Source(str(written(tmp_path, "f", lines)), "F", "__main__", python=PYTHON))
+    outcome = result_of(tmp_path, ClassRef(str(written(tmp_path, "f", lines)), "F", "__main__", python=PYTHON))
     assert not outcome.good and "importing the file raises SystemExit: os._exit(0) (line 2)" in outcome.trace
 
 
@@ -751,7 +751,7 @@ FORKING = """
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_process_that_a_function_forks_leaves_no_result(tmp_path, fails):
-    source = Source(str(written(tmp_path, "f", FORKING)), "F", "__main__", python=PYTHON)
+    source = ClassRef(str(written(tmp_path, "f", FORKING)), "F", "__main__", python=PYTHON)
     assert result_of(tmp_path, source, fails=fails).value == pickle.dumps("parent", protocol=4)
 
 
@@ -759,28 +759,28 @@ def result_of(tmp_path, source, **parameters):
     """What becomes of a function, in a process of its own."""
     job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 1}
     payload.write(
-        str(tmp_path / "o.json"), payload.Order(json.dumps(payload.definition_of(source)), json.dumps(parameters), 1, job)
+        str(tmp_path / "o.json"), payload.TaskPayload(json.dumps(payload.definition_of(source)), json.dumps(parameters), 1, job)
     )
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
     words = python_argv.words(PYTHON, python_argv.FUNCTION, str(tmp_path / "o.json"))
     subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, timeout=30)
     left = result_file.read(str(tmp_path / result_file.file_name("12345678-9")), "12345678-9", 1)
     assert left is not None
-    return run_call.Outcome(*pickle.loads(left))
+    return result_file.unpickled(left)
 
 
 def test_the_first_failure_of_an_attempt_is_its_report(tmp_path):
     path = str(tmp_path / result_file.file_name("j"))
 
-    def leave(attempt, good, content):
-        result_file.leave(path, result_file.Author("j", attempt, good), content)
-        return result_file.read(path, "j", attempt)
+    def write(attempt, good, content):
+        result_file.write(path, result_file.ResultHeader("j", attempt, good), result_file.Outcome(good, content))
+        return result_file.unpickled(result_file.read(path, "j", attempt)).value
 
-    assert leave(1, True, b"returned") == b"returned"
-    assert leave(1, False, b"rank 1 raised") == b"rank 1 raised"
-    assert leave(1, False, b"rank 0 raised, as rank 1 is gone") == b"rank 1 raised"
-    assert leave(1, True, b"returned") == b"rank 1 raised"
-    assert leave(2, True, b"again") == b"again"
+    assert write(1, True, b"returned") == b"returned"
+    assert write(1, False, b"rank 1 raised") == b"rank 1 raised"
+    assert write(1, False, b"rank 0 raised, as rank 1 is gone") == b"rank 1 raised"
+    assert write(1, True, b"returned") == b"rank 1 raised"
+    assert write(2, True, b"again") == b"again"
     assert result_file.read(path, "j", 1) is None and result_file.read(path, "k", 2) is None
     assert os.listdir(tmp_path) == [result_file.file_name("j")]
 

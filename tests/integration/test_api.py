@@ -43,7 +43,7 @@ from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries
 from balsam_lite.launcher import waiter
 from balsam_lite.launcher.futures import FutureTask
-from balsam_lite.pyapps import result_file, run_call
+from balsam_lite.pyapps import result_file
 from balsam_lite.sites import fanout
 from balsam_lite.sites.local import LocalSite
 from balsam_lite.sites.rpc.remote import RemoteSite
@@ -1301,21 +1301,21 @@ def of_function(site: Site) -> Job:
     return saved(site.name, app_id="F")
 
 
-def outcome_of(site: Site, one: Job, outcome: run_call.Outcome) -> None:
+def outcome_of(site: Site, one: Job, outcome: result_file.Outcome) -> None:
     """As if its function had ended so."""
     folder = one.resolve_workdir(site.path / "data")
     folder.mkdir(parents=True)
     name = one._row["job_id"]
-    author = result_file.Author(name, 0, outcome.good)
-    result_file.leave(str(folder / result_file.file_name(name)), author, pickle.dumps(tuple(outcome)))
+    header = result_file.ResultHeader(name, 0, outcome.good)
+    result_file.write(str(folder / result_file.file_name(name)), header, outcome)
     put(one, "JOB_FINISHED" if outcome.good else "FAILED")
 
 
 def test_a_function_s_value_and_exception_come_back(site: Site) -> None:
     good, bad = of_function(site), of_function(site)
-    outcome_of(site, good, run_call.Outcome(True, pickle.dumps({"answer": (4, 2)})))
+    outcome_of(site, good, result_file.Outcome(True, pickle.dumps({"answer": (4, 2)})))
     assert good.result() == good.result_nowait() == {"answer": (4, 2)}
-    outcome_of(site, bad, run_call.Outcome(False, pickle.dumps(ZeroDivisionError("of its own")), "Traceback: there"))
+    outcome_of(site, bad, result_file.Outcome(False, pickle.dumps(ZeroDivisionError("of its own")), "Traceback: there"))
     with pytest.raises(ZeroDivisionError, match="of its own") as raised:
         bad.result()
     assert "Traceback: there" in str(raised.value.__cause__)
@@ -1324,7 +1324,7 @@ def test_a_function_s_value_and_exception_come_back(site: Site) -> None:
 @pytest.mark.parametrize("value", [None, b"not a pickle"])
 def test_a_result_that_cannot_be_read_says_so(site: Site, value: bytes | None) -> None:
     one = of_function(site)
-    outcome_of(site, one, run_call.Outcome(False, value, "Traceback: there"))
+    outcome_of(site, one, result_file.Outcome(False, value, "Traceback: there"))
     with pytest.raises(errors.RemoteError, match="Traceback: there"):
         one.result()
 

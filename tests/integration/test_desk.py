@@ -28,7 +28,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.identity import Holder
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.store import claims, insert, leases
-from balsam_lite.pyapps import result_file, run_call
+from balsam_lite.pyapps import result_file
 from balsam_lite.sites.interface import KINDS
 from balsam_lite.sites.local import LocalSite
 
@@ -527,25 +527,23 @@ def test_an_app_goes_with_its_jobs_unless_one_is_held(desk):
 # --- results, service -------------------------------------------------------------------------------------------------
 
 
-def leave_result(desk, number, content):
+def write_result(desk, number, outcome):
     one = by_id(desk, number)
     directory = os.path.join(desk.database.directory, "data", one["workdir"])
     os.makedirs(directory, exist_ok=True)
-    result_file.leave(
-        os.path.join(directory, result_file.file_name(one["job_id"])), result_file.Author(one["job_id"], 0, True), content
-    )
+    path = os.path.join(directory, result_file.file_name(one["job_id"]))
+    result_file.write(path, result_file.ResultHeader(one["job_id"], 0, True), outcome)
 
 
 def test_a_result_is_handed_over_when_its_function_has_ended(desk, monkeypatch):
     desk.create("app", [{"name": "F", "definition": {"file": "/f.py", "class": "F", "open": True}}])
     desk.create("job", [job(app_id="F")])
-    content = pickle.dumps(tuple(run_call.Outcome(True, b"value")))
-    leave_result(desk, 1, content)
+    write_result(desk, 1, result_file.Outcome(True, b"value"))
     assert desk.result(1) == {"state": "CREATED", "message": "", "is_function": True, "outcome": None}
     desk.update("job", [{"id": 1, "state": "FAILED", "state_data": {"message": "it broke"}}])
-    assert desk.result(1)["outcome"] == base64.b64encode(content).decode()
-    monkeypatch.setattr(result_file, "LARGEST_BYTES", 10)
-    with pytest.raises(RemoteError, match=r"has \d+ bytes; more than 10 are not handed over"):
+    assert result_file.unpickled(base64.b64decode(desk.result(1)["outcome"])) == (True, b"value", "")
+    monkeypatch.setattr(result_file, "MAX_BYTES", 10)
+    with pytest.raises(RemoteError, match=r"has \d+ bytes; the most that is sent is 10"):
         desk.result(1)
 
 

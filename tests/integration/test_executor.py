@@ -17,7 +17,7 @@ from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, Unknown
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries
 from balsam_lite.launcher.futures import BalsamExecutor, FutureTask
-from balsam_lite.pyapps import run_call
+from balsam_lite.pyapps import payload, result_file, run_call
 
 MODULE = """
 import os, sys, time
@@ -239,7 +239,7 @@ def test_what_cannot_be_sent_is_refused_at_once(bench, executor, calls, monkeypa
 def test_fields_are_checked_when_the_executor_is_made(bench):
     with pytest.raises(UnknownField, match="num_nodes"):
         BalsamExecutor(num_node=3)
-    for own in ("args", "user_workdir", "parents"):
+    for own in ("args", "parents"):
         with pytest.raises(InputError, match=own):
             BalsamExecutor(**{own: "x"})
     with pytest.raises(UnknownApp, match="nosuch"):
@@ -388,6 +388,13 @@ def test_a_call_may_change_its_directory_and_have_a_result_of_its_own(bench, exe
     assert (own.read_text(), (tmp_path / "result.pkl").read_text()) == ("mine", "mine too")
 
 
+def test_calls_may_share_a_directory(bench, calls, tmp_path):
+    bench.launch()
+    with BalsamExecutor(user_workdir=str(tmp_path / "here"), node_packing_count=4) as executor:
+        assert list(executor.map(calls.square, range(5), timeout=30)) == [0, 1, 4, 9, 16]
+        assert executor.submit(os.getcwd).result(30) == str(tmp_path / "here")
+
+
 @pytest.mark.parametrize("how", ["vanish", "become_another"])
 def test_a_call_that_ends_without_a_result_has_failed_and_says_why(bench, executor, calls, how):
     future = executor.submit(getattr(calls, how))
@@ -399,11 +406,17 @@ def test_a_call_that_ends_without_a_result_has_failed_and_says_why(bench, execut
 def test_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     """What an earlier attempt has left is not taken for the result of a later one."""
     monkeypatch.chdir(tmp_path)
-    run_call.write(run_call.RESULT, run_call.Outcome(True, b"old"))
-    outcome = run_call.run(run_call.Call([], None, b"nonsense"))
+    name = result_file.file_name("12345678-9")
+    result_file.write(name, result_file.ResultHeader("12345678-9", 1, True), result_file.Outcome(True, b"old"))
+    outcome = run_call.outcome_of_call(payload.CallPayload([], None, b"nonsense"))
     assert not outcome.good
     assert "UnpicklingError" in outcome.trace
     monkeypatch.setattr(sys, "argv", ["call", "nosuch"])
+    monkeypatch.delenv("BALSAM_JOB_ID", raising=False)
+    with pytest.raises(SystemExit, match="run by the launcher"):
+        run_call.run_call()
+    monkeypatch.setenv("BALSAM_JOB_ID", "12345678-9")
+    monkeypatch.setenv("BALSAM_ATTEMPT", "2")
     with pytest.raises(SystemExit, match="nosuch"):
-        run_call.main()
-    assert not os.path.exists(run_call.RESULT)
+        run_call.run_call()
+    assert not os.path.exists(name)

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from balsam_lite.core import subprocess_run
-from balsam_lite.pyapps import python_argv, run_call
+from balsam_lite.pyapps import payload, python_argv, result_file
 
 
 @pytest.fixture
@@ -23,46 +23,88 @@ def trap(tmp_path, monkeypatch):
     return tmp_path
 
 
+JOB_ID, RESULT = "12345678-9", ".balsam-12345678.pkl"
+
+
 def ended(words, **environ):
-    return subprocess.run(
-        words, env={**os.environ, **environ}, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
-    )
+    environ = {**os.environ, "BALSAM_JOB_ID": JOB_ID, "BALSAM_ATTEMPT": "1", **environ}
+    return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("path", ["{}", ":{}", "{}:", "/nowhere::{}"])
 def test_data_in_the_working_directory_are_no_modules_of_a_call(trap, path):
     (trap / "balsam_lite").mkdir()
-    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
+    payload.write("call.pkl", payload.CallPayload([], None, pickle.dumps((divmod, (7, 2), {}))))
     words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
     done = ended(words, PYTHONPATH=path.format(ROOT))
     assert (done.returncode, done.stderr) == (0, "")
-    assert pickle.loads(run_call.read_outcome(run_call.RESULT).value) == (3, 1)
+    assert pickle.loads(result_file.read_outcome(RESULT).value) == (3, 1)
 
 
-def test_lines_that_older_dbs_have_stored_still_work(trap):
-    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((divmod, (7, 2), {}))))
-    for name in ("balsam_lite", "runpy"):  # `-m` takes them for modules
+#: Command lines that earlier versions have stored in applications, and how far each of them protects modules from data.
+OLD_LINES = {
+    "-m": (["-m", "balsam_lite.launcher.call"], ("balsam_lite", "runpy", "json")),
+    "-c": (["-c", "from balsam_lite.launcher.start import call; call()"], ("balsam_lite", "json")),
+    "the previous version's": (
+        [
+            "-c",
+            "import os, sys; sys.path[:] = [entry for entry in sys.path if entry and entry != os.getcwd()]; "
+            "from balsam_lite.launcher.start import call; call()",
+        ],
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("line", OLD_LINES)
+def test_calls_that_an_earlier_version_has_added_leave_the_result_that_it_looks_for(trap, line):
+    words, taken_for_modules = OLD_LINES[line]
+    for name in taken_for_modules:
         os.unlink(f"{name}.py")
-    done = ended([sys.executable, "-m", "balsam_lite.pyapps.run_call", "call.pkl"], PYTHONPATH=subprocess_run.python_path())
+    # (each, [divmod, [(7, 2), (9, 4)]], {}), as the chunk of a `map`.
+    chunk = b"(cbalsam_lite.launcher.call\neach\n" + pickle.dumps([divmod, [(7, 2), (9, 4)]], 0)[:-1] + b"}t."
+    with open("call.pkl", "wb") as file:
+        pickle.dump(([], None, chunk), file, protocol=4)
+    done = ended([sys.executable, *words, "call.pkl"], PYTHONPATH=subprocess_run.python_path())
     assert (done.returncode, done.stderr) == (0, "")
-    assert pickle.loads(run_call.read_outcome(run_call.RESULT).value) == (3, 1)
-    code = "from balsam_lite.launcher.start import hook; hook()"
-    done = ended([sys.executable, "-c", code, "postprocess"], PYTHONPATH=subprocess_run.python_path())
+    with open(".balsam-result.pkl", "rb") as file:
+        good, value, trace = pickle.load(file)
+    assert (good, pickle.loads(value), trace) == (True, [(3, 1), (2, 1)], "")
+    assert result_file.read_outcome(".balsam-result.pkl").good, "a call of this version may be its child"
+
+
+def test_hooks_and_functions_whose_lines_an_earlier_version_has_stored_run(trap):
+    for name in ("balsam_lite", "runpy"):
+        os.unlink(f"{name}.py")
+    code = "from balsam_lite.launcher.start import {0}; {0}()"
+    done = ended([sys.executable, "-c", code.format("hook"), "postprocess"], PYTHONPATH=subprocess_run.python_path())
     assert "is run by the launcher" in done.stderr
+    os.unlink("json.py")
+    done = ended([sys.executable, "-c", code.format("function"), "none.json"], PYTHONPATH=subprocess_run.python_path())
+    assert "No such file or directory: 'none.json'" in done.stderr
+
+
+def test_the_launcher_knows_where_a_stored_line_leaves_its_result():
+    new = {what: " ".join(python_argv.words("python3", what)) for what in ("call", "function", "hook")}
+    old = {what: line.replace("pyapps.entry_points", "launcher.start") for what, line in new.items()}
+    names = [python_argv.result_name(lines[what], JOB_ID) for lines in (new, old) for what in ("call", "function", "hook")]
+    assert names == [RESULT, RESULT, "", ".balsam-result.pkl", RESULT, ""]
+    assert [python_argv.is_hook(lines[what]) for lines in (new, old) for what in ("hook", "call")] == [True, False] * 2
+    assert python_argv.result_name(None, JOB_ID) == python_argv.result_name("echo", JOB_ID) == ""
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_call_may_close_its_streams(trap, stream):
-    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {}))))
+    payload.write("call.pkl", payload.CallPayload([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {}))))
     done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_process_that_a_call_forks_leaves_no_result(trap):
-    code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('.balsam-result.pkl', 'of-child.pkl'))"
-    run_call.write("call.pkl", run_call.Call([], None, pickle.dumps((exec, (code,), {}))))
+    code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('.balsam-12345678.pkl', 'of-child.pkl'))"
+    payload.write("call.pkl", payload.CallPayload([], None, pickle.dumps((exec, (code,), {}))))
     done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
-    assert done.returncode == 1 and "No such file or directory: '.balsam-result.pkl'" in done.stderr
+    assert done.returncode == 1 and "No such file or directory: '.balsam-12345678.pkl'" in done.stderr
 
 
 SPAWNING = """
@@ -80,11 +122,12 @@ def main():
 def outcome_of_call(tmp_path, script, function):
     """What becomes of a call of that function without arguments."""
     (tmp_path / "script.py").write_text(script)
-    pickled = b"c%b\n%b\n)}\x87." % (run_call.MAIN.encode(), function.encode())  # (function, (), {}) of the script
-    run_call.write(str(tmp_path / "call.pkl"), run_call.Call([], ("path", str(tmp_path / "script.py")), pickled))
+    pickled = b"c%b\n%b\n)}\x87." % (payload.MAIN.encode(), function.encode())  # (function, (), {}) of the script
+    payload.write(str(tmp_path / "call.pkl"), payload.CallPayload([], ("path", str(tmp_path / "script.py")), pickled))
     words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    outcome = run_call.read_outcome(str(tmp_path / run_call.RESULT))
+    environ = {**os.environ, "BALSAM_JOB_ID": JOB_ID, "BALSAM_ATTEMPT": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30)
+    outcome = result_file.read_outcome(str(tmp_path / RESULT))
     assert done.returncode == (0 if outcome.good else 1), done.stderr
     return outcome
 

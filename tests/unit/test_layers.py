@@ -35,7 +35,8 @@ ROOMS = (
         3, "what the launcher is made of",
         (
             *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "quiet", "failpoints")),
-            *("launcher.logs", "launcher.reaper", "pyapps.python_argv", "pyapps.payload", "pyapps.result_file"),
+            *("launcher.logs", "launcher.reaper"),
+            *(f"pyapps.{name}" for name in ("python_argv", "payload", "result_file", "class_loader")),
         ),
     ),
     Room(
@@ -55,15 +56,10 @@ ROOMS = (
     ),
     Room(5, "sites", ("sites",)),
     Room(5, "waiting for jobs", ("launcher.waiter",)),
-    Room(
-        6, "Python interface",
-        (
-            *(f"launcher.{name}" for name in ("dag", "futures", "executor", "start")),
-            *(f"pyapps.{name}" for name in ("class_loader", "mp_main", "run_call", "run_function", "run_hook")),
-            *("api", "analytics", "plots"),
-        ),
-    ),
-    Room(7, "command line", ("cli",)),
+    Room(6, "newer Python interface", ("api", "analytics", "plots")),
+    Room(7, "Python code in jobs", ("pyapps", "launcher.start", "launcher.call")),
+    Room(8, "Python interface", tuple(f"launcher.{name}" for name in ("dag", "futures", "executor"))),
+    Room(9, "command line", ("cli",)),
 )  # fmt: skip
 
 #: Packages whose own __init__ anybody may import: it holds nothing.

@@ -415,9 +415,10 @@ def unstarted(cx: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
     return [row[0] for row in cx.execute(sql, (json.dumps(list(numbers)), *WAITING_STATES))]
 
 
-def workdirs(cx: sqlite3.Connection, first: int, last: int) -> dict[int, str]:
-    """The working directories, as they are stored, of the jobs in that range of numbers."""
-    return dict(cx.execute("SELECT id, workdir FROM job WHERE id BETWEEN ? AND ?", (first, last)))
+def workdirs(cx: sqlite3.Connection, first: int, last: int) -> dict[int, tuple[str, str]]:
+    """Return UUID and working directory, as they are stored, of the jobs in that range of numbers."""
+    rows = cx.execute("SELECT id, job_id, workdir FROM job WHERE id BETWEEN ? AND ?", (first, last))
+    return {number: (job_id, workdir) for number, job_id, workdir in rows}
 
 
 class End(NamedTuple):

@@ -15,7 +15,7 @@ from ...core.identity import Holder
 from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from ...db.engine import directories
 from ...db.store.claims import Claim
-from ...pyapps import payload, python_argv, result_file
+from ...pyapps import payload, python_argv
 from ..placement import Placement
 from ..staging.links import Parent
 from ..template import rendering
@@ -164,19 +164,19 @@ def _defaults(parameters: str) -> dict[str, Any]:
 
 
 def _has_preamble(claim: Claim) -> bool:
-    return claim.definition not in ("{}", None) and payload.source_of(claim.definition or "{}").has_preamble
+    return claim.definition not in ("{}", None) and payload.class_ref(claim.definition or "{}").has_preamble
 
 
 def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
-    path, source = order_path(claim, context), payload.source_of(claim.definition or "{}")
+    path, ref = payload_path(claim, context), payload.class_ref(claim.definition or "{}")
     if not claim.command_template:
         words = [*words, path]
-    if not source.has_preamble:
+    if not ref.has_preamble:
         return words
-    return python_argv.words(source.python, python_argv.HOOK, "launch", path, *words)
+    return python_argv.words(ref.python, python_argv.HOOK, "launch", path, *words)
 
 
-def order_path(claim: Claim, context: Context) -> str:
+def payload_path(claim: Claim, context: Context) -> str:
     """The file with what the program needs to know of its job, absolute; "" if it needs none."""
     if claim.definition in ("{}", None):
         return ""
@@ -187,15 +187,12 @@ def order_path(claim: Claim, context: Context) -> str:
 
 def result_path(claim: Claim, context: Context) -> str:
     """Return the file in which a Python function or call leaves its result, absolute; "" for any other program."""
-    if python_argv.starts(claim.executable, python_argv.CALL):
-        return f"{workdir(claim, context)}/{python_argv.RESULT}"
-    if python_argv.starts(claim.executable, python_argv.FUNCTION) and not claim.command_template:
-        return f"{workdir(claim, context)}/{result_file.file_name(claim.job_id)}"
-    return ""
+    name = "" if claim.command_template else python_argv.result_name(claim.executable, claim.job_id)
+    return name and f"{workdir(claim, context)}/{name}"
 
 
-def make_order(claim: Claim, context: Context) -> payload.Order:
-    """What is to be written there."""
+def make_payload(claim: Claim, context: Context) -> payload.TaskPayload:
+    """Return what is to be written there."""
     shape = claim.shape
     job = {
         "id": claim.job,
@@ -210,7 +207,7 @@ def make_order(claim: Claim, context: Context) -> payload.Order:
         "wall_time_min": claim.wall_time_minutes,
         **shape._asdict(),
     }
-    return payload.Order(claim.definition or "{}", claim.parameters, shape.num_nodes * shape.ranks_per_node, job)
+    return payload.TaskPayload(claim.definition or "{}", claim.parameters, shape.num_nodes * shape.ranks_per_node, job)
 
 
 def environment(claim: Claim, place: Placement | None, context: Context) -> dict[bytes, bytes]:

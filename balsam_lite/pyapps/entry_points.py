@@ -1,0 +1,24 @@
+"""The functions by which programs begin that run in a job's working directory: see `python_argv`."""
+
+import sys
+
+
+def hook() -> None:
+    """Run a hook of a class, or the commands of its `shell_preamble` and then the program."""
+    from .run_hook import main
+
+    sys.exit(main())
+
+
+def function() -> None:
+    """Run the `run` function of a class."""
+    from .run_call import run_function
+
+    sys.exit(run_function())
+
+
+def call() -> None:
+    """Run a call of a BalsamExecutor."""
+    from .run_call import run_call
+
+    sys.exit(run_call())

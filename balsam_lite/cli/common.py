@@ -154,14 +154,6 @@ def _named_db() -> str | None:
 NUMBER_OR_WORD = "its number, or else a prefix of its id, or its name"
 
 
-def condition_of(words: Iterable[str]) -> dict[str, Any]:
-    """Return the condition of `db.query.filters` for the jobs that these words name; digits are the number. {} for no words."""
-    numbers = {word: row_number(word.removeprefix("#")) for word in words}
-    if None not in numbers.values():
-        return {"id": list(numbers.values())} if numbers else {}
-    return {"which": [word if number is None else f"#{number}" for word, number in numbers.items()]}
-
-
 def job_numbers(site: SiteInterface, words: Iterable[str]) -> list[int]:
     """Return the numbers of the jobs of a site that these words name, sorted.
 

@@ -37,20 +37,20 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "job": Entry("jobs", "job", "add a job to this DB: a program with its arguments"),
         "job create": Entry("job_create", "create", "add a job to any site: an application with its parameters"),
         "job ls": Entry("site_jobs", "ls", "list jobs of one or more sites"),
-        "job modify": Entry("site_jobs", "modify", "put jobs of one or more sites into another state"),
-        "job rm": Entry("site_jobs", "rm", "remove jobs of one or more sites"),
+        "job modify": Entry("modify", "job_modify", "change the state or a field of jobs of one or more sites"),
+        "job rm": Entry("remove", "job_rm", "remove jobs of one or more sites"),
         "mkchild": Entry("jobs", "mkchild", "add a child to a job, from inside its program or script"),
         "dep": Entry("jobs", "dep", "let a job wait for another one; both exist"),
         "modify": Entry("modify", "modify", "change a field of jobs or of an application"),
         "rerun": Entry("rerun", "rerun", "run jobs again that have ended"),
-        "killjob": Entry("modify", "killjob", "stop jobs for good, without removing them"),
-        "rm": Entry("modify", "rm", "remove jobs or applications of this DB"),
+        "killjob": Entry("rerun", "killjob", "stop jobs for good, without removing them"),
+        "rm": Entry("remove", "rm", "remove jobs or applications of this DB"),
         "make_dummies": Entry("jobs", "make_dummies", "add many small jobs, to try things out"),
     },
     "Applications": {
         "app": Entry("apps", "app", "register a program as an application"),
         "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
-        "app rm": Entry("site_apps", "rm", "remove applications and their jobs"),
+        "app rm": Entry("remove", "app_rm", "remove applications and their jobs"),
     },
     "Running": {
         "launcher": Entry("launcher", "launcher", "run jobs here, in this terminal or batch job"),
@@ -318,7 +318,7 @@ class BalsamCommand(_Helpful):
             return super().parse_args(ctx, args)
         if not self.takes_any_bytes:
             _refuse_broken_text(ctx, args)
-        words = _Rewriter(ctx, self.get_params(ctx)).rewritten(args)
+        words = WordsRewriter(ctx, self.get_params(ctx)).rewritten(args)
         with _naming_nearest(self, ctx):
             _refuse_doubles(ctx, self.make_parser(ctx).parse_args(list(words))[2])
         return super().parse_args(ctx, words)
@@ -358,8 +358,13 @@ def _refuse_doubles(ctx: click.Context, given: Sequence[click.Parameter]) -> Non
             raise click.UsageError(f"Option {option.opts[-1]} is given twice, and takes one value.", ctx)
 
 
-class _Rewriter:
-    """Turns a command's words, as argparse took them, into those that click takes."""
+def _attached(name: str, value: str) -> list[str]:
+    """Return an option with its value so that click takes a value that looks like an option, too."""
+    return [f"{name}={value}"] if name.startswith("--") else [name, value]
+
+
+class WordsRewriter:
+    """Turn a command's words, as argparse took them, into those that click takes."""
 
     def __init__(self, ctx: click.Context, parameters: Sequence[click.Parameter]) -> None:
         self._ctx = ctx
@@ -369,21 +374,23 @@ class _Rewriter:
                 self._options.update(dict.fromkeys((*parameter.opts, *parameter.secondary_opts), parameter))
 
     def rewritten(self, words: Sequence[str]) -> list[str]:
+        """Return the words as click reads them."""
         done: list[str] = []
         rest = list(words)
         while rest:
-            word = rest.pop(0)
-            if word == "--":
-                return [*done, word, *rest]
-            name, equals, value = word.partition("=")
-            found = self._find(name)
-            if found is None:
-                done.append(word)
-            elif equals:
-                done.append(f"{found}={value}")
-            else:
-                done += self._with_value(found, rest)
+            if rest[0] == "--":
+                return [*done, *rest]
+            done += self.take(rest)
         return done
+
+    def take(self, rest: list[str]) -> list[str]:
+        """Remove the first word from `rest`, with its value if it is an option, and return them as click reads them."""
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        found = self._find(name)
+        if found is None:
+            return [word]
+        return [f"{found}={value}"] if equals else self._with_value(found, rest)
 
     def _with_value(self, name: str, rest: list[str]) -> list[str]:
         """The option `name` and what belongs to it, which is taken from `rest`."""
@@ -396,14 +403,13 @@ class _Rewriter:
             while rest and not self._looks_like_option(rest[0]):
                 words.append(rest.pop(0))
             self._refuse_loose_words(name, words, rest)
-            return [f"{name}={value}" for value in option.gathered(words)]
+            return [word for value in option.gathered(words) for word in _attached(name, value)]
         if not rest:
             return [name]
         if not isinstance(option, FieldOption) and self._find(rest[0].partition("=")[0]):
             said = f"Option {name!r} requires an argument, not {rest[0]!r}. {_as_value(name, rest[0])}"
             raise click.BadOptionUsage(name, said, self._ctx)
-        value = rest.pop(0)
-        return [f"{name}={value}"] if name.startswith("--") else [name, value]
+        return _attached(name, rest.pop(0))
 
     def _refuse_loose_words(self, name: str, words: Sequence[str], rest: Sequence[str]) -> None:
         """Raise unless what follows the option's words is an option of this command."""

@@ -1,4 +1,4 @@
-"""Commands that change what is in the DB: `modify`, `rm`, `killjob`."""
+"""`balsam modify` and `balsam job modify`: change a field of jobs, or of an application."""
 
 from __future__ import annotations
 
@@ -8,30 +8,61 @@ from typing import Any
 import click
 
 from ..core import command_line, field_specs, states
-from ..core.errors import NotFound, StateError, UnknownApp
+from ..core.errors import StateError, UnknownApp
 from ..db.engine.connection import Database
 from ..db.query import queries
-from ..db.store import apps as app_store
-from ..db.store import graph, user_actions
+from ..db.query.filters import all_of
+from ..db.store import user_actions
 from ..sites import apps as site_apps
-from . import output
+from . import completion, output
 from .apps import as_program, warn_of, warn_of_line
-from .common import A_JOB, confirm, open_db, progress_of, say
-from .group import BalsamCommand, Choice, ConditionOption, SeparateOption, option
+from .common import long_site_option, open_db, say
+from .group import BalsamCommand, Choice, Option, WordsRewriter, option
+from .selection import Selection, jobs, selection_options, sites_with
 
 _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
 
 
-@click.command(cls=BalsamCommand, epilog=_STATES, context_settings={"ignore_unknown_options": True})
-@click.argument("id")
-@click.argument("attr")
-@click.argument("value")
-@option("--type", "kind", type=Choice(["jobs", "apps"]), default="jobs", show_default=True, help="What ID is.")
-def modify(id: str, attr: str, value: str, kind: str) -> None:
-    """Set the field ATTR of a job or of an application to VALUE.
+class ModifyCommand(BalsamCommand):
+    """A command with the arguments [ID] ATTR VALUE. VALUE may look like an option, and conditions come before ATTR."""
 
-    ID is a job's number, a prefix of its id, or its name, and must fit one job only ('#37' is always the number); or it is
-    the name or number of an application. Objects are given as JSON.
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if ctx.resilient_parsing else self._in_order(ctx, args))
+
+    def _in_order(self, ctx: click.Context, args: Sequence[str]) -> list[str]:
+        """Return the options, and after `--` the arguments, of which the word after ATTR is always VALUE."""
+        rewriter, rest = WordsRewriter(ctx, self.get_params(ctx)), list(args)
+        options: list[str] = []
+        arguments: list[str] = []
+        before_attr = 1  # ID
+        while rest:
+            if len(arguments) == before_attr + 1:
+                arguments.append(rest.pop(0))
+            elif rest[0] == "--":
+                arguments += rest[1:]
+                break
+            else:
+                taken = rewriter.take(rest)
+                if not taken[0].startswith("-") or len(taken[0]) == 1:
+                    arguments += taken
+                    continue
+                options += taken
+                if not arguments and taken[0].partition("=")[0] not in ("--type", "--site", "-h", "--help"):
+                    before_attr = 0
+        return [*options, "--", *arguments]
+
+
+@click.command(cls=ModifyCommand, epilog=_STATES)
+@click.argument("words", nargs=-1, metavar="[ID] ATTR VALUE", shell_complete=completion.jobs)
+@option("--type", "kind", type=Choice(["jobs", "apps"]), default="jobs", show_default=True, help="Kind of ID.")
+@selection_options(ids=Option)
+@long_site_option
+def modify(words: Sequence[str], kind: str, chosen: Selection, site: str) -> None:
+    """Set the field ATTR of one job, of all jobs that match, or of an application to VALUE.
+
+    ID is a job's number, a unique prefix of its id, or its name ('#37' is always the number); or the name or number of an
+    application. Conditions come before ATTR and take the place of ID. Objects are given as JSON. Without ATTR and VALUE,
+    `balsam job modify --state STATE` sets the state.
 
     \b
     Examples:
@@ -39,16 +70,71 @@ def modify(id: str, attr: str, value: str, kind: str) -> None:
         balsam modify fab5 state RESTART_READY
         balsam modify fab5 auto_timeout_retry False
         balsam modify fab5 data '{"step": 2}'
+        balsam modify --state FAILED --wf scan wall_time_minutes 30
         balsam modify --type apps say-hello executable "echo Hi,"
     """
+    if len(words) != (2 if chosen else 3):
+        raise click.UsageError("Give ID ATTR VALUE, or conditions such as --name and --state and then ATTR VALUE.")
+    *named, attr, value = words
+    if chosen and kind == "apps":
+        raise click.UsageError("Conditions choose jobs. Name the application as ID.")
+    if chosen or (site and kind == "jobs"):
+        _modify_at_sites(chosen if chosen else Selection({"ids": tuple(named)}), site, attr, value, is_digits_number=False)
+        return
     db = open_db()
     if kind == "apps":
-        shown = _modify_app(db, id, attr, value)
+        shown = _modify_app(db, named[0], attr, value)
     elif attr == "state":
-        shown = _set_state(db, id, value)
+        shown = _set_state(db, named[0], value)
     else:
-        shown = _modify_job(db, id, attr, value)
+        shown = _modify_job(db, named[0], attr, value)
     click.echo(f"{kind[:-1]} {attr} changed to:  {output.many_lines(shown)}")
+
+
+@click.command(cls=ModifyCommand)
+@click.argument("words", nargs=-1, metavar="[ATTR VALUE]")
+@option("-s", "--state", metavar="STATE", shell_complete=completion.states, help="State to put the jobs into.")
+@selection_options(without=("wanted",), ids=Option)
+@long_site_option
+def job_modify(words: Sequence[str], state: str | None, chosen: Selection, site: str) -> None:
+    """Put all matching jobs of one or more sites into another state, or set their field ATTR to VALUE.
+
+    Jobs that wait for them, or failed because of them, are updated accordingly. If a launcher holds one of them, none of its
+    site is changed. Another name of `balsam modify`, with --state for the new state.
+
+    \b
+    Examples:
+        balsam job modify --id 5 --id 6 --state RESTART_READY
+        balsam job modify --tag workflow=hello --state RESTART_READY --site all
+        balsam job modify --app Hello wall_time_min 30
+    """
+    if (state is None) == (not words) or len(words) not in (0, 2):
+        raise click.UsageError("Give either --state STATE or, after the conditions, ATTR VALUE.")
+    if not chosen:
+        raise click.UsageError("Which jobs? Give conditions, such as --id, --tag and --app.")
+    attr, value = words or ("state", state)
+    _modify_at_sites(chosen, site, attr, str(value), is_digits_number=True)
+
+
+def _modify_at_sites(chosen: Selection, site: str, attr: str, value: str, *, is_digits_number: bool) -> None:
+    """Set a field of all jobs that match, and tell how many each site had."""
+    from ..sites import fanout
+
+    changes: dict[str, Any] = {attr: value}
+    if attr == "state":
+        changes = {"state": states.check_state(value), "state_data": {"message": user_actions.USER_CHANGED}}
+    where, found = sites_with(site, chosen, is_digits_number=is_digits_number)
+    for entry, _ in found:
+        there = fanout.open_site(entry)
+        changed = there.update_where("job", where, changes)
+        if attr == "state":
+            said = f"{jobs(changed)} of {entry.name} put into {value}"
+            if value != states.AWAITING_PARENTS and "state" not in str(where):  # so that they still match after the change
+                waiting = there.count("job", all_of(where, {"state": states.AWAITING_PARENTS}))
+                said += f"; {waiting} waiting for parents" * bool(waiting)
+        else:
+            said = f"{attr} of {jobs(changed)} of {entry.name} changed to {output.one_line(value)}"
+        click.echo(f"{said}.")
 
 
 def _set_state(db: Database, word: str, state: str) -> str:
@@ -115,116 +201,3 @@ def _shown(field: field_specs.Field, value: Any) -> str:
     if field.kind == "environ":
         return field_specs.masked_json(value)
     return str(bool(value)) if field.kind == "flag" else str(value)
-
-
-# --- rm ---------------------------------------------------------------------------------------------------------------
-
-
-@click.command(cls=BalsamCommand)
-@click.argument("what", type=Choice(["jobs", "apps"]))
-@option("--name", metavar="TEXT", cls=ConditionOption, help="All with TEXT in their name.")
-@option("--id", metavar="ID", cls=ConditionOption, help=f"The one with that id (jobs: {A_JOB}; apps: the number).")
-@option("--all", "everything", is_flag=True, help="All of them.")
-@option("--force", is_flag=True, help="Do not ask; remove jobs that others wait for, too.")
-def rm(what: str, name: str | None, id: str | None, everything: bool, force: bool) -> None:
-    """Remove jobs or applications, with the jobs' history. Their working directories stay.
-
-    A launcher that runs a removed job stops it.
-
-    \b
-    Examples:
-        balsam rm jobs --name test
-        balsam rm jobs --id 7df8 --force
-        balsam rm apps --all
-    """
-    if sum((name is not None, id is not None, everything)) != 1:
-        raise click.UsageError("Exactly one of --name, --id and --all is needed.")
-    if name == "" or (id is not None and not id.strip()):
-        raise click.UsageError("An empty text would match everything; use --all for that.")
-    db = open_db()
-    numbers = _doomed_jobs(db, name, id) if what == "jobs" else _doomed_apps(db, name, id)
-    if not numbers:
-        click.echo(f"There are no {what} to remove.")
-        return
-    if not force and not confirm(_question(what, len(numbers), name, id), "--force"):
-        click.echo("Delete aborted")
-        click.get_current_context().exit(1)
-    if what == "jobs":
-        with progress_of(len(numbers)) as progress:
-            user_actions.delete(db, numbers, force=force, progress=progress)
-    else:
-        with db.write() as cx:
-            app_store.delete_apps(cx, numbers)
-    click.echo("Deleted.")
-
-
-def _question(what: str, number: int, name: str | None, id: str | None) -> str:
-    if name is not None:
-        return f"PERMANENTLY remove {number} {what} matching name {name}?"
-    return f"PERMANENTLY remove {what[:-1]} with ID matching {id}?" if id is not None else f"PERMANENTLY remove ALL {what}?"
-
-
-def _doomed_jobs(db: Database, name: str | None, word: str | None) -> list[int]:
-    with db.read() as cx:
-        if word is not None:
-            return [queries.find_job(cx, word)]
-        numbers = queries.job_ids(cx, queries.JobFilter(name=name or ""))
-    if name is not None and not numbers:
-        raise NotFound(f"No jobs match name {name}")
-    return numbers
-
-
-def _doomed_apps(db: Database, name: str | None, number: str | None) -> list[int]:
-    with db.read() as cx:
-        apps = queries.apps(cx, name or "")
-    if number is not None:
-        apps = [_find_app(apps, number)]
-    if name is not None and not apps:
-        raise NotFound(f"No apps match name {name}")
-    return [app["id"] for app in apps]
-
-
-# --- kill -------------------------------------------------------------------------------------------------------------
-
-
-@click.command(cls=BalsamCommand)
-@option(
-    "--id", "ids", cls=SeparateOption, multiple=True, required=True, metavar="ID...",
-    help=f"The job: {A_JOB} ('#37' is always a number); may be repeated.",
-)  # fmt: skip
-@option("--recursive", is_flag=True, help="All jobs below it, too.")
-@option("--yes", is_flag=True, help="Do not ask.")
-def killjob(ids: Sequence[str], recursive: bool, yes: bool) -> None:
-    """Kill jobs: they become USER_KILLED and stay so. The launcher that runs one stops its processes.
-
-    \b
-    Examples:
-        balsam killjob --id 7df8
-        balsam killjob --id 7df8 ab58 --recursive --yes
-    """
-    db = open_db()
-    with db.read() as cx:
-        jobs = [queries.job(cx, number) for number in dict.fromkeys(queries.find_job(cx, word) for word in ids)]
-    for job in jobs:
-        question = f"Really kill job {output.one_line(job['name'])} {output.cute_id(job['name'], job['job_id'])} ??"
-        if not yes and not confirm(question, "--yes"):
-            click.echo("Kill aborted")
-            click.get_current_context().exit(1)
-    numbers = [job["id"] for job in jobs]
-    below: list[int] = []
-    if recursive:
-        with db.read() as cx:
-            below = graph.descendants(cx, numbers)
-    with progress_of(len({*numbers, *below})) as progress:
-        result = user_actions.kill(db, numbers, recursive=recursive, progress=progress)
-    click.echo(_killed(result.killed))
-    if result.running:
-        one = "It still runs" if result.killed == 1 else "1 still runs"
-        one += " until its launcher has stopped it."
-        click.echo(one if result.running == 1 else f"{result.running} still run until their launchers have stopped them.")
-
-
-def _killed(number: int) -> str:
-    if number == 0:
-        return "No job killed: there was nothing left to kill"
-    return "Job killed" if number == 1 else f"{number} jobs killed"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from ..core import states
 from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import InvalidSpec
-from .common import NUMBER_OR_WORD, ask_sites, condition_of, long_site_option, pairs, say
-from .group import Choice, ConditionOption, PathCommand, option
+from .common import ask_sites, long_site_option, say
+from .group import Choice, ConditionOption, Option, PathCommand, option
 from .output import one_line
+from .selection import Selection, selection_options
 
 _KINDS = ("throughput", "utilization", "states", "gantt")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -23,14 +22,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 @click.command(cls=PathCommand)
 @click.argument("kind", type=Choice(_KINDS), metavar="|".join(_KINDS))
 @option("-o", "--output", metavar="FILE", help="Draw a figure into a .png, .svg or .pdf; without it, plot in the terminal.")
-@option("-i", "--id", "ids", multiple=True, metavar="JOB", help=f"Only that job: {NUMBER_OR_WORD}; may be repeated.")
-@option("-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")
-@option(
-    "-s", "--state", "wanted", multiple=True, metavar="STATE", help="Only jobs that are in that state now; may be repeated."
-)
-@option("--name", "names", multiple=True, metavar="NAME", help="Only jobs of that name; may be repeated.")
-@option("--wf", "--workflow", "workflows", multiple=True, metavar="NAME", help="Only jobs of that workflow; may be repeated.")
-@option("-a", "--app", "apps", multiple=True, metavar="NAME", help="Only jobs of that application; may be repeated.")
+@selection_options(ids=Option)
 @option(
     "--after",
     cls=ConditionOption,
@@ -39,8 +31,8 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 )
 @option("--before", cls=ConditionOption, metavar="TIME", help="Only until then.")
 @long_site_option
-def plot(kind: str, output: str | None, site: str, after: str | None, before: str | None, **filters: Sequence[Any]) -> None:
-    """Draw what jobs did.
+def plot(kind: str, output: str | None, site: str, after: str | None, before: str | None, chosen: Selection) -> None:
+    """Draw the jobs that match: all conditions must hold.
 
     \b
     throughput   jobs done over time
@@ -61,7 +53,7 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
     window = Window(*(limit if text is None else moment(text, now_us) for text, limit in zip((after, before), Window())))
     if window.start > window.end:
         raise InvalidSpec(f"--after {after} is later than --before {before}.")
-    where = _where(**filters)
+    where = chosen.conditions(is_digits_number=True)
     if output is not None:
         figures.check_path(output)
         figures.check_matplotlib()
@@ -70,7 +62,7 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
     picture = kinds.prepared(
         kind, [one for _, one in found], sites if len(sites) <= 40 else f"{len(found)} sites", now_us, window
     )
-    picture = picture._replace(title="\n".join([picture.title, *_described(where)]))
+    picture = picture._replace(title="\n".join([picture.title, *([_shortened(str(chosen))] if chosen else [])]))
     if output is None:
         sys.stdout.writelines(f"{line}\n" for line in picture.lines(_style()))
     else:
@@ -78,30 +70,8 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
         say(f"Wrote {output}")
 
 
-def _where(
-    ids: Sequence[str], tags: Sequence[str], wanted: Sequence[str], names: Sequence[str], workflows: Sequence[str],
-    apps: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
-    """The conditions of `db.query.filters`. Raises InvalidSpec, InvalidStateError."""
-    terms = {
-        **condition_of(ids),
-        "tags": pairs(tags, "--tag"),
-        "state": [states.check_state(state) for state in wanted],
-        "name": list(names),
-        "workflow": list(workflows),
-        "app": list(apps),
-    }
-    return {name: value for name, value in terms.items() if value}
-
-
-def _described(where: dict[str, Any]) -> list[str]:
-    """The conditions for a title: a line, or none."""
-    words = []
-    for name, value in where.items():
-        listed = [f"{key}={word}" for key, word in value.items()] if isinstance(value, dict) else map(str, value)
-        words.append(f"{name}: {', '.join(listed)}")
-    line = "; ".join(words)
-    return [one_line(line if len(line) <= 80 else f"{line[:79]}…")] if line else []
+def _shortened(line: str) -> str:
+    return one_line(line if len(line) <= 80 else f"{line[:79]}…")
 
 
 def _style() -> Any:

@@ -93,8 +93,8 @@ def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, An
         return update(db, [{**values, "id": row["id"]} for row in select.apps(cx, where)])
 
 
-def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
-    """Remove the applications that match, with their jobs.
+def delete(db: Database, where: Mapping[str, Any], force: bool = False, keep_jobs: bool = False) -> Row:
+    """Remove the applications that match, with their jobs unless `keep_jobs` is set: those fail when a launcher takes them.
 
     {"deleted": how many, "jobs": how many jobs went with them, "held": how many of their jobs a launcher holds}; an
     application with such a job stays.
@@ -104,7 +104,8 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
     """
     with db.write() as cx:
         found = select.apps(cx, where)
-        gone = {row["id"]: jobs.delete(db, {"app": row["name"]}, force) for row in found}
+        stays = {"deleted": 0, "held": 0}
+        gone = {row["id"]: stays if keep_jobs else jobs.delete(db, {"app": row["name"]}, force) for row in found}
         free = [number for number, done in gone.items() if not done["held"]]
         if free:
             apps.delete_apps(cx, free)

@@ -127,10 +127,17 @@ class SiteInterface(Protocol):
     def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
         """The same changes for all that match. Returns how many."""
 
-    def delete(self, kind: str, where: Mapping[str, Any], force: bool = False) -> Row:
-        """Remove all that match: {"deleted": n, "held": jobs that were left alone because a launcher has them}.
+    def delete(
+        self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
+    ) -> Row:
+        """Remove all that match: {"deleted": n, "held": jobs that were left alone because a launcher holds them}.
 
-        An app goes with its jobs. A batch job is cancelled, and its row stays.
+        An app goes with its jobs ("jobs": n); a batch job is cancelled, and its row stays.
+
+        Args:
+            force: remove jobs that others wait for, too.
+            running: remove jobs that a launcher holds, too; it stops them.
+            keep_jobs: leave the jobs of an app.
 
         Raises:
             ParentInUse: jobs wait for one of these, and `force` is not set.

@@ -287,7 +287,7 @@ def _parents(value: Any) -> list[int]:
 # --- changing ---------------------------------------------------------------------------------------------------------
 
 #: Of a job that exists.
-_FIXED = ("id", "app_id", "app", "application", "parent_ids", "job_id", "origin", "last_update", "batch_job_id")
+_FIXED = ("id", "app_id", "app", "parent_ids", "job_id", "origin", "last_update", "batch_job_id")
 _STATE_FIELDS = ("state", "state_data", "state_timestamp")
 
 

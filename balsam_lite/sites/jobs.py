@@ -171,8 +171,14 @@ def _shown(time_us: int) -> str:
 # --- deleting ---------------------------------------------------------------------------------------------------------
 
 
-def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
-    """Remove the jobs that match and that no launcher holds: {"deleted": how many, "held": how many it holds}.
+def delete(
+    db: Database,
+    where: Mapping[str, Any],
+    force: bool = False,
+    running: bool = False,
+    progress: pieces.Progress | None = None,
+) -> Row:
+    """Remove the jobs that match, those that a launcher holds only if `running` is set; {"deleted": …, "held": …} are counts.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError; ParentInUse: others wait for one of these, and `force` is not set.
@@ -181,8 +187,8 @@ def delete(db: Database, where: Mapping[str, Any], force: bool = False) -> Row:
     def remove(numbers: list[int]) -> int:
         with db.read() as cx:
             leases = queries.columns_of(cx, numbers, ("lease",))
-        free = [number for number in numbers if leases[number] == (None,)]
-        return user_actions.delete(db, free, force=force) if free else 0
+        free = numbers if running else [number for number in numbers if leases[number] == (None,)]
+        return user_actions.delete(db, free, force=force, progress=progress) if free else 0
 
     numbers, deleted = pieces.find_and_change(db, lambda cx, most: select.job_ids(cx, where, most), remove)
     return {"deleted": deleted, "held": len(numbers) - deleted}

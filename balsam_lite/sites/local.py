@@ -130,10 +130,12 @@ class LocalSite:
             return self.update(kind, [{**changes, "id": row["id"]} for row in self.select(kind, where)])
         return int(_keeper(kind).update_where(self.database, where, changes))
 
-    def delete(self, kind: str, where: Mapping[str, Any], force: bool = False) -> Row:
+    def delete(
+        self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
+    ) -> Row:
         """Remove all that match."""
-        keeper = _keeper(kind)
-        done: Row = keeper.delete(self.database, where) if kind == "batch_job" else keeper.delete(self.database, where, force)
+        options = {"job": (force, running), "app": (force, keep_jobs)}
+        done: Row = _keeper(kind).delete(self.database, where, *options.get(kind, ()))
         return done
 
     # --- the service --------------------------------------------------------------------------------------------------

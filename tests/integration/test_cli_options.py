@@ -161,14 +161,14 @@ def test_attached_values_of_short_options_stay_attached() -> None:
     from balsam_lite.cli.launcher import submit_launch
 
     context = click.Context(submit_launch)
-    rewriter = group._Rewriter(context, submit_launch.params)
+    rewriter = group.WordsRewriter(context, submit_launch.params)
     assert rewriter.rewritten(["-n2", "-t", "5", "-q", "debug", "-Aproj"]) == ["-n2", "-t", "5", "-q", "debug", "-Aproj"]
 
 
 def test_everything_behind_two_dashes_is_left_alone() -> None:
     from balsam_lite.cli.ls import ls
 
-    rewriter = group._Rewriter(click.Context(ls), ls.params)
+    rewriter = group.WordsRewriter(click.Context(ls), ls.params)
     assert rewriter.rewritten(["--hist", "--", "--hist"]) == ["--history", "--", "--hist"]
 
 

@@ -418,7 +418,7 @@ def test_nothing_is_changed_where_one_of_several_sites_cannot_be_read(
 def test_modify_says_what_it_did_and_tells_the_children(balsam: Balsam, alpha: Database) -> None:
     parent = add(balsam, "p", "--tag", "k=v")
     add(balsam, "c", "-pid", str(parent))
-    assert balsam("job", "modify", "-t", "k=v", "-s", "FAILED") == (0, "", "1 job of alpha put into FAILED.\n")
+    assert balsam("job", "modify", "-t", "k=v", "-s", "FAILED") == (0, "1 job of alpha put into FAILED.\n", "")
     assert [job["state"] for job in jobs(balsam)] == ["FAILED", "FAILED"]
     assert balsam("job", "modify", "-i", "1", "-s", "RESTART_READY")[0] == 0
     assert [job["state"] for job in jobs(balsam)] == ["RESTART_READY", "AWAITING_PARENTS"]
@@ -427,9 +427,16 @@ def test_modify_says_what_it_did_and_tells_the_children(balsam: Balsam, alpha: D
 def test_modify_needs_to_know_which_jobs(balsam: Balsam, some: None) -> None:
     code, out, err = balsam("job", "modify", "-s", "FAILED")
     assert (code, out) == (2, "")
-    assert "Provide either list of Job ids or tags" in err
+    assert "Which jobs? Give conditions" in err
     assert balsam("job", "modify", "-i", "1")[0] == 2
-    assert balsam("job", "modify", "-i", "77", "-s", "FAILED") == (0, "", "No jobs match modification query\n")
+    assert balsam("job", "modify", "-i", "1", "-s", "FAILED", "priority", "3")[0] == 2
+    assert balsam("job", "modify", "-i", "77", "-s", "FAILED") == (
+        3, "", "Error: No job matches --id 77.\n`balsam ls` shows the jobs.\n"
+    )  # fmt: skip
+    assert balsam("job", "modify", "-t", "k=v", "priority", "3")[:2] == (
+        0, "priority of 1 job of alpha changed to 3.\npriority of 1 job of beta changed to 3.\n"
+    )  # fmt: skip
+    assert [job["priority"] for job in jobs(balsam)] == [0, 3, 0, 3]
 
 
 def test_a_number_that_two_sites_have_needs_a_site(balsam: Balsam, some: None) -> None:
@@ -468,25 +475,24 @@ def test_a_job_that_a_launcher_has_is_not_modified(balsam: Balsam, alpha: Databa
 )
 def test_rm_removes_what_is_meant_and_nothing_else(balsam: Balsam, some: None, words: list[str], left: list[str]) -> None:
     code, out, err = balsam("job", "rm", *words, "-y")
-    assert (code, out) == (0, "")
-    assert "deleted" in err
-    assert ("THIS WILL DELETE ALL JOBS! CAUTION!" in err) == ("--all" in words)
+    assert (code, err) == (0, "")
+    assert sum(int(line.split()[1]) for line in out.splitlines()) == 4 - len(left)
     assert [f"{job['site']} {job['id']}" for job in jobs(balsam)] == left
 
 
 def test_rm_asks_with_the_number_and_a_no_removes_nothing(balsam: Balsam, some: None, answers: Callable[..., None]) -> None:
     answers("n")
     code, out, err = balsam("job", "rm", "--tag", "k=v")
-    assert (code, out) == (0, "Really delete 2 jobs? [y/n]: ")
-    assert err == "These are: 1 of alpha, 1 of beta\n"
+    question = "PERMANENTLY remove 2 jobs of alpha, beta matching --tag k=v?"
+    assert (code, out, err) == (1, f"{question} [y/n]: Delete aborted\n", "")
     assert len(jobs(balsam)) == 4
 
 
 def test_rm_without_conditions_or_matches_says_so(balsam: Balsam, some: None) -> None:
     code, out, err = balsam("job", "rm", "--yes")
     assert (code, out) == (2, "")
-    assert "Provide either list of Job ids or tags to delete" in err
-    assert balsam("job", "rm", "-t", "no=such", "--yes") == (0, "No jobs match deletion query\n", "")
+    assert "Which jobs to delete? Give conditions" in err
+    assert balsam("job", "rm", "-t", "no=such", "--yes")[:2] == (3, "")
     assert balsam("job", "rm", "--all", "-t", "k=v", "--yes")[0] == 2
     assert balsam("job", "rm", "-t", "novalue", "--yes")[0] == 2
     assert len(jobs(balsam)) == 4
@@ -505,9 +511,10 @@ def test_rm_leaves_held_jobs_and_says_how_many(balsam: Balsam, alpha: Database) 
         add(balsam, f"w{n}")
     hold(alpha, 2)
     code, out, err = balsam("job", "rm", "--all", "--yes")
-    assert (code, out) == (0, "")
-    assert "2 jobs of alpha deleted.\nWarning: 1 job of alpha left alone, because a launcher has it.\n" in err
+    assert (code, out) == (0, "Removed 2 jobs.\n")
+    assert err == "Warning: 1 job left alone, as a launcher runs it. --running removes it, too.\n"
     assert [job["id"] for job in jobs(balsam)] == [2]
+    assert balsam("job", "rm", "--all", "--running", "--yes") == (0, "Removed 1 job.\n", "")
 
 
 def test_a_parent_is_removed_by_force_alone(balsam: Balsam, alpha: Database) -> None:
@@ -549,7 +556,7 @@ def test_all_commands_work_alike_on_a_site_of_another_host(balsam: Balsam, omega
     assert [line.split()[1:5] for line in listed[2:]] == [
         ["alpha", "Hello", "here", "CREATED"], ["omega", "Hello", "there", "CREATED"],
     ]  # fmt: skip
-    assert balsam("job", "modify", "-t", "k=v", "-s", "FAILED")[2] == "1 job of omega put into FAILED.\n"
+    assert balsam("job", "modify", "-t", "k=v", "-s", "FAILED")[1] == "1 job of omega put into FAILED.\n"
     assert balsam("job", "ls", "--by-state")[1].split()[4:] == ["CREATED", "1", "FAILED", "1"]
     assert " FAILED] User mutated" in balsam("job", "ls", "--history", "--site", "omega")[1]
     assert "site: omega\nworkdir: there\n" in balsam("job", "ls", "-v", "-t", "k=v")[1]
@@ -557,7 +564,7 @@ def test_all_commands_work_alike_on_a_site_of_another_host(balsam: Balsam, omega
     hold(omega, 1)
     assert "left alone" in balsam("job", "rm", "--all", "--yes")[2]
     assert [job["site"] for job in jobs(balsam)] == ["omega"]
-    assert "stays: a launcher has 1 of its jobs" in balsam("app", "rm", "-n", "Hello", "-s", "omega", "--yes")[2]
+    assert "A launcher runs 1 job of omega, which stays" in balsam("app", "rm", "-n", "Hello", "-s", "omega", "--yes")[2]
     put(omega, "UPDATE job SET lease = NULL")
     assert balsam("app", "rm", "-n", "Hello", "-s", "omega", "--yes")[0] == 0
     assert jobs(balsam) == []
@@ -605,7 +612,7 @@ def test_a_site_without_apps_is_not_passed_over_in_silence(balsam: Balsam, tmp_p
     ("words", "said"),
     [
         (["-n", "Hello", "--all", "-s", "alpha"], "Specify app name or --all, but not both"),
-        ([], "Specify app name with -n or specify --all"),
+        ([], "Which applications? Specify app name with --name, or --id, or --all."),
         (["--all"], "balsam app rm --all requires that you specify --site to remove jobs"),
     ],
 )
@@ -619,15 +626,15 @@ def test_an_app_goes_with_its_jobs_after_a_question(balsam: Balsam, alpha: Datab
     add(balsam, "x")
     add(balsam, "y", "-pid", "1")
     answers("n")
-    question = "Really Delete App(id=1, name=Hello, site=alpha)?? There are 2 Jobs that will be ERASED!"
-    assert balsam("app", "rm", "-n", "Hello") == (0, f"{question} [y/n]: ", "")
+    question = "PERMANENTLY remove 1 app: Hello of alpha? Their 2 jobs will be ERASED!"
+    assert balsam("app", "rm", "-n", "Hello") == (1, f"{question} [y/n]: Delete aborted\n", "")
     assert len(jobs(balsam)) == 2
     assert balsam("app", "rm", "--name", "Hello", "--site", "alpha", "--yes")[0] == 0
     assert jobs(balsam) == []
     code, out, err = balsam("app", "rm", "-n", "say")
-    assert (code, out, err) == (0, "Deleted App(id=3, name=say, site=alpha): there were no associated jobs.\n", "")
+    assert (code, out, err) == (0, "Removed 1 app and 0 jobs of alpha.\n", "")
     assert [app["name"] for app in json.loads(balsam("app", "ls", "--json")[1])] == ["Sum"]
-    assert "No App matching criteria {'name': 'say'}" in balsam("app", "rm", "-n", "say")[2]
+    assert "No App matching --name say on alpha" in balsam("app", "rm", "-n", "say")[2]
 
 
 def test_an_app_of_two_sites_is_removed_from_the_named_one_alone(balsam: Balsam, beta: Database) -> None:
@@ -636,7 +643,6 @@ def test_an_app_of_two_sites_is_removed_from_the_named_one_alone(balsam: Balsam,
     assert "alpha, beta" in err
     code, _, err = balsam("app", "rm", "--all", "-s", "beta", "--yes")
     assert code == 0
-    assert "THIS WILL DELETE ALL APPS IN SITE! CAUTION!" in err
     assert {app["site"] for app in json.loads(balsam("app", "ls", "--json")[1])} == {"alpha"}
 
 
@@ -644,8 +650,8 @@ def test_an_app_whose_job_runs_stays(balsam: Balsam, alpha: Database) -> None:
     hold(alpha, add(balsam, "x"))
     add(balsam, "y")
     code, out, err = balsam("app", "rm", "-n", "Hello", "--yes")
-    assert (code, out) == (0, "")
-    assert "stays: a launcher has 1 of its jobs" in err
+    assert (code, out) == (0, "Removed 0 apps and 1 job of alpha.\n")
+    assert "A launcher runs 1 job of alpha, which stays with its application." in err
     assert [job["id"] for job in jobs(balsam)] == [1]
     assert "Hello" in balsam("app", "ls")[1]
 

@@ -93,9 +93,11 @@ class RemoteSite:
         self._refuse_relative([changes])
         return int(self._ask("update_where", kind=kind, where=where, changes=changes))
 
-    def delete(self, kind: str, where: Mapping[str, Any], force: bool = False) -> Row:
+    def delete(
+        self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
+    ) -> Row:
         """Remove all that match."""
-        return self._row("delete", kind=kind, where=where, force=force)
+        return self._row("delete", kind=kind, where=where, force=force, running=running, keep_jobs=keep_jobs)
 
     def result(self, job: int) -> Row:
         """What became of a job."""

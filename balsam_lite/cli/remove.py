@@ -1,0 +1,232 @@
+"""`balsam rm`, `balsam job rm` and `balsam app rm`: remove jobs or applications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..core.errors import AmbiguousSite, UnknownApp
+from ..db.engine import directories
+from ..db.query.filters import all_of
+from . import completion, output
+from .common import ask_all_sites, confirm, long_site_option, progress_of, row_number, site_option, warn
+from .group import BalsamCommand, Choice, Option, option
+from .selection import Selection, jobs, selection_options, sites_with
+
+if TYPE_CHECKING:
+    from ..db.engine.registry import SiteEntry
+    from ..sites.interface import Row
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_ALL = option("--all", "everything", is_flag=True, help="All of them.")
+_YES = option("-y", "--yes", is_flag=True, help="Do not ask.")
+_FORCE = option("--force", is_flag=True, help="Do not ask; remove jobs that others wait for, too: those become FAILED.")
+
+
+def _running(default: bool) -> Callable[[_Function], _Function]:
+    text = f"Remove jobs that a launcher runs, too, which then stops them. [default: {'' if default else 'no '}running]"
+    return option("--running/--no-running", default=default, help=text.replace("no running", "no-running"))
+
+
+def _with_jobs(default: bool) -> Callable[[_Function], _Function]:
+    text = "Remove the jobs of the applications, too; else they stay, and fail when a launcher takes them."
+    return option("--with-jobs/--keep-jobs", default=default, help=f"{text} [default: {'with' if default else 'keep'}-jobs]")
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@click.argument("what", type=Choice(["jobs", "apps"]))
+@selection_options(ids=Option)
+@_ALL
+@long_site_option
+@_running(True)
+@_with_jobs(False)
+@_YES
+@_FORCE
+def rm(
+    what: str, chosen: Selection, site: str, everything: bool, running: bool, with_jobs: bool, yes: bool, force: bool
+) -> None:
+    """Remove jobs with their history, or applications. Working directories stay.
+
+    All conditions must hold. A launcher that runs a removed job stops it. Applications are chosen by --name, --id (their
+    number) or --all.
+
+    \b
+    Examples:
+        balsam rm jobs --name 'test*'
+        balsam rm jobs --id 7df8 --force
+        balsam rm jobs --state FAILED --wf scan
+        balsam rm apps --all
+    """
+    if not site:
+        directories.find(click.get_current_context().find_root().obj)  # or raise: never remove from all known DBs
+    if what == "jobs":
+        _remove_jobs(chosen, site, everything, running, yes, force)
+    else:
+        _remove_apps(chosen, everything, site, with_jobs, yes or force)
+
+
+@click.command(cls=BalsamCommand)
+@selection_options()
+@_ALL
+@long_site_option
+@_running(False)
+@_YES
+@_FORCE
+def job_rm(chosen: Selection, site: str, everything: bool, running: bool, yes: bool, force: bool) -> None:
+    """Remove jobs of one or more sites with their history. Working directories stay.
+
+    All conditions must hold. --site alone means all jobs of that site. Jobs that a launcher runs are left alone. Another name
+    of `balsam rm jobs`.
+
+    \b
+    Examples:
+        balsam job rm --id 5 --id 6
+        balsam job rm --tag workflow=hello --state FAILED --yes
+        balsam job rm --site thetagpu_tutorial --all
+    """
+    _remove_jobs(chosen, site, everything or (bool(site) and not chosen), running, yes, force, is_digits_number=True)
+
+
+@click.command(cls=BalsamCommand)
+@option(
+    "-n", "--name", "names", multiple=True, metavar="NAME", shell_complete=completion.applications,
+    help="Application of this name.",
+)  # fmt: skip
+@option("-i", "--id", "ids", multiple=True, metavar="NUMBER", help="Application with this number.")
+@option("-a", "--all", "everything", is_flag=True, help="All applications of the sites that --site names.")
+@site_option
+@_with_jobs(True)
+@_YES
+@option("--force", is_flag=True, help="Do not ask.")
+def app_rm(
+    names: Sequence[str], ids: Sequence[str], everything: bool, site: str, with_jobs: bool, yes: bool, force: bool
+) -> None:
+    """Remove applications and all of their jobs. Jobs that a launcher runs stay, and so does their application.
+
+    Another name of `balsam rm apps`, which leaves the jobs.
+
+    \b
+    Examples:
+        balsam app rm --name Hello
+        balsam app rm --all --site thetagpu_tutorial
+    """
+    chosen = Selection({"name": names, "ids": ids})
+    if everything and not (chosen or site):
+        raise click.UsageError("balsam app rm --all requires that you specify --site to remove jobs")
+    _remove_apps(chosen, everything, site, with_jobs, yes or force)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def _remove_jobs(
+    chosen: Selection, site: str, everything: bool, running: bool, yes: bool, force: bool, *, is_digits_number: bool = False
+) -> None:
+    if chosen and everything:
+        raise click.UsageError("--all leaves nothing to choose; give it or conditions, but not both.")
+    if not (chosen or everything):
+        raise click.UsageError("Which jobs to delete? Give conditions, such as --name, --id, --state and --tag, or --all.")
+    where, found = sites_with(site, chosen, is_digits_number=is_digits_number)
+    if not found:
+        click.echo("There are no jobs to remove.")
+        return
+    total = sum(number for _, number in found)
+    of_sites = f" of {', '.join(entry.name for entry, _ in found)}" if site or len(found) > 1 else ""
+    if not (yes or force):
+        which = f"{jobs(total)}{of_sites} matching {chosen}" if chosen else f"ALL {jobs(total)}{of_sites}"
+        _ask(f"PERMANENTLY remove {output.one_line(which)}?")
+    for entry, number in found:
+        of_site = f" of {output.one_line(entry.name)}" * bool(of_sites)
+        with progress_of(number) as progress:
+            gone = _delete(entry, where, force, running, progress)
+        click.echo(f"Removed {jobs(gone['deleted'])}{of_site}.")
+        if gone["held"]:
+            them = "it" if gone["held"] == 1 else "them"
+            warn(f"{jobs(gone['held'])}{of_site} left alone, as a launcher runs {them}. --running removes {them}, too.")
+
+
+def _delete(entry: SiteEntry, where: Row, force: bool, running: bool, progress: Callable[[int], None] | None) -> Row:
+    from ..sites import fanout
+
+    there = fanout.open_site(entry)
+    if progress is None or entry.is_remote:
+        return there.delete("job", where, force=force, running=running)
+    from ..sites import jobs as site_jobs
+    from ..sites.local import LocalSite
+
+    assert isinstance(there, LocalSite)
+    return site_jobs.delete(there.database, where, force, running, progress)
+
+
+def _ask(question: str) -> None:
+    if not confirm(question, "--yes or --force"):
+        click.echo("Delete aborted")
+        click.get_current_context().exit(1)
+
+
+# --- applications -----------------------------------------------------------------------------------------------------
+
+
+def _app_condition(chosen: Selection, everything: bool) -> Row:
+    """Return the condition for the applications. Raises UsageError: by something else than --name, --id or --all."""
+    numbers = [row_number(word) for word in chosen.ids]
+    if None in numbers:
+        raise click.UsageError(f"An application has a number, not {chosen.ids[numbers.index(None)]!r}.")
+    if not chosen.has_only("ids", "name"):
+        raise click.UsageError("Applications are chosen by --name, --id or --all.")
+    where = all_of(chosen.conditions(ids=()), {"id": numbers} if numbers else {})
+    if where and everything:
+        raise click.UsageError("Specify app name or --all, but not both")
+    if not (where or everything):
+        raise click.UsageError("Which applications? Specify app name with --name, or --id, or --all.")
+    return where
+
+
+def _remove_apps(chosen: Selection, everything: bool, site: str, with_jobs: bool, yes: bool) -> None:
+    where = _app_condition(chosen, everything)
+    answers = ask_all_sites(site, lambda one: _apps_and_jobs(one, where))
+    found = [(entry, *those) for entry, those in answers if those[0]]
+    if not found and where:
+        sites = ", ".join(entry.name for entry, _ in answers)
+        raise UnknownApp(f"No App matching {chosen} on {sites}", hint="`balsam app ls` lists them.")
+    if not found:
+        click.echo("There are no Apps to delete.")
+        return
+    if where and len(found) > 1:
+        sites = ", ".join(entry.name for entry, *_ in found)
+        raise AmbiguousSite(f"More than one site has an App matching {chosen}: {sites}", hint="Choose one of them with --site.")
+    apps, number = sum(len(apps) for _, apps, _ in found), sum(number for *_, number in found)
+    names = ", ".join(f"{output.one_line(app['name'])} of {entry.name}" for entry, listed, _ in found for app in listed[:5])
+    named = _apps(apps) + (f": {names}" if apps <= 5 else f" of {', '.join(entry.name for entry, *_ in found)}")
+    lost = f" Their {jobs(number)} will be ERASED!" if with_jobs else f" Their {jobs(number)} stay." if number else ""
+    if not yes and (number or not with_jobs or not where):
+        _ask(f"PERMANENTLY remove {named}?{lost}")
+    for entry, listed, _ in found:
+        _delete_apps(entry, [app["id"] for app in listed], with_jobs)
+
+
+def _apps(number: int) -> str:
+    return "1 app" if number == 1 else f"{number} apps"
+
+
+def _apps_and_jobs(there: Any, where: Row) -> tuple[list[Row], int]:
+    apps = there.select("app", where)
+    return apps, there.count("job", {"app": [app["name"] for app in apps]}) if apps else 0
+
+
+def _delete_apps(entry: SiteEntry, numbers: list[int], with_jobs: bool) -> None:
+    from ..sites import fanout
+
+    there = fanout.open_site(entry)
+    gone = there.delete("app", {"id": numbers}, force=True, keep_jobs=not with_jobs)
+    went = f" and {jobs(gone['jobs'])}" if with_jobs else ""
+    click.echo(f"Removed {_apps(gone['deleted'])}{went} of {output.one_line(entry.name)}.")
+    if gone["held"]:
+        them = "which stays with its application" if gone["held"] == 1 else "which stay with their applications"
+        warn(f"A launcher runs {jobs(gone['held'])} of {entry.name}, {them}.")

@@ -25,16 +25,14 @@ from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Filter, RunResult, Shape
 from ..db.store.steps import StepEnd
 from ..db.store.suspects import Suspect, next_group
-from .capacity import MAX_AT_ONCE, EndRate, TickCapacity
 from .exec.trouble import Pause, Setbacks
 from .failpoints import failpoint
-from .obstacles import Limits, Obstacles
-from .placement import NodePool, Placement
-from .quiet import Quiet
+from .pacing import EndRate, Quiet
+from .placement import MAX_AT_ONCE, NodePool, Placement, TickCapacity
 from .reaper import Reaper
+from .reporting import Limits, Obstacles, Tally
 from .runner import STOP_PERIOD_S, Runner
 from .steps import Steps
-from .tally import Tally
 
 log = logging.getLogger(__name__)
 

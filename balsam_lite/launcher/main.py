@@ -30,17 +30,16 @@ from ..db.query.batch_queries import BatchRow
 from ..db.store import leases
 from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
-from .exec import gpus, invocation, leftovers
+from .exec import hardware, invocation, leftovers
 from .exec.children import Alarm
 from .exec.invocation import Context
 from .exec.run_file import RunFiles
 from .exec.spawner import Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
-from .obstacles import Limits
 from .placement import NodePool
-from .progress import Progress
 from .reaper import Reaper
+from .reporting import Limits, Progress
 from .resources import LauncherOptions, Resources
 from .runner import LocalRunner, Runner
 from .steps import Steps
@@ -166,7 +165,7 @@ def _run_in(
     lease, eldest, dead, db_id = _patiently(db, settings, clock, begin)
     db.own_checkpoints(eldest)
     log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
-    context = _context(db, invocation.lease_mark(db_id, lease), options, found, gpus.names(settings.GPU_VARIABLES))
+    context = _context(db, invocation.lease_mark(db_id, lease), options, found, hardware.gpu_variables(settings.GPU_VARIABLES))
     nodes.begin(context, settings, options.job_mode, lease, tuple(invocation.lease_mark(db_id, one) for one in dead))
     beat = partial(_patiently, db, settings, clock, partial(_beat, db, lease, clock))
     beat()  # the nodes may have taken minutes

@@ -7,7 +7,7 @@ several nodes takes them whole. A GPU belongs to its jobs from start to end and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nsmallest
 from typing import NamedTuple
 
@@ -275,3 +275,59 @@ def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:
         dealt.append(Node(max(1, cpus // nodes + (number < cpus % nodes)), gpus[given : given + share]))
         given += share
     return dealt
+
+
+# --- a tick ------------------------------------------------------------------------------------------------------------
+
+#: Maximum number of ends and of claims in one transaction, so that other writers wait for a fraction of a second, and the first
+#: of many thousand places is filled before the last one is asked for.
+MAX_AT_ONCE = 1024
+
+#: Stands for the place of a claimed job that waits for one.
+AHEAD = object()
+
+
+class TickCapacity:
+    """The capacity of one tick: the free places, and claims ahead of places that will be free soon."""
+
+    def __init__(self, pool: NodePool, ahead_of: Callable[[Shape], int], preparations: int, starts: int = MAX_AT_ONCE) -> None:
+        self._pool, self._ahead_of, self.preparations, self.starts = pool, ahead_of, preparations, starts
+        self._ahead: dict[Shape, int] = {}
+        self._reserved: list[Placement] = []
+        self._left = starts
+        self.keeps_nodes = False  # for a job that found no place
+
+    @property
+    def is_used_up(self) -> bool:
+        """Return whether nothing is left in this tick; there may be more to claim in the next one."""
+        return self._left <= 0
+
+    def fits(self, shape: Shape) -> bool:
+        return not self._pool.never_fits(shape)
+
+    def count(self, shape: Shape) -> int:
+        if shape not in self._ahead:
+            self._ahead[shape] = max(0, self._ahead_of(shape))
+        return min(self._pool.count(shape) + self._ahead[shape], self._left)
+
+    def reserve(self, shape: Shape) -> object:
+        if self.is_used_up:
+            return None
+        place = self._pool.reserve(shape)
+        if place is not None:
+            self._reserved.append(place)
+            self._left -= 1
+            return place
+        if self._ahead.get(shape, 0) > 0 and not self._pool.is_reserving:
+            self._ahead[shape] -= 1
+            self._left -= 1
+            return AHEAD
+        if not self.keeps_nodes:
+            self.keeps_nodes = True
+            self._pool.reserve_for(shape)
+        return None
+
+    def undo(self) -> None:
+        """Release the reserved places: the transaction failed, and nothing was claimed."""
+        for place in self._reserved:
+            self._pool.release(place)

@@ -15,9 +15,9 @@ from ..schedulers.environ import Allocation, NodeGpus, allocation
 from ..schedulers.node_gpus import ask_gpus
 from ..schedulers.remaining import ask_end_us
 from . import mpirun
-from .exec import gpus, hardware
-from .exec.invocation import NO_MPI, MpiUse
-from .exec.pinning import dealt
+from .exec import hardware
+from .exec.hardware import deal_cpus
+from .exec.mpi_use import NO_MPI, MpiUse
 from .placement import MpiRules, Node, divide_host
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
         return Resources(nodes, batch, None, f"needs an MPI start command: {found}", NO_MPI, cpus)
     found = found._replace(node_gpus=batch.node_gpus if batch and nodes[0].name else None)
     rules = MpiRules(options.job_mode == "mpi", found.shares_nodes, settings.MAX_CONCURRENT_MPIRUNS)
-    use = mpirun.use(found, nodes, rules, gpus.names(settings.GPU_VARIABLES))
+    use = mpirun.use(found, nodes, rules, hardware.gpu_variables(settings.GPU_VARIABLES))
     resources = Resources(nodes, batch, rules, "", use, cpus)
     if options.job_mode == "mixed" and resources.are_elsewhere and not found.shares_nodes:
         raise LaunchError(
@@ -202,7 +202,7 @@ def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
 
 def _cpus_of_shares(options: LauncherOptions, batch: Allocation | None) -> tuple[int, ...]:
     """Those of the nodes that this launcher has: another one on this host, with others, has other CPUs."""
-    shares = _chosen(dealt(hardware.cpu_numbers(), _number_of_shares(options, batch)), options)
+    shares = _chosen(deal_cpus(hardware.cpu_numbers(), _number_of_shares(options, batch)), options)
     return tuple(dict.fromkeys(cpu for share in shares for cpu in share))
 
 

@@ -21,11 +21,11 @@ from ..core.errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
 from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all
 from ..db.store.claims import Claim, RunResult, Shape, unstarted
 from . import steps
-from .exec import children, invocation, leftovers, pinning
-from .exec.pinning import CpuSet
+from .exec import children, hardware, invocation, leftovers, mpi_use
+from .exec.hardware import CpuSet
+from .exec.mpi_use import BUSY, NODE, REFUSED, StartFailure
 from .exec.spawn_helper import ABANDONED, BY_ITSELF, Request
 from .exec.spawner import Ended, Failed, Leftover, Lost, Spawner, Started, Withdrawn
-from .exec.start_failures import BUSY, NODE, REFUSED, StartFailure
 from .exec.trouble import Machine
 from .failpoints import failpoint
 from .placement import Placement
@@ -225,7 +225,7 @@ class LocalRunner:
         shape = claim.shape
         if claim.job in self._left:
             return  # `start` ends first what it has left
-        if shape.num_nodes > 1 or shape.gpus_per_rank or pinning.wanted(claim):
+        if shape.num_nodes > 1 or shape.gpus_per_rank or hardware.cpus_wanted(claim):
             return  # its place decides about its environment
         place = Placement((0,), ((),), shape)
         try:
@@ -323,7 +323,7 @@ class LocalRunner:
 
     def _pin(self, claim: Claim, place: Placement) -> tuple[int, ...]:
         """The CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
-        number = pinning.wanted(claim)
+        number = hardware.cpus_wanted(claim)
         if not number or self._context.mpi.words(claim, place):
             return ()
         self._pinned[claim.job] = self._cpus.take(number)
@@ -547,13 +547,13 @@ class LocalRunner:
             run.stop_result, run.told_us, run.kill_at = result, told_us, self._clock.monotonic() + grace_s
             self._stopping[run.claim.job] = run
             by_manner.setdefault(self._context.mpi.at_term(run.claim), []).append(run)
-        for run in by_manner.get(invocation.PASSES_ON, ()):
+        for run in by_manner.get(mpi_use.PASSES_ON, ()):
             # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
             below = _started_by_shell(run)
             self._channel.signal(run.claim.job, signal.SIGTERM)
             run.reached_us = self._clock.now_us() if below else None
             signal_all(below, signal.SIGTERM)
-        spared = by_manner.get(invocation.KILLS, [])
+        spared = by_manner.get(mpi_use.KILLS, [])
         for run in spared:
             run.is_spared = True
             if _is_in_shell(run):  # when the ranks have ended it would go on with the next command of its line
@@ -561,7 +561,7 @@ class LocalRunner:
         self._channel.tell([run.claim.job for run in spared])
         if not self._ask_to_end([run.claim for run in spared]):
             self._terminate(spared)
-        self._terminate(by_manner.get(invocation.UNKNOWN, []))
+        self._terminate(by_manner.get(mpi_use.UNKNOWN, []))
 
     def _ask_to_end(self, claims: Sequence[Claim]) -> bool:
         """Have the ranks of those jobs told to end, wherever they run. Returns False where that cannot be done."""

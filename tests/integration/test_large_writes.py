@@ -22,7 +22,7 @@ from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import queries
 from balsam_lite.db.store import claims, graph, insert, leases, pieces, transitions, user_actions
-from balsam_lite.launcher import obstacles
+from balsam_lite.launcher import reporting
 from balsam_lite.launcher.exec.trouble import Pause, Setbacks
 from balsam_lite.launcher.placement import Node, NodePool
 
@@ -352,8 +352,8 @@ def test_a_launcher_that_leaves_names_the_change_that_its_jobs_wait_for(db):
     with db.write() as cx:
         cx.execute("UPDATE job SET state = 'CREATED', unfinished_parents = 0 WHERE id = ?", jobs[-1:])
         cx.execute("UPDATE job SET state = 'CREATED', start_after = ? WHERE id = ?", (pieces.held_until(1), jobs[0]))
-    limits = obstacles.Limits(None, True, None, 1.0)
-    seen = obstacles.Obstacles(db, NodePool([Node(4)]), limits, Pause(), Setbacks())
+    limits = reporting.Limits(None, True, None, 1.0)
+    seen = reporting.Obstacles(db, NodePool([Node(4)]), limits, Pause(), Setbacks())
     told = seen.survey(claims.Filter())
     assert told[0].endswith("waits for the end of a change of very many jobs")
     assert "1 job(s) wait for the end of a change of very many jobs" in told

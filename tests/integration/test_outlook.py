@@ -18,8 +18,7 @@ from balsam_lite.db.query import batch_queries, outlook
 from balsam_lite.db.query.outlook import Scope, what_may_come
 from balsam_lite.db.store import batch_jobs, claims, insert, leases, user_actions, waits
 from balsam_lite.db.store.claims import Filter
-from balsam_lite.launcher.progress import RecentRate
-from balsam_lite.launcher.tally import Tally
+from balsam_lite.launcher.reporting import RecentRate, Tally
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.submission import LaunchRequest
 

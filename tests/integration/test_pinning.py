@@ -16,7 +16,7 @@ from balsam_lite.cli.main import main
 from balsam_lite.core.errors import SettingsError
 from balsam_lite.db.query import wait_reasons
 from balsam_lite.db.store.claims import Claim, Shape
-from balsam_lite.launcher.exec import gpus, hardware, invocation, pinning, spawn_helper
+from balsam_lite.launcher.exec import hardware, invocation, spawn_helper
 from balsam_lite.launcher.exec.spawn_helper import Request
 from balsam_lite.launcher.placement import Placement, divide_host
 
@@ -41,12 +41,12 @@ def test_a_job_with_affinity_gets_a_cpu_for_each_core_its_threads_need(
 ) -> None:
     shape = Shape(1, ranks, 1, 0)
     job = claim(shape=shape, threads_per_rank=threads, threads_per_core=per_core, cpu_affinity=affinity)
-    assert pinning.wanted(job) == number
+    assert hardware.cpus_wanted(job) == number
 
 
 @given(cpus=CPUS, steps=st.lists(st.tuples(st.booleans(), st.integers(1, 14)), max_size=40))
 def test_jobs_share_a_cpu_only_when_there_are_too_few_and_then_evenly(cpus: list[int], steps: list[tuple[bool, int]]) -> None:
-    free = pinning.CpuSet(cpus)
+    free = hardware.CpuSet(cpus)
     held: list[tuple[int, ...]] = []
     for is_end, number in steps:
         if is_end and held:
@@ -65,7 +65,7 @@ def test_jobs_share_a_cpu_only_when_there_are_too_few_and_then_evenly(cpus: list
 
 @given(cpus=CPUS, nodes=st.integers(1, 15))
 def test_shares_of_a_host_have_cpus_of_their_own_as_many_as_they_are_counted_to_have(cpus: list[int], nodes: int) -> None:
-    shares = pinning.dealt(cpus, nodes)
+    shares = hardware.deal_cpus(cpus, nodes)
     assert [len(share) for share in shares] == [node.cpus for node in divide_host(nodes, len(cpus), [])]
     assert set().union(*shares) == set(cpus) or nodes < len(cpus)
     if nodes <= len(cpus):
@@ -73,8 +73,8 @@ def test_shares_of_a_host_have_cpus_of_their_own_as_many_as_they_are_counted_to_
 
 
 def test_where_nothing_can_be_pinned_nothing_is() -> None:
-    assert pinning.CpuSet([]).take(3) == ()
-    assert pinning.dealt([], 2) == [(), ()]
+    assert hardware.CpuSet([]).take(3) == ()
+    assert hardware.deal_cpus([], 2) == [(), ()]
 
 
 # --- real processes ---------------------------------------------------------------------------------------------------
@@ -144,14 +144,14 @@ def test_eight_jobs_on_a_node_with_eight_gpus_get_one_each_and_a_ninth_waits(ben
     ],
 )
 def test_the_setting_says_which_variables_tell_a_job_its_gpus(setting: str, wanted: dict[str, str]) -> None:
-    context = invocation.make_context("/db", b"id:1:", 1, "serial", {}, gpu_variables=gpus.names(setting))
+    context = invocation.make_context("/db", b"id:1:", 1, "serial", {}, gpu_variables=hardware.gpu_variables(setting))
     own = invocation.environment(claim(), Placement((0,), (("2", "5"),), Shape(1, 1, 1, 2)), context)
     assert {name.decode(): value.decode() for name, value in own.items() if not name.startswith(b"BALSAM")} == wanted
 
 
 def test_a_word_that_is_no_variable_is_refused() -> None:
     with pytest.raises(SettingsError, match="GPU_VARIABLES: '1GPU'"):
-        gpus.names("CUDA_VISIBLE_DEVICES, 1GPU")
+        hardware.gpu_variables("CUDA_VISIBLE_DEVICES, 1GPU")
 
 
 def test_nodes_that_call_their_gpus_otherwise_have_no_variable_in_common() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from balsam_lite.db.store.claims import RunResult, Shape
-from balsam_lite.launcher.capacity import EndRate
+from balsam_lite.launcher.pacing import EndRate
 
 
 @pytest.mark.parametrize("set_by_s", [0, 3600, -3600])

@@ -34,7 +34,7 @@ ROOMS = (
     Room(
         3, "what the launcher is made of",
         (
-            *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "quiet", "failpoints")),
+            *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "failpoints")),
             *("launcher.logs", "launcher.reaper"),
             *(f"pyapps.{name}" for name in ("python_argv", "payload", "result_file", "class_loader")),
         ),
@@ -42,7 +42,7 @@ ROOMS = (
     Room(
         4, "launcher",
         (
-            *(f"launcher.{name}" for name in ("steps", "runner", "exit_grace", "tally", "capacity", "obstacles", "loop")),
+            *(f"launcher.{name}" for name in ("steps", "runner", "exit_grace", "pacing", "reporting", "loop")),
             *(f"launcher.multinode.{name}" for name in ("coordinator", "worker", "channel", "messages", "mpi_transport")),
         ),
     ),
@@ -50,7 +50,7 @@ ROOMS = (
     Room(
         5, "wiring of the launcher",
         (
-            *(f"launcher.{name}" for name in ("main", "resources", "progress")),
+            *(f"launcher.{name}" for name in ("main", "resources")),
             *(f"launcher.multinode.{name}" for name in ("supervisor", "rank", "partitioned")),
         ),
     ),

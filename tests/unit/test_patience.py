@@ -14,8 +14,8 @@ from balsam_lite.db.store.claims import RunResult, Shape
 from balsam_lite.db.store.exit_rules import JobFacts
 from balsam_lite.launcher.exit_grace import ExitGraceRunner
 from balsam_lite.launcher.loop import Launcher
-from balsam_lite.launcher.obstacles import Limits
 from balsam_lite.launcher.placement import Node, NodePool
+from balsam_lite.launcher.reporting import Limits
 from balsam_lite.launcher.runner import Finished
 
 

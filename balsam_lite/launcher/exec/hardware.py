@@ -1,11 +1,22 @@
-"""What this host has: CPUs that this process may use, and GPUs."""
+"""CPUs and GPUs of this host, which of them a job gets, and the variables that tell it.
+
+Detection reads the environment and asks `nvidia-smi`; the rest is pure. `spawner` pins.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from heapq import nsmallest
+from typing import TYPE_CHECKING
+
+from ...core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from ...db.store.claims import Claim
+    from ..placement import Placement
 
 
 def cpus() -> int:
@@ -75,3 +86,93 @@ def parse_gpu_list(text: str) -> tuple[str, ...]:
         if word == "GPU" and number.isdigit():
             found.append(number)
     return tuple(found)
+
+
+# --- GPUs of a job ----------------------------------------------------------------------------------------------------
+
+CUDA, LEVEL_ZERO = "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"
+DEFAULT_GPU_VARIABLES = (CUDA,)
+#: What a variable's numbers mean depends on another one: CUDA counts the fastest GPU first unless it is told to go by the bus
+#: (CUDA C++ programming guide, version 12), and so does Level Zero (its specification, "Environment Variables").
+_BESIDE = {CUDA: ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), LEVEL_ZERO: ("ZE_ENABLE_PCI_ID_DEVICE_ORDER", "1")}
+
+
+def gpu_variables(text: str) -> tuple[str, ...]:
+    """The variables that the setting GPU_VARIABLES names, between blanks or commas.
+
+    >>> gpu_variables("ROCR_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES")
+    ('ROCR_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES')
+
+    Raises:
+        SettingsError: a word cannot be a variable's name.
+    """
+    found = tuple(dict.fromkeys(re.findall(r"[^\s,]+", text)))
+    for name in found:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise SettingsError(f"GPU_VARIABLES: {name!r} cannot be the name of a variable.")
+    return found
+
+
+def visible_gpus(place: Placement, shares_host: bool) -> tuple[str, ...] | None:
+    """The GPUs that all nodes of a place call by these names; None where each calls its own otherwise.
+
+    Nodes that are shares of one host have GPUs of their own each, and the job has all of these.
+    """
+    if shares_host:
+        return tuple(dict.fromkeys(gpu for of_node in place.gpus for gpu in of_node))
+    return place.gpus[0] if len(set(place.gpus)) == 1 else None
+
+
+def gpu_environment(of: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
+    """What tells a program that it has these GPUs.
+
+    >>> gpu_environment(["ZE_AFFINITY_MASK"], ["0.0", "0.1"])
+    {'ZE_ENABLE_PCI_ID_DEVICE_ORDER': '1', 'ZE_AFFINITY_MASK': '0.0,0.1'}
+    """
+    beside = dict(_BESIDE[name] for name in of if name in _BESIDE)
+    return {**beside, **dict.fromkeys(of, ",".join(gpus))}
+
+
+# --- CPUs of a job ----------------------------------------------------------------------------------------------------
+
+
+def cpus_wanted(claim: Claim) -> int:
+    """How many CPUs a job asks for that is started without an MPI command; 0: to be pinned to none.
+
+    The threads of its ranks on this node, so many on a core (source: Balsam 0.7).
+    """
+    if claim.cpu_affinity != "depth":
+        return 0
+    return max(1, claim.shape.ranks_per_node * claim.threads_per_rank // claim.threads_per_core)
+
+
+class CpuSet:
+    """The CPUs of one launcher on one host, and how many jobs are pinned to each."""
+
+    def __init__(self, cpus: Sequence[int]) -> None:
+        self._jobs = dict.fromkeys(cpus, 0)
+
+    def take(self, number: int) -> tuple[int, ...]:
+        """So many CPUs, or all, those with the fewest jobs; of equal ones the first. None at all where pinning is unknown."""
+        taken = tuple(nsmallest(number, self._jobs, key=self._jobs.__getitem__))
+        for cpu in taken:
+            self._jobs[cpu] += 1
+        return taken
+
+    def release(self, cpus: Sequence[int]) -> None:
+        """The end of a job that had taken these."""
+        for cpu in cpus:
+            self._jobs[cpu] -= 1
+
+
+def deal_cpus(cpus: Sequence[int], nodes: int) -> list[tuple[int, ...]]:
+    """The CPUs of each of `nodes` shares of a host, as even as `nodes.divide_host` counts them.
+
+    >>> deal_cpus([4, 5, 6, 7, 8], 2), deal_cpus([4, 5], 3)
+    ([(4, 5, 6), (7, 8)], [(4,), (5,), (4,)])
+    """
+    if len(cpus) < nodes:
+        return [(cpus[number % len(cpus)],) if cpus else () for number in range(nodes)]
+    size, rest = divmod(len(cpus), nodes)
+    ends = [size * number + min(number, rest) for number in range(nodes + 1)]
+    return [tuple(cpus[start:end]) for start, end in zip(ends, ends[1:])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from ...pyapps import payload, python_argv
 from ..placement import Placement
 from ..staging.links import Parent
 from ..template import rendering
-from . import gpus
-from .start_failures import StartFailure
+from . import hardware
+from .mpi_use import NO_MPI, MpiUse
 
 _RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
 #: Bytes for the variables about parents that always fit into the environment.
@@ -37,31 +37,6 @@ UNSET = b"\0"
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
 
-#: What an MPI command makes of SIGTERM: it passes it on to its ranks; it kills them at once; nobody knows.
-PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
-
-
-def _no_failure(claim: Claim, place: Placement, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
-    return None
-
-
-class MpiUse(NamedTuple):
-    """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
-
-    #: What stands before a job's own words; nothing where it needs no MPI.
-    words: Callable[[Claim, Placement], list[str]]
-    #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
-    at_term: Callable[[Claim], str]
-    #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
-    end_words: Callable[[Sequence[Claim]], list[str]]
-    #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
-    #: function that reads the end of its output and tells whether that is all.
-    judge: Callable[[Claim, Placement, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = _no_failure
-
-
-NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])
-
-
 class Context(NamedTuple):
     """What is the same for all jobs of a launcher; `make_context` makes one."""
 
@@ -71,7 +46,7 @@ class Context(NamedTuple):
     mark: bytes  # with what the BALSAM_RUN of all its runs begins
     mpi: MpiUse
     node_mark: bytes = b""  # with what it ends
-    gpu_variables: tuple[str, ...] = gpus.DEFAULT  # these tell a job its GPUs
+    gpu_variables: tuple[str, ...] = hardware.DEFAULT_GPU_VARIABLES  # these tell a job its GPUs
     shares_host: bool = True  # the nodes are shares of one host
 
     @property
@@ -88,7 +63,7 @@ def make_context(
     environ: Mapping[bytes, bytes],
     mpi: MpiUse = NO_MPI,
     rank: int = 0,
-    gpu_variables: Sequence[str] = gpus.DEFAULT,
+    gpu_variables: Sequence[str] = hardware.DEFAULT_GPU_VARIABLES,
     shares_host: bool = True,
 ) -> Context:
     """Return the context of the launcher with that `lease_mark`, or of another rank of it; its jobs inherit `environ`."""
@@ -240,10 +215,10 @@ def _encoded(variables: str) -> dict[bytes, bytes]:
 
 
 def _gpu_variables(place: Placement, context: Context) -> dict[bytes, bytes]:
-    found = gpus.visible(place, context.shares_host)
+    found = hardware.visible_gpus(place, context.shares_host)
     if found is None:  # whoever has whole nodes may use all that is there, and what this node calls its own is wrong elsewhere
         return dict.fromkeys((name.encode() for name in context.gpu_variables), UNSET)
-    return {name.encode(): value.encode() for name, value in gpus.variables(context.gpu_variables, found).items()}
+    return {name.encode(): value.encode() for name, value in hardware.gpu_environment(context.gpu_variables, found).items()}
 
 
 def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes, bytes]:

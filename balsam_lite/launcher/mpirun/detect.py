@@ -12,7 +12,7 @@ from ...core.errors import SettingsError
 from ...core.settings import Settings
 from ...core.subprocess_run import run
 from ...schedulers.environ import NodeGpus
-from ..exec.invocation import UNKNOWN
+from ..exec.mpi_use import UNKNOWN
 from .flavours import FLAVOURS, Flavour
 from .starter import Starter
 from .template import make_render

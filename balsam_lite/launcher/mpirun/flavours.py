@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..exec.invocation import KILLS, PASSES_ON
-from ..exec.start_failures import HYDRA, SRUN, Diagnosis
+from ..exec.mpi_use import HYDRA, KILLS, PASSES_ON, SRUN, Diagnosis
 from .layout import RankLayout
 
 #: The name by which a host knows itself.

@@ -14,9 +14,8 @@ from ...core.subprocess_run import run
 from ...db.store.claims import Claim
 from ...schedulers import hostlist
 from ...schedulers.environ import NodeGpus
-from ..exec import gpus
-from ..exec.invocation import UNKNOWN, MpiUse
-from ..exec.start_failures import NODE, REFUSED, StartFailure
+from ..exec import hardware
+from ..exec.mpi_use import NODE, REFUSED, UNKNOWN, MpiUse, StartFailure
 from ..placement import MpiRules, Node, Placement
 from .flavours import Flavour
 from .layout import RankLayout
@@ -85,7 +84,9 @@ class Starter(NamedTuple):
         return ["env", *[f"{name}={value}" for name, value in variables.items()]] if variables else []
 
 
-def use(starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables: Sequence[str] = gpus.DEFAULT) -> MpiUse:
+def use(
+    starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables: Sequence[str] = hardware.DEFAULT_GPU_VARIABLES
+) -> MpiUse:
     """How jobs of that placement are started and asked to end by that command.
 
     `words` raises SpawnFailed where the job's flags cannot be split into words, or the template fails for it.
@@ -157,14 +158,14 @@ def _layout(claim: Claim, place: Placement, nodes: Sequence[Node], rules: MpiRul
 def _step_gpus(claim: Claim, place: Placement, hosts: Sequence[str], known: NodeGpus) -> tuple[str, str]:
     if not claim.shape.gpus_per_rank:
         return "gres", "none"
-    return known.step_gpus(hosts, names_differ=gpus.visible(place, shares_host=False) is None)
+    return known.step_gpus(hosts, names_differ=hardware.visible_gpus(place, shares_host=False) is None)
 
 
 def _gpus(claim: Claim, place: Placement, names: Sequence[str], shares_host: bool) -> list[str]:
     """What gives the ranks the GPUs of the job's place, where the MPI command has put others into their environment."""
-    placed = gpus.visible(place, shares_host) if claim.shape.gpus_per_rank else None
+    placed = hardware.visible_gpus(place, shares_host) if claim.shape.gpus_per_rank else None
     if placed is None:
         return []
     own = json.loads(claim.environ_vars)
-    values = {name: own.get(name, value) for name, value in gpus.variables(names, placed).items() if name in names}
+    values = {name: own.get(name, value) for name, value in hardware.gpu_environment(names, placed).items() if name in names}
     return ["env", *[f"{name}={value}" for name, value in values.items()]] if values else []

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ... import __version__
 from ...core.errors import MachineTrouble
 from ...db.store.claims import Claim, RunResult, Shape
-from ..exec.gpus import DEFAULT
+from ..exec.hardware import DEFAULT_GPU_VARIABLES
 from ..placement import Placement
 
 #: marshal's format is the interpreter's own.
@@ -44,7 +44,7 @@ class Begin(NamedTuple):
     tail_lines: int
     grace_s: float  # between TERM and KILL for what nobody looks after
     dead_marks: tuple[bytes, ...]  # run marks of dead launchers, whose processes are to end first
-    gpu_variables: tuple[str, ...] = DEFAULT  # these tell jobs their GPUs
+    gpu_variables: tuple[str, ...] = DEFAULT_GPU_VARIABLES  # these tell jobs their GPUs
 
 
 def start(claim: Claim, place: Placement) -> tuple[Any, ...]:

@@ -1,11 +1,51 @@
-"""When to look into the DB for what others wrote: at once on a local disk, ever more rarely on a quiet shared file system."""
+"""How soon runs will end, so that jobs are claimed ahead, and when to look into the DB for what other processes wrote."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Callable
 
 from ..db.engine.connection import Database
 from ..db.engine.filesystem import LOCAL
+from ..db.store.claims import RunResult, Shape
+
+#: Maximum number of jobs to claim ahead; a crash of the launcher sends these through RESTART_READY for nothing.
+MAX_AHEAD = 256
+
+
+class EndRate:
+    """The rate at which runs end, from the recent ones; short tasks are claimed ahead by it, long ones never.
+
+    By the monotonic clock: the host's clock may be set while jobs run.
+    """
+
+    _MEMORY_S = 2.0
+    _SILENCE_S = 1.0  # without an end for this long, the runs may be long ones
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._began = monotonic()
+        self._ends: deque[tuple[float, float, Shape]] = deque(maxlen=2048)  # end, seconds that it ran, and what it was
+
+    def add(self, ended: RunResult, shape: Shape) -> None:
+        """Count a run whose end was just heard of."""
+        now = self._monotonic()
+        ran_s = 0.0 if ended.started_us is None else (ended.ended_us - ended.started_us) / 1e6
+        self._ends.append((now, min(max(ran_s, 0.0), now - self._began), shape))
+
+    def expected(self, seconds: float, shape: Shape | None = None) -> int:
+        """Return how many runs, of that shape or of all, will probably end within `seconds`."""
+        now = self._monotonic()
+        while self._ends and now - self._ends[0][0] > self._MEMORY_S:
+            self._ends.popleft()
+        ends = self._ends if shape is None else [end for end in self._ends if end[2] == shape]
+        if len(ends) < 2 or now - ends[-1][0] > self._SILENCE_S:
+            return 0
+        ended, ran_s, _ = ends[0]
+        # Runs that began together end together; their rate is their number per run time.
+        span_s = max(ends[-1][0] - ended, ran_s, 0.01)
+        return min(int(len(ends) / span_s * seconds), MAX_AHEAD)
 
 
 class Quiet:

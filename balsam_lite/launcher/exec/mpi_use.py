@@ -1,9 +1,13 @@
-"""Recognise from its messages that an MPI start command started nothing, or lost a node. Data and pure functions."""
+"""How the machine's MPI start command is used for jobs, and its messages when it starts nothing or loses a node. Pure."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from ...db.store.claims import Claim
+from ..placement import Placement
 
 #: The kinds of failure, in this order: the command could not start anything now; it refuses what it was asked for; a node does
 #: not answer; the command lost a node on which it had started something.
@@ -95,3 +99,30 @@ class Diagnosis(NamedTuple):
 
 SRUN = Diagnosis(SRUN_LINES, SRUN_FAILURES, (SRUN_LOST,), hides_loss=True)
 HYDRA = Diagnosis(HYDRA_LINES, SRUN_FAILURES, (SRUN_LOST, HYDRA_LOST), hangs=True)
+
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+#: What an MPI command makes of SIGTERM: it passes it on to its ranks; it kills them at once; nobody knows.
+PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
+
+
+def _no_failure(claim: Claim, place: Placement, code: int | None, read: Callable[[], tuple[str, bool]]) -> StartFailure | None:
+    return None
+
+
+class MpiUse(NamedTuple):
+    """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
+
+    #: What stands before a job's own words; nothing where it needs no MPI.
+    words: Callable[[Claim, Placement], list[str]]
+    #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
+    at_term: Callable[[Claim], str]
+    #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
+    end_words: Callable[[Sequence[Claim]], list[str]]
+    #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
+    #: function that reads the end of its output and tells whether that is all.
+    judge: Callable[[Claim, Placement, int | None, Callable[[], tuple[str, bool]]], StartFailure | None] = _no_failure
+
+
+NO_MPI = MpiUse(lambda claim, place: [], lambda claim: UNKNOWN, lambda claims: [])

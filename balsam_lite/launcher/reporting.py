@@ -1,0 +1,261 @@
+"""What a launcher reports: why jobs wait, its counts, and one live line on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import NamedTuple, Protocol
+
+from ..core import states, terminal
+from ..core.errors import BalsamError
+from ..db.engine.connection import Connection, Database
+from ..db.query import outlook, queries
+from ..db.query.outlook import Scope
+from ..db.store import claims, held_back, pieces
+from ..db.store.claims import Filter, Shape
+from .exec.trouble import Pause, Setbacks
+from .placement import NodePool
+
+_NO_PLACE = "waits for a free place"
+_LARGE_WRITE = "waits for the end of a change of very many jobs"
+_RUNS_APART = "runs apart from other jobs, as its launchers died while it ran"
+
+
+class Limits(NamedTuple):
+    """When the launcher ends, and which jobs it takes."""
+
+    workflow: str | None  # exact name or glob; None: all
+    serial_only: bool
+    ends_at: float | None  # on the monotonic clock
+    idle_ttl_s: float | None  # None: stay
+    tags: tuple[tuple[str, str], ...] = ()  # all of these
+    launch: int | None = None  # the batch job in which it runs: what is planned for that comes first …
+    launch_only: bool = False  # … and nothing else is taken
+    no_mpi: str = "needs --job-mode=mpi"  # the reason to leave jobs of many ranks under `serial_only`
+
+    @property
+    def scope(self) -> Scope:
+        """Which jobs it takes, whatever they cost."""
+        return Scope(self.workflow, self.tags, self.launch if self.launch_only else None)
+
+
+class Obstacles:
+    """What keeps the jobs of a DB from being run by one launcher, as of the last `survey`."""
+
+    def __init__(self, db: Database, pool: NodePool, limits: Limits, pause: Pause, setbacks: Setbacks) -> None:
+        self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
+        #: The shapes of waiting jobs that the launcher will not take, and why.
+        self.by_shape: list[tuple[Shape, str]] = []
+        #: Why the launcher starts nothing beside what it runs; "" if it does.
+        self.apart = ""
+        #: The number of jobs of its filter that the launcher would leave, by reason.
+        self.left: Counter[str] = Counter()
+
+    def survey(self, only: Filter) -> list[str]:
+        """Return a sentence for each kind of waiting job that this launcher did not take, with the reason."""
+        reasons = []
+        self.by_shape, self.left = [], Counter(self._setbacks.reasons.values())
+        with self._db.read() as cx:
+            has_lists = pieces.has_lists(cx)
+            for shape, jobs, shortest in claims.waiting(cx, only):
+                reason = self._why_not(shape, shortest, only)
+                reason = _LARGE_WRITE if has_lists and reason == _NO_PLACE else reason
+                passing = (_NO_PLACE, _LARGE_WRITE, self._pause.reason, self.apart)
+                self.by_shape += [(shape, reason)] * (reason not in passing)
+                reasons.append(f"{jobs} waiting job(s) like {_described(shape)}: {reason}")
+                self.left[reason] += jobs
+            suspects = Counter(
+                self._why_not(Shape._make(one.entry.shape), one.entry.minutes, only) for one in claims.suspects_of(cx, only)
+            )
+            counts = outlook.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
+            new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
+            listed = self.count_held_back(cx, by_large_write=True) if has_lists else 0
+        for reason, jobs in suspects.items():
+            reason = _RUNS_APART if reason in (_NO_PLACE, self.apart) else reason
+            self.left[reason] += jobs
+            reasons.append(f"{jobs} waiting job(s) that ran when launchers died: {reason}")
+        reasons += self._setbacks.summary
+        if new_jobs > 0:
+            self.left["is held back for some seconds, as dependencies may follow"] = new_jobs
+            reasons.append(f"{new_jobs} new job(s) are held back for some seconds, as dependencies may follow")
+        if listed:
+            self.left[_LARGE_WRITE] += listed
+            reasons.append(f"{listed} job(s) wait for the end of a change of very many jobs")
+        if counts[states.AWAITING_PARENTS]:
+            reasons.append(f"{counts[states.AWAITING_PARENTS]} job(s) wait for their parents")
+        unsettled = sum(counts[state] for state in states.UNSETTLED_STATES)
+        if unsettled:
+            reasons.append(f"{unsettled} job(s) have run and wait for their postprocess script or stage-out")
+        self.left["waits for its parents"] = counts[states.AWAITING_PARENTS]
+        self.left["waits for its postprocess script or stage-out"] = unsettled
+        self.left = +self.left
+        return reasons
+
+    def count_held_back(self, cx: Connection, by_large_write: bool = False) -> int:
+        """Count the jobs that are held back, for a time or by a large write, of those that this launcher takes."""
+        limits = self._limits
+        launch = limits.launch if limits.launch_only else None
+        return held_back.count(cx, limits.workflow, limits.tags, launch, limits.serial_only, by_large_write)
+
+    def _why_not(self, shape: Shape, shortest: int, only: Filter) -> str:
+        never = self._pool.never_fits(shape)
+        if only.serial_only and not shape.is_serial:
+            return self._limits.no_mpi
+        if never:
+            return never
+        if only.minutes_left is not None and only.minutes_left <= 0 and shortest <= claims.SHORT:
+            return "the launcher's time is up"
+        if only.minutes_left is not None and shortest > only.minutes_left:
+            return f"wall_time_minutes is {shortest} or more, {max(only.minutes_left, 0):.1f} minutes are left"
+        return self._pause.reason or self.apart or _NO_PLACE
+
+
+def _described(shape: Shape) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in zip(shape._fields, shape))
+
+
+# --- counts ------------------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """Jobs by the final state that they reached here, and the attempts that ended here, which may be many for one job."""
+
+    def __init__(self) -> None:
+        self.jobs: Counter[str] = Counter()  # by final state
+        self.attempts: Counter[str] = Counter()  # by result: RUN_DONE, RUN_ERROR, RUN_TIMEOUT
+
+    def add(self, jobs: Mapping[str, int], attempts: Mapping[str, int]) -> None:
+        """Count what one transaction has recorded."""
+        self.jobs.update(jobs)
+        self.attempts.update(attempts)
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether anything was counted."""
+        return any(self.jobs.values()) or any(self.attempts.values())
+
+    def __str__(self) -> str:
+        """Return the counts in words: `993 JOB_FINISHED, 7 FAILED; 1081 attempts: 993 done, 81 failed, 7 timed out`."""
+        jobs = _listed((self.jobs[state], state) for state in states.END_STATES) or "no job ended"
+        names = {states.RUN_DONE: "done", states.RUN_ERROR: "failed", states.RUN_TIMEOUT: "timed out"}
+        results = _listed((self.attempts[result], name) for result, name in names.items())
+        total = sum(self.attempts.values())
+        return f"{jobs}; {total} attempt{'s' * (total != 1)}{results and f': {results}'}"
+
+
+def _listed(counts: Iterable[tuple[int, str]]) -> str:
+    return ", ".join(f"{number} {name}" for number, name in counts if number)
+
+
+# --- the live line ----------------------------------------------------------------------------------------------------
+
+
+class RecentRate:
+    """A rate per second, over the last minute.
+
+    Args:
+        now: when the count was 0, on the monotonic clock.
+    """
+
+    _WINDOW_S = 60.0
+
+    def __init__(self, now: float) -> None:
+        self._counts = deque([(now, 0)])  # the first is the newest one that is a minute old, if there is one
+
+    def note(self, now: float, count: int) -> None:
+        """Record the present count."""
+        self._counts.append((now, count))
+        while len(self._counts) > 2 and self._counts[1][0] <= now - self._WINDOW_S:
+            self._counts.popleft()
+
+    @property
+    def per_s(self) -> float:
+        """Return the rate at the last `note`."""
+        (first, before), (last, count) = self._counts[0], self._counts[-1]
+        return (count - before) / max(last - first, 0.001)
+
+
+class Reporter(Protocol):
+    """What the live line shows of a launcher."""
+
+    tally: Tally
+    awaited: str
+
+    @property
+    def trouble(self) -> str:
+        """Return why nothing can start; "" if it can."""
+
+
+class Progress:
+    """One live line on a terminal: finished, failed and running jobs, their rate, what is awaited. Elsewhere nothing."""
+
+    _PERIOD_S, _TOLD_PERIOD_S = 0.5, 60.0
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._shown_at = time.monotonic()
+        self._rate = RecentRate(self._shown_at)
+        self._on = sys.stderr.isatty()
+        self._launcher: Reporter | None = None
+        self._told, self._told_at = "", 0.0
+        self._runner: Sized | None = None
+
+    def watch(self, launcher: Reporter, runner: Sized) -> None:
+        """Show this launcher and the jobs of this runner."""
+        self._launcher, self._runner = launcher, runner
+
+    def around(self, wait: Callable[[float], object]) -> Callable[[float], object]:
+        """`wait`, with a look at the line before."""
+        if not self._on:
+            return wait
+
+        def wait_and_show(seconds: float) -> None:
+            if self._on and time.monotonic() - self._shown_at >= self._PERIOD_S:
+                self._show()
+            wait(seconds)
+
+        return wait_and_show
+
+    def _show(self) -> None:
+        self._shown_at = time.monotonic()
+        assert self._launcher is not None and self._runner is not None
+        self._tell(self._launcher.trouble)
+        try:
+            with self._db.read() as cx:
+                counts = queries.state_counts(cx)
+        except BalsamError:
+            return
+        waiting = sum(counts.get(state, 0) for state in queries.WAITING_STATES)
+        jobs = self._launcher.tally.jobs
+        self._rate.note(self._shown_at, sum(jobs.values()))
+        line = f"{jobs[states.JOB_FINISHED]} finished, {len(self._runner)} running, {waiting} waiting"
+        line += f", {jobs[states.FAILED]} failed"
+        line += f", {jobs[states.USER_KILLED]} killed" if jobs[states.USER_KILLED] else ""
+        line += f", {self._rate.per_s:.1f} jobs/s"
+        line += f"; waits for {self._launcher.awaited}" if self._launcher.awaited else ""
+        width = _width()
+        self._on = terminal.write_stderr(f"\r{line[:width]:<{width}}")  # False: never again to a terminal that is closed
+
+    def _tell(self, trouble: str) -> None:
+        """Write above the line why nothing can start, at most once a minute unless the reason has changed."""
+        is_due = trouble != self._told or self._shown_at - self._told_at >= self._TOLD_PERIOD_S
+        if trouble and is_due:
+            self.clear()
+            self._on = terminal.write_stderr(f"{trouble}\n")
+            self._told, self._told_at = trouble, self._shown_at
+
+    def clear(self) -> None:
+        """Leave the line."""
+        if self._on:
+            terminal.write_stderr(f"\r{'':{_width()}}\r")  # not every terminal knows escape sequences
+
+
+def _width() -> int:
+    try:
+        columns = os.get_terminal_size(2).columns
+    except OSError:  # it is closed
+        columns = 0
+    return max((columns or 80) - 1, 1)

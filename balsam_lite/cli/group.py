@@ -136,6 +136,8 @@ def _naming_nearest(command: click.Command, ctx: click.Context) -> Iterator[None
 
 def no_such_option(name: str, parameters: Iterable[click.Parameter]) -> str:
     """Return the error message for an unknown option, with the nearest of those that the help text shows."""
+    if not name.startswith("--"):
+        return f"No such option {name!r}."  # every letter resembles every other
     known = [name for one in parameters if not getattr(one, "hidden", False) for name in one.opts if name.startswith("-")]
     return f"No such option {name!r}.{did_you_mean(name, known)}"
 

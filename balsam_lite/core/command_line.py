@@ -172,8 +172,8 @@ def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _level_of_user() -> int:
     """Return the `stacklevel` with which `warnings.warn`, in the calling function, names the line outside of this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+    level, frame, package = 1, sys._getframe(1), __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{package}."):
         level, frame = level + 1, frame.f_back
     return level
 

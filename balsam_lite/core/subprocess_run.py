@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from . import import_guard
@@ -118,8 +119,8 @@ def module_words(module: str, *words: str) -> list[str]:
 
 def python_path() -> str:
     """A PYTHONPATH with which this Python finds this package, installed or not."""
-    package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return ":".join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    above_the_package = str(Path(__file__).resolve().parents[2])
+    return ":".join([above_the_package, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @contextmanager

@@ -9,13 +9,26 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core import states
+from ..core.errors import BalsamError
+from ..core.suggest import did_you_mean
 from . import class_loader, payload
 
 
-class JobView(SimpleNamespace):
-    """`self.job` of a class whose function runs: what the launcher knows of the job. A change of it changes nothing."""
+class NeedsDatabase(BalsamError, AttributeError):
+    """Something of a job that only its DB can give, where no DB is opened."""
 
-    workdir: Path  # absolute
+
+class JobView(SimpleNamespace):
+    """`self.job` where `run` and `shell_preamble` are called: the fields of an `api.Job` as they were when the job was claimed.
+
+    Assigning a field changes nothing in the DB. `workdir` is absolute, `state` is RUNNING, `app` is the application's name.
+
+    Raises:
+        NeedsDatabase: (an AttributeError) for what `api.Job` has beyond that, such as `save`.
+    """
+
+    parameters: dict[str, Any]
+    workdir: Path
 
     def resolve_workdir(self, data_path: str | os.PathLike[str]) -> Path:
         """Return its working directory, as `api.Job.resolve_workdir` does."""
@@ -24,6 +37,19 @@ class JobView(SimpleNamespace):
     def get_parameters(self) -> dict[str, Any]:
         """Return the parameters with which `run` is called."""
         return dict(self.parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        from ..api.jobs import Job
+
+        if hasattr(Job, name):
+            raise NeedsDatabase(
+                f"self.job.{name} needs the DB, which `run` and `shell_preamble` do not open: compute ranks never do.",
+                hint="Use it in a hook such as `postprocess`, or in the script that adds the jobs. What `run` returns is the "
+                "job's result, and files in the working directory stay.",
+            )
+        raise AttributeError(f"self.job has no attribute {name!r}.{did_you_mean(name, vars(self))}")
 
 
 def instance_of(given: payload.TaskPayload) -> Any:
@@ -36,4 +62,6 @@ def instance_of(given: payload.TaskPayload) -> Any:
     from ..api.parameters import decoded  # after that, because they may be objects of the module's classes
 
     known = {**given.job, "workdir": Path(given.job["workdir"]), "state": states.RUNNING}
+    known["parent_ids"] = frozenset(known.get("parent_ids", ()))
+    known.pop("parameters", None)
     return made(JobView(**known, parameters=decoded(json.loads(given.parameters))))

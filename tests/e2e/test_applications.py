@@ -785,6 +785,54 @@ def test_the_first_failure_of_an_attempt_is_its_report(tmp_path):
     assert os.listdir(tmp_path) == [result_file.file_name("j")]
 
 
+SHOWING = """
+    class Shown(ApplicationDefinition):
+        site = "here"
+        def run(self, names):
+            shown, refused = {}, {}
+            for name in names:
+                try:
+                    shown[name] = getattr(self.job, name)
+                except AttributeError as exc:
+                    refused[name] = str(exc)
+            return shown, refused, self.job.get_parameters(), os.environ["STEP"], self.job.resolve_workdir("/data")
+        def shell_preamble(self):
+            return f"export STEP={self.job.data['step']}-{self.job.tags['colour']}-{len(self.job.parent_ids)}"
+
+    class Template(ApplicationDefinition):
+        site = "here"
+        command_template = "echo $VALUE {{ word }}"
+        def shell_preamble(self):
+            return [f"export VALUE={self.job.data['value']}"]
+"""
+
+
+def test_the_job_of_a_function_has_all_fields_that_the_interface_shows(site, tmp_path):
+    module = imported(written(tmp_path, "showing", f"import os\n{textwrap.dedent(SHOWING)}"))
+    parents = [module.Template.submit(f"p{value}", word="x", data={"value": value}) for value in ("one", "2 # two")]
+    names = [name for name, field in Job._FIELDS.items() if not field.is_hidden]
+    names += ["save", "refresh_from_db", "delete", "done", "result", "parent_query", "wokdir"]
+    data = {"step": 3, "nested": {"list": [1, None, True]}, "x": float("inf")}
+    job = module.Shown.submit(
+        "w/shown", names=names, data=data, tags={"colour": "red"}, launch_params={"depth": "2"},
+        parent_ids=[one.id for one in parents], wall_time_min=7,
+    )  # fmt: skip
+    job.environ_vars, job.priority, job.description, job.max_retries = {"A": "1"}, 5, "what", 2
+    job.save()
+    assert site.run() == 0
+    shown, refused, parameters, preamble, resolved = job.result()
+    job.refresh_from_db()
+    needs_db = {"site_id", "site_name", "last_update", "batch_job_id", *names[-7:-1]}
+    assert set(refused) == {*needs_db, "wokdir"} and set(shown) == set(names) - set(refused)
+    assert all("needs the DB" in refused[name] for name in needs_db) and "'workdir'" in refused["wokdir"]
+    differing = {name for name, value in shown.items() if value != getattr(job, name)}
+    assert differing == {"state", "workdir", "return_code"}
+    assert (shown["state"], shown["workdir"]) == ("RUNNING", site.path(job.id)) and resolved == shown["workdir"]
+    assert {type(shown[name]) for name in ("data", "tags", "launch_params", "environ_vars")} == {dict}
+    assert (parameters, preamble) == ({"names": names}, "3-red-2")
+    assert site.path(parents[0].id, "job.out").read_text() == "one x\n"
+
+
 SHARING = """
     import os
 

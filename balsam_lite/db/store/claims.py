@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...core import field_specs, states
 from ...core.clock import format_us
+from .. import launch_params
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
 from ..query.queries import has_wildcard, matches_workflow
 from . import exit_rules, graph, hidden, pieces, rare_tags, suspects
@@ -79,6 +80,7 @@ class Claim(NamedTuple):
     handle_error: str | None = ""
     handle_timeout: str | None = ""
     keep_background: int = 0  # of the job or its application: leave the processes alone that a run leaves
+    record: str | None = None  # JSON, of a job whose Python class is shown it: see `fields_of`
     place: object = None  # what `Capacity.reserve` gave
 
     @property
@@ -155,6 +157,13 @@ class Filter(NamedTuple):
 
 _SHAPE = ", ".join(field_specs.SHAPE_FIELDS)
 _SHAPE_OF_JOB = ", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)
+#: All fields of a job for the class of its application, if that has a `run` function or a preamble. Those that are JSON stay
+#: text: SQLite does not know NaN.
+_RECORD = (
+    "CASE WHEN app.definition <> '{}' AND (app.command_template = '' OR json_extract(app.definition, '$.preamble')) "
+    "THEN json_array(app.id, (SELECT group_concat(parent) FROM dependency WHERE child = job.id), "
+    f"{', '.join(f'job.{field.name}' for field in field_specs.JOB_FIELDS)}) END"
+)
 _CANDIDATE = (
     "job.id, job.state, job.job_id, job.attempt, job.name, job.workflow, job.workdir, job.args, job.environ_vars, "
     "job.threads_per_rank, job.threads_per_core, job.cpu_affinity, job.wall_time_minutes, job.application, "
@@ -163,7 +172,8 @@ _CANDIDATE = (
     "(SELECT json_group_array(json_array(parent.job_id, parent.name, parent.workdir, parent.state)) "
     "FROM dependency JOIN job AS parent ON parent.id = dependency.parent WHERE dependency.child = job.id), "
     "job.mpi_flags, job.parameters, app.definition, app.command_template, app.parameters, app.environ_vars, "
-    "app.handle_error, app.handle_timeout, job.keep_background OR coalesce(app.keep_background, 0), job.priority"
+    "app.handle_error, app.handle_timeout, job.keep_background OR coalesce(app.keep_background, 0), "
+    f"{_RECORD}, job.priority"
 )
 #: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"
@@ -532,6 +542,23 @@ def _claim(shape: Shape, row: Row, place: object = None) -> Claim:
     job, state, job_id, attempt, name, workflow, workdir, args, environ_vars, *rest, _ = row
     number = attempt if place is None else attempt + 1
     return Claim._make((job, state, job_id, number, name, workflow, workdir, args, environ_vars, shape, *rest, place))
+
+
+def fields_of(claim: Claim) -> dict[str, Any]:
+    """Return all fields of a claimed job under the names of the newer interface; {} if the claim has no record."""
+    if not claim.record:
+        return {}
+    from ..query import select
+    from ..query.fields import JOB
+
+    app_id, parents, *values = json.loads(claim.record)
+    names = [field.name for field in field_specs.JOB_FIELDS]
+    columns = {select.WORKSHOP_NAMES.get(name, name): JOB.columns[name] for name in names}
+    (row,) = select.read_rows([tuple(values)], columns)
+    del row["lease"]
+    numbers = sorted(map(int, parents.split(","))) if parents else []
+    params = launch_params.from_fields(row["mpi_flags"], row["cpu_affinity"])
+    return {**row, "app_id": app_id, "parent_ids": numbers, "launch_params": params}
 
 
 def claims_of(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[Claim]:

@@ -14,6 +14,7 @@ from ...core.errors import SpawnFailed, TemplateError
 from ...core.identity import Holder
 from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from ...db.engine import directories
+from ...db.store import claims
 from ...db.store.claims import Claim
 from ...pyapps import payload, python_argv
 from ..placement import Placement
@@ -170,6 +171,7 @@ def make_payload(claim: Claim, context: Context) -> payload.TaskPayload:
     """Return what is to be written there."""
     shape = claim.shape
     job = {
+        **claims.fields_of(claim),
         "id": claim.job,
         "job_id": claim.job_id,
         "name": claim.name,

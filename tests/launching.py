@@ -14,7 +14,7 @@ from helpers import wait_until
 
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import directories
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, graph, insert
 
 PYTHON = sys.executable
@@ -78,7 +78,7 @@ class Bench:
 
     def states(self) -> dict[str, int]:
         with self.db.read() as cx:
-            return queries.state_counts(cx)
+            return select.count_states(cx)
 
     def job(self, number: int) -> dict[str, Any]:
         with self.db.read() as cx:

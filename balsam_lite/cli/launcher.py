@@ -11,7 +11,8 @@ from ..core import field_specs, states
 from ..core.durations import FORMS
 from ..db.engine import directories
 from ..db.engine.connection import Database
-from ..db.query import queries
+from ..db.query import select
+from ..db.query.filters import condition_on_text
 from .common import Minutes, count, count0, number, open_db, pairs, warn
 from .group import BalsamCommand, Choice, ConditionOption, WordsOption, option
 
@@ -183,10 +184,9 @@ def _warn_without_mpi4py(job_mode: str) -> None:
 
 
 def _warn_if_idle(db: Database, wf_filter: str, tags: Mapping[str, str]) -> None:
-    only = queries.JobFilter(states=_WAITING, tags=dict(tags))
+    only = {"state": _WAITING, "tags": dict(tags)}
     with db.read() as cx:
-        names: list[str | None] = [None]
         if wf_filter:
-            names = [name for name in queries.workflows(cx) if queries.matches_workflow(name, wf_filter)]
-        if not any(queries.jobs(cx, only._replace(exact_workflow=name), ("id",), limit=1) for name in names):
+            only |= condition_on_text("workflow", wf_filter)
+        if not select.job_ids(cx, only, 1):
             warn("No job waits that this launcher could run.")

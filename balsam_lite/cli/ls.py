@@ -15,7 +15,8 @@ import click
 from ..core import field_specs, states
 from ..core.errors import UnknownField
 from ..db.engine.connection import Database
-from ..db.query import queries
+from ..db.query import queries, select
+from ..db.query.filters import Where
 from . import listing, output
 from .common import A_JOB, count, open_db, pairs, row_number, say, warn
 from .group import BalsamCommand, Choice, ConditionOption, FieldOption, option
@@ -64,19 +65,8 @@ class Wanted(SimpleNamespace):
     limit: int | None
     look: listing.Look
 
-    def only(self) -> queries.JobFilter:
-        """Return the conditions on jobs."""
-        return queries.JobFilter(
-            name=self.name,
-            which=self.id,
-            states=tuple(map(states.check_state, self.state)),
-            workflow=self.wf,
-            application=self.app,
-            tags=pairs(self.tag, "--tag"),
-        )
-
     def where(self) -> dict[str, Any]:
-        """Return the same as conditions of `db.query.filters`."""
+        """Return the conditions on jobs."""
         terms = {
             "name__icontains": self.name,
             "workflow__icontains": self.wf,
@@ -164,7 +154,7 @@ def ls(what: str, **options: Any) -> None:
 
 
 def _jobs(db: Database, wanted: Wanted) -> None:
-    only = wanted.only()
+    only = wanted.where()
     queries.check_columns([wanted.sort.lstrip("-")])
     is_plain = not wanted.look.form
     if wanted.history:
@@ -181,12 +171,12 @@ def _jobs(db: Database, wanted: Wanted) -> None:
         say("No jobs found matching query")
 
 
-def _few(db: Database, wanted: Wanted, only: queries.JobFilter, columns: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
+def _few(db: Database, wanted: Wanted, only: Where, columns: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
     """Return the rows to show, and how many more match."""
     limit, are_newest = wanted.limits
     with db.read() as cx:
-        rows = queries.jobs(cx, only, columns, "-id" if are_newest else wanted.sort, limit)
-        more = queries.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
+        rows = select.job_rows(cx, only, columns, "-id" if are_newest else wanted.sort, limit)
+        more = select.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
     return rows[::-1] if are_newest else rows, more
 
 
@@ -196,7 +186,7 @@ def _print(lines: Iterable[str], more: int = 0) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in (*lines, *told)))
 
 
-def _table(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _table(db: Database, wanted: Wanted, only: Where) -> int:
     columns = columns_from(os.environ)
     rows, more = _few(db, wanted, only, (*columns, queries.STALE))
     if rows:
@@ -226,7 +216,7 @@ def _explain_stale(marks: Iterable[int]) -> None:
         say(f"{these} stale: a parent finished again after the start. `balsam rerun --id ID` runs a stale job again.")
 
 
-def _forms(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _forms(db: Database, wanted: Wanted, only: Where) -> int:
     from ..db.query.text_forms import program_of
 
     rows, more = _few(db, wanted, only, (*queries.JOB_COLUMNS, queries.STALE))
@@ -250,7 +240,7 @@ def form(db: Database, job: Mapping[str, Any], parents: Sequence[str], executabl
     return output.many_lines(text_forms.job_form(job, parents, executable, os.path.join(db.directory, directories.DATA)))
 
 
-def _histories(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _histories(db: Database, wanted: Wanted, only: Where) -> int:
     rows, more = _few(db, wanted, only, ("id", "job_id", "name"))
     with db.read() as cx:
         texts = [output.history(name, job_id, queries.history(cx, number)) for number, job_id, name in rows]
@@ -258,11 +248,11 @@ def _histories(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
     return len(rows)
 
 
-def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _by_states(db: Database, wanted: Wanted, only: Where) -> int:
     columns = columns_from(os.environ)
     marks: list[int] = []
     for state, _ in _state_counts(db, only):
-        rows, more = _few(db, wanted, only._replace(states=(state,)), (*columns, queries.STALE))
+        rows, more = _few(db, wanted, {**only, "state": state}, (*columns, queries.STALE))
         heading = f"{state} ({len(rows) + more} BalsamJobs)"
         _print([heading, "-" * len(heading), *_job_table(columns, rows)], more)
         _print([""])
@@ -271,9 +261,9 @@ def _by_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
     return len(marks)
 
 
-def _state_counts(db: Database, only: queries.JobFilter) -> list[tuple[str, int]]:
+def _state_counts(db: Database, only: Where) -> list[tuple[str, int]]:
     with db.read() as cx:
-        counts = queries.state_counts(cx, only)
+        counts = select.count_states(cx, only)
     # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
     return sorted(counts.items(), key=lambda count: count[0].replace("_", ""))
 
@@ -281,12 +271,12 @@ def _state_counts(db: Database, only: queries.JobFilter) -> list[tuple[str, int]
 # --- jobs in other formats ----------------------------------------------------------------------------------------------
 
 
-def _count_states(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _count_states(db: Database, wanted: Wanted, only: Where) -> int:
     counts = ({"state": state, "jobs": number} for state, number in _state_counts(db, only))
     return listing.show(wanted.look, listing.COUNT_KEYS, listing.COUNT_KEYS, counts) or wanted.look.is_whole
 
 
-def _objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _objects(db: Database, wanted: Wanted, only: Where) -> int:
     """Print jobs as objects, with --tree the UUIDs of their parents and children, too."""
     keys = (*listing.JOB_KEYS, *(("parents", "children") if wanted.tree else ()))
     with db.read() as cx:
@@ -298,18 +288,17 @@ def _objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
             return listing.show(wanted.look, keys, columns, found, is_slow=_is_shared(db)) or wanted.look.is_whole
 
 
-def _rows(cx: sqlite3.Connection, wanted: Wanted, only: queries.JobFilter) -> Iterator[dict[str, Any]]:
+def _rows(cx: sqlite3.Connection, wanted: Wanted, only: Where) -> Iterator[dict[str, Any]]:
     """Yield jobs with all fields. A table on a terminal has as many as the slides' one, other formats all."""
-    from ..db.query import select
     from ..db.query.fields import Column
 
     limit, are_newest = wanted.limits if wanted.look.form == "table" else (wanted.limit, False)
     more = {name: Column(sql, "uuids") for name, sql in zip(("parents", "children"), queries.RELATIVES)}
-    rows = select.listed_jobs(cx, wanted.where(), "-id" if are_newest else wanted.sort, limit, more if wanted.tree else {})
+    rows = select.listed_jobs(cx, only, "-id" if are_newest else wanted.sort, limit, more if wanted.tree else {})
     return reversed(list(rows)) if are_newest else rows
 
 
-def _history_objects(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _history_objects(db: Database, wanted: Wanted, only: Where) -> int:
     from ..db.query import events
 
     with db.read() as cx:
@@ -334,9 +323,9 @@ def _is_shared(db: Database) -> bool:
 # --- jobs below their parents -----------------------------------------------------------------------------------------
 
 
-def _tree(db: Database, wanted: Wanted, only: queries.JobFilter) -> int:
+def _tree(db: Database, wanted: Wanted, only: Where) -> int:
     with db.read() as cx:
-        matching = [row[0] for row in queries.iterate_jobs(cx, only, ("id",), wanted.sort)]
+        matching = [row[0] for row in select.iterate_job_rows(cx, only, ("id",), wanted.sort)]
         places, omitted = _Forest(queries.edges(cx)).places(matching, wanted.limit or limit_from(os.environ))
         names = queries.columns_of(cx, {job for job, _, _ in places}, ("name", "job_id"))
     more = [f"(Omitted {omitted} jobs from display...)"] if omitted else []
@@ -403,8 +392,6 @@ def _apps(db: Database, wanted: Wanted) -> None:
 
 
 def _app_objects(db: Database, wanted: Wanted, numbers: Sequence[int | None]) -> int:
-    from ..db.query import select
-
     with db.read() as cx:
         apps = select.apps(cx, {"id": numbers} if numbers else {})
     site, text = _site_name(db), wanted.name.lower()
@@ -444,7 +431,7 @@ def _workflows(db: Database, wanted: Wanted) -> None:
         for name in names:
             heading = output.one_line(name)
             _print([heading, "-" * len(heading)])
-            show(db, wanted, queries.JobFilter(exact_workflow=name))
+            show(db, wanted, {"workflow": name})
             _print([""])
     else:
         _print(["Workflows", "-" * 9, *map(output.one_line, names)])

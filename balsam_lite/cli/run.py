@@ -74,10 +74,10 @@ def _guarded(words: list[str]) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         return _cannot_write(_BROKEN_PIPE)
-    except MemoryError:
-        _say("Error: There is not enough memory (`ulimit -v` shows this process's limit).")
-        return 1
     except Exception as exc:  # noqa: BLE001  # the last resort: a traceback is for a file, not for a user's terminal
+        if isinstance(exc, MemoryError) or (isinstance(exc, ImportError) and "failed to map" in str(exc)):
+            _say("Error: There is not enough memory (`ulimit -v` shows this process's limit).")
+            return 1
         return _unexpected(exc, words)
 
 

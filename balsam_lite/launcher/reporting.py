@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from ..core import states, terminal
 from ..core.errors import BalsamError
 from ..db.engine.connection import Connection, Database
-from ..db.query import outlook, queries
+from ..db.query import outlook, queries, select
 from ..db.query.outlook import Scope
 from ..db.store import claims, held_back, pieces
 from ..db.store.claims import Filter, Shape
@@ -225,7 +225,7 @@ class Progress:
         self._tell(self._launcher.trouble)
         try:
             with self._db.read() as cx:
-                counts = queries.state_counts(cx)
+                counts = select.count_states(cx)
         except BalsamError:
             return
         waiting = sum(counts.get(state, 0) for state in queries.WAITING_STATES)

@@ -12,7 +12,7 @@ from ..core.errors import InvalidSpec
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
-from ..db.query import events, queries, select
+from ..db.query import events, select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
@@ -50,7 +50,7 @@ class LocalSite:
         from ..db.store import leases  # here, not above: it takes as long to import as all the rest
 
         with self.database.read() as cx:
-            jobs, service = queries.count_jobs(cx), leases.latest(cx, _SERVICE)
+            jobs, service = select.count_jobs(cx), leases.latest(cx, _SERVICE)
         is_active: bool | None = service is not None and service.closed_us is None
         if service is not None and is_active:
             lease, now_us = service.lease, SystemClock.now_us()

@@ -15,7 +15,7 @@ from ..db.engine import connection, directories, registry, session
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
 from ..db.engine.watching import watch_the_doubtful
-from ..db.query import batch_queries, queries
+from ..db.query import batch_queries, select
 from ..db.store import leases
 from ..schedulers import base, script, submission
 from ..service import main as service
@@ -56,7 +56,7 @@ def jobs_in(directory: str) -> int:
     """How many jobs a DB holds. Opens a read transaction."""
     db = directories.open_database(directory)
     with db.session(), db.read() as cx:
-        found = sum(queries.state_counts(cx).values())
+        found = sum(select.count_states(cx).values())
     db.close()
     return found
 

@@ -8,7 +8,7 @@ from ..core import states
 from ..core.partitions import Partition
 from ..core.settings import Settings
 from ..db.engine.connection import Database
-from ..db.query import queries
+from ..db.query import select
 from ..db.store import claims
 from ..db.store.claims import Shape
 from ..launcher.exec import hardware
@@ -36,9 +36,8 @@ def warnings_for(db: Database, settings: Settings, request: LaunchRequest, sched
 
 
 def _has_any(db: Database, tags: Mapping[str, str]) -> bool:
-    only = queries.JobFilter(states=WAITING, tags=dict(tags))
     with db.read() as cx:
-        return bool(queries.jobs(cx, only, ("id",), limit=1))
+        return bool(select.job_ids(cx, {"state": WAITING, "tags": dict(tags)}, 1))
 
 
 def _obstacles(shape: Shape, part: Partition, gpus: float | None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from balsam_lite.cli.main import main
 from balsam_lite.core import outputs, states
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import select
 from balsam_lite.db.store import insert, user_actions
 from balsam_lite.launcher.staging.links import Parent, link_inputs
 
@@ -243,7 +243,7 @@ def test_a_workdir_is_refused_while_the_job_that_has_it_has_not_ended(filled):
         user_actions.set_state(filled.db, [filled.first], end)
         assert len(filled.add([shared()])) == 1
         with filled.db.read() as cx:
-            last = max(queries.job_ids(cx, queries.JobFilter()))
+            last = max(select.job_ids(cx))
         user_actions.delete(filled.db, [last])
 
 

@@ -17,7 +17,7 @@ from launching import Bench
 from balsam_lite.core import states
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, insert
 
 
@@ -282,7 +282,7 @@ def test_inits_at_once_make_one_good_db(tmp_path: Path, access: str) -> None:
     with db.read() as cx:
         assert cx.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert cx.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert queries.state_counts(cx) == {}
+        assert select.count_states(cx) == {}
     db.close()
     assert directories.known_paths() == [str(path)]
 
@@ -335,7 +335,7 @@ def test_a_bulk_insert_that_is_stopped_in_the_middle_leaves_nothing(directory: s
     assert contents(directory) == before
     assert balsam(directory, "make_dummies", "3")[0] == 0
     with open_db(directory).read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 5}
+        assert select.count_states(cx) == {"CREATED": 5}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

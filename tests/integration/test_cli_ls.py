@@ -18,7 +18,7 @@ from balsam_lite.core import field_specs, states
 from balsam_lite.core.errors import PollFailed
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, batch_jobs, insert, user_actions
 from balsam_lite.schedulers import submission
 
@@ -298,8 +298,8 @@ def test_by_states_reads_a_few_rows_of_each_state_by_its_index(balsam: Balsam, d
     asked: list[str] = []
     with db.read() as cx:
         cx.set_trace_callback(asked.append)
-        queries.state_counts(cx)
-        queries.jobs(cx, queries.JobFilter(states=("CREATED",)), ("job_id",), "id", 2)
+        select.count_states(cx)
+        select.job_rows(cx, {"state": "CREATED"}, ("job_id",), "id", 2)
         cx.set_trace_callback(None)
         plans = [row[3] for sql in asked for row in cx.execute(f"EXPLAIN QUERY PLAN {sql}")]
     assert len(asked) == 2

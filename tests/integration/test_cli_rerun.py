@@ -15,7 +15,7 @@ from balsam_lite.core import field_specs
 from balsam_lite.core.states import STEP
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, graph, insert, user_actions
 from balsam_lite.db.store.transitions import Transition, apply
 
@@ -68,7 +68,7 @@ def run(db: Database, *numbers: int) -> None:
 
 def states_of(db: Database) -> list[str]:
     with db.read() as cx:
-        return [row[0] for row in queries.jobs(cx, columns=("state",))]
+        return [row[0] for row in select.job_rows(cx, columns=("state",))]
 
 
 def stale(balsam: Balsam, *words: str) -> list[int]:
@@ -107,7 +107,7 @@ def test_rerun_downstream_takes_all_descendants_along_in_the_order_of_the_graph(
     assert balsam(*words) == (0, "3 jobs run again, 2 of them after their parents\n", "")
     assert states_of(db) == ["RESTART_READY", "AWAITING_PARENTS", "AWAITING_PARENTS", "JOB_FINISHED"]
     with db.read() as cx:
-        assert [row[0] for row in queries.jobs(cx, columns=("priority",))] == [5, 0, 0, 0]
+        assert [row[0] for row in select.job_rows(cx, columns=("priority",))] == [5, 0, 0, 0]
     run(db, 1)
     assert states_of(db)[1:3] == ["READY", "AWAITING_PARENTS"]
     run(db, 2, 3)
@@ -222,7 +222,7 @@ def test_python_takes_run_when(db: Database, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(ValueError, match="did you mean 'all_ended'"):
             new.run_when = "all_endd"
     with db.read() as cx:
-        assert [row[0] for row in queries.jobs(cx, columns=("run_when",))][4:] == ["any_finished", "any_finished"]
+        assert [row[0] for row in select.job_rows(cx, columns=("run_when",))][4:] == ["any_finished", "any_finished"]
 
 
 # --- options given twice ----------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_ids_of_jobs_are_as_quick_to_show_with_the_mark_for_stale_jobs(db: Datab
         counted: list[int] = []
         with db.read() as cx:
             cx.set_progress_handler(lambda: counted.append(1) and None, 10)
-            queries.jobs(cx, queries.JobFilter(), columns)
+            select.job_rows(cx, {}, columns)
             cx.set_progress_handler(None, 10)
         return len(counted)
 

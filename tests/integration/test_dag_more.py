@@ -29,7 +29,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.db.engine import binding, directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, batch_jobs, claims, graph, insert, user_actions
 from balsam_lite.launcher import dag
 from balsam_lite.schedulers import submission
@@ -520,5 +520,5 @@ def test_queries_of_relatives_read_many_jobs_at_once(db: Database) -> None:
     with db.read() as cx:
         assert queries.columns_of(cx, [a.id, b.id, 99], ("name", "state")) == {
             a.id: ("a", "CREATED"), b.id: ("b", "AWAITING_PARENTS")}  # fmt: skip
-        assert queries.jobs(cx, columns=("name", *queries.RELATIVES)) == [
+        assert select.job_rows(cx, columns=("name", *queries.RELATIVES)) == [
             ("a", "[]", f'["{b.pk}"]'), ("b", f'["{a.pk}"]', "[]")]  # fmt: skip

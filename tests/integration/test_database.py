@@ -33,7 +33,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.identity import Holder
 from balsam_lite.db.engine import connection, directories, filesystem, migrations, schema
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import select
 from balsam_lite.db.store import apps, insert, leases
 
 # A child of a test forks while other tests' threads may live; it only uses what is tested here.
@@ -104,12 +104,12 @@ def test_a_write_inside_a_write_joins_it_and_falls_with_it(db: Database) -> None
 
 def test_a_read_inside_a_read_sees_the_same_moment(local: Database) -> None:
     with local.read() as cx:
-        assert queries.state_counts(cx) == {}
+        assert select.count_states(cx) == {}
         insert.add_jobs(same_way(local), [{"name": "later"}])
         with local.read() as inner:
-            assert queries.state_counts(inner) == {}
+            assert select.count_states(inner) == {}
     with local.read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 1}
+        assert select.count_states(cx) == {"CREATED": 1}
 
 
 def test_a_write_inside_a_read_is_refused_and_the_read_goes_on(db: Database) -> None:
@@ -204,7 +204,7 @@ def test_a_child_forked_inside_a_session_does_not_hold_it(tmp_path: Path) -> Non
         insert.add_jobs(db, [{"name": "c"}])
     assert in_a_child(lambda: insert.add_jobs(db, [{"name": "d"}]).number) == 1
     with db.read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 3}
+        assert select.count_states(cx) == {"CREATED": 3}
 
 
 def test_threads_lose_no_write(db: Database) -> None:
@@ -371,7 +371,7 @@ def test_a_missing_or_broken_marker_is_named_and_init_mends_it(local: Database, 
     assert f"balsam init {local.directory}" in str(caught.value)
     directories.create(local.directory).close()
     with directories.open_database(local.directory).read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 1}
+        assert select.count_states(cx) == {"CREATED": 1}
 
 
 def test_init_keeps_the_way_a_db_was_set_up_for_unless_told_otherwise(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_an_empty_file_is_told_so_and_made_a_db_in_wal_mode_by_init(tmp_path: Pa
     db = directories.create(directory)
     with db.read() as cx:
         assert cx.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert queries.state_counts(cx) == {}
+        assert select.count_states(cx) == {}
     db.close()
 
 
@@ -452,7 +452,7 @@ def test_what_is_open_says_that_the_db_is_gone_and_touches_no_other(local: Datab
     local.close()
     if fate is replaced:
         with local.read() as cx:
-            assert queries.state_counts(cx) == {}
+            assert select.count_states(cx) == {}
     else:
         with pytest.raises(DatabaseGone, match="is not there any more"), local.read():
             pass
@@ -695,7 +695,7 @@ def test_a_read_only_disk_is_told_and_everything_works_when_it_can_be_written_ag
     assert "Read-only file system" in err
     remount(disk, "rw")
     with db.read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 1}
+        assert select.count_states(cx) == {"CREATED": 1}
 
 
 def integrity(db: Database) -> str:
@@ -710,11 +710,11 @@ def test_a_full_disk_takes_nothing_of_a_bulk_insert_and_leaves_the_db_whole(disk
     with pytest.raises(DatabaseFull, match="nothing was written"):
         insert.add_jobs(db, ({"name": f"job{n}", "args": "x" * 200} for n in range(9000)))
     with db.read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 1}
+        assert select.count_states(cx) == {"CREATED": 1}
     assert integrity(db) == "ok"
     insert.add_jobs(db, [{"name": "later"}])
     with same_way(db).read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 2}
+        assert select.count_states(cx) == {"CREATED": 2}
     db.close()
 
 
@@ -730,7 +730,7 @@ def test_on_a_disk_without_a_free_block_writing_is_refused_until_there_is_one(di
         insert.add_jobs(db, [{"name": "x", "args": "x" * 100_000}])
     filler.unlink()
     with db.read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 1}
+        assert select.count_states(cx) == {"CREATED": 1}
     assert integrity(db) == "ok"
     assert balsam(db.directory, "make_dummies", "100")[0] == 0
     db.close()
@@ -903,7 +903,7 @@ def test_a_local_db_moved_to_a_network_is_refused_with_the_mounts_name_until_ini
     assert f"balsam init --access shared {nfs}" in caught.value.hint
     assert directories.create(nfs, "shared").access == "shared"
     with directories.open_database(nfs).read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 1}
+        assert select.count_states(cx) == {"CREATED": 1}
 
 
 def test_init_for_a_local_disk_is_refused_on_a_network_and_a_shared_db_stays_usable(nfs: str) -> None:

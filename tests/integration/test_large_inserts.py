@@ -120,12 +120,12 @@ def answers(db, free):
     found = {" ".join(words): balsam(db, *words) for words in COMMANDS}
     with db.read() as cx:
         asked = {
-            "jobs": lambda: queries.jobs(cx),
-            "by name": lambda: queries.count_jobs(cx, queries.JobFilter(name="i")),
-            "by states": lambda: queries.state_counts(cx),
-            "by states of": lambda: queries.state_counts(cx, queries.JobFilter(tags={"t": "1"})),
+            "jobs": lambda: select.job_rows(cx),
+            "by name": lambda: select.count_jobs(cx, {"name__contains": "i"}),
+            "by states": lambda: select.count_states(cx),
+            "by states of": lambda: select.count_states(cx, {"tags": {"t": "1"}}),
             "relatives": lambda: queries.relatives(cx, free),
-            "relatives of each": lambda: queries.jobs(cx, columns=queries.RELATIVES),
+            "relatives of each": lambda: select.job_rows(cx, columns=queries.RELATIVES),
             "edges": lambda: queries.edges(cx),
             "edges within": lambda: queries.edges_within(cx, "new"),
             "workflows": lambda: queries.workflows(cx),
@@ -198,7 +198,7 @@ def test_nobody_sees_a_part_of_an_insert_and_then_all_of_it(db):
     added = insertion.release()
     assert [job.id for job in BalsamJob.objects.using(db).filter(name="hidden")] == list(added.ids)
     with db.read() as cx:
-        assert queries.state_counts(cx)["AWAITING_PARENTS"] == JOBS + 1
+        assert select.count_states(cx)["AWAITING_PARENTS"] == JOBS + 1
     rows_agree(db)
 
 
@@ -284,15 +284,15 @@ def test_the_end_of_a_parent_reaches_hidden_children(db, state, piece):
         insertion.advance()
     end(db, parent, state)
     with db.read() as cx:
-        assert queries.state_counts(cx) == {state: 1}
+        assert select.count_states(cx) == {state: 1}
     while insertion.advance():
         with db.read() as cx:
-            assert queries.state_counts(cx) == {state: 1}
+            assert select.count_states(cx) == {state: 1}
     insertion.release()
     while pieces.advance_abandoned(db):
         pass
     with db.read() as cx:
-        found = queries.state_counts(cx)
+        found = select.count_states(cx)
         assert cx.execute(
             f"SELECT count(*) FROM job WHERE state = 'FAILED' AND run_when = 'all_finished' AND id > {parent}"
         ).fetchone()[0] == (JOBS // 2 if state == "FAILED" else 0)
@@ -337,14 +337,14 @@ def test_the_next_command_removes_what_a_kill_at_any_piece_has_left(db, place):
 
 def jobs_of_workflow(db, workflow):
     with db.read() as cx:
-        return queries.count_jobs(cx, queries.JobFilter(workflow=workflow))
+        return select.count_jobs(cx, {"workflow": workflow})
 
 
 def test_two_inserts_at_once_do_not_meet(db):
     one, two = (begun(db, ({"application": "a", "name": name} for _ in range(JOBS))) for name in ("one", "two"))
     while one.advance() | two.advance():
         with db.read() as cx:
-            assert queries.jobs(cx) == []
+            assert select.job_rows(cx) == []
     second = two.release()
     assert [job.id for job in BalsamJob.objects.using(db).all()] == list(second.ids)
     one.undo()
@@ -485,8 +485,8 @@ def test_a_launcher_beside_an_insert_runs_what_it_sees_and_then_all(tmp_path):
         added = insert.add_jobs(bench.db, [{"application": "a", "priority": 5} for _ in range(JOBS)])
         assert bench.run() == 0
         with bench.db.read() as cx:
-            assert queries.state_counts(cx) == {states.JOB_FINISHED: JOBS + 1}
-            assert [row[0] for row in queries.jobs(cx, columns=("id",))] == [1, *added.ids]
+            assert select.count_states(cx) == {states.JOB_FINISHED: JOBS + 1}
+            assert [row[0] for row in select.job_rows(cx, columns=("id",))] == [1, *added.ids]
         rows_agree(bench.db)
 
 

@@ -20,7 +20,7 @@ from balsam_lite.core.identity import Holder
 from balsam_lite.db.engine import doctor, maintenance
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import claims, graph, insert, leases, pieces, transitions, user_actions
 from balsam_lite.launcher import reporting
 from balsam_lite.launcher.exec.trouble import Pause, Setbacks
@@ -71,7 +71,7 @@ def take(db, lease):
 
 def counts(db):
     with db.read() as cx:
-        return queries.state_counts(cx)
+        return select.count_states(cx)
 
 
 def check(db):
@@ -88,12 +88,12 @@ def run_alone(db, code, failpoint=""):
     """Run `code` in another process with the same thresholds; it has `db`, `jobs`, `user_actions` and `pieces`."""
     script = f"""
 import sys
-from balsam_lite.db.engine import directories; from balsam_lite.db.query import queries
+from balsam_lite.db.engine import directories; from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import pieces, user_actions
 pieces.FEW, pieces.PART, pieces.PIECE_S, pieces.PAUSE_S = 20, 10, 0, 0
 db = directories.open_database({db.directory!r})
 with db.read() as cx:
-    jobs = queries.job_ids(cx, queries.JobFilter())
+    jobs = select.job_ids(cx)
 {code}
 db.close()
 """
@@ -265,7 +265,7 @@ def test_an_interrupt_tells_what_is_left_and_who_completes_it(db, monkeypatch):
 
     monkeypatch.setattr(pieces, "pause", interrupt)
     with db.read() as cx:
-        jobs = queries.job_ids(cx, queries.JobFilter())
+        jobs = select.job_ids(cx)
     with pytest.raises(KeyboardInterrupt, match=f"10 of {JOBS} done; the next balsam command or launcher completes it"):
         user_actions.rerun(db, jobs)
 

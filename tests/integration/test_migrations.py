@@ -17,7 +17,7 @@ from test_database import picture
 
 from balsam_lite.core.states import AWAITING_PARENTS, FAILED, JOB_FINISHED, READY, RESTART_READY, RUNNING, USER_KILLED
 from balsam_lite.db.engine import directories, schema
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import user_actions
 
 VERSIONS = range(1, schema.VERSION)
@@ -152,6 +152,6 @@ def test_children_that_were_put_back_below_a_failed_parent_fail_with_those_below
     assert [old.job(number)["state"] for number in numbers] == [FAILED] * 3
     with old.db.read() as cx:
         counted = dict(cx.execute("SELECT state, count(*) FROM job GROUP BY state"))
-        assert queries.state_counts(cx) == counted
+        assert select.count_states(cx) == counted
     user_actions.rerun(old.db, numbers[:1])
     assert [old.job(number)["state"] for number in numbers[1:]] == [AWAITING_PARENTS] * 2

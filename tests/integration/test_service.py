@@ -28,7 +28,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.identity import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem
-from balsam_lite.db.query import batch_queries, demand, queries, wait_reasons
+from balsam_lite.db.query import batch_queries, demand, select, wait_reasons
 from balsam_lite.db.store import apps, claims, insert, leases, pieces, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
@@ -688,7 +688,7 @@ def test_the_service_completes_what_a_process_that_is_gone_has_left_of_a_large_w
         pieces._store(cx, pieces._rows([part]), 6, None)
     assert desk.turns() == 0
     with desk.db.read() as cx:
-        assert queries.state_counts(cx) == {"JOB_FINISHED": 6}
+        assert select.count_states(cx) == {"JOB_FINISHED": 6}
         assert not pieces.is_any(cx)
     assert "completed a change of very many jobs" in desk.note()["action"]
 

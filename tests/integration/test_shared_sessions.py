@@ -22,7 +22,7 @@ from balsam_lite.core.errors import DatabaseBusy, DatabaseGone, DatabaseReadOnly
 from balsam_lite.db.engine import directories, session
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.engine.session import LockFile, SessionLock
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import select
 
 
 @pytest.fixture
@@ -525,4 +525,4 @@ def test_a_wal_that_cannot_be_opened_for_a_moment_is_tried_again(db: Database) -
 def test_reading_and_writing_agree_with_queries(db: Database) -> None:
     assert balsam(db.directory, "make_dummies", "3")[0] == 0
     with db.read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 3}
+        assert select.count_states(cx) == {"CREATED": 3}

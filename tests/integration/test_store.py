@@ -31,7 +31,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.identity import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.schema import FREE, VISIBLE
-from balsam_lite.db.query import events, queries
+from balsam_lite.db.query import events, queries, select
 from balsam_lite.db.store import apps, claims, graph, insert, leases, pieces, steps, suspects, transitions, user_actions
 
 
@@ -307,7 +307,7 @@ def test_killing_thousands_of_waiting_jobs_is_one_transaction(db):
     assert user_actions.kill(db, jobs).killed == pieces.FEW
     assert [sql.split()[0] for sql in statements] == ["BEGIN", "COMMIT"]
     with db.read() as cx:
-        assert queries.state_counts(cx) == {"USER_KILLED": pieces.FEW}
+        assert select.count_states(cx) == {"USER_KILLED": pieces.FEW}
 
 
 # --- adding -----------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_one_bad_job_among_many_adds_none(db, job, error, words):
     with pytest.raises(error, match=words):
         insert.add_jobs(db, many)
     with db.read() as cx:
-        assert queries.count_jobs(cx) == 0
+        assert select.count_jobs(cx) == 0
         assert cx.execute("SELECT count(*) FROM job").fetchone() == (0,)
 
 
@@ -347,7 +347,7 @@ def test_a_generator_may_use_the_db_and_may_fail_half_way(db):
     with pytest.raises(KeyError):
         insert.add_jobs(db, jobs())
     with db.read() as cx:
-        assert [row[0] for row in queries.jobs(cx, columns=("name",))] == ["inner"]
+        assert [row[0] for row in select.job_rows(cx, columns=("name",))] == ["inner"]
 
 
 def test_a_short_id_that_is_taken_is_drawn_anew_with_its_workdir(db, monkeypatch):
@@ -356,7 +356,7 @@ def test_a_short_id_that_is_taken_is_drawn_anew_with_its_workdir(db, monkeypatch
     monkeypatch.setattr("balsam_lite.core.field_specs.new_job_id", lambda: next(fresh))
     add(db, {"name": "x"}, {"name": "x"}, {"name": "x"})
     with db.read() as cx:
-        rows = queries.jobs(cx, columns=("job_id", "workdir"))
+        rows = select.job_rows(cx, columns=("job_id", "workdir"))
     assert len({row[0][:8] for row in rows}) == 3
     assert all(row[1] == f"x_{row[0][:8]}" for row in rows)
 
@@ -463,14 +463,14 @@ def hot_queries(cx):
     yield "still held", lambda: claims.still_held(cx, 1)
     yield "suspects", lambda: claims.fitting_suspects(cx, Slots(1), within)
     yield "unsettled", lambda: steps.settle_abandoned(cx, 1, 5, 1)
-    yield "ls --state", lambda: queries.jobs(cx, queries.JobFilter(states=("JOB_FINISHED",)), limit=5)
-    yield "ls --id", lambda: queries.jobs(cx, queries.JobFilter(which=("fab50000",)), limit=5)
+    yield "ls --state", lambda: select.job_rows(cx, {"state": "JOB_FINISHED"}, limit=5)
+    yield "ls --id", lambda: select.job_rows(cx, {"which": "fab50000"}, limit=5)
     for word in ("#7", "7", "fab5", "fab50000", "fab50000-0000-4000-8000-000000000000"):
         yield f"which job is {word}", lambda word=word: fits(cx, word)
-    yield "ls --wf", lambda: queries.jobs(cx, queries.JobFilter(exact_workflow="w1"), limit=5)
-    yield "ls", lambda: queries.jobs(cx, limit=5)
+    yield "ls --wf", lambda: select.job_rows(cx, {"workflow": "w1"}, limit=5)
+    yield "ls", lambda: select.job_rows(cx, limit=5)
     yield "ls wf", lambda: queries.workflows(cx)
-    yield "ls --by-states", lambda: queries.state_counts(cx)
+    yield "ls --by-states", lambda: select.count_states(cx)
     yield "ls --history", lambda: queries.history(cx, 1)
     yield "settle", lambda: graph.settle(cx, [1], 1)
     yield "propagate", lambda: graph.propagate(cx, [1], [2], 1)
@@ -767,7 +767,7 @@ class StoreMachine(RuleBasedStateMachine):
                         events,
                     )
             counted = dict(cx.execute(f"SELECT state, count(*) FROM job WHERE {VISIBLE} GROUP BY state"))
-            assert queries.state_counts(cx) == counted
+            assert select.count_states(cx) == counted
             hidden_ones = cx.execute(f"SELECT attempt, lease FROM job WHERE NOT {VISIBLE}").fetchall()
             assert set(hidden_ones) <= {(0, None)}
             for job, count in cx.execute("SELECT id, unfinished_parents FROM job"):

@@ -12,8 +12,8 @@ from balsam_lite.api.fields import checked_words
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.engine import directories, doctor, maintenance
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.query import queries
-from balsam_lite.db.query.queries import JobFilter
+from balsam_lite.db.query import select
+from balsam_lite.db.query.filters import Conditions
 from balsam_lite.db.store import insert, tags, user_actions
 
 
@@ -72,9 +72,9 @@ def test_saving_a_model_keeps_both(db):
 def test_jobs_with_all_tags_are_found_without_reading_the_others(db):
     insert.add_jobs(db, ({"tags": {"n": str(n % 3), "even": str(n % 2)}} for n in range(60)))
     with db.read() as cx:
-        wanted = JobFilter(tags={"n": "1", "even": "0"})
-        assert queries.count_jobs(cx, wanted) == 10
-        where, parameters = wanted.where()
+        wanted = Conditions({"tags": {"n": "1", "even": "0"}})
+        assert select.count_jobs(cx, wanted) == 10
+        where, parameters = wanted.sql()
         plan = cx.execute(f"EXPLAIN QUERY PLAN SELECT id FROM job WHERE {where} ORDER BY id LIMIT 5", parameters).fetchall()
     assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in [row[3] for row in plan]
 

@@ -17,7 +17,7 @@ from balsam_lite.core.errors import AmbiguousJobId, DuplicateJobId, UnknownJob
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.query import queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, insert
 from balsam_lite.launcher import dag
 
@@ -160,7 +160,7 @@ def test_a_command_on_one_job_changes_nothing_where_the_word_fits_none_or_severa
         assert (words, balsam(*words)[:2]) == (words, (code, ""))
     with db.read() as cx:
         assert queries.edges(cx) == []
-        assert queries.state_counts(cx) == {"CREATED": 5}
+        assert select.count_states(cx) == {"CREATED": 5}
 
 
 def test_ls_shows_all_that_a_word_fits(balsam: Balsam) -> None:
@@ -177,8 +177,8 @@ def test_ls_shows_all_that_a_word_fits(balsam: Balsam) -> None:
 
 def test_thousands_of_jobs_can_be_named_at_once(balsam: Balsam, db: Database) -> None:
     with db.read() as cx:
-        many = queries.JobFilter(which=(*(f"#{n}" for n in range(2, 5000)), "prepare"))
-        assert queries.job_ids(cx, many) == [1, 2, 3, 4, 5]
+        many = {"which": [*(f"#{n}" for n in range(2, 5000)), "prepare"]}
+        assert select.job_ids(cx, many) == [1, 2, 3, 4, 5]
 
 
 def test_digits_are_the_number_for_the_commands_of_the_workshop(balsam: Balsam, db: Database) -> None:
@@ -200,7 +200,7 @@ def test_the_commands_of_the_workshop_change_nothing_where_a_word_fits_none_or_s
         ):  # fmt: skip
             assert (words, balsam(*words)[:2]) == (words, (code, ""))
     with db.read() as cx:
-        assert queries.state_counts(cx) == {"CREATED": 5}
+        assert select.count_states(cx) == {"CREATED": 5}
 
 
 def test_python_takes_the_same_words_and_a_number_is_the_number(db: Database) -> None:

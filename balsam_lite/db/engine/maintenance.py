@@ -15,7 +15,7 @@ from ...core import files
 from ...core.clock import SystemClock
 from ...core.errors import DatabaseBusy, DatabaseEmptied, DatabaseError, DatabaseFull, InputError, NotABalsamDB
 from ...core.settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
-from ..query import queries
+from ..query import select
 from ..store import leases, pieces, tags
 from . import binding, connection, directories, filesystem, migrations
 from .connection import Database
@@ -181,7 +181,7 @@ def _size_of(path: str) -> int:
 
 
 def _counts(cx: sqlite3.Connection, expiry_s: float) -> dict[str, Any]:
-    states = queries.state_counts(cx)
+    states = select.count_states(cx)
     tables = {
         "applications": "app",
         "events": "event",

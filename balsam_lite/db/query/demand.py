@@ -17,7 +17,7 @@ from ...core.clock import SECOND_US
 from ..engine.schema import UNSETTLED
 from ..store import claims, hidden
 from ..store.claims import Shape, StartableIndex
-from . import queries
+from . import select
 
 #: Entries of an index that are counted one by one, of equal jobs and in all. A hundred thousand take 10 ms.
 _MOST_EQUAL, _MOST = 100_000, 200_000
@@ -43,7 +43,7 @@ def startable(cx: sqlite3.Connection) -> list[Work]:
     """All jobs that a launcher could take now, reserved or not. Exact but where there are very many equal ones."""
     found, cut = _counted(cx, [*claims.sources(), claims.source_of_suspects()])
     if cut:
-        counts = queries.state_counts(cx)
+        counts = select.count_states(cx)
         unseen = sum(counts.get(state, 0) for state in _STARTABLE_STATES) - sum(found.values())
         for place, key in enumerate(cut):
             found[key] += max(0, unseen * (place + 1) // len(cut) - unseen * place // len(cut))

@@ -15,7 +15,7 @@ from ...core.clock import SECOND_US
 from ..engine.schema import VISIBLE, sql_list
 from ..store import hidden, waits
 from ..store.leases import Watch
-from . import queries
+from . import queries, select
 
 _UNENDED = tuple(state for state in states.STATES if state not in states.END_STATES)
 #: Loops in shells and scripts add jobs in shorter intervals than this, in seconds.
@@ -77,7 +77,7 @@ def what_may_come(
 def state_counts(cx: sqlite3.Connection, scope: Scope, wanted: tuple[str, ...]) -> Counter[str]:
     """Return how many jobs in the scope are in each of the states `wanted`; with a filter, read every such job."""
     if scope == Scope():
-        counts = queries.state_counts(cx)
+        counts = select.count_states(cx)
         return Counter({state: counts[state] for state in wanted if counts.get(state)})
     launch = "" if scope.launch is None else f" AND queued_launch_id = {scope.launch:d}"
     where = f"state IN ({sql_list(wanted)}){launch} AND {VISIBLE}"
@@ -90,7 +90,7 @@ def _unended(cx: sqlite3.Connection, scope: Scope) -> str:
         query = f"""SELECT 1 FROM job INDEXED BY job_queued_launch
             WHERE queued_launch_id = ? AND state IN ({sql_list(_UNENDED)}) LIMIT 1"""
         return "jobs planned for this launch that have not ended" if cx.execute(query, (scope.launch,)).fetchone() else ""
-    counts = queries.state_counts(cx)
+    counts = select.count_states(cx)
     found = {state: counts[state] for state in _UNENDED if counts.get(state)}
     if not found:
         return ""
@@ -120,5 +120,5 @@ def _has_any(cx: sqlite3.Connection, scope: Scope) -> bool:
         rows = cx.execute(f"SELECT workflow, tags FROM job WHERE id IN ({with_tag})", (*scope.tags[0], _MAX_ROWS))
         return any(_matches(scope, workflow, tags) for workflow, tags in rows)
     if scope.workflow is None:
-        return bool(queries.state_counts(cx))
+        return bool(select.count_states(cx))
     return any(queries.matches_workflow(name, scope.workflow) for name in queries.workflows(cx))

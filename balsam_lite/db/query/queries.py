@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ...core import field_specs, states
@@ -33,48 +33,6 @@ _CANDIDATES = 10
 TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
 #: The jobs that have a pair, likewise. In a query that is sorted by something else, SQLite still starts from here.
 JOBS_WITH = f"SELECT job FROM job_tag WHERE tag = {TAG}"
-
-
-class JobFilter(NamedTuple):
-    """Which jobs to list; what is given must hold all at once. Texts match anywhere and whatever the case."""
-
-    name: str = ""
-    which: tuple[str, ...] = ()  # words that name jobs, see `fitting`; a job fits one of them
-    states: tuple[str, ...] = ()
-    workflow: str = ""
-    exact_workflow: str | None = None
-    application: str = ""
-    tags: Mapping[str, str] = {}
-
-    def where(self) -> tuple[str, list[Any]]:
-        """A condition on table job, without the word WHERE, and its parameters."""
-        terms: list[str] = []
-        parameters: list[Any] = []
-        for column, text in (("name", self.name), ("workflow", self.workflow), ("application", self.application)):
-            if text:
-                terms.append(f"{column} LIKE ? ESCAPE '\\'")
-                parameters.append(f"%{_escaped(text)}%")
-        if self.exact_workflow is not None:
-            terms.append("workflow = ?")
-            parameters.append(self.exact_workflow)
-        if self.which:
-            term, values = fitting_any(self.which)
-            terms.append(term)
-            parameters += values
-        if self.states:
-            terms.append(f"state IN ({', '.join('?' * len(self.states))})")
-            parameters += self.states
-        if self.tags:
-            term, pairs = has_all(self.tags.items())
-            terms.append(term)
-            parameters += pairs
-        return " AND ".join([*terms, VISIBLE]), parameters
-
-
-def has_all(tags: Iterable[tuple[str, str]], column: str = "id") -> tuple[str, list[str]]:
-    """A condition on table job, that a job has all these pairs, and its parameters."""
-    pairs = list(tags)
-    return " AND ".join([f"{column} IN ({JOBS_WITH})"] * len(pairs)) or "1", [word for pair in pairs for word in pair]
 
 
 def _escaped(text: str) -> str:
@@ -200,60 +158,9 @@ def check_columns(names: Iterable[str]) -> list[str]:
     return columns
 
 
-def jobs(
-    cx: sqlite3.Connection,
-    only: JobFilter = JobFilter(),
-    columns: Sequence[str] = JOB_COLUMNS,
-    order: str = "id",
-    limit: int | None = None,
-) -> list[tuple[Any, ...]]:
-    """Rows of the jobs that match, with these columns. `order` is a column, with `-` before it the other way round."""
-    return list(iterate_jobs(cx, only, columns, order, limit))
-
-
-def iterate_jobs(
-    cx: sqlite3.Connection,
-    only: JobFilter = JobFilter(),
-    columns: Sequence[str] = JOB_COLUMNS,
-    order: str = "id",
-    limit: int | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """As `jobs`, row by row."""
-    where, parameters = only.where()
-    column = check_columns([order.lstrip("-")])[0]
-    direction = "DESC" if order.startswith("-") else "ASC"
-    sorting = f"id {direction}" if column == "id" else f"{column} {direction}, id"
-    # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
-    hint = "NOT INDEXED" if only == JobFilter() and column == "id" else ""
-    sql = f"SELECT {', '.join(columns)} FROM job {hint} WHERE {where} ORDER BY {sorting} LIMIT ?"
-    yield from cx.execute(sql, [*parameters, -1 if limit is None else limit])
-
-
-def count_jobs(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> int:
-    """How many jobs match. Without a filter but states it reads the counters, whatever the number of jobs."""
-    if only == JobFilter(states=only.states):
-        counts = state_counts(cx)
-        return sum(counts.get(state, 0) for state in only.states or counts)
-    where, parameters = only.where()
-    return int(cx.execute(f"SELECT count(*) FROM job WHERE {where}", parameters).fetchone()[0])
-
-
-def state_counts(cx: sqlite3.Connection, only: JobFilter = JobFilter()) -> dict[str, int]:
-    """State -> number of jobs, of the states that have any."""
-    if only == JobFilter():
-        return dict(cx.execute("SELECT state, jobs FROM state_count WHERE jobs > 0"))
-    where, parameters = only.where()
-    return dict(cx.execute(f"SELECT state, count(*) FROM job WHERE {where} GROUP BY state", parameters))
-
-
 def end_counts(cx: sqlite3.Connection) -> dict[str, int]:
     """Return the number of jobs in each final state, from the counters."""
     return dict(cx.execute(f"SELECT state, jobs FROM state_count WHERE state IN ({_ENDS})"))
-
-
-def job_ids(cx: sqlite3.Connection, only: JobFilter) -> list[int]:
-    """The numbers of the jobs that match."""
-    return [row[0] for row in iterate_jobs(cx, only, ("id",))]
 
 
 def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:

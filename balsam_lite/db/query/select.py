@@ -148,11 +148,26 @@ def statement(columns: str, only: Conditions, order: str = "", start: int = 0, s
     return Term(sql, [*parameters, *by_parameters, *limits(start, stop)])
 
 
-def job_rows(
-    cx: sqlite3.Connection, where: Given, columns: Sequence[str], order: str = "", limit: int | None = None
+def iterate_job_rows(
+    cx: sqlite3.Connection,
+    where: Given = EVERY,
+    columns: Sequence[str] = queries.JOB_COLUMNS,
+    order: str = "",
+    limit: int | None = None,
 ) -> Iterator[tuple[Any, ...]]:
     """Yield these columns (or other expressions of SQL) of the jobs that match, in their stored form."""
     yield from execute(cx, *statement(", ".join(columns), _conditions(cx, where), order, 0, limit))
+
+
+def job_rows(
+    cx: sqlite3.Connection,
+    where: Given = EVERY,
+    columns: Sequence[str] = queries.JOB_COLUMNS,
+    order: str = "",
+    limit: int | None = None,
+) -> list[tuple[Any, ...]]:
+    """Return these columns (or other expressions of SQL) of the jobs that match, in their stored form."""
+    return list(iterate_job_rows(cx, where, columns, order, limit))
 
 
 def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
@@ -183,7 +198,7 @@ def listed_jobs(
 ) -> Iterator[Row]:
     """Yield the jobs that match, in order, with all fields as `jobs_page` has them, and `more`."""
     columns = {**LISTED, **more}
-    rows = read_rows(job_rows(cx, where, [column.sql for column in columns.values()], order, limit), columns)
+    rows = read_rows(iterate_job_rows(cx, where, [column.sql for column in columns.values()], order, limit), columns)
     while some := list(islice(rows, _AT_ONCE)):
         yield from _with_reasons(cx, some)
 

@@ -33,7 +33,7 @@ from balsam_lite.launcher.multinode import messages
 from balsam_lite.launcher.multinode.channel import Channel
 from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
 from balsam_lite.launcher.placement import Node, NodePool, Placement
-from balsam_lite.launcher.runner import Finished
+from balsam_lite.launcher.run_results import Finished
 
 #: From node to node, in seconds. A rank looks for messages every millisecond or two while there are any.
 _LATENCY_S = 0.002

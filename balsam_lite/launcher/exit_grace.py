@@ -16,7 +16,8 @@ from ..core import states
 from ..core.clock import SECOND_US, Clock
 from ..db.store.claims import Claim, Shape
 from .placement import Placement
-from .runner import Finished, Runner
+from .run_results import Finished
+from .runner import Runner
 
 #: So long may the launcher's own SIGTERM come after its jobs', in seconds: on one node; and where each is told on its own.
 _GRACE_S, _GRACE_ON_MANY_NODES_S = 0.5, 2.0

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
-from ..core import field_specs, outputs, states
-from ..core.clock import SECOND_US, Clock, format_us
-from ..core.errors import InvalidSpec, LaunchError, MachineTrouble, SpawnFailed
+from ..core import states
+from ..core.clock import SECOND_US, Clock
+from ..core.errors import LaunchError, SpawnFailed
 from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all
 from ..db.store.claims import Claim, RunResult, Shape, unstarted
-from . import steps
 from .exec import children, hardware, invocation, leftovers, mpi_use
 from .exec.hardware import CpuSet
-from .exec.mpi_use import BUSY, NODE, REFUSED, StartFailure
-from .exec.spawn_helper import ABANDONED, BY_ITSELF, Request
+from .exec.invocation import Invocation
+from .exec.spawn_helper import BY_ITSELF, Request
 from .exec.spawner import Ended, Failed, Leftover, Lost, Spawner, Started, Withdrawn
 from .exec.trouble import Machine
 from .failpoints import failpoint
 from .placement import Placement
+from .run_results import Finished, LiveRun, ResultReader
 
 log = logging.getLogger(__name__)
 
@@ -36,51 +33,12 @@ log = logging.getLogger(__name__)
 _LAST_S = 3.0
 #: How often to look for MPI commands that do not start anything, and among runs of which age, in seconds.
 _STUCK_PERIOD_S, _STUCK_S = 2.0, 300.0
-#: Bytes of the end of a run's output that are read for messages of the MPI command.
-_OUTPUT_BYTES = 16_384
-#: A job that the MPI command refuses this often, without a sign that a node or Slurm is to blame, has failed.
-_MOST_REFUSALS = 4
 #: A tree that is being stopped is looked at this often, in seconds.
 STOP_PERIOD_S = 0.02
 #: Processes that a run has left are given this number of seconds to end: the first command of a pipeline often ends last.
 _LINGER_S = 0.1
-_MAX_NAMES, _MOST_LEFT = 5, 100
-_NO_RESULT = "The program ended with exit code 0 before its function returned: by os._exit(), or as another program (os.exec…)"
-
-
-class _Run:
-    """A live process of one attempt."""
-
-    __slots__ = (
-        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "left", "mark", "members", "pid", "place",
-        "reached_us", "start", "started_us", "stop_result", "told_us"
-    )  # fmt: skip
-
-    def __init__(self, claim: Claim, place: Placement | None, started: Started, mark: bytes) -> None:
-        self.claim, self.place, self.mark = claim, place, mark
-        _, self.pid, self.start, self.started_us = started
-        self.ended: Ended | Lost | None = None
-        self.is_replaced = False  # a queued job has its place
-        self.left: list[Leftover] = []  # what it left running when it ended by itself
-        self.failure: StartFailure | None = None  # why it is being stopped: its MPI command waits for what it cannot start
-        # While it is being stopped:
-        self.stop_result = ""  # what a run that did not end by itself counts as
-        self.told_us: int | None = None  # when it was told to stop, because the launcher stops
-        self.kill_at = 0.0
-        self.members: list[Process] = []
-        self.reached_us: int | None = None  # when processes of it outside of its group were signalled
-        self.is_spared = False  # its MPI command has not been told, as that would kill the ranks at once
-
-
-class Finished(NamedTuple):
-    """A run that is over, and the place that is free again."""
-
-    exit: RunResult
-    place: Placement | None  # None: it was reported as free before, or a queued job has it
-    is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `ExitGraceRunner`
-    trouble: MachineTrouble | None = None  # why it could not start or failed; the job goes back
-    is_repeated: bool = False  # see `is_doubted`
-    lost_hosts: tuple[str, ...] = ()  # nodes that do not answer any more
+#: Processes that runs have left are looked through for those that still live, above this number.
+_MAX_LEFT = 100
 
 
 class Runner(Protocol):
@@ -157,7 +115,7 @@ class LocalRunner:
     def __init__(
         self, context: invocation.Context, clock: Clock, tail_lines: int, spawner: Spawner, cpus: Sequence[int] = ()
     ) -> None:
-        self._context, self._clock, self._tail_lines = context, clock, tail_lines
+        self._context, self._clock = context, clock
         self._spawner = spawner
         self._channel = spawner.channel()  # programs of jobs; the key is the job's number
         self._asking = spawner.channel()  # programs that ask ranks to end
@@ -166,22 +124,23 @@ class LocalRunner:
         self._handed_on: set[int] = set()  # of the queued ones those that a spawn helper has
         self._withdrawing: set[int] = set()  # of these those that it is to give back
         self._withdrawn: list[Claim] = []
-        self._runs: dict[int, _Run] = {}
-        self._stopping: dict[int, _Run] = {}
+        self._runs: dict[int, LiveRun] = {}
+        self._stopping: dict[int, LiveRun] = {}
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # what to do when it is started
-        self._lingering: list[tuple[float, _Run]] = []  # ended well, with processes that may be about to end; until when
+        self._lingering: list[tuple[float, LiveRun]] = []  # ended well, with processes that may be about to end; until when
         self._left: dict[int, list[Process]] = {}  # what jobs have left running, to be ended before they run again
         self._delayed: dict[int, tuple[float, list[Process]]] = {}  # of those that start, what has to end first, by when
-        self._most_left = _MOST_LEFT  # more are looked through for what still lives
+        self._most_left = _MAX_LEFT  # more are looked through for what still lives
         self._orphans: list[Process] = []  # what dead spawn helpers had adopted, now children of this process
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
         self._lanes: dict[Shape, int] = {}
         self._machine = Machine(context.data_directory)
         self.started = 0  # number of programs
         self.started_from_queue = 0  # of those
+        self._results = ResultReader(context, clock, tail_lines, self._machine)
+        self._made: dict[int, Invocation] = {}  # by job, until it has ended
         self._cpus = CpuSet(cpus)
         self._pinned: dict[int, tuple[int, ...]] = {}  # by job
-        self._refused: Counter[int] = Counter()  # how often the MPI command did not start a job
         self._look_for_stuck_at = 0.0
 
     @property
@@ -266,7 +225,7 @@ class LocalRunner:
         self._handed_on.discard(job)
         self._withdrawing.discard(job)
         self._stop_at_once.pop(job, None)
-        self._remove_payload(claim)
+        self._forget(claim)
         self._withdrawn.append(claim)
 
     def withdrawn(self) -> list[Claim]:
@@ -275,51 +234,25 @@ class LocalRunner:
         return found
 
     def _request(self, claim: Claim, place: Placement) -> Request:
-        argv = invocation.argv(claim, place, self._context)
-        own = invocation.environment(claim, place, self._context)
-        directory, output = invocation.workdir(claim, self._context), field_specs.output_name(claim.name)
-        search = own.get(b"PATH") or self._context.environ.get(b"PATH")
-        program = children.find_program(argv[0], search, directory)
+        made = self._made[claim.job] = invocation.make_invocation(claim, place, self._context)
+        search = made.environ.get(b"PATH") or self._context.environ.get(b"PATH")
+        program = children.find_program(made.argv[0], search, made.directory)
         trouble = self._machine.data_trouble()
         if trouble:
             raise trouble
-        is_generated = outputs.is_generated(claim.workdir, claim.job_id)
         return Request(
             claim.job,
             program,
-            [os.fsencode(word) for word in argv],
-            own,
-            directory,
-            output,
+            [os.fsencode(word) for word in made.argv],
+            made.environ,
+            made.directory,
+            made.output,
             root=self._context.data_directory,
-            renew=(claim.job_id, claim.attempt, is_generated),
-            prepare=self._preparation(claim, own, directory, is_generated),
+            renew=(claim.job_id, claim.attempt, made.is_generated),
+            prepare=invocation.preparation(claim, made, self._context),
             cpus=self._pin(claim, place),
             lane=self._lanes.setdefault(claim.shape, len(self._lanes) + 1),
         )
-
-    def _preparation(self, claim: Claim, own: Mapping[bytes, bytes], directory: str, is_generated: bool) -> bytes:
-        """Return what is to be done in its directory just before it starts, as `Request.prepare` has it."""
-        # A launcher that is killed between the claim and the start leaves a job that counts as prepared and has no links. Links
-        # are made before the output file, so a job without that file has not been started. One that has keeps what it changed.
-        links = claim.parents != "[]" and (
-            claim.state in states.UNPREPARED_STATES
-            or not os.path.lexists(outputs.find(directory, field_specs.output_name(claim.name), claim.job_id, is_generated))
-        )
-        path = invocation.payload_path(claim, self._context)
-        names_parents = invocation.has_parent_files(own)
-        if not (links or path or names_parents):
-            return b""
-        calls: list[tuple[Callable[..., object], tuple[object, ...]]] = []
-        if links and claim.input_files:
-            calls.append((steps.link_inputs, steps.inputs_of(claim, self._context)))
-        if path:
-            calls.append(
-                (steps.write_payload, (path, invocation.make_payload(claim, self._context), not claim.command_template))
-            )
-        if names_parents:
-            calls.append((invocation.give_parents, (claim, own)))
-        return pickle.dumps(calls)
 
     def _pin(self, claim: Claim, place: Placement) -> tuple[int, ...]:
         """The CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
@@ -329,20 +262,16 @@ class LocalRunner:
         self._pinned[claim.job] = self._cpus.take(number)
         return self._pinned[claim.job]
 
-    def _unpin(self, claim: Claim) -> None:
+    def _forget(self, claim: Claim) -> None:
+        """Release the CPUs of a job whose attempt is over, and remove its payload."""
         if self._pinned:
             self._cpus.release(self._pinned.pop(claim.job, ()))
-
-    def _remove_payload(self, claim: Claim) -> None:
-        """Remove what its program had to know, and has read."""
-        with suppress(OSError, InvalidSpec):
-            path = invocation.payload_path(claim, self._context)
-            if path:
-                os.unlink(path)
+        made = self._made.pop(claim.job, None)
+        if made is not None:
+            made.remove_payload()
 
     def _refuse(self, claim: Claim, place: Placement | None, exc: Exception) -> None:
-        self._unpin(claim)
-        self._remove_payload(claim)
+        self._forget(claim)
         now_us = self._clock.now_us()
         trouble = self._machine.trouble_behind(exc)
         if trouble is not None:
@@ -397,7 +326,7 @@ class LocalRunner:
         claim, place = self._taken_out(job)
         to_stop = self._stop_at_once.pop(job, None)
         self.started += 1
-        self._runs[job] = _Run(claim, place, started, invocation.mark(claim, self._context))
+        self._runs[job] = LiveRun(claim, place, started, self._made[job])
         failpoint("after-spawn")
         if to_stop:
             self.stop([job], *to_stop)
@@ -443,7 +372,7 @@ class LocalRunner:
                 if run.ended.returncode:
                     run.members, run.kill_at = members, now + _LAST_S
                     self._stopping[run.claim.job] = run
-                    signal_all([*members, *descendants(self._leaders(run), [run.mark])], signal.SIGTERM)
+                    signal_all([*members, *descendants(self._leaders(run), [run.made.mark])], signal.SIGTERM)
                     continue
                 self._keep_in_mind(run.claim.job, members)
             self._over.append(self._finish(run))
@@ -452,7 +381,7 @@ class LocalRunner:
         self._left[job] = members
         if len(self._left) > self._most_left:
             self._left = {job: left for job, members in self._left.items() if (left := living(members))}
-            self._most_left = 2 * len(self._left) + _MOST_LEFT
+            self._most_left = 2 * len(self._left) + _MAX_LEFT
 
     def _is_delayed(self, claim: Claim, place: Placement) -> bool:
         """Return whether a job has to wait for the end of what an earlier attempt has left here; it is started by `poll`."""
@@ -483,7 +412,7 @@ class LocalRunner:
         if run is None:  # it may have been started all the same
             claim, place = self._taken_out(lost.key)
             self._stop_at_once.pop(lost.key, None)
-            run = _Run(claim, place, Started(lost.key, 0, "", self._clock.now_us()), invocation.mark(claim, self._context))
+            run = LiveRun(claim, place, Started(lost.key, 0, "", self._clock.now_us()), self._made[lost.key])
             self._runs[lost.key] = run
         run.ended, run.kill_at = lost, self._clock.monotonic() + _LAST_S
         self._stopping[lost.key] = run
@@ -510,19 +439,10 @@ class LocalRunner:
         for run in [run for run in self._runs.values() if now_us - run.started_us < _STUCK_S * SECOND_US]:
             if run.ended or run.stop_result:
                 continue
-            failure = self._context.mpi.judge(run.claim, _placed(run), None, partial(self._output, run))
+            failure = self._results.start_failure(run, None)
             if failure is not None:
                 run.failure = failure
                 self.stop([run.claim.job], states.RUN_ERROR, _LAST_S)
-
-    def _output(self, run: _Run) -> tuple[str, bool]:
-        """Return the end of a run's output, and whether that is all of it."""
-        path = self._output_path(run)
-        try:
-            size = os.stat(path, follow_symlinks=False).st_size
-        except OSError:
-            return "", False
-        return children.tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
@@ -540,9 +460,9 @@ class LocalRunner:
             self._stop(runs, result, grace_s)
         self._spawner.flush()
 
-    def _stop(self, runs: Sequence[_Run], result: str, grace_s: float) -> None:
+    def _stop(self, runs: Sequence[LiveRun], result: str, grace_s: float) -> None:
         told_us = self._clock.now_us() if result == states.RUN_TIMEOUT else None
-        by_manner: dict[str, list[_Run]] = {}
+        by_manner: dict[str, list[LiveRun]] = {}
         for run in runs:
             run.stop_result, run.told_us, run.kill_at = result, told_us, self._clock.monotonic() + grace_s
             self._stopping[run.claim.job] = run
@@ -576,11 +496,11 @@ class LocalRunner:
             return False
         return True
 
-    def _terminate(self, runs: Sequence[_Run]) -> None:
+    def _terminate(self, runs: Sequence[LiveRun]) -> None:
         """SIGTERM to all processes of those runs on this host, but to the command of one that is spared."""
         if not runs:
             return
-        everything = descendants([(run.pid, run.start) for run in runs], [run.mark for run in runs])
+        everything = descendants([(run.pid, run.start) for run in runs], [run.made.mark for run in runs])
         for run in runs:
             run.members = [p for p in everything if run.pid in (p.pid, p.session, p.group)]
             # The group in one go: a shell that outlived its child by a moment would start the next command.
@@ -613,18 +533,18 @@ class LocalRunner:
                 finished.append(self._finish(run))
         return finished
 
-    def _left_behind(self, run: _Run) -> bool:
+    def _left_behind(self, run: LiveRun) -> bool:
         """Whether processes of the run live that nobody knows of yet; they become members."""
-        run.members = descendants(self._leaders(run), [run.mark])
+        run.members = descendants(self._leaders(run), [run.made.mark])
         return bool(run.members)
 
-    def _leaders(self, run: _Run) -> list[tuple[int, str]]:
+    def _leaders(self, run: LiveRun) -> list[tuple[int, str]]:
         """Return pid and start of a run's session leader, which may have ended; as recorded if its helper did not tell."""
-        return [(run.pid, run.start)] if run.pid else leftovers.leaders_of(self._context.db_directory, [run.mark])
+        return [(run.pid, run.start)] if run.pid else leftovers.leaders_of(self._context.db_directory, [run.made.mark])
 
-    def _kill(self, runs: Iterable[_Run]) -> None:
+    def _kill(self, runs: Iterable[LiveRun]) -> None:
         for run in runs:
-            found = [*living(run.members), *descendants(self._leaders(run), [run.mark])]
+            found = [*living(run.members), *descendants(self._leaders(run), [run.made.mark])]
             spared = [one for one in found if one.group == run.pid] if run.is_spared else []
             if spared:
                 # Killed itself, it would leave its ranks on other nodes behind.
@@ -637,43 +557,16 @@ class LocalRunner:
             if not run.ended:  # without /proc nothing was found
                 self._channel.signal(run.claim.job, signal.SIGKILL, is_group=True)
 
-    def _finish(self, run: _Run) -> Finished:
-        claim = run.claim
-        del self._runs[claim.job]
-        self._unpin(claim)
-        self._remove_payload(claim)
-        assert run.ended is not None
+    def _finish(self, run: LiveRun) -> Finished:
+        del self._runs[run.claim.job]
+        self._forget(run.claim)
         failpoint("after-exit")
         if isinstance(run.ended, Lost):
             reap_adopted([run.pid, *(one.pid for one in [*run.members, *self._orphans])])
-        if isinstance(run.ended, Lost) or run.ended.end == ABANDONED:
-            return self._not_finished(run)
-        code = run.ended.returncode
-        failure = run.failure
-        if failure is None and not run.stop_result:
-            failure = self._context.mpi.judge(claim, _placed(run), code, partial(self._output, run))
-        if failure is not None and run.told_us is None:
-            return self._not_run(run, failure)
-        result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
-        message = children.reason(code) if code else ""
-        if run.left:
-            message = f"{message}; {_left_words(run.left)}" if message else _left_words(run.left).capitalize()
-        if run.told_us is not None:
-            message = f"Told to stop at {format_us(run.told_us)}, {message if code < 0 else f'ended with {code}'}"
-        output = self._tail(run) if code else ""
-        message = f"{message}: {output}" if output else message
-        trouble = None
-        if result == states.RUN_DONE and run.told_us is None and self._has_no_result(claim):
-            result, message = states.RUN_ERROR, _NO_RESULT
-        if result == states.RUN_ERROR and not run.stop_result:
-            trouble = self._trouble_at_the_end()
-            if trouble is not None:  # a restart, which counts: it may be this job that fills the disk
-                result, message = states.RESTART_READY, f"{trouble.message}; the run ended: {message}"
-        ended = RunResult(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
-        place = None if run.is_replaced else run.place
-        if place is not None and result == states.RUN_DONE and not run.stop_result:
-            place = self._refill(place)
-        return Finished(ended, place, trouble=trouble)
+        finished = self._results.read(run)
+        if finished.place is not None and finished.exit.result == states.RUN_DONE and not run.stop_result:
+            return finished._replace(place=self._refill(finished.place))
+        return finished
 
     def _refill(self, place: Placement) -> Placement | None:
         """Start a queued job that no helper has in the place of a run that has ended; return the place if there is none."""
@@ -686,86 +579,13 @@ class LocalRunner:
                     return None
         return place
 
-    def _not_finished(self, run: _Run) -> Finished:
-        """Return the end of a run that its launcher or helper has lost: the job goes back."""
-        claim, is_dead = run.claim, isinstance(run.ended, Lost)
-        message = "Its spawn helper died" if is_dead else "Ended because its launcher gave no sign of life"
-        started_us = run.started_us if run.pid else None
-        back = RunResult(claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, self._clock.now_us())
-        return Finished(back._replace(is_counted=False, is_death=is_dead and not run.stop_result), run.place)
 
-    def _not_run(self, run: _Run, failure: StartFailure) -> Finished:
-        """Return the end of a run that was not started or whose node died: the job goes back, unless it is itself at fault."""
-        claim = run.claim
-        assert isinstance(run.ended, Ended)
-        started_us = run.started_us if failure.had_started else None
-        message = f"{'Lost its node' if failure.had_started else 'Not started'}: {failure.words}"
-        back = RunResult(
-            claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, run.ended.ended_us, is_counted=False
-        )
-        if failure.kind == BUSY:
-            return Finished(back, run.place, trouble=MachineTrouble(failure.words))
-        if failure.kind == NODE:
-            return Finished(back, run.place, lost_hosts=failure.hosts)
-        self._refused[claim.job] += 1
-        times = self._refused[claim.job]
-        is_own = failure.kind == REFUSED and (claim.mpi_flags or "SLURM_" in claim.environ_vars)
-        if is_own or times >= _MOST_REFUSALS:
-            again = f" {times} times" if times > 1 else ""
-            message = f"The MPI command did not run it{again}: {failure.words}"
-            back = back._replace(result=states.RUN_ERROR, return_code=run.ended.returncode, message=message)
-            return Finished(back, run.place)
-        return Finished(back, run.place, trouble=MachineTrouble(failure.words, scope=f"job {claim.label}"))
-
-    def _has_no_result(self, claim: Claim) -> bool:
-        """Return whether the program should have left a result, and has not."""
-        path = invocation.result_path(claim, self._context)
-        if not path or os.path.lexists(path):
-            return False
-        try:
-            return os.path.basename(path) not in os.listdir(os.path.dirname(path))  # NFS may remember that it was not there
-        except OSError:
-            return True
-
-    def _trouble_at_the_end(self) -> MachineTrouble | None:
-        """Return the trouble because of which a run probably failed: data/ cannot be written."""
-        reason = self._machine.why_data_fails()
-        return MachineTrouble(reason) if reason else None
-
-    def _tail(self, run: _Run) -> str:
-        return children.tail(self._output_path(run), self._tail_lines)
-
-    def _output_path(self, run: _Run) -> str:
-        claim = run.claim
-        directory, is_generated = invocation.workdir(claim, self._context), outputs.is_generated(claim.workdir, claim.job_id)
-        return outputs.find(directory, field_specs.output_name(claim.name), claim.job_id, is_generated)
-
-
-def _left_words(left: Sequence[Leftover]) -> str:
-    """Return what a run has left running, in words.
-
-    >>> _left_words([Leftover("sleep", Process(7, 1, 7, 7, "1"))] * 3)
-    'left 3 processes running: sleep (3)'
-    """
-    names = [
-        f"{name or '?'} ({number})" if number > 1 else name or "?"
-        for name, number in Counter(one.name for one in left).most_common()
-    ]
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return f"left {len(left)} process{'es' if len(left) > 1 else ''} running: {', '.join(names[:_MAX_NAMES])}{more}"
-
-
-def _placed(run: _Run) -> Placement:
-    assert run.place is not None  # its start was heard of together with the end of its predecessor
-    return run.place
-
-
-def _is_in_shell(run: _Run) -> bool:
+def _is_in_shell(run: LiveRun) -> bool:
     """Whether a shell runs its line, and the MPI command in that."""
     return bool(run.claim.command_template) and children.is_shell(run.pid)
 
 
-def _started_by_shell(run: _Run) -> list[Process]:
+def _started_by_shell(run: LiveRun) -> list[Process]:
     """The MPI command of a line that a shell runs, and what it has started beside it; the shell passes nothing on to them."""
     if not _is_in_shell(run):
         return []

@@ -22,7 +22,7 @@ from ..core import field_specs, outputs, states
 from ..core.errors import LaunchError, MachineTrouble
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
-from ..pyapps import payload, python_argv, result_file
+from ..pyapps import python_argv
 from .exec import children, invocation, leftovers
 from .exec.spawn_helper import ABANDONED, Request
 from .exec.spawner import Answer, Ended, Failed, Spawner, Started
@@ -234,7 +234,7 @@ class Steps:
         directory = invocation.workdir(claim, self._context)
         self._make_directory(directory)
         if claim.input_files and claim.parents != "[]":
-            link_inputs(*inputs_of(claim, self._context))
+            links.link_inputs(directory, claim.name, invocation.parents(claim, self._context), claim.input_files)
         if claim.stage_in_url and claim.state != states.STAGED_IN:
             from .staging import transfers
 
@@ -361,35 +361,6 @@ class Steps:
 
     def _end_run(self, task: _Task, grace_s: float) -> None:
         leftovers.end_runs(self._context.db_directory, grace_s, runs=[invocation.mark(task.claim, self._context)])
-
-
-def inputs_of(claim: Claim, context: invocation.Context) -> tuple[str, str, list[links.Parent], str]:
-    """Return the arguments of `link_inputs` for a job."""
-    return invocation.workdir(claim, context), claim.name, invocation.parents(claim, context), claim.input_files
-
-
-def link_inputs(directory: str, name: str, parents: list[links.Parent], input_files: str) -> None:
-    """Link the files that a job wants of its parents into its working directory.
-
-    Raises:
-        LaunchError: with the reason.
-    """
-    links.link_inputs(directory, name, parents, input_files)
-
-
-def write_payload(path: str, given: payload.TaskPayload, returns_result: bool) -> None:
-    """Write what its program needs to know that runs the job's Python class; what an earlier attempt returned goes.
-
-    Raises:
-        LaunchError: with the reason.
-    """
-    try:
-        if returns_result:
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(os.path.dirname(path), result_file.file_name(given.job["job_id"])))
-        payload.write(path, given)
-    except OSError as exc:
-        raise LaunchError(f"{path} cannot be written: {exc.strerror}") from exc
 
 
 def _handler(claim: Claim) -> tuple[str, str]:

@@ -33,7 +33,7 @@ from balsam_lite.launcher.multinode.supervisor import Plan
 from balsam_lite.launcher.multinode.worker import ConnectionLost, Worker
 from balsam_lite.launcher.placement import Node, NodePool, Placement
 from balsam_lite.launcher.resources import LauncherOptions
-from balsam_lite.launcher.runner import Finished
+from balsam_lite.launcher.run_results import Finished
 from balsam_lite.schedulers.environ import Allocation, NodeGpus
 
 HEARTBEAT_S = 10.0

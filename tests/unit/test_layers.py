@@ -42,7 +42,7 @@ ROOMS = (
     Room(
         4, "launcher",
         (
-            *(f"launcher.{name}" for name in ("steps", "runner", "exit_grace", "pacing", "reporting", "loop")),
+            *(f"launcher.{name}" for name in ("steps", "runner", "run_results", "exit_grace", "pacing", "reporting", "loop")),
             *(f"launcher.multinode.{name}" for name in ("coordinator", "worker", "channel", "messages", "mpi_transport")),
         ),
     ),

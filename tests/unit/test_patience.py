@@ -16,7 +16,7 @@ from balsam_lite.launcher.exit_grace import ExitGraceRunner
 from balsam_lite.launcher.loop import Launcher
 from balsam_lite.launcher.placement import Node, NodePool
 from balsam_lite.launcher.reporting import Limits
-from balsam_lite.launcher.runner import Finished
+from balsam_lite.launcher.run_results import Finished
 
 
 class Clock:

@@ -1,23 +1,26 @@
-"""From a claimed job to what the operating system is told: the program's words and its environment. Pure."""
+"""Turn a claimed job, once, into what is started: an `Invocation` (command line, environment, directory, output, payload)."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ...core import field_specs, parent_variables, states
-from ...core.errors import SpawnFailed, TemplateError
+from ...core import field_specs, outputs, parent_variables, states
+from ...core.errors import LaunchError, SpawnFailed, TemplateError
 from ...core.identity import Holder
 from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
 from ...db.engine import directories
 from ...db.store import claims
 from ...db.store.claims import Claim
-from ...pyapps import payload, python_argv
+from ...pyapps import payload, python_argv, result_file
 from ..placement import Placement
+from ..staging import links
 from ..staging.links import Parent
 from ..template import rendering
 from . import hardware
@@ -78,8 +81,68 @@ def make_context(
     return Context(data, common, variables, run_mark, mpi, node_mark(rank), tuple(gpu_variables), shares_host)
 
 
+class Invocation(NamedTuple):
+    """What is started for one attempt of a job."""
+
+    job_id: str
+    argv: list[str]  # the MPI start command's words, the executable's, the arguments'
+    environ: dict[bytes, bytes]  # beyond the context's, or instead of it
+    directory: str  # absolute
+    output: str  # the output file's name in it
+    is_generated: bool  # the directory's name; the output file of an earlier attempt is then renewed
+    payload_path: str  # the file that tells a Python class about its job, absolute; "" if none
+    result_path: str  # the file in which a Python function or call leaves its result, absolute; "" for other programs
+    mark: bytes  # the run mark
+
+    @property
+    def output_path(self) -> str:
+        """Find the output file, absolute."""
+        return outputs.find(self.directory, self.output, self.job_id, self.is_generated)
+
+    def remove_payload(self) -> None:
+        """Remove the payload file, which the program has read."""
+        if self.payload_path:
+            with suppress(OSError):
+                os.unlink(self.payload_path)
+
+
+def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocation:
+    """Return what is started for a claimed job at a placement.
+
+    Raises:
+        SpawnFailed: see `argv`.
+    """
+    directory = workdir(claim, context)
+    return Invocation(
+        claim.job_id,
+        argv(claim, place, context),
+        environment(claim, place, context),
+        directory,
+        field_specs.output_name(claim.name),
+        outputs.is_generated(claim.workdir, claim.job_id),
+        _payload_path(claim, directory),
+        _result_path(claim, directory),
+        mark(claim, context),
+    )
+
+
+def preparation(claim: Claim, made: Invocation, context: Context) -> bytes:
+    """Return what a spawn helper does in the job's directory just before it starts the program: pickled calls, or nothing."""
+    # A launcher that is killed between the claim and the start leaves a job that counts as prepared and has no links. Links
+    # are made before the output file, so a job without that file has not been started. One that has keeps what it changed.
+    needs_links = claim.parents != "[]" and (claim.state in states.UNPREPARED_STATES or not os.path.lexists(made.output_path))
+    calls: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+    if needs_links and claim.input_files:
+        calls.append((links.link_inputs, (made.directory, claim.name, parents(claim, context), claim.input_files)))
+    if made.payload_path:
+        calls.append((write_payload, (made.payload_path, _make_payload(claim, made), not claim.command_template)))
+    if has_parent_files(made.environ):
+        calls.append((give_parents, (claim, made.environ)))
+    return pickle.dumps(calls) if calls else b""
+
+
 def argv(claim: Claim, place: Placement, context: Context) -> list[str]:
-    """The words of the job's command line: the MPI start command's, the executable's, the arguments'; no shell reads them.
+    """Return the words of the job's command line: the MPI start command's, the executable's, the arguments'.
 
     An envscript is sourced by bash, which then becomes the program. A command template may need a shell, which then runs all.
 
@@ -144,7 +207,7 @@ def _has_preamble(claim: Claim) -> bool:
 
 
 def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
-    path, ref = payload_path(claim, context), payload.class_ref(claim.definition or "{}")
+    path, ref = _payload_path(claim, workdir(claim, context)), payload.class_ref(claim.definition or "{}")
     if not claim.command_template:
         words = [*words, path]
     if not ref.has_preamble:
@@ -152,23 +215,20 @@ def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
     return python_argv.words(ref.python, python_argv.HOOK, "launch", path, *words)
 
 
-def payload_path(claim: Claim, context: Context) -> str:
-    """The file with what the program needs to know of its job, absolute; "" if it needs none."""
+def _payload_path(claim: Claim, directory: str) -> str:
     if claim.definition in ("{}", None):
         return ""
     if claim.command_template and not _has_preamble(claim):
         return ""
-    return f"{workdir(claim, context)}/{payload.file_name(claim.job_id)}"
+    return f"{directory}/{payload.file_name(claim.job_id)}"
 
 
-def result_path(claim: Claim, context: Context) -> str:
-    """Return the file in which a Python function or call leaves its result, absolute; "" for any other program."""
+def _result_path(claim: Claim, directory: str) -> str:
     name = "" if claim.command_template else python_argv.result_name(claim.executable, claim.job_id)
-    return name and f"{workdir(claim, context)}/{name}"
+    return name and f"{directory}/{name}"
 
 
-def make_payload(claim: Claim, context: Context) -> payload.TaskPayload:
-    """Return what is to be written there."""
+def _make_payload(claim: Claim, made: Invocation) -> payload.TaskPayload:
     shape = claim.shape
     job = {
         **claims.fields_of(claim),
@@ -177,7 +237,7 @@ def make_payload(claim: Claim, context: Context) -> payload.TaskPayload:
         "name": claim.name,
         "workflow": claim.workflow,
         "app": claim.application,
-        "workdir": workdir(claim, context),
+        "workdir": made.directory,
         "attempt": claim.attempt,
         "threads_per_rank": claim.threads_per_rank,
         "threads_per_core": claim.threads_per_core,
@@ -185,6 +245,21 @@ def make_payload(claim: Claim, context: Context) -> payload.TaskPayload:
         **shape._asdict(),
     }
     return payload.TaskPayload(claim.definition or "{}", claim.parameters, shape.num_nodes * shape.ranks_per_node, job)
+
+
+def write_payload(path: str, given: payload.TaskPayload, returns_result: bool) -> None:
+    """Write a payload file, and remove what an earlier attempt returned.
+
+    Raises:
+        LaunchError: with the reason.
+    """
+    try:
+        if returns_result:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(os.path.dirname(path), result_file.file_name(given.job["job_id"])))
+        payload.write(path, given)
+    except OSError as exc:
+        raise LaunchError(f"{path} cannot be written: {exc.strerror}") from exc
 
 
 def environment(claim: Claim, place: Placement | None, context: Context) -> dict[bytes, bytes]:

@@ -17,7 +17,8 @@ from ...core.errors import MachineTrouble
 from ...db.store.claims import Claim, RunResult, Shape
 from ..exec.trouble import Setbacks
 from ..placement import Placement
-from ..runner import Finished, Runner
+from ..run_results import Finished
+from ..runner import Runner
 from . import messages
 from .channel import MAX_MESSAGE_BYTES, Channel, Message
 from .mpi_transport import Transport

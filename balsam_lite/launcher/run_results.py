@@ -1,0 +1,179 @@
+"""The result of a run that has ended, from its exit code, its output, what it left and the state of the machine."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from ..core import states
+from ..core.clock import Clock, format_us
+from ..core.errors import MachineTrouble
+from ..core.process_table import Process
+from ..db.store.claims import Claim, RunResult
+from .exec import children
+from .exec.invocation import Context, Invocation
+from .exec.mpi_use import BUSY, NODE, REFUSED, StartFailure
+from .exec.spawn_helper import ABANDONED
+from .exec.spawner import Ended, Leftover, Lost, Started
+from .exec.trouble import Machine
+from .placement import Placement
+
+#: Bytes of the end of a run's output that are read for messages of the MPI command.
+_OUTPUT_BYTES = 16_384
+#: A job fails when the MPI command has refused it this often, without a sign that a node or Slurm is the cause.
+_MAX_REFUSALS = 4
+#: Maximum number of names of processes in a message.
+_MAX_NAMES = 5
+_NO_RESULT = "The program ended with exit code 0 before its function returned: by os._exit(), or as another program (os.exec…)"
+
+
+class LiveRun:
+    """A process of one attempt, until its end is reported."""
+
+    __slots__ = (
+        "claim", "ended", "failure", "is_replaced", "is_spared", "kill_at", "left", "made", "members", "pid", "place",
+        "reached_us", "start", "started_us", "stop_result", "told_us"
+    )  # fmt: skip
+
+    def __init__(self, claim: Claim, place: Placement | None, started: Started, made: Invocation) -> None:
+        self.claim, self.place, self.made = claim, place, made
+        _, self.pid, self.start, self.started_us = started
+        self.ended: Ended | Lost | None = None
+        self.is_replaced = False  # a queued job has its place
+        self.left: list[Leftover] = []  # what it left running when it ended by itself
+        self.failure: StartFailure | None = None  # why it is being stopped: its MPI command waits for what it cannot start
+        # While it is being stopped:
+        self.stop_result = ""  # what a run that did not end by itself counts as
+        self.told_us: int | None = None  # when it was told to stop, because the launcher stops
+        self.kill_at = 0.0
+        self.members: list[Process] = []
+        self.reached_us: int | None = None  # when processes of it outside of its group were signalled
+        self.is_spared = False  # its MPI command has not been told, as that would kill the ranks at once
+
+
+class Finished(NamedTuple):
+    """A run that is over, and the place that is free again."""
+
+    exit: RunResult
+    place: Placement | None  # None: it was reported as free before, or a queued job has it
+    is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `ExitGraceRunner`
+    trouble: MachineTrouble | None = None  # why it could not start or failed; the job goes back
+    is_repeated: bool = False  # see `is_doubted`
+    lost_hosts: tuple[str, ...] = ()  # nodes that do not answer any more
+
+
+class ResultReader:
+    """Reads the results of runs.
+
+    Args:
+        tail_lines: number of lines of a failed job's output that go into its history.
+    """
+
+    def __init__(self, context: Context, clock: Clock, tail_lines: int, machine: Machine) -> None:
+        self._context, self._clock, self._tail_lines, self._machine = context, clock, tail_lines, machine
+        self._refused: Counter[int] = Counter()  # how often the MPI command did not start a job
+
+    def read(self, run: LiveRun) -> Finished:
+        """Return the result of a run that has ended."""
+        assert run.ended is not None
+        if isinstance(run.ended, Lost) or run.ended.end == ABANDONED:
+            return self._not_finished(run)
+        claim, code = run.claim, run.ended.returncode
+        failure = run.failure
+        if failure is None and not run.stop_result:
+            failure = self.start_failure(run, code)
+        if failure is not None and run.told_us is None:
+            return self._not_run(run, failure)
+        result = run.stop_result or states.RUN_ERROR if code else states.RUN_DONE
+        message, trouble = self._message(run, code), None
+        if result == states.RUN_DONE and run.told_us is None and _lacks_result(run.made.result_path):
+            result, message = states.RUN_ERROR, _NO_RESULT
+        if result == states.RUN_ERROR and not run.stop_result:
+            reason = self._machine.why_data_fails()
+            if reason:  # a restart, which counts: it may be this job that fills the disk
+                trouble = MachineTrouble(reason)
+                result, message = states.RESTART_READY, f"{reason}; the run ended: {message}"
+        ended = RunResult(claim.job, claim.attempt, result, code, message, run.started_us, run.ended.ended_us, run.told_us)
+        return Finished(ended, None if run.is_replaced else run.place, trouble=trouble)
+
+    def _message(self, run: LiveRun, code: int) -> str:
+        message = children.reason(code) if code else ""
+        if run.left:
+            message = f"{message}; {_left_words(run.left)}" if message else _left_words(run.left).capitalize()
+        if run.told_us is not None:
+            message = f"Told to stop at {format_us(run.told_us)}, {message if code < 0 else f'ended with {code}'}"
+        output = children.tail(run.made.output_path, self._tail_lines) if code else ""
+        return f"{message}: {output}" if output else message
+
+    def start_failure(self, run: LiveRun, code: int | None) -> StartFailure | None:
+        """Return why the MPI command started nothing or lost a node; `code`: None while it runs."""
+        assert run.place is not None  # its start was heard of together with the end of its predecessor
+        return self._context.mpi.judge(run.claim, run.place, code, partial(_output, run))
+
+    def _not_finished(self, run: LiveRun) -> Finished:
+        """Return the end of a run that its launcher or helper has lost: the job goes back."""
+        claim, is_dead = run.claim, isinstance(run.ended, Lost)
+        message = "Its spawn helper died" if is_dead else "Ended because its launcher gave no sign of life"
+        started_us = run.started_us if run.pid else None
+        back = RunResult(claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, self._clock.now_us())
+        return Finished(back._replace(is_counted=False, is_death=is_dead and not run.stop_result), run.place)
+
+    def _not_run(self, run: LiveRun, failure: StartFailure) -> Finished:
+        """Return the end of a run that was not started or whose node died: the job goes back, unless it is itself at fault."""
+        claim = run.claim
+        assert isinstance(run.ended, Ended)
+        started_us = run.started_us if failure.had_started else None
+        message = f"{'Lost its node' if failure.had_started else 'Not started'}: {failure.words}"
+        back = RunResult(
+            claim.job, claim.attempt, states.RESTART_READY, None, message, started_us, run.ended.ended_us, is_counted=False
+        )
+        if failure.kind == BUSY:
+            return Finished(back, run.place, trouble=MachineTrouble(failure.words))
+        if failure.kind == NODE:
+            return Finished(back, run.place, lost_hosts=failure.hosts)
+        self._refused[claim.job] += 1
+        times = self._refused[claim.job]
+        is_own = failure.kind == REFUSED and (claim.mpi_flags or "SLURM_" in claim.environ_vars)
+        if is_own or times >= _MAX_REFUSALS:
+            again = f" {times} times" if times > 1 else ""
+            message = f"The MPI command did not run it{again}: {failure.words}"
+            back = back._replace(result=states.RUN_ERROR, return_code=run.ended.returncode, message=message)
+            return Finished(back, run.place)
+        return Finished(back, run.place, trouble=MachineTrouble(failure.words, scope=f"job {claim.label}"))
+
+
+def _output(run: LiveRun) -> tuple[str, bool]:
+    """Return the end of a run's output, and whether that is all of it."""
+    path = run.made.output_path
+    try:
+        size = os.stat(path, follow_symlinks=False).st_size
+    except OSError:
+        return "", False
+    return children.tail(path, _OUTPUT_BYTES, _OUTPUT_BYTES), size <= _OUTPUT_BYTES
+
+
+def _lacks_result(path: str) -> bool:
+    """Return whether the program should have left a result, and has not."""
+    if not path or os.path.lexists(path):
+        return False
+    try:
+        return os.path.basename(path) not in os.listdir(os.path.dirname(path))  # NFS may have cached that it was not there
+    except OSError:
+        return True
+
+
+def _left_words(left: Sequence[Leftover]) -> str:
+    """Return what a run has left running, in words.
+
+    >>> _left_words([Leftover("sleep", Process(7, 1, 7, 7, "1"))] * 3)
+    'left 3 processes running: sleep (3)'
+    """
+    names = [
+        f"{name or '?'} ({number})" if number > 1 else name or "?"
+        for name, number in Counter(one.name for one in left).most_common()
+    ]
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"left {len(left)} process{'es' if len(left) > 1 else ''} running: {', '.join(names[:_MAX_NAMES])}{more}"

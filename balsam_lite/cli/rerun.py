@@ -9,7 +9,7 @@ import click
 
 from ..core import field_specs, states
 from ..db.query import queries
-from ..db.store import graph, pieces, user_actions
+from ..db.store import graph, large_writes, pieces, user_actions
 from . import output
 from .common import confirm, open_db, pairs, progress_of, say
 from .group import BalsamCommand, Choice, option
@@ -54,7 +54,7 @@ def rerun(*, chosen: Selection, downstream: bool, changes: Sequence[str], to: st
     if not yes and not confirm(f"Run {jobs(len(matching) + len(below))} again?", "--yes"):
         click.echo("Rerun aborted")
         click.get_current_context().exit(1)
-    if len(matching) + len(below) > pieces.FEW:
+    if len(matching) + len(below) > large_writes.FEW:
         with progress_of(len(matching) + len(below)) as progress:
             done = user_actions.rerun(db, matching, to, values, below, progress)
         with db.read() as cx:

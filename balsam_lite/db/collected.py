@@ -8,17 +8,28 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from ..core import import_guard
 from ..core.errors import AmbiguousJobId, DependencyCycle, DuplicateDependency, InputError, InvalidSpec
 
 if TYPE_CHECKING:
     from .engine.connection import Database
-    from .store.insert import Added
 
 #: A job: the number of one that is in the DB, or a UUID (or a unique prefix of it).
 JobRef = Union[int, str]
+
+
+class Added(NamedTuple):
+    """The jobs that were added: `number` of them, with the ids from `first` on."""
+
+    first: int
+    number: int
+    renamed: dict[int, str] = {}  # id -> UUID, of those whose drawn UUID had a short id that was taken
+
+    @property
+    def ids(self) -> range:
+        return range(self.first, self.first + self.number)
 
 
 class Batch:

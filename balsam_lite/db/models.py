@@ -39,7 +39,7 @@ from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
 from .query import batch_queries, lookups, queries, text_forms
 from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
-from .store import apps, graph, held_back, insert, user_actions
+from .store import apps, graph, held_back, insert, job_changes, user_actions
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -394,7 +394,7 @@ class BalsamJob(StoredRecord):
         """The store's part of `update`; of few jobs inside the caller's write transaction."""
         rest = {name: getattr(value, "id", value) for name, value in fields.items() if name != "state"}
         user_actions.change(
-            database, [user_actions.Change(numbers, rest, fields.get("state"), user_actions.Annotation(by=_BY_PYTHON))]
+            database, [user_actions.Change(numbers, rest, fields.get("state"), job_changes.Annotation(by=_BY_PYTHON))]
         )
 
     @classmethod

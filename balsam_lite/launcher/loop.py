@@ -20,7 +20,7 @@ from ..db.engine.filesystem import LOCAL
 from ..db.query import queries
 from ..db.query import wait_reasons as notes
 from ..db.query.outlook import FIRST_JOB, what_may_come
-from ..db.store import claims, held_back, leases, pieces
+from ..db.store import claims, held_back, large_writes, leases, pieces
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Filter, RunResult, Shape
 from ..db.store.steps import StepEnd
@@ -217,8 +217,8 @@ class Launcher:
             self._note_trouble(cx, now_us)
             reported = claims.finish(cx, self._lease, work.exits, now_us, settles=not self.stop_reason)
             ended = step_store.finish(cx, self._lease, work.step_ends, now_us)
-            self._has_large_write = pieces.is_any(cx)
-            self._has_lists = self._has_large_write and pieces.has_lists(cx)
+            self._has_large_write = large_writes.is_any(cx)
+            self._has_lists = self._has_large_write and large_writes.has_lists(cx)
             if work.news:
                 leases.refuse_lost(cx, self._lease)
             held = claims.still_held(cx, self._lease) if work.news else None

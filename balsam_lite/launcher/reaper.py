@@ -12,7 +12,7 @@ from ..core.settings import Settings
 from ..db.engine.binding import id_of
 from ..db.engine.connection import Connection, Database
 from ..db.engine.directories import RUNS
-from ..db.store import leases, suspects, waits
+from ..db.store import leases, waits
 from ..db.store.exit_rules import JobFacts
 from ..db.store.leases import Lease
 from .exec import run_file
@@ -82,7 +82,7 @@ class Reaper:
 
     def _reap(self, cx: Connection, lease: Lease, living: Collection[Lease], ran: Collection[tuple[int, int]]) -> int:
         now_us = self._clock.now_us()
-        cause = suspects.outside_cause(cx, lease, now_us, living)
+        cause = leases.outside_cause(cx, lease, now_us, living)
 
         def may_have_killed(facts: JobFacts) -> bool:
             return (

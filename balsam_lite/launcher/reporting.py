@@ -14,7 +14,7 @@ from ..core.errors import BalsamError
 from ..db.engine.connection import Connection, Database
 from ..db.query import outlook, queries, select
 from ..db.query.outlook import Scope
-from ..db.store import claims, held_back, pieces
+from ..db.store import claims, held_back, large_writes
 from ..db.store.claims import Filter, Shape
 from .exec.trouble import Pause, Setbacks
 from .placement import NodePool
@@ -59,7 +59,7 @@ class Obstacles:
         reasons = []
         self.by_shape, self.left = [], Counter(self._setbacks.reasons.values())
         with self._db.read() as cx:
-            has_lists = pieces.has_lists(cx)
+            has_lists = large_writes.has_lists(cx)
             for shape, jobs, shortest in claims.waiting(cx, only):
                 reason = self._why_not(shape, shortest, only)
                 reason = _LARGE_WRITE if has_lists and reason == _NO_PLACE else reason

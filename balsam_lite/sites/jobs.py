@@ -17,7 +17,7 @@ from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
-from ..db.store import insert, pieces, user_actions
+from ..db.store import insert, job_changes, large_writes, pieces, user_actions
 from ..db.store.transitions import with_payload
 from . import job_rows
 from .interface import Row
@@ -95,7 +95,7 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
             _check(db, cx, numbers, change, values)
 
     stored = [_stored(numbers, change) for numbers, change, _ in groups]
-    if len(changes) > pieces.FEW:
+    if len(changes) > large_writes.FEW:
         with db.read() as cx:  # no writer waits for that
             check(cx)
         user_actions.change(db, stored)
@@ -141,7 +141,7 @@ def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_row
 
 def _stored(numbers: Sequence[int], change: job_rows.JobChange) -> user_actions.Change:
     message = change.data.get("message")  # the history shows that one, too
-    said = user_actions.Annotation(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
+    said = job_changes.Annotation(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
     return user_actions.Change(numbers, change.fields, change.state, said, change.workdir)
 
 
@@ -176,7 +176,7 @@ def delete(
     where: Mapping[str, Any],
     force: bool = False,
     running: bool = False,
-    progress: pieces.Progress | None = None,
+    progress: large_writes.Progress | None = None,
 ) -> Row:
     """Remove the jobs that match, those that a launcher holds only if `running` is set; {"deleted": …, "held": …} are counts.
 

@@ -352,7 +352,7 @@ def cause(db: Database, batch: dict[str, Any] | None = None, host: str = "", bea
         if told:
             claims.tell_to_stop(cx, opened, [1], now_us)
         (lease,) = leases.open_leases(cx)
-        return suspects.outside_cause(cx, lease, now_us, [])
+        return leases.outside_cause(cx, lease, now_us, [])
 
 
 @pytest.mark.parametrize(
@@ -383,5 +383,5 @@ def test_a_batch_job_in_which_another_launcher_lives_goes_on(db: Database) -> No
         for _ in range(2):
             leases.open_lease(cx, "launcher", Holder.current()._replace(host="elsewhere"), "78", 1)
         dead, living = leases.open_leases(cx)
-        assert suspects.outside_cause(cx, dead, NOW_US, []) == "its batch job is unknown"
-        assert suspects.outside_cause(cx, dead, NOW_US, [living]) == ""
+        assert leases.outside_cause(cx, dead, NOW_US, []) == "its batch job is unknown"
+        assert leases.outside_cause(cx, dead, NOW_US, [living]) == ""

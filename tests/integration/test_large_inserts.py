@@ -25,8 +25,8 @@ from balsam_lite.db.store import (
     claims,
     copies,
     graph,
-    hidden,
     insert,
+    large_writes,
     leases,
     pieces,
     rare_tags,
@@ -40,8 +40,8 @@ JOBS = 30
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(pieces, "FEW", 10)
-    monkeypatch.setattr(pieces, "PART", 7)
+    monkeypatch.setattr(large_writes, "FEW", 10)
+    monkeypatch.setattr(large_writes, "PART", 7)
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     monkeypatch.setattr(pieces, "PAUSE_S", 0)
     monkeypatch.setattr(insert, "_UNIT", 7)
@@ -209,7 +209,7 @@ def test_an_insert_in_pieces_makes_the_rows_of_one_transaction(db, monkeypatch, 
     with closing(other):
         with other.write() as cx:
             apps.add_app(cx, {"name": "a", "executable": "true"})
-        monkeypatch.setattr(pieces, "FEW", 1000)
+        monkeypatch.setattr(large_writes, "FEW", 1000)
         insert.add_jobs(other, jobs_of(seen(other), jobs))
         assert dump(db) == dump(other)
     rows_agree(db)
@@ -325,7 +325,7 @@ def test_the_next_command_removes_what_a_kill_at_any_piece_has_left(db, place):
             break
         assert dump(db)[:5] == before
         with db.read() as cx:
-            assert hidden.last_number(cx) == last + JOBS, "a number is not used twice"
+            assert large_writes.last_number(cx) == last + JOBS, "a number is not used twice"
         last += JOBS
         number += 1
     assert number > 2 * JOBS // 7
@@ -416,7 +416,7 @@ def test_a_second_interrupt_leaves_the_rest_to_the_next_command(db, monkeypatch)
         with pytest.raises(KeyboardInterrupt, match="nothing is added; the next balsam command or launcher removes"):
             insert.add_jobs(db, [{"application": "a"} for _ in range(JOBS)])
     with db.read() as cx:
-        assert pieces.is_any(cx)
+        assert large_writes.is_any(cx)
     add(db, 1)
     assert len(dump(db)[0]) == 1
     rows_agree(db)

@@ -21,7 +21,7 @@ from balsam_lite.db.engine import doctor, maintenance
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import queries, select
-from balsam_lite.db.store import claims, graph, insert, leases, pieces, transitions, user_actions
+from balsam_lite.db.store import claims, graph, insert, large_writes, leases, pieces, transitions, user_actions
 from balsam_lite.launcher import reporting
 from balsam_lite.launcher.exec.trouble import Pause, Setbacks
 from balsam_lite.launcher.placement import Node, NodePool
@@ -31,8 +31,8 @@ JOBS = 60
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(pieces, "FEW", 20)
-    monkeypatch.setattr(pieces, "PART", 10)
+    monkeypatch.setattr(large_writes, "FEW", 20)
+    monkeypatch.setattr(large_writes, "PART", 10)
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     monkeypatch.setattr(pieces, "PAUSE_S", 0)
 
@@ -89,8 +89,8 @@ def run_alone(db, code, failpoint=""):
     script = f"""
 import sys
 from balsam_lite.db.engine import directories; from balsam_lite.db.query import queries, select
-from balsam_lite.db.store import pieces, user_actions
-pieces.FEW, pieces.PART, pieces.PIECE_S, pieces.PAUSE_S = 20, 10, 0, 0
+from balsam_lite.db.store import large_writes, pieces, user_actions
+large_writes.FEW, large_writes.PART, pieces.PIECE_S, pieces.PAUSE_S = 20, 10, 0, 0
 db = directories.open_database({db.directory!r})
 with db.read() as cx:
     jobs = select.job_ids(cx)
@@ -195,7 +195,7 @@ def test_what_is_wrong_with_one_job_is_raised_before_any_is_changed(db):
         user_actions.change(db, [user_actions.Change(jobs, {"args": "new"}, states.FAILED)])
     assert counts(db) == before
     with db.read() as cx:
-        assert not pieces.is_any(cx)
+        assert not large_writes.is_any(cx)
         assert queries.job(cx, running)["args"] == ""
 
 
@@ -241,12 +241,12 @@ def test_the_end_of_a_parent_of_many_is_a_list_that_any_launcher_carries_out(db,
     with db.write() as cx:
         transitions.apply(cx, [transitions.Transition(parent, ("CREATED", end), now_us)], states.USER)
         graph.propagate(cx, *(([parent], []) if end == "JOB_FINISHED" else ([], [parent])), now_us)
-        assert pieces.is_any(cx)
+        assert large_writes.is_any(cx)
     assert counts(db)[states.AWAITING_PARENTS] == JOBS
     turns = 0
     while pieces.advance_abandoned(db):
         turns += 1
-    assert turns >= JOBS // pieces.PART
+    assert turns >= JOBS // large_writes.PART
     assert counts(db).get(states.READY if end == "JOB_FINISHED" else states.FAILED, 0) >= JOBS
     check(db)
     if end == "FAILED":
@@ -284,7 +284,7 @@ def test_removing_a_parent_of_many_tells_its_children_in_pieces(db, run_when, ex
         user_actions.delete(db, [parent])
     seen = []
     assert user_actions.delete(db, [parent], force=True, progress=seen.append) == 1
-    assert len(seen) > JOBS // pieces.PART
+    assert len(seen) > JOBS // large_writes.PART
     assert {state: jobs for state, jobs in counts(db).items() if jobs} == {expected: JOBS}
     check(db)
 
@@ -305,7 +305,7 @@ def test_a_launcher_completes_what_a_killed_rerun_has_left_and_runs_all(bench):
     done = run_alone(bench.db, f"user_actions.rerun(db, {jobs})", "after-piece:2")
     assert done.returncode == -signal.SIGKILL
     with bench.db.read() as cx:
-        assert pieces.is_any(cx)
+        assert large_writes.is_any(cx)
     assert bench.run() == 0
     assert counts(bench.db) == {states.JOB_FINISHED: JOBS}
     with bench.db.read() as cx:
@@ -317,7 +317,7 @@ def test_a_launcher_completes_what_a_killed_rerun_has_left_and_runs_all(bench):
 def test_a_launcher_promotes_very_many_children_before_it_leaves(bench, monkeypatch):
     monkeypatch.undo()  # the launcher has the usual thresholds
     (parent,) = bench.add([{"application": "a", "workflow": "parent"}])
-    many = pieces.FEW + 1
+    many = large_writes.FEW + 1
     bench.add({"application": "a", "workflow": "children", "parents": [parent]} for _ in range(many))
     assert bench.run("--wf-filter", "parent") == 0
     assert counts(bench.db) == {states.JOB_FINISHED: 1, states.READY: many}
@@ -351,7 +351,7 @@ def test_a_launcher_that_leaves_names_the_change_that_its_jobs_wait_for(db):
     jobs = cut_rerun(db)
     with db.write() as cx:
         cx.execute("UPDATE job SET state = 'CREATED', unfinished_parents = 0 WHERE id = ?", jobs[-1:])
-        cx.execute("UPDATE job SET state = 'CREATED', start_after = ? WHERE id = ?", (pieces.held_until(1), jobs[0]))
+        cx.execute("UPDATE job SET state = 'CREATED', start_after = ? WHERE id = ?", (large_writes.held_until(1), jobs[0]))
     limits = reporting.Limits(None, True, None, 1.0)
     seen = reporting.Obstacles(db, NodePool([Node(4)]), limits, Pause(), Setbacks())
     told = seen.survey(claims.Filter())

@@ -29,7 +29,7 @@ from balsam_lite.core.identity import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem
 from balsam_lite.db.query import batch_queries, demand, select, wait_reasons
-from balsam_lite.db.store import apps, claims, insert, leases, pieces, user_actions
+from balsam_lite.db.store import apps, claims, insert, large_writes, leases, pieces, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus
@@ -680,16 +680,16 @@ def test_the_service_lets_jobs_start_that_were_held_back_as_no_launcher_may_be_t
 
 
 def test_the_service_completes_what_a_process_that_is_gone_has_left_of_a_large_write(desk, monkeypatch):
-    monkeypatch.setattr(pieces, "PART", 1)
+    monkeypatch.setattr(large_writes, "PART", 1)
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     desk.add(6, wait_for_parents=1)
     with desk.db.write() as cx:
-        part = pieces.Part("set_state", {"state": "JOB_FINISHED", "said": ("", "", None, None)}, list(range(1, 7)))
-        pieces._store(cx, pieces._rows([part]), 6, None)
+        part = large_writes.Part("set_state", {"state": "JOB_FINISHED", "said": ("", "", None, None)}, list(range(1, 7)))
+        large_writes.store(cx, large_writes.rows_of([part]), 6, None)
     assert desk.turns() == 0
     with desk.db.read() as cx:
         assert select.count_states(cx) == {"JOB_FINISHED": 6}
-        assert not pieces.is_any(cx)
+        assert not large_writes.is_any(cx)
     assert "completed a change of very many jobs" in desk.note()["action"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from unittest import mock
 
 import pytest
@@ -32,7 +32,19 @@ from balsam_lite.core.identity import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.schema import FREE, VISIBLE
 from balsam_lite.db.query import events, queries, select
-from balsam_lite.db.store import apps, claims, graph, insert, leases, pieces, steps, suspects, transitions, user_actions
+from balsam_lite.db.store import (
+    apps,
+    claims,
+    graph,
+    insert,
+    large_writes,
+    leases,
+    pieces,
+    steps,
+    suspects,
+    transitions,
+    user_actions,
+)
 
 
 @pytest.fixture
@@ -300,14 +312,14 @@ def test_a_parent_others_wait_for_is_removed_only_by_force_and_its_children_fail
 
 
 def test_killing_thousands_of_waiting_jobs_is_one_transaction(db):
-    jobs = add(db, *[{} for _ in range(pieces.FEW)])
+    jobs = add(db, *[{} for _ in range(large_writes.FEW)])
     statements = []
     with db.read() as cx:
         cx.set_trace_callback(lambda sql: statements.append(sql) if sql.startswith(("BEGIN", "COMMIT")) else None)
-    assert user_actions.kill(db, jobs).killed == pieces.FEW
+    assert user_actions.kill(db, jobs).killed == large_writes.FEW
     assert [sql.split()[0] for sql in statements] == ["BEGIN", "COMMIT"]
     with db.read() as cx:
-        assert select.count_states(cx) == {"USER_KILLED": pieces.FEW}
+        assert select.count_states(cx) == {"USER_KILLED": large_writes.FEW}
 
 
 # --- adding -----------------------------------------------------------------------------------------------------------
@@ -816,16 +828,17 @@ class PiecesMachine(StoreMachine):
 
     @initialize()
     def start(self):
-        self.small = mock.patch.multiple(
-            pieces, FEW=1, PART=1, PIECE_S=0, complete=lambda *_: Counter(), _is_abandoned=lambda *_: True
+        self.small = ExitStack()
+        self.small.enter_context(mock.patch.multiple(large_writes, FEW=1, PART=1))
+        self.small.enter_context(
+            mock.patch.multiple(pieces, PIECE_S=0, complete=lambda *_: Counter(), _is_abandoned=lambda *_: True)
         )
-        self.small.start()
         self.insertion = None
         super().start()
 
     def teardown(self):
         super().teardown()
-        self.small.stop()
+        self.small.close()
 
     def complete_writes(self):
         is_done = False

@@ -12,6 +12,8 @@ import os
 import sqlite3
 from typing import NamedTuple
 
+from . import filesystem
+
 _KEY = "file"
 #: Recorded in a backup. No file has this inode, so a backup that is put into use is always recognised as a copy.
 NO_INODE = 0
@@ -82,10 +84,8 @@ def id_of(cx: sqlite3.Connection) -> str:
 
 def _has_id(path: str, db_id: str) -> bool:
     """Return whether the DB there has that id, as far as it can be read: a new DB may have been made there."""
-    from .connection import quoted  # here, not above: it imports this module
-
     try:
-        other = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True, timeout=1)
+        other = sqlite3.connect(f"file:{filesystem.quoted(path)}?mode=ro", uri=True, timeout=1)
         try:
             return id_of(other) == db_id
         finally:

@@ -593,7 +593,7 @@ class Database:
         return self._open_as(copy, "mode=rw", os.path.dirname(copy))
 
     def _open_as(self, path: str, options: str, folder: str = "") -> _Connection:
-        uri = f"file:{quoted(path)}?{options}"
+        uri = f"file:{filesystem.quoted(path)}?{options}"
         opened: list[_Connection] = []
 
         def connect() -> None:
@@ -738,11 +738,6 @@ def file_at(path: str) -> tuple[int, int] | None:
     except OSError as exc:
         raise DatabaseError(f"{path} cannot be looked at: {exc}") from exc
     return found.st_dev, found.st_ino
-
-
-def quoted(path: str) -> str:
-    """`path` for a file: URI (https://sqlite.org/uri.html). `urllib.parse` would take long to import."""
-    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 # --- SQLite's errors, in our words ------------------------------------------------------------------------------------

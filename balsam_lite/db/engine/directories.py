@@ -46,7 +46,7 @@ def is_unfinished(directory: str) -> bool:
     import sqlite3  # here, not above: it is hardly ever needed
 
     try:
-        cx = sqlite3.connect(f"file:{connection.quoted(os.path.join(directory, connection.FILE_NAME))}?mode=ro", uri=True)
+        cx = sqlite3.connect(f"file:{filesystem.quoted(os.path.join(directory, connection.FILE_NAME))}?mode=ro", uri=True)
         try:
             return cx.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
         finally:

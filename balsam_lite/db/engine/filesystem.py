@@ -226,3 +226,8 @@ def existing(path: str) -> str:
             break
         path = above
     return path or "/"
+
+
+def quoted(path: str) -> str:
+    """Return `path` as a part of a file: URI (https://sqlite.org/uri.html). `urllib.parse` would take long to import."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ...core import field_specs, states
 from ...core.clock import SECOND_US
 from ..engine.schema import UNSETTLED
-from ..store import claims, hidden
+from ..store import claims, large_writes
 from ..store.claims import Shape, StartableIndex
 from . import select
 
@@ -128,7 +128,7 @@ def _runs(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, budget: 
     table = f"job INDEXED BY {source.index_name}"
     next_priority = f"SELECT max(priority) FROM {table} WHERE {where} AND priority < ?"
     equal = f"SELECT 1 FROM {table} WHERE {where} AND priority = ? AND wall_time_minutes = ? AND job.id BETWEEN ? AND ? LIMIT ?"
-    gaps = hidden.gaps(cx) or [(0, _BEYOND)]
+    gaps = large_writes.visible_ranges(cx) or [(0, _BEYOND)]
     priority: int | None = cx.execute(next_priority, (*fixed, _BEYOND)).fetchone()[0]
     while priority is not None:
         for minutes in claims.estimates(cx, table, where, (*fixed, priority), _BEYOND):

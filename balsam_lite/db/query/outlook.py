@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ...core import states
 from ...core.clock import SECOND_US
 from ..engine.schema import VISIBLE, sql_list
-from ..store import hidden, waits
+from ..store import large_writes, waits
 from ..store.leases import Watch
 from . import queries, select
 
@@ -51,7 +51,7 @@ def what_may_come(
     waiting for jobs. In a scope that never had a job the first one may come; and when one was added a moment ago, but after
     `since_us` (the launcher's start), the next one may.
     """
-    if hidden.ranges(cx):
+    if large_writes.hidden_ranges(cx):
         return "jobs that are being added"
     unended = _unended(cx, scope)
     if unended:

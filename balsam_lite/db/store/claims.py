@@ -18,7 +18,7 @@ from ...core.clock import format_us
 from .. import launch_params
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
 from ..query.queries import has_wildcard, matches_workflow
-from . import exit_rules, graph, hidden, pieces, rare_tags, suspects
+from . import exit_rules, graph, large_writes, rare_tags, suspects
 from .rare_tags import TaggedJobs
 from .suspects import Suspect
 from .transitions import Transition, apply, id_list
@@ -357,7 +357,7 @@ def _take_among(
         wanted = max(room.count(shape), fewest)
         for source in among:
             candidates += [(shape, row) for row in _candidates(cx, source, shape, wanted, room.preparations, only)]
-    unfinished = pieces.unfinished(cx, (row[0] for _, row in candidates)) if candidates else ()
+    unfinished = large_writes.unfinished(cx, (row[0] for _, row in candidates)) if candidates else ()
     if unfinished:
         candidates = [(shape, row) for shape, row in candidates if row[0] not in unfinished]
     candidates.sort(key=_order)
@@ -452,7 +452,7 @@ def _best(
     tagged, tags = _tagged(only)
     app, order = "LEFT JOIN app ON app.name = job.application", "ORDER BY wall_time_minutes DESC, job.id LIMIT ?"
     table = f"job INDEXED BY {source.index_name}"
-    gaps = hidden.gaps(cx)
+    gaps = large_writes.visible_ranges(cx)
     estimate = "wall_time_minutes = ? AND job.id BETWEEN ? AND ?" if gaps else "wall_time_minutes <= ?"
     these = f"WHERE {where} AND priority = ? AND {estimate}{tagged}"
     best = f"SELECT {_CANDIDATE} FROM {table} {app} {these} {order}"

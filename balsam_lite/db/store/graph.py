@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from ...core import states
 from ...core.errors import DependencyCycle, DuplicateDependency, StateError, UnknownJob
 from ..engine.schema import VISIBLE, sql_list, visible
-from . import pieces
+from . import large_writes
 from .transitions import Transition, apply, id_list
 
 #: Jobs on a cycle that an error names.
@@ -259,8 +259,8 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
     done = 0
     while failed:
         done += len(failed)
-        if done > pieces.FEW and reason == PARENT_FAILED:
-            pieces.defer_children(cx, [job for job, _ in failed])
+        if done > large_writes.FEW and reason == PARENT_FAILED:
+            large_writes.defer_children(cx, [job for job, _ in failed])
             return
         moves = [Transition(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
         apply(cx, moves, states.STEP)
@@ -274,11 +274,11 @@ def _propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[i
     """
     ended = id_list((*finished, *lost))
     edges = "SELECT 1 FROM dependency WHERE parent IN (SELECT value FROM json_each(?)) LIMIT ?"
-    (children,) = cx.execute(f"SELECT count(*) FROM ({edges})", (ended, pieces.FEW + 1)).fetchone()
+    (children,) = cx.execute(f"SELECT count(*) FROM ({edges})", (ended, large_writes.FEW + 1)).fetchone()
     if not children:
         return []
-    if children > pieces.FEW:
-        pieces.defer_children(cx, children_of(cx, (*finished, *lost)))
+    if children > large_writes.FEW:
+        large_writes.defer_children(cx, children_of(cx, (*finished, *lost)))
         return []
     if finished:
         _subtract_finished(cx, id_list(finished))
@@ -352,8 +352,8 @@ def reconsider(cx: sqlite3.Connection, below: Sequence[int], now_us: int) -> Non
     """Update jobs whose parents have changed, as `reconsider_children` and `propagate` do with the children of few."""
     children: set[int] = set()
     while below:
-        if len(below) + len(children) > pieces.FEW:
-            pieces.defer_children(cx, below)
+        if len(below) + len(children) > large_writes.FEW:
+            large_writes.defer_children(cx, below)
             break
         recount(cx, below)
         children.update(below)

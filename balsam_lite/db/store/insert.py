@@ -36,11 +36,12 @@ from ...core.errors import (
     UnknownJob,
 )
 from .. import collected
+from ..collected import Added
 from ..engine.connection import Database
 from ..engine.filesystem import failure
 from ..engine.schema import OWN_WORKDIR, VISIBLE, sql_list
 from ..query import queries
-from . import graph, hidden, pieces, transitions
+from . import graph, large_writes, pieces, transitions
 from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
@@ -63,18 +64,6 @@ class Position(NamedTuple):
 #: How a parent is given: the number of a job in the DB, a word that names one (see `queries.fitting`), the UUID of a job
 #: of the same batch, or a position in it.
 Ref = Union[int, str, Position]
-
-
-class Added(NamedTuple):
-    """The jobs that were added: `number` of them, with the ids from `first` on."""
-
-    first: int
-    number: int
-    renamed: dict[int, str] = {}  # id -> UUID, of those whose drawn UUID had a short id that was taken
-
-    @property
-    def ids(self) -> range:
-        return range(self.first, self.first + self.number)
 
 
 class _Chunk(NamedTuple):
@@ -105,7 +94,7 @@ def add_jobs(
     that the user chose), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
     workdir too), `origin` (a word on where it comes from, shown in its history) and `parents`: numbers or UUIDs of jobs that
     exist, UUIDs of jobs of this batch, or a `Position` in it. After `jobs` is used up it opens one write transaction, or many
-    short ones for more than `pieces.FEW` jobs or parents. Either way others see all of the jobs or none.
+    short ones for more than `large_writes.FEW` jobs or parents. Either way others see all of the jobs or none.
 
     Args:
         progress: called with how many jobs were read or inserted since the last call.
@@ -125,7 +114,7 @@ def add_jobs(
             return Added(0, 0)
         edges = _resolved(spool, linked)
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
-        if max(spool.rows, len(edges.inner) + len(edges.outer)) > pieces.FEW and not db.is_in_transaction:
+        if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.FEW and not db.is_in_transaction:
             return _insert_in_pieces(db, spool, edges, progress)
         with pieces.few(db) as cx:
             _check_apps(cx, spool.applications)
@@ -372,15 +361,15 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
     known = _known(cx, edges)
     if spool.rows > 4 * _CHUNK:
         pieces.enlarge_cache(cx)
-    before = hidden.last_number(cx)
+    before = large_writes.last_number(cx)
     renamed: dict[int, str] = {}
     tagger = Tagger(cx)
     for chunk in spool.chunks():
-        first = hidden.last_number(cx) + 1
+        first = large_writes.last_number(cx) + 1
         renamed.update((first + n, job_id) for n, job_id in _insert_rows(cx, chunk).items())
         _add_tags(tagger, chunk, first)
         _report(progress, len(chunk.rows))
-    added = Added(before + 1, hidden.last_number(cx) - before, renamed)
+    added = Added(before + 1, large_writes.last_number(cx) - before, renamed)
     if added.number != spool.rows:
         raise RuntimeError(f"{spool.rows} jobs were to be added, {added.number} were")
     transitions.count(cx, Counter({(None, states.CREATED): added.number}))
@@ -451,7 +440,7 @@ class Insertion:
                 _refuse_shared(cx, chunk)
         with db.write() as cx:
             _check_apps(cx, spool.applications)
-            self._hidden = hidden.begin(cx, spool.rows)
+            self._hidden = large_writes.hide(cx, spool.rows)
         self._units = self._all_units()
 
     def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
@@ -475,7 +464,7 @@ class Insertion:
             while unit is not None:
                 unit(cx)
                 unit = next(self._units, None) if time.monotonic() < until else None
-            hidden.touch(cx, self._hidden.write, self._written)
+            large_writes.touch(cx, self._hidden.write, self._written)
             written_at = time.monotonic()
         self._commit_s = time.monotonic() - written_at
         pieces.failpoint("after-piece")
@@ -503,9 +492,9 @@ class Insertion:
         """Let everybody see the jobs, by one short transaction."""
         with pieces.few(self._db) as cx:
             pieces.failpoint("before-piece")
-            hidden.touch(cx, self._hidden.write, self._written)
+            large_writes.touch(cx, self._hidden.write, self._written)
             _check_apps(cx, self._spool.applications)
-            states_of_new = hidden.release(cx, self._hidden.write)
+            states_of_new = large_writes.unhide(cx, self._hidden.write)
             transitions.count(cx, Counter({(None, state): jobs for state, jobs in states_of_new.items()}))
             _add_to_known(cx, self._edges, self._known, self._hidden.first)
         pieces.failpoint("after-piece")
@@ -516,7 +505,7 @@ class Insertion:
         try:
             with suppress(BalsamError):
                 with self._db.write() as cx:
-                    hidden.give_up(cx, self._hidden.write)
+                    large_writes.give_up(cx, self._hidden.write)
                 pieces.complete(self._db, self._hidden.write)
         except KeyboardInterrupt:
             rest = "the next balsam command or launcher removes what was written"

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ...core import states
+from ...core.clock import SECOND_US
 from ...core.durations import spoken
 from ...core.errors import LostLease
 from ...core.identity import Holder
 from ..engine.connection import AT_WORK
-from . import claims
+from ..query import batch_queries
+from . import batch_jobs, claims
 from .exit_rules import JobFacts
 
 
@@ -239,3 +241,50 @@ def taker(lease: Lease, watch: Watch) -> str:
     """Return in words that this process took a holder for dead, and why."""
     me, silent = Holder.current(), spoken(watch.unchanged_s(lease))
     return f"process {me.pid} on {me.host}, which had seen no heartbeat of it for {silent}"
+
+
+# --- the cause of a death ----------------------------------------------------------------------------------------------
+
+#: States in which a batch job has ended by itself, so that the death of its launcher may be the cause, and not the effect.
+_ENDED_BY_ITSELF = ("finished", "failed")
+#: A launcher that lived to less than this many microseconds before the time limit of its batch job was ended by that.
+_LIMIT_SLACK_US = 120 * SECOND_US
+
+
+def outside_cause(cx: sqlite3.Connection, lease: Lease, now_us: int, living: Iterable[Lease]) -> str:
+    """Return why the launcher with that lease died, if none of its jobs is to blame, or it is unknown; else "".
+
+    `living` are the leases whose holders live. Where nothing proves that host and batch job went on, the cause is unknown.
+    """
+    told = f"SELECT 1 FROM job INDEXED BY job_lease WHERE lease = ? AND told_to_stop IS NOT NULL AND state = '{states.RUNNING}'"
+    if cx.execute(f"{told} LIMIT 1", (lease.id,)).fetchone():
+        return "it had been told to stop"
+    is_here = lease.holder.is_here()
+    if is_here and lease.heartbeat_us < now_us - _uptime_us():
+        return "its host was started again"
+    if not lease.scheduler_id:
+        return "" if is_here else "its host cannot be asked"
+    if any(other.scheduler_id == lease.scheduler_id and other.id != lease.id for other in living):
+        return ""  # the batch job goes on
+    # PBS tells a batch job its id with the server behind a dot, which submission leaves out.
+    ids = dict.fromkeys((lease.scheduler_id, lease.scheduler_id.partition(".")[0]))
+    row = next((row for row in (batch_queries.by_scheduler_id(cx, word) for word in ids if word) if row), None)
+    return "its batch job is unknown" if row is None else _cause_of_end(cx, row, lease, is_here)
+
+
+def _cause_of_end(cx: sqlite3.Connection, row: batch_queries.BatchRow, lease: Lease, is_here: bool) -> str:
+    if row["state"] == batch_jobs.CANCELLING or (row["ended"] is not None and row["state"] not in _ENDED_BY_ITSELF):
+        return f"its batch job is {row['state']}"
+    if row["ended"] is not None and "node" in row["reason"].lower():
+        return row["reason"]
+    opened_us = cx.execute("SELECT opened FROM lease WHERE id = ?", (lease.id,)).fetchone()[0]
+    limit_us = (row["started"] or opened_us) + row["wall_minutes"] * 60 * SECOND_US
+    if row["wall_minutes"] and lease.heartbeat_us > limit_us - _LIMIT_SLACK_US:
+        return "the time of its batch job was up"
+    return "" if is_here or row["ended"] is not None else "its host cannot be asked"
+
+
+def _uptime_us() -> int:
+    """Return for how long this host has been up; very long where the system does not tell."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux (clock_gettime(2)): counts while the host sleeps, too
+    return 2**62 if clock is None else time.clock_gettime_ns(clock) // 1000

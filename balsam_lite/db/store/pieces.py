@@ -27,13 +27,9 @@ from ...core.clock import SECOND_US, SystemClock
 from ...core.identity import Holder
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
-from ..engine.schema import LARGE_WRITE_HOLD
-from . import hidden
+from . import job_changes, large_writes
+from .large_writes import CHILDREN, Part, Progress, is_any
 
-#: Jobs that one transaction may change; more are changed in pieces.
-FEW = 5000
-#: Jobs in a part, the least that a piece does.
-PART = 500
 #: Seconds after which a piece begins no further part.
 PIECE_S = 0.15
 #: Seconds between pieces. SQLite's waiting is unfair: who waits looks every 20 ms at most (`Database._patiently`) …
@@ -46,22 +42,8 @@ ABANDONED_S = 5.0
 #: Seconds without a piece after which another host's insert is undone, as an expired lease is.
 SILENT_S = 120.0
 
-CHILDREN = "children"
 
 _T = TypeVar("_T")
-
-Progress = Callable[[int], None]
-
-#: Applies an action to these jobs. Takes the number of the write and the action's parameters; returns what it counted.
-Action = Callable[[sqlite3.Connection, int, Sequence[int], Mapping[str, Any]], Mapping[str, int]]
-
-
-class Part(NamedTuple):
-    """An action, by its name in `user.ACTIONS`, and the jobs that it is to be applied to, which may be many."""
-
-    action: str
-    parameters: Mapping[str, Any]
-    jobs: Sequence[int]
 
 
 # --- storing ----------------------------------------------------------------------------------------------------------
@@ -79,45 +61,11 @@ def run(
     Raises:
         KeyboardInterrupt: with a sentence on what is left, which the next command or launcher completes.
     """
-    rows = list(_rows(parts))
+    rows = list(large_writes.rows_of(parts))
     with db.write() as cx:
         check(cx)
-        number = _store(cx, rows, sum(len(part.jobs) for part in parts), Holder.current())
+        number = large_writes.store(cx, rows, sum(len(part.jobs) for part in parts), Holder.current())
     return complete(db, number, progress)
-
-
-def _rows(parts: Iterable[Part]) -> Iterator[tuple[str, str, int, int, str]]:
-    for part in parts:
-        parameters = json.dumps(part.parameters)
-        for start in range(0, len(part.jobs), PART):
-            jobs = part.jobs[start : start + PART]
-            yield part.action, parameters, min(jobs), max(jobs), json.dumps(jobs)
-
-
-def _store(cx: sqlite3.Connection, rows: Iterable[Sequence[Any]], total: int, owner: Holder | None) -> int:
-    holder = owner or Holder("", "", 0, "")
-    number = cx.execute(
-        "INSERT INTO large_write (host, pid_namespace, pid, started, touched, total) VALUES (?, ?, ?, ?, ?, ?)",
-        (*holder, SystemClock.now_us() if owner else 0, total),
-    ).lastrowid
-    assert number is not None
-    _add(cx, number, rows)
-    return number
-
-
-def _add(cx: sqlite3.Connection, number: int, rows: Iterable[Sequence[Any]]) -> None:
-    sql = "INSERT INTO large_write_part (large_write, action, parameters, first, last, jobs) VALUES (?, ?, ?, ?, ?, ?)"
-    cx.executemany(sql, ((number, *row) for row in rows))
-
-
-def add(cx: sqlite3.Connection, number: int, part: Part) -> None:
-    """Add something to a write that is to be done after all that it has still to do."""
-    _add(cx, number, _rows([part]))
-
-
-def defer_children(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
-    """Leave it to the next launcher to reconsider these jobs, whose parents have changed; see `graph.reconsider`."""
-    _store(cx, _rows([Part(CHILDREN, {}, sorted(jobs))]), len(jobs), None)
 
 
 @contextmanager
@@ -145,7 +93,7 @@ def find_and_change(
     Args:
         find: returns the numbers of the jobs; its second argument is how many will do, None for all.
     """
-    most = None if db.is_in_transaction else FEW + 1
+    most = None if db.is_in_transaction else large_writes.FEW + 1
     with few(db) as cx:
         jobs = find(cx, most)
         if most is None or len(jobs) < most:
@@ -207,7 +155,11 @@ def _advance(db: Database, number: int) -> _State | None:
         until = time.monotonic() + PIECE_S
         is_complete = False
         while not is_complete:
-            is_complete = not (_do_part(cx, number) or _release(cx, number) or hidden.discard(cx, number, PART))
+            is_complete = not (
+                _do_part(cx, number)
+                or large_writes.release_some(cx, number)
+                or large_writes.discard_hidden(cx, number, large_writes.PART)
+            )
             if time.monotonic() >= until:
                 break
         row = cx.execute("SELECT done, total, counted FROM large_write WHERE id = ?", (number,)).fetchone()
@@ -236,9 +188,7 @@ def _do_part(cx: sqlite3.Connection, number: int) -> bool:
 
 
 def _apply(cx: sqlite3.Connection, number: int, action: str, jobs: Sequence[int], parameters: Mapping[str, Any]) -> None:
-    from .user_actions import ACTIONS  # which uses this module
-
-    counted = ACTIONS[action](cx, number, jobs, parameters)
+    counted = job_changes.ACTIONS[action](cx, number, jobs, parameters)
     (text,) = cx.execute("SELECT counted FROM large_write WHERE id = ?", (number,)).fetchone()
     sums = json.dumps(Counter(json.loads(text)) + Counter(counted))
     cx.execute("UPDATE large_write SET done = min(done + ?, total), counted = ? WHERE id = ?", (len(jobs), sums, number))
@@ -268,16 +218,6 @@ def finish_first(cx: sqlite3.Connection, jobs: Iterable[int], before: int | None
             _apply(cx, number, action, now, json.loads(parameters))
 
 
-def is_any(cx: sqlite3.Connection) -> bool:
-    """Whether a large write is unfinished: one look at a table that is empty as a rule."""
-    return cx.execute("SELECT 1 FROM large_write LIMIT 1").fetchone() is not None
-
-
-def has_lists(cx: sqlite3.Connection) -> bool:
-    """Whether a large write other than an insert is unfinished, so that jobs are held until it is complete."""
-    return is_any(cx) and cx.execute("SELECT 1 FROM large_write WHERE first = 0 LIMIT 1").fetchone() is not None
-
-
 class Unfinished(NamedTuple):
     """A large write that is not complete."""
 
@@ -304,19 +244,6 @@ def described(cx: sqlite3.Connection) -> list[Unfinished]:
     return found
 
 
-def unfinished(cx: sqlite3.Connection, jobs: Iterable[int]) -> set[int]:
-    """Return those of these jobs that a large write has still to change: no launcher may claim them."""
-    if not is_any(cx):
-        return set()
-    rows = cx.execute(
-        """SELECT wanted.value FROM json_each(?) AS wanted WHERE EXISTS (SELECT 1 FROM large_write_part AS part
-            WHERE part.first <= wanted.value AND part.last >= wanted.value
-                AND wanted.value IN (SELECT value FROM json_each(part.jobs)))""",
-        (json.dumps(list(jobs)),),
-    )
-    return {row[0] for row in rows}
-
-
 def advance_abandoned(db: Database) -> bool:
     """Do one piece of a write whose owner is gone or that has none. False if there is no such write. Opens transactions."""
     with db.session():
@@ -328,7 +255,7 @@ def advance_abandoned(db: Database) -> bool:
             if _is_cut(number, owner, touched) if first else _is_abandoned(owner, touched):
                 if first and owner.pid:
                     with db.write() as cx:
-                        hidden.give_up(cx, number)
+                        large_writes.give_up(cx, number)
                 return _advance(db, number) is not None
     return False
 
@@ -356,18 +283,6 @@ def _is_cut(number: int, owner: Holder, touched_us: int) -> bool:
 
 
 # --- holding ----------------------------------------------------------------------------------------------------------
-
-
-def held_until(number: int) -> int:
-    """Return the `start_after` of a job that waits for the end of that write."""
-    return LARGE_WRITE_HOLD + number
-
-
-def _release(cx: sqlite3.Connection, number: int) -> bool:
-    """Let some of the jobs start that waited for the end of that write. False if there is none."""
-    query = "SELECT id FROM job INDEXED BY job_start_after WHERE start_after = ? LIMIT ?"
-    sql = f"UPDATE job NOT INDEXED SET start_after = NULL WHERE id IN ({query})"
-    return cx.execute(sql, (held_until(number), PART)).rowcount > 0
 
 
 # --- for tests --------------------------------------------------------------------------------------------------------

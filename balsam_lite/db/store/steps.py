@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ...core import states
 from ...core.errors import MachineTrouble
 from ..engine.schema import UNSETTLED
-from . import claims, exit_rules, graph, pieces
+from . import claims, exit_rules, graph, large_writes
 from .claims import Claim
 from .exit_rules import JobFacts
 from .suspects import Suspect
@@ -90,7 +90,7 @@ def settle_suspects(cx: sqlite3.Connection, lease: int, group: Iterable[Suspect]
 
 
 def _settle(cx: sqlite3.Connection, lease: int, facts: Sequence[JobFacts], capacity: int, now_us: int) -> list[Claim]:
-    unfinished = pieces.unfinished(cx, (fact.job for fact in facts)) if facts else ()
+    unfinished = large_writes.unfinished(cx, (fact.job for fact in facts)) if facts else ()
     found = [(fact.job, exit_rules.settle(fact, fact.state)) for fact in facts if fact.job not in unfinished]
     settled = [(job, outcome) for job, outcome in found if not outcome.needs_step]
     moves = [Transition(job, outcome.path, now_us, outcome.messages) for job, outcome in settled]

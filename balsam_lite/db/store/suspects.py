@@ -5,7 +5,7 @@ that does it is found by halving: suspects run apart from all other jobs, half o
 ordinary end of a run clears its job. A job that ran alone at the death of its launcher has caused it, and fails.
 
 What holds for a run holds for a step: a hook can kill a launcher, too. A spawn helper's death counts like a launcher's. A
-death with a cause outside of the jobs (`outside_cause`) does not count.
+death with a cause outside of the jobs (`leases.outside_cause`) does not count.
 All functions run inside the caller's transaction, on its connection `cx`.
 """
 
@@ -13,26 +13,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ...core import field_specs, states
-from ...core.clock import SECOND_US
 from ..engine.schema import RESERVED, SUSPECT, SUSPECT_DEATHS, sql_list
-from ..query import batch_queries
-from . import batch_jobs
 from .rare_tags import QueuedJob, TaggedJobs
-
-if TYPE_CHECKING:
-    from .leases import Lease
 
 #: Key in the data of the event RUNNING of a suspect that runs alone.
 _ALONE = "alone"
-#: States in which a batch job has ended by itself, so that the death of its launcher may be the cause, and not the effect.
-_ENDED_BY_ITSELF = ("finished", "failed")
-#: A launcher that lived to less than this many microseconds before the time limit of its batch job was ended by that.
-_LIMIT_SLACK_US = 120 * SECOND_US
 
 
 class Suspect(NamedTuple):
@@ -137,45 +126,3 @@ def at_death(cx: sqlite3.Connection, jobs: Iterable[int]) -> dict[int, tuple[int
         (json.dumps(list(jobs)),),
     )
     return {job: (deaths, bool(was_alone)) for job, deaths, was_alone in rows}
-
-
-# --- the cause of a death ---------------------------------------------------------------------------------------------
-
-
-def outside_cause(cx: sqlite3.Connection, lease: Lease, now_us: int, living: Iterable[Lease]) -> str:
-    """Return why the launcher with that lease died, if none of its jobs is to blame, or it is unknown; else "".
-
-    `living` are the leases whose holders live. Where nothing proves that host and batch job went on, the cause is unknown.
-    """
-    told = f"SELECT 1 FROM job INDEXED BY job_lease WHERE lease = ? AND told_to_stop IS NOT NULL AND state = '{states.RUNNING}'"
-    if cx.execute(f"{told} LIMIT 1", (lease.id,)).fetchone():
-        return "it had been told to stop"
-    is_here = lease.holder.is_here()
-    if is_here and lease.heartbeat_us < now_us - _uptime_us():
-        return "its host was started again"
-    if not lease.scheduler_id:
-        return "" if is_here else "its host cannot be asked"
-    if any(other.scheduler_id == lease.scheduler_id and other.id != lease.id for other in living):
-        return ""  # the batch job goes on
-    # PBS tells a batch job its id with the server behind a dot, which submission leaves out.
-    ids = dict.fromkeys((lease.scheduler_id, lease.scheduler_id.partition(".")[0]))
-    row = next((row for row in (batch_queries.by_scheduler_id(cx, word) for word in ids if word) if row), None)
-    return "its batch job is unknown" if row is None else _cause_of_end(cx, row, lease, is_here)
-
-
-def _cause_of_end(cx: sqlite3.Connection, row: batch_queries.BatchRow, lease: Lease, is_here: bool) -> str:
-    if row["state"] == batch_jobs.CANCELLING or (row["ended"] is not None and row["state"] not in _ENDED_BY_ITSELF):
-        return f"its batch job is {row['state']}"
-    if row["ended"] is not None and "node" in row["reason"].lower():
-        return row["reason"]
-    opened_us = cx.execute("SELECT opened FROM lease WHERE id = ?", (lease.id,)).fetchone()[0]
-    limit_us = (row["started"] or opened_us) + row["wall_minutes"] * 60 * SECOND_US
-    if row["wall_minutes"] and lease.heartbeat_us > limit_us - _LIMIT_SLACK_US:
-        return "the time of its batch job was up"
-    return "" if is_here or row["ended"] is not None else "its host cannot be asked"
-
-
-def _uptime_us() -> int:
-    """Return for how long this host has been up; very long where the system does not tell."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux (clock_gettime(2)): counts while the host sleeps, too
-    return 2**62 if clock is None else time.clock_gettime_ns(clock) // 1000

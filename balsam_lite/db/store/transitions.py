@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ...core import field_specs, states
 from ...core.errors import IllegalTransition
 from ..engine.schema import PAYLOAD
-from . import hidden
+from . import large_writes
 
 #: Minimum number of jobs whose events are inserted by one statement for each step; executemany is as fast for fewer.
 _MIN_ALIKE = 4
@@ -71,9 +71,9 @@ def apply(
     if changed != len(moves):
         raise RuntimeError(f"{len(moves)} jobs were to change their state, {changed} did; nothing was written")
     _record(cx, moves)
-    among = hidden.ranges(cx)
+    among = large_writes.hidden_ranges(cx)
     if among:
-        hidden.count(cx, {m.job: (m.path[0], m.path[-1]) for m in moves}, among)
+        large_writes.count_hidden(cx, {m.job: (m.path[0], m.path[-1]) for m in moves}, among)
         moves = [m for m in moves if not any(first <= m.job <= last for _, first, last in among)]
     count(cx, Counter((m.path[0], m.path[-1]) for m in moves))
 

@@ -1,0 +1,319 @@
+"""Change jobs for a user inside the caller's write transaction: state, fields, kill, rerun, delete.
+
+`user_actions` calls these functions for a few jobs, `pieces` by `ACTIONS` for each part of a large write.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...core import states
+from ...core.clock import SystemClock
+from ...core.errors import LostLease, ParentInUse, StateError
+from ..engine.schema import LARGE_WRITE_HOLD, sql_list
+from . import claims, exit_rules, graph, large_writes, tags
+from .transitions import Transition, apply, count, id_list
+
+#: From these a job comes to run, if only later.
+_RUNS_AGAIN = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
+
+
+_PIECE = 10_000
+
+
+def batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), _PIECE):
+        yield ids[start : start + _PIECE]
+
+
+#: What a new start resets. A job that waits for the end of a large write goes on waiting.
+_RESET = (
+    "restarts = 0, retries = 0, launcher_deaths = 0, "
+    f"start_after = CASE WHEN start_after >= {LARGE_WRITE_HOLD} THEN start_after END"
+)
+
+
+class Hook(NamedTuple):
+    """The pre- or postprocess script that this process belongs to. A launcher holds the job for as long as it runs."""
+
+    kind: str  # preprocess or postprocess
+    job_id: str
+    job: int
+    lease: int
+    attempt: int
+
+
+class Annotation(NamedTuple):
+    """What a user says with a change of state."""
+
+    message: str = ""
+    by: str = ""  # what the history says where there is no message, and no script that would be named
+    data: str | None = None  # JSON; see `transitions.with_payload`
+    time_us: int | None = None  # None: now
+
+
+def held_error(state: str, lease: int | None, job_id: str, name: str) -> StateError:
+    return StateError(
+        f"Job {name} [{job_id[:8]}] is {state} and held by launcher {lease}; its state cannot be changed now.",
+        hint="`balsam killjob` stops it; wait until it has ended to do anything else with it.",
+    )
+
+
+def set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, annotation: Annotation, hook: Hook | None) -> int:
+    now = SystemClock.now_us()
+    when = now if annotation.time_us is None else annotation.time_us
+    query = "SELECT id, state, lease, attempt, job_id, name FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    rows = cx.execute(query, (id_list(ids),)).fetchall()
+    own = [row for row in rows if hook and row[0] == hook.job and row[4] == hook.job_id]
+    others = [row for row in rows if row not in own] if own else rows
+    for _, old, lease, _, job_id, name in others:
+        if lease is not None or old == states.RUNNING:
+            raise held_error(old, lease, job_id, name)
+    moves = [
+        Transition(row[0], (row[1], state), when, (annotation.message or annotation.by,), (annotation.data,))
+        for row in others
+        if row[1] != state
+    ]
+    apply(cx, moves, states.USER, _RESET if state not in states.END_STATES else "")
+    changed = [m.job for m in moves]
+    graph.reconsider_children(cx, changed, now)
+    graph.settle(cx, changed, now)
+    return len(moves) + sum(_set_own_state(cx, row, state, annotation, hook, when) for row in own if hook)
+
+
+def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, annotation: Annotation, hook: Hook, now: int) -> int:
+    """Set the state of a script's own job, which stays held.
+
+    The launcher releases it when the script has ended, and only then propagates its end to children, whatever state that is.
+
+    Scripts must not keep a job going for ever: each return to an earlier state counts as a restart, and between handlers, which
+    need no run for that, a job goes to each once.
+    """
+    job, old, lease, attempt, job_id, name = row
+    if (lease, attempt) != (hook.lease, hook.attempt):
+        raise LostLease(f"This {hook.kind} script belongs to an attempt of job {name} [{job_id[:8]}] that was given up.")
+    if old == state:
+        return 0
+    if state not in states.targets(old, states.HOOK):
+        raise StateError(f"Job {name} [{job_id[:8]}] is {old}; its {hook.kind} script cannot make it {state}.")
+    message = annotation.message or f"Set by the {hook.kind} script"
+    moves, column = [Transition(job, (old, state), now, (message,), (annotation.data,))], ""
+    if _goes_back(old, state):
+        (facts,) = claims.facts_of(cx, "job.id = ?", (job,))
+        outcome = exit_rules.restart(facts, (old,))
+        column = f"restarts = {outcome.restarts:d}"
+        if outcome.path[-1] == states.FAILED:
+            state, moves = states.FAILED, [Transition(job, outcome.path, now, outcome.messages, (annotation.data,))]
+    elif state in states.UNSETTLED_STATES and _was_handled(cx, job, state):
+        reason = f"The job was {state} already since it was last to run; the {hook.kind} script made it so once more"
+        state, moves = states.FAILED, [Transition(job, (old, states.FAILED), now, (reason,), (annotation.data,))]
+    apply(cx, moves, states.HOOK, column)
+    return 1
+
+
+def _goes_back(old: str, state: str) -> bool:
+    """Whether that takes a job back on its way to a run; RESTART_READY always does."""
+    is_before = states.STATES.index(state) < states.STATES.index(old)
+    return state == states.RESTART_READY or (state in _RUNS_AGAIN and is_before)
+
+
+def _was_handled(cx: sqlite3.Connection, job: int, state: str) -> bool:
+    """Whether the job has been in that state since it last was to run."""
+    for (past,) in cx.execute("SELECT to_state FROM event WHERE job = ? ORDER BY id DESC", (job,)):
+        if past == state:
+            return True
+        if past == states.RUNNING or past in _RUNS_AGAIN:
+            break
+    return False
+
+
+def kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | None, when: int) -> tuple[int, list[int]]:
+    """Make those USER_KILLED that have not ended. Return how many those were, and which of them no launcher holds."""
+    moves: list[Transition] = []
+    free: list[int] = []
+    for piece in batches(jobs):
+        rows = cx.execute(
+            f"""SELECT id, state, lease FROM job WHERE id IN (SELECT value FROM json_each(?))
+                AND state NOT IN ({sql_list(states.END_STATES)})""",
+            (id_list(piece),),
+        ).fetchall()
+        moves += [Transition(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _ in rows]
+        free += [job for job, _, lease in rows if lease is None]
+    apply(cx, moves, states.USER)
+    return len(moves), free
+
+
+def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int]) -> int:
+    listed = id_list(jobs)
+    changes = ", ".join(f"{column} = ?" for column in stored)
+    sql = f"UPDATE job SET {changes} WHERE id IN (SELECT value FROM json_each(?))"
+    if "tags" in stored:
+        tags.remove(cx, "job.id IN (SELECT value FROM json_each(?))", (listed,))
+        known = cx.execute("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)).fetchall()
+        tags.Tagger(cx).add((number, stored["tags"]) for (number,) in known)
+    changed = cx.execute(sql, (*stored.values(), listed)).rowcount
+    if not stored.keys().isdisjoint(("run_when", "wait_for_parents")):
+        graph.recount(cx, jobs)
+        graph.settle(cx, jobs, SystemClock.now_us())
+    return changed
+
+
+def free_of(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
+    free: list[int] = []
+    for piece in batches(jobs):
+        query = f"SELECT id FROM job WHERE {_FREE} AND id IN (SELECT value FROM json_each(?))"
+        free += [row[0] for row in cx.execute(query, (id_list(piece),))]
+    return free
+
+
+_FREE = f"lease IS NULL AND state <> '{states.RUNNING}'"
+
+
+def put_back(cx: sqlite3.Connection, free: Sequence[int], target: str | None) -> None:
+    for piece in batches(free):
+        _put_piece_back(cx, piece, target)
+
+
+def _put_piece_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
+    """What has run first: that revives children that failed only because of it, and they have nothing left to be done."""
+    chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
+    for state, condition in chosen.items() if target is None else ((target, "1"),):
+        query = f"SELECT id FROM job WHERE {condition} AND id IN (SELECT value FROM json_each(?))"
+        set_state(
+            cx, [row[0] for row in cx.execute(query, (id_list(jobs),))], state, Annotation("Put back by balsam rerun"), None
+        )
+
+
+def doom(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
+    """Note the jobs in a table of this connection."""
+    cx.execute("CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY)")
+    cx.execute("DELETE FROM doomed")
+    for piece in batches(jobs):
+        cx.execute("INSERT OR IGNORE INTO doomed SELECT value FROM json_each(?)", (id_list(piece),))
+
+
+def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
+    doom(cx, jobs)
+    if not force:
+        refuse_in_use(cx)
+    _leave_children(cx)
+    states_of_doomed = "SELECT state, count(*) FROM job WHERE id IN (SELECT id FROM doomed) GROUP BY state"
+    gone: Counter[tuple[str | None, str | None]] = Counter()
+    for state, number in cx.execute(states_of_doomed):
+        gone[state, None] = number
+    tags.remove(cx, "job.id IN (SELECT id FROM doomed)")
+    cx.execute("DELETE FROM event WHERE job IN (SELECT id FROM doomed)")
+    cx.execute("DELETE FROM job WHERE id IN (SELECT id FROM doomed)")
+    count(cx, gone)
+    return sum(gone.values())
+
+
+def refuse_in_use(cx: sqlite3.Connection) -> None:
+    """Raise ParentInUse if jobs that stay wait for the doomed ones."""
+    waiting = cx.execute(
+        f"""SELECT child.job_id, child.name, count(*) OVER () FROM dependency
+            JOIN job AS child ON child.id = dependency.child
+            WHERE dependency.parent IN (SELECT id FROM doomed) AND child.id NOT IN (SELECT id FROM doomed)
+                AND child.state = '{states.AWAITING_PARENTS}' LIMIT 1"""
+    ).fetchone()
+    if waiting:
+        raise ParentInUse(
+            f"{waiting[2]} job(s) wait for what is to be removed, for example {waiting[1]} [{waiting[0][:8]}].",
+            hint="Use --force to remove it all the same; for those jobs it has then failed.",
+        )
+
+
+def _leave_children(cx: sqlite3.Connection) -> None:
+    """Drop the edges of the doomed jobs, and fail or release children that stay."""
+    children = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT id FROM doomed)"
+    _leave(cx, [row[0] for row in cx.execute(f"{children} AND child NOT IN (SELECT id FROM doomed)")])
+    cx.execute("DELETE FROM dependency WHERE parent IN (SELECT id FROM doomed) OR child IN (SELECT id FROM doomed)")
+
+
+def _leave(cx: sqlite3.Connection, stay: Sequence[int]) -> None:
+    """Drop the edges from the doomed jobs to these children, which fail or go on: a removed parent has ended badly."""
+    if not stay:
+        return
+    now = SystemClock.now_us()
+    others = "SELECT 1 FROM dependency d WHERE d.child = child.id AND d.parent NOT IN (SELECT id FROM doomed)"
+    failed = cx.execute(
+        f"""SELECT child.id, min(dependency.parent) FROM json_each(?) AS one CROSS JOIN job AS child ON child.id = one.value
+            CROSS JOIN dependency ON dependency.child = child.id
+            WHERE dependency.parent IN (SELECT id FROM doomed)
+                AND child.state = '{states.AWAITING_PARENTS}' AND (child.run_when = 'all_finished'
+                    OR child.run_when = 'any_finished' AND NOT EXISTS ({others})) GROUP BY child.id""",
+        (id_list(stay),),
+    ).fetchall()
+    graph.fail(cx, failed, now, "A parent job was removed from the DB")
+    edges = "child IN (SELECT value FROM json_each(?)) AND parent IN (SELECT id FROM doomed)"
+    cx.execute(f"DELETE FROM dependency WHERE {edges}", (id_list(stay),))
+    graph.recount(cx, stay)
+    graph.settle(cx, stay, now)
+
+
+def _hold(cx: sqlite3.Connection, number: int, jobs: Sequence[int]) -> None:
+    """Let no launcher take these jobs before the end of that write. They are free and go where they could start."""
+    sql = "UPDATE job NOT INDEXED SET start_after = ? WHERE id IN (SELECT value FROM json_each(?))"
+    cx.execute(sql, (large_writes.held_until(number), id_list(jobs)))
+
+
+def _set_state_of_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    free = free_of(cx, jobs)
+    if parameters["state"] not in states.END_STATES:
+        _hold(cx, number, free)
+    return Counter(changed=set_state(cx, free, parameters["state"], Annotation(*parameters["said"]), None))
+
+
+def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    free = free_of(cx, jobs)
+    _hold(cx, number, free)
+    if parameters["stored"]:
+        update(cx, parameters["stored"], free)
+    put_back(cx, free, parameters["target"])
+    return Counter(jobs=len(free), held=len(jobs) - len(free))
+
+
+def _kill_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    """Children are told when all are killed: else those that are to be killed, too, would fail."""
+    killed, free = kill(cx, jobs, *parameters["said"])
+    large_writes.add(cx, number, large_writes.Part("tell_children", {}, free))
+    return Counter(killed=killed, running=killed - len(free))
+
+
+def _propagate(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    graph.reconsider_children(cx, jobs, SystemClock.now_us())
+    return Counter()
+
+
+def _reconsider(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    graph.reconsider(cx, jobs, SystemClock.now_us())
+    return Counter()
+
+
+def _update_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    return Counter(changed=update(cx, parameters["stored"], jobs))
+
+
+def _leave_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    doom(cx, [parameters["parent"]])
+    _leave(cx, jobs)
+    return Counter()
+
+
+def _delete_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    return Counter(removed=delete(cx, jobs, force=True))
+
+
+ACTIONS: dict[str, large_writes.Action] = {
+    "set_state": _set_state_of_part,
+    "rerun": _rerun_part,
+    "kill": _kill_part,
+    "tell_children": _propagate,
+    large_writes.CHILDREN: _reconsider,
+    "fields": _update_part,
+    "leave_children": _leave_part,
+    "delete": _delete_part,
+}

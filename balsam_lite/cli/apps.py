@@ -19,14 +19,16 @@ from .group import BalsamCommand, SentenceOption, option
 
 
 @click.command(cls=BalsamCommand)
-@option("--name", required=True, help="The name by which jobs call it; it must be new.")
-@option("--executable", required=True, metavar="COMMAND", help="The command line; a job's args come behind it.")
-@option("--preprocess", default="", metavar="COMMAND", help="Run before each job.")
-@option("--postprocess", default="", metavar="COMMAND", help="Run after each job.")
-@option("--envscript", default="", metavar="FILE", help="A shell script to source before each job.")
-@option("--exit-0-is-done-after-stop", is_flag=True, help="Count a run that exits with 0 after it was told to stop as done.")
-@option("--keep-background", is_flag=True, help="Do not end what its jobs leave in the background.")
-@option("--description", cls=SentenceOption, default="", metavar="WORDS...", help="What it does.")
+@option("--name", required=True, help="Name for use by jobs; must be new.")
+@option("--executable", required=True, metavar="COMMAND", help="Command line; the arguments of a job are appended.")
+@option("--preprocess", default="", metavar="COMMAND", help="Command to run before each job.")
+@option("--postprocess", default="", metavar="COMMAND", help="Command to run after each job.")
+@option("--envscript", default="", metavar="FILE", help="Shell script to source before each job.")
+@option(
+    "--exit-0-is-done-after-stop", is_flag=True, help="Count exit code 0 as success even after the launcher told it to stop."
+)
+@option("--keep-background", is_flag=True, help="Keep processes that its jobs leave in the background.")
+@option("--description", cls=SentenceOption, default="", metavar="WORDS...", help="Free text.")
 def app(
     *,
     name: str,
@@ -77,11 +79,11 @@ def as_program(line: str) -> str:
 
 
 def warn_of_line(field: str, line: str) -> None:
-    """Warn of what is wrong with a command line; the program may well exist where the jobs run."""
+    """Warn of problems of a command line; the program may exist only where the jobs run."""
     warn_of(field, command_line.problems(line, command_line.current_directory()))
 
 
 def warn_of(field: str, problems: Iterable[str]) -> None:
-    """Warn of what is wrong with a field."""
+    """Warn of problems of a field."""
     for text in problems:
         warn(f"{field}: {output.many_lines(text)}")

@@ -1,4 +1,4 @@
-"""What several commands share: opening the DB, asking one or several sites, asking the user, kinds of options."""
+"""Open the DB, query one or several sites, ask the user, and declare options: what several commands share."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ A_JOB = "a number, a prefix of an id, or a name"
 RUN_WHEN_HELP = f"When its parents let it run: {', '.join(field_specs.RUN_WHEN)}. [default: all_finished]"
 RUN_WHEN_EPILOG = "\n\n".join(["Values of --run-when:", *(f"{value}: {text}." for value, text in field_specs.RUN_WHEN.items())])
 
-#: No count that a user gives has a business beyond what SQLite and JSON can hold exactly.
+#: The largest count: what SQLite and JSON hold exactly.
 _LARGEST = 2**53
 
 
 def open_db() -> Database:
-    """The active DB, or the one that `--db` names."""
+    """Open the DB that `--db` names, or else the active one, until the command ends."""
     context = click.get_current_context().find_root()
     db = directories.open_database(directories.find(context.obj))
     context.call_on_close(db.close)
@@ -68,7 +68,7 @@ _SITE_HELP = "Which sites: a name, a number, a path or a part of one, `all`, `ac
 
 
 def _site(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str:
-    """A callback for --site. An empty text, as of an unset variable, is refused: it would mean other sites than those named."""
+    """Check --site, as a callback. An empty text, as of an unset variable, is refused: it would mean other sites."""
     if value is not None and not value.strip():
         raise InvalidSpec("--site must not be empty; leave it out to mean the active DB, or without one all sites.")
     return value or ""
@@ -80,17 +80,17 @@ _SITE_OPTION: dict[str, Any] = {
 
 
 def site_option(function: _Function) -> _Function:
-    """Gives a command `-s/--site`, whose value is its parameter `site`; "" is the active DB, or without one all sites."""
+    """Give a command `-s/--site` as its parameter `site`; "" is the active DB, or all sites if there is none."""
     return option("-s", "--site", "site", **_SITE_OPTION)(function)
 
 
 def long_site_option(function: _Function) -> _Function:
-    """As `site_option`, for commands whose `-s` is something else."""
+    """Give a command `--site`, as `site_option` does, where `-s` is another option."""
     return option("--site", "site", **_SITE_OPTION)(function)
 
 
 def ask_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tuple[SiteEntry, _T]]:
-    """What each of the sites that `--site` means says to a question. Those that fail get a line on stderr each.
+    """Ask each of the sites that `--site` means, and warn of those that fail; return the answers.
 
     Raises:
         UnknownSite, AmbiguousSite, NoDatabase: nothing is meant. BalsamError: every site failed; the error of one that was
@@ -108,7 +108,7 @@ def ask_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tuple[
 
 
 def ask_all_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tuple[SiteEntry, _T]]:
-    """As `ask_sites`, where something is to be changed then: not one of the sites may fail.
+    """Ask as `ask_sites` does before something is changed: no site may fail.
 
     Raises:
         UnknownSite, AmbiguousSite, NoDatabase: nothing is meant. BalsamError: a site failed; if several were asked it is named.
@@ -125,7 +125,7 @@ def ask_all_sites(site: str, question: Callable[[SiteInterface], _T]) -> list[tu
 
 
 def warn_of_sites(failed: Iterable[tuple[SiteEntry, BalsamError]]) -> None:
-    """A line on stderr for each site that could not be read."""
+    """Print a line on stderr for each site that could not be read."""
     from ..sites import fanout
     from . import output
 
@@ -134,7 +134,7 @@ def warn_of_sites(failed: Iterable[tuple[SiteEntry, BalsamError]]) -> None:
 
 
 def one_site(site: str) -> SiteInterface:
-    """The one site that `--site` means, where something is to be done at one place; "" is the active DB.
+    """Open the only site that `--site` means; "" is the active DB.
 
     Raises:
         UnknownSite, AmbiguousSite, NoDatabase: it does not mean exactly one. NotABalsamDB: its directory is gone.
@@ -145,7 +145,7 @@ def one_site(site: str) -> SiteInterface:
 
 
 def _named_db() -> str | None:
-    """What the option --db of `balsam` itself says."""
+    """Return the value of the option --db of `balsam` itself."""
     named: str | None = click.get_current_context().find_root().obj
     return named
 
@@ -182,19 +182,20 @@ def jobs_fitting(site: SiteInterface, word: str) -> list[list[Any]]:
 
 
 def say(text: str) -> None:
-    """Words for the user, on stderr."""
+    """Print words for the user on stderr."""
     click.echo(text, err=True)
 
 
 def warn(text: str) -> None:
-    """A warning, on stderr."""
+    """Print a warning on stderr."""
     say(f"Warning: {text}")
 
 
 def confirm(question: str, option: str) -> bool:
-    """Ask until the answer is y or n. Without a terminal there is nobody to ask: then `option` must have been given.
+    """Ask until the answer is y or n; the end of the input counts as n.
 
-    The end of the input counts as n.
+    Raises:
+        UsageError: stdin is no terminal; `option` would have answered.
     """
     if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError(f"This needs a confirmation, and there is no terminal to ask for it. Use {option}.")
@@ -212,7 +213,7 @@ def confirm(question: str, option: str) -> bool:
 
 
 def pairs(words: Iterable[str], option: str) -> dict[str, str]:
-    """The mapping that K=V words make; the last value of a key wins.
+    """Return the mapping that K=V words make; the last value of a key wins.
 
     Raises:
         InvalidSpec: a word is no such pair.
@@ -227,26 +228,26 @@ def pairs(words: Iterable[str], option: str) -> dict[str, str]:
 
 
 def row_number(word: str) -> int | None:
-    """The number that a word is, where rows go by a number or a name; None if it is a name."""
+    """Return the number that a word is; None if it is a name."""
     return int(word) if word.isascii() and word.isdigit() and len(word) < 16 else None
 
 
 def count(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    """A callback for options and arguments: a whole number of 1 or more, or none at all."""
+    """Check that a value is a whole number of 1 or more, or missing, as a callback."""
     if value is not None and not 1 <= value <= _LARGEST:
         raise click.BadParameter(f"{value} is not in the range from 1 to {_LARGEST}.", ctx, parameter)
     return value
 
 
 def count0(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    """As `count`, but 0 will do."""
+    """Check that a value is a whole number of 0 or more, or missing, as a callback."""
     if value is not None and value < 0:
         raise click.BadParameter(f"{value} is not 0 or more.", ctx, parameter)
     return value if value == 0 else count(ctx, parameter, value)
 
 
 def number(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
-    """A callback for options: a number that is finite and not negative."""
+    """Check that a value is a finite number of 0 or more, as a callback."""
     if not 0 <= value < float("inf"):
         raise click.BadParameter(f"{value} is not a number of 0 or more.", ctx, parameter)
     return value
@@ -272,5 +273,5 @@ class Minutes(click.ParamType):  # type: ignore[type-arg]
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were on the command line."""
+    """Return the options that were on the command line."""
     return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""`balsam db`: is everything in order with the DB, a copy of it, a smaller file, what it is."""
+"""`balsam db`: check, back up, salvage, shrink or describe the database of a DB."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from . import selftest as runner
 from .common import count, number, open_db, say
 from .group import BalsamCommand, CommandGroup, PathCommand, option
 
-#: Seconds; longer says nothing more.
-_LONGEST_TEST_S = 15.0
+#: A longer test finds nothing more.
+_MAX_TEST_S = 15.0
 
 
 @click.group(cls=CommandGroup)
 def db() -> None:
-    """Look after the database of the active DB.
+    """Check, back up or shrink the database of the active DB.
 
     \b
     Examples:
@@ -41,27 +41,28 @@ def db() -> None:
 
 
 def _test_seconds(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
-    if not 0 <= value <= _LONGEST_TEST_S:
-        raise click.BadParameter(f"{value} is not in the range from 0 to {_LONGEST_TEST_S:g}.", ctx, parameter)
+    if not 0 <= value <= _MAX_TEST_S:
+        raise click.BadParameter(f"{value} is not in the range from 0 to {_MAX_TEST_S:g}.", ctx, parameter)
     return value
 
 
-@db.command(cls=BalsamCommand, short_help="look for faults of the DB, and test the locks of its file system")
-@option("--peer", "peers", metavar="HOST", multiple=True, help="Test the locks against this host too; may be repeated.")
+@db.command(cls=BalsamCommand, short_help="find faults of the DB, and test the locks of its file system")
+@option("--peer", "peers", metavar="HOST", multiple=True, help="Host to test the locks with; may be repeated.")
 @option("--peer-command", metavar="WORDS", default=runner.PEER_COMMAND, show_default=True,
-        help="How to run a command there. Without {command} the words follow as they are.")  # fmt: skip
-@option("--seconds", type=float, default=2.0, show_default=True, callback=_test_seconds, help="Test so long; 0: do not.")
-@option("--quick", is_flag=True, help="Do not compare each index with its table.")
+        help="Command that runs another one on HOST; {command} is replaced by it, else it is appended.")  # fmt: skip
+@option(
+    "--seconds", type=float, default=2.0, show_default=True, callback=_test_seconds, help="Duration of the test; 0: no test."
+)
+@option("--quick", is_flag=True, help="Skip the comparison of each index with its table.")
 @option("--json", is_flag=True, help="Print a list of objects.")
 @click.pass_context
 def check(ctx: click.Context, peers: tuple[str, ...], peer_command: str, seconds: float, quick: bool, json: bool) -> None:
-    """Look for what is wrong with the DB, and test whether the locks of its file system hold.
+    """Find faults of the DB, and test whether the locks of its file system hold.
 
-    Says where the DB lies and how it is opened, what SQLite finds in the file, whether the rows agree with each other,
-    who is at work, and whether clocks differ. Then some processes count in a scratch database beside it for two seconds;
-    with --peer, one of them on each of those hosts, which must see the DB and this Python under the same paths. Exit code
-    1 if anything is
-    wrong.
+    Reports the DB's path and access, SQLite's own check of the file, whether the rows agree with each other, the launchers
+    at work, and whether clocks differ. Then some processes count in a scratch database next to it for two seconds; with
+    --peer, one of them on each of those hosts, which must see the DB and this Python under the same paths. Exit code 1 if
+    anything is wrong.
 
     \b
     Examples:
@@ -88,7 +89,7 @@ def _findings(ctx: click.Context, peers: tuple[str, ...], peer_command: str, sec
     settings = Settings.load(directory)
     try:
         database = directories.open_database(directory, settings)
-    except BalsamError as exc:  # to say so is what the command is for
+    except BalsamError as exc:  # which is a finding of this command
         yield doctor.refused(exc)
         return
     ctx.call_on_close(database.close)
@@ -106,7 +107,7 @@ def _findings(ctx: click.Context, peers: tuple[str, ...], peer_command: str, sec
 @click.argument("testers", type=int, callback=count)
 @click.argument("seconds", type=float, callback=number)
 def count_(directory: str, name: str, testers: int, seconds: float) -> None:
-    """Be one of the testers of `balsam db check`, which starts this."""
+    """Be one of the testers that `balsam db check` starts."""
     click.echo(selftest.count(directory, name, testers, seconds).as_text())
 
 
@@ -119,9 +120,9 @@ def count_(directory: str, name: str, testers: int, seconds: float) -> None:
 def backup(path: str, force: bool) -> None:
     """Copy the database to the file PATH, while launchers go on.
 
-    Never copy the file by other means: what was committed last is in another file, and copying one that is in use may
-    damage it. To use a copy, put it into a new directory as balsam.sqlite3 and say `balsam init` to that directory; the
-    working directories of the jobs are not in it.
+    Never copy the file by other means: the last commits are in another file, and copying a file in use may damage it. To
+    use a copy, put it into a new directory as balsam.sqlite3 and run `balsam init` on that directory. Working directories
+    of jobs are not part of it.
 
     \b
     Example:
@@ -131,10 +132,10 @@ def backup(path: str, force: bool) -> None:
     say(f"{output.one_line(path)}: {output.size(size)}")
 
 
-@db.command(cls=PathCommand, short_help="make a new DB of what can be read in a damaged one")
+@db.command(cls=PathCommand, short_help="make a new DB from what is readable in a damaged one")
 @click.argument("new_dir")
 def salvage(new_dir: str) -> None:
-    """Make a new DB in the directory NEW_DIR of what can be read in the active one, which is damaged and stays as it is.
+    """Make a new DB in the directory NEW_DIR from what is readable in the active one, which is damaged and stays as it is.
 
     Reads jobs, applications, events, dependencies, tags and batch jobs, page by page, and prints what could not be read. Jobs
     that launchers had are RESTART_READY in the new DB; jobs whose parents are lost are FAILED. The working directories stay
@@ -160,13 +161,13 @@ def salvage(new_dir: str) -> None:
     click.echo(f"Still in {old}: the working directories (move `data` to {new}), settings, policy and job templates.")
 
 
-@db.command(cls=BalsamCommand, short_help="write the database anew, without unused room")
-@option("--force", is_flag=True, help="Do it though launchers are at work; they wait meanwhile.")
+@db.command(cls=BalsamCommand, short_help="rewrite the database without unused space")
+@option("--force", is_flag=True, help="Do it while launchers are at work; they wait meanwhile.")
 def vacuum(force: bool) -> None:
-    """Write the database anew, without the room that removed jobs have left, and mend the tags by which jobs are found.
+    """Rewrite the database without the space that removed jobs have left, and repair the index of tags.
 
-    Refused while a launcher or the service is at work: it could not show that it lives, and if it took longer than
-    LEASE_EXPIRY_S, others would take it for dead. Needs twice the size of the database in free room.
+    Refused while a launcher or the service is at work: it could not renew its lease, and after LEASE_EXPIRY_S others would
+    take it for dead. Needs free disk space of twice the size of the database.
 
     \b
     Example:
@@ -174,16 +175,16 @@ def vacuum(force: bool) -> None:
     """
     database = open_db()
     expiry_s = Settings.load(database.directory).LEASE_EXPIRY_S
-    before, after, mended = maintenance.vacuum(database, expiry_s=expiry_s, force=force)
-    if mended:
-        say(f"The tags of {mended} job(s) were noted wrongly, and are right now.")
+    before, after, repaired = maintenance.vacuum(database, expiry_s=expiry_s, force=force)
+    if repaired:
+        say(f"The index of tags was wrong for {repaired} job(s), and is repaired.")
     say(f"{output.size(before)} before, {output.size(after)} now")
 
 
-@db.command(cls=BalsamCommand, short_help="show how large the DB is, how it is opened and its settings")
+@db.command(cls=BalsamCommand, short_help="show the DB's size, contents, access and settings")
 @option("--json", is_flag=True, help="Print a list of one object.")
 def info(json: bool) -> None:
-    """Show how large the database is, what it holds, how it is opened and which settings hold.
+    """Show the size, contents and access of the database, and the settings in effect.
 
     \b
     Example:

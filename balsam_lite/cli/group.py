@@ -1,7 +1,7 @@
-"""The table of commands, each imported when it is called for, and the old spellings of options.
+"""The table of commands, each imported when it is called, and the options as Balsam 0.3 took them.
 
-Balsam 0.3 parsed with argparse, so that its users type `--hist` for `--history` and several words behind `--args`. Those
-are rewritten here into what click reads; a command only says which of its options take several words.
+Balsam 0.3 parsed with argparse: its users type `--hist` for `--history` and several words after `--args`. These are rewritten
+here into what click reads; the class of an option tells whether it takes several words.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Running": {
         "launcher": Entry("launcher", "launcher", "run jobs here, in this terminal or batch job"),
-        "submit-launch": Entry("launcher", "submit_launch", "submit a launcher to the batch queue"),
+        "submit-launch": Entry("queue", "submit_launch", "submit a launcher to the batch queue"),
         "queue": Entry("queue", "queue", "submit, list or cancel batch jobs of any site"),
         "service": Entry("service", "service", "submit launchers for waiting jobs, by the queue policy"),
     },
@@ -83,7 +83,7 @@ COMMANDS = {name: entry for commands in (*SECTIONS.values(), HIDDEN) for name, e
 
 
 class Option(click.Option):
-    """An option whose help text is one line. click would import `inspect` to take the indentation off it."""
+    """An option whose help text is one line, for which click need not import `inspect` to remove indentation."""
 
     def __init__(self, *names: Any, help: str | None = None, **attributes: Any) -> None:
         super().__init__(*names, **attributes)
@@ -94,7 +94,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def option(*names: str, **attributes: Any) -> Callable[[_Function], _Function]:
-    """As `click.option`, but an `Option`."""
+    """Declare an option, as `click.option` does, of the class `Option`."""
     attributes.setdefault("cls", Option)
     return click.option(*names, **attributes)
 
@@ -236,7 +236,7 @@ def balsam(ctx: click.Context, db: str | None) -> None:
 
 # --- options as Balsam 0.3 took them ----------------------------------------------------------------------------------
 
-#: What several words behind one option become: the values that click gets to see.
+#: What several words after one option become: the values that click reads.
 _SEPARATE, _SENTENCE, _COMMAND_LINE = "separate", "sentence", "command line"
 
 
@@ -246,7 +246,7 @@ class WordsOption(Option):
     manner = _COMMAND_LINE
 
     def gathered(self, words: Sequence[str]) -> list[str]:
-        """The values that click reads instead of `words`."""
+        """Return the values that click reads instead of `words`."""
         if self.manner == _SEPARATE:
             return list(words)
         if len(words) == 1:
@@ -267,7 +267,7 @@ class SeparateOption(WordsOption):
 
 
 class FieldOption(Option):
-    """The value may begin with a dash, as `-name` does, and is not an option then."""
+    """An option whose value may begin with a dash, as `-name` does."""
 
 
 class ConditionOption(Option):
@@ -278,7 +278,7 @@ class ConditionOption(Option):
 
 
 def _quoted(word: str) -> str:
-    """`word` so that splitting the line by the shell's quoting rules gives it back. Nothing else of the shell matters."""
+    """Return `word` so that splitting the line by the shell's quoting rules gives it back."""
     if word and not re.search(r"[\s'\"\\]", word):
         return word
     return "'" + word.replace("'", "'\"'\"'") + "'"
@@ -311,7 +311,7 @@ class BalsamCommand(_Helpful):
         return items + super().shell_complete(ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
-        gc.freeze()  # what was imported stays; looking through all of it would be the first thing that is done
+        gc.freeze()  # the imported modules stay: the collector need not visit them
         gc.enable()
         return super().invoke(ctx)
 
@@ -327,7 +327,7 @@ class BalsamCommand(_Helpful):
 
 
 def _beside(ctx: click.Context) -> dict[str, Entry]:
-    """The commands of two words of which the first is this command."""
+    """Return the commands of two words of which the first is this command."""
     return {name: entry for name, entry in COMMANDS.items() if name.startswith(f"{ctx.info_name} ")}
 
 
@@ -395,12 +395,12 @@ class WordsRewriter:
         return [f"{found}={value}"] if equals else self._with_value(found, rest)
 
     def _with_value(self, name: str, rest: list[str]) -> list[str]:
-        """The option `name` and what belongs to it, which is taken from `rest`."""
+        """Return the option `name` with its value, which is removed from `rest`."""
         option = self._options[name]
         if option.is_flag or option.count:
             return [name]
         if isinstance(option, WordsOption):
-            # The first word may be another program's option, such as --constraint=gpu behind --sched-flags.
+            # The first word may be another program's option, such as --constraint=gpu after --sched-flags.
             words = [rest.pop(0)] if rest and not self._find(rest[0].partition("=")[0]) and rest[0] != "--" else []
             while rest and not self._looks_like_option(rest[0]):
                 words.append(rest.pop(0))
@@ -429,7 +429,7 @@ class WordsRewriter:
         return not re.fullmatch(r"-\d+|-\d*\.\d+", word)
 
     def _find(self, word: str) -> str | None:
-        """The whole name of the option that `word` stands for; None if it stands for none."""
+        """Return the whole name of the option that `word` abbreviates; None if there is none."""
         if not word.startswith("-") or len(word) < 2:
             return None
         if word in self._options:

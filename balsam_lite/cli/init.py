@@ -1,4 +1,4 @@
-"""Commands about whole DBs: `init`, `which`, and two that have nothing to do: `login`, `server`."""
+"""`balsam init` and `balsam which`: create or find a DB; and `login` and `server`, which do nothing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .group import BalsamCommand, Choice, PathCommand, option
 @click.argument("path")
 @option(
     "--access", type=Choice(["local", "shared"]),
-    help="How to open the DB: local (one host) or shared (several hosts). By default as the file system demands.",
+    help="How to open the DB: local (one host) or shared (several hosts). [default: by the file system]",
 )  # fmt: skip
 @option(
     "--shared-read/--no-shared-read", "shared_read", default=None,
-    help="Let others read the database and job scripts, as umask allows, or no other user. Default: the latter, or as it was.",
+    help="Let other users read the database and job scripts, as far as umask allows. [default: no, or as it was]",
 )  # fmt: skip
 def init(path: str, access: str | None, shared_read: bool | None) -> None:
-    """Create a Balsam DB in the directory PATH, or bring the one that is there up to date.
+    """Create a Balsam DB in the directory PATH, or bring an existing one up to date.
 
     \b
     Examples:
@@ -36,7 +36,7 @@ def init(path: str, access: str | None, shared_read: bool | None) -> None:
     is_new = not directories.is_db(os.path.expanduser(path))
     db = directories.create(path, access, say, shared_read)
     copy_templates(db)
-    said = "Successfully created Balsam DB at:" if is_new else "Up to date is the Balsam DB at:"
+    said = "Successfully created Balsam DB at:" if is_new else "The Balsam DB is up to date at:"
     shown = output.one_line(db.directory)
     lines = [f"{said} {shown}", f"Use `source balsamactivate {os.path.basename(shown) or shown}` to begin working."]
     stars = "*" * max(map(len, lines))
@@ -44,7 +44,7 @@ def init(path: str, access: str | None, shared_read: bool | None) -> None:
 
 
 def copy_templates(db: connection.Database) -> None:
-    """The job script of the scheduler in use and a queue policy, for the user to edit. Without them the DB is as good."""
+    """Copy the job script of the scheduler in use and a queue policy into the DB, to be edited. A failure is a warning only."""
     from ..core.settings import Settings
     from ..schedulers import script
     from ..service import policy
@@ -59,7 +59,7 @@ def copy_templates(db: connection.Database) -> None:
 
 @click.command(cls=PathCommand)
 @option("--list", "listed", is_flag=True, help="List the known DBs, one path per line.")
-@option("--name", metavar="NAME", help="Print the path of the DB of that name: its path, or any part that only one has.")
+@option("--name", metavar="NAME", help="Print the path of a known DB, given its name, path or a unique part of it.")
 @option("--json", is_flag=True, help="Print a list of objects.")
 @click.pass_context
 def which(ctx: click.Context, listed: bool, name: str | None, json: bool) -> None:
@@ -87,11 +87,11 @@ def which(ctx: click.Context, listed: bool, name: str | None, json: bool) -> Non
 
 
 def _remember(path: str) -> None:
-    """Whoever activates a DB by its path may call it by its name the next time."""
+    """Add a DB that was found by its path to the known ones, so that its name finds it next time."""
     try:
         if path not in directories.known_paths():
             directories.remember(path)
-    except BalsamError as exc:  # finding it is what was asked for
+    except BalsamError as exc:  # it was found nevertheless
         warn(str(exc))
 
 
@@ -104,14 +104,14 @@ def _describe(path: str) -> None:
 
 
 @click.command(cls=PathCommand)
-@option("--connect", is_flag=True, help="Nothing to connect to.")
-@option("--reset", is_flag=True, help="Nothing to stop or start.")
-@option("--list-active-connections", is_flag=True, help="Nothing to list.")
-@option("--list-users", is_flag=True, help="Access is what the directory's permissions say.")
-@option("--add-user", metavar="USER", help="Change the directory's permissions instead.")
-@option("--drop-user", metavar="USER", help="Change the directory's permissions instead.")
+@option("--connect", is_flag=True, help="Ignored.")
+@option("--reset", is_flag=True, help="Ignored.")
+@option("--list-active-connections", is_flag=True, help="Ignored.")
+@option("--list-users", is_flag=True, help="Ignored: the directory's permissions decide.")
+@option("--add-user", metavar="USER", help="Ignored: change the directory's permissions.")
+@option("--drop-user", metavar="USER", help="Ignored: change the directory's permissions.")
 def server(**options: object) -> None:
-    """Kept for old scripts, which call it: there is no server.
+    """Do nothing: there is no server. For scripts written for Balsam 0.3.
 
     \b
     Example:
@@ -121,10 +121,10 @@ def server(**options: object) -> None:
 
 
 @click.command(cls=BalsamCommand)
-@option("-u", "--url", metavar="URL", help="There is no server to log in to.")
-@option("-f", "--force", is_flag=True, help="There is no login to renew.")
+@option("-u", "--url", metavar="URL", help="Ignored.")
+@option("-f", "--force", is_flag=True, help="Ignored.")
 def login(**options: object) -> None:
-    """Kept for old scripts, which call it: there is no account, and no login is needed.
+    """Do nothing: there is no account. For scripts written for Balsam 0.7.
 
     \b
     Example:

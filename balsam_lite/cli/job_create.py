@@ -1,4 +1,4 @@
-"""`balsam job create`: a new job in the words of the workshop, with the parameters of its application."""
+"""`balsam job create`: add a job with the parameters of its application to any site, as in Balsam 0.7."""
 
 from __future__ import annotations
 
@@ -36,51 +36,66 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: Options of NAME=VALUE words.
 _PAIRS = {"tags": "--tag", "parameters": "--param", "launch_params": "--launch-param", "environ_vars": "--env"}
-#: What the workshop's form of a new job shows, in its order.
+#: The fields of the workshop's form of a new job, in its order.
 _FORM = (
     "workdir", "tags", "data", "return_code", "num_nodes", "ranks_per_node", "threads_per_rank", "threads_per_core",
     "launch_params", "gpus_per_rank", "node_packing_count", "wall_time_min", "app_id", "site_name", "parameters", "parent_ids",
 )  # fmt: skip
-#: Shown where it is given, as the workshop does not know it.
+#: Shown where they are given; the workshop does not know them.
 _BESIDE = ("name", "workflow", "environ_vars", "priority", "run_when")
 
 
 def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
-    """An option for a whole number that is 1 if it is not given."""
+    """Declare an option for a whole number, 1 by default."""
     return option(*names, type=int, callback=count, default=1, metavar="N", help=f"{help} [default: 1]")
 
 
 @click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
-@option("-w", "--workdir", required=True, metavar="PATH", help="Where it runs, below the site's directory data/.")
+@option("-w", "--workdir", required=True, metavar="PATH", help="Working directory below data/ of the site.")
 @option(
     "-a", "--app", required=True, metavar="NAME", shell_complete=completion.applications,
     help="Application to run, by its name or number.",
 )  # fmt: skip
-@option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
-@option("-p", "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
-@_count("-n", "--num-nodes", help="Nodes it runs on.")
-@_count("-rpn", "--ranks-per-node", help="MPI ranks on each of them.")
-@_count("-tpr", "--threads-per-rank", help="Threads of each rank.")
-@_count("-tpc", "--threads-per-core", help="Threads on each core.")
+@option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag; may be repeated.")
 @option(
-    "-g", "--gpus-per-rank", type=float, callback=number, default=0, metavar="N", help="A fraction shares one. [default: 0]"
+    "-p", "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Parameter of the application; may be repeated."
 )
-@_count("-npc", "--node-packing-count", help="So many such jobs share a node.")
-@option("-lp", "--launch-param", "launch_params", multiple=True, metavar="NAME=VALUE", help="For the MPI start command.")
+@_count("-n", "--num-nodes", help="Number of nodes.")
+@_count("-rpn", "--ranks-per-node", help="MPI ranks per node.")
+@_count("-tpr", "--threads-per-rank", help="Threads per rank.")
+@_count("-tpc", "--threads-per-core", help="Threads per core.")
+@option(
+    "-g",
+    "--gpus-per-rank",
+    type=float,
+    callback=number,
+    default=0,
+    metavar="N",
+    help="GPUs per rank; with a fraction, ranks share one. [default: 0]",
+)
+@_count("-npc", "--node-packing-count", help="Maximum number of these jobs per node.")
+@option(
+    "-lp",
+    "--launch-param",
+    "launch_params",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Parameter of the MPI start command; may be repeated.",
+)
 @option(
     "-t", "--wall-time-min", type=Minutes(), callback=count0, default=1, metavar="TIME",
     help=f"Expected run time: {FORMS}. [default: 1]",
 )  # fmt: skip
 @option(
     "-pid", "--parent-id", "parent_ids", multiple=True, metavar="JOB",
-    help=f"A job to wait for: {NUMBER_OR_WORD}; may be repeated.",
+    help=f"Job to wait for: {NUMBER_OR_WORD}; may be repeated.",
 )  # fmt: skip
 @option("--run-when", default="all_finished", metavar="WHEN", help=RUN_WHEN_HELP)
-@option("--name", default="", help="Its name; the output file is called after it. [default: job.out]")
-@option("--workflow", default="", help="A label that jobs share.")
-@option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated.")
+@option("--name", default="", help="Name, also of the output file. [default: job.out]")
+@option("--workflow", default="", help="Label that jobs share.")
+@option("--env", "environ_vars", multiple=True, metavar="VAR=VALUE", help="Environment variable; may be repeated.")
 @option("--allow-shared-workdir", is_flag=True, help="Allow the workdir of another job that has not ended.")
-@option("--priority", type=int, default=0, metavar="N", help="Higher ones start first. [default: 0]")
+@option("--priority", type=int, default=0, metavar="N", help="Priority; jobs with a higher one start first. [default: 0]")
 @long_site_option
 @option("-y", "--yes", is_flag=True, help="Do not ask.")
 def create(site: str, app: str, yes: bool, **values: Any) -> None:
@@ -107,7 +122,7 @@ def create(site: str, app: str, yes: bool, **values: Any) -> None:
 
 
 def _checked(target: SiteInterface, app: str, values: Mapping[str, Any]) -> Row:
-    """The job to create, as a target takes it.
+    """Return the job to create, as a site takes it.
 
     Raises:
         InvalidSpec: a word without `=`, a directory outside of `data/`, parameters that are missing or too many. UnknownApp,
@@ -125,7 +140,7 @@ def _checked(target: SiteInterface, app: str, values: Mapping[str, Any]) -> Row:
 
 
 def _preview(site: SiteEntry, job: Row) -> Iterator[str]:
-    """The job as YAML."""
+    """Yield the lines of the job as YAML."""
     shown = {"data": {}, "return_code": None, "site_name": site.name, **job}
     yield from output.yaml_lines({name: shown[name] for name in _FORM})
     yield from output.yaml_lines({name: shown[name] for name in _BESIDE if _says_something(name, shown[name])})
@@ -156,8 +171,8 @@ def _application(target: SiteInterface, app: str) -> Row:
 
 def _check_parameters(application: Row, given: Collection[str]) -> None:
     if application["kind"] == "command":
-        if given:  # its jobs may carry some for their scripts
-            line = f"The command line of {application['name']} has no place for parameters"
+        if given:  # its jobs may have some for their scripts
+            line = f"The command line of {application['name']} has no parameters"
             warn(f"{line}: {_set(given)} will not be passed to it.")
         return
     known = application["parameters"]
@@ -170,7 +185,7 @@ def _check_parameters(application: Row, given: Collection[str]) -> None:
 
 
 def _is_required(rule: Any) -> bool:
-    """Of a rule that others may have stored, without a check."""
+    """Return whether a parameter is required. Other programs may have stored the rule, so it is unchecked."""
     return isinstance(rule, Mapping) and bool(rule.get("required"))
 
 

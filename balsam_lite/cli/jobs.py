@@ -28,44 +28,70 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-#: What can be said of any new job, in the order of the help text.
+#: The options of every new job, in the order of the help text.
 _OPTIONS = (
     option(
         "--application", required=True, shell_complete=completion.applications, help="Application to run (`balsam ls apps`)."
     ),
-    option("--wall-time-minutes", metavar="TIME", help=f"Longest expected run time: {FORMS}. [default: 1]"),
-    option("--num-nodes", metavar="N", help="Nodes it runs on. [default: 1]"),
-    option("--coschedule-num-nodes", metavar="N", help="Is kept, and changes nothing. [default: 0]"),
-    option("--node-packing-count", metavar="N", help="So many such jobs share a node. [default: 1]"),
-    option("--ranks-per-node", metavar="N", help="MPI ranks on each node. [default: 1]"),
-    option("--threads-per-rank", metavar="N", help="Threads of each rank. [default: 1]"),
-    option("--threads-per-core", metavar="N", help="Threads on each core. [default: 1]"),
-    option("--gpus-per-rank", metavar="N", help="GPUs of each rank; a fraction shares one. [default: 0]"),
-    option("--cpu-affinity", metavar="none|depth", help="depth: bind each rank to cores of its own. [default: none]"),
-    option("--description", cls=SentenceOption, metavar="WORDS...", help="What it is for."),
-    option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments of the program, or in quotes a text of them all."),
-    option("--post_handle_error", "--post-handle-error", is_flag=True, help="Let the postprocess script handle an error."),
-    option("--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Let it handle that the time is up."),
-    option("--disable_auto_timeout_retry", "--disable-auto-timeout-retry", is_flag=True, help="Fail when its time is up."),
     option(
-        "--exit-0-is-done-after-stop", is_flag=True, help="Count exit code 0 as done also after its launcher told it to stop."
+        "--wall-time-minutes", metavar="TIME", help=f"Longest expected run time: {FORMS}. [default: 1, which means unknown]"
     ),
-    option("--keep-background", is_flag=True, help="Do not end what it leaves in the background when it ends."),
-    option("--restart-limit", metavar="N", help="So many restarts after time was up, then FAILED. [default: 10]"),
-    option("--max-retries", metavar="N", help="Run it again so often after an error. [default: 0]"),
-    option("--retry-codes", cls=WordsOption, metavar="CODES...", help="Only after these return codes; signal 9 is -9."),
-    option("--mpi-flags", cls=WordsOption, metavar="FLAGS", help="More flags for the MPI start command."),
-    option("--input-files", cls=WordsOption, metavar="GLOBS...", help="Which files of its parents it gets. [default: *]"),
-    option("--url-in", metavar="URL", help="Copy what is there to its directory before it starts."),
-    option("--url-out", metavar="URL", help="Copy results to there when it has ended."),
-    option("--stage-out-files", cls=WordsOption, metavar="GLOBS...", help="Which results to copy: patterns of their names."),
-    option("--env", multiple=True, metavar="VAR=VALUE", help="An environment variable; may be repeated."),
-    option("--tag", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated."),
-    option("--data", metavar="JSON", help="An object for your own use, which the job carries along."),
-    option("--priority", metavar="N", help="Higher ones start first. [default: 0]"),
-    option("--user-workdir", metavar="DIR", help="Run there and not in a directory of its own."),
+    option("--num-nodes", metavar="N", help="Number of nodes. [default: 1]"),
+    option("--coschedule-num-nodes", metavar="N", help="Stored, without effect. [default: 0]"),
+    option("--node-packing-count", metavar="N", help="Maximum number of these jobs per node. [default: 1]"),
+    option("--ranks-per-node", metavar="N", help="MPI ranks per node. [default: 1]"),
+    option("--threads-per-rank", metavar="N", help="Threads per rank. [default: 1]"),
+    option("--threads-per-core", metavar="N", help="Threads per core. [default: 1]"),
+    option("--gpus-per-rank", metavar="N", help="GPUs per rank; with a fraction, ranks share one. [default: 0]"),
+    option("--cpu-affinity", metavar="none|depth", help="depth: bind each rank to separate cores. [default: none]"),
+    option("--description", cls=SentenceOption, metavar="WORDS...", help="Free text."),
+    option("--args", cls=WordsOption, metavar="WORDS...", help="Arguments, appended to the application's command line."),
+    option("--post_handle_error", "--post-handle-error", is_flag=True, help="Run the postprocess script after an error, too."),
+    option(
+        "--post_handle_timeout", "--post-handle-timeout", is_flag=True, help="Run the postprocess script after a timeout, too."
+    ),
+    option(
+        "--disable_auto_timeout_retry",
+        "--disable-auto-timeout-retry",
+        is_flag=True,
+        help="Fail after a timeout instead of running again.",
+    ),
+    option(
+        "--exit-0-is-done-after-stop",
+        is_flag=True,
+        help="Count exit code 0 as success even after the launcher told it to stop.",
+    ),
+    option("--keep-background", is_flag=True, help="Keep processes that it leaves in the background."),
+    option("--restart-limit", metavar="N", help="Maximum number of restarts after timeouts. [default: 10]"),
+    option("--max-retries", metavar="N", help="Maximum number of retries after errors. [default: 0]"),
+    option(
+        "--retry-codes",
+        cls=WordsOption,
+        metavar="CODES...",
+        help="Return codes after which to retry; signal 9 is -9. [default: all but 0]",
+    ),
+    option("--mpi-flags", cls=WordsOption, metavar="FLAGS", help="Additional flags for the MPI start command."),
+    option(
+        "--input-files",
+        cls=WordsOption,
+        metavar="GLOBS...",
+        help="Files of its parents to link into its directory. [default: *]",
+    ),
+    option("--url-in", metavar="URL", help="Copy from there to its directory before it starts."),
+    option("--url-out", metavar="URL", help="Copy results to there after it has ended."),
+    option(
+        "--stage-out-files",
+        cls=WordsOption,
+        metavar="GLOBS...",
+        help="Results to copy with --url-out, by patterns of their names.",
+    ),
+    option("--env", multiple=True, metavar="VAR=VALUE", help="Environment variable; may be repeated."),
+    option("--tag", multiple=True, metavar="KEY=VALUE", help="Tag; may be repeated."),
+    option("--data", metavar="JSON", help="JSON object for your own use."),
+    option("--priority", metavar="N", help="Priority; jobs with a higher one start first. [default: 0]"),
+    option("--user-workdir", metavar="DIR", help="Working directory, instead of a new one below data/."),
     option("--run-when", metavar="WHEN", help=RUN_WHEN_HELP),
-    option("--no-wait-for-parents", is_flag=True, help="Take the parents' files without waiting for them."),
+    option("--no-wait-for-parents", is_flag=True, help="Start without waiting for the parents."),
     option("--yes", is_flag=True, help="Do not ask."),
 )
 
@@ -77,7 +103,7 @@ def _describing_options(command: _Function) -> _Function:
 
 
 @click.command(cls=BalsamCommand, epilog=RUN_WHEN_EPILOG)
-@option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
+@option("--name", required=True, help="Name, also of the output file and the working directory.")
 @option(
     "--workflow",
     required=True,
@@ -111,7 +137,7 @@ def job(parents: Sequence[str], yes: bool, **options: Any) -> None:
 
 
 @click.command(cls=BalsamCommand)
-@option("--name", required=True, help="Its name; the output file and the working directory are called after it.")
+@option("--name", required=True, help="Name, also of the output file and the working directory.")
 @option("--parent", metavar="JOB", help=f"The job to wait for: {A_JOB}. [default: the one that calls this]")
 @_describing_options
 def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
@@ -124,7 +150,7 @@ def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
     """
     caller = os.environ.get("BALSAM_JOB_ID", "")
     if not (parent or caller):
-        raise click.UsageError("This is called by no job: BALSAM_JOB_ID is not set. Use --parent.")
+        raise click.UsageError("No job calls this: BALSAM_JOB_ID is not set. Name the parent with --parent.")
     stored = field_specs.check_job(_values(options))
     db = open_db()
     with db.read() as cx:
@@ -135,7 +161,7 @@ def mkchild(parent: str | None, yes: bool, **options: Any) -> None:
 
 
 def _add(db: Database, stored: dict[str, Any], parents: Sequence[Mapping[str, Any]], yes: bool, origin: str = "") -> str:
-    """Show the job, ask, and add it with its edges; returns its UUID, or leaves the command if the answer is no."""
+    """Show the job, ask, and add it with its edges; return its UUID. The answer "no" ends the command."""
     with db.read() as cx:
         app = queries.app(cx, stored["application"])
         executable = program_of(app)
@@ -154,7 +180,7 @@ def _add(db: Database, stored: dict[str, Any], parents: Sequence[Mapping[str, An
 
 
 def _values(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the job, from options of other names and other senses."""
+    """Return the fields of the job for options, some of which have other names or the opposite meaning."""
     values = given(options)
     values.update({"environ_vars": pairs(values.pop("env"), "--env"), "tags": pairs(values.pop("tag"), "--tag")})
     for given_as, field in (("url_in", "stage_in_url"), ("url_out", "stage_out_url")):
@@ -170,14 +196,14 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preview(stored: dict[str, Any], job_id: str) -> dict[str, Any]:
-    """The job as it will stand in the DB."""
+    """Return the job as it will be in the DB."""
     (row,) = field_specs.rows_with_defaults([stored])
     own = row["user_workdir"] and os.path.abspath(row["user_workdir"])
     return {**row, "job_id": job_id, "workdir": own or field_specs.workdir_name(row["workflow"], row["name"], job_id)}
 
 
 def _unused_id(cx: sqlite3.Connection) -> str:
-    """A new id. The store draws another one where its first 8 characters are taken, and then the form would be wrong."""
+    """Return a new id whose first 8 characters are free. Otherwise the store draws another one, and the form is wrong."""
     while True:
         job_id = field_specs.new_job_id()
         if queries.short_id_holder(cx, job_id) is None:
@@ -217,7 +243,7 @@ _DUMMY_APP = {"name": "dummy", "executable": "echo", "description": "Added by ba
 @click.command(cls=BalsamCommand)
 @click.argument("num", type=int, callback=count)
 def make_dummies(num: int) -> None:
-    """Add NUM jobs that print "hello", to see how fast everything is.
+    """Add NUM jobs that print "hello", to measure the throughput.
 
     \b
     Example:
@@ -237,7 +263,7 @@ def _ensure_dummy_app(db: Database) -> None:
     try:
         with db.write() as cx:
             apps.add_app(cx, _DUMMY_APP)
-    except DuplicateApp:  # somebody else was faster
+    except DuplicateApp:  # another process was faster
         pass
 
 

@@ -1,4 +1,4 @@
-"""`balsam log`: show what launchers and commands have written into the DB's log directory, and go on showing it."""
+"""`balsam log`: follow the files in the DB's log directory, which launchers and commands write."""
 
 from __future__ import annotations
 
@@ -19,11 +19,20 @@ _PIECE = 1 << 16
 
 
 @click.command(cls=BalsamCommand)
-@option("-n", "lines", type=int, callback=count0, default=10, show_default=True, metavar="LINES", help="So far back.")
+@option(
+    "-n",
+    "lines",
+    type=int,
+    callback=count0,
+    default=10,
+    show_default=True,
+    metavar="LINES",
+    help="Number of lines of each file to begin with.",
+)
 @option("--no-follow", is_flag=True, help="Show the last lines of each file and end.")
 @click.pass_context
 def log(ctx: click.Context, lines: int, no_follow: bool) -> None:
-    """Follow all *.log files of the DB, those to come included, until Ctrl-C.
+    """Follow all *.log files of the DB, new ones included, until Ctrl-C.
 
     \b
     Examples:
@@ -51,7 +60,7 @@ class Place(NamedTuple):
 
 
 def log_files(folder: str) -> list[str]:
-    """The logs in `folder`, by name."""
+    """Return the paths of the logs in `folder`, by name."""
     try:
         return sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(".log") and entry.is_file())
     except OSError:
@@ -59,7 +68,7 @@ def log_files(folder: str) -> list[str]:
 
 
 def follow_once(folder: str, places: dict[str, Place], show: Callable[[str, bytes], None]) -> None:
-    """Show what was written since the last time. A file that was replaced or cut is shown from its beginning."""
+    """Show what was written since the last call. A file that was replaced or truncated is shown from its beginning."""
     for path in log_files(folder):
         places[path] = _news(path, places.get(path, Place(0, 0)), show)
     sys.stdout.flush()
@@ -77,7 +86,7 @@ def _news(path: str, place: Place, show: Callable[[str, bytes], None]) -> Place:
                     return Place(found.st_ino, offset)
                 show(path, piece)
                 offset += len(piece)
-    except OSError:  # rotated away between two looks
+    except OSError:  # rotated meanwhile
         return place
 
 
@@ -99,7 +108,7 @@ def _last_lines(path: str, lines: int, show: Callable[[str, bytes], None]) -> Pl
 
 
 class _Shower:
-    """Prints pieces of files, with the file's name wherever another one goes on."""
+    """Print pieces of files, with the file's name wherever it changes."""
 
     def __init__(self) -> None:
         self._path = ""

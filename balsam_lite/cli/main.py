@@ -27,6 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def print_version() -> None:
-    """One line on stdout."""
+    """Print the version on stdout."""
     if sys.stdout is not None:  # the caller may have closed it
         sys.stdout.write(f"balsam {__version__}\n")

@@ -1,4 +1,4 @@
-"""`balsam plot`: pictures of what jobs did, in a file or in the terminal."""
+"""`balsam plot`: draw what jobs did, into a file or in the terminal."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 @click.command(cls=PathCommand)
 @click.argument("kind", type=Choice(_KINDS), metavar="|".join(_KINDS))
-@option("-o", "--output", metavar="FILE", help="Draw a figure into a .png, .svg or .pdf; without it, plot in the terminal.")
+@option("-o", "--output", metavar="FILE", help="Figure to draw: .png, .svg or .pdf. [default: plot in the terminal]")
 @selection_options(ids=Option)
 @option(
     "--after",
     cls=ConditionOption,
     metavar="TIME",
-    help="Only from then on: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h: two hours ago.",
+    help="Start of the plot: 2026-05-31, '2026-05-31 14:00' (UTC), or 2h: two hours ago.",
 )
-@option("--before", cls=ConditionOption, metavar="TIME", help="Only until then.")
+@option("--before", cls=ConditionOption, metavar="TIME", help="End of the plot, likewise.")
 @long_site_option
 def plot(kind: str, output: str | None, site: str, after: str | None, before: str | None, chosen: Selection) -> None:
     """Draw the jobs that match: all conditions must hold.
 
     \b
     throughput   jobs done over time
-    utilization  nodes in use, and the nodes that batch jobs had beside them
+    utilization  nodes in use, and the nodes that batch jobs had
     states       how many jobs were in each state
     gantt        each run as a bar, coloured by how it ended
 
@@ -75,7 +75,7 @@ def _shortened(line: str) -> str:
 
 
 def _style() -> Any:
-    """How the terminal wants its text."""
+    """Return the width of the terminal and whether it can show block characters."""
     import shutil
 
     from ..plots.text import Style
@@ -89,14 +89,13 @@ def _style() -> Any:
 
 
 def moment(text: str, now_us: int) -> int:
-    """A point in time that a user gave, in microseconds since the epoch: a date, a time (UTC, if it says no zone), or how
-    long ago.
+    """Parse a date, a time (UTC unless it has a zone) or an age such as 2h, into microseconds since the epoch.
 
     >>> moment("1970-01-02", 0), moment("2m", 600_000_000)
     (86400000000, 480000000)
 
     Raises:
-        InvalidSpec: it is none.
+        InvalidSpec: it is none of these.
     """
     from datetime import datetime
 
@@ -109,6 +108,6 @@ def moment(text: str, now_us: int) -> int:
         return microseconds(datetime.fromisoformat(re.sub("Z$", "+00:00", text.strip())))
     except ValueError:
         raise InvalidSpec(
-            f"{text!r} is no time.",
-            hint="Write 2026-05-31, '2026-05-31 14:00' (UTC), '2026-05-31T14:00+02:00', or 30m, 2h, 7d for ago.",
+            f"{text!r} is not a time.",
+            hint="Write 2026-05-31, '2026-05-31 14:00' (UTC), '2026-05-31T14:00+02:00', or an age: 30m, 2h, 7d.",
         ) from None

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core import field_specs
 from ..core.durations import FORMS
 from ..core.errors import AmbiguousJobId, BalsamError, UnknownBatchJob
+from ..db.engine import directories
 from ..db.engine.registry import SiteEntry
 from . import listing, output
 from .common import Minutes, ask_all_sites, ask_sites, count, count0, long_site_option, one_site, pairs, say, warn
-from .group import BalsamCommand, Choice, CommandGroup, option
+from .group import BalsamCommand, Choice, CommandGroup, WordsOption, option
+from .selection import JOB_MODE_HELP, PART_HELP, launch_filter_options
+
+if TYPE_CHECKING:
+    from ..sites.interface import SiteInterface
 
 _Row = dict[str, Any]
 
@@ -37,38 +42,35 @@ def queue() -> None:
 # --- submit -----------------------------------------------------------------------------------------------------------
 
 
-@queue.command("submit", cls=BalsamCommand, short_help="submit a launch")
-@option("-n", "--num-nodes", type=int, callback=count, required=True, metavar="N", help="How many nodes.")
-@option("-t", "--wall-time-min", type=Minutes(), callback=count, required=True, metavar="TIME", help=f"Wall time: {FORMS}.")
-@option("-q", "--queue", "queue_name", default="", metavar="NAME", help="The queue.")
-@option("-A", "--project", default="", help="The project that pays. [default: DEFAULT_PROJECT of the settings]")
+@click.command("submit-launch", cls=BalsamCommand, short_help="submit a launch")
+@option("-n", "--nodes", "--num-nodes", "nodes", type=int, callback=count, required=True, metavar="N", help="Number of nodes.")
 @option(
-    "-j", "--job-mode", type=Choice(field_specs.JOB_MODES), required=True,
-    help="serial: programs of one rank; mpi: all by the MPI start command; mixed: those of many ranks by it.",
+    "-t", "--time-minutes", "--wall-time-min", "minutes", type=Minutes(), callback=count, required=True, metavar="TIME",
+    help=f"Wall time: {FORMS}.",
 )  # fmt: skip
-@option("-tag", "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Run only jobs with that tag; may be repeated.")
-@option(
-    "-p", "--part", "parts", multiple=True, metavar="MODE:NUM_NODES[:KEY=VALUE...]",
-    help="A launcher of its own for so many of the nodes; may be repeated, until all nodes have one.",
-)  # fmt: skip
-@option("-x", "--extra-param", "extra", multiple=True, metavar="KEY=VALUE", help="A value for the job template; likewise.")
+@option("-q", "--queue", "queue_name", default="", metavar="NAME", help="Queue.")
+@option("-A", "--project", default="", help="Project (account) to charge. [default: DEFAULT_PROJECT of the settings]")
+@option("-j", "--job-mode", type=Choice(field_specs.JOB_MODES), required=True, help=JOB_MODE_HELP)
+@launch_filter_options
+@option("-p", "--part", "parts", multiple=True, metavar="MODE:NUM_NODES[:KEY=VALUE...]", help=PART_HELP)
+@option("-x", "--extra-param", "extra", multiple=True, metavar="KEY=VALUE", help="Value for the job template; may be repeated.")
+@option("--sched-flags", cls=WordsOption, default="", metavar="FLAGS", help="Additional flags for the scheduler's command.")
+@option("--dry-run", is_flag=True, help="Print the job script and submit nothing.")
 @long_site_option
-def submit(
-    *,
-    num_nodes: int,
-    wall_time_min: int,
-    queue_name: str,
-    project: str,
-    job_mode: str,
-    tags: Sequence[str],
-    parts: Sequence[str],
-    extra: Sequence[str],
-    site: str,
-) -> None:
-    """Submit a launcher to the batch queue of a site. On a machine without one it runs in the background there.
+@click.pass_context
+def submit_launch(
+    ctx: click.Context, *, nodes: int, minutes: int, queue_name: str, project: str, job_mode: str, wf_filter: str | None,
+    tag: Sequence[str], parts: Sequence[str], extra: Sequence[str], sched_flags: str, dry_run: bool, site: str,
+) -> None:  # fmt: skip
+    """Submit a launcher to the batch queue. On a machine without one it runs in the background there.
+
+    It runs all jobs unless --wf-filter or --tag is given. `balsam submit-launch` and `balsam queue submit` are two names of
+    one command; the second one prints the batch job as YAML.
 
     \b
     Examples:
+        balsam submit-launch -n 2 -t 5 -q debug -A myproject --job-mode=serial
+        balsam submit-launch -n 1 -t 60 --job-mode=mpi --wf-filter test --dry-run
         balsam queue submit -n 1 -t 10 -q debug -A myproject \\
             --tag workflow=hello --job-mode mpi
         balsam queue submit -n 4 -t 60 -j mpi \\
@@ -77,21 +79,52 @@ def submit(
     from ..core.partitions import Partition
 
     row = {
-        "num_nodes": num_nodes,
-        "wall_time_min": wall_time_min,
+        "num_nodes": nodes,
+        "wall_time_min": minutes,
         "job_mode": job_mode,
         "queue": queue_name,
         "project": project,
-        "filter_tags": pairs(tags, "--tag"),
+        "wf_filter": wf_filter or "",
+        "filter_tags": pairs(tag, "--tag"),
         "partitions": [Partition.parse(part).as_fields() for part in parts],
         "optional_params": pairs(extra, "--extra-param"),
+        "sched_flags": sched_flags,
     }
+    if not site and ctx.info_name == "submit-launch":
+        directories.find(ctx.find_root().obj)
     target = one_site(site)
+    if dry_run:
+        _print_script(target, row)
+        return
     made = target.create("batch_job", [row])[0]
     warnings = made["status_info"].pop("warnings", [])
-    click.echo("\n".join(output.yaml_lines(_shown(made, target.entry))))
+    if ctx.info_name == "submit-launch":
+        _print_as_slides(made)
+    else:
+        click.echo("\n".join(output.yaml_lines(_shown(made, target.entry))))
     for warning in warnings:
         warn(warning)
+
+
+queue.add_command(submit_launch, "submit")
+
+
+def _print_script(site: SiteInterface, row: _Row) -> None:
+    from ..sites import batch_jobs
+    from ..sites.local import LocalSite
+
+    if not isinstance(site, LocalSite):
+        raise click.UsageError(f"--dry-run prints job scripts of sites on this host, and {site.entry.name} is on another one.")
+    click.echo(batch_jobs.script(site.database, row), nl=False)
+
+
+def _print_as_slides(row: _Row) -> None:
+    from pprint import pformat
+
+    from ..schedulers.submission import legacy_form
+
+    form: Any = {**row, "scheduler_id": str(row["scheduler_id"] or ""), "state": row["scheduler_state"]}
+    click.echo(f"Submit OK: Qlaunch {pformat(legacy_form(form), indent=4)}")
 
 
 def _shown(row: _Row, entry: SiteEntry) -> _Row:

@@ -1,7 +1,7 @@
-"""One command line, from its words to its exit code.
+"""Run one command line: from its words to its exit code.
 
-Whatever goes wrong ends here: errors become text on stderr and an exit code, the unexpected ones a file with the whole
-traceback. Nothing below this module exits or prints an error.
+Every error ends here: as text on stderr and an exit code, unexpected ones with the traceback in a file. No module below this
+one exits or prints an error.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ..core.settings import SettingsWarning, home
 
 TRACEBACK_VARIABLE = "BALSAM_TRACEBACK"
 _COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
-#: What a shell reports of a program that SIGPIPE ended.
+#: The exit code that a shell reports for a program that SIGPIPE ended.
 _BROKEN_PIPE = 141
 _INTERRUPTED = 130
-#: What writing to stdout may fail with; an error with a file has a `filename`.
+#: Errors of writing to stdout; an error with a file has a `filename`.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
-#: Modules that click, logging and we import for what few commands use: loading them takes 8 to 15 ms.
+#: Modules that few commands use, though click, logging and this package import them: loading them takes 8 to 15 ms.
 _POSTPONED = ("inspect", "pickle", "selectors", "shutil", "socket", "subprocess", "tempfile")
 
 
 def run(words: Sequence[str]) -> int:
-    """Carry out `balsam` followed by `words`; returns the exit code and raises nothing but SystemExit."""
+    """Run `balsam` followed by `words` and return the exit code. Raises nothing but SystemExit."""
     _replace_closed_streams()
     for name in _POSTPONED:
         _postpone(name)
@@ -114,7 +114,7 @@ def _flushed(code: int) -> int:
 
 
 def _cannot_write(code: int, exc: OSError | None = None) -> int:
-    """Let what is still to be written go nowhere; Python flushes once more when it ends, and would complain."""
+    """Send the rest of the output to /dev/null; Python flushes again when it ends, and would complain."""
     if exc:
         _say(f"Error: The output cannot be written: {exc.strerror}")
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -134,7 +134,7 @@ def _say(text: str) -> None:
     try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):  # nobody listens
+    except (AttributeError, OSError, ValueError):  # stderr is closed
         pass
 
 
@@ -156,7 +156,7 @@ def _tell(exc: BalsamError) -> None:
         _say("".join(traceback.format_exception(type(exc), exc, exc.__traceback__)))
 
 
-#: What the user's limits may lack, and how to see them (bash(1), ulimit).
+#: Errors for which a limit of the user is the reason, and how to see it (bash(1), ulimit).
 _LIMITS = {
     errno.EMFILE: "This process may not have more files open (`ulimit -n` shows the limit).",
     errno.ENFILE: "This host has too many files open.",
@@ -229,7 +229,7 @@ def _db_log(words: Sequence[str]) -> str:
         named = word[5:] if word.startswith("--db=") else named
     try:
         return os.path.join(directories.find(named), directories.LOG)
-    except Exception:  # noqa: BLE001  # what went wrong before may go wrong here, too, and is to be told all the same
+    except Exception:  # noqa: BLE001  # the first error may happen here again, and must still be reported
         return ""
 
 
@@ -237,9 +237,9 @@ def _db_log(words: Sequence[str]) -> str:
 
 
 def leave(code: int) -> int:
-    """End the process now. Python would first take apart every object there is, for a tenth of what `balsam ls` costs.
+    """End the process at once: destroying every object would take a tenth of the time of `balsam ls`.
 
-    Only where nothing can depend on that: returns if a launcher or another thread was at work.
+    Returns `code` instead if a launcher or another thread has run, which may depend on an orderly end.
     """
     if f"{__package__.rpartition('.')[0]}.launcher" in sys.modules or threading.active_count() > 1:
         return code
@@ -250,12 +250,12 @@ def leave(code: int) -> int:
     os._exit(code)
 
 
-#: Two threads of a launcher may want the same module first. It may itself want another one that is postponed.
+#: Two threads of a launcher may need the same module first; it may itself need another postponed one.
 _LOADING = threading.RLock()
 
 
 class _Postponed(ModuleType):
-    """Stands for a module of the standard library until somebody wants something of it."""
+    """A placeholder for a module of the standard library, which is imported at the first access to an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__all__":  # which `from … import *` reads
@@ -269,6 +269,6 @@ class _Postponed(ModuleType):
 
 
 def _postpone(name: str) -> None:
-    """Import that module only when it is used. (importlib's LazyLoader loads at the second `import` already.)"""
+    """Import this module only when it is used. (importlib's LazyLoader loads at the second `import` already.)"""
     if name not in sys.modules:
         sys.modules[name] = _Postponed(name)

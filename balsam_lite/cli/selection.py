@@ -13,7 +13,7 @@ from ..db.query.filters import all_of, condition_from_text, condition_on_text
 from ..db.query.operators import has_wildcard
 from . import completion
 from .common import ask_all_sites, jobs_fitting, pairs, row_number
-from .group import Option, SeparateOption, option
+from .group import ConditionOption, Option, SeparateOption, option
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Connection, Database
@@ -89,6 +89,23 @@ def selection_options(*, without: Collection[str] = (), ids: type[Option] = Sepa
     return decorate
 
 
+JOB_MODE_HELP = "serial: jobs of one rank; mpi: all by the MPI start command; mixed: jobs of several ranks by it."
+PART_HELP = "Reserve this many nodes for a separate launcher; repeat until every node is covered."
+
+
+def launch_filter_options(function: _Function) -> _Function:
+    """Give a command the options that choose the jobs of a launcher: those that an index of the DB can claim by."""
+    workflow = option(
+        "--wf-filter", "--workflow", "wf_filter", cls=ConditionOption, metavar="NAME", shell_complete=completion.workflows,
+        help="Run only jobs of this workflow; * and ? (in quotes) match anything.",
+    )  # fmt: skip
+    tag = option(
+        "-tag", "--tag", multiple=True, metavar="KEY=VALUE", shell_complete=completion.tags,
+        help="Run only jobs with this tag; may be repeated, and all must match.",
+    )  # fmt: skip
+    return workflow(tag(function))
+
+
 class Selection:
     """The options that choose jobs, as given: all must hold, of several values of one option one must, or all tags."""
 
@@ -130,7 +147,8 @@ class Selection:
         terms: list[Where] = [condition_of(words)] if is_digits_number else [{"which": list(words)}] if words else []
         for field in _TEXTS:
             if field in given:
-                terms.append(_of_texts(field, given[field], self._contains or (field == "name" and is_name_part)))
+                is_part = field == "name" and is_name_part and not any(map(has_wildcard, given[field]))
+                terms.append(_of_texts(field, given[field], self._contains or is_part))
         terms += [_of_states("state", given.get("wanted", ())), _of_states("state__ne", given.get("unwanted", ()))]
         terms += [_of_tags(given.get("tags", ()))]
         if "workdir" in given:

@@ -1,4 +1,4 @@
-"""Start the testers of `db.engine.selftest`, here and on other hosts, and say what came out."""
+"""Start the testers of `db.engine.selftest`, here and on other hosts, and report the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -
 
     Args:
         peer_command: starts a command on a peer. {host} is the peer; {command} is the command as one word for a shell, and
-            where it does not occur, the words of the command follow, behind ssh as that shell must get them.
+            where it does not occur, the words of the command are appended, after ssh as one word for its shell.
 
     Raises:
         InputError: `peer_command` cannot be split into words.
@@ -76,7 +76,7 @@ class _Failed(NamedTuple):
 
 
 def _at_once(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: str) -> list[TesterReport] | _Failed:
-    """What the testers say, in order. Where one fails, the others need not wait for it."""
+    """Run the testers at once and return their reports in order; if one fails, the others stop waiting for it."""
     from concurrent.futures import ThreadPoolExecutor
 
     failed: list[_Failed] = []
@@ -103,7 +103,7 @@ def _judged(scratch: str, tallies: list[TesterReport], has_peers: bool) -> Findi
     did = f"{len(tallies)} processes on {len(hosts)} host(s) made {total} transactions"
     text = f"{did}, the slowest in {slowest_s} s; none was lost"
     if has_peers and len(hosts) < 2:
-        return Finding(_TOPIC, doctor.NOTE, f"{text}. But all of them are this very host, so it says nothing about others")
+        return Finding(_TOPIC, doctor.NOTE, f"{text}. But all of them ran on this host, so other hosts are not tested")
     return Finding(_TOPIC, doctor.OK, text)
 
 

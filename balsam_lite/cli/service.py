@@ -1,4 +1,4 @@
-"""`balsam service`: submit launchers as the queue policy allows, here or as a daemon."""
+"""`balsam service`: submit launchers as the queue policy allows, in the foreground or as a daemon."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ACTIONS = ("start", "stop", "status")
 
 @click.command(cls=BalsamCommand)
 @click.argument("action", required=False, type=Choice(_ACTIONS), metavar="[start|stop|status]")
-@option("--dry-run", is_flag=True, help="Print what would be submitted now and why, and change nothing.")
+@option("--dry-run", is_flag=True, help="Print what would be submitted now and why, without any change.")
 @option("--json", is_flag=True, help="Print an object (for status and --dry-run).")
 @click.pass_context
 def service(ctx: click.Context, action: str | None, *, dry_run: bool, json: bool) -> int:
-    """Watch this DB and submit launchers for its jobs, as the policy in policy.ini allows.
+    """Submit launchers for the waiting jobs of this DB, as the policy in policy.ini allows.
 
-    Without a further word it runs here, until Ctrl-C. `start` runs it in the background, where it survives the terminal.
+    Without an action it runs in the foreground, until Ctrl-C. `start` runs it in the background, independent of the terminal.
 
     \b
     Examples:

@@ -41,7 +41,9 @@ _STATE_OF = {
 }
 _REQUIRED = ("num_nodes", "wall_time_min", "job_mode")
 #: What a new one may be given, and what it is without.
-_DEFAULTS: Row = {"project": "", "queue": "", "filter_tags": {}, "partitions": (), "optional_params": {}}
+_DEFAULTS: Row = {
+    "project": "", "queue": "", "wf_filter": "", "filter_tags": {}, "partitions": (), "optional_params": {}, "sched_flags": "",
+}  # fmt: skip
 _LIMITS: dict[str, Callable[[int, int], bool]] = {
     "before": lambda time, limit: time <= limit,
     "after": lambda time, limit: time >= limit,
@@ -183,6 +185,14 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
     return [_submitted(db, settings, request) for request in requests]
 
 
+def script(db: Database, row: Row) -> str:
+    """Return the job script that `create` would submit for this row. Raises as `create`, and submits nothing."""
+    settings = Settings.load(db.directory)
+    with db.read() as cx:
+        number = batch_queries.next_number(cx)
+    return render_script(db, settings, validated(_request(row), settings), number)
+
+
 def _submitted(db: Database, settings: Settings, request: LaunchRequest) -> Row:
     scheduler = base.select(settings)
     found = warnings_for(db, settings, request, scheduler.name)  # before the launcher can have taken anything
@@ -209,7 +219,9 @@ def _request(row: Row) -> LaunchRequest:
         given["queue"],
         given["project"],
         row["job_mode"],
+        wf_filter=given["wf_filter"],
         filter_tags=given["filter_tags"],
+        sched_flags=given["sched_flags"],
         partitions=[Partition.from_fields(part) for part in given["partitions"]],
         optional_params=given["optional_params"],
     )

@@ -837,11 +837,11 @@ def test_submit_launch_prints_what_the_slides_print(balsam: Balsam, db: Database
 
 def test_submit_launch_warns_when_nothing_waits(balsam: Balsam, say: str, scheduler: FakeScheduler) -> None:
     add(balsam, "j", "--workflow", "this")
-    assert "Warning: No job waits" in balsam(*SLIDES, "--wf-filter", "that")[2]
-    assert "Warning: No job waits" in balsam(*SLIDES, "--wf-filter", "thi")[2]
+    assert "Warning: No waiting job" in balsam(*SLIDES, "--wf-filter", "that")[2]
+    assert "Warning: No waiting job" in balsam(*SLIDES, "--wf-filter", "thi")[2]
     assert balsam(*SLIDES, "--wf-filter", "this")[2] == balsam(*SLIDES, "--wf-filter", "t*s")[2] == balsam(*SLIDES)[2] == ""
     balsam("modify", jobs(balsam)[0]["job_id"], "state", "JOB_FINISHED")
-    assert "Warning: No job waits" in balsam(*SLIDES)[2]
+    assert "Warning: No waiting job" in balsam(*SLIDES)[2]
 
 
 def test_a_dry_run_prints_the_script_and_submits_nothing(balsam: Balsam, scheduler: FakeScheduler, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_sort_takes_a_field_with_a_dash_that_is_the_name_of_an_option(balsam: Ba
 
 
 def test_attached_values_of_short_options_stay_attached() -> None:
-    from balsam_lite.cli.launcher import submit_launch
+    from balsam_lite.cli.queue import submit_launch
 
     context = click.Context(submit_launch)
     rewriter = group.WordsRewriter(context, submit_launch.params)

@@ -226,7 +226,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("job", "words", "said"),
     [
-        ({"tags": {"workflow": "other"}}, [], "No job waits that this launcher could run."),
+        ({"tags": {"workflow": "other"}}, [], "No waiting job matches this launch."),
         ({"num_nodes": 3}, [], "1 matching job(s) need 3 nodes, the launcher has 1."),
         ({"gpus_per_rank": 4, "ranks_per_node": 4}, [], "1 matching job(s) need 16 GPU(s) per node, the nodes have 4"),
         ({"ranks_per_node": 2}, ["--job-mode", "serial"], "1 matching job(s) have several ranks: they need --job-mode=mpi"),

@@ -7,21 +7,23 @@ whole before the transaction ends; no transaction is open while a user's code ru
 
 from __future__ import annotations
 
+import operator
 import os
-import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
 
 import peewee
-from peewee import SQL, Expression
+from peewee import SQL
 
 from ..core import states
 from ..core.errors import InvalidSpec, NoDatabase, StateError
 from .engine import directories
 from .engine.connection import Database
-from .query import lookups
+from .query import fields, select
+from .query.filters import Conditions, Q, all_of, negated
+from .query.operators import Term, execute
 
 #: Rows that `iterator` fetches at once, and objects that `repr` shows.
 _PAGE, _SHOWN = 2000, 20
@@ -79,7 +81,8 @@ def chosen_directory() -> str:
 class _Plan(NamedTuple):
     """What a query set asks for."""
 
-    where: Any = None  # a peewee expression
+    where: Conditions | None = None
+    within: tuple[Term, ...] = ()  # conditions in SQL: the slices that were narrowed
     order: tuple[str, ...] = ()
     start: int = 0
     stop: int | None = None
@@ -128,28 +131,30 @@ class QuerySet(Generic[Record]):
         """A query set without anything in it."""
         return self._with(nothing=True)
 
-    def filter(self, **conditions: Any) -> QuerySet[Record]:
-        """Those for which all conditions hold. Of a slice, those of the slice."""
-        return self._narrowed([lookups.condition(self.model, name, value) for name, value in conditions.items()])
+    def filter(self, *several: Q, **conditions: Any) -> QuerySet[Record]:
+        """Return those for which all conditions hold; of a slice, those of the slice. See `query.filters` for the grammar."""
+        return self._narrowed(all_of(*(one.where for one in several), conditions))
 
-    def exclude(self, **conditions: Any) -> QuerySet[Record]:
-        """Those for which not all conditions hold."""
-        asked = [lookups.condition(self.model, name, value) for name, value in conditions.items()]
-        return self._narrowed([lookups.negated(_all_of(asked))] if asked else [])
+    def exclude(self, *several: Q, **conditions: Any) -> QuerySet[Record]:
+        """Return those for which not all conditions hold."""
+        asked = all_of(*(one.where for one in several), conditions)
+        return self._narrowed(negated(asked) if asked else {})
 
-    def _narrowed(self, conditions: list[Any]) -> QuerySet[Record]:
+    def _narrowed(self, where: Mapping[str, Any]) -> QuerySet[Record]:
         plan = self._plan
-        if not conditions:
+        if not where:
             return self._with()
+        asked = Conditions(where, self._table)
         if plan.is_cut:
-            inside = Expression(self._number, "IN", self._select([self._number]))
-            return self._with(where=_all_of([inside, *conditions]), start=0, stop=None)
-        return self._with(where=_all_of([*([] if plan.where is None else [plan.where]), *conditions]))
+            sql, parameters = self._select([self._number]).sql()
+            inside = Term(f"{self._table.number} IN ({sql})", parameters)
+            return self._with(where=asked, within=(inside,), start=0, stop=None)
+        return self._with(where=asked if plan.where is None else plan.where & asked)
 
     def order_by(self, *names: str) -> QuerySet[Record]:
         """Sorted by these fields, `-` before one for the other way round; equal ones by their number."""
         for name in names:
-            lookups.column(self.model, name.lstrip("-"))
+            fields.column_of(self._table, name.removeprefix("-"))
         if self._plan.is_cut:
             raise InvalidSpec("A slice cannot be sorted any more: sort first, then cut.")
         return self._with(order=names)
@@ -174,23 +179,27 @@ class QuerySet(Generic[Record]):
         return self._with(columns=self._checked_columns(names), shape="flat" if flat else "tuple")
 
     def _checked_columns(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        names = names or tuple(lookups.fields_of(self.model))
+        names = names or tuple(self.model._FIELDS)
         for name in names:
-            lookups.column(self.model, name)
+            fields.column_of(self._table, name)
         return names
 
     # --- SQL ----------------------------------------------------------------------------------------------------------
 
     @property
+    def _table(self) -> fields.Table:
+        return fields.TABLES[self.model._what]
+
+    @property
     def _number(self) -> Any:
-        return lookups.table(self.model).id
+        return SQL(self._table.number)
 
     def _select(self, nodes: Sequence[Any]) -> Any:
         plan = self._plan
-        query = lookups.table(self.model).select(*nodes)
-        for condition in (plan.where, lookups.visible(self.model)):
-            if condition is not None:
-                query = query.where(condition)
+        table = self._table
+        query = peewee.Table(table.name, alias=table.name).select(*nodes)
+        for term in (*plan.within, (plan.where or Conditions({}, table)).sql()):
+            query = query.where(SQL(term.sql, term.parameters))
         if plan.distinct:
             query = query.distinct()
         query = query.order_by(*self._order())
@@ -200,22 +209,22 @@ class QuerySet(Generic[Record]):
 
     def _order(self) -> Iterator[Any]:
         for name in self._plan.order:
-            node = lookups.column(self.model, name.lstrip("-")).node
+            node = _node(fields.column_of(self._table, name.removeprefix("-")))
             yield peewee.Desc(node) if name.startswith("-") else peewee.Asc(node)
         if self._plan.distinct and self._plan.columns:  # rows, which have no number
-            yield from (column.node for column in self._columns())
+            yield from map(_node, self._columns())
         else:
             last = self._plan.order[-1] if self._plan.order else ""
             yield peewee.Desc(self._number) if last.startswith("-") else peewee.Asc(self._number)
 
     def _run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self.database.read() as cx:
-            return _execute(cx, sql, parameters)
+            return execute(cx, sql, parameters).fetchall()
 
     # --- fetching -----------------------------------------------------------------------------------------------------
 
-    def _columns(self) -> list[lookups.Column]:
-        return [lookups.column(self.model, name) for name in self._plan.columns or self.model._COLUMNS]
+    def _columns(self) -> list[fields.Column]:
+        return [fields.column_of(self._table, name) for name in self._plan.columns or self.model._COLUMNS]
 
     def _fetch(self) -> list[Any]:
         if self._fetched is None:
@@ -223,17 +232,17 @@ class QuerySet(Generic[Record]):
                 self._fetched = []
             else:
                 columns = self._columns()
-                rows = self._run(*self._select([lookups.as_json(column) for column in columns]).sql())
+                rows = self._run(*self._select([_node(column, select.fetched(column)) for column in columns]).sql())
                 self._fetched = list(self._shaped(rows, columns))
         return self._fetched
 
-    def _shaped(self, rows: Iterable[tuple[Any, ...]], columns: list[lookups.Column]) -> Iterator[Any]:
+    def _shaped(self, rows: Iterable[tuple[Any, ...]], columns: list[fields.Column]) -> Iterator[Any]:
         names, shape = self._plan.columns, self._plan.shape
         if shape == "object":
             database = self.database
             load = self.model._load
             return (load(row, database) for row in rows)
-        readers = [(place, read) for place, one in enumerate(columns) if (read := lookups.as_value(one.kind))]
+        readers = [(place, read) for place, one in enumerate(columns) if (read := select.reader_of(one))]
         if readers:
             rows = (_read(row, readers) for row in rows)
         if shape == "dict":
@@ -256,10 +265,10 @@ class QuerySet(Generic[Record]):
             return
         numbers = self.numbers()
         columns = self._columns()
-        page_of = lookups.table(self.model).select(self._number, *(lookups.as_json(column) for column in columns))
+        nodes = [self._number, *(_node(column, select.fetched(column)) for column in columns)]
         while page := list(islice(numbers, chunk_size)):
-            listed = lookups.condition(self.model, "id__in", page)
-            found = {row[0]: row[1:] for row in self._run(*page_of.where(listed).sql())}
+            of_page = QuerySet(self.model, self.database).filter(id__in=page)._select(nodes)
+            found = {row[0]: row[1:] for row in self._run(*of_page.sql())}
             yield from self._shaped((found[number] for number in page if number in found), columns)
 
     def numbers(self) -> Iterator[int]:
@@ -277,7 +286,7 @@ class QuerySet(Generic[Record]):
         """How many there are."""
         if self._fetched is not None or self._plan.nothing:
             return len(self._fetched or ())
-        nodes = [one.node for one in self._columns()] if self._plan.distinct and self._plan.columns else [SQL("1")]
+        nodes = [_node(one) for one in self._columns()] if self._plan.distinct and self._plan.columns else [SQL("1")]
         sql, parameters = self._select(nodes).order_by().sql()
         return int(self._run(f"SELECT count(*) FROM ({sql})", parameters)[0][0])
 
@@ -288,13 +297,13 @@ class QuerySet(Generic[Record]):
         sql, parameters = self._select([SQL("1")]).sql()
         return bool(self._run(f"SELECT EXISTS (SELECT 1 FROM ({sql}))", parameters)[0][0])
 
-    def get(self, **conditions: Any) -> Any:
-        """The one that matches.
+    def get(self, *several: Q, **conditions: Any) -> Any:
+        """Return the one that matches.
 
         Raises:
             the model's DoesNotExist or MultipleObjectsReturned.
         """
-        found = self.filter(**conditions)._cut(0, 2)._fetch()
+        found = self.filter(*several, **conditions)._cut(0, 2)._fetch()
         if len(found) == 1:
             return found[0]
         asked = ", ".join(f"{name}={value!r}" for name, value in conditions.items())
@@ -326,6 +335,7 @@ class QuerySet(Generic[Record]):
         """The one at that place, or a query set (with a step: a list) of those in that range."""
         if isinstance(place, slice):
             return self._sliced(place)
+        place = operator.index(place)
         if self._fetched is not None:
             return self._fetched[place]
         if place < 0:
@@ -456,11 +466,8 @@ class JobSource:
     release_all_owned = start_tick = clear_stale_locks = release
 
 
-def _all_of(conditions: Sequence[Any]) -> Any:
-    together = conditions[0]
-    for one in conditions[1:]:
-        together = together & one
-    return together
+def _node(column: fields.Column, sql: str = "") -> Any:
+    return SQL(sql or column.sql, column.parameters)
 
 
 def _read(row: tuple[Any, ...], readers: list[tuple[int, Any]]) -> tuple[Any, ...]:
@@ -468,10 +475,3 @@ def _read(row: tuple[Any, ...], readers: list[tuple[int, Any]]) -> tuple[Any, ..
     for place, read in readers:
         values[place] = read(values[place])
     return tuple(values)
-
-
-def _execute(cx: sqlite3.Connection, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-    for name, (arguments, function) in lookups.FUNCTIONS.items():
-        if name in sql:
-            cx.create_function(name, arguments, function, deterministic=True)
-    return cx.execute(sql, parameters).fetchall()

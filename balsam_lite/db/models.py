@@ -17,8 +17,6 @@ from operator import index
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
-import peewee
-
 from ..core import command_line, field_specs, outputs, parent_variables, states
 from ..core.clock import SECOND_US, SystemClock, format_us
 from ..core.errors import (
@@ -37,7 +35,7 @@ from .collected import Batch, JobRef
 from .engine import directories
 from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
-from .query import batch_queries, lookups, queries, text_forms
+from .query import batch_queries, queries, text_forms
 from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
 from .store import apps, graph, held_back, insert, job_changes, user_actions
 
@@ -455,18 +453,13 @@ class BalsamJob(StoredRecord):
 
     # --- relatives ----------------------------------------------------------------------------------------------------
 
-    def _related(self, mine: str, theirs: str) -> JobSet:
-        linked = peewee.SQL(f"(SELECT {theirs} FROM dependency WHERE {mine} = ?)", [self._number()])
-        related = peewee.Expression(lookups.table(type(self)).id, "IN", linked)
-        return type(self).objects.using(self._home)._narrowed([related])  # type: ignore[return-value]
-
     def get_parents(self) -> JobSet:
-        """The jobs it waits for."""
-        return self._related("child", "parent")
+        """Return the jobs it waits for."""
+        return type(self).objects.using(self._home).filter(child_id=self._number())  # type: ignore[return-value]
 
     def get_children(self) -> JobSet:
-        """The jobs that wait for it."""
-        return self._related("parent", "child")
+        """Return the jobs that wait for it."""
+        return type(self).objects.using(self._home).filter(parent_id=self._number())  # type: ignore[return-value]
 
     def get_parents_by_id(self) -> list[str]:
         """The UUIDs of the jobs it waits for."""

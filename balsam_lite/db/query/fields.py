@@ -111,7 +111,7 @@ JOB = Table(
         "last_update_after": "last_update__gte",
     },
     {"queued_launch": ("batch_job", "job.queued_launch_id")},
-    ("uuid", "which", "parent_id", "scheduler_id"),
+    ("uuid", "which", "parent_id", "child_id", "scheduler_id"),
 )
 
 # --- applications -----------------------------------------------------------------------------------------------------

@@ -354,8 +354,10 @@ def _of_uuid(value: Any) -> Term:
     return joined(" OR ", found) if found else Term("0")
 
 
-def _of_parent(value: Any) -> Term:
-    return Term(f"job.id IN (SELECT child FROM dependency WHERE parent IN {_LISTED})", [_numbers(value)])
+def _related(theirs: str, given: str) -> Callable[[Any], Term]:
+    """Return the condition that the job is such a relative of one of the jobs with these numbers."""
+    sql = f"job.id IN (SELECT {theirs} FROM dependency WHERE {given} IN {_LISTED})"
+    return lambda value: Term(sql, [_numbers(value)])
 
 
 def _of_event_data(value: Any) -> Term:
@@ -376,7 +378,8 @@ def _event_datum(key: str, value: Any) -> Term:
 _SPECIALS: dict[tuple[str, str], Callable[[Any], Term]] = {
     ("job", "uuid"): _of_uuid,
     ("job", "which"): lambda value: Term(*queries.fitting_any(_texts(value))),
-    ("job", "parent_id"): _of_parent,
+    ("job", "parent_id"): _related("child", "parent"),
+    ("job", "child_id"): _related("parent", "child"),
     ("job", "batch_job_id"): lambda value: _in_batch_jobs(_numbers(value)),
     ("job", "app_id"): lambda value: Term(
         f"job.application IN (SELECT name FROM app WHERE id IN {_LISTED})", [_numbers(value)]
@@ -385,7 +388,7 @@ _SPECIALS: dict[tuple[str, str], Callable[[Any], Term]] = {
     ("event", "data"): _of_event_data,
 }
 #: From rows with these SQLite is to start; from tags if none of them is given.
-_DRIVERS = ("id", "pk", "job_id", "uuid", "which", "parent_id", "batch_job_id", "scheduler_id", "queued_launch_id")
+_DRIVERS = ("id", "pk", "job_id", "uuid", "which", "parent_id", "child_id", "batch_job_id", "scheduler_id", "queued_launch_id")
 
 
 # --- compiling --------------------------------------------------------------------------------------------------------
@@ -417,6 +420,14 @@ class Conditions:
             self.jobs = Conditions()  # on the events' jobs
         for name, value in _flat(where):
             self._add(name, value)
+
+    def __and__(self, other: Conditions) -> Conditions:
+        found = Conditions(EVERY, self.table)
+        found.tags = [*dict.fromkeys((*self.tags, *other.tags))]
+        found._leaves = [*self._leaves, *other._leaves]
+        both = [one.states for one in (self, other) if one.states is not None]
+        found.states = set.intersection(*both) if both else None
+        return found
 
     @property
     def is_empty(self) -> bool:
@@ -509,6 +520,7 @@ class Conditions:
 
     def _add_one(self, name: str, found: _Name, value: Any) -> None:
         head, lookup, column = found.head, found.lookup, found.column
+        value = list(value) if hasattr(value, "__next__") else value
         if found.linked:
             self._add_linked(head, found.linked, value)
         elif _is_field(value):
@@ -584,9 +596,10 @@ def _special(table: Table, found: _Name, value: Any) -> Term | None:
         return compare(table.columns["id" if by_number else "job_id"], lookup, value)
     if head == "lock" and lookup == "exact" and value in ("", None):
         return Term("job.lease IS NULL")
-    if head == "parent_id" and (lookup == "isnull" or value is None):
+    if head in ("parent_id", "child_id") and (lookup == "isnull" or value is None):
         negation = "NOT " if value or lookup == "exact" else ""
-        return Term(f"{negation}EXISTS (SELECT 1 FROM dependency WHERE child = job.id)")
+        job = "child" if head == "parent_id" else "parent"
+        return Term(f"{negation}EXISTS (SELECT 1 FROM dependency WHERE {job} = job.id)")
     special = None if found.keys else _SPECIALS.get((table.name, head))
     if special is None or value is None or lookup not in ("exact", "in"):
         return None

@@ -110,7 +110,7 @@ def _number_or_name(value: Any, kind: str) -> Any:
     """Return the id of a job or batch job, or the name of an application, in place of the object."""
     if kind == "id":
         return getattr(value, "id", value)
-    if not hasattr(value, "_meta"):
+    if not hasattr(value, "_SPECS"):
         return value
     return value.job_id if kind == "uuid" else value.name
 

@@ -90,6 +90,18 @@ def read_rows(
         yield row
 
 
+def fetched(column: Column) -> str:
+    """Return the expression that fetches a column so that `reader_of` can read it: a value below a JSON field as JSON."""
+    return f"json_quote({column.sql})" if column.kind in ("json", "word") else column.sql
+
+
+def reader_of(column: Column) -> Callable[[Any], Any] | None:
+    """Return what makes Python's value of a fetched one; None where it is that already."""
+    if column.kind in ("json", "word", *field_specs.JSON_KINDS):
+        return lambda text: None if text is None else field_specs.read_object(text)
+    return bool if column.kind == "flag" else None
+
+
 def columns_sql(columns: Mapping[str, Column]) -> str:
     """Return what stands between SELECT and FROM."""
     return ", ".join(column.sql for column in columns.values())

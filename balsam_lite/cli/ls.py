@@ -80,7 +80,7 @@ class Wanted(SimpleNamespace):
     @property
     def limits(self) -> tuple[int, bool]:
         """The number of rows to show at most, and whether these are the newest ones instead of the first."""
-        if self.limit is None and not os.environ.get(LIMIT_VARIABLE) and self.sort == "id" and output.is_terminal(sys.stdout):
+        if self.limit is None and not os.environ.get(LIMIT_VARIABLE) and self.sort == "id" and sys.stdout.isatty():
             return TERMINAL_LIMIT, True
         return self.limit or limit_from(os.environ), False
 

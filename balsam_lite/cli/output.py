@@ -117,19 +117,14 @@ def painted(state: str) -> str:
     return f"\x1b[{code}m{state}\x1b[0m" if code else state
 
 
-def is_terminal(file: IO[str]) -> bool:
-    """Return whether a person reads the file as it is written."""
-    return file.isatty()
-
-
 def is_coloured(file: IO[str]) -> bool:
     """Return whether to colour what is written there: a terminal that can, unless NO_COLOR is set (https://no-color.org)."""
-    return is_terminal(file) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def terminal_width(file: IO[str]) -> int | None:
     """Return the columns of the terminal that the file is; None if it is none. COLUMNS overrides the terminal's answer."""
-    if not is_terminal(file):
+    if not file.isatty():
         return None
     text = os.environ.get("COLUMNS", "")
     try:
@@ -215,7 +210,7 @@ def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], file: 
     """Write RFC 4180's form with bare line feeds; values that are no text or number as JSON."""
     import csv
 
-    shown = one_line if is_terminal(file) else str
+    shown = one_line if file.isatty() else str
     writer = csv.writer(file, lineterminator="\n")
     number = 0
     for number, row in enumerate(rows, 1):
@@ -233,11 +228,13 @@ def _exact(value: Any) -> str:
 
 def _brief(value: Any) -> str:
     """Return a value for a cell of a table."""
+    if isinstance(value, str):
+        return one_line(value)
     if isinstance(value, Mapping):
         return one_line(" ".join(f"{key}={_brief(inner)}" for key, inner in value.items()))
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_brief, value))
-    return one_line(_exact(value))
+    return str(value) if type(value) is int else _exact(value)
 
 
 def _write_tables(

@@ -36,7 +36,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Jobs": {
         "job": Entry("jobs", "job", "add a job to this DB: a program with its arguments"),
         "job create": Entry("job_create", "create", "add a job to any site: an application with its parameters"),
-        "job ls": Entry("site_jobs", "ls", "list jobs of one or more sites"),
+        "job ls": Entry("ls", "job_ls", "list jobs of one or more sites"),
         "job modify": Entry("modify", "job_modify", "change the state or a field of jobs of one or more sites"),
         "job rm": Entry("remove", "job_rm", "remove jobs of one or more sites"),
         "mkchild": Entry("jobs", "mkchild", "add a child to a job, from inside its program or script"),
@@ -49,7 +49,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Applications": {
         "app": Entry("apps", "app", "register a program as an application"),
-        "app ls": Entry("site_apps", "ls", "list the applications of one or more sites"),
+        "app ls": Entry("ls", "app_ls", "list the applications of one or more sites"),
         "app rm": Entry("remove", "app_rm", "remove applications and their jobs"),
     },
     "Running": {

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -22,6 +22,7 @@ from .group import option
 
 if TYPE_CHECKING:
     from ..db.engine.registry import SiteEntry
+    from ..sites.interface import SiteInterface
 
 Row = dict[str, Any]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -32,7 +33,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _JOB_ALIASES = {"application": "app", "wall_time_minutes": "wall_time_min"}
 JOB_KEYS = (
     "id", "job_id", "site", *field_specs.JOB_FIELD, *_JOB_ALIASES.values(), "app_id", "launch_params", "parent_ids",
-    "batch_job_id", "last_update", "stale", "waits_for",
+    "parents", "children", "batch_job_id", "last_update", "stale", "waits_for",
 )  # fmt: skip
 EVENT_KEYS = ("id", "job", "job_id", "site", "time", "timestamp", "from_state", "to_state", "message", "data")
 APP_KEYS = ("id", "site", "name", "kind", *(name for name in field_specs.APP_FIELD if name != "name"))
@@ -158,40 +159,19 @@ class Look(NamedTuple):
         return self.columns or (keys if self.is_whole else columns)
 
 
-def show(
-    look: Look, keys: Sequence[str], columns: Sequence[str], objects: Iterable[Mapping[str, Any]], *, is_slow: bool = False
-) -> int:
+def show(look: Look, keys: Sequence[str], columns: Sequence[str], objects: Iterable[Mapping[str, Any]]) -> int:
     """Print objects in the user's format, without one as a table; return how many there were.
 
     Args:
         keys: of such objects. columns: those of a table. On a terminal it has no more of them than fit.
-        is_slow: the objects come from a DB that others wait for while it is read. They are put aside first: how long the
-            reader of a pipe takes is unknown.
     """
     shown = look.shown(keys, columns)
     width = None if look.is_wide else output.terminal_width(sys.stdout)
-    file = _aside() if is_slow else sys.stdout
     rows = (in_table(look, dict(found)) for found in objects)
-    number, left_out = output.write_rows(look.form or "table", shown, rows, file, width, bool(look.columns))
+    number, left_out = output.write_rows(look.form or "table", shown, rows, sys.stdout, width, bool(look.columns))
     if left_out:
         say(f"No room for {', '.join(left_out)}: --wide prints all columns, --columns those that you name.")
     return number
-
-
-def _aside() -> IO[str]:
-    """Return a temporary file whose text is printed when the command has closed its DBs."""
-    import tempfile
-
-    file = tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass")
-
-    def pass_on() -> None:
-        with file:
-            file.seek(0)
-            while piece := file.read(1 << 20):
-                sys.stdout.write(piece)
-
-    click.get_current_context().call_on_close(pass_on)
-    return file
 
 
 # --- tables -------------------------------------------------------------------------------------------------------------
@@ -231,13 +211,120 @@ def first_line(reason: str | None) -> str:
     return f"{first} …" if more else first
 
 
-# --- jobs of several sites ----------------------------------------------------------------------------------------------
+# --- jobs of one or several sites ---------------------------------------------------------------------------------------
 
-#: A job as its site gives it, and the site.
-Found = tuple["SiteEntry", Row]
+#: A job as its site gives it, and the name of the site.
+Found = tuple[str, Row]
+_T = TypeVar("_T")
+#: What puts a question to each site.
+Ask = Callable[[Callable[["SiteInterface"], Any]], "list[tuple[SiteEntry, Any]]"]
 
 #: Jobs that are read at once, and where the events of each are wanted, too.
 PAGE, HISTORY_PAGE = 5000, 500
+#: Jobs of a table on a terminal, the newest ones, unless the user gives a limit.
+TERMINAL_LIMIT = 50
+_NO_LIMIT = 2**53
+HISTORY_COLUMNS = ("job", "time", "from_state", "to_state", "message")
+
+
+class SiteJobs:
+    """The jobs of some sites that meet conditions, read page by page, each in its own transaction.
+
+    Every method that reads may raise UnknownField and InvalidSpec for the conditions, and BalsamError: a site does not answer.
+    """
+
+    def __init__(self, ask: Ask, where: Mapping[str, Any], order: str = "", limit: int | None = None) -> None:
+        self._ask, self._where, self._order, self._limit = ask, where, order, limit
+        self.sites: list[str] = []  # the names of the sites that have answered
+
+    def _answers(self, question: Callable[[SiteInterface], Any]) -> list[tuple[SiteEntry, Any]]:
+        answers = self._ask(question)
+        self.sites = [entry.name for entry, _ in answers]
+        return answers
+
+    def count_states(self) -> dict[str, int]:
+        """Return state -> number of jobs, over all sites."""
+        found: dict[str, int] = {}
+        for _, numbers in self._answers(lambda one: one.count_states(self._where)):
+            for state, jobs in numbers.items():
+                found[state] = found.get(state, 0) + jobs
+        return found
+
+    def read(self, fields: Sequence[str] = (), size: int = PAGE) -> Iterator[Found]:
+        """Return all jobs, with these fields or () for all, site by site, in order."""
+        if self._order:
+            pages = self._sorted_pages(fields, self._limit or _NO_LIMIT, size)
+        else:
+            size = min(size, self._limit or size)
+            first = self._answers(lambda one: (one, one.page(self._where, fields, size=size)))
+            pages = self._pages(first, fields, size)
+        return islice(pages, self._limit)
+
+    def _pages(self, first: list[tuple[SiteEntry, Any]], fields: Sequence[str], size: int) -> Iterator[Found]:
+        for entry, (site, rows) in first:
+            while rows:
+                yield from ((entry.name, row) for row in rows)
+                rows = site.page(self._where, fields, rows[-1]["id"], size) if len(rows) == size else []
+
+    def _sorted_pages(self, fields: Sequence[str], limit: int, size: int, *, is_reversed: bool = False) -> Iterator[Found]:
+        """Yield jobs in the user's order: first their numbers are read, then they are, so that none comes twice."""
+        numbers = self._answers(lambda one: (one, one.page(self._where, ("id",), size=limit, order=self._order)))
+        for entry, (site, rows) in numbers:
+            listed = [row["id"] for row in (reversed(rows) if is_reversed else rows)]
+            for start in range(0, len(listed), size):
+                some = listed[start : start + size]
+                found = {row["id"]: row for row in site.page({"id": some}, fields, size=size)}
+                yield from ((entry.name, found[number]) for number in some if number in found)
+
+    def _newest(self, fields: Sequence[str]) -> Iterator[Found]:
+        """Return the newest jobs of each site in ascending order, and say how many more there are."""
+        jobs = list(SiteJobs(self._ask, self._where, "-id")._sorted_pages(fields, TERMINAL_LIMIT, PAGE, is_reversed=True))
+        more = sum(number for _, number in self._answers(lambda one: one.count("job", self._where))) - len(jobs)
+        if more > 0:
+            say(f"({more} more jobs not shown; --limit N shows the first N)")
+        return iter(jobs)
+
+    def show(self, look: Look, table: Sequence[str] = JOB_TABLE, *, verbose: bool = False) -> int:
+        """Print the jobs, with -v and no format in the workshop's form; return how many."""
+        if verbose and not look.form:
+            return sum(_write("".join(f"{line}\n" for line in form(site, job))) for site, job in self.read())
+        columns = JOB_KEYS if verbose else table
+        fields = fields_of((*look.shown(JOB_KEYS, columns), "stale"))
+        is_short = look.form in ("", "table") and not self._order and self._limit is None and sys.stdout.isatty()
+        jobs = self._newest(fields) if is_short else self.read(fields)
+        return show(look, JOB_KEYS, columns, (job_object(job, site) for site, job in jobs))
+
+    def show_histories(self, look: Look) -> int:
+        """Print when each job entered each state, in JSON and YAML with each job; return how many were printed."""
+        if not look.form:
+            return sum(_write(_history_text(job, events) + "\n") for _, job, events in self._with_events())
+        keys = (*JOB_KEYS, "history") if look.is_whole else EVENT_KEYS
+        return show(look, keys, HISTORY_COLUMNS, self._history_objects(look.is_whole))
+
+    def _history_objects(self, is_whole: bool) -> Iterator[Row]:
+        for site, job, events in self._with_events():
+            objects = [event_object(event, job, site) for event in events]
+            if is_whole:
+                yield {**job_object(job, site), "history": [{name: one[name] for name in EVENT_KEYS} for one in objects]}
+            else:
+                yield from objects
+
+    def _with_events(self) -> Iterator[tuple[str, Row, list[Row]]]:
+        """Yield each job with the rows of its history, its creation first."""
+        opened: dict[str, SiteInterface] = {}
+        jobs = self.read((), HISTORY_PAGE)
+        for site, group in groupby(jobs, key=lambda found: found[0]):
+            while some := [job for _, job in islice(group, HISTORY_PAGE)]:
+                if site not in opened:
+                    opened.update({entry.name: one for entry, one in self._ask(lambda one: one)})
+                events: dict[int, list[Row]] = {job["id"]: [creation(job)] for job in some}
+                for event in opened[site].select("event", {"job_id": list(events)}, "id"):
+                    events[event["job_id"]].append(event)
+                yield from ((site, job, events[job["id"]]) for job in some)
+
+
+def _write(text: str) -> bool:
+    return bool(sys.stdout.write(text))
 
 
 def fields_of(columns: Iterable[str]) -> tuple[str, ...]:
@@ -248,63 +335,9 @@ def fields_of(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["id", *(_JOB_ALIASES.get(name, name) for name in columns if name != "site")]))
 
 
-def every(
-    first: Iterable[tuple[SiteEntry, list[Row]]], where: Mapping[str, Any], fields: Sequence[str], size: int
-) -> Iterator[Found]:
-    """Yield all jobs that match, site by site; `first` has the first page of each, the sites are asked for the others.
-
-    Each page is read in its own transaction.
-
-    Raises:
-        BalsamError: a site has stopped answering.
-    """
-    from ..sites import fanout
-
-    for entry, rows in first:
-        while rows:
-            yield from ((entry, row) for row in rows)
-            rows = [] if len(rows) < size else fanout.open_site(entry).page(where, fields, rows[-1]["id"], size)
-
-
-def with_events(found: Iterable[Found]) -> Iterator[tuple[SiteEntry, Row, list[Row]]]:
-    """Yield each job with the rows of its history, its creation first."""
-    source = iter(found)
-    while some := list(islice(source, HISTORY_PAGE)):
-        events = _events(some)
-        for site, job in some:
-            yield site, job, [creation(job), *events[site].get(job["id"], ())]
-
-
-def _events(jobs: Iterable[Found]) -> dict[SiteEntry, dict[int, list[Row]]]:
-    """Return the events of these jobs in the order in which they happened."""
-    from ..sites import fanout
-
-    by_site: dict[SiteEntry, dict[int, list[Row]]] = {}
-    for site, job in jobs:
-        by_site.setdefault(site, {})[job["id"]] = []
-    for site, of_job in by_site.items():
-        for event in fanout.open_site(site).select("event", {"job_id": list(of_job)}, "id"):
-            of_job[event["job_id"]].append(event)
-    return by_site
-
-
-def history_objects(look: Look, told: Iterable[tuple[str, Row, list[Row]]]) -> Iterator[Row]:
-    """Yield histories, each as (name of the site, job, rows of events): in JSON and YAML jobs with a `history`, else events."""
-    for site, job, events in told:
-        objects = [event_object(event, job, site) for event in events]
-        if look.is_whole:
-            yield {**job_object(job, site), "history": [{name: one[name] for name in EVENT_KEYS} for one in objects]}
-        else:
-            yield from objects
-
-
-HISTORY_COLUMNS = ("job", "time", "from_state", "to_state", "message")
-
-
-def show_histories(look: Look, told: Iterable[tuple[str, Row, list[Row]]], *, is_slow: bool = False) -> int:
-    """Print histories in the user's format, see `history_objects` and `show`."""
-    keys = (*JOB_KEYS, "history") if look.is_whole else EVENT_KEYS
-    return show(look, keys, HISTORY_COLUMNS, history_objects(look, told), is_slow=is_slow)
+def _history_text(job: Row, events: Iterable[Row]) -> str:
+    lines = [(event["timestamp"], "", event["to_state"], message_of(event)) for event in events]
+    return output.history(job["name"] or job["workdir"], job["job_id"], lines)
 
 
 # --- the workshop's form of a job ---------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
-"""`balsam ls`: what is in the DB. The command that is typed most, so it imports no more than reading needs."""
+"""`balsam ls`, `job ls` and `app ls`: what is in the active DB, as the slides print it, and what is at any site, as a table.
+
+`balsam ls` is the command that is typed most, so this imports no more than reading needs.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import click
 
@@ -16,46 +17,27 @@ from ..core import field_specs, states
 from ..core.errors import UnknownField
 from ..db.engine.connection import Database
 from ..db.query import queries, select
-from ..db.query.filters import Where
 from . import listing, output
-from .common import A_JOB, count, open_db, pairs, row_number, say, warn
-from .group import BalsamCommand, Choice, ConditionOption, FieldOption, option
-
-if TYPE_CHECKING:
-    import sqlite3
+from .common import ask_sites, count, long_site_option, open_db, row_number, say, site_option, warn
+from .group import BalsamCommand, Choice, FieldOption, Option, option
+from .selection import Selection, Where, selection_options
 
 LIMIT_VARIABLE, FIELDS_VARIABLE = "BALSAM_LS_LIMIT", "BALSAM_LS_FIELDS"
 DEFAULT_LIMIT = 5000
-#: Rows of a table of jobs on a terminal, the newest ones.
-TERMINAL_LIMIT = 50
 JOB_TABLE = ("job_id", "name", "workflow", "application", "state")
 APP_TABLE = ("id", "name", "executable", "description")
 QUEUE_TABLE = (
-    "scheduler_id",
-    "project",
-    "queue",
-    "nodes",
-    "wall_minutes",
-    "scheduler_state",
-    "job_mode",
-    "command",
-    "from_balsam",
-)
+    "scheduler_id", "project", "queue", "nodes", "wall_minutes", "scheduler_state", "job_mode", "command", "from_balsam",
+)  # fmt: skip
 QUEUE_HEADER = (*QUEUE_TABLE[:5], "state", "job_mode", "Command", "Submitted from Balsam?")
-LIMIT_HELP = (
-    f"Show N rows at most. [default: {LIMIT_VARIABLE}, or the newest {TERMINAL_LIMIT} on a terminal, else {DEFAULT_LIMIT}]"
-)
+LIMIT_HELP = f"Maximum number of rows. [default: {LIMIT_VARIABLE}, or the newest 50 on a terminal, else {DEFAULT_LIMIT}]"
 
 
 class Wanted(SimpleNamespace):
     """The options of one `ls`. (Making a NamedTuple of as many fields takes milliseconds.)"""
 
-    name: str
-    id: tuple[str, ...]
-    state: tuple[str, ...]
-    wf: str
-    app: str
-    tag: tuple[str, ...]
+    chosen: Selection
+    where: Where
     history: bool
     by_states: bool
     tree: bool
@@ -65,23 +47,11 @@ class Wanted(SimpleNamespace):
     limit: int | None
     look: listing.Look
 
-    def where(self) -> dict[str, Any]:
-        """Return the conditions on jobs."""
-        terms = {
-            "name__icontains": self.name,
-            "workflow__icontains": self.wf,
-            "application__icontains": self.app,
-            "which": list(self.id),
-            "state": list(map(states.check_state, self.state)),
-            "tags": pairs(self.tag, "--tag"),
-        }
-        return {name: value for name, value in terms.items() if value}
-
     @property
     def limits(self) -> tuple[int, bool]:
         """The number of rows to show at most, and whether these are the newest ones instead of the first."""
         if self.limit is None and not os.environ.get(LIMIT_VARIABLE) and self.sort == "id" and sys.stdout.isatty():
-            return TERMINAL_LIMIT, True
+            return listing.TERMINAL_LIMIT, True
         return self.limit or limit_from(os.environ), False
 
 
@@ -106,35 +76,21 @@ def columns_from(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @click.command(cls=BalsamCommand)
 @click.argument("what", type=Choice(["jobs", "apps", "wf", "queues"]), default="jobs")
-@option("--name", cls=ConditionOption, default="", metavar="TEXT", help="Only those with TEXT in their name.")
-@option("--id", multiple=True, metavar="ID", help=f"Only those that ID fits: {A_JOB}; '#37' is a number. May be repeated.")
-@option("--state", multiple=True, metavar="STATE", help="Only jobs in that state; may be repeated.")
-@option(
-    "--wf", "--workflow", cls=ConditionOption, default="", metavar="TEXT", help="Only jobs whose workflow has TEXT in its name."
-)
-@option(
-    "--app",
-    "--application",
-    cls=ConditionOption,
-    default="",
-    metavar="TEXT",
-    help="Only jobs whose application has TEXT in its name.",
-)
-@option("--tag", multiple=True, metavar="KEY=VALUE", help="Only jobs with that tag; may be repeated.")
+@selection_options(ids=Option)
 @option("--history", is_flag=True, help="Show when each job entered each state.")
 @option("--by-states", is_flag=True, help="Show the jobs state by state, with their numbers.")
 @option("--tree", is_flag=True, help="Show the jobs below their parents.")
 @option("--verbose", is_flag=True, help="Show every field.")
 @option("--all", "all_queues", is_flag=True, help="With queues: the launches that have ended, too.")
-@option("--sort", cls=FieldOption, default="id", metavar="FIELD", help="Order by that field; -FIELD: from the end.")
+@option("--sort", cls=FieldOption, default="id", metavar="FIELD", help="Order by this field; -FIELD: in reverse.")
 @option("--limit", type=int, callback=count, metavar="N", help=LIMIT_HELP)
 @listing.output_options
-def ls(what: str, **options: Any) -> None:
-    """List jobs, apps, workflows (wf) or the launches in the queue (queues).
+def ls(what: str, chosen: Selection, **options: Any) -> None:
+    """List jobs, apps, workflows (wf) or the launches in the queue (queues) of the active DB.
 
-    All conditions must hold at once; of several --state, or several --id, one must. BALSAM_LS_FIELDS=FIELD:FIELD adds
-    columns. JSON and other formats hold all that match, unless --limit is given. A job is stale if a parent finished again
-    after it started.
+    All conditions must hold; of several values of one option one must, or all tags. --name matches anywhere.
+    BALSAM_LS_FIELDS=FIELD:FIELD adds columns. JSON and other formats hold all that match, unless --limit is given. A job is
+    stale if a parent finished again after it started.
 
     \b
     Examples:
@@ -146,37 +102,138 @@ def ls(what: str, **options: Any) -> None:
         balsam ls --format csv --columns name,state,return_code
     """
     show, keys = _KINDS[what]
-    look = listing.Look.of(options, keys, what == "jobs" and options["history"])
-    show(open_db(), Wanted(look=look, **options))
+    is_of_jobs = what == "jobs"
+    look = listing.Look.of(options, _job_keys(options["by_states"]) if is_of_jobs else keys, is_of_jobs and options["history"])
+    db = open_db()
+    show(db, Wanted(chosen=chosen, where=chosen.conditions(is_name_part=True), look=look, **options))
 
 
-# --- jobs -------------------------------------------------------------------------------------------------------------
+@click.command("ls", cls=BalsamCommand)
+@selection_options()
+@long_site_option
+@option("--by-state", "by_states", is_flag=True, help="Count the jobs of each state. With -v: of those without jobs, too.")
+@option("--history", is_flag=True, help="Show when each job entered each state.")
+@option("-v", "--verbose", is_flag=True, help="Show every field.")
+@option("--sort", cls=FieldOption, default="", metavar="FIELD", help="Order by this field; -FIELD: in reverse.")
+@option("--limit", type=int, callback=count, metavar="N", help="Maximum number of jobs. [default: the newest 50 on a terminal]")
+@listing.output_options
+def job_ls(
+    chosen: Selection, site: str, by_states: bool, history: bool, verbose: bool, sort: str, limit: int | None, **options: Any
+) -> None:
+    """List jobs of one or more sites.
+
+    All conditions must hold; of several values of one option one must, or all tags.
+
+    \b
+    Examples:
+        balsam job ls --tag workflow=hello
+        balsam job ls --site all --by-state
+        balsam job ls --app Hello --state FAILED --history
+        balsam job ls --format csv --columns id,name,state
+    """
+    look = listing.Look.of(options, _job_keys(by_states), history)
+    jobs = listing.SiteJobs(lambda question: ask_sites(site, question), chosen.conditions(is_digits_number=True), sort, limit)
+    if by_states:
+        number = _show_counts(look, jobs.count_states(), everything=verbose)
+    elif history:
+        number = jobs.show_histories(look)
+    else:
+        number = jobs.show(look, verbose=verbose)
+    if not number and not look.is_whole:
+        say(f"No job matches on {', '.join(jobs.sites)}.")
+
+
+def _job_keys(by_states: bool) -> Sequence[str]:
+    return listing.COUNT_KEYS if by_states else listing.JOB_KEYS
+
+
+def _show_counts(look: listing.Look, counts: Mapping[str, int], *, everything: bool = False) -> int:
+    rows = ({"state": state, "jobs": counts.get(state, 0)} for state in states.STATES if everything or state in counts)
+    return listing.show(look, listing.COUNT_KEYS, listing.COUNT_KEYS, rows)
+
+
+@click.command("ls", cls=BalsamCommand)
+@site_option
+@option("-v", "--verbose", is_flag=True, help="Show every field, the template or where the Python class is among them.")
+@listing.output_options
+def app_ls(site: str, verbose: bool, **options: Any) -> None:
+    """List the applications of one or more sites: those of `balsam app` and those in Python alike.
+
+    \b
+    Examples:
+        balsam app ls
+        balsam app ls --site all --verbose
+        balsam app ls --json
+    """
+    look = listing.Look.of(options, listing.APP_KEYS)
+    answers = ask_sites(site, lambda one: one.select("app"))
+    found = [listing.app_object(app, entry.name) for entry, apps in answers for app in apps]
+    if verbose and not look.form:
+        _print(line for app in found for line in (*output.yaml_lines(_app_form(app)), "----"))
+    else:
+        listing.show(look, listing.APP_KEYS, listing.APP_KEYS if verbose else listing.APP_TABLE, found)
+    if not found and not look.is_whole:
+        say(f"No application is on {', '.join(entry.name for entry, _ in answers)}.")
+
+
+#: What the form of an application shows only if it has it.
+_SOMETIMES = ("preprocess", "postprocess", "envscript", "handle_error", "handle_timeout")
+
+
+def _app_form(app: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the workshop's form of an application shows, in its order."""
+    from ..db.query.text_forms import source_of
+
+    program = {"command": "executable", "template": "command_template"}.get(app["kind"])
+    shown = {name: app[name] for name in ("id", "name", "site", "description", "kind")}
+    shown.update({program: app[program]} if program else {})
+    shown.update({"source": source_of(app["definition"])} if app["definition"] else {})
+    shown.update(parameters=app["parameters"])
+    shown.update({"environment_variables": app["environ_vars"]} if app["environ_vars"] else {})
+    return {**shown, **{name: app[name] for name in _SOMETIMES if app[name]}}
+
+
+# --- jobs, as the slides print them -----------------------------------------------------------------------------------
 
 
 def _jobs(db: Database, wanted: Wanted) -> None:
-    only = wanted.where()
     queries.check_columns([wanted.sort.lstrip("-")])
-    is_plain = not wanted.look.form
-    if wanted.history:
-        found = _histories(db, wanted, only) if is_plain else _history_objects(db, wanted, only)
+    if wanted.look.form:
+        number = _objects(db, wanted)
+    elif wanted.history:
+        number = _histories(db, wanted)
     elif wanted.tree:
-        found = _tree(db, wanted, only) if is_plain else _objects(db, wanted, only)
+        number = _tree(db, wanted)
     elif wanted.by_states:
-        found = _by_states(db, wanted, only) if is_plain else _count_states(db, wanted, only)
-    elif not is_plain:
-        found = _objects(db, wanted, only)
+        number = _by_states(db, wanted)
     else:
-        found = (_forms if wanted.verbose else _table)(db, wanted, only)
-    if not found:
+        number = (_forms if wanted.verbose else _table)(db, wanted)
+    if not number and not wanted.look.is_whole:
         say("No jobs found matching query")
 
 
-def _few(db: Database, wanted: Wanted, only: Where, columns: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
+def _objects(db: Database, wanted: Wanted) -> int:
+    """Print jobs in another format than the slides', as `job ls` does."""
+    from ..db.engine import registry
+    from ..sites.local import LocalSite
+
+    entry, order = registry.at(db.directory), wanted.sort if wanted.sort != "id" else ""
+    is_limited = wanted.look.form == "table" and os.environ.get(LIMIT_VARIABLE)
+    limit = wanted.limit or (limit_from(os.environ) if is_limited else None)
+    jobs = listing.SiteJobs(lambda question: [(entry, question(LocalSite(entry, db)))], wanted.where, order, limit)
+    if wanted.history:
+        return jobs.show_histories(wanted.look)
+    if wanted.by_states:
+        return _show_counts(wanted.look, jobs.count_states())
+    return jobs.show(wanted.look, JOB_TABLE, verbose=wanted.verbose)
+
+
+def _few(db: Database, wanted: Wanted, columns: Sequence[str]) -> tuple[list[tuple[Any, ...]], int]:
     """Return the rows to show, and how many more match."""
     limit, are_newest = wanted.limits
     with db.read() as cx:
-        rows = select.job_rows(cx, only, columns, "-id" if are_newest else wanted.sort, limit)
-        more = select.count_jobs(cx, only) - len(rows) if len(rows) == limit else 0
+        rows = select.job_rows(cx, wanted.where, columns, "-id" if are_newest else wanted.sort, limit)
+        more = select.count_jobs(cx, wanted.where) - len(rows) if len(rows) == limit else 0
     return rows[::-1] if are_newest else rows, more
 
 
@@ -186,12 +243,12 @@ def _print(lines: Iterable[str], more: int = 0) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in (*lines, *told)))
 
 
-def _table(db: Database, wanted: Wanted, only: Where) -> int:
+def _table(db: Database, wanted: Wanted) -> int:
     columns = columns_from(os.environ)
-    rows, more = _few(db, wanted, only, (*columns, queries.STALE))
+    rows, more = _few(db, wanted, (*columns, queries.STALE))
     if rows:
         _print(_job_table(columns, rows), more)
-        _explain_stale(row[-1] for row in rows)
+        _explain_stale([row[-1] for row in rows])
     return len(rows)
 
 
@@ -216,13 +273,13 @@ def _explain_stale(marks: Iterable[int]) -> None:
         say(f"{these} stale: a parent finished again after the start. `balsam rerun --id ID` runs a stale job again.")
 
 
-def _forms(db: Database, wanted: Wanted, only: Where) -> int:
+def _forms(db: Database, wanted: Wanted) -> int:
     from ..db.query.text_forms import program_of
 
-    rows, more = _few(db, wanted, only, (*queries.JOB_COLUMNS, queries.STALE))
+    rows, more = _few(db, wanted, (*queries.JOB_COLUMNS, queries.STALE))
     texts = []
     with db.read() as cx:
-        programs = {app["name"]: program_of(app) for app in queries.apps(cx)}
+        programs = {app["name"]: program_of(app) for app in select.apps(cx)}
         for row in rows:
             job = dict(zip(queries.JOB_COLUMNS, row))
             job["state"] += listing.STALE_MARK * row[-1]
@@ -240,19 +297,22 @@ def form(db: Database, job: Mapping[str, Any], parents: Sequence[str], executabl
     return output.many_lines(text_forms.job_form(job, parents, executable, os.path.join(db.directory, directories.DATA)))
 
 
-def _histories(db: Database, wanted: Wanted, only: Where) -> int:
-    rows, more = _few(db, wanted, only, ("id", "job_id", "name"))
+def _histories(db: Database, wanted: Wanted) -> int:
+    rows, more = _few(db, wanted, ("id", "job_id", "name"))
     with db.read() as cx:
         texts = [output.history(name, job_id, queries.history(cx, number)) for number, job_id, name in rows]
     _print(texts, more)
     return len(rows)
 
 
-def _by_states(db: Database, wanted: Wanted, only: Where) -> int:
+def _by_states(db: Database, wanted: Wanted) -> int:
     columns = columns_from(os.environ)
+    with db.read() as cx:
+        counts = select.count_states(cx, wanted.where)
     marks: list[int] = []
-    for state, _ in _state_counts(db, only):
-        rows, more = _few(db, wanted, {**only, "state": state}, (*columns, queries.STALE))
+    # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
+    for state in sorted(counts, key=lambda name: name.replace("_", "")):
+        rows, more = _few(db, Wanted(**{**vars(wanted), "where": {**wanted.where, "state": state}}), (*columns, queries.STALE))
         heading = f"{state} ({len(rows) + more} BalsamJobs)"
         _print([heading, "-" * len(heading), *_job_table(columns, rows)], more)
         _print([""])
@@ -261,71 +321,12 @@ def _by_states(db: Database, wanted: Wanted, only: Where) -> int:
     return len(marks)
 
 
-def _state_counts(db: Database, only: Where) -> list[tuple[str, int]]:
-    with db.read() as cx:
-        counts = select.count_states(cx, only)
-    # In the slides' order, which was a dictionary's: RUN_DONE before RUNNING.
-    return sorted(counts.items(), key=lambda count: count[0].replace("_", ""))
-
-
-# --- jobs in other formats ----------------------------------------------------------------------------------------------
-
-
-def _count_states(db: Database, wanted: Wanted, only: Where) -> int:
-    counts = ({"state": state, "jobs": number} for state, number in _state_counts(db, only))
-    return listing.show(wanted.look, listing.COUNT_KEYS, listing.COUNT_KEYS, counts) or wanted.look.is_whole
-
-
-def _objects(db: Database, wanted: Wanted, only: Where) -> int:
-    """Print jobs as objects, with --tree the UUIDs of their parents and children, too."""
-    keys = (*listing.JOB_KEYS, *(("parents", "children") if wanted.tree else ()))
-    with db.read() as cx:
-        rows = _rows(cx, wanted, only)
-        with closing(cast(Any, rows)):  # who reads from us may leave; the query must not outlive its connection
-            site = _site_name(db)
-            found = (listing.job_object(row, site) for row in rows)
-            columns = keys if wanted.verbose else JOB_TABLE
-            return listing.show(wanted.look, keys, columns, found, is_slow=_is_shared(db)) or wanted.look.is_whole
-
-
-def _rows(cx: sqlite3.Connection, wanted: Wanted, only: Where) -> Iterator[dict[str, Any]]:
-    """Yield jobs with all fields. A table on a terminal has as many as the slides' one, other formats all."""
-    from ..db.query.fields import Column
-
-    limit, are_newest = wanted.limits if wanted.look.form == "table" else (wanted.limit, False)
-    more = {name: Column(sql, "uuids") for name, sql in zip(("parents", "children"), queries.RELATIVES)}
-    rows = select.listed_jobs(cx, only, "-id" if are_newest else wanted.sort, limit, more if wanted.tree else {})
-    return reversed(list(rows)) if are_newest else rows
-
-
-def _history_objects(db: Database, wanted: Wanted, only: Where) -> int:
-    from ..db.query import events
-
-    with db.read() as cx:
-        site = _site_name(db)
-        jobs = _rows(cx, wanted, only)
-        told = ((site, job, [listing.creation(job), *events.events(cx, {"job_id": job["id"]}, "id")]) for job in jobs)
-        return listing.show_histories(wanted.look, told, is_slow=_is_shared(db)) or wanted.look.is_whole
-
-
-def _site_name(db: Database) -> str:
-    from ..db.engine import registry
-
-    return registry.at(db.directory).name
-
-
-def _is_shared(db: Database) -> bool:
-    from ..db.engine.filesystem import LOCAL
-
-    return db.access != LOCAL
-
-
 # --- jobs below their parents -----------------------------------------------------------------------------------------
 
 
-def _tree(db: Database, wanted: Wanted, only: Where) -> int:
+def _tree(db: Database, wanted: Wanted) -> int:
     with db.read() as cx:
-        matching = [row[0] for row in select.iterate_job_rows(cx, only, ("id",), wanted.sort)]
+        matching = select.job_ids(cx, wanted.where, None, wanted.sort)
         places, omitted = _Forest(queries.edges(cx)).places(matching, wanted.limit or limit_from(os.environ))
         names = queries.columns_of(cx, {job for job, _, _ in places}, ("name", "job_id"))
     more = [f"(Omitted {omitted} jobs from display...)"] if omitted else []
@@ -338,12 +339,12 @@ def _branch(depth: int, is_known: bool, name: str, job_id: str) -> str:
     return f"{'|     ' * depth}{output.one_line(name):10} {output.cute_id(name, job_id)}{known}"
 
 
-#: Where a job stands in the picture: its number, its depth, and whether its children stand further up.
+#: A line of the tree: a job's number, its depth, and whether its children are shown further up.
 _Place = tuple[int, int, bool]
 
 
 class _Forest:
-    """Jobs and their children; a job with several parents stands below each of them, its own children only once."""
+    """Jobs and their children; a job with several parents is shown below each of them, its own children only once."""
 
     def __init__(self, edges: Sequence[tuple[int, int]]) -> None:
         self._children: dict[int, list[int]] = {}
@@ -353,7 +354,7 @@ class _Forest:
             self._parents.setdefault(child, []).append(parent)
 
     def places(self, matching: Sequence[int], limit: int) -> tuple[list[_Place], int]:
-        """At most `limit` places, and the number of matching jobs that have none."""
+        """Return at most `limit` lines, and the number of matching jobs that have none."""
         listed = set(matching)
         roots = [job for job in matching if listed.isdisjoint(self._parents.get(job, ()))]
         found: list[_Place] = []
@@ -373,38 +374,33 @@ class _Forest:
 
 
 def _apps(db: Database, wanted: Wanted) -> None:
-    numbers = {word: row_number(word) for word in wanted.id}
+    numbers = {word: row_number(word) for word in wanted.chosen.ids}
     for word, number in numbers.items():
         if number is None:
             raise click.BadParameter(f"an application has a number, not {word!r}.", param_hint="'--id'")
+    names = wanted.chosen.values("name")
+    where = {**({"name__icontains": names[-1]} if names else {}), **({"id": list(numbers.values())} if numbers else {})}
+    with db.read() as cx:
+        apps = select.apps(cx, where, "", 0, wanted.limit)
     if wanted.look.form:
-        found = _app_objects(db, wanted, list(numbers.values()))
-    else:
-        with db.read() as cx:
-            apps = [app for app in queries.apps(cx, wanted.name) if not numbers or app["id"] in numbers.values()][
-                : wanted.limit
-            ]
-        found = len(apps)
-        if apps:
-            _print(_app_forms(apps) if wanted.verbose else _app_table(apps))
-    if not found:
+        site, columns = _site_name(db), listing.APP_KEYS if wanted.verbose else listing.APP_TABLE
+        listing.show(wanted.look, listing.APP_KEYS, columns, (listing.app_object(app, site) for app in apps))
+    elif apps:
+        _print(_app_texts(apps) if wanted.verbose else _app_table(apps))
+    if not apps and not wanted.look.is_whole:
         say("No apps found matching query")
 
 
-def _app_objects(db: Database, wanted: Wanted, numbers: Sequence[int | None]) -> int:
-    with db.read() as cx:
-        apps = select.apps(cx, {"id": numbers} if numbers else {})
-    site, text = _site_name(db), wanted.name.lower()
-    found = (listing.app_object(app, site) for app in apps if text in app["name"].lower())
-    keys = listing.APP_KEYS
-    columns = keys if wanted.verbose else listing.APP_TABLE
-    return listing.show(wanted.look, keys, columns, islice(found, wanted.limit)) or wanted.look.is_whole
+def _site_name(db: Database) -> str:
+    from ..db.engine import registry
+
+    return registry.at(db.directory).name
 
 
-def _app_forms(apps: Sequence[Mapping[str, Any]]) -> list[str]:
+def _app_texts(apps: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     from ..db.query import text_forms
 
-    return [output.many_lines(text_forms.app_form(app)) + "\n" for app in apps]
+    return (output.many_lines(text_forms.app_form(app)) + "\n" for app in apps)
 
 
 def _app_table(apps: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -417,11 +413,11 @@ def _app_table(apps: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _workflows(db: Database, wanted: Wanted) -> None:
-    exact = wanted.wf or wanted.name
+    exact = next(iter((*wanted.chosen.values("workflow"), *wanted.chosen.values("name"))), "")
     with db.read() as cx:
         names = [name for name in queries.workflows(cx) if name or not exact]
-        if exact:
-            names = [name for name in names if name == exact] or [name for name in names if exact.lower() in name.lower()]
+    if exact:
+        names = [name for name in names if name == exact] or [name for name in names if exact.lower() in name.lower()]
     if wanted.look.form:
         listing.show(wanted.look, listing.WORKFLOW_KEYS, listing.WORKFLOW_KEYS, ({"workflow": name} for name in names))
     elif not names:
@@ -431,7 +427,7 @@ def _workflows(db: Database, wanted: Wanted) -> None:
         for name in names:
             heading = output.one_line(name)
             _print([heading, "-" * len(heading)])
-            show(db, wanted, {"workflow": name})
+            show(db, Wanted(**{**vars(wanted), "where": {"workflow": name}}))
             _print([""])
     else:
         _print(["Workflows", "-" * 9, *map(output.one_line, names)])
@@ -470,8 +466,8 @@ def _launch_table(rows: Sequence[Mapping[str, Any]], ended: bool) -> list[str]:
     return output.table((*QUEUE_HEADER, *more), [[row[name] for name in (*QUEUE_TABLE, *more)] for row in shown])
 
 
-_KINDS = {
-    "jobs": (_jobs, (*listing.JOB_KEYS, "parents", "children")),
+_KINDS: dict[str, tuple[Callable[[Database, Wanted], None], Sequence[str]]] = {
+    "jobs": (_jobs, listing.JOB_KEYS),
     "apps": (_apps, listing.APP_KEYS),
     "wf": (_workflows, listing.WORKFLOW_KEYS),
     "queues": (_queues, listing.BATCH_JOB_KEYS),

@@ -122,6 +122,10 @@ class Selection:
         words = [f"{_OPTIONS[name]} {value}" for name, values in self._given.items() for value in values]
         return " ".join(words + ["--contains"] * self._contains)
 
+    def values(self, name: str) -> tuple[str, ...]:
+        """Return what was given as one of the options, which goes by the name of its parameter."""
+        return tuple(self._given.get(name, ()))
+
     def has_only(self, *names: str) -> bool:
         """Return whether no other parameters than these were given."""
         return set(self._given) <= set(names)
@@ -140,6 +144,8 @@ class Selection:
             InvalidSpec: a text is empty, as of an unset variable; a tag has no `=`. InvalidStateError, UnknownField.
         """
         given = self._given
+        if not given and not ids:
+            return {}
         for name, values in given.items():
             if any(not value.strip() for value in values):
                 raise InvalidSpec(f"{_OPTIONS[name]} must not be empty; leave it out to mean any.")

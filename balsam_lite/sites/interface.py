@@ -92,11 +92,14 @@ class SiteInterface(Protocol):
         the last row; an empty one is the end. With `touching` those that leave or enter one of these states.
         """
 
-    def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
+    def page(
+        self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
+    ) -> list[Row]:
         """By number the first `size` of the jobs that match and have a number above `after`, with these fields, or () for all.
 
-        So that a list of a million jobs can be printed as it comes; a page costs the same wherever it is. Fields are
-        those of `select` and `stale`. With all fields, one more, `waits_for`: why a launcher did not take a job that waits.
+        A page costs the same wherever it is, so that a list of a million jobs can be printed as it comes. With `order` (see
+        `select`) the first ones in that order, and `after` must be 0. Fields are those of `select`, `parents` and `children`
+        (lists of UUIDs) and `stale`. With all fields, one more, `waits_for`: why a launcher did not take a job that waits.
 
         Raises:
             UnknownField, InvalidSpec, InvalidStateError.

@@ -97,11 +97,13 @@ class LocalSite:
         with self.database.read() as cx:
             return events.page_of_tuples(cx, where, after, touching)
 
-    def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
+    def page(
+        self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
+    ) -> list[Row]:
         """Return a part of the jobs that match; with all fields also what each waits for, if a launcher has said so."""
         held_back.release(self.database)
         with self.database.read() as cx:
-            return select.jobs_page(cx, where, fields, after, size)
+            return select.jobs_page(cx, where, fields, after, size, order)
 
     def result(self, job: int) -> Row:
         """What became of a job."""

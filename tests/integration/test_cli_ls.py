@@ -195,8 +195,10 @@ def test_filters_hold_all_at_once(balsam: Balsam, db: Database) -> None:
     )  # fmt: skip
     assert names(balsam, "--name", "ALPHA") == ["Alpha", "alphabet"]
     assert names(balsam, "--wf", "one", "--name", "alpha", "--tag", "k=v") == ["Alpha"]
-    assert names(balsam, "--workflow", "two") == ["alphabet"]
-    assert names(balsam, "--app", "si") == names(balsam, "--application", "sim") == ["beta"]
+    assert names(balsam, "--workflow", "*two") == names(balsam, "--workflow", "TWO", "--contains") == ["alphabet"]
+    assert names(balsam, "--wf", "one", "--wf", "ONE two") == ["Alpha", "alphabet", "beta"]
+    assert names(balsam, "--app", "si*") == names(balsam, "--application", "sim") == ["beta"]
+    assert names(balsam, "--app", "si") == []
     assert names(balsam, "--tag", "k=v", "--tag", "run 7=x=y") == ["beta"]
     assert names(balsam, "--tag", "k=w") == names(balsam, "--name", "100%") == names(balsam, "--name", "a_p") == []
     assert balsam("ls", "--tag", "k")[0] == 2
@@ -286,7 +288,7 @@ def test_by_states_prints_headings_tables_and_what_is_not_shown(
         "\n"
     )
     assert json.loads(balsam("ls", "--by-states", "--json")[1]) == [
-        {"state": "CREATED", "jobs": 1}, {"state": "JOB_FINISHED", "jobs": 2}, {"state": "RUN_DONE", "jobs": 1},
+        {"state": "CREATED", "jobs": 1}, {"state": "RUN_DONE", "jobs": 1}, {"state": "JOB_FINISHED", "jobs": 2},
     ]  # fmt: skip
     assert balsam("ls", "--by-states", "--state", "RUN_DONE")[1].startswith("RUN_DONE (1")
     assert "(1 BalsamJobs)" in balsam("ls", "--by-states", "--name", "j3")[1]

@@ -118,7 +118,7 @@ def test_states_are_coloured_on_a_terminal_alone(db: Database, words: list[str])
     assert "\x1b" not in shown(db, *words, "--json")[0]
     environ = {**environment(), "BALSAM_DB_PATH": db.directory}
     done = subprocess.run([sys.executable, "-m", "balsam_lite.cli", *words], env=environ, capture_output=True, text=True)
-    assert done.returncode == 0 and "\x1b" not in done.stdout and "j00" in done.stdout or words != ["ls"]
+    assert (done.returncode == 0 and "\x1b" not in done.stdout and "j00" in done.stdout) or words != ["ls"]
 
 
 def test_short_ids_are_shown_where_the_table_is_fitted(db: Database) -> None:

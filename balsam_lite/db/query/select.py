@@ -14,7 +14,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 from ...core import field_specs, states
@@ -72,8 +71,13 @@ JOB_COLUMNS: dict[str, Column] = {
     **{name: JOB.columns[name] for name in ("last_update", "batch_job_id")},
 }
 APP_COLUMNS: Mapping[str, Column] = APP.columns
-#: What a listing shows of a job: every column, and whether its results are out of date.
-LISTED = {**JOB_COLUMNS, "stale": Column(queries.STALE, "flag")}
+#: What a listing shows of a job: every column, the UUIDs of its relatives, and whether its results are out of date.
+LISTED = {
+    **JOB_COLUMNS,
+    "parents": Column(queries.RELATIVES[0], "uuids"),
+    "children": Column(queries.RELATIVES[1], "uuids"),
+    "stale": Column(queries.STALE, "flag"),
+}
 
 
 def read_rows(
@@ -191,7 +195,7 @@ def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: i
     return list(read_rows(execute(cx, sql, [*parameters, *by_parameters]), JOB_COLUMNS))
 
 
-def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after: int, size: int) -> list[Row]:
+def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after: int, size: int, order: str = "") -> list[Row]:
     """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all.
 
     With all fields, `waits_for` is one more.
@@ -200,23 +204,9 @@ def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after
         if name not in LISTED:
             raise JOB.unknown(name)
     columns = {name: LISTED[name] for name in fields} or LISTED
-    sql, parameters = statement(columns_sql(columns), _conditions(cx, where), "", 0, size, after)
+    sql, parameters = statement(columns_sql(columns), _conditions(cx, where), order, 0, size, after)
     rows = list(read_rows(execute(cx, sql, parameters), columns))
     return rows if fields else _with_reasons(cx, rows)
-
-
-def listed_jobs(
-    cx: sqlite3.Connection, where: Given, order: str = "", limit: int | None = None, more: Mapping[str, Column] = {}
-) -> Iterator[Row]:
-    """Yield the jobs that match, in order, with all fields as `jobs_page` has them, and `more`."""
-    columns = {**LISTED, **more}
-    rows = read_rows(iterate_job_rows(cx, where, [column.sql for column in columns.values()], order, limit), columns)
-    while some := list(islice(rows, _AT_ONCE)):
-        yield from _with_reasons(cx, some)
-
-
-#: Jobs whose reasons to wait are looked up at once.
-_AT_ONCE = 1000
 
 
 def _with_reasons(cx: sqlite3.Connection, rows: list[Row]) -> list[Row]:

@@ -69,9 +69,11 @@ class RemoteSite:
         """A page of events as short lists."""
         return list(self._ask("event_tuples", where=where, after=after, touching=list(touching)))
 
-    def page(self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000) -> list[Row]:
-        """By number the first jobs above `after`."""
-        return self._rows("page", where=where, fields=list(fields), after=after, size=size)
+    def page(
+        self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
+    ) -> list[Row]:
+        """Return the first jobs above `after` by number, or the first ones in an order."""
+        return self._rows("page", where=where, fields=list(fields), after=after, size=size, order=order)
 
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
         """Add rows; all or none."""

@@ -1,7 +1,7 @@
 """`ApplicationDefinition`: an application of a site as a Python class, with a command template or a function to run.
 
-What is stored at the site is where the class is, not the class: launchers import its file again (`pyapps.class_loader`). So a
-change of the code counts from the next job on, and a change of what `sync()` stores from the next `sync()` on.
+The site stores where the class is, not the class: launchers import its file again (`pyapps.class_loader`). A change of the code
+takes effect with the next job, a change of what `sync()` stores with the next `sync()`.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from ..sites import fanout
 from . import site_handle
 from .site_handle import SiteHandle, handle_of
 
-#: So long a site behind ssh may take to say which interpreter it has, in seconds.
-_PATIENCE_S = 60.0
+#: Seconds that a site behind ssh may take to report its interpreter.
+_ABOUT_TIMEOUT_S = 60.0
 #: The hooks that run as scripts around a job; the columns of an application that have their command lines.
 _SCRIPTS = ("preprocess", "postprocess", "handle_error", "handle_timeout")
 
 
 class ApplicationDefinition:
-    """The base of all applications. A subclass says `site`, and either `command_template` or a function `run`.
+    """The base of all applications. A subclass has a `site`, and either a `command_template` or a function `run`.
 
     Attributes:
         site: the name or the number of the site, or the Site itself.
-        command_template: a jinja2 template of a command line. Each value is one word, whatever it holds; $VAR is the shell's.
-            What `eval`, `sh -c` or a program make of that word, and bash of a variable in $((…)), is the template's concern.
+        command_template: a jinja2 template of a command line. Each value is one word, whatever it contains; $VAR is the
+            shell's. How `eval`, `sh -c` or a program interpret that word, or bash a variable in $((…)), is up to the template.
         parameters: name -> {"required": bool, "default": any JSON value, "help": str}. Names that only the template has are
             required.
-        environment_variables: for the program; those of a job win.
+        environment_variables: for the program; those of a job override them.
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
             here, or at a site behind ssh the one that runs balsam there.
         exit_0_is_done_after_stop: count a run that exits with 0 after its launcher told it to stop as done, not as a timeout.
         keep_background: do not end processes that a run leaves in the background when it ends.
 
-    Objects are made by the launcher; they have the job as `job`. Hooks may assign `self.job.state`.
+    The launcher creates the objects; `self.job` is the job. Hooks may assign `self.job.state` and `self.job.state_data`. In
+    `run` and `shell_preamble` the fields of the job can be read, and no DB is opened: see `pyapps.job_view.JobView`.
     """
 
     site: ClassVar[Any]
@@ -71,19 +72,19 @@ class ApplicationDefinition:
     # --- what subclasses may override ---------------------------------------------------------------------------------
 
     def preprocess(self) -> None:
-        """Before the first run; then the job is PREPROCESSED."""
+        """Prepare the first run; then the job is PREPROCESSED."""
 
     def postprocess(self) -> None:
-        """After a run that succeeded; then the job is POSTPROCESSED, and finished."""
+        """Handle a run that succeeded; then the job is POSTPROCESSED, and finished."""
 
     def handle_error(self) -> None:
-        """After a run that failed; then the job is FAILED."""
+        """Handle a run that failed; then the job is FAILED."""
 
     def handle_timeout(self) -> None:
-        """After a run that was stopped at the end of the launcher's time; then the job is RESTART_READY."""
+        """Handle a run that was stopped at the end of the launcher's time; then the job is RESTART_READY."""
 
     def shell_preamble(self) -> list[str] | str:
-        """What a shell shall do before each run: a list of commands, or a text to be sourced."""
+        """Return what a shell does before each run: a list of commands, or a text to be sourced."""
         return []
 
     # --- storing and loading ------------------------------------------------------------------------------------------
@@ -92,11 +93,11 @@ class ApplicationDefinition:
     def sync(cls, rename_from: str | None = None) -> None:
         """Register the application at its site, or change what is registered there. One write transaction.
 
-        With `rename_from` the application of that name gets this class's, and keeps its number and its jobs. Does nothing while
-        a launcher imports the file.
+        With `rename_from` the application of that name gets the name of this class, and keeps its number and its jobs. Does
+        nothing while a launcher imports the file.
 
         Raises:
-            UnknownSite, InvalidSpec; InvalidApplication: it has functions, and lies in no file that could be imported.
+            UnknownSite, InvalidSpec; InvalidApplication: it has functions, and is in no file that could be imported.
         """
         if import_guard.is_importing():
             return
@@ -128,9 +129,9 @@ class ApplicationDefinition:
         allow_shared_workdir: bool = False,
         **app_params: Any,
     ) -> Any:
-        """Add a job of this application, whose parameters are `app_params`; returns the Job.
+        """Add a job of this application, whose parameters are `app_params`, and return the Job.
 
-        The first call in a process does a `sync()`. With `save=False` the job is made, but not added.
+        The first call in a process does a `sync()`. With `save=False` the job is created but not added.
 
         Raises:
             as `Job.save` and `sync`.
@@ -155,7 +156,7 @@ class ApplicationDefinition:
 
     @classmethod
     def load_by_site(cls, site: Any) -> dict[str, type[ApplicationDefinition]]:
-        """The classes of a site's applications by name; applications that are plain command lines have none.
+        """Return the classes of a site's applications by name; applications that are plain command lines have none.
 
         Raises:
             UnknownSite, ApplicationLost.
@@ -166,7 +167,7 @@ class ApplicationDefinition:
 
     @classmethod
     def load_by_name(cls, app_name: str, site_name: str | None = None) -> type[ApplicationDefinition]:
-        """The class of the application of that name, at the active DB or the only known site that has one.
+        """Return the class of the application of that name, at the active DB or the only known site that has one.
 
         Raises:
             UnknownSite, UnknownApp, ApplicationLost. MultipleObjectsReturned: several sites have one.
@@ -178,7 +179,7 @@ class ApplicationDefinition:
 
     @classmethod
     def load_by_id(cls, app_id: int) -> type[ApplicationDefinition]:
-        """The class of the application with that number. Raises as `load_by_name`."""
+        """Return the class of the application with that number. Raises as `load_by_name`."""
         from .apps import App
 
         return _of_record(App.objects, {"id": app_id}, f"number {app_id}")
@@ -223,7 +224,7 @@ def _check_kind(cls: type[ApplicationDefinition]) -> None:
 
 
 def _parameters(cls: type[ApplicationDefinition]) -> dict[str, dict[str, Any]]:
-    """What the class says about its parameters, and what the template or the function says beyond that."""
+    """Return the parameters that the class declares, with those that only the template or the function has."""
     given = cls.parameters
     if not isinstance(given, dict):
         _invalid(cls, f"has `parameters` that are no dictionary: {given!r}")
@@ -258,7 +259,7 @@ def _check_parameter(cls: type, name: str, one: Any, found: Mapping[str, Any]) -
 
 
 def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, Any]], bool]:
-    """The parameters of `run`, and whether it takes any others."""
+    """Return the parameters of `run`, and whether it accepts any others."""
     plain = inspect.getattr_static(cls, "run")
     if isinstance(plain, (staticmethod, classmethod)) or not callable(plain):
         raise InvalidRun(f"{cls.__name__}.run must be a plain function of the class, with `self`.")
@@ -280,7 +281,7 @@ def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, An
 
 
 def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]:
-    """The application as the site is told it; every field, so that what was there before goes."""
+    """Return all fields of the application, so that none of an earlier one stays."""
     python = _python(cls, handle)
     own = [name for name in _SCRIPTS if getattr(cls, name) is not getattr(ApplicationDefinition, name)]
     has_preamble = cls.shell_preamble is not ApplicationDefinition.shell_preamble
@@ -301,14 +302,14 @@ def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]
 
 
 def _python(cls: type[ApplicationDefinition], handle: SiteHandle) -> str:
-    """The interpreter on the site's host. The site says which: its `balsam` may be a script, or anywhere on its PATH."""
+    """Return the interpreter on the site's host. A site behind ssh reports it: its `balsam` may be a script."""
     if cls.python_exe or not handle.entry.is_remote:
         return cls.python_exe or sys.executable
-    return str(fanout.open_site(handle.entry, _PATIENCE_S).about()["python"])
+    return str(fanout.open_site(handle.entry, _ABOUT_TIMEOUT_S).about()["python"])
 
 
 def _class_ref(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.ClassRef | None:
-    """Where the class is; None if it is in no file, and need not be."""
+    """Return where the class is; None if it is in no file and need not be."""
     module = sys.modules.get(cls.__module__)
     file = os.path.abspath(getattr(module, "__file__", None) or "")
     trouble = ""
@@ -321,14 +322,14 @@ def _class_ref(cls: type[ApplicationDefinition], python: str, has_preamble: bool
     if trouble:
         return None
     if cls.__module__ == "__main__":
-        sys.modules.setdefault(payload.MAIN, sys.modules["__main__"])  # results may be of a class that is called so there
+        sys.modules.setdefault(payload.MAIN, sys.modules["__main__"])  # the name in the job of the classes of results
     named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
     is_open = cls.command_template is None and _signature(cls)[1]
     return payload.ClassRef(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
 
 
 def _own_path() -> tuple[str, ...]:
-    """What is on sys.path that is not the interpreter's own."""
+    """Return the entries of sys.path that are not the interpreter's."""
     own = tuple({os.path.join(os.path.abspath(prefix), "") for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)})
     entries = [os.path.abspath(entry) for entry in sys.path]
     return tuple(dict.fromkeys(entry for entry in entries if os.path.isdir(entry) and not entry.startswith(own)))
@@ -352,7 +353,7 @@ def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[Application
 
 
 def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefinition]:
-    """The class of an application."""
+    """Return the class of an application."""
     if row["kind"] == "command":
         raise NotFound(f"The application {row['name']} is a command line and has no class: {row['executable']}")
     if row["definition"].get("file"):

@@ -30,11 +30,11 @@ _PAUSE_PER_QUERY = 5
 
 
 class NoResult(BalsamError):
-    """The job is not over yet."""
+    """The job has not ended."""
 
 
 class WaitResult(NamedTuple):
-    """Jobs that are over, and those that are not, each in the order in which they were given."""
+    """Jobs that have ended, and those that have not, each in the order in which they were given."""
 
     done: list[Job]
     not_done: list[Job]
@@ -56,13 +56,13 @@ def result(job: Job, timeout: float | None, poll_interval: float) -> Any:
         from concurrent.futures import TimeoutError as Overdue
 
         raise Overdue(f"Job is still {job.state} after {timeout or 0:g} sec timeout")
-    if not job.done():  # it was made to run once more meanwhile
+    if not job.done():  # it was started again meanwhile
         return result(job, timeout, poll_interval)
     return _result(job)
 
 
 def _result(job: Job) -> Any:
-    """Of a job that is over."""
+    """Return what the function of a job that has ended returned, or raise what it raised."""
     found = job._site.interface.result(job._row["id"])
     is_good = found["state"] == states.JOB_FINISHED
     if found.get("outcome") is None:

@@ -1,7 +1,7 @@
-"""The Python interface that users import: add, copy, link and kill jobs, add applications, look at the current job.
+"""Balsam 0.3's Python interface: add, copy, link and kill jobs, add applications, look at the current job.
 
-`current_job`, `parents`, `children`, `JOB_ID`, `TIMEOUT`, `ERROR` and `LAUNCHER_NODES` are found when they are first used,
-so importing this module works outside of any DB, costs little and does nothing. `current_job` stays the same object.
+`current_job`, `parents`, `children`, `JOB_ID`, `TIMEOUT`, `ERROR` and `LAUNCHER_NODES` are looked up when they are used, so
+importing this module works outside of any DB, takes little time and does nothing. `current_job` stays the same object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..db.models import ApplicationDefinition, BalsamJob, JobSet
 
     #: A job: the object, its number (an int, or text such as "#37"), its UUID or a unique prefix of it, its name if no
-    #: other job has it, or a query set with one job in it. Text that fits several jobs is refused.
+    #: other job has it, or a query set of one job. Text that matches several jobs is refused.
     JobLike = Union[BalsamJob, UUID, str, int, JobSet]
 
 __all__ = [  # noqa: F822  (`__getattr__` finds what is not defined here)
@@ -54,17 +54,18 @@ def add_job(
     parents: Iterable[JobLike] = (),
     **fields: Any,
 ) -> BalsamJob:
-    """Add a job to the DB, together with its edges to `parents`, in one write transaction; returns it.
+    """Add a job with its dependencies on `parents`, in one write transaction, and return it.
 
-    `fields` are any other fields of a job. With `save=False` it is checked just so, but not added: its `save()` does that,
-    or a `bulk_create`, in which its parents may be, too. Inside `with transaction()` it is written at the end of the block.
+    `fields` are any other fields of a job. With `save=False` the job is checked in the same way and not added: its `save()`
+    does that, or a `bulk_create`, which may hold its parents as well. Inside `with transaction()` it is written at the end of
+    the block.
 
-    Without `parents` the job may still be given one by `add_dependency`. So it starts START_DELAY_S (a setting: one second)
-    after this process has last added a job or a dependency, ten seconds after it was added at the latest, and at once when
-    the process ends, waits for jobs or reads them.
+    Without `parents` the job may still get one by `add_dependency`. Therefore it starts START_DELAY_S (a setting: one second)
+    after this process has last added a job or a dependency, at most ten seconds after it was added, and at once when the
+    process ends, waits for jobs or reads them.
 
-    A job that is added by a running job shares that one's reservation, unless told otherwise. For many jobs at once
-    `BalsamJob.objects.bulk_create` is a hundred times faster.
+    A job that a running job adds shares the reservation of that job, unless `queued_launch_id` is given. For many jobs at
+    once `BalsamJob.objects.bulk_create` is a hundred times faster.
 
     Raises:
         UnknownField (a ValueError; names the nearest one), InvalidSpec, UnknownApp; UnknownJob: a parent does not exist.
@@ -108,11 +109,11 @@ def add_app(
     exit_0_is_done_after_stop: bool = False,
     keep_background: bool = False,
 ) -> ApplicationDefinition:
-    """Register an application, or overwrite all fields of the one of that name, and say which. One write transaction.
+    """Register an application, or overwrite all fields of the one of that name, and print which. One write transaction.
 
-    `checkexe` demands that the first word of `executable` is a program that can be found and run. With
+    `checkexe` checks that the first word of `executable` is a program that can be found and run. With
     `exit_0_is_done_after_stop` a run that exits with 0 after its launcher told it to stop counts as done, not as a timeout.
-    With `keep_background` processes that a run leaves in the background when it ends are not ended with the launcher.
+    With `keep_background` processes that a run leaves in the background are not ended with the launcher.
 
     Raises:
         InvalidSpec; NotFound: `checkexe`, and there is no such program.
@@ -128,15 +129,15 @@ def add_app(
     with active().write():
         app, is_new = ApplicationDefinition.objects.get_or_create(name=name, defaults=fields)
         if not is_new:
-            for field, value in {**_OF_CLASSES, **fields}.items():
+            for field, value in {**_NO_CLASS, **fields}.items():
                 setattr(app, field, value)
             app.save()
     sys.stdout.write(f"{'Created new' if is_new else 'Updated existing'} app\n")
     return app
 
 
-#: What an application has that was a Python class before it was overwritten.
-_OF_CLASSES = {
+#: Values that remove from an application what it has as a Python class.
+_NO_CLASS = {
     "definition": {}, "command_template": "", "parameters": {}, "environ_vars": {}, "handle_error": "", "handle_timeout": "",
 }  # fmt: skip
 
@@ -152,7 +153,7 @@ def _check_executable(line: str) -> None:
 
 
 def get_apps() -> QuerySet[ApplicationDefinition]:
-    """All applications that are registered in the active DB; reads it when it is looked into."""
+    """Return a lazy query set of all applications of the active DB."""
     from ..db.models import ApplicationDefinition
 
     return ApplicationDefinition.objects.all()
@@ -162,9 +163,9 @@ def get_apps() -> QuerySet[ApplicationDefinition]:
 
 
 def clone(job: JobLike, **fields: Any) -> BalsamJob:
-    """A copy of a job that is not in the DB yet (`save()` adds it), with these fields instead of the job's own.
+    """Return a copy of a job, with these fields instead of the job's. It is not in the DB; `save()` adds it.
 
-    It has no parents, no history and a working directory of its own.
+    The copy has no parents, no history and a separate working directory.
 
     Raises:
         UnknownField (a ValueError; names the nearest one), InvalidSpec; UnknownJob, AmbiguousJobId.
@@ -180,7 +181,7 @@ def clone(job: JobLike, **fields: Any) -> BalsamJob:
 
 
 def spawn_child(**fields: Any) -> BalsamJob:
-    """Add a clone of the current job, with these fields instead, that waits for the current job and for its parents.
+    """Add a clone of the current job, with these fields instead, as a child of the current job and of its parents.
 
     One write transaction.
 
@@ -200,14 +201,14 @@ def spawn_child(**fields: Any) -> BalsamJob:
 
 
 def wf_from_template(source_wf: str, new_wf: str, **changes: Mapping[str, Any]) -> JobSet:
-    """Copy all jobs of the workflow `source_wf`, with the edges between them, as the workflow `new_wf`; returns the copies.
+    """Copy all jobs of the workflow `source_wf` and the dependencies among them as the workflow `new_wf`; return the copies.
 
-    `changes` are fields to be set in the copy of the job of that name, as in `wf_from_template("a", "b", run={"args": "2"})`.
+    `changes` are fields of the copy of the job with that name, as in `wf_from_template("a", "b", run={"args": "2"})`.
     Reservations are not copied. One write transaction.
 
     Raises:
-        NotFound: there is no job in `source_wf`. InputError: `new_wf` has jobs already, two jobs of `source_wf` have one
-        name, or `changes` names none of them. UnknownField, InvalidSpec, UnknownApp. Nothing is added.
+        NotFound: there is no job in `source_wf`. InputError: `new_wf` has jobs, two jobs of `source_wf` have the same name,
+        or `changes` names a job that is not there. UnknownField, InvalidSpec, UnknownApp. Nothing is added then.
     """
     from ..db import models
     from ..db.query import queries
@@ -243,11 +244,11 @@ def _check_template(workflow: str, names: list[str], changes: Mapping[str, Any])
 
 
 def add_dependency(parent: JobLike, child: JobLike) -> None:
-    """Let `child` wait until `parent` is JOB_FINISHED. One write transaction; inside `with transaction()` at its end.
+    """Make `child` wait until `parent` is JOB_FINISHED. One write transaction; inside `with transaction()` at its end.
 
     Raises:
-        UnknownJob, AmbiguousJobId, DuplicateDependency, DependencyCycle; StateError: the child has started already, or a
-        launcher prepares it.
+        UnknownJob, AmbiguousJobId, DuplicateDependency, DependencyCycle; StateError: the child has started, or a launcher
+        prepares it.
     """
     from ..core.clock import SystemClock
     from ..db import models
@@ -266,12 +267,12 @@ def add_dependency(parent: JobLike, child: JobLike) -> None:
 
 
 def add_dependencies(pairs: Iterable[tuple[JobLike, JobLike]]) -> None:
-    """Add many dependencies, given as (parent, child): all of them or none, in one write transaction.
+    """Add many dependencies, given as (parent, child): all or none, in one write transaction.
 
-    Takes time linear in the number of dependencies: cycles are looked for once.
+    Takes time linear in the number of dependencies: cycles are searched once.
 
     Raises:
-        as `add_dependency`; InputError: something is no pair.
+        as `add_dependency`; InputError: an item is no pair.
     """
     from ..core.clock import SystemClock
     from ..db import models
@@ -303,7 +304,7 @@ def _pair(number: int, pair: Any) -> tuple[Any, Any]:
 
 
 def _collect(pairs: list[tuple[JobLike, JobLike]]) -> bool:
-    """Return whether this thread is inside `with transaction()`; if so, collect the dependencies for its end, all or none."""
+    """Collect the dependencies, all or none, if this thread is inside `with transaction()`; return whether it is."""
     from ..db import collected as blocks
     from ..db import models
 
@@ -333,7 +334,7 @@ def transaction() -> Iterator[None]:
     `balsam_lite.api` or an executor.
 
     An exception that leaves the block drops what the block has collected. A block inside another one is part of it: the
-    outermost block writes. Each thread has its own block; a process that is forked inside has none.
+    outermost block writes. Each thread has a separate block; a process that is forked inside has none.
 
     Raises (at the end of the outermost block, which writes nothing then):
         UnknownJob, DependencyCycle, DuplicateDependency; StateError: a child in the DB has started.
@@ -364,9 +365,9 @@ def transaction() -> Iterator[None]:
 
 
 def kill(job: JobLike, recursive: bool = True) -> int:
-    """Make a job USER_KILLED, with `recursive` all jobs below it too; returns how many were not at their end already.
+    """Make a job USER_KILLED, with `recursive` all jobs below it too; return the number of those that had not ended.
 
-    The launcher that runs one stops its processes. One write transaction.
+    The launcher stops the processes of a running job. One write transaction.
 
     Raises:
         UnknownJob, AmbiguousJobId.
@@ -384,9 +385,9 @@ def kill(job: JobLike, recursive: bool = True) -> int:
 
 
 def detect_circular(job: JobLike | None = None) -> list[str]:
-    """The ids of the jobs on a circle of dependencies: of any, or of one above `job`. [], which is false, if there is none.
+    """Return the ids of the jobs on a cycle of dependencies, of any or of one above `job`; [] if there is none.
 
-    `add_dependency` refuses what would close one. One read transaction; linear in the number of dependencies.
+    `add_dependency` refuses a dependency that would close a cycle. One read transaction; linear in the number of dependencies.
 
     Raises:
         UnknownJob, AmbiguousJobId.
@@ -400,7 +401,7 @@ def detect_circular(job: JobLike | None = None) -> list[str]:
 
 
 def _database_of(*jobs: Any) -> Database:
-    """Where these jobs are; objects know it, for anything else it is the active DB."""
+    """Return the DB of these jobs: that of the objects among them, else the active one."""
     from ..db import models
 
     known = {job._home for job in jobs if isinstance(job, models.BalsamJob)}
@@ -410,13 +411,13 @@ def _database_of(*jobs: Any) -> Database:
 
 
 def _numbers(database: Database, *jobs: Any) -> list[int]:
-    """Find the numbers of existing jobs before a write transaction: a name takes a while among millions of jobs."""
+    """Return the numbers of existing jobs. Called before a write transaction: a name takes a while among millions of jobs."""
     with database.read() as cx:
         return [_number(cx, job) for job in jobs]
 
 
 def _number(cx: sqlite3.Connection, job: Any) -> int:
-    """The number of the one job that is meant; it exists."""
+    """Return the number of the one job that is meant; it exists."""
     from ..db import models
 
     if isinstance(job, models.JobSet):
@@ -431,7 +432,7 @@ def _number(cx: sqlite3.Connection, job: Any) -> int:
 def _ref(database: Database, cx: sqlite3.Connection | None, job: Any, may_be_new: bool = False) -> int | str:
     """Return the job's number; its UUID if this thread's `transaction` has collected it, or if it may be new and is.
 
-    It exists, unless it was given as a number inside a block, whose end looks for it.
+    The job exists, unless it was given as a number inside a block: the end of the block checks that.
     """
     from ..db import collected as blocks
     from ..db import models
@@ -460,9 +461,9 @@ def submit(
     wf_filter: str = "",
     sched_flags: str = "",
 ) -> dict[str, Any]:
-    """Submit a launcher to the batch queue, as `balsam submit-launch` does; returns what that prints.
+    """Submit a launcher to the batch queue, as `balsam submit-launch` does; return the values that the command prints.
 
-    `project` and `queue` are by default those of the settings. Two short write transactions.
+    `project` and `queue` default to those of the settings. Two short write transactions.
 
     Raises:
         InvalidSpec, SettingsError, SubmitFailed.
@@ -479,24 +480,24 @@ def submit(
 
 
 def get_database_paths(verbose: bool = True) -> list[str]:
-    """The directories of the DBs that this user has created or activated; `verbose` prints them, one per line."""
+    """Return the directories of the DBs that this user has created or activated; with `verbose` print them, one per line."""
     from ..db.engine import directories
 
-    return _told(directories.known_paths(), verbose)
+    return _printed(directories.known_paths(), verbose)
 
 
 def get_active_database(verbose: bool = True) -> str:
-    """The directory of the active DB; `verbose` prints it.
+    """Return the directory of the active DB; with `verbose` print it.
 
     Raises:
         NoDatabase, NotABalsamDB.
     """
     from ..db import models
 
-    return _told([models.active().directory], verbose)[0]
+    return _printed([models.active().directory], verbose)[0]
 
 
-def _told(paths: list[str], verbose: bool) -> list[str]:
+def _printed(paths: list[str], verbose: bool) -> list[str]:
     if verbose:
         sys.stdout.write("".join(f"{path}\n" for path in paths))
     return paths
@@ -509,7 +510,7 @@ _current: dict[tuple[str, str], BalsamJob] = {}
 
 
 def _current_job() -> BalsamJob | None:
-    """The job whose program or script this process belongs to; None outside of any."""
+    """Return the job to whose program or script this process belongs; None outside of any."""
     job_id = os.environ.get("BALSAM_JOB_ID", "")
     if not job_id:
         return None

@@ -1,8 +1,8 @@
 """`BalsamExecutor`: Python's `concurrent.futures.Executor` whose calls are jobs.
 
-A call is a file below `data/<workflow>/.calls` of the DB and a job of the application `balsam-call`, whose argument is that
-file (`call` is the program). The result is `.balsam-result.pkl` in the job's working directory. The file of the call is removed
-when the call has succeeded or was cancelled; that of one that failed stays, so that the job can be rerun.
+A call is a `CallPayload` in a file below `data/<workflow>/.calls` of the DB and a job of the application `balsam-call`, whose
+argument is that file. The result is in the job's working directory (`pyapps.result_file`). The payload is removed when the call
+has succeeded or was cancelled; that of a failed call stays, so that the job can be rerun.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ APP = "balsam-call"
 WORKFLOW = "executor"
 _CALLS = ".calls"
 
-#: The thread stays so long when nothing is pending, in seconds: the next call may come at once.
+#: Seconds that the thread stays when nothing is pending: the next call may come at once.
 _LINGER_S = 2.0
 
 #: Fields of a job that the executor itself fills.
@@ -44,7 +44,7 @@ _OWN_FIELDS = ("args", "job_id", "origin", "parents")
 
 
 class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
-    """The future of one call; `job` is its BalsamJob, `number` that one's number, `path` the file where the result will be."""
+    """The future of one call. `number` is that of its job, `path` the file where the result will be."""
 
     def __init__(self, task: _Task, executor: BalsamExecutor) -> None:
         super().__init__()
@@ -56,16 +56,16 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
 
     @property
     def job(self) -> models.BalsamJob:
-        """The job as it is now; UnknownJob if it was deleted."""
+        """The BalsamJob as it is now. Raises UnknownJob: it was deleted."""
         found: models.BalsamJob = models.BalsamJob.objects.using(self._executor.database).get(id=self.number)
         return found
 
     def running(self) -> bool:
-        """Whether the job runs, or has run and what became of it is still to be settled."""
+        """Return whether the job runs, or has run and a step after it has not ended."""
         return not self.done() and self._status.state in (states.RUNNING, *states.UNSETTLED_STATES)
 
     def cancel(self) -> bool:
-        """Kill the job if it has not started; whether it is cancelled. Jobs that wait for it fail."""
+        """Kill the job if it has not started; return whether it is cancelled. Jobs that wait for it fail."""
         return self.cancelled() or bool(self._executor._cancel([self]))
 
     def __reduce__(self) -> Any:
@@ -73,21 +73,21 @@ class BalsamFuture(concurrent.futures.Future):  # type: ignore[type-arg]
 
 
 class _Task(NamedTuple):
-    """A call on its way into the DB."""
+    """A call that is being added."""
 
     name: str
     args: str
     parents: list[int]
-    file: str = ""  # that of the call; "" for an application
+    file: str = ""  # with the payload; "" for an application
 
 
 class BalsamExecutor(concurrent.futures.Executor):
-    """Runs calls as jobs of the active DB; a launcher must run them. They outlive this process, the futures do not.
+    """Run calls as jobs of the active DB, by any launcher. The jobs outlive this process, the futures do not.
 
-    `submit(fn, …)` calls a function that can be imported by name, in this or any module; results and exceptions come back
-    by pickle. With an `application`, `submit(*words)` runs that with those arguments and its result is the text of its
-    output. A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that one's: it starts when
-    that is done, and gets its result; an application gets the path of the file with it.
+    `submit(fn, …)` calls a function that can be imported by name, from this or any module; results and exceptions come back
+    by pickle. With an `application`, `submit(*words)` runs that with those arguments, and the result is the text of its
+    output. A BalsamFuture among the arguments of a call (not deeper) makes the job a child of that future's job: it starts when
+    that one is finished and gets its result; an application gets the path of the file with the result.
 
     Args:
         workflow: of the jobs; by default that of the job in which this code runs, else `executor`.
@@ -95,7 +95,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         job_fields: other fields of the jobs (`num_nodes=`, `node_packing_count=`, `wall_time_minutes=`, …).
 
     Raises:
-        UnknownApp; UnknownField, InvalidSpec, InputError: a field that jobs do not have, or that is not free here.
+        UnknownApp; UnknownField, InvalidSpec; InputError: a field that the executor fills itself.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class BalsamExecutor(concurrent.futures.Executor):
                 queries.app(cx, application)
         self._lock = threading.Lock()  # held for moments, never while the DB is asked or a callback is called
         self._is_shut = False
-        self._pending: dict[int, BalsamFuture] = {}  # by job: whoever takes one out decides what becomes of it
-        self._added: deque[BalsamFuture] = deque()  # not followed yet
+        self._pending: dict[int, BalsamFuture] = {}  # by number of the job: the thread that removes one settles it
+        self._added: deque[BalsamFuture] = deque()  # those of them that are not followed yet
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         # Launchers stay while it is open, as more calls may come.
@@ -135,7 +135,7 @@ class BalsamExecutor(concurrent.futures.Executor):
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> BalsamFuture:
-        """Add the job of one call; returns its future. One write transaction.
+        """Add the job of one call and return its future. One write transaction.
 
         Raises:
             InputError: the function or an argument cannot be sent to another process. RuntimeError: after `shutdown`.
@@ -143,10 +143,10 @@ class BalsamExecutor(concurrent.futures.Executor):
         return self._add(self._task(fn, args, kwargs) for _ in (0,))[0]
 
     def map(self, fn: Any, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1) -> Iterator[Any]:
-        """As the built-in `map`: results in order. All jobs are added in one transaction, before this returns.
+        """Return an iterator over the results, in order. All jobs are added in one transaction, before this returns.
 
-        With an application `fn` is its first word. A job does `chunksize` calls; with more than one, futures cannot be among
-        the arguments. What has not started is cancelled when a call raises or the iterator is closed.
+        With an application `fn` is its first argument. A job makes `chunksize` calls; with more than one, futures cannot be
+        among the arguments. Jobs that have not started are cancelled when a call raises or the iterator is closed.
 
         Raises:
             as `submit`; while iterating: TimeoutError, what a call raised.
@@ -206,10 +206,8 @@ class BalsamExecutor(concurrent.futures.Executor):
 
     def _write(self, what: payload.CallPayload) -> str:
         job_id = field_specs.new_job_id()
-        folder = os.path.join(
-            directories.DATA, os.path.dirname(field_specs.workdir_name(self._fields["workflow"], "", job_id)), _CALLS
-        )
-        folder = os.path.join(self.database.directory, folder)
+        of_workflow = os.path.dirname(field_specs.workdir_name(self._fields["workflow"], "", job_id))
+        folder = os.path.join(self.database.directory, directories.DATA, of_workflow, _CALLS)
         path = os.path.join(folder, f"{job_id}.pkl")
         try:
             payload.write(path, what)
@@ -261,7 +259,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         self._wake.set()
 
     def _register(self) -> str:
-        """The name of the application that runs calls with this Python; it is registered when there is none."""
+        """Return the name of the application that runs calls with this interpreter; register it if there is none."""
         line = shlex.join(python_argv.words(self._python, python_argv.CALL))
         with self.database.read() as cx:
             name = _app_for(cx, line, may_add=False)
@@ -273,14 +271,14 @@ class BalsamExecutor(concurrent.futures.Executor):
     # --- the end of jobs ----------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        """The thread: hear of the end of jobs, and give their futures what became of them, until nothing is pending."""
+        """Give futures the results of their jobs until nothing is pending: the thread."""
         try:
             while self._goes_on():
                 try:
                     self._follow_these()
                 except DatabaseBusy:
                     continue  # it was tried for a minute; the jobs go on meanwhile
-                except Exception as exc:  # noqa: BLE001  # nobody else would hear of it
+                except Exception as exc:  # noqa: BLE001  # in a thread it would be lost
                     self._give_up(exc)
         finally:
             self.database.close()  # this thread's connection
@@ -307,14 +305,14 @@ class BalsamExecutor(concurrent.futures.Executor):
                     waiter.pause()
 
     def _settle(self, number: int, is_killed: bool = False) -> None:
-        """Give the future of an ended job its result, unless somebody else has done so."""
+        """Give the future of an ended job its result, unless another thread has done so."""
         with self._lock:
             future = self._pending.pop(number, None)
         if future is None:
             return
         if is_killed or future._status.state == states.USER_KILLED:
             concurrent.futures.Future.cancel(future)
-            future.set_running_or_notify_cancel()  # this is what `concurrent.futures.wait` hears of
+            future.set_running_or_notify_cancel()  # wakes `concurrent.futures.wait`
             _remove(future._task.file)
             return
         try:
@@ -326,11 +324,11 @@ class BalsamExecutor(concurrent.futures.Executor):
             future.set_result(value)
 
     def _outcome(self, future: BalsamFuture, state: str) -> Any:
-        """The result of a call; raises what it raised."""
+        """Return the result of a call, or raise what it raised."""
         if self._application is not None:
             if state != states.JOB_FINISHED:
                 raise self._failed(future)
-            if "user_workdir" in self._fields:  # which its other calls share
+            if "user_workdir" in self._fields:  # shared by other calls
                 return future.job.read_file_in_workdir(os.path.basename(future.path))
             with open(future.path, encoding="utf-8", errors="replace") as file:
                 return file.read()
@@ -360,7 +358,7 @@ class BalsamExecutor(concurrent.futures.Executor):
     # --- cancelling, the end ------------------------------------------------------------------------------------------
 
     def _cancel(self, futures: Iterable[BalsamFuture]) -> list[BalsamFuture]:
-        """Kill the jobs that have not started; their futures, which are cancelled then. One write transaction."""
+        """Kill the jobs that have not started; return their futures, now cancelled. One write transaction."""
         wanted = {one.number: one for one in futures if not one.done()}
         if not wanted:
             return []
@@ -368,12 +366,12 @@ class BalsamExecutor(concurrent.futures.Executor):
             idle = queries.unstarted(cx, wanted)
             user_actions.kill(self.database, idle, message="Cancelled by its executor")
         for number in idle:
-            concurrent.futures.Future.cancel(wanted[number])  # perhaps the thread has done so by now
+            concurrent.futures.Future.cancel(wanted[number])  # unless the thread has done so by now
             self._settle(number, is_killed=True)
         return [wanted[number] for number in idle]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; with `wait` return when all are over, with `cancel_futures` kill those that have not started."""
+        """Accept no more calls. `wait`: return when all have ended; `cancel_futures`: kill those that have not started."""
         with self._lock:
             self._is_shut = True
             futures, thread = list(self._pending.values()), self._thread
@@ -397,7 +395,7 @@ def _remove(path: str) -> None:
 
 
 def _app_for(cx: Any, line: str, may_add: bool) -> str:
-    """The application with that command line: balsam-call, or balsam-call-2 … if that has another one. "" if none has."""
+    """Return the application with that command line: balsam-call, balsam-call-2 …; "" if none has it."""
     for number in itertools.count(1):
         name = APP if number == 1 else f"{APP}-{number}"
         try:
@@ -412,16 +410,16 @@ def _app_for(cx: Any, line: str, may_add: bool) -> str:
 
 
 def _name_of(fn: Any) -> str:
-    """What the job is called."""
+    """Return the name of the function's job."""
     inner = getattr(fn, "func", fn)  # of a functools.partial
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
 def _pickled(fn: Any, args: list[Any], kwargs: dict[str, Any]) -> bytes:
-    """The call as bytes; pickle itself makes sure that functions and classes are found by their names.
+    """Return the call as bytes; pickle itself ensures that functions and classes are found by their names.
 
     Raises:
-        InputError: it cannot be sent, and which part of it.
+        InputError: it cannot be sent; with the part that cannot.
     """
     if not callable(fn):
         raise InputError(f"{fn!r} cannot be called. To run an application, make the executor with application=…")
@@ -443,15 +441,15 @@ def _search_path() -> list[str]:
 
 
 def _main_of(pickled: bytes) -> tuple[str, str] | None:
-    """Where the job finds the script that runs here, if the call uses what is defined there.
+    """Return where the job finds the script that runs here, if the call uses what is defined there.
 
     Raises:
-        InputError: it is not in any file.
+        InputError: it is in no file.
     """
     if b"__main__" not in pickled:
         return None
     main = sys.modules["__main__"]
-    sys.modules.setdefault(payload.MAIN, main)  # what comes back may be of a class that is called so there
+    sys.modules.setdefault(payload.MAIN, main)  # the name in the job of the classes that come back
     named = getattr(main, "__spec__", None)
     if named is not None:
         return "module", named.name

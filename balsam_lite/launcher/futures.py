@@ -24,7 +24,7 @@ ANY_COMPLETED, ALL_COMPLETED = "ANY_COMPLETED", "ALL_COMPLETED"
 
 
 class FutureTask:
-    """The future result of a job: that of `done_callback(job, *args, **kwargs)`, called where `result` is first asked for.
+    """The future result of a job: what `done_callback(job, *args, **kwargs)` returns, which the first `result` calls.
 
     Args:
         job: a BalsamJob that is in the DB.
@@ -62,7 +62,7 @@ class FutureTask:
 
     @property
     def state(self) -> str:
-        """The job's state now, on a shared file system within the last second; "" if the job was deleted. Its end is final."""
+        """The job's state now (on a shared file system within the last second), or "" if it was deleted. An end is final."""
         if not self._status.ended:
             _release(self._database)
             self._feed().look()
@@ -80,7 +80,7 @@ class FutureTask:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job was killed: by `cancel`, or by whomever."""
+        """Whether the job was killed, by `cancel` or otherwise."""
         return self.state == states.USER_KILLED
 
     @property
@@ -89,13 +89,13 @@ class FutureTask:
         return self.state != DELETED and not self._status.ended
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait until the job is over; what the callback returned, which is called once. None if it was cancelled.
+        """Wait until the job has ended, and return what its callback, called once, has returned; None if it was cancelled.
 
         Args:
-            timeout: in seconds; None: as long as it takes.
+            timeout: in seconds; None: no limit.
 
         Raises:
-            WaitTimeout: (a TimeoutError) the job is not over yet. TaskFailed: it failed, and there is no `fail_callback`.
+            WaitTimeout: (a TimeoutError) the job has not ended. TaskFailed: it failed, and there is no `fail_callback`.
             What the callback raised: each time.
         """
         if self.active:
@@ -113,7 +113,7 @@ class FutureTask:
         return value
 
     def _conclude(self) -> tuple[Any, BaseException | None]:
-        """The result, or what `result` is to raise."""
+        """Return the result and what `result` is to raise."""
         if self._status.state == states.USER_KILLED:
             return None, None
         is_done = self._status.state == states.JOB_FINISHED
@@ -127,11 +127,11 @@ class FutureTask:
         args, kwargs = self._arguments
         try:
             return callback(self.job, *args, **kwargs), None
-        except Exception as exc:  # noqa: BLE001  # it is the user's, and comes out of `result`
+        except Exception as exc:  # noqa: BLE001  # the user's; `result` raises it
             return None, exc
 
     def cancel(self) -> bool:
-        """Kill the job and all jobs below it; whether there was anything to kill."""
+        """Kill the job and all jobs below it; return whether one of them had not ended."""
         from . import dag
 
         try:
@@ -153,7 +153,7 @@ def _release(database: Database) -> None:
 
 
 def why_failed(database: Database, number: int, name: str) -> str:
-    """What the job's history says last. Where it failed with a parent also what the parent's says, down to the first one."""
+    """Return the last message of the job's history; if it failed with a parent also that one's, back to the first failure."""
     from ..db.query import queries
 
     with database.read() as cx:
@@ -175,7 +175,7 @@ def why_failed(database: Database, number: int, name: str) -> str:
 
 
 class WaitResult(NamedTuple):
-    """Futures sorted by what became of them, each list in the order in which they were given."""
+    """Futures by the state of their jobs, each list in the order in which they were given."""
 
     active: list[FutureTask]
     done: list[FutureTask]
@@ -184,7 +184,7 @@ class WaitResult(NamedTuple):
 
 
 def _sorted(tasks: Iterable[FutureTask]) -> WaitResult:
-    """By what is known; without looking."""
+    """Sort futures by what is known, without a look at the DB."""
     result = WaitResult([], [], [], [])
     kinds = {states.JOB_FINISHED: result.done, states.USER_KILLED: result.cancelled}
     kinds.update({states.FAILED: result.failed, DELETED: result.failed})
@@ -205,11 +205,11 @@ def wait(
     50 ms on a local file system, within about a second on a shared one.
 
     Args:
-        timeout: in seconds; None: as long as it takes.
+        timeout: in seconds; None: no limit.
         poll_period: the pause between two looks at a DB on a shared file system, in seconds, at least 1.
 
     Raises:
-        WaitTimeout: (a TimeoutError) with the WaitResult until then as `partial`. InputError: `return_when` is neither.
+        WaitTimeout: (a TimeoutError) with the current WaitResult as `partial`. InputError: `return_when` is neither.
     """
     if return_when not in (ANY_COMPLETED, ALL_COMPLETED):
         raise InputError(f"return_when must be {ANY_COMPLETED} or {ALL_COMPLETED}, not {return_when!r}")

@@ -1,12 +1,12 @@
-"""What a class of an application does around its jobs: `balsam_lite.pyapps.run_hook WHAT`, started as `python_argv` says.
+"""The program that runs the hooks of an application's class, started as `python_argv` has it: HOOK WHAT.
 
 preprocess, postprocess, handle_error, handle_timeout
     run as an application's scripts do, in the working directory of a job that the launcher holds. The class's function may
-    set `self.job.state`; else the job goes where it would go without it, after handle_timeout to RESTART_READY. What it raises
-    fails the job.
-launch ORDER WORD …
-    runs instead of the job's own program: the commands of `shell_preamble()`, in a shell which then becomes that program.
-    Needs no DB, because it runs on whatever node the program is started on.
+    set `self.job.state`; else the job goes where it would go without the hook, after handle_timeout to RESTART_READY. An
+    exception fails the job.
+launch PAYLOAD WORD …
+    runs instead of the job's program: the commands of `shell_preamble()`, in a shell which then becomes that program. Opens no
+    DB, because it runs on the node on which the program is started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import class_loader, payload
 
 
 def main() -> int:
-    """Do what the command line says; the exit code."""
+    """Run what the command line names; return the exit code."""
     what, *rest = sys.argv[1:]
     try:
         if what == "launch":
@@ -42,22 +42,22 @@ def main() -> int:
 
 
 def _decide(hook: str) -> None:
-    """Call that function of the class for the job to which this process belongs."""
+    """Call the hook of the class for the job to which this process belongs."""
     job, pid = _current_job(), os.getpid()
     before = job.state
     (app,) = job._site.interface.select("app", {"name": job._row["app"]})
     made = class_loader.load(payload.class_ref(json.dumps(app["definition"])), as_main=True)
     getattr(made(job), hook)()
-    if os.getpid() != pid:  # forked by the hook, and come back from it: what it decides moves nothing
+    if os.getpid() != pid:  # a child that the hook has forked: the parent moves the job
         return
-    says_more = not job._changed.keys().isdisjoint(("state_data", "state_timestamp"))
-    if job.state == before and (says_more or hook == "handle_timeout"):
-        job.state = _default(hook, before)  # what is said of a change goes with it
+    has_payload = not job._changed.keys().isdisjoint(("state_data", "state_timestamp"))
+    if job.state == before and (has_payload or hook == "handle_timeout"):
+        job.state = _default(hook, before)  # the payload belongs to a change of state
     job.save()
 
 
 def _default(hook: str, state: str) -> str:
-    """Where a job goes that its hook does not move."""
+    """Return the next state of a job that its hook does not move."""
     if hook == "preprocess":
         return states.PREPROCESSED
     if hook == "handle_timeout":
@@ -66,7 +66,7 @@ def _default(hook: str, state: str) -> str:
 
 
 def _current_job() -> Any:
-    """The api's Job that the launcher's variables name."""
+    """Return the api's Job that the launcher's variables name."""
     from ..api.jobs import Job
     from ..api.site_handle import handle_of
     from ..db.engine import directories, registry
@@ -83,7 +83,7 @@ def _current_job() -> Any:
 
 
 def _launch(path: str, *words: str) -> None:
-    """Become a shell that does what the preamble says, and then becomes the program."""
+    """Become a shell that runs the commands of the preamble, and then becomes the program."""
     from .job_view import instance_of
 
     given = payload.read(path)
@@ -97,7 +97,7 @@ def _launch(path: str, *words: str) -> None:
 
 
 def _script(preamble: Any) -> str:
-    """Commands for bash, which ends if one of them fails. Raises InvalidSpec."""
+    """Return commands for bash, which ends if one of them fails. Raises InvalidSpec."""
     if preamble is None or len(preamble) == 0:
         return ""
     if isinstance(preamble, str):
@@ -109,5 +109,5 @@ def _script(preamble: Any) -> str:
 
 
 def _has_command(entry: str) -> bool:
-    """Not only blanks and comments, which are no commands to bash."""
+    """Return whether there is more than blanks and comments, which are no commands to bash."""
     return any(line.strip() and not line.lstrip().startswith("#") for line in entry.splitlines())

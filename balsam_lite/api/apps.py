@@ -7,32 +7,31 @@ from typing import Any, ClassVar
 from ..core import command_line
 from ..core.errors import DuplicateApp
 from . import routing
-from .fields import flag, json_object, known, of_job, site_id, site_name, text, words
 from .query import Manager
-from .records import Record
+from .records import SiteRecord, column, known, site_id, site_name
 
 
-class App(Record):
+class App(SiteRecord):
     """An application of a site. Those with a Python class are made by `ApplicationDefinition.sync()`."""
 
     __slots__ = ()
 
-    name: str = text("")
+    name: str = column("name")
     site_id: int | None = site_id()
     site_name: str | None = site_name()
-    description: str = of_job("", "description")
+    description: str = column("description")
     kind: str = known()
-    parameters: dict[str, Any] = json_object()
-    command_template: str = of_job("", "description")
-    executable: str = of_job("", "args")
-    environ_vars: dict[str, str] = words()
-    preprocess: str = of_job("", "args")
-    postprocess: str = of_job("", "args")
-    envscript: str = of_job("", "description")
-    handle_error: str = of_job("", "args")
-    handle_timeout: str = of_job("", "args")
-    exit_0_is_done_after_stop: bool = flag(False)
-    keep_background: bool = flag(False)
+    parameters: dict[str, Any] = column("data")
+    command_template: str = column("description")
+    executable: str = column("args")
+    environ_vars: dict[str, str] = column("environ_vars")
+    preprocess: str = column("args")
+    postprocess: str = column("args")
+    envscript: str = column("description")
+    handle_error: str = column("args")
+    handle_timeout: str = column("args")
+    exit_0_is_done_after_stop: bool = column("exit_0_is_done_after_stop")
+    keep_background: bool = column("keep_background")
     definition: dict[str, Any] = known(default={})
 
     _KIND = "app"
@@ -55,7 +54,7 @@ class App(Record):
         self._created(made, handle)
 
     def save(self) -> None:
-        """Save as `Record.save` does; command lines that run files of the current directory get their absolute paths."""
+        """Save as `SiteRecord.save` does; command lines that run files of the current directory get their absolute paths."""
         if self._is_saved and not self._site.entry.is_remote:
             self._changed = command_line.as_registered(self._changed)
         super().save()

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from ..core.partitions import Partition
 from . import routing
 from .enums import BatchJobState, JobMode
-from .fields import AT_CREATION, Field, count, json_object, known, minutes, moment, site_id, site_name, state, text, word, words
 from .query import Manager, Query
-from .records import Record
+from .records import AT_CREATION, SiteAttribute, SiteRecord, StateAttribute, column, known, moment, site_id, site_name, word
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,25 +32,25 @@ def _shown_partitions(value: list[dict[str, Any]] | None) -> list[Partition] | N
     return None if value is None else [Partition.from_fields(one) for one in value]
 
 
-class BatchJob(Record):
+class BatchJob(SiteRecord):
     """A batch job of a site. `save()` and `objects.create` submit it at once."""
 
     __slots__ = ()
 
-    num_nodes: int = count(when=AT_CREATION)
-    wall_time_min: int = minutes(when=AT_CREATION)
+    num_nodes: int = column("num_nodes", None, AT_CREATION)
+    wall_time_min: int = column("wall_time_minutes", None, AT_CREATION)
     job_mode: JobMode = word(JobMode, AT_CREATION)
     site_id: int | None = site_id()
     site_name: str | None = site_name()
-    project: str = text("", AT_CREATION)
-    queue: str = text("", AT_CREATION)
-    optional_params: dict[str, Any] = json_object(AT_CREATION)
-    filter_tags: dict[str, str] = words(AT_CREATION)
-    partitions: list[BatchJobPartition] | None = Field(  # type: ignore[assignment]
+    project: str = column("name", "", AT_CREATION)
+    queue: str = column("name", "", AT_CREATION)
+    optional_params: dict[str, Any] = column("data", when=AT_CREATION)
+    filter_tags: dict[str, str] = column("tags", when=AT_CREATION)
+    partitions: list[BatchJobPartition] | None = SiteAttribute(  # type: ignore[assignment]
         _partitions, None, AT_CREATION, _shown_partitions
     )
     scheduler_id: Any = known()
-    state: BatchJobState | None = state(BatchJobState)  # it can be set to pending_deletion, which cancels
+    state: BatchJobState | None = StateAttribute(BatchJobState)  # type: ignore[assignment]  # it can be set to pending_deletion, which cancels
     status_info: dict[str, Any] = known(default={})
     start_time: datetime | None = moment()
     end_time: datetime | None = moment()

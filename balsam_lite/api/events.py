@@ -9,9 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from . import site_handle
-from .fields import NEVER, NumberField, known, moment
 from .query import Manager, Query
-from .records import Record
+from .records import NEVER, RelatedNumber, SiteRecord, known, moment
 from .site_handle import SiteHandle
 
 if TYPE_CHECKING:
@@ -24,12 +23,12 @@ _FIRST_PAGE, _GROWTH, _LARGEST_PAGE = 500, 4, 32_000
 _READ_ONLY = "EventLog is read-only"
 
 
-class EventLog(Record):
+class EventLog(SiteRecord):
     """A change of a job's state. Read-only."""
 
     __slots__ = ()
 
-    job_id: int = NumberField(int, None, NEVER)  # type: ignore[assignment]
+    job_id: int = RelatedNumber(None, None, NEVER)  # type: ignore[assignment]
     timestamp: datetime = moment()  # UTC, without a time zone
     from_state: str = known()
     to_state: str = known()
@@ -45,7 +44,7 @@ class EventLog(Record):
 
     objects: ClassVar[EventManager]
 
-    def _assign(self, field: Any, value: Any) -> NoReturn:
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(_READ_ONLY)
 
     def save(self) -> NoReturn:

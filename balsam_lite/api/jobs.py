@@ -11,29 +11,27 @@ from ..core import field_specs, import_guard, states
 from ..core.errors import BalsamError, InvalidSpec
 from ..db import collected
 from . import parameters as stored_parameters
-from . import routing, site_handle, times, waiting
+from . import routing, site_handle, waiting
 from .enums import JobState
-from .fields import (
+from .query import Manager, Query, of_kind
+from .records import (
     AT_CREATION,
     NEVER,
-    Field,
-    NumberField,
-    checked_flag,
-    checked_object,
-    flag,
-    json_object,
+    HiddenAttribute,
+    RelatedNumber,
+    SiteAttribute,
+    SiteRecord,
+    StateAttribute,
+    aware,
+    column,
     known,
     listed,
     minutes0,
     moment,
-    of_job,
     site_id,
     site_name,
-    state,
-    words,
-)
-from .query import Manager, Query, of_kind
-from .records import Record
+    to_us,
+)  # fmt: skip
 from .site_handle import SiteHandle
 from .waiting import NoResult, WaitResult
 
@@ -76,22 +74,22 @@ def _parents(value: Any) -> list[int]:
     return sorted(dict.fromkeys(numbers))
 
 
-class _ParentField(Field):
+class _Parents(SiteAttribute):
     """Numbers of jobs of the same site; as a set that cannot be edited, because parents cannot be changed later."""
 
-    __slots__ = ()
-
-    def __get__(self, record: Record | None, owner: type | None = None) -> Any:
-        if record is None:
-            return self
-        numbers = record._read(self) or ()
+    def read(self, record: Any) -> frozenset[int]:
+        numbers = super().read(record) or ()
         return frozenset(numbers if record._handle is None else map(record._handle.id, numbers))
+
+
+class _Parameters(HiddenAttribute):
+    instead = ": use get_parameters() and set_parameters()"
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 
-class Job(Record):
+class Job(SiteRecord):
     """A job: one planned run of an application at a site.
 
     `Job(app_id=…, workdir=…, …)` makes one that `save()`, `objects.create` or `objects.bulk_create` adds. Its workdir must not
@@ -101,60 +99,59 @@ class Job(Record):
 
     __slots__ = ()
 
-    workdir: Path = Field(field_specs.checked_workdir, None, show=_path)  # type: ignore[assignment]
-    allow_shared_workdir: Any = Field(checked_flag, False, AT_CREATION, is_hidden=True)
-    app_id: Any = NumberField(_app, None, AT_CREATION)
+    workdir: Path = SiteAttribute(field_specs.checked_workdir, show=_path, like="workdir")  # type: ignore[assignment]
+    allow_shared_workdir: Any = HiddenAttribute(column("wait_for_parents").check, False, AT_CREATION)
+    app_id: Any = RelatedNumber(_app, None, AT_CREATION)
     site_id: int | None = site_id()
     site_name: str | None = site_name()
-    tags: dict[str, str] = words()
-    parameters: Any = Field(
-        stored_parameters.encoded, {}, AT_CREATION, is_hidden=True, instead=": use get_parameters() and set_parameters()"
-    )
-    data: dict[str, Any] = json_object()
+    tags: dict[str, str] = column("tags")
+    parameters: Any = _Parameters(stored_parameters.encoded, {}, AT_CREATION, like="parameters")
+    data: dict[str, Any] = column("data")
     return_code: int | None = known()
-    num_nodes: int = of_job(1)
-    ranks_per_node: int = of_job(1)
-    threads_per_rank: int = of_job(1)
-    threads_per_core: int = of_job(1)
-    gpus_per_rank: float = of_job(0)
-    node_packing_count: int = of_job(1)
+    num_nodes: int = column("num_nodes")
+    ranks_per_node: int = column("ranks_per_node")
+    threads_per_rank: int = column("threads_per_rank")
+    threads_per_core: int = column("threads_per_core")
+    gpus_per_rank: float = column("gpus_per_rank")
+    node_packing_count: int = column("node_packing_count")
     wall_time_min: int = minutes0(0)
-    launch_params: dict[str, str] = words()
-    parent_ids: frozenset[int] = _ParentField(_parents, [], AT_CREATION)  # type: ignore[assignment]
-    state: JobState | None = state(JobState)
-    last_update: datetime | None = moment(times.aware)
-    batch_job_id: int | None = NumberField(int, None, NEVER)  # type: ignore[assignment]
-    state_data: Any = Field(checked_object, None, is_hidden=True)
-    state_timestamp: Any = Field(lambda value: times.to_us(value, "state_timestamp"), None, is_hidden=True)
+    launch_params: dict[str, str] = column("tags")
+    parent_ids: frozenset[int] = _Parents(_parents, [], AT_CREATION)  # type: ignore[assignment]
+    state: JobState | None = StateAttribute(JobState)  # type: ignore[assignment]
+    last_update: datetime | None = moment(aware)
+    batch_job_id: int | None = RelatedNumber(None, None, NEVER)  # type: ignore[assignment]
+    state_data: Any = HiddenAttribute(column("data").check)
+    state_timestamp: Any = HiddenAttribute(lambda value: to_us(value, "state_timestamp"))
     # What Balsam 0.7 does not have.
-    name: str = of_job("")
-    workflow: str = of_job("")
-    description: str = of_job("")
-    args: str = of_job("")
-    environ_vars: dict[str, str] = words()
-    priority: int = of_job(0)
-    cpu_affinity: str = of_job("none")
-    mpi_flags: str = of_job("")
-    restart_limit: int = of_job(10)
-    max_retries: int = of_job(0)
-    retry_codes: str = of_job("")
-    input_files: str = of_job("*")
-    stage_in_url: str = of_job("", "description")  # a relative path stays so until the site is known
-    stage_out_url: str = of_job("", "description")
-    stage_out_files: str = of_job("")
-    wait_for_parents: bool = flag(True)
-    run_when: str = of_job("all_finished")
-    auto_timeout_retry: bool = flag(True)
-    exit_0_is_done_after_stop: bool = flag(False)
-    keep_background: bool = flag(False)
-    post_error_handler: bool = flag(False)
-    post_timeout_handler: bool = flag(False)
+    name: str = column("name")
+    workflow: str = column("workflow")
+    description: str = column("description")
+    args: str = column("args")
+    environ_vars: dict[str, str] = column("environ_vars")
+    priority: int = column("priority")
+    cpu_affinity: str = column("cpu_affinity")
+    mpi_flags: str = column("mpi_flags")
+    restart_limit: int = column("restart_limit")
+    max_retries: int = column("max_retries")
+    retry_codes: str = column("retry_codes")
+    input_files: str = column("input_files")
+    stage_in_url: str = column("description")  # a relative path stays so until the site is known
+    stage_out_url: str = column("description")
+    stage_out_files: str = column("stage_out_files")
+    wait_for_parents: bool = column("wait_for_parents")
+    run_when: str = column("run_when")
+    auto_timeout_retry: bool = column("auto_timeout_retry")
+    exit_0_is_done_after_stop: bool = column("exit_0_is_done_after_stop")
+    keep_background: bool = column("keep_background")
+    post_error_handler: bool = column("post_error_handler")
+    post_timeout_handler: bool = column("post_timeout_handler")
     job_id: str | None = known()
     attempt: int = known(default=0)
 
     _KIND = "job"
-    _LEADING = Record._LEADING | {"stage_in_url", "stage_out_url"}
+    _LEADING = SiteRecord._LEADING | {"stage_in_url", "stage_out_url"}
     _REQUIRED = ("workdir", "app_id")
+    _MERGED = ("data", "tags", "environ_vars")
     _CONDITIONS = {
         "id": "ids", "parent_id": "ids", "app_id": "ids", "app": "words", "site_id": "site", "site_name": "site",
         "batch_job_id": "ids", "last_update_before": "time", "last_update_after": "time", "workdir": "paths",
@@ -172,7 +169,7 @@ class Job(Record):
         """What is known of a job that was not saved yet."""
         if self._is_saved:
             raise InvalidSpec(f"{self._title()} is saved already; make a new Job to run it once more.")
-        return self._changed
+        return self._changes() if self._live else self._changed
 
     def _as_new(self) -> dict[str, Any]:
         given = {name: value for name, value in super()._as_new().items() if name not in _NOT_AS_NEW}

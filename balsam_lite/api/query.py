@@ -17,19 +17,18 @@ from typing import Any, Generic, TypeVar, overload
 from ..core import import_guard
 from ..core.errors import InputError, InvalidSpec, UnknownField
 from ..core.suggest import did_you_mean
-from . import site_handle, times
-from .fields import listed
-from .records import Record
+from . import site_handle
+from .records import SiteRecord, listed, to_us
 from .site_handle import Question, SiteHandle
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=SiteRecord)
 Q = TypeVar("Q", bound="Query[Any]")
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------
 
 
-def checked_conditions(model: type[Record], given: Mapping[str, Any]) -> dict[str, Any]:
+def checked_conditions(model: type[SiteRecord], given: Mapping[str, Any]) -> dict[str, Any]:
     """Conditions as a site is told them; those that are None stay, as they take back what was said before.
 
     Raises:
@@ -56,7 +55,7 @@ def _ids(value: Any, name: str) -> Any:
 
 
 def _time(value: Any, name: str) -> int:
-    return times.to_us(value, name)
+    return to_us(value, name)
 
 
 def _words(value: Any, name: str) -> Any:
@@ -372,12 +371,12 @@ class Manager(Generic[R]):
             if changed:
                 changes.setdefault(handle, []).append((one, changed))
         for handle, of_site in changes.items():
-            handle.interface.update(self.model._KIND, [{"id": one._row["id"], **changed} for one, changed in of_site])
+            handle.interface.update(self.model._KIND, [one._update_of(changed) for one, changed in of_site])
             for one, changed in of_site:
                 one._saved(changed)
 
 
-def of_kind(objects: Any, model: type[Record], what: str) -> None:
+def of_kind(objects: Any, model: type[SiteRecord], what: str) -> None:
     """Raises TypeError: it is no list of such objects."""
     if not isinstance(objects, list):
         raise TypeError(f"{what} takes a list, not {objects!r:.200}")

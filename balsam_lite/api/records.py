@@ -1,24 +1,268 @@
-"""What users hold: copies of rows, which know their site, what was changed since they were read, and how to save that."""
+"""The records of `balsam_lite.api`: copies of rows, each of which knows its site; and the kinds of fields that they have.
+
+A check takes what a user gives and returns what the site is told (JSON's types, times in microseconds), or raises ValueError
+with a text that follows the name of the field. It runs when the value is assigned.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar, TypeVar
 
-from ..core import import_guard
+from ..core import field_specs, import_guard
 from ..core.errors import InputError, InvalidSpec, NotFound, StateError
-from ..core.field_specs import to_json
 from ..core.suggest import did_you_mean
-from .fields import ALWAYS, AT_CREATION, NEVER, Field, object_text
+from ..db.record import NOTHING, Attribute, DictAttribute, Record
 from .site_handle import Id, SiteHandle, handle_at, is_same_site
 
-R = TypeVar("R", bound="Record")
+R = TypeVar("R", bound="SiteRecord")
+Check = Callable[[Any], Any]
 
-_NOTHING: dict[str, Any] = {}  # stands for an empty dict in a million objects; replaced, never changed
+#: When a user may set a field: always; until the record is saved; never, it is the site's.
+ALWAYS, AT_CREATION, NEVER = "always", "at creation", "never"
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # this interface's naive datetimes are UTC
+_FIRST, _LAST = (end - _EPOCH for end in (datetime.min, datetime.max))  # noqa: DTZ901
+_MICROSECOND = timedelta(microseconds=1)
 
 
-class Record:
-    """A row of a site, or one that shall become one.
+def to_us(moment: Any, what: str) -> int:
+    """Return a datetime as microseconds since the epoch; one without a time zone is UTC. `what` names it in errors.
+
+    A time that UTC has no year for becomes the first or last that it has.
+
+    Raises:
+        InvalidSpec: it is something else, for example a date or text, whose hour or zone is unknown.
+    """
+    if not isinstance(moment, datetime):
+        raise InvalidSpec(
+            f"{what} must be a datetime.datetime, not {moment!r}",
+            hint="One without a time zone is UTC, as datetime.utcnow() gives it; one with a time zone is converted.",
+        )
+    plain = moment.replace(tzinfo=None)
+    # The difference of the two, and not `astimezone`, which fails in the first and last hours that a datetime knows.
+    since_epoch = plain - _EPOCH - (moment.utcoffset() or timedelta())
+    return min(max(since_epoch, _FIRST), _LAST) // _MICROSECOND
+
+
+def naive(time_us: int | None) -> datetime | None:
+    """Return that time in UTC, without a time zone; None stays None."""
+    return None if time_us is None else _EPOCH + timedelta(microseconds=time_us)
+
+
+def aware(time_us: int | None) -> datetime | None:
+    """Return that time in UTC, with the time zone; None stays None."""
+    return None if time_us is None else (_EPOCH + timedelta(microseconds=time_us)).replace(tzinfo=timezone.utc)
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+class SiteAttribute(Attribute):
+    """A field of a `SiteRecord`, whose row has it as the site tells it.
+
+    Args:
+        like: the column of the job table whose kind it has; by default that of the same name, if there is one.
+        check: see above; by default that of the column. default: of a record that was not given one. when: a user may set it.
+        show: makes the value that users get of what the site tells.
+    """
+
+    def __init__(
+        self,
+        check: Check | None = None,
+        default: Any = None,
+        when: str = ALWAYS,
+        show: Callable[[Any], Any] | None = None,
+        like: str = "",
+    ) -> None:
+        super().__init__(field_specs.JOB_FIELD.get(like, field_specs.Field("", "text", default)), check, show)
+        self.default, self.when = default, when
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.spec = self.spec._replace(name=name, default=self.default, settable=self.when != NEVER)
+        self.__doc__ = field_specs.describe(self.spec)
+
+    @property
+    def check_new(self) -> Check:
+        """Return what checks the value that a new record is given."""
+        assert self.check is not None
+        return self.check
+
+    def __set__(self, record: Any, value: Any) -> None:
+        if self.when == NEVER:
+            raise AttributeError(f"{type(record).__name__}.{self.name} is kept by the site and cannot be set")
+        if self.when == AT_CREATION and record._is_saved:
+            raise InvalidSpec(f"Cannot set {self.name} when updating {type(record).__name__}")
+        super().__set__(record, value)
+
+    def stored(self, value: Any) -> Any:
+        return value
+
+
+class SiteDict(SiteAttribute, DictAttribute):
+    """A dict that may be edited in place."""
+
+    def stored(self, value: Any) -> Any:
+        return json.loads(self.text(value))
+
+
+class HiddenAttribute(SiteAttribute):
+    """A field that can be set and not be read; `instead` tells those who try what to use."""
+
+    instead = ""
+
+    def read(self, record: Any) -> Any:
+        raise AttributeError(f"{type(record).__name__}.{self.name} cannot be read{self.instead}")
+
+
+class RelatedNumber(SiteAttribute):
+    """The number of another row of the same site."""
+
+    def read(self, record: Any) -> Any:
+        value = super().read(record)
+        return record._handle.id(value) if record._handle is not None and type(value) is int else value
+
+
+class OwnSite(SiteAttribute):
+    """The number or the name of the record's site: the one given, until the record is saved."""
+
+    def read(self, record: Any) -> Any:
+        if record._handle is None:
+            return record._changed.get(self.name)
+        entry = record._handle.entry
+        return entry.number if self.name == "site_id" else entry.name
+
+
+class StateAttribute(SiteAttribute):
+    """One of an Enum's words, which can be set in a record that is saved."""
+
+    def __init__(self, choice: Any) -> None:
+        super().__init__(lambda value: checked_word(choice, value), show=lambda value: shown_word(choice, value), like="state")
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        super().__set_name__(owner, name)
+        self._refusal = f"Cannot set state when creating {owner.__name__}"
+
+    @property
+    def check_new(self) -> Check:
+        return self._refuse
+
+    def _refuse(self, value: Any) -> Any:
+        raise InvalidSpec(self._refusal)
+
+    def __set__(self, record: Any, value: Any) -> None:
+        if not record._is_saved:
+            self._refuse(value)
+        super().__set__(record, value)
+
+
+# These functions return Any, so that a class can say what the attribute holds.
+
+
+def column(like: str, default: Any = ..., when: str = ALWAYS, show: Callable[[Any], Any] | None = None) -> Any:
+    """Declare a field that is checked as that column of the job table is, and has its default unless another is given."""
+    spec = field_specs.JOB_FIELD[like]
+    if spec.kind in field_specs.JSON_KINDS:
+        return SiteDict(_dict_check(spec), {}, when, show, like)
+    check = column_check(like)
+    if spec.kind == "flag":
+        return SiteAttribute(lambda value: bool(check(value)), bool(spec.default), when, bool, like)
+    return SiteAttribute(check, spec.default if default is ... else default, when, show, like)
+
+
+def column_check(column: str) -> Check:
+    """Return the check of a column of the job table."""
+    return field_specs.job_columns((column,))[1][0]
+
+
+def _dict_check(spec: field_specs.Field) -> Check:
+    """Return the check of a dict. It gives that very dict, so that later edits of it count, unless it holds no plain text."""
+    as_text = column_check(spec.name)
+
+    def check(value: Any) -> dict[Any, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a dict, not {value!r}")
+        text = as_text(value)
+        if type(value) is dict and (spec.kind == "object" or field_specs.holds_texts(value)):
+            return value
+        return dict(value) if spec.kind == "object" else field_specs.read_object(text)
+
+    return check
+
+
+def minutes0(default: int | None = None, when: str = ALWAYS) -> Any:
+    """Declare a field of whole minutes that may be 0; it also accepts text such as "1h30m"."""
+    check = column_check("wall_time_minutes")
+    return SiteAttribute(lambda value: 0 if value in (0, "0") else check(value), default, when, like="wall_time_minutes")
+
+
+def word(choice: Any, when: str = ALWAYS, default: Any = None) -> Any:
+    """Declare a field that holds one of an Enum's words."""
+    return SiteAttribute(lambda value: checked_word(choice, value), default, when, lambda value: shown_word(choice, value))
+
+
+def moment(show: Callable[[int | None], datetime | None] = naive) -> Any:
+    """Declare a time that the site keeps."""
+    return SiteAttribute(None, None, NEVER, show)
+
+
+def known(show: Callable[[Any], Any] | None = None, default: Any = None) -> Any:
+    """Declare a field that the site keeps."""
+    return SiteAttribute(None, default, NEVER, show)
+
+
+def site_id() -> Any:
+    """Declare the site by number."""
+    return OwnSite(_site_number, None, AT_CREATION)
+
+
+def site_name() -> Any:
+    """Declare the site by name."""
+    return OwnSite(lambda value: None if value is None else str(value), None, AT_CREATION)
+
+
+def _site_number(value: Any) -> int | None:
+    value = getattr(value, "id", value)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"must be the number of a site, not {value!r}")
+    return value
+
+
+def checked_word(choice: Any, value: Any) -> str:
+    """Return one of an Enum's words as plain text. Raises ValueError with the others."""
+    try:
+        return str(choice(value).value)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(one.value for one in choice)}, not {value!r}") from None
+
+
+def shown_word(choice: Any, value: Any) -> Any:
+    """Return the Enum's member; the plain text where another version of balsam_lite knows more words. None stays None."""
+    try:
+        return None if value is None else choice(value)
+    except ValueError:
+        return value
+
+
+def listed(value: Any) -> list[Any]:
+    """Return what an iterable holds, or that one thing itself; text is one thing."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        return list(value)
+    return [value]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+class SiteRecord(Record):
+    """A row of a site, or one that is to become one.
 
     Two objects are equal if they hold the same and neither was changed since it was read. Saved ones can be put into sets.
 
@@ -27,59 +271,57 @@ class Record:
             makes no sense.
     """
 
-    __slots__ = ("_changed", "_handle", "_row", "_seen")
+    __slots__ = ("_handle",)
 
     _KIND: ClassVar[str]  # as `sites.interface` calls it
     _REQUIRED: ClassVar[tuple[str, ...]] = ()
     _CONDITIONS: ClassVar[Mapping[str, str]]  # of `filter` -> their kind, see `query`
     _ORDERS: ClassVar[tuple[str, ...]] = ()  # fields by which `order_by` sorts
     _LEADING: ClassVar[frozenset[str]] = frozenset({"state"})  # fields that others follow: after a change the row is read anew
-    _FIELDS: ClassVar[dict[str, Field]]
-    _CHECKS: ClassVar[dict[str, Any]]  # field that the constructor takes -> its check
+    _MERGED: ClassVar[tuple[str, ...]] = ()  # dicts that the site merges with what others have written
+    _CHECKS: ClassVar[dict[str, Check]]  # field that the constructor takes -> its check
+    _FIELDS: ClassVar[dict[str, SiteAttribute]]  # type: ignore[assignment]
 
-    DoesNotExist: ClassVar[type[NotFound]]
-    MultipleObjectsReturned: ClassVar[type[InputError]]
-
-    _handle: SiteHandle | None
-    _row: dict[str, Any]  # as the site tells it; what is not in it has its default; without an id until it is saved
-    _changed: dict[str, Any]  # assigned since then, checked
-    _seen: dict[str, str]  # of those dicts that a user got hold of: what they were, as JSON
+    _handle: SiteHandle | None  # a row without an id, and a record without a handle, is not saved yet
 
     def __init_subclass__(cls) -> None:
-        cls._FIELDS = {name: field for name, field in vars(cls).items() if isinstance(field, Field)}
+        super().__init_subclass__()
+        cls._what = cls._KIND.replace("_", " ")
         cls._CHECKS = {name: field.check_new for name, field in cls._FIELDS.items() if field.when != NEVER}
         cls.DoesNotExist = _error(cls, "DoesNotExist", NotFound)
         cls.MultipleObjectsReturned = _error(cls, "MultipleObjectsReturned", InputError)
 
     def __init__(self, **fields: Any) -> None:
-        self._handle, self._row, self._seen = None, _NOTHING, _NOTHING
         checks = self._CHECKS
         try:
-            self._changed = {name: checks[name](value) for name, value in fields.items()}
+            changed = {name: checks[name](value) for name, value in fields.items()}
         except (KeyError, ValueError):
             self._checked(fields)  # says which one is wrong
             raise
         for name in self._REQUIRED:
             if name not in fields:
-                raise InvalidSpec(f"A {self._what()} needs a value for {name!r}.")
+                raise InvalidSpec(f"A {self._what} needs a value for {name!r}.")
+        self._fill(NOTHING, None, changed)
 
-    @classmethod
-    def _what(cls) -> str:
-        return cls._KIND.replace("_", " ")
+    def _fill(self, row: dict[str, Any], handle: SiteHandle | None, changed: dict[str, Any] = NOTHING) -> None:
+        _set_row(self, row)
+        _set_changed(self, changed)
+        _set_live(self, NOTHING)
+        _set_handle(self, handle)
 
     @classmethod
     def _checked(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Each value as the site is told it. Raises TypeError, InvalidSpec: with the name of the field."""
+        """Return each value as the site is told it. Raises TypeError, InvalidSpec: with the name of the field."""
         for name in fields:
             if name not in cls._CHECKS:
                 raise TypeError(_no_such(name, cls))
-        return {name: cls._FIELDS[name].checked(value, cls._what()) for name, value in fields.items()}
+        return {name: cls._FIELDS[name].checked(value, cls._what) for name, value in fields.items()}
 
     @classmethod
     def _of(cls: type[R], row: dict[str, Any], handle: SiteHandle) -> R:
-        """The object for a row of that site."""
+        """Return the object for a row of that site."""
         made = cls.__new__(cls)
-        made._handle, made._row, made._changed, made._seen = handle, row, _NOTHING, _NOTHING
+        made._fill(row, handle)
         return made
 
     # --- attributes ---------------------------------------------------------------------------------------------------
@@ -98,71 +340,32 @@ class Record:
     def _is_saved(self) -> bool:
         return self._row.get("id") is not None
 
-    def _read(self, field: Field) -> Any:
-        name = field.name
-        if field.is_hidden:
-            raise AttributeError(f"{type(self).__name__}.{name} cannot be read{field.instead}")
-        if name in self._changed:
-            value = self._changed[name]
-        elif field.is_live:
-            value = self._handed_out(field)
-        else:
-            value = self._stored(field)
-        return field.show(value) if field.show else value
-
-    def _stored(self, field: Field) -> Any:
-        return self._row.get(field.name, field.default)
-
-    def _handed_out(self, field: Field) -> Any:
-        """A dict that the user may edit from now on."""
-        name = field.name
-        if name not in self._row:
-            value: dict[str, Any] = {}
-            if not self._is_saved:
-                self._changed = {**self._changed, name: value}
-                return value
-            self._row[name] = value
-        if name not in self._seen:
-            self._seen = {**self._seen, name: object_text(self._row[name])}
-        return self._row[name]
-
-    def _assign(self, field: Field, value: Any) -> None:
-        if field.when == NEVER:
-            raise AttributeError(f"{type(self).__name__}.{field.name} is kept by the site and cannot be set")
-        if field.when == AT_CREATION and self._is_saved:
-            raise InvalidSpec(f"Cannot set {field.name} when updating {type(self).__name__}")
-        self._changed = {**self._changed, field.name: field.checked(value, self._what())}
-
     def _changes(self) -> dict[str, Any]:
-        """What is to be saved: what was assigned, and dicts that were edited in place."""
-        found = {name: value for name, value in self._changed.items() if not self._is_as_it_was(name, value)}
-        for name, before in self._seen.items():
-            if name not in found:
-                value = self._FIELDS[name].checked(self._row[name], self._what())
-                if object_text(value) != before:
-                    found[name] = value
-        return {name: to_json(value) if self._FIELDS[name].is_live else value for name, value in found.items()}
+        return {name: value for name, value in super()._changes().items() if not self._is_as_it_was(name, value)}
 
     def _is_as_it_was(self, name: str, value: Any) -> bool:
-        """Whether the site holds that value already; of a state, which others change, nobody knows."""
-        field = self._FIELDS[name]
-        if not self._is_saved or field.is_live or name == "state":
+        """Return whether the site holds that value already; not of a state, which others change."""
+        if not self._is_saved or self._FIELDS[name].is_dict or name == "state":
             return False
-        stored = self._stored(field)
+        stored = self._stored(self._FIELDS[name])
         return type(value) is type(stored) and bool(value == stored)
+
+    def _stored(self, field: SiteAttribute) -> Any:
+        return self._row.get(field.name, field.default)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
     @property
     def _site(self) -> SiteHandle:
         if self._handle is None or not self._is_saved:
-            raise type(self).DoesNotExist(f"This {self._what()} is not saved yet: `save()` does that.")
+            raise type(self).DoesNotExist(f"This {self._what} is not saved yet: `save()` does that.")
         return self._handle
 
     def save(self) -> None:
         """Add a new one to its site, or write what was changed since it was read, edits in a dict included.
 
-        One write transaction; none if nothing was changed.
+        Where others have changed another key of the same `data`, `tags` or `environ_vars` of a job, both changes stay. One
+        write transaction; none if nothing was changed.
 
         Raises:
             InvalidSpec and others of `sites.interface.SiteInterface.create` and `update`; NotFound: it is gone.
@@ -173,31 +376,26 @@ class Record:
             return
         changes = self._changes()
         if changes:
-            self._site.interface.update(self._KIND, [{"id": self._row["id"], **changes}])
+            self._site.interface.update(self._KIND, [self._update_of(changes)])
         self._saved(changes)
         if not self._LEADING.isdisjoint(changes):
             self.refresh_from_db()
+
+    def _update_of(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the site is told to change."""
+        told = {"id": self._row["id"], **{name: self._FIELDS[name].stored(value) for name, value in changes.items()}}
+        before = {name: self._row.get(name, {}) for name in self._MERGED if name in changes}
+        return {**told, "before": before} if before else told
 
     def _create(self) -> None:
         raise NotImplementedError
 
     def _created(self, row: dict[str, Any], handle: SiteHandle) -> None:
-        """It is in the DB now, as `row`. Dicts that were given stay those that are edited."""
-        live = {name: value for name, value in self._changed.items() if self._FIELDS[name].is_live}
-        self._handle, self._changed, self._row = handle, _NOTHING, row
-        self._keep(live)
-
-    def _saved(self, changes: Mapping[str, Any]) -> None:
-        """`changes` are in the DB now."""
-        changes = {**self._changed, **changes}
-        self._changed = _NOTHING
-        self._row.update(changes)
-        self._keep({name: value for name, value in changes.items() if self._FIELDS[name].is_live})
-
-    def _keep(self, live: Mapping[str, Any]) -> None:
-        """These dicts are the user's as well as ours, and are saved as they are now."""
-        self._row.update(live)
-        self._seen = {**self._seen, **{name: object_text(value) for name, value in live.items()}}
+        """Take note that it is in the DB, as `row`. Dicts that were given stay those that are edited."""
+        live = {name: value for name, value in self._changed.items() if self._FIELDS[name].is_dict}
+        live = {**self._live, **live}
+        self._fill(row, handle)
+        self._live = live
 
     def refresh_from_db(self) -> None:
         """Read the row anew, and forget what was not saved.
@@ -209,14 +407,14 @@ class Record:
         rows = handle.interface.select(self._KIND, {"id": self._row["id"]})
         if not rows:
             raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
-        self._renewed(rows[0])
+        self._fill(rows[0], handle)
 
-    def _renewed(self, row: dict[str, Any]) -> None:
-        """This is what the site tells now; what was not saved is forgotten."""
-        self._row, self._changed, self._seen = row, _NOTHING, _NOTHING
+    def _renew(self, row: dict[str, Any]) -> None:
+        """Take the row that the site has now, and forget what was not saved."""
+        self._fill(row, self._handle)
 
     def _title(self) -> str:
-        """For messages."""
+        """Return what messages call it."""
         site = self._handle.entry.name if self._handle else ""
         return f"{type(self).__name__} {self._row.get('id')} of site {site}"
 
@@ -232,20 +430,19 @@ class Record:
             raise StateError(f"{self._title()} is held by a launcher, and was not deleted.", hint="`balsam killjob` ends it.")
         if not done.get("deleted"):
             raise type(self).DoesNotExist(f"{self._title()} is not in the DB any more.")
-        self._changed = self._as_new()
-        self._row, self._seen, self._handle = _NOTHING, _NOTHING, None
+        self._fill(NOTHING, None, self._as_new())
 
     def _as_new(self) -> dict[str, Any]:
-        """What a new one like it is given."""
+        """Return what a new one like it is given."""
         return {name: self._row[name] for name in self._CHECKS if name in self._row}
 
     # --- as Python sees it --------------------------------------------------------------------------------------------
 
     def display_dict(self) -> dict[str, Any]:
-        """All fields as JSON knows them, in the order of the documentation."""
+        """Return all fields as JSON knows them, in the order of the documentation."""
         shown = {"id": None if self.id is None else int(self.id)}
         for name, field in self._FIELDS.items():
-            if not field.is_hidden:
+            if not isinstance(field, HiddenAttribute):
                 shown[name] = _plain(getattr(self, name))
         return shown
 
@@ -258,14 +455,14 @@ class Record:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if not isinstance(other, Record) or type(self) is not type(other):
+        if not isinstance(other, SiteRecord) or type(self) is not type(other):
             return NotImplemented
         if self._handle is None or other._handle is None or not is_same_site(self._handle.entry, other._handle.entry):
             return False
         return self._holds_what(other) and not (self._changes() or other._changes())
 
-    def _holds_what(self, other: Record) -> bool:
-        """Whether the sites tell the same of both, as far as both tell it; fields always, which have defaults."""
+    def _holds_what(self, other: SiteRecord) -> bool:
+        """Return whether the rows agree where both have a value; fields always have one, their default."""
         one, two = self._row, other._row
         return all(one[name] == two[name] for name in one.keys() & two.keys()) and all(
             self._stored(field) == other._stored(field) for field in self._FIELDS.values()
@@ -273,30 +470,36 @@ class Record:
 
     def __hash__(self) -> int:
         if not self._is_saved:
-            raise TypeError(f"A {self._what()} that was not saved yet cannot be put into a set, or be the key of a dict.")
+            raise TypeError(f"A {self._what} that was not saved yet cannot be put into a set, or be the key of a dict.")
         return hash((type(self), self._row["id"]))
 
-    def __getstate__(self) -> Any:
-        return self._handle and self._handle.entry, self._row, self._changed, self._seen
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "entry": self._handle and self._handle.entry}
 
-    def __setstate__(self, state: Any) -> None:
-        entry, self._row, self._changed, self._seen = state
-        self._handle = entry and handle_at(entry)
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        rest = dict(state)
+        entry = rest.pop("entry")
+        super().__setstate__({**rest, "_handle": entry and handle_at(entry)})
+
+
+# Without the checks of `__setattr__`, since objects are made by the million.
+_set_row, _set_changed, _set_live = (Record.__dict__[name].__set__ for name in ("_row", "_changed", "_live"))
+_set_handle = SiteRecord.__dict__["_handle"].__set__
 
 
 def _error(cls: type, name: str, base: type[Exception]) -> Any:
     return type(name, (base,), {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{name}"})
 
 
-def _no_such(name: str, cls: type[Record]) -> str:
-    """What to say to a name that is no field."""
+def _no_such(name: str, cls: type[SiteRecord]) -> str:
+    """Return what to say to a name that is no field."""
     settable = [one for one, field in cls._FIELDS.items() if field.when in (ALWAYS, AT_CREATION)]
     meant = did_you_mean(name, settable) or f" Its fields are: {', '.join(settable)}"
     return f"{cls.__name__} has no field {name!r} that can be set.{meant}"
 
 
 def _plain(value: Any) -> Any:
-    """An attribute's value as JSON knows it."""
+    """Return an attribute's value as JSON knows it."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if isinstance(value, (set, frozenset)):
@@ -308,6 +511,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (dict, list, float)):
         return value
     return str(value)
-
-
-#: Nothing is written while the file of an application is imported for its class; here, too, because of sites behind ssh.

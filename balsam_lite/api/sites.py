@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from ..db.engine import directories, registry
 from ..db.engine.registry import SiteEntry
-from . import site_handle, times
-from .fields import AT_CREATION, Field, column_check, known, text
+from . import site_handle
 from .query import Manager, Query
-from .records import Record
+from .records import AT_CREATION, SiteRecord, column, known, naive
 from .site_handle import handle_of
 
 if TYPE_CHECKING:
@@ -25,13 +24,13 @@ def _path(value: str | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-class Site(Record):
+class Site(SiteRecord):
     """A Balsam DB with a name and a number, on this host or another one that ssh reaches."""
 
     __slots__ = ()
 
-    name: str = text(None)
-    path: Path = Field(column_check("user_workdir"), None, AT_CREATION, _path)  # type: ignore[assignment]
+    name: str = column("name", None)
+    path: Path = column("user_workdir", None, AT_CREATION, _path)
     host: str = known(default="")
 
     _KIND = "site"
@@ -54,7 +53,7 @@ class Site(Record):
     @property
     def last_refresh(self) -> datetime | None:
         """When a service was last heard of there, in UTC; None: none ever was. Asks the site."""
-        return times.naive(self._site.interface.about().get("last_refresh"))
+        return naive(self._site.interface.about().get("last_refresh"))
 
     def save(self) -> None:
         """Register it, which makes a DB in its directory if there is none; or give it its new name.
@@ -82,7 +81,7 @@ class Site(Record):
 
     def _adopt(self, entry: SiteEntry) -> None:
         self._handle = handle_of(entry)
-        self._renewed(_row(entry))
+        self._renew(_row(entry))
 
     def refresh_from_db(self) -> None:
         """Read it anew. Raises DoesNotExist: it is not known any more."""

@@ -308,7 +308,7 @@ _quoted = json.encoder.encode_basestring
 
 def _object(value: Any) -> str:
     """A JSON object as text; `value` is a mapping or such text."""
-    if _holds_texts(value):
+    if holds_texts(value):
         return _object_of_texts(value)
     if isinstance(value, str):
         try:
@@ -327,7 +327,7 @@ def _object(value: Any) -> str:
         return _text(_as_json(to_json(value)))
 
 
-def _holds_texts(value: Any) -> bool:
+def holds_texts(value: Any) -> bool:
     """Whether it is a dict of texts by texts, as nearly all are."""
     if type(value) is not dict:
         return False
@@ -392,7 +392,7 @@ def _as_float(found: dict[str, Any]) -> Any:
 
 
 def _tags(value: Any) -> str:
-    if _holds_texts(value) and "" not in value:
+    if holds_texts(value) and "" not in value:
         text = _object_of_texts(value)
         if "\\u0000" not in text:
             return text

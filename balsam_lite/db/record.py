@@ -92,6 +92,12 @@ class DictAttribute(Attribute):
             record._live = {**record._live, name: field_specs.read_object(self.text_in_row(record))}
         return record._live[name]
 
+    def live(self, value: Any) -> dict[str, Any]:
+        """Return the dict that users edit after `value` was saved: that very one, unless it holds what became text."""
+        if isinstance(value, dict) and (self.spec.kind == "object" or field_specs.holds_texts(value)):
+            return value
+        return field_specs.read_object(self.text(value))
+
     def text_in_row(self, record: Record) -> str:
         """Return the dict of the row as JSON text."""
         value = record._row.get(self.name, self.default)
@@ -157,9 +163,9 @@ class Record:
 
     def _saved(self, changes: Mapping[str, Any]) -> None:
         """Take note that `changes` are in the DB. The user goes on to edit the same dicts."""
-        fields = self._FIELDS
-        live = {name: value for name, value in changes.items() if isinstance(value, dict) and name in fields}
-        stored = {name: fields[name].stored(value) if name in fields else value for name, value in changes.items()}
+        fields: Any = self._FIELDS
+        live = {name: fields[name].live(value) for name, value in changes.items() if fields[name].is_dict}
+        stored = {name: fields[name].stored(value) for name, value in changes.items()}
         self._row, self._changed, self._live = {**self._row, **stored}, NOTHING, {**self._live, **live}
 
     def _merge(self, stored: Mapping[str, str]) -> None:

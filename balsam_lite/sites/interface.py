@@ -121,6 +121,7 @@ class SiteInterface(Protocol):
     def update(self, kind: str, changes: Sequence[Row]) -> int:
         """Change rows one by one: each change has the `id` and the new values. Of a job `state`, with `state_data`, too.
 
+        `before` of a job holds dicts as they were read, by name; each is merged key by key with what others have written.
         All or none. Returns how many there were.
 
         Raises:

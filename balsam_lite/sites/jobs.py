@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ..core import field_specs, states
@@ -17,6 +18,7 @@ from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
+from ..db.record import merge_texts
 from ..db.store import insert, job_changes, large_writes, pieces, user_actions
 from ..db.store.transitions import with_payload
 from . import job_rows
@@ -87,23 +89,43 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
     Raises:
         UnknownField, InvalidSpec, InvalidStateError, StateError, UnknownJob.
     """
-    groups = [(numbers, job_rows.change_of(values), values) for numbers, values in job_rows.grouped(changes)]
-
-    def check(cx: Connection) -> None:
-        for numbers, change, values in groups:
-            _refuse_missing(cx, numbers)
-            _check(db, cx, numbers, change, values)
-
-    stored = [_stored(numbers, change) for numbers, change, _ in groups]
     if len(changes) > large_writes.FEW:
         with db.read() as cx:  # no writer waits for that
-            check(cx)
+            stored = _prepared(db, cx, changes)
         user_actions.change(db, stored)
     else:
         with pieces.few(db) as cx:
-            check(cx)
-            user_actions.change(db, stored)
+            user_actions.change(db, _prepared(db, cx, changes))
     return len(changes)
+
+
+def _prepared(db: Database, cx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[user_actions.Change]:
+    """Return checked changes in our words, those that say the same put together."""
+    stored = []
+    for numbers, values in job_rows.grouped(_merged(cx, changes)):
+        change = job_rows.change_of(values)
+        _refuse_missing(cx, numbers)
+        _check(db, cx, numbers, change, values)
+        stored.append(_stored(numbers, change))
+    return stored
+
+
+def _merged(cx: Connection, changes: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return the changes with each dict whose value before is given merged with what others have made of it since."""
+    editing = [change for change in changes if change.get("before")]
+    if not editing:
+        return changes
+    names = list(dict.fromkeys(name for change in editing for name in change["before"]))
+    text = {name: partial(field_specs.checked, field_specs.known_field(name)) for name in names}
+    present = queries.columns_of(cx, [change["id"] for change in editing], names)
+    found = []
+    for change in changes:
+        row = {name: value for name, value in change.items() if name != "before"}
+        theirs = dict(zip(names, present.get(change["id"], ()))) if "before" in change else {}
+        for name in change.get("before") or () if theirs else ():
+            row[name] = merge_texts(text[name](change["before"][name]), text[name](row[name]), theirs[name])
+        found.append(row)
+    return found
 
 
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:

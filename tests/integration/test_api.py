@@ -34,7 +34,7 @@ from balsam_lite.api import (
     Site,
     models,
     parameters,
-    times,
+    records,
 )
 from balsam_lite.api.site_handle import Id, maker
 from balsam_lite.core import errors, import_guard
@@ -226,14 +226,14 @@ def test_an_unknown_field_is_a_type_error_that_names_the_nearest() -> None:
     ("fields", "said"),
     [
         ({"num_nodes": 0}, "num_nodes"), ({"num_nodes": "x"}, "num_nodes"), ({"gpus_per_rank": -1}, "gpus_per_rank"),
-        ({"tags": {"a": 1}}, "tags"), ({"tags": "a:b"}, "tags"), ({"data": {"x": object()}}, "data"),
+        ({"tags": {"a": [1]}}, "tags"), ({"tags": "a:b"}, "tags"), ({"data": {"x": object()}}, "data"),
         ({"app_id": 1.5}, "app_id"),
         ({"workdir": "/abs"}, "Cannot use absolute path"), ({"workdir": "../x"}, "workdir"),
         ({"workdir": "a/../../x"}, "workdir"),
         ({"parent_ids": [None]}, "save the parents first"), ({"parent_ids": 3}, "parent_ids"),
         ({"parent_ids": ["x"]}, "parent_ids"),
         ({"wall_time_min": -1}, "wall_time_min"), ({"state": "READY"}, "Cannot set state when creating Job"),
-        ({"launch_params": {"a": 2}}, "launch_params"), ({"site_id": "x"}, "site_id"),
+        ({"launch_params": {"a": [2]}}, "launch_params"), ({"site_id": "x"}, "site_id"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_a_value_error_that_names_the_field(fields: dict[str, Any], said: str) -> None:
@@ -292,7 +292,7 @@ def test_edits_in_a_dict_of_a_new_object_are_saved_with_it(site: Site) -> None:
     one.tags["a"] = "b"
     one.save()
     assert Job.objects.get(id=one.id).tags == {"a": "b"}
-    one.tags["bad"] = 3  # type: ignore[assignment]
+    one.tags["bad"] = [3]  # type: ignore[assignment]
     with pytest.raises(errors.InvalidSpec, match="tags"):
         one.save()
 
@@ -729,7 +729,7 @@ def test_the_ends_of_time_have_no_zone(site: Site) -> None:
         first, last = (end.replace(tzinfo=timezone(timedelta(hours=hours))) for end in ENDS)
         assert EventLog.objects.filter(timestamp_after=first, timestamp_before=last).count() == 1
         assert Job.objects.filter(last_update_after=last).count() == Job.objects.filter(last_update_before=first).count() == 0
-        assert times.naive(times.to_us(first, "")).year == 1 and times.naive(times.to_us(last, "")).year == 9999  # type: ignore[union-attr]
+        assert records.naive(records.to_us(first, "")).year == 1 and records.naive(records.to_us(last, "")).year == 9999  # type: ignore[union-attr]
 
 
 def test_sorting_by_nonsense_is_refused(site: Site) -> None:

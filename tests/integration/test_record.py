@@ -93,6 +93,15 @@ def test_numpy_values_in_data_become_numbers_and_lists(db, add: Add) -> None:
 
 
 @FACES
+def test_the_dict_that_was_given_is_the_one_that_is_edited(db, add: Add) -> None:
+    given: dict[str, Any] = {"a": 1}
+    job = add(data=given)
+    given["b"] = 2
+    job.save()
+    assert read(job).data == job.data == {"a": 1, "b": 2}
+
+
+@FACES
 def test_a_value_that_has_no_form_in_json_is_named_by_its_key(db, add: Add) -> None:
     with pytest.raises(InvalidSpec, match=r"job data cannot be written as JSON: fit\.steps\[1\] is <object"):
         add(data={"fit": {"steps": [1, object()]}})
@@ -130,7 +139,7 @@ def test_help_lists_the_fields_and_nothing_of_peewee() -> None:
             assert f" {field.name}\n" in text and field_specs.describe(field) in " ".join(text.replace("|", "").split())
 
 
-@pytest.mark.parametrize("add", [add_balsam_job])
+@FACES
 def test_two_objects_of_one_row_edit_two_keys_and_both_edits_stay(db, add: Add) -> None:
     first = add(data={"a": 1, "gone": 1}, tags={"k": "1"})
     second = read(first)
@@ -148,13 +157,33 @@ def test_two_objects_of_one_row_edit_two_keys_and_both_edits_stay(db, add: Add) 
     assert read(first).data == {"a": 1, "x": 1, "y": 2, "z": 3}
 
 
+def test_two_lists_of_jobs_that_are_updated_together_keep_the_edits_of_both(db) -> None:
+    jobs = [add_api_job(data={"n": number}) for number in range(3)]
+    others = [read(job) for job in jobs]
+    for job, other in zip(jobs, others):
+        job.data["mine"] = job.data["n"]
+        other.data["theirs"] = np.int64(7)
+    Job.objects.bulk_update(others)
+    Job.objects.bulk_update(jobs)
+    assert [read(job).data for job in jobs] == [{"n": n, "mine": n, "theirs": 7} for n in range(3)]
+
+
+def test_an_api_job_refuses_an_attribute_that_is_no_field(db) -> None:
+    for job in (Job(workdir="w", app_id="app"), add_api_job()):
+        with pytest.raises(UnknownAttribute, match="A job has no field 'nodes'"):
+            job.nodes = 4
+
+
 # --- tags, ids and defaults -------------------------------------------------------------------------------------------
 
 
 @FACES
 def test_numbers_in_tags_become_text(db, add: Add) -> None:
     job = add(tags={"n": 3, "x": 0.5, "is_good": True, "word": "w"})
-    assert read(job).tags == {"n": "3", "x": "0.5", "is_good": "True", "word": "w"}
+    assert job.tags == read(job).tags == {"n": "3", "x": "0.5", "is_good": "True", "word": "w"}
+    job.tags["n"] = 4
+    job.save()
+    assert job.tags == read(job).tags and job.tags["n"] == "4"
     with pytest.raises(InvalidSpec, match=r"job tags must map text to text, not 'n' to \[3\]"):
         add(tags={"n": [3]})
     with pytest.raises(InvalidSpec, match="job tags must map text to text, not 'n' to None"):

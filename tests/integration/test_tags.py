@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.api.fields import checked_words
+from balsam_lite.api import Job
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.engine import directories, doctor, maintenance
 from balsam_lite.db.models import BalsamJob, use
@@ -85,7 +85,7 @@ def test_a_tag_with_a_nul_is_refused_which_the_table_could_not_follow(db, wrong)
         with pytest.raises(InvalidSpec, match="must not hold a NUL byte"):
             refused()
     with pytest.raises(ValueError, match="must not hold a NUL byte"):
-        checked_words(wrong)
+        Job(workdir="w", app_id="a", tags=wrong)
     insert.add_jobs(db, [{"tags": {"k": "\\u0000"}}])  # these are six plain characters
     assert as_table(db) == as_columns(db) == [("k", "\\u0000", 1)]
 

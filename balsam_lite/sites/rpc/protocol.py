@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ... import __version__
-from ...core import errors
+from ...core import errors, field_specs
 from ...core.errors import BalsamError, InvalidSpec
 from ..interface import SiteInterface
 
@@ -70,7 +70,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, (set, frozenset, range)):
         return list(value)
-    raise TypeError(f"{value!r} is a {type(value).__name__}")
+    return field_specs.to_json(value)
 
 
 def read_request(line: bytes) -> RpcRequest:

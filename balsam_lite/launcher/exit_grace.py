@@ -1,4 +1,4 @@
-"""A runner that waits a moment before it believes an end: the batch job may be ending, too.
+"""A runner that holds back the ends of runs for a moment, as the batch job may be ending, too.
 
 A scheduler that ends a batch job sends SIGTERM to everything in it at once, the users' programs as well as the launcher.
 Slurm does (scancel(1); tried with version 22.05, where the signal reached the jobs first), and on many nodes it takes a
@@ -19,15 +19,14 @@ from .placement import Placement
 from .run_results import Finished
 from .runner import Runner
 
-#: So long may the launcher's own SIGTERM come after its jobs', in seconds: on one node; and where each is told on its own.
+#: The launcher's own SIGTERM may come this much later than its jobs', in seconds: on one node; on many.
 _GRACE_S, _GRACE_ON_MANY_NODES_S = 0.5, 2.0
-#: A good end is doubted for this part of the run's time, so that its children wait little for it, and not at all if that is
-#: less than so many seconds.
+#: Hold back a successful exit for 4 % of the run time (at least 20 ms, else not at all), so that its children wait little.
 _GRACE_PART, _MIN_GRACE_S = 0.04, 0.02
 
 
 def exit_grace_s(nodes: int) -> float:
-    """How long to pending an end in a batch job of so many nodes, in seconds."""
+    """Return how long to hold back a failure in a batch job of that number of nodes, in seconds."""
     return _GRACE_S if nodes == 1 else _GRACE_ON_MANY_NODES_S
 
 
@@ -40,17 +39,17 @@ def hold_back_s(has_failed: bool, ran_s: float, exit_grace_s: float) -> float:
 
 
 class PendingExit(NamedTuple):
-    """A run that ended, and when to believe it, on the monotonic clock."""
+    """A run that has ended, and when to report it, on the monotonic clock."""
 
     finished: Finished
     until: float
 
 
 class ExitGraceRunner:
-    """See `Runner`. What fails keeps its place for `exit_grace_s` seconds, in which on a node that breaks everything no more
-    jobs are broken. What ends well is doubted for a small part of the time that it ran, and its place is free at once.
+    """See `Runner`. A failed run keeps its place for `exit_grace_s` seconds; a broken node breaks no more jobs in that time. A
+    successful exit is held back for a small part of the time that it ran, and its place is free at once.
 
-    If the launcher stops within that time, the run may have ended because of the same reason, and is a RUN_TIMEOUT.
+    If the launcher stops within that time, the run may have ended for the same reason, and is a RUN_TIMEOUT.
     """
 
     def __init__(self, runner: Runner, clock: Clock, exit_grace_s: float) -> None:
@@ -61,7 +60,7 @@ class ExitGraceRunner:
 
     @property
     def jobs(self) -> set[int]:
-        """The jobs that run and are not being stopped, and those in pending."""
+        """Return the jobs that run and are not being stopped, and those that are held back."""
         return self._runner.jobs | {pending.finished.exit.job for pending in self._pending}
 
     def __len__(self) -> int:
@@ -69,7 +68,7 @@ class ExitGraceRunner:
 
     @property
     def is_busy(self) -> bool:
-        """Whether `poll` should be called again soon."""
+        """Return whether `poll` should be called again soon."""
         return bool(self._runner.is_busy or self._pending or self._settled)
 
     @property
@@ -113,7 +112,7 @@ class ExitGraceRunner:
         return self._runner.withdrawn()
 
     def poll(self) -> list[Finished]:
-        """The runs that ended, but those whose end is in pending; of good ones among these that their place is free."""
+        """Return the runs that ended, without those held back; of successful ones among these, that their place is free."""
         ends, self._settled = self._settled, []
         now = self._clock.monotonic()
         ends += [pending.finished for pending in self._pending if now >= pending.until]
@@ -160,7 +159,7 @@ class ExitGraceRunner:
 
 
 def _failed(finished: Finished) -> bool:
-    """Whether it ran, and ended badly."""
+    """Return whether it ran, and failed."""
     return finished.exit.result == states.RUN_ERROR and finished.exit.started_us is not None
 
 

@@ -12,7 +12,7 @@ _passes = 0
 
 
 def arm(text: str) -> None:
-    """`NAME` or `NAME:N`: die at the first, or the Nth, time that place is reached."""
+    """Arm `NAME` or `NAME:N`: die at the first, or the Nth, time that place is reached."""
     global _armed, _passes
     _armed, _, times = text.partition(":")
     _passes = int(times or 1)

@@ -1,4 +1,4 @@
-"""The launcher's log: a file of its own for each, turned over when it grows; and what the user sees of it."""
+"""The launcher's log: a separate file for each, rotated when it grows; and what the user sees of it."""
 
 from __future__ import annotations
 

@@ -36,23 +36,23 @@ from .steps import Steps
 
 log = logging.getLogger(__name__)
 
-#: How often to ask whether somebody else wrote, in seconds: kills and new jobs are noticed so fast, the latter also while
+#: Check this often, in seconds, whether other processes wrote: kills and new jobs are noticed this fast, the latter also while
 #: nothing runs.
 _LOOK_PERIOD_S, _IDLE_LOOK_PERIOD_S = 0.02, 0.05
 #: Ends are recorded after this long at the latest, in seconds, also when nothing new can start.
 _RECORD_PERIOD_S = 0.1
 #: On a shared file system every look costs a session, in which all others wait: keep its share of the time below one part
-#: in so many, the second while places are free. That is for the first of many short runs; then they are claimed ahead.
+#: in this many, the second while places are free. That is for the first of many short runs; then they are claimed ahead.
 _SHARED_SPACING, _STARVING_SPACING = 20, 5
-#: What waits and why is said this often at most, in seconds.
+#: Minimum interval of log lines about what waits and why, in seconds.
 _EXPLAIN_PERIOD_S = 10.0
 #: Minimum interval of log lines about a DB that cannot be used, in seconds.
 _COMPLAINT_PERIOD_S = 60.0
 #: An idle launcher checks at most this often, in seconds, whether jobs may come.
 _OUTLOOK_PERIOD_S = 0.25
-#: At the end, a DB that could not be written is tried again after so many seconds.
+#: At the end, a DB that could not be written is tried again after this many seconds.
 _RETRY_PERIOD_S = 1.0
-#: Why nothing starts beside suspects, and nothing before them that have waited for long.
+#: Why nothing starts while suspects run, and nothing before them when they have waited for long.
 _APART = "waits until jobs have ended that run apart from others"
 #: A launcher at work looks for suspects at most this often, in seconds.
 _SUSPECTS_PERIOD_S = 1.0
@@ -110,7 +110,7 @@ class Launcher:
         self._outlook_at, self._started_us = 0.0, clock.now_us()
         #: What may still bring jobs while the launcher is idle, in words; "" while it is not.
         self.awaited = ""
-        self._news = True  # somebody wrote since the last tick
+        self._news = True  # another process wrote since the last tick
         self._quiet = Quiet(db)
         self._wants_more = False  # the last tick took all that one may
         self._has_freed = False  # a run left its place since the last tick, and its end is not to be recorded yet
@@ -150,7 +150,7 @@ class Launcher:
         self.stop_reason = self.stop_reason or reason
 
     def turn(self) -> None:
-        """One turn: everything that is due now, then sleep until something happens."""
+        """Do everything that is due now, then sleep until something happens."""
         self._collect()
         self._look_after_the_machine()
         self._look_after_the_queue()
@@ -244,7 +244,7 @@ class Launcher:
         return _Given(to_run, [*reported.to_settle, *steps], held)
 
     def _beat(self, cx: Connection, now_us: int) -> float:
-        """Say that this launcher lives, if it is time; returns when it was said last, on the monotonic clock."""
+        """Write a heartbeat if it is due. Return the time of the last one, on the monotonic clock."""
         now = self._clock.monotonic()
         if now - self._last_heartbeat < self._settings.beat_s:
             return self._last_heartbeat
@@ -253,7 +253,7 @@ class Launcher:
         return now
 
     def _may_take_ahead(self, shape: Shape) -> int:
-        """How many jobs of that shape to claim beyond the free places, as they will have one before the next transaction."""
+        """Return how many jobs of that shape to claim beyond the free places, for places freed before the next transaction."""
         if shape.num_nodes > 1 or self._pool.is_reserving or self.pause.reason:
             return 0
         waiting = self._runner.queued[shape]
@@ -268,12 +268,12 @@ class Launcher:
         waited for SUSPECT_WAIT_S. Then the launcher starts nothing until it is empty, and nothing until they have ended.
         """
         self._runs_suspects = self._runs_suspects and not is_empty
-        if self._runs_suspects:  # nothing beside them
+        if self._runs_suspects:  # nothing together with them
             return [], []
         if self._limits.workflow is not None and (work.news or work.exits or work.step_ends):
             self._workflows = claims.matching_workflows(cx, self._limits.workflow)
         self._look_for_suspects(cx, room, now_us, is_empty)
-        self._pool.reserve_for(None)  # `take` says anew for which job, if for any
+        self._pool.reserve_for(None)  # `take` reserves anew
         to_run, steps = ([], []) if self._drains else self._take_others(cx, work, room, now_us)
         if self._suspects and is_empty and not to_run and not steps:
             group = next_group(self._suspects)
@@ -286,7 +286,7 @@ class Launcher:
         return to_run, steps
 
     def _look_for_suspects(self, cx: Connection, room: TickCapacity, now_us: int, is_empty: bool) -> None:
-        """Look, when the launcher is empty and else now and then, which suspects it could run, and whether they are due."""
+        """Look, when the launcher is empty and now and then, which suspects it could run, and whether they are due."""
         now = self._clock.monotonic()
         if is_empty or now >= self._suspects_at:
             self._suspects_at = now + _SUSPECTS_PERIOD_S
@@ -445,7 +445,7 @@ class Launcher:
             self._database_failed(exc, now)
 
     def _due(self, now: float) -> float:
-        """When the next transaction should be, on the monotonic clock."""
+        """Return when the next transaction should be, on the monotonic clock."""
         soon = self._last_tick + self._spacing()
         if self._failing_since is not None:
             soon = self._last_tick + 1.0
@@ -483,7 +483,7 @@ class Launcher:
         return min(wakes) - now
 
     def _spacing(self, shared: int = _SHARED_SPACING) -> float:
-        """How long to leave the DB to others between two ticks; `shared` times what one costs on a shared file system.
+        """Return how long to leave the DB to others between two ticks; `shared` times what one costs on a shared file system.
 
         There the cheapest of the last ones counts: others' sessions, which one may have waited for, are no cost of ours.
         """
@@ -516,7 +516,7 @@ class Launcher:
         started = self._clock.monotonic()
         try:
             is_done = pieces.advance_abandoned(self._db)
-        except DatabaseError:  # the next tick will say so
+        except DatabaseError:  # the next tick reports it
             is_done = False
         self._news = self._news or is_done
         took = self._clock.monotonic() - started
@@ -528,7 +528,7 @@ class Launcher:
             self._explain_idleness(now)
 
     def _explain_idleness(self, now: float) -> None:
-        """Into the log, when there is nothing to start: what waits, and why. It reads all that waits, so not too often."""
+        """Log, when there is nothing to start, what waits and why. It reads all waiting jobs, so it is called rarely."""
         if now < self._explain_at:
             return
         self._explain_at = now + _EXPLAIN_PERIOD_S
@@ -538,7 +538,7 @@ class Launcher:
                 with self._db.write() as cx:
                     note = notes.as_note(self.obstacles.by_shape, self.pause.reason)
                     leases.heartbeat(cx, self._lease, self._clock.now_us(), note)
-        except DatabaseError:  # the next tick will say so
+        except DatabaseError:  # the next tick reports it
             return
         if reasons != self._explained:
             for reason in reasons:
@@ -585,7 +585,7 @@ class Launcher:
             with self._db.read() as cx:
                 expiry_s, watch = self._settings.LEASE_EXPIRY_S, self._reaper.watch
                 awaited = what_may_come(cx, scope, self._clock.now_us(), expiry_s, self._started_us, watch)
-        except DatabaseError:  # the next tick will say so
+        except DatabaseError:  # the next tick reports it
             return
         cost_s = self._clock.monotonic() - now
         self._outlook_at = now + max(_OUTLOOK_PERIOD_S, _SHARED_SPACING * cost_s, self._quiet.interval_s)
@@ -601,7 +601,7 @@ class Launcher:
         return not self._has_work and self._limits.idle_ttl_s is not None and is_over
 
     def _shut_down(self) -> None:
-        """TERM to all, grace, KILL, and everything recorded; only then return."""
+        """Send TERM to all, after the grace KILL, record everything; only then return."""
         told, told_us = self._runner.jobs, self._clock.now_us()
         self._runner.stop(told | self._runner.queued_jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
         self._steps.stop(self._steps.jobs, self._settings.KILL_GRACE_S)
@@ -653,7 +653,7 @@ class Launcher:
         return bool(self._exits or self._step_ends)
 
     def _leave_steps(self) -> None:
-        """A thread hangs in a file system. It ends with this process, so its job is free."""
+        """Leave steps whose threads hang in a file system. These end with this process, so their jobs are free."""
         with self._db.write() as cx:
             claims.release(cx, self._lease, self._steps.jobs, self._clock.now_us())
 
@@ -677,7 +677,7 @@ class Launcher:
         try:
             with self._db.read() as cx:
                 still = held_back.among(cx, self._setbacks.reasons)
-        except DatabaseError:  # the next tick will say so
+        except DatabaseError:  # the next tick reports it
             return True
         for job in self._setbacks.reasons.keys() - still:
             self._setbacks.release(job)
@@ -690,7 +690,7 @@ class Launcher:
         try:
             with self._db.read() as cx:
                 return self.obstacles.count_held_back(cx) > 0
-        except DatabaseError:  # the next tick will say so
+        except DatabaseError:  # the next tick reports it
             return False
 
     def _database_failed(self, exc: DatabaseError, now: float) -> None:
@@ -719,7 +719,7 @@ class Launcher:
 
 
 def _lost(exc: DatabaseGone) -> LostLease:
-    """Its lease and its jobs went with the DB: there is nothing to wait for."""
+    """Raise LostLease: its lease and its jobs went with the DB."""
     return LostLease(f"The lease is lost with its DB: {exc.message}")
 
 
@@ -741,4 +741,4 @@ class _Given(NamedTuple):
 
     to_run: list[Claim]
     steps: list[Claim]
-    held: set[int] | None  # the jobs that are still this launcher's; None: nobody asked
+    held: set[int] | None  # the jobs that are still this launcher's; None: it was not asked

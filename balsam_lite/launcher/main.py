@@ -47,18 +47,18 @@ from .steps import Steps
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: So long may the submitter of this batch job need to write down its id, in seconds.
+#: The submitter of this batch job may need this long to record its id, in seconds.
 _SUBMITTER_S = 5.0
 
 _NO_PROC = (
     "/proc is not mounted here. What a job leaves in the background is ended as soon as its program ends, and processes that "
-    "it starts in sessions of their own cannot be found."
+    "it starts in separate sessions cannot be found."
 )
 
 #: At the start, a DB that could not be used is tried again after this number of seconds.
 _RETRY_PERIOD_S = 1.0
 
-#: A batch system tells every process of a batch job, and whoever started this one passes it on: one signal, heard twice.
+#: A batch system signals every process of a batch job, and the process that started this one passes it on: one signal, twice.
 _SAME_SIGNAL_S = 1.0
 
 
@@ -69,31 +69,31 @@ class Nodes(Protocol):
         """Make sure that nothing of dead launchers, which have these run marks, runs on any node; have them get ready."""
 
     def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
-        """What runs jobs on all nodes, given what does on this one."""
+        """Return what runs jobs on all nodes, given what does on this one."""
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
-        """What sleeps until a node says something, or `nap` is woken."""
+        """Return what sleeps until a message of a node arrives, or `nap` is woken."""
 
     def abandon(self) -> None:
         """Have the nodes end everything at once."""
 
 
 class SingleNode:
-    """Nobody else."""
+    """Only this host."""
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
-        """The reaper does it."""
+        """Leave it to the reaper."""
 
     def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
-        """The same."""
+        """Return the runner of this host."""
         return local
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
-        """The same."""
+        """Return `nap`."""
         return nap
 
     def abandon(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def run_launcher(db_directory: str, options: LauncherOptions) -> int:
@@ -124,13 +124,13 @@ def run_on(
     nodes: Nodes,
     lost_lease: int | None = None,
 ) -> int:
-    """The same on these resources, of which this host is one.
+    """Return the same on these resources, of which this host is one.
 
     Args:
         lost_lease: of a launcher that ended because of a lost node, not because of one of its jobs.
 
     Raises:
-        LostLease: somebody took this launcher for dead while it got ready; nothing was taken.
+        LostLease: the lease was taken over while this launcher got ready; nothing was taken.
     """
     db = directories.open_database(db_directory, settings)
     try:
@@ -299,7 +299,7 @@ def _with_end(batch: Allocation | None, launch: BatchRow | None, clock: Clock) -
 
 
 def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:
-    """The row of the batch job in which this is. Whoever submits it may not have come round to writing down its id."""
+    """Return the row of the batch job in which this is. Its submitter may not have recorded its id yet."""
     give_up_at = clock.monotonic() + _SUBMITTER_S
     while True:
         with db.read() as cx:
@@ -321,7 +321,7 @@ def _guarded(
     clock: Clock,
     context: Context,
 ) -> int:
-    """Run it, and whatever happens leave no process behind."""
+    """Run the launcher; in any case leave no process running."""
     try:
         launcher.run()
         spawner.abandon()
@@ -332,7 +332,7 @@ def _guarded(
         leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         return 1
     except BaseException:
-        log.exception("The launcher stops because of an error of its own.")
+        log.exception("The launcher stops because of an internal error.")
         nodes.abandon()
         spawner.abandon()
         leftovers.end_own_runs(context, settings.KILL_GRACE_S)
@@ -355,7 +355,7 @@ def _guarded(
 
 
 def _say(line: str) -> None:
-    """Into the log, and on a terminal to the user too; elsewhere stderr has the log anyway."""
+    """Write a line to the log, and on a terminal to the user, too; elsewhere stderr has the log anyway."""
     log.info(line)
     if sys.stderr.isatty():
         terminal.write_stderr(line + "\n")

@@ -1,7 +1,7 @@
 """Placement: nodes with CPUs, GPUs and occupancy in, places out. Pure; no process, no file, no clock.
 
 A node takes `node_packing_count` jobs of a kind at once; kinds mix as long as their shares add up to one node. A job of
-several nodes takes them whole. A GPU belongs to its jobs from start to end and is shared only where fractions say so.
+several nodes takes them whole. A GPU belongs to its jobs from start to end and is shared only by fractions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..db.store.claims import Shape
 
-#: Shares are sums of fractions such as 1/3; so much error is not a job.
+#: Shares are sums of fractions such as 1/3; an error of this size is not a job.
 _EPSILON = 1e-6
 
 
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
     share: float  # of the node
     gpus: float  # below 1: a part of one GPU; else whole ones
-    cpus: int = 0  # 0: whatever its share of the node has
+    cpus: int = 0  # 0: those of its share of the node
 
 
 _NOTHING = Cost(0.0, 0.0)
@@ -44,12 +44,12 @@ class MpiRules(NamedTuple):
     most: int = 1000  # runs at once
 
     def starts(self, shape: Shape) -> bool:
-        """Whether jobs of that shape are started by the MPI command."""
+        """Return whether jobs of that shape are started by the MPI command."""
         return self.starts_all or not shape.is_serial
 
 
 def cost_of(shape: Shape, mpi: MpiRules | None = None) -> Cost:
-    """A job of several nodes takes them whole; packing is for what fits on one.
+    """Return what a job takes of each node: of several nodes all; packing is for what fits on one.
 
     >>> cost_of(Shape(1, 1, 4, 0.5))
     Cost(share=0.25, gpus=0.5, cpus=0)
@@ -76,12 +76,12 @@ class Node:
         self.jobs = 0
         self.is_closed = False
 
-    def room_for(self, cost: Cost, beside: Cost = _NOTHING) -> int:
-        """How many more jobs of that cost fit, `beside` one that is still to come."""
-        room = 0 if self.is_closed else int((1.0 - beside.share - self.used + _EPSILON) / cost.share)
+    def room_for(self, cost: Cost, besides: Cost = _NOTHING) -> int:
+        """Return how many more jobs of that cost fit, `besides` one that is still to come."""
+        room = 0 if self.is_closed else int((1.0 - besides.share - self.used + _EPSILON) / cost.share)
         if cost.cpus and self.name:
-            room = min(room, (self.cpus - beside.cpus - self.cpus_used) // cost.cpus)
-        if cost.gpus and beside.gpus:
+            room = min(room, (self.cpus - besides.cpus - self.cpus_used) // cost.cpus)
+        if cost.gpus and besides.gpus:
             return 0
         if room <= 0 or not cost.gpus:
             return max(room, 0)
@@ -99,7 +99,7 @@ class Node:
         if not cost.gpus:
             return ()
         if cost.gpus < 1:
-            # The fullest that still has room: a GPU nobody uses stays free for a job that wants it whole.
+            # The fullest that still has room: a GPU without jobs stays free for a job that wants it whole.
             fitting = [gpu for gpu, load in self.gpu_load.items() if load + cost.gpus <= 1.0 + _EPSILON]
             chosen = (max(fitting, key=self.gpu_load.__getitem__),)
             self.gpu_load[chosen[0]] += cost.gpus
@@ -138,27 +138,27 @@ class NodePool:
 
     @property
     def jobs(self) -> int:
-        """How many jobs have a place (a job of two nodes counts twice)."""
+        """Return how many jobs have a place (a job of two nodes counts twice)."""
         return sum(node.jobs for node in self.nodes)
 
     @property
     def has_room(self) -> bool:
-        """Whether a part of any node is free."""
+        """Return whether a part of any node is free."""
         return any(node.used < 1.0 - _EPSILON and not node.is_closed for node in self.nodes)
 
     @property
     def is_reserving(self) -> bool:
-        """Whether nodes are kept for a job that found no place."""
+        """Return whether nodes are kept for a job that found no place."""
         return self._reserved_for is not None
 
     def count(self, shape: Shape) -> int:
-        """How many jobs of that shape fit now."""
+        """Return how many jobs of that shape fit now."""
         cost = self._cost_of(shape)
         free = sum(self._room(number, shape, cost) for number in range(len(self.nodes)))
         return min(free // shape.num_nodes, self._mpi_room(shape))
 
     def reserve(self, shape: Shape) -> Placement | None:
-        """The first nodes that have room, taken; None when there are not enough."""
+        """Return the first nodes that have room, taken; None when there are not enough."""
         start = self._start.get(shape, 0)
         if start == len(self.nodes) or self._mpi_room(shape) <= 0:
             return None
@@ -179,7 +179,7 @@ class NodePool:
         return Placement(tuple(chosen), tuple([self.nodes[number].add(cost) for number in chosen]), shape)
 
     def _room(self, number: int, shape: Shape, cost: Cost) -> int:
-        """How many more jobs of that shape a node takes, without what it is kept for."""
+        """Return how many more jobs of that shape a node takes, without what it is kept for."""
         if self._reserved_for is None or number not in self._reserved or shape == self._reserved_for:
             return self.nodes[number].room_for(cost)
         return self.nodes[number].room_for(cost, self._cost_of(self._reserved_for))
@@ -214,14 +214,14 @@ class NodePool:
         self._reserved = frozenset(nsmallest(shape.num_nodes, fitting, key=lambda number: self.nodes[number].used))
 
     def close(self, number: int) -> None:
-        """A node is lost: nothing starts on it any more. Its jobs are released as usual."""
+        """Start nothing on a node any more, as it is lost. Its jobs are released as usual."""
         self.nodes[number].is_closed = True
         self._never.clear()
         if number in self._reserved:
             self.reserve_for(None)
 
     def never_fits(self, shape: Shape) -> str:
-        """Why a job of that shape cannot run here even when all is free; "" when it can."""
+        """Return why a job of that shape cannot run here even when all is free; "" when it can."""
         reason = self._never.get(shape)
         if reason is None:
             reason = self._never[shape] = self._find_obstacle(shape)
@@ -256,7 +256,7 @@ class NodePool:
         return self._mpi is not None and self._mpi.starts(shape)
 
     def _mpi_room(self, shape: Shape) -> int:
-        """How many more runs of the MPI command there may be for such jobs."""
+        """Return how many more runs of the MPI command there may be for such jobs."""
         if self._mpi is None or not self._mpi.starts(shape):
             return len(self.nodes) * shape.node_packing_count
         return self._mpi.most - self._mpi_runs

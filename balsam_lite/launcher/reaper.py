@@ -21,7 +21,7 @@ from .exec.leftovers import end_runs, runs_of
 
 log = logging.getLogger(__name__)
 
-#: Run marks of launchers of which something could not be killed. Nobody waits for that a second time.
+#: Run marks of launchers of which something could not be killed. They are not waited for again.
 _stubborn: set[bytes] = set()
 
 
@@ -73,7 +73,7 @@ class Reaper:
         if lease.holder.is_here() and not _is_over(directory, lease_mark(db_id, lease.id), self._settings.USER_KILL_GRACE_S):
             return 0
         with self._db.write() as cx:
-            # Somebody else may have been faster, or a holder on another host may have come back to life.
+            # Another process may have been faster, or a holder on another host may have come back to life.
             still = [found for found in leases.open_leases(cx) if found == lease]
             freed = sum(self._reap(cx, found, living, ran) for found in still)
         if lease.holder.is_here():  # the host of another holder has yet to end what runs there
@@ -94,7 +94,7 @@ class Reaper:
         return leases.reap(cx, lease, now_us, watch=self.watch, may_have_killed=may_have_killed)
 
     def _end_forgotten(self, open_leases: Collection[int], db_id: str) -> None:
-        """End what was started on this host under leases that another host has closed since: it runs beside a new attempt."""
+        """End what was started on this host under leases that another host has closed: a new attempt runs at the same time."""
         directory = self._db.directory
         for lease in run_file.leases_here(os.path.join(directory, RUNS), db_id) - set(open_leases):
             if _is_over(directory, lease_mark(db_id, lease), self._settings.USER_KILL_GRACE_S):

@@ -38,7 +38,7 @@ class Limits(NamedTuple):
 
     @property
     def scope(self) -> Scope:
-        """Which jobs it takes, whatever they cost."""
+        """Return which jobs it takes, at any cost in nodes and time."""
         return Scope(self.workflow, self.tags, self.launch if self.launch_only else None)
 
 
@@ -49,7 +49,7 @@ class Obstacles:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
         #: The shapes of waiting jobs that the launcher will not take, and why.
         self.by_shape: list[tuple[Shape, str]] = []
-        #: Why the launcher starts nothing beside what it runs; "" if it does.
+        #: Why the launcher starts nothing together with what it runs; "" if it does.
         self.apart = ""
         #: The number of jobs of its filter that the launcher would leave, by reason.
         self.left: Counter[str] = Counter()
@@ -208,7 +208,7 @@ class Progress:
         self._launcher, self._runner = launcher, runner
 
     def around(self, wait: Callable[[float], object]) -> Callable[[float], object]:
-        """`wait`, with a look at the line before."""
+        """Return `wait` with a look at the line before."""
         if not self._on:
             return wait
 

@@ -22,7 +22,7 @@ from .placement import MpiRules, Node, divide_host
 
 log = logging.getLogger(__name__)
 
-#: So long may the scheduler take to say when the batch job ends, in seconds.
+#: The scheduler may take this long to tell when the batch job ends, in seconds.
 _ASK_S = 20.0
 #: Nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
 _MOST_PARTS = 100_000
@@ -31,17 +31,17 @@ T = TypeVar("T")
 
 
 class LauncherOptions(NamedTuple):
-    """What the command line of `balsam launcher` says."""
+    """The options of `balsam launcher`."""
 
     job_mode: str = "serial"  # serial, mpi or mixed
     workflow_filter: str | None = None  # exact name or glob; None: all jobs
     time_limit_minutes: float = 0.0  # <= 0: ask the batch job, else no limit
     nodes: int | None = None  # virtual nodes of this host; None: what the batch job has, else one per core
-    limit_nodes: int | None = None  # of the batch job's nodes only so many, None: all …
-    offset_nodes: int = 0  # … without so many of the first
+    limit_nodes: int | None = None  # maximum number of the batch job's nodes, None: all …
+    offset_nodes: int = 0  # … after skipping this many
     gpus_per_node: int | None = None
     persistent: bool = False
-    transition_threads: int = 0  # 0: as the settings say
+    transition_threads: int = 0  # 0: as in the settings
     tags: tuple[tuple[str, str], ...] = ()  # only jobs that have all of them
 
 
@@ -57,12 +57,12 @@ class Resources(NamedTuple):
 
     @property
     def are_shares(self) -> bool:
-        """Whether the nodes are shares of this host."""
+        """Return whether the nodes are shares of this host."""
         return not self.nodes[0].name
 
     @property
     def are_elsewhere(self) -> bool:
-        """Whether there is a node that is not this host, so that programs cannot simply be started here."""
+        """Return whether there is a node that is not this host, so that programs cannot simply be started here."""
         if self.batch is None or not self.nodes[0].name:
             return False
         here = (self.batch.this_node or self.batch.node_names[0]) if self.batch.runs_on_node else None
@@ -134,7 +134,7 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
 
 
 def count_nodes(options: LauncherOptions, batch: Allocation | None) -> int | None:
-    """How many nodes `survey` will find before --limit-nodes and --offset-nodes; None where nobody has said so."""
+    """Return how many nodes `survey` will find before --limit-nodes and --offset-nodes; None where it is unknown."""
     if options.nodes or batch is None:
         return options.nodes
     return len(batch.node_names) or batch.num_nodes
@@ -161,7 +161,7 @@ def gpus_of(known: NodeGpus, name: str, per_node: int | None) -> tuple[str, ...]
 
 
 def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocation) -> tuple[str, ...]:
-    """The GPUs of each node. What this one may use says more than a number: another batch job may have the first two."""
+    """Return the GPUs of each node. This one's list counts more than a number: another batch job may have the first two."""
     per_node = gpus_per_node(options, settings)
     if per_node is None and batch.runs_on_node:
         found = hardware.gpus()
@@ -171,7 +171,7 @@ def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocati
 
 
 def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
-    """The same GPUs of a node that is like this one; a UUID names a GPU of this one and no other.
+    """Return the same GPUs of a node that is like this one; a UUID names a GPU of this one and no other.
 
     >>> _on_another_node(("2", "3")), _on_another_node(("0.0", "0.1")), _on_another_node(("GPU-8932f937", "GPU-5ad1"))
     (('2', '3'), ('0.0', '0.1'), ('0', '1'))
@@ -182,7 +182,7 @@ def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:
-    """Shares of this host. Where nobody has said how many there are, what the user says of a node is said of the host."""
+    """Return shares of this host. Where their number is not given, what the user gives per node is meant of the host."""
     number, cpus = _number_of_shares(options, batch), hardware.cpus()
     per_node, asked = gpus_per_node(options, settings), number if options.nodes or batch else 1
     _refuse_too_many(number, (per_node or 0) * asked)
@@ -191,7 +191,7 @@ def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | N
 
 
 def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
-    """The GPUs of this host, at most so many. Where it shows none, the user is believed, who may try out a larger machine."""
+    """Return at most this many GPUs of this host. If it shows none, the user's number counts, perhaps for a trial."""
     if wanted == 0:
         return ()
     found = hardware.gpus()
@@ -201,7 +201,7 @@ def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
 
 
 def _cpus_of_shares(options: LauncherOptions, batch: Allocation | None) -> tuple[int, ...]:
-    """Those of the nodes that this launcher has: another one on this host, with others, has other CPUs."""
+    """Return those of the nodes that this launcher has: another one on this host, with others, has other CPUs."""
     shares = _chosen(deal_cpus(hardware.cpu_numbers(), _number_of_shares(options, batch)), options)
     return tuple(dict.fromkeys(cpu for share in shares for cpu in share))
 
@@ -211,7 +211,7 @@ def _number_of_shares(options: LauncherOptions, batch: Allocation | None) -> int
 
 
 def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:
-    """Those that --limit-nodes and --offset-nodes leave."""
+    """Return those that --limit-nodes and --offset-nodes leave."""
     first, most = options.offset_nodes, options.limit_nodes
     chosen = list(nodes[first : None if most is None else first + most])
     if not chosen:
@@ -222,7 +222,7 @@ def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:
 
 
 def gpus_per_node(options: LauncherOptions, settings: Settings) -> int | None:
-    """What the user says; None: nothing."""
+    """Return the number of the user; None: not given."""
     if options.gpus_per_node is not None:
         return options.gpus_per_node
     return settings.GPUS_PER_NODE if settings.GPUS_PER_NODE >= 0 else None
@@ -236,7 +236,7 @@ def _refuse_too_many(nodes: int, gpus: int) -> None:
 
 
 def end(options: LauncherOptions, batch: Allocation | None, settings: Settings, clock: Clock) -> float | None:
-    """When to stop, on the monotonic clock: what the user said, or what the batch job has left, whichever is first."""
+    """Return when to stop, on the monotonic clock: at the user's limit or at the batch job's end, whichever is first."""
     ends = []
     if options.time_limit_minutes > 0:
         ends.append(60 * options.time_limit_minutes)

@@ -59,7 +59,7 @@ class Finished(NamedTuple):
 
     exit: RunResult
     place: Placement | None  # None: it was reported as free before, or a queued job has it
-    is_doubted: bool = False  # only the place is free; how it ended is reported once more, see `ExitGraceRunner`
+    is_doubted: bool = False  # only the place is free; how it ended is reported again, see `ExitGraceRunner`
     trouble: MachineTrouble | None = None  # why it could not start or failed; the job goes back
     is_repeated: bool = False  # see `is_doubted`
     lost_hosts: tuple[str, ...] = ()  # nodes that do not answer any more

@@ -29,7 +29,7 @@ from .run_results import Finished, LiveRun, ResultReader
 
 log = logging.getLogger(__name__)
 
-#: A command that kills its ranks when it is told to end has so many seconds to do that.
+#: A command that kills its ranks when it is told to end has this many seconds to do that.
 _LAST_S = 3.0
 #: How often to look for MPI commands that do not start anything, and among runs of which age, in seconds.
 _STUCK_PERIOD_S, _STUCK_S = 2.0, 300.0
@@ -42,18 +42,18 @@ _MAX_LEFT = 100
 
 
 class Runner(Protocol):
-    """What the loop asks of whoever runs jobs: `LocalRunner` on this host, the ensemble's on many."""
+    """What the loop needs of a runner: `LocalRunner` on this host, `ClusterRunner` on many."""
 
     @property
     def jobs(self) -> set[int]:
-        """The jobs that hold a place here and are not being stopped."""
+        """Return the jobs that hold a place here and are not being stopped."""
 
     def __len__(self) -> int:
-        """How many hold a place."""
+        """Return how many hold a place."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
+        """Return whether something is going on that causes no signal, so that `poll` should be called again soon."""
 
     @property
     def started(self) -> int:
@@ -90,12 +90,12 @@ class Runner(Protocol):
         """
 
     def poll(self) -> list[Finished]:
-        """The runs that ended since the last call, with true start and end times."""
+        """Return the runs that ended since the last call, with true start and end times."""
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult says when the run was
+        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult tells when the run was
         told; one that had ended before that ended by itself, and is reported so.
         """
 
@@ -108,7 +108,7 @@ class LocalRunner:
 
     Args:
         context: what all jobs share.
-        tail_lines: so many lines of a failed job's output go into its history.
+        tail_lines: number of lines of a failed job's output that go into its history.
         cpus: of this host, for jobs that want to be pinned to some.
     """
 
@@ -145,7 +145,7 @@ class LocalRunner:
 
     @property
     def jobs(self) -> set[int]:
-        """The jobs that hold a place here and are not being stopped."""
+        """Return the jobs that hold a place here and are not being stopped."""
         return (self._runs.keys() - self._stopping.keys()) | (self._starting.keys() - self._stop_at_once.keys())
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ class LocalRunner:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is going on that no signal tells of, so that `poll` should be called again soon."""
+        """Return whether something is going on that causes no signal, so that `poll` should be called again soon."""
         return bool(self._stopping or self._stop_at_once or self._over or self._lingering or self._delayed)
 
     def start(self, claim: Claim, place: Placement) -> None:
@@ -255,7 +255,7 @@ class LocalRunner:
         )
 
     def _pin(self, claim: Claim, place: Placement) -> tuple[int, ...]:
-        """The CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
+        """Return the CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
         number = hardware.cpus_wanted(claim)
         if not number or self._context.mpi.words(claim, place):
             return ()
@@ -284,7 +284,7 @@ class LocalRunner:
         self._over.append(Finished(ended, place))
 
     def poll(self) -> list[Finished]:
-        """The runs that ended since the last call, with true start and end times."""
+        """Return the runs that ended since the last call, with true start and end times."""
         self._spawner.poll()
         for answer in self._channel.answers():
             if isinstance(answer, Started):
@@ -447,7 +447,7 @@ class LocalRunner:
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult says when the run was
+        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult tells when the run was
         told; one that had ended before that ended by itself, and is reported so.
         """
         wanted = set(jobs)
@@ -497,7 +497,7 @@ class LocalRunner:
         return True
 
     def _terminate(self, runs: Sequence[LiveRun]) -> None:
-        """SIGTERM to all processes of those runs on this host, but to the command of one that is spared."""
+        """Send SIGTERM to all processes of those runs on this host, but not to the command of one that is spared."""
         if not runs:
             return
         everything = descendants([(run.pid, run.start) for run in runs], [run.made.mark for run in runs])
@@ -512,7 +512,7 @@ class LocalRunner:
         for run in runs if others else ():
             run.reached_us = self._clock.now_us()
         signal_all(others, signal.SIGTERM)
-        # Whoever opened a session of its own cannot be told apart by run here, and need not be: all are to end.
+        # Processes in sessions that they opened cannot be told apart by run here, and need not be: all are to end.
         for run in runs[:1]:
             run.members += [p for p in others if p.session not in groups]
 
@@ -534,7 +534,7 @@ class LocalRunner:
         return finished
 
     def _left_behind(self, run: LiveRun) -> bool:
-        """Whether processes of the run live that nobody knows of yet; they become members."""
+        """Return whether processes of the run live that were unknown up to now; they become members."""
         run.members = descendants(self._leaders(run), [run.made.mark])
         return bool(run.members)
 
@@ -547,7 +547,7 @@ class LocalRunner:
             found = [*living(run.members), *descendants(self._leaders(run), [run.made.mark])]
             spared = [one for one in found if one.group == run.pid] if run.is_spared else []
             if spared:
-                # Killed itself, it would leave its ranks on other nodes behind.
+                # Killed itself, it would leave its ranks on other nodes running.
                 run.is_spared = False
                 run.kill_at = self._clock.monotonic() + _LAST_S
                 signal_all(spared, signal.SIGTERM)
@@ -581,12 +581,12 @@ class LocalRunner:
 
 
 def _is_in_shell(run: LiveRun) -> bool:
-    """Whether a shell runs its line, and the MPI command in that."""
+    """Return whether a shell runs its line, and the MPI command in that."""
     return bool(run.claim.command_template) and children.is_shell(run.pid)
 
 
 def _started_by_shell(run: LiveRun) -> list[Process]:
-    """The MPI command of a line that a shell runs, and what it has started beside it; the shell passes nothing on to them."""
+    """Return the MPI command of a line that a shell runs, and what it has started with it: the shell passes no signal on."""
     if not _is_in_shell(run):
         return []
     return [one for one in descendants([(run.pid, run.start)], []) if one.parent == run.pid]

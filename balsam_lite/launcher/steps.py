@@ -2,7 +2,7 @@
 
 Steps take time, so each runs in one of a few threads while the launcher's loop goes on; the job is held meanwhile and keeps
 its state. What a step needs is known when it starts; what it gave goes into the loop's next transaction. A step that is cut
-short leaves nothing half-done behind that could hurt when it is done again.
+short leaves nothing half-done that could hurt when it is done again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What goes into the history of a failed script: so many lines of its output.
+#: Number of lines of a failed script's output that go into the history.
 _TAIL_LINES = 30
 #: Scripts of an application, and what their logs are headed.
 _TITLES = {
@@ -116,16 +116,16 @@ class Steps:
 
     @property
     def jobs(self) -> set[int]:
-        """The jobs that have a step here and are not being stopped."""
+        """Return the jobs that have a step here and are not being stopped."""
         return {job for job, task in self._tasks.items() if task.stop is None}
 
     @property
     def room(self) -> int:
-        """So many more may be started, so that the threads have something to do until the next transaction."""
+        """Return how many more may be started, so that the threads have something to do until the next transaction."""
         return max(0, 4 * self._most - len(self._tasks))
 
     def start(self, claim: Claim) -> None:
-        """Do what the job needs in its state. `poll` tells of the end."""
+        """Do what the job needs in its state. `poll` reports the end."""
         task = self._tasks[claim.job] = _Task(claim)
         if self._threads < min(self._most, len(self._tasks)):
             try:
@@ -140,7 +140,7 @@ class Steps:
         self._queue.put(task)
 
     def poll(self) -> list[StepEnd]:
-        """The steps that have ended since the last call."""
+        """Return the steps that have ended since the last call."""
         if not self._tasks:
             return []
         self._hear_of_ends()
@@ -254,7 +254,7 @@ class Steps:
             self._script(task, "postprocess", claim.postprocess)
             task.reached.append(states.POSTPROCESSED)
             if stages_out:
-                return  # a step of its own: the script may have moved the job
+                return  # a separate step: the script may have moved the job
         if stages_out:
             from .staging import transfers
 
@@ -293,7 +293,7 @@ class Steps:
             raise _Failed(f"The {kind} script {called}: {children.reason(code)}: {words}")
 
     def _runner_of(self, task: _Task) -> Run:
-        """How `staging` starts a program for that task."""
+        """Return how `staging` starts a program for that task."""
 
         def run(argv: Sequence[str], directory: str) -> tuple[int, str]:
             log_name = _TRANSFER_LOG.format(task.claim.job_id[:8])
@@ -364,7 +364,7 @@ class Steps:
 
 
 def _handler(claim: Claim) -> tuple[str, str]:
-    """The script that decides about a job in trouble, and its command."""
+    """Return the script that decides about a job in trouble, and its command."""
     own = claim.handle_error if claim.state == states.RUN_ERROR else claim.handle_timeout
     if own:
         return ("handle_error" if claim.state == states.RUN_ERROR else "handle_timeout"), own

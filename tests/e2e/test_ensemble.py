@@ -459,7 +459,7 @@ def test_a_rank_that_mpi_calls_dead_is_lost_only_after_its_guard_has_had_time_to
     stage.runner.start(claim(2), place(1))
     assert stage.go(6, 0.5) == []  # the grace is 0.7 s
     lost = {one.exit.job: one.exit for one in stage.go(2, 1.0)}
-    assert lost[1].message == "Lost node 1 (host1): MPI says that it is gone"
+    assert lost[1].message == "Lost node 1 (host1): MPI reports that it is gone"
     assert {one.result for one in lost.values()} == {states.RESTART_READY}
     assert lost[2].started_us is None  # it was not even told
     assert stage.pool.nodes[1].is_closed
@@ -471,7 +471,7 @@ def test_a_rank_that_dies_before_it_has_jobs_is_lost_at_once() -> None:
     stage.workers.channel._transport.broken.add(1)
     began = stage.clock.now
     stage.workers.gather()
-    assert stage.workers.left_out == {1: "MPI says that it is gone"}
+    assert stage.workers.left_out == {1: "MPI reports that it is gone"}
     assert stage.clock.now - began < 2
 
 
@@ -511,7 +511,7 @@ def test_a_node_that_hears_nothing_of_rank_0_ends_its_jobs_before_they_are_given
             stage.servers[1]._turn()
             assert stage.runner.poll() == []
 
-    with pytest.raises(ConnectionLost, match="nothing was heard of rank 0"):
+    with pytest.raises(ConnectionLost, match="rank 0 was silent"):
         wait_long()
     silent_s = stage.workers.channel.silent_s(1)
     assert silent_s < 25  # and rank 0 waits for 30
@@ -527,7 +527,7 @@ def test_a_bad_job_fails_alone_and_an_error_of_the_node_itself_gives_all_its_job
     stage.executor[1].runner.poll = None  # type: ignore[assignment]
     ended = stage.results(stage.go(6, 1.0))
     assert ended[2][0] == states.RESTART_READY
-    assert "error of its own: TypeError" in ended[2][1]
+    assert "internal error: TypeError" in ended[2][1]
     assert stage.executor[1].abandoned
     assert stage.workers.left_out.keys() == {1}
 

@@ -16,7 +16,7 @@ _found_programs: dict[tuple[str, bytes], str] = {}
 
 
 def find_program(name: str, search: bytes | None, directory: str) -> str:
-    """The path of a program, found as a shell in `directory` would whose PATH is `search` (None: not set).
+    """Return the path of a program, found as a shell in `directory` would whose PATH is `search` (None: not set).
 
     Raises:
         SpawnFailed: there is none.
@@ -61,7 +61,7 @@ def make_directory(path: str, root: str) -> bool:
 
 
 def is_shell(pid: int) -> bool:
-    """Whether a process is a bash still; one with a single command to run becomes that. False where nobody can tell."""
+    """Return whether a process is still a bash; one with a single command becomes that. False where it is unknown."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
             return file.read().strip() == "bash"
@@ -70,7 +70,7 @@ def is_shell(pid: int) -> bool:
 
 
 def tail(path: str, lines: int, limit: int = 16_384) -> str:
-    """The last `lines` lines of a file of any size and bytes, at most `limit` bytes; "" if it cannot be read."""
+    """Return the last `lines` lines of a file of any size and bytes, at most `limit` bytes; "" if it cannot be read."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
             size = file.seek(0, os.SEEK_END)
@@ -83,7 +83,7 @@ def tail(path: str, lines: int, limit: int = 16_384) -> str:
 
 
 def reason(code: int) -> str:
-    """Why a program with that return code is said to have failed.
+    """Return why a program with that return code has failed.
 
     >>> reason(3), reason(-9)
     ('nonzero return 3', 'killed by signal 9 (SIGKILL)')
@@ -101,7 +101,7 @@ def reason(code: int) -> str:
 
 
 class Talker(Protocol):
-    """Who has more to say than signals: a spawner."""
+    """What tells more than signals do: a spawner."""
 
     @property
     def files(self) -> list[int]:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def cpus() -> int:
-    """How many CPUs this process may run on."""
+    """Return how many CPUs this process may run on."""
     return len(cpu_numbers()) or os.cpu_count() or 1
 
 
 def cpu_numbers() -> tuple[int, ...]:
-    """Which ones; none where a process cannot be pinned to any (macOS)."""
+    """Return which ones; none where a process cannot be pinned to any (macOS)."""
     try:
         return tuple(sorted(os.sched_getaffinity(0)))
     except AttributeError:
@@ -38,9 +38,9 @@ _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES
 
 
 def gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The GPUs that this process may use, as the variables name them that tell programs of theirs.
+    """Return the GPUs that this process may use, as the variables name them that tell programs of theirs.
 
-    Those variables say it, whoever set them; else Slurm does, by their number; else `nvidia-smi -L` lists them.
+    These variables decide, however they were set; else Slurm's number; else the list of `nvidia-smi -L`.
     """
     visible = next((environ[variable] for variable in _VISIBLE if variable in environ), None)
     if visible is not None:
@@ -56,7 +56,7 @@ def gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
 
 def parse_visible(text: str) -> tuple[str, ...]:
-    """The GPUs in CUDA_VISIBLE_DEVICES or a variable like it: numbers, UUIDs, or tiles such as 0.1.
+    """Return the GPUs in CUDA_VISIBLE_DEVICES or a variable like it: numbers, UUIDs, or tiles such as 0.1.
 
     What follows a -1 is not visible (CUDA C++ programming guide, version 12, "CUDA environment variables"); NoDevFiles is
     what Slurm writes where there is none.
@@ -74,7 +74,7 @@ def parse_visible(text: str) -> tuple[str, ...]:
 
 
 def parse_gpu_list(text: str) -> tuple[str, ...]:
-    """The indices in the output of `nvidia-smi -L` (nvidia-smi(1)); other lines are passed over.
+    """Return the indices in the output of `nvidia-smi -L` (nvidia-smi(1)); other lines are passed over.
 
     >>> parse_gpu_list("GPU 0: NVIDIA A100 (UUID: GPU-1)\\nGPU 1: NVIDIA A100 (UUID: GPU-2)\\n")
     ('0', '1')
@@ -94,11 +94,11 @@ CUDA, LEVEL_ZERO = "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"
 DEFAULT_GPU_VARIABLES = (CUDA,)
 #: What a variable's numbers mean depends on another one: CUDA counts the fastest GPU first unless it is told to go by the bus
 #: (CUDA C++ programming guide, version 12), and so does Level Zero (its specification, "Environment Variables").
-_BESIDE = {CUDA: ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), LEVEL_ZERO: ("ZE_ENABLE_PCI_ID_DEVICE_ORDER", "1")}
+_COMPANIONS = {CUDA: ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), LEVEL_ZERO: ("ZE_ENABLE_PCI_ID_DEVICE_ORDER", "1")}
 
 
 def gpu_variables(text: str) -> tuple[str, ...]:
-    """The variables that the setting GPU_VARIABLES names, between blanks or commas.
+    """Return the variables that the setting GPU_VARIABLES names, between blanks or commas.
 
     >>> gpu_variables("ROCR_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES")
     ('ROCR_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES')
@@ -114,9 +114,9 @@ def gpu_variables(text: str) -> tuple[str, ...]:
 
 
 def visible_gpus(place: Placement, shares_host: bool) -> tuple[str, ...] | None:
-    """The GPUs that all nodes of a place call by these names; None where each calls its own otherwise.
+    """Return the GPUs that all nodes of a place call by these names; None where each calls its own otherwise.
 
-    Nodes that are shares of one host have GPUs of their own each, and the job has all of these.
+    Nodes that are shares of one host have separate GPUs each, and the job has all of these.
     """
     if shares_host:
         return tuple(dict.fromkeys(gpu for of_node in place.gpus for gpu in of_node))
@@ -124,22 +124,22 @@ def visible_gpus(place: Placement, shares_host: bool) -> tuple[str, ...] | None:
 
 
 def gpu_environment(of: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
-    """What tells a program that it has these GPUs.
+    """Return what tells a program that it has these GPUs.
 
     >>> gpu_environment(["ZE_AFFINITY_MASK"], ["0.0", "0.1"])
     {'ZE_ENABLE_PCI_ID_DEVICE_ORDER': '1', 'ZE_AFFINITY_MASK': '0.0,0.1'}
     """
-    beside = dict(_BESIDE[name] for name in of if name in _BESIDE)
-    return {**beside, **dict.fromkeys(of, ",".join(gpus))}
+    companions = dict(_COMPANIONS[name] for name in of if name in _COMPANIONS)
+    return {**companions, **dict.fromkeys(of, ",".join(gpus))}
 
 
 # --- CPUs of a job ----------------------------------------------------------------------------------------------------
 
 
 def cpus_wanted(claim: Claim) -> int:
-    """How many CPUs a job asks for that is started without an MPI command; 0: to be pinned to none.
+    """Return how many CPUs a job asks for that is started without an MPI command; 0: to be pinned to none.
 
-    The threads of its ranks on this node, so many on a core (source: Balsam 0.7).
+    The threads of its ranks on this node, divided by the threads per core (source: Balsam 0.7).
     """
     if claim.cpu_affinity != "depth":
         return 0
@@ -153,20 +153,20 @@ class CpuSet:
         self._jobs = dict.fromkeys(cpus, 0)
 
     def take(self, number: int) -> tuple[int, ...]:
-        """So many CPUs, or all, those with the fewest jobs; of equal ones the first. None at all where pinning is unknown."""
+        """Take this number of CPUs, or all: those with the fewest jobs, the first of equals. None where pinning is unknown."""
         taken = tuple(nsmallest(number, self._jobs, key=self._jobs.__getitem__))
         for cpu in taken:
             self._jobs[cpu] += 1
         return taken
 
     def release(self, cpus: Sequence[int]) -> None:
-        """The end of a job that had taken these."""
+        """Release CPUs at the end of a job that had taken them."""
         for cpu in cpus:
             self._jobs[cpu] -= 1
 
 
 def deal_cpus(cpus: Sequence[int], nodes: int) -> list[tuple[int, ...]]:
-    """The CPUs of each of `nodes` shares of a host, as even as `nodes.divide_host` counts them.
+    """Return the CPUs of each of `nodes` shares of a host, as even as `nodes.divide_host` counts them.
 
     >>> deal_cpus([4, 5, 6, 7, 8], 2), deal_cpus([4, 5], 3)
     ([(4, 5, 6), (7, 8)], [(4,), (5,), (4,)])

@@ -55,7 +55,7 @@ class Context(NamedTuple):
 
     @property
     def db_directory(self) -> str:
-        """The DB's directory."""
+        """Return the DB's directory."""
         return os.path.dirname(self.data_directory)
 
 
@@ -176,7 +176,7 @@ def _of_executable(claim: Claim) -> list[str]:
 
 
 def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
-    """A line for a shell has the MPI command in front of its first command, as in Balsam 0.7.
+    """Return the words of a template. A line for a shell has the MPI command before its first command, as in Balsam 0.7.
 
     A preamble may define what the line names as a program (`module` is such a function), so the line is then for a shell.
     """
@@ -198,7 +198,7 @@ def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _defaults(parameters: str) -> dict[str, Any]:
-    """The values of parameters that a job need not have."""
+    """Return the values of parameters that a job need not have."""
     return {name: one["default"] for name, one in field_specs.read_object(parameters).items() if not one.get("required", True)}
 
 
@@ -263,9 +263,9 @@ def write_payload(path: str, given: payload.TaskPayload, returns_result: bool) -
 
 
 def environment(claim: Claim, place: Placement | None, context: Context) -> dict[bytes, bytes]:
-    """What the job's environment has beyond `context.environ`, or instead of it. Without a place it has no GPUs.
+    """Return what the job's environment has beyond `context.environ`, or instead of it. Without a place it has no GPUs.
 
-    What the job itself asks for wins over what its place gives, that over what its application says, and that over what is
+    The job's own variables win over those of its place, these over its application's, and these over what is
     inherited; the BALSAM_ variables win over all.
     """
     own: dict[bytes, bytes] = {}
@@ -293,13 +293,13 @@ def _encoded(variables: str) -> dict[bytes, bytes]:
 
 def _gpu_variables(place: Placement, context: Context) -> dict[bytes, bytes]:
     found = hardware.visible_gpus(place, context.shares_host)
-    if found is None:  # whoever has whole nodes may use all that is there, and what this node calls its own is wrong elsewhere
+    if found is None:  # it has whole nodes and may use all GPUs, whose names differ by node
         return dict.fromkeys((name.encode() for name in context.gpu_variables), UNSET)
     return {name.encode(): value.encode() for name, value in hardware.gpu_environment(context.gpu_variables, found).items()}
 
 
 def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes, bytes]:
-    """The same for a script of its application, such as preprocess: with the reason why it is called."""
+    """Return the same for a script of its application, such as preprocess: with the reason why it is called."""
     own = environment(claim, None, context)
     own[HOOK_VARIABLE.encode()] = script.encode()
     for name, state in ((b"BALSAM_JOB_TIMEOUT", states.RUN_TIMEOUT), (b"BALSAM_JOB_ERROR", states.RUN_ERROR)):
@@ -308,7 +308,7 @@ def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes,
 
 
 def parents(claim: Claim, context: Context) -> list[Parent]:
-    """Whose files it may want."""
+    """Return whose files it may want."""
     return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory, _ in json.loads(claim.parents)]
 
 
@@ -349,29 +349,29 @@ def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
 
 
 def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
-    """The whole environment as the operating system takes it: NAME=value."""
+    """Return the whole environment as the operating system takes it: NAME=value."""
     if own.keys() & context.environ.keys():
         return [b"%b=%b" % variable for variable in {**context.environ, **own}.items() if variable[1] != UNSET]
     return [*context.variables, *[b"%b=%b" % variable for variable in own.items() if variable[1] != UNSET]]
 
 
 def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:
-    """The environment of a program that is this launcher's own doing, for a job: it can be found, and that is all."""
+    """Return the environment of a program that is this launcher's own doing, for a job: it can be found, and that is all."""
     return {_RUN: mark(claim, context)}
 
 
 def mark(claim: Claim, context: Context) -> bytes:
-    """The run mark: the value of BALSAM_RUN, by which all processes of the run are found, whatever sessions they open."""
+    """Return the run mark: the value of BALSAM_RUN, by which all processes of the run are found, in whichever sessions."""
     return b"%b%d:%d%b" % (context.mark, claim.job, claim.attempt, context.node_mark)
 
 
 def node_mark(rank: int) -> bytes:
-    """With what the run marks of all runs end that this rank has started; those of rank 0, the launcher, need none."""
+    """Return the end of the run marks of all runs that this rank has started; "" for rank 0, the launcher."""
     return b"@%d" % rank if rank else b""
 
 
 def lease_mark(db_id: str, lease: int) -> bytes:
-    """With what the BALSAM_RUN of everything begins that was started under that lease; the job and the attempt follow.
+    """Return the begin of the BALSAM_RUN of everything that was started under that lease; the job and the attempt follow.
 
     It has the id of the DB (`binding.id_of`), which a copy does not share and which stays when the directory is moved.
     """
@@ -379,12 +379,12 @@ def lease_mark(db_id: str, lease: int) -> bytes:
 
 
 def ensemble_mark(supervisor: Holder) -> bytes:
-    """The BALSAM_RUN of the MPI program that is a launcher over many nodes; its jobs have that of the lease."""
+    """Return the BALSAM_RUN of the MPI program that is a launcher over many nodes; its jobs have that of the lease."""
     return os.fsencode(f"ensemble:{':'.join(map(str, supervisor))}:")
 
 
 def workdir(claim: Claim, context: Context) -> str:
-    """The job's working directory, absolute."""
+    """Return the job's working directory, absolute."""
     return _absolute(claim.workdir, context)
 
 

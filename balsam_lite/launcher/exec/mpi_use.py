@@ -103,7 +103,7 @@ HYDRA = Diagnosis(HYDRA_LINES, SRUN_FAILURES, (SRUN_LOST, HYDRA_LOST), hangs=Tru
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
-#: What an MPI command makes of SIGTERM: it passes it on to its ranks; it kills them at once; nobody knows.
+#: What an MPI command does with SIGTERM: it passes it on to its ranks; it kills them at once; unknown.
 PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
 
 
@@ -118,7 +118,7 @@ class MpiUse(NamedTuple):
     words: Callable[[Claim, Placement], list[str]]
     #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
     at_term: Callable[[Claim], str]
-    #: A program that asks the ranks of such jobs to end, on whatever node; nothing where there is none.
+    #: A program that asks the ranks of such jobs to end, on all nodes; nothing where there is none.
     end_words: Callable[[Sequence[Claim]], list[str]]
     #: Return why a run ended, if the command started nothing or lost a node, from its exit code (None while it runs) and a
     #: function that reads the end of its output and tells whether that is all.

@@ -1,4 +1,4 @@
-"""Record which processes a launcher starts, so that the next one finds them whatever they make of their environment.
+"""Record which processes a launcher starts, so that the next one finds them even if they change their environment.
 
 Each spawn helper has a file `runs/LEASE-RANK-NUMBER` below the DB's directory: a header in JSON, then a line for the helper
 itself and for each session leader that it has started, appended by single writes, and a line for each of which nothing is left.

@@ -3,7 +3,7 @@
 Run as a separate program; its standard input is a socket to the launcher, and `spawner` is the other end. It has one
 thread, so that starting a program is one call of posix_spawn after a chdir. Everything that it has started is below it in the
 tree of processes, also what double-forks or opens a session, because a helper is a subreaper (prctl(2)): when the launcher
-has gone, the helper ends that tree, whatever the programs have made of their environment.
+has gone, the helper ends that tree, even if the programs have changed their environment.
 
 Messages are tuples, each as marshal writes it after its length. From the launcher come the words START to END below; the
 helper answers with STARTED to PONG, several in one piece while it has more to start, else at once.
@@ -39,7 +39,7 @@ STARTED, ENDED, FAILED, WITHDRAWN, PONG, UNRECORDED = range(6)
 BY_ITSELF, TOLD, ABANDONED = range(3)
 
 _RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
-#: Bytes of the number that says how long a message is.
+#: Bytes of the number that is a message's length.
 LENGTH_BYTES = 4
 #: The value of a variable that a program shall not have though the launcher has it. No real value holds a NUL.
 UNSET = b"\0"
@@ -81,7 +81,7 @@ class Request(NamedTuple):
 
 
 class StartFailed(Exception):
-    """A program cannot be started; with the words and the error behind it."""
+    """A program cannot be started; with the message and the error that caused it."""
 
     def __init__(self, words: str, error: OSError | None = None) -> None:
         self.words, self.error = words, error
@@ -136,7 +136,7 @@ class Helper:
         self._poll.register(link, select.POLLIN)
 
     def run(self) -> None:
-        """Work until the launcher says that it is over, or is gone."""
+        """Work until the launcher tells it to end, or is gone."""
         while not self._is_over:
             if self._sleep():
                 self._hear()
@@ -363,7 +363,7 @@ class Helper:
             self._end_everything(ABANDONED)
 
     def _end_everything(self, end: int) -> None:
-        """TERM to all processes below this one, grace, KILL; those that come meanwhile are ended as well."""
+        """End all processes below this one: TERM, grace, KILL; those that come meanwhile are ended as well."""
         self._queues.clear()
         self._queued = 0
         for run in self._runs.values():
@@ -506,7 +506,7 @@ def _spawn_by_subprocess(request: Request, environ: Mapping[bytes, bytes]) -> in
 def _explained(exc: OSError | ValueError, request: Request) -> StartFailed:
     if not isinstance(exc, OSError):
         return StartFailed(f"{request.program} cannot be started: {exc}")
-    # posix_spawn says what failed, not where: look whether it was the directory or the output file.
+    # posix_spawn tells what failed, not where: look whether it was the directory or the output file.
     path = os.path.join(request.directory, request.output)
     error = OSError(exc.errno, exc.strerror, request.program)  # for the check whether the machine is to blame
     if not os.path.isdir(request.directory):

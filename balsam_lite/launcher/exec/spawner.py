@@ -340,7 +340,7 @@ class Spawner:
         return self._channels[wire % _CHANNELS]
 
     def _bury(self, helper: _Helper) -> None:
-        """Tell of the programs of a helper that has died, and start another one."""
+        """Report the programs of a helper that has died, and start another one."""
         self._helpers.remove(helper)
         helper.link.close()
         helper.process.kill()
@@ -351,7 +351,7 @@ class Spawner:
         for wire in list(helper.keys):
             self._forget(helper, wire).put(Lost(wire // _CHANNELS))
         if not self._is_closed:
-            with suppress(SpawnFailed):  # the next request says so
+            with suppress(SpawnFailed):  # the next request reports it
                 self._staff()
 
     def _adopted_from(self, helper: _Helper) -> list[Process]:
@@ -437,7 +437,7 @@ def _cpus() -> int:
 
 
 class Piped:
-    """A program in a session of its own, with pipes to its stdin, stdout and stderr.
+    """A program in a separate session, with pipes to its stdin, stdout and stderr.
 
     The terminal's signals do not reach it; when this process dies, it finds its stdin at the end.
 
@@ -463,14 +463,14 @@ class Piped:
             pass
 
     def returncode(self) -> int | None:
-        """None while it runs; negative: the signal that killed it."""
+        """Return the return code; None while it runs; negative: the signal that killed it."""
         return self._process.poll()
 
 
 class Companion:
     """A program in this process's own group and session, with its stdout and stderr, and nothing to read.
 
-    Whoever signals the group, the terminal or a batch system, reaches both.
+    A signal to the group, from the terminal or a batch system, reaches both.
 
     Raises:
         SpawnFailed: with the reason.
@@ -487,5 +487,5 @@ class Companion:
         self._process.send_signal(number)
 
     def returncode(self) -> int | None:
-        """None while it runs; negative: the signal that killed it."""
+        """Return the return code; None while it runs; negative: the signal that killed it."""
         return self._process.poll()

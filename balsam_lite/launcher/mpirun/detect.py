@@ -17,27 +17,27 @@ from .flavours import FLAVOURS, Flavour
 from .starter import Starter
 from .template import make_render
 
-#: A command that does not tell its version within so many seconds is passed over.
+#: A command that does not tell its version within this many seconds is passed over.
 _VERSION_TIMEOUT_S = 20.0
 #: Commands whose name is enough, looked for first: where they are nothing else starts programs on the compute nodes.
 _BY_NAME = ("aprun", "jsrun")
 #: Commands that many MPIs have under the same name.
 _BY_VERSION = ("mpiexec", "mpirun", "mpiexec.hydra")
-#: What they say for `--version`, asked in this order: Intel MPI is a Hydra too. Sources: MPICH 5.0.2, Open MPI 4.1.8
-#: (which says OpenRTE) and 5.0.11 (tried); what users of Intel MPI 2019 and later and of IBM Spectrum MPI 10 show.
+#: What they print for `--version`, asked in this order: Intel MPI is a Hydra too. Sources: MPICH 5.0.2, Open MPI 4.1.8
+#: (which prints OpenRTE) and 5.0.11 (tried); what users of Intel MPI 2019 and later and of IBM Spectrum MPI 10 show.
 _VERSIONS = (
     ("intel", re.compile(r"Intel\(R\) MPI Library")),
     ("openmpi", re.compile(r"\((Open MPI|OpenRTE|PRRTE)\) +\d|\bSpectrum MPI\b")),
     ("pals", re.compile(r"\bPALS\b", re.IGNORECASE)),
     ("mpich", re.compile(r"\bHYDRA build details\b|\bMPICH Version\b|\bMVAPICH\b", re.IGNORECASE)),
 )
-#: PALS lies at /opt/cray/pe/pals/VERSION/bin; not each of its versions names itself.
+#: PALS is at /opt/cray/pe/pals/VERSION/bin; not each of its versions names itself.
 _PALS_PATH = re.compile(r"/(cray-)?pals/")
 _WAY_OUT = "set MPI_FLAVOUR and MPI_RUN_EXE, or MPI_RUN_TEMPLATE"
 
 
 def find(settings: Settings, environ: Mapping[str, str]) -> Starter | str:
-    """The MPI start command of the settings, else the first of this machine's; or why there is none.
+    """Return the MPI start command of the settings, else the first of this machine's; or why there is none.
 
     Inside Slurm an mpiexec on PATH comes before srun: it fits the MPI that the user has loaded, and starts its ranks through
     srun itself, whereas srun with another PMI than the program's gives as many programs of one rank each (tried: Open MPI
@@ -77,9 +77,9 @@ def one_rank_per_node(
     return found if isinstance(found, str) else found._replace(node_gpus=node_gpus).one_per_host(names)
 
 
-# --- what the settings say --------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
-#: What a template starts when nobody says which flavour it is.
+#: What a template starts when its flavour is not given.
 _UNKNOWN = Flavour("template", (), lambda layout: [], lambda layout: [], at_term=UNKNOWN)
 
 
@@ -135,7 +135,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _recognised(path: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """The flavour ("" if none is known) and what speaks for it, or against."""
+    """Return the flavour ("" if none is known) and what speaks for it, or against."""
     if os.path.basename(path) in (*_BY_NAME, "srun"):
         return os.path.basename(path), "by its name"
     if _PALS_PATH.search(os.path.realpath(path)):
@@ -143,12 +143,12 @@ def _recognised(path: str, environ: Mapping[str, str]) -> tuple[str, str]:
     answer = run([path, "--version"], timeout_s=_VERSION_TIMEOUT_S, environ=environ)
     text = f"{answer.stdout}\n{answer.stderr}"
     line = next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
-    said = f"says of its version: {line[:80]!a}"
-    return next((name for name, pattern in _VERSIONS if answer.ok and pattern.search(text)), ""), said
+    told = f"tells of its version: {line[:80]!a}"
+    return next((name for name, pattern in _VERSIONS if answer.ok and pattern.search(text)), ""), told
 
 
 def _starter(argv: tuple[str, ...], flavour: Flavour, environ: Mapping[str, str], evidence: str) -> Starter:
-    # Only srun must be told which of the batch job's nodes this is; slurmd says so (srun(1), Slurm 22.05).
+    # Only srun must be told which of the batch job's nodes this is; it is slurmd's name for it (srun(1), Slurm 22.05).
     this_host = environ.get("SLURMD_NODENAME", "") if flavour.name == "srun" else ""
     return Starter(argv, flavour, this_host, evidence=evidence)
 

@@ -1,6 +1,6 @@
-"""The MPI start commands of the world: how each is told what a `RankLayout` says. Data and pure functions.
+"""The MPI start commands of the world: how each is told a `RankLayout`. Data and pure functions.
 
-Each function has its source beside it; "tried" means: with that version, on a real machine, by the tests or for them.
+Each function names its source; "tried" means: with that version, on a real machine, by the tests or for them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Flavour(NamedTuple):
 
     name: str  # as in Settings.MPI_FLAVOUR
     commands: tuple[str, ...]  # to look for on PATH, the first that is there
-    words: Callable[[RankLayout], list[str]]  # behind the command, before the user's flags and the program
+    words: Callable[[RankLayout], list[str]]  # after the command, before the user's flags and the program
     one_per_host: Callable[[RankLayout], list[str]]  # the same for our own ranks, each with all of its host's CPUs
     #: For the command's own environment.
     variables: Callable[[RankLayout], Mapping[str, str]] = _nothing
-    #: Whether a host takes several of its programs at once, or one beside programs that it did not start.
+    #: Whether a host takes several of its programs at once, or one together with programs that it did not start.
     shares_nodes: bool = True
     #: What it makes of SIGTERM.
     at_term: str = PASSES_ON
@@ -48,7 +48,7 @@ class Flavour(NamedTuple):
 
 
 def _hydra_ranks(layout: RankLayout) -> list[str]:
-    """How many, and where. Inside a batch job Hydra takes the batch job's hosts if it is not told otherwise, so it is.
+    """Return how many, and where. Inside a batch job Hydra takes the batch job's hosts if it is not told otherwise, so it is.
 
     Source: mpiexec -help of MPICH 5.0.2; tried, also inside Slurm 22.05.
     """
@@ -57,12 +57,12 @@ def _hydra_ranks(layout: RankLayout) -> list[str]:
 
 
 def _mpich(layout: RankLayout) -> list[str]:
-    """MPICH does not bind unless told; said all the same, as HYDRA_BINDING may say otherwise. Tried with 5.0.2."""
+    """Return words that bind nothing: MPICH does not bind by itself, but HYDRA_BINDING may demand it. Tried with 5.0.2."""
     return [*_hydra_ranks(layout), "-bind-to", f"core:{layout.cores_per_rank}" if layout.is_bound else "none"]
 
 
 def _mpich_one_per_host(layout: RankLayout) -> list[str]:
-    """The others survive a rank that exits. One that a signal ends takes those on its own host along (tried with 5.0.2)."""
+    """Survive a rank that exits. One that a signal ends takes those on its host along (tried with 5.0.2)."""
     return [*_hydra_ranks(layout), "-bind-to", "none", "-disable-auto-cleanup"]
 
 
@@ -88,7 +88,7 @@ def _intel_variables(layout: RankLayout) -> dict[str, str]:
 
 def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
     """-npernode is deprecated in 4 and leaves 5, `ppr` is understood by both. More ranks than slots are refused unless
-    OVERSUBSCRIBE is said; with enough slots it changes nothing.
+    OVERSUBSCRIBE is given; with enough slots it changes nothing.
 
     Source: mpirun(1) of Open MPI 4.1 and 5.0; tried with 4.1.8 and 5.0.11, also inside Slurm 22.05.
     """
@@ -100,7 +100,7 @@ def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
 def _openmpi(layout: RankLayout) -> list[str]:
     """Open MPI binds by default: the only rank of each of many packed programs to the first core.
 
-    Version 5 also reads options that stand behind the program's name; a program's own --bind-to or --map-by suffers (tried
+    Version 5 also reads options that follow the program's name; a program's own --bind-to or --map-by suffers (tried
     with 5.0.11), and no order of words helps.
     """
     if layout.is_bound:
@@ -109,7 +109,7 @@ def _openmpi(layout: RankLayout) -> list[str]:
 
 
 def _openmpi_one_per_host(layout: RankLayout) -> list[str]:
-    """The others survive a rank, however it ends. Tried with 4.1.8 and 5.0.11."""
+    """Survive a rank, however it ends. Tried with 4.1.8 and 5.0.11."""
     return [*_openmpi_ranks(layout), "--bind-to", "none", "--enable-recovery"]
 
 
@@ -196,7 +196,7 @@ def _pals_one_per_host(layout: RankLayout) -> list[str]:
 
 
 def _jsrun(layout: RankLayout) -> list[str]:
-    """One resource set per rank. jsrun counts cores, and chooses the hosts itself among those with free cores and GPUs.
+    """Return one resource set per rank. jsrun counts cores, and chooses the hosts itself among those with free cores and GPUs.
 
     Source: jsrun(1) of IBM Job Step Manager 10.3; the same words as Balsam 0.7's SummitJsrun.
     """

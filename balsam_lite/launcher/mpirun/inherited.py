@@ -1,6 +1,6 @@
 """What a program must not inherit from a launcher that MPI or Slurm has started itself. Pure.
 
-A rank's variables say: you are rank 3 of 8, and your peers are there. A program that inherits them from a launcher which is
+A rank's variables tell it that it is rank 3 of 8, and its peers. A program that inherits them from a launcher which is
 such a rank, takes itself for that rank: a nested `mpiexec` refuses to start, one without it crashes (tried: MPICH 5.0.2 in
 MPICH and in Open MPI 5.0.11, Open MPI in Open MPI). What users set themselves under the same prefixes stays.
 """
@@ -24,7 +24,7 @@ _OF_RANKS = re.compile(
     """,
     re.VERBOSE,
 )
-#: Of these what a user sets. Of OMPI_MCA_ and the like, parameters of Open MPI, a rank has a few of its own.
+#: Of these what a user sets. Of OMPI_MCA_ and the like, parameters of Open MPI, a rank has a few itself.
 _OF_USERS = re.compile(
     rb"""
     OMPI_ALLOW_RUN_AS_ROOT | OMPI_(CC|CXX|FC|CFLAGS|CXXFLAGS|FCFLAGS|LDFLAGS|LIBS)$ | PRTE_ALLOW_RUN_AS_ROOT
@@ -60,7 +60,7 @@ def scrubbed(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Return the environment without what makes this process a rank of an MPI program or a task of a Slurm step, and
     without the batch job's options for steps.
 
-    Inside a Slurm job it says too that `srun` need not wait for other steps. Otherwise an mpiexec, which starts its ranks
+    Inside a Slurm job it also means that `srun` need not wait for other steps. Otherwise an mpiexec, which starts its ranks
     through srun, and a job's own srun would wait for the end of all steps that run (tried), the launcher's own included.
     """
     found = {name: value for name, value in environ.items() if _OF_USERS.match(name) or not _is_dropped(name)}

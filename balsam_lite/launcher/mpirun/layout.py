@@ -1,4 +1,4 @@
-"""Ranks, threads and hosts of one MPI program: what every MPI start command is told in words of its own. Pure."""
+"""Ranks, threads and hosts of one MPI program: what each MPI start command is told in its own words. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class RankLayout(NamedTuple):
     threads_per_core: int = 1
     cpu_affinity: str = "none"  # none or depth
     gpus_per_rank: float = 0.0
-    cpus_per_node: int = 0  # of each node's CPUs the job's own; 0 is: nobody knows
+    cpus_per_node: int = 0  # of each node's CPUs the job's own; 0: unknown
     shares_nodes: bool = False  # others run on the same host or hosts at the same time
     step_gpus: tuple[str, str] | None = None  # the GPUs that a Slurm step has to ask for: an option of srun and its value
 
     @property
     def ranks(self) -> int:
-        """In all.
+        """Return the number of ranks on all hosts.
 
         >>> RankLayout(num_nodes=2, ranks_per_node=4).ranks
         8
@@ -42,7 +42,7 @@ class RankLayout(NamedTuple):
 
     @property
     def cpus_per_host(self) -> int:
-        """The job's own; 0 where nobody knows."""
+        """Return the job's CPUs on each node; 0 where unknown."""
         return self.cpus_per_node * self.num_nodes // (len(self.hosts) or 1)
 
     @property
@@ -56,7 +56,7 @@ class RankLayout(NamedTuple):
 
     @property
     def is_bound(self) -> bool:
-        """Whether each rank is bound to CPUs of its own, in order.
+        """Return whether each rank is bound to separate CPUs, in order.
 
         Only on request, where the host is the job's alone (each MPI start command begins with the first CPU, so programs side
         by side would all get the same ones), and where there are CPUs enough (most commands refuse to start otherwise).

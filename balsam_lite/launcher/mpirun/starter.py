@@ -39,11 +39,11 @@ class Starter(NamedTuple):
 
     @property
     def shares_nodes(self) -> bool:
-        """Whether a node takes several of its programs at once, or one beside programs that it did not start."""
+        """Return whether a node takes several of its programs at once, or one together with programs that it did not start."""
         return self.flavour.shares_nodes
 
     def prefix(self, layout: RankLayout, flags: Sequence[str] = ()) -> list[str]:
-        """All that stands before a program's words; the user's flags come last.
+        """Return all words before a program's; the user's flags come last.
 
         Raises:
             SettingsError: the template fails for this layout.
@@ -54,7 +54,7 @@ class Starter(NamedTuple):
         return [*self._environment(layout), *self.argv, *self.flavour.words(layout), *flags]
 
     def one_per_host(self, hosts: Sequence[str]) -> list[str]:
-        """The same for one rank on each host, with all of its CPUs, and stdin for rank 0."""
+        """Return the same for one rank on each host, with all of its CPUs, and stdin for rank 0."""
         layout = self._placed(RankLayout(tuple(hosts), num_nodes=len(hosts)))
         if self.node_gpus is not None:
             layout = layout._replace(step_gpus=self.node_gpus.step_gpus(hosts))
@@ -87,7 +87,7 @@ class Starter(NamedTuple):
 def use(
     starter: Starter, nodes: Sequence[Node], rules: MpiRules, gpu_variables: Sequence[str] = hardware.DEFAULT_GPU_VARIABLES
 ) -> MpiUse:
-    """How jobs of that placement are started and asked to end by that command.
+    """Return how jobs of that placement are started and asked to end by that command.
 
     `words` raises SpawnFailed where the job's flags cannot be split into words, or the template fails for it.
     """
@@ -134,7 +134,7 @@ def use(
 
 
 def _run_name(claim: Claim) -> str:
-    """What no other run in the batch job is called."""
+    """Return what no other run in the batch job is called."""
     return f"balsam-{claim.job_id[:8]}-{claim.attempt}"
 
 
@@ -162,7 +162,7 @@ def _step_gpus(claim: Claim, place: Placement, hosts: Sequence[str], known: Node
 
 
 def _gpus(claim: Claim, place: Placement, names: Sequence[str], shares_host: bool) -> list[str]:
-    """What gives the ranks the GPUs of the job's place, where the MPI command has put others into their environment."""
+    """Return what gives the ranks the GPUs of the job's place, where the MPI command has put others into their environment."""
     placed = hardware.visible_gpus(place, shares_host) if claim.shape.gpus_per_rank else None
     if placed is None:
         return []

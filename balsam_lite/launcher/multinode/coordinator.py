@@ -1,6 +1,6 @@
-"""Rank 0's side: the other ranks as one workers, and a runner that gives jobs to them.
+"""Rank 0: the other ranks as workers, and a runner that gives jobs to them.
 
-Only this rank has the DB. What becomes of a job whose node is lost is said by `poll` like any other end.
+Only this rank has the DB. `poll` reports the end of a job whose node is lost like any other end.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from .mpi_transport import Transport
 
 log = logging.getLogger(__name__)
 
-#: So long it may take until all nodes have started Python from a file system that they all read at once, in seconds.
+#: Limit for all nodes to start Python from a file system that they read at the same time, in seconds.
 _HELLO_LIMIT_S = 120.0
-#: At the end nodes only have to say that they have heard of it.
+#: Limit for nodes to confirm the end, in seconds.
 _BYE_LIMIT_S = 10.0
-#: A node that is silent for so many heartbeats is lost. A lease has to expire before somebody else may have its jobs, as
-#: nobody can ask its holder; a rank is asked, and it ends its jobs itself when it does not hear from rank 0 for less than this.
+#: A node that is silent for this many heartbeats is lost. A lease has to expire before its jobs may run elsewhere, as its
+#: holder cannot be asked; a rank can, and it ends its jobs itself when rank 0 is silent for less than this.
 LOST_AFTER_HEARTBEATS = 3.0
-#: Whoever has nothing to say for so many heartbeats says that it lives.
+#: A rank without messages for this many heartbeats sends one.
 ALIVE_HEARTBEATS = 0.5
-#: The guard of a dead rank ends the jobs within their grace; after so many more seconds none of them runs any more.
+#: The guard of a dead rank ends the jobs within their grace; this many seconds later none of them runs.
 _GUARD_S = 3.0
-#: Silence is looked for so often, in seconds.
+#: Interval of checks for silent ranks, in seconds.
 _SILENCE_PERIOD_S = 0.5
 
 
 class Workers:
-    """The other ranks, from their first word to their last.
+    """The other ranks, from their first message to their last.
 
     Args:
         heartbeat_s: all limits of silence are multiples of it.
@@ -53,16 +53,16 @@ class Workers:
         self._others = range(1, transport.size)
         self.channel = Channel(transport, self._others, clock, ALIVE_HEARTBEATS * heartbeat_s)
         self._lost_after_s = LOST_AFTER_HEARTBEATS * heartbeat_s
-        self.members: dict[int, messages.Hello] = {}  # as they said themselves
+        self.members: dict[int, messages.Hello] = {}  # as they introduced themselves
         self.left_out: dict[int, str] = {}  # why: it never answered, was lost, or cannot run jobs
         self._newly_left_out: dict[int, str] = {}
-        self._broken_since: dict[int, float] = {}  # whom MPI calls gone
-        self._ending_s = 0.0  # so long the jobs of such a rank may still run
+        self._broken_since: dict[int, float] = {}  # ranks that MPI reports as gone
+        self._ending_s = 0.0  # for how long the jobs of such a rank may still run
         self._look_at = 0.0
         self.channel.start_heartbeat()
 
     def gather(self, limit_s: float = _HELLO_LIMIT_S) -> None:
-        """Wait until all have said who they are; who has not within the limit is left out."""
+        """Wait until all have introduced themselves; leave out those that have not within the limit."""
         self._wait_for(messages.HELLO, self._greet, limit_s)
 
     def begin(self, orders: messages.Begin, limit_s: float = _HELLO_LIMIT_S) -> None:
@@ -76,18 +76,18 @@ class Workers:
         missing = {rank for rank in self._others if rank not in self.left_out}
         deadline = self._clock.monotonic() + limit_s
         while self._is_waiting_for(missing, deadline):
-            for rank, said in self.channel.receive():
-                if said[0] == kind:
-                    act(rank, *said[1:])
+            for rank, message in self.channel.receive():
+                if message[0] == kind:
+                    act(rank, *message[1:])
                     missing.discard(rank)
                 else:
-                    self.note(rank, said)
+                    self.note(rank, message)
             missing -= self.newly_left_out().keys()
         for rank in missing:
-            self.leave_out(rank, f"it did not say {kind!r} within {limit_s:.0f} s")
+            self.leave_out(rank, f"it did not send {kind!r} within {limit_s:.0f} s")
 
     def _is_waiting_for(self, missing: set[int], deadline: float) -> bool:
-        """Sleep until something is heard, unless nobody is missing any more or it is too late."""
+        """Sleep until something arrives. Return False if none is missing any more or it is too late."""
         left_s = deadline - self._clock.monotonic()
         if not missing or left_s <= 0:
             return False
@@ -98,8 +98,8 @@ class Workers:
         self._clock.sleep(seconds)
         return False
 
-    def _greet(self, rank: int, said: tuple[object, ...]) -> None:
-        hello = messages.Hello._make(said)
+    def _greet(self, rank: int, fields: tuple[object, ...]) -> None:
+        hello = messages.Hello._make(fields)
         if hello.version == messages.VERSION:
             self.members[rank] = hello
         else:
@@ -109,20 +109,20 @@ class Workers:
         if trouble:
             self.leave_out(rank, trouble)
 
-    def note(self, rank: int, said: Message) -> None:
-        """Act on what is about the rank itself, not about a job."""
-        if said[0] == messages.LOG:
-            log.log(said[1], "%s: %s", self.name(rank), said[2])
-        elif said[0] == messages.GONE:
-            self.leave_out(rank, said[1])
+    def note(self, rank: int, message: Message) -> None:
+        """Act on a message about the rank itself, not about a job."""
+        if message[0] == messages.LOG:
+            log.log(message[1], "%s: %s", self.name(rank), message[2])
+        elif message[0] == messages.GONE:
+            self.leave_out(rank, message[1])
 
     def name(self, rank: int) -> str:
-        """For messages."""
+        """Return the name of a rank for the log."""
         member = self.members.get(rank)
         return f"node {rank} ({member.host})" if member else f"node {rank}"
 
     def leave_out(self, rank: int, reason: str) -> None:
-        """Use it no more. If it still hears, it ends what it runs."""
+        """Stop using a rank. If it still receives that, it ends what it runs."""
         if rank not in self.left_out:
             self.left_out[rank] = self._newly_left_out[rank] = reason
             log.warning("Lost %s: %s", self.name(rank), reason)
@@ -131,7 +131,7 @@ class Workers:
                 self.channel.suspend(rank)
 
     def newly_left_out(self) -> dict[int, str]:
-        """Who was left out since the last call, and why; looks for those that are silent."""
+        """Return the ranks that were left out since the last call, and why; check for silent ones."""
         now = self._clock.monotonic()
         if now >= self._look_at:
             self._look_at = now + _SILENCE_PERIOD_S
@@ -147,21 +147,21 @@ class Workers:
             self.leave_out(rank, f"it was silent for {silent_s:.0f} s")
 
     def _wait_for_its_guard(self, rank: int, now: float) -> None:
-        """Leave out a rank that is gone, but not before its jobs are: nobody else may have them until then."""
+        """Leave out a rank that is gone, but not before its jobs are: they must not run elsewhere until then."""
         if rank not in self._broken_since:
             self._broken_since[rank] = now
-            self.channel.suspend(rank)  # what it is told now was never begun
+            self.channel.suspend(rank)  # what is sent to it now never began
         if now - self._broken_since[rank] >= self._ending_s:
-            self.leave_out(rank, "MPI says that it is gone")
+            self.leave_out(rank, "MPI reports that it is gone")
 
     def abandon(self) -> None:
-        """Have all end what they run at once; nothing is heard of it any more."""
+        """Have all ranks end what they run at once; they do not report it."""
         for rank in self._others:
             self.channel.send_first(rank, messages.ABANDON)
         self.channel.flush()
 
     def dismiss(self, in_good_order: bool) -> bool:
-        """Send all away; returns whether they all heard of it, so that MPI can be left together."""
+        """Dismiss all ranks. Return whether all confirmed it, so that MPI can be left together."""
         missing = {rank for rank in self._others if rank not in self.left_out and not math.isinf(self.channel.silent_s(rank))}
         together = in_good_order and len(missing) == len(self._others)
         if not in_good_order:
@@ -170,19 +170,19 @@ class Workers:
             self.channel.send_first(rank, messages.LEAVE, together)
         deadline = self._clock.monotonic() + _BYE_LIMIT_S
         while self._is_waiting_for(missing, deadline):
-            missing -= {rank for rank, said in self.channel.receive() if said[0] in (messages.BYE, messages.GONE)}
+            missing -= {rank for rank, message in self.channel.receive() if message[0] in (messages.BYE, messages.GONE)}
             missing -= self.newly_left_out().keys()
         self.channel.close()
         return together and not missing and not self.left_out
 
 
 class ClusterRunner:
-    """Runs jobs where their place is: on this node by a runner of its own, elsewhere by telling the rank there.
+    """Runs jobs at their placement: on this node by a local runner, elsewhere by messages to the rank there.
 
     The number of a node is the number of its rank.
 
     Args:
-        is_own: says which jobs are run from here wherever their place is, because the MPI command takes them there.
+        is_own: tells which jobs are started from here for any placement, because the MPI command takes them there.
         on_lost: called with the number of a node that is lost.
     """
 
@@ -215,7 +215,7 @@ class ClusterRunner:
         return set(self._queue)
 
     def queue(self, claim: Claim) -> None:
-        """Start a job in the place of the next run of its shape that ends with exit code 0, on whatever node."""
+        """Start a job in the place of the next run of its shape that ends with exit code 0, on any node."""
         self._queue[claim.job] = claim
 
     def start_queued(self, place: Placement) -> bool:
@@ -248,7 +248,7 @@ class ClusterRunner:
 
     @property
     def jobs(self) -> set[int]:
-        """The jobs that hold a place here and are not being stopped."""
+        """Return the jobs that hold a place here and are not being stopped."""
         return self._local.jobs | (self._away.keys() - self._stopping)
 
     def __len__(self) -> int:
@@ -256,7 +256,7 @@ class ClusterRunner:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is going on that no signal and no message tells of."""
+        """Return whether something is going on that causes no signal and no message."""
         return self._local.is_busy or bool(self._finished)
 
     @property
@@ -276,20 +276,18 @@ class ClusterRunner:
             return
         size = self._channel.send(rank, *messages.start(claim, place), about=claim.job)
         if size > MAX_MESSAGE_BYTES:
-            message = (
-                f"The job could not be started: what is to be told to its node has {size} bytes, more than {MAX_MESSAGE_BYTES}"
-            )
+            message = f"The job could not be started: the message to its node has {size} bytes, more than {MAX_MESSAGE_BYTES}"
             self._end(claim.job, states.RUN_ERROR, message, None)
 
     def poll(self) -> list[Finished]:
-        """The runs that ended since the last call, with true start and end times."""
+        """Return the runs that ended since the last call, with true start and end times."""
         if self._is_in_a_hurry:
             self._hurry()
-        for rank, said in self._channel.receive():
-            if said[0] == messages.ENDED:
-                self._hear_of_end(rank, *messages.read_ended(*said[1:]))
+        for rank, message in self._channel.receive():
+            if message[0] == messages.ENDED:
+                self._hear_of_end(rank, *messages.read_ended(*message[1:]))
             else:
-                self._workers.note(rank, said)
+                self._workers.note(rank, message)
         for rank, reason in self._workers.newly_left_out().items():
             self._lose(rank, reason)
         finished, self._finished = self._finished, []
@@ -349,7 +347,7 @@ class ClusterRunner:
             self._channel.send_first(rank, messages.HURRY)
 
     def wait(self, seconds: float, nap: Callable[[float], bool]) -> None:
-        """Sleep until a node says something, the time is up, or `nap` was woken."""
+        """Sleep until a message arrives, the time is up, or `nap` was woken."""
         self._channel.wait(seconds, nap)
 
     # --- the end of a job ---------------------------------------------------------------------------------------------
@@ -369,7 +367,7 @@ class ClusterRunner:
         self._finished.append(Finished(run, self._away.pop(run.job).place, trouble=trouble))
 
     def _give_up(self, jobs: Collection[int], message: str) -> None:
-        """Those were never told to anybody."""
+        """Report jobs that no rank was told to start."""
         for job in jobs:
             away = self._away[job]
             ended = RunResult(job, away.attempt, states.RESTART_READY, None, message, None, self._clock.now_us())

@@ -1,4 +1,4 @@
-"""What ranks say to one another, in tuples that marshal knows. All ranks run one installation; `VERSION` makes sure.
+"""The messages of ranks, in tuples that marshal knows. All ranks run one installation; `VERSION` makes sure.
 
 Head to node: BEGIN, START, STOP, HURRY, ABANDON, LEAVE. Node to head: HELLO, READY, ENDED, LOG, GONE, BYE.
 """
@@ -24,7 +24,7 @@ _SHAPE, _PLACE = Claim._fields.index("shape"), Claim._fields.index("place")
 
 
 class Hello(NamedTuple):
-    """The first thing that a node says."""
+    """The first message of a node."""
 
     version: tuple[Any, ...]
     host: str
@@ -42,13 +42,13 @@ class Begin(NamedTuple):
     job_mode: str
     environ: dict[bytes, bytes]  # what jobs inherit; where the node has such a variable too, the node's own counts
     tail_lines: int
-    grace_s: float  # between TERM and KILL for what nobody looks after
+    grace_s: float  # between TERM and KILL for what has no launcher
     dead_marks: tuple[bytes, ...]  # run marks of dead launchers, whose processes are to end first
     gpu_variables: tuple[str, ...] = DEFAULT_GPU_VARIABLES  # these tell jobs their GPUs
 
 
 def start(claim: Claim, place: Placement) -> tuple[Any, ...]:
-    """The words for a job that is to start."""
+    """Return the words for a job that is to start."""
     plain = list(claim)
     plain[_SHAPE] = plain[_PLACE] = None
     return START, plain, tuple(claim.shape), place.nodes, place.gpus
@@ -57,7 +57,7 @@ def start(claim: Claim, place: Placement) -> tuple[Any, ...]:
 def read_start(
     claim: list[Any], shape: tuple[Any, ...], nodes: tuple[int, ...], gpus: tuple[tuple[str, ...], ...]
 ) -> tuple[Claim, Placement]:
-    """The opposite of `start`, without START."""
+    """Return the opposite of `start`, without START."""
     made = Shape._make(shape)
     return Claim._make(claim)._replace(shape=made), Placement(nodes, gpus, made)
 
@@ -68,5 +68,5 @@ def ended(run: RunResult, trouble: MachineTrouble | None = None) -> tuple[Any, .
 
 
 def read_ended(run: tuple[Any, ...], trouble: tuple[str, str] | None) -> tuple[RunResult, MachineTrouble | None]:
-    """The opposite of `ended`, without ENDED."""
+    """Return the opposite of `ended`, without ENDED."""
     return RunResult._make(run), trouble and MachineTrouble(*trouble)

@@ -1,4 +1,4 @@
-"""Bytes from rank to rank. The only module that knows MPI; nobody waits for anybody here."""
+"""Bytes from rank to rank, without waiting. The only module that uses MPI."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ INSTALL = (
     "that your site provides. A launcher for its own node alone needs none."
 )
 _TAG = 4711
-#: The end of an MPI program is everybody's together; with somebody missing it would be waited for for ever.
+#: Limit in seconds for MPI_Finalize, which waits for all ranks, and for ever if one is missing.
 _FINALIZE_LIMIT_S = 10.0
 
 
 class Transport(Protocol):
-    """What carries messages. Those of one sender arrive in order, except that a large one may come late."""
+    """Carries frames. Those of one sender arrive in order, except that a large one may come late."""
 
     rank: int  # this one's
     size: int  # how many there are
-    broken: set[int]  # ranks of which MPI says that they are gone
+    broken: set[int]  # ranks that MPI reports as gone
 
     #: Whether threads may call `send` while the main thread calls anything.
     is_for_threads: bool
 
     @property
     def is_moving(self) -> bool:
-        """Whether messages are under way that `poll` moves on."""
+        """Return whether frames are under way that `poll` advances."""
 
     def send(self, peer: int, frame: bytes) -> None:
-        """Send a message; returns at once. To one who is gone it goes nowhere."""
+        """Send a frame; return at once. One to a rank that is gone is dropped."""
 
     def poll(self) -> list[tuple[int, bytes]]:
-        """What has arrived since the last call: (sender, message)."""
+        """Return the frames since the last call: (sender, frame)."""
 
 
 class MpiTransport:
@@ -51,7 +51,7 @@ class MpiTransport:
 
     def __init__(self, mpi: Any) -> None:
         self._mpi, self._world = mpi, mpi.COMM_WORLD
-        # A message that cannot be delivered is no reason to end everybody.
+        # A frame that cannot be delivered must not end all ranks.
         self._world.Set_errhandler(mpi.ERRORS_RETURN)
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
@@ -64,11 +64,11 @@ class MpiTransport:
 
     @property
     def is_moving(self) -> bool:
-        """Whether messages are under way that `poll` moves on."""
+        """Return whether frames are under way that `poll` advances."""
         return bool(self._sending or self._receiving)
 
     def send(self, peer: int, frame: bytes) -> None:
-        """Send a message; returns at once. To one who is gone it goes nowhere."""
+        """Send a frame; return at once. One to a rank that is gone is dropped."""
         if peer in self.broken:
             return
         with self._lock:
@@ -81,7 +81,7 @@ class MpiTransport:
             self._sending = self._unfinished(self._sending)
 
     def poll(self) -> list[tuple[int, bytes]]:
-        """What has arrived since the last call: (sender, message)."""
+        """Return the frames since the last call: (sender, frame)."""
         with self._lock:
             self._sending = self._unfinished(self._sending)
             for source in list(self._sources):
@@ -106,7 +106,7 @@ class MpiTransport:
             self._ask_one_by_one(source)
 
     def _ask_one_by_one(self, source: int) -> None:
-        """Somebody is gone. Where MPI can tell, it refuses to receive from anybody until it is said from whom."""
+        """Receive from each rank separately: one is gone, and MPI then may refuse to receive from any source."""
         if source == self._mpi.ANY_SOURCE:
             self._sources = [peer for peer in range(self.size) if peer != self.rank]
         else:
@@ -133,7 +133,7 @@ class MpiTransport:
 
 
 def connect(ranks: int) -> MpiTransport:
-    """Join the MPI program that this process was started in, which has so many ranks.
+    """Join the MPI program of that number of ranks in which this process was started.
 
     Raises:
         LaunchError: mpi4py is missing or cannot load its MPI, or that is not the one that started this program.
@@ -141,7 +141,7 @@ def connect(ranks: int) -> MpiTransport:
     try:
         import mpi4py
 
-        mpi4py.rc.thread_level = "serialized"  # a thread says that this rank lives while the main thread is busy
+        mpi4py.rc.thread_level = "serialized"  # a thread sends heartbeats while the main thread is busy
         mpi4py.rc.finalize = False  # at the exit of a process whose peers are dead it would hang
         from mpi4py import MPI
     except (ImportError, RuntimeError) as exc:  # RuntimeError is: "cannot load MPI library"

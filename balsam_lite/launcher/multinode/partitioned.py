@@ -1,6 +1,6 @@
 """What `balsam launcher --part …` is: one launcher for each part of the nodes, and a process that waits for all of them.
 
-This process has neither DB nor lease. The launchers share its process group, so that whatever a batch system or a terminal
+This process has neither DB nor lease. The launchers share its process group, so that what a batch system or a terminal
 sends to the group reaches them as well; a signal that comes twice within a second is one to them. Should this process be
 killed alone, they go on with their work until the batch job, which then has lost its main process, ends.
 """
@@ -22,14 +22,14 @@ from ..exec.children import Alarm
 from ..exec.spawner import Companion
 from ..resources import LauncherOptions
 
-#: A child's end wakes this process; should that be missed, it looks after so many seconds.
+#: A child's end wakes this process; if that is missed, it checks after this many seconds.
 _PERIOD_S = 5.0
 
 
 def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Partition]) -> int:
     """Run a launcher for each part until all have ended. Returns the worst of their exit codes.
 
-    The nodes are the batch job's in their order, or shares of this host: as many as the parts need, unless `options` says.
+    The nodes are the batch job's in their order, or shares of this host: as many as the parts need, or `options` has.
 
     Raises:
         InvalidSpec: the parts are not all of the nodes. LaunchError: the nodes are not to be found out. SpawnFailed.
@@ -71,7 +71,7 @@ def _start(db_directory: str, options: LauncherOptions, part: Partition, offset:
 
 
 def words(options: LauncherOptions, part: Partition, offset: int) -> list[str]:
-    """The command line of the launcher of that part, whose nodes begin behind the first `offset` ones."""
+    """Return the command line of the launcher of that part, whose nodes follow the first `offset` ones."""
     given = {
         "--wf-filter": options.workflow_filter,
         "--nodes": options.nodes,
@@ -88,5 +88,5 @@ def words(options: LauncherOptions, part: Partition, offset: int) -> list[str]:
 
 
 def _exit_code(code: int) -> int:
-    """As a shell has it."""
+    """Return an exit code as a shell has it."""
     return code if code >= 0 else 128 - code

@@ -1,7 +1,7 @@
 """The program that MPI starts once on each node, with a plan (see `supervisor`) as its only word.
 
-Rank 0 is the launcher, on the first node; the others run what it tells them. Whoever started it all (`supervisor`) hears from
-rank 0 through its stdout and speaks to it through its stdin, which MPI start commands forward.
+Rank 0 is the launcher, on the first node; the others run what it tells them. The process that started all (`supervisor`) reads
+rank 0's stdout and writes to it through its stdin, which MPI start commands forward.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _be_head(transport: MpiTransport, plan: Plan) -> int:
         )
     except BalsamError as exc:
         error = str(exc)
-    except Exception as exc:  # said by the supervisor; the traceback is in the log
-        log.exception("Rank 0 stops because of an error of its own.")
+    except Exception as exc:  # reported by the supervisor; the traceback is in the log
+        log.exception("Rank 0 stops because of an internal error.")
         error = f"Unexpected {type(exc).__name__}: {exc}"
     together = workers.dismiss(in_good_order=code == 0)
     if error:
@@ -116,7 +116,7 @@ def _be_head(transport: MpiTransport, plan: Plan) -> int:
 
 
 def _listen_to_supervisor() -> None:
-    """Turn what comes through stdin into signals: `stop SIGTERM`; and into SIGHUP the end of whoever could write there."""
+    """Turn what comes through stdin into signals: `stop SIGTERM`; and the end of its writer into SIGHUP."""
 
     def listen() -> None:
         with open(0, "rb", buffering=0, closefd=False) as file:
@@ -127,7 +127,7 @@ def _listen_to_supervisor() -> None:
                 verb, _, name = line.decode(errors="replace").strip().partition(" ")
                 if verb == "stop" and name in signal.Signals.__members__:
                     os.kill(os.getpid(), signal.Signals[name])
-        # Nobody reads what is written any more, and the MPI command could die of that.
+        # What is written now has no reader, and the MPI command could die of that.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
@@ -173,7 +173,7 @@ def _gpus(found: Resources, shown: Mapping[str, tuple[str, ...]], per_node: int 
 
 
 def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:
-    """Which of the batch job's nodes each rank is on; in their order, unless all the hosts tell another one.
+    """Return which of the batch job's nodes each rank is on; in their order, unless all the hosts tell another one.
 
     >>> names_by_rank(["n1", "n2"], {0: "n2.site.edu", 1: "n1"})
     ['n2', 'n1']
@@ -213,7 +213,7 @@ class RemoteNodes:
         self._workers.begin(orders)
 
     def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
-        """What runs jobs on all nodes, given what does on this one."""
+        """Return what runs jobs on all nodes, given what does on this one."""
         for rank in self._workers.left_out:
             pool.close(rank)
         rules = self._found.mpi_rules
@@ -225,7 +225,7 @@ class RemoteNodes:
         return self._runner
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
-        """What sleeps until a node says something or `nap` is woken."""
+        """Return what sleeps until a message of a node arrives or `nap` is woken."""
 
         def wait(seconds: float) -> None:
             assert self._runner is not None
@@ -298,7 +298,7 @@ class LocalExecutor:
             self._spawner.beat()
 
     def abandon(self) -> None:
-        """End whatever runs, and start nothing more."""
+        """End all that runs, and start nothing more."""
         if self._orders is not None:
             self._spawner.abandon()
             leftovers.end_own_runs(self._context, self._orders.grace_s, self._rank)

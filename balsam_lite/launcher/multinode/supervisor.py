@@ -1,8 +1,8 @@
 """What `balsam launcher` is where jobs run on many nodes: it starts one MPI program over them, and stays with it to the end.
 
 Rank 0 of that program is the launcher (`rank`). This process has neither DB nor lease. It hands signals on as lines to
-rank 0's stdin, because the MPI commands make different things of a signal of their own: Open MPI 5 kills the ranks half a
-second later, MPICH 5 leaves that to the ranks (tried). And whatever becomes of the program, nothing of it is left on this host.
+rank 0's stdin, because the MPI commands treat signals differently: Open MPI 5 kills the ranks half a
+second later, MPICH 5 leaves that to the ranks (tried). However the program ends, nothing of it is left on this host.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ log = logging.getLogger(__name__)
 
 #: Before what rank 0 tells us on its stdout.
 _TOKEN = "@balsam "
-#: So many lines of the MPI program's output are shown when it breaks down.
+#: Number of lines of the MPI program's output that are shown when it breaks down, and the bytes to keep for that.
 _LAST_WORDS, _LAST_WORDS_BYTES = 12, 4096
-#: Starting Python on thousands of nodes takes minutes. What has not begun after so many seconds never will.
+#: Starting Python on thousands of nodes takes minutes. What has not begun after this many seconds never will.
 _START_LIMIT_S = 300.0
-#: When rank 0 has said that it is over, the MPI command still has so long, in seconds.
+#: When rank 0 has reported its end, the MPI command still has this long, in seconds.
 _END_LIMIT_S = 20.0
-#: After a signal rank 0 needs the jobs' grace and the DB, if it has taken any job; beyond that and so many seconds it hangs.
+#: After a signal rank 0 needs the jobs' grace and the DB, if it has taken any job; this many seconds beyond that it hangs.
 _STOP_LIMIT_S = 15.0
-#: What is left of a broken program is asked to end, and killed after so many seconds beyond the jobs' grace.
+#: What is left of a broken program is told to end, and killed this many seconds after the jobs' grace.
 _LEFTOVER_GRACE_S = 5.0
-#: What a dead rank 0 has said is still under way for so long, in seconds, where the MPI command does not end with it.
+#: Reports of a dead rank 0 arrive for this long, in seconds, where the MPI command does not end with it.
 _LAST_NEWS_LIMIT_S = 2.0
-#: The output of a program that is over is read for so long, in seconds.
+#: The output of a program that has ended is read for this long, in seconds.
 _PIPES_LIMIT_S = 1.0
 #: Minutes before the limit below which another try is not worth it.
 _LEAST_MINUTES = 1.0
@@ -80,14 +80,14 @@ class Plan(NamedTuple):
     lost_lease: int | None = None  # of the launcher before this one, which ended because of a lost node
 
     def as_text(self) -> str:
-        """For `from_text`."""
+        """Return the plan as text; see `from_text`."""
         options = self.options._replace(tags=tuple(self.options.tags))
         batch = self.batch and self.batch._asdict()
         return json.dumps({**self._asdict(), "options": options._asdict(), "batch": batch})
 
     @classmethod
     def from_text(cls, text: str) -> Plan:
-        """The opposite of `as_text`."""
+        """Return the opposite of `as_text`."""
         found = json.loads(text)
         options = LauncherOptions(**found["options"])
         options = options._replace(tags=tuple((name, value) for name, value in options.tags))
@@ -101,7 +101,7 @@ class Plan(NamedTuple):
 
 
 def report(**news: object) -> None:
-    """In a rank: tell the supervisor something. Rank 0: `head=`, `mark=`, `lease=`, and at the end `ended=` or `error=`."""
+    """Tell the supervisor something. Rank 0: `head=`, `mark=`, `lease=`, and at the end `ended=` or `error=`."""
     try:
         os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
     except OSError:  # the supervisor is gone; the end of stdin tells that, too
@@ -118,7 +118,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     is started again once, and again whenever it has worked for a while.
 
     Raises:
-        LaunchError: it could not start: no mpi4py, no MPI start command, or whatever rank 0 said.
+        LaunchError: it could not start: no mpi4py, no MPI start command, or the error that rank 0 reported.
     """
     names = [node.name for node in found.nodes]
     where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
@@ -192,7 +192,7 @@ def _environ() -> dict[str, str]:
 
 
 class SignalInbox:
-    """What signals say. Takes them over for the rest of the process."""
+    """The signals that this process has received. Handles them until it ends."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -204,7 +204,7 @@ class SignalInbox:
         self._names.append(signal.Signals(number).name)
 
     def take(self) -> list[str]:
-        """The signals that came since the last call."""
+        """Return the signals that came since the last call."""
         return [self._names.popleft() for _ in range(len(self._names))]
 
 
@@ -233,10 +233,10 @@ class _Program:
         self._run_mark = b""  # of its runs; known together with the lease
 
     def run(self) -> int | None:
-        """Until it is over, and nothing of it is left on this host. Its exit code; None if it broke down.
+        """Wait until it has ended, and nothing of it is left on this host. Return its exit code; None if it broke down.
 
         Raises:
-            LaunchError: a rank said what is wrong.
+            LaunchError: the error that a rank reported.
         """
         try:
             self._attend()
@@ -309,7 +309,7 @@ class _Program:
         try:
             (what, value), *_ = json.loads(text).items()
             self._note_one(what, value)
-        except (ValueError, TypeError, AttributeError):  # somebody else's line in between
+        except (ValueError, TypeError, AttributeError):  # a line of another program in between
             return
 
     def _note_one(self, what: str, value: Any) -> None:

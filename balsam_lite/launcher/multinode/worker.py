@@ -1,4 +1,4 @@
-"""The side of the other ranks: run what rank 0 says on this node, and tell it how that ended. No DB, no lease."""
+"""The other ranks: run what rank 0 orders on this node, and report how it ended. No DB, no lease."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from .channel import Channel, Message
 log = logging.getLogger(__name__)
 
 HEAD = 0
-#: A rank ends its jobs when it has not heard of rank 0 for so many heartbeats: before rank 0 gives them to others.
+#: A rank ends its jobs when rank 0 is silent for this many heartbeats: before rank 0 gives them to others.
 ALONE_AFTER_HEARTBEATS = 2.0
-#: Programs are started for so long, in seconds, before messages are looked for again: a kill must not wait for them all.
+#: Programs are started for this long, in seconds, before the next poll for messages: a kill must not wait for them all.
 _STARTING_S = 0.02
-#: Without anything to do, the process looks so often whether its parent and rank 0 are there, in seconds.
+#: Interval at which an idle process checks whether its parent and rank 0 are there, in seconds.
 _IDLE_PERIOD_S = 0.5
 
 
 class NodeExecutor(Protocol):
-    """What runs programs on this node."""
+    """Runs programs on this node."""
 
     def begin(self, orders: messages.Begin) -> Runner:
-        """Get ready; what is raised says why no jobs can run here."""
+        """Get ready. Raise an error that tells why no jobs can run here."""
 
     def beat(self) -> None:
-        """Note that this process works: what runs here is ended without it when it has not for too long."""
+        """Note that this process works: the spawn helpers end what runs here when it has not for too long."""
 
     def abandon(self) -> None:
-        """End whatever runs, and start nothing more."""
+        """End all that runs, and start nothing more."""
 
 
 class ConnectionLost(Exception):
-    """Rank 0 is gone, or the MPI program is being taken apart. The words say how that was seen."""
+    """Rank 0 is gone, or the MPI program is being taken apart. The message tells how that was seen."""
 
 
 class Worker:
     """One node's rank.
 
     Args:
-        nap: sleeps for so many seconds; returns at once, and True, when a child of this process has ended.
+        nap: sleeps for that number of seconds; returns at once, and True, when a child of this process has ended.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Worker:
         self._is_leaving = self.leaves_together = False
 
     def serve(self, hello: messages.Hello) -> bool:
-        """Until rank 0 says that it is over; returns whether all ranks leave together.
+        """Serve until rank 0 sends LEAVE. Return whether all ranks leave together.
 
         Raises:
-            ConnectionLost: nobody will say so any more. What ran here has been ended.
+            ConnectionLost: rank 0 cannot send that any more. What ran here has been ended.
         """
         self._channel.send(HEAD, messages.HELLO, tuple(hello))
         try:
@@ -85,14 +85,14 @@ class Worker:
 
     @property
     def is_over(self) -> bool:
-        """Whether rank 0 has said that it is over, and has heard everything that was to be said."""
+        """Return whether rank 0 has sent LEAVE, and has answered all messages."""
         return self._is_leaving and not self._channel.has_unanswered(HEAD)
 
     def _turn(self) -> None:
-        heard = self._channel.receive()
+        received = self._channel.receive()
         try:
-            for _, said in heard:
-                self._obey(said)
+            for _, message in received:
+                self._obey(message)
             self._work()
         except Exception as exc:  # noqa: BLE001  # the other nodes go on
             self._break_down(exc)
@@ -100,8 +100,8 @@ class Worker:
         if not self.is_over:
             self._channel.wait(self._pause(), self._nap)
 
-    def _obey(self, said: Message) -> None:
-        kind, *rest = said
+    def _obey(self, message: Message) -> None:
+        kind, *rest = message
         if kind == messages.LEAVE:
             self._is_leaving, self.leaves_together = True, rest[0]
             self._channel.send(HEAD, messages.BYE)
@@ -179,13 +179,13 @@ class Worker:
             raise ConnectionLost("the MPI command's own process on this node is gone")
         silent_s = self._channel.silent_s(HEAD)
         if silent_s > self._alone_after_s:
-            raise ConnectionLost(f"nothing was heard of rank 0 for {silent_s:.0f} s")
+            raise ConnectionLost(f"rank 0 was silent for {silent_s:.0f} s")
 
     def _break_down(self, exc: Exception) -> None:
-        """An error of our own: end what runs here, and leave the jobs to the others. The process stays, for MPI's sake."""
-        log.exception("This node stops because of an error of its own.")
+        """End what runs here after an internal error, and leave the jobs to the others. The process stays, for MPI's sake."""
+        log.exception("This node stops because of an internal error.")
         self._abandon()
-        self._channel.send_first(HEAD, messages.GONE, f"it stopped because of an error of its own: {type(exc).__name__}: {exc}")
+        self._channel.send_first(HEAD, messages.GONE, f"it stopped because of an internal error: {type(exc).__name__}: {exc}")
 
     def _abandon(self) -> None:
         self._is_broken = True

@@ -1,6 +1,6 @@
 """Looking at files, and copying them so that they get their final names only when they are complete.
 
-`explained` makes one sentence, a StagingFailed, of whatever goes wrong.
+`explained` turns each error into one sentence, a StagingFailed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _copy(source: str, target: str, cancelled: Cancelled) -> None:
 
 @contextmanager
 def part_of(directory: str) -> Iterator[str]:
-    """A hidden directory in `directory`, for what is not complete; removed in the end with all that is still there."""
+    """Return a hidden directory in `directory`, for what is not complete; removed in the end with all that is still there."""
     path = os.path.join(directory, part_name())
     os.mkdir(path)
     try:
@@ -101,12 +101,12 @@ def _remove(directory: str) -> None:
 
 
 def is_directory(path: str) -> bool:
-    """Whether it is a directory, and no link to one."""
+    """Return whether it is a directory, and no link to one."""
     return os.path.isdir(path) and not os.path.islink(path)
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether both are there and are one file or directory."""
+    """Return whether both are there and are one file or directory."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -114,7 +114,7 @@ def is_same(one: str, other: str) -> bool:
 
 
 def contains(directory: str, path: str) -> bool:
-    """Whether `path` is `directory` or below it."""
+    """Return whether `path` is `directory` or below it."""
     root = os.path.join(os.path.realpath(directory), "")
     return os.path.join(os.path.realpath(path), "").startswith(root)
 
@@ -140,7 +140,7 @@ def explained(task: str) -> Iterator[None]:
 
 
 def shown(text: str) -> str:
-    """The text, or its repr if it holds newlines or what is no valid Unicode.
+    """Return the text, or its repr if it holds newlines or what is no valid Unicode.
 
     >>> shown("a b"), shown("a" + chr(10))
     ('a b', "'a\\\\n'")

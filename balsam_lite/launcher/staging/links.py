@@ -28,7 +28,7 @@ def link_inputs(workdir: str, child_name: str, parents: Sequence[Parent], patter
     Files and directories get links under their basenames, those found through `**` under their path in the parent's
     directory. Where the name is taken, or is one that Balsam writes to, the link is called `<name>_<id8 of the parent>`,
     and then `<name>_<id8>.2` and so on. Balsam's logs are never linked; what the parent printed only by a pattern that
-    says more than `*`. Doing it again changes nothing.
+    matches more than `*`. Doing it again changes nothing.
 
     Returns:
         How many links there are now.
@@ -51,7 +51,7 @@ def link_inputs(workdir: str, child_name: str, parents: Sequence[Parent], patter
 
 
 def _inputs(parent: Parent, glob: Glob) -> dict[str, str]:
-    """The paths in the parent's directory that match, and what to link to; without Balsam's logs and broken links."""
+    """Return the paths in the parent's directory that match, and what to link to; without Balsam's logs and broken links."""
     output = output_name(parent.name) if glob.is_bare else ""
     found = {}
     for path in glob.expand(parent.workdir):
@@ -78,7 +78,7 @@ def _check_that_none_is_missing(wanted: list[Glob], parents: Sequence[Parent], m
 
 
 def _without_detour(path: str) -> str | None:
-    """Where an absolute link leads, else the path: in a chain of jobs, links to links would soon be too many.
+    """Return where an absolute link leads, else the path: in a chain of jobs, links to links would soon be too many.
 
     None: it is a link that leads nowhere.
     """
@@ -96,7 +96,7 @@ def _is_log(name: str) -> bool:
 
 
 def _is_attempt(name: str, output: str) -> bool:
-    """Whether it is that file of Balsam's, or the one that an earlier attempt left: `<output>.<number>`."""
+    """Return whether it is that file of Balsam's, or the one that an earlier attempt left: `<output>.<number>`."""
     return name.startswith(output) and (name == output or (name[len(output)] == "." and name[len(output) + 1 :].isdigit()))
 
 
@@ -155,19 +155,19 @@ class _Links:
         return made
 
     def _is_balsams(self, name: str) -> bool:
-        """Whether Balsam writes to that name: through a link it would be the parent's file."""
+        """Return whether Balsam writes to that name: through a link it would be the parent's file."""
         return _is_attempt(name, self._output) or _is_log(name)
 
 
 def _names(name: str, mark: str) -> Iterator[str]:
-    """Names for a link, best first."""
+    """Return names for a link, best first."""
     yield name
     yield f"{name}_{mark}"
     yield from (f"{name}_{mark}.{number}" for number in count(2))
 
 
 def _made_directory(path: str) -> bool:
-    """Whether there is a directory now, and no link to one."""
+    """Return whether there is a directory now, and no link to one."""
     try:
         os.mkdir(path)
     except FileExistsError:

@@ -22,21 +22,21 @@ class Glob(NamedTuple):
 
     @property
     def is_bare(self) -> bool:
-        """Whether it says no more than "everything"."""
+        """Return whether it matches everything."""
         return self.text in ("*", "**", "**/*")
 
     @property
     def is_deep(self) -> bool:
-        """Whether its matches keep their paths."""
+        """Return whether its matches keep their paths."""
         return "**" in self.parts
 
     def expand(self, directory: str) -> list[str]:
-        """The paths below `directory` that match; what is below a directory that matches by `**` is part of that."""
+        """Return the paths below `directory` that match; what is below a directory that matches by `**` is part of that."""
         return matching(directory, self.parts)
 
 
 def globs(patterns: str) -> list[Glob]:
-    """The words of `patterns`, without repetitions.
+    """Return the words of `patterns`, without repetitions.
 
     Raises:
         StagingFailed: one of them is no relative pattern.
@@ -54,7 +54,7 @@ def globs(patterns: str) -> list[Glob]:
 
 
 def parts_of(pattern: str) -> tuple[str, ...]:
-    """Its components. One `**` after another says nothing new, and one at the end means all that is there."""
+    """Return its components. One `**` after another adds nothing, and one at the end means all that is there."""
     parts: list[str] = []
     for part in pattern.split("/"):
         if part not in ("", ".") and parts[-1:] + [part] != ["**", "**"]:
@@ -81,7 +81,7 @@ def matching(directory: str, parts: tuple[str, ...]) -> list[str]:
 
 
 def _matching_anywhere(directory: str, parts: tuple[str, ...]) -> list[str]:
-    """What matches in `directory` or a directory below it that does not match itself; links are not entered."""
+    """Return what matches in `directory` or a directory below it that does not match itself; links are not entered."""
     here = matching(directory, parts)
     found = dict.fromkeys(here)
     for name in _visible(directory, "*"):
@@ -92,7 +92,7 @@ def _matching_anywhere(directory: str, parts: tuple[str, ...]) -> list[str]:
 
 
 def _visible(directory: str, part: str) -> list[str]:
-    """The names in it that a component may match: hidden ones only if it starts with a dot; none if it is no directory."""
+    """Return the names in it that a component may match: hidden ones only if it starts with a dot; none in a file."""
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):

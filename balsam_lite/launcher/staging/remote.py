@@ -32,17 +32,17 @@ class Remote(NamedTuple):
         return self._replace(path=re.sub(r"[*?[]", r"[\g<0>]", self.path))
 
     def download(self, directory: str) -> list[str]:
-        """The command that copies it into a local directory."""
+        """Return the command that copies it into a local directory."""
         path = _escaped(self.path) if self.program == "scp" else self.path
         return [*self._copying(), f"{self.host}:{path}", os.path.join(directory, "")]
 
     def upload(self, sources: Sequence[str]) -> list[str]:
-        """The command that copies local files and directories into it."""
+        """Return the command that copies local files and directories into it."""
         # Before OpenSSH 9 a remote shell splits the path; then one with blanks fails. From 9 on, quoting it would fail.
         return [*self._copying(), *sources, f"{self.host}:{os.path.join(self.path, '')}"]
 
     def ssh(self, *words: str) -> list[str]:
-        """A command that runs `words` there."""
+        """Return a command that runs `words` there."""
         host = self.host.replace("[", "").replace("]", "")
         return [*self._ssh(), "--", host, shlex.join(words)]
 
@@ -58,7 +58,7 @@ class Remote(NamedTuple):
 
 
 def _escaped(path: str) -> str:
-    """The path for `scp host:path`, where sftp's globs and (before OpenSSH 9) a shell read it: a backslash suits both."""
+    """Return the path for `scp host:path`, which sftp's globs and (before OpenSSH 9) a shell read: a backslash suits both."""
     return re.sub(r"([^\w@%+=:,./~*?\[\]^!-])", r"\\\1", path)
 
 
@@ -136,7 +136,7 @@ def call(argv: list[str], workdir: str, run: Run, cancelled: Cancelled) -> None:
     if code:
         stop_if(cancelled)
         words = "; ".join([line.strip() for line in output.splitlines() if line.strip()][-3:])
-        raise StagingFailed(f"{argv[0]} ended with code {code}: {words or 'it said nothing'}")
+        raise StagingFailed(f"{argv[0]} ended with code {code}: {words or 'it printed nothing'}")
 
 
 # --- how a place is written -------------------------------------------------------------------------------------------

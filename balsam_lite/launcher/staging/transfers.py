@@ -57,7 +57,7 @@ def stage_in(url: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
 
 
 def _local_sources(path: str, workdir: str) -> Iterator[str]:
-    """The files and directories that a path with globs names."""
+    """Return the files and directories that a path with globs names."""
     found = _expand_path(path)
     for source in found:
         if not os.path.exists(source):
@@ -70,7 +70,7 @@ def _local_sources(path: str, workdir: str) -> Iterator[str]:
 
 
 def _expand_path(path: str) -> list[str]:
-    if os.path.lexists(path):  # whatever is in its name
+    if os.path.lexists(path):  # with any characters in its name
         return [os.path.normpath(path)]
     return [os.path.join("/", found) for found in matching("/", parts_of(path))]
 
@@ -112,12 +112,12 @@ def stage_out(url: str, patterns: str, workdir: str, run: Run, cancelled: Cancel
 
 
 def _is_at(path: str, place: str) -> bool:
-    """Whether its copy in directory `place` would be the file itself."""
+    """Return whether its copy in directory `place` would be the file itself."""
     return is_same(path, os.path.join(place, os.path.basename(path)))
 
 
 def _by_name(paths: Iterable[str]) -> dict[str, str]:
-    """The paths under their basenames.
+    """Return the paths under their basenames.
 
     Raises:
         StagingFailed: two have the same.
@@ -137,7 +137,7 @@ _FORMS = "a path, local:PATH, file:///PATH, scp:[USER@]HOST:PATH or rsync:[USER@
 
 
 def _place_of(url: str, workdir: str) -> str | Remote:
-    """The local path, absolute, or the remote one.
+    """Return the local path, absolute, or the remote one.
 
     Raises:
         StagingFailed: it is written in no known way.

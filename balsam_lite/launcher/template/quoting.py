@@ -171,7 +171,7 @@ class _Scanner:
         """End the scan at a construct; refuse all values in it, after it, and in the commands around it."""
         values = len(self._positions) - self._judged + self._text.count(PLACEHOLDER, self._at)
         if values or any(PLACEHOLDER in word for word in self._condition or ()):
-            self._refuse(f"in, after or beside {construct}")
+            self._refuse(f"in, after or next to {construct}")
         raise _EndOfCertainty
 
     def _unclosed(self, what: str) -> NoReturn:
@@ -244,17 +244,17 @@ class _Scanner:
         if name in _DECLARING and any(_EVALUATING_OPTION.match(word) for word in arguments):
             self._give_up(f"{name} with -i or -n")
         if _reads_commands(name, arguments) and PLACEHOLDER in self._text:
-            self._refuse(f"beside {name} without a script, which runs what it reads")
+            self._refuse(f"next to {name} without a script, which runs what it reads")
         if where := _evaluated_by(name, arguments):
             self._refuse(where)
 
     def _end_condition(self) -> None:
-        """[[ … ]] is over, or the text is: no value may stand in it beside what compares numbers."""
+        """End [[ … ]], or the text: no value may be in it together with what compares numbers."""
         condition, self._condition = self._condition or [], None
         if not _COMPARES.isdisjoint(condition):
             self._evaluated += condition
             if any(PLACEHOLDER in word for word in condition):
-                self._refuse("in [[ … ]] beside -gt and its like, or -v; write [ {{ n }} -gt 5 ]")
+                self._refuse("in [[ … ]] next to -gt and its like, or -v; write [ {{ n }} -gt 5 ]")
 
     def _bracket(self) -> None:
         """Read (…), the brackets of a function or a pattern, or ((…))."""

@@ -1,6 +1,6 @@
 """Command templates of applications: jinja2 text in which every value becomes one word of the command line. Pure.
 
-jinja2 gives the text with each value between two marks that neither a value nor a template can hold; `shell` says how what
+jinja2 puts each value between two marks that neither a value nor a template can contain; `quoting` finds from the text around
 stands around them is read, and so how they are quoted. jinja2 is imported when the first template is read.
 """
 
@@ -39,7 +39,7 @@ class _Compiled(NamedTuple):
 
 
 def render(text: str, values: Mapping[str, Any], for_shell: bool = False) -> Command:
-    """The command of a job with these values, each of which is one word of it; more than the template needs are no harm.
+    """Return the command of a job with these values, each of which is one word of it; more than the template needs are no harm.
 
     With `for_shell` it is always a text for a shell, which may know functions of that name.
 
@@ -58,13 +58,13 @@ def render(text: str, values: Mapping[str, Any], for_shell: bool = False) -> Com
         line = compiled.template.render(values)
     except TemplateError:
         raise
-    except Exception as exc:  # whatever the expressions of a template raise
+    except Exception as exc:  # the expressions of a template may raise anything
         raise _broken(text, exc) from exc
     return _command(*_taken_apart(line), for_shell)
 
 
 def check(text: str) -> list[str]:
-    """The names of the values that a template needs, sorted.
+    """Return the names of the values that a template needs, sorted.
 
     Raises:
         TemplateError: it cannot be read, gives no command, or has a value where none can stand.
@@ -81,7 +81,7 @@ def check(text: str) -> list[str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as Python prints a set, in order.
+    """Return names as Python prints a set, in order.
 
     >>> listed(["b", "a"])
     "{'a', 'b'}"
@@ -113,7 +113,7 @@ def _compiled(text: str) -> _Compiled:
 
 
 def _plain_parts(tree: jinja2.nodes.Template, variables: set[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """The texts and the names of a template that has nothing else; (None, ()) if it has."""
+    """Return the texts and the names of a template that has nothing else; (None, ()) if it has."""
     from jinja2 import nodes
 
     fixed, names = [""], []
@@ -138,7 +138,7 @@ def _environment(strict: bool) -> jinja2.Environment:
 
 
 def _marked(value: Any) -> str:
-    """What jinja2 puts into the text for a value."""
+    """Return what jinja2 puts into the text for a value."""
     return f"{_MARK}{_text(value)}{_MARK}"
 
 
@@ -150,13 +150,13 @@ def _text(value: Any) -> str:
 
 
 def _taken_apart(line: str) -> tuple[tuple[str, ...], list[str]]:
-    """The texts between the values, and the values."""
+    """Return the texts between the values, and the values."""
     parts = line.split(_MARK)
     return _stripped(parts[::2]), parts[1::2]
 
 
 def _stripped(fixed: list[str]) -> tuple[str, ...]:
-    """Without the blanks around the line; those of a value at either end stay."""
+    """Strip the blanks around the line, but not those of a value at either end."""
     fixed[0], fixed[-1] = fixed[0].lstrip(), fixed[-1].rstrip()
     return tuple(fixed)
 

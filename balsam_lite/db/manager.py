@@ -348,7 +348,7 @@ class QuerySet(Generic[Record]):
     def _sliced(self, place: slice) -> Any:
         if place.step is not None:
             return self._fetch()[place]
-        start, stop = place.start or 0, place.stop
+        start, stop = operator.index(place.start or 0), None if place.stop is None else operator.index(place.stop)
         if start < 0 or (stop or 0) < 0:
             start, stop, _ = place.indices(self.count())
         cut = self._cut(start, stop)

@@ -188,7 +188,7 @@ def test_none_is_a_missing_value_and_an_empty_list_matches_nothing(db):
     ({"stat": "FAILED"}, UnknownField, "A job has no field 'stat'. Did you mean 'state'?"),
     ({"pending_file_cleanup": True}, UnknownField, "A job has no field 'pending_file_cleanup'."),
     ({"state": "FINISHED"}, InvalidStateError, "Did you mean 'JOB_FINISHED'?"),
-    ({"state__ne": ["FAILED", 3]}, InvalidStateError, "There is no state 3"),
+    ({"state__ne": ["FAILED", 3]}, InvalidStateError, "There is no state '3'"),
     ({"id": "x"}, InvalidSpec, "Condition id: A number cannot be compared with 'x'"),
     ({"id": True}, InvalidSpec, "not True"),
     ({"id": [1, object]}, InvalidSpec, "Condition id: A number cannot be compared with"),

@@ -534,7 +534,7 @@ class Conditions:
         else:
             is_choice = lookup in ("exact", "in") and value is not None
             if head == "state" and is_choice and self.table is JOB:
-                wanted = {states.check_state(plain(one)) for one in _several(value)}
+                wanted = {stored("state", one) for one in _several(value)}
                 self.states = wanted if self.states is None else self.states & wanted
             elif head == "state":
                 head = "other state"

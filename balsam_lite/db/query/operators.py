@@ -59,16 +59,13 @@ def plain(value: Any) -> Any:
 
 def _number_of_package(value: Any) -> Any:
     """Return a number of another package as int or float; anything else as it is."""
-    from numbers import Number
+    from numbers import Complex, Number, Real
 
     with suppress(TypeError):  # an array of numpy has an __index__ that fails
         return operator.index(value)
-    if not isinstance(value, Number):
-        return value
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidSpec(f"{value!r} cannot be compared with numbers") from None
+    if isinstance(value, Complex) and not isinstance(value, Real):
+        raise InvalidSpec(f"{value!r} is a complex number")
+    return float(value) if isinstance(value, Number) else value  # type: ignore[arg-type]
 
 
 def as_list(value: Any) -> list[Any] | None:
@@ -87,7 +84,7 @@ def stored(kind: str, value: Any, is_ordered: bool = False) -> Any:
     """Return a value as a column of that kind holds it."""
     value = plain(_number_or_name(value, kind))
     if kind == "state" and not is_ordered:
-        return states.check_state(value)
+        return states.check_state(text_of(value))
     if kind in field_specs.JSON_KINDS or (kind == "flag" and not is_ordered):
         return field_specs.checked(field_specs.Field("lookup", kind, None), value, "the")
     if kind == "minutes" and isinstance(value, str):

@@ -35,7 +35,7 @@ import common
 from limit import Limit
 
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.store import apps, claims, graph, insert, leases
 

@@ -39,7 +39,7 @@ from typing import Any
 import common
 
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db import models
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import FILE_NAME, Database

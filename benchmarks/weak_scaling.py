@@ -23,7 +23,7 @@ from typing import Any
 import common
 
 from balsam_lite.core import states
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import leases

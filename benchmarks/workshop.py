@@ -27,7 +27,7 @@ import common
 from balsam_lite import analytics
 from balsam_lite.api import EventLog, Job
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.connection import FILE_NAME
 from balsam_lite.db.models import use

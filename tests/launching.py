@@ -101,6 +101,6 @@ class Bench:
 
 def alive(pid: int) -> bool:
     """Whether a process lives; a zombie does not."""
-    from balsam_lite.core.identity import start_of
+    from balsam_lite.core.process_table import start_of
 
     return start_of(pid) != ""

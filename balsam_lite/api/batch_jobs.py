@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from ..core.partitions import Partition
+from ..schedulers.request import Partition
 from . import routing
 from .enums import BatchJobState, JobMode
 from .query import Manager, Query

@@ -70,12 +70,12 @@ class Site(SiteRecord):
             self._adopt(registry.rename(self._row["id"], self._changed["name"]))
 
     def _create(self) -> None:
-        from ..sites import manage
+        from ..sites import lifecycle
 
         path, name = self._changed["path"], self._changed["name"]
         directory = directories.absolute(path)
         if path and not directories.is_db(directory):
-            self._adopt(manage.create(directory, name)[0])
+            self._adopt(lifecycle.create(directory, name)[0])
         else:
             self._adopt(registry.add(directories.set_up(path).directory, name))
 

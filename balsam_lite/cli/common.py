@@ -264,10 +264,10 @@ class Minutes(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        from ..core import durations
+        from ..core import clock
 
         try:
-            return durations.whole_minutes(value) if self._is_whole else durations.minutes(value)
+            return clock.whole_minutes(value) if self._is_whole else clock.minutes(value)
         except ValueError as exc:
             self.fail(f"It {exc}.", param, ctx)
 

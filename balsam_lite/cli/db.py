@@ -11,7 +11,7 @@ import click
 from ..core.clock import SystemClock
 from ..core.errors import BalsamError, DatabaseError, DatabaseReadOnly
 from ..core.settings import Settings
-from ..db.engine import directories, doctor, maintenance, selftest
+from ..db.engine import directories, doctor, maintenance
 from ..db.engine.doctor import Finding
 from . import output
 from . import selftest as runner
@@ -108,7 +108,7 @@ def _findings(ctx: click.Context, peers: tuple[str, ...], peer_command: str, sec
 @click.argument("seconds", type=float, callback=number)
 def count_(directory: str, name: str, testers: int, seconds: float) -> None:
     """Be one of the testers that `balsam db check` starts."""
-    click.echo(selftest.count(directory, name, testers, seconds).as_text())
+    click.echo(doctor.count(directory, name, testers, seconds).as_text())
 
 
 # --- backup, vacuum, info ---------------------------------------------------------------------------------------------

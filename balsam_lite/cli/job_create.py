@@ -9,7 +9,7 @@ from typing import Any, Callable, TypeVar
 import click
 
 from ..core import field_specs
-from ..core.durations import FORMS
+from ..core.clock import FORMS
 from ..core.errors import InvalidSpec, UnknownApp, UnknownJob
 from ..db.engine.registry import SiteEntry
 from ..sites.interface import Row, SiteInterface

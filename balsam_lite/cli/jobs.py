@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..core import command_line, field_specs
-from ..core.clock import SystemClock
-from ..core.durations import FORMS
+from ..core.clock import FORMS, SystemClock
 from ..core.errors import DuplicateApp, InvalidSpec
 from ..db.engine.connection import Database
 from ..db.query import queries

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from ..core import field_specs
-from ..core.durations import FORMS
+from ..core.clock import FORMS
 from ..db.engine import directories
 from .common import Minutes, count, count0, number, pairs
 from .group import BalsamCommand, Choice, option
@@ -99,8 +99,8 @@ def launcher(
         tags=tuple(tags.items()),
     )
     if parts:
-        from ..core.partitions import Partition
         from ..launcher.multinode.partitioned import run_parts
+        from ..schedulers.request import Partition
 
         return run_parts(directory, options, [Partition.parse(part) for part in parts])
     return run_launcher(directory, options)

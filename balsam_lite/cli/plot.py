@@ -46,7 +46,7 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
         balsam plot utilization --tag workflow=hello -o hello.svg
         balsam plot states --site all --after 2h
     """
-    from ..plots import figures, gather, kinds
+    from ..plots import figures, kinds
     from ..plots.timeline import Window
 
     now_us = SystemClock.now_us()
@@ -57,7 +57,7 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
     if output is not None:
         figures.check_path(output)
         figures.check_matplotlib()
-    found = ask_sites(site, lambda one: gather.read(one, kind, where))
+    found = ask_sites(site, lambda one: kinds.read(one, kind, where))
     sites = ", ".join(entry.name for entry, _ in found)
     picture = kinds.prepared(
         kind, [one for _, one in found], sites if len(sites) <= 40 else f"{len(found)} sites", now_us, window

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core import field_specs
-from ..core.durations import FORMS
+from ..core.clock import FORMS
 from ..core.errors import AmbiguousJobId, BalsamError, UnknownBatchJob
 from ..db.engine import directories
 from ..db.engine.registry import SiteEntry
@@ -76,7 +76,7 @@ def submit_launch(
         balsam queue submit -n 4 -t 60 -j mpi \\
             -p mpi:3:kind=large -p serial:1:kind=small
     """
-    from ..core.partitions import Partition
+    from ..schedulers.request import Partition
 
     row = {
         "num_nodes": nodes,

@@ -1,4 +1,4 @@
-"""Start the testers of `db.engine.selftest`, here and on other hosts, and report the result."""
+"""Start the testers of `db.engine.doctor`, here and on other hosts, and report the result."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from ..core import field_specs, subprocess_run
 from ..core.errors import InputError
-from ..db.engine import doctor, selftest
+from ..db.engine import doctor
 from ..db.engine.connection import Database
-from ..db.engine.doctor import Finding
-from ..db.engine.selftest import TesterReport
+from ..db.engine.doctor import Finding, TesterReport
 
 #: ssh(1): its words go through the shell of the other host, and it must not ask for a password.
 PEER_COMMAND = "ssh -o BatchMode=yes -o ConnectTimeout=15 {host} {command}"
@@ -34,7 +33,7 @@ def run(db: Database, peers: Sequence[str], peer_command: str, seconds: float) -
     """
     prefix = _split(peer_command)
     places = ["", *peers] if peers else ["", ""]
-    with selftest.scratch(db) as scratch:
+    with doctor.scratch(db) as scratch:
         jobs: list[Callable[[], subprocess_run.Completed]] = []
         for number, peer in enumerate(places):
             words = ["db", "count", scratch, f"tester{number + 1}", str(len(places)), str(seconds)]
@@ -65,7 +64,7 @@ def _elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -
     argv = [word.replace("{host}", peer).replace("{command}", shlex.join(command)) for word in prefix]
     if not any("{command}" in word for word in prefix):
         argv += [shlex.join(command)] if os.path.basename(prefix[0]) == "ssh" else command
-    return lambda: subprocess_run.run(argv, timeout_s=selftest.GATHERING_S + seconds + _SLACK_S)
+    return lambda: subprocess_run.run(argv, timeout_s=doctor.GATHERING_S + seconds + _SLACK_S)
 
 
 class _Failed(NamedTuple):
@@ -86,7 +85,7 @@ def _at_once(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: st
         found = TesterReport.parsed(answer.stdout) if answer.ok else None
         if found is None:
             failed.append(_Failed(number, answer))
-            selftest.call_off(scratch)
+            doctor.call_off(scratch)
         return found
 
     with ThreadPoolExecutor(len(jobs)) as pool:
@@ -95,7 +94,7 @@ def _at_once(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: st
 
 
 def _judged(scratch: str, tallies: list[TesterReport], has_peers: bool) -> Finding:
-    faults = selftest.faults(scratch, tallies)
+    faults = doctor.faults(scratch, tallies)
     if faults:
         return Finding(_TOPIC, doctor.WRONG, f"the locks of this file system do not hold: {'; '.join(faults)}")
     hosts = {(tally.host, tally.pid_namespace) for tally in tallies}

@@ -48,10 +48,10 @@ def init(path: str, name: str | None, access: str | None) -> None:
     Example:
         balsam site init -n my-site ~/my-site
     """
-    from ..sites import manage
+    from ..sites import lifecycle
     from .init import copy_templates
 
-    entry, db = manage.create(path, name or _asked_name(path), access)
+    entry, db = lifecycle.create(path, name or _asked_name(path), access)
     copy_templates(db)
     click.echo(f"New Balsam site set up at {output.one_line(entry.path)}")
 
@@ -266,10 +266,10 @@ def mv(site: str, destination: str) -> None:
     Example:
         balsam site mv my-site /big/disk/my-site
     """
-    from ..sites import moving, selector
+    from ..sites import lifecycle, selector
 
     entry = selector.find(site)
-    moved = moving.move(entry, destination)
+    moved = lifecycle.move(entry, destination)
     click.echo(f"Moved site to new path {output.one_line(moved.entry.path)}")
     if moved.apps:
         names = ", ".join(map(output.one_line, moved.apps))
@@ -293,7 +293,7 @@ def rm(site: str, *, force: bool, yes: bool) -> None:
         balsam site rm --force my-site
     """
     from ..db.engine import registry
-    from ..sites import manage, selector
+    from ..sites import lifecycle, selector
 
     entry = selector.find(site)
     if entry.is_remote:
@@ -303,12 +303,12 @@ def rm(site: str, *, force: bool, yes: bool) -> None:
     if not entry.is_there:
         _forget_gone(entry, force)
         return
-    manage.refuse_busy(manage.directory_of(entry, "removed"), "removed")
-    jobs = _jobs(manage.jobs_in(entry.path))
+    lifecycle.refuse_busy(lifecycle.directory_of(entry, "removed"), "removed")
+    jobs = _jobs(lifecycle.jobs_in(entry.path))
     question = f"Do you really want to destroy {output.one_line(entry.name)}? This will wipe out {jobs} inside!"
     if not (force or yes or confirm(question, "--yes")):
         return
-    left = manage.remove(entry)
+    left = lifecycle.remove(entry)
     click.echo(f"Deleted site {output.one_line(entry.path)}")
     if left:
         say(f"Left there, because it is not Balsam's: {', '.join(map(output.one_line, left))}")

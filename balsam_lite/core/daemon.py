@@ -1,9 +1,14 @@
-"""Leaving the process, the terminal and the session that one was started from."""
+"""Detach a process from its terminal and session, and keep one that has a terminal from blocking on it."""
 
 from __future__ import annotations
 
+import errno
 import os
+import select
+import signal
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 #: Says that all is well, and what the parent is to print.
 Ready = Callable[[str, str], None]
@@ -53,3 +58,62 @@ def _leave_streams(log: str) -> None:
         os.dup2(source, target)
     for handle in {nothing, errors} - {0, 1, 2}:
         os.close(handle)
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+#: The terminal is closed, the reader of a pipe is gone, or the descriptor was closed: nothing can be written ever again.
+_GONE = (errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF)
+#: How long to wait for a reader of stderr, in seconds.
+_PATIENCE_S = 1.0
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
+    """Call `handler` for SIGTERM, SIGINT and SIGHUP; return the earlier handlers of those that changed.
+
+    SIGINT and SIGHUP stay ignored where they are ignored: nohup(1) does that to SIGHUP, and shells without job control to
+    SIGINT of what they start with `&` (POSIX.1-2017, Shell Command Language, 2.11).
+    """
+    kept = {number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN}
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in kept}
+
+
+class _Stalled:
+    """How much was left out since stderr was last read."""
+
+    lines = 0
+
+
+def write_stderr(text: str | bytes) -> bool:
+    """Write to stderr, unbuffered, and return whether it is still there. Never raises OSError, and never blocks for long.
+
+    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush. While a pipe is full or a
+    terminal is stopped by Ctrl-S, text is left out: what is logged is in the log file, too.
+    """
+    data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")
+    if not _has_room():
+        _Stalled.lines += 1
+        return True
+    if _Stalled.lines:
+        data = f"[{_Stalled.lines} line(s) left out: there was no reader]\n".encode() + data
+        _Stalled.lines = 0
+    try:
+        for start in range(0, len(data), select.PIPE_BUF):  # a pipe that poll(2) calls writable has room for that
+            if start and not _has_room():
+                break
+            os.write(2, data[start : start + select.PIPE_BUF])
+    except OSError as exc:
+        if exc.errno in _GONE:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            if nowhere != 2:
+                os.close(nowhere)
+        return False
+    return True
+
+
+def _has_room() -> bool:
+    """Return whether stderr can be written; wait for that for a moment, but not if it was not so the last time."""
+    waiting = select.poll()
+    waiting.register(2, select.POLLOUT)
+    return bool(waiting.poll(0 if _Stalled.lines else _PATIENCE_S * 1000))

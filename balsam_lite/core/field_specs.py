@@ -239,7 +239,7 @@ def _count0(value: Any) -> int:
 def _minutes(value: Any) -> int:
     """Return whole minutes from a number, or from a text that `durations` reads."""
     if type(value) is str and not (value.isascii() and value.isdigit()):
-        from .durations import whole_minutes
+        from .clock import whole_minutes
 
         value = whole_minutes(value)
     return _count(value)

@@ -17,7 +17,7 @@ from operator import index
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
-from ..core import command_line, field_specs, outputs, parent_variables, states
+from ..core import command_line, field_specs, job_files, states
 from ..core.clock import SECOND_US, SystemClock, format_us
 from ..core.errors import (
     AmbiguousJobId,
@@ -603,7 +603,7 @@ class BalsamJob(StoredRecord):
             directories.DB_VARIABLE: self._home.directory,
             "BALSAM_JOB_ID": self.job_id,
             "BALSAM_ATTEMPT": str(self.attempt),
-            **parent_variables.variables(parents, self.working_directory, self.job_id),
+            **job_files.variables(parents, self.working_directory, self.job_id),
             **{name: "TRUE" for name, wanted in flags.items() if wanted},
         }
 
@@ -631,7 +631,7 @@ class BalsamJob(StoredRecord):
         directory = self.working_directory
         path = os.path.join(directory, inside)
         if inside == field_specs.output_name(self.name):
-            path = outputs.find(directory, inside, self.job_id, outputs.is_generated(directory, self.job_id))
+            path = job_files.find(directory, inside, self.job_id, job_files.is_generated(directory, self.job_id))
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 return file.read()

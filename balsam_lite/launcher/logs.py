@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from ..core import terminal
+from ..core import daemon
 from ..core.errors import BalsamError
 from ..core.settings import Settings
 from ..db.engine import directories
@@ -53,7 +53,7 @@ class _ToStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            terminal.write_stderr(self.format(record) + "\n")
+            daemon.write_stderr(self.format(record) + "\n")
         except Exception:  # noqa: BLE001  # as logging's own handlers do
             self.handleError(record)
 

@@ -15,11 +15,10 @@ from functools import partial
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from ..core import import_guard, terminal
+from ..core import daemon, import_guard
 from ..core.clock import SECOND_US, Clock, SystemClock
 from ..core.errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseGone, LostLease
-from ..core.identity import Holder
-from ..core.process_table import sees_processes
+from ..core.process_table import Holder, sees_processes
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.binding import id_of
@@ -243,7 +242,7 @@ def _run(
 
         # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
         gc.freeze()  # without gc.collect(): it takes 8 ms and frees next to nothing after so short a time
-        terminal.handle_stop_signals(stop)
+        daemon.handle_stop_signals(stop)
         try:
             return _guarded(launcher, progress, spawner, nodes, db, lease, settings, clock, context)
         finally:
@@ -358,7 +357,7 @@ def _say(line: str) -> None:
     """Write a line to the log, and on a terminal to the user, too; elsewhere stderr has the log anyway."""
     log.info(line)
     if sys.stderr.isatty():
-        terminal.write_stderr(line + "\n")
+        daemon.write_stderr(line + "\n")
 
 
 __all__ = ["LauncherOptions", "run_launcher"]

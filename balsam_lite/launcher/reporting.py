@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import NamedTuple, Protocol
 
-from ..core import states, terminal
+from ..core import daemon, states
 from ..core.errors import BalsamError
 from ..db.engine.connection import Connection, Database
 from ..db.query import outlook, queries, select
@@ -237,20 +237,20 @@ class Progress:
         line += f", {self._rate.per_s:.1f} jobs/s"
         line += f"; waits for {self._launcher.awaited}" if self._launcher.awaited else ""
         width = _width()
-        self._on = terminal.write_stderr(f"\r{line[:width]:<{width}}")  # False: never again to a terminal that is closed
+        self._on = daemon.write_stderr(f"\r{line[:width]:<{width}}")  # False: never again to a terminal that is closed
 
     def _tell(self, trouble: str) -> None:
         """Write above the line why nothing can start, at most once a minute unless the reason has changed."""
         is_due = trouble != self._told or self._shown_at - self._told_at >= self._TOLD_PERIOD_S
         if trouble and is_due:
             self.clear()
-            self._on = terminal.write_stderr(f"{trouble}\n")
+            self._on = daemon.write_stderr(f"{trouble}\n")
             self._told, self._told_at = trouble, self._shown_at
 
     def clear(self) -> None:
         """Leave the line."""
         if self._on:
-            terminal.write_stderr(f"\r{'':{_width()}}\r")  # not every terminal knows escape sequences
+            daemon.write_stderr(f"\r{'':{_width()}}\r")  # not every terminal knows escape sequences
 
 
 def _width() -> int:

@@ -11,9 +11,7 @@ from ..core.clock import Clock
 from ..core.errors import InputError, LaunchError
 from ..core.settings import Settings
 from ..schedulers import environ as environ_of_batch
-from ..schedulers.environ import Allocation, NodeGpus, allocation
-from ..schedulers.node_gpus import ask_gpus
-from ..schedulers.remaining import ask_end_us
+from ..schedulers.environ import Allocation, NodeGpus, allocation, ask_end_us, ask_gpus
 from . import mpirun
 from .exec import hardware
 from .exec.hardware import deal_cpus

@@ -18,7 +18,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..core import field_specs, outputs, states
+from ..core import field_specs, job_files, states
 from ..core.errors import LaunchError, MachineTrouble
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
@@ -381,14 +381,14 @@ def _begin_log(directory: str, kind: str, command: str, claim: Claim) -> str:
     if claim.state in _TROUBLE:
         lines.append(f"# Invoked to handle {claim.state}")
     try:
-        if outputs.is_generated(claim.workdir, claim.job_id):
-            outputs.put_aside(path)
+        if job_files.is_generated(claim.workdir, claim.job_id):
+            job_files.put_aside(path)
         else:
-            name = outputs.link_name(claim.job_id, "log")
+            name = job_files.link_name(claim.job_id, "log")
             with suppress(FileNotFoundError):
                 os.unlink(f"{directory}/{name}")
         _write_new(f"{directory}/{name}", lines)
-        if name != f"{kind}.log" and not outputs.give_name(f"{directory}/{name}", path):
+        if name != f"{kind}.log" and not job_files.give_name(f"{directory}/{name}", path):
             name = f"{kind}.log"
             _write_new(path, lines)
     except OSError as exc:

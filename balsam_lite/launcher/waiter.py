@@ -26,8 +26,8 @@ from weakref import WeakValueDictionary, finalize
 from ..core import states
 from ..core.clock import SystemClock
 from ..core.errors import BalsamError, DatabaseBusy, SiteUnreachable
-from ..core.identity import Holder
 from ..core.import_guard import StopImport
+from ..core.process_table import Holder
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Database

@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from ..core.clock import SECOND_US
+from ..core.clock import SECOND_US, Clock, SystemClock
 from ..core.errors import LaunchError, NoNodes
-from . import hostlist
+from ..core.subprocess_run import run
+from . import hostlist, pbs
 
 LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME = "BALSAM_LOCAL_JOBID", "BALSAM_LOCAL_NODES", "BALSAM_LOCAL_ENDTIME"
 
@@ -395,3 +396,148 @@ _DETECTORS: tuple[tuple[Callable[[_Environ], Allocation | None], Callable[[_Envi
     (_cobalt, _cobalt_nodes),
     (_pbs, _pbs_nodes),
 )
+
+
+#: Thirty years in seconds. What lies beyond is no limit.
+_LONGEST_S = 10**9
+#: Before each of the questions; squeue may leave out a batch job for seconds.
+_PAUSES_S = (0.0, 1.0, 4.0)
+
+
+def ask_end_us(
+    batch: Allocation,
+    *,
+    command: str = "",
+    timeout_s: float = 20.0,
+    environ: _Environ = os.environ,
+    clock: Clock | None = None,
+) -> int | None:
+    """When the batch job ends, in microseconds since the epoch; None where nobody knows, or where it has no limit.
+
+    It runs no command where the environment tells it. An answer without the batch job, or no answer, does not mean that there
+    is no limit: the question is asked up to three times. A limit may be changed while the batch job runs.
+
+    Args:
+        command: the scheduler's status command; "" is its own, found on PATH.
+        timeout_s: how long that may take in all.
+    """
+    if batch.ends_us is not None:
+        return batch.ends_us
+    ask = _QUESTIONS.get(batch.scheduler)
+    if ask is None:
+        return None
+    clock = clock or SystemClock()
+    left_s = ask(batch.batch_id, command, timeout_s, environ, clock)
+    return None if left_s is None or left_s > _LONGEST_S else clock.now_us() + int(left_s * SECOND_US)
+
+
+def _ask_slurm(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
+    """Ask squeue without the user's SQUEUE_ variables, which could hide the job, and SLURM_CLUSTERS, which may name others."""
+    plain = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
+    if "SLURM_CLUSTERS" in plain and plain.get("SLURM_CLUSTER_NAME"):
+        plain["SLURM_CLUSTERS"] = plain["SLURM_CLUSTER_NAME"]
+    argv = [command or "squeue", "-h", "-j", batch_id, "-o", "%L"]
+    text = _answered(argv, lambda text: _without_heading(text) != "", timeout_s, plain, clock)
+    return time_left_slurm(_without_heading(text))
+
+
+def _without_heading(text: str) -> str:
+    """Return squeue's output without the cluster's name, which it prints first where SLURM_CLUSTERS is set."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("CLUSTER:")).strip()
+
+
+def _ask_pbs(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
+    """Without an answer, PBS_WALLTIME: the whole of what was asked for, so at most that is left (Torque 6.1)."""
+    argv = [command or "qstat", "-f", batch_id]
+    text = _answered(argv, lambda text: next(pbs.parse_text(text), None) is not None, timeout_s, environ, clock)
+    left_s = time_left_pbs(text, clock.now_us() / SECOND_US)
+    return pbs.duration_s(environ.get("PBS_WALLTIME", "")) if left_s is None else left_s
+
+
+def _answered(argv: list[str], tells: Callable[[str], bool], timeout_s: float, environ: _Environ, clock: Clock) -> str:
+    """Return the command's output as soon as it contains the batch job; "" where it never does."""
+    give_up_at = clock.monotonic() + timeout_s
+    for pause_s in _PAUSES_S:
+        clock.sleep(pause_s)
+        left_s = give_up_at - clock.monotonic()
+        if left_s <= 0:
+            break
+        answer = run(argv, timeout_s=left_s, environ=environ)
+        if answer.ok and tells(answer.stdout):
+            return answer.stdout
+        if answer.returncode is None and not answer.was_killed:  # there is no such command
+            break
+    return ""
+
+
+_QUESTIONS = {"SlurmScheduler": _ask_slurm, "PBSScheduler": _ask_pbs}
+
+
+def time_left_slurm(text: str) -> int | None:
+    """Seconds that are left by `squeue -o %L`: days-hours:minutes:seconds, or a word (squeue(1), version 22.05).
+
+    >>> time_left_slurm("1-02:03:04"), time_left_slurm("5:00"), time_left_slurm("UNLIMITED")
+    (93784, 300, None)
+    """
+    return pbs.duration_s(text.strip().replace("-", ":", 1))  # with a colon it is as Torque writes it
+
+
+def time_left_pbs(text: str, now_s: float) -> float | None:
+    """Seconds that are left to the batch job in the text of `qstat -f`; None where it does not say.
+
+    Torque says it (`Walltime.Remaining`). OpenPBS says when the job started and how long it may take; else how much of that
+    it has used, which is up to some minutes old (qstat(1B), pbs_job_attributes(7B), version 23.06).
+
+    >>> time_left_pbs("Job Id: 7.s\\n    Walltime.Remaining = 60\\n", 0)
+    60
+    """
+    job = next(pbs.parse_text(text), None)
+    if job is None:
+        return None
+    names = ("Walltime.Remaining", "Resource_List.walltime", "resources_used.walltime")
+    left_s, limit_s, used_s = (pbs.duration_s(job[1].get(name, "")) for name in names)
+    if left_s is not None or limit_s is None:
+        return left_s
+    started_us = pbs.status_of(*job).started_us
+    if started_us is not None:
+        return max(started_us / SECOND_US + limit_s - now_s, 0)
+    return None if used_s is None else max(limit_s - used_s, 0)
+
+
+def ask_gpus(batch: Allocation, *, timeout_s: float = 20.0, environ: Mapping[str, str] = os.environ) -> NodeGpus | None:
+    """Return the GPUs of each node of the batch job; None where it has none that Slurm knows of, or Slurm does not tell.
+
+    Slurm numbers the GPUs of a node by their places in its configuration, and tells programs these numbers; where it fences
+    devices off, programs see only their own and count these from 0. Source: scontrol(1), gres.conf(5), cgroup.conf(5), and
+    https://slurm.schedmd.com/gres.html, version 22.05; tried without fences.
+    """
+    if batch.scheduler != "SlurmScheduler" or not batch.node_names:
+        return None
+    answer = run(["scontrol", "--details", "show", "job", batch.batch_id], timeout_s=timeout_s, environ=environ)
+    numbers = parse_job(answer.stdout) if answer.ok else {}
+    found = {name: numbers.get(name, ()) for name in batch.node_names}
+    if not any(found.values()):
+        return None
+    counted = {name: tuple(map(str, range(len(gpus)))) for name, gpus in found.items()}
+    if counted == found and len(set(found.values())) == 1:
+        return NodeGpus(found)  # it makes no difference
+    config = run(["scontrol", "show", "config"], timeout_s=timeout_s, environ=environ)
+    are_fenced = bool(re.search(r"^ConstrainDevices\s*=\s*yes", config.stdout, re.MULTILINE | re.IGNORECASE))
+    return NodeGpus(counted if are_fenced else found, are_fenced)
+
+
+def parse_job(text: str) -> dict[str, tuple[str, ...]]:
+    r"""Return the numbers of each node's GPUs in the text of `scontrol --details show job`. Nodes without GPUs may be missing.
+
+    >>> parse_job("  Nodes=n[1-2] CPU_IDs=0 Mem=0 GRES=gpu:3(IDX:0,2-3)\n  Nodes=n3 CPU_IDs=0 Mem=0 GRES=gpu:a100:1(IDX:1)")
+    {'n1': ('0', '2', '3'), 'n2': ('0', '2', '3'), 'n3': ('1',)}
+    """
+    found = {}
+    for nodes, gres in re.findall(r"^\s*Nodes=(\S+) .*\bGRES(?:_IDX)?=(\S*)", text, re.MULTILINE):
+        try:
+            indices = ",".join(re.findall(r"\bgpu(?::[^:(,]+)*\(IDX:([0-9,-]+)\)", gres))
+            gpus = tuple(sorted(hostlist.expand_numbers(indices), key=int)) if indices else ()
+            found.update(dict.fromkeys(hostlist.expand(nodes), gpus))
+        except ValueError:
+            continue
+    return found

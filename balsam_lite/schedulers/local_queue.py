@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..core import files, process_table, subprocess_run
 from ..core.clock import SECOND_US, SystemClock
-from ..core.identity import Holder
+from ..core.process_table import Holder
 from . import base
 from .base import BatchStatus, Submission
 

@@ -18,9 +18,9 @@ import time
 import traceback
 from typing import NoReturn
 
-from ..core import daemon, process_table, terminal
+from ..core import daemon, process_table
 from ..core.clock import SECOND_US, SystemClock
-from ..core.identity import Holder
+from ..core.process_table import Holder
 from . import base, environ
 from .local_queue import LocalQueue, QueueRecord, open_output, outcome
 
@@ -53,7 +53,7 @@ class Shepherd:
                     return
                 pause = _PAUSE_S
             except OSError:  # a full disk, a network file system that is away: it may come back, the script goes on
-                terminal.write_stderr(traceback.format_exc())
+                daemon.write_stderr(traceback.format_exc())
                 pause = 10 * _PAUSE_S
             _sleep(alarm, pause)
 
@@ -86,7 +86,7 @@ class Shepherd:
         if time.monotonic() >= self._next_heal:
             self._next_heal = time.monotonic() + _HEAL_S
             for native_id, reason in self._queue.heal().items():
-                terminal.write_stderr(f"no shepherd for batch job {native_id}: {reason}\n")
+                daemon.write_stderr(f"no shepherd for batch job {native_id}: {reason}\n")
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class Shepherd:
         try:
             self._become_script()
         finally:
-            terminal.write_stderr(traceback.format_exc())
+            daemon.write_stderr(traceback.format_exc())
             os._exit(126)  # whatever happened, this process must not go on as a second shepherd
 
     def _become_script(self) -> NoReturn:

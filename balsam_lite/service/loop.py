@@ -26,7 +26,7 @@ from ..core.errors import (
     SchemaMismatch,
     SettingsError,
 )
-from ..core.identity import Holder
+from ..core.process_table import Holder
 from ..core.settings import Settings, SettingsWarning
 from ..db.engine import connection
 from ..db.engine.connection import Connection, Database
@@ -35,7 +35,7 @@ from ..db.query import batch_queries, demand
 from ..db.query import wait_reasons as reasons_of_launchers
 from ..db.query.batch_queries import BatchRow
 from ..db.query.demand import Work
-from ..db.store import batch_jobs, held_back, leases, pieces, reservations
+from ..db.store import batch_jobs, held_back, leases, pieces
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
 from ..launcher import mpirun
@@ -294,7 +294,7 @@ class Service:
         """Leave the queue alone for a while if that launch did nothing: the next one would do nothing either."""
         with self._db.read() as cx:
             row = batch_queries.get(cx, number)
-            was_idle = reservations.was_idle(cx, number)
+            was_idle = batch_jobs.was_idle(cx, number)
             planned = {work.shape for work in demand.of_launch(cx, number)}
             said = row and reasons_of_launchers.said_in(cx, row["scheduler_id"], row["created"])
         if row is None or row["state"] == batch_jobs.SUBMISSION_FAILED:
@@ -348,9 +348,9 @@ class Service:
     def unclaim(self) -> None:
         """End the reservations of launches that are over."""
         with self._db.read() as cx:
-            numbers = reservations.orphaned(cx, (row["id"] for row in batch_queries.unended_rows(cx)))
+            numbers = batch_jobs.orphaned(cx, (row["id"] for row in batch_queries.unended_rows(cx)))
         for number in numbers:
-            jobs = reservations.unclaim(self._db, number)
+            jobs = batch_jobs.unclaim(self._db, number)
             self._did(f"gave back {jobs} job(s) that were planned for qlaunch{number}")
 
     def reread_policy(self) -> None:
@@ -428,7 +428,7 @@ class Service:
         self.beat(even_if_early=True)  # another service may have taken over while this one was suspended
         rest, planned = _MOST_PLANNED, 0
         for shape, minutes, jobs in _by_shape(launch.planned):
-            planned += reservations.reserve(self._db, number, shape, minutes, min(jobs, rest - planned))
+            planned += batch_jobs.reserve(self._db, number, shape, minutes, min(jobs, rest - planned))
         log.info("Planned %d job(s) for qlaunch%d.", planned, number)
 
     # --- what is remembered -------------------------------------------------------------------------------------------

@@ -18,18 +18,17 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
-from ..core import daemon, files, subprocess_run, terminal
+from ..core import daemon, files, subprocess_run
 from ..core.clock import SECOND_US, SystemClock
 from ..core.daemon import Ready
 from ..core.errors import AnotherService, BalsamError, DatabaseGone, DatabaseReadOnly, LaunchError, LostLease
-from ..core.identity import Holder
+from ..core.process_table import Holder
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.engine.filesystem import failure
-from ..db.engine.watching import watch_the_doubtful
 from ..db.store import leases
-from ..db.store.leases import LeaseRecord
+from ..db.store.leases import LeaseRecord, watch_the_doubtful
 from ..launcher import logs
 from ..launcher.exec.children import Alarm
 from ..launcher.reaper import Reaper
@@ -80,7 +79,7 @@ def _run(service: Service) -> int:
         service.stop(f"signal {signal.Signals(number).name}")
 
     with Alarm() as alarm:
-        before = terminal.handle_stop_signals(stop)
+        before = daemon.handle_stop_signals(stop)
         try:
             service.run(alarm.wait)
         except (LostLease, DatabaseGone) as exc:

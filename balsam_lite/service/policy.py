@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from ..core import durations
+from ..core import clock
 from ..core.errors import SettingsError
 from ..core.settings import Settings, SettingsWarning, home
 from ..schedulers.base import select
@@ -255,7 +255,7 @@ def _hours(value: Any, key: str, where: str) -> float:
         try:
             if value.strip().replace(".", "", 1).isdigit():
                 raise ValueError(f"must have a unit, or be a number of hours without quotes, not {value!r}")
-            value = durations.minutes(value) / 60
+            value = clock.minutes(value) / 60
         except ValueError as exc:
             raise SettingsError(f"{where}: {key} {exc}") from None
     if type(value) not in (int, float) or not 0 <= value <= _LARGEST / 60:  # NaN is not

@@ -5,6 +5,7 @@ Functions with a `db` open their own write transaction, and write everything or 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,69 @@ from ..core.errors import BalsamError, InvalidSpec, NotFound, UnknownApp
 from ..db.engine.connection import Connection, Database
 from ..db.query import select
 from ..db.store import apps
-from . import app_rows, jobs
+from ..pyapps.payload import class_ref
+from . import jobs
 from .interface import Row
+
+#: The fields that decide whether jobs can run. An application that others stored may be odd, and keeps its other fields.
+DECISIVE = frozenset({"command_template", "executable", "definition", "parameters"})
+
+_KEYS_OF_RULES = frozenset({"required", "default", "help"})
+
+
+def parameters_of(app: Row, are_given: bool) -> Row:
+    """The parameters to store for an application with these fields: the names in its command template are among them.
+
+    Those of which nothing is said are required. If the parameters were not given together with the template (`are_given`),
+    names that it does not have any more are left out; else they are errors.
+
+    Raises:
+        InvalidSpec: it has no program or two, or a rule for a parameter is none. TemplateError.
+    """
+    _check_program(app)
+    template, rules = app["command_template"], app["parameters"]
+    for name, rule in rules.items():
+        _check_rule(app["name"], name, rule, is_filled_in=bool(template))
+    if not template:
+        return dict(rules)
+    from ..launcher.template.rendering import check
+
+    names = check(template)
+    extra = sorted(rules.keys() - set(names))
+    if extra and are_given:
+        known = f"It has: {', '.join(names)}" if names else "It has none."
+        raise InvalidSpec(f"The command template of the App {app['name']} has no {', '.join(extra)}.", hint=known)
+    return {name: rules.get(name, {"required": True}) for name in names}
+
+
+def _check_program(app: Row) -> None:
+    if app["command_template"] and app["executable"]:
+        raise InvalidSpec(
+            f"The App {app['name']} cannot have both a command_template and an executable.",
+            hint="Give an empty text for the one that it shall not have.",
+        )
+    if not (app["command_template"] or app["executable"].strip() or app["definition"]):
+        raise InvalidSpec(f"The App {app['name']} needs a command_template or an executable: the command line that it runs.")
+    if app["definition"]:
+        class_ref(json.dumps(app["definition"]))
+
+
+def _check_rule(app: str, name: str, rule: Any, is_filled_in: bool) -> None:
+    """A rule is {"required": bool, "default": any value, "help": text}; with a default where a template needs some value."""
+    of = f"App {app}: the parameter {name}"
+    if not name.isidentifier():
+        raise InvalidSpec(f"App {app}: {name!r} cannot be a parameter's name.", hint="Names are as in Python.")
+    if not isinstance(rule, Mapping) or not isinstance(rule.get("required"), bool):
+        raise InvalidSpec(
+            f"{of} must set 'required' to true or false, not {rule!r}", hint='For example {"required": false, "default": "1"}'
+        )
+    odd = sorted(map(str, rule.keys() - _KEYS_OF_RULES))
+    if odd:
+        raise InvalidSpec(f"{of} has unknown keys: {', '.join(odd)}", hint=f"Known are: {', '.join(sorted(_KEYS_OF_RULES))}")
+    if not isinstance(rule.get("help"), (str, type(None))):
+        raise InvalidSpec(f"{of} must have text for 'help', not {rule['help']!r}")
+    if is_filled_in and not rule["required"] and "default" not in rule:
+        raise InvalidSpec(f"{of} is not required, and must set a 'default'.")
 
 
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:
@@ -52,10 +114,10 @@ def _put(cx: Connection, row: Row, number: int) -> Row:
 
 def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
     """Check an application to which these values were just given, and add to its parameters what its template has."""
-    if app_rows.DECISIVE.isdisjoint(values):
+    if DECISIVE.isdisjoint(values):
         return
     (row,) = select.apps(cx, {"name": name})
-    parameters = app_rows.parameters_of(row, are_given="parameters" in values)
+    parameters = parameters_of(row, are_given="parameters" in values)
     if parameters != row["parameters"]:
         apps.update_app(cx, name, {"parameters": parameters})
 

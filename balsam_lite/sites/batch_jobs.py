@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core.errors import CancelFailed, DatabaseError, InvalidSpec, PollFailed, UnknownBatchJob, UnknownField
-from ..core.partitions import Partition
 from ..core.settings import Settings, SettingsWarning
 from ..db.engine.connection import Database
 from ..db.query import batch_queries
 from ..db.query.batch_queries import BatchRow
 from ..db.store import batch_jobs
 from ..schedulers import base, submission
-from ..schedulers.request import LaunchRequest, validated
+from ..schedulers.request import LaunchRequest, Partition, validated
 from ..schedulers.submission import render_script, submit_launch
 from .preflight import warnings_for
 

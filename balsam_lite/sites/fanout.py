@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..core.errors import BalsamError, NotABalsamDB, SiteUnreachable
 from ..core.settings import Settings, SettingsWarning
-from ..db.engine import directories, hung_mounts
+from ..db.engine import directories, hung_mounts, registry
 from ..db.engine.registry import SiteEntry
 from .interface import SiteInterface
 
@@ -46,7 +46,7 @@ def open_site(entry: SiteEntry, patience_s: float | None = None) -> SiteInterfac
         from .rpc.remote import RemoteSite
 
         return RemoteSite(entry) if patience_s is None else RemoteSite(entry, timeout_s=patience_s)
-    refuse_unresponsive(entry)
+    registry.refuse_unresponsive(entry)
     if not entry.is_there:
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path} any more",
@@ -60,14 +60,6 @@ def open_site(entry: SiteEntry, patience_s: float | None = None) -> SiteInterfac
     settings = Settings.load(entry.path)
     hasty = settings._replace(BUSY_TIMEOUT_S=min(settings.BUSY_TIMEOUT_S, patience_s))
     return LocalSite(entry, directories.open_database(entry.path, hasty))
-
-
-def refuse_unresponsive(entry: SiteEntry) -> None:
-    """Raise SiteUnreachable if the site lies on a file system of this host that does not answer: it would block us for ever."""
-    if entry.is_unresponsive:
-        raise SiteUnreachable(
-            f"The file system of {entry.path} does not answer", hint=f"`df {entry.path}` would wait as well. Try again later."
-        )
 
 
 def query_all(entries: Iterable[SiteEntry], question: Callable[[SiteInterface], T], patience_s: float | None = None) -> Answers:

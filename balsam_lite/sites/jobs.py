@@ -5,24 +5,359 @@ Functions with a `db` open their own write transaction, and write everything or 
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core import field_specs, states
 from ..core.clock import SECOND_US, SystemClock
-from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownJob
+from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownApp, UnknownJob
 from ..core.settings import Settings
+from ..db import launch_params
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
 from ..db.record import merge_texts
 from ..db.store import insert, job_changes, large_writes, pieces, user_actions
 from ..db.store.transitions import with_payload
-from . import job_rows
 from .interface import Row
+
+#: Fields that the DB keeps; given when a job is created, they may be empty.
+_KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_data", "state_timestamp")
+#: Given beside the fields, when a job is created.
+_EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin")
+_APP_NAMES = ("app_id", "app", "application")
+
+#: All parameters of a job, as they are stored.
+LARGEST_PARAMETERS_BYTES = 512_000
+_SMALL = 4096  # of texts in them: then nobody has to count
+_BY_FILE = "Write large values to a file, and give the job its path."
+#: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; elsewhere only all together are limited.
+_LONGEST_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else LARGEST_PARAMETERS_BYTES
+#: Under these keys are parameters that JSON does not know, and their names; see `api.parameters`.
+_PICKLED, _NAMES = "__pickled__", "names"
+
+
+class AppSpec(NamedTuple):
+    """What a job has to know of its application."""
+
+    name: str
+    kind: str
+    required: frozenset[str]
+    known: frozenset[str]
+    is_open: bool  # takes parameters of any name
+    template: str  # of its command line, if it has one
+    defaults: dict[str, Any]
+    has_preamble: bool
+
+
+def app_of(row: Row) -> AppSpec:
+    """The application of a row of `select.apps`."""
+    parameters = row["parameters"]
+    required = frozenset(name for name, about in parameters.items() if isinstance(about, dict) and about.get("required"))
+    definition = row["definition"]
+    is_open = row["kind"] == "command" or bool(definition.get("open"))
+    defaults = {name: one["default"] for name, one in parameters.items() if isinstance(one, dict) and "default" in one}
+    text, has_preamble = row["command_template"] or "", bool(definition.get("preamble"))
+    return AppSpec(row["name"], row["kind"], required, frozenset(parameters), is_open, text, defaults, has_preamble)
+
+
+class Apps:
+    """The applications of a DB by name and by number."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._found: dict[Any, AppSpec] = {}
+        for row in rows:
+            self._found[row["id"]] = self._found[row["name"]] = app_of(row)
+        self._good: set[tuple[str, tuple[str, ...]]] = set()
+
+    def find(self, key: Any) -> AppSpec:
+        """Raises UnknownApp: the registered ones are listed."""
+        try:
+            return self._found[key]
+        except (KeyError, TypeError):
+            names = ", ".join(str(name) for name in self._found if isinstance(name, str)) or "none"
+            raise UnknownApp(f"There is no App {key!r} at this site.", hint=f"Registered are: {names}") from None
+
+    def check_parameters(self, app: AppSpec, parameters: Any) -> None:
+        """Raises InvalidSpec: some are missing, extraneous, too large, or can be in no command line."""
+        if not isinstance(parameters, Mapping):
+            raise InvalidSpec(f"job parameters must map names to values, not {parameters!r}")
+        if app.kind == "template" and _PICKLED in parameters:
+            raise InvalidSpec(
+                f"The parameters of the command template of {app.name} must be text, numbers, lists or dicts of these.",
+                hint=f"Among {', '.join(parameters[_NAMES])} is something else.",
+            )
+        names = tuple(parameters[_NAMES]) if _PICKLED in parameters else tuple(parameters)
+        if (app.name, names) not in self._good:
+            _check_names(app, names)
+            if len(self._good) < 10_000:
+                self._good.add((app.name, names))
+        is_large = _check_size(parameters)
+        if app.kind == "template":
+            _check_words(app, parameters, is_large)
+
+
+def _check_names(app: AppSpec, names: Sequence[str]) -> None:
+    if app.kind == "command":
+        return
+    missing = app.required.difference(names)
+    if missing:
+        raise InvalidSpec(f"Missing required parameters: {_set(missing)}", hint=f"The App {app.name} needs them.")
+    extra = set(names) - app.known
+    if extra and not app.is_open:
+        known = f"are: {', '.join(sorted(app.known))}" if app.known else "are none"
+        raise InvalidSpec(f"Extraneous parameters: {_set(extra)}", hint=f"Those of the App {app.name} {known}")
+
+
+def _set(names: Iterable[str]) -> str:
+    """As Python prints a set, in order."""
+    return "{" + ", ".join(map(repr, sorted(names))) + "}"
+
+
+def _check_size(parameters: Mapping[str, Any]) -> bool:
+    """Whether they may be large."""
+    if len(parameters) < _SMALL // 64 and _length_of_texts(parameters.values()) < _SMALL:
+        return False
+    try:
+        counted = parameters[_PICKLED] if _PICKLED in parameters else json.dumps(parameters, ensure_ascii=False)
+        size = len(str(counted).encode(errors="replace"))
+    except (TypeError, ValueError, RecursionError):
+        return False  # whoever stores them says what is wrong
+    if size > LARGEST_PARAMETERS_BYTES:
+        raise InvalidSpec(
+            f"The parameters of a job must not be larger than {LARGEST_PARAMETERS_BYTES} bytes in all, these are {size}",
+            hint=_BY_FILE,
+        )
+    return True
+
+
+def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -> None:
+    for name, value in parameters.items():
+        if _holds_nul(value):
+            raise InvalidSpec(f"The parameter {name} holds a NUL character, which no command line can hold.")
+    if not are_large:
+        return
+    from ..core.errors import TemplateError
+    from ..launcher.template import rendering
+
+    try:
+        command = rendering.render(app.template, {**app.defaults, **parameters}, app.has_preamble)
+    except TemplateError:
+        return  # with these values; told by the job, as of small ones
+    longest = max(len(word.encode(errors="replace")) for word in [*command.argv, command.text])
+    if longest > _LONGEST_WORD:
+        name = max(parameters, key=lambda name: len(str(parameters[name])))
+        what = "a word" if command.argv else "a line for the shell"
+        raise InvalidSpec(
+            f"The parameter {name} is too large: it makes {what} of {longest} bytes, and {_LONGEST_WORD} are what a program "
+            "can be given in one word",
+            hint=_BY_FILE,
+        )
+
+
+def _holds_nul(value: Any) -> bool:
+    """Whether it, or something in it, is a text with one."""
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, Mapping):
+        return any(_holds_nul(one) for pair in value.items() for one in pair)
+    return isinstance(value, (list, tuple)) and any(map(_holds_nul, value))
+
+
+def _length_of_texts(values: Iterable[Any]) -> float:
+    """Of all together; infinite where there is something else among them that may be large."""
+    length = 0
+    for value in values:
+        if isinstance(value, str):
+            length += len(value)
+        elif not isinstance(value, (int, float)):
+            return float("inf")
+    return length
+
+
+def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> None:
+    """Raises InvalidSpec if a job asks for more GPUs than a node has. Without knowledge of the nodes (-1) it never does."""
+    if gpus_per_node < 0 or not gpus_per_rank:
+        return
+    wanted = field_specs.checked(field_specs.JOB_FIELD["gpus_per_rank"], gpus_per_rank)
+    wanted *= field_specs.checked(field_specs.JOB_FIELD["ranks_per_node"], ranks_per_node)
+    if wanted > gpus_per_node:
+        raise InvalidSpec(
+            f"The job asks for {wanted:g} GPUs on each node (gpus_per_rank {gpus_per_rank} x ranks_per_node {ranks_per_node}), "
+            f"but a node has {gpus_per_node}",
+            hint="GPUS_PER_NODE in settings.json says how many GPUs a node has.",
+        )
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+
+
+class NewJobs:
+    """Rows on their way to `insert.add_jobs`; iterate over it once."""
+
+    def __init__(self, rows: Sequence[Row], apps: Apps, gpus_per_node: int) -> None:
+        self._rows, self._apps, self._gpus_per_node = rows, apps, gpus_per_node
+        self.parents: dict[int, int] = {}  # the parents that were named -> number of the first row that did
+        self._workdirs: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Row]:
+        names: tuple[str, ...] | None = None
+        make: Callable[[Row], Row] = dict
+        for number, row in enumerate(self._rows, 1):
+            try:
+                if tuple(row) != names:
+                    names = tuple(row)
+                    make = self._maker(names)
+                job = make(row)
+                self._note(number, job)
+            except BalsamError as exc:
+                raise self.numbered(exc, number) from exc
+            yield job
+
+    def numbered(self, exc: BalsamError, number: int) -> BalsamError:
+        """The error with the number of its row, if there are several."""
+        return exc if len(self._rows) == 1 else type(exc)(f"Job number {number}: {exc.message}", hint=exc.hint)
+
+    def _maker(self, names: tuple[str, ...]) -> Callable[[Row], Row]:
+        """What makes a job of a row with these fields."""
+        if "workdir" not in names:
+            raise InvalidSpec("A job needs a workdir, a path below the data directory of its site.")
+        app_names = [name for name in names if name in _APP_NAMES]
+        if not app_names:
+            raise InvalidSpec("A job needs an app_id: the number or the name of an App.")
+        copied = [(name, select.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
+        field_specs.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # are there such fields?
+        kept = [name for name in names if name in _KEPT]
+        has_parameters, has_launch_params, has_parents = (
+            name in names for name in ("parameters", "launch_params", "parent_ids")
+        )
+        looks_at_gpus = self._gpus_per_node >= 0 and "gpus_per_rank" in names
+        has_time = "wall_time_min" in names
+        app_name = app_names[0]
+        find, check_parameters = self._apps.find, self._apps.check_parameters
+
+        def make(row: Row) -> Row:
+            job = {field: row[name] for name, field in copied}
+            for name in kept:
+                if row[name] is not None:
+                    raise InvalidSpec(f"Cannot set {name} when creating Job")
+            app = find(row[app_name])
+            job["application"] = app.name
+            check_parameters(app, row["parameters"] if has_parameters else {})
+            if has_time and job["wall_time_minutes"] == 0:
+                job["wall_time_minutes"] = 1  # the workshop's "unknown"; our least
+            if has_launch_params and row["launch_params"]:
+                _set_flags(job, row["launch_params"])
+            if has_parents and row["parent_ids"]:
+                job["parents"] = _parents(row["parent_ids"])
+            if looks_at_gpus:
+                refuse_gpus(row["gpus_per_rank"], row.get("ranks_per_node", 1), self._gpus_per_node)
+            return job
+
+        return make
+
+    def _note(self, number: int, job: Row) -> None:
+        if not job.get("allow_shared_workdir"):
+            path = field_specs.checked_workdir(job["workdir"])
+            other = self._workdirs.setdefault(path, number)
+            if other != number:
+                raise InvalidSpec(
+                    f"Workdirs must be unique for each call to bulk-create Jobs. Job number {other} has this one too: {path}",
+                    hint="allow_shared_workdir=True allows it.",
+                )
+        for parent in job.get("parents", ()):
+            self.parents.setdefault(parent, number)
+
+
+def _is_copied(name: str) -> bool:
+    return name not in _KEPT and name not in _APP_NAMES and name not in ("launch_params", "parent_ids")
+
+
+def _set_flags(job: Row, params: Any) -> None:
+    for field, value in launch_params.as_fields(params).items():
+        if job.get(field):
+            raise InvalidSpec(f"A job's launch_params and {field} say the same; give one of them.")
+        job[field] = value
+
+
+def _parents(value: Any) -> list[int]:
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise InvalidSpec(f"job parent_ids must be a list of job ids, not {value!r}")
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+        raise InvalidSpec(f"job parent_ids must be whole numbers, not {value!r}")
+    return sorted(value)
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+#: Of a job that exists.
+_FIXED = ("id", "app_id", "app", "parent_ids", "job_id", "origin", "last_update", "batch_job_id")
+_STATE_FIELDS = ("state", "state_data", "state_timestamp")
+
+
+class JobChange(NamedTuple):
+    """What shall become of some jobs."""
+
+    fields: Row  # in our words
+    workdir: str | None  # None: it stays
+    state: str | None  # likewise
+    data: Mapping[str, Any]  # of the event
+    time_us: int | None  # likewise; None: now
+
+
+def change_of(values: Mapping[str, Any]) -> JobChange:
+    """A change in our words.
+
+    Raises:
+        UnknownField, InvalidSpec.
+    """
+    fields: Row = {}
+    for name, value in values.items():
+        if name in _FIXED:
+            raise InvalidSpec(f"Cannot set {name} when updating Job")
+        if name == "launch_params":
+            _set_flags(fields, value or {})
+        elif name not in ("workdir", *_STATE_FIELDS):
+            fields[select.OUR_NAMES.get(name, name)] = value
+    if fields.get("wall_time_minutes") == 0:
+        fields["wall_time_minutes"] = 1
+    state, data, time_us = (values.get(name) for name in _STATE_FIELDS)
+    if state is None and not (data is None and time_us is None):
+        raise InvalidSpec("state_data and state_timestamp go with a new state")
+    if not isinstance(data or {}, Mapping) or not isinstance(time_us or 0, int):
+        raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
+    workdir = field_specs.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
+    return JobChange(field_specs.check_job(fields), workdir, state, data or {}, time_us)
+
+
+def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:
+    """Changes that say the same put together: (numbers of the jobs, what they say).
+
+    Raises:
+        InvalidSpec: one has no id, or two have the same. UnknownField.
+    """
+    groups: dict[str, tuple[list[int], Row]] = {}
+    seen: set[int] = set()
+    for change in changes:
+        number = change.get("id")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InvalidSpec(f"A change needs the id of what is to be changed, not {number!r}")
+        if number in seen:
+            raise InvalidSpec(f"There are two changes for the id {number}")
+        seen.add(number)
+        rest = {name: value for name, value in change.items() if name != "id"}
+        try:
+            key = json.dumps(rest)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InvalidSpec(f"The change of {number} cannot be written as JSON: {exc}") from None
+        groups.setdefault(key, ([], rest))[0].append(number)
+    return list(groups.values())
+
 
 #: States in which a function has ended, so that there may be its result.
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
@@ -68,8 +403,8 @@ def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
     """The jobs in our words; in the end it is looked whether the parents that they name exist. Opens no write transaction."""
     gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
     with db.read() as cx:
-        apps = job_rows.Apps(select.apps(cx))
-    new = job_rows.NewJobs(rows, apps, gpus_per_node)
+        apps = Apps(select.apps(cx))
+    new = NewJobs(rows, apps, gpus_per_node)
     yield from new
     if not new.parents:
         return
@@ -102,8 +437,8 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
 def _prepared(db: Database, cx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[user_actions.Change]:
     """Return checked changes in our words, those that say the same put together."""
     stored = []
-    for numbers, values in job_rows.grouped(_merged(cx, changes)):
-        change = job_rows.change_of(values)
+    for numbers, values in grouped(_merged(cx, changes)):
+        change = change_of(values)
         _refuse_missing(cx, numbers)
         _check(db, cx, numbers, change, values)
         stored.append(_stored(numbers, change))
@@ -130,7 +465,7 @@ def _merged(cx: Connection, changes: Sequence[Mapping[str, Any]]) -> Sequence[Ma
 
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """The same change for all that match. Returns how many. Raises as `update`."""
-    change = job_rows.change_of(values)
+    change = change_of(values)
 
     def carry_out(numbers: list[int]) -> None:
         with db.read() as cx:
@@ -146,22 +481,22 @@ def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
         raise UnknownJob(f"There is no job with the id {missing[0]} at this site (any more); nothing was changed.")
 
 
-def _check(db: Database, cx: Connection, numbers: Sequence[int], change: job_rows.JobChange, values: Mapping[str, Any]) -> None:
+def _check(db: Database, cx: Connection, numbers: Sequence[int], change: JobChange, values: Mapping[str, Any]) -> None:
     """Raise if these jobs cannot be changed in that way."""
     if "parameters" in change.fields:
-        apps = job_rows.Apps(select.apps(cx))
+        apps = Apps(select.apps(cx))
         for (name,) in set(queries.columns_of(cx, numbers, ("application",)).values()):
             apps.check_parameters(apps.find(name), values["parameters"])
     if not {"gpus_per_rank", "ranks_per_node"}.isdisjoint(change.fields):
         gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
         for gpus, ranks in set(queries.columns_of(cx, numbers, ("gpus_per_rank", "ranks_per_node")).values()):
             wanted = field_specs.check_job({"gpus_per_rank": gpus, "ranks_per_node": ranks, **change.fields})
-            job_rows.refuse_gpus(wanted["gpus_per_rank"], wanted["ranks_per_node"], gpus_per_node)
+            refuse_gpus(wanted["gpus_per_rank"], wanted["ranks_per_node"], gpus_per_node)
     if change.state is not None and change.time_us is not None:
         _refuse_time(cx, numbers, change.time_us)
 
 
-def _stored(numbers: Sequence[int], change: job_rows.JobChange) -> user_actions.Change:
+def _stored(numbers: Sequence[int], change: JobChange) -> user_actions.Change:
     message = change.data.get("message")  # the history shows that one, too
     said = job_changes.Annotation(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
     return user_actions.Change(numbers, change.fields, change.state, said, change.workdir)

@@ -144,9 +144,9 @@ class LocalSite:
 
     def service(self, verb: str) -> Row:
         """`start`, `stop`, `status` of the site's service, or a `check` of what it would read."""
-        from . import daemon
+        from . import lifecycle
 
-        verbs = {"start": daemon.start, "stop": daemon.stop, "status": daemon.status, "check": daemon.check}
+        verbs = {"start": lifecycle.start, "stop": lifecycle.stop, "status": lifecycle.status, "check": lifecycle.check}
         if verb not in verbs:
             raise InvalidSpec(f"A service can be asked for start, stop, status and check, not {verb!r}.")
         return verbs[verb](self.database.directory)

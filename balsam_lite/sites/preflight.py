@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..core import states
-from ..core.partitions import Partition
 from ..core.settings import Settings
 from ..db.engine.connection import Connection, Database
 from ..db.query import filters, select
@@ -14,7 +13,7 @@ from ..db.store import claims
 from ..db.store.claims import Shape
 from ..launcher.exec import hardware
 from ..launcher.placement import cost_of
-from ..schedulers.request import LaunchRequest
+from ..schedulers.request import LaunchRequest, Partition
 
 #: States of jobs that a launcher will process.
 WAITING = tuple(state for state in states.STATES if state not in (*states.END_STATES, states.RUNNING))

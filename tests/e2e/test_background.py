@@ -12,8 +12,7 @@ import pytest
 from helpers import wait_until
 from launching import Bench, alive
 
-from balsam_lite.core.identity import read_proc
-from balsam_lite.core.process_table import RUN_VARIABLE, below
+from balsam_lite.core.process_table import RUN_VARIABLE, below, read_proc
 from balsam_lite.db.store import apps, user_actions
 from balsam_lite.launcher.exec import adopted
 from balsam_lite.launcher.exec.adopted import Adopted

@@ -14,8 +14,7 @@ from helpers import ROOT, wait_until
 from launching import PYTHON, Bench, alive
 from mounts import need
 
-from balsam_lite.core.identity import UNKNOWN_START, Holder
-from balsam_lite.core.process_table import below
+from balsam_lite.core.process_table import UNKNOWN_START, Holder, below
 from balsam_lite.db.store import user_actions
 
 
@@ -98,7 +97,7 @@ def test_a_process_that_proc_hides_is_not_taken_for_dead() -> None:
     need()
     script = (
         f"import sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}\n"
-        "from balsam_lite.core.identity import Holder, start_of\n"
+        "from balsam_lite.core.process_table import Holder, start_of\n"
         f"other = Holder.current()._replace(pid={os.getpid()}, started='1')\n"
         f"print(start_of({os.getpid()}), other.is_here(), other.is_provably_dead(), start_of(2**22 + 1) == '')"
     )

@@ -15,7 +15,7 @@ from elsewhere import balsam, small_disk
 from launching import Bench
 
 from balsam_lite.core.errors import DatabaseGone
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import binding, directories, schema
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import batch_jobs, leases

@@ -21,7 +21,7 @@ from ranks import Ensemble, Wire
 
 from balsam_lite.core import field_specs, states
 from balsam_lite.core.errors import MachineTrouble
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.store import claims, leases, user_actions
 from balsam_lite.db.store.claims import Claim, Filter, RunResult, Shape
 from balsam_lite.launcher.multinode import channel as channel_module

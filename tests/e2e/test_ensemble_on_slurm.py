@@ -13,9 +13,9 @@ from mpi import with_mpi
 from slurm_cluster import Cluster
 from test_mpi_on_slurm import WHO, Site
 
-from balsam_lite.core.partitions import Partition
 from balsam_lite.db.store import user_actions
 from balsam_lite.schedulers import base, submission
+from balsam_lite.schedulers.request import Partition
 
 #: Says where it is, as soon as it is there, and goes on for ever.
 LOOPS = 'hostname > "host.new"; mv host.new "host.$BALSAM_ATTEMPT"; exec sleep 600'

@@ -13,8 +13,7 @@ import pytest
 from helpers import wait_until
 
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.identity import Holder
-from balsam_lite.core.process_table import RUN_VARIABLE, belonging
+from balsam_lite.core.process_table import RUN_VARIABLE, Holder, belonging
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.binding import id_of

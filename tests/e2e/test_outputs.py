@@ -12,7 +12,7 @@ from launching import Bench
 
 from balsam_lite.cli import job_create
 from balsam_lite.cli.main import main
-from balsam_lite.core import outputs, states
+from balsam_lite.core import job_files, states
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import select
@@ -45,23 +45,23 @@ def test_a_file_is_put_aside_under_the_first_free_number(tmp_path):
     path = tmp_path / "f"
     for number in range(1, 40):
         path.write_text(str(number))
-        assert outputs.put_aside(str(path)) == f"{path}.{number}"
+        assert job_files.put_aside(str(path)) == f"{path}.{number}"
     assert texts(tmp_path) == {f"f.{number}": str(number) for number in range(1, 40)}
-    assert outputs.put_aside(str(path)) == ""
+    assert job_files.put_aside(str(path)) == ""
 
 
 def test_a_wanted_number_that_is_taken_overwrites_nothing(tmp_path):
     path = tmp_path / "f"
     for name in ("f", "f.3", "f.4"):
         (tmp_path / name).write_text(name)
-    assert outputs.put_aside(str(path), 3) == f"{path}.5"
+    assert job_files.put_aside(str(path), 3) == f"{path}.5"
     assert texts(tmp_path) == {"f.3": "f.3", "f.4": "f.4", "f.5": "f"}
 
 
 def test_links_and_directories_stay_where_they_are(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "dir").mkdir()
-    assert outputs.put_aside(str(tmp_path / "link")) == outputs.put_aside(str(tmp_path / "dir")) == ""
+    assert job_files.put_aside(str(tmp_path / "link")) == job_files.put_aside(str(tmp_path / "dir")) == ""
     assert sorted(os.listdir(tmp_path)) == ["dir", "link"]
 
 
@@ -74,7 +74,7 @@ def test_many_who_put_files_aside_at_once_lose_none(tmp_path):
         for turn in range(50):
             own = str(tmp_path / f".own-{number}")
             Path(own).write_text(f"{number}/{turn}")
-            assert outputs.give_name(own, path)
+            assert job_files.give_name(own, path)
             os.unlink(own)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
@@ -91,13 +91,13 @@ def test_many_who_put_files_aside_at_once_lose_none(tmp_path):
 
 def begin(directory: Path, job_id: str, text: str, attempt: int = 1) -> None:
     """Do what a start does in a directory that is in use."""
-    name = outputs.renew(str(directory), "job.out", job_id, attempt, is_generated=False)
+    name = job_files.renew(str(directory), "job.out", job_id, attempt, is_generated=False)
     with open(directory / name, "a") as file:
         file.write(text)
 
 
 def found(directory: Path, job_id: str) -> str:
-    return Path(outputs.find(str(directory), "job.out", job_id, is_generated=False)).read_text()
+    return Path(job_files.find(str(directory), "job.out", job_id, is_generated=False)).read_text()
 
 
 def test_each_job_of_a_shared_directory_finds_its_own_output(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from helpers import wait_until
 from launching import PYTHON, Bench, alive
 
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.query import queries
 from balsam_lite.db.store import claims, leases, user_actions
 

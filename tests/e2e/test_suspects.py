@@ -13,11 +13,11 @@ from helpers import Slots
 from launching import Bench
 
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import demand, wait_reasons
-from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, reservations, suspects, user_actions
+from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, suspects, user_actions
 
 #: The parent of a program is a spawn helper, whose parent is the launcher. Jobs that run beside it have started by then.
 KILL_LAUNCHER = "sleep 0.5; kill -9 $(awk '{print $4}' /proc/$PPID/stat); sleep 60"
@@ -313,10 +313,10 @@ def test_the_service_counts_suspects_and_plans_them_for_launches(db: Database) -
     with db.write() as cx:
         assert demand.startable(cx) == [demand.Work(shape, 1, 2)]
         launch = batch_jobs.add(cx, {}, 1)
-    assert reservations.reserve(db, launch, shape, 5, 2) == 2
+    assert batch_jobs.reserve(db, launch, shape, 5, 2) == 2
     with db.read() as cx:
         assert demand.of_launch(cx, launch) == [demand.Work(shape, 1, 2)]
-        assert reservations.orphaned(cx, []) == [launch]
+        assert batch_jobs.orphaned(cx, []) == [launch]
         assert len(claims.fitting_suspects(cx, Slots(9), claims.Filter(launch=launch, launch_only=True))) == 2
 
 

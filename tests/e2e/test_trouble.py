@@ -313,14 +313,14 @@ def test_a_launcher_that_can_start_no_spawn_helper_blames_the_machine(bench, mon
 
 
 def test_no_process_counts_as_dead_because_too_many_files_are_open(monkeypatch):
-    from balsam_lite.core import identity, process_table
+    from balsam_lite.core import process_table
 
-    monkeypatch.setattr(identity, "_RETRY_S", 0.001)
+    monkeypatch.setattr(process_table, "_RETRY_S", 0.001)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
         with pytest.raises(OSError, match="Too many open files"):
-            identity.start_of(os.getpid())
+            process_table.start_of(os.getpid())
         with pytest.raises(OSError, match="Too many open files"):
             process_table.living([process_table.Process(os.getpid(), 1, 1, 1, "1")])
     finally:

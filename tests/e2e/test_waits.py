@@ -13,7 +13,7 @@ from helpers import wait_until
 from launching import Bench
 
 from balsam_lite.core import import_guard
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.query import stalls
 from balsam_lite.db.store import batch_jobs, leases
 from balsam_lite.launcher import waiter

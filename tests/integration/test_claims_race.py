@@ -15,7 +15,7 @@ from balsam_lite.db.store import apps, insert
 _CLAIMER = """
 import json
 from balsam_lite.db.store import claims, leases
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 
 class Slots:
     preparations = 0

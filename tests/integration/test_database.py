@@ -30,7 +30,7 @@ from balsam_lite.core.errors import (
     SchemaMismatch,
     UnsafeFilesystem,
 )
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import connection, directories, filesystem, migrations, schema
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import select

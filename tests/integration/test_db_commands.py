@@ -25,7 +25,7 @@ from sshd import remote_host
 from balsam_lite.cli import selftest as runner
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import DatabaseBusy, DatabaseError, DatabaseFull, InputError
-from balsam_lite.db.engine import directories, doctor, filesystem, maintenance, selftest
+from balsam_lite.db.engine import directories, doctor, filesystem, maintenance
 from balsam_lite.db.engine.connection import Database
 
 NOW_US = 1_000_000_000_000_000
@@ -149,7 +149,7 @@ def test_clocks_that_differ_are_told(db: Database, monkeypatch: pytest.MonkeyPat
 
 def test_the_clocks_of_peers_are_compared_by_the_moment_at_which_they_met() -> None:
     here, peer, other = (
-        selftest.TesterReport("a", host, "ns", 1, 1.0, met_s) for host, met_s in (("a", 100), ("b", 93), ("c", 104))
+        doctor.TesterReport("a", host, "ns", 1, 1.0, met_s) for host, met_s in (("a", 100), ("b", 93), ("c", 104))
     )
     late, fine = runner._clocks([here, peer, other])
     assert (late.level, fine.level) == (doctor.OK, doctor.OK), "a slow transaction may be why"
@@ -268,52 +268,52 @@ def test_a_peer_command_must_be_one(db: Database, command: str) -> None:
 
 
 def test_lost_doubled_and_missing_work_is_noticed(db: Database) -> None:
-    with selftest.scratch(db) as directory:
-        tally = selftest.count(directory, "one", 1, 0.1)
-        assert selftest.faults(directory, [tally]) == []
+    with doctor.scratch(db) as directory:
+        tally = doctor.count(directory, "one", 1, 0.1)
+        assert doctor.faults(directory, [tally]) == []
         lying = tally._replace(commits=tally.commits + 3)
-        assert len(selftest.faults(directory, [lying])) == 2
+        assert len(doctor.faults(directory, [lying])) == 2
         scratch = directories.open_database(directory)
         change(scratch, "INSERT INTO tally SELECT 'two', n FROM tally WHERE n = 1")
         scratch.close()
-        assert selftest.faults(directory, [tally]) == ["1 numbers were given twice"]
+        assert doctor.faults(directory, [tally]) == ["1 numbers were given twice"]
     assert not os.path.exists(directory)
 
 
 def test_locks_which_do_not_hold_are_found_by_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two who both believe that the lock is theirs: one's work is lost, or the file breaks; the test says so."""
     code = """
-from balsam_lite.db.engine import session, selftest
+from balsam_lite.db.engine import doctor, session
 session.LockFile.take = lambda self: True
 session.LockFile.is_mine = lambda self: True
 from balsam_lite.core.errors import BalsamError
 try:
-    say(selftest.count(sys.argv[1], sys.argv[2], 2, 1.5).as_text())
+    say(doctor.count(sys.argv[1], sys.argv[2], 2, 1.5).as_text())
 except BaseException as exc:
     say('failed')
 """
     need()
     with hosts(2, tmp_path, locks=False) as both:
         made = directories.create(str(tmp_path / "back" / "db"), "shared")
-        with selftest.scratch(made) as directory:
+        with doctor.scratch(made) as directory:
             seen = directory.replace(str(tmp_path / "back"), str(both[0].point))
             testers = [
                 host.start(*python_argv(code, seen), f"t{n}", env=environment(), stderr=subprocess.DEVNULL)
                 for n, host in enumerate(both)
             ]
             said = [tester.communicate(timeout=60)[0] for tester in testers]
-            tallies = [selftest.TesterReport.parsed(text) for text in said]
-            assert None in tallies or selftest.faults(directory, [tally for tally in tallies if tally])
+            tallies = [doctor.TesterReport.parsed(text) for text in said]
+            assert None in tallies or doctor.faults(directory, [tally for tally in tallies if tally])
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"name": 1}', "Last login: today\n\x00\xff", "[" * 100_000])
 def test_a_tester_that_prints_garbage_has_said_nothing(text: str) -> None:
-    assert selftest.TesterReport.parsed(text) is None
+    assert doctor.TesterReport.parsed(text) is None
 
 
 def test_what_a_login_shell_prints_is_no_obstacle() -> None:
-    tally = selftest.TesterReport("a", "h", "ns", 3, 0.1, 1.5)
-    assert selftest.TesterReport.parsed(f"Welcome!\n{tally.as_text()}\nlogout\n") == tally
+    tally = doctor.TesterReport("a", "h", "ns", 3, 0.1, 1.5)
+    assert doctor.TesterReport.parsed(f"Welcome!\n{tally.as_text()}\nlogout\n") == tally
 
 
 # --- backup -----------------------------------------------------------------------------------------------------------

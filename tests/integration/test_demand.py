@@ -9,12 +9,12 @@ from helpers import Slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.core import identity
+from balsam_lite.core import process_table
 from balsam_lite.core.clock import SECOND_US
 from balsam_lite.db.engine import directories
 from balsam_lite.db.query import demand
 from balsam_lite.db.query.demand import Work
-from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, reservations, user_actions
+from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 
 SERIAL = Shape(1, 1, 1, 0)
@@ -45,7 +45,7 @@ def launch(db, **values):
 
 def take(db, free=1, **only):
     with db.write() as cx:
-        lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
+        lease = leases.open_lease(cx, "launcher", process_table.Holder.current(), "", 1)
         taken = claims.take(cx, lease, Slots(free, 5), Filter(**only), 2)
     return [claim.job for claim in (*taken.to_run, *taken.to_prepare)]
 
@@ -112,7 +112,7 @@ def test_very_many_equal_jobs_are_told_from_the_counters_of_states(db, monkeypat
 def test_what_a_launcher_has_in_hand_shrinks_as_its_jobs_run(db):
     add(db, {"wall_time_minutes": 60, "node_packing_count": 2}, {"wall_time_minutes": 10, "num_nodes": 3})
     with db.write() as cx:
-        lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
+        lease = leases.open_lease(cx, "launcher", process_table.Holder.current(), "", 1)
         claims.take(cx, lease, Slots(9, 5), Filter(serial_only=False), 0)
         assert demand.held_node_minutes(cx, [lease], 0) == 60 / 2 + 10 * 3
         assert demand.held_node_minutes(cx, [lease], 20 * 60 * SECOND_US) == 40 / 2
@@ -127,23 +127,23 @@ def test_jobs_are_planned_in_the_order_of_claiming_and_for_one_launch_each(db):
     first, urgent, longer, other, long = add(
         db, {}, {"priority": 1}, {"wall_time_minutes": 9}, {"num_nodes": 2}, {"wall_time_minutes": 99}
     )
-    assert reservations.reserve(db, 1, SERIAL, 9, 2) == 2
+    assert batch_jobs.reserve(db, 1, SERIAL, 9, 2) == 2
     assert planned_for(db) == {1: [urgent, longer]}
-    assert reservations.reserve(db, 2, SERIAL, 99, 50) == 2
+    assert batch_jobs.reserve(db, 2, SERIAL, 99, 50) == 2
     assert planned_for(db) == {1: [urgent, longer], 2: [first, long]}
-    assert reservations.reserve(db, 3, SERIAL, 99, 50) == 0
-    assert reservations.reserve(db, 3, Shape(2, 1, 1, 0), 1, 0) == 0
+    assert batch_jobs.reserve(db, 3, SERIAL, 99, 50) == 0
+    assert batch_jobs.reserve(db, 3, Shape(2, 1, 1, 0), 1, 0) == 0
     assert other not in planned_for(db).values()
 
 
 def test_thousands_are_planned_and_given_back_in_short_transactions(db, monkeypatch):
-    monkeypatch.setattr(reservations, "_BATCH", 7)
+    monkeypatch.setattr(batch_jobs, "_BATCH", 7)
     ids = add(db, *[{} for _ in range(50)])
-    assert reservations.reserve(db, 1, SERIAL, 1, 30) == 30
+    assert batch_jobs.reserve(db, 1, SERIAL, 1, 30) == 30
     assert planned_for(db) == {1: ids[:30]}
-    assert reservations.unclaim(db, 1) == 30
+    assert batch_jobs.unclaim(db, 1) == 30
     assert planned_for(db) == {}
-    assert reservations.unclaim(db, 1) == 0
+    assert batch_jobs.unclaim(db, 1) == 0
 
 
 def test_a_launch_that_is_over_is_found_by_what_was_planned_for_it(db):
@@ -151,15 +151,15 @@ def test_a_launch_that_is_over_is_found_by_what_was_planned_for_it(db):
     jobs = add(db, *[{"queued_launch_id": number} for number in (one, two, two, 77)])
     user_actions.set_state(db, jobs[:1], "PREPROCESSED")
     with db.read() as cx:
-        assert reservations.orphaned(cx, []) == [one, two, 77]
-        assert reservations.orphaned(cx, [two]) == [one, 77]
+        assert batch_jobs.orphaned(cx, []) == [one, two, 77]
+        assert batch_jobs.orphaned(cx, [two]) == [one, 77]
 
 
 def test_what_has_ended_keeps_its_launch(db):
     number = launch(db)
     done, waiting, running = add(db, *[{"queued_launch_id": number} for _ in range(3)])
     user_actions.set_state(db, [done], "JOB_FINISHED")
-    assert reservations.unclaim(db, number) == 2
+    assert batch_jobs.unclaim(db, number) == 2
     assert planned_for(db) == {number: [done]}
     assert waiting != running
 
@@ -167,14 +167,14 @@ def test_what_has_ended_keeps_its_launch(db):
 def test_a_launch_was_idle_only_if_nobody_ran_any_of_its_jobs(db):
     def was_idle(number):
         with db.read() as cx:
-            return reservations.was_idle(cx, number)
+            return batch_jobs.was_idle(cx, number)
 
     without, idle, used, retried = (launch(db) for _ in range(4))
     for number in (idle, used, retried):
         add(db, {"queued_launch_id": number}, {"queued_launch_id": number})
     take(db, 1, launch=used, launch_only=True)
     with db.write() as cx:
-        lease = leases.open_lease(cx, "launcher", identity.Holder.current(), "", 1)
+        lease = leases.open_lease(cx, "launcher", process_table.Holder.current(), "", 1)
         (claim,) = claims.take(cx, lease, Slots(1, 5), Filter(launch=retried, launch_only=True), 2).to_run
         claims.finish(cx, lease, [claims.unstarted(claim, 3, "")], 3)
     assert [was_idle(number) for number in (without, idle, used, retried, 99)] == [True, True, False, False, False]
@@ -185,7 +185,7 @@ def test_the_last_of_many_planned_jobs_shows_that_a_launch_was_not_idle(db):
     jobs = add(db, *[{"queued_launch_id": number} for _ in range(150)])
     with db.write() as cx:
         cx.execute("INSERT INTO event (job, time, from_state, to_state) VALUES (?, ?, '', 'RUNNING')", (jobs[-1], 10**18))
-        assert not reservations.was_idle(cx, number)
+        assert not batch_jobs.was_idle(cx, number)
 
 
 def test_a_launch_with_nothing_planned_was_idle_unless_a_launcher_began_in_it(db):
@@ -193,10 +193,10 @@ def test_a_launch_with_nothing_planned_was_idle_unless_a_launcher_began_in_it(db
     with db.write() as cx:
         cx.execute("UPDATE batch_job SET scheduler_id = '12.host', created = 100 WHERE id = ?", (number,))
         for kind, scheduler_id, opened in (("launcher", "12", 99), ("service", "12", 101), ("launcher", "13", 101)):
-            leases.open_lease(cx, kind, identity.Holder.current(), scheduler_id, opened)
-        assert reservations.was_idle(cx, number)
-        leases.open_lease(cx, "launcher", identity.Holder.current(), "12", 101)
-        assert not reservations.was_idle(cx, number)
+            leases.open_lease(cx, kind, process_table.Holder.current(), scheduler_id, opened)
+        assert batch_jobs.was_idle(cx, number)
+        leases.open_lease(cx, "launcher", process_table.Holder.current(), "12", 101)
+        assert not batch_jobs.was_idle(cx, number)
 
 
 # --- taking -----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_looking_for_planned_jobs_costs_nothing_where_others_are_planned(db):
         with db.read() as cx:
             cx.set_progress_handler(lambda: counted.append(1) and None, 10)
             claims.shapes(cx, claims.sources_of_launch(1))
-            reservations.orphaned(cx, [2, 3])
+            batch_jobs.orphaned(cx, [2, 3])
             cx.set_progress_handler(None, 10)
         return len(counted)
 

@@ -25,7 +25,7 @@ from balsam_lite.core.errors import (
     UnknownField,
     UnknownJob,
 )
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.store import claims, insert, leases
 from balsam_lite.pyapps import result_file

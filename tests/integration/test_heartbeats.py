@@ -13,7 +13,7 @@ from helpers import wait_until
 from launching import Bench
 
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.store import leases
 from balsam_lite.db.store.leases import Lease, Watch, is_dead
 

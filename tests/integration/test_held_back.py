@@ -15,7 +15,7 @@ from launching import Bench
 from balsam_lite.api import Job
 from balsam_lite.core.clock import SECOND_US, SystemClock
 from balsam_lite.core.errors import WaitTimeout
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.models import BalsamJob, use

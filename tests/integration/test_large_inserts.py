@@ -15,22 +15,22 @@ from balsam_lite.cli.main import main
 from balsam_lite.core import states
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import DatabaseError, DuplicateJobId, InvalidSpec, UnknownApp, UnknownJob
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories, doctor, salvage
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
 from balsam_lite.db.query import demand, events, outlook, queries, select
 from balsam_lite.db.store import (
     apps,
+    batch_jobs,
     claims,
-    copies,
     graph,
     insert,
     large_writes,
     leases,
     pieces,
     rare_tags,
-    reservations,
+    relocate,
     transitions,
     user_actions,
 )
@@ -146,7 +146,7 @@ def answers(db, free):
             "waiting with tag": lambda: claims.waiting(cx, claims.Filter(tags=(("t", "1"),))),
             "few": lambda: rare_tags.read(cx, ("t", "1"), claims._PLAIN, "", ()),
             "plannable": lambda: [
-                reservations._unplanned(cx, source, claims.Shape(1, 1, 1, 0), 9, 99) for source in claims.sources()
+                batch_jobs._unplanned(cx, source, claims.Shape(1, 1, 1, 0), 9, 99) for source in claims.sources()
             ],
             "in the scope": lambda: outlook.state_counts(cx, outlook.Scope(tags=(("t", "1"),)), states.STATES),
         }
@@ -455,7 +455,7 @@ def test_a_copy_does_not_wait_for_the_originals_insert(db):
     insertion = begun(db, ({"application": "a"} for _ in range(JOBS)))
     insertion.advance()
     with db.write() as cx:
-        copies.make_own(cx, SystemClock.now_us(), is_in_place=False)
+        relocate.make_own(cx, SystemClock.now_us(), is_in_place=False)
     add(db, 1)
     assert len(dump(db)[0]) == 1
     rows_agree(db)

@@ -16,7 +16,7 @@ from balsam_lite.cli.main import main
 from balsam_lite.core import states
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import ParentInUse, StateError, UnknownApp
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import doctor, maintenance
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob

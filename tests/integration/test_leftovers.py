@@ -16,8 +16,7 @@ from launching import Bench
 
 from balsam_lite.core import process_table
 from balsam_lite.core.clock import SystemClock
-from balsam_lite.core.identity import Holder, read_proc, start_of
-from balsam_lite.core.process_table import RUN_VARIABLE, belonging
+from balsam_lite.core.process_table import RUN_VARIABLE, Holder, belonging, read_proc, start_of
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import directories, maintenance
 from balsam_lite.db.engine.binding import id_of
@@ -137,7 +136,7 @@ def test_an_ordinary_user_ends_a_program_that_only_root_can_look_into(tmp_path: 
             f"import sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}\n"
             "import os\n"
             "from balsam_lite.launcher.exec.run_file import RunFiles, Writer\n"
-            "from balsam_lite.core.identity import start_of\n"
+            "from balsam_lite.core.process_table import start_of\n"
             "from balsam_lite.launcher.exec.leftovers import Orphans, end_runs, runs_of\n"
             "from balsam_lite.core.process_table import _environ_of\n"
             f"pid = os.posix_spawn({str(code)!r}, ['licensed', '4444'], {{'BALSAM_RUN': '{MARK.decode()}1:1'}}, setsid=True)\n"

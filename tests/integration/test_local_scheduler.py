@@ -18,7 +18,7 @@ from helpers import ROOT, wait_until
 
 from balsam_lite.core.clock import SECOND_US
 from balsam_lite.core.errors import CancelFailed, PollFailed, SubmitFailed
-from balsam_lite.core.identity import start_of
+from balsam_lite.core.process_table import start_of
 from balsam_lite.core.settings import Settings
 from balsam_lite.schedulers import local_queue
 from balsam_lite.schedulers.base import BatchStatus, Submission

@@ -12,7 +12,7 @@ from helpers import Slots, db_with_app, wait_until
 from launching import Bench
 
 from balsam_lite.core import states
-from balsam_lite.core.identity import Holder, start_of
+from balsam_lite.core.process_table import Holder, start_of
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.query import batch_queries, outlook
 from balsam_lite.db.query.outlook import Scope, what_may_come

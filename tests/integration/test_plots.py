@@ -22,7 +22,7 @@ from balsam_lite.core.errors import BalsamError, InvalidSpec, NotFound
 from balsam_lite.db.engine import directories
 from balsam_lite.db.store import apps, insert
 from balsam_lite.plots import figures, kinds, text, timeline
-from balsam_lite.plots.gather import PlotData
+from balsam_lite.plots.kinds import PlotData
 from balsam_lite.plots.text import Style
 from balsam_lite.plots.timeline import ALL, Changes, Curve, Window
 
@@ -564,15 +564,15 @@ def test_sites_behind_ssh_are_in_the_picture_and_one_that_fails_is_named(site, f
 def test_pages_are_read_to_the_end(site, monkeypatch):
     from balsam_lite.db.engine import registry
     from balsam_lite.db.query import events
-    from balsam_lite.plots import gather
+    from balsam_lite.plots import kinds
     from balsam_lite.sites.fanout import open_site
 
     there = open_site(registry.at(site))
-    whole = gather.read(there, "states", {})
+    whole = kinds.read(there, "states", {})
     monkeypatch.setattr(events, "_PAGE", 2)
-    monkeypatch.setattr(gather, "_PAGE", 1)
-    monkeypatch.setattr(gather, "_FEW_JOBS", 1)
+    monkeypatch.setattr(kinds, "_PAGE", 1)
+    monkeypatch.setattr(kinds, "_FEW_JOBS", 1)
     assert len(whole.changes) == 12
     for where, number in (({}, 12), ({"workflow": "w"}, 12), ({"name": "j1"}, 4), ({"name": ["j1", "j2"]}, 8)):
-        assert len(gather.read(there, "states", where).changes) == number
-    assert timeline.counts(gather.read(there, "states", {}).changes) == timeline.counts(whole.changes)
+        assert len(kinds.read(there, "states", where).changes) == number
+    assert timeline.counts(kinds.read(there, "states", {}).changes) == timeline.counts(whole.changes)

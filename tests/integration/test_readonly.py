@@ -156,7 +156,7 @@ def test_a_copy_that_cannot_be_written_is_read_with_a_warning(tmp_path: Path) ->
 
 def test_a_reader_of_a_still_file_notices_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = filled(tmp_path / "db")
-    monkeypatch.setattr("balsam_lite.db.engine.readonly.is_refused", lambda *_: True)
+    monkeypatch.setattr("balsam_lite.db.engine.wal.is_refused", lambda *_: True)
     monkeypatch.setattr(Database, "_open_as", refusing(Database._open_as))
     still = Database(made.directory, "local")
     with still.read() as cx:
@@ -168,7 +168,7 @@ def test_a_reader_of_a_still_file_notices_when_it_is_written(tmp_path: Path, mon
     with still.read() as cx:
         assert cx.execute("SELECT count(*) FROM job").fetchone() == (4,)
     still.close()
-    monkeypatch.setattr("balsam_lite.db.engine.readonly.is_refused", lambda *_: True)
+    monkeypatch.setattr("balsam_lite.db.engine.wal.is_refused", lambda *_: True)
     monkeypatch.setattr(Database, "_open_as", refusing(Database._open_as))
     with pytest.raises(DatabaseBusy, match="was written while it was read"), still.read() as cx:  # noqa: PT012
         cx.execute("SELECT count(*) FROM job").fetchone()

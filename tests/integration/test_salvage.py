@@ -16,11 +16,10 @@ from elsewhere import balsam
 from launching import Bench
 
 from balsam_lite.core.errors import BalsamError, DatabaseEmptied
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.engine.pages import Image
-from balsam_lite.db.engine.salvage import salvage
+from balsam_lite.db.engine.salvage import Image, salvage
 from balsam_lite.db.store import apps, graph, insert, leases
 
 JOBS, CHAIN, PAGE = 300, 100, 4096

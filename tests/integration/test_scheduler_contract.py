@@ -20,7 +20,7 @@ from sites import SITES, Kind, Site
 
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import PollFailed, SubmitFailed, SubmitUncertain
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.query import batch_queries
 from balsam_lite.db.store import apps, insert, leases

@@ -25,7 +25,7 @@ from balsam_lite.core.errors import (
     SubmitFailed,
     SubmitUncertain,
 )
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem
 from balsam_lite.db.query import batch_queries, demand, select, wait_reasons
@@ -817,7 +817,7 @@ import os, sys
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.db.engine import directories
 from balsam_lite.db.store import leases
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.schedulers.base import BatchStatus, QUEUED
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import PolicyFile, Queue, Range

@@ -41,12 +41,12 @@ from balsam_lite.core.errors import (
     SiteUnreachable,
     UnknownSite,
 )
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem, hung_mounts, maintenance, registry
 from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.db.store import batch_jobs, insert, leases
-from balsam_lite.sites import fanout, manage, moving, selector
+from balsam_lite.sites import fanout, lifecycle, selector
 from balsam_lite.sites.rpc import remote
 
 Balsam = Callable[..., "tuple[int, str, str]"]
@@ -840,7 +840,7 @@ def test_a_launcher_that_begins_after_all_was_found_free_keeps_the_site(
     balsam: Balsam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_device: list[str]
 ) -> None:
     lease(make(tmp_path / "db"), "launcher", 0, Holder.current())
-    monkeypatch.setattr(manage, "refuse_busy", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "refuse_busy", lambda *_: None)
     for words in (["mv", "db", "new"], ["rm", "-f", "db"]):
         code, out, err = balsam("site", *words)
         assert (code, out) == (75, "")
@@ -938,14 +938,14 @@ def test_a_move_that_was_killed_goes_on_when_it_is_said_again(
     make(tmp_path / "old")
     add_job(balsam, tmp_path / "old", "--user-workdir", str(tmp_path / "old/own"))
     (tmp_path / "old/data/link").symlink_to(tmp_path / "old/data/target")
-    rename = moving._is_renamed
+    rename = lifecycle._is_renamed
 
     def killed(source: str, target: str) -> bool:
         rename(source, target)
         raise SystemExit(137)  # no block that cleans up surrounds it, as if it were SIGKILL
 
     with monkeypatch.context() as patch:
-        patch.setattr(moving, "_is_renamed", killed)
+        patch.setattr(lifecycle, "_is_renamed", killed)
         with pytest.raises(SystemExit):
             balsam("site", "mv", "old", "new")
     (tmp_path / "new/data/link.moved").symlink_to(tmp_path / "new/data/target")  # as a kill between two calls leaves it

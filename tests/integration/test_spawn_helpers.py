@@ -15,8 +15,7 @@ import pytest
 from helpers import wait_until
 from launching import Bench, alive
 
-from balsam_lite.core.identity import read_proc, start_of
-from balsam_lite.core.process_table import DETACHED_VARIABLE, Process, below, state_of
+from balsam_lite.core.process_table import DETACHED_VARIABLE, Process, below, read_proc, start_of, state_of
 from balsam_lite.core.subprocess_run import module_words, python_path
 from balsam_lite.launcher.exec import run_file, spawn_helper
 from balsam_lite.launcher.exec.spawn_helper import Request

@@ -28,7 +28,7 @@ from balsam_lite.cli.group import balsam as command_group
 from balsam_lite.cli.main import main
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import BalsamError
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import connection, directories, doctor
 from balsam_lite.db.store import apps, batch_jobs, graph, insert, leases, pieces, user_actions

@@ -28,7 +28,7 @@ from balsam_lite.core.errors import (
     UnknownField,
     UnknownJob,
 )
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.schema import FREE, VISIBLE
 from balsam_lite.db.query import events, queries, select

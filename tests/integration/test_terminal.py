@@ -17,7 +17,7 @@ from helpers import wait_until
 from launching import Bench
 from ranks import Ensemble
 
-from balsam_lite.core import terminal
+from balsam_lite.core import daemon
 from balsam_lite.db.store import leases
 
 REAL_POLL = select.poll
@@ -119,17 +119,17 @@ def test_a_pipe_that_nobody_reads_costs_the_words_and_no_job(bench):
 
 def test_what_was_left_out_is_counted_when_somebody_reads_again(monkeypatch):
     read, write = os.pipe()
-    monkeypatch.setattr(terminal, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(daemon, "_PATIENCE_S", 0.01)
     monkeypatch.setattr(os, "write", lambda fd, data, real=os.write: real(write if fd == 2 else fd, data))
-    monkeypatch.setattr(terminal.select, "poll", lambda: Poll(write))
+    monkeypatch.setattr(daemon.select, "poll", lambda: Poll(write))
     line = b"a line\n" * 100
     written = 0
-    while terminal._Stalled.lines < 3:
-        assert terminal.write_stderr(line)
+    while daemon._Stalled.lines < 3:
+        assert daemon.write_stderr(line)
         written += 1
     before = os.read(read, 1 << 20)
     assert before == line * (written - 3)
-    assert terminal.write_stderr("again\n")
+    assert daemon.write_stderr("again\n")
     assert os.read(read, 1 << 20) == b"[3 line(s) left out: there was no reader]\nagain\n"
     os.close(read)
     os.close(write)
@@ -175,7 +175,7 @@ def test_a_launcher_and_its_parts_go_on_ignoring_what_was_ignored_at_their_start
     wait_until(lambda: all(bench.path(job, "up").exists() for job in jobs))
     for job in jobs:
         ignored = int(bench.path(job, "job.out").read_text().split()[1], 16)
-        assert not [number for number in terminal.STOP_SIGNALS if ignored & 1 << (number - 1)]
+        assert not [number for number in daemon.STOP_SIGNALS if ignored & 1 << (number - 1)]
     for number in (signal.SIGHUP, signal.SIGINT):
         os.killpg(launcher.pid, number)
     launcher.send_signal(signal.SIGTERM)

@@ -24,7 +24,7 @@ from balsam_lite.core.errors import (
     UnknownApp,
     UnknownJob,
 )
-from balsam_lite.core.identity import Holder
+from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from balsam_lite.core import durations
+from balsam_lite.core import clock
 
 
 @pytest.mark.parametrize(
@@ -18,19 +18,19 @@ from balsam_lite.core import durations
     ],
 )  # fmt: skip
 def test_a_time_means_what_schedulers_and_people_mean_by_it(text: str, minutes: float) -> None:
-    assert durations.minutes(text) == pytest.approx(minutes)
+    assert clock.minutes(text) == pytest.approx(minutes)
 
 
 @pytest.mark.parametrize(("text", "minutes"), [("61s", 2), ("1s", 1), ("60s", 1), ("1:00:01", 61), ("0.1h", 6), ("1.1h", 66)])
 def test_seconds_are_rounded_up_to_whole_minutes(text: str, minutes: int) -> None:
-    assert durations.whole_minutes(text) == minutes
+    assert clock.whole_minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["1:30", "01:30", "00:05", "90:00"])
 def test_two_parts_are_refused_with_both_readings(text: str) -> None:
     hours, minutes = map(int, text.split(":"))
     with pytest.raises(ValueError, match=f"{hours} h {minutes} min .* {hours} min {minutes} s .*{hours}h{minutes}m"):
-        durations.minutes(text)
+        clock.minutes(text)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_two_parts_are_refused_with_both_readings(text: str) -> None:
 )  # fmt: skip
 def test_what_is_no_time_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^(must|is out of range)") as caught:
-        durations.whole_minutes(text)
+        clock.whole_minutes(text)
     assert len(str(caught.value)) < 200
 
 
 def test_half_a_minute_without_a_unit_is_refused_where_minutes_are_whole() -> None:
     with pytest.raises(ValueError, match="whole number of minutes"):
-        durations.whole_minutes("2.5")
+        clock.whole_minutes("2.5")
 
 
 # --- every place ------------------------------------------------------------------------------------------------------

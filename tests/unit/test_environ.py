@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from balsam_lite.core.errors import BalsamError, LaunchError, NoNodes
 from balsam_lite.core.settings import Settings
 from balsam_lite.launcher.exec import hardware
-from balsam_lite.schedulers.environ import Allocation, allocation, rank
-from balsam_lite.schedulers.remaining import ask_end_us, time_left_pbs, time_left_slurm
+from balsam_lite.schedulers.environ import Allocation, allocation, ask_end_us, rank, time_left_pbs, time_left_slurm
 from balsam_lite.schedulers.slurm import SlurmScheduler
 
 NOW_US = 1_795_000_000_000_000
@@ -546,7 +545,7 @@ LOOK = """\
 import json
 from balsam_lite.launcher.exec import hardware
 from balsam_lite.schedulers.environ import allocation
-from balsam_lite.schedulers.remaining import ask_end_us
+from balsam_lite.schedulers.environ import ask_end_us
 found = allocation()
 print(json.dumps([*found, ask_end_us(found), hardware.gpus()]))
 """

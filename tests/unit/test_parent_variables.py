@@ -11,7 +11,7 @@ import sys
 import pytest
 from launching import Bench
 
-from balsam_lite.core import parent_variables
+from balsam_lite.core import job_files
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.launcher import dag
 
@@ -100,7 +100,7 @@ def test_a_job_starts_though_the_environment_is_almost_full(bench):
 def test_a_launcher_inside_a_job_passes_none_of_it_on(bench):
     bench.script("look", _LOOK)
     (job,) = bench.add([{"application": "look", "args": "seen.json"}])
-    assert bench.run(**dict.fromkeys(parent_variables.NAMES, "stale")) == 0
+    assert bench.run(**dict.fromkeys(job_files.NAMES, "stale")) == 0
     assert json.loads(bench.path(job, "seen.json").read_text()) == dict.fromkeys(NAMES, "[]")
 
 

@@ -17,8 +17,7 @@ from balsam_lite.launcher.exec.mpi_use import NO_MPI
 from balsam_lite.launcher.multinode import messages, rank
 from balsam_lite.launcher.placement import Node
 from balsam_lite.launcher.resources import LauncherOptions, Resources
-from balsam_lite.schedulers.environ import Allocation, NodeGpus, allocation
-from balsam_lite.schedulers.node_gpus import ask_gpus
+from balsam_lite.schedulers.environ import Allocation, NodeGpus, allocation, ask_gpus
 
 BATCH = Allocation("SlurmScheduler", "7", 3, ("n1", "n2", "n3"), cpus_per_node=4)
 FENCED = "ConstrainDevices        = yes\n"

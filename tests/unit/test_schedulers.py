@@ -13,7 +13,7 @@ from helpers import ROOT, wait_until
 from balsam_lite.core import process_table, subprocess_run
 from balsam_lite.core.clock import SECOND_US, SystemClock
 from balsam_lite.core.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
-from balsam_lite.core.identity import Holder, start_of
+from balsam_lite.core.process_table import Holder, start_of
 from balsam_lite.core.settings import Settings
 from balsam_lite.core.subprocess_run import LARGEST_OUTPUT_BYTES, run
 from balsam_lite.schedulers import base

@@ -38,7 +38,7 @@ from ...core.errors import (
     UnsafeFilesystem,
 )
 from ...core.settings import SettingsWarning
-from . import binding, filesystem, migrations, readonly, schema, wal
+from . import binding, filesystem, migrations, schema, wal
 
 if TYPE_CHECKING:
     from .session import SessionLock
@@ -138,7 +138,7 @@ class _ThreadState(threading.local):
     transaction = ""  # "", "read" or "write"
     lock: SessionLock | None = None  # of the session that is open on a shared file system
     unlocked: DatabaseReadOnly | None = None  # why the session that is open has no lock: it can only read
-    read_as: readonly.State | None = None  # of the file, if the connection sees it as it was then, and no later change
+    read_as: wal.State | None = None  # of the file, if the connection sees it as it was then, and no later change
     is_immutable = False  # and must not be used when the file has changed
 
     def __init__(self) -> None:
@@ -419,7 +419,7 @@ class Database:
         cx, mine = thread.connection, thread.sides
         if cx is None or mine is None or not self._is_separated():
             return
-        if readonly.is_refused(self.directory, self.path):  # it has written nothing
+        if wal.is_refused(self.directory, self.path):  # it has written nothing
             self._abandon()
             return
         cx.execute("BEGIN IMMEDIATE")
@@ -489,9 +489,9 @@ class Database:
         if thread.is_immutable and thread.read_as != self._state_there():
             raise DatabaseBusy(f"The DB {self.directory} was written while it was read.", hint="Try again.")
 
-    def _state_there(self) -> readonly.State:
+    def _state_there(self) -> wal.State:
         try:
-            return readonly.state_of(self.path)
+            return wal.state_of(self.path)
         except OSError as exc:
             raise DatabaseError(f"{self.path} cannot be read: {exc.strerror or exc}") from exc
 
@@ -551,7 +551,7 @@ class Database:
             self._refuse_if_emptied()
         if thread.unlocked:
             return self._open_copy()
-        if self.access == filesystem.LOCAL and not readonly.is_refused(self.directory, self.path):
+        if self.access == filesystem.LOCAL and not wal.is_refused(self.directory, self.path):
             self._patiently(self._await_own_threads)
             if not thread.has_saved:  # else all is in the file, also what others had written who have not noticed yet
                 self._refuse_if_separated()
@@ -562,7 +562,7 @@ class Database:
                 thread.sides = wal.sides_of(self.path)  # they are open since it was read
             return cx
         except sqlite3.OperationalError as exc:
-            if self._is_upgrading or _is_busy(exc) or not readonly.is_refused(self.directory, self.path):
+            if self._is_upgrading or _is_busy(exc) or not wal.is_refused(self.directory, self.path):
                 raise
         state = self._state_there()
         if state.wal[0]:
@@ -589,7 +589,7 @@ class Database:
 
         lock = session.LockFile(os.path.join(self.directory, session.FILE_NAME), self._expiry_s)
         self._thread().read_as = self._state_there()
-        copy = readonly.private_copy(self.path, lambda: lock.look() is None or lock.dead() is not None, self.busy_timeout_s)
+        copy = wal.private_copy(self.path, lambda: lock.look() is None or lock.dead() is not None, self.busy_timeout_s)
         return self._open_as(copy, "mode=rw", os.path.dirname(copy))
 
     def _open_as(self, path: str, options: str, folder: str = "") -> _Connection:
@@ -632,7 +632,7 @@ class Database:
         judged = binding.judge(cx, self.path)
         if judged == binding.SAME:
             return
-        can_write = not readonly.is_refused(self.directory, self.path)
+        can_write = not wal.is_refused(self.directory, self.path)
         if judged == binding.MOVED:
             with suppress(sqlite3.OperationalError):  # then the next one to open it does it
                 if can_write:
@@ -707,7 +707,7 @@ class Database:
 
     def _may_be_stale(self, exc: sqlite3.Error) -> bool:
         is_shared = self.access != filesystem.LOCAL and not self._thread().unlocked
-        return is_shared and "unable to open" in str(exc) and not readonly.is_refused(self.directory, self.path)
+        return is_shared and "unable to open" in str(exc) and not wal.is_refused(self.directory, self.path)
 
 
 def refuse_unsafe(directory: str) -> None:

@@ -319,7 +319,7 @@ def _upgrade(database: Database, is_new: bool) -> str:
         return []
 
     if upgrade():
-        from .watching import await_certainty
+        from ..store.leases import await_certainty
 
         await_certainty(upgrade, Settings.load(database.directory).LEASE_EXPIRY_S)
     return said[0]
@@ -360,9 +360,9 @@ def _bind(cx: connection.Connection, database: Database) -> str:
         )
     ):
         from ...core.clock import SystemClock  # here, not above: see _refuse_living
-        from ..store import copies
+        from ..store import relocate
 
-        jobs, launchers, batch_jobs = copies.make_own(cx, SystemClock.now_us(), bound.is_at(database.path))
+        jobs, launchers, batch_jobs = relocate.make_own(cx, SystemClock.now_us(), bound.is_at(database.path))
         said = (
             f"It is a copy ({bound}) and has a new id now. Freed from the original: {jobs} job(s) of {launchers} "
             f"launcher(s) or service(s), {batch_jobs} batch job(s)."

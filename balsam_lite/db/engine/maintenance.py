@@ -17,9 +17,9 @@ from ...core.errors import DatabaseBusy, DatabaseEmptied, DatabaseError, Databas
 from ...core.settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from ..query import select
 from ..store import leases, pieces, tags
+from ..store.leases import watch_the_doubtful
 from . import binding, connection, directories, filesystem, migrations
 from .connection import Database
-from .watching import watch_the_doubtful
 
 # --- a copy -----------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from ...core import files
-from ...core.errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, UnknownSite
+from ...core.errors import AmbiguousSite, BalsamError, DuplicateSite, InvalidSpec, SiteUnreachable, UnknownSite
 from ...core.settings import home
 from . import connection, hung_mounts
 from .filesystem import failure
@@ -57,6 +57,14 @@ class SiteEntry(NamedTuple):
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_unresponsive(entry: SiteEntry) -> None:
+    """Raise SiteUnreachable if the site is on a file system of this host that does not answer: it would block this process."""
+    if entry.is_unresponsive:
+        raise SiteUnreachable(
+            f"The file system of {entry.path} does not answer", hint=f"`df {entry.path}` would wait as well. Try again later."
+        )
 
 
 def known(*, gone: bool = False) -> list[SiteEntry]:
@@ -159,7 +167,7 @@ def check_new(name: str, path: str, host: str) -> None:
 
 
 def rename(number: int, name: str) -> SiteEntry:
-    """Give a site another name. Raises DuplicateSite, InvalidSpec, UnknownSite, BalsamError."""
+    """Give a site another name. Raises DuplicateSite, InvalidSpec, SiteUnreachable, UnknownSite, BalsamError."""
     return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(name=_checked(name, others))))
 
 

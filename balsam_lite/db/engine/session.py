@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from ...core.errors import DatabaseBusy, DatabaseError, DatabaseFull, DatabaseReadOnly
-from ...core.identity import Holder
+from ...core.process_table import Holder
 from . import filesystem
 
 FILE_NAME = "session.lock"

@@ -20,7 +20,7 @@ from math import isfinite, isnan
 from os import PathLike, fspath
 from typing import Any, NamedTuple
 
-from ...core import durations, field_specs, states
+from ...core import clock, field_specs, states
 from ...core.clock import SECOND_US
 from ...core.errors import InvalidSpec
 from .fields import COMPARISONS, OF_JSON, Column
@@ -89,7 +89,7 @@ def stored(kind: str, value: Any, is_ordered: bool = False) -> Any:
         return field_specs.checked(field_specs.Field("lookup", kind, None), value, "the")
     if kind == "minutes" and isinstance(value, str):
         try:
-            value = durations.whole_minutes(value)
+            value = clock.whole_minutes(value)
         except ValueError as exc:
             raise InvalidSpec(f"minutes {exc}") from None
     if kind == "id" and isinstance(value, bool):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from ...core import states
 from ...core.clock import SystemClock
 from ...core.errors import DatabaseError
-from ...core.identity import Holder
+from ...core.process_table import Holder
 from ..engine.schema import LARGE_WRITE_HOLD
 from . import tags
 

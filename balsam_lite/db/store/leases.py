@@ -1,22 +1,24 @@
 """Leases: the right of one launcher or service to hold jobs, kept alive by one heartbeat row per process.
 
 A holder on this host is dead on proof; one on another host when its heartbeat has not changed for too long while it was
-watched, since hosts' clocks differ. `reap` frees what a dead one held. All functions run inside the caller's transaction.
+watched, since hosts' clocks differ. `reap` frees what a dead one held. All functions but
+`watch_the_doubtful` run inside the caller's transaction.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ...core import states
-from ...core.clock import SECOND_US
-from ...core.durations import spoken
+from ...core.clock import SECOND_US, SystemClock, spoken
 from ...core.errors import LostLease
-from ...core.identity import Holder
-from ..engine.connection import AT_WORK
+from ...core.process_table import Holder
+from ...core.settings import SettingsWarning
+from ..engine.connection import AT_WORK, Database
 from ..query import batch_queries
 from . import batch_jobs, claims
 from .exit_rules import JobFacts
@@ -288,3 +290,43 @@ def _uptime_us() -> int:
     """Return for how long this host has been up; very long where the system does not tell."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux (clock_gettime(2)): counts while the host sleeps, too
     return 2**62 if clock is None else time.clock_gettime_ns(clock) // 1000
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+
+def await_certainty(look: Callable[[], Sequence[Lease]], expiry_s: float) -> None:
+    """Call `look` until it returns no doubtful holder any more; warn the user once of the waiting."""
+    told = False
+    while True:
+        doubtful = look()
+        if not doubtful:
+            return
+        if not told:
+            names = ", ".join(map(str, doubtful))
+            text = f"Watching for up to {expiry_s:g} s whether {names} still lives: its last sign of life is old by its clock."
+            warnings.warn(text, SettingsWarning, stacklevel=3)
+            told = True
+        time.sleep(min(1.0, expiry_s / 4))
+
+
+def watch_the_doubtful(db: Database, expiry_s: float, where: str = AT_WORK) -> Watch:
+    """Wait until it is certain which holders on other hosts live, and free the jobs of the dead ones.
+
+    Opens read transactions, and a write transaction if one is dead. Returns the watch, which then knows them.
+    """
+    watch = Watch()
+
+    def look() -> list[Lease]:
+        with db.session(), db.read() as cx:
+            now_us, found = SystemClock.now_us(), [one for one in open_leases(cx, where) if not one.holder.is_here()]
+        dead = [one for one in found if is_dead(one, expiry_s, watch)]
+        if dead:
+            with db.session(), db.write() as cx:
+                for lease in open_leases(cx, where):
+                    if lease in dead:
+                        reap(cx, lease, now_us, watch=watch)
+        return [one for one in found if is_doubtful(one, now_us, expiry_s, watch)]
+
+    await_certainty(look, expiry_s)
+    return watch

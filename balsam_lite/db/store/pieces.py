@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from ...core.clock import SECOND_US, SystemClock
-from ...core.identity import Holder
+from ...core.process_table import Holder
 from ..engine.connection import Database
 from ..engine.filesystem import LOCAL
 from . import job_changes, large_writes

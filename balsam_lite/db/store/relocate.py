@@ -1,8 +1,17 @@
-"""What a DB says about where it lies itself, for one that was moved. All functions run inside the caller's transaction."""
+"""Adapt the rows of a DB that was moved, or copied: paths in it, and the launchers and batch jobs of the original.
+
+All functions run inside the caller's transaction.
+"""
 
 from __future__ import annotations
 
 import sqlite3
+from typing import NamedTuple
+
+from ...core import states
+from ..engine import binding
+from ..engine.schema import sql_list
+from . import batch_jobs, leases
 
 #: Columns that may hold an absolute path below the DB's directory. Other text of users is theirs.
 _PATHS = (
@@ -29,3 +38,34 @@ def apps_with(cx: sqlite3.Connection, directory: str) -> list[str]:
     where = " OR ".join(f"instr({column}, ?)" for column in _COMMANDS)
     query = f"SELECT name FROM app WHERE {where} ORDER BY id"
     return [row[0] for row in cx.execute(query, [f"{directory}/"] * len(_COMMANDS))]
+
+
+_REASON = "this DB is a copy, and the original goes on"
+
+
+class Freed(NamedTuple):
+    """What was freed in a copy."""
+
+    jobs: int
+    launchers: int
+    batch_jobs: int
+
+
+def make_own(cx: sqlite3.Connection, now_us: int, is_in_place: bool) -> Freed:
+    """Make a copy a separate DB: draw a new id, close the leases and batch jobs of the original, free the jobs.
+
+    A backup put in the place of the original (`is_in_place`) keeps its batch jobs, which will run launchers there. RUNNING jobs
+    go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
+    """
+    cx.execute("DELETE FROM lease WHERE kind = 'wait'")  # those processes wait for the original's jobs
+    cx.execute("UPDATE large_write SET pid = 0")  # their owners go on in the original
+    found = leases.open_leases(cx)
+    jobs = sum(leases.reap(cx, lease, now_us, _REASON, counts_restart=False) for lease in found)
+    binding.renew_id(cx)
+    if is_in_place:
+        return Freed(jobs, len(found), 0)
+    cx.execute(
+        f"""UPDATE job SET queued_launch_id = NULL
+            WHERE queued_launch_id IS NOT NULL AND state NOT IN ({sql_list(states.END_STATES)})"""
+    )
+    return Freed(jobs, len(found), batch_jobs.disown(cx, "it belongs to the DB of which this one is a copy", now_us))

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Collection
 from typing import NamedTuple
 
-from ...core.identity import Holder
+from ...core.process_table import Holder
 from . import leases
 
 KIND = "wait"

@@ -11,10 +11,9 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ...core import field_specs, outputs, parent_variables, states
+from ...core import field_specs, job_files, states
 from ...core.errors import LaunchError, SpawnFailed, TemplateError
-from ...core.identity import Holder
-from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE
+from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE, Holder
 from ...db.engine import directories
 from ...db.store import claims
 from ...db.store.claims import Claim
@@ -97,7 +96,7 @@ class Invocation(NamedTuple):
     @property
     def output_path(self) -> str:
         """Find the output file, absolute."""
-        return outputs.find(self.directory, self.output, self.job_id, self.is_generated)
+        return job_files.find(self.directory, self.output, self.job_id, self.is_generated)
 
     def remove_payload(self) -> None:
         """Remove the payload file, which the program has read."""
@@ -119,7 +118,7 @@ def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocat
         environment(claim, place, context),
         directory,
         field_specs.output_name(claim.name),
-        outputs.is_generated(claim.workdir, claim.job_id),
+        job_files.is_generated(claim.workdir, claim.job_id),
         _payload_path(claim, directory),
         _result_path(claim, directory),
         mark(claim, context),
@@ -312,17 +311,17 @@ def parents(claim: Claim, context: Context) -> list[Parent]:
     return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory, _ in json.loads(claim.parents)]
 
 
-_NO_PARENTS = {parent_variables.IDS.encode(): b"[]", parent_variables.STATES.encode(): b"[]"}
+_NO_PARENTS = {job_files.IDS.encode(): b"[]", job_files.STATES.encode(): b"[]"}
 
 
 def _of_parents(claim: Claim, context: Context, own: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Return the variables that tell a job its parents; `give_parents` writes the files that they name."""
     room = None
     if len(claim.parents) > _FEW_PARENTS_BYTES:
-        taken = sum(map(parent_variables.size_of, as_variables(own, context)))
+        taken = sum(map(job_files.size_of, as_variables(own, context)))
         words = sum(len(text or "") for text in (claim.executable, claim.args, claim.command_template, claim.parameters))
-        room = parent_variables.total_bytes() - taken - 2 * words - _SPARE_BYTES
-    found = parent_variables.variables(_known_of_parents(claim), workdir(claim, context), claim.job_id, room)
+        room = job_files.total_bytes() - taken - 2 * words - _SPARE_BYTES
+    found = job_files.variables(_known_of_parents(claim), workdir(claim, context), claim.job_id, room)
     return {name.encode(): os.fsencode(value) for name, value in found.items()}
 
 
@@ -332,7 +331,7 @@ def _known_of_parents(claim: Claim) -> list[tuple[str, str]]:
 
 def has_parent_files(own: Mapping[bytes, bytes]) -> bool:
     """Return whether this environment names files about the job's parents."""
-    return parent_variables.IDS_FILE.encode() in own or parent_variables.STATES_FILE.encode() in own
+    return job_files.IDS_FILE.encode() in own or job_files.STATES_FILE.encode() in own
 
 
 def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
@@ -343,7 +342,7 @@ def give_parents(claim: Claim, own: Mapping[bytes, bytes]) -> None:
     """
     found = {name.decode(): os.fsdecode(own[name]) for name in own if name.startswith(b"BALSAM_PARENT_")}
     try:
-        parent_variables.write_files(_known_of_parents(claim), found)
+        job_files.write_files(_known_of_parents(claim), found)
     except OSError as exc:
         raise SpawnFailed(f"The files about the job's parents cannot be written: {exc}") from exc
 

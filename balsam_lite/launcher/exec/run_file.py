@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from ...core.identity import Holder, boot_id
+from ...core.process_table import Holder, boot_id
 
 #: A file is written anew without what has ended when it is larger, in bytes.
 _MAX_BYTES = 1 << 20

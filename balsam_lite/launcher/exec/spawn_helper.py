@@ -74,7 +74,7 @@ class Request(NamedTuple):
     output: str  # never through a link
     appends: bool = False  # to the output; else that is made anew, and must not exist
     root: str = ""  # below which `directory` is made if it is missing; "": it is not made
-    renew: tuple[str, int, bool] | None = None  # for `outputs.renew`, which puts aside what has the output's name
+    renew: tuple[str, int, bool] | None = None  # for `job_files.renew`, which puts aside what has the output's name
     prepare: bytes = b""  # pickled: (function, arguments) of what is to be done before
     cpus: tuple[int, ...] = ()  # it may run on these; (): on all that this process may
     lane: int = 0  # what is queued takes the place of a run of the same lane; 0: of none
@@ -436,11 +436,11 @@ def _make_directory(directory: str, root: str) -> bool:
 
 
 def _renewed(request: Request) -> Request:
-    from ...core import outputs
+    from ...core import job_files
 
     assert request.renew is not None
     job_id, attempt, is_generated = request.renew
-    output = outputs.renew(request.directory, request.output, job_id, attempt, is_generated)
+    output = job_files.renew(request.directory, request.output, job_id, attempt, is_generated)
     return request._replace(output=output, appends=True, renew=None)
 
 
@@ -554,7 +554,7 @@ def unframed(unread: bytearray) -> list[tuple[Any, ...]]:
 def _start_of_child(pid: int) -> str:
     """Return the start of a child that has not been reaped, as `identity.start_of` has it; it may have ended already."""
     if not _LINUX:
-        from ...core.identity import start_of
+        from ...core.process_table import start_of
 
         return start_of(pid)
     try:

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, Union
 
 from ...core import subprocess_run
 from ...core.errors import SpawnFailed
-from ...core.identity import start_of
-from ...core.process_table import Process, is_younger, state_of
+from ...core.process_table import Process, is_younger, start_of, state_of
 from ...core.subprocess_run import module_words, python_path
 from . import spawn_helper
 from .adopted import Adopted

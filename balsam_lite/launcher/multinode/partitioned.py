@@ -12,11 +12,11 @@ import signal
 from collections.abc import Sequence
 from types import FrameType
 
-from ...core import import_guard, terminal
+from ...core import daemon, import_guard
 from ...core.errors import SpawnFailed
-from ...core.partitions import Partition, check_sum
 from ...core.settings import Settings
 from ...core.subprocess_run import module_words, python_path
+from ...schedulers.request import Partition, check_sum
 from .. import resources
 from ..exec.children import Alarm
 from ..exec.spawner import Companion
@@ -49,7 +49,7 @@ def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Parti
             for launcher in launchers:
                 launcher.signal(number)
 
-        terminal.handle_stop_signals(pass_on)
+        daemon.handle_stop_signals(pass_on)
         try:
             offset = 0
             for part in parts:

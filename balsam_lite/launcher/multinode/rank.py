@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from ...core import terminal
+from ...core import daemon
 from ...core.clock import Clock, SystemClock
 from ...core.errors import BalsamError, LaunchError
-from ...core.identity import Holder
+from ...core.process_table import Holder
 from ...core.settings import Settings
 from ...db.store.claims import Claim
 from .. import main, mpirun, resources
@@ -252,7 +252,7 @@ def _be_node(transport: MpiTransport, plan: Plan) -> int:
         try:
             together = server.serve(_hello())
         except ConnectionLost as exc:
-            terminal.write_stderr(f"balsam launcher on {os.uname().nodename}: {exc}\n")
+            daemon.write_stderr(f"balsam launcher on {os.uname().nodename}: {exc}\n")
             together = False
         executor.close()
     channel.close()

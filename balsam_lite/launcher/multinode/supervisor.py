@@ -21,10 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, NamedTuple
 
-from ...core import terminal
+from ...core import daemon
 from ...core.errors import LaunchError
-from ...core.identity import Holder
-from ...core.process_table import RUN_VARIABLE
+from ...core.process_table import RUN_VARIABLE, Holder
 from ...core.settings import Settings
 from ...core.subprocess_run import module_words, run
 from ...schedulers import hostlist
@@ -197,7 +196,7 @@ class SignalInbox:
     def __init__(self) -> None:
         self.stop = False
         self._names: deque[str] = deque()
-        terminal.handle_stop_signals(self._note)
+        daemon.handle_stop_signals(self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.stop = True
@@ -331,7 +330,7 @@ class _Program:
 
     def _pass_on(self, data: bytes) -> None:
         self._last_words = (self._last_words + data)[-_LAST_WORDS_BYTES:]
-        terminal.write_stderr(data)
+        daemon.write_stderr(data)
 
     def _tell_how_it_died(self) -> None:
         code = self._process.returncode()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from ...core import outputs
+from ...core import job_files
 from ...core.errors import StagingFailed
 from ...core.field_specs import output_name
 from .files import explained, is_directory, is_same, part_name, shown
@@ -65,8 +65,8 @@ def _inputs(parent: Parent, glob: Glob) -> dict[str, str]:
 def _place_of(parent: Parent, path: str) -> str:
     """Return the path of a parent's file; another job in the same directory may have renamed the parent's output."""
     if path == output_name(parent.name):
-        is_generated = outputs.is_generated(parent.workdir, parent.job_id)
-        return outputs.find(parent.workdir, path, parent.job_id, is_generated)
+        is_generated = job_files.is_generated(parent.workdir, parent.job_id)
+        return job_files.find(parent.workdir, path, parent.job_id, is_generated)
     return os.path.join(parent.workdir, path)
 
 

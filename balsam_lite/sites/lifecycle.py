@@ -1,0 +1,425 @@
+"""Make, find, move, remove and forget sites, and start and stop their services."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ..core.errors import AnotherService, BalsamError, DatabaseBusy, DatabaseError, InputError, NotABalsamDB, UnsafeFilesystem
+from ..core.files import write_json_atomic
+from ..core.process_table import Holder
+from ..core.settings import FILE_NAME as SETTINGS_FILE
+from ..core.settings import Settings
+from ..db.engine import binding, connection, directories, filesystem, maintenance, registry, session
+from ..db.engine.connection import Database
+from ..db.engine.registry import SiteEntry
+from ..db.query import batch_queries, select
+from ..db.store import leases, relocate
+from ..db.store.leases import watch_the_doubtful
+from ..schedulers import base, script, submission
+from ..service import main as service
+from ..service import policy
+from .interface import Row
+
+# --- making -----------------------------------------------------------------------------------------------------------
+
+
+def create(path: str, name: str, access: str | None = None) -> tuple[SiteEntry, Database]:
+    """A new DB in a directory that holds none yet, known by that name.
+
+    The name is taken first, so that of two at once one is refused; if the DB cannot be made, it is free again.
+
+    Raises:
+        InputError: a DB is there already, or the path is a file. DuplicateSite, InvalidSpec: the name. Else as
+        `directories.create`.
+    """
+    directory = os.path.abspath(os.path.expanduser(path))
+    if directories.is_db(directory) and not directories.is_unfinished(directory):
+        raise InputError(f"{directory} already exists", hint=f"`balsam site rename {path} NAME` gives that DB another name.")
+    before = {entry.number: entry for entry in registry.known(gone=True)}
+    entry = registry.add(directory, name)
+    try:
+        return entry, directories.set_up(directory, access)
+    except BaseException:
+        if entry.number in before:  # one that was gone, whose place it is
+            registry.rename(entry.number, before[entry.number].name)
+        else:
+            registry.forget(entry.number)
+        raise
+
+
+# --- what is there -----------------------------------------------------------------------------------------------------
+
+
+def jobs_in(directory: str) -> int:
+    """How many jobs a DB holds. Opens a read transaction."""
+    db = directories.open_database(directory)
+    with db.session(), db.read() as cx:
+        found = sum(select.count_states(cx).values())
+    db.close()
+    return found
+
+
+def refuse_busy(directory: str, what: str) -> None:
+    """Raise DatabaseBusy if a launcher, a service or a batch job of that DB is alive; `what` cannot be done then.
+
+    Raises:
+        DatabaseBusy, DatabaseError. PollFailed: it has batch jobs, and their scheduler does not answer.
+    """
+    settings = Settings.load(directory)
+    db = directories.open_database(directory, settings)
+    watch = watch_the_doubtful(db, settings.LEASE_EXPIRY_S)
+    with db.session(), db.read() as cx:
+        found = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S, watch)]
+        waits = bool(batch_queries.unended_rows(cx))
+    if waits:  # as far as anybody has noticed
+        submission.refresh(db, base.select(settings))
+        with db.read() as cx:
+            found += [f"batch job {row['id']} ({row['state']})" for row in batch_queries.unended_rows(cx)]
+    db.close()
+    _refuse(found, directory, what)
+
+
+def _refuse(users: list[str], directory: str, what: str) -> None:
+    if users:
+        raise DatabaseBusy(
+            f"The site in {directory} is in use and cannot be {what}: {', '.join(users)}.",
+            hint="`balsam site stop` ends its service, `balsam queue rm` its batch jobs; a launcher ends with Ctrl-C.",
+        )
+
+
+@contextmanager
+def quiesced(directory: str, what: str) -> Iterator[Database]:
+    """Let nobody write into a DB while the block lasts, which removes it: else what others write until then would be lost.
+
+    They wait, and then hear that it is gone. Gives a Database to read it with.
+
+    Raises:
+        DatabaseBusy: a launcher or a service has begun, or others did not stop writing. DatabaseError.
+    """
+    settings = Settings.load(directory)
+    db = directories.open_database(directory, settings)
+    try:
+        with db.quiesced() as reader:
+            with reader.read() as cx:
+                users = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S)]
+            _refuse(users, directory, what)
+            yield reader
+    finally:
+        db.close()
+
+
+def directory_of(entry: SiteEntry, what: str) -> str:
+    """The directory of a site of this host; `what` is to be done with it.
+
+    Raises:
+        InputError: it is on another host, or reached through a link. NotABalsamDB: it is gone. SiteUnreachable: its file
+        system does not answer.
+    """
+    if entry.is_remote:
+        raise InputError(f"Site {entry.name} lies on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
+    registry.refuse_unresponsive(entry)
+    if not directories.is_db(entry.path):
+        raise NotABalsamDB(
+            f"No Balsam DB is in {entry.path}",
+            hint=f"`balsam site forget {entry.name!r}` if it is gone for good. If a move was cut short, say it once more: "
+            f"`balsam site mv {entry.name!r} DIRECTORY`.",
+        )
+    if os.path.islink(entry.path):
+        raise InputError(
+            f"{entry.path} is a link to {os.path.realpath(entry.path)}, and only the directory itself can be {what}.",
+            hint=f"`balsam site forget {entry.number}`, and then name the directory.",
+        )
+    return entry.path
+
+
+# --- removing ---------------------------------------------------------------------------------------------------------
+
+#: A note in the directory of a DB that is being moved: where it was.
+MOVING = "moving.json"
+
+#: What belongs to a DB, in the order in which it goes: until its file is gone, the directory is known for one. What SQLite
+#: has beside the file goes later, as its locks are there, and so does the lock of a session: nobody shall come in between.
+_FOLDERS = (directories.DATA, directories.LOG, directories.QSUBMIT, script.TEMPLATES)
+_FILES = (MOVING, SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, directories.MARKER, session.FILE_NAME)
+
+
+def remove(entry: SiteEntry) -> list[str]:
+    """Remove a DB of this host with all its jobs and their working directories, and forget it.
+
+    Whatever else lies in its directory, such as the user's own scripts, is left; returns the names of that.
+
+    Raises:
+        InputError: it is on another host. NotABalsamDB, DatabaseBusy: nothing was removed. DatabaseError: not all of it.
+    """
+    directory = directory_of(entry, "removed")
+    refuse_busy(directory, "removed")
+    try:
+        with quiesced(directory, "removed"):
+            for name in (*_FOLDERS, *_FILES):
+                _remove(os.path.join(directory, name))
+            left = sorted({*os.listdir(directory)} - {session.FILE_NAME})
+            if not left and not remove_empty(directory):
+                os.rmdir(directory)  # which says why not
+    except OSError as exc:
+        raise DatabaseError(f"{directory} cannot be removed entirely: {exc}", hint="Mend that, and try again.") from exc
+    if entry.number:
+        registry.forget(entry.number)
+    return left
+
+
+def remove_empty(directory: str) -> bool:
+    """Remove a directory in which a DB was, if it is empty; returns whether it is gone.
+
+    Those who wait for a shared DB may each make a lock file there once more, before they hear that the DB is gone.
+    """
+    for _ in range(10):
+        try:
+            _remove(os.path.join(directory, session.FILE_NAME))
+            os.rmdir(directory)
+        except OSError:
+            time.sleep(0.005)
+        if not os.path.lexists(directory):
+            return True
+    return False
+
+
+def _remove(path: str) -> None:
+    """Remove a file, or a directory with all that it holds; of a link, the link."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+class Moved(NamedTuple):
+    """What became of a site that was moved."""
+
+    entry: SiteEntry
+    links: int  # between jobs, which were mended
+    apps: list[str]  # whose commands name the old directory
+    is_left: bool  # something of the old directory could not be removed
+
+
+def move(entry: SiteEntry, destination: str) -> Moved:
+    """Put a DB of this host into another directory, with all that lies there, and note that.
+
+    Working directories are relative and move along; paths and links that name the old directory are changed. Across file
+    systems everything is copied first, and removed from its old place when the copy is complete. A move that was killed halfway
+    is brought to its end by the same call once more.
+
+    Raises:
+        InputError: the destination exists or lies inside. DatabaseBusy. UnsafeFilesystem. DatabaseError.
+    """
+    target = os.path.abspath(os.path.expanduser(destination))
+    if not entry.is_there and _comes_from(target) == entry.path:
+        return _arrive(entry, entry.path, target)
+    source = directory_of(entry, "moved")
+    directories.refuse_name(target)
+    if os.path.lexists(target):
+        raise InputError(f"{target} exists", hint="The destination is the new path of the directory itself.")
+    if target.startswith(f"{source}/"):
+        raise InputError(f"{target} lies inside the site itself")
+    refuse_busy(source, "moved")
+    _refuse_unsafe(source, target)
+    with quiesced(source, "moved") as db:
+        if not _is_renamed(source, target):
+            return _move_by_copy(entry, db, source, target)
+    try:
+        return _arrive(entry, source, target)
+    except BaseException:
+        _mend_links(os.path.join(target, directories.DATA), target, source)
+        _change_paths(target, target, source)
+        os.rename(target, source)
+        _forget_where_from(source)
+        raise
+
+
+def _move_by_copy(entry: SiteEntry, db: Database, source: str, target: str) -> Moved:
+    """Inside `quiesced`, as what others wrote into the old DB after the copy would be lost."""
+    _copy(db, source, target)
+    try:
+        moved = _arrive(entry, source, target)
+        os.sync()  # else a power cut could take both: the original is removed now
+    except BaseException:
+        _take_back(entry, source, target)
+        raise
+    try:  # so that whoever has the old file open hears of it
+        os.unlink(os.path.join(source, connection.FILE_NAME))
+    except BaseException as exc:
+        if directories.is_db(source):  # else the copy is all there is: a Ctrl-C may be heard when it is gone already
+            _take_back(moved.entry, source, target)
+        if isinstance(exc, OSError):
+            text = f"{source} cannot be removed: {exc.strerror or exc}"
+            raise DatabaseError(text, hint="Its directory must be writable.") from exc
+        raise
+    shutil.rmtree(source, ignore_errors=True)
+    return moved._replace(is_left=not remove_empty(source))
+
+
+def _take_back(entry: SiteEntry, source: str, target: str) -> None:
+    """Remove the copy, and let nobody look for the DB there."""
+    if entry.number:
+        with contextlib.suppress(BalsamError):
+            registry.move(entry.number, source)
+    shutil.rmtree(target, ignore_errors=True)
+
+
+def _arrive(entry: SiteEntry, source: str, target: str) -> Moved:
+    """Let the DB in its new directory, and the registry, know where it is."""
+    apps = _change_paths(target, source, target)
+    links = _mend_links(os.path.join(target, directories.DATA), source, target)
+    arrived = registry.move(entry.number, target) if entry.number else registry.add(target)
+    _forget_where_from(target)
+    return Moved(arrived, links, apps, False)
+
+
+def _refuse_unsafe(source: str, target: str) -> None:
+    mount = filesystem.mount_of(os.path.dirname(target))
+    if directories.open_database(source).access == filesystem.LOCAL and mount.access != filesystem.LOCAL:
+        raise UnsafeFilesystem(
+            f"{target} would lie on a {mount}, for which this DB was not set up.",
+            hint=f"Do that first: `balsam init --access shared {source}`.",
+        )
+
+
+def _is_renamed(source: str, target: str) -> bool:
+    """Rename the directory, with a note in it where it was. False where the new one would be on another file system."""
+    try:
+        write_json_atomic(os.path.join(source, MOVING), source)
+        os.rename(source, target)
+    except OSError as exc:
+        _forget_where_from(source)
+        if exc.errno == errno.EXDEV:
+            return False
+        raise _cannot_move(source, target, exc) from exc
+    with contextlib.suppress(FileNotFoundError):  # the lock of this session came along
+        os.unlink(os.path.join(target, session.FILE_NAME))
+    return True
+
+
+def _comes_from(target: str) -> str:
+    """The directory in which a DB was that has not wholly arrived in `target`; "" if there is none such."""
+    try:
+        with open(os.path.join(target, MOVING), encoding="utf-8") as file:
+            return str(json.load(file)) if directories.is_db(target) else ""
+    except (OSError, ValueError, RecursionError):
+        return ""
+
+
+def _forget_where_from(directory: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, MOVING))
+
+
+def _copy(db: Database, source: str, target: str) -> None:
+    """A copy of the directory, under its name when it is complete. The file itself is copied by SQLite."""
+    part = f"{target}.part"
+    if os.path.lexists(part):  # perhaps somebody else's; it is removed below, whatever goes wrong
+        raise InputError(f"{part} exists", hint="If a move that was killed has left it, remove it and try again.")
+    ours = shutil.ignore_patterns(*connection.FILES, f"{session.FILE_NAME}*")
+    try:
+        shutil.copytree(source, part, symlinks=True, ignore=ours)
+        maintenance.backup(db, os.path.join(part, connection.FILE_NAME), replaces=True)
+        os.rename(part, target)
+    except BaseException as exc:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(exc, OSError):
+            raise _cannot_move(source, target, exc) from exc
+        raise
+
+
+def _cannot_move(source: str, target: str, exc: OSError) -> DatabaseError:
+    return DatabaseError(f"{source} cannot be moved to {target}: {filesystem.failure(exc, target, exc.strerror)}")
+
+
+def _change_paths(directory: str, old: str, new: str) -> list[str]:
+    """Change what the DB in that directory knows of its place. Returns the apps that name `old`."""
+    db = directories.open_database(directory)
+    with db.session(), db.write() as cx:
+        relocate.relocate(cx, old, new)
+        apps = relocate.apps_with(cx, old)
+        binding.record(cx, db.path)
+    db.close()
+    return apps
+
+
+def _mend_links(folder: str, old: str, new: str) -> int:
+    """Let the links below `folder` that lead into `old` lead into `new`. Returns how many did."""
+    mended = 0
+    for link in _links(folder):
+        if not os.path.islink(link):
+            continue  # it was `fresh` of another one
+        goal = os.readlink(link)
+        if goal.startswith(f"{old}/"):
+            fresh, mended_goal = f"{link}.moved", new + goal[len(old) :]
+            if os.path.islink(fresh) and os.readlink(fresh) == mended_goal:  # left by a move that was killed here
+                os.unlink(fresh)
+            os.symlink(mended_goal, fresh)
+            os.replace(fresh, link)
+            mended += 1
+    return mended
+
+
+def _links(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as found:
+        entries = list(found)
+    for one in entries:
+        if one.is_symlink():
+            yield one.path
+        elif one.is_dir(follow_symlinks=False):
+            yield from _links(one.path)
+
+
+def start(directory: str) -> Row:
+    """Start the service of that DB in the background: {"said": lines, pid, host, log}.
+
+    Raises:
+        AnotherService: where it runs already. LaunchError: it did not begin.
+    """
+    try:
+        started = service.start(directory)
+    except AnotherService as exc:
+        found = service.status(directory)
+        if found["state"] != "running":  # it has just come or gone
+            raise
+        raise AnotherService(
+            f"The site is already running on {found['host']} [PID {found['pid']}].",
+            hint="To restart it, first use `balsam site stop`.",
+        ) from exc
+    host = Holder.current().host
+    return {"said": [f"Started Balsam site daemon [pid {started.pid}] on {host}"], "host": host, **started._asdict()}
+
+
+def check(directory: str) -> Row:
+    """Read what a service of that DB would: {"said": []}. Raises SettingsError: it could not start."""
+    policy.load(directory, Settings.load(directory))
+    return {"said": []}
+
+
+def stop(directory: str) -> Row:
+    """End the service of that DB and wait for that; {"said": lines}. None that runs is no error.
+
+    Raises:
+        LaunchError: it is still busy, or another user's.
+    """
+    found = service.status(directory)
+    said = service.stop(directory)
+    if found["state"] != "running" or found["host"] != Holder.current().host:
+        return {"said": [said]}
+    return {"said": [f"Sent SIGTERM to Balsam site daemon [pid {found['pid']}]", "Site daemon shutdown OK"]}
+
+
+def status(directory: str) -> Row:
+    """What there is to tell of it: {"said": lines} and what `service.main.status` says."""
+    found = service.status(directory)
+    if found["state"] == "none":
+        return {"said": ["No service has run at this site."], **found}
+    return {"said": [f"The service is {found['state']} (pid {found['pid']} on {found['host']})."], **found}

@@ -10,8 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from balsam_lite.cli import group
 from balsam_lite.core import errors, field_specs, settings, states
+from balsam_lite.db.query.fields import JOB
 
+#: Other names of the fields of jobs.
+ALIASES = {alias: name for alias, name in {**field_specs.ALIASES, **JOB.aliases}.items() if "__" not in name}
 #: The kinds of fields in words.
 KINDS = {
     "affinity": "``none`` or ``depth``",
@@ -64,6 +68,7 @@ def write_all(directory: Path) -> None:
 def files() -> dict[str, str]:
     """Return the text of each generated file by its name."""
     return {
+        "commands.txt": commands_table(),
         "settings.txt": settings_table(),
         "setting_choices.txt": setting_choices(),
         "states.txt": states_table(),
@@ -88,6 +93,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
     """Return a list of words with their meanings."""
     return "".join(f"``{word}``\n    {meaning[:1].upper()}{meaning[1:]}.\n" for word, meaning in pairs)
+
+
+def commands_table() -> str:
+    """Return the commands in the sections of `balsam --help`."""
+    text = ""
+    for section, commands in group.SECTIONS.items():
+        rows = [(f"``balsam {name}``", entry.summary[:1].upper() + entry.summary[1:]) for name, entry in commands.items()]
+        text += f"**{section}**\n\n{table(('command', 'what it does'), rows, (30, 70))}\n"
+    return text
 
 
 def settings_table() -> str:
@@ -127,7 +141,8 @@ def fields_table(fields: Iterable[field_specs.Field]) -> str:
     """Return the fields of a job or an application."""
     rows = []
     for field in fields:
-        names = [f"``{field.name}``", *(f"``{alias}``" for alias, name in field_specs.ALIASES.items() if name == field.name)]
+        aliases = [alias for alias, name in ALIASES.items() if name == field.name and field in field_specs.JOB_FIELDS]
+        names = [f"``{name}``" for name in (field.name, *aliases)]
         default = _default(field) if field.settable else "(not settable)"
         rows.append((", ".join(names), KINDS[field.kind], default, field.meaning))
     return table(("field", "kind", "default", "meaning"), rows, (26, 18, 18, 38))

@@ -378,7 +378,7 @@ def sync(ctx: click.Context, site: str | None) -> None:
 
 @site.command("sample-settings", cls=BalsamCommand, short_help="print a settings file with all keys")
 def sample_settings() -> None:
-    """Print a settings.json with all keys and their defaults; the README explains them.
+    """Print a settings.json with all keys and their defaults; the documentation explains them.
 
     \b
     Example:

@@ -1,6 +1,6 @@
 """The state machine: fourteen states and the one table of who may move a job from where to where.
 
-`db.store` builds its `WHERE state IN (…)` from this table; `--help`, the README and the tests print it. Nothing else in
+`db.store` builds its `WHERE state IN (…)` from this table; `--help` and the documentation print it. Nothing else in
 the program lists states.
 """
 

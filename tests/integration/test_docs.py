@@ -1,4 +1,4 @@
-"""What is written down is so: the README's tutorial runs, and nothing that the program has is missing there."""
+"""What the documents show exists, and nothing that the program has is missing in them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import click
 import pytest
-from documents import DOCS, README, blocks_of, page, section
+from documents import DOCS, README, blocks_of, page
 from helpers import ROOT
 
 from balsam_lite.cli import group
 from balsam_lite.core import errors, field_specs, settings, states
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.rst", *sorted(DOCS.rglob("*.rst")))
 
 
 def command(name: str) -> click.Command:
@@ -50,29 +52,68 @@ def test_a_command_and_each_of_its_options_have_help(name: str) -> None:
         assert part.hidden or not part.get_short_help_str(100).endswith("..."), f"{name} {part.name} is cut in the list"
 
 
-@pytest.mark.parametrize("name", [name for name in group.COMMANDS if name not in group.HIDDEN])
-def test_the_readme_lists_the_command(name: str) -> None:
-    assert re.search(rf"^``balsam {name}`` +\S", section("Commands"), re.MULTILINE)
+def test_the_table_of_commands_has_all_that_are_not_hidden() -> None:
+    shown = re.findall(r"^   \* - ``balsam (.*)``$", generated()["commands.txt"], re.MULTILINE)
+    assert sorted(shown) == sorted(set(group.COMMANDS) - set(group.HIDDEN))
 
 
-def test_the_readme_lists_no_command_that_does_not_exist() -> None:
-    listed = set(re.findall(r"^``balsam ([a-z_ -]+)`` ", section("Commands"), re.MULTILINE))
-    assert listed == set(group.COMMANDS) - set(group.HIDDEN)
+def commands_of(text: str) -> list[str]:
+    """Return the command lines of `balsam` in a document: those of Bash and console blocks."""
+    lines = []
+    for block in blocks_of(text):
+        if block.language in ("bash", "console"):
+            lines += re.findall(r"^\s*(?:\$ )?(balsam .*)$", block.text.replace("\\\n", " "), re.MULTILINE)
+    return [line for line in lines if "…" not in line]
 
 
-def test_options_in_the_readme_exist() -> None:
+def literals_of(text: str) -> list[str]:
+    """Return what a document names in a sentence: a command with an option, maybe without all that it needs."""
+    return [" ".join(found.split()) for found in re.findall(r"``(balsam [^`…]*--[^`…]*)``", text)]
+
+
+def parse(words: list[str]) -> None:
+    """Let click parse a command line, without doing anything."""
+    context = group.balsam.make_context("balsam", words)
+    found: click.Command = group.balsam
+    while isinstance(found, click.Group):
+        rest = [*getattr(context, "_protected_args", ()), *context.args]
+        if not rest:
+            break
+        name, inner, rest = found.resolve_command(context, rest)
+        assert inner is not None
+        context, found = inner.make_context(name, rest, parent=context), inner
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_each_command_line_of_a_document_can_be_parsed(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    whole = commands_of(text)
+    for line in [*whole, *literals_of(text)]:
+        words = shlex.split(line, comments=True)
+        end = next((place for place, word in enumerate(words) if word in ("&", "&&", "|", ";", ">")), len(words))
+        try:
+            parse(words[1:end])
+        except click.exceptions.Exit:
+            pass  # --help, --version
+        except click.ClickException as exc:
+            is_short = isinstance(exc, (click.MissingParameter, click.BadOptionUsage)) and line not in whole
+            assert is_short, f"{line}: {exc.format_message()}"
+
+
+#: Pages that also tell of other programs' options.
+OF_OTHERS = {"coming_from", "decisions", "clusters", "mpi_and_gpus.rst", "sites_and_ssh.rst"}
+
+
+def test_options_in_the_documents_exist() -> None:
     known = {word for p in every_parameter() for word in (*p.opts, *p.secondary_opts)}
-    known |= {word for parameter in group.balsam.params for word in parameter.opts} | {"--help", "--x", "--hist"}
-    used = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
-    assert {word for word in used if not any(other.startswith(word) for other in known)} == set()
+    known |= {word for parameter in group.balsam.params for word in parameter.opts} | {"--help"}
+    for path in PAGES:
+        if not OF_OTHERS & set(path.parts):
+            used = set(re.findall(r"``(--[a-z][a-z_-]+)[^`]*``", path.read_text(encoding="utf-8")))
+            assert {word for word in used if not any(other.startswith(word) for other in known)} == set(), path
 
 
 # --- completeness -----------------------------------------------------------------------------------------------------
-
-
-def test_the_table_of_states_is_that_of_the_program() -> None:
-    rows = re.findall(r"^([A-Z_]{2,}) +(\S.*)$", section("How states work"), re.MULTILINE)
-    assert rows == list(states.DESCRIPTIONS.items())
 
 
 def generated() -> dict[str, str]:
@@ -143,9 +184,27 @@ def test_links_to_other_places_are_whole_addresses() -> None:
         assert "http://" not in text, path
 
 
-def test_each_name_of_the_python_interface_is_in_the_readme() -> None:
-    for name in ("add_job", "add_app", "add_dependency", "kill", "current_job", "BalsamJob.objects", "bulk_create"):
-        assert name in section("Python")
+def test_each_name_of_the_python_interface_is_on_a_page() -> None:
+    from balsam_lite import analytics, api
+    from balsam_lite.launcher import dag, futures
+
+    text = page("reference/api") + page("guides/python_api") + page("guides/sites_and_ssh")
+    for module in (dag, futures, analytics, api):
+        for name in getattr(module, "__all__", ()):
+            assert re.search(rf"\b{name}\b", text), f"{module.__name__}.{name}"
+
+
+def test_each_lookup_is_on_the_page_about_conditions() -> None:
+    from balsam_lite.db.query.filters import LOOKUPS
+
+    assert [name for name in LOOKUPS if f"``{name}``" not in page("reference/conditions")] == []
+
+
+def test_the_reading_path_exists_and_is_short() -> None:
+    files = re.findall(r"^ +\* - ``(balsam_lite/\S+\.py)``$", page("reading_path"), re.MULTILINE)
+    assert len(files) == 10
+    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files}
+    assert sum(lines.values()) <= 2500, lines
 
 
 def test_the_versions_in_the_documents_are_those_of_setup_cfg() -> None:

@@ -172,7 +172,7 @@ class Launcher:
             with self._db.session():
                 self._reap_sometimes(started)
                 news = self._news or self._start_in() <= 0
-                work = _Work(self._exits[:MAX_AT_ONCE], self._step_ends, news)
+                work = TickWork(self._exits[:MAX_AT_ONCE], self._step_ends, news)
                 given = self._transaction(work, room)
         except DatabaseError as exc:
             room.undo()
@@ -209,7 +209,7 @@ class Launcher:
             else:
                 self._runner.queue(claim)
 
-    def _transaction(self, work: _Work, room: TickCapacity) -> _Given:
+    def _transaction(self, work: TickWork, room: TickCapacity) -> TickResult:
         now_us = self._clock.now_us()
         with self._db.write() as cx:
             before = queries.end_counts(cx)
@@ -241,7 +241,7 @@ class Launcher:
         self._last_heartbeat, self._next_start_us = beat_at, next_start_us
         for job in reported.lost:
             log.warning("Job %s is not this launcher's any more; its end was not recorded.", self._label(job))
-        return _Given(to_run, [*reported.to_settle, *steps], held)
+        return TickResult(to_run, [*reported.to_settle, *steps], held)
 
     def _beat(self, cx: Connection, now_us: int) -> float:
         """Write a heartbeat if it is due. Return the time of the last one, on the monotonic clock."""
@@ -260,7 +260,7 @@ class Launcher:
         return self._rate.expected(self._tick_period(), shape) - waiting
 
     def _take(
-        self, cx: Connection, work: _Work, room: TickCapacity, now_us: int, is_empty: bool
+        self, cx: Connection, work: TickWork, room: TickCapacity, now_us: int, is_empty: bool
     ) -> tuple[list[Claim], list[Claim]]:
         """Return jobs to run, and jobs that need a step: either suspects or others. `is_empty`: nothing runs here.
 
@@ -294,7 +294,7 @@ class Launcher:
             waited_us = now_us - min((one.since_us for one in self._suspects), default=now_us)
             self._drains = waited_us > self._settings.SUSPECT_WAIT_S * SECOND_US
 
-    def _take_others(self, cx: Connection, work: _Work, room: TickCapacity, now_us: int) -> tuple[list[Claim], list[Claim]]:
+    def _take_others(self, cx: Connection, work: TickWork, room: TickCapacity, now_us: int) -> tuple[list[Claim], list[Claim]]:
         abandoned: list[Claim] = []
         if work.news or work.step_ends or self.pause.reason:
             abandoned = step_store.settle_abandoned(cx, self._lease, room.preparations, now_us)
@@ -728,7 +728,7 @@ def _entered(before: Mapping[str, int], after: Mapping[str, int], earlier: Mappi
     return {state: max(0, number - before[state]) + earlier.get(state, 0) for state, number in after.items()}
 
 
-class _Work(NamedTuple):
+class TickWork(NamedTuple):
     """What one tick has to write down."""
 
     exits: list[RunResult]
@@ -736,7 +736,7 @@ class _Work(NamedTuple):
     news: bool  # another process wrote, or a job that was held back is due
 
 
-class _Given(NamedTuple):
+class TickResult(NamedTuple):
     """What one tick brought."""
 
     to_run: list[Claim]

@@ -21,7 +21,7 @@ from .exec import children, hardware, invocation, leftovers, mpi_use
 from .exec.hardware import CpuSet
 from .exec.invocation import Invocation
 from .exec.spawn_helper import BY_ITSELF, Request
-from .exec.spawner import Ended, Failed, Leftover, Lost, Spawner, Started, Withdrawn
+from .exec.spawner import Ended, FailedStart, Leftover, Lost, Spawner, Started, Withdrawn
 from .exec.trouble import Machine
 from .failpoints import failpoint
 from .placement import Placement
@@ -291,7 +291,7 @@ class LocalRunner:
                 self._note_start(answer)
             elif isinstance(answer, Ended):
                 self._note_end(answer)
-            elif isinstance(answer, Failed):
+            elif isinstance(answer, FailedStart):
                 claim, place = self._taken_out(answer.key)
                 self._stop_at_once.pop(answer.key, None)
                 self._refuse(claim, place, answer.error)

@@ -25,7 +25,7 @@ from ..db.store.steps import StepEnd
 from ..pyapps import python_argv
 from .exec import children, invocation, leftovers
 from .exec.spawn_helper import ABANDONED, Request
-from .exec.spawner import Answer, Ended, Failed, Spawner, Started
+from .exec.spawner import Answer, Ended, FailedStart, Spawner, Started
 from .exec.trouble import Machine
 from .failpoints import failpoint
 from .staging import links
@@ -57,7 +57,7 @@ class _Interrupted(Exception):
         self.is_death = is_death
 
 
-class _Failed(LaunchError):
+class StepFailed(LaunchError):
     """The step failed; the words are for the job's history."""
 
 
@@ -67,7 +67,7 @@ class _Stop(NamedTuple):
     grace_s: float
 
 
-class _Task:
+class StepTask:
     """One job's step. Its inbox gets the ends of its processes, and orders to stop."""
 
     def __init__(self, claim: Claim) -> None:
@@ -105,9 +105,9 @@ class Steps:
         self._context, self._spawner, self._channel = context, spawner, spawner.channel()
         self._time_limit_s, self._kill_grace_s, self._wake = time_limit_s, kill_grace_s, wake
         self._most = max(1, threads)
-        self._queue: SimpleQueue[_Task] = SimpleQueue()
+        self._queue: SimpleQueue[StepTask] = SimpleQueue()
         self._threads = 0
-        self._tasks: dict[int, _Task] = {}  # by job
+        self._tasks: dict[int, StepTask] = {}  # by job
         self._ended: deque[StepEnd] = deque()
         self._machine = Machine(context.data_directory)
 
@@ -126,7 +126,7 @@ class Steps:
 
     def start(self, claim: Claim) -> None:
         """Do what the job needs in its state. `poll` reports the end."""
-        task = self._tasks[claim.job] = _Task(claim)
+        task = self._tasks[claim.job] = StepTask(claim)
         if self._threads < min(self._most, len(self._tasks)):
             try:
                 threading.Thread(target=self._work, name="step", daemon=True).start()
@@ -198,7 +198,7 @@ class Steps:
             self._ended.append(self._end_of(task))
             self._wake()
 
-    def _end_of(self, task: _Task) -> StepEnd:
+    def _end_of(self, task: StepTask) -> StepEnd:
         failure, interrupted, is_death, trouble = "", False, False, None
         try:
             if task.stop:
@@ -229,7 +229,7 @@ class Steps:
             raise trouble
         children.make_directory(directory, self._context.data_directory)
 
-    def _prepare(self, task: _Task) -> None:
+    def _prepare(self, task: StepTask) -> None:
         claim = task.claim
         directory = invocation.workdir(claim, self._context)
         self._make_directory(directory)
@@ -244,7 +244,7 @@ class Steps:
             self._script(task, "preprocess", claim.preprocess)
         task.reached.append(states.PREPROCESSED)
 
-    def _settle(self, task: _Task) -> None:
+    def _settle(self, task: StepTask) -> None:
         claim = task.claim
         stages_out = claim.stage_out_url and claim.stage_out_files
         if claim.state in _TROUBLE:
@@ -265,15 +265,15 @@ class Steps:
                 task.note = f"Nothing to stage out matches {', '.join(map(shown, done.unmatched))}"
         task.reached.append(states.JOB_FINISHED)
 
-    def _script(self, task: _Task, kind: str, command: str) -> None:
+    def _script(self, task: StepTask, kind: str, command: str) -> None:
         """Run a script of the job's application, and raise unless it exits with 0."""
         directory = invocation.workdir(task.claim, self._context)
         try:
             argv = field_specs.split_command(command)
         except ValueError as exc:
-            raise _Failed(f"The {kind} script cannot be split into words ({exc}): {command}") from exc
+            raise StepFailed(f"The {kind} script cannot be split into words ({exc}): {command}") from exc
         if not argv:
-            raise _Failed(f"The {kind} script is empty.")
+            raise StepFailed(f"The {kind} script is empty.")
         self._make_directory(directory)
         called = f"{task.claim.application}.{kind}" if python_argv.is_hook(command) else command
         output = _begin_log(directory, kind, called, task.claim)
@@ -284,15 +284,15 @@ class Steps:
             code = self._run(task, argv, directory, output, own, self._time_limit_s)
             words = children.tail(f"{directory}/{output}", _TAIL_LINES) if code else ""
         except LaunchError as exc:
-            raise _Failed(f"The {kind} script {called}: {exc}") from exc
+            raise StepFailed(f"The {kind} script {called}: {exc}") from exc
         finally:
             if output != f"{kind}.log":
                 with suppress(OSError):
                     os.unlink(f"{directory}/{output}")
         if code:
-            raise _Failed(f"The {kind} script {called}: {children.reason(code)}: {words}")
+            raise StepFailed(f"The {kind} script {called}: {children.reason(code)}: {words}")
 
-    def _runner_of(self, task: _Task) -> Run:
+    def _runner_of(self, task: StepTask) -> Run:
         """Return how `staging` starts a program for that task."""
 
         def run(argv: Sequence[str], directory: str) -> tuple[int, str]:
@@ -309,7 +309,7 @@ class Steps:
         return run
 
     def _run(
-        self, task: _Task, argv: list[str], directory: str, output: str, own: dict[bytes, bytes], limit_s: float | None
+        self, task: StepTask, argv: list[str], directory: str, output: str, own: dict[bytes, bytes], limit_s: float | None
     ) -> int:
         search = own.get(b"PATH") or self._context.environ.get(b"PATH")
         program = children.find_program(argv[0], search, directory)
@@ -321,11 +321,11 @@ class Steps:
             return self._end_of_program(task, None if limit_s is None else started + limit_s)
         except Empty:
             self._end_processes(task, self._kill_grace_s)
-            raise _Failed(f"it did not end within {limit_s:g} s and was stopped") from None
+            raise StepFailed(f"it did not end within {limit_s:g} s and was stopped") from None
         finally:
             task.ran_s += time.monotonic() - started
 
-    def _end_of_program(self, task: _Task, until: float | None) -> int:
+    def _end_of_program(self, task: StepTask, until: float | None) -> int:
         """Wait for the end of a program that is being started. Raises Empty when the time, on the monotonic clock, is up."""
         while True:
             heard = task.inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
@@ -333,7 +333,7 @@ class Steps:
                 if heard.end == ABANDONED:  # its helper ended it, as this launcher was silent for too long
                     raise _Interrupted
                 return heard.returncode
-            if isinstance(heard, Failed):
+            if isinstance(heard, FailedStart):
                 raise heard.error
             if isinstance(heard, Started):
                 failpoint("in-step")
@@ -345,7 +345,7 @@ class Steps:
                 raise _Interrupted(is_death=task.stop is None)
             raise _Interrupted
 
-    def _end_processes(self, task: _Task, grace_s: float) -> None:
+    def _end_processes(self, task: StepTask, grace_s: float) -> None:
         job = task.claim.job
         self._channel.signal(job, signal.SIGTERM, is_group=True)
         self._spawner.flush()
@@ -359,7 +359,7 @@ class Steps:
                 self._channel.signal(job, signal.SIGKILL, is_group=True)
                 self._spawner.flush()
 
-    def _end_run(self, task: _Task, grace_s: float) -> None:
+    def _end_run(self, task: StepTask, grace_s: float) -> None:
         leftovers.end_runs(self._context.db_directory, grace_s, runs=[invocation.mark(task.claim, self._context)])
 
 
@@ -392,7 +392,7 @@ def _begin_log(directory: str, kind: str, command: str, claim: Claim) -> str:
             name = f"{kind}.log"
             _write_new(path, lines)
     except OSError as exc:
-        raise _Failed(f"{path} cannot be written: {exc.strerror}") from exc
+        raise StepFailed(f"{path} cannot be written: {exc.strerror}") from exc
     return name
 
 

@@ -97,7 +97,7 @@ def save(figure: Figure, path: str) -> None:
 
 def throughput(done: Curve, since: int, title: str) -> Figure:
     """Jobs done over time, since that time."""
-    clock = _Clock(since, done.times[-1])
+    clock = _TimeAxis(since, done.times[-1])
     figure, axes = _canvas(title, clock, "Jobs done")
     curve = timeline.thinned(done)
     times, (values,) = _to_the_edge(clock, curve.times, [curve.values])
@@ -109,7 +109,7 @@ def throughput(done: Curve, since: int, title: str) -> Figure:
 
 def utilization(used: Curve, available: Curve, title: str) -> Figure:
     """Nodes in use over time, and beside them the nodes that were available where that is known."""
-    clock = _Clock(min([used.times[0], *available.times[:1]]), max([used.times[-1], *available.times[-1:]]))
+    clock = _TimeAxis(min([used.times[0], *available.times[:1]]), max([used.times[-1], *available.times[-1:]]))
     figure, axes = _canvas(title, clock, "Nodes")
     if available.times:
         curve = timeline.thinned(available)
@@ -127,7 +127,7 @@ def utilization(used: Curve, available: Curve, title: str) -> Figure:
 
 def states(counts: Counts, title: str) -> Figure:
     """Jobs in each state over time, stacked in the order of the states from the ends below to the beginnings above."""
-    clock = _Clock(counts.times[0], counts.times[-1])
+    clock = _TimeAxis(counts.times[0], counts.times[-1])
     figure, axes = _canvas(title, clock, "Jobs")
     names = [*reversed(counts.by_state)]
     times, rows = _to_the_edge(clock, counts.times, [counts.by_state[name] for name in names])
@@ -146,7 +146,7 @@ def states(counts: Counts, title: str) -> Figure:
 
 def gantt(runs: Runs, title: str) -> Figure:
     """One bar for each run, in the lowest lane that is free, coloured by how it ended; very many runs as an image of that."""
-    clock = _Clock(runs.starts[0], runs.until)
+    clock = _TimeAxis(runs.starts[0], runs.until)
     figure, axes = _canvas(title, clock, "Lane (runs side by side)")
     lanes = timeline.lanes(runs)
     count = max(lanes) + 1
@@ -164,7 +164,7 @@ def gantt(runs: Runs, title: str) -> Figure:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _bars(axes: Axes, clock: _Clock, runs: Runs, lanes: array[int]) -> None:
+def _bars(axes: Axes, clock: _TimeAxis, runs: Runs, lanes: array[int]) -> None:
     from matplotlib.collections import PolyCollection
 
     pixel, height = clock.length / _PIXELS[0], _PIXELS[1] / (max(lanes) + 1)
@@ -188,7 +188,7 @@ def _rim(pixels: float) -> float:
     return min(_RIM, _RIM * pixels / 10) if pixels >= _RIMMED else 0.0
 
 
-def _image(axes: Axes, clock: _Clock, runs: Runs, lanes: array[int]) -> None:
+def _image(axes: Axes, clock: _TimeAxis, runs: Runs, lanes: array[int]) -> None:
     """Each pixel has the colour of one of the states that its runs ended in, the paler the less of it is covered by any.
 
     Which one is drawn by lot, by how much of the pixel each covers: so a state has the part of the picture that it has of the
@@ -239,7 +239,7 @@ def _coverage(starts: Any, ends: Any, row: Any, rows: int) -> Any:
 # --- axes -------------------------------------------------------------------------------------------------------------
 
 
-class _Clock:
+class _TimeAxis:
     """Time on the axis: since `first`, in the unit in which the whole is read best."""
 
     def __init__(self, first: int, last: int) -> None:
@@ -256,7 +256,7 @@ class _Clock:
         return [(time - self._first) / self._unit_us for time in times]
 
 
-def _canvas(title: str, clock: _Clock, label: str) -> tuple[Figure, Axes]:
+def _canvas(title: str, clock: _TimeAxis, label: str) -> tuple[Figure, Axes]:
     check_matplotlib()
     from matplotlib.figure import Figure
 
@@ -271,7 +271,7 @@ def _canvas(title: str, clock: _Clock, label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _to_the_edge(clock: _Clock, times: Sequence[int], rows: list[Any]) -> tuple[list[int], list[list[float]]]:
+def _to_the_edge(clock: _TimeAxis, times: Sequence[int], rows: list[Any]) -> tuple[list[int], list[list[float]]]:
     """With the last values once more at the end of the axis: one moment must have some width."""
     return [*times, max(clock.end, times[-1])], [[*values, values[-1]] for values in rows]
 

@@ -252,7 +252,7 @@ class CommandScheduler:
 # --- which scheduler --------------------------------------------------------------------------------------------------
 
 
-class _Entry(NamedTuple):
+class KnownScheduler(NamedTuple):
     """A module of this package, and the commands by which its scheduler is recognised."""
 
     module: str
@@ -262,10 +262,10 @@ class _Entry(NamedTuple):
 #: By class name (Settings.SCHEDULER_CLASS), in the order in which they are looked for. Slurm comes first, because it has
 #: wrappers with the names of PBS's commands; Cobalt before PBS, because only cqwait tells the two apart.
 _SCHEDULERS = {
-    "SlurmScheduler": _Entry("slurm", ("sbatch", "squeue")),
-    "CobaltScheduler": _Entry("cobalt", ("qsub", "qstat", "cqwait")),
-    "PBSScheduler": _Entry("pbs", ("qsub", "qstat")),
-    "LocalScheduler": _Entry("local", ()),
+    "SlurmScheduler": KnownScheduler("slurm", ("sbatch", "squeue")),
+    "CobaltScheduler": KnownScheduler("cobalt", ("qsub", "qstat", "cqwait")),
+    "PBSScheduler": KnownScheduler("pbs", ("qsub", "qstat")),
+    "LocalScheduler": KnownScheduler("local", ()),
 }
 
 

@@ -25,7 +25,7 @@ _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})")
 _UNWRITABLE = re.compile(r"[\[\],\s]")
 
 
-class _Range(NamedTuple):
+class _NumberRange(NamedTuple):
     """Numbers one after another, written with at least `width` digits."""
 
     first: int
@@ -105,7 +105,7 @@ def compress(names: Iterable[str]) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 #: What stands side by side in one word: plain text, or the ranges of one pair of brackets.
-_Word = list[Union[str, list[_Range]]]
+_Word = list[Union[str, list[_NumberRange]]]
 
 
 def _words(text: str) -> Iterator[_Word]:
@@ -137,7 +137,7 @@ def _word(text: str, start: int) -> tuple[_Word, int]:
     return word, position
 
 
-def _ranges(text: str, start: int, end: int) -> list[_Range]:
+def _ranges(text: str, start: int, end: int) -> list[_NumberRange]:
     """What stands inside of brackets, from `start` to `end`."""
     ranges = []
     while True:
@@ -149,7 +149,7 @@ def _ranges(text: str, start: int, end: int) -> list[_Range]:
         first, last = found[1], found[2] or found[1]
         if int(first) > int(last):
             raise _broken(text, start, "the range is reversed")
-        ranges.append(_Range(int(first), int(last), len(first)))
+        ranges.append(_NumberRange(int(first), int(last), len(first)))
         if comma < 0:
             return ranges
         start = comma + 1

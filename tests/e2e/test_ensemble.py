@@ -29,7 +29,7 @@ from balsam_lite.launcher.multinode import messages
 from balsam_lite.launcher.multinode import mpi_transport as mpi_transport_module
 from balsam_lite.launcher.multinode.channel import Channel
 from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
-from balsam_lite.launcher.multinode.supervisor import Plan
+from balsam_lite.launcher.multinode.supervisor import RankPlan
 from balsam_lite.launcher.multinode.worker import ConnectionLost, Worker
 from balsam_lite.launcher.placement import Node, NodePool, Placement
 from balsam_lite.launcher.resources import LauncherOptions
@@ -582,8 +582,8 @@ def test_the_plan_survives_the_command_line() -> None:
     options = LauncherOptions("mixed", "wf-*", 1.5, None, 2, 1, 4, True, 3, (("a", 'b"ü'), ("c", "")))
     batch = Allocation("SlurmScheduler", "12", 2, ("n1", "n2"), 5, 4, None, True)
     batch = batch._replace(node_cpus=(4, 8), node_gpus=NodeGpus({"n1": ("0", "1"), "n2": ()}, True))
-    for plan in (Plan("/d b", 2, 10.0, options, batch), Plan("/d", 2, 10.0, LauncherOptions(), None)):
-        assert Plan.from_text(plan.as_text()) == plan
+    for plan in (RankPlan("/d b", 2, 10.0, options, batch), RankPlan("/d", 2, 10.0, LauncherOptions(), None)):
+        assert RankPlan.from_text(plan.as_text()) == plan
 
 
 # --- MPI that fails ---------------------------------------------------------------------------------------------------

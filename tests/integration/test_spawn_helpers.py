@@ -19,7 +19,7 @@ from balsam_lite.core.process_table import DETACHED_VARIABLE, Process, below, re
 from balsam_lite.core.subprocess_run import module_words, python_path
 from balsam_lite.launcher.exec import run_file, spawn_helper
 from balsam_lite.launcher.exec.spawn_helper import Request
-from balsam_lite.launcher.exec.spawner import Channel, Ended, Failed, Lost, Spawner, Started, Withdrawn
+from balsam_lite.launcher.exec.spawner import Ended, FailedStart, HelperChannel, Lost, Spawner, Started, Withdrawn
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def sleeps(pid: int) -> list[Process]:
     return [one for one in below(pid) if read_proc(f"/proc/{one.pid}/comm").startswith(b"sleep")]
 
 
-def answers(spawner: Spawner, channel: Channel, number: int) -> list[object]:
+def answers(spawner: Spawner, channel: HelperChannel, number: int) -> list[object]:
     """Wait for this number of answers."""
     found: list[object] = []
 
@@ -94,7 +94,7 @@ def test_a_program_that_cannot_be_started_is_told_with_its_error(tmp_path: Path,
     channel.start(request(tmp_path, 2, "", argv=[b"sh", *[b"x" * 100_000] * 100]))
     channel.start(request(tmp_path, 3, "", directory=str(tmp_path / "gone")))
     for answer, code in zip(answers(spawner, channel, 3), (2, 7, 2)):
-        assert isinstance(answer, Failed)
+        assert isinstance(answer, FailedStart)
         assert isinstance(answer.error.__cause__, OSError) and answer.error.__cause__.errno == code, answer.error
     channel.start(request(tmp_path, 4, "exit 0"))
     assert isinstance(answers(spawner, channel, 2)[1], Ended)

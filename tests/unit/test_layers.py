@@ -296,3 +296,19 @@ def test_each_log_line_names_the_module_that_wrote_it() -> None:
                 named[source.name] = ast.unparse(node.value.args[0])
     assert {"launcher.loop", "launcher.multinode.rank", "service.loop"} <= named.keys()
     assert {name: logger for name, logger in named.items() if logger not in ("__name__", f"'{PACKAGE}.{name}'")} == {}
+
+
+#: Classes of one name that users know by the modules they import them from: those of Balsam 0.3's and of 0.7's Python.
+SHARED_NAMES = {
+    "ApplicationDefinition": {"db.models", "api.application"},
+    "WaitResult": {"launcher.futures", "api.waiting"},
+}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    found: dict[str, set[str]] = {}
+    for source in SOURCES:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name.lstrip("_"), set()).add(source.name)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == SHARED_NAMES

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from balsam_lite.launcher.exec import run_file
-from balsam_lite.launcher.exec.run_file import Record, RunFiles, Writer
+from balsam_lite.launcher.exec.run_file import RunEntry, RunFiles, Writer
 
 ID, LEASE = "abc", 7
 MARK = f"{ID}:{LEASE}:"
@@ -19,11 +19,11 @@ def files(directory: Path, lease: int = LEASE, rank: int = 0) -> RunFiles:
     return RunFiles(str(directory / "runs"), ID, lease, rank, 0o600)
 
 
-def record(writer: Writer, one: Record) -> str:
+def record(writer: Writer, one: RunEntry) -> str:
     return writer.start(one.pid, one.started, f"{MARK}{one.job}:{one.attempt}".encode())
 
 
-def write(directory: Path, *records: Record, lease: int = LEASE, rank: int = 0, number: int = 0) -> Path:
+def write(directory: Path, *records: RunEntry, lease: int = LEASE, rank: int = 0, number: int = 0) -> Path:
     file = files(directory, lease, rank).file(number)
     writer = Writer(file)
     for one in records:
@@ -31,18 +31,18 @@ def write(directory: Path, *records: Record, lease: int = LEASE, rank: int = 0, 
     return Path(file.path)
 
 
-def read(directory: Path, db_id: str = ID, rank: int | None = None) -> list[Record]:
+def read(directory: Path, db_id: str = ID, rank: int | None = None) -> list[RunEntry]:
     return run_file.read(str(directory / "runs"), db_id, LEASE, rank)
 
 
-ONE, TWO, THREE = Record(1, 1, 4001, "100"), Record(2, 1, 4002, "101"), Record(3, 5, 4003, "102")
+ONE, TWO, THREE = RunEntry(1, 1, 4001, "100"), RunEntry(2, 1, 4002, "101"), RunEntry(3, 5, 4003, "102")
 
 
 def test_records_of_all_nodes_and_helpers_are_read_and_those_of_other_leases_are_not(tmp_path: Path) -> None:
     write(tmp_path, ONE)
     write(tmp_path, TWO, number=3)
     write(tmp_path, THREE, rank=12)
-    write(tmp_path, Record(9, 9, 9009, "9"), lease=77)
+    write(tmp_path, RunEntry(9, 9, 9009, "9"), lease=77)
     assert sorted(read(tmp_path)) == [ONE, TWO, THREE]
     assert read(tmp_path, rank=12) == [THREE]
     assert read(tmp_path, "another") == []
@@ -54,7 +54,7 @@ def test_the_mark_of_a_rank_and_of_a_program_that_is_no_jobs_are_understood(tmp_
     writer = Writer(files(tmp_path).file(0))
     writer.start(4001, "1", f"{MARK}1:2@3".encode())
     writer.start(4002, "1", b"")
-    assert read(tmp_path) == [Record(1, 2, 4001, "1"), Record(0, 0, 4002, "1")]
+    assert read(tmp_path) == [RunEntry(1, 2, 4001, "1"), RunEntry(0, 0, 4002, "1")]
 
 
 def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ def test_a_file_stays_small_however_many_programs_are_started(tmp_path: Path, mo
     writer = Writer(file := files(tmp_path).file(0))
     record(writer, ONE)
     for number in range(10_000):
-        record(writer, Record(5, 1, 5000 + number, "100"))
+        record(writer, RunEntry(5, 1, 5000 + number, "100"))
         assert ONE in read(tmp_path) or number % 100
         writer.end(5000 + number)
     assert os.path.getsize(file.path) < 11_000
-    assert read(tmp_path) == [ONE, Record(5, 1, 14999, "100")]
+    assert read(tmp_path) == [ONE, RunEntry(5, 1, 14999, "100")]
     assert os.listdir(tmp_path / "runs") == ["7-0-0"]
 
 
@@ -168,12 +168,12 @@ def test_what_is_no_file_names_nothing_and_holds_nobody_up(tmp_path: Path) -> No
 
 
 def test_pid_1_and_0_are_never_named(tmp_path: Path) -> None:
-    write(tmp_path, Record(1, 1, 1, "0"), Record(1, 1, 0, "0"), ONE)
+    write(tmp_path, RunEntry(1, 1, 1, "0"), RunEntry(1, 1, 0, "0"), ONE)
     assert read(tmp_path) == [ONE]
 
 
 def test_100_000_records_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, *(Record(number, 1, 5000 + number, "100") for number in range(100_000)))
+    write(tmp_path, *(RunEntry(number, 1, 5000 + number, "100") for number in range(100_000)))
     assert len(read(tmp_path)) == 100_000
 
 

@@ -306,7 +306,7 @@ class Salvaged(NamedTuple):
     notes: list[str]
 
 
-class _Table(NamedTuple):
+class SalvagedTable(NamedTuple):
     columns: tuple[str, ...]
     rows: dict[int, Row]  # by row id
     lost: list[LostPage]
@@ -352,15 +352,15 @@ def salvage(directory: str, target: str) -> Salvaged:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(image: Image) -> tuple[dict[str, _Table], set[tuple[int, int]], list[str]]:
+def _read(image: Image) -> tuple[dict[str, SalvagedTable], set[tuple[int, int]], list[str]]:
     """Read the tables and the dependencies, and the notes on them."""
     notes: list[str] = []
     plan = _plan(image, notes)
-    tables: dict[str, _Table] = {}
+    tables: dict[str, SalvagedTable] = {}
     seen: set[int] = set()
     for name in _TABLES:
         root, columns = plan[name]
-        table = tables[name] = _Table(columns, {}, [], set())
+        table = tables[name] = SalvagedTable(columns, {}, [], set())
         for leaf in image.leaves(root, table.lost, seen) if root else ():
             _take(image, leaf, name, table)
     if any(table.lost for table in tables.values()) or not all(plan[name][0] for name in _TABLES):
@@ -404,7 +404,7 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
     return plan
 
 
-def _remove_hidden(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: _Table) -> int:
+def _remove_hidden(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: SalvagedTable) -> int:
     """Remove the jobs of inserts that were not complete (see `store.hidden`). Return their number."""
     root, columns = plan.get(_INSERTS, (0, ()))
     lost: list[LostPage] = []
@@ -474,7 +474,7 @@ def _table_of(image: Image, leaf: int, plan: Mapping[str, tuple[int, tuple[str, 
     return fitting[0] if len(fitting) == 1 else ""
 
 
-def _take(image: Image, leaf: int, name: str, table: _Table, stray: bool = False) -> bool:
+def _take(image: Image, leaf: int, name: str, table: SalvagedTable, stray: bool = False) -> bool:
     """Add the rows of that page. A stray page may hold an outdated version of a row, so a known row stays."""
     lost: list[LostPage] = []
     taken = 0
@@ -521,7 +521,7 @@ def _dependencies(
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(cx: sqlite3.Connection, tables: Mapping[str, _Table], edges: set[tuple[int, int]]) -> list[str]:
+def _write(cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: set[tuple[int, int]]) -> list[str]:
     """Fill a new DB inside the caller's write transaction. Return the notes."""
     now_us, notes = SystemClock.now_us(), []
     for name in _TABLES:
@@ -551,7 +551,7 @@ def _write(cx: sqlite3.Connection, tables: Mapping[str, _Table], edges: set[tupl
     return notes
 
 
-def _insert(cx: sqlite3.Connection, name: str, table: _Table) -> int:
+def _insert(cx: sqlite3.Connection, name: str, table: SalvagedTable) -> int:
     """Insert rows by the columns that both versions have; return how many were refused."""
     renamed = {"data": "definition"} if name == "app" else {}
     known = {row[1] for row in cx.execute(f"PRAGMA table_info({name})")}
@@ -594,7 +594,7 @@ def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> l
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-def _told(name: str, table: _Table) -> Iterator[str]:
+def _told(name: str, table: SalvagedTable) -> Iterator[str]:
     """Return which rows of a table could not be read, as far as that is known."""
     word = _WORDS[name]
     if table.emptied:

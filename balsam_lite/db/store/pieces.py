@@ -140,14 +140,14 @@ def pause(db: Database, piece_s: float) -> None:
     time.sleep(PAUSE_S if db.access == LOCAL else max(SHARED_PAUSE_S, piece_s))
 
 
-class _State(NamedTuple):
+class UnfinishedWrite(NamedTuple):
     done: int
     total: int
     counted: Counter[str]
     is_complete: bool
 
 
-def _advance(db: Database, number: int) -> _State | None:
+def _advance(db: Database, number: int) -> UnfinishedWrite | None:
     """Do one piece of that write, in one transaction; None if others have completed it."""
     with db.write() as cx:
         failpoint("before-piece")
@@ -168,7 +168,7 @@ def _advance(db: Database, number: int) -> _State | None:
         else:
             cx.execute("UPDATE large_write SET touched = ? WHERE id = ? AND pid <> 0", (SystemClock.now_us(), number))
     failpoint("after-piece")
-    return None if row is None else _State(row[0], row[1], Counter(json.loads(row[2])), is_complete)
+    return None if row is None else UnfinishedWrite(row[0], row[1], Counter(json.loads(row[2])), is_complete)
 
 
 def _do_part(cx: sqlite3.Connection, number: int) -> bool:

@@ -16,7 +16,7 @@ from ...core.process_table import Process, command_of, is_detached, process_of, 
 _PAGE_BYTES = 4096
 
 
-class Run(Protocol):
+class AdoptingRun(Protocol):
     """A program that this process has started as the leader of a session."""
 
     pid: int
@@ -45,9 +45,9 @@ class Adopted:
         with suppress(OSError):  # proc_pid_children(5): not in all kernels; the main thread has the number of the process
             self._fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
         self._owners: dict[int, int] = {}  # of each that is known, the pid of the run that has left it; 0: unknown
-        self._ended: dict[int, Run] = {}  # runs that have left something, by pid
+        self._ended: dict[int, AdoptingRun] = {}  # runs that have left something, by pid
 
-    def look(self, living: Mapping[int, Run], ended: Iterable[Run]) -> Looked:
+    def look(self, living: Mapping[int, AdoptingRun], ended: Iterable[AdoptingRun]) -> Looked:
         """Find out what has been adopted since the last call, and what has gone.
 
         Args:
@@ -111,7 +111,7 @@ class Adopted:
         found = [process_of(pid) for pid in adopted if not is_detached(pid)]
         return [one for one in found if one is not None]
 
-    def _owner_of(self, process: Process, living: Mapping[int, Run]) -> int:
+    def _owner_of(self, process: Process, living: Mapping[int, AdoptingRun]) -> int:
         """Return the run that has left a process: by session, run mark or, if it shows neither, working directory."""
         for pid in (process.session, process.group):
             if pid in living or pid in self._ended:

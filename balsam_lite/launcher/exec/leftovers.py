@@ -50,7 +50,7 @@ def leaders_of(db_directory: str, marks: Iterable[bytes], rank: int | None = Non
     Those of leases include their spawn helpers, which may still live: everything that these have started is below them.
     """
     found: set[tuple[int, str]] = set()
-    cache: dict[tuple[str, int], list[run_file.Record]] = {}
+    cache: dict[tuple[str, int], list[run_file.RunEntry]] = {}
     for mark in marks:
         db_id, lease, *run = os.fsdecode(mark).partition("@")[0].rstrip(":").split(":")
         if not lease.isdecimal() or not all(map(str.isdecimal, run)):

@@ -22,7 +22,7 @@ _RETRY_S = 10.0
 _NEW = ".new"
 
 
-class Record(NamedTuple):
+class RunEntry(NamedTuple):
     """The start of a program, which opened a session; job 0: of a spawn helper, or of a program that is no job's."""
 
     job: int
@@ -136,13 +136,13 @@ class Writer:
         self._fd, self._retry_at = -1, time.monotonic() + _RETRY_S
 
 
-def read(directory: str, db_id: str, lease: int, rank: int | None = None, anywhere: bool = False) -> list[Record]:
+def read(directory: str, db_id: str, lease: int, rank: int | None = None, anywhere: bool = False) -> list[RunEntry]:
     """Return what was started on this host, in this boot, under that lease, and has not ended as far as is recorded.
 
     A file that cannot be read, or is of another DB, holds nothing. With `rank`, only what that rank has started; with
     `anywhere` also what was started elsewhere, whose pids mean nothing here.
     """
-    found: list[Record] = []
+    found: list[RunEntry] = []
     for path in _paths(directory, lease, rank):
         head, lines = _contents(path, anywhere=anywhere)
         if head == (db_id, lease):
@@ -216,8 +216,8 @@ def _contents(path: str, records: bool = True, anywhere: bool = False) -> tuple[
         return None, []
 
 
-def _records(lines: list[bytes]) -> list[Record]:
-    living: dict[int, Record] = {}
+def _records(lines: list[bytes]) -> list[RunEntry]:
+    living: dict[int, RunEntry] = {}
     for line in lines:
         words = line[1:].replace(b"@", b" ").replace(b":", b" ").split(b" ")
         if line[:1] == b"-" and line[1:].isdigit():
@@ -226,5 +226,5 @@ def _records(lines: list[bytes]) -> list[Record]:
             with suppress(ValueError):
                 pid, job, attempt = int(words[0]), int(words[2]), int(words[3])
                 if 1 < pid < 1 << 31:
-                    living[pid] = Record(job, attempt, pid, words[1].decode())
+                    living[pid] = RunEntry(job, attempt, pid, words[1].decode())
     return list(living.values())

@@ -87,7 +87,7 @@ class StartFailed(Exception):
         self.words, self.error = words, error
 
 
-class _Run:
+class HelperRun:
     """A program that runs."""
 
     __slots__ = ("directory", "end", "is_kept", "key", "lane", "mark", "pid")
@@ -111,12 +111,12 @@ class Helper:
         self._link, self._silence_s, self._grace_s = link, silence_s, grace_s
         self._environ: dict[bytes, bytes] = {}
         self._record: Writer | None = None
-        self._runs: dict[int, _Run] = {}  # by pid
-        self._by_key: dict[int, _Run] = {}
+        self._runs: dict[int, HelperRun] = {}  # by pid
+        self._by_key: dict[int, HelperRun] = {}
         self._queues: dict[int, deque[Request]] = {}  # by lane
         self._queued = 0
         self._answers: list[tuple[Any, ...] | list[Any]] = []
-        self._ended: list[tuple[_Run, list[Any]]] = []  # with its answer, which lacks what the run has left
+        self._ended: list[tuple[HelperRun, list[Any]]] = []  # with its answer, which lacks what the run has left
         self._adopted = Adopted()
         self._sees_processes = sees_processes()
         self._look_at = self._started_at = 0.0  # when to look for adopted processes; when the last program was started
@@ -270,7 +270,7 @@ class Helper:
             return False
         self._started_at = time.monotonic()
         self._look_at = min(self._look_at, self._started_at + _LOOK_PERIODS_S[0][1])
-        run = self._runs[pid] = self._by_key[request.key] = _Run(request, pid)
+        run = self._runs[pid] = self._by_key[request.key] = HelperRun(request, pid)
         start = tick if tick and tick == _boot_tick() else _start_of_child(pid)
         self._note_start(pid, start, run.mark)
         self._answer((STARTED, request.key, pid, start, started_us))

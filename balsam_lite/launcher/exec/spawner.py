@@ -1,7 +1,7 @@
 """Starting programs through spawn helpers, which own them and report how they end (see `spawn_helper`).
 
 `Spawner` is the launcher's side: it shares the programs out among its helpers, and replaces a helper that dies. Programs
-are started by a `Channel`. Any thread may start; the thread of the launcher's loop calls `poll` and reads the answers.
+are started by a `HelperChannel`. Any thread may start; the thread of the launcher's loop calls `poll` and reads the answers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Ended(NamedTuple):
     left: list[Leftover] | None = []  # what it has left running; None: unknown
 
 
-class Failed(NamedTuple):
+class FailedStart(NamedTuple):
     """A program could not be started."""
 
     key: int
@@ -85,10 +85,10 @@ class Lost(NamedTuple):
     key: int
 
 
-Answer = Union[Started, Ended, Failed, Withdrawn, Lost]
+Answer = Union[Started, Ended, FailedStart, Withdrawn, Lost]
 
 
-class Channel:
+class HelperChannel:
     """The programs of one user of a spawner, each with a key that is unique among them."""
 
     def __init__(self, spawner: Spawner, number: int) -> None:
@@ -100,7 +100,7 @@ class Channel:
         return key * _CHANNELS + self._number
 
     def start(self, request: Request) -> None:
-        """Start a program at once; answered by Started and Ended, by Failed, or by Lost."""
+        """Start a program at once; answered by Started and Ended, by FailedStart, or by Lost."""
         self._spawner.send_request(spawn_helper.START, request._replace(key=self.wire(request.key)))
 
     def queue(self, request: Request) -> None:
@@ -132,7 +132,7 @@ class Channel:
         return [self._answers.popleft() for _ in range(len(self._answers))]
 
 
-class _Helper:
+class HelperProcess:
     """The launcher's end of one helper."""
 
     def __init__(self, words: Sequence[str], environ: Mapping[bytes, bytes], run_file: RunFile | None) -> None:
@@ -188,12 +188,12 @@ class Spawner:
         self._most = min(MAX_HELPERS, max(2, _cpus() // 8))
         self._words = module_words("balsam_lite.launcher.exec.spawn_helper", str(silence_s), str(grace_s))
         self._lock = threading.RLock()
-        self._channels: list[Channel] = []
-        self._where: dict[int, _Helper] = {}  # by key
+        self._channels: list[HelperChannel] = []
+        self._where: dict[int, HelperProcess] = {}  # by key
         self._is_closed = self._is_unrecorded = False
         self._adopted, self._orphans = Adopted(), list[Process]()
         become_subreaper()
-        self._helpers: list[_Helper] = []
+        self._helpers: list[HelperProcess] = []
         self._staff()
 
     def _staff(self) -> None:
@@ -203,16 +203,16 @@ class Spawner:
             return
         try:
             run_file = self._run_files.file(self._number_of_helpers) if self._run_files is not None else None
-            self._helpers.append(_Helper(self._words, self._environ, run_file))
+            self._helpers.append(HelperProcess(self._words, self._environ, run_file))
             self._number_of_helpers += 1
         except OSError as exc:
             if not self._helpers:
                 raise SpawnFailed(f"{self._words[0]} cannot be started: {exc.strerror}") from exc
             self._most = len(self._helpers)  # this user's limits allow no more
 
-    def channel(self) -> Channel:
+    def channel(self) -> HelperChannel:
         """Return a new channel."""
-        self._channels.append(Channel(self, len(self._channels)))
+        self._channels.append(HelperChannel(self, len(self._channels)))
         return self._channels[-1]
 
     @property
@@ -246,7 +246,7 @@ class Spawner:
     def send_about(self, keys: Collection[int], words: Any) -> None:
         """Send a message about programs to those helpers that have them."""
         with self._lock:
-            by_helper: dict[int, tuple[_Helper, list[int]]] = {}
+            by_helper: dict[int, tuple[HelperProcess, list[int]]] = {}
             for key in keys:
                 helper = self._where.get(key)
                 if helper is not None:
@@ -263,7 +263,7 @@ class Spawner:
             for helper in self._helpers:
                 self._send(helper, words)
 
-    def _send(self, helper: _Helper, words: tuple[Any, ...]) -> None:
+    def _send(self, helper: HelperProcess, words: tuple[Any, ...]) -> None:
         helper.unsent += framed([words])
 
     def flush(self) -> None:
@@ -284,7 +284,7 @@ class Spawner:
                 self._read(helper)
             self._look_for_silent_ones()
 
-    def _read(self, helper: _Helper) -> None:
+    def _read(self, helper: HelperProcess) -> None:
         while True:
             try:
                 piece = helper.link.recv(_BYTES_AT_ONCE)
@@ -304,7 +304,7 @@ class Spawner:
             self._note(helper, words)
         helper.heard_at, helper.is_silent = time.monotonic(), False
 
-    def _note(self, helper: _Helper, words: tuple[Any, ...]) -> None:
+    def _note(self, helper: HelperProcess, words: tuple[Any, ...]) -> None:
         kind = words[0]
         if kind == spawn_helper.PONG:
             return
@@ -330,15 +330,15 @@ class Spawner:
             channel.put(Ended(key, code, ended_us, end, None if successor is None else successor // _CHANNELS, left))
         else:
             self._forget(helper, wire)
-            channel.put(Failed(key, _failure(*words[2:])))
+            channel.put(FailedStart(key, _failure(*words[2:])))
 
-    def _forget(self, helper: _Helper, wire: int) -> Channel:
+    def _forget(self, helper: HelperProcess, wire: int) -> HelperChannel:
         helper.keys.discard(wire)
         helper.unqueue(wire)
         self._where.pop(wire, None)
         return self._channels[wire % _CHANNELS]
 
-    def _bury(self, helper: _Helper) -> None:
+    def _bury(self, helper: HelperProcess) -> None:
         """Report the programs of a helper that has died, and start another one."""
         self._helpers.remove(helper)
         helper.link.close()
@@ -353,7 +353,7 @@ class Spawner:
             with suppress(SpawnFailed):  # the next request reports it
                 self._staff()
 
-    def _adopted_from(self, helper: _Helper) -> list[Process]:
+    def _adopted_from(self, helper: HelperProcess) -> list[Process]:
         """Return what runs of a helper that has died. It may not have recorded what it had just started: do that for it."""
         found = [
             one

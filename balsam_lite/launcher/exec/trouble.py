@@ -170,12 +170,12 @@ class Setbacks:
 
     def __init__(self) -> None:
         self.reasons: dict[int, str] = {}  # by job, as long as it is held back
-        self._scopes: dict[str, _Scope] = {}
+        self._scopes: dict[str, TroubleScope] = {}
 
     def hold(self, job: int, trouble: MachineTrouble, now: float) -> float:
         """Return for how many seconds to hold a job back."""
         self.reasons[job] = trouble.message
-        scope = self._scopes.setdefault(trouble.scope, _Scope())
+        scope = self._scopes.setdefault(trouble.scope, TroubleScope())
         if now < scope.next_try:
             scope.waiting += 1
             return min(self.LONGEST_S, max(scope.interval_s, self._OTHERS_S) + self._STEP_S * scope.waiting)
@@ -194,7 +194,7 @@ class Setbacks:
         return [f"{jobs} job(s) are held back: {reason}" for reason, jobs in Counter(self.reasons.values()).items()]
 
 
-class _Scope:
+class TroubleScope:
     """The state of one trouble, shared by all jobs that have it."""
 
     def __init__(self) -> None:

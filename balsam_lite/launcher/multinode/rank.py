@@ -34,7 +34,7 @@ from . import messages
 from .channel import Channel
 from .coordinator import ALIVE_HEARTBEATS, ClusterRunner, Workers
 from .mpi_transport import MpiTransport, connect
-from .supervisor import Plan, report
+from .supervisor import RankPlan, report
 from .worker import ALONE_AFTER_HEARTBEATS, HEAD, ConnectionLost, Worker
 
 log = logging.getLogger("balsam_lite.launcher.multinode.rank")  # run as a program, its __name__ is __main__
@@ -47,7 +47,7 @@ _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, _SOMEBODY_DIED)
 
 def run(text: str) -> int:
     """Be one rank; returns the exit code. Does not return where the ranks cannot leave together."""
-    plan = Plan.from_text(text)
+    plan = RankPlan.from_text(text)
     try:
         transport = connect(plan.ranks)
     except LaunchError as exc:
@@ -87,7 +87,7 @@ def _leave(transport: MpiTransport, together: bool, code: int) -> int:
 # --- rank 0 -----------------------------------------------------------------------------------------------------------
 
 
-def _be_head(transport: MpiTransport, plan: Plan) -> int:
+def _be_head(transport: MpiTransport, plan: RankPlan) -> int:
     settings = Settings.load(plan.db_directory)
     clock = SystemClock()
     workers = Workers(transport, clock, plan.heartbeat_s)
@@ -241,7 +241,7 @@ class RemoteNodes:
 # --- the other ranks --------------------------------------------------------------------------------------------------
 
 
-def _be_node(transport: MpiTransport, plan: Plan) -> int:
+def _be_node(transport: MpiTransport, plan: RankPlan) -> int:
     clock = SystemClock()
     channel = Channel(transport, (HEAD,), clock, ALIVE_HEARTBEATS * plan.heartbeat_s)
     channel.start_heartbeat()

@@ -68,7 +68,7 @@ _PERIOD_S = 0.2
 # --- what the two tell one another ------------------------------------------------------------------------------------
 
 
-class Plan(NamedTuple):
+class RankPlan(NamedTuple):
     """What all ranks are told by their command line."""
 
     db_directory: str
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
         return json.dumps({**self._asdict(), "options": options._asdict(), "batch": batch})
 
     @classmethod
-    def from_text(cls, text: str) -> Plan:
+    def from_text(cls, text: str) -> RankPlan:
         """Return the opposite of `as_text`."""
         found = json.loads(text)
         options = LauncherOptions(**found["options"])
@@ -123,7 +123,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
     if importlib.util.find_spec("mpi4py") is None:
         raise LaunchError(f"Jobs on {where} need mpi4py, which {sys.executable} does not have.", hint=INSTALL)
-    starter = _Starter(settings, found.batch.node_gpus if found.batch else None)
+    starter = RankStarter(settings, found.batch.node_gpus if found.batch else None)
     starter.words(names)
     logs.set_up(db_directory, settings, "supervisor")
     deadline = time.monotonic() + 60 * options.time_limit_minutes if options.time_limit_minutes > 0 else None
@@ -132,7 +132,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     while True:
         if deadline is not None:
             options = options._replace(time_limit_minutes=max((deadline - time.monotonic()) / 60, 0.001))
-        plan = Plan(db_directory, len(names), settings.HEARTBEAT_S, options, batch, lost_lease)
+        plan = RankPlan(db_directory, len(names), settings.HEARTBEAT_S, options, batch, lost_lease)
         program, began = _Program(starter.words(names), plan, settings, signals), time.monotonic()
         code = program.run()
         if code is not None:
@@ -158,7 +158,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
     return 1
 
 
-class _Starter:
+class RankStarter:
     """The MPI start command for one rank on each of some nodes."""
 
     def __init__(self, settings: Settings, node_gpus: NodeGpus | None) -> None:
@@ -210,7 +210,7 @@ class SignalInbox:
 class _Program:
     """The MPI program, once."""
 
-    def __init__(self, starter: Sequence[str], plan: Plan, settings: Settings, signals: SignalInbox) -> None:
+    def __init__(self, starter: Sequence[str], plan: RankPlan, settings: Settings, signals: SignalInbox) -> None:
         self._plan, self._settings, self._signals = plan, settings, signals
         self._mark = ensemble_mark(Holder.current())
         log.info(
@@ -348,4 +348,4 @@ class _Program:
             end_runs(directory, self._settings.USER_KILL_GRACE_S, [self._run_mark])
 
 
-__all__ = ["Plan", "report", "supervise"]
+__all__ = ["RankPlan", "report", "supervise"]

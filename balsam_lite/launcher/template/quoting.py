@@ -51,7 +51,7 @@ _SHELL_WORDS = frozenset((
 ))  # fmt: skip
 
 
-class Plan(NamedTuple):
+class QuotingPlan(NamedTuple):
     """How to fill the placeholders of a text: one of the two."""
 
     words: tuple[tuple[str, ...], ...] | None  # to be started without a shell: of each word the texts around its values
@@ -59,8 +59,8 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def plan(fixed: tuple[str, ...], for_shell: bool = False) -> Plan:
-    """Plan how to fill the values between these texts; `for_shell`: for a shell even if the line does not need one.
+def plan(fixed: tuple[str, ...], for_shell: bool = False) -> QuotingPlan:
+    """QuotingPlan how to fill the values between these texts; `for_shell`: for a shell even if the line does not need one.
 
     Raises:
         TemplateError: a value cannot be quoted where it is; or a quote or bracket is not closed.
@@ -71,9 +71,9 @@ def plan(fixed: tuple[str, ...], for_shell: bool = False) -> Plan:
         if not words or (not for_shell and _is_program(words[0])):
             if where := _evaluated_by_shell(words):
                 _refuse(where, text, text.index(PLACEHOLDER))
-            return Plan(tuple([tuple(word.split(PLACEHOLDER)) for word in words]), ())
+            return QuotingPlan(tuple([tuple(word.split(PLACEHOLDER)) for word in words]), ())
     try:
-        return Plan(None, tuple(_Scanner(text).scan()))
+        return QuotingPlan(None, tuple(_Scanner(text).scan()))
     except RecursionError:
         raise TemplateError("The command line is nested too deeply.") from None
 

@@ -165,8 +165,8 @@ def _application(target: SiteInterface, app: str) -> Row:
     found = target.select("app", where)
     if found:
         return found[0]
-    known = ", ".join(one["name"] for one in target.select("app", stop=20)) or "none yet"
-    raise UnknownApp(f"No App matching criteria {where} on site {target.entry.name}", hint=f"Known there are: {known}")
+    known = [one["name"] for one in target.select("app", stop=21)]
+    raise UnknownApp.named(app, known, f"on site {target.entry.name}")
 
 
 def _check_parameters(application: Row, given: Collection[str]) -> None:
@@ -206,4 +206,5 @@ def _check_parents(target: SiteInterface, numbers: list[int]) -> None:
         known = {job["id"] for job in target.select("job", {"id": numbers})}
         missing = [one for one in numbers if one not in known]
         if missing:
-            raise UnknownJob(f"Could not find parent job ids {missing} on site {target.entry.name}")
+            listed = ", ".join(map(str, missing))
+            raise UnknownJob(f"No job on site {target.entry.name} has the number {listed}.", hint="`balsam job ls` shows them.")

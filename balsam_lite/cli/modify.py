@@ -193,8 +193,7 @@ def _find_app(apps: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
         for app in apps:
             if str(app[key]) == name:
                 return app
-    known = ", ".join(app["name"] for app in apps) or "none"
-    raise UnknownApp(f"App {name} not registered in local DB", hint=f"Registered are: {known}")
+    raise UnknownApp.named(name, [app["name"] for app in apps])
 
 
 def _shown(field: field_specs.Field, value: Any) -> str:

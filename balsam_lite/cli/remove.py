@@ -189,12 +189,15 @@ def _app_condition(chosen: Selection, everything: bool) -> Row:
 
 
 def _remove_apps(chosen: Selection, everything: bool, site: str, with_jobs: bool, yes: bool) -> None:
+    from ..sites import fanout
+
     where = _app_condition(chosen, everything)
     answers = ask_all_sites(site, lambda one: _apps_and_jobs(one, where))
     found = [(entry, *those) for entry, those in answers if those[0]]
     if not found and where:
         sites = ", ".join(entry.name for entry, _ in answers)
-        raise UnknownApp(f"No App matching {chosen} on {sites}", hint="`balsam app ls` lists them.")
+        known = [app["name"] for entry, _ in answers for app in fanout.open_site(entry).select("app", stop=21)]
+        raise UnknownApp.named(chosen.first, known, f"on {sites}")
     if not found:
         click.echo("There are no Apps to delete.")
         return

@@ -126,6 +126,11 @@ class Selection:
         """Return what was given as one of the options, which goes by the name of its parameter."""
         return tuple(self._given.get(name, ()))
 
+    @property
+    def first(self) -> str:
+        """The first value that was given."""
+        return next(value for values in self._given.values() for value in values)
+
     def has_only(self, *names: str) -> bool:
         """Return whether no other parameters than these were given."""
         return set(self._given) <= set(names)

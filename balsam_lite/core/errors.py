@@ -6,8 +6,11 @@ exit codes and text (`exit_code`, `str(error)`); the library raises and never pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
+
+from .suggest import did_you_mean
 
 
 class BalsamError(Exception):
@@ -69,6 +72,18 @@ class NotFound(BalsamError, LookupError):
 
 class UnknownApp(NotFound):
     """No application of that name is registered in this DB."""
+
+    @classmethod
+    def named(cls, name: object, known: Iterable[str], place: str = "in this DB") -> UnknownApp:
+        """Return the error about one name, with the nearest of the known ones; the first 20 of these are listed."""
+        first = list(islice(known, 21))
+        listed = ", ".join(first[:20]) + ", …" * (len(first) > 20)
+        hint = (
+            f"Registered are: {listed}"
+            if first
+            else "None is registered yet: `balsam app --name NAME --executable …` adds one."
+        )
+        return cls(f"There is no application {name!r} {place}.{did_you_mean(name, first)}", hint=hint)
 
 
 class UnknownJob(NotFound):

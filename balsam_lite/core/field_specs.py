@@ -17,7 +17,7 @@ from typing import Any, Callable, NamedTuple
 
 from . import states
 from .errors import InvalidSpec, UnknownField
-from .suggest import did_you_mean, nearest
+from .suggest import did_you_mean
 
 
 class Field(NamedTuple):
@@ -170,7 +170,7 @@ def _command(value: Any) -> str:
     try:
         split_command(value)
     except ValueError as exc:
-        raise ValueError(f"cannot be split into words ({exc}): {value}") from None
+        raise ValueError(f"cannot be split into words, as a shell does ({exc}): {value!r}") from None
     return value
 
 
@@ -297,8 +297,7 @@ RUN_WHEN = {
 def _run_when(value: Any) -> str:
     if isinstance(value, str) and value in RUN_WHEN:
         return str(value)
-    near = nearest(value, RUN_WHEN)
-    raise ValueError(f"must be one of {', '.join(RUN_WHEN)}, not {value!r}" + (f" (did you mean {near!r}?)" if near else ""))
+    raise ValueError(f"must be one of {', '.join(RUN_WHEN)}, not {value!r}.{did_you_mean(value, RUN_WHEN)}")
 
 
 #: Made once: `json.dumps` makes a new encoder at each call that asks for anything special.

@@ -48,9 +48,7 @@ _FAINTEST = 0.0005
 def check_path(path: str) -> None:
     """Raise InvalidSpec unless a figure can have that suffix, BalsamError unless its directory can be written."""
     if os.path.splitext(path)[1].lower() not in SUFFIXES:
-        raise InvalidSpec(
-            f"{path} has none of the suffixes that a figure can have.", hint=f"Possible are: {', '.join(SUFFIXES)}"
-        )
+        raise InvalidSpec(f"{path!r} has none of the suffixes of figures.", hint=f"Possible are: {', '.join(SUFFIXES)}")
     if os.path.isdir(path):
         raise BalsamError(f"{path} is a directory.")
     directory = os.path.dirname(path) or "."

@@ -80,8 +80,8 @@ class Apps:
         try:
             return self._found[key]
         except (KeyError, TypeError):
-            names = ", ".join(str(name) for name in self._found if isinstance(name, str)) or "none"
-            raise UnknownApp(f"There is no App {key!r} at this site.", hint=f"Registered are: {names}") from None
+            names = [name for name in self._found if isinstance(name, str)]
+            raise UnknownApp.named(key, names, "at this site") from None
 
     def check_parameters(self, app: AppSpec, parameters: Any) -> None:
         """Raises InvalidSpec: some are missing, extraneous, too large, or can be in no command line."""

@@ -351,7 +351,7 @@ def test_a_job_without_sense_is_refused_and_not_stored(balsam: Balsam, say: str,
 def test_a_job_of_an_unknown_app_or_parent_is_refused(balsam: Balsam, say: str) -> None:
     code, out, err = balsam("job", "--name", "j", "--workflow", "w", "--application", "sya", "--yes")
     assert (code, out) == (3, "")
-    assert "App sya not registered in local DB" in err
+    assert "There is no application 'sya' in this DB. Did you mean 'say'?" in err
     code, out, _ = balsam("job", "--name", "j", "--workflow", "w", "--application", "say", "--parent", "ffff", "--yes")
     assert (code, out) == (3, "")
     assert jobs(balsam) == []

@@ -195,7 +195,7 @@ def test_every_way_to_add_and_change_a_job_takes_run_when(balsam: Balsam, db: Da
         ("modify", "first", "run_when", "all_endd"),
     ):  # fmt: skip
         code, _, err = balsam(*words)
-        assert (code, "did you mean 'all_ended'?" in err) == (2, True)
+        assert (code, "Did you mean 'all_ended'?" in err) == (2, True)
     for words in (("job", "--help"), ("job", "create", "--help")):
         out = balsam(*words)[1]
         assert all(value in out for value in field_specs.RUN_WHEN)
@@ -212,14 +212,14 @@ def test_python_takes_run_when(db: Database, monkeypatch: pytest.MonkeyPatch) ->
         assert BalsamJob.objects.get(run_when="all_ended") == job
         job.run_when = "any_finished"
         job.save()
-        with pytest.raises(ValueError, match="did you mean 'all_ended'"):
+        with pytest.raises(ValueError, match="Did you mean 'all_ended'"):
             dag.add_job("y", application="say", run_when="all_endd")
         new = Job(app_id="say", workdir="there", parent_ids=[1], run_when="all_ended")
         new.save()
         assert Job.objects.get(id=new.id).run_when == "all_ended"
         new.run_when = "any_finished"
         new.save()
-        with pytest.raises(ValueError, match="did you mean 'all_ended'"):
+        with pytest.raises(ValueError, match="Did you mean 'all_ended'"):
             new.run_when = "all_endd"
     with db.read() as cx:
         assert [row[0] for row in select.job_rows(cx, columns=("run_when",))][4:] == ["any_finished", "any_finished"]

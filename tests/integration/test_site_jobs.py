@@ -185,12 +185,15 @@ def test_parameters_that_no_command_line_has_a_place_for_are_told(balsam: Balsam
 def test_an_unknown_app_or_parent_is_named_with_what_there_is(balsam: Balsam, alpha: Database) -> None:
     code, out, err = balsam("job", "create", "-a", "Nope", "-w", "x", "--site", "alpha", "-y")
     assert (code, out) == (3, "")
-    assert "No App matching criteria {'name': 'Nope'}" in err
+    assert "There is no application 'Nope' on site alpha." in err
     assert "Hello, Sum, say" in err
-    assert "No App matching criteria {'id': 99}" in balsam("job", "create", "-a", "99", "-w", "x", "--site", "alpha", "-y")[2]
+    assert (
+        "There is no application '99' on site alpha."
+        in balsam("job", "create", "-a", "99", "-w", "x", "--site", "alpha", "-y")[2]
+    )
     code, out, err = balsam(*HELLO_JOB, "-w", "x", "-pid", "5", "-pid", "4", "--site", "alpha", "-y")
     assert (code, out) == (3, "")
-    assert "Could not find parent job ids [4, 5]" in err
+    assert "No job on site alpha has the number 4, 5." in err
     assert jobs(balsam) == []
 
 
@@ -634,7 +637,7 @@ def test_an_app_goes_with_its_jobs_after_a_question(balsam: Balsam, alpha: Datab
     code, out, err = balsam("app", "rm", "-n", "say")
     assert (code, out, err) == (0, "Removed 1 app and 0 jobs of alpha.\n", "")
     assert [app["name"] for app in json.loads(balsam("app", "ls", "--json")[1])] == ["Sum"]
-    assert "No App matching --name say on alpha" in balsam("app", "rm", "-n", "say")[2]
+    assert "There is no application 'say' on alpha." in balsam("app", "rm", "-n", "say")[2]
 
 
 def test_an_app_of_two_sites_is_removed_from_the_named_one_alone(balsam: Balsam, beta: Database) -> None:

@@ -120,7 +120,7 @@ def _number(value: Any) -> int | float:
             try:
                 value = float(value)
             except ValueError:
-                raise InvalidSpec(f"A number cannot be compared with {value!r}") from None
+                raise InvalidSpec(f"A number cannot be compared with {value!r}", hint="Numbers are like 4 or 2.5.") from None
     if not isinstance(value, (int, float)):
         raise InvalidSpec(f"A number cannot be compared with {value!r}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:  # more than SQLite's integers hold

@@ -368,6 +368,5 @@ def app(cx: sqlite3.Connection, name: str) -> dict[str, Any]:
     """
     row = cx.execute(f"SELECT {', '.join(APP_COLUMNS)} FROM app WHERE name = ?", (name,)).fetchone()
     if row is None:
-        known = ", ".join(entry["name"] for entry in apps(cx)) or "none"
-        raise UnknownApp(f"App {name} not registered in local DB", hint=f"Registered are: {known}")
+        raise UnknownApp.named(name, [entry["name"] for entry in apps(cx)])
     return dict(zip(APP_COLUMNS, row))

@@ -47,7 +47,7 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
     except sqlite3.IntegrityError as exc:
         raise DuplicateApp(f"An application named {stored['name']} already exists") from exc
     if not changed:
-        raise UnknownApp(f"App {name} not registered in local DB")
+        raise UnknownApp.named(name, (row[0] for row in cx.execute("SELECT name FROM app ORDER BY name")))
     if stored.get("name", name) != name:
         cx.execute("UPDATE job SET application = ? WHERE application = ?", (stored["name"], name))
 

@@ -353,8 +353,7 @@ def _check_apps(cx: sqlite3.Connection, names: set[str]) -> None:
     known = {row[0] for row in cx.execute("SELECT name FROM app")}
     missing = sorted(names - known - {""})
     if missing:
-        listed = ", ".join(sorted(known)) or "none yet: `balsam app --name NAME --executable …` adds one"
-        raise UnknownApp(f"App {', '.join(missing[:5])} not registered in local DB", hint=f"Registered are: {listed}")
+        raise UnknownApp.named(missing[0], sorted(known))
 
 
 def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Progress | None) -> Added:

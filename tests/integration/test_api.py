@@ -548,7 +548,7 @@ def test_jobs_share_a_workdir_only_where_that_is_allowed_or_the_other_one_has_en
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"app_id": "nothing"}, "There is no App 'nothing'"),
+        ({"app_id": "nothing"}, "There is no application 'nothing'"),
         ({"app_id": "Hello"}, "Missing required parameters"),
         ({"parent_ids": [77]}, "Could not find one or more Jobs set as parents: 77"),
         ({"launch_params": {"cpu_affinity": "sideways"}}, "sideways"),

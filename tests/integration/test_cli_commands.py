@@ -530,8 +530,8 @@ def test_modify_changes_an_app_by_name_or_number(balsam: Balsam, say: str, tmp_p
         ("command_template", "echo {{ x }}", "cannot have both"),
         ("command_template", "echo {{ x ", "cannot"),
         ("parameters", '{"x": 3}', "must set 'required'"),
-        ("definition", '{"file": "/x.py"}', "no definition of an application"),
-        ("definition", '{"file": 3, "class": "X"}', "no definition of an application"),
+        ("definition", '{"file": "/x.py"}', "not the definition of an application"),
+        ("definition", '{"file": 3, "class": "X"}', "not the definition of an application"),
     ],
 )
 def test_modify_refuses_an_app_that_could_not_run(balsam: Balsam, say: str, field: str, value: str, words: str) -> None:

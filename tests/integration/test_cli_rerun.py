@@ -244,7 +244,6 @@ def test_ls_takes_several_states_and_ids(balsam: Balsam, db: Database) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("ls", "--wf", "a", "--workflow", "b"), ("ls", "--name", "a", "--name=b"), ("ls", "--app", "1", "--appl", "2"),
         ("job", "ls", "--site", "a", "--site", "b"), ("rm", "jobs", "--id", "1", "--site", "a", "--site", "b", "--force"),
         ("launcher", "--wf-filter", "a", "--wf-filter", "b", "--job-mode", "serial"),
     ],

@@ -165,7 +165,11 @@ BAD = {
     "deep": ({"workdir": "x/" * 2000}, InvalidSpec, "too long for a file system"),
     "number": ({"workdir": 3}, InvalidSpec, "workdir must be text, not 3"),
     "no workdir": ({"workdir": None}, InvalidSpec, "must be text, not None"),
-    "unknown app": ({"app_id": "Nope"}, UnknownApp, "There is no application 'Nope' at this site.\nRegistered are: Hello, plain"),
+    "unknown app": (
+        {"app_id": "Nope"},
+        UnknownApp,
+        "There is no application 'Nope' at this site.\nRegistered are: Hello, plain",
+    ),
     "unknown app number": ({"app_id": 77}, UnknownApp, "There is no application 77"),
     "app is a list": ({"app_id": []}, UnknownApp, "There is no application []"),
     "missing": ({"parameters": {}}, InvalidSpec, "Missing required parameters: {'a'}"),

@@ -6,29 +6,31 @@ the active DB, or None.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import models
+    from .application import App as App
     from .application import ApplicationDefinition as ApplicationDefinition
-    from .apps import App as App
     from .batch_jobs import BatchJob as BatchJob
     from .batch_jobs import BatchJobPartition as BatchJobPartition
-    from .enums import BatchJobState as BatchJobState
-    from .enums import JobMode as JobMode
-    from .enums import JobState as JobState
+    from .batch_jobs import BatchJobState as BatchJobState
+    from .batch_jobs import JobMode as JobMode
     from .events import EventLog as EventLog
     from .jobs import Job as Job
+    from .jobs import JobState as JobState
     from .sites import Site as Site
     from .sites import SiteConfig
 
+    models: Any
     site_config: SiteConfig | None
 
 #: Name -> the module that has it.
 _PLACES = {
-    "App": "apps", "ApplicationDefinition": "application", "BatchJob": "batch_jobs", "BatchJobPartition": "batch_jobs",
-    "BatchJobState": "enums", "EventLog": "events", "Job": "jobs", "JobMode": "enums", "JobState": "enums", "Site": "sites",
+    "App": "application", "ApplicationDefinition": "application", "BatchJob": "batch_jobs", "BatchJobPartition": "batch_jobs",
+    "BatchJobState": "batch_jobs", "EventLog": "events", "Job": "jobs", "JobMode": "batch_jobs", "JobState": "jobs",
+    "Site": "sites",
 }  # fmt: skip
 
 __all__ = [
@@ -40,8 +42,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "site_config":
         return import_module(f"{__name__}.sites").site_config()
-    if name == "models":
-        return import_module(f"{__name__}.models")
+    if name == "models":  # `models.App` is `App`
+        return sys.modules[__name__]
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

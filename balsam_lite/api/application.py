@@ -1,7 +1,8 @@
-"""`ApplicationDefinition`: an application of a site as a Python class, with a command template or a function to run.
+"""Applications of a site: `ApplicationDefinition`, a Python class, and `App`, the row that the site has of any application.
 
-The site stores where the class is, not the class: launchers import its file again (`pyapps.class_loader`). A change of the code
-takes effect with the next job, a change of what `sync()` stores with the next `sync()`.
+A class has a command template or a function to run. The site stores where the class is, not the class: launchers import its
+file again (`pyapps.class_loader`). A change of the code takes effect with the next job, a change of what `sync()` stores with
+the next `sync()`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn
 
 from ..core import command_line, import_guard
-from ..core.errors import ApplicationLost, InvalidApplication, InvalidRun, NotFound, UnknownApp
+from ..core.errors import ApplicationLost, DuplicateApp, InvalidApplication, InvalidRun, NotFound, UnknownApp
 from ..db.engine.registry import SiteEntry
 from ..pyapps import class_loader, payload, python_argv
 from ..sites import fanout
-from . import site_handle
+from . import routing, site_handle
+from .query import Manager
+from .records import SiteRecord, column, known, site_id, site_name
 from .site_handle import SiteHandle, handle_of
 
 #: Seconds that a site behind ssh may take to report its interpreter.
@@ -172,16 +175,12 @@ class ApplicationDefinition:
         Raises:
             UnknownSite, UnknownApp, ApplicationLost. MultipleObjectsReturned: several sites have one.
         """
-        from .apps import App
-
         where = {"name": app_name, **({"site_name": site_name} if site_name else {})}
         return _of_record(App.objects, where, f"{app_name!r}")
 
     @classmethod
     def load_by_id(cls, app_id: int) -> type[ApplicationDefinition]:
         """Return the class of the application with that number. Raises as `load_by_name`."""
-        from .apps import App
-
         return _of_record(App.objects, {"id": app_id}, f"number {app_id}")
 
     @classmethod
@@ -343,8 +342,6 @@ def _handle(site: Any) -> SiteHandle:
 
 
 def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[ApplicationDefinition]:
-    from .apps import App
-
     try:
         found = apps.get(**where)
     except App.DoesNotExist as exc:
@@ -374,3 +371,62 @@ def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefin
         "__module__": __name__,
     }
     return type(row["name"], (ApplicationDefinition,), fields)
+
+
+# --- applications as rows -----------------------------------------------------------------------------------------------
+
+
+class App(SiteRecord):
+    """An application of a site. Those with a Python class are made by `ApplicationDefinition.sync()`."""
+
+    __slots__ = ()
+
+    name: str = column("name")
+    site_id: int | None = site_id()
+    site_name: str | None = site_name()
+    description: str = column("description")
+    kind: str = known()
+    parameters: dict[str, Any] = column("data")
+    command_template: str = column("description")
+    executable: str = column("args")
+    environ_vars: dict[str, str] = column("environ_vars")
+    preprocess: str = column("args")
+    postprocess: str = column("args")
+    envscript: str = column("description")
+    handle_error: str = column("args")
+    handle_timeout: str = column("args")
+    exit_0_is_done_after_stop: bool = column("exit_0_is_done_after_stop")
+    keep_background: bool = column("keep_background")
+    definition: dict[str, Any] = known(default={})
+
+    _KIND = "app"
+    _LEADING = frozenset({"command_template", "parameters", "executable"})  # these lead to the kind and to more parameters
+    _REQUIRED = ("name",)
+    _CONDITIONS = {"id": "ids", "name": "words", "site_id": "site", "site_name": "site", "site_path": "text"}
+    _ORDERS = ("id", "name")
+
+    objects: ClassVar[Manager[App]]
+
+    def _create(self) -> None:
+        given = self._changed
+        handle = routing.one_site(given)
+        if handle.interface.count("app", {"name": given["name"]}):
+            raise DuplicateApp(f"The site {handle.entry.name} has an App {given['name']!r} already.")
+        if not handle.entry.is_remote:
+            given = command_line.as_registered(given)
+        made = handle.interface.create("app", [routing.without_site(given)])[0]
+        self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
+        self._created(made, handle)
+
+    def save(self) -> None:
+        """Save as `SiteRecord.save` does; command lines that run files of the current directory get their absolute paths."""
+        if self._is_saved and not self._site.entry.is_remote:
+            self._changed = command_line.as_registered(self._changed)
+        super().save()
+
+    def delete(self) -> None:
+        """Remove it with all its jobs. Raises DoesNotExist, StateError: a launcher holds one of them; ParentInUse."""
+        super().delete()
+
+
+App.objects = Manager(App)

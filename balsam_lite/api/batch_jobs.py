@@ -4,14 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from ..core import field_specs
 from ..schedulers.request import Partition
 from . import routing
-from .enums import BatchJobState, JobMode
 from .query import Manager, Query
-from .records import AT_CREATION, SiteAttribute, SiteRecord, StateAttribute, column, known, moment, site_id, site_name, word
+from .records import (
+    AT_CREATION,
+    SiteAttribute,
+    SiteRecord,
+    StateAttribute,
+    Word,
+    column,
+    known,
+    moment,
+    site_id,
+    site_name,
+    word,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+
+class JobMode(Word):
+    """How a launcher starts jobs."""
+
+    serial, mpi, mixed = field_specs.JOB_MODES
+
+
+class BatchJobState(Word):
+    """The state of a batch job."""
+
+    pending_submission = "pending_submission"
+    queued = "queued"
+    running = "running"
+    finished = "finished"
+    submit_failed = "submit_failed"
+    pending_deletion = "pending_deletion"
+
 
 #: A part of a batch job's nodes: BatchJobPartition(job_mode=…, num_nodes=…, filter_tags={}).
 BatchJobPartition = Partition

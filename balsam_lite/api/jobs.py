@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core import field_specs, import_guard, states
+from ..core import parameters as stored_parameters
 from ..core.errors import BalsamError, InvalidSpec
 from ..db import collected
-from . import parameters as stored_parameters
 from . import routing, site_handle, waiting
-from .enums import JobState
 from .query import Manager, Query, of_kind
 from .records import (
     AT_CREATION,
@@ -22,6 +21,7 @@ from .records import (
     SiteAttribute,
     SiteRecord,
     StateAttribute,
+    Word,
     aware,
     column,
     known,
@@ -38,6 +38,26 @@ from .waiting import NoResult, WaitResult
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
+
+
+class JobState(Word):
+    """The fourteen states of a job. Names in small letters work as well, as in Balsam 0.7: `JobState.job_finished`."""
+
+    CREATED = created = states.CREATED
+    AWAITING_PARENTS = awaiting_parents = states.AWAITING_PARENTS
+    READY = ready = states.READY
+    STAGED_IN = staged_in = states.STAGED_IN
+    PREPROCESSED = preprocessed = states.PREPROCESSED
+    RUNNING = running = states.RUNNING
+    RUN_DONE = run_done = states.RUN_DONE
+    POSTPROCESSED = postprocessed = states.POSTPROCESSED
+    JOB_FINISHED = job_finished = states.JOB_FINISHED
+    RUN_ERROR = run_error = states.RUN_ERROR
+    RUN_TIMEOUT = run_timeout = states.RUN_TIMEOUT
+    RESTART_READY = restart_ready = states.RESTART_READY
+    FAILED = failed = states.FAILED
+    USER_KILLED = user_killed = states.USER_KILLED
+
 
 # --- what the fields take ---------------------------------------------------------------------------------------------
 

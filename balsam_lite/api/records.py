@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
+from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
 from ..core import field_specs, import_guard
@@ -233,6 +234,16 @@ def _site_number(value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ValueError(f"must be the number of a site, not {value!r}")
     return value
+
+
+class Word(str, Enum):
+    """The base of Enums whose members equal their plain text and print as it, in every version of Python."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __format__(self, how: str) -> str:
+        return format(str(self.value), how)
 
 
 def checked_word(choice: Any, value: Any) -> str:

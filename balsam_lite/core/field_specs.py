@@ -111,7 +111,11 @@ APP_FIELDS = (
 JOB_FIELD = {field.name: field for field in JOB_FIELDS}
 APP_FIELD = {field.name: field for field in APP_FIELDS}
 
-#: Other names under which users know a field.
+#: Fields of a job that Balsam 0.7 names differently: ours -> its.
+WORKSHOP_NAMES = {"application": "app", "wall_time_minutes": "wall_time_min"}
+#: The same the other way round.
+OUR_NAMES = {theirs: ours for ours, theirs in WORKSHOP_NAMES.items()}
+#: Other names by which a field can be set in the constructor of a BalsamJob.
 ALIASES = {"queued_launch": "queued_launch_id", "lock": "lease"}
 
 #: How a launcher starts jobs; see `balsam launcher --help`.

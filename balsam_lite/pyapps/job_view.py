@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..core import states
+from ..core import field_specs, parameters, states
 from ..core.errors import BalsamError
 from ..core.suggest import did_you_mean
 from . import class_loader, payload
@@ -59,9 +58,10 @@ def instance_of(given: payload.TaskPayload) -> Any:
         ApplicationLost. RemoteError: the job's parameters cannot be unpickled here.
     """
     made = class_loader.load(payload.class_ref(given.definition), as_main=True)
-    from ..api.parameters import decoded  # after that, because they may be objects of the module's classes
-
+    found = parameters.decoded(
+        field_specs.read_object(given.parameters)
+    )  # after that, as they may be objects of the module's classes
     known = {**given.job, "workdir": Path(given.job["workdir"]), "state": states.RUNNING}
     known["parent_ids"] = frozenset(known.get("parent_ids", ()))
     known.pop("parameters", None)
-    return made(JobView(**known, parameters=decoded(json.loads(given.parameters))))
+    return made(JobView(**known, parameters=found))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..core import field_specs, states
 from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownApp, UnknownJob
+from ..core.parameters import LARGEST_BYTES, PICKLED, SMALL, names_of
 from ..core.settings import Settings
 from ..db import launch_params
 from ..db.engine import directories
@@ -32,14 +33,9 @@ _KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_dat
 _EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin")
 _APP_NAMES = ("app_id", "app", "application")
 
-#: All parameters of a job, as they are stored.
-LARGEST_PARAMETERS_BYTES = 512_000
-_SMALL = 4096  # of texts in them: then nobody has to count
 _BY_FILE = "Write large values to a file, and give the job its path."
 #: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; elsewhere only all together are limited.
-_LONGEST_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else LARGEST_PARAMETERS_BYTES
-#: Under these keys are parameters that JSON does not know, and their names; see `api.parameters`.
-_PICKLED, _NAMES = "__pickled__", "names"
+_LONGEST_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else LARGEST_BYTES
 
 
 class AppSpec(NamedTuple):
@@ -87,12 +83,12 @@ class Apps:
         """Raises InvalidSpec: some are missing, extraneous, too large, or can be in no command line."""
         if not isinstance(parameters, Mapping):
             raise InvalidSpec(f"job parameters must map names to values, not {parameters!r}")
-        if app.kind == "template" and _PICKLED in parameters:
+        if app.kind == "template" and PICKLED in parameters:
             raise InvalidSpec(
                 f"The parameters of the command template of {app.name} must be text, numbers, lists or dicts of these.",
-                hint=f"Among {', '.join(parameters[_NAMES])} is something else.",
+                hint=f"Among {', '.join(names_of(parameters))} is something else.",
             )
-        names = tuple(parameters[_NAMES]) if _PICKLED in parameters else tuple(parameters)
+        names = tuple(names_of(parameters))
         if (app.name, names) not in self._good:
             _check_names(app, names)
             if len(self._good) < 10_000:
@@ -121,16 +117,16 @@ def _set(names: Iterable[str]) -> str:
 
 def _check_size(parameters: Mapping[str, Any]) -> bool:
     """Whether they may be large."""
-    if len(parameters) < _SMALL // 64 and _length_of_texts(parameters.values()) < _SMALL:
+    if len(parameters) < SMALL // 64 and _length_of_texts(parameters.values()) < SMALL:
         return False
     try:
-        counted = parameters[_PICKLED] if _PICKLED in parameters else json.dumps(parameters, ensure_ascii=False)
+        counted = parameters[PICKLED] if PICKLED in parameters else json.dumps(parameters, ensure_ascii=False)
         size = len(str(counted).encode(errors="replace"))
     except (TypeError, ValueError, RecursionError):
         return False  # whoever stores them says what is wrong
-    if size > LARGEST_PARAMETERS_BYTES:
+    if size > LARGEST_BYTES:
         raise InvalidSpec(
-            f"The parameters of a job must not be larger than {LARGEST_PARAMETERS_BYTES} bytes in all, these are {size}",
+            f"The parameters of a job must not be larger than {LARGEST_BYTES} bytes in all, these are {size}",
             hint=_BY_FILE,
         )
     return True
@@ -230,7 +226,7 @@ class NewJobs:
         app_names = [name for name in names if name in _APP_NAMES]
         if not app_names:
             raise InvalidSpec("A job needs an app_id: the number or the name of an App.")
-        copied = [(name, select.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
+        copied = [(name, field_specs.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
         field_specs.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # are there such fields?
         kept = [name for name in names if name in _KEPT]
         has_parameters, has_launch_params, has_parents = (
@@ -323,7 +319,7 @@ def change_of(values: Mapping[str, Any]) -> JobChange:
         if name == "launch_params":
             _set_flags(fields, value or {})
         elif name not in ("workdir", *_STATE_FIELDS):
-            fields[select.OUR_NAMES.get(name, name)] = value
+            fields[field_specs.OUR_NAMES.get(name, name)] = value
     if fields.get("wall_time_minutes") == 0:
         fields["wall_time_minutes"] = 1
     state, data, time_us = (values.get(name) for name in _STATE_FIELDS)

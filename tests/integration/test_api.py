@@ -33,11 +33,10 @@ from balsam_lite.api import (
     JobState,
     Site,
     models,
-    parameters,
     records,
 )
 from balsam_lite.api.site_handle import Id, maker
-from balsam_lite.core import errors, import_guard
+from balsam_lite.core import errors, import_guard, parameters
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries

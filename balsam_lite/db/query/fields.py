@@ -105,8 +105,7 @@ JOB = Table(
     },
     {
         "queued_launch": "queued_launch_id",
-        "app": "application",
-        "wall_time_min": "wall_time_minutes",
+        **field_specs.OUR_NAMES,
         "last_update_before": "last_update__lte",
         "last_update_after": "last_update__gte",
     },

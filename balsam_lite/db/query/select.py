@@ -59,13 +59,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "uuids": json.loads,
 }
 
-#: Fields that the workshop's interface calls otherwise, and the same the other way round.
-WORKSHOP_NAMES = {"application": "app", "wall_time_minutes": "wall_time_min"}
-OUR_NAMES = {theirs: ours for ours, theirs in WORKSHOP_NAMES.items()}
-
 JOB_COLUMNS: dict[str, Column] = {
     **{name: JOB.columns[name] for name in ("id", "job_id", "workdir", "app_id")},
-    **{WORKSHOP_NAMES.get(field.name, field.name): JOB.columns[field.name] for field in field_specs.JOB_FIELDS},
+    **{field_specs.WORKSHOP_NAMES.get(field.name, field.name): JOB.columns[field.name] for field in field_specs.JOB_FIELDS},
     "launch_params": Column("job.cpu_affinity || ' ' || job.mpi_flags", "launch_params"),
     "parent_ids": Column("(SELECT group_concat(parent) FROM dependency WHERE child = job.id)", "parents"),
     **{name: JOB.columns[name] for name in ("last_update", "batch_job_id")},

@@ -553,7 +553,7 @@ def fields_of(claim: Claim) -> dict[str, Any]:
 
     app_id, parents, *values = json.loads(claim.record)
     names = [field.name for field in field_specs.JOB_FIELDS]
-    columns = {select.WORKSHOP_NAMES.get(name, name): JOB.columns[name] for name in names}
+    columns = {field_specs.WORKSHOP_NAMES.get(name, name): JOB.columns[name] for name in names}
     (row,) = select.read_rows([tuple(values)], columns)
     del row["lease"]
     numbers = sorted(map(int, parents.split(","))) if parents else []

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ...core import field_specs, job_files, states
 from ...core.errors import LaunchError, SpawnFailed, TemplateError
+from ...core.parameters import PICKLED
 from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLES, RUN_VARIABLE, Holder
 from ...db.engine import directories
 from ...db.store import claims
@@ -32,8 +33,6 @@ _FEW_PARENTS_BYTES = 4096
 _SPARE_BYTES = 8192
 #: What runs a text.
 BASH = ("bash", "-c")
-#: Parameters that JSON could not give back as they were. Source: `api.parameters`.
-_PICKLED = "__pickled__"
 #: The value of a variable that a job shall not have, though the launcher has it. No real value holds a NUL.
 UNSET = b"\0"
 #: Variables of the context that a job cannot change.
@@ -183,7 +182,7 @@ def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
     if claim.args.strip():
         raise SpawnFailed(f"The application {claim.application!r} has a command template, which takes no args: {claim.args}")
     values = field_specs.read_object(claim.parameters)
-    if _PICKLED in values:
+    if PICKLED in values:
         raise SpawnFailed(f"The command template of {claim.application!r} takes text and numbers; its job has other values.")
     try:
         all_values = {**_defaults(claim.app_parameters or "{}"), **values}

@@ -104,7 +104,7 @@ class ApplicationDefinition:
         """
         if import_guard.is_importing():
             return
-        handle = cls._handle()
+        handle = _handle(cls.site)
         row = _row(cls, handle)
         if not handle.entry.is_remote:
             row = command_line.as_registered(row)
@@ -139,9 +139,11 @@ class ApplicationDefinition:
         Raises:
             as `Job.save` and `sync`.
         """
-        from .jobs import Job
+        from .jobs import Job, refuse_transfers
 
         import_guard.check_writable()
+        if "transfers" not in cls.parameters:
+            refuse_transfers(app_params.pop("transfers", None))
         if not cls._is_synced:
             cls.sync()
         if cls.command_template is not None:
@@ -182,10 +184,6 @@ class ApplicationDefinition:
     def load_by_id(cls, app_id: int) -> type[ApplicationDefinition]:
         """Return the class of the application with that number. Raises as `load_by_name`."""
         return _of_record(App.objects, {"id": app_id}, f"number {app_id}")
-
-    @classmethod
-    def _handle(cls) -> SiteHandle:
-        return _handle(cls.site)
 
 
 # --- checking a class -------------------------------------------------------------------------------------------------
@@ -338,7 +336,7 @@ def _own_path() -> tuple[str, ...]:
 
 
 def _handle(site: Any) -> SiteHandle:
-    return handle_of(site_handle.named(getattr(site, "name", site) if not isinstance(site, SiteEntry) else site))
+    return handle_of(site_handle.named(site))
 
 
 def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[ApplicationDefinition]:

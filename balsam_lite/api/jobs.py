@@ -183,6 +183,15 @@ class Job(SiteRecord):
     NoResult: ClassVar[type[NoResult]] = NoResult
     objects: ClassVar[JobManager]
 
+    def __init__(self, *workdir: Any, **fields: Any) -> None:
+        if workdir:
+            if len(workdir) > 1 or "workdir" in fields:
+                raise TypeError("A Job takes its workdir by position, and everything else by name.")
+            fields["workdir"] = workdir[0]
+        if "transfers" in fields:
+            refuse_transfers(fields.pop("transfers"))
+        super().__init__(**fields)
+
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def _new_row(self) -> dict[str, Any]:
@@ -254,6 +263,15 @@ class Job(SiteRecord):
             concurrent.futures.TimeoutError: it is not over after `timeout` seconds.
         """
         return waiting.result(self, timeout, poll_interval)
+
+
+def refuse_transfers(transfers: Any) -> None:
+    """Accept Balsam 0.7's `transfers` of a job only where there are none. Raises InvalidSpec."""
+    if transfers:
+        raise InvalidSpec(
+            f"Jobs have no `transfers`: {transfers!r}",
+            hint="Files are copied by stage_in_url, stage_out_url and stage_out_files, and linked from parents by input_files.",
+        )
 
 
 #: What a job begins without, and what its launch_params say as well.

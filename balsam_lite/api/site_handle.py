@@ -121,14 +121,14 @@ def default() -> list[SiteEntry]:
 
 
 def named(site: Any) -> SiteEntry:
-    """The site of that number or name; one outside of the registry can be named while its DB is active.
+    """Return the site of that number or name, or that api.Site. One outside of the registry can be named while it is active.
 
     Raises:
         UnknownSite.
     """
     if isinstance(site, SiteEntry):
         return handle_at(site).entry
-    word = str(site)
+    word = str(getattr(site, "name", site))
     try:
         return registry.named(word)
     except UnknownSite:

@@ -74,10 +74,7 @@ def _result(job: Job) -> Any:
     outcome = result_file.unpickled(b64decode(found["outcome"]))
     if outcome.good != is_good:  # the function did well and a hook did not; or it is an earlier attempt's
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or outcome.trace or 'no reason is known'}")
-    value = result_file.value_of("function", outcome)
-    if is_good:
-        return value
-    raise value from RemoteError(outcome.trace)
+    return result_file.result_of("function", outcome)
 
 
 # --- many jobs --------------------------------------------------------------------------------------------------------

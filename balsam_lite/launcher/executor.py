@@ -340,10 +340,7 @@ class BalsamExecutor(concurrent.futures.Executor):
             outcome = None
         if outcome is None or outcome.good != (state == states.JOB_FINISHED):
             raise self._failed(future)
-        value = result_file.value_of("call", outcome)
-        if outcome.good:
-            return value
-        raise value from RemoteError(outcome.trace)
+        return result_file.result_of("call", outcome)
 
     def _failed(self, future: BalsamFuture) -> TaskFailed:
         return TaskFailed(why_failed(self.database, future.number, f"number {future.number}"))

@@ -92,6 +92,14 @@ def value_of(what: str, outcome: Outcome) -> Any:
         raise RemoteError(f"The {what}'s {kind} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
 
 
+def result_of(what: str, outcome: Outcome) -> Any:
+    """Return the result, or raise the exception that was raised, with the traceback as its cause. Raises as `value_of`."""
+    value = value_of(what, outcome)
+    if outcome.good:
+        return value
+    raise value from RemoteError(outcome.trace)
+
+
 def unpickled(content: bytes) -> Outcome:
     """Return the outcome in what `read` has returned. Raises RemoteError."""
     try:

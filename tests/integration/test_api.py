@@ -24,6 +24,7 @@ from helpers import ROOT
 from balsam_lite import api
 from balsam_lite.api import (
     App,
+    ApplicationDefinition,
     BatchJob,
     BatchJobPartition,
     BatchJobState,
@@ -240,6 +241,18 @@ def test_a_wrong_value_is_a_value_error_that_names_the_field(fields: dict[str, A
         job(**fields)
 
 
+def test_scripts_of_balsam_0_7_may_give_the_workdir_by_position_and_empty_transfers(site: Site) -> None:
+    one = Job("here/1", app_id="Plain", transfers={})
+    one.save()
+    assert str(one.workdir) == "here/1"
+    with pytest.raises(TypeError, match="by position"):
+        Job("a", "b", app_id="Plain")
+    with pytest.raises(TypeError, match="by position"):
+        Job("a", workdir="b", app_id="Plain")
+    with pytest.raises(ValueError, match=r"(?s)Jobs have no `transfers`.*stage_in_url"):
+        Job("a", app_id="Plain", transfers={"in": "x:y"})
+
+
 def test_what_a_job_needs_is_said() -> None:
     with pytest.raises(ValueError, match="workdir"):
         Job(app_id="Hello")
@@ -443,6 +456,16 @@ def test_parents_are_of_the_same_site_and_say_which(two: tuple[Site, Site]) -> N
         saved("a", parent_ids=[parent.id])
     with pytest.raises(errors.BalsamError, match="99"):
         saved("a", parent_ids=[99])
+
+
+def test_the_site_of_an_application_may_be_a_site_that_is_assigned_later(site: Site) -> None:
+    class Later(ApplicationDefinition):
+        site = 17
+        command_template = "echo {{ a }}"
+
+    Later.site = site
+    assert Later.submit("w/later", a="1").site_name == site.name
+    assert Job.objects.filter(app_id=Later).count() == 1
 
 
 def test_an_application_is_given_as_a_class(site: Site) -> None:

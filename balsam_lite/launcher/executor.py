@@ -186,7 +186,7 @@ class BalsamExecutor(concurrent.futures.Executor):
         plain = [None if place in parents else one for place, one in enumerate(args)]
         pickled = _pickled(fn, plain, {name: one for name, one in kwargs.items() if name not in parents})
         paths = {place: one.path for place, one in parents.items()}
-        file = self._write(payload.CallPayload(_search_path(), _main_of(pickled), pickled, paths))
+        file = self._write(run_call.CallPayload(_search_path(), _main_of(pickled), pickled, paths))
         return _Task(_name_of(fn), shlex.quote(file), numbers, file)
 
     def _words(self, words: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
@@ -204,16 +204,16 @@ class BalsamExecutor(concurrent.futures.Executor):
             numbers.append(one.number)
         return list(dict.fromkeys(numbers))
 
-    def _write(self, what: payload.CallPayload) -> str:
+    def _write(self, what: run_call.CallPayload) -> str:
         job_id = field_specs.new_job_id()
         of_workflow = os.path.dirname(field_specs.workdir_name(self._fields["workflow"], "", job_id))
         folder = os.path.join(self.database.directory, directories.DATA, of_workflow, _CALLS)
         path = os.path.join(folder, f"{job_id}.pkl")
         try:
-            payload.write(path, what)
+            run_call.write_payload(path, what)
         except FileNotFoundError:
             os.makedirs(folder, exist_ok=True)
-            payload.write(path, what)
+            run_call.write_payload(path, what)
         return path
 
     def _add(self, tasks: Iterable[_Task]) -> list[BalsamFuture]:

@@ -1,14 +1,12 @@
-"""What a job that is Python code is to run, as files that its program reads without any DB: compute ranks open none.
+"""What a job of a Python class is to run, as a file that its program reads without any DB: compute ranks open none.
 
-A `TaskPayload` is JSON: the launcher writes it into the job's working directory just before it starts a job whose
-application is a class with a `run` function or a `shell_preamble`. A `CallPayload` is pickled: a BalsamExecutor writes it
-when it adds the job.
+The launcher writes a `TaskPayload` into the job's working directory just before it starts a job whose application is a
+class with a `run` function or a `shell_preamble`.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -59,7 +57,7 @@ def class_ref(definition: str) -> ClassRef:
 
 
 class TaskPayload(NamedTuple):
-    """A job of an application that is a class."""
+    """A job of an application that is a class; a JSON object in the file."""
 
     definition: str  # JSON
     parameters: str  # JSON, as the job has them
@@ -67,34 +65,17 @@ class TaskPayload(NamedTuple):
     job: dict[str, Any]  # what `self.job` shows
 
 
-class CallPayload(NamedTuple):
-    """A call of a BalsamExecutor; a plain tuple in the file."""
-
-    path: list[str]  # sys.path of the submitting process
-    main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
-    call: bytes  # (function, args, kwargs), pickled
-    parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file whose result is to be put there
-
-
 def file_name(job_id: str) -> str:
     """Return the name of a job's TaskPayload; jobs that share a directory have one each."""
     return f".balsam-{job_id[:8]}.json"
 
 
-def write(path: str, payload: TaskPayload | CallPayload) -> None:
+def write(path: str, payload: TaskPayload) -> None:
     """Write a payload, which only this user can read, so that readers see the whole file or none. Raises OSError."""
-    is_task = isinstance(payload, TaskPayload)
-    content = json.dumps(payload._asdict()).encode() if is_task else pickle.dumps(tuple(payload), protocol=4)
-    files.write_atomic(path, content, 0o600)
+    files.write_atomic(path, json.dumps(payload._asdict()), 0o600)
 
 
 def read(path: str) -> TaskPayload:
     """Return the TaskPayload in that file. Raises OSError, ValueError."""
     with open(path, encoding="utf-8") as file:
         return TaskPayload(**json.load(file))
-
-
-def read_call(path: str) -> CallPayload:
-    """Return the CallPayload in that file. Raises OSError, and whatever pickle does."""
-    with open(path, "rb") as file:
-        return CallPayload(*pickle.load(file))

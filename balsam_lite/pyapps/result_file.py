@@ -6,14 +6,16 @@ result unpickles it.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..core.errors import RemoteError
+if TYPE_CHECKING:
+    from ..core.errors import RemoteError
 
+#: A ResultHeader as JSON; to import `json` would take a call longer than all else here.
+_FIRST_LINE = b'{"job_id": "%b", "attempt": %d, "good": %b}\n'
 _MAX_HEADER_BYTES = 1000
 #: Maximum size of a result that may have to go through ssh.
 MAX_BYTES = 16 * 1024 * 1024
@@ -55,13 +57,19 @@ def outcome_of(do: Callable[[], Any], max_bytes: int | None = None) -> Outcome:
     try:
         pickled = pickle.dumps(value, protocol=4)
     except Exception as exc:  # noqa: BLE001  # pickling runs the code of any class
-        error = RemoteError(f"{what} and cannot be serialised: {exc}")
+        error = _remote_error(f"{what} and cannot be serialised: {exc}")
         error.__cause__ = exc
         return failure(error)
     if max_bytes is not None and len(pickled) > max_bytes:
         hint = "Write it to a file, and return its name."
-        return failure(RemoteError(f"{what} and takes {len(pickled)} bytes; {max_bytes} is the most. {hint}"))
+        return failure(_remote_error(f"{what} and takes {len(pickled)} bytes; {max_bytes} is the most. {hint}"))
     return Outcome(True, pickled)
+
+
+def _remote_error(text: str, hint: str = "") -> RemoteError:
+    from ..core.errors import RemoteError
+
+    return RemoteError(text, hint=hint)
 
 
 def failure(exc: BaseException) -> Outcome:
@@ -84,12 +92,12 @@ def value_of(what: str, outcome: Outcome) -> Any:
         RemoteError: it cannot be unpickled here.
     """
     if outcome.value is None:
-        return RemoteError(outcome.trace)
+        return _remote_error(outcome.trace)
     try:
         return pickle.loads(outcome.value)
     except Exception as exc:  # unpickling runs the code of any class
         kind = "result" if outcome.good else "exception"
-        raise RemoteError(f"The {what}'s {kind} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
+        raise _remote_error(f"The {what}'s {kind} cannot be read here: {exc!r}\n{outcome.trace}".rstrip()) from exc
 
 
 def result_of(what: str, outcome: Outcome) -> Any:
@@ -97,7 +105,7 @@ def result_of(what: str, outcome: Outcome) -> Any:
     value = value_of(what, outcome)
     if outcome.good:
         return value
-    raise value from RemoteError(outcome.trace)
+    raise value from _remote_error(outcome.trace)
 
 
 def unpickled(content: bytes) -> Outcome:
@@ -105,7 +113,7 @@ def unpickled(content: bytes) -> Outcome:
     try:
         return Outcome(*pickle.loads(content))
     except Exception as exc:
-        raise RemoteError(f"The file with the job's result cannot be read: {exc!r}") from exc
+        raise _remote_error(f"The file with the job's result cannot be read: {exc!r}") from exc
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -118,7 +126,8 @@ def write(path: str, header: ResultHeader, outcome: Outcome) -> None:
     """
     temporary = f"{path}.{os.uname().nodename}.{os.getpid()}"  # ranks on two hosts may have the same pid
     with open(temporary, "wb") as file:
-        file.write(json.dumps(header._asdict()).encode() + b"\n" + pickle.dumps(tuple(outcome), protocol=4))
+        file.write(_FIRST_LINE % (header.job_id.encode(), header.attempt, b"true" if header.good else b"false"))
+        file.write(pickle.dumps(tuple(outcome), protocol=4))
         file.flush()
         os.fsync(file.fileno())  # a finished job survives a power cut, so its result has to
     try:
@@ -154,6 +163,8 @@ def _header_of(path: str) -> ResultHeader | None:
 
 def _read_header(file: BinaryIO) -> ResultHeader | None:
     """Return the first line; None if the file is none of ours."""
+    import json
+
     try:
         return ResultHeader(**json.loads(file.readline(_MAX_HEADER_BYTES)))
     except (ValueError, TypeError):
@@ -173,7 +184,7 @@ def read(path: str, job_id: str, attempt: int) -> bytes | None:
                 return None
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
-                raise RemoteError(
+                raise _remote_error(
                     f"The result of the job has {size} bytes; the most that is sent is {MAX_BYTES}.",
                     hint=f"It is in {path}. Let the function write a file and return its path.",
                 )
@@ -181,7 +192,7 @@ def read(path: str, job_id: str, attempt: int) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise RemoteError(f"The result of the job cannot be read: {exc}") from exc
+        raise _remote_error(f"The result of the job cannot be read: {exc}") from exc
 
 
 def read_outcome(path: str) -> Outcome:

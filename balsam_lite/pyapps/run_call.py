@@ -1,9 +1,9 @@
 """The programs of jobs that are Python code, started as `python_argv` has it.
 
-FUNCTION PAYLOAD calls the `run` of a class, CALL PAYLOAD a call of a BalsamExecutor. PAYLOAD is a file (see `payload`), the
-outcome goes to another one (see `result_file`). The exit code is 1, and the traceback is printed, if the code raised. No DB
-is opened: only the launcher's head does, never a compute rank. A call imports nothing else of Balsam, so that starting
-costs little.
+FUNCTION PAYLOAD calls the `run` of a class, CALL PAYLOAD makes a call of a BalsamExecutor. PAYLOAD is a file with a
+TaskPayload or a CallPayload, the outcome goes to another one (see `result_file`). The exit code is 1, and the traceback is
+printed, if the code raised. No DB is opened: only the launcher's head does, never a compute rank. A call imports as little
+of Balsam as it can.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core import files
-from ..core.errors import RemoteError
-from . import payload, result_file
-from .python_argv import OLD_RESULT
+from . import result_file
 from .result_file import Outcome, ResultHeader
+
+if TYPE_CHECKING:
+    from .payload import TaskPayload
 
 #: Variables that hold a process's rank, of the start commands in `mpirun.flavours`. Sources: PMI 1 and 2 (MPICH, Hydra, Intel
 #: MPI, PALS), Open MPI's mpirun(1), PMIx, srun(1), aprun(1), jsrun(1).
@@ -51,6 +51,8 @@ def run_function() -> int:
     Under MPI every rank calls it; what rank 0 returns is the result. A rank that raises ends all, and the first exception is
     the result.
     """
+    from . import payload
+
     path = sys.argv[1]
     given = payload.read(path)
     rank = rank_of(given, os.environ)
@@ -66,7 +68,7 @@ def run_function() -> int:
     return code
 
 
-def _outcome_of_function(given: payload.TaskPayload, keeps_result: bool) -> Outcome:
+def _outcome_of_function(given: TaskPayload, keeps_result: bool) -> Outcome:
     from ..core.errors import BalsamError
     from .job_view import instance_of
 
@@ -84,7 +86,7 @@ def _outcome_of_function(given: payload.TaskPayload, keeps_result: bool) -> Outc
     return result_file.outcome_of(run, result_file.MAX_VALUE_BYTES)
 
 
-def rank_of(given: payload.TaskPayload, environ: Mapping[str, str]) -> int:
+def rank_of(given: TaskPayload, environ: Mapping[str, str]) -> int:
     """Return this process's rank; 0 for a program of one rank, whatever MPI program has started the launcher."""
     if given.ranks == 1:
         return 0
@@ -105,6 +107,22 @@ def _end_all_ranks() -> None:
 # --- calls of an executor ---------------------------------------------------------------------------------------------
 
 
+class CallPayload(NamedTuple):
+    """A call of a BalsamExecutor, which writes it when it adds the job; a pickled tuple in the file."""
+
+    path: list[str]  # sys.path of the submitting process
+    main: tuple[str, str] | None  # its __main__, if the call needs that: ("path" or "module", which)
+    call: bytes  # (function, args, kwargs), pickled
+    parents: dict[Any, str] = {}  # place in args, or name in kwargs -> the file whose result is to be put there
+
+
+def write_payload(path: str, payload: CallPayload) -> None:
+    """Write a payload, which only this user can read, so that readers see the whole file or none. Raises OSError."""
+    from ..core import files
+
+    files.write_atomic(path, pickle.dumps(tuple(payload), protocol=4), 0o600)
+
+
 def run_call() -> int:
     """Run the call whose payload the command line names; return the exit code."""
     job_id, attempt = os.environ.get("BALSAM_JOB_ID", ""), os.environ.get("BALSAM_ATTEMPT", "")
@@ -121,6 +139,9 @@ def run_call() -> int:
 
 def run_old_call() -> int:
     """Run a call that an earlier version has added: its result is the pickled outcome alone, in a file of another name."""
+    from ..core import files
+    from .python_argv import OLD_RESULT
+
     path = os.path.abspath(OLD_RESULT)
     given = _read_call(path)
     return _concluded(
@@ -128,18 +149,19 @@ def run_old_call() -> int:
     )
 
 
-def _read_call(result_path: str) -> payload.CallPayload:
+def _read_call(result_path: str) -> CallPayload:
     try:
         os.unlink(result_path)  # of an earlier attempt
     except OSError:
         pass
     try:
-        return payload.read_call(sys.argv[1])
+        with open(sys.argv[1], "rb") as file:
+            return CallPayload(*pickle.load(file))
     except OSError as exc:
         sys.exit(f"The call cannot be read; it is removed when its result was fetched: {exc}")
 
 
-def outcome_of_call(given: payload.CallPayload) -> Outcome:
+def outcome_of_call(given: CallPayload) -> Outcome:
     """Make the call, and return what became of it."""
 
     def do() -> Any:
@@ -154,6 +176,8 @@ def outcome_of_call(given: payload.CallPayload) -> Outcome:
         except AttributeError as exc:
             if not line:
                 raise
+            from ..core.errors import RemoteError
+
             raise RemoteError(
                 f"{exc}. The script was imported only up to line {line}, where it asks Balsam for more. "
                 'Define it above, or put that line under `if __name__ == "__main__":`.'

@@ -17,7 +17,7 @@ from balsam_lite.core.errors import InputError, RemoteError, TaskFailed, Unknown
 from balsam_lite.db.models import BalsamJob, use
 from balsam_lite.db.query import queries
 from balsam_lite.launcher.futures import BalsamExecutor, FutureTask
-from balsam_lite.pyapps import payload, result_file, run_call
+from balsam_lite.pyapps import result_file, run_call
 
 MODULE = """
 import os, sys, time
@@ -408,7 +408,7 @@ def test_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = result_file.file_name("12345678-9")
     result_file.write(name, result_file.ResultHeader("12345678-9", 1, True), result_file.Outcome(True, b"old"))
-    outcome = run_call.outcome_of_call(payload.CallPayload([], None, b"nonsense"))
+    outcome = run_call.outcome_of_call(run_call.CallPayload([], None, b"nonsense"))
     assert not outcome.good
     assert "UnpicklingError" in outcome.trace
     monkeypatch.setattr(sys, "argv", ["call", "nosuch"])

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from balsam_lite.core import subprocess_run
-from balsam_lite.pyapps import payload, python_argv, result_file
+from balsam_lite.pyapps import payload, python_argv, result_file, run_call
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def ended(words, **environ):
 @pytest.mark.parametrize("path", ["{}", ":{}", "{}:", "/nowhere::{}"])
 def test_data_in_the_working_directory_are_no_modules_of_a_call(trap, path):
     (trap / "balsam_lite").mkdir()
-    payload.write("call.pkl", payload.CallPayload([], None, pickle.dumps((divmod, (7, 2), {}))))
+    run_call.write_payload("call.pkl", run_call.CallPayload([], None, pickle.dumps((divmod, (7, 2), {}))))
     words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
     done = ended(words, PYTHONPATH=path.format(ROOT))
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,14 +95,16 @@ def test_the_launcher_knows_where_a_stored_line_leaves_its_result():
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_call_may_close_its_streams(trap, stream):
-    payload.write("call.pkl", payload.CallPayload([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {}))))
+    run_call.write_payload(
+        "call.pkl", run_call.CallPayload([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {})))
+    )
     done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_process_that_a_call_forks_leaves_no_result(trap):
     code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('.balsam-12345678.pkl', 'of-child.pkl'))"
-    payload.write("call.pkl", payload.CallPayload([], None, pickle.dumps((exec, (code,), {}))))
+    run_call.write_payload("call.pkl", run_call.CallPayload([], None, pickle.dumps((exec, (code,), {}))))
     done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
     assert done.returncode == 1 and "No such file or directory: '.balsam-12345678.pkl'" in done.stderr
 
@@ -123,7 +125,7 @@ def outcome_of_call(tmp_path, script, function):
     """What becomes of a call of that function without arguments."""
     (tmp_path / "script.py").write_text(script)
     pickled = b"c%b\n%b\n)}\x87." % (payload.MAIN.encode(), function.encode())  # (function, (), {}) of the script
-    payload.write(str(tmp_path / "call.pkl"), payload.CallPayload([], ("path", str(tmp_path / "script.py")), pickled))
+    run_call.write_payload(str(tmp_path / "call.pkl"), run_call.CallPayload([], ("path", str(tmp_path / "script.py")), pickled))
     words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
     environ = {**os.environ, "BALSAM_JOB_ID": JOB_ID, "BALSAM_ATTEMPT": "1"}
     done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30)

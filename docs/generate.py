@@ -175,7 +175,7 @@ def _bases(kind: type) -> str:
 
 LEFT, MIDDLE = 130, 400
 ROW, WIDTH, HEIGHT, TOP = 58, 180, 32, 24
-#: Where each state stands: middle of its box in x, and row. FAILED is a bar at the right, USER_KILLED stands below.
+#: Place of each state: middle of its box in x, and row. FAILED is a bar at the right, USER_KILLED is below.
 PLACES = {
     states.CREATED: (MIDDLE, 0),
     states.AWAITING_PARENTS: (LEFT, 1),

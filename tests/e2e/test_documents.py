@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from documents import Block, as_script, blocks_of, page, section, without_particulars
 
-#: The pages whose blocks a test runs from top to bottom, and some of what they print beside what they show.
+#: The pages whose blocks a test runs from top to bottom, and some more of what they print.
 RUN = {
     "quickstart": (),
     "tutorial": ("AWAITING_PARENTS", "RUN_ERROR"),

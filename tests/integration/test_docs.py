@@ -200,6 +200,13 @@ def test_each_lookup_is_on_the_page_about_conditions() -> None:
     assert [name for name in LOOKUPS if f"``{name}``" not in page("reference/conditions")] == []
 
 
+def test_files_that_the_documents_name_exist() -> None:
+    roots = (ROOT, ROOT / "balsam_lite", DOCS)
+    for path in (*PAGES, ROOT / "CONTRIBUTING.rst"):
+        for name in re.findall(r"``([a-z_]+(?:/[\w.]+)+\.(?:py|rst))``", path.read_text(encoding="utf-8")):
+            assert any((root / name).exists() for root in roots), f"{path}: {name}"
+
+
 def test_the_reading_path_exists_and_is_short() -> None:
     files = re.findall(r"^ +\* - ``(balsam_lite/\S+\.py)``$", page("reading_path"), re.MULTILINE)
     assert len(files) == 10

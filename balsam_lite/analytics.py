@@ -26,7 +26,7 @@ Event = tuple[Any, str, str, Any, Any, Any]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
-#: Sums of fractions of nodes are rounded to so many digits, so that an empty machine has exactly 0 nodes in use.
+#: Digits to which sums of fractions of nodes are rounded, so that an empty machine has exactly 0 nodes in use.
 _DIGITS = 9
 #: In the place of a start that was none.
 _NO_RUN: tuple[Any, float] = None, 0.0

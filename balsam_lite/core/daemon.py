@@ -47,7 +47,7 @@ def _wait_for(child: int, readable: int) -> None:
 
 
 def _leave_streams(log: str) -> None:
-    """Whoever sent for this process may wait for the end of its streams."""
+    """Close the standard streams: the process that started this one may wait for their end."""
     nothing = os.open(os.devnull, os.O_RDWR)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     try:

@@ -146,7 +146,7 @@ class IllegalTransition(StateError):
 
 
 class LostLease(StateError):
-    """The lease was taken away; what it held belongs to somebody else now."""
+    """The lease was taken away; what it held belongs to another launcher now."""
 
 
 class ParentInUse(StateError):
@@ -248,7 +248,7 @@ class SubmitFailed(SchedulerError):
 
 
 class SubmitUncertain(SubmitFailed):
-    """Nobody knows whether the batch job was accepted: the scheduler's command was killed, or gave no answer."""
+    """It is unknown whether the batch job was accepted: the scheduler's command was killed, or gave no answer."""
 
 
 class PollFailed(SchedulerError):

@@ -126,7 +126,7 @@ SHAPE_FIELDS = ("num_nodes", "ranks_per_node", "node_packing_count", "gpus_per_r
 
 #: SQLite keeps 64-bit integers; a count has no business near that.
 _LARGEST = 2**53
-#: Of an amount that is more than nothing. Nobody wants a smaller part of a GPU, and shares of it could not be counted.
+#: Of an amount that is more than nothing. A smaller share of a GPU is not useful, and could not be counted.
 _LEAST_AMOUNT = 0.001
 _LARGEST_TEXT = 1_000_000
 _LONGEST_NAME = 255  # bytes, of one component of a path

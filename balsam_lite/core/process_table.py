@@ -128,7 +128,7 @@ RUN_VARIABLE = "BALSAM_RUN"
 HOOK_VARIABLE = "BALSAM_HOOK"
 #: Set for what a job starts that is no part of it, such as the batch jobs that it submits here. It outlives the launcher.
 DETACHED_VARIABLE = "BALSAM_DETACHED"
-#: What says to which job, run or launcher a process belongs. Whoever starts something that is no part of it leaves them out.
+#: Variables that name the job, run and launcher of a process. Code that starts something else leaves them out.
 JOB_VARIABLES = (
     RUN_VARIABLE,
     HOOK_VARIABLE,
@@ -359,7 +359,7 @@ def signal_group(leader: int, number: int) -> None:
 
 
 def terminate_session(leader: Holder, members: Iterable[Process]) -> None:
-    """SIGTERM, once, to each member of the leader's session. Other sessions belong to whoever opened them."""
+    """SIGTERM, once, to each member of the leader's session. Other sessions belong to the processes that opened them."""
     signal_all([p for p in members if leader.pid in (p.session, p.group)], signal.SIGTERM)
 
 

@@ -61,7 +61,7 @@ class Settings(NamedTuple):
 
     @property
     def end_margin_s(self) -> float:
-        """So long before the end of its batch job a launcher stops: the grace for its jobs, and the last transaction."""
+        """Return how many seconds before its batch job ends a launcher stops: the jobs' grace and the last transaction."""
         return self.KILL_GRACE_S + 5.0
 
     @property
@@ -131,7 +131,7 @@ _POSITIVE = {
 }  # fmt: skip
 #: Settings below zero: there -1 has a meaning.
 _LOWEST = {"GPUS_PER_NODE": -1}
-#: Settings that are one of a few words; "" leaves it open. Whoever reads them has the same list, which a test compares.
+#: Settings that are one of a few words; "" leaves it open. The code that reads them has the same list, which a test compares.
 CHOICES = {
     "SCHEDULER_CLASS": ("", "CobaltScheduler", "LocalScheduler", "PBSScheduler", "SlurmScheduler"),
     "LOG_HANDLER_LEVEL": ("DEBUG", "INFO", "WARNING", "WARN", "ERROR", "CRITICAL"),

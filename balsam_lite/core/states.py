@@ -50,7 +50,7 @@ PROCESSABLE_STATES = tuple(s for s in STATES if s not in ACTIVE_STATES + RUNNABL
 
 #: A job without a holder in one of these can be taken by a launcher, which first prepares what is to be prepared.
 UNPREPARED_STATES = (CREATED, READY, STAGED_IN)
-#: The program has ended, but somebody has to look at the result.
+#: The program has ended, but a step has to look at the result.
 UNSETTLED_STATES = (RUN_DONE, POSTPROCESSED, RUN_ERROR, RUN_TIMEOUT)
 
 STEP, LAUNCHER, REAPER, HOOK, USER = "step", "launcher", "reaper", "hook", "user"
@@ -59,7 +59,7 @@ ACTORS = (STEP, LAUNCHER, REAPER, HOOK, USER)
 _ANY = STATES
 _NOT_RUNNING = tuple(s for s in STATES if s != RUNNING)
 
-#: actor -> source -> targets. A user's change is refused anyway while somebody holds the job (`db.store.advance`).
+#: actor -> source -> targets. A user's change is refused anyway while a launcher holds the job (`db.store.advance`).
 _EDGES: dict[str, dict[str, tuple[str, ...]]] = {
     STEP: {
         CREATED: (AWAITING_PARENTS, READY, STAGED_IN, PREPROCESSED, FAILED),

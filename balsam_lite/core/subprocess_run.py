@@ -60,7 +60,7 @@ def run(
     """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
 
     It gets `stdin`, a session of its own, and `environ` (None: this process's) as its whole environment. One that prints
-    more than `largest_bytes` is killed: nobody asked here has so much to say, and it may never end. If it `leaves_some` of its
+    more than `largest_bytes` is killed: no program used here prints that much, and it may never end. If it `leaves_some` of its
     processes behind, which keep its stderr open, that is a file: the end of a pipe would have to be waited for.
     """
     with ExitStack() as opened:

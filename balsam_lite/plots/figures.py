@@ -33,12 +33,12 @@ COLOURS = {
 }  # fmt: skip
 _SIZE_INCHES = (7.2, 3.8)
 _DPI = 200
-#: Runs up to so many are drawn one by one; more become an image of so many rows and columns.
+#: Maximum number of runs that are drawn one by one; more become an image of this many rows and columns.
 _MOST_BARS = 2000
 _ROWS, _COLUMNS = 400, 1200
-#: The axes of a timeline take about so many pixels in width and height, beside a legend and below a title.
+#: Pixels that the axes of a timeline take in width and height, beside a legend and below a title.
 _PIXELS = (1080, 600)
-#: Bars have a white rim if they are so many pixels wide and high; a smaller one would be all rim. It is so thick in points (of
+#: Minimum pixels in width and height of a bar with a white rim; a smaller one would be all rim. Its thickness in points (of
 #: 2.8 pixels), and thinner for bars that have less than 10 pixels.
 _RIMMED, _RIM = 3.0, 0.4
 #: A state with less than this part of the picture is not to be seen there, and not in the legend.
@@ -178,7 +178,7 @@ def _bars(axes: Axes, clock: _TimeAxis, runs: Runs, lanes: array[int]) -> None:
 
 
 def _rim(pixels: float) -> float:
-    """Of a bar whose shorter side has so many.
+    """Return the width of the rim of a bar whose shorter side has that many pixels.
 
     >>> _rim(100), _rim(5), _rim(2.9)
     (0.4, 0.2, 0.0)

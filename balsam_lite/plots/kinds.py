@@ -15,7 +15,7 @@ from .timeline import Changes, Curve, Runs, Window
 
 #: Rows of jobs in a page.
 _PAGE = 20_000
-#: So many jobs are named in the question for events; of more, the others' events are left out here.
+#: Maximum number of jobs that a query for events names; of more, the others' events are left out here.
 _FEW_JOBS = 10_000
 #: Conditions on jobs that can be put to events as they are, and their names there.
 _OF_EVENTS = {"id": "job_id", "tags": "tags"}

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 from ..core import states
 from ..core.clock import SECOND_US
 
-#: Curves are cut into so many pieces, of which each keeps up to four points.
+#: Number of pieces that curves are cut into, of which each keeps up to four points.
 PIECES = 600
 #: What a job has before it is created, and whatever a newer balsam_lite may call a state.
 _NOWHERE = len(states.STATES)
 _CODES = {state: code for code, state in enumerate(states.STATES)}
 _RUNNING = _CODES[states.RUNNING]
-#: Sums of fractions of nodes are rounded to so many digits, so that nothing in use is exactly 0.
+#: Digits to which sums of fractions of nodes are rounded, so that nothing in use is exactly 0.
 _DIGITS = 9
 #: The start of a program that never ran, though its job was RUNNING.
 _NEVER = -1
@@ -133,7 +133,7 @@ def state_name(code: int) -> str:
 
 
 def finished(changes: Changes, window: Window = ALL, state: str = states.JOB_FINISHED) -> Curve:
-    """How many times that state has been entered so far in the window."""
+    """Return the curve of how many times that state has been entered in the window."""
     code = _CODES[state]
     pairs = zip(changes.times, changes.entered)
     times = sorted(time for time, entered in pairs if entered == code and window.holds(time))
@@ -233,7 +233,7 @@ def mean(curve: Curve, start: int, end: int) -> float:
 
 
 def thinned(curve: Curve, pieces: int = PIECES) -> Curve:
-    """The curve with at most four points in each of so many pieces of time: the first, lowest, highest and last one."""
+    """Return the curve with at most four points in each of some pieces of time: the first, lowest, highest and last one."""
     if len(curve.times) <= 4 * pieces:
         return curve
     first = curve.times[0]
@@ -278,7 +278,7 @@ def counts(changes: Changes, window: Window = ALL, pieces: int = PIECES) -> Coun
 
 
 def _marks(times: Sequence[int], pieces: int) -> list[int]:
-    """The times themselves if they are few, else so many equal steps from the first to the last one."""
+    """Return the times themselves if they are few, else equal steps from the first to the last one."""
     if len(times) <= 4 * pieces or max(times) - min(times) <= pieces:
         return sorted(set(times))
     first, last = min(times), max(times)
@@ -312,7 +312,7 @@ _UNITS = (("seconds", 1, 180), ("minutes", 60, 180), ("hours", 3600, 72), ("days
 
 
 def unit(span_us: float) -> tuple[str, int]:
-    """The unit in which so long a time is read best: its name, and its length in microseconds.
+    """Return the unit in which a time of that length is read best: its name, and its length in microseconds.
 
     >>> unit(90e6), unit(3600e6)
     (('seconds', 1000000), ('minutes', 60000000))

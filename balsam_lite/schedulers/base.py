@@ -25,7 +25,7 @@ FINISHED = "finished"  # exit code 0
 FAILED = "failed"  # another exit code, a signal, or not started at all
 TIMED_OUT = "timeout"
 CANCELLED = "cancelled"
-ENDED = "ended"  # how, nobody knows
+ENDED = "ended"  # how is unknown
 GONE = "gone"  # the scheduler does not know it (any more)
 
 ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
@@ -34,7 +34,7 @@ ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
 COMMAND_TIMEOUT_S = 60.0
 #: The same for a second question in one poll.
 _SIDE_TIMEOUT_S = 20.0
-#: The clocks of a scheduler's host and of this one may differ by so much; and some schedulers tell whole seconds only.
+#: Maximum difference of the clocks of a scheduler's host and of this one; and some schedulers report whole seconds only.
 CLOCK_SLACK_US = 60 * SECOND_US
 
 
@@ -110,7 +110,7 @@ class Scheduler(Protocol):
         """Hand the script over and return the batch job's id.
 
         Raises:
-            SubmitFailed: it was not accepted. SubmitUncertain: nobody knows; `find` may tell later.
+            SubmitFailed: it was not accepted. SubmitUncertain: that is unknown; `find` may tell later.
         """
 
     def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:

@@ -149,7 +149,7 @@ def parse_table(text: str) -> dict[str, BatchStatus] | None:
     """The batch jobs of a table of qstat, by id; None where there is no such table.
 
     Titles, a line of `=`, then a line each; cells stand below their titles, at least two blanks apart, the ids at the
-    right of theirs. Lines that do not begin with a number are somebody else's.
+    right of theirs. Lines that do not begin with a number belong to other output.
     """
     lines = iter(text.splitlines())
     titles = next((line for line in lines if line.split()[:2] == list(_COLUMNS[:2])), None)
@@ -265,7 +265,7 @@ def _blocks(text: str) -> list[tuple[str, list[str]]]:
 
 
 def _read(path: str) -> str:
-    """The end of a file, as text; "" where it cannot be read. Follows no link to a device, and waits for nobody."""
+    """Return the end of a file, as text; "" where it cannot be read. Follows no link to a device, and never waits."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))

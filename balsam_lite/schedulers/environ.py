@@ -261,7 +261,7 @@ def _cobalt_nodes(environ: _Environ) -> _Nodes:
 
 
 def _pbs(environ: _Environ) -> Allocation | None:
-    """PBS does not say when the job ends. Its two counts of CPUs are what was asked for, and 1 where nobody asked."""
+    """PBS does not say when the job ends. Its two counts of CPUs are what was asked for, and 1 where none was asked for."""
     if "PBS_JOBID" not in environ:
         return None
     cpus = _first(_fewest_cpus, environ, ("PBS_NUM_PPN", "NCPUS")) or 0
@@ -412,7 +412,7 @@ def ask_end_us(
     environ: _Environ = os.environ,
     clock: Clock | None = None,
 ) -> int | None:
-    """When the batch job ends, in microseconds since the epoch; None where nobody knows, or where it has no limit.
+    """When the batch job ends, in microseconds since the epoch; None where that is unknown, or where it has no limit.
 
     It runs no command where the environment tells it. An answer without the batch job, or no answer, does not mean that there
     is no limit: the question is asked up to three times. A limit may be changed while the batch job runs.

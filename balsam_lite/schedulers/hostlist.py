@@ -19,7 +19,7 @@ MOST_NAMES = 1_000_000
 LONGEST_NAME = 255
 
 _PIECE = re.compile(r"(?P<plain>[^\[\],\s]+)|\[(?P<ranges>[^\[\]]*)\]")
-#: Beyond so many digits it is no number of a node, and Slurm itself reads another number (64 bits).
+#: Maximum number of digits of a node's number; beyond it Slurm itself reads another number (64 bits).
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})")
 _UNWRITABLE = re.compile(r"[\[\],\s]")

@@ -54,7 +54,7 @@ class LocalScheduler:
                 f"The local scheduler cannot keep {submission.name} in {self._queue.directory}: {exc}",
                 hint="BALSAM_HOME names another directory for it.",
             ) from exc
-        # From here on it is in the queue. Should this fail, whoever looks at the queue next does it.
+        # From here on it is in the queue. Should this fail, the next process that reads the queue does it.
         failure = self._heal_if_possible().get(record.id)
         if failure:
             self._withdraw(record.id, failure)
@@ -119,7 +119,7 @@ class LocalScheduler:
 
 
 def _believable(record: QueueRecord) -> QueueRecord:
-    """The record; as ended where it is long past its time limit, and nobody who could see to it is left to write that."""
+    """Return the record; as ended where it is long past its time limit, and no shepherd is left to write that."""
     if record.started_us is None or record.ended_us is not None or record.submitter.is_here():
         return record
     last_us = record.deadline_us + int((2 * record.grace_s + _SLACK_S) * SECOND_US)

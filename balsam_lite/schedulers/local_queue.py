@@ -6,7 +6,7 @@
                            lock, shepherd.log
 
 There is no daemon. Each running batch job has a shepherd (a process, see `shepherd`), and so has the first one that
-waits. Whoever looks at the queue (a command, any shepherd) starts the shepherds that are missing: see `heal`. This
+waits. Any process that reads the queue (a command, a shepherd) starts the shepherds that are missing: see `heal`. This
 module never runs or ends a script.
 """
 
@@ -24,7 +24,7 @@ from ..core.process_table import Holder
 from . import base
 from .base import BatchStatus, Submission
 
-#: A shepherd that was sent for has so long to appear, microseconds. Python starts within a second on a busy machine.
+#: Microseconds in which a shepherd has to appear. Python starts within a second on a busy machine.
 _SPAWN_PATIENCE_US = 10 * SECOND_US
 #: A lock on a broken network file system may never come.
 _LOCK_TIMEOUT_S = 20.0
@@ -81,7 +81,7 @@ class QueueRecord(NamedTuple):
 
 
 def outcome(record: QueueRecord, wait_status: int | None) -> QueueRecord:
-    """The record of a script that is over. `wait_status` is os.waitpid's, None if nobody waited for it."""
+    """Return the record of a script that is over. `wait_status` is os.waitpid's, None if it was not waited for."""
     exit_code, how = None, "exit code unknown: its shepherd process was killed while the script ran"
     if wait_status is not None and os.WIFSIGNALED(wait_status):
         exit_code, how = 128 + os.WTERMSIG(wait_status), f"killed by signal {os.WTERMSIG(wait_status)}"
@@ -108,7 +108,7 @@ class LocalQueue:
         self._active, self._ended = (os.path.join(directory, folder) for folder in ("active", "ended"))
 
     def create(self) -> None:
-        """Create the directory. Nobody else may read it: it holds the environment of scripts."""
+        """Create the directory. Other users may not read it: it holds the environment of scripts."""
         for path in (self.directory, self._active, self._ended):
             os.makedirs(path, mode=0o700, exist_ok=True)
 
@@ -251,7 +251,7 @@ def _remove(path: str) -> None:
 
 
 def open_output(path: str) -> int:
-    """Open a script's output file for appending, as a descriptor. Follows no link and waits for nobody.
+    """Open a script's output file for appending, as a descriptor. Follows no link and never waits.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.

@@ -35,7 +35,7 @@ _STATES = {
     "T": (base.QUEUED, "it is on its way to another queue"),
     "M": (base.QUEUED, "it was moved to another server"),
     "S": (base.QUEUED, "suspended"),
-    "U": (base.QUEUED, "suspended while somebody uses the host"),
+    "U": (base.QUEUED, "suspended while a user works on the host"),
     "R": (base.RUNNING, ""),
     "B": (base.RUNNING, ""),
     "E": (base.RUNNING, "it has ended and is being cleaned up"),

@@ -17,7 +17,7 @@ _FIELDS = ("job_mode", "num_nodes", "filter_tags")
 
 
 class Partition(NamedTuple):
-    """So many nodes, in the order of the batch job's, for one launcher."""
+    """Some nodes of a batch job, in its order, for one launcher."""
 
     job_mode: str
     num_nodes: int

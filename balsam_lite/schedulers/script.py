@@ -135,7 +135,7 @@ def write_new(content: bytes, target: str) -> None:
     """Write a file where none is; one that is there stays. Raises OSError."""
     try:
         made = open(target, "xb")
-    except FileExistsError:  # somebody else was faster
+    except FileExistsError:  # another process was faster
         return
     try:
         with made:

@@ -33,7 +33,7 @@ _EPOCH_TIMES = "SLURM_TIME_FORMAT=%s"
 
 #: Linux refuses a longer argument (MAX_ARG_STRLEN is 128 KiB).
 _LONGEST_ARGUMENT = 100_000
-#: So far back are batch jobs looked for when they are too many to be named.
+#: How far back batch jobs are looked for when they are too many to be named.
 _HISTORY_S = 30 * 86400
 
 

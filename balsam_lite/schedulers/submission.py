@@ -25,7 +25,7 @@ from .base import CANCELLED, GONE, BatchStatus, Scheduler, Submission, select
 from .request import LaunchRequest, validated
 from .script import NAME, render
 
-#: A row may be on its way to the scheduler for so long, or for twice what its command is given if that is longer.
+#: Seconds that a row may be on its way to the scheduler, or twice what its command is given if that is longer.
 SUBMISSION_PATIENCE_S = 120
 #: A batch job that valid answers of the scheduler leave out for this long counts as gone. Listings are incomplete at times:
 #: squeue shows a new batch job seconds after sbatch has returned, and PBS denies one that runs (psij-python #399, #401).
@@ -140,7 +140,7 @@ def _write_script(path: str, text: str, mode: int) -> None:
     A link in its place is refused, not followed and not replaced.
     """
     try:
-        os.mkdir(os.path.dirname(path))  # and not what is above it: that would bring back a DB which somebody has removed
+        os.mkdir(os.path.dirname(path))  # and not what is above it: that would bring back a DB which was removed
     except FileExistsError:
         pass
     if os.path.islink(path):

@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 KIND = "service"
 #: Jobs that are planned for one launch. It does more if it can; beyond this a plan only costs time.
 _MOST_PLANNED = 2000
-#: A queue that fails is left alone for longer each time, at most so many seconds.
+#: Maximum pause of a queue that fails, seconds; each pause is longer than the one before.
 _LONGEST_PAUSE_S = 600.0
 #: The same of jobs that launchers in a queue cannot take, such as those with more GPUs than its nodes have.
 _LONGEST_REFUSAL_S = 6 * 3600.0
@@ -60,7 +60,7 @@ _LONGEST_REFUSAL_S = 6 * 3600.0
 _LARGE_WRITES_S = 2.0
 #: Beyond these even the shortest period has become that; 2.0**1024 is no number.
 _MOST_DOUBLINGS = 20
-#: A launch needs so many minutes to start.
+#: Minutes that a launch needs to start.
 _START_MIN = 1
 #: Finishing what a dead launcher left takes no time, but a launcher.
 _TIDYING = Work(Shape(1, 1, 1, 0), 1, 1)
@@ -135,7 +135,7 @@ class Rehearsal(NamedTuple):
 
 
 def dry_run(db: Database, settings: Settings, queues: Sequence[Queue], domain: str, now_us: int) -> Rehearsal:
-    """Which launches the service would submit now, one after the other, and why no more. Changes nothing and asks nobody."""
+    """Return which launches the service would submit now, and why no more. Change nothing and ask no scheduler."""
     margin = margin_minutes(settings)
     with db.read() as cx:
         left, launches = survey(cx, batch_queries.open_rows(cx, domain), margin, now_us)
@@ -189,7 +189,7 @@ class Service:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self, wait: Callable[[float], object]) -> None:
-        """Take turns until there is a reason to stop. `wait` sleeps for so many seconds, or less."""
+        """Take turns until there is a reason to stop. `wait` sleeps for at most that many seconds."""
         while not self.stop_reason:
             if not self._guarded_turn():
                 self._rest(wait)
@@ -249,7 +249,7 @@ class Service:
         return submitted or is_unfinished
 
     def refuse_other_db(self) -> None:
-        """Raise LostLease where the DB was removed, or another one lies in its place: what is open here nobody else sees.
+        """Raise LostLease where the DB was removed or replaced by another one: no other process sees what is open here.
 
         Some network file systems give a file a new number now and then, so it is the lease that tells.
         """

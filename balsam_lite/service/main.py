@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 LOCK = "service.lock"
 _IS_SERVICE = f"kind = '{KIND}'"
-#: `stop` waits so long, seconds, beyond what one command of the scheduler may take.
+#: Seconds that `stop` waits beyond what one command of the scheduler may take.
 _STOP_PATIENCE_S = 10.0
 
 

@@ -16,13 +16,13 @@ from ..db.query.demand import Work, width
 from ..db.store.claims import Shape
 from .policy import Queue, Range
 
-#: Node-minutes that stay idle count against a launch, so much for each that does work.
+#: Weight of node-minutes that stay idle, compared with those that do work.
 _PRICE_OF_IDLENESS = 0.25
-#: A launch may cost so many times what the cheapest does for the same work, if it is over sooner.
+#: A launch may cost this many times what the cheapest does for the same work, if it is over sooner.
 _HASTE = 1.25
 #: Estimates of one shape that are looked at; more are rounded up to these.
 _MOST_ESTIMATES = 12
-#: The next larger size, or estimate, that is tried is at least so many times as large.
+#: Minimum ratio of the next larger size, or estimate, that is tried.
 _STEP, _COARSE_STEP = 1.5, 4.0
 #: Sizes at which all the work takes 1, 2, … rounds.
 _MOST_ROUNDS = 8
@@ -270,7 +270,7 @@ def _sizes(limits: Range, works: Sequence[Work]) -> list[int]:
 
 
 def _packed(works: Sequence[Work], nodes: int, most: int) -> tuple[int, tuple[Work, ...]]:
-    """How many minutes that work takes on so many nodes, and the part of it that fits into `most` minutes.
+    """Return the minutes that work takes on that many nodes, and the part of it that fits into `most` minutes.
 
     The longest jobs first, in rounds that last as long as their longest job; shorter jobs fill the rest of a round, one
     after the other. A launcher, which starts the next job wherever there is room, does no worse.

@@ -41,7 +41,7 @@ _MEND = "Correct the file; the service does not start with a policy that it cann
 
 
 class Range(NamedTuple):
-    """Launches of so many nodes may last so long; both ends are allowed."""
+    """The minutes that launches of some numbers of nodes may last; both ends are allowed."""
 
     min_nodes: int
     max_nodes: int
@@ -54,7 +54,7 @@ class Queue(NamedTuple):
 
     name: str
     is_on: bool
-    max_queued: int  # launches at once, queued and running together, whoever submitted them to this queue by its name
+    max_queued: int  # launches at once, queued and running together, by all who submitted to this queue by its name
     ranges: tuple[Range, ...]  # by nodes, without overlap
 
 
@@ -121,7 +121,7 @@ def find(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.
 def copy_template(db_directory: str, settings: Settings) -> None:
     """Put a policy to be edited into the DB, unless there is one, here or in ~/.balsam. Raises OSError, SettingsError.
 
-    Where there is a batch system, nothing in it is on: its queues have names that nobody here knows.
+    Where there is a batch system, nothing in it is on: its queues have names that are unknown here.
     """
     name = settings.QUEUE_POLICY
     try:

@@ -17,11 +17,11 @@ from .interface import SiteInterface
 
 T = TypeVar("T")
 
-#: A look at all sites waits so long for those behind ssh, in seconds: with the start of a command it stays below five.
+#: Seconds that a look at all sites waits for remote ones: with the start of a command it stays below five.
 PROBE_TIMEOUT_S = 4.0
-#: So long, in seconds, a site of this host may always take to get a lock, though others have used up the time for all.
+#: Seconds that a local site may always take to get a lock, even if others have used up the time for all.
 _LEAST_S = 0.5
-#: So much longer than its site may take a thread is waited for, in seconds.
+#: Seconds to wait for a thread beyond the time of its site.
 _SLACK_S = 0.3
 
 
@@ -63,10 +63,10 @@ def open_site(entry: SiteEntry, patience_s: float | None = None) -> SiteInterfac
 
 
 def query_all(entries: Iterable[SiteEntry], question: Callable[[SiteInterface], T], patience_s: float | None = None) -> Answers:
-    """Put a question to each site; whoever raises a BalsamError has failed, and the others answer all the same.
+    """Put a question to each site; one that raises a BalsamError has failed, and the others answer all the same.
 
     With `patience_s` a site behind ssh that has not answered by then counts as unreachable, and one of this host whose DB
-    somebody else keeps locked has failed, too. Without, the limits of its site hold, so that one that cannot be reached is
+    another process keeps locked has failed, too. Without, the limits of its site hold, so that one that cannot be reached is
     given up soon, and one that is slow may take its time. One on a file system that does not answer is given up as soon as
     one that cannot be reached. The question is called in several threads at once.
     """

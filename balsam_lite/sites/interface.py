@@ -38,7 +38,7 @@ event
 
 Events are read in pages by the place of the last row, not by `start`: `after` is [timestamp, id] of the last row of the page
 before, in the orders "" (newest first), "timestamp" and "-timestamp". Each page costs the same, wherever it is; of 10 000 rows
-and more it costs little but its rows. Whoever needs no more of them than analytics does takes `event_tuples`.
+and more it costs little but its rows. Code that needs no more of them than analytics does takes `event_tuples`.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class SiteInterface(Protocol):
         """
 
     def check_jobs(self, rows: Sequence[Row]) -> None:
-        """Raise what `create` would for these jobs, and write nothing. For whoever adds jobs to several sites at once."""
+        """Raise what `create` would for these jobs, and write nothing. For adding jobs to several sites at once."""
 
     def update(self, kind: str, changes: Sequence[Row]) -> int:
         """Change rows one by one: each change has the `id` and the new values. Of a job `state`, with `state_data`, too.

@@ -123,7 +123,7 @@ def _check_size(parameters: Mapping[str, Any]) -> bool:
         counted = parameters[PICKLED] if PICKLED in parameters else json.dumps(parameters, ensure_ascii=False)
         size = len(str(counted).encode(errors="replace"))
     except (TypeError, ValueError, RecursionError):
-        return False  # whoever stores them says what is wrong
+        return False  # the code that stores them raises
     if size > LARGEST_BYTES:
         raise InvalidSpec(
             f"The parameters of a job must not be larger than {LARGEST_BYTES} bytes in all, these are {size}",
@@ -359,7 +359,7 @@ def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
 #: Clocks of hosts differ, and many give a time in whole seconds.
 _CLOCKS_DIFFER_US = 60 * SECOND_US
-#: So many numbers are named in an error.
+#: Maximum number of job numbers in an error.
 _NAMED = 5
 
 

@@ -79,7 +79,7 @@ def refuse_busy(directory: str, what: str) -> None:
     with db.session(), db.read() as cx:
         found = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S, watch)]
         waits = bool(batch_queries.unended_rows(cx))
-    if waits:  # as far as anybody has noticed
+    if waits:  # as far as is known
         submission.refresh(db, base.select(settings))
         with db.read() as cx:
             found += [f"batch job {row['id']} ({row['state']})" for row in batch_queries.unended_rows(cx)]
@@ -97,7 +97,7 @@ def _refuse(users: list[str], directory: str, what: str) -> None:
 
 @contextmanager
 def quiesced(directory: str, what: str) -> Iterator[Database]:
-    """Let nobody write into a DB while the block lasts, which removes it: else what others write until then would be lost.
+    """Keep all others from writing into a DB inside the block, which removes it: else what they write would be lost.
 
     They wait, and then hear that it is gone. Gives a Database to read it with.
 
@@ -145,8 +145,8 @@ def directory_of(entry: SiteEntry, what: str) -> str:
 #: A note in the directory of a DB that is being moved: where it was.
 MOVING = "moving.json"
 
-#: What belongs to a DB, in the order in which it goes: until its file is gone, the directory is known for one. What SQLite
-#: has beside the file goes later, as its locks are there, and so does the lock of a session: nobody shall come in between.
+#: What belongs to a DB, in the order in which it is removed: until its file is gone, the directory counts as one. SQLite's
+#: other files are removed later, as its locks are there, and so is the lock of a session: no process may come in between.
 _FOLDERS = (directories.DATA, directories.LOG, directories.QSUBMIT, script.TEMPLATES)
 _FILES = (MOVING, SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, directories.MARKER, session.FILE_NAME)
 
@@ -251,7 +251,7 @@ def _move_by_copy(entry: SiteEntry, db: Database, source: str, target: str) -> M
     except BaseException:
         _take_back(entry, source, target)
         raise
-    try:  # so that whoever has the old file open hears of it
+    try:  # so that a process that has the old file open notices
         os.unlink(os.path.join(source, connection.FILE_NAME))
     except BaseException as exc:
         if directories.is_db(source):  # else the copy is all there is: a Ctrl-C may be heard when it is gone already
@@ -265,7 +265,7 @@ def _move_by_copy(entry: SiteEntry, db: Database, source: str, target: str) -> M
 
 
 def _take_back(entry: SiteEntry, source: str, target: str) -> None:
-    """Remove the copy, and let nobody look for the DB there."""
+    """Remove the copy, and what leads to it."""
     if entry.number:
         with contextlib.suppress(BalsamError):
             registry.move(entry.number, source)
@@ -322,7 +322,7 @@ def _forget_where_from(directory: str) -> None:
 def _copy(db: Database, source: str, target: str) -> None:
     """A copy of the directory, under its name when it is complete. The file itself is copied by SQLite."""
     part = f"{target}.part"
-    if os.path.lexists(part):  # perhaps somebody else's; it is removed below, whatever goes wrong
+    if os.path.lexists(part):  # perhaps another user's; it is removed below, whatever goes wrong
         raise InputError(f"{part} exists", hint="If a move that was killed has left it, remove it and try again.")
     ours = shutil.ignore_patterns(*connection.FILES, f"{session.FILE_NAME}*")
     try:

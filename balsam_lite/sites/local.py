@@ -16,7 +16,7 @@ from ..db.query import events, select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
-#: A service that was not heard of for so long is not active, in seconds. Source: Balsam 0.7.
+#: Seconds after its last heartbeat when a service is no longer active. Source: Balsam 0.7.
 _ACTIVE_S = 120.0
 #: The kind of a service's lease. Source: `service.loop`, whose import takes long.
 _SERVICE = "service"
@@ -156,7 +156,7 @@ def _keeper(kind: str) -> Any:
     """The module with what is done to rows of that kind.
 
     Raises:
-        InvalidSpec: there is no such kind, or nobody can change its rows.
+        InvalidSpec: there is no such kind, or its rows cannot be changed.
     """
     if kind == "job":
         from . import jobs

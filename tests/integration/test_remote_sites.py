@@ -325,8 +325,8 @@ def test_silence_is_explained(returncode: int | None, stderr: str, what: str, ad
     assert told.message.startswith("ssh://far/db: ")
     assert what in told.message
     assert advice in told.hint
-    assert ("Nobody knows" in told.message) is not is_early
-    assert "Nobody knows" not in diagnose.diagnose(entry, ssh.parse_host("far"), done, changing=False).message
+    assert ("It is unknown" in told.message) is not is_early
+    assert "It is unknown" not in diagnose.diagnose(entry, ssh.parse_host("far"), done, changing=False).message
 
 
 # --- a real sshd ------------------------------------------------------------------------------------------------------
@@ -494,7 +494,7 @@ def test_a_host_without_balsam_is_told_with_the_option_that_helps(far: Far, db: 
     with pytest.raises(SiteUnreachable, match="there is no command /nowhere/balsam on far-away") as caught:
         RemoteSite(SiteEntry(1, "far", db, HOST, "/nowhere/balsam")).create("job", [{}])
     assert f"balsam site add far ssh://{HOST}{db} --balsam /path/to/bin/balsam" in caught.value.hint
-    assert "Nobody knows" not in caught.value.message
+    assert "It is unknown" not in caught.value.message
 
 
 def test_a_directory_without_a_db_is_told(far: Far, stub_there: str, tmp_path: Path) -> None:
@@ -535,7 +535,7 @@ def test_a_port_where_nobody_listens_is_told_at_once_and_a_silent_one_within_the
 def test_nobody_knows_what_became_of_a_change_that_was_cut(far: Far, stub_there: str, db: str) -> None:
     desk = RemoteSite(SiteEntry(1, "far", db, HOST, stub_there), timeout_s=1)
     RemoteSite(desk.entry).about()  # so that there is a connection
-    with pytest.raises(SiteUnreachable, match=r"no answer within 1 s\. Nobody knows whether it was done there"):
+    with pytest.raises(SiteUnreachable, match=r"no answer within 1 s\. It is unknown whether it was done there"):
         desk.create("slow", [{}])
     assert RemoteSite(desk.entry).about()["path"] == db  # through a new connection
 

@@ -270,7 +270,7 @@ class Database:
 
     @contextmanager
     def quiesced(self) -> Iterator[Database]:
-        """Nobody else can write while the block lasts, which may remove the files. Gives a Database to read with.
+        """Keep all other processes from writing inside the block, which may remove the files. Yield a Database to read with.
 
         Those who wait meanwhile get DatabaseGone if the file is not there in the end, else their turn.
         """
@@ -302,9 +302,9 @@ class Database:
         return rows
 
     def changed(self) -> bool:
-        """Whether somebody else may have written since the last call: certain and cheap on a local disk.
+        """Return whether another process may have written since the last call: certain and cheap on a local disk.
 
-        On a shared file system nobody can tell without opening the file, so the answer is always True.
+        On a shared file system only opening the file would tell, so the answer is always True.
         """
         if self.access != filesystem.LOCAL:
             return True
@@ -391,7 +391,7 @@ class Database:
     # --- connections --------------------------------------------------------------------------------------------------
 
     def _refuse_if_gone(self) -> None:
-        """Raise DatabaseGone if another file than the open one lies there, or none: nobody would see what is written.
+        """Raise DatabaseGone if the file there is missing or not the open one: no process would see what is written.
 
         It is not opened: to close it again would drop SQLite's locks. Network file systems may give a file a new number, but
         there each session opens it anew.
@@ -517,7 +517,7 @@ class Database:
         return file
 
     def _abandon(self) -> None:
-        """Close without touching the file, which is somebody else's: no checkpoint, as SQLite makes one when it closes."""
+        """Close without touching the file, which is another process's: no checkpoint, which SQLite makes when it closes."""
         thread = self._thread()
         cx, thread.connection, thread.sides = thread.connection, None, None
         if cx is None:
@@ -662,13 +662,13 @@ class Database:
             cx = self._connection()
             cx.execute(statement)
             try:
-                self._refuse_if_gone()  # whoever removes it may have held the lock until now
+                self._refuse_if_gone()  # the process that removes it may have held the lock until now
                 if self._is_separated():
                     cx.execute("ROLLBACK")
                     self._save_the_wal()
                     raise sqlite3.OperationalError("the WAL that was locked was removed")  # again, with the new one
                 version = migrations.version_of(cx)  # takes the read lock, which may be busy for a moment
-                if version != schema.VERSION and not self._is_upgrading:  # somebody has upgraded it meanwhile
+                if version != schema.VERSION and not self._is_upgrading:  # another process has upgraded it meanwhile
                     migrations.refuse_unready(version, self.directory)
                 begun.append(cx)
             except BaseException:

@@ -248,7 +248,7 @@ def set_up(
     say: Callable[[str], None] = lambda text: None,
     shared_read: bool | None = None,
 ) -> Database:
-    """As `create`, but nobody remembers it."""
+    """Do what `create` does, but do not register the DB as a site."""
     if not directory:
         raise InputError("The path of the new DB is empty")
     directory = absolute(directory)
@@ -326,7 +326,7 @@ def _upgrade(database: Database, is_new: bool) -> str:
 
 
 def _refuse_living(cx: connection.Connection, directory: str, watches: list[Watch]) -> None:
-    """Whoever is at work has the program of before, which knows nothing of what is new in the tables."""
+    """Refuse while launchers are at work: they run the older version, which does not know the new tables."""
     from ...core.clock import SystemClock  # here, not above: they take long, and are hardly ever needed
     from ..store import leases
 
@@ -388,7 +388,7 @@ def _is_second_place(directory: str, bound_path: str) -> bool:
 
 
 def _recorded_access(directory: str) -> str | None:
-    """How the DB that is there was set up; None if there is none, or nobody can tell any more."""
+    """Return how the DB there was set up; None if there is none, or if that is no longer known."""
     try:
         return _access(directory) if is_db(directory) else None
     except DatabaseError:
@@ -409,7 +409,7 @@ def _rights(directory: str, shared_read: bool | None) -> dict[str, bool]:
 def _create_empty(path: str, mode: int) -> bool:
     """Create the file; return whether it is new."""
     try:
-        # Only a file that nobody has open yet: closing it would drop the locks of SQLite's own connections.
+        # Only a file that no connection has open yet: closing it would drop the locks of SQLite's connections.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode))
     except FileExistsError:
         return False

@@ -120,7 +120,7 @@ def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False
     )
     if faults:
         return
-    with db.read() as cx:  # nothing is told inside: whoever listens may take his time, and others want the DB
+    with db.read() as cx:  # nothing is reported inside: the reader of the output may be slow, and others want the DB
         schema = Finding("schema", OK, f"version {migrations.version_of(cx)}")
         rows = list(_broken_rules(cx)) or [Finding("rows", OK, "jobs, dependencies, tags, events and counts agree")]
         holders = [Finding("large write", NOTE if one.is_abandoned else OK, one.text) for one in pieces.described(cx)]
@@ -298,7 +298,7 @@ def call_off(directory: str) -> None:
 
 
 def count(directory: str, name: str, testers: int, seconds: float) -> TesterReport:
-    """Be one of so many testers: wait for the others, then count for so many seconds.
+    """Be one of `testers`: wait for the others, then count for `seconds`.
 
     Raises:
         DatabaseError: the scratch DB is not there, the others did not come, or the DB could not be used.

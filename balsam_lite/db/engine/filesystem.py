@@ -104,7 +104,7 @@ def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]
         ahead += _parts(link)
 
 
-#: A circle of links leads nowhere, after so many names.
+#: Maximum number of links to follow: a circle of links leads nowhere.
 _LONGEST_WAY = 1000
 
 

@@ -1,4 +1,4 @@
-"""Which file systems do not answer? One whose server is gone blocks whoever touches it, often beyond any signal.
+"""Find file systems that do not answer. One whose server is gone blocks a process that touches it, often beyond any signal.
 
 So a DB that does not lie on a disk of this host is touched by another program first, which can be left behind. Not so where the
 user's own registry lies: that has just been read.
@@ -17,12 +17,12 @@ from . import connection, filesystem
 if TYPE_CHECKING:
     import queue
 
-#: So long a file system may take to answer, in seconds; as long as connecting to another host may.
+#: Seconds that a file system may take to answer; the same as connecting to another host may take.
 PATIENCE_S = 4.0
 #: How long what was found is believed: an answer in seconds, silence in times of the patience that was had.
 #: Not for less, as each program that hangs stays for as long as the file system does.
 _HEARD_S, _SILENT_TIMES = 5.0, 15.0
-#: So many programs look at once; with more directories each looks at neighbours, which mostly lie on one file system.
+#: Maximum number of programs that probe at once; with more directories each probes neighbours, mostly on one file system.
 _MOST_PROGRAMS = 32
 
 #: Directory -> (whether it is silent, until when that is believed).
@@ -39,7 +39,7 @@ def unresponsive(directories: Iterable[str], patience_s: float | None = None) ->
 
 
 def mark_responsive(directory: str) -> None:
-    """Note that a file in it was touched just now, so that nobody needs to ask."""
+    """Record that a file in it was touched just now, so that it need not be probed."""
     _note(directory)
 
 

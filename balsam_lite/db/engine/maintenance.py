@@ -1,6 +1,6 @@
 """Looking after the database file: a copy of it, giving back what it does not need, how large it is.
 
-Nothing here reads or copies the file itself: whoever opens and closes it beside SQLite drops SQLite's locks
+Nothing here reads or copies the file itself: a process that opens and closes it beside SQLite drops SQLite's locks
 (https://sqlite.org/howtocorrupt.html, 2.2), and a copy without its WAL lacks what was committed last.
 """
 
@@ -109,12 +109,12 @@ class Vacuumed(NamedTuple):
 def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
     """Write the database anew without its free pages. Tags that are noted wrongly are noted anew before.
 
-    Nobody else can write meanwhile, a launcher not even its heartbeat: after a long while others would take it for dead.
+    No other process can write meanwhile, a launcher not even its heartbeat: after a long time others would take it for dead.
     So it is refused while a launcher or a service is at work, unless `force` says that it will be short. The directory and
     SQLite's temporary directory (SQLITE_TMPDIR, /var/tmp) each need room for another copy.
 
     Raises:
-        DatabaseBusy: somebody is at work. DatabaseFull.
+        DatabaseBusy: another process is at work. DatabaseFull.
     """
     watch = None if force else watch_the_doubtful(db, expiry_s)
     with db.session():
@@ -203,7 +203,7 @@ def settings_in_force(directory: str, environ: Mapping[str, str] = os.environ) -
 
 # --- integrity --------------------------------------------------------------------------------------------------------
 
-#: So many faults of a damaged file are told.
+#: Maximum number of faults of a damaged file that are reported.
 _MOST_FAULTS = 20
 
 

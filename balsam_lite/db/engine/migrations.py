@@ -79,7 +79,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_RUNNABLE} AND {_RESERVED}",
     ),
     (  # applications that are Python classes; batch jobs in parts; tags and moments that can be looked up
-        "ALTER TABLE app RENAME COLUMN data TO definition",  # nobody used it
+        "ALTER TABLE app RENAME COLUMN data TO definition",  # it was not used
         "ALTER TABLE app ADD COLUMN command_template TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE app ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE app ADD COLUMN environ_vars TEXT NOT NULL DEFAULT '{}'",

@@ -47,7 +47,7 @@ class SiteEntry(NamedTuple):
 
     @property
     def is_there(self) -> bool:
-        """Whether a DB lies in its directory; True where nobody can tell: on another host, or as the file system is silent."""
+        """Return whether a DB is in its directory; True where that is unknown: another host, or an unresponsive file system."""
         return self.is_remote or self.is_unresponsive or os.path.isfile(os.path.join(self.path, connection.FILE_NAME))
 
     @property
@@ -84,7 +84,7 @@ def at(path: str) -> SiteEntry:
     """The site in that directory of this host; one that is not registered has the number 0 and its directory's name.
 
     A directory may be reached on several ways. A registry that cannot be read counts as empty: the DB is there all the same,
-    as whoever asks has seen.
+    as the caller has seen.
     """
     directory = os.path.abspath(os.path.expanduser(path))
     hung_mounts.mark_responsive(directory)
@@ -124,7 +124,7 @@ def named(name: str) -> SiteEntry:
 
 
 def hint() -> str:
-    """What to say to somebody who named no site, or one that there is not. Raises BalsamError."""
+    """Return the hint for a user who named no site, or an unknown one. Raises BalsamError."""
     names = [entry.name for entry in known(gone=True)]
     more = f" and {len(names) - _MOST_NAMES} more: see `balsam site ls`" if len(names) > _MOST_NAMES else ""
     if names:
@@ -132,7 +132,7 @@ def hint() -> str:
     return "None is known yet: `balsam site init -n NAME DIR` makes one."
 
 
-#: So many names are a help.
+#: Maximum number of names in a hint.
 _MOST_NAMES = 30
 
 

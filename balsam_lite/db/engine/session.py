@@ -24,12 +24,12 @@ from . import filesystem
 FILE_NAME = "session.lock"
 #: Who holds this one may take a dead holder's lock file away. One at a time, else the second takes the first one's new lock.
 _BREAKER = f"{FILE_NAME}.break"
-#: So often the lock file may be refused without being there, before it is the directory that refuses.
+#: Times that the lock file may be refused without being there, before it is the directory that refuses.
 _MOST_REFUSALS = 20
 #: Answers to the loser of a race: sshfs says EPERM where others say EEXIST, NFS may know the directory by an old handle.
 _LOST_RACE = (errno.EPERM, errno.EACCES, errno.ESTALE)
 #: Seconds. Making a lock file and writing a name into it are two steps; a maker who is killed in between leaves a nameless
-#: one. Whoever lives is faster, and if not, does without the lock.
+#: one. A live holder is faster, and if not, does without the lock.
 _NAMELESS_EXPIRY_S = 3.0
 #: Bytes; a lock file is far smaller.
 _MOST_READ = 4096
@@ -61,7 +61,7 @@ class LockFile:
         self._unchanged_since = time.monotonic()
 
     def take(self) -> bool:
-        """Make the file. False if somebody has it. Raises OSError where the file system refuses."""
+        """Make the file. Return False if another process has it. Raises OSError where the file system refuses."""
         # Random enough for locks of one process that follow each other.
         content = json.dumps([*Holder.current(), f"{random.getrandbits(64):x}"]).encode()
         started = time.monotonic()
@@ -98,12 +98,12 @@ class LockFile:
         try:
             if self.is_mine():
                 os.unlink(self.path)
-        except OSError:  # others will find that its maker is dead, or that nobody touches it
+        except OSError:  # others will find that its maker is dead, or that it is not touched
             pass
         self._mine = b""
 
     def look(self) -> _Seen | None:
-        """What is there now; None if nothing is, or nobody can tell.
+        """Return what is there now; None if nothing is, or if that cannot be read.
 
         It is opened, because for what is opened NFS asks the server, and for what is only looked at it may not.
         """
@@ -139,9 +139,9 @@ class SessionLock:
     """Held inside a `with` block. Not reentrant: `Database.session` sees to that.
 
     Args:
-        patience_s: wait so long for the lock, then DatabaseBusy; longer for a holder that seems to be dead.
-        expiry_s: a lock file unchanged for so long, by this host's clock, is a dead holder's. Holders touch theirs four
-            times as often.
+        patience_s: seconds to wait for the lock before DatabaseBusy; longer for a holder that seems to be dead.
+        expiry_s: seconds, by this host's clock, after which an unchanged lock file is a dead holder's. Holders touch theirs
+            four times as often.
     """
 
     def __init__(self, directory: str, patience_s: float, expiry_s: float) -> None:
@@ -174,7 +174,7 @@ class SessionLock:
             self._lock.release()
 
     def is_lost(self) -> bool:
-        """Whether others took this process for dead, so that the database file may be somebody else's by now."""
+        """Return whether others took this process for dead, so that the database file may be another's by now."""
         return not self._lock.is_mine()
 
     def _try(self) -> bool:
@@ -214,7 +214,7 @@ class SessionLock:
         return self._expiry_s / 3 < self._lock.age_s <= 2 * self._expiry_s
 
     def _free_from_the_dead(self) -> bool:
-        """Take a dead holder's lock file away. False if there is none, or somebody else is at it."""
+        """Take a dead holder's lock file away. Return False if there is none, or another process does so."""
         dead = self._lock.dead()
         if dead is None:
             return False
@@ -230,5 +230,5 @@ class SessionLock:
                 return still_there
             finally:
                 self._breaker.release()
-        except OSError:  # somebody else was faster, or the directory refuses; then so it will in `_try`
+        except OSError:  # another process was faster, or the directory refuses, as it then will in `_try`
             return False

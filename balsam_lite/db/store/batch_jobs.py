@@ -116,7 +116,7 @@ def disown(cx: sqlite3.Connection, reason: str, now_us: int) -> int:
     return cx.execute(query, (reason, now_us)).rowcount
 
 
-#: Jobs in one transaction; so many take some milliseconds.
+#: Jobs in one transaction; these take some milliseconds.
 _BATCH = 1000
 
 _OF_LAUNCH = "FROM job INDEXED BY job_queued_launch WHERE queued_launch_id = ?"

@@ -94,7 +94,7 @@ class RunResult(NamedTuple):
 
     job: int
     attempt: int
-    result: str  # RUN_DONE, RUN_ERROR or RUN_TIMEOUT; RESTART_READY: nobody knows, its node is lost
+    result: str  # RUN_DONE, RUN_ERROR or RUN_TIMEOUT; RESTART_READY: unknown, its node is lost
     return_code: int | None
     message: str
     started_us: int | None  # None: it never started
@@ -108,7 +108,7 @@ class RunResult(NamedTuple):
 
 
 class LostRun(NamedTuple):
-    """A RUNNING job that nobody runs any more."""
+    """A RUNNING job that no launcher runs any more."""
 
     facts: exit_rules.JobFacts
     message: str
@@ -129,7 +129,7 @@ class ClaimResult(NamedTuple):
 class Capacity(Protocol):
     """What a launcher has to offer; asked inside the transaction, so it only computes."""
 
-    #: So many jobs more it would prepare.
+    #: Number of further jobs that it would prepare.
     preparations: int
 
     def fits(self, shape: Shape) -> bool:
@@ -179,7 +179,7 @@ _CANDIDATE = (
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"
 #: The smallest estimate, in minutes, and the default. It says that a job is short, not how long it takes: it may always start.
 SHORT = 1
-#: When no more jobs can be prepared, plain ones are looked for among so many of the first.
+#: When no more jobs can be prepared, plain ones are looked for among this many of the first.
 _LOOK_BEYOND = 2000
 
 
@@ -439,7 +439,7 @@ def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
 def _best(
     cx: sqlite3.Connection, source: StartableIndex | TaggedJobs, shape: Shape, wanted: int, only: Filter, plain_among: int = 0
 ) -> list[Row]:
-    """The first `wanted` candidates of a shape; with `plain_among`, the plain ones among so many of the first.
+    """The first `wanted` candidates of a shape; with `plain_among`, the plain ones among that many of the first.
 
     One range of the index per priority, so that no row is read in vain.
     """
@@ -588,8 +588,8 @@ def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_u
     """Record how runs ended, release the jobs, promote or fail their children.
 
     A job that was killed meanwhile is released and stays USER_KILLED. One that is not this lease's any more was deleted, or
-    reaped by somebody who took this launcher for dead. With `settles` the launcher keeps jobs that need a step after their
-    program; else they are left to whoever comes next.
+    reaped by a process that took this launcher for dead. With `settles` the launcher keeps jobs that need a step after their
+    program; else they are left to the next launcher.
     """
     ended = {e.job: e for e in exits}
     if not ended:

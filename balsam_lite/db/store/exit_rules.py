@@ -73,7 +73,7 @@ def after_run(facts: JobFacts, result: str, return_code: int | None) -> NextStat
 
 
 def settle(facts: JobFacts, result: str) -> NextStates:
-    """The way from a result, in which somebody left the job, to where it stays; `result` is the first state of the path."""
+    """Return the way from a result to the state where the job stays; `result` is the first state of the path."""
     if result == states.RUN_DONE:
         return _settled(facts, result, states.JOB_FINISHED, facts.has_postprocess or facts.stages_out)
     if result == states.POSTPROCESSED:

@@ -52,7 +52,7 @@ def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int, note: str | None 
     """Say that the holder lives, and with `note` what it has done lately, as JSON.
 
     Raises:
-        LostLease: somebody took the holder for dead; whatever it still runs must be stopped.
+        LostLease: another process took the holder for dead; what it still runs must be stopped.
     """
     query = "UPDATE lease SET heartbeat = ?, note = coalesce(?, note) WHERE id = ? AND closed IS NULL"
     changed = cx.execute(query, (now_us, note, lease)).rowcount

@@ -17,9 +17,9 @@ from ...core import field_specs, states
 from ..engine.schema import UNSUSPECTED, VISIBLE, sql_list
 
 #: A tag is rare if no more jobs have it, whatever their states; or no more that can be started, if the first that wait do not
-#: have it. To look at so many takes ten milliseconds.
+#: have it. To look at that many takes ten milliseconds.
 _MOST = 10_000
-#: Where so many are found among the first that wait, looking at these row by row finds enough.
+#: If _ENOUGH are found among the first _AMONG that wait, looking at these row by row finds enough.
 _ENOUGH, _AMONG = 20, 2000
 
 _STARTABLE = sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))

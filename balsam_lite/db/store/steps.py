@@ -27,7 +27,7 @@ class StepEnd(NamedTuple):
     claim: Claim
     reached: tuple[str, ...]  # the states that it has earned the job: STAGED_IN, PREPROCESSED, POSTPROCESSED, JOB_FINISHED
     failure: str = ""  # why it failed
-    interrupted: bool = False  # it is to be done again by whoever comes next
+    interrupted: bool = False  # the next launcher has to do it again
     trouble: MachineTrouble | None = None  # because of which it was interrupted
     note: str = ""  # on its success, for the job's history
     start_after: int | None = None  # then in microseconds: it is held back until then

@@ -1,6 +1,6 @@
 """The tags of jobs, a second time: `tag` holds each pair once, `job_tag` which jobs have it, so that jobs are found by tags.
 
-The column `job.tags` is what jobs show; whoever writes it calls one of these, inside the same write transaction.
+The column `job.tags` is what jobs show; code that writes it calls one of these, inside the same write transaction.
 """
 
 from __future__ import annotations

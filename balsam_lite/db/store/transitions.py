@@ -1,6 +1,6 @@
 """The one way to change a state: guarded update, event and counters, for any number of jobs at once.
 
-All functions run inside the caller's write transaction. Whoever calls has read the jobs in that same transaction, so the
+All functions run inside the caller's write transaction. The caller has read the jobs in that same transaction, so the
 guards in the updates cannot fail; if one does all the same, the transaction is given up rather than the truth.
 """
 

@@ -18,7 +18,7 @@ from .ssh import Host
 _ON_THE_WAY = 255
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # of every shell but csh, which says 1
 
-_UNKNOWN_END = "Nobody knows whether it was done there: look before you do it again."
+_UNKNOWN_END = "It is unknown whether it was done there: look before you do it again."
 
 
 class _Reason(NamedTuple):

@@ -47,7 +47,7 @@ class Reply(NamedTuple):
 
 
 def new_marker() -> str:
-    """A word that nobody prints by chance."""
+    """Return a random word that no program prints by chance."""
     return os.urandom(12).hex()
 
 

@@ -13,9 +13,9 @@ from ...db.engine.registry import SiteEntry
 from ..interface import Row
 from . import diagnose, protocol, ssh
 
-#: So long connecting may take, in seconds.
+#: Seconds that connecting may take.
 CONNECT_S = 4
-#: So long a whole question may take, in seconds: the one that is put to all sites, what only reads, and changes.
+#: Seconds that a whole call may take: one that is made to all sites, one that only reads, and one that changes.
 ABOUT_S, READING_S, CHANGING_S = 4.5, 300.0, 900.0
 #: A hundred thousand jobs with long descriptions are a tenth of it.
 LARGEST_ANSWER_BYTES = 2 * 1024**3

@@ -24,7 +24,7 @@ def respond(line: bytes, db: str | None = None) -> str:
         return protocol.write_answer(marker, _carried_out(request, db))
     except BalsamError as exc:
         return protocol.write_error(marker, exc)
-    except Exception as exc:  # noqa: BLE001  # who asks must get an answer; a traceback would not reach anybody
+    except Exception as exc:  # noqa: BLE001  # the caller must get an answer; a traceback would be lost
         return protocol.write_error(marker, _unexpected(exc))
 
 

@@ -14,7 +14,7 @@ from ...core import subprocess_run
 from ...core.errors import InputError, InvalidSpec
 from ...core.process_table import JOB_VARIABLES
 
-#: So long an unused connection is kept for the next command, in seconds.
+#: Seconds for which an unused connection is kept for the next command.
 KEPT_S = 60
 
 _SCHEME = "ssh://"
@@ -170,7 +170,7 @@ def _control_directory() -> str:
 
 
 def _is_private(directory: str) -> bool:
-    """Make the directory if need be; whether it is this user's alone. Somebody else may have put something in its place."""
+    """Make the directory if need be; return whether it is this user's alone, as another user may have made something there."""
     try:
         try:
             os.mkdir(directory, 0o700)

@@ -167,7 +167,7 @@ def show(look: Look, keys: Sequence[str], columns: Sequence[str], objects: Itera
     """
     shown = look.shown(keys, columns)
     width = None if look.is_wide else output.terminal_width(sys.stdout)
-    rows = (in_table(look, dict(found)) for found in objects)
+    rows = (in_table(look, found) for found in objects)
     number, left_out = output.write_rows(look.form or "table", shown, rows, sys.stdout, width, bool(look.columns))
     if left_out:
         say(f"No room for {', '.join(left_out)}: --wide prints all columns, --columns those that you name.")
@@ -186,7 +186,7 @@ SITE_TABLE = ("id", "name", "path", "active")
 STALE_MARK = " (stale)"
 
 
-def in_table(look: Look, found: Row) -> Row:
+def in_table(look: Look, found: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an object as a table of `look` shows it: short ids, remarks after states, reasons of one line."""
     if look.form not in ("", "table"):
         return found

@@ -188,9 +188,9 @@ def write_rows(
         columns: the keys to print, in order. width: that of a terminal which the table has to fit; None for any.
         is_fixed: leave no column out, the user has asked for each.
     """
-    rows = ({name: found.get(name) for name in columns} for found in map(without_secrets, objects))
     if form == "json":
-        return write_json(rows, file), []
+        return write_json(({name: found.get(name) for name in columns} for found in objects), file), []
+    rows = ({name: found.get(name) for name in columns} for found in map(without_secrets, objects))
     if form == "yaml":
         return _write_documents(rows, file), []
     if form == "csv":

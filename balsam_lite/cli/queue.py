@@ -128,7 +128,7 @@ def _print_as_slides(row: _Row) -> None:
 
 
 def _shown(row: _Row, entry: SiteEntry) -> _Row:
-    """The fields in the order in which Balsam 0.7 printed them."""
+    """Return the fields in the order in which Balsam 0.7 printed them."""
     names = ("num_nodes", "wall_time_min", "job_mode", "optional_params", "filter_tags", "partitions", "id")
     more = ("scheduler_id", "project", "queue", "state", "status_info", "start_time", "end_time")
     return {**{name: row[name] for name in names}, "site_id": entry.number or None, **{name: row[name] for name in more}}
@@ -236,12 +236,12 @@ _Answers = Sequence[tuple[SiteEntry, list[_Row]]]
 
 
 def _everything(site: str) -> _Answers:
-    """The launches of the sites, the newest first, to cancel some. Raises BalsamError: a site cannot be read."""
+    """Return the launches of the sites, the newest first, to cancel some. Raises BalsamError: a site cannot be read."""
     return ask_all_sites(site, lambda one: one.select("batch_job", {}, "-id"))
 
 
 def _find(word: str, answers: _Answers) -> tuple[SiteEntry, _Row]:
-    """The launch that a user means: by our number, or by the scheduler's; of several with that id the newest.
+    """Return the launch that a user names: by our number, or by the scheduler's; of several with that id the newest.
 
     Raises:
         UnknownBatchJob, AmbiguousJobId.
@@ -260,7 +260,7 @@ def _find(word: str, answers: _Answers) -> tuple[SiteEntry, _Row]:
 
 
 def _cancel(entry: SiteEntry, row: _Row) -> _Row:
-    """Ask for its end; returns it as it is then. Raises CancelFailed, PollFailed."""
+    """Ask for the end of a launch; return it as it is then. Raises CancelFailed, PollFailed."""
     from ..sites import fanout
 
     target = fanout.open_site(entry)

@@ -57,7 +57,7 @@ def init(path: str, name: str | None, access: str | None) -> None:
 
 
 def _asked_name(path: str) -> str:
-    """The name that the user gives if there is somebody to ask, else that of the directory."""
+    """Return the name that the user types if there is a terminal, else that of the directory."""
     if sys.stdin is None or not sys.stdin.isatty():
         return os.path.basename(os.path.abspath(os.path.expanduser(path)))
     import socket
@@ -258,7 +258,7 @@ def rename(site: str, name: str) -> None:
 @click.argument("site")
 @click.argument("destination")
 def mv(site: str, destination: str) -> None:
-    """Move a site with all that lies in its directory. SITE is its directory, its name or its number.
+    """Move a site with everything in its directory. SITE is its directory, its name or its number.
 
     Nothing may run there meanwhile. DESTINATION must not exist yet; it is the new path of the directory itself.
 

@@ -56,7 +56,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "flag": bool,
     "launch_params": _launch_params,
     "parents": _parents,
-    "uuids": json.loads,
+    "uuids": lambda text: [] if text == "[]" else json.loads(text),
 }
 
 JOB_COLUMNS: dict[str, Column] = {

@@ -1,7 +1,6 @@
 """The printed forms of a job and of an application, as the slides show them. Pure: rows in, text out.
 
-Here rather than with the commands because `repr(job)` prints the same form. Escaping what would steer a terminal is left
-to whoever prints to one.
+Here rather than with the commands because `repr(job)` prints the same form. What prints to a terminal escapes the text.
 """
 
 from __future__ import annotations
@@ -17,29 +16,29 @@ from ...core import field_specs
 _JOB_LABEL, _APP_LABEL = 32, 15
 _JOB_DASHES, _APP_DASHES = "-" * 46, "-" * 23
 
-#: The job form ends with this field; those behind it are shown where they differ from their defaults.
+#: The job form ends with this field; those after it are shown where they differ from their defaults.
 _LAST_FIELD = "data"
 _LABELS = {"lease": "lock"}
 
 
 def source_of(definition: str | Mapping[str, Any]) -> str:
-    """`FILE:CLASS`, where the Python class of an application is; "" if it has none."""
+    """Return `FILE:CLASS`, where the Python class of an application is; "" if it has none."""
     found = json.loads(definition or "{}") if isinstance(definition, str) else definition
     return f"{found.get('file', '')}:{found.get('class', '')}" if found else ""
 
 
 def program_of(app: Mapping[str, Any]) -> str:
-    """What an application runs: its command line, the template of one, or the class whose `run` is called."""
+    """Return what an application runs: its command line, the template of one, or the class whose `run` is called."""
     return str(app["executable"] or app["command_template"] or source_of(app["definition"]))
 
 
 def executed_command(executable: str, args: str) -> str:
-    """The command line of a job, as it was typed."""
+    """Return the command line of a job, as it was typed."""
     return " ".join(filter(None, (executable, args)))
 
 
 def job_form(job: Mapping[str, Any], parents: Sequence[str], executable: str | None, data_directory: str) -> str:
-    """All of one job.
+    """Return all fields of one job.
 
     Args:
         job: its columns in stored form. parents: UUIDs. executable: the `program_of` its application, None if there is none.
@@ -73,7 +72,7 @@ def _job_value(field: field_specs.Field, value: Any) -> str:
 
 
 def app_form(app: Mapping[str, Any]) -> str:
-    """All of one application; what the slides do not know, only if it has it."""
+    """Return all fields of one application; what the slides do not know, only if it has it."""
     values = [("Name", app["name"]), ("Description", app["description"]), ("Executable", app["executable"])]
     values += [("Template", app["command_template"])] if app["command_template"] else []
     source = source_of(app["definition"])

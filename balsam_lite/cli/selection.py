@@ -152,7 +152,7 @@ class Selection:
         if not given and not ids:
             return {}
         for name, values in given.items():
-            if any(not value.strip() for value in values):
+            if "" in values:
                 raise InvalidSpec(f"{_OPTIONS[name]} must not be empty; leave it out to mean any.")
         words = self.ids if ids is None else tuple(ids)
         terms: list[Where] = [condition_of(words)] if is_digits_number else [{"which": list(words)}] if words else []

@@ -257,7 +257,12 @@ def test_a_condition_of_one_value_given_twice_is_refused(balsam: Balsam, db: Dat
 
 @pytest.mark.parametrize(
     "words",
-    [("ls", "--json", "--json"), ("job", "ls", "-t", "a=b", "-t", "c=d"), ("killjob", "--id", "#1", "--id", "alone", "--yes")],
+    [
+        ("ls", "--json", "--json"),
+        ("ls", "--wf", "a", "--workflow", "b", "--name", "a", "--name=b"),
+        ("job", "ls", "-t", "a=b", "-t", "c=d"),
+        ("killjob", "--id", "#1", "--id", "alone", "--yes"),
+    ],
 )
 def test_flags_and_options_of_several_values_may_be_given_twice(balsam: Balsam, words: tuple[str, ...]) -> None:
     assert balsam(*words)[0] == 0

@@ -20,7 +20,7 @@ from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert
 
 READING = (
-    ("ls",), ("ls", "--history"), ("job", "ls"), ("queue", "ls"), ("db", "info"), ("db", "check"), ("which",),
+    ("ls",), ("ls", "--history"), ("job", "ls"), ("queue", "ls", "--json"), ("db", "info"), ("db", "check"), ("which",),
 )  # fmt: skip
 WRITING = (
     ("app", "--name", "x", "--executable", "x"),

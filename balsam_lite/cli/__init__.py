@@ -1,9 +1,11 @@
-"""The command line. Only here is click imported, and nothing here can do what the library cannot.
+"""The command line. click is imported only here, and every command calls functions of the library.
 
-main    the entry point; answers `--version` before anything is imported
-run     one command line from its words to its exit code: errors, warnings, Ctrl-C, closed pipes
-group   the table of commands, each imported when it is called for; the old spellings of options
-common  what several commands share: opening the DB, questions, kinds of options
-layout  rows as text; knows neither click nor the DB
-others  the commands, one module per noun
+main        the entry point; answers `--version` before anything is imported
+run         one command line, from its words to its exit code: errors, warnings, Ctrl-C, closed pipes
+group       the table of commands, each imported when it is called, and the options as Balsam 0.3 took them
+common      shared by commands: opening the DB, querying sites, asking the user, kinds of options
+selection   the options that choose jobs
+completion  what shells offer for words that are in the DB
+listing     the objects and options of listings; output: tables, JSON and text on the terminal
+others      the commands
 """

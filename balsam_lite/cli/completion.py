@@ -36,7 +36,7 @@ def _quietly(function: _Complete) -> _Complete:
 
 
 def _from_db(read: Callable[[Connection, str], Iterable[str]]) -> _Complete:
-    """Return a completion by what `read` finds in the active DB for the text typed so far."""
+    """Return a completion by what `read` finds in the active DB for the text that was typed."""
 
     @_quietly
     def offered(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -270,6 +270,10 @@ class FieldOption(Option):
     """An option whose value may begin with a dash, as `-name` does."""
 
 
+class LaterOption(Option):
+    """An option that Balsam 0.3 did not have, so that an abbreviation of both means an older one."""
+
+
 class ConditionOption(Option):
     """A condition of one value, refused where it is repeated.
 
@@ -438,6 +442,7 @@ class WordsRewriter:
         if len(long) < (3 if long is word else 5):
             return None
         names = [long] if long in self._options else [name for name in self._options if name.startswith(long)]
+        names = [name for name in names if not isinstance(self._options[name], LaterOption)] or names
         if len({id(self._options[name]) for name in names}) > 1:
             if long is not word:
                 return None

@@ -18,7 +18,7 @@ from ..core.errors import UnknownField
 from ..core.suggest import did_you_mean
 from . import output
 from .common import say
-from .group import option
+from .group import LaterOption, option
 
 if TYPE_CHECKING:
     from ..db.engine.registry import SiteEntry
@@ -106,7 +106,7 @@ _OPTIONS = (
         "--format", "form", metavar="FORMAT", help="Print json, yaml, csv, or a table: plain, github, html, latex, tsv, ..."
     ),
     option("--columns", metavar="NAME,...", help="Print these keys of the JSON objects only, in this order."),
-    option("--wide", is_flag=True, help="Print whole cells and all columns, however wide the terminal is."),
+    option("--wide", cls=LaterOption, is_flag=True, help="Print whole cells and all columns, however wide the terminal is."),
 )
 
 

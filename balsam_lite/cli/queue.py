@@ -255,7 +255,7 @@ def _find(word: str, answers: _Answers) -> tuple[SiteEntry, _Row]:
         raise UnknownBatchJob(f"There is no batch job {word}.", hint="`balsam queue ls --history` lists them.")
     if len(found) > 1:
         listed = ", ".join(f"qlaunch{row['id']} of {entry.name}" for entry, row in found)
-        raise AmbiguousJobId(f"{word} could be {listed}.", hint="Say qlaunchN, and with --site which site.")
+        raise AmbiguousJobId(f"{word} could be {listed}.", hint="Give qlaunchN, and the site with --site.")
     return found[0]
 
 

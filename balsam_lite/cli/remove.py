@@ -12,7 +12,7 @@ from ..db.engine import directories
 from ..db.query.filters import all_of
 from . import completion, output
 from .common import ask_all_sites, confirm, long_site_option, progress_of, row_number, site_option, warn
-from .group import BalsamCommand, Choice, Option, option
+from .group import BalsamCommand, Choice, LaterOption, Option, option
 from .selection import Selection, jobs, selection_options, sites_with
 
 if TYPE_CHECKING:
@@ -28,12 +28,17 @@ _FORCE = option("--force", is_flag=True, help="Do not ask; remove jobs that othe
 
 def _running(default: bool) -> Callable[[_Function], _Function]:
     text = f"Remove jobs that a launcher runs, too, which then stops them. [default: {'' if default else 'no '}running]"
-    return option("--running/--no-running", default=default, help=text.replace("no running", "no-running"))
+    return option("--running/--no-running", cls=LaterOption, default=default, help=text.replace("no running", "no-running"))
 
 
 def _with_jobs(default: bool) -> Callable[[_Function], _Function]:
     text = "Remove the jobs of the applications, too; else they stay, and fail when a launcher takes them."
-    return option("--with-jobs/--keep-jobs", default=default, help=f"{text} [default: {'with' if default else 'keep'}-jobs]")
+    return option(
+        "--with-jobs/--keep-jobs",
+        cls=LaterOption,
+        default=default,
+        help=f"{text} [default: {'with' if default else 'keep'}-jobs]",
+    )
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------

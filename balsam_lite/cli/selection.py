@@ -13,7 +13,7 @@ from ..db.query.filters import all_of, condition_from_text, condition_on_text
 from ..db.query.operators import has_wildcard
 from . import completion
 from .common import ask_all_sites, jobs_fitting, pairs, row_number
-from .group import ConditionOption, Option, SeparateOption, option
+from .group import ConditionOption, LaterOption, Option, SeparateOption, option
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Connection, Database
@@ -51,8 +51,8 @@ def selection_options(*, without: Collection[str] = (), ids: type[Option] = Sepa
             help="Jobs in this state.",
         ),
         "unwanted": option(
-            "-ns", "--exclude-state", "unwanted", multiple=True, metavar="STATE", shell_complete=completion.states,
-            help="Jobs in any other state.",
+            "-ns", "--exclude-state", "unwanted", cls=LaterOption, multiple=True, metavar="STATE",
+            shell_complete=completion.states, help="Jobs in any other state.",
         ),
         "workflow": option(
             "-wf", "--wf", "--workflow", "workflow", multiple=True, metavar="NAME", shell_complete=completion.workflows,
@@ -60,19 +60,24 @@ def selection_options(*, without: Collection[str] = (), ids: type[Option] = Sepa
         ),
         "name": option("--name", "name", multiple=True, metavar="NAME", help="Jobs of this name."),
         "app": option(
-            "-a", "--app", "--application", "app", multiple=True, metavar="NAME", shell_complete=completion.applications,
-            help="Jobs of this application.",
+            "-a", "--app", "--application", "app", cls=LaterOption, multiple=True, metavar="NAME",
+            shell_complete=completion.applications, help="Jobs of this application.",
         ),
         "tags": option(
-            "-t", "--tag", "tags", multiple=True, metavar="KEY=VALUE", shell_complete=completion.tags,
+            "-t", "--tag", "tags", cls=LaterOption, multiple=True, metavar="KEY=VALUE", shell_complete=completion.tags,
             help="Jobs with this tag.",
         ),
-        "workdir": option("-w", "--workdir", "workdir", multiple=True, metavar="TEXT", help="Jobs with TEXT in their workdir."),
+        "workdir": option(
+            "-w", "--workdir", "workdir", cls=LaterOption, multiple=True, metavar="TEXT",
+            help="Jobs with TEXT in their workdir.",
+        ),
         "conditions": option(
-            "--where", "conditions", multiple=True, metavar="CONDITION",
+            "--where", "conditions", cls=LaterOption, multiple=True, metavar="CONDITION",
             help="Jobs that meet a condition, such as num_nodes__lte=4 or data__x__gt=1.",
         ),
-        "contains": option("--contains", is_flag=True, help="Match --name, --wf and --app anywhere, whatever the case."),
+        "contains": option(
+            "--contains", cls=LaterOption, is_flag=True, help="Match --name, --wf and --app anywhere, whatever the case."
+        ),
     }  # fmt: skip
     given = [name for name in options if name not in without]
 

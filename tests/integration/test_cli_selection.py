@@ -147,6 +147,18 @@ def test_a_value_after_attr_may_look_like_an_option(balsam: Balsam, db: Database
             assert cx.execute("SELECT args FROM job WHERE id = 2").fetchone()[0] == stored
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["ls", "--w", "test"], 0), (["ls", "--t"], 0), (["ls", "-tree"], 0), (["rm", "jobs", "--n", "a1", "--f"], 0),
+        (["rm", "jobs", "--a", "--f"], 0), (["modify", "--t", "apps", "say", "description", "x"], 0),
+        (["rm", "jobs", "--na", "none", "--forc"], 3), (["killjob", "--i", "#1", "--r", "--y"], 0),
+    ],
+)  # fmt: skip
+def test_abbreviations_of_balsam_0_3_are_not_ambiguous_with_later_options(balsam: Balsam, words: list[str], code: int) -> None:
+    assert balsam(*words)[0] == code
+
+
 def test_modify_takes_an_id_or_conditions_and_not_both(balsam: Balsam) -> None:
     for words in (
         ("modify", "test", "--name", "x", "args", "v"), ("modify", "--name", "x", "args"), ("modify", "test", "args"),

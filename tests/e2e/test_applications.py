@@ -810,7 +810,7 @@ SHOWING = """
 def test_the_job_of_a_function_has_all_fields_that_the_interface_shows(site, tmp_path):
     module = imported(written(tmp_path, "showing", f"import os\n{textwrap.dedent(SHOWING)}"))
     parents = [module.Template.submit(f"p{value}", word="x", data={"value": value}) for value in ("one", "2 # two")]
-    names = [name for name, field in Job._FIELDS.items() if not field.is_hidden]
+    names = [*parents[0].display_dict()]
     names += ["save", "refresh_from_db", "delete", "done", "result", "parent_query", "wokdir"]
     data = {"step": 3, "nested": {"list": [1, None, True]}, "x": float("inf")}
     job = module.Shown.submit(

@@ -27,7 +27,6 @@ from ..core import states
 from ..core.clock import SystemClock
 from ..core.errors import BalsamError, DatabaseBusy, SiteUnreachable
 from ..core.import_guard import StopImport
-from ..core.process_table import Holder
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Database
@@ -416,6 +415,7 @@ class Registration:
 
 
 def _open_lease(cx: Any, expiry_s: float) -> int:
+    from ..core.process_table import Holder
     from ..db.store import waits
 
     job_id = os.environ.get("BALSAM_JOB_ID", "")

@@ -167,7 +167,7 @@ def show(look: Look, keys: Sequence[str], columns: Sequence[str], objects: Itera
     """
     shown = look.shown(keys, columns)
     width = None if look.is_wide else output.terminal_width(sys.stdout)
-    rows = (in_table(look, found) for found in objects)
+    rows = objects if look.form not in ("", "table") else (_in_table(found, width is not None) for found in objects)
     number, left_out = output.write_rows(look.form or "table", shown, rows, sys.stdout, width, bool(look.columns))
     if left_out:
         say(f"No room for {', '.join(left_out)}: --wide prints all columns, --columns those that you name.")
@@ -186,12 +186,10 @@ SITE_TABLE = ("id", "name", "path", "active")
 STALE_MARK = " (stale)"
 
 
-def in_table(look: Look, found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an object as a table of `look` shows it: short ids, remarks after states, reasons of one line."""
-    if look.form not in ("", "table"):
-        return found
+def _in_table(found: Mapping[str, Any], is_fitted: bool) -> Mapping[str, Any]:
+    """Return an object as a table shows it: remarks after states, reasons of one line, where it has to fit short ids."""
     shown = dict(found)
-    if not look.is_wide and isinstance(found.get("job_id"), str):
+    if is_fitted and isinstance(found.get("job_id"), str):
         shown["job_id"] = found["job_id"][: output.SHORT_ID]
     if found.get("stale"):
         shown["state"] = found["state"] + STALE_MARK
@@ -213,8 +211,8 @@ def first_line(reason: str | None) -> str:
 
 # --- jobs of one or several sites ---------------------------------------------------------------------------------------
 
-#: A job as its site gives it, and the name of the site.
-Found = tuple[str, Row]
+#: A job as its site gives it, after the name of the site and the site.
+Found = tuple[str, "SiteInterface", Row]
 _T = TypeVar("_T")
 #: What puts a question to each site.
 Ask = Callable[[Callable[["SiteInterface"], Any]], "list[tuple[SiteEntry, Any]]"]
@@ -263,7 +261,7 @@ class SiteJobs:
     def _pages(self, first: list[tuple[SiteEntry, Any]], fields: Sequence[str], size: int) -> Iterator[Found]:
         for entry, (site, rows) in first:
             while rows:
-                yield from ((entry.name, row) for row in rows)
+                yield from ((entry.name, site, row) for row in rows)
                 rows = site.page(self._where, fields, rows[-1]["id"], size) if len(rows) == size else []
 
     def _sorted_pages(self, fields: Sequence[str], limit: int, size: int, *, is_reversed: bool = False) -> Iterator[Found]:
@@ -274,7 +272,7 @@ class SiteJobs:
             for start in range(0, len(listed), size):
                 some = listed[start : start + size]
                 found = {row["id"]: row for row in site.page({"id": some}, fields, size=size)}
-                yield from ((entry.name, found[number]) for number in some if number in found)
+                yield from ((entry.name, site, found[number]) for number in some if number in found)
 
     def _newest(self, fields: Sequence[str]) -> Iterator[Found]:
         """Return the newest jobs of each site in ascending order, and say how many more there are."""
@@ -287,12 +285,12 @@ class SiteJobs:
     def show(self, look: Look, table: Sequence[str] = JOB_TABLE, *, verbose: bool = False) -> int:
         """Print the jobs, with -v and no format in the workshop's form; return how many."""
         if verbose and not look.form:
-            return sum(_write("".join(f"{line}\n" for line in form(site, job))) for site, job in self.read())
+            return sum(_write("".join(f"{line}\n" for line in form(site, job))) for site, _, job in self.read())
         columns = JOB_KEYS if verbose else table
         fields = fields_of((*look.shown(JOB_KEYS, columns), "stale"))
         is_short = look.form in ("", "table") and not self._order and self._limit is None and sys.stdout.isatty()
         jobs = self._newest(fields) if is_short else self.read(fields)
-        return show(look, JOB_KEYS, columns, (job_object(job, site) for site, job in jobs))
+        return show(look, JOB_KEYS, columns, (job_object(job, site) for site, _, job in jobs))
 
     def show_histories(self, look: Look) -> int:
         """Print when each job entered each state, in JSON and YAML with each job; return how many were printed."""
@@ -311,16 +309,12 @@ class SiteJobs:
 
     def _with_events(self) -> Iterator[tuple[str, Row, list[Row]]]:
         """Yield each job with the rows of its history, its creation first."""
-        opened: dict[str, SiteInterface] = {}
-        jobs = self.read((), HISTORY_PAGE)
-        for site, group in groupby(jobs, key=lambda found: found[0]):
-            while some := [job for _, job in islice(group, HISTORY_PAGE)]:
-                if site not in opened:
-                    opened.update({entry.name: one for entry, one in self._ask(lambda one: one)})
+        for (name, site), group in groupby(self.read((), HISTORY_PAGE), key=lambda found: found[:2]):
+            while some := [job for _, _, job in islice(group, HISTORY_PAGE)]:
                 events: dict[int, list[Row]] = {job["id"]: [creation(job)] for job in some}
-                for event in opened[site].select("event", {"job_id": list(events)}, "id"):
+                for event in site.select("event", {"job_id": list(events)}, "id"):
                     events[event["job_id"]].append(event)
-                yield from ((site, job, events[job["id"]]) for job in some)
+                yield from ((name, job, events[job["id"]]) for job in some)
 
 
 def _write(text: str) -> bool:

@@ -10,7 +10,6 @@ Code that uses a `Database` does not know which of the two it has. Nothing here 
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import sqlite3
 import sys
@@ -38,7 +37,7 @@ from ...core.errors import (
     UnsafeFilesystem,
 )
 from ...core.settings import SettingsWarning
-from . import binding, filesystem, migrations, schema, wal
+from . import binding, filesystem, migrations, schema, sqlite_errors, wal
 
 if TYPE_CHECKING:
     from .session import SessionLock
@@ -190,7 +189,7 @@ class Database:
             assert thread.connection is not None
             yield thread.connection
             return
-        with self.session(), _translated(self.directory):
+        with self.session(), sqlite_errors.translated(self.path):
             cx = self._begin("BEGIN")
             thread.transaction = "read"
             try:
@@ -216,7 +215,7 @@ class Database:
         if thread.transaction:
             raise RuntimeError("a write transaction cannot start inside a read transaction")
         import_guard.check_writable()
-        with self.session(), _translated(self.directory):
+        with self.session(), sqlite_errors.translated(self.path):
             self._connection()
             if thread.read_as or thread.unlocked:
                 raise thread.unlocked or self._read_only("you can only read it")
@@ -278,7 +277,7 @@ class Database:
             with self.session():
                 yield self
             return
-        with _translated(self.directory):
+        with sqlite_errors.translated(self.path):
             cx = self._begin("BEGIN IMMEDIATE")
         reader = Database(self.directory, self.access, busy_timeout_s=self.busy_timeout_s, expiry_s=self._expiry_s)
         try:
@@ -292,7 +291,7 @@ class Database:
         if self._thread().transaction:
             raise RuntimeError(f"{statement} cannot run inside a transaction")
         rows: list[tuple[object, ...]] = []
-        with self.session(), _translated(self.directory):
+        with self.session(), sqlite_errors.translated(self.path):
             self._connection()
             self._refuse_if_lost()
             self._refuse_if_gone()
@@ -308,7 +307,7 @@ class Database:
         """
         if self.access != filesystem.LOCAL:
             return True
-        with _translated(self.directory):
+        with sqlite_errors.translated(self.path):
             self._connection()
             self._refuse_if_gone()
             if self._is_separated():
@@ -328,7 +327,7 @@ class Database:
         """
         self._keeps_checkpoints = mine
         if self.access == filesystem.LOCAL:
-            with _translated(self.directory):
+            with sqlite_errors.translated(self.path):
                 self._connection().execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
     def upgrade(
@@ -348,7 +347,7 @@ class Database:
             self._refuse_if_emptied()
         self._is_upgrading = True
         try:
-            with self.session(), _translated(self.directory):
+            with self.session(), sqlite_errors.translated(self.path):
                 cx = self._connection()
                 self._patiently(lambda: self._use_wal(cx))
                 with self.write():
@@ -562,7 +561,7 @@ class Database:
                 thread.sides = wal.sides_of(self.path)  # they are open since it was read
             return cx
         except sqlite3.OperationalError as exc:
-            if self._is_upgrading or _is_busy(exc) or not wal.is_refused(self.directory, self.path):
+            if self._is_upgrading or sqlite_errors.is_busy(exc) or not wal.is_refused(self.directory, self.path):
                 raise
         state = self._state_there()
         if state.wal[0]:
@@ -602,7 +601,7 @@ class Database:
         try:
             self._patiently(connect)
         except sqlite3.Error as exc:
-            raise _translation(exc, self.directory) from exc
+            raise sqlite_errors.translation(exc, self.path) from exc
         (cx,) = opened
         cx.folder, cx.path = folder, path
         try:
@@ -693,7 +692,7 @@ class Database:
                 return
             except sqlite3.OperationalError as exc:
                 waited = time.monotonic() - started
-                if not _is_busy(exc) and not (self._may_be_stale(exc) and waited < _STALE_NAMES_S):
+                if not sqlite_errors.is_busy(exc) and not (self._may_be_stale(exc) and waited < _STALE_NAMES_S):
                     raise
                 if waited > self.busy_timeout_s:
                     raise DatabaseBusy(
@@ -738,82 +737,3 @@ def file_at(path: str) -> tuple[int, int] | None:
     except OSError as exc:
         raise DatabaseError(f"{path} cannot be looked at: {exc}") from exc
     return found.st_dev, found.st_ino
-
-
-# --- SQLite's errors, in our words ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _translated(directory: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as exc:
-        raise _translation(exc, directory) from exc
-    except sqlite3.DatabaseError as exc:
-        if isinstance(exc, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
-            raise
-        raise _translation(exc, directory) from exc
-
-
-def _is_busy(exc: sqlite3.Error) -> bool:
-    return "locked" in str(exc)
-
-
-def why_full(text: str, directory: str) -> str:
-    """Return the lack (space, inodes, quota) because of which SQLite could not write; else "".
-
-    SQLite reports only ENOSPC at a write as SQLITE_FULL; a quota, or a full disk when the WAL's files are made, is an I/O
-    error or a file that cannot be opened (os_unix.c of SQLite 3.31 to 3.50).
-    """
-    if not any(words in text for words in ("full", "disk I/O", "unable to open")):
-        return ""
-    for place in (directory, *_temporary_directory()):
-        error = filesystem.try_to_write(place)
-        reason = filesystem.why_full(place, error.errno) if error else ""
-        if reason:
-            return reason
-    return f"The disk of {directory} is full" if "full" in text else ""
-
-
-def _temporary_directory() -> list[str]:
-    """Return where SQLite puts its temporary files (https://sqlite.org/tempfiles.html, section 5); [] if nowhere."""
-    named = filter(None, map(os.environ.get, ("SQLITE_TMPDIR", "TMPDIR")))
-    usable = [path for path in (*named, "/var/tmp", "/usr/tmp", "/tmp") if os.path.isdir(path) and os.access(path, os.W_OK)]
-    return usable[:1]
-
-
-def _translation(exc: sqlite3.Error, directory: str) -> BalsamError:
-    text = str(exc)
-    if _is_busy(exc):
-        return DatabaseBusy(f"The DB {directory} is busy: {text}", hint="Try again.")
-    full = why_full(text, directory)
-    if full:
-        return DatabaseFull(f"{full}; nothing was written.", hint="Free some space, try again.")
-    unwritable = "unable to open" in text and os.path.isdir(directory) and not os.access(directory, os.W_OK)
-    if unwritable or "readonly" in text or "read-only" in text:
-        return DatabaseReadOnly(f"The DB {directory} cannot be written: {text}", hint="See the directory's permissions.")
-    if "unable to open" in text:
-        hint = "The directory and the files in it must be readable and writable for you."
-        if _has_few_files_left():
-            text, hint = "too many open files", "`ulimit -n` shows how many this process may have."
-        return DatabaseError(f"The DB {directory} cannot be opened: {text}", hint=hint)
-    if "not a database" in text or "malformed" in text:
-        return NotABalsamDB(
-            f"{os.path.join(directory, FILE_NAME)} is damaged or no database: {text}",
-            hint="Restore a backup, or let `balsam db salvage NEW_DIR` read what can be read.",
-        )
-    return DatabaseError(f"The DB {directory}: {text}")
-
-
-def _has_few_files_left() -> bool:
-    """Return whether this process can hardly open another file: SQLite needs four, and does not tell."""
-    opened: list[int] = []
-    try:
-        for _ in range(2):
-            opened += os.pipe()
-    except OSError as exc:
-        return exc.errno in (errno.EMFILE, errno.ENFILE)
-    finally:
-        for handle in opened:
-            os.close(handle)
-    return False

@@ -18,7 +18,7 @@ from ...core.settings import ENVIRONMENT_PREFIX, FILE_NAME, Settings, home
 from ..query import select
 from ..store import leases, pieces, tags
 from ..store.leases import watch_the_doubtful
-from . import binding, connection, directories, filesystem, migrations
+from . import binding, connection, directories, filesystem, migrations, sqlite_errors
 from .connection import Database
 
 # --- a copy -----------------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
             try:
                 cx.backup(target)
             except sqlite3.Error as exc:  # else it would count as an error of the DB that is read
-                full = connection.why_full(str(exc), os.path.dirname(path))
+                full = sqlite_errors.why_full(str(exc), os.path.dirname(path))
                 if not full:
                     raise
                 raise DatabaseFull(f"The backup {path} cannot be written: {full}") from exc
@@ -83,7 +83,7 @@ def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
         target.execute("PRAGMA journal_mode = DELETE")
         found = target.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as exc:
-        full = connection.why_full(str(exc), os.path.dirname(path))
+        full = sqlite_errors.why_full(str(exc), os.path.dirname(path))
         kind = DatabaseFull if full else DatabaseError
         raise kind(f"The backup {path} cannot be written: {full or exc}") from exc
     finally:

@@ -54,7 +54,7 @@ def rerun(*, chosen: Selection, downstream: bool, changes: Sequence[str], to: st
     if not yes and not confirm(f"Run {jobs(len(matching) + len(below))} again?", "--yes"):
         click.echo("Rerun aborted")
         click.get_current_context().exit(1)
-    if len(matching) + len(below) > large_writes.FEW:
+    if len(matching) + len(below) > large_writes.MAX_DIRECT_JOBS:
         with progress_of(len(matching) + len(below)) as progress:
             done = user_actions.rerun(db, matching, to, values, below, progress)
         with db.read() as cx:

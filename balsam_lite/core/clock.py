@@ -66,7 +66,7 @@ def iso_us(time_us: int) -> str:
 
 FORMS = "minutes, or a time such as 90m, 1h30m, 01:30:00 or 2-00:00:00"
 #: Of seconds; thirty thousand years, and far from where floating-point numbers lose whole seconds.
-_LARGEST_S = 10**12
+_MAX_S = 10**12
 # Text, compiled when it is used: every command imports this module, and few read a time.
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{0,30})?(?:e-[0-9]{1,2})?"
 _UNITS = r"\s*".join(
@@ -131,6 +131,6 @@ def spoken(seconds: float) -> str:
 
 
 def _checked(seconds: float, text: str) -> float:
-    if seconds > _LARGEST_S:
+    if seconds > _MAX_S:
         raise ValueError(f"is out of range: {text:.60}")
     return seconds

@@ -65,7 +65,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: The terminal is closed, the reader of a pipe is gone, or the descriptor was closed: nothing can be written ever again.
 _GONE = (errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF)
 #: How long to wait for a reader of stderr, in seconds.
-_PATIENCE_S = 1.0
+_STALL_TIMEOUT_S = 1.0
 
 
 def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
@@ -116,4 +116,4 @@ def _has_room() -> bool:
     """Return whether stderr can be written; wait for that for a moment, but not if it was not so the last time."""
     waiting = select.poll()
     waiting.register(2, select.POLLOUT)
-    return bool(waiting.poll(0 if _Stalled.lines else _PATIENCE_S * 1000))
+    return bool(waiting.poll(0 if _Stalled.lines else _STALL_TIMEOUT_S * 1000))

@@ -125,19 +125,19 @@ JOB_MODES = ("serial", "mpi", "mixed")
 SHAPE_FIELDS = ("num_nodes", "ranks_per_node", "node_packing_count", "gpus_per_rank")
 
 #: SQLite keeps 64-bit integers; a count has no business near that.
-_LARGEST = 2**53
+_MAX_INTEGER = 2**53
 #: Of an amount that is more than nothing. A smaller share of a GPU is not useful, and could not be counted.
-_LEAST_AMOUNT = 0.001
-_LARGEST_TEXT = 1_000_000
-_LONGEST_NAME = 255  # bytes, of one component of a path
-_LONGEST_PATH = 3000  # bytes; Linux takes 4095, of which the DB's own path has a part
+_MIN_AMOUNT = 0.001
+_MAX_TEXT = 1_000_000
+_MAX_NAME = 255  # bytes, of one component of a path
+_MAX_PATH = 3000  # bytes; Linux takes 4095, of which the DB's own path has a part
 
 
 # --- kinds of values --------------------------------------------------------------------------------------------------
 
 
 def _text(value: Any) -> str:
-    if type(value) is str and value.isascii() and len(value) <= _LARGEST_TEXT and "\0" not in value:
+    if type(value) is str and value.isascii() and len(value) <= _MAX_TEXT and "\0" not in value:
         return value  # nearly always; adding a million jobs comes here ten million times
     if type(value) is not str:
         if isinstance(value, os.PathLike):
@@ -146,8 +146,8 @@ def _text(value: Any) -> str:
             raise ValueError(f"must be text, not {value!r}")
     if "\0" in value:
         raise ValueError("must not hold a NUL byte")
-    if len(value) > _LARGEST_TEXT:
-        raise ValueError(f"must not be longer than {_LARGEST_TEXT} characters, it has {len(value)}")
+    if len(value) > _MAX_TEXT:
+        raise ValueError(f"must not be longer than {_MAX_TEXT} characters, it has {len(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -156,7 +156,7 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
-    if type(value) is str and value.isprintable() and len(value) <= _LARGEST_TEXT:
+    if type(value) is str and value.isprintable() and len(value) <= _MAX_TEXT:
         return value  # NUL and surrogates are not printable
     value = _text(value)
     if not value.isprintable():
@@ -221,7 +221,7 @@ def _integer(value: Any) -> int:
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"must be a whole number, not {value!r}") from None
         value = whole
-    if not -_LARGEST <= value <= _LARGEST:
+    if not -_MAX_INTEGER <= value <= _MAX_INTEGER:
         raise ValueError(f"is out of range: {value}")
     return value
 
@@ -254,10 +254,10 @@ def _amount(value: Any) -> float:
         value = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"must be a number, not {value!r}") from None
-    if not (math.isfinite(value) and 0 <= value <= _LARGEST):
+    if not (math.isfinite(value) and 0 <= value <= _MAX_INTEGER):
         raise ValueError(f"must be a number of 0 or more, not {value}")
-    if 0 < value < _LEAST_AMOUNT:
-        raise ValueError(f"must be 0 or at least {_LEAST_AMOUNT}, not {value}")
+    if 0 < value < _MIN_AMOUNT:
+        raise ValueError(f"must be 0 or at least {_MIN_AMOUNT}, not {value}")
     return int(value) if value == int(value) else value
 
 
@@ -612,8 +612,8 @@ def workdir_name(workflow: str, name: str, job_id: str) -> str:
     >>> workdir_name("../etc", "a/b", "7df86c8b-f94b-4349-8ab6-a8afc85d8a9f")
     '.._etc/a_b_7df86c8b'
     """
-    leaf = f"{_component(name, _LONGEST_NAME - 40)}_{job_id[:8]}" if name.strip() else job_id[:8]
-    folder = _component(workflow, _LONGEST_NAME)
+    leaf = f"{_component(name, _MAX_NAME - 40)}_{job_id[:8]}" if name.strip() else job_id[:8]
+    folder = _component(workflow, _MAX_NAME)
     return f"{folder}/{leaf}" if folder else leaf
 
 
@@ -643,7 +643,7 @@ def checked_workdir(value: Any) -> str:
         raise InvalidSpec(f"job workdir must be a path of printable characters, not {text!r}")
     if path == os.curdir or path.split("/")[0] == os.pardir:
         raise InvalidSpec(f"job workdir must be a directory below the data directory of its site, which {text} is not")
-    if any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")) or len(path.encode()) > _LONGEST_PATH:
+    if any(len(part.encode()) > _MAX_NAME for part in path.split("/")) or len(path.encode()) > _MAX_PATH:
         raise InvalidSpec(f"job workdir is too long for a file system: {text[:80]}…")
     return path
 
@@ -654,7 +654,7 @@ def output_name(name: str) -> str:
     >>> output_name("my/run 1")
     'my_run 1.out'
     """
-    safe = name.strip().replace("/", "_").encode()[: _LONGEST_NAME - 20].decode(errors="ignore")
+    safe = name.strip().replace("/", "_").encode()[: _MAX_NAME - 20].decode(errors="ignore")
     return f"{safe}.out" if safe else "job.out"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from .errors import InvalidSpec, RemoteError
 
 #: Of all parameters of a job, as they are stored.
-LARGEST_BYTES = 512_000
+MAX_BYTES = 512_000
 
 PICKLED, NAMES = "__pickled__", "names"
 _ATOMS = (str, int, bool, type(None))
@@ -37,9 +37,9 @@ def encoded(values: Any) -> dict[str, Any]:
     is_plain = PICKLED not in values and all(map(_is_json, values.values()))
     stored = dict(values) if is_plain else _pickled(dict(values))
     size = len(stored[PICKLED]) if PICKLED in stored else len(json.dumps(stored, ensure_ascii=False).encode(errors="replace"))
-    if size > LARGEST_BYTES:
+    if size > MAX_BYTES:
         raise InvalidSpec(
-            f"The parameters of a job must not be larger than {LARGEST_BYTES} bytes in all, these are {size}",
+            f"The parameters of a job must not be larger than {MAX_BYTES} bytes in all, these are {size}",
             hint="Write large values to a file, and give the job its path.",
         )
     return stored

@@ -90,7 +90,7 @@ def _start_without_proc(pid: int) -> str:
 
 
 #: A lack of files or memory that may pass, how often to try again because of it, and the seconds between.
-_LACKS, _MOST_TRIES, _RETRY_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM), 100, 0.05
+_LACKS, _MAX_TRIES, _RETRY_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM), 100, 0.05
 
 
 def read_proc(path: str) -> bytes:
@@ -99,7 +99,7 @@ def read_proc(path: str) -> bytes:
     Raises:
         OSError: for seconds this process or host has had too many files open. That does not prove the process dead.
     """
-    for left in reversed(range(_MOST_TRIES)):
+    for left in reversed(range(_MAX_TRIES)):
         try:
             with open(path, "rb") as file:
                 return file.read()

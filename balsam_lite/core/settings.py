@@ -138,7 +138,7 @@ CHOICES = {
     "MPI_FLAVOUR": ("", "aprun", "intel", "jsrun", "mpich", "openmpi", "pals", "srun"),
 }
 #: Thirty years in seconds. Python's own waiting fails at a few centuries.
-_LARGEST = 10**9
+_MAX_INTEGER = 10**9
 
 
 def home(environ: Mapping[str, str] = os.environ) -> str:
@@ -176,7 +176,7 @@ def _checked(key: str, value: Any, path: str, text: str) -> Any:
     wanted = type(default)
     where = f"{path}, line {text[: max(text.find(json.dumps(key)), 0)].count(chr(10)) + 1}: {key}"
     if wanted is float and type(value) is int:
-        value = float(value) if abs(value) <= _LARGEST else float("inf")
+        value = float(value) if abs(value) <= _MAX_INTEGER else float("inf")
     if type(value) is not wanted:
         raise SettingsError(f"{where} must be {_KIND[wanted]}, not {value!r}")
     return _in_range(key, value, where)
@@ -191,10 +191,10 @@ def _in_range(key: str, value: Any, where: str) -> Any:
             raise SettingsError(f"{where} must be one of {' '.join(filter(None, choices))}, not {value!r}")
         return value
     if key in _POSITIVE:
-        if not 0 < value <= _LARGEST:
-            raise SettingsError(f"{where} must be greater than 0 and at most {_LARGEST}, not {value!r}")
-    elif not _LOWEST.get(key, 0) <= value <= _LARGEST:  # NaN is not
-        raise SettingsError(f"{where} must be from {_LOWEST.get(key, 0)} to {_LARGEST}, not {value!r}")
+        if not 0 < value <= _MAX_INTEGER:
+            raise SettingsError(f"{where} must be greater than 0 and at most {_MAX_INTEGER}, not {value!r}")
+    elif not _LOWEST.get(key, 0) <= value <= _MAX_INTEGER:  # NaN is not
+        raise SettingsError(f"{where} must be from {_LOWEST.get(key, 0)} to {_MAX_INTEGER}, not {value!r}")
     return value
 
 

@@ -18,10 +18,10 @@ from . import import_guard
 from .process_table import DETACHED_VARIABLE, JOB_VARIABLES
 
 #: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
-LARGEST_OUTPUT_BYTES = 16 * 1024 * 1024
+MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 #: What is read of a file that stands for stderr, how large it may become, and how often that is looked at, in seconds.
-_END_BYTES, _LARGEST_FILE_BYTES, _LOOK_S = 64 * 1024, 256 * 1024 * 1024, 0.5
+_END_BYTES, _MAX_FILE_BYTES, _FILE_CHECK_INTERVAL_S = 64 * 1024, 256 * 1024 * 1024, 0.5
 
 _KILLED = "so it was killed"
 
@@ -54,7 +54,7 @@ def run(
     environ: Mapping[str, str] | None = None,
     directory: str | None = None,
     stdin: bytes = b"",
-    largest_bytes: int = LARGEST_OUTPUT_BYTES,
+    largest_bytes: int = MAX_OUTPUT_BYTES,
     leaves_some: bool = False,
 ) -> Completed:
     """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
@@ -163,9 +163,9 @@ def _collect(
             left_s = give_up - time.monotonic()
             if left_s <= 0:
                 return _late(timeout_s)
-            if file is not None and os.fstat(file.fileno()).st_size > _LARGEST_FILE_BYTES:
-                return _too_much(_LARGEST_FILE_BYTES)
-            pause_s = left_s if file is None else min(left_s, _LOOK_S)
+            if file is not None and os.fstat(file.fileno()).st_size > _MAX_FILE_BYTES:
+                return _too_much(_MAX_FILE_BYTES)
+            pause_s = left_s if file is None else min(left_s, _FILE_CHECK_INTERVAL_S)
             if not selector.get_map():
                 _wait(process, pause_s)
                 continue

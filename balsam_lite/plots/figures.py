@@ -34,7 +34,7 @@ COLOURS = {
 _SIZE_INCHES = (7.2, 3.8)
 _DPI = 200
 #: Maximum number of runs that are drawn one by one; more become an image of this many rows and columns.
-_MOST_BARS = 2000
+_MAX_BARS = 2000
 _ROWS, _COLUMNS = 400, 1200
 #: Pixels that the axes of a timeline take in width and height, beside a legend and below a title.
 _PIXELS = (1080, 600)
@@ -148,7 +148,7 @@ def gantt(runs: Runs, title: str) -> Figure:
     figure, axes = _canvas(title, clock, "Lane (runs side by side)")
     lanes = timeline.lanes(runs)
     count = max(lanes) + 1
-    draw = _bars if len(runs.starts) <= _MOST_BARS else _image
+    draw = _bars if len(runs.starts) <= _MAX_BARS else _image
     draw(axes, clock, runs, lanes)
     axes.set_ylim(0, count)
     _whole_numbers(axes.yaxis)

@@ -16,7 +16,7 @@ from .timeline import Changes, Curve, Runs, Window
 #: Rows of jobs in a page.
 _PAGE = 20_000
 #: Maximum number of jobs that a query for events names; of more, the others' events are left out here.
-_FEW_JOBS = 10_000
+_MAX_NAMED_JOBS = 10_000
 #: Conditions on jobs that can be put to events as they are, and their names there.
 _OF_EVENTS = {"id": "job_id", "tags": "tags"}
 
@@ -53,7 +53,7 @@ def read(site: SiteInterface, kind: str, where: Mapping[str, Any]) -> PlotData:
             found.extend(row["id"] for row in page)
             if kind == "states":
                 changes.add((row["created"], "", CREATED, row["id"], None) for row in page)
-        if len(found) <= _FEW_JOBS:
+        if len(found) <= _MAX_NAMED_JOBS:
             by_event = {"job_id": list(found)}
         wanted = set(found) if where else range(found[-1] + 1 if found else 0)
     for events in _events(site, by_event, TOUCHING[kind]):

@@ -11,12 +11,12 @@ from . import timeline
 from .timeline import Counts, Curve, Runs
 
 #: Rows of a chart, and rows of lanes at most.
-_HEIGHT, _MOST_LANES = 15, 24
+_HEIGHT, _MAX_LANES = 15, 24
 #: Characters in front of a chart, with its axis.
 _MARGIN = 10
 #: Numbers on the scale of a chart.
 _STEPS = 3
-_LEAST_WIDTH = 30
+_MIN_WIDTH = 30
 
 #: How a run that ended in this state is drawn, where that is not RUN_DONE.
 _LETTERS = {"RUNNING": ">", "RUN_ERROR": "E", "RUN_TIMEOUT": "T", "RESTART_READY": "R", "USER_KILLED": "K", "FAILED": "F"}
@@ -27,7 +27,7 @@ class Style:
     """The characters of a terminal that is so wide."""
 
     def __init__(self, width: int = 80, blocks: bool = True) -> None:
-        self.width = max(width, _LEAST_WIDTH)
+        self.width = max(width, _MIN_WIDTH)
         self.levels = " ▁▂▃▄▅▆▇█" if blocks else " .:=#"  # how much of a cell is filled from below
         self.shades = " ░▒▓█" if blocks else " .:=#"
         self.bar, self.line, self.corner, self.limit = "│─└╌" if blocks else "|-+-"
@@ -79,7 +79,7 @@ def gantt(runs: Runs, title: str, style: Style) -> list[str]:
     span = runs.starts[0], runs.until
     lanes = timeline.lanes(runs)
     count = max(lanes) + 1
-    rows = min(count, _MOST_LANES)
+    rows = min(count, _MAX_LANES)
     covered = _covered(runs, array("q", (lane * rows // count for lane in lanes)), rows, _edges(span, style.columns))
     lines = [title]
     for row in reversed(range(rows)):

@@ -212,7 +212,7 @@ def _cpus_of_each(text: str) -> tuple[int, ...]:
     if (
         len(counts) < len(parts)
         or len({cpus for cpus, _ in counts}) < 2
-        or sum(times for _, times in counts) > hostlist.MOST_NAMES
+        or sum(times for _, times in counts) > hostlist.MAX_NAMES
     ):
         return ()
     return tuple(cpus for cpus, times in counts for _ in range(times))
@@ -320,7 +320,7 @@ def _nonsense(variable: str, text: str, what: str, hint: str) -> LaunchError:
 # --- reading nodes ----------------------------------------------------------------------------------------------------
 
 #: Ten thousand nodes with a hundred slots each are a third of it.
-_LARGEST_FILE_BYTES = 64 * 1024 * 1024
+_MAX_FILE_BYTES = 64 * 1024 * 1024
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -350,8 +350,8 @@ class _NodeSource(NamedTuple):
         names: dict[str, None] = {}
         for found in re.finditer(r"[^\s,]+", text):
             names[found[0]] = None
-            if len(names) > hostlist.MOST_NAMES:
-                raise self._trouble(f"The file has more than {hostlist.MOST_NAMES} names")
+            if len(names) > hostlist.MAX_NAMES:
+                raise self._trouble(f"The file has more than {hostlist.MAX_NAMES} names")
         if not names:
             raise self._trouble("The file of nodes is empty")
         return self._checked(names)
@@ -359,7 +359,7 @@ class _NodeSource(NamedTuple):
     def _checked(self, names: Iterable[str]) -> _Nodes:
         """Each name once. They go into command lines, between commas, so odd ones are refused."""
         folded = tuple(dict.fromkeys(names))
-        odd = next((name for name in folded if len(name) > hostlist.LONGEST_NAME or not _NODE_NAME.fullmatch(name)), None)
+        odd = next((name for name in folded if len(name) > hostlist.MAX_NAME or not _NODE_NAME.fullmatch(name)), None)
         if odd is not None:
             raise self._trouble(f"{_shown(odd)} is no name of a node")
         return len(folded), folded
@@ -378,9 +378,9 @@ def _read(path: str) -> str:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{path!r} is no plain file")
-        content = file.read(_LARGEST_FILE_BYTES + 1)
-    if len(content) > _LARGEST_FILE_BYTES:
-        raise ValueError(f"it is larger than {_LARGEST_FILE_BYTES} bytes")
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise ValueError(f"it is larger than {_MAX_FILE_BYTES} bytes")
     return content.decode("ascii")
 
 
@@ -399,7 +399,7 @@ _DETECTORS: tuple[tuple[Callable[[_Environ], Allocation | None], Callable[[_Envi
 
 
 #: Thirty years in seconds. What lies beyond is no limit.
-_LONGEST_S = 10**9
+_MAX_S = 10**9
 #: Before each of the questions; squeue may leave out a batch job for seconds.
 _PAUSES_S = (0.0, 1.0, 4.0)
 
@@ -428,7 +428,7 @@ def ask_end_us(
         return None
     clock = clock or SystemClock()
     left_s = ask(batch.batch_id, command, timeout_s, environ, clock)
-    return None if left_s is None or left_s > _LONGEST_S else clock.now_us() + int(left_s * SECOND_US)
+    return None if left_s is None or left_s > _MAX_S else clock.now_us() + int(left_s * SECOND_US)
 
 
 def _ask_slurm(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:

@@ -14,9 +14,9 @@ from itertools import groupby, product
 from typing import NamedTuple, Union
 
 #: Names in one list. A text of a few bytes can ask for more than any memory holds, so they are counted first.
-MOST_NAMES = 1_000_000
+MAX_NAMES = 1_000_000
 #: Characters of a name; the domain name system has no longer ones (RFC 1035, 2.3.4).
-LONGEST_NAME = 255
+MAX_NAME = 255
 
 _PIECE = re.compile(r"(?P<plain>[^\[\],\s]+)|\[(?P<ranges>[^\[\]]*)\]")
 #: Maximum number of digits of a node's number; beyond it Slurm itself reads another number (64 bits).
@@ -53,8 +53,8 @@ def expand(text: str) -> tuple[str, ...]:
     ('rack1n09-ib', 'rack1n10-ib', 'rack2n09-ib', 'rack2n10-ib')
 
     Raises:
-        ValueError: it is no such list (the message says at which character), or it has more than MOST_NAMES names or a
-            name longer than LONGEST_NAME. Nothing was expanded then.
+        ValueError: it is no such list (the message says at which character), or it has more than MAX_NAMES names or a
+            name longer than MAX_NAME. Nothing was expanded then.
     """
     names: list[str] = []
     words = list(_words(text))
@@ -128,8 +128,8 @@ def _word(text: str, start: int) -> tuple[_Word, int]:
             raise _broken(text, position, "the bracket has no partner" if text[position] in "[]" else "a blank is no name")
         piece = found["plain"] or _ranges(text, *found.span("ranges"))
         length += len(piece) if isinstance(piece, str) else max(part.longest for part in piece)
-        if length > LONGEST_NAME:
-            raise _broken(text, start, f"the name is longer than {LONGEST_NAME} characters")
+        if length > MAX_NAME:
+            raise _broken(text, start, f"the name is longer than {MAX_NAME} characters")
         word.append(piece)
         position = found.end()
     if not word:
@@ -164,8 +164,8 @@ def _size(word: _Word) -> int:
 
 
 def _check_size(size: int) -> None:
-    if size > MOST_NAMES:
-        raise ValueError(f"it stands for more than {MOST_NAMES} names")
+    if size > MAX_NAMES:
+        raise ValueError(f"it stands for more than {MAX_NAMES} names")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -173,8 +173,8 @@ def _check_size(size: int) -> None:
 
 def _split(name: str) -> tuple[str, str]:
     """The name without the number at its end, and that number as text, "" where there is none."""
-    if not name or len(name) > LONGEST_NAME or _UNWRITABLE.search(name):
-        raise ValueError(f"not a name for a host list: {name[:LONGEST_NAME]!r}")
+    if not name or len(name) > MAX_NAME or _UNWRITABLE.search(name):
+        raise ValueError(f"not a name for a host list: {name[:MAX_NAME]!r}")
     found = _NUMBERED.fullmatch(name)
     return (found[1], found[2]) if found else (name, "")
 

@@ -25,7 +25,7 @@ from . import base
 from .base import BatchStatus, Submission
 
 #: Microseconds in which a shepherd has to appear. Python starts within a second on a busy machine.
-_SPAWN_PATIENCE_US = 10 * SECOND_US
+_SPAWN_TIMEOUT_US = 10 * SECOND_US
 #: A lock on a broken network file system may never come.
 _LOCK_TIMEOUT_S = 20.0
 _KEEP_ENDED = 1000
@@ -206,7 +206,7 @@ class LocalQueue:
     def _needs_shepherd(self, record: QueueRecord) -> bool:
         if record.shepherd and not record.shepherd.is_provably_dead():
             return False
-        if record.spawned_us and abs(_now_us() - record.spawned_us) < _SPAWN_PATIENCE_US:
+        if record.spawned_us and abs(_now_us() - record.spawned_us) < _SPAWN_TIMEOUT_US:
             return False
         ended = self._load(self._ended, record.id)
         if ended:  # its shepherd died between recording the end and taking it off the queue

@@ -83,7 +83,7 @@ def check_sum(parts: Sequence[Partition], nodes: int) -> None:
         raise InvalidSpec(f"Sum of partition sizes must equal batchjob num_nodes: they have {total}, it has {nodes}.")
 
 
-_LARGEST_COUNT = 10**7
+_MAX_COUNT = 10**7
 
 
 class LaunchRequest(NamedTuple):
@@ -115,8 +115,8 @@ def validated(request: LaunchRequest, settings: Settings) -> LaunchRequest:
             raise InvalidSpec(f"wall_minutes {exc}") from None
     for field in ("nodes", "wall_minutes"):
         value = getattr(request, field)
-        if type(value) is not int or not 1 <= value <= _LARGEST_COUNT:
-            raise InvalidSpec(f"{field} must be a whole number from 1 to {_LARGEST_COUNT}, not {value!r}")
+        if type(value) is not int or not 1 <= value <= _MAX_COUNT:
+            raise InvalidSpec(f"{field} must be a whole number from 1 to {_MAX_COUNT}, not {value!r}")
     if request.job_mode not in field_specs.JOB_MODES:
         raise InvalidSpec(f"job_mode must be one of {', '.join(field_specs.JOB_MODES)}, not {request.job_mode!r}")
     for field in ("queue", "project", "wf_filter", "sched_flags"):

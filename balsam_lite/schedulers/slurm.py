@@ -32,7 +32,7 @@ _SACCT_FIELDS = ("JobIDRaw", "State", "ExitCode", "Submit", "Start", "End", "Job
 _EPOCH_TIMES = "SLURM_TIME_FORMAT=%s"
 
 #: Linux refuses a longer argument (MAX_ARG_STRLEN is 128 KiB).
-_LONGEST_ARGUMENT = 100_000
+_MAX_ARGUMENT = 100_000
 #: How far back batch jobs are looked for when they are too many to be named.
 _HISTORY_S = 30 * 86400
 
@@ -107,7 +107,7 @@ _NO_ANSWER = ("Socket timed out", "(receive failure)", "Message receive failure"
 
 #: Where slurm.conf lies; in the second place slurmd keeps what it got from the controller ("configless" Slurm).
 _PLACES_OF_CONFIGURATION = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
-_MOST_CONFIGURATION = 1024 * 1024  # characters
+_MAX_CONFIGURATION = 1024 * 1024  # characters
 
 
 class SlurmScheduler(CommandScheduler):
@@ -236,7 +236,7 @@ class SlurmAdapter:
         which = f"--jobs={','.join(filter(_is_id, map(_number, ids)))}"  # one odd id would make it report none
         options = [*self._where, "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations"]
         options.append(f"--format={','.join(_SACCT_FIELDS)}")
-        if len(which) > _LONGEST_ARGUMENT:
+        if len(which) > _MAX_ARGUMENT:
             since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - _HISTORY_S))
             return [*self._without((), _EPOCH_TIMES), self._sacct, *options, f"--user={self._user}", f"--starttime={since}"]
         return [*self._without((), _EPOCH_TIMES), self._sacct, *options, which]
@@ -437,7 +437,7 @@ def _cluster(environ: Mapping[str, str]) -> str:
     for path in places:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
-                found = re.search(r"^\s*ClusterName\s*=\s*(\S+)", file.read(_MOST_CONFIGURATION), re.MULTILINE | re.IGNORECASE)
+                found = re.search(r"^\s*ClusterName\s*=\s*(\S+)", file.read(_MAX_CONFIGURATION), re.MULTILINE | re.IGNORECASE)
         except (OSError, ValueError):  # ValueError: a NUL in the path
             continue
         if found:

@@ -26,7 +26,7 @@ from .request import LaunchRequest, validated
 from .script import NAME, render
 
 #: Seconds that a row may be on its way to the scheduler, or twice what its command is given if that is longer.
-SUBMISSION_PATIENCE_S = 120
+SUBMISSION_TIMEOUT_S = 120
 #: A batch job that valid answers of the scheduler leave out for this long counts as gone. Listings are incomplete at times:
 #: squeue shows a new batch job seconds after sbatch has returned, and PBS denies one that runs (psij-python #399, #401).
 ABSENCE_TIMEOUT_S = 120
@@ -206,7 +206,7 @@ def _is_pending(row: BatchRow) -> bool:
 
 
 def _patience_us(scheduler: Scheduler) -> int:
-    return int(max(SUBMISSION_PATIENCE_S, 2 * scheduler.timeout_s) * SECOND_US)
+    return int(max(SUBMISSION_TIMEOUT_S, 2 * scheduler.timeout_s) * SECOND_US)
 
 
 def _native_id(row: BatchRow) -> str:
@@ -362,7 +362,7 @@ __all__ = [
     "ABSENCE_TIMEOUT_S",
     "NAME",
     "REVIEW_PERIOD_S",
-    "SUBMISSION_PATIENCE_S",
+    "SUBMISSION_TIMEOUT_S",
     "LaunchRequest",
     "cancel",
     "legacy_form",

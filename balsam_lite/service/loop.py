@@ -51,21 +51,21 @@ log = logging.getLogger(__name__)
 
 KIND = "service"
 #: Jobs that are planned for one launch. It does more if it can; beyond this a plan only costs time.
-_MOST_PLANNED = 2000
+_MAX_PLANNED = 2000
 #: Maximum pause of a queue that fails, seconds; each pause is longer than the one before.
-_LONGEST_PAUSE_S = 600.0
+_MAX_PAUSE_S = 600.0
 #: The same of jobs that launchers in a queue cannot take, such as those with more GPUs than its nodes have.
-_LONGEST_REFUSAL_S = 6 * 3600.0
+_MAX_REFUSAL_S = 6 * 3600.0
 #: Seconds of a turn in which large writes of other processes are completed.
 _LARGE_WRITES_S = 2.0
 #: Beyond these even the shortest period has become that; 2.0**1024 is no number.
-_MOST_DOUBLINGS = 20
+_MAX_DOUBLINGS = 20
 #: Minutes that a launch needs to start.
 _START_MIN = 1
 #: Finishing what a dead launcher left takes no time, but a launcher.
 _TIDYING = Work(Shape(1, 1, 1, 0), 1, 1)
 #: Lines of reasons that `status` keeps.
-_MOST_REASONS = 20
+_MAX_REASONS = 20
 
 
 class Survey(NamedTuple):
@@ -314,7 +314,7 @@ class Service:
         for shape, reason in said.items():
             known = self._refusals.get((queue, shape))
             failures = known.failures + 1 if known else 1
-            until = self._clock.monotonic() + self._pause_s(failures, _LONGEST_REFUSAL_S)
+            until = self._clock.monotonic() + self._pause_s(failures, _MAX_REFUSAL_S)
             self._refusals[queue, shape] = SubmissionPause(failures, until, f"after {failures} launch(es) in vain, {reason}")
 
     def reap(self) -> None:
@@ -400,7 +400,7 @@ class Service:
                 log.log(level, "%s", line)
         # While launches are submitted, what waits is not all looked at; only then is a reason over when it is not given.
         self._said = set(said) | (self._said if choice.launch else set())
-        self._note["reasons"] = list(said)[:_MOST_REASONS]
+        self._note["reasons"] = list(said)[:_MAX_REASONS]
 
     def submit(self, launch: Launch) -> bool:
         """Plan jobs for the launch and submit it. Returns False, with the queue left alone for a while, if that failed."""
@@ -426,7 +426,7 @@ class Service:
     def _plan(self, number: int, launch: Launch) -> None:
         self._refused[launch.queue] = number
         self.beat(even_if_early=True)  # another service may have taken over while this one was suspended
-        rest, planned = _MOST_PLANNED, 0
+        rest, planned = _MAX_PLANNED, 0
         for shape, minutes, jobs in _by_shape(launch.planned):
             planned += batch_jobs.reserve(self._db, number, shape, minutes, min(jobs, rest - planned))
         log.info("Planned %d job(s) for qlaunch%d.", planned, number)
@@ -435,7 +435,7 @@ class Service:
 
     def _pause(self, queue: str, reason: str) -> None:
         failures = self._pauses[queue].failures + 1 if queue in self._pauses else 1
-        seconds = self._pause_s(failures, _LONGEST_PAUSE_S)
+        seconds = self._pause_s(failures, _MAX_PAUSE_S)
         first = reason.partition("\n")[0]
         self._pauses[queue] = SubmissionPause(
             failures, self._clock.monotonic() + seconds, f"after {failures} failure(s), {first}"
@@ -443,7 +443,7 @@ class Service:
         self._failed(f"{queue}: {reason}\nThe next try in this queue is in {seconds:.0f} s.")
 
     def _pause_s(self, failures: int, longest_s: float) -> float:
-        return min(longest_s, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MOST_DOUBLINGS))
+        return min(longest_s, self._settings.SERVICE_PERIOD * 2.0 ** min(failures, _MAX_DOUBLINGS))
 
     def _did(self, what: str) -> None:
         log.info("%s", what[:1].upper() + what[1:])

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 LOCK = "service.lock"
 _IS_SERVICE = f"kind = '{KIND}'"
 #: Seconds that `stop` waits beyond what one command of the scheduler may take.
-_STOP_PATIENCE_S = 10.0
+_STOP_TIMEOUT_S = 10.0
 
 
 def run_service(db_directory: str, ready: Ready | None = None) -> int:
@@ -204,7 +204,7 @@ def stop(db_directory: str) -> str:
             leases.close_lease(cx, record.lease.id, SystemClock.now_us(), "stopped by the user")
         return f"The service on {holder.host} (pid {holder.pid}) is to end; it hears of it within {settings.beat_s:g} s."
     _terminate(holder)
-    give_up = time.monotonic() + settings.SCHEDULER_TIMEOUT_S + _STOP_PATIENCE_S
+    give_up = time.monotonic() + settings.SCHEDULER_TIMEOUT_S + _STOP_TIMEOUT_S
     while not holder.is_provably_dead():
         if time.monotonic() > give_up:
             raise LaunchError(f"The service (pid {holder.pid}) is still busy; it ends when it is done with that.")

@@ -21,11 +21,11 @@ _PRICE_OF_IDLENESS = 0.25
 #: A launch may cost this many times what the cheapest does for the same work, if it is over sooner.
 _HASTE = 1.25
 #: Estimates of one shape that are looked at; more are rounded up to these.
-_MOST_ESTIMATES = 12
+_MAX_ESTIMATES = 12
 #: Minimum ratio of the next larger size, or estimate, that is tried.
 _STEP, _COARSE_STEP = 1.5, 4.0
 #: Sizes at which all the work takes 1, 2, … rounds.
-_MOST_ROUNDS = 8
+_MAX_ROUNDS = 8
 #: Room for errors of binary fractions, such as three thirds of a node.
 _TINY = 1e-9
 
@@ -236,7 +236,7 @@ def _coarse(fitting: Iterable[Work]) -> list[Work]:
     merged: Counter[tuple[Shape, int]] = Counter()
     for shape, works in by_shape.items():
         # Both ends of the estimates are kept within a band, so that bands are as wide as this ratio.
-        ratio = (works[0].minutes / works[-1].minutes) ** (1 / _MOST_ESTIMATES) if len(works) > _MOST_ESTIMATES else 1.0
+        ratio = (works[0].minutes / works[-1].minutes) ** (1 / _MAX_ESTIMATES) if len(works) > _MAX_ESTIMATES else 1.0
         top = works[0].minutes
         for work in works:
             top = top if work.minutes * ratio > top - _TINY else work.minutes
@@ -261,7 +261,7 @@ def _sizes(limits: Range, works: Sequence[Work]) -> list[int]:
     at_once = sum(work.jobs * _width(work) for work in works)
     least = max(limits.min_nodes, *(work.shape.num_nodes for work in works))
     most = max(least, min(limits.max_nodes, math.ceil(at_once - _TINY)))
-    found = {least, most, *(math.ceil(at_once / rounds - _TINY) for rounds in range(2, _MOST_ROUNDS + 1))}
+    found = {least, most, *(math.ceil(at_once / rounds - _TINY) for rounds in range(2, _MAX_ROUNDS + 1))}
     size = least
     while size < most:
         found.add(size)

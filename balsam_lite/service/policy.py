@@ -33,7 +33,7 @@ _KEYS = (_SUBMIT, _MOST, _POLICY)
 _NODES, _TIMES = ("min-nodes", "max-nodes"), ("min-time", "max-time")
 _WORDS = configparser.ConfigParser.BOOLEAN_STATES
 #: What a launch request may ask for at most, nodes or minutes.
-_LARGEST = 10**7
+_MAX_NUMBER = 10**7
 _HEADER = re.compile(r"\[[^\[\]{}\",]+\]\s*$")
 #: [DEFAULT] is a queue like any other.
 _NO_DEFAULTS = "\n"
@@ -245,8 +245,8 @@ def _range(item: Mapping[str, Any], where: str) -> Range:
 
 
 def _whole_nodes(value: Any, key: str, where: str) -> int:
-    if type(value) is not int or not 1 <= value <= _LARGEST:
-        _refuse(where, key, value, f"a whole number from 1 to {_LARGEST}")
+    if type(value) is not int or not 1 <= value <= _MAX_NUMBER:
+        _refuse(where, key, value, f"a whole number from 1 to {_MAX_NUMBER}")
     return value
 
 
@@ -258,6 +258,6 @@ def _hours(value: Any, key: str, where: str) -> float:
             value = clock.minutes(value) / 60
         except ValueError as exc:
             raise SettingsError(f"{where}: {key} {exc}") from None
-    if type(value) not in (int, float) or not 0 <= value <= _LARGEST / 60:  # NaN is not
-        _refuse(where, key, value, f"a number of hours from 0 to {_LARGEST // 60}")
+    if type(value) not in (int, float) or not 0 <= value <= _MAX_NUMBER / 60:  # NaN is not
+        _refuse(where, key, value, f"a number of hours from 0 to {_MAX_NUMBER // 60}")
     return float(value)

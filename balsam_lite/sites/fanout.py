@@ -20,9 +20,9 @@ T = TypeVar("T")
 #: Seconds that a look at all sites waits for remote ones: with the start of a command it stays below five.
 PROBE_TIMEOUT_S = 4.0
 #: Seconds that a local site may always take to get a lock, even if others have used up the time for all.
-_LEAST_S = 0.5
+_MIN_LOCK_TIMEOUT_S = 0.5
 #: Seconds to wait for a thread beyond the time of its site.
-_SLACK_S = 0.3
+_THREAD_SLACK_S = 0.3
 
 
 class SiteWarning(SettingsWarning):
@@ -73,13 +73,15 @@ def query_all(entries: Iterable[SiteEntry], question: Callable[[SiteInterface], 
     entries = list(entries)
     distant = [entry for entry in entries if entry.is_remote]
     came: queue.SimpleQueue[tuple[SiteEntry, Any]] = queue.SimpleQueue()
-    give_up = None if patience_s is None else time.monotonic() + patience_s + _SLACK_S
+    give_up = None if patience_s is None else time.monotonic() + patience_s + _THREAD_SLACK_S
     for entry in distant:
         # A daemon, unlike those of concurrent.futures: one that hangs must not keep this process from ending.
         threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
     near = [entry for entry in entries if not entry.is_remote]
     hung_mounts.unresponsive((entry.path for entry in near), patience_s)  # all at once
-    outcomes = {entry: _outcome(entry, question, give_up and max(give_up - time.monotonic(), _LEAST_S)) for entry in near}
+    outcomes = {
+        entry: _outcome(entry, question, give_up and max(give_up - time.monotonic(), _MIN_LOCK_TIMEOUT_S)) for entry in near
+    }
     for _ in distant:
         try:
             entry, outcome = came.get(timeout=None if give_up is None else max(give_up - time.monotonic(), 0.001))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..core import field_specs, states
 from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownApp, UnknownJob
-from ..core.parameters import LARGEST_BYTES, PICKLED, SMALL, names_of
+from ..core.parameters import MAX_BYTES, PICKLED, SMALL, names_of
 from ..core.settings import Settings
 from ..db import launch_params
 from ..db.engine import directories
@@ -35,7 +35,7 @@ _APP_NAMES = ("app_id", "app", "application")
 
 _BY_FILE = "Write large values to a file, and give the job its path."
 #: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; elsewhere only all together are limited.
-_LONGEST_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else LARGEST_BYTES
+_MAX_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else MAX_BYTES
 
 
 class AppSpec(NamedTuple):
@@ -124,9 +124,9 @@ def _check_size(parameters: Mapping[str, Any]) -> bool:
         size = len(str(counted).encode(errors="replace"))
     except (TypeError, ValueError, RecursionError):
         return False  # the code that stores them raises
-    if size > LARGEST_BYTES:
+    if size > MAX_BYTES:
         raise InvalidSpec(
-            f"The parameters of a job must not be larger than {LARGEST_BYTES} bytes in all, these are {size}",
+            f"The parameters of a job must not be larger than {MAX_BYTES} bytes in all, these are {size}",
             hint=_BY_FILE,
         )
     return True
@@ -146,11 +146,11 @@ def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -
     except TemplateError:
         return  # with these values; told by the job, as of small ones
     longest = max(len(word.encode(errors="replace")) for word in [*command.argv, command.text])
-    if longest > _LONGEST_WORD:
+    if longest > _MAX_WORD:
         name = max(parameters, key=lambda name: len(str(parameters[name])))
         what = "a word" if command.argv else "a line for the shell"
         raise InvalidSpec(
-            f"The parameter {name} is too large: it makes {what} of {longest} bytes, and {_LONGEST_WORD} are what a program "
+            f"The parameter {name} is too large: it makes {what} of {longest} bytes, and {_MAX_WORD} are what a program "
             "can be given in one word",
             hint=_BY_FILE,
         )
@@ -420,7 +420,7 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
     Raises:
         UnknownField, InvalidSpec, InvalidStateError, StateError, UnknownJob.
     """
-    if len(changes) > large_writes.FEW:
+    if len(changes) > large_writes.MAX_DIRECT_JOBS:
         with db.read() as cx:  # no writer waits for that
             stored = _prepared(db, cx, changes)
         user_actions.change(db, stored)

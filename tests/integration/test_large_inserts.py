@@ -40,8 +40,8 @@ JOBS = 30
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(large_writes, "FEW", 10)
-    monkeypatch.setattr(large_writes, "PART", 7)
+    monkeypatch.setattr(large_writes, "MAX_DIRECT_JOBS", 10)
+    monkeypatch.setattr(large_writes, "JOBS_PER_PART", 7)
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     monkeypatch.setattr(pieces, "PAUSE_S", 0)
     monkeypatch.setattr(insert, "_UNIT", 7)
@@ -209,7 +209,7 @@ def test_an_insert_in_pieces_makes_the_rows_of_one_transaction(db, monkeypatch, 
     with closing(other):
         with other.write() as cx:
             apps.add_app(cx, {"name": "a", "executable": "true"})
-        monkeypatch.setattr(large_writes, "FEW", 1000)
+        monkeypatch.setattr(large_writes, "MAX_DIRECT_JOBS", 1000)
         insert.add_jobs(other, jobs_of(seen(other), jobs))
         assert dump(db) == dump(other)
     rows_agree(db)

@@ -31,8 +31,8 @@ JOBS = 60
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(large_writes, "FEW", 20)
-    monkeypatch.setattr(large_writes, "PART", 10)
+    monkeypatch.setattr(large_writes, "MAX_DIRECT_JOBS", 20)
+    monkeypatch.setattr(large_writes, "JOBS_PER_PART", 10)
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     monkeypatch.setattr(pieces, "PAUSE_S", 0)
 
@@ -90,7 +90,7 @@ def run_alone(db, code, failpoint=""):
 import sys
 from balsam_lite.db.engine import directories; from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import large_writes, pieces, user_actions
-large_writes.FEW, large_writes.PART, pieces.PIECE_S, pieces.PAUSE_S = 20, 10, 0, 0
+large_writes.MAX_DIRECT_JOBS, large_writes.JOBS_PER_PART, pieces.PIECE_S, pieces.PAUSE_S = 20, 10, 0, 0
 db = directories.open_database({db.directory!r})
 with db.read() as cx:
     jobs = select.job_ids(cx)
@@ -246,7 +246,7 @@ def test_the_end_of_a_parent_of_many_is_a_list_that_any_launcher_carries_out(db,
     turns = 0
     while pieces.advance_abandoned(db):
         turns += 1
-    assert turns >= JOBS // large_writes.PART
+    assert turns >= JOBS // large_writes.JOBS_PER_PART
     assert counts(db).get(states.READY if end == "JOB_FINISHED" else states.FAILED, 0) >= JOBS
     check(db)
     if end == "FAILED":
@@ -284,7 +284,7 @@ def test_removing_a_parent_of_many_tells_its_children_in_pieces(db, run_when, ex
         user_actions.delete(db, [parent])
     seen = []
     assert user_actions.delete(db, [parent], force=True, progress=seen.append) == 1
-    assert len(seen) > JOBS // large_writes.PART
+    assert len(seen) > JOBS // large_writes.JOBS_PER_PART
     assert {state: jobs for state, jobs in counts(db).items() if jobs} == {expected: JOBS}
     check(db)
 
@@ -317,7 +317,7 @@ def test_a_launcher_completes_what_a_killed_rerun_has_left_and_runs_all(bench):
 def test_a_launcher_promotes_very_many_children_before_it_leaves(bench, monkeypatch):
     monkeypatch.undo()  # the launcher has the usual thresholds
     (parent,) = bench.add([{"application": "a", "workflow": "parent"}])
-    many = large_writes.FEW + 1
+    many = large_writes.MAX_DIRECT_JOBS + 1
     bench.add({"application": "a", "workflow": "children", "parents": [parent]} for _ in range(many))
     assert bench.run("--wf-filter", "parent") == 0
     assert counts(bench.db) == {states.JOB_FINISHED: 1, states.READY: many}

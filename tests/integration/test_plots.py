@@ -571,7 +571,7 @@ def test_pages_are_read_to_the_end(site, monkeypatch):
     whole = kinds.read(there, "states", {})
     monkeypatch.setattr(events, "_PAGE", 2)
     monkeypatch.setattr(kinds, "_PAGE", 1)
-    monkeypatch.setattr(kinds, "_FEW_JOBS", 1)
+    monkeypatch.setattr(kinds, "_MAX_NAMED_JOBS", 1)
     assert len(whole.changes) == 12
     for where, number in (({}, 12), ({"workflow": "w"}, 12), ({"name": "j1"}, 4), ({"name": ["j1", "j2"]}, 8)):
         assert len(kinds.read(there, "states", where).changes) == number

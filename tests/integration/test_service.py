@@ -33,7 +33,7 @@ from balsam_lite.db.store import apps, claims, insert, large_writes, leases, pie
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus
-from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_PATIENCE_S, LaunchRequest
+from balsam_lite.schedulers.submission import ABSENCE_TIMEOUT_S, SUBMISSION_TIMEOUT_S, LaunchRequest
 from balsam_lite.service import loop, main, packer
 from balsam_lite.service.loop import Service
 from balsam_lite.service.policy import PolicyFile, Queue, Range
@@ -643,7 +643,7 @@ def test_a_submission_that_never_arrived_is_given_up_and_made_anew(desk):
     assert desk.turns() == 1
     desk.scheduler.uncertain = False
     assert desk.turns() == 0
-    desk.clock.sleep(SUBMISSION_PATIENCE_S - 1)
+    desk.clock.sleep(SUBMISSION_TIMEOUT_S - 1)
     assert desk.turns() == 0
     desk.clock.sleep(2)
     assert desk.turns() == 1
@@ -680,7 +680,7 @@ def test_the_service_lets_jobs_start_that_were_held_back_as_no_launcher_may_be_t
 
 
 def test_the_service_completes_what_a_process_that_is_gone_has_left_of_a_large_write(desk, monkeypatch):
-    monkeypatch.setattr(large_writes, "PART", 1)
+    monkeypatch.setattr(large_writes, "JOBS_PER_PART", 1)
     monkeypatch.setattr(pieces, "PIECE_S", 0)
     desk.add(6, wait_for_parents=1)
     with desk.db.write() as cx:
@@ -859,7 +859,7 @@ def test_kill_9_around_the_submission_neither_loses_nor_doubles_it(desk, tmp_pat
     for _ in range(2):
         assert run("never") == 0
         assert len(os.listdir(queue)) == at_once, "what may be on its way is not submitted again"
-    late_us = (SUBMISSION_PATIENCE_S + 1) * SECOND_US
+    late_us = (SUBMISSION_TIMEOUT_S + 1) * SECOND_US
     if moment == "before":  # two minutes later nobody is submitting it any more
         with desk.db.write() as cx:
             cx.execute("UPDATE batch_job SET created = created - :us, absent = absent - :us", {"us": late_us})

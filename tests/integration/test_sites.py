@@ -131,7 +131,7 @@ def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteEntry:
         str(tmp_path / "nfs"): filesystem.Mount(str(tmp_path / "nfs"), "nfs4", "x"),
     }
     monkeypatch.setattr(filesystem, "mount_points", lambda table=None: mounts)
-    monkeypatch.setattr(hung_mounts, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(hung_mounts, "PROBE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(hung_mounts, "_found", {})
     return registry.add(str(tmp_path / "link/db"), "hung")
 

@@ -312,14 +312,14 @@ def test_a_parent_others_wait_for_is_removed_only_by_force_and_its_children_fail
 
 
 def test_killing_thousands_of_waiting_jobs_is_one_transaction(db):
-    jobs = add(db, *[{} for _ in range(large_writes.FEW)])
+    jobs = add(db, *[{} for _ in range(large_writes.MAX_DIRECT_JOBS)])
     statements = []
     with db.read() as cx:
         cx.set_trace_callback(lambda sql: statements.append(sql) if sql.startswith(("BEGIN", "COMMIT")) else None)
-    assert user_actions.kill(db, jobs).killed == large_writes.FEW
+    assert user_actions.kill(db, jobs).killed == large_writes.MAX_DIRECT_JOBS
     assert [sql.split()[0] for sql in statements] == ["BEGIN", "COMMIT"]
     with db.read() as cx:
-        assert select.count_states(cx) == {"USER_KILLED": large_writes.FEW}
+        assert select.count_states(cx) == {"USER_KILLED": large_writes.MAX_DIRECT_JOBS}
 
 
 # --- adding -----------------------------------------------------------------------------------------------------------
@@ -829,7 +829,7 @@ class PiecesMachine(StoreMachine):
     @initialize()
     def start(self):
         self.small = ExitStack()
-        self.small.enter_context(mock.patch.multiple(large_writes, FEW=1, PART=1))
+        self.small.enter_context(mock.patch.multiple(large_writes, MAX_DIRECT_JOBS=1, JOBS_PER_PART=1))
         self.small.enter_context(
             mock.patch.multiple(pieces, PIECE_S=0, complete=lambda *_: Counter(), _is_abandoned=lambda *_: True)
         )

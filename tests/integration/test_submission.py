@@ -284,7 +284,7 @@ def test_a_crash_before_submitting_is_given_up_after_the_patience_and_not_before
         with pytest.raises(Crash):
             submit_launch(db, LOCAL, REQUEST, local)
     created = rows(db)[0]["created"]
-    patience_us = submission.SUBMISSION_PATIENCE_S * 1_000_000
+    patience_us = submission.SUBMISSION_TIMEOUT_S * 1_000_000
     refresh(db, local, now_us=created)
     assert refresh(db, local, now_us=created + patience_us)[0]["state"] == "pending-submission"
     row = refresh(db, local, now_us=created + patience_us + 1)[0]

@@ -15,7 +15,7 @@ from balsam_lite.core.clock import SECOND_US, SystemClock
 from balsam_lite.core.errors import BalsamError, CancelFailed, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
 from balsam_lite.core.process_table import Holder, start_of
 from balsam_lite.core.settings import Settings
-from balsam_lite.core.subprocess_run import LARGEST_OUTPUT_BYTES, run
+from balsam_lite.core.subprocess_run import MAX_OUTPUT_BYTES, run
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, select
 from balsam_lite.schedulers.environ import Allocation, allocation
@@ -98,13 +98,13 @@ def test_a_command_that_prints_without_end_is_killed_and_its_words_are_bounded()
     assert answer.returncode is None
     assert answer.was_killed
     assert "it printed more than 16 MiB, so it was killed" in answer.stderr
-    assert LARGEST_OUTPUT_BYTES < len(answer.stdout) < LARGEST_OUTPUT_BYTES + 10**6
+    assert MAX_OUTPUT_BYTES < len(answer.stdout) < MAX_OUTPUT_BYTES + 10**6
     assert len(str(PollFailed("?", **answer._asdict()))) < 10_000
 
 
 @pytest.mark.parametrize("line", ["yes {} >&2; true", "exec yes {} >&2"], ids=["stdout-open", "stdout-closed"])
 def test_stderr_into_a_file_fills_no_disk(monkeypatch, line):
-    monkeypatch.setattr(subprocess_run, "_LARGEST_FILE_BYTES", 10 * 1024**2)
+    monkeypatch.setattr(subprocess_run, "_MAX_FILE_BYTES", 10 * 1024**2)
     answer = run(["sh", "-c", line.format("x" * 1000)], timeout_s=60, leaves_some=True)
     assert answer.was_killed
     assert "it printed more than 10 MiB" in answer.stderr

@@ -32,7 +32,7 @@ from .schema import VISIBLE, sql_list
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
 #: Maximum number of files to name.
-_MOST_SHOWN = 4
+_MAX_SHOWN = 4
 
 #: The first version of SQLite without https://sqlite.org/wal.html#walresetbug.
 _WAL_RESET_MENDED = (3, 51, 3)
@@ -146,7 +146,7 @@ def _rights(directory: str) -> Finding:
         return Finding(
             "rights", OK, f"only you can read {connection.FILE_NAME} and job scripts; data/ and log/ are as umask was"
         )
-    shown = ", ".join(found[:_MOST_SHOWN]) + (f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else "")
+    shown = ", ".join(found[:_MAX_SHOWN]) + (f" and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else "")
     text = f"others can read {shown}, and in them the values of environment variables"
     if directories.is_recorded_shared_read(directory):
         return Finding("rights", OK, f"{text}, as `balsam init --shared-read` allows")

@@ -86,7 +86,7 @@ def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]
     """
     here, mount, ahead = "/", points["/"], _parts(path)
     yield mount
-    for _ in range(_LONGEST_WAY):
+    for _ in range(_MAX_WAY):
         if not ahead:
             return
         name = ahead.pop()
@@ -105,7 +105,7 @@ def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]
 
 
 #: Maximum number of links to follow: a circle of links leads nowhere.
-_LONGEST_WAY = 1000
+_MAX_WAY = 1000
 
 
 def _parts(path: str) -> list[str]:

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     import queue
 
 #: Seconds that a file system may take to answer; the same as connecting to another host may take.
-PATIENCE_S = 4.0
+PROBE_TIMEOUT_S = 4.0
 #: How long what was found is believed: an answer in seconds, silence in times of the patience that was had.
 #: Not for less, as each program that hangs stays for as long as the file system does.
 _HEARD_S, _SILENT_TIMES = 5.0, 15.0
 #: Maximum number of programs that probe at once; with more directories each probes neighbours, mostly on one file system.
-_MOST_PROGRAMS = 32
+_MAX_PROGRAMS = 32
 
 #: Directory -> (whether it is silent, until when that is believed).
 _found: dict[str, tuple[bool, float]] = {}
 
 
 def unresponsive(directories: Iterable[str], patience_s: float | None = None) -> set[str]:
-    """Those that lie on a file system which does not answer. Takes PATIENCE_S at most or less, however many they are."""
+    """Those that lie on a file system which does not answer. Takes PROBE_TIMEOUT_S at most or less, however many they are."""
     directories, now = list(directories), time.monotonic()
     unknown = [one for one in dict.fromkeys(directories) if _found.get(one, (False, 0.0))[1] <= now]
     if unknown:
-        _look(unknown, min(PATIENCE_S, patience_s or PATIENCE_S))
+        _look(unknown, min(PROBE_TIMEOUT_S, patience_s or PROBE_TIMEOUT_S))
     return {one for one in directories if _found[one][0]}
 
 
@@ -66,7 +66,7 @@ def _touch(directories: list[str], patience_s: float) -> None:
     import threading
 
     came: queue.SimpleQueue[tuple[tuple[str, ...], bool]] = queue.SimpleQueue()
-    each = -(-len(directories) // _MOST_PROGRAMS)
+    each = -(-len(directories) // _MAX_PROGRAMS)
     ordered = sorted(directories)
     waiting = {tuple(ordered[first : first + each]) for first in range(0, len(ordered), each)}
     for neighbours in waiting:

@@ -204,7 +204,7 @@ def settings_in_force(directory: str, environ: Mapping[str, str] = os.environ) -
 # --- integrity --------------------------------------------------------------------------------------------------------
 
 #: Maximum number of faults of a damaged file that are reported.
-_MOST_FAULTS = 20
+_MAX_FAULTS = 20
 
 
 def damage(db: Database, *, quick: bool = False) -> list[str]:
@@ -216,7 +216,7 @@ def damage(db: Database, *, quick: bool = False) -> list[str]:
         DatabaseError: it cannot be used for another reason: CopiedDatabase, SchemaMismatch, DatabaseBusy …
     """
     try:
-        rows = db.execute_outside_transaction(f"PRAGMA {'quick' if quick else 'integrity'}_check({_MOST_FAULTS})")
+        rows = db.execute_outside_transaction(f"PRAGMA {'quick' if quick else 'integrity'}_check({_MAX_FAULTS})")
     except DatabaseError as exc:
         if type(exc) not in (DatabaseError, NotABalsamDB, DatabaseEmptied):
             raise

@@ -23,7 +23,7 @@ FILE_NAME = "databases.json"
 #: How long to wait for others that change the file, in seconds.
 _LOCK_TIMEOUT_S = 10
 #: A DB has a name without it, so file systems that may know one are not waited for for long, in seconds.
-_NAME_PATIENCE_S = 1.0
+_NAME_TIMEOUT_S = 1.0
 
 
 class SiteEntry(NamedTuple):
@@ -97,7 +97,7 @@ def at(path: str) -> SiteEntry:
             return entry
     real, unresponsive = (
         os.path.realpath(directory),
-        hung_mounts.unresponsive((entry.path for entry in entries), _NAME_PATIENCE_S),
+        hung_mounts.unresponsive((entry.path for entry in entries), _NAME_TIMEOUT_S),
     )
     for entry in entries:
         if entry.path not in unresponsive and os.path.realpath(entry.path) == real:
@@ -126,14 +126,14 @@ def named(name: str) -> SiteEntry:
 def hint() -> str:
     """Return the hint for a user who named no site, or an unknown one. Raises BalsamError."""
     names = [entry.name for entry in known(gone=True)]
-    more = f" and {len(names) - _MOST_NAMES} more: see `balsam site ls`" if len(names) > _MOST_NAMES else ""
+    more = f" and {len(names) - _MAX_NAMES} more: see `balsam site ls`" if len(names) > _MAX_NAMES else ""
     if names:
-        return f"Known are: {', '.join(names[:_MOST_NAMES])}{more}"
+        return f"Known are: {', '.join(names[:_MAX_NAMES])}{more}"
     return "None is known yet: `balsam site init -n NAME DIR` makes one."
 
 
 #: Maximum number of names in a hint.
-_MOST_NAMES = 30
+_MAX_NAMES = 30
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def _decoder(kind: int) -> Callable[[bytes], Any]:
 #: The tables with row ids, in the order in which they are reported. `tag` and `job_tag` are made anew from the jobs.
 _TABLES = ("job", "app", "event", "batch_job", "lease")
 _WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease"}
-_MOST_RANGES = 8
+_MAX_RANGES = 8
 _INSERTS = "large_write"
 _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
@@ -618,8 +618,8 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
-    listed = ", ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in ranges[:_MOST_RANGES])
-    return listed + (f" and {len(ranges) - _MOST_RANGES} more ranges" if len(ranges) > _MOST_RANGES else "")
+    listed = ", ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in ranges[:_MAX_RANGES])
+    return listed + (f" and {len(ranges) - _MAX_RANGES} more ranges" if len(ranges) > _MAX_RANGES else "")
 
 
 def _gaps(lost: LostPage, rows: Mapping[int, Row]) -> Iterator[tuple[int, int]]:

@@ -25,14 +25,14 @@ FILE_NAME = "session.lock"
 #: Who holds this one may take a dead holder's lock file away. One at a time, else the second takes the first one's new lock.
 _BREAKER = f"{FILE_NAME}.break"
 #: Times that the lock file may be refused without being there, before it is the directory that refuses.
-_MOST_REFUSALS = 20
+_MAX_REFUSALS = 20
 #: Answers to the loser of a race: sshfs says EPERM where others say EEXIST, NFS may know the directory by an old handle.
 _LOST_RACE = (errno.EPERM, errno.EACCES, errno.ESTALE)
 #: Seconds. Making a lock file and writing a name into it are two steps; a maker who is killed in between leaves a nameless
 #: one. A live holder is faster, and if not, does without the lock.
 _NAMELESS_EXPIRY_S = 3.0
 #: Bytes; a lock file is far smaller.
-_MOST_READ = 4096
+_MAX_READ = 4096
 
 
 class _Seen(NamedTuple):
@@ -110,7 +110,7 @@ class LockFile:
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                return _Seen(os.read(handle, _MOST_READ), os.fstat(handle).st_mtime_ns)
+                return _Seen(os.read(handle, _MAX_READ), os.fstat(handle).st_mtime_ns)
             finally:
                 os.close(handle)
         except OSError:
@@ -184,7 +184,7 @@ class SessionLock:
             if exc.errno in _LOST_RACE:
                 # The winner may have left meanwhile.
                 self._refusals = 0 if os.path.lexists(self._lock.path) else self._refusals + 1
-                if self._refusals == 0 or (self._refusals < _MOST_REFUSALS and os.access(self._directory, os.W_OK)):
+                if self._refusals == 0 or (self._refusals < _MAX_REFUSALS and os.access(self._directory, os.W_OK)):
                     return False
             raise self._refused(exc) from exc
 

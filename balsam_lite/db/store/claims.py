@@ -180,7 +180,7 @@ _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"
 #: The smallest estimate, in minutes, and the default. It says that a job is short, not how long it takes: it may always start.
 SHORT = 1
 #: When no more jobs can be prepared, plain ones are looked for among this many of the first.
-_LOOK_BEYOND = 2000
+_MAX_CANDIDATES_BEYOND = 2000
 
 
 class StartableIndex(NamedTuple):
@@ -428,7 +428,9 @@ def _candidates(
         return found
     # Jobs that have to be prepared must not keep the places empty that others behind them could use.
     known = {row[0] for row in found}
-    return found + [row for row in _best(cx, source, shape, wanted - plain, only, _LOOK_BEYOND) if row[0] not in known]
+    return found + [
+        row for row in _best(cx, source, shape, wanted - plain, only, _MAX_CANDIDATES_BEYOND) if row[0] not in known
+    ]
 
 
 def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:

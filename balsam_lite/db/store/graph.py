@@ -259,7 +259,7 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
     done = 0
     while failed:
         done += len(failed)
-        if done > large_writes.FEW and reason == PARENT_FAILED:
+        if done > large_writes.MAX_DIRECT_JOBS and reason == PARENT_FAILED:
             large_writes.defer_children(cx, [job for job, _ in failed])
             return
         moves = [Transition(job, path, now_us, (reason,), (f'{{"parent":{parent}}}',)) for job, parent in failed]
@@ -274,10 +274,10 @@ def _propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[i
     """
     ended = id_list((*finished, *lost))
     edges = "SELECT 1 FROM dependency WHERE parent IN (SELECT value FROM json_each(?)) LIMIT ?"
-    (children,) = cx.execute(f"SELECT count(*) FROM ({edges})", (ended, large_writes.FEW + 1)).fetchone()
+    (children,) = cx.execute(f"SELECT count(*) FROM ({edges})", (ended, large_writes.MAX_DIRECT_JOBS + 1)).fetchone()
     if not children:
         return []
-    if children > large_writes.FEW:
+    if children > large_writes.MAX_DIRECT_JOBS:
         large_writes.defer_children(cx, children_of(cx, (*finished, *lost)))
         return []
     if finished:
@@ -352,7 +352,7 @@ def reconsider(cx: sqlite3.Connection, below: Sequence[int], now_us: int) -> Non
     """Update jobs whose parents have changed, as `reconsider_children` and `propagate` do with the children of few."""
     children: set[int] = set()
     while below:
-        if len(below) + len(children) > large_writes.FEW:
+        if len(below) + len(children) > large_writes.MAX_DIRECT_JOBS:
             large_writes.defer_children(cx, below)
             break
         recount(cx, below)

@@ -94,7 +94,7 @@ def add_jobs(
     that the user chose), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
     workdir too), `origin` (a word on where it comes from, shown in its history) and `parents`: numbers or UUIDs of jobs that
     exist, UUIDs of jobs of this batch, or a `Position` in it. After `jobs` is used up it opens one write transaction, or many
-    short ones for more than `large_writes.FEW` jobs or parents. Either way others see all of the jobs or none.
+    short ones for more than `large_writes.MAX_DIRECT_JOBS` jobs or parents. Either way others see all of the jobs or none.
 
     Args:
         progress: called with how many jobs were read or inserted since the last call.
@@ -114,7 +114,7 @@ def add_jobs(
             return Added(0, 0)
         edges = _resolved(spool, linked)
         collected.refuse("Adding jobs by balsam_lite.api or an executor")
-        if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.FEW and not db.is_in_transaction:
+        if max(spool.rows, len(edges.inner) + len(edges.outer)) > large_writes.MAX_DIRECT_JOBS and not db.is_in_transaction:
             return _insert_in_pieces(db, spool, edges, progress)
         with pieces.few(db) as cx:
             _check_apps(cx, spool.applications)

@@ -28,9 +28,9 @@ from ..engine.schema import LARGE_WRITE_HOLD
 from . import tags
 
 #: Jobs that one transaction may change; more are changed in pieces.
-FEW = 5000
+MAX_DIRECT_JOBS = 5000
 #: Jobs in a part, the least that a piece does.
-PART = 500
+JOBS_PER_PART = 500
 CHILDREN = "children"
 
 Progress = Callable[[int], None]
@@ -53,8 +53,8 @@ class Part(NamedTuple):
 def rows_of(parts: Iterable[Part]) -> Iterator[tuple[str, str, int, int, str]]:
     for part in parts:
         parameters = json.dumps(part.parameters)
-        for start in range(0, len(part.jobs), PART):
-            jobs = part.jobs[start : start + PART]
+        for start in range(0, len(part.jobs), JOBS_PER_PART):
+            jobs = part.jobs[start : start + JOBS_PER_PART]
             yield part.action, parameters, min(jobs), max(jobs), json.dumps(jobs)
 
 
@@ -116,7 +116,7 @@ def release_some(cx: sqlite3.Connection, number: int) -> bool:
     """Let some of the jobs start that waited for the end of that write. False if there is none."""
     query = "SELECT id FROM job INDEXED BY job_start_after WHERE start_after = ? LIMIT ?"
     sql = f"UPDATE job NOT INDEXED SET start_after = NULL WHERE id IN ({query})"
-    return cx.execute(sql, (held_until(number), PART)).rowcount > 0
+    return cx.execute(sql, (held_until(number), JOBS_PER_PART)).rowcount > 0
 
 
 # --- hidden ranges of jobs ---

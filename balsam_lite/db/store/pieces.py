@@ -93,7 +93,7 @@ def find_and_change(
     Args:
         find: returns the numbers of the jobs; its second argument is how many will do, None for all.
     """
-    most = None if db.is_in_transaction else large_writes.FEW + 1
+    most = None if db.is_in_transaction else large_writes.MAX_DIRECT_JOBS + 1
     with few(db) as cx:
         jobs = find(cx, most)
         if most is None or len(jobs) < most:
@@ -158,7 +158,7 @@ def _advance(db: Database, number: int) -> UnfinishedWrite | None:
             is_complete = not (
                 _do_part(cx, number)
                 or large_writes.release_some(cx, number)
-                or large_writes.discard_hidden(cx, number, large_writes.PART)
+                or large_writes.discard_hidden(cx, number, large_writes.JOBS_PER_PART)
             )
             if time.monotonic() >= until:
                 break

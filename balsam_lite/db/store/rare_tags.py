@@ -18,9 +18,9 @@ from ..engine.schema import UNSUSPECTED, VISIBLE, sql_list
 
 #: A tag is rare if no more jobs have it, whatever their states; or no more that can be started, if the first that wait do not
 #: have it. To look at that many takes ten milliseconds.
-_MOST = 10_000
-#: If _ENOUGH are found among the first _AMONG that wait, looking at these row by row finds enough.
-_ENOUGH, _AMONG = 20, 2000
+_MAX_JOBS = 10_000
+#: If _SAMPLE_HITS are found among the first _SAMPLE_ROWS that wait, looking at these row by row finds enough.
+_SAMPLE_HITS, _SAMPLE_ROWS = 20, 2000
 
 _STARTABLE = sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
 _TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
@@ -61,7 +61,7 @@ def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]], is_slow: boo
     They must be few, too, unless looking at what waits row by row `is_slow`.
     """
     waiting = cx.execute(_WAITING).fetchone()[0]
-    most = waiting if is_slow else min(_MOST, waiting)
+    most = waiting if is_slow else min(_MAX_JOBS, waiting)
     counts = [(cx.execute(_COUNT, (*tag, most + 1)).fetchone()[0], tag) for tag in tags]
     fewest, tag = min(counts, default=(most + 1, None))
     return tag if fewest <= most else None
@@ -71,9 +71,9 @@ def scan_is_cheap(
     cx: sqlite3.Connection, index: str, where: str, of_index: Sequence[object], tagged: str, tags: Sequence[object]
 ) -> bool:
     """Whether some of the first jobs along an index are `tagged`, or all are among the first."""
-    first = f"SELECT tags FROM job INDEXED BY {index} WHERE {where} LIMIT {_AMONG}"
-    found = cx.execute(f"SELECT 1 FROM ({first}) AS job WHERE 1{tagged} LIMIT {_ENOUGH}", (*of_index, *tags)).fetchall()
-    return len(found) == _ENOUGH or cx.execute(f"SELECT count(*) FROM ({first})", of_index).fetchone()[0] < _AMONG
+    first = f"SELECT tags FROM job INDEXED BY {index} WHERE {where} LIMIT {_SAMPLE_ROWS}"
+    found = cx.execute(f"SELECT 1 FROM ({first}) AS job WHERE 1{tagged} LIMIT {_SAMPLE_HITS}", (*of_index, *tags)).fetchall()
+    return len(found) == _SAMPLE_HITS or cx.execute(f"SELECT count(*) FROM ({first})", of_index).fetchone()[0] < _SAMPLE_ROWS
 
 
 def query(plain: str, condition: str) -> str:
@@ -82,7 +82,7 @@ def query(plain: str, condition: str) -> str:
         {", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)}
         FROM job_tag CROSS JOIN job NOT INDEXED ON job.id = job_tag.job LEFT JOIN app ON app.name = job.application
         WHERE job_tag.tag = {_TAG} AND {UNSUSPECTED} AND job.state IN ({_STARTABLE}){condition} AND {VISIBLE}
-        LIMIT {_MOST + 1}"""
+        LIMIT {_MAX_JOBS + 1}"""
 
 
 def read(
@@ -103,7 +103,7 @@ def read(
         values.append(json.dumps(list(workflows)))
     rows = cx.execute(query(plain, condition), values)
     entries = [QueuedJob(row[0], bool(row[1]), bool(row[2]), row[3], row[4], tuple(row[5:])) for row in rows]
-    if len(entries) > _MOST:
+    if len(entries) > _MAX_JOBS:
         return None
     entries.sort(key=lambda entry: (-entry.priority, -entry.minutes, entry.job))
     return [TaggedJobs(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]

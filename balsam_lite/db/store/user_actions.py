@@ -28,7 +28,7 @@ USER_CHANGED = "User mutated state from command line"
 
 def _is_large(db: Database, jobs: int) -> bool:
     """Return whether to change that number of jobs in pieces."""
-    return jobs > large_writes.FEW and not db.is_in_transaction
+    return jobs > large_writes.MAX_DIRECT_JOBS and not db.is_in_transaction
 
 
 def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> job_changes.Hook | None:
@@ -357,7 +357,7 @@ def _parents_of_many(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
     """Return those of these jobs that have more children than one transaction may change."""
     query = """SELECT parent FROM dependency WHERE parent IN (SELECT value FROM json_each(?))
         GROUP BY parent HAVING count(*) > ?"""
-    return [row[0] for row in cx.execute(query, (id_list(jobs), large_writes.FEW))]
+    return [row[0] for row in cx.execute(query, (id_list(jobs), large_writes.MAX_DIRECT_JOBS))]
 
 
 # --- what large writes do -----------------------------------------------------------------------------------------------

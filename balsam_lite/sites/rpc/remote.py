@@ -18,7 +18,7 @@ CONNECT_S = 4
 #: Seconds that a whole call may take: one that is made to all sites, one that only reads, and one that changes.
 ABOUT_S, READING_S, CHANGING_S = 4.5, 300.0, 900.0
 #: A hundred thousand jobs with long descriptions are a tenth of it.
-LARGEST_ANSWER_BYTES = 2 * 1024**3
+MAX_ANSWER_BYTES = 2 * 1024**3
 
 #: Fields of jobs and applications that hold a path.
 _PATHS = frozenset({"stage_in_url", "stage_out_url", "envscript"})
@@ -158,7 +158,7 @@ class RemoteSite:
             timeout_s=timeout_s,
             environ=ssh.environ(),
             stdin=request,
-            largest_bytes=LARGEST_ANSWER_BYTES,
+            largest_bytes=MAX_ANSWER_BYTES,
             leaves_some=True,  # the connection that is kept
         )
 

@@ -154,7 +154,7 @@ def _has_own_control_path(host: Host) -> bool:
 
 
 #: A socket's path may have 103 bytes (sockaddr_un of BSD); %C is 40, and ssh first binds it with 17 more behind it.
-_LONGEST = 103 - len("/") - 40 - 17
+_MAX_PATH_BYTES = 103 - len("/") - 40 - 17
 
 
 def _control_directory() -> str:
@@ -164,7 +164,7 @@ def _control_directory() -> str:
     """
     for above in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
         directory = os.path.join(above, f"balsam-ssh-{os.getuid()}")
-        if len(os.fsencode(directory)) <= _LONGEST and "%" not in directory and _is_private(directory):
+        if len(os.fsencode(directory)) <= _MAX_PATH_BYTES and "%" not in directory and _is_private(directory):
             return directory
     return ""
 

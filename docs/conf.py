@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -54,7 +55,14 @@ def plain_help(_app: object, _ctx: object, lines: list[str]) -> None:
     lines[:] = done
 
 
+def plain_default(_app: object, what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Mark the default in the docstring of a field as code. Napoleon takes what is before a colon for a type."""
+    if what == "attribute":
+        lines[:] = [re.sub(r"Default: (.*)\.$", r"Default ``\1``.", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
-    """Connect `plain_help` to what sphinx-click reads."""
+    """Connect what changes texts on their way from the code to the pages."""
+    app.connect("autodoc-process-docstring", plain_default, priority=400)
     for part in ("description", "options", "arguments", "epilog"):
         app.connect(f"sphinx-click-process-{part}", plain_help)

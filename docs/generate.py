@@ -84,7 +84,7 @@ def files() -> dict[str, str]:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> str:
     """Return a table of RST; widths are in percent."""
-    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {' '.join(map(str, widths))}", ""]
+    lines = [".. list-table::", "   :header-rows: 1", "   :width: 100%", f"   :widths: {' '.join(map(str, widths))}", ""]
     for row in (header, *rows):
         lines += [f"   {'* -' if place == 0 else '  -'} {cell}".rstrip() for place, cell in enumerate(row)]
     return "\n".join(lines) + "\n"
@@ -118,7 +118,11 @@ def setting_choices() -> str:
 
 def states_table() -> str:
     """Return the states with their meanings."""
-    return table(("state", "meaning"), [(f"``{name}``", text) for name, text in states.DESCRIPTIONS.items()], (26, 74))
+    return table(
+        ("state", "meaning"),
+        [(f"``{name}``", text[:1].upper() + text[1:]) for name, text in states.DESCRIPTIONS.items()],
+        (26, 74),
+    )
 
 
 def transitions_table() -> str:

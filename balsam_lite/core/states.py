@@ -37,9 +37,9 @@ DESCRIPTIONS = {
     JOB_FINISHED: "done, its results are where they belong",
     RUN_ERROR: "the program ended with another exit code, or could not be started",
     RUN_TIMEOUT: "the launcher's time ran out, or it was stopped, while the program ran",
-    RESTART_READY: "ready to run once more",
-    FAILED: "given up; its history says why",
-    USER_KILLED: "killed by the user, and stays so until the user says otherwise",
+    RESTART_READY: "ready to run again",
+    FAILED: "given up; its history has the reason",
+    USER_KILLED: "killed by the user; stays so until the user puts it back",
 }
 
 STATES = tuple(DESCRIPTIONS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import importlib
 import os
+import pickle
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -420,3 +422,23 @@ def test_a_call_can_be_rerun(bench, calls, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="nosuch"):
         run_call.run_call()
     assert not os.path.exists(name)
+
+
+def test_calls_that_an_earlier_version_has_added_run_beside_new_ones(bench, calls, tmp_path):
+    """A stored command line tells the launcher and the program where the result is to go."""
+    code = "import os, sys; from balsam_lite.launcher.start import call; call()"
+    bench.app("balsam-call", shlex.join([PYTHON, "-c", code]))
+    files = [tmp_path / "parent.pkl", tmp_path / "child.pkl"]
+    parent, vanishing, child = bench.add({"application": "balsam-call", "args": str(file)} for file in [*files, files[0]])
+    bench.depend(parent, child)
+    result = bench.path(parent, ".balsam-result.pkl")
+    files[0].write_bytes(pickle.dumps((list(sys.path), None, pickle.dumps((calls.square, (7,), {})))))
+    files[1].write_bytes(pickle.dumps((list(sys.path), None, pickle.dumps((calls.vanish, (), {})))))
+    bench.launch()
+    with BalsamExecutor() as executor:
+        future = executor.submit(calls.square, 8)
+        assert future.result(30) == 64 and future.job.application == "balsam-call-2"
+    bench.wait_for(child, "JOB_FINISHED")
+    bench.wait_for(vanishing, "FAILED")
+    assert result_file.read_outcome(str(result)).value == pickle.dumps(49, protocol=4)
+    assert "ended with exit code 0 before its function returned" in str(bench.history(vanishing))

@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..db.query.filters import F as F
+    from ..db.query.filters import Q as Q
     from .application import App as App
     from .application import ApplicationDefinition as ApplicationDefinition
     from .batch_jobs import BatchJob as BatchJob
@@ -30,12 +32,12 @@ if TYPE_CHECKING:
 _PLACES = {
     "App": "application", "ApplicationDefinition": "application", "BatchJob": "batch_jobs", "BatchJobPartition": "batch_jobs",
     "BatchJobState": "batch_jobs", "EventLog": "events", "Job": "jobs", "JobMode": "batch_jobs", "JobState": "jobs",
-    "Site": "sites",
+    "Site": "sites", "F": ".db.query.filters", "Q": ".db.query.filters",
 }  # fmt: skip
 
 __all__ = [
-    "App", "ApplicationDefinition", "BatchJob", "BatchJobPartition", "BatchJobState", "EventLog", "Job", "JobMode", "JobState",
-    "Site", "models", "site_config",
+    "App", "ApplicationDefinition", "BatchJob", "BatchJobPartition", "BatchJobState", "EventLog", "F", "Job", "JobMode",
+    "JobState", "Q", "Site", "models", "site_config",
 ]  # fmt: skip
 
 
@@ -46,7 +48,7 @@ def __getattr__(name: str) -> Any:
         return sys.modules[__name__]
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    found = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
     return found
 
 

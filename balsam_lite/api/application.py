@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from ..core import command_line, import_guard
 from ..core.errors import ApplicationLost, DuplicateApp, InvalidApplication, InvalidRun, NotFound, UnknownApp
 from ..db.engine.registry import SiteEntry
+from ..db.query.fields import APP
 from ..pyapps import class_loader, payload, python_argv
 from ..sites import fanout
 from . import routing, site_handle
@@ -400,7 +401,7 @@ class App(SiteRecord):
     _KIND = "app"
     _LEADING = frozenset({"command_template", "parameters", "executable"})  # these lead to the kind and to more parameters
     _REQUIRED = ("name",)
-    _CONDITIONS = {"id": "ids", "name": "words", "site_id": "site", "site_name": "site", "site_path": "text"}
+    _TABLE = APP
     _ORDERS = ("id", "name")
 
     objects: ClassVar[Manager[App]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..core import field_specs
+from ..db.query.fields import BATCH_JOB_OF_SITE
 from ..schedulers.request import Partition
 from . import routing
 from .query import Manager, Query
@@ -87,11 +88,7 @@ class BatchJob(SiteRecord):
 
     _KIND = "batch_job"
     _REQUIRED = ("num_nodes", "wall_time_min", "job_mode")
-    _CONDITIONS = {
-        "id": "ids", "site_id": "site", "site_name": "site", "state": "words", "scheduler_id": "plain", "queue": "words",
-        "filter_tags": "tags", "start_time_before": "time", "start_time_after": "time", "end_time_before": "time",
-        "end_time_after": "time",
-    }  # fmt: skip
+    _TABLE = BATCH_JOB_OF_SITE
     _ORDERS = ("start_time", "end_time", "id", "state", "queue", "num_nodes", "wall_time_min")
 
     objects: ClassVar[BatchJobManager]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from ..db.query.fields import EVENT
 from . import site_handle
 from .query import Manager, Query
 from .records import NEVER, RelatedNumber, SiteRecord, known, moment
@@ -35,11 +36,7 @@ class EventLog(SiteRecord):
     data: dict[str, Any] = known(default={})
 
     _KIND = "event"
-    _CONDITIONS = {
-        "id": "ids", "job_id": "ids", "batch_job_id": "ids", "site_id": "site", "site_name": "site", "scheduler_id": "plain",
-        "tags": "tags", "data": "plain", "timestamp_before": "time", "timestamp_after": "time", "from_state": "words",
-        "to_state": "words",
-    }  # fmt: skip
+    _TABLE = EVENT
     _ORDERS = ("timestamp",)
 
     objects: ClassVar[EventManager]

@@ -11,6 +11,8 @@ from ..core import field_specs, import_guard, states
 from ..core import parameters as stored_parameters
 from ..core.errors import BalsamError, InvalidSpec
 from ..db import collected
+from ..db.query.fields import JOB
+from ..db.query.filters import Q
 from . import routing, site_handle, waiting
 from .query import Manager, Query, of_kind
 from .records import (
@@ -172,12 +174,7 @@ class Job(SiteRecord):
     _LEADING = SiteRecord._LEADING | {"stage_in_url", "stage_out_url"}
     _REQUIRED = ("workdir", "app_id")
     _MERGED = ("data", "tags", "environ_vars")
-    _CONDITIONS = {
-        "id": "ids", "parent_id": "ids", "app_id": "ids", "app": "words", "site_id": "site", "site_name": "site",
-        "batch_job_id": "ids", "last_update_before": "time", "last_update_after": "time", "workdir": "paths",
-        "workdir__contains": "text", "state": "words", "state__ne": "words", "tags": "tags", "name": "words",
-        "workflow": "words", "uuid": "words",
-    }  # fmt: skip
+    _TABLE = JOB
     _ORDERS = ("id", "state", "workdir", "last_update", "name", "workflow", "priority")
 
     NoResult: ClassVar[type[NoResult]] = NoResult
@@ -281,11 +278,11 @@ _NOT_AS_NEW = ("state", "mpi_flags", "cpu_affinity")
 class JobQuery(Query[Job]):
     """A query of jobs."""
 
-    def filter(self, **conditions: Any) -> JobQuery:
-        """As `Query.filter`; `app_id` may be a name or an ApplicationDefinition, too."""
+    def filter(self, *several: Q, **conditions: Any) -> JobQuery:
+        """Do as `Query.filter`; `app_id` may be a name or an ApplicationDefinition, too."""
         if "app_id" in conditions:
             conditions = {**conditions, **_application(conditions["app_id"])}
-        return super().filter(**conditions)
+        return super().filter(*several, **conditions)
 
 
 def _application(app: Any) -> dict[str, Any]:

@@ -1,107 +1,27 @@
 """`Model.objects`, and the queries that it makes: lazy, over one site or several, with the rules of Balsam 0.7.
 
-Conditions have kinds: "ids" (numbers, one or several), "time", "words" (text or Enum members, one or several), "tags", "site",
-"text", and "plain" (handed on as they are).
+Conditions are those of `db.query.filters`, which also go to sites on other hosts, with `site_id`, `site_name` and `site_path`
+beside them. A keyword that is given again replaces the first one, and None takes it back.
 """
 
 from __future__ import annotations
 
 import heapq
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
 from ..core import import_guard
-from ..core.errors import InputError, InvalidSpec, UnknownField
-from ..core.suggest import did_you_mean
+from ..core.errors import InputError, UnknownField
+from ..db.query import filters
 from . import site_handle
 from .records import SiteRecord, listed, to_us
 from .site_handle import Question, SiteHandle
 
 R = TypeVar("R", bound=SiteRecord)
-Q = TypeVar("Q", bound="Query[Any]")
-
-
-# --- conditions -------------------------------------------------------------------------------------------------------
-
-
-def checked_conditions(model: type[SiteRecord], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions as a site is told them; those that are None stay, as they take back what was said before.
-
-    Raises:
-        UnknownField: there is no such condition; the nearest one is named. InvalidSpec: a value makes no sense.
-    """
-    found = {}
-    for name, value in given.items():
-        kind = model._CONDITIONS.get(name)
-        if kind is None:
-            raise UnknownField(
-                f"{model.__name__}.objects cannot be filtered by {name!r}.{did_you_mean(name, model._CONDITIONS)}",
-                hint=f"Possible are: {', '.join(model._CONDITIONS)}",
-            )
-        found[name] = None if value is None else _KINDS[kind](value, name)
-    return found
-
-
-def _ids(value: Any, name: str) -> Any:
-    numbers = listed(value)
-    for one in numbers:
-        if not isinstance(one, int) or isinstance(one, bool):
-            raise InvalidSpec(f"{name} must be a number or a list of numbers, not {one!r}")
-    return value if isinstance(value, int) else numbers
-
-
-def _time(value: Any, name: str) -> int:
-    return to_us(value, name)
-
-
-def _words(value: Any, name: str) -> Any:
-    found = [getattr(one, "value", one) for one in listed(value)]
-    for one in found:
-        if not isinstance(one, str):
-            raise InvalidSpec(f"{name} must be text or a list of texts, not {one!r}")
-    return found[0] if len(found) == 1 else found
-
-
-def _tags(value: Any, name: str) -> dict[str, str]:
-    """A dict, "k:v", or several of the latter."""
-    if isinstance(value, Mapping):
-        pairs = list(value.items())
-    else:
-        pairs = [_pair(one, name) for one in listed(value)]
-    found: dict[str, str] = {}
-    for key, word in pairs:
-        if not isinstance(key, str) or not isinstance(word, str) or found.setdefault(key, word) != word:
-            raise InvalidSpec(f"{name} must map each of some texts to one text, not {value!r}")
-    return found
-
-
-def _pair(text: Any, name: str) -> tuple[str, str]:
-    key, colon, word = text.partition(":") if isinstance(text, str) else ("", "", "")
-    if not colon:
-        raise InvalidSpec(f'{name} must be a dict, "KEY:VALUE" or a list of such texts, not {text!r}')
-    return key, word
-
-
-def _paths(value: Any, name: str) -> Any:
-    return _words([os.fspath(one) if isinstance(one, os.PathLike) else one for one in listed(value)], name)
-
-
-def _text(value: Any, name: str) -> str:
-    return str(value)
-
-
-def _plain(value: Any, name: str) -> Any:
-    return value
-
-
-_KINDS: dict[str, Callable[[Any, str], Any]] = {
-    "ids": _ids, "time": _time, "words": _words, "tags": _tags, "text": _text, "plain": _plain,
-    "paths": _paths,     "site": lambda value, name: listed(value),
-}  # fmt: skip
+QueryType = TypeVar("QueryType", bound="Query[Any]")
 
 
 # --- queries ----------------------------------------------------------------------------------------------------------
@@ -130,20 +50,36 @@ class Query(Generic[R]):
 
     # --- more of it ---------------------------------------------------------------------------------------------------
 
-    def all(self: Q) -> Q:
+    def all(self: QueryType) -> QueryType:
         """The same, to be read anew."""
         return type(self)(self.model, self._where, self._order, self._start, self._stop)
 
-    def filter(self: Q, **conditions: Any) -> Q:
-        """Those that match these conditions, too; one that was given before is replaced, and taken back by None.
+    def filter(self: QueryType, *several: filters.Q, **conditions: Any) -> QueryType:
+        """Return those that match these conditions, too; a keyword replaces what was given before, and None takes that back.
 
         Raises:
             AttributeError: after a slice. UnknownField, InvalidSpec.
         """
         self._refuse_cut("filter")
-        return type(self)(self.model, {**self._where, **checked_conditions(self.model, conditions)}, self._order)
+        where = {**self._where, **self._checked(conditions)}
+        if several:
+            where["$and"] = [*where.get("$and", ()), *(filters.as_json(one.where, self.model._TABLE) for one in several)]
+        return type(self)(self.model, where, self._order)
 
-    def order_by(self: Q, field: str) -> Q:
+    def _checked(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """Return conditions as a site is told them; those that are None stay, to take back what was given before."""
+        found: dict[str, Any] = {}
+        for name, value in conditions.items():
+            if value is None or name in site_handle.SITE_KEYS:
+                found[name] = value if value is None or name == "site_path" else listed(value)
+            elif filters.kind_of(name, self.model._TABLE) == "time" and not isinstance(value, filters.F):
+                moments = [to_us(one, name) for one in listed(value)]
+                found[name] = moments if isinstance(value, (list, tuple)) else moments[0]
+            else:
+                found |= filters.as_json({name: value}, self.model._TABLE)
+        return found
+
+    def order_by(self: QueryType, field: str) -> QueryType:
         """Sorted by a field, `-` before it: the other way round.
 
         Raises:
@@ -160,12 +96,7 @@ class Query(Generic[R]):
     def _questions(self) -> list[Question]:
         """Whom to ask what."""
         where = {name: value for name, value in self._where.items() if value is not None}
-        if any(value == [] for value in where.values()):
-            return []
-        kinds = self.model._CONDITIONS
-        return site_handle.questions(
-            where, [name for name in where if kinds[name] == "ids" and name not in site_handle.SITE_KEYS]
-        )
+        return [] if where.get("id") == [] else site_handle.questions(where)
 
     def _read(self, start: int, stop: int | None) -> list[R]:
         """The rows at these places among all that match."""
@@ -210,7 +141,7 @@ class Query(Generic[R]):
     def __getitem__(self, place: int) -> R: ...
 
     @overload
-    def __getitem__(self: Q, place: slice) -> Q: ...
+    def __getitem__(self: QueryType, place: slice) -> QueryType: ...
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
@@ -330,9 +261,9 @@ class Manager(Generic[R]):
         """Whatever there is, as a query."""
         return self._query(self.model)
 
-    def filter(self, **conditions: Any) -> Query[R]:
-        """Those that match all conditions; see `Query.filter`."""
-        return self.all().filter(**conditions)
+    def filter(self, *several: filters.Q, **conditions: Any) -> Query[R]:
+        """Return those that match all conditions; see `Query.filter`."""
+        return self.all().filter(*several, **conditions)
 
     def order_by(self, field: str) -> Query[R]:
         """All, sorted; see `Query.order_by`."""

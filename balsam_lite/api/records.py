@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from ..core import field_specs, import_guard
 from ..core.errors import InputError, InvalidSpec, NotFound, StateError
 from ..core.suggest import did_you_mean
+from ..db.query.fields import Table
 from ..db.record import NOTHING, Attribute, DictAttribute, Record
 from .site_handle import Id, SiteHandle, handle_at, is_same_site
 
@@ -286,7 +287,7 @@ class SiteRecord(Record):
 
     _KIND: ClassVar[str]  # as `sites.interface` calls it
     _REQUIRED: ClassVar[tuple[str, ...]] = ()
-    _CONDITIONS: ClassVar[Mapping[str, str]]  # of `filter` -> their kind, see `query`
+    _TABLE: ClassVar[Table]  # what conditions can name
     _ORDERS: ClassVar[tuple[str, ...]] = ()  # fields by which `order_by` sorts
     _LEADING: ClassVar[frozenset[str]] = frozenset({"state"})  # fields that others follow: after a change the row is read anew
     _MERGED: ClassVar[tuple[str, ...]] = ()  # dicts that the site merges with what others have written

@@ -148,25 +148,25 @@ class Question(NamedTuple):
     where: dict[str, Any]
 
 
-def questions(where: Mapping[str, Any], id_keys: Iterable[str]) -> list[Question]:
-    """The conditions for each site that can have matching rows, by number of the site.
+def questions(where: Mapping[str, Any]) -> list[Question]:
+    """Return the conditions for each site that can have matching rows, by number of the site.
 
     Args:
-        where: conditions, with `site_id`, `site_name` (one or a list) and `site_path` (a part of it) among them.
-        id_keys: the conditions whose values are numbers, one or a list; a plain number means a row of any site asked.
+        where: conditions, with `site_id`, `site_name` (one or a list) and `site_path` (a part of it) among them. An Id in them
+            is a row of its site only, a plain number a row of any site.
 
     Raises:
         UnknownSite: there is no site of that name or number. NoDatabase: nothing says where to look.
     """
     rest = {key: value for key, value in where.items() if key not in SITE_KEYS}
-    numbers = {key: _listed(rest[key]) for key in id_keys if key in rest}
-    if not all(numbers.values()):
-        return []
+    ids = [
+        key for key, value in rest.items() if not key.endswith("__ne") and any(isinstance(one, Id) for one in _listed(value))
+    ]
     found = []
-    for entry in _entries(where, numbers.values()):
-        own = {key: _numbers_at(entry, given) for key, given in numbers.items()}
-        if all(own.values()):
-            found.append(Question(handle_of(entry), {**rest, **own}))
+    for entry in _entries(where, [_listed(rest[key]) for key in ids]):
+        own = _at(entry, rest)
+        if all(own[key] != [] for key in ids):
+            found.append(Question(handle_of(entry), own))
     return found
 
 
@@ -177,14 +177,19 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _numbers_at(entry: SiteEntry, given: list[Any]) -> list[Any]:
-    """Those of the numbers that can be there, as plain ones."""
-    own = maker(entry)
-    return [
-        int(one) if isinstance(one, Id) else one
-        for one in given
-        if type(one) is own or not isinstance(one, Id) or is_same_site(one.site, entry)
-    ]
+def _at(entry: SiteEntry, value: Any) -> Any:
+    """Return conditions with plain numbers in place of that site's Ids, and without Ids of other sites."""
+    if isinstance(value, Mapping):
+        return {key: _at(entry, one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_at(entry, one) for one in value if not isinstance(one, Id) or _is_there(one, entry)]
+    if not isinstance(value, Id):
+        return value
+    return int(value) if _is_there(value, entry) else []
+
+
+def _is_there(one: Id, entry: SiteEntry) -> bool:
+    return type(one) is maker(entry) or is_same_site(one.site, entry)
 
 
 def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[SiteEntry]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
+from ..core.errors import UnknownField
+from ..core.suggest import did_you_mean
 from ..db.engine import directories, registry
 from ..db.engine.registry import SiteEntry
 from . import site_handle
 from .query import Manager, Query
-from .records import AT_CREATION, SiteRecord, column, known, naive
+from .records import AT_CREATION, SiteRecord, column, known, listed, naive
 from .site_handle import handle_of
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ class Site(SiteRecord):
 
     _KIND = "site"
     _REQUIRED = ("name", "path")
-    _CONDITIONS = {"id": "ids", "name": "words", "path": "text", "host": "words"}
     _ORDERS = ("id", "name", "path")
 
     objects: ClassVar[SiteManager]
@@ -109,6 +111,10 @@ def _entries() -> list[SiteEntry]:
     return found if here is None or here in found else [here, *found]
 
 
+#: What sites can be filtered by; of the path a part will do.
+_CONDITIONS = ("id", "name", "host", "path")
+
+
 class SiteQuery(Query[Site]):
     """A query of sites; it reads the registry alone."""
 
@@ -120,17 +126,19 @@ class SiteQuery(Query[Site]):
             found.reverse()
         return [Site._of(_row(entry), handle_of(entry)) for entry in found[start:stop]]
 
+    def _checked(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        for name in conditions:
+            if name not in _CONDITIONS:
+                meant = did_you_mean(name, _CONDITIONS)
+                raise UnknownField(f"A site has no field {name!r}.{meant}", hint=f"Its fields are: {', '.join(_CONDITIONS)}")
+        return dict(conditions)
+
     def _matches(self, entry: SiteEntry) -> bool:
         has = {"id": entry.number, "name": entry.name, "host": entry.host}
-        for name, wanted in self._where.items():
-            if wanted is None:
-                continue
-            if name == "path":
-                if wanted not in entry.path:
-                    return False
-            elif has[name] not in (wanted if isinstance(wanted, list) else [wanted]):
-                return False
-        return True
+        where = {name: wanted for name, wanted in self._where.items() if wanted is not None}
+        if str(where.pop("path", "")) not in entry.path:
+            return False
+        return all(has[name] in listed(wanted) for name, wanted in where.items())
 
     def count(self) -> int:
         """How many there are."""

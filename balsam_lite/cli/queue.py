@@ -167,7 +167,7 @@ def list_(
         balsam queue ls --history --json
     """
     look = listing.Look.of(options, listing.BATCH_JOB_KEYS)
-    where: _Row = {"scheduler_id": scheduler_id}
+    where: _Row = {"scheduler_id": scheduler_id} if scheduler_id else {}
     if not (history or all_queues or num or scheduler_id):
         where["state"] = list(_ACTIVE)
     most = num or limit

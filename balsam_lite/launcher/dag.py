@@ -27,9 +27,31 @@ if TYPE_CHECKING:
     JobLike = Union[BalsamJob, UUID, str, int, JobSet]
 
 __all__ = [  # noqa: F822  (`__getattr__` finds what is not defined here)
-    "ERROR", "JOB_ID", "LAUNCHER_NODES", "TIMEOUT", "BalsamJob", "Position", "add_app", "add_dependencies", "add_dependency",
-    "add_job", "children", "clone", "current_job", "detect_circular", "get_active_database", "get_apps",
-    "get_database_paths", "kill", "parents", "spawn_child", "submit", "transaction", "wf_from_template",
+    "ERROR",
+    "JOB_ID",
+    "LAUNCHER_NODES",
+    "TIMEOUT",
+    "BalsamJob",
+    "F",
+    "Position",
+    "Q",
+    "add_app",
+    "add_dependencies",
+    "add_dependency",
+    "add_job",
+    "children",
+    "clone",
+    "current_job",
+    "detect_circular",
+    "get_active_database",
+    "get_apps",
+    "get_database_paths",
+    "kill",
+    "parents",
+    "spawn_child",
+    "submit",
+    "transaction",
+    "wf_from_template",
 ]  # fmt: skip
 
 
@@ -537,7 +559,7 @@ def _launcher_nodes() -> int:
         raise InputError(f"BALSAM_LAUNCHER_NODES must be a whole number, not {text!r}") from None
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> Any:  # noqa: PLR0911  # a table of names
     if name == "JOB_ID":
         return os.environ.get("BALSAM_JOB_ID", "")
     if name in ("TIMEOUT", "ERROR"):
@@ -548,6 +570,10 @@ def _find(name: str) -> Any:
         from ..db.store.insert import Position
 
         return Position
+    if name in ("F", "Q"):
+        from ..db.query import filters
+
+        return getattr(filters, name)
     if name in ("current_job", "parents", "children"):
         job = _current_job()
         return job if name == "current_job" or job is None else getattr(job, f"get_{name}")()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core.errors import CancelFailed, DatabaseError, InvalidSpec, PollFailed, UnknownBatchJob, UnknownField
@@ -16,6 +16,8 @@ from ..core.settings import Settings, SettingsWarning
 from ..db.engine.connection import Database
 from ..db.query import batch_queries
 from ..db.query.batch_queries import BatchRow
+from ..db.query.fields import BATCH_JOB_OF_SITE, BATCH_JOB_STATES
+from ..db.query.filters import Conditions
 from ..db.store import batch_jobs
 from ..schedulers import base, submission
 from ..schedulers.request import LaunchRequest, Partition, validated
@@ -30,23 +32,11 @@ STATES = (PENDING_SUBMISSION, QUEUED, RUNNING, FINISHED, SUBMIT_FAILED, PENDING_
 #: Of those that have not ended.
 ACTIVE_STATES = (PENDING_SUBMISSION, QUEUED, RUNNING, PENDING_DELETION)
 
-_STATE_OF = {
-    batch_jobs.PENDING: PENDING_SUBMISSION,
-    batch_jobs.SUBMITTED: QUEUED,
-    batch_jobs.SUBMISSION_FAILED: SUBMIT_FAILED,
-    batch_jobs.CANCELLING: PENDING_DELETION,
-    base.QUEUED: QUEUED,
-    base.RUNNING: RUNNING,
-}
 _REQUIRED = ("num_nodes", "wall_time_min", "job_mode")
 #: What a new one may be given, and what it is without.
 _DEFAULTS: Row = {
     "project": "", "queue": "", "wf_filter": "", "filter_tags": {}, "partitions": (), "optional_params": {}, "sched_flags": "",
 }  # fmt: skip
-_LIMITS: dict[str, Callable[[int, int], bool]] = {
-    "before": lambda time, limit: time <= limit,
-    "after": lambda time, limit: time >= limit,
-}
 
 
 class SchedulerWarning(SettingsWarning):
@@ -57,18 +47,15 @@ class SchedulerWarning(SettingsWarning):
 
 
 def select(db: Database, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
-    """Those that match, as `interface.SiteInterface.select` says. Asks the scheduler first if any of them may still change.
-
-    Conditions: id, scheduler_id, state and queue (one or a list), filter_tags (a mapping), start_time_before, …_after (µs).
+    """Return those that match, as `interface.SiteInterface.select`. Asks the scheduler first whether they have changed.
 
     Raises:
         UnknownField, InvalidSpec.
     """
-    tests = [_condition(name, wanted) for name, wanted in where.items() if wanted is not None]
+    only = Conditions(where, BATCH_JOB_OF_SITE)
     _refresh(db)
     with db.read() as cx:
-        rows = map(_as_row, batch_queries.all_rows(cx))
-        found = [row for row in rows if all(test(row) for test in tests)]
+        found = list(map(_as_row, batch_queries.matching(cx, only)))
     return _ordered(found, order)[start:stop]
 
 
@@ -100,7 +87,7 @@ def _as_row(row: BatchRow) -> Row:
         "filter_tags": json.loads(row["filter_tags"]),
         "partitions": json.loads(row["partitions"]) or None,
         "optional_params": json.loads(row["optional_params"]),
-        "state": _STATE_OF.get(row["state"], FINISHED),
+        "state": BATCH_JOB_STATES.get(row["state"], FINISHED),
         "status_info": _status_info(row),
         "start_time": row["started"],
         "end_time": row["ended"],
@@ -131,23 +118,6 @@ def _status_info(row: BatchRow) -> Row:
         "log": row["log"],
     }
     return {name: value for name, value in found.items() if value not in ("", None)}
-
-
-def _condition(name: str, wanted: Any) -> Callable[[Row], bool]:
-    """Whether a row has what is wanted in that field."""
-    if name == "filter_tags":
-        if not isinstance(wanted, Mapping):
-            raise InvalidSpec(f"filter_tags must be a mapping, not {wanted!r}")
-        return lambda row: wanted.items() <= row["filter_tags"].items()
-    field, _, limit = name.rpartition("_")
-    if field in ("start_time", "end_time") and limit in _LIMITS:
-        return lambda row: row[field] is not None and _LIMITS[limit](row[field], wanted)
-    if name not in ("id", "scheduler_id", "state", "queue"):
-        raise UnknownField(f"Batch jobs cannot be looked for by {name!r}.")
-    values = {str(one) for one in ([wanted] if isinstance(wanted, (str, int)) else wanted)}
-    if name == "state" and not values <= set(STATES):
-        raise InvalidSpec(f"A batch job's state is one of {', '.join(STATES)}, not {', '.join(sorted(values - set(STATES)))}")
-    return lambda row: row[name] is not None and str(row[name]) in values
 
 
 def _ordered(rows: list[Row], order: str) -> list[Row]:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from balsam_lite import api
 from balsam_lite.core.errors import InvalidSpec, InvalidStateError, UnknownField
 from balsam_lite.db import models
 from balsam_lite.db.engine import directories
@@ -269,6 +270,8 @@ def test_every_face_chooses_what_a_plain_filter_chooses(db, rows, where):
         assert [row["id"] for row in select.jobs_page(cx, sent, ["id"], 0, 100)] == expected
         assert [row["id"] for row in select.jobs_page(cx, sent, ["id"], 20, 100)] == [one for one in expected if one > 20]
     with models.use(db):
+        assert [job.id for job in api.Job.objects.filter(as_q(where))] == expected
+        assert api.Job.objects.filter(as_q(where)).count() == len(expected)
         found = BalsamJob.objects.filter(as_q(where))
         assert [job.id for job in found] == expected and found.count() == len(expected)
         others = [row["id"] for row in rows if row["id"] not in expected]

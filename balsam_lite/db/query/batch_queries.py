@@ -10,6 +10,9 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .filters import Conditions
+from .operators import execute
+
 BatchRow = dict[str, Any]
 
 
@@ -74,6 +77,12 @@ def all_rows(cx: sqlite3.Connection, limit: int | None = None) -> list[BatchRow]
     return _rows(cx, "ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,))[::-1]
 
 
+def matching(cx: sqlite3.Connection, only: Conditions) -> list[BatchRow]:
+    """Return those that meet conditions, oldest first."""
+    condition, parameters = only.sql()
+    return _rows(cx, f"WHERE {condition} ORDER BY id", parameters)
+
+
 def next_number(cx: sqlite3.Connection) -> int:
     """The number that the next batch job will get, if nobody else is faster."""
     found = cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch_job'").fetchone()
@@ -81,6 +90,6 @@ def next_number(cx: sqlite3.Connection) -> int:
 
 
 def _rows(cx: sqlite3.Connection, rest: str, parameters: Iterable[Any] = ()) -> list[BatchRow]:
-    cursor = cx.execute(f"SELECT * FROM batch_job {rest}", tuple(parameters))
+    cursor = execute(cx, f"SELECT * FROM batch_job {rest}", tuple(parameters))
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row)) for row in cursor]

@@ -32,6 +32,7 @@ class Column(NamedTuple):
     kind: str  # a kind of `field_specs`, or uuid, time, json (a path into a JSON column), word (such a path to text)
     parameters: tuple[Any, ...] = ()
     is_stored: bool = False  # a column of the table itself, as indexes have it
+    choices: tuple[str, ...] = ()  # all values that there can be; () is: any
     type_sql: str = ""  # of a path: the JSON type of the value there; takes the same parameters
 
 
@@ -153,6 +154,22 @@ BATCH_JOB = Table(
         "end_time_before": "ended__lte",
         "end_time_after": "ended__gte",
     },
+)
+
+#: The state of a batch job as it is stored -> the same in the words of Balsam 0.7; all others are "finished".
+BATCH_JOB_STATES = {
+    "pending-submission": "pending_submission", "submitted": "queued", "submission-failed": "submit_failed",
+    "cancelling": "pending_deletion", "queued": "queued", "running": "running",
+}  # fmt: skip
+_CASES = " ".join(f"WHEN '{stored}' THEN '{shown}'" for stored, shown in BATCH_JOB_STATES.items())
+#: Batch jobs as a site shows them.
+BATCH_JOB_OF_SITE = BATCH_JOB._replace(
+    columns={
+        **BATCH_JOB.columns,
+        "state": Column(
+            f"CASE batch_job.state {_CASES} ELSE 'finished' END", "text", choices=(*BATCH_JOB_STATES.values(), "finished")
+        ),
+    }
 )
 
 # --- events -----------------------------------------------------------------------------------------------------------

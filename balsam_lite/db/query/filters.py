@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from math import isfinite
 from types import MappingProxyType
@@ -271,7 +272,10 @@ def tag_pairs(value: Any) -> list[tuple[str, str]]:
         InvalidSpec.
     """
     pairs = value.items() if isinstance(value, Mapping) else [_pair(one) for one in _several(value)]
-    return [(text_of(key), text_of(plain(word))) for key, word in pairs]
+    found = [(text_of(key), text_of(plain(word))) for key, word in pairs]
+    if len(dict(found)) < len(set(found)):
+        raise InvalidSpec(f"gives a key two values, and a tag has one: {value!r}")
+    return found
 
 
 def _pair(text: Any) -> tuple[str, str]:
@@ -499,15 +503,12 @@ class Conditions:
     # --- reading them -------------------------------------------------------------------------------------------------
 
     def _add(self, name: str, value: Any) -> None:
-        try:
-            if name in _COMBINATIONS:
-                self._add_combined(name, value)
-            else:
-                self._add_one(name, _parse(self.table, name), value)
-        except InvalidSpec as exc:
-            if name not in _COMBINATIONS:
-                exc.message = f"Condition {name}: {exc.message}"
-            raise
+        if name in _COMBINATIONS:
+            self._add_combined(name, value)
+            return
+        found = _parse(self.table, name)
+        with _naming(name):
+            self._add_one(name, found, value)
 
     def _add_combined(self, name: str, value: Any) -> None:
         members = [Conditions(one, self.table) for one in ([value] if name == _NOT else _members(name, value))]
@@ -527,6 +528,8 @@ class Conditions:
             self._keep(head, _compare_fields(self.table, name, found, value))
         elif head == "tags" and self.table is JOB and self._add_tags(name, found, value):
             pass
+        elif column is not None and column.kind == "tags" and _are_pairs(name, found, value):
+            self._keep(head, compare(column, "contains", dict(tag_pairs(value))))
         elif (special := _special(self.table, found, value)) is not None:
             self._keep(head, special, is_driver=head in _DRIVERS)
         elif column is None:
@@ -559,10 +562,7 @@ class Conditions:
         """Add a condition on tags that the index of tags answers; return whether it is one."""
         is_whole = not found.keys
         pairs: list[tuple[str, str]] | None = None
-        if is_whole and (
-            (found.lookup == "contains" and isinstance(value, Mapping))
-            or (found.lookup == "exact" and value is not None and not name.endswith("__exact"))
-        ):
+        if _are_pairs(name, found, value):
             pairs = tag_pairs(value)
         elif not is_whole and found.lookup == "exact" and isinstance(plain(value), (str, int, float)):
             pairs = [(found.keys[0], text_of(plain(value)))]
@@ -577,6 +577,14 @@ class Conditions:
         narrowed = Term(f"job.id IN ({_JOBS_WITH_KEY})", [found.keys[0]])
         self._keep("tags", joined(" AND ", [narrowed, compare(found.column, found.lookup, value)]))
         return True
+
+
+def _are_pairs(name: str, found: _Name, value: Any) -> bool:
+    """Return whether a condition on a whole column of tags asks for some pairs among them."""
+    if found.keys or value is None:
+        return False
+    is_mapping = found.lookup == "contains" and isinstance(value, Mapping)
+    return is_mapping or (found.lookup == "exact" and not name.endswith("__exact"))
 
 
 def _holds_for_missing(lookup: str, value: Any) -> bool:
@@ -608,6 +616,16 @@ def _special(table: Table, found: _Name, value: Any) -> Term | None:
     return special(value)
 
 
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Let errors about values name the condition."""
+    try:
+        yield
+    except InvalidSpec as exc:
+        exc.message = f"Condition {name}: {exc.message}"
+        raise
+
+
 def _flat(where: Where | Q) -> Iterator[tuple[str, Any]]:
     """Yield names and values of which all must hold."""
     if isinstance(where, Q):
@@ -628,14 +646,21 @@ def _members(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
+def kind_of(name: str, table: Table = JOB) -> str:
+    """Return the kind of column that a condition of that name compares; "" if it compares none. Raises UnknownField."""
+    column = _parse(table, name).column
+    return column.kind if column else ""
+
+
 def as_json(where: Where, table: Table = JOB) -> dict[str, Any]:
     """Return conditions as JSON has them, for a site on another host.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError: as `Conditions`, which this checks them by.
     """
-    Conditions(where, table)
-    return _jsonable_conditions(where)
+    found = _jsonable_conditions(where)
+    Conditions(found, table)
+    return found
 
 
 def _jsonable_conditions(where: Where) -> dict[str, Any]:
@@ -646,5 +671,6 @@ def _jsonable_conditions(where: Where) -> dict[str, Any]:
         elif name in _COMBINATIONS:
             found[name] = [_jsonable_conditions(one) for one in value]
         else:
-            found[name] = jsonable(value)
+            with _naming(name):
+                found[name] = jsonable(value)
     return found

@@ -54,6 +54,8 @@ def plain(value: Any) -> Any:
         return plain(value.value)
     if type(value).__name__ in ("bool", "bool_") and hasattr(value, "item"):  # numpy's is no `bool`, and no number
         return bool(value)
+    if isinstance(value, (int, float)):  # an Id of the api is a number of one site
+        return value
     return str(value) if isinstance(value, str) else _number_of_package(value)
 
 
@@ -235,7 +237,7 @@ def _is_among(column: Column, lookup: str, value: Any) -> Term:
 def _equals(column: Column, value: Any, is_exact: bool = True) -> Term:
     if value is None:
         return term_of(column, f"{{}} IS {'' if is_exact else 'NOT '}NULL")
-    wanted = stored(column.kind, value)
+    wanted = _chosen(column, stored(column.kind, value))
     if isinstance(wanted, float) and isnan(wanted):
         raise InvalidSpec("NaN is equal to nothing, not even to itself")
     if column.kind == "uuid" and is_exact:
@@ -258,7 +260,7 @@ def _ordered(column: Column, sign: str, value: Any) -> Term:
 
 def _is_in(column: Column, values: list[Any], lookup: str) -> Term:
     """Pass any number of values as one parameter."""
-    found = [None if one is None else stored(column.kind, one) for one in values]
+    found = [None if one is None else _chosen(column, stored(column.kind, one)) for one in values]
     known = [one for one in found if one is not None and not (isinstance(one, float) and not isfinite(one))]
     negation = "" if lookup == "in" else "NOT "
     if len(known) == len(found) == 1 and not negation and column.kind != "uuid":
@@ -271,6 +273,12 @@ def _is_in(column: Column, values: list[Any], lookup: str) -> Term:
         missing = "IS NOT" if None in found else "IS"
         return joined(" AND " if None in found else " OR ", [listed, term_of(column, f"{{}} {missing} NULL")])
     return listed if None not in found else joined(" OR ", [listed, term_of(column, "{} IS NULL")])
+
+
+def _chosen(column: Column, value: Any) -> Any:
+    if column.choices and value not in column.choices:
+        raise InvalidSpec(f"must be one of {', '.join(column.choices)}, not {value!r}")
+    return value
 
 
 def _short_id(column: Column) -> str:

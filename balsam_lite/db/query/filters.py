@@ -11,7 +11,8 @@ work in Python, in options of commands, and at a site on another host:
 - A list for `exact` means "one of"; an empty one matches nothing. None means that there is no value.
 - Text is exact. `__glob` knows `*` and `?` (`[` is an ordinary character), `__contains` any part; an `i` before ignores case.
 - `tags={"k": "v"}` holds for jobs that have all these tags, and maybe others; `tags__exact` compares the whole.
-- A condition on a missing value does not hold, and "$not" then does, so a filter and its negation share out all rows.
+- A condition on a missing value does not hold (except `ne` and `isnull=True`), and "$not" then does, so a filter and its
+  negation share out all rows.
 - A word or a value without a meaning is an error, with the nearest word.
 
 `Conditions` checks and compiles, and decides from which index SQLite starts: where rows are given by number, tags or parents,

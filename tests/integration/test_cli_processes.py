@@ -143,7 +143,11 @@ def test_a_reader_who_leaves_is_no_error(environ: dict[str, str], words: tuple[s
 def test_output_which_cannot_be_written_is_an_error(environ: dict[str, str], unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*BALSAM, "ls"], env={**environ, "PYTHONUNBUFFERED": unbuffered}, stdout=full, stderr=subprocess.PIPE, text=True
+            [*BALSAM, "ls", "--json"],
+            env={**environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert done.returncode == 1
     assert done.stderr == "Error: The output cannot be written: No space left on device\n"

@@ -112,12 +112,19 @@ def launch_filter_options(function: _Function) -> _Function:
 
 
 class Selection:
-    """The options that choose jobs, as given: all must hold, of several values of one option one must, or all tags."""
+    """The options that choose jobs, as given: all must hold, of several values of one option one must, or all tags.
+
+    Raises:
+        InvalidSpec: a text is empty, as of an unset variable.
+    """
 
     def __init__(self, given: dict[str, Any]) -> None:
         self._given = {name: value for name, value in given.items() if value and name != "contains"}
         self._contains = bool(given.get("contains"))
         self.ids: tuple[str, ...] = given.get("ids", ())
+        for name, values in self._given.items():
+            if not all(value.strip() for value in values):
+                raise InvalidSpec(f"{_OPTIONS[name]} must not be empty; leave it out to mean any.")
 
     def __bool__(self) -> bool:
         return bool(self._given)
@@ -151,14 +158,11 @@ class Selection:
             ids: words that take the place of those of --id.
 
         Raises:
-            InvalidSpec: a text is empty, as of an unset variable; a tag has no `=`. InvalidStateError, UnknownField.
+            InvalidSpec: a tag has no `=`. InvalidStateError, UnknownField.
         """
         given = self._given
         if not given and not ids:
             return {}
-        for name, values in given.items():
-            if "" in values:
-                raise InvalidSpec(f"{_OPTIONS[name]} must not be empty; leave it out to mean any.")
         words = self.ids if ids is None else tuple(ids)
         terms: list[Where] = [condition_of(words)] if is_digits_number else [{"which": list(words)}] if words else []
         for field in _TEXTS:

@@ -100,11 +100,11 @@ _JOB = ["job", "--name", "j", "--workflow", "w", "--application", "say", "--yes"
         (["rm", "jobs", "--id", "%", "--force"], 3, "%"),
         (["dep", "_", "_"], 3, "_"),
         # empty
-        (["killjob", "--id", "", "--yes"], 3, "job"),
+        (["killjob", "--id", "", "--yes"], 2, "--id must not be empty"),
         (["modify", "", "description", "x"], 3, "job"),
         (["dep", "", ""], 3, "job"),
-        (["rm", "jobs", "--id", "", "--force"], 2, "--all"),
-        (["rm", "jobs", "--name", "", "--force"], 2, "--all"),
+        (["rm", "jobs", "--id", "", "--force"], 2, "--id must not be empty"),
+        (["rm", "jobs", "--name", "", "--force"], 2, "--name must not be empty"),
         (["app", "--name", "", "--executable", "x"], 2, "name"),
         # numbers
         (["make_dummies", "-1"], 2, ""),
@@ -137,7 +137,6 @@ _JOB = ["job", "--name", "j", "--workflow", "w", "--application", "say", "--yes"
         # objects
         ([*_JOB, "--data", "{"], 2, "data"),
         ([*_JOB, "--data", "[1]"], 2, "data"),
-        ([*_JOB, "--data", '{"x": NaN}'], 2, "data"),
         ([*_JOB, "--data", "[" * 20_000], 2, "data"),
         ([*_JOB, "--data", '{"x": ' + "9" * 5000 + "}"], 2, "data"),
         ([*_JOB, "--env", "novalue"], 2, "novalue"),

@@ -198,7 +198,8 @@ def test_the_commands_of_the_workshop_change_nothing_where_a_word_fits_none_or_s
             ("job", "modify", "--id", "1", "--id", word, "--state", "FAILED"), ("job", "rm", "--id", word, "--yes"),
             ("job", "create", "-a", "say", "-w", "there", "-pid", word, "--yes"),
         ):  # fmt: skip
-            assert (words, balsam(*words)[:2]) == (words, (code, ""))
+            is_empty_option = not word and "--id" in words  # as of an unset variable
+            assert (words, balsam(*words)[:2]) == (words, (2 if is_empty_option else code, ""))
     with db.read() as cx:
         assert select.count_states(cx) == {"CREATED": 5}
 

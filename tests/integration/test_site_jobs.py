@@ -179,7 +179,7 @@ def test_odd_rules_that_others_stored_are_no_traceback(balsam: Balsam, alpha: Da
 def test_parameters_that_no_command_line_has_a_place_for_are_told(balsam: Balsam, alpha: Database) -> None:
     code, out, err = balsam("job", "create", "-a", "say", "-w", "x", "-p", "args=hello", "--site", "alpha", "--yes")
     assert (code, out.splitlines()[-1]) == (0, "Added Job id=1")  # its scripts may read them
-    assert err == "Warning: The command line of say has no place for parameters: {'args'} will not be passed to it.\n"
+    assert err == "Warning: The command line of say has no parameters: {'args'} will not be passed to it.\n"
 
 
 def test_an_unknown_app_or_parent_is_named_with_what_there_is(balsam: Balsam, alpha: Database) -> None:

@@ -330,11 +330,11 @@ def test_killing_thousands_of_waiting_jobs_is_one_transaction(db):
     [
         ({"nodes": 3}, UnknownField, "node_packing_count|num_nodes"),
         ({"num_nodes": 0}, InvalidSpec, "num_nodes must be 1 or more"),
-        ({"application": "b"}, UnknownApp, "App b"),
+        ({"application": "b"}, UnknownApp, "no application 'b'"),
         ({"state": "RUNNING"}, InvalidSpec, "cannot be set"),
         ({"parents": [99]}, UnknownJob, "parent"),
         ({"name": "a\nb"}, InvalidSpec, "one line"),
-        ({"data": {"x": float("nan")}}, InvalidSpec, "JSON"),
+        ({"data": {"x": object()}}, InvalidSpec, "JSON"),
         ({"args": "'"}, InvalidSpec, "closing quotation"),
     ],
 )

@@ -57,7 +57,7 @@ _APART = "waits until jobs have ended that run apart from others"
 #: A launcher at work looks for suspects at most this often, in seconds.
 _SUSPECTS_PERIOD_S = 1.0
 #: Queued jobs are withdrawn if none of them has got a place for this long, in seconds.
-_QUEUE_PATIENCE_S = 0.25
+_QUEUE_TIMEOUT_S = 0.25
 
 
 class Launcher:
@@ -426,7 +426,7 @@ class Launcher:
                 number -= 1
         if self._runner.started_from_queue != self._started_from_queue:
             self._started_from_queue, self._queue_moved_at = self._runner.started_from_queue, now
-        if queued and (self.pause.reason or now - self._queue_moved_at > _QUEUE_PATIENCE_S):
+        if queued and (self.pause.reason or now - self._queue_moved_at > _QUEUE_TIMEOUT_S):
             self._runner.withdraw(self._runner.queued_jobs)
             self._queue_moved_at = now
         why = f"Not started: {self.pause.reason}" if self.pause.reason else "No place became free for it"
@@ -473,7 +473,7 @@ class Launcher:
         now = self._clock.monotonic()
         wakes = [self._look_at, self._due(now)]
         if self._runner.queued:
-            wakes.append(max(now, self._queue_moved_at) + _QUEUE_PATIENCE_S)
+            wakes.append(max(now, self._queue_moved_at) + _QUEUE_TIMEOUT_S)
         if self._runner.is_busy:
             wakes.append(now + STOP_PERIOD_S)
         if self._limits.ends_at is not None:

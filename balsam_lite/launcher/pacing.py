@@ -52,13 +52,13 @@ class Quiet:
     """Whether others wrote, without a session on a shared file system as long as nothing happens.
 
     There only opening the file tells what is in it, which costs the lock file, the opening and two syncs. So the interval grows
-    with each transaction that brings nothing, up to `LONGEST_S`, and begins anew with one that does. Meanwhile size and time of
+    with each transaction that brings nothing, up to `MAX_S`, and begins anew with one that does. Meanwhile size and time of
     the file are a hint, which a client of NFS may have from its cache for `acregmin` to `acregmax` seconds (3 to 60 by default,
     nfs(5)); other file systems show them at once. So a new job or a kill is noticed after `HINT_S` in general, and after
-    `LONGEST_S` in any case. Times are seconds on the monotonic clock.
+    `MAX_S` in any case. Times are seconds on the monotonic clock.
     """
 
-    FIRST_S, LONGEST_S = 0.1, 3.0
+    FIRST_S, MAX_S = 0.1, 3.0
     #: How often the hint is looked at.
     HINT_S = 0.25
 
@@ -82,7 +82,7 @@ class Quiet:
         """Record that there was a transaction."""
         if self._db.access == LOCAL:
             return
-        self.interval_s = 0.0 if brought_something else min(self.LONGEST_S, max(self.FIRST_S, 1.5 * self.interval_s))
+        self.interval_s = 0.0 if brought_something else min(self.MAX_S, max(self.FIRST_S, 1.5 * self.interval_s))
         self._next, self._file = now + self.interval_s, self._seen()
 
     def _seen(self) -> tuple[int, int, int] | None:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 #: The scheduler may take this long to tell when the batch job ends, in seconds.
 _ASK_S = 20.0
 #: Nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
-_MOST_PARTS = 100_000
+_MAX_PARTS = 100_000
 
 T = TypeVar("T")
 
@@ -227,10 +227,10 @@ def gpus_per_node(options: LauncherOptions, settings: Settings) -> int | None:
 
 
 def _refuse_too_many(nodes: int, gpus: int) -> None:
-    if not 1 <= nodes <= _MOST_PARTS:
-        raise InputError(f"The number of nodes must be from 1 to {_MOST_PARTS}, not {nodes}")
-    if gpus > _MOST_PARTS:
-        raise InputError(f"The number of GPUs must be at most {_MOST_PARTS}, not {gpus}")
+    if not 1 <= nodes <= _MAX_PARTS:
+        raise InputError(f"The number of nodes must be from 1 to {_MAX_PARTS}, not {nodes}")
+    if gpus > _MAX_PARTS:
+        raise InputError(f"The number of GPUs must be at most {_MAX_PARTS}, not {gpus}")
 
 
 def end(options: LauncherOptions, batch: Allocation | None, settings: Settings, clock: Clock) -> float | None:

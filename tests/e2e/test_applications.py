@@ -639,7 +639,7 @@ def test_a_line_that_cannot_be_made_fails_its_job_alone(site):
     assert site.run() == 0
     messages = [site.history(job)[-2][1] for job in jobs]
     assert messages[0] == "The job could not be started: Missing required args: {'a'} (only got: {'b'})"
-    assert "A value cannot stand in, after or next to arithmetic" in messages[1] and "Compute in jinja" in messages[1]
+    assert "A value cannot be used in, after or next to arithmetic" in messages[1] and "Compute in jinja" in messages[1]
     assert "takes no args: more" in messages[2]
     assert [site.job(job)["state"] for job in jobs] == ["FAILED"] * 3 + ["JOB_FINISHED"]
 

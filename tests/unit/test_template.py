@@ -158,7 +158,7 @@ EVIL = {"a": "a[$(touch evil)]", "b": "-v", "c": "-va[$(touch evil)]", "d": "($(
 
 @pytest.mark.parametrize("text", READ_TWICE)
 def test_no_value_can_stand_where_bash_would_read_it_twice(text):
-    with pytest.raises(TemplateError, match="A value cannot stand"):
+    with pytest.raises(TemplateError, match="A value cannot be used"):
         rendering.check(text)
 
 

@@ -164,7 +164,7 @@ class Setbacks:
     scope that fail meanwhile wait longer, one after the other. Times are seconds on the monotonic clock.
     """
 
-    FIRST_S, LONGEST_S = 1.0, 600.0
+    FIRST_S, MAX_S = 1.0, 600.0
     #: Seconds that a job which fails meanwhile waits at least, and those added for each job that waits already.
     _OTHERS_S, _STEP_S = 60.0, 0.05
 
@@ -178,8 +178,8 @@ class Setbacks:
         scope = self._scopes.setdefault(trouble.scope, TroubleScope())
         if now < scope.next_try:
             scope.waiting += 1
-            return min(self.LONGEST_S, max(scope.interval_s, self._OTHERS_S) + self._STEP_S * scope.waiting)
-        scope.interval_s = min(self.LONGEST_S, 2 * scope.interval_s) or self.FIRST_S
+            return min(self.MAX_S, max(scope.interval_s, self._OTHERS_S) + self._STEP_S * scope.waiting)
+        scope.interval_s = min(self.MAX_S, 2 * scope.interval_s) or self.FIRST_S
         scope.next_try, scope.waiting = now + scope.interval_s, 0
         return scope.interval_s
 
@@ -209,7 +209,7 @@ class Pause:
     the trouble counts as over.
     """
 
-    FIRST_S, LONGEST_S = 1.0, 60.0
+    FIRST_S, MAX_S = 1.0, 60.0
     #: A start without any report for this many seconds is a good one: nodes report ends, not starts.
     _SILENCE_S = 3.0
     #: The trouble is over when this many starts at once were good.
@@ -233,7 +233,7 @@ class Pause:
             self._began = now
             self._interval_s, self._failed, self._is_announced = self.FIRST_S, 0, False
         elif self._tried is not None:
-            self._interval_s = min(self.LONGEST_S, max(self.FIRST_S, 2 * self._interval_s))
+            self._interval_s = min(self.MAX_S, max(self.FIRST_S, 2 * self._interval_s))
         self.reason, self._tried, self._window = reason, None, 1
         self.next_try = now + self._interval_s
         self._failed += 1

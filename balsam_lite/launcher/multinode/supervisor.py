@@ -55,7 +55,7 @@ _LAST_NEWS_LIMIT_S = 2.0
 #: The output of a program that has ended is read for this long, in seconds.
 _PIPES_LIMIT_S = 1.0
 #: Minutes before the limit below which another try is not worth it.
-_LEAST_MINUTES = 1.0
+_MIN_MINUTES = 1.0
 #: A program that broke down after this many seconds had worked: the cause differs from that of the one before.
 _WORKED_S = 600.0
 #: A node on which this program does not run within this many seconds is lost. (Slurm 22.05 tries for 17 s to reach a dead one.)
@@ -137,7 +137,7 @@ def supervise(found: Resources, db_directory: str, settings: Settings, options: 
         code = program.run()
         if code is not None:
             return code
-        too_late = deadline is not None and deadline - time.monotonic() < 60 * _LEAST_MINUTES
+        too_late = deadline is not None and deadline - time.monotonic() < 60 * _MIN_MINUTES
         if signals.stop or too_late or batch is None:
             break
         alive = starter.answering(names, signals)

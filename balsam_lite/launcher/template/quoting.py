@@ -99,7 +99,7 @@ def join(words: Sequence[Sequence[str]], values: Sequence[str]) -> list[str]:
 
 def _refuse(where: str, text: str, at: int) -> NoReturn:
     excerpt = text[max(0, at - 40) : at + 20].replace(PLACEHOLDER, "{{…}}").strip()
-    raise TemplateError(f"A value cannot stand {where}: {excerpt}", hint=_HINT)
+    raise TemplateError(f"A value cannot be used {where}: {excerpt}", hint=_HINT)
 
 
 # --- a line for a shell -----------------------------------------------------------------------------------------------

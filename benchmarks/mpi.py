@@ -26,7 +26,7 @@ from limit import Limit
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine.connection import FILE_NAME
 from balsam_lite.launcher.mpirun import find
-from balsam_lite.launcher.mpirun.layout import RankLayout
+from balsam_lite.launcher.mpirun.flavours import RankLayout
 from balsam_lite.launcher.mpirun.starter import Starter
 
 _RANKS = 2

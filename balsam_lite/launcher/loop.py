@@ -452,7 +452,7 @@ class Launcher:
         if self._failing_since is not None or self._step_ends:
             return soon
         if self._exits or self._has_freed:
-            # With a free place and nothing ahead, the transaction is all that stands between two jobs of a chain.
+            # With a free place and nothing ahead, only the transaction is between two jobs of a chain.
             if not self._runner.queued and self._pool.has_room:
                 return self._last_tick + self._spacing(_STARVING_SPACING)
             return max(soon, self._last_tick + _RECORD_PERIOD_S / 2)

@@ -283,7 +283,7 @@ def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:
 #: of many thousand places is filled before the last one is asked for.
 MAX_AT_ONCE = 1024
 
-#: Stands for the place of a claimed job that waits for one.
+#: The place of a claimed job that waits for one.
 AHEAD = object()
 
 

@@ -26,10 +26,8 @@ from balsam_lite.core.settings import Settings
 from balsam_lite.db.store import user_actions
 from balsam_lite.db.store.claims import Claim, Shape
 from balsam_lite.launcher.mpirun import detect, find, one_rank_per_node, scrubbed, use
-from balsam_lite.launcher.mpirun.flavours import FLAVOURS
-from balsam_lite.launcher.mpirun.layout import RankLayout
+from balsam_lite.launcher.mpirun.flavours import FLAVOURS, RankLayout, make_render
 from balsam_lite.launcher.mpirun.starter import Starter
-from balsam_lite.launcher.mpirun.template import make_render
 from balsam_lite.launcher.placement import MpiRules, Node, NodePool
 
 PROGRAMS = TESTS / "mpi_programs"
@@ -344,7 +342,7 @@ def test_an_unknown_command_is_passed_over_and_told_of(machine: Machine, text: s
     machine.says("mpiexec", text)
     reason = machine.flavour()
     assert reason.startswith("looked for aprun, jsrun, mpiexec, mpirun and mpiexec.hydra")
-    assert f"{machine.folder}/mpiexec says of its version: " in reason
+    assert f"{machine.folder}/mpiexec reports as its version: " in reason
     assert reason.isascii() and len(reason) < 2000 + len(str(machine.folder))
     machine.says("mpirun", "HYDRA build details:")
     assert machine.flavour() == "mpich"

@@ -12,7 +12,7 @@ import sys
 
 from balsam_lite.core.settings import Settings
 from balsam_lite.launcher.mpirun import find, scrubbed
-from balsam_lite.launcher.mpirun.layout import RankLayout
+from balsam_lite.launcher.mpirun.flavours import RankLayout
 from balsam_lite.launcher.mpirun.starter import Starter
 
 WHO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "who.py")

@@ -114,7 +114,7 @@ def _no_failure(claim: Claim, place: Placement, code: int | None, read: Callable
 class MpiUse(NamedTuple):
     """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
 
-    #: What stands before a job's own words; nothing where it needs no MPI.
+    #: The words before a job's own; none where it needs no MPI.
     words: Callable[[Claim, Placement], list[str]]
     #: What SIGTERM does to the job's command. UNKNOWN too where it is none of MPI's.
     at_term: Callable[[Claim], str]

@@ -13,9 +13,8 @@ from ...core.settings import Settings
 from ...core.subprocess_run import run
 from ...schedulers.environ import NodeGpus
 from ..exec.mpi_use import UNKNOWN
-from .flavours import FLAVOURS, Flavour
+from .flavours import FLAVOURS, Flavour, make_render
 from .starter import Starter
-from .template import make_render
 
 #: A command that does not tell its version within this many seconds is passed over.
 _VERSION_TIMEOUT_S = 20.0
@@ -63,7 +62,7 @@ def find(settings: Settings, environ: Mapping[str, str]) -> Starter | str:
 def one_rank_per_node(
     names: Sequence[str], settings: Settings, environ: Mapping[str, str], node_gpus: NodeGpus | None = None
 ) -> list[str] | str:
-    """Return what stands before a program of which one rank shall run on each of those nodes; or why there is nothing.
+    """Return the words before a program of which one rank runs on each of those nodes; or why there are none.
 
     Each rank has all CPUs of its node, stdin goes to rank 0, and the others survive a rank that ends, where the MPI allows it.
 
@@ -143,7 +142,7 @@ def _recognised(path: str, environ: Mapping[str, str]) -> tuple[str, str]:
     answer = run([path, "--version"], timeout_s=_VERSION_TIMEOUT_S, environ=environ)
     text = f"{answer.stdout}\n{answer.stderr}"
     line = next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
-    told = f"tells of its version: {line[:80]!a}"
+    told = f"reports as its version: {line[:80]!a}"
     return next((name for name, pattern in _VERSIONS if answer.ok and pattern.search(text)), ""), told
 
 

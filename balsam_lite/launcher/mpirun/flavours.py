@@ -6,11 +6,87 @@ Each function names its source; "tried" means: with that version, on a real mach
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...core import field_specs
+from ...core.errors import SettingsError
 from ..exec.mpi_use import HYDRA, KILLS, PASSES_ON, SRUN, Diagnosis
-from .layout import RankLayout
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+# --- ranks, threads and hosts of one program --------------------------------------------------------------------------
+
+
+class RankLayout(NamedTuple):
+    """Where the ranks of a program go. Without hosts all are on this host, of which each node is a share."""
+
+    hosts: tuple[str, ...] = ()
+    num_nodes: int = 1
+    ranks_per_node: int = 1
+    threads_per_rank: int = 1
+    threads_per_core: int = 1
+    cpu_affinity: str = "none"  # none or depth
+    gpus_per_rank: float = 0.0
+    cpus_per_node: int = 0  # of each node's CPUs the job's own; 0: unknown
+    shares_nodes: bool = False  # others run on the same host or hosts at the same time
+    step_gpus: tuple[str, str] | None = None  # the GPUs that a Slurm step has to ask for: an option of srun and its value
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of ranks on all hosts.
+
+        >>> RankLayout(num_nodes=2, ranks_per_node=4).ranks
+        8
+        """
+        return self.num_nodes * self.ranks_per_node
+
+    @property
+    def ranks_per_host(self) -> int:
+        """On each host. Shares of one host are one host.
+
+        >>> RankLayout(num_nodes=2, ranks_per_node=4).ranks_per_host
+        8
+        >>> RankLayout(("a", "b"), num_nodes=2, ranks_per_node=4).ranks_per_host
+        4
+        """
+        return self.ranks // (len(self.hosts) or 1)
+
+    @property
+    def cpus_per_host(self) -> int:
+        """Return the job's CPUs on each node; 0 where unknown."""
+        return self.cpus_per_node * self.num_nodes // (len(self.hosts) or 1)
+
+    @property
+    def cores_per_rank(self) -> int:
+        """Cores for its threads.
+
+        >>> RankLayout(threads_per_rank=5, threads_per_core=2).cores_per_rank
+        3
+        """
+        return math.ceil(self.threads_per_rank / self.threads_per_core)
+
+    @property
+    def is_bound(self) -> bool:
+        """Return whether each rank is bound to separate CPUs, in order.
+
+        Only on request, where the host is the job's alone (each MPI start command begins with the first CPU, so programs side
+        by side would all get the same ones), and where there are CPUs enough (most commands refuse to start otherwise).
+
+        >>> RankLayout(cpu_affinity="depth", cpus_per_node=4).is_bound
+        True
+        >>> RankLayout(cpu_affinity="depth", cpus_per_node=4, threads_per_rank=5).is_bound
+        False
+        """
+        fits = self.cpus_per_host == 0 or self.ranks_per_host * self.threads_per_rank <= self.cpus_per_host
+        return self.cpu_affinity == "depth" and not self.shares_nodes and fits
+
+
+# --- known commands ---------------------------------------------------------------------------------------------------
+
 
 #: The name by which a host knows itself.
 _THIS_HOST = "localhost"
@@ -234,3 +310,78 @@ FLAVOURS = {
         Flavour("jsrun", ("jsrun",), _jsrun, _jsrun_one_per_host),
     )
 }
+
+# --- a user's own command: a command line as a jinja2 template (Settings.MPI_RUN_TEMPLATE) ----------------------------
+
+_FLAGS = "flags"
+_VARIABLES = (
+    "ranks", "ranks_per_node", "nodes", "hosts", "threads_per_rank", "threads_per_core", "cpu_affinity", "gpus_per_rank",
+    _FLAGS,
+)  # fmt: skip
+#: What templates are tried with before any job is.
+_EXAMPLES = (RankLayout(), RankLayout(("host-1", "host-2"), num_nodes=2, ranks_per_node=4, threads_per_rank=2))
+
+#: Gives all words before the program, from a layout and the job's own flags.
+Render = Callable[[RankLayout, Sequence[str]], list[str]]
+
+
+def make_render(text: str) -> Render:
+    """Read a template and try it.
+
+    The program's words follow what it gives; the job's own flags come in between, unless it uses `flags`. These and `hosts`
+    are quoted by the shell's rules, by which the line is split into words; no shell reads it. `Render` may raise the same
+    error for a job.
+
+    Raises:
+        SettingsError: it cannot be read, or it fails for a simple job.
+    """
+    import jinja2
+    import jinja2.meta
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    try:
+        template = environment.from_string(text)
+        places_flags = _FLAGS in jinja2.meta.find_undeclared_variables(environment.parse(text))
+    except (jinja2.TemplateError, RecursionError) as exc:
+        raise _broken(text, exc) from exc
+
+    def render(layout: RankLayout, flags: Sequence[str]) -> list[str]:
+        line = _line(template, text, _variables(layout, flags))
+        try:
+            words = field_specs.split_command(line)
+        except ValueError as exc:
+            raise _broken(text, f"{exc} in: {line}") from exc
+        if not words:
+            raise _broken(text, "it gives no words")
+        return words if places_flags else [*words, *flags]
+
+    for example in _EXAMPLES:
+        render(example, ())
+    return render
+
+
+def _variables(layout: RankLayout, flags: Sequence[str]) -> dict[str, Any]:
+    return {
+        "ranks": layout.ranks,
+        "ranks_per_node": layout.ranks_per_node,
+        "nodes": layout.num_nodes,
+        "hosts": [shlex.quote(host) for host in layout.hosts or ("localhost",)],
+        "threads_per_rank": layout.threads_per_rank,
+        "threads_per_core": layout.threads_per_core,
+        "cpu_affinity": layout.cpu_affinity,
+        "gpus_per_rank": layout.gpus_per_rank,
+        _FLAGS: [shlex.quote(flag) for flag in flags],
+    }
+
+
+def _line(template: jinja2.Template, text: str, variables: dict[str, Any]) -> str:
+    import jinja2
+
+    try:
+        return template.render(variables)
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as exc:
+        raise _broken(text, exc) from exc
+
+
+def _broken(text: str, why: object) -> SettingsError:
+    return SettingsError(f"MPI_RUN_TEMPLATE: {why}\n    {text}", hint=f"It may use: {' '.join(_VARIABLES)}.")

@@ -10,8 +10,7 @@ from typing import NamedTuple
 from ...core import job_files
 from ...core.errors import StagingFailed
 from ...core.field_specs import output_name
-from .files import explained, is_directory, is_same, part_name, shown
-from .patterns import Glob, globs
+from .files import Glob, explained, globs, is_directory, is_same, part_name, shown
 
 
 class Parent(NamedTuple):

@@ -116,7 +116,7 @@ def _upload_to(place: Remote, sources: list[str], workdir: str, run: Run, cancel
 def _try_to_remove(part: Remote, workdir: str, run: Run) -> None:
     try:
         run(part.ssh("rm", "-rf", "--", part.path), workdir)
-    except (BalsamError, OSError):  # what made the upload fail stands in the way of this, too
+    except (BalsamError, OSError):  # what made the upload fail prevents this, too
         pass
 
 

@@ -26,8 +26,21 @@ from urllib.parse import unquote
 
 from ...core.errors import StagingFailed
 from . import remote
-from .files import Cancelled, contains, copy_all, explained, is_same, part_of, publish_all, shown, stop_if
-from .patterns import MAGIC, globs, matching, parts_of
+from .files import (
+    MAGIC,
+    Cancelled,
+    contains,
+    copy_all,
+    explained,
+    globs,
+    is_same,
+    matching,
+    part_of,
+    parts_of,
+    publish_all,
+    shown,
+    stop_if,
+)
 from .remote import Remote, Run
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, NoReturn
 
 from ...core.errors import TemplateError
 
-#: Stands for a value in a text; neither a program's words nor a shell's text can hold it.
+#: Marks a value in a text; neither a program's words nor a shell's text can hold it.
 PLACEHOLDER = "\0"
 
 #: Positions of a value.

@@ -1,7 +1,7 @@
-"""Command templates of applications: jinja2 text in which every value becomes one word of the command line. Pure.
+"""Render command templates: jinja2 text in which each value becomes a word of the command line, or a part of one. Pure.
 
 jinja2 puts each value between two marks that neither a value nor a template can contain; `quoting` finds from the text around
-stands around them is read, and so how they are quoted. jinja2 is imported when the first template is read.
+them how they are quoted. jinja2 is imported when the first template is read.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ _INSIDE_A_VALUE = (
 
 
 class Command(NamedTuple):
-    """What a template gives for a job: one of the two."""
+    """The command of a job: one of the two is set."""
 
-    argv: list[str]  # the words of a program, without a shell
+    argv: list[str]  # of a program that needs no shell
     text: str  # for `bash -c`
 
 
 class _Compiled(NamedTuple):
     template: jinja2.Template
     variables: frozenset[str]
-    fixed: tuple[str, ...] | None  # of a template that is text and names, and nothing else: the texts between these …
-    names: tuple[str, ...]  # … in order. Most are, and are filled ten times as fast without jinja2.
+    fixed: (
+        tuple[str, ...] | None
+    )  # the texts between the names, if there is nothing else; filled without jinja2, ten times as fast
+    names: tuple[str, ...]  # in order
 
 
 def render(text: str, values: Mapping[str, Any], for_shell: bool = False) -> Command:
-    """Return the command of a job with these values, each of which is one word of it; more than the template needs are no harm.
+    """Return the command of a job with these values. Values that the template does not use are ignored.
 
-    With `for_shell` it is always a text for a shell, which may know functions of that name.
+    Values other than text are converted by `str`. Blanks and line breaks around the line are removed.
 
-    Values that are no text are written as `str` does. The line break at the end and the blanks around the line are dropped.
+    Args:
+        for_shell: always return a text for a shell, which may have functions with the names of programs.
 
     Raises:
-        TemplateError: a value is missing, or cannot be one word where it stands; the template fails for these values.
+        TemplateError: a value is missing or cannot be quoted in its position; the template fails for these values.
     """
     compiled = _compiled(text)
     if not compiled.variables <= values.keys():
@@ -64,24 +67,24 @@ def render(text: str, values: Mapping[str, Any], for_shell: bool = False) -> Com
 
 
 def check(text: str) -> list[str]:
-    """Return the names of the values that a template needs, sorted.
+    """Return the sorted names of the values that a template needs.
 
     Raises:
-        TemplateError: it cannot be read, gives no command, or has a value where none can stand.
+        TemplateError: it cannot be parsed, gives no command, or has a value in a position that cannot be quoted.
     """
     compiled = _compiled(text)
     try:
         line = _environment(strict=False).from_string(text).render()
     except TemplateError:
         raise
-    except Exception:  # noqa: BLE001  # it computes with values, of which there are none yet
+    except Exception:  # noqa: BLE001  # it computes with values, which are not known yet
         return sorted(compiled.variables)
     _command(*_taken_apart(line))
     return sorted(compiled.variables)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names as Python prints a set, in order.
+    """Format names as Python prints a set, sorted.
 
     >>> listed(["b", "a"])
     "{'a', 'b'}"
@@ -99,7 +102,7 @@ def _compiled(text: str) -> _Compiled:
     if _MARK in text:
         raise TemplateError("A command template must not hold a NUL character.")
     half_open = _HALF_OPEN.search(text)
-    if half_open:  # jinja2 takes it for text, and the value would never arrive
+    if half_open:  # for jinja2 it is text, and the value would not be filled in
         line = text.count("\n", 0, half_open.start()) + 1
         raise TemplateError(f"The command template lacks a brace {{ (line {line}): {half_open[0]}")
     environment = _environment(strict=True)
@@ -113,7 +116,7 @@ def _compiled(text: str) -> _Compiled:
 
 
 def _plain_parts(tree: jinja2.nodes.Template, variables: set[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Return the texts and the names of a template that has nothing else; (None, ()) if it has."""
+    """Return the texts and the names of a template that consists of nothing else, otherwise (None, ())."""
     from jinja2 import nodes
 
     fixed, names = [""], []
@@ -150,7 +153,7 @@ def _text(value: Any) -> str:
 
 
 def _taken_apart(line: str) -> tuple[tuple[str, ...], list[str]]:
-    """Return the texts between the values, and the values."""
+    """Split a rendered line into the texts between the values, and the values."""
     parts = line.split(_MARK)
     return _stripped(parts[::2]), parts[1::2]
 

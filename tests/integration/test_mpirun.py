@@ -400,7 +400,7 @@ def test_srun_is_taken_inside_slurm_where_there_is_no_mpiexec(machine: Machine) 
 def test_one_file_of_several_names_is_asked_once(machine: Machine) -> None:
     real = machine.has("mpiexec", f"echo asked >> {machine.folder}/log; exit 1")
     (machine.folder / "mpirun").symlink_to(real)
-    assert machine.flavour().count("says of its version") == 1
+    assert machine.flavour().count("reports as its version") == 1
     assert (machine.folder / "log").read_text() == "asked\n"
 
 

@@ -120,8 +120,9 @@ _BACKQUOTED = re.compile(r"""`[^`'"\\\0]*`""")
 _ANSI_QUOTED = re.compile(r"\$'(?:[^'\\\0]|\\[^\0])*'")
 _NAME_OR_SPECIAL = re.compile(r"\$(?:[A-Za-z_]\w*|[0-9#?!@*$-])?", re.ASCII)
 
-_EXPANSION = re.compile(r"\$(?:\{.*?\}|\w*)", re.DOTALL)
-_NAME, _EXPANDED = re.compile(r"[A-Za-z_]\w*"), re.compile(r"\$\{?([A-Za-z_]\w*)")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+#: An expansion as `_expanded` writes it into words.
+_EXPANSION = re.compile(r"\$\{(.*?)\}")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\[.*\])?\+?=", re.DOTALL)
 
 
@@ -238,7 +239,7 @@ class _Scanner:
         if name in ("for", "select") and any(PLACEHOLDER in word for word in arguments):
             self._assigned.update(arguments[:1])
         if name in _RUNNING:
-            self._evaluated += [expanded for word in arguments for expanded in _EXPANDED.findall(word)]
+            self._evaluated += [names for word in arguments for names in _EXPANSION.findall(word)]
         elif name in _EVALUATING:
             self._evaluated += arguments
         if name in _DECLARING and any(_EVALUATING_OPTION.match(word) for word in arguments):
@@ -352,11 +353,10 @@ class _Scanner:
                 inner += self._expansion(in_double=True)
 
     def _expansion(self, in_double: bool) -> str:
-        """Read what begins with $ or a backquote; return it, or $ for what it may be."""
+        """Read what begins with $ or a backquote; return it as `_expanded` does."""
         following = self._peek(1)
         if self._peek() == "`":
-            self._skip(_BACKQUOTED) or self._give_up("backquotes; write $(…)")
-            return "$"
+            return _expanded(self._skip(_BACKQUOTED) or self._give_up("backquotes; write $(…)"))
         if following == PLACEHOLDER:
             self._refuse("right after a $")
         if self._text.startswith("$((", self._at):
@@ -367,14 +367,15 @@ class _Scanner:
             parameter = self._skip(_PARAMETER) or self._give_up("${…}")
             if "[" in parameter or ":" in parameter:
                 self._evaluated.append(parameter)
-            return parameter
+            return _expanded(parameter)
         elif following == "[":
             self._give_up("arithmetic $[…]")
         elif following == "'" and not in_double:
             return self._skip(_ANSI_QUOTED)[1:] or self._give_up("$'…'")
-        else:  # $" is a double quote
-            return self._skip(_NAME_OR_SPECIAL)
-        return "$"
+        else:
+            name = self._skip(_NAME_OR_SPECIAL)
+            return _expanded(name) if len(name) > 1 else name  # $" is a double quote
+        return _expanded("")
 
     def _substitution(self) -> str:
         """Read $(…), <(…) or >(…)."""
@@ -383,7 +384,16 @@ class _Scanner:
         self._commands(is_nested=True)
         if len(self._documents) > before:
             self._give_up("a here-document in $(…)")
-        return "$"
+        return _expanded("")
+
+
+def _expanded(text: str) -> str:
+    """Return what stands for an expansion in a word: the names in it.
+
+    >>> _expanded("${X:-$Y}")
+    '${X Y}'
+    """
+    return f"${{{' '.join(_NAME.findall(text))}}}"
 
 
 class _EndOfCertainty(Exception):

@@ -753,7 +753,7 @@ def test_the_command_is_written_without_a_prompt_and_no_path_is_an_option(work, 
         seen.append(list(argv))
         return 1, ""
 
-    with pytest.raises(StagingFailed, match="it said nothing"):
+    with pytest.raises(StagingFailed, match="it printed nothing"):
         stage_in(url, str(work), run, never)
     assert seen[0][:-1] == expected
     assert seen[0][-1].startswith(f"{work}/{PART}")

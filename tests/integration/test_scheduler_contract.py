@@ -472,7 +472,7 @@ def test_the_slides_submit_launch_runs_the_jobs(site: Site, balsam_bin: str) -> 
     wait_until(lambda: terminal.states() == ["JOB_FINISHED"] * 3, 90, 0.5)
     wait_until(lambda: terminal.launches() == [], 60, 0.5)
     (ended,) = terminal.launches("--all")
-    assert ended["state"] == (base.FINISHED if site.kind.tells_exit_code else base.ENDED), ended
+    assert ended["scheduler_state"] == (base.FINISHED if site.kind.tells_exit_code else base.ENDED), ended
     outputs = [path.read_text() for path in sorted((site.folder / "test-db" / "data").rglob("*.out"))]
     assert outputs == ["Hello, world!\n"] * 3
 
@@ -492,7 +492,7 @@ def test_a_cancelled_launcher_hands_its_job_back_and_the_next_one_finishes_it(si
     site.wait_until_up("job")
     terminal.type("balsam queue rm qlaunch1")
     wait_until(lambda: terminal.launches() == [], 60, 0.5)
-    assert terminal.launches("--all")[0]["state"] == base.CANCELLED
+    assert terminal.launches("--all")[0]["scheduler_state"] == base.CANCELLED
     assert terminal.states() == ["RESTART_READY"]
     site.release("job")
     terminal.type(launch)

@@ -98,7 +98,7 @@ class BatchJob(SiteRecord):
         self._created(handle.interface.create("batch_job", [routing.without_site(self._changed)])[0], handle)
 
     def delete(self) -> None:
-        """Cancel it; the row stays, and says how it ended. One that has ended stays as it is.
+        """Cancel it; the row stays, with how it ended. One that has ended stays as it is.
 
         Raises:
             DoesNotExist: it was never submitted. CancelFailed, PollFailed: the scheduler does not do it.

@@ -30,7 +30,7 @@ QueryType = TypeVar("QueryType", bound="Query[Any]")
 class Query(Generic[R]):
     """Rows of a kind that match some conditions. They are read when they are first needed, and kept then.
 
-    Without a condition that says which site is meant, the active DB is asked, or where there is none all known sites. One of
+    Without a condition on the site, the active DB is asked, or where there is none all known sites. One of
     several that cannot be read costs a warning. Rows of several sites come site by site, or in the order of `order_by`.
     """
 

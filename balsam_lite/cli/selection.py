@@ -10,7 +10,7 @@ from ..core import states
 from ..core.errors import AmbiguousSite, InvalidSpec, NotFound
 from ..core.suggest import did_you_mean
 from ..db.query.filters import all_of, condition_from_text, condition_on_text
-from ..db.query.operators import has_wildcard
+from ..db.query.queries import has_wildcard
 from . import completion
 from .common import ask_all_sites, jobs_fitting, pairs, row_number
 from .group import ConditionOption, LaterOption, Option, SeparateOption, option

@@ -55,7 +55,7 @@ class use:
 
 
 def active() -> Database:
-    """The DB that query sets and new objects use: what `use` says, else the one that `directories.find` finds.
+    """Return the DB that query sets and new objects use: that of `use`, else the one that `directories.find` finds.
 
     It is looked for once per process and value of BALSAM_DB_PATH, at first use.
 
@@ -71,7 +71,7 @@ def active() -> Database:
 
 
 def chosen_directory() -> str:
-    """The directory of the DB that `use` says; "" if it says none."""
+    """Return the directory of the DB of `use`; "" if there is none."""
     return _chosen[-1].directory if _chosen else ""
 
 
@@ -99,7 +99,7 @@ class _Plan(NamedTuple):
 class QuerySet(Generic[Record]):
     """Jobs or applications that match, in a defined order (by number, distinct rows by value, if nothing else is said).
 
-    A read opens a read transaction of its own, or joins the open one. What was fetched is kept: iterate twice, query once.
+    A read opens a read transaction, or joins the open one. What was fetched is kept: iterate twice, query once.
     All raise UnknownField, InvalidSpec or InvalidStateError (each a ValueError) for lookups that mean nothing.
     """
 
@@ -443,7 +443,7 @@ class JobSource:
         serial_only: bool = False,
         order_by: str | Iterable[str] | None = None,
     ) -> QuerySet[Any]:
-        """The jobs that a launcher with so many nodes and minutes may take now. Serial is: one rank on one node."""
+        """Return the jobs that a launcher with these nodes and minutes may take now. Serial is: one rank on one node."""
         if mpi_only and serial_only:
             raise InvalidSpec("mpi_only and serial_only exclude each other.")
         free = self.by_states((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES)).filter(lease=None, start_after=None)

@@ -33,7 +33,7 @@ def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str, cluster
 
     None where Balsam did not submit it, or the one who did has not written the id yet.
     """
-    # PBS tells a batch job its id with the server behind a dot, which submission leaves out.
+    # Inside a batch job of PBS its id ends in a dot and the server, which submission leaves out.
     where = """WHERE scheduler_id IN (?, ?) AND scheduler LIKE ? || '%' AND (? = '' OR cluster IN ('', ?))
         ORDER BY cluster = ? DESC, id DESC LIMIT 1"""
     parameters = (scheduler_id, scheduler_id.partition(".")[0], scheduler, cluster, cluster, cluster)
@@ -41,7 +41,7 @@ def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str, cluster
 
 
 def has_pending(cx: sqlite3.Connection, scheduler: str) -> bool:
-    """Whether somebody is about to submit a batch job to that scheduler, or died while doing so."""
+    """Return whether a process is about to submit a batch job to that scheduler, or died while doing so."""
     return bool(_rows(cx, "WHERE ended IS NULL AND scheduler_id = '' AND scheduler LIKE ? || '%' LIMIT 1", (scheduler,)))
 
 
@@ -84,7 +84,7 @@ def matching(cx: sqlite3.Connection, only: Conditions) -> list[BatchRow]:
 
 
 def next_number(cx: sqlite3.Connection) -> int:
-    """The number that the next batch job will get, if nobody else is faster."""
+    """Return the number that the next batch job will get, unless another process is faster."""
     found = cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch_job'").fetchone()
     return int(found[0]) + 1 if found else 1
 

@@ -51,7 +51,7 @@ def startable(cx: sqlite3.Connection) -> list[Work]:
 
 
 def of_workflows(cx: sqlite3.Connection, pattern: str) -> list[Work]:
-    """The same of the workflows that match a launch's filter; of very many equal ones so many as were counted."""
+    """Return the same of the workflows that match a launch's filter; of very many equal jobs, those that were counted."""
     return _as_work(_counted(cx, claims.sources(claims.matching_workflows(cx, pattern)))[0])
 
 
@@ -61,7 +61,7 @@ def of_launch(cx: sqlite3.Connection, launch: int) -> list[Work]:
 
 
 def has_unsettled(cx: sqlite3.Connection) -> bool:
-    """Whether programs have ended whose results nobody looks after: their launcher is gone, another has to finish that."""
+    """Return whether programs have ended whose launcher is gone, so that another one has to deal with their results."""
     return cx.execute(f"SELECT 1 FROM job INDEXED BY job_unsettled WHERE {UNSETTLED} LIMIT 1").fetchone() is not None
 
 

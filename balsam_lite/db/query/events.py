@@ -35,7 +35,7 @@ _BEGAN = f"""CASE WHEN event.from_state = '{states.RUNNING}' AND event.data GLOB
 #: Nearly all rows' data are one of these, and reading JSON takes longer than all else.
 _ONE_NUMBER = re.compile(r'\{"(lease|started)":(\d+)\}').fullmatch
 
-#: So many jobs are few.
+#: Up to this number of jobs, events are read job by job.
 _FEW_JOBS = 10_000
 #: Events in a page of tuples.
 _PAGE = 50_000
@@ -53,7 +53,7 @@ def _row(values: Sequence[Any]) -> Row:
 
 
 def _data(state: str, message: str, stored: str | None, weight: float | None) -> Row:
-    """What an event says. Source of the keys: Balsam 0.7. `started`, of an end, is ours: see `EventTuple`."""
+    """Return the data of an event. Source of the keys: Balsam 0.7. `started`, of an end, is ours: see `EventTuple`."""
     one = _ONE_NUMBER(stored) if stored else None
     own: Row = {one[1]: int(one[2])} if one else json.loads(stored) if stored else {}
     shown: Row = {} if weight is None else {"num_nodes": weight}
@@ -72,7 +72,7 @@ def _data(state: str, message: str, stored: str | None, weight: float | None) ->
 def events(cx: sqlite3.Connection, where: Where = EVERY, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
     """The events that match, newest first, or in `order`; those of one moment in the order in which they were noted.
 
-    The condition `after` is a place, [timestamp, id]: only what comes behind it in the order. It goes with the orders "",
+    The condition `after` is a place, [timestamp, id]: only what follows it in the order. It goes with the orders "",
     "timestamp" and "-timestamp".
 
     Raises:
@@ -152,7 +152,7 @@ EventTuple = Sequence[Any]
 def page_of_tuples(
     cx: sqlite3.Connection, where: Where = EVERY, after: int = 0, touching: Sequence[str] = ()
 ) -> list[EventTuple]:
-    """Some thousands of the events that match, by number from behind `after` on, as `EventTuple`.
+    """Return some thousands of the events that match, by number, those after `after`, as `EventTuple`.
 
     With `touching` those that leave or enter one of these states.
 
@@ -169,8 +169,7 @@ def page_of_tuples(
 def event_tuples(db: Database, where: Where = EVERY, touching: Sequence[str] = ()) -> Iterator[EventTuple]:
     """All of them, in the order in which they were noted, which is nearly that of time.
 
-    Opens a read transaction for each page, so that it keeps nobody from anything while its user works; memory is that of a
-    page.
+    Opens a read transaction for each page, so that it holds up no other process; memory is that of a page.
     """
     last = 0
     while True:

@@ -60,7 +60,6 @@ from .operators import (
     Term,
     as_list,
     compare,
-    has_wildcard,
     joined,
     plain,
     stored,
@@ -147,7 +146,7 @@ def condition_on_text(field: str, text: str, anywhere: bool = False) -> dict[str
     """
     if anywhere:
         return {f"{field}__icontains": text}
-    return {f"{field}__glob" if has_wildcard(text) else field: text}
+    return {f"{field}__glob" if queries.has_wildcard(text) else field: text}
 
 
 def condition_from_text(text: str, table: Table = JOB) -> dict[str, Any]:

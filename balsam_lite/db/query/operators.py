@@ -24,12 +24,11 @@ from ...core import clock, field_specs, states
 from ...core.clock import SECOND_US
 from ...core.errors import InvalidSpec
 from .fields import COMPARISONS, OF_JSON, Column
+from .queries import SHORT_ID, has_wildcard
 
 NUMBERS = ("integer", "count", "count0", "minutes", "flag", "id", "amount", "time")
 #: The largest integer of SQLite.
 LARGEST = 2**63 - 1
-#: Characters of a job's id that an index knows.
-SHORT_ID = 8
 
 
 class Term(NamedTuple):
@@ -310,11 +309,6 @@ def _starts_with(column: Column, start: str) -> Term:
 
 def _ends_with(column: Column, end: str) -> Term:
     return term_of(column, f"substr({{}}, -{len(end)}) = ?", end) if end else term_of(column, "{} IS NOT NULL")
-
-
-def has_wildcard(pattern: str) -> bool:
-    """Return whether a glob can match a text other than itself; `[` is an ordinary character."""
-    return "*" in pattern or "?" in pattern
 
 
 def _globbed(column: Column, pattern: str) -> Term:

@@ -1,4 +1,4 @@
-"""All reads of jobs, applications and leases but those that users put together through `models`.
+"""Read jobs by number: their histories, relatives and states; find the job that a word names; list workflows and applications.
 
 Every function takes a connection inside a transaction (`Database.read()`), and none of them imports peewee, so that a
 command costs no more than SQLite does. Hot queries have an index each; a test asks for their plans.
@@ -316,7 +316,7 @@ def states_of(cx: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str]:
 
 
 def unstarted(cx: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
-    """Those of these jobs that wait for a launcher or for their parents, and that nobody holds."""
+    """Return those of these jobs that wait for a launcher or for their parents, and have no holder."""
     sql = f"""SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?)) AND lease IS NULL
         AND state IN ({", ".join("?" * len(WAITING_STATES))}) ORDER BY id"""
     return [row[0] for row in cx.execute(sql, (json.dumps(list(numbers)), *WAITING_STATES))]
@@ -334,7 +334,7 @@ class End(NamedTuple):
     name: str
     job_id: str
     state: str
-    message: str  # the last one in its history that says anything
+    message: str  # the last one in its history that is not empty
     parent: int | None  # the parent with which it failed
 
 

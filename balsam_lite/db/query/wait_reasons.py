@@ -16,7 +16,7 @@ from ...core.clock import format_us
 from ..engine.schema import LARGE_WRITE_HOLD, SUSPECT_DEATHS
 from ..store.suspects import describe
 
-#: So many launchers are asked, the newest ones; and each says so many things.
+#: Maximum number of launchers whose notes are read, the newest ones, and of reasons in a note.
 _LAUNCHERS, _MOST = 20, 200
 _WAITING = frozenset((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
 
@@ -95,7 +95,7 @@ def _held(start_after: int) -> str:
 
 def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tuple[float, ...], str]:
     """By shape, what launchers said in the batch job of that id, which was submitted at `since_us`."""
-    number = scheduler_id.partition(".")[0]  # PBS leaves the server behind the dot out, or does not
+    number = scheduler_id.partition(".")[0]  # PBS appends a dot and the server, or does not
     rows = cx.execute(
         "SELECT scheduler_id, note FROM lease WHERE kind = 'launcher' AND note <> '' AND opened >= ? ORDER BY id", (since_us,)
     )

@@ -71,7 +71,7 @@ def _path(value: str | None) -> Path | None:
 
 
 def _app(value: Any) -> Any:
-    """A number, a name, or a class."""
+    """Check what names an application: a number, a name, or a class."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -192,9 +192,9 @@ class Job(SiteRecord):
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def _new_row(self) -> dict[str, Any]:
-        """What is known of a job that was not saved yet."""
+        """Return what is known of a job that was not saved yet."""
         if self._is_saved:
-            raise InvalidSpec(f"{self._title()} is saved already; make a new Job to run it once more.")
+            raise InvalidSpec(f"{self._title()} is saved already; make a new Job to run it again.")
         return self._changes() if self._live else self._changed
 
     def _as_new(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class Job(SiteRecord):
     # --- parameters, places, relatives --------------------------------------------------------------------------------
 
     def get_parameters(self) -> dict[str, Any]:
-        """The parameters for its application; a copy.
+        """Return the parameters for its application; a copy.
 
         Raises:
             RemoteError: values that had to be pickled cannot be read here.
@@ -221,31 +221,31 @@ class Job(SiteRecord):
         self._changed = {**self._changed, "parameters": stored_parameters.encoded(values)}
 
     def resolve_workdir(self, data_path: str | Path) -> Path:
-        """Its working directory, where `data_path` is the site's `data` directory."""
+        """Return its working directory, where `data_path` is the site's `data` directory."""
         from pathlib import Path
 
         return Path(data_path) / self.workdir
 
     @property
     def app(self) -> Any:
-        """The class of its application, an ApplicationDefinition. Raises as `ApplicationDefinition.load_by_id`."""
+        """Return the class of its application, an ApplicationDefinition. Raises as `ApplicationDefinition.load_by_id`."""
         from .application import ApplicationDefinition
 
         return self.app_id if isinstance(self.app_id, type) else ApplicationDefinition.load_by_id(self.app_id)
 
     def parent_query(self) -> Query[Job]:
-        """Its parents."""
+        """Return its parents."""
         return type(self).objects.filter(id=sorted(self.parent_ids))
 
     # --- what becomes of it -------------------------------------------------------------------------------------------
 
     def done(self) -> bool:
-        """Whether it is over: JOB_FINISHED, FAILED or USER_KILLED. Reads it anew."""
+        """Return whether it is over: JOB_FINISHED, FAILED or USER_KILLED. Reads it anew."""
         self.refresh_from_db()
         return self._row["state"] in states.END_STATES
 
     def result_nowait(self) -> Any:
-        """What its function returned; None for a job that is no function's. What the function raised is raised here.
+        """Return what its function returned; None for a job that is no function's. What the function raised is raised here.
 
         Raises:
             NoResult: it is not over yet. TaskFailed: it did not finish; with the reason. RemoteError: the result cannot be
@@ -271,7 +271,7 @@ def refuse_transfers(transfers: Any) -> None:
         )
 
 
-#: What a job begins without, and what its launch_params say as well.
+#: Fields that a new job begins without, or that its launch_params hold as well.
 _NOT_AS_NEW = ("state", "mpi_flags", "cpu_affinity")
 
 
@@ -286,7 +286,7 @@ class JobQuery(Query[Job]):
 
 
 def _application(app: Any) -> dict[str, Any]:
-    """The conditions for jobs of an application, which is given by number, name or class."""
+    """Return the conditions for jobs of an application, which is given by number, name or class."""
     if isinstance(app, type) and hasattr(app, "site"):
         return {"app_id": None, "app": app.__name__, "site_id": site_handle.named(app.site).number}
     several = listed(app)
@@ -345,7 +345,7 @@ class JobManager(Manager[Job]):
         return waiting.wait(list(jobs), timeout, poll_interval, return_when)
 
     def as_completed(self, jobs: Iterable[Job], timeout: float | None = None, poll_interval: float = 1.0) -> Iterator[Job]:
-        """Each job as soon as it is over.
+        """Yield each job as soon as it is over.
 
         Raises:
             concurrent.futures.TimeoutError: some are not, `timeout` seconds after the first was asked for.

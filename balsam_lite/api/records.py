@@ -65,12 +65,12 @@ def aware(time_us: int | None) -> datetime | None:
 
 
 class SiteAttribute(Attribute):
-    """A field of a `SiteRecord`, whose row has it as the site tells it.
+    """A field of a `SiteRecord`, whose row has it in the form in which the site sends it.
 
     Args:
         like: the column of the job table whose kind it has; by default that of the same name, if there is one.
         check: see above; by default that of the column. default: of a record that was not given one. when: a user may set it.
-        show: makes the value that users get of what the site tells.
+        show: turns the value of the row into the one that users get.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class SiteDict(SiteAttribute, DictAttribute):
 
 
 class HiddenAttribute(SiteAttribute):
-    """A field that can be set and not be read; `instead` tells those who try what to use."""
+    """A field that can be set and not be read; `instead` names what to use."""
 
     instead = ""
 
@@ -163,7 +163,7 @@ class StateAttribute(SiteAttribute):
         super().__set__(record, value)
 
 
-# These functions return Any, so that a class can say what the attribute holds.
+# These functions return Any, so that a class can declare the attribute's type.
 
 
 def column(like: str, default: Any = ..., when: str = ALWAYS, show: Callable[[Any], Any] | None = None) -> Any:
@@ -308,7 +308,7 @@ class SiteRecord(Record):
         try:
             changed = {name: checks[name](value) for name, value in fields.items()}
         except (KeyError, ValueError):
-            self._checked(fields)  # says which one is wrong
+            self._checked(fields)  # names the wrong one
             raise
         for name in self._REQUIRED:
             if name not in fields:
@@ -340,7 +340,7 @@ class SiteRecord(Record):
 
     @property
     def id(self) -> Id | None:
-        """Its number, which knows its site; None until it is saved."""
+        """Return its number, which knows its site; None until it is saved."""
         number = self._row.get("id")
         return None if number is None or self._handle is None else self._handle.id(number)
 
@@ -504,7 +504,7 @@ def _error(cls: type, name: str, base: type[Exception]) -> Any:
 
 
 def _no_such(name: str, cls: type[SiteRecord]) -> str:
-    """Return what to say to a name that is no field."""
+    """Return the message for a name that is no field."""
     settable = [one for one, field in cls._FIELDS.items() if field.when in (ALWAYS, AT_CREATION)]
     meant = did_you_mean(name, settable) or f" Its fields are: {', '.join(settable)}"
     return f"{cls.__name__} has no field {name!r} that can be set.{meant}"

@@ -16,7 +16,7 @@ _SITE = ("site_id", "site_name")
 
 
 def site_of(given: Mapping[str, Any]) -> SiteHandle | None:
-    """The site that `site_id` or `site_name` says; None if neither does.
+    """Return the site that `site_id` or `site_name` names; None if neither is given.
 
     Raises:
         UnknownSite. InvalidSpec: they mean two sites.
@@ -28,7 +28,7 @@ def site_of(given: Mapping[str, Any]) -> SiteHandle | None:
 
 
 def without_site(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the site itself is told."""
+    """Return what the site itself is told."""
     return {name: value for name, value in given.items() if name not in _SITE}
 
 
@@ -88,7 +88,7 @@ def _number_at(handle: SiteHandle, number: int) -> int:
 
 
 def _handle_with(where: dict[str, Any], title: str) -> SiteHandle:
-    """The active DB if it has such an application, else the only known site that has."""
+    """Return the active DB if it has such an application, else the only known site that has."""
     here = site_handle.active()
     if here is not None and handle_of(here).interface.count("app", where):
         return handle_of(here)
@@ -100,7 +100,7 @@ def _handle_with(where: dict[str, Any], title: str) -> SiteHandle:
     if not found:
         raise UnknownApp(f"No site has an application {title}.", hint=f"Asked were: {asked}")
     names = ", ".join(handle.entry.name for handle in found)
-    raise InvalidSpec(f"Several sites have an application {title}: {names}", hint="Say which one with site_name.")
+    raise InvalidSpec(f"Several sites have an application {title}: {names}", hint="Choose one with site_name.")
 
 
 def _counts(entries: Iterable[Any], where: dict[str, Any]) -> list[tuple[SiteHandle, int]]:
@@ -116,14 +116,14 @@ class JobsOfSite(NamedTuple):
 
 
 def create_jobs(jobs: dict[SiteHandle, JobsOfSite]) -> Iterator[tuple[SiteHandle, list[int], list[dict[str, Any]]]]:
-    """Create them at each site, site after site; at each all or none. Tells the places of what was created, and the rows.
+    """Create them at each site, site after site; at each all or none. Yield the places of what was created, and the rows.
 
     Where there are several sites, all must find all of their jobs good before the first one is written to. `jobs` is used up,
-    so that what was sent does not take memory beside what comes back.
+    so that what was sent does not take memory in addition to what comes back.
 
     Raises:
         BalsamError: with the number of the job in the user's list. If a site refuses after others were written to, the
-        message says how many jobs were created there.
+        message gives the number of jobs that were created there.
     """
     are_several = len(jobs) > 1
     if are_several:
@@ -159,7 +159,7 @@ _NUMBERED = re.compile(r"Job number (\d+): ")
 
 
 def _say_which(exc: BalsamError, handle: SiteHandle, places: list[int]) -> None:
-    """Let an error of a site tell the number of its job in the user's list, instead of that among the site's, and the site."""
+    """Put the number of the job in the user's list, and the site, into an error of a site."""
     found = _NUMBERED.match(exc.message)
     text = exc.message[found.end() :] if found else exc.message
     row = int(found[1]) if found else 1 if len(places) == 1 and isinstance(exc, (InputError, NotFound)) else 0
@@ -168,7 +168,7 @@ def _say_which(exc: BalsamError, handle: SiteHandle, places: list[int]) -> None:
 
 
 def one_site(given: Mapping[str, Any]) -> SiteHandle:
-    """The site that is named, else the active DB's.
+    """Return the site that is named, else the active DB's.
 
     Raises:
         UnknownSite, InvalidSpec; NoDatabase: there is no active DB.

@@ -1,6 +1,6 @@
 """Which sites a question goes to, and what each of them is asked.
 
-Ids, `site_id` and `site_name` say it. Without them it is the active DB (that of `db.models.use`, BALSAM_DB_PATH or the
+Ids, `site_id` and `site_name` name them. Without these it is the active DB (that of `db.models.use`, BALSAM_DB_PATH or the
 current directory), and where there is none all sites that the user knows. Opens no transaction itself.
 """
 
@@ -45,18 +45,18 @@ class Id(int):
 
 
 def is_same_site(one: SiteEntry, other: SiteEntry) -> bool:
-    """Whether both are the same DB, whatever it is called now."""
+    """Return whether both are the same DB, whatever it is called now."""
     return one.path == other.path and one.host == other.host
 
 
 @lru_cache(maxsize=1024)
 def maker(entry: SiteEntry) -> type[Id]:
-    """What makes the Ids of a site: `maker(entry)(7)`."""
+    """Return what makes the Ids of a site: `maker(entry)(7)`."""
     return type("Id", (Id,), {"__slots__": (), "site": entry, "__module__": __name__, "__qualname__": "Id"})
 
 
 def _restored(number: int, site: tuple[Any, ...]) -> Id:
-    """For pickle."""
+    """Return an Id from its pickle."""
     return maker(SiteEntry(*site))(number)
 
 
@@ -69,14 +69,14 @@ class SiteHandle:
         self.know(entry)
 
     def know(self, entry: SiteEntry) -> None:
-        """This is what the registry says of it now."""
+        """Take over the entry that the registry has of it now."""
         self.entry = entry
         self.id = maker(entry)
         self._interface: SiteInterface | None = None
 
     @property
     def interface(self) -> SiteInterface:
-        """Where it is asked; kept, with its connections."""
+        """Return its interface; kept, with its connections."""
         if self._interface is None:
             self._interface = fanout.open_site(self.entry)
         return self._interface
@@ -86,7 +86,7 @@ _handles: dict[tuple[str, str], SiteHandle] = {}  # by host and path
 
 
 def handle_of(entry: SiteEntry) -> SiteHandle:
-    """The one SiteHandle of a site, which the registry knows as `entry` now."""
+    """Return the one SiteHandle of a site, which the registry knows as `entry` now."""
     found = handle_at(entry)
     if found.entry != entry:
         found.know(entry)
@@ -94,7 +94,7 @@ def handle_of(entry: SiteEntry) -> SiteHandle:
 
 
 def handle_at(entry: SiteEntry) -> SiteHandle:
-    """The same for an entry that may be old: that of an Id, or of what was pickled."""
+    """Return the same for an entry that may be old: that of an Id, or of what was pickled."""
     place = entry.host, entry.path
     return _handles.get(place) or _handles.setdefault(place, SiteHandle(entry))
 
@@ -103,8 +103,8 @@ def handle_at(entry: SiteEntry) -> SiteHandle:
 
 
 def active() -> SiteEntry | None:
-    """The active DB's site, None if there is none. Raises NotABalsamDB: one is named, and is none."""
-    manager = sys.modules.get("balsam_lite.db.manager")  # without it nobody can have called `use`, and it imports peewee
+    """Return the active DB's site, None if there is none. Raises NotABalsamDB: one is named, and is none."""
+    manager = sys.modules.get("balsam_lite.db.manager")  # without it `use` was not called, and it imports peewee
     chosen = manager.chosen_directory() if manager else None
     if chosen:
         return registry.at(chosen)
@@ -115,7 +115,7 @@ def active() -> SiteEntry | None:
 
 
 def default() -> list[SiteEntry]:
-    """The active DB's site, else all known ones. Raises NoDatabase: there is none at all."""
+    """Return the active DB's site, else all known ones. Raises NoDatabase: there is none at all."""
     here = active()
     return selector.choose() if here is None else [here]
 
@@ -156,7 +156,7 @@ def questions(where: Mapping[str, Any]) -> list[Question]:
             is a row of its site only, a plain number a row of any site.
 
     Raises:
-        UnknownSite: there is no site of that name or number. NoDatabase: nothing says where to look.
+        UnknownSite: there is no site of that name or number. NoDatabase: no site is named, active or known.
     """
     rest = {key: value for key, value in where.items() if key not in SITE_KEYS}
     ids = [
@@ -193,7 +193,7 @@ def _is_there(one: Id, entry: SiteEntry) -> bool:
 
 
 def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[SiteEntry]:
-    """The sites that are meant by name, else those of the Ids, else the default ones."""
+    """Return the sites that are meant by name, else those of the Ids, else the default ones."""
     chosen: list[SiteEntry] | None = None
     for key in ("site_id", "site_name"):
         if where.get(key) is not None:
@@ -209,7 +209,7 @@ def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[Sit
 
 
 def _sites_of(given: list[Any]) -> list[SiteEntry]:
-    """The sites of Ids; [] if plain numbers are among them, which say nothing."""
+    """Return the sites of Ids; [] if plain numbers are among them, which are of any site."""
     kinds = {type(one) for one in given}
     if not all(issubclass(kind, Id) for kind in kinds):
         return []
@@ -220,7 +220,7 @@ def _sites_of(given: list[Any]) -> list[SiteEntry]:
 
 
 def ask(asked: list[Question], question: Callable[[SiteInterface, dict[str, Any]], T]) -> list[tuple[SiteHandle, T]]:
-    """What each site says; one that cannot be read costs a warning (`sites.fanout.SiteWarning`), if another one can be.
+    """Return the answer of each site; warn (`sites.fanout.SiteWarning`) of one that cannot be read, if another can be.
 
     Raises:
         BalsamError: none answers; or whatever the only one that is asked raises.
@@ -241,7 +241,7 @@ def write(asked: list[Question], kind: str, change: Callable[[SiteInterface, dic
     """Change what matches, site after site; none is changed unless all can be read.
 
     Raises:
-        BalsamError: a site cannot be read, or refuses; then what was changed at others before is said.
+        BalsamError: a site cannot be read, or refuses; then the message names the sites that were changed before.
     """
     if len(asked) > 1:
         wanted = {handle.entry: where for handle, where in asked}

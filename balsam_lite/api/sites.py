@@ -44,17 +44,17 @@ class Site(SiteRecord):
 
     @property  # type: ignore[misc]
     def id(self) -> int | None:  # type: ignore[override]
-        """Its number, which commands and `site_id` take; 0 is a DB that is not registered; None: it is not saved yet."""
+        """Return its number, which commands and `site_id` take; 0 is a DB that is not registered; None: it is not saved yet."""
         return self._row.get("id")
 
     @property
     def is_active(self) -> bool:
-        """Whether a service runs there; False also if one on another host was not heard of for two minutes. Asks the site."""
+        """Return whether a service runs there; False also if one on another host was silent for two minutes. Asks the site."""
         return bool(self._site.interface.about()["is_active"])
 
     @property
     def last_refresh(self) -> datetime | None:
-        """When a service was last heard of there, in UTC; None: none ever was. Asks the site."""
+        """Return when a service was last heard of there, in UTC; None: none ever was. Asks the site."""
         return naive(self._site.interface.about().get("last_refresh"))
 
     def save(self) -> None:
@@ -105,7 +105,7 @@ def _row(entry: SiteEntry) -> dict[str, Any]:
 
 
 def _entries() -> list[SiteEntry]:
-    """The known sites, and the active DB if it is none of them."""
+    """Return the known sites, and the active DB if it is none of them."""
     found = registry.known()
     here = site_handle.active()
     return found if here is None or here in found else [here, *found]
@@ -160,7 +160,7 @@ class SiteManager(Manager[Site]):
         super().__init__(Site, SiteQuery)
 
     def get(self, name: str | None = None, **conditions: Any) -> Site:
-        """The one of that name, or with these conditions. Raises DoesNotExist (the known ones are listed)."""
+        """Return the one of that name, or with these conditions. Raises DoesNotExist (the known ones are listed)."""
         try:
             return super().get(**conditions, **({} if name is None else {"name": name}))
         except Site.DoesNotExist as exc:
@@ -194,7 +194,7 @@ class SiteConfig(NamedTuple):
 
 
 def site_config() -> SiteConfig | None:
-    """That of the active DB; None where none is active.
+    """Return that of the active DB; None where none is active.
 
     Raises:
         NotABalsamDB: BALSAM_DB_PATH names no DB. SettingsError.

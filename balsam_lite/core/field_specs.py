@@ -44,7 +44,7 @@ JOB_FIELDS = (
     Field("num_nodes", "count", 1, meaning="Number of nodes"),
     Field("coschedule_num_nodes", "count0", 0, meaning="Kept for Balsam 0.3; without effect"),
     Field("ranks_per_node", "count", 1, meaning="MPI ranks on each node"),
-    Field("cpu_affinity", "affinity", "none", meaning="none or depth: bind each rank to CPUs of its own"),
+    Field("cpu_affinity", "affinity", "none", meaning="none or depth: bind each rank to separate CPUs"),
     Field("threads_per_rank", "count", 1, meaning="Threads of each rank"),
     Field("threads_per_core", "count", 1, meaning="Threads on each CPU core"),
     Field("node_packing_count", "count", 1, meaning="Maximum number of these jobs per node"),
@@ -310,7 +310,7 @@ _quoted = json.encoder.encode_basestring
 
 
 def _object(value: Any) -> str:
-    """A JSON object as text; `value` is a mapping or such text."""
+    """Return a JSON object as text; `value` is a mapping or such text."""
     if holds_texts(value):
         return _object_of_texts(value)
     if isinstance(value, str):
@@ -331,7 +331,7 @@ def _object(value: Any) -> str:
 
 
 def holds_texts(value: Any) -> bool:
-    """Whether it is a dict of texts by texts, as nearly all are."""
+    """Return whether it is a dict of texts by texts, as nearly all are."""
     if type(value) is not dict:
         return False
     for key, word in value.items():  # noqa: SIM110  `all` and a generator, or a set of all types, take twice the time
@@ -341,7 +341,7 @@ def holds_texts(value: Any) -> bool:
 
 
 def _object_of_texts(pairs: Mapping[str, str]) -> str:
-    """What `_as_json` would give, five times as fast: that makes a new encoder at each call."""
+    """Return what `_as_json` would, five times as fast: that makes a new encoder at each call."""
     text = "{" + ", ".join([f"{_quoted(key)}: {_quoted(word)}" for key, word in pairs.items()]) + "}"
     try:
         return _text(text)
@@ -420,7 +420,7 @@ _VARIABLE = re.compile(r"[^=\0]+\Z")
 
 
 def _environ(value: Any) -> str:
-    """Environment variables as a JSON object of text; `value` is a mapping, such text, or the slides' VAR1=a:VAR2=b.
+    """Return environment variables as a JSON object of text; `value` is a mapping, such text, or the slides' VAR1=a:VAR2=b.
 
     In the slides' form a colon separates two variables only where a name and `=` follow, so `PATH=/a:/b` stays whole.
     """
@@ -429,7 +429,7 @@ def _environ(value: Any) -> str:
 
 @lru_cache(maxsize=64)
 def _environ_of_text(text: str) -> str:
-    """The jobs of one campaign have a few environments, written as text a million times."""
+    """Return environment variables given as text; the jobs of a campaign share a few such texts."""
     return _environ_of(text if text.lstrip().startswith("{") else parse_environ(text))
 
 
@@ -519,7 +519,7 @@ def describe(field: Field) -> str:
 
 
 def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = "job") -> Field:
-    """The field of that name; UnknownField names the nearest one."""
+    """Return the field of that name; UnknownField names the nearest one."""
     name = ALIASES.get(name, name)
     if name in fields:
         return fields[name]
@@ -529,7 +529,7 @@ def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = 
 
 
 def checked(field: Field, value: Any, what: str = "job") -> Any:
-    """`value` as `field` stores it; InvalidSpec says what is wrong with it."""
+    """Return `value` as `field` stores it. Raises InvalidSpec."""
     try:
         return _CHECKS[field.kind](value)
     except ValueError as exc:
@@ -546,7 +546,7 @@ def _own_field(name: str, fields: Mapping[str, Field], what: str) -> Field:
 
 
 def check_job(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The given fields of one job, each in its stored form.
+    """Return the given fields of one job, each in its stored form.
 
     Raises:
         UnknownField, InvalidSpec: with the field and the value; both are ValueErrors.
@@ -556,7 +556,7 @@ def check_job(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def job_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Callable[[Any], Any]]]:
-    """For jobs given by the fields `names`: the column of each, and the check that turns its value into the stored form.
+    """Return the columns of jobs given by the fields `names`, and the checks that turn their values into the stored form.
 
     What depends on the names alone is done once, here; adding jobs calls the checks a million times.
     """
@@ -579,7 +579,7 @@ def check_app(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_job_id() -> str:
-    """A random UUID4 as text. Its first 8 characters are the short id; the schema keeps those unique within a DB."""
+    """Return a random UUID4 as text. Its first 8 characters are the short id; the schema keeps those unique within a DB."""
     digits = os.urandom(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
@@ -588,7 +588,7 @@ _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 
 
 def checked_job_id(value: Any) -> str:
-    """A UUID as text, of whatever version; InvalidSpec if it is none."""
+    """Return a UUID as text, of whatever version; InvalidSpec if it is none."""
     text = str(value).lower()
     if not _UUID.fullmatch(text):
         raise InvalidSpec(f"job job_id must be a UUID, not {value!r}")
@@ -603,7 +603,7 @@ _UNSAFE = re.compile(r"[\s/\0]+")
 
 
 def workdir_name(workflow: str, name: str, job_id: str) -> str:
-    """The working directory of a job below `data/`: `<workflow>/<name>_<id8>`, without a way out of it.
+    """Return the working directory of a job below `data/`: `<workflow>/<name>_<id8>`, without a way out of it.
 
     Blanks and slashes become `_`; a name too long for the file system is cut (the short id keeps it unique).
 
@@ -622,7 +622,7 @@ _SHORT = 200
 
 
 def checked_workdir(value: Any) -> str:
-    """A working directory that a user has chosen: a path below `data/`, without detours.
+    """Return a working directory that a user has chosen: a path below `data/`, without detours.
 
     >>> checked_workdir("demo//hello/./1/")
     'demo/hello/1'
@@ -649,7 +649,7 @@ def checked_workdir(value: Any) -> str:
 
 
 def output_name(name: str) -> str:
-    """The file in the working directory that takes the program's output: `<name>.out`.
+    """Return the file in the working directory that takes the program's output: `<name>.out`.
 
     >>> output_name("my/run 1")
     'my_run 1.out'
@@ -674,7 +674,7 @@ _SHELL_SPECIAL = re.compile(r"['\"\\~]|[^ -\x7e]")
 
 
 def split_command(line: str) -> list[str]:
-    """The words of a command line, by the shell's quoting rules and nothing else of the shell; `~` opens a home path.
+    """Return the words of a command line, by the shell's quoting rules and nothing else of the shell; `~` opens a home path.
 
     >>> split_command("echo 'a  b' c")
     ['echo', 'a  b', 'c']
@@ -685,6 +685,6 @@ def split_command(line: str) -> list[str]:
 
 
 def rows_with_defaults(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Each row of given fields, filled up with the defaults of the others (for printing a job that is not stored yet)."""
+    """Return each row of given fields, filled up with the defaults of the others (to print a job that is not stored yet)."""
     for row in rows:
         yield {field.name: row.get(field.name, field.default) for field in JOB_FIELDS}

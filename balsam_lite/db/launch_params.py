@@ -20,7 +20,7 @@ _FLAG = re.compile(r"-(?!\d)")
 
 
 def as_fields(params: Any) -> dict[str, str]:
-    """The fields `mpi_flags` and `cpu_affinity` of a job with these launch parameters.
+    """Return the fields `mpi_flags` and `cpu_affinity` of a job with these launch parameters.
 
     >>> as_fields({"depth": "4", "d": "2", "exclusive": "", "cpu_affinity": "depth"})
     {'mpi_flags': '--depth 4 -d 2 --exclusive', 'cpu_affinity': 'depth'}
@@ -51,7 +51,7 @@ def _words(key: str, value: str) -> list[str]:
 
 
 def from_fields(mpi_flags: str, cpu_affinity: str) -> dict[str, str]:
-    """The launch parameters of a job with these fields.
+    """Return the launch parameters of a job with these fields.
 
     >>> from_fields("--depth 4 -d 2 --exclusive", "none")
     {'depth': '4', 'd': '2', 'exclusive': ''}

@@ -17,7 +17,7 @@ from operator import index
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
-from ..core import command_line, field_specs, job_files, states
+from ..core import field_specs, job_files, states
 from ..core.clock import SECOND_US, SystemClock, format_us
 from ..core.errors import (
     AmbiguousJobId,
@@ -31,20 +31,24 @@ from ..core.errors import (
     UnknownJob,
 )
 from . import collected
+from .applications import Application
 from .collected import Batch, JobRef
 from .engine import directories
 from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
 from .query import batch_queries, queries, text_forms
 from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
-from .store import apps, graph, held_back, insert, job_changes, user_actions
+from .store import graph, held_back, insert, job_changes, user_actions
 
 if TYPE_CHECKING:
     from uuid import UUID
 
 __all__ = ["ApplicationDefinition", "BalsamJob", "InvalidParentsError", "InvalidStateError", "JobSet", "active", "use"]
 
-#: What the history says of a change that came from Python without a message.
+#: The slides' name.
+ApplicationDefinition = Application
+
+#: Message in the history for a change that came from Python without one.
 _BY_PYTHON = "User mutated state from Python"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -171,7 +175,7 @@ class BalsamJob(StoredRecord):
     _batch: tuple[Batch, int] | None = None
     _parents: tuple[JobRef, ...] = ()
     _may_get_parents = False  # it is held back for a moment when it is added, see `store.held_back`
-    _origin = ""  # what the history says of its creation
+    _origin = ""  # message in the history for its creation
     DoesNotExist = UnknownJob
     MultipleObjectsReturned = AmbiguousJobId
     objects: ClassVar[JobSet] = Objects()  # type: ignore[assignment]
@@ -235,7 +239,7 @@ class BalsamJob(StoredRecord):
     # --- adding and saving --------------------------------------------------------------------------------------------
 
     def _row_for(self, batch: Batch, place: int) -> dict[str, Any]:
-        """What is to be inserted; from now on the object finds out in `batch_jobs` what became of it."""
+        """Return the row to insert, and let the object learn from `batch` what became of it."""
         if self._batch is not None:
             if self._batch[0] is batch:
                 raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is given twice")
@@ -287,7 +291,7 @@ class BalsamJob(StoredRecord):
     def save(self) -> None:
         """Add a new job to the DB, or write the fields that were changed since it was read, edits in a dict included.
 
-        Where somebody else has changed another key of the same dict meanwhile, both changes stay. One write transaction;
+        Where others have changed another key of the same dict meanwhile, both changes stay. One write transaction;
         none if nothing was changed.
 
         Raises:
@@ -300,7 +304,7 @@ class BalsamJob(StoredRecord):
                 self._add()
             else:
                 self._draw_free_id(block)
-                self._collect(block, self._home)
+                self._collect(block, self._db)
             return
         given = self._changes()
         if "state" in given:
@@ -312,14 +316,14 @@ class BalsamJob(StoredRecord):
             return
         collected.refuse("save() of a job that is in the DB already")
         dicts = [name for name in given if self._FIELDS[name].is_dict]
-        with self._home.write() as cx:
+        with self._db.write() as cx:
             row = cx.execute(f"SELECT {', '.join(['id', *dicts])} FROM job WHERE id = ?", (self.id,)).fetchone()
             if row is None:
                 raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
             self._merge(dict(zip(dicts, row[1:])))
             given = self._changes()
             if given:
-                user_actions.update_fields(self._home, [self.id], given)
+                user_actions.update_fields(self._db, [self.id], given)
         self._saved(given)
         if "user_workdir" in given:  # then the store has chosen another working directory
             self.refresh_from_db()
@@ -331,7 +335,7 @@ class BalsamJob(StoredRecord):
         """Draw an id that the end of the block can keep, because code in the block may already use it."""
         if self._is_collected(block) or "job_id" in self._changed:
             return
-        with self._home.read() as cx:
+        with self._db.read() as cx:
             while block.has_short_id(self._drawn_id()) or queries.short_id_holder(cx, self._drawn_id()):
                 self._row = {**self._row, "job_id": field_specs.new_job_id()}
 
@@ -355,7 +359,7 @@ class BalsamJob(StoredRecord):
         return job_id
 
     def _add(self) -> None:
-        batch = Batch(self._home)
+        batch = Batch(self._db)
         try:
             row = self._row_for(batch, 0)
             with held_back.graph_write(batch.database) as (_, held_until):
@@ -367,13 +371,13 @@ class BalsamJob(StoredRecord):
             raise
         self._settle()
         if start_after is not None:
-            held_back.hold(self._home, self._number(), SystemClock.now_us())
+            held_back.hold(self._db, self._number(), SystemClock.now_us())
         self._follow()
 
     def _follow(self) -> None:
         """Read anew what the store has just decided, and keep what the user has not saved."""
-        with self._home.read():  # the store's own read: it releases nothing that is held back
-            found = type(self).objects.using(self._home).get(id=self._number())
+        with self._db.read():  # the store's own read: it releases nothing that is held back
+            found = type(self).objects.using(self._db).get(id=self._number())
         self._merge({name: found._row[name] for name, field in self._FIELDS.items() if field.is_dict})
         self._row = found._row
         self._changed = {name: value for name, value in self._changed.items() if name != "state"}
@@ -384,12 +388,12 @@ class BalsamJob(StoredRecord):
         Raises:
             ParentInUse: jobs wait for it and `force` is not set. UnknownJob: it is not there.
         """
-        if not user_actions.delete(self._home, [self._number()], force=force):
+        if not user_actions.delete(self._db, [self._number()], force=force):
             raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
 
     @classmethod
     def _change(cls, database: Database, numbers: list[int], fields: Mapping[str, Any]) -> None:
-        """The store's part of `update`; of few jobs inside the caller's write transaction."""
+        """Do the store's part of `update`; of few jobs inside the caller's write transaction."""
         rest = {name: getattr(value, "id", value) for name, value in fields.items() if name != "state"}
         user_actions.change(
             database, [user_actions.Change(numbers, rest, fields.get("state"), job_changes.Annotation(by=_BY_PYTHON))]
@@ -410,8 +414,8 @@ class BalsamJob(StoredRecord):
             InvalidStateError; UnknownJob: it is not in the DB. StateError: a launcher holds it (USER_KILLED is possible).
         """
         number = self._number()
-        with self._home.write():
-            user_actions.set_state(self._home, [number], new_state, message, by=_BY_PYTHON)
+        with self._db.write():
+            user_actions.set_state(self._db, [number], new_state, message, by=_BY_PYTHON)
             self._follow()
 
     @classmethod
@@ -423,8 +427,8 @@ class BalsamJob(StoredRecord):
         )
 
     def _events(self) -> list[tuple[int, str, str, str]]:
-        held_back.release(self._home)
-        with self._home.read() as cx:
+        held_back.release(self._db)
+        with self._db.read() as cx:
             found = queries.history(cx, self._number())
         if not found:
             raise UnknownJob(f"Job {self.cute_id} is not in the DB any more.")
@@ -432,21 +436,21 @@ class BalsamJob(StoredRecord):
 
     @property
     def state_history(self) -> str:
-        """One line `[MM-DD-YYYY HH:MM:SS.ffffff STATE] message` for each state it has been in, in UTC."""
+        """Return one line `[MM-DD-YYYY HH:MM:SS.ffffff STATE] message` for each state it has been in, in UTC."""
         return "\n".join(f"[{format_us(time)} {state}] {message}".rstrip() for time, _, state, message in self._events())
 
     def get_recent_state_str(self) -> str:
-        """The last line of its history."""
+        """Return the last line of its history."""
         time, _, state, message = self._events()[-1]
         return f"[{format_us(time)} {state}] {message}".rstrip()
 
     def get_state_times(self) -> dict[str, datetime]:
-        """When it last entered each state it has been in, in UTC."""
+        """Return when it last entered each state it has been in, in UTC."""
         return {state: _EPOCH + timedelta(microseconds=time) for time, _, state, _ in self._events()}
 
     @property
     def runtime_seconds(self) -> float | None:
-        """From its last RUNNING to the RUN_DONE after that; None if there is none."""
+        """Return the seconds from its last RUNNING to the RUN_DONE after that; None if there is none."""
         times = {state: time for time, _, state, _ in self._events()}
         started, ended = times.get(states.RUNNING), times.get(states.RUN_DONE)
         return None if started is None or ended is None or ended < started else (ended - started) / SECOND_US
@@ -455,22 +459,22 @@ class BalsamJob(StoredRecord):
 
     def get_parents(self) -> JobSet:
         """Return the jobs it waits for."""
-        return type(self).objects.using(self._home).filter(child_id=self._number())  # type: ignore[return-value]
+        return type(self).objects.using(self._db).filter(child_id=self._number())  # type: ignore[return-value]
 
     def get_children(self) -> JobSet:
         """Return the jobs that wait for it."""
-        return type(self).objects.using(self._home).filter(parent_id=self._number())  # type: ignore[return-value]
+        return type(self).objects.using(self._db).filter(parent_id=self._number())  # type: ignore[return-value]
 
     def get_parents_by_id(self) -> list[str]:
-        """The UUIDs of the jobs it waits for."""
+        """Return the UUIDs of the jobs it waits for."""
         return list(self.get_parents().values_list("job_id", flat=True))
 
     def get_children_by_id(self) -> list[str]:
-        """The UUIDs of the jobs that wait for it."""
+        """Return the UUIDs of the jobs that wait for it."""
         return list(self.get_children().values_list("job_id", flat=True))
 
     def get_child_by_name(self, name: str) -> BalsamJob:
-        """Its one child of that name; InputError (a ValueError) if it has none or several."""
+        """Return its one child of that name; InputError (a ValueError) if it has none or several."""
         found = list(self.get_children().filter(name=name)[:2])
         if len(found) != 1:
             raise InputError(f"Job {self.cute_id} has {'more than one child' if found else 'no child'} named {name!r}.")
@@ -489,9 +493,9 @@ class BalsamJob(StoredRecord):
         if block is not None:
             if not self._is_collected(block):
                 collected.refuse("set_parents() of a job that is in the DB already")
-            block.set_parents(self.job_id, [self._ref_in(block, self._home, one) for one in parents])
+            block.set_parents(self.job_id, [self._ref_in(block, self._db, one) for one in parents])
             return
-        with held_back.graph_write(self._home) as (cx, _):
+        with held_back.graph_write(self._db) as (cx, _):
             queries.job(cx, self._number())
             try:
                 wanted = [self._number_of(cx, one) for one in parents]
@@ -542,7 +546,7 @@ class BalsamJob(StoredRecord):
 
     @property
     def pk(self) -> str:
-        """Its UUID, as in Balsam 0.3; the integer is `id`."""
+        """Return its UUID, as in Balsam 0.3; the integer is `id`."""
         return self.job_id
 
     @property
@@ -553,24 +557,24 @@ class BalsamJob(StoredRecord):
 
     @property
     def num_ranks(self) -> int:
-        """Ranks on all nodes together."""
+        """Return the number of ranks on all nodes together."""
         return self.num_nodes * self.ranks_per_node
 
     @property
     def lock(self) -> str:
-        """`host:pid` of the launcher that holds it, "" if none does."""
+        """Return `host:pid` of the launcher that holds it, "" if none does."""
         if self.lease is None:
             return ""
-        with self._home.read() as cx:
+        with self._db.read() as cx:
             row = cx.execute("SELECT host, pid FROM lease WHERE id = ?", (self.lease,)).fetchone()
         return f"{row[0]}:{row[1]}" if row else str(self.lease)
 
     @property
     def queued_launch(self) -> SimpleNamespace | None:
-        """The batch job it is reserved for, with the columns of table batch_job as attributes."""
+        """Return the batch job it is reserved for, with the columns of table batch_job as attributes."""
         if self.queued_launch_id is None:
             return None
-        with self._home.read() as cx:
+        with self._db.read() as cx:
             found = batch_queries.get(cx, self.queued_launch_id)
         return SimpleNamespace(**found, pk=found["id"]) if found else None
 
@@ -580,45 +584,45 @@ class BalsamJob(StoredRecord):
 
     @property
     def working_directory(self) -> str:
-        """Where it runs: below the DB's `data`, or its `user_workdir`. It may not exist yet."""
-        return os.path.join(self._home.directory, directories.DATA, self._stored_row()["workdir"])
+        """Return where it runs: below the DB's `data`, or its `user_workdir`. It may not exist yet."""
+        return os.path.join(self._db.directory, directories.DATA, self._stored_row()["workdir"])
 
     @property
     def app_cmd(self) -> str:
-        """Its command line, with the quotes that were typed. UnknownApp if its application is not registered."""
+        """Return its command line, with the quotes that were typed. UnknownApp if its application is not registered."""
         return text_forms.executed_command(text_forms.program_of(self.get_application()._shown_row()), self.args)
 
     def get_envs(self, timeout: bool = False, error: bool = False) -> dict[str, str]:
-        """The variables that its program or script finds beside those that are inherited from the launcher.
+        """Return the variables that its program or script gets in addition to the launcher's.
 
         `timeout` and `error` are: as its postprocess script that handles that. One read transaction.
         """
-        with self._home.read() as cx:
+        with self._db.read() as cx:
             parents = queries.parents(cx, self._number())
         own = {"OMP_NUM_THREADS": str(self.threads_per_rank)} if self.threads_per_rank > 1 else {}
         flags = {"BALSAM_JOB_TIMEOUT": timeout, "BALSAM_JOB_ERROR": error}
         return {
             **own,
             **json.loads(field_specs.checked(field_specs.JOB_FIELD["environ_vars"], self.environ_vars)),
-            directories.DB_VARIABLE: self._home.directory,
+            directories.DB_VARIABLE: self._db.directory,
             "BALSAM_JOB_ID": self.job_id,
             "BALSAM_ATTEMPT": str(self.attempt),
             **job_files.variables(parents, self.working_directory, self.job_id),
             **{name: "TRUE" for name, wanted in flags.items() if wanted},
         }
 
-    def get_application(self) -> ApplicationDefinition:
-        """Its application, as it is defined now.
+    def get_application(self) -> Application:
+        """Return its application, as it is defined now.
 
         Raises:
             UnknownApp: there is none of that name; the registered ones are listed.
         """
-        with self._home.read() as cx:
+        with self._db.read() as cx:
             found = queries.app(cx, self.application)
-        return ApplicationDefinition._load(tuple(found.values()), self._home)
+        return Application._load(tuple(found.values()), self._db)
 
     def read_file_in_workdir(self, fname: str) -> str:
-        """The text of a file in its working directory; bytes that are no UTF-8 are replaced.
+        """Return the text of a file in its working directory; bytes that are no UTF-8 are replaced.
 
         Its own output is found even after another job in the same directory has renamed it.
 
@@ -627,7 +631,7 @@ class BalsamJob(StoredRecord):
         """
         inside = os.path.normpath(os.path.join(os.sep, fname)).lstrip(os.sep)
         if os.path.isabs(fname) or os.path.normpath(fname) != inside:
-            raise InputError(f"{fname} does not lie in the working directory of job {self.cute_id}.")
+            raise InputError(f"{fname} is not in the working directory of job {self.cute_id}.")
         directory = self.working_directory
         path = os.path.join(directory, inside)
         if inside == field_specs.output_name(self.name):
@@ -641,17 +645,17 @@ class BalsamJob(StoredRecord):
     # --- copies -------------------------------------------------------------------------------------------------------
 
     def serialize(self) -> str:
-        """All fields as JSON text, for `deserialize` in another process."""
+        """Return all fields as JSON text, for `deserialize` in another process."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def deserialize(cls, text: str | bytes) -> BalsamJob:
-        """The job that `serialize` wrote; see `from_dict`."""
+        """Return the job that `serialize` wrote; see `from_dict`."""
         return cls.from_dict(json.loads(text))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> BalsamJob:
-        """The job of which `to_dict` made this. With an `id` it is that row of the active DB as it was; else a new job.
+        """Return the job of which `to_dict` made this. With an `id` it is that row of the active DB as it was; else a new job.
 
         A new job takes what users may set, and its `job_id` if there is one.
 
@@ -668,18 +672,18 @@ class BalsamJob(StoredRecord):
         return made
 
     def _copy(self, changes: Mapping[str, Any]) -> BalsamJob:
-        """A new job with what users may set of this one, its working directory excepted, and `changes` over that."""
+        """Return a new job with what users may set of this one, its working directory excepted, and `changes` over that."""
         changed = self._by_field(changes)
         row = self._stored_row()
         copied = [field for field in field_specs.JOB_FIELDS if field.settable and field.name != "user_workdir"]
         kept = {field.name: row[field.name] for field in copied if row[field.name] != field.default}
         made = type(self)(**{**kept, **changed})
-        made._database = self._home
+        made._database = self._db
         field_specs.check_job({name: value for name, value in made._changed.items() if name != "job_id"})
         return made
 
     def _stored_row(self) -> dict[str, Any]:
-        """All columns in stored form, with what was changed and not saved; also of a job that is not in the DB yet."""
+        """Return all columns in stored form, with what was changed and not saved; also of a job that is not in the DB yet."""
         if self.id is not None and "state" not in self._row:
             self._follow()
         changed = {name: self._FIELDS[name].stored(value) for name, value in {**self._changed, **self._live}.items()}
@@ -709,100 +713,6 @@ class BalsamJob(StoredRecord):
 
     def __hash__(self) -> int:
         return hash(self.job_id)
-
-
-# --- applications -----------------------------------------------------------------------------------------------------
-
-
-class ApplicationDefinition(StoredRecord):
-    """An application: an executable under a name, with the scripts that belong to it."""
-
-    _SPECS = field_specs.APP_FIELD
-    _COLUMNS = queries.APP_COLUMNS
-    _GIVEN = frozenset(field_specs.APP_FIELD)
-    _QUERY_SET = QuerySet
-    _what = "app"
-    DoesNotExist = UnknownApp
-    MultipleObjectsReturned = InputError
-    objects: ClassVar[QuerySet[ApplicationDefinition]] = Objects()  # type: ignore[assignment]
-
-    if TYPE_CHECKING:
-        id: int | None
-        name: str
-        description: str
-        executable: str
-        preprocess: str
-        envscript: str
-        postprocess: str
-        definition: dict[str, Any]
-        command_template: str
-        parameters: dict[str, Any]
-        environ_vars: dict[str, str]
-        handle_error: str
-        handle_timeout: str
-        exit_0_is_done_after_stop: bool
-        keep_background: bool
-    else:
-        vars().update(id=NumberAttribute(), **attributes(field_specs.APP_FIELDS))
-
-    def save(self) -> None:
-        """Register a new application, or write the fields that were changed. One write transaction.
-
-        Existing files of the current directory that command lines run are stored with their absolute paths; a line that will
-        hardly do what was meant issues a CommandLineWarning.
-
-        Raises:
-            InvalidSpec, DuplicateApp; UnknownApp: it is not there any more.
-        """
-        given = command_line.as_registered(self._changes())
-        with self._home.write() as cx:
-            if self.id is None:
-                self._row = {**self._row, "id": apps.add_app(cx, given)}
-            elif given:
-                self._change_one(cx, self.id, given)
-        self._database = self._home
-        self._saved(given)
-
-    @staticmethod
-    def _change_one(cx: Any, number: int, fields: Mapping[str, Any]) -> None:
-        found = queries.apps(cx, number=number)
-        if not found:
-            raise UnknownApp("The application is not in the DB any more.")
-        apps.update_app(cx, found[0]["name"], fields)
-
-    def delete(self) -> None:
-        """Remove the application. Jobs that name it keep the name, and fail with the reason when they are run."""
-        with self._home.write() as cx:
-            apps.delete_apps(cx, [self._number()])
-
-    @classmethod
-    def _change(cls, database: Database, numbers: list[int], fields: Mapping[str, Any]) -> None:
-        with database.write() as cx:
-            for number in numbers:
-                cls._change_one(cx, number, fields)
-
-    @classmethod
-    def _remove(cls, database: Database, numbers: list[int], force: bool) -> int:
-        with database.write() as cx:
-            return apps.delete_apps(cx, numbers) if numbers else 0
-
-    @property
-    def pk(self) -> int | None:
-        """Its number."""
-        return self.id
-
-    def _shown_row(self) -> dict[str, Any]:
-        given = {**self._row, **self._changed}
-        return {"id": self.id, **{field.name: given.get(field.name, "") for field in field_specs.APP_FIELDS}}
-
-    def __repr__(self) -> str:
-        return text_forms.app_form(self._shown_row())
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, ApplicationDefinition) and self.name == other.name)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
 
 
 BalsamJob.source = JobSource(BalsamJob)

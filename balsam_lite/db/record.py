@@ -39,7 +39,7 @@ class Attribute:
 
     @property
     def is_dict(self) -> bool:
-        """Whether users get a dict, and may edit it in place."""
+        """Return whether users get a dict, and may edit it in place."""
         return False
 
     def __get__(self, record: Record | None, owner: type | None = None) -> Any:
@@ -330,7 +330,7 @@ class StoredRecord(Record):
         return int(self.id)
 
     @property
-    def _home(self) -> Database:
+    def _db(self) -> Database:
         from .manager import active
 
         return self._database or active()
@@ -341,7 +341,7 @@ class StoredRecord(Record):
         Raises:
             the model's DoesNotExist: the row is gone.
         """
-        database = self._home
+        database = self._db
         found = type(self).objects.using(database).get(id=self._number())
         self._row, self._changed, self._live, self._database = found._row, NOTHING, NOTHING, database
 

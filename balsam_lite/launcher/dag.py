@@ -216,7 +216,7 @@ def spawn_child(**fields: Any) -> BalsamJob:
     fields.pop("clone", None)  # Balsam 0.3 did not always copy
     child = clone(current, **fields)
     child._origin = f"spawned by {current.cute_id}"
-    with current._home.write():
+    with current._db.write():
         child._parents = (*current.get_parents().numbers(), current._number())
         child.save()
     return child
@@ -426,7 +426,7 @@ def _database_of(*jobs: Any) -> Database:
     """Return the DB of these jobs: that of the objects among them, else the active one."""
     from ..db import models
 
-    known = {job._home for job in jobs if isinstance(job, models.BalsamJob)}
+    known = {job._db for job in jobs if isinstance(job, models.BalsamJob)}
     if len(known) > 1:
         raise InputError(f"These jobs are in different DBs: {', '.join(sorted(home.directory for home in known))}")
     return known.pop() if known else models.active()

@@ -48,8 +48,8 @@ class FutureTask:
         if not isinstance(job, BalsamJob):
             raise InputError(f"A FutureTask is made of a BalsamJob, not of {job!r}")
         self.job = job
-        self._database = job._home
-        self._status = status_of(job._home, job._number())
+        self._database = job._db
+        self._status = status_of(job._db, job._number())
         self._callbacks = (done_callback, fail_callback)
         self._arguments = (args, kwargs)
         self._lock = threading.RLock()

@@ -49,7 +49,7 @@ def task(*callbacks, **fields) -> FutureTask:
 
 def end(future: FutureTask, state: str = "JOB_FINISHED") -> None:
     """As a launcher does, or somebody else; through the active DB, which is another connection than the watch's."""
-    user_actions.set_state(future.job._home, [future.job.id], state, f"{state} for the test")
+    user_actions.set_state(future.job._db, [future.job.id], state, f"{state} for the test")
 
 
 def later(seconds: float, *calls) -> threading.Thread:

@@ -146,7 +146,9 @@ def test_the_fields_are_the_columns_of_the_tables(db):
 
 @pytest.mark.parametrize("access", ["local"])
 def test_every_attribute_is_declared_for_type_checkers(db):
-    text = (ROOT / "balsam_lite" / "db" / "models.py").read_text()
+    text = (ROOT / "balsam_lite" / "db" / "models.py").read_text() + (
+        ROOT / "balsam_lite" / "db" / "applications.py"
+    ).read_text()
     for name in (*field_specs.JOB_FIELD, *field_specs.APP_FIELD):
         assert f"        {name}: " in text
 

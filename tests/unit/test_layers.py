@@ -298,10 +298,7 @@ def test_each_log_line_names_the_module_that_wrote_it() -> None:
 
 
 #: Classes of one name that users know by the modules they import them from: those of Balsam 0.3's and of 0.7's Python.
-SHARED_NAMES = {
-    "ApplicationDefinition": {"db.models", "api.application"},
-    "WaitResult": {"launcher.futures", "api.waiting"},
-}
+SHARED_NAMES = {"WaitResult": {"launcher.futures", "api.waiting"}}
 
 
 def test_no_two_classes_have_one_name() -> None:

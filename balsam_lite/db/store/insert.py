@@ -46,7 +46,7 @@ from .tags import Tagger
 
 #: Rows that are kept in memory, and rows in one piece of the file.
 _CHUNK = 5000
-#: Bytes of the number that says how long such a piece is.
+#: Bytes of the number that gives the length of such a piece.
 _LENGTH = 8
 
 #: Jobs on a cycle that an error names.
@@ -131,7 +131,7 @@ def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:
 
 # --- checking ---------------------------------------------------------------------------------------------------------
 
-#: Given beside the fields: not checked as a field is.
+#: Given in addition to the fields, and not checked as a field is.
 EXTRA = ("job_id", "given_id", "workdir", "allow_shared_workdir", "origin", "parents")
 
 
@@ -193,7 +193,7 @@ def _report(progress: Progress | None, rows: int) -> None:
 def _row_maker(
     names: tuple[str, ...], now: int, start_after: int | None
 ) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
-    """For jobs given by the fields `names`: the columns to store, and how a job becomes a row of those."""
+    """Return the columns to store for jobs given by the fields `names`, and what makes a row of a job."""
     columns, checks = field_specs.job_columns(tuple(name for name in names if name not in EXTRA))
     pairs = tuple(zip((name for name in names if name not in EXTRA), checks))
     own_id = next((name for name in ("given_id", "job_id") if name in names), "")
@@ -207,7 +207,7 @@ def _row_maker(
         try:
             values = [check(job[name]) for name, check in pairs]
         except ValueError:
-            field_specs.check_job({name: job[name] for name, _ in pairs})  # says which field it was
+            field_specs.check_job({name: job[name] for name, _ in pairs})  # names the field
             raise
         job_id = field_specs.checked_job_id(job[own_id]) if own_id else new_id()
         if given_workdir:
@@ -380,7 +380,7 @@ def _insert(cx: sqlite3.Connection, spool: _Spool, edges: _Edges, progress: Prog
 
 
 def _add_tags(tagger: Tagger, chunk: _Chunk, first: int) -> None:
-    """Note the tags of the jobs of a chunk, whose numbers begin with `first`."""
+    """Store the tags of the jobs of a chunk, whose numbers begin with `first`."""
     if "tags" in chunk.columns:
         place = chunk.columns.index("tags")
         tagger.add((number, row[place]) for number, row in enumerate(chunk.rows, first))

@@ -146,7 +146,7 @@ def home(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get(HOME_VARIABLE) or os.path.expanduser("~/.balsam")
 
 
-_MEND = "Mend the file, or move it away to go on with the defaults."
+_FIX_HINT = "Fix the file, or move it away to go on with the defaults."
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -160,9 +160,9 @@ def _read(path: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as exc:
-        raise SettingsError(f"{path}, line {exc.lineno}, column {exc.colno}: {exc.msg}", hint=_MEND) from exc
+        raise SettingsError(f"{path}, line {exc.lineno}, column {exc.colno}: {exc.msg}", hint=_FIX_HINT) from exc
     except (ValueError, RecursionError) as exc:  # a number of thousands of digits, a thousand brackets
-        raise SettingsError(f"{path} cannot be read: {exc}", hint=_MEND) from exc
+        raise SettingsError(f"{path} cannot be read: {exc}", hint=_FIX_HINT) from exc
     if not isinstance(found, dict):
         raise SettingsError(f"{path}, line 1: expected an object {{…}}, found {type(found).__name__}")
     unknown = sorted(set(found) - set(Settings._fields))

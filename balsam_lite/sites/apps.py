@@ -123,7 +123,7 @@ def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
 
 
 def _rename(cx: Connection, before: str, name: str) -> None:
-    """Rename it unless that was done already, as when a script that does so runs once more."""
+    """Rename it unless that was done already, as when a script that does so runs again."""
     if select.count_apps(cx, {"name": before}):
         apps.update_app(cx, before, {"name": name})
     elif not select.count_apps(cx, {"name": name}):

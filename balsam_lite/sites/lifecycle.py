@@ -129,7 +129,7 @@ def directory_of(entry: SiteEntry, what: str) -> str:
     if not directories.is_db(entry.path):
         raise NotABalsamDB(
             f"No Balsam DB is in {entry.path}",
-            hint=f"`balsam site forget {entry.name!r}` if it is gone for good. If a move was cut short, say it once more: "
+            hint=f"`balsam site forget {entry.name!r}` if it is gone for good. If a move was cut short, repeat it: "
             f"`balsam site mv {entry.name!r} DIRECTORY`.",
         )
     if os.path.islink(entry.path):
@@ -169,7 +169,7 @@ def remove(entry: SiteEntry) -> list[str]:
             if not left and not remove_empty(directory):
                 os.rmdir(directory)  # which says why not
     except OSError as exc:
-        raise DatabaseError(f"{directory} cannot be removed entirely: {exc}", hint="Mend that, and try again.") from exc
+        raise DatabaseError(f"{directory} cannot be removed entirely: {exc}", hint="Fix that, and try again.") from exc
     if entry.number:
         registry.forget(entry.number)
     return left
@@ -178,7 +178,7 @@ def remove(entry: SiteEntry) -> list[str]:
 def remove_empty(directory: str) -> bool:
     """Remove a directory in which a DB was, if it is empty; returns whether it is gone.
 
-    Those who wait for a shared DB may each make a lock file there once more, before they hear that the DB is gone.
+    Those who wait for a shared DB may each make a lock file there again, before they hear that the DB is gone.
     """
     for _ in range(10):
         try:
@@ -213,7 +213,7 @@ def move(entry: SiteEntry, destination: str) -> Moved:
 
     Working directories are relative and move along; paths and links that name the old directory are changed. Across file
     systems everything is copied first, and removed from its old place when the copy is complete. A move that was killed halfway
-    is brought to its end by the same call once more.
+    is brought to its end by the same call again.
 
     Raises:
         InputError: the destination exists or lies inside. DatabaseBusy. UnsafeFilesystem. DatabaseError.

@@ -119,7 +119,7 @@ def test_an_unknown_variable_of_the_environment_says_nothing(places: Places) -> 
     [
         ("", ("line 1", "Expecting value")),
         ("{", ("line 1",)),
-        ('{\n"SERVICE_PERIOD": 3,\n}', ("line", "Mend the file")),
+        ('{\n"SERVICE_PERIOD": 3,\n}', ("line", "Fix the file")),
         ('{\n\n"SERVICE_PERIOD": three}', ("line 3", "Expecting value")),
         ("{'SERVICE_PERIOD': 3}", ("line 1", "double quotes")),
         ('{"SERVICE_PERIOD": 3} x', ("line 1", "Extra data")),

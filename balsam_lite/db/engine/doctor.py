@@ -100,7 +100,7 @@ _RULES = (
 
 _WRONG_TAGS = (
     "{} job(s) are not found by the tags that they have, or by ones that they have not. A program of an older version has "
-    "changed them; end all of those, and `balsam db vacuum` mends it."
+    "changed them; end all of those, and `balsam db vacuum` fixes it."
 )
 
 
@@ -164,7 +164,7 @@ def _sqlite() -> Finding:
     return Finding(
         "sqlite",
         NOTE,
-        f"version {version} has a rare fault where two processes write and checkpoint at one moment (mended in 3.51.3, see "
+        f"version {version} has a rare fault where two processes write and checkpoint at one moment (fixed in 3.51.3, see "
         "https://sqlite.org/wal.html#walresetbug); balsam leaves checkpoints to one process, which avoids it",
     )
 

@@ -256,7 +256,7 @@ def _read() -> _File:
     except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as exc:
         said = f"there is no {exc}" if isinstance(exc, KeyError) else exc
         raise BalsamError(
-            f"{_path()} cannot be read: {said}", hint="Mend the file, or move it away and `balsam init` its DBs again."
+            f"{_path()} cannot be read: {said}", hint="Fix the file, or move it away and `balsam init` its DBs again."
         ) from exc
 
 

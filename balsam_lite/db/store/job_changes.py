@@ -108,7 +108,7 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, annot
         if outcome.path[-1] == states.FAILED:
             state, moves = states.FAILED, [Transition(job, outcome.path, now, outcome.messages, (annotation.data,))]
     elif state in states.UNSETTLED_STATES and _was_handled(cx, job, state):
-        reason = f"The job was {state} already since it was last to run; the {hook.kind} script made it so once more"
+        reason = f"The job was {state} already since it was last to run; the {hook.kind} script made it so again"
         state, moves = states.FAILED, [Transition(job, (old, states.FAILED), now, (reason,), (annotation.data,))]
     apply(cx, moves, states.HOOK, column)
     return 1

@@ -74,7 +74,7 @@ _EARLY = (
     (r"host key verification failed|host identification has changed|host key is known for", _IS_IT_RIGHT),
     (r"could not resolve hostname", "Is the name right, or in ~/.ssh/config? `balsam site ls` shows the sites."),
     (r"connect to host|connect to address|banner exchange|kex_exchange_identification|no matching ", _IS_IT_THERE),
-    (r"bad configuration option|bad owner or permissions|terminating, \d+ bad", "Mend ~/.ssh/config."),
+    (r"bad configuration option|bad owner or permissions|terminating, \d+ bad", "Fix ~/.ssh/config."),
 )
 
 

@@ -456,7 +456,7 @@ def test_the_command_writes_a_figure_over_an_old_one(site, capsys, tmp_path):
     assert balsam("plot", "gantt", "-o", "x.svg", "--tag", "k=v") == 0
     out, err = capsys.readouterr()
     assert (out, err) == ("", "Wrote x.svg\n")
-    assert {"RUN_DONE", "tags: k=v"} <= set(words_in(tmp_path / "x.svg"))
+    assert {"RUN_DONE", "--tag k=v"} <= set(words_in(tmp_path / "x.svg"))
     assert sorted(os.listdir(tmp_path)) == ["here", "x.svg"]
 
 
@@ -468,7 +468,7 @@ def test_the_command_writes_a_figure_over_an_old_one(site, capsys, tmp_path):
         (["-o", "here.png"], 1, "is a directory"),
         (["--tag", "k"], 2, "NAME=VALUE"),
         (["--state", "FAILD"], 2, "Did you mean 'FAILED'"),
-        (["--after", "soon"], 2, "'soon' is no time"),
+        (["--after", "soon"], 2, "'soon' is not a time"),
         (["--after", "1h", "--before", "2h"], 2, "later"),
         (["--wf", "other"], 3, "No such job has run"),
         (["--after", "1m"], 3, "No such job has run"),

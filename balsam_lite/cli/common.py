@@ -232,18 +232,21 @@ def row_number(word: str) -> int | None:
     return int(word) if word.isascii() and word.isdigit() and len(word) < 16 else None
 
 
+def _in_range(least: int, ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    if value is not None and not least <= value <= _LARGEST:
+        bound = f"{least} or more" if value < least else f"at most {_LARGEST}"
+        raise click.BadParameter(f"It must be {bound}, not {value}.", ctx, parameter)
+    return value
+
+
 def count(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
     """Check that a value is a whole number of 1 or more, or missing, as a callback."""
-    if value is not None and not 1 <= value <= _LARGEST:
-        raise click.BadParameter(f"{value} is not in the range from 1 to {_LARGEST}.", ctx, parameter)
-    return value
+    return _in_range(1, ctx, parameter, value)
 
 
 def count0(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
     """Check that a value is a whole number of 0 or more, or missing, as a callback."""
-    if value is not None and value < 0:
-        raise click.BadParameter(f"{value} is not 0 or more.", ctx, parameter)
-    return value if value == 0 else count(ctx, parameter, value)
+    return _in_range(0, ctx, parameter, value)
 
 
 def number(ctx: click.Context, parameter: click.Parameter, value: float) -> float:

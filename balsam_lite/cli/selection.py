@@ -123,7 +123,7 @@ class Selection:
         self._contains = bool(given.get("contains"))
         self.ids: tuple[str, ...] = given.get("ids", ())
         for name, values in self._given.items():
-            if not all(value.strip() for value in values):
+            if "" in values:
                 raise InvalidSpec(f"{_OPTIONS[name]} must not be empty; leave it out to mean any.")
 
     def __bool__(self) -> bool:

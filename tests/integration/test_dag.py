@@ -139,7 +139,7 @@ def test_a_plain_job_has_the_defaults_of_every_field(db):
     [
         ({"wall_time_minute": 5}, UnknownField, "wall_time_minutes"), ({"procs_per_node": 4}, UnknownField, "procs_per_node"),
         ({"num_nodes": 0}, InvalidSpec, "num_nodes"), ({"environ_vars": "nonsense"}, InvalidSpec, "environ_vars"),
-        ({"application": "simulat"}, UnknownApp, "simulate"), ({"application": ""}, UnknownApp, "registered"),
+        ({"application": "simulat"}, UnknownApp, "simulate"), ({"application": ""}, UnknownApp, "Registered are"),
         ({"state": "READY"}, InvalidSpec, "state"), ({"parents": ["abc"]}, UnknownJob, "abc"),
         ({"parents": [99]}, UnknownJob, "99"),
     ],

@@ -156,7 +156,7 @@ def test_each_short_option_sets_its_field(balsam: Balsam, alpha: Database) -> No
         (["-w", ".", "-a", "say"], "below the data directory"),
         (["-w", "x", "-a", "say", "-tag", "novalue"], "--tag must look like NAME=VALUE, not 'novalue'"),
         (["-w", "x", "-a", "Hello", "-p", "world"], "--param must look like NAME=VALUE, not 'world'"),
-        (["-w", "x", "-a", "say", "-n", "0"], "0 is not in the range"),
+        (["-w", "x", "-a", "say", "-n", "0"], "must be 1 or more, not 0"),
         (["-w", "x", "-a", "say", "-g", "-1"], "not a number of 0 or more"),
     ],
 )

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import IO, NamedTuple
 
 from . import import_guard
@@ -119,7 +118,7 @@ def module_words(module: str, *words: str) -> list[str]:
 
 def python_path() -> str:
     """A PYTHONPATH with which this Python finds this package, installed or not."""
-    above_the_package = str(Path(__file__).resolve().parents[2])
+    above_the_package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return ":".join([above_the_package, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 

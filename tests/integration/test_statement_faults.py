@@ -31,7 +31,7 @@ from balsam_lite.core.errors import BalsamError
 from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import connection, directories, doctor
-from balsam_lite.db.store import apps, batch_jobs, graph, insert, leases, pieces, user_actions
+from balsam_lite.db.store import apps, batch_jobs, graph, insert, large_writes, leases, pieces, user_actions
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus
 
@@ -171,7 +171,8 @@ def bulk_create() -> None:
 
 def large_insert() -> None:
     """Add jobs in pieces, which are hidden until all are there."""
-    with mock.patch.multiple(pieces, FEW=1, PAUSE_S=0), mock.patch.multiple(insert, _UNIT=1, PIECE_S=0):
+    few = mock.patch.object(large_writes, "MAX_DIRECT_JOBS", 1)
+    with few, mock.patch.object(pieces, "PAUSE_S", 0), mock.patch.multiple(insert, _UNIT=1, PIECE_S=0):
         insert.add_jobs(
             directories.open_database(directories.find()),
             [{"name": f"bulk{n}", "application": "say", "tags": {"n": str(n)}, "parents": [1, 3]} for n in range(3)],

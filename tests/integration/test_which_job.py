@@ -157,7 +157,8 @@ def test_a_command_on_one_job_changes_nothing_where_the_word_fits_none_or_severa
         ("job", "--name", "x", "--workflow", "w", "--app", "say", "--parent", word, "--yes"),
         ("mkchild", "--parent", word or " ", "--name", "y", "--app", "say", "--yes"),
     ):  # fmt: skip
-        assert (words, balsam(*words)[:2]) == (words, (code, ""))
+        expected = 2 if "--id" in words and not word else code  # an empty condition, as of an unset variable
+        assert (words, balsam(*words)[:2]) == (words, (expected, ""))
     with db.read() as cx:
         assert queries.edges(cx) == []
         assert select.count_states(cx) == {"CREATED": 5}
@@ -172,7 +173,7 @@ def test_ls_shows_all_that_a_word_fits(balsam: Balsam) -> None:
     assert numbers("--id", "twice") == [3, 4]
     assert numbers("--id", "#2", "--id", "prepare") == [1, 2]
     assert numbers("--id", "#2", "--id", "prepare", "--name", "run") == [2]
-    assert balsam("ls", "--id", "")[0] == 3  # of an unset variable: not everything
+    assert balsam("ls", "--id", "")[0] == 2  # of an unset variable: not everything
 
 
 def test_thousands_of_jobs_can_be_named_at_once(balsam: Balsam, db: Database) -> None:

@@ -39,8 +39,9 @@ format: $(VENV)/.installed-dev ## let ruff sort the imports and lay out the code
 bench: $(VENV)/.installed ## measure; one JSON line for each benchmark; FULL=1 for the sizes of the goals
 	@PYTHON="$(CURDIR)/$(BIN)/python" sh benchmarks/run_all.sh
 
-docs: $(VENV)/.installed-docs ## build the pages of docs/ into build/docs; needs Python 3.11 or newer
+docs: $(VENV)/.installed-docs ## build docs/ into build/docs, and the manual page build/man/balsam.1; needs Python 3.11 or newer
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	$(BIN)/sphinx-build -W --keep-going -q -b man docs build/man
 
 clean: ## remove .venv and all that was built
 	rm -rf $(VENV) build dist docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

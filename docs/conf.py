@@ -67,4 +67,5 @@ def setup(app: Sphinx) -> None:
     for part in ("description", "options", "arguments", "epilog"):
         app.connect(f"sphinx-click-process-{part}", plain_help)
 
+
 man_pages = [("reference/commands", "balsam", "run many programs from one SQLite file", ["balsam_lite maintainers"], 1)]

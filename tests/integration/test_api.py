@@ -1286,7 +1286,7 @@ def test_a_waiter_of_the_interface_and_a_future_share_what_is_known(site: Site) 
         assert future.failed and not Job.objects.wait([one], timeout=20).not_done
 
 
-def test_waiting_outlives_a_site_that_is_away_for_a_moment(far: registry.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_outlives_a_site_that_is_away_for_a_moment(far: registry.SiteEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Job.objects.create(app_id="Far", workdir="x")
     put(one, "JOB_FINISHED")
     FarSite.is_reachable = False

@@ -467,7 +467,7 @@ def test_a_db_that_is_open_nowhere_yet_is_not_taken_for_gone(local: Database) ->
 def test_who_waits_for_the_db_while_it_is_removed_hears_of_it(local: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[BaseException] = []
     waits = threading.Event()
-    monkeypatch.setattr(connection, "_is_busy", lambda exc: waits.set() or "locked" in str(exc))
+    monkeypatch.setattr(connection.sqlite_errors, "is_busy", lambda exc: waits.set() or "locked" in str(exc))
 
     def add() -> None:
         try:

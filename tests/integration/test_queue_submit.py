@@ -207,7 +207,7 @@ def test_a_db_that_can_only_be_read_shows_the_batch_jobs_that_it_knows(
         (["-x", "colour=red"], "Extraneous optional_params: {colour} (allowed extras: {})"),
         (["-x", "colour"], "--extra-param must look like NAME=VALUE"),
         (["--tag", "hello"], "--tag must look like NAME=VALUE"),
-        (["-t", "0"], "not in the range"),
+        (["-t", "0"], "must be 1 or more, not 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(

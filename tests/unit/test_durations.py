@@ -121,7 +121,7 @@ def test_launches_take_times_and_refuse_two_parts(db, run, words, monkeypatch) -
         code, said = run(*words, "-t", text)
         assert code == 0, said
     assert submitted == [90, 60, 90, 2880, 1]
-    for text, why in (("1:30", "1 h 30 min"), ("0", "range"), ("-5", "must be"), ("nan", "must be"), ("", "must be")):
+    for text, why in (("1:30", "1 h 30 min"), ("0", "1 or more"), ("-5", "must be"), ("nan", "must be"), ("", "must be")):
         code, said = run(*words, "-t", text)
         assert (code, why in said) == (2, True), said
     assert len(submitted) == 5

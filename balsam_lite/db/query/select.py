@@ -14,7 +14,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Union
 
 from ...core import field_specs, states
 from ...core.errors import InvalidSpec
@@ -26,7 +26,7 @@ from .operators import LARGEST, Term, execute
 
 Row = dict[str, Any]
 #: Conditions as users give them, or already checked.
-Given = Mapping[str, Any] | Q | Conditions
+Given = Union[Mapping[str, Any], Q, Conditions]  # Python 3.9 evaluates it
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 

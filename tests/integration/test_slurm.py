@@ -583,10 +583,10 @@ def test_a_launcher_that_cannot_start_is_a_failed_batch_job_with_its_words_in_th
 @one_node_and_two
 def test_jobs_of_a_cancelled_launch_have_run_out_of_time_and_the_next_launch_finishes_them(site, nodes):
     # Slurm's SIGTERM reaches the programs first, and they end with a code that looks like a failure.
-    site.shell("twice", '[ "$BALSAM_ATTEMPT" = 2 ] && exit\nfor i in 1 2 3 4 5 6; do sleep 60 & done; wait; exit 3')
+    site.shell("twice", '[ "$BALSAM_ATTEMPT" = 2 ] && exit\ntouch up; for i in 1 2 3 4 5 6; do sleep 60 & done; wait; exit 3')
     ids = site.jobs(40, "twice", node_packing_count=40 // nodes)
     row = site.launch(nodes)
-    wait_until(lambda: site.bench.states() == {"RUNNING": 40})
+    wait_until(lambda: all(site.bench.path(job, "up").exists() for job in ids))
     submission.cancel(site.db, site.scheduler, row["id"])
     ended = site.ended(row)
     assert ended["state"] == "cancelled"

@@ -59,6 +59,17 @@ def answers(spawner: Spawner, channel: HelperChannel, number: int) -> list[objec
     return found
 
 
+def test_a_signal_to_a_helper_that_is_only_starting_costs_no_program(tmp_path: Path, spawner: Spawner) -> None:
+    """As of a batch system that signals every process of a job."""
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, "kill -TERM $$"))  # the helper leaves no signal blocked in its programs
+    for number in spawn_helper.IGNORED:
+        os.kill(spawner.pids[0], number)
+    started, ended = answers(spawner, channel, 2)
+    assert isinstance(started, Started)
+    assert isinstance(ended, Ended) and ended.returncode == -signal.SIGTERM
+
+
 def test_a_queued_program_takes_the_place_of_one_that_ends_well(tmp_path: Path, spawner: Spawner) -> None:
     channel = spawner.channel()
     channel.start(request(tmp_path, 1, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done", lane=1))

@@ -1,12 +1,12 @@
 """The program of a spawn helper: start programs for a launcher, reap them, refill their slots, end them when it is gone.
 
-Run as a separate program; its standard input is a socket to the launcher, and `spawner` is the other end. It has one
-thread, so that starting a program is one call of posix_spawn after a chdir. Everything that it has started is below it in the
-tree of processes, also what double-forks or opens a session, because a helper is a subreaper (prctl(2)): when the launcher
-has gone, the helper ends that tree, even if the programs have changed their environment.
+It runs as a separate process; its standard input is a socket to the launcher, and `spawner` is the other end. It has one
+thread, so that starting a program is one call of posix_spawn after a chdir. All processes that it has started stay below it in
+the process tree, even those that double-fork or open a session, because a helper is a subreaper (prctl(2)): when the launcher
+is gone, the helper ends that tree, even if the programs have changed their environment.
 
-Messages are tuples, each as marshal writes it after its length. From the launcher come the words START to END below; the
-helper answers with STARTED to PONG, several in one piece while it has more to start, else at once.
+Messages are tuples, each written by marshal after its length. The launcher sends START to END below; the helper answers with
+STARTED to PONG, several in one piece while it has more programs to start, else at once.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ START, QUEUE, NOW, WITHDRAW, TELL, SIGNAL, BEGIN, BEAT, PING, END = range(10)
 # (ENDED, key, return code, ended_us, end, key of the successor or None, [(name, *Process) of what it has left] or None),
 # (FAILED, key, words, errno or None, path or None), (WITHDRAWN, keys), (PONG,), (UNRECORDED, why).
 STARTED, ENDED, FAILED, WITHDRAWN, PONG, UNRECORDED = range(6)
-#: How a run ended: by itself; after it had been told to stop; because the launcher gave no sign of life.
+#: How a run ended: by itself; after it had been told to stop; because the launcher sent no heartbeat.
 BY_ITSELF, TOLD, ABANDONED = range(3)
 
 _RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
 #: Bytes of the number that is a message's length.
 LENGTH_BYTES = 4
-#: The value of a variable that a program shall not have though the launcher has it. No real value holds a NUL.
+#: Marks a variable that the launcher has but a program must not have. No real value contains a NUL.
 UNSET = b"\0"
 
-#: Programs get the system's default back of what is ignored here, or may have been ignored by who started the launcher.
+#: Programs get back the default action of signals that are ignored here, or by the process that started the launcher.
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
-_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 #: While more programs wait to be started, answers are collected for at most this long, in seconds.
 _BATCH_S = 0.01
-#: How often a helper looks whether it has adopted something, in seconds, to record that for the time after a crash, by the
+#: Interval, in seconds, at which a helper checks for adopted processes, to record them for the time after a crash; by the
 #: seconds since its last start: programs go into the background soon after they were started, or when they end.
 _LOOK_PERIODS_S = ((0.2, 0.02), (2.0, 0.1), (float("inf"), 1.0))
-#: How often a helper looks at what it is ending, in seconds, and how long after SIGKILL it gives that up.
+#: Interval, in seconds, at which a helper checks processes that it is ending, and seconds after SIGKILL until it gives up.
 _END_PERIOD_S, _UNKILLABLE_S = 0.01, 30.0
-#: What is started here is killed before the launcher when memory runs out: see proc_pid_oom_score_adj(5).
+#: When memory runs out, the kernel kills programs started here before the launcher: see proc_pid_oom_score_adj(5).
 _OOM_SCORE_ADJ = 300
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _BYTES_AT_ONCE = 1 << 18
@@ -81,14 +81,14 @@ class Request(NamedTuple):
 
 
 class StartFailed(Exception):
-    """A program cannot be started; with the message and the error that caused it."""
+    """A program cannot be started; holds the message and the error that caused it."""
 
     def __init__(self, words: str, error: OSError | None = None) -> None:
         self.words, self.error = words, error
 
 
 class HelperRun:
-    """A program that runs."""
+    """A running program."""
 
     __slots__ = ("directory", "end", "is_kept", "key", "lane", "mark", "pid")
 
@@ -148,7 +148,7 @@ class Helper:
         self._end_everything(BY_ITSELF)
 
     def _sleep(self) -> bool:
-        """Sleep until something happens or is due; return whether it is a message."""
+        """Sleep until an event happens or something is due; return whether a message has arrived."""
         timeout_s = None
         if self._answers and self._queued:
             timeout_s = max(0.0, self._flush_at - time.monotonic())
@@ -204,13 +204,13 @@ class Helper:
         self._is_over = self._is_over or self._is_alone()
 
     def _is_alone(self) -> bool:
-        """Return whether the launcher is gone, though something that it has sent may still be to be read."""
+        """Return whether the launcher is gone; some of its messages may still be unread."""
         waiting = select.poll()
         waiting.register(self._link, 0)
         return any(events & (select.POLLHUP | select.POLLERR) for _, events in waiting.poll(0))
 
     def _messages(self) -> Iterator[tuple[Any, ...]]:
-        """Yield what the launcher has sent. All is read first: when it is gone, nothing that it has asked for may start."""
+        """Yield the launcher's messages. Reads all first: once the launcher is gone, no requested program may start."""
         while True:
             try:
                 piece = self._link.recv(_BYTES_AT_ONCE)
@@ -223,7 +223,7 @@ class Helper:
                 break
             self._unread += piece
         for words in unframed(self._unread):
-            if not (self._is_over and words[0] in (START, QUEUE, NOW)):  # from a launcher that is gone: the next has its jobs
+            if not (self._is_over and words[0] in (START, QUEUE, NOW)):  # this launcher is gone, and the next one has its jobs
                 yield words
 
     def _answer(self, words: tuple[Any, ...] | list[Any]) -> None:
@@ -232,7 +232,7 @@ class Helper:
         self._answers.append(words)
 
     def _flush(self) -> None:
-        """Send the answers if it is time: at once when nothing is queued. A launcher that does not read waits longer."""
+        """Send the answers when they are due: at once if nothing is queued; later if the launcher does not read."""
         if self._answers and (not self._queued or time.monotonic() >= self._flush_at):
             if self._ended:
                 self._look_for_leftovers()
@@ -277,7 +277,7 @@ class Helper:
         return True
 
     def _note_start(self, pid: int, start: str, mark: bytes) -> None:
-        """Record a start where the next launcher finds it."""
+        """Record a start for the next launcher."""
         trouble = self._record.start(pid, start, mark) if self._record is not None else ""
         if trouble:
             self._answer((UNRECORDED, trouble))
@@ -285,7 +285,7 @@ class Helper:
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
-        """Collect the children that have ended, those that were adopted among them, and refill the slots of good runs."""
+        """Reap the children that have ended, including adopted ones, and refill the slots of successful runs."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG) if self._sees_processes else self._end_group_and_wait()
@@ -306,7 +306,7 @@ class Helper:
             self._answer(answer)
 
     def _end_group_and_wait(self) -> tuple[int, int]:
-        """Reap a child without /proc, as waitpid does. What it leaves in its group ends now: later nothing would find it."""
+        """Reap a child without /proc, as waitpid does. End the rest of its group now: later nothing would find it."""
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is None:
             return 0, 0
@@ -317,7 +317,7 @@ class Helper:
         return os.waitpid(found.si_pid, 0)
 
     def _look_for_leftovers(self) -> None:
-        """Record what this process has adopted, and complete the answers about runs that have ended by what each has left."""
+        """Record adopted processes, and add to the answers about ended runs the processes that each has left."""
         ended, self._ended = self._ended, []
         over, fresh = self._adopted.look(self._runs, [run for run, _ in ended])
         for run, answer in ended:
@@ -340,7 +340,7 @@ class Helper:
         return None
 
     def _tell(self, keys: list[int]) -> None:
-        """Count those runs as told to stop that have not ended by now."""
+        """Mark those of these runs that have not ended as told to stop."""
         self._reap()
         for key in keys:
             if key in self._by_key:
@@ -358,12 +358,12 @@ class Helper:
     # --- the launcher's end -------------------------------------------------------------------------------------------
 
     def _look_for_life(self) -> None:
-        """End all runs when the launcher may have lost its lease: others may take the jobs then."""
+        """End all runs if the launcher may have lost its lease: other launchers may take the jobs then."""
         if self._silence_s and self._runs and _boot_time() - self._beat_at >= self._silence_s:
             self._end_everything(ABANDONED)
 
     def _end_everything(self, end: int) -> None:
-        """End all processes below this one: TERM, grace, KILL; those that come meanwhile are ended as well."""
+        """End all processes below this one, including new ones: TERM, grace, KILL."""
         self._queues.clear()
         self._queued = 0
         for run in self._runs.values():
@@ -397,7 +397,7 @@ class Helper:
 
 
 def spawn(request: Request, environ: Mapping[bytes, bytes]) -> int:
-    """Start a program; return its pid. Raises StartFailed."""
+    """Start a program; return its pid. Raise StartFailed if that is impossible."""
     try:
         is_new = bool(request.root) and _make_directory(request.directory, request.root)
         if request.prepare:
@@ -506,7 +506,7 @@ def _spawn_by_subprocess(request: Request, environ: Mapping[bytes, bytes]) -> in
 def _explained(exc: OSError | ValueError, request: Request) -> StartFailed:
     if not isinstance(exc, OSError):
         return StartFailed(f"{request.program} cannot be started: {exc}")
-    # posix_spawn tells what failed, not where: look whether it was the directory or the output file.
+    # posix_spawn does not tell which path failed: check whether it was the directory or the output file.
     path = os.path.join(request.directory, request.output)
     error = OSError(exc.errno, exc.strerror, request.program)  # for the check whether the machine is to blame
     if not os.path.isdir(request.directory):
@@ -530,7 +530,7 @@ def _explained(exc: OSError | ValueError, request: Request) -> StartFailed:
 
 
 def framed(messages: Sequence[tuple[Any, ...] | list[Any]]) -> bytes:
-    """Return messages as they are sent."""
+    """Return messages in the form in which they are sent."""
     parts = []
     for words in messages:
         text = marshal.dumps(words)
@@ -539,7 +539,7 @@ def framed(messages: Sequence[tuple[Any, ...] | list[Any]]) -> bytes:
 
 
 def unframed(unread: bytearray) -> list[tuple[Any, ...]]:
-    """Take the whole messages out of what has been received."""
+    """Remove the complete messages from the received bytes, and return them."""
     found, start, size = [], 0, len(unread)
     while size - start >= LENGTH_BYTES:
         end = start + LENGTH_BYTES + int.from_bytes(unread[start : start + LENGTH_BYTES], "big")
@@ -552,7 +552,7 @@ def unframed(unread: bytearray) -> list[tuple[Any, ...]]:
 
 
 def _start_of_child(pid: int) -> str:
-    """Return the start of a child that has not been reaped, as `identity.start_of` has it; it may have ended already."""
+    """Return the start of a child that has not been reaped, in the form of `identity.start_of`; it may have ended already."""
     if not _LINUX:
         from ...core.process_table import start_of
 
@@ -566,9 +566,9 @@ def _start_of_child(pid: int) -> str:
 
 
 def _boot_tick() -> str:
-    """Return the present time as proc_pid_stat(5) has the start of a process; "" elsewhere than on Linux.
+    """Return the present time in the unit of process starts in proc_pid_stat(5); "" elsewhere than on Linux.
 
-    A process has this start if it was the same before and after it was forked. /proc itself would have to wait for its exec.
+    If this is the same before and after a fork, it is the start of the child. Reading /proc would have to wait for its exec.
     """
     return str(time.clock_gettime_ns(time.CLOCK_BOOTTIME) * _TICKS_PER_S // 1_000_000_000) if _LINUX else ""
 
@@ -578,12 +578,12 @@ def _now_us() -> int:
 
 
 def _boot_time() -> float:
-    """Return seconds that go on while this host sleeps; a lease of which others see the heartbeat runs out meanwhile, too."""
+    """Return seconds of a clock that runs while this host sleeps, because its lease can expire on other hosts meanwhile."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.monotonic()
 
 
 def become_subreaper() -> None:
-    """Make this process the parent of descendants that lose theirs. Elsewhere than on Linux it is not possible."""
+    """Make this process the parent of descendants that lose theirs. Only possible on Linux."""
     if not _LINUX:
         return
     import ctypes
@@ -593,7 +593,7 @@ def become_subreaper() -> None:
 
 
 def _raise_oom_score() -> None:
-    """Have the kernel kill programs rather than the launcher when memory runs out: children inherit the score."""
+    """Make the kernel kill programs rather than the launcher when memory runs out: children inherit the score."""
     with suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
         score = int(file.read())
         file.seek(0)
@@ -614,9 +614,10 @@ def _choose_spawn() -> None:
 
 
 def main() -> None:
-    """Serve the launcher at the other end of stdin. The words are SILENCE_S GRACE_S."""
-    for number in _IGNORED:
+    """Serve the launcher at the other end of stdin. The arguments are SILENCE_S GRACE_S."""
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)  # the launcher blocks them for the time until here
     become_subreaper()
     _raise_oom_score()
     if sys.platform != "linux":

@@ -1,7 +1,7 @@
-"""Starting programs through spawn helpers, which own them and report how they end (see `spawn_helper`).
+"""Start programs through spawn helpers, which own them and report how they end (see `spawn_helper`).
 
-`Spawner` is the launcher's side: it shares the programs out among its helpers, and replaces a helper that dies. Programs
-are started by a `HelperChannel`. Any thread may start; the thread of the launcher's loop calls `poll` and reads the answers.
+`Spawner` is the launcher's side: it distributes the programs among its helpers, and replaces a helper that dies. Programs are
+started by a `HelperChannel` from any thread; the thread of the launcher's loop calls `poll` and reads the answers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 #: Maximum number of helpers of a launcher on a host, and the number of programs at which another one is started.
 MAX_HELPERS, _PROGRAMS_PER_HELPER = 4, 4
-#: A helper that has not answered for this number of seconds is checked: it may have been stopped.
+#: Seconds without an answer after which a helper is checked: it may have been stopped.
 _PING_S = 2.0
 #: Seconds beyond the grace for a helper to end its programs.
 _LEAVE_S = 5.0
@@ -40,7 +40,7 @@ _BYTES_AT_ONCE = 1 << 18
 
 
 class Started(NamedTuple):
-    """A program runs."""
+    """A program has started."""
 
     key: int
     pid: int
@@ -80,7 +80,7 @@ class Withdrawn(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A program whose helper has died. It may run, and may never have started."""
+    """A program whose helper has died. It may run, or may never have started."""
 
     key: int
 
@@ -100,11 +100,11 @@ class HelperChannel:
         return key * _CHANNELS + self._number
 
     def start(self, request: Request) -> None:
-        """Start a program at once; answered by Started and Ended, by FailedStart, or by Lost."""
+        """Start a program at once; the answers are Started and Ended, or FailedStart, or Lost."""
         self._spawner.send_request(spawn_helper.START, request._replace(key=self.wire(request.key)))
 
     def queue(self, request: Request) -> None:
-        """Start a program in the place of the next one of its lane that ends with exit code 0."""
+        """Queue a program to replace the next one of its lane that ends with exit code 0."""
         self._spawner.send_request(spawn_helper.QUEUE, request._replace(key=self.wire(request.key)))
 
     def start_queued(self, key: int) -> None:
@@ -112,11 +112,11 @@ class HelperChannel:
         self._spawner.send_about([self.wire(key)], lambda keys: (spawn_helper.NOW, keys[0]))
 
     def withdraw(self, keys: Collection[int]) -> None:
-        """Do not start those queued programs; what has not been started is answered by Withdrawn."""
+        """Withdraw those queued programs; the answer for each one that has not started is Withdrawn."""
         self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.WITHDRAW, keys))
 
     def tell(self, keys: Collection[int]) -> None:
-        """Count these as told to stop from now on."""
+        """Mark these programs as told to stop."""
         self._spawner.send_about(list(map(self.wire, keys)), lambda keys: (spawn_helper.TELL, keys))
 
     def signal(self, key: int, number: int, is_group: bool = False) -> None:
@@ -128,7 +128,7 @@ class HelperChannel:
         self._answers.append(answer)
 
     def answers(self) -> list[Answer]:
-        """Return what became of the requests since the last call, in the order in which it happened."""
+        """Return the answers to requests since the last call, in order."""
         return [self._answers.popleft() for _ in range(len(self._answers))]
 
 
@@ -137,6 +137,8 @@ class HelperProcess:
 
     def __init__(self, words: Sequence[str], environ: Mapping[bytes, bytes], run_file: RunFile | None) -> None:
         self.link, end = socket.socketpair()
+        # A helper ignores these signals, and until it does they must not end it: a batch system signals all processes of a job.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, spawn_helper.IGNORED)
         try:
             self.process = subprocess.Popen(
                 words, stdin=end.fileno(), stdout=subprocess.DEVNULL, env=_environ(), start_new_session=True, cwd="/"
@@ -145,6 +147,7 @@ class HelperProcess:
             self.link.close()
             raise
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             end.close()
         self.started = start_of(self.process.pid)
         self.link.setblocking(False)
@@ -157,11 +160,11 @@ class HelperProcess:
         self.is_silent = False
 
     def load(self, lane: int) -> float:
-        """Return how long a program that is queued for that lane waits, compared with other helpers."""
+        """Return a measure of how long a program queued for that lane waits, to compare helpers."""
         return (self.waiting[lane] + 1) / (len(self.keys) - len(self.queued) + 0.01)
 
     def unqueue(self, key: int) -> None:
-        """Note that a program is not queued any more, if it was."""
+        """Record that a program is not queued any more, if it was."""
         lane = self.queued.pop(key, None)
         if lane is not None:
             self.waiting[lane] -= 1
@@ -171,10 +174,10 @@ class Spawner:
     """Starts programs by helpers: one at first, more while each has many programs, up to `MAX_HELPERS`.
 
     Args:
-        environ: what all programs have in their environment.
-        grace_s: between TERM and KILL where this process is gone.
+        environ: the common environment of all programs.
+        grace_s: seconds between TERM and KILL when this process is gone.
         silence_s: see `spawn_helper.Helper`.
-        run_files: where helpers record what they start.
+        run_files: the files in which helpers record the programs that they start.
 
     Raises:
         SpawnFailed: no helper can be started.
@@ -197,7 +200,7 @@ class Spawner:
         self._staff()
 
     def _staff(self) -> None:
-        """Start another helper if there is none, or if all have many programs and there may be more."""
+        """Start another helper if there is none, or if all have many programs and the limit allows it."""
         is_crowded = len(self._helpers) < self._most and len(self._where) >= _PROGRAMS_PER_HELPER * len(self._helpers)
         if self._helpers and not is_crowded:
             return
@@ -228,7 +231,7 @@ class Spawner:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def send_request(self, kind: int, request: Request) -> None:
-        """Give a program to a helper. Raises SpawnFailed after `abandon`, or where none can be started."""
+        """Give a program to a helper. Raise SpawnFailed after `abandon`, or if no helper can be started."""
         with self._lock:
             if self._is_closed:
                 raise SpawnFailed("the launcher has given up")
@@ -267,7 +270,7 @@ class Spawner:
         helper.unsent += framed([words])
 
     def flush(self) -> None:
-        """Send what is to be sent, as far as the helpers read."""
+        """Send the queued requests, as far as the helpers read."""
         with self._lock:
             for helper in self._helpers:
                 if helper.unsent:
@@ -354,7 +357,7 @@ class Spawner:
                 self._staff()
 
     def _adopted_from(self, helper: HelperProcess) -> list[Process]:
-        """Return what runs of a helper that has died. It may not have recorded what it had just started: do that for it."""
+        """Return the running processes of a dead helper. Record those that it had just started and had not recorded itself."""
         found = [
             one
             for one in self._adopted.orphans({*self.pids, *subprocess_run.running})
@@ -368,7 +371,7 @@ class Spawner:
         return found
 
     def take_orphans(self) -> list[Process]:
-        """Return what helpers that have died since the last call have left to this process, as far as it was alive then."""
+        """Return the processes, alive at that time, that helpers which died since the last call have left to this process."""
         found, self._orphans = self._orphans, []
         return found
 
@@ -392,11 +395,11 @@ class Spawner:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the helpers, and what they still run."""
+        """End the helpers and their remaining programs."""
         self.abandon(self._grace_s)
 
     def abandon(self, grace_s: float | None = None) -> None:
-        """Start nothing more, and have the helpers end all that runs; on return it has ended."""
+        """Start nothing more, make the helpers end all programs, and wait for that."""
         grace_s = self._grace_s if grace_s is None else grace_s
         with self._lock:
             self._is_closed = True
@@ -438,7 +441,7 @@ def _cpus() -> int:
 class Piped:
     """A program in a separate session, with pipes to its stdin, stdout and stderr.
 
-    The terminal's signals do not reach it; when this process dies, it finds its stdin at the end.
+    The terminal's signals do not reach it; when this process dies, its stdin ends.
 
     Raises:
         SpawnFailed: with the reason.
@@ -454,7 +457,7 @@ class Piped:
         self.stdout, self.stderr = self._process.stdout.fileno(), self._process.stderr.fileno()
 
     def tell(self, line: bytes) -> None:
-        """Write to its stdin, if it still reads."""
+        """Write to the program's stdin, if it still reads."""
         assert self._process.stdin is not None
         try:
             os.write(self._process.stdin.fileno(), line)
@@ -482,7 +485,7 @@ class Companion:
             raise SpawnFailed(f"{argv[0]} cannot be started: {exc.strerror}") from exc
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it lives."""
+        """Send a signal to the program if it is alive."""
         self._process.send_signal(number)
 
     def returncode(self) -> int | None:

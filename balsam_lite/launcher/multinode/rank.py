@@ -1,7 +1,7 @@
-"""The program that MPI starts once on each node, with a plan (see `supervisor`) as its only word.
+"""The program that MPI starts once on each node, with a plan (see `supervisor`) as its only argument.
 
-Rank 0 is the launcher, on the first node; the others run what it tells them. The process that started all (`supervisor`) reads
-rank 0's stdout and writes to it through its stdin, which MPI start commands forward.
+Rank 0 is the launcher, on the first node; the others run the jobs that it sends. The process that started all (`supervisor`)
+reads rank 0's stdout and writes to its stdin, which MPI start commands forward.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from .worker import ALONE_AFTER_HEARTBEATS, HEAD, ConnectionLost, Worker
 
 log = logging.getLogger("balsam_lite.launcher.multinode.rank")  # run as a program, its __name__ is __main__
 
-#: What MPICH's mpiexec sends to all ranks when one has died (tried with 5.0.2).
-_SOMEBODY_DIED = signal.SIGUSR1
-#: That, and what the batch system sends to every process of a batch job.
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, _SOMEBODY_DIED)
+#: The signal that MPICH's mpiexec sends to all ranks when one has died (tried with 5.0.2).
+_RANK_DIED = signal.SIGUSR1
+#: This signal, and those that the batch system sends to every process of a batch job.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, _RANK_DIED)
 
 
 def run(text: str) -> int:
-    """Be one rank; returns the exit code. Does not return where the ranks cannot leave together."""
+    """Run one rank and return its exit code. Does not return if the ranks cannot leave together."""
     plan = RankPlan.from_text(text)
     try:
         transport = connect(plan.ranks)
@@ -54,7 +54,7 @@ def run(text: str) -> int:
         report(error=str(exc))
         return 1
     for number in _IGNORED:
-        # Not SIG_IGN: the programs that are started would inherit that.
+        # Not SIG_IGN: started programs would inherit that.
         signal.signal(number, lambda *_: None)
     _keep_files_to_ourselves()
     if transport.rank == HEAD:
@@ -63,7 +63,7 @@ def run(text: str) -> int:
 
 
 def _keep_files_to_ourselves() -> None:
-    """Let no program that is started inherit what MPI has opened: its sockets are no business of a job."""
+    """Keep started programs from inheriting files and sockets that MPI has opened."""
     for name in os.listdir("/dev/fd"):
         try:
             os.set_inheritable(int(name), int(name) <= 2)
@@ -72,7 +72,7 @@ def _keep_files_to_ourselves() -> None:
 
 
 def _leave(transport: MpiTransport, together: bool, code: int) -> int:
-    """End this process: with all the others where that can be, else at once."""
+    """End this process: together with all the others if possible, else at once."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # its reader has ended
             stream.flush()
@@ -91,7 +91,7 @@ def _be_head(transport: MpiTransport, plan: RankPlan) -> int:
     settings = Settings.load(plan.db_directory)
     clock = SystemClock()
     workers = Workers(transport, clock, plan.heartbeat_s)
-    signal.signal(_SOMEBODY_DIED, lambda *_: workers.channel.note_death())
+    signal.signal(_RANK_DIED, lambda *_: workers.channel.note_death())
     code, error = 1, ""
     try:
         report(head=Holder.current())
@@ -116,7 +116,7 @@ def _be_head(transport: MpiTransport, plan: RankPlan) -> int:
 
 
 def _listen_to_supervisor() -> None:
-    """Turn what comes through stdin into signals: `stop SIGTERM`; and the end of its writer into SIGHUP."""
+    """Convert lines on stdin (`stop SIGTERM`) into signals, and the end of the writer into SIGHUP."""
 
     def listen() -> None:
         with open(0, "rb", buffering=0, closefd=False) as file:
@@ -127,7 +127,7 @@ def _listen_to_supervisor() -> None:
                 verb, _, name = line.decode(errors="replace").strip().partition(" ")
                 if verb == "stop" and name in signal.Signals.__members__:
                     os.kill(os.getpid(), signal.Signals[name])
-        # What is written now has no reader, and the MPI command could die of that.
+        # Output has no reader any more, and the MPI command could die of that.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
@@ -139,7 +139,7 @@ def _listen_to_supervisor() -> None:
 def _nodes(found: Resources, hellos: dict[int, messages.Hello], settings: Settings, options: LauncherOptions) -> list[Node]:
     """Return the batch job's nodes in the order of the ranks, with the CPUs and GPUs of each.
 
-    They are what the scheduler gave to it, else what it found on itself, but no more GPUs than the user wants per node.
+    These are what the scheduler allocated, else what each node has found, but no more GPUs than the user wants per node.
     """
     says_cpus = settings.CPUS_PER_NODE or (found.batch and found.batch.cpus_per_node)
     names = names_by_rank([node.name for node in found.nodes], {rank: hello.host for rank, hello in hellos.items()})
@@ -157,7 +157,7 @@ def _nodes(found: Resources, hellos: dict[int, messages.Hello], settings: Settin
 def _gpus(found: Resources, shown: Mapping[str, tuple[str, ...]], per_node: int | None) -> dict[str, tuple[str, ...]]:
     """Return the GPUs of each node, by its name, from what each node shows.
 
-    The scheduler's answer comes first. Where no node shows any, the number of the user or of the batch job counts.
+    The scheduler's answer comes first. If no node shows any GPU, the number given by the user or the batch job counts.
     """
     known = found.batch.node_gpus if found.batch else None
     if known is None and any(shown.values()):
@@ -173,7 +173,7 @@ def _gpus(found: Resources, shown: Mapping[str, tuple[str, ...]], per_node: int 
 
 
 def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:
-    """Return which of the batch job's nodes each rank is on; in their order, unless all the hosts tell another one.
+    """Return the batch job's node of each rank: in their order, unless the names of all hosts show another one.
 
     >>> names_by_rank(["n1", "n2"], {0: "n2.site.edu", 1: "n1"})
     ['n2', 'n1']
@@ -187,14 +187,14 @@ def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:
 
 
 class RemoteNodes:
-    """The other nodes, as `main` deals with them."""
+    """The other nodes, with the interface `main.Nodes`."""
 
     def __init__(self, workers: Workers, found: Resources, clock: Clock) -> None:
         self._workers, self._found, self._clock = workers, found, clock
         self._runner: ClusterRunner | None = None
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
-        """Make sure that nothing of dead launchers runs on any node, and have the nodes get ready."""
+        """End processes of dead launchers on all nodes, and make the nodes get ready."""
         report(mark=os.fsdecode(context.mark))
         report(lease=lease)
         orders = messages.Begin(
@@ -213,7 +213,7 @@ class RemoteNodes:
         self._workers.begin(orders)
 
     def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
-        """Return what runs jobs on all nodes, given what does on this one."""
+        """Return the runner for all nodes, given the runner for this one."""
         for rank in self._workers.left_out:
             pool.close(rank)
         rules = self._found.mpi_rules
@@ -225,7 +225,7 @@ class RemoteNodes:
         return self._runner
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
-        """Return what sleeps until a message of a node arrives or `nap` is woken."""
+        """Return a function that sleeps until a message of a node arrives or `nap` is woken."""
 
         def wait(seconds: float) -> None:
             assert self._runner is not None
@@ -234,7 +234,7 @@ class RemoteNodes:
         return wait
 
     def abandon(self) -> None:
-        """Have the nodes end everything at once."""
+        """Make the nodes end all runs at once."""
         self._workers.abandon()
 
 
@@ -264,14 +264,14 @@ def _hello() -> messages.Hello:
 
 
 class LocalExecutor:
-    """What runs programs on this node."""
+    """Runs programs on this node."""
 
     def __init__(self, rank: int, clock: Clock, alarm: Alarm, silence_s: float) -> None:
         self._rank, self._clock, self._alarm, self._silence_s = rank, clock, alarm, silence_s
         self._orders: messages.Begin | None = None
 
     def begin(self, orders: messages.Begin) -> Runner:
-        """End what dead launchers left here, and get ready. OSError, SpawnFailed: no jobs can run here."""
+        """End processes that dead launchers left here, and get ready. Raise OSError, SpawnFailed: no jobs can run here."""
         end_runs(orders.db_directory, orders.grace_s, orders.dead_marks)
         environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
         context = invocation.make_context(
@@ -298,20 +298,20 @@ class LocalExecutor:
             self._spawner.beat()
 
     def abandon(self) -> None:
-        """End all that runs, and start nothing more."""
+        """End all runs, and start nothing more."""
         if self._orders is not None:
             self._spawner.abandon()
             leftovers.end_own_runs(self._context, self._orders.grace_s, self._rank)
 
     def close(self) -> None:
-        """End the spawn helpers, and what they still run."""
+        """End the spawn helpers and their remaining programs."""
         if self._orders is not None:
             self._spawner.abandon()
             leftovers.forget(self._context, self._rank)
 
 
 class _ToHead(logging.Handler):
-    """Sends what is logged to rank 0, which has a log."""
+    """A handler that sends log records to rank 0, which has a log file."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "nsenter", "setpriv")
 CPUS_PER_NODE, GPUS_PER_NODE = 4, 4
-KILL_WAIT_S = 6
+KILL_WAIT_S = 3
 
 #: Where Debian puts daemons, which are not on everybody's PATH.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

@@ -1,11 +1,11 @@
-"""What events and batch jobs add up to: throughput, nodes in use, nodes available, errors over time.
+"""Compute reports from events and batch jobs: throughput, nodes in use, nodes available, errors over time.
 
 Pure functions over any iterable of objects with the attributes of an event (`timestamp from_state to_state job_id data`) or a
-batch job (`start_time end_time num_nodes`), whatever their order. A query of events is read as plain tuples, which is many
-times faster than objects. Two lists of one length come back, times first, for `plt.step(times, values, where="post")`.
+batch job (`start_time end_time num_nodes`), in any order. A query of events is read as plain tuples, which is many times
+faster than objects. The result is two lists of equal length, times first, for `plt.step(times, values, where="post")`.
 
-A time without a zone is UTC. The times in a report are as those of the events are; where some have a zone and some have
-none, all get one.
+A time without a zone is UTC. The times in a report have a zone if those of the events do; if only some of these have one, all
+times in the report get one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 from .core.errors import InvalidSpec
 from .core.states import JOB_FINISHED, RUN_ERROR, RUNNING, STATES
 
-#: timestamp (integer microseconds since the epoch, or a datetime), state left, state entered, job, nodes that the job takes,
-#: when the program of a run that ends was started (microseconds; 0: never) or None.
+#: timestamp (integer microseconds since the epoch, or a datetime), state left, state entered, job, number of nodes of the job,
+#: time at which the program of an ending run was started (microseconds; 0: never) or None.
 Event = tuple[Any, str, str, Any, Any, Any]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
 #: Digits to which sums of fractions of nodes are rounded, so that an empty machine has exactly 0 nodes in use.
 _DIGITS = 9
-#: In the place of a start that was none.
+#: Replaces a start that belongs to no run.
 _NO_RUN: tuple[Any, float] = None, 0.0
-#: Numbers of jobs that one query gets.
+#: Number of jobs per query.
 _PAGE = 10_000
 
 
@@ -38,19 +38,19 @@ _PAGE = 10_000
 
 
 def throughput_report(events: Iterable[Any], to_state: str = JOB_FINISHED) -> tuple[list[datetime], list[int]]:
-    """When the first, second, third, … event entered that state: (times, [1, 2, 3, …]). No such event: ([], [])."""
+    """Return when the first, second, third, … event entered that state: (times, [1, 2, 3, …]). No such event: ([], [])."""
     wanted = _text(to_state)
     times = _datetimes(_sorted([(event[0],) for event in _tuples(events, wanted) if event[2] == wanted]))
     return times, list(range(1, len(times) + 1))
 
 
 def utilization_report(events: Iterable[Any], node_weighting: bool = True) -> tuple[list[datetime], list[float]]:
-    """Nodes in use from each of these times on; without `node_weighting`, running jobs. No run at all: ([], []).
+    """Return the nodes in use from each of these times on; without `node_weighting`, running jobs. No run at all: ([], []).
 
-    A run takes as many nodes as `num_nodes` in the data of its event says, else one. It begins with its event to RUNNING, or
-    when `started` in the data of its end says, which is later where a launcher has claimed it ahead; 0 is: it never ran.
+    The number of nodes of a run is `num_nodes` in the data of its event, else 1. A run begins with its event to RUNNING, or at
+    `started` in the data of its end, which is later where a launcher has claimed the job ahead; 0 means that it never ran.
     Changes are in the order (time, change): at equal times ends come before starts. The end of a run whose start is not among
-    the events changes nothing, and a job that still runs is in use to the end.
+    the events changes nothing, and a job that still runs counts as in use to the end.
     """
     starts, ends = [], []
     for event in _tuples(events, RUNNING):
@@ -63,9 +63,9 @@ def utilization_report(events: Iterable[Any], node_weighting: bool = True) -> tu
 
 
 def available_nodes(batch_jobs: Iterable[Any]) -> tuple[list[datetime], list[float]]:
-    """How many nodes all batch jobs together had from each of these times on. Nothing to count: ([], []).
+    """Return how many nodes all batch jobs together had from each of these times on. Nothing to count: ([], []).
 
-    One that has not begun or not ended is left out, with a warning (RuntimeWarning) that says how many were.
+    Batch jobs that have not begun or not ended are left out, with a warning (RuntimeWarning) that gives their number.
     """
     changes: list[tuple[Any, float]] = []
     left_out = 0
@@ -83,7 +83,7 @@ def available_nodes(batch_jobs: Iterable[Any]) -> tuple[list[datetime], list[flo
 
 
 def _tuples(events: Iterable[Any], state: str) -> Iterable[Event]:
-    """The events as tuples, at least those that leave or enter that state: from a query, or else made from attributes."""
+    """Return the events as tuples, at least those that leave or enter that state: from a query, or made from attributes."""
     ready = getattr(events, "tuples", None)
     if not callable(ready):
         return _from_attributes(events)
@@ -98,21 +98,21 @@ def _from_attributes(events: Iterable[Any]) -> Iterator[Event]:
 
 
 def _text(state: Any) -> str:
-    """The name of a state, which may be given as a member of an enum."""
+    """Return the name of a state, which may be given as a member of an enum."""
     return state if isinstance(state, str) else str(getattr(state, "value", state))
 
 
 def _changes(moves: Iterable[Event], weighting: bool) -> list[tuple[Any, float]]:
-    """(time, change) of the runs from moves out of and into RUNNING, which are in order of time, ends first.
+    """Return (time, change) of the runs from moves out of and into RUNNING, which are in order of time, ends first.
 
-    An end whose start is unknown and a start at the same time are a run without length; but if the job ends once more before it
-    starts again, that start was of another run, and the first end is left out.
+    An end whose start is unknown and a start at the same time are a run of length 0. But if the job ends again before it
+    starts again, that start belongs to another run, and the first end is left out.
     """
     found: list[tuple[Any, float]] = []
     some_never_ran = False
-    running: dict[Any, int] = {}  # job -> where its start is in `found`
-    ended: dict[Any, Any] = {}  # job -> when it left RUNNING, without being known to run
-    brief: dict[Any, tuple[Any, float]] = {}  # job -> the end of a run without length, unless it ends later
+    running: dict[Any, int] = {}  # job -> index of its start in `found`
+    ended: dict[Any, Any] = {}  # job -> when it left RUNNING, without a known start
+    brief: dict[Any, tuple[Any, float]] = {}  # job -> the end of a run of length 0, unless it ends later
     for move in moves:
         when, job = move[0], move[3]
         if move[2] == RUNNING:
@@ -136,7 +136,7 @@ def _changes(moves: Iterable[Event], weighting: bool) -> list[tuple[Any, float]]
             if began is not None:
                 began = began if isinstance(when, int) else _moment(began, when.tzinfo)
                 if began > claimed:
-                    found[place] = (began if began < when else when), nodes  # `when` only if a clock was put right
+                    found[place] = (began if began < when else when), nodes  # `when` only if a clock was corrected
             found.append((when, -nodes))
         elif move[5] != 0:
             ended[job] = when
@@ -150,7 +150,7 @@ def _moment(time_us: int, zone: tzinfo | None) -> datetime:
 
 
 def _totals(changes: list[tuple[Any, float]]) -> tuple[list[datetime], list[float]]:
-    """The times of the changes, and how much there is from each of them on."""
+    """Return the times of the changes, and the sum from each of them on."""
     changes.sort()
     return _datetimes(changes), [round(total, _DIGITS) for total in accumulate(change for _, change in changes)]
 
@@ -159,9 +159,9 @@ def _totals(changes: list[tuple[Any, float]]) -> tuple[list[datetime], list[floa
 
 
 def process_job_times(jobs: Any = None) -> dict[str, list[datetime]]:
-    """When jobs entered each state: state -> times in order, in UTC, with their zone. States never entered are left out.
+    """Return when jobs entered each state: state -> times in order, in UTC, with their zone. States never entered are left out.
 
-    Reads the DB of `jobs` in transactions of its own: of a query set (`BalsamJob.objects.filter(…)`), of a list of jobs of the
+    Reads the DB of `jobs` in separate transactions: of a query set (`BalsamJob.objects.filter(…)`), of a list of jobs of the
     active DB, or of all the jobs there.
 
     Raises:
@@ -184,9 +184,9 @@ def process_job_times(jobs: Any = None) -> dict[str, list[datetime]]:
 
 
 def error_report(time_data: Any = None, bin_s: float = 60) -> tuple[list[datetime], list[int]]:
-    """How many runs ended in RUN_ERROR in each minute: (N + 1 edges of bins, N counts). No error: ([], []).
+    """Return how many runs ended in RUN_ERROR in each minute: (N + 1 edges of bins, N counts). No error: ([], []).
 
-    `time_data` is what `process_job_times` returns, or events; by default the histories of all jobs of the active DB.
+    `time_data` is the result of `process_job_times`, or events; by default the histories of all jobs of the active DB.
 
     Raises:
         InvalidSpec: `bin_s` is not more than 0.
@@ -212,7 +212,7 @@ def error_report(time_data: Any = None, bin_s: float = 60) -> tuple[list[datetim
 
 
 def _sorted(rows: list[Any]) -> list[Any]:
-    """The rows by time, their first item; those of one time stay in order."""
+    """Return the rows by time, their first item; those of one time stay in order."""
     try:
         return sorted(rows, key=itemgetter(0))
     except TypeError:  # times with and without a zone
@@ -224,14 +224,14 @@ def _with_zone(time: datetime) -> datetime:
 
 
 def _datetimes(rows: Sequence[tuple[Any, ...]]) -> list[datetime]:
-    """The first items of the rows as datetimes; microseconds become UTC without a zone, as the timestamps of events are."""
+    """Return the first items of the rows as datetimes; microseconds become UTC without a zone, as timestamps of events are."""
     if rows and isinstance(rows[0][0], int):
         return [_NAIVE_EPOCH + timedelta(microseconds=row[0]) for row in rows]
     return [row[0] for row in rows]
 
 
 def microseconds(time: datetime) -> int:
-    """Since the epoch, UTC.
+    """Return the microseconds since the epoch, UTC.
 
     >>> microseconds(datetime(1970, 1, 1, 0, 0, 1))
     1000000

@@ -1,6 +1,6 @@
 """The Python interface of the workshop's page (Balsam 0.7): jobs, applications, batch jobs and events of one or more sites.
 
-Importing it does nothing; each name is loaded when it is first asked for. `site_config` is looked up each time: it is that of
+Importing it does nothing; each name is loaded when it is first used. `site_config` is looked up each time: it is that of
 the active DB, or None.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     models: Any
     site_config: SiteConfig | None
 
-#: Name -> the module that has it.
+#: Name -> the module that defines it.
 _PLACES = {
     "App": "application", "ApplicationDefinition": "application", "BatchJob": "batch_jobs", "BatchJobPartition": "batch_jobs",
     "BatchJobState": "batch_jobs", "EventLog": "events", "Job": "jobs", "JobMode": "batch_jobs", "JobState": "jobs",

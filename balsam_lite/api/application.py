@@ -1,8 +1,8 @@
 """Applications of a site: `ApplicationDefinition`, a Python class, and `App`, the row that the site has of any application.
 
-A class has a command template or a function to run. The site stores where the class is, not the class: launchers import its
-file again (`pyapps.class_loader`). A change of the code takes effect with the next job, a change of what `sync()` stores with
-the next `sync()`.
+A class has a command template or a function to run. The site stores the location of the class, not its code: launchers import
+its file again (`pyapps.class_loader`). A change of the code takes effect with the next job, a change of what `sync()` stores
+with the next `sync()`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .query import Manager
 from .records import SiteRecord, column, known, site_id, site_name
 from .site_handle import SiteHandle, handle_of
 
-#: Seconds that a site behind ssh may take to report its interpreter.
+#: Seconds that a site reached by ssh may take to report its interpreter.
 _ABOUT_TIMEOUT_S = 60.0
-#: The hooks that run as scripts around a job; the columns of an application that have their command lines.
+#: The hooks that run as scripts around a job, named as the columns of an application that hold their command lines.
 _SCRIPTS = ("preprocess", "postprocess", "handle_error", "handle_timeout")
 
 
@@ -36,13 +36,13 @@ class ApplicationDefinition:
 
     Attributes:
         site: the name or the number of the site, or the Site itself.
-        command_template: a jinja2 template of a command line. Each value is one word, whatever it contains; $VAR is the
-            shell's. How `eval`, `sh -c` or a program interpret that word, or bash a variable in $((…)), is up to the template.
+        command_template: a jinja2 template of a command line. Each value is one word, whatever it contains; the shell expands
+            $VAR. How `eval`, `sh -c` or a program interpret that word, or bash a variable in $((…)), is up to the template.
         parameters: name -> {"required": bool, "default": any JSON value, "help": str}. Names that only the template has are
             required.
         environment_variables: for the program; those of a job override them.
         python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
-            here, or at a site behind ssh the one that runs balsam there.
+            here, or for a site reached by ssh the one that runs balsam there.
         exit_0_is_done_after_stop: count a run that exits with 0 after its launcher told it to stop as done, not as a timeout.
         keep_background: do not end processes that a run leaves in the background when it ends.
 
@@ -88,20 +88,20 @@ class ApplicationDefinition:
         """Handle a run that was stopped at the end of the launcher's time; then the job is RESTART_READY."""
 
     def shell_preamble(self) -> list[str] | str:
-        """Return what a shell does before each run: a list of commands, or a text to be sourced."""
+        """Return the commands for the shell before each run: a list of commands, or a text to be sourced."""
         return []
 
     # --- storing and loading ------------------------------------------------------------------------------------------
 
     @classmethod
     def sync(cls, rename_from: str | None = None) -> None:
-        """Register the application at its site, or change what is registered there. One write transaction.
+        """Register the application at its site, or change its registration. One write transaction.
 
         With `rename_from` the application of that name gets the name of this class, and keeps its number and its jobs. Does
         nothing while a launcher imports the file.
 
         Raises:
-            UnknownSite, InvalidSpec; InvalidApplication: it has functions, and is in no file that could be imported.
+            UnknownSite, InvalidSpec; InvalidApplication: it has functions, and is not in a file that can be imported.
         """
         if import_guard.is_importing():
             return
@@ -135,7 +135,7 @@ class ApplicationDefinition:
     ) -> Any:
         """Add a job of this application, whose parameters are `app_params`, and return the Job.
 
-        The first call in a process does a `sync()`. With `save=False` the job is created but not added.
+        The first call in a process runs `sync()`. With `save=False` the job is created but not added.
 
         Raises:
             as `Job.save` and `sync`.
@@ -279,7 +279,7 @@ def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, An
 
 
 def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]:
-    """Return all fields of the application, so that none of an earlier one stays."""
+    """Return all fields of the application, so that those of an earlier version are replaced."""
     python = _python(cls, handle)
     own = [name for name in _SCRIPTS if getattr(cls, name) is not getattr(ApplicationDefinition, name)]
     has_preamble = cls.shell_preamble is not ApplicationDefinition.shell_preamble
@@ -300,14 +300,14 @@ def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]
 
 
 def _python(cls: type[ApplicationDefinition], handle: SiteHandle) -> str:
-    """Return the interpreter on the site's host. A site behind ssh reports it: its `balsam` may be a script."""
+    """Return the interpreter on the site's host. A site reached by ssh reports it: its `balsam` may be a script."""
     if cls.python_exe or not handle.entry.is_remote:
         return cls.python_exe or sys.executable
     return str(fanout.open_site(handle.entry, _ABOUT_TIMEOUT_S).about()["python"])
 
 
 def _class_ref(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.ClassRef | None:
-    """Return where the class is; None if it is in no file and need not be."""
+    """Return the location of the class; None if it is in no file and need not be."""
     module = sys.modules.get(cls.__module__)
     file = os.path.abspath(getattr(module, "__file__", None) or "")
     trouble = ""
@@ -320,7 +320,7 @@ def _class_ref(cls: type[ApplicationDefinition], python: str, has_preamble: bool
     if trouble:
         return None
     if cls.__module__ == "__main__":
-        sys.modules.setdefault(payload.MAIN, sys.modules["__main__"])  # the name in the job of the classes of results
+        sys.modules.setdefault(payload.MAIN, sys.modules["__main__"])  # the module name that classes of results have in the job
     named = getattr(getattr(module, "__spec__", None), "name", None) if cls.__module__ == "__main__" else cls.__module__
     is_open = cls.command_template is None and _signature(cls)[1]
     return payload.ClassRef(file, cls.__name__, named or "__main__", _own_path(), python, is_open, has_preamble)
@@ -399,7 +399,7 @@ class App(SiteRecord):
     definition: dict[str, Any] = known(default={})
 
     _KIND = "app"
-    _LEADING = frozenset({"command_template", "parameters", "executable"})  # these lead to the kind and to more parameters
+    _LEADING = frozenset({"command_template", "parameters", "executable"})  # these determine the kind and further parameters
     _REQUIRED = ("name",)
     _TABLE = APP
     _ORDERS = ("id", "name")

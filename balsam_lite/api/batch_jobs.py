@@ -49,7 +49,7 @@ BatchJobPartition = Partition
 
 
 def _partitions(value: Any) -> list[dict[str, Any]] | None:
-    """Partitions, or dicts with their fields."""
+    """Convert partitions, or dicts with their fields, to dicts."""
     if value is None:
         return None
     try:
@@ -81,7 +81,8 @@ class BatchJob(SiteRecord):
         _partitions, None, AT_CREATION, _shown_partitions
     )
     scheduler_id: Any = known()
-    state: BatchJobState | None = StateAttribute(BatchJobState)  # type: ignore[assignment]  # it can be set to pending_deletion, which cancels
+    # Can be set to pending_deletion, which cancels the batch job.
+    state: BatchJobState | None = StateAttribute(BatchJobState)  # type: ignore[assignment]
     status_info: dict[str, Any] = known(default={})
     start_time: datetime | None = moment()
     end_time: datetime | None = moment()
@@ -98,10 +99,10 @@ class BatchJob(SiteRecord):
         self._created(handle.interface.create("batch_job", [routing.without_site(self._changed)])[0], handle)
 
     def delete(self) -> None:
-        """Cancel it; the row stays, with how it ended. One that has ended stays as it is.
+        """Cancel it; the row stays, with the way it ended. A batch job that has ended is left unchanged.
 
         Raises:
-            DoesNotExist: it was never submitted. CancelFailed, PollFailed: the scheduler does not do it.
+            DoesNotExist: it was never submitted. CancelFailed, PollFailed: the scheduler does not cancel it.
         """
         handle = self._site
         handle.interface.delete("batch_job", {"id": self._row["id"]})
@@ -112,7 +113,7 @@ class BatchJobQuery(Query[BatchJob]):
     """A query of batch jobs."""
 
     def delete(self, force: bool = False) -> NoReturn:
-        """Raises NotImplementedError."""
+        """Raise NotImplementedError."""
         raise NotImplementedError(
             'Batch jobs are not deleted by query: cancel them with update(state="pending_deletion"), or one with its delete().'
         )

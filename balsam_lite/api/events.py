@@ -1,4 +1,4 @@
-"""`EventLog` and `EventLog.objects`: what happened to jobs, a million events in pages."""
+"""`EventLog` and `EventLog.objects`: the history of jobs; a million events are read in pages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .site_handle import SiteHandle
 if TYPE_CHECKING:
     from datetime import datetime
 
-#: Events that the first query reads, as often only the newest are wanted; by what that grows, because each query may have to
-#: find its place among all; and to what.
+#: Size of the first page, as often only the newest events are needed; its growth factor, because each query may have to find
+#: its position among all events; and its maximum.
 _FIRST_PAGE, _GROWTH, _LARGEST_PAGE = 500, 4, 32_000
 
 _READ_ONLY = "EventLog is read-only"
@@ -45,19 +45,20 @@ class EventLog(SiteRecord):
         raise AttributeError(_READ_ONLY)
 
     def save(self) -> NoReturn:
-        """Raises AttributeError."""
+        """Raise AttributeError."""
         raise AttributeError(_READ_ONLY)
 
     def delete(self) -> NoReturn:
-        """Raises AttributeError: an event is deleted with its job."""
+        """Raise AttributeError: an event is deleted with its job."""
         raise AttributeError(_READ_ONLY)
 
 
 class EventQuery(Query[EventLog]):
-    """A query of events: newest first, of several sites in order of time.
+    """A query of events: newest first, across several sites in order of time.
 
-    It is read in pages each time it is walked through, so that memory stays constant, and keeps nothing; `len` counts. The
-    first pages are read when that begins, of several sites at once; one that does not answer is left out with a warning.
+    It is read in pages on each iteration, so that memory stays constant, and caches nothing; `len` counts. The
+    first pages are read when an iteration begins, from several sites at once; sites without an answer are left out, with a
+    warning.
     """
 
     _walked: int | None = None
@@ -69,8 +70,8 @@ class EventQuery(Query[EventLog]):
         return (make(row, handle) for handle, row in islice(pairs, self._start, self._stop))
 
     def __len__(self) -> int:
-        # `list(query)` asks for the length right after it has begun to walk. If all was in the first pages, it is known then;
-        # for once, as there are more events soon.
+        # `list(query)` asks for the length right after starting the iteration. If all events were in the first pages, it is
+        # known then. Use it only once, as more events are added soon.
         number, self._walked = self._walked, None
         return self.count() if number is None else number
 
@@ -81,7 +82,7 @@ class EventQuery(Query[EventLog]):
         return list(iter(self))
 
     def _begin(self, stop: int | None) -> tuple[Iterator[tuple[SiteHandle, dict[str, Any]]], int | None]:
-        """What matches at all sites, in order, of which not more than `stop` are wanted; and how many there are, if known."""
+        """Return the matching rows of all sites, in order, at most `stop` being needed; and their number, if known."""
         size = _FIRST_PAGE if stop is None else min(_FIRST_PAGE, stop)
         asked = self._questions() if size else []
         if not asked:
@@ -99,7 +100,7 @@ class EventQuery(Query[EventLog]):
     def _pages(
         self, handle: SiteHandle, where: dict[str, Any], rows: list[dict[str, Any]], size: int
     ) -> Iterator[tuple[SiteHandle, dict[str, Any]]]:
-        """The events of a site in order, of which `rows` are the first `size`."""
+        """Yield the events of a site in order, of which `rows` are the first `size`."""
         while True:
             for row in rows:
                 yield handle, row
@@ -110,12 +111,12 @@ class EventQuery(Query[EventLog]):
             rows = handle.interface.select("event", where, self._order, 0, size)
 
     def tuples(self, touching: Sequence[str] = ()) -> Iterator[tuple[int, str, str, int, float | None, int | None]]:
-        """The events without objects, many times faster, in any order: (timestamp, from_state, to_state, job_id, num_nodes,
-        started).
+        """Yield the events as tuples, in any order, many times faster than objects: (timestamp, from_state, to_state, job_id,
+        num_nodes, started).
 
-        The timestamp is in microseconds since the epoch (UTC); `num_nodes` is what an event to RUNNING has in its data,
-        `started` what the end of a run has.
-        Who needs only those that leave or enter some states names these; others may come as well.
+        The timestamp is in microseconds since the epoch (UTC); `num_nodes` is in the data of an event to RUNNING,
+        `started` in the data of the end of a run.
+        `touching` names the states whose events (leaving or entering) are needed; other events may be yielded as well.
         """
         if self._is_cut:
             for handle, row in islice(self._begin(self._stop)[0], self._start, self._stop):
@@ -130,11 +131,11 @@ class EventQuery(Query[EventLog]):
                 yield time, old, new, number(job), nodes, started
 
     def update(self, **fields: Any) -> NoReturn:
-        """Raises AttributeError."""
+        """Raise AttributeError."""
         raise AttributeError(_READ_ONLY)
 
     def delete(self, force: bool = False) -> NoReturn:
-        """Raises AttributeError."""
+        """Raise AttributeError."""
         raise AttributeError(_READ_ONLY)
 
 
@@ -152,11 +153,11 @@ class EventManager(Manager[EventLog]):
         super().__init__(EventLog, EventQuery)
 
     def create(self, **fields: Any) -> NoReturn:
-        """Raises AttributeError."""
+        """Raise AttributeError."""
         raise AttributeError(_READ_ONLY)
 
     def bulk_update(self, objects: Any) -> NoReturn:
-        """Raises AttributeError."""
+        """Raise AttributeError."""
         raise AttributeError(_READ_ONLY)
 
 

@@ -71,7 +71,7 @@ def _path(value: str | None) -> Path | None:
 
 
 def _app(value: Any) -> Any:
-    """Check what names an application: a number, a name, or a class."""
+    """Check the value that names an application: a number, a name, or a class."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -115,7 +115,7 @@ class Job(SiteRecord):
     """A job: one planned run of an application at a site.
 
     `Job(app_id=…, workdir=…, …)` makes one that `save()`, `objects.create` or `objects.bulk_create` adds. Its workdir must not
-    be that of another job that has not ended, unless `allow_shared_workdir=True` is given too. `app_id` is the number or the
+    be that of another job that has not ended, unless `allow_shared_workdir=True` is given. `app_id` is the number or the
     name of an application, or its ApplicationDefinition; `site_name` gives the site, if the application does not.
     """
 
@@ -144,7 +144,7 @@ class Job(SiteRecord):
     batch_job_id: int | None = RelatedNumber(None, None, NEVER)  # type: ignore[assignment]
     state_data: Any = HiddenAttribute(column("data").check)
     state_timestamp: Any = HiddenAttribute(lambda value: to_us(value, "state_timestamp"))
-    # What Balsam 0.7 does not have.
+    # Not in Balsam 0.7.
     name: str = column("name")
     workflow: str = column("workflow")
     description: str = column("description")
@@ -157,7 +157,7 @@ class Job(SiteRecord):
     max_retries: int = column("max_retries")
     retry_codes: str = column("retry_codes")
     input_files: str = column("input_files")
-    stage_in_url: str = column("description")  # a relative path stays so until the site is known
+    stage_in_url: str = column("description")  # a relative path stays relative until the site is known
     stage_out_url: str = column("description")
     stage_out_files: str = column("stage_out_files")
     wait_for_parents: bool = column("wait_for_parents")
@@ -192,7 +192,7 @@ class Job(SiteRecord):
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def _new_row(self) -> dict[str, Any]:
-        """Return what is known of a job that was not saved yet."""
+        """Return the fields of a job that was not saved yet."""
         if self._is_saved:
             raise InvalidSpec(f"{self._title()} is saved already; make a new Job to run it again.")
         return self._changes() if self._live else self._changed
@@ -209,10 +209,10 @@ class Job(SiteRecord):
     # --- parameters, places, relatives --------------------------------------------------------------------------------
 
     def get_parameters(self) -> dict[str, Any]:
-        """Return the parameters for its application; a copy.
+        """Return the parameters for its application, as a copy.
 
         Raises:
-            RemoteError: values that had to be pickled cannot be read here.
+            RemoteError: pickled values cannot be read here.
         """
         return stored_parameters.decoded(self._changed.get("parameters", self._row.get("parameters", {})))
 
@@ -240,12 +240,12 @@ class Job(SiteRecord):
     # --- what becomes of it -------------------------------------------------------------------------------------------
 
     def done(self) -> bool:
-        """Return whether it is over: JOB_FINISHED, FAILED or USER_KILLED. Reads it anew."""
+        """Read the job again and return whether it is over: JOB_FINISHED, FAILED or USER_KILLED."""
         self.refresh_from_db()
         return self._row["state"] in states.END_STATES
 
     def result_nowait(self) -> Any:
-        """Return what its function returned; None for a job that is no function's. What the function raised is raised here.
+        """Return the result of its function, or raise its exception; None for a job without a function.
 
         Raises:
             NoResult: it is not over yet. TaskFailed: it did not finish; with the reason. RemoteError: the result cannot be
@@ -254,7 +254,7 @@ class Job(SiteRecord):
         return waiting.result_nowait(self)
 
     def result(self, timeout: float | None = None, poll_interval: float = 1.0) -> Any:
-        """Wait until it is over, and do as `result_nowait`.
+        """Wait until it is over, then do as `result_nowait`.
 
         Raises:
             concurrent.futures.TimeoutError: it is not over after `timeout` seconds.
@@ -263,7 +263,7 @@ class Job(SiteRecord):
 
 
 def refuse_transfers(transfers: Any) -> None:
-    """Accept Balsam 0.7's `transfers` of a job only where there are none. Raises InvalidSpec."""
+    """Accept Balsam 0.7's `transfers` of a job only if they are empty. Raises InvalidSpec."""
     if transfers:
         raise InvalidSpec(
             f"Jobs have no `transfers`: {transfers!r}",
@@ -271,7 +271,7 @@ def refuse_transfers(transfers: Any) -> None:
         )
 
 
-#: Fields that a new job begins without, or that its launch_params hold as well.
+#: Fields that are not copied to a new job, or are also in its launch_params.
 _NOT_AS_NEW = ("state", "mpi_flags", "cpu_affinity")
 
 
@@ -279,7 +279,7 @@ class JobQuery(Query[Job]):
     """A query of jobs."""
 
     def filter(self, *several: Q, **conditions: Any) -> JobQuery:
-        """Do as `Query.filter`; `app_id` may be a name or an ApplicationDefinition, too."""
+        """Filter as `Query.filter`; `app_id` may also be a name or an ApplicationDefinition."""
         if "app_id" in conditions:
             conditions = {**conditions, **_application(conditions["app_id"])}
         return super().filter(*several, **conditions)
@@ -302,11 +302,11 @@ class JobManager(Manager[Job]):
         super().__init__(Job, JobQuery)
 
     def bulk_create(self, jobs: list[Job], allow_shared_workdir: bool = False) -> list[Job]:
-        """Add many jobs; returns new objects in the same order, and leaves those that were given as they are.
+        """Add many jobs; return new objects in the same order, and leave the given ones unchanged.
 
         `allow_shared_workdir` lets them use the workdir of another job that has not ended. At each site all or
-        none, in one write transaction. Where the jobs go to several sites, each of them checks its jobs before the first one is
-        written to; if a later one refuses all the same, the error lists what was created before.
+        none, in one write transaction. If the jobs go to several sites, each of them checks its jobs before the first one is
+        written to; if a later one still refuses, the error lists the jobs that were created before.
 
         Raises:
             TypeError: it is no list of jobs. InvalidSpec, UnknownApp, UnknownSite, UnknownJob: with the number of the job.
@@ -323,7 +323,7 @@ class JobManager(Manager[Job]):
         return made
 
     def bulk_refresh(self, jobs: Iterable[Job]) -> None:
-        """Read all of them anew, with one query for each site. Raises DoesNotExist: some are gone, or were never saved."""
+        """Read all of them again, with one query for each site. Raises DoesNotExist: some are gone, or were never saved."""
         waiting.bulk_refresh(list(jobs))
 
     def wait(
@@ -333,9 +333,9 @@ class JobManager(Manager[Job]):
         poll_interval: float = 1.0,
         return_when: str = waiting.ALL_COMPLETED,
     ) -> WaitResult:
-        """Wait until all jobs are over, or the first one; (done, not_done) after `timeout` seconds at the latest.
+        """Wait until all jobs are over, or the first one; return (done, not_done) after `timeout` seconds at the latest.
 
-        Over is what is JOB_FINISHED, FAILED, USER_KILLED or deleted. The objects of those that are over are read anew.
+        A job is over if it is JOB_FINISHED, FAILED, USER_KILLED or deleted. The objects of jobs that are over are read again.
 
         Args:
             poll_interval: the longest pause between two queries to a site of another host or on a shared file system, in
@@ -348,14 +348,14 @@ class JobManager(Manager[Job]):
         """Yield each job as soon as it is over.
 
         Raises:
-            concurrent.futures.TimeoutError: some are not, `timeout` seconds after the first was asked for.
+            concurrent.futures.TimeoutError: some are not over `timeout` seconds after the iteration began.
         """
         return waiting.as_completed(list(jobs), timeout, poll_interval)
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Let Python not look for garbage among a million new objects again and again: it takes a fifth of the time."""
+    """Suspend garbage collection, which would scan a million new objects repeatedly and take a fifth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -378,7 +378,7 @@ def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[SiteHandle, routin
         of_site = found.get(handle) or found.setdefault(handle, routing.JobsOfSite([], []))
         of_site.rows.append(row)
         of_site.places.append(place)
-    if len(found) > 1:  # one site checks its own, and counts as the user does
+    if len(found) > 1:  # a single site checks its own jobs, and its numbers are those of the user's list
         for of_site in found.values():
             _check_workdirs(of_site)
     return found

@@ -1,7 +1,7 @@
-"""`Model.objects`, and the queries that it makes: lazy, over one site or several, with the rules of Balsam 0.7.
+"""`Model.objects`, and its queries: lazy, over one site or several, with the rules of Balsam 0.7.
 
-Conditions are those of `db.query.filters`, which also go to sites on other hosts, with `site_id`, `site_name` and `site_path`
-beside them. A keyword that is given again replaces the first one, and None takes it back.
+Conditions are those of `db.query.filters`, which are also sent to sites on other hosts, and additionally `site_id`,
+`site_name` and `site_path`. A keyword that is given again replaces the first one, and None removes it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ QueryType = TypeVar("QueryType", bound="Query[Any]")
 
 
 class Query(Generic[R]):
-    """Rows of a kind that match some conditions. They are read when they are first needed, and kept then.
+    """Rows of a kind that match some conditions. They are read when they are first needed, and then kept.
 
-    Without a condition on the site, the active DB is asked, or where there is none all known sites. One of
-    several that cannot be read costs a warning. Rows of several sites come site by site, or in the order of `order_by`.
+    Without a condition on the site, the active DB is queried, or all known sites if there is none. If one of
+    several cannot be read, a warning is issued. Rows of several sites come site by site, or in the order of `order_by`.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Query(Generic[R]):
     # --- more of it ---------------------------------------------------------------------------------------------------
 
     def all(self: QueryType) -> QueryType:
-        """The same, to be read anew."""
+        """Return the same query, to be read again."""
         return type(self)(self.model, self._where, self._order, self._start, self._stop)
 
     def filter(self: QueryType, *several: filters.Q, **conditions: Any) -> QueryType:
-        """Return those that match these conditions, too; a keyword replaces what was given before, and None takes that back.
+        """Return the rows that also match these conditions; a keyword replaces its earlier value, and None removes it.
 
         Raises:
             AttributeError: after a slice. UnknownField, InvalidSpec.
@@ -67,7 +67,7 @@ class Query(Generic[R]):
         return type(self)(self.model, where, self._order)
 
     def _checked(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """Return conditions as a site is told them; those that are None stay, to take back what was given before."""
+        """Return conditions in the form for a site; None values stay, to remove what was given before."""
         found: dict[str, Any] = {}
         for name, value in conditions.items():
             if value is None or name in site_handle.SITE_KEYS:
@@ -80,10 +80,10 @@ class Query(Generic[R]):
         return found
 
     def order_by(self: QueryType, field: str) -> QueryType:
-        """Sorted by a field, `-` before it: the other way round.
+        """Return the rows sorted by a field; a leading `-` reverses the order.
 
         Raises:
-            AttributeError: after a slice. UnknownField: there is no sorting by that.
+            AttributeError: after a slice. UnknownField: rows cannot be sorted by that field.
         """
         self._refuse_cut("order")
         if not isinstance(field, str) or field.removeprefix("-") not in self.model._ORDERS:
@@ -94,12 +94,12 @@ class Query(Generic[R]):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _questions(self) -> list[Question]:
-        """Whom to ask what."""
+        """Return the sites to query, and the conditions for each."""
         where = {name: value for name, value in self._where.items() if value is not None}
         return [] if where.get("id") == [] else site_handle.questions(where)
 
     def _read(self, start: int, stop: int | None) -> list[R]:
-        """The rows at these places among all that match."""
+        """Return the rows at these positions among all that match."""
         asked = self._questions()
         if not asked or (stop is not None and stop <= start):
             return []
@@ -111,7 +111,7 @@ class Query(Generic[R]):
         return [make(row, handle) for handle, row in islice(self._merged(found), start, stop)]
 
     def _merged(self, found: Iterable[tuple[SiteHandle, list[dict[str, Any]]]]) -> Iterator[tuple[SiteHandle, dict[str, Any]]]:
-        """The rows of several sites, each sorted already, in order."""
+        """Yield the rows of several sites, each already sorted, in order."""
         pairs = [[(handle, row) for row in rows] for handle, rows in found]
         if not self._order:
             return (pair for of_site in pairs for pair in of_site)
@@ -119,7 +119,7 @@ class Query(Generic[R]):
 
         def key(pair: tuple[SiteHandle, dict[str, Any]]) -> tuple[bool, Any]:
             value = pair[1][field]
-            return (value is None) != reverse, 0 if value is None else value  # what has none comes last, whichever way
+            return (value is None) != reverse, 0 if value is None else value  # rows without a value come last either way
 
         return heapq.merge(*pairs, key=key, reverse=reverse)
 
@@ -174,11 +174,11 @@ class Query(Generic[R]):
         return cut
 
     def first(self) -> R:
-        """The first one. Raises IndexError: there is none."""
+        """Return the first row. Raises IndexError: there is none."""
         return self[0]
 
     def get(self, **conditions: Any) -> R:
-        """The only one that matches these conditions, too.
+        """Return the only row that also matches these conditions.
 
         Raises:
             the model's DoesNotExist and MultipleObjectsReturned.
@@ -193,7 +193,7 @@ class Query(Generic[R]):
         raise self.model.MultipleObjectsReturned(f"More than one {name} matches {said or '(no condition was given)'}.")
 
     def count(self) -> int:
-        """How many there are; counted by the sites."""
+        """Return the number of rows; the sites count them."""
         if self._rows is not None:
             return len(self._rows)
         kind = self.model._KIND
@@ -204,7 +204,7 @@ class Query(Generic[R]):
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def update(self, **fields: Any) -> int:
-        """Change all that match, whatever was sliced; how many. One write transaction for each site.
+        """Change all rows that match, ignoring slices, and return their number. One write transaction for each site.
 
         Nothing is changed unless all sites can be read.
 
@@ -220,7 +220,7 @@ class Query(Generic[R]):
         )
 
     def delete(self, force: bool = False) -> int:
-        """Delete all that match, whatever was sliced; how many. Those that a launcher holds stay, with a warning.
+        """Delete all rows that match, ignoring slices, and return their number. Those held by a launcher stay, with a warning.
 
         Raises:
             ParentInUse: other jobs wait for one of these, and `force` is not set. Then nothing is deleted at that site.
@@ -240,7 +240,7 @@ class Query(Generic[R]):
         return f"<{type(self).__name__} [{', '.join(map(repr, shown))}{more}]>"
 
 
-#: No row has a place beyond; Python's iterators and SQLite count no further.
+#: No row has a higher position; it is the limit of Python's iterators and of SQLite's counts.
 _FARTHEST = sys.maxsize
 
 
@@ -252,13 +252,13 @@ def _least(number: int, limit: int | None) -> int:
 
 
 class Manager(Generic[R]):
-    """`Model.objects`: all of them."""
+    """`Model.objects`: all rows."""
 
     def __init__(self, model: type[R], query: type[Query[R]] = Query) -> None:
         self.model, self._query = model, query
 
     def all(self) -> Query[R]:
-        """Whatever there is, as a query."""
+        """Return a query of all rows."""
         return self._query(self.model)
 
     def filter(self, *several: filters.Q, **conditions: Any) -> Query[R]:
@@ -266,29 +266,29 @@ class Manager(Generic[R]):
         return self.all().filter(*several, **conditions)
 
     def order_by(self, field: str) -> Query[R]:
-        """All, sorted; see `Query.order_by`."""
+        """Return all rows, sorted; see `Query.order_by`."""
         return self.all().order_by(field)
 
     def get(self, **conditions: Any) -> R:
-        """The only one that matches; see `Query.get`."""
+        """Return the only row that matches; see `Query.get`."""
         return self.all().get(**conditions)
 
     def first(self) -> R:
-        """The first one. Raises IndexError: there is none."""
+        """Return the first row. Raises IndexError: there is none."""
         return self.all().first()
 
     def count(self) -> int:
-        """How many there are."""
+        """Return the number of rows."""
         return self.all().count()
 
     def create(self, **fields: Any) -> R:
-        """Make one and save it. Raises what the model and its `save` raise."""
+        """Create an object and save it. Raises what the model and its `save` raise."""
         made = self.model(**fields)
         made.save()
         return made
 
     def bulk_update(self, objects: list[R]) -> None:
-        """Write what was changed in each of these, all or none of each site, in one write transaction there.
+        """Write the changes of each of these, all or none at each site, in one write transaction there.
 
         Raises:
             TypeError: it is no list. DoesNotExist: one of them was never saved.
@@ -308,7 +308,7 @@ class Manager(Generic[R]):
 
 
 def of_kind(objects: Any, model: type[SiteRecord], what: str) -> None:
-    """Raises TypeError: it is no list of such objects."""
+    """Raise TypeError unless it is a list of such objects."""
     if not isinstance(objects, list):
         raise TypeError(f"{what} takes a list, not {objects!r:.200}")
     for place, one in enumerate(objects, 1):

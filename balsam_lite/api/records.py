@@ -1,7 +1,7 @@
-"""The records of `balsam_lite.api`: copies of rows, each of which knows its site; and the kinds of fields that they have.
+"""The records of `balsam_lite.api`: copies of rows, each of which knows its site; and their kinds of fields.
 
-A check takes what a user gives and returns what the site is told (JSON's types, times in microseconds), or raises ValueError
-with a text that follows the name of the field. It runs when the value is assigned.
+A check takes the value that a user assigns and returns the one that is sent to the site (JSON types, times in microseconds), or
+raises ValueError with a text that follows the name of the field. It runs when the value is assigned.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .site_handle import Id, SiteHandle, handle_at, is_same_site
 R = TypeVar("R", bound="SiteRecord")
 Check = Callable[[Any], Any]
 
-#: When a user may set a field: always; until the record is saved; never, it is the site's.
+#: When a user may set a field: always; until the record is saved; never, because the site sets it.
 ALWAYS, AT_CREATION, NEVER = "always", "at creation", "never"
 
 # --- times ------------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ _MICROSECOND = timedelta(microseconds=1)
 def to_us(moment: Any, what: str) -> int:
     """Return a datetime as microseconds since the epoch; one without a time zone is UTC. `what` names it in errors.
 
-    A time that UTC has no year for becomes the first or last that it has.
+    A time outside the years of UTC becomes the first or last time within them.
 
     Raises:
         InvalidSpec: it is something else, for example a date or text, whose hour or zone is unknown.
@@ -46,7 +46,7 @@ def to_us(moment: Any, what: str) -> int:
             hint="One without a time zone is UTC, as datetime.utcnow() gives it; one with a time zone is converted.",
         )
     plain = moment.replace(tzinfo=None)
-    # The difference of the two, and not `astimezone`, which fails in the first and last hours that a datetime knows.
+    # The difference of the two, and not `astimezone`, which fails in the first and last hours that a datetime can represent.
     since_epoch = plain - _EPOCH - (moment.utcoffset() or timedelta())
     return min(max(since_epoch, _FIRST), _LAST) // _MICROSECOND
 
@@ -65,12 +65,12 @@ def aware(time_us: int | None) -> datetime | None:
 
 
 class SiteAttribute(Attribute):
-    """A field of a `SiteRecord`, whose row has it in the form in which the site sends it.
+    """A field of a `SiteRecord`, whose row holds it in the form in which the site sends it.
 
     Args:
-        like: the column of the job table whose kind it has; by default that of the same name, if there is one.
-        check: see above; by default that of the column. default: of a record that was not given one. when: a user may set it.
-        show: turns the value of the row into the one that users get.
+        like: the column of the job table with the same kind; by default the column of the same name, if there is one.
+        check: see above; by default that of the column. default: used if no value is given. when: a user may set it.
+        show: converts the value of the row into the one that users get.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SiteAttribute(Attribute):
 
     @property
     def check_new(self) -> Check:
-        """Return what checks the value that a new record is given."""
+        """Return the check for the value that a new record is given."""
         assert self.check is not None
         return self.check
 
@@ -114,7 +114,7 @@ class SiteDict(SiteAttribute, DictAttribute):
 
 
 class HiddenAttribute(SiteAttribute):
-    """A field that can be set and not be read; `instead` names what to use."""
+    """A field that can be set but not read; `instead` names what to use."""
 
     instead = ""
 
@@ -131,7 +131,7 @@ class RelatedNumber(SiteAttribute):
 
 
 class OwnSite(SiteAttribute):
-    """The number or the name of the record's site: the one given, until the record is saved."""
+    """The number or the name of the record's site: the given one, until the record is saved."""
 
     def read(self, record: Any) -> Any:
         if record._handle is None:
@@ -141,7 +141,7 @@ class OwnSite(SiteAttribute):
 
 
 class StateAttribute(SiteAttribute):
-    """One of an Enum's words, which can be set in a record that is saved."""
+    """One of an Enum's words, which can also be set in a saved record."""
 
     def __init__(self, choice: Any) -> None:
         super().__init__(lambda value: checked_word(choice, value), show=lambda value: shown_word(choice, value), like="state")
@@ -167,7 +167,7 @@ class StateAttribute(SiteAttribute):
 
 
 def column(like: str, default: Any = ..., when: str = ALWAYS, show: Callable[[Any], Any] | None = None) -> Any:
-    """Declare a field that is checked as that column of the job table is, and has its default unless another is given."""
+    """Declare a field that is checked like that column of the job table, with its default unless another is given."""
     spec = field_specs.JOB_FIELD[like]
     if spec.kind in field_specs.JSON_KINDS:
         return SiteDict(_dict_check(spec), {}, when, show, like)
@@ -183,7 +183,7 @@ def column_check(column: str) -> Check:
 
 
 def _dict_check(spec: field_specs.Field) -> Check:
-    """Return the check of a dict. It gives that very dict, so that later edits of it count, unless it holds no plain text."""
+    """Return the check of a dict. It returns that same dict, so that later edits count, unless values have to become text."""
     as_text = column_check(spec.name)
 
     def check(value: Any) -> dict[Any, Any]:
@@ -211,12 +211,12 @@ def word(choice: Any, when: str = ALWAYS, default: Any = None) -> Any:
 
 
 def moment(show: Callable[[int | None], datetime | None] = naive) -> Any:
-    """Declare a time that the site keeps."""
+    """Declare a time that the site sets."""
     return SiteAttribute(None, None, NEVER, show)
 
 
 def known(show: Callable[[Any], Any] | None = None, default: Any = None) -> Any:
-    """Declare a field that the site keeps."""
+    """Declare a field that the site sets."""
     return SiteAttribute(None, default, NEVER, show)
 
 
@@ -256,7 +256,7 @@ def checked_word(choice: Any, value: Any) -> str:
 
 
 def shown_word(choice: Any, value: Any) -> Any:
-    """Return the Enum's member; the plain text where another version of balsam_lite knows more words. None stays None."""
+    """Return the Enum's member, or the plain text if it is a word of another version of balsam_lite. None stays None."""
     try:
         return None if value is None else choice(value)
     except ValueError:
@@ -264,7 +264,7 @@ def shown_word(choice: Any, value: Any) -> Any:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return what an iterable holds, or that one thing itself; text is one thing."""
+    """Return the items of an iterable, or a list of that one object; text is one object."""
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         return list(value)
     return [value]
@@ -274,23 +274,23 @@ def listed(value: Any) -> list[Any]:
 
 
 class SiteRecord(Record):
-    """A row of a site, or one that is to become one.
+    """A row of a site, or one that is not saved yet.
 
     Two objects are equal if they hold the same and neither was changed since it was read. Saved ones can be put into sets.
 
     Raises:
-        TypeError: the constructor is given what is no field; the nearest one is named. InvalidSpec: (a ValueError) a value
+        TypeError: the constructor is given an unknown field; the most similar one is named. InvalidSpec (a ValueError): a value
             makes no sense.
     """
 
     __slots__ = ("_handle",)
 
-    _KIND: ClassVar[str]  # as `sites.interface` calls it
+    _KIND: ClassVar[str]  # as in `sites.interface`
     _REQUIRED: ClassVar[tuple[str, ...]] = ()
-    _TABLE: ClassVar[Table]  # what conditions can name
+    _TABLE: ClassVar[Table]  # the fields of conditions
     _ORDERS: ClassVar[tuple[str, ...]] = ()  # fields by which `order_by` sorts
-    _LEADING: ClassVar[frozenset[str]] = frozenset({"state"})  # fields that others follow: after a change the row is read anew
-    _MERGED: ClassVar[tuple[str, ...]] = ()  # dicts that the site merges with what others have written
+    _LEADING: ClassVar[frozenset[str]] = frozenset({"state"})  # fields that affect others: after a change the row is read again
+    _MERGED: ClassVar[tuple[str, ...]] = ()  # dicts that the site merges with concurrent changes
     _CHECKS: ClassVar[dict[str, Check]]  # field that the constructor takes -> its check
     _FIELDS: ClassVar[dict[str, SiteAttribute]]  # type: ignore[assignment]
 
@@ -323,7 +323,7 @@ class SiteRecord(Record):
 
     @classmethod
     def _checked(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return each value as the site is told it. Raises TypeError, InvalidSpec: with the name of the field."""
+        """Return the values in the form for the site. Raises TypeError, InvalidSpec: with the name of the field."""
         for name in fields:
             if name not in cls._CHECKS:
                 raise TypeError(_no_such(name, cls))
@@ -356,7 +356,7 @@ class SiteRecord(Record):
         return {name: value for name, value in super()._changes().items() if not self._is_as_it_was(name, value)}
 
     def _is_as_it_was(self, name: str, value: Any) -> bool:
-        """Return whether the site holds that value already; not of a state, which others change."""
+        """Return whether the site holds that value already; not for a state, which others change."""
         if not self._is_saved or self._FIELDS[name].is_dict or name == "state":
             return False
         stored = self._stored(self._FIELDS[name])
@@ -374,9 +374,9 @@ class SiteRecord(Record):
         return self._handle
 
     def save(self) -> None:
-        """Add a new one to its site, or write what was changed since it was read, edits in a dict included.
+        """Add a new record to its site, or write the changes since it was read, including edits in a dict.
 
-        Where others have changed another key of the same `data`, `tags` or `environ_vars` of a job, both changes stay. One
+        If others have changed another key of the same `data`, `tags` or `environ_vars` of a job, both changes are kept. One
         write transaction; none if nothing was changed.
 
         Raises:
@@ -394,7 +394,7 @@ class SiteRecord(Record):
             self.refresh_from_db()
 
     def _update_of(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the site is told to change."""
+        """Return the changes in the form for the site."""
         told = {"id": self._row["id"], **{name: self._FIELDS[name].stored(value) for name, value in changes.items()}}
         before = {name: self._row.get(name, {}) for name in self._MERGED if name in changes}
         return {**told, "before": before} if before else told
@@ -403,14 +403,14 @@ class SiteRecord(Record):
         raise NotImplementedError
 
     def _created(self, row: dict[str, Any], handle: SiteHandle) -> None:
-        """Take note that it is in the DB, as `row`. Dicts that were given stay those that are edited."""
+        """Mark the record as saved, with this row. Dicts that were given remain the ones that can be edited."""
         live = {name: value for name, value in self._changed.items() if self._FIELDS[name].is_dict}
         live = {**self._live, **live}
         self._fill(row, handle)
         self._live = live
 
     def refresh_from_db(self) -> None:
-        """Read the row anew, and forget what was not saved.
+        """Read the row again, and discard unsaved changes.
 
         Raises:
             DoesNotExist: it was never saved, or is gone.
@@ -422,16 +422,16 @@ class SiteRecord(Record):
         self._fill(rows[0], handle)
 
     def _renew(self, row: dict[str, Any]) -> None:
-        """Take the row that the site has now, and forget what was not saved."""
+        """Replace the row by the site's current one, and discard unsaved changes."""
         self._fill(row, self._handle)
 
     def _title(self) -> str:
-        """Return what messages call it."""
+        """Return the name that messages use for it."""
         site = self._handle.entry.name if self._handle else ""
         return f"{type(self).__name__} {self._row.get('id')} of site {site}"
 
     def delete(self) -> None:
-        """Remove it; the object stays, as one that was never saved.
+        """Remove it from the site; the object stays, as one that was never saved.
 
         Raises:
             DoesNotExist: it is not there (any more). StateError: a launcher holds it. ParentInUse: other jobs wait for it.
@@ -445,7 +445,7 @@ class SiteRecord(Record):
         self._fill(NOTHING, None, self._as_new())
 
     def _as_new(self) -> dict[str, Any]:
-        """Return what a new one like it is given."""
+        """Return the fields for a new record like this one."""
         return {name: self._row[name] for name in self._CHECKS if name in self._row}
 
     # --- as Python sees it --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""To which site new objects go, and what that site is told to create."""
+"""Find the site of new objects, and the form in which that site is told to create them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def site_of(given: Mapping[str, Any]) -> SiteHandle | None:
     """Return the site that `site_id` or `site_name` names; None if neither is given.
 
     Raises:
-        UnknownSite. InvalidSpec: they mean two sites.
+        UnknownSite. InvalidSpec: they refer to two sites.
     """
     named = [site_handle.named(given[key]) for key in _SITE if given.get(key) is not None]
     if len(named) == 2 and named[0] != named[1]:
@@ -28,11 +28,11 @@ def site_of(given: Mapping[str, Any]) -> SiteHandle | None:
 
 
 def without_site(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the site itself is told."""
+    """Return the fields that are sent to the site itself."""
     return {name: value for name, value in given.items() if name not in _SITE}
 
 
-#: The site of a job, and how that site is told the application.
+#: The site of a job, and the application in the form for that site.
 Resolved = tuple[SiteHandle, dict[str, Any]]
 
 
@@ -43,7 +43,7 @@ def resolve_site(given: Mapping[str, Any], known: dict[Any, Resolved]) -> Resolv
     or a parent). Else it is the one with that application: the active DB, or the only one of the known sites.
 
     Args:
-        known: what was found before; each combination of names is looked up once, so pass the same dict for many jobs.
+        known: earlier results; each combination of names is looked up once, so pass the same dict for many jobs.
 
     Raises:
         UnknownSite, UnknownApp. InvalidSpec: several sites could be meant, or parents are at another site.
@@ -88,7 +88,7 @@ def _number_at(handle: SiteHandle, number: int) -> int:
 
 
 def _handle_with(where: dict[str, Any], title: str) -> SiteHandle:
-    """Return the active DB if it has such an application, else the only known site that has."""
+    """Return the active DB if it has such an application, else the only known site that has one."""
     here = site_handle.active()
     if here is not None and handle_of(here).interface.count("app", where):
         return handle_of(here)
@@ -109,17 +109,17 @@ def _counts(entries: Iterable[Any], where: dict[str, Any]) -> list[tuple[SiteHan
 
 
 class JobsOfSite(NamedTuple):
-    """Jobs for one site of those that a user wants to create."""
+    """The jobs to create at one site."""
 
     rows: list[dict[str, Any]]
-    places: list[int]  # of each in the user's list, from 0
+    places: list[int]  # the position of each in the user's list, from 0
 
 
 def create_jobs(jobs: dict[SiteHandle, JobsOfSite]) -> Iterator[tuple[SiteHandle, list[int], list[dict[str, Any]]]]:
-    """Create them at each site, site after site; at each all or none. Yield the places of what was created, and the rows.
+    """Create jobs at each site in turn; at each site all or none. Yield the positions of the created jobs, and the rows.
 
-    Where there are several sites, all must find all of their jobs good before the first one is written to. `jobs` is used up,
-    so that what was sent does not take memory in addition to what comes back.
+    With several sites, all must accept all of their jobs before the first one is written to. `jobs` is emptied on the way,
+    so that the sent jobs do not take memory in addition to the created rows.
 
     Raises:
         BalsamError: with the number of the job in the user's list. If a site refuses after others were written to, the
@@ -159,7 +159,7 @@ _NUMBERED = re.compile(r"Job number (\d+): ")
 
 
 def _say_which(exc: BalsamError, handle: SiteHandle, places: list[int]) -> None:
-    """Put the number of the job in the user's list, and the site, into an error of a site."""
+    """Add the number of the job in the user's list, and the site, to an error of a site."""
     found = _NUMBERED.match(exc.message)
     text = exc.message[found.end() :] if found else exc.message
     row = int(found[1]) if found else 1 if len(places) == 1 and isinstance(exc, (InputError, NotFound)) else 0
@@ -168,7 +168,7 @@ def _say_which(exc: BalsamError, handle: SiteHandle, places: list[int]) -> None:
 
 
 def one_site(given: Mapping[str, Any]) -> SiteHandle:
-    """Return the site that is named, else the active DB's.
+    """Return the named site, else the active DB's.
 
     Raises:
         UnknownSite, InvalidSpec; NoDatabase: there is no active DB.

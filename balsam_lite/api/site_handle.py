@@ -1,7 +1,7 @@
-"""Which sites a question goes to, and what each of them is asked.
+"""Find the sites that a query refers to, and the conditions for each of them.
 
-Ids, `site_id` and `site_name` name them. Without these it is the active DB (that of `db.models.use`, BALSAM_DB_PATH or the
-current directory), and where there is none all sites that the user knows. Opens no transaction itself.
+Ids, `site_id` and `site_name` specify them. Without these it is the active DB (that of `db.models.use`, BALSAM_DB_PATH or the
+current directory), and if there is none all sites that the user knows. Opens no transaction itself.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ T = TypeVar("T")
 class Id(int):
     """The number of a job, an application or a batch job at `site`.
 
-    It is equal to the plain number, and has its hash; to an Id of another site it is not equal. So it goes into JSON, file
-    names and arithmetic as any number does, and a plain number means a row of whichever site is asked.
+    It equals the plain number, and has the same hash; it does not equal an Id of another site. So it can be used in JSON, file
+    names and arithmetic like any number, and a plain number refers to a row of any queried site.
     """
 
     __slots__ = ()
-    site: SiteEntry  # of the class that `maker` makes: a number for each of a million jobs must not carry more than itself
+    site: SiteEntry  # an attribute of the class from `maker`, not of each number, since there may be a million of them
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Id) and not is_same_site(self.site, other.site):
@@ -45,13 +45,13 @@ class Id(int):
 
 
 def is_same_site(one: SiteEntry, other: SiteEntry) -> bool:
-    """Return whether both are the same DB, whatever it is called now."""
+    """Return whether both are the same DB, regardless of their current names."""
     return one.path == other.path and one.host == other.host
 
 
 @lru_cache(maxsize=1024)
 def maker(entry: SiteEntry) -> type[Id]:
-    """Return what makes the Ids of a site: `maker(entry)(7)`."""
+    """Return the class of a site's Ids: `maker(entry)(7)`."""
     return type("Id", (Id,), {"__slots__": (), "site": entry, "__module__": __name__, "__qualname__": "Id"})
 
 
@@ -61,7 +61,7 @@ def _restored(number: int, site: tuple[Any, ...]) -> Id:
 
 
 class SiteHandle:
-    """A site as the objects from there know it; one for each place, so that they still do after it got another name."""
+    """A site as seen by its objects; there is one for each path, so that objects keep their site when it is renamed."""
 
     __slots__ = ("_interface", "entry", "id")
 
@@ -69,14 +69,14 @@ class SiteHandle:
         self.know(entry)
 
     def know(self, entry: SiteEntry) -> None:
-        """Take over the entry that the registry has of it now."""
+        """Take over the registry's current entry of the site."""
         self.entry = entry
         self.id = maker(entry)
         self._interface: SiteInterface | None = None
 
     @property
     def interface(self) -> SiteInterface:
-        """Return its interface; kept, with its connections."""
+        """Return the site's interface; it is kept, with its connections."""
         if self._interface is None:
             self._interface = fanout.open_site(self.entry)
         return self._interface
@@ -86,7 +86,7 @@ _handles: dict[tuple[str, str], SiteHandle] = {}  # by host and path
 
 
 def handle_of(entry: SiteEntry) -> SiteHandle:
-    """Return the one SiteHandle of a site, which the registry knows as `entry` now."""
+    """Return the one SiteHandle of a site, whose current entry in the registry is `entry`."""
     found = handle_at(entry)
     if found.entry != entry:
         found.know(entry)
@@ -94,7 +94,7 @@ def handle_of(entry: SiteEntry) -> SiteHandle:
 
 
 def handle_at(entry: SiteEntry) -> SiteHandle:
-    """Return the same for an entry that may be old: that of an Id, or of what was pickled."""
+    """Return the SiteHandle for an entry that may be outdated: that of an Id, or of a pickle."""
     place = entry.host, entry.path
     return _handles.get(place) or _handles.setdefault(place, SiteHandle(entry))
 
@@ -103,8 +103,8 @@ def handle_at(entry: SiteEntry) -> SiteHandle:
 
 
 def active() -> SiteEntry | None:
-    """Return the active DB's site, None if there is none. Raises NotABalsamDB: one is named, and is none."""
-    manager = sys.modules.get("balsam_lite.db.manager")  # without it `use` was not called, and it imports peewee
+    """Return the active DB's site, None if there is none. Raises NotABalsamDB: one is named, but is not a Balsam DB."""
+    manager = sys.modules.get("balsam_lite.db.manager")  # importing it would import peewee; without it `use` was not called
     chosen = manager.chosen_directory() if manager else None
     if chosen:
         return registry.at(chosen)
@@ -121,7 +121,7 @@ def default() -> list[SiteEntry]:
 
 
 def named(site: Any) -> SiteEntry:
-    """Return the site of that number or name, or that api.Site. One outside of the registry can be named while it is active.
+    """Return the site with that number or name, or of that api.Site. A site outside of the registry can be named if active.
 
     Raises:
         UnknownSite.
@@ -142,7 +142,7 @@ def named(site: Any) -> SiteEntry:
 
 
 class Question(NamedTuple):
-    """What one site is asked."""
+    """The conditions for one site."""
 
     handle: SiteHandle
     where: dict[str, Any]
@@ -152,7 +152,7 @@ def questions(where: Mapping[str, Any]) -> list[Question]:
     """Return the conditions for each site that can have matching rows, by number of the site.
 
     Args:
-        where: conditions, with `site_id`, `site_name` (one or a list) and `site_path` (a part of it) among them. An Id in them
+        where: conditions, including `site_id`, `site_name` (one or a list) and `site_path` (a part of it). An Id in them
             is a row of its site only, a plain number a row of any site.
 
     Raises:
@@ -178,7 +178,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _at(entry: SiteEntry, value: Any) -> Any:
-    """Return conditions with plain numbers in place of that site's Ids, and without Ids of other sites."""
+    """Return conditions with plain numbers instead of that site's Ids, and without Ids of other sites."""
     if isinstance(value, Mapping):
         return {key: _at(entry, one) for key, one in value.items()}
     if isinstance(value, list):
@@ -193,7 +193,7 @@ def _is_there(one: Id, entry: SiteEntry) -> bool:
 
 
 def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[SiteEntry]:
-    """Return the sites that are meant by name, else those of the Ids, else the default ones."""
+    """Return the sites that are given by name, else those of the Ids, else the default ones."""
     chosen: list[SiteEntry] | None = None
     for key in ("site_id", "site_name"):
         if where.get(key) is not None:
@@ -209,7 +209,7 @@ def _entries(where: Mapping[str, Any], numbers: Iterable[list[Any]]) -> list[Sit
 
 
 def _sites_of(given: list[Any]) -> list[SiteEntry]:
-    """Return the sites of Ids; [] if plain numbers are among them, which are of any site."""
+    """Return the sites of Ids; [] if plain numbers are among them, which can be of any site."""
     kinds = {type(one) for one in given}
     if not all(issubclass(kind, Id) for kind in kinds):
         return []
@@ -223,7 +223,7 @@ def ask(asked: list[Question], question: Callable[[SiteInterface, dict[str, Any]
     """Return the answer of each site; warn (`sites.fanout.SiteWarning`) of one that cannot be read, if another can be.
 
     Raises:
-        BalsamError: none answers; or whatever the only one that is asked raises.
+        BalsamError: none answers. If only one site is asked, its error is raised.
     """
     if len(asked) == 1:
         handle, where = asked[0]
@@ -238,7 +238,7 @@ def ask(asked: list[Question], question: Callable[[SiteInterface, dict[str, Any]
 
 
 def write(asked: list[Question], kind: str, change: Callable[[SiteInterface, dict[str, Any]], T]) -> list[T]:
-    """Change what matches, site after site; none is changed unless all can be read.
+    """Change the matching rows, site after site; none is changed unless all can be read.
 
     Raises:
         BalsamError: a site cannot be read, or refuses; then the message names the sites that were changed before.

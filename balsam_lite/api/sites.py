@@ -1,4 +1,4 @@
-"""`Site` and `Site.objects`: the Balsam DBs that this user knows; and `site_config`, the one where this process is."""
+"""`Site` and `Site.objects`: the Balsam DBs that this user knows; and `site_config`, the site of this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _path(value: str | None) -> Path | None:
 
 
 class Site(SiteRecord):
-    """A Balsam DB with a name and a number, on this host or another one that ssh reaches."""
+    """A Balsam DB with a name and a number, on this host or on another one that ssh reaches."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ class Site(SiteRecord):
 
     @property  # type: ignore[misc]
     def id(self) -> int | None:  # type: ignore[override]
-        """Return its number, which commands and `site_id` take; 0 is a DB that is not registered; None: it is not saved yet."""
+        """Return its number, which commands and `site_id` take; 0: a DB that is not registered; None: not saved yet."""
         return self._row.get("id")
 
     @property
@@ -54,14 +54,14 @@ class Site(SiteRecord):
 
     @property
     def last_refresh(self) -> datetime | None:
-        """Return when a service was last heard of there, in UTC; None: none ever was. Asks the site."""
+        """Return the time of a service's last heartbeat there, in UTC; None: there never was any. Asks the site."""
         return naive(self._site.interface.about().get("last_refresh"))
 
     def save(self) -> None:
-        """Register it, which makes a DB in its directory if there is none; or give it its new name.
+        """Register it, creating a DB in its directory if there is none; or store its new name.
 
         Raises:
-            DuplicateSite, InvalidSpec, UnknownSite: no DB was made; InputError, DatabaseError: there cannot be one.
+            DuplicateSite, InvalidSpec, UnknownSite: no DB was made; InputError, DatabaseError: the DB cannot be created.
         """
         from ..core import import_guard
 
@@ -86,7 +86,7 @@ class Site(SiteRecord):
         self._renew(_row(entry))
 
     def refresh_from_db(self) -> None:
-        """Read it anew. Raises DoesNotExist: it is not known any more."""
+        """Read it again. Raises DoesNotExist: it is not known any more."""
         number = self._site.entry.number
         self._adopt(next((entry for entry in _entries() if entry.number == number), None) or self._gone())
 
@@ -94,7 +94,7 @@ class Site(SiteRecord):
         raise Site.DoesNotExist(f"{self._title()} is not known any more.")
 
     def delete(self) -> None:
-        """Forget it: nothing finds it by name or number any more. Its directory stays, with all jobs."""
+        """Remove it from the registry: it cannot be found by name or number any more. Its directory stays, with all jobs."""
         registry.forget(self._site.entry.number)
         self._changed = {name: self._row[name] for name in ("name", "path")}
         self._row, self._handle = {}, None
@@ -105,18 +105,18 @@ def _row(entry: SiteEntry) -> dict[str, Any]:
 
 
 def _entries() -> list[SiteEntry]:
-    """Return the known sites, and the active DB if it is none of them."""
+    """Return the known sites, and the active DB if it is not one of them."""
     found = registry.known()
     here = site_handle.active()
     return found if here is None or here in found else [here, *found]
 
 
-#: What sites can be filtered by; of the path a part will do.
+#: Fields by which sites can be filtered; the path matches in part.
 _CONDITIONS = ("id", "name", "host", "path")
 
 
 class SiteQuery(Query[Site]):
-    """A query of sites; it reads the registry alone."""
+    """A query of sites; it reads only the registry."""
 
     def _read(self, start: int, stop: int | None) -> list[Site]:
         found = [entry for entry in _entries() if self._matches(entry)]
@@ -141,15 +141,15 @@ class SiteQuery(Query[Site]):
         return all(has[name] in listed(wanted) for name, wanted in where.items())
 
     def count(self) -> int:
-        """How many there are."""
+        """Return the number of sites."""
         return len(self._all())
 
     def update(self, **fields: Any) -> NoReturn:
-        """Raises NotImplementedError."""
+        """Raise NotImplementedError."""
         raise NotImplementedError("Sites are changed one by one: site.name = …; site.save()")
 
     def delete(self, force: bool = False) -> NoReturn:
-        """Raises NotImplementedError."""
+        """Raise NotImplementedError."""
         raise NotImplementedError("Sites are deleted one by one: site.delete()")
 
 
@@ -160,7 +160,7 @@ class SiteManager(Manager[Site]):
         super().__init__(Site, SiteQuery)
 
     def get(self, name: str | None = None, **conditions: Any) -> Site:
-        """Return the one of that name, or with these conditions. Raises DoesNotExist (the known ones are listed)."""
+        """Return the site with that name, or with these conditions. Raises DoesNotExist (the known sites are listed)."""
         try:
             return super().get(**conditions, **({} if name is None else {"name": name}))
         except Site.DoesNotExist as exc:
@@ -184,17 +184,17 @@ class SiteConfig(NamedTuple):
 
     @property
     def data_path(self) -> Path:
-        """Below it are the working directories of jobs."""
+        """Return the directory that contains the working directories of jobs."""
         return self.site_path / directories.DATA
 
     @property
     def log_path(self) -> Path:
-        """Here are the logs of launchers and the service."""
+        """Return the directory that contains the logs of launchers and the service."""
         return self.site_path / directories.LOG
 
 
 def site_config() -> SiteConfig | None:
-    """Return that of the active DB; None where none is active.
+    """Return the site of the active DB; None if none is active.
 
     Raises:
         NotABalsamDB: BALSAM_DB_PATH names no DB. SettingsError.

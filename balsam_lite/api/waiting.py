@@ -25,7 +25,7 @@ ALL_COMPLETED, FIRST_COMPLETED = "ALL_COMPLETED", "FIRST_COMPLETED"
 
 #: Pauses between two queries to sites of other hosts: the first, in seconds, and the factor by which they grow.
 _MIN_PAUSE_S, _GROWTH = 0.02, 1.5
-#: A pause is at least this number of times as long as the query before it: 100 000 jobs would keep a core busy.
+#: Minimum ratio of a pause to the query before it: otherwise 100 000 jobs would keep a core busy.
 _PAUSE_PER_QUERY = 5
 
 
@@ -62,7 +62,7 @@ def result(job: Job, timeout: float | None, poll_interval: float) -> Any:
 
 
 def _result(job: Job) -> Any:
-    """Return what the function of a job that has ended returned, or raise what it raised."""
+    """Return the result of the function of a job that has ended, or raise its exception."""
     found = job._site.interface.result(job._row["id"])
     is_good = found["state"] == states.JOB_FINISHED
     if found.get("outcome") is None:
@@ -72,7 +72,7 @@ def _result(job: Job) -> Any:
             return None
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or 'no reason is known'}")
     outcome = result_file.unpickled(b64decode(found["outcome"]))
-    if outcome.good != is_good:  # the function did well and a hook did not; or it is an earlier attempt's
+    if outcome.good != is_good:  # the function succeeded and a hook failed; or it is an earlier attempt's
         raise TaskFailed(f"{job._title()} is {found['state']}: {found.get('message') or outcome.trace or 'no reason is known'}")
     return result_file.result_of("function", outcome)
 
@@ -120,7 +120,7 @@ def bulk_refresh(jobs: Sequence[Job]) -> None:
             job._renew(dict(found[place]))
 
 
-#: Where a job is: its site, and its number there.
+#: The place of a job: its site, and its number there.
 Place = tuple[SiteHandle, int]
 
 
@@ -129,7 +129,7 @@ def _place(job: Job) -> Place:
 
 
 def _by_place(jobs: Iterable[Job]) -> dict[Place, list[Job]]:
-    """Return the jobs by site and number; one job may be there as several objects."""
+    """Return the jobs by site and number; several objects may represent one job."""
     found: dict[Place, list[Job]] = {}
     for job in jobs:
         found.setdefault(_place(job), []).append(job)
@@ -137,7 +137,7 @@ def _by_place(jobs: Iterable[Job]) -> dict[Place, list[Job]]:
 
 
 def _ends(jobs: Sequence[Job], over: set[Place], timeout: float | None, poll_interval: float) -> Iterator[list[Job]]:
-    """Yield, look after look, the jobs that are over by now, read anew; their places are added to `over`.
+    """Yield at each check the jobs that are over by now, read again; their places are added to `over`.
 
     Stops when all are over, or after `timeout` seconds.
     """
@@ -177,7 +177,7 @@ class _Sources:
             self._handles.update(dict.fromkeys(statuses, handle))
 
     def read_anew(self, statuses: Iterable[JobStatus], by_place: dict[Place, list[Job]]) -> tuple[list[Place], list[Place]]:
-        """Read the rows of jobs that have ended; return which are over, and which were started again."""
+        """Read the rows of jobs that have ended again; return which are over, and which were started again."""
         by_handle: dict[SiteHandle, list[JobStatus]] = {}
         for status in statuses:
             by_handle.setdefault(self._handles.pop(status), []).append(status)
@@ -202,13 +202,13 @@ class _Sources:
 
 
 def _database_of(handle: SiteHandle) -> Database | None:
-    """Return the DB of a site of this host; None for another one's. Raises BalsamError."""
+    """Return the DB of a site of this host; None for a site of another host. Raises BalsamError."""
     interface = None if handle.entry.is_remote else handle.interface
     return interface.database if isinstance(interface, LocalSite) else None
 
 
 class _RemoteFeed(Feed):
-    """Jobs at sites of other hosts: a `Feed` that queries their states, in growing intervals."""
+    """Jobs at sites of other hosts: a `Feed` that queries their states, at growing intervals."""
 
     def __init__(self, poll_interval: float) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class _RemoteFeed(Feed):
         return self._due_s
 
     def follow(self, statuses: Sequence[JobStatus]) -> None:
-        """Query these, too; `place` of each is its SiteHandle."""
+        """Query these as well; `place` of each is its SiteHandle."""
         for status in statuses:
             self._statuses.setdefault(cast("SiteHandle", status.place), {})[status.number] = status
         self._due_s = 0.0
@@ -251,5 +251,5 @@ class _RemoteFeed(Feed):
 
 
 def _states(interface: SiteInterface, where: dict[str, Any]) -> list[Row]:
-    """Return number and state of those of some jobs that are there."""
+    """Return number and state of those of the jobs that exist."""
     return interface.page(where, ("id", "state"), 0, len(where["id"]))

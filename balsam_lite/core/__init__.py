@@ -1,1 +1,1 @@
-"""The ground floor: errors, states, fields, settings, clock, processes and files. Imports nothing else of the package."""
+"""Shared foundations: errors, states, fields, settings, clock, processes and files. Imports no other part of the package."""

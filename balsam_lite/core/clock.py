@@ -1,10 +1,10 @@
-"""The clock of the program, and durations as users write them.
+"""The clock of the program, and durations in the notations of users.
 
-Times are integer microseconds UTC in the record and monotonic seconds for waiting. Code that needs the time takes a `Clock`, so
-that tests can hold it still.
+Stored times are integer microseconds UTC; waiting uses monotonic seconds. Code that needs the time takes a `Clock`, so that
+tests can control it.
 
-Schedulers read a time of two parts differently: `1:30` is a minute and a half to Slurm (sbatch(1), 22.05: minutes:seconds)
-and PBS (pbs_resources(7B), 23.06: [[HH:]MM:]SS), an hour and a half to Cobalt (qsub 1.0.33: [[DD:]HH:]MM). So it is refused.
+Schedulers read a two-part time differently: `1:30` is a minute and a half to Slurm (sbatch(1), 22.05: minutes:seconds) and
+PBS (pbs_resources(7B), 23.06: [[HH:]MM:]SS), an hour and a half to Cobalt (qsub 1.0.33: [[DD:]HH:]MM). So it is rejected.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SECOND_US = 1_000_000
 
 class Clock(Protocol):
     def now_us(self) -> int:
-        """Wall-clock time in microseconds since the epoch, UTC."""
+        """Return the wall-clock time in microseconds since the epoch, UTC."""
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never goes back; only differences mean anything."""
+        """Return seconds on a clock that never goes back; only differences are meaningful."""
 
     def sleep(self, seconds: float) -> None:
-        """Let that much time pass, signals or not."""
+        """Wait for that time, regardless of signals."""
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The clocks of the machine."""
 
     @staticmethod
     def now_us() -> int:
@@ -45,7 +45,7 @@ class SystemClock:
 
 
 def format_us(time_us: int) -> str:
-    """The slides' history format, `10-03-2018 19:04:00.143928`, in UTC.
+    """Format a time as in Balsam's slides, `10-03-2018 19:04:00.143928`, in UTC.
 
     >>> format_us(1538593440143928)
     '10-03-2018 19:04:00.143928'
@@ -55,7 +55,7 @@ def format_us(time_us: int) -> str:
 
 
 def iso_us(time_us: int) -> str:
-    """The same as ISO 8601 has it.
+    """Format a time as in ISO 8601.
 
     >>> iso_us(1538593440143928)
     '2018-10-03T19:04:00.143928Z'
@@ -65,9 +65,9 @@ def iso_us(time_us: int) -> str:
 
 
 FORMS = "minutes, or a time such as 90m, 1h30m, 01:30:00 or 2-00:00:00"
-#: Of seconds; thirty thousand years, and far from where floating-point numbers lose whole seconds.
+#: Maximum number of seconds; thirty thousand years, and far from where floating-point numbers lose whole seconds.
 _MAX_S = 10**12
-# Text, compiled when it is used: every command imports this module, and few read a time.
+# Text, compiled on first use: every command imports this module, and few parse a time.
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{0,30})?(?:e-[0-9]{1,2})?"
 _UNITS = r"\s*".join(
     rf"(?:([0-9]{{1,15}}(?:\.[0-9]{{1,9}})?)\s*(?:{names}))?"
@@ -80,7 +80,7 @@ _PARTS_S = (86400, 3600, 60, 1)
 
 
 def minutes(text: str) -> float:
-    """Return the minutes that a text means. Raise ValueError, with a message to follow the name of the field.
+    """Return the minutes that a text specifies. Raise ValueError, with a message to follow the name of the field.
 
     >>> minutes("90"), minutes("1h30m"), minutes("01:30:00"), minutes("1-00:00:00"), minutes("2d"), minutes("90s")
     (90.0, 90.0, 90.0, 1440.0, 2880.0, 1.5)
@@ -106,9 +106,9 @@ def minutes(text: str) -> float:
 
 
 def whole_minutes(text: str) -> int:
-    """Return the minutes that a text means, rounded up to whole ones, as schedulers count them. Raise ValueError.
+    """Return the minutes that a text specifies, rounded up to whole ones, as schedulers count them. Raise ValueError.
 
-    A number without a unit must be a whole one: a fraction of a minute is hardly meant.
+    A number without a unit must be whole: a fraction of a minute is probably a mistake.
 
     >>> whole_minutes("61s"), whole_minutes("01:00:00"), whole_minutes("0.5h")
     (2, 60, 30)
@@ -119,7 +119,7 @@ def whole_minutes(text: str) -> int:
 
 
 def spoken(seconds: float) -> str:
-    """Return a duration in words, in the largest unit of which it has at least two.
+    """Return a duration as text, in the largest unit of which it has at least two.
 
     >>> spoken(7.3), spoken(119), spoken(754), spoken(7200), spoken(86400 * 40)
     ('7 s', '119 s', '12 min', '2 h', '40 days')

@@ -1,7 +1,7 @@
-"""Command lines as users type them: make paths to files of the current directory absolute, and find what to warn of.
+"""Command lines as users type them: make paths to files in the current directory absolute, and find likely mistakes.
 
-A line is split into words by the shell's quoting rules, and run without a shell in the job's own directory. So a relative path
-means nothing there, and `|`, `>`, `$HOME` or `*.dat` reach the program as they are.
+A line is split into words by the shell's quoting rules, and run without a shell in the job's directory. So a relative path
+is meaningless there, and `|`, `>`, `$HOME` or `*.dat` reach the program literally.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from typing import Any, NamedTuple
 
 from .field_specs import split_command
 
-#: Interpreters whose first argument is a script, and the options after which there is none, but code or a module.
+#: Interpreters whose first argument is a script, and the options after which there is code or a module instead.
 _INTERPRETERS = (
     (re.compile(r"(ba|da|z|k|mk|fi|c|tc)?sh"), re.compile(r"-[A-Za-z]*c[A-Za-z]*")),
     (re.compile(r"(i?python|pypy)[\d.]*"), re.compile(r"-[A-Za-z]*[cm]")),
     (re.compile(r"perl|ruby|Rscript|julia|node|lua|octave|php|gnuplot"), re.compile(r"-[A-Za-z]*[eEr]|--eval|--print|-p")),
 )
-#: Options of env(1) that take the next word, and the one after which nothing can be told. Source: coreutils 9.
+#: Options of env(1) that take the next word, and the one after which the program is unknown. Source: coreutils 9.
 _ENV_OPTIONS, _ENV_SPLIT = ("-u", "--unset", "-C", "--chdir"), re.compile(r"-\w*S.*|--split-string.*")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 #: The kernel looks for `#!` in this many bytes of a file. Source: execve(2) of Linux, BINPRM_BUF_SIZE.
 _HEAD_BYTES = 256
 
 
-#: The fields of an application that hold such a line.
+#: The fields of an application that contain a command line.
 FIELDS = ("executable", "preprocess", "postprocess", "handle_error", "handle_timeout")
 
 
 class CommandLineWarning(UserWarning):
-    """A command line will hardly do what was meant."""
+    """A command line will probably not do what was intended."""
 
 
 class _Token(NamedTuple):
     start: int  # in the line
     end: int
     raw: str  # as typed
-    text: str  # what the program gets
+    text: str  # what the program receives
 
 
 def _words(line: str) -> list[_Token]:
@@ -65,9 +65,9 @@ class _Parts(NamedTuple):
     """The positions of a line's program, script and code; None where it has none."""
 
     program: int | None
-    script: int | None = None  # what the interpreter runs
-    code: int | None = None  # text that the program reads as a program, as after `bash -c`
-    reads_code: bool = False  # the line ends where such a text is to follow
+    script: int | None = None  # the script that the interpreter runs
+    code: int | None = None  # text that the program executes, as after `bash -c`
+    reads_code: bool = False  # the line ends where such text must follow
 
 
 def _parts(words: Sequence[_Token], directory: str) -> _Parts:
@@ -103,13 +103,13 @@ def _script(words: Sequence[_Token], program: int, code: re.Pattern[str], direct
             is_code = is_code or bool(code.fullmatch(text))
             after_option = text != "--"
         elif after_option and not os.path.exists(os.path.join(directory, text)):
-            after_option = False  # it belongs to the option
+            after_option = False  # the word belongs to the option
         else:
             return _Parts(program, script=place)
     return _Parts(program, reads_code=is_code)
 
 
-# --- what is stored ---------------------------------------------------------------------------------------------------
+# --- stored form ------------------------------------------------------------------------------------------------------
 
 
 def as_program(line: str, python: str, directory: str) -> str:
@@ -131,7 +131,7 @@ def as_program(line: str, python: str, directory: str) -> str:
         script = os.path.normpath(os.path.join(directory, first.text))
         return f"{line[: first.start]}{shlex.join([python, script])}{line[first.end :]}".lstrip()
     parts = _parts(words, directory)
-    for place in (parts.script, parts.program):  # from the back: what is before keeps its position
+    for place in (parts.script, parts.program):  # from the end: earlier words keep their positions
         if place is not None:
             word = words[place]
             is_found = place == parts.program and "/" not in word.text and shutil.which(word.text) is not None
@@ -150,9 +150,9 @@ def current_directory() -> str:
 
 
 def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an application's fields as they are stored, and issue a CommandLineWarning for each problem.
+    """Return an application's fields as stored, and issue a CommandLineWarning for each problem.
 
-    Missing programs are no problem here: `dag.add_app(checkexe=True)` looks for them.
+    Missing programs are not reported here: `dag.add_app(checkexe=True)` checks for them.
     """
     stored, directory = dict(fields), current_directory()
     for name in FIELDS:
@@ -163,7 +163,7 @@ def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             for text in problems(stored[name], directory, tells_missing=False):
                 warnings.warn(f"{name}: {text}", CommandLineWarning, stacklevel=_level_of_user())
-    first = str(fields.get("command_template") or "").split()[:1]  # the template is the user's text, and stays as it is
+    first = str(fields.get("command_template") or "").split()[:1]  # the template is the user's text, and is not changed
     if first and as_program(shlex.quote(first[0]), "", directory) != shlex.quote(first[0]) and os.path.isfile(first[0]):
         text = f"command_template: {first[0]} is a file here, and jobs run in other directories; write its whole path"
         warnings.warn(text, CommandLineWarning, stacklevel=_level_of_user())
@@ -171,7 +171,7 @@ def as_registered(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _level_of_user() -> int:
-    """Return the `stacklevel` with which `warnings.warn`, in the calling function, names the line outside of this package."""
+    """Return the `stacklevel` with which `warnings.warn`, in the calling function, names the line outside this package."""
     level, frame, package = 1, sys._getframe(1), __name__.partition(".")[0]
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{package}."):
         level, frame = level + 1, frame.f_back
@@ -182,9 +182,9 @@ def _level_of_user() -> int:
 
 
 def problems(line: str, directory: str, tells_missing: bool = True) -> list[str]:
-    """Return a sentence for each part of a stored command line that will hardly do what was meant.
+    """Return a sentence for each part of a stored command line that will probably not do what was intended.
 
-    With `tells_missing` also for a missing program or script, which may well exist where the jobs run.
+    With `tells_missing` also report a missing program or script, which may well exist where the jobs run.
     """
     words = _words(line)
     parts = _parts(words, directory)
@@ -221,7 +221,7 @@ def problems_of_script(path: str) -> list[str]:
 
 
 def _of_file(name: str, directory: str, is_script: bool, tells_missing: bool) -> Iterator[str]:
-    """Yield the problems of the file of a program, or of an interpreter's script, of that name."""
+    """Yield the problems of the file of a program, or of an interpreter's script, with that name."""
     if "/" not in name and not is_script:
         path = shutil.which(name) or ""
         if not path and tells_missing:
@@ -253,7 +253,7 @@ def _of_first_line(path: str, is_script: bool) -> Iterator[str]:
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             head = file.read(_HEAD_BYTES)
-    except OSError:  # it may be executable and not readable
+    except OSError:  # it may be executable but not readable
         return
     line = head.partition(b"\n")[0]
     if line.endswith(b"\r") and b"\0" not in head:
@@ -306,7 +306,7 @@ def _is_for_shell(word: _Token, place: int) -> bool:
 
 
 def _is_for_shell_in_args(word: _Token) -> bool:
-    """Tell shell syntax from brackets, question marks and a `|` inside a word, which are mostly meant for the program."""
+    """Distinguish shell syntax from brackets, question marks and a `|` inside a word, which are mostly for the program."""
     bare, expanded = _live(word.raw)
     if _EXPANSION.search(expanded) or _OPERATOR_ALONE.fullmatch(bare) or _HOME.match(bare):
         return True

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-#: Says that all is well, and what the parent is to print.
+#: Called when the child is ready, with the words that the parent prints.
 Ready = Callable[[str, str], None]
 
 
 def detach() -> Ready:
-    """Go on in a child with a session of its own. The parent waits for it to be ready, and then ends.
+    """Continue in a child process with a separate session. The parent waits until it is ready, and then ends.
 
-    The child calls what this returns, once, with the words that the parent is to print, and the file in which its own
-    stderr is to go on ("" or one that cannot be opened: nowhere). If it ends before that, the parent ends with its exit code.
+    The child calls the returned function, once, with the words that the parent prints, and the file to which its own stderr
+    is redirected ("" or one that cannot be opened: nowhere). If it ends before that, the parent ends with its exit code.
     """
     readable, writable = os.pipe()
     child = os.fork()
@@ -62,33 +62,33 @@ def _leave_streams(log: str) -> None:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-#: The terminal is closed, the reader of a pipe is gone, or the descriptor was closed: nothing can be written ever again.
+#: The terminal is closed, the reader of a pipe is gone, or the descriptor was closed: writes fail permanently.
 _GONE = (errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF)
-#: How long to wait for a reader of stderr, in seconds.
+#: Seconds to wait for a reader of stderr.
 _STALL_TIMEOUT_S = 1.0
 
 
 def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
     """Call `handler` for SIGTERM, SIGINT and SIGHUP; return the earlier handlers of those that changed.
 
-    SIGINT and SIGHUP stay ignored where they are ignored: nohup(1) does that to SIGHUP, and shells without job control to
-    SIGINT of what they start with `&` (POSIX.1-2017, Shell Command Language, 2.11).
+    SIGINT and SIGHUP stay ignored if they are ignored: nohup(1) does that to SIGHUP, and shells without job control to SIGINT
+    of what they start with `&` (POSIX.1-2017, Shell Command Language, 2.11).
     """
     kept = {number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN}
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in kept}
 
 
 class _Stalled:
-    """How much was left out since stderr was last read."""
+    """How much was omitted since stderr was last read."""
 
     lines = 0
 
 
 def write_stderr(text: str | bytes) -> bool:
-    """Write to stderr, unbuffered, and return whether it is still there. Never raises OSError, and never blocks for long.
+    """Write to stderr, unbuffered, and return whether it still exists. Never raises OSError, and never blocks for long.
 
-    When stderr is gone, /dev/null takes its place: no later writer fails, nor Python's last flush. While a pipe is full or a
-    terminal is stopped by Ctrl-S, text is left out: what is logged is in the log file, too.
+    When stderr is gone, /dev/null replaces it, so that no later writer fails, nor Python's last flush. While a pipe is full or
+    a terminal is stopped by Ctrl-S, text is omitted: messages are also in the log file.
     """
     data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")
     if not _has_room():
@@ -98,7 +98,7 @@ def write_stderr(text: str | bytes) -> bool:
         data = f"[{_Stalled.lines} line(s) left out: there was no reader]\n".encode() + data
         _Stalled.lines = 0
     try:
-        for start in range(0, len(data), select.PIPE_BUF):  # a pipe that poll(2) calls writable has room for that
+        for start in range(0, len(data), select.PIPE_BUF):  # a pipe that poll(2) reports as writable has room for that
             if start and not _has_room():
                 break
             os.write(2, data[start : start + select.PIPE_BUF])
@@ -113,7 +113,7 @@ def write_stderr(text: str | bytes) -> bool:
 
 
 def _has_room() -> bool:
-    """Return whether stderr can be written; wait for that for a moment, but not if it was not so the last time."""
+    """Return whether stderr can be written; wait a moment for that, but not if it could not the last time."""
     waiting = select.poll()
     waiting.register(2, select.POLLOUT)
     return bool(waiting.poll(0 if _Stalled.lines else _STALL_TIMEOUT_S * 1000))

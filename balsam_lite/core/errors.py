@@ -1,6 +1,6 @@
 """Every error that balsam_lite raises on purpose.
 
-A message says what happened, with which values; `hint` says what to do next. Only the command line turns these into
+A message states what happened, with which values; `hint` states what to do next. Only the command line turns these into
 exit codes and text (`exit_code`, `str(error)`); the library raises and never prints.
 """
 
@@ -37,11 +37,11 @@ class InputError(BalsamError, ValueError):
 
 
 class InvalidSpec(InputError):
-    """A job or an application is described by values that make no sense."""
+    """A job or an application has invalid values."""
 
 
 class TemplateError(InvalidSpec):
-    """The command template of an application cannot be made a command line of."""
+    """The command template of an application cannot be rendered as a command line."""
 
 
 class InvalidApplication(InvalidSpec, AttributeError):
@@ -49,7 +49,7 @@ class InvalidApplication(InvalidSpec, AttributeError):
 
 
 class InvalidRun(InvalidSpec, TypeError):
-    """The `run` function of an application cannot be called as one."""
+    """The `run` function of an application cannot be called."""
 
 
 class InvalidStateError(InputError):
@@ -61,7 +61,7 @@ class UnknownField(InputError):
 
 
 class UnknownAttribute(UnknownField, AttributeError):
-    """An object has no field of that name that could be set."""
+    """An object has no settable field with that name."""
 
 
 class NotFound(BalsamError, LookupError):
@@ -71,11 +71,11 @@ class NotFound(BalsamError, LookupError):
 
 
 class UnknownApp(NotFound):
-    """No application of that name is registered in this DB."""
+    """No application with that name is registered in this DB."""
 
     @classmethod
     def named(cls, name: object, known: Iterable[str], place: str = "in this DB") -> UnknownApp:
-        """Return the error about one name, with the nearest of the known ones; the first 20 of these are listed."""
+        """Return the error about one name, with the nearest known name and the first 20 known ones."""
         first = list(islice(known, 21))
         listed = ", ".join(first[:20]) + ", …" * (len(first) > 20)
         hint = (
@@ -103,7 +103,7 @@ class AmbiguousSite(InputError):
 
 
 class DuplicateSite(InputError):
-    """A site of that name exists already."""
+    """A site with that name exists already."""
 
 
 class AmbiguousJobId(InputError):
@@ -115,7 +115,7 @@ class DuplicateJobId(InputError):
 
 
 class DuplicateApp(InputError):
-    """An application of that name exists already."""
+    """An application with that name exists already."""
 
 
 class DuplicateDependency(InputError):
@@ -146,7 +146,7 @@ class IllegalTransition(StateError):
 
 
 class LostLease(StateError):
-    """The lease was taken away; what it held belongs to another launcher now."""
+    """The lease was revoked; its jobs now belong to another launcher."""
 
 
 class ParentInUse(StateError):
@@ -154,7 +154,7 @@ class ParentInUse(StateError):
 
 
 class NoCurrentJob(StateError, RuntimeError):
-    """This process belongs to no job."""
+    """This process does not belong to a job."""
 
 
 # --- the database -----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class DatabaseGone(NotABalsamDB):
 
 
 class DatabaseEmptied(NotABalsamDB):
-    """The file of a Balsam DB that has been used is empty."""
+    """The file of a previously used Balsam DB is empty."""
 
 
 class SchemaMismatch(DatabaseError):
@@ -189,17 +189,17 @@ class CopiedDatabase(DatabaseError):
 
 
 class UnsafeFilesystem(DatabaseError):
-    """The DB lies on a file system that it was not set up for."""
+    """The DB is on a file system for which it was not set up."""
 
 
 class DatabaseBusy(DatabaseError):
     """Another process kept the DB busy for too long."""
 
-    exit_code = 75  # EX_TEMPFAIL: the same command may well pass a minute later
+    exit_code = 75  # EX_TEMPFAIL: the same command may succeed a minute later
 
 
 class LostSession(DatabaseBusy):
-    """Others took this process for dead while it had the DB open alone; nothing was written."""
+    """Others took this process for dead during its exclusive session; nothing was written."""
 
 
 class DatabaseFull(DatabaseError):
@@ -236,7 +236,7 @@ class SchedulerError(BalsamError):
 
 
 def _shortened(text: str, limit: int = 4000) -> str:
-    """A command may have printed megabytes: the first and the last of them are shown."""
+    """Shorten a text, such as megabytes of output, to its first and last parts."""
     text = text.strip()
     if len(text) <= limit:
         return text
@@ -275,10 +275,10 @@ class SpawnFailed(LaunchError):
 
 
 class MachineTrouble(LaunchError):
-    """The machine, not the job, keeps a program from starting: too few processes, a full disk, a mount that is gone.
+    """The machine, not the job, prevents a program from starting: too few processes, a full disk, a missing mount.
 
-    The job goes back without using up a restart. `scope` names what is affected if others can start (a program, a directory,
-    a file system); it is HOST where none can on this host, and empty where none can anywhere.
+    The job is put back without using a restart. `scope` names what is affected if other programs can start (a program, a
+    directory, a file system); it is HOST if none can start on this host, and empty if none can start anywhere.
     """
 
     HOST = "this host"
@@ -293,7 +293,7 @@ class AnotherService(LaunchError):
 
 
 class ApplicationLost(LaunchError):
-    """The Python class of an application is not to be found where it was defined."""
+    """The Python class of an application cannot be found where it was defined."""
 
 
 class StagingFailed(LaunchError):
@@ -304,7 +304,7 @@ class StagingFailed(LaunchError):
 
 
 class SiteUnreachable(BalsamError):
-    """A site on another host did not answer, or the file system of one on this host."""
+    """A site on another host, or the file system of a site on this host, did not answer."""
 
 
 # --- waiting for jobs -------------------------------------------------------------------------------------------------
@@ -315,10 +315,10 @@ class TaskFailed(BalsamError):
 
 
 class RemoteError(BalsamError):
-    """What went wrong where a job ran cannot be shown as the exception that it was; the message holds it as text."""
+    """An error where a job ran cannot be raised as the original exception; the message contains it as text."""
 
 
 class WaitTimeout(BalsamError, TimeoutError):
-    """The time for waiting was over first. It is Python's own TimeoutError; `partial` says what was known until then."""
+    """The wait timed out. It is also Python's own TimeoutError; `partial` contains what was known until then."""
 
     partial: Any = None

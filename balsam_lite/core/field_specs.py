@@ -1,7 +1,7 @@
-"""What a job and an application are: every field with its kind and default, and the checks on what a user gives.
+"""The fields of jobs and applications: each with its kind and default, and the checks on values that users give.
 
-`JOB_FIELDS` is the one list of a job's columns; the schema, the models, `--json` and the printed forms follow it. All
-values leave here in the form in which SQLite stores them (JSON objects as text, truth values as 0 and 1).
+`JOB_FIELDS` is the one list of a job's columns; the schema, the models, `--json` and the printed forms follow it. All values
+returned here are in the form in which SQLite stores them (JSON objects as text, truth values as 0 and 1).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Field(NamedTuple):
     name: str
     kind: str  # a key of _CHECKS
     default: Any
-    settable: bool = True  # by users; the others belong to the store
+    settable: bool = True  # by users; others belong to the store
     meaning: str = ""  # for the documentation
 
 
@@ -59,7 +59,7 @@ JOB_FIELDS = (
     Field("state", "state", states.CREATED, settable=False, meaning="State of the job"),
     Field("queued_launch_id", "id", None, meaning="Number of the launch that the service has planned for the job"),
     Field("data", "object", "{}", meaning="JSON object for your own use"),
-    # What the slides do not print.
+    # Fields that the slides do not print.
     Field("tags", "tags", "{}", meaning="Labels, as pairs of text"),
     Field("parameters", "object", "{}", meaning="Values for the placeholders of the application's command template"),
     Field("gpus_per_rank", "amount", 0, meaning="GPUs of each rank; a fraction shares one"),
@@ -95,7 +95,7 @@ APP_FIELDS = (
     Field("preprocess", "command", "", meaning="Hook that runs before the program"),
     Field("envscript", "path", "", meaning="Shell script that sets up the program's environment"),
     Field("postprocess", "command", "", meaning="Hook that runs after the program"),
-    # Since schema version 4: what an application has that is a Python class.
+    # Since schema version 4: fields of an application that is a Python class.
     Field("definition", "object", "{}", meaning="File and name of the Python class"),
     Field("command_template", "text", "", meaning="Command line with placeholders (jinja2)"),
     Field("parameters", "object", "{}", meaning="Placeholders, each with default and help text"),
@@ -115,18 +115,18 @@ APP_FIELD = {field.name: field for field in APP_FIELDS}
 WORKSHOP_NAMES = {"application": "app", "wall_time_minutes": "wall_time_min"}
 #: The same the other way round.
 OUR_NAMES = {theirs: ours for ours, theirs in WORKSHOP_NAMES.items()}
-#: Other names by which a field can be set in the constructor of a BalsamJob.
+#: Alternative names by which a field can be set in the constructor of a BalsamJob.
 ALIASES = {"queued_launch": "queued_launch_id", "lock": "lease"}
 
 #: How a launcher starts jobs; see `balsam launcher --help`.
 JOB_MODES = ("serial", "mpi", "mixed")
 
-#: What a job costs a node; launchers group waiting jobs by these. One index of the schema starts with them.
+#: The node resources of a job; launchers group waiting jobs by these. One index of the schema starts with them.
 SHAPE_FIELDS = ("num_nodes", "ranks_per_node", "node_packing_count", "gpus_per_rank")
 
-#: SQLite keeps 64-bit integers; a count has no business near that.
+#: SQLite keeps 64-bit integers; counts have no reason to approach that.
 _MAX_INTEGER = 2**53
-#: Of an amount that is more than nothing. A smaller share of a GPU is not useful, and could not be counted.
+#: Minimum of an amount that is not zero. A smaller share of a GPU is not useful, and could not be counted.
 _MIN_AMOUNT = 0.001
 _MAX_TEXT = 1_000_000
 _MAX_NAME = 255  # bytes, of one component of a path
@@ -138,7 +138,7 @@ _MAX_PATH = 3000  # bytes; Linux takes 4095, of which the DB's own path has a pa
 
 def _text(value: Any) -> str:
     if type(value) is str and value.isascii() and len(value) <= _MAX_TEXT and "\0" not in value:
-        return value  # nearly always; adding a million jobs comes here ten million times
+        return value  # nearly always; adding a million jobs calls this ten million times
     if type(value) is not str:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
@@ -179,7 +179,7 @@ def _command(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    """Make a path absolute: only where it is given is it known what it is relative to."""
+    """Make a path absolute here, where the directory that it is relative to is known."""
     path = os.path.expanduser(_text(value))
     return path if path[:1] in ("", "/") else _absolute(path)
 
@@ -191,12 +191,12 @@ def _absolute(path: str) -> str:
         raise ValueError(f"is relative, and the current directory cannot be read ({exc.strerror}): {path}") from None
 
 
-#: A place to copy from or to that is relative: a path without `~` or `/` first, and with no `:` before a slash, as URLs have.
+#: A relative place to copy from or to: a path without leading `~` or `/`, and with no `:` before a slash, as URLs have.
 _RELATIVE = re.compile(r"(?P<local>local:(?=[^/~])|(?![^/]*:))(?P<path>[^/~].*)", re.DOTALL)
 
 
 def relative_path_of(place: str) -> str:
-    """Return the relative path that a `stage_in_url` or `stage_out_url` is; "" for anything else.
+    """Return the relative path in a `stage_in_url` or `stage_out_url`; "" for anything else.
 
     >>> relative_path_of("data/*.in"), relative_path_of("local:out"), relative_path_of("scp:host:out"), relative_path_of("/x")
     ('data/*.in', 'out', '', '')
@@ -206,7 +206,7 @@ def relative_path_of(place: str) -> str:
 
 
 def _place(value: Any) -> str:
-    """Check a URL or path to copy from or to; make a relative path absolute, against the current directory."""
+    """Check a URL or path to copy from or to; make a relative path absolute, using the current directory."""
     place = _text(value)
     path = place and relative_path_of(place)
     return f"{place.removesuffix(path)}{_absolute(path)}" if path else place
@@ -241,7 +241,7 @@ def _count0(value: Any) -> int:
 
 
 def _minutes(value: Any) -> int:
-    """Return whole minutes from a number, or from a text that `durations` reads."""
+    """Return whole minutes from a number, or from a text that `clock.whole_minutes` parses."""
     if type(value) is str and not (value.isascii() and value.isdigit()):
         from .clock import whole_minutes
 
@@ -273,7 +273,7 @@ def _flag(value: Any) -> int:
 
 
 def _codes(value: Any) -> str:
-    """Return codes, separated by spaces or commas, or in a list; negative ones are signals. Kept as words in order."""
+    """Return codes, separated by spaces or commas, or in a list; negative ones are signals. Stored as words in order."""
     try:
         words = _text(value).replace(",", " ").split() if isinstance(value, str) else value
         codes = sorted({int(word) for word in words})
@@ -290,7 +290,7 @@ def _affinity(value: Any) -> str:
     return str(value)
 
 
-#: The values of `run_when`: when the ends of its parents let a job run, in a sentence each.
+#: The values of `run_when`: the ends of parents that let a job run, with a sentence each.
 RUN_WHEN = {
     "all_finished": "when every parent is JOB_FINISHED; it fails as soon as one is FAILED or USER_KILLED",
     "all_ended": "when every parent has ended, whether JOB_FINISHED, FAILED, USER_KILLED or removed",
@@ -304,7 +304,7 @@ def _run_when(value: Any) -> str:
     raise ValueError(f"must be one of {', '.join(RUN_WHEN)}, not {value!r}.{did_you_mean(value, RUN_WHEN)}")
 
 
-#: Made once: `json.dumps` makes a new encoder at each call that asks for anything special.
+#: Created once: `json.dumps` creates a new encoder at each call with non-default options.
 _as_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _quoted = json.encoder.encode_basestring
 
@@ -331,7 +331,7 @@ def _object(value: Any) -> str:
 
 
 def holds_texts(value: Any) -> bool:
-    """Return whether it is a dict of texts by texts, as nearly all are."""
+    """Return whether a value is a dict of texts by texts, as nearly all are."""
     if type(value) is not dict:
         return False
     for key, word in value.items():  # noqa: SIM110  `all` and a generator, or a set of all types, take twice the time
@@ -341,7 +341,7 @@ def holds_texts(value: Any) -> bool:
 
 
 def _object_of_texts(pairs: Mapping[str, str]) -> str:
-    """Return what `_as_json` would, five times as fast: that makes a new encoder at each call."""
+    """Return the same as `_as_json`, five times faster: that creates a new encoder at each call."""
     text = "{" + ", ".join([f"{_quoted(key)}: {_quoted(word)}" for key, word in pairs.items()]) + "}"
     try:
         return _text(text)
@@ -355,10 +355,10 @@ _ODD_FLOATS = ("nan", "inf", "-inf")
 
 
 def to_json(value: Any, path: str = "") -> Any:
-    """Return `value` in JSON's types: numpy's scalars and arrays as numbers and lists, NaN and infinities as tagged values.
+    """Return `value` in JSON types: numpy scalars and arrays as numbers and lists, NaN and infinities as tagged values.
 
     Raises:
-        ValueError: a value has no such form; `path` and the keys below it name that one.
+        ValueError: a value has no such form; `path` and the keys below it name the value.
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
@@ -371,7 +371,7 @@ def to_json(value: Any, path: str = "") -> Any:
             return [to_json(one, f"{path}[{place}]") for place, one in enumerate(value)]
     except RecursionError:
         raise ValueError(f"cannot be written as JSON: {path[:40]}… is nested too deeply, or contains itself") from None
-    if callable(getattr(value, "tolist", None)):  # numpy, which is not imported for that
+    if callable(getattr(value, "tolist", None)):  # numpy, which is not imported for this
         return to_json(value.tolist(), path)
     raise ValueError(f"cannot be written as JSON: {path} is {value!r}, a {type(value).__name__}")
 
@@ -403,7 +403,7 @@ def _tags(value: Any) -> str:
 
 
 def texts_by_text(value: Mapping[Any, Any]) -> dict[str, str]:
-    """Return tags with numbers and truth values as text, as Balsam 0.7 does. Raises ValueError: there is something else."""
+    """Return tags with numbers and truth values as text, as Balsam 0.7 does. Raise ValueError for any other value."""
     found = {}
     for key, word in value.items():
         if isinstance(word, (bool, int, float)):
@@ -448,13 +448,13 @@ def _environ_of(value: Any) -> str:
     return _as_json(pairs) if pairs else "{}"
 
 
-#: What listings and reports show in place of a secret value.
+#: Shown in listings and reports in place of a secret value.
 MASK = "***"
 _SECRET_WORDS = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD"})
 
 
 def is_secret(name: str) -> bool:
-    """Return whether the value of an environment variable is not to be shown: its name has such a word between underscores.
+    """Return whether an environment variable is secret: a word of its name, split at underscores, is TOKEN, KEY or similar.
 
     >>> [is_secret(name) for name in ("HF_TOKEN", "api_key", "AWS_SECRET_ACCESS_KEY", "KEYBOARD", "MONKEY_ID")]
     [True, True, True, False, False]
@@ -463,12 +463,12 @@ def is_secret(name: str) -> bool:
 
 
 def masked(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return environment variables as listings and reports show them. Python gets the values themselves."""
+    """Return environment variables as listings and reports show them. Python receives the unmasked values."""
     return {name: MASK if is_secret(name) else value for name, value in variables.items()}
 
 
 def masked_json(stored: str) -> str:
-    """Return `masked` of stored variables, as they are stored."""
+    """Return `masked` for stored variables, in stored form."""
     return _as_json(masked(json.loads(stored)))
 
 
@@ -501,7 +501,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "environ": _environ, "codes": _codes, "state": _state, "id": _id, "run_when": _run_when, "minutes": _minutes,
 }  # fmt: skip
 
-#: Kinds whose stored form is JSON text; records hand them out as dicts.
+#: Kinds whose stored form is JSON text; records return them as dicts.
 JSON_KINDS = ("object", "tags", "environ")
 
 
@@ -519,7 +519,7 @@ def describe(field: Field) -> str:
 
 
 def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = "job") -> Field:
-    """Return the field of that name; UnknownField names the nearest one."""
+    """Return the field with that name; UnknownField names the nearest one."""
     name = ALIASES.get(name, name)
     if name in fields:
         return fields[name]
@@ -529,7 +529,7 @@ def known_field(name: str, fields: Mapping[str, Field] = JOB_FIELD, what: str = 
 
 
 def checked(field: Field, value: Any, what: str = "job") -> Any:
-    """Return `value` as `field` stores it. Raises InvalidSpec."""
+    """Return `value` as `field` stores it. Raise InvalidSpec if it is invalid."""
     try:
         return _CHECKS[field.kind](value)
     except ValueError as exc:
@@ -558,7 +558,7 @@ def check_job(values: Mapping[str, Any]) -> dict[str, Any]:
 def job_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Callable[[Any], Any]]]:
     """Return the columns of jobs given by the fields `names`, and the checks that turn their values into the stored form.
 
-    What depends on the names alone is done once, here; adding jobs calls the checks a million times.
+    Work that depends only on the names is done once, here; adding jobs calls the checks a million times.
     """
     fields = [_own_field(name, JOB_FIELD, "job") for name in names]
     columns = tuple(field.name for field in fields)
@@ -568,7 +568,7 @@ def job_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Callable[
 
 
 def check_app(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given fields of one application in their stored form; a typed line goes through `command_line` first."""
+    """Return the given fields of one application in stored form; a typed command line is first processed by `command_line`."""
     stored = {}
     for name, value in values.items():
         field = _own_field(name, APP_FIELD, "app")
@@ -588,7 +588,7 @@ _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 
 
 def checked_job_id(value: Any) -> str:
-    """Return a UUID as text, of whatever version; InvalidSpec if it is none."""
+    """Return a UUID as text, of any version; raise InvalidSpec if it is not a UUID."""
     text = str(value).lower()
     if not _UUID.fullmatch(text):
         raise InvalidSpec(f"job job_id must be a UUID, not {value!r}")
@@ -603,7 +603,7 @@ _UNSAFE = re.compile(r"[\s/\0]+")
 
 
 def workdir_name(workflow: str, name: str, job_id: str) -> str:
-    """Return the working directory of a job below `data/`: `<workflow>/<name>_<id8>`, without a way out of it.
+    """Return the working directory of a job below `data/`: `<workflow>/<name>_<id8>`; it cannot lead outside `data/`.
 
     Blanks and slashes become `_`; a name too long for the file system is cut (the short id keeps it unique).
 
@@ -622,7 +622,7 @@ _SHORT = 200
 
 
 def checked_workdir(value: Any) -> str:
-    """Return a working directory that a user has chosen: a path below `data/`, without detours.
+    """Return a working directory that a user has chosen: a normalized path below `data/`.
 
     >>> checked_workdir("demo//hello/./1/")
     'demo/hello/1'
@@ -649,7 +649,7 @@ def checked_workdir(value: Any) -> str:
 
 
 def output_name(name: str) -> str:
-    """Return the file in the working directory that takes the program's output: `<name>.out`.
+    """Return the file in the working directory that receives the program's output: `<name>.out`.
 
     >>> output_name("my/run 1")
     'my_run 1.out'
@@ -674,7 +674,7 @@ _SHELL_SPECIAL = re.compile(r"['\"\\~]|[^ -\x7e]")
 
 
 def split_command(line: str) -> list[str]:
-    """Return the words of a command line, by the shell's quoting rules and nothing else of the shell; `~` opens a home path.
+    """Return the words of a command line, by the shell's quoting rules only; `~` at the start of a word is expanded.
 
     >>> split_command("echo 'a  b' c")
     ['echo', 'a  b', 'c']
@@ -685,6 +685,6 @@ def split_command(line: str) -> list[str]:
 
 
 def rows_with_defaults(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Return each row of given fields, filled up with the defaults of the others (to print a job that is not stored yet)."""
+    """Yield each row of given fields, with the others set to their defaults (to print a job that is not stored yet)."""
     for row in rows:
         yield {field.name: row.get(field.name, field.default) for field in JOB_FIELDS}

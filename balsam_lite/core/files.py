@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, files that are on the disk when the call returns, and locks between processes."""
+"""Write files completely or not at all, write files that are on the disk when the call returns, and lock between processes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-#: How often a process that waits for a file lock tries again, seconds.
+#: Seconds between tries of a process that waits for a file lock.
 _POLL_INTERVAL_S = 0.005
-#: What flock(2) and fcntl(2) fail with on a file system without locks.
+#: The errors of flock(2) and fcntl(2) on a file system without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class LocksUnsupported(OSError):
-    """The file system has no locks."""
+    """The file system does not support locks."""
 
 
 @contextmanager
 def replacing(path: str, is_durable: bool = False) -> Iterator[str]:
-    """Yield the name of a new file in the directory of `path`; rename that file to `path` in the end.
+    """Yield the name of a new file in the directory of `path`; rename that file to `path` at the end.
 
-    Readers of `path` see the old file or the new one. After an exception the new file is removed and `path` unchanged.
+    Readers of `path` see either the old file or the new one. After an exception the new file is removed and `path` unchanged.
     With `is_durable` the file is on the disk when it gets its name, and its name when the block ends.
     """
     directory, name = os.path.split(path)
@@ -50,13 +50,13 @@ def write_new(path: str, data: str | bytes, mode: int = 0o666) -> None:
 
 
 def write_atomic(path: str, data: str | bytes, mode: int = 0o666, is_durable: bool = False) -> None:
-    """Write a file with that mode, less umask, so that readers see the old content or the new one. Raises OSError."""
+    """Write a file with that mode, less umask, so that readers see the old content or the new. Raises OSError."""
     with replacing(path, is_durable) as temporary:
         write_new(temporary, data, mode)
 
 
 def write_json_atomic(path: str, value: object) -> None:
-    """Write a small file that every user may read; it is on the disk at the return. Raises OSError."""
+    """Write a small file that every user may read; it is on the disk when this returns. Raises OSError."""
     with replacing(path, is_durable=True) as temporary:
         write_new(temporary, json.dumps(value, indent=4) + "\n")
         os.chmod(temporary, 0o644)
@@ -72,7 +72,7 @@ def sync(path: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Wait until new names and renames in a directory are on the disk.
+    """Wait until new and renamed names in a directory are on the disk.
 
     Ignores errors, as SQLite does (os_unix.c, unixSync): some network file systems cannot sync a directory.
     """
@@ -82,7 +82,7 @@ def sync_directory(path: str) -> None:
 
 @contextmanager
 def locked(path: str, timeout_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path`, which is created; the lock ends with the block or the process. Never fork inside.
+    """Hold the lock file `path`, creating it; the lock ends with the block or the process. Never fork inside.
 
     Raises:
         TimeoutError: another process has held it for `timeout_s`. LocksUnsupported. OSError: the file cannot be written.

@@ -1,7 +1,8 @@
 """Keep a script from writing to a DB while it is imported only to find the class of an application.
 
 Every function that writes for a user calls `check_writable`; `pyapps.class_loader` imports. The module is often the script
-that defined the application and then added jobs, itself or by commands that it starts. Those know by their environment.
+that defined the application and then added jobs, directly or with commands that it runs. Such commands detect the import by
+their environment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _depth = 0
 
 
 class StopImport(BaseException):
-    """The module has reached a statement that writes: its import ends. Not an Exception, so that scripts do not catch it."""
+    """The module has reached a statement that writes: stop its import. Not an Exception, so that scripts do not catch it."""
 
 
 def is_importing() -> bool:
@@ -31,7 +32,7 @@ def check_writable() -> None:
     """Raise StopImport if the module of an application is being imported to find its class.
 
     Raises:
-        BalsamError: that is done by another process, and the module has started this one.
+        BalsamError: another process does that, and the module has started this one.
     """
     if _depth:
         raise StopImport
@@ -44,7 +45,7 @@ def check_writable() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Let `check_writable` raise inside the block, in this process and in programs that it starts."""
+    """Make `check_writable` raise inside the block, in this process and in programs that it starts."""
     global _depth
     _depth += 1
     before = os.environ.get(IMPORTING_VARIABLE)

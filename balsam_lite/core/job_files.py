@@ -1,11 +1,11 @@
-"""Files of the program in a job's working directory: its output, and the lists of its parents.
+"""The program's files in a job's working directory: its output, and the lists of its parents.
 
-`<name>.out` is always made anew; an existing file is renamed ("put aside") to `<name>.out.1`, `.2` …, and nothing is ever
-truncated. A working directory with a generated name belongs to one job. In any other one a job that finds the directory in
-use writes through a hidden hard link, `.balsam-<id8>.out`, by which its output is found under whatever name it has later. The
-job that made the directory has no such link until another one needs the name.
+`<name>.out` is always created anew; an existing file is renamed ("put aside") to `<name>.out.1`, `.2` …, and no file is ever
+truncated. A working directory with a generated name belongs to one job. In any other directory, a job that finds it in use
+writes through a hidden hard link, `.balsam-<id8>.out`, by which its output is found under any later name. The job that created
+the directory has no such link until another one needs the name.
 
-BALSAM_PARENT_IDS and BALSAM_PARENT_STATES are variables, or files where these would be too long.
+BALSAM_PARENT_IDS and BALSAM_PARENT_STATES are variables, or files if these would be too long.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from contextlib import suppress
 
 from .files import write_atomic
 
-#: Tries to get the name of the output, against other jobs that start in the same directory at the same moment.
+#: Attempts to get the name of the output, against other jobs that start in the same directory at the same moment.
 _MAX_TRIES = 100
-#: Prefix of the link to the output of the one job without a hidden link, because it made the directory.
+#: Prefix of the link to the output of the one job without a hidden link, because it created the directory.
 _FIRST = ".balsam-first-"
 
 
@@ -31,9 +31,9 @@ def is_generated(workdir: str, job_id: str) -> bool:
 
 
 def put_aside(path: str, number: int = 1) -> str:
-    """Rename a file to `<path>.<number>`, or with the next number that is free; return its new path, "" without one.
+    """Rename a file to `<path>.<number>`, or with the next free number; return its new path, "" if there is none.
 
-    Overwrites nothing, also when several processes do this at once: the new name is reserved first. Raises OSError.
+    Overwrites nothing, even when several processes do this concurrently: the new name is reserved first. Raises OSError.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -58,7 +58,7 @@ def put_aside(path: str, number: int = 1) -> str:
 
 
 def _free_number(path: str, number: int) -> int:
-    """Return a number from `number` on that was free a moment ago; it takes few looks even after many files."""
+    """Return a number from `number` on that was free a moment ago; takes few checks even after many files."""
     step = 1
     while os.path.lexists(f"{path}.{number + step - 1}"):
         step *= 2
@@ -73,13 +73,13 @@ def _free_number(path: str, number: int) -> int:
 
 
 def renew(directory: str, output: str, job_id: str, attempt: int, is_generated: bool) -> str:
-    """Put aside what has the name of a job's output; return the name of the file to which its program appends.
+    """Put aside a file with the name of a job's output; return the name of the file to which its program appends.
 
     The output of the job's own earlier attempt becomes `<output>.<its number>` if that is free. Raises OSError.
     """
     path, number = os.path.join(directory, output), max(1, attempt - 1)
     if is_generated:
-        if not (_is_empty(path) and (attempt == 1 or os.path.lexists(f"{path}.{number}"))):  # left by a start that failed
+        if not (_is_empty(path) and (attempt == 1 or os.path.lexists(f"{path}.{number}"))):  # left by a failed start
             put_aside(path, number)
         return output
     own, first = os.path.join(directory, link_name(job_id)), os.path.join(directory, _FIRST + output)
@@ -95,10 +95,10 @@ def renew(directory: str, output: str, job_id: str, attempt: int, is_generated: 
 
 
 def give_name(own: str, path: str, number: int = 1, first: str = "") -> bool:
-    """Link the file `own` as `path`, and put aside what has that name, as `<path>.<number>` if that is free.
+    """Link the file `own` as `path`, and put aside a file with that name, as `<path>.<number>` if that is free.
 
-    What is put aside is linked as `first`, unless that exists. Where nothing can be linked, `own` is removed, and opening
-    `path` for appending tells the reason; False then.
+    A file put aside is linked as `first`, unless that exists. If no link can be created, `own` is removed, False is returned,
+    and opening `path` for appending reports the reason.
     """
     for _ in range(_MAX_TRIES):
         moved = put_aside(path, number)
@@ -110,7 +110,7 @@ def give_name(own: str, path: str, number: int = 1, first: str = "") -> bool:
             os.link(own, path)
             return True
         except FileExistsError:  # another job was faster
-            try:  # one look, as another job may rename it between two
+            try:  # stat once, as another job may rename it between two
                 if not stat.S_ISREG(os.lstat(path).st_mode):
                     break
             except FileNotFoundError:
@@ -156,14 +156,14 @@ def _is_same(one: str, other: str) -> bool:
 
 
 IDS, STATES = "BALSAM_PARENT_IDS", "BALSAM_PARENT_STATES"
-#: Instead of a variable that would be too long: the path of a file with the same list.
+#: Used instead of a variable that would be too long: the path of a file with the same list.
 IDS_FILE, STATES_FILE = f"{IDS}_FILE", f"{STATES}_FILE"
 #: All variables about parents.
 NAMES = (IDS, IDS_FILE, STATES, STATES_FILE)
 
 #: Bytes of `NAME=value` and the NUL after it. Source: execve(2) of Linux man-pages 6.03, MAX_ARG_STRLEN.
 MAX_VARIABLE_BYTES = 32 * os.sysconf("SC_PAGE_SIZE") if sys.platform.startswith("linux") else 128 * 1024
-#: Bytes of all variables and words together, each with a pointer. Source: the same page; 6 MiB whatever the stack's limit.
+#: Bytes of all variables and words together, each with a pointer. Source: the same page; 6 MiB whatever the stack limit.
 _MAX_TOTAL_BYTES = 6 * 1024 * 1024
 _POINTER_BYTES = 8
 
@@ -183,7 +183,7 @@ def variables(parents: Sequence[tuple[str, str]], workdir: str, job_id: str, roo
     """Return the variables for a job with these parents, given as (UUID, state).
 
     Args:
-        room_bytes: what all variables and words may still take together; None: any of them may be as long as possible.
+        room_bytes: what all variables and words may still take together; None: each may have its maximum length.
     """
     found: dict[str, str] = {}
     for name, values in zip((IDS, STATES), _columns(parents)):
@@ -204,7 +204,7 @@ def _columns(parents: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
 
 
 def write_files(parents: Sequence[tuple[str, str]], found: Mapping[str, str]) -> None:
-    """Write the files that `variables` names; readers see a whole one or none. Raises OSError."""
+    """Write the files that `variables` names; readers see a complete one or none. Raises OSError."""
     for name, values in zip((IDS_FILE, STATES_FILE), _columns(parents)):
         path = found.get(name)
         if path is not None:

@@ -1,6 +1,6 @@
-"""The parameters of a job for its application: JSON where that gives the same values back, else pickled.
+"""The parameters of a job for its application: stored as JSON if it preserves the values, else pickled.
 
-Pickled ones are `{"__pickled__": base64, "names": [...]}`; the names stay readable, so that missing ones can be reported.
+Pickled parameters are `{"__pickled__": base64, "names": [...]}`; the names stay readable, so that missing ones are reported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import InvalidSpec, RemoteError
 
-#: Of all parameters of a job, as they are stored.
+#: Maximum size of all parameters of a job, as stored.
 MAX_BYTES = 512_000
 
 PICKLED, NAMES = "__pickled__", "names"
@@ -22,10 +22,10 @@ SMALL = 4096
 
 
 def encoded(values: Any) -> dict[str, Any]:
-    """Return parameters as a JSON object. Runs code of the values' classes, if they must be pickled.
+    """Return parameters as a JSON object. Runs code of the values' classes if they must be pickled.
 
     Raises:
-        InvalidSpec: names that are no text, values that cannot be pickled, or more than 512 000 bytes in all.
+        InvalidSpec: names that are no text, values that cannot be pickled, or more than 512 000 bytes in total.
     """
     if not isinstance(values, Mapping):
         raise InvalidSpec(f"job parameters must be a dict, not {values!r}")
@@ -46,7 +46,7 @@ def encoded(values: Any) -> dict[str, Any]:
 
 
 def _are_few_texts(values: Mapping[Any, Any]) -> bool:
-    """Return whether nothing needs to be looked at, which is the usual case and must be fast."""
+    """Return whether no value needs to be examined, which is the usual case and must be fast."""
     characters = 0
     for name, value in values.items():
         if type(name) is not str or type(value) is not str or name == PICKLED:
@@ -79,7 +79,7 @@ def names_of(stored: Mapping[str, Any]) -> list[str]:
 
 
 def _is_json(value: Any, depth: int = 50) -> bool:
-    """Return whether JSON gives back exactly this: no tuple, no key that is a number, no NaN."""
+    """Return whether JSON preserves the value exactly: no tuple, no numeric key, no NaN."""
     kind = type(value)
     if kind in _ATOMS:
         return True

@@ -1,9 +1,9 @@
-"""Identify processes, prove that one is dead, and find those of this host that belong together.
+"""Identify processes, prove that one is dead, and find processes of this host that belong together.
 
-A process is named by its host, its pid namespace, its pid and its start. Two containers may share a host name and two
-hosts a boot id, so a pid means something only where host name *and* pid namespace are the same, and together with the start of
+A process is identified by its host, its pid namespace, its pid and its start. Two containers may share a host name and two
+hosts a boot id, so a pid is meaningful only if host name *and* pid namespace are the same, and together with the start of
 the process. Processes belong together by session, by descent, or by a mark in their environment.
-Reads /proc on Linux, elsewhere asks psutil; keeps nothing.
+Reads /proc on Linux, uses psutil elsewhere; stores nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import job_files
 from .import_guard import IMPORTING_VARIABLE
 
 _LINUX = sys.platform.startswith("linux")
-#: The start of a process that lives, where nothing tells when it was started.
+#: The start of a living process if nothing tells when it was started.
 UNKNOWN_START = "?"
 
 
@@ -34,15 +34,15 @@ class Holder(NamedTuple):
 
     @classmethod
     def current(cls) -> Holder:
-        """This very process."""
+        """Return this process."""
         return cls(os.uname().nodename, _pid_namespace(), os.getpid(), start_of(os.getpid()))
 
     def is_here(self) -> bool:
-        """Whether this process can see that one's pid."""
+        """Return whether this process can see the pid of that one."""
         return self.host == os.uname().nodename and self.pid_namespace == _pid_namespace()
 
     def is_provably_dead(self) -> bool:
-        """True only on proof: same host and pid namespace, and no such process, or another one under its pid."""
+        """Return True only by proof: same host and pid namespace, and no such process, or another one with its pid."""
         if not self.is_here():
             return False
         started = start_of(self.pid)
@@ -52,27 +52,27 @@ class Holder(NamedTuple):
 def _pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux, or /proc is hidden: one namespace is all that can be assumed
+    except OSError:  # not Linux, or /proc is hidden: assume one namespace
         return ""
 
 
 def boot_id() -> str:
-    """Return what tells this boot of the host from others, random(4); "" where that is unknown."""
+    """Return what distinguishes this boot of the host from others, random(4); "" if that is unknown."""
     return read_proc("/proc/sys/kernel/random/boot_id").decode().strip()
 
 
 def start_of(pid: int) -> str:
-    """Return an opaque token for the start of process `pid`; "" when there is no such living process (a zombie is dead).
+    """Return an opaque token for the start of process `pid`; "" if there is no such living process (a zombie is dead).
 
-    UNKNOWN_START where it cannot be read: without /proc, or for another user's process on a /proc with hidepid=2 (proc(5)).
+    UNKNOWN_START if it cannot be read: without /proc, or for another user's process on a /proc with hidepid=2 (proc(5)).
     """
     if not _LINUX:
         return _start_by_psutil(pid)
     stat = read_proc(f"/proc/{pid}/stat")
     if not stat:
         return _start_without_proc(pid)
-    # proc_pid_stat(5): the 2nd field is the command in parentheses and may itself hold blanks and parentheses, so count
-    # from behind it: state is the 3rd field, starttime (clock ticks since boot) the 22nd.
+    # proc_pid_stat(5): the 2nd field is the command in parentheses and may itself contain blanks and parentheses, so count
+    # from the last one: state is the 3rd field, starttime (clock ticks since boot) the 22nd.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return "" if fields[0] in b"ZX" else fields[19].decode()
 
@@ -89,7 +89,7 @@ def _start_without_proc(pid: int) -> str:
     return UNKNOWN_START if not os.path.exists("/proc/self/stat") else ""
 
 
-#: A lack of files or memory that may pass, how often to try again because of it, and the seconds between.
+#: A shortage of files or memory that may pass, how often to try again because of it, and the seconds between.
 _LACKS, _MAX_TRIES, _RETRY_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM), 100, 0.05
 
 
@@ -97,7 +97,7 @@ def read_proc(path: str) -> bytes:
     """Return the contents of a file of /proc; b"" if its process has ended.
 
     Raises:
-        OSError: for seconds this process or host has had too many files open. That does not prove the process dead.
+        OSError: for seconds this process or host has had too many open files. That does not prove the process dead.
     """
     for left in reversed(range(_MAX_TRIES)):
         try:
@@ -122,13 +122,13 @@ def _start_by_psutil(pid: int) -> str:
         return ""
 
 
-#: Names the run that a process belongs to. Children inherit it, whatever session they open.
+#: Identifies the run to which a process belongs. Children inherit it, whatever session they open.
 RUN_VARIABLE = "BALSAM_RUN"
-#: Set for a job's own scripts, which may move their job while the launcher holds it: "preprocess" or "postprocess".
+#: Set for a job's own scripts, which may change their job's state while the launcher holds it: "preprocess" or "postprocess".
 HOOK_VARIABLE = "BALSAM_HOOK"
-#: Set for what a job starts that is no part of it, such as the batch jobs that it submits here. It outlives the launcher.
+#: Set for processes that a job starts but that are not part of it, such as local batch jobs. They outlive the launcher.
 DETACHED_VARIABLE = "BALSAM_DETACHED"
-#: Variables that name the job, run and launcher of a process. Code that starts something else leaves them out.
+#: Variables that name the job, run and launcher of a process. Code that starts something else removes them.
 JOB_VARIABLES = (
     RUN_VARIABLE,
     HOOK_VARIABLE,
@@ -145,32 +145,32 @@ JOB_VARIABLES = (
 
 _MARK = RUN_VARIABLE.encode() + b"="
 _DETACHED = DETACHED_VARIABLE.encode() + b"="
-#: Which of the fields of /proc/PID/stat after the name has env_end, proc_pid_stat(5).
+#: The index of env_end among the fields of /proc/PID/stat after the name, proc_pid_stat(5).
 _ENV_END = 48
 
 
 class Process(NamedTuple):
-    """A living process (a zombie is none)."""
+    """A living process (zombies are excluded)."""
 
     pid: int
     parent: int
     group: int
     session: int
-    started: str  # as identity.start_of has it
+    started: str  # as `start_of` returns it
 
     def signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended or its pid is another process's now."""
+        """Send the process a signal, unless it has ended or its pid belongs to another process now."""
         if start_of(self.pid) == self.started:
             try:
                 os.kill(self.pid, number)
-            except (ProcessLookupError, PermissionError):  # it has ended; or it became another user's, who looks after it
+            except (ProcessLookupError, PermissionError):  # it has ended; or it became another user's, who handles it
                 pass
 
 
 def family(leader: Holder, seen: Iterable[Process] = ()) -> list[Process]:
-    """The living processes of the session that `leader` opened, their descendants, and those of `seen` that still live.
+    """Return living processes of the session that `leader` opened, their descendants, and those of `seen` that still live.
 
-    A leader that is dead leaves its session behind; a stranger that got its pid is recognised by its start.
+    A dead leader leaves its session running; another process that got its pid is recognized by its start.
     """
     table = {process.pid: process for process in _table()}
     found = {process.pid for process in seen if table.get(process.pid, process).started == process.started} & set(table)
@@ -181,7 +181,7 @@ def family(leader: Holder, seen: Iterable[Process] = ()) -> list[Process]:
 
 
 def _with_descendants(pids: set[int], table: Iterable[Process], but: Collection[int] = ()) -> set[int]:
-    """Return these pids, and those of all that descend from them, but not through one of `but`."""
+    """Return these pids, and those of all their descendants, but not through one of `but`."""
     children: dict[int, list[int]] = {}
     for process in table:
         children.setdefault(process.parent, []).append(process.pid)
@@ -194,10 +194,10 @@ def _with_descendants(pids: set[int], table: Iterable[Process], but: Collection[
 
 
 class Belonging(NamedTuple):
-    """What `belonging` found."""
+    """The processes that `belonging` found."""
 
     members: list[Process]
-    unknown: list[Process]  # may belong to it: their environment cannot be seen now
+    unknown: list[Process]  # may belong to it: their environment cannot be read now
 
 
 def belonging(
@@ -208,14 +208,14 @@ def belonging(
 ) -> Belonging:
     """Return the living processes of runs on this host: by session leaders, sessions, groups, run marks and descent.
 
-    A process with another run mark belongs to another run, also in such a session. A detached one (BALSAM_DETACHED) is left
-    out unless it has one of `marks` or is in the process group of a leader that lives. Opens files of /proc; signals nothing.
+    A process with another run mark belongs to another run, even in such a session. A detached one (BALSAM_DETACHED) is omitted
+    unless it has one of `marks` or is in the process group of a leader that lives. Opens files of /proc; signals nothing.
 
     Args:
-        leaders: pid and start of processes that opened a session. One that has ended may have left its session behind. Where
+        leaders: pid and start of processes that opened a session. One that has ended may have left its session running. If
             another process has its pid, nothing of that session lives: the kernel does not reuse the number of a session.
-        marks: run marks of which one must be theirs.
-        prefix, suffix: or with which their run mark must begin and end.
+        marks: run marks, one of which they must have.
+        prefix, suffix: alternatively, the prefix and suffix of their run mark.
     """
     table = {process.pid: process for process in _table()}
     starts = {pid: start for pid, start in leaders if pid not in table or start in ("", table[pid].started)}
@@ -248,13 +248,13 @@ def belonging(
 
 
 def _may_be_younger(process: Process, oldest: float, table: Mapping[int, Process]) -> bool:
-    """Return whether a process can be part of a run that began then: an older session never gets a process of it."""
+    """Return whether a process can be part of a run that began then: an older session cannot gain a process of the run."""
     leader = table.get(process.session, process)
     return min(_ticks(process.started), _ticks(leader.started)) >= oldest
 
 
 def is_younger(start: str, other: str) -> bool:
-    """Return whether a process with that start is not older than one with the other; starts as `identity.start_of` has them."""
+    """Return whether a process with that start is not older than one with the other, as `start_of` returns them."""
     return _ticks(start) >= _ticks(other)
 
 
@@ -286,7 +286,7 @@ def descendants(leaders: Iterable[tuple[int, str]], marks: Iterable[bytes]) -> l
 
 
 def below(pid: int) -> list[Process]:
-    """Return all living processes below that one in the tree of processes, but those that are detached."""
+    """Return all living descendants of that process, except detached ones."""
     table = {process.pid: process for process in _table()}
     found = _with_descendants({pid}, table.values()) - {pid}  # that one may itself be detached from what started it
     detached = {one for one in found if _value(_environ_of(one), _DETACHED) is not None}
@@ -294,7 +294,7 @@ def below(pid: int) -> list[Process]:
 
 
 def sees_processes() -> bool:
-    """Return whether the table of processes can be read: not in a container without /proc."""
+    """Return whether the process table can be read: not in a container without /proc."""
     return not _LINUX or os.path.exists("/proc/self/stat")
 
 
@@ -304,30 +304,30 @@ def process_of(pid: int) -> Process | None:
 
 
 def run_mark_of(pid: int) -> bytes:
-    """Return the run mark in the environment of a process; b"" where it has none, or it cannot be seen."""
+    """Return the run mark in the environment of a process; b"" if it has none, or it cannot be seen."""
     return _value(_environ_of(pid), _MARK) or b""
 
 
 def is_detached(pid: int) -> bool:
-    """Return whether a process is no part of the job that has started it."""
+    """Return whether a process is not part of the job that has started it."""
     return _value(_environ_of(pid), _DETACHED) is not None
 
 
 def command_of(pid: int) -> str:
-    """Return the name of a process, proc_pid_comm(5); "" where that is unknown."""
+    """Return the name of a process, proc_pid_comm(5); "" if unknown."""
     return read_proc(f"/proc/{pid}/comm").decode(errors="replace").rstrip("\n") if _LINUX else ""
 
 
 def state_of(pid: int) -> str:
-    """Return the state of a process as proc_pid_stat(5) has it, T if it is stopped; "" where that is unknown."""
+    """Return the state of a process as in proc_pid_stat(5), T if it is stopped; "" if unknown."""
     stat = read_proc(f"/proc/{pid}/stat") if _LINUX else b""
     return stat[stat.rfind(b")") + 2 :][:1].decode()
 
 
 def signal_all(processes: Iterable[Process], number: int) -> None:
-    """Send a signal to each that still lives, parents first.
+    """Send a signal to each process that still lives, parents first.
 
-    A shell that outlived its child by a moment would start its next command, or say by itself how it ended.
+    A shell that outlived its child for a moment would start its next command, or report how the child ended.
     """
     for process in _parents_first(processes):
         process.signal(number)
@@ -343,7 +343,7 @@ def _parents_first(processes: Iterable[Process]) -> Iterator[Process]:
 
 
 def signal_child(pid: int, number: int) -> None:
-    """Send a signal to a child that has not been waited for, alone."""
+    """Send a signal to only a child that has not been waited for."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -359,12 +359,12 @@ def signal_group(leader: int, number: int) -> None:
 
 
 def terminate_session(leader: Holder, members: Iterable[Process]) -> None:
-    """SIGTERM, once, to each member of the leader's session. Other sessions belong to the processes that opened them."""
+    """Send SIGTERM, once, to each member of the leader's session. Other sessions belong to the processes that opened them."""
     signal_all([p for p in members if leader.pid in (p.session, p.group)], signal.SIGTERM)
 
 
 def reap_adopted(pids: Iterable[int]) -> None:
-    """Collect those that have ended and are children of this process, which has not started them but is a subreaper."""
+    """Reap ended children of this process that it did not start but adopted as a subreaper."""
     for pid in pids:
         if pid > 0:
             try:
@@ -374,7 +374,7 @@ def reap_adopted(pids: Iterable[int]) -> None:
 
 
 def living(processes: Iterable[Process]) -> list[Process]:
-    """Those that have not ended."""
+    """Return the processes that have not ended."""
     return [process for process in processes if start_of(process.pid) == process.started]
 
 
@@ -387,7 +387,7 @@ def _value(environ: bytes, begin: bytes) -> bytes | None:
 
 
 def _environ_of(pid: int) -> bytes:
-    """Return the environment with which a process was started, proc_pid_environ(5); b"" where it cannot be seen."""
+    """Return the environment with which a process was started, proc_pid_environ(5); b"" if it cannot be seen."""
     return read_proc(f"/proc/{pid}/environ") if _LINUX else _environ_by_psutil(pid)
 
 
@@ -416,7 +416,7 @@ def _table() -> Iterator[Process]:
 
 
 def _parse(pid: int, stat: bytes) -> Process | None:
-    """Read a line of /proc/PID/stat, proc_pid_stat(5); None for a zombie and for anything unreadable.
+    """Parse a line of /proc/PID/stat, proc_pid_stat(5); return None for a zombie and for anything unreadable.
 
     >>> _parse(7, b"7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0")
     Process(pid=7, parent=1, group=7, session=7, started='4711')
@@ -435,5 +435,5 @@ def _table_by_psutil() -> Iterator[Process]:
         try:
             if info["status"] != psutil.STATUS_ZOMBIE:
                 yield Process(pid, info["ppid"], os.getpgid(pid), os.getsid(pid), str(info["create_time"]))
-        except OSError:  # it has ended, or is none of ours
+        except OSError:  # it has ended, or belongs to another user
             continue

@@ -1,7 +1,7 @@
 """Settings: built-in defaults, overridden by ~/.balsam/settings.json, by settings.json in the DB, by the environment.
 
-This module reads files and never writes one. An unknown key is a warning (a newer or older version may know it), a
-missing key takes its default, a broken file is an error that names file, line and reason.
+This module reads files and never writes any. An unknown key is a warning (a newer or older version may know it), a missing
+key takes its default, and a broken file is an error with file, line and reason.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ ENVIRONMENT_PREFIX = "BALSAM_"
 
 
 class SettingsWarning(UserWarning):
-    """A settings file holds something that is not used."""
+    """A settings file contains an unused entry."""
 
 
 class Settings(NamedTuple):
-    """Every setting with its default. The names are the keys of settings.json, and of the environment with BALSAM_ before."""
+    """All settings with their defaults. The names are the keys of settings.json, and of the environment with prefix BALSAM_."""
 
     SCHEDULER_CLASS: str = ""
     SCHEDULER_SUBMIT_EXE: str = ""
@@ -66,15 +66,15 @@ class Settings(NamedTuple):
 
     @property
     def beat_s(self) -> float:
-        """How often holders of leases say that they live: also where few settings are changed, before others give them up."""
+        """Return the heartbeat interval of lease holders: at most a quarter of the expiry, even if only that is changed."""
         return min(self.HEARTBEAT_S, self.LEASE_EXPIRY_S / 4)
 
     @classmethod
     def load(cls, db_directory: str | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read the settings that hold for `db_directory` (None: outside of any DB).
+        """Read the settings that apply to `db_directory` (None: outside any DB).
 
         Raises:
-            SettingsError: a file is broken or holds a value of the wrong kind; nothing is replaced or repaired.
+            SettingsError: a file is broken or contains a value of the wrong kind; nothing is replaced or repaired.
         """
         values: dict[str, Any] = {}
         for directory in (home(environ), db_directory):
@@ -129,9 +129,9 @@ _POSITIVE = {
     "SERVICE_PERIOD", "NUM_TRANSITION_THREADS", "MAX_CONCURRENT_MPIRUNS", "MAX_LOCAL_LAUNCHES", "HOOK_TIME_LIMIT_S",
     "HEARTBEAT_S", "LEASE_EXPIRY_S", "BUSY_TIMEOUT_S", "LOG_FILE_SIZE_LIMIT", "SCHEDULER_TIMEOUT_S",
 }  # fmt: skip
-#: Settings below zero: there -1 has a meaning.
+#: Settings that may be negative: -1 has a special meaning.
 _LOWEST = {"GPUS_PER_NODE": -1}
-#: Settings that are one of a few words; "" leaves it open. The code that reads them has the same list, which a test compares.
+#: Settings with a fixed set of words; "" leaves the choice open. The code that reads them has the same list; a test compares.
 CHOICES = {
     "SCHEDULER_CLASS": ("", "CobaltScheduler", "LocalScheduler", "PBSScheduler", "SlurmScheduler"),
     "LOG_HANDLER_LEVEL": ("DEBUG", "INFO", "WARNING", "WARN", "ERROR", "CRITICAL"),
@@ -142,7 +142,7 @@ _MAX_INTEGER = 10**9
 
 
 def home(environ: Mapping[str, str] = os.environ) -> str:
-    """The user's own settings directory, ~/.balsam (BALSAM_HOME says otherwise). It may not exist."""
+    """Return the user's own settings directory, ~/.balsam unless BALSAM_HOME is set. It may not exist."""
     return environ.get(HOME_VARIABLE) or os.path.expanduser("~/.balsam")
 
 

@@ -1,7 +1,7 @@
-"""The state machine: fourteen states and the one table of who may move a job from where to where.
+"""The state machine: fourteen states and the one table of who may move a job from which state to which.
 
-`db.store` builds its `WHERE state IN (…)` from this table; `--help` and the documentation print it. Nothing else in
-the program lists states.
+`db.store` builds its `WHERE state IN (…)` from this table; `--help` and the documentation print it. No other module lists
+states.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESTART_READY = "RESTART_READY"
 FAILED = "FAILED"
 USER_KILLED = "USER_KILLED"
 
-#: One sentence for each state, in the order in which a job meets them.
+#: One sentence for each state, in the order in which a job enters them.
 DESCRIPTIONS = {
     CREATED: "added; nothing has been done with it yet",
     AWAITING_PARENTS: "waits until its parents let it run, see run_when",
@@ -48,9 +48,9 @@ RUNNABLE_STATES = (PREPROCESSED, RESTART_READY)
 END_STATES = (JOB_FINISHED, FAILED, USER_KILLED)
 PROCESSABLE_STATES = tuple(s for s in STATES if s not in ACTIVE_STATES + RUNNABLE_STATES + END_STATES)
 
-#: A job without a holder in one of these can be taken by a launcher, which first prepares what is to be prepared.
+#: A job without a holder in one of these can be taken by a launcher, which first runs its preparation steps, if any.
 UNPREPARED_STATES = (CREATED, READY, STAGED_IN)
-#: The program has ended, but a step has to look at the result.
+#: The program has ended, but a step has to process the result.
 UNSETTLED_STATES = (RUN_DONE, POSTPROCESSED, RUN_ERROR, RUN_TIMEOUT)
 
 STEP, LAUNCHER, REAPER, HOOK, USER = "step", "launcher", "reaper", "hook", "user"
@@ -78,7 +78,7 @@ _EDGES: dict[str, dict[str, tuple[str, ...]]] = {
         RESTART_READY: (RUNNING,),
         RUNNING: (RUN_DONE, RUN_ERROR, RUN_TIMEOUT),
     },
-    # The others: it has certainly not been started, and goes back to where it was claimed.
+    # The others: the job has certainly not been started, and returns to the state from which it was claimed.
     REAPER: {RUNNING: (RESTART_READY, FAILED, *UNPREPARED_STATES, PREPROCESSED)},
     HOOK: dict.fromkeys((*UNPREPARED_STATES, RUN_DONE, RUN_ERROR, RUN_TIMEOUT), _NOT_RUNNING),
     USER: dict.fromkeys(_ANY, _NOT_RUNNING),
@@ -94,15 +94,15 @@ def check_state(state: str) -> str:
 
 
 def targets(source: str, actor: str) -> tuple[str, ...]:
-    """The states to which `actor` may move a job that is in `source`."""
+    """Return the states to which `actor` may move a job that is in `source`."""
     return _EDGES[actor].get(source, ())
 
 
 def sources(target: str, actor: str) -> tuple[str, ...]:
-    """The states from which `actor` may move a job to `target`, for a `WHERE state IN (…)`."""
+    """Return the states from which `actor` may move a job to `target`, for a `WHERE state IN (…)`."""
     return tuple(source for source in STATES if target in targets(source, actor))
 
 
 def is_edge(source: str, target: str) -> bool:
-    """Whether any actor at all may move a job from `source` to `target`."""
+    """Return whether any actor may move a job from `source` to `target`."""
     return any(target in targets(source, actor) for actor in ACTORS)

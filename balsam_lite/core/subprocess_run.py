@@ -1,4 +1,4 @@
-"""Run another program to its end: bounded in time and output, whatever it does. Not for users' jobs; those are `spawner`'s."""
+"""Run another program to its end, bounded in time and output. Not for users' jobs; `spawner` runs those."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from typing import IO, NamedTuple
 from . import import_guard
 from .process_table import DETACHED_VARIABLE, JOB_VARIABLES
 
-#: What is kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
+#: Maximum bytes kept of a command's stdout, and of its stderr. A thousand batch jobs described at length need half of it.
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
-#: What is read of a file that stands for stderr, how large it may become, and how often that is looked at, in seconds.
+#: Bytes read of a file that replaces stderr, its maximum size, and how often the size is checked, in seconds.
 _END_BYTES, _MAX_FILE_BYTES, _FILE_CHECK_INTERVAL_S = 64 * 1024, 256 * 1024 * 1024, 0.5
 
 _KILLED = "so it was killed"
 
-#: The pids of the children of this process that `run` waits for.
+#: The pids of the children of this process for which `run` waits.
 running: set[int] = set()
 
 
 class Completed(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     argv: list[str]
-    returncode: int | None  # None: it did not start, or was killed (too slow, too much output); stderr says which
+    returncode: int | None  # None: it did not start, or was killed (too slow, too much output); see stderr
     stdout: str
     stderr: str
 
@@ -42,7 +42,7 @@ class Completed(NamedTuple):
 
     @property
     def was_killed(self) -> bool:
-        """Whether it had begun, and what it did until it was killed is unknown."""
+        """Whether it had started and was killed, so that its effects are unknown."""
         return self.returncode is None and self.stderr.endswith(_KILLED)
 
 
@@ -56,11 +56,11 @@ def run(
     largest_bytes: int = MAX_OUTPUT_BYTES,
     leaves_some: bool = False,
 ) -> Completed:
-    """Run a command to its end, or until `timeout_s` seconds are over. Whatever goes wrong is part of the answer.
+    """Run a command to its end, or until `timeout_s` seconds have passed. Every failure is reported in the result.
 
-    It gets `stdin`, a session of its own, and `environ` (None: this process's) as its whole environment. One that prints
-    more than `largest_bytes` is killed: no program used here prints that much, and it may never end. If it `leaves_some` of its
-    processes behind, which keep its stderr open, that is a file: the end of a pipe would have to be waited for.
+    The command gets `stdin`, a separate session, and `environ` (None: this process's) as its whole environment. A command that
+    prints more than `largest_bytes` is killed: no program used here prints that much, and it might never end. If it
+    `leaves_some` of its processes running, which keep its stderr open, stderr is a file: waiting for a pipe to end would block.
     """
     with ExitStack() as opened:
         file = opened.enter_context(tempfile.TemporaryFile(prefix="balsam-")) if leaves_some else None
@@ -75,7 +75,7 @@ def run(
                     cwd=directory,
                     start_new_session=True,
                 )
-        except (OSError, ValueError) as exc:  # ValueError: a NUL byte among the words
+        except (OSError, ValueError) as exc:  # ValueError: a NUL byte in a word
             return Completed(argv, None, "", f"{argv[0]} could not be started: {exc}")
         running.add(process.pid)
         opened.callback(running.discard, process.pid)
@@ -96,9 +96,9 @@ def run(
 
 
 def run_module(module: str, *words: str) -> Completed:
-    """Run a module with this Python and this package, until it ends or has left this process (see `daemon`).
+    """Run a module with this Python and this package, until it ends or has detached from this process (see `daemon`).
 
-    It may be sent for from inside a job, and must not end with that job. Not while an application is loaded (`import_guard`).
+    It may be started from inside a job, and must not end with that job. Not while an application is loaded (`import_guard`).
     """
     import_guard.check_writable()
     own = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
@@ -108,23 +108,23 @@ def run_module(module: str, *words: str) -> Completed:
 
 
 def module_words(module: str, *words: str) -> list[str]:
-    """The command line that runs a module of ours with this Python, as `-m` does, whatever lies in the current directory.
+    """Return the command line that runs a module of ours with this Python, as `-m` does, but ignoring the current directory.
 
-    `-m` would look there first, and take a `balsam_lite.py` for this package. `-P` is Python 3.11's.
+    `-m` would look there first, and take a `balsam_lite.py` for this package. `-P` needs Python 3.11.
     """
     code = "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
     return [sys.executable, "-c", f"{code}runpy.run_module({module!r}, run_name='__main__', alter_sys=True)", *words]
 
 
 def python_path() -> str:
-    """A PYTHONPATH with which this Python finds this package, installed or not."""
+    """Return a PYTHONPATH with which this Python finds this package, installed or not."""
     above_the_package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return ":".join([above_the_package, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @contextmanager
 def _readable(data: bytes) -> Iterator[int]:
-    """A descriptor from which `data` can be read. A file without a name: a pipe would have to be fed meanwhile."""
+    """Yield a descriptor from which `data` can be read. Uses an unnamed file: a pipe would have to be fed meanwhile."""
     if not data:
         yield subprocess.DEVNULL
         return
@@ -135,14 +135,14 @@ def _readable(data: bytes) -> Iterator[int]:
 
 
 def _pipes(process: subprocess.Popen[bytes], output: bytearray, errors: bytearray) -> Iterator[tuple[IO[bytes], bytearray]]:
-    """The pipes from the command, each with what is to keep what comes out of it."""
+    """Yield the pipes from the command, each with the buffer for its output."""
     for pipe, kept in ((process.stdout, output), (process.stderr, errors)):
         if pipe is not None:
             yield pipe, kept
 
 
 def _end_of(handle: int) -> bytes:
-    """The last of what was written into that file."""
+    """Return the end of the data written to that file."""
     return os.pread(handle, _END_BYTES, max(os.fstat(handle).st_size - _END_BYTES, 0))
 
 
@@ -153,7 +153,7 @@ def _collect(
     timeout_s: float,
     largest_bytes: int,
 ) -> str:
-    """Read the pipes to their ends and wait for the command. Returns why it must be killed, or ""."""
+    """Read the pipes to their ends and wait for the command. Return why it must be killed, or ""."""
     give_up = time.monotonic() + timeout_s
     with selectors.DefaultSelector() as selector:
         for pipe, kept in pipes.items():
@@ -194,7 +194,7 @@ def _late(timeout_s: float) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the command and its children. One that hangs in the kernel, on a dead file system, is left behind."""
+    """Kill the command and its children. A process that hangs in the kernel, on a dead file system, is abandoned."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

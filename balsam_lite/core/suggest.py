@@ -1,4 +1,4 @@
-"""The nearest name to a misspelt one, for every error that reports an unknown name."""
+"""Find the nearest name to a misspelt one, for every error that reports an unknown name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the known name that resembles `name` most, or None."""
+    """Return the known name most similar to `name`, or None."""
     from difflib import get_close_matches  # only an error needs it
 
     return next(iter(get_close_matches(str(name), list(known), n=1, cutoff=0.5)), None)

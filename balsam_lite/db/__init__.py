@@ -1,10 +1,12 @@
 """The database: one SQLite file in a directory, and all the SQL of the program.
 
-location    which directory, what lies in it, which DBs are known
-filesystem  is the directory on a local disk or on a shared file system
-connection  the two ways of opening the file; read and write transactions
-schema      the tables; migrations: from one schema version to the next
-store       every write
-queries     every read (but for what users ask through `models`)
-models      what users hold: BalsamJob, ApplicationDefinition and their `objects`
+engine         the file and its directory: finding and opening it, transactions, schema and migrations, file systems, repair
+store          every write
+query          every read, except the query sets of `manager`
+models         the models of Balsam 0.3: BalsamJob, ApplicationDefinition and their `objects`
+applications   the model of applications
+manager        query sets
+record         a copy of a row that knows its changed fields
+collected      additions collected in memory for `dag.transaction`
+launch_params  conversion between `launch_params` and the fields of a job
 """

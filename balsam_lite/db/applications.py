@@ -48,11 +48,11 @@ class Application(StoredRecord):
     def save(self) -> None:
         """Register a new application, or write the fields that were changed. One write transaction.
 
-        Existing files of the current directory that command lines run are stored with their absolute paths; a line that will
-        hardly do what was meant issues a CommandLineWarning.
+        Existing files of the current directory that command lines run are stored with their absolute paths. A command line that
+        is probably wrong issues a CommandLineWarning.
 
         Raises:
-            InvalidSpec, DuplicateApp; UnknownApp: it is not there any more.
+            InvalidSpec, DuplicateApp; UnknownApp: it does not exist any more.
         """
         given = command_line.as_registered(self._changes())
         with self._db.write() as cx:
@@ -71,7 +71,7 @@ class Application(StoredRecord):
         apps.update_app(cx, found[0]["name"], fields)
 
     def delete(self) -> None:
-        """Remove the application. Jobs that name it keep the name, and fail with the reason when they are run."""
+        """Remove the application. Its jobs keep the name, and fail with the reason when they are run."""
         with self._db.write() as cx:
             apps.delete_apps(cx, [self._number()])
 

@@ -42,7 +42,7 @@ class Batch:
 
 
 class Transaction:
-    """What one thread has collected since the beginning of its outermost block."""
+    """The additions that one thread has collected since the beginning of its outermost block."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -55,7 +55,7 @@ class Transaction:
         self.followers: list[Any] = []  # objects of jobs in the DB that get a parent
 
     def use(self, database: Database) -> Batch:
-        """Bind the block to a DB. Raises InputError: it collects for another one."""
+        """Bind the block to a DB. Raise InputError if it collects for another one."""
         import_guard.check_writable()
         if self.batch is None:
             self.batch = Batch(database)
@@ -136,16 +136,16 @@ class Transaction:
 
     @property
     def mark(self) -> int:
-        """Return what `roll_back` needs to drop all that is collected from now on."""
+        """Return a mark with which `roll_back` drops everything collected from now on."""
         return len(self._undo)
 
     def roll_back(self, mark: int) -> None:
-        """Drop what was collected since `mark`."""
+        """Drop everything collected since `mark`."""
         while len(self._undo) > mark:
             self._undo.pop()()
 
     def on_roll_back(self, undo: Callable[[], object]) -> None:
-        """Call `undo` if what was collected last is dropped."""
+        """Call `undo` if the last addition is dropped."""
         self._undo.append(undo)
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""The workshop's `launch_params` of a job, a dict of text, and what we keep of them: flags of the MPI command, CPU affinity.
+"""Convert the workshop's `launch_params` of a job, a dict of text, to flags of the MPI command and CPU affinity, and back.
 
-Pure; nothing is lost on the way there and back but what cannot be told apart: `--key=value` from `--key value`.
+Pure. The round trip loses only the difference between `--key=value` and `--key value`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import InvalidSpec
 
-#: The one key that is no flag: how ranks are bound to CPUs.
+#: The only key that is not a flag: the binding of ranks to CPUs.
 AFFINITY = "cpu_affinity"
 
 #: A value that reads as a flag, unless it is a negative number.

@@ -1,8 +1,8 @@
-"""Query sets: `BalsamJob.objects.filter(state="FAILED").order_by("-num_nodes")[:10]`, lazily, in Django's words.
+"""Lazy query sets in the style of Django: `BalsamJob.objects.filter(state="FAILED").order_by("-num_nodes")[:10]`.
 
-A query set is immutable: each method returns another one. peewee builds the SQL, `Database` runs it, so that all that a
-`Database` takes care of (both ways of opening the file, threads, forks, a busy file) holds here too. Rows are fetched
-whole before the transaction ends; no transaction is open while a user's code runs. All writing is left to `db.store`.
+A query set is immutable: each method returns another one. peewee builds the SQL and `Database` runs it, so that everything
+that `Database` handles (both ways of opening the file, threads, forks, a busy file) applies here, too. All rows are fetched
+before the transaction ends; no transaction is open while a user's code runs. `db.store` does all writing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _found: dict[str, Database] = {}
 class use:
     """Make `database` the active one, from now on or for a `with` block; for tests, and for code with several DBs.
 
-    It holds for all threads of the process. Objects remember the DB that they came from.
+    This applies to all threads of the process. Objects remember the DB that they came from.
     """
 
     def __init__(self, database: Database) -> None:
@@ -57,7 +57,7 @@ class use:
 def active() -> Database:
     """Return the DB that query sets and new objects use: that of `use`, else the one that `directories.find` finds.
 
-    It is looked for once per process and value of BALSAM_DB_PATH, at first use.
+    The search runs once per process and value of BALSAM_DB_PATH, at first use.
 
     Raises:
         NoDatabase, NotABalsamDB, UnsafeFilesystem, SettingsError.
@@ -79,7 +79,7 @@ def chosen_directory() -> str:
 
 
 class _Plan(NamedTuple):
-    """What a query set asks for."""
+    """The definition of a query."""
 
     where: Conditions | None = None
     within: tuple[Term, ...] = ()  # conditions in SQL: the slices that were narrowed
@@ -97,10 +97,10 @@ class _Plan(NamedTuple):
 
 
 class QuerySet(Generic[Record]):
-    """Jobs or applications that match, in a defined order (by number, distinct rows by value, if nothing else is said).
+    """Matching jobs or applications in a defined order (by default by number; distinct rows by value).
 
-    A read opens a read transaction, or joins the open one. What was fetched is kept: iterate twice, query once.
-    All raise UnknownField, InvalidSpec or InvalidStateError (each a ValueError) for lookups that mean nothing.
+    A read opens a read transaction, or joins the open one. Fetched rows are kept: iterating twice queries once.
+    All methods raise UnknownField, InvalidSpec or InvalidStateError (each a ValueError) for invalid lookups.
     """
 
     def __init__(self, model: type[Record], database: Database | None = None, plan: _Plan = _Plan()) -> None:
@@ -114,21 +114,21 @@ class QuerySet(Generic[Record]):
 
     @property
     def database(self) -> Database:
-        """The DB that this query set asks: the one it was bound to, or the active one."""
+        """The DB of this query set: the one it was bound to, or the active one."""
         return self._database or active()
 
     # --- narrowing ----------------------------------------------------------------------------------------------------
 
     def using(self, database: Database) -> QuerySet[Record]:
-        """The same question to that DB."""
+        """Return the same query on that DB."""
         return type(self)(self.model, database, self._plan)
 
     def all(self) -> QuerySet[Record]:
-        """A fresh copy, which asks the DB again."""
+        """Return a fresh copy, which queries the DB again."""
         return self._with()
 
     def none(self) -> QuerySet[Record]:
-        """A query set without anything in it."""
+        """Return an empty query set."""
         return self._with(nothing=True)
 
     def filter(self, *several: Q, **conditions: Any) -> QuerySet[Record]:
@@ -152,7 +152,7 @@ class QuerySet(Generic[Record]):
         return self._with(where=asked if plan.where is None else plan.where & asked)
 
     def order_by(self, *names: str) -> QuerySet[Record]:
-        """Sorted by these fields, `-` before one for the other way round; equal ones by their number."""
+        """Return the objects sorted by these fields, in descending order with `-` before the name; ties by number."""
         for name in names:
             fields.column_of(self._table, name.removeprefix("-"))
         if self._plan.is_cut:
@@ -160,20 +160,20 @@ class QuerySet(Generic[Record]):
         return self._with(order=names)
 
     def reverse(self) -> QuerySet[Record]:
-        """In the opposite order."""
+        """Return the objects in the opposite order."""
         order = self._plan.order or ("id",)
         return self.order_by(*(name[1:] if name.startswith("-") else f"-{name}" for name in order))
 
     def distinct(self) -> QuerySet[Record]:
-        """Without repeated rows; of use together with `values` and `values_list`."""
+        """Return only distinct rows; useful together with `values` and `values_list`."""
         return self._with(distinct=True)
 
     def values(self, *names: str) -> QuerySet[Record]:
-        """Dicts of these fields (all, if none is named) instead of objects."""
+        """Return dicts of these fields (by default all) instead of objects."""
         return self._with(columns=self._checked_columns(names), shape="dict")
 
     def values_list(self, *names: str, flat: bool = False) -> QuerySet[Record]:
-        """Tuples of these fields, with `flat` the values of the one field."""
+        """Return tuples of these fields instead of objects; with `flat` the values of the one field."""
         if flat and len(names) != 1:
             raise InvalidSpec("values_list(flat=True) takes exactly one field.")
         return self._with(columns=self._checked_columns(names), shape="flat" if flat else "tuple")
@@ -253,10 +253,10 @@ class QuerySet(Generic[Record]):
         return iter(self._fetch())
 
     def iterator(self, chunk_size: int = _PAGE) -> Iterator[Any]:
-        """One after the other, in memory for `chunk_size` of them and 8 bytes for each of the others.
+        """Yield the objects with `chunk_size` of them in memory, and 8 bytes for each of the others.
 
-        Which ones is settled at the beginning. No transaction is open between two pages, so the loop may write; an object
-        shows what its row held when its page was read, and what was deleted until then is left out.
+        The set of objects is fixed at the beginning. No transaction is open between two pages, so the loop may write. An object
+        holds its row as it was when its page was read; rows deleted before that are skipped.
         """
         if self._plan.nothing:
             return
@@ -272,7 +272,7 @@ class QuerySet(Generic[Record]):
             yield from self._shaped((found[number] for number in page if number in found), columns)
 
     def numbers(self) -> Iterator[int]:
-        """The numbers (`id`) of the objects, in order."""
+        """Yield the numbers (`id`) of the objects, in order."""
         plan = self._plan
         if plan.nothing:
             return iter(())
@@ -283,7 +283,7 @@ class QuerySet(Generic[Record]):
         return iter(array("q", sorted(row[0] for row in self._run(*query.order_by().sql()))))
 
     def count(self) -> int:
-        """How many there are."""
+        """Return the number of objects."""
         if self._fetched is not None or self._plan.nothing:
             return len(self._fetched or ())
         nodes = [_node(one) for one in self._columns()] if self._plan.distinct and self._plan.columns else [SQL("1")]
@@ -291,14 +291,14 @@ class QuerySet(Generic[Record]):
         return int(self._run(f"SELECT count(*) FROM ({sql})", parameters)[0][0])
 
     def exists(self) -> bool:
-        """Whether there is any."""
+        """Return whether there is any object."""
         if self._fetched is not None or self._plan.nothing:
             return bool(self._fetched)
         sql, parameters = self._select([SQL("1")]).sql()
         return bool(self._run(f"SELECT EXISTS (SELECT 1 FROM ({sql}))", parameters)[0][0])
 
     def get(self, *several: Q, **conditions: Any) -> Any:
-        """Return the one that matches.
+        """Return the one object that matches.
 
         Raises:
             the model's DoesNotExist or MultipleObjectsReturned.
@@ -312,11 +312,11 @@ class QuerySet(Generic[Record]):
         raise self.model.DoesNotExist(f"No {self.model._what} matches {asked or 'the query'}.")
 
     def first(self) -> Any:
-        """The first one, None if there is none."""
+        """Return the first object, None if there is none."""
         return next(iter(self._cut(0, 1)._fetch()), None)
 
     def last(self) -> Any:
-        """The last one, None if there is none."""
+        """Return the last object, None if there is none."""
         if self._plan.is_cut:
             return next(reversed(self._fetch()), None)
         return self.reverse().first()
@@ -332,7 +332,7 @@ class QuerySet(Generic[Record]):
     @overload
     def __getitem__(self, place: slice) -> Any: ...
     def __getitem__(self, place: int | slice) -> Any:
-        """The one at that place, or a query set (with a step: a list) of those in that range."""
+        """Return the object at that position, or a query set (with a step: a list) of the objects in that range."""
         if isinstance(place, slice):
             return self._sliced(place)
         place = operator.index(place)
@@ -375,14 +375,14 @@ class QuerySet(Generic[Record]):
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def create(self, **fields: Any) -> Any:
-        """Add one with these fields; see the model's `save`."""
+        """Add an object with these fields; see the model's `save`."""
         made = self.model(**fields)
         made._database = self.database
         made.save()
         return made
 
     def get_or_create(self, defaults: Mapping[str, Any] | None = None, **fields: Any) -> tuple[Any, bool]:
-        """The one with these fields, and whether it had to be added (with `defaults` besides). One write transaction."""
+        """Return the object with these fields, and whether it was added (with `defaults`, too). One write transaction."""
         with self.database.write():
             try:
                 return self.get(**fields), False
@@ -391,9 +391,9 @@ class QuerySet(Generic[Record]):
                 return self.create(**{**given, **(defaults or {})}), True
 
     def update(self, **fields: Any) -> int:
-        """Set these fields in all that match; returns how many that are. All or nothing; many jobs in pieces (`store.pieces`).
+        """Set these fields in all matching objects and return their number. All or nothing; many jobs in `store.pieces`.
 
-        A job's `state` is changed as the user's doing: recorded in its history, children promoted or failed.
+        A job's `state` changes as by a user: this is recorded in its history, and its children are released or failed.
 
         Raises:
             UnknownField, InvalidSpec, InvalidStateError; StateError: a launcher holds one of the jobs.
@@ -402,7 +402,7 @@ class QuerySet(Generic[Record]):
         return len(numbers)
 
     def delete(self, force: bool = False) -> int:
-        """Remove all that match; returns how many. Many jobs are removed in pieces (`store.pieces`).
+        """Remove all matching objects and return their number. Many jobs are removed in pieces (`store.pieces`).
 
         Raises:
             ParentInUse: other jobs wait for one of these, and `force` is not set.
@@ -410,7 +410,7 @@ class QuerySet(Generic[Record]):
         return int(self._write(lambda numbers: self.model._remove(self.database, numbers, force))[1])
 
     def _write(self, action: Callable[[list[int]], Any]) -> tuple[list[int], Any]:
-        """Do that with the numbers of those that match, of few in the transaction that finds them. Return both."""
+        """Call `action` with the numbers of the matching objects, if few in the transaction that finds them. Return both."""
         from .store import pieces
 
         def find(most: int | None) -> list[int]:
@@ -421,9 +421,9 @@ class QuerySet(Generic[Record]):
 
 
 class JobSource:
-    """`BalsamJob.source` of Balsam 0.3: asks for jobs as its launchers did. The launchers of today claim jobs by a lease.
+    """`BalsamJob.source` of Balsam 0.3: selects jobs as its launchers did. Today's launchers claim jobs by a lease.
 
-    With `workflow` set only jobs whose workflow has that text in its name are meant.
+    With `workflow`, select only jobs whose workflow name contains that text.
     """
 
     def __init__(self, model: type[Any]) -> None:
@@ -431,7 +431,7 @@ class JobSource:
         self.workflow = ""
 
     def by_states(self, names: str | Iterable[str]) -> QuerySet[Any]:
-        """The jobs in these states."""
+        """Return the jobs in these states."""
         asked = self._model.objects.filter(state__in=[names] if isinstance(names, str) else list(names))
         return asked.filter(workflow__contains=self.workflow) if self.workflow else asked
 
@@ -443,7 +443,7 @@ class JobSource:
         serial_only: bool = False,
         order_by: str | Iterable[str] | None = None,
     ) -> QuerySet[Any]:
-        """Return the jobs that a launcher with these nodes and minutes may take now. Serial is: one rank on one node."""
+        """Return the jobs that a launcher with these nodes and minutes may take now. Serial means one rank on one node."""
         if mpi_only and serial_only:
             raise InvalidSpec("mpi_only and serial_only exclude each other.")
         free = self.by_states((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES)).filter(lease=None, start_after=None)
@@ -456,11 +456,11 @@ class JobSource:
         return found.order_by(*names)
 
     def acquire(self, ids: Iterable[Any]) -> NoReturn:
-        """StateError: jobs are claimed by launchers only."""
+        """Raise StateError: only launchers claim jobs."""
         raise StateError("Jobs cannot be locked by hand any more.", hint="Launchers claim them by a lease now.")
 
     def release(self, ids: Iterable[Any] = ()) -> NoReturn:
-        """StateError: there is nothing that could be released."""
+        """Raise StateError: there is nothing to release."""
         self.acquire(ids)
 
     release_all_owned = start_tick = clear_stale_locks = release

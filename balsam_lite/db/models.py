@@ -161,7 +161,7 @@ class BalsamJob(StoredRecord):
     """A job: one planned run of an application.
 
     `BalsamJob(name=…, application=…)` makes one that `save()` or `objects.bulk_create` adds to the DB, where its values are
-    checked. Two objects are equal if they stand for the same job.
+    checked. Two objects are equal if they are copies of the same job.
 
     Raises:
         UnknownField: (a ValueError) there is no field of that name; the nearest one is named.
@@ -239,7 +239,7 @@ class BalsamJob(StoredRecord):
     # --- adding and saving --------------------------------------------------------------------------------------------
 
     def _row_for(self, batch: Batch, place: int) -> dict[str, Any]:
-        """Return the row to insert, and let the object learn from `batch` what became of it."""
+        """Return the row to insert, and bind the object to `batch` so that it finds its number there."""
         if self._batch is not None:
             if self._batch[0] is batch:
                 raise InvalidSpec(f"Job number {place + 1}: {self.cute_id} is given twice")
@@ -375,7 +375,7 @@ class BalsamJob(StoredRecord):
         self._follow()
 
     def _follow(self) -> None:
-        """Read anew what the store has just decided, and keep what the user has not saved."""
+        """Read the values that the store has just set, and keep the user's unsaved changes."""
         with self._db.read():  # the store's own read: it releases nothing that is held back
             found = type(self).objects.using(self._db).get(id=self._number())
         self._merge({name: found._row[name] for name, field in self._FIELDS.items() if field.is_dict})
@@ -406,7 +406,7 @@ class BalsamJob(StoredRecord):
     # --- the state ----------------------------------------------------------------------------------------------------
 
     def update_state(self, new_state: str, message: str = "") -> None:
-        """Put the job into that state as the user's doing, at once: history, children and this object follow.
+        """Put the job into that state for the user at once, and update its history, its children and this object.
 
         The job's own pre- or postprocess script may do so while the launcher holds the job. One write transaction.
 
@@ -420,7 +420,7 @@ class BalsamJob(StoredRecord):
 
     @classmethod
     def batch_update_state(cls, ids: Iterable[Any], new_state: str, message: str = "") -> int:
-        """Put the jobs with these UUIDs into that state, but for those that the user killed. Returns how many."""
+        """Put the jobs with these UUIDs into that state, except those that the user killed. Return their number."""
         chosen = cls.objects.filter(job_id__in=ids).exclude(state=states.USER_KILLED)
         return int(
             chosen._write(lambda ids: user_actions.set_state(chosen.database, ids, new_state, message, by=_BY_PYTHON))[1]

@@ -16,7 +16,7 @@ from ..core.suggest import did_you_mean
 if TYPE_CHECKING:
     from .engine.connection import Database
 
-#: Stands for an empty dict in a million objects; replaced, never changed.
+#: Shared as the empty dict of a million objects; replaced, never changed.
 NOTHING: dict[str, Any] = {}
 
 
@@ -93,7 +93,7 @@ class DictAttribute(Attribute):
         return record._live[name]
 
     def live(self, value: Any) -> dict[str, Any]:
-        """Return the dict that users edit after `value` was saved: that very one, unless it holds what became text."""
+        """Return the dict that users edit after `value` was saved: the same object, unless values in it became text."""
         if isinstance(value, dict) and (self.spec.kind == "object" or field_specs.holds_texts(value)):
             return value
         return field_specs.read_object(self.text(value))
@@ -109,7 +109,7 @@ class DictAttribute(Attribute):
 
 
 class Record:
-    """A copy of a row, or what is to become one.
+    """A copy of a row, or a new row that is not stored yet.
 
     `_row` holds the row in its stored form, `_changed` what was assigned since it was read, and `_live` the dicts that a user
     has got hold of and may have edited. A field that is in none of them has its default.
@@ -145,12 +145,12 @@ class Record:
         return UnknownAttribute(text, hint=f"Its fields are: {', '.join(cls._FIELDS)}")
 
     def _settle(self) -> None:
-        """Take over what has become known about this record since it was added."""
+        """Update this record with values that the store has set since it was added."""
 
     # --- what was changed ---------------------------------------------------------------------------------------------
 
     def _changes(self) -> dict[str, Any]:
-        """Return what was assigned, and the dicts that were edited in place."""
+        """Return the assigned values, and the dicts that were edited in place."""
         found = dict(self._changed)
         for name, live in self._live.items():
             if self._is_edited(name, live):
@@ -162,14 +162,14 @@ class Record:
         return bool(attribute.text(live) != attribute.text_in_row(self))
 
     def _saved(self, changes: Mapping[str, Any]) -> None:
-        """Take note that `changes` are in the DB. The user goes on to edit the same dicts."""
+        """Record that `changes` are in the DB. The user may go on editing the same dicts."""
         fields: Any = self._FIELDS
         live = {name: fields[name].live(value) for name, value in changes.items() if fields[name].is_dict}
         stored = {name: fields[name].stored(value) for name, value in changes.items()}
         self._row, self._changed, self._live = {**self._row, **stored}, NOTHING, {**self._live, **live}
 
     def _merge(self, stored: Mapping[str, str]) -> None:
-        """Take over what others have done to dicts since they were read; `stored` holds them as they are in the DB now."""
+        """Merge changes by others to dicts since these were read; `stored` holds their present form in the DB."""
         for name, text in stored.items():
             attribute: Any = self._FIELDS[name]
             before = attribute.text_in_row(self)
@@ -203,10 +203,10 @@ class Record:
 
 
 def merge_texts(before: str, mine: str, theirs: str) -> dict[str, Any]:
-    """Return the dict that two writers make of a dict they both have read, key by key; of a key that both changed, `mine`.
+    """Merge two writers' changes to a dict that both have read, key by key; for a key that both changed, use `mine`.
 
     Args:
-        before: the dict that both have read. mine, theirs: what each has made of it. All as JSON text.
+        before: the dict that both have read. mine, theirs: the changed dicts. All as JSON text.
     """
     read = field_specs.read_object
     base, own, other = read(before), read(mine), read(theirs)
@@ -336,7 +336,7 @@ class StoredRecord(Record):
         return self._database or active()
 
     def refresh_from_db(self) -> None:
-        """Read the row anew and forget what was not saved.
+        """Read the row again and discard unsaved changes.
 
         Raises:
             the model's DoesNotExist: the row is gone.

@@ -1,4 +1,4 @@
-"""Forwards for what DBs of the earliest versions have stored: `python -m balsam_lite.launcher.call`, and chunks of `map`."""
+"""Forwards for entries that DBs of the earliest versions store: `python -m balsam_lite.launcher.call`, and chunks of `map`."""
 
 from ..pyapps.run_call import each
 

@@ -1,9 +1,9 @@
 """A runner that holds back the ends of runs for a moment, as the batch job may be ending, too.
 
-A scheduler that ends a batch job sends SIGTERM to everything in it at once, the users' programs as well as the launcher.
-Slurm does (scancel(1); tried with version 22.05, where the signal reached the jobs first), and on many nodes it takes a
-moment to reach them all. A job that dies of it must not count as failed: it has run out of time. Nor may one count as done:
-Slurm tells children before their parents, and a script whose program was ended goes on, to a good end (tried, too).
+A scheduler that ends a batch job sends SIGTERM to all its processes at once, the users' programs as well as the launcher.
+Slurm does so (scancel(1); tried with version 22.05, where the signal reached the jobs first), and on many nodes it takes a
+moment to reach them all. A job that the signal kills must not count as failed: it has run out of time. Nor may a job count as
+done: Slurm signals children before their parents, and a script whose program was ended goes on and exits with 0 (tried, too).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .placement import Placement
 from .run_results import Finished
 from .runner import Runner
 
-#: The launcher's own SIGTERM may come this much later than its jobs', in seconds: on one node; on many.
+#: The launcher's own SIGTERM may arrive this many seconds later than that of its jobs: on one node; on many.
 _GRACE_S, _GRACE_ON_MANY_NODES_S = 0.5, 2.0
 #: Hold back a successful exit for 4 % of the run time (at least 20 ms, else not at all), so that its children wait little.
 _GRACE_PART, _MIN_GRACE_S = 0.04, 0.02
 
 
 def exit_grace_s(nodes: int) -> float:
-    """Return how long to hold back a failure in a batch job of that number of nodes, in seconds."""
+    """Return for how many seconds to hold back a failure in a batch job with that number of nodes."""
     return _GRACE_S if nodes == 1 else _GRACE_ON_MANY_NODES_S
 
 
@@ -60,7 +60,7 @@ class ExitGraceRunner:
 
     @property
     def jobs(self) -> set[int]:
-        """Return the jobs that run and are not being stopped, and those that are held back."""
+        """Return the jobs that run and are not being stopped, and those whose ends are held back."""
         return self._runner.jobs | {pending.finished.exit.job for pending in self._pending}
 
     def __len__(self) -> int:
@@ -77,34 +77,34 @@ class ExitGraceRunner:
         return self._runner.started
 
     def start(self, claim: Claim, place: Placement) -> None:
-        """Start a job at its place."""
+        """Start a job at its placement."""
         self._runner.start(claim, place)
 
     @property
     def queued(self) -> Counter[Shape]:
-        """Return how many jobs of each shape wait for a place."""
+        """Return the number of queued jobs of each shape that wait for a placement."""
         return self._runner.queued
 
     @property
     def queued_jobs(self) -> set[int]:
-        """Return the jobs that wait for a place and are not being withdrawn."""
+        """Return the queued jobs that wait for a placement and are not being withdrawn."""
         return self._runner.queued_jobs
 
     @property
     def started_from_queue(self) -> int:
-        """Return how many queued jobs have got a place."""
+        """Return how many queued jobs have got a placement."""
         return self._runner.started_from_queue
 
     def queue(self, claim: Claim) -> None:
-        """Start a job in the place of the next run of its shape that ends with exit code 0."""
+        """Queue a job to replace the next run of its shape that ends with exit code 0."""
         self._runner.queue(claim)
 
     def start_queued(self, place: Placement) -> bool:
-        """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
+        """Start the oldest queued job of that shape at a free placement. Return False if all are being withdrawn."""
         return self._runner.start_queued(place)
 
     def withdraw(self, jobs: Collection[int]) -> None:
-        """Do not start those queued jobs."""
+        """Withdraw those queued jobs."""
         self._runner.withdraw(jobs)
 
     def withdrawn(self) -> list[Claim]:
@@ -112,7 +112,7 @@ class ExitGraceRunner:
         return self._runner.withdrawn()
 
     def poll(self) -> list[Finished]:
-        """Return the runs that ended, without those held back; of successful ones among these, that their place is free."""
+        """Return the ended runs, but not those held back; for successful held-back runs report only their free placement."""
         ends, self._settled = self._settled, []
         now = self._clock.monotonic()
         ends += [pending.finished for pending in self._pending if now >= pending.until]
@@ -123,7 +123,7 @@ class ExitGraceRunner:
                 continue
             asked = self._asked.pop(finished.exit.job, None)
             if asked:
-                # One that was not told had ended before it could be, on whichever node it was.
+                # A run that was not told to stop had ended before, on whichever node it ran.
                 is_pending = finished.exit.told_us is None and self._hold_back_s(finished) > 0
                 ends.append(_settled(finished, *asked) if is_pending else finished)
             elif hold_back_s := self._hold_back_s(finished):
@@ -142,7 +142,7 @@ class ExitGraceRunner:
         return hold_back_s(_failed(finished), (ended.ended_us - ended.started_us) / SECOND_US, self._exit_grace_s)
 
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
-        """End those jobs; what has ended a moment ago is reported as `result`, too."""
+        """End those jobs; report those that have ended a moment ago as `result`, too."""
         kept, now_us = [], self._clock.now_us()
         for pending in self._pending:
             if pending.finished.exit.job in jobs:
@@ -154,17 +154,17 @@ class ExitGraceRunner:
         self._runner.stop(jobs, result, grace_s)
 
     def kill_now(self) -> None:
-        """Let the grace of all that are being stopped be over."""
+        """End the grace period of all jobs that are being stopped."""
         self._runner.kill_now()
 
 
 def _failed(finished: Finished) -> bool:
-    """Return whether it ran, and failed."""
+    """Return whether the run had started and failed."""
     return finished.exit.result == states.RUN_ERROR and finished.exit.started_us is not None
 
 
 def _settled(finished: Finished, result: str, asked_us: int) -> Finished:
-    """Return the end of a held-back run that was to be stopped at `asked_us`: it counts as if it had been told to stop."""
+    """Return the end of a held-back run, with a stop requested at `asked_us`, as if the run had been told to stop."""
     ended = finished.exit
     if result == states.RUN_TIMEOUT:
         how = ended.message or "exit code 0, which may be a script's that was interrupted"

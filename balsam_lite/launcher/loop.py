@@ -1,4 +1,4 @@
-"""The launcher's one loop: hear who ended, make one transaction of it and of what to take next, start that.
+"""The launcher's loop: collect ended runs, record them and claim new jobs in one transaction, start these.
 
 Intent is committed before the effect: a job is RUNNING in the database before its program starts.
 """
@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 #: Check this often, in seconds, whether other processes wrote: kills and new jobs are noticed this fast, the latter also while
 #: nothing runs.
 _LOOK_PERIOD_S, _IDLE_LOOK_PERIOD_S = 0.02, 0.05
-#: Ends are recorded after this long at the latest, in seconds, also when nothing new can start.
+#: Maximum delay in seconds until ends are recorded, also when nothing new can start.
 _RECORD_PERIOD_S = 0.1
-#: On a shared file system every look costs a session, in which all others wait: keep its share of the time below one part
-#: in this many, the second while places are free. That is for the first of many short runs; then they are claimed ahead.
+#: On a shared file system every look costs a session, during which all others wait: keep its share of the time below 1/N; the
+#: second N applies while placements are free. This is for the first of many short runs; later ones are claimed ahead.
 _SHARED_SPACING, _STARVING_SPACING = 20, 5
-#: Minimum interval of log lines about what waits and why, in seconds.
+#: Minimum interval of log lines about waiting jobs and the reasons, in seconds.
 _EXPLAIN_PERIOD_S = 10.0
 #: Minimum interval of log lines about a DB that cannot be used, in seconds.
 _COMPLAINT_PERIOD_S = 60.0
@@ -52,7 +52,7 @@ _COMPLAINT_PERIOD_S = 60.0
 _OUTLOOK_PERIOD_S = 0.25
 #: At the end, a DB that could not be written is tried again after this many seconds.
 _RETRY_PERIOD_S = 1.0
-#: Why nothing starts while suspects run, and nothing before them when they have waited for long.
+#: The reasons why nothing else starts while suspects run, and nothing before them when they have waited for long.
 _APART = "waits until jobs have ended that run apart from others"
 #: A launcher at work looks for suspects at most this often, in seconds.
 _SUSPECTS_PERIOD_S = 1.0
@@ -65,7 +65,7 @@ class Launcher:
 
     Args:
         lease: opened by the caller, who also closes it.
-        wait: sleeps for that number of seconds, less if a run ends or a signal comes.
+        wait: sleeps for that number of seconds, less if a run ends or a signal arrives.
         on_beat: called when a heartbeat has been written.
     """
 
@@ -89,8 +89,8 @@ class Launcher:
         self._claims: dict[int, Claim] = {}  # to be run, or running, by number, until the end is in the database
         self._exits: list[RunResult] = []  # ended, not yet in the database
         self._step_ends: list[StepEnd] = []  # likewise
-        # Others may take its jobs when its last heartbeat is so old: by then they must be stopped. One more try may take as
-        # long as the DB may be busy.
+        # Other launchers may take its jobs when its last heartbeat is this old: by then the jobs must be stopped. Another try
+        # may take as long as the DB may be busy.
         db.busy_timeout_s = min(db.busy_timeout_s, settings.LEASE_EXPIRY_S / 6)
         self._silence_s = settings.LEASE_EXPIRY_S - db.busy_timeout_s - min(settings.KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
         self._queue_moved_at, self._started_from_queue = 0.0, 0  # when a queued job got a place; how many have had one by then
@@ -108,7 +108,7 @@ class Launcher:
         self._look_at = self._explain_at = 0.0
         self._explained: list[str] = []
         self._outlook_at, self._started_us = 0.0, clock.now_us()
-        #: What may still bring jobs while the launcher is idle, in words; "" while it is not.
+        #: Why jobs may still come while the launcher is idle, in words; "" while it is not idle.
         self.awaited = ""
         self._news = True  # another process wrote since the last tick
         self._quiet = Quiet(db)
@@ -133,16 +133,16 @@ class Launcher:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Loop until there is a reason to stop, then end what still runs and hand everything back."""
+        """Loop until there is a reason to stop, then end the remaining runs and release all jobs."""
         while not self.stop_reason:
             self.turn()
         log.info("Stopping: %s", self.stop_reason)
         self._shut_down()
 
     def stop(self, reason: str) -> None:
-        """Make `run` end in good order; the second time, without any grace. May be called by a signal handler.
+        """Make `run` end in good order; the second call skips the grace period. May be called by a signal handler.
 
-        If the DB cannot be written for long after that, another call makes it give up the ends of runs, too.
+        If the DB cannot be written for long after that, another call gives up recording the ends of runs, too.
         """
         if self.stop_reason:
             self._runner.kill_now()
@@ -164,7 +164,7 @@ class Launcher:
             self._wait(self._pause())
 
     def tick(self) -> None:
-        """Record ends, take jobs, hear of kills: one write transaction. A failing database is retried, not fatal."""
+        """Record ends, claim jobs and find killed ones in one write transaction. A failing database is retried, not fatal."""
         started = self._clock.monotonic()
         starts = self.pause.allowed(started, MAX_AT_ONCE)
         room = TickCapacity(self._pool, self._may_take_ahead, min(self._steps.room, starts), starts)
@@ -264,8 +264,8 @@ class Launcher:
     ) -> tuple[list[Claim], list[Claim]]:
         """Return jobs to run, and jobs that need a step: either suspects or others. `is_empty`: nothing runs here.
 
-        Suspects (`db.store.suspects`) have their turn when there are no others to start, and before others once they have
-        waited for SUSPECT_WAIT_S. Then the launcher starts nothing until it is empty, and nothing until they have ended.
+        Suspects (`db.store.suspects`) run when there are no other jobs to start, or before others once they have waited for
+        SUSPECT_WAIT_S. The launcher then starts nothing until it is empty, and nothing else until the suspects have ended.
         """
         self._runs_suspects = self._runs_suspects and not is_empty
         if self._runs_suspects:  # nothing together with them
@@ -286,7 +286,7 @@ class Launcher:
         return to_run, steps
 
     def _look_for_suspects(self, cx: Connection, room: TickCapacity, now_us: int, is_empty: bool) -> None:
-        """Look, when the launcher is empty and now and then, which suspects it could run, and whether they are due."""
+        """Find the suspects that could run, and whether they are due: when the launcher is empty, and now and then."""
         now = self._clock.monotonic()
         if is_empty or now >= self._suspects_at:
             self._suspects_at = now + _SUSPECTS_PERIOD_S
@@ -378,9 +378,9 @@ class Launcher:
         return self._runner.started + self._steps_done
 
     def _suffer(self, job: int, label: str, trouble: MachineTrouble) -> int | None:
-        """Start nothing for a while because of the machine's trouble, or hold back a job that alone is affected.
+        """Pause all starts because of the machine's trouble, or hold back a job if only this job is affected.
 
-        Return until when the job is held back, in microseconds; None if it is not.
+        Return the time until which the job is held back, in microseconds; None if it is not held back.
         """
         now = self._clock.monotonic()
         if not self.pause.reason and not self._setbacks.reasons:
@@ -407,13 +407,13 @@ class Launcher:
                 log.warning("%s", line)
 
     def _note_trouble(self, cx: Connection, now_us: int) -> None:
-        """Write to the lease's note why nothing starts, and remove that when it is over."""
+        """Write to the lease's note why nothing starts, and remove the reason when the trouble is over."""
         if self.pause.reason != self._noted_trouble:
             leases.heartbeat(cx, self._lease, now_us, notes.as_note(self.obstacles.by_shape, self.pause.reason))
             self._noted_trouble = self.pause.reason
 
     def _look_after_the_queue(self) -> None:
-        """Start queued jobs at places that are free; withdraw them if none gets one: another launcher may have one."""
+        """Start queued jobs at free placements. Withdraw them if none gets one: another launcher may be free."""
         queued, now = self._runner.queued, self._clock.monotonic()
         for shape, number in queued.items():
             while number and not self.pause.reason:
@@ -483,9 +483,9 @@ class Launcher:
         return min(wakes) - now
 
     def _spacing(self, shared: int = _SHARED_SPACING) -> float:
-        """Return how long to leave the DB to others between two ticks; `shared` times what one costs on a shared file system.
+        """Return the seconds to leave the DB to others between two ticks: on a shared file system `shared` times their cost.
 
-        There the cheapest of the last ones counts: others' sessions, which one may have waited for, are no cost of ours.
+        There the cheapest of the last ticks counts, as the others include waiting for sessions of other processes.
         """
         return self._tick_costs[-1] if self._db.access == "local" else shared * min(self._tick_costs)
 
@@ -493,7 +493,7 @@ class Launcher:
         return max(_RECORD_PERIOD_S, 2 * self._spacing())
 
     def filter(self) -> Filter:
-        """Return which jobs it takes now."""
+        """Return the filter for jobs to claim now."""
         minutes = None
         if self._limits.ends_at is not None:
             minutes = (self._limits.ends_at - self._clock.monotonic()) / 60
@@ -501,7 +501,7 @@ class Launcher:
         return Filter(self._workflows, limits.serial_only, minutes, limits.tags, limits.launch, limits.launch_only)
 
     def _reap_sometimes(self, now: float) -> None:
-        """Look after other launchers' dead now and then."""
+        """Free the jobs of dead launchers now and then."""
         if now - self._last_reap >= self._settings.beat_s:
             self._last_reap = now
             freed = self._reaper.reap()
@@ -510,7 +510,7 @@ class Launcher:
                 self._news = True
 
     def _advance_large_write(self) -> None:
-        """Do a piece of what changes many jobs, such as the end of a parent of very many, if no other process is."""
+        """Do a piece of a large write (such as updating very many children of a job) if no other process does."""
         if not self._has_large_write or self._clock.monotonic() < self._next_piece_at:
             return
         started = self._clock.monotonic()
@@ -528,7 +528,7 @@ class Launcher:
             self._explain_idleness(now)
 
     def _explain_idleness(self, now: float) -> None:
-        """Log, when there is nothing to start, what waits and why. It reads all waiting jobs, so it is called rarely."""
+        """Log which jobs wait and why, when there is nothing to start. Reads all waiting jobs, so it is called rarely."""
         if now < self._explain_at:
             return
         self._explain_at = now + _EXPLAIN_PERIOD_S
@@ -596,12 +596,12 @@ class Launcher:
         self.awaited = awaited or "new jobs"
 
     def _is_hopeless(self, now: float) -> bool:
-        """Return whether nothing runs here, and nothing could be started for TROUBLE_TTL_S."""
+        """Return whether nothing runs here and no start has succeeded for TROUBLE_TTL_S."""
         is_over = now - self._well_at >= self._settings.TROUBLE_TTL_S
         return not self._has_work and self._limits.idle_ttl_s is not None and is_over
 
     def _shut_down(self) -> None:
-        """Send TERM to all, after the grace KILL, record everything; only then return."""
+        """Send TERM to all runs, KILL after the grace period, and record everything before returning."""
         told, told_us = self._runner.jobs, self._clock.now_us()
         self._runner.stop(told | self._runner.queued_jobs, states.RUN_TIMEOUT, self._settings.KILL_GRACE_S)
         self._steps.stop(self._steps.jobs, self._settings.KILL_GRACE_S)
@@ -653,7 +653,7 @@ class Launcher:
         return bool(self._exits or self._step_ends)
 
     def _leave_steps(self) -> None:
-        """Leave steps whose threads hang in a file system. These end with this process, so their jobs are free."""
+        """Abandon steps whose threads hang in a file system. These end with this process, so their jobs are free."""
         with self._db.write() as cx:
             claims.release(cx, self._lease, self._steps.jobs, self._clock.now_us())
 
@@ -714,7 +714,7 @@ class Launcher:
         self._failing_since, self._database_trouble = None, ""
 
     def _keeps_lease(self, exc: DatabaseError) -> bool:
-        """Return whether its jobs stay its own in spite of that trouble: on this host a living process keeps its lease."""
+        """Return whether the launcher keeps its jobs despite that error: on this host a living process keeps its lease."""
         return self._db.access == LOCAL and not isinstance(exc, (NotABalsamDB, SchemaMismatch))
 
 
@@ -729,7 +729,7 @@ def _entered(before: Mapping[str, int], after: Mapping[str, int], earlier: Mappi
 
 
 class TickWork(NamedTuple):
-    """What one tick has to write down."""
+    """The work that one tick has to record."""
 
     exits: list[RunResult]
     step_ends: list[StepEnd]
@@ -737,7 +737,7 @@ class TickWork(NamedTuple):
 
 
 class TickResult(NamedTuple):
-    """What one tick brought."""
+    """The result of one tick."""
 
     to_run: list[Claim]
     steps: list[Claim]

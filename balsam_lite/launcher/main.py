@@ -1,6 +1,6 @@
-"""Wiring: from what the user asked for to a running launcher, its log, its signals and its lease.
+"""Set up a launcher from the user's options, with its log, signal handlers and lease, and run it.
 
-The only place of the launcher, with `resources`, that looks at the environment, the machine and the terminal.
+Together with `resources` this is the only module of the launcher that reads the environment, the machine and the terminal.
 """
 
 from __future__ import annotations
@@ -65,23 +65,23 @@ class Nodes(Protocol):
     """The other nodes on which this launcher runs jobs."""
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
-        """Make sure that nothing of dead launchers, which have these run marks, runs on any node; have them get ready."""
+        """End processes of dead launchers, given by their run marks, on all nodes, and make the nodes get ready."""
 
     def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
-        """Return what runs jobs on all nodes, given what does on this one."""
+        """Return the runner for all nodes, given the runner for this one."""
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
-        """Return what sleeps until a message of a node arrives, or `nap` is woken."""
+        """Return a function that sleeps until a message of a node arrives or `nap` is woken."""
 
     def abandon(self) -> None:
-        """Have the nodes end everything at once."""
+        """Make the nodes end all runs at once."""
 
 
 class SingleNode:
     """Only this host."""
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
-        """Leave it to the reaper."""
+        """Do nothing: the reaper ends processes of dead launchers on this host."""
 
     def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
         """Return the runner of this host."""
@@ -96,10 +96,10 @@ class SingleNode:
 
 
 def run_launcher(db_directory: str, options: LauncherOptions) -> int:
-    """Run a launcher on this host until its work or time is used up, or a signal comes. Returns the exit code.
+    """Run a launcher on this host until its work or time is used up, or a signal arrives. Return the exit code.
 
-    0 also for a launcher that was told to stop: everything is handed back then. 1 if the lease or the DB was lost, or if it
-    ended because the machine was in trouble.
+    This is 0 also for a launcher that was told to stop, as it has released its jobs. It is 1 if the lease or the DB was lost,
+    or if the launcher ended because of trouble of the machine.
 
     Raises:
         InputError, SettingsError, DatabaseError, LaunchError: it could not start; nothing was taken.
@@ -123,10 +123,10 @@ def run_on(
     nodes: Nodes,
     lost_lease: int | None = None,
 ) -> int:
-    """Return the same on these resources, of which this host is one.
+    """Run a launcher on these resources, which include this host. Return the exit code of `run_launcher`.
 
     Args:
-        lost_lease: of a launcher that ended because of a lost node, not because of one of its jobs.
+        lost_lease: the lease of a launcher that ended because of a lost node, not because of one of its jobs.
 
     Raises:
         LostLease: the lease was taken over while this launcher got ready; nothing was taken.
@@ -176,7 +176,7 @@ def _run_in(
 
 
 def _patiently(db: Database, settings: Settings, clock: Clock, act: Callable[[], T]) -> T:
-    """Call `act`, which needs the DB. Where it is on a local disk and stays busy or full, try again for TROUBLE_TTL_S."""
+    """Call `act`, which needs the DB. While a DB on a local disk is busy or full, retry for TROUBLE_TTL_S."""
     give_up, is_told = clock.monotonic() + settings.TROUBLE_TTL_S, False
     while True:
         try:
@@ -250,9 +250,9 @@ def _run(
 
 
 def _silence_s(db: Database, settings: Settings) -> float:
-    """Return after how many seconds without a heartbeat spawn helpers end the runs: on other hosts they start again then.
+    """Return the seconds without a heartbeat after which spawn helpers end the runs, since other hosts may restart them then.
 
-    On a local disk a process that lives keeps its lease, however long it is stopped or the computer sleeps; 0 then.
+    Return 0 for a DB on a local disk: there a living process keeps its lease, even if it is stopped or the computer sleeps.
     """
     if db.access == LOCAL:
         return 0.0
@@ -291,14 +291,14 @@ def _limits(db: Database, options: LauncherOptions, found: Resources, settings: 
 
 
 def _with_end(batch: Allocation | None, launch: BatchRow | None, clock: Clock) -> Allocation | None:
-    """Return the batch job; if neither environment nor scheduler told its end, with the requested time from now on."""
+    """Return the batch job; if neither environment nor scheduler tells its end, assume the requested time from now on."""
     if batch is None or launch is None or batch.ends_us is not None:
         return batch
     return batch._replace(ends_us=clock.now_us() + launch["wall_minutes"] * 60 * SECOND_US)
 
 
 def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:
-    """Return the row of the batch job in which this is. Its submitter may not have recorded its id yet."""
+    """Return the row of the batch job in which this process runs. Its submitter may not have recorded the id yet."""
     give_up_at = clock.monotonic() + _SUBMITTER_S
     while True:
         with db.read() as cx:
@@ -320,7 +320,7 @@ def _guarded(
     clock: Clock,
     context: Context,
 ) -> int:
-    """Run the launcher; in any case leave no process running."""
+    """Run the launcher, and leave no process running in any case."""
     try:
         launcher.run()
         spawner.abandon()

@@ -1,4 +1,4 @@
-"""How soon runs will end, so that jobs are claimed ahead, and when to look into the DB for what other processes wrote."""
+"""Predict how soon runs end, to claim jobs ahead, and decide when to check the DB for changes by other processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..db.engine.connection import Database
 from ..db.engine.filesystem import LOCAL
 from ..db.store.claims import RunResult, Shape
 
-#: Maximum number of jobs to claim ahead; a crash of the launcher sends these through RESTART_READY for nothing.
+#: Maximum number of jobs to claim ahead; a crash of the launcher needlessly sends these through RESTART_READY.
 MAX_AHEAD = 256
 
 
 class EndRate:
-    """The rate at which runs end, from the recent ones; short tasks are claimed ahead by it, long ones never.
+    """The rate at which recent runs have ended. Short tasks are claimed ahead according to it, long ones never.
 
-    By the monotonic clock: the host's clock may be set while jobs run.
+    Uses the monotonic clock: the host's clock may be set while jobs run.
     """
 
     _MEMORY_S = 2.0
@@ -29,7 +29,7 @@ class EndRate:
         self._ends: deque[tuple[float, float, Shape]] = deque(maxlen=2048)  # end, seconds that it ran, and what it was
 
     def add(self, ended: RunResult, shape: Shape) -> None:
-        """Count a run whose end was just heard of."""
+        """Count a run whose end was just reported."""
         now = self._monotonic()
         ran_s = 0.0 if ended.started_us is None else (ended.ended_us - ended.started_us) / 1e6
         self._ends.append((now, min(max(ran_s, 0.0), now - self._began), shape))
@@ -49,17 +49,17 @@ class EndRate:
 
 
 class Quiet:
-    """Whether others wrote, without a session on a shared file system as long as nothing happens.
+    """Detects writes by other processes on a shared file system, without opening a session while nothing happens.
 
-    There only opening the file tells what is in it, which costs the lock file, the opening and two syncs. So the interval grows
-    with each transaction that brings nothing, up to `MAX_S`, and begins anew with one that does. Meanwhile size and time of
-    the file are a hint, which a client of NFS may have from its cache for `acregmin` to `acregmax` seconds (3 to 60 by default,
-    nfs(5)); other file systems show them at once. So a new job or a kill is noticed after `HINT_S` in general, and after
-    `MAX_S` in any case. Times are seconds on the monotonic clock.
+    There only opening the file shows its contents, which costs the lock file, the opening and two syncs. So the interval grows
+    with each transaction without news, up to `MAX_S`, and is reset by one with news. Between these, size and time of the file
+    are a hint, which an NFS client may take from its cache for `acregmin` to `acregmax` seconds (3 to 60 by default, nfs(5));
+    other file systems show them at once. So a new job or a kill is usually noticed after `HINT_S`, and after `MAX_S` at the
+    latest. Times are seconds on the monotonic clock.
     """
 
     FIRST_S, MAX_S = 0.1, 3.0
-    #: How often the hint is looked at.
+    #: Interval of checks of the hint.
     HINT_S = 0.25
 
     def __init__(self, db: Database) -> None:
@@ -70,16 +70,16 @@ class Quiet:
 
     @property
     def look_s(self) -> float:
-        """Return how long not to look again, at least."""
+        """Return the minimum number of seconds until the next look."""
         return self.HINT_S if self.interval_s else 0.0
 
     def has_news(self, now: float) -> bool:
-        """Return whether others may have written since the last transaction."""
+        """Return whether other processes may have written since the last transaction."""
         changed = self._db.changed()
         return changed if self._db.access == LOCAL else now >= self._next or self._seen() != self._file
 
     def note(self, now: float, brought_something: bool) -> None:
-        """Record that there was a transaction."""
+        """Record a transaction, and whether it brought news."""
         if self._db.access == LOCAL:
             return
         self.interval_s = 0.0 if brought_something else min(self.MAX_S, max(self.FIRST_S, 1.5 * self.interval_s))

@@ -1,4 +1,4 @@
-"""Placement: nodes with CPUs, GPUs and occupancy in, places out. Pure; no process, no file, no clock.
+"""Place jobs on nodes with CPUs, GPUs and an occupancy. Pure; no process, no file, no clock.
 
 A node takes `node_packing_count` jobs of a kind at once; kinds mix as long as their shares add up to one node. A job of
 several nodes takes them whole. A GPU belongs to its jobs from start to end and is shared only by fractions.
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from ..db.store.claims import Shape
 
-#: Shares are sums of fractions such as 1/3; an error of this size is not a job.
+#: Shares are sums of fractions such as 1/3; ignore rounding errors of this size.
 _EPSILON = 1e-6
 
 
 class Placement(NamedTuple):
-    """Where a job runs: nodes, and of each node the GPUs that it owns."""
+    """Where a job runs: its nodes, and its GPUs on each node."""
 
     nodes: tuple[int, ...]
     gpus: tuple[tuple[str, ...], ...]
@@ -26,7 +26,7 @@ class Placement(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a job of some shape takes of each of its nodes."""
+    """The share, GPUs and CPUs that a job of some shape takes of each of its nodes."""
 
     share: float  # of the node
     gpus: float  # below 1: a part of one GPU; else whole ones
@@ -37,7 +37,7 @@ _NOTHING = Cost(0.0, 0.0)
 
 
 class MpiRules(NamedTuple):
-    """What the machine's MPI start command allows."""
+    """The abilities of the machine's MPI start command."""
 
     starts_all: bool = False  # it also starts jobs of one rank
     shares_nodes: bool = True  # several of its runs may be on one node
@@ -49,7 +49,7 @@ class MpiRules(NamedTuple):
 
 
 def cost_of(shape: Shape, mpi: MpiRules | None = None) -> Cost:
-    """Return what a job takes of each node: of several nodes all; packing is for what fits on one.
+    """Return the cost of a job on each of its nodes. A job of several nodes takes all of each; packing is for one node.
 
     >>> cost_of(Shape(1, 1, 4, 0.5))
     Cost(share=0.25, gpus=0.5, cpus=0)
@@ -77,7 +77,7 @@ class Node:
         self.is_closed = False
 
     def room_for(self, cost: Cost, besides: Cost = _NOTHING) -> int:
-        """Return how many more jobs of that cost fit, `besides` one that is still to come."""
+        """Return how many more jobs of that cost fit if `besides` stays reserved for another job."""
         room = 0 if self.is_closed else int((1.0 - besides.share - self.used + _EPSILON) / cost.share)
         if cost.cpus and self.name:
             room = min(room, (self.cpus - besides.cpus - self.cpus_used) // cost.cpus)
@@ -92,7 +92,7 @@ class Node:
         return min(room, by_gpu)
 
     def add(self, cost: Cost) -> tuple[str, ...]:
-        """Take a job for which there is room; returns its GPUs."""
+        """Add a job for which there is room. Return its GPUs."""
         self.used += cost.share
         self.cpus_used += cost.cpus
         self.jobs += 1
@@ -110,7 +110,7 @@ class Node:
         return taken
 
     def remove(self, cost: Cost, gpus: Sequence[str]) -> None:
-        """Give back what `add` took."""
+        """Release the share and the GPUs that `add` took."""
         self.jobs -= 1
         self.used = self.used - cost.share if self.jobs else 0.0
         self.cpus_used -= cost.cpus
@@ -123,7 +123,7 @@ class NodePool:
     """The nodes of a launcher.
 
     Args:
-        mpi: what holds for jobs that the MPI command starts; None where there is no such command.
+        mpi: the rules for jobs that the MPI command starts; None if there is no such command.
     """
 
     def __init__(self, nodes: Iterable[Node], mpi: MpiRules | None = None) -> None:
@@ -138,7 +138,7 @@ class NodePool:
 
     @property
     def jobs(self) -> int:
-        """Return how many jobs have a place (a job of two nodes counts twice)."""
+        """Return how many jobs have a placement (a job of two nodes counts twice)."""
         return sum(node.jobs for node in self.nodes)
 
     @property
@@ -148,7 +148,7 @@ class NodePool:
 
     @property
     def is_reserving(self) -> bool:
-        """Return whether nodes are kept for a job that found no place."""
+        """Return whether nodes are reserved for a job that found no placement."""
         return self._reserved_for is not None
 
     def count(self, shape: Shape) -> int:
@@ -158,7 +158,7 @@ class NodePool:
         return min(free // shape.num_nodes, self._mpi_room(shape))
 
     def reserve(self, shape: Shape) -> Placement | None:
-        """Return the first nodes that have room, taken; None when there are not enough."""
+        """Take the first nodes with room and return the placement; None if there are not enough."""
         start = self._start.get(shape, 0)
         if start == len(self.nodes) or self._mpi_room(shape) <= 0:
             return None
@@ -179,13 +179,13 @@ class NodePool:
         return Placement(tuple(chosen), tuple([self.nodes[number].add(cost) for number in chosen]), shape)
 
     def _room(self, number: int, shape: Shape, cost: Cost) -> int:
-        """Return how many more jobs of that shape a node takes, without what it is kept for."""
+        """Return how many more jobs of that shape a node takes, apart from the job for which it is reserved."""
         if self._reserved_for is None or number not in self._reserved or shape == self._reserved_for:
             return self.nodes[number].room_for(cost)
         return self.nodes[number].room_for(cost, self._cost_of(self._reserved_for))
 
     def release(self, place: Placement) -> None:
-        """Give a place back."""
+        """Release a placement."""
         cost = self._cost_of(place.shape)
         for number, gpus in zip(place.nodes, place.gpus):
             self.nodes[number].remove(cost, gpus)
@@ -197,9 +197,9 @@ class NodePool:
                 self._start[shape] = first
 
     def reserve_for(self, shape: Shape | None) -> None:
-        """Let no job of another shape start on as many nodes as one of this shape needs, the emptiest ones, until it has them.
+        """Reserve the emptiest nodes for a job of this shape, as many as it needs: no job of another shape starts there.
 
-        Otherwise a large job would never find its nodes free at one time while small ones wait. None: for none any more.
+        Otherwise a large job would never find all its nodes free at one time while small jobs wait. None ends the reservation.
         """
         if shape is not None and self._mpi_room(shape) <= 0:
             return  # it waits for the end of another MPI run, wherever that is
@@ -221,7 +221,7 @@ class NodePool:
             self.reserve_for(None)
 
     def never_fits(self, shape: Shape) -> str:
-        """Return why a job of that shape cannot run here even when all is free; "" when it can."""
+        """Return why a job of that shape cannot run here even if all nodes are free; "" if it can."""
         reason = self._never.get(shape)
         if reason is None:
             reason = self._never[shape] = self._find_obstacle(shape)
@@ -256,14 +256,14 @@ class NodePool:
         return self._mpi is not None and self._mpi.starts(shape)
 
     def _mpi_room(self, shape: Shape) -> int:
-        """Return how many more runs of the MPI command there may be for such jobs."""
+        """Return how many more runs of the MPI command are allowed for jobs of that shape."""
         if self._mpi is None or not self._mpi.starts(shape):
             return len(self.nodes) * shape.node_packing_count
         return self._mpi.most - self._mpi_runs
 
 
 def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:
-    """Make `nodes` virtual nodes of one host: its CPUs and GPUs are dealt out evenly, the first ones get what is left over.
+    """Make `nodes` virtual nodes of one host, which share its CPUs and GPUs evenly; the first ones get the remainder.
 
     >>> [(node.cpus, list(node.gpu_load)) for node in divide_host(2, 5, ["0", "1", "2"])]
     [(3, ['0', '1']), (2, ['2'])]
@@ -283,12 +283,12 @@ def divide_host(nodes: int, cpus: int, gpus: Sequence[str]) -> list[Node]:
 #: of many thousand places is filled before the last one is asked for.
 MAX_AT_ONCE = 1024
 
-#: The place of a claimed job that waits for one.
+#: The placement of a claimed job that still waits for one.
 AHEAD = object()
 
 
 class TickCapacity:
-    """The capacity of one tick: the free places, and claims ahead of places that will be free soon."""
+    """The capacity of one tick: free placements, and claims ahead for placements that will soon be free."""
 
     def __init__(self, pool: NodePool, ahead_of: Callable[[Shape], int], preparations: int, starts: int = MAX_AT_ONCE) -> None:
         self._pool, self._ahead_of, self.preparations, self.starts = pool, ahead_of, preparations, starts

@@ -1,4 +1,4 @@
-"""Freeing what dead launchers held: first make sure that nothing of theirs runs, then give their jobs back."""
+"""Free the jobs of dead launchers, after making sure that none of their processes runs any more."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .exec.leftovers import end_runs, runs_of
 
 log = logging.getLogger(__name__)
 
-#: Run marks of launchers of which something could not be killed. They are not waited for again.
+#: Run marks of launchers with processes that could not be killed. These are not waited for again.
 _stubborn: set[bytes] = set()
 
 
 class Reaper:
-    """Frees the jobs of dead holders, and watches those on other hosts. One for each launcher or service.
+    """Frees the jobs of dead holders, and watches holders on other hosts. One for each launcher or service.
 
-    `lost_lease` is that of a launcher that ended because of a lost node: none of its jobs may have killed it.
+    `lost_lease` is the lease of a launcher that ended because of a lost node: none of its jobs has killed it.
     """
 
     def __init__(self, db: Database, settings: Settings, clock: Clock, lost_lease: int | None = None) -> None:
@@ -39,11 +39,11 @@ class Reaper:
         self._is_first = True
 
     def reap(self) -> int:
-        """Find leases whose holder is dead and free their jobs. Returns how many jobs were freed.
+        """Find leases whose holder is dead and free their jobs. Return the number of freed jobs.
 
-        On the holder's own host its orphaned processes are killed before the jobs can start again; a lease of which one
-        cannot be killed is left as it is. On another host they cannot be killed: only the expiry of the lease counts. Each
-        lease is freed in a separate write transaction.
+        On the holder's own host its orphaned processes are killed before the jobs can start again; if one cannot be killed, the
+        lease stays as it is. On another host they cannot be killed: only the expiry of the lease counts. Each lease is freed in
+        a separate write transaction.
         """
         now_us, expiry_s = self._clock.now_us(), self._settings.LEASE_EXPIRY_S
         with self._db.read() as cx:
@@ -94,7 +94,7 @@ class Reaper:
         return leases.reap(cx, lease, now_us, watch=self.watch, may_have_killed=may_have_killed)
 
     def _end_forgotten(self, open_leases: Collection[int], db_id: str) -> None:
-        """End what was started on this host under leases that another host has closed: a new attempt runs at the same time."""
+        """End programs started on this host under leases that another host has closed: a new attempt may run already."""
         directory = self._db.directory
         for lease in run_file.leases_here(os.path.join(directory, RUNS), db_id) - set(open_leases):
             if _is_over(directory, lease_mark(db_id, lease), self._settings.USER_KILL_GRACE_S):
@@ -102,7 +102,7 @@ class Reaper:
 
 
 def _is_over(directory: str, mark: bytes, grace_s: float) -> bool:
-    """End what was started under that lease on this host; return whether all of it has ended."""
+    """End the programs started under that lease on this host; return whether all have ended."""
     if mark in _stubborn and runs_of(directory, [mark]).members:
         return False
     _stubborn.discard(mark)

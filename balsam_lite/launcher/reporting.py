@@ -43,7 +43,7 @@ class Limits(NamedTuple):
 
 
 class Obstacles:
-    """What keeps the jobs of a DB from being run by one launcher, as of the last `survey`."""
+    """The reasons why one launcher does not run jobs of a DB, as of the last `survey`."""
 
     def __init__(self, db: Database, pool: NodePool, limits: Limits, pause: Pause, setbacks: Setbacks) -> None:
         self._db, self._pool, self._limits, self._pause, self._setbacks = db, pool, limits, pause, setbacks
@@ -121,7 +121,7 @@ def _described(shape: Shape) -> str:
 
 
 class Tally:
-    """Jobs by the final state that they reached here, and the attempts that ended here, which may be many for one job."""
+    """Counts of jobs by the final state reached here, and of attempts that ended here, possibly several for one job."""
 
     def __init__(self) -> None:
         self.jobs: Counter[str] = Counter()  # by final state
@@ -179,7 +179,7 @@ class RecentRate:
 
 
 class Reporter(Protocol):
-    """What the live line shows of a launcher."""
+    """The properties of a launcher that the live line shows."""
 
     tally: Tally
     awaited: str
@@ -190,7 +190,7 @@ class Reporter(Protocol):
 
 
 class Progress:
-    """One live line on a terminal: finished, failed and running jobs, their rate, what is awaited. Elsewhere nothing."""
+    """One live line on a terminal: finished, failed and running jobs, their rate, the event awaited. Elsewhere nothing."""
 
     _PERIOD_S, _TOLD_PERIOD_S = 0.5, 60.0
 
@@ -208,7 +208,7 @@ class Progress:
         self._launcher, self._runner = launcher, runner
 
     def around(self, wait: Callable[[float], object]) -> Callable[[float], object]:
-        """Return `wait` with a look at the line before."""
+        """Return `wait` preceded by an update of the line."""
         if not self._on:
             return wait
 
@@ -248,7 +248,7 @@ class Progress:
             self._told, self._told_at = trouble, self._shown_at
 
     def clear(self) -> None:
-        """Leave the line."""
+        """Erase the line."""
         if self._on:
             daemon.write_stderr(f"\r{'':{_width()}}\r")  # not every terminal knows escape sequences
 

@@ -1,4 +1,4 @@
-"""What a launcher has: nodes, how MPI jobs are started on them, and until when. From options, settings, batch job, machine."""
+"""A launcher's nodes, MPI start command and end time, from the options, settings, batch job and machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 #: The scheduler may take this long to tell when the batch job ends, in seconds.
 _ASK_S = 20.0
-#: Nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
+#: Maximum number of nodes or GPUs of one launcher. Each is an object; more would take minutes and all memory.
 _MAX_PARTS = 100_000
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class LauncherOptions(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What `survey` found."""
+    """The result of `survey`."""
 
     nodes: list[Node]
     batch: Allocation | None
@@ -71,7 +71,7 @@ def where_am_i(options: LauncherOptions, settings: Settings, environ: Mapping[st
     """Return the batch job of this process, with its end and its nodes' GPUs; None outside of any. May ask the scheduler.
 
     Raises:
-        LaunchError: its nodes cannot be found out, and --nodes does not ask for shares of this host; or this is one of several
+        LaunchError: its nodes cannot be determined, and --nodes does not request shares of this host; or this is one of several
         launchers that would each take all nodes.
     """
     _refuse_ranks(options, environ)
@@ -102,7 +102,7 @@ def _refuse_ranks(options: LauncherOptions, environ: Mapping[str, str]) -> None:
 
 
 def survey(options: LauncherOptions, settings: Settings, batch: Allocation | None, environ: Mapping[str, str]) -> Resources:
-    """Look at the batch job and the machine. Runs the MPI command once, where it is needed, to hear what it is.
+    """Determine the resources of the batch job and the machine. Runs the MPI command once, if needed, to identify it.
 
     Raises:
         InputError: the options leave no node. SettingsError: the MPI settings make no sense. LaunchError: the machine's MPI
@@ -132,7 +132,7 @@ def survey(options: LauncherOptions, settings: Settings, batch: Allocation | Non
 
 
 def count_nodes(options: LauncherOptions, batch: Allocation | None) -> int | None:
-    """Return how many nodes `survey` will find before --limit-nodes and --offset-nodes; None where it is unknown."""
+    """Return how many nodes `survey` will find before --limit-nodes and --offset-nodes; None if unknown."""
     if options.nodes or batch is None:
         return options.nodes
     return len(batch.node_names) or batch.num_nodes
@@ -159,7 +159,7 @@ def gpus_of(known: NodeGpus, name: str, per_node: int | None) -> tuple[str, ...]
 
 
 def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocation) -> tuple[str, ...]:
-    """Return the GPUs of each node. This one's list counts more than a number: another batch job may have the first two."""
+    """Return the GPUs of each node. This node's list precedes a number: another batch job may have the first GPUs."""
     per_node = gpus_per_node(options, settings)
     if per_node is None and batch.runs_on_node:
         found = hardware.gpus()
@@ -169,7 +169,7 @@ def _gpus_of_named(options: LauncherOptions, settings: Settings, batch: Allocati
 
 
 def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the same GPUs of a node that is like this one; a UUID names a GPU of this one and no other.
+    """Return the corresponding GPUs of a node like this one. UUIDs, which name only GPUs of this node, become numbers.
 
     >>> _on_another_node(("2", "3")), _on_another_node(("0.0", "0.1")), _on_another_node(("GPU-8932f937", "GPU-5ad1"))
     (('2', '3'), ('0.0', '0.1'), ('0', '1'))
@@ -180,7 +180,7 @@ def _on_another_node(gpus: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | None) -> list[Node]:
-    """Return shares of this host. Where their number is not given, what the user gives per node is meant of the host."""
+    """Return shares of this host. If their number is not given, the user's values per node apply to the host."""
     number, cpus = _number_of_shares(options, batch), hardware.cpus()
     per_node, asked = gpus_per_node(options, settings), number if options.nodes or batch else 1
     _refuse_too_many(number, (per_node or 0) * asked)
@@ -189,7 +189,7 @@ def _virtual(options: LauncherOptions, settings: Settings, batch: Allocation | N
 
 
 def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
-    """Return at most this many GPUs of this host. If it shows none, the user's number counts, perhaps for a trial."""
+    """Return at most this many GPUs of this host. If it shows none, use the user's number, perhaps for a trial."""
     if wanted == 0:
         return ()
     found = hardware.gpus()
@@ -199,7 +199,7 @@ def _gpus_of_host(wanted: int | None) -> tuple[str, ...]:
 
 
 def _cpus_of_shares(options: LauncherOptions, batch: Allocation | None) -> tuple[int, ...]:
-    """Return those of the nodes that this launcher has: another one on this host, with others, has other CPUs."""
+    """Return the CPUs of this launcher's nodes: another launcher on this host, with other nodes, has other CPUs."""
     shares = _chosen(deal_cpus(hardware.cpu_numbers(), _number_of_shares(options, batch)), options)
     return tuple(dict.fromkeys(cpu for share in shares for cpu in share))
 
@@ -209,7 +209,7 @@ def _number_of_shares(options: LauncherOptions, batch: Allocation | None) -> int
 
 
 def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:
-    """Return those that --limit-nodes and --offset-nodes leave."""
+    """Return the nodes selected by --limit-nodes and --offset-nodes."""
     first, most = options.offset_nodes, options.limit_nodes
     chosen = list(nodes[first : None if most is None else first + most])
     if not chosen:
@@ -220,7 +220,7 @@ def _chosen(nodes: Sequence[T], options: LauncherOptions) -> list[T]:
 
 
 def gpus_per_node(options: LauncherOptions, settings: Settings) -> int | None:
-    """Return the number of the user; None: not given."""
+    """Return the user's number of GPUs per node; None: not given."""
     if options.gpus_per_node is not None:
         return options.gpus_per_node
     return settings.GPUS_PER_NODE if settings.GPUS_PER_NODE >= 0 else None

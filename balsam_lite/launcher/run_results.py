@@ -1,4 +1,4 @@
-"""The result of a run that has ended, from its exit code, its output, what it left and the state of the machine."""
+"""The result of a run that has ended, from its exit code, its output, its leftover processes and the state of the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .placement import Placement
 
 #: Bytes of the end of a run's output that are read for messages of the MPI command.
 _OUTPUT_BYTES = 16_384
-#: A job fails when the MPI command has refused it this often, without a sign that a node or Slurm is the cause.
+#: A job fails when the MPI command has refused it this many times, without a sign that a node or Slurm is the cause.
 _MAX_REFUSALS = 4
 #: Maximum number of names of processes in a message.
 _MAX_NAMES = 5
@@ -55,7 +55,7 @@ class LiveRun:
 
 
 class Finished(NamedTuple):
-    """A run that is over, and the place that is free again."""
+    """A run that has ended, and the placement that is free again."""
 
     exit: RunResult
     place: Placement | None  # None: it was reported as free before, or a queued job has it
@@ -122,7 +122,7 @@ class ResultReader:
         return Finished(back._replace(is_counted=False, is_death=is_dead and not run.stop_result), run.place)
 
     def _not_run(self, run: LiveRun, failure: StartFailure) -> Finished:
-        """Return the end of a run that was not started or whose node died: the job goes back, unless it is itself at fault."""
+        """Return the end of a run that was not started or whose node died: the job goes back, unless it is the cause."""
         claim = run.claim
         assert isinstance(run.ended, Ended)
         started_us = run.started_us if failure.had_started else None
@@ -146,7 +146,7 @@ class ResultReader:
 
 
 def _output(run: LiveRun) -> tuple[str, bool]:
-    """Return the end of a run's output, and whether that is all of it."""
+    """Return the end of a run's output, and whether that is the whole output."""
     path = run.made.output_path
     try:
         size = os.stat(path, follow_symlinks=False).st_size
@@ -156,7 +156,7 @@ def _output(run: LiveRun) -> tuple[str, bool]:
 
 
 def _lacks_result(path: str) -> bool:
-    """Return whether the program should have left a result, and has not."""
+    """Return whether the program should have left a result but has not."""
     if not path or os.path.lexists(path):
         return False
     try:
@@ -166,7 +166,7 @@ def _lacks_result(path: str) -> bool:
 
 
 def _left_words(left: Sequence[Leftover]) -> str:
-    """Return what a run has left running, in words.
+    """Describe the processes that a run has left running.
 
     >>> _left_words([Leftover("sleep", Process(7, 1, 7, 7, "1"))] * 3)
     'left 3 processes running: sleep (3)'

@@ -1,4 +1,4 @@
-"""Runs claimed jobs on this host: start, hear of their end, stop. Knows nothing of the database.
+"""Run claimed jobs on this host: start them, collect their ends, stop them. Knows nothing of the database.
 
 Spawn helpers own the programs (`spawner`). A run that is being stopped keeps its place until its whole process tree is gone.
 """
@@ -31,25 +31,25 @@ log = logging.getLogger(__name__)
 
 #: A command that kills its ranks when it is told to end has this many seconds to do that.
 _LAST_S = 3.0
-#: How often to look for MPI commands that do not start anything, and among runs of which age, in seconds.
+#: Interval of checks for MPI commands that start nothing, and minimum age of a run for this check, in seconds.
 _STUCK_PERIOD_S, _STUCK_S = 2.0, 300.0
-#: A tree that is being stopped is looked at this often, in seconds.
+#: Interval, in seconds, of checks of a process tree that is being stopped.
 STOP_PERIOD_S = 0.02
 #: Processes that a run has left are given this number of seconds to end: the first command of a pipeline often ends last.
 _LINGER_S = 0.1
-#: Processes that runs have left are looked through for those that still live, above this number.
+#: Above this number, processes that runs have left are checked for those still alive.
 _MAX_LEFT = 100
 
 
 class Runner(Protocol):
-    """What the loop needs of a runner: `LocalRunner` on this host, `ClusterRunner` on many."""
+    """The interface of a runner for the loop: `LocalRunner` for this host, `ClusterRunner` for many."""
 
     @property
     def jobs(self) -> set[int]:
-        """Return the jobs that hold a place here and are not being stopped."""
+        """Return the jobs that hold a placement here and are not being stopped."""
 
     def __len__(self) -> int:
-        """Return how many hold a place."""
+        """Return the number of jobs that hold a placement."""
 
     @property
     def is_busy(self) -> bool:
@@ -61,30 +61,30 @@ class Runner(Protocol):
 
     @property
     def queued(self) -> Counter[Shape]:
-        """Return how many jobs of each shape wait for a place."""
+        """Return the number of queued jobs of each shape that wait for a placement."""
 
     @property
     def queued_jobs(self) -> set[int]:
-        """Return the jobs that wait for a place and are not being withdrawn."""
+        """Return the jobs that wait for a placement and are not being withdrawn."""
 
     @property
     def started_from_queue(self) -> int:
-        """Return how many queued jobs have got a place."""
+        """Return how many queued jobs have got a placement."""
 
     def queue(self, claim: Claim) -> None:
-        """Start a job in the place of the next run of its shape that ends with exit code 0."""
+        """Queue a job to replace the next run of its shape that ends with exit code 0."""
 
     def start_queued(self, place: Placement) -> bool:
-        """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
+        """Start the oldest queued job of that shape at a free placement. Return False if all are being withdrawn."""
 
     def withdraw(self, jobs: Collection[int]) -> None:
-        """Do not start those queued jobs. `withdrawn` tells which of them have certainly never been started."""
+        """Withdraw those queued jobs. `withdrawn` returns those that have certainly never started."""
 
     def withdrawn(self) -> list[Claim]:
         """Return the jobs that were withdrawn since the last call before they were started."""
 
     def start(self, claim: Claim, place: Placement) -> None:
-        """Start a job at its place. One that cannot be started is reported by `poll`.
+        """Start a job at its placement. One that cannot be started is reported by `poll`.
 
         As a RUN_ERROR, or, where the machine is to blame, as RESTART_READY and with the trouble.
         """
@@ -95,12 +95,12 @@ class Runner(Protocol):
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult tells when the run was
-        told; one that had ended before that ended by itself, and is reported so.
+        `result` is the result of runs that do not exit with 0. If it is RUN_TIMEOUT, the RunResult has the time when it was
+        told to stop; a run that had ended before that is reported as ended by itself.
         """
 
     def kill_now(self) -> None:
-        """Let the grace of all trees that are being stopped be over."""
+        """End the grace period of all process trees that are being stopped."""
 
 
 class LocalRunner:
@@ -145,7 +145,7 @@ class LocalRunner:
 
     @property
     def jobs(self) -> set[int]:
-        """Return the jobs that hold a place here and are not being stopped."""
+        """Return the jobs that hold a placement here and are not being stopped."""
         return (self._runs.keys() - self._stopping.keys()) | (self._starting.keys() - self._stop_at_once.keys())
 
     def __len__(self) -> int:
@@ -157,7 +157,7 @@ class LocalRunner:
         return bool(self._stopping or self._stop_at_once or self._over or self._lingering or self._delayed)
 
     def start(self, claim: Claim, place: Placement) -> None:
-        """Start a job at its place. One that cannot be started is reported by `poll`."""
+        """Start a job at its placement. One that cannot be started is reported by `poll`."""
         if claim.job in self._left and self._is_delayed(claim, place):
             return
         try:
@@ -170,16 +170,16 @@ class LocalRunner:
 
     @property
     def queued(self) -> Counter[Shape]:
-        """Return how many jobs of each shape wait for a place."""
+        """Return the number of queued jobs of each shape that wait for a placement."""
         return Counter(claim.shape for claim in self._queued.values())
 
     @property
     def queued_jobs(self) -> set[int]:
-        """Return the jobs that wait for a place and are not being withdrawn."""
+        """Return the jobs that wait for a placement and are not being withdrawn."""
         return self._queued.keys() - self._withdrawing
 
     def queue(self, claim: Claim) -> None:
-        """Start a job in the place of the next run of its shape that ends with exit code 0."""
+        """Queue a job to replace the next run of its shape that ends with exit code 0."""
         self._queued[claim.job] = claim
         shape = claim.shape
         if claim.job in self._left:
@@ -197,7 +197,7 @@ class LocalRunner:
             self._refuse(claim, None, exc)
 
     def start_queued(self, place: Placement) -> bool:
-        """Start the oldest queued job of that shape at a place that is free. Return False if all are being withdrawn."""
+        """Start the oldest queued job of that shape at a free placement. Return False if all are being withdrawn."""
         jobs = (job for job, claim in self._queued.items() if claim.shape == place.shape and job not in self._withdrawing)
         job = next(jobs, None)
         if job is None:
@@ -213,7 +213,7 @@ class LocalRunner:
         return True
 
     def withdraw(self, jobs: Collection[int]) -> None:
-        """Do not start those queued jobs. `withdrawn` tells which of them have certainly never been started."""
+        """Withdraw those queued jobs. `withdrawn` returns those that have certainly never started."""
         here = self._queued.keys() & set(jobs)
         self._channel.withdraw(here & self._handed_on)
         self._withdrawing |= here & self._handed_on
@@ -255,7 +255,7 @@ class LocalRunner:
         )
 
     def _pin(self, claim: Claim, place: Placement) -> tuple[int, ...]:
-        """Return the CPUs that the job may run on; none where it may run on all, or the MPI command sees to that."""
+        """Return the CPUs on which the job may run; () if on all, or if the MPI command binds its ranks."""
         number = hardware.cpus_wanted(claim)
         if not number or self._context.mpi.words(claim, place):
             return ()
@@ -312,7 +312,7 @@ class LocalRunner:
         return finished
 
     def _taken_out(self, job: int) -> tuple[Claim, Placement | None]:
-        """Take a job out of those that have not started. One that was queued has no place yet, see `_note_end`."""
+        """Remove a job from those that have not started. A queued job has no placement yet, see `_note_end`."""
         claim = self._queued.pop(job, None)
         self._handed_on.discard(job)
         self._withdrawing.discard(job)
@@ -358,7 +358,7 @@ class LocalRunner:
             self._over.append(self._finish(run))
 
     def _look_at_lingering(self) -> None:
-        """Finish runs that have left processes, when these have ended or stay. What a failed run has left is ended first."""
+        """Finish runs that have left processes, when these have ended or stay. End those of a failed run first."""
         now = self._clock.monotonic()
         for until, run in list(self._lingering):
             assert isinstance(run.ended, Ended)
@@ -384,7 +384,7 @@ class LocalRunner:
             self._most_left = 2 * len(self._left) + _MAX_LEFT
 
     def _is_delayed(self, claim: Claim, place: Placement) -> bool:
-        """Return whether a job has to wait for the end of what an earlier attempt has left here; it is started by `poll`."""
+        """Return whether a job must wait for the end of processes of an earlier attempt here; `poll` starts it then."""
         members = living(self._left.pop(claim.job, ()))
         if members:
             signal_all(members, signal.SIGTERM)
@@ -407,7 +407,7 @@ class LocalRunner:
             self.start(claim, place)
 
     def _note_loss(self, lost: Lost) -> None:
-        """End what a spawn helper that has died leaves of a run; the job then goes back."""
+        """End the remaining processes of a run whose spawn helper has died; the job then goes back."""
         run = self._runs.get(lost.key)
         if run is None:  # it may have been started all the same
             claim, place = self._taken_out(lost.key)
@@ -420,7 +420,7 @@ class LocalRunner:
         signal_all(run.members, signal.SIGTERM)
 
     def _end_orphans(self) -> None:
-        """End what a dead spawn helper had adopted, of whichever job, before one of its jobs goes back."""
+        """End the processes adopted by a dead spawn helper, of any job, before one of its jobs goes back."""
         orphans = self._spawner.take_orphans()
         self._orphans += orphans
         signal_all(orphans, signal.SIGTERM)
@@ -431,7 +431,7 @@ class LocalRunner:
             signal_all(orphans, signal.SIGKILL)
 
     def _look_for_stuck_starts(self) -> None:
-        """Stop MPI commands that wait for what they could not start."""
+        """Stop MPI commands that wait for programs that they could not start."""
         now, now_us = self._clock.monotonic(), self._clock.now_us()
         if now < self._look_for_stuck_at:
             return
@@ -447,8 +447,8 @@ class LocalRunner:
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
-        `result` is what a run counts as that does not exit with 0. If it is RUN_TIMEOUT, the RunResult tells when the run was
-        told; one that had ended before that ended by itself, and is reported so.
+        `result` is the result of runs that do not exit with 0. If it is RUN_TIMEOUT, the RunResult has the time when it was
+        told to stop; a run that had ended before that is reported as ended by itself.
         """
         wanted = set(jobs)
         waiting = (self._starting.keys() | self._queued.keys()) & wanted
@@ -484,7 +484,7 @@ class LocalRunner:
         self._terminate(by_manner.get(mpi_use.UNKNOWN, []))
 
     def _ask_to_end(self, claims: Sequence[Claim]) -> bool:
-        """Have the ranks of those jobs told to end, wherever they run. Returns False where that cannot be done."""
+        """Start a program that asks the ranks of those jobs to end, on all nodes. Return False if that is not possible."""
         words = self._context.mpi.end_words(claims) if claims else []
         if not words:
             return False
@@ -497,7 +497,7 @@ class LocalRunner:
         return True
 
     def _terminate(self, runs: Sequence[LiveRun]) -> None:
-        """Send SIGTERM to all processes of those runs on this host, but not to the command of one that is spared."""
+        """Send SIGTERM to all processes of those runs on this host, except to the MPI command of a spared run."""
         if not runs:
             return
         everything = descendants([(run.pid, run.start) for run in runs], [run.made.mark for run in runs])
@@ -517,7 +517,7 @@ class LocalRunner:
             run.members += [p for p in others if p.session not in groups]
 
     def kill_now(self) -> None:
-        """Let the grace of all trees that are being stopped be over."""
+        """End the grace period of all process trees that are being stopped."""
         for run in self._stopping.values():
             run.kill_at = 0.0
 
@@ -534,12 +534,12 @@ class LocalRunner:
         return finished
 
     def _left_behind(self, run: LiveRun) -> bool:
-        """Return whether processes of the run live that were unknown up to now; they become members."""
+        """Return whether the run has living processes that were unknown until now, and add them to its members."""
         run.members = descendants(self._leaders(run), [run.made.mark])
         return bool(run.members)
 
     def _leaders(self, run: LiveRun) -> list[tuple[int, str]]:
-        """Return pid and start of a run's session leader, which may have ended; as recorded if its helper did not tell."""
+        """Return pid and start of a run's session leader, which may have ended; from the run file if unknown otherwise."""
         return [(run.pid, run.start)] if run.pid else leftovers.leaders_of(self._context.db_directory, [run.made.mark])
 
     def _kill(self, runs: Iterable[LiveRun]) -> None:
@@ -569,7 +569,7 @@ class LocalRunner:
         return finished
 
     def _refill(self, place: Placement) -> Placement | None:
-        """Start a queued job that no helper has in the place of a run that has ended; return the place if there is none."""
+        """Start a queued job that no helper has at the placement of an ended run; return the placement if there is none."""
         if len(self._queued) > len(self._handed_on):
             for job, claim in self._queued.items():
                 if claim.shape == place.shape and job not in self._handed_on:
@@ -581,12 +581,12 @@ class LocalRunner:
 
 
 def _is_in_shell(run: LiveRun) -> bool:
-    """Return whether a shell runs its line, and the MPI command in that."""
+    """Return whether a shell runs the command line of the run, including its MPI command."""
     return bool(run.claim.command_template) and children.is_shell(run.pid)
 
 
 def _started_by_shell(run: LiveRun) -> list[Process]:
-    """Return the MPI command of a line that a shell runs, and what it has started with it: the shell passes no signal on."""
+    """Return the MPI command of a shell's line, and other programs that the shell has started: it forwards no signal."""
     if not _is_in_shell(run):
         return []
     return [one for one in descendants([(run.pid, run.start)], []) if one.parent == run.pid]

@@ -1,8 +1,8 @@
-"""What is done for a job before and after its program: links and stage-in, preprocess, postprocess, stage-out.
+"""The steps before and after a job's program: links and stage-in, preprocess, postprocess, stage-out.
 
 Steps take time, so each runs in one of a few threads while the launcher's loop goes on; the job is held meanwhile and keeps
-its state. What a step needs is known when it starts; what it gave goes into the loop's next transaction. A step that is cut
-short leaves nothing half-done that could hurt when it is done again.
+its state. A step gets all its data at its start, and its result goes into the loop's next transaction. An interrupted step
+leaves nothing incomplete that could do harm when it is repeated.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ _TITLES = {
     "handle_timeout": "Timeout handler",
 }
 _TRANSFER_LOG = ".balsam-part-{}.log"  # with the short id, as jobs may share the directory
-#: Scripts of such a job tell it that something went wrong, and decide what becomes of it.
+#: The scripts that handle an error or a timeout of such a job, and decide how it continues.
 _TROUBLE = (states.RUN_ERROR, states.RUN_TIMEOUT)
 
 
 class _Interrupted(Exception):
-    """The step is to stop, and to be done again later; `is_death`: the spawn helper of its script died."""
+    """The step must stop, and is repeated later; `is_death`: the spawn helper of its script died."""
 
     def __init__(self, is_death: bool = False) -> None:
         self.is_death = is_death
 
 
 class StepFailed(LaunchError):
-    """The step failed; the words are for the job's history."""
+    """The step failed; the message is for the job's history."""
 
 
 class _Stop(NamedTuple):
@@ -121,11 +121,11 @@ class Steps:
 
     @property
     def room(self) -> int:
-        """Return how many more may be started, so that the threads have something to do until the next transaction."""
+        """Return how many more steps may be started, so that the threads are busy until the next transaction."""
         return max(0, 4 * self._most - len(self._tasks))
 
     def start(self, claim: Claim) -> None:
-        """Do what the job needs in its state. `poll` reports the end."""
+        """Start the step that the job needs in its state. `poll` reports the end."""
         task = self._tasks[claim.job] = StepTask(claim)
         if self._threads < min(self._most, len(self._tasks)):
             try:
@@ -176,9 +176,9 @@ class Steps:
         return found
 
     def stop(self, jobs: Collection[int], grace_s: float) -> None:
-        """Interrupt the steps of those jobs: TERM to their processes, KILL after the grace. Returns at once.
+        """Interrupt the steps of those jobs: TERM to their processes, KILL after the grace period. Returns at once.
 
-        A program that has ended by now ended by itself, and its step goes on, unless its end is in doubt.
+        If a program has already ended by itself, its step goes on, unless that end is held back.
         """
         self._hear_of_ends()
         self._doubted = [
@@ -293,7 +293,7 @@ class Steps:
             raise StepFailed(f"The {kind} script {called}: {children.reason(code)}: {words}")
 
     def _runner_of(self, task: StepTask) -> Run:
-        """Return how `staging` starts a program for that task."""
+        """Return the function by which `staging` starts a program for that task."""
 
         def run(argv: Sequence[str], directory: str) -> tuple[int, str]:
             log_name = _TRANSFER_LOG.format(task.claim.job_id[:8])
@@ -326,7 +326,7 @@ class Steps:
             task.ran_s += time.monotonic() - started
 
     def _end_of_program(self, task: StepTask, until: float | None) -> int:
-        """Wait for the end of a program that is being started. Raises Empty when the time, on the monotonic clock, is up."""
+        """Wait for the end of a program that is being started. Raise Empty at the time `until`, on the monotonic clock."""
         while True:
             heard = task.inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
             if isinstance(heard, Ended):
@@ -372,9 +372,9 @@ def _handler(claim: Claim) -> tuple[str, str]:
 
 
 def _begin_log(directory: str, kind: str, command: str, claim: Claim) -> str:
-    """Keep what earlier calls wrote, and write at the top of a new log what is called and why; return the log's name.
+    """Keep the logs of earlier calls, and begin a new log with the command and the reason. Return the log's name.
 
-    Where jobs may share the directory, that is a hidden link: another job may put the log itself aside at any moment.
+    If jobs may share the directory, the name is a hidden link: another job may rename the log itself at any moment.
     """
     path, name = f"{directory}/{kind}.log", f"{kind}.log"
     lines = [f"# Balsam {_TITLES[kind]}: {command}"]

@@ -1,4 +1,4 @@
-"""Wait for jobs in Python: the one waiter of `launcher.futures`, `BalsamExecutor` and `balsam_lite.api`.
+"""Wait for jobs in Python: the waiter shared by `launcher.futures`, `BalsamExecutor` and `balsam_lite.api`.
 
 A `ChangeFeed` does not query the states of all its jobs again and again. It checks whether the DB has changed, which takes a
 few microseconds, and then reads the events since the last look. A `Waiter` looks at one feed for each DB until the jobs end.
@@ -60,7 +60,7 @@ DELETED = ""
 class JobStatus:
     """The state of a job as this process knows it. An end is final here, even if the user lets the job run again.
 
-    `place` is the directory of its DB, or whatever another kind of `Feed` needs to find it.
+    `place` is the directory of its DB, or the address that another kind of `Feed` uses.
     """
 
     __slots__ = ("__weakref__", "_lock", "feed", "number", "place", "state")
@@ -85,7 +85,7 @@ class JobStatus:
             return self.ended
 
 
-#: (directory, number of the job) -> its status, shared by everything in this process that wants to know.
+#: (directory, number of the job) -> its status, shared by all waiters in this process.
 _statuses: WeakValueDictionary[tuple[str, int], JobStatus] = WeakValueDictionary()
 _statuses_lock = threading.Lock()
 
@@ -116,11 +116,11 @@ class Feed(ABC):
 
     @abstractmethod
     def follow(self, statuses: Sequence[JobStatus]) -> None:
-        """Update these from now on, until their end; tell the listeners of those that have ended."""
+        """Update these statuses from now on, until their end; notify the listeners of those that have ended."""
 
     @abstractmethod
     def look(self) -> bool:
-        """Update what is followed; return whether anything has changed."""
+        """Update the followed statuses; return whether anything has changed."""
 
     def _tell(self, status: JobStatus) -> None:
         for listener in self.listeners:
@@ -128,7 +128,7 @@ class Feed(ABC):
 
 
 class ChangeFeed(Feed):
-    """What happens to jobs of one DB. For one thread; it sees what other threads of this process write as well."""
+    """Follows the jobs of one DB. For one thread; it sees writes of other threads of this process, too."""
 
     def __init__(self, database: Database) -> None:
         from ..db.engine import directories
@@ -165,7 +165,7 @@ class ChangeFeed(Feed):
                 self._tell(status)
 
     def look(self, at_once: bool = False) -> bool:
-        """Learn what has happened; return whether anything has. At a shared DB once in a second at most, or `at_once`."""
+        """Read the changes; return whether there were any. At most once a second for a shared DB, unless `at_once`."""
         if not self._is_local and not at_once and time.monotonic() < self.due_s(0.0):
             return False
         if not self._db.changed():
@@ -262,7 +262,7 @@ class Waiter:
         self._pause_s = _MIN_PAUSE_S
 
     def rounds(self, timeout: float | None) -> Iterator[list[JobStatus]]:
-        """Look again and again; yield each time the jobs that have ended since the last look, also none.
+        """Look repeatedly; yield each time the list of jobs that have ended since the last look, possibly empty.
 
         Stops when all have ended, or after `timeout` seconds.
         """
@@ -459,7 +459,7 @@ class QuietReporter:
         self._registration.leave()
 
     def has_moved(self) -> None:
-        """Note that something has happened."""
+        """Record that something has happened."""
         self._quiet_since = time.monotonic()
         self._look_at = self._quiet_since + QUIET_S
 

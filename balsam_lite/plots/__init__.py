@@ -1,1 +1,1 @@
-"""Pictures of what jobs did: `timeline` gathers it, `figures` draws it with matplotlib, `text` in a terminal."""
+"""Plots of what jobs did: `timeline` collects the data, `figures` draws it with matplotlib, `text` draws it in a terminal."""

@@ -1,7 +1,7 @@
-"""The plots as figures: .png, .svg or .pdf, drawn by matplotlib, which is imported when a figure is drawn.
+"""Draw the plots as figures (.png, .svg or .pdf) with matplotlib, which is imported when a figure is drawn.
 
-Every function takes what `timeline` has gathered and a title, and returns a matplotlib Figure; `save` writes it. No window
-is opened, and nothing of matplotlib's global state is touched.
+Every plot function takes data from `timeline` and a title, and returns a matplotlib Figure; `save` writes it. No window
+is opened, and matplotlib's global state is not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
-#: Told apart by people of all kinds of colour vision (after Paul Tol's schemes), in grey as well where they often meet.
+#: Distinguishable with every kind of colour vision (after Paul Tol's schemes), and in grey where they often touch.
 COLOURS = {
     "CREATED": "#DDDDDD", "AWAITING_PARENTS": "#AAAAAA", "READY": "#99DDFF", "STAGED_IN": "#BBCC33",
     "PREPROCESSED": "#EEDD88", "RUNNING": "#4477AA", "RUN_DONE": "#44BB99", "POSTPROCESSED": "#AAAA00",
@@ -33,20 +33,20 @@ COLOURS = {
 }  # fmt: skip
 _SIZE_INCHES = (7.2, 3.8)
 _DPI = 200
-#: Maximum number of runs that are drawn one by one; more become an image of this many rows and columns.
+#: Maximum number of runs that are drawn one by one; more are drawn as an image with this many rows and columns.
 _MAX_BARS = 2000
 _ROWS, _COLUMNS = 400, 1200
-#: Pixels that the axes of a timeline take in width and height, beside a legend and below a title.
+#: Width and height in pixels of the axes of a timeline, without the legend and the title.
 _PIXELS = (1080, 600)
-#: Minimum pixels in width and height of a bar with a white rim; a smaller one would be all rim. Its thickness in points (of
-#: 2.8 pixels), and thinner for bars that have less than 10 pixels.
+#: Minimum width and height in pixels of a bar with a white rim; a smaller one would be all rim. The thickness of the rim is
+#: in points (of 2.8 pixels); bars of less than 10 pixels get a thinner one.
 _RIMMED, _RIM = 3.0, 0.4
-#: A state with less than this part of the picture is not to be seen there, and not in the legend.
+#: A state with less than this part of the picture is not visible, and is left out of the legend.
 _FAINTEST = 0.0005
 
 
 def check_path(path: str) -> None:
-    """Raise InvalidSpec unless a figure can have that suffix, BalsamError unless its directory can be written."""
+    """Raise InvalidSpec unless the suffix is a known format, and BalsamError unless the directory is writable."""
     if os.path.splitext(path)[1].lower() not in SUFFIXES:
         raise InvalidSpec(f"{path!r} has none of the suffixes of figures.", hint=f"Possible are: {', '.join(SUFFIXES)}")
     if os.path.isdir(path):
@@ -70,7 +70,7 @@ def check_matplotlib() -> None:
 
 
 def save(figure: Figure, path: str) -> None:
-    """Write the figure in the format of the path's suffix; a file that is there is replaced when the new one is whole.
+    """Write the figure in the format given by the path's suffix; an existing file is replaced once the new one is complete.
 
     Raises:
         InvalidSpec: the suffix is unknown. BalsamError: the file cannot be written.
@@ -79,12 +79,12 @@ def save(figure: Figure, path: str) -> None:
 
     check_path(path)
     kind = os.path.splitext(path)[1].lower()[1:]
-    # Text stays text: it can be searched, and edited before it goes into a paper.
+    # Keep text as text, so that it can be searched and edited before it goes into a paper.
     settings: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "balsam"}
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     try:
         with replacing(path) as unfinished, matplotlib.rc_context(settings), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a name may have letters that the font does not
+            warnings.simplefilter("ignore")  # a name may contain letters that the font lacks
             figure.savefig(unfinished, format=kind, dpi=_DPI, metadata=metadata)
     except OSError as exc:
         raise BalsamError(f"{path} cannot be written: {failure(exc, path, exc.strerror)}") from exc
@@ -94,7 +94,7 @@ def save(figure: Figure, path: str) -> None:
 
 
 def throughput(done: Curve, since: int, title: str) -> Figure:
-    """Jobs done over time, since that time."""
+    """Plot the number of jobs done over time, starting at `since`."""
     clock = _TimeAxis(since, done.times[-1])
     figure, axes = _canvas(title, clock, "Jobs done")
     curve = timeline.thinned(done)
@@ -106,7 +106,7 @@ def throughput(done: Curve, since: int, title: str) -> Figure:
 
 
 def utilization(used: Curve, available: Curve, title: str) -> Figure:
-    """Nodes in use over time, and beside them the nodes that were available where that is known."""
+    """Plot the nodes in use over time, and the available nodes where they are known."""
     clock = _TimeAxis(min([used.times[0], *available.times[:1]]), max([used.times[-1], *available.times[-1:]]))
     figure, axes = _canvas(title, clock, "Nodes")
     if available.times:
@@ -124,7 +124,7 @@ def utilization(used: Curve, available: Curve, title: str) -> Figure:
 
 
 def states(counts: Counts, title: str) -> Figure:
-    """Jobs in each state over time, stacked in the order of the states from the ends below to the beginnings above."""
+    """Plot the jobs in each state over time, stacked from the final states at the bottom to the initial states at the top."""
     clock = _TimeAxis(counts.times[0], counts.times[-1])
     figure, axes = _canvas(title, clock, "Jobs")
     names = [*reversed(counts.by_state)]
@@ -143,7 +143,7 @@ def states(counts: Counts, title: str) -> Figure:
 
 
 def gantt(runs: Runs, title: str) -> Figure:
-    """One bar for each run, in the lowest lane that is free, coloured by how it ended; very many runs as an image of that."""
+    """Draw one bar per run, in the lowest free lane, coloured by how the run ended; draw very many runs as an image."""
     clock = _TimeAxis(runs.starts[0], runs.until)
     figure, axes = _canvas(title, clock, "Lane (runs side by side)")
     lanes = timeline.lanes(runs)
@@ -187,10 +187,10 @@ def _rim(pixels: float) -> float:
 
 
 def _image(axes: Axes, clock: _TimeAxis, runs: Runs, lanes: array[int]) -> None:
-    """Each pixel has the colour of one of the states that its runs ended in, the paler the less of it is covered by any.
+    """Draw an image in which each pixel has the colour of a final state of its runs, paler where runs cover less of it.
 
-    Which one is drawn by lot, by how much of the pixel each covers: so a state has the part of the picture that it has of the
-    time, where the one that covers most would hide a tenth of errors altogether. The lots are the same each time.
+    The state of a pixel is drawn at random, weighted by how much of the pixel each state covers. So each state has the same
+    share of the picture as of the time; the state that covers most would entirely hide a tenth of errors. The seed is fixed.
     """
     import numpy
     from matplotlib.colors import to_rgb
@@ -217,9 +217,9 @@ def _image(axes: Axes, clock: _TimeAxis, runs: Runs, lanes: array[int]) -> None:
 
 
 def _coverage(starts: Any, ends: Any, row: Any, rows: int) -> Any:
-    """How much of each pixel these runs cover, where times are counted in columns.
+    """Return how much of each pixel these runs cover, with times counted in columns.
 
-    The integral of what a start begins: the rest of its own pixel, and all of those behind it; an end takes that back.
+    Integrate the contributions of the starts: the rest of the start's own pixel, and all later ones; an end subtracts the same.
     """
     import numpy
 
@@ -238,19 +238,19 @@ def _coverage(starts: Any, ends: Any, row: Any, rows: int) -> Any:
 
 
 class _TimeAxis:
-    """Time on the axis: since `first`, in the unit in which the whole is read best."""
+    """The time axis: time since `first`, in the unit that is easiest to read."""
 
     def __init__(self, first: int, last: int) -> None:
         self._first = first
         self.unit, self._unit_us = timeline.unit(last - first)
-        #: Of the axis, with a little room for the last step; if all happened at one moment, still not nothing.
+        #: Length of the axis, with some room for the last step; not 0 even if everything happened at one moment.
         self.length = max(1.01 * (last - first) / self._unit_us, 1e-3)
         #: The end of the axis as a time.
         self.end = first + round(self.length * self._unit_us)
         self.label = f"Time since {timeline.moment(first)} ({self.unit})"
 
     def read(self, times: Any) -> list[float]:
-        """Those times on the axis."""
+        """Return those times as positions on the axis."""
         return [(time - self._first) / self._unit_us for time in times]
 
 
@@ -270,7 +270,7 @@ def _canvas(title: str, clock: _TimeAxis, label: str) -> tuple[Figure, Axes]:
 
 
 def _to_the_edge(clock: _TimeAxis, times: Sequence[int], rows: list[Any]) -> tuple[list[int], list[list[float]]]:
-    """With the last values once more at the end of the axis: one moment must have some width."""
+    """Repeat the last values at the end of the axis, so that a single moment has some width."""
     return [*times, max(clock.end, times[-1])], [[*values, values[-1]] for values in rows]
 
 
@@ -288,7 +288,7 @@ def _thousands(axis: Any) -> None:
 
 
 def _legend(axes: Axes, title: str, handles: list[Any] | None = None) -> None:
-    """Beside the axes, so that it covers nothing."""
+    """Place the legend beside the axes, so that it covers nothing."""
     if handles is None:
         handles, _ = axes.get_legend_handles_labels()
     place: Mapping[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0}

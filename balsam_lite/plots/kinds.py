@@ -1,4 +1,4 @@
-"""Read what a kind of plot shows, and prepare it."""
+"""Read the data for a kind of plot, and prepare the plot."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..sites.interface import SiteInterface
 from . import figures, text, timeline
 from .timeline import Changes, Curve, Runs, Window
 
-#: Rows of jobs in a page.
+#: Maximum number of jobs per page.
 _PAGE = 20_000
-#: Maximum number of jobs that a query for events names; of more, the others' events are left out here.
+#: Maximum number of jobs that a query for events names; above it, read all events and drop those of other jobs here.
 _MAX_NAMED_JOBS = 10_000
-#: Conditions on jobs that can be put to events as they are, and their names there.
+#: Conditions on jobs that also apply to events, and their names there.
 _OF_EVENTS = {"id": "job_id", "tags": "tags"}
 
-#: Which events a plot needs: those that leave or enter one of these states; () is all of them.
+#: Which events a plot needs: those that leave or enter one of these states; () means all of them.
 TOUCHING: dict[str, tuple[str, ...]] = {
     "throughput": (RUNNING, JOB_FINISHED),
     "utilization": (RUNNING,),
@@ -30,14 +30,14 @@ TOUCHING: dict[str, tuple[str, ...]] = {
 
 
 class PlotData(NamedTuple):
-    """What was read of one site."""
+    """The data that was read from one site."""
 
     changes: Changes
     batch_jobs: list[tuple[int | None, int | None, int]]  # start, end, nodes
 
 
 def read(site: SiteInterface, kind: str, where: Mapping[str, Any]) -> PlotData:
-    """What that kind of plot needs of the jobs that match, and for a utilization of the site's batch jobs.
+    """Read the data of matching jobs for that kind of plot; for a utilization, also the site's batch jobs.
 
     Opens a transaction for each page. Jobs that are added meanwhile are left out.
 
@@ -83,12 +83,12 @@ def _events(site: SiteInterface, where: Mapping[str, Any], touching: Sequence[st
 
 
 KINDS = ("throughput", "utilization", "states", "gantt")
-#: The end of a sentence that says of which jobs nothing is known.
+#: The end of a sentence that names the jobs without data.
 _IN_VAIN = " in the time that is asked for, so there is nothing to plot."
 
 
 class Plot(NamedTuple):
-    """One plot, not yet drawn: what draws it as a figure or as text, what of, and its title."""
+    """One plot, not yet drawn: the functions that draw it as a figure or as text, its data and its title."""
 
     as_figure: Callable[..., Any]
     as_text: Callable[..., list[str]]
@@ -96,19 +96,19 @@ class Plot(NamedTuple):
     title: str
 
     def save(self, path: str) -> None:
-        """Write it as a figure. Raises InvalidSpec, BalsamError."""
+        """Write the plot as a figure. Raises InvalidSpec, BalsamError."""
         figures.save(self.as_figure(*self.content, self.title), path)
 
     def lines(self, style: text.Style) -> list[str]:
-        """As text."""
+        """Return the plot as lines of text."""
         return self.as_text(*self.content, self.title, style)
 
 
 def prepared(kind: str, found: Sequence[PlotData], where: str, now_us: int, window: Window = timeline.ALL) -> Plot:
-    """The plot of that kind; `where` names the sites in its title.
+    """Prepare the plot of that kind; `where` names the sites in its title.
 
     Raises:
-        NotFound: there is nothing to be seen in it.
+        NotFound: there is nothing to plot.
     """
     changes = found[0].changes if len(found) == 1 else Changes()
     if len(found) > 1:
@@ -138,7 +138,7 @@ def _throughput(changes: Changes, where: str, window: Window) -> Plot:
 
 def _utilization(runs: Runs, batch_jobs: Sequence[Any], where: str, now_us: int, window: Window) -> Plot:
     used = timeline.in_use(runs)
-    # Batch jobs in which nothing ran are not of these jobs.
+    # Leave out batch jobs that do not overlap the runs: they ran none of these jobs.
     beside = [one for one in batch_jobs if one[0] is not None and one[0] <= runs.until and (one[1] or now_us) >= runs.starts[0]]
     available = timeline.available(beside, now_us, window)
     title = f"Nodes in use at {where}"

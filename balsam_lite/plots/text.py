@@ -1,4 +1,4 @@
-"""The plots as lines of text for a terminal: block characters, or plain ASCII where the terminal has no others."""
+"""Draw the plots as lines of text for a terminal: with block characters, or in plain ASCII where the terminal has none."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from . import timeline
 from .timeline import Counts, Curve, Runs
 
-#: Rows of a chart, and rows of lanes at most.
+#: Rows of a chart, and the maximum number of rows of lanes.
 _HEIGHT, _MAX_LANES = 15, 24
-#: Characters in front of a chart, with its axis.
+#: Characters to the left of a chart, including its axis.
 _MARGIN = 10
-#: Numbers on the scale of a chart.
+#: Number of steps on the scale of a chart.
 _STEPS = 3
 _MIN_WIDTH = 30
 
-#: How a run that ended in this state is drawn, where that is not RUN_DONE.
+#: The letter for a run that ended in this state, unless that is RUN_DONE.
 _LETTERS = {"RUNNING": ">", "RUN_ERROR": "E", "RUN_TIMEOUT": "T", "RESTART_READY": "R", "USER_KILLED": "K", "FAILED": "F"}
 _DONE, _OTHER = "RUN_DONE", "o"
 
 
 class Style:
-    """The characters of a terminal that is so wide."""
+    """The characters of a terminal and its width."""
 
     def __init__(self, width: int = 80, blocks: bool = True) -> None:
         self.width = max(width, _MIN_WIDTH)
-        self.levels = " ▁▂▃▄▅▆▇█" if blocks else " .:=#"  # how much of a cell is filled from below
+        self.levels = " ▁▂▃▄▅▆▇█" if blocks else " .:=#"  # by how much of a cell is filled from the bottom
         self.shades = " ░▒▓█" if blocks else " .:=#"
         self.bar, self.line, self.corner, self.limit = "│─└╌" if blocks else "|-+-"
 
     @property
     def columns(self) -> int:
-        """Of a chart without its axis."""
+        """Return the number of columns of a chart without its axis."""
         return self.width - _MARGIN
 
     def level(self, part: float) -> str:
-        """The character for a cell of which that part is filled; a little is never nothing."""
+        """Return the character for a cell that is filled to that part; a small part is never shown as empty."""
         steps = len(self.levels) - 1
         return self.levels[max(min(round(part * steps), steps), 1 if part > 0 else 0)]
 
 
 def throughput(done: Curve, since: int, title: str, style: Style) -> list[str]:
-    """Jobs done over time, since that time."""
+    """Plot the number of jobs done over time, starting at `since`."""
     span = since, done.times[-1]
     edges = _edges(span, style.columns)[1:]
     values = [bisect_right(done.times, edge) for edge in edges]
@@ -52,7 +52,7 @@ def throughput(done: Curve, since: int, title: str, style: Style) -> list[str]:
 
 
 def utilization(used: Curve, available: Curve, title: str, style: Style) -> list[str]:
-    """Nodes in use over time, the mean of each column, below a line of the nodes that were available."""
+    """Plot the mean number of nodes in use in each column, with a line at the number of available nodes above it."""
     span = min([used.times[0], *available.times[:1]]), max([used.times[-1], *available.times[-1:]])
     values, limits = (_means(curve, span, style.columns) for curve in (used, available))
     label = f"nodes in use, {style.limit} available" if available.times else "nodes in use"
@@ -60,7 +60,7 @@ def utilization(used: Curve, available: Curve, title: str, style: Style) -> list
 
 
 def states(counts: Counts, title: str, style: Style) -> list[str]:
-    """For each state a line of how many jobs were in it, as a part of the most that ever were."""
+    """Plot the number of jobs in each state as one line per state, relative to the highest number of all."""
     span = counts.times[0], counts.times[-1]
     name_width = max(map(len, counts.by_state))
     columns = max(style.width - name_width - 25, 10)
@@ -75,7 +75,7 @@ def states(counts: Counts, title: str, style: Style) -> list[str]:
 
 
 def gantt(runs: Runs, title: str, style: Style) -> list[str]:
-    """The runs in lanes; where there are many, several lanes share a row, and its characters say how busy they were."""
+    """Plot the runs in lanes; if there are many, several lanes share a row, whose characters show how busy they were."""
     span = runs.starts[0], runs.until
     lanes = timeline.lanes(runs)
     count = max(lanes) + 1
@@ -98,7 +98,7 @@ def gantt(runs: Runs, title: str, style: Style) -> list[str]:
 
 
 def _chart(values: Sequence[float], limits: Sequence[float], style: Style, label: str, least_step: float = 0) -> list[str]:
-    """Columns from the bottom, a line at each column's limit, and the scale on the left in steps of `least_step` or more."""
+    """Draw columns from the bottom, a line at each column's limit, and a scale on the left in steps of `least_step` or more."""
     step = _step(max([*values, *limits]) / _STEPS, least_step)
     per_row = step * _STEPS / _HEIGHT
     lines = []
@@ -114,7 +114,7 @@ def _chart(values: Sequence[float], limits: Sequence[float], style: Style, label
 
 
 def _step(least: float, floor: float = 0) -> float:
-    """The next round number that is less than neither; a whole one from 1 on."""
+    """Return the next round number that is not less than `least` and `floor`; a whole number from 1 on."""
     least = max(least, floor)
     if least < 1e-9:
         return 1.0
@@ -124,7 +124,7 @@ def _step(least: float, floor: float = 0) -> float:
 
 
 def _clock(span: tuple[int, int], style: Style, margin: int = _MARGIN, columns: int = 0) -> list[str]:
-    """The axis of time with its numbers, and what they mean."""
+    """Draw the time axis with its numbers and their meaning."""
     columns = columns or style.columns
     name, unit_us = timeline.unit(span[1] - span[0])
     numbers = [" "] * columns
@@ -140,13 +140,13 @@ def _clock(span: tuple[int, int], style: Style, margin: int = _MARGIN, columns: 
 
 
 def _edges(span: tuple[int, int], columns: int) -> list[int]:
-    """Where columns begin, and the last one ends, in time."""
+    """Return the times at which columns begin, and the end of the last one."""
     first, last = span
     return [first + (last - first) * column // columns for column in range(columns + 1)]
 
 
 def _means(curve: Curve, span: tuple[int, int], columns: int) -> list[float]:
-    """The mean of the curve in each column; at one moment, where there are none, its highest value."""
+    """Return the mean of the curve in each column; if the span is a single moment, without columns, its highest value."""
     if span[0] == span[1]:
         return [max(curve.values, default=0.0)] * columns
     edges = _edges(span, columns)
@@ -158,7 +158,7 @@ def _means(curve: Curve, span: tuple[int, int], columns: int) -> list[float]:
 
 
 def _spread(start: int, end: int, edges: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(column, time in it) of a span of time."""
+    """Yield (column, time in it) for a span of time."""
     last = len(edges) - 2
     column = min(bisect_right(edges, start) - 1, last)
     while start < end:
@@ -172,11 +172,11 @@ def _spread(start: int, end: int, edges: Sequence[int]) -> Iterator[tuple[int, i
 
 
 def _covered(runs: Runs, row_of: Sequence[int], rows: int, edges: Sequence[int]) -> list[list[dict[int, float]]]:
-    """How much of each cell the runs cover: [row][column] -> code of a state -> part of the cell."""
+    """Return how much of each cell the runs cover: [row][column] -> code of a state -> part of the cell."""
     width = max((edges[-1] - edges[0]) / (len(edges) - 1), 1e-9)
     covered: list[list[dict[int, float]]] = [[{} for _ in edges[1:]] for _ in range(rows)]
     for start, end, code, row in zip(runs.starts, runs.ends, runs.codes, row_of):
-        # A run without length is seen all the same.
+        # A run of length 0 is visible, too.
         for column, part in _spread(start, max(end, start + 1), edges):
             cell = covered[row][column]
             cell[code] = cell.get(code, 0.0) + part / width
@@ -184,10 +184,10 @@ def _covered(runs: Runs, row_of: Sequence[int], rows: int, edges: Sequence[int])
 
 
 def _chosen(cells: Sequence[Mapping[int, float]]) -> Iterator[int | None]:
-    """For each cell of a row one of the states in it, so that a state has as many cells as it has of the time.
+    """Yield one state for each cell of a row, so that a state's share of the cells equals its share of the time.
 
-    Where the one that covers most of a cell would hide a tenth of errors altogether, each is owed its part of every cell, and
-    the one that is owed most gets the cell.
+    Taking the state that covers most of a cell would entirely hide a tenth of errors. Instead, each state accumulates its
+    part of every cell, and the state with the largest balance gets the cell.
     """
     owed: dict[int, float] = {}
     for parts in cells:
@@ -200,7 +200,7 @@ def _chosen(cells: Sequence[Mapping[int, float]]) -> Iterator[int | None]:
 
 
 def _character(code: int | None, share: float, style: Style) -> str:
-    """The character for a cell of which that share is covered."""
+    """Return the character for a cell of which that share is covered."""
     if code is None:
         return " "
     state = timeline.state_name(code)

@@ -1,7 +1,7 @@
-"""What the plots show, in plain numbers: curves over time, jobs by state, runs in lanes. Needs nothing but Python.
+"""Compute the numbers that the plots show: curves over time, jobs by state, runs in lanes. Needs only the standard library.
 
-A million state changes are kept packed, 34 bytes each, and every curve leaves here with some thousand points at most, which
-still show each of its peaks and gaps. Times are microseconds since the epoch, UTC.
+A million state changes are kept packed, 34 bytes each. Every curve that is returned has a few thousand points at most, which
+still show all peaks and gaps. Times are microseconds since the epoch, UTC.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from typing import Any, NamedTuple
 from ..core import states
 from ..core.clock import SECOND_US
 
-#: Number of pieces that curves are cut into, of which each keeps up to four points.
+#: Number of pieces that curves are cut into; each keeps up to four points.
 PIECES = 600
-#: What a job has before it is created, and whatever a newer balsam_lite may call a state.
+#: The state of a job before it is created; also stands for any state that only a newer balsam_lite knows.
 _NOWHERE = len(states.STATES)
 _CODES = {state: code for code, state in enumerate(states.STATES)}
 _RUNNING = _CODES[states.RUNNING]
-#: Digits to which sums of fractions of nodes are rounded, so that nothing in use is exactly 0.
+#: Digits to which sums of fractions of nodes are rounded, so that no nodes in use is exactly 0.
 _DIGITS = 9
-#: The start of a program that never ran, though its job was RUNNING.
+#: The start of a program that never ran, although its job was RUNNING.
 _NEVER = -1
 
 
 class Curve(NamedTuple):
-    """A quantity that has `values[i]` from `times[i]` on."""
+    """A quantity that has the value `values[i]` from `times[i]` on."""
 
     times: Sequence[int]
     values: Sequence[float]
 
 
 class Window(NamedTuple):
-    """The span of time that is shown; what happened outside of it is known all the same."""
+    """The span of time that is shown; what happened outside of it is still taken into account."""
 
     start: int = 0
     end: int = 2**62
 
     def holds(self, time_us: int) -> bool:
-        """Whether that time is shown."""
+        """Return whether that time is shown."""
         return self.start <= time_us <= self.end
 
 
@@ -51,7 +51,7 @@ ALL = Window()
 
 
 class Changes:
-    """State changes of jobs, packed. Jobs of several sites are told apart by `site`, a small number."""
+    """Packed state changes of jobs. Jobs of several sites are told apart by `site`, a small number."""
 
     def __init__(self) -> None:
         self.times = array("q")
@@ -67,8 +67,8 @@ class Changes:
     def add(self, events: Iterable[Sequence[Any]], site: int = 0) -> None:
         """Append (time, state left, state entered, job, nodes) of that site, in any order of time.
 
-        With a further column, that is when the program of a run that ends was started, where it is known: a launcher that
-        claims short jobs ahead makes them RUNNING before. 0 is: it never was.
+        A further column is the time at which the program of an ending run was started, if known: a launcher that claims short
+        jobs ahead sets them to RUNNING earlier. 0 means that the program was never started.
         """
         times, left, entered, jobs, nodes = self.times, self.left, self.entered, self._jobs, self._nodes
         for time_us, from_state, to_state, job, weight, *began in events:
@@ -80,7 +80,7 @@ class Changes:
             self._began.append((began[0] or _NEVER) if began and began[0] is not None else 0)
 
     def extend(self, other: Changes, site: int) -> None:
-        """Append all that the other one, whose site is 0, has of that site."""
+        """Append all changes of `other`, whose site is 0, as changes of that site."""
         self.times.extend(other.times)
         self.left.extend(other.left)
         self.entered.extend(other.entered)
@@ -89,10 +89,10 @@ class Changes:
         self._began.extend(other._began)
 
     def in_order(self) -> Iterator[tuple[int, int, int, int, float, int]]:
-        """(time, code of the state left, of the one entered, job, nodes, start of the program, 0 or _NEVER) by time.
+        """Yield (time, code of the state left, of the one entered, job, nodes, start of the program, 0 or _NEVER) by time.
 
-        As they were added, if that was by time. Else, of one time, those that enter RUNNING come last, so that a job leaves it
-        before it enters it again.
+        Changes that were added in order of time keep their order. Else, of changes at one time, those that enter RUNNING come
+        last, so that a job leaves it before it enters it again.
         """
         columns = (self.times, self.left, self.entered, self._jobs, self._nodes, self._began)
         if all(map(le, self.times, islice(self.times, 1, None))):
@@ -103,7 +103,7 @@ class Changes:
 
 
 class Runs(NamedTuple):
-    """The runs of jobs by their start, each with the nodes that it took and the code of the state in which it ended."""
+    """The runs of jobs by their start, each with its number of nodes and the code of the state in which it ended."""
 
     starts: array[int]
     ends: array[int]
@@ -111,7 +111,7 @@ class Runs(NamedTuple):
     nodes: array[float]
 
     def add(self, window: Window, start: int, end: int, code: int, nodes: float) -> None:
-        """Append what the window shows of that run."""
+        """Append the part of that run that the window shows."""
         if start <= window.end and end >= window.start:
             self.starts.append(max(start, window.start))
             self.ends.append(min(end, window.end))
@@ -120,12 +120,12 @@ class Runs(NamedTuple):
 
     @property
     def until(self) -> int:
-        """The last end of all."""
+        """Return the last end of all runs."""
         return max(self.ends)
 
 
 def state_name(code: int) -> str:
-    """The state with that code."""
+    """Return the name of the state with that code."""
     return states.STATES[code]
 
 
@@ -141,20 +141,20 @@ def finished(changes: Changes, window: Window = ALL, state: str = states.JOB_FIN
 
 
 def first_start(changes: Changes, window: Window = ALL) -> int | None:
-    """When the first job was started in the window, if one was."""
+    """Return when the first job was started in the window; None if no job was."""
     pairs = zip(changes.times, changes.entered)
     return min((time for time, entered in pairs if entered == _RUNNING and window.holds(time)), default=None)
 
 
 def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
-    """The runs whose start is known, cut to the window. One that has not ended lasts until `now_us`, in the state RUNNING; a
-    job whose program never ran had none."""
+    """Return the runs whose start is known, cut to the window. A run that has not ended lasts until `now_us`, in the state
+    RUNNING; a job whose program never ran has no run."""
     open_runs: dict[int, tuple[int, float]] = {}
-    ended: dict[int, tuple[int, int]] = {}  # job -> when and to what it left RUNNING without being known to run
+    ended: dict[int, tuple[int, int]] = {}  # job -> when and to what it left RUNNING without a known start
     found = Runs(array("q"), array("q"), array("b"), array("d"))
     for time, left, entered, job, nodes, began in changes.in_order():
         if entered == _RUNNING:
-            if job in ended and ended[job][0] == time:  # a run without length, whose end came first
+            if job in ended and ended[job][0] == time:  # a run of length 0, whose end came first
                 found.add(window, time, time, ended.pop(job)[1], nodes)
             else:
                 open_runs[job] = time, nodes
@@ -173,7 +173,7 @@ def runs(changes: Changes, now_us: int, window: Window = ALL) -> Runs:
 
 
 def in_use(of: Runs) -> Curve:
-    """How many nodes the runs took."""
+    """Return the curve of the number of nodes in use."""
     times, values = array("q"), array("d")
     total = 0.0
 
@@ -200,7 +200,7 @@ def in_use(of: Runs) -> Curve:
 
 
 def available(batch_jobs: Iterable[tuple[int | None, int | None, int]], now_us: int, window: Window = ALL) -> Curve:
-    """How many nodes batch jobs had, from (start, end, nodes) of each; one that has not ended has them until `now_us`."""
+    """Return the curve of nodes of batch jobs, from (start, end, nodes) of each; one without an end lasts until `now_us`."""
     changes: list[tuple[int, float]] = []
     for start, end, nodes in batch_jobs:
         last = now_us if end is None else end
@@ -211,7 +211,7 @@ def available(batch_jobs: Iterable[tuple[int | None, int | None, int]], now_us: 
 
 
 def _summed(changes: list[tuple[int, float]]) -> Curve:
-    """The running sum of (time, change), one point per time."""
+    """Return the running sum of (time, change), one point per time."""
     changes.sort()
     times: list[int] = []
     values: list[float] = []
@@ -225,7 +225,7 @@ def _summed(changes: list[tuple[int, float]]) -> Curve:
 
 
 def mean(curve: Curve, start: int, end: int) -> float:
-    """The mean of the curve over that span of time."""
+    """Return the mean of the curve over that span of time."""
     total = 0.0
     for time, until, value in zip(curve.times, chain(islice(curve.times, 1, None), [end]), curve.values):
         total += value * max(0, min(until, end) - max(time, start))
@@ -233,7 +233,7 @@ def mean(curve: Curve, start: int, end: int) -> float:
 
 
 def thinned(curve: Curve, pieces: int = PIECES) -> Curve:
-    """Return the curve with at most four points in each of some pieces of time: the first, lowest, highest and last one."""
+    """Return the curve with at most four points in each piece of time: the first, lowest, highest and last one."""
     if len(curve.times) <= 4 * pieces:
         return curve
     first = curve.times[0]
@@ -255,18 +255,18 @@ def thinned(curve: Curve, pieces: int = PIECES) -> Curve:
 
 
 class Counts(NamedTuple):
-    """How many jobs were in each state at (and after) each of these times; only states that had a job then."""
+    """The number of jobs in each state at (and after) each of these times; only states that had a job in them."""
 
     times: list[int]
     by_state: dict[str, list[int]]  # in the order of the states
 
 
 def counts(changes: Changes, window: Window = ALL, pieces: int = PIECES) -> Counts:
-    """Jobs by state over time, from all their changes, their creation being one."""
+    """Count the jobs by state over time, from all their changes, including their creation."""
     marks = _marks([time for time in changes.times if window.holds(time)], pieces)
     grid = [[0] * (len(marks) + 1) for _ in range(_NOWHERE + 1)]  # the last column: after all marks
     for time, left, entered in zip(changes.times, changes.left, changes.entered):
-        place = bisect_left(marks, time)  # the first mark that sees this change
+        place = bisect_left(marks, time)  # the first mark at or after this change
         grid[left][place] -= 1
         grid[entered][place] += 1
     found = {}
@@ -289,7 +289,7 @@ def _marks(times: Sequence[int], pieces: int) -> list[int]:
 
 
 def lanes(of: Runs) -> array[int]:
-    """For each run the lowest lane in which it overlaps no other."""
+    """Return for each run the lowest lane in which it overlaps no other."""
     free: list[int] = []
     busy: list[tuple[int, int]] = []  # (end, lane)
     found = array("q")
@@ -312,7 +312,7 @@ _UNITS = (("seconds", 1, 180), ("minutes", 60, 180), ("hours", 3600, 72), ("days
 
 
 def unit(span_us: float) -> tuple[str, int]:
-    """Return the unit in which a time of that length is read best: its name, and its length in microseconds.
+    """Return the unit in which a time span of that length is easiest to read: its name, and its length in microseconds.
 
     >>> unit(90e6), unit(3600e6)
     (('seconds', 1000000), ('minutes', 60000000))
@@ -324,7 +324,7 @@ def unit(span_us: float) -> tuple[str, int]:
 
 
 def moment(time_us: int) -> str:
-    """A time for people, to the second, in UTC.
+    """Format a time for display, to the second, in UTC.
 
     >>> moment(1538593440143928)
     '2018-10-03 19:04:00 UTC'

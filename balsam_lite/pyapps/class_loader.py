@@ -1,8 +1,8 @@
-"""Find the Python class of an application, or what a call of a BalsamExecutor uses of its script, by importing the file again.
+"""Find the Python class of an application, or the script of a call of a BalsamExecutor, by importing the file again.
 
-What is stored is where the code is (see `payload.ClassRef`), so what the file holds today is what runs. It is often the
-very script that went on to `sync()`, to add jobs and to submit a batch job. While it is imported, `sync()` does nothing,
-and the first other write ends its execution there (`balsam_lite.core.import_guard`). Needs no DB.
+Only the location of the code is stored (see `payload.ClassRef`), so the present contents of the file run. The file is often the
+script that also calls `sync()`, adds jobs and submits a batch job. During its import `sync()` does nothing, and the first other
+write ends its execution at that point (`balsam_lite.core.import_guard`). Needs no DB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..core import import_guard
 from ..core.errors import ApplicationLost
 from .payload import MAIN, ClassRef, class_ref, definition_of
 
-#: What processes that `multiprocessing` spawns import instead of the script, and the variable that names the script to it.
+#: The module that processes spawned by `multiprocessing` import instead of the script, and the variable that names the script.
 _MAIN_OF_CHILDREN = "balsam_lite.pyapps.mp_main"
 _REF_VARIABLE = "BALSAM_CLASS"
 _BY_FILE = "__balsam_main__"
@@ -33,13 +33,13 @@ _STOPPED = "__balsam_stopped__"
 
 
 def load(ref: ClassRef, as_main: bool = False) -> type[Any]:
-    """Return the class. Imports its module unless that has been done, and puts what it needs on sys.path.
+    """Return the class. Import its module unless that has been done, and extend sys.path as it needs.
 
     With `as_main` this is a separate process for that class: a module that was a script becomes its `__main__`, so that
-    objects of its classes which were pickled there can be read here.
+    pickled objects of its classes can be read here.
 
     Raises:
-        ApplicationLost: the file or the class is gone, or the file raises; with file, class and reason.
+        ApplicationLost: the file or the class is gone, or the file raises; names file, class and reason.
     """
     if not os.path.isfile(ref.file):
         raise _lost(ref, "there is no such file any more", "Was it moved? `sync()` it where it is now.")
@@ -78,7 +78,7 @@ def load_main(kind: str, which: str) -> ModuleType:
 
 
 def main_of_child() -> dict[str, Any]:
-    """Return what the main module has of a process that `multiprocessing` has spawned in a job. Raises as `load`."""
+    """Return the contents of the main module in a process that `multiprocessing` has spawned in a job. Raises as `load`."""
     before = sys.modules["__main__"]
     ref = class_ref(os.environ[_REF_VARIABLE])
     if ref.name:
@@ -90,12 +90,12 @@ def main_of_child() -> dict[str, Any]:
 
 
 def stopped_at(module: ModuleType) -> int:
-    """Return the line of the module at which its import was stopped, because it wanted to write; 0: it is whole."""
+    """Return the line at which the import of the module was stopped because it tried to write; 0: it is complete."""
     return int(getattr(module, _STOPPED, 0))
 
 
 def _tell_children(main: ModuleType, ref: ClassRef) -> None:
-    """Let processes that `multiprocessing` spawns import `mp_main` for this main module. It goes by the name in the spec."""
+    """Make processes spawned by `multiprocessing` import `mp_main` for this main module, by the name in its spec."""
     os.environ[_REF_VARIABLE] = json.dumps(definition_of(ref))
     main.__spec__ = importlib.machinery.ModuleSpec(_MAIN_OF_CHILDREN, None)
 
@@ -123,7 +123,7 @@ def _module(ref: ClassRef, as_main: bool) -> ModuleType:
 
 
 def _spec_by_name(ref: ClassRef) -> Any:
-    """Return how the module is imported by its name; None if that is not this file (any more)."""
+    """Return the spec to import the module by its name; None if that name is not this file (any more)."""
     if ref.module in ("", "__main__"):
         return None
     try:
@@ -142,7 +142,7 @@ def _is_file(path: str | None, file: str) -> bool:
 
 
 def _executed(ref: ClassRef, spec: Any, is_main: bool) -> ModuleType:
-    """Import a module up to where it writes; with `is_main` as the main module, whatever its name."""
+    """Import a module up to its first write; with `is_main` as the main module, regardless of its name."""
     if spec is None or spec.loader is None:
         raise _lost(ref, "it is no Python file")
     module = importlib.util.module_from_spec(spec)
@@ -178,7 +178,7 @@ def _arguments_of(file: str) -> Iterator[None]:
 
 @contextmanager
 def _staying_alive() -> Iterator[None]:
-    """Let `os._exit` raise SystemExit, but in children: a process that ends so with 0 would pass for one that did its work."""
+    """Make `os._exit` raise SystemExit, except in children: a process that it ends with 0 would count as successful."""
     end, pid, is_over = os._exit, os.getpid(), False
 
     def raising(status: int) -> NoReturn:
@@ -194,7 +194,7 @@ def _staying_alive() -> Iterator[None]:
 
 
 def _line(exc: BaseException, file: str) -> int:
-    """Return the last line of the user's file that took part, for a message; 0 if none did."""
+    """Return the last line of the user's file in the traceback, for a message; 0 if there is none."""
     import traceback
 
     lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if _is_file(frame.filename, file)]

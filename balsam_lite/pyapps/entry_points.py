@@ -1,4 +1,4 @@
-"""The functions by which programs begin that run in a job's working directory: see `python_argv`."""
+"""The entry points of programs that run in a job's working directory: see `python_argv`."""
 
 import sys
 

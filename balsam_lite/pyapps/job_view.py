@@ -14,7 +14,7 @@ from . import class_loader, payload
 
 
 class NeedsDatabase(BalsamError, AttributeError):
-    """Something of a job that only its DB can give, where no DB is opened."""
+    """An attribute of a job needs the DB, which is not opened here."""
 
 
 class JobView(SimpleNamespace):
@@ -23,14 +23,14 @@ class JobView(SimpleNamespace):
     Assigning a field changes nothing in the DB. `workdir` is absolute, `state` is RUNNING, `app` is the application's name.
 
     Raises:
-        NeedsDatabase: (an AttributeError) for what `api.Job` has beyond that, such as `save`.
+        NeedsDatabase: (an AttributeError) for other attributes of `api.Job`, such as `save`.
     """
 
     parameters: dict[str, Any]
     workdir: Path
 
     def resolve_workdir(self, data_path: str | os.PathLike[str]) -> Path:
-        """Return its working directory, as `api.Job.resolve_workdir` does."""
+        """Return the job's working directory, as `api.Job.resolve_workdir` does."""
         return Path(data_path) / self.workdir
 
     def get_parameters(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The main module of the processes that `multiprocessing` spawns in a job of Python code: it stands for the user's script.
+"""The main module of the processes that `multiprocessing` spawns in a job of Python code, in place of the user's script.
 
 With `spawn` and `forkserver` Python imports the parent's main module in each child, under the name `__mp_main__` (source:
-`multiprocessing.spawn`). `class_loader` makes that this one: the script is found by what the parent has left in the
-environment, and imported as in the job itself, only up to where it writes.
+`multiprocessing.spawn`). `class_loader` makes that module this one: it finds the script by a variable that the parent has set,
+and imports it as in the job itself, only up to its first write.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def _begin() -> dict[str, Any]:
-    """Return what the main module has. The functions of one that cannot be imported raise the reason when they are called.
+    """Return the contents of the main module. If it cannot be imported, its functions raise the reason when called.
 
     If the import failed, so would the process, and a Pool would start another one forever.
     """

@@ -1,4 +1,4 @@
-"""What a job of a Python class is to run, as a file that its program reads without any DB: compute ranks open none.
+"""The payload of a job of a Python class: a file that its program reads, as compute ranks open no DB.
 
 The launcher writes a `TaskPayload` into the job's working directory just before it starts a job whose application is a
 class with a `run` function or a `shell_preamble`.
@@ -19,7 +19,7 @@ MAIN = "__mp_main__"
 
 
 class ClassRef(NamedTuple):
-    """Where a class is; as a JSON object it is the `definition` of an application. Without a name: a script or module."""
+    """The location of a class; as a JSON object the `definition` of an application. Without a name: a script or module."""
 
     file: str  # absolute
     name: str  # of the class, at the top level of the file
@@ -34,7 +34,7 @@ _KEYS = {"name": "class", "is_open": "open", "has_preamble": "preamble"}
 
 
 def definition_of(ref: ClassRef) -> dict[str, Any]:
-    """Return the `definition` of the application whose class that is."""
+    """Return the `definition` of the application with that class."""
     return {_KEYS.get(field, field): value for field, value in ref._asdict().items()}
 
 

@@ -1,4 +1,4 @@
-"""Command lines that start our Python programs in a job's working directory, whose files are data and no modules. Pure."""
+"""Command lines that start our Python programs in a job's working directory, whose files are data, not modules. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def words(python: str, what: str, *arguments: str) -> list[str]:
 
 
 def is_hook(command: str) -> bool:
-    """Return whether a script's command line is one of ours, which tells a user nothing."""
+    """Return whether a script's command line starts HOOK: such a line tells a user nothing."""
     return any(f"{module} import {HOOK}" in command for module in _MODULES)
 
 

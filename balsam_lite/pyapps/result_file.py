@@ -1,7 +1,7 @@
-"""What the Python code of a job returned or raised: a file in the job's working directory, named by the job.
+"""The result file of a job's Python code, with what it returned or raised, in the job's working directory.
 
-Its first line is JSON and names the attempt that wrote it; the pickled `Outcome` follows. Only the process that asked for the
-result unpickles it.
+Its name contains the job's id. Its first line is JSON and names the attempt that wrote it; the pickled `Outcome` follows. Only
+the process that requested the result unpickles it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 if TYPE_CHECKING:
     from ..core.errors import RemoteError
 
-#: A ResultHeader as JSON; to import `json` would take a call longer than all else here.
+#: A ResultHeader as JSON; importing `json` would take longer than everything else in a call.
 _FIRST_LINE = b'{"job_id": "%b", "attempt": %d, "good": %b}\n'
 _MAX_HEADER_BYTES = 1000
 #: Maximum size of a result that may have to go through ssh.
@@ -24,7 +24,7 @@ MAX_VALUE_BYTES = MAX_BYTES - _MAX_HEADER_BYTES
 
 
 class Outcome(NamedTuple):
-    """What became of a call; a plain tuple in the file."""
+    """The outcome of a call; a plain tuple in the file."""
 
     good: bool
     value: bytes | None  # the result or the exception, pickled; None for an exception that cannot be
@@ -48,7 +48,7 @@ def file_name(job_id: str) -> str:
 
 
 def outcome_of(do: Callable[[], Any], max_bytes: int | None = None) -> Outcome:
-    """Call `do` and return what became of it. A result that pickle cannot write, or that is larger, makes it a failure."""
+    """Call `do` and return its outcome: a failure also if pickle cannot write the result, or if it exceeds `max_bytes`."""
     try:
         value = do()
     except BaseException as exc:  # noqa: BLE001  # SystemExit included, as in Python's own executors
@@ -86,7 +86,7 @@ def failure(exc: BaseException) -> Outcome:
 
 
 def value_of(what: str, outcome: Outcome) -> Any:
-    """Return the result, or the exception that was raised; messages call it that of `what`.
+    """Return the result, or the exception that was raised; `what` names the call in messages.
 
     Raises:
         RemoteError: it cannot be unpickled here.
@@ -141,7 +141,7 @@ def write(path: str, header: ResultHeader, outcome: Outcome) -> None:
 
 
 def _linked(temporary: str, path: str) -> bool:
-    """Give the file that name; return whether no file had it."""
+    """Link the file to that name; return whether the name was free."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -162,7 +162,7 @@ def _header_of(path: str) -> ResultHeader | None:
 
 
 def _read_header(file: BinaryIO) -> ResultHeader | None:
-    """Return the first line; None if the file is none of ours."""
+    """Return the first line; None if it is not a result file."""
     import json
 
     try:
@@ -196,7 +196,7 @@ def read(path: str, job_id: str, attempt: int) -> bytes | None:
 
 
 def read_outcome(path: str) -> Outcome:
-    """Return the outcome in that file of this host, of whatever attempt and size. Raises OSError, RemoteError.
+    """Return the outcome in that file of this host, of any attempt and size. Raises OSError, RemoteError.
 
     Calls that earlier versions have added leave a file without the first line.
     """

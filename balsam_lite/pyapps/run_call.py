@@ -1,9 +1,9 @@
-"""The programs of jobs that are Python code, started as `python_argv` has it.
+"""The programs of jobs that are Python code, started by the command lines of `python_argv`.
 
 FUNCTION PAYLOAD calls the `run` of a class, CALL PAYLOAD makes a call of a BalsamExecutor. PAYLOAD is a file with a
 TaskPayload or a CallPayload, the outcome goes to another one (see `result_file`). The exit code is 1, and the traceback is
-printed, if the code raised. No DB is opened: only the launcher's head does, never a compute rank. A call imports as little
-of Balsam as it can.
+printed, if the code raised. This opens no DB: only rank 0 of the launcher does, never a compute rank. A call imports as little
+of Balsam as possible.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RANK_VARIABLES = (
 
 
 def _concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> int:
-    """Run the user's code, write and print what became of it, and return the exit code."""
+    """Run the user's code, write and print its outcome, and return the exit code."""
     pid = os.getpid()
     outcome = do()
     if os.getpid() == pid:  # else the code has forked this process and returned in it, too: that is no result
@@ -87,7 +87,7 @@ def _outcome_of_function(given: TaskPayload, keeps_result: bool) -> Outcome:
 
 
 def rank_of(given: TaskPayload, environ: Mapping[str, str]) -> int:
-    """Return this process's rank; 0 for a program of one rank, whatever MPI program has started the launcher."""
+    """Return this process's rank; 0 for a program of one rank, even if an MPI program has started the launcher."""
     if given.ranks == 1:
         return 0
     for name in _RANK_VARIABLES:
@@ -97,7 +97,7 @@ def rank_of(given: TaskPayload, environ: Mapping[str, str]) -> int:
 
 
 def _end_all_ranks() -> None:
-    """End all ranks where the function used MPI: this one would wait in MPI_Finalize for others that wait for it."""
+    """End all ranks if the function used MPI: this rank would wait in MPI_Finalize for others that wait for it."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         sys.stdout.flush()
@@ -138,7 +138,7 @@ def run_call() -> int:
 
 
 def run_old_call() -> int:
-    """Run a call that an earlier version has added: its result is the pickled outcome alone, in a file of another name."""
+    """Run a call that an earlier version has added: its result is only the pickled outcome, in a file with another name."""
     from ..core import files
     from .python_argv import OLD_RESULT
 
@@ -162,7 +162,7 @@ def _read_call(result_path: str) -> CallPayload:
 
 
 def outcome_of_call(given: CallPayload) -> Outcome:
-    """Make the call, and return what became of it."""
+    """Make the call, and return its outcome."""
 
     def do() -> Any:
         sys.path += [entry for entry in given.path if entry not in sys.path]

@@ -1,4 +1,4 @@
-"""The program that runs the hooks of an application's class, started as `python_argv` has it: HOOK WHAT.
+"""The program that runs the hooks of an application's class, started by a command line of `python_argv`: HOOK WHAT.
 
 preprocess, postprocess, handle_error, handle_timeout
     run as an application's scripts do, in the working directory of a job that the launcher holds. The class's function may
@@ -25,7 +25,7 @@ from . import class_loader, payload
 
 
 def main() -> int:
-    """Run what the command line names; return the exit code."""
+    """Run the hook that the command line names; return the exit code."""
     what, *rest = sys.argv[1:]
     try:
         if what == "launch":

@@ -1,7 +1,7 @@
-"""What a batch scheduler is to the rest of the program, and how its commands are driven.
+"""The interface of a batch scheduler to the rest of the program, and the code that runs a scheduler's commands.
 
 A scheduler with commands (Slurm, Cobalt, PBS) is an `Adapter`: data and pure functions, driven by `CommandScheduler`.
-What other programs print is untrusted: it is decoded whatever it is, and a parser that cannot read it says so. This
+The output of other programs is untrusted: any bytes are decoded, and a parser that cannot read the text reports that. This
 module knows no particular scheduler and imports none before it is selected.
 """
 
@@ -34,14 +34,14 @@ ENDED_STATES = frozenset((FINISHED, FAILED, TIMED_OUT, CANCELLED, ENDED, GONE))
 COMMAND_TIMEOUT_S = 60.0
 #: The same for a second question in one poll.
 _SIDE_TIMEOUT_S = 20.0
-#: Maximum difference of the clocks of a scheduler's host and of this one; and some schedulers report whole seconds only.
+#: Maximum difference between the clocks of a scheduler's host and this one; also, some schedulers report whole seconds only.
 CLOCK_SLACK_US = 60 * SECOND_US
 
 
 class Submission(NamedTuple):
     """A script on its way to a scheduler."""
 
-    name: str  # for people; together with `script` it tells the batch job from all others
+    name: str  # for display; together with `script` it identifies the batch job
     script: str  # absolute path
     output: str  # absolute path of the file for its stdout and stderr
     directory: str  # where it starts
@@ -53,16 +53,16 @@ class Submission(NamedTuple):
 
 
 class BatchStatus(NamedTuple):
-    """What a scheduler says of one batch job. Times are microseconds since the epoch, None where it does not say."""
+    """What a scheduler reports about one batch job. Times are microseconds since the epoch, None if not reported."""
 
     native_id: str
     state: str  # one of the constants above
-    reason: str = ""  # a sentence for people
-    exit_code: int | None = None  # as a shell has it: 128 + n after signal n; None is: unknown, or not ended
+    reason: str = ""  # a sentence for users
+    exit_code: int | None = None  # as in a shell: 128 + n after signal n; None: unknown, or not ended
     started_us: int | None = None
     ended_us: int | None = None
     name: str = ""
-    command: str = ""  # path of the script; "" where the scheduler does not tell
+    command: str = ""  # path of the script; "" where the scheduler does not report it
     output: str = ""  # path of its output; likewise
     submitted_us: int | None = None
 
@@ -71,18 +71,18 @@ class BatchStatus(NamedTuple):
         return self.state in ENDED_STATES
 
     def may_be(self, script: str, output: str) -> bool:
-        """False where this is certainly a batch job of another script: a number or a name can be another's too."""
+        """Return False if this is certainly a batch job of another script: a number or a name can be another's too."""
         return self.command in ("", script) and self.output in ("", output)
 
     def is_submission(self, submission: Submission, since_us: int) -> bool:
-        """Whether this is what became of that submission, made at `since_us` or later."""
+        """Return whether this is the result of that submission, made at `since_us` or later."""
         if self.name != submission.name or not self.may_be(submission.script, submission.output):
             return False
         return self.submitted_us is None or self.submitted_us >= since_us - CLOCK_SLACK_US
 
 
 def by_id(statuses: Iterable[BatchStatus]) -> dict[str, BatchStatus]:
-    """The statuses by id. Of one that was told twice the first counts, unless only the other says that it still lives.
+    """Return the statuses by id. Of two with one id the first counts, unless only the other reports a live batch job.
 
     >>> sorted(by_id([BatchStatus("7", FAILED), BatchStatus("7", RUNNING), BatchStatus("8", RUNNING)]).items())[0][1].state
     'running'
@@ -100,8 +100,8 @@ class Scheduler(Protocol):
 
     name: str  # as in Settings.SCHEDULER_CLASS
     template: str  # file name of its job script's template
-    domain: str  # where its ids mean something: two schedulers of one name may both have a batch job 1
-    timeout_s: float  # what one of its commands is given
+    domain: str  # where its ids are unique: two schedulers of one name may both have a batch job 1
+    timeout_s: float  # time limit of one of its commands
 
     def responds(self) -> bool:
         """Return whether the scheduler answers on this host. Runs a command, if it has any."""
@@ -117,7 +117,7 @@ class Scheduler(Protocol):
         """Return what is known of those batch jobs, by id. The scheduler does not list an absent one at the moment.
 
         Args:
-            outputs: by id, the path of the batch job's output; some schedulers leave a record of the end beside it.
+            outputs: by id, the path of the batch job's output; some schedulers write a record of the end in the same directory.
 
         Raises:
             PollFailed: there was no answer. Nothing is known, so nothing may change.
@@ -127,19 +127,19 @@ class Scheduler(Protocol):
         """Ask for the batch job's end; it may take a moment. Raises CancelFailed."""
 
     def find(self, submission: Submission, since_us: int) -> str | None:
-        """The id of the batch job that came from this script, submitted at `since_us` or later. Raises PollFailed."""
+        """Return the id of the batch job that came from this script, submitted at `since_us` or later. Raises PollFailed."""
 
 
 # --- schedulers with commands -----------------------------------------------------------------------------------------
 
 
 def user_name() -> str:
-    """This process's user, by the name that the system has for him, whatever his environment says."""
+    """Return the system's name for this process's user; environment variables are ignored."""
     import pwd
 
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # in a container, say
+    except KeyError:  # in a container, for example
         return os.environ.get("USER", "") or str(os.getuid())
 
 
@@ -152,25 +152,25 @@ class Adapter(Protocol):
     def submit_argv(self, submission: Submission) -> list[str]: ...
 
     def environ(self) -> Mapping[str, str]:
-        """What its commands find in their environment beyond this process's own, such as the format of their answers."""
+        """Return variables to add to the environment of its commands, such as the format of their answers."""
 
     def parse_id(self, stdout: str) -> str:
-        """The new batch job's id; "" where there is none."""
+        """Return the new batch job's id; "" where there is none."""
 
     def status_argv(self, ids: Collection[str]) -> list[str]:
-        """The command that tells of those batch jobs; of all of this user's where `ids` is empty."""
+        """Return the command that lists those batch jobs; all of this user's if `ids` is empty."""
 
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
-        """Every batch job in the answer, by id. None where the answer says nothing about any."""
+        """Return every batch job in the answer, by id. None if the answer contains no information on any."""
 
     def past_argv(self, ids: Collection[str]) -> list[str]:
-        """The command that tells of batch jobs that `status_argv` does not list any more; [] where there is none."""
+        """Return the command that reports batch jobs that `status_argv` no longer lists; [] if there is none."""
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
-        """Every batch job in the answer, by id, also one that lives; {} where it says nothing."""
+        """Return every batch job in the answer, by id, including running ones; {} if there is none."""
 
     def read_past(self, native_id: str, output: str) -> BatchStatus | None:
-        """How a batch job ended, from a file that the scheduler left beside its output; None where there is none."""
+        """Return how a batch job ended, from a file that the scheduler wrote next to its output; None if there is none."""
 
     def cancel_argv(self, native_id: str) -> list[str]: ...
 
@@ -197,7 +197,7 @@ class CommandScheduler:
         raise SubmitFailed(f"{self.name} refused the batch job.", **answer._asdict())
 
     def _leaves_doubt(self, answer: Completed) -> bool:
-        """Whether a submission that gave no id may have been accepted: only a plain failure says that it was not."""
+        """Return whether a submission that gave no id may have been accepted: only a plain failure rules that out."""
         return answer.ok or answer.was_killed or (answer.returncode or 0) < 0
 
     def poll(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
@@ -208,7 +208,7 @@ class CommandScheduler:
         return {**self._past({native_id: outputs[native_id] for native_id in outputs if native_id not in found}), **found}
 
     def _past(self, outputs: Mapping[str, str]) -> dict[str, BatchStatus]:
-        """The same of batch jobs that the scheduler lists no more. What it does not tell is not known; that is no failure."""
+        """Return the same for batch jobs that the scheduler no longer lists. Missing ones are unknown, which is no failure."""
         found = {}
         argv = self._adapter.past_argv(outputs) if outputs else []
         if argv:
@@ -233,7 +233,7 @@ class CommandScheduler:
 
     @staticmethod
     def _pick(statuses: Iterable[BatchStatus], submission: Submission, since_us: int) -> str | None:
-        """Of several that it could be, the one submitted last: not all schedulers tell a script or an output."""
+        """Return, of several possible ones, the one submitted last: not all schedulers report a script or an output."""
         found = [status for status in statuses if status.is_submission(submission, since_us)]
         return max(found, key=lambda status: status.submitted_us or 0).native_id if found else None
 
@@ -245,7 +245,7 @@ class CommandScheduler:
         return statuses
 
     def _parse(self, answer: Completed, ids: Collection[str]) -> dict[str, BatchStatus] | None:
-        """Every batch job in the answer to a question about `ids`; None where it does not tell of all of them."""
+        """Return every batch job in the answer to a question about `ids`; None if the answer does not cover all of them."""
         return self._adapter.parse_statuses(answer)
 
 
@@ -260,7 +260,7 @@ class KnownScheduler(NamedTuple):
 
 
 #: By class name (Settings.SCHEDULER_CLASS), in the order in which they are looked for. Slurm comes first, because it has
-#: wrappers with the names of PBS's commands; Cobalt before PBS, because only cqwait tells the two apart.
+#: wrappers with the names of PBS's commands; Cobalt before PBS, because only cqwait distinguishes the two.
 _SCHEDULERS = {
     "SlurmScheduler": KnownScheduler("slurm", ("sbatch", "squeue")),
     "CobaltScheduler": KnownScheduler("cobalt", ("qsub", "qstat", "cqwait")),
@@ -270,7 +270,7 @@ _SCHEDULERS = {
 
 
 def select(settings: Settings) -> Scheduler:
-    """The scheduler that the settings ask for. Loads its module.
+    """Return the scheduler that the settings ask for. Loads its module.
 
     Raises:
         SettingsError: there is none of that name.
@@ -285,5 +285,5 @@ def select(settings: Settings) -> Scheduler:
 
 
 def _first_on_path() -> str:
-    """The first scheduler all of whose commands are there; LocalScheduler has none."""
+    """Return the first scheduler whose commands are all on PATH; LocalScheduler needs none."""
     return next(name for name, entry in _SCHEDULERS.items() if all(map(shutil.which, entry.commands)))

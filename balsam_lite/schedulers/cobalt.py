@@ -1,8 +1,8 @@
-"""Cobalt, the batch scheduler of Argonne's Theta and Cooley: qsub, qstat, qdel, and the log that it leaves behind.
+"""Cobalt, the batch scheduler of Argonne's Theta and Cooley: qsub, qstat, qdel, and the log that it writes.
 
 Facts are from the source and the man pages of Cobalt 1.0.33 (github.com/ido/cobalt): clients/POSIX/{qsub,qstat,qdel}.py,
 lib/client_utils.py, lib/Components/cqm.py. Nodes, time, queue and project are lines of the job script, `#COBALT …`, as
-they always were: the command line would win over them, and so over what a user has written there.
+they always were: command-line options would override them, and so override what a user has written there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..core.subprocess_run import Completed
 from . import base
 from .base import BatchStatus, CommandScheduler, Submission
 
-#: What is asked for. Without blanks first, so that an odd text at the end of a line does no harm to them.
+#: The columns of a query. Those without blanks come first, so that unusual text at the end of a line does not affect them.
 _COLUMNS = ("JobID", "State", "StartTime", "JobName", "Command")
 
-#: Every state that qstat shows, with what it means here; lib/Components/cqm.py. `done` is not among them: such a batch job
-#: is on its way out of the list, and its log says how it ended.
+#: Every state that qstat shows, with its meaning here; lib/Components/cqm.py. `done` is not among them: such a batch job
+#: is about to leave the list, and its log reports how it ended.
 _STATES = {
     "queued": (base.QUEUED, ""),
     "starting": (base.QUEUED, "it is being started"),
@@ -42,7 +42,7 @@ _STATES = {
 }
 _DONE = "done"
 
-#: How dates look everywhere in Cobalt (client_utils.sec_to_str). The zone is always UTC.
+#: The format of all dates in Cobalt (client_utils.sec_to_str). The zone is always UTC.
 _DATE = re.compile(r"\w{3} (\w{3} \d\d \d\d:\d\d:\d\d \d{4}) \+0000 \(UTC\)")
 _EXIT_CODE = re.compile(r"task completed normally with an exit code of (-?\d+|None)")
 _DELETED = re.compile(r"user delete requested(?:.* by user (\S+))?")
@@ -50,12 +50,12 @@ _START_VARIABLE = re.compile(r"\bCOBALT_STARTTIME=(\d{1,12})\b")
 _TIME_IS_UP = "maximum execution time exceeded"
 
 _CONFIG_VARIABLE, _CONFIG = "COBALT_CONFIG_FILES", "/etc/cobalt.conf"
-#: A log has a few kilobytes. Where something else has grown in its place, the end is what matters.
+#: A log has a few kilobytes. If another, larger file is in its place, only the end is read.
 _LOG_BYTES = 1024 * 1024
 
 
 class CobaltScheduler(CommandScheduler):
-    """See `base.Scheduler`. Reads Cobalt's configuration file, to tell this Cobalt's batch jobs from another's."""
+    """See `base.Scheduler`. Reads Cobalt's configuration file, to distinguish this Cobalt's batch jobs from another's."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
         commands = (settings.SCHEDULER_SUBMIT_EXE, settings.SCHEDULER_STATUS_EXE, settings.SCHEDULER_CANCEL_EXE)
@@ -72,13 +72,13 @@ class CobaltScheduler(CommandScheduler):
         return super().submit(submission)
 
     def find(self, submission: Submission, since_us: int) -> str | None:
-        """Also one that has ended: qsub writes the id into the log."""
+        """Find also a batch job that has ended: qsub writes the id into the log."""
         written = parse_submission(_read(log_path(submission.output)), since_us - base.CLOCK_SLACK_US)
         return written or super().find(submission, since_us)
 
 
 class CobaltAdapter:
-    """See `base.Adapter`. The three commands may be given by their paths; "" is: by name, found on PATH."""
+    """See `base.Adapter`. The three commands may be given by their paths; "" means by name, found on PATH."""
 
     name = "CobaltScheduler"
     template = "cobalt.tmpl"
@@ -101,7 +101,7 @@ class CobaltAdapter:
         return {}
 
     def parse_id(self, stdout: str) -> str:
-        """qsub prints the number on a line of its own; notes of the site may stand around it, or behind it.
+        """Return the number, which qsub prints on a separate line; notes of the site may precede or follow it.
 
         >>> CobaltAdapter("me").parse_id("Job routed to queue \\"debug\\"\\n278079\\n")
         '278079'
@@ -113,15 +113,15 @@ class CobaltAdapter:
         return ""
 
     def status_argv(self, ids: Collection[str]) -> list[str]:
-        # Always all of the user's: of unknown numbers alone qstat says nothing and exits with 1, as after a real failure.
-        # --header wins over whatever QSTAT_HEADER and CQSTAT_HEADER are in the user's environment.
+        # Always query all of the user's: for unknown numbers alone qstat prints nothing and exits with 1, as after a failure.
+        # --header overrides any QSTAT_HEADER and CQSTAT_HEADER in the user's environment.
         return [self._status, "--header", ":".join(_COLUMNS), "-u", self._user]
 
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
         return parse_table(answer.stdout) if answer.ok else None
 
     def past_argv(self, ids: Collection[str]) -> list[str]:
-        return []  # Cobalt's commands do not remember
+        return []  # Cobalt has no command that reports ended batch jobs
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
         return {}
@@ -134,7 +134,7 @@ class CobaltAdapter:
 
 
 def log_path(output: str) -> str:
-    """Where Cobalt is told to keep its log of a batch job: beside the output.
+    """Return the path at which Cobalt is told to write its log of a batch job: next to the output.
 
     >>> log_path("/db/qsubmit/qlaunch1.out")
     '/db/qsubmit/qlaunch1.cobaltlog'
@@ -146,10 +146,10 @@ def log_path(output: str) -> str:
 
 
 def parse_table(text: str) -> dict[str, BatchStatus] | None:
-    """The batch jobs of a table of qstat, by id; None where there is no such table.
+    """Return the batch jobs of a table of qstat, by id; None if there is no such table.
 
-    Titles, a line of `=`, then a line each; cells stand below their titles, at least two blanks apart, the ids at the
-    right of theirs. Lines that do not begin with a number belong to other output.
+    The table has titles, a line of `=`, then one line per batch job; cells are aligned with their titles, at least two blanks
+    apart, the ids right-aligned. Lines that do not begin with a number belong to other output.
     """
     lines = iter(text.splitlines())
     titles = next((line for line in lines if line.split()[:2] == list(_COLUMNS[:2])), None)
@@ -180,12 +180,12 @@ def _cell(line: str, places: Mapping[str, int], title: str) -> str:
 
 
 def _path(text: str) -> str:
-    """A path, or "" for anything else, such as the `-` of a missing value."""
+    """Return a path, or "" for anything else, such as the `-` of a missing value."""
     return text if text.startswith("/") else ""
 
 
 def _date_us(text: str) -> int | None:
-    """Microseconds since the epoch of the first date in the text.
+    """Return the first date in the text, in microseconds since the epoch.
 
     >>> _date_us("Thu Jan 01 00:00:10 1970 +0000 (UTC) submitted with cwd set to: /")
     10000000
@@ -205,9 +205,9 @@ def _date_us(text: str) -> int | None:
 
 
 def parse_log(text: str, native_id: str) -> BatchStatus | None:
-    """How the batch job ended by its log; None where it does not say. To be read only of one that qstat lists no more.
+    """Return how the batch job ended, from its log; None if that is missing. Read it only for one that qstat no longer lists.
 
-    The exit code is nowhere else. One that was ended by its limit or by qdel has no exit code: Cobalt notes the request,
+    The exit code is nowhere else. A batch job that was ended by its limit or by qdel has no exit code: Cobalt logs the request,
     and nothing afterwards (cqm.py, _sm_killing__task_end).
     """
     own = next((block for found, block in reversed(_blocks(text)) if found == native_id), [])
@@ -244,7 +244,7 @@ def _outcome(ends: Sequence[str]) -> tuple[str, str, int | None]:
 
 
 def parse_submission(text: str, since_us: int) -> str:
-    """The id in the log of a batch job submitted at `since_us` or later; "" where there is none."""
+    """Return the id in the log of a batch job submitted at `since_us` or later; "" if there is none."""
     for native_id, block in reversed(_blocks(text)):
         submitted = next((_date_us(line) for line in block if "submitted with cwd set to" in line), None)
         if submitted is None or submitted >= since_us:
@@ -253,7 +253,7 @@ def parse_submission(text: str, since_us: int) -> str:
 
 
 def _blocks(text: str) -> list[tuple[str, list[str]]]:
-    """The log's lines by the id above them: qsub appends to what is there, perhaps of an earlier DB in the same place."""
+    """Group the log's lines by the id above them: qsub appends to an existing file, perhaps of an earlier DB at this path."""
     blocks: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         found = re.match(r"Jobid: (\d+)\s*$", line, re.ASCII)
@@ -265,7 +265,7 @@ def _blocks(text: str) -> list[tuple[str, list[str]]]:
 
 
 def _read(path: str) -> str:
-    """Return the end of a file, as text; "" where it cannot be read. Follows no link to a device, and never waits."""
+    """Return the end of a file, as text; "" if it cannot be read. Follows no link to a device, and never blocks."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
@@ -278,9 +278,9 @@ def _read(path: str) -> str:
 
 
 def _service(environ: Mapping[str, str]) -> str:
-    """The address of the Cobalt that the commands speak to; "" where no configuration tells. See cobalt.conf(5).
+    """Return the address of the Cobalt that the commands use; "" if no configuration gives it. See cobalt.conf(5).
 
-    Two machines may share a file system, each with a Cobalt of its own, and both number their batch jobs from 1.
+    Two machines may share a file system, each with its own Cobalt, and both number their batch jobs from 1.
     """
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     try:
@@ -291,5 +291,5 @@ def _service(environ: Mapping[str, str]) -> str:
 
 
 def _config_files(environ: Mapping[str, str]) -> Iterator[str]:
-    """lib/__init__.py: the variable, else the usual place."""
+    """Yield the paths of lib/__init__.py: the variable's, else the usual one."""
     yield from filter(None, environ.get(_CONFIG_VARIABLE, _CONFIG).split(":"))

@@ -1,10 +1,10 @@
-"""In which batch job does this process run? The environment that the scheduler gave it says so.
+"""Find the batch job in which this process runs, from the environment that the scheduler sets.
 
-Variables and the files they name are all that is read: no command is run (`remaining` does that) and no host name looked
-at. What decides where jobs go, and until when, must be readable, else it is an error; what the machine itself can tell as
-well, CPUs and GPUs, counts as not said where it makes no sense.
+Only variables and the files that they name are read: no command is run (`remaining` does that) and no host name is examined.
+What decides where jobs go, and until when, must be readable, else it is an error. CPUs and GPUs, which the machine itself
+can report as well, count as unspecified if their values make no sense.
 
-To teach it a scheduler: write a detector and a reader of its nodes, and append both to the table.
+To add a scheduler: write a detector and a reader of its nodes, and append both to the table.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME = "BALSAM_LOCAL_JOBID", "BALSAM_LOCAL_NO
 class NodeGpus(NamedTuple):
     """The GPUs that Slurm gave to a batch job."""
 
-    names: Mapping[str, Sequence[str]]  # by node, as a program there has to call them
-    #: A step can use no others than it asks for (ConstrainDevices), and counts those from 0.
+    names: Mapping[str, Sequence[str]]  # by node, under the names that programs there have to use
+    #: A step can use only the GPUs that it asks for (ConstrainDevices), and numbers them from 0.
     are_fenced: bool = False
 
     def step_gpus(self, hosts: Sequence[str], names_differ: bool = False) -> tuple[str, str]:
         """Return which GPUs a step on these hosts has to ask for: an option of srun, without dashes, and its value.
 
-        A step that asks for nothing wants what was asked for with --gpus of the batch job, and is refused where a node has
-        less. It may ask for as many GPUs per node as the node of the batch job with the fewest has; on one node for more in
-        total. Where nodes differ and nothing is fenced off, it needs none: programs are told theirs by a variable, unless each
+        A step that asks for nothing requests what the batch job requested with --gpus, and is refused where a node has
+        less. It may ask for as many GPUs per node as the batch job's node with the fewest has; on one node for more in
+        total. If nodes differ and nothing is fenced off, it needs none: programs get theirs by a variable, unless each
         node names them differently. Source: srun(1) of Slurm 22.05; tried with 22.05.8.
 
         >>> even, uneven = {"a": ["0", "1"], "b": ["0", "1"]}, {"a": ["0", "1"], "b": ["0"]}
@@ -52,20 +52,20 @@ class NodeGpus(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """What a batch job was given."""
+    """The resources of a batch job."""
 
     scheduler: str  # as in Settings.SCHEDULER_CLASS
     batch_id: str
     num_nodes: int
-    node_names: tuple[str, ...] = ()  # () is: virtual nodes, shares of this host
-    ends_us: int | None = None  # microseconds since the epoch; None is: the environment does not say
-    cpus_per_node: int = 0  # 0 is: the environment does not say
-    gpus_per_node: int | None = None  # None is: likewise
+    node_names: tuple[str, ...] = ()  # () means virtual nodes, shares of this host
+    ends_us: int | None = None  # microseconds since the epoch; None: not in the environment
+    cpus_per_node: int = 0  # 0: not in the environment
+    gpus_per_node: int | None = None  # None: not in the environment
     runs_on_node: bool = True  # False where the script runs on a service node, as on a Cray with aprun
-    this_node: str = ""  # the one on which this process runs; "" is: not said, so the first of them if it is one of them
-    node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () is: unknown, or all have `cpus_per_node`
+    this_node: str = ""  # the node of this process; "" means unspecified, so the first one if this process runs on a node
+    node_cpus: tuple[int, ...] = ()  # of each of `node_names`; () means unknown, or all have `cpus_per_node`
     node_gpus: NodeGpus | None = None  # from `node_gpus.ask_gpus`; None: unknown
-    cluster: str = ""  # which numbered the batch job; "" is: unknown, or there is one only
+    cluster: str = ""  # the cluster that numbered the batch job; "" means unknown, or there is only one
 
     def only(self, names: Sequence[str]) -> Allocation:
         """Return the same with no other nodes than these."""
@@ -78,14 +78,14 @@ _Environ = Mapping[str, str]
 
 
 def allocation(environ: _Environ = os.environ, *, node_names: Sequence[str] | None = None) -> Allocation | None:
-    """The batch job that this environment belongs to; None outside of any.
+    """Return the batch job that this environment belongs to; None outside of any.
 
     Args:
-        node_names: what to take for its nodes, whatever the environment says of them; that is not looked at then.
+        node_names: the nodes to use; those in the environment are then not read.
 
     Raises:
-        LaunchError: a variable of the scheduler holds something that it never writes there.
-        NoNodes: its nodes are not to be found out.
+        LaunchError: a variable of the scheduler holds a value that it never writes there.
+        NoNodes: its nodes cannot be determined.
     """
     for detect, nodes in _DETECTORS:
         found = detect(environ)
@@ -96,7 +96,7 @@ def allocation(environ: _Environ = os.environ, *, node_names: Sequence[str] | No
     return None
 
 
-#: How many nodes, and their names.
+#: Number of nodes, and their names.
 _Nodes = tuple[int, tuple[str, ...]]
 
 
@@ -107,7 +107,7 @@ def _given(names: Sequence[str]) -> _Nodes:
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
-#: The variables of a rank's number, and of how many there are ("" is: none). Source: the environments of ranks of Open MPI
+#: The variables of a rank's number, and of the number of ranks ("" means none). Source: the environments of ranks of Open MPI
 #: 4.1.8 and 5.0.11, MPICH 5.0.2 and Slurm 22.05.8 (tried); intro_pmi(3) and aprun(1) of Cray; jsrun(1); flux-run(1);
 #: MVAPICH2 2.3's user guide. A batch script has SLURM_PROCID=0 and no SLURM_STEP_NUM_TASKS (tried).
 _RANK_VARIABLES = (
@@ -166,8 +166,8 @@ def _local_nodes(environ: _Environ) -> _Nodes:
 
 
 def _slurm(environ: _Environ) -> Allocation | None:
-    """In a batch script, in a step, or in the shell of salloc. The last runs where salloc was called, not on a node, so it
-    has no SLURMD_NODENAME: slurmd sets that for what it starts."""
+    """Read the allocation in a batch script, in a step, or in the shell of salloc. That shell runs where salloc was called, not
+    on a node, so it has no SLURMD_NODENAME: slurmd sets that for the processes it starts."""
     if "SLURM_JOB_ID" not in environ:
         return None
     return Allocation(
@@ -185,7 +185,7 @@ def _slurm(environ: _Environ) -> Allocation | None:
 
 
 def _slurm_nodes(environ: _Environ) -> _Nodes:
-    """Those of the batch job, in a step too. SLURM_NODELIST is the name of old versions for the same."""
+    """Return the nodes of the batch job, in a step too. SLURM_NODELIST is the name of old versions for the same."""
     variables = ("SLURM_JOB_NODELIST", "SLURM_NODELIST")
     filled = next((variable for variable in variables if environ.get(variable)), variables[0])
     return _NodeSource(environ, "SLURM_JOB_ID", variables).in_list(filled, hostlist.expand)
@@ -193,7 +193,7 @@ def _slurm_nodes(environ: _Environ) -> _Nodes:
 
 def _slurm_gpus(environ: _Environ) -> int | None:
     found = _first(_total_gpus, environ, ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"))
-    if found is None and environ.get("SLURM_JOB_GPUS"):  # the numbers of those on the batch script's node
+    if found is None and environ.get("SLURM_JOB_GPUS"):  # the numbers of the GPUs on the batch script's node
         try:
             return len(hostlist.expand_numbers(environ["SLURM_JOB_GPUS"]))
         except ValueError:
@@ -202,7 +202,7 @@ def _slurm_gpus(environ: _Environ) -> int | None:
 
 
 def _cpus_of_each(text: str) -> tuple[int, ...]:
-    """Return the CPUs of each node in SLURM_JOB_CPUS_PER_NODE; () where all have the same, or that is not what the text is.
+    """Return the CPUs of each node in SLURM_JOB_CPUS_PER_NODE; () if all have the same, or the text has another form.
 
     >>> _cpus_of_each("72(x2),36"), _cpus_of_each("4(x2)"), _cpus_of_each("many,4")
     ((72, 72, 36), (), ())
@@ -219,7 +219,7 @@ def _cpus_of_each(text: str) -> tuple[int, ...]:
 
 
 def _fewest_cpus(text: str) -> int | None:
-    """The smallest of the counts in SLURM_JOB_CPUS_PER_NODE; None where that is not what the text is.
+    """Return the smallest of the counts in SLURM_JOB_CPUS_PER_NODE; None if the text has another form.
 
     >>> _fewest_cpus("72(x2),36"), _fewest_cpus("4"), _fewest_cpus("many")
     (36, 4, None)
@@ -229,7 +229,7 @@ def _fewest_cpus(text: str) -> int | None:
 
 
 def _total_gpus(text: str) -> int | None:
-    """The GPUs of a node as --gpus-per-node has them; None where that is not what the text is.
+    """Return the number of GPUs of a node in the form of --gpus-per-node; None if the text has another form.
 
     >>> _total_gpus("4"), _total_gpus("a100:3,v100:1"), _total_gpus("all")
     (4, 4, None)
@@ -242,8 +242,8 @@ def _total_gpus(text: str) -> int | None:
 
 
 def _cobalt(environ: _Environ) -> Allocation | None:
-    """On a cluster the script starts on its first node and has a file of their names. On a Cray it starts on a service
-    node and has the numbers of its nodes, for aprun."""
+    """Read the allocation. On a cluster the script starts on its first node and has a file of the nodes' names. On a Cray it
+    starts on a service node and has the numbers of its nodes, for aprun."""
     if "COBALT_JOBID" not in environ:
         return None
     batch_id, ends_us = _batch_id(environ, "COBALT_JOBID"), _time_us(environ, "COBALT_ENDTIME")
@@ -261,7 +261,7 @@ def _cobalt_nodes(environ: _Environ) -> _Nodes:
 
 
 def _pbs(environ: _Environ) -> Allocation | None:
-    """PBS does not say when the job ends. Its two counts of CPUs are what was asked for, and 1 where none was asked for."""
+    """Read the allocation; PBS does not report its end. The two counts of CPUs are those requested, or 1 if none were."""
     if "PBS_JOBID" not in environ:
         return None
     cpus = _first(_fewest_cpus, environ, ("PBS_NUM_PPN", "NCPUS")) or 0
@@ -269,7 +269,7 @@ def _pbs(environ: _Environ) -> Allocation | None:
 
 
 def _pbs_nodes(environ: _Environ) -> _Nodes:
-    """A node has a line for each of its slots."""
+    """Read the nodes, each of which has a line for each of its slots."""
     return _NodeSource(environ, "PBS_JOBID", ("PBS_NODEFILE",)).in_file("PBS_NODEFILE")
 
 
@@ -278,7 +278,7 @@ def _pbs_nodes(environ: _Environ) -> _Nodes:
 _ID = re.compile(r"[0-9]{1,18}")
 #: With the index in an array, and the server: 123[7].server.domain (pbs_job_attributes(7B)).
 _PBS_ID = re.compile(r"[0-9]{1,18}(\[[0-9]{0,9}\])?(\.[A-Za-z0-9_.-]{1,255})?")
-#: The year 5138; beyond, microseconds do not fit into what counts them elsewhere.
+#: The year 5138; later times in microseconds exceed the integers used elsewhere.
 _LATEST_S = 10**11
 
 
@@ -290,7 +290,7 @@ def _batch_id(environ: _Environ, variable: str, pattern: re.Pattern[str] = _ID) 
 
 
 def _time_us(environ: _Environ, variable: str) -> int | None:
-    """Seconds since 1970, as microseconds. Nothing, or 0 as for a batch job without limit, is None."""
+    """Convert seconds since 1970 to microseconds. No text, or 0 as for a batch job without limit, gives None."""
     text = environ.get(variable, "0")
     found = re.fullmatch(r"([0-9]{1,12})(\.[0-9]*)?", text)
     if not found or int(found[1]) > _LATEST_S:
@@ -308,7 +308,7 @@ def _count(environ: _Environ, variable: str) -> int:
 
 
 def _first(read: Callable[[str], int | None], environ: _Environ, variables: Sequence[str]) -> int | None:
-    """What the first of the variables says that says anything."""
+    """Return the first number that `read` finds in the variables, in their order."""
     found = (read(environ[variable]) for variable in variables if variable in environ)
     return next((number for number in found if number is not None), None)
 
@@ -319,20 +319,20 @@ def _nonsense(variable: str, text: str, what: str, hint: str) -> LaunchError:
 
 # --- reading nodes ----------------------------------------------------------------------------------------------------
 
-#: Ten thousand nodes with a hundred slots each are a third of it.
+#: Ten thousand nodes with a hundred slots each take a third of it.
 _MAX_FILE_BYTES = 64 * 1024 * 1024
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class _NodeSource(NamedTuple):
-    """Where a scheduler says which nodes there are."""
+    """The variables in which a scheduler lists the nodes."""
 
     environ: _Environ
     identity: str  # the variable with the id of the batch job
     variables: tuple[str, ...]  # those with the nodes, the most important one first
 
     def in_list(self, variable: str, expand: Callable[[str], tuple[str, ...]]) -> _Nodes:
-        """What `expand` makes of the variable."""
+        """Return the nodes that `expand` reads from the variable."""
         if not self.environ.get(variable):
             raise self._trouble("The list is missing or empty")
         try:
@@ -342,7 +342,7 @@ class _NodeSource(NamedTuple):
         return self._checked(names)
 
     def in_file(self, variable: str) -> _Nodes:
-        """The names in the file at that path, between blanks, line ends and commas."""
+        """Return the names in the file at that path, separated by blanks, line ends and commas."""
         try:
             text = _read(self.environ.get(variable, ""))
         except (OSError, ValueError) as exc:
@@ -357,7 +357,7 @@ class _NodeSource(NamedTuple):
         return self._checked(names)
 
     def _checked(self, names: Iterable[str]) -> _Nodes:
-        """Each name once. They go into command lines, between commas, so odd ones are refused."""
+        """Return each name once. Names are joined by commas in command lines, so unusual ones are refused."""
         folded = tuple(dict.fromkeys(names))
         odd = next((name for name in folded if len(name) > hostlist.MAX_NAME or not _NODE_NAME.fullmatch(name)), None)
         if odd is not None:
@@ -374,7 +374,7 @@ class _NodeSource(NamedTuple):
 
 
 def _read(path: str) -> str:
-    """The file's text. Raises OSError and ValueError; does not wait, as one who opens a pipe would."""
+    """Return the file's text. Raises OSError and ValueError; does not wait, as opening a pipe would."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{path!r} is no plain file")
@@ -398,9 +398,9 @@ _DETECTORS: tuple[tuple[Callable[[_Environ], Allocation | None], Callable[[_Envi
 )
 
 
-#: Thirty years in seconds. What lies beyond is no limit.
+#: Thirty years in seconds. Longer times count as no limit.
 _MAX_S = 10**9
-#: Before each of the questions; squeue may leave out a batch job for seconds.
+#: Pauses before the questions; squeue may leave out a batch job for seconds.
 _PAUSES_S = (0.0, 1.0, 4.0)
 
 
@@ -412,13 +412,13 @@ def ask_end_us(
     environ: _Environ = os.environ,
     clock: Clock | None = None,
 ) -> int | None:
-    """When the batch job ends, in microseconds since the epoch; None where that is unknown, or where it has no limit.
+    """Return when the batch job ends, in microseconds since the epoch; None if that is unknown, or it has no limit.
 
-    It runs no command where the environment tells it. An answer without the batch job, or no answer, does not mean that there
+    It runs no command if the environment has the time. An answer without the batch job, or no answer, does not mean that there
     is no limit: the question is asked up to three times. A limit may be changed while the batch job runs.
 
     Args:
-        command: the scheduler's status command; "" is its own, found on PATH.
+        command: the scheduler's status command; "" means its own, found on PATH.
         timeout_s: how long that may take in all.
     """
     if batch.ends_us is not None:
@@ -447,7 +447,7 @@ def _without_heading(text: str) -> str:
 
 
 def _ask_pbs(batch_id: str, command: str, timeout_s: float, environ: _Environ, clock: Clock) -> float | None:
-    """Without an answer, PBS_WALLTIME: the whole of what was asked for, so at most that is left (Torque 6.1)."""
+    """Ask qstat; without an answer use PBS_WALLTIME, all of the requested time, so at most that is left (Torque 6.1)."""
     argv = [command or "qstat", "-f", batch_id]
     text = _answered(argv, lambda text: next(pbs.parse_text(text), None) is not None, timeout_s, environ, clock)
     left_s = time_left_pbs(text, clock.now_us() / SECOND_US)
@@ -455,7 +455,7 @@ def _ask_pbs(batch_id: str, command: str, timeout_s: float, environ: _Environ, c
 
 
 def _answered(argv: list[str], tells: Callable[[str], bool], timeout_s: float, environ: _Environ, clock: Clock) -> str:
-    """Return the command's output as soon as it contains the batch job; "" where it never does."""
+    """Return the command's output as soon as it contains the batch job; "" if it never does."""
     give_up_at = clock.monotonic() + timeout_s
     for pause_s in _PAUSES_S:
         clock.sleep(pause_s)
@@ -474,19 +474,19 @@ _QUESTIONS = {"SlurmScheduler": _ask_slurm, "PBSScheduler": _ask_pbs}
 
 
 def time_left_slurm(text: str) -> int | None:
-    """Seconds that are left by `squeue -o %L`: days-hours:minutes:seconds, or a word (squeue(1), version 22.05).
+    """Return the seconds left by `squeue -o %L`: days-hours:minutes:seconds, or a word (squeue(1), version 22.05).
 
     >>> time_left_slurm("1-02:03:04"), time_left_slurm("5:00"), time_left_slurm("UNLIMITED")
     (93784, 300, None)
     """
-    return pbs.duration_s(text.strip().replace("-", ":", 1))  # with a colon it is as Torque writes it
+    return pbs.duration_s(text.strip().replace("-", ":", 1))  # with a colon it has Torque's form
 
 
 def time_left_pbs(text: str, now_s: float) -> float | None:
-    """Seconds that are left to the batch job in the text of `qstat -f`; None where it does not say.
+    """Return the seconds that are left to the batch job, from the text of `qstat -f`; None if they are not there.
 
-    Torque says it (`Walltime.Remaining`). OpenPBS says when the job started and how long it may take; else how much of that
-    it has used, which is up to some minutes old (qstat(1B), pbs_job_attributes(7B), version 23.06).
+    Torque prints them (`Walltime.Remaining`). OpenPBS prints the start time and the limit; else the time used,
+    which is up to some minutes old (qstat(1B), pbs_job_attributes(7B), version 23.06).
 
     >>> time_left_pbs("Job Id: 7.s\\n    Walltime.Remaining = 60\\n", 0)
     60
@@ -505,10 +505,10 @@ def time_left_pbs(text: str, now_s: float) -> float | None:
 
 
 def ask_gpus(batch: Allocation, *, timeout_s: float = 20.0, environ: Mapping[str, str] = os.environ) -> NodeGpus | None:
-    """Return the GPUs of each node of the batch job; None where it has none that Slurm knows of, or Slurm does not tell.
+    """Return the GPUs of each node of the batch job; None if it has none that Slurm knows of, or Slurm does not report them.
 
-    Slurm numbers the GPUs of a node by their places in its configuration, and tells programs these numbers; where it fences
-    devices off, programs see only their own and count these from 0. Source: scontrol(1), gres.conf(5), cgroup.conf(5), and
+    Slurm numbers the GPUs of a node by their places in its configuration, and passes these numbers to programs; if it fences
+    devices off, programs see only their own and number these from 0. Source: scontrol(1), gres.conf(5), cgroup.conf(5), and
     https://slurm.schedmd.com/gres.html, version 22.05; tried without fences.
     """
     if batch.scheduler != "SlurmScheduler" or not batch.node_names:

@@ -1,8 +1,8 @@
-"""Lists of node names as schedulers write them, short: `node[1-3,07],login1` and `1001-1005,1030`. Pure.
+"""Compact lists of node names as schedulers write them: `node[1-3,07],login1` and `1001-1005,1030`. Pure.
 
 The first is Slurm's (scontrol(1), `show hostnames`, version 22.05): names, separated by commas; in brackets, numbers and
 ranges of them. A number keeps its leading zeros, and a range those of its first number. Brackets after brackets multiply.
-The second is what Cobalt gives a job on a Cray: the inside of such brackets, alone.
+The second is what Cobalt gives a job on a Cray: the content of such brackets, alone.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, product
 from typing import NamedTuple, Union
 
-#: Names in one list. A text of a few bytes can ask for more than any memory holds, so they are counted first.
+#: Maximum number of names in one list. A short text can denote more than fits into memory, so they are counted first.
 MAX_NAMES = 1_000_000
-#: Characters of a name; the domain name system has no longer ones (RFC 1035, 2.3.4).
+#: Maximum number of characters of a name; the domain name system has no longer ones (RFC 1035, 2.3.4).
 MAX_NAME = 255
 
 _PIECE = re.compile(r"(?P<plain>[^\[\],\s]+)|\[(?P<ranges>[^\[\]]*)\]")
-#: Maximum number of digits of a node's number; beyond it Slurm itself reads another number (64 bits).
+#: A number or a range, of at most 18 digits; with more, Slurm itself reads another number (64 bits).
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})")
 _UNWRITABLE = re.compile(r"[\[\],\s]")
 
 
 class _NumberRange(NamedTuple):
-    """Numbers one after another, written with at least `width` digits."""
+    """Consecutive numbers, written with at least `width` digits."""
 
     first: int
     last: int
@@ -45,7 +45,7 @@ class _NumberRange(NamedTuple):
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """The names in a Slurm host list, in order; a name that is there twice comes twice.
+    """Return the names in a Slurm host list, in order; a name that is listed twice is returned twice.
 
     >>> expand("node[1-2,07],login1")
     ('node1', 'node2', 'node07', 'login1')
@@ -53,7 +53,7 @@ def expand(text: str) -> tuple[str, ...]:
     ('rack1n09-ib', 'rack1n10-ib', 'rack2n09-ib', 'rack2n10-ib')
 
     Raises:
-        ValueError: it is no such list (the message says at which character), or it has more than MAX_NAMES names or a
+        ValueError: it is no such list (the message gives the position), or it has more than MAX_NAMES names or a
             name longer than MAX_NAME. Nothing was expanded then.
     """
     names: list[str] = []
@@ -66,7 +66,7 @@ def expand(text: str) -> tuple[str, ...]:
 
 
 def expand_numbers(text: str) -> tuple[str, ...]:
-    """The numbers in a compact list without brackets, as text, in order.
+    """Return the numbers in a compact list without brackets, as text, in order.
 
     >>> expand_numbers("1001-1003,1030")
     ('1001', '1002', '1003', '1030')
@@ -80,12 +80,12 @@ def expand_numbers(text: str) -> tuple[str, ...]:
 
 
 def compress(names: Iterable[str]) -> str:
-    """The same names in the same order as a Slurm host list: neighbours that differ in their last number share brackets.
+    """Return the names, in order, as a Slurm host list: neighbours that differ only in their last number share brackets.
 
     >>> compress(["node1", "node2", "node3", "node07", "login1", "n-ib"])
     'node[1-3,07],login1,n-ib'
 
-    What follows the number would have to stand behind the brackets, which Slurm 22.05 refuses; such names stay whole.
+    Text after the number would have to follow the brackets, which Slurm 22.05 refuses; such names are written in full.
 
     Raises:
         ValueError: a name cannot be written in such a list.
@@ -104,7 +104,7 @@ def compress(names: Iterable[str]) -> str:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-#: What stands side by side in one word: plain text, or the ranges of one pair of brackets.
+#: The parts of one word, in order: plain text, or the ranges of one pair of brackets.
 _Word = list[Union[str, list[_NumberRange]]]
 
 
@@ -119,7 +119,7 @@ def _words(text: str) -> Iterator[_Word]:
 
 
 def _word(text: str, start: int) -> tuple[_Word, int]:
-    """The word that begins at `start`, and where it ends: at a comma or at the end of the text."""
+    """Return the word that begins at `start`, and where it ends: at a comma or at the end of the text."""
     word: _Word = []
     position, length = start, 0
     while position < len(text) and text[position] != ",":
@@ -138,7 +138,7 @@ def _word(text: str, start: int) -> tuple[_Word, int]:
 
 
 def _ranges(text: str, start: int, end: int) -> list[_NumberRange]:
-    """What stands inside of brackets, from `start` to `end`."""
+    """Return the ranges inside brackets, from `start` to `end`."""
     ranges = []
     while True:
         comma = text.find(",", start, end)
@@ -172,7 +172,7 @@ def _check_size(size: int) -> None:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The name without the number at its end, and that number as text, "" where there is none."""
+    """Return the name without the number at its end, and that number as text, "" if there is none."""
     if not name or len(name) > MAX_NAME or _UNWRITABLE.search(name):
         raise ValueError(f"not a name for a host list: {name[:MAX_NAME]!r}")
     found = _NUMBERED.fullmatch(name)
@@ -180,7 +180,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _fold(numbers: Iterable[str]) -> str:
-    """Numbers with successors of equal width folded into ranges.
+    """Fold numbers with successors of equal width into ranges.
 
     >>> _fold(["8", "9", "10", "011", "3"])
     '8-10,011,3'

@@ -1,7 +1,7 @@
 """A batch scheduler on this machine, without a daemon: the default where there is no other.
 
 It queues scripts, runs them one after the other (or `MAX_LOCAL_LAUNCHES` at once), detached, with a time limit, and
-remembers how they ended. This is its face; `local_queue` is the queue on disk, `shepherd` the process beside each
+records how they ended. This is its interface; `local_queue` is the queue on disk, `shepherd` the process that watches one
 script. Any queue and project name is accepted and means nothing.
 """
 
@@ -19,10 +19,10 @@ from .base import BatchStatus, Submission
 from .environ import LOCAL_ENDTIME, LOCAL_JOBID, LOCAL_NODES, RANK_VARIABLES
 from .local_queue import LocalQueue, QueueRecord
 
-#: Beside the time that a script has to end, seconds; the clocks of two hosts differ.
+#: Seconds in addition to the time that a script has to end; the clocks of two hosts differ.
 _SLACK_S = 60.0
 
-#: A script that is submitted from inside a job, another batch job or a rank of MPI is not inside it.
+#: Variables to remove: a script that is submitted from inside a job, a batch job or an MPI rank does not run inside it.
 _NOT_INHERITED = frozenset((*JOB_VARIABLES, *RANK_VARIABLES, LOCAL_JOBID, LOCAL_NODES, LOCAL_ENDTIME))
 
 
@@ -35,7 +35,7 @@ class LocalScheduler:
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
         self.timeout_s = settings.SCHEDULER_TIMEOUT_S
         self._limit = settings.MAX_LOCAL_LAUNCHES
-        self._grace_s = 2 * settings.KILL_GRACE_S  # a launcher gives its jobs half of it, and then has to write it down
+        self._grace_s = 2 * settings.KILL_GRACE_S  # a launcher gives its jobs half of it, and then has to record their ends
         self._environ = environ
         self.domain = f"{self.name}@{os.uname().nodename}:{os.path.join(home(environ), 'local-scheduler')}"
         self._queue = LocalQueue(os.path.join(home(environ), "local-scheduler"))
@@ -54,7 +54,7 @@ class LocalScheduler:
                 f"The local scheduler cannot keep {submission.name} in {self._queue.directory}: {exc}",
                 hint="BALSAM_HOME names another directory for it.",
             ) from exc
-        # From here on it is in the queue. Should this fail, the next process that reads the queue does it.
+        # From here on it is in the queue. If this fails, the next process that reads the queue does it.
         failure = self._heal_if_possible().get(record.id)
         if failure:
             self._withdraw(record.id, failure)
@@ -83,7 +83,7 @@ class LocalScheduler:
     def _heal_if_possible(self) -> dict[str, str]:
         try:
             return self._queue.heal() if os.path.isdir(self._queue.directory) else {}
-        except OSError:  # a full disk does not hide what is there to read
+        except OSError:  # a full disk must not prevent reading
             return {}
 
     def cancel(self, native_id: str) -> None:
@@ -94,7 +94,7 @@ class LocalScheduler:
                     raise CancelFailed(f"The local scheduler knows no batch job {native_id}.")
                 if record.ended_us is not None:
                     raise CancelFailed(f"The local batch job {native_id} has ended already ({record.state}).")
-                if record.state == base.QUEUED:  # also another host's: it looks into this file before it starts
+                if record.state == base.QUEUED:  # also on another host, which checks this file before it starts the script
                     self._queue.write(record.ended(base.CANCELLED, "cancelled before it started"))
                 elif not record.submitter.is_here():
                     raise CancelFailed(f"The local batch job {native_id} belongs to {record.submitter.host}; go there.")
@@ -119,7 +119,7 @@ class LocalScheduler:
 
 
 def _believable(record: QueueRecord) -> QueueRecord:
-    """Return the record; as ended where it is long past its time limit, and no shepherd is left to write that."""
+    """Return the record; as ended if it is long past its time limit, and no shepherd is left to record that."""
     if record.started_us is None or record.ended_us is not None or record.submitter.is_here():
         return record
     last_us = record.deadline_us + int((2 * record.grace_s + _SLACK_S) * SECOND_US)

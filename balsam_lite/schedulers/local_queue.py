@@ -1,4 +1,4 @@
-"""The local queue on disk: one small file per batch job, and the rules of whose turn it is.
+"""The local queue on disk: one small file per batch job, and the rules for the order in which they start.
 
     <home>/local-scheduler/active/ID.json      queued and running ones
                            active/ID.environ   the script's environment, until it ends
@@ -6,7 +6,7 @@
                            lock, shepherd.log
 
 There is no daemon. Each running batch job has a shepherd (a process, see `shepherd`), and so has the first one that
-waits. Any process that reads the queue (a command, a shepherd) starts the shepherds that are missing: see `heal`. This
+waits. Any process that reads the queue (a command, a shepherd) starts missing shepherds: see `heal`. This
 module never runs or ends a script.
 """
 
@@ -24,9 +24,9 @@ from ..core.process_table import Holder
 from . import base
 from .base import BatchStatus, Submission
 
-#: Microseconds in which a shepherd has to appear. Python starts within a second on a busy machine.
+#: Microseconds within which a shepherd has to appear. Python starts within a second on a busy machine.
 _SPAWN_TIMEOUT_US = 10 * SECOND_US
-#: A lock on a broken network file system may never come.
+#: Time limit for the lock: on a broken network file system the call may never return.
 _LOCK_TIMEOUT_S = 20.0
 _KEEP_ENDED = 1000
 
@@ -38,11 +38,11 @@ class QueueRecord(NamedTuple):
 
     id: str
     submission: Submission
-    limit: int  # it starts only where fewer than that many run
+    limit: int  # it starts only while fewer than this many run
     grace_s: float  # between SIGTERM and SIGKILL
     submitter: Holder
     submitted_us: int
-    spawned_us: int = 0  # when a shepherd was sent for; 0 once it has come
+    spawned_us: int = 0  # when its shepherd was started; 0 once that has appeared
     shepherd: Holder | None = None
     runner: Holder | None = None  # the process that became the script
     started_us: int | None = None
@@ -70,7 +70,7 @@ class QueueRecord(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> QueueRecord:
-        """Raises ValueError, TypeError or LookupError for what `to_json` did not write. Unknown keys are left out."""
+        """Parse the JSON; ignore unknown keys. Raises ValueError, TypeError or LookupError if `to_json` did not write it."""
         values = {key: value for key, value in json.loads(text).items() if key in cls._fields}
         submission = values["submission"]
         submission["flags"] = tuple(submission["flags"])
@@ -98,9 +98,9 @@ def outcome(record: QueueRecord, wait_status: int | None) -> QueueRecord:
 
 
 class LocalQueue:
-    """The queue in one directory. Methods raise OSError where the directory cannot be read or written.
+    """The queue in one directory. Methods raise OSError if the directory cannot be read or written.
 
-    All writes happen inside `locked()`, so that no two processes change one record from what they read before.
+    All writes happen inside `locked()`, so that no two processes change one record based on the same old version.
     """
 
     def __init__(self, directory: str) -> None:
@@ -114,36 +114,36 @@ class LocalQueue:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from the files. Not reentrant; never fork inside. Raises TimeoutError, OSError."""
+        """Lock the files against other processes. Not reentrant; never fork inside. Raises TimeoutError, OSError."""
         with files.locked(os.path.join(self.directory, "lock"), _LOCK_TIMEOUT_S):
             yield
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, native_id: str) -> QueueRecord | None:
-        """The record of that id; None if there is none (any more) or it is unreadable."""
+        """Return the record of that id; None if there is none (any more) or it is unreadable."""
         if not (native_id.isascii() and native_id.isdigit()):
             return None
         # In this order: a record appears among the ended ones before it leaves the active ones.
         return self._load(self._active, native_id) or self._load(self._ended, native_id)
 
     def newest_first(self) -> Iterator[QueueRecord]:
-        """All records, ended or not."""
+        """Yield all records, ended or not, the newest first."""
         for native_id in sorted({*_ids(self._active), *_ids(self._ended)}, reverse=True):
             record = self.read(str(native_id))
             if record:
                 yield record
 
     def environ(self, native_id: str) -> dict[str, str]:
-        """The environment that the script is to get."""
+        """Return the environment for the script."""
         with open(os.path.join(self._active, f"{native_id}.environ"), encoding="ascii") as file:
             found = json.load(file)
         return {str(key): str(value) for key, value in found.items()}
 
     def front(self) -> list[QueueRecord]:
-        """This host's running batch jobs and the first of the waiting ones, in the order of their ids.
+        """Return this host's running batch jobs and the first of the waiting ones, in the order of their ids.
 
-        Those start strictly in that order, so nothing behind the first waiting one has to be read.
+        They start strictly in that order, so nothing after the first waiting one has to be read.
         """
         found = []
         for native_id in sorted(_ids(self._active)):
@@ -156,18 +156,18 @@ class LocalQueue:
         return found
 
     def is_turn_of(self, record: QueueRecord) -> bool:
-        """Whether that waiting batch job may start now. Certain only inside `locked()`."""
+        """Return whether that waiting batch job may start now. Reliable only inside `locked()`."""
         front = self.front()
         return bool(front) and front[-1].id == record.id and len(front) - 1 < record.limit
 
     # --- writing: inside `locked()` -----------------------------------------------------------------------------------
 
     def add(self, submission: Submission, limit: int, grace_s: float, environ: Mapping[str, str]) -> QueueRecord:
-        """Put a script at the end of the queue, under a number that no other has had."""
+        """Add a script to the end of the queue, under a number that was never used before."""
         ended = sorted(_ids(self._ended))
         number = max([0, *ended[-1:], *_ids(self._active)]) + 1
         record = QueueRecord(str(number), submission, limit, grace_s, Holder.current(), _now_us())
-        # JSON keeps bytes that are no UTF-8 as lone surrogates, in ASCII.
+        # JSON keeps bytes that are not UTF-8 as lone surrogates, in ASCII.
         variables = os.path.join(self._active, f"{number}.environ")
         files.write_atomic(variables, json.dumps(dict(environ)), 0o600)
         try:
@@ -180,7 +180,7 @@ class LocalQueue:
         return record
 
     def write(self, record: QueueRecord) -> None:
-        """Replace the record, whole; one that has ended leaves the queue."""
+        """Replace the record atomically; one that has ended leaves the queue."""
         folder = self._active if record.ended_us is None else self._ended
         path = self._path(folder, record.id)
         files.write_atomic(path, record.to_json(), 0o600)
@@ -191,10 +191,10 @@ class LocalQueue:
     # --- missing shepherds --------------------------------------------------------------------------------------------
 
     def heal(self) -> dict[str, str]:
-        """Start the shepherds that are missing; record the end of scripts that ended without one. Takes the lock.
+        """Start missing shepherds; record the end of scripts that ended without one. Takes the lock.
 
-        A shepherd is missing when it is provably dead, or was sent for and has not come. To send for one too many does
-        no harm: the second sees the first and leaves. Returns why it failed, by id, where it did.
+        A shepherd is missing if it is provably dead, or was started and has not appeared. Starting one too many does
+        no harm: the second sees the first and exits. Returns the reasons of failures, by id.
         """
         with self.locked():
             missing = [record for record in self.front() if self._needs_shepherd(record)]
@@ -218,7 +218,7 @@ class LocalQueue:
         return True
 
     def _spawn_shepherd(self, native_id: str) -> str:
-        """Start one, detached. Returns why that failed, or ""."""
+        """Start one, detached. Return why that failed, or ""."""
         answer = subprocess_run.run_module(f"{__package__}.shepherd", self.directory, native_id)
         return "" if answer.ok else f"exit code {answer.returncode}: {answer.stderr.strip() or '<no output>'}"
 
@@ -251,7 +251,7 @@ def _remove(path: str) -> None:
 
 
 def open_output(path: str) -> int:
-    """Open a script's output file for appending, as a descriptor. Follows no link and never waits.
+    """Open a script's output file for appending, as a descriptor. Follows no link and never blocks.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.

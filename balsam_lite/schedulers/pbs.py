@@ -1,11 +1,11 @@
-"""PBS: OpenPBS and PBS Pro; also Torque, and the wrappers with PBS's names that come with Slurm, as far as they go.
+"""PBS: OpenPBS and PBS Pro; also Torque, and Slurm's wrappers with the names of PBS's commands, as far as they are compatible.
 
 Facts are from the manual pages of OpenPBS 23.06 (qsub(1B), qstat(1B), pbs_job_attributes(7B)), the PBS Professional 2022.1
 guides ("Job Exit Status Codes"), the manual pages of Torque 6.1, and contribs/torque/qstat.pl of Slurm 22.05. Nodes, time,
-queue and project are lines of the job script, `#PBS …`: the command line would win over what a user has written there.
+queue and project are lines of the job script, `#PBS …`: the command line would override what a user has written there.
 
-Statuses come from one `qstat -x -f -F json`, which tells of ended batch jobs too. Where that is not understood (Torque, old
-versions) or its JSON is broken (an odd variable in the environment of a batch job did that in some versions), the same is
+Statuses come from one `qstat -x -f -F json`, which also reports ended batch jobs. If that is not understood (Torque, old
+versions) or its JSON is broken (by unusual variables in the environment of a batch job in some versions), the same is
 read from the text of `qstat -f`.
 """
 
@@ -27,7 +27,7 @@ from .base import BatchStatus, CommandScheduler, Submission
 
 _Attributes = Mapping[str, str]
 
-#: The letters of job_state, pbs_job_attributes(7B), and what they mean here. C is Torque's and Slurm's for F.
+#: The letters of job_state, pbs_job_attributes(7B), and what they mean here. C is Torque's and Slurm's letter for F.
 _STATES = {
     "Q": (base.QUEUED, ""),
     "H": (base.QUEUED, "held"),
@@ -46,11 +46,11 @@ _ENDED = frozenset("FXC")
 _SUBSTATE_DELETED = "91"
 #: Exit_status of one that ran into its time limit; PBS Professional 2022.1, table "Job Exit Status Codes".
 _EXIT_WALL_TIME = -29
-#: Above, Exit_status is that plus the number of the signal that killed the script; likewise.
+#: Above it, Exit_status is this value plus the number of the signal that killed the script; same source.
 _EXIT_SIGNAL = 256
 
-#: Exit codes of qstat where a batch job is unknown, or over (PBSE_UNKJOBID and PBSE_HISTJOBID modulo 256, pbs_error.h), and
-#: what it says then. Other complaints mean that it could not tell.
+#: Exit codes of qstat if a batch job is unknown, or over (PBSE_UNKJOBID and PBSE_HISTJOBID modulo 256, pbs_error.h), and
+#: its message in that case. With any other message the state is unknown.
 _UNKNOWN_CODES = (153, 35)
 _UNKNOWN = re.compile(r"Unknown Job Id|Job has finished", re.IGNORECASE)
 
@@ -70,7 +70,7 @@ class PBSScheduler(CommandScheduler):
         self._text = PBSAdapter(self._commands, base.user_name(), form=TEXT)
 
     def find(self, submission: Submission, since_us: int) -> str | None:
-        """Two commands: the list of this user's batch jobs has no paths, so those of that name are asked for."""
+        """Run two commands: the list of this user's batch jobs has no paths, so query those of that name."""
         listed = self._run(self._adapter.status_argv(()))
         if _is_misunderstood(listed):
             self._adapter = self._text
@@ -101,7 +101,7 @@ class PbsCommands(NamedTuple):
     cancel: str = "qdel"
 
 
-#: What qstat is asked for: with history in JSON, or the text that all have. Torque's -x is XML, so not that.
+#: Options of qstat: history in JSON, or the text that all versions print. Torque's -x means XML, so it is not used for text.
 JSON, TEXT = ("-x", "-f", "-F", "json"), ("-f",)
 
 
@@ -126,7 +126,7 @@ class PBSAdapter:
         return {}
 
     def parse_id(self, stdout: str) -> str:
-        """qsub prints the id on a line of its own, with the server's name behind it; Slurm's wrapper without.
+        """Return the id, which qsub prints on a separate line, followed by the server's name; Slurm's wrapper prints no server.
 
         >>> PBSAdapter(PbsCommands(), "me").parse_id("Welcome\\n412020.polaris-pbs-01.example.org\\n")
         '412020.polaris-pbs-01.example.org'
@@ -141,9 +141,9 @@ class PBSAdapter:
         return [self._commands.status, *history, "-u", self._user]
 
     def parse_statuses(self, answer: Completed) -> dict[str, BatchStatus] | None:
-        """Of the ids in the command line, or of all that were told where there are none.
+        """Return the statuses of the ids in the command line; if it has none, of all batch jobs in the answer.
 
-        JSON and text are told apart by what they look like. An id that is not mentioned is gone only if qstat does not
+        JSON and text are distinguished by their form. An id that is not mentioned is gone only if qstat does not
         complain of anything else.
         """
         if not _is_believable(answer):
@@ -157,7 +157,7 @@ class PBSAdapter:
         return {native_id: status._replace(native_id=native_id) for native_id, status in named}
 
     def past_argv(self, ids: Collection[str]) -> list[str]:
-        return []  # `status_argv` tells of those too, where the server keeps a history
+        return []  # `status_argv` covers these too, where the server keeps a history
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
         return {}
@@ -170,7 +170,7 @@ class PBSAdapter:
 
 
 def _number(native_id: str) -> str:
-    """An id without its server: `12` and `12.host` are the same batch job."""
+    """Return an id without its server: `12` and `12.host` are the same batch job."""
     return native_id.partition(".")[0]
 
 
@@ -178,7 +178,7 @@ def _number(native_id: str) -> str:
 
 
 def _is_misunderstood(answer: Completed) -> bool:
-    """Whether this qstat does not know the options of JSON. Torque takes -x for XML; all others print their usage."""
+    """Return whether this qstat does not know the options for JSON. Torque takes -x for XML; all others print their usage."""
     if answer.stdout.startswith("<"):
         return True
     text = (answer.stderr + answer.stdout[:1000]).lower()
@@ -194,13 +194,13 @@ def _is_believable(answer: Completed) -> bool:
 
 
 def _is_broken(answer: Completed) -> bool:
-    """Whether this is no JSON, and more than the complaint that none of the batch jobs is known."""
+    """Return whether this is not JSON, and not just the complaint that none of the batch jobs is known."""
     said_something = answer.ok or (answer.returncode in _UNKNOWN_CODES and bool(answer.stdout.strip()))
     return said_something and _load(answer.stdout) is None
 
 
 def _load(text: str) -> list[tuple[str, _Attributes]] | None:
-    """The batch jobs in qstat's JSON, with their attributes; None where it is none.
+    """Return the batch jobs in qstat's JSON, with their attributes; None if it is not JSON.
 
     Keys may come twice, so objects are read as pairs.
     """
@@ -215,7 +215,7 @@ def _load(text: str) -> list[tuple[str, _Attributes]] | None:
 
 
 def _flat(pairs: Iterable[tuple[str, Any]], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested objects as the text form has them: Resource_List.walltime."""
+    """Flatten nested objects to the names of the text form: Resource_List.walltime."""
     for key, value in pairs:
         if isinstance(value, tuple):
             yield from _flat(value, f"{prefix}{key}.")
@@ -224,9 +224,9 @@ def _flat(pairs: Iterable[tuple[str, Any]], prefix: str = "") -> Iterator[tuple[
 
 
 def parse_text(text: str) -> Iterator[tuple[str, _Attributes]]:
-    """The batch jobs in the text of `qstat -f`, with their attributes.
+    """Yield the batch jobs in the text of `qstat -f`, with their attributes.
 
-    An attribute has a line `    name = value`, and further ones that begin with a tab and are joined without a blank.
+    An attribute has a line `    name = value`, and further lines that begin with a tab and are joined without a blank.
     Slurm's wrapper indents the attributes themselves by a tab, and has no further lines.
     """
     for block in re.split(r"^Job Id:", text, flags=re.MULTILINE)[1:]:
@@ -251,7 +251,7 @@ def _attributes(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def parse_list(text: str, name: str) -> list[str]:
-    """The ids in the lines of `qstat -u USER` that may be of batch jobs of that name; names may be cut short there.
+    """Return the ids in the lines of `qstat -u USER` that may have that name; the listing may cut names short.
 
     >>> parse_list("12.host  me  workq  qlaunch12*  --  1\\n13.host  me  workq  other  --  1\\n", "qlaunch123")
     ['12.host']
@@ -268,7 +268,7 @@ def _may_be(name: str, word: str) -> bool:
 
 
 def status_of(native_id: str, values: _Attributes) -> BatchStatus:
-    """What a batch job's attributes say."""
+    """Return the status that a batch job's attributes describe."""
     letter = values.get("job_state", "")
     state, reason, exit_code = _outcome(values) if letter in _ENDED else (*_living(letter, values), None)
     output = values.get("Output_Path", "")
@@ -292,7 +292,7 @@ def _living(letter: str, values: _Attributes) -> tuple[str, str]:
 
 
 def _outcome(values: _Attributes) -> tuple[str, str, int | None]:
-    """State, reason and exit code as a shell has it. The scheduler's comment goes along where something went wrong."""
+    """Return state, reason and exit code as in a shell. The scheduler's comment is added if something went wrong."""
     code = _whole(values.get("Exit_status", values.get("exit_status", "")))
     comment = values.get("comment", "")
     killed = code is not None and code > _EXIT_SIGNAL
@@ -326,7 +326,7 @@ def _time_is_up(values: _Attributes) -> bool:
 
 
 def duration_s(text: str) -> int | None:
-    """Seconds in `[[HH:]MM:]SS`, pbs_resources(7B); there may be hundreds of hours. None for anything else.
+    """Return the seconds in `[[HH:]MM:]SS`, pbs_resources(7B); hours may exceed 99. None for anything else.
 
     >>> duration_s("100:00:01"), duration_s("90"), duration_s("soon")
     (360001, 90, None)
@@ -344,8 +344,8 @@ def _whole(text: str) -> int | None:
 
 
 def _date_us(values: _Attributes, *names: str) -> int | None:
-    """The first of those attributes that is there, as microseconds since the epoch: ctime(3) in the server's time zone,
-    which is taken to be this host's, or seconds since the epoch."""
+    """Return the first of those attributes that is set, in microseconds since the epoch: ctime(3) in the server's time zone,
+    which is assumed to be this host's, or seconds since the epoch."""
     text = next((values[name] for name in names if name in values), "")
     if re.fullmatch(r"\d{1,11}", text, re.ASCII):
         return int(text) * SECOND_US

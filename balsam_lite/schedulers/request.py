@@ -1,4 +1,4 @@
-"""Launches as users ask for them: queue, nodes, time, filter, and the partitions of their nodes."""
+"""Launches as users request them: queue, nodes, time, filter, and the partitions of their nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core import clock, field_specs
 from ..core.errors import InvalidSpec
 from ..core.settings import Settings
 
-#: What may be between two colons; a backslash at the very end stands for itself.
+#: The text between two colons; a backslash at the very end stands for itself.
 _PIECE = re.compile(r"(?:\A|:)((?:[^\\:]|\\.|\\\Z)*)", re.DOTALL)
 _FIELDS = ("job_mode", "num_nodes", "filter_tags")
 
@@ -21,11 +21,11 @@ class Partition(NamedTuple):
 
     job_mode: str
     num_nodes: int
-    filter_tags: Mapping[str, str] = {}  # beside those of the batch job; of a key that both have these count
+    filter_tags: Mapping[str, str] = {}  # in addition to those of the batch job, whose values they override
 
     @classmethod
     def parse(cls, text: str) -> Partition:
-        r"""Read what `as_text` wrote, or a user typed.
+        r"""Parse what `as_text` wrote or a user typed.
 
         >>> Partition.parse(r"mpi:2:kind=large:when=12\:00")
         Partition(job_mode='mpi', num_nodes=2, filter_tags={'kind': 'large', 'when': '12:00'})
@@ -42,7 +42,7 @@ class Partition(NamedTuple):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Partition:
-        """From an object with these fields, such as JSON or Python's API has.
+        """Create a partition from a mapping with these fields, such as JSON or the Python API provides.
 
         Raises:
             InvalidSpec.
@@ -63,7 +63,7 @@ class Partition(NamedTuple):
         return made
 
     def as_text(self) -> str:
-        r"""For a command line.
+        r"""Format the partition for a command line.
 
         >>> Partition("serial", 1, {"when": "12:00"}).as_text()
         'serial:1:when=12\\:00'
@@ -72,7 +72,7 @@ class Partition(NamedTuple):
         return ":".join([self.job_mode, str(self.num_nodes), *tags])
 
     def as_fields(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the partition as a dict for JSON."""
         return {"job_mode": self.job_mode, "num_nodes": self.num_nodes, "filter_tags": dict(self.filter_tags)}
 
 
@@ -87,23 +87,23 @@ _MAX_COUNT = 10**7
 
 
 class LaunchRequest(NamedTuple):
-    """What a user or the service asks for: one launcher on `nodes` nodes for `wall_minutes` minutes."""
+    """A request of a user or the service: one launcher on `nodes` nodes for `wall_minutes` minutes."""
 
     nodes: int
-    wall_minutes: int | str  # text is a time that `durations` reads; `validated` makes minutes of it
+    wall_minutes: int | str  # text is a time that `durations` reads; `validated` converts it to minutes
     queue: str = ""
-    project: str = ""  # "" is Settings.DEFAULT_PROJECT
+    project: str = ""  # "" means Settings.DEFAULT_PROJECT
     job_mode: str = "serial"
-    wf_filter: str = ""  # "" is: any workflow
+    wf_filter: str = ""  # "" means any workflow
     filter_tags: Mapping[str, str] = {}
     sched_flags: str = ""  # as typed; split like a shell does before the scheduler's command gets them
     prescheduled_only: bool = False
-    partitions: Sequence[Partition] = ()  # all of the nodes, each part with a launcher of its own; () is: one for all
+    partitions: Sequence[Partition] = ()  # all of the nodes, each part with a separate launcher; () means one launcher for all
     optional_params: Mapping[str, str] = {}  # more variables for the job template
 
 
 def validated(request: LaunchRequest, settings: Settings) -> LaunchRequest:
-    """The request with its defaults filled in.
+    """Return the request with its defaults filled in.
 
     Raises:
         InvalidSpec: a value makes no sense, or would break out of its line in a job script.

@@ -1,4 +1,4 @@
-"""The job script of a launch: from which template, and with which values in it."""
+"""The job script of a launch: its template, and the values that are put into it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2 import nodes
 
-#: With our number behind it: what a batch job is called, by the scheduler and by users.
+#: Followed by our number, the name of a batch job for the scheduler and for users.
 NAME = "qlaunch"
-#: Where templates lie in the DB and among the user's settings; those of Balsam 0.3 did so too.
+#: Directory of templates in the DB and among the user's settings, as in Balsam 0.3.
 TEMPLATES = "job-templates"
 #: The templates of this package.
 PACKAGED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "templates")
@@ -30,9 +30,9 @@ _OPTIONAL = "optional_params"
 
 
 class _ShellText(str):
-    """Text that is one shell word as it stands; `raw` is what the shell makes of it.
+    """Text that is one shell word as it stands; `raw` is the value that the shell reads from it.
 
-    Users' templates, written for Balsam 0.3, put values into command lines bare.
+    Users' templates, written for Balsam 0.3, put values into command lines without quotes.
     """
 
     raw: str
@@ -44,12 +44,12 @@ class _ShellText(str):
 
 
 def _quoted(value: Any) -> str:
-    """The template filter `q`: any value as one shell word."""
+    """Quote any value as one shell word: the template filter `q`."""
     return shlex.quote(value.raw if isinstance(value, _ShellText) else str(value))
 
 
 def render(db: Database, settings: Settings, scheduler: Scheduler, request: LaunchRequest, number: int) -> str:
-    """The job script of that launch as `qlaunch<number>`. Writes nothing.
+    """Return the job script of that launch as `qlaunch<number>`. Writes nothing.
 
     Raises:
         InvalidSpec: the template has no use for a part of the request. SettingsError: the template is missing or broken,
@@ -71,7 +71,7 @@ def render(db: Database, settings: Settings, scheduler: Scheduler, request: Laun
 
 
 def _check_use(request: LaunchRequest, use: _Use, path: str) -> None:
-    """Refuse what would be asked for in vain."""
+    """Refuse parts of the request that the template does not use."""
     for name, word in (("filter_tags", "tag"), ("partitions", "part")):
         if getattr(request, name) and name not in use.variables:
             raise InvalidSpec(
@@ -88,7 +88,7 @@ def _check_use(request: LaunchRequest, use: _Use, path: str) -> None:
 
 
 def template_path(db: Database, settings: Settings, scheduler: Scheduler) -> str:
-    """Where the template lies: in the DB, else among the user's settings, else in this package."""
+    """Return the path of the template: in the DB, else among the user's settings, else in this package."""
     name = os.path.expanduser(settings.JOB_TEMPLATE or scheduler.template)
     places = [os.path.join(folder, name) for folder in _template_folders(db)]
     for path in places:
@@ -104,9 +104,9 @@ def _template_folders(db: Database) -> list[str]:
 
 
 def copy_template(db: Database, settings: Settings, scheduler: Scheduler | None = None) -> str:
-    """Copy the template in use into the DB, for the user to edit, unless one lies there. Returns the path that is in use.
+    """Copy the template in use into the DB, for the user to edit, unless the DB has one. Return the path that is in use.
 
-    A file that is there is never replaced. Opens no transaction.
+    An existing file is never replaced. Opens no transaction.
 
     Raises:
         SettingsError: there is no such scheduler or template. OSError: the copy cannot be written.
@@ -122,7 +122,7 @@ def copy_template(db: Database, settings: Settings, scheduler: Scheduler | None 
 
 
 def packaged(name: str) -> bytes:
-    """A template as it came with the package."""
+    """Return a template as it came with the package."""
     return _read(os.path.join(PACKAGED, name))
 
 
@@ -132,7 +132,7 @@ def _read(path: str) -> bytes:
 
 
 def write_new(content: bytes, target: str) -> None:
-    """Write a file where none is; one that is there stays. Raises OSError."""
+    """Write a new file; an existing one stays as it is. Raises OSError."""
     try:
         made = open(target, "xb")
     except FileExistsError:  # another process was faster
@@ -158,12 +158,12 @@ def _environment(path: str, db: Database) -> jinja2.Environment:
 
 
 class _Use:
-    """Which variables a template uses, with those that it takes in; and of the user's own values which ones by name."""
+    """The variables that a template and its includes use, and which of the user's own values it uses by name."""
 
     def __init__(self, environment: jinja2.Environment, name: str) -> None:
         self.variables: set[str] = set()
         self.optional: set[str] = set()
-        self.takes_any = False  # it goes through all of them
+        self.takes_any = False  # it loops over all of them
         self._read(environment, name, set())
 
     def _read(self, environment: jinja2.Environment, name: str, known: set[str]) -> None:
@@ -182,12 +182,12 @@ class _Use:
             if other is not None and other not in known:
                 try:
                     self._read(environment, other, known)
-                except jinja2.TemplateNotFound:  # rendering knows whether that matters, and the line
+                except jinja2.TemplateNotFound:  # rendering decides whether that matters, and knows the line
                     continue
 
 
 def _named_values(tree: nodes.Template) -> Iterator[str]:
-    """The `x` of each `optional_params.x` and `optional_params["x"]`."""
+    """Yield the `x` of each `optional_params.x` and `optional_params["x"]`."""
     from jinja2 import nodes
 
     def is_ours(node: nodes.Expr) -> bool:
@@ -202,7 +202,7 @@ def _named_values(tree: nodes.Template) -> Iterator[str]:
 
 
 class _Optional(dict[str, _ShellText]):
-    """The user's own values; one that was not given is empty, and `default()` sees that it is not there."""
+    """The user's own values; one that was not given is empty, and `default()` recognises it as undefined."""
 
     def __missing__(self, name: str) -> Any:
         import jinja2
@@ -211,7 +211,7 @@ class _Optional(dict[str, _ShellText]):
 
 
 def _variables(db: Database, request: LaunchRequest, number: int) -> dict[str, Any]:
-    """The variables of a job template. `project` to `pg_bin` are those of Balsam 0.3; text can be put in bare."""
+    """Return the variables of a job template. `project` to `pg_bin` are those of Balsam 0.3; text needs no quotes."""
     balsam_bin = _ShellText(_balsam_bin())
     filters = _ShellText(request.wf_filter, "wf-filter=") if request.wf_filter else _ShellText("consume-all")
     return {
@@ -224,7 +224,7 @@ def _variables(db: Database, request: LaunchRequest, number: int) -> dict[str, A
         "balsam_bin": balsam_bin,
         "balsam_db_path": _ShellText(db.directory),
         "balsam_home": _ShellText(home() if HOME_VARIABLE in os.environ else ""),
-        "pg_bin": balsam_bin,  # PostgreSQL's commands, once; templates put it on PATH
+        "pg_bin": balsam_bin,  # formerly PostgreSQL's commands; templates put it on PATH
         "name": _ShellText(f"{NAME}{number}"),
         "filter_tags": [_ShellText(f"{key}={value}") for key, value in sorted(request.filter_tags.items())],
         "sched_flags": request.sched_flags,
@@ -234,7 +234,7 @@ def _variables(db: Database, request: LaunchRequest, number: int) -> dict[str, A
 
 
 def _balsam_bin() -> str:
-    """The directory of the `balsam` command that belongs to this process."""
+    """Return the directory of the `balsam` command that belongs to this process."""
     candidates = [os.path.abspath(sys.argv[0])] if os.path.basename(sys.argv[0]) == "balsam" else []
     candidates += [os.path.join(os.path.dirname(sys.executable), "balsam"), shutil.which("balsam") or ""]
     for path in candidates:
@@ -244,7 +244,7 @@ def _balsam_bin() -> str:
 
 
 def _line_of(exc: BaseException, path: str) -> str:
-    """`, line N` of the template, from the traceback: jinja2 puts the template's lines there."""
+    """Return `, line N` of the template, from the traceback: jinja2 puts the template's lines there."""
     line, traceback = 0, exc.__traceback__
     while traceback:
         if traceback.tb_frame.f_code.co_filename == path:

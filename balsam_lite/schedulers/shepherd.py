@@ -1,8 +1,8 @@
-"""The process that looks after one local batch job: waits for its turn, starts it, ends it at its limit, records how.
+"""The process that watches one local batch job: waits for its turn, starts it, ends it at its limit, records how it ended.
 
     python -m balsam_lite.schedulers.shepherd DIRECTORY ID
 
-It may be killed at any moment. Everything it decides is on disk before it takes effect, and another shepherd goes on
+It may be killed at any moment. All its decisions are on disk before they take effect, and another shepherd continues
 from there. A script is started once: the process that becomes it claims the record first, under the queue's lock, and
 does so only while the shepherd that forked it is still the recorded one.
 """
@@ -25,19 +25,19 @@ from . import base, environ
 from .local_queue import LocalQueue, QueueRecord, open_output, outcome
 
 _PAUSE_S = 0.4  # between two looks at the queue; a child's end is noticed at once
-_HEAL_S = 2.0  # between two looks after other shepherds
-_LEFTOVERS = "leftovers"  # QueueRecord.stopping: the script is over, what it left in the background is not
+_HEAL_S = 2.0  # between two checks for missing shepherds
+_LEFTOVERS = "leftovers"  # QueueRecord.stopping: the script is over, its background processes are not
 
 _now_us = SystemClock.now_us
 
 
 class Shepherd:
-    """Looks after batch job `native_id`. `tick` does one turn, `run` all of them."""
+    """Watches batch job `native_id`. `tick` does one turn, `run` all of them."""
 
     def __init__(self, queue: LocalQueue, native_id: str) -> None:
         self._queue, self._id = queue, native_id
         self._me = Holder.current()
-        self._child = 0  # what it forked and has not waited for
+        self._child = 0  # the child that it forked and has not waited for
         self._exit = (0, 0)  # pid and wait status of the last child
         self._next_fork = 0.0
         self._seen: list[process_table.Process] = []
@@ -52,7 +52,7 @@ class Shepherd:
                 if not self.tick():
                     return
                 pause = _PAUSE_S
-            except OSError:  # a full disk, a network file system that is away: it may come back, the script goes on
+            except OSError:  # a full disk or an unreachable network file system may recover; the script goes on
                 daemon.write_stderr(traceback.format_exc())
                 pause = 10 * _PAUSE_S
             _sleep(alarm, pause)
@@ -69,7 +69,7 @@ class Shepherd:
             return True
 
     def tick(self) -> bool:
-        """One turn. Returns whether there is another one."""
+        """Take one turn. Return whether another one follows."""
         self._reap()
         record = self._queue.read(self._id)
         if record is None or record.ended_us is not None or record.shepherd != self._me:
@@ -93,8 +93,8 @@ class Shepherd:
     def _fork(self) -> None:
         self._child = os.fork()
         if self._child:
-            self._next_fork = time.monotonic() + _HEAL_S  # should the child fail, it will fail again a moment later
-            self._next_heal = 0.0  # the next in the queue is first now and wants a shepherd
+            self._next_fork = time.monotonic() + _HEAL_S  # if the child fails, it would fail again a moment later
+            self._next_heal = 0.0  # the next one is now first in the queue and needs a shepherd
             return
         try:
             self._become_script()
@@ -103,7 +103,7 @@ class Shepherd:
             os._exit(126)  # whatever happened, this process must not go on as a second shepherd
 
     def _become_script(self) -> NoReturn:
-        """In the child: claim the record as this very process, then become the script."""
+        """Claim the record as this very process, then become the script. Runs in the child."""
         os.setsid()
         with self._queue.locked():
             record = self._queue.read(self._id)
@@ -127,7 +127,7 @@ class Shepherd:
     # --- running and ending -------------------------------------------------------------------------------------------
 
     def _watch(self, record: QueueRecord) -> bool:
-        """Look after a script that some shepherd started. Returns whether anything of it is still there."""
+        """Watch a script that some shepherd started. Return whether any of its processes is left."""
         assert record.runner is not None
         over = self._is_over(record.runner)
         if not over and not record.stopping:
@@ -144,7 +144,7 @@ class Shepherd:
         return True
 
     def _is_over(self, runner: Holder) -> bool:
-        """Whether the script has ended. Its own child has when it was waited for, an adopted one when it is dead."""
+        """Return whether the script has ended: its own child once it was waited for, an adopted one once it is dead."""
         if runner.pid in (self._child, self._exit[0]):
             return self._child == 0
         return runner.is_provably_dead()
@@ -162,7 +162,7 @@ class Shepherd:
             self._stop(record, base.TIMED_OUT)
 
     def _stop(self, record: QueueRecord, why: str) -> None:
-        """Record that and why the script's processes are being ended, then ask them to."""
+        """Record that the script's processes are being ended and why, then signal them."""
         assert record.runner is not None
         with self._queue.locked():
             self._queue.write(record._replace(stopping=why, stopping_us=_now_us()))
@@ -179,11 +179,11 @@ class Shepherd:
 
 
 def _execute(record: QueueRecord, variables: dict[str, str]) -> NoReturn:
-    """Become the script, with every signal as a fresh process has it (Python ignores SIGPIPE, nohup ignores SIGHUP)."""
+    """Become the script, with every signal as in a fresh process (Python ignores SIGPIPE, nohup ignores SIGHUP)."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         try:
             signal.signal(number, signal.SIG_DFL)
-        except (OSError, ValueError):  # the C library keeps two of them for itself
+        except (OSError, ValueError):  # the C library reserves two of them
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     variables[environ.LOCAL_JOBID] = record.id
@@ -197,7 +197,7 @@ def _execute(record: QueueRecord, variables: dict[str, str]) -> NoReturn:
         except OSError as exc:
             if exc.errno != errno.ENOEXEC:
                 raise
-            os.execve("/bin/sh", ["/bin/sh", script], variables)  # it has no #! line: what a shell would do
+            os.execve("/bin/sh", ["/bin/sh", script], variables)  # it has no #! line: do what a shell would do
     except (OSError, ValueError) as exc:
         os.write(2, f"{script} could not be started: {exc}\n".encode("utf-8", "replace"))
     os._exit(127)
@@ -207,7 +207,7 @@ def _execute(record: QueueRecord, variables: dict[str, str]) -> NoReturn:
 
 
 def _wake_on_child_exit() -> int:
-    """A descriptor that becomes readable when a child ends."""
+    """Return a descriptor that becomes readable when a child ends."""
     readable, writable = os.pipe()
     os.set_blocking(readable, False)
     os.set_blocking(writable, False)
@@ -224,7 +224,7 @@ def _sleep(alarm: int, seconds: float) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Look after the batch job `argv[1]` of the queue in the directory `argv[0]`."""
+    """Watch the batch job `argv[1]` of the queue in the directory `argv[0]`."""
     directory, native_id = argv
     daemon.detach()("", os.path.join(directory, "shepherd.log"))
     Shepherd(LocalQueue(directory), native_id).run()

@@ -21,24 +21,24 @@ from . import base
 from .base import BatchStatus, CommandScheduler, Submission
 from .environ import RANK_VARIABLES
 
-#: Stands between the fields of an answer. No queue, path or name that was typed has it.
+#: Separates the fields of an answer. It does not occur in queues, paths or names that users type.
 _SEPARATOR = "\x1f"
 
-#: What squeue and sacct are asked for, in this order. What may hold any text comes last.
+#: The fields that squeue and sacct are asked for, in this order. Fields that may hold any text come last.
 _SQUEUE_FIELDS = ("JobID", "State", "exit_code", "Reason", "SubmitTime", "StartTime", "EndTime", "Name", "Command")
 _SACCT_FIELDS = ("JobIDRaw", "State", "ExitCode", "Submit", "Start", "End", "JobName")
 
-#: Times as seconds since 1970 in every answer, whatever the time zone and the user's taste.
+#: Times as seconds since 1970 in every answer, independent of the time zone and the user's settings.
 _EPOCH_TIMES = "SLURM_TIME_FORMAT=%s"
 
 #: Linux refuses a longer argument (MAX_ARG_STRLEN is 128 KiB).
 _MAX_ARGUMENT = 100_000
-#: How far back batch jobs are looked for when they are too many to be named.
+#: How far back to look for batch jobs if there are too many to be named.
 _HISTORY_S = 30 * 86400
 
 
 class _Meaning(NamedTuple):
-    """What a state of Slurm is here, and what there is to say about it."""
+    """What a state of Slurm means here, and a text that describes it."""
 
     state: str
     words: str = ""
@@ -74,7 +74,7 @@ _STATES = {
     "REVOKED": _Meaning(base.ENDED, "it runs on another cluster of the federation"),
 }
 
-#: Why a batch job waits, in words; "JOB REASON CODES" in squeue(1). A code that is not here speaks for itself.
+#: Why a batch job waits, in words; "JOB REASON CODES" in squeue(1). Other codes are shown as they are.
 _REASONS = {
     "Resources": "it waits for nodes to become free",
     "Priority": "others in the queue come first",
@@ -91,13 +91,13 @@ _REASONS = {
     "PartitionTimeLimit": "it asks for more time than the queue allows",
     "ReqNodeNotAvail": "a node that it asks for is not available",
 }
-#: Reasons that say nothing more than the state, or the exit code.
+#: Reasons that add nothing to the state or the exit code.
 _MUTE_REASONS = frozenset(("", "None", "(null)", "NonZeroExitCode", "TimeLimit"))
 
 #: The user's own defaults for squeue; those for which there is no option would hide batch jobs from the answer.
 _SQUEUE_VARIABLES = "SQUEUE_"
-#: What a batch job has of these describes that one. A batch job that is submitted from inside it shall not inherit them,
-#: and would: srun takes its defaults from them.
+#: Variables that describe the batch job in which this process runs. A batch job submitted from inside it must not inherit
+#: them, but would: srun takes its defaults from them.
 _INSIDE = ("SLURM_", "SLURMD_")
 _NOT_OF_A_JOB = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"))
 
@@ -105,13 +105,13 @@ _NOT_OF_A_JOB = frozenset(("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"))
 #: moment later (tried with 22.05.8), or ended in between. Source: slurm_errno.c of Slurm 22.05.8.
 _NO_ANSWER = ("Socket timed out", "(receive failure)", "Message receive failure", "Zero Bytes were transmitted")
 
-#: Where slurm.conf lies; in the second place slurmd keeps what it got from the controller ("configless" Slurm).
+#: Paths of slurm.conf; at the second one slurmd keeps the file from the controller ("configless" Slurm).
 _PLACES_OF_CONFIGURATION = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 _MAX_CONFIGURATION = 1024 * 1024  # characters
 
 
 class SlurmScheduler(CommandScheduler):
-    """See `base.Scheduler`. Reads the first part of Slurm's configuration file, to tell this cluster from another.
+    """See `base.Scheduler`. Reads the first part of Slurm's configuration file, to distinguish this cluster from others.
 
     The id of a batch job that was submitted to another cluster (`--clusters` of sbatch) is NUMBER;CLUSTER, as sbatch prints it.
     `cluster` makes this the scheduler of that one; each cluster is asked by separate commands, since each numbers from 1.
@@ -154,7 +154,7 @@ def _number(native_id: str) -> str:
 
 
 def cluster_of(native_id: str) -> str:
-    """Return the cluster that numbered a batch job; "" is the one that Slurm's commands ask by default.
+    """Return the cluster that numbered a batch job; "" means the one that Slurm's commands ask by default.
 
     >>> cluster_of("17;red"), cluster_of("17")
     ('red', '')
@@ -163,7 +163,7 @@ def cluster_of(native_id: str) -> str:
 
 
 def clusters_in(flags: Sequence[str]) -> list[str]:
-    """Return the clusters among which the user's flags for sbatch let Slurm choose; [] where they name none.
+    """Return the clusters among which the user's flags for sbatch let Slurm choose; [] if they name none.
 
     >>> clusters_in(["-C", "knl", "-M", "red,blue"]), clusters_in(["--clusters=red"]), clusters_in(["-Mred"])
     (['red', 'blue'], ['red'], ['red'])
@@ -180,9 +180,9 @@ def clusters_in(flags: Sequence[str]) -> list[str]:
 
 
 class SlurmAdapter:
-    """See `base.Adapter`. The commands may be given by their paths; "" is: by name, found on PATH.
+    """See `base.Adapter`. The commands may be given by their paths; "" means by name, found on PATH.
 
-    A project is passed on unless it is the built-in default of the settings, which is a project of another machine's.
+    A project is passed on unless it is the built-in default of the settings, which is a project of another machine.
     """
 
     name = "SlurmScheduler"
@@ -222,8 +222,8 @@ class SlurmAdapter:
         return ";".join(filter(None, found[-1])) if found else ""
 
     def status_argv(self, ids: Collection[str]) -> list[str]:
-        # Always all of the user's: one unknown number makes an error of the answer, and many make no command line.
-        # A size of 0 is: as long as the field is; what follows it is put behind the field.
+        # Always query all of the user's: one unknown number makes the whole answer an error, and many exceed the command line.
+        # Size 0 means as long as the field; the text that follows it is appended to the field.
         fields = f":0{_SEPARATOR},".join(_SQUEUE_FIELDS) + ":0"
         options = (*self._where, "--noheader", "--all", "--states=all", f"--user={self._user}", f"--Format={fields}")
         unwanted = [name for name in self._environ if name.startswith(_SQUEUE_VARIABLES)]
@@ -254,7 +254,7 @@ class SlurmAdapter:
 
     @property
     def _sacct(self) -> str:
-        """It lies beside squeue."""
+        """Return the path of sacct, which is in the same directory as squeue."""
         return os.path.join(os.path.dirname(self._status), "sacct")
 
     def parse_past(self, answer: Completed) -> dict[str, BatchStatus]:
@@ -269,7 +269,7 @@ class SlurmAdapter:
 
     @staticmethod
     def _without(variables: Collection[str], *assignments: str) -> list[str]:
-        """The words before a command that shall not see those variables, and shall see others; none if there is none."""
+        """Return the words before a command that unset those variables and set others; [] if there is nothing to change."""
         words = [*(f"--unset={name}" for name in sorted(variables)), *assignments]
         return ["env", *words] if words else []
 
@@ -278,7 +278,7 @@ class SlurmAdapter:
 
 
 def parse_squeue(text: str) -> dict[str, BatchStatus] | None:
-    """The batch jobs of an answer of squeue, by id; None where it is cut off, or not one line of it is an answer.
+    """Return the batch jobs of an answer of squeue, by id; None if it is cut off, or not one line of it is an answer.
 
     >>> line = _SEPARATOR.join("2 FAILED 768 NonZeroExitCode 1795342663 1795342664 1795342665 qlaunch1 /a.sh".split())
     >>> parse_squeue(line + "\\n")["2"].exit_code
@@ -290,7 +290,7 @@ def parse_squeue(text: str) -> dict[str, BatchStatus] | None:
 
 
 def unreadable(text: str) -> set[str]:
-    """The ids at the beginning of lines of squeue that cannot be read further; whether they live is unknown.
+    """Return the ids at the beginning of lines of squeue that cannot be read further; whether they live is unknown.
 
     >>> unreadable(f"7{_SEPARATOR}RUNNING\\n"), unreadable("8 is what it says\\n")
     ({'7'}, set())
@@ -304,7 +304,7 @@ def _is_whole(row: Sequence[str], count: int) -> bool:
 
 
 def parse_sacct(text: str) -> dict[str, BatchStatus]:
-    """The batch jobs of an answer of `sacct --allocations`, by id.
+    """Return the batch jobs of an answer of `sacct --allocations`, by id.
 
     >>> line = _SEPARATOR.join("2|CANCELLED by 0|0:15|1795342663|1795342664|1795342665|qlaunch1".split("|"))
     >>> status = parse_sacct(line + "\\n")["2"]
@@ -317,7 +317,7 @@ def parse_sacct(text: str) -> dict[str, BatchStatus]:
 def _parse(text: str, count: int, make: Callable[[list[str]], BatchStatus]) -> dict[str, BatchStatus] | None:
     if text and not text.endswith("\n"):
         return None
-    # Not splitlines: paths may hold what that takes for the end of a line.
+    # Not splitlines: paths may contain characters that it takes for the end of a line.
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("CLUSTER:")]
     rows = [line.split(_SEPARATOR) for line in lines]
     found = base.by_id(make(row) for row in rows if _is_whole(row, count))
@@ -325,7 +325,7 @@ def _parse(text: str, count: int, make: Callable[[list[str]], BatchStatus]) -> d
 
 
 def _is_id(text: str) -> bool:
-    """Whether this is the number of a batch job; parts of one (`12+1`, `12_[3-4]`) are not ours."""
+    """Return whether this is the number of a batch job; parts of one (`12+1`, `12_[3-4]`) are not ours."""
     return text.isascii() and text.isdigit()
 
 
@@ -345,7 +345,7 @@ def _sacct_status(row: list[str]) -> BatchStatus:
 def _status(native_id: str, state: str, reason: str, code: int | None, started: str, ended: str) -> BatchStatus:
     word = state.split(maxsplit=1)[0]  # sacct: "CANCELLED by 1000"
     began_us, ended_us = _time_us(started), _time_us(ended)
-    # What this module has not heard of lives: only Slurm's own word for an end is one.
+    # A state that this module does not know counts as not ended: only Slurm's known final states mean an end.
     meaning = _STATES.get(word, _Meaning(base.QUEUED, f"Slurm calls it {word}"))
     if meaning.state not in base.ENDED_STATES:
         # The times of one that waits are plans, and so is the end of one that runs.
@@ -357,7 +357,7 @@ def _status(native_id: str, state: str, reason: str, code: int | None, started: 
 
 
 def _sentence(meaning: _Meaning, reason: str) -> str:
-    """The state and Slurm's reason in words, with the reason's own name for those who look it up.
+    """Return the state and Slurm's reason in words, with the reason's original name for looking it up.
 
     >>> _sentence(_Meaning(base.QUEUED), "Resources")
     'it waits for nodes to become free (Resources)'
@@ -373,7 +373,7 @@ def _sentence(meaning: _Meaning, reason: str) -> str:
 
 
 def _wait_status(text: str) -> int | None:
-    """squeue's exit_code, the status of wait(2), as a shell has it. Other versions print it as sacct does.
+    """Convert squeue's exit_code, a wait(2) status, to a shell's exit code. Other versions print it as sacct does.
 
     >>> [_wait_status(text) for text in ("0", "768", "9", "36608", "0:15", "?", "")]
     [0, 3, 137, 143, 143, None, None]
@@ -384,7 +384,7 @@ def _wait_status(text: str) -> int | None:
 
 
 def _exit_and_signal(text: str) -> int | None:
-    """sacct's ExitCode, as a shell has it.
+    """Convert sacct's ExitCode to a shell's exit code.
 
     >>> [_exit_and_signal(text) for text in ("3:0", "0:9", "1:15", "", "1")]
     [3, 137, 143, None, None]
@@ -396,12 +396,12 @@ def _exit_and_signal(text: str) -> int | None:
 
 
 def _time_us(text: str) -> int | None:
-    """Seconds since 1970 as microseconds; None for "N/A", "Unknown", and for 0, which Slurm has for never."""
+    """Convert seconds since 1970 to microseconds; None for "N/A", "Unknown", and for 0, which Slurm prints for never."""
     return int(text) * SECOND_US or None if _is_id(text) and len(text) < 12 else None
 
 
 def _known(text: str) -> str:
-    """A path; "" where Slurm has none, as for `sbatch --wrap`."""
+    """Return a path; "" where Slurm has none, as for `sbatch --wrap`."""
     return text if text.startswith("/") else ""
 
 
@@ -409,7 +409,7 @@ def _known(text: str) -> str:
 
 
 def _literal_path(path: str) -> str:
-    """A path in which sbatch expands nothing; "filename pattern" in sbatch(1).
+    """Return a path in which sbatch expands nothing; "filename pattern" in sbatch(1).
 
     >>> _literal_path("/db 100%j/qsubmit/qlaunch1.out")
     '/db 100%%j/qsubmit/qlaunch1.out'
@@ -426,9 +426,9 @@ def _inherited(environ: Mapping[str, str]) -> list[str]:
 
 
 def _cluster(environ: Mapping[str, str]) -> str:
-    """The name of the cluster that Slurm's commands talk to; "" where no file says it.
+    """Return the name of the cluster that Slurm's commands use; "" if no file specifies it.
 
-    SLURM_CLUSTERS says which, if there are several (sbatch(1)); else ClusterName in slurm.conf, which SLURM_CONF names.
+    SLURM_CLUSTERS specifies it, if there are several (sbatch(1)); else ClusterName in slurm.conf, which SLURM_CONF names.
     """
     chosen = environ.get("SLURM_CLUSTERS", "")
     if chosen:

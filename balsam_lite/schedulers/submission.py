@@ -1,6 +1,6 @@
-"""The one road from a launch request to a batch job, and what became of it; for the command line, `dag`, the service.
+"""Submit launch requests as batch jobs and follow their states; used by the command line, `dag` and the service.
 
-Intent before effect: the row is in the DB before the scheduler hears of it, so a crash in between is found again by the
+The row is written to the DB before the scheduler is called, so a batch job that is lost by a crash in between is found by its
 script's name at the next `refresh`. Nothing slow happens inside a transaction. Nothing here prints.
 """
 
@@ -25,12 +25,12 @@ from .base import CANCELLED, GONE, BatchStatus, Scheduler, Submission, select
 from .request import LaunchRequest, validated
 from .script import NAME, render
 
-#: Seconds that a row may be on its way to the scheduler, or twice what its command is given if that is longer.
+#: Seconds that a row may be on its way to the scheduler, or twice the time limit of its command if that is longer.
 SUBMISSION_TIMEOUT_S = 120
-#: A batch job that valid answers of the scheduler leave out for this long counts as gone. Listings are incomplete at times:
+#: A batch job that is missing from valid answers of the scheduler for this long counts as gone. Listings can be incomplete:
 #: squeue shows a new batch job seconds after sbatch has returned, and PBS denies one that runs (psij-python #399, #401).
 ABSENCE_TIMEOUT_S = 120
-#: How long to ask again about one that counts as gone: at least a minute apart, and less and less often.
+#: How long to ask again about one that counts as gone: at least a minute apart, and at growing intervals.
 REVIEW_PERIOD_S = 7 * 86400
 _REVIEW_INTERVAL_S = 60
 _NOT_LISTED = "the scheduler does not list it at the moment; after two minutes without a sign it counts as gone"
@@ -53,16 +53,16 @@ def submit_launch(
 ) -> BatchRow:
     """Submit a launcher and return its row. Opens two short write transactions, before and after.
 
-    A refused submission is tried again in the same row, which counts its `tries`: the row `again`, or the newest one of exactly
+    A refused submission is tried again in the same row, which counts its `tries`: the row `again`, or the newest row of exactly
     this request. `before` is called with the row, after it is written to the DB and before the scheduler is asked.
 
     Raises:
-        InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason. SubmitUncertain: it
+        InvalidSpec, SettingsError: nothing was written. SubmitFailed: the row stays, with the reason. SubmitUncertain: the row
             stays as it was before; `refresh` finds the batch job by its name, or gives it up.
     """
     scheduler = scheduler or select(settings)
     request = validated(request, settings)
-    render(db, settings, scheduler, request, 0)  # a template that is broken costs no row
+    render(db, settings, scheduler, request, 0)  # a broken template must not leave a row
     row = _add_row(db, request, scheduler.domain, again)
     if before:
         before(row)
@@ -87,7 +87,7 @@ def submit_launch(
 
 
 def render_script(db: Database, settings: Settings, request: LaunchRequest, number: int) -> str:
-    """The job script that `submit_launch` would submit as `qlaunch<number>`. Writes nothing.
+    """Return the job script that `submit_launch` would submit as `qlaunch<number>`. Writes nothing.
 
     Raises:
         InvalidSpec. SettingsError: the template is missing or broken, with file, line and reason.
@@ -135,12 +135,12 @@ def _submission(db: Database, row: BatchRow) -> Submission:
 
 
 def _write_script(path: str, text: str, mode: int) -> None:
-    """Write an executable file with that mode, less umask, whole or not at all.
+    """Write an executable file with that mode, less umask, completely or not at all.
 
-    A link in its place is refused, not followed and not replaced.
+    A link at that path is refused, neither followed nor replaced.
     """
     try:
-        os.mkdir(os.path.dirname(path))  # and not what is above it: that would bring back a DB which was removed
+        os.mkdir(os.path.dirname(path))  # not its parents: that would create a DB again that was removed
     except FileExistsError:
         pass
     if os.path.islink(path):
@@ -156,9 +156,9 @@ def _write_script(path: str, text: str, mode: int) -> None:
 def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, number: int | None = None) -> list[BatchRow]:
     """Ask the scheduler about its batch jobs and record what changed. Return the rows that had not ended, or have not now.
 
-    A batch job that an answer leaves out has not ended: only after ABSENCE_TIMEOUT_S of such answers it counts as gone. The
-    scheduler is asked about it again for REVIEW_PERIOD_S, less and less often: it is open again when it is listed, or ends as
-    the accounting then reports. Opens separate transactions; a write one only if something changed.
+    A batch job that is missing from an answer has not ended: it counts as gone only after ABSENCE_TIMEOUT_S of such answers.
+    The scheduler is asked about it again for REVIEW_PERIOD_S, at growing intervals: it is open again if listed, or ends as
+    the accounting then reports. Opens separate transactions; a write transaction only if something changed.
 
     Args:
         now_us: for tests.
@@ -220,7 +220,7 @@ def _id_and_cluster(native_id: str) -> tuple[str, str]:
 
 
 def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
-    """A status as columns of the table. Gone is not success: it is said, with the time at which it was noticed."""
+    """Return a status as columns of the table. Gone is not success: it is reported, with the time at which it was noticed."""
     columns = {name: row[name] for name in ("state", "reason", "exit_code", "started", "ended", "absent")}
     if status is None:
         return {**columns, **_absence(row, now_us, patience_us)}
@@ -242,7 +242,7 @@ def _columns(status: BatchStatus | None, row: BatchRow, now_us: int, patience_us
 
 
 def _with_jobs_left(cx: Connection, columns: dict[str, Any], row: BatchRow, native_id: str) -> dict[str, Any]:
-    """Return the columns; if the batch job ended by itself, the reason tells of the jobs that its launchers left."""
+    """Return the columns; if the batch job ended by itself, the reason includes the jobs that its launchers left."""
     if columns["ended"] is None or columns["state"] in (CANCELLED, GONE) or not native_id:
         return columns
     left = wait_reasons.left_in(cx, _id_and_cluster(native_id)[0], row["created"])
@@ -250,7 +250,7 @@ def _with_jobs_left(cx: Connection, columns: dict[str, Any], row: BatchRow, nati
 
 
 def _absence(row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
-    """Return the columns that change when a valid answer leaves a batch job out; after some time of that it counts as over."""
+    """Return the columns that change when a valid answer lacks a batch job; after some time of that it counts as over."""
     if row["ended"] is not None:
         return {"absent": now_us}
     since_us = now_us if row["absent"] is None else row["absent"]
@@ -266,7 +266,7 @@ def _absence(row: BatchRow, now_us: int, patience_us: int) -> dict[str, Any]:
 
 
 def _is_ours(status: BatchStatus, row: BatchRow) -> bool:
-    """Return whether this is the row's batch job, as far as the scheduler tells. The user's flags may move the output."""
+    """Return whether this is the row's batch job, as far as the scheduler reports. The user's flags may move the output."""
     return status.may_be(row["command"], row["log"]) or (bool(row["sched_flags"]) and status.name == f"{NAME}{row['id']}")
 
 
@@ -315,9 +315,9 @@ def _read(db: Database, number: int) -> BatchRow:
 
 
 def resolve(db: Database, word: str) -> BatchRow:
-    """The batch job that a user means by `qlaunch7`, by our number 7 or by the scheduler's id.
+    """Return the batch job that a user means by `qlaunch7`, by our number 7 or by the scheduler's id.
 
-    Of several with one id of the scheduler's the newest is meant: some schedulers begin to count anew.
+    If several have the same scheduler id, the newest is meant: some schedulers restart their numbering.
 
     Raises:
         UnknownBatchJob. AmbiguousJobId: one batch job has this number of ours, and another one this id.
@@ -340,7 +340,7 @@ def resolve(db: Database, word: str) -> BatchRow:
 
 
 def legacy_form(row: BatchRow) -> dict[str, Any]:
-    """A row as Balsam 0.3 printed it: these keys, in this order, and the scheduler's id as a number if it is one."""
+    """Return a row as Balsam 0.3 printed it: these keys, in this order, and the scheduler's id as a number if it is one."""
     scheduler_id = row["scheduler_id"]
     return {
         "command": row["command"],

@@ -1,7 +1,7 @@
-"""The service's turns: hear what became of its launches, see what waits, submit the next launch.
+"""The service's turns: refresh the state of its launches, survey the waiting jobs, submit the next launch.
 
-A launch's row is in the DB before the scheduler hears of it, so that a crash between the two is found again by its name and
-neither loses nor doubles a submission. What a scheduler does not tell is unknown, and nothing is submitted on it.
+A launch's row is written to the DB before the scheduler is called. After a crash between the two, the launch is found by its
+name, and no submission is lost or doubled. What a scheduler does not report is unknown, and nothing is submitted because of it.
 """
 
 from __future__ import annotations
@@ -50,28 +50,28 @@ from .policy import PolicyFile, Queue
 log = logging.getLogger(__name__)
 
 KIND = "service"
-#: Jobs that are planned for one launch. It does more if it can; beyond this a plan only costs time.
+#: Maximum number of jobs that are planned for one launch. It runs more if it can; a longer plan only costs time.
 _MAX_PLANNED = 2000
 #: Maximum pause of a queue that fails, seconds; each pause is longer than the one before.
 _MAX_PAUSE_S = 600.0
-#: The same of jobs that launchers in a queue cannot take, such as those with more GPUs than its nodes have.
+#: The same for jobs that launchers in a queue cannot take, such as those with more GPUs than its nodes have.
 _MAX_REFUSAL_S = 6 * 3600.0
 #: Seconds of a turn in which large writes of other processes are completed.
 _LARGE_WRITES_S = 2.0
-#: Beyond these even the shortest period has become that; 2.0**1024 is no number.
+#: Number of doublings after which even the shortest period exceeds these limits; 2.0**1024 overflows.
 _MAX_DOUBLINGS = 20
 #: Minutes that a launch needs to start.
 _START_MIN = 1
-#: Finishing what a dead launcher left takes no time, but a launcher.
+#: Work for finishing what a dead launcher left: it takes no time, but needs a launcher.
 _TIDYING = Work(Shape(1, 1, 1, 0), 1, 1)
-#: Lines of reasons that `status` keeps.
+#: Maximum number of lines of reasons that `status` keeps.
 _MAX_REASONS = 20
 
 
 class Survey(NamedTuple):
-    """What there is at one moment."""
+    """The state of the jobs and launches at one moment."""
 
-    left: list[Work]  # neither planned for a launch nor within what the open ones will do
+    left: list[Work]  # neither planned for a launch nor expected to be done by the open ones
     launches: Counter[str]  # open ones, by queue
 
 
@@ -84,12 +84,12 @@ class SubmissionPause(NamedTuple):
 
 
 def margin_minutes(settings: Settings) -> int:
-    """The minutes of a launch that no job can use: for its start, and for its end before the scheduler's."""
+    """Return the minutes of a launch that no job can use: for its start, and for its end before the scheduler's."""
     return _START_MIN + math.ceil(settings.end_margin_s / 60)
 
 
 def survey(cx: Connection, rows: Sequence[BatchRow], margin: int, now_us: int) -> Survey:
-    """What waits without a launch, with these launches open. Reads only."""
+    """Return the work that waits without a launch, given these open launches. Reads only."""
     planned = {row["id"]: demand.of_launch(cx, row["id"]) for row in rows}
     holders = leases.open_leases(cx)
     waiting = demand.startable(cx) + ([_TIDYING] if demand.has_unsettled(cx) else [])
@@ -103,7 +103,7 @@ def _supply(
 ) -> LaunchCapacity:
     minutes = 0.0 if row["state"] == batch_jobs.CANCELLING else float(row["wall_minutes"] - margin)
     promised = sum(packer.cost(work) * work.jobs for work in planned)
-    if row["state"] == base.RUNNING and row["started"] is not None:  # one that is queued again has all its time
+    if row["state"] == base.RUNNING and row["started"] is not None:  # a launch that is queued again has all its time
         minutes = row["wall_minutes"] - (now_us - row["started"]) / (60 * SECOND_US)
         own = [lease.id for lease in holders if lease.scheduler_id == row["scheduler_id"] != ""]
         promised += demand.held_node_minutes(cx, own, now_us)
@@ -111,14 +111,14 @@ def _supply(
 
 
 def _taken_by(cx: Connection, row: BatchRow) -> tuple[Work, ...] | None:
-    """The jobs that a launch takes beside those planned for it; None: all. Tags cannot be counted, so there it is none."""
+    """Return the jobs that a launch takes besides its planned ones; None: all. (): none, or selected by tags (uncounted)."""
     if row["prescheduled_only"] or row["filter_tags"] != "{}" or row["partitions"] != "[]":
         return ()
     return tuple(demand.of_workflows(cx, row["wf_filter"])) if row["wf_filter"] else None
 
 
 def full(queues: Iterable[Queue], launches: Mapping[str, int]) -> dict[str, str]:
-    """The queues that have all the launches that the policy allows, with that reason."""
+    """Return the queues that have as many launches as the policy allows, with that reason."""
     return {
         queue.name: f"{launches[queue.name]} of {queue.max_queued} launches are queued or running"
         for queue in queues
@@ -154,7 +154,7 @@ class Service:
     """Takes turns until it is told to stop. The caller has opened its lease, and closes it.
 
     Args:
-        log_path: for `status`.
+        log_path: the path that `status` reports.
         policy: the file that defines the queues; it is read again in each turn.
     """
 
@@ -177,7 +177,7 @@ class Service:
         self._pauses: dict[str, SubmissionPause] = {}
         self._refusals: dict[tuple[str, Shape], SubmissionPause] = {}  # for jobs of one shape alone
         self._open: dict[int, BatchRow] = {}  # the launches that were open a turn ago
-        self._refused: dict[str, int] = {}  # by queue, the launch that was refused last; the next try is in its row
+        self._refused: dict[str, int] = {}  # by queue, the launch that was refused last; its row has the time of the next try
         self._said: set[str] = set()
         self._note: dict[str, Any] = {"log": log_path}
         self._noted, self._last_heartbeat = "", -math.inf
@@ -196,7 +196,7 @@ class Service:
         self._finish_note()
 
     def stop(self, reason: str) -> None:
-        """Make `run` end after the step that it is in. May be called by a signal handler."""
+        """Make `run` end after the current step. May be called by a signal handler."""
         self.stop_reason = self.stop_reason or reason
 
     def _rest(self, wait: Callable[[float], object]) -> None:
@@ -227,10 +227,10 @@ class Service:
             raise LostLease(f"The DB could not be used for {now - self._failing_since:.0f} s: {exc.message}")
 
     def turn(self) -> bool:
-        """One turn. Returns whether the next one may be at once: a launch was submitted, or a large write is to be completed.
+        """Take one turn. Return whether the next may follow at once: a launch was submitted, or a large write is unfinished.
 
         Raises:
-            LostLease: another service may be at work, or the DB is not there any more. DatabaseError.
+            LostLease: another service may be running, or the DB is not there any more. DatabaseError.
         """
         self.refuse_other_db()
         self.beat()
@@ -249,9 +249,9 @@ class Service:
         return submitted or is_unfinished
 
     def refuse_other_db(self) -> None:
-        """Raise LostLease where the DB was removed or replaced by another one: no other process sees what is open here.
+        """Raise LostLease if the DB was removed or replaced by another one: no other process sees the file that is open here.
 
-        Some network file systems give a file a new number now and then, so it is the lease that tells.
+        Some network file systems give a file a new inode number now and then, so the lease decides.
         """
         file = connection.file_at(self._db.path)
         if file == self._file:
@@ -268,7 +268,7 @@ class Service:
     # --- the steps ----------------------------------------------------------------------------------------------------
 
     def beat(self, even_if_early: bool = False) -> None:
-        """Show that the service lives, and what it has done. A write transaction when it is time, or there is news."""
+        """Renew the heartbeat and note what was done. Opens a write transaction if one is due or there is news."""
         now, note = self._clock.monotonic(), json.dumps(self._note)
         if even_if_early or note != self._noted or now - self._last_heartbeat >= self._settings.beat_s:
             with self._db.write() as cx:
@@ -278,7 +278,7 @@ class Service:
             self._noted, self._last_heartbeat = note, now
 
     def refresh(self) -> bool:
-        """Hear what became of the launches. Returns False where the scheduler did not say: then nothing has changed."""
+        """Update the launches from the scheduler. Return False if it did not answer: then nothing has changed."""
         try:
             rows = submission.refresh(self._db, self._scheduler, self._clock.now_us())
         except PollFailed as exc:
@@ -291,7 +291,7 @@ class Service:
         return True
 
     def _ended(self, number: int) -> None:
-        """Leave the queue alone for a while if that launch did nothing: the next one would do nothing either."""
+        """Pause the queue if that launch did nothing: the next one would do nothing either."""
         with self._db.read() as cx:
             row = batch_queries.get(cx, number)
             was_idle = batch_jobs.was_idle(cx, number)
@@ -310,7 +310,7 @@ class Service:
             self._pauses.pop(row["queue"], None)
 
     def _refuse(self, queue: str, said: Mapping[Shape, str]) -> None:
-        """Submit no launch for such jobs alone: the launcher of the last one said why it cannot take them. Others may run."""
+        """Submit no launch for such jobs alone: the last launcher reported why it cannot take them. Other jobs may run."""
         for shape, reason in said.items():
             known = self._refusals.get((queue, shape))
             failures = known.failures + 1 if known else 1
@@ -324,7 +324,7 @@ class Service:
             self._did(f"freed {freed} job(s) of dead launchers")
 
     def release_due(self) -> None:
-        """Let jobs that were held back until now start, as there may be no launcher that does it."""
+        """Let jobs start that were held back until now, as there may be no launcher that does it."""
         now_us = self._clock.now_us()
         with self._db.read() as cx:
             next_start_us = held_back.next_start(cx)
@@ -333,7 +333,7 @@ class Service:
                 held_back.release_due(cx, now_us)
 
     def advance_large_writes(self) -> bool:
-        """Go on for a moment with large writes whose processes are gone. Returns whether there is more to do."""
+        """Continue large writes whose processes are gone, for a moment. Return whether there is more to do."""
         until = self._clock.monotonic() + _LARGE_WRITES_S
         is_done = False
         while pieces.advance_abandoned(self._db):
@@ -354,7 +354,7 @@ class Service:
             self._did(f"gave back {jobs} job(s) that were planned for qlaunch{number}")
 
     def reread_policy(self) -> None:
-        """Read the policy file again. While it cannot be used, the last good policy holds, which is logged once."""
+        """Read the policy file again. If it cannot be used, keep the last good policy and log that once."""
         if self._policy is None:
             return
         try:
@@ -376,7 +376,7 @@ class Service:
             self._did(f"took over the changed policy {self._policy.path}, queues: {on or 'none'}")
 
     def choose(self) -> LaunchChoice:
-        """The launch to submit next, if any. Reads only."""
+        """Return the launch to submit next, if any. Reads only."""
         now = self._clock.monotonic()
         with self._db.read() as cx:
             rows = batch_queries.open_rows(cx, self._scheduler.domain)
@@ -389,7 +389,7 @@ class Service:
         return packer.choose(self._queues, {**paused, **full(self._queues, launches)}, left, self._margin, refused)
 
     def report(self, choice: LaunchChoice) -> None:
-        """Say what has no launch and why: once, and again when it is different."""
+        """Log what has no launch and why: once, and again when it changes."""
         kinds = ((logging.WARNING, "no launch is allowed", choice.misfits), (logging.INFO, "wait for a launch", choice.waits))
         said = {}
         for level, what, lefts in kinds:
@@ -398,12 +398,12 @@ class Service:
         for line, level in said.items():
             if line not in self._said:
                 log.log(level, "%s", line)
-        # While launches are submitted, what waits is not all looked at; only then is a reason over when it is not given.
+        # After a launch was chosen, not all waiting work was examined, so a reason that is missing now may still hold.
         self._said = set(said) | (self._said if choice.launch else set())
         self._note["reasons"] = list(said)[:_MAX_REASONS]
 
     def submit(self, launch: Launch) -> bool:
-        """Plan jobs for the launch and submit it. Returns False, with the queue left alone for a while, if that failed."""
+        """Plan jobs for the launch and submit it. If that fails, pause the queue and return False."""
         try:
             mode = "mpi" if launch.job_mode == "mixed" and not self._may_mix() else launch.job_mode
             request = LaunchRequest(launch.nodes, launch.minutes, queue=launch.queue, job_mode=mode)
@@ -419,7 +419,7 @@ class Service:
         return True
 
     def _may_mix(self) -> bool:
-        """Whether a mixed launcher is possible, as far as can be told from here; with aprun it is not."""
+        """Return whether a mixed launcher is possible, as far as this host can tell; with aprun it is not."""
         starter = mpirun.find(self._settings, os.environ)
         return isinstance(starter, str) or starter.shares_nodes
 
@@ -460,7 +460,7 @@ class Service:
 
 
 def _by_shape(planned: Iterable[Work]) -> list[Work]:
-    """One entry for each shape, with its longest estimate."""
+    """Return one entry for each shape, with its longest estimate."""
     found: dict[Shape, Work] = {}
     for work in planned:
         known = found.get(work.shape, work._replace(jobs=0))
@@ -472,7 +472,7 @@ def _by_shape(planned: Iterable[Work]) -> list[Work]:
 
 
 def reasons(lefts: Iterable[UnplacedWork]) -> list[str]:
-    """A line for each shape and reason."""
+    """Return a line for each shape and reason."""
     different = dict.fromkeys((left.work.shape, left.reason) for left in lefts)
     return [f"{_like(shape)}: {reason}" for shape, reason in different]
 
@@ -482,7 +482,7 @@ def _like(shape: Shape) -> str:
 
 
 def described(launch: Launch) -> str:
-    """A launch in words.
+    """Describe a launch in words.
 
     >>> described(Launch("debug", 2, 60, "serial", (Work(Shape(1, 1, 1, 0), 10, 9),)))
     '2 node(s) for 60 minutes in queue debug, serial mode, for 9 job(s)'

@@ -1,4 +1,4 @@
-"""Wiring of the service: one for each DB, its log, its lease and its signals; in the foreground or as a daemon.
+"""Run the service: one for each DB, with its log, lease and signals; in the foreground or as a daemon.
 
     python -m balsam_lite.service.main DIRECTORY
 
@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 
 LOCK = "service.lock"
 _IS_SERVICE = f"kind = '{KIND}'"
-#: Seconds that `stop` waits beyond what one command of the scheduler may take.
+#: Seconds that `stop` waits in addition to the limit of one command of the scheduler.
 _STOP_TIMEOUT_S = 10.0
 
 
 def run_service(db_directory: str, ready: Ready | None = None) -> int:
-    """Run the service of a DB on this host until a signal comes. Returns the exit code: 1 if its lease was lost.
+    """Run the service of a DB on this host until a signal arrives. Return the exit code: 1 if its lease was lost.
 
-    `ready` is called when it has begun, with its pid and its log as JSON, and with a file for its stderr.
+    `ready` is called once the service has begun, with its pid and its log as JSON, and with a file for its stderr.
 
     Raises:
         AnotherService. SettingsError: the policy is missing or broken. DatabaseError. BalsamError: no log can be written.
@@ -68,7 +68,7 @@ def run_service(db_directory: str, ready: Ready | None = None) -> int:
         try:
             return _run(service)
         finally:
-            if service.holds_lease:  # else its number may be another's, in another DB at this place
+            if service.holds_lease:  # otherwise its number may belong to another lease, in another DB at this path
                 with db.write() as cx:
                     leases.close_lease(cx, lease, clock.now_us(), service.stop_reason or "an error of its own; see the log")
             db.close()  # so that the one file holds everything
@@ -98,9 +98,9 @@ def _run(service: Service) -> int:
 
 @contextmanager
 def _alone(directory: str) -> Iterator[None]:
-    """Hold the service's lock file, which dies with its process.
+    """Hold the service's lock file, whose lock ends with its process.
 
-    Where the file system has no locks, the lease alone keeps a second service out.
+    Where the file system has no locks, only the lease prevents a second service.
     """
     path = os.path.join(directory, LOCK)
     with ExitStack() as held:
@@ -118,9 +118,9 @@ def _alone(directory: str) -> Iterator[None]:
 
 
 def _open_lease(db: Database, settings: Settings, clock: SystemClock) -> int:
-    """Open a lease for this process; of two that start at the same moment one is refused.
+    """Open a lease for this process; if two start at the same moment, one is refused.
 
-    One on another host is watched first if its last sign of life is old by its clock.
+    A lease held on another host is watched first if its last heartbeat is old by the clocks.
     """
     expiry_s = settings.LEASE_EXPIRY_S
     watch = watch_the_doubtful(db, expiry_s, _IS_SERVICE)
@@ -148,14 +148,14 @@ class ServiceStarted(NamedTuple):
 
 
 def start(db_directory: str) -> ServiceStarted:
-    """Start the service as a daemon, which outlives this process and its terminal. Returns when it has begun.
+    """Start the service as a daemon, which outlives this process and its terminal. Return once it has begun.
 
     Raises:
-        AnotherService. LaunchError: it did not begin; the message says what it said.
+        AnotherService. LaunchError: it did not begin; the message contains its output.
     """
     settings = Settings.load(db_directory)
     db = directories.open_database(db_directory, settings)
-    watch_the_doubtful(db, settings.LEASE_EXPIRY_S, _IS_SERVICE)  # which may take longer than the daemon may to begin
+    watch_the_doubtful(db, settings.LEASE_EXPIRY_S, _IS_SERVICE)  # this may take longer than the daemon's start may take
     db.close()
     answer = subprocess_run.run_module(__name__, os.path.abspath(db_directory))
     if answer.returncode == _ANOTHER:
@@ -166,12 +166,12 @@ def start(db_directory: str) -> ServiceStarted:
     return ServiceStarted(**json.loads(answer.stdout))
 
 
-#: The daemon's exit code when there is another one.
+#: The daemon's exit code if another service is running.
 _ANOTHER = 17
 
 
 def main(argv: list[str]) -> int:
-    """Become a daemon and run the service of the DB `argv[0]`; errors are told before that is done."""
+    """Become a daemon and run the service of the DB `argv[0]`; report errors before becoming one."""
     ready = daemon.detach()
     try:
         return run_service(argv[0], ready)
@@ -183,12 +183,12 @@ def main(argv: list[str]) -> int:
 
 
 def stop(db_directory: str) -> str:
-    """End the DB's service, and wait for its end if it is on this host. Returns what was done, in words.
+    """End the DB's service, and wait for its end if it is on this host. Return what was done, in words.
 
     On another host it loses its lease, which it notices at its next heartbeat.
 
     Raises:
-        LaunchError: it is still busy; it will end when it is done.
+        LaunchError: it is still busy; it will end when it has finished.
     """
     settings = Settings.load(db_directory)
     db = directories.open_database(db_directory, settings)
@@ -230,10 +230,10 @@ def _latest(db: Database) -> LeaseRecord | None:
 
 
 def status(db_directory: str) -> dict[str, Any]:
-    """What there is to tell of the DB's service, for people and `--json`. Times are seconds since the epoch or None.
+    """Return the status of the DB's service, for display and `--json`. Times are seconds since the epoch or None.
 
-    `state` is running, dead (it ended without a word), silent (on another host, and dead if the clocks agree: one look cannot
-    tell), stopped, or none: there never was one.
+    `state` is running, dead (it ended without closing its lease), silent (on another host, and dead if the clocks agree, which
+    a single check cannot establish), stopped, or none (there never was a service).
     """
     settings = Settings.load(db_directory)
     db = directories.open_database(db_directory, settings)

@@ -1,4 +1,4 @@
-"""From the policy and what waits to the one launch to submit next, or the reasons why none. Pure.
+"""Choose the launch to submit next from the policy and the waiting work, or give the reasons why there is none. Pure.
 
 Work is counted in node-minutes, from the jobs' shapes and estimates. A job of one node takes 1/node_packing_count of it, as
 in a launcher; all others take whole nodes.
@@ -16,31 +16,31 @@ from ..db.query.demand import Work, width
 from ..db.store.claims import Shape
 from .policy import Queue, Range
 
-#: Weight of node-minutes that stay idle, compared with those that do work.
+#: Weight of node-minutes that stay idle, relative to those that do work.
 _PRICE_OF_IDLENESS = 0.25
-#: A launch may cost this many times what the cheapest does for the same work, if it is over sooner.
+#: A launch may cost this many times as much as the cheapest one for the same work, if it ends sooner.
 _HASTE = 1.25
-#: Estimates of one shape that are looked at; more are rounded up to these.
+#: Maximum number of estimates of one shape that are considered; more are rounded up to these.
 _MAX_ESTIMATES = 12
 #: Minimum ratio of the next larger size, or estimate, that is tried.
 _STEP, _COARSE_STEP = 1.5, 4.0
-#: Sizes at which all the work takes 1, 2, … rounds.
+#: Maximum number of rounds: the sizes at which all the work takes 1, 2, … rounds are tried.
 _MAX_ROUNDS = 8
-#: Room for errors of binary fractions, such as three thirds of a node.
+#: Tolerance for errors of binary fractions, such as three thirds of a node.
 _TINY = 1e-9
 
 
 class LaunchCapacity(NamedTuple):
-    """What a queued or running launch will still do."""
+    """What a queued or running launch can still do."""
 
     nodes: int
-    minutes: float  # that are left for jobs
+    minutes: float  # left for jobs
     promised: float = 0.0  # node-minutes of these that planned and running jobs will use
     serial_only: bool = False
-    only: tuple[Work, ...] | None = None  # the jobs that it takes besides; None: all
+    only: tuple[Work, ...] | None = None  # the jobs that it takes in addition; None: all
 
     def fits(self, work: Work) -> bool:
-        """Whether such a job could start there, now or later."""
+        """Return whether such a job could start there, now or later."""
         return (
             work.shape.num_nodes <= self.nodes
             and work.minutes <= self.minutes
@@ -55,11 +55,11 @@ class Launch(NamedTuple):
     nodes: int
     minutes: int
     job_mode: str  # serial, mpi or mixed
-    planned: tuple[Work, ...]  # what it will do, if the estimates are right; of each shape the longest estimate, rounded up
+    planned: tuple[Work, ...]  # what it will do if the estimates are right; of each shape the longest estimate, rounded up
 
     @property
     def jobs(self) -> int:
-        """How many jobs it will do."""
+        """Return how many jobs it will do."""
         return sum(work.jobs for work in self.planned)
 
 
@@ -75,14 +75,14 @@ class LaunchChoice(NamedTuple):
 
     launch: Launch | None
     misfits: tuple[UnplacedWork, ...]  # what no queue of the policy allows
-    waits: tuple[UnplacedWork, ...]  # what some queue allows that takes no more launches now
+    waits: tuple[UnplacedWork, ...]  # what is allowed only in queues that take no more launches now
 
 
 # --- what is there to do ----------------------------------------------------------------------------------------------
 
 
 def uncovered(waiting: Iterable[Work], planned: Iterable[Work], capacities: Iterable[LaunchCapacity]) -> list[Work]:
-    """What waits and is neither planned for a launch nor will be done by one anyway, the largest jobs first."""
+    """Return the waiting work that is neither planned for a launch nor will be done by an open one, the largest jobs first."""
     jobs: Counter[tuple[Shape, int]] = Counter()
     for work in waiting:
         jobs[work.shape, work.minutes] += work.jobs
@@ -120,7 +120,7 @@ def _width(work: Work) -> float:
 
 
 def cost(work: Work) -> float:
-    """Node-minutes of one of these jobs."""
+    """Return the node-minutes of one of these jobs."""
     return _width(work) * work.minutes
 
 
@@ -138,7 +138,8 @@ def choose(
     margin: int,
     refused: Mapping[str, Mapping[Shape, str]] = MappingProxyType({}),
 ) -> LaunchChoice:
-    """The launch that does most of what is left to do without much idleness; the cheapest, or a shorter one at little more.
+    """Choose the launch that does most of the remaining work without much idleness: the cheapest, or a shorter one for little
+    more.
 
     Args:
         closed: queues that take no launch now, each with the reason.
@@ -165,7 +166,7 @@ def choose(
 
 
 def _misfit(on: Sequence[Queue], work: Work, margin: int) -> str:
-    """Why no queue allows a launch for such a job; "" if one does."""
+    """Return why no queue allows a launch for such a job; "" if one does."""
     if not on:
         return "no queue of the policy is switched on"
     nodes = work.shape.num_nodes
@@ -216,7 +217,7 @@ class _Candidate(NamedTuple):
 
 
 def _candidates(queue: str, limits: Range, left: Sequence[Work], margin: int) -> Iterator[_Candidate]:
-    """Launches within one range of the policy: for jobs up to several sizes and estimates, on several numbers of nodes."""
+    """Yield launches within one range of the policy: for jobs up to several sizes and estimates, on several node counts."""
     most = limits.max_minutes - margin
     fitting = _coarse([work for work in left if work.shape.num_nodes <= limits.max_nodes and work.minutes <= most])
     for largest in _thinned({work.shape.num_nodes for work in fitting}):
@@ -229,7 +230,7 @@ def _candidates(queue: str, limits: Range, left: Sequence[Work], margin: int) ->
 
 
 def _coarse(fitting: Iterable[Work]) -> list[Work]:
-    """The same work with few estimates for each shape, the longest jobs first."""
+    """Return the same work with few estimates for each shape, the longest jobs first."""
     by_shape: dict[Shape, list[Work]] = {}
     for work in sorted(fitting, key=lambda work: -work.minutes):
         by_shape.setdefault(work.shape, []).append(work)
@@ -246,7 +247,7 @@ def _coarse(fitting: Iterable[Work]) -> list[Work]:
 
 
 def _thinned(values: Iterable[int]) -> list[int]:
-    """The largest and, of the others, some that lie far apart."""
+    """Return the largest value and some of the others that are far apart."""
     kept: list[int] = []
     for value in sorted(values, reverse=True):
         if not kept or value * _COARSE_STEP <= kept[-1]:
@@ -255,7 +256,7 @@ def _thinned(values: Iterable[int]) -> list[int]:
 
 
 def _sizes(limits: Range, works: Sequence[Work]) -> list[int]:
-    """Numbers of nodes to try: from the largest job's to what all jobs at once would take."""
+    """Return the numbers of nodes to try: from the largest job's to the number that all jobs would take at once."""
     if not works:
         return []
     at_once = sum(work.jobs * _width(work) for work in works)
@@ -272,8 +273,8 @@ def _sizes(limits: Range, works: Sequence[Work]) -> list[int]:
 def _packed(works: Sequence[Work], nodes: int, most: int) -> tuple[int, tuple[Work, ...]]:
     """Return the minutes that work takes on that many nodes, and the part of it that fits into `most` minutes.
 
-    The longest jobs first, in rounds that last as long as their longest job; shorter jobs fill the rest of a round, one
-    after the other. A launcher, which starts the next job wherever there is room, does no worse.
+    Place the longest jobs first, in rounds that last as long as their longest job; shorter jobs fill the rest of a round, one
+    after the other. A launcher, which starts the next job as soon as there is room, does no worse.
     """
     height, room, top = 0, 0.0, 0  # what is left of the last round, and its length
     planned = []
@@ -295,6 +296,6 @@ def _packed(works: Sequence[Work], nodes: int, most: int) -> tuple[int, tuple[Wo
 
 
 def _beside(work: Work, room: float, top: int) -> int:
-    """How many jobs fit into the rest of a round."""
+    """Return how many jobs fit into the rest of a round."""
     free = float(_whole(room)) if work.shape.num_nodes > 1 else room
     return _whole(free / _width(work)) * (top // work.minutes)

@@ -32,10 +32,10 @@ _SUBMIT, _MOST, _POLICY = "submit-jobs", "max-queued", "policy"
 _KEYS = (_SUBMIT, _MOST, _POLICY)
 _NODES, _TIMES = ("min-nodes", "max-nodes"), ("min-time", "max-time")
 _WORDS = configparser.ConfigParser.BOOLEAN_STATES
-#: What a launch request may ask for at most, nodes or minutes.
+#: Maximum of a launch request, nodes or minutes.
 _MAX_NUMBER = 10**7
 _HEADER = re.compile(r"\[[^\[\]{}\",]+\]\s*$")
-#: [DEFAULT] is a queue like any other.
+#: Not a valid section name, so that [DEFAULT] is an ordinary queue.
 _NO_DEFAULTS = "\n"
 _MEND = "Correct the file; the service does not start with a policy that it cannot read."
 
@@ -54,12 +54,12 @@ class Queue(NamedTuple):
 
     name: str
     is_on: bool
-    max_queued: int  # launches at once, queued and running together, by all who submitted to this queue by its name
+    max_queued: int  # launches at once, queued and running together, including those that users submit to this queue by name
     ranges: tuple[Range, ...]  # by nodes, without overlap
 
 
 def load(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[Queue, ...]:
-    """Read the policy that holds for that DB: every queue of the file, also those that are off. Unknown keys are a warning.
+    """Read the policy for that DB: every queue of the file, including those that are off. Warn of unknown keys.
 
     Raises:
         SettingsError: there is no such file, or it is broken.
@@ -81,8 +81,8 @@ class PolicyFile:
         """Read the file again; return whether the policy has changed.
 
         Raises:
-            SettingsError: it is broken, perhaps half-written, or missing; `queues` stay. No other file takes the place of a
-            missing one, which an editor may be replacing.
+            SettingsError: it is broken, perhaps half-written, or missing; `queues` stays as it is. No other file replaces a
+            missing one, since an editor may be replacing it.
         """
         if not os.path.lexists(self.path):
             raise SettingsError(f"{self.path} is not there any more")
@@ -105,7 +105,7 @@ def _read(path: str) -> str:
 
 
 def find(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
-    """Where the file lies that QUEUE_POLICY names: in the DB, else in ~/.balsam. Raises SettingsError: nowhere."""
+    """Return the path of the file that QUEUE_POLICY names: in the DB, else in ~/.balsam. Raises SettingsError: in neither."""
     name = os.path.expanduser(settings.QUEUE_POLICY)
     places = list(dict.fromkeys(os.path.join(folder, name) for folder in (db_directory, home(environ))))
     for path in places:
@@ -119,9 +119,9 @@ def find(db_directory: str, settings: Settings, environ: Mapping[str, str] = os.
 
 
 def copy_template(db_directory: str, settings: Settings) -> None:
-    """Put a policy to be edited into the DB, unless there is one, here or in ~/.balsam. Raises OSError, SettingsError.
+    """Write a policy template into the DB, unless there is a policy there or in ~/.balsam. Raises OSError, SettingsError.
 
-    Where there is a batch system, nothing in it is on: its queues have names that are unknown here.
+    Where there is a batch system, all queues of the template are off, since the names of the system's queues are unknown.
     """
     name = settings.QUEUE_POLICY
     try:
@@ -135,7 +135,7 @@ def copy_template(db_directory: str, settings: Settings) -> None:
 
 
 def parse(text: str, path: str) -> tuple[Queue, ...]:
-    """The queues of a policy, in the order of the file. `path` is for messages. Raises SettingsError."""
+    """Return the queues of a policy, in the order of the file. `path` is for messages. Raises SettingsError."""
     reader = configparser.RawConfigParser(default_section=_NO_DEFAULTS, delimiters=("=",))
     try:
         reader.read_string("\n".join(_indented(text)), path)
@@ -147,7 +147,7 @@ def parse(text: str, path: str) -> tuple[Queue, ...]:
 
 
 def _indented(text: str) -> Iterator[str]:
-    """The lines, those inside a JSON value indented: configparser ends a value at the first line that is not."""
+    """Yield the lines, those inside a JSON value indented: configparser ends a value at the first line that is not."""
     depth = 0
     for line in text.splitlines():
         if _HEADER.match(line):
@@ -237,7 +237,7 @@ def _range(item: Mapping[str, Any], where: str) -> Range:
     for (low, high), values in ((_NODES, nodes), (_TIMES, hours)):
         if values[0] > values[1]:
             raise SettingsError(f"{where}: {low} is {values[0]} and {high} is {values[1]}; the range is reversed")
-    # A schedule knows whole minutes; 0.1 h are 6 of them, whatever binary fractions make of it.
+    # A schedule uses whole minutes; 0.1 h are 6 of them, in spite of rounding errors of binary fractions.
     shortest, longest = max(1, math.ceil(60 * hours[0] - 1e-6)), math.floor(60 * hours[1] + 1e-6)
     if shortest > longest:
         raise SettingsError(f"{where}: there is no whole minute from min-time {hours[0]} to max-time {hours[1]} hours")
@@ -258,6 +258,6 @@ def _hours(value: Any, key: str, where: str) -> float:
             value = clock.minutes(value) / 60
         except ValueError as exc:
             raise SettingsError(f"{where}: {key} {exc}") from None
-    if type(value) not in (int, float) or not 0 <= value <= _MAX_NUMBER / 60:  # NaN is not
+    if type(value) not in (int, float) or not 0 <= value <= _MAX_NUMBER / 60:  # rejects NaN
         _refuse(where, key, value, f"a number of hours from 0 to {_MAX_NUMBER // 60}")
     return float(value)

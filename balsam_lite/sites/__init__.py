@@ -1,1 +1,1 @@
-"""Several DBs as one: which sites are meant, and what can be asked of each, here or through ssh."""
+"""Several DBs as one: select sites, and query and change each, on this host or through ssh."""

@@ -1,6 +1,6 @@
-"""Registering, changing and removing the applications of a site in the workshop's words: for `local.LocalSite`.
+"""Register, change and remove the applications of a site, with the field names of Balsam 0.7: for `local.LocalSite`.
 
-Functions with a `db` open their own write transaction, and write everything or nothing.
+Functions with a `db` open their own write transaction and write everything or nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ..pyapps.payload import class_ref
 from . import jobs
 from .interface import Row
 
-#: The fields that decide whether jobs can run. An application that others stored may be odd, and keeps its other fields.
+#: The fields that decide whether jobs can run. An invalid application stored by others keeps its other fields.
 DECISIVE = frozenset({"command_template", "executable", "definition", "parameters"})
 
 _KEYS_OF_RULES = frozenset({"required", "default", "help"})
 
 
 def parameters_of(app: Row, are_given: bool) -> Row:
-    """The parameters to store for an application with these fields: the names in its command template are among them.
+    """Return the parameters to store for an application with these fields, including the names in its command template.
 
-    Those of which nothing is said are required. If the parameters were not given together with the template (`are_given`),
-    names that it does not have any more are left out; else they are errors.
+    Parameters without a rule are required. If the parameters were not given together with the template (`are_given`), names
+    that it no longer has are dropped; otherwise they are errors.
 
     Raises:
-        InvalidSpec: it has no program or two, or a rule for a parameter is none. TemplateError.
+        InvalidSpec: it has no program or two, or a parameter's rule is invalid. TemplateError.
     """
     _check_program(app)
     template, rules = app["command_template"], app["parameters"]
@@ -61,7 +61,7 @@ def _check_program(app: Row) -> None:
 
 
 def _check_rule(app: str, name: str, rule: Any, is_filled_in: bool) -> None:
-    """A rule is {"required": bool, "default": any value, "help": text}; with a default where a template needs some value."""
+    """Check a rule: {"required": bool, "default": any value, "help": text}, with a default if a template needs a value."""
     of = f"App {app}: the parameter {name}"
     if not name.isidentifier():
         raise InvalidSpec(f"App {app}: {name!r} cannot be a parameter's name.", hint="Names are as in Python.")
@@ -79,13 +79,13 @@ def _check_rule(app: str, name: str, rule: Any, is_filled_in: bool) -> None:
 
 
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:
-    """Register applications; one that exists under that name is changed. Returns them as they are then, in order.
+    """Register applications; an existing one of that name is changed. Return them as stored, in order.
 
-    Names that a command template has and `parameters` has not are required parameters. With `rename_from` the application
-    of that name, if there is one, gets the new name; its number and its jobs stay.
+    Names in a command template that `parameters` lacks are required parameters. With `rename_from`, the application of that
+    name, if it exists, is renamed; its number and its jobs stay.
 
     Raises:
-        UnknownField, InvalidSpec (it could not run), DuplicateApp: with the number of the row if there are several.
+        UnknownField, InvalidSpec (it could not run), DuplicateApp: with the number of the row if there are several rows.
     """
     with db.write() as cx:
         return [_put(cx, row, number if len(rows) > 1 else 0) for number, row in enumerate(rows, 1)]
@@ -113,7 +113,7 @@ def _put(cx: Connection, row: Row, number: int) -> Row:
 
 
 def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
-    """Check an application to which these values were just given, and add to its parameters what its template has."""
+    """Check an application after these values were set, and add the names of its template to its parameters."""
     if DECISIVE.isdisjoint(values):
         return
     (row,) = select.apps(cx, {"name": name})
@@ -123,7 +123,7 @@ def _settle(cx: Connection, name: str, values: Mapping[str, Any]) -> None:
 
 
 def _rename(cx: Connection, before: str, name: str) -> None:
-    """Rename it unless that was done already, as when a script that does so runs again."""
+    """Rename the application unless that was done already, as when the same script runs again."""
     if select.count_apps(cx, {"name": before}):
         apps.update_app(cx, before, {"name": name})
     elif not select.count_apps(cx, {"name": name}):
@@ -131,7 +131,7 @@ def _rename(cx: Connection, before: str, name: str) -> None:
 
 
 def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
-    """Change applications, each by its `id`; under a new name it keeps its jobs. Returns how many there were.
+    """Change applications, each identified by its `id`; a renamed one keeps its jobs. Return the number of changes.
 
     Raises:
         UnknownField, InvalidSpec, DuplicateApp, NotFound.
@@ -150,16 +150,16 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
 
 
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
-    """The same change for all that match. Returns how many. Raises as `update`."""
+    """Apply one change to all matching applications. Return their number. Raises the same errors as `update`."""
     with db.write() as cx:
         return update(db, [{**values, "id": row["id"]} for row in select.apps(cx, where)])
 
 
 def delete(db: Database, where: Mapping[str, Any], force: bool = False, keep_jobs: bool = False) -> Row:
-    """Remove the applications that match, with their jobs unless `keep_jobs` is set: those fail when a launcher takes them.
+    """Remove the matching applications, with their jobs unless `keep_jobs` is set: such jobs fail when a launcher takes them.
 
-    {"deleted": how many, "jobs": how many jobs went with them, "held": how many of their jobs a launcher holds}; an
-    application with such a job stays.
+    Returns {"deleted": how many, "jobs": how many jobs were removed with them, "held": how many of their jobs a launcher
+    holds}; an application with such a job stays.
 
     Raises:
         UnknownField, InvalidSpec; ParentInUse: other jobs wait for one of these, and `force` is not set.

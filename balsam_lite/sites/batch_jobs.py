@@ -1,7 +1,7 @@
-"""The batch jobs of a site in the workshop's words: for `local.LocalSite`. Submission and its table are `schedulers`'.
+"""The batch jobs of a site, with the field names of Balsam 0.7: for `local.LocalSite`. `schedulers` submits and stores them.
 
-States are those of Balsam 0.7; how exactly one ended is in `status_info`. The scheduler is asked before its batch jobs are
-shown; that it does not answer, or that its answer cannot be kept, is a warning, and then they are as they were before.
+States are those of Balsam 0.7; the exact end of a batch job is in `status_info`. The scheduler is asked before its batch jobs
+are returned; if it does not answer, or its answer cannot be stored, a warning is issued and the stored values are returned.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ Row = dict[str, Any]
 PENDING_SUBMISSION, QUEUED, RUNNING, FINISHED = "pending_submission", "queued", "running", "finished"
 SUBMIT_FAILED, PENDING_DELETION = "submit_failed", "pending_deletion"
 STATES = (PENDING_SUBMISSION, QUEUED, RUNNING, FINISHED, SUBMIT_FAILED, PENDING_DELETION)
-#: Of those that have not ended.
+#: States of batch jobs that have not ended.
 ACTIVE_STATES = (PENDING_SUBMISSION, QUEUED, RUNNING, PENDING_DELETION)
 
 _REQUIRED = ("num_nodes", "wall_time_min", "job_mode")
-#: What a new one may be given, and what it is without.
+#: Fields that a new batch job may be given, with their defaults.
 _DEFAULTS: Row = {
     "project": "", "queue": "", "wf_filter": "", "filter_tags": {}, "partitions": (), "optional_params": {}, "sched_flags": "",
 }  # fmt: skip
 
 
 class SchedulerWarning(SettingsWarning):
-    """The scheduler did not answer, or the DB cannot keep what it said; what is shown of its batch jobs may be old."""
+    """The scheduler did not answer, or its answer cannot be stored; the batch jobs that are shown may be out of date."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def select(db: Database, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
-    """Return those that match, as `interface.SiteInterface.select`. Asks the scheduler first whether they have changed.
+    """Return the batch jobs that match, as `interface.SiteInterface.select`. Asks the scheduler for changes first.
 
     Raises:
         UnknownField, InvalidSpec.
@@ -60,7 +60,7 @@ def select(db: Database, where: Mapping[str, Any] = {}, order: str = "", start: 
 
 
 def count(db: Database, where: Mapping[str, Any] = {}) -> int:
-    """How many match."""
+    """Return the number of batch jobs that match."""
     return len(select(db, where))
 
 
@@ -98,7 +98,7 @@ def _as_row(row: BatchRow) -> Row:
     }
 
 
-#: Columns that keep their names. What the workshop has under another name is there under both.
+#: Columns that keep their names. Fields that Balsam 0.7 names differently are there under both names.
 _KEPT = (
     "scheduler", "cluster", "nodes", "wall_minutes", "wf_filter", "sched_flags", "command", "reason", "created", "exit_code",
     "log", "tries",
@@ -124,7 +124,7 @@ def _ordered(rows: list[Row], order: str) -> list[Row]:
     field = order.lstrip("-") or "id"
     if field not in ("id", "state", "queue", "num_nodes", "wall_time_min", "start_time", "end_time"):
         raise UnknownField(f"Batch jobs cannot be sorted by {field!r}.")
-    # What has no time yet comes last, whichever way.
+    # A missing time comes last, ascending or descending.
     known, unknown = [row for row in rows if row[field] is not None], [row for row in rows if row[field] is None]
     return sorted(known, key=lambda row: row[field], reverse=order.startswith("-")) + unknown
 
@@ -133,12 +133,12 @@ def _ordered(rows: list[Row], order: str) -> list[Row]:
 
 
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:
-    """Submit these, at once. All are checked, and their job scripts rendered, before the first one is.
+    """Submit batch jobs, at once. All are checked, and their job scripts rendered, before the first one is submitted.
 
-    Of one that will probably run nothing, `status_info` has the reasons as `preflight`; they are not kept.
+    If one will probably run nothing, `status_info` has the reasons as `preflight`; they are not stored.
 
     Raises:
-        UnknownField, InvalidSpec, SettingsError: nothing was submitted. SubmitFailed: this one was refused, those before it
+        UnknownField, InvalidSpec, SettingsError: nothing was submitted. SubmitFailed: this one was refused, the previous ones
         are in the queue.
     """
     settings = Settings.load(db.directory)
@@ -155,7 +155,7 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
 
 
 def script(db: Database, row: Row) -> str:
-    """Return the job script that `create` would submit for this row. Raises as `create`, and submits nothing."""
+    """Return the job script that `create` would submit for this row. Raises the same errors, and submits nothing."""
     settings = Settings.load(db.directory)
     with db.read() as cx:
         number = batch_queries.next_number(cx)
@@ -164,7 +164,7 @@ def script(db: Database, row: Row) -> str:
 
 def _submitted(db: Database, settings: Settings, request: LaunchRequest) -> Row:
     scheduler = base.select(settings)
-    found = warnings_for(db, settings, request, scheduler.name)  # before the launcher can have taken anything
+    found = warnings_for(db, settings, request, scheduler.name)  # before the launcher can have taken any jobs
     row = _as_row(submit_launch(db, settings, request, scheduler))
     if found:
         row["status_info"]["warnings"] = found
@@ -197,10 +197,10 @@ def _request(row: Row) -> LaunchRequest:
 
 
 def update(db: Database, changes: Iterable[Mapping[str, Any]]) -> int:
-    """Cancel batch jobs: each change is {"id": …, "state": "pending_deletion"}. Nothing else of one can be changed.
+    """Cancel batch jobs: each change is {"id": …, "state": "pending_deletion"}. No other field can be changed.
 
     Raises:
-        UnknownField, InvalidSpec, UnknownBatchJob: none was cancelled. CancelFailed, PollFailed: this one was not.
+        UnknownField, InvalidSpec, UnknownBatchJob: none was cancelled. CancelFailed, PollFailed: this one was not cancelled.
     """
     changes = list(changes)
     for change in changes:
@@ -219,7 +219,7 @@ def update(db: Database, changes: Iterable[Mapping[str, Any]]) -> int:
 
 
 def delete(db: Database, where: Mapping[str, Any]) -> Row:
-    """Cancel all that match and have not ended; their rows stay. {"deleted": how many, "held": 0}.
+    """Cancel all matching batch jobs that have not ended; their rows stay. Return {"deleted": how many, "held": 0}.
 
     Raises:
         UnknownField, InvalidSpec, CancelFailed, PollFailed.
@@ -230,7 +230,7 @@ def delete(db: Database, where: Mapping[str, Any]) -> Row:
 
 
 def _cancel(db: Database, numbers: Iterable[int]) -> None:
-    """All of them, also behind one that cannot be cancelled; the first trouble is raised in the end."""
+    """Cancel all of these batch jobs, continuing after one that fails; raise the first error at the end."""
     scheduler = base.select(Settings.load(db.directory))
     trouble: list[CancelFailed | PollFailed] = []
     for number in numbers:

@@ -1,4 +1,4 @@
-"""Ask several sites at once: those of this host in turn, those behind ssh in a thread each meanwhile."""
+"""Query several sites at once: those of this host in turn, and meanwhile those reached through ssh in a thread each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .interface import SiteInterface
 
 T = TypeVar("T")
 
-#: Seconds that a look at all sites waits for remote ones: with the start of a command it stays below five.
+#: Seconds to wait for remote sites when all sites are probed: with the start of a command it stays below five.
 PROBE_TIMEOUT_S = 4.0
-#: Seconds that a local site may always take to get a lock, even if others have used up the time for all.
+#: Minimum seconds for a local site to get a lock, even if others have used up the time for all.
 _MIN_LOCK_TIMEOUT_S = 0.5
-#: Seconds to wait for a thread beyond the time of its site.
+#: Seconds to wait for a thread beyond the time limit of its site.
 _THREAD_SLACK_S = 0.3
 
 
@@ -30,14 +30,14 @@ class SiteWarning(SettingsWarning):
 
 
 class Answers(NamedTuple):
-    """What several sites said, in the order in which they were asked."""
+    """The answers of several sites, in the order of the requests."""
 
     found: list[tuple[SiteEntry, Any]]
     failed: list[tuple[SiteEntry, BalsamError]]
 
 
 def open_site(entry: SiteEntry, patience_s: float | None = None) -> SiteInterface:
-    """Where the site is asked. It fails after `patience_s` seconds of waiting for an answer or a lock (None: its own limits).
+    """Return the interface to a site. It fails after `patience_s` seconds of waiting for an answer or a lock (None: defaults).
 
     Raises:
         NotABalsamDB: its directory is gone. SiteUnreachable: its file system does not answer.
@@ -63,19 +63,19 @@ def open_site(entry: SiteEntry, patience_s: float | None = None) -> SiteInterfac
 
 
 def query_all(entries: Iterable[SiteEntry], question: Callable[[SiteInterface], T], patience_s: float | None = None) -> Answers:
-    """Put a question to each site; one that raises a BalsamError has failed, and the others answer all the same.
+    """Put a question to each site; one that raises a BalsamError has failed, without affecting the others.
 
-    With `patience_s` a site behind ssh that has not answered by then counts as unreachable, and one of this host whose DB
-    another process keeps locked has failed, too. Without, the limits of its site hold, so that one that cannot be reached is
-    given up soon, and one that is slow may take its time. One on a file system that does not answer is given up as soon as
-    one that cannot be reached. The question is called in several threads at once.
+    With `patience_s`, a site reached through ssh that has not answered by then counts as unreachable, and a site on this host
+    whose DB another process keeps locked also fails. Without it, the limits of each site apply: an unreachable site is given up
+    soon, and a slow one may take its time. A site on a file system that does not answer is given up as soon as an unreachable
+    one. The question is called in several threads at once.
     """
     entries = list(entries)
     distant = [entry for entry in entries if entry.is_remote]
     came: queue.SimpleQueue[tuple[SiteEntry, Any]] = queue.SimpleQueue()
     give_up = None if patience_s is None else time.monotonic() + patience_s + _THREAD_SLACK_S
     for entry in distant:
-        # A daemon, unlike those of concurrent.futures: one that hangs must not keep this process from ending.
+        # A daemon, unlike the threads of concurrent.futures: one that hangs must not keep this process from ending.
         threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
     near = [entry for entry in entries if not entry.is_remote]
     hung_mounts.unresponsive((entry.path for entry in near), patience_s)  # all at once
@@ -107,7 +107,7 @@ class _Raised(NamedTuple):
 def _outcome(entry: SiteEntry, question: Callable[[SiteInterface], T], patience_s: float | None) -> T | _Raised:
     try:
         return question(open_site(entry, patience_s))
-    except BaseException as exc:  # it is raised again, but in the thread that asked
+    except BaseException as exc:  # it is raised again in the thread that asked
         if not entry.is_remote and not isinstance(exc, BalsamError):
             raise
         return _Raised(exc)
@@ -128,15 +128,15 @@ def _sorted_out(entries: list[SiteEntry], outcomes: dict[SiteEntry, Any], patien
 
 
 def reason(exc: BalsamError) -> str:
-    """An error as a part of one line."""
+    """Return an error as a part of one line."""
     return "; ".join(line.strip() for line in exc.message.splitlines() if line.strip())
 
 
 def failure(entry: SiteEntry, exc: BalsamError) -> str:
-    """What to tell about a site that failed, in one line."""
+    """Return the message about a site that failed, in one line."""
     return f"site {entry.name} could not be read: {reason(exc)}"
 
 
 def warn_of(entry: SiteEntry, exc: BalsamError) -> None:
-    """A SiteWarning about a site that failed."""
+    """Issue a SiteWarning about a site that failed."""
     warnings.warn(failure(entry, exc), SiteWarning, stacklevel=3)

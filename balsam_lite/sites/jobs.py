@@ -1,6 +1,6 @@
-"""Creating, changing and deleting the jobs of a site in the workshop's words: for `local.LocalSite`.
+"""Create, change and delete the jobs of a site, with the field names of Balsam 0.7: for `local.LocalSite`.
 
-Functions with a `db` open their own write transaction, and write everything or nothing.
+Functions with a `db` open their own write transaction and write everything or nothing.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from ..db.store import insert, job_changes, large_writes, pieces, user_actions
 from ..db.store.transitions import with_payload
 from .interface import Row
 
-#: Fields that the DB keeps; given when a job is created, they may be empty.
+#: Fields that the DB maintains; they may be given, but empty, when a job is created.
 _KEPT = ("id", "state", "last_update", "batch_job_id", "return_code", "state_data", "state_timestamp")
-#: Given beside the fields, when a job is created.
+#: Extra keys accepted besides the fields when a job is created.
 _EXTRA = ("workdir", "allow_shared_workdir", "job_id", "origin")
 _APP_NAMES = ("app_id", "app", "application")
 
 _BY_FILE = "Write large values to a file, and give the job its path."
-#: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; elsewhere only all together are limited.
+#: Bytes of one word of a command line. Source: execve(2) of Linux, MAX_ARG_STRLEN; other systems limit only the total.
 _MAX_WORD = 32 * os.sysconf("SC_PAGE_SIZE") - 1 if sys.platform.startswith("linux") else MAX_BYTES
 
 
 class AppSpec(NamedTuple):
-    """What a job has to know of its application."""
+    """The properties of an application that its jobs depend on."""
 
     name: str
     kind: str
     required: frozenset[str]
     known: frozenset[str]
-    is_open: bool  # takes parameters of any name
+    is_open: bool  # accepts parameters of any name
     template: str  # of its command line, if it has one
     defaults: dict[str, Any]
     has_preamble: bool
 
 
 def app_of(row: Row) -> AppSpec:
-    """The application of a row of `select.apps`."""
+    """Return the application described by a row of `select.apps`."""
     parameters = row["parameters"]
     required = frozenset(name for name, about in parameters.items() if isinstance(about, dict) and about.get("required"))
     definition = row["definition"]
@@ -72,7 +72,7 @@ class Apps:
         self._good: set[tuple[str, tuple[str, ...]]] = set()
 
     def find(self, key: Any) -> AppSpec:
-        """Raises UnknownApp: the registered ones are listed."""
+        """Return an application; raise UnknownApp, which lists the registered ones, if there is none."""
         try:
             return self._found[key]
         except (KeyError, TypeError):
@@ -80,7 +80,7 @@ class Apps:
             raise UnknownApp.named(key, names, "at this site") from None
 
     def check_parameters(self, app: AppSpec, parameters: Any) -> None:
-        """Raises InvalidSpec: some are missing, extraneous, too large, or can be in no command line."""
+        """Raise InvalidSpec if parameters are missing, extraneous, too large, or cannot be part of a command line."""
         if not isinstance(parameters, Mapping):
             raise InvalidSpec(f"job parameters must map names to values, not {parameters!r}")
         if app.kind == "template" and PICKLED in parameters:
@@ -111,12 +111,12 @@ def _check_names(app: AppSpec, names: Sequence[str]) -> None:
 
 
 def _set(names: Iterable[str]) -> str:
-    """As Python prints a set, in order."""
+    """Format names as Python prints a set, in order."""
     return "{" + ", ".join(map(repr, sorted(names))) + "}"
 
 
 def _check_size(parameters: Mapping[str, Any]) -> bool:
-    """Whether they may be large."""
+    """Return whether the parameters may be large."""
     if len(parameters) < SMALL // 64 and _length_of_texts(parameters.values()) < SMALL:
         return False
     try:
@@ -144,7 +144,7 @@ def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -
     try:
         command = rendering.render(app.template, {**app.defaults, **parameters}, app.has_preamble)
     except TemplateError:
-        return  # with these values; told by the job, as of small ones
+        return  # with these values; the error names the job, as for small values
     longest = max(len(word.encode(errors="replace")) for word in [*command.argv, command.text])
     if longest > _MAX_WORD:
         name = max(parameters, key=lambda name: len(str(parameters[name])))
@@ -157,7 +157,7 @@ def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -
 
 
 def _holds_nul(value: Any) -> bool:
-    """Whether it, or something in it, is a text with one."""
+    """Return whether a value is, or contains, a text with a NUL character."""
     if isinstance(value, str):
         return "\0" in value
     if isinstance(value, Mapping):
@@ -166,7 +166,7 @@ def _holds_nul(value: Any) -> bool:
 
 
 def _length_of_texts(values: Iterable[Any]) -> float:
-    """Of all together; infinite where there is something else among them that may be large."""
+    """Return the total length of the texts; infinity if other values among them may be large."""
     length = 0
     for value in values:
         if isinstance(value, str):
@@ -177,7 +177,7 @@ def _length_of_texts(values: Iterable[Any]) -> float:
 
 
 def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> None:
-    """Raises InvalidSpec if a job asks for more GPUs than a node has. Without knowledge of the nodes (-1) it never does."""
+    """Raise InvalidSpec if a job requests more GPUs than a node has; never if the number of GPUs is unknown (-1)."""
     if gpus_per_node < 0 or not gpus_per_rank:
         return
     wanted = field_specs.checked(field_specs.JOB_FIELD["gpus_per_rank"], gpus_per_rank)
@@ -194,11 +194,11 @@ def refuse_gpus(gpus_per_rank: Any, ranks_per_node: Any, gpus_per_node: int) -> 
 
 
 class NewJobs:
-    """Rows on their way to `insert.add_jobs`; iterate over it once."""
+    """Rows to be passed to `insert.add_jobs`; can be iterated once."""
 
     def __init__(self, rows: Sequence[Row], apps: Apps, gpus_per_node: int) -> None:
         self._rows, self._apps, self._gpus_per_node = rows, apps, gpus_per_node
-        self.parents: dict[int, int] = {}  # the parents that were named -> number of the first row that did
+        self.parents: dict[int, int] = {}  # parents named by the rows -> number of the first row that names them
         self._workdirs: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Row]:
@@ -216,18 +216,18 @@ class NewJobs:
             yield job
 
     def numbered(self, exc: BalsamError, number: int) -> BalsamError:
-        """The error with the number of its row, if there are several."""
+        """Return the error with the number of its row, if there are several rows."""
         return exc if len(self._rows) == 1 else type(exc)(f"Job number {number}: {exc.message}", hint=exc.hint)
 
     def _maker(self, names: tuple[str, ...]) -> Callable[[Row], Row]:
-        """What makes a job of a row with these fields."""
+        """Return a function that converts a row with these fields to a job."""
         if "workdir" not in names:
             raise InvalidSpec("A job needs a workdir, a path below the data directory of its site.")
         app_names = [name for name in names if name in _APP_NAMES]
         if not app_names:
             raise InvalidSpec("A job needs an app_id: the number or the name of an App.")
         copied = [(name, field_specs.OUR_NAMES.get(name, name)) for name in names if _is_copied(name)]
-        field_specs.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # are there such fields?
+        field_specs.job_columns(tuple(field for _, field in copied if field not in _EXTRA))  # raises UnknownField
         kept = [name for name in names if name in _KEPT]
         has_parameters, has_launch_params, has_parents = (
             name in names for name in ("parameters", "launch_params", "parent_ids")
@@ -246,7 +246,7 @@ class NewJobs:
             job["application"] = app.name
             check_parameters(app, row["parameters"] if has_parameters else {})
             if has_time and job["wall_time_minutes"] == 0:
-                job["wall_time_minutes"] = 1  # the workshop's "unknown"; our least
+                job["wall_time_minutes"] = 1  # Balsam 0.7's "unknown"; our minimum
             if has_launch_params and row["launch_params"]:
                 _set_flags(job, row["launch_params"])
             if has_parents and row["parent_ids"]:
@@ -291,23 +291,23 @@ def _parents(value: Any) -> list[int]:
 
 # --- changing ---------------------------------------------------------------------------------------------------------
 
-#: Of a job that exists.
+#: Fields that can be changed once a job exists.
 _FIXED = ("id", "app_id", "app", "parent_ids", "job_id", "origin", "last_update", "batch_job_id")
 _STATE_FIELDS = ("state", "state_data", "state_timestamp")
 
 
 class JobChange(NamedTuple):
-    """What shall become of some jobs."""
+    """A change to apply to some jobs."""
 
-    fields: Row  # in our words
-    workdir: str | None  # None: it stays
-    state: str | None  # likewise
+    fields: Row  # by our field names
+    workdir: str | None  # None: unchanged
+    state: str | None  # None: unchanged
     data: Mapping[str, Any]  # of the event
-    time_us: int | None  # likewise; None: now
+    time_us: int | None  # of the event; None: now
 
 
 def change_of(values: Mapping[str, Any]) -> JobChange:
-    """A change in our words.
+    """Convert a change to our field names.
 
     Raises:
         UnknownField, InvalidSpec.
@@ -332,10 +332,10 @@ def change_of(values: Mapping[str, Any]) -> JobChange:
 
 
 def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:
-    """Changes that say the same put together: (numbers of the jobs, what they say).
+    """Group equal changes: return (numbers of the jobs, their change) pairs.
 
     Raises:
-        InvalidSpec: one has no id, or two have the same. UnknownField.
+        InvalidSpec: a change has no id, or two have the same id. UnknownField.
     """
     groups: dict[str, tuple[list[int], Row]] = {}
     seen: set[int] = set()
@@ -355,9 +355,9 @@ def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]
     return list(groups.values())
 
 
-#: States in which a function has ended, so that there may be its result.
+#: States in which a function has ended, so that its result may exist.
 _ENDED = (states.RUN_DONE, states.RUN_ERROR, states.RUN_TIMEOUT, states.POSTPROCESSED, *states.END_STATES)
-#: Clocks of hosts differ, and many give a time in whole seconds.
+#: Clocks of hosts differ, and many callers give a time in whole seconds.
 _CLOCKS_DIFFER_US = 60 * SECOND_US
 #: Maximum number of job numbers in an error.
 _NAMED = 5
@@ -367,10 +367,10 @@ _NAMED = 5
 
 
 def create(db: Database, rows: Sequence[Row]) -> list[Row]:
-    """Add jobs. Returns them as they are then, in order.
+    """Add jobs. Return them as stored, in order.
 
     Raises:
-        UnknownField, InvalidSpec, UnknownApp, UnknownJob: with the number of the row if there are several.
+        UnknownField, InvalidSpec, UnknownApp, UnknownJob: with the number of the row if there are several rows.
     """
     with _numbered_if_several(rows):
         added = insert.add_jobs(db, _checked(db, rows))
@@ -379,14 +379,14 @@ def create(db: Database, rows: Sequence[Row]) -> list[Row]:
 
 
 def check(db: Database, rows: Sequence[Row]) -> None:
-    """Raise what `create` would, and write nothing."""
+    """Raise the errors that `create` would, without writing anything."""
     with _numbered_if_several(rows):
         insert.check_jobs(db, _checked(db, rows))
 
 
 @contextmanager
 def _numbered_if_several(rows: Sequence[Row]) -> Iterator[None]:
-    """Errors tell the number of their row; not so that of the only one."""
+    """Add the number of the row to errors, unless there is only one row."""
     try:
         yield
     except InputError as exc:
@@ -396,7 +396,7 @@ def _numbered_if_several(rows: Sequence[Row]) -> Iterator[None]:
 
 
 def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
-    """The jobs in our words; in the end it is looked whether the parents that they name exist. Opens no write transaction."""
+    """Yield the jobs with our field names, then check that the parents they name exist. Opens no write transaction."""
     gpus_per_node = Settings.load(db.directory).GPUS_PER_NODE
     with db.read() as cx:
         apps = Apps(select.apps(cx))
@@ -415,13 +415,13 @@ def _checked(db: Database, rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
-    """Change jobs, each by its `id`. Returns how many there were.
+    """Change jobs, each identified by its `id`. Return the number of changes.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError, StateError, UnknownJob.
     """
     if len(changes) > large_writes.MAX_DIRECT_JOBS:
-        with db.read() as cx:  # no writer waits for that
+        with db.read() as cx:  # does not block writers
             stored = _prepared(db, cx, changes)
         user_actions.change(db, stored)
     else:
@@ -431,7 +431,7 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _prepared(db: Database, cx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[user_actions.Change]:
-    """Return checked changes in our words, those that say the same put together."""
+    """Return checked changes with our field names, equal changes grouped."""
     stored = []
     for numbers, values in grouped(_merged(cx, changes)):
         change = change_of(values)
@@ -442,7 +442,7 @@ def _prepared(db: Database, cx: Connection, changes: Sequence[Mapping[str, Any]]
 
 
 def _merged(cx: Connection, changes: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Return the changes with each dict whose value before is given merged with what others have made of it since."""
+    """Merge dicts whose previous value is given with the changes that others have made to them since."""
     editing = [change for change in changes if change.get("before")]
     if not editing:
         return changes
@@ -460,7 +460,7 @@ def _merged(cx: Connection, changes: Sequence[Mapping[str, Any]]) -> Sequence[Ma
 
 
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
-    """The same change for all that match. Returns how many. Raises as `update`."""
+    """Apply one change to all matching jobs. Return their number. Raises the same errors as `update`."""
     change = change_of(values)
 
     def carry_out(numbers: list[int]) -> None:
@@ -478,7 +478,7 @@ def _refuse_missing(cx: Connection, numbers: Sequence[int]) -> None:
 
 
 def _check(db: Database, cx: Connection, numbers: Sequence[int], change: JobChange, values: Mapping[str, Any]) -> None:
-    """Raise if these jobs cannot be changed in that way."""
+    """Raise if these jobs cannot be changed in this way."""
     if "parameters" in change.fields:
         apps = Apps(select.apps(cx))
         for (name,) in set(queries.columns_of(cx, numbers, ("application",)).values()):
@@ -493,13 +493,13 @@ def _check(db: Database, cx: Connection, numbers: Sequence[int], change: JobChan
 
 
 def _stored(numbers: Sequence[int], change: JobChange) -> user_actions.Change:
-    message = change.data.get("message")  # the history shows that one, too
+    message = change.data.get("message")  # the history shows this message, too
     said = job_changes.Annotation(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
     return user_actions.Change(numbers, change.fields, change.state, said, change.workdir)
 
 
 def _refuse_time(cx: Connection, numbers: Sequence[int], time_us: int) -> None:
-    """Raises InvalidSpec if a state cannot have been entered at that time: it would spoil histories and plots."""
+    """Raise InvalidSpec if the state cannot have been entered at that time, which would distort histories and plots."""
     if time_us > SystemClock.now_us() + _CLOCKS_DIFFER_US:
         raise InvalidSpec(f"state_timestamp must not lie in the future, as {_shown(time_us)} does")
     created = queries.columns_of(cx, numbers, ("created",))
@@ -531,10 +531,10 @@ def delete(
     running: bool = False,
     progress: large_writes.Progress | None = None,
 ) -> Row:
-    """Remove the jobs that match, those that a launcher holds only if `running` is set; {"deleted": …, "held": …} are counts.
+    """Remove the jobs that match; jobs held by a launcher only if `running` is set. Return counts {"deleted": …, "held": …}.
 
     Raises:
-        UnknownField, InvalidSpec, InvalidStateError; ParentInUse: others wait for one of these, and `force` is not set.
+        UnknownField, InvalidSpec, InvalidStateError; ParentInUse: other jobs wait for one of these, and `force` is not set.
     """
 
     def remove(numbers: list[int]) -> int:
@@ -551,10 +551,10 @@ def delete(
 
 
 def result(db: Database, number: int) -> Row:
-    """What became of a job, as `interface.SiteInterface.result` says.
+    """Return the outcome of a job, as `interface.SiteInterface.result` specifies.
 
     Raises:
-        UnknownJob; RemoteError: the result is too large to be handed over, or cannot be read.
+        UnknownJob; RemoteError: the result is too large to transfer, or cannot be read.
     """
     with db.read() as cx:
         end = queries.end_of(cx, number)
@@ -569,7 +569,7 @@ def result(db: Database, number: int) -> Row:
 
 
 def _outcome(db: Database, job: Mapping[str, Any]) -> str | None:
-    """What the last attempt of a job has left, as base64; None if that is nothing."""
+    """Return what the last attempt of a job has stored, as base64; None if it has stored nothing."""
     from base64 import b64encode
 
     from ..pyapps import result_file

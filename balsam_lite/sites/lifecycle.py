@@ -1,4 +1,4 @@
-"""Make, find, move, remove and forget sites, and start and stop their services."""
+"""Create, find, move, remove and forget sites, and start and stop their services."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from .interface import Row
 
 
 def create(path: str, name: str, access: str | None = None) -> tuple[SiteEntry, Database]:
-    """A new DB in a directory that holds none yet, known by that name.
+    """Create a DB in a directory that holds none yet, and register it under that name.
 
-    The name is taken first, so that of two at once one is refused; if the DB cannot be made, it is free again.
+    The name is reserved first, so that of two simultaneous calls one is refused; it is freed if the DB cannot be created.
 
     Raises:
-        InputError: a DB is there already, or the path is a file. DuplicateSite, InvalidSpec: the name. Else as
+        InputError: a DB is there already, or the path is a file. DuplicateSite, InvalidSpec: the name. Otherwise as
         `directories.create`.
     """
     directory = os.path.abspath(os.path.expanduser(path))
@@ -48,18 +48,18 @@ def create(path: str, name: str, access: str | None = None) -> tuple[SiteEntry, 
     try:
         return entry, directories.set_up(directory, access)
     except BaseException:
-        if entry.number in before:  # one that was gone, whose place it is
+        if entry.number in before:  # a missing one, whose place it takes
             registry.rename(entry.number, before[entry.number].name)
         else:
             registry.forget(entry.number)
         raise
 
 
-# --- what is there -----------------------------------------------------------------------------------------------------
+# --- existing sites ----------------------------------------------------------------------------------------------------
 
 
 def jobs_in(directory: str) -> int:
-    """How many jobs a DB holds. Opens a read transaction."""
+    """Return the number of jobs in a DB. Opens a read transaction."""
     db = directories.open_database(directory)
     with db.session(), db.read() as cx:
         found = sum(select.count_states(cx).values())
@@ -97,12 +97,12 @@ def _refuse(users: list[str], directory: str, what: str) -> None:
 
 @contextmanager
 def quiesced(directory: str, what: str) -> Iterator[Database]:
-    """Keep all others from writing into a DB inside the block, which removes it: else what they write would be lost.
+    """Keep all other processes from writing to a DB inside the block, which removes it: their writes would be lost.
 
-    They wait, and then hear that it is gone. Gives a Database to read it with.
+    They wait, and are then told that it is gone. Yields a Database to read it with.
 
     Raises:
-        DatabaseBusy: a launcher or a service has begun, or others did not stop writing. DatabaseError.
+        DatabaseBusy: a launcher or a service has started, or others did not stop writing. DatabaseError.
     """
     settings = Settings.load(directory)
     db = directories.open_database(directory, settings)
@@ -117,7 +117,7 @@ def quiesced(directory: str, what: str) -> Iterator[Database]:
 
 
 def directory_of(entry: SiteEntry, what: str) -> str:
-    """The directory of a site of this host; `what` is to be done with it.
+    """Return the directory of a site on this host; `what` names the planned operation in errors.
 
     Raises:
         InputError: it is on another host, or reached through a link. NotABalsamDB: it is gone. SiteUnreachable: its file
@@ -142,19 +142,19 @@ def directory_of(entry: SiteEntry, what: str) -> str:
 
 # --- removing ---------------------------------------------------------------------------------------------------------
 
-#: A note in the directory of a DB that is being moved: where it was.
+#: A note in the directory of a DB that is being moved: its previous directory.
 MOVING = "moving.json"
 
-#: What belongs to a DB, in the order in which it is removed: until its file is gone, the directory counts as one. SQLite's
-#: other files are removed later, as its locks are there, and so is the lock of a session: no process may come in between.
+#: The parts of a DB, in the order of removal: until its file is gone, the directory counts as a DB. SQLite's other files,
+#: which hold its locks, and the lock of a session are removed later: no process may come in between.
 _FOLDERS = (directories.DATA, directories.LOG, directories.QSUBMIT, script.TEMPLATES)
 _FILES = (MOVING, SETTINGS_FILE, policy.TEMPLATE, service.LOCK, *connection.FILES, directories.MARKER, session.FILE_NAME)
 
 
 def remove(entry: SiteEntry) -> list[str]:
-    """Remove a DB of this host with all its jobs and their working directories, and forget it.
+    """Remove a DB of this host with all its jobs and their working directories, and forget the site.
 
-    Whatever else lies in its directory, such as the user's own scripts, is left; returns the names of that.
+    Other files in its directory, such as the user's own scripts, are kept; returns their names.
 
     Raises:
         InputError: it is on another host. NotABalsamDB, DatabaseBusy: nothing was removed. DatabaseError: not all of it.
@@ -167,7 +167,7 @@ def remove(entry: SiteEntry) -> list[str]:
                 _remove(os.path.join(directory, name))
             left = sorted({*os.listdir(directory)} - {session.FILE_NAME})
             if not left and not remove_empty(directory):
-                os.rmdir(directory)  # which says why not
+                os.rmdir(directory)  # raises with the reason
     except OSError as exc:
         raise DatabaseError(f"{directory} cannot be removed entirely: {exc}", hint="Fix that, and try again.") from exc
     if entry.number:
@@ -176,9 +176,9 @@ def remove(entry: SiteEntry) -> list[str]:
 
 
 def remove_empty(directory: str) -> bool:
-    """Remove a directory in which a DB was, if it is empty; returns whether it is gone.
+    """Remove the directory of a removed DB if it is empty; return whether it is gone.
 
-    Those who wait for a shared DB may each make a lock file there again, before they hear that the DB is gone.
+    Processes that wait for a shared DB may each create a lock file there again before they learn that the DB is gone.
     """
     for _ in range(10):
         try:
@@ -192,7 +192,7 @@ def remove_empty(directory: str) -> bool:
 
 
 def _remove(path: str) -> None:
-    """Remove a file, or a directory with all that it holds; of a link, the link."""
+    """Remove a file, a directory with its contents, or a link (not its target)."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -200,23 +200,23 @@ def _remove(path: str) -> None:
 
 
 class Moved(NamedTuple):
-    """What became of a site that was moved."""
+    """The result of moving a site."""
 
     entry: SiteEntry
-    links: int  # between jobs, which were mended
+    links: int  # between jobs, which were updated
     apps: list[str]  # whose commands name the old directory
-    is_left: bool  # something of the old directory could not be removed
+    is_left: bool  # a part of the old directory could not be removed
 
 
 def move(entry: SiteEntry, destination: str) -> Moved:
-    """Put a DB of this host into another directory, with all that lies there, and note that.
+    """Move a DB of this host, with everything in its directory, to another directory, and register its new place.
 
     Working directories are relative and move along; paths and links that name the old directory are changed. Across file
-    systems everything is copied first, and removed from its old place when the copy is complete. A move that was killed halfway
-    is brought to its end by the same call again.
+    systems everything is copied first, and removed from its old place when the copy is complete. If a move was killed halfway,
+    the same call completes it.
 
     Raises:
-        InputError: the destination exists or lies inside. DatabaseBusy. UnsafeFilesystem. DatabaseError.
+        InputError: the destination exists or is inside the DB's directory. DatabaseBusy. UnsafeFilesystem. DatabaseError.
     """
     target = os.path.abspath(os.path.expanduser(destination))
     if not entry.is_there and _comes_from(target) == entry.path:
@@ -243,18 +243,18 @@ def move(entry: SiteEntry, destination: str) -> Moved:
 
 
 def _move_by_copy(entry: SiteEntry, db: Database, source: str, target: str) -> Moved:
-    """Inside `quiesced`, as what others wrote into the old DB after the copy would be lost."""
+    """Copy the DB, then remove the original. Runs inside `quiesced`: writes to the old DB after the copy would be lost."""
     _copy(db, source, target)
     try:
         moved = _arrive(entry, source, target)
-        os.sync()  # else a power cut could take both: the original is removed now
+        os.sync()  # else a power failure could destroy both: the original is removed now
     except BaseException:
         _take_back(entry, source, target)
         raise
     try:  # so that a process that has the old file open notices
         os.unlink(os.path.join(source, connection.FILE_NAME))
     except BaseException as exc:
-        if directories.is_db(source):  # else the copy is all there is: a Ctrl-C may be heard when it is gone already
+        if directories.is_db(source):  # else the copy is the only one: a Ctrl-C may arrive after the removal
             _take_back(moved.entry, source, target)
         if isinstance(exc, OSError):
             text = f"{source} cannot be removed: {exc.strerror or exc}"
@@ -265,7 +265,7 @@ def _move_by_copy(entry: SiteEntry, db: Database, source: str, target: str) -> M
 
 
 def _take_back(entry: SiteEntry, source: str, target: str) -> None:
-    """Remove the copy, and what leads to it."""
+    """Remove the copy, and point the registry entry back to the source."""
     if entry.number:
         with contextlib.suppress(BalsamError):
             registry.move(entry.number, source)
@@ -273,7 +273,7 @@ def _take_back(entry: SiteEntry, source: str, target: str) -> None:
 
 
 def _arrive(entry: SiteEntry, source: str, target: str) -> Moved:
-    """Let the DB in its new directory, and the registry, know where it is."""
+    """Record the new directory in the DB and in the registry."""
     apps = _change_paths(target, source, target)
     links = _mend_links(os.path.join(target, directories.DATA), source, target)
     arrived = registry.move(entry.number, target) if entry.number else registry.add(target)
@@ -291,7 +291,7 @@ def _refuse_unsafe(source: str, target: str) -> None:
 
 
 def _is_renamed(source: str, target: str) -> bool:
-    """Rename the directory, with a note in it where it was. False where the new one would be on another file system."""
+    """Rename the directory, with a note in it of its old path. Return False if the new one would be on another file system."""
     try:
         write_json_atomic(os.path.join(source, MOVING), source)
         os.rename(source, target)
@@ -300,13 +300,13 @@ def _is_renamed(source: str, target: str) -> bool:
         if exc.errno == errno.EXDEV:
             return False
         raise _cannot_move(source, target, exc) from exc
-    with contextlib.suppress(FileNotFoundError):  # the lock of this session came along
+    with contextlib.suppress(FileNotFoundError):  # the lock of this session moved along
         os.unlink(os.path.join(target, session.FILE_NAME))
     return True
 
 
 def _comes_from(target: str) -> str:
-    """The directory in which a DB was that has not wholly arrived in `target`; "" if there is none such."""
+    """Return the previous directory of a DB that has not completely arrived in `target`; "" if there is none."""
     try:
         with open(os.path.join(target, MOVING), encoding="utf-8") as file:
             return str(json.load(file)) if directories.is_db(target) else ""
@@ -320,7 +320,7 @@ def _forget_where_from(directory: str) -> None:
 
 
 def _copy(db: Database, source: str, target: str) -> None:
-    """A copy of the directory, under its name when it is complete. The file itself is copied by SQLite."""
+    """Copy the directory, giving the copy its name when it is complete. SQLite copies the database file."""
     part = f"{target}.part"
     if os.path.lexists(part):  # perhaps another user's; it is removed below, whatever goes wrong
         raise InputError(f"{part} exists", hint="If a move that was killed has left it, remove it and try again.")
@@ -341,7 +341,7 @@ def _cannot_move(source: str, target: str, exc: OSError) -> DatabaseError:
 
 
 def _change_paths(directory: str, old: str, new: str) -> list[str]:
-    """Change what the DB in that directory knows of its place. Returns the apps that name `old`."""
+    """Update the paths in the DB in that directory. Return the apps that name `old`."""
     db = directories.open_database(directory)
     with db.session(), db.write() as cx:
         relocate.relocate(cx, old, new)
@@ -352,11 +352,11 @@ def _change_paths(directory: str, old: str, new: str) -> list[str]:
 
 
 def _mend_links(folder: str, old: str, new: str) -> int:
-    """Let the links below `folder` that lead into `old` lead into `new`. Returns how many did."""
+    """Redirect links below `folder` from `old` to `new`. Return their number."""
     mended = 0
     for link in _links(folder):
         if not os.path.islink(link):
-            continue  # it was `fresh` of another one
+            continue  # it was the `fresh` name of another link
         goal = os.readlink(link)
         if goal.startswith(f"{old}/"):
             fresh, mended_goal = f"{link}.moved", new + goal[len(old) :]
@@ -382,13 +382,13 @@ def start(directory: str) -> Row:
     """Start the service of that DB in the background: {"said": lines, pid, host, log}.
 
     Raises:
-        AnotherService: where it runs already. LaunchError: it did not begin.
+        AnotherService: one is already running; the message names its host and pid. LaunchError: it did not start.
     """
     try:
         started = service.start(directory)
     except AnotherService as exc:
         found = service.status(directory)
-        if found["state"] != "running":  # it has just come or gone
+        if found["state"] != "running":  # it has just started or ended
             raise
         raise AnotherService(
             f"The site is already running on {found['host']} [PID {found['pid']}].",
@@ -399,16 +399,16 @@ def start(directory: str) -> Row:
 
 
 def check(directory: str) -> Row:
-    """Read what a service of that DB would: {"said": []}. Raises SettingsError: it could not start."""
+    """Read what a service of that DB would: {"said": []}. Raise SettingsError if it could not start."""
     policy.load(directory, Settings.load(directory))
     return {"said": []}
 
 
 def stop(directory: str) -> Row:
-    """End the service of that DB and wait for that; {"said": lines}. None that runs is no error.
+    """Stop the service of that DB and wait for its end; {"said": lines}. If none runs, that is no error.
 
     Raises:
-        LaunchError: it is still busy, or another user's.
+        LaunchError: it is still busy, or belongs to another user.
     """
     found = service.status(directory)
     said = service.stop(directory)
@@ -418,7 +418,7 @@ def stop(directory: str) -> Row:
 
 
 def status(directory: str) -> Row:
-    """What there is to tell of it: {"said": lines} and what `service.main.status` says."""
+    """Return the status of the service: {"said": lines} and the fields of `service.main.status`."""
     found = service.status(directory)
     if found["state"] == "none":
         return {"said": ["No service has run at this site."], **found}

@@ -1,4 +1,4 @@
-"""A site whose DB lies on this host: `interface.SiteInterface` answered by the DB."""
+"""A site whose DB is on this host: `interface.SiteInterface` implemented on the DB."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..db.query import events, select
 from ..db.store import held_back
 from .interface import KINDS, Row
 
-#: Seconds after its last heartbeat when a service is no longer active. Source: Balsam 0.7.
+#: Seconds since its last heartbeat after which a service is no longer active. Source: Balsam 0.7.
 _ACTIVE_S = 120.0
 #: The kind of a service's lease. Source: `service.loop`, whose import takes long.
 _SERVICE = "service"
 
-#: What reads the rows of a kind, and counts them.
+#: The modules that read and count the rows of each kind.
 _READERS: dict[str, tuple[Callable[..., list[Row]], Callable[..., int]]] = {
     "job": (select.jobs, select.count_jobs),
     "app": (select.apps, select.count_apps),
@@ -30,7 +30,7 @@ _READERS: dict[str, tuple[Callable[..., list[Row]], Callable[..., int]]] = {
 
 
 class LocalSite:
-    """The site of a site of this host. Nothing is opened before the first question."""
+    """The site of a DB on this host. Opens nothing before the first query."""
 
     def __init__(self, entry: SiteEntry, database: Database | None = None) -> None:
         self.entry = entry
@@ -46,8 +46,8 @@ class LocalSite:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def about(self) -> Row:
-        """Version, path, identity, interpreter, whether a service is active and when it was last heard of, number of jobs."""
-        from ..db.store import leases  # here, not above: it takes as long to import as all the rest
+        """Return version, path, identity, interpreter, whether a service is active and its last heartbeat, number of jobs."""
+        from ..db.store import leases  # here, not above: importing it takes as long as all the rest
 
         with self.database.read() as cx:
             jobs, service = select.count_jobs(cx), leases.latest(cx, _SERVICE)
@@ -70,7 +70,7 @@ class LocalSite:
     def select(
         self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
     ) -> list[Row]:
-        """The rows that match, in order."""
+        """Return the rows that match, in order."""
         if kind in _READERS:
             held_back.release(self.database)
             with self.database.read() as cx:
@@ -79,7 +79,7 @@ class LocalSite:
         return rows
 
     def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
-        """How many match."""
+        """Return the number of rows that match."""
         if kind in _READERS:
             held_back.release(self.database)
             with self.database.read() as cx:
@@ -87,26 +87,26 @@ class LocalSite:
         return int(_keeper(kind).count(self.database, where))
 
     def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
-        """State -> number of the jobs that match."""
+        """Return state -> number of the jobs that match."""
         held_back.release(self.database)
         with self.database.read() as cx:
             return select.count_states(cx, where)
 
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
-        """A page of events as short lists."""
+        """Return a page of events as short lists."""
         with self.database.read() as cx:
             return events.page_of_tuples(cx, where, after, touching)
 
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:
-        """Return a part of the jobs that match; with all fields also what each waits for, if a launcher has said so."""
+        """Return a part of the jobs that match; with all fields also what each waits for, if a launcher has recorded it."""
         held_back.release(self.database)
         with self.database.read() as cx:
             return select.jobs_page(cx, where, fields, after, size, order)
 
     def result(self, job: int) -> Row:
-        """What became of a job."""
+        """Return the outcome of a job."""
         from . import jobs
 
         return jobs.result(self.database, job)
@@ -119,7 +119,7 @@ class LocalSite:
         return made
 
     def check_jobs(self, rows: Sequence[Row]) -> None:
-        """Raise what creating these jobs would."""
+        """Raise the errors that creating these jobs would."""
         _keeper("job").check(self.database, rows)
 
     def update(self, kind: str, changes: Sequence[Row]) -> int:
@@ -127,7 +127,7 @@ class LocalSite:
         return int(_keeper(kind).update(self.database, changes)) if changes else 0
 
     def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        """The same changes for all that match."""
+        """Apply the same changes to all rows that match."""
         if kind == "batch_job":
             return self.update(kind, [{**changes, "id": row["id"]} for row in self.select(kind, where)])
         return int(_keeper(kind).update_where(self.database, where, changes))
@@ -135,7 +135,7 @@ class LocalSite:
     def delete(
         self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
     ) -> Row:
-        """Remove all that match."""
+        """Remove all rows that match."""
         options = {"job": (force, running), "app": (force, keep_jobs)}
         done: Row = _keeper(kind).delete(self.database, where, *options.get(kind, ()))
         return done
@@ -143,7 +143,7 @@ class LocalSite:
     # --- the service --------------------------------------------------------------------------------------------------
 
     def service(self, verb: str) -> Row:
-        """`start`, `stop`, `status` of the site's service, or a `check` of what it would read."""
+        """Run `start`, `stop`, `status` of the site's service, or `check` its settings and queue policy."""
         from . import lifecycle
 
         verbs = {"start": lifecycle.start, "stop": lifecycle.stop, "status": lifecycle.status, "check": lifecycle.check}
@@ -153,7 +153,7 @@ class LocalSite:
 
 
 def _keeper(kind: str) -> Any:
-    """The module with what is done to rows of that kind.
+    """Return the module that changes rows of that kind.
 
     Raises:
         InvalidSpec: there is no such kind, or its rows cannot be changed.

@@ -1,4 +1,4 @@
-"""Reasons why a launch will probably run nothing, for the user who submits it, who would find out hours later."""
+"""Reasons why a launch will probably run nothing: warn the user at submission, not hours later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAITING = tuple(state for state in states.STATES if state not in (*states.END_ST
 
 
 def warnings_for(db: Database, settings: Settings, request: LaunchRequest, scheduler_name: str) -> list[str]:
-    """Return the warnings about a launch, by the jobs that wait. Detects the GPUs of this host if it runs there."""
+    """Return the warnings about a launch for the waiting jobs. Detects the GPUs of this host if the launch runs here."""
     whole = Partition(request.job_mode, request.nodes)
     found: list[str] = []
     matches = False
@@ -59,7 +59,7 @@ def _missing_mpi4py(request: LaunchRequest, scheduler_name: str) -> list[str]:
 
 
 def _obstacles(shape: Shape, part: Partition, gpus: float | None) -> Iterator[str]:
-    """Yield the reasons why that launcher will never run such jobs."""
+    """Yield the reasons why the launcher will never run such jobs."""
     if part.job_mode == "serial" and not shape.is_serial:
         yield "have several ranks: they need --job-mode=mpi or mixed"
     if shape.num_nodes > part.num_nodes:
@@ -70,9 +70,9 @@ def _obstacles(shape: Shape, part: Partition, gpus: float | None) -> Iterator[st
 
 
 def _gpus_per_node(settings: Settings, nodes: int, scheduler_name: str) -> float | None:
-    """Return the GPUs of each node; None where only the nodes themselves know."""
+    """Return the GPUs of each node; None if only the nodes themselves know."""
     if settings.GPUS_PER_NODE >= 0:
         return settings.GPUS_PER_NODE
     if scheduler_name != "LocalScheduler":
         return None
-    return -(-len(hardware.gpus()) // nodes)  # dealt out evenly; of what is left over the first ones have one more
+    return -(-len(hardware.gpus()) // nodes)  # distributed evenly; the first nodes have one more if a remainder is left

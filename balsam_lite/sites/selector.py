@@ -1,6 +1,6 @@
-"""Which sites are meant: the words of `--site`, and of arguments that name one site.
+"""Select sites: parse the value of `--site`, and arguments that name one site.
 
-Everything here raises BalsamError only, and opens no transaction; `active` alone asks the sites themselves.
+Functions here raise only BalsamError and open no transaction, except that `active` queries the sites themselves.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _ALL, _ACTIVE, _THIS = "all", "active", "this"
 
 
 def choose(text: str = "", db: str | None = None) -> list[SiteEntry]:
-    """The sites that `--site TEXT` means, by number, none of them twice.
+    """Return the sites that `--site TEXT` selects, ordered by number and without duplicates.
 
-    Several are separated by commas. Each is `all`, `active` (a service runs there), `this` (the active DB), a number, a name,
-    the directory of a DB, or else a part of the names or directories of all that are meant. "" is the active DB (`db` if it is
-    given), and where there is none all known sites.
+    Separate several with commas. Each is `all`, `active` (a service runs there), `this` (the active DB), a number, a name, the
+    directory of a DB, or else a part of a name or directory, which selects every site that contains it. "" selects the active
+    DB (`db` if given), or all known sites if no DB is active.
 
     Raises:
-        UnknownSite: one of them means nothing. AmbiguousSite: two sites have that name. NoDatabase, NotABalsamDB: `this`, or
-        "", and there is no such DB. BalsamError: the registry cannot be read.
+        UnknownSite: a part selects nothing. AmbiguousSite: two sites have that name. NoDatabase, NotABalsamDB: `this` or
+        "" is given, and there is no such DB. BalsamError: the registry cannot be read.
     """
     if not text.strip():
         return _default(db)
-    if "," in text and directories.is_db(_absolute(text)):  # a directory's name may have one
+    if "," in text and directories.is_db(_absolute(text)):  # a directory's name may contain a comma
         return [registry.at(text)]
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -37,10 +37,10 @@ def choose(text: str = "", db: str | None = None) -> list[SiteEntry]:
 
 
 def choose_one(text: str = "", db: str | None = None) -> SiteEntry:
-    """The one site that `--site TEXT` means, where something is to be done at one place.
+    """Return the one site that `--site TEXT` selects, for operations on a single site.
 
     Raises:
-        UnknownSite, NoDatabase: none. AmbiguousSite: more than one. Else as `choose`.
+        UnknownSite, NoDatabase: no site matches. AmbiguousSite: more than one matches. Otherwise as `choose`.
     """
     if not text.strip():
         return _this(db, "No site is named, and this is outside of any.")
@@ -48,7 +48,9 @@ def choose_one(text: str = "", db: str | None = None) -> SiteEntry:
 
 
 def find(word: str) -> SiteEntry:
-    """The one site that an argument names: a directory, a name, a number or an address. A part will not do: it may be removed.
+    """Return the one site that an argument names: a directory, a name, a number or an address.
+
+    A part of a name is not accepted, because the site may be removed.
 
     Raises:
         UnknownSite, AmbiguousSite. BalsamError: the registry cannot be read.
@@ -75,7 +77,7 @@ def _this(db: str | None, otherwise: str) -> SiteEntry:
 
 
 def _meant(part: str, db: str | None) -> list[SiteEntry]:
-    """What one part of `--site` means: at least one site."""
+    """Return the sites that one part of `--site` selects, at least one."""
     if part == _ACTIVE:
         return _active()
     if part == _THIS:
@@ -87,7 +89,7 @@ def _meant(part: str, db: str | None) -> list[SiteEntry]:
 
 
 def _named(word: str) -> list[SiteEntry]:
-    """The sites of that number, name or directory, or else those with `word` in the name or the address."""
+    """Return the sites with that number, name or directory, or else those with `word` in the name or the address."""
     found = _exactly(word)
     if found or word.isdecimal():
         return found
@@ -126,7 +128,7 @@ def _choices(entries: list[SiteEntry]) -> str:
 
 
 def _active() -> list[SiteEntry]:
-    """The sites where a service was heard of in the last two minutes; one that does not answer gets a warning."""
+    """Return the sites whose service had a heartbeat in the last two minutes; warn of each site that does not answer."""
     from . import fanout
 
     answers = fanout.query_all(

@@ -1,1 +1,1 @@
-"""The SQLite file and its directory: how it is opened, locked, migrated, checked, copied and repaired."""
+"""The SQLite file and its directory: open, lock, migrate, check, copy and repair them."""

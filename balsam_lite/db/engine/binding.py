@@ -1,8 +1,8 @@
-"""Tell a DB from a copy of it: the table `meta` records where its file is, and the file's inode.
+"""Distinguish a DB from a copy of it: the table `meta` records the path of its file and the file's inode.
 
-A DB that was renamed, moved to another file system, or restored in its place is still the same DB. It is a copy if the file
-that it was bound to still exists and is another one. A copy on another host is known by its inode. On network file systems,
-which may give a file a new number (fuse, cifs), nothing is concluded from that.
+A DB that was renamed, moved to another file system, or restored in place is still the same DB. It is a copy if the file to
+which it was bound still exists and is another one. A copy on another host is recognized by its inode. On network file systems,
+which may change a file's inode (fuse, cifs), nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAME, MOVED, COPY = "same", "moved", "copy"
 
 
 class Binding(NamedTuple):
-    """The file that a DB was bound to."""
+    """The file to which a DB was bound."""
 
     inode: int
     host: str
@@ -32,7 +32,7 @@ class Binding(NamedTuple):
         return f"{self.path} on {self.host}" if self.inode else f"a backup of {self.path} on {self.host}"
 
     def is_at(self, path: str) -> bool:
-        """Return whether that is its place."""
+        """Return whether `path` is the bound place."""
         return self.host == os.uname().nodename and self.path == os.path.realpath(path)
 
 
@@ -53,7 +53,7 @@ def record(cx: sqlite3.Connection, path: str, inode: int | None = None) -> None:
 def judge(cx: sqlite3.Connection, path: str) -> str:
     """Return whether the open file `path` is the bound one (SAME), was MOVED or restored, or is a COPY.
 
-    One that was moved is to be bound anew: else a copy of it would seem to be moved, too.
+    A moved DB must be rebound: otherwise a copy of it would seem to be moved, too.
     """
     bound = recorded(cx)
     if bound is None:
@@ -65,7 +65,7 @@ def judge(cx: sqlite3.Connection, path: str) -> str:
         other = MOVED if bound.is_at(path) else COPY
         return SAME if bound.inode == here.st_ino else other
     try:
-        if os.path.samestat(os.stat(bound.path), here):  # by another name, such as that of a bind mount
+        if os.path.samestat(os.stat(bound.path), here):  # by another path, such as that of a bind mount
             return SAME
     except OSError:
         return MOVED
@@ -73,17 +73,17 @@ def judge(cx: sqlite3.Connection, path: str) -> str:
 
 
 def renew_id(cx: sqlite3.Connection) -> None:
-    """Give a copy an id that the original does not have. Runs inside the caller's write transaction."""
+    """Give a copy an id that differs from the original's. Runs inside the caller's write transaction."""
     cx.execute("UPDATE meta SET value = lower(hex(randomblob(16))) WHERE key = 'id'")
 
 
 def id_of(cx: sqlite3.Connection) -> str:
-    """Return the random text that tells this DB from all others, its copies among them. Needs a transaction."""
+    """Return the random text that distinguishes this DB from all others, even its copies. Needs a transaction."""
     return str(cx.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
 
 
 def _has_id(path: str, db_id: str) -> bool:
-    """Return whether the DB there has that id, as far as it can be read: a new DB may have been made there."""
+    """Return whether the DB there has that id, as far as it can be read: a new DB may have been created there."""
     try:
         other = sqlite3.connect(f"file:{filesystem.quoted(path)}?mode=ro", uri=True, timeout=1)
         try:

@@ -1,10 +1,10 @@
-"""The one way to the SQLite file: read and write transactions, on a local disk and on a shared file system.
+"""Access to the SQLite file: read and write transactions, on a local disk and on a shared file system.
 
-*local*: ordinary WAL; each thread keeps a connection, and many processes work at once.
-*shared*: sessions. WAL shares memory between processes, which hosts cannot; so each session takes a lock file, opens the
-file for itself alone, closes it, and releases. Reading takes a session too.
+*local*: ordinary WAL; each thread keeps a connection, and many processes work concurrently.
+*shared*: sessions. WAL shares memory between processes, which separate hosts cannot do; so each session takes a lock file,
+opens the file exclusively, closes it, and releases the lock. Reading takes a session too.
 
-Code that uses a `Database` does not know which of the two it has. Nothing here knows a table but `lease`.
+Code that uses a `Database` does not know which of the two it has. No table except `lease` is used here.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ FILE_NAME = "balsam.sqlite3"
 #: The database file and what SQLite puts beside it (https://sqlite.org/tempfiles.html).
 FILES = tuple(FILE_NAME + ending for ending in ("", "-wal", "-shm", "-journal"))
 
-#: Directories next to the file that are empty only where the DB has never been used.
+#: Directories next to the file that are empty only if the DB has never been used.
 USED_FOLDERS = ("data", "log")
 
-#: What `read` and `write` give, for those above this room to name: they hand it on and do not look into it.
+#: The type that `read` and `write` yield, for callers that only pass it on.
 Connection = sqlite3.Connection
 
 #: Leases of long-running programs, one of which moves the WAL into the file (SQL condition).
@@ -59,15 +59,15 @@ AT_WORK = "kind IN ('launcher', 'service')"
 _CHECKPOINT_PAGES = 4000
 #: How long network file systems remember names that are gone, in seconds: NFS 3 to 60 (acdirmin and acdirmax of nfs(5)).
 _STALE_NAMES_S = 5.0
-#: How long another process may take to notice that the WAL that it has open was removed, in seconds. A launcher looks
-#: twenty times a second.
+#: How long another process may take to notice that its open WAL was removed, in seconds. A launcher checks twenty times a
+#: second.
 _UNNOTICED_S = 10.0
 
-#: Connections of a parent process, seen after a fork. Closing them here would drop the parent's locks, so they are kept.
+#: Connections of a parent process, present after a fork. Closing them here would drop the parent's locks, so they are kept.
 _of_the_parent: list[sqlite3.Connection] = []
 
 
-#: The connections of this process that are open, so that they can be closed at its end.
+#: The open connections of this process, to be closed at its end.
 _open_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 #: DBs whose `-shm` was removed while threads of this process had it open.
 _separated: set[str] = set()
@@ -79,7 +79,7 @@ class _Connection(sqlite3.Connection):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.owner = (os.getpid(), threading.get_ident())
-        self.folder = ""  # of the private copy that it has open, which goes with it
+        self.folder = ""  # of the private copy that it has open, which is removed with it
         self.path = ""  # of the database
         self.is_open = True
         _close_at_exit()
@@ -94,7 +94,7 @@ class _Connection(sqlite3.Connection):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-#: How many write transactions this process has committed.
+#: Number of write transactions that this process has committed.
 commits = 0
 
 
@@ -106,7 +106,7 @@ def _note_commit() -> None:
 def close_all() -> None:
     """Close this thread's connections to all DBs. The last process to close a local DB moves its WAL into the file.
 
-    Called when the process ends: SQLite does not do it by itself, and then the newest commits are in the WAL alone.
+    Called when the process ends: SQLite does not do so by itself, and the newest commits would be only in the WAL.
     """
     for cx in list(_open_connections):
         if cx.owner == (os.getpid(), threading.get_ident()):
@@ -124,27 +124,27 @@ def _close_at_exit() -> None:
 def at_exit(function: Callable[[], object]) -> None:
     """Call `function` when the process ends, before its connections are closed."""
     _close_at_exit()
-    atexit.register(function)  # the last one is called first
+    atexit.register(function)  # functions run in reverse order of registration
 
 
 class _ThreadState(threading.local):
-    """What one thread has open."""
+    """The state of one thread."""
 
     connection: _Connection | None = None
-    file: tuple[int, int] | None = None  # what the connection has open
-    sides: wal.Sides | None = None  # the WAL and its index that it has open, if others use them, too
-    has_saved = False  # what was only in a WAL that was removed
+    file: tuple[int, int] | None = None  # the file that the connection has open, as `file_at` returns it
+    sides: wal.Sides | None = None  # the open WAL and its index, if others use them, too
+    has_saved = False  # content that was only in a removed WAL was saved
     transaction = ""  # "", "read" or "write"
     lock: SessionLock | None = None  # of the session that is open on a shared file system
-    unlocked: DatabaseReadOnly | None = None  # why the session that is open has no lock: it can only read
-    read_as: wal.State | None = None  # of the file, if the connection sees it as it was then, and no later change
-    is_immutable = False  # and must not be used when the file has changed
+    unlocked: DatabaseReadOnly | None = None  # why the open session has no lock: it can only read
+    read_as: wal.State | None = None  # the state of the file that the connection sees, without later changes
+    is_immutable = False  # must not be used when the file has changed
 
     def __init__(self) -> None:
         self.process = os.getpid()
 
     def after_fork(self) -> None:
-        """Forget what is the parent's: its connection, its transaction, its session."""
+        """Forget the parent's connection, transaction and session."""
         if self.connection is not None:
             _of_the_parent.append(self.connection)
         self.connection, self.transaction, self.lock, self.process = None, "", None, os.getpid()
@@ -152,11 +152,11 @@ class _ThreadState(threading.local):
 
 
 class Database:
-    """The database of one directory, whichever way it must be opened.
+    """The database of one directory, in either access mode.
 
-    Safe to share between threads, each of which gets its own connection, and across a fork, after which the child opens
-    anew. All methods raise DatabaseError or one of its kinds where SQLite fails. On a local disk a connection stays open, so
-    each transaction looks whether that file still lies there: DatabaseGone, until `close`, if it does not.
+    Safe to share between threads, each of which gets its own connection, and across a fork, after which the child opens a new
+    one. All methods raise DatabaseError or a subclass when SQLite fails. On a local disk a connection stays open, so each
+    transaction checks that the file is still in place: if not, it raises DatabaseGone until `close`.
     """
 
     def __init__(self, directory: str, access: str, *, busy_timeout_s: float = 60.0, expiry_s: float = 120.0) -> None:
@@ -183,7 +183,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A connection inside a read transaction: all queries see one moment. Joins a transaction that is open already."""
+        """Yield a connection in a read transaction: all queries see one moment. Joins a transaction that is open already."""
         thread = self._thread()
         if thread.transaction:
             assert thread.connection is not None
@@ -203,9 +203,9 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A connection inside a write transaction: committed at the end of the block, rolled back by any exception.
+        """Yield a connection in a write transaction: committed at the end of the block, rolled back by any exception.
 
-        Keep the block short and free of anything slow; everybody else waits. Joins a write transaction that is open.
+        Keep the block short and free of slow work, because all other processes wait. Joins a write transaction that is open.
         """
         thread = self._thread()
         if thread.transaction == "write":
@@ -235,11 +235,11 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Several transactions in one go. It costs nothing on a local disk; on a shared one it is one opening of the file.
+        """Combine several transactions: free on a local disk; on a shared file system they open the file only once.
 
         Raises:
-            LostSession: others took this process for dead, because it slept in the middle. What was committed before
-                stays; nothing was written since, and what was read since cannot be trusted.
+            LostSession: others took this process for dead because it slept in the middle. Earlier commits stay; nothing was
+                written since, and data read since cannot be trusted.
         """
         thread = self._thread()
         if self.access == filesystem.LOCAL or thread.lock is not None or thread.unlocked is not None:
@@ -259,7 +259,7 @@ class Database:
             except DatabaseGone:  # the lock file was removed with the DB
                 raise
             except DatabaseError:
-                self._refuse_if_lost()  # then that is why
+                self._refuse_if_lost()  # then raise that as the cause
                 raise
             finally:
                 if thread.lock is not None and thread.lock.is_lost():
@@ -271,7 +271,7 @@ class Database:
     def quiesced(self) -> Iterator[Database]:
         """Keep all other processes from writing inside the block, which may remove the files. Yield a Database to read with.
 
-        Those who wait meanwhile get DatabaseGone if the file is not there in the end, else their turn.
+        Waiting processes get DatabaseGone if the file is missing at the end, else their turn.
         """
         if self.access != filesystem.LOCAL:
             with self.session():
@@ -287,7 +287,7 @@ class Database:
             cx.execute("ROLLBACK")
 
     def execute_outside_transaction(self, statement: str) -> list[tuple[object, ...]]:
-        """Run a statement that SQLite refuses inside a transaction, such as VACUUM; returns its rows."""
+        """Run a statement that SQLite refuses inside a transaction, such as VACUUM; return its rows."""
         if self._thread().transaction:
             raise RuntimeError(f"{statement} cannot run inside a transaction")
         rows: list[tuple[object, ...]] = []
@@ -301,9 +301,9 @@ class Database:
         return rows
 
     def changed(self) -> bool:
-        """Return whether another process may have written since the last call: certain and cheap on a local disk.
+        """Return whether another process may have written since the last call: exact and cheap on a local disk.
 
-        On a shared file system only opening the file would tell, so the answer is always True.
+        On a shared file system only opening the file would show it, so the answer is always True.
         """
         if self.access != filesystem.LOCAL:
             return True
@@ -320,9 +320,9 @@ class Database:
         return changed
 
     def own_checkpoints(self, mine: bool) -> None:
-        """Say whether this process moves the WAL into the database file. Others leave it to the launcher or the service.
+        """Set whether this process moves the WAL into the database file. Others leave this to the launcher or the service.
 
-        SQLite before 3.51.3 has a rare fault when two connections write and checkpoint at one instant
+        SQLite before 3.51.3 has a rare fault when two connections write and checkpoint at the same instant
         (https://sqlite.org/wal.html#walresetbug), so as few as possible do it.
         """
         self._keeps_checkpoints = mine
@@ -337,10 +337,10 @@ class Database:
         *,
         is_new: bool = False,
     ) -> None:
-        """Make an empty file a database, and bring an older one to this program's schema version.
+        """Initialize an empty file as a database, and bring an older one to this program's schema version.
 
-        Both are called inside the transaction: `allow`, which may raise, if there is an older one, and at the end `then`.
-        The caller has just made the file if it `is_new`; else an empty one is refused where the DB has been used.
+        Both callbacks run inside the transaction: `allow`, which may raise, if there is an older one, and `then` at the end.
+        Pass `is_new` if the caller has just created the file; otherwise an empty file is refused if the DB has been used.
         """
         self.close()
         if not is_new:
@@ -372,7 +372,7 @@ class Database:
         """
         thread = self._thread()
         if thread.connection is not None and self._is_separated():
-            with suppress(BalsamError, sqlite3.Error):  # what can be done was, and nothing more is written
+            with suppress(BalsamError, sqlite3.Error):  # all possible work was done, and nothing more is written
                 self._save_the_wal()
         if thread.connection is not None:
             if self._keeps_checkpoints and self.access == filesystem.LOCAL:
@@ -384,16 +384,16 @@ class Database:
         try:
             self._refuse_if_gone()
             cx.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except (BalsamError, sqlite3.Error):  # another process is using the file, and moves the WAL when it closes
+        except (BalsamError, sqlite3.Error):  # another process uses the file, and moves the WAL when it closes
             pass
 
     # --- connections --------------------------------------------------------------------------------------------------
 
     def _refuse_if_gone(self) -> None:
-        """Raise DatabaseGone if the file there is missing or not the open one: no process would see what is written.
+        """Raise DatabaseGone if the file is missing or not the open one: no process would see what is written.
 
-        It is not opened: to close it again would drop SQLite's locks. Network file systems may give a file a new number, but
-        there each session opens it anew.
+        The file is not opened: closing it again would drop SQLite's locks. Network file systems may give a file a new inode,
+        but there each session opens it anew.
         """
         if self.access != filesystem.LOCAL:
             return
@@ -409,10 +409,10 @@ class Database:
         return sides is not None and wal.sides_of(self.path) != sides
 
     def _save_the_wal(self) -> None:
-        """Put back a WAL that was separated from the file while it was open, and close the connection; else do nothing.
+        """Restore a WAL that was separated from the file while open, and close the connection; otherwise do nothing.
 
         Raises:
-            DatabaseGone: others have written since to what took its place. sqlite3.OperationalError: another one is writing.
+            DatabaseGone: others have written since to its replacement. sqlite3.OperationalError: another process is writing.
         """
         thread = self._thread()
         cx, mine = thread.connection, thread.sides
@@ -442,8 +442,8 @@ class Database:
                 hint="Never remove these files while a program uses the DB. `balsam db check` tells what state it is in.",
             )
         if wal.sides_of(self.path).shm != mine.shm:
-            # Others with the same -shm find then that there is nothing for them to save. FULL, since TRUNCATE would do so, too,
-            # where one of them has done this and written on.
+            # Others with the same -shm then find nothing to save. FULL, not TRUNCATE, which would have that effect even if one
+            # of them has already done this and written on.
             if cx.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
                 raise sqlite3.OperationalError("the WAL is locked by another process")
             _separated.add(self.path)
@@ -459,13 +459,13 @@ class Database:
         return any(one.is_open and one.path == self.path and one.owner[0] == os.getpid() for one in _open_connections)
 
     def _await_own_threads(self) -> None:
-        """Raise sqlite3.OperationalError while a thread has a `-shm` open that was removed: a new connection would use it."""
+        """Raise sqlite3.OperationalError while a thread has an open `-shm` that was removed: a new connection would use it."""
         if self.path in _separated and self._is_open_here():
             raise sqlite3.OperationalError("the WAL is locked: another thread has it open")
         _separated.discard(self.path)
 
     def _refuse_if_separated(self) -> None:
-        """Raise DatabaseError where another process has a WAL open that was removed: this one would go on without it."""
+        """Raise DatabaseError if another process has an open WAL that was removed: this process would not see its content."""
         if None not in wal.sides_of(self.path) or self._is_open_here():
             return
         started, pause = time.monotonic(), 0.001
@@ -516,7 +516,7 @@ class Database:
         return file
 
     def _abandon(self) -> None:
-        """Close without touching the file, which is another process's: no checkpoint, which SQLite makes when it closes."""
+        """Close without touching the file, which belongs to another process: no checkpoint, as SQLite makes on closing."""
         thread = self._thread()
         cx, thread.connection, thread.sides = thread.connection, None, None
         if cx is None:
@@ -526,7 +526,7 @@ class Database:
         if sys.version_info >= (3, 12):
             cx.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         else:
-            cx.interrupt()  # a checkpoint looks for it at every page, and only the next statement forgets it
+            cx.interrupt()  # a checkpoint checks for it at every page, and only the next statement clears it
         cx.close()
 
     def _thread(self) -> _ThreadState:
@@ -558,7 +558,7 @@ class Database:
         try:
             cx = self._open_as(self.path, "mode=rw")
             if self.access == filesystem.LOCAL and not self._is_upgrading:
-                thread.sides = wal.sides_of(self.path)  # they are open since it was read
+                thread.sides = wal.sides_of(self.path)  # open since the connection read the version
             return cx
         except sqlite3.OperationalError as exc:
             if self._is_upgrading or sqlite_errors.is_busy(exc) or not wal.is_refused(self.directory, self.path):
@@ -570,7 +570,7 @@ class Database:
         return self._open_as(self.path, "mode=ro&immutable=1")
 
     def _refuse_if_emptied(self) -> None:
-        """Raise DatabaseEmptied where the file was emptied; SQLite would take it for a new one, and remove its WAL."""
+        """Raise DatabaseEmptied if the file was emptied; SQLite would take it for a new one, and remove its WAL."""
         if os.stat(self.path).st_size:
             return
         wal = self._state_there().wal[0]
@@ -614,12 +614,12 @@ class Database:
     def _prepare(self, cx: sqlite3.Connection) -> None:
         if self.access != filesystem.LOCAL:
             cx.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first access: then WAL needs no shared memory
-        # What was committed survives a power cut, so that no attempt number is given out twice. (NORMAL syncs the WAL at
-        # checkpoints only: https://sqlite.org/pragma.html#pragma_synchronous.) On a shared file system another host may open
-        # the file after any commit, so each commit has to be in the file, not in this host's memory.
+        # Committed data survives a power failure, so that no attempt number is used twice. (NORMAL syncs the WAL at checkpoints
+        # only: https://sqlite.org/pragma.html#pragma_synchronous.) On a shared file system another host may open the file after
+        # any commit, so each commit has to be in the file, not in this host's memory.
         cx.execute("PRAGMA synchronous = FULL")
         if self._is_upgrading:
-            cx.execute("PRAGMA wal_autocheckpoint = 0")  # a launcher may be at it
+            cx.execute("PRAGMA wal_autocheckpoint = 0")  # a launcher may be checkpointing
             return
         migrations.refuse_unready(migrations.version_of(cx), self.directory)
         if self.access == filesystem.LOCAL:
@@ -627,13 +627,13 @@ class Database:
             self._choose_checkpoints(cx)
 
     def _refuse_copy(self, cx: sqlite3.Connection) -> None:
-        """Raise CopiedDatabase; where `init` cannot help, as nothing can be written, only warn. Bind anew what was moved."""
+        """Raise CopiedDatabase; only warn if `init` cannot help, because nothing can be written. Rebind a moved DB."""
         judged = binding.judge(cx, self.path)
         if judged == binding.SAME:
             return
         can_write = not wal.is_refused(self.directory, self.path)
         if judged == binding.MOVED:
-            with suppress(sqlite3.OperationalError):  # then the next one to open it does it
+            with suppress(sqlite3.OperationalError):  # then the next process that opens it does
                 if can_write:
                     binding.record(cx, self.path)
             return
@@ -653,7 +653,7 @@ class Database:
         cx.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if mine else 0}")
 
     def _begin(self, statement: str) -> sqlite3.Connection:
-        """Begin a transaction by that statement; return the connection, which may be a new one."""
+        """Begin a transaction with that statement; return the connection, which may be a new one."""
 
         begun: list[_Connection] = []
 
@@ -682,7 +682,7 @@ class Database:
         """Retry while the file is busy. SQLite's own waiting is unfair, so wait a random, slowly growing time.
 
         On a shared file system the name of a WAL that another host has just removed can stay in this host's cache for a
-        moment, and then the file cannot be opened. So that is tried again there, too.
+        moment, so that the file cannot be opened. Retry on that error there, too.
         """
         started = time.monotonic()
         pause = 0.001
@@ -729,7 +729,7 @@ def _has_entries(folder: str) -> bool:
 
 
 def file_at(path: str) -> tuple[int, int] | None:
-    """What tells a file from another one that gets its name; None where there is none. Raises DatabaseError."""
+    """Return what distinguishes a file from another one of that name; None if it does not exist. Raises DatabaseError."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Where a Balsam DB lies, what its directory holds, and which DBs this user has."""
+"""Find and create Balsam DB directories, know their contents, and list the DBs of this user."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from ..store.leases import Lease, Watch
 
 DB_VARIABLE = "BALSAM_DB_PATH"
-SITE_VARIABLE = "BALSAM_SITE_PATH"  # the same by the workshop's name
-MARKER = "balsam.json"  # how the database file must be opened, and what tells this DB from others
+SITE_VARIABLE = "BALSAM_SITE_PATH"  # the equivalent variable of Balsam 0.7
+MARKER = "balsam.json"  # how to open the database file, and the identity of this DB
 DATA, LOG, QSUBMIT, RUNS = "data", "log", "qsubmit", "runs"
 _SHARED_READ = "shared_read"  # a key of the marker
 
 
 def is_db(directory: str) -> bool:
-    """Whether a Balsam DB lies in that very directory."""
+    """Return whether a Balsam DB is in exactly that directory."""
     return os.path.isfile(os.path.join(directory, connection.FILE_NAME))
 
 
 def is_unfinished(directory: str) -> bool:
-    """Return whether an `init` that was interrupted has left a file without tables there, which the next one completes."""
+    """Return whether an interrupted `init` has left a file without tables there, which the next `init` completes."""
     import sqlite3  # here, not above: it is hardly ever needed
 
     try:
@@ -58,12 +58,12 @@ def is_unfinished(directory: str) -> bool:
 def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """Return the active DB's directory: `explicit`, else BALSAM_DB_PATH or BALSAM_SITE_PATH, else the one around the cwd.
 
-    `explicit` is a path, or else the name of a known DB on this host or the last part of its path.
+    `explicit` is a path, the name of a known DB on this host, or the last part of its path.
 
     Raises:
-        NotABalsamDB: the one that was named is none. NoDatabase: none was named and none contains the current directory.
+        NotABalsamDB: the named path is no DB. NoDatabase: none is named and none contains the current directory.
     """
-    if explicit == "":  # an unset variable of a script; taking another DB instead could cost the user that one
+    if explicit == "":  # an unset variable of a script; using another DB instead could cost the user that one
         raise NotABalsamDB("The path of the DB is empty (from --db)", hint="`balsam which --list` shows the known ones.")
     for named, source in ((explicit, "--db"), *((environ.get(name), name) for name in (DB_VARIABLE, SITE_VARIABLE))):
         if named:
@@ -84,7 +84,7 @@ def find(explicit: str | None = None, environ: Mapping[str, str] = os.environ) -
 
 
 def absolute(path: str) -> str:
-    """The path with its `~`, from the root on. Raises NoDatabase: it starts from a directory that is gone."""
+    """Return the absolute path, with `~` expanded. Raise NoDatabase if the current directory is gone."""
     try:
         return os.path.abspath(os.path.expanduser(path))
     except FileNotFoundError as exc:
@@ -105,10 +105,10 @@ def _advice() -> str:
 
 
 def open_database(directory: str, settings: Settings | None = None) -> Database:
-    """Open the DB of that directory the way it was set up for.
+    """Open the DB in that directory in the access mode for which it was set up.
 
     Raises:
-        NotABalsamDB, UnsafeFilesystem, SettingsError; the file itself is opened at the first transaction.
+        NotABalsamDB, UnsafeFilesystem, SettingsError. The file itself is opened by the first transaction.
     """
     settings = settings or Settings.load(directory)
     if not is_db(directory):
@@ -117,9 +117,9 @@ def open_database(directory: str, settings: Settings | None = None) -> Database:
 
 
 def identity(directory: str) -> str:
-    """A random text that tells this DB from all others but its copies; "" where an older version has made it.
+    """Return a random text that distinguishes this DB from all others except its copies; "" if an older version created it.
 
-    The same DB may be reached as several directories, and from hosts that call themselves alike.
+    The same DB may be reached as several directories, and from hosts that have the same name.
     """
     try:
         return str(_marked(directory).get("id", ""))
@@ -128,9 +128,9 @@ def identity(directory: str) -> str:
 
 
 def is_shared_read(directory: str) -> bool:
-    """Return whether others may read the files that hold the values of environment variables, as far as umask allows it.
+    """Return whether others may read the files that contain environment variable values, as far as umask allows.
 
-    `init --shared-read` records that. A DB that an older version has made goes on as its file is.
+    `init --shared-read` records this. For a DB created by an older version, its file permissions decide.
     """
     try:
         recorded = _marked(directory).get(_SHARED_READ)
@@ -153,12 +153,12 @@ def is_recorded_shared_read(directory: str) -> bool:
 
 
 def file_mode(directory: str) -> int:
-    """Return the mode with which such a file is created; umask is still to be taken from it."""
+    """Return the mode with which such a file is created, before umask is applied."""
     return 0o666 if is_shared_read(directory) else 0o600
 
 
 def readable_by_others(directory: str) -> list[str]:
-    """Return the paths of those files, seen from `directory`, that the group or everybody can read."""
+    """Return the paths of those files, relative to `directory`, that the group or everybody can read."""
     found = [name for name in connection.FILES if _mode_of(os.path.join(directory, name)) & 0o044]
     for folder in (QSUBMIT, RUNS):
         with suppress(OSError):
@@ -168,7 +168,7 @@ def readable_by_others(directory: str) -> list[str]:
 
 
 def _mode_of(path: str, kind: int = stat.S_IFREG) -> int:
-    """Return the permission bits of a file or a directory; 0 if there is no such thing."""
+    """Return the permission bits of a file or directory; 0 if it does not exist."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -185,7 +185,7 @@ def _upwards(path: str) -> Iterator[str]:
 
 
 def _set_rights(directory: str, shared_read: bool) -> None:
-    """Let the files that are there be read by others, as far as umask allows it, or by the owner alone. Raises OSError."""
+    """Make the existing files readable by others, as far as umask allows, or by the owner alone. Raises OSError."""
     umask = os.umask(0o077)
     os.umask(umask)
     paths = [os.path.join(directory, name) for name in connection.FILES]
@@ -203,7 +203,7 @@ def _access(directory: str) -> str:
 
 
 def _marked(directory: str) -> dict[str, Any]:
-    """What the marker says. Raises DatabaseError."""
+    """Return the contents of the marker file. Raises DatabaseError."""
     path = os.path.join(directory, MARKER)
     try:
         with open(path, encoding="utf-8") as file:
@@ -224,20 +224,20 @@ def create(
     say: Callable[[str], None] = lambda text: None,
     shared_read: bool | None = None,
 ) -> Database:
-    """Create a DB in `directory`, or bring the one that is there up to date, and remember it as known.
+    """Create a DB in `directory`, or upgrade the existing one, and register it as known.
 
-    `access` is "local" or "shared"; None asks the file system. `say` is called with what was done to a copy. `shared_read`
-    decides whether others may read it, as far as umask allows it; None leaves an existing DB as it is, and lets no other user
-    read a new one. Opens a write transaction.
+    `access` is "local" or "shared"; None determines it from the file system. `say` is called with what was done to a copy.
+    `shared_read` decides whether others may read the DB, as far as umask allows; None leaves an existing DB unchanged, and
+    makes a new one unreadable to other users. Opens a write transaction.
 
     Raises:
         InputError: the path is a file. DatabaseError: the directory cannot be created or written. UnsafeFilesystem.
-        DatabaseBusy: it is of an older version, and in use.
+        DatabaseBusy: it has an older version, and is in use.
     """
     database = set_up(directory, access, say, shared_read)
     try:
         remember(database.directory)
-    except BalsamError as exc:  # the DB is there all the same, and can be named by its path
+    except BalsamError as exc:  # the DB exists anyway, and can be named by its path
         warnings.warn(f"The DB cannot be added to the known ones: {exc}", SettingsWarning, stacklevel=2)
     return database
 
@@ -248,7 +248,7 @@ def set_up(
     say: Callable[[str], None] = lambda text: None,
     shared_read: bool | None = None,
 ) -> Database:
-    """Do what `create` does, but do not register the DB as a site."""
+    """Do what `create` does, without registering the DB as a site."""
     if not directory:
         raise InputError("The path of the new DB is empty")
     directory = absolute(directory)
@@ -290,20 +290,20 @@ def _sync_names(directory: str, top: str) -> None:
 
 
 def refuse_name(directory: str) -> None:
-    """Raise InputError if no new DB may be called so: `balsam which --list` and scripts have one path on a line."""
+    """Raise InputError if a new DB may not have that name: `balsam which --list` and scripts have one path on a line."""
     if "\n" in directory and not is_db(directory):
         raise InputError(f"The path of a DB cannot hold a line break: {directory!r}", hint="Choose another one.")
 
 
 class _Doubtful(Exception):
-    """The only holders of leases are on other hosts, and may be dead."""
+    """All holders of leases are on other hosts, and may be dead."""
 
     def __init__(self, found: list[Lease]) -> None:
         self.leases = found
 
 
 def _upgrade(database: Database, is_new: bool) -> str:
-    """Bring a DB up to date, as soon as no launcher can be at work. Return what was done to a copy, in words."""
+    """Upgrade a DB once no launcher can be active. Return what was done to a copy, as text."""
     said: list[str] = []
     watches: list[Watch] = []
 
@@ -326,8 +326,8 @@ def _upgrade(database: Database, is_new: bool) -> str:
 
 
 def _refuse_living(cx: connection.Connection, directory: str, watches: list[Watch]) -> None:
-    """Refuse while launchers are at work: they run the older version, which does not know the new tables."""
-    from ...core.clock import SystemClock  # here, not above: they take long, and are hardly ever needed
+    """Raise while launchers are active: they run the older version, which does not know the new tables."""
+    from ...core.clock import SystemClock  # here, not above: they take long to import, and are rarely needed
     from ..store import leases
 
     watches[:] = watches or [leases.Watch()]
@@ -347,7 +347,7 @@ def _refuse_living(cx: connection.Connection, directory: str, watches: list[Watc
 
 
 def _bind(cx: connection.Connection, database: Database) -> str:
-    """Bind the DB to its file, after making a copy a separate DB. Return what was done to a copy, in words."""
+    """Bind the DB to its file, after making a copy a separate DB. Return what was done to a copy, as text."""
     bound, judged = binding.recorded(cx), binding.judge(cx, database.path)
     said = ""
     if (
@@ -373,7 +373,7 @@ def _bind(cx: connection.Connection, database: Database) -> str:
 
 
 def _is_second_place(directory: str, bound_path: str) -> bool:
-    """Return whether the DB with the same marker is also in another directory, where a file made here does not appear."""
+    """Return whether the DB with the same marker is also in another directory, where a file created here does not appear."""
     import tempfile
 
     first = os.path.dirname(bound_path)
@@ -388,7 +388,7 @@ def _is_second_place(directory: str, bound_path: str) -> bool:
 
 
 def _recorded_access(directory: str) -> str | None:
-    """Return how the DB there was set up; None if there is none, or if that is no longer known."""
+    """Return the access mode for which the DB there was set up; None if there is no DB, or the mode is unknown."""
     try:
         return _access(directory) if is_db(directory) else None
     except DatabaseError:
@@ -396,7 +396,7 @@ def _recorded_access(directory: str) -> str | None:
 
 
 def _rights(directory: str, shared_read: bool | None) -> dict[str, bool]:
-    """What the marker is to say about others' reading; {} for a DB of an older version, whose files decide."""
+    """Return the marker's entry about reading by others; {} for a DB of an older version, whose files decide."""
     if shared_read is None and is_db(directory):
         try:
             recorded = _marked(directory).get(_SHARED_READ)
@@ -420,7 +420,7 @@ def _create_empty(path: str, mode: int) -> bool:
 
 
 def known_paths() -> list[str]:
-    """The directories of the DBs on this host that this user has created or activated, without those that are gone.
+    """Return the directories of the DBs on this host that this user has created or activated, without missing ones.
 
     Raises:
         BalsamError: the registry cannot be read.
@@ -429,12 +429,12 @@ def known_paths() -> list[str]:
 
 
 def remember(directory: str) -> None:
-    """Add a DB to the known ones. Safe when several processes do it at once."""
+    """Add a DB to the known ones. Safe when several processes call it concurrently."""
     registry.add(directory)
 
 
 def _known_as(name: str, directory: str) -> str:
-    """Return the known DB of exactly that name, or whose directory has it. Raises NotABalsamDB, InputError (ambiguous)."""
+    """Return the known DB with exactly that name, or directory name. Raises NotABalsamDB, InputError (ambiguous)."""
     sites = [entry for entry in registry.known() if not entry.is_remote]
     for names in ([entry.name for entry in sites], [os.path.basename(entry.path) for entry in sites]):
         found = [entry.path for entry, known in zip(sites, names) if known == name]
@@ -450,7 +450,7 @@ def _known_as(name: str, directory: str) -> str:
 
 
 def resolve(name: str) -> str:
-    """The directory of a known DB: its path, its name, or a part of its path that only one has; the last component wins.
+    """Return the directory of a known DB: by path, name, or a unique part of the path; its last component takes precedence.
 
     Raises:
         NotFound, InputError (ambiguous): with the candidates. InputError: it is on another host.

@@ -1,8 +1,8 @@
-"""Check a DB: its place, its file, whether its rows agree with each other, and whether its locks hold. Repairs nothing.
+"""Check a DB: its directory, its file, the consistency of its rows, and its locks. Repairs nothing.
 
-In the test of the locks several processes, on one host or many, count in a scratch DB beside the real one. Each of them adds
-one to a number and writes a row about it, as often as it can for a few seconds. If the locks hold, the number at the end is the
-sum of what they report.
+In the lock test several processes, on one host or many, count in a scratch DB beside the real one. Each of them increments a
+number and writes a row about it, as often as it can for a few seconds. If the locks hold, the final number is the sum of
+the counts that the processes report.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ OK, NOTE, WRONG = "ok", "note", "wrong"
 #: Maximum number of files to name.
 _MAX_SHOWN = 4
 
-#: The first version of SQLite without https://sqlite.org/wal.html#walresetbug.
+#: The first version of SQLite without the fault of https://sqlite.org/wal.html#walresetbug.
 _WAL_RESET_MENDED = (3, 51, 3)
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     topic: str
-    level: str  # OK, NOTE (worth knowing) or WRONG (worth mending)
+    level: str  # OK, NOTE (worth knowing) or WRONG (needs a fix)
     text: str
 
 
 class Rule(NamedTuple):
-    """Rows that should not be there."""
+    """Rows that should not exist."""
 
     query: str  # counts them
-    text: str  # what they are and what to do; {} is how many
+    text: str  # what they are and what to do; {} is the number of rows
     level: str = WRONG
 
 
@@ -108,7 +108,7 @@ _SALVAGE = "restore a backup, or let `balsam db salvage NEW_DIR` read what can b
 
 
 def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False) -> Iterator[Finding]:
-    """Each thing in turn. An unreadable file is a finding, not an exception. Opens read transactions of its own."""
+    """Run each check in turn. An unreadable file is a finding, not an exception. Opens separate read transactions."""
     yield _mount(db)
     yield _rights(db.directory)
     yield _sqlite()
@@ -120,7 +120,7 @@ def look_over(db: Database, *, now_us: int, expiry_s: float, quick: bool = False
     )
     if faults:
         return
-    with db.read() as cx:  # nothing is reported inside: the reader of the output may be slow, and others want the DB
+    with db.read() as cx:  # nothing is yielded inside: the consumer may be slow, and others need the DB
         schema = Finding("schema", OK, f"version {migrations.version_of(cx)}")
         rows = list(_broken_rules(cx)) or [Finding("rows", OK, "jobs, dependencies, tags, events and counts agree")]
         holders = [Finding("large write", NOTE if one.is_abandoned else OK, one.text) for one in pieces.described(cx)]
@@ -200,9 +200,9 @@ def _leases(cx: sqlite3.Connection, now_us: int, expiry_s: float) -> Iterator[Fi
 
 
 def _furthest_ahead(cx: sqlite3.Connection) -> list[tuple[str, float]]:
-    """Return each other host with an open lease, and for how many seconds its last heartbeat is ahead of this host's clock.
+    """Return other hosts with an open lease, and for how many seconds the last heartbeat is ahead of this host's clock.
 
-    One that is late proves nothing: it may be an old one.
+    A late heartbeat proves nothing: it may be an old one.
     """
     beats = [(lease.holder.host, lease.heartbeat_us / 1e6) for lease in leases.open_leases(cx) if not lease.holder.is_here()]
     now_s = time.time()
@@ -221,7 +221,7 @@ def _clocks(db: Database, ahead: list[tuple[str, float]]) -> Iterator[Finding]:
 
 
 def compared_clock(who: str, ahead_s: float, unsure_s: float = 0.0) -> Finding:
-    """Return what to say of a clock that is this number of seconds ahead of this host's."""
+    """Return the finding about a clock that is this number of seconds ahead of this host's."""
     if abs(ahead_s) <= leases.CLOCKS_AGREE_S + unsure_s:
         return Finding("clocks", OK, f"the clock of {who} agrees with this host's")
     side = "ahead of" if ahead_s > 0 else "behind"
@@ -234,32 +234,32 @@ def compared_clock(who: str, ahead_s: float, unsure_s: float = 0.0) -> Finding:
 
 
 def refused(exc: BalsamError) -> Finding:
-    """What to say of a DB that cannot even be opened."""
+    """Return the finding about a DB that cannot even be opened."""
     return Finding("access", WRONG, str(exc).replace("\n", " "))
 
 
 _PREFIX = "selftest-"
 _CALLED_OFF = "called-off"
-#: Seconds until all of them must have begun. Python starts slowly from a parallel file system, and batch steps queue.
+#: Seconds within which all testers must have started. Python starts slowly from a parallel file system, and batch steps queue.
 GATHERING_S = 40.0
 
 
 class TesterReport(NamedTuple):
-    """What one tester says it did."""
+    """The report of one tester."""
 
     name: str
     host: str
     pid_namespace: str
     commits: int
-    slowest_s: float  # its slowest transaction, waiting included
-    met_s: float  # when it saw that all had come, by its host's clock
+    slowest_s: float  # its slowest transaction, including waiting
+    met_s: float  # when it saw that all had started, by its host's clock
 
     def as_text(self) -> str:
         return json.dumps(self._asdict())
 
     @classmethod
     def parsed(cls, text: str) -> TesterReport | None:
-        """From what a tester printed, whatever a login shell or a batch system put before it; None if it is not there."""
+        """Parse the output of a tester, ignoring lines of login shells or batch systems; return None if it has no report."""
         for line in reversed(text.splitlines()):
             try:
                 return cls(**json.loads(line))
@@ -270,7 +270,7 @@ class TesterReport(NamedTuple):
 
 @contextmanager
 def scratch(db: Database) -> Iterator[str]:
-    """The directory of a scratch DB beside `db`, opened in the same way; gone at the end."""
+    """Create a scratch DB beside `db`, opened in the same way; yield its directory and remove it at the end."""
     try:
         directory = tempfile.mkdtemp(prefix=_PREFIX, dir=db.directory)
     except OSError as exc:
@@ -290,18 +290,18 @@ def scratch(db: Database) -> Iterator[str]:
 
 
 def call_off(directory: str) -> None:
-    """Let testers that wait for others go home."""
+    """Let testers that wait for others stop."""
     try:
         os.close(os.open(os.path.join(directory, _CALLED_OFF), os.O_WRONLY | os.O_CREAT, 0o644))
-    except OSError:  # then they go when their time is over
+    except OSError:  # then they stop when their time is over
         pass
 
 
 def count(directory: str, name: str, testers: int, seconds: float) -> TesterReport:
-    """Be one of `testers`: wait for the others, then count for `seconds`.
+    """Run one of `testers` processes: wait for the others, then count for `seconds`.
 
     Raises:
-        DatabaseError: the scratch DB is not there, the others did not come, or the DB could not be used.
+        DatabaseError: the scratch DB is missing, the others did not start, or the DB could not be used.
     """
     give_up = time.monotonic() + GATHERING_S
 
@@ -345,7 +345,7 @@ def _add_one(cx: Connection, name: str) -> None:
 
 
 def faults(directory: str, tallies: Sequence[TesterReport]) -> list[str]:
-    """What of the testers' work is not in the scratch DB, or is in it twice; [] if nothing."""
+    """Return which results of the testers are missing from the scratch DB, or in it twice; [] if none."""
     db = directories.open_database(directory)
     expected = sum(tally.commits for tally in tallies)
     with db.session():

@@ -1,7 +1,7 @@
-"""Is a directory on a disk of this host, or on a file system that several hosts share?
+"""Determine whether a directory is on a disk of this host, or on a file system that several hosts share.
 
 WAL keeps its index in shared memory, which only processes of one host have in common: see CONTRIBUTING, "The database".
-Reads the mount table; never touches the DB.
+Reads the mount table; never accesses the DB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 LOCAL, SHARED = "local", "shared"
 
-#: File systems whose pages all processes that can reach them share. Anything else, known or not, counts as shared.
+#: File systems whose pages all processes that can access them share. Any other file system counts as shared between hosts.
 _LOCAL_TYPES = frozenset(
     [
         "ext2",
@@ -56,10 +56,10 @@ class Mount(NamedTuple):
 
 
 def mount_of(directory: str, table: str | None = None) -> Mount:
-    """The mount that holds `directory`: the longest mount point above it, of those the last one mounted.
+    """Return the mount that holds `directory`: the longest mount point above it; of several, the last one mounted.
 
-    `table` is the text of /proc/self/mountinfo (proc_pid_mountinfo(5)); by default it is read. Without one (macOS) the
-    file system counts as local.
+    `table` is the text of /proc/self/mountinfo (proc_pid_mountinfo(5)); by default it is read. Without it (macOS) the file
+    system counts as local.
     """
     path = os.path.realpath(directory)
     return max(
@@ -68,7 +68,7 @@ def mount_of(directory: str, table: str | None = None) -> Mount:
 
 
 def mount_points(table: str | None = None) -> dict[str, Mount]:
-    """What is mounted where; of several at one point the last. There is always something at the root."""
+    """Return the mounts by mount point; of several at one point the last. There is always one at the root."""
     if table is None:
         try:
             with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -80,9 +80,9 @@ def mount_points(table: str | None = None) -> dict[str, Mount]:
 
 
 def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]:
-    """The mounts through which an absolute path leads, also by symbolic links; each before anything on it is touched.
+    """Yield the mounts that an absolute path crosses, also through symbolic links; each before anything on it is accessed.
 
-    So who goes no further than to one that may not answer is not blocked by it.
+    So a caller that stops at a mount that may not answer is not blocked by it.
     """
     here, mount, ahead = "/", points["/"], _parts(path)
     yield mount
@@ -96,7 +96,7 @@ def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]
             yield mount
         try:
             link = os.readlink(place)
-        except OSError:  # no link, or nothing at all
+        except OSError:  # not a link, or nothing exists
             here = place
             continue
         if link.startswith("/"):
@@ -104,17 +104,17 @@ def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]
         ahead += _parts(link)
 
 
-#: Maximum number of links to follow: a circle of links leads nowhere.
+#: Maximum number of links to follow: a cycle of links leads nowhere.
 _MAX_WAY = 1000
 
 
 def _parts(path: str) -> list[str]:
-    """The names in a path, the first one last."""
+    """Return the names in a path, the first one last."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 def _upwards(path: str) -> Iterator[str]:
-    """An absolute path, and all directories above it."""
+    """Yield an absolute path, and all directories above it."""
     while path != "/":
         yield path
         path = os.path.dirname(path)
@@ -122,7 +122,7 @@ def _upwards(path: str) -> Iterator[str]:
 
 
 def _parse(line: str) -> Mount | None:
-    # "36 35 98:0 /root /mount\\040point rw,noatime shared:1 - ext4 /dev/sda rw": fields before " - " vary in number.
+    # "36 35 98:0 /root /mount\\040point rw,noatime shared:1 - ext4 /dev/sda rw": the number of fields before " - " varies.
     left, dash, right = line.partition(" - ")
     before, after = left.split(" "), right.split(" ")
     if not dash or len(before) < 5 or len(after) < 2:
@@ -139,7 +139,7 @@ def _is_below(path: str, point: str) -> bool:
 
 
 def clock_ahead_s(directory: str) -> float | None:
-    """Return by how many seconds the clock that dates new files there is ahead of this host's; None if none can be made."""
+    """Return by how many seconds the clock that dates new files there is ahead of this host's; None if it cannot be read."""
     path = os.path.join(directory, f".balsam-part-{os.urandom(8).hex()}")
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -158,12 +158,12 @@ def clock_ahead_s(directory: str) -> float | None:
 
 # --- full file systems ------------------------------------------------------------------------------------------------
 
-#: What is written to find out whether there is space. A transaction needs a few pages.
+#: Size of the file written to test for space. A transaction needs a few pages.
 _SAMPLE_BYTES = 64 * 1024
 
 
 def try_to_write(directory: str) -> OSError | None:
-    """Write a small hidden file and remove it. Returns what went wrong, or None."""
+    """Write a small hidden file and remove it. Return the error, or None."""
     path = os.path.join(directory, f".balsam-part-{os.urandom(8).hex()}")
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -173,7 +173,7 @@ def try_to_write(directory: str) -> OSError | None:
                 while rest:
                     rest = rest[os.write(handle, rest) :]
             finally:
-                os.close(handle)  # NFS reports here that a quota is used up
+                os.close(handle)  # NFS reports here that a quota is exhausted
         finally:
             os.unlink(path)
     except OSError as exc:
@@ -189,9 +189,9 @@ def is_short(directory: str) -> bool:
 
 
 def why_full(directory: str, code: int | None) -> str:
-    """Return why nothing could be written there, if `code` (an errno) reports a full disk, no inodes or a quota; else "".
+    """Return why nothing could be written there, if `code` (an errno) means a full disk, no inodes or a quota; else "".
 
-    A quota of a project or a directory may look like a full disk: xfs_quota(8) has ENOSPC for it.
+    A project or directory quota may look like a full disk: xfs_quota(8) returns ENOSPC for it.
     """
     if code == errno.EDQUOT:
         return f"The quota for {directory} is used up"
@@ -213,7 +213,7 @@ def is_lack(exc: OSError) -> bool:
 
 
 def failure(exc: OSError, path: str, otherwise: str | None = None) -> str:
-    """Return in words why a file at `path` cannot be written: what its disk lacks, else `otherwise` or the error."""
+    """Return as text why a file at `path` cannot be written: what its disk lacks, else `otherwise` or the error."""
     full = why_full(existing(path), exc.errno)
     return full[0].lower() + full[1:] if full else otherwise or str(exc)
 

@@ -1,7 +1,7 @@
-"""Find file systems that do not answer. One whose server is gone blocks a process that touches it, often beyond any signal.
+"""Find unresponsive file systems. If the server is gone, a process that touches one is blocked, often beyond any signal.
 
-So a DB that does not lie on a disk of this host is touched by another program first, which can be left behind. Not so where the
-user's own registry lies: that has just been read.
+So a DB that is not on a disk of this host is touched first by another program, which can be abandoned. The file system with the
+user's own registry is exempt, as it has just been read.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from . import connection, filesystem
 if TYPE_CHECKING:
     import queue
 
-#: Seconds that a file system may take to answer; the same as connecting to another host may take.
+#: Seconds for a file system to answer; equal to the time for connecting to another host.
 PROBE_TIMEOUT_S = 4.0
-#: How long what was found is believed: an answer in seconds, silence in times of the patience that was had.
-#: Not for less, as each program that hangs stays for as long as the file system does.
+#: How long a result is cached: an answer in seconds, a timeout in multiples of the timeout that was allowed.
+#: Not shorter, as each program that hangs stays for as long as the file system does.
 _HEARD_S, _SILENT_TIMES = 5.0, 15.0
-#: Maximum number of programs that probe at once; with more directories each probes neighbours, mostly on one file system.
+#: Maximum number of concurrent probes; with more directories each probes neighbours, mostly on one file system.
 _MAX_PROGRAMS = 32
 
-#: Directory -> (whether it is silent, until when that is believed).
+#: Directory -> (whether it is unresponsive, until when that is cached).
 _found: dict[str, tuple[bool, float]] = {}
 
 
 def unresponsive(directories: Iterable[str], patience_s: float | None = None) -> set[str]:
-    """Those that lie on a file system which does not answer. Takes PROBE_TIMEOUT_S at most or less, however many they are."""
+    """Return the directories on unresponsive file systems. Takes at most PROBE_TIMEOUT_S, whatever their number."""
     directories, now = list(directories), time.monotonic()
     unknown = [one for one in dict.fromkeys(directories) if _found.get(one, (False, 0.0))[1] <= now]
     if unknown:
@@ -39,7 +39,7 @@ def unresponsive(directories: Iterable[str], patience_s: float | None = None) ->
 
 
 def mark_responsive(directory: str) -> None:
-    """Record that a file in it was touched just now, so that it need not be probed."""
+    """Record that a file in the directory was just accessed, so that it need not be probed."""
     _note(directory)
 
 

@@ -1,7 +1,7 @@
-"""Looking after the database file: a copy of it, giving back what it does not need, how large it is.
+"""Maintain the database file: back it up, return unused space, report its size and check it.
 
-Nothing here reads or copies the file itself: a process that opens and closes it beside SQLite drops SQLite's locks
-(https://sqlite.org/howtocorrupt.html, 2.2), and a copy without its WAL lacks what was committed last.
+No function here reads or copies the file itself: a process that opens and closes it outside SQLite drops SQLite's locks
+(https://sqlite.org/howtocorrupt.html, 2.2), and a copy without its WAL lacks the latest commits.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..store.leases import watch_the_doubtful
 from . import binding, connection, directories, filesystem, migrations, sqlite_errors
 from .connection import Database
 
-# --- a copy -----------------------------------------------------------------------------------------------------------
+# --- backup -----------------------------------------------------------------------------------------------------------
 
 
 def backup(db: Database, path: str, *, force: bool = False, replaces: bool = False) -> int:
-    """Copy the database, as it is at one moment, to the file `path`; returns its size in bytes.
+    """Copy the database, as it is at one moment, to the file `path`; return its size in bytes.
 
-    The copy is marked as one, so that it cannot be used together with the original before `init`, unless it `replaces` that.
+    The copy is marked as a copy, so that it cannot be used together with the original before `init`, unless it `replaces` it.
 
-    The copy has another name until it is complete, checked and on the disk. On a local disk others go on meanwhile; on a
-    shared file system they wait until it is read. Opens its own read transaction.
+    The copy has a temporary name until it is complete, checked and on the disk. On a local disk other processes continue; on a
+    shared file system they wait until the database is read. Opens its own read transaction.
 
     Raises:
-        InputError: `path` exists and `force` is not given, is a directory, lies in none, or belongs to the DB.
+        InputError: `path` exists and `force` is not given, is a directory, is in no existing directory, or belongs to the DB.
         DatabaseFull, DatabaseError: it cannot be written.
     """
     path = os.path.abspath(os.path.expanduser(path))
@@ -43,7 +43,7 @@ def backup(db: Database, path: str, *, force: bool = False, replaces: bool = Fal
             files.write_new(temporary, b"", 0o600)
             _copy(db, temporary, path, replaces)
             os.chmod(temporary, os.stat(db.path).st_mode & 0o777)
-            _refuse_path(db, path, force)  # another process may have made it meanwhile
+            _refuse_path(db, path, force)  # another process may have created it meanwhile
     except OSError as exc:
         raise _unwritten(path, exc) from exc
     return os.stat(path).st_size
@@ -69,12 +69,12 @@ def _unwritten(path: str, exc: OSError) -> DatabaseError:
 def _copy(db: Database, temporary: str, path: str, replaces: bool) -> None:
     target = sqlite3.connect(temporary, isolation_level=None)
     try:
-        # Wherever it lies: alone, and in one file.
+        # Safe on any file system: opened exclusively, and in one file.
         target.execute("PRAGMA locking_mode = EXCLUSIVE")
         with db.read() as cx:
             try:
                 cx.backup(target)
-            except sqlite3.Error as exc:  # else it would count as an error of the DB that is read
+            except sqlite3.Error as exc:  # else it would count as an error of the source DB
                 full = sqlite_errors.why_full(str(exc), os.path.dirname(path))
                 if not full:
                     raise
@@ -99,22 +99,22 @@ _SEE_CHECK = "`balsam db check` tells more; `balsam db salvage NEW_DIR` reads wh
 
 
 class Vacuumed(NamedTuple):
-    """What came of `vacuum`."""
+    """The result of `vacuum`."""
 
     bytes_before: int
     bytes_after: int
-    mended: int  # jobs whose tags were noted wrongly
+    mended: int  # jobs whose tag index was wrong
 
 
 def vacuum(db: Database, *, expiry_s: float, force: bool = False) -> Vacuumed:
-    """Write the database anew without its free pages. Tags that are noted wrongly are noted anew before.
+    """Rewrite the database without its free pages, after correcting wrong entries of the tag index.
 
-    No other process can write meanwhile, a launcher not even its heartbeat: after a long time others would take it for dead.
-    So it is refused while a launcher or a service is at work, unless `force` says that it will be short. The directory and
-    SQLite's temporary directory (SQLITE_TMPDIR, /var/tmp) each need room for another copy.
+    No other process can write meanwhile, and a launcher cannot even send its heartbeat: after a long time others would take it
+    for dead. So the call is refused while a launcher or a service is active, unless `force` confirms that it will be short. The
+    directory and SQLite's temporary directory (SQLITE_TMPDIR, /var/tmp) each need space for another copy.
 
     Raises:
-        DatabaseBusy: another process is at work. DatabaseFull.
+        DatabaseBusy: another process is active. DatabaseFull.
     """
     watch = None if force else watch_the_doubtful(db, expiry_s)
     with db.session():
@@ -146,11 +146,11 @@ def _pragma(cx: sqlite3.Connection, name: str) -> int:
     return int(cx.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-# --- what it is -------------------------------------------------------------------------------------------------------
+# --- information ------------------------------------------------------------------------------------------------------
 
 
 def info(db: Database, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """How the DB is opened, how large it is, what it holds and which settings hold for it. Opens a read transaction."""
+    """Return how the DB is opened, its size, its contents and the settings in force. Opens a read transaction."""
     expiry_s = Settings.load(db.directory, environ).LEASE_EXPIRY_S
     with db.session(), db.read() as cx:
         pages, free, size = (_pragma(cx, name) for name in ("page_count", "freelist_count", "page_size"))
@@ -195,7 +195,7 @@ def _counts(cx: sqlite3.Connection, expiry_s: float) -> dict[str, Any]:
 
 
 def settings_in_force(directory: str, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The files and environment variables that change a setting for this DB; of two for one setting the last one wins."""
+    """Return the files and environment variables that change a setting for this DB; for one setting the last one wins."""
     settings_files = [os.path.join(folder, FILE_NAME) for folder in (home(environ), directory)]
     variables = [ENVIRONMENT_PREFIX + key for key in Settings._fields]
     return [path for path in settings_files if os.path.isfile(path)] + [name for name in variables if name in environ]
@@ -203,17 +203,17 @@ def settings_in_force(directory: str, environ: Mapping[str, str] = os.environ) -
 
 # --- integrity --------------------------------------------------------------------------------------------------------
 
-#: Maximum number of faults of a damaged file that are reported.
+#: Maximum number of faults of a damaged file to report.
 _MAX_FAULTS = 20
 
 
 def damage(db: Database, *, quick: bool = False) -> list[str]:
-    """What SQLite finds wrong with the file; [] if nothing. `quick` leaves out whether the indexes agree with the tables.
+    """Return the faults that SQLite finds in the file; [] if none. `quick` skips the comparison of indexes with tables.
 
-    On a shared file system everybody else waits meanwhile. Needs a few seconds for a million jobs.
+    On a shared file system all other processes wait meanwhile. Takes a few seconds for a million jobs.
 
     Raises:
-        DatabaseError: it cannot be used for another reason: CopiedDatabase, SchemaMismatch, DatabaseBusy …
+        DatabaseError: the file cannot be used for another reason: CopiedDatabase, SchemaMismatch, DatabaseBusy …
     """
     try:
         rows = db.execute_outside_transaction(f"PRAGMA {'quick' if quick else 'integrity'}_check({_MAX_FAULTS})")

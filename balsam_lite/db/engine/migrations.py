@@ -1,7 +1,7 @@
-"""From one schema version to the next: an ordered list of steps, each in the transaction that records it.
+"""Migrate a DB from one schema version to the next: an ordered list of steps, each in the transaction that records it.
 
-To change the schema: raise `schema.VERSION`, append to `STEPS` the statements that lead there from the version before, and
-keep `schema` as the picture of the newest version. A test compares a migrated file with a fresh one.
+To change the schema: raise `schema.VERSION`, append to `STEPS` the statements that lead there from the previous version, and
+update `schema` to describe the newest version. A test compares a migrated file with a fresh one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _WAITED = (
     "AND job.state IN ('CREATED', 'READY', 'STAGED_IN', 'PREPROCESSED', 'RESTART_READY')"
 )
 _NOW = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
-#: From version 5 on a parent that is held counts as unfinished, and a child that has not started goes back to wait for a
-#: parent that was put back, or fails with one that has failed.
+#: From version 5 on a held parent counts as unfinished, and a child that has not started waits again for a parent that was
+#: reset, or fails with one that has failed.
 _PARENTS_COUNTED_ANEW = (
     """UPDATE job SET unfinished_parents = wait_for_parents * (
             SELECT count(*) FROM dependency d JOIN job p ON p.id = d.parent
@@ -59,9 +59,9 @@ _PARENTS_COUNTED_ANEW = (
     "DROP TABLE doomed",
 )
 
-#: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` goes on, these stay as they were.
+#: STEPS[n] leads from version n + 1 to version n + 2. Spelled out: `schema` changes later, these steps do not.
 STEPS: tuple[tuple[str, ...], ...] = (
-    (  # retries; jobs that are to be prepared have an index of their own
+    (  # retries; jobs to be prepared have a separate index
         "ALTER TABLE job ADD COLUMN max_retries INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE job ADD COLUMN retry_codes TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE job ADD COLUMN retries INTEGER NOT NULL DEFAULT 0",
@@ -72,7 +72,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX job_runnable ON job ({_BY_SHAPE}) WHERE {_RUNNABLE}",
         f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_BY_SHAPE}) WHERE {_RUNNABLE}",
     ),
-    (  # flags for the MPI start command; jobs planned for a launch; what the service says of itself
+    (  # flags for the MPI start command; jobs planned for a launch; what the service reports about itself
         "ALTER TABLE job ADD COLUMN mpi_flags TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE lease ADD COLUMN note TEXT NOT NULL DEFAULT ''",
         f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_BY_SHAPE}) WHERE {_UNPREPARED} AND {_RESERVED}",
@@ -178,12 +178,12 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 
 def version_of(cx: sqlite3.Connection) -> int:
-    """The schema version of an open file; 0 for an empty one."""
+    """Return the schema version of an open file; 0 for an empty one."""
     return int(cx.execute("PRAGMA user_version").fetchone()[0])
 
 
 def migrate(cx: sqlite3.Connection) -> None:
-    """Bring the file to this program's schema version. Runs inside the caller's write transaction.
+    """Upgrade the file to this program's schema version. Runs inside the caller's write transaction.
 
     Raises:
         SchemaMismatch: a newer balsam_lite has written the file.

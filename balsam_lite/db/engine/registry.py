@@ -1,6 +1,6 @@
-"""Which sites this user has: Balsam DBs with a name and a number, here or on a host that ssh reaches.
+"""The registry of this user's sites: Balsam DBs with a name and a number, on this host or on one that ssh reaches.
 
-One JSON file, ~/.balsam/databases.json, changed under a lock and replaced whole. That of older versions was a list of paths.
+One JSON file, ~/.balsam/databases.json, modified under a lock and replaced as a whole. Older versions stored a list of paths.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from .filesystem import failure
 _T = TypeVar("_T")
 
 FILE_NAME = "databases.json"
-#: How long to wait for others that change the file, in seconds.
+#: Seconds to wait for others that modify the file.
 _LOCK_TIMEOUT_S = 10
-#: A DB has a name without it, so file systems that may know one are not waited for for long, in seconds.
+#: Seconds to wait for file systems that may know a DB's name. Short, because a DB has a name without them.
 _NAME_TIMEOUT_S = 1.0
 
 
 class SiteEntry(NamedTuple):
     """A site that this user knows."""
 
-    number: int  # never used twice; 0: one that is not in the registry
+    number: int  # never reused; 0: a site that is not in the registry
     name: str
     path: str  # absolute, on its host
-    host: str = ""  # as ssh knows it (user@host:port); "" is: this one
-    balsam: str = "balsam"  # the command there
+    host: str = ""  # as ssh knows it (user@host:port); "" means this host
+    balsam: str = "balsam"  # the command on that host
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is reached through ssh."""
+        """Whether the site is reached through ssh."""
         return bool(self.host)
 
     @property
     def address(self) -> str:
-        """Its path; of one on another host the URL by which it was added."""
+        """The path of the site; for one on another host the URL with which it was added."""
         return f"ssh://{self.host}{self.path}" if self.host else self.path
 
     @property
     def is_there(self) -> bool:
-        """Return whether a DB is in its directory; True where that is unknown: another host, or an unresponsive file system."""
+        """Return whether a DB is in its directory; True if that is unknown: another host, or an unresponsive file system."""
         return self.is_remote or self.is_unresponsive or os.path.isfile(os.path.join(self.path, connection.FILE_NAME))
 
     @property
     def is_unresponsive(self) -> bool:
-        """Whether it lies on a file system of this host that does not answer; finding that out takes a few seconds."""
+        """Whether the site is on a file system of this host that does not answer; checking this takes a few seconds."""
         return not self.is_remote and bool(hung_mounts.unresponsive([self.path]))
 
 
@@ -68,7 +68,7 @@ def refuse_unresponsive(entry: SiteEntry) -> None:
 
 
 def known(*, gone: bool = False) -> list[SiteEntry]:
-    """The sites by number; with `gone` also those whose directory is not there any more.
+    """Return the sites ordered by number; with `gone`, include those whose directory no longer exists.
 
     Raises:
         BalsamError: the file cannot be read.
@@ -76,15 +76,15 @@ def known(*, gone: bool = False) -> list[SiteEntry]:
     entries = _read().entries
     if gone:
         return entries
-    hung_mounts.unresponsive(entry.path for entry in entries if not entry.is_remote)  # all at once; it is kept for `is_there`
+    hung_mounts.unresponsive(entry.path for entry in entries if not entry.is_remote)  # all at once; cached for `is_there`
     return [entry for entry in entries if entry.is_there]
 
 
 def at(path: str) -> SiteEntry:
-    """The site in that directory of this host; one that is not registered has the number 0 and its directory's name.
+    """Return the site in that directory of this host; an unregistered one has the number 0 and its directory's name.
 
-    A directory may be reached on several ways. A registry that cannot be read counts as empty: the DB is there all the same,
-    as the caller has seen.
+    A directory may be reachable by several paths. An unreadable registry counts as empty: the DB exists anyway, as the caller
+    has seen.
     """
     directory = os.path.abspath(os.path.expanduser(path))
     hung_mounts.mark_responsive(directory)
@@ -106,10 +106,10 @@ def at(path: str) -> SiteEntry:
 
 
 def named(name: str) -> SiteEntry:
-    """The site of exactly that name, or with that number.
+    """Return the site with exactly that name, or with that number.
 
     Raises:
-        UnknownSite: there is none; the known ones are listed. AmbiguousSite: a file from elsewhere has two of that name.
+        UnknownSite: there is none; the known ones are listed. AmbiguousSite: an imported file has two of that name.
         BalsamError: the file cannot be read.
     """
     entries = known(gone=True)
@@ -140,12 +140,12 @@ _MAX_NAMES = 30
 
 
 def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> SiteEntry:
-    """Register a site; one that is registered already is given that name, if there is one.
+    """Register a site, or give a registered one that name, if there is one.
 
-    Without a name it gets that of its directory, with a number behind it where that is taken.
+    Without a name the site gets that of its directory, with a number appended if it is taken.
 
     Raises:
-        DuplicateSite: another one has the name. InvalidSpec: it cannot be one. BalsamError: the file cannot be written.
+        DuplicateSite: another site has the name. InvalidSpec: it is not a valid name. BalsamError: the file cannot be written.
     """
 
     def change(found: _File) -> SiteEntry:
@@ -162,22 +162,22 @@ def add(path: str, name: str = "", host: str = "", balsam: str = "balsam") -> Si
 
 
 def check_new(name: str, path: str, host: str) -> None:
-    """Raise DuplicateSite or InvalidSpec if `add` would, before much is done for it. Raises BalsamError."""
+    """Raise DuplicateSite or InvalidSpec if `add` would, before much work is done for it. Raises BalsamError."""
     _checked(name, [entry for entry in known(gone=True) if (entry.host, entry.path) != (host, path)])
 
 
 def rename(number: int, name: str) -> SiteEntry:
-    """Give a site another name. Raises DuplicateSite, InvalidSpec, SiteUnreachable, UnknownSite, BalsamError."""
+    """Rename a site. Raises DuplicateSite, InvalidSpec, SiteUnreachable, UnknownSite, BalsamError."""
     return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(name=_checked(name, others))))
 
 
 def move(number: int, path: str) -> SiteEntry:
-    """Note that a site lies in another directory now. Raises UnknownSite, BalsamError."""
+    """Record the new directory of a site. Raises UnknownSite, BalsamError."""
     return _changed(lambda found: found.replace(number, lambda entry, others: entry._replace(path=path)))
 
 
 def forget(*numbers: int) -> None:
-    """Remove sites from the registry; the DBs themselves stay. One that is not there is no error. Raises BalsamError."""
+    """Remove sites from the registry; the DBs themselves stay. A missing one is no error. Raises BalsamError."""
     gone = set(numbers)
 
     def change(found: _File) -> None:
@@ -215,7 +215,7 @@ def _free_name(wanted: str, others: list[SiteEntry]) -> str:
 
 
 class _File:
-    """What the file holds; also what a newer version has put there, which is kept."""
+    """The contents of the file, including fields of newer versions, which are preserved."""
 
     def __init__(self, entries: list[SiteEntry], last: int, more: dict[str, Any], more_of: dict[int, dict[str, Any]]) -> None:
         self.entries, self.last = entries, last
@@ -237,7 +237,7 @@ class _File:
         raise UnknownSite(f"There is no site with the number {number} (any more).")
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the contents as JSON types."""
         sites = [{**self._more_of.get(entry.number, {}), **_plain(entry)} for entry in self.entries]
         return {**self._more, "last": self.last, "sites": sites}
 
@@ -261,7 +261,7 @@ def _read() -> _File:
 
 
 def _of_paths(found: list[Any]) -> _File:
-    """The list of older versions."""
+    """Return the contents from a list of paths, as older versions stored it."""
     entries: list[SiteEntry] = []
     for number, path in enumerate(found, 1):
         if not isinstance(path, str) or not _is_path(path):
@@ -271,7 +271,7 @@ def _of_paths(found: list[Any]) -> _File:
 
 
 def _is_path(text: str) -> bool:
-    """Whether the system could be asked for it."""
+    """Return whether the text can be passed to the system as a path."""
     try:
         return bool(text) and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -298,7 +298,7 @@ def _of_sites(found: dict[str, Any]) -> _File:
 
 
 def _changed(change: Callable[[_File], _T]) -> _T:
-    """Let `change` change what the file holds, alone; returns what that returns."""
+    """Let `change` modify the contents of the file, under the lock; return its result."""
     try:
         os.makedirs(home(), exist_ok=True)
         with files.locked(_path() + ".lock", _LOCK_TIMEOUT_S):

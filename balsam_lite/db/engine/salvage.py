@@ -1,7 +1,7 @@
-"""Make a new DB of what can be read in a damaged one.
+"""Build a new DB from the readable parts of a damaged one.
 
-The damaged files are only read, and not by SQLite, which refuses a file as a whole where its schema page is damaged. A table's
-rows are found through its tree, and where that is broken on stray pages, recognized by their columns.
+The damaged files are only read, and not by SQLite, which rejects a whole file if its schema page is damaged. A table's rows
+are found through its tree and, where that is broken, on stray pages, recognized by their columns.
 Format: https://sqlite.org/fileformat2.html (1.3 header, 1.5 freelist, 1.6 b-tree pages, 2.1 records, 4 WAL).
 """
 
@@ -38,7 +38,7 @@ class Damaged(Exception):
 
 
 class LostPage(NamedTuple):
-    """A page that cannot be read, and the row ids that were on it or below; None where that is not known."""
+    """An unreadable page, and the row ids that were on it or below it; None if they are unknown."""
 
     page: int
     low: int | None
@@ -73,7 +73,7 @@ class Image:
         os.close(self._file)
 
     def page(self, number: int) -> bytes:
-        """Return a page's bytes. Raises Damaged: there is no such page."""
+        """Return a page's bytes. Raise Damaged if there is no such page."""
         if number in self._wal:
             return self._wal[number]
         found = os.pread(self._file, self.page_size, (number - 1) * self.page_size) if 0 < number <= self.pages else b""
@@ -82,7 +82,7 @@ class Image:
         return found
 
     def _read_wal(self) -> int:
-        """Keep the pages of all committed frames; return how many pages the database has after them."""
+        """Store the pages of all committed frames; return how many pages the database has after them."""
         try:
             with open(f"{self._path}-wal", "rb") as file:
                 data = file.read()
@@ -114,7 +114,7 @@ class Image:
         return pages
 
     def free_pages(self) -> set[int]:
-        """Return the pages of the freelist, whose old contents are no rows any more, as far as it can be read."""
+        """Return the pages of the freelist, whose old contents are no longer rows, as far as it can be read."""
         found: set[int] = set()
         trunk = int.from_bytes(self.page(1)[32:36], "big") if self.has_header else 0
         while trunk and trunk not in found and trunk <= self.pages:
@@ -128,7 +128,7 @@ class Image:
     # --- trees --------------------------------------------------------------------------------------------------------
 
     def leaves(self, root: int, lost: list[LostPage], seen: set[int]) -> Iterator[int]:
-        """Yield the leaf pages of a table below `root`; add what cannot be read to `lost`, all pages to `seen`."""
+        """Yield the leaf pages of a table below `root`; add unreadable pages to `lost`, and all pages to `seen`."""
         stack: list[tuple[int, int | None, int | None]] = [(root, None, None)]
         while stack:
             number, low, high = stack.pop()
@@ -154,7 +154,7 @@ class Image:
                 lost.append(LostPage(number, low, high))
 
     def rows(self, leaf: int, lost: list[LostPage]) -> Iterator[tuple[int, Row]]:
-        """Yield the row id and the values of each row on a table's leaf page; add the rows that are damaged to `lost`."""
+        """Yield the row id and the values of each row on a table's leaf page; add damaged rows to `lost`."""
         page = self.page(leaf)
         for at in self._cells(leaf)[2]:
             rowid = None
@@ -189,7 +189,7 @@ class Image:
                 lost.append(LostPage(number, None, None))
 
     def stray_leaves(self, seen: set[int]) -> Iterator[int]:
-        """Yield the pages that look like leaves of tables, are not in `seen` and not free."""
+        """Yield the pages that look like table leaves and are neither in `seen` nor free."""
         free = self.free_pages()
         for number in range(1, self.pages + 1):
             if number not in seen and number not in free:
@@ -200,7 +200,7 @@ class Image:
                     pass
 
     def _cells(self, number: int) -> tuple[int, int, list[int]]:
-        """Return a b-tree page's kind, where its header starts, and where its cells do."""
+        """Return a b-tree page's kind, the position of its header, and those of its cells."""
         page = self.page(number)
         start = 100 if number == 1 else 0
         kind = page[start]
@@ -214,7 +214,7 @@ class Image:
         return kind, start, list(struct.unpack(f">{count}H", page[at : at + 2 * count]))
 
     def _payload(self, page: bytes, at: int, length: int, largest: int) -> bytes:
-        """Return a cell's payload, with what is on overflow pages."""
+        """Return a cell's payload, including its overflow pages."""
         if length <= largest:
             if at + length > len(page):
                 raise Damaged("a cell does not fit into its page")
@@ -244,7 +244,7 @@ def _checksum(order: str, data: bytes, sums: tuple[int, int]) -> tuple[int, int]
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number that starts there, and where it ends."""
+    """Return the number that starts at `at`, and the position after it."""
     value = 0
     try:
         for n in range(8):
@@ -259,7 +259,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _record(payload: bytes) -> Row:
-    """Return the values of a record. Raises Damaged."""
+    """Return the values of a record. Raise Damaged if it cannot be read."""
     end, at = _varint(payload, 0)
     body, values = end, []
     if not 0 < end <= len(payload):
@@ -289,7 +289,7 @@ def _decoder(kind: int) -> Callable[[bytes], Any]:
     return (lambda piece: piece.decode("utf-8", "replace")) if kind % 2 else bytes
 
 
-#: The tables with row ids, in the order in which they are reported. `tag` and `job_tag` are made anew from the jobs.
+#: The tables with row ids, in the order of the report. `tag` and `job_tag` are rebuilt from the jobs.
 _TABLES = ("job", "app", "event", "batch_job", "lease")
 _WORDS = {"job": "job", "app": "application", "event": "event", "batch_job": "batch job", "lease": "lease"}
 _MAX_RANGES = 8
@@ -298,7 +298,7 @@ _JSON = frozenset(("data", "tags", "parameters", "environ_vars"))
 
 
 class Salvaged(NamedTuple):
-    """What was read and what was lost, in words."""
+    """What was read and what was lost, as text."""
 
     directory: str
     read: dict[str, int]  # by kind, such as "jobs"
@@ -314,9 +314,9 @@ class SalvagedTable(NamedTuple):
 
 
 def salvage(directory: str, target: str) -> Salvaged:
-    """Read the damaged DB in `directory` and write what is found into a new DB in the new directory `target`.
+    """Read the damaged DB in `directory` and write what is found to a new DB in the new directory `target`.
 
-    No job is RUNNING there: jobs that launchers had go to RESTART_READY. Jobs whose parents or dependencies are lost fail.
+    No job is RUNNING there: jobs held by launchers become RESTART_READY. Jobs whose parents or dependencies are lost fail.
 
     Raises:
         InputError: `target` exists. DatabaseBusy: the damaged DB was written meanwhile. DatabaseError: nothing can be read.
@@ -341,7 +341,7 @@ def salvage(directory: str, target: str) -> Salvaged:
             notes += _write(cx, tables, edges)
         db.close()
         directories.remember(db.directory)
-    except BaseException:  # half a DB would look like a whole one
+    except BaseException:  # half a DB would look like a complete one
         shutil.rmtree(target, ignore_errors=True)
         raise
     read = {f"{_WORDS[name]}s": len(table.rows) for name, table in tables.items()}
@@ -405,7 +405,7 @@ def _plan(image: Image, notes: list[str]) -> dict[str, tuple[int, tuple[str, ...
 
 
 def _remove_hidden(image: Image, plan: Mapping[str, tuple[int, tuple[str, ...]]], jobs: SalvagedTable) -> int:
-    """Remove the jobs of inserts that were not complete (see `store.hidden`). Return their number."""
+    """Remove the jobs of incomplete inserts (see `store.hidden`). Return their number."""
     root, columns = plan.get(_INSERTS, (0, ()))
     lost: list[LostPage] = []
     gone = 0
@@ -430,7 +430,7 @@ def _fresh(page_size: int) -> dict[str, tuple[int, str]]:
 
 
 def _columns(sql: str, name: str) -> tuple[str, ...]:
-    """Return the names of a table's columns, as SQLite reads the statement; () if it is not one."""
+    """Return the names of a table's columns, as SQLite reads the statement; () if it creates no table."""
     cx = sqlite3.connect(":memory:")
     try:
         if not re.match(r"CREATE TABLE", sql):
@@ -444,7 +444,7 @@ def _columns(sql: str, name: str) -> tuple[str, ...]:
 
 
 def _is_plausible(image: Image, root: int, name: str, columns: int) -> bool:
-    """Return whether that page is the root of such a table: the page number of a new DB is only a guess."""
+    """Return whether that page is the root of such a table: the page number in a new DB is only a guess."""
     lost: list[LostPage] = []
     if name.startswith("dependency"):
         first = next(image.entries(root, lost), None)
@@ -455,7 +455,7 @@ def _is_plausible(image: Image, root: int, name: str, columns: int) -> bool:
 
 
 def _fits(name: str, row: Row, columns: int) -> bool:
-    """Return whether a row may be of that table. One that was written before columns were added is shorter."""
+    """Return whether a row may belong to that table. A row written before columns were added is shorter."""
     if not 0 < len(row) <= columns or row[0] is not None:
         return False
     if name == "job":
@@ -466,16 +466,16 @@ def _fits(name: str, row: Row, columns: int) -> bool:
 
 
 def _table_of(image: Image, leaf: int, plan: Mapping[str, tuple[int, tuple[str, ...]]]) -> str:
-    """Return the table that all rows on that page fit; "" if there is none, or if it is not certain."""
+    """Return the table that all rows on that page fit; "" if there is none, or if it is ambiguous."""
     rows = [row for _, row in image.rows(leaf, [])]
     fitting = [name for name in _TABLES if rows and all(_fits(name, row, len(plan[name][1])) for row in rows)]
-    if len(fitting) > 1:  # as many columns as it has is the better sign
+    if len(fitting) > 1:  # an exact number of columns is the better sign
         fitting = [name for name in fitting if any(len(row) == len(plan[name][1]) for row in rows)]
     return fitting[0] if len(fitting) == 1 else ""
 
 
 def _take(image: Image, leaf: int, name: str, table: SalvagedTable, stray: bool = False) -> bool:
-    """Add the rows of that page. A stray page may hold an outdated version of a row, so a known row stays."""
+    """Add the rows of that page. A stray page may hold an outdated version of a row, so known rows are kept."""
     lost: list[LostPage] = []
     taken = 0
     for rowid, row in image.rows(leaf, lost):
@@ -492,7 +492,7 @@ def _take(image: Image, leaf: int, name: str, table: SalvagedTable, stray: bool 
 
 
 def _checked(name: str, columns: Sequence[str], row: Row) -> Row | None:
-    """Return the row, with `{}` for damaged JSON (as by a lost overflow page); None if anything else in it is damaged."""
+    """Return the row, with `{}` for damaged JSON (as by a lost overflow page); None if any other value is damaged."""
     values = list(row)
     for place, (column, value) in enumerate(zip(columns, row)):
         if column in _JSON and value is not None:
@@ -552,7 +552,7 @@ def _write(cx: sqlite3.Connection, tables: Mapping[str, SalvagedTable], edges: s
 
 
 def _insert(cx: sqlite3.Connection, name: str, table: SalvagedTable) -> int:
-    """Insert rows by the columns that both versions have; return how many were refused."""
+    """Insert rows by the columns that both versions have; return how many were rejected."""
     renamed = {"data": "definition"} if name == "app" else {}
     known = {row[1] for row in cx.execute(f"PRAGMA table_info({name})")}
     refused = 0
@@ -578,7 +578,7 @@ def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> l
             orphaned.setdefault(job, 0)
     cx.executemany("INSERT INTO dependency (parent, child) VALUES (?, ?)", [e for e in edges if jobs.issuperset(e)])
     waiting = [row[0] for row in cx.execute(f"SELECT id FROM job WHERE state = '{states.AWAITING_PARENTS}'")]
-    # Where one bad parent is enough to fail: else the other parents decide, as when a parent was removed.
+    # Fail only jobs for which one failed parent is enough: otherwise the other parents decide, as when one was removed.
     failed = [
         (job, orphaned[job])
         for (job,) in cx.execute("SELECT id FROM job WHERE run_when = 'all_finished' AND wait_for_parents")
@@ -595,7 +595,7 @@ def _link(cx: sqlite3.Connection, edges: set[tuple[int, int]], now_us: int) -> l
 
 
 def _told(name: str, table: SalvagedTable) -> Iterator[str]:
-    """Return which rows of a table could not be read, as far as that is known."""
+    """Yield a sentence on which rows of a table could not be read, as far as known."""
     word = _WORDS[name]
     if table.emptied:
         fields = f"data, tags, parameters or environ_vars of {len(table.emptied)} {word}(s)"
@@ -623,7 +623,7 @@ def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
 
 
 def _gaps(lost: LostPage, rows: Mapping[int, Row]) -> Iterator[tuple[int, int]]:
-    """Return the numbers of a lost range that were not found elsewhere; an open end is the last number that was found."""
+    """Yield the ranges of lost numbers that were not found elsewhere; an open end stops at the last number found."""
     low = 1 if lost.low is None else lost.low
     high = max(rows, default=0) if lost.high is None else lost.high
     for known in [*sorted(number for number in rows if low <= number <= high), high + 1]:

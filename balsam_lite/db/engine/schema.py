@@ -1,7 +1,7 @@
 """The tables and indexes of the newest schema version, as SQLite reads them.
 
 Every index serves a query that is named beside it; a test asks SQLite for the plan of each. Only SQL that SQLite 3.31
-understands (no RETURNING, no STRICT).
+supports is used (no RETURNING, no STRICT).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _literal(value: Any) -> str:
 def _columns(fields: tuple[field_specs.Field, ...]) -> str:
     lines = []
     for field in fields:
-        # gpus_per_rank has no type, so that a whole number costs no byte; SQLite compares 1 and 1.0 alike.
+        # gpus_per_rank has no type, so that a whole number takes no byte; SQLite compares 1 and 1.0 as equal.
         kind = "" if field.kind == "amount" else _SQL_TYPE.get(field.kind, "TEXT")
         rule = "" if field.default is None else f"NOT NULL DEFAULT {_literal(field.default)}"
         lines.append(f"    {field.name} {kind} {rule}".rstrip())
@@ -39,21 +39,21 @@ def _columns(fields: tuple[field_specs.Field, ...]) -> str:
 
 
 def sql_list(words: tuple[str, ...]) -> str:
-    """`'A', 'B'`, for an `IN (…)` of constants. Partial indexes are used only where the query repeats their words."""
+    """Return `'A', 'B'`, for an `IN (…)` of constants. SQLite uses a partial index only if the query repeats its terms."""
     return ", ".join(map(_literal, words))
 
 
 #: A job that a launcher may take: no launcher holds it, it is not held back (`start_after`), and its `run_when` holds.
 FREE = "lease IS NULL AND start_after IS NULL AND unfinished_parents = 0"
-#: A job that was running at this many deaths of launchers is a suspect, and runs apart from other jobs; see `store.suspects`.
+#: A job that was running when this many launchers died is a suspect, and runs apart from other jobs; see `store.suspects`.
 SUSPECT_DEATHS = 2
 #: A free job that may run beside others.
 UNSUSPECTED = f"{FREE} AND launcher_deaths < {SUSPECT_DEATHS}"
 #: A job that a launcher may start: it is prepared.
 RUNNABLE = f"{UNSUSPECTED} AND state IN ({sql_list(states.RUNNABLE_STATES)})"
-#: A job that a launcher may prepare, and start at once if there is nothing to prepare.
+#: A job that a launcher may prepare, and start at once if nothing has to be prepared.
 UNPREPARED = f"{UNSUSPECTED} AND state IN ({sql_list(states.UNPREPARED_STATES)})"
-#: A job that a launcher may prepare, start or deal with the result of, but only apart from other jobs.
+#: A job that a launcher may prepare, start or process the result of, but only apart from other jobs.
 SUSPECT = (
     f"lease IS NULL AND start_after IS NULL AND launcher_deaths >= {SUSPECT_DEATHS} "
     f"AND (unfinished_parents = 0 AND state IN ({sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))}) "
@@ -61,9 +61,9 @@ SUSPECT = (
 )
 #: A job that is held back until a time.
 HELD_BACK = "start_after IS NOT NULL"
-#: From here on (the year 9892) `start_after` is no time: the job waits for the end of the large write with the number added.
+#: From here on (the year 9892) `start_after` is not a time: the job waits for the end of the large write with the added number.
 LARGE_WRITE_HOLD = 250_000_000_000_000_000
-#: A job whose working directory was chosen by the user, and may be shared. Any other directory's name ends in the job's id.
+#: A job whose working directory the user chose, so that it may be shared. All other directory names end in the job's id.
 OWN_WORKDIR = "substr(workdir, -8) <> substr(job_id, 1, 8)"
 #: A job whose program has ended and whose holder is gone: a step has to decide what becomes of it.
 UNSETTLED = f"lease IS NULL AND launcher_deaths < {SUSPECT_DEATHS} AND state IN ({sql_list(states.UNSETTLED_STATES)})"
@@ -74,14 +74,14 @@ RESERVED = "queued_launch_id IS NOT NULL"
 
 _ORDER = f"{', '.join(field_specs.SHAPE_FIELDS)}, priority DESC, wall_time_minutes DESC"
 
-#: The key in an event's data under which the store keeps what a user or a hook passed with a change of state.
+#: The key in an event's data under which the store keeps what a user or a hook passed with a state change.
 PAYLOAD = "payload"
 
 
 def visible(number: str = "job.id") -> str:
-    """Return the condition that the job with this number is not one that is still being added (see `store.hidden`).
+    """Return the condition that the job with this number is not still being added (see `store.hidden`).
 
-    The first half names no row, so SQLite evaluates it once for each statement, and never the second while nothing is hidden.
+    The first half names no row, so SQLite evaluates it once per statement, and skips the second half while nothing is hidden.
     """
     hiding = f"SELECT 1 FROM large_write WHERE {number} BETWEEN large_write.first AND large_write.last"
     return f"(NOT EXISTS (SELECT 1 FROM large_write) OR NOT EXISTS ({hiding}))"
@@ -90,7 +90,7 @@ def visible(number: str = "job.id") -> str:
 #: A job that is not still being added.
 VISIBLE = visible()
 
-#: Changes of many jobs, and what is left of them; see `store.pieces`. `first` and `last` of a part bound the numbers in its
+#: Changes of many jobs, and the parts still to do; see `store.pieces`. `first` and `last` of a part bound the numbers in its
 #: list `jobs`; those of an insert bound the numbers of its jobs, which are hidden.
 LARGE_WRITES = (
     """CREATE TABLE large_write (
@@ -132,7 +132,7 @@ TABLES = (
     child INTEGER NOT NULL,
     PRIMARY KEY (parent, child)
 ) WITHOUT ROWID""",
-    # Append-only. A job's creation is no row here but the columns `created` and `origin` of the job: see `history`.
+    # Append-only. A job's creation is no row here; the job's columns `created` and `origin` record it: see `history`.
     """CREATE TABLE event (
     id INTEGER PRIMARY KEY,
     job INTEGER NOT NULL,
@@ -146,7 +146,7 @@ TABLES = (
     SELECT id AS job, 0 AS id, created AS time, '' AS from_state, 'CREATED' AS to_state, origin AS message, NULL AS data
     FROM job
     UNION ALL SELECT job, id, time, from_state, to_state, message, data FROM event""",
-    # One row per launcher or service, for ever; AUTOINCREMENT, so that no number is used twice.
+    # One row per launcher or service, kept forever; AUTOINCREMENT, so that no number is used twice.
     """CREATE TABLE lease (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     kind TEXT NOT NULL,
@@ -162,8 +162,8 @@ TABLES = (
     note TEXT NOT NULL DEFAULT '',
     taken_by TEXT NOT NULL DEFAULT ''
 )""",
-    # The first columns are the ones that `submit-launch` prints. `absent` is when the scheduler's answers began to leave the
-    # batch job out; once it counts as over for that (`ended`), when they last did. NULL where the scheduler knows it.
+    # The first columns are those that `submit-launch` prints. `absent` is when the scheduler's answers began to omit the batch
+    # job; once it counts as over for that reason (`ended`), when they last did. NULL if the scheduler knows it.
     """CREATE TABLE batch_job (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     scheduler_id TEXT NOT NULL DEFAULT '',
@@ -194,11 +194,11 @@ TABLES = (
 )""",
     # Facts about the file itself: `id` is the identity of this DB, which a copy does not share.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    # The tags of all jobs once more, so that they can be looked up; `store.tags` keeps them like the column of the job.
+    # The tags of all jobs, stored redundantly so that they can be looked up; `store.tags` keeps them in sync with the job.
     "CREATE TABLE tag (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (key, value))",
     "CREATE TABLE job_tag (tag INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (tag, job)) WITHOUT ROWID",
-    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store` keeps them, in the transaction
-    # that changes a state; triggers would do it too, but cost 40 % of the rate of inserts.
+    # `ls --by-states` reads fourteen numbers instead of counting a million rows. `store` maintains them, in the transaction
+    # that changes a state; triggers would do so too, but reduce the rate of inserts by 40 %.
     "CREATE TABLE state_count (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID",
     *LARGE_WRITES,
 )
@@ -206,19 +206,19 @@ TABLES = (
 INDEXES = (
     # A prefix of a job id. Unique, so that the short id names one job and one working directory.
     "CREATE UNIQUE INDEX job_short_id ON job (substr(job_id, 1, 8))",
-    # claim: the next job of a shape, and the same with a workflow filter. They hold waiting jobs only, so that finished ones
-    # cost them nothing, and keep the prepared ones apart, so that these are found behind a million that are not.
+    # claim: the next job of a shape, and the same with a workflow filter. They contain waiting jobs only, so that finished ones
+    # cost nothing, and keep prepared jobs apart, so that they are found even if a million jobs are unprepared.
     f"CREATE INDEX job_unprepared ON job ({_ORDER}) WHERE {UNPREPARED}",
     f"CREATE INDEX job_unprepared_of_workflow ON job (workflow, {_ORDER}) WHERE {UNPREPARED}",
     f"CREATE INDEX job_runnable ON job ({_ORDER}) WHERE {RUNNABLE}",
     f"CREATE INDEX job_runnable_of_workflow ON job (workflow, {_ORDER}) WHERE {RUNNABLE}",
-    # the same for the jobs that the service has planned for a launch, which that launch takes first.
+    # the same for jobs that the service has planned for a launch, which that launch takes first.
     f"CREATE INDEX job_unprepared_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {UNPREPARED} AND {RESERVED}",
     f"CREATE INDEX job_runnable_of_launch ON job (queued_launch_id, {_ORDER}) WHERE {RUNNABLE} AND {RESERVED}",
-    # the jobs that run apart, those that were running at the most deaths first.
+    # the jobs that run apart, those present at the most launcher deaths first.
     f"CREATE INDEX job_suspect ON job (launcher_deaths DESC) WHERE {SUSPECT}",
     f"CREATE INDEX job_unsettled ON job (state) WHERE {UNSETTLED}",
-    # the jobs held back whose time has come, and the next time at which one's does.
+    # the held-back jobs whose time has come, and the next time at which one is due.
     f"CREATE INDEX job_start_after ON job (start_after) WHERE {HELD_BACK}",
     # jobs that share a working directory.
     f"CREATE INDEX job_own_workdir ON job (workdir) WHERE {OWN_WORKDIR}",

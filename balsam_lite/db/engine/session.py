@@ -1,8 +1,8 @@
-"""The lock file of a shared DB: who holds it may open the database file, on whatever host.
+"""The lock file of a shared DB: its holder may open the database file, on any host.
 
-Making a file with O_EXCL is the one primitive that held on every file system tried. The file says who made it, so that a
-holder that died on this host is succeeded at once; one on another host is when its lock file has not been touched for a
-while. Such a one may have been asleep, so a holder looks whether the lock is still its own before it commits.
+Creating a file with O_EXCL is the one primitive that worked on every file system tested. The file names its creator, so that
+a holder that died on this host is replaced at once; a holder on another host is replaced when its lock file has not been
+touched for a while. That holder may only have been asleep, so a holder checks that the lock is still its own before it commits.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from ...core.process_table import Holder
 from . import filesystem
 
 FILE_NAME = "session.lock"
-#: Who holds this one may take a dead holder's lock file away. One at a time, else the second takes the first one's new lock.
+#: Its holder may remove a dead holder's lock file. One at a time, else the second removes the first one's new lock.
 _BREAKER = f"{FILE_NAME}.break"
-#: Times that the lock file may be refused without being there, before it is the directory that refuses.
+#: Number of refusals without an existing lock file after which the directory itself counts as unwritable.
 _MAX_REFUSALS = 20
-#: Answers to the loser of a race: sshfs says EPERM where others say EEXIST, NFS may know the directory by an old handle.
+#: Errors for the loser of a race: sshfs raises EPERM where others raise EEXIST, NFS may know the directory by an old handle.
 _LOST_RACE = (errno.EPERM, errno.EACCES, errno.ESTALE)
-#: Seconds. Making a lock file and writing a name into it are two steps; a maker who is killed in between leaves a nameless
-#: one. A live holder is faster, and if not, does without the lock.
+#: Seconds. Creating a lock file and writing a name to it are two steps; a process killed in between leaves a nameless one.
+#: A live holder is faster, and if not, does without the lock.
 _NAMELESS_EXPIRY_S = 3.0
 #: Bytes; a lock file is far smaller.
 _MAX_READ = 4096
 
 
 class _Seen(NamedTuple):
-    """A lock file at one moment."""
+    """The state of a lock file at one moment."""
 
     content: bytes
     touched_ns: int
 
     def holder(self) -> Holder | None:
-        """Who made it; None if it does not say, or not yet."""
+        """Return the creator of the file; None if it is not recorded, or not yet."""
         try:
             host, namespace, pid, started, _ = json.loads(self.content)
             return Holder(str(host), str(namespace), int(pid), str(started))
@@ -51,18 +51,18 @@ class _Seen(NamedTuple):
 
 
 class LockFile:
-    """A file that one process at a time can make, with its name in it, and that says of a dead maker that it is dead."""
+    """A file that one process at a time can create, containing its name, which shows when a dead process created it."""
 
     def __init__(self, path: str, expiry_s: float) -> None:
         self.path = path
         self._expiry_s = expiry_s
-        self._mine = b""  # what is in it while it is ours: no other lock ever has the same
+        self._mine = b""  # its content while it is ours: no other lock has the same content
         self._last: _Seen | None = None
         self._unchanged_since = time.monotonic()
 
     def take(self) -> bool:
-        """Make the file. Return False if another process has it. Raises OSError where the file system refuses."""
-        # Random enough for locks of one process that follow each other.
+        """Create the file. Return False if another process has it. Raises OSError if the file system refuses."""
+        # Random enough for consecutive locks of one process.
         content = json.dumps([*Holder.current(), f"{random.getrandbits(64):x}"]).encode()
         started = time.monotonic()
         try:
@@ -73,7 +73,7 @@ class LockFile:
             try:
                 os.write(handle, content)
             finally:
-                os.close(handle)  # NFS writes here, and a full disk may be told here
+                os.close(handle)  # NFS writes here, and may report a full disk here
         except OSError:
             os.unlink(self.path)
             raise
@@ -81,31 +81,31 @@ class LockFile:
         return time.monotonic() - started < _NAMELESS_EXPIRY_S / 2 or self.is_mine()
 
     def is_mine(self) -> bool:
-        """Whether it is still the file that this process made. What cannot be read counts as lost."""
+        """Return whether this is still the file that this process created. An unreadable file counts as lost."""
         seen = self.look() if self._mine else None
         return seen is not None and seen.content == self._mine
 
     def touch(self) -> None:
-        """Show others that the maker lives."""
+        """Show other processes that the creator is alive."""
         try:
             if self.is_mine():
                 os.utime(self.path)
-        except OSError:  # at worst others take the lock, and the maker notices before it commits
+        except OSError:  # at worst others take the lock, and the creator notices before it commits
             pass
 
     def release(self) -> None:
-        """Remove the file, if it is still ours."""
+        """Remove the file if it is still ours."""
         try:
             if self.is_mine():
                 os.unlink(self.path)
-        except OSError:  # others will find that its maker is dead, or that it is not touched
+        except OSError:  # others find that its creator is dead, or that it is not touched
             pass
         self._mine = b""
 
     def look(self) -> _Seen | None:
-        """Return what is there now; None if nothing is, or if that cannot be read.
+        """Return the current state; None if there is no file, or if it cannot be read.
 
-        It is opened, because for what is opened NFS asks the server, and for what is only looked at it may not.
+        The file is opened because NFS asks the server for opened files, but may not for stat(2).
         """
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -117,7 +117,7 @@ class LockFile:
             return None
 
     def dead(self) -> _Seen | None:
-        """The file, if its maker is dead: on this host on proof, elsewhere if it has not changed for too long."""
+        """Return the file if its creator is dead: on this host by proof, elsewhere if it has not changed for too long."""
         seen = self.look()
         if seen != self._last:
             self._last, self._unchanged_since = seen, time.monotonic()
@@ -131,17 +131,17 @@ class LockFile:
 
     @property
     def age_s(self) -> float:
-        """For how long `dead` has seen no change."""
+        """Return for how many seconds `dead` has seen no change."""
         return time.monotonic() - self._unchanged_since
 
 
 class SessionLock:
-    """Held inside a `with` block. Not reentrant: `Database.session` sees to that.
+    """Hold a lock within a `with` block. Not reentrant: `Database.session` ensures that.
 
     Args:
         patience_s: seconds to wait for the lock before DatabaseBusy; longer for a holder that seems to be dead.
-        expiry_s: seconds, by this host's clock, after which an unchanged lock file is a dead holder's. Holders touch theirs
-            four times as often.
+        expiry_s: seconds, by this host's clock, after which an unchanged lock file belongs to a dead holder. Holders touch
+            theirs four times as often.
     """
 
     def __init__(self, directory: str, patience_s: float, expiry_s: float) -> None:
@@ -170,11 +170,11 @@ class SessionLock:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._released.set()
-        if self._process == os.getpid():  # a forked child leaves its parent's lock alone
+        if self._process == os.getpid():  # a forked child keeps its parent's lock
             self._lock.release()
 
     def is_lost(self) -> bool:
-        """Return whether others took this process for dead, so that the database file may be another's by now."""
+        """Return whether others took this process for dead, so that the database file may belong to another by now."""
         return not self._lock.is_mine()
 
     def _try(self) -> bool:
@@ -182,7 +182,7 @@ class SessionLock:
             return self._lock.take()
         except OSError as exc:
             if exc.errno in _LOST_RACE:
-                # The winner may have left meanwhile.
+                # The winner may have released it meanwhile.
                 self._refusals = 0 if os.path.lexists(self._lock.path) else self._refusals + 1
                 if self._refusals == 0 or (self._refusals < _MAX_REFUSALS and os.access(self._directory, os.W_OK)):
                     return False
@@ -210,11 +210,11 @@ class SessionLock:
             self._lock.touch()
 
     def _seems_dead(self) -> bool:
-        """Whether the holder has missed a touch. Who went away now would never see the lock expire."""
+        """Return whether the holder has missed a touch. A process that stopped waiting now would never see the lock expire."""
         return self._expiry_s / 3 < self._lock.age_s <= 2 * self._expiry_s
 
     def _free_from_the_dead(self) -> bool:
-        """Take a dead holder's lock file away. Return False if there is none, or another process does so."""
+        """Remove a dead holder's lock file. Return False if there is none, or another process does so."""
         dead = self._lock.dead()
         if dead is None:
             return False
@@ -230,5 +230,5 @@ class SessionLock:
                 return still_there
             finally:
                 self._breaker.release()
-        except OSError:  # another process was faster, or the directory refuses, as it then will in `_try`
+        except OSError:  # another process was faster, or the directory refuses, as `_try` will then report
             return False

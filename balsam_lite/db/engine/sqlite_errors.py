@@ -14,7 +14,7 @@ from . import filesystem
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Raise a DatabaseError that names the cause for each error of SQLite in the block, but not for faulty SQL."""
+    """Raise a DatabaseError that names the cause for each SQLite error in the block, except for invalid SQL."""
     try:
         yield
     except sqlite3.OperationalError as exc:
@@ -31,7 +31,7 @@ def is_busy(exc: sqlite3.Error) -> bool:
 
 
 def why_full(text: str, directory: str) -> str:
-    """Return the lack (space, inodes, quota) because of which SQLite could not write; else "".
+    """Return the shortage (space, inodes, quota) because of which SQLite could not write; else "".
 
     SQLite reports only ENOSPC at a write as SQLITE_FULL; a quota, or a full disk when the WAL's files are made, is an I/O
     error or a file that cannot be opened (os_unix.c of SQLite 3.31 to 3.50).
@@ -54,7 +54,7 @@ def _temporary_directory() -> list[str]:
 
 
 def translation(exc: sqlite3.Error, path: str) -> BalsamError:
-    """Return the error to raise for one of SQLite at the database file `path`."""
+    """Return the error to raise for an SQLite error at the database file `path`."""
     text, directory = str(exc), os.path.dirname(path)
     if is_busy(exc):
         return DatabaseBusy(f"The DB {directory} is busy: {text}", hint="Try again.")
@@ -78,7 +78,7 @@ def translation(exc: sqlite3.Error, path: str) -> BalsamError:
 
 
 def _has_few_files_left() -> bool:
-    """Return whether this process can hardly open another file: SQLite needs four, and does not tell."""
+    """Return whether this process can hardly open another file: SQLite needs four, and does not report the shortage."""
     opened: list[int] = []
     try:
         for _ in range(2):

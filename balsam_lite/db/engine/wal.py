@@ -1,17 +1,17 @@
-"""Find out that the `-wal` or `-shm` of a local DB was deleted or replaced, and put back what only this process has.
+"""Detect that the `-wal` or `-shm` of a local DB was deleted or replaced, and restore the data that only this process has.
 
-SQLite neither notices nor documents a way out: "If a database file is separated from its WAL file, then transactions that were
+SQLite neither notices nor documents a remedy: "If a database file is separated from its WAL file, then transactions that were
 previously committed might be lost" (https://sqlite.org/wal.html#walfile). A process that had the file open keeps its contents
-until it ends; others would go on with an older state. Both files keep their inodes as long as any connection is open: only
-the last one to close removes them, under an exclusive lock. So another inode means that another program has replaced it.
+until it ends; others would continue with an older state. Both files keep their inodes as long as any connection is open: only
+the last one to close removes them, under an exclusive lock. So another inode means that another program has replaced a file.
 
 The layouts are those of https://sqlite.org/walformat.html. Never opens the database file or the `-shm`: closing a descriptor
 would drop SQLite's locks (https://sqlite.org/howtocorrupt.html#posix_close_bug).
 
-A DB that this user cannot write is read here, too: while `-wal` and `-shm` are there, SQLite reads a WAL database without
-writing (https://sqlite.org/wal.html#readonly). Else `immutable=1` (https://sqlite.org/uri.html#uriimmutable) is right while
-there is no WAL and no process writes. A WAL that was left without its `-shm`, and every DB that is opened in sessions, is read
-from a private copy.
+A DB that this user cannot write is also read here: while `-wal` and `-shm` exist, SQLite reads a WAL database without
+writing (https://sqlite.org/wal.html#readonly). Otherwise `immutable=1` (https://sqlite.org/uri.html#uriimmutable) is correct
+while there is no WAL and no process writes. A WAL that was left without its `-shm`, and every DB that is opened in sessions,
+is read from a private copy.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ...core import files
 from ...core.errors import DatabaseBusy, DatabaseError
 
 _HEADER, _FRAME_HEADER = 32, 24
-#: The range of bytes by which every connection that has read a WAL database holds it (os_unix.c: SHARED_FIRST, SHARED_SIZE).
+#: The bytes that every connection that has read a WAL database locks (os_unix.c: SHARED_FIRST, SHARED_SIZE).
 _SHARED_LOCK = ["1073741826", "1073742335"]
 
 File = tuple[int, int]  # device and inode
 
 
 class Sides(NamedTuple):
-    """The WAL and its index as one connection has them open, or as they are at their paths; None: not there."""
+    """The WAL and its index as one connection has them open, or as they are at their paths; None: does not exist."""
 
     wal: File | None
     shm: File | None
 
 
 def sides_of(path: str) -> Sides:
-    """Return what lies beside the database file `path`."""
+    """Return the WAL and `-shm` beside the database file `path`."""
     return Sides(_file_at(f"{path}-wal"), _file_at(f"{path}-shm"))
 
 
@@ -54,23 +54,23 @@ def _file_at(path: str) -> File | None:
 
 
 class _Index(NamedTuple):
-    """The header of the `-shm`: what is in the WAL."""
+    """The header of the `-shm`: the state of the WAL."""
 
     frames: int
     backfilled: int  # frames that are in the database file, too
     page_bytes: int
     salts: bytes
-    checksums: bytes  # of the last frame, as it is written there
+    checksums: bytes  # of the last frame, as stored there
 
     def frame_at(self, number: int) -> int:
         return _HEADER + (number - 1) * (_FRAME_HEADER + self.page_bytes)
 
     def header_of(self, handle: int, number: int) -> bytes:
-        """Return salts and checksums of a frame; fewer bytes where the file ends."""
+        """Return the salts and checksums of a frame; fewer bytes at the end of the file."""
         return os.pread(handle, 16, self.frame_at(number) + 8)
 
     def is_whole(self, handle: int) -> bool:
-        """Return whether that file holds all frames. Each checksum covers all before it, and each frame has the salts."""
+        """Return whether that file holds all frames. Each checksum covers all previous data, and each frame has the salts."""
         if not all(self.header_of(handle, number)[:8] == self.salts for number in range(1, self.frames + 1)):
             return False
         return not self.frames or self.header_of(handle, self.frames)[8:] == self.checksums
@@ -90,7 +90,7 @@ def _read_index(handle: int) -> _Index:
 
 
 def _handle_of(file: File | None) -> int | None:
-    """Return the descriptor by which this process has a file open."""
+    """Return the descriptor with which this process has a file open."""
     for name in os.listdir("/dev/fd"):
         with suppress(OSError, ValueError):
             found = os.fstat(int(name))
@@ -102,10 +102,10 @@ def _handle_of(file: File | None) -> int | None:
 def put_back(path: str, mine: Sides) -> str:
     """Write the WAL that a connection of this process has open back to its place, unless all of it is there.
 
-    The caller holds the write lock by that connection, and opens the DB anew afterwards. Where the `-shm` was changed as well,
-    others may have no lock in common with this process: nothing is written if one of them wrote anything.
+    The caller holds the write lock with that connection, and reopens the DB afterwards. If the `-shm` was changed as well,
+    other processes may share no lock with this one: nothing is written if one of them wrote anything.
 
-    Returns why this cannot be done; "" if nothing is lost. Raises OSError: it cannot be written.
+    Returns why this cannot be done; "" if nothing is lost. Raises OSError if the WAL cannot be written.
     """
     wal, shm = _handle_of(mine.wal), _handle_of(mine.shm)
     if wal is None or shm is None:
@@ -134,7 +134,7 @@ def put_back(path: str, mine: Sides) -> str:
 
 
 def _has_more(other: int, mine: int, index: _Index) -> bool:
-    """Return whether a WAL holds anything that is not in `mine`, whose index is no longer everybody's."""
+    """Return whether a WAL contains anything that is not in `mine`, whose index is no longer shared by all."""
     size = os.fstat(other).st_size
     if not size:
         return False
@@ -150,7 +150,7 @@ def _has_more(other: int, mine: int, index: _Index) -> bool:
 
 
 def _copy(wal: int, size: int, path: str) -> None:
-    """Put a whole file in the place of the `-wal`, or none."""
+    """Replace the `-wal` with a complete copy of a file, or leave it unchanged."""
     like = os.stat(path)
     with files.replacing(f"{path}-wal", is_durable=True) as temporary:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -182,7 +182,7 @@ def holder_of(path: str) -> int | None:
         pid = int(words[-4])
         if int(inode) != here.st_ino or pid == os.getpid():
             continue
-        # btrfs and overlayfs show another device number here than stat(2) does.
+        # btrfs and overlayfs report another device number here than stat(2) does.
         if (int(major, 16), int(minor, 16)) == (os.major(here.st_dev), os.minor(here.st_dev)) or _has_open(pid, here):
             return pid
     return None
@@ -204,7 +204,7 @@ class State(NamedTuple):
     """The inode, size and time of the file, and size and time of the WAL: every write changes one of them."""
 
     file: tuple[int, int, int]
-    wal: tuple[int, int]  # zeros if it is empty or not there
+    wal: tuple[int, int]  # zeros if it is empty or missing
 
 
 def state_of(path: str) -> State:
@@ -220,19 +220,19 @@ def state_of(path: str) -> State:
 
 
 def is_refused(directory: str, path: str) -> bool:
-    """Return whether this user cannot write both the directory and the file."""
+    """Return whether this user lacks write permission for the directory or the file."""
     return not (os.access(directory, os.W_OK) and os.access(path, os.W_OK))
 
 
 def private_copy(path: str, is_free: Callable[[], bool], patience_s: float) -> str:
-    """Copy the file and its WAL, at a moment without writes, into a new temporary directory; return the copy's path.
+    """Copy the file and its WAL, while there are no writes, to a new temporary directory; return the copy's path.
 
-    `is_free` tells whether no process is writing. The caller removes the directory.
+    `is_free` returns whether no process is writing. The caller removes the directory.
 
     Raises:
         DatabaseBusy: others kept writing for `patience_s` seconds. DatabaseError: it cannot be copied.
     """
-    import shutil  # here, not above: they take longer to import than `ls` takes to read
+    import shutil  # here, not above: it takes longer to import than `ls` takes to read
     import tempfile
 
     started = time.monotonic()

@@ -17,23 +17,23 @@ BatchRow = dict[str, Any]
 
 
 def get(cx: sqlite3.Connection, number: int) -> BatchRow | None:
-    """The batch job with that number of ours."""
+    """Return the batch job with that number in the DB; None if there is none."""
     return next(iter(_rows(cx, "WHERE id = ?", (number,))), None)
 
 
 def by_scheduler_id(cx: sqlite3.Connection, scheduler_id: str) -> BatchRow | None:
-    """The newest batch job with that id of the scheduler's: some begin to count anew."""
+    """Return the newest batch job with that scheduler id: some schedulers reuse their ids."""
     return next(iter(_rows(cx, "WHERE scheduler_id = ? ORDER BY id DESC LIMIT 1", (scheduler_id,))), None)
 
 
 def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str, cluster: str = "") -> BatchRow | None:
-    """The batch job in which a launcher runs: of a scheduler (as in Settings.SCHEDULER_CLASS), with that id of its.
+    """Return the batch job in which a launcher runs, by its scheduler (as in Settings.SCHEDULER_CLASS) and scheduler id.
 
-    Where the cluster is known, a batch job with the same number on another cluster does not match.
+    If the cluster is known, a batch job with the same id on another cluster does not match.
 
-    None where Balsam did not submit it, or the one who did has not written the id yet.
+    Return None if Balsam did not submit it, or the submitter has not written the id yet.
     """
-    # Inside a batch job of PBS its id ends in a dot and the server, which submission leaves out.
+    # Inside a PBS batch job its id ends in a dot and the server name; submission returns it without these.
     where = """WHERE scheduler_id IN (?, ?) AND scheduler LIKE ? || '%' AND (? = '' OR cluster IN ('', ?))
         ORDER BY cluster = ? DESC, id DESC LIMIT 1"""
     parameters = (scheduler_id, scheduler_id.partition(".")[0], scheduler, cluster, cluster, cluster)
@@ -46,14 +46,14 @@ def has_pending(cx: sqlite3.Connection, scheduler: str) -> bool:
 
 
 def open_rows(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:
-    """Those of one scheduler (its `domain`) that may still change, oldest first."""
+    """Return the rows of one scheduler (its `domain`) that may still change, oldest first."""
     return _rows(cx, "WHERE ended IS NULL AND scheduler = ? ORDER BY id", (scheduler,))
 
 
 def presumed_over(cx: sqlite3.Connection, scheduler: str, since_us: int) -> list[BatchRow]:
-    """Return those of one scheduler that count as over only because it stopped listing them, at `since_us` or later.
+    """Return the rows of one scheduler that count as ended only because it stopped listing them, at `since_us` or later.
 
-    The oldest come first. A row is left out if a later one has the same scheduler id: the scheduler has begun to count anew.
+    The oldest come first. A row is omitted if a later one has the same scheduler id: the scheduler reuses its ids.
     """
     newer = """SELECT 1 FROM batch_job AS later WHERE later.id > batch_job.id AND later.scheduler = batch_job.scheduler
         AND later.scheduler_id = batch_job.scheduler_id AND later.cluster = batch_job.cluster AND later.scheduler_id <> ''"""
@@ -68,17 +68,17 @@ def newest(cx: sqlite3.Connection, values: Mapping[str, Any]) -> BatchRow | None
 
 
 def unended_rows(cx: sqlite3.Connection) -> list[BatchRow]:
-    """Those of any scheduler that may still change, oldest first."""
+    """Return the rows of all schedulers that may still change, oldest first."""
     return _rows(cx, "WHERE ended IS NULL ORDER BY id")
 
 
 def all_rows(cx: sqlite3.Connection, limit: int | None = None) -> list[BatchRow]:
-    """The newest `limit` (None: all), oldest first."""
+    """Return the newest `limit` rows (None: all), oldest first."""
     return _rows(cx, "ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,))[::-1]
 
 
 def matching(cx: sqlite3.Connection, only: Conditions) -> list[BatchRow]:
-    """Return those that meet conditions, oldest first."""
+    """Return the rows that meet conditions, oldest first."""
     condition, parameters = only.sql()
     return _rows(cx, f"WHERE {condition} ORDER BY id", parameters)
 

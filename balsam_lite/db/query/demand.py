@@ -1,8 +1,8 @@
-"""What waits to be run, by shape and estimate: what the service needs to know to submit launches.
+"""The waiting work by shape and estimate, from which the service decides which launches to submit.
 
-Counts come from the indexes that launchers claim by, without a look at the rows. Above a million jobs even that takes too
-long for every turn, so a very large number of equal jobs is told from the counters of states. All functions run inside
-the caller's transaction, on its connection `cx`.
+Counts come from the indexes that launchers use for claims, without reading the rows. Above a million jobs even that takes too
+long for every turn, so a very large number of equal jobs is derived from the counters of states. All functions run inside the
+caller's transaction, on its connection `cx`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from . import select
 
 #: Entries of an index that are counted one by one, of equal jobs and in all. A hundred thousand take 10 ms.
 _MOST_EQUAL, _MOST = 100_000, 200_000
-#: Different priorities and estimates that are counted, in all, and of each shape at least. A thousand take 20 ms.
+#: Number of different priorities and estimates to count, in all, and at least for each shape. A thousand take 20 ms.
 _MOST_RUNS, _FEWEST_RUNS = 1500, 10
-#: No priority or estimate is as large.
+#: Larger than any priority or estimate.
 _BEYOND = 2**62
-#: A launcher's running jobs that are looked at; the others are taken to be like them.
+#: Number of a launcher's running jobs to read; the others are assumed to be like these.
 _SAMPLE = 200
 
 _STARTABLE_STATES = (*states.RUNNABLE_STATES, *states.UNPREPARED_STATES)
 
 
 class Work(NamedTuple):
-    """Jobs that cost the same."""
+    """Jobs with the same shape and estimate."""
 
     shape: Shape
     minutes: int  # the estimate of each
@@ -40,7 +40,7 @@ class Work(NamedTuple):
 
 
 def startable(cx: sqlite3.Connection) -> list[Work]:
-    """All jobs that a launcher could take now, reserved or not. Exact but where there are very many equal ones."""
+    """Return all work that a launcher could take now, reserved or not. Exact except for a very large number of equal jobs."""
     found, cut = _counted(cx, [*claims.sources(), claims.source_of_suspects()])
     if cut:
         counts = select.count_states(cx)
@@ -51,24 +51,24 @@ def startable(cx: sqlite3.Connection) -> list[Work]:
 
 
 def of_workflows(cx: sqlite3.Connection, pattern: str) -> list[Work]:
-    """Return the same of the workflows that match a launch's filter; of very many equal jobs, those that were counted."""
+    """Return `startable` for the workflows that match a launch's filter; of very many equal jobs, only those counted."""
     return _as_work(_counted(cx, claims.sources(claims.matching_workflows(cx, pattern)))[0])
 
 
 def of_launch(cx: sqlite3.Connection, launch: int) -> list[Work]:
-    """The same of those that are planned for a launch."""
+    """Return the startable work that is planned for a launch."""
     return _as_work(_counted(cx, [*claims.sources_of_launch(launch), claims.source_of_suspects(launch)])[0])
 
 
 def has_unsettled(cx: sqlite3.Connection) -> bool:
-    """Return whether programs have ended whose launcher is gone, so that another one has to deal with their results."""
+    """Return whether programs have ended whose launcher is gone, so that another launcher must settle their results."""
     return cx.execute(f"SELECT 1 FROM job INDEXED BY job_unsettled WHERE {UNSETTLED} LIMIT 1").fetchone() is not None
 
 
 def held_node_minutes(cx: sqlite3.Connection, leases: Iterable[int], now_us: int) -> float:
-    """How many node-minutes these launchers' jobs still take, if the estimates are right.
+    """Return the node-minutes that these launchers' jobs still take if the estimates are right.
 
-    The beginnings of some of their runs are looked up; the others are taken to be like them.
+    Reads the start times of some of their runs; the others are assumed to be like these.
     """
     return sum(_held_by(cx, lease, now_us) for lease in leases)
 
@@ -89,7 +89,7 @@ def _held_by(cx: sqlite3.Connection, lease: int, now_us: int) -> float:
 
 
 def width(num_nodes: int, node_packing_count: int) -> float:
-    """The nodes that a job takes: a part of one where several share it, else whole ones."""
+    """Return the number of nodes that a job takes: a fraction if several jobs share a node, else whole nodes."""
     return float(num_nodes) if num_nodes > 1 else 1 / node_packing_count
 
 
@@ -101,7 +101,7 @@ _Key = tuple[Shape, int]
 
 
 def _counted(cx: sqlite3.Connection, among: Sequence[StartableIndex]) -> tuple[Counter[_Key], list[_Key]]:
-    """How many jobs there are by shape and estimate, and of which of these there are more."""
+    """Count the jobs by shape and estimate. Return the counts, and the keys of which there are more jobs than counted."""
     found: Counter[_Key] = Counter()
     cut: dict[_Key, None] = {}
     places = [(source, shape) for source in among for shape in claims.shapes(cx, [source])]
@@ -119,9 +119,9 @@ def _counted(cx: sqlite3.Connection, among: Sequence[StartableIndex]) -> tuple[C
 
 
 def _runs(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, budget: int) -> Iterator[tuple[_Key, int, bool]]:
-    """The equal jobs of one shape, priority by priority: two seeks and a count for each estimate.
+    """Yield the runs of equal jobs of one shape, priority by priority, with two seeks and a count for each estimate.
 
-    Gives how many there are, none where all are hidden, and whether all were counted; at least one is.
+    Each item has the number of jobs (0 if all are hidden) and whether all were counted; at least one is.
     """
     where = f"{source.condition} AND {' AND '.join(f'{field} = ?' for field in field_specs.SHAPE_FIELDS)}"
     fixed = (*source.parameters, *shape)

@@ -1,11 +1,11 @@
-"""The events of jobs, found in the workshop's words (Balsam 0.7): a million of them in pages, or as plain tuples.
+"""Find the events of jobs by the names of the workshop's interface (Balsam 0.7): in pages, or a million as plain tuples.
 
-An event is a change of state. What a user or a hook said with one (`state_data`) is in the row's data under `PAYLOAD`, beside
-what we note there ourselves. Functions that take a connection run inside the caller's transaction.
+An event is a change of state. The data that a user or a hook attached to it (`state_data`) is in the row's data under
+`PAYLOAD`, next to keys of this program. Functions that take a connection run inside the caller's transaction.
 
-Pages follow one another by the condition `after`, the place of the last row that was read, so that a page costs the same at
-the end as at the beginning. Events of a few jobs are read by these; of many, the table is walked in order of time and the
-others are left out, because finding and sorting them anew for each page would take quadratic time.
+The condition `after` is the place of the last row of the page before, so that a page costs the same at the end as at the
+beginning. Events of few jobs are read job by job; for many jobs the table is scanned in order of time and filtered, because
+finding and sorting the events again for each page would take quadratic time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 _BEGAN = f"""CASE WHEN event.from_state = '{states.RUNNING}' AND event.data GLOB '{{"started":[0-9]*' THEN
     CAST(substr(event.data, {len('{"started":') + 1}) AS INTEGER) END"""
 
-#: Nearly all rows' data are one of these, and reading JSON takes longer than all else.
+#: The data of nearly all rows are one of these; parsing JSON would take longer than everything else.
 _ONE_NUMBER = re.compile(r'\{"(lease|started)":(\d+)\}').fullmatch
 
 #: Up to this number of jobs, events are read job by job.
@@ -70,10 +70,10 @@ def _data(state: str, message: str, stored: str | None, weight: float | None) ->
 
 
 def events(cx: sqlite3.Connection, where: Where = EVERY, order: str = "", start: int = 0, stop: int | None = None) -> list[Row]:
-    """The events that match, newest first, or in `order`; those of one moment in the order in which they were noted.
+    """Return the matching events, newest first, or in `order`; events with the same time in the order of their recording.
 
-    The condition `after` is a place, [timestamp, id]: only what follows it in the order. It goes with the orders "",
-    "timestamp" and "-timestamp".
+    The condition `after` is a place, [timestamp, id], and selects the events that follow it in the order. It works with the
+    orders "", "timestamp" and "-timestamp".
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError.
@@ -102,9 +102,9 @@ def _sorting(order: str) -> Term:
 
 
 def _after(place: Any, order: str) -> list[Term]:
-    """Return the conditions for what follows a place: first the rest of the same moment, then all others, each one range.
+    """Return the conditions for events after a place: first the others with the same time, then all later ones, each a range.
 
-    As one condition SQLite would read all events of that moment again for every page, and a million may share one.
+    With a single condition SQLite would read all events of that time again for every page, and a million may share it.
     """
     if place is None:
         return [Term("1", [])]
@@ -137,7 +137,7 @@ def _are_few(cx: sqlite3.Connection, jobs: Conditions) -> bool:
 
 
 def count_events(cx: sqlite3.Connection, where: Where = EVERY) -> int:
-    """Return how many match, `after` left aside."""
+    """Return the number of matching events, ignoring `after`."""
     sql, parameters = _conditions(cx, where).sql()
     return int(execute(cx, f"SELECT count(*) FROM event WHERE {sql}", parameters).fetchone()[0])
 
@@ -152,9 +152,9 @@ EventTuple = Sequence[Any]
 def page_of_tuples(
     cx: sqlite3.Connection, where: Where = EVERY, after: int = 0, touching: Sequence[str] = ()
 ) -> list[EventTuple]:
-    """Return some thousands of the events that match, by number, those after `after`, as `EventTuple`.
+    """Return some thousands of the matching events with numbers above `after`, by number, as `EventTuple`.
 
-    With `touching` those that leave or enter one of these states.
+    With `touching`, only events that leave or enter one of these states.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError.
@@ -167,9 +167,9 @@ def page_of_tuples(
 
 
 def event_tuples(db: Database, where: Where = EVERY, touching: Sequence[str] = ()) -> Iterator[EventTuple]:
-    """All of them, in the order in which they were noted, which is nearly that of time.
+    """Yield all matching events in the order of their recording, which is nearly the order of time.
 
-    Opens a read transaction for each page, so that it holds up no other process; memory is that of a page.
+    Opens a read transaction for each page, so that it blocks no other process; holds one page in memory.
     """
     last = 0
     while True:

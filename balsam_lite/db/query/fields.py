@@ -18,7 +18,7 @@ from ..engine.schema import PAYLOAD
 COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 _TEXTS = ("contains", "startswith", "endswith", "regex")
 OF_JSON = ("has_key", "has_keys", "has_any_keys", "contained_by")
-#: What can stand at the end of a condition's name.
+#: Lookups that can end a condition's name.
 LOOKUPS = (
     "exact", "iexact", "ne", *COMPARISONS, *_TEXTS, *(f"i{name}" for name in _TEXTS), "glob", "in", "isnull", "range",
     *OF_JSON,
@@ -37,7 +37,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The rows of one kind, and what conditions can name of them."""
+    """The rows of one kind, and the names that conditions on them can use."""
 
     name: str  # in the DB
     what: str  # in messages
@@ -209,7 +209,7 @@ _POSITION = re.compile("[0-9]{1,9}")
 
 
 def json_path(column: Column, keys: list[str]) -> Column:
-    """Return the value at a path into a JSON column: NULL where there is none. A key of digits is a position in a list, too.
+    """Return the column at a path into a JSON column, NULL if it is missing. A key of digits is also a position in a list.
 
     Raises:
         InvalidSpec: a key but the last holds quotes, backslashes or control characters.
@@ -235,7 +235,7 @@ def json_path(column: Column, keys: list[str]) -> Column:
 
 
 def column_of(table: Table, name: str) -> Column:
-    """Return what goes by `name` where rows are sorted or fetched: a field, an alias, or a path into a JSON field.
+    """Return the column named `name` to sort or fetch rows: a field, an alias, or a path into a JSON field.
 
     Raises:
         UnknownField, InvalidSpec.
@@ -256,7 +256,7 @@ def column_of(table: Table, name: str) -> Column:
 
 
 def shown_event_data(key: str) -> Column:
-    """Return what an event shows under a key of its data, as `events` reads it."""
+    """Return the column of an event's shown value for a key of its data, as `events` reads it."""
     is_error = f"event.to_state = '{states.RUN_ERROR}'"
     shown = {
         "num_nodes": WEIGHT,

@@ -11,8 +11,8 @@ work in Python, in options of commands, and at a site on another host:
 - A list for `exact` means "one of"; an empty one matches nothing. None means that there is no value.
 - Text is exact. `__glob` knows `*` and `?` (`[` is an ordinary character), `__contains` any part; an `i` before ignores case.
 - `tags={"k": "v"}` holds for jobs that have all these tags, and maybe others; `tags__exact` compares the whole.
-- A condition on a missing value does not hold (except `ne` and `isnull=True`), and "$not" then does, so a filter and its
-  negation share out all rows.
+- A condition on a missing value does not hold (except `ne` and `isnull=True`), and its "$not" holds, so each row matches either
+  a filter or its negation.
 - A word or a value without a meaning is an error, with the nearest word.
 
 `Conditions` checks and compiles, and decides from which index SQLite starts: where rows are given by number, tags or parents,
@@ -72,7 +72,7 @@ Where = Mapping[str, Any]
 #: No condition.
 EVERY: Where = MappingProxyType({})
 
-#: Names that other tools use for a lookup, and the lookups' names that a misspelt one can be taken for.
+#: Names of lookups in other tools, and names of lookups to suggest for a misspelt one.
 _FOREIGN = {
     "eq": "exact", "neq": "ne", "le": "lte", "ge": "gte", "leq": "lte", "geq": "gte", "lteq": "lte", "gteq": "gte",
     "nin": "in", "notin": "in", "like": "contains", "ilike": "icontains", "is_null": "isnull",
@@ -81,14 +81,14 @@ _FOREIGN = {
 _AND, _OR, _NOT, _FIELD = "$and", "$or", "$not", "$field"
 _COMBINATIONS = (_AND, _OR, _NOT)
 
-#: No more jobs with a tag are counted.
+#: Count the jobs with a tag only up to this number.
 _MANY = 5000
 
 # --- combining --------------------------------------------------------------------------------------------------------
 
 
 class Q:
-    """Conditions to combine: `Q(state="FAILED") | Q(num_nodes__gt=4) & ~Q(name__contains="test")`."""
+    """Conditions that can be combined: `Q(state="FAILED") | Q(num_nodes__gt=4) & ~Q(name__contains="test")`."""
 
     def __init__(self, *others: Q, **conditions: Any) -> None:
         self.where: dict[str, Any] = all_of(*(one.where for one in others), conditions)
@@ -150,9 +150,9 @@ def condition_on_text(field: str, text: str, anywhere: bool = False) -> dict[str
 
 
 def condition_from_text(text: str, table: Table = JOB) -> dict[str, Any]:
-    """Return the condition that `NAME=VALUE` is, such as "num_nodes__lte=4", "state__in=FAILED,READY" or "data__x=[1, 2]".
+    """Return the condition from `NAME=VALUE`, such as "num_nodes__lte=4", "state__in=FAILED,READY" or "data__x=[1, 2]".
 
-    Below `data` the value is JSON, or else text. Lists are JSON, or values with commas between.
+    Below `data` the value is JSON, or else text. Lists are JSON, or values separated by commas.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError.
@@ -248,7 +248,7 @@ def _no_lookup(name: str, word: str) -> UnknownField:
 
 
 def _misspelt(word: str) -> str | None:
-    """Return the lookup that a key of `data` is probably meant to be. Short ones resemble too many keys."""
+    """Return the lookup that a key of `data` probably misspells. Short lookups are ignored: they resemble too many keys."""
     if word in _FOREIGN:
         return _FOREIGN[word]
     allowed = [(name, 1 if len(name) < 6 else 2) for name in LOOKUPS if len(name) >= 5]
@@ -266,7 +266,7 @@ def _distance(one: str, other: str) -> int:
 
 
 def tag_pairs(value: Any) -> list[tuple[str, str]]:
-    """Return the tags that a mapping, "KEY:VALUE" or a list of such texts means. Values that are no text are written as text.
+    """Return the tags in a mapping, "KEY:VALUE" or a list of such texts. Other values are converted to text.
 
     Raises:
         InvalidSpec.
@@ -288,7 +288,7 @@ def _pair(text: Any) -> tuple[str, str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value of a condition as JSON has it, for a site on another host."""
+    """Return a value of a condition in its JSON form, for a site on another host."""
     value = plain(value)
     if isinstance(value, F):
         return {_FIELD: value.name}
@@ -350,7 +350,7 @@ def _in_batch_jobs(numbers: str, listed: str = _LISTED) -> Term:
 
 
 def _of_uuid(value: Any) -> Term:
-    """Match the UUID or its beginning."""
+    """Return the condition that the UUID is this value or begins with it."""
     prefixes = _texts(value)
     if not all(prefixes):
         raise InvalidSpec("must not be empty")
@@ -359,13 +359,13 @@ def _of_uuid(value: Any) -> Term:
 
 
 def _related(theirs: str, given: str) -> Callable[[Any], Term]:
-    """Return the condition that the job is such a relative of one of the jobs with these numbers."""
+    """Return the function that makes the condition that a job is a parent (or a child) of one of some jobs, by number."""
     sql = f"job.id IN (SELECT {theirs} FROM dependency WHERE {given} IN {_LISTED})"
     return lambda value: Term(sql, [_numbers(value)])
 
 
 def _of_event_data(value: Any) -> Term:
-    """Match all these pairs among the data that is shown, compared as text."""
+    """Return the condition that the shown event data contains all these pairs, compared as text."""
     items = value.items() if isinstance(value, Mapping) else tag_pairs(value)
     terms = [_event_datum(text_of(key), plain(word)) for key, word in items]
     return joined(" AND ", terms) if terms else Term("1")
@@ -391,7 +391,7 @@ _SPECIALS: dict[tuple[str, str], Callable[[Any], Term]] = {
     ("job", "scheduler_id"): lambda value: _in_batch_jobs(json.dumps(_texts(value)), _OF_SCHEDULER_IDS),
     ("event", "data"): _of_event_data,
 }
-#: From rows with these SQLite is to start; from tags if none of them is given.
+#: SQLite starts from rows with these conditions, or from tags if none of them is given.
 _DRIVERS = ("id", "pk", "job_id", "uuid", "which", "parent_id", "child_id", "batch_job_id", "scheduler_id", "queued_launch_id")
 
 
@@ -435,7 +435,7 @@ class Conditions:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every row is meant."""
+        """Whether every row matches."""
         return not self._leaves and not self.tags and (self.table is not EVENT or self.jobs.is_empty)
 
     @property
@@ -445,11 +445,11 @@ class Conditions:
 
     @property
     def is_named(self) -> bool:
-        """Whether SQLite is to start from something else than tags."""
+        """Whether SQLite starts from another condition than tags."""
         return any(leaf.is_driver for leaf in self._leaves)
 
     def rarest_first(self, cx: sqlite3.Connection) -> Conditions:
-        """Put the tag that the fewest jobs have before the others. Those that thousands of jobs have count alike."""
+        """Put the rarest tag before the others. Tags of thousands of jobs count as equally frequent."""
         if self.table is EVENT:
             self.jobs.rarest_first(cx)
         if len(self.tags) > 1:
@@ -460,7 +460,7 @@ class Conditions:
     # --- SQL ----------------------------------------------------------------------------------------------------------
 
     def sql(self, is_ordered: bool = False) -> Term:
-        """Return all conditions as one, and that rows of jobs that are still being added do not count.
+        """Return all conditions as one, excluding rows of jobs that are still being added.
 
         Args:
             is_ordered: the rows are read in some order, from which no index must divert SQLite. Tags are looked up row by row.
@@ -469,9 +469,9 @@ class Conditions:
         return self._visible(self._together(is_driven, 0 if self.is_named or is_ordered else 1))
 
     def along_tag(self) -> Term:
-        """Return the FROM and WHERE of the jobs that meet the conditions, of which one at least is a tag.
+        """Return FROM and WHERE for the jobs that meet the conditions, which include at least one tag.
 
-        SQLite walks through those of the first tag in the order of their numbers, `given.job`, and leaves out the others.
+        SQLite scans the jobs with the first tag in the order of their numbers, `given.job`, and filters them.
         """
         source = f"job_tag AS given CROSS JOIN job ON job.id = given.job WHERE given.tag = {queries.TAG}"
         rest = self._visible(self._together(True, 0, self.tags[1:], "given.job"))
@@ -580,7 +580,7 @@ class Conditions:
 
 
 def _are_pairs(name: str, found: _Name, value: Any) -> bool:
-    """Return whether a condition on a whole column of tags asks for some pairs among them."""
+    """Return whether a condition on a whole column of tags requires only some pairs in it."""
     if found.keys or value is None:
         return False
     is_mapping = found.lookup == "contains" and isinstance(value, Mapping)
@@ -597,7 +597,7 @@ def _several(value: Any) -> list[Any]:
 
 
 def _special(table: Table, found: _Name, value: Any) -> Term | None:
-    """Return the condition where it is no comparison of a column; None if it is one."""
+    """Return a condition that is not a comparison of a column; None if it is one."""
     head, lookup = found.head, found.lookup
     if head == "pk":
         by_number = all(isinstance(plain(one), int) for one in _several(value))
@@ -618,7 +618,7 @@ def _special(table: Table, found: _Name, value: Any) -> Term | None:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Let errors about values name the condition."""
+    """Add the name of the condition to errors about its value."""
     try:
         yield
     except InvalidSpec as exc:
@@ -627,7 +627,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _flat(where: Where | Q) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of which all must hold."""
+    """Yield the names and values of conditions that must all hold."""
     if isinstance(where, Q):
         where = where.where
     if not isinstance(where, Mapping):
@@ -653,7 +653,7 @@ def kind_of(name: str, table: Table = JOB) -> str:
 
 
 def as_json(where: Where, table: Table = JOB) -> dict[str, Any]:
-    """Return conditions as JSON has them, for a site on another host.
+    """Return conditions in their JSON form, for a site on another host.
 
     Raises:
         UnknownField, InvalidSpec, InvalidStateError: as `Conditions`, which this checks them by.

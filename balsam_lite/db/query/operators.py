@@ -42,7 +42,7 @@ class Term(NamedTuple):
 
 
 def plain(value: Any) -> Any:
-    """Return a value of another package as Python's own: an Enum's value, a number of numpy, a Decimal.
+    """Return a value of another package (an Enum, a numpy number, a Decimal) as a built-in Python value.
 
     Raises:
         InvalidSpec: it is a complex number.
@@ -70,7 +70,7 @@ def _number_of_package(value: Any) -> Any:
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """Return what an iterable holds (numpy's arrays, too); None for text, mappings and single values."""
+    """Return the items of an iterable (also of a numpy array); None for text, mappings and single values."""
     if isinstance(value, (list, tuple, set, frozenset, range)):
         return list(value)
     if isinstance(value, (str, bytes, Mapping, PathLike)) or not hasattr(value, "__iter__"):
@@ -82,7 +82,7 @@ def as_list(value: Any) -> list[Any] | None:
 
 
 def stored(kind: str, value: Any, is_ordered: bool = False) -> Any:
-    """Return a value as a column of that kind holds it."""
+    """Return a value in the form in which a column of that kind stores it."""
     value = plain(_number_or_name(value, kind))
     if kind == "state" and not is_ordered:
         return states.check_state(text_of(value))
@@ -162,7 +162,7 @@ def time_us(value: Any) -> int | float:
 
 
 def _json_scalar(value: Any, is_ordered: bool) -> Any:
-    """Return what json_extract gives: truth values are numbers, lists and objects are text without blanks."""
+    """Return the value that json_extract gives: truth values are numbers, lists and objects are text without blanks."""
     if isinstance(value, (int, float)) and (is_ordered or isfinite(value)):
         return _number(value)
     if isinstance(value, (float, Mapping)) or as_list(value) is not None:
@@ -192,7 +192,7 @@ def _uuid(value: Any) -> str:
 
 
 def compare(column: Column, lookup: str, value: Any) -> Term:
-    """Return the condition that a column compares so with a value."""
+    """Return the condition that compares a column with a value."""
     if lookup == "isnull":
         return term_of(column, f"{{}} IS {'' if value else 'NOT '}NULL")
     if lookup == "range":
@@ -206,7 +206,7 @@ def compare(column: Column, lookup: str, value: Any) -> Term:
 
 
 def term_of(column: Column, sql: str, *parameters: Any) -> Term:
-    """Put the column where `sql` has `{}`."""
+    """Return the condition `sql` with the column in place of `{}`."""
     return Term(sql.replace("{}", column.sql), [*column.parameters * sql.count("{}"), *parameters])
 
 
@@ -224,7 +224,7 @@ def _two(value: Any) -> list[Any]:
 
 
 def _is_among(column: Column, lookup: str, value: Any) -> Term:
-    """Compare with one value, or with a list of them, which means one of them where a single value is no list itself."""
+    """Compare with one value, or with any of a list of values if the column does not hold lists itself."""
     several = as_list(value) if lookup == "in" or column.kind not in ("json", *field_specs.JSON_KINDS) else None
     if several is not None:
         return _is_in(column, several, "not in" if lookup == "ne" else "in")
@@ -336,7 +336,7 @@ def _has_range(column: Column, start: str) -> bool:
 
 
 def _in_range(column: Column, start: str) -> Term:
-    """Return the range of texts that start so, which an index finds."""
+    """Return the condition that a text begins with `start`, as a range that can use an index."""
     if column.kind == "uuid":
         short = start.lower()[:SHORT_ID]
         return Term(f"{_short_id(column)} >= ? AND {_short_id(column)} < ?", [short, short + "~"])
@@ -369,7 +369,7 @@ def _number_of(text: Any) -> float | None:
     return found if isfinite(found) else None
 
 
-#: What SQLite does not have: name -> (number of arguments, function).
+#: Functions that SQLite lacks: name -> (number of arguments, function).
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "balsam_fold": (1, lambda text: None if text is None else str(text).casefold()),
     "balsam_matches": (2, lambda pattern, text: text is not None and _compiled(pattern).search(str(text)) is not None),
@@ -378,7 +378,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
 
 
 def execute(cx: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-    """Run a statement with compiled conditions, for which some functions of ours must be known to the connection."""
+    """Run a statement with compiled conditions, after registering the functions of this module with the connection."""
     if "balsam_" in sql:
         for name, (arguments, function) in _FUNCTIONS.items():
             if name in sql:
@@ -402,9 +402,9 @@ def _is_for_json(column: Column, lookup: str, value: Any) -> bool:
 
 
 def _compare_json(column: Column, lookup: str, value: Any) -> Term:
-    """Compare what a JSON column or a path below it holds: its keys, its items.
+    """Compare the keys or items of a JSON column or of a path below it.
 
-    A row `it` stands for it, so that the parameters of the path occur only twice.
+    The value is a row `it`, so that the parameters of the path occur only twice.
     """
     is_path = column.kind in ("json", "word")
     if not is_path and column.kind not in field_specs.JSON_KINDS:
@@ -443,7 +443,11 @@ def _contained_by(value: Any) -> tuple[str, list[Any]]:
 
 
 def _containing(value: Any) -> tuple[str, list[Any]]:
-    """A text is part of a text or an item of a list, another value an item or equal; lists and objects are parts of others."""
+    """Return the cases of a CASE over the row `it` for `contains`, and their parameters.
+
+    Text matches part of a text or an item of a list; another scalar matches an item or an equal value; a list or an object
+    matches as part of another one.
+    """
     several = as_list(value)
     has_item = f"EXISTS (SELECT 1 FROM json_each(it.value) AS one, json_each(?) AS other WHERE {_SAME})"
     if isinstance(value, Mapping):

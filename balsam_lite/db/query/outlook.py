@@ -1,6 +1,7 @@
-"""What may still bring jobs to an idle launcher. Runs inside the caller's transaction; reads only.
+"""Whether jobs may still come for an idle launcher, and why. Runs inside the caller's transaction; reads only.
 
-Costs little however many jobs have ended: it reads the counters, or, with a filter, a bounded part of the jobs that have not.
+The cost is small regardless of the number of ended jobs: it reads the counters, or, with a filter, a bounded number of the
+jobs that have not ended.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _ADDING_S = 2.0
 #: Rows that are read to find one that matches a filter. Beyond that there may be one.
 _MAX_ROWS = 20_000
 
-#: What a launcher waits for while its scope never had a job; the scope in words follows.
+#: The reason to wait while the launcher's scope has never had a job; the scope in words follows.
 FIRST_JOB = "a first job"
 
 
 class Scope(NamedTuple):
-    """Which jobs a launcher takes."""
+    """The jobs that a launcher takes."""
 
     workflow: str | None = None  # exact name or glob; None: all
     tags: tuple[tuple[str, str], ...] = ()  # all of these

@@ -1,7 +1,7 @@
 """Read jobs by number: their histories, relatives and states; find the job that a word names; list workflows and applications.
 
 Every function takes a connection inside a transaction (`Database.read()`), and none of them imports peewee, so that a
-command costs no more than SQLite does. Hot queries have an index each; a test asks for their plans.
+command costs no more than SQLite does. Each hot query has an index; a test checks the query plans.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ JOB_COLUMNS = ("id", "job_id", *field_specs.JOB_FIELD)
 APP_COLUMNS = ("id", *field_specs.APP_FIELD)
 SHORT_ID = 8
 
-#: Not yet running, and not at an end.
+#: Jobs that do not run yet and have not ended.
 WAITING_STATES = (*states.UNPREPARED_STATES, *states.RUNNABLE_STATES, states.AWAITING_PARENTS)
 
 _ENDS = ", ".join(f"'{state}'" for state in states.END_STATES)
 
-#: At most this many candidates are listed where a word fits several jobs.
+#: Maximum number of candidates to list when a word matches several jobs.
 _CANDIDATES = 10
 
-#: The number of a pair; two parameters.
+#: The number of a tag (a key-value pair); two parameters.
 TAG = "(SELECT id FROM tag WHERE key = ? AND value = ?)"
-#: The jobs that have a pair, likewise. In a query that is sorted by something else, SQLite still starts from here.
+#: The jobs that have a tag; the same parameters. SQLite starts from here even if the query sorts by something else.
 JOBS_WITH = f"SELECT job FROM job_tag WHERE tag = {TAG}"
 
 
@@ -41,7 +41,7 @@ def _escaped(text: str) -> str:
 
 # --- which job? -------------------------------------------------------------------------------------------------------
 
-#: What an id or a prefix of one looks like, and the jobs with such a name, which have an index (see `schema.HEX_NAME`).
+#: The form of an id or a prefix of one, and the jobs with a name of this form, which have an index (see `schema.HEX_NAME`).
 _IDS = re.compile(r"[0-9A-Fa-f-]{1,36}")
 _WHOLE_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _NUMBER = re.compile(r"#?[0-9]{1,18}", re.ASCII)
@@ -133,7 +133,7 @@ def short_id_holder(cx: sqlite3.Connection, job_id: str) -> tuple[str, str] | No
 
 
 def id_condition(prefix: str) -> tuple[str, list[str]]:
-    """By the index on the short id, whatever the length of the prefix."""
+    """Return the condition, with parameters, that a UUID begins with `prefix`. Uses the index on the short id."""
     short = prefix.lower()[:SHORT_ID]
     if len(prefix) < SHORT_ID:
         return "substr(job_id, 1, 8) >= ? AND substr(job_id, 1, 8) < ?", [short, short + "~"]
@@ -144,7 +144,7 @@ def id_condition(prefix: str) -> tuple[str, list[str]]:
 
 
 def check_columns(names: Iterable[str]) -> list[str]:
-    """The columns of table job that go by these names.
+    """Return the columns of table job with these names.
 
     Raises:
         UnknownField: with the nearest one.
@@ -164,7 +164,7 @@ def end_counts(cx: sqlite3.Connection) -> dict[str, int]:
 
 
 def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
-    """One job's columns by name, in their stored form.
+    """Return one job's columns by name, in their stored form.
 
     Raises:
         UnknownJob: it is not there (any more).
@@ -176,24 +176,24 @@ def job(cx: sqlite3.Connection, number: int) -> dict[str, Any]:
 
 
 def history(cx: sqlite3.Connection, number: int) -> list[tuple[int, str, str, str]]:
-    """A job's events from its creation on: (time in µs UTC, state left, state entered, message)."""
+    """Return a job's events from its creation on: (time in µs UTC, state left, state entered, message)."""
     sql = "SELECT time, from_state, to_state, message, data, id FROM history WHERE job = ? ORDER BY id"
     return [(time, old, new, message or _said(new)) for time, old, new, message, _, _ in cx.execute(sql, (number,))]
 
 
 def entries(cx: sqlite3.Connection, numbers: Iterable[int]) -> Iterator[tuple[int, str]]:
-    """(time in µs UTC, state entered) of everything in the histories of these jobs, in no order."""
+    """Yield (time in µs UTC, state entered) of all events of these jobs, in no particular order."""
     sql = "SELECT time, to_state FROM history WHERE job IN (SELECT value FROM json_each(?))"
     yield from cx.execute(sql, (json.dumps(list(numbers)),))
 
 
 def _said(state: str) -> str:
-    # What Balsam 0.3.8 wrote there. Storing it in each of a million rows would only cost space.
+    # The message of Balsam 0.3.8. Storing it in each of a million rows would only cost space.
     return "Not scheduled by Balsam service" if state == "RUNNING" else ""
 
 
 def relatives(cx: sqlite3.Connection, number: int) -> tuple[list[str], list[str]]:
-    """The UUIDs of a job's parents and of its children."""
+    """Return the UUIDs of a job's parents and of its children."""
     parents = "SELECT job_id FROM dependency JOIN job ON job.id = parent WHERE child = ? ORDER BY parent"
     children = f"SELECT job_id FROM dependency JOIN job ON job.id = child WHERE parent = ? AND {VISIBLE} ORDER BY child"
     return tuple([row[0] for row in cx.execute(sql, (number,))] for sql in (parents, children))  # type: ignore[return-value]
@@ -219,9 +219,9 @@ def _last_entry(job: str, state: str) -> str:
     return f"(SELECT max(id) FROM event WHERE event.job = {job} AND to_state = '{state}' AND from_state <> '{state}')"
 
 
-#: As a column for `jobs`: 1 for a finished job of which a parent finished after the job had started, else 0. In such a case its
-#: results are those of the parent's earlier attempt. Events are numbered in the order in which they are committed, so no clock
-#: is compared. Jobs that need not wait for every parent are never stale.
+#: As a column for `jobs`: 1 for a finished job with a parent that finished after the job had started, else 0. The results of
+#: such a job are based on the parent's earlier attempt. Events are numbered in the order of their commits, so no clocks are
+#: compared. Jobs that need not wait for every parent are never stale.
 STALE = f"""(state = '{states.JOB_FINISHED}' AND wait_for_parents AND run_when <> 'any_finished' AND EXISTS (
     SELECT 1 FROM dependency d WHERE d.child = job.id
         AND {_last_entry("d.parent", states.JOB_FINISHED)} > {_last_entry("job.id", states.RUNNING)}
@@ -260,26 +260,26 @@ def failed_with_parent(cx: sqlite3.Connection, numbers: Iterable[int]) -> tuple[
 
 
 def edges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
-    """All dependencies as (parent, child)."""
+    """Return all dependencies as (parent, child)."""
     sql = f"SELECT parent, child FROM dependency WHERE {visible('child')} ORDER BY parent, child"
     return cx.execute(sql).fetchall()
 
 
 def edges_within(cx: sqlite3.Connection, workflow: str) -> list[tuple[int, int]]:
-    """The dependencies between jobs of that very workflow, as (parent, child)."""
+    """Return the dependencies between jobs of exactly that workflow, as (parent, child)."""
     sql = f"""SELECT d.parent, d.child FROM job c JOIN dependency d ON d.child = c.id JOIN job p ON p.id = d.parent
         WHERE c.workflow = ? AND p.workflow = c.workflow AND {visible("c.id")} ORDER BY d.parent, d.child"""
     return cx.execute(sql, (workflow,)).fetchall()
 
 
 def columns_of(cx: sqlite3.Connection, numbers: Iterable[int], columns: Sequence[str]) -> dict[int, tuple[Any, ...]]:
-    """These columns of many jobs by number, in one query."""
+    """Return these columns of many jobs by number, in one query."""
     sql = f"SELECT id, {', '.join(columns)} FROM job WHERE id IN (SELECT value FROM json_each(?))"
     return {number: tuple(row) for number, *row in cx.execute(sql, (json.dumps(list(numbers)),))}
 
 
 def workflows(cx: sqlite3.Connection) -> list[str]:
-    """The distinct workflow names: one seek each, however many jobs there are."""
+    """Return the distinct workflow names, with one seek each, regardless of the number of jobs."""
     seen = f"EXISTS (SELECT 1 FROM job WHERE workflow = step.name AND {VISIBLE})"
     sql = f"""WITH RECURSIVE step (name) AS (
             SELECT min(workflow) FROM job
@@ -293,9 +293,9 @@ def workflows(cx: sqlite3.Connection) -> list[str]:
 
 
 def mark(cx: sqlite3.Connection) -> tuple[int, int]:
-    """(the newest event, how many jobs were ever deleted): what to remember so as to ask later what has happened since.
+    """Return (number of the newest event, number of jobs ever deleted), a mark from which to look for changes later.
 
-    A deletion leaves no event, and frees the numbers of events; the numbers of jobs are used once only.
+    A deletion leaves no event, and frees the numbers of events; job numbers are never reused.
     """
     known = "(SELECT sum(jobs) FROM state_count) + (SELECT coalesce(sum(last - first + 1), 0) FROM large_write WHERE first > 0)"
     deleted = f"coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job'), 0) - ({known})"
@@ -304,13 +304,13 @@ def mark(cx: sqlite3.Connection) -> tuple[int, int]:
 
 
 def entered_since(cx: sqlite3.Connection, event: int) -> list[tuple[int, str]]:
-    """(job, state entered) of all events after that one, in order."""
+    """Return (job, state entered) of all events after that one, in order."""
     sql = f"SELECT job, to_state FROM event WHERE id > ? AND {visible('event.job')} ORDER BY id"
     return cx.execute(sql, (event,)).fetchall()
 
 
 def states_of(cx: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str]:
-    """The states of those jobs of them that exist."""
+    """Return the states of those of these jobs that exist, by number."""
     listed = json.dumps(list(numbers))
     return dict(cx.execute("SELECT id, state FROM job WHERE id IN (SELECT value FROM json_each(?))", (listed,)))
 
@@ -339,7 +339,7 @@ class End(NamedTuple):
 
 
 def end_of(cx: sqlite3.Connection, number: int) -> End | None:
-    """How the job ended, or where it is; None if there is no such job (any more)."""
+    """Return how the job ended, or its present state; None if there is no such job (any more)."""
     sql = """SELECT name, job_id, state,
             coalesce((SELECT message FROM event WHERE event.job = job.id AND message <> '' ORDER BY id DESC LIMIT 1), ''),
             (SELECT json_extract(data, '$.parent') FROM event WHERE event.job = job.id ORDER BY id DESC LIMIT 1)
@@ -352,7 +352,7 @@ def end_of(cx: sqlite3.Connection, number: int) -> End | None:
 
 
 def apps(cx: sqlite3.Connection, name: str = "", number: int | None = None) -> list[dict[str, Any]]:
-    """Applications by number, those whose name contains `name`."""
+    """Return the applications whose name contains `name`, ordered by number."""
     where, parameters = "name LIKE ? ESCAPE '\\'", [f"%{_escaped(name)}%"]
     if number is not None:
         where, parameters = f"{where} AND id = ?", [*parameters, number]  # type: ignore[list-item]
@@ -361,7 +361,7 @@ def apps(cx: sqlite3.Connection, name: str = "", number: int | None = None) -> l
 
 
 def app(cx: sqlite3.Connection, name: str) -> dict[str, Any]:
-    """The application of exactly that name.
+    """Return the application with exactly that name.
 
     Raises:
         UnknownApp: there is none; the registered ones are listed.

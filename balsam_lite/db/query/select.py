@@ -1,10 +1,10 @@
 """Read the jobs and applications that meet conditions (see `filters`): numbers, counts, pages, rows.
 
-Rows are dicts in the words of the workshop's interface; `sites.interface` lists what they hold. Every function runs inside the
+Rows are dicts with the names of the workshop's interface; `sites.interface` lists their keys. Every function runs inside the
 caller's transaction, on its connection `cx`; none imports peewee. All raise UnknownField, InvalidSpec and InvalidStateError.
 
-A page costs the same wherever it is: it begins after the last number of the one before, since an offset would go through all
-jobs before it; and where tags are given, SQLite walks through the jobs of the rarest of them in the order of its index.
+All pages cost the same: a page begins after the last number of the previous one, since an offset would read all jobs before it;
+and with tags SQLite scans the jobs with the rarest tag in the order of its index.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _launch_params(text: str) -> dict[str, str]:
     return launch_params.from_fields(flags, affinity) if flags or affinity != "none" else {}
 
 
-#: What makes the value of a row of a fetched one, by the kind of its column; the others are it already.
+#: Functions that convert a fetched value for a row, by the kind of its column; other kinds need none.
 _READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(field_specs.JSON_KINDS, _object),
     "flag": bool,
@@ -67,7 +67,7 @@ JOB_COLUMNS: dict[str, Column] = {
     **{name: JOB.columns[name] for name in ("last_update", "batch_job_id")},
 }
 APP_COLUMNS: Mapping[str, Column] = APP.columns
-#: What a listing shows of a job: every column, the UUIDs of its relatives, and whether its results are out of date.
+#: The columns of a job in a listing: every column, the UUIDs of its relatives, and whether its results are out of date.
 LISTED = {
     **JOB_COLUMNS,
     "parents": Column(queries.RELATIVES[0], "uuids"),
@@ -96,14 +96,14 @@ def fetched(column: Column) -> str:
 
 
 def reader_of(column: Column) -> Callable[[Any], Any] | None:
-    """Return what makes Python's value of a fetched one; None where it is that already."""
+    """Return the function that converts a fetched value to Python's; None if none is needed."""
     if column.kind in ("json", "word", *field_specs.JSON_KINDS):
         return lambda text: None if text is None else field_specs.read_object(text)
     return bool if column.kind == "flag" else None
 
 
 def columns_sql(columns: Mapping[str, Column]) -> str:
-    """Return what stands between SELECT and FROM."""
+    """Return the list of expressions between SELECT and FROM."""
     return ", ".join(column.sql for column in columns.values())
 
 
@@ -111,7 +111,7 @@ def columns_sql(columns: Mapping[str, Column]) -> str:
 
 
 def sorting(table: Table, order: str) -> Term:
-    """Return the ORDER BY of an order such as "-state"; rows that are equal in it come by number.
+    """Return the ORDER BY of an order such as "-state"; ties are sorted by number.
 
     Raises:
         UnknownField: there is no such field; the nearest one is named.
@@ -139,15 +139,15 @@ def _conditions(cx: sqlite3.Connection, where: Given, table: Table = JOB) -> Con
 
 
 def statement(columns: str, only: Conditions, order: str = "", start: int = 0, stop: int | None = None, after: int = 0) -> Term:
-    """Return the query for jobs in order; those with a number above `after`, which goes with the order of numbers only."""
+    """Return the query for jobs in order; with `after`, which requires the order of numbers, only jobs with greater numbers."""
     by, by_parameters = sorting(JOB, order)
     is_by_number = by.startswith("job.id ")
     if is_by_number and only.tags and not only.is_named:  # stops at the limit even where very many jobs have the tag
         number = "given.job"
         source, parameters = only.along_tag()
     else:
-        # The index on states gives the jobs of one state in order, and would sort those of several for each page. Where there
-        # was a full page already, the next one is not far, so that going through the jobs finds it.
+        # The index on states yields the jobs of one state in order, and would sort those of several for each page. After a full
+        # page the next one is not far, so that scanning the jobs finds it.
         has_one_state = only.states is not None and len(only.states) == 1
         condition, parameters = only.sql(is_ordered=bool(after) and not has_one_state)
         # After ANALYZE the planner believes that sorting by another index is cheaper than reading in order.
@@ -194,7 +194,7 @@ def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: i
 def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after: int, size: int, order: str = "") -> list[Row]:
     """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all.
 
-    With all fields, `waits_for` is one more.
+    With all fields, the rows also have `waits_for`.
     """
     for name in fields:
         if name not in LISTED:
@@ -214,12 +214,12 @@ def _with_reasons(cx: sqlite3.Connection, rows: list[Row]) -> list[Row]:
 
 
 def job_ids(cx: sqlite3.Connection, where: Given = EVERY, most: int | None = None, order: str = "") -> list[int]:
-    """Return the numbers of the jobs that match, in order; with `most` the first of them."""
+    """Return the numbers of the matching jobs, in order; with `most` at most that many."""
     return [row[0] for row in execute(cx, *statement("job.id", _conditions(cx, where), order, 0, most))]
 
 
 def count_jobs(cx: sqlite3.Connection, where: Given = EVERY) -> int:
-    """Return how many match. By states alone it reads the counters, whatever the number of jobs."""
+    """Return the number of matching jobs. Conditions on states only read the counters, regardless of the number of jobs."""
     only = _conditions(cx, where)
     if only.is_of_states:
         return sum(count_states(cx, only).values())
@@ -228,7 +228,7 @@ def count_jobs(cx: sqlite3.Connection, where: Given = EVERY) -> int:
 
 
 def count_states(cx: sqlite3.Connection, where: Given = EVERY) -> dict[str, int]:
-    """Return state -> number of the jobs that match, of the states that have any; from the counters where those know it."""
+    """Return state -> number of matching jobs, for states with any; from the counters if these suffice."""
     only = _conditions(cx, where)
     if only.is_of_states:
         counts = cx.execute("SELECT state, jobs FROM state_count WHERE jobs > 0")
@@ -245,15 +245,15 @@ def _jobs_between(cx: sqlite3.Connection, first: int, last: int) -> list[Row]:
     return list(read_rows(cx.execute(sql, (first, last)), JOB_COLUMNS))
 
 
-#: What the DB decides about a new job, and its estimate, which is not what was given where that is 0 or nothing.
+#: Fields of a new job that the DB sets, and its estimate, which differs from the given value if that is 0 or missing.
 _OF_NEW = ("id", "job_id", "workdir", "app_id", "app", "state", "last_update", "wall_time_min")
 
 
 def new_jobs(cx: sqlite3.Connection, first: int, last: int, fields: Iterable[str]) -> list[Row]:
-    """Return jobs that were just added, with values for these fields and for what the DB decides; others have their defaults.
+    """Return jobs that were just added, with these fields and those that the DB sets; other fields have their defaults.
 
-    A row of all fields would take three times the memory, and twice the time. Where one of the jobs is not as it was added
-    any more (a launcher may be quick), or is planned or has parents, all fields are read nevertheless.
+    Rows of all fields would take three times the memory and twice the time. If one of the jobs has changed since (a launcher
+    may be quick), or is planned or has parents, all fields are read nevertheless.
     """
     shown = {*_OF_NEW, *fields}
     if "launch_params" in shown:
@@ -270,7 +270,7 @@ def new_jobs(cx: sqlite3.Connection, first: int, last: int, fields: Iterable[str
 
 
 def _sharing_readers(cx: sqlite3.Connection, shown: Iterable[str]) -> dict[str, Callable[[Any], Any]]:
-    """Return how those columns of new jobs are read that hold the same for many of them: each value exists once."""
+    """Return the readers of columns with equal values in many new jobs: each value exists once in memory."""
     numbers: dict[str, int] = dict(cx.execute("SELECT name, id FROM app"))
     known = lru_cache(maxsize=1000)(_object)
     readers: dict[str, Callable[[Any], Any]] = {
@@ -294,6 +294,6 @@ def apps(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: i
 
 
 def count_apps(cx: sqlite3.Connection, where: Given = EVERY) -> int:
-    """Return how many match."""
+    """Return the number of matching applications."""
     condition, parameters = _conditions(cx, where, APP).sql()
     return int(execute(cx, f"SELECT count(*) FROM app WHERE {condition}", parameters).fetchone()[0])

@@ -24,7 +24,7 @@ _SILENT = "{}: {}. It is dead, or the clocks differ; the next launcher watches i
 
 
 def why_nothing_happens(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int, expiry_s: float, watch: leases.Watch) -> str:
-    """Return why these jobs are not run, and what to do; "" if it is unknown, or something runs that may lead to them."""
+    """Return why these jobs do not run, and what to do; "" if that is unknown, or a running job may still lead to them."""
     at_work = leases.living(cx, expiry_s, watch)
     silent = [lease for lease in at_work if lease.kind == "launcher" and leases.is_doubtful(lease, now_us, expiry_s, watch)]
     launchers = {lease.id: lease for lease in at_work if lease.kind == "launcher" and lease not in silent}

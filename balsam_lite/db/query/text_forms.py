@@ -22,13 +22,13 @@ _LABELS = {"lease": "lock"}
 
 
 def source_of(definition: str | Mapping[str, Any]) -> str:
-    """Return `FILE:CLASS`, where the Python class of an application is; "" if it has none."""
+    """Return `FILE:CLASS`, the location of an application's Python class; "" if it has none."""
     found = json.loads(definition or "{}") if isinstance(definition, str) else definition
     return f"{found.get('file', '')}:{found.get('class', '')}" if found else ""
 
 
 def program_of(app: Mapping[str, Any]) -> str:
-    """Return what an application runs: its command line, the template of one, or the class whose `run` is called."""
+    """Return the program of an application: its command line or template, or the class whose `run` is called."""
     return str(app["executable"] or app["command_template"] or source_of(app["definition"]))
 
 
@@ -72,7 +72,7 @@ def _job_value(field: field_specs.Field, value: Any) -> str:
 
 
 def app_form(app: Mapping[str, Any]) -> str:
-    """Return all fields of one application; what the slides do not know, only if it has it."""
+    """Return all fields of one application; fields that are not on the slides only if they are set."""
     values = [("Name", app["name"]), ("Description", app["description"]), ("Executable", app["executable"])]
     values += [("Template", app["command_template"])] if app["command_template"] else []
     source = source_of(app["definition"])

@@ -1,7 +1,7 @@
-"""Why jobs wait: what launchers have said of jobs that they could not take, kept in the notes of their leases.
+"""Why jobs wait: the reasons that launchers have reported for jobs they could not take, kept in the notes of their leases.
 
-A launcher knows what it has; this is how a user hears of it without reading its log. All functions run inside the caller's
-transaction, on its connection `cx`.
+Users see these reasons without reading a launcher's log. All functions run inside the caller's transaction, on its connection
+`cx`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _LEFT = " job(s) left: "
 
 #: Before the nodes that did not answer any more, in the same reason.
 _LOST = "lost node(s): "
-#: How the end reason begins of a launcher that no job matched; its filter in words follows.
+#: The beginning of a launcher's end reason if no job matched; its filter in words follows.
 NO_JOB = "no job"
 
 
 def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -> str:
     """Return the end reason of a launcher's lease: why it ended, how many jobs it left, and why each.
 
-    `left` counts the jobs by reason. `lost` names the nodes that it lost.
+    `left` counts the jobs by reason. `lost` names the nodes that the launcher lost.
 
     >>> as_end_reason("the time is up", {"needs --job-mode=mpi": 2, "waits for a free place": 9})
     'the time is up; 11 job(s) left: needs --job-mode=mpi (2), waits for a free place (9)'
@@ -56,7 +56,7 @@ def as_end_reason(why: str, left: Mapping[str, int], lost: Sequence[str] = ()) -
 def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
     """Return the end reasons of the launchers in that batch job which left jobs, found none or lost nodes; else "".
 
-    It was submitted at `since_us`. There are several where the batch job has partitions.
+    The batch job was submitted at `since_us`. It has several launchers if it has partitions.
     """
     number = scheduler_id.partition(".")[0]  # see `said_in`
     rows = cx.execute(
@@ -69,10 +69,9 @@ def left_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> str:
 
 
 def waits_for(cx: sqlite3.Connection, jobs: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """By number, why jobs that could start do not, as the newest launcher said that met one like it; with when it said so.
+    """Return by number why startable jobs do not start, as last reported for their shape, with the time of that report.
 
-    `jobs` have the fields id, state and those of `SHAPE_FIELDS`, and start_after and launcher_deaths if these are to be
-    regarded.
+    `jobs` have the fields id, state and those of `SHAPE_FIELDS`; optional fields are start_after and launcher_deaths.
     """
     waiting = [job for job in jobs if job["state"] in _WAITING]
     said = _said(cx) if waiting else {}
@@ -94,7 +93,7 @@ def _held(start_after: int) -> str:
 
 
 def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tuple[float, ...], str]:
-    """By shape, what launchers said in the batch job of that id, which was submitted at `since_us`."""
+    """Return by shape the reasons that launchers in the batch job with that id, submitted at `since_us`, have reported."""
     number = scheduler_id.partition(".")[0]  # PBS appends a dot and the server, or does not
     rows = cx.execute(
         "SELECT scheduler_id, note FROM lease WHERE kind = 'launcher' AND note <> '' AND opened >= ? ORDER BY id", (since_us,)
@@ -104,7 +103,7 @@ def said_in(cx: sqlite3.Connection, scheduler_id: str, since_us: int) -> dict[tu
 
 
 def _said(cx: sqlite3.Connection) -> dict[tuple[float, ...], str]:
-    """By shape, what the newest launcher said that said something of it."""
+    """Return by shape the reason reported by the newest launcher that reported one for it."""
     rows = cx.execute(
         """SELECT id, host, coalesce(closed, heartbeat), note FROM lease WHERE kind = 'launcher' AND note <> ''
         ORDER BY id DESC LIMIT ?""",

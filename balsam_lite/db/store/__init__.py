@@ -1,9 +1,13 @@
 """All writes to the database.
 
-insert     add jobs            user       what the user does to jobs: state, kill, edit, delete
-claims     what launchers do   leases     who holds jobs, and what becomes of the dead
-graph      dependencies        outcomes   what follows when a program ended (pure rules)
-apps       applications        batch_jobs batch jobs
-copies     what a copy of a DB lets go of
-moves      the one way to change a state, used by all of them
+insert        add jobs                             user_actions  user commands: set the state, kill, edit, rerun, delete
+claims        take jobs, record how runs end       job_changes   the same for given jobs in one transaction
+steps         work before and after a run          large_writes  lists of jobs still to change, hidden ranges of an insert
+exit_rules    the states after a run (pure)        pieces        carry out large writes in short transactions
+leases        holders of jobs, reaping dead ones   held_back     delay new jobs until their dependencies are added
+waits         processes that wait for jobs         suspects      jobs that may have killed their launchers
+graph         dependencies                         tags          the table of tags
+apps          applications                         rare_tags     startable jobs with a rare tag
+batch_jobs    batch jobs, reservations             relocate      adapt a moved or copied DB
+transitions   change states; used by all the others
 """

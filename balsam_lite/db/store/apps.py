@@ -11,7 +11,7 @@ from ...core.errors import DuplicateApp, InvalidSpec, NotFound, UnknownApp
 
 
 def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
-    """Register an application given by its fields; returns its number.
+    """Register an application given by its fields. Return its number.
 
     Raises:
         UnknownField, InvalidSpec; DuplicateApp: the name is taken.
@@ -33,9 +33,9 @@ def add_app(cx: sqlite3.Connection, values: Mapping[str, Any]) -> int:
 
 
 def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> None:
-    """Change fields of the application of that name; launchers take note at the next job they start.
+    """Change fields of the application with that name; launchers use the new values from the next job they start.
 
-    Under a new name it keeps its jobs; that looks at every job.
+    A renamed application keeps its jobs; renaming reads every job.
 
     Raises:
         UnknownField, InvalidSpec, DuplicateApp; UnknownApp: there is none.
@@ -53,7 +53,7 @@ def update_app(cx: sqlite3.Connection, name: str, values: Mapping[str, Any]) -> 
 
 
 def delete_apps(cx: sqlite3.Connection, ids: list[int]) -> int:
-    """Remove applications. Jobs that name one keep the name, and fail with the reason when a launcher takes them."""
+    """Remove applications. Their jobs keep the name, and fail with the reason when a launcher takes them."""
     removed = sum(cx.execute("DELETE FROM app WHERE id = ?", (app,)).rowcount for app in ids)
     if not removed:
         raise NotFound("No apps match")

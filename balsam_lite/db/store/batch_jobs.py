@@ -1,9 +1,8 @@
 """Every write to the table `batch_job`.
 
-A row is open until `ended` is set. What a scheduler reports of an ended one is not written any more, so that nonsense in its
-answer cannot bring a batch job back to life; except where `absent` is set: that end is a guess, made because the
-scheduler stopped listing the batch job, and the scheduler may correct it. All functions run inside the caller's write
-transaction, on its connection `cx`.
+A row is open until `ended` is set. Later scheduler reports on an ended row are ignored, so that a wrong answer cannot reopen
+it. The exception is a row with `absent` set: that end is a guess, made because the scheduler stopped listing the batch job, and
+the scheduler may correct it. All functions run inside the caller's write transaction, on its connection `cx`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .claims import Shape, StartableIndex
 PENDING = "pending-submission"
 SUBMITTED = "submitted"
 SUBMISSION_FAILED = "submission-failed"
-#: Its end was asked for, and the scheduler has not said yet that it came.
+#: Cancellation was requested, and the scheduler has not confirmed it yet.
 CANCELLING = "cancelling"
 
 
@@ -36,7 +35,7 @@ def add(cx: sqlite3.Connection, values: Mapping[str, Any], now_us: int) -> int:
 
 
 def set_paths(cx: sqlite3.Connection, number: int, command: str, log: str) -> None:
-    """Say where the script and its output lie; their names hold the number, so they come after `add`."""
+    """Set the paths of the script and its output. Their names contain the number, so this follows `add`."""
     cx.execute("UPDATE batch_job SET command = ?, log = ? WHERE id = ?", (command, log, number))
 
 
@@ -45,9 +44,9 @@ _OPEN = "(ended IS NULL OR absent IS NOT NULL)"
 
 
 def retry(cx: sqlite3.Connection, number: int, values: Mapping[str, Any], now_us: int) -> bool:
-    """Make a row whose submission was refused pending again, with new `values`; count the try.
+    """Make a row whose submission was refused pending again, with new `values`, and count the attempt.
 
-    Return False where the row is gone, or its submission was not refused (or no longer is).
+    Return False if the row is gone, or its submission was not refused (or no longer counts as refused).
     """
     row = {**values, "state": PENDING, "created": now_us, "reason": "", "ended": None}
     changed = cx.execute(
@@ -59,9 +58,9 @@ def retry(cx: sqlite3.Connection, number: int, values: Mapping[str, Any], now_us
 
 
 def mark_submitted(cx: sqlite3.Connection, number: int, scheduler_id: str, cluster: str = "") -> bool:
-    """Store the scheduler's id for it. A row that was given up comes back, too: its submitter was only slow.
+    """Store the scheduler's id of a batch job. This reopens a row that was given up: its submitter was only slow.
 
-    Return False where the row is gone, or another process has already found the same batch job by its name.
+    Return False if the row is gone, or another process has already found the same batch job by its name.
     """
     changed = cx.execute(
         "UPDATE batch_job SET state = ?, scheduler_id = ?, cluster = ?, reason = '', ended = NULL, absent = NULL"
@@ -72,7 +71,7 @@ def mark_submitted(cx: sqlite3.Connection, number: int, scheduler_id: str, clust
 
 
 def mark_failed(cx: sqlite3.Connection, number: int, reason: str, now_us: int) -> bool:
-    """End a row whose submission was refused. Return False where it became a batch job, or the row is gone."""
+    """End a row whose submission was refused. Return False if it became a batch job, or the row is gone."""
     changed = cx.execute(
         "UPDATE batch_job SET state = ?, reason = ?, ended = ?, absent = NULL WHERE id = ? AND state = ?",
         (SUBMISSION_FAILED, reason, now_us, number, PENDING),
@@ -81,7 +80,7 @@ def mark_failed(cx: sqlite3.Connection, number: int, reason: str, now_us: int) -
 
 
 def mark_cancelling(cx: sqlite3.Connection, number: int) -> None:
-    """Note that the scheduler was asked to end it, unless it has ended."""
+    """Record that the scheduler was asked to cancel a batch job, unless it has ended."""
     cx.execute("UPDATE batch_job SET state = ? WHERE id = ? AND ended IS NULL", (CANCELLING, number))
 
 
@@ -97,10 +96,10 @@ def record(
     absent: int | None,
     was_absent: int | None = None,
 ) -> bool:
-    """Write what the scheduler reported. Return False where the row has certainly ended, or is gone.
+    """Write what the scheduler reported. Return False if the row has certainly ended, or is gone.
 
     Also return False if its `absent` is not `was_absent` any more: another process had a newer answer. Times are µs since
-    the epoch; None for `started` keeps what is known.
+    the epoch; None for `started` keeps the stored value.
     """
     changed = cx.execute(
         "UPDATE batch_job SET state = ?, reason = ?, exit_code = ?, started = coalesce(?, started), ended = ?, absent = ?"
@@ -111,12 +110,12 @@ def record(
 
 
 def disown(cx: sqlite3.Connection, reason: str, now_us: int) -> int:
-    """End the rows of all batch jobs that may still change, without asking a scheduler. Return their number."""
+    """End the rows of all open batch jobs without asking a scheduler. Return their number."""
     query = f"UPDATE batch_job SET state = 'gone', reason = ?, ended = coalesce(ended, ?), absent = NULL WHERE {_OPEN}"
     return cx.execute(query, (reason, now_us)).rowcount
 
 
-#: Jobs in one transaction; these take some milliseconds.
+#: Jobs per transaction, which takes some milliseconds.
 _BATCH = 1000
 
 _OF_LAUNCH = "FROM job INDEXED BY job_queued_launch WHERE queued_launch_id = ?"
@@ -124,9 +123,9 @@ _ENDS = sql_list(states.END_STATES)
 
 
 def reserve(db: Database, launch: int, shape: Shape, longest_minutes: int, jobs: int) -> int:
-    """Plan up to `jobs` jobs of a shape for a launch, in the order of claiming; returns how many there were.
+    """Plan up to `jobs` jobs of a shape for a launch, in the order of claiming. Return the number of planned jobs.
 
-    Only startable ones that are planned for no other launch, with an estimate of `longest_minutes` or less.
+    Considers only startable jobs that are planned for no other launch and whose estimate is at most `longest_minutes`.
     """
     with db.read() as cx:
         among = [*claims.sources(), claims.source_of_suspects()]
@@ -144,7 +143,7 @@ def _unplanned(cx: sqlite3.Connection, source: StartableIndex, shape: Shape, lon
 
 
 def _in_batches(db: Database, ids: Sequence[int], update: str) -> int:
-    """Carry out `update` for each job, in several transactions; returns how many rows changed."""
+    """Run `update` for each job, in several transactions. Return the number of changed rows."""
     changed = 0
     for start in range(0, len(ids), _BATCH):
         with db.write() as cx:
@@ -153,7 +152,7 @@ def _in_batches(db: Database, ids: Sequence[int], update: str) -> int:
 
 
 def orphaned(cx: sqlite3.Connection, open_launches: Iterable[int]) -> list[int]:
-    """Launches that are not open and still have startable jobs planned for them. Inside the caller's transaction."""
+    """Return the launches that are not open but still have startable jobs planned. Runs inside the caller's transaction."""
     is_open = set(open_launches)
     found = set(suspects.launches(cx))
     for source in claims.sources():
@@ -167,7 +166,7 @@ def orphaned(cx: sqlite3.Connection, open_launches: Iterable[int]) -> list[int]:
 
 
 def unclaim(db: Database, launch: int) -> int:
-    """End the reservations of a launch that is over, on all jobs that have not ended; returns how many these are."""
+    """End the reservations of a launch that is over, on all jobs that have not ended. Return the number of these jobs."""
     with db.read() as cx:
         ids = [row[0] for row in cx.execute(f"SELECT id {_OF_LAUNCH} AND state NOT IN ({_ENDS})", (launch,))]
     update = f"UPDATE job SET queued_launch_id = NULL WHERE id = ? AND queued_launch_id = {launch:d}"
@@ -175,9 +174,9 @@ def unclaim(db: Database, launch: int) -> int:
 
 
 def was_idle(cx: sqlite3.Connection, launch: int) -> bool:
-    """Whether no job that is planned for the launch has been run since that was made. Inside the caller's transaction.
+    """Return whether no job planned for the launch has run since the launch was created. Runs inside the caller's transaction.
 
-    Where none is planned: whether no launcher has begun in it. So ask before `unclaim`.
+    If no job is planned for it, return whether no launcher has begun in it. So call this before `unclaim`.
     """
     row = cx.execute("SELECT created, scheduler_id FROM batch_job WHERE id = ?", (launch,)).fetchone()
     planned = cx.execute(f"SELECT 1 {_OF_LAUNCH} LIMIT 1", (launch,)).fetchone()
@@ -195,7 +194,7 @@ def was_idle(cx: sqlite3.Connection, launch: int) -> bool:
 
 
 def _had_launcher(cx: sqlite3.Connection, created_us: int, scheduler_id: str) -> bool:
-    """Whether a launcher has begun in the batch job of that id. PBS leaves the server behind the dot out, or does not."""
+    """Return whether a launcher has begun in the batch job with that id. PBS ids have the server after a dot, or do not."""
     found = cx.execute("SELECT scheduler_id FROM lease WHERE kind = 'launcher' AND opened >= ?", (created_us,))
     number = scheduler_id.partition(".")[0]
     return number != "" and any(row[0].partition(".")[0] == number for row in found)

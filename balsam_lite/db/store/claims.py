@@ -1,4 +1,4 @@
-"""A launcher's dealings with the store: take jobs, report how they ended, hear which were killed.
+"""A launcher's part of the store: take jobs, report how they ended, find out which were killed.
 
 One tick of a launcher is one write transaction of `finish`, `steps.finish`, `steps.settle_abandoned` and `take`; all
 functions run inside it.
@@ -28,7 +28,7 @@ Row = tuple[Any, ...]
 
 
 class Shape(NamedTuple):
-    """What a job costs: see `field_specs.SHAPE_FIELDS`. Jobs of one shape fit in the same places."""
+    """The resources that a job needs: see `field_specs.SHAPE_FIELDS`. Jobs of one shape fit the same placements."""
 
     num_nodes: int
     ranks_per_node: int
@@ -37,14 +37,14 @@ class Shape(NamedTuple):
 
     @property
     def is_serial(self) -> bool:
-        """One rank on one node: what serial mode runs (source: Balsam 0.3.8)."""
+        """Whether this is one rank on one node, as serial mode runs (source: Balsam 0.3.8)."""
         return self.num_nodes == 1 and self.ranks_per_node == 1
 
 
 class Claim(NamedTuple):
-    """A job that now belongs to the launcher, with all that is needed to run it, prepare it or deal with its result.
+    """A job that now belongs to the launcher, with everything needed to run it, prepare it or settle its result.
 
-    One that is to be run is RUNNING in the database already; `state` is what it was before.
+    A job to be run is already RUNNING in the database; `state` is its state before that.
     """
 
     job: int
@@ -120,30 +120,30 @@ class LostRun(NamedTuple):
 
 
 class ClaimResult(NamedTuple):
-    """What `take` gave, in the order in which it should be started."""
+    """The result of `take`, in the order in which to start the jobs."""
 
     to_run: list[Claim]
     to_prepare: list[Claim]
 
 
 class Capacity(Protocol):
-    """What a launcher has to offer; asked inside the transaction, so it only computes."""
+    """The free resources of a launcher. Called inside the transaction, so the methods only compute."""
 
     #: Number of further jobs that it would prepare.
     preparations: int
 
     def fits(self, shape: Shape) -> bool:
-        """Whether it takes jobs of that shape at all."""
+        """Return whether the launcher takes jobs of that shape at all."""
 
     def count(self, shape: Shape) -> int:
-        """How many jobs of that shape it would take, at most."""
+        """Return the maximum number of jobs of that shape that the launcher would take."""
 
     def reserve(self, shape: Shape) -> object:
-        """A place for one more job of that shape; None when there is none left."""
+        """Reserve and return a placement for one more job of that shape; None if there is none left."""
 
 
 class Filter(NamedTuple):
-    """Which jobs a launcher takes."""
+    """Selects the jobs that a launcher takes."""
 
     workflows: tuple[str, ...] | None = None  # exact names; None: all
     serial_only: bool = True
@@ -175,11 +175,11 @@ _CANDIDATE = (
     "app.handle_error, app.handle_timeout, job.keep_background OR coalesce(app.keep_background, 0), "
     f"{_RECORD}, job.priority"
 )
-#: Jobs that have no work before their program but links to their parents' files, which are made when it is started.
+#: Plain jobs: nothing to prepare before their program but links to their parents' files, which are made at its start.
 _PLAIN = "job.stage_in_url = '' AND coalesce(app.preprocess, '') = ''"
-#: The smallest estimate, in minutes, and the default. It says that a job is short, not how long it takes: it may always start.
+#: wall_time_minutes=1, the minimum, is the default and means "unknown": such a job may always start.
 SHORT = 1
-#: When no more jobs can be prepared, plain ones are looked for among this many of the first.
+#: When no more jobs can be prepared, search this many of the first jobs for ones that need no preparation.
 _MAX_CANDIDATES_BEYOND = 2000
 
 
@@ -196,7 +196,7 @@ _KINDS = (("job_runnable", RUNNABLE, True), ("job_unprepared", UNPREPARED, False
 
 
 def sources(workflows: tuple[str, ...] | None = None) -> list[StartableIndex]:
-    """Where the startable jobs of these workflows are; None: all of them."""
+    """Return the indexes with the startable jobs of these workflows; None: of all."""
     if workflows is None:
         return [StartableIndex(name, condition, (), is_prepared) for name, condition, is_prepared in _KINDS]
     return [
@@ -207,7 +207,7 @@ def sources(workflows: tuple[str, ...] | None = None) -> list[StartableIndex]:
 
 
 def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> list[StartableIndex]:
-    """Where those are that are planned for a launch. Workflows are looked at row by row: a launch has thousands at most."""
+    """Return the indexes with the startable jobs planned for a launch. Workflows are checked row by row: at most thousands."""
     planned = "queued_launch_id = ?"
     parameters: list[str | int] = [launch]
     if workflows is not None:
@@ -220,14 +220,14 @@ def sources_of_launch(launch: int, workflows: tuple[str, ...] | None = None) -> 
 
 
 def source_of_suspects(launch: int | None = None) -> StartableIndex:
-    """Return where the suspects are that run apart from other jobs; with `launch`, those that are planned for it."""
+    """Return the index with the suspects, which run apart from other jobs; with `launch`, those planned for it."""
     if launch is None:
         return StartableIndex("job_suspect", SUSPECT, (), True)
     return StartableIndex("job_suspect", f"{SUSPECT} AND queued_launch_id = ?", (launch,), True)
 
 
 def shapes(cx: sqlite3.Connection, among: Sequence[StartableIndex | TaggedJobs] | None = None) -> list[Shape]:
-    """The distinct shapes of startable jobs: a few seeks in the index for each, however many jobs there are."""
+    """Return the distinct shapes of startable jobs, with a few index seeks for each, regardless of the number of jobs."""
     found: set[Shape] = set()
     for source in sources() if among is None else among:
         if isinstance(source, TaggedJobs):
@@ -241,10 +241,10 @@ def shapes(cx: sqlite3.Connection, among: Sequence[StartableIndex | TaggedJobs] 
 
 
 def _next_shape(cx: sqlite3.Connection, source: StartableIndex, last: Shape | None) -> Shape | None:
-    """The smallest shape beyond `last`.
+    """Return the smallest shape greater than `last`; None if there is none.
 
-    SQLite compares row values by reading every entry that is equal in the first column, so the seeks are spelled out:
-    equal in the first n columns and greater in the next, for the longest n that finds one.
+    SQLite compares row values by reading every entry that is equal in the first column, so the seeks are explicit: equal in
+    the first n columns and greater in the next, for the longest n that finds one.
     """
     for equal in (0,) if last is None else range(len(field_specs.SHAPE_FIELDS) - 1, -1, -1):
         terms = [f"{field} = ?" for field in field_specs.SHAPE_FIELDS[:equal]]
@@ -258,7 +258,7 @@ def _next_shape(cx: sqlite3.Connection, source: StartableIndex, last: Shape | No
 
 
 def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]]:
-    """The startable jobs by shape: (shape, how many, the shortest estimate in minutes). Reads them all: not for a loop."""
+    """Return (shape, number of startable jobs, shortest estimate in minutes). Reads all of these jobs: not for a loop."""
     found: dict[Shape, tuple[int, int]] = {}
     listed = None if only.launch_only else _with_rare_tag(cx, only)
     if listed is not None:
@@ -286,7 +286,7 @@ def waiting(cx: sqlite3.Connection, only: Filter) -> list[tuple[Shape, int, int]
 
 
 def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
-    """The workflows with startable jobs whose name is `pattern`, or matches it as a glob if it holds `*` or `?`."""
+    """Return the workflows with startable jobs whose name is `pattern`, or matches it as a glob if it contains `*` or `?`."""
     if not has_wildcard(pattern):
         return (pattern,)
     found = set()
@@ -302,14 +302,14 @@ def matching_workflows(cx: sqlite3.Connection, pattern: str) -> tuple[str, ...]:
 
 
 def take(cx: sqlite3.Connection, lease: int, room: Capacity, only: Filter, now_us: int) -> ClaimResult:
-    """Claim the jobs to start next: by priority, then the larger, then the longer ones, then the older.
+    """Claim the jobs to start next: by priority, then larger before smaller, longer before shorter, older before newer.
 
-    A job whose estimate `wall_time_minutes` is beyond `only.minutes_left` is left alone, unless it is the smallest there is.
-    What has nothing to be prepared passes from CREATED to RUNNING at once; the others are claimed in the state in which they
-    are, as many as the room has preparations. None is normal.
+    A job whose estimate `wall_time_minutes` exceeds `only.minutes_left` is not claimed, unless the estimate is the minimum,
+    which means "unknown". Jobs without preparation go from CREATED to RUNNING at once; the others are claimed in their present
+    state, up to the number of preparations that `room` allows. An empty result is normal.
 
-    What is planned for the launcher's own launch comes before all others. These may be planned for another launch: work does
-    not lie about because of a plan.
+    Jobs planned for the launcher's own launch come before all others. The others may be planned for another launch: a plan
+    never keeps work from a free launcher.
     """
     taken = ClaimResult([], [])
     for among in _rounds(cx, only):
@@ -320,7 +320,7 @@ def take(cx: sqlite3.Connection, lease: int, room: Capacity, only: Filter, now_u
 
 
 def _rounds(cx: sqlite3.Connection, only: Filter) -> Iterator[Sequence[StartableIndex | TaggedJobs]]:
-    """Where to look for jobs, one place after the other."""
+    """Yield the indexes to search for jobs, one group after the other."""
     if only.launch is not None:
         yield sources_of_launch(only.launch, only.workflows)
     if not only.launch_only:
@@ -329,7 +329,7 @@ def _rounds(cx: sqlite3.Connection, only: Filter) -> Iterator[Sequence[Startable
 
 
 def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[TaggedJobs] | None:
-    """The startable jobs that have all the tags, if one of these is rare; else None."""
+    """Return the startable jobs that have all the tags if one of the tags is rare; else None."""
     if not only.tags:
         return None
     tag = rare_tags.rarest(cx, only.tags)
@@ -351,7 +351,7 @@ def _take_among(
 ) -> ClaimResult:
     candidates = []
     fitting = [s for s in shapes(cx, among) if room.fits(s) and (s.is_serial or not only.serial_only)]
-    # Of several shapes one job each, also where there is no place: for the first of those the room may keep one.
+    # Consider one job of each of several shapes, even where nothing is free: `room` may reserve nodes for the first of those.
     fewest = int(len(fitting) > 1 or only.launch is not None)
     for shape in fitting:
         wanted = max(room.count(shape), fewest)
@@ -380,7 +380,7 @@ def _take_among(
 
 
 def suspects_of(cx: sqlite3.Connection, only: Filter) -> list[Suspect]:
-    """Return the suspects that match the filter, whatever they cost."""
+    """Return the suspects that match the filter, regardless of their shape."""
     if not suspects.is_any(cx):
         return []
     return suspects.read(cx, _PLAIN, *_tagged(only), only.workflows, only.launch if only.launch_only else None)
@@ -389,7 +389,7 @@ def suspects_of(cx: sqlite3.Connection, only: Filter) -> list[Suspect]:
 def take_suspects(
     cx: sqlite3.Connection, lease: int, room: Capacity, only: Filter, group: Sequence[Suspect], now_us: int
 ) -> ClaimResult:
-    """Claim those suspects that can be prepared or started, or as many as there is room for.
+    """Claim those suspects that can be prepared or started, up to the capacity of `room`.
 
     `group` is a `suspects.next_group`: the launcher runs nothing else until all of them have ended.
     """
@@ -398,7 +398,7 @@ def take_suspects(
 
 
 def fitting_suspects(cx: sqlite3.Connection, room: Capacity, only: Filter) -> list[Suspect]:
-    """Return the suspects that match the filter and that the launcher can run in the time that it has left."""
+    """Return the suspects that match the filter and that the launcher can run in its remaining time."""
     found = []
     for one in suspects_of(cx, only):
         shape = Shape._make(one.entry.shape)
@@ -420,13 +420,13 @@ def _has_to_be_prepared(row: Row) -> bool:
 def _candidates(
     cx: sqlite3.Connection, source: StartableIndex | TaggedJobs, shape: Shape, wanted: int, preparations: int, only: Filter
 ) -> list[Row]:
-    """Rows of which up to `wanted` can be started and up to `preparations` are to be prepared first."""
+    """Return rows of jobs: up to `wanted` that can be started, and up to `preparations` that must be prepared first."""
     limit = wanted if source.is_prepared else wanted + preparations
     found = _best(cx, source, shape, limit, only) if limit > 0 else []
     plain = sum(not _has_to_be_prepared(row) for row in found)
     if source.is_prepared or plain >= wanted or len(found) < limit:
         return found
-    # Jobs that have to be prepared must not keep the places empty that others behind them could use.
+    # Jobs that must be prepared first must not keep placements empty that later jobs could use.
     known = {row[0] for row in found}
     return found + [
         row for row in _best(cx, source, shape, wanted - plain, only, _MAX_CANDIDATES_BEYOND) if row[0] not in known
@@ -441,9 +441,9 @@ def _order(candidate: tuple[Shape, Row]) -> tuple[Any, ...]:
 def _best(
     cx: sqlite3.Connection, source: StartableIndex | TaggedJobs, shape: Shape, wanted: int, only: Filter, plain_among: int = 0
 ) -> list[Row]:
-    """The first `wanted` candidates of a shape; with `plain_among`, the plain ones among that many of the first.
+    """Return the first `wanted` candidates of a shape; with `plain_among`, only the plain ones among that many first jobs.
 
-    One range of the index per priority, so that no row is read in vain.
+    Reads one range of the index per priority, so that no row is read in vain.
     """
     if isinstance(source, TaggedJobs):
         return _listed(cx, source.best(shape, wanted, _longest(only), plain_among > 0))
@@ -479,9 +479,9 @@ def _best(
 def _around(
     cx: sqlite3.Connection, table: str, where: str, fixed: Row, longest: int, gaps: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield the estimates of the jobs of one priority, the longest first, each with each range of numbers that is not hidden.
+    """Yield each estimate of the jobs of one priority, longest first, with each range of job numbers that is not hidden.
 
-    Hidden jobs with equal keys lie side by side in the index, in order of their numbers: a seek leads past all of them.
+    Hidden jobs with equal keys are adjacent in the index, in order of their numbers: one seek skips all of them.
     """
     for minutes in estimates(cx, table, where, fixed, longest):
         for first, last in gaps:
@@ -489,7 +489,7 @@ def _around(
 
 
 def estimates(cx: sqlite3.Connection, table: str, where: str, fixed: Row, longest: int) -> Iterator[int]:
-    """Yield the estimates of the jobs of one priority that are at most `longest` minutes, the longest first: a seek for each.
+    """Yield the estimates, at most `longest` minutes, of the jobs of one priority, longest first. Takes a seek for each.
 
     `fixed` are the parameters of `where` and the priority.
     """
@@ -500,7 +500,7 @@ def estimates(cx: sqlite3.Connection, table: str, where: str, fixed: Row, longes
 
 
 def _listed(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[Row]:
-    """Those candidates, in that order."""
+    """Return the candidate rows of these jobs, in this order."""
     if not jobs:
         return []
     rows = cx.execute(
@@ -513,12 +513,12 @@ def _listed(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[Row]:
 
 
 def _longest(only: Filter) -> int:
-    """The largest estimate that a job may have."""
+    """Return the largest estimate, in minutes, that a job may have."""
     return 2**53 if only.minutes_left is None else max(SHORT, int(only.minutes_left))
 
 
 def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:
-    """The condition that a job has all the tags, and its parameters."""
+    """Return the SQL condition that a job has all the tags, and its parameters."""
     condition = " AND EXISTS (SELECT 1 FROM json_each(job.tags) WHERE key = ? AND value = ?)"
     return condition * len(only.tags), [word for pair in only.tags for word in pair]
 
@@ -526,7 +526,7 @@ def _tagged(only: Filter) -> tuple[str, list[str | int | None]]:
 def _mark_running(
     cx: sqlite3.Connection, lease: int, rows: Sequence[Row], now_us: int, note: tuple[str, str] | None = None
 ) -> None:
-    """Make jobs RUNNING; `note` is the message and the data of that event, if these are not as usual."""
+    """Make jobs RUNNING; `note` is the message and the data of that event, None for the default ones."""
     holder = (None, note[1] if note else f'{{"lease":{lease}}}')
     messages = ("", note[0]) if note else ()
     moves = []
@@ -564,7 +564,7 @@ def fields_of(claim: Claim) -> dict[str, Any]:
 
 
 def claims_of(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[Claim]:
-    """What is needed to deal with the results of jobs that this launcher holds."""
+    """Return the claims of jobs that this launcher holds, to settle their results."""
     rows = cx.execute(
         f"""SELECT {_SHAPE_OF_JOB}, {_CANDIDATE} FROM job LEFT JOIN app ON app.name = job.application
             WHERE job.id IN (SELECT value FROM json_each(?))""",
@@ -578,7 +578,7 @@ def claims_of(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[Claim]:
 
 
 class Reported(NamedTuple):
-    """What `finish` found."""
+    """The result of `finish`."""
 
     lost: list[int]  # jobs that are not this lease's any more; nothing was written for those
     to_settle: list[Claim]  # still held, in a result state: a script or a copy has to decide what becomes of them
@@ -589,9 +589,9 @@ class Reported(NamedTuple):
 def finish(cx: sqlite3.Connection, lease: int, exits: Iterable[RunResult], now_us: int, settles: bool = True) -> Reported:
     """Record how runs ended, release the jobs, promote or fail their children.
 
-    A job that was killed meanwhile is released and stays USER_KILLED. One that is not this lease's any more was deleted, or
+    A job that was killed meanwhile is released and stays USER_KILLED. A job that this lease no longer holds was deleted, or
     reaped by a process that took this launcher for dead. With `settles` the launcher keeps jobs that need a step after their
-    program; else they are left to the next launcher.
+    program; else these are left to the next launcher.
     """
     ended = {e.job: e for e in exits}
     if not ended:
@@ -645,10 +645,10 @@ _NEVER_STARTED = '{"started":0}'
 
 
 def requeue_lost(cx: sqlite3.Connection, lost: Sequence[LostRun], now_us: int) -> None:
-    """Return jobs to RESTART_READY. One that had started has used up a restart, and fails at its limit with its children.
+    """Return jobs to RESTART_READY. A job that had started has used up a restart; at its limit it fails with its children.
 
-    One that has certainly never been started goes back to where it was, and its attempt number to whichever run comes next.
-    One that was running when its launcher or spawn helper died counts that apart from restarts; see `suspects`.
+    A job that has certainly never started returns to its former state, and its attempt number is reused by the next run.
+    If a job was running when its launcher or spawn helper died, the death is counted instead of a restart; see `suspects`.
     """
     if not lost:
         return
@@ -673,7 +673,7 @@ def requeue_lost(cx: sqlite3.Connection, lost: Sequence[LostRun], now_us: int) -
 
 
 def count_step_deaths(cx: sqlite3.Connection, held: Iterable[exit_rules.JobFacts], now_us: int, was_alone: bool) -> None:
-    """Count the death of a launcher for jobs that were in a step; a suspect that was alone has caused it, and fails."""
+    """Count the death of a launcher for jobs that were in a step; a suspect that ran alone has caused it, and fails."""
     failed = []
     for facts in held:
         cx.execute("UPDATE job SET launcher_deaths = launcher_deaths + 1 WHERE id = ?", (facts.job,))
@@ -698,7 +698,7 @@ def release(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int
 
 
 def tell_to_stop(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us: int) -> None:
-    """Record that the runs of these jobs have just been told to stop, in case their launcher does not survive the grace."""
+    """Record that these runs have just been told to stop, in case their launcher does not survive the grace period."""
     cx.execute(
         f"""UPDATE job SET told_to_stop = ? WHERE id IN (SELECT value FROM json_each(?)) AND lease = ?
             AND state = '{states.RUNNING}'""",
@@ -707,12 +707,12 @@ def tell_to_stop(cx: sqlite3.Connection, lease: int, jobs: Iterable[int], now_us
 
 
 def still_held(cx: sqlite3.Connection, lease: int) -> set[int]:
-    """The jobs that this lease is meant to look after. What a launcher has beyond these was killed or deleted."""
+    """Return the jobs that this lease should hold. Any other job that the launcher still runs was killed or deleted."""
     query = f"SELECT id FROM job INDEXED BY job_lease WHERE lease = ? AND state <> '{states.USER_KILLED}'"
     return {row[0] for row in cx.execute(query, (lease,))}
 
 
 def facts_of(cx: sqlite3.Connection, where: str, parameters: Row, hint: str = "") -> list[exit_rules.JobFacts]:
-    """The facts about the jobs for which `where` holds."""
+    """Return the facts about the jobs for which `where` holds."""
     sql = f"SELECT {exit_rules.FACTS} FROM job {hint} LEFT JOIN app ON app.name = job.application WHERE {where}"
     return [exit_rules.JobFacts._make(row) for row in cx.execute(sql, parameters)]

@@ -1,6 +1,6 @@
-"""What becomes of a job when its program has ended: pure rules.
+"""Rules for the states that follow when a job's program has ended. Pure.
 
-Nothing here touches the database; `claims`, `steps` and `leases` ask.
+Nothing here accesses the database; `claims`, `steps` and `leases` call these functions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ UNHANDLED = "Error handling didn't fix job state: marking FAILED"
 
 
 class JobFacts(NamedTuple):
-    """What the rules look at, read in the transaction that applies them."""
+    """The input of the rules, read in the transaction that applies them."""
 
     job: int
     state: str
@@ -47,7 +47,7 @@ FACTS = (
 
 
 class NextStates(NamedTuple):
-    """The states that follow, with a message for each, and the restarts and retries that the job has used up then."""
+    """The states that follow, a message for each, and the restarts and retries used up by then."""
 
     path: tuple[str, ...]
     messages: tuple[str, ...]
@@ -59,21 +59,21 @@ class NextStates(NamedTuple):
 def result_of(facts: JobFacts, result: str, told_us: int | None) -> str:
     """Return the result of a run that may have been told to stop, at `told_us`.
 
-    A run that was cut short is never taken for a whole one: with exit code 0 too it is a RUN_TIMEOUT, unless the job or
-    its application declares that exit code 0 means done.
+    A run that was cut short never counts as complete: even with exit code 0 it is a RUN_TIMEOUT, unless the job or its
+    application declares that exit code 0 means done.
     """
     is_cut_short = result == states.RUN_DONE and told_us is not None and not facts.exit_0_is_done_after_stop
     return states.RUN_TIMEOUT if is_cut_short else result
 
 
 def after_run(facts: JobFacts, result: str, return_code: int | None) -> NextStates:
-    """The way from RUNNING through `result` (RUN_DONE, RUN_ERROR or RUN_TIMEOUT) to where the job stays."""
+    """Return the path from RUNNING through `result` (RUN_DONE, RUN_ERROR or RUN_TIMEOUT) to the state where the job stays."""
     follow = settle(facts._replace(return_code=return_code), result)
     return follow._replace(path=(states.RUNNING, *follow.path))
 
 
 def settle(facts: JobFacts, result: str) -> NextStates:
-    """Return the way from a result to the state where the job stays; `result` is the first state of the path."""
+    """Return the path from a result to the state where the job stays; `result` is the first state of the path."""
     if result == states.RUN_DONE:
         return _settled(facts, result, states.JOB_FINISHED, facts.has_postprocess or facts.stages_out)
     if result == states.POSTPROCESSED:
@@ -87,9 +87,9 @@ def settle(facts: JobFacts, result: str) -> NextStates:
 
 
 def _after_error(facts: JobFacts) -> NextStates:
-    """Retries come first: a script is asked when they are used up.
+    """Return the path after an error or a timeout: retries first, then a script once these are used up.
 
-    An application's own handle_error and handle_timeout are always asked, its postprocess only where the job's flags say so.
+    The application's handle_error and handle_timeout are always called, its postprocess only if the job's flags request it.
     """
     if _is_retried(facts):
         note = f"Retry {facts.retries + 1} of {facts.max_retries}"
@@ -109,16 +109,16 @@ def _is_retried(facts: JobFacts) -> bool:
 
 
 def after_lost_holder(facts: JobFacts, has_started: bool = True) -> NextStates:
-    """The way of a RUNNING job whose launcher died, or the node that it was given to."""
+    """Return the path of a RUNNING job whose launcher or node died."""
     if not has_started:
         return NextStates((states.RUNNING, states.RESTART_READY), ("",), facts.restarts, facts.retries)
     return restart(facts, (states.RUNNING,))
 
 
 def after_death(facts: JobFacts, deaths: int, was_alone: bool) -> NextStates:
-    """Return the way of a job that was running when its launcher died, for the time of number `deaths`.
+    """Return the path of a job that was running when its launcher died; `deaths` includes this death.
 
-    No restart is counted. A job that ran alone (`suspects`) has caused the death.
+    This counts as no restart. A job that ran alone (`suspects`) has caused the death.
     """
     if was_alone:
         reason = f"Its launcher died {deaths} times while it ran, the last time with no other job beside it"
@@ -127,7 +127,7 @@ def after_death(facts: JobFacts, deaths: int, was_alone: bool) -> NextStates:
 
 
 def restart(facts: JobFacts, path: tuple[str, ...]) -> NextStates:
-    """`path`, which is one state, and then RESTART_READY, which counts as one restart, or FAILED at the job's limit."""
+    """Return `path` (one state) followed by RESTART_READY, which counts as one restart, or by FAILED at the job's limit."""
     if facts.restarts >= facts.restart_limit:
         reason = f"Restarted {facts.restarts} times already; its restart_limit is {facts.restart_limit}"
         return NextStates((*path, states.FAILED), (reason,), facts.restarts, facts.retries)

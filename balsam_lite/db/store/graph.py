@@ -1,18 +1,18 @@
-"""Dependencies between jobs: edges, cycles, and what a parent's end means for its children.
+"""Dependencies between jobs: edges, cycles, and the effects of a parent's end on its children.
 
-`job.unfinished_parents` counts what the job still waits for; 0 means that its `run_when` holds. It is kept here and nowhere
-else, so that a parent's end costs its children a subtraction and a waiting job costs nothing:
+`job.unfinished_parents` counts the parents that the job still waits for; 0 means that its `run_when` holds. Only this module
+changes it, so that a parent's end costs its children a subtraction and a waiting job costs nothing:
 
 - all_finished: the parents that are not JOB_FINISHED;
 - all_ended: the parents that have not ended;
-- any_finished: 0 if a parent is JOB_FINISHED, else one more than the parents that may still become so. At 1 none can.
+- any_finished: 0 if a parent is JOB_FINISHED, else 1 plus the number of parents that may still become so. At 1 none can.
 
 A job has ended, for its children, when it is in an end state *and* no launcher holds it: its hook may still run, and its
 program after a kill. The indexes from which launchers claim hold only jobs whose count is 0. A job that waits for nothing
 although it has parents (`wait_for_parents` is off) counts 0, too. All functions run inside the caller's write transaction.
 
-`CROSS JOIN` is SQLite's way to fix the order of a join: from the few edges to their jobs. Left to itself it reads all jobs
-in the state that is asked for, of which there may be a million.
+`CROSS JOIN` makes SQLite join in the given order: from the few edges to their jobs. Without it SQLite reads all jobs in the
+requested state, of which there may be a million.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..engine.schema import VISIBLE, sql_list, visible
 from . import large_writes
 from .transitions import Transition, apply, id_list
 
-#: Jobs on a cycle that an error names.
+#: Maximum number of jobs on a cycle that an error names.
 _NAMED = 5
 
 PARENT_FAILED = "One or more parent jobs failed"
@@ -55,7 +55,7 @@ _CAUSE = f"""CASE WHEN job.unfinished_parents = 0 THEN NULL
     WHEN job.run_when = 'any_finished' AND job.unfinished_parents = 1 THEN (SELECT min(d.parent) {_PARENTS})
     END"""
 
-#: A job whose last event says which parent's end made it fail.
+#: A job whose last event names the parent whose end made it fail.
 _FAILED_WITH_PARENT = f"""job.state = '{states.FAILED}' AND (
     SELECT json_extract(data, '$.parent') FROM event WHERE event.job = job.id ORDER BY event.id DESC LIMIT 1) IS NOT NULL"""
 
@@ -133,7 +133,7 @@ def _check_unstarted(cx: sqlite3.Connection, children: Iterable[int], consequenc
 
 
 def set_parents(cx: sqlite3.Connection, child: int, parents: Iterable[int], now_us: int) -> None:
-    """Let `child` wait for `parents` and for no other job. One that failed only because of a parent waits again.
+    """Let `child` wait for `parents` and for no other job. A child that failed only because of a parent waits again.
 
     Takes time linear in the edges below `child`.
 
@@ -171,7 +171,7 @@ def add_edges(cx: sqlite3.Connection, edges: Sequence[tuple[int, int]], now_us: 
 
 
 def recount(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
-    """Count anew what `jobs` still wait for; takes time linear in their parents."""
+    """Recompute `unfinished_parents` of `jobs`. Takes time linear in their parents."""
     cx.execute(
         f"UPDATE job SET unfinished_parents = {UNFINISHED_PARENTS} WHERE id IN (SELECT value FROM json_each(?))",
         (id_list(jobs),),
@@ -179,7 +179,7 @@ def recount(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
 
 
 def descendants(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[int]:
-    """All jobs below `jobs`, without themselves unless one is below another."""
+    """Return all descendants of `jobs`; one of `jobs` is included only if it is a descendant of another."""
     query = f"""WITH RECURSIVE below (id) AS (
             SELECT child FROM dependency WHERE parent IN (SELECT value FROM json_each(?)) AND {visible("child")}
             UNION SELECT dependency.child FROM dependency JOIN below ON dependency.parent = below.id)
@@ -188,10 +188,10 @@ def descendants(cx: sqlite3.Connection, jobs: Iterable[int]) -> list[int]:
 
 
 def find_cycle(edges: Iterable[tuple[int, int]], of: int | None = None) -> list[int]:
-    """The jobs on a cycle of these (parent, child) pairs, [] if there is none.
+    """Return the jobs on a cycle of these (parent, child) pairs, [] if there is none.
 
-    With `of` it is looked for from that job upwards. The store admits none; this is for who wants to be sure. Takes time
-    linear in the edges. Pure.
+    With `of`, search from that job upwards. The store never admits a cycle; this function checks. Takes time linear in the
+    edges. Pure.
     """
     parents: dict[int, list[int]] = {}
     for parent, child in edges:
@@ -220,7 +220,7 @@ def find_cycle(edges: Iterable[tuple[int, int]], of: int | None = None) -> list[
 
 
 def settle(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int) -> None:
-    """Let jobs that no launcher holds wait for their parents, fail with them, or go on, by their present counts."""
+    """Let jobs that no launcher holds wait for their parents, fail with them, or go on, according to their present counts."""
     rows = cx.execute(
         f"""SELECT id, state, unfinished_parents, {_CAUSE} FROM job
             WHERE id IN (SELECT value FROM json_each(?)) AND lease IS NULL AND state IN ({sql_list(_RECONSIDERED)})
@@ -242,7 +242,7 @@ def settle(cx: sqlite3.Connection, jobs: Iterable[int], now_us: int) -> None:
 
 
 def propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> None:
-    """Release or fail the children of jobs that have just ended, and the children of those that fail by it.
+    """Release or fail the children of jobs that have just ended, and then the children of those that fail.
 
     Call it once for each end: when the job is in its end state and no launcher holds it.
 
@@ -270,7 +270,7 @@ def fail(cx: sqlite3.Connection, failed: Sequence[tuple[int, int]], now_us: int,
 def _propagate(cx: sqlite3.Connection, finished: Sequence[int], lost: Sequence[int], now_us: int) -> list[tuple[int, int]]:
     """Count these ends and release the children that wait for nothing else. Return (job, parent) for those that cannot run.
 
-    Very many children are left to `pieces`: they wait until then.
+    A very large number of children is left to `pieces`: they wait until then.
     """
     ended = id_list((*finished, *lost))
     edges = "SELECT 1 FROM dependency WHERE parent IN (SELECT value FROM json_each(?)) LIMIT ?"
@@ -340,16 +340,16 @@ def released(cx: sqlite3.Connection, jobs: Iterable[tuple[int, str]], now_us: in
 
 
 def reconsider_children(cx: sqlite3.Connection, parents: Iterable[int], now_us: int) -> None:
-    """Update the children of jobs that a user has put into another state, in whatever direction.
+    """Update the children of jobs that a user has put into another state, an earlier or a later one.
 
-    Children that have not started wait again, those that failed only because of these parents do so, too, and their children
-    likewise. Those that run or have run stay as they are. Very many children are left to `pieces`: none is claimed until then.
+    Children that have not started, or that failed only because of these parents, wait again, and so do their children. Those
+    that run or have run stay as they are. A very large number of children is left to `pieces`: none is claimed until then.
     """
     reconsider(cx, children_of(cx, parents), now_us)
 
 
 def reconsider(cx: sqlite3.Connection, below: Sequence[int], now_us: int) -> None:
-    """Update jobs whose parents have changed, as `reconsider_children` and `propagate` do with the children of few."""
+    """Update jobs whose parents have changed, as `reconsider_children` and `propagate` do if there are few children."""
     children: set[int] = set()
     while below:
         if len(below) + len(children) > large_writes.MAX_DIRECT_JOBS:
@@ -370,7 +370,7 @@ def children_of(cx: sqlite3.Connection, parents: Iterable[int]) -> list[int]:
 
 
 def _revive(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int) -> list[int]:
-    """Let those of `jobs` wait again that failed because of a parent which is not lost any more. Return them."""
+    """Let those of `jobs` wait again that failed because of a parent that is no longer lost. Return them."""
     rows = cx.execute(
         f"""SELECT job.id FROM job WHERE job.id IN (SELECT value FROM json_each(?)) AND {_FAILED_WITH_PARENT}
                 AND job.lease IS NULL AND {_CAUSE} IS NULL""",

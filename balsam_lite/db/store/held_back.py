@@ -1,11 +1,11 @@
 """Jobs that are held back for a moment after they were added, because a dependency may follow (`job.start_after`).
 
-A script that adds a job and then gives it a parent would otherwise race with a launcher that is already running. So what
-`dag.add_job` adds without parents starts a second (START_DELAY_S) after its process has last added a job or a dependency,
-`MAX_HOLD_S` after it was added at the latest, and at once when the process ends, waits for jobs or reads them.
+A script that adds a job and then gives it a parent would otherwise race with a running launcher. So a job that `dag.add_job`
+adds without parents starts one second (START_DELAY_S) after its process has last added a job or a dependency, at the latest
+`MAX_HOLD_S` after it was added, and at once when the process ends, waits for jobs or reads them.
 
-The process moves `start_after` of its jobs on, and clears it (`graph_write`, `release`); launchers and the service clear what
-is due (`release_due`). It is no lease: a job that is held back can be changed or killed like any waiting job.
+The process extends and clears `start_after` of its jobs (`graph_write`, `release`); launchers and the service clear it when it
+is due (`release_due`). This is no lease: a job that is held back can be changed or killed like any waiting job.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ..query.queries import matches_workflow
 #: Seconds after which a job starts although its process goes on adding jobs.
 MAX_HOLD_S = 10
 _MAX_HOLD_US = MAX_HOLD_S * SECOND_US
-#: Each job that is held back lets all of them start this much later, in microseconds, up to START_DELAY_S: so the times of
-#: many jobs are moved on once in a while, and not with each job that is added.
+#: Each held-back job delays the start of all of them by this many microseconds, up to START_DELAY_S: so the times of many jobs
+#: are extended only now and then, and not with each added job.
 _SLACK_US = 1000
 
-#: Seconds that the end of a process waits for a busy DB.
+#: Seconds that a process waits for a busy DB at its exit.
 _END_TIMEOUT_S = 2.0
 
 _THESE = f"id IN (SELECT value FROM json_each(?)) AND start_after < {LARGE_WRITE_HOLD}"
@@ -59,7 +59,7 @@ class _Held:
         return [number for _, number in self.jobs]
 
 
-#: By directory; under the lock, which is never held while the DB is waited for.
+#: By directory; under the lock, which is never held while waiting for the DB.
 _held: dict[str, _Held] = {}
 _lock = threading.Lock()
 _is_prepared = False
@@ -134,8 +134,8 @@ def move_on(database: Database) -> None:
 def release(database: Database) -> None:
     """Let the jobs that this process holds back in that DB start, because it waits for jobs or reads them.
 
-    One write transaction if there is anything. Not inside a transaction: there nothing is read for a user. If the DB cannot
-    be written, the jobs start when their time has come.
+    One write transaction if there are any. Does nothing inside a transaction: reads there are not for a user. If the DB cannot
+    be written, the jobs start when they are due.
     """
     held = _held.get(database.directory)
     if held is None or not held.jobs or database.is_in_transaction or import_guard.is_importing():
@@ -159,7 +159,7 @@ def _release_all() -> None:
 
 
 def release_due(cx: sqlite3.Connection, now_us: int) -> int:
-    """Let the jobs whose time has come start. Return their number."""
+    """Let the jobs start that are due. Return their number."""
     return cx.execute("UPDATE job INDEXED BY job_start_after SET start_after = NULL WHERE start_after <= ?", (now_us,)).rowcount
 
 
@@ -185,12 +185,12 @@ def count(
     serial_only: bool = False,
     by_large_write: bool = False,
 ) -> int:
-    """Count the jobs that only the hold keeps from starting, of those that a launcher takes.
+    """Count the jobs for this launcher that only the hold keeps from starting.
 
     Args:
-        by_large_write: those that wait for the end of a large write (see `pieces`), in place of the others.
-        workflow: a name or a glob; None: of all.
-        launch: only those that are planned for it; None: all.
+        by_large_write: count the jobs that wait for the end of a large write (see `pieces`) instead of the others.
+        workflow: a name or a glob; None: all.
+        launch: only jobs planned for it; None: all.
     """
     where = f" AND start_after {'>=' if by_large_write else '<'} {LARGE_WRITE_HOLD}"
     parameters: list[str] = []

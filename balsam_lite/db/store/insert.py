@@ -1,9 +1,9 @@
 """Adding jobs, one or ten million, all or nothing.
 
-What the user gives is checked and put aside outside of any transaction (it may come from a slow generator, and may itself
-use the DB); then one transaction inserts it, or of very many jobs several short ones, whose rows stay hidden until all are
-there (`Insertion`). Memory stays constant: beyond a few thousand rows they wait in a file. Only the dependencies are kept in
-memory.
+The input is checked and collected outside of any transaction (it may come from a slow generator, and may itself use the DB).
+Then one transaction inserts it; a very large number of jobs takes several short ones, whose rows stay hidden until all are
+inserted (`Insertion`). Memory stays constant: beyond a few thousand rows they are kept in a file. Only the dependencies stay
+in memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CHUNK = 5000
 #: Bytes of the number that gives the length of such a piece.
 _LENGTH = 8
 
-#: Jobs on a cycle that an error names.
+#: Maximum number of jobs on a cycle that an error names.
 _NAMED = 5
 
 Progress = Callable[[int], None]
@@ -88,16 +88,16 @@ def add_jobs(
     dependencies: Iterable[tuple[Ref, Ref]] = (),
     start_after: int | None = None,
 ) -> Added:
-    """Add jobs given by their fields (see `field_specs.JOB_FIELDS`); the fields not given take their defaults.
+    """Add jobs given by their fields (see `field_specs.JOB_FIELDS`); missing fields take their defaults.
 
-    Besides the fields a job may give `job_id` (a UUID, drawn anew where its first 8 characters are taken) or `given_id` (one
-    that the user chose), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
-    workdir too), `origin` (a word on where it comes from, shown in its history) and `parents`: numbers or UUIDs of jobs that
-    exist, UUIDs of jobs of this batch, or a `Position` in it. After `jobs` is used up it opens one write transaction, or many
-    short ones for more than `large_writes.MAX_DIRECT_JOBS` jobs or parents. Either way others see all of the jobs or none.
+    Besides the fields, a job may have `job_id` (a UUID, replaced if its first 8 characters are taken) or `given_id` (a UUID
+    chosen by the user), `workdir` (below `data/`), `allow_shared_workdir` (True: other jobs that have not ended may have that
+    workdir, too), `origin` (where the job comes from, shown in its history) and `parents`: numbers or UUIDs of existing jobs,
+    UUIDs of jobs of this batch, or a `Position` in it. After reading all `jobs` this opens one write transaction, or many short
+    ones for more than `large_writes.MAX_DIRECT_JOBS` jobs or parents. Either way other processes see all of the jobs or none.
 
     Args:
-        progress: called with how many jobs were read or inserted since the last call.
+        progress: called with the number of jobs read or inserted since the last call.
         dependencies: (parent, child) pairs to be added after the jobs; the children are jobs that exist already.
         start_after: hold the jobs back until then, in microseconds; see `held_back`.
 
@@ -122,7 +122,7 @@ def add_jobs(
 
 
 def check_jobs(db: Database, jobs: Iterable[Mapping[str, Any]]) -> None:
-    """Raise what `add_jobs` would for the fields of a job. Whether its parents and its application exist is not looked at."""
+    """Raise the errors of `add_jobs` for the fields of jobs. Does not check whether parents and applications exist."""
     for chunk in _checked(jobs, None, []):
         if chunk.claimed:
             with db.read() as cx:
@@ -193,7 +193,7 @@ def _report(progress: Progress | None, rows: int) -> None:
 def _row_maker(
     names: tuple[str, ...], now: int, start_after: int | None
 ) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
-    """Return the columns to store for jobs given by the fields `names`, and what makes a row of a job."""
+    """Return the columns to store for jobs with the fields `names`, and the function that makes a row from a job."""
     columns, checks = field_specs.job_columns(tuple(name for name in names if name not in EXTRA))
     pairs = tuple(zip((name for name in names if name not in EXTRA), checks))
     own_id = next((name for name in ("given_id", "job_id") if name in names), "")
@@ -226,7 +226,7 @@ def _row_maker(
 
 
 class _Spool:
-    """Checked rows on their way to the database: the first chunks in memory, the others in a file without a name."""
+    """Checked rows to be inserted: the first chunks in memory, the others in an unnamed temporary file."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -401,7 +401,7 @@ def _add_to_known(cx: sqlite3.Connection, edges: _Edges, known: Mapping[int | st
 
 # --- inserting in pieces ----------------------------------------------------------------------------------------------
 
-#: Rows or dependencies that a piece adds between two looks at the clock: about 50 ms.
+#: Rows or dependencies that a piece adds between two checks of the clock: about 50 ms.
 _UNIT = 2500
 #: Seconds of a piece with its commit, after which it adds nothing more. Each commit writes most pages of the index on short
 #: ids again, so pieces are longer than those of other large writes.
@@ -422,10 +422,10 @@ def _insert_in_pieces(db: Database, spool: _Spool, edges: _Edges, progress: Prog
 
 
 class Insertion:
-    """An insert of very many jobs, which are hidden until all are there; see `hidden`. Its methods open write transactions.
+    """An insert of very many jobs, hidden until all are inserted; see `large_writes`. Its methods open write transactions.
 
-    What can be checked is checked before the first piece. What others change meanwhile, such as a parent that they remove,
-    raises the errors of `add_jobs` from `advance` or `release`; then `undo` removes all that was written.
+    All checks that need no write precede the first piece. Changes by other processes, such as a removed parent, make `advance`
+    or `release` raise the errors of `add_jobs`; then `undo` removes all rows that were written.
     """
 
     def __init__(self, db: Database, spool: _Spool, edges: _Edges, progress: Progress | None = None) -> None:
@@ -443,7 +443,7 @@ class Insertion:
         self._units = self._all_units()
 
     def _all_units(self) -> Iterator[Callable[[sqlite3.Connection], None]]:
-        """Yield all that is to be done, in small units. Each runs inside a write transaction."""
+        """Yield the work in small units, each to be run inside a write transaction."""
         for chunk in self._spool.chunks():
             for start in range(0, len(chunk.rows), _UNIT):
                 yield partial(self._add_rows, chunk.part(start, start + _UNIT))
@@ -452,7 +452,7 @@ class Insertion:
             yield partial(self._add_edges, new[start : start + _UNIT])
 
     def advance(self) -> bool:
-        """Write one piece. Return whether there was anything left to be written."""
+        """Write one piece. Return whether there was anything left to write."""
         unit = next(self._units, None)
         if unit is None:
             return False
@@ -488,7 +488,7 @@ class Insertion:
         graph.add_edges(cx, pairs, SystemClock.now_us())
 
     def release(self) -> Added:
-        """Let everybody see the jobs, by one short transaction."""
+        """Make the jobs visible, in one short transaction."""
         with pieces.few(self._db) as cx:
             pieces.failpoint("before-piece")
             large_writes.touch(cx, self._hidden.write, self._written)
@@ -500,7 +500,7 @@ class Insertion:
         return Added(self._hidden.first, self._spool.rows, self._renamed)
 
     def undo(self) -> None:
-        """Remove what was written; if that fails, leave it to the next command or launcher."""
+        """Remove the rows that were written; if that fails, leave this to the next command or launcher."""
         try:
             with suppress(BalsamError):
                 with self._db.write() as cx:
@@ -514,7 +514,7 @@ class Insertion:
 # --- rows ---------------------------------------------------------------------------------------------------------------
 
 
-#: How a generated working directory ends: in the short id of its job.
+#: The end of a generated working directory: the short id of its job.
 _GENERATED = re.compile(r"(?:\A|[/_])[0-9a-f]{8}\Z")
 _IN_USE = f"job.state NOT IN ({sql_list(states.END_STATES)}) AND job.workdir = given.value AND job.id <> ?"
 _CHOSEN_BY = f"""SELECT job.id, job.job_id, job.state, job.workdir FROM json_each(?) AS given
@@ -579,12 +579,12 @@ def _known(cx: sqlite3.Connection, edges: _Edges) -> dict[int | str, int]:
 
 
 def _insert_rows(cx: sqlite3.Connection, chunk: _Chunk, first: int | None = None) -> dict[int, str]:
-    """Insert rows whose first two columns are job_id and workdir. A drawn id whose short id is taken already is drawn anew.
+    """Insert rows whose first two columns are job_id and workdir. A drawn id is replaced if its short id is taken.
 
     Args:
         first: the number of the first row, which the others follow; None: SQLite gives the numbers.
 
-    Returns the UUIDs that were drawn anew, by the row's position.
+    Return the UUIDs that replace drawn ones, by the row's position.
 
     Raises:
         DuplicateJobId: the short id of a given one is taken. InvalidSpec: a workdir that was given is taken.

@@ -17,7 +17,7 @@ from ..engine.schema import LARGE_WRITE_HOLD, sql_list
 from . import claims, exit_rules, graph, large_writes, tags
 from .transitions import Transition, apply, count, id_list
 
-#: From these a job comes to run, if only later.
+#: States from which a job will run, now or later.
 _RUNS_AGAIN = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
 
 
@@ -29,7 +29,7 @@ def batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         yield ids[start : start + _PIECE]
 
 
-#: What a new start resets. A job that waits for the end of a large write goes on waiting.
+#: Columns that a new start resets. A job that waits for the end of a large write goes on waiting.
 _RESET = (
     "restarts = 0, retries = 0, launcher_deaths = 0, "
     f"start_after = CASE WHEN start_after >= {LARGE_WRITE_HOLD} THEN start_after END"
@@ -37,7 +37,7 @@ _RESET = (
 
 
 class Hook(NamedTuple):
-    """The pre- or postprocess script that this process belongs to. A launcher holds the job for as long as it runs."""
+    """The pre- or postprocess script that this process belongs to. A launcher holds the job while the script runs."""
 
     kind: str  # preprocess or postprocess
     job_id: str
@@ -47,10 +47,10 @@ class Hook(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """What a user says with a change of state."""
+    """The message, data and time that a user attaches to a change of state."""
 
     message: str = ""
-    by: str = ""  # what the history says where there is no message, and no script that would be named
+    by: str = ""  # text in the history if there is no message and no script to name
     data: str | None = None  # JSON; see `transitions.with_payload`
     time_us: int | None = None  # None: now
 
@@ -87,10 +87,10 @@ def set_state(cx: sqlite3.Connection, ids: Sequence[int], state: str, annotation
 def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, annotation: Annotation, hook: Hook, now: int) -> int:
     """Set the state of a script's own job, which stays held.
 
-    The launcher releases it when the script has ended, and only then propagates its end to children, whatever state that is.
+    The launcher releases the job when the script has ended, and only then propagates its end, in any state, to its children.
 
-    Scripts must not keep a job going for ever: each return to an earlier state counts as a restart, and between handlers, which
-    need no run for that, a job goes to each once.
+    To keep scripts from repeating a job for ever, each return to an earlier state counts as a restart. A job can enter each
+    handler's state only once between runs, since no run is needed to go from one handler to another.
     """
     job, old, lease, attempt, job_id, name = row
     if (lease, attempt) != (hook.lease, hook.attempt):
@@ -115,13 +115,13 @@ def _set_own_state(cx: sqlite3.Connection, row: Sequence[Any], state: str, annot
 
 
 def _goes_back(old: str, state: str) -> bool:
-    """Whether that takes a job back on its way to a run; RESTART_READY always does."""
+    """Return whether the change takes a job back on its path to a run; RESTART_READY always does."""
     is_before = states.STATES.index(state) < states.STATES.index(old)
     return state == states.RESTART_READY or (state in _RUNS_AGAIN and is_before)
 
 
 def _was_handled(cx: sqlite3.Connection, job: int, state: str) -> bool:
-    """Whether the job has been in that state since it last was to run."""
+    """Return whether the job has been in that state since it was last put in line to run."""
     for (past,) in cx.execute("SELECT to_state FROM event WHERE job = ? ORDER BY id DESC", (job,)):
         if past == state:
             return True
@@ -131,7 +131,7 @@ def _was_handled(cx: sqlite3.Connection, job: int, state: str) -> bool:
 
 
 def kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | None, when: int) -> tuple[int, list[int]]:
-    """Make those USER_KILLED that have not ended. Return how many those were, and which of them no launcher holds."""
+    """Make those jobs USER_KILLED that have not ended. Return their number, and those of them that no launcher holds."""
     moves: list[Transition] = []
     free: list[int] = []
     for piece in batches(jobs):
@@ -178,7 +178,7 @@ def put_back(cx: sqlite3.Connection, free: Sequence[int], target: str | None) ->
 
 
 def _put_piece_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
-    """What has run first: that revives children that failed only because of it, and they have nothing left to be done."""
+    """Put jobs back, starting with those that have run: this revives children that failed only because of them."""
     chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
     for state, condition in chosen.items() if target is None else ((target, "1"),):
         query = f"SELECT id FROM job WHERE {condition} AND id IN (SELECT value FROM json_each(?))"
@@ -188,7 +188,7 @@ def _put_piece_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | N
 
 
 def doom(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
-    """Note the jobs in a table of this connection."""
+    """Record the jobs to be deleted in a temporary table of this connection."""
     cx.execute("CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY)")
     cx.execute("DELETE FROM doomed")
     for piece in batches(jobs):
@@ -212,7 +212,7 @@ def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
 
 
 def refuse_in_use(cx: sqlite3.Connection) -> None:
-    """Raise ParentInUse if jobs that stay wait for the doomed ones."""
+    """Raise ParentInUse if other jobs wait for the jobs to be deleted."""
     waiting = cx.execute(
         f"""SELECT child.job_id, child.name, count(*) OVER () FROM dependency
             JOIN job AS child ON child.id = dependency.child
@@ -227,14 +227,14 @@ def refuse_in_use(cx: sqlite3.Connection) -> None:
 
 
 def _leave_children(cx: sqlite3.Connection) -> None:
-    """Drop the edges of the doomed jobs, and fail or release children that stay."""
+    """Remove the edges of the jobs to be deleted, and fail or release their remaining children."""
     children = "SELECT DISTINCT child FROM dependency WHERE parent IN (SELECT id FROM doomed)"
     _leave(cx, [row[0] for row in cx.execute(f"{children} AND child NOT IN (SELECT id FROM doomed)")])
     cx.execute("DELETE FROM dependency WHERE parent IN (SELECT id FROM doomed) OR child IN (SELECT id FROM doomed)")
 
 
 def _leave(cx: sqlite3.Connection, stay: Sequence[int]) -> None:
-    """Drop the edges from the doomed jobs to these children, which fail or go on: a removed parent has ended badly."""
+    """Remove the edges from deleted parents to these children, which fail or go on: a removed parent counts as failed."""
     if not stay:
         return
     now = SystemClock.now_us()
@@ -255,7 +255,7 @@ def _leave(cx: sqlite3.Connection, stay: Sequence[int]) -> None:
 
 
 def _hold(cx: sqlite3.Connection, number: int, jobs: Sequence[int]) -> None:
-    """Let no launcher take these jobs before the end of that write. They are free and go where they could start."""
+    """Keep launchers from taking these jobs before the end of that write. They have no holder and enter startable states."""
     sql = "UPDATE job NOT INDEXED SET start_after = ? WHERE id IN (SELECT value FROM json_each(?))"
     cx.execute(sql, (large_writes.held_until(number), id_list(jobs)))
 
@@ -277,7 +277,7 @@ def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parame
 
 
 def _kill_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    """Children are told when all are killed: else those that are to be killed, too, would fail."""
+    """Kill these jobs, and update children only when all are killed: else children that are to be killed, too, would fail."""
     killed, free = kill(cx, jobs, *parameters["said"])
     large_writes.add(cx, number, large_writes.Part("tell_children", {}, free))
     return Counter(killed=killed, running=killed - len(free))

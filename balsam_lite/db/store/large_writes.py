@@ -2,13 +2,14 @@
 
 A row of `large_write` is a write; `pieces` carries it out. All functions run inside the caller's transaction.
 
-- Its rows of `large_write_part` are what is left of it: an action and the numbers of the jobs to apply it to. No launcher can
-  claim a job that a part names (`unfinished`); one that was put back is held (`start_after` is `held_until`) until all are.
+- Its rows of `large_write_part` are the parts still to be done: an action and the numbers of the jobs to apply it to. No
+  launcher can claim a job that a part names (`unfinished`); a job that was put back is held (`start_after` is `held_until`)
+  until all jobs of the write are.
 - An insert of very many jobs is committed in pieces (see `insert.Insertion`). Its numbers are reserved before the first piece
   (`hide`), so jobs that others add meanwhile get later ones, and no number is used twice. Until one short transaction removes
   the row, every query for jobs or events has the condition `schema.visible`; claims seek past the range (`visible_ranges`).
   Hidden rows live in the dependency graph like others: `count_hidden` counts their states apart, and the counters of all jobs
-  get them at the end (`unhide`). Where the owner died or gave up (`give_up`), any process deletes the jobs in pieces
+  get them at the end (`unhide`). If the owner died or gave up (`give_up`), any process deletes the jobs in pieces
   (`discard_hidden`), and then the row.
 """
 
@@ -29,7 +30,7 @@ from . import tags
 
 #: Jobs that one transaction may change; more are changed in pieces.
 MAX_DIRECT_JOBS = 5000
-#: Jobs in a part, the least that a piece does.
+#: Jobs in a part, the smallest amount of work in a piece.
 JOBS_PER_PART = 500
 CHILDREN = "children"
 
@@ -43,7 +44,7 @@ Action = Callable[[sqlite3.Connection, int, Sequence[int], Mapping[str, Any]], M
 
 
 class Part(NamedTuple):
-    """An action, by its name in `user.ACTIONS`, and the jobs that it is to be applied to, which may be many."""
+    """An action, by its name in `job_changes.ACTIONS`, and the jobs to apply it to, possibly many."""
 
     action: str
     parameters: Mapping[str, Any]
@@ -75,7 +76,7 @@ def _add(cx: sqlite3.Connection, number: int, rows: Iterable[Sequence[Any]]) -> 
 
 
 def add(cx: sqlite3.Connection, number: int, part: Part) -> None:
-    """Add something to a write that is to be done after all that it has still to do."""
+    """Append a part to a write, after all its present parts."""
     _add(cx, number, rows_of([part]))
 
 
@@ -85,17 +86,17 @@ def defer_children(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
 
 
 def is_any(cx: sqlite3.Connection) -> bool:
-    """Whether a large write is unfinished: one look at a table that is empty as a rule."""
+    """Return whether a large write is unfinished. Reads one table, which is usually empty."""
     return cx.execute("SELECT 1 FROM large_write LIMIT 1").fetchone() is not None
 
 
 def has_lists(cx: sqlite3.Connection) -> bool:
-    """Whether a large write other than an insert is unfinished, so that jobs are held until it is complete."""
+    """Return whether a large write other than an insert is unfinished, so that jobs are held until it is complete."""
     return is_any(cx) and cx.execute("SELECT 1 FROM large_write WHERE first = 0 LIMIT 1").fetchone() is not None
 
 
 def unfinished(cx: sqlite3.Connection, jobs: Iterable[int]) -> set[int]:
-    """Return those of these jobs that a large write has still to change: no launcher may claim them."""
+    """Return those of `jobs` that a large write has still to change: no launcher may claim them."""
     if not is_any(cx):
         return set()
     rows = cx.execute(
@@ -113,7 +114,7 @@ def held_until(number: int) -> int:
 
 
 def release_some(cx: sqlite3.Connection, number: int) -> bool:
-    """Let some of the jobs start that waited for the end of that write. False if there is none."""
+    """Let some of the jobs start that waited for the end of that write. Return False if there is none."""
     query = "SELECT id FROM job INDEXED BY job_start_after WHERE start_after = ? LIMIT ?"
     sql = f"UPDATE job NOT INDEXED SET start_after = NULL WHERE id IN ({query})"
     return cx.execute(sql, (held_until(number), JOBS_PER_PART)).rowcount > 0
@@ -150,7 +151,7 @@ def visible_ranges(cx: sqlite3.Connection) -> list[tuple[int, int]]:
 
 
 def last_number(cx: sqlite3.Connection) -> int:
-    """Return the largest job number that was ever given out."""
+    """Return the largest job number ever assigned."""
     row = cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'job'").fetchone()
     return int(row[0]) if row else 0
 
@@ -171,7 +172,7 @@ def hide(cx: sqlite3.Connection, jobs: int) -> HiddenRange:
 
 
 def touch(cx: sqlite3.Connection, write: int, done: int) -> None:
-    """Record that the owner goes on and how many jobs it has written. Raise DatabaseError if others have taken it for dead."""
+    """Record that the owner is alive and has written `done` jobs. Raise DatabaseError if another process took it for dead."""
     sql = "UPDATE large_write SET touched = ?, done = ? WHERE id = ? AND pid <> 0"
     if not cx.execute(sql, (SystemClock.now_us(), done, write)).rowcount:
         raise DatabaseError(
@@ -195,7 +196,7 @@ def count_hidden(cx: sqlite3.Connection, moved: Mapping[int, tuple[str, str]], a
 
 
 def unhide(cx: sqlite3.Connection, write: int) -> dict[str, int]:
-    """Let everybody see the jobs. Return how many there are in each state, for the caller to count."""
+    """Make the hidden jobs visible. Return their number by state, for the caller to count."""
     (text,) = cx.execute("SELECT counted FROM large_write WHERE id = ?", (write,)).fetchone()
     cx.execute("DELETE FROM large_write WHERE id = ?", (write,))
     found: dict[str, int] = json.loads(text)
@@ -208,7 +209,7 @@ def give_up(cx: sqlite3.Connection, write: int) -> None:
 
 
 def discard_hidden(cx: sqlite3.Connection, write: int, jobs: int) -> bool:
-    """Delete up to that number of the hidden jobs of a write that was given up. False if it has none."""
+    """Delete up to `jobs` hidden jobs of a write that was given up. Return False if it has none."""
     row = cx.execute("SELECT first, last FROM large_write WHERE id = ? AND first > 0 AND pid = 0", (write,)).fetchone()
     if row is None:
         return False

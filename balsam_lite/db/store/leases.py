@@ -1,8 +1,8 @@
 """Leases: the right of one launcher or service to hold jobs, kept alive by one heartbeat row per process.
 
-A holder on this host is dead on proof; one on another host when its heartbeat has not changed for too long while it was
-watched, since hosts' clocks differ. `reap` frees what a dead one held. All functions but
-`watch_the_doubtful` run inside the caller's transaction.
+A holder on this host counts as dead when its process is proven gone. A holder on another host counts as dead when this process
+has watched its heartbeat and seen no change for too long; clocks of hosts differ. `reap` frees the jobs of a dead holder. All
+functions but `watch_the_doubtful` run inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .exit_rules import JobFacts
 
 
 class Lease(NamedTuple):
-    """One row: who it is and when it was last heard of."""
+    """One row: the holder and its last heartbeat."""
 
     id: int
     kind: str
@@ -38,7 +38,7 @@ class Lease(NamedTuple):
 
 
 def open_lease(cx: sqlite3.Connection, kind: str, holder: Holder, scheduler_id: str, now_us: int) -> int:
-    """Start a lease for a launcher or a service; returns its number, which is never used again."""
+    """Start a lease for a launcher or a service. Return its number, which is never reused."""
     cursor = cx.execute(
         """INSERT INTO lease (kind, host, pid_namespace, pid, started, scheduler_id, opened, heartbeat)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
@@ -49,10 +49,10 @@ def open_lease(cx: sqlite3.Connection, kind: str, holder: Holder, scheduler_id: 
 
 
 def heartbeat(cx: sqlite3.Connection, lease: int, now_us: int, note: str | None = None) -> None:
-    """Say that the holder lives, and with `note` what it has done lately, as JSON.
+    """Record that the holder is alive; `note` (JSON) describes its recent work.
 
     Raises:
-        LostLease: another process took the holder for dead; what it still runs must be stopped.
+        LostLease: another process took the holder for dead; the holder must stop its runs.
     """
     query = "UPDATE lease SET heartbeat = ?, note = coalesce(?, note) WHERE id = ? AND closed IS NULL"
     changed = cx.execute(query, (now_us, note, lease)).rowcount
@@ -77,9 +77,9 @@ def _lost(cx: sqlite3.Connection, lease: int) -> LostLease:
 def close_lease(
     cx: sqlite3.Connection, lease: int, now_us: int, reason: str, note: str | None = None, taken_by: str = ""
 ) -> None:
-    """End a lease that holds no job any more, with a last note if there is one. Closing it twice does nothing.
+    """End a lease that holds no job any more, with an optional last note. Closing it twice has no effect.
 
-    `taken_by` says for its holder, which may live after all, who took it for dead.
+    `taken_by` names the process that took the holder for dead, for the holder to report if it is alive after all.
     """
     query = """UPDATE lease SET closed = ?, end_reason = ?, note = coalesce(?, note), taken_by = ?
         WHERE id = ? AND closed IS NULL"""
@@ -100,7 +100,7 @@ def _lease(row: Sequence[Any]) -> Lease:
 
 
 class LeaseRecord(NamedTuple):
-    """What there is to tell of a lease, open or closed. Times are microseconds since the epoch."""
+    """An open or closed lease, for display. Times are microseconds since the epoch."""
 
     lease: Lease
     opened_us: int
@@ -110,7 +110,7 @@ class LeaseRecord(NamedTuple):
 
 
 def latest(cx: sqlite3.Connection, kind: str) -> LeaseRecord | None:
-    """The newest lease of that kind."""
+    """Return the newest lease of that kind; None if there is none."""
     row = cx.execute(
         """SELECT id, kind, host, pid_namespace, pid, started, scheduler_id, heartbeat, opened, closed, end_reason, note
         FROM lease WHERE kind = ? ORDER BY id DESC LIMIT 1""",
@@ -124,7 +124,7 @@ CLOCKS_AGREE_S = 5.0
 
 
 class Watch:
-    """Heartbeats as this process has seen them. A change of the heartbeat proves that a holder lives; hosts' clocks differ."""
+    """Heartbeats that this process has seen. Only a changed heartbeat proves that a holder is alive: hosts' clocks differ."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -132,7 +132,7 @@ class Watch:
         self._beating: set[int] = set()  # leases whose heartbeat has changed meanwhile
 
     def unchanged_s(self, lease: Lease) -> float:
-        """Return for how long this process has seen this heartbeat of the lease; 0.0 at the first look."""
+        """Return for how many seconds this process has seen this heartbeat unchanged; 0.0 at the first look."""
         now = self._monotonic()
         if lease not in self._seen:
             others = {old: at for old, at in self._seen.items() if old.id != lease.id}
@@ -147,10 +147,10 @@ class Watch:
 
 
 def is_dead(lease: Lease, expiry_s: float, watch: Watch | None = None) -> bool:
-    """Return whether its holder is certainly dead: on this host on proof, elsewhere if watching its heartbeat has shown it.
+    """Return whether the holder is certainly dead: its process on this host is gone, or its heartbeat elsewhere has stopped.
 
-    That is so when the heartbeat has not changed for `expiry_s` seconds of watching, whatever the hosts' clocks show.
-    Without `watch`, nothing is certain of another host.
+    A heartbeat has stopped when it has not changed for `expiry_s` seconds of watching, regardless of the hosts' clocks.
+    Without `watch`, no holder on another host is certainly dead.
     """
     if lease.holder.is_here():
         return lease.holder.is_provably_dead()
@@ -158,12 +158,12 @@ def is_dead(lease: Lease, expiry_s: float, watch: Watch | None = None) -> bool:
 
 
 def is_silent(lease: Lease, now_us: int, expiry_s: float) -> bool:
-    """Return whether a holder elsewhere is dead by the clocks, or they are wrong: a reason to watch, never to act."""
+    """Return whether a holder on another host looks dead by the clocks, which may be wrong: a reason to watch, never to act."""
     return not lease.holder.is_here() and abs(now_us - lease.heartbeat_us) > expiry_s * 1e6
 
 
 def is_doubtful(lease: Lease, now_us: int, expiry_s: float, watch: Watch) -> bool:
-    """Return whether a holder elsewhere is silent, and watching has not shown yet whether it lives."""
+    """Return whether a holder on another host is silent, and watching has not shown yet whether it is alive."""
     return is_silent(lease, now_us, expiry_s) and not is_dead(lease, expiry_s, watch) and not watch.has_beaten(lease)
 
 
@@ -173,12 +173,12 @@ def living(cx: sqlite3.Connection, expiry_s: float, watch: Watch | None = None) 
 
 
 def is_eldest(cx: sqlite3.Connection, lease: int, expiry_s: float, watch: Watch) -> bool:
-    """Return whether no older launcher or service may live: the oldest one keeps the checkpoints."""
+    """Return whether no older launcher or service may be alive: the oldest one makes the checkpoints."""
     return next((one.id for one in open_leases(cx) if not is_dead(one, expiry_s, watch)), None) == lease
 
 
 def dead(cx: sqlite3.Connection, expiry_s: float, watch: Watch) -> list[int]:
-    """The leases whose holders are dead, also those that were reaped: their processes may still run on other hosts."""
+    """Return the leases with dead holders, including reaped ones: their processes may still run on other hosts."""
     reaped = [row[0] for row in cx.execute("SELECT id FROM lease WHERE end_reason = 'dead'")]
     return reaped + [lease.id for lease in open_leases(cx) if is_dead(lease, expiry_s, watch)]
 
@@ -197,7 +197,7 @@ def described(cx: sqlite3.Connection, lease: Lease, now_us: int, expiry_s: float
 
 
 def last_sign(lease: Lease, now_us: int, expiry_s: float) -> str:
-    """Return in words when its holder was last heard of. Of another host its clock alone tells, which may be wrong."""
+    """Return in words when the holder last sent a heartbeat. For another host this relies on its clock, which may be wrong."""
     age_s = (now_us - lease.heartbeat_us) / 1e6
     if lease.holder.is_here():
         return f"last heard of {spoken(max(age_s, 0))} ago"
@@ -221,11 +221,11 @@ def reap(
     watch: Watch | None = None,
     may_have_killed: Callable[[JobFacts], bool] = lambda facts: False,
 ) -> int:
-    """Free what a dead holder held: RUNNING jobs go to RESTART_READY, or FAILED at their restart limit.
+    """Free the jobs of a dead holder: RUNNING jobs go to RESTART_READY, or to FAILED at their restart limit.
 
-    The caller has made sure that no process of those jobs lives on this host. A holder elsewhere may live, and reads then
-    for how long `watch` saw no heartbeat. For jobs that `may_have_killed` the holder its death is counted instead of a restart;
-    see `suspects`. Returns how many jobs were freed.
+    The caller has made sure that no process of those jobs is alive on this host. A holder on another host may be alive; it then
+    reads for how long `watch` saw no heartbeat. For jobs that `may_have_killed` the holder, its death is counted instead of a
+    restart; see `suspects`. Return the number of freed jobs.
     """
     rows = claims.facts_of(cx, "job.lease = ?", (lease.id,), "INDEXED BY job_lease")
     note = f"The {lease} is gone" if end_reason == "dead" else f"Freed from {lease}: {end_reason}"
@@ -249,14 +249,14 @@ def taker(lease: Lease, watch: Watch) -> str:
 
 #: States in which a batch job has ended by itself, so that the death of its launcher may be the cause, and not the effect.
 _ENDED_BY_ITSELF = ("finished", "failed")
-#: A launcher that lived to less than this many microseconds before the time limit of its batch job was ended by that.
+#: A launcher that died less than this many microseconds before its batch job's time limit, or later, was ended by that limit.
 _LIMIT_SLACK_US = 120 * SECOND_US
 
 
 def outside_cause(cx: sqlite3.Connection, lease: Lease, now_us: int, living: Iterable[Lease]) -> str:
-    """Return why the launcher with that lease died, if none of its jobs is to blame, or it is unknown; else "".
+    """Return why the launcher with that lease died if its jobs are not the cause, or if the cause is unknown; else "".
 
-    `living` are the leases whose holders live. Where nothing proves that host and batch job went on, the cause is unknown.
+    `living` are the leases with live holders. Without proof that the host and the batch job went on, the cause is unknown.
     """
     told = f"SELECT 1 FROM job INDEXED BY job_lease WHERE lease = ? AND told_to_stop IS NOT NULL AND state = '{states.RUNNING}'"
     if cx.execute(f"{told} LIMIT 1", (lease.id,)).fetchone():
@@ -268,7 +268,7 @@ def outside_cause(cx: sqlite3.Connection, lease: Lease, now_us: int, living: Ite
         return "" if is_here else "its host cannot be asked"
     if any(other.scheduler_id == lease.scheduler_id and other.id != lease.id for other in living):
         return ""  # the batch job goes on
-    # PBS tells a batch job its id with the server behind a dot, which submission leaves out.
+    # Inside a PBS batch job its id ends in a dot and the server name; submission returns it without these.
     ids = dict.fromkeys((lease.scheduler_id, lease.scheduler_id.partition(".")[0]))
     row = next((row for row in (batch_queries.by_scheduler_id(cx, word) for word in ids if word) if row), None)
     return "its batch job is unknown" if row is None else _cause_of_end(cx, row, lease, is_here)
@@ -287,7 +287,7 @@ def _cause_of_end(cx: sqlite3.Connection, row: batch_queries.BatchRow, lease: Le
 
 
 def _uptime_us() -> int:
-    """Return for how long this host has been up; very long where the system does not tell."""
+    """Return for how many microseconds this host has been up; a very large number where the system does not report it."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux (clock_gettime(2)): counts while the host sleeps, too
     return 2**62 if clock is None else time.clock_gettime_ns(clock) // 1000
 
@@ -296,7 +296,7 @@ def _uptime_us() -> int:
 
 
 def await_certainty(look: Callable[[], Sequence[Lease]], expiry_s: float) -> None:
-    """Call `look` until it returns no doubtful holder any more; warn the user once of the waiting."""
+    """Call `look` until it returns no doubtful holder; warn the user once about the wait."""
     told = False
     while True:
         doubtful = look()
@@ -311,9 +311,9 @@ def await_certainty(look: Callable[[], Sequence[Lease]], expiry_s: float) -> Non
 
 
 def watch_the_doubtful(db: Database, expiry_s: float, where: str = AT_WORK) -> Watch:
-    """Wait until it is certain which holders on other hosts live, and free the jobs of the dead ones.
+    """Wait until it is certain which holders on other hosts are alive, and free the jobs of the dead ones.
 
-    Opens read transactions, and a write transaction if one is dead. Returns the watch, which then knows them.
+    Open read transactions, and a write transaction if a holder is dead. Return the watch with the heartbeats it has seen.
     """
     watch = Watch()
 

@@ -1,14 +1,14 @@
-"""Large writes: what changes many jobs is stored as a list first, and then carried out in short transactions with pauses.
+"""Large writes: a change of many jobs is first stored as a list, and then carried out in short transactions with pauses.
 
-A row of `large_write` is such a write, its rows of `large_write_part` are what is left of it: an action and the numbers of the
-jobs that it has still to be applied to. A transaction applies parts until `PIECE_S` is over and deletes them, so each part is
-applied once, by any process: where a crash or Ctrl-C cuts a write, the next command or launcher completes it. Until then:
+A row of `large_write` is such a write, its rows of `large_write_part` are the parts left to do: an action and the numbers of
+the jobs to apply it to. A transaction applies parts for `PIECE_S` seconds and deletes them, so each part is applied once, by
+any process: if a crash or Ctrl-C interrupts a write, the next command or launcher completes it. Until then:
 
 - A job that a part names cannot be claimed (`unfinished`), so that no action meets a job that has started meanwhile.
 - A job that was put back is held (`start_after` is `held_until`) until all are, so that no child runs before its parents.
 - A later action on a job that a part names first applies that part to it (`finish_first`), so the later one wins.
 
-The children of a job with very many of them are such a write, too (`defer_children`), without an owner: launchers do it.
+Updating the very many children of one job is such a write, too (`defer_children`). It has no owner: launchers carry it out.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .large_writes import CHILDREN, Part, Progress, is_any
 
 #: Seconds after which a piece begins no further part.
 PIECE_S = 0.15
-#: Seconds between pieces. SQLite's waiting is unfair: who waits looks every 20 ms at most (`Database._patiently`) …
+#: Seconds between pieces. SQLite has no fair queue: a waiting process retries every 20 ms at most (`Database._patiently`) …
 PAUSE_S = 0.025
 #: … and every 100 ms at most for the session of a shared DB.
 SHARED_PAUSE_S = 0.15
-#: Seconds without a piece after which others complete a write. It does no harm if its owner goes on, too.
+#: Seconds without a piece after which other processes complete a write. It does no harm if its owner goes on, too.
 ABANDONED_S = 5.0
 
 #: Seconds without a piece after which another host's insert is undone, as an expired lease is.
@@ -52,14 +52,14 @@ _T = TypeVar("_T")
 def run(
     db: Database, parts: Sequence[Part], check: Callable[[sqlite3.Connection], None], progress: Progress | None = None
 ) -> Counter[str]:
-    """Apply these actions in pieces, one after the other. Return what they counted. Opens its own write transactions.
+    """Apply these actions in pieces, one after the other. Return their counts. Opens its own write transactions.
 
     Args:
         check: called in the transaction that stores the list; raises if the write must not be begun.
         progress: called with the number of jobs done since the last call.
 
     Raises:
-        KeyboardInterrupt: with a sentence on what is left, which the next command or launcher completes.
+        KeyboardInterrupt: its message names the remaining work, which the next command or launcher completes.
     """
     rows = list(large_writes.rows_of(parts))
     with db.write() as cx:
@@ -70,10 +70,10 @@ def run(
 
 @contextmanager
 def few(db: Database, jobs: Iterable[int] = ()) -> Iterator[sqlite3.Connection]:
-    """Change few jobs by one write transaction, or as part of the open one.
+    """Open a write transaction, or join the open one, to change few jobs.
 
-    It begins with what unfinished writes have still to do with these jobs. Such writes, if they are abandoned, are completed
-    after it, with the children that it has deferred.
+    First apply to these jobs what unfinished writes still have to do with them. Afterwards complete abandoned writes, and the
+    updates of children that the change has deferred.
     """
     with db.write() as cx:
         finish_first(cx, jobs)
@@ -88,10 +88,10 @@ def find_and_change(
     find: Callable[[sqlite3.Connection, int | None], list[int]],
     change: Callable[[list[int]], _T],
 ) -> tuple[list[int], _T]:
-    """Find jobs and change them: few in one write transaction, as part of the open one if there is one. Return both results.
+    """Find jobs and change them, few jobs in one write transaction or in the open one. Return both results.
 
     Args:
-        find: returns the numbers of the jobs; its second argument is how many will do, None for all.
+        find: returns the numbers of the jobs; its second argument is the maximum number, None for all.
     """
     most = None if db.is_in_transaction else large_writes.MAX_DIRECT_JOBS + 1
     with few(db) as cx:
@@ -107,7 +107,7 @@ def find_and_change(
 
 
 def complete(db: Database, number: int | None = None, progress: Progress | None = None) -> Counter[str]:
-    """Carry out what is left of that write, then of those that have no owner. Return what the first one counted."""
+    """Complete that write, then those without an owner. Return the counts of the first one."""
     counted: Counter[str] = Counter()
     done, total = 0, 0
     try:
@@ -131,12 +131,12 @@ def complete(db: Database, number: int | None = None, progress: Progress | None 
 
 
 def enlarge_cache(cx: sqlite3.Connection) -> None:
-    """Let this connection keep the index on short ids in memory: these are random, so a piece touches most of its pages."""
+    """Enlarge this connection's cache for the index on short ids: these are random, so a piece touches most of its pages."""
     cx.execute("PRAGMA cache_size = -65536")  # KiB
 
 
 def pause(db: Database, piece_s: float) -> None:
-    """Leave the DB to others for a moment, after a piece that took that long."""
+    """Leave the DB to other processes for a moment, after a piece that took `piece_s` seconds."""
     time.sleep(PAUSE_S if db.access == LOCAL else max(SHARED_PAUSE_S, piece_s))
 
 
@@ -148,7 +148,7 @@ class UnfinishedWrite(NamedTuple):
 
 
 def _advance(db: Database, number: int) -> UnfinishedWrite | None:
-    """Do one piece of that write, in one transaction; None if others have completed it."""
+    """Do one piece of that write, in one transaction. Return None if other processes have completed it."""
     with db.write() as cx:
         failpoint("before-piece")
         enlarge_cache(cx)
@@ -172,7 +172,7 @@ def _advance(db: Database, number: int) -> UnfinishedWrite | None:
 
 
 def _do_part(cx: sqlite3.Connection, number: int) -> bool:
-    """Do the next part of that write. False if there is none."""
+    """Do the next part of that write. Return False if there is none."""
     row = cx.execute(
         "SELECT id, action, parameters, jobs FROM large_write_part WHERE large_write = ? ORDER BY id LIMIT 1", (number,)
     ).fetchone()
@@ -195,9 +195,9 @@ def _apply(cx: sqlite3.Connection, number: int, action: str, jobs: Sequence[int]
 
 
 def finish_first(cx: sqlite3.Connection, jobs: Iterable[int], before: int | None = None) -> None:
-    """Apply to these jobs what unfinished writes still have to do with them; with `before` the writes with smaller numbers.
+    """Apply to these jobs what unfinished writes still have to do with them; with `before` only writes with smaller numbers.
 
-    To be called before anything else is done to them. Runs inside the caller's write transaction.
+    Call this before any other change of these jobs. Runs inside the caller's write transaction.
     """
     if not is_any(cx):
         return
@@ -245,7 +245,7 @@ def described(cx: sqlite3.Connection) -> list[Unfinished]:
 
 
 def advance_abandoned(db: Database) -> bool:
-    """Do one piece of a write whose owner is gone or that has none. False if there is no such write. Opens transactions."""
+    """Do one piece of a write without a live owner. Return False if there is no such write. Opens transactions."""
     with db.session():
         with db.read() as cx:
             columns = "host, pid_namespace, pid, started, id, touched, first"
@@ -264,14 +264,14 @@ def _is_abandoned(owner: Holder, touched_us: int) -> bool:
     return owner.pid == 0 or owner.is_provably_dead() or SystemClock.now_us() - touched_us > ABANDONED_S * SECOND_US
 
 
-#: Of inserts that processes on other hosts carry out: when they were last touched, and since when this process has known that.
+#: Inserts by processes on other hosts: when they were last touched, and since when this process has known that.
 _seen: dict[int, tuple[int, float]] = {}
 
 
 def _is_cut(number: int, owner: Holder, touched_us: int) -> bool:
-    """Return whether an insert, which its owner alone can complete, is to be undone. A stopped owner on this host lives.
+    """Return whether to undo an insert, which only its owner can complete. A stopped owner on this host counts as alive.
 
-    The clocks of two hosts may differ: what counts is for how long this process has seen no change.
+    The clocks of two hosts may differ: only the time for which this process has seen no change counts.
     """
     if owner.pid == 0 or owner.is_provably_dead():
         return True
@@ -293,7 +293,7 @@ _passes: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> None:
-    """Die here if a test wants it."""
+    """Kill this process here if a test has requested it."""
     armed = os.environ.get(FAILPOINT)
     if armed:
         _passes[name] += 1

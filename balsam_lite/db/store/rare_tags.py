@@ -1,8 +1,8 @@
-"""The startable jobs with a rare tag: few enough to read them all, instead of looking for them among millions.
+"""The startable jobs with a rare tag: few enough to read them all, instead of searching millions of jobs for them.
 
-A launcher with `--tag` finds its jobs in the indexes that all launchers read, and looks at the tags of each row. Where a tag
-is rare that would be almost every row that waits, for nothing; there the index over tags leads to the jobs. All functions run
-inside the caller's transaction, on its connection `cx`.
+A launcher with `--tag` finds its jobs in the indexes that all launchers read, and checks the tags of each row. With a rare tag
+it would read almost every waiting row in vain; in this case the index on tags yields the jobs. All functions run inside the
+caller's transaction, on its connection `cx`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 from ...core import field_specs, states
 from ..engine.schema import UNSUSPECTED, VISIBLE, sql_list
 
-#: A tag is rare if no more jobs have it, whatever their states; or no more that can be started, if the first that wait do not
-#: have it. To look at that many takes ten milliseconds.
+#: A tag is rare if at most this many jobs in any state have it; or at most this many startable jobs, if the first waiting jobs
+#: do not have it. Reading that many takes ten milliseconds.
 _MAX_JOBS = 10_000
-#: If _SAMPLE_HITS are found among the first _SAMPLE_ROWS that wait, looking at these row by row finds enough.
+#: If _SAMPLE_HITS of the first _SAMPLE_ROWS waiting jobs have the tag, reading the waiting jobs row by row finds enough.
 _SAMPLE_HITS, _SAMPLE_ROWS = 20, 2000
 
 _STARTABLE = sql_list((*states.RUNNABLE_STATES, *states.UNPREPARED_STATES))
@@ -29,24 +29,24 @@ _WAITING = f"SELECT sum(jobs) FROM state_count WHERE state IN ({_STARTABLE})"
 
 
 class QueuedJob(NamedTuple):
-    """What decides when a job's turn is."""
+    """The values that decide the order in which jobs are claimed."""
 
     job: int
     is_prepared: bool
     is_plain: bool  # nothing has to be prepared
     priority: int
     minutes: int
-    shape: tuple[float, ...]  # spec.SHAPE_FIELDS
+    shape: tuple[float, ...]  # field_specs.SHAPE_FIELDS
 
 
 class TaggedJobs(NamedTuple):
-    """The prepared or the unprepared ones of them, in the order in which they are claimed."""
+    """The prepared or the unprepared jobs with a rare tag, in the order in which they are claimed."""
 
     is_prepared: bool
     entries: list[QueuedJob]
 
     def best(self, shape: Sequence[float], wanted: int, longest: int, only_plain: bool) -> list[int]:
-        """The first `wanted` jobs of a shape whose estimate is at most `longest` minutes."""
+        """Return the first `wanted` jobs of a shape whose estimate is at most `longest` minutes."""
         fitting = (
             entry.job
             for entry in self.entries
@@ -56,9 +56,9 @@ class TaggedJobs(NamedTuple):
 
 
 def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]], is_slow: bool = False) -> tuple[str, str] | None:
-    """The rarest of these tags, if its jobs are fewer than what waits in all, so that it is worth to begin with them.
+    """Return the rarest of these tags if fewer jobs have it than are waiting in all, so that starting from it pays; else None.
 
-    They must be few, too, unless looking at what waits row by row `is_slow`.
+    The tag must also be rare, unless reading the waiting jobs row by row `is_slow`.
     """
     waiting = cx.execute(_WAITING).fetchone()[0]
     most = waiting if is_slow else min(_MAX_JOBS, waiting)
@@ -70,14 +70,14 @@ def rarest(cx: sqlite3.Connection, tags: Iterable[tuple[str, str]], is_slow: boo
 def scan_is_cheap(
     cx: sqlite3.Connection, index: str, where: str, of_index: Sequence[object], tagged: str, tags: Sequence[object]
 ) -> bool:
-    """Whether some of the first jobs along an index are `tagged`, or all are among the first."""
+    """Return whether enough of the first jobs along an index are `tagged`, or the index has no more jobs than these."""
     first = f"SELECT tags FROM job INDEXED BY {index} WHERE {where} LIMIT {_SAMPLE_ROWS}"
     found = cx.execute(f"SELECT 1 FROM ({first}) AS job WHERE 1{tagged} LIMIT {_SAMPLE_HITS}", (*of_index, *tags)).fetchall()
     return len(found) == _SAMPLE_HITS or cx.execute(f"SELECT count(*) FROM ({first})", of_index).fetchone()[0] < _SAMPLE_ROWS
 
 
 def query(plain: str, condition: str) -> str:
-    """The SQL of `read`; its plan is fixed by CROSS JOIN and NOT INDEXED, which leaves the number of the row."""
+    """Return the SQL of `read`. CROSS JOIN and NOT INDEXED fix its plan: rows of job are found by number only."""
     return f"""SELECT job.id, job.state IN ({sql_list(states.RUNNABLE_STATES)}), {plain}, job.priority, job.wall_time_minutes,
         {", ".join(f"job.{field}" for field in field_specs.SHAPE_FIELDS)}
         FROM job_tag CROSS JOIN job NOT INDEXED ON job.id = job_tag.job LEFT JOIN app ON app.name = job.application
@@ -93,9 +93,9 @@ def read(
     parameters: Sequence[object],
     workflows: Iterable[str] | None = None,
 ) -> list[TaggedJobs] | None:
-    """The prepared and the unprepared jobs with that tag, of these workflows (None: of all); None if they are not few.
+    """Return the prepared and the unprepared jobs with that tag, of these workflows (None: of all); None if they are too many.
 
-    `plain` says of a row whether nothing has to be prepared; `condition` must hold besides.
+    `plain` is the SQL expression for whether a job needs no preparation; `condition` is a further SQL condition on the jobs.
     """
     values = [*tag, *parameters]
     if workflows is not None:

@@ -13,17 +13,17 @@ from ..engine import binding
 from ..engine.schema import sql_list
 from . import batch_jobs, leases
 
-#: Columns that may hold an absolute path below the DB's directory. Other text of users is theirs.
+#: Columns that may hold an absolute path below the DB's directory. Other user text is never changed.
 _PATHS = (
     ("job", "user_workdir"), ("job", "workdir"), ("job", "stage_in_url"), ("job", "stage_out_url"), ("batch_job", "command"),
     ("batch_job", "log"),
 )  # fmt: skip
-#: What of an application is run or read, in which a path of the DB's directory may be meant.
+#: Columns of an application with files that are run or read, possibly below the DB's directory.
 _COMMANDS = ("executable", "preprocess", "postprocess", "envscript", "command_template", "definition")
 
 
 def relocate(cx: sqlite3.Connection, old: str, new: str) -> int:
-    """Let the paths that begin with the directory `old` begin with `new` instead. Returns how many were changed."""
+    """Replace the directory `old` by `new` at the start of stored paths. Return the number of changed paths."""
     changed = 0
     for table, column in _PATHS:
         changed += cx.execute(
@@ -34,7 +34,7 @@ def relocate(cx: sqlite3.Connection, old: str, new: str) -> int:
 
 
 def apps_with(cx: sqlite3.Connection, directory: str) -> list[str]:
-    """The names of the applications that run or read something below that directory."""
+    """Return the names of the applications that run or read a file below that directory."""
     where = " OR ".join(f"instr({column}, ?)" for column in _COMMANDS)
     query = f"SELECT name FROM app WHERE {where} ORDER BY id"
     return [row[0] for row in cx.execute(query, [f"{directory}/"] * len(_COMMANDS))]
@@ -44,7 +44,7 @@ _REASON = "this DB is a copy, and the original goes on"
 
 
 class Freed(NamedTuple):
-    """What was freed in a copy."""
+    """Numbers of the rows that were freed in a copy."""
 
     jobs: int
     launchers: int
@@ -54,8 +54,8 @@ class Freed(NamedTuple):
 def make_own(cx: sqlite3.Connection, now_us: int, is_in_place: bool) -> Freed:
     """Make a copy a separate DB: draw a new id, close the leases and batch jobs of the original, free the jobs.
 
-    A backup put in the place of the original (`is_in_place`) keeps its batch jobs, which will run launchers there. RUNNING jobs
-    go to RESTART_READY, which counts no restart. Runs inside the caller's write transaction.
+    A backup that replaces the original (`is_in_place`) keeps its batch jobs, which will run launchers there. RUNNING jobs go to
+    RESTART_READY, which does not count as a restart. Runs inside the caller's write transaction.
     """
     cx.execute("DELETE FROM lease WHERE kind = 'wait'")  # those processes wait for the original's jobs
     cx.execute("UPDATE large_write SET pid = 0")  # their owners go on in the original

@@ -1,4 +1,4 @@
-"""Steps in the store: preparations and the dealing with results, which take time and so hold a job between transactions.
+"""Steps in the store: preparing jobs and settling results, which take time and so hold a job between transactions.
 
 A job that is held for a step keeps its state until the step has ended; then `finish` moves it on, unless the job's own
 script or the user has done so. All functions run inside the caller's write transaction.
@@ -35,10 +35,10 @@ class StepEnd(NamedTuple):
 
 
 def finish(cx: sqlite3.Connection, lease: int, ended: Iterable[StepEnd], now_us: int) -> Counter[str]:
-    """Transition jobs on whose step has ended, and release them.
+    """Move jobs on whose step has ended, and release them.
 
-    A job in another state than at the step's start was moved by its script or the user, and stays where it is. Returns how many
-    of these are in each final state.
+    A job in another state than at the step's start was moved by its script or the user, and keeps that state. Return the number
+    of these jobs by final state.
     """
     ends = {end.claim.job: end for end in ended}
     if not ends:
@@ -73,9 +73,9 @@ def _move(end: StepEnd, now_us: int) -> Transition:
 
 
 def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: int) -> list[Claim]:
-    """Decide about jobs whose program ended but whose holder left before deciding.
+    """Settle jobs whose program ended but whose holder left before settling them.
 
-    Those that need a step for it are taken, up to `capacity` of them, and returned.
+    Claim and return up to `capacity` of those that need a step for this.
     """
     limit = 1000 + capacity
     facts = claims.facts_of(cx, f"{_UNSETTLED_JOB} LIMIT ?", (limit,), "INDEXED BY job_unsettled")
@@ -83,7 +83,7 @@ def settle_abandoned(cx: sqlite3.Connection, lease: int, capacity: int, now_us: 
 
 
 def settle_suspects(cx: sqlite3.Connection, lease: int, group: Iterable[Suspect], capacity: int, now_us: int) -> list[Claim]:
-    """Do the same for those of the suspects whose program has ended."""
+    """Settle those of the suspects whose program has ended, like `settle_abandoned`."""
     jobs = [one.entry.job for one in group if one.is_unsettled]
     facts = claims.facts_of(cx, "job.id IN (SELECT value FROM json_each(?))", (id_list(jobs),)) if jobs else []
     return _settle(cx, lease, facts, capacity, now_us)

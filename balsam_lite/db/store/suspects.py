@@ -1,11 +1,11 @@
 """Suspects: jobs that were running at several deaths of their launchers, and may have caused them (`job.launcher_deaths`).
 
-A job can kill its launcher, for example by using all memory of the host; the jobs that run beside it are innocent. The job
-that does it is found by halving: suspects run apart from all other jobs, half of those with the most deaths at a time. An
-ordinary end of a run clears its job. A job that ran alone at the death of its launcher has caused it, and fails.
+A job can kill its launcher, for example by using all memory of the host; other jobs that run at that time are innocent. The
+cause is found by bisection: suspects run apart from all other jobs, half of those with the most deaths at a time. An ordinary
+end of a run clears its job. A job that ran alone at the death of its launcher has caused it, and fails.
 
-What holds for a run holds for a step: a hook can kill a launcher, too. A spawn helper's death counts like a launcher's. A
-death with a cause outside of the jobs (`leases.outside_cause`) does not count.
+The same applies to steps: a hook can kill a launcher, too. A spawn helper's death counts like a launcher's. A death with a
+cause outside of the jobs (`leases.outside_cause`) does not count.
 All functions run inside the caller's transaction, on its connection `cx`.
 """
 
@@ -34,7 +34,7 @@ class Suspect(NamedTuple):
 
 
 def is_any(cx: sqlite3.Connection) -> bool:
-    """Return whether a suspect waits to be run."""
+    """Return whether a suspect is waiting to run."""
     return cx.execute(f"SELECT 1 FROM job INDEXED BY job_suspect WHERE {SUSPECT} LIMIT 1").fetchone() is not None
 
 
@@ -57,7 +57,7 @@ def read(
 ) -> list[Suspect]:
     """Return the suspects of these workflows (None: of all) and of this launch (None: of any) that meet a condition.
 
-    `plain` is the SQL that tells whether nothing has to be prepared for a job.
+    `plain` is the SQL expression for whether a job needs no preparation.
     """
     values = [*parameters]
     if workflows is not None:
@@ -75,7 +75,7 @@ def read(
 
 
 def next_group(found: Collection[Suspect]) -> list[Suspect]:
-    """Return those that are to be run next: half of the ones with the most deaths, by priority.
+    """Return the suspects to run next: half of those with the most deaths, by priority.
 
     >>> entries = [QueuedJob(job, True, True, 0, 1, ()) for job in range(5)]
     >>> [one.entry.job for one in next_group([Suspect(entry, False, 3 - (entry.job > 2), 0) for entry in entries])]
@@ -88,7 +88,7 @@ def next_group(found: Collection[Suspect]) -> list[Suspect]:
 
 
 def startable(group: Iterable[Suspect]) -> list[TaggedJobs]:
-    """Return those that can be started, as a launcher takes them."""
+    """Return the suspects that can be started, in the form that a launcher takes."""
     entries = [one.entry for one in group if not one.is_unsettled]
     return [TaggedJobs(kind, [entry for entry in entries if entry.is_prepared == kind]) for kind in (True, False)]
 
@@ -117,7 +117,7 @@ def describe(deaths: int) -> str:
 
 
 def at_death(cx: sqlite3.Connection, jobs: Iterable[int]) -> dict[int, tuple[int, bool]]:
-    """Return for RUNNING jobs whose launcher has died how many died before, and whether the job ran alone as a suspect."""
+    """Return, for RUNNING jobs of a dead launcher, the number of earlier deaths and whether the job ran alone as a suspect."""
     rows = cx.execute(
         f"""SELECT id, launcher_deaths, launcher_deaths >= {SUSPECT_DEATHS} AND (
                 SELECT json_extract(data, '$.{_ALONE}') FROM event

@@ -1,6 +1,6 @@
-"""The tags of jobs, a second time: `tag` holds each pair once, `job_tag` which jobs have it, so that jobs are found by tags.
+"""A copy of the jobs' tags for searching: `tag` holds each distinct pair, `job_tag` the jobs that have it.
 
-The column `job.tags` is what jobs show; code that writes it calls one of these, inside the same write transaction.
+Jobs show the column `job.tags`; code that writes it calls one of these functions in the same write transaction.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ _PAIRS_OF = """SELECT tag.id, job.id FROM job, json_each(job.tags) AS t JOIN tag
 
 
 class Tagger:
-    """Adds the tags of new jobs; use one for many, as it remembers the pairs that it has met."""
+    """Adds the tags of new jobs; use one instance for many jobs, as it caches the pairs it has stored."""
 
     def __init__(self, cx: sqlite3.Connection) -> None:
         self._cx = cx
         self._by_text: dict[str, list[int]] = {}
 
     def add(self, jobs: Iterable[tuple[int, str]]) -> None:
-        """Note what jobs have: (its number, its tags as they are stored)."""
+        """Store the tags of jobs, given as (number of the job, its tags in stored form)."""
         rows = [(tag, job) for job, tags in jobs if tags != "{}" for tag in self._tags_of(tags)]
         self._cx.executemany("INSERT OR IGNORE INTO job_tag (tag, job) VALUES (?, ?)", rows)
 
     def _tags_of(self, text: str) -> list[int]:
         found = self._by_text.get(text)
         if found is None:
-            if len(self._by_text) > 10_000:  # every job has tags of its own: nothing to remember
+            if len(self._by_text) > 10_000:  # tags are unique to each job: a cache is of no use
                 self._by_text.clear()
             found = self._by_text[text] = [self._number(key, value) for key, value in json.loads(text).items()]
         return found
@@ -40,9 +40,9 @@ class Tagger:
 
 
 def differing(cx: sqlite3.Connection) -> int:
-    """How many jobs, there or not, have other tags in the table than in their column. A program that is too old may do that.
+    """Count the jobs, deleted ones included, whose tags in the table differ from their column. An old Balsam can cause that.
 
-    Read in Python, as SQLite's JSON functions end a text at a NUL byte.
+    The tags are parsed in Python, as SQLite's JSON functions end a text at a NUL byte.
     """
     numbers = {(key, value): number for number, key, value in cx.execute("SELECT id, key, value FROM tag")}
     rows = cx.execute(
@@ -64,14 +64,14 @@ def differing(cx: sqlite3.Connection) -> int:
 
 
 def note_anew(cx: sqlite3.Connection) -> None:
-    """Write the table again, from what the columns say."""
+    """Rebuild the table from the columns."""
     cx.execute("DELETE FROM job_tag")
     cx.execute("DELETE FROM tag")
     Tagger(cx).add(cx.execute("SELECT id, tags FROM job WHERE tags <> '{}'"))
 
 
 def remove(cx: sqlite3.Connection, which: str, parameters: tuple[str, ...] = ()) -> None:
-    """Forget the tags of jobs that are about to lose them or to be deleted; `which` is a condition on table job."""
+    """Remove the tags of jobs that are about to lose them or to be deleted; `which` is a condition on table job."""
     pairs = cx.execute(f"{_PAIRS_OF} {which}", parameters).fetchall()
     cx.executemany("DELETE FROM job_tag WHERE tag = ? AND job = ?", pairs)
     unused = "DELETE FROM tag WHERE id = ? AND NOT EXISTS (SELECT 1 FROM job_tag WHERE tag = tag.id)"

@@ -1,7 +1,7 @@
-"""The one way to change a state: guarded update, event and counters, for any number of jobs at once.
+"""Change states: guarded update, event and counters, for any number of jobs at once. No other module writes `job.state`.
 
 All functions run inside the caller's write transaction. The caller has read the jobs in that same transaction, so the
-guards in the updates cannot fail; if one does all the same, the transaction is given up rather than the truth.
+guards in the updates cannot fail; if one fails nevertheless, the transaction is rolled back.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MIN_ALIKE = 4
 
 
 def with_payload(said: Mapping[str, Any]) -> str | None:
-    """An event's data that says this, as JSON; None for nothing. Raises InvalidSpec: it is no JSON object."""
+    """Return the data of an event with this payload as JSON; None if it is empty. Raises InvalidSpec: it is no JSON object."""
     return f'{{"{PAYLOAD}":{field_specs.checked(field_specs.JOB_FIELD["data"], said)}}}' if said else None
 
 
 class Transition(NamedTuple):
-    """One job's way through one or more states, which become events at `time_us`; the last one is where it stays."""
+    """One job's path through one or more states, each recorded as an event at `time_us`; the job stays in the last one."""
 
     job: int
     path: tuple[str, ...]  # the state it is in, then each state it enters
@@ -45,14 +45,14 @@ def apply(
     values: Iterable[tuple[object, ...]] = (),
     only_if: str = "",
 ) -> None:
-    """Carry out `transitions`, all by the same actor, and set further `columns` ("lease = NULL") of each job.
+    """Apply the transitions in `moves`, all by the same actor, and set further `columns` ("lease = NULL") of each job.
 
-    `values` holds, per move, the parameters of `columns`; `only_if` is a condition that each job must meet. Steps before and
-    after the actor's are the program's own (STEP). Jobs with the same path and the same values change by one UPDATE.
+    `values` holds the parameters of `columns` for each transition; `only_if` is a condition that each job must meet. Steps
+    before and after the actor's are the program's own (STEP). Jobs with the same path and values change in one UPDATE.
 
     Raises:
         IllegalTransition: the state table has no such edge; nothing was written.
-        RuntimeError: a job is not in the first state of its path, or does not meet `only_if`; the transaction must be given up.
+        RuntimeError: a job is not in the first state of its path, or does not meet `only_if`; roll back the transaction.
     """
     if not moves:
         return
@@ -85,7 +85,7 @@ def _check(path: tuple[str, ...], actor: str) -> None:
 
 
 def _record(cx: sqlite3.Connection, moves: Sequence[Transition]) -> None:
-    """Insert the events of `transitions`: of each job in the order of its path."""
+    """Insert the events of the transitions in `moves`: for each job in the order of its path."""
     if len(moves) < _MIN_ALIKE or len({m[1:] for m in moves}) > 1:
         cx.executemany(
             "INSERT INTO event (job, time, from_state, to_state, message, data) VALUES (?, ?, ?, ?, ?, ?)",
@@ -102,14 +102,14 @@ def _record(cx: sqlite3.Connection, moves: Sequence[Transition]) -> None:
 
 
 def _steps(m: Transition) -> Iterator[tuple[object, ...]]:
-    """The time, states, message and data of each event."""
+    """Yield the columns of each event of a transition, among them its time, states, message and data."""
     for step, source in enumerate(m.path[:-1]):
         message = m.messages[step] if step < len(m.messages) else ""
         yield m.time_us, source, m.path[step + 1], message, m.data[step] if step < len(m.data) else None
 
 
 def count(cx: sqlite3.Connection, moved: Counter[tuple[str | None, str | None]]) -> None:
-    """Keep the number of jobs per state: (source, target) -> how many. None is: from nowhere, to nowhere."""
+    """Update the number of jobs per state from (source, target) -> number of jobs. Source None: new; target None: deleted."""
     change: Counter[str] = Counter()
     for (source, target), jobs in moved.items():
         if source is not None:
@@ -120,5 +120,5 @@ def count(cx: sqlite3.Connection, moved: Counter[tuple[str | None, str | None]])
 
 
 def id_list(ids: Iterable[int]) -> str:
-    """Ids as the parameter of `IN (SELECT value FROM json_each(?))`: one statement for any number of them."""
+    """Return ids as the parameter of `IN (SELECT value FROM json_each(?))`: one statement for any number of ids."""
     return json.dumps(list(ids))

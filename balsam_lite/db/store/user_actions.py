@@ -1,7 +1,7 @@
-"""What the user does to jobs: set their state, kill, edit, delete. Every function opens its own write transactions.
+"""User actions on jobs: set their state, kill, edit, rerun, delete. Every function opens its own write transactions.
 
-Jobs are named by their integer ids. A few thousand are changed by one transaction, which may be one that is open already; more
-of them, unless one is open, by many short ones (see `pieces`): what is wrong with any of them is raised before the first.
+Jobs are given by their integer ids. Up to a few thousand change in one transaction, which joins an open one. More of them, if
+none is open, change in many short transactions (see `pieces`): an error about any job is raised before the first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _is_large(db: Database, jobs: int) -> bool:
 
 
 def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> job_changes.Hook | None:
-    """What the environment says about the script that calls; None outside of any, and in one of another DB's job."""
+    """Return the calling script, from the environment; None outside of scripts, and in a script of another DB's job."""
     from ...core.process_table import HOOK_VARIABLE, RUN_VARIABLE  # here, not above: most commands change no state
 
     kind = environ.get(HOOK_VARIABLE, "")
@@ -57,16 +57,16 @@ def set_state(
     time_us: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Put jobs into `state` as the user's doing, children included that failed only because of them. Returns how many.
+    """Put jobs into `state` for the user, and revive children that failed only because of them. Return the number of jobs.
 
     Setting CREATED repeats everything, so such a job waits for its parents again. A new start has a new restart budget.
-    A job's own script may set its state too, although a launcher holds it. What lets the job go again where it has been then
-    counts as a restart; see `_set_own_state`. `by` is what the history says where there is no `message` and no script.
-    `data` and `time_us` become those of the event; what follows for children happens now.
+    A job's own script may set its state, too, although a launcher holds it; a return to an earlier state then counts as a
+    restart, see `job_changes._set_own_state`. `by` is the text in the history if there is no `message` and no script.
+    `data` and `time_us` become those of the event; children are updated now.
 
     Raises:
         InvalidStateError, InvalidSpec. StateError: a job is RUNNING or held by a launcher, or it was killed and its own
-        script would revive it; LostLease: its own script is that of an attempt that was given up. None is changed then.
+        script would revive it; LostLease: its own script belongs to an attempt that was given up. No job is changed then.
     """
     collected.refuse("Changing the state of jobs")
     states.check_state(state)
@@ -108,7 +108,7 @@ def _refuse_held(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
 
 
 class Killed(NamedTuple):
-    """What a kill did."""
+    """The result of a kill."""
 
     killed: int
     running: int  # of those, how many a launcher has yet to stop
@@ -126,8 +126,8 @@ def kill(
 ) -> Killed:
     """Make jobs USER_KILLED, with `recursive` all jobs below them too; jobs in an end state stay as they are.
 
-    The launcher that runs one stops its processes and releases it. Children that waited for a killed job become FAILED; those
-    of a job that a launcher holds, when it is released.
+    The launcher that runs a killed job stops its processes and releases it. Children that waited for a killed job become
+    FAILED; those of a job that a launcher holds, when it is released.
     """
     collected.refuse("Killing jobs")
     jobs = list(ids)
@@ -161,10 +161,10 @@ def update_fields(
     workdir: str | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Set fields other than the state, in all jobs alike. Returns how many jobs there were.
+    """Set fields other than the state to the same values in all jobs. Return the number of jobs.
 
-    A running job takes note at its next attempt. The working directory of a job stays where it is when its name or its
-    workflow changes; `workdir` (below `data/`) says where it is from now on.
+    A running job uses the new values from its next attempt on. The working directory of a job stays where it is when its name
+    or its workflow changes; `workdir` (below `data/`) sets a new one.
 
     Raises:
         UnknownField, UnknownApp; InvalidSpec, for a workdir that is another job's too: nothing is changed.
@@ -182,7 +182,7 @@ def update_fields(
 
 
 class Change(NamedTuple):
-    """What is to become of some jobs."""
+    """New fields and a new state for some jobs."""
 
     jobs: Sequence[int]
     fields: Mapping[str, Any] = {}
@@ -192,7 +192,7 @@ class Change(NamedTuple):
 
 
 def change(db: Database, changes: Sequence[Change], progress: Progress | None = None) -> None:
-    """Make changes of fields and states, as `update_fields` and `set_state` do: all or nothing."""
+    """Change fields and states, as `update_fields` and `set_state` do: all or nothing."""
     total = sum(len(one.jobs) for one in changes)
     if not _is_large(db, total):
         with pieces.few(db, (job for one in changes for job in one.jobs)):
@@ -269,7 +269,7 @@ def _refuse_shared(cx: sqlite3.Connection, ids: Sequence[int], workdir: str) -> 
 
 
 class Rerun(NamedTuple):
-    """What putting jobs back did."""
+    """The result of putting jobs back."""
 
     jobs: int
     held: int  # left alone, because a launcher has them
@@ -283,10 +283,10 @@ def rerun(
     below: Iterable[int] = (),
     progress: Progress | None = None,
 ) -> Rerun:
-    """Put jobs back to be run again, with the fields in `values` changed, and those `below` them as they are.
+    """Put jobs back to be run again, with the fields in `values` changed, and the jobs `below` them without such changes.
 
-    `target` is RESTART_READY or CREATED; None chooses the first for jobs that have run, the second for the others. Jobs
-    that a launcher holds are left alone.
+    `target` is RESTART_READY or CREATED; None selects the first for jobs that have run, the second for the others. Jobs
+    that a launcher holds are not changed.
 
     Raises:
         UnknownField, InvalidSpec, UnknownApp: nothing is changed.
@@ -324,7 +324,7 @@ def _rerun_in_pieces(
 
 
 def delete(db: Database, ids: Iterable[int], *, force: bool = False, progress: Progress | None = None) -> int:
-    """Remove jobs with their history and dependencies; the working directories stay. Returns how many there were.
+    """Remove jobs with their history and dependencies; the working directories stay. Return the number of jobs.
 
     A launcher that runs one of them stops it. With `force` a deleted job counts as failed for its waiting children.
 
@@ -341,7 +341,7 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False, progress: P
 
 
 def _delete_in_pieces(db: Database, jobs: Sequence[int], force: bool, progress: Progress | None) -> int:
-    """Children go before their parents, as far as they are the younger ones: those need not be told then."""
+    """Delete jobs in pieces, newest first: children are usually newer than their parents, and deleted ones need no update."""
     with db.read() as cx:
         if not force:
             job_changes.doom(cx, jobs)

@@ -1,7 +1,7 @@
-"""Processes that wait for jobs: registered as leases of the kind `wait`, so that launchers know that more may come.
+"""Processes that wait for jobs: registered as leases of the kind `wait`, so that launchers know that more jobs may come.
 
-Such a lease holds no job, and its row is deleted at its end. A dead one is deleted when the next one is opened on its host,
-or by a launcher that has watched it, and counts for nothing until then. All functions run inside the caller's transaction.
+Such a lease holds no job, and its row is deleted at its end. The lease of a dead process is deleted when the next one is opened
+on its host, or by a launcher that has watched it, and is ignored until then. All functions run inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IS_WAIT = f"kind = '{KIND}'"
 
 
 class Wait(NamedTuple):
-    """A process that waits, and the number of the job that it runs in, if it does."""
+    """A process that waits, and the number of the job in which it runs, if any."""
 
     lease: leases.Lease
     job: int | None

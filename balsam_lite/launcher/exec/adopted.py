@@ -1,6 +1,6 @@
-"""The processes that a spawn helper has adopted, as a subreaper, and whose runs have left them; the launcher's own likewise.
+"""Processes left by runs that a spawn helper, as a subreaper, has adopted; the same for the launcher.
 
-To know that nothing was left costs one read of a file of /proc for many ends. Spawn helpers import this module, so it
+Finding that nothing was left costs one read of a file in /proc for many ended runs. Spawn helpers import this module, so it
 imports little.
 """
 
@@ -26,7 +26,7 @@ class AdoptingRun(Protocol):
 
 
 class Looked(NamedTuple):
-    """What has changed."""
+    """The changes since the last call of `Adopted.look`."""
 
     over: list[int]  # the pids of adopted processes that have gone, and of ended runs of which nothing is left
     fresh: list[tuple[Process, bytes]]  # adopted processes that are not detached, with their run marks as far as known
@@ -38,7 +38,7 @@ def _is_child(pid: int) -> bool:
 
 
 class Adopted:
-    """The children of this process that it has not started. Where /proc does not list children, nothing is known."""
+    """The children of this process that it has not started; unknown where /proc does not list children."""
 
     def __init__(self) -> None:
         self._fd = -1
@@ -48,7 +48,7 @@ class Adopted:
         self._ended: dict[int, AdoptingRun] = {}  # runs that have left something, by pid
 
     def look(self, living: Mapping[int, AdoptingRun], ended: Iterable[AdoptingRun]) -> Looked:
-        """Find out what has been adopted since the last call, and what has gone.
+        """Return the processes adopted since the last call, and those that are gone.
 
         Args:
             living: the runs of this process that have not been reaped, by pid.
@@ -77,7 +77,7 @@ class Adopted:
         return Looked(over + self._forget_gone(), fresh)
 
     def _forget_gone(self) -> list[int]:
-        """Forget the ended runs of which nothing is left, and return their pids."""
+        """Forget the ended runs without remaining processes, and return their pids."""
         owners = set(self._owners.values())
         over = [pid for pid in self._ended if pid not in owners]
         for pid in over:
@@ -85,7 +85,7 @@ class Adopted:
         return over
 
     def of(self, run: int) -> list[tuple[str | int, ...]] | None:
-        """Return name and `Process` of what a run has left, which has that pid and has been reaped; None: it is unknown."""
+        """Return name and `Process` of each process left by the reaped run with that pid; None: unknown."""
         if self._fd < 0:
             return None
         if run not in self._ended:
@@ -105,14 +105,14 @@ class Adopted:
         """Return the living processes that the main thread of this process has adopted, without detached ones.
 
         Args:
-            own: the pids of the children that it has started.
+            own: the pids of the children that this process has started.
         """
         adopted = self._children() - set(own) if self._fd >= 0 else set()
         found = [process_of(pid) for pid in adopted if not is_detached(pid)]
         return [one for one in found if one is not None]
 
     def _owner_of(self, process: Process, living: Mapping[int, AdoptingRun]) -> int:
-        """Return the run that has left a process: by session, run mark or, if it shows neither, working directory."""
+        """Return the run that has left a process: by session, run mark or, if neither is known, working directory."""
         for pid in (process.session, process.group):
             if pid in living or pid in self._ended:
                 return pid

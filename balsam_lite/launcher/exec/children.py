@@ -1,4 +1,4 @@
-"""User code as processes: what must be there before they start (`spawner` starts them), and how they ended."""
+"""User code as processes: preparations for their start (`spawner` starts them), and how they ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_program(name: str, search: bytes | None, directory: str) -> str:
 def make_directory(path: str, root: str) -> bool:
     """Make a working directory and the directories above it, but never `root` itself; return whether it is new.
 
-    `root` is the DB's data/. Where it is missing, its file system is not mounted, which would later hide the results.
+    `root` is the DB's data/. If it is missing, its file system is not mounted, and mounting it later would hide the results.
 
     Raises:
         SpawnFailed: with the reason.
@@ -61,7 +61,7 @@ def make_directory(path: str, root: str) -> bool:
 
 
 def is_shell(pid: int) -> bool:
-    """Return whether a process is still a bash; one with a single command becomes that. False where it is unknown."""
+    """Return whether a process is still a bash: with a single command, bash becomes that program. False if unknown."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
             return file.read().strip() == "bash"
@@ -101,18 +101,18 @@ def reason(code: int) -> str:
 
 
 class Talker(Protocol):
-    """What tells more than signals do: a spawner."""
+    """A source of news in addition to signals: a spawner."""
 
     @property
     def files(self) -> list[int]:
-        """Return the descriptors that can be read when there is news."""
+        """Return the descriptors that become readable when there is news."""
 
     def flush(self) -> None:
-        """Send what is to be sent."""
+        """Send the queued requests."""
 
 
 class Alarm:
-    """Sleep until a signal comes, a child's end among them, or the time is up. Use as a context manager, once."""
+    """Sleeps until a signal arrives (also for a child's end) or the time is up. Use it once, as a context manager."""
 
     _spawner: Talker | None = None
 
@@ -143,7 +143,7 @@ class Alarm:
             pass
 
     def wait(self, seconds: float) -> bool:
-        """Return after `seconds`, or at once, and True, when a signal has come since the last call, or an answer."""
+        """Sleep for `seconds`. Return True at once when a signal or an answer has arrived since the last call."""
         waiting = select.poll()  # select.select takes no descriptor beyond 1023
         waiting.register(self._read, select.POLLIN)
         if self._spawner is not None:

@@ -1,4 +1,4 @@
-"""CPUs and GPUs of this host, which of them a job gets, and the variables that tell it.
+"""CPUs and GPUs of this host, their assignment to jobs, and the variables that tell a job its GPUs.
 
 Detection reads the environment and asks `nvidia-smi`; the rest is pure. `spawner` pins.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def cpus() -> int:
-    """Return how many CPUs this process may run on."""
+    """Return the number of CPUs on which this process may run."""
     return len(cpu_numbers()) or os.cpu_count() or 1
 
 
 def cpu_numbers() -> tuple[int, ...]:
-    """Return which ones; none where a process cannot be pinned to any (macOS)."""
+    """Return the numbers of these CPUs; () where processes cannot be pinned (macOS)."""
     try:
         return tuple(sorted(os.sched_getaffinity(0)))
     except AttributeError:
@@ -38,9 +38,9 @@ _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES
 
 
 def gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the GPUs that this process may use, as the variables name them that tell programs of theirs.
+    """Return the GPUs that this process may use, by the names that the GPU variables use.
 
-    These variables decide, however they were set; else Slurm's number; else the list of `nvidia-smi -L`.
+    These variables take precedence, regardless of who set them; then Slurm's number; then the list of `nvidia-smi -L`.
     """
     visible = next((environ[variable] for variable in _VISIBLE if variable in environ), None)
     if visible is not None:
@@ -58,8 +58,8 @@ def gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 def parse_visible(text: str) -> tuple[str, ...]:
     """Return the GPUs in CUDA_VISIBLE_DEVICES or a variable like it: numbers, UUIDs, or tiles such as 0.1.
 
-    What follows a -1 is not visible (CUDA C++ programming guide, version 12, "CUDA environment variables"); NoDevFiles is
-    what Slurm writes where there is none.
+    Entries after a -1 are not visible (CUDA C++ programming guide, version 12, "CUDA environment variables"). Slurm writes
+    NoDevFiles if there is no GPU.
 
     >>> parse_visible("2, 3,2"), parse_visible("GPU-8932f937"), parse_visible("0,-1,1"), parse_visible("NoDevFiles")
     (('2', '3'), ('GPU-8932f937',), ('0',), ())
@@ -74,7 +74,7 @@ def parse_visible(text: str) -> tuple[str, ...]:
 
 
 def parse_gpu_list(text: str) -> tuple[str, ...]:
-    """Return the indices in the output of `nvidia-smi -L` (nvidia-smi(1)); other lines are passed over.
+    """Return the indices in the output of `nvidia-smi -L` (nvidia-smi(1)); other lines are ignored.
 
     >>> parse_gpu_list("GPU 0: NVIDIA A100 (UUID: GPU-1)\\nGPU 1: NVIDIA A100 (UUID: GPU-2)\\n")
     ('0', '1')
@@ -92,8 +92,8 @@ def parse_gpu_list(text: str) -> tuple[str, ...]:
 
 CUDA, LEVEL_ZERO = "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"
 DEFAULT_GPU_VARIABLES = (CUDA,)
-#: What a variable's numbers mean depends on another one: CUDA counts the fastest GPU first unless it is told to go by the bus
-#: (CUDA C++ programming guide, version 12), and so does Level Zero (its specification, "Environment Variables").
+#: The meaning of a variable's numbers depends on another one: CUDA counts the fastest GPU first unless told to use the order on
+#: the bus (CUDA C++ programming guide, version 12), and so does Level Zero (its specification, "Environment Variables").
 _COMPANIONS = {CUDA: ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), LEVEL_ZERO: ("ZE_ENABLE_PCI_ID_DEVICE_ORDER", "1")}
 
 
@@ -114,9 +114,9 @@ def gpu_variables(text: str) -> tuple[str, ...]:
 
 
 def visible_gpus(place: Placement, shares_host: bool) -> tuple[str, ...] | None:
-    """Return the GPUs that all nodes of a place call by these names; None where each calls its own otherwise.
+    """Return the GPUs of a placement if all its nodes use the same names for them; else None.
 
-    Nodes that are shares of one host have separate GPUs each, and the job has all of these.
+    Nodes that are shares of one host have separate GPUs, and the job gets all of these.
     """
     if shares_host:
         return tuple(dict.fromkeys(gpu for of_node in place.gpus for gpu in of_node))
@@ -124,7 +124,7 @@ def visible_gpus(place: Placement, shares_host: bool) -> tuple[str, ...] | None:
 
 
 def gpu_environment(of: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
-    """Return what tells a program that it has these GPUs.
+    """Return the environment variables that give a program these GPUs.
 
     >>> gpu_environment(["ZE_AFFINITY_MASK"], ["0.0", "0.1"])
     {'ZE_ENABLE_PCI_ID_DEVICE_ORDER': '1', 'ZE_AFFINITY_MASK': '0.0,0.1'}
@@ -137,9 +137,9 @@ def gpu_environment(of: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
 
 
 def cpus_wanted(claim: Claim) -> int:
-    """Return how many CPUs a job asks for that is started without an MPI command; 0: to be pinned to none.
+    """Return the number of CPUs requested by a job that is started without an MPI command; 0: do not pin it.
 
-    The threads of its ranks on this node, divided by the threads per core (source: Balsam 0.7).
+    This is the number of threads of its ranks on this node, divided by the threads per core (source: Balsam 0.7).
     """
     if claim.cpu_affinity != "depth":
         return 0
@@ -153,7 +153,7 @@ class CpuSet:
         self._jobs = dict.fromkeys(cpus, 0)
 
     def take(self, number: int) -> tuple[int, ...]:
-        """Take this number of CPUs, or all: those with the fewest jobs, the first of equals. None where pinning is unknown."""
+        """Take up to this number of CPUs: those with the fewest jobs, the first of equals. () where pinning is impossible."""
         taken = tuple(nsmallest(number, self._jobs, key=self._jobs.__getitem__))
         for cpu in taken:
             self._jobs[cpu] += 1
@@ -166,7 +166,7 @@ class CpuSet:
 
 
 def deal_cpus(cpus: Sequence[int], nodes: int) -> list[tuple[int, ...]]:
-    """Return the CPUs of each of `nodes` shares of a host, as even as `nodes.divide_host` counts them.
+    """Return the CPUs of each of `nodes` shares of a host, with the same numbers as `placement.divide_host`.
 
     >>> deal_cpus([4, 5, 6, 7, 8], 2), deal_cpus([4, 5], 3)
     ([(4, 5, 6), (7, 8)], [(4,), (5,), (4,)])

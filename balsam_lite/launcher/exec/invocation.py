@@ -1,4 +1,4 @@
-"""Turn a claimed job, once, into what is started: an `Invocation` (command line, environment, directory, output, payload)."""
+"""Turn a claimed job into an `Invocation`: command line, environment, directory, output and payload of one attempt."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from . import hardware
 from .mpi_use import NO_MPI, MpiUse
 
 _RUN, _DETACHED = RUN_VARIABLE.encode(), DETACHED_VARIABLE.encode()
-#: Bytes for the variables about parents that always fit into the environment.
+#: Maximum number of bytes of the variables about parents that always fit into the environment.
 _FEW_PARENTS_BYTES = 4096
-#: Bytes kept free of what a program's variables and words may take together: for its path, and what a hook adds.
+#: Bytes reserved from the limit for a program's variables and words together: for its path, and for additions by a hook.
 _SPARE_BYTES = 8192
-#: What runs a text.
+#: The shell that runs a command text.
 BASH = ("bash", "-c")
-#: The value of a variable that a job shall not have, though the launcher has it. No real value holds a NUL.
+#: Marks a variable that the launcher has but the job must not have. No real value contains a NUL.
 UNSET = b"\0"
 #: Variables of the context that a job cannot change.
 _FIXED = frozenset((b"BALSAM_DB_PATH", b"BALSAM_LAUNCHER_NODES", b"BALSAM_JOB_MODE"))
 
 
 class Context(NamedTuple):
-    """What is the same for all jobs of a launcher; `make_context` makes one."""
+    """The settings shared by all jobs of a launcher; `make_context` makes one."""
 
     data_directory: str
     environ: dict[bytes, bytes]  # what every job inherits, with the BALSAM_ variables that are the same for all
@@ -80,7 +80,7 @@ def make_context(
 
 
 class Invocation(NamedTuple):
-    """What is started for one attempt of a job."""
+    """Everything needed to start one attempt of a job."""
 
     job_id: str
     argv: list[str]  # the MPI start command's words, the executable's, the arguments'
@@ -94,7 +94,7 @@ class Invocation(NamedTuple):
 
     @property
     def output_path(self) -> str:
-        """Find the output file, absolute."""
+        """Return the absolute path of the output file."""
         return job_files.find(self.directory, self.output, self.job_id, self.is_generated)
 
     def remove_payload(self) -> None:
@@ -105,7 +105,7 @@ class Invocation(NamedTuple):
 
 
 def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocation:
-    """Return what is started for a claimed job at a placement.
+    """Return the invocation of a claimed job at a placement.
 
     Raises:
         SpawnFailed: see `argv`.
@@ -125,7 +125,7 @@ def make_invocation(claim: Claim, place: Placement, context: Context) -> Invocat
 
 
 def preparation(claim: Claim, made: Invocation, context: Context) -> bytes:
-    """Return what a spawn helper does in the job's directory just before it starts the program: pickled calls, or nothing."""
+    """Return the pickled calls that a spawn helper makes in the job's directory just before it starts the program, or b""."""
     # A launcher that is killed between the claim and the start leaves a job that counts as prepared and has no links. Links
     # are made before the output file, so a job without that file has not been started. One that has keeps what it changed.
     needs_links = claim.parents != "[]" and (claim.state in states.UNPREPARED_STATES or not os.path.lexists(made.output_path))
@@ -142,7 +142,7 @@ def preparation(claim: Claim, made: Invocation, context: Context) -> bytes:
 def argv(claim: Claim, place: Placement, context: Context) -> list[str]:
     """Return the words of the job's command line: the MPI start command's, the executable's, the arguments'.
 
-    An envscript is sourced by bash, which then becomes the program. A command template may need a shell, which then runs all.
+    An envscript is sourced by bash, which then becomes the program. If a command template needs a shell, this runs everything.
 
     Raises:
         SpawnFailed: the application is gone, empty, or cannot be split into words; the MPI command has no way to run it; the
@@ -174,9 +174,9 @@ def _of_executable(claim: Claim) -> list[str]:
 
 
 def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
-    """Return the words of a template. A line for a shell has the MPI command before its first command, as in Balsam 0.7.
+    """Return the words of a template. In a line for a shell the MPI command precedes the first command, as in Balsam 0.7.
 
-    A preamble may define what the line names as a program (`module` is such a function), so the line is then for a shell.
+    With a preamble the line is for a shell, because the preamble may define functions that the line calls (such as `module`).
     """
     assert claim.command_template is not None
     if claim.args.strip():
@@ -196,7 +196,7 @@ def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _defaults(parameters: str) -> dict[str, Any]:
-    """Return the values of parameters that a job need not have."""
+    """Return the default values of optional parameters."""
     return {name: one["default"] for name, one in field_specs.read_object(parameters).items() if not one.get("required", True)}
 
 
@@ -261,10 +261,10 @@ def write_payload(path: str, given: payload.TaskPayload, returns_result: bool) -
 
 
 def environment(claim: Claim, place: Placement | None, context: Context) -> dict[bytes, bytes]:
-    """Return what the job's environment has beyond `context.environ`, or instead of it. Without a place it has no GPUs.
+    """Return the variables that the job has in addition to `context.environ` or instead of it. Without `place`, no GPUs.
 
-    The job's own variables win over those of its place, these over its application's, and these over what is
-    inherited; the BALSAM_ variables win over all.
+    The job's variables take precedence over those of its placement, then come its application's and the inherited ones; the
+    BALSAM_ variables take precedence over all.
     """
     own: dict[bytes, bytes] = {}
     if claim.app_environ not in ("{}", None):
@@ -291,13 +291,13 @@ def _encoded(variables: str) -> dict[bytes, bytes]:
 
 def _gpu_variables(place: Placement, context: Context) -> dict[bytes, bytes]:
     found = hardware.visible_gpus(place, context.shares_host)
-    if found is None:  # it has whole nodes and may use all GPUs, whose names differ by node
+    if found is None:  # the job has whole nodes and may use all GPUs, whose names differ by node
         return dict.fromkeys((name.encode() for name in context.gpu_variables), UNSET)
     return {name.encode(): value.encode() for name, value in hardware.gpu_environment(context.gpu_variables, found).items()}
 
 
 def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes, bytes]:
-    """Return the same for a script of its application, such as preprocess: with the reason why it is called."""
+    """Return `environment` for a script of the job's application, such as preprocess, with the reason for the call."""
     own = environment(claim, None, context)
     own[HOOK_VARIABLE.encode()] = script.encode()
     for name, state in ((b"BALSAM_JOB_TIMEOUT", states.RUN_TIMEOUT), (b"BALSAM_JOB_ERROR", states.RUN_ERROR)):
@@ -306,7 +306,7 @@ def hook_environment(claim: Claim, script: str, context: Context) -> dict[bytes,
 
 
 def parents(claim: Claim, context: Context) -> list[Parent]:
-    """Return whose files it may want."""
+    """Return the job's parents, whose files it may use."""
     return [Parent(job_id, name, _absolute(directory, context)) for job_id, name, directory, _ in json.loads(claim.parents)]
 
 
@@ -314,7 +314,7 @@ _NO_PARENTS = {job_files.IDS.encode(): b"[]", job_files.STATES.encode(): b"[]"}
 
 
 def _of_parents(claim: Claim, context: Context, own: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the variables that tell a job its parents; `give_parents` writes the files that they name."""
+    """Return the variables that name a job's parents; `give_parents` writes the files that they refer to."""
     room = None
     if len(claim.parents) > _FEW_PARENTS_BYTES:
         taken = sum(map(job_files.size_of, as_variables(own, context)))
@@ -354,12 +354,12 @@ def as_variables(own: Mapping[bytes, bytes], context: Context) -> list[bytes]:
 
 
 def mark_alone(claim: Claim, context: Context) -> dict[bytes, bytes]:
-    """Return the environment of a program that is this launcher's own doing, for a job: it can be found, and that is all."""
+    """Return the variables of a program that the launcher itself runs for a job: only the mark by which it is found."""
     return {_RUN: mark(claim, context)}
 
 
 def mark(claim: Claim, context: Context) -> bytes:
-    """Return the run mark: the value of BALSAM_RUN, by which all processes of the run are found, in whichever sessions."""
+    """Return the run mark: the value of BALSAM_RUN, by which all processes of the run are found, in any session."""
     return b"%b%d:%d%b" % (context.mark, claim.job, claim.attempt, context.node_mark)
 
 
@@ -369,15 +369,15 @@ def node_mark(rank: int) -> bytes:
 
 
 def lease_mark(db_id: str, lease: int) -> bytes:
-    """Return the begin of the BALSAM_RUN of everything that was started under that lease; the job and the attempt follow.
+    """Return the start of the BALSAM_RUN of all programs started under that lease; the job and the attempt follow.
 
-    It has the id of the DB (`binding.id_of`), which a copy does not share and which stays when the directory is moved.
+    It contains the id of the DB (`binding.id_of`), which a copy does not share and which stays when the directory is moved.
     """
     return b"%b:%d:" % (db_id.encode(), lease)
 
 
 def ensemble_mark(supervisor: Holder) -> bytes:
-    """Return the BALSAM_RUN of the MPI program that is a launcher over many nodes; its jobs have that of the lease."""
+    """Return the BALSAM_RUN of the MPI program of a launcher on many nodes; its jobs have that of the lease."""
     return os.fsencode(f"ensemble:{':'.join(map(str, supervisor))}:")
 
 

@@ -1,4 +1,4 @@
-"""What still runs of attempts on this host, and ending it: by session leaders, sessions, run marks and descent."""
+"""Find and end the remaining processes of attempts on this host: by session leaders, sessions, run marks and descent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .invocation import Context, node_mark
 
 log = logging.getLogger(__name__)
 
-#: A process that has not ended this number of seconds after SIGKILL waits for a file system, or became another user's.
+#: A process that has not ended this many seconds after SIGKILL waits for a file system, or now belongs to another user.
 _UNKILLABLE_S = 30.0
-#: For how long a process whose environment cannot be seen may belong to a run. During execve(2) that is so for milliseconds.
+#: Seconds for which a process with an unreadable environment may belong to a run. During execve(2) that lasts milliseconds.
 _MAX_UNKNOWN_S = 10.0
 _PERIOD_S = 0.01
 
 
 class Orphans(NamedTuple):
-    """What `end_runs` found."""
+    """The result of `end_runs`."""
 
     number: int
     left: tuple[int, ...] = ()  # the pids of those that cannot be killed
@@ -33,11 +33,11 @@ class Orphans(NamedTuple):
 def runs_of(
     db_directory: str, leases: Collection[bytes] = (), runs: Collection[bytes] = (), rank: int | None = None
 ) -> Belonging:
-    """Return what lives on this host of the attempts that were started under leases, and of single attempts.
+    """Return the processes on this host of the attempts that were started under leases, and of single attempts.
 
     Args:
-        leases: as `commands.lease_mark` has them.
-        runs: as `commands.mark` has them.
+        leases: in the form of `invocation.lease_mark`.
+        runs: in the form of `invocation.mark`.
         rank: only those of the leases' runs that this rank has started; None: all.
     """
     leaders = leaders_of(db_directory, [*leases, *runs], rank)
@@ -47,7 +47,7 @@ def runs_of(
 def leaders_of(db_directory: str, marks: Iterable[bytes], rank: int | None = None) -> list[tuple[int, str]]:
     """Return pid and start of each session leader that was recorded here under those leases or for those runs.
 
-    Those of leases include their spawn helpers, which may still live: everything that these have started is below them.
+    For leases these include the spawn helpers, which may still be alive: everything that they have started is below them.
     """
     found: set[tuple[int, str]] = set()
     cache: dict[tuple[str, int], list[run_file.RunEntry]] = {}
@@ -70,9 +70,9 @@ def end_runs(
     runs: Collection[bytes] = (),
     rank: int | None = None,
 ) -> Orphans:
-    """End what `runs_of` finds: TERM, grace, KILL; and wait until it has ended, though not for ever.
+    """End the processes that `runs_of` finds: TERM, grace, KILL. Wait for their end for a limited time.
 
-    For launchers that are provably dead, one that gives up, and single attempts of which no spawn helper tells the end.
+    For launchers that are provably dead, for one that gives up, and for single attempts whose end no spawn helper reports.
     """
     if not leases and not runs:
         return Orphans(0)
@@ -101,13 +101,13 @@ def end_runs(
 
 
 def end_own_runs(context: Context, grace_s: float, rank: int | None = None) -> None:
-    """End what a launcher that gives up has left on this host, and remove its run files if nothing is left then."""
+    """End the processes of a launcher that gives up on this host. Remove its run files if no process is left then."""
     if not end_runs(context.db_directory, grace_s, [context.mark], rank=rank).left:
         forget(context, rank)
 
 
 def forget(context: Context, rank: int | None = None) -> None:
-    """Remove the run files of a launcher, or of one of its ranks, of which nothing runs any more."""
+    """Remove the run files of a launcher, or of one of its ranks, that has no running process any more."""
     files = run_file.RunFiles.of(context.db_directory, context.mark)
     run_file.remove(files.directory, files.lease, rank)
 

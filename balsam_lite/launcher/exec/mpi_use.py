@@ -1,4 +1,4 @@
-"""How the machine's MPI start command is used for jobs, and its messages when it starts nothing or loses a node. Pure."""
+"""The use of the machine's MPI start command for jobs, and its messages when it starts nothing or loses a node. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple
 from ...db.store.claims import Claim
 from ..placement import Placement
 
-#: The kinds of failure, in this order: the command could not start anything now; it refuses what it was asked for; a node does
-#: not answer; the command lost a node on which it had started something.
+#: The kinds of failure, in this order: the command could not start anything now; it refuses the request; a node does not
+#: answer; the command lost a node on which it had started something.
 BUSY, REFUSED, NODE, CONTACT = "busy", "refused", "node", "contact"
 
 
 class Pattern(NamedTuple):
-    """A line, and what it tells. A group is the name of the node."""
+    """A line of output, and the failure that it shows. A group is the name of the node."""
 
     kind: str
     line: re.Pattern[str]
@@ -34,7 +34,7 @@ def _pattern(kind: str, text: str) -> Pattern:
     return Pattern(kind, re.compile(text, re.MULTILINE))
 
 
-#: The command's own lines: where there are others, something was started.
+#: The command's own lines: if there are other lines, something was started.
 SRUN_LINES = re.compile(r"srun: |slurmstepd: ")
 HYDRA_LINES = re.compile(r"srun: |slurmstepd: |\[mpiexec@|\[proxy:")
 #: srun reports how a task ended; then something was started.
@@ -63,7 +63,7 @@ HYDRA_LOST = _pattern(CONTACT, r"^\[mpiexec@\S+\] control_cb .*assert \(!closed\
 
 
 class Diagnosis(NamedTuple):
-    """How the messages of one command are read."""
+    """The rules to read the messages of one command."""
 
     own_lines: re.Pattern[str]
     failures: tuple[Pattern, ...]
@@ -74,7 +74,7 @@ class Diagnosis(NamedTuple):
     hides_loss: bool = False
 
     def read(self, output: str, is_whole: bool = True) -> StartFailure | None:
-        """Return why a run ended, where the command started nothing or a node was lost; None where the job itself ended.
+        """Return why a run ended if the command started nothing or a node was lost; None if the job itself ended.
 
         >>> SRUN.read("srun: error: Unable to create step for job 7: Requested nodes are busy").kind
         'busy'
@@ -103,7 +103,7 @@ HYDRA = Diagnosis(HYDRA_LINES, SRUN_FAILURES, (SRUN_LOST, HYDRA_LOST), hangs=Tru
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
-#: What an MPI command does with SIGTERM: it passes it on to its ranks; it kills them at once; unknown.
+#: An MPI command's reaction to SIGTERM: it forwards it to its ranks; it kills them at once; unknown.
 PASSES_ON, KILLS, UNKNOWN = "passes on", "kills", "unknown"
 
 
@@ -112,7 +112,7 @@ def _no_failure(claim: Claim, place: Placement, code: int | None, read: Callable
 
 
 class MpiUse(NamedTuple):
-    """How the machine's MPI start command is used for jobs; `NO_MPI` where programs are started as they are."""
+    """How the machine's MPI start command is used for jobs; `NO_MPI` if programs are started directly."""
 
     #: The words before a job's own; none where it needs no MPI.
     words: Callable[[Claim, Placement], list[str]]

@@ -1,8 +1,8 @@
 """Record which processes a launcher starts, so that the next one finds them even if they change their environment.
 
 Each spawn helper has a file `runs/LEASE-RANK-NUMBER` below the DB's directory: a header in JSON, then a line for the helper
-itself and for each session leader that it has started, appended by single writes, and a line for each of which nothing is left.
-A reader takes whole lines only. Spawn helpers import this module: it imports little.
+itself and for each session leader that it has started, appended by single writes, and a line for each whose processes are gone.
+Readers ignore incomplete lines. Spawn helpers import this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ...core.process_table import Holder, boot_id
 
-#: A file is written anew without what has ended when it is larger, in bytes.
+#: A file that is larger, in bytes, is rewritten without the programs that have ended.
 _MAX_BYTES = 1 << 20
 #: After a failed write the next one is tried this much later, in seconds.
 _RETRY_S = 10.0
@@ -32,7 +32,7 @@ class RunEntry(NamedTuple):
 
 
 class RunFile(NamedTuple):
-    """Where a spawn helper records what it starts."""
+    """The file in which a spawn helper records the programs that it starts."""
 
     path: str
     header: bytes
@@ -57,14 +57,14 @@ class RunFiles(NamedTuple):
 
     @classmethod
     def of(cls, db_directory: str, lease_mark: bytes, rank: int = 0) -> RunFiles:
-        """Return those of the launcher with that `commands.lease_mark`."""
+        """Return the run files of the launcher with that `invocation.lease_mark`."""
         from ...db.engine import directories
 
         db_id, lease = os.fsdecode(lease_mark).split(":")[:2]
         return cls(os.path.join(db_directory, directories.RUNS), db_id, int(lease), rank, directories.file_mode(db_directory))
 
     def file(self, number: int) -> RunFile:
-        """Return that of the spawn helper with that number."""
+        """Return the file of the spawn helper with that number."""
         import json
 
         holder = Holder.current()
@@ -74,7 +74,7 @@ class RunFiles(NamedTuple):
 
 
 class Writer:
-    """Appends to a run file, for as long as its disk allows. The file is made with the first record."""
+    """Appends to a run file, as long as its disk allows. The first record creates the file."""
 
     def __init__(self, file: RunFile) -> None:
         self._file = file
@@ -85,7 +85,7 @@ class Writer:
         self._retry_at = 0.0
 
     def start(self, pid: int, started: str, mark: bytes) -> str:
-        """Record the start of a program with that run mark, at once. Return what is wrong with the file, or ""."""
+        """Record the start of a program with that run mark, at once. Return the problem with the file, or ""."""
         if not started:  # without /proc: the process could not be told from another one
             return ""
         run = mark.split(b":", 2)[2] if mark.count(b":") > 2 else b"0:0"
@@ -106,14 +106,14 @@ class Writer:
         return ""
 
     def end(self, pid: int) -> None:
-        """Record that nothing is left of a program. It is written together with the next start."""
+        """Record that no process of a program is left. This is written together with the next start."""
         if self._living.pop(pid, None) is not None:
             self._ends += b"-%d\n" % pid
 
     def _write_anew(self) -> None:
         directory, new = os.path.dirname(self._file.path), self._file.path + _NEW
         with suppress(FileExistsError):
-            os.mkdir(directory)  # but never that of the DB, which may have been removed
+            os.mkdir(directory)  # but never the DB's directory, which may have been removed
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(new, flags, self._file.mode)
         data = b"".join([self._file.header, *self._living.values()])
@@ -137,10 +137,10 @@ class Writer:
 
 
 def read(directory: str, db_id: str, lease: int, rank: int | None = None, anywhere: bool = False) -> list[RunEntry]:
-    """Return what was started on this host, in this boot, under that lease, and has not ended as far as is recorded.
+    """Return the programs started on this host, in this boot, under that lease, whose end is not recorded.
 
-    A file that cannot be read, or is of another DB, holds nothing. With `rank`, only what that rank has started; with
-    `anywhere` also what was started elsewhere, whose pids mean nothing here.
+    Ignores files that cannot be read, or belong to another DB. With `rank`, only programs started by that rank; with
+    `anywhere`, also programs started elsewhere, whose pids mean nothing here.
     """
     found: list[RunEntry] = []
     for path in _paths(directory, lease, rank):
@@ -157,9 +157,9 @@ def leases_here(directory: str, db_id: str) -> set[int]:
 
 
 def remove(directory: str, lease: int, rank: int | None = None, host: str = "") -> None:
-    """Remove the files of a lease of which nothing runs any more, or those of one of its nodes.
+    """Remove the files of a lease without running processes, or those of one of its nodes.
 
-    With `host`, those of other hosts stay: what runs there is still to be ended.
+    With `host`, files of other hosts stay: processes there are still to be ended.
     """
     for path in _paths(directory, lease, rank, suffixes=("", _NEW)):
         with suppress(OSError):
@@ -199,7 +199,7 @@ def _paths(
 
 
 def _contents(path: str, records: bool = True, anywhere: bool = False) -> tuple[tuple[str, int] | None, list[bytes]]:
-    """Return DB id and lease of a file whose pids mean something here (or `anywhere`), else None; and its lines."""
+    """Return DB id and lease of a file whose pids are valid on this host (or `anywhere`), else None; and its lines."""
     try:
         with open(path, "rb", opener=_open_file) as file:
             head, text = file.readline(4096), file.read(64 * _MAX_BYTES) if records else b""

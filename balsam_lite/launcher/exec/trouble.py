@@ -1,7 +1,7 @@
 """Failures to start that are the machine's fault, not the job's, and the launcher's pause because of them.
 
-A job whose start fails for lack of processes, memory, files or disk space uses up no restart. `Machine` tells such a failure
-from one of the job's own (a missing program, too many arguments); `Pause` decides when to try again.
+A job whose start fails for lack of processes, memory, files or disk space uses up no restart. `Machine` distinguishes such a
+failure from the job's own (a missing program, too many arguments); `Pause` decides when to try again.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from contextlib import suppress
 from ...core.errors import MachineTrouble
 from ...db.engine import filesystem
 
-#: No program can start for want of these (fork(2), pthread_create(3), open(2), execve(2) of Linux man-pages 6.03).
+#: No program can start for lack of a resource (fork(2), pthread_create(3), open(2), execve(2) of Linux man-pages 6.03).
 _LACKS = {
     errno.EAGAIN: "no more processes or threads can be started",
     errno.ENOMEM: "there is not enough memory",
     errno.EMFILE: "the launcher has too many files open",
     errno.ENFILE: "this host has too many files open",
 }
-#: A file system is full, broken or gone; the last four are a network file system's or a FUSE server's.
+#: A file system is full, broken or gone; the last four are from network file systems or FUSE servers.
 _STORAGE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
     + (errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
 )
 #: When a file is copied, these concern the file that is written.
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-#: How long a finding about data/ is valid, in seconds: many starts may fail at one moment.
+#: Seconds for which a finding about data/ is valid: many starts may fail at the same time.
 _BELIEVED_S = 0.5
-#: How long data/ is not looked at again after a good look, in seconds: short tasks start by the thousand in a second.
+#: Seconds until the next check of data/ after a good one: thousands of short tasks may start in a second.
 _USABLE_S = 0.005
 
 
@@ -92,7 +92,7 @@ class Machine:
         return place
 
     def why_data_is_gone(self) -> str:
-        """Return why working directories cannot be made, by a cheap look at data/; "" if they can."""
+        """Return why working directories cannot be made, by a cheap check of data/; "" if they can."""
         away = self._why_away()
         self._is_away = bool(away)
         return away or self._why_short()
@@ -135,9 +135,9 @@ class Machine:
         return self._short
 
     def why_data_fails(self) -> str:
-        """Return why nothing can be written to data/; "" if a file can. Writes one, twice a second at most.
+        """Return why no file can be written to data/; "" if one can. Writes a file, at most twice a second.
 
-        Permissions are no trouble: those of data/ may differ from those of the directories in it.
+        Missing permissions do not count: those of data/ may differ from those of the directories in it.
         """
         now = time.monotonic()
         if now - self._tried_at > _BELIEVED_S:
@@ -158,14 +158,14 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 class Setbacks:
-    """How long to hold back jobs that trouble with their paths keeps from starting while other jobs can start.
+    """How long to hold back jobs that cannot start because of trouble with their paths while other jobs can start.
 
     The first job with a scope (a program, a directory, a file system) tries again after 1, 2, 4 … 600 seconds. Jobs of the same
     scope that fail meanwhile wait longer, one after the other. Times are seconds on the monotonic clock.
     """
 
     FIRST_S, MAX_S = 1.0, 600.0
-    #: Seconds that a job which fails meanwhile waits at least, and those added for each job that waits already.
+    #: Minimum wait, in seconds, of a job that fails meanwhile, and seconds added for each job that waits already.
     _OTHERS_S, _STEP_S = 60.0, 0.05
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class Setbacks:
         self._scopes: dict[str, TroubleScope] = {}
 
     def hold(self, job: int, trouble: MachineTrouble, now: float) -> float:
-        """Return for how many seconds to hold a job back."""
+        """Return the number of seconds for which to hold a job back."""
         self.reasons[job] = trouble.message
         scope = self._scopes.setdefault(trouble.scope, TroubleScope())
         if now < scope.next_try:
@@ -195,7 +195,7 @@ class Setbacks:
 
 
 class TroubleScope:
-    """The state of one trouble, shared by all jobs that have it."""
+    """The state of one trouble, shared by all affected jobs."""
 
     def __init__(self) -> None:
         self.interval_s = self.next_try = 0.0
@@ -205,8 +205,8 @@ class TroubleScope:
 class Pause:
     """When to try again after trouble that keeps all jobs from starting. Times are seconds on the monotonic clock.
 
-    Each try in vain doubles the interval. A try is one start; after a good one two are allowed at once, then four, until
-    the trouble counts as over.
+    Each failed try doubles the interval. A try is one start; after a good one two are allowed at once, then four, until the
+    trouble counts as over.
     """
 
     FIRST_S, MAX_S = 1.0, 60.0
@@ -239,7 +239,7 @@ class Pause:
         self._failed += 1
 
     def allowed(self, now: float, most: int) -> int:
-        """Return how many programs may be started now; `most` where there is no trouble."""
+        """Return how many programs may be started now; `most` if there is no trouble."""
         if not self.reason:
             return most
         return 0 if now < self.next_try else min(self._window, most)

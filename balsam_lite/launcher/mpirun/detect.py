@@ -16,7 +16,7 @@ from ..exec.mpi_use import UNKNOWN
 from .flavours import FLAVOURS, Flavour, make_render
 from .starter import Starter
 
-#: A command that does not tell its version within this many seconds is passed over.
+#: A command that does not tell its version within this many seconds is ignored.
 _VERSION_TIMEOUT_S = 20.0
 #: Commands whose name is enough, looked for first: where they are nothing else starts programs on the compute nodes.
 _BY_NAME = ("aprun", "jsrun")
@@ -124,7 +124,7 @@ def _of_machine(environ: Mapping[str, str]) -> Starter | str:
 
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[str]:
-    """Paths to look at, each file once."""
+    """Yield the paths of commands to check, each file once."""
     seen = set()
     for name in (*_BY_NAME, *_BY_VERSION, *(("srun",) if "SLURM_JOB_ID" in environ else ())):
         path = _which(name, environ)

@@ -1,4 +1,4 @@
-"""The MPI start commands of the world: how each is told a `RankLayout`. Data and pure functions.
+"""The known MPI start commands, and the options by which each takes a `RankLayout`. Data and pure functions.
 
 Each function names its source; "tried" means: with that version, on a real machine, by the tests or for them.
 """
@@ -46,7 +46,7 @@ class RankLayout(NamedTuple):
 
     @property
     def ranks_per_host(self) -> int:
-        """On each host. Shares of one host are one host.
+        """Return the number of ranks on each host. Shares of one host count as one host.
 
         >>> RankLayout(num_nodes=2, ranks_per_node=4).ranks_per_host
         8
@@ -62,7 +62,7 @@ class RankLayout(NamedTuple):
 
     @property
     def cores_per_rank(self) -> int:
-        """Cores for its threads.
+        """Return the number of cores for the threads of a rank.
 
         >>> RankLayout(threads_per_rank=5, threads_per_core=2).cores_per_rank
         3
@@ -88,7 +88,7 @@ class RankLayout(NamedTuple):
 # --- known commands ---------------------------------------------------------------------------------------------------
 
 
-#: The name by which a host knows itself.
+#: The loopback name of a host.
 _THIS_HOST = "localhost"
 
 
@@ -124,7 +124,7 @@ class Flavour(NamedTuple):
 
 
 def _hydra_ranks(layout: RankLayout) -> list[str]:
-    """Return how many, and where. Inside a batch job Hydra takes the batch job's hosts if it is not told otherwise, so it is.
+    """Return the number of ranks and their hosts. The hosts are explicit: in a batch job Hydra defaults to all of its hosts.
 
     Source: mpiexec -help of MPICH 5.0.2; tried, also inside Slurm 22.05.
     """
@@ -138,17 +138,17 @@ def _mpich(layout: RankLayout) -> list[str]:
 
 
 def _mpich_one_per_host(layout: RankLayout) -> list[str]:
-    """Survive a rank that exits. One that a signal ends takes those on its host along (tried with 5.0.2)."""
+    """Return words that keep the other ranks alive when one exits. A signal ends all ranks on its host (tried with 5.0.2)."""
     return [*_hydra_ranks(layout), "-bind-to", "none", "-disable-auto-cleanup"]
 
 
 def _intel(layout: RankLayout) -> list[str]:
-    """Source: Intel MPI Library Developer Reference 2021.15, "Global Hydra Options"."""
+    """Return Intel MPI's words. Source: Intel MPI Library Developer Reference 2021.15, "Global Hydra Options"."""
     return _hydra_ranks(layout)
 
 
 def _intel_variables(layout: RankLayout) -> dict[str, str]:
-    """Intel MPI binds by variables, and by default. Inside a batch job it ignores -ppn unless it is told not to.
+    """Return variables for binding, which Intel MPI does by default. Inside a batch job it ignores -ppn unless told not to.
 
     Source: Intel MPI Library Developer Reference 2021.15, "Environment Variables for Process Pinning", "Hydra Environment
     Variables" (I_MPI_JOB_RESPECT_PROCESS_PLACEMENT).
@@ -163,8 +163,9 @@ def _intel_variables(layout: RankLayout) -> dict[str, str]:
 
 
 def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
-    """-npernode is deprecated in 4 and leaves 5, `ppr` is understood by both. More ranks than slots are refused unless
-    OVERSUBSCRIBE is given; with enough slots it changes nothing.
+    """Return the number of ranks and their hosts. Use `ppr`: -npernode is deprecated in version 4 and removed from 5.
+
+    Open MPI refuses more ranks than slots unless OVERSUBSCRIBE is given; with enough slots it changes nothing.
 
     Source: mpirun(1) of Open MPI 4.1 and 5.0; tried with 4.1.8 and 5.0.11, also inside Slurm 22.05.
     """
@@ -174,10 +175,10 @@ def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
 
 
 def _openmpi(layout: RankLayout) -> list[str]:
-    """Open MPI binds by default: the only rank of each of many packed programs to the first core.
+    """Return words that set the binding: by default Open MPI binds the one rank of each of many packed programs to core 0.
 
-    Version 5 also reads options that follow the program's name; a program's own --bind-to or --map-by suffers (tried
-    with 5.0.11), and no order of words helps.
+    Version 5 also reads options that follow the program's name, so a program cannot have a --bind-to or --map-by option
+    itself (tried with 5.0.11); no order of words avoids this.
     """
     if layout.is_bound:
         return [*_openmpi_ranks(layout, f":PE={layout.cores_per_rank}"), "--bind-to", "core"]
@@ -185,7 +186,7 @@ def _openmpi(layout: RankLayout) -> list[str]:
 
 
 def _openmpi_one_per_host(layout: RankLayout) -> list[str]:
-    """Survive a rank, however it ends. Tried with 4.1.8 and 5.0.11."""
+    """Return words that keep the other ranks alive when a rank ends in any way. Tried with 4.1.8 and 5.0.11."""
     return [*_openmpi_ranks(layout), "--bind-to", "none", "--enable-recovery"]
 
 
@@ -206,8 +207,10 @@ def _srun_ranks(layout: RankLayout) -> list[str]:
 
 
 def _srun(layout: RankLayout) -> list[str]:
-    """Without --cpus-per-task, which implies --exact, a step has all CPUs of its nodes. A rank that fails ends the others,
-    as everywhere else. Which PMI it speaks is the site's (MpiDefault) or the user's (SLURM_MPI_TYPE) choice.
+    """Return the options of srun for a job. Without --cpus-per-task, which implies --exact, a step has all CPUs of its nodes.
+
+    A rank that fails ends the others, as with all other commands. The site (MpiDefault) or the user (SLURM_MPI_TYPE) chooses
+    the PMI.
     """
     words = [*_srun_ranks(layout), "--kill-on-bad-exit=1"]
     if layout.is_bound:
@@ -234,7 +237,7 @@ def _srun_end(names: Sequence[str]) -> list[str]:
 
 
 def _srun_one_per_host(layout: RankLayout) -> list[str]:
-    """stdin goes to rank 0 alone (by default to all), and the others go on without a rank or a node."""
+    """Return options by which stdin goes to rank 0 only (by default to all), and the others survive a lost rank or node."""
     return [*_srun_ranks(layout), "--cpu-bind=none", "--input=0", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
 
 
@@ -247,7 +250,10 @@ def _aprun_ranks(layout: RankLayout) -> list[str]:
 
 
 def _aprun(layout: RankLayout) -> list[str]:
-    """Source: aprun(1), CLE 4.1 and later; the same words as Balsam 0.7's ThetaAprun. Whole nodes, one program each."""
+    """Return aprun's words. Whole nodes, one program each.
+
+    Source: aprun(1), CLE 4.1 and later; the same words as Balsam 0.7's ThetaAprun.
+    """
     affinity = "depth" if layout.cpu_affinity == "depth" else "none"
     threads = ["-d", str(layout.threads_per_rank), "-j", str(layout.threads_per_core)]
     return [*_aprun_ranks(layout), "-cc", affinity, *threads]
@@ -263,7 +269,7 @@ def _pals_ranks(layout: RankLayout) -> list[str]:
 
 
 def _pals(layout: RankLayout) -> list[str]:
-    """Source: mpiexec(1) of HPE Cray PALS 1.2; the same words as Balsam 0.7's AuroraRun."""
+    """Return the words of PALS. Source: mpiexec(1) of HPE Cray PALS 1.2; the same words as Balsam 0.7's AuroraRun."""
     return [*_pals_ranks(layout), "--cpu-bind", "depth" if layout.is_bound else "none", "-d", str(layout.threads_per_rank)]
 
 

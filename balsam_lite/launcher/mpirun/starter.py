@@ -52,7 +52,7 @@ class Starter(NamedTuple):
         return [*self._environment(layout), *self.argv, *self.flavour.words(layout), *flags]
 
     def one_per_host(self, hosts: Sequence[str]) -> list[str]:
-        """Return the same for one rank on each host, with all of its CPUs, and stdin for rank 0."""
+        """Return the words before a program with one rank on each host, with all of its CPUs, and stdin for rank 0."""
         layout = self._placed(RankLayout(tuple(hosts), num_nodes=len(hosts)))
         if self.node_gpus is not None:
             layout = layout._replace(step_gpus=self.node_gpus.step_gpus(hosts))
@@ -61,7 +61,7 @@ class Starter(NamedTuple):
         return [*self._environment(layout), *self.argv, *self.flavour.one_per_host(layout)]
 
     def gone(self, hosts: Collection[str]) -> list[str]:
-        """Return which of those hosts Slurm has taken out of the batch job, as it does with --no-kill when one is down."""
+        """Return the hosts that Slurm has taken out of the batch job, as it does with --no-kill for a host that is down."""
         job = os.environ.get("SLURM_JOB_ID", "")
         answer = run(["scontrol", "--oneliner", "show", "job", job], timeout_s=_ASK_S) if job else None
         found = re.search(r"\sNodeList=(\S+)", answer.stdout) if answer and answer.ok else None
@@ -132,7 +132,7 @@ def use(
 
 
 def _run_name(claim: Claim) -> str:
-    """Return what no other run in the batch job is called."""
+    """Return a name that is unique among the runs in the batch job."""
     return f"balsam-{claim.job_id[:8]}-{claim.attempt}"
 
 
@@ -160,7 +160,7 @@ def _step_gpus(claim: Claim, place: Placement, hosts: Sequence[str], known: Node
 
 
 def _gpus(claim: Claim, place: Placement, names: Sequence[str], shares_host: bool) -> list[str]:
-    """Return what gives the ranks the GPUs of the job's place, where the MPI command has put others into their environment."""
+    """Return words that give ranks the GPUs of the job's placement if the MPI command puts others into their environment."""
     placed = hardware.visible_gpus(place, shares_host) if claim.shape.gpus_per_rank else None
     if placed is None:
         return []

@@ -1,6 +1,6 @@
-"""Messages between ranks: batches with flow control, heartbeats, and sleep until something arrives.
+"""Messages between ranks: batches with flow control, heartbeats, and sleep until a message arrives.
 
-Each side has at most one unanswered batch on its way to the other; messages sent meanwhile go with the next one. So even if a
+Each side has at most one unanswered batch in transit to the other; messages sent meanwhile go with the next one. So even if a
 peer is slow, no messages pile up in MPI, and urgent ones go next.
 """
 
@@ -103,7 +103,7 @@ class Channel:
         return len(packed)
 
     def send_first(self, peer: int, *message: Any) -> None:
-        """Queue a message before all that wait."""
+        """Queue a message before all other queued ones."""
         self._peers[peer].urgent.append(marshal.dumps(message))
         self._to_send.add(peer)
 
@@ -121,7 +121,7 @@ class Channel:
         return bool(state.is_unanswered or state.urgent or state.waiting)
 
     def flush(self) -> None:
-        """Send what can be sent now."""
+        """Send all messages that can be sent now."""
         if self._has_death:
             return
         now = self._clock.monotonic()
@@ -139,7 +139,7 @@ class Channel:
     # --- receiving ----------------------------------------------------------------------------------------------------
 
     def receive(self) -> list[tuple[int, Message]]:
-        """Return the messages since the last call with their senders, in order; answer them and send what waits."""
+        """Return the messages since the last call with their senders, in order; answer them and send queued messages."""
         self._look()
         if self._arrived:
             now = self._clock.monotonic()
@@ -159,7 +159,7 @@ class Channel:
         return received
 
     def note_death(self) -> None:
-        """Send nothing to any peer until it has sent something: one has died, it is unknown which.
+        """Send nothing to any peer until it has sent something, because an unknown peer has died.
 
         May be called by a signal handler. MPICH crashes when it sends to a dead rank over a network (tried with 5.0.2).
         """
@@ -212,7 +212,7 @@ class Channel:
             threading.Thread(target=self._run_heartbeat, name="alive", daemon=True).start()
 
     def close(self) -> None:
-        """Stop the heartbeats: MPI is about to end."""
+        """Stop the heartbeats, because MPI is about to be finalized."""
         self._is_over.set()
 
     def _run_heartbeat(self) -> None:

@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 _HELLO_LIMIT_S = 120.0
 #: Limit for nodes to confirm the end, in seconds.
 _BYE_LIMIT_S = 10.0
-#: A node that is silent for this many heartbeats is lost. A lease has to expire before its jobs may run elsewhere, as its
-#: holder cannot be asked; a rank can, and it ends its jobs itself when rank 0 is silent for less than this.
+#: A node that is silent for this many heartbeats is lost. Unlike the holder of a lease, a rank ends its jobs itself when
+#: rank 0 is silent, and does so in less time than this; so its jobs may run elsewhere before any lease expires.
 LOST_AFTER_HEARTBEATS = 3.0
-#: A rank without messages for this many heartbeats sends one.
+#: A rank that has sent no message for this many heartbeat intervals sends a heartbeat.
 ALIVE_HEARTBEATS = 0.5
-#: The guard of a dead rank ends the jobs within their grace; this many seconds later none of them runs.
+#: The guard of a dead rank ends its jobs within their grace period; this many seconds later none of them runs.
 _GUARD_S = 3.0
 #: Interval of checks for silent ranks, in seconds.
 _SILENCE_PERIOD_S = 0.5
@@ -66,7 +66,7 @@ class Workers:
         self._wait_for(messages.HELLO, self._greet, limit_s)
 
     def begin(self, orders: messages.Begin, limit_s: float = _HELLO_LIMIT_S) -> None:
-        """Have them end what dead launchers left on their nodes, and get ready to run jobs. Waits until they are."""
+        """Make the ranks end processes of dead launchers on their nodes and prepare to run jobs. Wait until they are ready."""
         self._ending_s = orders.grace_s + _GUARD_S
         for rank in self.members:
             self.channel.send(rank, messages.BEGIN, tuple(orders))
@@ -122,7 +122,7 @@ class Workers:
         return f"node {rank} ({member.host})" if member else f"node {rank}"
 
     def leave_out(self, rank: int, reason: str) -> None:
-        """Stop using a rank. If it still receives that, it ends what it runs."""
+        """Stop using a rank, and tell it to end its runs, in case it still receives messages."""
         if rank not in self.left_out:
             self.left_out[rank] = self._newly_left_out[rank] = reason
             log.warning("Lost %s: %s", self.name(rank), reason)
@@ -147,21 +147,21 @@ class Workers:
             self.leave_out(rank, f"it was silent for {silent_s:.0f} s")
 
     def _wait_for_its_guard(self, rank: int, now: float) -> None:
-        """Leave out a rank that is gone, but not before its jobs are: they must not run elsewhere until then."""
+        """Leave out a rank that is gone, once its jobs have ended: they must not run elsewhere before that."""
         if rank not in self._broken_since:
             self._broken_since[rank] = now
-            self.channel.suspend(rank)  # what is sent to it now never began
+            self.channel.suspend(rank)  # a job sent to it now never starts
         if now - self._broken_since[rank] >= self._ending_s:
             self.leave_out(rank, "MPI reports that it is gone")
 
     def abandon(self) -> None:
-        """Have all ranks end what they run at once; they do not report it."""
+        """Make all ranks end their runs at once, without reports."""
         for rank in self._others:
             self.channel.send_first(rank, messages.ABANDON)
         self.channel.flush()
 
     def dismiss(self, in_good_order: bool) -> bool:
-        """Dismiss all ranks. Return whether all confirmed it, so that MPI can be left together."""
+        """Tell all ranks to leave. Return whether all confirmed, so that they can finalize MPI together."""
         missing = {rank for rank in self._others if rank not in self.left_out and not math.isinf(self.channel.silent_s(rank))}
         together = in_good_order and len(missing) == len(self._others)
         if not in_good_order:
@@ -182,7 +182,7 @@ class ClusterRunner:
     The number of a node is the number of its rank.
 
     Args:
-        is_own: tells which jobs are started from here for any placement, because the MPI command takes them there.
+        is_own: returns whether a job is started from here for any placement, because the MPI command takes them there.
         on_lost: called with the number of a node that is lost.
     """
 
@@ -206,20 +206,20 @@ class ClusterRunner:
 
     @property
     def queued(self) -> Counter[Shape]:
-        """Return how many jobs of each shape wait for a place."""
+        """Return the number of queued jobs of each shape that wait for a placement."""
         return Counter(claim.shape for claim in self._queue.values())
 
     @property
     def queued_jobs(self) -> set[int]:
-        """Return the jobs that wait for a place."""
+        """Return the queued jobs that wait for a placement."""
         return set(self._queue)
 
     def queue(self, claim: Claim) -> None:
-        """Start a job in the place of the next run of its shape that ends with exit code 0, on any node."""
+        """Queue a job to replace the next run of its shape that ends with exit code 0, on any node."""
         self._queue[claim.job] = claim
 
     def start_queued(self, place: Placement) -> bool:
-        """Start the oldest queued job of that shape at a place that is free. Return False if there is none."""
+        """Start the oldest queued job of that shape at a free placement. Return False if there is none."""
         job = next((job for job, claim in self._queue.items() if claim.shape == place.shape), None)
         if job is None:
             return False
@@ -228,7 +228,7 @@ class ClusterRunner:
         return True
 
     def withdraw(self, jobs: Collection[int]) -> None:
-        """Do not start those queued jobs."""
+        """Withdraw those queued jobs."""
         self._withdrawn += [self._queue.pop(job) for job in self._queue.keys() & set(jobs)]
 
     def withdrawn(self) -> list[Claim]:
@@ -237,7 +237,7 @@ class ClusterRunner:
         return found
 
     def _refill(self, finished: Finished) -> Finished:
-        """Start a queued job in the place of a run that ended well."""
+        """Start a queued job at the placement of a run that ended with exit code 0."""
         place, ended = finished.place, finished.exit
         is_good = ended.result == states.RUN_DONE and ended.told_us is None
         if place is None or not is_good or not self.start_queued(place):
@@ -248,7 +248,7 @@ class ClusterRunner:
 
     @property
     def jobs(self) -> set[int]:
-        """Return the jobs that hold a place here and are not being stopped."""
+        """Return the jobs that hold a placement here and are not being stopped."""
         return self._local.jobs | (self._away.keys() - self._stopping)
 
     def __len__(self) -> int:
@@ -265,7 +265,7 @@ class ClusterRunner:
         return self._local.started + self._started_away
 
     def start(self, claim: Claim, place: Placement) -> None:
-        """Start a job at its place. One that cannot be started is reported by `poll`."""
+        """Start a job at its placement. One that cannot be started is reported by `poll`."""
         rank = place.nodes[0]
         if rank == 0 or self._is_own(claim):
             self._local.start(claim, place)
@@ -295,7 +295,7 @@ class ClusterRunner:
         return list(map(self._refill, ends)) if self._queue else ends
 
     def _without_node(self, finished: Finished) -> Finished:
-        """Keep the place empty for a while on a node that could not start a job, unless all nodes are such nodes."""
+        """Keep the placement empty for a while on a node that could not start a job, unless all nodes are such nodes."""
         trouble, place = finished.trouble, finished.place
         if trouble is None or trouble.scope != MachineTrouble.HOST or place is None or len(place.nodes) > 1:
             return finished
@@ -337,7 +337,7 @@ class ClusterRunner:
         self._channel.flush()
 
     def kill_now(self) -> None:
-        """Let the grace of all trees that are being stopped be over. May be called by a signal handler."""
+        """End the grace period of all process trees that are being stopped. May be called by a signal handler."""
         self._local.kill_now()
         self._is_in_a_hurry = True
 

@@ -1,6 +1,6 @@
 """The messages of ranks, in tuples that marshal knows. All ranks run one installation; `VERSION` makes sure.
 
-Head to node: BEGIN, START, STOP, HURRY, ABANDON, LEAVE. Node to head: HELLO, READY, ENDED, LOG, GONE, BYE.
+Rank 0 to node: BEGIN, START, STOP, HURRY, ABANDON, LEAVE. Node to rank 0: HELLO, READY, ENDED, LOG, GONE, BYE.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Hello(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """What a node needs to know to run jobs."""
+    """The data that a node needs to run jobs."""
 
     db_directory: str
     run_mark: bytes  # with which those of its runs begin
@@ -48,7 +48,7 @@ class Begin(NamedTuple):
 
 
 def start(claim: Claim, place: Placement) -> tuple[Any, ...]:
-    """Return the words for a job that is to start."""
+    """Return the message that starts a job."""
     plain = list(claim)
     plain[_SHAPE] = plain[_PLACE] = None
     return START, plain, tuple(claim.shape), place.nodes, place.gpus
@@ -57,7 +57,7 @@ def start(claim: Claim, place: Placement) -> tuple[Any, ...]:
 def read_start(
     claim: list[Any], shape: tuple[Any, ...], nodes: tuple[int, ...], gpus: tuple[tuple[str, ...], ...]
 ) -> tuple[Claim, Placement]:
-    """Return the opposite of `start`, without START."""
+    """Return the claim and the placement from the data of a `start` message (without START)."""
     made = Shape._make(shape)
     return Claim._make(claim)._replace(shape=made), Placement(nodes, gpus, made)
 
@@ -68,5 +68,5 @@ def ended(run: RunResult, trouble: MachineTrouble | None = None) -> tuple[Any, .
 
 
 def read_ended(run: tuple[Any, ...], trouble: tuple[str, str] | None) -> tuple[RunResult, MachineTrouble | None]:
-    """Return the opposite of `ended`, without ENDED."""
+    """Return the result and the trouble from the data of an `ended` message (without ENDED)."""
     return RunResult._make(run), trouble and MachineTrouble(*trouble)

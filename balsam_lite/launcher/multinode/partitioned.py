@@ -1,8 +1,8 @@
-"""What `balsam launcher --part …` is: one launcher for each part of the nodes, and a process that waits for all of them.
+"""`balsam launcher --part …`: one launcher for each part of the nodes, and a process that waits for all of them.
 
-This process has neither DB nor lease. The launchers share its process group, so that what a batch system or a terminal
-sends to the group reaches them as well; a signal that comes twice within a second is one to them. Should this process be
-killed alone, they go on with their work until the batch job, which then has lost its main process, ends.
+This process has neither DB nor lease. The launchers share its process group, so that signals of a batch system or a terminal
+to the group reach them as well; they treat a signal repeated within a second as one. If only this process is killed, they go on
+working until the batch job, which has lost its main process, ends.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PERIOD_S = 5.0
 
 
 def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Partition]) -> int:
-    """Run a launcher for each part until all have ended. Returns the worst of their exit codes.
+    """Run a launcher for each part until all have ended. Return the worst of their exit codes.
 
     The nodes are the batch job's in their order, or shares of this host: as many as the parts need, or `options` has.
 
     Raises:
-        InvalidSpec: the parts are not all of the nodes. LaunchError: the nodes are not to be found out. SpawnFailed.
+        InvalidSpec: the parts do not cover all nodes. LaunchError: the nodes cannot be determined. SpawnFailed.
     """
     import_guard.check_writable()
     total = sum(part.num_nodes for part in parts)
@@ -88,5 +88,5 @@ def words(options: LauncherOptions, part: Partition, offset: int) -> list[str]:
 
 
 def _exit_code(code: int) -> int:
-    """Return an exit code as a shell has it."""
+    """Return an exit code as a shell reports it."""
     return code if code >= 0 else 128 - code

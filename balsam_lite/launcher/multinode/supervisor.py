@@ -1,8 +1,8 @@
-"""What `balsam launcher` is where jobs run on many nodes: it starts one MPI program over them, and stays with it to the end.
+"""`balsam launcher` on many nodes: starts one MPI program over the nodes, and stays with it to its end.
 
-Rank 0 of that program is the launcher (`rank`). This process has neither DB nor lease. It hands signals on as lines to
-rank 0's stdin, because the MPI commands treat signals differently: Open MPI 5 kills the ranks half a
-second later, MPICH 5 leaves that to the ranks (tried). However the program ends, nothing of it is left on this host.
+Rank 0 of that program is the launcher (`rank`). This process has neither DB nor lease. It forwards signals as lines to rank 0's
+stdin, because the MPI commands treat signals differently: Open MPI 5 kills the ranks half a second later, MPICH 5 leaves that
+to the ranks (tried). No process of the program is left on this host, however it ends.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from .mpi_transport import INSTALL
 
 log = logging.getLogger(__name__)
 
-#: Before what rank 0 tells us on its stdout.
+#: Prefix of rank 0's reports on its stdout.
 _TOKEN = "@balsam "
 #: Number of lines of the MPI program's output that are shown when it breaks down, and the bytes to keep for that.
 _LAST_WORDS, _LAST_WORDS_BYTES = 12, 4096
-#: Starting Python on thousands of nodes takes minutes. What has not begun after this many seconds never will.
+#: Starting Python on thousands of nodes takes minutes. A program that has not begun after this many seconds never will.
 _START_LIMIT_S = 300.0
 #: When rank 0 has reported its end, the MPI command still has this long, in seconds.
 _END_LIMIT_S = 20.0
-#: After a signal rank 0 needs the jobs' grace and the DB, if it has taken any job; this many seconds beyond that it hangs.
+#: After a signal rank 0 needs the jobs' grace period, and the DB if it has taken any job; this many seconds later it hangs.
 _STOP_LIMIT_S = 15.0
-#: What is left of a broken program is told to end, and killed this many seconds after the jobs' grace.
+#: Remaining processes of a broken program are told to end, and killed this many seconds after the jobs' grace period.
 _LEFTOVER_GRACE_S = 5.0
 #: Reports of a dead rank 0 arrive for this long, in seconds, where the MPI command does not end with it.
 _LAST_NEWS_LIMIT_S = 2.0
 #: The output of a program that has ended is read for this long, in seconds.
 _PIPES_LIMIT_S = 1.0
-#: Minutes before the limit below which another try is not worth it.
+#: Minutes before the limit below which another attempt is not worth it.
 _MIN_MINUTES = 1.0
 #: A program that broke down after this many seconds had worked: the cause differs from that of the one before.
 _WORKED_S = 600.0
@@ -65,11 +65,11 @@ _PROBES = 16
 _PERIOD_S = 0.2
 
 
-# --- what the two tell one another ------------------------------------------------------------------------------------
+# --- messages between supervisor and rank 0 ---------------------------------------------------------------------------
 
 
 class RankPlan(NamedTuple):
-    """What all ranks are told by their command line."""
+    """The parameters that all ranks get on their command line."""
 
     db_directory: str
     ranks: int
@@ -86,7 +86,7 @@ class RankPlan(NamedTuple):
 
     @classmethod
     def from_text(cls, text: str) -> RankPlan:
-        """Return the opposite of `as_text`."""
+        """Return the plan that `as_text` wrote."""
         found = json.loads(text)
         options = LauncherOptions(**found["options"])
         options = options._replace(tags=tuple((name, value) for name, value in options.tags))
@@ -100,7 +100,7 @@ class RankPlan(NamedTuple):
 
 
 def report(**news: object) -> None:
-    """Tell the supervisor something. Rank 0: `head=`, `mark=`, `lease=`, and at the end `ended=` or `error=`."""
+    """Report to the supervisor. Rank 0 reports `head=`, `mark=`, `lease=`, and at the end `ended=` or `error=`."""
     try:
         os.write(1, f"\n{_TOKEN}{json.dumps(news)}\n".encode())
     except OSError:  # the supervisor is gone; the end of stdin tells that, too
@@ -111,10 +111,10 @@ def report(**news: object) -> None:
 
 
 def supervise(found: Resources, db_directory: str, settings: Settings, options: LauncherOptions) -> int:
-    """Run the launcher as an MPI program, one rank on each node. Returns its exit code; 1 if it broke down.
+    """Run the launcher as an MPI program, one rank on each node. Return its exit code; 1 if it broke down.
 
-    A program that breaks down is started again on the nodes that still answer, as often as nodes are lost. Where all answer it
-    is started again once, and again whenever it has worked for a while.
+    A program that breaks down is restarted on the nodes that still answer, as often as nodes are lost. If all nodes answer, it
+    is restarted once, and again whenever it has worked for a while.
 
     Raises:
         LaunchError: it could not start: no mpi4py, no MPI start command, or the error that rank 0 reported.
@@ -165,7 +165,7 @@ class RankStarter:
         self._settings, self._node_gpus = settings, node_gpus
 
     def words(self, names: Sequence[str]) -> list[str]:
-        """Return the words before the rank program. Raises LaunchError: this machine has no such command."""
+        """Return the words before the rank program. Raise LaunchError if this machine has no such command."""
         found = mpirun.one_rank_per_node(names, self._settings, os.environ, self._node_gpus)
         if isinstance(found, str):
             where = f"{len(names)} nodes" if len(names) > 1 else f"{names[0]}, another node than the launcher's,"
@@ -178,7 +178,7 @@ class RankStarter:
         environ = _environ()
 
         def answers(name: str) -> bool:
-            # A signal ends it early: nothing is started any more then.
+            # A signal ends this check early: nothing is started any more then.
             return not signals.stop and run([*self.words([name]), *_PROBE], timeout_s=_PROBE_S, environ=environ).ok
 
         with ThreadPoolExecutor(_PROBES) as pool:
@@ -208,7 +208,7 @@ class SignalInbox:
 
 
 class _Program:
-    """The MPI program, once."""
+    """One run of the MPI program."""
 
     def __init__(self, starter: Sequence[str], plan: RankPlan, settings: Settings, signals: SignalInbox) -> None:
         self._plan, self._settings, self._signals = plan, settings, signals
@@ -232,7 +232,7 @@ class _Program:
         self._run_mark = b""  # of its runs; known together with the lease
 
     def run(self) -> int | None:
-        """Wait until it has ended, and nothing of it is left on this host. Return its exit code; None if it broke down.
+        """Wait until the program has ended and left no process on this host. Return its exit code; None if it broke down.
 
         Raises:
             LaunchError: the error that a rank reported.

@@ -1,4 +1,4 @@
-"""The other ranks: run what rank 0 orders on this node, and report how it ended. No DB, no lease."""
+"""The other ranks: run the jobs that rank 0 sends to this node, and report their ends. No DB, no lease."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 HEAD = 0
 #: A rank ends its jobs when rank 0 is silent for this many heartbeats: before rank 0 gives them to others.
 ALONE_AFTER_HEARTBEATS = 2.0
-#: Programs are started for this long, in seconds, before the next poll for messages: a kill must not wait for them all.
+#: Start programs for at most this long, in seconds, before the next poll for messages: a kill must not wait for all of them.
 _STARTING_S = 0.02
 #: Interval at which an idle process checks whether its parent and rank 0 are there, in seconds.
 _IDLE_PERIOD_S = 0.5
@@ -31,17 +31,17 @@ class NodeExecutor(Protocol):
     """Runs programs on this node."""
 
     def begin(self, orders: messages.Begin) -> Runner:
-        """Get ready. Raise an error that tells why no jobs can run here."""
+        """Get ready. Raise an error with the reason if no jobs can run here."""
 
     def beat(self) -> None:
-        """Note that this process works: the spawn helpers end what runs here when it has not for too long."""
+        """Record that this process is alive: spawn helpers end the runs here when it has been silent for too long."""
 
     def abandon(self) -> None:
-        """End all that runs, and start nothing more."""
+        """End all runs, and start nothing more."""
 
 
 class ConnectionLost(Exception):
-    """Rank 0 is gone, or the MPI program is being taken apart. The message tells how that was seen."""
+    """Rank 0 is gone, or the MPI program is breaking down. The message gives the evidence."""
 
 
 class Worker:
@@ -72,7 +72,7 @@ class Worker:
         """Serve until rank 0 sends LEAVE. Return whether all ranks leave together.
 
         Raises:
-            ConnectionLost: rank 0 cannot send that any more. What ran here has been ended.
+            ConnectionLost: rank 0 cannot send LEAVE any more. All runs here have been ended.
         """
         self._channel.send(HEAD, messages.HELLO, tuple(hello))
         try:
@@ -182,7 +182,7 @@ class Worker:
             raise ConnectionLost(f"rank 0 was silent for {silent_s:.0f} s")
 
     def _break_down(self, exc: Exception) -> None:
-        """End what runs here after an internal error, and leave the jobs to the others. The process stays, for MPI's sake."""
+        """End the runs here after an internal error, and leave the jobs to other nodes. The process stays, as MPI needs it."""
         log.exception("This node stops because of an internal error.")
         self._abandon()
         self._channel.send_first(HEAD, messages.GONE, f"it stopped because of an internal error: {type(exc).__name__}: {exc}")

@@ -1,1 +1,1 @@
-"""Files on their way: from parents by links (`links`), from and to other places by copies (`transfers`)."""
+"""Stage files: from parents by links (`links`), from and to other places by copies (`transfers`)."""

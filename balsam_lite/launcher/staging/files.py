@@ -1,4 +1,4 @@
-"""Looking at files, and copying them so that they get their final names only when they are complete.
+"""Inspect files, and copy them so that they get their final names only when they are complete.
 
 `explained` turns each error into one sentence, a StagingFailed.
 """
@@ -20,12 +20,12 @@ from ...core.field_specs import split_command
 #: Whether to stop; asked between files.
 Cancelled = Callable[[], bool]
 
-#: What is not complete has a name that starts so; nothing ever matches it.
+#: Prefix of the names of incomplete files; no pattern ever matches these.
 PART = ".balsam-part-"
 
 
 def copy_all(sources: dict[str, str], directory: str, cancelled: Cancelled) -> int:
-    """Copy into a directory, under these names. Returns how many."""
+    """Copy sources, given as name -> path, into a directory. Return their number."""
     with part_of(directory) as part:
         for name, source in sources.items():
             _copy(source, os.path.join(part, name), cancelled)
@@ -33,7 +33,7 @@ def copy_all(sources: dict[str, str], directory: str, cancelled: Cancelled) -> i
 
 
 def _copy(source: str, target: str, cancelled: Cancelled) -> None:
-    """Copy a file or a directory, or what a link leads to, with modes and times; links inside of it stay links."""
+    """Copy a file or a directory, or the target of a link, with modes and times; links inside a directory stay links."""
     stop_if(cancelled)
     if os.path.isdir(source):
         os.mkdir(target)
@@ -52,7 +52,7 @@ def _copy(source: str, target: str, cancelled: Cancelled) -> None:
 
 @contextmanager
 def part_of(directory: str) -> Iterator[str]:
-    """Return a hidden directory in `directory`, for what is not complete; removed in the end with all that is still there."""
+    """Yield a hidden directory in `directory` for incomplete files, and remove it with its remaining contents at the end."""
     path = os.path.join(directory, part_name())
     os.mkdir(path)
     try:
@@ -66,7 +66,7 @@ def part_name() -> str:
 
 
 def publish_all(part: str, directory: str) -> int:
-    """Give everything in `part` its name in `directory`. Returns how many."""
+    """Move all entries of `part` into `directory`. Return their number."""
     names = os.listdir(part)
     for name in names:
         _publish(os.path.join(part, name), os.path.join(directory, name))
@@ -74,12 +74,12 @@ def publish_all(part: str, directory: str) -> int:
 
 
 def _publish(source: str, target: str) -> None:
-    """Rename over a file or link; a directory that is there already gets what `source` holds."""
+    """Rename over a file or link; merge the contents of `source` into a directory that exists already."""
     if not is_directory(source):
         os.replace(source, target)
         return
     if os.path.islink(target):
-        os.unlink(target)  # as a file; what it leads to may be a parent's
+        os.unlink(target)  # as a file; its target may belong to a parent
     mode = stat.S_IMODE(os.stat(source).st_mode)
     os.chmod(source, mode | stat.S_IRWXU)  # a directory that cannot be written cannot be moved, either
     try:
@@ -104,12 +104,12 @@ def _remove(directory: str) -> None:
 
 
 def is_directory(path: str) -> bool:
-    """Return whether it is a directory, and no link to one."""
+    """Return whether the path is a directory, and not a link to one."""
     return os.path.isdir(path) and not os.path.islink(path)
 
 
 def is_same(one: str, other: str) -> bool:
-    """Return whether both are there and are one file or directory."""
+    """Return whether both paths exist and are the same file or directory."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -129,7 +129,7 @@ def stop_if(cancelled: Cancelled) -> None:
 
 @contextmanager
 def explained(task: str) -> Iterator[None]:
-    """Turn every error into a sentence that starts with the task."""
+    """Convert every error into a StagingFailed whose message starts with the task."""
     try:
         yield
     except StagingFailed as exc:
@@ -143,7 +143,7 @@ def explained(task: str) -> Iterator[None]:
 
 
 def shown(text: str) -> str:
-    """Return the text, or its repr if it holds newlines or what is no valid Unicode.
+    """Return the text, or its repr if it contains newlines or invalid Unicode.
 
     >>> shown("a b"), shown("a" + chr(10))
     ('a b', "'a\\\\n'")
@@ -164,16 +164,16 @@ class Glob(NamedTuple):
 
     @property
     def is_bare(self) -> bool:
-        """Return whether it matches everything."""
+        """Return whether the pattern matches everything."""
         return self.text in ("*", "**", "**/*")
 
     @property
     def is_deep(self) -> bool:
-        """Return whether its matches keep their paths."""
+        """Return whether the matches keep their paths."""
         return "**" in self.parts
 
     def expand(self, directory: str) -> list[str]:
-        """Return the paths below `directory` that match; what is below a directory that matches by `**` is part of that."""
+        """Return the matching paths below `directory`; a directory that matches by `**` includes everything below it."""
         return matching(directory, self.parts)
 
 
@@ -196,7 +196,7 @@ def globs(patterns: str) -> list[Glob]:
 
 
 def parts_of(pattern: str) -> tuple[str, ...]:
-    """Return its components. One `**` after another adds nothing, and one at the end means all that is there."""
+    """Return the components of a pattern. Repeated `**` are merged, and one at the end matches everything there."""
     parts: list[str] = []
     for part in pattern.split("/"):
         if part not in ("", ".") and parts[-1:] + [part] != ["**", "**"]:
@@ -207,7 +207,7 @@ def parts_of(pattern: str) -> tuple[str, ...]:
 def matching(directory: str, parts: tuple[str, ...]) -> list[str]:
     """Return the paths below `directory` that match, sorted in each directory.
 
-    A component such as `res[T=300]` that exists exactly so is that name; else it is a pattern. `*` is always a pattern.
+    A component such as `res[T=300]` is a plain name if that name exists; else it is a pattern. `*` is always a pattern.
     """
     part, rest = parts[0], parts[1:]
     if part == "**":
@@ -223,7 +223,7 @@ def matching(directory: str, parts: tuple[str, ...]) -> list[str]:
 
 
 def _matching_anywhere(directory: str, parts: tuple[str, ...]) -> list[str]:
-    """Return what matches in `directory` or a directory below it that does not match itself; links are not entered."""
+    """Return the matches in `directory` and in directories below it that do not match themselves; does not follow links."""
     here = matching(directory, parts)
     found = dict.fromkeys(here)
     for name in _visible(directory, "*"):
@@ -234,7 +234,7 @@ def _matching_anywhere(directory: str, parts: tuple[str, ...]) -> list[str]:
 
 
 def _visible(directory: str, part: str) -> list[str]:
-    """Return the names in it that a component may match: hidden ones only if it starts with a dot; none in a file."""
+    """Return the names in a directory that `part` may match: hidden ones only if it starts with a dot; none for a file."""
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):

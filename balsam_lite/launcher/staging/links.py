@@ -14,7 +14,7 @@ from .files import Glob, explained, globs, is_directory, is_same, part_name, sho
 
 
 class Parent(NamedTuple):
-    """A job whose files are wanted."""
+    """A parent job whose files are to be linked."""
 
     job_id: str
     name: str
@@ -22,18 +22,18 @@ class Parent(NamedTuple):
 
 
 def link_inputs(workdir: str, child_name: str, parents: Sequence[Parent], patterns: str) -> int:
-    """Link what matches in the working directories of `parents` (in the order of the edges) into that of their child.
+    """Link matching files in the working directories of `parents` (in the order of the edges) into that of their child.
 
     Files and directories get links under their basenames, those found through `**` under their path in the parent's
-    directory. Where the name is taken, or is one that Balsam writes to, the link is called `<name>_<id8 of the parent>`,
-    and then `<name>_<id8>.2` and so on. Balsam's logs are never linked; what the parent printed only by a pattern that
-    matches more than `*`. Doing it again changes nothing.
+    directory. If the name is taken, or is one that Balsam writes to, the link is called `<name>_<id8 of the parent>`, and
+    then `<name>_<id8>.2` and so on. Balsam's logs are never linked, and the parent's output only by a pattern more specific
+    than `*`. Calling this again changes nothing.
 
     Returns:
-        How many links there are now.
+        The number of links that exist now.
 
     Raises:
-        StagingFailed: a pattern is none, matches in no parent (unless it is `*`, `**` or `**/*`), or links cannot be made.
+        StagingFailed: a pattern is invalid, matches in no parent (unless it is `*`, `**` or `**/*`), or links cannot be made.
     """
     if not parents:
         return 0
@@ -50,7 +50,7 @@ def link_inputs(workdir: str, child_name: str, parents: Sequence[Parent], patter
 
 
 def _inputs(parent: Parent, glob: Glob) -> dict[str, str]:
-    """Return the paths in the parent's directory that match, and what to link to; without Balsam's logs and broken links."""
+    """Return the matching paths in the parent's directory and the link targets, without Balsam's logs and broken links."""
     output = output_name(parent.name) if glob.is_bare else ""
     found = {}
     for path in glob.expand(parent.workdir):
@@ -77,9 +77,9 @@ def _check_that_none_is_missing(wanted: list[Glob], parents: Sequence[Parent], m
 
 
 def _without_detour(path: str) -> str | None:
-    """Return where an absolute link leads, else the path: in a chain of jobs, links to links would soon be too many.
+    """Return the target of an absolute link, else the path: in a chain of jobs, links to links would soon be too many.
 
-    None: it is a link that leads nowhere.
+    Return None for a broken link.
     """
     try:
         target = os.readlink(path)
@@ -95,7 +95,7 @@ def _is_log(name: str) -> bool:
 
 
 def _is_attempt(name: str, output: str) -> bool:
-    """Return whether it is that file of Balsam's, or the one that an earlier attempt left: `<output>.<number>`."""
+    """Return whether the name is that of the output file, or that of an earlier attempt: `<output>.<number>`."""
     return name.startswith(output) and (name == output or (name[len(output)] == "." and name[len(output) + 1 :].isdigit()))
 
 
@@ -112,7 +112,7 @@ class _Links:
     def add(self, parent: Parent, path: str, target: str, name: str) -> None:
         """Link to `target`, which is `path` in the directory of `parent`, as `name` if that is free."""
         if parent.workdir in self._same or f"{self._workdir}/".startswith(f"{target}/"):
-            return  # it is there; or it is a directory that the child's is in
+            return  # the link exists; or the target is a directory that contains the child's
         mark = parent.job_id[:8]
         folder, leaf = os.path.split(name)
         place = self._folder(parent.workdir, folder, mark) if folder else ""
@@ -120,7 +120,7 @@ class _Links:
             next(candidate for candidate in _names(os.path.join(place, leaf), mark) if self._place(candidate, target))
 
     def _place(self, name: str, target: str) -> bool:
-        """Make that link unless something else has the name. True: it is there."""
+        """Make that link unless the name is taken. Return whether the link exists now."""
         if name in self.made:
             return self.made[name] == target
         if self._is_balsams(name):
@@ -140,7 +140,7 @@ class _Links:
         return True
 
     def _folder(self, root: str, folder: str, mark: str) -> str | None:
-        """Make the directory for links to files in `folder` of `root`. None: all of `folder` is linked already."""
+        """Make the directory for links to files in `folder` of `root`. Return None if `folder` itself is linked already."""
         made = source = ""
         for part in folder.split("/"):
             source = os.path.join(source, part)
@@ -159,14 +159,14 @@ class _Links:
 
 
 def _names(name: str, mark: str) -> Iterator[str]:
-    """Return names for a link, best first."""
+    """Yield names for a link, best first."""
     yield name
     yield f"{name}_{mark}"
     yield from (f"{name}_{mark}.{number}" for number in count(2))
 
 
 def _made_directory(path: str) -> bool:
-    """Return whether there is a directory now, and no link to one."""
+    """Make a directory if it is missing. Return whether it exists now and is not a link."""
     try:
         os.mkdir(path)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Places on other machines, and the commands of the user's own `scp`, `rsync` and `ssh` that copy from and to them."""
+"""Places on other machines, and the command lines of the user's `scp`, `rsync` and `ssh` that copy from and to them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Remote(NamedTuple):
         if self.program == "scp":
             # Not -q: that would silence the reason, too. There is no progress to see without a terminal.
             return ["scp", "-B", "-r", "-p", *(["-P", self.port] if self.port else []), "--"]
-        # -I: a file of the same size and second is not the same file. -s: the path goes as it is, past the remote shell.
+        # -I: a file with the same size and time may differ. -s: the path bypasses the remote shell.
         return ["rsync", "-a", "-I", "-L", "-s", "-e", " ".join(self._ssh()), "--"]
 
 
@@ -62,7 +62,7 @@ def _escaped(path: str) -> str:
     return re.sub(r"([^\w@%+=:,./~*?\[\]^!-])", r"\\\1", path)
 
 
-#: Moves all out of the directory $1 into that above it, then removes $1. Without `!` and newlines, for the sake of csh.
+#: Moves everything in the directory $1 to its parent directory, then removes $1. Without `!` and newlines, because of csh.
 _PUBLISH = (
     'cd -- "$1" || exit; '
     "for f in * .*; do "
@@ -124,7 +124,7 @@ def call(argv: list[str], workdir: str, run: Run, cancelled: Cancelled) -> None:
     """Run a program to its end.
 
     Raises:
-        StagingFailed: with its words, if it is not there or fails.
+        StagingFailed: the program is missing or fails; the message contains its output.
     """
     stop_if(cancelled)
     try:

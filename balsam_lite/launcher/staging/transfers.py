@@ -1,7 +1,7 @@
 """Copies of files into a job's working directory and out of it.
 
-Everything here may run in any thread: it knows only what it is given, never changes the process's directory, and starts
-programs (`scp`, `rsync`, `ssh`) through the caller's `Run`. What is copied gets its final name only when it is complete.
+All functions may run in any thread: they use only their arguments, never change the process's directory, and start programs
+(`scp`, `rsync`, `ssh`) through the caller's `Run`. A copy gets its final name only when it is complete.
 
 Places are written as
 
@@ -45,12 +45,12 @@ from .remote import Remote, Run
 
 
 def stage_in(url: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
-    """Copy what `url` names, which may hold globs, into the working directory; mode and times are kept.
+    """Copy the files that `url` names, possibly by globs, into the working directory, with modes and times.
 
-    A directory arrives as one, `/dir/*` brings what is in it. A file of the same name is replaced, directories are merged.
+    `/dir` copies the directory itself, `/dir/*` its contents. A file of the same name is replaced, directories are merged.
 
     Returns:
-        How many files and directories arrived.
+        The number of copied files and directories.
 
     Raises:
         StagingFailed: nothing matches, or it cannot be copied; or `cancelled()`. Nothing incomplete is left.
@@ -70,7 +70,7 @@ def stage_in(url: str, workdir: str, run: Run, cancelled: Cancelled) -> int:
 
 
 def _local_sources(path: str, workdir: str) -> Iterator[str]:
-    """Return the files and directories that a path with globs names."""
+    """Yield the files and directories that a path with globs names."""
     found = _expand_path(path)
     for source in found:
         if not os.path.exists(source):
@@ -101,11 +101,11 @@ class StagedOut(NamedTuple):
 def stage_out(url: str, patterns: str, workdir: str, run: Run, cancelled: Cancelled) -> StagedOut:
     """Copy the files and directories that match in the working directory to the directory `url`, which is made if missing.
 
-    They get their basenames there. A file of the same name is replaced, directories are merged. Links that lead nowhere,
-    and what is at the destination already, are left out. Matching nothing is no failure.
+    They get their basenames there. A file of the same name is replaced, directories are merged. Broken links, and files that
+    are at the destination already, are skipped. Matching nothing is no failure.
 
     Raises:
-        StagingFailed: two matches have one name, or they cannot be copied; or `cancelled()`. Nothing incomplete is left.
+        StagingFailed: two matches have the same name, or they cannot be copied; or `cancelled()`. Nothing incomplete is left.
     """
     with explained(f"stage-out to {shown(url)} failed"):
         place = _place_of(url, workdir)
@@ -125,7 +125,7 @@ def stage_out(url: str, patterns: str, workdir: str, run: Run, cancelled: Cancel
 
 
 def _is_at(path: str, place: str) -> bool:
-    """Return whether its copy in directory `place` would be the file itself."""
+    """Return whether the copy of `path` in directory `place` would be the file itself."""
     return is_same(path, os.path.join(place, os.path.basename(path)))
 
 

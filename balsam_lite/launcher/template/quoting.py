@@ -21,12 +21,12 @@ from typing import NamedTuple, NoReturn
 
 from ...core.errors import TemplateError
 
-#: Marks a value in a text; neither a program's words nor a shell's text can hold it.
+#: Marks a value in a text; neither a program's words nor a shell's text can contain it.
 PLACEHOLDER = "\0"
 
 #: Positions of a value.
 BARE, IN_DOUBLE, IN_SINGLE = "bare", "in double quotes", "in single quotes"
-#: What is put around a value there. Double quotes are closed first, so that nothing in the value has a meaning.
+#: The text around a value in each position. Double quotes are closed first, so that nothing in the value has a meaning.
 _AROUND = {BARE: ("'", "'"), IN_DOUBLE: ("\"'", "'\""), IN_SINGLE: ("", "")}
 
 _HINT = (
@@ -52,7 +52,7 @@ _SHELL_WORDS = frozenset((
 
 
 class QuotingPlan(NamedTuple):
-    """How to fill the placeholders of a text: one of the two."""
+    """How to fill the placeholders of a text: one of the two fields is used."""
 
     words: tuple[tuple[str, ...], ...] | None  # to be started without a shell: of each word the texts around its values
     positions: tuple[str, ...]  # for a shell
@@ -60,10 +60,10 @@ class QuotingPlan(NamedTuple):
 
 @lru_cache(maxsize=512)
 def plan(fixed: tuple[str, ...], for_shell: bool = False) -> QuotingPlan:
-    """QuotingPlan how to fill the values between these texts; `for_shell`: for a shell even if the line does not need one.
+    """Return the plan to fill in values between these texts; with `for_shell`, for a shell even if the line needs none.
 
     Raises:
-        TemplateError: a value cannot be quoted where it is; or a quote or bracket is not closed.
+        TemplateError: a value cannot be quoted in its position; or a quote or bracket is not closed.
     """
     text = PLACEHOLDER.join(fixed)
     if _PLAIN_LINE.fullmatch(text):
@@ -83,7 +83,7 @@ def _is_program(word: str) -> bool:
 
 
 def fill(fixed: Sequence[str], positions: Sequence[str], values: Sequence[str]) -> str:
-    """Return the text for a shell."""
+    """Return the text for a shell, with the values filled in."""
     parts = [fixed[0]]
     for position, value, text in zip(positions, values, fixed[1:]):
         before, after = _AROUND[position]
@@ -92,7 +92,7 @@ def fill(fixed: Sequence[str], positions: Sequence[str], values: Sequence[str]) 
 
 
 def join(words: Sequence[Sequence[str]], values: Sequence[str]) -> list[str]:
-    """Return the words of a program."""
+    """Return the words of a program's command line, with the values filled in."""
     rest = iter(values)
     return [first + "".join([next(rest) + text for text in texts]) for first, *texts in words]
 
@@ -127,7 +127,7 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\[.*\])?\+?=", re.DOTALL)
 
 
 class _Scanner:
-    """One way through a text, as bash reads it."""
+    """One pass through a text, as bash reads it."""
 
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
@@ -153,7 +153,7 @@ class _Scanner:
         return self._text[self._at + ahead : self._at + ahead + 1]
 
     def _skip(self, pattern: re.Pattern[str]) -> str:
-        """Step over what matches here, if anything does, and return it."""
+        """Skip and return the text that matches here; "" if none does."""
         found = pattern.match(self._text, self._at)
         if found is None:
             return ""
@@ -235,7 +235,7 @@ class _Scanner:
             self._judged = len(self._positions)
 
     def _judge(self, name: str, arguments: Sequence[str]) -> None:
-        """Refuse what a command evaluates, and note what it would evaluate of variables."""
+        """Refuse values that a command evaluates, and record the variables that it would evaluate."""
         if name in ("for", "select") and any(PLACEHOLDER in word for word in arguments):
             self._assigned.update(arguments[:1])
         if name in _RUNNING:
@@ -250,7 +250,7 @@ class _Scanner:
             self._refuse(where)
 
     def _end_condition(self) -> None:
-        """End [[ … ]], or the text: no value may be in it together with what compares numbers."""
+        """End [[ … ]], or the text: refuse values in it if it contains a comparison of numbers."""
         condition, self._condition = self._condition or [], None
         if not _COMPARES.isdisjoint(condition):
             self._evaluated += condition
@@ -353,7 +353,7 @@ class _Scanner:
                 inner += self._expansion(in_double=True)
 
     def _expansion(self, in_double: bool) -> str:
-        """Read what begins with $ or a backquote; return it as `_expanded` does."""
+        """Read an expansion that begins with $ or a backquote; return it in the form of `_expanded`."""
         following = self._peek(1)
         if self._peek() == "`":
             return _expanded(self._skip(_BACKQUOTED) or self._give_up("backquotes; write $(…)"))
@@ -388,7 +388,7 @@ class _Scanner:
 
 
 def _expanded(text: str) -> str:
-    """Return what stands for an expansion in a word: the names in it.
+    """Return the placeholder of an expansion in a word: the names in it.
 
     >>> _expanded("${X:-$Y}")
     '${X Y}'
@@ -397,12 +397,12 @@ def _expanded(text: str) -> str:
 
 
 class _EndOfCertainty(Exception):
-    """The rest of the text cannot be read with certainty, and has no values."""
+    """The rest of the text cannot be parsed with certainty, and contains no values."""
 
 
 # --- what bash evaluates ----------------------------------------------------------------------------------------------
 
-#: A command begins after these words, as it does at the begin of a line. Options of `time` and `command` may come before it.
+#: A command begins after these words, as at the beginning of a line. Options of `time` and `command` may precede it.
 _BEFORE_COMMANDS = frozenset((
     "!", "{", "if", "then", "elif", "else", "while", "until", "do", "in", "time", "coproc", "command", "builtin",
 ))  # fmt: skip
@@ -423,7 +423,7 @@ _PRINTS_INTO_NAME = re.compile(r"%[^A-Za-z%]*n")
 
 
 def _commands_of(words: Sequence[str]) -> list[Sequence[str]]:
-    """Return the command from its name on, and those that may begin after one of its words; [] for one without a name yet."""
+    """Return the command from its name on, and commands that may begin after one of its words; [] if it has no name yet."""
     begins = [0, *(at + 1 for at, word in enumerate(words) if word in _BEFORE_COMMANDS)]
     return [words[_name_at(words, begin) :] for begin in begins]
 
@@ -435,7 +435,7 @@ def _name_at(words: Sequence[str], at: int) -> int:
 
 
 def _evaluated_by(name: str, arguments: Sequence[str]) -> str:
-    """Return where among the arguments of a command a value is evaluated; "" if there is none."""
+    """Return where a value among the arguments of a command is evaluated; "" if nowhere."""
     if not any(PLACEHOLDER in word for word in arguments):
         return ""
     is_evaluated = (
@@ -457,7 +457,7 @@ def _is_plain_export(word: str) -> bool:
 
 
 def _tests_variable(arguments: Sequence[str]) -> bool:
-    """Return whether the operator is -v, or may be the value before another one."""
+    """Return whether the operator is -v, or a value before another one that may be -v."""
     pairs = zip(arguments, arguments[1:])
     return (
         "-v" in arguments or "-R" in arguments or any(PLACEHOLDER in one and {"$", PLACEHOLDER} & {*two} for one, two in pairs)

@@ -77,7 +77,7 @@ def check(text: str) -> list[str]:
         line = _environment(strict=False).from_string(text).render()
     except TemplateError:
         raise
-    except Exception:  # noqa: BLE001  # it computes with values, which are not known yet
+    except Exception:  # noqa: BLE001  # the template computes with values, which are not known yet
         return sorted(compiled.variables)
     _command(*_taken_apart(line))
     return sorted(compiled.variables)
@@ -141,7 +141,7 @@ def _environment(strict: bool) -> jinja2.Environment:
 
 
 def _marked(value: Any) -> str:
-    """Return what jinja2 puts into the text for a value."""
+    """Return the marked text that jinja2 inserts for a value."""
     return f"{_MARK}{_text(value)}{_MARK}"
 
 

@@ -1,7 +1,7 @@
-"""Why ssh brought no answer from a site, what to do about it, and whether something may have been done there all the same.
+"""Diagnose why ssh returned no answer from a site, what to do about it, and whether a change may have been made there anyway.
 
-The sentences of ssh(1) are those of OpenSSH 7.4 to 9.9 (sshconnect.c, sshconnect2.c, ssh.c); it does not translate them. Its
-exit code is that of the command there, or 255 for whatever went wrong on the way.
+The ssh(1) messages are those of OpenSSH 7.4 to 9.9 (sshconnect.c, sshconnect2.c, ssh.c), which are not translated. The exit
+code of ssh is that of the remote command, or 255 for any failure of ssh itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...db.engine.registry import SiteEntry
 from .ssh import Host
 
 _ON_THE_WAY = 255
-_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # of every shell but csh, which says 1
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # of every shell but csh, which exits with 1
 
 _UNKNOWN_END = "It is unknown whether it was done there: look before you do it again."
 
@@ -24,14 +24,14 @@ _UNKNOWN_END = "It is unknown whether it was done there: look before you do it a
 class _Reason(NamedTuple):
     what: str
     advice: str
-    is_early: bool = False  # so that nothing can have been done there
+    is_early: bool = False  # nothing can have been executed there
 
 
 def diagnose(entry: SiteEntry, host: Host, done: Completed, changing: bool) -> SiteUnreachable:
-    """The error to raise when `done` holds no answer.
+    """Return the error to raise when `done` contains no answer.
 
     Args:
-        changing: whether the site would not be the same after what was asked.
+        changing: whether the request changes the site.
     """
     reason = _reason(entry, host, done)
     doubt = f" {_UNKNOWN_END}" if changing and not reason.is_early else ""
@@ -68,7 +68,7 @@ _LOG_IN = (
 _IS_IT_THERE = "Is the host up, and can it be reached from here? `{ssh}` by hand tells more."
 _IS_IT_RIGHT = "`{ssh}` by hand shows the key of the host, and asks whether it is the right one."
 
-#: What ssh says before anything is run there, and what to do about it.
+#: Messages of ssh before anything is run there, and what to do about each.
 _EARLY = (
     (r"permission denied \(|too many authentication failures|no more authentication methods", _LOG_IN),
     (r"host key verification failed|host identification has changed|host key is known for", _IS_IT_RIGHT),
@@ -91,7 +91,7 @@ def _on_the_way(host: Host, done: Completed) -> _Reason:
 
 
 def _no_balsam(entry: SiteEntry, host: Host, done: Completed) -> _Reason | None:
-    """Why `balsam answer` did not start; None if it may have."""
+    """Return why `balsam answer` did not start; None if it may have started."""
     add = f"balsam site add {shlex.quote(entry.name)} {shlex.quote(entry.address)} --balsam /path/to/bin/balsam"
     if done.returncode == _NOT_FOUND or re.search(r"command not found", done.stderr, re.IGNORECASE):
         what = f"there is no command {entry.balsam} on {host.destination} ({_last(done.stderr) or 'not found'})"
@@ -105,7 +105,7 @@ def _no_balsam(entry: SiteEntry, host: Host, done: Completed) -> _Reason | None:
 
 
 def _words(done: Completed) -> str:
-    """What it said, as the rest of a sentence."""
+    """Return the output of the command as the end of a sentence."""
     said = _last(done.stderr) or _last(done.stdout)
     return f" and said: {said}" if said else " and said nothing"
 

@@ -1,12 +1,12 @@
-"""How a question goes to another host and the answer comes back: as JSON, one line each, of one version of balsam_lite.
+"""Encode requests to another host and their answers as JSON, one line each. Both ends run the same version of balsam_lite.
 
 request
     {"version", "marker", "db", "method", "arguments": {…}}: a method of `interface.SiteInterface` and its arguments by name.
 answer
     {"marker", "version", "answer": …} or {"marker", "version", "error": {"type", "message", "hint"}}.
 
-The marker is drawn anew for each request and repeated in its answer. By it the answer is found among whatever login scripts
-print; a request without one gets an answer without one. All is ASCII, so that no locale matters.
+Each request has a new random marker, which its answer repeats, so that the answer is found among the output of login scripts.
+A request without a marker gets an answer without one. All text is ASCII, so the locale does not matter.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ...core import errors, field_specs
 from ...core.errors import BalsamError, InvalidSpec
 from ..interface import SiteInterface
 
-#: What may be asked, and nothing else.
+#: The methods that may be called, and no others.
 METHODS = tuple(name for name in vars(SiteInterface) if not name.startswith("_"))
 
 
 class RpcRequest(NamedTuple):
-    """What is asked of a site."""
+    """A method call on a site."""
 
     method: str
     arguments: Mapping[str, Any]
-    db: str = ""  # the directory of the DB there; "" is the one that is active
-    version: str = __version__  # of balsam_lite where it is asked
+    db: str = ""  # the directory of the DB there; "" is the active one
+    version: str = __version__  # of balsam_lite on the requesting host
     marker: str = ""
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """The answer to a request."""
 
     version: str  # of balsam_lite there
     answer: Any = None
@@ -52,10 +52,10 @@ def new_marker() -> str:
 
 
 def write_request(request: RpcRequest) -> bytes:
-    """The line for stdin over there.
+    """Return the line to send to the remote stdin.
 
     Raises:
-        InvalidSpec: an argument is nothing that JSON knows.
+        InvalidSpec: an argument has no JSON form.
     """
     plain = {**request._asdict(), "arguments": dict(request.arguments)}
     try:
@@ -65,7 +65,7 @@ def write_request(request: RpcRequest) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What a site on this host takes as well, in a form that JSON has."""
+    """Convert values that a local site also accepts to JSON types."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (set, frozenset, range)):
@@ -74,7 +74,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_request(line: bytes) -> RpcRequest:
-    """Undo `write_request`. Raises InvalidSpec: this is no request."""
+    """Undo `write_request`. Raise InvalidSpec if the line is not a request."""
     try:
         found = json.loads(line)
         request = RpcRequest(**{field: found[field] for field in RpcRequest._fields if field in found})
@@ -92,12 +92,12 @@ def read_request(line: bytes) -> RpcRequest:
 
 
 def write_answer(marker: str, answer: Any) -> str:
-    """The line for stdout. Raises TypeError and ValueError where the answer is nothing that JSON knows."""
+    """Return the line to print to stdout. Raise TypeError or ValueError if the answer has no JSON form."""
     return json.dumps({**_beginning(marker), "answer": answer})
 
 
 def write_error(marker: str, exc: BalsamError) -> str:
-    """The line for stdout when something went wrong."""
+    """Return the line to print to stdout after an error."""
     plain = {"type": _known_class(exc), "message": str(exc.message), "hint": str(exc.hint)}
     return json.dumps({**_beginning(marker), "error": plain})
 
@@ -107,13 +107,13 @@ def _beginning(marker: str) -> dict[str, str]:
 
 
 def _known_class(exc: BalsamError) -> str:
-    """The name of its class in `errors`, or of the nearest above it that is there."""
+    """Return the name of the error's class in `errors`, or of its nearest base class there."""
     names = (one.__name__ for one in type(exc).__mro__ if vars(errors).get(one.__name__) is one)
     return next(names, BalsamError.__name__)
 
 
 def find_answer(text: str, marker: str) -> Reply | None:
-    """The answer to the request with that marker, whatever else was printed; None if there is none, or not all of it."""
+    """Return the answer with that marker, ignoring all other output; None if it is missing or incomplete."""
     begins = text.rfind(f'{{"marker": {json.dumps(marker)}')
     if begins < 0:
         return None
@@ -127,7 +127,7 @@ def find_answer(text: str, marker: str) -> Reply | None:
 
 
 def _error(plain: Mapping[str, str]) -> BalsamError:
-    """An error like the one that was raised there; a class that is not known here becomes a BalsamError."""
+    """Return an error like the one raised on the remote host; a class unknown here becomes a BalsamError."""
     found = getattr(errors, plain["type"], None)
     known = found if isinstance(found, type) and issubclass(found, BalsamError) else BalsamError
     return known(plain["message"], hint=plain["hint"])

@@ -1,4 +1,4 @@
-"""A site on another host: each question is a `balsam answer` there, run through the user's own ssh."""
+"""A site on another host: each request runs `balsam answer` there through the user's own ssh."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...db.engine.registry import SiteEntry
 from ..interface import Row
 from . import diagnose, protocol, ssh
 
-#: Seconds that connecting may take.
+#: Maximum number of seconds for connecting.
 CONNECT_S = 4
-#: Seconds that a whole call may take: one that is made to all sites, one that only reads, and one that changes.
+#: Maximum seconds of a whole call: one made to all sites, one that only reads, and one that changes.
 ABOUT_S, READING_S, CHANGING_S = 4.5, 300.0, 900.0
-#: A hundred thousand jobs with long descriptions are a tenth of it.
+#: A hundred thousand jobs with long descriptions take a tenth of this.
 MAX_ANSWER_BYTES = 2 * 1024**3
 
 #: Fields of jobs and applications that hold a path.
@@ -29,16 +29,16 @@ _CHANGING = ("create", "update", "update_where", "delete")
 class RemoteSite:
     """A `interface.SiteInterface` of a site that ssh reaches.
 
-    Errors that are raised there are raised here, as the same class with the same words; their cause names the site. All else
-    is SiteUnreachable, which says whether a change may have been made all the same. Both hosts must have the same version of
-    balsam_lite, exactly: nothing is done otherwise.
+    Errors raised there are raised here as the same class with the same message; their cause names the site. Any other failure
+    raises SiteUnreachable, which reports whether a change may have been made anyway. Both hosts must have exactly the same
+    version of balsam_lite: otherwise nothing is done.
     """
 
     def __init__(self, entry: SiteEntry, timeout_s: float | None = None) -> None:
-        """`timeout_s`: how long each question may take, connecting included; None: what suits it.
+        """Create a client for the site. `timeout_s` limits each request, connecting included; None: a default for each method.
 
         Raises:
-            InvalidSpec, InputError: the entry's host or command is none.
+            InvalidSpec, InputError: the entry's host or command is invalid.
         """
         self.entry = entry
         self._timeout_s = timeout_s
@@ -48,31 +48,31 @@ class RemoteSite:
     # --- the protocol -------------------------------------------------------------------------------------------------
 
     def about(self) -> Row:
-        """Version, path, whether it is active, and so on."""
+        """Return version, path, whether a service is active, and so on."""
         return self._row("about")
 
     def select(
         self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
     ) -> list[Row]:
-        """The rows that match."""
+        """Return the rows that match."""
         return self._rows("select", kind=kind, where=where, order=order, start=start, stop=stop)
 
     def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
-        """How many match."""
+        """Return the number of rows that match."""
         return int(self._ask("count", kind=kind, where=where))
 
     def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
-        """State -> number of the jobs that match."""
+        """Return state -> number of the jobs that match."""
         return self._row("count_states", where=where)
 
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
-        """A page of events as short lists."""
+        """Return a page of events as short lists."""
         return list(self._ask("event_tuples", where=where, after=after, touching=list(touching)))
 
     def page(
         self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
     ) -> list[Row]:
-        """Return the first jobs above `after` by number, or the first ones in an order."""
+        """Return the first jobs with a number above `after`, or the first ones in an order."""
         return self._rows("page", where=where, fields=list(fields), after=after, size=size, order=order)
 
     def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
@@ -81,7 +81,7 @@ class RemoteSite:
         return self._rows("create", kind=kind, rows=list(rows))
 
     def check_jobs(self, rows: Sequence[Row]) -> None:
-        """Raise what creating these jobs would."""
+        """Raise the errors that creating these jobs would."""
         self._refuse_relative(rows)
         self._ask("check_jobs", rows=list(rows))
 
@@ -91,26 +91,26 @@ class RemoteSite:
         return int(self._ask("update", kind=kind, changes=list(changes)))
 
     def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        """The same changes for all that match."""
+        """Apply the same changes to all rows that match."""
         self._refuse_relative([changes])
         return int(self._ask("update_where", kind=kind, where=where, changes=changes))
 
     def delete(
         self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
     ) -> Row:
-        """Remove all that match."""
+        """Remove all rows that match."""
         return self._row("delete", kind=kind, where=where, force=force, running=running, keep_jobs=keep_jobs)
 
     def result(self, job: int) -> Row:
-        """What became of a job."""
+        """Return the outcome of a job."""
         return self._row("result", job=job)
 
     def service(self, verb: str) -> Row:
-        """`start`, `stop`, `status` or `check`."""
+        """Run `start`, `stop`, `status` or `check` for the site's service."""
         return self._row("service", verb=verb)
 
     def _refuse_relative(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raise InvalidSpec for a relative path to a file of this host: it would name another file there."""
+        """Raise InvalidSpec for a relative path to a file of this host, which would name another file there."""
         for row in rows:
             for name in _PATHS & row.keys():
                 value = row[name]
@@ -151,7 +151,7 @@ class RemoteSite:
         return reply.answer
 
     def _run(self, request: bytes, timeout_s: float) -> subprocess_run.Completed:
-        # A little is left for ssh to say why it could not connect.
+        # Leave ssh some time to report why it could not connect.
         connect_s = max(int(min(CONNECT_S, timeout_s - 0.5)), 1)
         return subprocess_run.run(
             ssh.command(self._host, self._line, connect_s),
@@ -159,7 +159,7 @@ class RemoteSite:
             environ=ssh.environ(),
             stdin=request,
             largest_bytes=MAX_ANSWER_BYTES,
-            leaves_some=True,  # the connection that is kept
+            leaves_some=True,  # the shared connection
         )
 
     # --- what came back -----------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class RemoteSite:
         )
 
     def _own(self, error: BalsamError) -> BalsamError:
-        """The error to raise here for the one that was raised there."""
+        """Return the error to raise here for one raised on the remote host."""
         if not isinstance(error, NotABalsamDB):
             return error
         hint = f"`balsam init {shlex.quote(ssh.path_there(self.entry.path))}` on that host makes one."

@@ -1,4 +1,4 @@
-"""The other end of `remote.RemoteSite`: what the balsam of another host asks through ssh is asked of the DB here."""
+"""The server side of `remote.RemoteSite`: answer requests that balsam on another host sends through ssh."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from . import protocol
 
 
 def respond(line: bytes, db: str | None = None) -> str:
-    """Carry out a request and return the answer, one line of JSON; raises nothing.
+    """Execute a request and return the answer, one line of JSON; never raises.
 
     Args:
-        db: the DB's directory where the request names none. None is the active one.
+        db: the DB's directory if the request names none. None is the active one.
     """
     marker = ""
     try:
@@ -29,7 +29,7 @@ def respond(line: bytes, db: str | None = None) -> str:
 
 
 def _carried_out(request: protocol.RpcRequest, db: str | None) -> Any:
-    if request.version != __version__:  # before anything is done: a method may have got another meaning
+    if request.version != __version__:  # before anything is done: a method's meaning may have changed
         raise SiteUnreachable(f"This is balsam_lite {__version__}; it was asked by balsam_lite {request.version}.")
     if request.method not in protocol.METHODS:
         raise InvalidSpec(f"There is no method {request.method!r}.", hint=f"There are: {', '.join(protocol.METHODS)}")

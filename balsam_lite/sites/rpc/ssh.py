@@ -1,4 +1,4 @@
-"""The user's own `ssh` (OpenSSH), without prompts: where a site is, the command line, one connection for many commands."""
+"""Run the user's own `ssh` (OpenSSH) without prompts: site addresses, command lines, and connections shared by commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...core.process_table import JOB_VARIABLES
 KEPT_S = 60
 
 _SCHEME = "ssh://"
-# Nothing that a shell or ssh's own %-expansion could take for something else: both may stand in a ProxyCommand.
+# No character that a shell or ssh's own %-expansion could interpret: both may be part of a ProxyCommand.
 _HOST = re.compile(
     r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.+@-]*)@)?"
     r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9_.-]*)"
@@ -28,19 +28,19 @@ _FORM = "A site on another host is ssh://[USER@]HOST[:PORT]/PATH, or …/~/PATH 
 
 
 class Host(NamedTuple):
-    """Where ssh is to go."""
+    """A host to which ssh connects."""
 
-    destination: str  # user@name as ssh takes it
-    port: str  # "" is the one of ssh's own configuration
+    destination: str  # user@name as ssh accepts it
+    port: str  # "" means the one of ssh's own configuration
 
     @property
     def by_hand(self) -> str:
-        """The command with which a person would go there."""
+        """The command with which a person would log in there."""
         return shlex.join(["ssh", *self.options, self.destination])
 
     @property
     def options(self) -> list[str]:
-        """What `destination` does not say."""
+        """The ssh options that `destination` does not include."""
         return ["-p", self.port] if self.port else []
 
 
@@ -48,12 +48,12 @@ class Host(NamedTuple):
 
 
 def parse_address(text: str) -> tuple[str, str]:
-    """The (host, path) of ssh://[user@]host[:port]/path, as a `registry.SiteEntry` has them.
+    """Parse ssh://[user@]host[:port]/path into (host, path), as in a `registry.SiteEntry`.
 
-    The path is taken as it is written, without %-codes; /~/path and /~user/path are below a home there.
+    The path is taken literally, without decoding %-codes; /~/path and /~user/path are relative to a home directory there.
 
     Raises:
-        InvalidSpec: it cannot be such an address.
+        InvalidSpec: the text is not a valid address.
     """
     if not text.startswith(_SCHEME):
         raise InvalidSpec(f"{text!r} does not begin with {_SCHEME}", hint=_FORM)
@@ -68,10 +68,10 @@ def parse_address(text: str) -> tuple[str, str]:
 
 
 def parse_host(text: str) -> Host:
-    """What ssh is told of `user@host:port`.
+    """Parse `user@host:port` into the arguments for ssh.
 
     Raises:
-        InvalidSpec: it is nothing of the kind, or ssh could take it for something else.
+        InvalidSpec: it is not a valid host, or ssh could interpret it differently.
     """
     found = _HOST.fullmatch(text)
     if not found or not 0 < int(found["port"] or 22) < 65536:
@@ -81,7 +81,7 @@ def parse_host(text: str) -> Host:
 
 
 def path_there(path: str) -> str:
-    """The path of an address as the balsam there takes it, which knows what ~ is."""
+    """Return the path of an address in the form for the remote balsam, which expands ~."""
     return path[1:] if path.startswith("/~") else path
 
 
@@ -89,9 +89,9 @@ def path_there(path: str) -> str:
 
 
 def command(host: Host, words: str, connect_s: int) -> list[str]:
-    """The command that runs `words`, a line for the shell there, and gives up connecting after `connect_s` seconds.
+    """Return the command that runs `words`, a line for the remote shell, and stops connecting after `connect_s` seconds.
 
-    ssh(1) and ssh_config(5). What is set here must be so for a program; all else is the user's configuration.
+    See ssh(1) and ssh_config(5). Options set here are required for unattended use; the user's configuration sets all others.
     """
     settings = ["BatchMode=yes", f"ConnectTimeout={connect_s}", "ClearAllForwardings=yes", *_sharing(host)]
     options = [word for setting in settings for word in ("-o", setting)]
@@ -99,17 +99,17 @@ def command(host: Host, words: str, connect_s: int) -> list[str]:
 
 
 def environ() -> dict[str, str]:
-    """The environment for ssh: the connection that is kept must not be taken for a part of the job that asks."""
+    """Return the environment for ssh, in which the shared connection does not count as part of the requesting job."""
     return {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
 
 
 def shell_line(balsam: str) -> str:
-    """`exec BALSAM answer` for whatever shell the user has there: sh, csh or fish. Only a ~/ in front is left to it.
+    """Return `exec BALSAM answer` for any shell of the user there: sh, csh or fish. The shell expands only a leading ~/.
 
-    Nothing else goes through that shell: the path and all data are in the request.
+    Nothing else passes through that shell: the path and all data are in the request.
 
     Raises:
-        InputError: that cannot be the name of a command.
+        InputError: this cannot be the name of a command.
     """
     if not balsam.isprintable() or not balsam or balsam.startswith("-"):
         raise InputError(f"{balsam!r} cannot be the command balsam on another host.", hint="Give its path there.")
@@ -118,7 +118,7 @@ def shell_line(balsam: str) -> str:
 
 
 def drop(host: Host) -> None:
-    """Use the connection to this host for no further command: it may be dead. What it is doing goes on."""
+    """Stop using the connection to this host for new commands, because it may be dead. Running commands continue."""
     sharing = _sharing(host)
     if sharing:
         path = [word for word in sharing if word.startswith("ControlPath=")]
@@ -130,9 +130,9 @@ def drop(host: Host) -> None:
 
 
 def _sharing(host: Host) -> list[str]:
-    """Settings for a connection that the next commands use as well; [] where the user has settled that, or it cannot be.
+    """Return the ssh options for sharing a connection with later commands; [] if the user configures this, or it is impossible.
 
-    Who must type a one-time password keeps a connection of his own open in this way, and that one must be used then.
+    Users who must type a one-time password configure a shared connection in this way, and that one must be used then.
     """
     directory = _control_directory()
     if not directory or _has_own_control_path(host):
@@ -141,26 +141,26 @@ def _sharing(host: Host) -> list[str]:
         "ControlMaster=auto",
         f"ControlPath={directory}/%C",
         f"ControlPersist={KEPT_S}",
-        "ServerAliveInterval=5",  # a connection that died while it was kept is noticed after 15 s
+        "ServerAliveInterval=5",  # detect within 15 s that an idle connection has died
     ]
 
 
 @functools.lru_cache(maxsize=1000)
 def _has_own_control_path(host: Host) -> bool:
-    """Whether the user's configuration has a ControlPath for the host. `ssh -G` (OpenSSH 6.8) prints what holds for it."""
+    """Return whether the user's configuration sets a ControlPath for the host. Asks `ssh -G` (OpenSSH 6.8)."""
     done = subprocess_run.run(["ssh", "-G", *host.options, "--", host.destination], timeout_s=0.5)
     lines = (line.split(None, 1) for line in done.stdout.splitlines())
     return any(line[0].lower() == "controlpath" and line[1:] not in ([], ["none"]) for line in lines if line)
 
 
-#: A socket's path may have 103 bytes (sockaddr_un of BSD); %C is 40, and ssh first binds it with 17 more behind it.
+#: A socket's path may have 103 bytes (sockaddr_un of BSD); %C is 40, and ssh first binds it with a suffix of 17 more.
 _MAX_PATH_BYTES = 103 - len("/") - 40 - 17
 
 
 def _control_directory() -> str:
-    """A directory for sockets that only this user can enter; "" if there is none.
+    """Return a directory for sockets that only this user can enter; "" if there is none.
 
-    Not below the home, which may lie on a file system that has no sockets: ssh would give up.
+    Avoids the home directory, whose file system may not support sockets, in which case ssh would fail.
     """
     for above in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
         directory = os.path.join(above, f"balsam-ssh-{os.getuid()}")
@@ -170,7 +170,7 @@ def _control_directory() -> str:
 
 
 def _is_private(directory: str) -> bool:
-    """Make the directory if need be; return whether it is this user's alone, as another user may have made something there."""
+    """Create the directory if needed; return whether only this user can access it, as another user may have created it."""
     try:
         try:
             os.mkdir(directory, 0o700)

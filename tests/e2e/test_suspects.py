@@ -20,7 +20,11 @@ from balsam_lite.db.query import demand, wait_reasons
 from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, suspects, user_actions
 
 #: The parent of a program is a spawn helper, whose parent is the launcher. Jobs that run beside it have started by then.
-KILL_LAUNCHER = "sleep 0.5; kill -9 $(awk '{print $4}' /proc/$PPID/stat); sleep 60"
+#: Only if it is one: when the launcher is dead already, the helper's parent is the process that tests run in.
+KILL_LAUNCHER = (
+    "sleep 0.5; parent=$(awk '{print $4}' /proc/$PPID/stat); "
+    "grep -aq launcher /proc/$parent/cmdline && kill -9 $parent; sleep 60"
+)
 KILL_HELPER = "sleep 0.5; kill -9 $PPID; sleep 60"
 REASON = r"^Its launcher died \d+ times while it ran"
 

@@ -145,7 +145,7 @@ def make_db_with_jobs(directory: str, command: str, jobs: Iterable[dict[str, Any
 
 
 class FixedCapacity:
-    """FixedCapacity for so many jobs of any shape, once."""
+    """A capacity for a number of jobs of any shape, once."""
 
     preparations = 0
 

@@ -46,7 +46,7 @@ def wait_until(predicate: Callable[[], T], timeout: float = 20.0, pause: float =
 
 
 class Slots:
-    """A Capacity with so many places for whatever comes, and for so many preparations."""
+    """A Capacity with a number of free places for any shape, and for preparations."""
 
     def __init__(self, free, preparations=0):
         self.free, self.preparations = free, preparations

@@ -124,7 +124,7 @@ def directory_of(entry: SiteEntry, what: str) -> str:
         system does not answer.
     """
     if entry.is_remote:
-        raise InputError(f"Site {entry.name} lies on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
+        raise InputError(f"Site {entry.name} is on {entry.host} and can only be {what} there.", hint=f"ssh {entry.host}")
     registry.refuse_unresponsive(entry)
     if not directories.is_db(entry.path):
         raise NotABalsamDB(
@@ -226,7 +226,7 @@ def move(entry: SiteEntry, destination: str) -> Moved:
     if os.path.lexists(target):
         raise InputError(f"{target} exists", hint="The destination is the new path of the directory itself.")
     if target.startswith(f"{source}/"):
-        raise InputError(f"{target} lies inside the site itself")
+        raise InputError(f"{target} is inside the site itself")
     refuse_busy(source, "moved")
     _refuse_unsafe(source, target)
     with quiesced(source, "moved") as db:

@@ -313,7 +313,7 @@ class Stage:
         self.runner = ClusterRunner(self.local, self.workers, self.clock, lambda its: its.name == "mpi", self.pool.close)
         for rank in (1, 2):
             self.channels[rank].send(0, messages.HELLO, (messages.VERSION, f"host{rank}", 2, ("0",)))
-        self.workers._nap = self.crew_nap  # type: ignore[method-assign]  # nobody else runs while rank 0 sleeps
+        self.workers._nap = self.crew_nap  # type: ignore[method-assign]  # nothing else runs while rank 0 sleeps
         if begins:
             self.workers.gather()
             self.workers.begin(ORDERS)

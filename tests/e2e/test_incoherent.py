@@ -63,7 +63,7 @@ class SharedDB:
         return self.site.on(node, *BALSAM, *options, *words)
 
     def add(self, node: str, number: int, code: str, **fields: object) -> None:
-        """An application that runs that shell code, and so many jobs of it."""
+        """An application that runs that shell code, and jobs of it."""
         script = self.site.back / f"{Path(self.directory).name}.sh"
         script.write_text(f"#!/bin/sh\n{code}\n")
         script.chmod(0o755)
@@ -245,7 +245,7 @@ def test_a_db_set_up_for_a_local_disk_is_refused_there(site: Site) -> None:
     for words in (["ls"], ["launcher", "--consume-all", "--job-mode", "serial"], ["db", "info"]):
         done = site.cluster.run([*BALSAM, "--db", db.directory, *words], node="node1", **environment())
         assert done.returncode == 1
-        assert f"lies on a fuse file system {db.site.back} mounted on {site.point}" in done.stderr
+        assert f"is on a fuse file system {db.site.back} mounted on {site.point}" in done.stderr
     checked = site.cluster.run([*BALSAM, "--db", db.directory, "db", "check"], node="node1", **environment())
     assert (checked.returncode, "wrong  access: " in checked.stdout) == (1, True)
     again = site.cluster.run([*BALSAM, "init", "--access", "local", db.directory], node="node2", **environment())

@@ -484,7 +484,7 @@ def test_a_launcher_does_not_stay_for_jobs_that_are_too_large_and_for_their_chil
 
 
 class Places:
-    """A Capacity with so many places."""
+    """A Capacity with a number of places."""
 
     preparations = 0
 
@@ -503,7 +503,7 @@ class Places:
 
 
 def take(bench, count):
-    """A lease and so many jobs claimed for it."""
+    """A lease and jobs claimed for it."""
     with bench.db.write() as cx:
         lease = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
         return lease, claims.take(cx, lease, Places(count), claims.Filter(), 2).to_run

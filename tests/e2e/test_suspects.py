@@ -20,7 +20,7 @@ from balsam_lite.db.query import demand, wait_reasons
 from balsam_lite.db.store import apps, batch_jobs, claims, insert, leases, suspects, user_actions
 
 #: The parent of a program is a spawn helper, whose parent is the launcher. Jobs that run beside it have started by then.
-#: Only if it is one: when the launcher is dead already, the helper's parent is the process that tests run in.
+#: Kills launchers only: after the launcher's death the helper's parent may be the process that the tests run in.
 KILL_LAUNCHER = (
     "sleep 0.5; parent=$(awk '{print $4}' /proc/$PPID/stat); "
     "grep -aq launcher /proc/$parent/cmdline && kill -9 $parent; sleep 60"

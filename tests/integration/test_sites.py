@@ -1126,7 +1126,7 @@ def test_a_site_on_another_host_is_only_forgotten(balsam: Balsam, far: type[Far]
 def test_a_site_on_another_host_cannot_be_activated(balsam: Balsam) -> None:
     registry.add("/db", "cluster", "h")
     assert balsam("which", "--name", "cluster") == (
-        2, "", "Error: cluster lies on h and cannot be the active DB here.\nUse it with --site cluster.\n"
+        2, "", "Error: cluster is on h and cannot be the active DB here.\nUse it with --site cluster.\n"
     )  # fmt: skip
     assert balsam("which", "--list")[1] == ""
 

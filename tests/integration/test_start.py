@@ -1,4 +1,4 @@
-"""How our own programs are started: whatever lies in the current directory is no module of theirs."""
+"""How our own programs are started: files in the current directory are never taken for modules."""
 
 from __future__ import annotations
 

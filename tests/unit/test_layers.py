@@ -20,7 +20,7 @@ PACKAGE = "balsam_lite"
 
 
 class Room(NamedTuple):
-    """Modules that may import one another, and whatever lies on a lower floor."""
+    """Modules that may import one another, and those on lower floors."""
 
     floor: int
     name: str

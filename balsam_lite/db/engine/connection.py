@@ -714,7 +714,7 @@ def refuse_unsafe(directory: str) -> None:
     mount = filesystem.mount_of(directory)
     if mount.access != filesystem.LOCAL:
         raise UnsafeFilesystem(
-            f"The DB {directory} is to be opened as on a local disk, but lies on a {mount}.",
+            f"The DB {directory} is to be opened as on a local disk, but is on a {mount}.",
             hint="Opened this way from several hosts it would lose jobs. `balsam init --access shared "
             f"{directory}` sets it up for a shared file system.",
         )

@@ -465,7 +465,7 @@ def resolve(name: str) -> str:
     by_name = [entry.path for entry in sites if entry.name == name and not entry.is_remote]
     distant = next((entry for entry in sites if entry.name == name and entry.is_remote), None)
     if distant and not by_name:
-        raise InputError(f"{name} lies on {distant.host} and cannot be the active DB here.", hint=f"Use it with --site {name}.")
+        raise InputError(f"{name} is on {distant.host} and cannot be the active DB here.", hint=f"Use it with --site {name}.")
     matches = by_name or [p for p in known if os.path.basename(p) == name] or [p for p in known if name in p]
     if len(matches) == 1:
         return matches[0]

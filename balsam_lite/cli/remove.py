@@ -137,6 +137,8 @@ def _remove_jobs(
         raise click.UsageError("--all leaves nothing to choose; give it or conditions, but not both.")
     if not (chosen or everything):
         raise click.UsageError("Which jobs to delete? Give conditions, such as --name, --id, --state and --tag, or --all.")
+    from ..sites import fanout
+
     where, found = sites_with(site, chosen, is_digits_number=is_digits_number)
     if not found:
         click.echo("There are no jobs to remove.")
@@ -148,25 +150,13 @@ def _remove_jobs(
         _ask(f"PERMANENTLY remove {output.one_line(which)}?")
     for entry, number in found:
         of_site = f" of {output.one_line(entry.name)}" * bool(of_sites)
-        with progress_of(number) as progress:
-            gone = _delete(entry, where, force, running, progress)
+        there = fanout.open_site(entry)
+        with progress_of(number) as there.progress:
+            gone = there.delete("job", where, force=force, running=running)
         click.echo(f"Removed {jobs(gone['deleted'])}{of_site}.")
         if gone["held"]:
             them = "it" if gone["held"] == 1 else "them"
             warn(f"{jobs(gone['held'])}{of_site} left alone, as a launcher runs {them}. --running removes {them}, too.")
-
-
-def _delete(entry: SiteEntry, where: Row, force: bool, running: bool, progress: Callable[[int], None] | None) -> Row:
-    from ..sites import fanout
-
-    there = fanout.open_site(entry)
-    if progress is None or entry.is_remote:
-        return there.delete("job", where, force=force, running=running)
-    from ..sites import jobs as site_jobs
-    from ..sites.local import LocalSite
-
-    assert isinstance(there, LocalSite)
-    return site_jobs.delete(there.database, where, force, running, progress)
 
 
 def _ask(question: str) -> None:

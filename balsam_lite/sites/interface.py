@@ -43,7 +43,7 @@ of 10 000 rows or more costs little beyond its rows. Code that needs only the fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..db.engine.registry import SiteEntry
@@ -57,6 +57,8 @@ class SiteInterface(Protocol):
     """One site. Every method opens its own transactions; every error is a BalsamError."""
 
     entry: SiteEntry
+    #: Called with the number of jobs changed since the last call, by large writes on this host.
+    progress: Callable[[int], None] | None
 
     def about(self) -> Row:
         """Return version (of balsam_lite there), path, jobs (their number), and
@@ -148,6 +150,31 @@ class SiteInterface(Protocol):
 
         Raises:
             ParentInUse: jobs wait for one of these, and `force` is not set.
+        """
+
+    def count_downstream(self, where: Mapping[str, Any] = {}) -> int:
+        """Return the number of jobs that do not match and depend on a matching one: children, their children, and so on."""
+
+    def rerun(
+        self, where: Mapping[str, Any], to: str | None = None, changes: Mapping[str, Any] = {}, downstream: bool = False
+    ) -> Row:
+        """Put all jobs that match back to be run again, with `changes` of their fields. Return the numbers of jobs:
+
+        {"jobs": put back, "held": left alone because a launcher holds them, "waiting": of those put back, wait for parents,
+        "failed": failed again at once because their run_when cannot hold, "parent": a failed parent of these, in words}.
+
+        Args:
+            to: RESTART_READY or CREATED; None selects the first for jobs that have run, the second for the others.
+            downstream: also put back the jobs that `count_downstream` counts, without `changes`.
+
+        Raises:
+            UnknownField, InvalidSpec, InvalidStateError, UnknownApp.
+        """
+
+    def kill(self, where: Mapping[str, Any], recursive: bool = False) -> Row:
+        """Make all jobs that match USER_KILLED, with `recursive` also those that depend on them.
+
+        Return {"killed": n, "running": how many of these their launchers have yet to stop}.
         """
 
     def result(self, job: int) -> Row:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..core import field_specs, states
 from ..core.clock import SECOND_US, SystemClock
-from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownApp, UnknownJob
+from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownApp, UnknownField, UnknownJob
 from ..core.parameters import MAX_BYTES, PICKLED, SMALL, names_of
 from ..core.settings import Settings
 from ..db import launch_params
@@ -23,7 +23,7 @@ from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
 from ..db.record import merge_texts
-from ..db.store import insert, job_changes, large_writes, pieces, user_actions
+from ..db.store import graph, insert, job_changes, large_writes, pieces, user_actions
 from ..db.store.transitions import with_payload
 from .interface import Row
 
@@ -519,6 +519,73 @@ def _shown(time_us: int) -> str:
     except OverflowError:
         return f"{time_us} µs since 1970"
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+# --- rerunning and killing --------------------------------------------------------------------------------------------
+
+
+def _with_downstream(cx: Connection, where: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Return the numbers of the matching jobs, and of the other jobs that depend on them."""
+    matching = select.job_ids(cx, where)
+    known = set(matching)
+    return matching, [number for number in graph.descendants(cx, matching) if number not in known]
+
+
+def count_downstream(db: Database, where: Mapping[str, Any]) -> int:
+    """Return the number of other jobs that depend on matching ones."""
+    with db.read() as cx:
+        return len(_with_downstream(cx, where)[1])
+
+
+def rerun(
+    db: Database,
+    where: Mapping[str, Any],
+    to: str | None = None,
+    changes: Mapping[str, Any] = {},
+    downstream: bool = False,
+    progress: large_writes.Progress | None = None,
+) -> Row:
+    """Put the jobs that match back to be run again, as `interface.SiteInterface.rerun` specifies.
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError, UnknownApp.
+    """
+    if to not in (None, states.CREATED, states.RESTART_READY):
+        raise InvalidSpec(f"Jobs are put back into {states.CREATED} or {states.RESTART_READY}, not {to!r}.")
+    for name in ("workdir", *_STATE_FIELDS):
+        if name in changes:
+            raise UnknownField(f"A job that is put back cannot be given a new {name}.")
+    change = change_of(changes)
+
+    def find(cx: Connection) -> tuple[list[int], list[int]]:
+        return _with_downstream(cx, where) if downstream else (select.job_ids(cx, where), [])
+
+    def put_back(matching: list[int], below: list[int]) -> Row:
+        with db.read() as cx:
+            _check(db, cx, matching, change, changes)
+        done = user_actions.rerun(db, matching, to, change.fields, below, progress)
+        with db.read() as cx:
+            waiting = queries.count_waiting(cx, [*matching, *below])
+            failed, parent = queries.failed_with_parent(cx, [*matching, *below])
+        return {"jobs": done.jobs - failed, "held": done.held, "waiting": waiting, "failed": failed, "parent": parent}
+
+    with db.read() as cx:
+        matching, below = find(cx)
+    if len(matching) + len(below) > large_writes.MAX_DIRECT_JOBS:
+        return put_back(matching, below)
+    with pieces.few(db) as cx:  # those that match now
+        return put_back(*find(cx))
+
+
+def kill(db: Database, where: Mapping[str, Any], recursive: bool = False, progress: large_writes.Progress | None = None) -> Row:
+    """Kill the jobs that match, as `interface.SiteInterface.kill` specifies.
+
+    Raises:
+        UnknownField, InvalidSpec, InvalidStateError.
+    """
+    with db.read() as cx:
+        numbers = select.job_ids(cx, where)
+    return user_actions.kill(db, numbers, recursive=recursive, progress=progress)._asdict()
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------------

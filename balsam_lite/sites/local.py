@@ -34,6 +34,7 @@ class LocalSite:
 
     def __init__(self, entry: SiteEntry, database: Database | None = None) -> None:
         self.entry = entry
+        self.progress: Callable[[int], None] | None = None
         self._database = database
 
     @property
@@ -92,6 +93,10 @@ class LocalSite:
         with self.database.read() as cx:
             return select.count_states(cx, where)
 
+    def count_downstream(self, where: Mapping[str, Any] = {}) -> int:
+        """Return the number of other jobs that depend on a matching one."""
+        return int(_keeper("job").count_downstream(self.database, where))
+
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """Return a page of events as short lists."""
         with self.database.read() as cx:
@@ -136,8 +141,20 @@ class LocalSite:
         self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
     ) -> Row:
         """Remove all rows that match."""
-        options = {"job": (force, running), "app": (force, keep_jobs)}
+        options = {"job": (force, running, self.progress), "app": (force, keep_jobs)}
         done: Row = _keeper(kind).delete(self.database, where, *options.get(kind, ()))
+        return done
+
+    def rerun(
+        self, where: Mapping[str, Any], to: str | None = None, changes: Mapping[str, Any] = {}, downstream: bool = False
+    ) -> Row:
+        """Put all matching jobs back to be run again."""
+        done: Row = _keeper("job").rerun(self.database, where, to, changes, downstream, self.progress)
+        return done
+
+    def kill(self, where: Mapping[str, Any], recursive: bool = False) -> Row:
+        """Make all matching jobs USER_KILLED."""
+        done: Row = _keeper("job").kill(self.database, where, recursive, self.progress)
         return done
 
     # --- the service --------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from balsam_lite import __version__
 from balsam_lite.cli import run
 from balsam_lite.cli.main import main
 from balsam_lite.core import errors, subprocess_run
-from balsam_lite.core.errors import BalsamError, InputError, InvalidSpec, SiteUnreachable, StateError
+from balsam_lite.core.errors import BalsamError, InputError, InvalidSpec, SiteUnreachable, StateError, UnknownField
 from balsam_lite.core.process_table import JOB_VARIABLES
 from balsam_lite.core.settings import SettingsWarning
 from balsam_lite.core.subprocess_run import Completed
@@ -581,6 +581,17 @@ def _ask_everything(desk: SiteInterface) -> Iterator[Any]:
     yield rows(desk.page({}, ["id", "state"], 2, 10), "id", "state")
     yield desk.count("job", {"tags": {"n": "9"}})
     yield desk.result(1)
+    (child,) = desk.create("job", [{"app": "say", "workdir": "c", "parameters": {"words": ""}, "parent_ids": [1]}])
+    yield desk.count_downstream({"id": [1]}), desk.select("job", {"id": child["id"]})[0]["state"]
+    yield desk.rerun({"id": [1]}, "CREATED", {"priority": 7}, downstream=True)
+    yield rows(desk.select("job", {"id": [1, child["id"]]}), "state", "priority")
+    yield desk.kill({"id": [1]}, recursive=True), desk.kill({"id": [1]})
+    yield {**desk.rerun({"id": child["id"]}), "parent": ""}
+    yield desk.count_states()
+    for wrong in ({"to": "RUNNING"}, {"changes": {"state": "CREATED"}}, {"changes": {"prority": 1}}):
+        with pytest.raises((InvalidSpec, UnknownField)) as caught:
+            desk.rerun({}, **wrong)
+        yield str(caught.value)
     yield desk.delete("job", {"id": [2, 3]})
     yield {**desk.about(), "path": "", "db_id": ""}
     yield desk.service("status")["said"]
@@ -603,7 +614,7 @@ def test_each_method_of_a_remote_site_answers_as_one_of_this_host(tmp_path: Path
         answers.append(list(_ask_everything(fanout.open_site(entry))))
     for here, there in zip(*answers):
         assert there == here
-    assert len(answers[0]) == len(answers[1]) == 17
+    assert len(answers[0]) == len(answers[1]) == 26
 
 
 def test_a_db_behind_ssh_keeps_what_it_is_told(far: Far, db: str) -> None:

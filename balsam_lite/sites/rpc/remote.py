@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ... import __version__
@@ -23,7 +23,7 @@ MAX_ANSWER_BYTES = 2 * 1024**3
 #: Fields of jobs and applications that hold a path.
 _PATHS = frozenset({"stage_in_url", "stage_out_url", "envscript"})
 
-_CHANGING = ("create", "update", "update_where", "delete")
+_CHANGING = ("create", "update", "update_where", "delete", "rerun", "kill")
 
 
 class RemoteSite:
@@ -41,6 +41,7 @@ class RemoteSite:
             InvalidSpec, InputError: the entry's host or command is invalid.
         """
         self.entry = entry
+        self.progress: Callable[[int], None] | None = None
         self._timeout_s = timeout_s
         self._host = ssh.parse_host(entry.host)
         self._line = ssh.shell_line(entry.balsam)
@@ -64,6 +65,10 @@ class RemoteSite:
     def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
         """Return state -> number of the jobs that match."""
         return self._row("count_states", where=where)
+
+    def count_downstream(self, where: Mapping[str, Any] = {}) -> int:
+        """Return the number of other jobs that depend on a matching one."""
+        return int(self._ask("count_downstream", where=where))
 
     def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
         """Return a page of events as short lists."""
@@ -100,6 +105,17 @@ class RemoteSite:
     ) -> Row:
         """Remove all rows that match."""
         return self._row("delete", kind=kind, where=where, force=force, running=running, keep_jobs=keep_jobs)
+
+    def rerun(
+        self, where: Mapping[str, Any], to: str | None = None, changes: Mapping[str, Any] = {}, downstream: bool = False
+    ) -> Row:
+        """Put all matching jobs back to be run again."""
+        self._refuse_relative([changes])
+        return self._row("rerun", where=where, to=to, changes=changes, downstream=downstream)
+
+    def kill(self, where: Mapping[str, Any], recursive: bool = False) -> Row:
+        """Make all matching jobs USER_KILLED."""
+        return self._row("kill", where=where, recursive=recursive)
 
     def result(self, job: int) -> Row:
         """Return the outcome of a job."""

@@ -394,6 +394,17 @@ def _as_float(found: dict[str, Any]) -> Any:
     return float(found[FLOAT_KEY]) if len(found) == 1 and found.get(FLOAT_KEY) in _ODD_FLOATS else found
 
 
+def merge_texts(before: str, mine: str, theirs: str) -> dict[str, Any]:
+    """Merge two writers' changes to a dict that both have read, key by key; for a key that both changed, use `mine`.
+
+    Args:
+        before: the dict that both have read. mine, theirs: the changed dicts. All as JSON text.
+    """
+    base, own, other = map(read_object, (before, mine, theirs))
+    kept = {key: value for key, value in other.items() if key in own or key not in base}
+    return {**kept, **{key: value for key, value in own.items() if key not in base or repr(base[key]) != repr(value)}}
+
+
 def _tags(value: Any) -> str:
     if holds_texts(value) and "" not in value:
         text = _object_of_texts(value)

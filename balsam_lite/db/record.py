@@ -178,7 +178,7 @@ class Record:
             mine = self._changed.get(name, self._live.get(name))
             if mine is None:
                 continue
-            merged = merge_texts(before, attribute.text(mine), text)
+            merged = field_specs.merge_texts(before, attribute.text(mine), text)
             if name in self._changed:  # what was assigned belongs to the user, who may have given it to other records, too
                 self._changed = {key: value for key, value in self._changed.items() if key != name}
                 self._live = {**self._live, name: merged}
@@ -200,18 +200,6 @@ class Record:
 
     def __ne__(self, other: object) -> bool:
         return not self == other
-
-
-def merge_texts(before: str, mine: str, theirs: str) -> dict[str, Any]:
-    """Merge two writers' changes to a dict that both have read, key by key; for a key that both changed, use `mine`.
-
-    Args:
-        before: the dict that both have read. mine, theirs: the changed dicts. All as JSON text.
-    """
-    read = field_specs.read_object
-    base, own, other = read(before), read(mine), read(theirs)
-    kept = {key: value for key, value in other.items() if key in own or key not in base}
-    return {**kept, **{key: value for key, value in own.items() if key not in base or repr(base[key]) != repr(value)}}
 
 
 class Objects:

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 from ..core import field_specs, states
@@ -22,7 +21,6 @@ from ..db import launch_params
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
-from ..db.record import merge_texts
 from ..db.store import graph, insert, job_changes, large_writes, pieces, user_actions
 from ..db.store.transitions import with_payload
 from .interface import Row
@@ -304,6 +302,7 @@ class JobChange(NamedTuple):
     state: str | None  # None: unchanged
     data: Mapping[str, Any]  # of the event
     time_us: int | None  # of the event; None: now
+    before: Row  # dicts among the fields as the user has read them, to be merged with changes by others since then
 
 
 def change_of(values: Mapping[str, Any]) -> JobChange:
@@ -318,7 +317,7 @@ def change_of(values: Mapping[str, Any]) -> JobChange:
             raise InvalidSpec(f"Cannot set {name} when updating Job")
         if name == "launch_params":
             _set_flags(fields, value or {})
-        elif name not in ("workdir", *_STATE_FIELDS):
+        elif name not in ("workdir", "before", *_STATE_FIELDS):
             fields[field_specs.OUR_NAMES.get(name, name)] = value
     if fields.get("wall_time_minutes") == 0:
         fields["wall_time_minutes"] = 1
@@ -328,7 +327,8 @@ def change_of(values: Mapping[str, Any]) -> JobChange:
     if not isinstance(data or {}, Mapping) or not isinstance(time_us or 0, int):
         raise InvalidSpec(f"state_data must be a mapping and state_timestamp microseconds, not {data!r} and {time_us!r}")
     workdir = field_specs.checked_workdir(values["workdir"]) if values.get("workdir") is not None else None
-    return JobChange(field_specs.check_job(fields), workdir, state, data or {}, time_us)
+    before = field_specs.check_job(values.get("before") or {})
+    return JobChange(field_specs.check_job(fields), workdir, state, data or {}, time_us, before)
 
 
 def grouped(changes: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], Row]]:
@@ -433,30 +433,12 @@ def update(db: Database, changes: Sequence[Mapping[str, Any]]) -> int:
 def _prepared(db: Database, cx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[user_actions.Change]:
     """Return checked changes with our field names, equal changes grouped."""
     stored = []
-    for numbers, values in grouped(_merged(cx, changes)):
+    for numbers, values in grouped(changes):
         change = change_of(values)
         _refuse_missing(cx, numbers)
         _check(db, cx, numbers, change, values)
         stored.append(_stored(numbers, change))
     return stored
-
-
-def _merged(cx: Connection, changes: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Merge dicts whose previous value is given with the changes that others have made to them since."""
-    editing = [change for change in changes if change.get("before")]
-    if not editing:
-        return changes
-    names = list(dict.fromkeys(name for change in editing for name in change["before"]))
-    text = {name: partial(field_specs.checked, field_specs.known_field(name)) for name in names}
-    present = queries.columns_of(cx, [change["id"] for change in editing], names)
-    found = []
-    for change in changes:
-        row = {name: value for name, value in change.items() if name != "before"}
-        theirs = dict(zip(names, present.get(change["id"], ()))) if "before" in change else {}
-        for name in change.get("before") or () if theirs else ():
-            row[name] = merge_texts(text[name](change["before"][name]), text[name](row[name]), theirs[name])
-        found.append(row)
-    return found
 
 
 def update_where(db: Database, where: Mapping[str, Any], values: Mapping[str, Any]) -> int:
@@ -495,7 +477,7 @@ def _check(db: Database, cx: Connection, numbers: Sequence[int], change: JobChan
 def _stored(numbers: Sequence[int], change: JobChange) -> user_actions.Change:
     message = change.data.get("message")  # the history shows this message, too
     said = job_changes.Annotation(message if isinstance(message, str) else "", "", with_payload(change.data), change.time_us)
-    return user_actions.Change(numbers, change.fields, change.state, said, change.workdir)
+    return user_actions.Change(numbers, change.fields, change.state, said, change.workdir, change.before)
 
 
 def _refuse_time(cx: Connection, numbers: Sequence[int], time_us: int) -> None:

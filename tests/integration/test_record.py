@@ -21,7 +21,7 @@ from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.models import ApplicationDefinition as StoredApplication
 from balsam_lite.db.models import BalsamJob, use
-from balsam_lite.db.store import apps
+from balsam_lite.db.store import apps, large_writes, pieces
 from balsam_lite.launcher.dag import add_job
 
 _numbers = count()
@@ -166,6 +166,29 @@ def test_two_lists_of_jobs_that_are_updated_together_keep_the_edits_of_both(db) 
     Job.objects.bulk_update(others)
     Job.objects.bulk_update(jobs)
     assert [read(job).data for job in jobs] == [{"n": n, "mine": n, "theirs": 7} for n in range(3)]
+
+
+def test_edits_of_very_many_jobs_are_merged_when_they_are_written(db, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program saves another key after the jobs were checked, and before the pieces are written."""
+    jobs = [add_api_job(data={"n": number}) for number in range(3)]
+    other = read(jobs[1])
+    for job in jobs:
+        job.data["mine"] = True
+    run = pieces.run
+
+    def after_another_program(*args: Any) -> Any:
+        other.data["theirs"] = True
+        other.save()
+        return run(*args)
+
+    monkeypatch.setattr(large_writes, "MAX_DIRECT_JOBS", 2)
+    monkeypatch.setattr(pieces, "run", after_another_program)
+    Job.objects.bulk_update(jobs)
+    assert [read(job).data for job in jobs] == [
+        {"n": 0, "mine": True},
+        {"n": 1, "mine": True, "theirs": True},
+        {"n": 2, "mine": True},
+    ]
 
 
 def test_an_api_job_refuses_an_attribute_that_is_no_field(db) -> None:

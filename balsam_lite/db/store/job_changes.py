@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...core import states
+from ...core import field_specs, states
 from ...core.clock import SystemClock
 from ...core.errors import LostLease, ParentInUse, StateError
 from ..engine.schema import LARGE_WRITE_HOLD, sql_list
@@ -146,7 +146,13 @@ def kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | 
     return len(moves), free
 
 
-def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int]) -> int:
+def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int], before: Mapping[str, str] = {}) -> int:
+    """Set these columns of the jobs, and return the number of jobs.
+
+    `before` has the dicts, as JSON text, from which a user made those in `stored`: changes by others since then are kept.
+    """
+    if before:
+        return sum(update(cx, {**stored, **merged}, some) for merged, some in _merged(cx, stored, jobs, before))
     listed = id_list(jobs)
     changes = ", ".join(f"{column} = ?" for column in stored)
     sql = f"UPDATE job SET {changes} WHERE id IN (SELECT value FROM json_each(?))"
@@ -159,6 +165,21 @@ def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int
         graph.recount(cx, jobs)
         graph.settle(cx, jobs, SystemClock.now_us())
     return changed
+
+
+def _merged(
+    cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int], before: Mapping[str, str]
+) -> list[tuple[dict[str, Any], list[int]]]:
+    """Return the merged dicts in stored form, and the jobs to which they belong."""
+    sql = f"SELECT {', '.join(before)}, id FROM job WHERE id IN (SELECT value FROM json_each(?))"
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for *present, number in cx.execute(sql, (id_list(jobs),)):
+        groups.setdefault(tuple(present), []).append(number)
+    found = []
+    for texts, numbers in groups.items():
+        merged = {name: field_specs.merge_texts(before[name], stored[name], text) for name, text in zip(before, texts)}
+        found.append((field_specs.check_job(merged), numbers))
+    return found
 
 
 def free_of(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
@@ -294,7 +315,7 @@ def _reconsider(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parame
 
 
 def _update_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    return Counter(changed=update(cx, parameters["stored"], jobs))
+    return Counter(changed=update(cx, parameters["stored"], jobs, parameters.get("before", {})))
 
 
 def _leave_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:

@@ -159,12 +159,14 @@ def update_fields(
     values: Mapping[str, Any],
     *,
     workdir: str | None = None,
+    before: Mapping[str, str] = {},
     progress: Progress | None = None,
 ) -> int:
     """Set fields other than the state to the same values in all jobs. Return the number of jobs.
 
     A running job uses the new values from its next attempt on. The working directory of a job stays where it is when its name
-    or its workflow changes; `workdir` (below `data/`) sets a new one.
+    or its workflow changes; `workdir` (below `data/`) sets a new one. Dicts are merged
+    with changes since `before` (as JSON text); others replace what the jobs have.
 
     Raises:
         UnknownField, UnknownApp; InvalidSpec, for a workdir that is another job's too: nothing is changed.
@@ -172,13 +174,13 @@ def update_fields(
     collected.refuse("Changing jobs")
     stored, jobs = _stored(values, workdir), list(ids)
     if _is_large(db, len(jobs)):
-        change(db, [Change(jobs, values, workdir=workdir)], progress)
+        change(db, [Change(jobs, values, workdir=workdir, before=before)], progress)
         return len(jobs)
     with pieces.few(db, jobs) as cx:
         _check_app(cx, stored)
         if workdir is not None:
             _refuse_shared(cx, jobs, stored["workdir"])
-        return sum(job_changes.update(cx, stored, piece) for piece in job_changes.batches(jobs))
+        return sum(job_changes.update(cx, stored, piece, before) for piece in job_changes.batches(jobs))
 
 
 class Change(NamedTuple):
@@ -189,6 +191,7 @@ class Change(NamedTuple):
     state: str | None = None
     annotation: job_changes.Annotation = job_changes.Annotation()  # of the state
     workdir: str | None = None
+    before: Mapping[str, str] = {}  # dicts among the fields as the user has read them, in stored form
 
 
 def change(db: Database, changes: Sequence[Change], progress: Progress | None = None) -> None:
@@ -198,7 +201,7 @@ def change(db: Database, changes: Sequence[Change], progress: Progress | None = 
         with pieces.few(db, (job for one in changes for job in one.jobs)):
             for one in changes:
                 if one.fields or one.workdir is not None or one.state is None:
-                    update_fields(db, one.jobs, one.fields, workdir=one.workdir)
+                    update_fields(db, one.jobs, one.fields, workdir=one.workdir, before=one.before)
                 if one.state is not None:
                     _set_state_of(db, one)
         return
@@ -208,8 +211,9 @@ def change(db: Database, changes: Sequence[Change], progress: Progress | None = 
     freed: list[int] = []  # that no launcher may hold
     for one in changes:
         if one.fields or one.workdir is not None or one.state is None:
-            parts.append(Part("fields", {"stored": _stored(one.fields, one.workdir)}, sorted(one.jobs)))
-            applications.add(parts[-1].parameters["stored"].get("application", ""))
+            changed = {"stored": _stored(one.fields, one.workdir), "before": one.before}
+            parts.append(Part("fields", changed, sorted(one.jobs)))
+            applications.add(changed["stored"].get("application", ""))
         if one.state is not None:
             states.check_state(one.state)
             _refuse_running(one.state)

@@ -160,11 +160,7 @@ class Process(NamedTuple):
 
     def signal(self, number: int) -> None:
         """Send the process a signal, unless it has ended or its pid belongs to another process now."""
-        if start_of(self.pid) == self.started:
-            try:
-                os.kill(self.pid, number)
-            except (ProcessLookupError, PermissionError):  # it has ended; or it became another user's, who handles it
-                pass
+        signal_process(self.pid, self.started, number)
 
 
 def family(leader: Holder, seen: Iterable[Process] = ()) -> list[Process]:
@@ -342,20 +338,13 @@ def _parents_first(processes: Iterable[Process]) -> Iterator[Process]:
         yield from reversed(line)
 
 
-def signal_child(pid: int, number: int) -> None:
-    """Send a signal to only a child that has not been waited for."""
-    try:
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
-def signal_group(leader: int, number: int) -> None:
-    """Send a signal to the whole process group of a child that has not been waited for."""
-    try:
-        os.killpg(leader, number)
-    except (ProcessLookupError, PermissionError):
-        pass
+def signal_process(pid: int, started: str, number: int, is_group: bool = False) -> None:
+    """Send a signal to a process, or to the group that it leads, unless it has ended or its pid is another process's now."""
+    if start_of(pid) == started:
+        try:
+            (os.killpg if is_group else os.kill)(pid, number)
+        except (ProcessLookupError, PermissionError):  # it has ended; or it became another user's, who handles it
+            pass
 
 
 def terminate_session(leader: Holder, members: Iterable[Process]) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 from ..core import states
 from ..core.clock import SECOND_US, Clock
 from ..core.errors import LaunchError, SpawnFailed
-from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all
+from ..core.process_table import Process, command_of, descendants, living, reap_adopted, signal_all, signal_process
 from ..db.store.claims import Claim, RunResult, Shape, unstarted
 from .exec import children, hardware, invocation, leftovers, mpi_use
 from .exec.hardware import CpuSet
@@ -470,18 +470,26 @@ class LocalRunner:
         for run in by_manner.get(mpi_use.PASSES_ON, ()):
             # To it alone: what it runs below it, such as an srun to reach other nodes, would kill the ranks at SIGTERM.
             below = _started_by_shell(run)
-            self._channel.signal(run.claim.job, signal.SIGTERM)
-            run.reached_us = self._clock.now_us() if below else None
+            if below:
+                self._signal_at_once(run)
+            else:
+                self._channel.signal(run.claim.job, signal.SIGTERM)
             signal_all(below, signal.SIGTERM)
         spared = by_manner.get(mpi_use.KILLS, [])
         for run in spared:
             run.is_spared = True
             if _is_in_shell(run):  # when the ranks have ended it would go on with the next command of its line
-                self._channel.signal(run.claim.job, signal.SIGTERM)
+                self._signal_at_once(run)
         self._channel.tell([run.claim.job for run in spared])
         if not self._ask_to_end([run.claim for run in spared]):
             self._terminate(spared)
         self._terminate(by_manner.get(mpi_use.UNKNOWN, []))
+
+    def _signal_at_once(self, run: LiveRun, is_group: bool = False) -> None:
+        """Send SIGTERM to a run before other processes that belong to it: its helper, told by a message, could be later."""
+        run.reached_us = self._clock.now_us()
+        self._channel.tell([run.claim.job])
+        signal_process(run.pid, run.start, signal.SIGTERM, is_group)
 
     def _ask_to_end(self, claims: Sequence[Claim]) -> bool:
         """Start a program that asks the ranks of those jobs to end, on all nodes. Return False if that is not possible."""
@@ -503,14 +511,17 @@ class LocalRunner:
         everything = descendants([(run.pid, run.start) for run in runs], [run.made.mark for run in runs])
         for run in runs:
             run.members = [p for p in everything if run.pid in (p.pid, p.session, p.group)]
-            # The group in one go: a shell that outlived its child by a moment would start the next command.
-            if not run.is_spared:
-                self._channel.signal(run.claim.job, signal.SIGTERM, is_group=True)
-        self._spawner.flush()
         groups = {run.pid for run in runs}
         others = [p for p in everything if p.group not in groups]
-        for run in runs if others else ():
-            run.reached_us = self._clock.now_us()
+        for run in runs:
+            # The group in one go: a shell that outlived its child by a moment would start the next command.
+            if not run.is_spared and others:
+                self._signal_at_once(run, is_group=True)
+            elif not run.is_spared:
+                self._channel.signal(run.claim.job, signal.SIGTERM, is_group=True)
+            elif others:
+                run.reached_us = self._clock.now_us()
+        self._spawner.flush()
         signal_all(others, signal.SIGTERM)
         # Processes in sessions that they opened cannot be told apart by run here, and need not be: all are to end.
         for run in runs[:1]:

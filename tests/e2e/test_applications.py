@@ -8,6 +8,7 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -34,6 +35,7 @@ from balsam_lite.core.errors import (
     UnknownApp,
     UnknownSite,
 )
+from balsam_lite.core.process_table import below, read_proc
 from balsam_lite.db.engine import registry
 from balsam_lite.db.store import exit_rules, user_actions
 from balsam_lite.launcher import dag, resources
@@ -949,15 +951,26 @@ def test_ranks_below_a_shell_are_asked_to_end_and_save_their_work(site, tmp_path
     assert site.path(job, "job.out").read_text() == ""
 
 
-def test_a_shell_does_not_go_on_when_the_ranks_below_it_were_asked_to_end(site, tmp_path):
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"BALSAM_MPI_FLAVOUR": "openmpi"},  # kills its ranks when it is told to end, so that only they are told
+        {"BALSAM_MPI_FLAVOUR": "mpich"},  # passes the signal on
+        {"BALSAM_MPI_RUN_TEMPLATE": "{exe} -n 2"},  # unknown
+    ],
+    ids=["kills", "passes on", "unknown"],
+)
+def test_a_shell_does_not_go_on_when_the_ranks_below_it_were_asked_to_end(site, tmp_path, how):
     mpirun = tmp_path / "mpirun"  # its ranks are groups of their own, as those of Open MPI; it is not told of the end itself
     mpirun.write_text('#!/bin/bash\nset -m\nwhile [ "$1" != sleep ]; do shift; done\n"$@" &\ntouch began\nwait %1\n')
     mpirun.chmod(0o755)
     site.app("line", "", command_template="sleep 60; echo over")
     (job,) = site.add([{"application": "line", "ranks_per_node": 2}])
-    how = {"BALSAM_MPI_FLAVOUR": "openmpi", "BALSAM_MPI_RUN_EXE": str(mpirun), "BALSAM_KILL_GRACE_S": "30"}
-    launcher = site.launch("--job-mode", "mpi", **how)
+    how = {name: words.format(exe=mpirun) for name, words in how.items()}
+    launcher = site.launch("--job-mode", "mpi", **{"BALSAM_MPI_RUN_EXE": str(mpirun), "BALSAM_KILL_GRACE_S": "30", **how})
     wait_until(lambda: site.path(job, "began").exists())
+    for helper in [one for one in below(launcher.pid) if b"spawn_helper" in read_proc(f"/proc/{one.pid}/cmdline")]:
+        helper.signal(signal.SIGSTOP)  # it is slow to hear what the launcher wants
     launcher.terminate()
     assert launcher.wait(25) == 0
     assert site.job(job)["state"] == states.RESTART_READY

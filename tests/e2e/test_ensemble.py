@@ -934,7 +934,8 @@ def test_orphans_on_a_node_are_dead_before_their_jobs_start_again(tmp_path: Path
     launcher = bench.launch()
     wait_until(lambda: len(bench.processes("once.py")) == 4)
     orphans = bench.processes("once.py")
-    for process in bench.ranks(2):  # they would end the runs of a helper that dies
+    launcher.send_signal(signal.SIGSTOP)  # like the ranks, it would end the runs of a helper that dies
+    for process in bench.ranks(2):
         process.signal(signal.SIGSTOP)
     for process in bench.processes(
         "balsam_lite.launcher.exec.spawn_helper"

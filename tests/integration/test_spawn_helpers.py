@@ -234,6 +234,30 @@ def test_a_launcher_continues_a_helper_that_is_stopped_again_and_again_and_loses
     assert "was stopped and is continued" in Path(bench.directory, "log", "stderr").read_text()
 
 
+def test_a_helper_that_is_stopped_again_before_it_could_answer_is_continued_again(tmp_path: Path, monkeypatch) -> None:
+    spawner = Spawner({b"PATH": b"/usr/bin:/bin"}, 0.2)
+    channel = spawner.channel()
+    channel.start(request(tmp_path, 1, "exec sleep 600"))
+    answers(spawner, channel, 1)
+    (helper,) = spawner.pids
+    continued: list[int] = []
+    send = subprocess.Popen.send_signal
+
+    def send_later(process: subprocess.Popen[bytes], number: int) -> None:
+        continued.append(number)
+        if len(continued) > 1:  # the first one is as if another SIGSTOP had followed it at once
+            send(process, number)
+
+    monkeypatch.setattr(subprocess.Popen, "send_signal", send_later)
+    os.kill(helper, signal.SIGSTOP)
+    wait_until(lambda: state_of(helper) == "T")
+    try:
+        wait_until(lambda: spawner.poll() or state_of(helper) not in ("T", "t"))
+        assert continued[:2] == [signal.SIGCONT, signal.SIGCONT]
+    finally:
+        spawner.abandon(0.1)
+
+
 def test_a_helper_ends_its_runs_when_the_launcher_gives_no_sign_of_life(tmp_path: Path) -> None:
     spawner = Spawner({b"PATH": b"/usr/bin:/bin"}, 0.2, silence_s=1.0)
     channel = spawner.channel()

@@ -380,12 +380,13 @@ class Spawner:
         for helper in self._helpers:
             if now - helper.asked_at < _PING_S or not helper.keys:
                 continue
-            if helper.heard_at < helper.asked_at and not helper.is_silent:
-                helper.is_silent = True
+            if helper.heard_at < helper.asked_at:
                 state = state_of(helper.process.pid)
-                is_stopped = state == "T"  # by another program
-                what = "was stopped and is continued" if is_stopped else f"does not answer (state {state or 'unknown'})"
-                log.warning("Spawn helper %d %s. Its programs go on.", helper.process.pid, what)
+                is_stopped = state == "T"  # by another program, perhaps again before it could answer
+                if not helper.is_silent:
+                    what = "was stopped and is continued" if is_stopped else f"does not answer (state {state or 'unknown'})"
+                    log.warning("Spawn helper %d %s. Its programs go on.", helper.process.pid, what)
+                helper.is_silent = True
                 if is_stopped:
                     helper.process.send_signal(signal.SIGCONT)
             helper.asked_at = now

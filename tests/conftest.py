@@ -26,6 +26,7 @@ if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 import slurm_cluster  # noqa: E402 - found only now
+from helpers import Balsam  # noqa: E402
 
 # --- the environment --------------------------------------------------------------------------------------------------
 
@@ -67,6 +68,34 @@ def balsam_bin(balsam_argv: list[str], tmp_path_factory: pytest.TempPathFactory)
     for name in ("balsamactivate", "balsamdeactivate"):
         shutil.copy(ROOT / "balsam_lite" / "templates" / name, folder)
     return str(folder)
+
+
+@pytest.fixture
+def run_balsam(capsys: pytest.CaptureFixture[str]) -> Balsam:
+    """Calls a command in this process; gives back its exit code, stdout and stderr."""
+    from balsam_lite.cli.main import main
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(list(words))
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_balsam: Balsam) -> Balsam:
+    """Calls a command on the DB in `tmp_path / "db"`, which is new unless another fixture has made it."""
+    from balsam_lite.db.engine import directories
+
+    for variable in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
+    monkeypatch.chdir(tmp_path)
+    if not (tmp_path / "db").exists():
+        directories.create(str(tmp_path / "db")).close()
+    return run_balsam
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ T = TypeVar("T")
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
+#: A call of the command: its words in, its exit code, stdout and stderr out.
+Balsam = Callable[..., "tuple[int, str, str]"]
+
 
 @contextmanager
 def db_with_app(directory: Path) -> Iterator[Database]:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import click
 
+from ..core import field_specs, subprocess_run
 from ..core.clock import SystemClock
-from ..core.errors import BalsamError, DatabaseError, DatabaseReadOnly
+from ..core.errors import BalsamError, DatabaseError, DatabaseReadOnly, InputError
 from ..core.settings import Settings
 from ..db.engine import directories, doctor, maintenance
-from ..db.engine.doctor import Finding
+from ..db.engine.connection import Database
+from ..db.engine.doctor import Finding, TesterReport
 from . import output
-from . import selftest as runner
 from .common import count, number, open_db, say
 from .group import BalsamCommand, CommandGroup, PathCommand, option
 
+#: ssh(1): its words go through the shell of the other host, and it must not ask for a password.
+_PEER_COMMAND = "ssh -o BatchMode=yes -o ConnectTimeout=15 {host} {command}"
+_MODULE = "balsam_lite.cli"
+_TOPIC = "locks"
+#: Seconds for the command that starts a tester elsewhere, and for ending.
+_SLACK_S = 15.0
 #: A longer test finds nothing more.
 _MAX_TEST_S = 15.0
 
@@ -48,7 +57,7 @@ def _test_seconds(ctx: click.Context, parameter: click.Parameter, value: float) 
 
 @db.command(cls=BalsamCommand, short_help="find faults of the DB, and test the locks of its file system")
 @option("--peer", "peers", metavar="HOST", multiple=True, help="Host to test the locks with; may be repeated.")
-@option("--peer-command", metavar="WORDS", default=runner.PEER_COMMAND, show_default=True,
+@option("--peer-command", metavar="WORDS", default=_PEER_COMMAND, show_default=True,
         help="Command that runs another one on HOST; {command} is replaced by it, else it is appended.")  # fmt: skip
 @option(
     "--seconds", type=float, default=2.0, show_default=True, callback=_test_seconds, help="Duration of the test; 0: no test."
@@ -96,9 +105,105 @@ def _findings(ctx: click.Context, peers: tuple[str, ...], peer_command: str, sec
     yield from doctor.look_over(database, now_us=SystemClock().now_us(), expiry_s=settings.LEASE_EXPIRY_S, quick=quick)
     if seconds or peers:
         try:
-            yield from runner.run(database, peers, peer_command, seconds or 1.0)
+            yield from _test_locks(database, peers, peer_command, seconds or 1.0)
         except DatabaseReadOnly as exc:
             yield Finding("locks", doctor.NOTE, f"not tested: {exc.message}")
+
+
+def _test_locks(database: Database, peers: Sequence[str], peer_command: str, seconds: float) -> list[Finding]:
+    """Let two testers here, or one here and one on each peer, count for this number of seconds. Compares their clocks, too.
+
+    Args:
+        peer_command: starts a command on a peer. {host} is the peer; {command} is the command as one word for a shell, and
+            where it does not occur, the words of the command are appended, after ssh as one word for its shell.
+
+    Raises:
+        InputError: `peer_command` cannot be split into words.
+    """
+    prefix = _split_command(peer_command)
+    places = ["", *peers] if peers else ["", ""]
+    with doctor.scratch(database) as scratch:
+        jobs: list[Callable[[], subprocess_run.Completed]] = []
+        for number, peer in enumerate(places):
+            words = ["db", "count", scratch, f"tester{number + 1}", str(len(places)), str(seconds)]
+            jobs.append(_tester_elsewhere(prefix, peer, words, seconds) if peer else _tester_here(words))
+        done = _run_testers(jobs, scratch)
+        if isinstance(done, _FailedTester):
+            place = places[done.number] or "this host"
+            return [Finding(_TOPIC, doctor.WRONG, f"the tester on {place} failed: {_why_it_failed(done.answer)}")]
+        return [_judged(scratch, done, bool(peers)), *_clocks(done)]
+
+
+def _split_command(peer_command: str) -> list[str]:
+    try:
+        words = field_specs.split_command(peer_command)
+    except ValueError as exc:
+        raise InputError(f"--peer-command {peer_command!r} cannot be read: {exc}") from exc
+    if not words:
+        raise InputError("--peer-command is empty")
+    return words
+
+
+def _tester_here(words: list[str]) -> Callable[[], subprocess_run.Completed]:
+    return lambda: subprocess_run.run_module(_MODULE, *words)
+
+
+def _tester_elsewhere(prefix: list[str], peer: str, words: list[str], seconds: float) -> Callable[[], subprocess_run.Completed]:
+    command = ["env", f"PYTHONPATH={subprocess_run.python_path()}", *subprocess_run.module_words(_MODULE, *words)]
+    argv = [word.replace("{host}", peer).replace("{command}", shlex.join(command)) for word in prefix]
+    if not any("{command}" in word for word in prefix):
+        argv += [shlex.join(command)] if os.path.basename(prefix[0]) == "ssh" else command
+    return lambda: subprocess_run.run(argv, timeout_s=doctor.GATHERING_S + seconds + _SLACK_S)
+
+
+class _FailedTester(NamedTuple):
+    """The first tester that did not do its part."""
+
+    number: int
+    answer: subprocess_run.Completed
+
+
+def _run_testers(jobs: Sequence[Callable[[], subprocess_run.Completed]], scratch: str) -> list[TesterReport] | _FailedTester:
+    """Run the testers at once and return their reports in order; if one fails, the others stop waiting for it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    failed: list[_FailedTester] = []
+
+    def tally(number: int) -> TesterReport | None:
+        answer = jobs[number]()
+        found = TesterReport.parsed(answer.stdout) if answer.ok else None
+        if found is None:
+            failed.append(_FailedTester(number, answer))
+            doctor.call_off(scratch)
+        return found
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        tallies = list(pool.map(tally, range(len(jobs))))
+    return failed[0] if failed else [found for found in tallies if found is not None]
+
+
+def _judged(scratch: str, tallies: list[TesterReport], has_peers: bool) -> Finding:
+    faults = doctor.faults(scratch, tallies)
+    if faults:
+        return Finding(_TOPIC, doctor.WRONG, f"the locks of this file system do not hold: {'; '.join(faults)}")
+    hosts = {(tally.host, tally.pid_namespace) for tally in tallies}
+    total, slowest_s = sum(tally.commits for tally in tallies), max(tally.slowest_s for tally in tallies)
+    did = f"{len(tallies)} processes on {len(hosts)} host(s) made {total} transactions"
+    text = f"{did}, the slowest in {slowest_s} s; none was lost"
+    if has_peers and len(hosts) < 2:
+        return Finding(_TOPIC, doctor.NOTE, f"{text}. But all of them ran on this host, so other hosts are not tested")
+    return Finding(_TOPIC, doctor.OK, text)
+
+
+def _clocks(tallies: list[TesterReport]) -> list[Finding]:
+    """Compare the clocks of the peers with this host's, by the moment at which the testers met."""
+    here, peers = tallies[0], [tally for tally in tallies if tally.host != tallies[0].host]
+    return [doctor.compared_clock(tally.host, tally.met_s - here.met_s, tally.slowest_s + here.slowest_s) for tally in peers]
+
+
+def _why_it_failed(answer: subprocess_run.Completed) -> str:
+    said = answer.stderr.strip().splitlines() or answer.stdout.strip().splitlines()
+    return f"exit code {answer.returncode}, {said[-1][:300]}" if said else f"exit code {answer.returncode}"
 
 
 @db.command("count", cls=PathCommand, hidden=True)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from .. import __version__
 from ..core.suggest import did_you_mean
 from . import completion
 
@@ -73,8 +74,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
 
 #: Commands for programs and old scripts, which `balsam --help` does not show.
 HIDDEN = {
-    "serve-stdio": Entry("serve_stdio", "serve_stdio", "answer the balsam of another host, whose --site runs this through ssh"),
-    "answer": Entry("serve_stdio", "serve_stdio", "the former name of serve-stdio"),
+    "serve-stdio": Entry("site", "serve_stdio", "answer the balsam of another host, whose --site runs this through ssh"),
+    "answer": Entry("site", "serve_stdio", "the former name of serve-stdio"),
     "login": Entry("init", "login", "do nothing: there is no account"),
     "server": Entry("init", "server", "do nothing: there is no server"),
 }
@@ -203,9 +204,7 @@ def _fail_unknown(ctx: click.Context, name: str, known: Iterable[str]) -> None:
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from .main import print_version
-
-        print_version()
+        click.echo(f"balsam {__version__}")
         ctx.exit()
 
 

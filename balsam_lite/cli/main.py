@@ -11,7 +11,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `balsam` with these words (by default those of the process) and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     if words == ["--version"]:
-        print_version()
+        if sys.stdout is not None:  # the caller may have closed it
+            sys.stdout.write(f"balsam {__version__}\n")
         return 0
     try:
         if arguments is None:
@@ -24,9 +25,3 @@ def main(arguments: list[str] | None = None) -> int:
         return leave(code) if arguments is None else code
     except KeyboardInterrupt:
         return 130
-
-
-def print_version() -> None:
-    """Print the version on stdout."""
-    if sys.stdout is not None:  # the caller may have closed it
-        sys.stdout.write(f"balsam {__version__}\n")

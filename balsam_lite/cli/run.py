@@ -19,6 +19,7 @@ from typing import Any
 from ..core.errors import BalsamError, DatabaseError
 from ..core.settings import SettingsWarning, home
 
+_PACKAGE = __name__.partition(".")[0]
 TRACEBACK_VARIABLE = "BALSAM_TRACEBACK"
 _COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
 #: The exit code that a shell reports for a program that SIGPIPE ended.
@@ -83,7 +84,7 @@ def _guarded(words: list[str]) -> int:
 
 def _commits() -> int:
     """Return how many transactions this process has committed."""
-    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.engine.connection")
+    connection = sys.modules.get(f"{_PACKAGE}.db.engine.connection")
     return connection.commits if connection is not None else 0
 
 
@@ -224,9 +225,8 @@ def _keep(text: str, words: Sequence[str]) -> str:
 def _db_log(words: Sequence[str]) -> str:
     from ..db.engine import directories
 
-    named = words[1] if words[:1] == ["--db"] and len(words) > 1 else None
-    for word in words[:1]:
-        named = word[5:] if word.startswith("--db=") else named
+    first, *rest = words or [""]
+    named = rest[0] if first == "--db" and rest else first[5:] if first.startswith("--db=") else None
     try:
         return os.path.join(directories.find(named), directories.LOG)
     except Exception:  # noqa: BLE001  # the first error may happen here again, and must still be reported
@@ -241,10 +241,10 @@ def leave(code: int) -> int:
 
     Returns `code` instead if a launcher or another thread has run, which may depend on an orderly end.
     """
-    if f"{__package__.rpartition('.')[0]}.launcher" in sys.modules or threading.active_count() > 1:
+    if f"{_PACKAGE}.launcher" in sys.modules or threading.active_count() > 1:
         return code
     sys.stderr.flush()
-    connection = sys.modules.get(f"{__package__.rpartition('.')[0]}.db.engine.connection")
+    connection = sys.modules.get(f"{_PACKAGE}.db.engine.connection")
     if connection is not None:
         connection.close_all()
     os._exit(code)

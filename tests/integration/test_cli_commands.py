@@ -14,36 +14,15 @@ from types import ModuleType
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from helpers import Balsam
 
 from balsam_lite.cli import common
-from balsam_lite.cli.main import main
 from balsam_lite.core import states
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.query import queries
 from balsam_lite.db.store import graph, insert, user_actions
 from balsam_lite.schedulers import base, submission
-
-Balsam = Callable[..., "tuple[int, str, str]"]
-
-
-@pytest.fixture
-def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    """Calls a command on a fresh DB; gives back its exit code, stdout and stderr."""
-    for variable in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    monkeypatch.chdir(tmp_path)
-    directories.create(str(tmp_path / "db")).close()
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
+from helpers import Balsam
 
 from balsam_lite.cli import listing, output
-from balsam_lite.cli.main import main
 from balsam_lite.core import field_specs, states
 from balsam_lite.core.errors import PollFailed
 from balsam_lite.db.engine import directories
@@ -22,28 +21,7 @@ from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, batch_jobs, insert, user_actions
 from balsam_lite.schedulers import submission
 
-Balsam = Callable[..., "tuple[int, str, str]"]
-
 NONE = "No jobs found matching query\n"  # on stderr
-
-
-@pytest.fixture
-def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    """Calls a command on a fresh DB; gives back its exit code, stdout and stderr."""
-    for variable in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    monkeypatch.chdir(tmp_path)
-    directories.create(str(tmp_path / "db")).close()
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

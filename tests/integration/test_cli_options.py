@@ -8,38 +8,14 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable
 
 import click
 import pytest
-from helpers import ROOT
+from helpers import ROOT, Balsam
 
 from balsam_lite import __version__
 from balsam_lite.cli import group, run
-from balsam_lite.cli.main import main
 from balsam_lite.core import errors, settings
-from balsam_lite.db.engine import directories
-
-Balsam = Callable[..., "tuple[int, str, str]"]
-
-
-@pytest.fixture
-def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    """Calls a command on a fresh DB; gives back its exit code, stdout and stderr."""
-    for variable in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    monkeypatch.chdir(tmp_path)
-    directories.create(str(tmp_path / "db")).close()
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def stored_args(balsam: Balsam, *words: str) -> str:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import Balsam, wait_until
 from sites import SITES, Site
 
 from balsam_lite.cli.main import main
 from balsam_lite.db.engine import directories
 from balsam_lite.schedulers import base
-
-Balsam = Callable[..., "tuple[int, str, str]"]
 
 
 @pytest.fixture(params=["cobalt", "pbs"])

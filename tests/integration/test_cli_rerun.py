@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
+from helpers import Balsam
 
-from balsam_lite.cli.main import main
 from balsam_lite.core import field_specs
 from balsam_lite.core.states import STEP
 from balsam_lite.db.engine import directories
@@ -19,7 +18,7 @@ from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, graph, insert, user_actions
 from balsam_lite.db.store.transitions import Transition, apply
 
-Balsam = Callable[..., "tuple[int, str, str]"]
+pytestmark = pytest.mark.usefixtures("db")
 
 
 @pytest.fixture
@@ -35,23 +34,6 @@ def db(tmp_path: Path) -> Iterator[Database]:
         graph.add_dependency(cx, 2, 3, 1)
     yield made
     made.close()
-
-
-@pytest.fixture
-def balsam(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    for variable in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def run(db: Database, *numbers: int) -> None:

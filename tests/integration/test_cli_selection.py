@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
+from helpers import Balsam
 
-from balsam_lite.cli.main import main
 from balsam_lite.db.engine import directories
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert, user_actions
-
-Balsam = Callable[..., "tuple[int, str, str]"]
 
 JOBS: tuple[dict[str, Any], ...] = (
     {"name": "test", "workflow": "test", "application": "say", "tags": {"run": "7"}},
@@ -40,13 +38,8 @@ def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
 
 
 @pytest.fixture
-def balsam(db: Database, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        return (code, *capsys.readouterr())
-
-    return call
+def balsam(db: Database, run_balsam: Balsam) -> Balsam:
+    return run_balsam
 
 
 CHOICES: list[tuple[list[str], list[int]]] = [

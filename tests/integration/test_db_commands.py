@@ -22,7 +22,7 @@ from launching import Bench
 from mounts import hosts, need
 from sshd import remote_host
 
-from balsam_lite.cli import selftest as runner
+from balsam_lite.cli import db as db_commands
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import DatabaseBusy, DatabaseError, DatabaseFull, InputError
 from balsam_lite.db.engine import directories, doctor, filesystem, maintenance
@@ -151,9 +151,9 @@ def test_the_clocks_of_peers_are_compared_by_the_moment_at_which_they_met() -> N
     here, peer, other = (
         doctor.TesterReport("a", host, "ns", 1, 1.0, met_s) for host, met_s in (("a", 100), ("b", 93), ("c", 104))
     )
-    late, fine = runner._clocks([here, peer, other])
+    late, fine = db_commands._clocks([here, peer, other])
     assert (late.level, fine.level) == (doctor.OK, doctor.OK), "a slow transaction may be why"
-    (late,) = runner._clocks([here, peer._replace(met_s=20)])
+    (late,) = db_commands._clocks([here, peer._replace(met_s=20)])
     assert (late.level, late.text[:51]) == (doctor.NOTE, "the clock of b is 80 s behind this host's: times in")
 
 
@@ -240,7 +240,7 @@ def test_ssh_with_options_needs_no_quotes_for_the_other_hosts_shell(db: Database
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/sh\nshift 3\nexec sh -c "$*"\n')  # as ssh(1): the words are joined by blanks
     ssh.chmod(0o755)
-    finding, *_ = runner.run(db, ["me"], f"{ssh} -p 2222 {{host}}", 0.1)
+    finding, *_ = db_commands._test_locks(db, ["me"], f"{ssh} -p 2222 {{host}}", 0.1)
     assert finding.text.startswith("2 processes"), finding
 
 
@@ -255,7 +255,7 @@ def test_ssh_with_options_needs_no_quotes_for_the_other_hosts_shell(db: Database
     ],
 )
 def test_a_peer_that_cannot_be_reached_is_wrong_and_says_why(db: Database, command: str, said: str) -> None:
-    finding, *_ = runner.run(db, ["me"], command, 0.1)
+    finding, *_ = db_commands._test_locks(db, ["me"], command, 0.1)
     assert finding.level == doctor.WRONG
     assert said in finding.text
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Callable
 
 import pytest
+from helpers import Balsam
 
 from balsam_lite.cli.main import main
 from balsam_lite.core import field_specs
 from balsam_lite.db.engine import directories
 from balsam_lite.db.store import apps, graph, insert
-
-Balsam = Callable[..., "tuple[int, str, str]"]
 
 JOB = ("job", "--name", "n", "--workflow", "w", "--yes")
 CREATE = ("job", "create", "-w", "d", "--yes")

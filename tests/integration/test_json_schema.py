@@ -6,23 +6,19 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, Balsam
 
-from balsam_lite.cli.main import main
 from balsam_lite.core import field_specs, states
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, batch_jobs, insert, user_actions
 from balsam_lite.schedulers import submission
-
-Balsam = Callable[..., "tuple[int, str, str]"]
 
 DOCUMENT = (ROOT / "docs" / "json.rst").read_text(encoding="utf-8")
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -34,23 +30,6 @@ def documented(title: str) -> list[dict[str, str]]:
     assert text, f"docs/json.rst has no section {title}"
     tables = re.split(r"^key .*$", text[1], flags=re.MULTILINE)[1:]
     return [dict(re.findall(r"^``(\w+)``  +(.*?)  ", table, re.MULTILINE)) for table in tables]
-
-
-@pytest.fixture
-def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    for variable in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.cli import run as cli
+from balsam_lite.cli.main import main
 from balsam_lite.cli.plot import moment
 from balsam_lite.core.errors import BalsamError, InvalidSpec, NotFound
 from balsam_lite.db.engine import directories
@@ -424,7 +424,7 @@ LIVES = {
 
 def balsam(*words):
     with warnings.catch_warnings():
-        return cli.run(list(words))
+        return main(list(words))
 
 
 def test_the_command_plots_in_the_terminal(site, capsys):

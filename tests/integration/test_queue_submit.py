@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Balsam
 
-from balsam_lite.cli.main import main
 from balsam_lite.core.errors import (
     CancelFailed,
     DatabaseReadOnly,
@@ -27,7 +27,6 @@ from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.sites import batch_jobs
 
-Balsam = Callable[..., "tuple[int, str, str]"]
 ROW = {"num_nodes": 1, "wall_time_min": 10, "job_mode": "mpi", "queue": "training-gpu", "project": "training-gpu"}
 
 
@@ -83,13 +82,8 @@ def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: FakeScheduler
 
 
 @pytest.fixture
-def balsam(db: Database, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    def call(*words: str) -> tuple[int, str, str]:
-        code = main(list(words))
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
+def balsam(db: Database, run_balsam: Balsam) -> Balsam:
+    return run_balsam
 
 
 SUBMIT = (

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, Balsam
 
 from balsam_lite.cli import listing, output
-from balsam_lite.cli.main import main
 from balsam_lite.core import states
 from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.engine import directories, registry
@@ -23,9 +22,6 @@ from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert
 from balsam_lite.sites.rpc.remote import RemoteSite
 from balsam_lite.sites.rpc.server import respond
-
-Balsam = Callable[..., "tuple[int, str, str]"]
-
 
 TEMPLATE = "echo Hello, {{ say_hello_to }}! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
 HELLO = {
@@ -40,19 +36,12 @@ SUM = {
 
 
 @pytest.fixture
-def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    """Calls a command outside of any site; gives back its exit code, stdout and stderr."""
+def balsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_balsam: Balsam) -> Balsam:
+    """Calls a command outside of any site."""
     monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return run_balsam
 
 
 def make_site(tmp_path: Path, name: str) -> Database:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +22,11 @@ from typing import Any
 import click
 import pytest
 from elsewhere import ROOT, environment
-from helpers import TESTS, wait_until
+from helpers import TESTS, Balsam, wait_until
 from sshd import HOST, remote_host
 
 from balsam_lite import __version__
 from balsam_lite.cli import common, group
-from balsam_lite.cli.main import main
 from balsam_lite.core import subprocess_run
 from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import (
@@ -49,8 +48,6 @@ from balsam_lite.db.store import batch_jobs, insert, leases
 from balsam_lite.sites import fanout, lifecycle, selector
 from balsam_lite.sites.rpc import remote
 
-Balsam = Callable[..., "tuple[int, str, str]"]
-
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,16 +57,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def balsam(capsys: pytest.CaptureFixture[str]) -> Balsam:
-    """Calls a command; gives back its exit code, stdout and stderr."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def balsam(run_balsam: Balsam) -> Balsam:
+    return run_balsam
 
 
 def make(path: Path, name: str = "") -> SiteEntry:

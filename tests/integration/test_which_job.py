@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from helpers import Balsam
 
-from balsam_lite.cli.main import main
 from balsam_lite.core import field_specs
 from balsam_lite.core.errors import AmbiguousJobId, DuplicateJobId, UnknownJob
 from balsam_lite.db.engine import directories
@@ -21,9 +20,10 @@ from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, insert
 from balsam_lite.launcher import dag
 
-Balsam = Callable[..., "tuple[int, str, str]"]
-
 IDS = [f"{short}-0000-4000-8000-000000000000" for short in ("2aaaaaaa", "bbbbbbbb", "bbbccccc", "dddddddd", "eeeeeeee")]
+
+
+pytestmark = pytest.mark.usefixtures("db")
 
 
 @pytest.fixture
@@ -38,23 +38,6 @@ def db(tmp_path: Path) -> Iterator[Database]:
     )
     yield made
     made.close()
-
-
-@pytest.fixture
-def balsam(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Balsam:
-    for variable in [name for name in os.environ if name.startswith(("BALSAM_", "_BALSAM"))]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("BALSAM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("BALSAM_DB_PATH", str(tmp_path / "db"))
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(list(words))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def found(db: Database, word: str) -> int:

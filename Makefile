@@ -1,6 +1,6 @@
 # Every verb is one line of `make help`. PYTHON is the interpreter that the virtual environment is made of.
 PYTHON ?= python3
-# So many tests run at once; most of them wait for something.
+# How many tests run at once; most of them wait for something.
 WORKERS ?= 3
 MINUTES ?= 30
 VENV := .venv

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..core import field_specs
 from ..db.query.fields import BATCH_JOB_OF_SITE
-from ..schedulers.request import Partition
+from ..schedulers.base import Partition
 from . import routing
 from .query import Manager, Query
 from .records import (

@@ -13,8 +13,7 @@ from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
 from ..core import field_specs, import_guard
-from ..core.errors import InputError, InvalidSpec, NotFound, StateError
-from ..core.suggest import did_you_mean
+from ..core.errors import InputError, InvalidSpec, NotFound, StateError, did_you_mean
 from ..db.query.fields import Table
 from ..db.record import NOTHING, Attribute, DictAttribute, Record
 from .site_handle import Id, SiteHandle, handle_at, is_same_site

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
-from ..core.errors import UnknownField
-from ..core.suggest import did_you_mean
+from ..core.errors import UnknownField, did_you_mean
 from ..db.engine import directories, registry
 from ..db.engine.registry import SiteEntry
 from . import site_handle

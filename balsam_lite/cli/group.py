@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from .. import __version__
-from ..core.suggest import did_you_mean
+from ..core.errors import did_you_mean
 from . import completion
 
 

@@ -100,7 +100,7 @@ def launcher(
     )
     if parts:
         from ..launcher.multinode.partitioned import run_parts
-        from ..schedulers.request import Partition
+        from ..schedulers.base import Partition
 
         return run_parts(directory, options, [Partition.parse(part) for part in parts])
     return run_launcher(directory, options)

@@ -14,8 +14,7 @@ import click
 
 from ..core import field_specs, states
 from ..core.clock import iso_us
-from ..core.errors import UnknownField
-from ..core.suggest import did_you_mean
+from ..core.errors import UnknownField, did_you_mean
 from . import output
 from .common import say
 from .group import LaterOption, option

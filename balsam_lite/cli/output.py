@@ -16,8 +16,7 @@ from typing import IO, Any
 
 from ..core import field_specs
 from ..core.clock import format_us
-from ..core.errors import InvalidSpec
-from ..core.suggest import did_you_mean
+from ..core.errors import InvalidSpec, did_you_mean
 
 _HISTORY_DASHES = "-" * 48
 

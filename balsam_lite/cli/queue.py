@@ -76,7 +76,7 @@ def submit_launch(
         balsam queue submit -n 4 -t 60 -j mpi \\
             -p mpi:3:kind=large -p serial:1:kind=small
     """
-    from ..schedulers.request import Partition
+    from ..schedulers.base import Partition
 
     row = {
         "num_nodes": nodes,

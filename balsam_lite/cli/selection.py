@@ -7,8 +7,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core import states
-from ..core.errors import AmbiguousSite, InvalidSpec, NotFound
-from ..core.suggest import did_you_mean
+from ..core.errors import AmbiguousSite, InvalidSpec, NotFound, did_you_mean
 from ..db.query.filters import all_of, condition_from_text, condition_on_text
 from ..db.query.queries import has_wildcard
 from . import completion

@@ -408,7 +408,7 @@ def serve_stdio(ctx: click.Context, *, json: bool) -> int:
     Example:
         balsam serve-stdio < request.json > response.json
     """
-    from ..sites.rpc.server import respond
+    from ..sites.rpc.protocol import respond
 
     line = sys.stdin.buffer.read() if sys.stdin else b""  # it may be closed
     with contextlib.redirect_stdout(sys.stderr):  # users' modules may print, and stdout is for the response

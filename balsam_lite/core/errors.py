@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from .suggest import did_you_mean
-
 
 class BalsamError(Exception):
     """Something went wrong in balsam_lite."""
@@ -322,3 +320,19 @@ class WaitTimeout(BalsamError, TimeoutError):
     """The wait timed out. It is also Python's own TimeoutError; `partial` contains what was known until then."""
 
     partial: Any = None
+
+
+# --- unknown names ----------------------------------------------------------------------------------------------------
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """Return the known name most similar to `name`, or None."""
+    from difflib import get_close_matches  # only an error needs it
+
+    return next(iter(get_close_matches(str(name), list(known), n=1, cutoff=0.5)), None)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return " Did you mean 'NEAREST'?" to append to an error's message, or "" if no known name is near."""
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""

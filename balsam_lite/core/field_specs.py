@@ -16,8 +16,7 @@ from functools import lru_cache
 from typing import Any, Callable, NamedTuple
 
 from . import states
-from .errors import InvalidSpec, UnknownField
-from .suggest import did_you_mean
+from .errors import InvalidSpec, UnknownField, did_you_mean
 
 
 class Field(NamedTuple):

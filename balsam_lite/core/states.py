@@ -6,8 +6,7 @@ states.
 
 from __future__ import annotations
 
-from .errors import InvalidStateError
-from .suggest import did_you_mean
+from .errors import InvalidStateError, did_you_mean
 
 CREATED = "CREATED"
 AWAITING_PARENTS = "AWAITING_PARENTS"

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core import field_specs
-from ..core.errors import InputError, InvalidSpec, NotFound, UnknownAttribute
-from ..core.suggest import did_you_mean
+from ..core.errors import InputError, InvalidSpec, NotFound, UnknownAttribute, did_you_mean
 
 if TYPE_CHECKING:
     from .engine.connection import Database

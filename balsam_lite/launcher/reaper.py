@@ -12,7 +12,7 @@ from ..core.settings import Settings
 from ..db.engine.binding import id_of
 from ..db.engine.connection import Connection, Database
 from ..db.engine.directories import RUNS
-from ..db.store import leases, waits
+from ..db.store import leases
 from ..db.store.exit_rules import JobFacts
 from ..db.store.leases import Lease
 from .exec import run_file
@@ -49,7 +49,7 @@ class Reaper:
         with self._db.read() as cx:
             found, db_id = leases.open_leases(cx), id_of(cx)
             dead = [lease for lease in found if leases.is_dead(lease, expiry_s, self.watch)]
-            gone = [lease for lease in leases.open_leases(cx, waits.IS_WAIT) if leases.is_dead(lease, expiry_s, self.watch)]
+            gone = [lease for lease in leases.open_leases(cx, leases.IS_WAIT) if leases.is_dead(lease, expiry_s, self.watch)]
             doubtful = [lease for lease in found if leases.is_doubtful(lease, now_us, expiry_s, self.watch)]
             doubtful = [lease for lease in doubtful if leases.holds_jobs(cx, lease)]
         for lease in doubtful:
@@ -62,7 +62,7 @@ class Reaper:
             self._end_forgotten([lease.id for lease in found], db_id)
         if gone:
             with self._db.write() as cx:
-                waits.remove_dead(cx, gone)
+                leases.remove_dead_waits(cx, gone)
         living = [lease for lease in found if lease not in dead]
         return sum(self._free(lease, db_id, living) for lease in dead)
 

@@ -383,9 +383,9 @@ class Registration:
     def _end(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            from ..db.store import waits
+            from ..db.store import leases
 
-            self._write(lambda cx, _: waits.close_wait(cx, lease))
+            self._write(lambda cx, _: leases.close_wait(cx, lease))
 
     def end_now(self) -> None:
         """End the registration with the process."""
@@ -416,10 +416,10 @@ class Registration:
 
 def _open_lease(cx: Any, expiry_s: float) -> int:
     from ..core.process_table import Holder
-    from ..db.store import waits
+    from ..db.store import leases
 
     job_id = os.environ.get("BALSAM_JOB_ID", "")
-    return waits.open_wait(cx, Holder.current(), job_id, SystemClock.now_us(), expiry_s)
+    return leases.open_wait(cx, Holder.current(), job_id, SystemClock.now_us(), expiry_s)
 
 
 _registrations: dict[tuple[int, str], Registration] = {}

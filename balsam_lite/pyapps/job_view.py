@@ -8,8 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core import field_specs, parameters, states
-from ..core.errors import BalsamError
-from ..core.suggest import did_you_mean
+from ..core.errors import BalsamError, did_you_mean
 from . import class_loader, payload
 
 

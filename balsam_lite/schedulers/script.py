@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import InvalidSpec, SettingsError
 from ..core.settings import HOME_VARIABLE, Settings, home
 from ..db.engine.connection import Database
-from .base import Scheduler, select
-from .request import LaunchRequest
+from .base import LaunchRequest, Scheduler, select
 
 if TYPE_CHECKING:
     import jinja2

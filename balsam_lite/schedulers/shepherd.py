@@ -22,7 +22,7 @@ from ..core import daemon, process_table
 from ..core.clock import SECOND_US, SystemClock
 from ..core.process_table import Holder
 from . import base, environ
-from .local_queue import LocalQueue, QueueRecord, open_output, outcome
+from .local import LocalQueue, QueueRecord, open_output, outcome
 
 _PAUSE_S = 0.4  # between two looks at the queue; a child's end is noticed at once
 _HEAL_S = 2.0  # between two checks for missing shepherds

@@ -21,8 +21,7 @@ from ..db.engine.connection import Connection, Database
 from ..db.query import batch_queries, wait_reasons
 from ..db.query.batch_queries import BatchRow
 from ..db.store import batch_jobs
-from .base import CANCELLED, GONE, BatchStatus, Scheduler, Submission, select
-from .request import LaunchRequest, validated
+from .base import CANCELLED, GONE, BatchStatus, LaunchRequest, Scheduler, Submission, select, validated
 from .script import NAME, render
 
 #: Seconds that a row may be on its way to the scheduler, or twice the time limit of its command if that is longer.

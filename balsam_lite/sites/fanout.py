@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..core.errors import BalsamError, NotABalsamDB, SiteUnreachable
 from ..core.settings import Settings, SettingsWarning
-from ..db.engine import directories, hung_mounts, registry
+from ..db.engine import directories, registry
 from ..db.engine.registry import SiteEntry
 from .interface import SiteInterface
 
@@ -78,7 +78,7 @@ def query_all(entries: Iterable[SiteEntry], question: Callable[[SiteInterface], 
         # A daemon, unlike the threads of concurrent.futures: one that hangs must not keep this process from ending.
         threading.Thread(target=_put, args=(came, entry, question, patience_s), daemon=True).start()
     near = [entry for entry in entries if not entry.is_remote]
-    hung_mounts.unresponsive((entry.path for entry in near), patience_s)  # all at once
+    registry.unresponsive((entry.path for entry in near), patience_s)  # all at once
     outcomes = {
         entry: _outcome(entry, question, give_up and max(give_up - time.monotonic(), _MIN_LOCK_TIMEOUT_S)) for entry in near
     }

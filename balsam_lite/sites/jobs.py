@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from ..core import field_specs, states
 from ..core.clock import SECOND_US, SystemClock
 from ..core.errors import BalsamError, InputError, InvalidSpec, UnknownApp, UnknownField, UnknownJob
-from ..core.parameters import MAX_BYTES, PICKLED, SMALL, names_of
+from ..core.parameters import MAX_BYTES, PICKLED, SMALL, fields_of_launch_params, names_of
 from ..core.settings import Settings
-from ..db import launch_params
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
 from ..db.query import queries, select
@@ -273,7 +272,7 @@ def _is_copied(name: str) -> bool:
 
 
 def _set_flags(job: Row, params: Any) -> None:
-    for field, value in launch_params.as_fields(params).items():
+    for field, value in fields_of_launch_params(params).items():
         if job.get(field):
             raise InvalidSpec(f"A job's launch_params and {field} say the same; give one of them.")
         job[field] = value

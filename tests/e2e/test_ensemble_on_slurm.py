@@ -15,7 +15,7 @@ from test_mpi_on_slurm import WHO, Site
 
 from balsam_lite.db.store import user_actions
 from balsam_lite.schedulers import base, submission
-from balsam_lite.schedulers.request import Partition
+from balsam_lite.schedulers.base import Partition
 
 #: Says where it is, as soon as it is there, and goes on for ever.
 LOOPS = 'hostname > "host.new"; mv host.new "host.$BALSAM_ATTEMPT"; exec sleep 600'

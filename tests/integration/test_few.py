@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balsam_lite.db.engine import directories
-from balsam_lite.db.store import apps, claims, insert, rare_tags, user_actions
+from balsam_lite.db.store import apps, claims, insert, tags, user_actions
 
 RARE = {"kind": "rare"}
 
@@ -75,7 +75,7 @@ def test_the_index_over_tags_gives_the_jobs_that_a_look_at_each_row_gives(
     found = []
     for way in (lambda cx, tags: None, lambda cx, tags: tags[0]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rare_tags, "rarest", way)
+            patch.setattr(claims, "rarest", way)
             found.append(taken(db, Slots(places, preparations), only))
     assert found[0] == found[1]
     matching = [job for job, values in zip(numbers, jobs) if set(tags) <= set(values["tags"].items())]
@@ -101,8 +101,8 @@ def test_the_cost_of_a_claim_by_a_rare_tag_does_not_grow_with_what_else_waits(db
 
 
 def test_a_tag_of_many_finished_jobs_is_not_looked_for_behind_all_that_wait(db, monkeypatch):
-    monkeypatch.setattr(rare_tags, "_MAX_JOBS", 8)
-    monkeypatch.setattr(rare_tags, "_SAMPLE_ROWS", 50)
+    monkeypatch.setattr(tags, "_MAX_JOBS", 8)
+    monkeypatch.setattr(tags, "_SAMPLE_ROWS", 50)
     done = insert.add_jobs(db, [{"application": "plain", "tags": RARE}] * 30).ids
     user_actions.set_state(db, done, "JOB_FINISHED")
     others = insert.add_jobs(db, [{"application": "plain", "tags": {"kind": "other"}}] * 200).ids
@@ -123,19 +123,19 @@ def test_a_tag_of_many_finished_jobs_is_not_looked_for_behind_all_that_wait(db, 
 def test_a_common_tag_is_looked_for_row_by_row(db, monkeypatch):
     insert.add_jobs(db, ({"application": "plain", "tags": {**RARE, "n": str(n)}} for n in range(30)))
     with db.read() as cx:
-        assert rare_tags.rarest(cx, (("kind", "rare"), ("n", "7"))) == ("n", "7")
-        assert rare_tags.rarest(cx, (("no", "such"), ("kind", "rare"))) == ("no", "such")
-        monkeypatch.setattr(rare_tags, "_MAX_JOBS", 29)
-        assert rare_tags.rarest(cx, (("kind", "rare"),)) is None
+        assert tags.rarest(cx, (("kind", "rare"), ("n", "7"))) == ("n", "7")
+        assert tags.rarest(cx, (("no", "such"), ("kind", "rare"))) == ("no", "such")
+        monkeypatch.setattr(tags, "_MAX_JOBS", 29)
+        assert tags.rarest(cx, (("kind", "rare"),)) is None
     user_actions.set_state(db, range(1, 30), "JOB_FINISHED")
-    monkeypatch.setattr(rare_tags, "_MAX_JOBS", 100)
+    monkeypatch.setattr(tags, "_MAX_JOBS", 100)
     with db.read() as cx:
-        assert rare_tags.rarest(cx, (("kind", "rare"),)) is None  # one waits: the index of what waits is shorter
+        assert tags.rarest(cx, (("kind", "rare"),)) is None  # one waits: the index of what waits is shorter
 
 
 def test_the_plan_leads_from_the_tag_to_its_jobs(db):
     with db.read() as cx:
-        plan = cx.execute(f"EXPLAIN QUERY PLAN {rare_tags.query('1', '')}", ("k", "v")).fetchall()
+        plan = cx.execute(f"EXPLAIN QUERY PLAN {tags.query_of_tagged('1', '')}", ("k", "v")).fetchall()
     steps = [row[3] for row in plan]
     assert any(step.startswith("SEARCH job_tag USING PRIMARY KEY (tag=?)") for step in steps)
     assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in steps

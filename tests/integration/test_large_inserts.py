@@ -29,8 +29,8 @@ from balsam_lite.db.store import (
     large_writes,
     leases,
     pieces,
-    rare_tags,
     relocate,
+    tags,
     transitions,
     user_actions,
 )
@@ -144,7 +144,7 @@ def answers(db, free):
             "startable": lambda: (demand.startable(cx), demand.of_workflows(cx, "*")),
             "waiting": lambda: claims.waiting(cx, claims.Filter()),
             "waiting with tag": lambda: claims.waiting(cx, claims.Filter(tags=(("t", "1"),))),
-            "few": lambda: rare_tags.read(cx, ("t", "1"), claims._PLAIN, "", ()),
+            "few": lambda: tags.read_tagged(cx, ("t", "1"), claims._PLAIN, "", ()),
             "plannable": lambda: [
                 batch_jobs._unplanned(cx, source, claims.Shape(1, 1, 1, 0), 9, 99) for source in claims.sources()
             ],

@@ -20,10 +20,8 @@ from balsam_lite.core.clock import SECOND_US
 from balsam_lite.core.errors import CancelFailed, PollFailed, SubmitFailed
 from balsam_lite.core.process_table import start_of
 from balsam_lite.core.settings import Settings
-from balsam_lite.schedulers import local_queue
 from balsam_lite.schedulers.base import BatchStatus, Submission
-from balsam_lite.schedulers.local import LocalScheduler
-from balsam_lite.schedulers.local_queue import LocalQueue, QueueRecord
+from balsam_lite.schedulers.local import LocalQueue, LocalScheduler, QueueRecord
 
 ROOT = str(ROOT)
 
@@ -274,7 +272,7 @@ def test_ten_submitters_at_once_get_ten_numbers(bed):
 
 
 def test_numbers_are_not_used_again_when_old_records_are_dropped(bed, monkeypatch):
-    monkeypatch.setattr(local_queue, "_KEEP_ENDED", 2)
+    monkeypatch.setattr("balsam_lite.schedulers.local._KEEP_ENDED", 2)
     ids = []
     for number in range(5):
         ids.append(bed.submit(f"n{number}", "true"))

@@ -15,7 +15,7 @@ from balsam_lite.core import field_specs
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.engine import directories
 from balsam_lite.db.query import queries
-from balsam_lite.sites.rpc import protocol, server
+from balsam_lite.sites.rpc import protocol
 
 VALUE, OF_APP = "hunter2-tok", "hunter2-app"
 
@@ -131,7 +131,7 @@ def test_python_gets_the_values(bench, monkeypatch):
 
 def test_a_remote_site_answers_python_with_the_values(bench):
     request = protocol.RpcRequest("select", {"kind": "job", "where": {}}, bench.directory, marker=protocol.new_marker())
-    assert VALUE in server.respond(protocol.write_request(request), bench.directory)
+    assert VALUE in protocol.respond(protocol.write_request(request), bench.directory)
 
 
 def test_the_program_gets_the_values_and_the_log_does_not(bench):

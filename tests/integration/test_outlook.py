@@ -16,7 +16,7 @@ from balsam_lite.core.process_table import Holder, start_of
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.query import batch_queries, outlook
 from balsam_lite.db.query.outlook import Scope, what_may_come
-from balsam_lite.db.store import batch_jobs, claims, insert, leases, user_actions, waits
+from balsam_lite.db.store import batch_jobs, claims, insert, leases, user_actions
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.launcher.reporting import RecentRate, Tally
 from balsam_lite.schedulers import base, submission
@@ -110,25 +110,25 @@ def test_a_process_that_waits_is_waited_for_while_it_lives(db):
     (job,) = add(db, {})
     user_actions.set_state(db, [job], states.JOB_FINISHED)
     with db.write() as cx:
-        lease = waits.open_wait(cx, Holder.current(), "", 1, 120.0)
+        lease = leases.open_wait(cx, Holder.current(), "", 1, 120.0)
     assert outlook_of(db) == f"jobs of a program that waits for jobs (pid {os.getpid()} on {os.uname().nodename})"
     with db.write() as cx:
-        waits.close_wait(cx, lease)
-        waits.open_wait(cx, dead_process(), "", 1, 120.0)
+        leases.close_wait(cx, lease)
+        leases.open_wait(cx, dead_process(), "", 1, 120.0)
     assert outlook_of(db) == ""
 
 
 def test_waits_are_no_launchers_and_leave_nothing_behind(db):
     with db.write() as cx:
-        waits.open_wait(cx, dead_process(), "", 1, 120.0)
+        leases.open_wait(cx, dead_process(), "", 1, 120.0)
         assert leases.open_leases(cx) == [] == leases.living(cx, 120.0) == leases.dead(cx, 120.0, leases.Watch())
         launcher = leases.open_lease(cx, "launcher", Holder.current(), "", 1)
         assert leases.is_eldest(cx, launcher, 120.0, leases.Watch())
-        mine = waits.open_wait(cx, Holder.current(), "", 1, 120.0)
-        assert [one.lease.id for one in waits.living(cx, 120.0)] == [mine]
+        mine = leases.open_wait(cx, Holder.current(), "", 1, 120.0)
+        assert [one.lease.id for one in leases.living_waits(cx, 120.0)] == [mine]
         assert cx.execute("SELECT count(*) FROM lease WHERE kind = 'wait'").fetchone() == (1,)
-        waits.close_wait(cx, launcher)  # is none
-        waits.close_wait(cx, mine)
+        leases.close_wait(cx, launcher)  # is none
+        leases.close_wait(cx, mine)
         assert cx.execute("SELECT kind FROM lease").fetchall() == [("launcher",)]
 
 

@@ -536,8 +536,8 @@ def far(site, monkeypatch):
     from balsam_lite.core.errors import SiteUnreachable
     from balsam_lite.core.subprocess_run import Completed
     from balsam_lite.db.engine import registry
+    from balsam_lite.sites.rpc.protocol import respond
     from balsam_lite.sites.rpc.remote import RemoteSite
-    from balsam_lite.sites.rpc.server import respond
 
     def run(self, request, timeout_s):
         if self.entry.name == "gone":

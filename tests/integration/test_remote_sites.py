@@ -35,9 +35,9 @@ from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.sites import fanout
 from balsam_lite.sites.interface import SiteInterface
-from balsam_lite.sites.rpc import diagnose, protocol, ssh
+from balsam_lite.sites.rpc import protocol, ssh
+from balsam_lite.sites.rpc.protocol import respond
 from balsam_lite.sites.rpc.remote import ABOUT_S, CONNECT_S, RemoteSite
-from balsam_lite.sites.rpc.server import respond
 
 #: A desk that says what it was asked; in the place of the one that asks the DB, here and over there.
 STUB = """
@@ -321,12 +321,12 @@ def test_sets_and_ranges_may_be_asked_for_and_what_json_has_not_is_refused() -> 
 )
 def test_silence_is_explained(returncode: int | None, stderr: str, what: str, advice: str, is_early: bool) -> None:
     entry, done = SiteEntry(1, "s", "/db", "far"), Completed([], returncode, "", stderr)
-    told = diagnose.diagnose(entry, ssh.parse_host("far"), done, changing=True)
+    told = ssh.diagnose(entry, ssh.parse_host("far"), done, changing=True)
     assert told.message.startswith("ssh://far/db: ")
     assert what in told.message
     assert advice in told.hint
     assert ("It is unknown" in told.message) is not is_early
-    assert "It is unknown" not in diagnose.diagnose(entry, ssh.parse_host("far"), done, changing=False).message
+    assert "It is unknown" not in ssh.diagnose(entry, ssh.parse_host("far"), done, changing=False).message
 
 
 # --- a real sshd ------------------------------------------------------------------------------------------------------

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from balsam_lite.core import states
+from balsam_lite.core import parameters, states
 from balsam_lite.core.errors import InvalidSpec, InvalidStateError, UnknownField
-from balsam_lite.db import launch_params
 from balsam_lite.db.engine import directories
 from balsam_lite.db.query import events, filters, select
 from balsam_lite.db.store import insert, user_actions
@@ -462,13 +461,13 @@ def test_events_of_many_jobs_are_walked_without_sorting(db, where, monkeypatch):
 @given(st.dictionaries(st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,6}", fullmatch=True), st.text(max_size=6), max_size=4))
 @example({"cc": "-1", "d": "-x", "e": "", "map-by": "a b'\"", "m": "=="})
 def test_launch_params_come_back_from_the_flags(params):
-    params.pop(launch_params.AFFINITY, None)
-    fields = launch_params.as_fields(params)
+    params.pop(parameters.AFFINITY, None)
+    fields = parameters.fields_of_launch_params(params)
     # A value of a one-letter flag that looks like a flag is written as one word, which reads the same.
-    assert launch_params.from_fields(fields["mpi_flags"], "none") == params
+    assert parameters.launch_params_of(fields["mpi_flags"], "none") == params
 
 
 @pytest.mark.parametrize("params", ["d 3", {"": "x"}, {"--": "x"}, {1: "x"}, {"k": None}, {"k": ["a"]}])
 def test_launch_params_that_are_no_texts_are_refused(params):
     with pytest.raises(InvalidSpec, match="launch_params must map"):
-        launch_params.as_fields(params)
+        parameters.fields_of_launch_params(params)

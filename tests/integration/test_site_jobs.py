@@ -20,8 +20,8 @@ from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.connection import Database
 from balsam_lite.db.store import apps, insert
+from balsam_lite.sites.rpc.protocol import respond
 from balsam_lite.sites.rpc.remote import RemoteSite
-from balsam_lite.sites.rpc.server import respond
 
 TEMPLATE = "echo Hello, {{ say_hello_to }}! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
 HELLO = {

@@ -42,7 +42,7 @@ from balsam_lite.core.errors import (
 )
 from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
-from balsam_lite.db.engine import directories, filesystem, hung_mounts, maintenance, registry
+from balsam_lite.db.engine import directories, filesystem, maintenance, registry
 from balsam_lite.db.engine.registry import SiteEntry
 from balsam_lite.db.store import batch_jobs, insert, leases
 from balsam_lite.sites import fanout, lifecycle, selector
@@ -120,8 +120,8 @@ def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteEntry:
         str(tmp_path / "nfs"): filesystem.Mount(str(tmp_path / "nfs"), "nfs4", "x"),
     }
     monkeypatch.setattr(filesystem, "mount_points", lambda table=None: mounts)
-    monkeypatch.setattr(hung_mounts, "PROBE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(hung_mounts, "_found", {})
+    monkeypatch.setattr(registry, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(registry, "_found", {})
     return registry.add(str(tmp_path / "link/db"), "hung")
 
 
@@ -165,7 +165,7 @@ def test_few_programs_look_at_many_directories(hung: SiteEntry, tmp_path: Path, 
         return SimpleNamespace(was_killed=f"{hung.path}/balsam.sqlite3" in argv)
 
     monkeypatch.setattr(subprocess_run, "run", run)
-    silent = hung_mounts.unresponsive([*(str(tmp_path / f"nfs/{number:03}") for number in range(100)), hung.path])
+    silent = registry.unresponsive([*(str(tmp_path / f"nfs/{number:03}") for number in range(100)), hung.path])
     assert hung.path in silent and len(silent) <= 4
     assert len(looks) <= 32 and sum(len(argv) - 3 for argv in looks) == 101
 

@@ -28,9 +28,8 @@ from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import directories
 from balsam_lite.db.query import batch_queries
 from balsam_lite.schedulers import submission
-from balsam_lite.schedulers.base import BatchStatus, select
+from balsam_lite.schedulers.base import BatchStatus, Partition, select
 from balsam_lite.schedulers.local import LocalScheduler
-from balsam_lite.schedulers.request import Partition
 from balsam_lite.schedulers.script import copy_template
 from balsam_lite.schedulers.submission import (
     LaunchRequest,

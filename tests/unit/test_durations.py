@@ -130,7 +130,7 @@ def test_launches_take_times_and_refuse_two_parts(db, run, words, monkeypatch) -
 def test_a_launch_in_python_takes_times() -> None:
     from balsam_lite.core.errors import InvalidSpec
     from balsam_lite.core.settings import Settings
-    from balsam_lite.schedulers.request import LaunchRequest, validated
+    from balsam_lite.schedulers.base import LaunchRequest, validated
 
     assert validated(LaunchRequest(1, "1h"), Settings()).wall_minutes == 60
     with pytest.raises(InvalidSpec, match="wall_minutes must not be 1:30"):

@@ -17,7 +17,7 @@ from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.store import leases
 from balsam_lite.launcher.multinode.partitioned import words
 from balsam_lite.launcher.resources import LauncherOptions
-from balsam_lite.schedulers.request import Partition, check_sum
+from balsam_lite.schedulers.base import Partition, check_sum
 
 TAGS = st.dictionaries(st.text(min_size=1).filter(lambda key: "=" not in key), st.text(), max_size=3)
 

@@ -19,8 +19,7 @@ from balsam_lite.core.subprocess_run import MAX_OUTPUT_BYTES, run
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, CommandScheduler, Submission, select
 from balsam_lite.schedulers.environ import Allocation, allocation
-from balsam_lite.schedulers.local import LocalScheduler
-from balsam_lite.schedulers.local_queue import LocalQueue
+from balsam_lite.schedulers.local import LocalQueue, LocalScheduler
 
 SUBMISSION = Submission("qlaunch1", "/db/qlaunch1.sh", "/db/qlaunch1.out", "/", 2, 5)
 

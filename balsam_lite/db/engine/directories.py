@@ -19,10 +19,10 @@ from ...core.errors import (
     NoDatabase,
     NotABalsamDB,
     NotFound,
+    did_you_mean,
 )
 from ...core.files import sync_directory, write_json_atomic
 from ...core.settings import Settings, SettingsWarning
-from ...core.suggest import did_you_mean
 from . import binding, connection, filesystem, registry
 from .connection import Database
 

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ...core import field_specs, states
-from ...core.errors import InvalidSpec, UnknownField
-from ...core.suggest import did_you_mean
+from ...core.errors import InvalidSpec, UnknownField, did_you_mean
 from ..engine.schema import PAYLOAD
 
 COMPARISONS = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}

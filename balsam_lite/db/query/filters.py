@@ -37,8 +37,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ...core import field_specs, states
-from ...core.errors import InvalidSpec, UnknownField
-from ...core.suggest import nearest
+from ...core.errors import InvalidSpec, UnknownField, nearest
 from ..engine.schema import visible
 from . import queries
 from .fields import (

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ...core import states
 from ...core.clock import SECOND_US
 from ..engine.schema import VISIBLE, sql_list
-from ..store import large_writes, waits
+from ..store import large_writes, leases
 from ..store.leases import Watch
 from . import queries, select
 
@@ -63,7 +63,7 @@ def what_may_come(
     )
     if cx.execute(held).fetchone():
         return "a script of a job that has ended"
-    waiting = waits.living(cx, expiry_s, watch)
+    waiting = leases.living_waits(cx, expiry_s, watch)
     if waiting:
         holder = waiting[0].lease.holder
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""

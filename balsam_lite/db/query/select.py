@@ -18,7 +18,7 @@ from typing import Any, Union
 
 from ...core import field_specs, states
 from ...core.errors import InvalidSpec
-from .. import launch_params
+from ...core.parameters import launch_params_of
 from . import queries
 from .fields import APP, JOB, Column, Table, column_of
 from .filters import EVERY, Conditions, Q
@@ -47,7 +47,7 @@ def _parents(text: str | None) -> list[int]:
 def _launch_params(text: str) -> dict[str, str]:
     """Read the MPI flags with the affinity before them, as one text."""
     affinity, _, flags = text.partition(" ")
-    return launch_params.from_fields(flags, affinity) if flags or affinity != "none" else {}
+    return launch_params_of(flags, affinity) if flags or affinity != "none" else {}
 
 
 #: Functions that convert a fetched value for a row, by the kind of its column; other kinds need none.

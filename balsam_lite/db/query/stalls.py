@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from ...core import field_specs
-from ..store import leases, waits
+from ..store import leases
 from . import batch_queries, queries, wait_reasons
 
 #: Maximum number of jobs to look at, of those that launchers hold and of those that are waited for.
@@ -29,7 +29,7 @@ def why_nothing_happens(cx: sqlite3.Connection, jobs: Sequence[int], now_us: int
     silent = [lease for lease in at_work if lease.kind == "launcher" and leases.is_doubtful(lease, now_us, expiry_s, watch)]
     launchers = {lease.id: lease for lease in at_work if lease.kind == "launcher" and lease not in silent}
     held = cx.execute("SELECT id, lease FROM job INDEXED BY job_lease WHERE lease IS NOT NULL LIMIT ?", (_MAX_HELD,)).fetchall()
-    waiting = {wait.job for wait in waits.living(cx, expiry_s, watch)}
+    waiting = {wait.job for wait in leases.living_waits(cx, expiry_s, watch)}
     if any(lease in launchers and job not in waiting for job, lease in held):
         return ""
     if not launchers and silent:

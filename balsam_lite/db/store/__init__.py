@@ -4,10 +4,9 @@ insert        add jobs                             user_actions  user commands: 
 claims        take jobs, record how runs end       job_changes   the same for given jobs in one transaction
 steps         work before and after a run          large_writes  lists of jobs still to change, hidden ranges of an insert
 exit_rules    the states after a run (pure)        pieces        carry out large writes in short transactions
-leases        holders of jobs, reaping dead ones   held_back     delay new jobs until their dependencies are added
-waits         processes that wait for jobs         suspects      jobs that may have killed their launchers
-graph         dependencies                         tags          the table of tags
-apps          applications                         rare_tags     startable jobs with a rare tag
-batch_jobs    batch jobs, reservations             relocate      adapt a moved or copied DB
-transitions   change states; used by all the others
+leases        launchers, services and waits;       held_back     delay new jobs until their dependencies are added
+              reaping dead ones                    suspects      jobs that may have killed their launchers
+graph         dependencies                         tags          the table of tags; startable jobs with a rare tag
+apps          applications                         relocate      adapt a moved or copied DB
+batch_jobs    batch jobs, reservations             transitions   change states; used by all the others
 """

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, Protocol
 
 from ...core import field_specs, states
 from ...core.clock import format_us
-from .. import launch_params
+from ...core.parameters import launch_params_of
 from ..engine.schema import FREE, RUNNABLE, SUSPECT, SUSPECT_DEATHS, UNPREPARED, VISIBLE
 from ..query.queries import has_wildcard, matches_workflow
-from . import exit_rules, graph, large_writes, rare_tags, suspects
-from .rare_tags import TaggedJobs
+from . import exit_rules, graph, large_writes, suspects
 from .suspects import Suspect
+from .tags import TaggedJobs, rarest, read_tagged, scan_is_cheap
 from .transitions import Transition, apply, id_list
 
 #: A row as SQLite gives it.
@@ -332,12 +332,12 @@ def _with_rare_tag(cx: sqlite3.Connection, only: Filter) -> list[TaggedJobs] | N
     """Return the startable jobs that have all the tags if one of the tags is rare; else None."""
     if not only.tags:
         return None
-    tag = rare_tags.rarest(cx, only.tags)
+    tag = rarest(cx, only.tags)
     if tag is None:
         tagged = _tagged(only)
-        if not all(rare_tags.scan_is_cheap(cx, *source[:3], *tagged) for source in sources(only.workflows)):
-            tag = rare_tags.rarest(cx, only.tags, is_slow=True)
-    return None if tag is None else rare_tags.read(cx, tag, _PLAIN, *_tagged(only), only.workflows)
+        if not all(scan_is_cheap(cx, *source[:3], *tagged) for source in sources(only.workflows)):
+            tag = rarest(cx, only.tags, is_slow=True)
+    return None if tag is None else read_tagged(cx, tag, _PLAIN, *_tagged(only), only.workflows)
 
 
 def _take_among(
@@ -559,7 +559,7 @@ def fields_of(claim: Claim) -> dict[str, Any]:
     (row,) = select.read_rows([tuple(values)], columns)
     del row["lease"]
     numbers = sorted(map(int, parents.split(","))) if parents else []
-    params = launch_params.from_fields(row["mpi_flags"], row["cpu_affinity"])
+    params = launch_params_of(row["mpi_flags"], row["cpu_affinity"])
     return {**row, "app_id": app_id, "parent_ids": numbers, "launch_params": params}
 
 

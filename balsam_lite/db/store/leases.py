@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ...core import states
@@ -330,3 +330,54 @@ def watch_the_doubtful(db: Database, expiry_s: float, where: str = AT_WORK) -> W
 
     await_certainty(look, expiry_s)
     return watch
+
+
+# --- processes that wait for jobs -------------------------------------------------------------------------------------
+# They are registered as leases of the kind `wait`, so that launchers know that more jobs may come. Such a lease holds no job,
+# and its row is deleted at its end. That of a dead process is deleted when the next one is opened on its host, or by a
+# launcher that has watched it, and is ignored until then.
+
+
+WAIT = "wait"
+IS_WAIT = f"kind = '{WAIT}'"
+
+
+class Wait(NamedTuple):
+    """A process that waits, and the number of the job in which it runs, if any."""
+
+    lease: Lease
+    job: int | None
+
+
+def open_wait(cx: sqlite3.Connection, holder: Holder, job_id: str, now_us: int, expiry_s: float) -> int:
+    """Register a process that waits for jobs, in the job with that UUID or ("") outside of jobs. Return the lease's number."""
+    for lease in open_leases(cx, IS_WAIT):
+        if is_dead(lease, expiry_s):
+            close_wait(cx, lease.id)
+    number = open_lease(cx, WAIT, holder, "", now_us)
+    if job_id:
+        mine = "SELECT id FROM job WHERE substr(job_id, 1, 8) = ? AND job_id = ?"
+        cx.execute(f"UPDATE lease SET note = coalesce(({mine}), '') WHERE id = ?", (job_id[:8], job_id, number))
+    return number
+
+
+def close_wait(cx: sqlite3.Connection, lease: int) -> None:
+    """Remove the registration of a process that waited."""
+    cx.execute(f"DELETE FROM lease WHERE id = ? AND {IS_WAIT}", (lease,))
+
+
+def living_waits(cx: sqlite3.Connection, expiry_s: float, watch: Watch | None = None) -> list[Wait]:
+    """Return the waits whose processes are not certainly dead."""
+    rows = cx.execute(f"SELECT id, note FROM lease WHERE closed IS NULL AND {IS_WAIT}")
+    jobs = {number: int(note) if note else None for number, note in rows}
+    if not jobs:
+        return []
+    found = open_leases(cx, IS_WAIT)
+    return [Wait(lease, jobs.get(lease.id)) for lease in found if not is_dead(lease, expiry_s, watch)]
+
+
+def remove_dead_waits(cx: sqlite3.Connection, dead: Collection[Lease]) -> None:
+    """Remove the registrations that are still as they were when their processes were found to be dead."""
+    for lease in open_leases(cx, IS_WAIT):
+        if lease in dead:
+            close_wait(cx, lease.id)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ...core import field_specs, states
 from ..engine.schema import RESERVED, SUSPECT, SUSPECT_DEATHS, sql_list
-from .rare_tags import QueuedJob, TaggedJobs
+from .tags import QueuedJob, TaggedJobs
 
 #: Key in the data of the event RUNNING of a suspect that runs alone.
 _ALONE = "alone"

@@ -16,7 +16,7 @@ from ...core import daemon, import_guard
 from ...core.errors import SpawnFailed
 from ...core.settings import Settings
 from ...core.subprocess_run import module_words, python_path
-from ...schedulers.request import Partition, check_sum
+from ...schedulers.base import Partition, check_sum
 from .. import resources
 from ..exec.children import Alarm
 from ..exec.spawner import Companion

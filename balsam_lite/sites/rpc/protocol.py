@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...core import errors, field_specs
-from ...core.errors import BalsamError, InvalidSpec
+from ...core.errors import BalsamError, InvalidSpec, SiteUnreachable
+from ...db.engine import directories, registry
 from ..interface import SiteInterface
 
 #: The methods that may be called, and no others.
@@ -131,3 +132,48 @@ def _error(plain: Mapping[str, str]) -> BalsamError:
     found = getattr(errors, plain["type"], None)
     known = found if isinstance(found, type) and issubclass(found, BalsamError) else BalsamError
     return known(plain["message"], hint=plain["hint"])
+
+
+# --- answering requests -----------------------------------------------------------------------------------------------
+
+
+def respond(line: bytes, db: str | None = None) -> str:
+    """Execute a request and return the answer, one line of JSON; never raises.
+
+    Args:
+        db: the DB's directory if the request names none. None is the active one.
+    """
+    marker = ""
+    try:
+        request = read_request(line)
+        marker = request.marker
+        return write_answer(marker, _carried_out(request, db))
+    except BalsamError as exc:
+        return write_error(marker, exc)
+    except Exception as exc:  # noqa: BLE001  # the caller must get an answer; a traceback would be lost
+        return write_error(marker, _unexpected(exc))
+
+
+def _carried_out(request: RpcRequest, db: str | None) -> Any:
+    if request.version != __version__:  # before anything is done: a method's meaning may have changed
+        raise SiteUnreachable(f"This is balsam_lite {__version__}; it was asked by balsam_lite {request.version}.")
+    if request.method not in METHODS:
+        raise InvalidSpec(f"There is no method {request.method!r}.", hint=f"There are: {', '.join(METHODS)}")
+    from ..local import LocalSite
+
+    database = directories.open_database(directories.absolute(request.db) if request.db else directories.find(db))
+    try:
+        site: SiteInterface = LocalSite(registry.at(database.directory), database)
+        return getattr(site, request.method)(**request.arguments)
+    finally:
+        database.close()
+
+
+def _unexpected(exc: Exception) -> BalsamError:
+    import traceback
+
+    place = traceback.extract_tb(exc.__traceback__)[-1]
+    return BalsamError(
+        f"unexpected {type(exc).__name__}: {exc}  ({place.filename}, line {place.lineno}, in {place.name})",
+        hint="This is a fault of balsam_lite on the site's host.",
+    )

@@ -11,7 +11,7 @@ from ...core import field_specs, import_guard, subprocess_run
 from ...core.errors import BalsamError, InvalidSpec, NotABalsamDB, RemoteError, SiteUnreachable
 from ...db.engine.registry import SiteEntry
 from ..interface import Row
-from . import diagnose, protocol, ssh
+from . import protocol, ssh
 
 #: Maximum number of seconds for connecting.
 CONNECT_S = 4
@@ -157,7 +157,7 @@ class RemoteSite:
         if reply is None:
             if done.was_killed:
                 ssh.drop(self._host)
-            raise diagnose.diagnose(self.entry, self._host, done, changing)
+            raise ssh.diagnose(self.entry, self._host, done, changing)
         if reply.version != __version__:
             raise self._other_version(reply.version)
         if reply.error is not None:

@@ -29,8 +29,7 @@ from ..db.query import queries
 from ..db.store import apps, insert, user_actions
 from ..pyapps import payload, python_argv, result_file, run_call
 from . import dag
-from .futures import why_failed
-from .waiter import DELETED, JobStatus, Waiter, registration_of, status_of
+from .waiter import DELETED, JobStatus, Waiter, registration_of, status_of, why_failed
 
 APP = "balsam-call"
 WORKFLOW = "executor"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import states
 from ..core.errors import InputError, TaskFailed, UnknownJob, WaitTimeout
-from .waiter import DELETED, ChangeFeed, JobStatus, Waiter, feed_of, status_of
+from .waiter import DELETED, ChangeFeed, JobStatus, Waiter, feed_of, status_of, why_failed
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Database
@@ -150,25 +150,6 @@ def _release(database: Database) -> None:
     from ..db.store import held_back
 
     held_back.release(database)
-
-
-def why_failed(database: Database, number: int, name: str) -> str:
-    """Return the last message of the job's history; if it failed with a parent also that one's, back to the first failure."""
-    from ..db.query import queries
-
-    with database.read() as cx:
-        end = queries.end_of(cx, number)
-        if end is None:
-            return f"Job {name} was deleted."
-        ends = [end]
-        while ends[-1].parent is not None:
-            end = queries.end_of(cx, ends[-1].parent)
-            if end is None:
-                break
-            ends.append(end)
-    if len(ends) > 3:  # a long chain: the job, its parent, and where it began
-        ends = [*ends[:2], ends[-1]]
-    return "\n".join(f"Job [{end.name} | {end.job_id[:8]}] is {end.state}: {end.message}" for end in ends)
 
 
 # --- many jobs --------------------------------------------------------------------------------------------------------

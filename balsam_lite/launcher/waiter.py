@@ -100,6 +100,25 @@ def status_of(database: Database, number: int) -> JobStatus:
     return found
 
 
+def why_failed(database: Database, number: int, name: str) -> str:
+    """Return the last message of the job's history; if it failed with a parent also that one's, back to the first failure."""
+    from ..db.query import queries
+
+    with database.read() as cx:
+        end = queries.end_of(cx, number)
+        if end is None:
+            return f"Job {name} was deleted."
+        ends = [end]
+        while ends[-1].parent is not None:
+            end = queries.end_of(cx, ends[-1].parent)
+            if end is None:
+                break
+            ends.append(end)
+    if len(ends) > 3:  # a long chain: the job, its parent, and where it began
+        ends = [*ends[:2], ends[-1]]
+    return "\n".join(f"Job [{end.name} | {end.job_id[:8]}] is {end.state}: {end.message}" for end in ends)
+
+
 # --- feeds ------------------------------------------------------------------------------------------------------------
 
 

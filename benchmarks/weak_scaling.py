@@ -30,8 +30,8 @@ from balsam_lite.db.store import leases
 from balsam_lite.db.store.claims import Claim, RunResult
 from balsam_lite.launcher import loop
 from balsam_lite.launcher.multinode import messages
-from balsam_lite.launcher.multinode.channel import Channel
 from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
+from balsam_lite.launcher.multinode.messages import Channel
 from balsam_lite.launcher.placement import Node, NodePool, Placement
 from balsam_lite.launcher.run_results import Finished
 

@@ -52,7 +52,7 @@ class Remote(NamedTuple):
     path: str  # a PATH on which ssh and scp know the host
 
     def run(self, argv: Sequence[str], directory: str) -> tuple[int, str]:
-        """A `Run` of `launcher.staging.remote`."""
+        """A `Run` of `launcher.staging.transfers`."""
         done = subprocess.run(
             argv,
             cwd=directory,

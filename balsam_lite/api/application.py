@@ -18,7 +18,7 @@ from ..core import command_line, import_guard
 from ..core.errors import ApplicationLost, DuplicateApp, InvalidApplication, InvalidRun, NotFound, UnknownApp
 from ..db.engine.registry import SiteEntry
 from ..db.query.fields import APP
-from ..pyapps import class_loader, payload, python_argv
+from ..pyapps import class_loader, payload
 from ..sites import fanout
 from . import routing, site_handle
 from .query import Manager
@@ -47,7 +47,7 @@ class ApplicationDefinition:
         keep_background: do not end processes that a run leaves in the background when it ends.
 
     The launcher creates the objects; `self.job` is the job. Hooks may assign `self.job.state` and `self.job.state_data`. In
-    `run` and `shell_preamble` the fields of the job can be read, and no DB is opened: see `pyapps.job_view.JobView`.
+    `run` and `shell_preamble` the fields of the job can be read, and no DB is opened: see `pyapps.run_class.JobView`.
     """
 
     site: ClassVar[Any]
@@ -288,14 +288,14 @@ def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]
         "name": cls.__name__,
         "description": inspect.cleandoc(cls.__doc__ or ""),
         "command_template": cls.command_template or "",
-        "executable": "" if cls.command_template is not None else shlex.join(python_argv.words(python, python_argv.FUNCTION)),
+        "executable": "" if cls.command_template is not None else shlex.join(payload.program_words(python, payload.FUNCTION)),
         "parameters": cls.parameters,
         "environ_vars": cls.environment_variables,
         "exit_0_is_done_after_stop": cls.exit_0_is_done_after_stop,
         "keep_background": cls.keep_background,
         "definition": {} if ref is None else payload.definition_of(ref),
         "envscript": "",
-        **{name: shlex.join(python_argv.words(python, python_argv.HOOK, name)) if name in own else "" for name in _SCRIPTS},
+        **{name: shlex.join(payload.program_words(python, payload.HOOK, name)) if name in own else "" for name in _SCRIPTS},
     }
 
 

@@ -99,7 +99,7 @@ def launcher(
         tags=tuple(tags.items()),
     )
     if parts:
-        from ..launcher.multinode.partitioned import run_parts
+        from ..launcher.multinode.supervisor import run_parts
         from ..schedulers.base import Partition
 
         return run_parts(directory, options, [Partition.parse(part) for part in parts])

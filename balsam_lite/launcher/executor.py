@@ -27,7 +27,7 @@ from ..db.engine import directories
 from ..db.engine.connection import Database
 from ..db.query import queries
 from ..db.store import apps, insert, user_actions
-from ..pyapps import payload, python_argv, result_file, run_call
+from ..pyapps import payload, result_file, run_call
 from . import dag
 from .waiter import DELETED, JobStatus, Waiter, registration_of, status_of, why_failed
 
@@ -259,7 +259,7 @@ class BalsamExecutor(concurrent.futures.Executor):
 
     def _register(self) -> str:
         """Return the name of the application that runs calls with this interpreter; register it if there is none."""
-        line = shlex.join(python_argv.words(self._python, python_argv.CALL))
+        line = shlex.join(payload.program_words(self._python, payload.CALL))
         with self.database.read() as cx:
             name = _app_for(cx, line, may_add=False)
         if not name:

@@ -22,17 +22,18 @@ from ..core import field_specs, job_files, states
 from ..core.errors import LaunchError, MachineTrouble
 from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
-from ..pyapps import python_argv
-from .exec import children, invocation, leftovers
+from ..pyapps import payload
+from .exec import children, invocation
 from .exec.spawn_helper import ABANDONED, Request
 from .exec.spawner import Answer, Ended, FailedStart, Spawner, Started
 from .exec.trouble import Machine
 from .failpoints import failpoint
+from .reaper import end_runs
 from .staging import links
 from .staging.files import shown
 
 if TYPE_CHECKING:
-    from .staging.remote import Run
+    from .staging.transfers import Run
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +276,7 @@ class Steps:
         if not argv:
             raise StepFailed(f"The {kind} script is empty.")
         self._make_directory(directory)
-        called = f"{task.claim.application}.{kind}" if python_argv.is_hook(command) else command
+        called = f"{task.claim.application}.{kind}" if payload.is_hook(command) else command
         output = _begin_log(directory, kind, called, task.claim)
         own = invocation.hook_environment(task.claim, kind, self._context)
         try:
@@ -360,7 +361,7 @@ class Steps:
                 self._spawner.flush()
 
     def _end_run(self, task: StepTask, grace_s: float) -> None:
-        leftovers.end_runs(self._context.db_directory, grace_s, runs=[invocation.mark(task.claim, self._context)])
+        end_runs(self._context.db_directory, grace_s, runs=[invocation.mark(task.claim, self._context)])
 
 
 def _handler(claim: Claim) -> tuple[str, str]:

@@ -1,18 +1,18 @@
-"""The entry points of programs that run in a job's working directory: see `python_argv`."""
+"""The entry points of programs that run in a job's working directory: see `payload`."""
 
 import sys
 
 
 def hook() -> None:
     """Run a hook of a class, or the commands of its `shell_preamble` and then the program."""
-    from .run_hook import main
+    from .run_class import run_hook
 
-    sys.exit(main())
+    sys.exit(run_hook())
 
 
 def function() -> None:
     """Run the `run` function of a class."""
-    from .run_call import run_function
+    from .run_class import run_function
 
     sys.exit(run_function())
 

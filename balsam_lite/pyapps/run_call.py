@@ -1,9 +1,7 @@
-"""The programs of jobs that are Python code, started by the command lines of `python_argv`.
+"""The program that makes a call of a BalsamExecutor, started by a command line of `payload`: CALL PAYLOAD.
 
-FUNCTION PAYLOAD calls the `run` of a class, CALL PAYLOAD makes a call of a BalsamExecutor. PAYLOAD is a file with a
-TaskPayload or a CallPayload, the outcome goes to another one (see `result_file`). The exit code is 1, and the traceback is
-printed, if the code raised. This opens no DB: only rank 0 of the launcher does, never a compute rank. A call imports as little
-of Balsam as possible.
+PAYLOAD is a file with a CallPayload, the outcome goes to another one (see `result_file`). The exit code is 1, and the traceback
+is printed, if the code raised. This opens no DB, and imports as little of Balsam as possible.
 """
 
 from __future__ import annotations
@@ -18,17 +16,10 @@ from . import result_file
 from .result_file import Outcome, ResultHeader
 
 if TYPE_CHECKING:
-    from .payload import TaskPayload
-
-#: Variables that hold a process's rank, of the start commands in `mpirun.flavours`. Sources: PMI 1 and 2 (MPICH, Hydra, Intel
-#: MPI, PALS), Open MPI's mpirun(1), PMIx, srun(1), aprun(1), jsrun(1).
-_RANK_VARIABLES = (
-    "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID", "ALPS_APP_PE", "JSM_NAMESPACE_RANK", "MV2_COMM_WORLD_RANK",
-    "SLURM_PROCID",
-)  # fmt: skip
+    pass
 
 
-def _concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> int:
+def concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> int:
     """Run the user's code, write and print its outcome, and return the exit code."""
     pid = os.getpid()
     outcome = do()
@@ -40,68 +31,6 @@ def _concluded(do: Callable[[], Outcome], write: Callable[[Outcome], None]) -> i
     except (OSError, ValueError, AttributeError):  # the code has closed it; AttributeError: it was None all along
         pass
     return 0 if outcome.good else 1
-
-
-# --- functions of classes ---------------------------------------------------------------------------------------------
-
-
-def run_function() -> int:
-    """Run the function of the job whose payload the command line names; return the exit code.
-
-    Under MPI every rank calls it; what rank 0 returns is the result. A rank that raises ends all, and the first exception is
-    the result.
-    """
-    from . import payload
-
-    path = sys.argv[1]
-    given = payload.read(path)
-    rank = rank_of(given, os.environ)
-
-    def write(outcome: Outcome) -> None:
-        if rank == 0 or not outcome.good:
-            header = ResultHeader(given.job["job_id"], given.job["attempt"], outcome.good)
-            result_file.write(os.path.join(os.path.dirname(path), result_file.file_name(header.job_id)), header, outcome)
-
-    code = _concluded(lambda: _outcome_of_function(given, keeps_result=rank == 0), write)
-    if code and given.ranks > 1:
-        _end_all_ranks()
-    return code
-
-
-def _outcome_of_function(given: TaskPayload, keeps_result: bool) -> Outcome:
-    from ..core.errors import BalsamError
-    from .job_view import instance_of
-
-    try:
-        instance = instance_of(given)
-    except BalsamError as exc:
-        return result_file.failure(exc)._replace(trace=f"{exc}\n")  # where in our code that was found helps no user
-
-    def run() -> Any:
-        # A default of the class counts where a parameter is not given; the function's own defaults are left to it.
-        defaults = {n: one["default"] for n, one in instance.parameters.items() if not one["required"] and "default" in one}
-        value = instance.run(**{**defaults, **instance.job.parameters})
-        return value if keeps_result else None
-
-    return result_file.outcome_of(run, result_file.MAX_VALUE_BYTES)
-
-
-def rank_of(given: TaskPayload, environ: Mapping[str, str]) -> int:
-    """Return this process's rank; 0 for a program of one rank, even if an MPI program has started the launcher."""
-    if given.ranks == 1:
-        return 0
-    for name in _RANK_VARIABLES:
-        if environ.get(name, "").isdecimal():
-            return int(environ[name])
-    sys.exit(f"This is one of {given.ranks} ranks, and no variable holds its number: {' '.join(_RANK_VARIABLES)}")
-
-
-def _end_all_ranks() -> None:
-    """End all ranks if the function used MPI: this rank would wait in MPI_Finalize for others that wait for it."""
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
-        sys.stdout.flush()
-        mpi.COMM_WORLD.Abort(1)
 
 
 # --- calls of an executor ---------------------------------------------------------------------------------------------
@@ -131,7 +60,7 @@ def run_call() -> int:
     path = os.path.abspath(result_file.file_name(job_id))  # now: the call may change the directory
     given = _read_call(path)
     header = ResultHeader(job_id, int(attempt), True)
-    return _concluded(
+    return concluded(
         lambda: outcome_of_call(given),
         lambda outcome: result_file.write(path, header._replace(good=outcome.good), outcome),
     )
@@ -140,11 +69,11 @@ def run_call() -> int:
 def run_old_call() -> int:
     """Run a call that an earlier version has added: its result is only the pickled outcome, in a file with another name."""
     from ..core import files
-    from .python_argv import OLD_RESULT
+    from .payload import OLD_RESULT
 
     path = os.path.abspath(OLD_RESULT)
     given = _read_call(path)
-    return _concluded(
+    return concluded(
         lambda: outcome_of_call(given), lambda outcome: files.write_atomic(path, pickle.dumps(tuple(outcome), protocol=4))
     )
 

@@ -41,8 +41,8 @@ from balsam_lite.db.store import exit_rules, user_actions
 from balsam_lite.launcher import dag, resources
 from balsam_lite.launcher.exec import invocation
 from balsam_lite.launcher.main import run_launcher
-from balsam_lite.launcher.multinode.partitioned import run_parts
-from balsam_lite.pyapps import class_loader, payload, python_argv, result_file, run_call, run_hook
+from balsam_lite.launcher.multinode.supervisor import run_parts
+from balsam_lite.pyapps import class_loader, payload, result_file, run_class
 from balsam_lite.pyapps.payload import ClassRef
 
 HEADER = "from balsam_lite.api import ApplicationDefinition, Job, BatchJob\n"
@@ -160,7 +160,7 @@ def test_sync_stores_where_the_class_is_and_changes_what_was_stored_before(site,
     assert stored.environ_vars == {"LANG": "C"} and stored.parameters == {"name": {"required": True}}
     assert stored.definition["file"] == str(path) and stored.definition["class"] == "Hello"
     assert str(tmp_path) in stored.definition["path"] and not any(sys.prefix in one for one in stored.definition["path"])
-    assert shlex.split(stored.postprocess) == python_argv.words(sys.executable, python_argv.HOOK, "postprocess")
+    assert shlex.split(stored.postprocess) == payload.program_words(sys.executable, payload.HOOK, "postprocess")
     assert stored.handle_timeout.endswith(" handle_timeout")
     assert (stored.preprocess, stored.handle_error, stored.executable) == ("", "", "")
 
@@ -571,7 +571,7 @@ def test_a_hook_which_only_says_something_lets_its_job_go_where_it_would_go(ran,
         query = "SELECT to_state, json_extract(data, '$.payload.said') FROM event WHERE job = ?"
         rows = cx.execute(query, (number(ran, f"Says/{place}"),)).fetchall()
     assert {state: text for state, text in rows if text} == said
-    assert run_hook._default("postprocess", "RUN_ERROR") == run_hook._default("handle_error", "RUN_ERROR") == "FAILED"
+    assert run_class._default("postprocess", "RUN_ERROR") == run_class._default("handle_error", "RUN_ERROR") == "FAILED"
 
 
 def test_a_function_gets_its_arguments_by_value_and_returns_its_result(ran, job):
@@ -659,7 +659,7 @@ def test_a_line_that_cannot_be_made_fails_its_job_alone(site):
     ],
 )
 def test_a_preamble_goes_to_its_shell_without_a_file(tmp_path, preamble, said):
-    line = f"{run_hook._script(preamble)}echo $A,$B"
+    line = f"{run_class._script(preamble)}echo $A,$B"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, input="in", capture_output=True, text=True)
     assert (done.stdout, done.returncode == 0) == (said, bool(said))
     assert os.listdir(tmp_path) == []
@@ -668,10 +668,10 @@ def test_a_preamble_goes_to_its_shell_without_a_file(tmp_path, preamble, said):
 @pytest.mark.parametrize("variable", ["PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PALS_RANKID"])
 def test_a_rank_is_known_by_variables_and_only_where_there_are_several(variable):
     given = payload.TaskPayload("{}", "{}", 4, {})
-    assert run_call.rank_of(given, {variable: "3"}) == 3
-    assert run_call.rank_of(given._replace(ranks=1), {variable: "3"}) == 0
+    assert run_class.rank_of(given, {variable: "3"}) == 3
+    assert run_class.rank_of(given._replace(ranks=1), {variable: "3"}) == 0
     with pytest.raises(SystemExit, match="one of 4 ranks, and no variable"):
-        run_call.rank_of(given, {})
+        run_class.rank_of(given, {})
 
 
 def test_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
@@ -686,8 +686,8 @@ def test_functions_and_preambles_need_no_db_and_import_no_data(tmp_path):
     job = {"job_id": "12345678-9", "workdir": str(tmp_path), "attempt": 2}
     payload.write(path, payload.TaskPayload(json.dumps(definition), '{"a": 5}', 1, job))
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
-    program = python_argv.words(PYTHON, python_argv.FUNCTION, path)
-    words = python_argv.words(PYTHON, python_argv.HOOK, "launch", path, *program)
+    program = payload.program_words(PYTHON, payload.FUNCTION, path)
+    words = payload.program_words(PYTHON, payload.HOOK, "launch", path, *program)
     (tmp_path / "json.py").write_text("1 / 0")
     done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "before 2\n", "")
@@ -764,7 +764,7 @@ def result_of(tmp_path, source, **parameters):
         str(tmp_path / "o.json"), payload.TaskPayload(json.dumps(payload.definition_of(source)), json.dumps(parameters), 1, job)
     )
     environ = {**os.environ, "BALSAM_DB_PATH": "/nowhere/at/all"}
-    words = python_argv.words(PYTHON, python_argv.FUNCTION, str(tmp_path / "o.json"))
+    words = payload.program_words(PYTHON, payload.FUNCTION, str(tmp_path / "o.json"))
     subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, timeout=30)
     left = result_file.read(str(tmp_path / result_file.file_name("12345678-9")), "12345678-9", 1)
     assert left is not None

@@ -24,11 +24,10 @@ from balsam_lite.core.errors import MachineTrouble
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.store import claims, leases, user_actions
 from balsam_lite.db.store.claims import Claim, Filter, RunResult, Shape
-from balsam_lite.launcher.multinode import channel as channel_module
 from balsam_lite.launcher.multinode import messages
 from balsam_lite.launcher.multinode import mpi_transport as mpi_transport_module
-from balsam_lite.launcher.multinode.channel import Channel
 from balsam_lite.launcher.multinode.coordinator import ClusterRunner, Workers
+from balsam_lite.launcher.multinode.messages import Channel
 from balsam_lite.launcher.multinode.supervisor import RankPlan
 from balsam_lite.launcher.multinode.worker import ConnectionLost, Worker
 from balsam_lite.launcher.placement import Node, NodePool, Placement
@@ -121,8 +120,8 @@ def test_what_was_not_sent_can_be_taken_back() -> None:
 def test_batches_are_split_at_a_mebibyte_and_what_is_larger_goes_alone() -> None:
     wire, head, node = channels(Clock())
     for _ in range(3):
-        head.send(1, b"x" * (channel_module.MAX_BATCH_BYTES - 1000))
-    head.send(1, b"y" * 5 * channel_module.MAX_BATCH_BYTES)
+        head.send(1, b"x" * (messages.MAX_BATCH_BYTES - 1000))
+    head.send(1, b"y" * 5 * messages.MAX_BATCH_BYTES)
     heard = 0
     while head.has_unanswered(1):
         head.flush()
@@ -130,12 +129,12 @@ def test_batches_are_split_at_a_mebibyte_and_what_is_larger_goes_alone() -> None
         head.receive()
     assert heard == 4
     batches = [len(frame) for sender, _, frame in wire.sent if sender == 0 and len(frame) > 1000]
-    assert all(size <= channel_module.MAX_BATCH_BYTES + 100 for size in batches[:-1])
+    assert all(size <= messages.MAX_BATCH_BYTES + 100 for size in batches[:-1])
     assert len(batches) == 4
 
 
 def test_what_is_too_large_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "MAX_MESSAGE_BYTES", 100)
+    monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 100)
     _, head, node = channels(Clock())
     assert head.send(1, b"x" * 101) > 100
     head.flush()
@@ -534,7 +533,7 @@ def test_a_bad_job_fails_alone_and_an_error_of_the_node_itself_gives_all_its_job
 
 def test_a_job_that_cannot_be_told_fails_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
-    monkeypatch.setattr(channel_module, "MAX_MESSAGE_BYTES", 5000)
+    monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 5000)
     monkeypatch.setattr("balsam_lite.launcher.multinode.coordinator.MAX_MESSAGE_BYTES", 5000)
     stage.runner.start(claim(1, args="x" * 6000), place(1))
     (ended,) = stage.go()

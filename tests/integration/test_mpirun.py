@@ -25,7 +25,7 @@ from balsam_lite.core.errors import SettingsError, SpawnFailed
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.store import user_actions
 from balsam_lite.db.store.claims import Claim, Shape
-from balsam_lite.launcher.mpirun import detect, find, one_rank_per_node, scrubbed, use
+from balsam_lite.launcher.mpirun import find, one_rank_per_node, scrubbed, starter, use
 from balsam_lite.launcher.mpirun.flavours import FLAVOURS, RankLayout, make_render
 from balsam_lite.launcher.mpirun.starter import Starter
 from balsam_lite.launcher.placement import MpiRules, Node, NodePool
@@ -358,7 +358,7 @@ def test_a_command_that_fails_is_passed_over(machine: Machine, script: str) -> N
 
 
 def test_a_command_that_hangs_is_given_up(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "_VERSION_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(starter, "_VERSION_TIMEOUT_S", 0.5)
     machine.has("mpiexec", "/bin/sleep 600")
     begun = time.monotonic()
     assert "no answer within 0.5 s" in machine.flavour()

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from balsam_lite.core import subprocess_run
-from balsam_lite.pyapps import payload, python_argv, result_file, run_call
+from balsam_lite.pyapps import payload, result_file, run_call
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def ended(words, **environ):
 def test_data_in_the_working_directory_are_no_modules_of_a_call(trap, path):
     (trap / "balsam_lite").mkdir()
     run_call.write_payload("call.pkl", run_call.CallPayload([], None, pickle.dumps((divmod, (7, 2), {}))))
-    words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
+    words = payload.program_words(sys.executable, payload.CALL, "call.pkl")
     done = ended(words, PYTHONPATH=path.format(ROOT))
     assert (done.returncode, done.stderr) == (0, "")
     assert pickle.loads(result_file.read_outcome(RESULT).value) == (3, 1)
@@ -85,12 +85,12 @@ def test_hooks_and_functions_whose_lines_an_earlier_version_has_stored_run(trap)
 
 
 def test_the_launcher_knows_where_a_stored_line_leaves_its_result():
-    new = {what: " ".join(python_argv.words("python3", what)) for what in ("call", "function", "hook")}
+    new = {what: " ".join(payload.program_words("python3", what)) for what in ("call", "function", "hook")}
     old = {what: line.replace("pyapps.entry_points", "launcher.start") for what, line in new.items()}
-    names = [python_argv.result_name(lines[what], JOB_ID) for lines in (new, old) for what in ("call", "function", "hook")]
+    names = [payload.result_name(lines[what], JOB_ID) for lines in (new, old) for what in ("call", "function", "hook")]
     assert names == [RESULT, RESULT, "", ".balsam-result.pkl", RESULT, ""]
-    assert [python_argv.is_hook(lines[what]) for lines in (new, old) for what in ("hook", "call")] == [True, False] * 2
-    assert python_argv.result_name(None, JOB_ID) == python_argv.result_name("echo", JOB_ID) == ""
+    assert [payload.is_hook(lines[what]) for lines in (new, old) for what in ("hook", "call")] == [True, False] * 2
+    assert payload.result_name(None, JOB_ID) == payload.result_name("echo", JOB_ID) == ""
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -98,14 +98,14 @@ def test_a_call_may_close_its_streams(trap, stream):
     run_call.write_payload(
         "call.pkl", run_call.CallPayload([], None, pickle.dumps((exec, (f"import sys; sys.{stream}.close()",), {})))
     )
-    done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
+    done = ended(payload.program_words(sys.executable, payload.CALL, "call.pkl"))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_process_that_a_call_forks_leaves_no_result(trap):
     code = "import os; pid = os.fork(); pid and (os.waitpid(pid, 0), os.rename('.balsam-12345678.pkl', 'of-child.pkl'))"
     run_call.write_payload("call.pkl", run_call.CallPayload([], None, pickle.dumps((exec, (code,), {}))))
-    done = ended(python_argv.words(sys.executable, python_argv.CALL, "call.pkl"))
+    done = ended(payload.program_words(sys.executable, payload.CALL, "call.pkl"))
     assert done.returncode == 1 and "No such file or directory: '.balsam-12345678.pkl'" in done.stderr
 
 
@@ -126,7 +126,7 @@ def outcome_of_call(tmp_path, script, function):
     (tmp_path / "script.py").write_text(script)
     pickled = b"c%b\n%b\n)}\x87." % (payload.MAIN.encode(), function.encode())  # (function, (), {}) of the script
     run_call.write_payload(str(tmp_path / "call.pkl"), run_call.CallPayload([], ("path", str(tmp_path / "script.py")), pickled))
-    words = python_argv.words(sys.executable, python_argv.CALL, "call.pkl")
+    words = payload.program_words(sys.executable, payload.CALL, "call.pkl")
     environ = {**os.environ, "BALSAM_JOB_ID": JOB_ID, "BALSAM_ATTEMPT": "1"}
     done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30)
     outcome = result_file.read_outcome(str(tmp_path / RESULT))
@@ -164,11 +164,11 @@ def test_a_call_of_a_script_imports_it_only_up_to_where_it_would_make_its_jobs_a
     assert "'below'" in outcome.trace and "only up to line 8" in outcome.trace and "Define it above" in outcome.trace
 
 
-@pytest.mark.parametrize("what", [python_argv.HOOK, python_argv.FUNCTION])
+@pytest.mark.parametrize("what", [payload.HOOK, payload.FUNCTION])
 def test_a_package_of_our_name_in_the_working_directory_is_data(trap, what):
     (trap / "balsam_lite").mkdir()
     (trap / "balsam_lite" / "__init__.py").write_text("raise SystemExit('that file is data')")
-    done = ended(python_argv.words(sys.executable, what, "no-such-thing"))
+    done = ended(payload.program_words(sys.executable, what, "no-such-thing"))
     assert done.returncode == 1 and "data" not in done.stderr
 
 

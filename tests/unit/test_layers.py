@@ -36,14 +36,14 @@ ROOMS = (
         (
             *(f"launcher.{name}" for name in ("exec", "template", "mpirun", "staging", "placement", "failpoints")),
             *("launcher.logs", "launcher.reaper"),
-            *(f"pyapps.{name}" for name in ("python_argv", "payload", "result_file", "class_loader")),
+            *(f"pyapps.{name}" for name in ("payload", "result_file", "class_loader")),
         ),
     ),
     Room(
         4, "launcher",
         (
             *(f"launcher.{name}" for name in ("steps", "runner", "run_results", "exit_grace", "pacing", "reporting", "loop")),
-            *(f"launcher.multinode.{name}" for name in ("coordinator", "worker", "channel", "messages", "mpi_transport")),
+            *(f"launcher.multinode.{name}" for name in ("coordinator", "worker", "messages", "mpi_transport")),
         ),
     ),
     Room(4, "service", ("service",)),
@@ -51,7 +51,7 @@ ROOMS = (
         5, "wiring of the launcher",
         (
             *(f"launcher.{name}" for name in ("main", "resources")),
-            *(f"launcher.multinode.{name}" for name in ("supervisor", "rank", "partitioned")),
+            *(f"launcher.multinode.{name}" for name in ("supervisor", "rank")),
         ),
     ),
     Room(5, "sites", ("sites",)),

@@ -15,7 +15,7 @@ from launching import Bench
 
 from balsam_lite.core.errors import InvalidSpec
 from balsam_lite.db.store import leases
-from balsam_lite.launcher.multinode.partitioned import words
+from balsam_lite.launcher.multinode.supervisor import part_words
 from balsam_lite.launcher.resources import LauncherOptions
 from balsam_lite.schedulers.base import Partition, check_sum
 
@@ -50,11 +50,11 @@ def test_parts_must_be_all_of_the_nodes() -> None:
 
 def test_the_launcher_of_a_part_has_its_nodes_and_the_tags_of_both() -> None:
     options = LauncherOptions("serial", "w", 10, 4, gpus_per_node=2, persistent=True, tags=(("a", "1"), ("b", "2")))
-    assert words(options, Partition("mpi", 3, {"b": "3"}), 1) == [
+    assert part_words(options, Partition("mpi", 3, {"b": "3"}), 1) == [
         "launcher", "--wf-filter=w", "--nodes=4", "--gpus-per-node=2", "--time-limit-minutes=10", "--limit-nodes=3",
         "--offset-nodes=1", "--job-mode=mpi", "--persistent", "--tag=a=1", "--tag=b=3",
     ]  # fmt: skip
-    assert "--consume-all" in words(LauncherOptions(), Partition("mpi", 1), 0)
+    assert "--consume-all" in part_words(LauncherOptions(), Partition("mpi", 1), 0)
 
 
 @pytest.fixture

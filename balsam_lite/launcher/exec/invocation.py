@@ -18,7 +18,7 @@ from ...core.process_table import DETACHED_VARIABLE, HOOK_VARIABLE, JOB_VARIABLE
 from ...db.engine import directories
 from ...db.store import claims
 from ...db.store.claims import Claim
-from ...pyapps import payload, python_argv, result_file
+from ...pyapps import payload, result_file
 from ..placement import Placement
 from ..staging import links
 from ..staging.links import Parent
@@ -210,7 +210,7 @@ def _of_class(claim: Claim, words: list[str], context: Context) -> list[str]:
         words = [*words, path]
     if not ref.has_preamble:
         return words
-    return python_argv.words(ref.python, python_argv.HOOK, "launch", path, *words)
+    return payload.program_words(ref.python, payload.HOOK, "launch", path, *words)
 
 
 def _payload_path(claim: Claim, directory: str) -> str:
@@ -222,7 +222,7 @@ def _payload_path(claim: Claim, directory: str) -> str:
 
 
 def _result_path(claim: Claim, directory: str) -> str:
-    name = "" if claim.command_template else python_argv.result_name(claim.executable, claim.job_id)
+    name = "" if claim.command_template else payload.result_name(claim.executable, claim.job_id)
     return name and f"{directory}/{name}"
 
 

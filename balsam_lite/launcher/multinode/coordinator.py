@@ -20,7 +20,7 @@ from ..placement import Placement
 from ..run_results import Finished
 from ..runner import Runner
 from . import messages
-from .channel import MAX_MESSAGE_BYTES, Channel, Message
+from .messages import MAX_MESSAGE_BYTES, Channel, Message
 from .mpi_transport import Transport
 
 log = logging.getLogger(__name__)

@@ -21,18 +21,18 @@ from ...core.process_table import Holder
 from ...core.settings import Settings
 from ...db.store.claims import Claim
 from .. import main, mpirun, resources
-from ..exec import hardware, invocation, leftovers
+from ..exec import hardware, invocation
 from ..exec.children import Alarm
 from ..exec.invocation import Context
-from ..exec.leftovers import end_runs
 from ..exec.run_file import RunFiles
 from ..exec.spawner import Spawner
 from ..placement import Node, NodePool
+from ..reaper import end_own_runs, end_runs, forget
 from ..resources import LauncherOptions, Resources
 from ..runner import LocalRunner, Runner
 from . import messages
-from .channel import Channel
 from .coordinator import ALIVE_HEARTBEATS, ClusterRunner, Workers
+from .messages import Channel
 from .mpi_transport import MpiTransport, connect
 from .supervisor import RankPlan, report
 from .worker import ALONE_AFTER_HEARTBEATS, HEAD, ConnectionLost, Worker
@@ -301,13 +301,13 @@ class LocalExecutor:
         """End all runs, and start nothing more."""
         if self._orders is not None:
             self._spawner.abandon()
-            leftovers.end_own_runs(self._context, self._orders.grace_s, self._rank)
+            end_own_runs(self._context, self._orders.grace_s, self._rank)
 
     def close(self) -> None:
         """End the spawn helpers and their remaining programs."""
         if self._orders is not None:
             self._spawner.abandon()
-            leftovers.forget(self._context, self._rank)
+            forget(self._context, self._rank)
 
 
 class _ToHead(logging.Handler):

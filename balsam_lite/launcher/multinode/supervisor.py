@@ -1,8 +1,8 @@
-"""`balsam launcher` on many nodes: starts one MPI program over the nodes, and stays with it to its end.
+"""Processes that start launchers and stay with them to their end; they have neither DB nor lease.
 
-Rank 0 of that program is the launcher (`rank`). This process has neither DB nor lease. It forwards signals as lines to rank 0's
-stdin, because the MPI commands treat signals differently: Open MPI 5 kills the ranks half a second later, MPICH 5 leaves that
-to the ranks (tried). No process of the program is left on this host, however it ends.
+`supervise` runs `balsam launcher` on many nodes as one MPI program, whose rank 0 is the launcher (`rank`). It forwards signals
+as lines to rank 0's stdin, because the MPI commands treat signals differently: Open MPI 5 kills the ranks half a second later,
+MPICH 5 leaves that to the ranks (tried). No process of the program is left on this host, however it ends.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, NamedTuple
 
-from ...core import daemon
-from ...core.errors import LaunchError
+from ...core import daemon, import_guard
+from ...core.errors import LaunchError, SpawnFailed
 from ...core.process_table import RUN_VARIABLE, Holder
 from ...core.settings import Settings
-from ...core.subprocess_run import module_words, run
+from ...core.subprocess_run import module_words, python_path, run
 from ...schedulers import hostlist
 from ...schedulers.environ import Allocation, NodeGpus
-from .. import logs, mpirun
-from ..exec.children import reason
+from ...schedulers.base import Partition, check_sum
+from .. import logs, mpirun, resources
+from ..exec.children import Alarm, reason
 from ..exec.invocation import ensemble_mark
-from ..exec.leftovers import end_runs
-from ..exec.spawner import Piped
+from ..exec.spawner import Companion, Piped
+from ..reaper import end_runs
 from ..resources import LauncherOptions, Resources
 from .mpi_transport import INSTALL
 
@@ -348,4 +349,77 @@ class _Program:
             end_runs(directory, self._settings.USER_KILL_GRACE_S, [self._run_mark])
 
 
-__all__ = ["RankPlan", "report", "supervise"]
+# --- balsam launcher --part -------------------------------------------------------------------------------------------
+
+#: A child's end wakes this process; if that is missed, it checks after this many seconds.
+_CHECK_PERIOD_S = 5.0
+
+
+def run_parts(db_directory: str, options: LauncherOptions, parts: Sequence[Partition]) -> int:
+    """Run a launcher for each part until all have ended. Return the worst of their exit codes.
+
+    The launchers share this process's group, so that signals of a batch system or a terminal to the group reach them as well;
+    they treat a signal repeated within a second as one. If only this process is killed, they go on working until the batch job,
+    which has lost its main process, ends.
+
+    The nodes are the batch job's in their order, or shares of this host: as many as the parts need, or `options` has.
+
+    Raises:
+        InvalidSpec: the parts do not cover all nodes. LaunchError: the nodes cannot be determined. SpawnFailed.
+    """
+    import_guard.check_writable()
+    total = sum(part.num_nodes for part in parts)
+    batch = resources.where_am_i(options, Settings.load(db_directory), os.environ)
+    check_sum(parts, resources.count_nodes(options, batch) or total)
+    if batch is None:
+        options = options._replace(nodes=total)
+    with Alarm() as alarm:
+        launchers: list[Companion] = []
+        heard: list[int] = []
+
+        def pass_on(number: int, _: FrameType | None) -> None:
+            heard.append(number)
+            for launcher in launchers:
+                launcher.signal(number)
+
+        daemon.handle_stop_signals(pass_on)
+        try:
+            offset = 0
+            for part in parts:
+                launchers.append(_start_part(db_directory, options, part, offset))
+                offset += part.num_nodes
+                for early in heard:
+                    launchers[-1].signal(early)
+        except SpawnFailed:
+            pass_on(signal.SIGTERM, None)
+            raise
+        while any(launcher.returncode() is None for launcher in launchers):
+            alarm.wait(_CHECK_PERIOD_S)
+    return max(_exit_code(launcher.returncode() or 0) for launcher in launchers)
+
+
+def _start_part(db_directory: str, options: LauncherOptions, part: Partition, offset: int) -> Companion:
+    argv = module_words("balsam_lite.cli", "--db", db_directory, *part_words(options, part, offset))
+    return Companion(argv, {**os.environ, "PYTHONPATH": python_path()})
+
+
+def part_words(options: LauncherOptions, part: Partition, offset: int) -> list[str]:
+    """Return the command line of the launcher of that part, whose nodes follow the first `offset` ones."""
+    given = {
+        "--wf-filter": options.workflow_filter,
+        "--nodes": options.nodes,
+        "--gpus-per-node": options.gpus_per_node,
+        "--time-limit-minutes": options.time_limit_minutes or None,
+        "--num-transition-threads": options.transition_threads or None,
+        "--limit-nodes": part.num_nodes,
+        "--offset-nodes": offset,
+        "--job-mode": part.job_mode,
+    }
+    found = ["launcher", *(f"{name}={value}" for name, value in given.items() if value is not None)]
+    found += ["--consume-all"] * (options.workflow_filter is None) + ["--persistent"] * options.persistent
+    return [*found, *(f"--tag={key}={value}" for key, value in {**dict(options.tags), **part.filter_tags}.items())]
+
+
+def _exit_code(code: int) -> int:
+    """Return an exit code as a shell reports it."""
+    return code if code >= 0 else 128 - code

@@ -14,7 +14,7 @@ from ...db.store.claims import Claim, RunResult, unstarted
 from ..placement import Placement
 from ..runner import STOP_PERIOD_S, Runner
 from . import messages
-from .channel import Channel, Message
+from .messages import Channel, Message
 
 log = logging.getLogger(__name__)
 

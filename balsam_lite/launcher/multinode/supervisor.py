@@ -27,8 +27,8 @@ from ...core.process_table import RUN_VARIABLE, Holder
 from ...core.settings import Settings
 from ...core.subprocess_run import module_words, python_path, run
 from ...schedulers import hostlist
-from ...schedulers.environ import Allocation, NodeGpus
 from ...schedulers.base import Partition, check_sum
+from ...schedulers.environ import Allocation, NodeGpus
 from .. import logs, mpirun, resources
 from ..exec.children import Alarm, reason
 from ..exec.invocation import ensemble_mark

@@ -29,7 +29,7 @@ from ..db.query.batch_queries import BatchRow
 from ..db.store import leases
 from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
-from .exec import hardware, invocation
+from .exec import hardware, invocation, leftovers
 from .exec.children import Alarm
 from .exec.invocation import Context
 from .exec.run_file import RunFiles
@@ -37,7 +37,7 @@ from .exec.spawner import Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
 from .placement import NodePool
-from .reaper import Reaper, end_own_runs, forget
+from .reaper import Reaper
 from .reporting import Limits, Progress
 from .resources import LauncherOptions, Resources
 from .runner import LocalRunner, Runner
@@ -328,13 +328,13 @@ def _guarded(
         log.error("%s", exc)
         nodes.abandon()
         spawner.abandon()
-        end_own_runs(context, settings.KILL_GRACE_S)
+        leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         return 1
     except BaseException:
         log.exception("The launcher stops because of an internal error.")
         nodes.abandon()
         spawner.abandon()
-        end_own_runs(context, settings.KILL_GRACE_S)
+        leftovers.end_own_runs(context, settings.KILL_GRACE_S)
         raise
     progress.clear()  # the last line must not be appended to the progress line
     try:
@@ -348,7 +348,7 @@ def _guarded(
         raise
     except DatabaseError as exc:
         log.error("Lease %d stays open, which the next launcher finds; it has no jobs any more. %s", lease, exc.message)
-    forget(context)
+    leftovers.forget(context)
     _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
     return 1 if launcher.stop_reason in (launcher.pause.reason, launcher.trouble) else 0
 

@@ -24,11 +24,11 @@ from ..db.store.claims import Claim
 from ..db.store.steps import StepEnd
 from ..pyapps import payload
 from .exec import children, invocation
+from .exec.leftovers import end_runs
 from .exec.spawn_helper import ABANDONED, Request
 from .exec.spawner import Answer, Ended, FailedStart, Spawner, Started
 from .exec.trouble import Machine
 from .failpoints import failpoint
-from .reaper import end_runs
 from .staging import links
 from .staging.files import shown
 

@@ -24,10 +24,10 @@ from .. import main, mpirun, resources
 from ..exec import hardware, invocation
 from ..exec.children import Alarm
 from ..exec.invocation import Context
+from ..exec.leftovers import end_own_runs, end_runs, forget
 from ..exec.run_file import RunFiles
 from ..exec.spawner import Spawner
 from ..placement import Node, NodePool
-from ..reaper import end_own_runs, end_runs, forget
 from ..resources import LauncherOptions, Resources
 from ..runner import LocalRunner, Runner
 from . import messages

@@ -32,8 +32,8 @@ from ...schedulers.environ import Allocation, NodeGpus
 from .. import logs, mpirun, resources
 from ..exec.children import Alarm, reason
 from ..exec.invocation import ensemble_mark
+from ..exec.leftovers import end_runs
 from ..exec.spawner import Companion, Piped
-from ..reaper import end_runs
 from ..resources import LauncherOptions, Resources
 from .mpi_transport import INSTALL
 

@@ -65,15 +65,15 @@ def _applications(cx: Connection, start: str) -> Iterable[str]:
 
 
 def _tags(cx: Connection, start: str) -> Iterable[str]:
-    from ..db.query import completions
+    from ..db.query import queries
 
-    return completions.tags_from(cx, start)
+    return queries.tags_from(cx, start)
 
 
 def _jobs(cx: Connection, start: str) -> Iterable[str]:
-    from ..db.query import completions
+    from ..db.query import queries
 
-    return completions.short_ids_from(cx, start)
+    return queries.short_ids_from(cx, start)
 
 
 workflows, applications, tags, jobs = map(_from_db, (_workflows, _applications, _tags, _jobs))

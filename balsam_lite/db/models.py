@@ -36,7 +36,7 @@ from .collected import Batch, JobRef
 from .engine import directories
 from .engine.connection import Database
 from .manager import JobSource, QuerySet, active, use
-from .query import batch_queries, queries, text_forms
+from .query import queries, text_forms
 from .record import JobIdAttribute, NumberAttribute, Objects, StoredRecord, attributes, set_row
 from .store import graph, held_back, insert, job_changes, user_actions
 
@@ -575,7 +575,7 @@ class BalsamJob(StoredRecord):
         if self.queued_launch_id is None:
             return None
         with self._db.read() as cx:
-            found = batch_queries.get(cx, self.queued_launch_id)
+            found = queries.batch_job(cx, self.queued_launch_id)
         return SimpleNamespace(**found, pk=found["id"]) if found else None
 
     @queued_launch.setter

@@ -19,7 +19,7 @@ from ..db.engine.connection import Connection, Database
 from ..db.engine.filesystem import LOCAL
 from ..db.query import queries
 from ..db.query import wait_reasons as notes
-from ..db.query.outlook import FIRST_JOB, what_may_come
+from ..db.query.demand import FIRST_JOB, what_may_come
 from ..db.store import claims, held_back, large_writes, leases, pieces
 from ..db.store import steps as step_store
 from ..db.store.claims import Claim, Filter, RunResult, Shape

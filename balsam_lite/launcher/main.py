@@ -24,8 +24,8 @@ from ..db.engine import directories
 from ..db.engine.binding import id_of
 from ..db.engine.connection import Database
 from ..db.engine.filesystem import LOCAL
-from ..db.query import batch_queries, wait_reasons
-from ..db.query.batch_queries import BatchRow
+from ..db.query import queries, wait_reasons
+from ..db.query.queries import BatchRow
 from ..db.store import leases
 from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
@@ -302,8 +302,8 @@ def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:
     give_up_at = clock.monotonic() + _SUBMITTER_S
     while True:
         with db.read() as cx:
-            found = batch_queries.launch_of(cx, batch.scheduler, batch.batch_id, batch.cluster)
-            is_known = found is not None or not batch_queries.has_pending(cx, batch.scheduler)
+            found = queries.launch_of(cx, batch.scheduler, batch.batch_id, batch.cluster)
+            is_known = found is not None or not queries.has_pending_batch_job(cx, batch.scheduler)
         if is_known or clock.monotonic() > give_up_at:
             return found
         clock.sleep(0.2)

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 from ..core import daemon, states
 from ..core.errors import BalsamError
 from ..db.engine.connection import Connection, Database
-from ..db.query import outlook, queries, select
-from ..db.query.outlook import Scope
+from ..db.query import demand, queries, select
+from ..db.query.demand import Scope
 from ..db.store import claims, held_back, large_writes
 from ..db.store.claims import Filter, Shape
 from .exec.trouble import Pause, Setbacks
@@ -70,7 +70,7 @@ class Obstacles:
             suspects = Counter(
                 self._why_not(Shape._make(one.entry.shape), one.entry.minutes, only) for one in claims.suspects_of(cx, only)
             )
-            counts = outlook.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
+            counts = demand.state_counts(cx, self._limits.scope, (states.AWAITING_PARENTS, *states.UNSETTLED_STATES))
             new_jobs = self.count_held_back(cx) - len(self._setbacks.reasons)
             listed = self.count_held_back(cx, by_large_write=True) if has_lists else 0
         for reason, jobs in suspects.items():

@@ -504,13 +504,13 @@ class QuietReporter:
 
     def _reason(self, jobs: Sequence[int]) -> str:
         from ..core.settings import Settings
-        from ..db.query import stalls
+        from ..db.query import wait_reasons
 
         if not jobs:
             return ""
         try:
             expiry_s = Settings.load(self.directory).LEASE_EXPIRY_S
             with self._database.read() as cx:
-                return stalls.why_nothing_happens(cx, jobs, SystemClock.now_us(), expiry_s, self._heartbeats)
+                return wait_reasons.why_nothing_happens(cx, jobs, SystemClock.now_us(), expiry_s, self._heartbeats)
         except BalsamError:  # the wait itself will raise it
             return ""

@@ -18,8 +18,8 @@ from ..core.files import replacing, write_new
 from ..core.settings import Settings
 from ..db.engine import directories
 from ..db.engine.connection import Connection, Database
-from ..db.query import batch_queries, wait_reasons
-from ..db.query.batch_queries import BatchRow
+from ..db.query import queries, wait_reasons
+from ..db.query.queries import BatchRow
 from ..db.store import batch_jobs
 from .base import CANCELLED, GONE, BatchStatus, LaunchRequest, Scheduler, Submission, select, validated
 from .script import NAME, render
@@ -82,7 +82,7 @@ def submit_launch(
         raise SubmitFailed(f"The job script {row['command']} cannot be written: {exc}") from exc
     with db.write() as cx:
         batch_jobs.mark_submitted(cx, row["id"], *_id_and_cluster(native_id))
-        return _get(batch_queries.get(cx, row["id"]), row["id"])
+        return _get(queries.batch_job(cx, row["id"]), row["id"])
 
 
 def render_script(db: Database, settings: Settings, request: LaunchRequest, number: int) -> str:
@@ -105,12 +105,12 @@ def _add_row(db: Database, request: LaunchRequest, domain: str, again: int | Non
     }
     with db.write() as cx:
         now_us = SystemClock.now_us()
-        number = again or (batch_queries.newest(cx, values) or {"id": 0})["id"]
+        number = again or (queries.newest_batch_job(cx, values) or {"id": 0})["id"]
         if not batch_jobs.retry(cx, number, values, now_us):
             number = batch_jobs.add(cx, values, now_us)
         stem = os.path.join(db.directory, directories.QSUBMIT, f"{NAME}{number}")
         batch_jobs.set_paths(cx, number, stem + ".sh", stem + ".out")
-        return _get(batch_queries.get(cx, number), number)
+        return _get(queries.batch_job(cx, number), number)
 
 
 def _get(row: BatchRow | None, number: int) -> BatchRow:
@@ -168,8 +168,8 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, numbe
     """
     now_us = SystemClock.now_us() if now_us is None else now_us
     with db.read() as cx:
-        rows = batch_queries.open_rows(cx, scheduler.domain)
-        over = batch_queries.presumed_over(cx, scheduler.domain, now_us - REVIEW_PERIOD_S * SECOND_US)
+        rows = queries.open_batch_jobs(cx, scheduler.domain)
+        over = queries.batch_jobs_presumed_over(cx, scheduler.domain, now_us - REVIEW_PERIOD_S * SECOND_US)
     rows += [row for row in over if row["id"] == number or _is_due(row, now_us)]
     found = {row["id"]: scheduler.find(_submission(db, row), row["created"]) for row in rows if not row["scheduler_id"]}
     ids = {row["id"]: _native_id(row) or found.get(row["id"]) or "" for row in rows}
@@ -188,7 +188,7 @@ def refresh(db: Database, scheduler: Scheduler, now_us: int | None = None, numbe
                     batch_jobs.mark_submitted(cx, row["id"], *_id_and_cluster(ids[row["id"]]))
                 columns = _with_jobs_left(cx, columns, row, ids[row["id"]])
                 batch_jobs.record(cx, row["id"], **columns, was_absent=None if is_found else row["absent"])
-            fresh = [batch_queries.get(cx, row["id"]) for row in rows]
+            fresh = [queries.batch_job(cx, row["id"]) for row in rows]
         pairs = [(row, now) for row, now in zip(rows, fresh) if now]
     else:
         pairs = [(row, row) for row in rows]
@@ -310,7 +310,7 @@ def cancel(db: Database, scheduler: Scheduler, number: int) -> BatchRow:
 
 def _read(db: Database, number: int) -> BatchRow:
     with db.read() as cx:
-        return _get(batch_queries.get(cx, number), number)
+        return _get(queries.batch_job(cx, number), number)
 
 
 def resolve(db: Database, word: str) -> BatchRow:
@@ -325,8 +325,8 @@ def resolve(db: Database, word: str) -> BatchRow:
     digits = word[len(NAME) :] if named else word
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 16 else 0
     with db.read() as cx:
-        ours = batch_queries.get(cx, number)
-        theirs = None if named or not word else batch_queries.by_scheduler_id(cx, word)
+        ours = queries.batch_job(cx, number)
+        theirs = None if named or not word else queries.batch_job_with_scheduler_id(cx, word)
     if ours and theirs and ours["id"] != theirs["id"]:
         raise AmbiguousJobId(
             f"{word} could be {NAME}{ours['id']} or {NAME}{theirs['id']}, which the scheduler calls {word}.",

@@ -31,10 +31,10 @@ from ..core.settings import Settings, SettingsWarning
 from ..db.engine import connection
 from ..db.engine.connection import Connection, Database
 from ..db.engine.filesystem import LOCAL
-from ..db.query import batch_queries, demand
+from ..db.query import demand, queries
 from ..db.query import wait_reasons as reasons_of_launchers
-from ..db.query.batch_queries import BatchRow
 from ..db.query.demand import Work
+from ..db.query.queries import BatchRow
 from ..db.store import batch_jobs, held_back, leases, pieces
 from ..db.store.claims import Shape
 from ..db.store.leases import Lease
@@ -138,7 +138,7 @@ def dry_run(db: Database, settings: Settings, queues: Sequence[Queue], domain: s
     """Return which launches the service would submit now, and why no more. Change nothing and ask no scheduler."""
     margin = margin_minutes(settings)
     with db.read() as cx:
-        left, launches = survey(cx, batch_queries.open_rows(cx, domain), margin, now_us)
+        left, launches = survey(cx, queries.open_batch_jobs(cx, domain), margin, now_us)
     chosen: list[Launch] = []
     while True:
         choice = packer.choose(queues, full(queues, launches), left, margin)
@@ -293,7 +293,7 @@ class Service:
     def _ended(self, number: int) -> None:
         """Pause the queue if that launch did nothing: the next one would do nothing either."""
         with self._db.read() as cx:
-            row = batch_queries.get(cx, number)
+            row = queries.batch_job(cx, number)
             was_idle = batch_jobs.was_idle(cx, number)
             planned = {work.shape for work in demand.of_launch(cx, number)}
             said = row and reasons_of_launchers.said_in(cx, row["scheduler_id"], row["created"])
@@ -348,7 +348,7 @@ class Service:
     def unclaim(self) -> None:
         """End the reservations of launches that are over."""
         with self._db.read() as cx:
-            numbers = batch_jobs.orphaned(cx, (row["id"] for row in batch_queries.unended_rows(cx)))
+            numbers = batch_jobs.orphaned(cx, (row["id"] for row in queries.unended_batch_jobs(cx)))
         for number in numbers:
             jobs = batch_jobs.unclaim(self._db, number)
             self._did(f"gave back {jobs} job(s) that were planned for qlaunch{number}")
@@ -379,7 +379,7 @@ class Service:
         """Return the launch to submit next, if any. Reads only."""
         now = self._clock.monotonic()
         with self._db.read() as cx:
-            rows = batch_queries.open_rows(cx, self._scheduler.domain)
+            rows = queries.open_batch_jobs(cx, self._scheduler.domain)
             left, launches = survey(cx, rows, self._margin, self._clock.now_us())
         paused = {name: pause.reason for name, pause in self._pauses.items() if pause.until > now}
         refused: dict[str, dict[Shape, str]] = {}

@@ -15,11 +15,11 @@ from ..core import states
 from ..core.errors import CancelFailed, DatabaseError, InvalidSpec, PollFailed, UnknownBatchJob, UnknownField
 from ..core.settings import Settings, SettingsWarning
 from ..db.engine.connection import Connection, Database
-from ..db.query import batch_queries, filters
-from ..db.query.batch_queries import BatchRow
+from ..db.query import filters, queries
 from ..db.query.fields import BATCH_JOB_OF_SITE, BATCH_JOB_STATES
 from ..db.query.filters import Conditions
-from ..db.query.select import job_ids
+from ..db.query.queries import BatchRow
+from ..db.query.select import batch_job_rows, job_ids
 from ..db.store import batch_jobs, claims
 from ..db.store.claims import Shape
 from ..launcher.exec import hardware
@@ -59,7 +59,7 @@ def select(db: Database, where: Mapping[str, Any] = {}, order: str = "", start: 
     only = Conditions(where, BATCH_JOB_OF_SITE)
     _refresh(db)
     with db.read() as cx:
-        found = list(map(_as_row, batch_queries.matching(cx, only)))
+        found = list(map(_as_row, batch_job_rows(cx, only)))
     return _ordered(found, order)[start:stop]
 
 
@@ -162,7 +162,7 @@ def script(db: Database, row: Row) -> str:
     """Return the job script that `create` would submit for this row. Raises the same errors, and submits nothing."""
     settings = Settings.load(db.directory)
     with db.read() as cx:
-        number = batch_queries.next_number(cx)
+        number = queries.next_batch_job(cx)
     return render_script(db, settings, validated(_request(row), settings), number)
 
 
@@ -215,7 +215,7 @@ def update(db: Database, changes: Iterable[Mapping[str, Any]]) -> int:
             raise InvalidSpec(f"A batch job can only be put into the state {PENDING_DELETION}, not {change.get('state')!r}")
     numbers = [change["id"] for change in changes]
     with db.read() as cx:
-        missing = [number for number in numbers if batch_queries.get(cx, number) is None]
+        missing = [number for number in numbers if queries.batch_job(cx, number) is None]
     if missing:
         raise UnknownBatchJob(f"There is no batch job {', '.join(map(str, missing))} in this DB.")
     _cancel(db, numbers)

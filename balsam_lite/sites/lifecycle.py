@@ -20,7 +20,7 @@ from ..core.settings import Settings
 from ..db.engine import binding, connection, directories, filesystem, maintenance, registry, session
 from ..db.engine.connection import Database
 from ..db.engine.registry import SiteEntry
-from ..db.query import batch_queries, select
+from ..db.query import queries, select
 from ..db.store import leases, relocate
 from ..db.store.leases import watch_the_doubtful
 from ..schedulers import base, script, submission
@@ -78,11 +78,11 @@ def refuse_busy(directory: str, what: str) -> None:
     watch = watch_the_doubtful(db, settings.LEASE_EXPIRY_S)
     with db.session(), db.read() as cx:
         found = [str(one) for one in leases.living(cx, settings.LEASE_EXPIRY_S, watch)]
-        waits = bool(batch_queries.unended_rows(cx))
+        waits = bool(queries.unended_batch_jobs(cx))
     if waits:  # as far as is known
         submission.refresh(db, base.select(settings))
         with db.read() as cx:
-            found += [f"batch job {row['id']} ({row['state']})" for row in batch_queries.unended_rows(cx)]
+            found += [f"batch job {row['id']} ({row['state']})" for row in queries.unended_batch_jobs(cx)]
     db.close()
     _refuse(found, directory, what)
 

@@ -17,7 +17,7 @@ from mpi import CAREFUL, with_mpi
 from slurm_cluster import Cluster
 
 import balsam_lite
-from balsam_lite.db.query import batch_queries
+from balsam_lite.db.query import queries
 from balsam_lite.db.store import user_actions
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.submission import LaunchRequest
@@ -69,7 +69,7 @@ class Site:
         def look() -> dict[str, Any] | None:
             submission.refresh(self.bench.db, base.select(self.bench.settings()))
             with self.bench.db.read() as cx:
-                now = batch_queries.get(cx, row["id"])
+                now = queries.batch_job(cx, row["id"])
             return now if now and now["ended"] is not None else None
 
         found = wait_until(look, timeout, 0.1)

@@ -14,7 +14,7 @@ from launching import Bench
 
 from balsam_lite.core import import_guard
 from balsam_lite.core.process_table import Holder
-from balsam_lite.db.query import stalls
+from balsam_lite.db.query import wait_reasons
 from balsam_lite.db.store import batch_jobs, leases
 from balsam_lite.launcher import waiter
 from balsam_lite.launcher.dag import BalsamJob
@@ -74,7 +74,7 @@ def test_one_who_may_only_read_can_wait(bench, monkeypatch):
 
 def why(bench, *jobs):
     with bench.db.read() as cx:
-        return stalls.why_nothing_happens(cx, jobs, 1, 120.0, leases.Watch())
+        return wait_reasons.why_nothing_happens(cx, jobs, 1, 120.0, leases.Watch())
 
 
 def test_what_is_missing_is_told_from_what_is_on_its_way(bench):

@@ -17,7 +17,7 @@ from balsam_lite.core.errors import SettingsError, SubmitFailed
 from balsam_lite.core.settings import Settings
 from balsam_lite.core.subprocess_run import Completed
 from balsam_lite.db.engine import directories
-from balsam_lite.db.query import batch_queries
+from balsam_lite.db.query import select
 from balsam_lite.schedulers import base, cobalt, submission
 from balsam_lite.schedulers.base import BatchStatus, Submission
 from balsam_lite.schedulers.cobalt import CobaltAdapter, CobaltScheduler, parse_log, parse_submission, parse_table
@@ -325,7 +325,7 @@ def test_an_old_template_runs_its_launcher_under_cobalt(site: Site, balsam_bin: 
         submit_launch(database, settings, LaunchRequest(1, 5, queue="training", project="SDL_Workshop"), site.scheduler())
         wait_until(lambda: refresh(database, site.scheduler()) == [], 60, 0.2)
         with database.read() as cx:
-            (row,) = batch_queries.all_rows(cx)
+            (row,) = select.batch_job_rows(cx)
         assert (row["state"], row["exit_code"]) == (base.FINISHED, 0)
         assert "Launcher ends (no job came)" in Path(row["log"]).read_text()
     finally:

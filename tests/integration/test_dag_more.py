@@ -462,7 +462,7 @@ def test_submit_is_submit_launch(db: Database, monkeypatch: pytest.MonkeyPatch) 
         with database.write() as cx:
             number = batch_jobs.add(cx, {"queue": request.queue, "nodes": request.nodes, "scheduler_id": "12"}, 1)
         with database.read() as cx:
-            return next(iter(submission.batch_queries._rows(cx, "WHERE id = ?", (number,))))
+            return next(iter([submission.queries.batch_job(cx, number)]))
 
     monkeypatch.setattr(submission, "submit_launch", take)
     row = dag.submit("proj", "debug", 2, 5, job_mode="serial", wf_filter="w")

@@ -19,7 +19,7 @@ from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories, doctor, salvage
 from balsam_lite.db.manager import use
 from balsam_lite.db.models import BalsamJob
-from balsam_lite.db.query import demand, events, outlook, queries, select
+from balsam_lite.db.query import demand, events, queries, select
 from balsam_lite.db.store import (
     apps,
     batch_jobs,
@@ -148,7 +148,7 @@ def answers(db, free):
             "plannable": lambda: [
                 batch_jobs._unplanned(cx, source, claims.Shape(1, 1, 1, 0), 9, 99) for source in claims.sources()
             ],
-            "in the scope": lambda: outlook.state_counts(cx, outlook.Scope(tags=(("t", "1"),)), states.STATES),
+            "in the scope": lambda: demand.state_counts(cx, demand.Scope(tags=(("t", "1"),)), states.STATES),
         }
         found |= {name: ask() for name, ask in asked.items()}
         number = free + 10
@@ -194,7 +194,7 @@ def test_nobody_sees_a_part_of_an_insert_and_then_all_of_it(db):
         assert [one.level for one in doctor.look_over(db, now_us=2, expiry_s=60) if one.topic == "rows"] == ["ok"]
     assert number > JOBS // 7 + 1
     with db.read() as cx:
-        assert outlook.what_may_come(cx, outlook.Scope(), 1, 60) == "jobs that are being added"
+        assert demand.what_may_come(cx, demand.Scope(), 1, 60) == "jobs that are being added"
     added = insertion.release()
     assert [job.id for job in BalsamJob.objects.using(db).filter(name="hidden")] == list(added.ids)
     with db.read() as cx:

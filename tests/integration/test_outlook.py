@@ -14,8 +14,8 @@ from launching import Bench
 from balsam_lite.core import states
 from balsam_lite.core.process_table import Holder, start_of
 from balsam_lite.core.settings import Settings
-from balsam_lite.db.query import batch_queries, outlook
-from balsam_lite.db.query.outlook import Scope, what_may_come
+from balsam_lite.db.query import demand, queries
+from balsam_lite.db.query.demand import Scope, what_may_come
 from balsam_lite.db.store import batch_jobs, claims, insert, leases, user_actions
 from balsam_lite.db.store.claims import Filter
 from balsam_lite.launcher.reporting import RecentRate, Tally
@@ -82,7 +82,7 @@ def test_too_many_jobs_to_look_at_may_hold_one(db, monkeypatch):
     jobs = add(db, *({"workflow": "b"} for _ in range(5)), {"workflow": "a"})
     user_actions.set_state(db, jobs[-1:], states.JOB_FINISHED)
     assert outlook_of(db, "a") == ""
-    monkeypatch.setattr(outlook, "_MAX_ROWS", 5)
+    monkeypatch.setattr(demand, "_MAX_ROWS", 5)
     assert outlook_of(db, "a") == "jobs that have not ended, too many to look at"
 
 
@@ -311,7 +311,7 @@ def launched(bench, monkeypatch, **only):
     row = submission.submit_launch(bench.db, settings, LaunchRequest(1, 5, job_mode="serial", **only))
     wait_until(lambda: submission.refresh(bench.db, base.select(settings)) == [], 60, 0.2)
     with bench.db.read() as cx:
-        return batch_queries.get(cx, row["id"])
+        return queries.batch_job(cx, row["id"])
 
 
 def test_the_reason_of_a_launch_tells_how_many_jobs_it_left_and_why(bench, monkeypatch):

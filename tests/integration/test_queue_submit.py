@@ -21,7 +21,7 @@ from balsam_lite.core.errors import (
 )
 from balsam_lite.db.engine import directories, registry
 from balsam_lite.db.engine.connection import Database
-from balsam_lite.db.query import batch_queries
+from balsam_lite.db.query import select
 from balsam_lite.db.store import apps, insert
 from balsam_lite.schedulers import base
 from balsam_lite.schedulers.base import BatchStatus, Submission
@@ -211,7 +211,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     assert (code, out) == (2, "")
     assert said in err
     with db.read() as cx:
-        assert batch_queries.all_rows(cx) == []
+        assert select.batch_job_rows(cx) == []
 
 
 # --- doubts -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from balsam_lite.core.clock import SystemClock
 from balsam_lite.core.errors import PollFailed, SubmitFailed, SubmitUncertain
 from balsam_lite.core.process_table import Holder
 from balsam_lite.db.engine import directories
-from balsam_lite.db.query import batch_queries
+from balsam_lite.db.query import queries, select
 from balsam_lite.db.store import apps, insert, leases
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.submission import LaunchRequest, cancel, refresh, submit_launch
@@ -153,9 +153,9 @@ def request(site: Site) -> LaunchRequest:
     return LaunchRequest(1, 5, queue=site.kind.queue)
 
 
-def rows(db: directories.Database) -> list[batch_queries.BatchRow]:
+def rows(db: directories.Database) -> list[queries.BatchRow]:
     with db.read() as cx:
-        return batch_queries.all_rows(cx)
+        return select.batch_job_rows(cx)
 
 
 class Crash(BaseException):
@@ -408,7 +408,7 @@ def test_a_launch_on_another_cluster_is_followed_and_cancelled_there(site: Site,
     assert there["cluster"] == "red"
     wait_until(lambda: {row["state"] for row in refresh(db, site.scheduler())} == {base.RUNNING}, 30, 0.2)
     with db.read() as cx:  # what a launcher in each of them takes for its own
-        launches = [batch_queries.launch_of(cx, "SlurmScheduler", "1001", name) for name in ("batch", "red")]
+        launches = [queries.launch_of(cx, "SlurmScheduler", "1001", name) for name in ("batch", "red")]
     assert [row["id"] for row in launches] == [here["id"], there["id"]]
     cancel(db, site.scheduler(), there["id"])
     wait_until(lambda: len(refresh(db, site.scheduler())) == 1, 60, 0.2)

@@ -28,7 +28,7 @@ from balsam_lite.core.errors import (
 from balsam_lite.core.process_table import Holder
 from balsam_lite.core.settings import Settings, SettingsWarning
 from balsam_lite.db.engine import directories, filesystem
-from balsam_lite.db.query import batch_queries, demand, select, wait_reasons
+from balsam_lite.db.query import demand, queries, select, wait_reasons
 from balsam_lite.db.store import apps, claims, insert, large_writes, leases, pieces, user_actions
 from balsam_lite.db.store.claims import Filter, Shape
 from balsam_lite.schedulers import base, submission
@@ -127,7 +127,7 @@ class Desk:
 
     def rows(self):
         with self.db.read() as cx:
-            return batch_queries.all_rows(cx)
+            return select.batch_job_rows(cx)
 
     def planned(self):
         with self.db.read() as cx:
@@ -526,7 +526,7 @@ def test_a_launch_that_is_queued_again_has_all_its_time(desk):
     desk.add(4, wall_time_minutes=25)
     assert desk.turns() == 1
     with desk.db.read() as cx:
-        (row,) = batch_queries.open_rows(cx, "fake")
+        (row,) = queries.open_batch_jobs(cx, "fake")
         row.update(state=base.QUEUED, started=desk.clock.now_us() - 20 * 60 * SECOND_US)
         supply = loop._supply(cx, row, [], [], 2, desk.clock.now_us())
     assert supply.minutes == row["wall_minutes"] - 2
@@ -922,7 +922,7 @@ class CommandBench(Bench):
 
     def rows(self):
         with self.db.read() as cx:
-            return batch_queries.all_rows(cx)
+            return select.batch_job_rows(cx)
 
 
 def test_the_service_runs_the_jobs_and_then_submits_nothing_more(bench):

@@ -21,7 +21,7 @@ from launching import PYTHON, Bench
 from balsam_lite.core.errors import CancelFailed, PollFailed, SubmitFailed, SubmitUncertain
 from balsam_lite.core.settings import Settings
 from balsam_lite.core.subprocess_run import Completed
-from balsam_lite.db.query import batch_queries
+from balsam_lite.db.query import queries
 from balsam_lite.db.store import apps
 from balsam_lite.schedulers import base, submission
 from balsam_lite.schedulers.base import BatchStatus, Submission
@@ -347,7 +347,7 @@ class Site:
     def row(self, number: int) -> dict:
         submission.refresh(self.db, self.scheduler)
         with self.db.read() as cx:
-            return batch_queries.get(cx, number)
+            return queries.batch_job(cx, number)
 
     def wait_for(self, row: dict, *states: str, timeout: float = 60) -> dict:
         return wait_until(lambda: (now := self.row(row["id"]))["state"] in states and now, timeout, 0.1)
@@ -511,7 +511,7 @@ def test_a_submission_whose_submitter_died_is_found_again_and_not_another_dbs(si
             site.launch(sched_flags="--hold")
         assert os.waitpid(child, 0)[1] == 256
     with site.db.read() as cx:
-        lost = batch_queries.get(cx, 1)
+        lost = queries.batch_job(cx, 1)
     assert (lost["state"], lost["scheduler_id"]) == ("pending-submission", "")
     found = site.row(1)
     assert found["state"] == "queued"

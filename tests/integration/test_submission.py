@@ -26,7 +26,8 @@ from balsam_lite.core.errors import (
 )
 from balsam_lite.core.settings import Settings
 from balsam_lite.db.engine import directories
-from balsam_lite.db.query import batch_queries
+from balsam_lite.db.query import queries
+from balsam_lite.db.query.select import batch_job_rows
 from balsam_lite.schedulers import submission
 from balsam_lite.schedulers.base import BatchStatus, Partition, select
 from balsam_lite.schedulers.local import LocalScheduler
@@ -118,7 +119,7 @@ def local(db):
 
 def rows(db):
     with db.read() as cx:
-        return batch_queries.all_rows(cx)
+        return batch_job_rows(cx)
 
 
 def template(db, text, name="mine.tmpl"):
@@ -667,15 +668,15 @@ def test_users_name_a_batch_job_as_they_like(db):
 
 def test_batch_jobs_are_found_by_number_by_the_schedulers_id_and_by_what_comes_next(db):
     with db.read() as cx:
-        assert batch_queries.next_number(cx) == 1
+        assert queries.next_batch_job(cx) == 1
     for _ in range(3):
         submit_launch(db, LOCAL, REQUEST, FakeScheduler())
     with db.read() as cx:
-        assert batch_queries.next_number(cx) == 4
-        assert batch_queries.by_scheduler_id(cx, "278079")["id"] == 3
-        assert batch_queries.by_scheduler_id(cx, "1") is None
-        assert [row["id"] for row in batch_queries.all_rows(cx, limit=2)] == [2, 3]
-        assert [row["id"] for row in batch_queries.unended_rows(cx)] == [1, 2, 3]
+        assert queries.next_batch_job(cx) == 4
+        assert queries.batch_job_with_scheduler_id(cx, "278079")["id"] == 3
+        assert queries.batch_job_with_scheduler_id(cx, "1") is None
+        assert [row["id"] for row in batch_job_rows(cx)] == [1, 2, 3]
+        assert [row["id"] for row in queries.unended_batch_jobs(cx)] == [1, 2, 3]
 
 
 # --- the job script ---------------------------------------------------------------------------------------------------

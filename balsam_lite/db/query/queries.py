@@ -1,4 +1,5 @@
-"""Read jobs by number: their histories, relatives and states; find the job that a word names; list workflows and applications.
+"""Read jobs by number: their histories, relatives and states; find the job that a word names; list workflows, applications
+and batch jobs.
 
 Every function takes a connection inside a transaction (`Database.read()`), and none of them imports peewee, so that a
 command costs no more than SQLite does. Each hot query has an index; a test checks the query plans.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core import field_specs, states
@@ -370,3 +371,108 @@ def app(cx: sqlite3.Connection, name: str) -> dict[str, Any]:
     if row is None:
         raise UnknownApp.named(name, [entry["name"] for entry in apps(cx)])
     return dict(zip(APP_COLUMNS, row))
+
+
+# --- batch jobs --------------------------------------------------------------------------------------------------------
+
+#: A row of `batch_job`: all columns; times are microseconds since the epoch. The table grows by one row per launch, so it is
+#: scanned: an index would cost more than it saves.
+BatchRow = dict[str, Any]
+
+
+def batch_job(cx: sqlite3.Connection, number: int) -> BatchRow | None:
+    """Return the batch job with that number in the DB; None if there is none."""
+    return next(iter(_batch_rows(cx, "WHERE id = ?", (number,))), None)
+
+
+def batch_job_with_scheduler_id(cx: sqlite3.Connection, scheduler_id: str) -> BatchRow | None:
+    """Return the newest batch job with that scheduler id: some schedulers reuse their ids."""
+    return next(iter(_batch_rows(cx, "WHERE scheduler_id = ? ORDER BY id DESC LIMIT 1", (scheduler_id,))), None)
+
+
+def launch_of(cx: sqlite3.Connection, scheduler: str, scheduler_id: str, cluster: str = "") -> BatchRow | None:
+    """Return the batch job in which a launcher runs, by its scheduler (as in Settings.SCHEDULER_CLASS) and scheduler id.
+
+    If the cluster is known, a batch job with the same id on another cluster does not match.
+
+    Return None if Balsam did not submit it, or the submitter has not written the id yet.
+    """
+    # Inside a PBS batch job its id ends in a dot and the server name; submission returns it without these.
+    where = """WHERE scheduler_id IN (?, ?) AND scheduler LIKE ? || '%' AND (? = '' OR cluster IN ('', ?))
+        ORDER BY cluster = ? DESC, id DESC LIMIT 1"""
+    parameters = (scheduler_id, scheduler_id.partition(".")[0], scheduler, cluster, cluster, cluster)
+    return next(iter(_batch_rows(cx, where, parameters)), None)
+
+
+def has_pending_batch_job(cx: sqlite3.Connection, scheduler: str) -> bool:
+    """Return whether a process is about to submit a batch job to that scheduler, or died while doing so."""
+    return bool(_batch_rows(cx, "WHERE ended IS NULL AND scheduler_id = '' AND scheduler LIKE ? || '%' LIMIT 1", (scheduler,)))
+
+
+def open_batch_jobs(cx: sqlite3.Connection, scheduler: str) -> list[BatchRow]:
+    """Return the rows of one scheduler (its `domain`) that may still change, oldest first."""
+    return _batch_rows(cx, "WHERE ended IS NULL AND scheduler = ? ORDER BY id", (scheduler,))
+
+
+def batch_jobs_presumed_over(cx: sqlite3.Connection, scheduler: str, since_us: int) -> list[BatchRow]:
+    """Return the rows of one scheduler that count as ended only because it stopped listing them, at `since_us` or later.
+
+    The oldest come first. A row is omitted if a later one has the same scheduler id: the scheduler reuses its ids.
+    """
+    newer = """SELECT 1 FROM batch_job AS later WHERE later.id > batch_job.id AND later.scheduler = batch_job.scheduler
+        AND later.scheduler_id = batch_job.scheduler_id AND later.cluster = batch_job.cluster AND later.scheduler_id <> ''"""
+    where = f"WHERE ended >= ? AND absent IS NOT NULL AND scheduler = ? AND NOT EXISTS ({newer}) ORDER BY id"
+    return _batch_rows(cx, where, (since_us, scheduler))
+
+
+def newest_batch_job(cx: sqlite3.Connection, values: Mapping[str, Any]) -> BatchRow | None:
+    """Return the newest row with these values in these columns."""
+    where = " AND ".join(f"{name} = ?" for name in values)
+    return next(iter(_batch_rows(cx, f"WHERE {where} ORDER BY id DESC LIMIT 1", values.values())), None)
+
+
+def unended_batch_jobs(cx: sqlite3.Connection) -> list[BatchRow]:
+    """Return the rows of all schedulers that may still change, oldest first."""
+    return _batch_rows(cx, "WHERE ended IS NULL ORDER BY id")
+
+
+def next_batch_job(cx: sqlite3.Connection) -> int:
+    """Return the number that the next batch job will get, unless another process is faster."""
+    found = cx.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch_job'").fetchone()
+    return int(found[0]) + 1 if found else 1
+
+
+def _batch_rows(cx: sqlite3.Connection, rest: str, parameters: Iterable[Any] = ()) -> list[BatchRow]:
+    cursor = cx.execute(f"SELECT * FROM batch_job {rest}", tuple(parameters))
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row)) for row in cursor]
+
+
+# --- words that a shell offers while a command is typed ---------------------------------------------------------------
+
+#: Each query of a completion takes one index and stops after a screenful.
+_MAX_COMPLETIONS = 50
+
+
+def tags_from(cx: sqlite3.Connection, start: str) -> list[str]:
+    """Return tags as KEY=VALUE that begin with `start`; those that no job has any more may be among them."""
+    key, equals, value = start.partition("=")
+    if equals:
+        sql = "SELECT key || '=' || value FROM tag WHERE key = ? AND substr(value, 1, ?) = ? ORDER BY value LIMIT ?"
+        rows = cx.execute(sql, (key, len(value), value, _MAX_COMPLETIONS))
+    else:
+        sql = "SELECT key || '=' || value FROM tag WHERE key >= ? AND substr(key, 1, ?) = ? ORDER BY key, value LIMIT ?"
+        rows = cx.execute(sql, (key, len(key), key, _MAX_COMPLETIONS))
+    return [row[0] for row in rows]
+
+
+def short_ids_from(cx: sqlite3.Connection, start: str) -> list[str]:
+    """Return the first 8 characters of job ids that begin with `start`; the newest jobs if it is empty."""
+    if not start:
+        found = cx.execute(
+            f"SELECT substr(job_id, 1, 8) FROM job WHERE {VISIBLE} ORDER BY id DESC LIMIT ?", (_MAX_COMPLETIONS,)
+        )
+        return [row[0] for row in found]
+    condition, parameters = id_condition(start)
+    sql = f"SELECT substr(job_id, 1, max(8, ?)) FROM job WHERE {condition} AND {VISIBLE} LIMIT ?"
+    return [row[0] for row in cx.execute(sql, (len(start), *parameters, _MAX_COMPLETIONS))]

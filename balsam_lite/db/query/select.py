@@ -1,4 +1,4 @@
-"""Read the jobs and applications that meet conditions (see `filters`): numbers, counts, pages, rows.
+"""Read the jobs, applications and batch jobs that meet conditions (see `filters`): numbers, counts, pages, rows.
 
 Rows are dicts with the names of the workshop's interface; `sites.interface` lists their keys. Every function runs inside the
 caller's transaction, on its connection `cx`; none imports peewee. All raise UnknownField, InvalidSpec and InvalidStateError.
@@ -20,7 +20,7 @@ from ...core import field_specs, states
 from ...core.errors import InvalidSpec
 from ...core.parameters import launch_params_of
 from . import queries
-from .fields import APP, JOB, Column, Table, column_of
+from .fields import APP, BATCH_JOB, JOB, Column, Table, column_of
 from .filters import EVERY, Conditions, Q
 from .operators import LARGEST, Term, execute
 
@@ -297,3 +297,14 @@ def count_apps(cx: sqlite3.Connection, where: Given = EVERY) -> int:
     """Return the number of matching applications."""
     condition, parameters = _conditions(cx, where, APP).sql()
     return int(execute(cx, f"SELECT count(*) FROM app WHERE {condition}", parameters).fetchone()[0])
+
+
+# --- batch jobs -------------------------------------------------------------------------------------------------------
+
+
+def batch_job_rows(cx: sqlite3.Connection, where: Given = EVERY) -> list[Row]:
+    """Return all columns of the batch jobs that match, oldest first."""
+    condition, parameters = _conditions(cx, where, BATCH_JOB).sql()
+    cursor = execute(cx, f"SELECT * FROM batch_job WHERE {condition} ORDER BY id", parameters)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row)) for row in cursor]

@@ -19,7 +19,7 @@ from ...core.errors import LostLease
 from ...core.process_table import Holder
 from ...core.settings import SettingsWarning
 from ..engine.connection import AT_WORK, Database
-from ..query import batch_queries
+from ..query import queries
 from . import batch_jobs, claims
 from .exit_rules import JobFacts
 
@@ -270,11 +270,11 @@ def outside_cause(cx: sqlite3.Connection, lease: Lease, now_us: int, living: Ite
         return ""  # the batch job goes on
     # Inside a PBS batch job its id ends in a dot and the server name; submission returns it without these.
     ids = dict.fromkeys((lease.scheduler_id, lease.scheduler_id.partition(".")[0]))
-    row = next((row for row in (batch_queries.by_scheduler_id(cx, word) for word in ids if word) if row), None)
+    row = next((row for row in (queries.batch_job_with_scheduler_id(cx, word) for word in ids if word) if row), None)
     return "its batch job is unknown" if row is None else _cause_of_end(cx, row, lease, is_here)
 
 
-def _cause_of_end(cx: sqlite3.Connection, row: batch_queries.BatchRow, lease: Lease, is_here: bool) -> str:
+def _cause_of_end(cx: sqlite3.Connection, row: queries.BatchRow, lease: Lease, is_here: bool) -> str:
     if row["state"] == batch_jobs.CANCELLING or (row["ended"] is not None and row["state"] not in _ENDED_BY_ITSELF):
         return f"its batch job is {row['state']}"
     if row["ended"] is not None and "node" in row["reason"].lower():

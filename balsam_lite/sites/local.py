@@ -108,7 +108,14 @@ class LocalSite:
         """Return a part of the jobs that match; with all fields also what each waits for, if a launcher has recorded it."""
         held_back.release(self.database)
         with self.database.read() as cx:
-            return select.jobs_page(cx, where, fields, after, size, order)
+            rows = select.jobs_page(cx, where, fields, after, size, order)
+            if not fields:
+                from ..db.query.wait_reasons import waits_for  # most commands do not need it
+
+                reasons = waits_for(cx, rows)
+                for row in rows:
+                    row["waits_for"] = reasons.get(row["id"], "")
+            return rows
 
     def result(self, job: int) -> Row:
         """Return the outcome of a job."""

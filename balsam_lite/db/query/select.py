@@ -192,25 +192,13 @@ def jobs(cx: sqlite3.Connection, where: Given = EVERY, order: str = "", start: i
 
 
 def jobs_page(cx: sqlite3.Connection, where: Given, fields: Sequence[str], after: int, size: int, order: str = "") -> list[Row]:
-    """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all.
-
-    With all fields, the rows also have `waits_for`.
-    """
+    """Return the first `size` of the jobs that match and have a number above `after`, with these fields, or [] for all."""
     for name in fields:
         if name not in LISTED:
             raise JOB.unknown(name)
     columns = {name: LISTED[name] for name in fields} or LISTED
     sql, parameters = statement(columns_sql(columns), _conditions(cx, where), order, 0, size, after)
-    rows = list(read_rows(execute(cx, sql, parameters), columns))
-    return rows if fields else _with_reasons(cx, rows)
-
-
-def _with_reasons(cx: sqlite3.Connection, rows: list[Row]) -> list[Row]:
-    """Add `waits_for`: why no launcher has taken a job, "" where none has reported a reason."""
-    from .wait_reasons import waits_for  # most reads do not need it
-
-    reasons = waits_for(cx, rows)
-    return [{**row, "waits_for": reasons.get(row["id"], "")} for row in rows]
+    return list(read_rows(execute(cx, sql, parameters), columns))
 
 
 def job_ids(cx: sqlite3.Connection, where: Given = EVERY, most: int | None = None, order: str = "") -> list[int]:

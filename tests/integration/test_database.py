@@ -294,9 +294,9 @@ def test_changed_tells_of_others_writes_and_not_of_ones_own(local: Database) -> 
 
 
 def checkpoint_pages(db: Database) -> int:
-    """Return after how many pages in the WAL a process that opens the DB writes them into the file; 0: never."""
+    """Return after how many pages in the WAL a process that writes to the DB moves them into the file; 0: never."""
     other = same_way(db)
-    with other.read() as cx:
+    with other.write() as cx:
         pages = int(cx.execute("PRAGMA wal_autocheckpoint").fetchone()[0])
     other.close()
     return pages

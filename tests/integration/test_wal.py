@@ -232,6 +232,16 @@ def test_only_a_process_that_has_the_db_open_counts_as_its_holder(db):
     assert sqlite3.sqlite_version_info >= (3, 31)
 
 
+def test_an_idle_db_is_opened_without_the_table_of_locks(db, monkeypatch):
+    """Reading /proc/locks takes the first process 10 to 20 ms."""
+    db.close()
+    assert wal.sides_of(db.path) == (None, None)
+    monkeypatch.setattr(wal, "holder_of", lambda path: pytest.fail("It was read"))
+    with db.read() as cx:
+        assert cx.execute("SELECT count(*) FROM job").fetchone() == (0,)
+    db.close()
+
+
 def test_on_a_shared_file_system_a_session_has_all_in_the_file_when_it_ends_without_its_wal(tmp_path):
     db = directories.create(str(tmp_path / "shared"), "shared")
     with db.session():

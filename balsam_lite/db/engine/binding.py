@@ -61,9 +61,9 @@ def judge(cx: sqlite3.Connection, path: str) -> str:
     if bound.inode == NO_INODE:
         return COPY
     here = os.stat(path)
-    if bound.is_at(path) or bound.host != os.uname().nodename:
-        other = MOVED if bound.is_at(path) else COPY
-        return SAME if bound.inode == here.st_ino else other
+    is_of_host = bound.host == os.uname().nodename
+    if not is_of_host or bound.path == os.path.realpath(path):
+        return SAME if bound.inode == here.st_ino else MOVED if is_of_host else COPY
     try:
         if os.path.samestat(os.stat(bound.path), here):  # by another path, such as that of a bind mount
             return SAME

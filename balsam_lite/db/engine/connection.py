@@ -134,6 +134,7 @@ class _ThreadState(threading.local):
     file: tuple[int, int] | None = None  # the file that the connection has open, as `file_at` returns it
     sides: wal.Sides | None = None  # the open WAL and its index, if others use them, too
     has_saved = False  # content that was only in a removed WAL was saved
+    has_chosen = False  # whether the connection moves the WAL into the file
     transaction = ""  # "", "read" or "write"
     lock: SessionLock | None = None  # of the session that is open on a shared file system
     unlocked: DatabaseReadOnly | None = None  # why the open session has no lock: it can only read
@@ -194,8 +195,10 @@ class Database:
             thread.transaction = "read"
             try:
                 yield cx
-                self._refuse_if_lost()
-                self._refuse_if_overtaken()
+                if thread.lock is not None:
+                    self._refuse_if_lost()
+                if thread.is_immutable and thread.read_as != self._state_there():
+                    raise DatabaseBusy(f"The DB {self.directory} was written while it was read.", hint="Try again.")
             finally:
                 thread.transaction = ""
                 if cx.in_transaction:  # an I/O error can make SQLite roll back by itself
@@ -218,8 +221,12 @@ class Database:
         with self.session(), sqlite_errors.translated(self.path):
             self._connection()
             if thread.read_as or thread.unlocked:
-                raise thread.unlocked or self._read_only("you can only read it")
+                raise thread.unlocked or DatabaseReadOnly(
+                    f"The DB {self.directory} cannot be written: you can only read it", hint="See the directory's permissions."
+                )
             cx = self._begin("BEGIN IMMEDIATE")
+            if not thread.has_chosen:
+                self._choose_checkpoints(cx)
             thread.transaction = "write"
             try:
                 yield cx
@@ -297,6 +304,7 @@ class Database:
             self._refuse_if_gone()
             self._patiently(self._save_the_wal)
             cx = self._connection()
+            self._choose_checkpoints(cx)
             self._patiently(lambda: rows.extend(cx.execute(statement)))
         return rows
 
@@ -343,7 +351,7 @@ class Database:
         Pass `is_new` if the caller has just created the file; otherwise an empty file is refused if the DB has been used.
         """
         self.close()
-        if not is_new:
+        if not is_new and not os.path.getsize(self.path):
             self._refuse_if_emptied()
         self._is_upgrading = True
         try:
@@ -460,13 +468,16 @@ class Database:
 
     def _await_own_threads(self) -> None:
         """Raise sqlite3.OperationalError while a thread has an open `-shm` that was removed: a new connection would use it."""
-        if self.path in _separated and self._is_open_here():
+        if self._is_open_here():
             raise sqlite3.OperationalError("the WAL is locked: another thread has it open")
         _separated.discard(self.path)
 
     def _refuse_if_separated(self) -> None:
         """Raise DatabaseError if another process has an open WAL that was removed: this process would not see its content."""
-        if None not in wal.sides_of(self.path) or self._is_open_here():
+        sides = wal.sides_of(self.path)
+        if None not in sides or self._is_open_here() or (not any(sides) and wal.is_unused(self.path)):
+            return
+        if wal.is_refused(self.directory, self.path):
             return
         started, pause = time.monotonic(), 0.001
         while True:  # one that has just begun to open or to close the DB has none either
@@ -483,19 +494,11 @@ class Database:
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
 
-    def _refuse_if_overtaken(self) -> None:
-        thread = self._thread()
-        if thread.is_immutable and thread.read_as != self._state_there():
-            raise DatabaseBusy(f"The DB {self.directory} was written while it was read.", hint="Try again.")
-
     def _state_there(self) -> wal.State:
         try:
             return wal.state_of(self.path)
         except OSError as exc:
             raise DatabaseError(f"{self.path} cannot be read: {exc.strerror or exc}") from exc
-
-    def _read_only(self, why: str) -> DatabaseReadOnly:
-        return DatabaseReadOnly(f"The DB {self.directory} cannot be written: {why}", hint="See the directory's permissions.")
 
     def _refuse_if_lost(self) -> None:
         lock = self._thread().lock
@@ -545,13 +548,14 @@ class Database:
     def _open(self) -> _Connection:
         thread = self._thread()
         thread.file, thread.read_as, thread.is_immutable = self._file_there(), None, False
-        thread.sides = None
-        if not self._is_upgrading:
+        thread.sides, thread.has_chosen = None, False
+        if not self._is_upgrading and not os.path.getsize(self.path):
             self._refuse_if_emptied()
         if thread.unlocked:
             return self._open_copy()
-        if self.access == filesystem.LOCAL and not wal.is_refused(self.directory, self.path):
-            self._patiently(self._await_own_threads)
+        if self.access == filesystem.LOCAL:
+            if self.path in _separated:
+                self._patiently(self._await_own_threads)
             if not thread.has_saved:  # else all is in the file, also what others had written who have not noticed yet
                 self._refuse_if_separated()
             thread.has_saved = False
@@ -570,9 +574,7 @@ class Database:
         return self._open_as(self.path, "mode=ro&immutable=1")
 
     def _refuse_if_emptied(self) -> None:
-        """Raise DatabaseEmptied if the file was emptied; SQLite would take it for a new one, and remove its WAL."""
-        if os.stat(self.path).st_size:
-            return
+        """Raise DatabaseEmptied if the DB of an empty file was used; SQLite would take it for a new one, and remove its WAL."""
         wal = self._state_there().wal[0]
         if wal or any(map(_has_entries, (os.path.join(self.directory, name) for name in USED_FOLDERS))):
             also = f" Its WAL still holds {wal} bytes: `balsam db salvage NEW_DIR` reads them." if wal else ""
@@ -621,10 +623,11 @@ class Database:
         if self._is_upgrading:
             cx.execute("PRAGMA wal_autocheckpoint = 0")  # a launcher may be checkpointing
             return
-        migrations.refuse_unready(migrations.version_of(cx), self.directory)
+        version = migrations.version_of(cx)
+        if version != schema.VERSION:
+            migrations.refuse_unready(version, self.directory)
         if self.access == filesystem.LOCAL:
             self._refuse_copy(cx)
-            self._choose_checkpoints(cx)
 
     def _refuse_copy(self, cx: sqlite3.Connection) -> None:
         """Raise CopiedDatabase; only warn if `init` cannot help, because nothing can be written. Rebind a moved DB."""
@@ -646,6 +649,10 @@ class Database:
         raise CopiedDatabase(what, hint=f"{hint}\n{lacks}")
 
     def _choose_checkpoints(self, cx: sqlite3.Connection) -> None:
+        """Set whether commits of this connection move the WAL into the file: not while a launcher or the service lives."""
+        self._thread().has_chosen = True
+        if self.access != filesystem.LOCAL or self._is_upgrading:
+            return
         mine = self._keeps_checkpoints
         if mine is None:
             query = f"SELECT 1 FROM lease WHERE closed IS NULL AND {AT_WORK} LIMIT 1"

@@ -113,7 +113,9 @@ def open_database(directory: str, settings: Settings | None = None) -> Database:
     settings = settings or Settings.load(directory)
     if not is_db(directory):
         raise NotABalsamDB(f"There is no Balsam DB in {directory}", hint="`balsam init PATH` creates one.")
-    return Database(directory, _access(directory), busy_timeout_s=settings.BUSY_TIMEOUT_S, expiry_s=settings.LEASE_EXPIRY_S)
+    return Database(
+        directory, _marked(directory)["access"], busy_timeout_s=settings.BUSY_TIMEOUT_S, expiry_s=settings.LEASE_EXPIRY_S
+    )
 
 
 def identity(directory: str) -> str:
@@ -196,10 +198,6 @@ def _set_rights(directory: str, shared_read: bool) -> None:
         mode = _mode_of(path)
         if mode:
             os.chmod(path, mode | (mode & 0o400 and 0o044 & ~umask) if shared_read else mode & 0o700)
-
-
-def _access(directory: str) -> str:
-    return str(_marked(directory)["access"])
 
 
 def _marked(directory: str) -> dict[str, Any]:
@@ -390,7 +388,7 @@ def _is_second_place(directory: str, bound_path: str) -> bool:
 def _recorded_access(directory: str) -> str | None:
     """Return the access mode for which the DB there was set up; None if there is no DB, or the mode is unknown."""
     try:
-        return _access(directory) if is_db(directory) else None
+        return str(_marked(directory)["access"]) if is_db(directory) else None
     except DatabaseError:
         return None
 

@@ -61,10 +61,17 @@ def mount_of(directory: str, table: str | None = None) -> Mount:
     `table` is the text of /proc/self/mountinfo (proc_pid_mountinfo(5)); by default it is read. Without it (macOS) the file
     system counts as local.
     """
-    path = os.path.realpath(directory)
+    path = f"{os.path.realpath(directory)}/"
+    mounts = mount_points(table).values()
     return max(
-        (mount for mount in mount_points(table).values() if _is_below(path, mount.point)), key=lambda mount: len(mount.point)
+        (mount for mount in mounts if path.startswith(mount.point.rstrip("/") + "/")), key=lambda mount: len(mount.point)
     )
+
+
+#: "36 35 98:0 /root /mount\040point rw,noatime shared:1 - ext4 /dev/sda rw": the number of fields before " - " varies. A mount
+#: point may hold a form feed, which is a line break for some functions of Python.
+_MOUNT = re.compile(r"^(?:[^ \n]+ ){4}([^ \n]+) (?:[^\n]*? )?- ([^ \n]+) ([^ \n]*)", re.MULTILINE)
+_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 def mount_points(table: str | None = None) -> dict[str, Mount]:
@@ -75,8 +82,11 @@ def mount_points(table: str | None = None) -> dict[str, Mount]:
                 table = file.read()
         except OSError:
             return {"/": Mount("/", "apfs", "?")}
-    mounts = map(_parse, table.split("\n"))  # not splitlines: a mount point may hold a form feed
-    return {"/": Mount("/", "unknown", "?"), **{mount.point: mount for mount in mounts if mount}}
+    found = {"/": Mount("/", "unknown", "?")}
+    for point, kind, source in _MOUNT.findall(table):
+        point, source = (_ESCAPE.sub(lambda one: chr(int(one[1], 8)), text) for text in (point, source))
+        found[point] = Mount(point, kind, source)
+    return found
 
 
 def mounts_on_the_way(path: str, points: Mapping[str, Mount]) -> Iterator[Mount]:
@@ -119,23 +129,6 @@ def _upwards(path: str) -> Iterator[str]:
         yield path
         path = os.path.dirname(path)
     yield path
-
-
-def _parse(line: str) -> Mount | None:
-    # "36 35 98:0 /root /mount\\040point rw,noatime shared:1 - ext4 /dev/sda rw": the number of fields before " - " varies.
-    left, dash, right = line.partition(" - ")
-    before, after = left.split(" "), right.split(" ")
-    if not dash or len(before) < 5 or len(after) < 2:
-        return None
-    return Mount(_unescape(before[4]), after[0], _unescape(after[1]))
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def _is_below(path: str, point: str) -> bool:
-    return point == "/" or path == point or path.startswith(point + "/")
 
 
 def clock_ahead_s(directory: str) -> float | None:

@@ -189,7 +189,8 @@ def migrate(cx: sqlite3.Connection) -> None:
         SchemaMismatch: a newer balsam_lite has written the file.
     """
     version = version_of(cx)
-    refuse_newer(version)
+    if version > schema.VERSION:
+        refuse_unready(version, "")
     if version == 0:
         statements: tuple[str, ...] = schema.STATEMENTS
     else:
@@ -201,20 +202,15 @@ def migrate(cx: sqlite3.Connection) -> None:
 
 def refuse_unready(version: int, directory: str) -> None:
     """Raise unless a file of that version can be used as it is: NotABalsamDB if it is empty, else SchemaMismatch."""
-    refuse_newer(version)
+    if version > schema.VERSION:
+        raise SchemaMismatch(
+            f"The DB has schema version {version}; this balsam_lite knows versions up to {schema.VERSION}.",
+            hint="Use the balsam_lite that wrote it, or a newer one.",
+        )
     if version == 0:
         raise NotABalsamDB(f"The DB in {directory} has no tables.", hint=f"`balsam init {directory}` creates them.")
     if version < schema.VERSION:
         raise SchemaMismatch(
             f"The DB has schema version {version}; this balsam_lite works with version {schema.VERSION}.",
             hint=f"`balsam init {directory}` brings it up to date.",
-        )
-
-
-def refuse_newer(version: int) -> None:
-    """Raise SchemaMismatch if this program is too old for a file of that version."""
-    if version > schema.VERSION:
-        raise SchemaMismatch(
-            f"The DB has schema version {version}; this balsam_lite knows versions up to {schema.VERSION}.",
-            hint="Use the balsam_lite that wrote it, or a newer one.",
         )

@@ -17,6 +17,7 @@ is read from a private copy.
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from typing import NamedTuple
 
 from ...core import files
 from ...core.errors import DatabaseBusy, DatabaseError
+from . import filesystem
 
 _HEADER, _FRAME_HEADER = 32, 24
 #: The bytes that every connection that has read a WAL database locks (os_unix.c: SHARED_FIRST, SHARED_SIZE).
@@ -165,6 +167,24 @@ def _copy(wal: int, size: int, path: str) -> None:
             os.fchmod(handle, like.st_mode & 0o777)
             with suppress(PermissionError):
                 os.fchown(handle, like.st_uid, like.st_gid)
+
+
+def is_unused(path: str) -> bool:
+    """Return whether no process has the database `path` open, which has neither a WAL nor a `-shm`; False also if unknown.
+
+    A connection gets the exclusive lock of a WAL database (https://sqlite.org/wal.html#noshm) only if no other one has read it.
+    It takes 0.1 ms; the first process that reads /proc/locks after a while waits 10 to 20 ms for all CPUs (in Linux 6.18).
+    """
+    try:
+        cx = sqlite3.connect(f"file:{filesystem.quoted(path)}?mode=rw", uri=True, timeout=0, isolation_level=None)
+        try:
+            cx.execute("PRAGMA locking_mode = EXCLUSIVE")
+            cx.execute("PRAGMA user_version")
+        finally:
+            cx.close()
+    except sqlite3.Error:
+        return False
+    return True
 
 
 def holder_of(path: str) -> int | None:

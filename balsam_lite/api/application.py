@@ -231,9 +231,9 @@ def _parameters(cls: type[ApplicationDefinition]) -> dict[str, dict[str, Any]]:
             cls, f"has odd names in `parameters`; command_template parameters must be valid Python identifiers: {[*given]}"
         )
     if cls.command_template is not None:
-        from ..launcher.template import rendering
+        from ..launcher import template
 
-        found = {name: {"required": True} for name in rendering.check(cls.command_template)}
+        found = {name: {"required": True} for name in template.check(cls.command_template)}
         takes_more = False
     else:
         found, takes_more = _signature(cls)

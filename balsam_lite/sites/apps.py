@@ -38,7 +38,7 @@ def parameters_of(app: Row, are_given: bool) -> Row:
         _check_rule(app["name"], name, rule, is_filled_in=bool(template))
     if not template:
         return dict(rules)
-    from ..launcher.template.rendering import check
+    from ..launcher.template import check
 
     names = check(template)
     extra = sorted(rules.keys() - set(names))

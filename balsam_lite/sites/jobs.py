@@ -136,10 +136,10 @@ def _check_words(app: AppSpec, parameters: Mapping[str, Any], are_large: bool) -
     if not are_large:
         return
     from ..core.errors import TemplateError
-    from ..launcher.template import rendering
+    from ..launcher import template
 
     try:
-        command = rendering.render(app.template, {**app.defaults, **parameters}, app.has_preamble)
+        command = template.render(app.template, {**app.defaults, **parameters}, app.has_preamble)
     except TemplateError:
         return  # with these values; the error names the job, as for small values
     longest = max(len(word.encode(errors="replace")) for word in [*command.argv, command.text])

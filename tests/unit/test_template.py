@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from balsam_lite.core.errors import TemplateError
-from balsam_lite.launcher.template import rendering
+from balsam_lite.launcher import template
 
 HELLO = "echo Hello, {{ say_hello_to }}! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
 ARGV = "import json, sys; print(json.dumps(sys.argv[1:]))"
@@ -33,9 +33,9 @@ def text_of(command):
 
 
 def test_the_workshops_template_gives_the_workshops_line():
-    command = rendering.render(HELLO, {"say_hello_to": "world 1!", "other": 1})
+    command = template.render(HELLO, {"say_hello_to": "world 1!", "other": 1})
     assert text_of(command) == "echo Hello, 'world 1!'! CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
-    assert rendering.check(HELLO) == ["say_hello_to"]
+    assert template.check(HELLO) == ["say_hello_to"]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_the_workshops_template_gives_the_workshops_line():
     ],
 )
 def test_a_line_without_shell_syntax_needs_no_shell(text, argv):
-    command = rendering.render(text, {"a": "x; y", "n": 3, "files": ["1 2", "3"], "none": None})
-    assert command == rendering.Command(argv, "")
+    command = template.render(text, {"a": "x; y", "n": 3, "files": ["1 2", "3"], "none": None})
+    assert command == template.Command(argv, "")
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_a_line_without_shell_syntax_needs_no_shell(text, argv):
 )  # fmt: skip
 def test_whatever_a_shell_would_read_is_left_to_a_shell(line):
     try:
-        assert text_of(rendering.render(line, {"a": "v"})) == line.replace("{{ a }}", "'v'")
+        assert text_of(template.render(line, {"a": "v"})) == line.replace("{{ a }}", "'v'")
     except TemplateError as exc:
         assert line == "p 'it" and "not closed" in str(exc)
 
 
 def test_inner_line_breaks_stay_and_outer_blanks_go():
-    assert text_of(rendering.render("\n  p \\\n  -a {{ a }}\nq\n\n", {"a": " v "})) == "p \\\n  -a ' v '\nq"
-    assert rendering.render(" {{ a }} ", {"a": " v "}).argv == [" v "]
+    assert text_of(template.render("\n  p \\\n  -a {{ a }}\nq\n\n", {"a": " v "})) == "p \\\n  -a ' v '\nq"
+    assert template.render(" {{ a }} ", {"a": " v "}).argv == [" v "]
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_inner_line_breaks_stay_and_outer_blanks_go():
 )
 def test_a_template_that_cannot_be_filled_is_refused_with_the_reason_and_the_way_out(text, words):
     with pytest.raises(TemplateError) as caught:
-        rendering.check(text)
+        template.check(text)
     assert words in str(caught.value)
 
 
@@ -159,7 +159,7 @@ EVIL = {"a": "a[$(touch evil)]", "b": "-v", "c": "-va[$(touch evil)]", "d": "($(
 @pytest.mark.parametrize("text", READ_TWICE)
 def test_no_value_can_stand_where_bash_would_read_it_twice(text):
     with pytest.raises(TemplateError, match="A value cannot be used"):
-        rendering.check(text)
+        template.check(text)
 
 
 #: Close to those, but harmless; with a program behind some of it.
@@ -182,7 +182,7 @@ READ_ONCE = [
 
 @pytest.mark.parametrize("text", READ_ONCE)
 def test_what_is_read_once_is_not_refused_and_runs_nothing(text, tmp_path):
-    line = text_of(rendering.render(text, EVIL, for_shell=True))
+    line = text_of(template.render(text, EVIL, for_shell=True))
     subprocess.run(
         ["bash", "-c", f"p() {{ :; }}\n{line}"], cwd=tmp_path, capture_output=True, timeout=30, stdin=subprocess.DEVNULL
     )
@@ -190,14 +190,14 @@ def test_what_is_read_once_is_not_refused_and_runs_nothing(text, tmp_path):
 
 
 def test_a_shell_reads_a_plain_line_where_one_is_wanted():
-    assert rendering.render("p '{{ a }}' {{ a }}", {"a": "x y"}, for_shell=True) == ([], "p 'x y' 'x y'")
+    assert template.render("p '{{ a }}' {{ a }}", {"a": "x y"}, for_shell=True) == ([], "p 'x y' 'x y'")
     with pytest.raises(TemplateError, match="empty command line"):
-        rendering.render("{% if a %}p{% endif %}", {"a": ""}, for_shell=True)
+        template.render("{% if a %}p{% endif %}", {"a": ""}, for_shell=True)
 
 
 def test_missing_values_are_named_beside_those_that_are_there():
     with pytest.raises(TemplateError) as caught:
-        rendering.render("p {{ b }} {{ a }} {{ c }}", {"c": 1, "z": 2})
+        template.render("p {{ b }} {{ a }} {{ c }}", {"c": 1, "z": 2})
     assert str(caught.value) == "Missing required args: {'a', 'b'} (only got: {'c', 'z'})"
 
 
@@ -213,7 +213,7 @@ def test_missing_values_are_named_beside_those_that_are_there():
 )
 def test_values_with_which_a_template_fails_are_told(text, values, words):
     with pytest.raises(TemplateError) as caught:
-        rendering.render(text, values)
+        template.render(text, values)
     assert words in str(caught.value)
 
 
@@ -266,7 +266,7 @@ def test_bash_takes_every_value_as_one_word_wherever_it_stands(values):
     # Every other one is more than text and names, so that jinja2 itself puts the values in.
     ways = ("", "{% if a %}{% endif %}")
     lines = [
-        rendering.render(text + ways[(at + at // len(PLACES)) % 2], {"a": value}) for at, (text, _, value) in enumerate(cases)
+        template.render(text + ways[(at + at // len(PLACES)) % 2], {"a": value}) for at, (text, _, value) in enumerate(cases)
     ]
     said, stderr = shown([text_of(line) for line in lines])
     assert len(said) == len(cases)
@@ -282,7 +282,7 @@ def test_bash_takes_every_value_as_one_word_wherever_it_stands(values):
 def test_a_program_is_given_the_same_words_with_a_shell_and_without(text):
     text = text.replace("{python}", sys.executable)
     for value in ("a 'b'\n\"c\" $(id) `id` \\; ☃ ", "-x", ""):
-        command = rendering.render(text, {"code": ARGV, "a": value})
+        command = template.render(text, {"code": ARGV, "a": value})
         assert bool(command.text) == text.endswith(";")
         done = subprocess.run(command.argv or ["bash", "-c", command.text], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout) == [value] * 3
@@ -319,7 +319,7 @@ def test_no_template_that_is_accepted_runs_a_value(tmp_path_factory, pieces, att
     for number in range(text.count("{}")):
         text = text.replace("{}", f"{{{{ v{number} }}}}", 1)
     try:
-        command = rendering.render(text, values)
+        command = template.render(text, values)
     except TemplateError:
         return
     if "touch" in (command.argv or [""])[0]:

@@ -19,10 +19,10 @@ from ...db.engine import directories
 from ...db.store import claims
 from ...db.store.claims import Claim
 from ...pyapps import payload, result_file
+from .. import template
 from ..placement import Placement
 from ..staging import links
 from ..staging.links import Parent
-from ..template import rendering
 from . import hardware
 from .mpi_use import NO_MPI, MpiUse
 
@@ -186,7 +186,7 @@ def _of_template(claim: Claim, prefix: Sequence[str]) -> list[str]:
         raise SpawnFailed(f"The command template of {claim.application!r} takes text and numbers; its job has other values.")
     try:
         all_values = {**_defaults(claim.app_parameters or "{}"), **values}
-        command = rendering.render(claim.command_template, all_values, for_shell=_has_preamble(claim))
+        command = template.render(claim.command_template, all_values, for_shell=_has_preamble(claim))
     except TemplateError as exc:
         raise SpawnFailed(str(exc)) from exc
     if command.argv:

@@ -1,11 +1,12 @@
-"""Quote the values of a command template by their position: bare, inside "…" or inside '…'. Pure.
+"""Render command templates: jinja2 text in which each value becomes a word of the command line, or a part of one. Pure.
 
-`plan` scans the text around the values once, as bash reads it. Values are always quoted, so they cannot change how the rest is
-read, and one scan is enough for all jobs of an application. A position that is not one of the three is refused with one
-message: in comments, here-documents, arithmetic, ${…}, backquotes and arrays; after text in which quotes cannot be matched up
-with certainty; and among arguments that bash evaluates again, where `a[$(program)]` would run the program however it is quoted.
-
-Variables are followed no further than from NAME={{ value }} to an evaluation that mentions NAME in the same text.
+jinja2 puts each value between two marks that neither a value nor a template can contain. A scan of the text around the
+values finds, as bash reads it, the position of each: bare, inside "…" or inside '…'. Values are always quoted, so they cannot
+change how the rest is read, and one scan is enough for all jobs of an application. A position that is not one of the three is
+refused with one message: in comments, here-documents, arithmetic, ${…}, backquotes and arrays; after text in which quotes
+cannot be matched up with certainty; and among arguments that bash evaluates again, where `a[$(program)]` would run the program
+however it is quoted. Variables are followed no further than from NAME={{ value }} to an evaluation that mentions NAME in the
+same text.
 
 Source: bash(1), "QUOTING", "EXPANSION", "ARITHMETIC EVALUATION", "REDIRECTION", "COMMENTS", "Arrays", "CONDITIONAL
 EXPRESSIONS", "SHELL BUILTIN COMMANDS", and "Shell Variables" for those that are integers or are expanded; tried with bash 5.2.
@@ -15,31 +16,182 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from ...core.errors import TemplateError
+from ..core.errors import TemplateError
+
+if TYPE_CHECKING:
+    import jinja2  # imported when the first template is read
 
 #: Marks a value in a text; neither a program's words nor a shell's text can contain it.
 PLACEHOLDER = "\0"
 
-#: Positions of a value.
-BARE, IN_DOUBLE, IN_SINGLE = "bare", "in double quotes", "in single quotes"
-#: The text around a value in each position. Double quotes are closed first, so that nothing in the value has a meaning.
-_AROUND = {BARE: ("'", "'"), IN_DOUBLE: ("\"'", "'\""), IN_SINGLE: ("", "")}
+#: The quotes around a value in each position. Double quotes are closed first, so that nothing in the value has a meaning.
+_BARE, _IN_DOUBLE, _IN_SINGLE = ("'", "'"), ("\"'", "'\""), ("", "")
 
 _HINT = (
     "A value can be a word or a part of one, also inside \"…\" and '…'. Compute in jinja, as in {{ n|int + 1 }}, or put this "
     "part of the command into a script and give it the value as an argument."
 )
 
+_HALF_OPEN = re.compile(r"(?<![{$])\{\s*[A-Za-z_]\w*\s*\}\}")
+_INSIDE_A_VALUE = (
+    "A value holds a NUL character, or the template prints what it has captured with a macro, a call or a set block."
+)
+
+
+class Command(NamedTuple):
+    """The command of a job: one of the two is set."""
+
+    argv: list[str]  # of a program that needs no shell
+    text: str  # for `bash -c`
+
+
+class _Compiled(NamedTuple):
+    template: jinja2.Template
+    variables: frozenset[str]
+    #: The texts between the names, if there is nothing else, and the names in order: filled without jinja2, ten times as fast.
+    fixed: tuple[str, ...] | None
+    names: tuple[str, ...]
+
+
+def render(text: str, values: Mapping[str, Any], for_shell: bool = False) -> Command:
+    """Return the command of a job with these values. Values that the template does not use are ignored.
+
+    Values other than text are converted by `str`. Blanks and line breaks around the line are removed.
+
+    Args:
+        for_shell: always return a text for a shell, which may have functions with the names of programs.
+
+    Raises:
+        TemplateError: a value is missing or cannot be quoted in its position; the template fails for these values.
+    """
+    compiled = _compiled(text)
+    if not compiled.variables <= values.keys():
+        missing = compiled.variables - values.keys()
+        raise TemplateError(f"Missing required args: {_listed(missing)} (only got: {_listed(values)})")
+    if compiled.fixed is not None:
+        return _command(compiled.fixed, [_text(values[name]) for name in compiled.names], for_shell)
+    try:
+        line = compiled.template.render(values)
+    except TemplateError:
+        raise
+    except Exception as exc:  # the expressions of a template may raise anything
+        raise _broken(text, exc) from exc
+    return _command(*_taken_apart(line), for_shell)
+
+
+def check(text: str) -> list[str]:
+    """Return the sorted names of the values that a template needs.
+
+    Raises:
+        TemplateError: it cannot be parsed, gives no command, or has a value in a position that cannot be quoted.
+    """
+    compiled = _compiled(text)
+    try:
+        line = _environment(strict=False).from_string(text).render()
+    except TemplateError:
+        raise
+    except Exception:  # noqa: BLE001  # the template computes with values, which are not known yet
+        return sorted(compiled.variables)
+    _command(*_taken_apart(line))
+    return sorted(compiled.variables)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Format names as Python prints a set, sorted.
+
+    >>> _listed(["b", "a"])
+    "{'a', 'b'}"
+    """
+    return f"{{{', '.join(map(repr, sorted(names)))}}}"
+
+
+# --- jinja2 -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _compiled(text: str) -> _Compiled:
+    import jinja2.meta
+
+    if PLACEHOLDER in text:
+        raise TemplateError("A command template must not hold a NUL character.")
+    half_open = _HALF_OPEN.search(text)
+    if half_open:  # for jinja2 it is text, and the value would not be filled in
+        line = text.count("\n", 0, half_open.start()) + 1
+        raise TemplateError(f"The command template lacks a brace {{ (line {line}): {half_open[0]}")
+    environment = _environment(strict=True)
+    try:
+        tree = environment.parse(text)
+        variables = jinja2.meta.find_undeclared_variables(tree) - environment.globals.keys()
+        fixed, names = _plain_parts(tree, variables)
+        return _Compiled(environment.from_string(text), frozenset(variables), fixed, names)
+    except (jinja2.TemplateError, RecursionError) as exc:
+        raise _broken(text, exc) from exc
+
+
+def _plain_parts(tree: jinja2.nodes.Template, variables: set[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Return the texts and the names of a template that consists of nothing else, otherwise (None, ())."""
+    from jinja2 import nodes
+
+    fixed, names = [""], []
+    for statement in tree.body:
+        for node in statement.nodes if isinstance(statement, nodes.Output) else (statement,):
+            if isinstance(node, nodes.TemplateData):
+                fixed[-1] += node.data
+            elif isinstance(node, nodes.Name) and node.name in variables:
+                names.append(node.name)
+                fixed.append("")
+            else:
+                return None, ()
+    return _stripped(fixed), tuple(names)
+
+
+@lru_cache(maxsize=2)
+def _environment(strict: bool) -> jinja2.Environment:
+    import jinja2
+
+    undefined = jinja2.StrictUndefined if strict else jinja2.ChainableUndefined
+    return jinja2.Environment(undefined=undefined, finalize=_marked, autoescape=False)
+
+
+def _marked(value: Any) -> str:
+    """Return the marked text that jinja2 inserts for a value."""
+    return f"{PLACEHOLDER}{_text(value)}{PLACEHOLDER}"
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    if PLACEHOLDER in text:
+        raise TemplateError(_INSIDE_A_VALUE)
+    return text
+
+
+def _taken_apart(line: str) -> tuple[tuple[str, ...], list[str]]:
+    """Split a rendered line into the texts between the values, and the values."""
+    parts = line.split(PLACEHOLDER)
+    return _stripped(parts[::2]), parts[1::2]
+
+
+def _stripped(fixed: list[str]) -> tuple[str, ...]:
+    """Strip the blanks around the line, but not those of a value at either end."""
+    fixed[0], fixed[-1] = fixed[0].lstrip(), fixed[-1].rstrip()
+    return tuple(fixed)
+
+
+def _broken(text: str, exc: Exception) -> TemplateError:
+    line = getattr(exc, "lineno", None)
+    where = f" (line {line})" if line else ""
+    return TemplateError(f"The command template cannot be used: {exc}{where}\n    {text.strip()}")
+
+
 # --- a line without shell syntax --------------------------------------------------------------------------------------
 
-#: A line in which nothing but quotes has a meaning to a shell, its words, and the quotes in them.
+#: A line in which nothing but quotes has a meaning to a shell.
 _PLAIN_LINE = re.compile(r"""(?:[^\s'"\\$`|&;<>()*?\[\]{}~#]|[ \t]|'[^']*'|"[^"$`\\]*")*""")
-_PLAIN_WORD = re.compile(r"""(?:[^ \t'"]|'[^']*'|"[^"]*")+""")
-_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 #: bash's reserved words, and those of its builtin commands that no program does as well or that evaluate a word.
 _SHELL_WORDS = frozenset((
     "!", "[[", "{", "}", "(", ")", "if", "then", "elif", "else", "fi", "case", "esac", "for", "select", "while", "until",
@@ -51,50 +203,38 @@ _SHELL_WORDS = frozenset((
 ))  # fmt: skip
 
 
-class QuotingPlan(NamedTuple):
-    """How to fill the placeholders of a text: one of the two fields is used."""
+def _command(fixed: tuple[str, ...], values: Sequence[str], for_shell: bool = False) -> Command:
+    """Return the command with values between these texts; with `for_shell`, for a shell even if the line needs none.
 
-    words: tuple[tuple[str, ...], ...] | None  # to be started without a shell: of each word the texts around its values
-    positions: tuple[str, ...]  # for a shell
+    Raises:
+        TemplateError: a value cannot be quoted in its position; a quote or bracket is not closed; there is no command.
+    """
+    words, around = _plan(fixed, for_shell)
+    if words is not None:
+        rest = iter(values)
+        return Command([first + "".join([next(rest) + text for text in texts]) for first, *texts in words], "")
+    parts = [fixed[0]]
+    for (before, after), value, text in zip(around, values, fixed[1:]):
+        parts += (before, value.replace("'", "'\"'\"'") if "'" in value else value, after, text)
+    return Command([], "".join(parts))
 
 
 @lru_cache(maxsize=512)
-def plan(fixed: tuple[str, ...], for_shell: bool = False) -> QuotingPlan:
-    """Return the plan to fill in values between these texts; with `for_shell`, for a shell even if the line needs none.
-
-    Raises:
-        TemplateError: a value cannot be quoted in its position; or a quote or bracket is not closed.
-    """
+def _plan(fixed: tuple[str, ...], for_shell: bool) -> tuple[list[list[str]] | None, list[tuple[str, str]]]:
+    """Return how to fill in values: for a program, of each word the texts around its values; else the quotes of each value."""
     text = PLACEHOLDER.join(fixed)
     if _PLAIN_LINE.fullmatch(text):
-        words = [_QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", raw) for raw in _PLAIN_WORD.findall(text)]
-        if not words or (not for_shell and _is_program(words[0])):
+        words = shlex.split(text)
+        if not words:
+            raise TemplateError("The command template gives an empty command line.")
+        if not for_shell and "=" not in words[0] and words[0] not in _SHELL_WORDS:
             if where := _evaluated_by_shell(words):
                 _refuse(where, text, text.index(PLACEHOLDER))
-            return QuotingPlan(tuple([tuple(word.split(PLACEHOLDER)) for word in words]), ())
+            return [word.split(PLACEHOLDER) for word in words], []
     try:
-        return QuotingPlan(None, tuple(_Scanner(text).scan()))
+        return None, _Scanner(text).scan()
     except RecursionError:
         raise TemplateError("The command line is nested too deeply.") from None
-
-
-def _is_program(word: str) -> bool:
-    return "=" not in word and word not in _SHELL_WORDS
-
-
-def fill(fixed: Sequence[str], positions: Sequence[str], values: Sequence[str]) -> str:
-    """Return the text for a shell, with the values filled in."""
-    parts = [fixed[0]]
-    for position, value, text in zip(positions, values, fixed[1:]):
-        before, after = _AROUND[position]
-        parts += (before, value.replace("'", "'\"'\"'") if "'" in value else value, after, text)
-    return "".join(parts)
-
-
-def join(words: Sequence[Sequence[str]], values: Sequence[str]) -> list[str]:
-    """Return the words of a program's command line, with the values filled in."""
-    rest = iter(values)
-    return [first + "".join([next(rest) + text for text in texts]) for first, *texts in words]
 
 
 def _refuse(where: str, text: str, at: int) -> NoReturn:
@@ -106,7 +246,7 @@ def _refuse(where: str, text: str, at: int) -> NoReturn:
 
 _GAP = re.compile(r"(?:[ \t]|\\\n)*")
 _LITERAL = re.compile(r"""[^ \t\n\0'"\\$`;&|()<>]+""")
-_IN_DOUBLE = re.compile(r"""[^"\\$`\0]+""")
+_LITERAL_IN_DOUBLE = re.compile(r"""[^"\\$`\0]+""")
 _COMMENT = re.compile(r"[^\n]*")
 _REDIRECTION = re.compile(r"(?:\d+|\{\w+\})?(?:&>>?|>>|>\||[<>]&|<>|<<<|<<-?|[<>](?!\())")
 #: The end mark of a here-document: quoted, or not.
@@ -131,15 +271,15 @@ class _Scanner:
 
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
-        self._positions: list[str] = []
+        self._quotes: list[tuple[str, str]] = []
         self._depth = self._judged = 0  # of brackets; values in commands that have been judged
         self._condition: list[str] | None = None  # the words of [[ … ]] up to here
         self._documents: list[tuple[str, bool]] = []  # here-documents that begin in the next line: end mark, tabs dropped
         self._assigned: set[str] = set()  # variables that hold a value
         self._evaluated: list[str] = []  # what bash evaluates
 
-    def scan(self) -> list[str]:
-        """Return the position of each value."""
+    def scan(self) -> list[tuple[str, str]]:
+        """Return the quotes of each value."""
         try:
             self._commands()
         except _EndOfCertainty:
@@ -147,7 +287,7 @@ class _Scanner:
         self._end_condition()
         for name in self._assigned.intersection(_NAME.findall(" ".join(self._evaluated))):
             self._refuse(f"in the variable {name}, which bash evaluates elsewhere")
-        return self._positions
+        return self._quotes
 
     def _peek(self, ahead: int = 0) -> str:
         return self._text[self._at + ahead : self._at + ahead + 1]
@@ -160,8 +300,8 @@ class _Scanner:
         self._at = found.end()
         return found[0]
 
-    def _place(self, position: str) -> str:
-        self._positions.append(position)
+    def _place(self, quotes: tuple[str, str]) -> str:
+        self._quotes.append(quotes)
         self._at += 1
         return PLACEHOLDER
 
@@ -170,7 +310,7 @@ class _Scanner:
 
     def _give_up(self, construct: str) -> NoReturn:
         """End the scan at a construct; refuse all values in it, after it, and in the commands around it."""
-        values = len(self._positions) - self._judged + self._text.count(PLACEHOLDER, self._at)
+        values = len(self._quotes) - self._judged + self._text.count(PLACEHOLDER, self._at)
         if values or any(PLACEHOLDER in word for word in self._condition or ()):
             self._refuse(f"in, after or next to {construct}")
         raise _EndOfCertainty
@@ -232,7 +372,7 @@ class _Scanner:
             self._refuse(where)
         words.clear()
         if self._depth == 1:
-            self._judged = len(self._positions)
+            self._judged = len(self._quotes)
 
     def _judge(self, name: str, arguments: Sequence[str]) -> None:
         """Refuse values that a command evaluates, and record the variables that it would evaluate."""
@@ -303,7 +443,7 @@ class _Scanner:
             word += self._skip(_LITERAL)
             char = self._peek()
             if char == PLACEHOLDER:
-                word += self._place(BARE)
+                word += self._place(_BARE)
             elif char == "\\":
                 word += self._escaped().replace("\n", "")
             elif char == "'":
@@ -331,14 +471,14 @@ class _Scanner:
         if end < 0:
             self._unclosed("single quote")
         inner, self._at = self._text[self._at + 1 : end], end + 1
-        self._positions += [IN_SINGLE] * inner.count(PLACEHOLDER)
+        self._quotes += [_IN_SINGLE] * inner.count(PLACEHOLDER)
         return inner.replace("$", "")  # it is no expansion
 
     def _double(self) -> str:
         self._at += 1
         inner = ""
         while True:
-            inner += self._skip(_IN_DOUBLE)
+            inner += self._skip(_LITERAL_IN_DOUBLE)
             char = self._peek()
             if char == '"':
                 self._at += 1
@@ -346,7 +486,7 @@ class _Scanner:
             if not char:
                 self._unclosed("double quote")
             elif char == PLACEHOLDER:
-                inner += self._place(IN_DOUBLE)
+                inner += self._place(_IN_DOUBLE)
             elif char == "\\":
                 inner += self._escaped()
             else:

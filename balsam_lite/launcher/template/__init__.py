@@ -1,1 +1,0 @@
-"""Render the command templates of applications."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-#: How a job is named, for help texts.
-A_JOB = "a number, a prefix of an id, or a name"
 #: The option --run-when of commands that add jobs, and the end of their help texts.
 RUN_WHEN_HELP = f"When its parents let it run: {', '.join(field_specs.RUN_WHEN)}. [default: all_finished]"
 RUN_WHEN_EPILOG = "\n\n".join(["Values of --run-when:", *(f"{value}: {text}." for value, text in field_specs.RUN_WHEN.items())])
@@ -148,34 +146,6 @@ def _named_db() -> str | None:
     """Return the value of the option --db of `balsam` itself."""
     named: str | None = click.get_current_context().find_root().obj
     return named
-
-
-#: How a job is named where digits are the number, as in Balsam 0.7, where jobs have no other name.
-NUMBER_OR_WORD = "its number, or else a prefix of its id, or its name"
-
-
-def job_numbers(site: SiteInterface, words: Iterable[str]) -> list[int]:
-    """Return the numbers of the jobs of a site that these words name, sorted.
-
-    Digits are the number. Any other word must fit one job only.
-
-    Raises:
-        UnknownJob, AmbiguousJobId: for a word that is not a number.
-    """
-    from ..db.query import queries
-
-    numbers = {word: row_number(word.removeprefix("#")) for word in words}
-    return sorted(
-        {queries.the_one(word, jobs_fitting(site, word)) if number is None else number for word, number in numbers.items()}
-    )
-
-
-def jobs_fitting(site: SiteInterface, word: str) -> list[list[Any]]:
-    """Return the jobs of a site that a word fits, as `queries.the_one` expects them."""
-    from ..db.query import queries
-
-    rows = site.page({"which": word}, queries.CANDIDATE, size=queries.CANDIDATES)
-    return [[row[name] for name in queries.CANDIDATE] for row in rows]
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -15,14 +15,12 @@ from ..db.engine.registry import SiteEntry
 from ..sites.interface import Row, SiteInterface
 from . import completion, output
 from .common import (
-    NUMBER_OR_WORD,
     RUN_WHEN_EPILOG,
     RUN_WHEN_HELP,
     Minutes,
     confirm,
     count,
     count0,
-    job_numbers,
     long_site_option,
     number,
     one_site,
@@ -31,6 +29,7 @@ from .common import (
     warn,
 )
 from .group import BalsamCommand, option
+from .selection import A_JOB, job_numbers
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -88,7 +87,7 @@ def _count(*names: str, help: str) -> Callable[[_Function], _Function]:
 )  # fmt: skip
 @option(
     "-pid", "--parent-id", "parent_ids", multiple=True, metavar="JOB",
-    help=f"Job to wait for: {NUMBER_OR_WORD}; may be repeated.",
+    help=f"Job to wait for: {A_JOB}; may be repeated.",
 )  # fmt: skip
 @option("--run-when", default="all_finished", metavar="WHEN", help=RUN_WHEN_HELP)
 @option("--name", default="", help="Name, also of the output file. [default: job.out]")

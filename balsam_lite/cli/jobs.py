@@ -17,9 +17,10 @@ from ..db.query.text_forms import program_of
 from ..db.store import apps, graph, insert
 from . import completion, output
 from .apps import warn_of
-from .common import A_JOB, RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs, progress_of, warn
+from .common import RUN_WHEN_EPILOG, RUN_WHEN_HELP, confirm, count, given, open_db, pairs, progress_of, warn
 from .group import BalsamCommand, SentenceOption, SeparateOption, WordsOption, option
 from .ls import form
+from .selection import A_JOB
 
 if TYPE_CHECKING:
     import sqlite3

@@ -132,7 +132,7 @@ def job_ls(
         balsam job ls --format csv --columns id,name,state
     """
     look = listing.Look.of(options, _job_keys(by_states), history)
-    jobs = listing.SiteJobs(lambda question: ask_sites(site, question), chosen.conditions(is_digits_number=True), sort, limit)
+    jobs = listing.SiteJobs(lambda question: ask_sites(site, question), chosen.conditions(), sort, limit)
     if by_states:
         number = _show_counts(look, jobs.count_states(), everything=verbose)
     elif history:

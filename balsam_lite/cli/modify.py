@@ -1,9 +1,9 @@
-"""`balsam modify` and `balsam job modify`: change a field of jobs, or of an application."""
+"""`balsam modify`, `rerun` and `killjob`, each also as `balsam job …`: change, run again or kill jobs of one or more sites."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -16,9 +16,9 @@ from ..db.store import user_actions
 from ..sites import apps as site_apps
 from . import completion, output
 from .apps import as_program, warn_of, warn_of_line
-from .common import long_site_option, open_db, say
+from .common import confirm, long_site_option, open_db, pairs, say
 from .group import BalsamCommand, Choice, Option, WordsRewriter, option
-from .selection import Selection, jobs, selection_options, sites_with
+from .selection import ChosenJobs, Selection, jobs, selection_options
 
 _STATES = "\b\nThe states:\n" + "\n".join(f"  {state:17} {text}" for state, text in states.DESCRIPTIONS.items())
 
@@ -79,7 +79,7 @@ def modify(words: Sequence[str], kind: str, chosen: Selection, site: str) -> Non
     if chosen and kind == "apps":
         raise click.UsageError("Conditions choose jobs. Name the application as ID.")
     if chosen or (site and kind == "jobs"):
-        _modify_at_sites(chosen if chosen else Selection({"ids": tuple(named)}), site, attr, value, is_digits_number=False)
+        _modify_at_sites(chosen if chosen else Selection({"ids": tuple(named)}), site, attr, value)
         return
     db = open_db()
     if kind == "apps":
@@ -113,27 +113,23 @@ def job_modify(words: Sequence[str], state: str | None, chosen: Selection, site:
     if not chosen:
         raise click.UsageError("Which jobs? Give conditions, such as --id, --tag and --app.")
     attr, value = words or ("state", state)
-    _modify_at_sites(chosen, site, attr, str(value), is_digits_number=True)
+    _modify_at_sites(chosen, site, attr, str(value))
 
 
-def _modify_at_sites(chosen: Selection, site: str, attr: str, value: str, *, is_digits_number: bool) -> None:
+def _modify_at_sites(chosen: Selection, site: str, attr: str, value: str) -> None:
     """Set a field of all jobs that match, and tell how many each site had."""
-    from ..sites import fanout
-
     changes: dict[str, Any] = {attr: value}
     if attr == "state":
         changes = {"state": states.check_state(value), "state_data": {"message": user_actions.USER_CHANGED}}
-    where, found = sites_with(site, chosen, is_digits_number=is_digits_number)
-    for entry, _ in found:
-        there = fanout.open_site(entry)
-        changed = there.update_where("job", where, changes)
+    found = ChosenJobs.find(site, chosen)
+    for there, _, changed in found.act(lambda one: one.update_where("job", found.where, changes)):
         if attr == "state":
-            said = f"{jobs(changed)} of {entry.name} put into {value}"
-            if value != states.AWAITING_PARENTS and "state" not in str(where):  # so that they still match after the change
-                waiting = there.count("job", all_of(where, {"state": states.AWAITING_PARENTS}))
+            said = f"{jobs(changed)} of {there.entry.name} put into {value}"
+            if value != states.AWAITING_PARENTS and "state" not in str(found.where):  # so that they still match afterwards
+                waiting = there.count("job", all_of(found.where, {"state": states.AWAITING_PARENTS}))
                 said += f"; {waiting} waiting for parents" * bool(waiting)
         else:
-            said = f"{attr} of {jobs(changed)} of {entry.name} changed to {output.one_line(value)}"
+            said = f"{attr} of {jobs(changed)} of {there.entry.name} changed to {output.one_line(value)}"
         click.echo(f"{said}.")
 
 
@@ -200,3 +196,112 @@ def _shown(field: field_specs.Field, value: Any) -> str:
     if field.kind == "environ":
         return field_specs.masked_json(value)
     return str(bool(value)) if field.kind == "flag" else str(value)
+
+
+# --- run again ---------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@selection_options()
+@option("--downstream", is_flag=True, help="Also all jobs that depend on those: their children, and so on.")
+@option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of all that match; may be repeated.")
+@option(
+    "--to", type=Choice([states.CREATED, states.RESTART_READY]),
+    help="State to put them into. [default: RESTART_READY if it has run before, else CREATED]",
+)  # fmt: skip
+@long_site_option
+@option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rerun(*, chosen: Selection, site: str, downstream: bool, changes: Sequence[str], to: str | None, yes: bool) -> None:
+    """Put all matching jobs back so that a launcher runs them again, with changed fields if --set is given.
+
+    All conditions must hold; of several values of one option one must, or all tags. Jobs held by a launcher are left alone.
+    CREATED repeats the staging and the scripts, too; RESTART_READY runs only the program. A job waits for those of its parents
+    that run again. Children that are JOB_FINISHED stay so unless they match or --downstream is given; `balsam ls` marks them as
+    stale.
+
+    \b
+    Examples:
+        balsam rerun --state FAILED --set wall_time_minutes=30
+        balsam rerun --state FAILED --wf test --tag size=big --to CREATED --yes
+        balsam rerun --id prepare --downstream
+        balsam job rerun --site all --tag workflow=hello --state FAILED
+    """
+    if not chosen:
+        raise click.UsageError("Which jobs? Give at least one condition, such as --state, --name, --id, --wf, --app and --tag.")
+    values = pairs(changes, "--set")
+    field_specs.check_job(values)
+    found = ChosenJobs.find(site, chosen)
+    below = sum(there.count_downstream(found.where) for there, _ in found.sites) if downstream else 0
+    if not yes and not confirm(f"Run {jobs(found.total + below)}{found.of_sites} again?", "--yes"):
+        _abort("Rerun")
+    code = 0
+    for _, of_site, done in found.act(lambda one: one.rerun(found.where, to, values, downstream), below):
+        number = done["jobs"]
+        wait = f", {done['waiting']} of them after their parents" if done["waiting"] else ""
+        again = f"run again{wait}" if number != 1 else f"runs again{', after its parents' * bool(done['waiting'])}"
+        click.echo(f"{number} job{'s' * (number != 1)}{of_site} {again}")
+        if done["held"]:
+            click.echo(f"{done['held']}{of_site} left alone: a launcher holds them")
+        if done["failed"]:
+            parent = f": parent {output.one_line(done['parent'])}" if done["parent"] else ""
+            say(f"{done['failed']}{of_site} FAILED again at once, as their run_when cannot hold{parent}.")
+            say("Once their parents are put back, they run too; --downstream puts back all jobs below a parent.")
+            code = code if number else 1
+    click.get_current_context().exit(code)
+
+
+def _abort(what: str) -> NoReturn:
+    click.echo(f"{what} aborted")
+    click.get_current_context().exit(1)
+
+
+# --- kill -------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=BalsamCommand)
+@selection_options()
+@option("--recursive", is_flag=True, help="Kill all jobs that depend on them, too.")
+@long_site_option
+@option("-y", "--yes", is_flag=True, help="Do not ask.")
+def killjob(chosen: Selection, site: str, recursive: bool, yes: bool) -> None:
+    """Kill jobs: they become USER_KILLED and stay so. The launcher that runs one stops its processes.
+
+    \b
+    Examples:
+        balsam killjob --id 7df8
+        balsam killjob --id 7df8 ab58 --recursive --yes
+        balsam killjob --wf scan --state 'RUN*'
+        balsam job kill --site cluster --tag workflow=hello
+    """
+    if not chosen:
+        raise click.UsageError("Which jobs? Give at least one condition, such as --id, --name, --state, --wf, --app and --tag.")
+    found = ChosenJobs.find(site, chosen)
+    for what in [] if yes else _named(found, chosen) or [f"{jobs(found.total)}{found.of_sites}"]:
+        if not confirm(f"Really kill {what} ??", "--yes"):
+            _abort("Kill")
+    below = sum(there.count_downstream(found.where) for there, _ in found.sites) if recursive else 0
+    for _, of_site, done in found.act(lambda one: one.kill(found.where, recursive), below):
+        killed, running = done["killed"], done["running"]
+        click.echo(_killed(killed, of_site))
+        if running:
+            one = "It still runs" if killed == 1 else "1 still runs"
+            one += " until its launcher has stopped it."
+            click.echo(one if running == 1 else f"{running} still run until their launchers have stopped them.")
+
+
+def _named(found: ChosenJobs, chosen: Selection) -> list[str]:
+    """Return each job by its name and id if --id named all of them."""
+    if len(chosen.ids) != found.total:
+        return []
+    named = []
+    for there, _ in found.sites:
+        of_site = f" of {output.one_line(there.entry.name)}" * bool(found.of_sites)
+        for job in there.page(found.where, ("name", "job_id")):
+            named.append(f"job {output.one_line(job['name'])} {output.cute_id(job['name'], job['job_id'])}{of_site}")
+    return named
+
+
+def _killed(number: int, of_site: str) -> str:
+    if number == 0:
+        return f"No job{of_site} killed: there was nothing left to kill"
+    return f"Job{of_site} killed" if number == 1 else f"{number} jobs{of_site} killed"

@@ -53,7 +53,7 @@ def plot(kind: str, output: str | None, site: str, after: str | None, before: st
     window = Window(*(limit if text is None else moment(text, now_us) for text, limit in zip((after, before), Window())))
     if window.start > window.end:
         raise InvalidSpec(f"--after {after} is later than --before {before}.")
-    where = chosen.conditions(is_digits_number=True)
+    where = chosen.conditions()
     if output is not None:
         figures.check_path(output)
         figures.check_matplotlib()

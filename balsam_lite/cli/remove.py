@@ -11,9 +11,9 @@ from ..core.errors import AmbiguousSite, UnknownApp
 from ..db.engine import directories
 from ..db.query.filters import all_of
 from . import completion, output
-from .common import ask_all_sites, confirm, long_site_option, progress_of, row_number, site_option, warn
+from .common import ask_all_sites, confirm, long_site_option, row_number, site_option, warn
 from .group import BalsamCommand, Choice, LaterOption, Option, option
-from .selection import Selection, jobs, selection_options, sites_with
+from .selection import ChosenJobs, Selection, jobs, selection_options
 
 if TYPE_CHECKING:
     from ..db.engine.registry import SiteEntry
@@ -68,11 +68,11 @@ def rm(
         balsam rm jobs --state FAILED --wf scan
         balsam rm apps --all
     """
-    if not site:
-        directories.find(click.get_current_context().find_root().obj)  # or raise: never remove from all known DBs
     if what == "jobs":
         _remove_jobs(chosen, site, everything, running, yes, force)
     else:
+        if not site:
+            directories.find(click.get_current_context().find_root().obj)  # or raise: never remove from all known DBs
         _remove_apps(chosen, everything, site, with_jobs, yes or force)
 
 
@@ -95,7 +95,7 @@ def job_rm(chosen: Selection, site: str, everything: bool, running: bool, yes: b
         balsam job rm --tag workflow=hello --state FAILED --yes
         balsam job rm --site thetagpu_tutorial --all
     """
-    _remove_jobs(chosen, site, everything or (bool(site) and not chosen), running, yes, force, is_digits_number=True)
+    _remove_jobs(chosen, site, everything or (bool(site) and not chosen), running, yes, force)
 
 
 @click.command(cls=BalsamCommand)
@@ -130,29 +130,21 @@ def app_rm(
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def _remove_jobs(
-    chosen: Selection, site: str, everything: bool, running: bool, yes: bool, force: bool, *, is_digits_number: bool = False
-) -> None:
+def _remove_jobs(chosen: Selection, site: str, everything: bool, running: bool, yes: bool, force: bool) -> None:
     if chosen and everything:
         raise click.UsageError("--all leaves nothing to choose; give it or conditions, but not both.")
     if not (chosen or everything):
         raise click.UsageError("Which jobs to delete? Give conditions, such as --name, --id, --state and --tag, or --all.")
-    from ..sites import fanout
-
-    where, found = sites_with(site, chosen, is_digits_number=is_digits_number)
-    if not found:
+    found = ChosenJobs.find(site, chosen)
+    if not found.sites:
         click.echo("There are no jobs to remove.")
         return
-    total = sum(number for _, number in found)
-    of_sites = f" of {', '.join(entry.name for entry, _ in found)}" if site or len(found) > 1 else ""
     if not (yes or force):
-        which = f"{jobs(total)}{of_sites} matching {chosen}" if chosen else f"ALL {jobs(total)}{of_sites}"
+        which = (
+            f"{jobs(found.total)}{found.of_sites} matching {chosen}" if chosen else f"ALL {jobs(found.total)}{found.of_sites}"
+        )
         _ask(f"PERMANENTLY remove {output.one_line(which)}?")
-    for entry, number in found:
-        of_site = f" of {output.one_line(entry.name)}" * bool(of_sites)
-        there = fanout.open_site(entry)
-        with progress_of(number) as there.progress:
-            gone = there.delete("job", where, force=force, running=running)
+    for _, of_site, gone in found.act(lambda one: one.delete("job", found.where, force=force, running=running)):
         click.echo(f"Removed {jobs(gone['deleted'])}{of_site}.")
         if gone["held"]:
             them = "it" if gone["held"] == 1 else "them"

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
 
 from ..core import states
 from ..core.errors import AmbiguousSite, InvalidSpec, NotFound, did_you_mean
+from ..db.engine import directories
+from ..db.query import queries
 from ..db.query.filters import all_of, condition_from_text, condition_on_text
 from ..db.query.queries import has_wildcard
-from . import completion
-from .common import ask_all_sites, jobs_fitting, pairs, row_number
+from . import completion, output
+from .common import ask_all_sites, pairs, progress_of, row_number
 from .group import ConditionOption, LaterOption, Option, SeparateOption, option
 
 if TYPE_CHECKING:
-    from ..db.engine.connection import Connection, Database
-    from ..db.engine.registry import SiteEntry
+    from ..sites.interface import SiteInterface
 
+_T = TypeVar("_T")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 Where = dict[str, Any]
@@ -146,13 +150,10 @@ class Selection:
         """Return whether no other parameters than these were given."""
         return set(self._given) <= set(names)
 
-    def conditions(
-        self, *, is_digits_number: bool = False, is_name_part: bool = False, ids: Iterable[str] | None = None
-    ) -> Where:
+    def conditions(self, *, is_name_part: bool = False, ids: Iterable[str] | None = None) -> Where:
         """Return the conditions of `db.query`.
 
         Args:
-            is_digits_number: take digits as the number of a job, as Balsam 0.7 did, and not as the beginning of an id.
             is_name_part: match --name anywhere, as `balsam ls` does.
             ids: words that take the place of those of --id.
 
@@ -163,7 +164,7 @@ class Selection:
         if not given and not ids:
             return {}
         words = self.ids if ids is None else tuple(ids)
-        terms: list[Where] = [condition_of(words)] if is_digits_number else [{"which": list(words)}] if words else []
+        terms: list[Where] = [_of_jobs(words)] if words else []
         for field in _TEXTS:
             if field in given:
                 is_part = field == "name" and is_name_part and not any(map(has_wildcard, given[field]))
@@ -175,13 +176,15 @@ class Selection:
         terms += [condition_from_text(text) for text in given.get("conditions", ())]
         return all_of(*terms)
 
-    def refuse_none(self, db: Database | None = None) -> NotFound:
-        """Return the error that no job matches, with the nearest workflow or application if one is unknown."""
-        from ..db.query import queries
+    def refuse_none(self, sites: Iterable[SiteInterface]) -> NotFound:
+        """Return the error that no job matches, with the nearest workflow or application of a site here if one is unknown."""
+        from ..sites.local import LocalSite
 
         meant = ""
-        if db is not None and not self._contains:
-            with db.read() as cx:
+        for site in [] if self._contains else sites:
+            if not isinstance(site, LocalSite):
+                continue
+            with site.database.read() as cx:
                 known = {"workflow": queries.workflows(cx), "app": [app["name"] for app in queries.apps(cx)]}
             for field, names in known.items():
                 unknown = [word for word in self._given.get(field, ()) if word not in names and not has_wildcard(word)]
@@ -189,12 +192,12 @@ class Selection:
         return NotFound(f"No job matches{f' {self}' * bool(self)}.{meant}", hint="`balsam ls` shows the jobs.")
 
 
-def condition_of(words: Iterable[str]) -> Where:
-    """Return the condition for the jobs that these words name; digits are the number. {} for no words."""
-    numbers = {word: row_number(word.removeprefix("#")) for word in words}
-    if None not in numbers.values():
-        return {"id": list(numbers.values())} if numbers else {}
-    return {"which": [word if number is None else f"#{number}" for word, number in numbers.items()]}
+def _of_jobs(words: Collection[str]) -> Where:
+    """Return the condition for the jobs that these words name."""
+    numbers = [number_in(word) for word in words]
+    if None not in numbers:
+        return {"id": numbers}
+    return {"which": [word if number is None else f"#{number}" for word, number in zip(words, numbers)]}
 
 
 def _of_texts(field: str, values: Collection[str], anywhere: bool) -> Where:
@@ -227,43 +230,102 @@ def _of_tags(words: Collection[str]) -> Where:
 # --- acting on what was chosen, at one or several sites ---------------------------------------------------------------
 
 
-def numbers_of(cx: Connection, chosen: Selection, *, is_name_part: bool = False) -> list[int]:
-    """Return the numbers of the jobs of this DB that were chosen, in order; each word of --id must name one job.
+def digits_are_numbers() -> bool:
+    """Return whether the command takes digits as the number of a job, as Balsam 0.7 did: `balsam job …` and `plot` do.
+
+    For the others digits may also begin an id, as in Balsam 0.3; a word that fits several jobs is refused.
+    """
+    context = click.get_current_context(silent=True)
+    name = context.info_name or "" if context is not None else ""
+    return name.startswith("job ") or name == "plot"
+
+
+def number_in(word: str) -> int | None:
+    """Return the number of the job that a word means whatever ids and names there are; None if it is no such word."""
+    is_number = word.startswith("#") or digits_are_numbers()
+    return row_number(word.removeprefix("#")) if is_number else None
+
+
+def job_numbers(site: SiteInterface, words: Iterable[str]) -> list[int]:
+    """Return the numbers of the jobs of a site that these words name, sorted; a number need not be that of a job.
 
     Raises:
-        UnknownJob, AmbiguousJobId; else as `Selection.conditions`.
+        UnknownJob, AmbiguousJobId: for a word that is not a number.
     """
-    from ..db.query import queries, select
-
-    words = [f"#{queries.find_job(cx, word)}" for word in chosen.ids]
-    return select.job_ids(cx, chosen.conditions(ids=words, is_name_part=is_name_part))
-
-
-def sites_with(site: str, chosen: Selection, *, is_digits_number: bool) -> tuple[Where, list[tuple[SiteEntry, int]]]:
-    """Return the conditions, and each of the sites that has jobs that meet them, with their number.
-
-    Raises:
-        UnknownJob, AmbiguousJobId: a word of --id does not name one job. AmbiguousSite: numbers of jobs that several sites
-        have. NotFound: no job matches. BalsamError: a site cannot be read.
-    """
-    words = [_whole_id(site, word, is_digits_number) for word in chosen.ids]
-    where = chosen.conditions(ids=words, is_digits_number=is_digits_number)
-    found = [(entry, jobs) for entry, jobs in ask_all_sites(site, lambda one: one.count("job", where)) if jobs]
-    if len(found) > 1 and any(row_number(word.removeprefix("#")) is not None for word in words):
-        names = ", ".join(entry.name for entry, _ in found)
-        raise AmbiguousSite(f"More than one site has jobs of these numbers: {names}", hint="Choose one of them with --site.")
-    if not found and chosen:
-        raise chosen.refuse_none()
-    return where, found
+    numbers = {word: number_in(word) for word in words}
+    return sorted(
+        {queries.the_one(word, _jobs_fitting(site, word)) if number is None else number for word, number in numbers.items()}
+    )
 
 
-def _whole_id(site: str, word: str, is_digits_number: bool) -> str:
+def _jobs_fitting(site: SiteInterface, word: str) -> list[list[Any]]:
+    """Return the jobs of a site that a word fits, as `queries.the_one` expects them."""
+    rows = site.page({"which": word}, queries.CANDIDATE, size=queries.CANDIDATES)
+    return [[row[name] for name in queries.CANDIDATE] for row in rows]
+
+
+class ChosenJobs(NamedTuple):
+    """The jobs that were chosen, at each of the sites that have any."""
+
+    where: Where
+    sites: list[tuple[SiteInterface, int]]  # with their numbers of jobs
+    of_sites: str  # " of NAME, NAME" where it is not clear which site is meant
+
+    @classmethod
+    def find(cls, site: str, chosen: Selection) -> ChosenJobs:
+        """Count the chosen jobs at each of the sites that --site names.
+
+        Without --site that is the active DB. If none is active, `balsam job …` means all sites, as in Balsam 0.7.
+
+        Raises:
+            UnknownJob, AmbiguousJobId: a word of --id does not name one job. AmbiguousSite: several sites have jobs of these
+            numbers. NotFound: no job matches. NoDatabase. BalsamError: a site cannot be read.
+        """
+        if not site and not digits_are_numbers():
+            directories.find(click.get_current_context().find_root().obj)
+        words = [_whole_id(site, word) for word in chosen.ids]
+        numbers = {number: word for word in words if (number := number_in(word)) is not None}
+        where = chosen.conditions(ids=words)
+        asked = [answer for _, answer in ask_all_sites(site, lambda one: (one, one.count("job", where)))]
+        found = [(one, jobs) for one, jobs in asked if jobs]
+        names = ", ".join(output.one_line(one.entry.name) for one, _ in found)
+        if len(found) > 1 and numbers:
+            raise AmbiguousSite(f"More than one site has jobs of these numbers: {names}", hint="Choose one with --site.")
+        if not found and chosen:
+            raise chosen.refuse_none([one for one, _ in asked])
+        _check_numbers(site, numbers)
+        return cls(where, found, f" of {names}" if site or len(found) > 1 else "")
+
+    @property
+    def total(self) -> int:
+        """The number of jobs at all sites."""
+        return sum(number for _, number in self.sites)
+
+    def act(self, action: Callable[[SiteInterface], _T], more: int = 0) -> Iterator[tuple[SiteInterface, str, _T]]:
+        """Do something with the jobs of one site after the other; yield each site, " of NAME" where needed, and the result.
+
+        A terminal shows the progress, for `more` jobs than have been chosen.
+        """
+        for there, number in self.sites:
+            with progress_of(number + more) as there.progress:
+                done = action(there)
+            yield there, f" of {output.one_line(there.entry.name)}" * bool(self.of_sites), done
+
+
+def _check_numbers(site: str, words: Mapping[int, str]) -> None:
+    """Raise UnknownJob for a number, typed as a word, that no job of these sites has."""
+    if words:
+        answers = ask_all_sites(site, lambda one: one.page({"id": list(words)}, ("id",), size=len(words)))
+        missing = words.keys() - {row["id"] for _, rows in answers for row in rows}
+        if missing:
+            queries.the_one(words[min(missing)], [])
+
+
+def _whole_id(site: str, word: str) -> str:
     """Return the UUID of the only job at these sites that a word names; a number stays as it is."""
-    from ..db.query import queries
-
-    if row_number(word.removeprefix("#")) is not None and (is_digits_number or word.startswith("#")):
+    if number_in(word) is not None:
         return word
-    rows = [row for _, fitting in ask_all_sites(site, lambda one: jobs_fitting(one, word)) for row in fitting]
+    rows = [row for _, fitting in ask_all_sites(site, lambda one: _jobs_fitting(one, word)) for row in fitting]
     queries.the_one(word, rows)
     return str(rows[0][queries.CANDIDATE.index("job_id")])
 

@@ -404,6 +404,49 @@ def test_nothing_is_changed_where_one_of_several_sites_cannot_be_read(
     assert (jobs(balsam, "--site", "alpha"), balsam("app", "ls", "-s", "alpha")) == before
 
 
+# --- job rerun, job kill ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [("rerun",), ("job", "rerun")])
+def test_rerun_puts_jobs_of_several_sites_back(balsam: Balsam, some: None, name: tuple[str, ...]) -> None:
+    balsam("job", "modify", "--app", "Hello", "--site", "all", "--state", "FAILED")
+    failed = len(jobs(balsam, "--state", "FAILED", "--site", "alpha")), len(jobs(balsam, "--state", "FAILED", "--site", "beta"))
+    code, out, err = balsam(*name, "--state", "FAILED", "--site", "all", "--set", "priority=3", "--yes")
+    assert (code, err) == (0, "")
+    words = [f"{number} jobs of {site} run again" if number > 1 else f"1 job of {site} runs again"
+             for site, number in zip(("alpha", "beta"), failed)]  # fmt: skip
+    assert out.splitlines() == words
+    assert [job["priority"] for job in jobs(balsam) if job["app"] == "Hello"] == [3] * sum(failed)
+    assert jobs(balsam, "--state", "FAILED") == []
+
+
+@pytest.mark.parametrize("name", [("killjob",), ("job", "kill")])
+def test_kill_ends_jobs_of_several_sites(balsam: Balsam, some: None, name: tuple[str, ...]) -> None:
+    before = {site: len(jobs(balsam, "--site", site, "--state", "CREATED")) for site in ("alpha", "beta")}
+    code, out, err = balsam(*name, "--where", "id__gte=1", "--site", "all", "--yes")
+    assert (code, err) == (0, "")
+    killed = [f"{number} jobs of {site} killed" if number > 1 else f"Job of {site} killed" for site, number in before.items()]
+    assert out.splitlines() == killed
+    assert {job["state"] for job in jobs(balsam)} == {"USER_KILLED", "FAILED"}
+
+
+def test_digits_are_the_number_in_the_second_names(balsam: Balsam, some: None) -> None:
+    code, out, _ = balsam("job", "kill", "--id", "1", "--site", "alpha", "--yes")
+    assert (code, out) == (0, "Job of alpha killed\n")
+    assert balsam("job", "rerun", "--id", "1", "--site", "alpha", "--yes")[:2] == (0, "1 job of alpha runs again\n")
+    for words in (("kill", "--yes"), ("rerun", "--yes"), ("rm", "--yes"), ("modify", "--state", "READY")):
+        code, out, err = balsam("job", words[0], "--id", "1", "--id", "99", "--site", "alpha", *words[1:])
+        assert (code, out) == (3, "")
+        assert "99" in err
+
+
+@pytest.mark.parametrize("words", [("rerun", "--state", "FAILED"), ("killjob", "--name", "x"), ("rm", "jobs", "--all")])
+def test_the_older_names_mean_the_active_db_and_never_all_sites(balsam: Balsam, some: None, words: tuple[str, ...]) -> None:
+    code, out, err = balsam(*words, "--yes")
+    assert (code, out) == (1, "")
+    assert "balsamactivate" in err
+
+
 # --- job modify -------------------------------------------------------------------------------------------------------
 
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from ..db.query.filters import F as F
     from ..db.query.filters import Q as Q
     from .application import App as App
-    from .application import ApplicationDefinition as ApplicationDefinition
     from .batch_jobs import BatchJob as BatchJob
     from .batch_jobs import BatchJobPartition as BatchJobPartition
     from .batch_jobs import BatchJobState as BatchJobState
     from .batch_jobs import JobMode as JobMode
     from .events import EventLog as EventLog
+    from .jobs import ApplicationDefinition as ApplicationDefinition
     from .jobs import Job as Job
     from .jobs import JobState as JobState
     from .sites import Site as Site
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Name -> the module that defines it.
 _PLACES = {
-    "App": "application", "ApplicationDefinition": "application", "BatchJob": "batch_jobs", "BatchJobPartition": "batch_jobs",
+    "App": "application", "ApplicationDefinition": "jobs", "BatchJob": "batch_jobs", "BatchJobPartition": "batch_jobs",
     "BatchJobState": "batch_jobs", "EventLog": "events", "Job": "jobs", "JobMode": "batch_jobs", "JobState": "jobs",
     "Site": "sites", "F": ".db.query.filters", "Q": ".db.query.filters",
 }  # fmt: skip

@@ -1,190 +1,31 @@
-"""Applications of a site: `ApplicationDefinition`, a Python class, and `App`, the row that the site has of any application.
+"""Applications of a site: `App`, the row that the site has of any application, and how a class becomes such a row.
 
-A class has a command template or a function to run. The site stores the location of the class, not its code: launchers import
-its file again (`pyapps.class_loader`). A change of the code takes effect with the next job, a change of what `sync()` stores
-with the next `sync()`.
+The classes are those of `jobs.ApplicationDefinition`, which are checked here when they are defined.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
-from ..core import command_line, import_guard
-from ..core.errors import ApplicationLost, DuplicateApp, InvalidApplication, InvalidRun, NotFound, UnknownApp
+from ..core import command_line
+from ..core.errors import DuplicateApp, InvalidApplication, InvalidRun
 from ..db.engine.registry import SiteEntry
 from ..db.query.fields import APP
-from ..pyapps import class_loader, payload
+from ..pyapps import payload
 from ..sites import fanout
-from . import routing, site_handle
+from . import site_handle
 from .query import Manager
 from .records import SiteRecord, column, known, site_id, site_name
-from .site_handle import SiteHandle, handle_of
+from .site_handle import SiteHandle
 
 #: Seconds that a site reached by ssh may take to report its interpreter.
 _ABOUT_TIMEOUT_S = 60.0
 #: The hooks that run as scripts around a job, named as the columns of an application that hold their command lines.
 _SCRIPTS = ("preprocess", "postprocess", "handle_error", "handle_timeout")
-
-
-class ApplicationDefinition:
-    """The base of all applications. A subclass has a `site`, and either a `command_template` or a function `run`.
-
-    Attributes:
-        site: the name or the number of the site, or the Site itself.
-        command_template: a jinja2 template of a command line. Each value is one word, whatever it contains; the shell expands
-            $VAR. How `eval`, `sh -c` or a program interpret that word, or bash a variable in $((…)), is up to the template.
-        parameters: name -> {"required": bool, "default": any JSON value, "help": str}. Names that only the template has are
-            required.
-        environment_variables: for the program; those of a job override them.
-        python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
-            here, or for a site reached by ssh the one that runs balsam there.
-        exit_0_is_done_after_stop: count a run that exits with 0 after its launcher told it to stop as done, not as a timeout.
-        keep_background: do not end processes that a run leaves in the background when it ends.
-
-    The launcher creates the objects; `self.job` is the job. Hooks may assign `self.job.state` and `self.job.state_data`. In
-    `run` and `shell_preamble` the fields of the job can be read, and no DB is opened: see `pyapps.run_class.JobView`.
-    """
-
-    site: ClassVar[Any]
-    command_template: ClassVar[str | None] = None
-    parameters: ClassVar[dict[str, dict[str, Any]]] = {}
-    environment_variables: ClassVar[dict[str, str]] = {}
-    python_exe: ClassVar[str] = ""
-    exit_0_is_done_after_stop: ClassVar[bool] = False
-    keep_background: ClassVar[bool] = False
-    transfers: ClassVar[dict[str, Any]] = {}
-    cleanup_files: ClassVar[list[str]] = []
-    run: ClassVar[Callable[..., Any]]
-
-    _is_synced: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls._is_synced = False
-        cls.site = _checked_site(cls)
-        _check_kind(cls)
-        cls.parameters = _parameters(cls)
-
-    def __init__(self, job: Any) -> None:
-        self.job = job
-
-    # --- what subclasses may override ---------------------------------------------------------------------------------
-
-    def preprocess(self) -> None:
-        """Prepare the first run; then the job is PREPROCESSED."""
-
-    def postprocess(self) -> None:
-        """Handle a run that succeeded; then the job is POSTPROCESSED, and finished."""
-
-    def handle_error(self) -> None:
-        """Handle a run that failed; then the job is FAILED."""
-
-    def handle_timeout(self) -> None:
-        """Handle a run that was stopped at the end of the launcher's time; then the job is RESTART_READY."""
-
-    def shell_preamble(self) -> list[str] | str:
-        """Return the commands for the shell before each run: a list of commands, or a text to be sourced."""
-        return []
-
-    # --- storing and loading ------------------------------------------------------------------------------------------
-
-    @classmethod
-    def sync(cls, rename_from: str | None = None) -> None:
-        """Register the application at its site, or change its registration. One write transaction.
-
-        With `rename_from` the application of that name gets the name of this class, and keeps its number and its jobs. Does
-        nothing while a launcher imports the file.
-
-        Raises:
-            UnknownSite, InvalidSpec; InvalidApplication: it has functions, and is not in a file that can be imported.
-        """
-        if import_guard.is_importing():
-            return
-        handle = _handle(cls.site)
-        row = _row(cls, handle)
-        if not handle.entry.is_remote:
-            row = command_line.as_registered(row)
-        if rename_from:
-            row["rename_from"] = rename_from
-        handle.interface.create("app", [row])
-        cls._is_synced = True
-
-    @classmethod
-    def submit(
-        cls,
-        workdir: str | os.PathLike[str],
-        tags: Mapping[str, str] | None = None,
-        data: Mapping[str, Any] | None = None,
-        num_nodes: int = 1,
-        ranks_per_node: int = 1,
-        threads_per_rank: int = 1,
-        threads_per_core: int = 1,
-        launch_params: Mapping[str, str] | None = None,
-        gpus_per_rank: float = 0,
-        node_packing_count: int = 1,
-        wall_time_min: int = 0,
-        parent_ids: Any = (),
-        save: bool = True,
-        allow_shared_workdir: bool = False,
-        **app_params: Any,
-    ) -> Any:
-        """Add a job of this application, whose parameters are `app_params`, and return the Job.
-
-        The first call in a process runs `sync()`. With `save=False` the job is created but not added.
-
-        Raises:
-            as `Job.save` and `sync`.
-        """
-        from .jobs import Job, refuse_transfers
-
-        import_guard.check_writable()
-        if "transfers" not in cls.parameters:
-            refuse_transfers(app_params.pop("transfers", None))
-        if not cls._is_synced:
-            cls.sync()
-        if cls.command_template is not None:
-            app_params = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in app_params.items()}
-        job = Job(
-            workdir=workdir, app_id=cls, tags=dict(tags or {}), parameters=app_params, data=dict(data or {}),
-            num_nodes=num_nodes, ranks_per_node=ranks_per_node, threads_per_rank=threads_per_rank,
-            threads_per_core=threads_per_core, launch_params=dict(launch_params or {}), gpus_per_rank=gpus_per_rank,
-            node_packing_count=node_packing_count, wall_time_min=wall_time_min, parent_ids=parent_ids,
-            **({"allow_shared_workdir": True} if allow_shared_workdir else {}),
-        )  # fmt: skip
-        if save:
-            job.save()
-        return job
-
-    @classmethod
-    def load_by_site(cls, site: Any) -> dict[str, type[ApplicationDefinition]]:
-        """Return the classes of a site's applications by name; applications that are plain command lines have none.
-
-        Raises:
-            UnknownSite, ApplicationLost.
-        """
-        handle = _handle(site)
-        rows = [row for row in handle.interface.select("app", order="name") if row["kind"] != "command"]
-        return {row["name"]: _loaded(row, handle) for row in rows}
-
-    @classmethod
-    def load_by_name(cls, app_name: str, site_name: str | None = None) -> type[ApplicationDefinition]:
-        """Return the class of the application of that name, at the active DB or the only known site that has one.
-
-        Raises:
-            UnknownSite, UnknownApp, ApplicationLost. MultipleObjectsReturned: several sites have one.
-        """
-        where = {"name": app_name, **({"site_name": site_name} if site_name else {})}
-        return _of_record(App.objects, where, f"{app_name!r}")
-
-    @classmethod
-    def load_by_id(cls, app_id: int) -> type[ApplicationDefinition]:
-        """Return the class of the application with that number. Raises as `load_by_name`."""
-        return _of_record(App.objects, {"id": app_id}, f"number {app_id}")
 
 
 # --- checking a class -------------------------------------------------------------------------------------------------
@@ -194,7 +35,7 @@ def _invalid(cls: type, words: str, hint: str = "") -> NoReturn:
     raise InvalidApplication(f"The ApplicationDefinition {cls.__name__} {words}", hint=hint)
 
 
-def _checked_site(cls: type[ApplicationDefinition]) -> Any:
+def checked_site(cls: type[Any]) -> Any:
     site = getattr(cls, "site", None)
     name = getattr(site, "name", site)
     if isinstance(site, SiteEntry):
@@ -204,7 +45,7 @@ def _checked_site(cls: type[ApplicationDefinition]) -> Any:
     return name
 
 
-def _check_kind(cls: type[ApplicationDefinition]) -> None:
+def check_kind(cls: type[Any]) -> None:
     run = getattr(cls, "run", None)
     if run is not None and cls.command_template is not None:
         _invalid(cls, "must not define both a `run` function and a `command_template`")
@@ -221,7 +62,7 @@ def _check_kind(cls: type[ApplicationDefinition]) -> None:
             )
 
 
-def _parameters(cls: type[ApplicationDefinition]) -> dict[str, dict[str, Any]]:
+def parameters_of(cls: type[Any]) -> dict[str, dict[str, Any]]:
     """Return the parameters that the class declares, with those that only the template or the function has."""
     given = cls.parameters
     if not isinstance(given, dict):
@@ -256,8 +97,10 @@ def _check_parameter(cls: type, name: str, one: Any, found: Mapping[str, Any]) -
         _invalid(cls, f"is wrong: parameter {name} has unknown keys: {', '.join(map(str, odd))}")
 
 
-def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, Any]], bool]:
+def _signature(cls: type[Any]) -> tuple[dict[str, dict[str, Any]], bool]:
     """Return the parameters of `run`, and whether it accepts any others."""
+    import inspect
+
     plain = inspect.getattr_static(cls, "run")
     if isinstance(plain, (staticmethod, classmethod)) or not callable(plain):
         raise InvalidRun(f"{cls.__name__}.run must be a plain function of the class, with `self`.")
@@ -278,15 +121,17 @@ def _signature(cls: type[ApplicationDefinition]) -> tuple[dict[str, dict[str, An
 # --- what is stored ---------------------------------------------------------------------------------------------------
 
 
-def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]:
+def row_of(cls: type[Any], handle: SiteHandle) -> dict[str, Any]:
     """Return all fields of the application, so that those of an earlier version are replaced."""
+    from inspect import cleandoc
+
     python = _python(cls, handle)
-    own = [name for name in _SCRIPTS if getattr(cls, name) is not getattr(ApplicationDefinition, name)]
-    has_preamble = cls.shell_preamble is not ApplicationDefinition.shell_preamble
+    own = [name for name in _SCRIPTS if cls._overrides(name)]
+    has_preamble = cls._overrides("shell_preamble")
     ref = _class_ref(cls, python, has_preamble, needs_file=bool(own) or has_preamble or cls.command_template is None)
-    return {
+    row = {
         "name": cls.__name__,
-        "description": inspect.cleandoc(cls.__doc__ or ""),
+        "description": cleandoc(cls.__doc__ or ""),
         "command_template": cls.command_template or "",
         "executable": "" if cls.command_template is not None else shlex.join(payload.program_words(python, payload.FUNCTION)),
         "parameters": cls.parameters,
@@ -297,16 +142,17 @@ def _row(cls: type[ApplicationDefinition], handle: SiteHandle) -> dict[str, Any]
         "envscript": "",
         **{name: shlex.join(payload.program_words(python, payload.HOOK, name)) if name in own else "" for name in _SCRIPTS},
     }
+    return row if handle.entry.is_remote else command_line.as_registered(row)
 
 
-def _python(cls: type[ApplicationDefinition], handle: SiteHandle) -> str:
+def _python(cls: type[Any], handle: SiteHandle) -> str:
     """Return the interpreter on the site's host. A site reached by ssh reports it: its `balsam` may be a script."""
     if cls.python_exe or not handle.entry.is_remote:
         return cls.python_exe or sys.executable
     return str(fanout.open_site(handle.entry, _ABOUT_TIMEOUT_S).about()["python"])
 
 
-def _class_ref(cls: type[ApplicationDefinition], python: str, has_preamble: bool, needs_file: bool) -> payload.ClassRef | None:
+def _class_ref(cls: type[Any], python: str, has_preamble: bool, needs_file: bool) -> payload.ClassRef | None:
     """Return the location of the class; None if it is in no file and need not be."""
     module = sys.modules.get(cls.__module__)
     file = os.path.abspath(getattr(module, "__file__", None) or "")
@@ -331,45 +177,6 @@ def _own_path() -> tuple[str, ...]:
     own = tuple({os.path.join(os.path.abspath(prefix), "") for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)})
     entries = [os.path.abspath(entry) for entry in sys.path]
     return tuple(dict.fromkeys(entry for entry in entries if os.path.isdir(entry) and not entry.startswith(own)))
-
-
-# --- finding classes --------------------------------------------------------------------------------------------------
-
-
-def _handle(site: Any) -> SiteHandle:
-    return handle_of(site_handle.named(site))
-
-
-def _of_record(apps: Any, where: dict[str, Any], title: str) -> type[ApplicationDefinition]:
-    try:
-        found = apps.get(**where)
-    except App.DoesNotExist as exc:
-        raise UnknownApp(f"No site has an application {title}.") from exc
-    return _loaded(found._row, found._site)
-
-
-def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefinition]:
-    """Return the class of an application."""
-    if row["kind"] == "command":
-        raise NotFound(f"The application {row['name']} is a command line and has no class: {row['executable']}")
-    if row["definition"].get("file"):
-        import json
-
-        found = class_loader.load(payload.class_ref(json.dumps(row["definition"])))
-        if not issubclass(found, ApplicationDefinition):
-            raise ApplicationLost(f"{row['name']} of {row['definition']['file']} is no ApplicationDefinition (any more).")
-        return found
-    fields = {
-        "site": handle.entry,
-        "command_template": row["command_template"],
-        "parameters": {name: one for name, one in row["parameters"].items() if not one.get("required", True) or "help" in one},
-        "environment_variables": row["environ_vars"],
-        "exit_0_is_done_after_stop": bool(row["exit_0_is_done_after_stop"]),
-        "keep_background": bool(row["keep_background"]),
-        "__doc__": row["description"],
-        "__module__": __name__,
-    }
-    return type(row["name"], (ApplicationDefinition,), fields)
 
 
 # --- applications as rows -----------------------------------------------------------------------------------------------
@@ -408,12 +215,12 @@ class App(SiteRecord):
 
     def _create(self) -> None:
         given = self._changed
-        handle = routing.one_site(given)
+        handle = site_handle.one_site(given)
         if handle.interface.count("app", {"name": given["name"]}):
             raise DuplicateApp(f"The site {handle.entry.name} has an App {given['name']!r} already.")
         if not handle.entry.is_remote:
             given = command_line.as_registered(given)
-        made = handle.interface.create("app", [routing.without_site(given)])[0]
+        made = handle.interface.create("app", [site_handle.without_site(given)])[0]
         self._changed = {name: value for name, value in given.items() if name != "parameters"}  # the template has added to them
         self._created(made, handle)
 

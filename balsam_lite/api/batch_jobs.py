@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from ..core import field_specs
 from ..db.query.fields import BATCH_JOB_OF_SITE
 from ..schedulers.base import Partition
-from . import routing
+from . import site_handle
 from .query import Manager, Query
 from .records import (
     AT_CREATION,
@@ -95,8 +95,8 @@ class BatchJob(SiteRecord):
     objects: ClassVar[BatchJobManager]
 
     def _create(self) -> None:
-        handle = routing.one_site(self._changed)
-        self._created(handle.interface.create("batch_job", [routing.without_site(self._changed)])[0], handle)
+        handle = site_handle.one_site(self._changed)
+        self._created(handle.interface.create("batch_job", [site_handle.without_site(self._changed)])[0], handle)
 
     def delete(self) -> None:
         """Cancel it; the row stays, with the way it ended. A batch job that has ended is left unchanged.

@@ -1,19 +1,26 @@
-"""`Job` and `Job.objects`."""
+"""`Job` and `Job.objects`; and `ApplicationDefinition`, the Python class of an application, whose `submit` makes jobs.
+
+A class has a command template or a function to run. The site stores the location of the class, not its code: launchers import
+its file again (`pyapps.class_loader`). A change of the code takes effect with the next job, a change of what `sync()` stores
+with the next `sync()`.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..core import field_specs, import_guard, states
 from ..core import parameters as stored_parameters
-from ..core.errors import BalsamError, InvalidSpec
+from ..core.errors import ApplicationLost, BalsamError, InvalidSpec, NotFound, UnknownApp
 from ..db import collected
 from ..db.query.fields import JOB
 from ..db.query.filters import Q
-from . import routing, site_handle, waiting
+from ..pyapps import class_loader, payload
+from . import application, site_handle, waiting
 from .query import Manager, Query, of_kind
 from .records import (
     AT_CREATION,
@@ -35,7 +42,7 @@ from .records import (
     to_us,
 )  # fmt: skip
 from .site_handle import SiteHandle
-from .waiting import NoResult, WaitResult
+from .waiting import NoResult
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -203,7 +210,7 @@ class Job(SiteRecord):
 
     def _create(self) -> None:
         collected.refuse("Saving an api.Job")
-        handle, row = routing.resolve_site(self._new_row(), {})
+        handle, row = site_handle.resolve_site(self._new_row(), {})
         self._created(handle.interface.create("job", [row])[0], handle)
 
     # --- parameters, places, relatives --------------------------------------------------------------------------------
@@ -229,8 +236,6 @@ class Job(SiteRecord):
     @property
     def app(self) -> Any:
         """Return the class of its application, an ApplicationDefinition. Raises as `ApplicationDefinition.load_by_id`."""
-        from .application import ApplicationDefinition
-
         return self.app_id if isinstance(self.app_id, type) else ApplicationDefinition.load_by_id(self.app_id)
 
     def parent_query(self) -> Query[Job]:
@@ -295,6 +300,13 @@ def _application(app: Any) -> dict[str, Any]:
     return {"app_id": app, "app": None} if app is not None else {"app_id": None}
 
 
+class WaitResult(NamedTuple):
+    """Jobs that have ended, and those that have not, each in the order in which they were given."""
+
+    done: list[Job]
+    not_done: list[Job]
+
+
 class JobManager(Manager[Job]):
     """`Job.objects`."""
 
@@ -317,7 +329,7 @@ class JobManager(Manager[Job]):
         made: list[Any] = [None] * len(jobs)
         with _no_collection():
             fields = {"allow_shared_workdir": True} if allow_shared_workdir else {}
-            for handle, places, created in routing.create_jobs(_by_site(jobs, fields)):
+            for handle, places, created in site_handle.create_jobs(_by_site(jobs, fields)):
                 for place, row in zip(places, created):
                     made[place] = Job._of(row, handle)
         return made
@@ -342,7 +354,7 @@ class JobManager(Manager[Job]):
                 seconds. An end at a site of this host is noticed within 50 ms.
             return_when: "ALL_COMPLETED" or "FIRST_COMPLETED".
         """
-        return waiting.wait(list(jobs), timeout, poll_interval, return_when)
+        return WaitResult(*waiting.wait(list(jobs), timeout, poll_interval, return_when))
 
     def as_completed(self, jobs: Iterable[Job], timeout: float | None = None, poll_interval: float = 1.0) -> Iterator[Job]:
         """Yield each job as soon as it is over.
@@ -365,17 +377,20 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[SiteHandle, routing.JobsOfSite]:
+Job.objects = JobManager()
+
+
+def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[SiteHandle, site_handle.JobsOfSite]:
     """Return for each site the rows to create, with `fields` added, and the positions of their jobs in the list."""
-    known: dict[Any, routing.Resolved] = {}
-    found: dict[SiteHandle, routing.JobsOfSite] = {}
+    known: dict[Any, site_handle.Resolved] = {}
+    found: dict[SiteHandle, site_handle.JobsOfSite] = {}
     for place, job in enumerate(jobs):
         try:
-            handle, row = routing.resolve_site({**job._new_row(), **fields} if fields else job._new_row(), known)
+            handle, row = site_handle.resolve_site({**job._new_row(), **fields} if fields else job._new_row(), known)
         except BalsamError as exc:
             exc.message = f"Job number {place + 1}: {exc.message}"
             raise
-        of_site = found.get(handle) or found.setdefault(handle, routing.JobsOfSite([], []))
+        of_site = found.get(handle) or found.setdefault(handle, site_handle.JobsOfSite([], []))
         of_site.rows.append(row)
         of_site.places.append(place)
     if len(found) > 1:  # a single site checks its own jobs, and its numbers are those of the user's list
@@ -384,7 +399,7 @@ def _by_site(jobs: list[Job], fields: dict[str, Any]) -> dict[SiteHandle, routin
     return found
 
 
-def _check_workdirs(jobs: routing.JobsOfSite) -> None:
+def _check_workdirs(jobs: site_handle.JobsOfSite) -> None:
     seen: dict[str, int] = {}
     for row, place in zip(*jobs):
         if row.get("allow_shared_workdir"):
@@ -398,3 +413,201 @@ def _check_workdirs(jobs: routing.JobsOfSite) -> None:
 
 
 Job.objects = JobManager()
+
+
+# --- applications as classes ------------------------------------------------------------------------------------------
+
+
+class ApplicationDefinition:
+    """The base of all applications. A subclass has a `site`, and either a `command_template` or a function `run`.
+
+    Attributes:
+        site: the name or the number of the site, or the Site itself.
+        command_template: a jinja2 template of a command line. Each value is one word, whatever it contains; the shell expands
+            $VAR. How `eval`, `sh -c` or a program interpret that word, or bash a variable in $((…)), is up to the template.
+        parameters: name -> {"required": bool, "default": any JSON value, "help": str}. Names that only the template has are
+            required.
+        environment_variables: for the program; those of a job override them.
+        python_exe: the interpreter that runs functions and hooks, on the site's host; by default the one that runs
+            here, or for a site reached by ssh the one that runs balsam there.
+        exit_0_is_done_after_stop: count a run that exits with 0 after its launcher told it to stop as done, not as a timeout.
+        keep_background: do not end processes that a run leaves in the background when it ends.
+
+    The launcher creates the objects; `self.job` is the job. Hooks may assign `self.job.state` and `self.job.state_data`. In
+    `run` and `shell_preamble` the fields of the job can be read, and no DB is opened: see `pyapps.run_class.JobView`.
+    """
+
+    site: ClassVar[Any]
+    command_template: ClassVar[str | None] = None
+    parameters: ClassVar[dict[str, dict[str, Any]]] = {}
+    environment_variables: ClassVar[dict[str, str]] = {}
+    python_exe: ClassVar[str] = ""
+    exit_0_is_done_after_stop: ClassVar[bool] = False
+    keep_background: ClassVar[bool] = False
+    transfers: ClassVar[dict[str, Any]] = {}
+    cleanup_files: ClassVar[list[str]] = []
+    run: ClassVar[Callable[..., Any]]
+
+    _is_synced: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._is_synced = False
+        cls.site = application.checked_site(cls)
+        application.check_kind(cls)
+        cls.parameters = application.parameters_of(cls)
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    @classmethod
+    def _overrides(cls, name: str) -> bool:
+        return getattr(cls, name) is not getattr(ApplicationDefinition, name)
+
+    # --- what subclasses may override ---------------------------------------------------------------------------------
+
+    def preprocess(self) -> None:
+        """Prepare the first run; then the job is PREPROCESSED."""
+
+    def postprocess(self) -> None:
+        """Handle a run that succeeded; then the job is POSTPROCESSED, and finished."""
+
+    def handle_error(self) -> None:
+        """Handle a run that failed; then the job is FAILED."""
+
+    def handle_timeout(self) -> None:
+        """Handle a run that was stopped at the end of the launcher's time; then the job is RESTART_READY."""
+
+    def shell_preamble(self) -> list[str] | str:
+        """Return the commands for the shell before each run: a list of commands, or a text to be sourced."""
+        return []
+
+    # --- storing and loading ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def sync(cls, rename_from: str | None = None) -> None:
+        """Register the application at its site, or change its registration. One write transaction.
+
+        With `rename_from` the application of that name gets the name of this class, and keeps its number and its jobs. Does
+        nothing while a launcher imports the file.
+
+        Raises:
+            UnknownSite, InvalidSpec; InvalidApplication: it has functions, and is not in a file that can be imported.
+        """
+        if import_guard.is_importing():
+            return
+        handle = _handle(cls.site)
+        row = application.row_of(cls, handle)
+        if rename_from:
+            row["rename_from"] = rename_from
+        handle.interface.create("app", [row])
+        cls._is_synced = True
+
+    @classmethod
+    def submit(
+        cls,
+        workdir: str | os.PathLike[str],
+        tags: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
+        num_nodes: int = 1,
+        ranks_per_node: int = 1,
+        threads_per_rank: int = 1,
+        threads_per_core: int = 1,
+        launch_params: Mapping[str, str] | None = None,
+        gpus_per_rank: float = 0,
+        node_packing_count: int = 1,
+        wall_time_min: int = 0,
+        parent_ids: Any = (),
+        save: bool = True,
+        allow_shared_workdir: bool = False,
+        **app_params: Any,
+    ) -> Job:
+        """Add a job of this application, whose parameters are `app_params`, and return the Job.
+
+        The first call in a process runs `sync()`. With `save=False` the job is created but not added.
+
+        Raises:
+            as `Job.save` and `sync`.
+        """
+        import_guard.check_writable()
+        if "transfers" not in cls.parameters:
+            refuse_transfers(app_params.pop("transfers", None))
+        if not cls._is_synced:
+            cls.sync()
+        if cls.command_template is not None:
+            app_params = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in app_params.items()}
+        job = Job(
+            workdir=workdir, app_id=cls, tags=dict(tags or {}), parameters=app_params, data=dict(data or {}),
+            num_nodes=num_nodes, ranks_per_node=ranks_per_node, threads_per_rank=threads_per_rank,
+            threads_per_core=threads_per_core, launch_params=dict(launch_params or {}), gpus_per_rank=gpus_per_rank,
+            node_packing_count=node_packing_count, wall_time_min=wall_time_min, parent_ids=parent_ids,
+            **({"allow_shared_workdir": True} if allow_shared_workdir else {}),
+        )  # fmt: skip
+        if save:
+            job.save()
+        return job
+
+    @classmethod
+    def load_by_site(cls, site: Any) -> dict[str, type[ApplicationDefinition]]:
+        """Return the classes of a site's applications by name; applications that are plain command lines have none.
+
+        Raises:
+            UnknownSite, ApplicationLost.
+        """
+        handle = _handle(site)
+        rows = [row for row in handle.interface.select("app", order="name") if row["kind"] != "command"]
+        return {row["name"]: _loaded(row, handle) for row in rows}
+
+    @classmethod
+    def load_by_name(cls, app_name: str, site_name: str | None = None) -> type[ApplicationDefinition]:
+        """Return the class of the application of that name, at the active DB or the only known site that has one.
+
+        Raises:
+            UnknownSite, UnknownApp, ApplicationLost. MultipleObjectsReturned: several sites have one.
+        """
+        where = {"name": app_name, **({"site_name": site_name} if site_name else {})}
+        return _of_record(where, f"{app_name!r}")
+
+    @classmethod
+    def load_by_id(cls, app_id: int) -> type[ApplicationDefinition]:
+        """Return the class of the application with that number. Raises as `load_by_name`."""
+        return _of_record({"id": app_id}, f"number {app_id}")
+
+
+# --- finding classes --------------------------------------------------------------------------------------------------
+
+
+def _handle(site: Any) -> SiteHandle:
+    return site_handle.handle_of(site_handle.named(site))
+
+
+def _of_record(where: dict[str, Any], title: str) -> type[ApplicationDefinition]:
+    try:
+        found = application.App.objects.get(**where)
+    except application.App.DoesNotExist as exc:
+        raise UnknownApp(f"No site has an application {title}.") from exc
+    return _loaded(found._row, found._site)
+
+
+def _loaded(row: Mapping[str, Any], handle: SiteHandle) -> type[ApplicationDefinition]:
+    """Return the class of an application."""
+    if row["kind"] == "command":
+        raise NotFound(f"The application {row['name']} is a command line and has no class: {row['executable']}")
+    if row["definition"].get("file"):
+        import json
+
+        found = class_loader.load(payload.class_ref(json.dumps(row["definition"])))
+        if not issubclass(found, ApplicationDefinition):
+            raise ApplicationLost(f"{row['name']} of {row['definition']['file']} is no ApplicationDefinition (any more).")
+        return found
+    fields = {
+        "site": handle.entry,
+        "command_template": row["command_template"],
+        "parameters": {name: one for name, one in row["parameters"].items() if not one.get("required", True) or "help" in one},
+        "environment_variables": row["environ_vars"],
+        "exit_0_is_done_after_stop": bool(row["exit_0_is_done_after_stop"]),
+        "keep_background": bool(row["keep_background"]),
+        "__doc__": row["description"],
+        "__module__": __name__,
+    }
+    return type(row["name"], (ApplicationDefinition,), fields)

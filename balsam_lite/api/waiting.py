@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core import states
 from ..core.errors import BalsamError, DatabaseBusy, InvalidSpec, RemoteError, SiteUnreachable, TaskFailed
@@ -19,7 +19,9 @@ from .site_handle import Question, SiteHandle
 
 if TYPE_CHECKING:
     from ..db.engine.connection import Database
-    from .jobs import Job
+
+#: A `jobs.Job`, which is made of this module's functions.
+Job = Any
 
 ALL_COMPLETED, FIRST_COMPLETED = "ALL_COMPLETED", "FIRST_COMPLETED"
 
@@ -31,13 +33,6 @@ _PAUSE_PER_QUERY = 5
 
 class NoResult(BalsamError):
     """The job has not ended."""
-
-
-class WaitResult(NamedTuple):
-    """Jobs that have ended, and those that have not, each in the order in which they were given."""
-
-    done: list[Job]
-    not_done: list[Job]
 
 
 # --- one job ----------------------------------------------------------------------------------------------------------
@@ -52,7 +47,7 @@ def result_nowait(job: Job) -> Any:
 
 def result(job: Job, timeout: float | None, poll_interval: float) -> Any:
     """See `Job.result`."""
-    if not wait([job], timeout, poll_interval, ALL_COMPLETED).done:
+    if not wait([job], timeout, poll_interval, ALL_COMPLETED)[0]:
         from concurrent.futures import TimeoutError as Overdue
 
         raise Overdue(f"Job is still {job.state} after {timeout or 0:g} sec timeout")
@@ -80,7 +75,7 @@ def _result(job: Job) -> Any:
 # --- many jobs --------------------------------------------------------------------------------------------------------
 
 
-def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, return_when: str) -> WaitResult:
+def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, return_when: str) -> tuple[list[Job], list[Job]]:
     """See `JobManager.wait`."""
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
         raise InvalidSpec(f"return_when must be {ALL_COMPLETED} or {FIRST_COMPLETED}, not {return_when!r}")
@@ -88,7 +83,7 @@ def wait(jobs: Sequence[Job], timeout: float | None, poll_interval: float, retur
     for ended in _ends(jobs, over, timeout, poll_interval):
         if ended and return_when == FIRST_COMPLETED:
             break
-    return WaitResult([job for job in jobs if _place(job) in over], [job for job in jobs if _place(job) not in over])
+    return [job for job in jobs if _place(job) in over], [job for job in jobs if _place(job) not in over]
 
 
 def as_completed(jobs: Sequence[Job], timeout: float | None, poll_interval: float) -> Iterator[Job]:

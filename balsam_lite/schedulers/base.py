@@ -14,13 +14,15 @@ import re
 import shlex
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ..core import clock, field_specs
 from ..core.clock import SECOND_US
 from ..core.errors import CancelFailed, InvalidSpec, PollFailed, SettingsError, SubmitFailed, SubmitUncertain
 from ..core.settings import Settings
-from ..core.subprocess_run import Completed, run
+
+if TYPE_CHECKING:
+    from ..core.subprocess_run import Completed
 
 QUEUED = "queued"
 RUNNING = "running"
@@ -224,6 +226,8 @@ class CommandScheduler:
 
     def _run(self, argv: list[str], directory: str | None = None, timeout_s: float = math.inf) -> Completed:
         environ = {**os.environ, **self._adapter.environ()}
+        from ..core.subprocess_run import run  # here, not above: the Python interfaces use this module for its types
+
         return run(argv, timeout_s=min(timeout_s, self.timeout_s), environ=environ, directory=directory)
 
     def cancel(self, native_id: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 from ... import __version__
 from ...core import field_specs, import_guard, subprocess_run
 from ...core.errors import BalsamError, InvalidSpec, NotABalsamDB, RemoteError, SiteUnreachable
 from ...db.engine.registry import SiteEntry
-from ..interface import Row
+from ..interface import SiteInterface
 from . import protocol, ssh
 
 #: Maximum number of seconds for connecting.
@@ -24,6 +25,20 @@ MAX_ANSWER_BYTES = 2 * 1024**3
 _PATHS = frozenset({"stage_in_url", "stage_out_url", "envscript"})
 
 _CHANGING = ("create", "update", "update_where", "delete", "rerun", "kill")
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _forwarded(method: _Method) -> _Method:
+    """Return a method of the interface that the other host carries out. Defaults are filled in there."""
+    code, name = method.__code__, method.__name__
+    names = code.co_varnames[1 : code.co_argcount]
+
+    @functools.wraps(method)
+    def forwarded(self: RemoteSite, *values: Any, **arguments: Any) -> Any:
+        return self._ask(name, {**dict(zip(names, values)), **arguments})
+
+    return cast(_Method, forwarded)
 
 
 class RemoteSite:
@@ -46,105 +61,35 @@ class RemoteSite:
         self._host = ssh.parse_host(entry.host)
         self._line = ssh.shell_line(entry.balsam)
 
-    # --- the protocol -------------------------------------------------------------------------------------------------
-
-    def about(self) -> Row:
-        """Return version, path, whether a service is active, and so on."""
-        return self._row("about")
-
-    def select(
-        self, kind: str, where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
-    ) -> list[Row]:
-        """Return the rows that match."""
-        return self._rows("select", kind=kind, where=where, order=order, start=start, stop=stop)
-
-    def count(self, kind: str, where: Mapping[str, Any] = {}) -> int:
-        """Return the number of rows that match."""
-        return int(self._ask("count", kind=kind, where=where))
-
-    def count_states(self, where: Mapping[str, Any] = {}) -> dict[str, int]:
-        """Return state -> number of the jobs that match."""
-        return self._row("count_states", where=where)
-
-    def count_downstream(self, where: Mapping[str, Any] = {}) -> int:
-        """Return the number of other jobs that depend on a matching one."""
-        return int(self._ask("count_downstream", where=where))
-
-    def event_tuples(self, where: Mapping[str, Any] = {}, after: int = 0, touching: Sequence[str] = ()) -> list[Sequence[Any]]:
-        """Return a page of events as short lists."""
-        return list(self._ask("event_tuples", where=where, after=after, touching=list(touching)))
-
-    def page(
-        self, where: Mapping[str, Any], fields: Sequence[str] = (), after: int = 0, size: int = 5000, order: str = ""
-    ) -> list[Row]:
-        """Return the first jobs with a number above `after`, or the first ones in an order."""
-        return self._rows("page", where=where, fields=list(fields), after=after, size=size, order=order)
-
-    def create(self, kind: str, rows: Sequence[Row]) -> list[Row]:
-        """Add rows; all or none."""
-        self._refuse_relative(rows)
-        return self._rows("create", kind=kind, rows=list(rows))
-
-    def check_jobs(self, rows: Sequence[Row]) -> None:
-        """Raise the errors that creating these jobs would."""
-        self._refuse_relative(rows)
-        self._ask("check_jobs", rows=list(rows))
-
-    def update(self, kind: str, changes: Sequence[Row]) -> int:
-        """Change rows one by one; all or none."""
-        self._refuse_relative(changes)
-        return int(self._ask("update", kind=kind, changes=list(changes)))
-
-    def update_where(self, kind: str, where: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        """Apply the same changes to all rows that match."""
-        self._refuse_relative([changes])
-        return int(self._ask("update_where", kind=kind, where=where, changes=changes))
-
-    def delete(
-        self, kind: str, where: Mapping[str, Any], force: bool = False, running: bool = False, keep_jobs: bool = False
-    ) -> Row:
-        """Remove all rows that match."""
-        return self._row("delete", kind=kind, where=where, force=force, running=running, keep_jobs=keep_jobs)
-
-    def rerun(
-        self, where: Mapping[str, Any], to: str | None = None, changes: Mapping[str, Any] = {}, downstream: bool = False
-    ) -> Row:
-        """Put all matching jobs back to be run again."""
-        self._refuse_relative([changes])
-        return self._row("rerun", where=where, to=to, changes=changes, downstream=downstream)
-
-    def kill(self, where: Mapping[str, Any], recursive: bool = False) -> Row:
-        """Make all matching jobs USER_KILLED."""
-        return self._row("kill", where=where, recursive=recursive)
-
-    def result(self, job: int) -> Row:
-        """Return the outcome of a job."""
-        return self._row("result", job=job)
-
-    def service(self, verb: str) -> Row:
-        """Run `start`, `stop`, `status` or `check` for the site's service."""
-        return self._row("service", verb=verb)
-
-    def _refuse_relative(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raise InvalidSpec for a relative path to a file of this host, which would name another file there."""
-        for row in rows:
-            for name in _PATHS & row.keys():
-                value = row[name]
-                if isinstance(value, str) and field_specs.relative_path_of(value):
-                    raise InvalidSpec(
-                        f"{name} {value!r} is a relative path, which means nothing at {self.entry.address}, another host.",
-                        hint="Give an absolute path there, or copy from this host: scp:HOST:PATH.",
-                    )
+    about = _forwarded(SiteInterface.about)
+    select = _forwarded(SiteInterface.select)
+    count = _forwarded(SiteInterface.count)
+    count_states = _forwarded(SiteInterface.count_states)
+    count_downstream = _forwarded(SiteInterface.count_downstream)
+    event_tuples = _forwarded(SiteInterface.event_tuples)
+    page = _forwarded(SiteInterface.page)
+    create = _forwarded(SiteInterface.create)
+    check_jobs = _forwarded(SiteInterface.check_jobs)
+    update = _forwarded(SiteInterface.update)
+    update_where = _forwarded(SiteInterface.update_where)
+    delete = _forwarded(SiteInterface.delete)
+    rerun = _forwarded(SiteInterface.rerun)
+    kill = _forwarded(SiteInterface.kill)
+    result = _forwarded(SiteInterface.result)
+    service = _forwarded(SiteInterface.service)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def _row(self, method: str, **arguments: Any) -> Row:
-        return dict(self._ask(method, **arguments))
+    def _ask(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Call a method there, and return its result.
 
-    def _rows(self, method: str, **arguments: Any) -> list[Row]:
-        return list(self._ask(method, **arguments))
-
-    def _ask(self, method: str, **arguments: Any) -> Any:
+        Raises:
+            the errors of that method; SiteUnreachable: there is no answer.
+        """
+        for name in ("rows", "changes"):
+            given = arguments.get(name, ())
+            for row in [given] if isinstance(given, Mapping) else given:
+                self._refuse_relative(row)
         marker = protocol.new_marker()
         db = ssh.path_there(self.entry.path)
         request = protocol.write_request(protocol.RpcRequest(method, arguments, db, marker=marker))
@@ -165,6 +110,16 @@ class RemoteSite:
                 f"raised by balsam_lite at {self.entry.address}\n{done.stderr}".strip()
             )
         return reply.answer
+
+    def _refuse_relative(self, row: Mapping[str, Any]) -> None:
+        """Raise InvalidSpec for a relative path to a file of this host, which would name another file there."""
+        for name in _PATHS & row.keys():
+            value = row[name]
+            if isinstance(value, str) and field_specs.relative_path_of(value):
+                raise InvalidSpec(
+                    f"{name} {value!r} is a relative path, which means nothing at {self.entry.address}, another host.",
+                    hint="Give an absolute path there, or copy from this host: scp:HOST:PATH.",
+                )
 
     def _run(self, request: bytes, timeout_s: float) -> subprocess_run.Completed:
         # Leave ssh some time to report why it could not connect.

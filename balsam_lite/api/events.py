@@ -63,6 +63,9 @@ class EventQuery(Query[EventLog]):
 
     _walked: int | None = None
 
+    def _with(self, **changes: Any) -> EventQuery:
+        return super()._with(_walked=None, **changes)
+
     def __iter__(self) -> Iterator[EventLog]:
         pairs, number = self._begin(self._stop)
         self._walked = None if number is None else max(number - self._start, 0)
@@ -75,10 +78,7 @@ class EventQuery(Query[EventLog]):
         number, self._walked = self._walked, None
         return self.count() if number is None else number
 
-    def _read(self, start: int, stop: int | None) -> list[EventLog]:
-        return [EventLog._of(row, handle) for handle, row in islice(self._begin(stop)[0], start, stop)]
-
-    def _all(self) -> list[EventLog]:
+    def _fetch(self) -> list[EventLog]:
         return list(iter(self))
 
     def _begin(self, stop: int | None) -> tuple[Iterator[tuple[SiteHandle, dict[str, Any]]], int | None]:

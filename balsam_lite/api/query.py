@@ -1,4 +1,4 @@
-"""`Model.objects`, and its queries: lazy, over one site or several, with the rules of Balsam 0.7.
+"""`Model.objects`, and its queries: lazy sets of the rows of one site or several, with the rules of Balsam 0.7.
 
 Conditions are those of `db.query.filters`, which are also sent to sites on other hosts, and additionally `site_id`,
 `site_name` and `site_path`. A keyword that is given again replaces the first one, and None removes it.
@@ -7,14 +7,14 @@ Conditions are those of `db.query.filters`, which are also sent to sites on othe
 from __future__ import annotations
 
 import heapq
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NoReturn, TypeVar
 
 from ..core import import_guard
 from ..core.errors import InputError, UnknownField
+from ..db.lazy_set import LazySet
 from ..db.query import filters
 from . import site_handle
 from .records import SiteRecord, listed, to_us
@@ -27,32 +27,19 @@ QueryType = TypeVar("QueryType", bound="Query[Any]")
 # --- queries ----------------------------------------------------------------------------------------------------------
 
 
-class Query(Generic[R]):
-    """Rows of a kind that match some conditions. They are read when they are first needed, and then kept.
+class Query(LazySet[R]):
+    """Rows of a kind that match some conditions.
 
     Without a condition on the site, the active DB is queried, or all known sites if there is none. If one of
     several cannot be read, a warning is issued. Rows of several sites come site by site, or in the order of `order_by`.
     """
 
-    def __init__(
-        self, model: type[R], where: Mapping[str, Any] = {}, order: str = "", start: int = 0, stop: int | None = None
-    ) -> None:
-        self.model, self._where, self._order, self._start, self._stop = model, where, order, start, stop
-        self._rows: list[R] | None = None
-
-    @property
-    def _is_cut(self) -> bool:
-        return self._start > 0 or self._stop is not None
+    _where: Mapping[str, Any] = {}
+    _order = ""
 
     def _refuse_cut(self, what: str) -> None:
         if self._is_cut:
             raise AttributeError(f"Cannot {what} a query that was sliced; slice it last.")
-
-    # --- more of it ---------------------------------------------------------------------------------------------------
-
-    def all(self: QueryType) -> QueryType:
-        """Return the same query, to be read again."""
-        return type(self)(self.model, self._where, self._order, self._start, self._stop)
 
     def filter(self: QueryType, *several: filters.Q, **conditions: Any) -> QueryType:
         """Return the rows that also match these conditions; a keyword replaces its earlier value, and None removes it.
@@ -64,7 +51,7 @@ class Query(Generic[R]):
         where = {**self._where, **self._checked(conditions)}
         if several:
             where["$and"] = [*where.get("$and", ()), *(filters.as_json(one.where, self.model._TABLE) for one in several)]
-        return type(self)(self.model, where, self._order)
+        return self._with(_where=where)
 
     def _checked(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """Return conditions in the form for a site; None values stay, to remove what was given before."""
@@ -89,7 +76,7 @@ class Query(Generic[R]):
         if not isinstance(field, str) or field.removeprefix("-") not in self.model._ORDERS:
             possible = ", ".join(self.model._ORDERS) or "nothing"
             raise UnknownField(f"{self.model.__name__}.objects cannot be sorted by {field!r}.", hint=f"Possible is: {possible}")
-        return type(self)(self.model, self._where, field)
+        return self._with(_order=field)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -98,17 +85,16 @@ class Query(Generic[R]):
         where = {name: value for name, value in self._where.items() if value is not None}
         return [] if where.get("id") == [] else site_handle.questions(where)
 
-    def _read(self, start: int, stop: int | None) -> list[R]:
-        """Return the rows at these positions among all that match."""
+    def _read(self) -> list[R]:
         asked = self._questions()
-        if not asked or (stop is not None and stop <= start):
+        if not asked:
             return []
-        kind, order, make = self.model._KIND, self._order, self.model._of
-        first = start if len(asked) == 1 else 0
+        kind, order, make, stop = self.model._KIND, self._order, self.model._of, self._stop
+        first = self._start if len(asked) == 1 else 0
         found = site_handle.ask(asked, lambda site, where: site.select(kind, where, order, first, stop))
         if len(asked) == 1:
             return [make(row, handle) for handle, rows in found for row in rows]
-        return [make(row, handle) for handle, row in islice(self._merged(found), start, stop)]
+        return [make(row, handle) for handle, row in islice(self._merged(found), self._start, stop)]
 
     def _merged(self, found: Iterable[tuple[SiteHandle, list[dict[str, Any]]]]) -> Iterator[tuple[SiteHandle, dict[str, Any]]]:
         """Yield the rows of several sites, each already sorted, in order."""
@@ -123,83 +109,21 @@ class Query(Generic[R]):
 
         return heapq.merge(*pairs, key=key, reverse=reverse)
 
-    def _all(self) -> list[R]:
-        if self._rows is None:
-            self._rows = self._read(self._start, self._stop)
-        return self._rows
+    def _count(self) -> int:
+        kind = self.model._KIND
+        asked = self._questions()
+        number = sum(found for _, found in site_handle.ask(asked, lambda site, where: site.count(kind, where))) if asked else 0
+        return max((number if self._stop is None else min(number, self._stop)) - self._start, 0)
 
-    def __iter__(self) -> Iterator[R]:
-        return iter(self._all())
+    def _named(self, conditions: dict[str, Any]) -> str:
+        return super()._named(dict(self._where))
 
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def __bool__(self) -> bool:
-        return bool(self._rows) if self._rows is not None else bool(self._one_from(0))
-
-    @overload
-    def __getitem__(self, place: int) -> R: ...
-
-    @overload
-    def __getitem__(self: QueryType, place: slice) -> QueryType: ...
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return self._slice(place)
-        if place < 0:
-            raise InputError("Queries cannot be counted from their end; use order_by, or list(query).")
-        if self._rows is not None:
-            return self._rows[place]
-        found = self._one_from(place)
-        if not found:
-            raise IndexError(f"{self.model.__name__}.objects: there is no row number {place}")
-        return found[0]
-
-    def _one_from(self, place: int) -> list[R]:
-        at = self._start + place
-        is_outside = at >= _FARTHEST or (self._stop is not None and at >= self._stop)
-        return [] if is_outside else self._read(at, at + 1)
-
-    def _slice(self, place: slice) -> Any:
-        start, stop = place.start or 0, place.stop
-        if start < 0 or (stop is not None and stop < 0):
-            raise InputError("Queries cannot be counted from their end; use order_by, or list(query).")
-        if place.step not in (None, 1):
-            return self._all()[place]
-        ends = [end for end in (self._stop, None if stop is None else self._start + stop) if end is not None]
-        first, last = (_least(end, _FARTHEST) for end in (self._start + start, min(ends, default=_FARTHEST)))
-        cut = type(self)(self.model, self._where, self._order, first, last if ends else None)
-        if self._rows is not None:
-            cut._rows = self._rows[place]
-        return cut
+    def _from_end(self, place: int) -> NoReturn:
+        raise InputError("Queries cannot be counted from their end; use order_by, or list(query).")
 
     def first(self) -> R:
         """Return the first row. Raises IndexError: there is none."""
         return self[0]
-
-    def get(self, **conditions: Any) -> R:
-        """Return the only row that also matches these conditions.
-
-        Raises:
-            the model's DoesNotExist and MultipleObjectsReturned.
-        """
-        query = self.filter(**conditions) if conditions else self
-        found = query._rows if query._rows is not None else query._read(query._start, _least(query._start + 2, query._stop))
-        if len(found) == 1:
-            return found[0]
-        name, said = self.model.__name__, ", ".join(f"{key}={value!r}" for key, value in query._where.items())
-        if not found:
-            raise self.model.DoesNotExist(f"No {name} matches {said or 'at all'}.")
-        raise self.model.MultipleObjectsReturned(f"More than one {name} matches {said or '(no condition was given)'}.")
-
-    def count(self) -> int:
-        """Return the number of rows; the sites count them."""
-        if self._rows is not None:
-            return len(self._rows)
-        kind = self.model._KIND
-        asked = self._questions()
-        number = sum(found for _, found in site_handle.ask(asked, lambda site, where: site.count(kind, where))) if asked else 0
-        return max(_least(number, self._stop) - self._start, 0)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -233,19 +157,6 @@ class Query(Generic[R]):
         if held:
             warnings.warn(f"{held} of them are held by launchers and were not deleted.", stacklevel=2)
         return sum(one.get("deleted", 0) for one in done)
-
-    def __repr__(self) -> str:
-        shown = self._all()[:20]
-        more = ", …" if len(self._all()) > len(shown) else ""
-        return f"<{type(self).__name__} [{', '.join(map(repr, shown))}{more}]>"
-
-
-#: No row has a higher position; it is the limit of Python's iterators and of SQLite's counts.
-_FARTHEST = sys.maxsize
-
-
-def _least(number: int, limit: int | None) -> int:
-    return number if limit is None else min(number, limit)
 
 
 # --- managers ---------------------------------------------------------------------------------------------------------

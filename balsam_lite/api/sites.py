@@ -117,13 +117,13 @@ _CONDITIONS = ("id", "name", "host", "path")
 class SiteQuery(Query[Site]):
     """A query of sites; it reads only the registry."""
 
-    def _read(self, start: int, stop: int | None) -> list[Site]:
+    def _read(self) -> list[Site]:
         found = [entry for entry in _entries() if self._matches(entry)]
         field = {"name": "name", "path": "path"}.get(self._order.lstrip("-"), "number")
         found.sort(key=lambda entry: str(getattr(entry, field)) if field != "number" else entry.number)
         if self._order.startswith("-"):
             found.reverse()
-        return [Site._of(_row(entry), handle_of(entry)) for entry in found[start:stop]]
+        return [Site._of(_row(entry), handle_of(entry)) for entry in found[self._start : self._stop]]
 
     def _checked(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         for name in conditions:
@@ -139,9 +139,8 @@ class SiteQuery(Query[Site]):
             return False
         return all(has[name] in listed(wanted) for name, wanted in where.items())
 
-    def count(self) -> int:
-        """Return the number of sites."""
-        return len(self._all())
+    def _count(self) -> int:
+        return len(self._fetch())
 
     def update(self, **fields: Any) -> NoReturn:
         """Raise NotImplementedError."""

@@ -24,7 +24,7 @@ class Application(StoredRecord):
     _what = "app"
     DoesNotExist = UnknownApp
     MultipleObjectsReturned = InputError
-    objects: ClassVar[QuerySet[Application]] = Objects()  # type: ignore[assignment]
+    objects: ClassVar[QuerySet] = Objects()  # type: ignore[assignment]
 
     if TYPE_CHECKING:
         id: int | None

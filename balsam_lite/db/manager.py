@@ -1,18 +1,17 @@
 """Lazy query sets in the style of Django: `BalsamJob.objects.filter(state="FAILED").order_by("-num_nodes")[:10]`.
 
-A query set is immutable: each method returns another one. peewee builds the SQL and `Database` runs it, so that everything
+peewee builds the SQL and `Database` runs it, so that everything
 that `Database` handles (both ways of opening the file, threads, forks, a busy file) applies here, too. All rows are fetched
 before the transaction ends; no transaction is open while a user's code runs. `db.store` does all writing.
 """
 
 from __future__ import annotations
 
-import operator
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, overload
+from typing import Any, NoReturn, TypeVar
 
 import peewee
 from peewee import SQL
@@ -21,14 +20,15 @@ from ..core import states
 from ..core.errors import InvalidSpec, NoDatabase, StateError
 from .engine import directories
 from .engine.connection import Database
+from .lazy_set import LazySet
 from .query import fields, select
 from .query.filters import Conditions, Q, all_of, negated
 from .query.operators import Term, execute
 
-#: Rows that `iterator` fetches at once, and objects that `repr` shows.
-_PAGE, _SHOWN = 2000, 20
+#: Rows that `iterator` fetches at once.
+_PAGE = 2000
 
-Record = TypeVar("Record", bound=Any)
+Set = TypeVar("Set", bound="QuerySet")
 
 
 # --- which database ---------------------------------------------------------------------------------------------------
@@ -78,39 +78,23 @@ def chosen_directory() -> str:
 # --- query sets -------------------------------------------------------------------------------------------------------
 
 
-class _Plan(NamedTuple):
-    """The definition of a query."""
-
-    where: Conditions | None = None
-    within: tuple[Term, ...] = ()  # conditions in SQL: the slices that were narrowed
-    order: tuple[str, ...] = ()
-    start: int = 0
-    stop: int | None = None
-    columns: tuple[str, ...] = ()  # () is: whole objects
-    shape: str = "object"  # or: dict, tuple, flat
-    distinct: bool = False
-    nothing: bool = False
-
-    @property
-    def is_cut(self) -> bool:
-        return self.start > 0 or self.stop is not None
-
-
-class QuerySet(Generic[Record]):
+class QuerySet(LazySet[Any]):
     """Matching jobs or applications in a defined order (by default by number; distinct rows by value).
 
-    A read opens a read transaction, or joins the open one. Fetched rows are kept: iterating twice queries once.
+    A read opens a read transaction, or joins the open one.
     All methods raise UnknownField, InvalidSpec or InvalidStateError (each a ValueError) for invalid lookups.
     """
 
-    def __init__(self, model: type[Record], database: Database | None = None, plan: _Plan = _Plan()) -> None:
-        self.model = model
-        self._database = database
-        self._plan = plan
-        self._fetched: list[Any] | None = None
+    _where: Conditions | None = None
+    _within: tuple[Term, ...] = ()  # conditions in SQL: the slices that were narrowed
+    _sorted_by: tuple[str, ...] = ()
+    _names: tuple[str, ...] = ()  # fields of the rows; () is: whole objects
+    _shape = "object"  # or: dict, tuple, flat
+    _is_distinct = False
 
-    def _with(self, **changes: Any) -> QuerySet[Record]:
-        return type(self)(self.model, self._database, self._plan._replace(**changes))
+    def __init__(self, model: type[Any], database: Database | None = None) -> None:
+        super().__init__(model)
+        self._database = database
 
     @property
     def database(self) -> Database:
@@ -119,70 +103,65 @@ class QuerySet(Generic[Record]):
 
     # --- narrowing ----------------------------------------------------------------------------------------------------
 
-    def using(self, database: Database) -> QuerySet[Record]:
+    def using(self: Set, database: Database) -> Set:
         """Return the same query on that DB."""
-        return type(self)(self.model, database, self._plan)
+        return self._with(_database=database)
 
-    def all(self) -> QuerySet[Record]:
-        """Return a fresh copy, which queries the DB again."""
-        return self._with()
-
-    def none(self) -> QuerySet[Record]:
+    def none(self: Set) -> Set:
         """Return an empty query set."""
-        return self._with(nothing=True)
+        return self.filter(id=[])
 
-    def filter(self, *several: Q, **conditions: Any) -> QuerySet[Record]:
+    def filter(self: Set, *several: Q, **conditions: Any) -> Set:
         """Return those for which all conditions hold; of a slice, those of the slice. See `query.filters` for the grammar."""
         return self._narrowed(all_of(*(one.where for one in several), conditions))
 
-    def exclude(self, *several: Q, **conditions: Any) -> QuerySet[Record]:
+    def exclude(self: Set, *several: Q, **conditions: Any) -> Set:
         """Return those for which not all conditions hold."""
         asked = all_of(*(one.where for one in several), conditions)
         return self._narrowed(negated(asked) if asked else {})
 
-    def _narrowed(self, where: Mapping[str, Any]) -> QuerySet[Record]:
-        plan = self._plan
+    def _narrowed(self: Set, where: Mapping[str, Any]) -> Set:
         if not where:
             return self._with()
         asked = Conditions(where, self._table)
-        if plan.is_cut:
+        if self._is_cut:
             sql, parameters = self._select([self._number]).sql()
             inside = Term(f"{self._table.number} IN ({sql})", parameters)
-            return self._with(where=asked, within=(inside,), start=0, stop=None)
-        return self._with(where=asked if plan.where is None else plan.where & asked)
+            return self._with(_where=asked, _within=(inside,), _start=0, _stop=None)
+        return self._with(_where=asked if self._where is None else self._where & asked)
 
-    def order_by(self, *names: str) -> QuerySet[Record]:
+    def order_by(self: Set, *names: str) -> Set:
         """Return the objects sorted by these fields, in descending order with `-` before the name; ties by number."""
         for name in names:
             fields.column_of(self._table, name.removeprefix("-"))
-        if self._plan.is_cut:
+        if self._is_cut:
             raise InvalidSpec("A slice cannot be sorted any more: sort first, then cut.")
-        return self._with(order=names)
+        return self._with(_sorted_by=names)
 
-    def reverse(self) -> QuerySet[Record]:
+    def reverse(self: Set) -> Set:
         """Return the objects in the opposite order."""
-        order = self._plan.order or ("id",)
-        return self.order_by(*(name[1:] if name.startswith("-") else f"-{name}" for name in order))
+        names = self._sorted_by or ("id",)
+        return self.order_by(*(name[1:] if name.startswith("-") else f"-{name}" for name in names))
 
-    def distinct(self) -> QuerySet[Record]:
+    def distinct(self: Set) -> Set:
         """Return only distinct rows; useful together with `values` and `values_list`."""
-        return self._with(distinct=True)
+        return self._with(_is_distinct=True)
 
-    def values(self, *names: str) -> QuerySet[Record]:
+    def values(self: Set, *names: str) -> Set:
         """Return dicts of these fields (by default all) instead of objects."""
-        return self._with(columns=self._checked_columns(names), shape="dict")
+        return self._of_fields(names, "dict")
 
-    def values_list(self, *names: str, flat: bool = False) -> QuerySet[Record]:
+    def values_list(self: Set, *names: str, flat: bool = False) -> Set:
         """Return tuples of these fields instead of objects; with `flat` the values of the one field."""
         if flat and len(names) != 1:
             raise InvalidSpec("values_list(flat=True) takes exactly one field.")
-        return self._with(columns=self._checked_columns(names), shape="flat" if flat else "tuple")
+        return self._of_fields(names, "flat" if flat else "tuple")
 
-    def _checked_columns(self, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _of_fields(self: Set, names: tuple[str, ...], shape: str) -> Set:
         names = names or tuple(self.model._FIELDS)
         for name in names:
             fields.column_of(self._table, name)
-        return names
+        return self._with(_names=names, _shape=shape)
 
     # --- SQL ----------------------------------------------------------------------------------------------------------
 
@@ -194,28 +173,33 @@ class QuerySet(Generic[Record]):
     def _number(self) -> Any:
         return SQL(self._table.number)
 
+    @property
+    def _has_numbers(self) -> bool:
+        """Whether a row is that of one object: distinct rows have no number."""
+        return not (self._is_distinct and self._names)
+
     def _select(self, nodes: Sequence[Any]) -> Any:
-        plan = self._plan
         table = self._table
         query = peewee.Table(table.name, alias=table.name).select(*nodes)
-        for term in (*plan.within, (plan.where or Conditions({}, table)).sql()):
+        for term in (*self._within, (self._where or Conditions({}, table)).sql()):
             query = query.where(SQL(term.sql, term.parameters))
-        if plan.distinct:
+        if self._is_distinct:
             query = query.distinct()
         query = query.order_by(*self._order())
-        if plan.stop is not None or plan.start:
-            query = query.limit(-1 if plan.stop is None else max(plan.stop - plan.start, 0))
-        return query.offset(plan.start) if plan.start else query
+        if self._is_cut:
+            limit, offset = select.limits(self._start, self._stop)
+            query = query.limit(limit).offset(offset)
+        return query
 
     def _order(self) -> Iterator[Any]:
-        for name in self._plan.order:
+        for name in self._sorted_by:
             node = _node(fields.column_of(self._table, name.removeprefix("-")))
             yield peewee.Desc(node) if name.startswith("-") else peewee.Asc(node)
-        if self._plan.distinct and self._plan.columns:  # rows, which have no number
-            yield from map(_node, self._columns())
-        else:
-            last = self._plan.order[-1] if self._plan.order else ""
+        if self._has_numbers:
+            last = self._sorted_by[-1] if self._sorted_by else ""
             yield peewee.Desc(self._number) if last.startswith("-") else peewee.Asc(self._number)
+        else:
+            yield from map(_node, self._columns())
 
     def _run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self.database.read() as cx:
@@ -224,33 +208,25 @@ class QuerySet(Generic[Record]):
     # --- fetching -----------------------------------------------------------------------------------------------------
 
     def _columns(self) -> list[fields.Column]:
-        return [fields.column_of(self._table, name) for name in self._plan.columns or self.model._COLUMNS]
+        return [fields.column_of(self._table, name) for name in self._names or self.model._COLUMNS]
 
-    def _fetch(self) -> list[Any]:
-        if self._fetched is None:
-            if self._plan.nothing:
-                self._fetched = []
-            else:
-                columns = self._columns()
-                rows = self._run(*self._select([_node(column, select.fetched(column)) for column in columns]).sql())
-                self._fetched = list(self._shaped(rows, columns))
-        return self._fetched
+    def _read(self) -> list[Any]:
+        columns = self._columns()
+        rows = self._run(*self._select([_node(column, select.fetched(column)) for column in columns]).sql())
+        return list(self._shaped(rows, columns))
 
     def _shaped(self, rows: Iterable[tuple[Any, ...]], columns: list[fields.Column]) -> Iterator[Any]:
-        names, shape = self._plan.columns, self._plan.shape
+        names, shape = self._names, self._shape
         if shape == "object":
             database = self.database
             load = self.model._load
             return (load(row, database) for row in rows)
         readers = [(place, read) for place, one in enumerate(columns) if (read := select.reader_of(one))]
         if readers:
-            rows = (_read(row, readers) for row in rows)
+            rows = (_with_values(row, readers) for row in rows)
         if shape == "dict":
             return (dict(zip(names, row)) for row in rows)
         return (row[0] for row in rows) if shape == "flat" else iter(rows)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._fetch())
 
     def iterator(self, chunk_size: int = _PAGE) -> Iterator[Any]:
         """Yield the objects with `chunk_size` of them in memory, and 8 bytes for each of the others.
@@ -258,9 +234,7 @@ class QuerySet(Generic[Record]):
         The set of objects is fixed at the beginning. No transaction is open between two pages, so the loop may write. An object
         holds its row as it was when its page was read; rows deleted before that are skipped.
         """
-        if self._plan.nothing:
-            return
-        if self._plan.distinct and self._plan.columns:
+        if not self._has_numbers:
             yield from self._with()
             return
         numbers = self.numbers()
@@ -273,104 +247,33 @@ class QuerySet(Generic[Record]):
 
     def numbers(self) -> Iterator[int]:
         """Yield the numbers (`id`) of the objects, in order."""
-        plan = self._plan
-        if plan.nothing:
-            return iter(())
-        query = self._with(distinct=False)._select([self._number])
-        if plan.order or plan.is_cut:
+        query = self._with(_is_distinct=False)._select([self._number])
+        if self._sorted_by or self._is_cut:
             return iter(array("q", (row[0] for row in self._run(*query.sql()))))
         # Sorting here lets SQLite read an index, which is a tenth of the table.
         return iter(array("q", sorted(row[0] for row in self._run(*query.order_by().sql()))))
 
-    def count(self) -> int:
-        """Return the number of objects."""
-        if self._fetched is not None or self._plan.nothing:
-            return len(self._fetched or ())
-        nodes = [_node(one) for one in self._columns()] if self._plan.distinct and self._plan.columns else [SQL("1")]
+    def _count(self) -> int:
+        nodes = [SQL("1")] if self._has_numbers else [_node(one) for one in self._columns()]
         sql, parameters = self._select(nodes).order_by().sql()
         return int(self._run(f"SELECT count(*) FROM ({sql})", parameters)[0][0])
 
-    def exists(self) -> bool:
-        """Return whether there is any object."""
-        if self._fetched is not None or self._plan.nothing:
-            return bool(self._fetched)
-        sql, parameters = self._select([SQL("1")]).sql()
-        return bool(self._run(f"SELECT EXISTS (SELECT 1 FROM ({sql}))", parameters)[0][0])
-
-    def get(self, *several: Q, **conditions: Any) -> Any:
-        """Return the one object that matches.
-
-        Raises:
-            the model's DoesNotExist or MultipleObjectsReturned.
-        """
-        found = self.filter(*several, **conditions)._cut(0, 2)._fetch()
-        if len(found) == 1:
-            return found[0]
-        asked = ", ".join(f"{name}={value!r}" for name, value in conditions.items())
-        if found:
-            raise self.model.MultipleObjectsReturned(f"More than one {self.model._what} matches {asked or 'the query'}.")
-        raise self.model.DoesNotExist(f"No {self.model._what} matches {asked or 'the query'}.")
+    def _from_end(self, place: int) -> int:
+        return place + self.count()
 
     def first(self) -> Any:
         """Return the first object, None if there is none."""
-        return next(iter(self._cut(0, 1)._fetch()), None)
+        return next(iter(self._cut(0, 1)), None)
 
     def last(self) -> Any:
         """Return the last object, None if there is none."""
-        if self._plan.is_cut:
-            return next(reversed(self._fetch()), None)
-        return self.reverse().first()
-
-    def __len__(self) -> int:
-        return len(self._fetch())
-
-    def __bool__(self) -> bool:
-        return self.exists()
-
-    @overload
-    def __getitem__(self, place: int) -> Any: ...
-    @overload
-    def __getitem__(self, place: slice) -> Any: ...
-    def __getitem__(self, place: int | slice) -> Any:
-        """Return the object at that position, or a query set (with a step: a list) of the objects in that range."""
-        if isinstance(place, slice):
-            return self._sliced(place)
-        place = operator.index(place)
-        if self._fetched is not None:
-            return self._fetched[place]
-        if place < 0:
-            place += self.count()
-        found = self._cut(place, place + 1)._fetch() if place >= 0 else []
-        if not found:
-            raise IndexError("There are not that many.")
-        return found[0]
-
-    def _sliced(self, place: slice) -> Any:
-        if place.step is not None:
-            return self._fetch()[place]
-        start, stop = operator.index(place.start or 0), None if place.stop is None else operator.index(place.stop)
-        if start < 0 or (stop or 0) < 0:
-            start, stop, _ = place.indices(self.count())
-        cut = self._cut(start, stop)
-        if self._fetched is not None:
-            cut._fetched = self._fetched[place]
-        return cut
-
-    def _cut(self, start: int, stop: int | None) -> QuerySet[Record]:
-        plan = self._plan
-        end = None if stop is None else plan.start + max(stop, start)
-        if plan.stop is not None:
-            end = plan.stop if end is None else min(end, plan.stop)
-        return self._with(start=plan.start + start, stop=end)
+        return next(reversed(self._fetch()), None) if self._is_cut else self.reverse().first()
 
     def __repr__(self) -> str:
         try:
-            shown = self._fetched[: _SHOWN + 1] if self._fetched is not None else self._cut(0, _SHOWN + 1)._fetch()
+            return super().__repr__()
         except NoDatabase as exc:  # `help(BalsamJob)` comes here
             return f"<QuerySet: {exc.message}>"
-        names = [one.cute_id if hasattr(one, "cute_id") else repr(one) for one in shown[:_SHOWN]]
-        more = ", …" if len(shown) > _SHOWN else ""
-        return f"<QuerySet [{', '.join(names)}{more}]>"
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -414,9 +317,9 @@ class QuerySet(Generic[Record]):
         from .store import pieces
 
         def find(most: int | None) -> list[int]:
-            return list((self if most is None or self._plan.is_cut else self._cut(0, most)).numbers())
+            return list((self if most is None or self._is_cut else self._cut(0, most)).numbers())
 
-        self._fetched = None
+        self._rows = None
         return pieces.find_and_change(self.database, lambda cx, most: find(most), action)
 
 
@@ -430,7 +333,7 @@ class JobSource:
         self._model = model
         self.workflow = ""
 
-    def by_states(self, names: str | Iterable[str]) -> QuerySet[Any]:
+    def by_states(self, names: str | Iterable[str]) -> QuerySet:
         """Return the jobs in these states."""
         asked = self._model.objects.filter(state__in=[names] if isinstance(names, str) else list(names))
         return asked.filter(workflow__contains=self.workflow) if self.workflow else asked
@@ -442,7 +345,7 @@ class JobSource:
         mpi_only: bool = False,
         serial_only: bool = False,
         order_by: str | Iterable[str] | None = None,
-    ) -> QuerySet[Any]:
+    ) -> QuerySet:
         """Return the jobs that a launcher with these nodes and minutes may take now. Serial means one rank on one node."""
         if mpi_only and serial_only:
             raise InvalidSpec("mpi_only and serial_only exclude each other.")
@@ -470,7 +373,7 @@ def _node(column: fields.Column, sql: str = "") -> Any:
     return SQL(sql or column.sql, column.parameters)
 
 
-def _read(row: tuple[Any, ...], readers: list[tuple[int, Any]]) -> tuple[Any, ...]:
+def _with_values(row: tuple[Any, ...], readers: list[tuple[int, Any]]) -> tuple[Any, ...]:
     values = list(row)
     for place, read in readers:
         values[place] = read(values[place])

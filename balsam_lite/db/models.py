@@ -57,7 +57,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
-class JobSet(QuerySet["BalsamJob"]):
+class JobSet(QuerySet):
     """A query set of jobs."""
 
     def bulk_create(self, jobs: Iterable[BalsamJob | Mapping[str, Any]], allow_shared_workdir: bool = False) -> JobSet:
@@ -81,10 +81,10 @@ class JobSet(QuerySet["BalsamJob"]):
         batch.added = insert.add_jobs(batch.database, _rows_of(jobs, batch))
         held_back.move_on(batch.database)
         if not batch.added.number:
-            return self.using(batch.database).none()  # type: ignore[return-value]
+            return self.using(batch.database).none()
         first, last = batch.added.first, batch.added.first + batch.added.number - 1
         whole = type(self)(self.model, batch.database)
-        return whole.filter(id__range=(first, last))  # type: ignore[return-value]
+        return whole.filter(id__range=(first, last))
 
     def _collect(self, block: collected.Transaction, jobs: Iterable[BalsamJob | Mapping[str, Any]]) -> JobSet:
         """Collect the jobs for the end of a `dag.transaction`; all of them or none."""
@@ -106,7 +106,7 @@ class JobSet(QuerySet["BalsamJob"]):
         except BaseException:
             block.roll_back(mark)
             raise
-        return type(self)(self.model, database).filter(job_id__in=job_ids)  # type: ignore[return-value]
+        return type(self)(self.model, database).filter(job_id__in=job_ids)
 
     def _run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         held_back.release(self.database)
@@ -459,11 +459,11 @@ class BalsamJob(StoredRecord):
 
     def get_parents(self) -> JobSet:
         """Return the jobs it waits for."""
-        return type(self).objects.using(self._db).filter(child_id=self._number())  # type: ignore[return-value]
+        return type(self).objects.using(self._db).filter(child_id=self._number())
 
     def get_children(self) -> JobSet:
         """Return the jobs that wait for it."""
-        return type(self).objects.using(self._db).filter(parent_id=self._number())  # type: ignore[return-value]
+        return type(self).objects.using(self._db).filter(parent_id=self._number())
 
     def get_parents_by_id(self) -> list[str]:
         """Return the UUIDs of the jobs it waits for."""

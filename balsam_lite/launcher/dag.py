@@ -174,7 +174,7 @@ def _check_executable(line: str) -> None:
         raise NotFound(f"{words[0] if words else 'An empty command'} is not on PATH, or cannot be run.")
 
 
-def get_apps() -> QuerySet[ApplicationDefinition]:
+def get_apps() -> QuerySet:
     """Return a lazy query set of all applications of the active DB."""
     from ..db.models import ApplicationDefinition
 

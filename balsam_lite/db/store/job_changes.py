@@ -1,13 +1,14 @@
 """Change jobs for a user inside the caller's write transaction: state, fields, kill, rerun, delete.
 
-`user_actions` calls these functions for a few jobs, `pieces` by `ACTIONS` for each part of a large write.
+`ACTIONS` are called by `user_actions` for few jobs, in the one transaction of the change, and by `pieces` for each part of a
+large write. An action gets the number of that write, which is 0 where there is none.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core import field_specs, states
@@ -19,14 +20,6 @@ from .transitions import Transition, apply, count, id_list
 
 #: States from which a job will run, now or later.
 _RUNS_AGAIN = (*states.UNPREPARED_STATES, states.AWAITING_PARENTS, *states.RUNNABLE_STATES)
-
-
-_PIECE = 10_000
-
-
-def batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(ids), _PIECE):
-        yield ids[start : start + _PIECE]
 
 
 #: Columns that a new start resets. A job that waits for the end of a large write goes on waiting.
@@ -132,18 +125,14 @@ def _was_handled(cx: sqlite3.Connection, job: int, state: str) -> bool:
 
 def kill(cx: sqlite3.Connection, jobs: Sequence[int], message: str, data: str | None, when: int) -> tuple[int, list[int]]:
     """Make those jobs USER_KILLED that have not ended. Return their number, and those of them that no launcher holds."""
-    moves: list[Transition] = []
-    free: list[int] = []
-    for piece in batches(jobs):
-        rows = cx.execute(
-            f"""SELECT id, state, lease FROM job WHERE id IN (SELECT value FROM json_each(?))
-                AND state NOT IN ({sql_list(states.END_STATES)})""",
-            (id_list(piece),),
-        ).fetchall()
-        moves += [Transition(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _ in rows]
-        free += [job for job, _, lease in rows if lease is None]
+    rows = cx.execute(
+        f"""SELECT id, state, lease FROM job WHERE id IN (SELECT value FROM json_each(?))
+            AND state NOT IN ({sql_list(states.END_STATES)})""",
+        (id_list(jobs),),
+    ).fetchall()
+    moves = [Transition(job, (state, states.USER_KILLED), when, (message,), (data,)) for job, state, _ in rows]
     apply(cx, moves, states.USER)
-    return len(moves), free
+    return len(moves), [job for job, _, lease in rows if lease is None]
 
 
 def update(cx: sqlite3.Connection, stored: Mapping[str, Any], jobs: Sequence[int], before: Mapping[str, str] = {}) -> int:
@@ -183,22 +172,14 @@ def _merged(
 
 
 def free_of(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
-    free: list[int] = []
-    for piece in batches(jobs):
-        query = f"SELECT id FROM job WHERE {_FREE} AND id IN (SELECT value FROM json_each(?))"
-        free += [row[0] for row in cx.execute(query, (id_list(piece),))]
-    return free
+    query = f"SELECT id FROM job WHERE {_FREE} AND id IN (SELECT value FROM json_each(?))"
+    return [row[0] for row in cx.execute(query, (id_list(jobs),))]
 
 
 _FREE = f"lease IS NULL AND state <> '{states.RUNNING}'"
 
 
-def put_back(cx: sqlite3.Connection, free: Sequence[int], target: str | None) -> None:
-    for piece in batches(free):
-        _put_piece_back(cx, piece, target)
-
-
-def _put_piece_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
+def put_back(cx: sqlite3.Connection, jobs: Sequence[int], target: str | None) -> None:
     """Put jobs back, starting with those that have run: this revives children that failed only because of them."""
     chosen = {states.RESTART_READY: "attempt > 0", states.CREATED: f"attempt = 0 AND state <> '{states.AWAITING_PARENTS}'"}
     for state, condition in chosen.items() if target is None else ((target, "1"),):
@@ -212,8 +193,7 @@ def doom(cx: sqlite3.Connection, jobs: Sequence[int]) -> None:
     """Record the jobs to be deleted in a temporary table of this connection."""
     cx.execute("CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY)")
     cx.execute("DELETE FROM doomed")
-    for piece in batches(jobs):
-        cx.execute("INSERT OR IGNORE INTO doomed SELECT value FROM json_each(?)", (id_list(piece),))
+    cx.execute("INSERT OR IGNORE INTO doomed SELECT value FROM json_each(?)", (id_list(jobs),))
 
 
 def delete(cx: sqlite3.Connection, jobs: Sequence[int], force: bool) -> int:
@@ -277,15 +257,20 @@ def _leave(cx: sqlite3.Connection, stay: Sequence[int]) -> None:
 
 def _hold(cx: sqlite3.Connection, number: int, jobs: Sequence[int]) -> None:
     """Keep launchers from taking these jobs before the end of that write. They have no holder and enter startable states."""
+    if not number:
+        return
     sql = "UPDATE job NOT INDEXED SET start_after = ? WHERE id IN (SELECT value FROM json_each(?))"
     cx.execute(sql, (large_writes.held_until(number), id_list(jobs)))
 
 
 def _set_state_of_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
+    annotation = Annotation(*parameters["said"])
+    if not number:
+        return Counter(changed=set_state(cx, jobs, parameters["state"], annotation, parameters["hook"]))
     free = free_of(cx, jobs)
     if parameters["state"] not in states.END_STATES:
         _hold(cx, number, free)
-    return Counter(changed=set_state(cx, free, parameters["state"], Annotation(*parameters["said"]), None))
+    return Counter(changed=set_state(cx, free, parameters["state"], annotation, None))
 
 
 def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
@@ -300,7 +285,10 @@ def _rerun_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parame
 def _kill_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
     """Kill these jobs, and update children only when all are killed: else children that are to be killed, too, would fail."""
     killed, free = kill(cx, jobs, *parameters["said"])
-    large_writes.add(cx, number, large_writes.Part("tell_children", {}, free))
+    if number:
+        large_writes.add(cx, number, large_writes.Part("tell_children", {}, free))
+    else:
+        graph.reconsider_children(cx, free, SystemClock.now_us())
     return Counter(killed=killed, running=killed - len(free))
 
 
@@ -315,7 +303,7 @@ def _reconsider(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parame
 
 
 def _update_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    return Counter(changed=update(cx, parameters["stored"], jobs, parameters.get("before", {})))
+    return Counter(fields=update(cx, parameters["stored"], jobs, parameters.get("before", {})))
 
 
 def _leave_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
@@ -325,7 +313,7 @@ def _leave_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parame
 
 
 def _delete_part(cx: sqlite3.Connection, number: int, jobs: Sequence[int], parameters: Mapping[str, Any]) -> Counter[str]:
-    return Counter(removed=delete(cx, jobs, force=True))
+    return Counter(removed=delete(cx, jobs, force=number > 0 or parameters["force"]))
 
 
 ACTIONS: dict[str, large_writes.Action] = {

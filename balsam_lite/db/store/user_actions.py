@@ -1,4 +1,4 @@
-"""User actions on jobs: set their state, kill, edit, rerun, delete. Every function opens its own write transactions.
+"""User actions on jobs: edit, set their state, kill, rerun, delete. Every function opens its own write transactions.
 
 Jobs are given by their integer ids. Up to a few thousand change in one transaction, which joins an open one. More of them, if
 none is open, change in many short transactions (see `pieces`): an error about any job is raised before the first.
@@ -6,10 +6,10 @@ none is open, change in many short transactions (see `pieces`): an error about a
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core import field_specs, states
@@ -18,7 +18,6 @@ from ...core.errors import InvalidSpec, StateError
 from .. import collected
 from ..engine.binding import id_of
 from ..engine.connection import Database
-from ..engine.schema import PAYLOAD
 from . import graph, job_changes, large_writes, pieces
 from .large_writes import Part, Progress
 from .transitions import id_list, with_payload
@@ -46,6 +45,87 @@ def own_hook(db: Database, environ: Mapping[str, str] = os.environ) -> job_chang
     return job_changes.Hook(kind, environ.get("BALSAM_JOB_ID", ""), job, lease, attempt)
 
 
+def _carry_out(
+    db: Database,
+    parts: Sequence[Part],
+    progress: Progress | None = None,
+    check: Callable[[sqlite3.Connection], None] = lambda cx: None,
+) -> Counter[str]:
+    """Apply these actions in one transaction if there are few jobs, else in pieces. Return their counts.
+
+    Before the first of them, in that transaction, call `check`, which may raise.
+    """
+    if _is_large(db, sum(len(part.jobs) for part in parts)):
+        return pieces.run(db, parts, check, progress)
+    counted: Counter[str] = Counter()
+    with pieces.few(db, (job for part in parts for job in part.jobs)) as cx:
+        check(cx)
+        for part in parts:
+            counted.update(job_changes.ACTIONS[part.action](cx, 0, part.jobs, part.parameters))
+    return counted
+
+
+# --- edit -------------------------------------------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
+    """New fields and a new state for some jobs."""
+
+    jobs: Sequence[int]
+    fields: Mapping[str, Any] = {}
+    state: str | None = None
+    annotation: job_changes.Annotation = job_changes.Annotation()  # of the state
+    workdir: str | None = None
+    before: Mapping[str, str] = {}  # dicts among the fields as the user has read them, in stored form
+
+
+def change(db: Database, changes: Sequence[Change], progress: Progress | None = None) -> Counter[str]:
+    """Change fields and states, as `update_fields` and `set_state` do: all or nothing. Return what was done, by kind."""
+    collected.refuse("Changing jobs")
+    parts: list[Part] = []
+    freed: list[int] = []  # that no launcher may hold
+    for one in changes:
+        if one.fields or one.workdir is not None or one.state is None:
+            changed = {"stored": _stored(one.fields, one.workdir), "before": one.before}
+            parts.append(Part("fields", changed, sorted(one.jobs)))
+        if one.state is not None:
+            parts.append(_state_part(db, one.jobs, one.state, one.annotation))
+            freed += one.jobs if one.state != states.USER_KILLED else ()
+    is_large = _is_large(db, sum(len(part.jobs) for part in parts))
+
+    def check(cx: sqlite3.Connection) -> None:
+        for part in parts:
+            _check_app(cx, part.parameters.get("stored", {}))
+        for one in changes:
+            if one.workdir is not None:
+                _refuse_shared(cx, one.jobs, field_specs.checked_workdir(one.workdir))
+        if freed and is_large:
+            _refuse_held(cx, freed)
+
+    return _carry_out(db, parts, progress, check)
+
+
+def update_fields(
+    db: Database,
+    ids: Iterable[int],
+    values: Mapping[str, Any],
+    *,
+    workdir: str | None = None,
+    before: Mapping[str, str] = {},
+    progress: Progress | None = None,
+) -> int:
+    """Set fields other than the state to the same values in all jobs. Return the number of jobs.
+
+    A running job uses the new values from its next attempt on. The working directory of a job stays where it is when its name
+    or its workflow changes; `workdir` (below `data/`) sets a new one. Dicts are merged with changes since `before` (as JSON
+    text); others replace what the jobs have.
+
+    Raises:
+        UnknownField, UnknownApp; InvalidSpec, for a workdir that is another job's too: nothing is changed.
+    """
+    return change(db, [Change(list(ids), values, workdir=workdir, before=before)], progress)["fields"]
+
+
 def set_state(
     db: Database,
     ids: Iterable[int],
@@ -68,29 +148,18 @@ def set_state(
         InvalidStateError, InvalidSpec. StateError: a job is RUNNING or held by a launcher, or it was killed and its own
         script would revive it; LostLease: its own script belongs to an attempt that was given up. No job is changed then.
     """
-    collected.refuse("Changing the state of jobs")
+    annotation = job_changes.Annotation(message, by, with_payload(data), time_us)
+    counted = change(db, [Change(list(ids), state=state, annotation=annotation)], progress)
+    return counted["killed" if state == states.USER_KILLED else "changed"]
+
+
+def _state_part(db: Database, jobs: Iterable[int], state: str, annotation: job_changes.Annotation) -> Part:
     states.check_state(state)
-    if state == states.USER_KILLED:
-        return kill(db, ids, message=message or by, data=data, time_us=time_us, progress=progress).killed
-    _refuse_running(state)
-    hook, annotation = own_hook(db), job_changes.Annotation(message, by, with_payload(data), time_us)
-    jobs = list(ids)
-    if _is_large(db, len(jobs)):
-        return pieces.run(db, [_state_part(jobs, state, annotation)], lambda cx: _refuse_held(cx, jobs), progress)["changed"]
-    with pieces.few(db, jobs) as cx:
-        return sum(job_changes.set_state(cx, piece, state, annotation, hook) for piece in job_changes.batches(jobs))
-
-
-def _refuse_running(state: str) -> None:
     if state == states.RUNNING:
         raise StateError("Only a launcher makes a job RUNNING.", hint="Set RESTART_READY to let one run it.")
-
-
-def _state_part(jobs: Iterable[int], state: str, annotation: job_changes.Annotation) -> Part:
     if state == states.USER_KILLED:
-        when = SystemClock.now_us() if annotation.time_us is None else annotation.time_us
-        return Part("kill", {"said": (annotation.message or annotation.by, annotation.data, when)}, sorted(jobs))
-    return Part("set_state", {"state": state, "said": annotation}, sorted(jobs))
+        return _kill_part(jobs, annotation.message or annotation.by, annotation.data, annotation.time_us)
+    return Part("set_state", {"state": state, "said": annotation, "hook": own_hook(db)}, sorted(jobs))
 
 
 def _refuse_held(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
@@ -102,141 +171,6 @@ def _refuse_held(cx: sqlite3.Connection, jobs: Iterable[int]) -> None:
     for job, state, lease, job_id, name in held:
         if job in wanted:
             raise job_changes.held_error(state, lease, job_id, name)
-
-
-# --- kill -------------------------------------------------------------------------------------------------------------
-
-
-class Killed(NamedTuple):
-    """The result of a kill."""
-
-    killed: int
-    running: int  # of those, how many a launcher has yet to stop
-
-
-def kill(
-    db: Database,
-    ids: Iterable[int],
-    *,
-    recursive: bool = False,
-    message: str = "",
-    data: Mapping[str, Any] = {},
-    time_us: int | None = None,
-    progress: Progress | None = None,
-) -> Killed:
-    """Make jobs USER_KILLED, with `recursive` all jobs below them too; jobs in an end state stay as they are.
-
-    The launcher that runs a killed job stops its processes and releases it. Children that waited for a killed job become
-    FAILED; those of a job that a launcher holds, when it is released.
-    """
-    collected.refuse("Killing jobs")
-    jobs = list(ids)
-    now = SystemClock.now_us()
-    annotation = (message, with_payload(data), now if time_us is None else time_us)
-    below: list[int] = []
-    if recursive and not db.is_in_transaction:
-        with db.read() as cx:
-            below = graph.descendants(cx, jobs)
-    if _is_large(db, len(jobs) + len(below)):
-        listed = sorted({*jobs, *below})
-        counted = pieces.run(db, [Part("kill", {"said": annotation}, listed)], lambda cx: None, progress)
-        return Killed(counted["killed"], counted["running"])
-    with pieces.few(db) as cx:
-        if recursive:
-            jobs = list(dict.fromkeys([*jobs, *graph.descendants(cx, jobs)]))
-        pieces.finish_first(cx, jobs)
-        killed, free = job_changes.kill(cx, jobs, *annotation)
-        graph.reconsider_children(cx, free, now)
-        return Killed(killed, killed - len(free))
-
-
-# --- edit -------------------------------------------------------------------------------------------------------------
-
-
-def update_fields(
-    db: Database,
-    ids: Iterable[int],
-    values: Mapping[str, Any],
-    *,
-    workdir: str | None = None,
-    before: Mapping[str, str] = {},
-    progress: Progress | None = None,
-) -> int:
-    """Set fields other than the state to the same values in all jobs. Return the number of jobs.
-
-    A running job uses the new values from its next attempt on. The working directory of a job stays where it is when its name
-    or its workflow changes; `workdir` (below `data/`) sets a new one. Dicts are merged
-    with changes since `before` (as JSON text); others replace what the jobs have.
-
-    Raises:
-        UnknownField, UnknownApp; InvalidSpec, for a workdir that is another job's too: nothing is changed.
-    """
-    collected.refuse("Changing jobs")
-    stored, jobs = _stored(values, workdir), list(ids)
-    if _is_large(db, len(jobs)):
-        change(db, [Change(jobs, values, workdir=workdir, before=before)], progress)
-        return len(jobs)
-    with pieces.few(db, jobs) as cx:
-        _check_app(cx, stored)
-        if workdir is not None:
-            _refuse_shared(cx, jobs, stored["workdir"])
-        return sum(job_changes.update(cx, stored, piece, before) for piece in job_changes.batches(jobs))
-
-
-class Change(NamedTuple):
-    """New fields and a new state for some jobs."""
-
-    jobs: Sequence[int]
-    fields: Mapping[str, Any] = {}
-    state: str | None = None
-    annotation: job_changes.Annotation = job_changes.Annotation()  # of the state
-    workdir: str | None = None
-    before: Mapping[str, str] = {}  # dicts among the fields as the user has read them, in stored form
-
-
-def change(db: Database, changes: Sequence[Change], progress: Progress | None = None) -> None:
-    """Change fields and states, as `update_fields` and `set_state` do: all or nothing."""
-    total = sum(len(one.jobs) for one in changes)
-    if not _is_large(db, total):
-        with pieces.few(db, (job for one in changes for job in one.jobs)):
-            for one in changes:
-                if one.fields or one.workdir is not None or one.state is None:
-                    update_fields(db, one.jobs, one.fields, workdir=one.workdir, before=one.before)
-                if one.state is not None:
-                    _set_state_of(db, one)
-        return
-    collected.refuse("Changing many jobs")
-    parts: list[Part] = []
-    applications: set[str] = set()
-    freed: list[int] = []  # that no launcher may hold
-    for one in changes:
-        if one.fields or one.workdir is not None or one.state is None:
-            changed = {"stored": _stored(one.fields, one.workdir), "before": one.before}
-            parts.append(Part("fields", changed, sorted(one.jobs)))
-            applications.add(changed["stored"].get("application", ""))
-        if one.state is not None:
-            states.check_state(one.state)
-            _refuse_running(one.state)
-            parts.append(_state_part(one.jobs, one.state, one.annotation))
-            freed += one.jobs if one.state != states.USER_KILLED else ()
-
-    def check(cx: sqlite3.Connection) -> None:
-        for name in applications:
-            _check_app(cx, {"application": name})
-        for one in changes:
-            if one.workdir is not None:
-                _refuse_shared(cx, one.jobs, one.workdir)
-        if freed:
-            _refuse_held(cx, freed)
-
-    pieces.run(db, parts, check, progress)
-
-
-def _set_state_of(db: Database, one: Change) -> None:
-    assert one.state is not None
-    annotation = one.annotation
-    data = json.loads(annotation.data)[PAYLOAD] if annotation.data else {}
-    set_state(db, one.jobs, one.state, annotation.message, by=annotation.by, data=data, time_us=annotation.time_us)
 
 
 def _stored(values: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
@@ -269,6 +203,54 @@ def _refuse_shared(cx: sqlite3.Connection, ids: Sequence[int], workdir: str) -> 
         raise InvalidSpec(found[1], hint="Choose another workdir, or wait until that job has ended.")
 
 
+# --- kill -------------------------------------------------------------------------------------------------------------
+
+
+class Killed(NamedTuple):
+    """The result of a kill."""
+
+    killed: int
+    running: int  # of those, how many a launcher has yet to stop
+
+
+def kill(
+    db: Database,
+    ids: Iterable[int],
+    *,
+    recursive: bool = False,
+    message: str = "",
+    data: Mapping[str, Any] = {},
+    time_us: int | None = None,
+    progress: Progress | None = None,
+) -> Killed:
+    """Make jobs USER_KILLED, with `recursive` all jobs below them too; jobs in an end state stay as they are.
+
+    The launcher that runs a killed job stops its processes and releases it. Children that waited for a killed job become
+    FAILED; those of a job that a launcher holds, when it is released.
+    """
+    collected.refuse("Killing jobs")
+    jobs, payload = list(ids), with_payload(data)
+
+    def carry_out(chosen: Iterable[int]) -> Counter[str]:
+        return _carry_out(db, [_kill_part(chosen, message, payload, time_us)], progress)
+
+    if not recursive:
+        counted = carry_out(jobs)
+    else:
+        with db.read() as cx:
+            found = {*jobs, *graph.descendants(cx, jobs)}
+        if _is_large(db, len(found)):
+            counted = carry_out(found)
+        else:
+            with pieces.few(db) as cx:  # those that there are now
+                counted = carry_out({*jobs, *graph.descendants(cx, jobs)})
+    return Killed(counted["killed"], counted["running"])
+
+
+def _kill_part(jobs: Iterable[int], message: str, data: str | None, time_us: int | None) -> Part:
+    return Part("kill", {"said": (message, data, SystemClock.now_us() if time_us is None else time_us)}, sorted(jobs))
+
+
 # --- rerun ------------------------------------------------------------------------------------------------------------
 
 
@@ -296,31 +278,12 @@ def rerun(
         UnknownField, InvalidSpec, UnknownApp: nothing is changed.
     """
     collected.refuse("Running jobs again")
-    matching, others = list(ids), list(below)
-    if _is_large(db, len(matching) + len(others)):
-        return _rerun_in_pieces(db, matching, others, target, values, progress)
-    with pieces.few(db, [*matching, *others]) as cx:
-        free = job_changes.free_of(cx, matching)
-        if values:
-            update_fields(db, free, values)
-        job_changes.put_back(cx, free, target)
-        more = job_changes.free_of(cx, others)
-        job_changes.put_back(cx, more, target)
-        jobs = len(free) + len(more)
-        return Rerun(jobs, len(matching) + len(others) - jobs)
-
-
-def _rerun_in_pieces(
-    db: Database,
-    matching: Sequence[int],
-    below: Sequence[int],
-    target: str | None,
-    values: Mapping[str, Any],
-    progress: Progress | None,
-) -> Rerun:
-    parts = [Part("rerun", {"target": target, "stored": {}}, sorted(below))]
-    parts.insert(0, Part("rerun", {"target": target, "stored": _stored(values) if values else {}}, sorted(matching)))
-    counted = pieces.run(db, parts, lambda cx: _check_app(cx, parts[0].parameters["stored"]), progress)
+    stored = _stored(values) if values else {}
+    parts = [
+        Part("rerun", {"target": target, "stored": stored}, sorted(ids)),
+        Part("rerun", {"target": target, "stored": {}}, sorted(below)),
+    ]
+    counted = _carry_out(db, parts, progress, lambda cx: _check_app(cx, stored))
     return Rerun(counted["jobs"], counted["held"])
 
 
@@ -336,25 +299,16 @@ def delete(db: Database, ids: Iterable[int], *, force: bool = False, progress: P
         ParentInUse: other jobs wait for one of these, and `force` is not set; nothing is removed.
     """
     collected.refuse("Removing jobs")
-    jobs, is_inside = list(ids), db.is_in_transaction
-    if not _is_large(db, len(jobs)):
-        with pieces.few(db, jobs) as cx:
-            if is_inside or not _parents_of_many(cx, jobs):
-                return job_changes.delete(cx, jobs, force)
-    return _delete_in_pieces(db, jobs, force, progress)
-
-
-def _delete_in_pieces(db: Database, jobs: Sequence[int], force: bool, progress: Progress | None) -> int:
-    """Delete jobs in pieces, newest first: children are usually newer than their parents, and deleted ones need no update."""
-    with db.read() as cx:
-        if not force:
-            job_changes.doom(cx, jobs)
-            job_changes.refuse_in_use(cx)
-        parts = [
-            Part("leave_children", {"parent": parent}, graph.children_of(cx, [parent])) for parent in _parents_of_many(cx, jobs)
-        ]
-    parts.append(Part("delete", {}, sorted(jobs, reverse=True)))
-    return pieces.run(db, parts, lambda cx: None, progress)["removed"]
+    jobs, parts = sorted(ids, reverse=True), []  # children are usually newer than their parents; deleted ones need no update
+    is_large = _is_large(db, len(jobs))
+    if not db.is_in_transaction:
+        with db.read() as cx:
+            for parent in _parents_of_many(cx, jobs):
+                parts.append(Part("leave_children", {"parent": parent}, graph.children_of(cx, [parent])))
+            if not force and (parts or is_large):
+                job_changes.doom(cx, jobs)
+                job_changes.refuse_in_use(cx)
+    return _carry_out(db, [*parts, Part("delete", {"force": force}, jobs)], progress)["removed"]
 
 
 def _parents_of_many(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
@@ -362,6 +316,3 @@ def _parents_of_many(cx: sqlite3.Connection, jobs: Sequence[int]) -> list[int]:
     query = """SELECT parent FROM dependency WHERE parent IN (SELECT value FROM json_each(?))
         GROUP BY parent HAVING count(*) > ?"""
     return [row[0] for row in cx.execute(query, (id_list(jobs), large_writes.MAX_DIRECT_JOBS))]
-
-
-# --- what large writes do -----------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ..core import daemon, import_guard
 from ..core.clock import SECOND_US, Clock, SystemClock
@@ -29,9 +29,10 @@ from ..db.query.queries import BatchRow
 from ..db.store import leases
 from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
-from .exec import hardware, invocation, leftovers
+from .exec import hardware, invocation
 from .exec.children import Alarm
 from .exec.invocation import Context
+from .exec.leftovers import end_own_runs, forget
 from .exec.run_file import RunFiles
 from .exec.spawner import Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
@@ -61,38 +62,25 @@ _RETRY_PERIOD_S = 1.0
 _SAME_SIGNAL_S = 1.0
 
 
-class Nodes(Protocol):
-    """The other nodes on which this launcher runs jobs."""
+class Nodes:
+    """The other nodes on which this launcher runs jobs; this class: none. The host of this process is no other one."""
 
     def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
-        """End processes of dead launchers, given by their run marks, on all nodes, and make the nodes get ready."""
+        """End processes of dead launchers, given by their run marks, on all nodes, and make the nodes get ready.
+
+        On this host the reaper ends them.
+        """
 
     def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
         """Return the runner for all nodes, given the runner for this one."""
-
-    def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
-        """Return a function that sleeps until a message of a node arrives or `nap` is woken."""
-
-    def abandon(self) -> None:
-        """Make the nodes end all runs at once."""
-
-
-class SingleNode:
-    """Only this host."""
-
-    def begin(self, context: Context, settings: Settings, job_mode: str, lease: int, dead_marks: tuple[bytes, ...]) -> None:
-        """Do nothing: the reaper ends processes of dead launchers on this host."""
-
-    def runner(self, local: LocalRunner, pool: NodePool) -> Runner:
-        """Return the runner of this host."""
         return local
 
     def waiter(self, nap: Callable[[float], bool]) -> Callable[[float], object]:
-        """Return `nap`."""
+        """Return a function that sleeps until a message of a node arrives or `nap` is woken."""
         return nap
 
     def abandon(self) -> None:
-        """Do nothing."""
+        """Make the nodes end all runs at once."""
 
 
 def run_launcher(db_directory: str, options: LauncherOptions) -> int:
@@ -112,7 +100,7 @@ def run_launcher(db_directory: str, options: LauncherOptions) -> int:
         from .multinode.supervisor import supervise  # and all that messages between nodes need
 
         return supervise(found, db_directory, settings, options)
-    return run_on(found, db_directory, settings, options, SingleNode())
+    return run_on(found, db_directory, settings, options, Nodes())
 
 
 def run_on(
@@ -133,86 +121,88 @@ def run_on(
     """
     db = directories.open_database(db_directory, settings)
     try:
-        return _run_in(db, found, settings, options, nodes, lost_lease)
+        return _Setup(db, found, settings, options, nodes, lost_lease).run()
     finally:
         db.close()  # so that the one file holds everything
 
 
-def _run_in(
-    db: Database,
-    found: Resources,
-    settings: Settings,
-    options: LauncherOptions,
-    nodes: Nodes,
-    lost_lease: int | None,
-) -> int:
-    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
-    clock = SystemClock()
-    log_path = logs.set_up(db.directory, settings)
-    _say(f"Started Balsam launcher [{os.getpid()}], log in {log_path}")
-    if not sees_processes():
-        log.warning(_NO_PROC)
-    batch_id = found.batch.batch_id if found.batch else ""
-    reaper = Reaper(db, settings, clock, lost_lease)
+class _Setup:
+    """Gets a launcher ready, and ends what is left of it."""
 
-    def begin() -> tuple[int, bool, list[int], str]:
-        with db.write() as cx:
-            lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, clock.now_us())
-            eldest = leases.is_eldest(cx, lease, settings.LEASE_EXPIRY_S, reaper.watch)
-            return lease, eldest, leases.dead(cx, settings.LEASE_EXPIRY_S, reaper.watch), id_of(cx)
+    def __init__(
+        self, db: Database, found: Resources, settings: Settings, options: LauncherOptions, nodes: Nodes, lost_lease: int | None
+    ) -> None:
+        self._db, self._found, self._settings, self._options, self._nodes = db, found, settings, options, nodes
+        self._clock = SystemClock()
+        self._reaper = Reaper(db, settings, self._clock, lost_lease)
+        self._lease = 0
 
-    lease, eldest, dead, db_id = _patiently(db, settings, clock, begin)
-    db.own_checkpoints(eldest)
-    log.info("Lease %d: %d node(s), %s mode, on %s", lease, len(found.nodes), options.job_mode, os.uname().nodename)
-    context = _context(db, invocation.lease_mark(db_id, lease), options, found, hardware.gpu_variables(settings.GPU_VARIABLES))
-    nodes.begin(context, settings, options.job_mode, lease, tuple(invocation.lease_mark(db_id, one) for one in dead))
-    beat = partial(_patiently, db, settings, clock, partial(_beat, db, lease, clock))
-    beat()  # the nodes may have taken minutes
-    freed = _patiently(db, settings, clock, reaper.reap)
-    if freed:
-        log.info("Freed %d job(s) of dead launchers.", freed)
-    beat()  # and what had to end first, too
-    return _run(db, settings, options, found, lease, clock, context, nodes, reaper)
+    def run(self) -> int:
+        """Run the launcher and return its exit code."""
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+        log_path = logs.set_up(self._db.directory, self._settings)
+        _say(f"Started Balsam launcher [{os.getpid()}], log in {log_path}")
+        if not sees_processes():
+            log.warning(_NO_PROC)
+        eldest, dead, db_id = self._patiently(self._open_lease)
+        self._db.own_checkpoints(eldest)
+        mode, nodes = self._options.job_mode, len(self._found.nodes)
+        log.info("Lease %d: %d node(s), %s mode, on %s", self._lease, nodes, mode, os.uname().nodename)
+        context = invocation.make_context(
+            self._db.directory,
+            invocation.lease_mark(db_id, self._lease),
+            nodes,
+            mode,
+            # It may itself have been started by MPI, whose variables would tell a job that it is one of the launcher's ranks.
+            mpirun.scrubbed(os.environb),
+            self._found.mpi,
+            gpu_variables=hardware.gpu_variables(self._settings.GPU_VARIABLES),
+            shares_host=self._found.are_shares,
+        )
+        dead_marks = tuple(invocation.lease_mark(db_id, one) for one in dead)
+        self._nodes.begin(context, self._settings, mode, self._lease, dead_marks)
+        self._patiently(self._beat)  # the nodes may have taken minutes
+        freed = self._patiently(self._reaper.reap)
+        if freed:
+            log.info("Freed %d job(s) of dead launchers.", freed)
+        self._patiently(self._beat)  # and what had to end first, too
+        with Alarm() as alarm:
+            return self._run(context, alarm)
 
+    def _open_lease(self) -> tuple[bool, list[int], str]:
+        """Open the lease; return whether it is the eldest, the leases of dead launchers, and the DB's id."""
+        expiry_s, watch = self._settings.LEASE_EXPIRY_S, self._reaper.watch
+        batch_id = self._found.batch.batch_id if self._found.batch else ""
+        with self._db.write() as cx:
+            self._lease = leases.open_lease(cx, "launcher", Holder.current(), batch_id, self._clock.now_us())
+            return leases.is_eldest(cx, self._lease, expiry_s, watch), leases.dead(cx, expiry_s, watch), id_of(cx)
 
-def _patiently(db: Database, settings: Settings, clock: Clock, act: Callable[[], T]) -> T:
-    """Call `act`, which needs the DB. While a DB on a local disk is busy or full, retry for TROUBLE_TTL_S."""
-    give_up, is_told = clock.monotonic() + settings.TROUBLE_TTL_S, False
-    while True:
-        try:
-            return act()
-        except (DatabaseBusy, DatabaseFull) as exc:
-            if db.access != LOCAL or clock.monotonic() >= give_up:
-                raise
-            if not is_told:
-                log.error("The DB cannot be used, still trying: %s", exc)
-            is_told = True
-        clock.sleep(_RETRY_PERIOD_S)
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Call `act`, which needs the DB. While a DB on a local disk is busy or full, retry for TROUBLE_TTL_S."""
+        give_up, is_told = self._clock.monotonic() + self._settings.TROUBLE_TTL_S, False
+        while True:
+            try:
+                return act()
+            except (DatabaseBusy, DatabaseFull) as exc:
+                if self._db.access != LOCAL or self._clock.monotonic() >= give_up:
+                    raise
+                if not is_told:
+                    log.error("The DB cannot be used, still trying: %s", exc)
+                is_told = True
+            self._clock.sleep(_RETRY_PERIOD_S)
 
+    def _beat(self) -> None:
+        with self._db.write() as cx:
+            leases.heartbeat(cx, self._lease, self._clock.now_us())
 
-def _beat(db: Database, lease: int, clock: Clock) -> None:
-    with db.write() as cx:
-        leases.heartbeat(cx, lease, clock.now_us())
-
-
-def _run(
-    db: Database,
-    settings: Settings,
-    options: LauncherOptions,
-    found: Resources,
-    lease: int,
-    clock: Clock,
-    context: Context,
-    nodes: Nodes,
-    reaper: Reaper,
-) -> int:
-    pool, limits = NodePool(found.nodes, found.mpi_rules), _limits(db, options, found, settings, clock)
-    with Alarm() as alarm:
+    def _run(self, context: Context, alarm: Alarm) -> int:
+        db, settings, found, clock = self._db, self._settings, self._found, self._clock
+        pool, limits = NodePool(found.nodes, found.mpi_rules), self._limits()
         run_files = RunFiles.of(db.directory, context.mark)
         spawner = Spawner(context.environ, settings.USER_KILL_GRACE_S, _silence_s(db, settings), run_files)
         alarm.attach(spawner)
         local = LocalRunner(context, clock, settings.ERROR_TAIL_LINES, spawner, found.cpus)
-        runner = nodes.runner(local, pool)
+        runner = self._nodes.runner(local, pool)
         step_doubt_s: Callable[[bool, float], float] | None = None
         if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
             exit_grace = exit_grace_s(len(found.nodes))
@@ -222,31 +212,90 @@ def _run(
         steps = Steps(
             context,
             spawner,
-            options.transition_threads or settings.NUM_TRANSITION_THREADS,
+            self._options.transition_threads or settings.NUM_TRANSITION_THREADS,
             settings.HOOK_TIME_LIMIT_S,
             settings.USER_KILL_GRACE_S,
             alarm.wake,
             step_doubt_s,
         )
-        wait = progress.around(nodes.waiter(alarm.wait))
-        launcher = Launcher(db, settings, lease, pool, runner, steps, limits, clock, wait, reaper, spawner.beat)
+        wait = progress.around(self._nodes.waiter(alarm.wait))
+        launcher = Launcher(db, settings, self._lease, pool, runner, steps, limits, clock, wait, self._reaper, spawner.beat)
         progress.watch(launcher, runner)
-
-        heard_at = float("-inf")
-
-        def stop(number: int, _: FrameType | None) -> None:
-            nonlocal heard_at
-            if clock.monotonic() - heard_at > _SAME_SIGNAL_S:
-                launcher.stop(f"signal {signal.Signals(number).name}")
-            heard_at = clock.monotonic()
-
         # What is here by now stays; a loop that makes thousands of short-lived tuples a second need not look at it again.
         gc.freeze()  # without gc.collect(): it takes 8 ms and frees next to nothing after so short a time
-        daemon.handle_stop_signals(stop)
+        _stop_at_signals(launcher, clock)
         try:
-            return _guarded(launcher, progress, spawner, nodes, db, lease, settings, clock, context)
+            if not self._guard(launcher, spawner, context):
+                return 1
+            progress.clear()  # the last line must not be appended to the progress line
+            return self._close(launcher, context)
         finally:
             progress.clear()
+
+    def _guard(self, launcher: Launcher, spawner: Spawner, context: Context) -> bool:
+        """Run the launcher, and leave no process running in any case. Return False if it has lost its lease."""
+        is_over = False
+        try:
+            launcher.run()
+            spawner.abandon()
+            is_over = True
+        except LostLease as exc:
+            log.error("%s", exc)
+        except BaseException:
+            log.exception("The launcher stops because of an internal error.")
+            raise
+        finally:
+            if not is_over:
+                self._nodes.abandon()
+                spawner.abandon()
+                end_own_runs(context, self._settings.KILL_GRACE_S)
+        return is_over
+
+    def _close(self, launcher: Launcher, context: Context) -> int:
+        """Report what is left and close the lease; return the exit code."""
+        try:
+            for reason in launcher.obstacles.survey(launcher.filter()):
+                _say(f"Left: {reason}")
+            with self._db.write() as cx:
+                note = wait_reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
+                end_reason = wait_reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
+                leases.close_lease(cx, self._lease, self._clock.now_us(), end_reason, note)
+        except DatabaseGone:
+            raise
+        except DatabaseError as exc:
+            log.error(
+                "Lease %d stays open, which the next launcher finds; it has no jobs any more. %s", self._lease, exc.message
+            )
+        forget(context)
+        _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
+        return 1 if launcher.stop_reason in (launcher.pause.reason, launcher.trouble) else 0
+
+    def _limits(self) -> Limits:
+        found, options, clock = self._found, self._options, self._clock
+        launch = _launch(self._db, found.batch, clock) if found.batch else None
+        return Limits(
+            workflow=options.workflow_filter,
+            serial_only=found.mpi_rules is None,
+            ends_at=resources.end(options, _with_end(found.batch, launch, clock), self._settings, clock),
+            idle_ttl_s=None if options.persistent else self._settings.IDLE_TTL_S,
+            tags=options.tags,
+            no_mpi=found.no_mpi,
+            launch=launch["id"] if launch else None,
+            launch_only=bool(launch and launch["prescheduled_only"]),
+        )
+
+
+def _stop_at_signals(launcher: Launcher, clock: Clock) -> None:
+    """Make signals stop the launcher from now on."""
+    heard_at = float("-inf")
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal heard_at
+        if clock.monotonic() - heard_at > _SAME_SIGNAL_S:
+            launcher.stop(f"signal {signal.Signals(number).name}")
+        heard_at = clock.monotonic()
+
+    daemon.handle_stop_signals(stop)
 
 
 def _silence_s(db: Database, settings: Settings) -> float:
@@ -257,37 +306,6 @@ def _silence_s(db: Database, settings: Settings) -> float:
     if db.access == LOCAL:
         return 0.0
     return settings.LEASE_EXPIRY_S - min(settings.USER_KILL_GRACE_S, settings.LEASE_EXPIRY_S / 3)
-
-
-def _context(
-    db: Database, run_mark: bytes, options: LauncherOptions, found: Resources, gpu_variables: Sequence[str]
-) -> Context:
-    # A launcher may itself have been started by MPI. Its variables would tell a job that it is one of the launcher's ranks.
-    environ = mpirun.scrubbed(os.environb)
-    return invocation.make_context(
-        db.directory,
-        run_mark,
-        len(found.nodes),
-        options.job_mode,
-        environ,
-        found.mpi,
-        gpu_variables=gpu_variables,
-        shares_host=found.are_shares,
-    )
-
-
-def _limits(db: Database, options: LauncherOptions, found: Resources, settings: Settings, clock: Clock) -> Limits:
-    launch = _launch(db, found.batch, clock) if found.batch else None
-    return Limits(
-        workflow=options.workflow_filter,
-        serial_only=found.mpi_rules is None,
-        ends_at=resources.end(options, _with_end(found.batch, launch, clock), settings, clock),
-        idle_ttl_s=None if options.persistent else settings.IDLE_TTL_S,
-        tags=options.tags,
-        no_mpi=found.no_mpi,
-        launch=launch["id"] if launch else None,
-        launch_only=bool(launch and launch["prescheduled_only"]),
-    )
 
 
 def _with_end(batch: Allocation | None, launch: BatchRow | None, clock: Clock) -> Allocation | None:
@@ -307,50 +325,6 @@ def _launch(db: Database, batch: Allocation, clock: Clock) -> BatchRow | None:
         if is_known or clock.monotonic() > give_up_at:
             return found
         clock.sleep(0.2)
-
-
-def _guarded(
-    launcher: Launcher,
-    progress: Progress,
-    spawner: Spawner,
-    nodes: Nodes,
-    db: Database,
-    lease: int,
-    settings: Settings,
-    clock: Clock,
-    context: Context,
-) -> int:
-    """Run the launcher, and leave no process running in any case."""
-    try:
-        launcher.run()
-        spawner.abandon()
-    except LostLease as exc:
-        log.error("%s", exc)
-        nodes.abandon()
-        spawner.abandon()
-        leftovers.end_own_runs(context, settings.KILL_GRACE_S)
-        return 1
-    except BaseException:
-        log.exception("The launcher stops because of an internal error.")
-        nodes.abandon()
-        spawner.abandon()
-        leftovers.end_own_runs(context, settings.KILL_GRACE_S)
-        raise
-    progress.clear()  # the last line must not be appended to the progress line
-    try:
-        for reason in launcher.obstacles.survey(launcher.filter()):
-            _say(f"Left: {reason}")
-        with db.write() as cx:
-            note = wait_reasons.as_note(launcher.obstacles.by_shape, launcher.pause.reason)
-            end_reason = wait_reasons.as_end_reason(launcher.stop_reason, launcher.obstacles.left, launcher.lost_nodes)
-            leases.close_lease(cx, lease, clock.now_us(), end_reason, note)
-    except DatabaseGone:
-        raise
-    except DatabaseError as exc:
-        log.error("Lease %d stays open, which the next launcher finds; it has no jobs any more. %s", lease, exc.message)
-    leftovers.forget(context)
-    _say(f"Launcher ends ({launcher.stop_reason}): {launcher.tally}")
-    return 1 if launcher.stop_reason in (launcher.pause.reason, launcher.trouble) else 0
 
 
 def _say(line: str) -> None:

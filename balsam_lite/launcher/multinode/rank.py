@@ -186,8 +186,8 @@ def names_by_rank(names: Sequence[str], hosts: Mapping[int, str]) -> list[str]:
     return told if len(set(told)) == len(names) else list(names)
 
 
-class RemoteNodes:
-    """The other nodes, with the interface `main.Nodes`."""
+class RemoteNodes(main.Nodes):
+    """The other nodes of a launcher on many."""
 
     def __init__(self, workers: Workers, found: Resources, clock: Clock) -> None:
         self._workers, self._found, self._clock = workers, found, clock

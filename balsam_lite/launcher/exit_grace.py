@@ -8,14 +8,11 @@ done: Slurm signals children before their parents, and a script whose program wa
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core import states
 from ..core.clock import SECOND_US, Clock
-from ..db.store.claims import Claim, Shape
-from .placement import Placement
 from .run_results import Finished
 from .runner import Runner
 
@@ -58,6 +55,10 @@ class ExitGraceRunner:
         self._settled: list[Finished] = []
         self._asked: dict[int, tuple[str, int]] = {}  # jobs that are to be stopped, what they count as, and since when
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what is the runner's own: how jobs are queued and started, and how many were."""
+        return getattr(self._runner, name)
+
     @property
     def jobs(self) -> set[int]:
         """Return the jobs that run and are not being stopped, and those whose ends are held back."""
@@ -70,46 +71,6 @@ class ExitGraceRunner:
     def is_busy(self) -> bool:
         """Return whether `poll` should be called again soon."""
         return bool(self._runner.is_busy or self._pending or self._settled)
-
-    @property
-    def started(self) -> int:
-        """Return the number of programs that are known to have started."""
-        return self._runner.started
-
-    def start(self, claim: Claim, place: Placement) -> None:
-        """Start a job at its placement."""
-        self._runner.start(claim, place)
-
-    @property
-    def queued(self) -> Counter[Shape]:
-        """Return the number of queued jobs of each shape that wait for a placement."""
-        return self._runner.queued
-
-    @property
-    def queued_jobs(self) -> set[int]:
-        """Return the queued jobs that wait for a placement and are not being withdrawn."""
-        return self._runner.queued_jobs
-
-    @property
-    def started_from_queue(self) -> int:
-        """Return how many queued jobs have got a placement."""
-        return self._runner.started_from_queue
-
-    def queue(self, claim: Claim) -> None:
-        """Queue a job to replace the next run of its shape that ends with exit code 0."""
-        self._runner.queue(claim)
-
-    def start_queued(self, place: Placement) -> bool:
-        """Start the oldest queued job of that shape at a free placement. Return False if all are being withdrawn."""
-        return self._runner.start_queued(place)
-
-    def withdraw(self, jobs: Collection[int]) -> None:
-        """Withdraw those queued jobs."""
-        self._runner.withdraw(jobs)
-
-    def withdrawn(self) -> list[Claim]:
-        """Return the jobs that were withdrawn since the last call before they were started."""
-        return self._runner.withdrawn()
 
     def poll(self) -> list[Finished]:
         """Return the ended runs, but not those held back; for successful held-back runs report only their free placement."""
@@ -152,10 +113,6 @@ class ExitGraceRunner:
         self._pending = kept
         self._asked.update(dict.fromkeys(self._runner.jobs & set(jobs), (result, now_us)))
         self._runner.stop(jobs, result, grace_s)
-
-    def kill_now(self) -> None:
-        """End the grace period of all jobs that are being stopped."""
-        self._runner.kill_now()
 
 
 def _failed(finished: Finished) -> bool:

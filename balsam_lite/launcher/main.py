@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ..core import daemon, import_guard
 from ..core.clock import SECOND_US, Clock, SystemClock
@@ -30,11 +30,10 @@ from ..db.store import leases
 from ..schedulers.environ import Allocation
 from . import failpoints, logs, mpirun, resources
 from .exec import hardware, invocation
-from .exec.children import Alarm
 from .exec.invocation import Context
 from .exec.leftovers import end_own_runs, forget
 from .exec.run_file import RunFiles
-from .exec.spawner import Spawner
+from .exec.spawner import Alarm, Spawner
 from .exit_grace import ExitGraceRunner, exit_grace_s, hold_back_s
 from .loop import Launcher
 from .placement import NodePool
@@ -206,7 +205,7 @@ class _Setup:
         step_doubt_s: Callable[[bool, float], float] | None = None
         if found.batch and found.batch.node_names:  # of a batch system that signals its batch jobs' programs, too
             exit_grace = exit_grace_s(len(found.nodes))
-            runner = ExitGraceRunner(runner, clock, exit_grace)
+            runner = cast(Runner, ExitGraceRunner(runner, clock, exit_grace))
             step_doubt_s = partial(hold_back_s, exit_grace_s=exit_grace)
         progress = Progress(db)
         steps = Steps(

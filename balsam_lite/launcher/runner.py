@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import Protocol
 
 from ..core import states
 from ..core.clock import SECOND_US, Clock
@@ -41,57 +41,73 @@ _LINGER_S = 0.1
 _MAX_LEFT = 100
 
 
-class Runner(Protocol):
-    """The interface of a runner for the loop: `LocalRunner` for this host, `ClusterRunner` for many."""
+class Runner(ABC):
+    """Runs jobs for the loop: `LocalRunner` on this host, `ClusterRunner` on many. It queues jobs without a placement."""
+
+    def __init__(self) -> None:
+        self.started = 0  # number of programs that are known to have started
+        self.started_from_queue = 0  # number of queued jobs that have got a placement
+        self._queue: dict[int, Claim] = {}  # by job, the oldest first
+        self._withdrawn: list[Claim] = []
 
     @property
+    @abstractmethod
     def jobs(self) -> set[int]:
         """Return the jobs that hold a placement here and are not being stopped."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of jobs that hold a placement."""
 
     @property
+    @abstractmethod
     def is_busy(self) -> bool:
         """Return whether something is going on that causes no signal, so that `poll` should be called again soon."""
 
     @property
-    def started(self) -> int:
-        """Return the number of programs that are known to have started."""
-
-    @property
     def queued(self) -> Counter[Shape]:
         """Return the number of queued jobs of each shape that wait for a placement."""
+        return Counter(claim.shape for claim in self._queue.values())
 
     @property
     def queued_jobs(self) -> set[int]:
         """Return the jobs that wait for a placement and are not being withdrawn."""
-
-    @property
-    def started_from_queue(self) -> int:
-        """Return how many queued jobs have got a placement."""
+        return set(self._queue)
 
     def queue(self, claim: Claim) -> None:
         """Queue a job to replace the next run of its shape that ends with exit code 0."""
+        self._queue[claim.job] = claim
 
     def start_queued(self, place: Placement) -> bool:
         """Start the oldest queued job of that shape at a free placement. Return False if all are being withdrawn."""
+        job = next((job for job, claim in self._queue.items() if claim.shape == place.shape), None)
+        if job is None:
+            return False
+        self.started_from_queue += 1
+        self.start(self._queue.pop(job), place)
+        return True
 
     def withdraw(self, jobs: Collection[int]) -> None:
         """Withdraw those queued jobs. `withdrawn` returns those that have certainly never started."""
+        self._withdrawn += [self._queue.pop(job) for job in self._queue.keys() & set(jobs)]
 
     def withdrawn(self) -> list[Claim]:
         """Return the jobs that were withdrawn since the last call before they were started."""
+        found, self._withdrawn = self._withdrawn, []
+        return found
 
+    @abstractmethod
     def start(self, claim: Claim, place: Placement) -> None:
         """Start a job at its placement. One that cannot be started is reported by `poll`.
 
         As a RUN_ERROR, or, where the machine is to blame, as RESTART_READY and with the trouble.
         """
 
+    @abstractmethod
     def poll(self) -> list[Finished]:
         """Return the runs that ended since the last call, with true start and end times."""
 
+    @abstractmethod
     def stop(self, jobs: Collection[int], result: str, grace_s: float) -> None:
         """End the process trees of those jobs: TERM now, KILL after the grace. Returns at once; `poll` reports the end.
 
@@ -99,11 +115,12 @@ class Runner(Protocol):
         told to stop; a run that had ended before that is reported as ended by itself.
         """
 
+    @abstractmethod
     def kill_now(self) -> None:
         """End the grace period of all process trees that are being stopped."""
 
 
-class LocalRunner:
+class LocalRunner(Runner):
     """One process tree per job, on this host; that of a job of many nodes has the MPI command at its root.
 
     Args:
@@ -115,15 +132,13 @@ class LocalRunner:
     def __init__(
         self, context: invocation.Context, clock: Clock, tail_lines: int, spawner: Spawner, cpus: Sequence[int] = ()
     ) -> None:
-        self._context, self._clock = context, clock
-        self._spawner = spawner
+        super().__init__()
+        self._context, self._clock, self._spawner = context, clock, spawner
         self._channel = spawner.channel()  # programs of jobs; the key is the job's number
         self._asking = spawner.channel()  # programs that ask ranks to end
         self._starting: dict[int, tuple[Claim, Placement]] = {}  # by job, like those below
-        self._queued: dict[int, Claim] = {}  # without a place, the oldest first
         self._handed_on: set[int] = set()  # of the queued ones those that a spawn helper has
         self._withdrawing: set[int] = set()  # of these those that it is to give back
-        self._withdrawn: list[Claim] = []
         self._runs: dict[int, LiveRun] = {}
         self._stopping: dict[int, LiveRun] = {}
         self._stop_at_once: dict[int, tuple[str, float]] = {}  # what to do when it is started
@@ -135,8 +150,6 @@ class LocalRunner:
         self._over: list[Finished] = []  # to be reported: never started, or ended before they were told to
         self._lanes: dict[Shape, int] = {}
         self._machine = Machine(context.data_directory)
-        self.started = 0  # number of programs
-        self.started_from_queue = 0  # of those
         self._results = ResultReader(context, clock, tail_lines, self._machine)
         self._made: dict[int, Invocation] = {}  # by job, until it has ended
         self._cpus = CpuSet(cpus)
@@ -169,18 +182,13 @@ class LocalRunner:
     # --- the queue ----------------------------------------------------------------------------------------------------
 
     @property
-    def queued(self) -> Counter[Shape]:
-        """Return the number of queued jobs of each shape that wait for a placement."""
-        return Counter(claim.shape for claim in self._queued.values())
-
-    @property
     def queued_jobs(self) -> set[int]:
         """Return the jobs that wait for a placement and are not being withdrawn."""
-        return self._queued.keys() - self._withdrawing
+        return self._queue.keys() - self._withdrawing
 
     def queue(self, claim: Claim) -> None:
         """Queue a job to replace the next run of its shape that ends with exit code 0."""
-        self._queued[claim.job] = claim
+        self._queue[claim.job] = claim
         shape = claim.shape
         if claim.job in self._left:
             return  # `start` ends first what it has left
@@ -193,16 +201,16 @@ class LocalRunner:
             self._channel.queue(self._request(claim, place))
             self._handed_on.add(claim.job)
         except Exception as exc:  # noqa: BLE001  # one bad job fails alone, and the launcher goes on
-            del self._queued[claim.job]
+            del self._queue[claim.job]
             self._refuse(claim, None, exc)
 
     def start_queued(self, place: Placement) -> bool:
         """Start the oldest queued job of that shape at a free placement. Return False if all are being withdrawn."""
-        jobs = (job for job, claim in self._queued.items() if claim.shape == place.shape and job not in self._withdrawing)
+        jobs = (job for job, claim in self._queue.items() if claim.shape == place.shape and job not in self._withdrawing)
         job = next(jobs, None)
         if job is None:
             return False
-        claim = self._queued.pop(job)
+        claim = self._queue.pop(job)
         self.started_from_queue += 1
         if job in self._handed_on:
             self._handed_on.discard(job)
@@ -214,24 +222,19 @@ class LocalRunner:
 
     def withdraw(self, jobs: Collection[int]) -> None:
         """Withdraw those queued jobs. `withdrawn` returns those that have certainly never started."""
-        here = self._queued.keys() & set(jobs)
+        here = self._queue.keys() & set(jobs)
         self._channel.withdraw(here & self._handed_on)
         self._withdrawing |= here & self._handed_on
         for job in here - self._handed_on:
             self._take_back(job)
 
     def _take_back(self, job: int) -> None:
-        claim = self._queued.pop(job)
+        claim = self._queue.pop(job)
         self._handed_on.discard(job)
         self._withdrawing.discard(job)
         self._stop_at_once.pop(job, None)
         self._forget(claim)
         self._withdrawn.append(claim)
-
-    def withdrawn(self) -> list[Claim]:
-        """Return the jobs that were withdrawn since the last call before they were started."""
-        found, self._withdrawn = self._withdrawn, []
-        return found
 
     def _request(self, claim: Claim, place: Placement) -> Request:
         made = self._made[claim.job] = invocation.make_invocation(claim, place, self._context)
@@ -313,7 +316,7 @@ class LocalRunner:
 
     def _taken_out(self, job: int) -> tuple[Claim, Placement | None]:
         """Remove a job from those that have not started. A queued job has no placement yet, see `_note_end`."""
-        claim = self._queued.pop(job, None)
+        claim = self._queue.pop(job, None)
         self._handed_on.discard(job)
         self._withdrawing.discard(job)
         if claim is None:
@@ -451,7 +454,7 @@ class LocalRunner:
         told to stop; a run that had ended before that is reported as ended by itself.
         """
         wanted = set(jobs)
-        waiting = (self._starting.keys() | self._queued.keys()) & wanted
+        waiting = (self._starting.keys() | self._queue.keys()) & wanted
         self._stop_at_once.update(dict.fromkeys(waiting, (result, grace_s)))
         self.withdraw(waiting)
         lingering = {run.claim.job for _, run in self._lingering}  # these have ended
@@ -581,10 +584,10 @@ class LocalRunner:
 
     def _refill(self, place: Placement) -> Placement | None:
         """Start a queued job that no helper has at the placement of an ended run; return the placement if there is none."""
-        if len(self._queued) > len(self._handed_on):
-            for job, claim in self._queued.items():
+        if len(self._queue) > len(self._handed_on):
+            for job, claim in self._queue.items():
                 if claim.shape == place.shape and job not in self._handed_on:
-                    del self._queued[job]
+                    del self._queue[job]
                     self.started_from_queue += 1
                     self.start(claim, place)
                     return None

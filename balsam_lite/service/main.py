@@ -30,7 +30,7 @@ from ..db.engine.filesystem import failure
 from ..db.store import leases
 from ..db.store.leases import LeaseRecord, watch_the_doubtful
 from ..launcher import logs
-from ..launcher.exec.children import Alarm
+from ..launcher.exec.spawner import Alarm
 from ..launcher.reaper import Reaper
 from ..schedulers import base
 from . import policy

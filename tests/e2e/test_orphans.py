@@ -35,7 +35,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
     made.close()
 
 
-class SlowNodes(main.SingleNode):
+class SlowNodes(main.Nodes):
     """Nodes that need longer than a lease lasts."""
 
     def __init__(self, db: Database) -> None:

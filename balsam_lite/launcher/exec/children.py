@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
-from typing import Protocol
 
 from ...core.errors import SpawnFailed
 
@@ -95,66 +93,3 @@ def reason(code: int) -> str:
     except ValueError:
         name = "unknown"
     return f"killed by signal {-code} ({name})"
-
-
-# --- sleeping ---------------------------------------------------------------------------------------------------------
-
-
-class Talker(Protocol):
-    """A source of news in addition to signals: a spawner."""
-
-    @property
-    def files(self) -> list[int]:
-        """Return the descriptors that become readable when there is news."""
-
-    def flush(self) -> None:
-        """Send the queued requests."""
-
-
-class Alarm:
-    """Sleeps until a signal arrives (also for a child's end) or the time is up. Use it once, as a context manager."""
-
-    _spawner: Talker | None = None
-
-    def attach(self, spawner: Talker) -> None:
-        """Wake up for the spawner's answers as well, and send its requests before each sleep."""
-        self._spawner = spawner
-
-    def __enter__(self) -> Alarm:
-        self._read, write = os.pipe()
-        self._write = write
-        for end in (self._read, write):
-            os.set_blocking(end, False)
-        self._old = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler Python does not write to the pipe
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        signal.set_wakeup_fd(self._old)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.close(self._read)
-        os.close(self._write)
-
-    def wake(self) -> None:
-        """End the sleep, or the next one. Any thread may call it."""
-        try:
-            os.write(self._write, b"\0")
-        except BlockingIOError:  # it is full of such calls
-            pass
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep for `seconds`. Return True at once when a signal or an answer has arrived since the last call."""
-        waiting = select.poll()  # select.select takes no descriptor beyond 1023
-        waiting.register(self._read, select.POLLIN)
-        if self._spawner is not None:
-            self._spawner.flush()
-            for file in self._spawner.files:
-                waiting.register(file, select.POLLIN)
-        ready = [file for file, _ in waiting.poll(max(0.0, seconds) * 1000)]
-        if self._read not in ready:
-            return bool(ready)
-        try:
-            os.read(self._read, 4096)
-        except BlockingIOError:
-            pass
-        return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -436,38 +437,59 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# --- programs that are no job's ---------------------------------------------------------------------------------------
+# --- sleeping ---------------------------------------------------------------------------------------------------------
 
 
-class Piped:
-    """A program in a separate session, with pipes to its stdin, stdout and stderr.
+class Alarm:
+    """Sleeps until a signal arrives (also for a child's end) or the time is up. Use it once, as a context manager."""
 
-    The terminal's signals do not reach it; when this process dies, its stdin ends.
+    _spawner: Spawner | None = None
 
-    Raises:
-        SpawnFailed: with the reason.
-    """
+    def attach(self, spawner: Spawner) -> None:
+        """Wake up for the spawner's answers as well, and send its requests before each sleep."""
+        self._spawner = spawner
 
-    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
-        pipe = subprocess.PIPE
+    def __enter__(self) -> Alarm:
+        self._read, write = os.pipe()
+        self._write = write
+        for end in (self._read, write):
+            os.set_blocking(end, False)
+        self._old = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler Python does not write to the pipe
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.set_wakeup_fd(self._old)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._read)
+        os.close(self._write)
+
+    def wake(self) -> None:
+        """End the sleep, or the next one. Any thread may call it."""
         try:
-            self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environ, start_new_session=True)
-        except OSError as exc:
-            raise SpawnFailed(f"{argv[0]} cannot be started: {exc.strerror}") from exc
-        assert self._process.stdout is not None and self._process.stderr is not None
-        self.stdout, self.stderr = self._process.stdout.fileno(), self._process.stderr.fileno()
-
-    def tell(self, line: bytes) -> None:
-        """Write to the program's stdin, if it still reads."""
-        assert self._process.stdin is not None
-        try:
-            os.write(self._process.stdin.fileno(), line)
-        except OSError:
+            os.write(self._write, b"\0")
+        except BlockingIOError:  # it is full of such calls
             pass
 
-    def returncode(self) -> int | None:
-        """Return the return code; None while it runs; negative: the signal that killed it."""
-        return self._process.poll()
+    def wait(self, seconds: float) -> bool:
+        """Sleep for `seconds`. Return True at once when a signal or an answer has arrived since the last call."""
+        waiting = select.poll()  # select.select takes no descriptor beyond 1023
+        waiting.register(self._read, select.POLLIN)
+        if self._spawner is not None:
+            self._spawner.flush()
+            for file in self._spawner.files:
+                waiting.register(file, select.POLLIN)
+        ready = [file for file, _ in waiting.poll(max(0.0, seconds) * 1000)]
+        if self._read not in ready:
+            return bool(ready)
+        try:
+            os.read(self._read, 4096)
+        except BlockingIOError:
+            pass
+        return True
+
+
+# --- programs that are no job's ---------------------------------------------------------------------------------------
 
 
 class Companion:
@@ -479,9 +501,9 @@ class Companion:
         SpawnFailed: with the reason.
     """
 
-    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str], **how: Any) -> None:
         try:
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environ)
+            self._process = subprocess.Popen(argv, **{"stdin": subprocess.DEVNULL, "env": environ, **how})
         except OSError as exc:
             raise SpawnFailed(f"{argv[0]} cannot be started: {exc.strerror}") from exc
 
@@ -492,3 +514,22 @@ class Companion:
     def returncode(self) -> int | None:
         """Return the return code; None while it runs; negative: the signal that killed it."""
         return self._process.poll()
+
+
+class Piped(Companion):
+    """A program in a separate session, with pipes to its stdin, stdout and stderr.
+
+    The terminal's signals do not reach it; when this process dies, its stdin ends.
+    """
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        pipe = subprocess.PIPE
+        super().__init__(argv, environ, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
+        self._stdin = self._process.stdin.fileno()
+        self.stdout, self.stderr = self._process.stdout.fileno(), self._process.stderr.fileno()
+
+    def tell(self, line: bytes) -> None:
+        """Write to the program's stdin, if it still reads."""
+        with suppress(OSError):
+            os.write(self._stdin, line)

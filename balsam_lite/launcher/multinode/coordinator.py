@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ...core import states
 from ...core.clock import Clock
 from ...core.errors import MachineTrouble
-from ...db.store.claims import Claim, RunResult, Shape
+from ...db.store.claims import Claim, RunResult
 from ..exec.trouble import Setbacks
 from ..placement import Placement
 from ..run_results import Finished
 from ..runner import Runner
 from . import messages
 from .messages import MAX_MESSAGE_BYTES, Channel, Message
-from .mpi_transport import Transport
+from .mpi_transport import MpiTransport
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Workers:
         heartbeat_s: all limits of silence are multiples of it.
     """
 
-    def __init__(self, transport: Transport, clock: Clock, heartbeat_s: float) -> None:
+    def __init__(self, transport: MpiTransport, clock: Clock, heartbeat_s: float) -> None:
         self._clock = clock
         self.size = transport.size
         self._others = range(1, transport.size)
@@ -176,7 +175,7 @@ class Workers:
         return together and not missing and not self.left_out
 
 
-class ClusterRunner:
+class ClusterRunner(Runner):
     """Runs jobs at their placement: on this node by a local runner, elsewhere by messages to the rank there.
 
     The number of a node is the number of its rank.
@@ -189,52 +188,18 @@ class ClusterRunner:
     def __init__(
         self, local: Runner, workers: Workers, clock: Clock, is_own: Callable[[Claim], bool], on_lost: Callable[[int], object]
     ) -> None:
+        super().__init__()
         self._local, self._workers, self._clock, self._is_own, self._on_lost = local, workers, clock, is_own, on_lost
         self._channel = workers.channel
         self._away: dict[int, _RemoteRun] = {}  # by job
         self._stopping: set[int] = set()  # of those
         self._finished: list[Finished] = []
         self._is_in_a_hurry = False
-        self._started_away = 0
+        self._started_away = 0  # of the programs on other nodes those that have ended
         self._setbacks = Setbacks()
         self._blocked: list[tuple[float, Finished]] = []  # places on nodes in trouble, and until when they stay empty
-        self._queue: dict[int, Claim] = {}  # jobs without a place
-        self._withdrawn: list[Claim] = []
-        self.started_from_queue = 0
 
-    # --- the queue ----------------------------------------------------------------------------------------------------
-
-    @property
-    def queued(self) -> Counter[Shape]:
-        """Return the number of queued jobs of each shape that wait for a placement."""
-        return Counter(claim.shape for claim in self._queue.values())
-
-    @property
-    def queued_jobs(self) -> set[int]:
-        """Return the queued jobs that wait for a placement."""
-        return set(self._queue)
-
-    def queue(self, claim: Claim) -> None:
-        """Queue a job to replace the next run of its shape that ends with exit code 0, on any node."""
-        self._queue[claim.job] = claim
-
-    def start_queued(self, place: Placement) -> bool:
-        """Start the oldest queued job of that shape at a free placement. Return False if there is none."""
-        job = next((job for job, claim in self._queue.items() if claim.shape == place.shape), None)
-        if job is None:
-            return False
-        self.started_from_queue += 1
-        self.start(self._queue.pop(job), place)
-        return True
-
-    def withdraw(self, jobs: Collection[int]) -> None:
-        """Withdraw those queued jobs."""
-        self._withdrawn += [self._queue.pop(job) for job in self._queue.keys() & set(jobs)]
-
-    def withdrawn(self) -> list[Claim]:
-        """Return the jobs that were withdrawn since the last call before they were started."""
-        found, self._withdrawn = self._withdrawn, []
-        return found
+    # --- runs ---------------------------------------------------------------------------------------------------------
 
     def _refill(self, finished: Finished) -> Finished:
         """Start a queued job at the placement of a run that ended with exit code 0."""
@@ -243,8 +208,6 @@ class ClusterRunner:
         if place is None or not is_good or not self.start_queued(place):
             return finished
         return finished._replace(place=None)
-
-    # --- runs ---------------------------------------------------------------------------------------------------------
 
     @property
     def jobs(self) -> set[int]:
@@ -258,11 +221,6 @@ class ClusterRunner:
     def is_busy(self) -> bool:
         """Return whether something is going on that causes no signal and no message."""
         return self._local.is_busy or bool(self._finished)
-
-    @property
-    def started(self) -> int:
-        """Return the number of programs that are known to have started; of those on other nodes the ones that have ended."""
-        return self._local.started + self._started_away
 
     def start(self, claim: Claim, place: Placement) -> None:
         """Start a job at its placement. One that cannot be started is reported by `poll`."""
@@ -292,6 +250,7 @@ class ClusterRunner:
             self._lose(rank, reason)
         finished, self._finished = self._finished, []
         ends = [*self._free_places(), *map(self._without_node, [*self._local.poll(), *finished])]
+        self.started = self._local.started + self._started_away
         return list(map(self._refill, ends)) if self._queue else ends
 
     def _without_node(self, finished: Finished) -> Finished:

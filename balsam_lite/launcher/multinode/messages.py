@@ -23,7 +23,7 @@ from ...core.errors import MachineTrouble
 from ...db.store.claims import Claim, RunResult, Shape
 from ..exec.hardware import DEFAULT_GPU_VARIABLES
 from ..placement import Placement
-from .mpi_transport import Transport
+from .mpi_transport import MpiTransport
 
 #: marshal's format is the interpreter's own.
 VERSION = (__version__, sys.version_info[:2])
@@ -147,7 +147,7 @@ class Channel:
         alive_s: interval in seconds after which a peer without messages is sent a heartbeat.
     """
 
-    def __init__(self, transport: Transport, peers: Iterable[int], clock: Clock, alive_s: float) -> None:
+    def __init__(self, transport: MpiTransport, peers: Iterable[int], clock: Clock, alive_s: float) -> None:
         self._transport, self._clock, self._alive_s = transport, clock, alive_s
         now = clock.monotonic()
         self._peers = {peer: _Peer(now) for peer in peers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from ...core.errors import LaunchError
 
@@ -18,29 +18,8 @@ _TAG = 4711
 _FINALIZE_LIMIT_S = 10.0
 
 
-class Transport(Protocol):
-    """Carries frames. Those of one sender arrive in order, except that a large one may come late."""
-
-    rank: int  # this one's
-    size: int  # how many there are
-    broken: set[int]  # ranks that MPI reports as gone
-
-    #: Whether threads may call `send` while the main thread calls anything.
-    is_for_threads: bool
-
-    @property
-    def is_moving(self) -> bool:
-        """Return whether frames are under way that `poll` advances."""
-
-    def send(self, peer: int, frame: bytes) -> None:
-        """Send a frame; return at once. One to a rank that is gone is dropped."""
-
-    def poll(self) -> list[tuple[int, bytes]]:
-        """Return the frames since the last call: (sender, frame)."""
-
-
 class MpiTransport:
-    """`Transport` over MPI's world.
+    """Carries frames over MPI's world. Those of one sender arrive in order, except that a large one may come late.
 
     MPI's own waiting keeps a core busy, so it is only ever asked (MPI_Test, MPI_Improbe), and memory is handed over until
     a transfer is complete (MPI 4.1, sections 3.7 and 3.8).
@@ -55,7 +34,8 @@ class MpiTransport:
         self._world.Set_errhandler(mpi.ERRORS_RETURN)
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
-        self.broken: set[int] = set()
+        self.broken: set[int] = set()  # ranks that MPI reports as gone
+        #: Whether threads may call `send` while the main thread calls anything.
         self.is_for_threads = mpi.Query_thread() >= mpi.THREAD_SERIALIZED
         self._lock = threading.Lock()
         self._sending: list[tuple[Any, int, bytes]] = []  # request, peer, message

@@ -20,13 +20,11 @@ from ...core.errors import BalsamError, LaunchError
 from ...core.process_table import Holder
 from ...core.settings import Settings
 from ...db.store.claims import Claim
-from .. import main, mpirun, resources
-from ..exec import hardware, invocation
-from ..exec.children import Alarm
+from .. import main, resources
+from ..exec import hardware
 from ..exec.invocation import Context
-from ..exec.leftovers import end_own_runs, end_runs, forget
-from ..exec.run_file import RunFiles
-from ..exec.spawner import Spawner
+from ..exec.leftovers import end_runs
+from ..exec.spawner import Alarm
 from ..placement import Node, NodePool
 from ..resources import LauncherOptions, Resources
 from ..runner import LocalRunner, Runner
@@ -35,7 +33,7 @@ from .coordinator import ALIVE_HEARTBEATS, ClusterRunner, Workers
 from .messages import Channel
 from .mpi_transport import MpiTransport, connect
 from .supervisor import RankPlan, report
-from .worker import ALONE_AFTER_HEARTBEATS, HEAD, ConnectionLost, Worker
+from .worker import ALONE_AFTER_HEARTBEATS, HEAD, ConnectionLost, LocalExecutor, Worker
 
 log = logging.getLogger("balsam_lite.launcher.multinode.rank")  # run as a program, its __name__ is __main__
 
@@ -261,53 +259,6 @@ def _be_node(transport: MpiTransport, plan: RankPlan) -> int:
 
 def _hello() -> messages.Hello:
     return messages.Hello(messages.VERSION, os.uname().nodename, hardware.cpus(), hardware.gpus())
-
-
-class LocalExecutor:
-    """Runs programs on this node."""
-
-    def __init__(self, rank: int, clock: Clock, alarm: Alarm, silence_s: float) -> None:
-        self._rank, self._clock, self._alarm, self._silence_s = rank, clock, alarm, silence_s
-        self._orders: messages.Begin | None = None
-
-    def begin(self, orders: messages.Begin) -> Runner:
-        """End processes that dead launchers left here, and get ready. Raise OSError, SpawnFailed: no jobs can run here."""
-        end_runs(orders.db_directory, orders.grace_s, orders.dead_marks)
-        environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
-        context = invocation.make_context(
-            orders.db_directory,
-            orders.run_mark,
-            orders.nodes,
-            orders.job_mode,
-            environ,
-            rank=self._rank,
-            gpu_variables=orders.gpu_variables,
-            shares_host=False,
-        )
-        if not os.path.isdir(context.data_directory):
-            raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
-        run_files = RunFiles.of(orders.db_directory, orders.run_mark, self._rank)
-        self._spawner = Spawner(context.environ, orders.grace_s, self._silence_s, run_files)
-        self._alarm.attach(self._spawner)
-        self._orders, self._context = orders, context
-        return LocalRunner(context, self._clock, orders.tail_lines, self._spawner, hardware.cpu_numbers())
-
-    def beat(self) -> None:
-        """Tell the spawn helpers that this process works."""
-        if self._orders is not None:
-            self._spawner.beat()
-
-    def abandon(self) -> None:
-        """End all runs, and start nothing more."""
-        if self._orders is not None:
-            self._spawner.abandon()
-            end_own_runs(self._context, self._orders.grace_s, self._rank)
-
-    def close(self) -> None:
-        """End the spawn helpers and their remaining programs."""
-        if self._orders is not None:
-            self._spawner.abandon()
-            forget(self._context, self._rank)
 
 
 class _ToHead(logging.Handler):

@@ -30,10 +30,10 @@ from ...schedulers import hostlist
 from ...schedulers.base import Partition, check_sum
 from ...schedulers.environ import Allocation, NodeGpus
 from .. import logs, mpirun, resources
-from ..exec.children import Alarm, reason
+from ..exec.children import reason
 from ..exec.invocation import ensemble_mark
 from ..exec.leftovers import end_runs
-from ..exec.spawner import Companion, Piped
+from ..exec.spawner import Alarm, Companion, Piped
 from ..resources import LauncherOptions, Resources
 from .mpi_transport import INSTALL
 

@@ -6,13 +6,17 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from ...core import states
 from ...core.clock import Clock
 from ...db.store.claims import Claim, RunResult, unstarted
+from .. import mpirun
+from ..exec import hardware, invocation
+from ..exec.leftovers import end_own_runs, end_runs, forget
+from ..exec.run_file import RunFiles
+from ..exec.spawner import Alarm, Spawner
 from ..placement import Placement
-from ..runner import STOP_PERIOD_S, Runner
+from ..runner import STOP_PERIOD_S, LocalRunner, Runner
 from . import messages
 from .messages import Channel, Message
 
@@ -27,17 +31,51 @@ _STARTING_S = 0.02
 _IDLE_PERIOD_S = 0.5
 
 
-class NodeExecutor(Protocol):
+class LocalExecutor:
     """Runs programs on this node."""
 
+    def __init__(self, rank: int, clock: Clock, alarm: Alarm, silence_s: float) -> None:
+        self._rank, self._clock, self._alarm, self._silence_s = rank, clock, alarm, silence_s
+        self._orders: messages.Begin | None = None
+
     def begin(self, orders: messages.Begin) -> Runner:
-        """Get ready. Raise an error with the reason if no jobs can run here."""
+        """End processes that dead launchers left here, and get ready. Raise OSError, SpawnFailed: no jobs can run here."""
+        end_runs(orders.db_directory, orders.grace_s, orders.dead_marks)
+        environ = {**orders.environ, **mpirun.scrubbed(os.environb)}
+        context = invocation.make_context(
+            orders.db_directory,
+            orders.run_mark,
+            orders.nodes,
+            orders.job_mode,
+            environ,
+            rank=self._rank,
+            gpu_variables=orders.gpu_variables,
+            shares_host=False,
+        )
+        if not os.path.isdir(context.data_directory):
+            raise NotADirectoryError(f"{context.data_directory} cannot be seen from {os.uname().nodename}")
+        run_files = RunFiles.of(orders.db_directory, orders.run_mark, self._rank)
+        self._spawner = Spawner(context.environ, orders.grace_s, self._silence_s, run_files)
+        self._alarm.attach(self._spawner)
+        self._orders, self._context = orders, context
+        return LocalRunner(context, self._clock, orders.tail_lines, self._spawner, hardware.cpu_numbers())
 
     def beat(self) -> None:
-        """Record that this process is alive: spawn helpers end the runs here when it has been silent for too long."""
+        """Tell the spawn helpers that this process works: they end the runs here when it has been silent for too long."""
+        if self._orders is not None:
+            self._spawner.beat()
 
     def abandon(self) -> None:
         """End all runs, and start nothing more."""
+        if self._orders is not None:
+            self._spawner.abandon()
+            end_own_runs(self._context, self._orders.grace_s, self._rank)
+
+    def close(self) -> None:
+        """End the spawn helpers and their remaining programs."""
+        if self._orders is not None:
+            self._spawner.abandon()
+            forget(self._context, self._rank)
 
 
 class ConnectionLost(Exception):
@@ -56,7 +94,7 @@ class Worker:
         channel: Channel,
         clock: Clock,
         heartbeat_s: float,
-        executor: NodeExecutor,
+        executor: LocalExecutor,
         nap: Callable[[float], bool],
     ) -> None:
         self._channel, self._clock, self._executor, self._nap = channel, clock, executor, nap

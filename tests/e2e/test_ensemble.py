@@ -237,7 +237,8 @@ class FakeRunner:
     """Remembers what it is told; jobs end when the test says so."""
 
     def __init__(self) -> None:
-        self.started: dict[int, tuple[Claim, Placement]] = {}
+        self.started = 0
+        self.runs: dict[int, tuple[Claim, Placement]] = {}
         self.stopped: list[tuple[set[int], str, float]] = []
         self.hurried = 0
         self.ended: list[Finished] = []
@@ -245,18 +246,18 @@ class FakeRunner:
 
     @property
     def jobs(self) -> set[int]:
-        return set(self.started)
+        return set(self.runs)
 
     def __len__(self) -> int:
-        return len(self.started) + len(self.ended)
+        return len(self.runs) + len(self.ended)
 
     def start(self, claim: Claim, place: Placement) -> None:
         if claim.name == "bad":
             raise ValueError("no such thing")
-        self.started[claim.job] = (claim, place)
+        self.runs[claim.job] = (claim, place)
 
     def end(self, job: int, result: str = states.RUN_DONE) -> None:
-        its, where = self.started.pop(job)
+        its, where = self.runs.pop(job)
         self.ended.append(Finished(RunResult(job, its.attempt, result, 0, "", 1, 2), where))
 
     def poll(self) -> list[Finished]:
@@ -348,9 +349,9 @@ def test_jobs_run_where_their_place_is_and_mpi_jobs_from_rank_0() -> None:
         stage.runner.start(claim(job), place(job % 3))
     stage.runner.start(claim(6, name="mpi"), Placement((1, 2), ((), ()), Shape(2, 2, 1, 0.0)))
     stage.go()
-    assert set(stage.local.started) == {0, 3, 6}
-    assert set(stage.executor[1].runner.started) == {1, 4}
-    its, where = stage.executor[2].runner.started[2]
+    assert set(stage.local.runs) == {0, 3, 6}
+    assert set(stage.executor[1].runner.runs) == {1, 4}
+    its, where = stage.executor[2].runner.runs[2]
     assert (its, where) == (claim(2), place(2))
     assert isinstance(its.shape, Shape)
     assert len(stage.runner) == 7
@@ -373,7 +374,7 @@ def test_a_kill_overtakes_starts_and_a_job_never_started_says_so() -> None:
     ended = stage.results(stage.go())
     assert {job: result for job, (result, _) in ended.items()} == {2: states.RESTART_READY, 3: states.RESTART_READY}
     assert stage.executor[1].runner.stopped == [({1}, states.RUN_ERROR, 0.7)]
-    assert set(stage.executor[1].runner.started) == {1, *range(4, 50)}
+    assert set(stage.executor[1].runner.runs) == {1, *range(4, 50)}
     stage.runner.kill_now()
     stage.go()
     assert stage.executor[1].runner.hurried == 1
@@ -410,7 +411,7 @@ def test_a_silent_node_is_lost_and_its_jobs_come_back_but_those_never_sent_count
 def cannot_start(stage: Stage, rank: int, job: int) -> None:
     """Let the runner of that node report that its host could not start the job."""
     runner = stage.local if rank == 0 else stage.executor[rank].runner
-    its, where = runner.started.pop(job)
+    its, where = runner.runs.pop(job)
     trouble = MachineTrouble("no processes", MachineTrouble.HOST)
     runner.ended.append(Finished(claims.unstarted(its, 1, trouble.message), where, trouble=trouble))
 

@@ -351,15 +351,15 @@ class Registration:
         self._directory = directory
         self._lock = threading.Lock()
         self._users = 0
-        self._left_at = 0.0
         self._beat_at = time.monotonic() + _HEARTBEAT_S
         self._lease: int | None = None
-        self._timer: threading.Timer | None = None
+        self._timer: threading.Timer | None = None  # ends the registration
 
     def enter(self) -> None:
         """Begin a wait. One write transaction, unless this process is registered already."""
         with self._lock:
             self._users += 1
+            self._stop_timer()
             if self._lease is None:
                 self._lease = self._write(_open_lease)
 
@@ -379,24 +379,20 @@ class Registration:
         """End a wait. The registration ends LINGER_S later."""
         with self._lock:
             self._users -= 1
-            self._left_at = time.monotonic()
-            if not self._users and self._timer is None and self._lease is not None:
-                self._start_timer(LINGER_S)
+            if not self._users and self._lease is not None:
+                self._stop_timer()
+                self._timer = threading.Timer(LINGER_S, self._expire)
+                self._timer.daemon = True
+                self._timer.start()
 
-    def _start_timer(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-        self._timer.start()
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _expire(self) -> None:
         with self._lock:
-            self._timer = None
-            left_s = self._left_at + LINGER_S - time.monotonic()
-            if self._users:
-                return
-            if left_s > 0:
-                self._start_timer(left_s)
-            else:
+            if self._timer is threading.current_thread():  # else another wait has begun
                 self._end()
 
     def _end(self) -> None:

@@ -92,19 +92,18 @@ class RankLayout(NamedTuple):
 _THIS_HOST = "localhost"
 
 
-def _nothing(layout: RankLayout) -> dict[str, str]:
-    return {}
-
-
 class Flavour(NamedTuple):
     """One kind of MPI start command."""
 
     name: str  # as in Settings.MPI_FLAVOUR
     commands: tuple[str, ...]  # to look for on PATH, the first that is there
-    words: Callable[[RankLayout], list[str]]  # after the command, before the user's flags and the program
-    one_per_host: Callable[[RankLayout], list[str]]  # the same for our own ranks, each with all of its host's CPUs
+    #: The words after the command: how many ranks and where; and their binding and other options, which follow.
+    ranks: Callable[[RankLayout], list[str]]
+    options: Callable[[RankLayout], list[str]] = lambda layout: []
+    #: The options for our own ranks, each with all of its host's CPUs: if possible the others survive a rank that ends.
+    alone: tuple[str, ...] = ()
     #: For the command's own environment.
-    variables: Callable[[RankLayout], Mapping[str, str]] = _nothing
+    variables: Callable[[RankLayout], Mapping[str, str]] = lambda layout: {}
     #: Whether a host takes several of its programs at once, or one together with programs that it did not start.
     shares_nodes: bool = True
     #: What it makes of SIGTERM.
@@ -119,6 +118,14 @@ class Flavour(NamedTuple):
     #: Whether its options tell which GPUs a Slurm step has; the srun that another command starts is told by its environment.
     says_gpus: bool = False
 
+    def words(self, layout: RankLayout) -> list[str]:
+        """Return the words after the command, before the user's flags and the program."""
+        return [*self.ranks(layout), *self.options(layout)]
+
+    def one_per_host(self, layout: RankLayout) -> list[str]:
+        """Return the same for our own ranks."""
+        return [*self.ranks(layout), *self.alone]
+
 
 # --- MPICH and its kin ------------------------------------------------------------------------------------------------
 
@@ -126,7 +133,8 @@ class Flavour(NamedTuple):
 def _hydra_ranks(layout: RankLayout) -> list[str]:
     """Return the number of ranks and their hosts. The hosts are explicit: in a batch job Hydra defaults to all of its hosts.
 
-    Source: mpiexec -help of MPICH 5.0.2; tried, also inside Slurm 22.05.
+    Source: mpiexec -help of MPICH 5.0.2, tried, also inside Slurm 22.05; Intel MPI Library Developer Reference 2021.15, "Global
+    Hydra Options".
     """
     hosts = ["-hosts", ",".join(layout.hosts)] if layout.hosts else ["-hosts", _THIS_HOST, "-bootstrap", "fork"]
     return ["-n", str(layout.ranks), "-ppn", str(layout.ranks_per_host), *hosts]
@@ -134,17 +142,11 @@ def _hydra_ranks(layout: RankLayout) -> list[str]:
 
 def _mpich(layout: RankLayout) -> list[str]:
     """Return words that bind nothing: MPICH does not bind by itself, but HYDRA_BINDING may demand it. Tried with 5.0.2."""
-    return [*_hydra_ranks(layout), "-bind-to", f"core:{layout.cores_per_rank}" if layout.is_bound else "none"]
+    return ["-bind-to", f"core:{layout.cores_per_rank}" if layout.is_bound else "none"]
 
 
-def _mpich_one_per_host(layout: RankLayout) -> list[str]:
-    """Return words that keep the other ranks alive when one exits. A signal ends all ranks on its host (tried with 5.0.2)."""
-    return [*_hydra_ranks(layout), "-bind-to", "none", "-disable-auto-cleanup"]
-
-
-def _intel(layout: RankLayout) -> list[str]:
-    """Return Intel MPI's words. Source: Intel MPI Library Developer Reference 2021.15, "Global Hydra Options"."""
-    return _hydra_ranks(layout)
+#: The other ranks stay alive when one exits. A signal ends all ranks on its host (tried with 5.0.2).
+_MPICH_ALONE = ("-bind-to", "none", "-disable-auto-cleanup")
 
 
 def _intel_variables(layout: RankLayout) -> dict[str, str]:
@@ -162,7 +164,7 @@ def _intel_variables(layout: RankLayout) -> dict[str, str]:
 # --- Open MPI ---------------------------------------------------------------------------------------------------------
 
 
-def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
+def _openmpi_ranks(layout: RankLayout) -> list[str]:
     """Return the number of ranks and their hosts. Use `ppr`: -npernode is deprecated in version 4 and removed from 5.
 
     Open MPI refuses more ranks than slots unless OVERSUBSCRIBE is given; with enough slots it changes nothing.
@@ -170,6 +172,7 @@ def _openmpi_ranks(layout: RankLayout, width: str = "") -> list[str]:
     Source: mpirun(1) of Open MPI 4.1 and 5.0; tried with 4.1.8 and 5.0.11, also inside Slurm 22.05.
     """
     hosts = ",".join(f"{host}:{layout.ranks_per_host}" for host in layout.hosts or (_THIS_HOST,))
+    width = f":PE={layout.cores_per_rank}" if layout.is_bound else ""
     by = f"ppr:{layout.ranks_per_host}:node{width}:OVERSUBSCRIBE"
     return ["-n", str(layout.ranks), "--host", hosts, "--map-by", by]
 
@@ -180,14 +183,11 @@ def _openmpi(layout: RankLayout) -> list[str]:
     Version 5 also reads options that follow the program's name, so a program cannot have a --bind-to or --map-by option
     itself (tried with 5.0.11); no order of words avoids this.
     """
-    if layout.is_bound:
-        return [*_openmpi_ranks(layout, f":PE={layout.cores_per_rank}"), "--bind-to", "core"]
-    return [*_openmpi_ranks(layout), "--bind-to", "none"]
+    return ["--bind-to", "core" if layout.is_bound else "none"]
 
 
-def _openmpi_one_per_host(layout: RankLayout) -> list[str]:
-    """Return words that keep the other ranks alive when a rank ends in any way. Tried with 4.1.8 and 5.0.11."""
-    return [*_openmpi_ranks(layout), "--bind-to", "none", "--enable-recovery"]
+#: The other ranks stay alive when a rank ends in any way. Tried with 4.1.8 and 5.0.11.
+_OPENMPI_ALONE = ("--bind-to", "none", "--enable-recovery")
 
 
 # --- Slurm ------------------------------------------------------------------------------------------------------------
@@ -212,13 +212,14 @@ def _srun(layout: RankLayout) -> list[str]:
     A rank that fails ends the others, as with all other commands. The site (MpiDefault) or the user (SLURM_MPI_TYPE) chooses
     the PMI.
     """
-    words = [*_srun_ranks(layout), "--kill-on-bad-exit=1"]
     if layout.is_bound:
-        return [*words, f"--cpus-per-task={layout.threads_per_rank}", "--cpu-bind=cores"]
+        return ["--kill-on-bad-exit=1", f"--cpus-per-task={layout.threads_per_rank}", "--cpu-bind=cores"]
     more = ["--overcommit"] if layout.cpus_per_host < layout.ranks_per_host else []
-    return [*words, *more, "--cpu-bind=none"]
+    return ["--kill-on-bad-exit=1", *more, "--cpu-bind=none"]
 
 
+#: stdin goes to rank 0 only (by default to all), and the others survive a lost rank or node.
+_SRUN_ALONE = ("--cpu-bind=none", "--input=0", "--kill-on-bad-exit=0", "--wait=0", "--no-kill")
 #: Asks the steps of this batch job by the names $1, $2 … to end. Source: squeue(1), scancel(1) of Slurm 22.05; tried.
 _END_STEPS = """
 for name in "$@"; do echo "$name"; done | awk '
@@ -228,17 +229,8 @@ for name in "$@"; do echo "$name"; done | awk '
 """
 
 
-def _srun_name(name: str) -> list[str]:
-    return [f"--job-name={name}"]
-
-
 def _srun_end(names: Sequence[str]) -> list[str]:
     return ["bash", "-c", _END_STEPS, "bash", *names]
-
-
-def _srun_one_per_host(layout: RankLayout) -> list[str]:
-    """Return options by which stdin goes to rank 0 only (by default to all), and the others survive a lost rank or node."""
-    return [*_srun_ranks(layout), "--cpu-bind=none", "--input=0", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
 
 
 # --- Cray, IBM --------------------------------------------------------------------------------------------------------
@@ -255,12 +247,7 @@ def _aprun(layout: RankLayout) -> list[str]:
     Source: aprun(1), CLE 4.1 and later; the same words as Balsam 0.7's ThetaAprun.
     """
     affinity = "depth" if layout.cpu_affinity == "depth" else "none"
-    threads = ["-d", str(layout.threads_per_rank), "-j", str(layout.threads_per_core)]
-    return [*_aprun_ranks(layout), "-cc", affinity, *threads]
-
-
-def _aprun_one_per_host(layout: RankLayout) -> list[str]:
-    return [*_aprun_ranks(layout), "-cc", "none"]
+    return ["-cc", affinity, "-d", str(layout.threads_per_rank), "-j", str(layout.threads_per_core)]
 
 
 def _pals_ranks(layout: RankLayout) -> list[str]:
@@ -270,50 +257,47 @@ def _pals_ranks(layout: RankLayout) -> list[str]:
 
 def _pals(layout: RankLayout) -> list[str]:
     """Return the words of PALS. Source: mpiexec(1) of HPE Cray PALS 1.2; the same words as Balsam 0.7's AuroraRun."""
-    return [*_pals_ranks(layout), "--cpu-bind", "depth" if layout.is_bound else "none", "-d", str(layout.threads_per_rank)]
+    return ["--cpu-bind", "depth" if layout.is_bound else "none", "-d", str(layout.threads_per_rank)]
 
 
-def _pals_one_per_host(layout: RankLayout) -> list[str]:
-    return [*_pals_ranks(layout), "--cpu-bind", "none"]
-
-
-def _jsrun(layout: RankLayout) -> list[str]:
+def _jsrun_ranks(layout: RankLayout) -> list[str]:
     """Return one resource set per rank. jsrun counts cores, and chooses the hosts itself among those with free cores and GPUs.
 
     Source: jsrun(1) of IBM Job Step Manager 10.3; the same words as Balsam 0.7's SummitJsrun.
     """
+    return ["--nrs", str(layout.ranks), "--tasks_per_rs", "1", "--rs_per_host", str(layout.ranks_per_host)]
+
+
+def _jsrun(layout: RankLayout) -> list[str]:
     cpus = layout.cores_per_rank
-    words = ["--nrs", str(layout.ranks), "--tasks_per_rs", "1", "--rs_per_host", str(layout.ranks_per_host)]
     gpus = ["--gpu_per_rs", str(math.ceil(layout.gpus_per_rank))]
-    return [*words, "--cpu_per_rs", str(cpus), *gpus, "--bind", f"packed:{cpus}" if layout.is_bound else "rs"]
+    return ["--cpu_per_rs", str(cpus), *gpus, "--bind", f"packed:{cpus}" if layout.is_bound else "rs"]
 
 
-def _jsrun_one_per_host(layout: RankLayout) -> list[str]:
-    words = ["--nrs", str(layout.ranks), "--tasks_per_rs", "1", "--rs_per_host", "1"]
-    return [*words, "--cpu_per_rs", "ALL_CPUS", "--gpu_per_rs", "ALL_GPUS", "--bind", "none"]
-
+_JSRUN_ALONE = ("--cpu_per_rs", "ALL_CPUS", "--gpu_per_rs", "ALL_GPUS", "--bind", "none")
 
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (
-        Flavour("aprun", ("aprun",), _aprun, _aprun_one_per_host, shares_nodes=False),
-        Flavour("mpich", ("mpiexec", "mpirun", "mpiexec.hydra"), _mpich, _mpich_one_per_host, diagnosis=HYDRA),
-        Flavour("intel", ("mpiexec.hydra", "mpiexec", "mpirun"), _intel, _intel, _intel_variables, diagnosis=HYDRA),
-        Flavour("openmpi", ("mpiexec", "mpirun"), _openmpi, _openmpi_one_per_host, at_term=KILLS),
+        Flavour("aprun", ("aprun",), _aprun_ranks, _aprun, ("-cc", "none"), shares_nodes=False),
+        Flavour("mpich", ("mpiexec", "mpirun", "mpiexec.hydra"), _hydra_ranks, _mpich, _MPICH_ALONE, diagnosis=HYDRA),
+        Flavour("intel", ("mpiexec.hydra", "mpiexec", "mpirun"), _hydra_ranks, variables=_intel_variables, diagnosis=HYDRA),
+        Flavour("openmpi", ("mpiexec", "mpirun"), _openmpi_ranks, _openmpi, _OPENMPI_ALONE, at_term=KILLS),
         Flavour(
             "srun",
             ("srun",),
+            _srun_ranks,
             _srun,
-            _srun_one_per_host,
-            chooses_gpus=True,
-            says_gpus=True,
-            diagnosis=SRUN,
+            _SRUN_ALONE,
             at_term=KILLS,
-            name_words=_srun_name,
+            name_words=lambda name: [f"--job-name={name}"],
             end_words=_srun_end,
+            chooses_gpus=True,
+            diagnosis=SRUN,
+            says_gpus=True,
         ),
-        Flavour("pals", ("mpiexec",), _pals, _pals_one_per_host),
-        Flavour("jsrun", ("jsrun",), _jsrun, _jsrun_one_per_host),
+        Flavour("pals", ("mpiexec",), _pals_ranks, _pals, ("--cpu-bind", "none")),
+        Flavour("jsrun", ("jsrun",), _jsrun_ranks, _jsrun, _JSRUN_ALONE),
     )
 }
 

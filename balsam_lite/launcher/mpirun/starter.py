@@ -236,7 +236,7 @@ def one_rank_per_node(
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 #: What a template starts when its flavour is not given.
-_UNKNOWN = Flavour("template", (), lambda layout: [], lambda layout: [], at_term=UNKNOWN)
+_UNKNOWN = Flavour("template", (), lambda layout: [], at_term=UNKNOWN)
 
 
 def _named(name: str) -> Flavour:

@@ -62,7 +62,7 @@ def test_a_launcher_is_heard_of_again_when_its_nodes_are_ready_and_before_it_rea
 
     monkeypatch.setattr(logs, "set_up", lambda *_: "no log")
     monkeypatch.setattr(Reaper, "reap", lambda reaper: look(reaper._db))
-    monkeypatch.setattr(main, "_run", look)
+    monkeypatch.setattr(main._Setup, "_run", lambda setup, *_: look(setup._db))
     began_us = SystemClock.now_us()
     found = Resources([Node(1)], None, None, "", NO_MPI)
     assert main.run_on(found, db.directory, Settings.load(db.directory), LauncherOptions(), SlowNodes(db)) == 0

@@ -108,6 +108,7 @@ class Host:
 
     def __init__(self, name: str, home: Path, argv: Callable[[list[str]], list[str]]) -> None:
         self.name, self.home, self.argv = name, home, argv
+        self.launched_at = 0.0
 
 
 class Command(NamedTuple):
@@ -463,12 +464,26 @@ BalsamJob.objects.bulk_create(fields)
         running = [one for one in self._processes("launcher") if one.parent == os.getpid() or self.world == "shared"]
         if len(running) < 2:
             # Mostly on one host for some seconds, so that what the other one left is found from there.
-            host = self.hosts[int((time.monotonic() - self.began) / 8 + (self.random.random() < 0.25)) % len(self.hosts)]
-            self.log("launcher on", host.name)
-            self.counts["launchers"] += 1
-            self.launchers.append(
-                self.start(self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "2"), host=host)
-            )
+            self._launch(self.hosts[int((time.monotonic() - self.began) / 8 + (self.random.random() < 0.25)) % len(self.hosts)])
+
+    def _launch(self, host: Host) -> None:
+        self.log("launcher on", host.name)
+        self.counts["launchers"] += 1
+        host.launched_at = time.monotonic()
+        words = self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "2")
+        self.launchers.append(self.start(words, host=host))
+
+    def _look_after_orphans(self) -> None:
+        """Start a launcher on a host where a launcher and all of its helpers were killed, but not their programs.
+
+        It ends them. Without it, a launcher of another host would start their jobs again when the lease has run out: it cannot
+        see them, and no process is left that could end them (see docs/limits.rst).
+        """
+        for host, (made, _) in zip(self.hosts, self._mounted):
+            its = [one for one in self._processes() if _namespace(one.pid) == _namespace(made.init)]
+            is_kept = any(_role(one) == "launcher" or "spawn_helper" in " ".join(one.words) for one in its)
+            if not is_kept and any(_role(one) == "job" for one in its) and time.monotonic() > host.launched_at + 2:
+                self._launch(host)
 
     def act_service(self) -> None:
         if not self._processes("service"):
@@ -594,6 +609,7 @@ BalsamJob.objects.bulk_create(fields)
         while time.monotonic() < deadline:
             self._let_go_on()
             self._look_after_commands()
+            self._look_after_orphans()
             action = self.random.choices(actions, list(weights.values()))[0]
             is_command = not action.__name__.startswith(("act_kill_", "act_stop", "act_launch", "act_service"))
             if not (is_command and len(self.commands) >= 4):
@@ -609,6 +625,7 @@ BalsamJob.objects.bulk_create(fields)
             for one in self._processes(role):
                 self._signal(one, signal.SIGTERM, f"{role} at the end")
             self._until(lambda role=role: not self._processes(role), 60, f"a {role} does not end when it is told to")  # type: ignore[misc]
+        self._look_after_orphans()
         for number in range(6):
             launcher = self.start(
                 self._balsam("launcher", "--consume-all", "--job-mode", "serial", "--nodes", "4"),
@@ -698,6 +715,13 @@ def _role(one: Process) -> str:
     if "balsam_lite.cli" in words or any(word.endswith("/balsam") for word in words):
         return next((role for role in ("launcher", "service") if role in words and "status" not in words), "command")
     return ""
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
 
 
 def _makes_hosts(one: Process) -> bool:

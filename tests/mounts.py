@@ -72,7 +72,7 @@ class Host:
     """One virtual host; `point` is where the shared directory is mounted, the same path on all hosts."""
 
     def __init__(self, name: str, point: Path, init: int) -> None:
-        self.name, self.point, self._init = name, point, init
+        self.name, self.point, self.init = name, point, init
         self._started: list[Process] = []
         self._prefix = ["nsenter", f"--target={init}", "--uts", "--pid", "--mount", "--ipc", "--"]
 
@@ -99,7 +99,7 @@ class Host:
 
     def kill(self) -> None:
         """End the host with all its processes and its mount, as a power cut does; what it wrote is kept by the others."""
-        os.kill(self._init, signal.SIGKILL)
+        os.kill(self.init, signal.SIGKILL)
 
     def forget(self) -> None:
         """Take leave of all that was started, once the host is gone."""

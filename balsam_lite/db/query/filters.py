@@ -31,7 +31,6 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
 from math import isfinite
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -59,6 +58,7 @@ from .operators import (
     Term,
     as_list,
     compare,
+    is_date,
     joined,
     plain,
     stored,
@@ -296,7 +296,7 @@ def jsonable(value: Any) -> Any:
     several = as_list(value)
     if several is not None:
         return [jsonable(one) for one in several]
-    if isinstance(value, date):
+    if is_date(value):
         return time_us(value)
     return value if value is None or isinstance(value, (bool, int, float)) else text_of(value)
 

@@ -13,7 +13,6 @@ import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import date, datetime, time, timezone
 from enum import Enum
 from functools import lru_cache
 from math import isfinite, isnan
@@ -21,7 +20,6 @@ from os import PathLike, fspath
 from typing import Any, NamedTuple
 
 from ...core import clock, field_specs, states
-from ...core.clock import SECOND_US
 from ...core.errors import InvalidSpec
 from .fields import COMPARISONS, OF_JSON, Column
 from .queries import SHORT_ID, has_wildcard
@@ -53,13 +51,8 @@ def plain(value: Any) -> Any:
         return plain(value.value)
     if type(value).__name__ in ("bool", "bool_") and hasattr(value, "item"):  # numpy's is no `bool`, and no number
         return bool(value)
-    if isinstance(value, (int, float)):  # an Id of the api is a number of one site
-        return value
-    return str(value) if isinstance(value, str) else _number_of_package(value)
-
-
-def _number_of_package(value: Any) -> Any:
-    """Return a number of another package as int or float; anything else as it is."""
+    if isinstance(value, (str, int, float)):  # an Id of the api is a number of one site
+        return str(value) if isinstance(value, str) else value
     from numbers import Complex, Number, Real
 
     with suppress(TypeError):  # an array of numpy has an __index__ that fails
@@ -129,11 +122,16 @@ def _number(value: Any) -> int | float:
     return value if isinstance(value, float) else int(value)
 
 
+def is_date(value: Any) -> bool:
+    """Return whether it is a date or a datetime, without importing them."""
+    return hasattr(value, "toordinal")
+
+
 def text_of(value: Any) -> str:
+    """Return text, a number, a path, a time or a UUID as text. Raises InvalidSpec: it is something else, or no Unicode."""
     if isinstance(value, PathLike):
         value = fspath(value)
-    is_known = isinstance(value, (str, int, float, date)) or type(value).__module__ == "uuid"
-    if not is_known:
+    if not (isinstance(value, (str, int, float)) or is_date(value) or type(value).__module__ == "uuid"):
         raise InvalidSpec(f"Text cannot be compared with {value!r}")
     text = str(value)
     try:
@@ -145,20 +143,18 @@ def text_of(value: Any) -> str:
 
 def time_us(value: Any) -> int | float:
     """Return microseconds since the epoch. A time without a zone is UTC, as all times in a DB are, a date its beginning."""
+    if not isinstance(value, str) and not is_date(value):
+        return _number(value)
+    from datetime import datetime, time, timedelta
+
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(f"{value[:-1]}+00:00" if value.endswith("Z") else value)
         except ValueError:
             raise InvalidSpec(f"A time must be a datetime, microseconds since the epoch or ISO 8601, not {value!r}") from None
-    if isinstance(value, datetime):
-        zone = value.utcoffset()
-        since = value.replace(tzinfo=timezone.utc) - datetime(1970, 1, 1, tzinfo=timezone.utc)
-        if zone is not None:
-            since -= zone
-        return (since.days * 86_400 + since.seconds) * SECOND_US + since.microseconds
-    if isinstance(value, date):
-        return time_us(datetime.combine(value, time(), tzinfo=timezone.utc))
-    return _number(value)
+    moment = value if isinstance(value, datetime) else datetime.combine(value, time())
+    epoch = datetime(1970, 1, 1)  # noqa: DTZ001  # of a time without its zone
+    return (moment.replace(tzinfo=None) - epoch - (moment.utcoffset() or timedelta())) // timedelta(microseconds=1)
 
 
 def _json_scalar(value: Any, is_ordered: bool) -> Any:
@@ -191,20 +187,6 @@ def _uuid(value: Any) -> str:
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def compare(column: Column, lookup: str, value: Any) -> Term:
-    """Return the condition that compares a column with a value."""
-    if lookup == "isnull":
-        return term_of(column, f"{{}} IS {'' if value else 'NOT '}NULL")
-    if lookup == "range":
-        low, high = _two(value)
-        return joined(" AND ", [_ordered(column, ">=", low), _ordered(column, "<=", high)])
-    if lookup in COMPARISONS:
-        return _ordered(column, COMPARISONS[lookup], value)
-    if lookup in ("exact", "ne", "in"):
-        return _is_among(column, lookup, value)
-    return _compare_json(column, lookup, value) if _is_for_json(column, lookup, value) else _matches(column, lookup, value)
-
-
 def term_of(column: Column, sql: str, *parameters: Any) -> Term:
     """Return the condition `sql` with the column in place of `{}`."""
     return Term(sql.replace("{}", column.sql), [*column.parameters * sql.count("{}"), *parameters])
@@ -212,77 +194,79 @@ def term_of(column: Column, sql: str, *parameters: Any) -> Term:
 
 def joined(glue: str, terms: Sequence[Term], if_none: str = "1") -> Term:
     """Return several conditions as one."""
-    sql = glue.join(f"({one.sql})" for one in terms) or if_none
+    sql = glue.join([f"({one.sql})" for one in terms]) or if_none
     return Term(sql, [value for one in terms for value in one.parameters])
 
 
-def _two(value: Any) -> list[Any]:
+def compare(column: Column, lookup: str, value: Any) -> Term:
+    """Return the condition that compares a column with a value."""
+    return _OPERATORS.get(lookup, _matches)(column, lookup, value)
+
+
+def _is_null(column: Column, lookup: str, value: Any) -> Term:
+    return term_of(column, f"{{}} IS {'' if value else 'NOT '}NULL")
+
+
+def _is_between(column: Column, lookup: str, value: Any) -> Term:
     ends = as_list(value)
     if ends is None or len(ends) != 2:
         raise InvalidSpec(f"range needs the first and the last value, not {value!r}")
-    return ends
+    return joined(" AND ", [_is_ordered(column, "gte", ends[0]), _is_ordered(column, "lte", ends[1])])
+
+
+def _is_ordered(column: Column, lookup: str, value: Any) -> Term:
+    wanted = stored(column.kind, value, is_ordered=True)
+    sign = COMPARISONS[lookup]
+    if column.kind == "word" and not isinstance(wanted, str):  # texts that are no numbers do not match
+        return term_of(column, f"balsam_number({{}}) {sign} ?", wanted)
+    if column.kind != "json":
+        return term_of(column, f"{{}} {sign} ?", wanted)
+    types = "'text'" if isinstance(wanted, str) else "'integer', 'real', 'true', 'false'"
+    return Term(f"{column.type_sql} IN ({types}) AND {column.sql} {sign} ?", [*column.parameters * 2, wanted])
 
 
 def _is_among(column: Column, lookup: str, value: Any) -> Term:
     """Compare with one value, or with any of a list of values if the column does not hold lists itself."""
     several = as_list(value) if lookup == "in" or column.kind not in ("json", *field_specs.JSON_KINDS) else None
-    if several is not None:
-        return _is_in(column, several, "not in" if lookup == "ne" else "in")
-    if lookup == "in":
+    if several is None and lookup == "in":
         raise InvalidSpec(f"in needs a list of values, not {value!r}")
-    return _equals(column, value, lookup == "exact")
-
-
-def _equals(column: Column, value: Any, is_exact: bool = True) -> Term:
-    if value is None:
-        return term_of(column, f"{{}} IS {'' if is_exact else 'NOT '}NULL")
-    wanted = _chosen(column, stored(column.kind, value))
-    if isinstance(wanted, float) and isnan(wanted):
+    wanted = [None if one is None else _value_of(column, one) for one in ([value] if several is None else several)]
+    known = [one for one in wanted if one is not None and (isinstance(one, str) or isfinite(one))]
+    is_not, has_none = lookup == "ne", None in wanted
+    if several is None and isinstance(wanted[0], float) and isnan(wanted[0]):
         raise InvalidSpec("NaN is equal to nothing, not even to itself")
-    if column.kind == "uuid" and is_exact:
-        # A bare `job_id = ?` would let SQLite put the value into substr() too, which the index then does not match.
-        return Term(f"{_short_id(column)} = ? AND +{column.sql} = ?", [wanted[:SHORT_ID], wanted])
-    return term_of(column, f"{{}} {'=' if is_exact else 'IS NOT'} ?", wanted)
+    if len(known) == len(wanted) == 1 and (is_not or column.kind != "uuid"):
+        return term_of(column, "{} IS NOT ?" if is_not else "{} = ?", known[0])  # of which an index gives the rows in order
+    if has_none and not known:
+        return _is_null(column, "isnull", not is_not)
+    # Any number of values is one parameter.
+    listed = term_of(column, f"{{}} {'NOT ' * is_not}IN (SELECT value FROM json_each(?))", json.dumps(known))
+    if column.kind == "uuid" and not is_not:
+        listed = _has_short_id(column, known)
+    return listed if is_not == has_none else joined(" OR ", [listed, _is_null(column, "isnull", True)])
 
 
-def _ordered(column: Column, sign: str, value: Any) -> Term:
-    wanted = stored(column.kind, value, is_ordered=True)
-    if column.kind not in ("json", "word"):
-        return term_of(column, f"{{}} {sign} ?", wanted)
-    if isinstance(wanted, str):
-        return Term(f"{column.type_sql} = 'text' AND {column.sql} {sign} ?", [*column.parameters, *column.parameters, wanted])
-    if column.kind == "word":  # tags and environment variables are text; those that are no numbers compare with none
-        return term_of(column, f"balsam_number({{}}) {sign} ?", wanted)
-    types = f"{column.type_sql} IN ('integer', 'real', 'true', 'false')"
-    return Term(f"{types} AND {column.sql} {sign} ?", [*column.parameters, *column.parameters, wanted])
+def _value_of(column: Column, value: Any) -> Any:
+    found = stored(column.kind, value)
+    if column.choices and found not in column.choices:
+        raise InvalidSpec(f"must be one of {', '.join(column.choices)}, not {found!r}")
+    return found
 
 
-def _is_in(column: Column, values: list[Any], lookup: str) -> Term:
-    """Pass any number of values as one parameter."""
-    found = [None if one is None else _chosen(column, stored(column.kind, one)) for one in values]
-    known = [one for one in found if one is not None and not (isinstance(one, float) and not isfinite(one))]
-    negation = "" if lookup == "in" else "NOT "
-    if len(known) == len(found) == 1 and not negation and column.kind != "uuid":
-        return term_of(column, "{} = ?", known[0])  # of which an index gives the rows in order
-    listed = term_of(column, f"{{}} {negation}IN (SELECT value FROM json_each(?))", json.dumps(known))
-    if column.kind == "uuid" and not negation:
-        shorts = json.dumps(sorted({one[:SHORT_ID] for one in known}))
-        listed = Term(f"{_short_id(column)} IN (SELECT value FROM json_each(?)) AND {listed.sql}", [shorts, *listed.parameters])
-    if negation:
-        missing = "IS NOT" if None in found else "IS"
-        return joined(" AND " if None in found else " OR ", [listed, term_of(column, f"{{}} {missing} NULL")])
-    return listed if None not in found else joined(" OR ", [listed, term_of(column, "{} IS NULL")])
+def _has_short_id(column: Column, wanted: list[str]) -> Term:
+    """Return the condition that a UUID is one of these, by the index on its short form.
+
+    A bare `job_id = ?` would let SQLite put the value into substr() too, which the index then does not match.
+    """
+    if len(wanted) == 1:
+        return Term(f"{_SHORT.format(column.sql)} = ? AND +{column.sql} = ?", [wanted[0][:SHORT_ID], wanted[0]])
+    listed = "IN (SELECT value FROM json_each(?))"
+    shorts = sorted({one[:SHORT_ID] for one in wanted})
+    return Term(f"{_SHORT.format(column.sql)} {listed} AND {column.sql} {listed}", [json.dumps(shorts), json.dumps(wanted)])
 
 
-def _chosen(column: Column, value: Any) -> Any:
-    if column.choices and value not in column.choices:
-        raise InvalidSpec(f"must be one of {', '.join(column.choices)}, not {value!r}")
-    return value
-
-
-def _short_id(column: Column) -> str:
-    """Return the expression of the index on the short id."""
-    return f"substr({column.sql}, 1, {SHORT_ID})"
+#: The expression of the index on the short id.
+_SHORT = f"substr({{}}, 1, {SHORT_ID})"
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -293,58 +277,48 @@ _MAX_GLOB = 50_000
 
 def _matches(column: Column, lookup: str, value: Any) -> Term:
     """Compare text. Not with LIKE, which knows wildcards, ignores the case of ASCII only, and refuses long patterns."""
+    if lookup == "contains" and (column.kind == "json" or isinstance(value, Mapping) or as_list(value) is not None):
+        return _has_items(column, lookup, value)
     wanted = text_of(plain(value)).lower() if column.kind == "uuid" else text_of(plain(value))
+    if lookup == "glob":
+        return _is_globbed(column, wanted)
     if lookup.endswith("regex"):
         return Term(f"balsam_matches(?, {column.sql}) = 1", [_pattern(wanted, lookup == "iregex"), *column.parameters])
-    if not lookup.startswith("i"):
-        return _TEXT_LOOKUPS[lookup](column, wanted)
-    fold, wanted = ("lower", wanted.lower()) if wanted.isascii() else ("balsam_fold", wanted.casefold())
-    return _TEXT_LOOKUPS[lookup[1:]](column._replace(sql=f"{fold}({column.sql})", is_stored=False), wanted)
+    if lookup.startswith("i"):
+        fold, wanted = ("lower", wanted.lower()) if wanted.isascii() else ("balsam_fold", wanted.casefold())
+        column, lookup = column._replace(sql=f"{fold}({column.sql})", is_stored=False), lookup[1:]
+    sql = {
+        "exact": "{} = ?",
+        "contains": "instr({}, ?) > 0",
+        "startswith": f"substr({{}}, 1, {len(wanted)}) = ?",
+        "endswith": f"substr({{}}, -{len(wanted)}) = ?" if wanted else "instr({}, ?) > 0",
+    }[lookup]
+    return _in_range(column, wanted if lookup == "startswith" else "", term_of(column, sql, wanted))
 
 
-def _starts_with(column: Column, start: str) -> Term:
-    starts = term_of(column, f"substr({{}}, 1, {len(start)}) = ?", start)
-    return joined(" AND ", [_in_range(column, start), starts]) if _has_range(column, start) else starts
-
-
-def _ends_with(column: Column, end: str) -> Term:
-    return term_of(column, f"substr({{}}, -{len(end)}) = ?", end) if end else term_of(column, "{} IS NOT NULL")
-
-
-def _globbed(column: Column, pattern: str) -> Term:
+def _is_globbed(column: Column, pattern: str) -> Term:
     if not has_wildcard(pattern):
-        return _equals(column._replace(kind="text" if column.kind == "state" else column.kind), pattern)
+        return _is_among(column._replace(kind="text" if column.kind == "state" else column.kind), "exact", pattern)
     escaped = pattern.replace("[", "[[]")
     if len(escaped.encode()) > _MAX_GLOB:
         raise InvalidSpec(f"A glob must not be longer than {_MAX_GLOB} bytes")
-    globbed = term_of(column, "{} GLOB ?", escaped)
-    start = re.split(r"[*?]", pattern, maxsplit=1)[0]
-    return joined(" AND ", [_in_range(column, start), globbed]) if _has_range(column, start) else globbed
+    return _in_range(column, re.split(r"[*?]", pattern, maxsplit=1)[0], term_of(column, "{} GLOB ?", escaped))
 
 
-_TEXT_LOOKUPS: dict[str, Callable[[Column, str], Term]] = {
-    "exact": lambda column, text: term_of(column, "{} = ?", text),
-    "contains": lambda column, text: term_of(column, "instr({}, ?) > 0", text),
-    "startswith": _starts_with,
-    "endswith": _ends_with,
-    "glob": _globbed,
-}
-
-
-def _has_range(column: Column, start: str) -> bool:
-    return column.is_stored and bool(start) and column.kind not in (*NUMBERS, *field_specs.JSON_KINDS)
-
-
-def _in_range(column: Column, start: str) -> Term:
-    """Return the condition that a text begins with `start`, as a range that can use an index."""
+def _in_range(column: Column, start: str, term: Term) -> Term:
+    """Add to a condition on text that it begins with `start`, as a range that can use an index."""
+    if not column.is_stored or not start or column.kind in (*NUMBERS, *field_specs.JSON_KINDS):
+        return term
+    following = ord(start[-1]) + 1
     if column.kind == "uuid":
         short = start.lower()[:SHORT_ID]
-        return Term(f"{_short_id(column)} >= ? AND {_short_id(column)} < ?", [short, short + "~"])
-    following = ord(start[-1]) + 1
-    if following > 0x10FFFF:
-        return term_of(column, "{} >= ?", start)
-    end = start[:-1] + chr(0xE000 if 0xD800 <= following < 0xE000 else following)  # surrogates are no characters
-    return Term(f"{column.sql} >= ? AND {column.sql} < ?", [start, end])
+        added = Term(f"{_SHORT.format(column.sql)} >= ? AND {_SHORT.format(column.sql)} < ?", [short, short + "~"])
+    elif following > 0x10FFFF:
+        added = term_of(column, "{} >= ?", start)
+    else:
+        end = start[:-1] + chr(0xE000 if 0xD800 <= following < 0xE000 else following)  # surrogates are no characters
+        added = Term(f"{column.sql} >= ? AND {column.sql} < ?", [start, end])
+    return joined(" AND ", [added, term])
 
 
 def _pattern(text: str, is_folded: bool) -> str:
@@ -361,6 +335,71 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _has_items(column: Column, lookup: str, value: Any) -> Term:
+    """Compare the keys or items of a JSON column or of a path below it; see `_holds`."""
+    is_path = column.kind in ("json", "word")
+    if not is_path and column.kind not in field_specs.JSON_KINDS:
+        raise InvalidSpec(f"Text cannot be compared with {value!r}; {lookup} of keys and items is for JSON fields")
+    several, is_object = as_list(value), isinstance(value, Mapping)
+    needed = {"has_key": "a key", "has_keys": "a list of keys", "has_any_keys": "a list of keys"}.get(lookup)
+    if needed and (is_object or (several is None) != (lookup == "has_key")):
+        raise InvalidSpec(f"{lookup} needs {needed}, not {value!r}")
+    if lookup == "contained_by" and several is None and not is_object:
+        raise InvalidSpec(f"contained_by needs a mapping or a list, not {value!r}")
+    if needed:
+        several = [text_of(plain(key)) for key in ([value] if several is None else several)]
+    wanted = _compact(value if several is None else several)
+    sql = f"balsam_holds('{lookup}', {column.type_sql if is_path else _OBJECT}, {column.sql}, ?)"
+    return Term(sql, [*column.parameters * (1 + is_path), wanted])
+
+
+_OBJECT = "'object'"
+
+
+def _holds(lookup: str, kind: str | None, value: Any, wanted: str) -> bool:
+    """Return whether a JSON value meets a lookup of keys or items. Truth values are numbers, as in Python.
+
+    `contains`: a text matches part of a text or an item of a list; another scalar matches an item or an equal value; a list or
+    an object matches as part of another one.
+
+    Args:
+        kind: its type as SQLite names it; None if it is missing or null. wanted: as JSON.
+    """
+    if kind is None:
+        return False
+    found = json.loads(value) if kind in ("array", "object") else value
+    asked = _read_once(wanted)
+    if lookup.startswith("has"):
+        return kind == "object" and (any if lookup == "has_any_keys" else all)(key in found for key in asked)
+    if lookup == "contained_by":
+        found, asked = asked, found if kind in ("array", "object") else [found]
+    if isinstance(asked, dict):
+        return isinstance(found, dict) and all(key in found and found[key] == one for key, one in asked.items())
+    if isinstance(asked, list):
+        return isinstance(found, list) and all(one in found for one in asked)
+    if kind == "array":
+        return asked in found
+    return asked in found if isinstance(asked, str) and kind == "text" else bool(asked == found)
+
+
+_read_once = lru_cache(maxsize=32)(json.loads)
+
+#: How each lookup compares; all others compare text.
+_OPERATORS: dict[str, Callable[[Column, str, Any], Term]] = {
+    "isnull": _is_null,
+    "range": _is_between,
+    **dict.fromkeys(COMPARISONS, _is_ordered),
+    **dict.fromkeys(("exact", "ne", "in"), _is_among),
+    **dict.fromkeys(OF_JSON, _has_items),
+}
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
 def _number_of(text: Any) -> float | None:
     try:
         found = float(text)
@@ -372,6 +411,7 @@ def _number_of(text: Any) -> float | None:
 #: Functions that SQLite lacks: name -> (number of arguments, function).
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "balsam_fold": (1, lambda text: None if text is None else str(text).casefold()),
+    "balsam_holds": (4, _holds),
     "balsam_matches": (2, lambda pattern, text: text is not None and _compiled(pattern).search(str(text)) is not None),
     "balsam_number": (1, _number_of),
 }
@@ -384,84 +424,3 @@ def execute(cx: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) ->
             if name in sql:
                 cx.create_function(name, arguments, function, deterministic=True)
     return cx.execute(sql, parameters)
-
-
-# --- JSON -------------------------------------------------------------------------------------------------------------
-
-#: Whether two rows of json_each, `one` and `other`, hold equal values; truth values are numbers, as everywhere.
-_GROUP = "CASE WHEN {0}.type IN ('text', 'array', 'object', 'null') THEN {0}.type ELSE 'number' END"
-_SAME = f"one.value IS other.value AND {_GROUP.format('one')} = {_GROUP.format('other')}"
-
-
-def _is_for_json(column: Column, lookup: str, value: Any) -> bool:
-    """Return whether a lookup compares items of lists and objects, and not text."""
-    if lookup != "contains":
-        return lookup in OF_JSON
-    is_structure = isinstance(value, Mapping) or as_list(value) is not None
-    return column.kind == "json" or is_structure
-
-
-def _compare_json(column: Column, lookup: str, value: Any) -> Term:
-    """Compare the keys or items of a JSON column or of a path below it.
-
-    The value is a row `it`, so that the parameters of the path occur only twice.
-    """
-    is_path = column.kind in ("json", "word")
-    if not is_path and column.kind not in field_specs.JSON_KINDS:
-        raise InvalidSpec(f"Text cannot be compared with {value!r}; {lookup} of keys and items is for JSON fields")
-    check = {"contains": _containing, "contained_by": _contained_by}.get(lookup)
-    cases, parameters = check(value) if check else _having_keys(lookup, value)
-    type_sql = column.type_sql if is_path else "'object'"
-    sql = f"(SELECT CASE {cases} END FROM (SELECT {type_sql} AS type, {column.sql} AS value) AS it)"
-    return Term(sql, [*parameters, *column.parameters * (1 + is_path)])
-
-
-def _having_keys(lookup: str, value: Any) -> tuple[str, list[Any]]:
-    """Return the cases of a CASE over the row `it`, and their parameters."""
-    several = as_list(value)
-    if (several is None) != (lookup == "has_key") or isinstance(value, Mapping):
-        raise InvalidSpec(f"{lookup} needs {'a key' if lookup == 'has_key' else 'a list of keys'}, not {value!r}")
-    keys = [value] if several is None else several
-    has_key = "EXISTS (SELECT 1 FROM json_each(it.value) WHERE key = ?)"
-    glue, of_none = (" OR ", "0") if lookup == "has_any_keys" else (" AND ", "1")
-    every = glue.join([has_key] * len(keys)) or of_none
-    return f"WHEN it.type = 'object' THEN {every} ELSE 0", [text_of(plain(key)) for key in keys]
-
-
-def _contained_by(value: Any) -> tuple[str, list[Any]]:
-    several = as_list(value)
-    is_object = isinstance(value, Mapping)
-    if several is None and not is_object:
-        raise InvalidSpec(f"contained_by needs a mapping or a list, not {value!r}")
-    among = _compact(value if is_object else several)
-    same = f"EXISTS (SELECT 1 FROM json_each(?) AS other WHERE {_SAME}{' AND one.key = other.key' * is_object})"
-    every = f"NOT EXISTS (SELECT 1 FROM json_each(it.value) AS one WHERE NOT {same})"
-    if is_object:
-        return f"WHEN it.type = 'object' THEN {every} ELSE 0", [among]
-    single = same.replace("one.", "it.")
-    return f"WHEN it.type = 'array' THEN {every} WHEN it.type <> 'object' THEN {single} ELSE 0", [among, among]
-
-
-def _containing(value: Any) -> tuple[str, list[Any]]:
-    """Return the cases of a CASE over the row `it` for `contains`, and their parameters.
-
-    Text matches part of a text or an item of a list; another scalar matches an item or an equal value; a list or an object
-    matches as part of another one.
-    """
-    several = as_list(value)
-    has_item = f"EXISTS (SELECT 1 FROM json_each(it.value) AS one, json_each(?) AS other WHERE {_SAME})"
-    if isinstance(value, Mapping):
-        has_item = f"{has_item[:-1]} AND one.key = other.key)"
-        items = [_compact({str(key): one}) for key, one in value.items()]
-        return f"WHEN it.type = 'object' THEN {' AND '.join([has_item] * len(items)) or 1} ELSE 0", items
-    if several is not None:
-        items = [_compact([one]) for one in several]
-        return f"WHEN it.type = 'array' THEN {' AND '.join([has_item] * len(items)) or 1} ELSE 0", items
-    wanted = _compact([plain(value)])
-    if isinstance(value, str):
-        return f"WHEN it.type = 'array' THEN {has_item} WHEN it.type = 'text' THEN instr(it.value, ?) > 0 ELSE 0", [
-            wanted,
-            value,
-        ]
-    equal = f"EXISTS (SELECT 1 FROM json_each(?) AS other WHERE {_SAME.replace('one.', 'it.')})"
-    return f"WHEN it.type = 'array' THEN {has_item} WHEN it.type <> 'object' THEN {equal} ELSE 0", [wanted, wanted]
